@@ -1,0 +1,89 @@
+"""Every error that this package raises on purpose.
+
+    VdnaError                exit 1   the root: catch this to catch them all
+    ├── UsageError           exit 2   an argument or a setting is wrong: mend the call
+    ├── SourceError                   the images named are missing, none, or changed while read
+    ├── BadImage                      one image is unreadable by its own fault; never ends a job
+    ├── StorageError                  a store or a disk does not do what was asked of it
+    │   └── TransientError            ... after all retries; the same command goes on from there
+    ├── CorruptFile                   a stored file is torn, lies, or has an unknown version
+    ├── NotFound                      the catalogue has no such dataset, spec or version
+    ├── Conflict                      another job changed the same dataset meanwhile; rerun
+    ├── SpecMismatch                  two DNAs that must not be added or compared, and why
+    ├── OverlapError                  a sum that would count a shard twice
+    ├── ConservationError             a sum that does not add up to the images counted
+    └── GateError            exit 3   a stated limit says no; what was computed is kept
+
+Messages name the culprit, the value, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class VdnaError(Exception):
+    """Root of the tree. `exit_code` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class UsageError(VdnaError):
+    """An argument or setting is wrong; nothing was computed."""
+
+    exit_code = 2
+
+
+class SourceError(VdnaError):
+    """The source of images is missing, empty, or changed between listing and reading."""
+
+
+class BadImage(VdnaError):
+    """One image cannot be read through its own fault.
+
+    `reason` is one word of a closed list (see `pipeline.images.REASONS`), `detail` is for people.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:
+        return (BadImage, (self.reason, self.detail))
+
+
+class StorageError(VdnaError):
+    """Storage refused, or does not keep a property that exactness rests on."""
+
+
+class TransientError(StorageError):
+    """Storage did not answer properly, retries included. Nothing was skipped; a rerun resumes."""
+
+
+class CorruptFile(VdnaError):
+    """A stored file is torn, lies about its content, or has an unknown format version."""
+
+
+class NotFound(VdnaError):
+    """The catalogue has no such dataset, spec, or version."""
+
+
+class Conflict(VdnaError):
+    """Another writer committed a different version of the same dataset since this job looked."""
+
+
+class SpecMismatch(VdnaError):
+    """Two DNAs that were not made the same way."""
+
+
+class OverlapError(VdnaError):
+    """The same shard would be counted twice."""
+
+
+class ConservationError(VdnaError):
+    """Counts do not add up to images x positions, or images to candidates."""
+
+
+class GateError(VdnaError):
+    """A gate said no (too many failures, a drift limit). What was computed is kept."""
+
+    exit_code = 3

@@ -1,0 +1,75 @@
+"""Small specs, DNAs and images that tests are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.dna import DNA, Ranges
+from pipeline.spec import Numerics, Preprocess, Spec, Tap
+
+NUMERICS = Numerics("cpu", False, True, 8, 1, (("numpy", "2"), ("torch", "2.6")))
+OTHER_NUMERICS = Numerics("cpu", True, True, 8, 1, (("numpy", "2"), ("torch", "2.6")))
+RULE = Preprocess(8, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def tiny_ranges(taps: tuple[Tap, ...]) -> Ranges:
+    neurons = sum(tap.neurons for tap in taps)
+    shape = tuple((tap.name, tap.neurons) for tap in taps)
+    return Ranges(shape, np.linspace(-2, -1, neurons), np.linspace(1, 3, neurons))
+
+
+def tiny_spec(bins: int = 5, taps: tuple[Tap, ...] | None = None) -> tuple[Spec, Ranges]:
+    taps = taps or (Tap("stem", 3, 4), Tap("head", 2, 1))
+    ranges = tiny_ranges(taps)
+    return Spec("tiny", "ab" * 32, taps, RULE, ranges.digest, bins), ranges
+
+
+def random_dna(
+    spec: Spec, ranges: Ranges, images: int, seed: int, numerics: Numerics = NUMERICS
+) -> DNA:
+    """A DNA that obeys conservation: every activation thrown into some bin, or outside."""
+    rng = np.random.default_rng(seed)
+    empty = DNA.empty(spec, ranges)
+    if images == 0:
+        return empty
+    per_neuron = images * empty.positions
+    table = np.stack(
+        [np.bincount(rng.integers(0, spec.bins + 3, n), minlength=spec.bins + 3) for n in per_neuron]
+    ).astype(np.int64)
+    low = rng.normal(-1, 1, len(table)).astype(np.float32)
+    return DNA(
+        spec,
+        spec.layers,
+        images=images,
+        failed=0,
+        counts=table[:, : spec.bins].copy(),
+        underflow=table[:, -3].copy(),
+        overflow=table[:, -2].copy(),
+        nonfinite=table[:, -1].copy(),
+        low=ranges.low,
+        high=ranges.high,
+        min=low,
+        max=low + rng.random(len(table), np.float32),
+        mean=rng.normal(0, 1, len(table)),
+        m2=rng.random(len(table)) * images,
+        numerics=((numerics, images),),
+    )
+
+
+def photo(seed: int, width: int = 96, height: int = 72) -> Image.Image:
+    """Smooth colour noise: different for every seed, cheap, and photo-like to a network."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write_photos(folder: Path, count: int, first_seed: int = 0) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for seed in range(first_seed, first_seed + count):
+        paths.append(folder / f"photo-{seed:04d}.jpg")
+        photo(seed).save(paths[-1], quality=90)
+    return paths
