@@ -1,0 +1,218 @@
+"""Real photos that come inside the dependencies, as folders of image files.
+
+    >>> from pipeline.samples import write_datasets
+    >>> folders = write_datasets(Path("samples"))      # needs vdna-pipeline[demo], no network
+    >>> folders["photos/darker"]
+    PosixPath('samples/photos/darker')
+
+An image is a square crop, at its own resolution, of a picture that the installed scikit-image or
+scikit-learn carries; only files inside the two packages are read, nothing is downloaded. The
+variants of `photos/original` hold the same crops under the same file names, so what differs is the
+change and nothing else. `photos/other-crops` differs by sampling alone.
+
+`china.jpg` and `flower.jpg` are CC BY 2.0 (their README in scikit-learn names the authors).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageEnhance, ImageFilter
+
+from pipeline.errors import StorageError, UsageError
+
+RECIPE = 1
+"""Version of what is written; a change of a single crop or colour is a new version."""
+
+DATASETS: dict[str, str] = {
+    "photos/original": "seven colour photographs: people, animals, things, places",
+    "photos/brighter": "the same crops, every value times 1.5, clipped",
+    "photos/darker": "the same crops, every value times 0.5",
+    "photos/contrast": "the same crops, contrast times 2 about the photograph's mean",
+    "photos/blurred": "the same crops, Gaussian blur of 3 pixels",
+    "photos/other-crops": "the same photographs cropped elsewhere: nothing else differs",
+    "textures": "brick, grass and gravel, in grey",
+    "astronomy": "galaxies of the Hubble deep field, and the moon's surface",
+    "microscopy": "stained tissue, and a single cell",
+    "retina": "the back of an eye, with its vessels",
+    "text": "a printed page and handwriting, in grey",
+}
+
+_MARKER = "samples.json"
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A file inside a package; `margin` pixels are cut from each side before cropping."""
+
+    package: str
+    file: str
+    margin: int = 0
+
+    @property
+    def name(self) -> str:
+        return Path(self.file).stem.replace("_", "-")
+
+    def open(self) -> Image.Image:
+        spec = find_spec(self.package)
+        places = spec.submodule_search_locations if spec else None
+        if not places:
+            raise UsageError(
+                f"the sample images come with the package {self.package!r}, which is not "
+                'installed: pip install "vdna-pipeline[demo]"'
+            )
+        path = Path(places[0]) / self.file
+        if not path.is_file():
+            raise UsageError(
+                f"the installed package {self.package!r} lacks {self.file}: "
+                'pip install --force-reinstall "vdna-pipeline[demo]"'
+            )
+        with Image.open(path) as image:
+            cut, (width, height) = self.margin, image.size
+            return image.crop((cut, cut, width - cut, height - cut))
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """Crops of pictures: `sides[s]` crops of side s from each, shorter where a picture is."""
+
+    pictures: tuple[_Picture, ...]
+    sides: dict[int, int]
+    change: Callable[[Image.Image], Image.Image] = Image.Image.copy
+    draw: int = 0
+    suffix: str = "jpg"
+
+
+def _skimage(*files: str, margin: int = 0) -> tuple[_Picture, ...]:
+    return tuple(_Picture("skimage", f"data/{file}", margin) for file in files)
+
+
+def _sklearn(*files: str) -> tuple[_Picture, ...]:
+    return tuple(_Picture("sklearn", f"datasets/images/{file}") for file in files)
+
+
+def _photos(
+    change: Callable[[Image.Image], Image.Image] = Image.Image.copy, draw: int = 0
+) -> _Recipe:
+    pictures = _skimage(
+        "astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"
+    )
+    pictures += _sklearn("china.jpg", "flower.jpg")
+    return _Recipe(pictures, {128: 3, 192: 2, 256: 2, 320: 2}, change, draw)
+
+
+_RETINA_MARGIN = 210  # leaves the square inside the disc, without the black around it
+
+_RECIPES: dict[str, _Recipe] = {
+    "photos/original": _photos(),
+    "photos/brighter": _photos(lambda image: ImageEnhance.Brightness(image).enhance(1.5)),
+    "photos/darker": _photos(lambda image: ImageEnhance.Brightness(image).enhance(0.5)),
+    "photos/contrast": _photos(lambda image: ImageEnhance.Contrast(image).enhance(2.0)),
+    "photos/blurred": _photos(lambda image: image.filter(ImageFilter.GaussianBlur(3))),
+    "photos/other-crops": _photos(draw=1),
+    "textures": _Recipe(
+        _skimage("brick.png", "grass.png", "gravel.png"), {128: 5, 192: 5, 256: 5, 320: 5}
+    ),
+    "astronomy": _Recipe(
+        _skimage("hubble_deep_field.jpg", "moon.png"), {128: 8, 192: 8, 256: 7, 320: 7}
+    ),
+    "microscopy": _Recipe(_skimage("cell.png", "ihc.png"), {128: 8, 192: 8, 256: 7, 320: 7}),
+    "retina": _Recipe(
+        _skimage("retina.jpg", margin=_RETINA_MARGIN), {128: 15, 192: 15, 256: 15, 320: 15}
+    ),
+    "text": _Recipe(_skimage("page.png", "text.png"), {96: 10, 128: 10, 160: 10}, suffix="png"),
+}
+
+
+def write_datasets(folder: Path, *, seed: int = 0) -> dict[str, Path]:
+    """Write each dataset as a folder of JPEG or PNG files; returns name -> its folder.
+
+    Same seed, same crops; same Pillow, same bytes. Datasets that are there already are left as they
+    are, untouched. `UsageError` where the packages are missing, or `folder` holds anything else
+    under a dataset's name: nothing is ever deleted. `StorageError` where the disk refuses.
+    """
+    folders = {name: folder / name for name in DATASETS}
+    marker = folder / _MARKER
+    try:
+        if not _finished(marker, folders, seed):
+            _write(marker, folders, seed)
+    except OSError as error:
+        raise StorageError(f"cannot write the sample images to {folder}: {error}") from error
+    return folders
+
+
+def _finished(marker: Path, folders: dict[str, Path], seed: int) -> bool:
+    if not marker.is_file():
+        return False
+    counts = {name: len(_listing(path)) for name, path in folders.items()}
+    return marker.read_text() == _marker_text(counts, seed)
+
+
+def _marker_text(counts: dict[str, int], seed: int) -> str:
+    return json.dumps({"recipe": RECIPE, "seed": seed, "images": counts}, indent=1) + "\n"
+
+
+def _listing(folder: Path) -> set[str]:
+    """Names in a folder, but for hidden files, which desktops add."""
+    if not folder.is_dir():
+        return set()
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def _refuse_other_files(folders: dict[str, Path], seed: int) -> None:
+    for name, path in folders.items():
+        planned = {file for file, _ in _crops(_RECIPES[name], seed)}
+        if others := sorted(_listing(path) - planned):
+            raise UsageError(
+                f"{path} holds {others[0]!r}, which is not of the sample images of seed {seed}, "
+                f"recipe {RECIPE}: name an empty folder"
+            )
+
+
+def _write(marker: Path, folders: dict[str, Path], seed: int) -> None:
+    _refuse_other_files(folders, seed)
+    marker.unlink(missing_ok=True)
+    for name, path in folders.items():
+        path.mkdir(parents=True, exist_ok=True)
+        for file, image in _crops(_RECIPES[name], seed):
+            # Without chroma subsampling, so that a colour edge survives in small crops.
+            options: dict[str, Any] = {"quality": 95, "subsampling": 0}
+            image.save(path / file, **({} if file.endswith(".png") else options))
+    counts = {name: len(_listing(path)) for name, path in folders.items()}
+    marker.write_text(_marker_text(counts, seed))
+
+
+def _crops(recipe: _Recipe, seed: int) -> Iterator[tuple[str, Image.Image]]:
+    """File name and pixels of each image; the name says picture, side, and left and upper edge."""
+    for picture in recipe.pictures:
+        source = recipe.change(picture.open())
+        for wanted, count in recipe.sides.items():
+            side = min(wanted, *source.size)
+            rng = random.Random(f"{seed}/{picture.name}/{wanted}")
+            for draws in _places(rng, source.width - side, source.height - side, count):
+                x, y = draws[recipe.draw]
+                file = f"{picture.name}-s{side}-x{x:04d}-y{y:04d}.{recipe.suffix}"
+                yield file, source.crop((x, y, x + side, y + side))
+
+
+def _places(
+    rng: random.Random, x_room: int, y_room: int, count: int
+) -> Iterator[list[tuple[int, int]]]:
+    """`count` pairs of upper left corners, evenly spread: each pair has a strip of either axis.
+
+    The two of a pair are exchangeable and never the same, so all firsts and all seconds are two
+    samples of one distribution without a common crop.
+    """
+    long, short = max(x_room, y_room) + 1, min(x_room, y_room) + 1
+    strips = rng.sample(range(count), count)
+    for i, strip in enumerate(strips):
+        along = rng.sample(range(long * i // count, long * (i + 1) // count), 2)
+        across = [int((strip + rng.random()) * short / count) for _ in along]
+        pairs = zip(along, across, strict=True)
+        yield [(a, b) if x_room >= y_room else (b, a) for a, b in pairs]

@@ -1,0 +1,215 @@
+"""The sample images: enough of them, the same every time, and each dataset what its name says."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("skimage", reason="sample images come with the demo extra")
+pytest.importorskip("sklearn", reason="sample images come with the demo extra")
+
+from PIL import Image, ImageChops, ImageFilter, ImageStat
+
+from pipeline import samples
+from pipeline.errors import StorageError, UsageError
+from pipeline.samples import DATASETS, write_datasets
+
+VARIANTS = ["photos/brighter", "photos/darker", "photos/contrast", "photos/blurred"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("samples") / "new"
+
+
+@pytest.fixture(scope="module")
+def written(folder: Path) -> dict[str, Path]:
+    return write_datasets(folder)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def grey(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("L")
+
+
+def mean(image: Image.Image) -> float:
+    return ImageStat.Stat(image).mean[0]
+
+
+def spread(image: Image.Image) -> float:
+    return ImageStat.Stat(image).stddev[0]
+
+
+def edges(image: Image.Image) -> float:
+    return mean(ImageChops.difference(image, image.filter(ImageFilter.GaussianBlur(1))))
+
+
+def pairs(written: dict[str, Path], variant: str) -> list[tuple[Image.Image, Image.Image]]:
+    originals = sorted(written["photos/original"].iterdir())
+    return [(grey(path), grey(written[variant] / path.name)) for path in originals]
+
+
+def test_names_and_numbers(folder: Path, written: dict[str, Path]) -> None:
+    assert list(written) == list(DATASETS)
+    assert len(DATASETS) >= 8
+    assert {"photos/original", "photos/other-crops", "textures", *VARIANTS} <= DATASETS.keys()
+    assert all(text and "\n" not in text for text in DATASETS.values())
+    assert written == {name: folder / name for name in DATASETS}
+    counts = [len(list(path.iterdir())) for path in written.values()]
+    assert min(counts) >= 50
+    assert sum(counts) >= 400
+
+
+def test_every_file_is_a_small_square_image_named_for_its_crop(written: dict[str, Path]) -> None:
+    kinds = set()
+    for folder in written.values():
+        for path in folder.iterdir():
+            with Image.open(path) as image:
+                image.load()
+                side = int(path.stem.split("-s")[-1].split("-")[0])
+                assert image.size == (side, side), path
+                assert 96 <= side <= 320, path
+                assert image.mode in ("L", "RGB"), path
+                kinds.add((path.suffix, image.format))
+    assert kinds == {(".jpg", "JPEG"), (".png", "PNG")}
+
+
+def test_no_image_twice_in_a_dataset(written: dict[str, Path]) -> None:
+    for name, folder in written.items():
+        files = digests(folder)
+        assert len(set(files.values())) == len(files), name
+
+
+def test_same_bytes_twice(folder: Path, written: dict[str, Path], tmp_path: Path) -> None:
+    write_datasets(tmp_path)
+    assert digests(tmp_path) == digests(folder)
+
+
+def test_another_seed_other_crops(written: dict[str, Path], tmp_path: Path) -> None:
+    other = write_datasets(tmp_path, seed=1)
+    for name, folder in written.items():
+        first, second = set(digests(folder)), set(digests(other[name]))
+        assert len(first) == len(second)
+        assert len(first & second) < len(first) / 4, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_are_of_the_same_crops(written: dict[str, Path], variant: str) -> None:
+    originals, changed = digests(written["photos/original"]), digests(written[variant])
+    assert originals.keys() == changed.keys()
+    assert not set(originals.values()) & set(changed.values())
+
+
+def test_other_crops_are_of_the_same_photographs_elsewhere(written: dict[str, Path]) -> None:
+    first = sorted(path.name for path in written["photos/original"].iterdir())
+    second = sorted(path.name for path in written["photos/other-crops"].iterdir())
+    assert [name.split("-x")[0] for name in first] == [name.split("-x")[0] for name in second]
+    assert not set(first) & set(second)
+
+
+def test_brighter_and_darker(written: dict[str, Path]) -> None:
+    for original, brighter in pairs(written, "photos/brighter"):
+        assert mean(original) * 1.05 < mean(brighter) < mean(original) * 1.55
+    for original, darker in pairs(written, "photos/darker"):
+        assert mean(darker) == pytest.approx(mean(original) / 2, abs=1)
+
+
+def test_contrast_spreads_values(written: dict[str, Path]) -> None:
+    seen = pairs(written, "photos/contrast")
+    ratios = [spread(changed) / spread(original) for original, changed in seen]
+    assert sorted(ratios)[len(ratios) // 2] > 1.3
+    means = [sum(mean(image) for image in side) / len(seen) for side in zip(*seen, strict=True)]
+    assert means[1] == pytest.approx(means[0], abs=15)
+
+
+def test_blurred_has_weaker_edges(written: dict[str, Path]) -> None:
+    for original, blurred in pairs(written, "photos/blurred"):
+        assert edges(blurred) < edges(original) * 0.8
+
+
+def test_finished_datasets_are_left_alone(
+    folder: Path, written: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    (written["textures"] / ".DS_Store").touch()
+    monkeypatch.setattr(samples, "_write", lambda *_: pytest.fail("wrote again"))
+    assert write_datasets(folder) == written
+    (written["textures"] / ".DS_Store").unlink()
+    assert all(path.stat().st_mtime_ns == before[path] for path in before if path.is_file())
+
+
+@pytest.mark.parametrize("lost", ["samples.json", "text", "photos/darker"])
+def test_an_unfinished_folder_is_completed(
+    folder: Path, written: dict[str, Path], tmp_path: Path, lost: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    if (copy / lost).is_dir():
+        shutil.rmtree(copy / lost)
+    else:
+        (copy / lost).unlink()
+    torn = next((copy / "textures").iterdir())
+    torn.write_bytes(torn.read_bytes()[:100])
+    write_datasets(copy)
+    assert digests(copy) == digests(folder)
+
+
+def test_no_marker_until_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = 0
+
+    def full_disk(*_: object, **__: object) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 100:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(StorageError, match="No space left"):
+        write_datasets(tmp_path)
+    assert not (tmp_path / "samples.json").exists()
+
+
+def test_a_folder_of_another_seed_or_with_other_files_is_refused(
+    folder: Path, written: dict[str, Path], tmp_path: Path
+) -> None:
+    before = digests(folder)
+    with pytest.raises(UsageError, match="not of the sample images of seed 1"):
+        write_datasets(folder, seed=1)
+    assert digests(folder) == before
+
+    holiday = tmp_path / "textures" / "holiday.jpg"
+    holiday.parent.mkdir()
+    holiday.write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"holiday\.jpg"):
+        write_datasets(tmp_path)
+    assert list(digests(tmp_path)) == ["textures/holiday.jpg"]
+    assert holiday.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("missing", ["skimage", "sklearn"])
+def test_a_missing_package_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    found = samples.find_spec
+    monkeypatch.setattr(samples, "find_spec", lambda name: None if name == missing else found(name))
+    with pytest.raises(UsageError, match=rf"'{missing}'.*pip install \"vdna-pipeline\[demo\]\""):
+        write_datasets(tmp_path)
+
+
+def test_a_package_without_its_pictures_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hollow = samples._Picture("skimage", "data/absent.png")
+    with pytest.raises(UsageError, match=r"'skimage' lacks data/absent\.png"):
+        hollow.open()
