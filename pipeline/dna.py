@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -369,9 +370,9 @@ def decode_fold(
 ) -> DNA:
     """One fold's DNA of one layer out of a file of folds."""
     spec = spec_of(metadata, name)
-    own = metadata["folds"][fold]
+    own = metadata["folds"][str(fold)]
     table = read_group(file, spec.layers.index(layer), name)
-    table = table.filter(pa.compute.equal(table["fold"], fold)).drop_columns("fold")
+    table = table.filter(pc.equal(table["fold"], fold)).drop_columns("fold")
     dna = _from_table(table, metadata | own, spec, layer, name)
     dna.check(f"{name}, fold {fold}")
     return dna
@@ -416,7 +417,7 @@ def _from_table(
                 f"{name}: layer {layer} does not hold neurons 0 to {tap.neurons - 1} in order"
             )
         lists = rows["counts"].combine_chunks()
-        lengths = np.asarray(pa.compute.list_value_length(lists))
+        lengths = np.asarray(pc.list_value_length(lists))
         nulls = sum(rows[column].null_count for column in rows.column_names)
         if nulls or lists.flatten().null_count or not (lengths == spec.bins).all():
             raise CorruptFile(f"{name}: layer {layer} has nulls, or rows without {spec.bins} bins")

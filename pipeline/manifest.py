@@ -28,7 +28,8 @@ from pipeline.spec import PRODUCTS, digest_of
 FORMAT = 1
 FOLDS = 16
 MAX_SHARD_IMAGES = 4096
-MIN_SHARD_IMAGES = 8
+MIN_SHARD_IMAGES = 64
+SHARD_MULTIPLE = 8
 
 _SCHEMA = pa.schema(
     [
@@ -203,8 +204,12 @@ def plan(
 
 
 def default_shard_images(candidates: int) -> int:
-    """Two shards a fold, within bounds that keep both restarts and per-shard work cheap."""
-    return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, -(-candidates // (2 * FOLDS))))
+    """Two shards a fold, within bounds, and whole micro-batches of a CPU.
+
+    Small shards waste work on half-empty micro-batches; large ones lose much when a worker dies.
+    """
+    even = -(-candidates // (2 * FOLDS * SHARD_MULTIPLE)) * SHARD_MULTIPLE
+    return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))
 
 
 def _spread(

@@ -37,7 +37,10 @@ def random_dna(
         return empty
     per_neuron = images * empty.positions
     table = np.stack(
-        [np.bincount(rng.integers(0, spec.bins + 3, n), minlength=spec.bins + 3) for n in per_neuron]
+        [
+            np.bincount(rng.integers(0, spec.bins + 3, n), minlength=spec.bins + 3)
+            for n in per_neuron
+        ]
     ).astype(np.int64)
     low = rng.normal(-1, 1, len(table)).astype(np.float32)
     return DNA(

@@ -67,9 +67,7 @@ def test_the_same_order_gives_the_same_floats(parts: list[DNA]) -> None:
     assert reduce(DNA.__add__, parts).identical(reduce(DNA.__add__, parts))
 
 
-@given(
-    st.lists(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), min_size=1, max_size=8)
-)
+@given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), min_size=1, max_size=8))
 def test_moments_of_parts_are_those_of_the_whole(parts: list[list[float]]) -> None:
     n, mean, m2 = 0, np.zeros(1), np.zeros(1)
     for part in parts:
@@ -97,7 +95,8 @@ def test_counts_do_not_wrap_at_32_bits() -> None:
     huge = replace(
         a,
         images=2**40,
-        counts=np.repeat((2**40 * a.positions)[:, None], SPEC.bins, 1) * np.eye(1, SPEC.bins, dtype=int),
+        counts=np.repeat((2**40 * a.positions)[:, None], SPEC.bins, 1)
+        * np.eye(1, SPEC.bins, dtype=int),
         **{name: np.zeros_like(a.underflow) for name in ("underflow", "overflow", "nonfinite")},
         numerics=((NUMERICS, 2**40),),
     )

@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all their own set-up: a virtual environment, installation, the thing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.installed
+
+.PHONY: demo test soak lint bench clean
+
+demo: $(SETUP)-demo
+	$(BIN)/vdna demo --out vdna-demo
+
+test: $(SETUP)-test
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: $(SETUP)-test
+	$(BIN)/python -m pytest -m soak --timeout 1500
+
+lint: $(SETUP)-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(SETUP)-bench
+	$(BIN)/python -m benchmarks.end_to_end
+
+$(SETUP)-%: pyproject.toml $(BIN)/pip
+	$(BIN)/pip install --quiet --editable '.[$*]'
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+clean:
+	rm -rf $(VENV) vdna-demo

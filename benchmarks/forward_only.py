@@ -1,0 +1,132 @@
+"""The forward pass alone, on random pixels: the ceiling that decoding and counting stay under.
+
+    python -m benchmarks.forward_only [--threads 2] [--seconds 10]
+
+Three rows: the product's extractor, T threads each passing micro-batches of 8 with one intra-op
+thread, under the tuned allocator that its workers run with; the same under glibc's default; and
+what one would write without it: timm's network, batch 32, T intra-op threads, default allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measure
+
+MICRO_BATCH = 8
+PLAIN_BATCH = 32
+
+Forward = Callable[[], object]
+
+
+def _product(precision: str) -> Forward:
+    """One micro-batch through the product's extractor. The only place that knows its interface."""
+    from pipeline.extractor import Extractor, describe
+
+    extractor = Extractor(describe("efficientnet_lite0"), precision)  # type: ignore[arg-type]
+    pixels = np.random.default_rng(0).standard_normal((MICRO_BATCH, 224, 224, 3), np.float32)
+    return lambda: extractor.observe(pixels, lambda index, activations: None)
+
+
+def _plain(threads: int) -> Forward:
+    """One batch through timm's network as it is, on all threads."""
+    import torch
+
+    from benchmarks.reference import lite0
+
+    torch.set_num_threads(threads)
+    model, _ = lite0()
+    pixels = torch.randn(PLAIN_BATCH, 3, 224, 224)
+
+    def forward() -> object:
+        with torch.no_grad():
+            return model.forward_features(pixels)
+
+    return forward
+
+
+def _rate(forward: Forward, batch: int, threads: int, seconds: float) -> dict[str, Any]:
+    """Images per second of `threads` callers at once, after one call each to warm up."""
+    ready = threading.Barrier(threads + 1)
+    calls = [0] * threads
+    ends = [0.0] * threads
+
+    def caller(number: int) -> None:
+        forward()
+        ready.wait()
+        stop = time.perf_counter() + seconds
+        while time.perf_counter() < stop:
+            forward()
+            calls[number] += 1
+        ends[number] = time.perf_counter()
+
+    pool = [threading.Thread(target=caller, args=(number,)) for number in range(threads)]
+    for thread in pool:
+        thread.start()
+    ready.wait()
+    start = time.perf_counter()
+    for thread in pool:
+        thread.join()
+    images = sum(calls) * batch
+    elapsed = max(ends) - start
+    return {
+        "images": images,
+        "seconds": round(elapsed, 3),
+        "images_per_second": round(images / elapsed, 1),
+    }
+
+
+def _child(which: str, threads: int, seconds: float, precision: str = "fp32") -> dict[str, Any]:
+    if which == "plain":
+        return _rate(_plain(threads), PLAIN_BATCH, 1, seconds)
+    return _rate(_product(precision), MICRO_BATCH, threads, seconds)
+
+
+def forward_only(
+    threads: int, seconds: float = 10, precision: str = "fp32", tuned_malloc: bool = True
+) -> dict[str, Any]:
+    """The product's forward pass in a fresh process: images_per_second, peak_mb, ..."""
+    settings = {"which": "product", "threads": threads, "seconds": seconds, "precision": precision}
+    return measure.run("benchmarks.forward_only", settings, tuned_malloc=tuned_malloc)
+
+
+def plain_timm(threads: int, seconds: float = 10) -> dict[str, Any]:
+    """The same network straight from timm, in a fresh process, default allocator."""
+    settings = {"which": "plain", "threads": threads, "seconds": seconds}
+    return measure.run("benchmarks.forward_only", settings, tuned_malloc=False)
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--child"]:
+        return measure.answer(_child)
+    parser = argparse.ArgumentParser(description="time the forward pass alone")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    arguments = parser.parse_args()
+    threads, seconds, precision = arguments.threads, arguments.seconds, arguments.precision
+    rows = {
+        "product": forward_only(threads, seconds, precision),
+        "product_default_malloc": forward_only(threads, seconds, precision, tuned_malloc=False),
+        "plain_timm": plain_timm(threads, seconds),
+    }
+    rates = {name: row["images_per_second"] for name, row in rows.items()}
+    ratio = rates["product"] / rates["plain_timm"]
+    measure.emit(
+        {**rows, "threads": threads, "precision": precision, "ratio": round(ratio, 2)},
+        f"forward, {threads} threads, {precision}: {rates['product']} images/s "
+        f"({rates['product_default_malloc']} with the default malloc), plain timm "
+        f"{rates['plain_timm']}: {ratio:.2f}x",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A measured child process: its own allocator settings, its own peak of memory.
+
+    result = run("benchmarks.reference", {"folder": ...}, tuned_malloc=True)
+
+The module's `main` sees `--child` and calls `answer(work)`: settings come in on standard input as
+JSON, the result goes out on standard output as JSON; whatever the work prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TUNED_MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""Keeps glibc from giving every large tensor back to the kernel, page fault by page fault."""
+
+
+def run(
+    module: str,
+    settings: dict[str, Any],
+    *,
+    tuned_malloc: bool,
+    python: str = sys.executable,
+) -> dict[str, Any]:
+    """The child's result, with `peak_mb`: the process and its workers, shared pages once (PSS).
+
+    Raises `RuntimeError` with the end of its standard error where it fails.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    if tuned_malloc:
+        environment |= TUNED_MALLOC
+    with subprocess.Popen(
+        [python, "-m", module, "--child"],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        done = threading.Event()
+        peak = [0]
+        watch = threading.Thread(target=_watch, args=(child.pid, done, peak), daemon=True)
+        watch.start()
+        output, errors = child.communicate(json.dumps(settings))
+        done.set()
+        watch.join()
+    if child.returncode:
+        raise RuntimeError(f"{module} exited with {child.returncode}: {errors[-3000:]}")
+    return {**json.loads(output), "peak_mb": round(peak[0] / 1e6), "tuned_malloc": tuned_malloc}
+
+
+def _watch(pid: int, done: threading.Event, peak: list[int]) -> None:
+    import psutil  # here, so that the child's interpreter need not have it
+
+    while not done.wait(0.25):
+        total = 0
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(pid)
+            for process in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+        peak[0] = max(peak[0], total)
+
+
+def answer(work: Callable[..., dict[str, Any]]) -> None:
+    """In the child: `work(**settings)`, with standard output kept free for the result."""
+    settings = json.load(sys.stdin)
+    with contextlib.redirect_stdout(sys.stderr):
+        result = work(**settings)
+    print(json.dumps(result))
+
+
+def emit(result: dict[str, Any], line: str) -> None:
+    """The result as JSON on standard output, and a line for people on standard error."""
+    print(json.dumps(result, indent=1))
+    print(line, file=sys.stderr)

@@ -1,0 +1,1 @@
+"""The commands. `vdna NAME` and `python -m jobs.NAME` are the same thing."""

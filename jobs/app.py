@@ -1,0 +1,29 @@
+"""`vdna`: the commands together."""
+
+from __future__ import annotations
+
+import typer
+
+from jobs.build import build
+from jobs.calibrate import calibrate
+from jobs.compare import compare
+from jobs.demo import demo
+from jobs.gc import gc
+from jobs.log import log
+from jobs.ls import ls
+from jobs.refresh import refresh
+from jobs.show import show
+from jobs.verify import verify
+
+app = typer.Typer(
+    name="vdna",
+    help="Visual DNA of image datasets: build, catalogue, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, build, refresh, compare, calibrate, ls, show, log, verify, gc):
+    app.command()(command)
+
+if __name__ == "__main__":
+    app()

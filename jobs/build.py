@@ -1,0 +1,135 @@
+"""Build a dataset's DNA and commit it to the catalogue."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.shell import (
+    CatalogueOption,
+    GpusOption,
+    JsonOption,
+    RayOption,
+    ThreadsOption,
+    WorkersOption,
+    guarded,
+    print_json,
+    run_alone,
+)
+
+if TYPE_CHECKING:
+    from pipeline.build import Engine, Result
+    from pipeline.spec import Resources
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Resize(StrEnum):
+    clean = "clean"
+    fast = "fast"
+
+
+@guarded
+def build(
+    name: Annotated[str, typer.Argument(help="Name of the dataset in the catalogue.")],
+    source: Annotated[str, typer.Argument(help="Folder, glob, text list, or url of images.")],
+    catalogue: CatalogueOption,
+    extractor: Annotated[str, typer.Option(help="The network.")] = "efficientnet_lite0",
+    weights: Annotated[str | None, typer.Option(help="Url of other weights for it.")] = None,
+    bins: Annotated[int, typer.Option(help="Bins of each neuron's histogram.")] = 1000,
+    precision: Annotated[Precision, typer.Option(help="Of the network.")] = Precision.fp32,
+    limit: Annotated[int | None, typer.Option(help="So many images, the same each run.")] = None,
+    ranges: Annotated[str | None, typer.Option(help="File or digest of ranges.")] = None,
+    resize: Annotated[Resize, typer.Option(help="How images are resized.")] = Resize.clean,
+    include: Annotated[str | None, typer.Option(help="Only names that match this glob.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="No names that match this glob.")] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="Leading folders that name a group, kept in one fold (1 for videos)."),
+    ] = None,
+    max_failures: Annotated[
+        float, typer.Option(help="Unreadable images allowed: a fraction, or a number from 1 up.")
+    ] = 0.01,
+    shard_images: Annotated[int | None, typer.Option(help="Images a shard.")] = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+    gpus_per_worker: GpusOption = 0.0,
+    ray_address: RayOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a dataset's DNA and commit it. The same command again does only what is missing."""
+    from pipeline.build import Request, build_datasets
+    from pipeline.catalogue import Catalogue
+    from pipeline.progress import Lines
+    from pipeline.spec import Resources
+
+    request = Request(
+        name,
+        source,
+        extractor=extractor,
+        weights=weights,
+        bins=bins,
+        precision=precision.value,
+        ranges=ranges,
+        resize=resize.value,
+        limit=limit,
+        include=include,
+        exclude=exclude,
+        group_by=group_by,
+        max_failures=max_failures,
+        shard_images=shard_images,
+    )
+    resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
+    with engine_for(resources, ray_address) as engine:
+        (result,) = build_datasets(Catalogue(catalogue), [request], engine, resources, Lines())
+    if as_json:
+        print_json(summary(result))
+    else:
+        print(sentence(result))
+        for failure in result.failures[:10]:
+            print(f"  not counted: {failure}")
+
+
+def engine_for(resources: Resources, ray_address: str | None) -> AbstractContextManager[Engine]:
+    """Ray, or this process where no workers are asked for."""
+    if resources.workers == 0:
+        from pipeline.build import InProcess
+
+        return nullcontext(InProcess())
+    from pipeline.cluster import RayEngine
+
+    return RayEngine(resources, ray_address)
+
+
+def summary(result: Result) -> dict[str, object]:
+    return {
+        "name": result.name,
+        "changed": result.changed,
+        "counted_shards": result.counted_shards,
+        "ignored": result.ignored,
+        "duplicates": result.duplicates,
+        "failures": [asdict(failure) for failure in result.failures],
+        **asdict(result.version),
+    }
+
+
+def sentence(result: Result) -> str:
+    version = result.version
+    ignored = sum(result.ignored.values())
+    notes = [f"{version.images:,} images"]
+    notes += [f"{version.failed:,} could not be read"] if version.failed else []
+    notes += [f"{ignored:,} files of other kinds ignored"] if ignored else []
+    notes += [f"{result.duplicates:,} duplicates dropped"] if result.duplicates else []
+    state = "committed" if result.changed else "nothing to do, the source has not changed"
+    return f"{result.name}: {', '.join(notes)}; {state} (dna {version.dna[:12]})"
+
+
+if __name__ == "__main__":
+    run_alone(build)

@@ -1,0 +1,62 @@
+"""Compare datasets of the catalogue, all pairs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.shell import (
+    AtOption,
+    CatalogueOption,
+    JsonOption,
+    SpecOption,
+    guarded,
+    print_json,
+    run_alone,
+)
+
+
+@guarded
+def compare(
+    catalogue: CatalogueOption,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Datasets to compare [default: all].")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="One layer only.")] = None,
+    out: Annotated[str | None, typer.Option(help="Write the matrix as Parquet.")] = None,
+    spec: SpecOption = None,
+    at: AtOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the Earth Mover's Distance of every pair of datasets."""
+    from pipeline.catalogue import Catalogue
+    from pipeline.matrix import ALL, numerics_notes
+    from pipeline.matrix import compare as compare_all
+
+    place = Catalogue(catalogue)
+    layers = [layer] if layer else None
+    matrix = compare_all(place, names or (), layers=layers, at=at, spec=spec)
+    if out:
+        from pipeline import storage
+
+        storage.replace(storage.canonical(out), matrix.encode())
+    if as_json:
+        print_json(matrix.table.to_pylist())
+        return
+    from rich.console import Console
+
+    from pipeline.report import nearest_sentences, print_matrix
+
+    print_matrix(matrix, Console(), layer or ALL)
+    for line in nearest_sentences(matrix, layer or ALL):
+        print(line)
+    versions = {name: place.find(name, at, spec) for name in matrix.names}
+    for note in numerics_notes(versions):
+        print(f"note: numerics differ: {note}")
+    if out:
+        print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    run_alone(compare)

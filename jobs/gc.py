@@ -1,0 +1,45 @@
+"""Remove what no kept version needs."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from jobs.shell import CatalogueOption, JsonOption, guarded, print_json, run_alone
+
+
+@guarded
+def gc(
+    catalogue: CatalogueOption,
+    keep: Annotated[
+        int | None, typer.Option(help="Versions of each dataset to keep [default: all].")
+    ] = None,
+    grace_days: Annotated[
+        float, typer.Option(min=0.0, help="Younger objects stay, for the sake of running jobs.")
+    ] = 7.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove objects that no kept version needs and that are older than the grace period."""
+    from pipeline import gc as collector
+    from pipeline.catalogue import Catalogue
+
+    place, grace = Catalogue(catalogue), timedelta(days=grace_days)
+    if dry_run:
+        items = list(collector.garbage(place, keep=keep, grace=grace))
+        count, size = len(items), sum(item.size for item in items)
+        if not as_json:
+            for item in items:
+                print(item.uri)
+    else:
+        count, size = collector.collect(place, keep=keep, grace=grace)
+    if as_json:
+        print_json({"objects": count, "bytes": size, "removed": not dry_run})
+    else:
+        print(f"{count:,} objects, {size:,} bytes {'to remove' if dry_run else 'removed'}")
+
+
+if __name__ == "__main__":
+    run_alone(gc)

@@ -1,0 +1,38 @@
+"""The history of the catalogue."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from jobs.shell import CatalogueOption, JsonOption, guarded, print_json, run_alone
+
+
+@guarded
+def log(
+    catalogue: CatalogueOption,
+    limit: Annotated[int, typer.Option(help="So many commits, the newest first.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the commits, newest first."""
+    from pipeline.catalogue import Catalogue
+
+    commits = list(islice(Catalogue(catalogue).log(), limit))
+    if as_json:
+        print_json(
+            [
+                {"number": c.number, "time": c.time, "action": c.action, "software": c.software}
+                for c in commits
+            ]
+        )
+        return
+    for c in commits:
+        print(f"{c.number:>6}  {c.time[:19]}  {c.action}  ({c.software})")
+    if not commits:
+        print("no commits yet")
+
+
+if __name__ == "__main__":
+    run_alone(log)

@@ -1,0 +1,37 @@
+"""List the datasets of the catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from jobs.shell import AtOption, CatalogueOption, JsonOption, guarded, print_json, run_alone
+
+
+@guarded
+def ls(catalogue: CatalogueOption, at: AtOption = None, as_json: JsonOption = False) -> None:
+    """List datasets: images, failures, spec, when built and from where."""
+    from pipeline.catalogue import Catalogue
+
+    commit = Catalogue(catalogue).at(at)
+    versions = [
+        (name, version)
+        for name, specs in sorted(commit.datasets.items())
+        for version in specs.values()
+    ]
+    if as_json:
+        print_json([{"name": name} | asdict(version) for name, version in versions])
+        return
+    if not versions:
+        print("the catalogue is empty; `vdna build NAME SOURCE` adds a dataset")
+        return
+    width = max(len(name) for name, _ in versions)
+    print(f"{'dataset':{width}}  {'images':>12}  {'failed':>8}  {'spec':12}  {'built':19}  source")
+    for name, version in versions:
+        print(
+            f"{name:{width}}  {version.images:>12,}  {version.failed:>8,}  {version.spec[:12]}  "
+            f"{version.built[:19]}  {version.source}"
+        )
+
+
+if __name__ == "__main__":
+    run_alone(ls)

@@ -1,0 +1,83 @@
+"""What every command shares: its options, how it prints, and how it exits."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from pipeline.errors import VdnaError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CatalogueOption = Annotated[
+    str,
+    typer.Option(
+        "--catalogue",
+        "-c",
+        envvar="VDNA_CATALOGUE",
+        help="Folder or url of the catalogue (s3://bucket/dnas).",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+SpecOption = Annotated[
+    str | None,
+    typer.Option("--spec", help="Digest of a spec, or its beginning [default: the catalogue's]."),
+]
+AtOption = Annotated[
+    str | None,
+    typer.Option("--at", help="A commit's number, or an ISO time [default: the newest]."),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address", help="A Ray cluster [default: RAY_ADDRESS, or one on this machine]."
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", help="Ray actors; 0 works in this process, without Ray [default: all cores]."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", help="Network threads a worker [default: up to 4].")
+]
+GpusOption = Annotated[
+    float, typer.Option("--gpus-per-worker", help="GPUs a worker takes; fractions share one.")
+]
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Errors of ours become one message and their exit code; others stay tracebacks."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except VdnaError as error:
+            if kwargs.get("as_json"):
+                print_json({"error": type(error).__name__, "message": str(error)})
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(130) from error
+
+    return run
+
+
+def print_json(data: object) -> None:
+    print(json.dumps(data, indent=1, sort_keys=True, default=str))
+
+
+def run_alone(command: Callable[..., Any]) -> None:
+    """`python -m jobs.NAME`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()

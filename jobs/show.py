@@ -1,0 +1,65 @@
+"""Show one dataset: what was counted, how, and what could not be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from jobs.shell import (
+    AtOption,
+    CatalogueOption,
+    JsonOption,
+    SpecOption,
+    guarded,
+    print_json,
+    run_alone,
+)
+
+
+@guarded
+def show(
+    name: Annotated[str, typer.Argument(help="Name of the dataset.")],
+    catalogue: CatalogueOption,
+    spec: SpecOption = None,
+    at: AtOption = None,
+    failures: Annotated[int, typer.Option(help="Failures to list.")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one dataset: what was counted, how, and what could not be."""
+    from pipeline.catalogue import Catalogue
+
+    place = Catalogue(catalogue)
+    version = place.find(name, at, spec)
+    counted = place.spec(version.spec)
+    listed = place.failures(name, version) if version.failed else []
+    if as_json:
+        print_json(
+            {
+                "name": name,
+                **asdict(version),
+                "spec_fields": counted.to_json(),
+                "failures": [asdict(failure) for failure in listed],
+            }
+        )
+        return
+    rule = counted.preprocess
+    print(f"{name}: {version.images:,} images, {version.failed:,} failed, from {version.source}")
+    print(f"  built      {version.built} by {version.software}")
+    print(f"  dna        {version.dna}")
+    print(f"  manifest   {version.manifest}")
+    print(f"  spec       {version.spec}")
+    print(f"  extractor  {counted.extractor}, weights sha256 {counted.weights_sha256}")
+    layers = len(counted.taps)
+    print(f"  counted    {counted.neurons:,} neurons of {layers} layers x {counted.bins} bins")
+    print(f"  input      {rule.height} x {rule.width}, {rule.resize} resize, {counted.precision}")
+    for reason, count in Counter(failure.reason for failure in listed).most_common():
+        print(f"  {count:,} x {reason}")
+    for failure in listed[:failures]:
+        print(f"    {failure}")
+
+
+if __name__ == "__main__":
+    run_alone(show)

@@ -1,0 +1,513 @@
+"""manifest -> shards -> reduction -> commit, for one dataset or many, by whatever engine.
+
+    >>> build_datasets(Catalogue("dnas"), [Request("a", "photos/")], InProcess())  # doctest: +SKIP
+
+Everything is planned first, then the missing shards of all datasets are counted in one go, then
+each dataset is reduced and committed. Whatever dies, the same call again does what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from pipeline import ranges as ranges_module
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, software
+from pipeline.dna import DNA
+from pipeline.errors import (
+    CorruptFile,
+    GateError,
+    SourceError,
+    TransientError,
+    UsageError,
+    VdnaError,
+)
+from pipeline.extractor import Network, describe, numerics
+from pipeline.manifest import Entry, Listing, Manifest, Shard, plan
+from pipeline.partial import Failure, Partial, failures_table
+from pipeline.progress import Progress, Silent
+from pipeline.reduce import Composed, add_up, compose, plan_folds
+from pipeline.shard import OVERLAP, Counter, Receipt, Recipe, ShardJob, Worker, device_kind
+from pipeline.source import list_source
+from pipeline.spec import Precision, Preprocess, Resize, Resources, Spec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+DEFAULT_MAX_FAILURES = 0.01
+TRIES = 2
+"""Rounds over the shards that could not be counted, in one run."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One dataset to build: its name, where its images are, and what decides the counts.
+
+    `max_failures`: candidates that may fail, as a fraction below 1 or a number from 1 up.
+    """
+
+    name: str
+    source: str
+    extractor: str = "efficientnet_lite0"
+    weights: str | None = None
+    bins: int = 1000
+    precision: Precision = "fp32"
+    ranges: str | None = None
+    resize: Resize = "clean"
+    limit: int | None = None
+    include: str | None = None
+    exclude: str | None = None
+    group_by: str | None = None
+    max_failures: float = DEFAULT_MAX_FAILURES
+    shard_images: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.max_failures < 0:
+            raise UsageError(f"max_failures is {self.max_failures}; it must not be negative")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a request: `changed` is False where the catalogue held it already."""
+
+    name: str
+    version: Version
+    changed: bool
+    counted_shards: int
+    failures: tuple[Failure, ...]
+    ignored: dict[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+
+
+class Engine(Protocol):
+    """Spreads work. Both methods yield results in any order, as they come.
+
+    `in_process`: whether what only this process sees (`memory://`) is seen where the work is done.
+    """
+
+    @property
+    def in_process(self) -> bool: ...
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]: ...
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]: ...
+
+
+class InProcess:
+    """The engine of notebooks, small sets and tests: this process, no Ray."""
+
+    in_process = True
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+        worker = Worker()
+        try:
+            with ThreadPoolExecutor(OVERLAP, "shard") as pool:
+                yield from pool.map(lambda shard: worker.run(*shard), work)
+        finally:
+            worker.close()
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        return map(function, items)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    request: Request
+    manifest: Manifest
+    job: ShardJob
+    base: Version | None
+    manifest_sha256: str = ""
+
+    @property
+    def up_to_date(self) -> bool:
+        base = self.base
+        return base is not None and (base.manifest, base.products) == (
+            self.manifest.digest,
+            self.job.recipe.products,
+        )
+
+
+def build_datasets(
+    catalogue: Catalogue,
+    requests: Sequence[Request],
+    engine: Engine,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Build and commit every request's dataset; results in the order of the requests.
+
+    Raises `TransientError` where shards could not be read (a rerun resumes), and `GateError` where
+    too many images failed (their partials are kept: a rerun with a higher limit commits at once).
+    The other datasets of the call are finished first.
+    """
+    resources = resources or Resources()
+    progress = progress or Silent()
+    names = [request.name for request in requests]
+    if len(set(names)) != len(names):
+        raise UsageError(f"a dataset is asked for twice among {', '.join(names)}")
+    if not engine.in_process:
+        _require_shared(catalogue.root, *(request.source for request in requests))
+    storage.require_exclusive(catalogue.root)
+    plans: list[_Plan] = []
+    problems: list[VdnaError] = []
+    for request in requests:
+        try:
+            plans.append(_plan(catalogue, request, resources, progress))
+        except VdnaError as error:
+            problems.append(error)
+    pending = [p for p in plans if not p.up_to_date]
+    todo = {p.request.name: _missing(p) for p in pending}
+    errors = _count(pending, todo, engine, progress)
+    results: list[Result] = []
+    for p in plans:
+        if p.up_to_date:
+            results.append(_unchanged(catalogue, p))
+            continue
+        failed = errors.get(p.job.manifest_uri)
+        try:
+            if failed:
+                raise TransientError(
+                    f"{p.request.name}: {len(failed)} of {len(p.manifest.shards)} shards could not "
+                    f"be counted; nothing was skipped, rerun the same command to go on. First: "
+                    f"{failed[0].error}"
+                )
+            results.append(_finish(catalogue, p, len(todo[p.request.name]), engine))
+        except VdnaError as error:
+            problems.append(error)
+    if problems:
+        if len(problems) == 1:
+            raise problems[0]
+        worst = next((e for e in problems if not isinstance(e, GateError)), problems[0])
+        raise type(worst)("\n".join(str(error) for error in problems)) from worst
+    return results
+
+
+def _require_shared(*places: str) -> None:
+    for place in places:
+        if storage.protocol_of(place) == "memory":
+            raise UsageError(
+                f"{place}: memory:// is seen by one process only; build in process (--workers 0), "
+                "or give a place that every worker can read"
+            )
+
+
+def make_spec(request: Request, network: Network, ranges_digest: str, device: str) -> Spec:
+    """What the request counts, as a spec."""
+    return Spec(
+        extractor=network.name,
+        weights_sha256=network.weights_sha256,
+        taps=network.taps,
+        preprocess=Preprocess(
+            network.height, network.width, network.mean, network.std, resize=request.resize
+        ),
+        ranges_digest=ranges_digest,
+        bins=request.bins,
+        precision=request.precision,
+        bf16_numerics=numerics(device) if request.precision == "bf16" else None,
+    )
+
+
+# Planning.
+
+
+def _plan(
+    catalogue: Catalogue, request: Request, resources: Resources, progress: Progress
+) -> _Plan:
+    network = describe(request.extractor, request.weights)
+    head = catalogue.head()
+    known = _known_ranges(catalogue, request.ranges)
+    found = ranges_module.resolve(network, request.ranges, known)
+    spec = make_spec(request, network, found.digest, device_kind(resources))
+    progress.say(f"{request.name}: listing {request.source}")
+    listing = list_source(
+        request.source,
+        include=request.include,
+        exclude=request.exclude,
+        limit=request.limit,
+        group_by=request.group_by,
+    )
+    base = head.datasets.get(request.name, {}).get(spec.digest)
+    previous = _previous(catalogue, request.name, spec.digest, base)
+    manifest = plan(
+        listing.entries, shard_images=request.shard_images, previous=previous, listing=listing
+    )
+    data = manifest.encode()
+    uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
+    ranges_uri = catalogue.ranges_uri(found.digest)
+    work_uri = catalogue.work_uri(request.name, spec.digest)
+    job = ShardJob(Recipe(spec, network, ranges_uri, resources), uri, work_uri)
+    planned = _Plan(request, manifest, job, base)
+    if planned.up_to_date:
+        return planned
+    storage.create(ranges_uri, ranges_module.encode(found, network))
+    storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
+    stored = _store(uri, data)
+    storage.replace(_hint_uri(work_uri), manifest.digest.encode())
+    return replace(planned, manifest_sha256=hashlib.sha256(stored).hexdigest())
+
+
+def _known_ranges(catalogue: Catalogue, asked: str | None) -> dict[str, str]:
+    uri = catalogue.ranges_uri(asked) if asked and asked.isalnum() else None
+    return {asked: uri} if asked and uri and storage.exists(uri) else {}
+
+
+def _hint_uri(work_uri: str) -> str:
+    return storage.join(work_uri, "_plan")
+
+
+def _previous(
+    catalogue: Catalogue, name: str, spec_digest: str, base: Version | None
+) -> Manifest | None:
+    """The plan to keep shards of: the one last begun here, else the one committed."""
+    hint = _hint_uri(catalogue.work_uri(name, spec_digest))
+    if storage.exists(hint):
+        digest = storage.read(hint).decode()
+        uri = catalogue.uri("manifests", spec_digest, name, digest)
+        if storage.exists(uri):
+            return Manifest.decode(storage.read(uri), uri)
+    return catalogue.manifest(name, base) if base else None
+
+
+def _store(uri: str, data: bytes) -> bytes:
+    """Put a content-addressed object; the bytes that stand there, ours or an equal writer's."""
+    return data if storage.create(uri, data) else storage.read(uri)
+
+
+def _missing(p: _Plan) -> list[int]:
+    """Shards without a committed partial, found by one listing."""
+    prefix = storage.join(p.job.work_uri, "partials")
+    try:
+        present = {item.uri.rpartition("/")[2] for item in storage.walk(prefix)}
+    except SourceError:
+        present = set()
+    recipe = p.job.recipe
+    keys = p.manifest.keys(recipe.spec.digest, recipe.products)
+    return [index for index, key in enumerate(keys) if f"{key}.parquet" not in present]
+
+
+# Counting.
+
+
+def _count(
+    plans: Sequence[_Plan], todo: dict[str, list[int]], engine: Engine, progress: Progress
+) -> dict[str, list[Receipt]]:
+    """Run the missing shards; the receipts of those that could not be counted, by manifest."""
+    jobs = {p.job.manifest_uri: p.job for p in plans}
+    sizes = {
+        (p.job.manifest_uri, i): len(shard.members)
+        for p in plans
+        for i, shard in enumerate(p.manifest.shards)
+    }
+    left = [(p.job, index) for p in plans for index in todo[p.request.name]]
+    progress.start(
+        images=sum(sizes[job.manifest_uri, index] for job, index in left),
+        shards=len(left),
+        present=len(sizes) - len(left),
+    )
+    errors: dict[str, list[Receipt]] = {}
+    for _ in range(TRIES):
+        errors = {}
+        for receipt in engine.run_shards(left) if left else ():
+            if receipt.error:
+                errors.setdefault(receipt.manifest_uri, []).append(receipt)
+                progress.say(f"shard {receipt.index} not counted: {receipt.error}")
+            else:
+                key = (receipt.manifest_uri, receipt.index)
+                progress.advance(sizes[key], receipt.failures)
+        left = [(jobs[uri], r.index) for uri, receipts in errors.items() for r in receipts]
+        if not left:
+            break
+    progress.finish()
+    return errors
+
+
+# Committing.
+
+
+def _finish(catalogue: Catalogue, p: _Plan, counted: int, engine: Engine) -> Result:
+    name, recipe = p.request.name, p.job.recipe
+    spec = recipe.spec.digest
+    levels, folds = plan_folds(p.manifest, p.job.work_uri, spec, recipe.products)
+    for level in levels:
+        for _ in engine.map(add_up, level):
+            pass
+    composed = compose(folds, p.manifest, recipe.products, name)
+    _gate(p, composed)
+    stored = {
+        "dna": _store(catalogue.uri("dna", spec, name, composed.digest), composed.dna),
+        "folds": _store(catalogue.uri("folds", spec, name, composed.digest), composed.folds),
+        "failures": _store(
+            catalogue.uri("failures", spec, name, composed.digest), _failures(composed.failures)
+        ),
+    }
+    hashes = {kind: hashlib.sha256(data).hexdigest() for kind, data in stored.items()}
+    version = Version(
+        dna=composed.digest,
+        manifest=p.manifest.digest,
+        spec=spec,
+        images=composed.images,
+        failed=len(composed.failures),
+        products=recipe.products,
+        sha256=hashes | {"manifests": p.manifest_sha256},
+        source=storage.readable(p.manifest.source),
+        built=datetime.now(UTC).isoformat(timespec="seconds"),
+        software=software(),
+        numerics=composed.numerics,
+    )
+    commit = catalogue.put_version(name, version, p.base)
+    return Result(
+        name,
+        commit.datasets[name][spec],
+        True,
+        counted,
+        composed.failures,
+        dict(p.manifest.ignored),
+        p.manifest.duplicates,
+    )
+
+
+def _gate(p: _Plan, composed: Composed) -> None:
+    failed = len(composed.failures)
+    if not composed.images:
+        raise SourceError(
+            f"{p.request.name}: none of {failed} candidates is an image that can be read. First: "
+            f"{composed.failures[0]}"
+        )
+    if failed > allowed_failures(p.request.max_failures, p.manifest.candidates):
+        some = "\n  ".join(str(failure) for failure in composed.failures[:5])
+        raise GateError(
+            f"{p.request.name}: {failed} of {p.manifest.candidates} images could not be read; the "
+            f"limit is {p.request.max_failures:g}. Nothing was committed; mend them, or rerun with "
+            f"a higher --max-failures, which commits at once. First:\n  {some}"
+        )
+
+
+def allowed_failures(limit: float, candidates: int) -> int:
+    """A limit below 1 is a fraction of the candidates (rounded down), from 1 up a number."""
+    return int(limit * candidates) if limit < 1 else int(limit)
+
+
+def _failures(failures: Iterable[Failure]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(failures_table(failures), sink, compression="zstd", store_schema=False)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _unchanged(catalogue: Catalogue, p: _Plan) -> Result:
+    if p.base is None:
+        raise CorruptFile(f"{p.request.name} has no version to be unchanged from")
+    failures = tuple(catalogue.failures(p.request.name, p.base)) if p.base.failed else ()
+    return Result(
+        p.request.name, p.base, False, 0, failures, dict(p.manifest.ignored), p.manifest.duplicates
+    )
+
+
+# In process, without a catalogue.
+
+
+def make_dna(
+    source: str | os.PathLike[str] | Sequence[NDArray[np.uint8] | Image.Image],
+    *,
+    extractor: str = "efficientnet_lite0",
+    weights: str | None = None,
+    bins: int = 1000,
+    precision: Precision = "fp32",
+    ranges: str | None = None,
+    resize: Resize = "clean",
+    limit: int | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
+    max_failures: float = DEFAULT_MAX_FAILURES,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> DNA:
+    """The DNA of a source (as `vdna build` takes it), or of images in memory, in this process.
+
+    Images in memory: uint8 arrays (height, width, 3) or (height, width), or PIL images. Raises
+    `GateError` where more than `max_failures` candidates cannot be read; fewer are warned of, and
+    `DNA.failed` counts them.
+    """
+    from pipeline.extractor import Extractor
+    from pipeline.spec import available_cpus
+
+    held: dict[str, NDArray[np.uint8]] = {}
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        listing = list_source(name, include=include, exclude=exclude, limit=limit)
+    else:
+        held = {f"memory-{i:09d}": _pixels(image, i) for i, image in enumerate(source)}
+        entries = tuple(Entry(uri, "", pixels.nbytes, "") for uri, pixels in held.items())
+        name, listing = "images in memory", Listing("memory", entries[:limit], {}, 0)
+    request = Request(
+        "in-process",
+        name,
+        extractor=extractor,
+        weights=weights,
+        bins=bins,
+        precision=precision,
+        ranges=ranges,
+        resize=resize,
+        max_failures=max_failures,
+    )
+    network = describe(extractor, weights)
+    found = ranges_module.resolve(network, ranges, {})
+    spec = make_spec(request, network, found.digest, "cpu")
+    manifest = plan(listing.entries, listing=listing)
+    resources = Resources(threads=threads or available_cpus())
+    counter = Counter(Extractor(network, precision), spec, found, resources)
+    progress = progress or Silent()
+    progress.start(images=manifest.candidates, shards=len(manifest.shards), present=0)
+    total = Partial.empty(spec, found)
+
+    def count(shard: Shard) -> Partial:
+        key = shard.key(spec.digest)
+        if held:
+            return counter.count(shard, key, lambda entry: held[entry.uri])
+        return counter.count(shard, key)
+
+    try:
+        with ThreadPoolExecutor(OVERLAP, "shard") as pool:
+            for partial in pool.map(count, manifest.shards):
+                total += partial
+                progress.advance(partial.candidates, len(partial.failures))
+    finally:
+        counter.close()
+        progress.finish()
+    if total.failures:
+        listed = "; ".join(str(failure) for failure in total.failures[:5])
+        message = f"{len(total.failures)} of {total.candidates} images could not be read: {listed}"
+        if len(total.failures) > allowed_failures(max_failures, total.candidates):
+            raise GateError(f"{name}: {message} (the limit is {max_failures:g})")
+        warnings.warn(message, stacklevel=2)
+    return total.dna
+
+
+def _pixels(image: NDArray[np.uint8] | Image.Image, index: int) -> NDArray[np.uint8]:
+    """(height, width, 3) uint8. Raises `UsageError` naming the image that is something else."""
+    import numpy as np
+
+    array = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+        raise UsageError(
+            f"image {index} has shape {array.shape} and type {array.dtype}; give uint8 of "
+            "(height, width, 3) or (height, width)"
+        )
+    return np.ascontiguousarray(array)

@@ -1,0 +1,350 @@
+"""The catalogue: a numbered commit log over immutable DNAs.
+
+    >>> c = Catalogue("s3://bucket/dnas")                        # doctest: +SKIP
+    >>> c.load("cityscapes").images, c.names()
+
+Each commit `_log/<number>.json` holds the whole map (dataset, spec) -> version, and is created
+exclusively, so that two writers cannot both be number 42. `_log/_latest` is a hint to start
+looking from. Whatever is not named by a commit is not in the catalogue, whatever lies under the
+root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from pipeline import storage
+from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, UsageError
+from pipeline.spec import Spec, digest_of
+
+if TYPE_CHECKING:
+    from pipeline.dna import DNA
+    from pipeline.manifest import Manifest
+    from pipeline.partial import Failure
+
+FORMAT = 1
+_SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One dataset version under one spec: its digests, totals, and the sha256 of its files.
+
+    `numerics`: under which its images were counted, each with its number of `images`.
+    """
+
+    dna: str
+    manifest: str
+    spec: str
+    images: int
+    failed: int
+    products: tuple[str, ...]
+    sha256: Mapping[str, str]
+    source: str
+    built: str
+    software: str
+    numerics: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Version:
+        tuples = {name: tuple(data[name]) for name in ("products", "numerics")}
+        return cls(**(dict(data) | tuples))
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One state of the catalogue. `datasets`: name -> spec digest -> version."""
+
+    number: int
+    time: str
+    action: str
+    default_spec: str | None
+    datasets: Mapping[str, Mapping[str, Version]]
+    software: str = field(default_factory=lambda: software())
+
+    def encode(self) -> bytes:
+        body = asdict(self) | {"format": FORMAT, "nonce": secrets.token_hex(16)}
+        return json.dumps(body, sort_keys=True, indent=1).encode()
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> Commit:
+        try:
+            body = json.loads(data)
+            if body["format"] != FORMAT:
+                raise CorruptFile(
+                    f"{name}: format {body['format']}; this version of vdna reads {FORMAT}"
+                )
+            datasets = {
+                dataset: {spec: Version.from_json(entry) for spec, entry in specs.items()}
+                for dataset, specs in body["datasets"].items()
+            }
+            return cls(
+                int(body["number"]),
+                body["time"],
+                body["action"],
+                body["default_spec"],
+                datasets,
+                body["software"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptFile(f"{name}: not a commit of a catalogue: {error!r}") from error
+
+
+EMPTY = Commit(0, "", "", None, {}, "")
+
+
+class Catalogue:
+    """A place for DNAs. Making one does no I/O; it comes to be with its first commit."""
+
+    def __init__(self, root: str) -> None:
+        self.root = storage.canonical(root)
+
+    # Where things are.
+
+    def uri(self, kind: str, spec: str, dataset: str, digest: str) -> str:
+        """Of a `dna`, `folds`, `failures` or `manifests` object."""
+        return storage.join(self.root, kind, spec, dataset, f"{digest}.parquet")
+
+    def ranges_uri(self, digest: str) -> str:
+        return storage.join(self.root, "ranges", f"{digest}.parquet")
+
+    def spec_uri(self, digest: str) -> str:
+        return storage.join(self.root, "specs", f"{digest}.json")
+
+    def work_uri(self, dataset: str, spec: str) -> str:
+        return storage.join(self.root, "_work", dataset, spec)
+
+    def matrix_uri(self, spec: str, members: Mapping[str, str], lens: str) -> str:
+        """`members`: dataset -> dna digest."""
+        digest = digest_of("members", dict(members))
+        return storage.join(self.root, "matrix", spec, digest, f"{lens}.parquet")
+
+    def log_uri(self, number: int) -> str:
+        return storage.join(self.root, "_log", f"{number:020d}.json")
+
+    @property
+    def _hint_uri(self) -> str:
+        return storage.join(self.root, "_log", "_latest")
+
+    # The log.
+
+    def head(self) -> Commit:
+        """The newest commit; `EMPTY` where there is none yet."""
+        number = self._hint()
+        while storage.exists(self.log_uri(number + 1)):
+            number += 1
+        return self.commit(number) if number else EMPTY
+
+    def commit(self, number: int) -> Commit:
+        """Raises `NotFound` where the log has no such number."""
+        uri = self.log_uri(number)
+        try:
+            commit = Commit.decode(storage.read(uri), uri)
+        except SourceError as error:
+            raise NotFound(f"{self.root} has no commit {number}") from error
+        if commit.number != number:
+            raise CorruptFile(f"{uri} states number {commit.number}")
+        return commit
+
+    def log(self) -> Iterator[Commit]:
+        """Newest first."""
+        for number in range(self.head().number, 0, -1):
+            yield self.commit(number)
+
+    def _hint(self) -> int:
+        try:
+            number = int(storage.read(self._hint_uri))
+        except (SourceError, ValueError):
+            return 0
+        return number if number > 0 and storage.exists(self.log_uri(number)) else 0
+
+    def append(self, action: str, change: Callable[[Commit], Commit]) -> Commit:
+        """Commit `change(head)`, again on a newer head if another writer was quicker.
+
+        `change` may raise to refuse; a head returned as it was is no commit.
+        """
+        while True:
+            head = self.head()
+            changed = change(head)
+            if changed is head:
+                return head
+            commit = replace(
+                changed,
+                number=head.number + 1,
+                time=datetime.now(UTC).isoformat(timespec="seconds"),
+                action=action,
+                software=software(),
+            )
+            if storage.create(self.log_uri(commit.number), commit.encode()):
+                storage.replace(self._hint_uri, str(commit.number).encode())
+                return commit
+
+    def put_version(self, dataset: str, new: Version, base: Version | None) -> Commit:
+        """Make `new` the dataset's version under its spec.
+
+        `base`: the version that the caller built upon. Raises `Conflict` where another writer has
+        replaced that one by a version other than `new`.
+        """
+
+        def change(head: Commit) -> Commit:
+            current = head.datasets.get(dataset, {}).get(new.spec)
+            if current is not None and current.dna == new.dna:
+                return head
+            if current != base:
+                raise Conflict(
+                    f"{dataset}: another job committed {current.dna if current else 'nothing'} "
+                    f"while this one built upon {base.dna if base else 'nothing'}; rerun to look "
+                    "at the source again"
+                )
+            specs = {**head.datasets.get(dataset, {}), new.spec: new}
+            return replace(
+                head,
+                default_spec=head.default_spec or new.spec,
+                datasets={**head.datasets, dataset: specs},
+            )
+
+        return self.append(f"build {dataset}", change)
+
+    # Reading.
+
+    def at(self, at: int | str | None = None) -> Commit:
+        """A state of the catalogue: the newest, by number, or as of an ISO date or time (UTC)."""
+        if at is None:
+            return self.head()
+        if isinstance(at, int) or at.isdecimal():
+            return self.commit(int(at))
+        try:
+            moment = datetime.fromisoformat(at)
+        except ValueError as error:
+            raise UsageError(f"at is {at!r}; give a commit's number or an ISO time") from error
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        for commit in self.log():
+            if datetime.fromisoformat(commit.time) <= moment:
+                return commit
+        raise NotFound(f"{self.root} has no commit as old as {at}")
+
+    def names(self, at: int | str | None = None, spec: str | None = None) -> list[str]:
+        """Datasets that have a version under the spec (the default one where none is given)."""
+        commit = self.at(at)
+        if not commit.datasets:
+            return []
+        chosen = self.spec_digest(commit, spec)
+        return sorted(name for name, specs in commit.datasets.items() if chosen in specs)
+
+    def spec_digest(self, commit: Commit, prefix: str | None = None) -> str:
+        """The spec that a prefix of its digest names; the catalogue's default for None."""
+        known = sorted({spec for specs in commit.datasets.values() for spec in specs})
+        if prefix is None:
+            if commit.default_spec is None:
+                raise NotFound(f"{self.root} holds no dataset yet")
+            return commit.default_spec
+        found = [spec for spec in known if spec.startswith(prefix)]
+        if len(found) != 1:
+            raise NotFound(
+                f"{len(found)} specs of {self.root} begin with {prefix!r}; there are: "
+                f"{', '.join(known) or 'none'}"
+            )
+        return found[0]
+
+    def find(self, name: str, at: int | str | None = None, spec: str | None = None) -> Version:
+        """Raises `NotFound`, naming what there is."""
+        commit = self.at(at)
+        if name not in commit.datasets:
+            raise NotFound(
+                f"{self.root} has no dataset {name!r}; it has: "
+                f"{', '.join(sorted(commit.datasets)) or 'none'}"
+            )
+        digest = self.spec_digest(commit, spec)
+        versions = commit.datasets[name]
+        if digest not in versions:
+            raise NotFound(
+                f"{name} has no version under spec {digest}; it has one under: "
+                f"{', '.join(sorted(versions))} (choose with --spec)"
+            )
+        return versions[digest]
+
+    def load(
+        self,
+        name: str,
+        *,
+        at: int | str | None = None,
+        spec: str | None = None,
+        layers: Sequence[str] | None = None,
+    ) -> DNA:
+        """A dataset's DNA, of `layers` only where given; its file's sha256 is checked."""
+        return self.load_version(name, self.find(name, at, spec), layers)
+
+    def load_version(self, name: str, version: Version, layers: Sequence[str] | None = None) -> DNA:
+        from pipeline.dna import decode_dna
+
+        uri = self.uri("dna", version.spec, name, version.dna)
+        dna, _ = decode_dna(self.read_checked("dna", name, version), uri, layers=layers)
+        return dna
+
+    def manifest(self, name: str, version: Version) -> Manifest:
+        from pipeline.manifest import Manifest
+
+        uri = self.uri("manifests", version.spec, name, version.manifest)
+        return Manifest.decode(self.read_checked("manifests", name, version), uri)
+
+    def failures(self, name: str, version: Version) -> list[Failure]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from pipeline.partial import Failure
+
+        data = self.read_checked("failures", name, version)
+        return [Failure(**row) for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
+
+    def read_checked(self, kind: str, name: str, version: Version) -> bytes:
+        """One of a version's files. Raises `CorruptFile` unless it is the one committed."""
+        digest = version.manifest if kind == "manifests" else version.dna
+        uri = self.uri(kind, version.spec, name, digest)
+        data = storage.read(uri)
+        found = hashlib.sha256(data).hexdigest()
+        if found != version.sha256[kind]:
+            raise CorruptFile(
+                f"{uri} has sha256 {found}; {version.sha256[kind]} was committed. Restore the "
+                "file, or build the dataset again"
+            )
+        return data
+
+    def spec(self, digest: str) -> Spec:
+        uri = self.spec_uri(digest)
+        try:
+            spec = Spec.from_json(json.loads(storage.read(uri)))
+        except ValueError as error:
+            raise CorruptFile(f"{uri}: not a spec: {error}") from error
+        if spec.digest != digest:
+            raise CorruptFile(f"{uri} holds spec {spec.digest}")
+        return spec
+
+
+def software() -> str:
+    return f"vdna-pipeline {version('vdna-pipeline')}"
+
+
+def check_name(name: str) -> str:
+    """A dataset's name: letters, digits, `.`, `_`, `-`, and `/` for grouping.
+
+    Raises `UsageError` otherwise, with the name.
+    """
+    segments = name.split("/")
+    if all(_SEGMENT.fullmatch(s) and s.strip(".") for s in segments):
+        return name
+    raise UsageError(
+        f"dataset name {name!r}: use letters, digits, '.', '_', '-', and '/' between groups; no "
+        "part may be empty or made of dots"
+    )
+
+
+def canonical_json(data: object) -> bytes:
+    return json.dumps(data, sort_keys=True, indent=1).encode()

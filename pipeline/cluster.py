@@ -1,0 +1,203 @@
+"""The only module that imports Ray: spreads shards and reductions over a cluster. No logic.
+
+    >>> with RayEngine(Resources()) as engine:                  # doctest: +SKIP
+    ...     build_datasets(catalogue, requests, engine)
+
+One row of a Ray dataset is one shard: (recipe, manifest, work folder, number). An actor of the
+pool counts it and commits its partial; what comes back is a receipt. Ray runs a row at least once;
+that it counts once is the affair of the commit, not of Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayTaskError
+
+from pipeline.errors import TransientError
+from pipeline.shard import OVERLAP, Receipt, Recipe, ShardJob, Worker
+from pipeline.spec import Resources, available_cpus
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+WORKER_ENVIRONMENT = {
+    # glibc gives each tensor above 32 MB back to the kernel, and faults it in again: keep it.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "MALLOC_TOP_PAD_": "268435456",
+    "OMP_NUM_THREADS": "1",
+}
+FORWARDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+"""Settings of the driver that workers get too; no secrets, which the dashboard would show."""
+OBJECT_STORE_BYTES = 256 * 2**20
+"""On a laptop; only receipts pass through it."""
+
+
+class RayEngine:
+    """A cluster by address, that of RAY_ADDRESS, or one on this machine, ended with the context."""
+
+    in_process = False
+
+    def __init__(self, resources: Resources, address: str | None = None) -> None:
+        self._resources = resources
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._ours = False
+
+    def __enter__(self) -> RayEngine:
+        os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
+        # Ray's core tells on stderr of restarts and lost objects that it mends by itself.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if ray.is_initialized():
+            return self
+        self._ours = True
+        if self._address and self._address != "local":
+            with _without_stderr():
+                ray.init(address=self._address, **quiet)
+        else:
+            # One more than there are: a pool that fills a machine's CPUs exactly can stall it.
+            with _without_stderr():
+                ray.init(
+                    address="local",
+                    num_cpus=available_cpus() + 1,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **quiet,
+                )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            ray.shutdown()
+            self._ours = False
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+        """Receipts as shards end. Raises `TransientError` where nothing ended for too long."""
+        resources = self._resources.with_cpus(self._cpus())
+        recipes: dict[Recipe, int] = {}
+        for job, _ in work:
+            recipes.setdefault(job.recipe, len(recipes))
+        shipped = [replace(recipe, resources=resources) for recipe in recipes]
+        rows = [
+            {
+                "recipe": recipes[job.recipe],
+                "manifest": job.manifest_uri,
+                "work": job.work_uri,
+                "index": index,
+            }
+            for job, index in work
+        ]
+        actors = self._actors(resources, len(rows))
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_no_progress_timeout_s = resources.stall_seconds
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _ShardActor,
+            fn_constructor_kwargs={"recipes": shipped},
+            batch_size=1,
+            compute=ActorPoolStrategy(
+                min_size=actors,
+                max_size=actors,
+                max_tasks_in_flight_per_actor=OVERLAP + 1,
+                max_concurrent_calls_per_actor=OVERLAP,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=resources.threads,
+            num_gpus=resources.gpus_per_worker or None,
+            runtime_env={"env_vars": _environment()},
+        )
+        try:
+            for row in dataset.iter_rows():
+                yield Receipt(**row)
+        except RayTaskError as error:
+            raise _cause(error) from error
+        except TimeoutError as error:
+            raise TransientError(
+                f"no shard ended for {resources.stall_seconds:g} s; rerun the same command to go "
+                f"on from what is committed: {error}"
+            ) from error
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """One task an item, at most two for each CPU under way."""
+        remote = ray.remote(num_cpus=1)(function)
+        waiting = list(reversed(items))
+        running: list[Any] = []
+        limit = 2 * self._cpus()
+        try:
+            while waiting or running:
+                while waiting and len(running) < limit:
+                    running.append(remote.remote(waiting.pop()))
+                done, running = ray.wait(running)
+                yield from ray.get(done)
+        except RayTaskError as error:
+            raise _cause(error) from error
+
+    def _cpus(self) -> int:
+        if self._address and self._address != "local":
+            return max(1, int(_cluster().get("CPU", 1)))
+        return available_cpus()
+
+    def _actors(self, resources: Resources, shards: int) -> int:
+        wanted = resources.workers or 1
+        if self._resources.workers is None and resources.gpus_per_worker:
+            gpus = _cluster().get("GPU", 0)
+            wanted = max(1, int(gpus / resources.gpus_per_worker))
+        return max(1, min(wanted, shards))
+
+
+class _ShardActor:
+    """One actor of the pool: a worker, kept between rows with its extractor loaded."""
+
+    def __init__(self, recipes: list[Recipe]) -> None:
+        self._recipes = recipes
+        self._worker = Worker()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        job = ShardJob(
+            self._recipes[int(batch["recipe"][0])],
+            str(batch["manifest"][0]),
+            str(batch["work"][0]),
+        )
+        receipt = self._worker.run(job, int(batch["index"][0]))
+        return {name: np.array([value]) for name, value in asdict(receipt).items()}
+
+
+def _cluster() -> dict[str, float]:
+    return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's core writes past Python that it took its log level; errors are raised all the same."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _environment() -> dict[str, str]:
+    return WORKER_ENVIRONMENT | {k: os.environ[k] for k in FORWARDED if k in os.environ}
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """What the worker raised, as its own kind."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error

@@ -1,0 +1,111 @@
+"""Removes what no kept version needs, once it is older than a grace period.
+
+    >>> [item.uri for item in garbage(catalogue, keep=1)]                # doctest: +SKIP
+
+Safe beside running jobs: what a job is about to use is either named by its plan, or younger than
+the grace period.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version
+from pipeline.errors import SourceError, UsageError
+from pipeline.manifest import Manifest
+from pipeline.shard import partial_uri
+from pipeline.spec import PRODUCTS
+from pipeline.storage import Stored
+
+GRACE = timedelta(days=7)
+KINDS = ("dna", "folds", "failures", "manifests")
+
+
+def garbage(
+    catalogue: Catalogue,
+    *,
+    keep: int | None = None,
+    grace: timedelta = GRACE,
+    now: datetime | None = None,
+) -> Iterator[Stored]:
+    """Objects to delete. `keep`: versions of each (dataset, spec) to keep; all that were for None.
+
+    The log, specs, ranges and matrices are never among them.
+    """
+    if keep is not None and keep < 1:
+        raise UsageError(f"keep is {keep}; at least the newest version is kept")
+    now = now or datetime.now(UTC)
+    needed = _needed(catalogue, keep)
+    for folder in (*KINDS, "_work"):
+        try:
+            for item in storage.walk(storage.join(catalogue.root, folder)):
+                old = item.modified is not None and now - item.modified > grace
+                if old and item.uri not in needed:
+                    yield item
+        except SourceError:
+            continue
+
+
+def _needed(catalogue: Catalogue, keep: int | None) -> set[str]:
+    needed: set[str] = set()
+    for name, versions in _kept(catalogue, keep).items():
+        for version in versions:
+            for kind in KINDS:
+                digest = version.manifest if kind == "manifests" else version.dna
+                needed.add(catalogue.uri(kind, version.spec, name, digest))
+            manifest = catalogue.manifest(name, version)
+            work = catalogue.work_uri(name, version.spec)
+            keys = manifest.keys(version.spec, version.products)
+            needed.update(partial_uri(work, key) for key in keys)
+    return needed | set(_planned(catalogue))
+
+
+def _kept(catalogue: Catalogue, keep: int | None) -> dict[str, list[Version]]:
+    """The newest `keep` versions of each dataset and spec, over the whole log."""
+    seen: dict[tuple[str, str], list[Version]] = {}
+    for commit in catalogue.log():
+        for name, specs in commit.datasets.items():
+            for spec, version in specs.items():
+                versions = seen.setdefault((name, spec), [])
+                new = version.dna not in {known.dna for known in versions}
+                if new and (keep is None or len(versions) < keep):
+                    versions.append(version)
+    kept: dict[str, list[Version]] = {}
+    for (name, _), versions in seen.items():
+        kept.setdefault(name, []).extend(versions)
+    return kept
+
+
+def _planned(catalogue: Catalogue) -> Iterator[str]:
+    """What a build that has begun and not committed will use: its plan, and the partials of it."""
+    try:
+        hints = [
+            item
+            for item in storage.walk(storage.join(catalogue.root, "_work"))
+            if item.uri.endswith("/_plan")
+        ]
+    except SourceError:
+        return
+    for hint in hints:
+        work = hint.uri.removesuffix("/_plan")
+        dataset, _, spec = work.removeprefix(f"{catalogue.root}/_work/").rpartition("/")
+        yield hint.uri
+        uri = catalogue.uri("manifests", spec, dataset, storage.read(hint.uri).decode())
+        if storage.exists(uri):
+            yield uri
+            manifest = Manifest.decode(storage.read(uri), uri)
+            yield from (partial_uri(work, key) for key in manifest.keys(spec, PRODUCTS))
+
+
+def collect(
+    catalogue: Catalogue, *, keep: int | None = None, grace: timedelta = GRACE
+) -> tuple[int, int]:
+    """Delete the garbage; (objects, bytes) removed."""
+    count = size = 0
+    for item in list(garbage(catalogue, keep=keep, grace=grace)):
+        storage.delete(item.uri)
+        count += 1
+        size += item.size
+    return count, size

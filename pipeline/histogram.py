@@ -1,0 +1,247 @@
+"""Activations -> counts: one rule, a kernel for CPUs and one for whatever device torch runs on.
+
+    >>> import numpy as np
+    >>> counts = LayerCounts(low=np.array([0.0]), high=np.array([4.0]), bins=4)
+    >>> counts.add(np.array([[[0.0], [1.5], [4.0], [9.0]]], np.float32))     # the image's mean
+    array([[3.625]])
+    >>> counts.table                       # 4 bins, then underflow, overflow, non-finite
+    array([[1, 1, 0, 1, 0, 1, 0]])
+
+The rule (`spec.COUNTING_RULE`), for a neuron with range [low, high] and an activation x, which is
+float32 and widened exactly; all arithmetic is IEEE float64, each operation rounded once:
+
+    centre = (low + high) / 2
+    half   = (high - low) / 2, or 1e-8 where that is zero; the range is then centre ± 1e-8
+    x is NaN or ±inf    -> non-finite
+    x < low             -> underflow
+    x > high            -> overflow
+    otherwise           -> bin min(int((v + 1) * bins * 0.5), bins - 1), v = (x - centre) / half
+                           clamped to [-1, 1]
+
+Bins are closed below, the last one on both sides. In the range these are the counts of
+`torch.histc(v, bins, -1, 1)` in float64, as in the large path of vdna 0.1.1. A value exactly on an
+edge may land one bin low where v is rounded down; it does so in every kernel alike.
+
+Every value is counted on its own, so that counts depend on neither batch nor order. `LayerCounts`
+also sums each image's activations in the order of positions: its means are bit-equal in whatever
+batch the image stands.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+UNDERFLOW, OVERFLOW, NONFINITE = 0, 1, 2
+"""Columns of a table after its `bins`."""
+
+MAX_BINS = 1 << 20
+"""Keeps a table's indices within int32."""
+
+DEGENERATE_HALF_WIDTH = 1e-8
+
+BLOCK = 32
+"""Neurons counted at a time: their part of the table stays in the cache."""
+
+TILE = 4096
+"""Indices computed ahead of the increments: 16 KiB."""
+
+Floats = NDArray[np.float64]
+
+
+class LayerCounts:
+    """Counts of one layer, for one thread to add to.
+
+    `low`, `high`: float64 (C,). `table`: int64 (C, bins + 3). `minimum`, `maximum`: float32 (C,)
+    over the finite activations; +inf and -inf where there were none.
+    """
+
+    def __init__(self, low: Floats, high: Floats, bins: int) -> None:
+        self.low, self.high = _checked(low, high, bins)
+        self.bins = bins
+        neurons = len(self.low)
+        self.table: NDArray[np.int64] = np.zeros((neurons, bins + 3), np.int64)
+        self.minimum = np.full(neurons, np.inf, np.float32)
+        self.maximum = np.full(neurons, -np.inf, np.float32)
+        self._scale = _scale(self.low, self.high)
+
+    def add(self, x: NDArray[np.float32]) -> Floats:
+        """Count activations (images, positions, C); returns the spatial means (images, C).
+
+        A mean with a NaN or an infinity in it is not finite.
+        """
+        if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != len(self.low):
+            raise UsageError(
+                f"activations have shape {x.shape}; expected (images, positions, {len(self.low)})"
+            )
+        if x.dtype != np.float32 or not x.flags.c_contiguous:
+            raise UsageError(f"activations must be C-contiguous float32; they are {x.dtype}")
+        means = np.empty((x.shape[0], x.shape[2]))
+        x = x.view()
+        x.flags.writeable = False  # one compiled kernel for writable and read-only arrays
+        _count(x, *self._scale, self.bins, self.table, self.minimum, self.maximum, means)
+        return means
+
+    def add_counted(
+        self,
+        table: NDArray[np.int64],
+        minimum: NDArray[np.float32],
+        maximum: NDArray[np.float32],
+    ) -> None:
+        """Add what `count_torch` counted with the same ranges and bins."""
+        if table.shape != self.table.shape:
+            raise UsageError(f"a table of shape {table.shape} added to one of {self.table.shape}")
+        self.table += table
+        np.minimum(self.minimum, minimum, out=self.minimum)
+        np.maximum(self.maximum, maximum, out=self.maximum)
+
+    def merge(self, other: LayerCounts) -> None:
+        """Add what another thread counted of the same layer."""
+        if not (np.array_equal(self.low, other.low) and np.array_equal(self.high, other.high)):
+            raise UsageError("counts over different ranges do not add up")
+        self.add_counted(other.table, other.minimum, other.maximum)
+
+
+def count_torch(
+    x: torch.Tensor, low: Floats, high: Floats, bins: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same rule in torch operations, on the device of `x` (images, positions, C) float32.
+
+    Returns table (C, bins + 3) int64, minimum and maximum (C,) float32, means (images, C) float64,
+    all on that device. Table, minimum and maximum equal the CPU kernel's; means are equal up to
+    the order of float64 additions. Needs a device with float64 (CUDA, not MPS). Its tests run on a
+    CPU: no GPU was at hand.
+    """
+    import torch
+
+    low, high = _checked(low, high, bins)
+    if x.dim() != 3 or x.shape[1] == 0 or x.shape[2] != len(low) or x.dtype != torch.float32:
+        raise UsageError(
+            f"activations are {x.dtype} of shape {tuple(x.shape)}; "
+            f"expected float32 (images, positions, {len(low)})"
+        )
+    least, most, centre, half = (torch.from_numpy(a).to(x.device) for a in _scale(low, high))
+    infinity = torch.tensor(torch.inf, device=x.device)
+    columns = bins + 3
+    first = torch.arange(len(low), device=x.device) * columns
+    table = torch.zeros(len(low) * columns, dtype=torch.int64, device=x.device)
+    minimum = infinity.expand(len(low)).clone()
+    maximum = -minimum
+    means = torch.empty((x.shape[0], x.shape[2]), dtype=torch.float64, device=x.device)
+    for i, image in enumerate(x):  # bounds the float64 copies to those of one image
+        finite = image.isfinite()
+        wide = image.double()
+        means[i] = wide.mean(dim=0)
+        at = ((wide - centre) / half).nan_to_num(0.0).clamp(-1.0, 1.0)
+        at = ((at + 1.0) * bins * 0.5).clamp(max=bins - 1).long()
+        at = torch.where(wide < least, bins + UNDERFLOW, at)
+        at = torch.where(wide > most, bins + OVERFLOW, at)
+        at = torch.where(finite, at, bins + NONFINITE)
+        table += torch.bincount((at + first).flatten(), minlength=len(table))
+        minimum = torch.minimum(minimum, torch.where(finite, image, infinity).amin(dim=0))
+        maximum = torch.maximum(maximum, torch.where(finite, image, -infinity).amax(dim=0))
+    return table.view(len(low), columns), minimum, maximum, means
+
+
+def _checked(low: Floats, high: Floats, bins: int) -> tuple[Floats, Floats]:
+    low, high = np.array(low, np.float64), np.array(high, np.float64)
+    if not 2 <= bins <= MAX_BINS:
+        raise UsageError(f"bins is {bins}; it must be from 2 to {MAX_BINS}")
+    if low.ndim != 1 or low.shape != high.shape:
+        raise UsageError(f"ranges have shapes {low.shape} and {high.shape}; expected (C,) twice")
+    with np.errstate(over="ignore", invalid="ignore"):
+        good = (low <= high) & np.isfinite(low + high) & np.isfinite(high - low)
+    if not good.all():
+        at = int(np.argmin(good))
+        raise UsageError(
+            f"neuron {at} has the range [{low[at]}, {high[at]}]; "
+            "it must be finite and not end below its start"
+        )
+    return low, high
+
+
+def _scale(low: Floats, high: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Lowest and highest value in range, centre, half-width; (C,) each."""
+    centre = (low + high) / 2
+    half = (high - low) / 2
+    point = half == 0
+    half[point] = DEGENERATE_HALF_WIDTH
+    least = np.where(point, centre - DEGENERATE_HALF_WIDTH, low)
+    most = np.where(point, centre + DEGENERATE_HALF_WIDTH, high)
+    return least, most, centre, half
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _count(
+    x: NDArray[np.float32],
+    least: Floats,
+    most: Floats,
+    centre: Floats,
+    half: Floats,
+    bins: int,
+    table: NDArray[np.int64],
+    minimum: NDArray[np.float32],
+    maximum: NDArray[np.float32],
+    means: Floats,
+) -> None:
+    images, positions, neurons = x.shape
+    columns = bins + 3
+    flat = table.reshape(-1)
+    under, over = np.float64(bins + UNDERFLOW), np.float64(bins + OVERFLOW)
+    bad, n, last = np.float64(bins + NONFINITE), np.float64(bins), np.float64(bins - 1)
+    index = np.empty(TILE, np.uint32)
+    first = np.empty(BLOCK, np.int32)
+    for j in range(BLOCK):
+        first[j] = j * columns
+    for start in range(0, neurons, BLOCK):
+        width = min(BLOCK, neurons - start)
+        stop = start + width
+        lo, hi, mid, wide = (
+            least[start:stop],
+            most[start:stop],
+            centre[start:stop],
+            half[start:stop],
+        )
+        mn, mx = minimum[start:stop], maximum[start:stop]
+        part = flat[start * columns : stop * columns]
+        rows = TILE // width
+        for image in range(images):
+            total = means[image, start:stop]
+            total[:] = 0.0
+            for top in range(0, positions, rows):
+                m = min(rows, positions - top)
+                for i in range(m):
+                    row = x[image, top + i, start:stop]
+                    out = index[i * width : (i + 1) * width]
+                    for j in range(width):
+                        value = row[j]
+                        v = np.float64(value)
+                        total[j] += v
+                        finite = value - value == 0
+                        low = value if finite else np.float32(np.inf)
+                        high = value if finite else np.float32(-np.inf)
+                        mn[j] = low if low < mn[j] else mn[j]
+                        mx[j] = high if high > mx[j] else mx[j]
+                        at = (v - mid[j]) / wide[j]
+                        # NaN fails every comparison, and so becomes -1: never an undefined cast.
+                        at = at if at > -1.0 else -1.0
+                        at = at if at < 1.0 else 1.0
+                        at = (at + 1.0) * n * 0.5
+                        at = at if at < last else last
+                        at = under if v < lo[j] else at
+                        at = over if v > hi[j] else at
+                        at = at if finite else bad
+                        out[j] = np.uint32(np.int32(at) + first[j])
+                # An unsigned index: numba's wrap-around of negative ones costs threefold.
+                for i in range(m * width):
+                    part[index[i]] += 1
+            for j in range(width):
+                total[j] /= positions

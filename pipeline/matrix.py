@@ -1,0 +1,333 @@
+"""All pairs: the distances of a snapshot, by layer.
+
+    >>> compare(Catalogue("dnas"), ["a", "b"]).table.to_pandas()      # doctest: +SKIP
+
+The Earth Mover's Distance of two histograms is the L1 distance of their cumulative distributions,
+so each DNA is accumulated once and the pairs are sums of absolute differences, in register blocks
+of 2 x 4 DNAs: the loop is bound by additions, not by memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.allocator import keep_memory
+from pipeline.catalogue import Catalogue, Version
+from pipeline.distance import frechet_1d, variance
+from pipeline.dna import DNA, Floats, decode_dna
+from pipeline.errors import CorruptFile, NotFound, UsageError
+from pipeline.spec import Spec, available_cpus
+
+FORMAT = 1
+ALL = "all"
+UNIFORM = "uniform"
+_BLOCK = 4
+
+SCHEMA = pa.schema(
+    [
+        ("a", pa.string()),
+        ("b", pa.string()),
+        ("layer", pa.string()),
+        ("emd", pa.float64()),
+        ("emd_range", pa.float64()),
+        ("nfd", pa.float64()),
+        ("emd_corrected", pa.float64()),
+        ("se", pa.float64()),
+        ("floor", pa.float64()),
+        ("p", pa.float64()),
+        ("q", pa.float64()),
+        ("lens", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Distances of every ordered pair and the diagonal, per layer and over `all` neurons.
+
+    `emd`, `nfd`: (layers + 1, D, D) float64 in the order of `layers` and `names`, the last plane
+    being `all`. `members`: dataset -> dna digest.
+    """
+
+    names: tuple[str, ...]
+    layers: tuple[str, ...]
+    emd: Floats
+    nfd: Floats
+    bins: int
+    members: dict[str, str]
+    spec_digest: str
+    lens: str = UNIFORM
+
+    def of(self, layer: str = ALL) -> Floats:
+        """(D, D) emd of a layer, in bin widths. Raises `UsageError` for an unknown one."""
+        if layer == ALL:
+            return cast(Floats, self.emd[-1])
+        if layer not in self.layers:
+            raise UsageError(f"no layer {layer!r} in this matrix; it has {', '.join(self.layers)}")
+        return cast(Floats, self.emd[self.layers.index(layer)])
+
+    @property
+    def table(self) -> pa.Table:
+        """The named columns; those whose estimate is not made yet are null."""
+        planes = (*self.layers, ALL)
+        count, size = len(planes), len(self.names)
+        names = np.array(self.names, dtype=object)
+        emd = self.emd.reshape(-1)
+        rows = len(emd)
+        columns: dict[str, Any] = {
+            "a": np.tile(np.repeat(names, size), count),
+            "b": np.tile(names, count * size),
+            "layer": np.repeat(np.array(planes, dtype=object), size * size),
+            "emd": emd,
+            "emd_range": emd / self.bins,
+            "nfd": pa.array(self.nfd.reshape(-1), from_pandas=True),
+            "lens": np.full(rows, self.lens, dtype=object),
+        }
+        return pa.table(
+            {
+                field.name: columns[field.name]
+                if field.name in columns
+                else pa.nulls(rows, field.type)
+                for field in SCHEMA
+            },
+            schema=SCHEMA,
+        )
+
+    def encode(self) -> bytes:
+        metadata = {
+            "format": FORMAT,
+            "kind": "matrix",
+            "names": self.names,
+            "layers": self.layers,
+            "bins": self.bins,
+            "members": self.members,
+            "spec_digest": self.spec_digest,
+            "lens": self.lens,
+        }
+        sink = pa.BufferOutputStream()
+        table = self.table
+        with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
+        return cast(bytes, sink.getvalue().to_pybytes())
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> Matrix:
+        """Raises `CorruptFile` where it is no whole matrix."""
+        try:
+            file = pq.ParquetFile(pa.BufferReader(data))
+            metadata = json.loads(file.metadata.metadata[b"vdna"])
+            if (metadata["kind"], metadata["format"]) != ("matrix", FORMAT):
+                raise CorruptFile(f"{name}: not a matrix of format {FORMAT}")
+            table = file.read(columns=["emd", "nfd"])
+            names, layers = tuple(metadata["names"]), tuple(metadata["layers"])
+            shape = (len(layers) + 1, len(names), len(names))
+            return cls(
+                names,
+                layers,
+                table["emd"].to_numpy().reshape(shape),
+                table["nfd"].to_numpy().reshape(shape),
+                metadata["bins"],
+                metadata["members"],
+                metadata["spec_digest"],
+                metadata["lens"],
+            )
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{name}: torn, or not a matrix: {error}") from error
+
+
+def compare(
+    catalogue: Catalogue,
+    names: Sequence[str] = (),
+    *,
+    layers: Sequence[str] | None = None,
+    at: int | str | None = None,
+    spec: str | None = None,
+) -> Matrix:
+    """All pairs of the datasets named, or of a whole snapshot; whole matrices are kept.
+
+    Raises `NotFound` for unknown names, `UsageError` for fewer than two or unknown layers.
+    """
+    commit = catalogue.at(at)
+    digest = catalogue.spec_digest(commit, spec)
+    wanted = list(dict.fromkeys(names)) or [
+        name for name, specs in sorted(commit.datasets.items()) if digest in specs
+    ]
+    missing = [name for name in wanted if digest not in commit.datasets.get(name, {})]
+    if missing:
+        have = sorted(name for name, specs in commit.datasets.items() if digest in specs)
+        raise NotFound(
+            f"no version of {', '.join(missing)} under spec {digest}; there are: {', '.join(have)}"
+        )
+    if len(wanted) < 2:
+        raise UsageError(f"comparing takes two datasets or more; there is {len(wanted)}")
+    versions = {name: commit.datasets[name][digest] for name in wanted}
+    members = {name: version.dna for name, version in versions.items()}
+    uri = catalogue.matrix_uri(digest, members, UNIFORM)
+    if layers is None and storage.exists(uri):
+        kept = Matrix.decode(storage.read(uri), uri)
+        if kept.members == members and kept.names == tuple(wanted):
+            return kept
+    matrix = _compute(catalogue, versions, catalogue.spec(digest), layers)
+    if layers is None:
+        storage.create(uri, matrix.encode())
+    return matrix
+
+
+def numerics_notes(versions: Mapping[str, Version]) -> list[str]:
+    """A sentence for each way in which the hardware or libraries of these versions differ.
+
+    It moves counts by rounding at the edges of bins, no more; but it should be known.
+    """
+    seen: dict[str, dict[str, set[str]]] = {}
+    for name, version in versions.items():
+        for entry in version.numerics:
+            flat = dict(entry["numerics"]) | dict(entry["numerics"]["versions"])
+            for field in sorted(flat.keys() - {"versions"}):
+                seen.setdefault(field, {}).setdefault(str(flat[field]), set()).add(name)
+    return [
+        f"{field} was "
+        + "; ".join(f"{value} for {', '.join(sorted(of))}" for value, of in sorted(values.items()))
+        for field, values in seen.items()
+        if len(values) > 1
+    ]
+
+
+def _compute(
+    catalogue: Catalogue,
+    versions: dict[str, Version],
+    spec: Spec,
+    layers: Sequence[str] | None,
+) -> Matrix:
+    keep_memory()
+    names = tuple(versions)
+    chosen = tuple(spec.layers if layers is None else layers)
+    widths = [spec.tap(layer).neurons for layer in chosen]
+    size = len(names)
+    emd = np.zeros((len(chosen) + 1, size, size))
+    nfd = np.zeros_like(emd)
+    with ThreadPoolExecutor(max(4, available_cpus())) as pool:
+        blobs = dict(
+            zip(
+                names,
+                pool.map(lambda n: catalogue.read_checked("dna", n, versions[n]), names),
+                strict=True,
+            )
+        )
+
+        def load(name: str, layer: str) -> DNA:
+            uri = catalogue.uri("dna", versions[name].spec, name, versions[name].dna)
+            return decode_dna(blobs[name], uri, layers=[layer])[0]
+
+        for plane, layer in enumerate(chosen):
+            dnas = list(pool.map(load, names, [layer] * size))
+            emd[plane] = pairwise_emd(dnas)
+            nfd[plane] = _pairwise_nfd(dnas)
+    for sums in (emd, nfd):
+        sums[-1] = sums[:-1].sum(axis=0) / sum(widths)
+        sums[:-1] /= np.array(widths)[:, None, None]
+    members = {name: version.dna for name, version in versions.items()}
+    return Matrix(names, chosen, emd, nfd, spec.bins, members, spec.digest)
+
+
+def _pairwise_nfd(dnas: Sequence[DNA]) -> Floats:
+    """(D, D) sums over neurons of the Fréchet distance; NaN for a DNA of a single image."""
+    size = len(dnas)
+    sums = np.full((size, size), np.nan)
+    usable = [i for i, dna in enumerate(dnas) if dna.images >= 2]
+    moments = {i: (dnas[i].mean, variance(dnas[i])) for i in usable}
+    for i in usable:
+        for j in usable:
+            sums[i, j] = frechet_1d(*moments[i], *moments[j]).sum()
+    return sums
+
+
+def pairwise_emd(dnas: Sequence[DNA]) -> Floats:
+    """(D, D) float64: each pair's Earth Mover's Distance in bins, summed over their neurons.
+
+    In float32, within 1e-6 relative of float64; NaN where a neuron has no finite activation.
+    """
+    size = len(dnas)
+    neurons, bins = dnas[0].counts.shape
+    padded = -(-size // _BLOCK) * _BLOCK
+    stacked = np.zeros((neurons, padded, bins), np.float32)
+    undefined = np.zeros(size, bool)
+    for i, dna in enumerate(dnas):
+        totals = dna.counts.sum(axis=1) + dna.underflow + dna.overflow
+        undefined[i] = bool((totals == 0).any())
+        _accumulate(dna.counts, dna.underflow, np.maximum(totals, 1), stacked, i)
+    upper = _pairwise_kernel(stacked)[:size, :size]
+    sums = np.triu(upper) + np.triu(upper, 1).T
+    sums[undefined, :] = np.nan
+    sums[:, undefined] = np.nan
+    return sums
+
+
+@njit(parallel=True, nogil=True, error_model="numpy", cache=True)
+def _accumulate(
+    counts: NDArray[np.int64],
+    underflow: NDArray[np.int64],
+    totals: NDArray[np.int64],
+    out: NDArray[np.float32],
+    column: int,
+) -> None:
+    """Cumulative distributions of counts (neurons, bins) into out[:, column], exact until the end.
+
+    Underflow belongs to the first bin; overflow, to the last, whose cumulative value is 1.
+    """
+    neurons, bins = counts.shape
+    for neuron in prange(neurons):
+        scale = 1.0 / totals[neuron]
+        below = underflow[neuron]
+        for k in range(bins - 1):
+            below += counts[neuron, k]
+            out[neuron, column, k] = below * scale
+        out[neuron, column, bins - 1] = 1.0
+
+
+@njit(parallel=True, fastmath=True, nogil=True, error_model="numpy", cache=True)
+def _pairwise_kernel(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """x (neurons, D, bins), D a multiple of 4 -> (D, D); only the upper triangle is right."""
+    neurons, size, bins = x.shape
+    blocks = min(neurons, 64)
+    sums = np.zeros((blocks, size, size))
+    for block in prange(blocks):
+        mine = sums[block]
+        for neuron in range(block * neurons // blocks, (block + 1) * neurons // blocks):
+            rows = x[neuron]
+            for i in range(0, size, 2):
+                a0, a1 = rows[i], rows[i + 1]
+                for j in range(i // 4 * 4, size, 4):
+                    b0, b1, b2, b3 = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
+                    s0 = s1 = s2 = s3 = np.float32(0)
+                    t0 = t1 = t2 = t3 = np.float32(0)
+                    for k in range(bins):
+                        u, v = a0[k], a1[k]
+                        s0 += abs(u - b0[k])
+                        s1 += abs(u - b1[k])
+                        s2 += abs(u - b2[k])
+                        s3 += abs(u - b3[k])
+                        t0 += abs(v - b0[k])
+                        t1 += abs(v - b1[k])
+                        t2 += abs(v - b2[k])
+                        t3 += abs(v - b3[k])
+                    mine[i, j] += s0
+                    mine[i, j + 1] += s1
+                    mine[i, j + 2] += s2
+                    mine[i, j + 3] += s3
+                    mine[i + 1, j] += t0
+                    mine[i + 1, j + 1] += t1
+                    mine[i + 1, j + 2] += t2
+                    mine[i + 1, j + 3] += t3
+    return sums.sum(axis=0)  # type: ignore[no-any-return]

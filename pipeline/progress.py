@@ -1,0 +1,107 @@
+"""Progress of a long job: images/s, shards done, failures, time left; a bar, lines, or nothing."""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from typing import Protocol, TextIO
+
+LINE_SECONDS = 10.0
+BAR_SECONDS = 0.2
+
+
+class Progress(Protocol):
+    """Told what happens; how it is shown is its own affair."""
+
+    def say(self, message: str) -> None: ...
+    def start(self, *, images: int, shards: int, present: int) -> None: ...
+    def advance(self, images: int, failures: int) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Silent:
+    def say(self, message: str) -> None:
+        pass
+
+    def start(self, *, images: int, shards: int, present: int) -> None:
+        pass
+
+    def advance(self, images: int, failures: int) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+class Lines:
+    """On a terminal one line, rewritten; elsewhere a line every ten seconds and at the end."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stderr
+        self._terminal = self._out.isatty()
+        self._images = self._shards = self._failures = 0
+        self._all_images = self._all_shards = 0
+        self._began = self._shown = monotonic()
+
+    def say(self, message: str) -> None:
+        self._clear()
+        print(message, file=self._out, flush=True)
+
+    def start(self, *, images: int, shards: int, present: int) -> None:
+        self._images = self._shards = self._failures = 0
+        self._all_images, self._all_shards = images, shards
+        self._began = self._shown = monotonic()
+        if present and shards:
+            self.say(f"{present} shards are counted already, {shards} are left")
+
+    def advance(self, images: int, failures: int) -> None:
+        self._images += images
+        self._shards += 1
+        self._failures += failures
+        now = monotonic()
+        if now - self._shown >= (BAR_SECONDS if self._terminal else LINE_SECONDS):
+            self._shown = now
+            self._show(now)
+
+    def finish(self) -> None:
+        if self._shards:
+            self._show(monotonic())
+            if self._terminal:
+                print(file=self._out, flush=True)
+
+    def _show(self, now: float) -> None:
+        elapsed = now - self._began
+        line = line_of(
+            self._images,
+            self._all_images,
+            self._shards,
+            self._all_shards,
+            self._failures,
+            elapsed,
+        )
+        self._clear()
+        print(line, end="" if self._terminal else "\n", file=self._out, flush=True)
+
+    def _clear(self) -> None:
+        if self._terminal:
+            print("\r\x1b[K", end="", file=self._out)
+
+
+def line_of(
+    images: int, all_images: int, shards: int, all_shards: int, failures: int, elapsed: float
+) -> str:
+    """`1,200/4,000 images  75.0/s  10/32 shards  1 failed  0:00:37 left`."""
+    rate = images / elapsed if elapsed > 0 else 0.0
+    left = f"{duration((all_images - images) / rate)} left" if rate else "time left unknown"
+    if images >= all_images:
+        left = f"in {duration(elapsed)}"
+    return (
+        f"{images:,}/{all_images:,} images  {rate:.1f}/s  {shards:,}/{all_shards:,} shards  "
+        f"{failures:,} failed  {left}"
+    )
+
+
+def duration(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"

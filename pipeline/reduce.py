@@ -1,0 +1,261 @@
+"""Partials -> folds and DNA: a tree over committed objects, and its checks.
+
+    >>> levels, folds = plan_folds(manifest, work_uri, spec.digest, PRODUCTS)    # doctest: +SKIP
+    >>> for level in levels: list(engine.map(add_up, level))
+    >>> compose(folds, manifest, PRODUCTS, "photos").digest
+
+Nodes are named by a hash of their inputs and created exclusively, so the tree resumes, and two
+jobs that reduce the same partials share it. Children are added in the order of the manifest, so
+float sums repeat to the last bit. What is summed is the manifest's list of shards, never what
+happens to lie under a prefix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce as fold_left
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.dna import (
+    DNA,
+    SCALAR_COLUMNS,
+    decode_dna,
+    encode,
+    header,
+    open_file,
+    spec_of,
+    to_table,
+)
+from pipeline.errors import ConservationError, CorruptFile, OverlapError, SourceError
+from pipeline.manifest import Manifest
+from pipeline.partial import Failure, Partial, ledger
+from pipeline.shard import partial_uri
+from pipeline.spec import Spec, digest_of
+
+FAN_IN = 16
+LAST = 4
+"""Objects a fold may be left in for the last sum, which holds all folds' compressed."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A sum to be made: of which objects, holding which shards, into which object."""
+
+    uri: str
+    children: tuple[str, ...]
+    shards: tuple[str, ...]
+
+
+Leaf = tuple[str, tuple[str, ...]]
+"""An object and the shards that it holds."""
+
+
+def tree(work_uri: str, leaves: Sequence[Leaf]) -> tuple[list[list[Node]], list[Leaf]]:
+    """Levels of sums from the leaves up, and the few objects that they end in.
+
+    Those few are summed by `compose`; a small dataset needs no level at all.
+    """
+    levels: list[list[Node]] = []
+    current = list(leaves)
+    while len(current) > LAST:
+        groups = [current[s : s + FAN_IN] for s in range(0, len(current), FAN_IN)]
+        level = [_node(work_uri, group) for group in groups]
+        levels.append([node for node in level if len(node.children) > 1])
+        current = [
+            (node.uri, node.shards) if len(node.children) > 1 else group[0]
+            for node, group in zip(level, groups, strict=True)
+        ]
+    return levels, current
+
+
+def _node(work_uri: str, group: Sequence[Leaf]) -> Node:
+    children = tuple(uri for uri, _ in group)
+    digest = digest_of("node", [uri.rpartition("/")[2] for uri in children])
+    uri = storage.join(work_uri, "nodes", f"{digest}.parquet")
+    return Node(uri, children, tuple(key for _, keys in group for key in keys))
+
+
+def add_up(node: Node) -> str:
+    """Make one node, unless it is there. Raises `OverlapError` or `CorruptFile` on a bad child."""
+    if not storage.exists(node.uri):
+        total = fold_left(Partial.__add__, (_load(uri) for uri in node.children))
+        if total.shards != tuple(sorted(node.shards)):
+            raise CorruptFile(
+                f"{', '.join(node.children)} hold {len(total.shards)} shards, not the "
+                f"{len(node.shards)} that they should"
+            )
+        storage.create(node.uri, total.encode())
+    return node.uri
+
+
+def _load(uri: str) -> Partial:
+    partial = Partial.decode(storage.read(uri), uri)
+    name = uri.rpartition("/")[2].removesuffix(".parquet")
+    if "/partials/" in uri and partial.shards != (name,):
+        raise CorruptFile(f"{uri} holds shards {partial.shards}, not the one it is named for")
+    return partial
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The objects that sum up to a fold, in order, and the candidates that they account for."""
+
+    index: int
+    parts: tuple[Leaf, ...]
+    candidates: int
+
+
+def plan_folds(
+    manifest: Manifest, work_uri: str, spec_digest: str, products: Sequence[str]
+) -> tuple[list[list[Node]], list[Fold]]:
+    """The levels of all folds' trees side by side, and the folds that they end in."""
+    levels: list[list[Node]] = []
+    folds = []
+    for index, shards in manifest.folds().items():
+        keys = [shard.key(spec_digest, products) for shard in shards]
+        mine, parts = tree(work_uri, [(partial_uri(work_uri, key), (key,)) for key in keys])
+        for depth, level in enumerate(mine):
+            if depth == len(levels):
+                levels.append([])
+            levels[depth].extend(level)
+        folds.append(Fold(index, tuple(parts), sum(len(shard.members) for shard in shards)))
+    return levels, folds
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A dataset version, ready to be stored: the DNA's and the folds' files, and the failures."""
+
+    digest: str
+    images: int
+    failures: tuple[Failure, ...]
+    numerics: tuple[dict[str, Any], ...]
+    dna: bytes
+    folds: bytes
+
+
+def compose(
+    folds: Sequence[Fold], manifest: Manifest, products: Sequence[str], dataset: str
+) -> Composed:
+    """The folds' parts -> the files of the DNA and of its folds, one layer in memory at a time.
+
+    Raises `ConservationError` unless every shard of the manifest is in exactly one part and every
+    candidate is counted or listed as a failure.
+    """
+    blobs = {uri: _read(uri) for fold in folds for uri, _ in fold.parts}
+    failures: list[Failure] = []
+    held: list[str] = []
+    heads: dict[int, DNA] = {}
+    spec: Spec | None = None
+    for fold in folds:
+        failed = 0
+        for uri, keys in fold.parts:
+            _, metadata = open_file(blobs[uri], "partial", uri)
+            spec = spec or spec_of(metadata, uri)
+            shards, listed = ledger(metadata, uri)
+            if shards != tuple(sorted(keys)):
+                raise CorruptFile(f"{uri} does not hold the {len(keys)} shards that it should")
+            held.extend(shards)
+            failures.extend(listed)
+            failed += len(listed)
+        head = _sum_layer(fold, blobs, spec_of(metadata, uri).layers[0])
+        if head.failed != failed or head.images + failed != fold.candidates:
+            raise ConservationError(
+                f"fold {fold.index} of {dataset}: {head.images} counted and {failed} listed as "
+                f"failed of {fold.candidates} candidates"
+            )
+        heads[fold.index] = head
+    if spec is None:
+        raise ConservationError(f"{dataset} has no folds")
+    if len(set(held)) != len(held):
+        raise OverlapError(f"{dataset}: two folds hold the same shard")
+    if set(held) != set(manifest.keys(spec.digest, products)):
+        raise ConservationError(f"{dataset}: the folds' shards are not those of the manifest")
+    total = _add_all(heads.values())
+    if total.images + len(failures) != manifest.candidates:
+        raise ConservationError(
+            f"{dataset}: {total.images} counted and {len(failures)} failed of "
+            f"{manifest.candidates} candidates"
+        )
+    content = ContentDigest(total)
+    dna_groups, fold_groups = [], []
+    for layer in spec.layers:
+        parts = [(fold.index, _sum_layer(fold, blobs, layer)) for fold in folds]
+        summed = _add_all(dna for _, dna in parts)
+        summed.check(f"{dataset}, layer {layer}")
+        content.add(summed)
+        dna_groups.append(to_table(summed))
+        fold_groups.append(pa.concat_tables(to_table(dna, index) for index, dna in parts))
+    digest = dna_digest(content, manifest.digest, products)
+    shared = {
+        "dataset": dataset,
+        "digest": digest,
+        "manifest": manifest.digest,
+        "products": list(products),
+    }
+    per_fold = {
+        str(index): {key: header(dna, "folds")[key] for key in ("images", "failed", "numerics")}
+        for index, dna in heads.items()
+    }
+    return Composed(
+        digest,
+        total.images,
+        tuple(sorted(failures)),
+        tuple(header(total, "dna")["numerics"]),
+        encode(header(total, "dna", folds=len(folds), **shared), dna_groups),
+        encode(header(total, "folds", folds=per_fold, **shared), fold_groups),
+    )
+
+
+def _sum_layer(fold: Fold, blobs: Mapping[str, bytes], layer: str) -> DNA:
+    return _add_all(decode_dna(blobs[uri], uri, "partial", [layer])[0] for uri, _ in fold.parts)
+
+
+def _add_all(parts: Iterable[DNA]) -> DNA:
+    return fold_left(DNA.__add__, parts)
+
+
+class ContentDigest:
+    """sha256 of a DNA's numbers, layer by layer in the spec's order, and of its totals."""
+
+    def __init__(self, head: DNA) -> None:
+        numerics = [[numerics.to_json(), count] for numerics, count in head.numerics]
+        text = digest_of("content", head.spec.digest, head.images, head.failed, numerics)
+        self._hash = hashlib.sha256(text.encode())
+
+    def add(self, dna: DNA) -> None:
+        for name in ("counts", *SCALAR_COLUMNS):
+            values = np.ascontiguousarray(getattr(dna, name))
+            self._hash.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def dna_digest(content: ContentDigest, manifest_digest: str, products: Sequence[str]) -> str:
+    """The name of a dataset version: its numbers, and the candidates that they are of."""
+    return digest_of("dna", content.hexdigest(), manifest_digest, list(products))
+
+
+def digest_of_dna(dna: DNA, manifest_digest: str, products: Sequence[str]) -> str:
+    """The same, of a DNA that is loaded whole."""
+    content = ContentDigest(dna)
+    for layer in dna.layers:
+        content.add(dna.select([layer]))
+    return dna_digest(content, manifest_digest, products)
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return storage.read(uri)
+    except SourceError as error:
+        raise SourceError(
+            f"{uri} is gone, though it was committed; was `gc` run with a short grace period? "
+            "Rerun the same command to count it again"
+        ) from error

@@ -1,0 +1,85 @@
+"""What a matrix shows, for people: a coloured table, and sentences."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.dna import Floats
+from pipeline.matrix import ALL, Matrix
+
+# Ends of ColorBrewer's sequential YlOrRd, light to dark.
+_NEAR, _FAR = (255, 255, 204), (189, 0, 38)
+
+
+def print_matrix(matrix: Matrix, console: Console, layer: str = ALL) -> None:
+    """A row and a column per dataset, numbered; a cell's colour is its distance's rank.
+
+    One decimal where that fits the console, none otherwise; wider ones run over, uncut.
+    """
+    decimals = 1 if table_width(matrix, layer, 1) <= console.width else 0
+    of = "all neurons" if layer == ALL else layer
+    console.print(f"Earth Mover's Distance of {of}, in bins ({matrix.bins} to a neuron's range)")
+    console.print(_table(matrix, layer, decimals), crop=False, overflow="ignore", no_wrap=True)
+
+
+def table_width(matrix: Matrix, layer: str = ALL, decimals: int = 1) -> int:
+    """Characters that the printed table takes."""
+    return Console(width=10_000).measure(_table(matrix, layer, decimals)).maximum
+
+
+def _table(matrix: Matrix, layer: str, decimals: int) -> Table:
+    values = matrix.of(layer)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("dataset", no_wrap=True, justify="left")
+    for number in range(1, len(matrix.names) + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    shade = _ranks(values)
+    for i, name in enumerate(matrix.names):
+        cells = [_cell(values[i, j], shade[i, j], decimals) for j in range(len(matrix.names))]
+        table.add_row(str(i + 1), Text(name), *cells)
+    return table
+
+
+def _ranks(values: Floats) -> Floats:
+    """(D, D) in [0, 1]: the share of off-diagonal distances that are smaller."""
+    off = np.sort(values[~np.eye(len(values), dtype=bool)])
+    return np.searchsorted(off, values) / max(1, len(off) - 1)
+
+
+def _cell(value: float, shade: float, decimals: int) -> Text:
+    if value == 0:
+        return Text("0", style="dim")
+    shade = min(1.0, float(shade))
+    red, green, blue = (round(n + (f - n) * shade) for n, f in zip(_NEAR, _FAR, strict=True))
+    ink = "black" if shade < 0.6 else "white"
+    return Text(f"{value:.{decimals}f}", style=f"{ink} on rgb({red},{green},{blue})")
+
+
+def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
+    """For each dataset, its nearest and its farthest."""
+    values = matrix.of(layer)
+    width = max(len(name) for name in matrix.names)
+    lines = []
+    for i, name in enumerate(matrix.names):
+        others = [j for j in range(len(matrix.names)) if j != i]
+        near = min(others, key=lambda j: values[i, j])
+        far = max(others, key=lambda j: values[i, j])
+        lines.append(
+            f"{name:{width}}  nearest {matrix.names[near]} ({values[i, near]:.1f})"
+            f", farthest {matrix.names[far]} ({values[i, far]:.1f})"
+        )
+    return lines
+
+
+def save_svg(matrix: Matrix, path: str, layer: str = ALL) -> None:
+    """The coloured table as a picture."""
+    width = max(80, table_width(matrix, layer))
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
+    print_matrix(matrix, console, layer)
+    console.save_svg(path, title="vdna compare")

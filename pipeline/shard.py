@@ -1,0 +1,385 @@
+"""One shard -> one committed partial: fetch, decode, extract, count, put.
+
+    >>> Counter(extractor, spec, ranges).count(shard, key).dna.images        # doctest: +SKIP
+
+Three pools of threads, each ahead of the next and bounded: fetching waits for storage, decoding
+and the network for cores. Whatever the threads do, images are taken in the order of the shard, so
+that every number comes out the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as DecodeTimeout
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import images, storage
+from pipeline.dna import DNA, Floats, Ranges, merge_moments
+from pipeline.errors import BadImage, ConservationError, VdnaError
+from pipeline.extractor import Extractor, Network
+from pipeline.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
+from pipeline.manifest import Entry, Shard, read_shard
+from pipeline.partial import Failure, Partial
+from pipeline.ranges import decode as decode_ranges
+from pipeline.spec import PRODUCTS, Numerics, Resources, Spec
+
+if TYPE_CHECKING:
+    import torch
+
+FETCH_THREADS = 16
+OVERLAP = 2
+"""Shards a worker has under way: the second fills the network while the first one ends."""
+ISOLATE_FROM_ATTEMPT = 3
+"""A shard whose worker died twice is read with every image decoded in a process of its own."""
+
+Content = bytes | NDArray[np.uint8]
+Fetch = Callable[[Entry], Content]
+Prepared = NDArray[np.float32]
+
+
+def fetch_entry(entry: Entry) -> bytes:
+    """The bytes of the candidate, exactly those that were listed. Raises `BadImage` unread."""
+    return storage.read(entry.uri, entry.identity)
+
+
+class Counter:
+    """An extractor, its ranges and its threads; several shards may be counted at a time."""
+
+    def __init__(
+        self, extractor: Extractor, spec: Spec, ranges: Ranges, resources: Resources | None = None
+    ):
+        resources = (resources or Resources()).with_cpus(1)
+        self._extractor = extractor
+        self._spec = spec
+        self._ranges = ranges
+        self._resources = resources
+        self._threads = resources.threads or 1
+        self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
+        self._decoders = ThreadPoolExecutor(self._threads + 1, "decode")
+        self._networks = ThreadPoolExecutor(self._threads, "network")
+
+    def count(
+        self, shard: Shard, key: str, fetch: Fetch = fetch_entry, *, isolated: bool = False
+    ) -> Partial:
+        """The shard's partial, checked. `isolated`: every image decoded in a process of its own.
+
+        Raises `TransientError` or `SourceError` where an image could not be read through no fault
+        of its own; nothing is skipped for that.
+        """
+        tally = _Tally(self._spec, self._ranges)
+        failures: list[Failure] = []
+        batch: list[Prepared] = []
+        running: deque[Future[Floats]] = deque()
+
+        def flush(keep: int) -> None:
+            while len(running) > keep:
+                tally.add_means(running.popleft().result())
+
+        for outcome in self._prepared(shard, fetch, isolated):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+                continue
+            batch.append(outcome)
+            if len(batch) == self._extractor.micro_batch:
+                running.append(self._networks.submit(self._observe, np.stack(batch), tally))
+                batch.clear()
+                flush(keep=self._threads + 1)
+        if batch:
+            running.append(self._networks.submit(self._observe, np.stack(batch), tally))
+        flush(keep=0)
+        dna = tally.dna(self._extractor.numerics, len(failures))
+        partial = Partial(dna, (key,), tuple(sorted(failures)))
+        partial.dna.check(f"shard {shard.index}")
+        if partial.candidates != len(shard.members):
+            raise ConservationError(
+                f"shard {shard.index}: {partial.dna.images} counted and {len(failures)} failed of "
+                f"{len(shard.members)} candidates"
+            )
+        return partial
+
+    def close(self) -> None:
+        for pool in (self._fetchers, self._decoders, self._networks):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _prepared(self, shard: Shard, fetch: Fetch, isolated: bool) -> Iterator[Prepared | Failure]:
+        """Members in order, as the network takes them, with at most `fetch_ahead` under way."""
+        ahead: deque[tuple[Entry, Future[Content], Future[Prepared]]] = deque()
+        members = iter(shard.members)
+        try:
+            while True:
+                while len(ahead) < self._resources.fetch_ahead:
+                    entry = next(members, None)
+                    if entry is None:
+                        break
+                    ahead.append((entry, *self._start(entry, fetch, isolated)))
+                if not ahead:
+                    return
+                yield self._finish(*ahead.popleft(), isolated)
+        finally:
+            for _, fetched, prepared in ahead:
+                fetched.cancel()
+                prepared.cancel()
+
+    def _start(
+        self, entry: Entry, fetch: Fetch, isolated: bool
+    ) -> tuple[Future[Content], Future[Prepared]]:
+        rule = self._spec.preprocess
+
+        def guarded() -> Content:
+            if entry.size > rule.max_bytes:
+                raise BadImage(
+                    "too_many_bytes", f"{entry.size} bytes; the limit is {rule.max_bytes}"
+                )
+            return fetch(entry)
+
+        def prepare() -> Prepared:
+            content = fetched.result()
+            if isinstance(content, np.ndarray):
+                return images.prepare(content, rule)
+            if isolated:
+                return images.load_isolated(content, rule, self._resources.decode_seconds)
+            return images.load(content, rule)
+
+        fetched = self._fetchers.submit(guarded)
+        return fetched, self._decoders.submit(prepare)
+
+    def _finish(
+        self, entry: Entry, fetched: Future[Content], prepared: Future[Prepared], isolated: bool
+    ) -> Prepared | Failure:
+        limit = self._resources.decode_seconds
+        try:
+            content = fetched.result()
+            try:
+                return prepared.result(None if isolated else limit)
+            except DecodeTimeout:
+                # The thread cannot be stopped: give its pool up, and try in a process that can.
+                self._decoders.shutdown(wait=False)
+                self._decoders = ThreadPoolExecutor(self._threads + 1, "decode")
+                if isinstance(content, np.ndarray):
+                    raise
+                return images.load_isolated(content, self._spec.preprocess, limit)
+        except BadImage as bad:
+            crashed = bad.reason in images.NONDETERMINISTIC
+            return Failure(entry.uri, entry.member, bad.reason, _printable(bad.detail), crashed)
+
+    def _observe(self, pixels: NDArray[np.float32], tally: _Tally) -> Floats:
+        """(B, neurons) spatial means of a micro-batch, its activations counted on the way."""
+        means = np.empty((len(pixels), self._spec.neurons))
+        counts = tally.of_this_thread()
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            means[:, tally.slices[index]] = counts[index].add(x)
+
+        self._extractor.observe(pixels, visit)
+        return means
+
+
+class _Tally:
+    """What one shard has counted: integers by thread, means in the order of the images."""
+
+    def __init__(self, spec: Spec, ranges: Ranges) -> None:
+        self._spec = spec
+        self._ranges = ranges
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._all: list[list[_LayerTally]] = []
+        self._images = 0
+        self._mean: Floats = np.zeros(spec.neurons)
+        self._m2: Floats = np.zeros(spec.neurons)
+        ends = np.cumsum([tap.neurons for tap in spec.taps]).tolist()
+        self.slices = [
+            slice(end - tap.neurons, end) for tap, end in zip(spec.taps, ends, strict=True)
+        ]
+
+    def of_this_thread(self) -> list[_LayerTally]:
+        mine: list[_LayerTally] | None = getattr(self._local, "counts", None)
+        if mine is None:
+            mine = self._local.counts = self._new()
+            with self._lock:
+                self._all.append(mine)
+        return mine
+
+    def _new(self) -> list[_LayerTally]:
+        return [
+            _LayerTally(self._ranges.low[s], self._ranges.high[s], self._spec.bins)
+            for s in self.slices
+        ]
+
+    def add_means(self, means: Floats) -> None:
+        n = len(means)
+        mean = means.mean(axis=0)
+        with np.errstate(invalid="ignore"):  # inf - inf, where a network overflowed
+            m2 = ((means - mean) ** 2).sum(axis=0)
+        self._mean, self._m2 = merge_moments(self._images, self._mean, self._m2, n, mean, m2)
+        self._images += n
+
+    def dna(self, numerics: Numerics, failed: int) -> DNA:
+        first, *others = self._all or [self._new()]
+        for mine in others:
+            for layer, other in zip(first, mine, strict=True):
+                layer.counts.merge(other.counts)
+        layers = [layer.counts for layer in first]
+        table = np.concatenate([layer.table for layer in layers])
+        bins = self._spec.bins
+        outside = {"underflow": UNDERFLOW, "overflow": OVERFLOW, "nonfinite": NONFINITE}
+        ints: dict[str, Any] = {name: table[:, bins + at].copy() for name, at in outside.items()}
+        return replace(
+            DNA.empty(self._spec, self._ranges),
+            images=self._images,
+            failed=failed,
+            counts=np.ascontiguousarray(table[:, :bins]),
+            **ints,
+            # Adding zero makes -0.0 into 0.0: which a minimum keeps is a matter of order.
+            min=np.concatenate([layer.minimum for layer in layers]) + np.float32(0),
+            max=np.concatenate([layer.maximum for layer in layers]) + np.float32(0),
+            mean=self._mean,
+            m2=self._m2,
+            numerics=((numerics, self._images),) if self._images else (),
+        )
+
+
+class _LayerTally:
+    """One layer's counts of one thread, by the kernel of the device the activations are on."""
+
+    def __init__(self, low: Floats, high: Floats, bins: int) -> None:
+        self.counts = LayerCounts(low, high, bins)
+
+    def add(self, x: torch.Tensor) -> Floats:
+        if x.device.type == "cpu":
+            return self.counts.add(x.numpy())
+        table, low, high, means = count_torch(
+            x, self.counts.low, self.counts.high, self.counts.bins
+        )
+        self.counts.add_counted(table.cpu().numpy(), low.cpu().numpy(), high.cpu().numpy())
+        return means.cpu().numpy()
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+# One shard, as a worker is given it.
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a worker loads before it can count; jobs of equal recipes share it. No secrets."""
+
+    spec: Spec
+    network: Network
+    ranges_uri: str
+    resources: Resources
+    products: tuple[str, ...] = PRODUCTS
+
+    @property
+    def device(self) -> str:
+        return device_kind(self.resources)
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """Where a dataset's shards are listed, and where their partials go."""
+
+    recipe: Recipe
+    manifest_uri: str
+    work_uri: str
+
+
+def device_kind(resources: Resources) -> str:
+    return "cuda" if resources.gpus_per_worker > 0 else "cpu"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a shard. `error`: why it could not be counted this time, else empty."""
+
+    manifest_uri: str
+    index: int
+    images: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+def partial_uri(work_uri: str, key: str) -> str:
+    return storage.join(work_uri, "partials", f"{key}.parquet")
+
+
+class Worker:
+    """Counts shards of any job, each extractor loaded once; several shards at a time if asked."""
+
+    def __init__(self) -> None:
+        self._counters: dict[Recipe, Counter] = {}
+        self._lock = threading.Lock()
+
+    def run(self, job: ShardJob, index: int) -> Receipt:
+        """Count the shard and commit its partial, unless it is committed already.
+
+        What only concerns this attempt (storage that does not answer, a source that changed) is
+        returned in the receipt, so that other shards go on; a defect of ours raises.
+        """
+        started = monotonic()
+        try:
+            with storage.open_random(job.manifest_uri) as file:
+                shard = read_shard(file, index, job.manifest_uri)
+            key = shard.key(job.recipe.spec.digest, job.recipe.products)
+            uri = partial_uri(job.work_uri, key)
+            if storage.exists(uri):
+                return Receipt(job.manifest_uri, index)
+            attempt, note = _begin_attempt(job.work_uri, key)
+            try:
+                isolated = attempt >= ISOLATE_FROM_ATTEMPT
+                partial = self._counter(job.recipe).count(shard, key, isolated=isolated)
+                storage.create(uri, partial.encode())
+            finally:
+                storage.delete(note)
+        except ConservationError:
+            raise
+        except VdnaError as error:
+            message = f"{type(error).__name__}: {error}"
+            return Receipt(job.manifest_uri, index, seconds=monotonic() - started, error=message)
+        return Receipt(
+            job.manifest_uri,
+            index,
+            partial.dna.images,
+            len(partial.failures),
+            monotonic() - started,
+        )
+
+    def _counter(self, recipe: Recipe) -> Counter:
+        with self._lock:
+            if recipe not in self._counters:
+                extractor = Extractor(recipe.network, recipe.spec.precision, recipe.device)
+                ranges, _ = decode_ranges(storage.read(recipe.ranges_uri), recipe.ranges_uri)
+                self._counters[recipe] = Counter(extractor, recipe.spec, ranges, recipe.resources)
+            return self._counters[recipe]
+
+    def close(self) -> None:
+        for counter in self._counters.values():
+            counter.close()
+
+
+def _begin_attempt(work_uri: str, key: str) -> tuple[int, str]:
+    """1 plus the workers that took the shard and neither finished nor gave it up; our own note.
+
+    A worker that dies leaves its note behind, and no other trace; without it, one that a bad image
+    kills would be restarted for ever.
+    """
+    text = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
+    attempt = 1
+    while not storage.create(
+        note := storage.join(work_uri, "attempts", f"{key}-{attempt}.json"), text
+    ):
+        attempt += 1
+    return attempt, note

@@ -1,0 +1,178 @@
+"""Recomputes every promise that can be recomputed from what is stored.
+
+>>> [finding for finding in verify(catalogue, ["photos"]) if not finding.ok]   # doctest: +SKIP
+[]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+from pipeline import ranges as ranges_module
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version
+from pipeline.dna import DNA, SCALAR_COLUMNS, decode_dna, decode_fold, open_file
+from pipeline.errors import ConservationError, CorruptFile, NotFound, VdnaError
+from pipeline.manifest import Manifest
+from pipeline.partial import Partial
+from pipeline.reduce import digest_of_dna
+from pipeline.shard import partial_uri
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of one dataset version: what was checked, whether it holds, and what was seen."""
+
+    dataset: str
+    check: str
+    ok: bool
+    detail: str
+
+
+def verify(
+    catalogue: Catalogue, names: Sequence[str] = (), spec: str | None = None
+) -> Iterator[Finding]:
+    """Findings of the newest versions, good and bad ones, as each check ends.
+
+    All specs of a dataset are verified unless one is given. Raises `NotFound` for unknown names.
+    """
+    commit = catalogue.head()
+    chosen = catalogue.spec_digest(commit, spec) if spec else None
+    for name in names or sorted(commit.datasets):
+        if name not in commit.datasets:
+            catalogue.find(name)
+        versions = commit.datasets[name]
+        if chosen is not None and chosen not in versions:
+            raise NotFound(f"{name} has no version under spec {chosen}")
+        for digest, version in sorted(versions.items()):
+            if chosen in (None, digest):
+                yield from _Checks(catalogue, name, version).run()
+
+
+class _Checks:
+    def __init__(self, catalogue: Catalogue, name: str, version: Version) -> None:
+        self._catalogue = catalogue
+        self._name = name
+        self._version = version
+        self._dna: DNA | None = None
+        self._manifest: Manifest | None = None
+
+    def run(self) -> Iterator[Finding]:
+        checks: list[tuple[str, Callable[[], str]]] = [
+            ("spec", self._check_spec),
+            ("counts", self._check_dna),
+            ("manifest", self._check_manifest),
+            ("failures", self._check_failures),
+            ("folds", self._check_folds),
+            ("partials", self._check_partials),
+        ]
+        for check, run in checks:
+            try:
+                yield Finding(self._name, check, True, run())
+            except VdnaError as error:
+                yield Finding(self._name, check, False, str(error))
+
+    def _check_spec(self) -> str:
+        spec = self._catalogue.spec(self._version.spec)
+        uri = self._catalogue.ranges_uri(spec.ranges_digest)
+        found, _ = ranges_module.decode(storage.read(uri), uri)
+        if found.digest != spec.ranges_digest:
+            raise CorruptFile(f"{uri} holds ranges {found.digest}")
+        return f"spec {spec.digest} and its ranges are what their digests say"
+
+    def _check_dna(self) -> str:
+        version = self._version
+        uri = self._catalogue.uri("dna", version.spec, self._name, version.dna)
+        dna, metadata = decode_dna(self._catalogue.read_checked("dna", self._name, version), uri)
+        if (metadata["dataset"], dna.spec.digest) != (self._name, version.spec):
+            raise CorruptFile(
+                f"{uri} is of {metadata['dataset']} under spec {dna.spec.digest}, not of "
+                f"{self._name} under {version.spec}"
+            )
+        digest = digest_of_dna(dna, version.manifest, version.products)
+        if digest != version.dna:
+            raise CorruptFile(f"{uri}: its numbers have digest {digest}")
+        if (dna.images, dna.failed) != (version.images, version.failed):
+            raise CorruptFile(
+                f"{uri} is of {dna.images} images and {dna.failed} failures; "
+                f"{version.images} and {version.failed} were committed"
+            )
+        self._dna = dna
+        return f"{dna.images} images x positions = activations counted, for {len(dna.low)} neurons"
+
+    def _check_manifest(self) -> str:
+        self._manifest = manifest = self._catalogue.manifest(self._name, self._version)
+        counted = self._version.images + self._version.failed
+        if manifest.candidates != counted:
+            raise ConservationError(
+                f"{manifest.candidates} candidates listed; {self._version.images} counted and "
+                f"{self._version.failed} failed"
+            )
+        members = [(e.uri, e.member) for shard in manifest.shards for e in shard.members]
+        if len(set(members)) != len(members):
+            raise ConservationError("the manifest lists a candidate twice")
+        return f"{manifest.candidates} candidates, each once, in {len(manifest.shards)} shards"
+
+    def _check_failures(self) -> str:
+        failures = self._catalogue.failures(self._name, self._version)
+        if len(failures) != self._version.failed:
+            raise ConservationError(
+                f"{len(failures)} failures are listed, {self._version.failed} were committed"
+            )
+        listed = self._known_manifest()
+        members = {(e.uri, e.member) for shard in listed.shards for e in shard.members}
+        strange = [f for f in failures if (f.uri, f.member) not in members]
+        if strange or len({(f.uri, f.member) for f in failures}) != len(failures):
+            raise ConservationError("failures are listed twice, or of no candidate")
+        return f"{len(failures)} failures, each of a candidate and with its reason"
+
+    def _check_folds(self) -> str:
+        version, dna = self._version, self._known_dna()
+        uri = self._catalogue.uri("folds", version.spec, self._name, version.dna)
+        data = self._catalogue.read_checked("folds", self._name, version)
+        file, metadata = open_file(data, "folds", uri)
+        sizes = [int(fold["images"]) + int(fold["failed"]) for fold in metadata["folds"].values()]
+        folds = [int(index) for index in metadata["folds"]]
+        for layer in dna.layers:
+            parts = [decode_fold(file, metadata, index, layer, uri) for index in sorted(folds)]
+            if not _same_numbers(reduce(DNA.__add__, parts), dna.select([layer])):
+                raise ConservationError(f"{uri}: the folds of layer {layer} do not sum to the DNA")
+        return f"{len(folds)} folds of {min(sizes)} to {max(sizes)} candidates sum to the DNA"
+
+    def _check_partials(self) -> str:
+        version, manifest, dna = self._version, self._known_manifest(), self._known_dna()
+        work = self._catalogue.work_uri(self._name, version.spec)
+        keys = manifest.keys(version.spec, version.products)
+        uris = [partial_uri(work, key) for key in keys]
+        present = [uri for uri in uris if storage.exists(uri)]
+        if not present:
+            return "none is kept"
+        partials = (Partial.decode(storage.read(uri), uri) for uri in present)
+        total = reduce(Partial.__add__, partials)
+        if len(present) < len(uris):
+            return f"{len(present)} of {len(uris)} are kept; each is whole"
+        same = np.array_equal(total.dna.counts, dna.counts) and total.dna.images == dna.images
+        if not same or set(total.shards) != set(keys):
+            raise ConservationError("the partials do not sum to the DNA")
+        return f"{len(present)} partials sum to the DNA"
+
+    def _known_dna(self) -> DNA:
+        if self._dna is None:
+            raise CorruptFile("not checked, since the DNA itself could not be read")
+        return self._dna
+
+    def _known_manifest(self) -> Manifest:
+        if self._manifest is None:
+            raise CorruptFile("not checked, since the manifest itself could not be read")
+        return self._manifest
+
+
+def _same_numbers(a: DNA, b: DNA) -> bool:
+    return (a.images, a.failed) == (b.images, b.failed) and all(
+        np.array_equal(getattr(a, c), getattr(b, c), equal_nan=c in ("mean", "m2"))
+        for c in ("counts", *SCALAR_COLUMNS)
+    )

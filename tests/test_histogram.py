@@ -1,0 +1,271 @@
+"""The counting rule, against an oracle written from its text; its laws; and one rule everywhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
+
+Floats = NDArray[np.float64]
+
+
+def oracle(x: NDArray[np.float32], low: Floats, high: Floats, bins: int) -> NDArray[np.int64]:
+    """One value at a time, in Python's float64."""
+    table = np.zeros((len(low), bins + 3), np.int64)
+    for neuron, (lo, hi) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        centre, half = (lo + hi) / 2, (hi - lo) / 2
+        if half == 0:
+            half = 1e-8
+            lo, hi = centre - half, centre + half
+        for value in x[:, :, neuron].ravel().tolist():
+            if not math.isfinite(value):
+                column = bins + NONFINITE
+            elif value < lo:
+                column = bins + UNDERFLOW
+            elif value > hi:
+                column = bins + OVERFLOW
+            else:
+                v = min(max((value - centre) / half, -1.0), 1.0)
+                column = min(int((v + 1) * bins * 0.5), bins - 1)
+            table[neuron, column] += 1
+    return table
+
+
+def counted(x: NDArray[np.float32], low: Floats, high: Floats, bins: int) -> LayerCounts:
+    counts = LayerCounts(low, high, bins)
+    counts.add(x)
+    return counts
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, NaN and the sign of zero included."""
+    return bool(np.asarray(a).tobytes() == np.asarray(b).tobytes())
+
+
+def activations(seed: int, images: int, positions: int, neurons: int) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 2, (images, positions, neurons)).astype(np.float32)
+    return np.where(rng.random(x.shape) < 0.2, np.float32(0), x)
+
+
+floats32 = st.floats(width=32, allow_nan=True, allow_infinity=True)
+ends = st.one_of(
+    st.floats(-1e30, 1e30),
+    st.floats(-4, 4, width=16),
+    st.sampled_from([0.0, -0.0, 5e-324, 1e-323, -1e-310, 1e-45, 1e-8, 1.0, math.nextafter(1, 2)]),
+)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[NDArray[np.float32], Floats, Floats, int]:
+    """Ranges, and values on, beside and far from the edges of their bins."""
+    bins = draw(st.one_of(st.integers(2, 12), st.integers(2, 2000)))
+    neurons = draw(st.integers(1, 3))
+    pairs = [sorted([draw(ends), draw(ends)]) for _ in range(neurons)]
+    pairs = [[lo, lo] if draw(st.integers(0, 4)) == 0 else [lo, hi] for lo, hi in pairs]
+    low, high = np.array(pairs).T
+    images, positions = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    x = np.empty((images, positions, neurons), np.float32)
+    for at in np.ndindex(x.shape):
+        lo, hi = low[at[2]], high[at[2]]
+        edge = np.float32(lo + (hi - lo) * (draw(st.integers(0, bins)) / bins))
+        near = [
+            edge,
+            np.nextafter(edge, np.float32(np.inf)),
+            np.nextafter(edge, np.float32(-np.inf)),
+        ]
+        x[at] = draw(st.one_of(st.sampled_from(near), floats32))
+    return x, low, high, bins
+
+
+@settings(deadline=None, max_examples=400)
+@given(cases())
+def test_every_kernel_counts_as_the_rule_says(
+    case: tuple[NDArray[np.float32], Floats, Floats, int],
+) -> None:
+    x, low, high, bins = case
+    expected = oracle(x, low, high, bins)
+    counts = counted(x, low, high, bins)
+    assert np.array_equal(counts.table, expected)
+    assert (counts.table.sum(axis=1) == x.shape[0] * x.shape[1]).all()
+
+    table, minimum, maximum, means = count_torch(torch.from_numpy(x), low, high, bins)
+    assert np.array_equal(table.numpy(), expected)
+    assert np.array_equal(minimum.numpy(), counts.minimum)
+    assert np.array_equal(maximum.numpy(), counts.maximum)
+    with np.errstate(invalid="ignore"):
+        expected_means = x.astype(np.float64).mean(axis=1)
+    scale = np.abs(x).max(initial=1, where=np.isfinite(x))
+    np.testing.assert_allclose(means.numpy(), expected_means, rtol=1e-12, atol=1e-12 * scale)
+
+    finite = np.where(np.isfinite(x), x, np.nan)
+    for neuron in range(len(low)):
+        values = finite[:, :, neuron][np.isfinite(finite[:, :, neuron])]
+        assert counts.minimum[neuron] == (values.min() if values.size else np.inf)
+        assert counts.maximum[neuron] == (values.max() if values.size else -np.inf)
+
+
+@pytest.mark.parametrize("bins", [2, 3, 10, 255, 256, 1000, 1999])
+def test_in_range_counts_are_those_of_histc(bins: int) -> None:
+    x = activations(bins, 4, 300, 5)
+    low, high = np.linspace(-3, -0.1, 5), np.linspace(0.05, 4, 5)
+    table = counted(x, low, high, bins).table
+    centre, half = (low + high) / 2, (high - low) / 2
+    for neuron in range(5):
+        values = x[:, :, neuron].ravel().astype(np.float64)
+        values = values[(values >= low[neuron]) & (values <= high[neuron])]
+        v = torch.from_numpy((values - centre[neuron]) / half[neuron])
+        expected = torch.histc(v, bins, -1, 1).numpy()
+        assert np.array_equal(table[neuron, :bins], expected)
+
+
+@pytest.mark.parametrize(
+    ("positions", "neurons"), [(1, 1), (1, 31), (7, 32), (129, 33), (50, 64), (3, 100), (4100, 1)]
+)
+def test_blocks_and_tiles_of_every_size(positions: int, neurons: int) -> None:
+    x = activations(positions, 2, positions, neurons)
+    x[0, 0, 0] = np.nan
+    low, high = np.full(neurons, -2.0), np.linspace(0.5, 3, neurons)
+    assert np.array_equal(counted(x, low, high, 20).table, oracle(x, low, high, 20))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.lists(st.integers(0, 9), max_size=4), st.booleans())
+@example(0, [], True)
+def test_counts_and_means_do_not_depend_on_batches(
+    seed: int, cuts: list[int], spoiled: bool
+) -> None:
+    x = activations(seed, 9, 200, 35)
+    if spoiled:
+        x[3, 17, 20], x[5, 0, 2], x[8, 199, 34] = np.nan, np.inf, -np.inf
+    low, high = np.full(35, -1.5), np.full(35, 2.5)
+    whole = LayerCounts(low, high, 100)
+    means = whole.add(x)
+
+    parts, merged = [], LayerCounts(low, high, 100)
+    for part in np.split(x, sorted(cuts)):
+        mine = LayerCounts(low, high, 100)
+        parts.append(mine.add(np.ascontiguousarray(part)))
+        merged.merge(mine)
+    assert same(np.concatenate(parts), means)
+    assert same(merged.table, whole.table)
+    assert np.array_equal(merged.minimum, whole.minimum)
+    assert np.array_equal(merged.maximum, whole.maximum)
+
+
+def test_means_add_positions_in_order() -> None:
+    x = activations(1, 2, 500, 3)
+    expected = np.add.accumulate(x.astype(np.float64), axis=1)[:, -1] / 500
+    assert same(LayerCounts(np.zeros(3), np.ones(3), 4).add(x), expected)
+
+
+def test_a_mean_with_a_nonfinite_value_in_it_is_not_finite() -> None:
+    x = np.zeros((3, 4, 2), np.float32)
+    x[0, 1, 0], x[1, 2, 1] = np.nan, np.inf
+    means = LayerCounts(np.zeros(2), np.ones(2), 4).add(x)
+    assert same(np.isnan(means), [[True, False], [False, False], [False, False]])
+    assert means[1, 1] == np.inf
+    assert means[2].tolist() == [0, 0]
+
+
+def test_nothing_seen() -> None:
+    counts = LayerCounts(np.zeros(2), np.ones(2), 4)
+    means = counts.add(np.empty((0, 5, 2), np.float32))
+    assert means.shape == (0, 2)
+    counts.add(np.full((1, 3, 2), np.nan, np.float32))
+    assert counts.minimum.tolist() == [np.inf] * 2
+    assert counts.maximum.tolist() == [-np.inf] * 2
+    assert counts.table[:, 4 + NONFINITE].tolist() == [3, 3]
+
+
+def test_no_count_wraps_at_32_bits() -> None:
+    x = np.full((2, 3, 1), 0.5, np.float32)
+    counts = LayerCounts(np.zeros(1), np.ones(1), 2)
+    for start in (2**31 - 1, 2**32 - 1, 2**53):
+        counts.table[:] = start
+        counts.add(x)
+        assert counts.table.tolist() == [[start, start + 6, start, start, start]]
+        table, *_ = count_torch(torch.from_numpy(x), counts.low, counts.high, 2)
+        counts.add_counted(table.numpy(), counts.minimum, counts.maximum)
+        assert counts.table[0, 1] == start + 12
+
+
+def test_adding_what_torch_counted_is_counting() -> None:
+    x = activations(5, 4, 60, 3)
+    low, high = np.full(3, -1.0), np.full(3, 2.0)
+    direct, added = counted(x, low, high, 50), LayerCounts(low, high, 50)
+    for part in (x[:1], x[1:]):
+        table, minimum, maximum, _ = count_torch(torch.from_numpy(part), low, high, 50)
+        added.add_counted(table.numpy(), minimum.numpy(), maximum.numpy())
+    assert np.array_equal(added.table, direct.table)
+    assert np.array_equal(added.minimum, direct.minimum)
+    assert np.array_equal(added.maximum, direct.maximum)
+
+
+def test_read_only_activations_are_counted_and_left_alone() -> None:
+    x = activations(3, 2, 5, 4)
+    before = x.copy()
+    x.flags.writeable = False
+    counted(x, np.zeros(4), np.ones(4), 8)
+    y = before.copy()
+    counted(y, np.zeros(4), np.ones(4), 8)
+    assert same(x, before)
+    assert y.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bins", "names"),
+    [
+        ([0, 0, 2], [1, 1, 1], 10, "neuron 2 has the range"),
+        ([0, np.nan], [1, 1], 10, "neuron 1 has the range"),
+        ([0, 0], [np.inf, 1], 10, "neuron 0 has the range"),
+        ([-1e308, 0], [1e308, 1], 10, "neuron 0 has the range"),
+        ([0, 0], [1], 10, "shapes"),
+        ([[0]], [[1]], 10, "shapes"),
+        ([0], [1], 1, "bins is 1"),
+        ([0], [1], 1 << 21, "bins is 2097152"),
+    ],
+)
+def test_bad_ranges_are_refused(low: Any, high: Any, bins: int, names: str) -> None:
+    with pytest.raises(UsageError, match=names):
+        LayerCounts(np.array(low, float), np.array(high, float), bins)
+    with pytest.raises(UsageError, match=names):
+        count_torch(torch.zeros(1, 1, len(low)), np.array(low, float), np.array(high, float), bins)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.zeros((2, 3), np.float32),
+        np.zeros((2, 3, 5), np.float32),
+        np.zeros((2, 0, 4), np.float32),
+        np.zeros((2, 3, 4), np.float64),
+        np.zeros((2, 4, 3), np.float32).transpose(0, 2, 1),
+    ],
+)
+def test_bad_activations_are_refused(x: NDArray[Any]) -> None:
+    low, high = np.zeros(4), np.ones(4)
+    counts = LayerCounts(low, high, 10)
+    with pytest.raises(UsageError, match="activations"):
+        counts.add(x)
+    assert not counts.table.any()
+    if x.flags.c_contiguous:
+        with pytest.raises(UsageError, match="activations"):
+            count_torch(torch.from_numpy(x), low, high, 10)
+
+
+def test_counts_of_different_ranges_do_not_merge() -> None:
+    a = LayerCounts(np.zeros(2), np.ones(2), 10)
+    with pytest.raises(UsageError, match="ranges"):
+        a.merge(LayerCounts(np.zeros(2), np.full(2, 2.0), 10))
+    with pytest.raises(UsageError, match="shape"):
+        a.merge(LayerCounts(np.zeros(2), np.ones(2), 11))
