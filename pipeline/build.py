@@ -107,17 +107,19 @@ class Engine(Protocol):
 
 
 class InProcess:
-    """The engine of notebooks, small sets and tests: this process, no Ray."""
+    """The engine of notebooks, small sets and tests: this process, no Ray.
+
+    Extractors stay loaded for as long as it lives.
+    """
 
     in_process = True
 
+    def __init__(self) -> None:
+        self._worker = Worker()
+
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
-        worker = Worker()
-        try:
-            with ThreadPoolExecutor(OVERLAP, "shard") as pool:
-                yield from pool.map(lambda shard: worker.run(*shard), work)
-        finally:
-            worker.close()
+        with ThreadPoolExecutor(OVERLAP, "shard") as pool:
+            yield from pool.map(lambda shard: self._worker.run(*shard), work)
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         return map(function, items)

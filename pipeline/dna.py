@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, VdnaError
+from pipeline.errors import ConservationError, CorruptFile, SpecMismatch
 from pipeline.spec import Numerics, Spec, digest_of
 
 FORMAT = 1
@@ -333,113 +333,133 @@ def encode_dna(dna: DNA, kind: str = "dna", **extra: object) -> bytes:
     return encode(header(dna, kind, **extra), (to_table(dna.select([la])) for la in dna.layers))
 
 
-def open_file(data: bytes, kind: str, name: str) -> tuple[pq.ParquetFile, dict[str, Any]]:
-    """A file of ours and its metadata. Raises `CorruptFile` with `name` and what is wrong."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        metadata = json.loads(file.metadata.metadata[b"vdna"])
-        found, version = metadata["kind"], metadata["format"]
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{name}: torn, or not a file of vdna: {error}") from error
-    if found != kind:
-        raise CorruptFile(f"{name}: a {found!r} file where a {kind!r} file should be")
-    if version != FORMAT:
-        raise CorruptFile(f"{name}: format {version}; this version of vdna reads {FORMAT}")
-    return file, metadata
+class DnaFile:
+    """A file of a DNA, a partial, or folds, open to be read layer by layer.
+
+    `metadata`: as `header` made it. Raises `CorruptFile` with `name` and what is wrong; readers
+    also raise `ConservationError` where the counts do not add up.
+    """
+
+    def __init__(self, data: bytes, kind: str, name: str) -> None:
+        self.name = name
+        try:
+            self._file = pq.ParquetFile(pa.BufferReader(data))
+            self.metadata: dict[str, Any] = json.loads(self._file.metadata.metadata[b"vdna"])
+            found, version = self.metadata["kind"], self.metadata["format"]
+            stated = self.metadata["spec_digest"]
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{name}: torn, or not a file of vdna: {error}") from error
+        if found != kind:
+            raise CorruptFile(f"{name}: a {found!r} file where a {kind!r} file should be")
+        if version != FORMAT:
+            raise CorruptFile(f"{name}: format {version}; this version of vdna reads {FORMAT}")
+        try:
+            self.spec = Spec.from_json(self.metadata["spec"])
+            self._totals = {"": _Totals.of(self.metadata)}
+            if kind == "folds":
+                folds = self.metadata["folds"].items()
+                self._totals |= {fold: _Totals.of(own) for fold, own in folds}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptFile(f"{name}: its metadata cannot be read: {error!r}") from error
+        if self.spec.digest != stated:
+            raise CorruptFile(
+                f"{name}: states spec digest {stated}, but its spec has {self.spec.digest}"
+            )
+
+    @property
+    def folds(self) -> list[int]:
+        """Of a file of folds: their numbers, in order."""
+        return sorted(int(fold) for fold in self._totals if fold)
+
+    def read(self, layers: Sequence[str] | None = None) -> DNA:
+        """The DNA, of `layers` only where given."""
+        wanted = self.spec.layers if layers is None else layers
+        parts = [self._decode(self._group(layer), layer, self._totals[""]) for layer in wanted]
+        dna = parts[0] if len(parts) == 1 else _concatenate(parts)
+        dna.check(self.name)
+        return dna
+
+    def read_folds(self, layer: str) -> dict[int, DNA]:
+        """Of a file of folds: each fold's DNA of one layer."""
+        table = self._group(layer)
+        parts = {}
+        for fold in self.folds:
+            rows = table.filter(pc.equal(table["fold"], fold)).drop_columns("fold")
+            parts[fold] = self._decode(rows, layer, self._totals[str(fold)])
+            parts[fold].check(f"{self.name}, fold {fold}")
+        if sum(len(part.low) for part in parts.values()) != table.num_rows:
+            raise CorruptFile(f"{self.name}: layer {layer} has rows of no fold")
+        return parts
+
+    def _group(self, layer: str) -> pa.Table:
+        self.spec.tap(layer)
+        index = self.spec.layers.index(layer)
+        try:
+            return self._file.read_row_group(index)
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise CorruptFile(f"{self.name}: layer {layer} cannot be read: {error}") from error
+
+    def _decode(self, table: pa.Table, layer: str, totals: _Totals) -> DNA:
+        try:
+            return _from_rows(table.combine_chunks(), self.spec, layer, totals, self.name)
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{self.name}: layer {layer} cannot be read: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """What a file states about all neurons at once."""
+
+    images: int
+    failed: int
+    numerics: tuple[tuple[Numerics, int], ...]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> _Totals:
+        return cls(
+            int(metadata["images"]),
+            int(metadata["failed"]),
+            tuple(
+                (Numerics.from_json(entry["numerics"]), int(entry["images"]))
+                for entry in metadata["numerics"]
+            ),
+        )
 
 
 def decode_dna(
     data: bytes, name: str, kind: str = "dna", layers: Sequence[str] | None = None
 ) -> tuple[DNA, dict[str, Any]]:
-    """A DNA (of `layers` only, where given) and its file's metadata, checked.
-
-    Raises `CorruptFile` where a row is missing or out of place, and `ConservationError` where the
-    counts do not add up.
-    """
-    file, metadata = open_file(data, kind, name)
-    spec = spec_of(metadata, name)
-    wanted = tuple(spec.layers if layers is None else layers)
-    parts = [_decode_layer(file, metadata, spec, layer, name) for layer in wanted]
-    dna = parts[0] if len(parts) == 1 else _concatenate(parts)
-    dna.check(name)
-    return dna, metadata
+    """A DNA (of `layers` only, where given) and its file's metadata; see `DnaFile`."""
+    file = DnaFile(data, kind, name)
+    return file.read(layers), file.metadata
 
 
-def decode_fold(
-    file: pq.ParquetFile, metadata: Mapping[str, Any], fold: int, layer: str, name: str
-) -> DNA:
-    """One fold's DNA of one layer out of a file of folds."""
-    spec = spec_of(metadata, name)
-    own = metadata["folds"][str(fold)]
-    table = read_group(file, spec.layers.index(layer), name)
-    table = table.filter(pc.equal(table["fold"], fold)).drop_columns("fold")
-    dna = _from_table(table, metadata | own, spec, layer, name)
-    dna.check(f"{name}, fold {fold}")
-    return dna
-
-
-def spec_of(metadata: Mapping[str, Any], name: str) -> Spec:
-    spec = Spec.from_json(metadata["spec"])
-    if spec.digest != metadata["spec_digest"]:
-        raise CorruptFile(
-            f"{name}: states spec digest {metadata['spec_digest']}, but its spec has {spec.digest}"
-        )
-    return spec
-
-
-def read_group(file: pq.ParquetFile, index: int, name: str) -> pa.Table:
-    try:
-        return file.read_row_group(index)
-    except (pa.ArrowException, OSError, IndexError) as error:
-        raise CorruptFile(f"{name}: row group {index} cannot be read: {error}") from error
-
-
-def _decode_layer(
-    file: pq.ParquetFile, metadata: Mapping[str, Any], spec: Spec, layer: str, name: str
-) -> DNA:
-    spec.tap(layer)
-    return _from_table(
-        read_group(file, spec.layers.index(layer), name), metadata, spec, layer, name
-    )
-
-
-def _from_table(
-    table: pa.Table, metadata: Mapping[str, Any], spec: Spec, layer: str, name: str
-) -> DNA:
+def _from_rows(rows: pa.Table, spec: Spec, layer: str, totals: _Totals, name: str) -> DNA:
     tap = spec.tap(layer)
-    try:
-        rows = table.combine_chunks()
-        in_place = rows["layer"].to_pylist() == [layer] * tap.neurons and rows[
-            "neuron"
-        ].to_pylist() == list(range(tap.neurons))
-        if not in_place:
-            raise CorruptFile(
-                f"{name}: layer {layer} does not hold neurons 0 to {tap.neurons - 1} in order"
-            )
-        lists = rows["counts"].combine_chunks()
-        lengths = np.asarray(pc.list_value_length(lists))
-        nulls = sum(rows[column].null_count for column in rows.column_names)
-        if nulls or lists.flatten().null_count or not (lengths == spec.bins).all():
-            raise CorruptFile(f"{name}: layer {layer} has nulls, or rows without {spec.bins} bins")
-        return DNA(
-            spec,
-            (layer,),
-            images=int(metadata["images"]),
-            failed=int(metadata["failed"]),
-            counts=np.asarray(lists.flatten(), np.int64).reshape(tap.neurons, spec.bins),
-            **{
-                column: rows[column].to_numpy().astype(kind.to_pandas_dtype(), copy=False)
-                for column, kind in _ARROW.items()
-            },
-            numerics=tuple(
-                (Numerics.from_json(entry["numerics"]), int(entry["images"]))
-                for entry in metadata["numerics"]
-            ),
+    layers = pc.unique(rows["layer"]).to_pylist()
+    in_order = np.array_equal(rows["neuron"].to_numpy(), np.arange(tap.neurons))
+    if layers != [layer] or not in_order:
+        raise CorruptFile(
+            f"{name}: layer {layer} does not hold neurons 0 to {tap.neurons - 1} in order"
         )
-    except VdnaError:
-        raise
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{name}: layer {layer} cannot be read: {error!r}") from error
+    lists = rows["counts"].combine_chunks()
+    lengths = np.asarray(pc.list_value_length(lists))
+    nulls = sum(rows[column].null_count for column in rows.column_names)
+    if nulls or lists.flatten().null_count or not (lengths == spec.bins).all():
+        raise CorruptFile(f"{name}: layer {layer} has nulls, or rows without {spec.bins} bins")
+    arrays: dict[str, Any] = {
+        column: rows[column].to_numpy().astype(kind.to_pandas_dtype(), copy=False)
+        for column, kind in _ARROW.items()
+    }
+    return DNA(
+        spec,
+        (layer,),
+        images=totals.images,
+        failed=totals.failed,
+        counts=np.asarray(lists.flatten(), np.int64).reshape(tap.neurons, spec.bins),
+        **arrays,
+        numerics=totals.numerics,
+    )
 
 
 def _concatenate(parts: Sequence[DNA]) -> DNA:

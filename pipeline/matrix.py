@@ -25,7 +25,7 @@ from pipeline import storage
 from pipeline.allocator import keep_memory
 from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import frechet_1d, variance
-from pipeline.dna import DNA, Floats, decode_dna
+from pipeline.dna import DNA, DnaFile, Floats
 from pipeline.errors import CorruptFile, NotFound, UsageError
 from pipeline.spec import Spec, available_cpus
 
@@ -214,31 +214,25 @@ def _compute(
     names = tuple(versions)
     chosen = tuple(spec.layers if layers is None else layers)
     widths = [spec.tap(layer).neurons for layer in chosen]
-    size = len(names)
+    size, digest = len(names), spec.digest
     emd = np.zeros((len(chosen) + 1, size, size))
     nfd = np.zeros_like(emd)
     with ThreadPoolExecutor(max(4, available_cpus())) as pool:
-        blobs = dict(
-            zip(
-                names,
-                pool.map(lambda n: catalogue.read_checked("dna", n, versions[n]), names),
-                strict=True,
-            )
-        )
 
-        def load(name: str, layer: str) -> DNA:
-            uri = catalogue.uri("dna", versions[name].spec, name, versions[name].dna)
-            return decode_dna(blobs[name], uri, layers=[layer])[0]
+        def open_dna(name: str) -> DnaFile:
+            uri = catalogue.uri("dna", digest, name, versions[name].dna)
+            return DnaFile(catalogue.read_checked("dna", name, versions[name]), "dna", uri)
 
+        files = list(pool.map(open_dna, names))
         for plane, layer in enumerate(chosen):
-            dnas = list(pool.map(load, names, [layer] * size))
+            dnas = [file.read([layer]) for file in files]
             emd[plane] = pairwise_emd(dnas)
             nfd[plane] = _pairwise_nfd(dnas)
     for sums in (emd, nfd):
         sums[-1] = sums[:-1].sum(axis=0) / sum(widths)
         sums[:-1] /= np.array(widths)[:, None, None]
     members = {name: version.dna for name, version in versions.items()}
-    return Matrix(names, chosen, emd, nfd, spec.bins, members, spec.digest)
+    return Matrix(names, chosen, emd, nfd, spec.bins, members, digest)
 
 
 def _pairwise_nfd(dnas: Sequence[DNA]) -> Floats:

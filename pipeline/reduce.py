@@ -25,11 +25,9 @@ from pipeline import storage
 from pipeline.dna import (
     DNA,
     SCALAR_COLUMNS,
-    decode_dna,
+    DnaFile,
     encode,
     header,
-    open_file,
-    spec_of,
     to_table,
 )
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SourceError
@@ -148,7 +146,7 @@ def compose(
     Raises `ConservationError` unless every shard of the manifest is in exactly one part and every
     candidate is counted or listed as a failure.
     """
-    blobs = {uri: _read(uri) for fold in folds for uri, _ in fold.parts}
+    files = {uri: DnaFile(_read(uri), "partial", uri) for fold in folds for uri, _ in fold.parts}
     failures: list[Failure] = []
     held: list[str] = []
     heads: dict[int, DNA] = {}
@@ -156,15 +154,14 @@ def compose(
     for fold in folds:
         failed = 0
         for uri, keys in fold.parts:
-            _, metadata = open_file(blobs[uri], "partial", uri)
-            spec = spec or spec_of(metadata, uri)
-            shards, listed = ledger(metadata, uri)
+            spec = spec or files[uri].spec
+            shards, listed = ledger(files[uri].metadata, uri)
             if shards != tuple(sorted(keys)):
                 raise CorruptFile(f"{uri} does not hold the {len(keys)} shards that it should")
             held.extend(shards)
             failures.extend(listed)
             failed += len(listed)
-        head = _sum_layer(fold, blobs, spec_of(metadata, uri).layers[0])
+        head = _sum_layer(fold, files, files[uri].spec.layers[0])
         if head.failed != failed or head.images + failed != fold.candidates:
             raise ConservationError(
                 f"fold {fold.index} of {dataset}: {head.images} counted and {failed} listed as "
@@ -186,7 +183,7 @@ def compose(
     content = ContentDigest(total)
     dna_groups, fold_groups = [], []
     for layer in spec.layers:
-        parts = [(fold.index, _sum_layer(fold, blobs, layer)) for fold in folds]
+        parts = [(fold.index, _sum_layer(fold, files, layer)) for fold in folds]
         summed = _add_all(dna for _, dna in parts)
         summed.check(f"{dataset}, layer {layer}")
         content.add(summed)
@@ -213,8 +210,8 @@ def compose(
     )
 
 
-def _sum_layer(fold: Fold, blobs: Mapping[str, bytes], layer: str) -> DNA:
-    return _add_all(decode_dna(blobs[uri], uri, "partial", [layer])[0] for uri, _ in fold.parts)
+def _sum_layer(fold: Fold, files: Mapping[str, DnaFile], layer: str) -> DNA:
+    return _add_all(files[uri].read([layer]) for uri, _ in fold.parts)
 
 
 def _add_all(parts: Iterable[DNA]) -> DNA:

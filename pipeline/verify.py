@@ -15,7 +15,7 @@ import numpy as np
 from pipeline import ranges as ranges_module
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.dna import DNA, SCALAR_COLUMNS, decode_dna, decode_fold, open_file
+from pipeline.dna import DNA, SCALAR_COLUMNS, DnaFile, decode_dna
 from pipeline.errors import ConservationError, CorruptFile, NotFound, VdnaError
 from pipeline.manifest import Manifest
 from pipeline.partial import Partial
@@ -134,14 +134,15 @@ class _Checks:
         version, dna = self._version, self._known_dna()
         uri = self._catalogue.uri("folds", version.spec, self._name, version.dna)
         data = self._catalogue.read_checked("folds", self._name, version)
-        file, metadata = open_file(data, "folds", uri)
-        sizes = [int(fold["images"]) + int(fold["failed"]) for fold in metadata["folds"].values()]
-        folds = [int(index) for index in metadata["folds"]]
+        file = DnaFile(data, "folds", uri)
+        sizes = [
+            int(fold["images"]) + int(fold["failed"]) for fold in file.metadata["folds"].values()
+        ]
         for layer in dna.layers:
-            parts = [decode_fold(file, metadata, index, layer, uri) for index in sorted(folds)]
+            parts = file.read_folds(layer).values()
             if not _same_numbers(reduce(DNA.__add__, parts), dna.select([layer])):
                 raise ConservationError(f"{uri}: the folds of layer {layer} do not sum to the DNA")
-        return f"{len(folds)} folds of {min(sizes)} to {max(sizes)} candidates sum to the DNA"
+        return f"{len(file.folds)} folds of {min(sizes)} to {max(sizes)} candidates sum to the DNA"
 
     def _check_partials(self) -> str:
         version, manifest, dna = self._version, self._known_manifest(), self._known_dna()

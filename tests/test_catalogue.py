@@ -61,7 +61,7 @@ def test_a_second_spec_stands_beside_the_first(place: Catalogue) -> None:
     place.put_version("a", version("2", "bb22"), None)
     assert place.find("a").dna == "1"
     assert place.find("a", spec="bb").dna == "2"
-    with pytest.raises(NotFound, match="0 specs .* begin with 'zz'; there are: aa11, bb22"):
+    with pytest.raises(NotFound, match=r"0 specs .* begin with 'zz'; there are: aa11, bb22"):
         place.find("a", spec="zz")
     place.put_version("b", version("3", "bb22"), None)
     with pytest.raises(NotFound, match="b has no version under spec aa11; it has one under: bb22"):

@@ -83,6 +83,9 @@ def test_exported_names() -> None:
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    code = "import pipeline, sys; print(sorted({'torch', 'ray', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import pipeline, sys; "
+        "print(sorted({'torch', 'ray', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -1,0 +1,400 @@
+"""The whole build in process: whatever dies, is rerun or raced, the counts are one clean pass's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import build as build_module
+from pipeline import storage
+from pipeline.build import InProcess, Request, allowed_failures, build_datasets, make_dna
+from pipeline.catalogue import Catalogue
+from pipeline.dna import DNA
+from pipeline.errors import Conflict, GateError, SourceError, TransientError, UsageError
+from pipeline.shard import Counter
+from pipeline.spec import Resources
+from pipeline.verify import verify
+from tests.helpers import photo, write_photos
+
+ENGINE = InProcess()
+RESOURCES = Resources(workers=0, threads=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, 9)
+    (folder / "cut.jpg").write_bytes((folder / "photo-0000.jpg").read_bytes()[:-300])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(folder: Path) -> DNA:
+    """One clean pass, without shards on disk, reduction or catalogue."""
+    with pytest.warns(UserWarning, match="1 of 10 images could not be read"):
+        return make_dna(folder, max_failures=1, threads=2)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Catalogue:
+    return Catalogue(str(tmp_path / "catalogue"))
+
+
+def request_of(folder: Path | str, name: str = "photos", **options: object) -> Request:
+    return Request(name, str(folder), **({"max_failures": 1.0, "shard_images": 2} | options))
+
+
+def run(place: Catalogue, *requests: Request) -> list[build_module.Result]:
+    return build_datasets(place, requests, ENGINE, RESOURCES)
+
+
+def same_counts(a: DNA, b: DNA) -> bool:
+    names = ("counts", "underflow", "overflow", "nonfinite", "min", "max")
+    return (a.images, a.failed) == (b.images, b.failed) and all(
+        np.array_equal(getattr(a, n), getattr(b, n)) for n in names
+    )
+
+
+def holds(place: Catalogue, truth: DNA, name: str = "photos") -> None:
+    assert same_counts(place.load(name), truth)
+    assert [f for f in verify(place, [name]) if not f.ok] == []
+
+
+def test_a_build_counts_what_one_clean_pass_counts(
+    place: Catalogue, folder: Path, truth: DNA
+) -> None:
+    (result,) = run(place, request_of(folder))
+    assert result.changed
+    assert (result.version.images, result.version.failed) == (9, 1)
+    (failure,) = result.failures
+    assert failure.reason == "truncated"
+    assert failure.uri.endswith("cut.jpg")
+    assert place.failures("photos", result.version) == [failure]
+    holds(place, truth)
+
+
+def test_the_same_again_does_nothing(
+    place: Catalogue, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = run(place, request_of(folder))
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be counted")
+
+    monkeypatch.setattr(Counter, "count", never)
+    (second,) = run(place, request_of(folder))
+    assert (second.changed, second.version, second.failures) == (
+        False,
+        first.version,
+        first.failures,
+    )
+    assert place.head().number == 1
+
+
+def test_two_catalogues_hold_the_same_bytes(tmp_path: Path, folder: Path) -> None:
+    hashes = []
+    for name in "ab":
+        place = Catalogue(str(tmp_path / name))
+        (result,) = run(place, request_of(folder))
+        hashes.append(result.version.sha256 | {"digest": result.version.dna})
+    assert hashes[0] == hashes[1]
+
+
+def test_folds_are_kept_apart_and_sum_up(place: Catalogue, folder: Path) -> None:
+    from functools import reduce
+
+    from pipeline.dna import DnaFile
+
+    (result,) = run(place, request_of(folder))
+    data = place.read_checked("folds", "photos", result.version)
+    parts = list(DnaFile(data, "folds", "folds").read_folds("bn2").values())
+    assert len(parts) == 10
+    assert sorted({part.images + part.failed for part in parts}) == [1]
+    assert same_counts(reduce(DNA.__add__, parts), place.load("photos", layers=["bn2"]))
+
+
+class Killed(BaseException):
+    """As little to be caught as a SIGKILL."""
+
+
+@pytest.fixture
+def killer(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, bool], list[str]]:
+    """Counts writes to storage, and dies before or after the given one."""
+    originals = {name: getattr(storage, name) for name in ("create", "replace")}
+
+    def arm(at: int | None, after: bool = False) -> list[str]:
+        writes: list[str] = []
+        lock = threading.Lock()
+
+        def wrap(name: str) -> Callable[[str, bytes], object]:
+            def write(uri: str, data: bytes) -> object:
+                with lock:
+                    writes.append(uri)
+                    mine = len(writes)
+                if at is not None and mine == at and not after:
+                    raise Killed
+                done = originals[name](uri, data)
+                if at is not None and mine >= at:
+                    raise Killed
+                return done
+
+            return write
+
+        for name in originals:
+            monkeypatch.setattr(storage, name, wrap(name))
+        return writes
+
+    return arm
+
+
+def test_death_at_every_write_then_a_rerun(
+    tmp_path: Path, killer: Callable[[int | None, bool], list[str]]
+) -> None:
+    folder = tmp_path / "photos"
+    write_photos(folder, 3)
+    truth = make_dna(folder, threads=2)
+    writes = killer(None, False)
+    run(Catalogue(str(tmp_path / "clean")), request_of(folder))
+    total = len(writes)
+    assert total > 15
+    for at in range(1, total + 1):
+        place = Catalogue(str(tmp_path / f"at-{at}"))
+        killer(at, at % 2 == 0)
+        with pytest.raises(Killed):
+            run(place, request_of(folder))
+        killer(None, False)
+        before = place.head().number
+        (result,) = run(place, request_of(folder))
+        assert place.head().number == 1
+        assert result.changed == (before == 0)
+        assert same_counts(place.load("photos"), truth)
+        shutil.rmtree(tmp_path / f"at-{at}")
+
+
+def test_a_rerun_counts_only_what_is_missing(
+    place: Catalogue, folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+    count = Counter.count
+
+    def spy(self: Counter, shard: object, key: str, **kwargs: bool) -> object:
+        if len(counted) == limit:
+            raise Killed
+        counted.append(key)
+        return count(self, shard, key, **kwargs)
+
+    monkeypatch.setattr(Counter, "count", spy)
+    limit = 4
+    with pytest.raises(Killed):
+        run(place, request_of(folder))
+    limit = -1
+    first = list(counted)
+    (result,) = run(place, request_of(folder))
+    assert len(set(counted)) == len(counted) == 10
+    assert result.counted_shards == 10 - len(first)
+    holds(place, truth)
+
+
+def test_a_grown_and_changed_source_counts_only_the_change(
+    place: Catalogue, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    run(place, request_of(source))
+    photo(100).save(source / "new.jpg")
+    (source / "photo-0003.jpg").unlink()
+    photo(101).save(source / "photo-0004.jpg")
+    counted: list[str] = []
+    count = Counter.count
+
+    def spy(self: Counter, shard: object, key: str, **kwargs: bool) -> object:
+        counted.append(key)
+        return count(self, shard, key, **kwargs)
+
+    monkeypatch.setattr(Counter, "count", spy)
+    (result,) = run(place, request_of(source))
+    assert result.changed
+    assert len(counted) == 2
+    with pytest.warns(UserWarning, match="could not be read"):
+        clean = make_dna(source, max_failures=1, threads=2)
+    holds(place, clean)
+    assert place.load("photos", at=1).images == 9
+    (again,) = run(place, request_of(source))
+    assert not again.changed
+
+
+def test_two_jobs_at_once_commit_one_version(place: Catalogue, folder: Path, truth: DNA) -> None:
+    barrier = threading.Barrier(2)
+
+    def job(_: int) -> build_module.Result:
+        barrier.wait()
+        (result,) = build_datasets(place, [request_of(folder)], InProcess(), RESOURCES)
+        return result
+
+    with ThreadPoolExecutor(2) as pool:
+        a, b = pool.map(job, range(2))
+    assert a.version.dna == b.version.dna
+    assert place.head().number == 1
+    holds(place, truth)
+
+
+def test_a_version_built_upon_an_older_state_is_not_forced_in(
+    place: Catalogue, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    compose = build_module.compose
+    grown: list[int] = []
+
+    def another_job_is_quicker(*args: object) -> object:
+        composed = compose(*args)  # type: ignore[arg-type]
+        if not grown:
+            grown.append(1)
+            photo(100).save(source / "new.jpg")
+            run(place, request_of(source))
+        return composed
+
+    monkeypatch.setattr(build_module, "compose", another_job_is_quicker)
+    with pytest.raises(Conflict, match="photos: another job committed"):
+        run(place, request_of(source))
+    assert place.load("photos").images == 10
+    (again,) = run(place, request_of(source))
+    assert not again.changed
+
+
+def test_too_many_failures_are_not_committed_and_a_higher_limit_commits_at_once(
+    place: Catalogue, folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GateError, match=r"1 of 10 images .* limit is 0.01.*\n.*cut.jpg: truncated"):
+        run(place, request_of(folder, max_failures=0.01))
+    assert place.head().number == 0
+    monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
+    (result,) = run(place, request_of(folder, max_failures=0.1))
+    assert result.changed
+    holds(place, truth)
+
+
+@pytest.mark.parametrize(
+    ("limit", "candidates", "allowed"),
+    [(0.01, 99, 0), (0.01, 100, 1), (0, 100, 0), (1, 100, 1), (5, 100, 5), (0.5, 3, 1)],
+)
+def test_limits_of_failures(limit: float, candidates: int, allowed: int) -> None:
+    assert allowed_failures(limit, candidates) == allowed
+
+
+def test_a_source_without_a_readable_image_is_an_error(place: Catalogue, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.jpg").write_bytes(b"nothing")
+    with pytest.raises(SourceError, match="none of 1 candidates"):
+        run(place, request_of(tmp_path / "source", max_failures=100))
+    assert place.head().number == 0
+
+
+def test_storage_that_does_not_answer_ends_the_build_and_a_rerun_goes_on(
+    place: Catalogue, folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = storage.read
+
+    def broken(uri: str, identity: str | None = None) -> bytes:
+        if uri.endswith("photo-0004.jpg"):
+            raise TransientError(f"{uri}: no answer after 5 tries")
+        return read(uri, identity)
+
+    monkeypatch.setattr(storage, "read", broken)
+    with pytest.raises(TransientError, match=r"photos: 1 of 10 shards .*photo-0004.jpg"):
+        run(place, request_of(folder))
+    assert place.head().number == 0
+    monkeypatch.setattr(storage, "read", read)
+    (result,) = run(place, request_of(folder))
+    assert result.counted_shards == 1
+    holds(place, truth)
+
+
+def test_a_source_that_changes_under_the_job_is_not_counted_as_a_mixture(
+    place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    write_photos(source, 4)
+    missing = build_module._missing
+
+    def then_change(p: object) -> Sequence[int]:
+        photo(50).save(source / "photo-0002.jpg")
+        return missing(p)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(build_module, "_missing", then_change)
+    with pytest.raises(TransientError, match=r"photo-0002.jpg changed between listing and reading"):
+        run(place, request_of(source))
+    assert place.head().number == 0
+    monkeypatch.undo()
+    run(place, request_of(source))
+    holds(place, make_dna(source, threads=2))
+
+
+def test_one_broken_dataset_does_not_stop_the_others(
+    place: Catalogue, folder: Path, tmp_path: Path, truth: DNA
+) -> None:
+    with pytest.raises(SourceError, match="nowhere"):
+        run(place, request_of(tmp_path / "nowhere", "broken"), request_of(folder))
+    assert place.names() == ["photos"]
+    holds(place, truth)
+
+
+def test_a_second_spec_does_not_break_the_first(place: Catalogue, folder: Path) -> None:
+    run(place, request_of(folder))
+    (other,) = run(place, request_of(folder, bins=10))
+    assert place.load("photos").spec.bins == 1000
+    coarse = place.load("photos", spec=other.version.spec)
+    assert coarse.counts.shape == (3120, 10)
+    fine = place.load("photos").counts
+    inner = fine.reshape(3120, 10, 100).sum(axis=2)
+    assert np.abs(inner - coarse.counts).sum() <= coarse.counts.sum() * 1e-6
+
+
+def test_memory_urls_work_in_process_and_are_refused_elsewhere(folder: Path, truth: DNA) -> None:
+    key = uuid.uuid4().hex
+    for path in folder.iterdir():
+        storage.create(f"memory://{key}/images/{path.name}", path.read_bytes())
+    place = Catalogue(f"memory://{key}/catalogue")
+    run(place, request_of(f"memory://{key}/images"))
+    holds(place, truth)
+
+    class Elsewhere(InProcess):
+        in_process = False
+
+    with pytest.raises(UsageError, match=r"memory://.*seen by one process only"):
+        build_datasets(place, [request_of(folder)], Elsewhere(), RESOURCES)
+
+
+def test_asking_twice_for_a_name_is_refused(place: Catalogue, folder: Path) -> None:
+    with pytest.raises(UsageError, match="asked for twice"):
+        run(place, request_of(folder), request_of(folder))
+
+
+def test_wrong_arguments_are_refused_by_name(folder: Path) -> None:
+    with pytest.raises(UsageError, match="no extractor 'resnet'; there are: efficientnet_lite0"):
+        make_dna(folder, extractor="resnet")
+    with pytest.raises(UsageError, match="bins is 1"):
+        make_dna(folder, bins=1)
+    with pytest.raises(UsageError, match="image 0 has shape"):
+        make_dna([np.zeros((4, 4, 7), np.uint8)])
+    with pytest.raises(UsageError, match="type float64"):
+        make_dna([np.zeros((4, 4, 3))])
+    with pytest.raises(GateError, match="1 of 10"):
+        make_dna(folder)
+
+
+def test_a_file_being_written_is_not_taken_for_the_listed_one(tmp_path: Path) -> None:
+    write_photos(tmp_path, 1)
+    path = tmp_path / "photo-0000.jpg"
+    listed = storage.info(path.as_uri())
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(SourceError, match="changed"):
+        storage.read(path.as_uri(), listed.identity)
