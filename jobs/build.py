@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import contextlib
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -97,15 +99,19 @@ def build(
             print(f"  not counted: {failure}")
 
 
-def engine_for(resources: Resources, ray_address: str | None) -> AbstractContextManager[Engine]:
+@contextlib.contextmanager
+def engine_for(resources: Resources, ray_address: str | None) -> Iterator[Engine]:
     """Ray, or this process where no workers are asked for."""
     if resources.workers == 0:
         from pipeline.build import InProcess
 
-        return nullcontext(InProcess())
+        yield InProcess()
+        return
     from pipeline.cluster import RayEngine
 
-    return RayEngine(resources, ray_address)
+    # Ray prints on stdout that a worker died; that is the command's own, and may be JSON.
+    with contextlib.redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
+        yield engine
 
 
 def summary(result: Result) -> dict[str, object]:

@@ -1,0 +1,170 @@
+"""Catalogues of hand-made DNAs: everything real but the images and the network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import ranges as ranges_module
+from pipeline import storage
+from pipeline.build import Request, Result, build_datasets
+from pipeline.catalogue import Catalogue, Version, canonical_json
+from pipeline.dna import DNA, Ranges
+from pipeline.extractor import Network
+from pipeline.manifest import Entry, Manifest, Shard, read_shard
+from pipeline.partial import Failure, Partial, failures_table
+from pipeline.reduce import Composed, add_up, compose, plan_folds
+from pipeline.shard import Receipt, ShardJob, partial_uri
+from pipeline.spec import PRODUCTS, Spec
+from tests.helpers import RULE, random_dna, tiny_spec
+
+SPEC, RANGES = tiny_spec()
+NETWORK = Network("tiny", "ab" * 32, SPEC.taps, RULE.height, RULE.width, RULE.mean, RULE.std)
+BUILT = "2026-01-01T00:00:00+00:00"
+
+
+def entries(name: str, count: int, first: int = 0) -> list[Entry]:
+    return [
+        Entry(f"s3://bucket/{name}/{i:03d}.jpg", "", 1000 + i, f"etag-{i}")
+        for i in range(first, first + count)
+    ]
+
+
+def hand_made(shard: Shard, spec: Spec = SPEC, ranges: Ranges = RANGES) -> Partial:
+    """Random counts, the same for the same key; members called `bad…` are failures."""
+    key = shard.key(spec.digest)
+    failures = tuple(
+        sorted(
+            Failure(entry.uri, entry.member, "truncated", "made so")
+            for entry in shard.members
+            if entry.uri.rpartition("/")[2].startswith("bad")
+        )
+    )
+    dna = random_dna(spec, ranges, len(shard.members) - len(failures), int(key[:8], 16))
+    return with_failures(dna, (key,), failures)
+
+
+def with_failures(dna: DNA, shards: tuple[str, ...], failures: tuple[Failure, ...]) -> Partial:
+    return Partial(replace(dna, failed=len(failures)), shards, failures)
+
+
+def put_partials(work: str, partials: Sequence[Partial]) -> None:
+    for partial in partials:
+        storage.create(partial_uri(work, partial.shards[0]), partial.encode())
+
+
+def reduce_all(manifest: Manifest, work: str, dataset: str, spec: Spec = SPEC) -> Composed:
+    levels, folds = plan_folds(manifest, work, spec.digest, PRODUCTS)
+    for level in levels:
+        for node in level:
+            add_up(node)
+    return compose(folds, manifest, PRODUCTS, dataset)
+
+
+def failures_file(failures: Sequence[Failure]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(failures_table(failures), sink, compression="zstd", store_schema=False)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def commit_dataset(
+    catalogue: Catalogue,
+    name: str,
+    manifest: Manifest,
+    partials: Sequence[Partial],
+    spec: Spec = SPEC,
+    ranges: Ranges = RANGES,
+) -> Version:
+    """Store a dataset version as a build does, from partials made by hand."""
+    work = catalogue.work_uri(name, spec.digest)
+    put_partials(work, partials)
+    composed = reduce_all(manifest, work, name, spec)
+    storage.create(catalogue.ranges_uri(ranges.digest), ranges_module.encode(ranges, NETWORK))
+    storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
+    files = {
+        "dna": composed.dna,
+        "folds": composed.folds,
+        "failures": failures_file(composed.failures),
+        "manifests": manifest.encode(),
+    }
+    for kind, data in files.items():
+        digest = manifest.digest if kind == "manifests" else composed.digest
+        storage.create(catalogue.uri(kind, spec.digest, name, digest), data)
+    version = Version(
+        dna=composed.digest,
+        manifest=manifest.digest,
+        spec=spec.digest,
+        images=composed.images,
+        failed=len(composed.failures),
+        products=PRODUCTS,
+        sha256={kind: hashlib.sha256(data).hexdigest() for kind, data in files.items()},
+        source="s3://bucket",
+        built=BUILT,
+        software="vdna-pipeline by hand",
+        numerics=composed.numerics,
+    )
+    base = catalogue.head().datasets.get(name, {}).get(spec.digest)
+    catalogue.put_version(name, version, base)
+    return version
+
+
+class HandMade:
+    """An engine that makes partials by hand; it dies after `stop_after` shards, where given."""
+
+    in_process = True
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self._left = stop_after
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+        for job, index in work:
+            if self._left == 0:
+                raise InterruptedError("the engine died")
+            self._left = None if self._left is None else self._left - 1
+            with storage.open_random(job.manifest_uri) as file:
+                shard = read_shard(file, index, job.manifest_uri)
+            partial = hand_made(shard)
+            put_partials(job.work_uri, [partial])
+            yield Receipt(job.manifest_uri, index, partial.dna.images, len(partial.failures))
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        return map(function, items)
+
+
+class Place:
+    """A folder of files called photos, and a catalogue that the real `build` fills by hand.
+
+    `pipeline.build.describe` must give `NETWORK` meanwhile.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.catalogue = Catalogue(str(folder / "catalogue"))
+        (folder / "tiny.ranges.parquet").write_bytes(ranges_module.encode(RANGES, NETWORK))
+
+    def photos(self, name: str, count: int, bad: int = 0) -> None:
+        source = self.folder / name
+        source.mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            path = source / f"{'bad' if i < bad else 'photo'}-{i:03d}.jpg"
+            if not path.exists():
+                path.write_bytes(b"photo %d" % i)
+
+    def build(self, name: str, engine: HandMade | None = None, shard_images: int = 64) -> Result:
+        request = Request(
+            name,
+            str(self.folder / name),
+            extractor=NETWORK.name,
+            bins=SPEC.bins,
+            ranges=str(self.folder / "tiny.ranges.parquet"),
+            max_failures=100,
+            shard_images=shard_images,
+        )
+        (result,) = build_datasets(self.catalogue, [request], engine or HandMade())
+        return result

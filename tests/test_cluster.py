@@ -1,0 +1,253 @@
+"""On Ray, in real processes that are really killed: the counts are those of one clean pass."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import PngImagePlugin
+
+from pipeline.build import make_dna
+from pipeline.catalogue import Catalogue
+from pipeline.dna import DNA
+from pipeline.verify import verify
+from tests.helpers import photo, write_photos
+
+IMAGES = 48
+SHARD_IMAGES = 2
+SHARDS = 32
+"""Folds are of 3 images, hence of two shards."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, IMAGES)
+    for i in (7, 30):
+        path = folder / f"photo-{i:04d}.jpg"
+        path.write_bytes(path.read_bytes()[:-200])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(folder: Path) -> DNA:
+    with pytest.warns(UserWarning, match="2 of 48"):
+        return make_dna(folder, max_failures=2, threads=2)
+
+
+def start(
+    folder: Path, catalogue: Path, workers: int = 2, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """The command, in a session of its own so that all of it can be found."""
+    command = [sys.executable, "-m", "jobs.build", "photos", str(folder), "-c", str(catalogue)]
+    command += ["--shard-images", str(SHARD_IMAGES), "--max-failures", "2", "--json"]
+    command += ["--workers", str(workers), "--threads", "1"]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (env or {}),
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Whatever a test leaves of a command and its Ray is killed."""
+    children: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children += psutil.Process(process.pid).children(recursive=True)
+        for each in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, object]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert isinstance(result, dict)
+    return result
+
+
+def committed(catalogue: Path) -> int:
+    return len(list(catalogue.glob("_work/photos/*/partials/*.parquet")))
+
+
+def running(catalogue: Path) -> list[int]:
+    """Processes that have shards under way, as their notes say."""
+    pids = set()
+    for note in catalogue.glob("_work/photos/*/attempts/*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            pids.add(int(json.loads(note.read_text())["pid"]))
+    return [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def wait_for(catalogue: Path, shards: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while committed(catalogue) < shards or not running(catalogue):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.02)
+
+
+def holds(catalogue: Path, truth: DNA) -> None:
+    place = Catalogue(str(catalogue))
+    dna = place.load("photos")
+    assert (dna.images, dna.failed) == (truth.images, truth.failed)
+    for name in ("counts", "underflow", "overflow", "nonfinite", "min", "max"):
+        assert np.array_equal(getattr(dna, name), getattr(truth, name)), name
+    assert [f for f in verify(place) if not f.ok] == []
+
+
+def test_a_build_on_ray_is_the_build_in_process(folder: Path, truth: DNA, tmp_path: Path) -> None:
+    ray = start(folder, tmp_path / "ray")
+    with ended(ray):
+        on_ray = finish(ray)
+    alone = start(folder, tmp_path / "alone", workers=0)
+    with ended(alone):
+        in_process = finish(alone)
+    assert on_ray["counted_shards"] == SHARDS
+    assert on_ray["dna"] == in_process["dna"]
+    assert on_ray["sha256"] == in_process["sha256"]
+    holds(tmp_path / "ray", truth)
+
+
+def test_killed_workers_are_replaced_and_nothing_counts_twice(
+    folder: Path, truth: DNA, tmp_path: Path
+) -> None:
+    process = start(folder, tmp_path)
+    with ended(process):
+        for shards in (3, 12):
+            wait_for(tmp_path, shards, process)
+            os.kill(random.Random(shards).choice(sorted(running(tmp_path))), signal.SIGKILL)
+        result = finish(process)
+    assert (result["images"], result["failed"]) == (46, 2)
+    assert committed(tmp_path) == SHARDS
+    holds(tmp_path, truth)
+
+
+def test_a_killed_driver_is_rerun_at_once_and_only_the_rest_is_counted(
+    folder: Path, truth: DNA, tmp_path: Path
+) -> None:
+    first = start(folder, tmp_path)
+    with ended(first):
+        wait_for(tmp_path, 5, first)
+        os.kill(first.pid, signal.SIGKILL)
+        second = start(folder, tmp_path)
+        with ended(second):
+            result = finish(second)
+    assert isinstance(result["counted_shards"], int)
+    assert result["counted_shards"] <= SHARDS - 5
+    assert committed(tmp_path) == SHARDS
+    holds(tmp_path, truth)
+    third = start(folder, tmp_path)
+    with ended(third):
+        again = finish(third)
+    assert (again["changed"], again["counted_shards"]) == (False, 0)
+
+
+def test_two_jobs_at_once_share_the_work_and_commit_one_version(
+    folder: Path, truth: DNA, tmp_path: Path
+) -> None:
+    a, b = start(folder, tmp_path, workers=1), start(folder, tmp_path, workers=1)
+    with ended(a), ended(b):
+        results = [finish(a), finish(b)]
+    assert results[0]["dna"] == results[1]["dna"]
+    assert Catalogue(str(tmp_path)).head().number == 1
+    assert committed(tmp_path) == SHARDS
+    holds(tmp_path, truth)
+
+
+def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
+    folder: Path, tmp_path: Path
+) -> None:
+    """PIL is made to die on one image, in every process, as a hostile file might make it."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in folder.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    marked = PngImagePlugin.PngInfo()
+    marked.add_text("comment", "kill the decoder")
+    photo(99).save(source / "poison.png", pnginfo=marked)
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "sitecustomize.py").write_text(
+        textwrap.dedent(
+            """
+            import os, signal
+            import PIL.Image as module
+            real = module.open
+            def deadly(file, *args, **kwargs):
+                if hasattr(file, "getvalue") and b"kill the decoder" in file.getvalue():
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(file, *args, **kwargs)
+            module.open = deadly
+            """
+        )
+    )
+    process = start(source, tmp_path / "c", env={"PYTHONPATH": str(tmp_path / "patch")})
+    with ended(process):
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 3, err
+    assert "poison.png: decoder_crashed" in err
+    failures = _failures(tmp_path / "c")
+    assert [f["nondeterministic"] for f in failures if f["uri"].endswith("poison.png")] == [True]
+    assert len(failures) == 3
+
+
+def _failures(catalogue: Path) -> list[dict[str, object]]:
+    """Of all partials: what a build lists when its gate lets it."""
+    from dataclasses import asdict
+
+    from pipeline.partial import Partial
+
+    listed = []
+    for path in catalogue.glob("_work/photos/*/partials/*.parquet"):
+        listed += [asdict(f) for f in Partial.decode(path.read_bytes(), path.name).failures]
+    return listed
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+def test_random_kills_until_it_is_done(folder: Path, truth: DNA, tmp_path: Path, seed: int) -> None:
+    """Workers and drivers die at random moments, several times a build."""
+    chance = random.Random(seed)
+    for _ in range(chance.randint(1, 3)):
+        process = start(folder, tmp_path)
+        with ended(process):
+            deadline = time.monotonic() + chance.uniform(2, 14)
+            while time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.1)
+                if chance.random() < 0.05 and (pids := running(tmp_path)):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(chance.choice(sorted(pids)), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            # Workers go on for a moment after their driver's death: let the next one meet them.
+            last = start(folder, tmp_path)
+            with ended(last):
+                finish(last)
+        if chance.random() < 0.5:
+            break
+    assert committed(tmp_path) == SHARDS
+    holds(tmp_path, truth)

@@ -1,0 +1,166 @@
+"""datasets.yaml: what it may say, and that every error names the file, the field and the value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.build import Request
+from pipeline.config import load_config
+from pipeline.errors import SourceError, UsageError
+
+GOOD = """
+catalogue: s3://bucket/dnas
+defaults:
+  max_failures: 5
+  bins: 500
+datasets:
+  - name: city/day
+    source: s3://bucket/day
+  - name: city/night
+    source: photos/night
+    bins: 100
+    precision: bf16
+    resize: fast
+    limit: 10
+    include: "*.png"
+    exclude: "*-mask.png"
+    group_by: 1
+    max_failures: 0.5
+    shard_images: 64
+    extractor: other
+    weights: weights.pt
+    ranges: ranges.parquet
+"""
+
+
+def write(folder: Path, text: str | bytes) -> str:
+    path = folder / "datasets.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def refusal(folder: Path, text: str | bytes) -> str:
+    """The message, which always names the file."""
+    path = write(folder, text)
+    with pytest.raises(UsageError) as caught:
+        load_config(path)
+    assert path in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def one(**settings: str) -> str:
+    lines = {"name": "a", "source": "photos"} | settings
+    return "datasets:\n  - " + "\n    ".join(f"{k}: {v}" for k, v in lines.items()) + "\n"
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, GOOD))
+    assert config.catalogue == "s3://bucket/dnas"
+    day, night = config.requests()
+    assert day == Request("city/day", "s3://bucket/day", bins=500, max_failures=5)
+    assert night == Request(
+        "city/night", "photos/night", extractor="other", weights="weights.pt", bins=100,
+        precision="bf16", ranges="ranges.parquet", resize="fast", limit=10, include="*.png",
+        exclude="*-mask.png", group_by="1", max_failures=0.5, shard_images=64,
+    )  # fmt: skip
+
+
+def test_the_least_that_a_file_says(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, one()))
+    assert config.catalogue is None
+    assert config.requests() == [Request("a", "photos")]
+
+
+def test_a_dataset_may_take_a_default_back(tmp_path: Path) -> None:
+    text = "defaults: {limit: 5}\n" + one(limit="null")
+    assert load_config(write(tmp_path, text)).requests() == [Request("a", "photos")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "value"),
+    [
+        ({"binz": "100"}, "datasets.0.binz", "100"),
+        ({"bins": "many"}, "datasets.0.bins", "'many'"),
+        ({"bins": '"100"'}, "datasets.0.bins", "'100'"),
+        ({"bins": "1"}, "datasets.0.bins", "1"),
+        ({"bins": "10.5"}, "datasets.0.bins", "10.5"),
+        ({"limit": "0"}, "datasets.0.limit", "0"),
+        ({"limit": "true"}, "datasets.0.limit", "True"),
+        ({"shard_images": "-8"}, "datasets.0.shard_images", "-8"),
+        ({"max_failures": "-0.1"}, "datasets.0.max_failures", "-0.1"),
+        ({"max_failures": ".nan"}, "datasets.0.max_failures", "nan"),
+        ({"precision": "fp16"}, "datasets.0.precision", "'fp16'"),
+        ({"resize": "dirty"}, "datasets.0.resize", "'dirty'"),
+        ({"name": "7"}, "datasets.0.name", "7"),
+        ({"source": "[a, b]"}, "datasets.0.source", "['a', 'b']"),
+        ({"source": "null"}, "datasets.0.source", "None"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value(
+    tmp_path: Path, settings: dict[str, str], field: str, value: str
+) -> None:
+    message = refusal(tmp_path, one(**settings))
+    assert field in message
+    assert value in message
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("datasets:\n  - source: photos\n", "datasets.0.name", "photos"),
+        ("datasets:\n  - name: a\n", "datasets.0.source", "'a'"),
+        ("catalog: x\n" + one(), "catalog", "'x'"),
+        ("catalogue: 5\n" + one(), "catalogue", "5"),
+        ("defaults: {name: x}\n" + one(), "defaults.name", "'x'"),
+        ("datasets: []\n", "datasets", "[]"),
+        ("datasets: photos\n", "datasets", "'photos'"),
+        ("catalogue: x\n", "datasets", "Field required"),
+        ("", "the whole", "None"),
+        ("just words", "the whole", "'just words'"),
+    ],
+)
+def test_a_wrong_shape_is_named(tmp_path: Path, text: str, field: str, value: str) -> None:
+    message = refusal(tmp_path, text)
+    assert field in message
+    assert value in message
+
+
+def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    message = refusal(tmp_path, one(bins="1", resize="dirty") + "  - name: b\n")
+    for field in ("datasets.0.bins", "datasets.0.resize", "datasets.1.source"):
+        assert field in message
+
+
+@pytest.mark.parametrize(
+    "text", ["datasets: [", "a: b: c", "\tdatasets:", b"\xff\xfe\xff", "*nowhere", "a: 1\n--- \nb"]
+)
+def test_what_is_not_yaml_is_refused(tmp_path: Path, text: str | bytes) -> None:
+    assert "is not YAML" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "tag", ["object/apply:os.mkdir", "object/new:os.mkdir", "name:os.mkdir", "module:os"]
+)
+def test_tags_that_would_run_code_are_refused_and_run_nothing(tmp_path: Path, tag: str) -> None:
+    planted = tmp_path / "planted"
+    message = refusal(tmp_path, f"datasets: !!python/{tag} ['{planted}']\n")
+    assert f"tag:yaml.org,2002:python/{tag}" in message
+    assert not planted.exists()
+
+
+def test_a_name_that_no_dataset_may_have_is_refused_with_the_file(tmp_path: Path) -> None:
+    assert "'a b'" in refusal(tmp_path, one(name="a b"))
+
+
+def test_two_datasets_of_one_name_are_refused_with_the_file(tmp_path: Path) -> None:
+    text = one() + "  - {name: b, source: x}\n  - {name: a, source: y}\n"
+    message = refusal(tmp_path, text)
+    assert "'a'" in message
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nowhere.yaml does not exist"):
+        load_config(str(tmp_path / "nowhere.yaml"))
