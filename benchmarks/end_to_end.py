@@ -2,14 +2,21 @@
 
     python -m benchmarks.end_to_end FOLDER [--ranges FILE] [--precision bf16] [--threads 2]
 
-Same images, network, taps, ranges, bins and resizing. Both run in a fresh process, after one image
-to warm up. The product's time includes building its network, the reference's doesn't.
+Same images, network, taps, ranges, bins and resizing, each in a fresh process. Rows:
+
+    forward     the network's forward pass alone, on random pixels: the ceiling
+    make_dna    in process, after one image to warm up; includes building the network
+    build       the whole command `vdna build` on Ray, from start to exit, catalogue and all
+    reference   vdna 0.1.1's make_vdna, after one image to warm up; without building the network,
+                under glibc's default allocator and under a tuned one
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure, reference
+from benchmarks.forward_only import forward_only
 
 EMBEDDED = measure.ROOT / "pipeline" / "assets" / "efficientnet_lite0.ranges.parquet"
 
@@ -49,14 +57,9 @@ def _product(
 
 
 def run_product(
-    folder: Path,
-    ranges: Path,
-    histograms: Path,
-    threads: int,
-    precision: str = "fp32",
-    tuned_malloc: bool = True,
+    folder: Path, ranges: Path, histograms: Path, threads: int, precision: str = "fp32"
 ) -> dict[str, Any]:
-    """One DNA of a folder, by the product, in a fresh process; see `reference.run_reference`.
+    """One DNA of a folder, in process, in a fresh one; see `reference.run_reference`.
 
     `histograms`: where to save the counts, clamped into the end bins as the reference does.
     """
@@ -67,7 +70,22 @@ def run_product(
         "precision": precision,
         "histograms": str(histograms.resolve()),
     }
-    return measure.run("benchmarks.end_to_end", settings, tuned_malloc=tuned_malloc)
+    return measure.run("benchmarks.end_to_end", settings, tuned_malloc=False)
+
+
+def run_build(folder: Path, ranges: Path, catalogue: Path, precision: str) -> dict[str, Any]:
+    """The command, timed from start to exit."""
+    command = [sys.executable, "-m", "jobs.build", "images", str(folder), "-c", str(catalogue)]
+    command += ["--ranges", str(ranges), "--precision", precision, "--json"]
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+    images = json.loads(done.stdout)["images"]
+    return {
+        "images": images,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 2),
+    }
 
 
 def main() -> None:
@@ -86,8 +104,13 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         ours, theirs = Path(scratch, "product.npz"), Path(scratch, "reference.npz")
-        for _ in range(arguments.rounds):
-            found = {"product": run_product(folder, ranges, ours, threads, precision)}
+        for turn in range(arguments.rounds):
+            place = Path(scratch, f"catalogue-{turn}")
+            found = {
+                "forward": forward_only(threads, precision=precision),
+                "make_dna": run_product(folder, ranges, ours, threads, precision),
+                "build": run_build(folder, ranges, place, precision),
+            }
             for name, tuned in (("reference", False), ("reference_tuned_malloc", True)):
                 found[name] = reference.run_reference(
                     folder,
@@ -98,17 +121,22 @@ def main() -> None:
                     python=arguments.python,
                 )
             for name, row in found.items():
-                rows[name] = min(rows.get(name, row), row, key=lambda each: each["seconds"])
+                rows[name] = max(rows.get(name, row), row, key=lambda e: e["images_per_second"])
         with np.load(ours) as a, np.load(theirs) as b:
             agreement = reference.agreement(a, b)
     rates = {name: row["images_per_second"] for name, row in rows.items()}
-    ratios = {name: round(rates["product"] / rates[name], 2) for name in rates if name != "product"}
+    ratios = {
+        f"{mine}/{other}": round(rates[mine] / rates[other], 2)
+        for mine in ("build", "make_dna")
+        for other in ("forward", "reference", "reference_tuned_malloc")
+    }
     measure.emit(
         {**rows, "precision": precision, "ratio": ratios, "agreement": agreement},
-        f"{rows['product']['images']} images, {precision}: {rates['product']} images/s; "
-        f"vdna 0.1.1 {rates['reference']} ({ratios['reference']}x), with tuned malloc "
-        f"{rates['reference_tuned_malloc']} ({ratios['reference_tuned_malloc']}x); "
-        f"{agreement['moved']:.1e} of activations in another bin, "
+        f"{rows['build']['images']} images, {precision}, images/s: "
+        + ", ".join(f"{name} {rate}" for name, rate in rates.items())
+        + "; "
+        + ", ".join(f"{name} {ratio}x" for name, ratio in ratios.items())
+        + f"; {agreement['moved']:.1e} of activations in another bin, "
         f"EMD {agreement['emd_mean']:.1e} bins",
     )
 

@@ -157,7 +157,8 @@ def compare(
 ) -> Matrix:
     """All pairs of the datasets named, or of a whole snapshot; whole matrices are kept.
 
-    Raises `NotFound` for unknown names, `UsageError` for fewer than two or unknown layers.
+    Raises `NotFound` for unknown names, `SpecMismatch` naming the fields where one is known under
+    other specs only, `UsageError` for fewer than two or unknown layers.
     """
     commit = catalogue.at(at)
     digest = catalogue.spec_digest(commit, spec)
@@ -165,6 +166,12 @@ def compare(
         name for name, specs in sorted(commit.datasets.items()) if digest in specs
     ]
     missing = [name for name in wanted if digest not in commit.datasets.get(name, {})]
+    for name in missing:
+        for other in sorted(commit.datasets.get(name, {})):
+            theirs = f"{name} (spec {other[:12]})"
+            catalogue.spec(digest).require_same(
+                catalogue.spec(other), f"the others (spec {digest[:12]})", theirs
+            )
     if missing:
         have = sorted(name for name, specs in commit.datasets.items() if digest in specs)
         raise NotFound(

@@ -162,12 +162,12 @@ class Counter:
             content = fetched.result()
             try:
                 return prepared.result(None if isolated else limit)
-            except DecodeTimeout:
-                # The thread cannot be stopped: give its pool up, and try in a process that can.
-                self._decoders.shutdown(wait=False)
-                self._decoders = ThreadPoolExecutor(self._threads + 1, "decode")
+            except (DecodeTimeout, MemoryError) as error:
                 if isinstance(content, np.ndarray):
                     raise
+                if isinstance(error, DecodeTimeout):
+                    # The thread cannot be stopped: leave its pool to it, and try in a process.
+                    self._decoders = ThreadPoolExecutor(self._threads + 1, "decode")
                 return images.load_isolated(content, self._spec.preprocess, limit)
         except BadImage as bad:
             crashed = bad.reason in images.NONDETERMINISTIC

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, cast
 
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
@@ -113,7 +114,7 @@ class Spec:
         if not names or len(set(names)) != len(names):
             raise UsageError(f"taps must be at least one, with distinct names; got {names}")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest_of("spec", self.to_json())
 

@@ -123,7 +123,9 @@ def test_describing_costs_no_import_of_torch() -> None:
 
 
 def test_unknown_networks_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="no extractor 'resnet9000'; there are: efficientnet_lite0"):
+    with pytest.raises(
+        UsageError, match="no extractor 'resnet9000'; there are: efficientnet_lite0"
+    ):
         describe("resnet9000")
 
 
@@ -290,9 +292,7 @@ def test_weights_by_url(
     changed["conv_stem.weight"] = state["conv_stem.weight"] * 1.5
     other = describe("efficientnet_lite0", weights_file(tmp_path / "other.pt", changed))
     assert other.weights_sha256 not in (same.weights_sha256, network.weights_sha256)
-    assert not np.array_equal(
-        seen(extractor, pixels[:1])[0], seen(Extractor(other), pixels[:1])[0]
-    )
+    assert not np.array_equal(seen(extractor, pixels[:1])[0], seen(Extractor(other), pixels[:1])[0])
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:

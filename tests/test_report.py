@@ -139,7 +139,10 @@ def test_sentences_name_the_nearest_and_the_farthest() -> None:
         "c       nearest middle (33.3), farthest a (66.7)",
         "far     nearest c (33.3), farthest a (100.0)",
     ]
-    assert nearest_sentences(matrix_of("a", "b"), "stem")[0] == "a  nearest b (50.0), farthest b (50.0)"
+    assert (
+        nearest_sentences(matrix_of("a", "b"), "stem")[0]
+        == "a  nearest b (50.0), farthest b (50.0)"
+    )
 
 
 def test_identical_datasets_are_at_zero() -> None:

@@ -237,7 +237,7 @@ def test_an_image_of_too_many_bytes_is_not_even_read(counter: Counter) -> None:
 
 def test_what_is_not_the_image_s_fault_is_never_skipped(counter: Counter, folder: Path) -> None:
     shard = one_shard(folder)
-    for error in (TransientError("no answer"), SourceError("changed"), MemoryError()):
+    for error in (TransientError("no answer"), SourceError("changed"), RuntimeError("ours")):
 
         def fetch(entry: Entry, error: BaseException = error) -> bytes:
             if entry == shard.members[13]:
