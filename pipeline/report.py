@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -11,6 +13,9 @@ from rich.text import Text
 
 from pipeline.dna import Floats
 from pipeline.matrix import ALL, Matrix
+
+_WEB_FONT = re.compile(r"@font-face \{.*?\}", re.DOTALL)
+"""What rich would fetch from the web; the reader's own monospace does."""
 
 # Ends of ColorBrewer's sequential YlOrRd, light to dark.
 _NEAR, _FAR = (255, 255, 204), (189, 0, 38)
@@ -82,4 +87,5 @@ def save_svg(matrix: Matrix, path: str, layer: str = ALL) -> None:
     width = max(80, table_width(matrix, layer))
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
     print_matrix(matrix, console, layer)
-    console.save_svg(path, title="vdna compare")
+    svg = console.export_svg(title="vdna compare")
+    Path(path).write_text(_WEB_FONT.sub("", svg), encoding="utf-8")

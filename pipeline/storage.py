@@ -117,7 +117,7 @@ def walk(uri: str) -> Iterator[Stored]:
         return
     fs, path = _fs(uri)
     found = _attempt(uri, lambda: cast(dict[str, Any], fs.find(path, detail=True)))
-    if not found and not _attempt(uri, lambda: bool(fs.exists(path))):
+    if not found and not exists(uri):
         raise SourceError(f"{uri} does not exist")
     for name in sorted(found):
         if found[name].get("type") != "directory":
@@ -154,7 +154,15 @@ def exists(uri: str) -> bool:
     if protocol_of(uri) == "file":
         return os.path.exists(local_path(uri))
     fs, path = _fs(uri)
-    return _attempt(uri, lambda: bool(fs.exists(path)))
+
+    def look() -> bool:  # fsspec's own `exists` takes any error for an absence
+        try:
+            fs.info(path)
+            return True
+        except FileNotFoundError:
+            return False
+
+    return _attempt(uri, look)
 
 
 def read(uri: str, identity: str | None = None) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import threading
 import uuid
@@ -398,3 +400,47 @@ def test_a_file_being_written_is_not_taken_for_the_listed_one(tmp_path: Path) ->
     os.utime(path, ns=(1, 1))
     with pytest.raises(SourceError, match="changed"):
         storage.read(path.as_uri(), listed.identity)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(120))
+def test_random_schedules_of_faults(
+    tmp_path: Path,
+    killer: Callable[[int | None, bool], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    """Deaths at random writes, reads that fail, sources that grow, jobs at once; then one that
+    is left alone. Whatever came before, it commits the counts of one clean pass."""
+    chance = random.Random(seed)
+    source, place = tmp_path / "source", Catalogue(str(tmp_path / "catalogue"))
+    write_photos(source, chance.randint(1, 4), first_seed=10 * seed)
+    read = storage.read
+    for step in range(chance.randint(1, 4)):
+        fault = chance.choice(["die", "die", "unreadable", "grow", "shrink", "both"])
+        if fault == "die":
+            killer(chance.randint(1, 25), chance.random() < 0.5)
+        elif fault == "unreadable":
+            bad = chance.random()
+
+            def flaky(uri: str, identity: str | None = None, bad: float = bad) -> bytes:
+                if uri.endswith(".jpg") and chance.random() < bad:
+                    raise TransientError(f"{uri}: no answer")
+                return read(uri, identity)
+
+            monkeypatch.setattr(storage, "read", flaky)
+        elif fault == "grow":
+            write_photos(source, 1, first_seed=10 * seed + 5 + step)
+        elif fault == "shrink" and len(list(source.iterdir())) > 1:
+            next(source.iterdir()).unlink()
+        jobs = 2 if fault == "both" else 1
+        with ThreadPoolExecutor(jobs) as pool:
+            for job in [pool.submit(run, place, request_of(source)) for _ in range(jobs)]:
+                with contextlib.suppress(Killed, TransientError, Conflict):
+                    job.result()
+        killer(None, False)
+        monkeypatch.setattr(storage, "read", read)
+    run(place, request_of(source))
+    holds(place, make_dna(source, threads=2))
+    (again,) = run(place, request_of(source))
+    assert not again.changed

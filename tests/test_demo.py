@@ -1,0 +1,30 @@
+"""`vdna demo`, whole, on Ray: what it prints is so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.matrix import Matrix
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_demo_shows_what_it_says(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.demo", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    matrix = Matrix.decode((tmp_path / "matrix.parquet").read_bytes(), "matrix.parquet")
+    assert len(matrix.names) >= 8
+    original = matrix.names.index("photos/original")
+    emd = dict(zip(matrix.names, matrix.of()[original], strict=True))
+    variants = ["photos/brighter", "photos/darker", "photos/contrast", "photos/blurred"]
+    others = ["textures", "astronomy", "microscopy", "retina", "text"]
+    assert emd["photos/original"] == 0
+    assert emd["photos/other-crops"] < min(emd[name] for name in variants)
+    assert max(emd[name] for name in variants) < min(emd[name] for name in others)
+    for name in matrix.names:
+        assert name in done.stdout
+    assert f"{emd['photos/brighter']:.1f}, {emd['photos/darker']:.1f} and" in done.stdout
+    assert "<svg" in (tmp_path / "matrix.svg").read_text()
