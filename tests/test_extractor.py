@@ -209,7 +209,7 @@ def test_folding_changes_no_tap_by_more_than_rounding(
     with torch.inference_mode():
         model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     for tap, a, b in zip(network.taps, plain, seen(extractor, pixels), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=tap.name)
+        assert np.abs(a - b).max() <= 1e-4 * np.abs(a).max(), tap.name
         assert a.std() > 0.01
 
 
