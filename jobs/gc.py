@@ -9,6 +9,8 @@ import typer
 
 from jobs.shell import CatalogueOption, JsonOption, guarded, print_json, run_alone
 
+MAX_GRACE_DAYS = 36_500.0
+
 
 @guarded
 def gc(
@@ -26,7 +28,7 @@ def gc(
     from pipeline import gc as collector
     from pipeline.catalogue import Catalogue
 
-    place, grace = Catalogue(catalogue), timedelta(days=grace_days)
+    place, grace = Catalogue(catalogue), timedelta(days=min(grace_days, MAX_GRACE_DAYS))
     if dry_run:
         items = list(collector.garbage(place, keep=keep, grace=grace))
         count, size = len(items), sum(item.size for item in items)

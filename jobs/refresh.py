@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,9 @@ from jobs.shell import (
     print_json,
     run_alone,
 )
+
+if TYPE_CHECKING:
+    from pipeline.build import Result
 
 
 @guarded
@@ -38,12 +42,15 @@ def refresh(
     as_json: JsonOption = False,
 ) -> None:
     """List every dataset, build what changed, then compare all pairs."""
+    from rich.console import Console
+
     from pipeline.build import build_datasets
     from pipeline.catalogue import Catalogue
     from pipeline.config import load_config
     from pipeline.errors import UsageError, VdnaError
     from pipeline.matrix import compare
     from pipeline.progress import Lines
+    from pipeline.report import print_matrix
     from pipeline.spec import Resources
 
     settings = load_config(config)
@@ -52,32 +59,37 @@ def refresh(
         raise UsageError(f"{config} names no catalogue; add `catalogue:`, or give --catalogue")
     place = Catalogue(root)
     resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
+    results: list[Result] = []
     failed: VdnaError | None = None
-    results = []
     with engine_for(resources, ray_address) as engine:
         try:
-            results = build_datasets(place, settings.requests(), engine, resources, Lines())
+            build_datasets(
+                place, settings.requests(), engine, resources, Lines(), done=results.append
+            )
         except VdnaError as error:
             failed = error
-    matrix = compare(place) if len(place.names()) > 1 else None
-    if failed is not None:
-        raise failed
+    # One matrix a spec: datasets built under different ones are not to be compared.
+    matrices = [
+        compare(place, spec=spec)
+        for spec in sorted({result.version.spec for result in results})
+        if len(place.names(spec=spec)) > 1
+    ]
     if as_json:
         print_json(
             {
                 "datasets": [summary(result) for result in results],
-                "matrix": matrix.table.to_pylist() if matrix else None,
+                "matrix": [row for matrix in matrices for row in matrix.table.to_pylist()] or None,
+                "error": str(failed) if failed else None,
             }
         )
-        return
-    for result in results:
-        print(sentence(result))
-    if matrix:
-        from rich.console import Console
-
-        from pipeline.report import print_matrix
-
-        print_matrix(matrix, Console())
+    else:
+        for result in results:
+            print(sentence(result))
+        for matrix in matrices:
+            print_matrix(matrix, Console())
+    if failed is not None:
+        print(f"error: {failed}", file=sys.stderr)
+        raise typer.Exit(failed.exit_code)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,8 +22,10 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, software
 from pipeline.dna import DNA
 from pipeline.errors import (
+    ConservationError,
     CorruptFile,
     GateError,
+    OverlapError,
     SourceError,
     TransientError,
     UsageError,
@@ -31,7 +33,7 @@ from pipeline.errors import (
 )
 from pipeline.extractor import Network, describe, numerics
 from pipeline.manifest import Entry, Listing, Manifest, Shard, plan
-from pipeline.partial import Failure, Partial, failures_table
+from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.progress import Progress, Silent
 from pipeline.reduce import Composed, add_up, compose, plan_folds
 from pipeline.shard import OVERLAP, Counter, Receipt, Recipe, ShardJob, Worker, device_kind
@@ -148,8 +150,11 @@ def build_datasets(
     engine: Engine,
     resources: Resources | None = None,
     progress: Progress | None = None,
+    done: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
     """Build and commit every request's dataset; results in the order of the requests.
+
+    `done` is told of each as it is committed, or found unchanged.
 
     Raises `TransientError` where shards could not be read (a rerun resumes), and `GateError` where
     too many images failed (their partials are kept: a rerun with a higher limit commits at once).
@@ -175,11 +180,12 @@ def build_datasets(
     errors = _count(pending, todo, engine, progress)
     results: list[Result] = []
     for p in plans:
-        if p.up_to_date:
-            results.append(_unchanged(catalogue, p))
-            continue
         failed = errors.get(p.job.manifest_uri)
         try:
+            if p.up_to_date:
+                results.append(_unchanged(catalogue, p))
+                done(results[-1])
+                continue
             if failed:
                 raise TransientError(
                     f"{p.request.name}: {len(failed)} of {len(p.manifest.shards)} shards could not "
@@ -187,6 +193,7 @@ def build_datasets(
                     f"{failed[0].error}"
                 )
             results.append(_finish(catalogue, p, len(todo[p.request.name]), engine))
+            done(results[-1])
         except VdnaError as error:
             problems.append(error)
     if problems:
@@ -233,6 +240,8 @@ def _plan(
     known = _known_ranges(catalogue, request.ranges)
     found = ranges_module.resolve(network, request.ranges, known)
     spec = make_spec(request, network, found.digest, device_kind(resources))
+    if request.source:
+        storage.canonical(request.source)  # refuses what must not be shown
     progress.say(f"{request.name}: listing {request.source}")
     listing = list_source(
         request.source,
@@ -257,7 +266,7 @@ def _plan(
     storage.create(ranges_uri, ranges_module.encode(found, network))
     storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
     stored = _store(uri, data)
-    storage.replace(_hint_uri(work_uri), manifest.digest.encode())
+    storage.replace(catalogue.hint_uri(request.name, spec.digest), manifest.digest.encode())
     return replace(planned, manifest_sha256=hashlib.sha256(stored).hexdigest())
 
 
@@ -266,26 +275,25 @@ def _known_ranges(catalogue: Catalogue, asked: str | None) -> dict[str, str]:
     return {asked: uri} if asked and uri and storage.exists(uri) else {}
 
 
-def _hint_uri(work_uri: str) -> str:
-    return storage.join(work_uri, "_plan")
-
-
 def _previous(
     catalogue: Catalogue, name: str, spec_digest: str, base: Version | None
 ) -> Manifest | None:
     """The plan to keep shards of: the one last begun here, else the one committed."""
-    hint = _hint_uri(catalogue.work_uri(name, spec_digest))
-    if storage.exists(hint):
-        digest = storage.read(hint).decode()
-        uri = catalogue.uri("manifests", spec_digest, name, digest)
-        if storage.exists(uri):
-            return Manifest.decode(storage.read(uri), uri)
-    return catalogue.manifest(name, base) if base else None
+    planned = catalogue.planned(name, spec_digest)
+    return catalogue.manifest(name, base) if planned is None and base else planned
 
 
 def _store(uri: str, data: bytes) -> bytes:
-    """Put a content-addressed object; the bytes that stand there, ours or an equal writer's."""
-    return data if storage.create(uri, data) else storage.read(uri)
+    """Put a content-addressed object; the bytes that stand there, ours or an equal writer's.
+
+    One that stood there is written again as it is: it becomes young, and so safe from a
+    collection that runs beside this build.
+    """
+    if storage.create(uri, data):
+        return data
+    stored = storage.read(uri)
+    storage.replace(uri, stored)
+    return stored
 
 
 def _missing(p: _Plan) -> list[int]:
@@ -343,16 +351,23 @@ def _finish(catalogue: Catalogue, p: _Plan, counted: int, engine: Engine) -> Res
     name, recipe = p.request.name, p.job.recipe
     spec = recipe.spec.digest
     levels, folds = plan_folds(p.manifest, p.job.work_uri, spec, recipe.products)
-    for level in levels:
-        for _ in engine.map(add_up, level):
-            pass
-    composed = compose(folds, p.manifest, recipe.products, name)
+    try:
+        for level in levels:
+            for _ in engine.map(add_up, level):
+                pass
+        composed = compose(folds, p.manifest, recipe.products, name)
+    except (CorruptFile, ConservationError, OverlapError) as error:
+        raise type(error)(
+            f"{name}: {error}\nNothing was committed. If that file is damaged, delete it and rerun "
+            "the same command: what it held is counted again"
+        ) from error
     _gate(p, composed)
     stored = {
         "dna": _store(catalogue.uri("dna", spec, name, composed.digest), composed.dna),
         "folds": _store(catalogue.uri("folds", spec, name, composed.digest), composed.folds),
         "failures": _store(
-            catalogue.uri("failures", spec, name, composed.digest), _failures(composed.failures)
+            catalogue.uri("failures", spec, name, composed.digest),
+            encode_failures(composed.failures),
         ),
     }
     hashes = {kind: hashlib.sha256(data).hexdigest() for kind, data in stored.items()}
@@ -399,16 +414,7 @@ def _gate(p: _Plan, composed: Composed) -> None:
 
 def allowed_failures(limit: float, candidates: int) -> int:
     """A limit below 1 is a fraction of the candidates (rounded down), from 1 up a number."""
-    return int(limit * candidates) if limit < 1 else int(limit)
-
-
-def _failures(failures: Iterable[Failure]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(failures_table(failures), sink, compression="zstd", store_schema=False)
-    return bytes(sink.getvalue().to_pybytes())
+    return int(limit * candidates) if limit < 1 else int(min(limit, candidates))
 
 
 def _unchanged(catalogue: Catalogue, p: _Plan) -> Result:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from pipeline.partial import Failure
 
 FORMAT = 1
+FILES = ("dna", "failures", "folds", "manifests")
+"""What a version is stored in, each in a folder of that name."""
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -56,7 +59,14 @@ class Version:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Version:
         tuples = {name: tuple(data[name]) for name in ("products", "numerics")}
-        return cls(**(dict(data) | tuples))
+        version = cls(**(dict(data) | tuples))
+        texts = (version.dna, version.manifest, version.spec, version.source, version.built)
+        hashes = [version.sha256[kind] for kind in FILES]
+        if not all(isinstance(text, str) for text in (*texts, *hashes, *version.products)):
+            raise TypeError(f"digests and names must be text: {data}")
+        if not all(isinstance(count, int) for count in (version.images, version.failed)):
+            raise TypeError(f"images and failed must be numbers: {data}")
+        return version
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,10 @@ class Catalogue:
 
     def work_uri(self, dataset: str, spec: str) -> str:
         return storage.join(self.root, "_work", dataset, spec)
+
+    def hint_uri(self, dataset: str, spec: str) -> str:
+        """Where a build notes the digest of the plan that it begins."""
+        return storage.join(self.work_uri(dataset, spec), "_plan")
 
     def matrix_uri(self, spec: str, members: Mapping[str, str], lens: str) -> str:
         """`members`: dataset -> dna digest."""
@@ -293,16 +307,29 @@ class Catalogue:
         from pipeline.manifest import Manifest
 
         uri = self.uri("manifests", version.spec, name, version.manifest)
-        return Manifest.decode(self.read_checked("manifests", name, version), uri)
+        manifest = Manifest.decode(self.read_checked("manifests", name, version), uri)
+        if manifest.digest != version.manifest:
+            raise CorruptFile(f"{uri} holds the manifest {manifest.digest}")
+        return manifest
+
+    def planned(self, dataset: str, spec: str) -> Manifest | None:
+        """The plan last begun, committed or not; None where nothing readable is noted."""
+        from pipeline.manifest import Manifest
+
+        try:
+            digest = storage.read(self.hint_uri(dataset, spec)).decode("ascii", "replace")
+        except SourceError:
+            return None
+        uri = self.uri("manifests", spec, dataset, digest)
+        if not _DIGEST.fullmatch(digest) or not storage.exists(uri):
+            return None
+        return Manifest.decode(storage.read(uri), uri)
 
     def failures(self, name: str, version: Version) -> list[Failure]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from pipeline.partial import decode_failures
 
-        from pipeline.partial import Failure
-
-        data = self.read_checked("failures", name, version)
-        return [Failure(**row) for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
+        uri = self.uri("failures", version.spec, name, version.dna)
+        return decode_failures(self.read_checked("failures", name, version), uri)
 
     def read_checked(self, kind: str, name: str, version: Version) -> bytes:
         """One of a version's files. Raises `CorruptFile` unless it is the one committed."""
@@ -321,7 +348,7 @@ class Catalogue:
         uri = self.spec_uri(digest)
         try:
             spec = Spec.from_json(json.loads(storage.read(uri)))
-        except ValueError as error:
+        except (ValueError, TypeError, CorruptFile, UsageError) as error:
             raise CorruptFile(f"{uri}: not a spec: {error}") from error
         if spec.digest != digest:
             raise CorruptFile(f"{uri} holds spec {spec.digest}")

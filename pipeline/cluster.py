@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar, cast
@@ -99,7 +100,9 @@ class RayEngine:
             for job, index in work
         ]
         actors = self._actors(resources, len(rows))
-        context = DataContext.get_current()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Ray's own, of its own settings
+            context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = resources.stall_seconds
         logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -56,7 +56,8 @@ def frechet_1d(mean_a: Floats, var_a: Floats, mean_b: Floats, var_b: Floats) -> 
 
     The reference's `frechet_distance_1d`, written so that it cannot come out below zero.
     """
-    squares: Floats = (mean_a - mean_b) ** 2 + (np.sqrt(var_a) - np.sqrt(var_b)) ** 2
+    with np.errstate(invalid="ignore"):  # inf - inf, where a network overflowed: unknown
+        squares: Floats = (mean_a - mean_b) ** 2 + (np.sqrt(var_a) - np.sqrt(var_b)) ** 2
     return squares
 
 

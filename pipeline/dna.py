@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import ConservationError, CorruptFile, SpecMismatch
+from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, VdnaError
 from pipeline.spec import Numerics, Spec, digest_of
 
 FORMAT = 1
@@ -319,12 +319,14 @@ def encode(metadata: Mapping[str, Any], groups: Iterable[pa.Table]) -> bytes:
                 use_dictionary=False,
                 column_encoding={"counts.list.element": "DELTA_BINARY_PACKED"},
                 data_page_size=4 * 2**20,
+                write_page_checksum=True,
                 store_schema=False,
             )
         writer.write_table(table, row_group_size=max(1, table.num_rows))
     if writer is None:
         raise ValueError("a file needs at least one layer")
-    writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
+    sealed = {**metadata, "checksum": digest_of(metadata)}
+    writer.add_key_value_metadata({"vdna": json.dumps(sealed, sort_keys=True)})
     writer.close()
     return cast(bytes, sink.getvalue().to_pybytes())
 
@@ -343,23 +345,25 @@ class DnaFile:
     def __init__(self, data: bytes, kind: str, name: str) -> None:
         self.name = name
         try:
-            self._file = pq.ParquetFile(pa.BufferReader(data))
+            self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             self.metadata: dict[str, Any] = json.loads(self._file.metadata.metadata[b"vdna"])
             found, version = self.metadata["kind"], self.metadata["format"]
-            stated = self.metadata["spec_digest"]
+            stated, seal = self.metadata["spec_digest"], self.metadata.pop("checksum")
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"{name}: torn, or not a file of vdna: {error}") from error
         if found != kind:
             raise CorruptFile(f"{name}: a {found!r} file where a {kind!r} file should be")
         if version != FORMAT:
             raise CorruptFile(f"{name}: format {version}; this version of vdna reads {FORMAT}")
+        if seal != digest_of(self.metadata):
+            raise CorruptFile(f"{name}: its metadata is not what was written; restore the file")
         try:
             self.spec = Spec.from_json(self.metadata["spec"])
             self._totals = {"": _Totals.of(self.metadata)}
             if kind == "folds":
                 folds = self.metadata["folds"].items()
                 self._totals |= {fold: _Totals.of(own) for fold, own in folds}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (VdnaError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptFile(f"{name}: its metadata cannot be read: {error!r}") from error
         if self.spec.digest != stated:
             raise CorruptFile(

@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Version
+from pipeline.catalogue import FILES, Catalogue, Version
 from pipeline.errors import SourceError, UsageError
-from pipeline.manifest import Manifest
 from pipeline.shard import partial_uri
 from pipeline.spec import PRODUCTS
 from pipeline.storage import Stored
 
 GRACE = timedelta(days=7)
-KINDS = ("dna", "folds", "failures", "manifests")
 
 
 def garbage(
@@ -38,7 +36,7 @@ def garbage(
         raise UsageError(f"keep is {keep}; at least the newest version is kept")
     now = now or datetime.now(UTC)
     needed = _needed(catalogue, keep)
-    for folder in (*KINDS, "_work"):
+    for folder in (*FILES, "_work"):
         try:
             for item in storage.walk(storage.join(catalogue.root, folder)):
                 old = item.modified is not None and now - item.modified > grace
@@ -50,11 +48,15 @@ def garbage(
 
 def _needed(catalogue: Catalogue, keep: int | None) -> set[str]:
     needed: set[str] = set()
+    current = catalogue.head().datasets
     for name, versions in _kept(catalogue, keep).items():
         for version in versions:
-            for kind in KINDS:
+            for kind in FILES:
                 digest = version.manifest if kind == "manifests" else version.dna
                 needed.add(catalogue.uri(kind, version.spec, name, digest))
+            uri = catalogue.uri("manifests", version.spec, name, version.manifest)
+            if version != current.get(name, {}).get(version.spec) and not storage.exists(uri):
+                continue  # an old version, removed by an earlier collection
             manifest = catalogue.manifest(name, version)
             work = catalogue.work_uri(name, version.spec)
             keys = manifest.keys(version.spec, version.products)
@@ -92,10 +94,9 @@ def _planned(catalogue: Catalogue) -> Iterator[str]:
         work = hint.uri.removesuffix("/_plan")
         dataset, _, spec = work.removeprefix(f"{catalogue.root}/_work/").rpartition("/")
         yield hint.uri
-        uri = catalogue.uri("manifests", spec, dataset, storage.read(hint.uri).decode())
-        if storage.exists(uri):
-            yield uri
-            manifest = Manifest.decode(storage.read(uri), uri)
+        manifest = catalogue.planned(dataset, spec)
+        if manifest is not None:
+            yield catalogue.uri("manifests", spec, dataset, manifest.digest)
             yield from (partial_uri(work, key) for key in manifest.keys(spec, PRODUCTS))
 
 
@@ -105,7 +106,17 @@ def collect(
     """Delete the garbage; (objects, bytes) removed."""
     count = size = 0
     for item in list(garbage(catalogue, keep=keep, grace=grace)):
+        if _written_since(item):
+            continue
         storage.delete(item.uri)
         count += 1
         size += item.size
     return count, size
+
+
+def _written_since(item: Stored) -> bool:
+    """Whether a build has taken the object up again while the garbage was listed."""
+    try:
+        return storage.info(item.uri).modified != item.modified
+    except SourceError:
+        return True

@@ -9,13 +9,15 @@ in its metadata.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipeline.dna import DNA, Ranges, decode_dna, encode_dna
+from pipeline.dna import DNA, FORMAT, Ranges, decode_dna, encode_dna
 from pipeline.errors import ConservationError, CorruptFile, OverlapError
 from pipeline.spec import Spec
 
@@ -108,10 +110,38 @@ def ledger(metadata: dict[str, Any], name: str) -> tuple[tuple[str, ...], tuple[
     return shards, failures
 
 
-def failures_table(failures: Iterable[Failure]) -> pa.Table:
-    """Columns `uri`, `member`, `reason`, `detail`, `nondeterministic`."""
-    schema = pa.schema(
-        [(name, pa.string()) for name in ("uri", "member", "reason", "detail")]
-        + [("nondeterministic", pa.bool_())]
-    )
-    return pa.Table.from_pylist([asdict(failure) for failure in failures], schema=schema)
+_FAILURES = pa.schema(
+    [(name, pa.string()) for name in ("uri", "member", "reason", "detail")]
+    + [("nondeterministic", pa.bool_())]
+)
+
+
+def encode_failures(failures: Iterable[Failure]) -> bytes:
+    """A Parquet file, one row a failure, columns as the fields of `Failure`."""
+    table = pa.Table.from_pylist([asdict(failure) for failure in failures], schema=_FAILURES)
+    metadata = json.dumps({"format": FORMAT, "kind": "failures", "rows": table.num_rows})
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink, _FAILURES, compression="zstd", store_schema=False, write_page_checksum=True
+    ) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"vdna": metadata})
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def decode_failures(data: bytes, name: str) -> list[Failure]:
+    """Raises `CorruptFile` with `name` where it is no whole list of failures."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        metadata = json.loads(file.metadata.metadata[b"vdna"])
+        rows = file.read().to_pylist()
+        if (metadata["kind"], metadata["format"]) != ("failures", FORMAT):
+            raise CorruptFile(
+                f"{name}: {metadata['kind']!r} of format {metadata['format']}; this version of "
+                f"vdna reads failures of format {FORMAT}"
+            )
+        if metadata["rows"] != len(rows):
+            raise CorruptFile(f"{name}: states {metadata['rows']} failures, holds {len(rows)}")
+        return [Failure(**row) for row in rows]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{name}: torn, or not a list of failures: {error}") from error

@@ -82,7 +82,7 @@ def _node(work_uri: str, group: Sequence[Leaf]) -> Node:
 def add_up(node: Node) -> str:
     """Make one node, unless it is there. Raises `OverlapError` or `CorruptFile` on a bad child."""
     if not storage.exists(node.uri):
-        total = fold_left(Partial.__add__, (_load(uri) for uri in node.children))
+        total = fold_left(Partial.__add__, (load_partial(uri) for uri in node.children))
         if total.shards != tuple(sorted(node.shards)):
             raise CorruptFile(
                 f"{', '.join(node.children)} hold {len(total.shards)} shards, not the "
@@ -92,7 +92,8 @@ def add_up(node: Node) -> str:
     return node.uri
 
 
-def _load(uri: str) -> Partial:
+def load_partial(uri: str) -> Partial:
+    """A shard's partial or a node. Raises `CorruptFile` where it is not what its name says."""
     partial = Partial.decode(storage.read(uri), uri)
     name = uri.rpartition("/")[2].removesuffix(".parquet")
     if "/partials/" in uri and partial.shards != (name,):
@@ -229,6 +230,8 @@ class ContentDigest:
     def add(self, dna: DNA) -> None:
         for name in ("counts", *SCALAR_COLUMNS):
             values = np.ascontiguousarray(getattr(dna, name))
+            if name in ("mean", "m2"):  # a NaN has a sign, which differs between processors
+                values = np.where(np.isnan(values), np.nan, values)
             self._hash.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
 
     def hexdigest(self) -> str:

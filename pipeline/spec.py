@@ -212,9 +212,9 @@ class Resources:
     stall_seconds: float = 1800.0
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 0), ("threads", 1)):
+        for name, least in (("workers", 0), ("threads", 1), ("gpus_per_worker", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise UsageError(f"{name} is {value}; it must be at least {least}")
 
     def with_cpus(self, cpus: int) -> Resources:

@@ -50,6 +50,7 @@ S3_OPTIONS: dict[str, Any] = {
 
 _TMP = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
 _SECRET_QUERY = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig|token)=", re.I)
+_USER_INFO = re.compile(r"^[A-Za-z0-9+.-]+://[^/]*@")
 _memory_lock = threading.Lock()
 
 
@@ -66,7 +67,8 @@ class Stored:
 def canonical(url: str | os.PathLike[str]) -> str:
     """One spelling per place: `file:///abs/path` percent-encoded, others `protocol://path`.
 
-    Refuses presigned urls, whose query is a secret and changes with every run.
+    Refuses presigned urls, whose query is a secret and changes with every run, and urls with a
+    password.
     """
     text = os.fspath(url)
     if _SECRET_QUERY.search(text):
@@ -74,6 +76,11 @@ def canonical(url: str | os.PathLike[str]) -> str:
         raise UsageError(
             f"{bare}?… carries a signature; it would expire and leak into the catalogue. Give the "
             "plain url, and credentials by the store's own settings"
+        )
+    if _USER_INFO.match(text):
+        raise UsageError(
+            f"{text.split('://', 1)[0]}://…@{text.rpartition('@')[2]} carries a name or password, "
+            "which would leak into the catalogue; give credentials by the store's own settings"
         )
     protocol = protocol_of(text)
     if protocol == "file":

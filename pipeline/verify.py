@@ -18,8 +18,8 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.dna import DNA, SCALAR_COLUMNS, DnaFile, decode_dna
 from pipeline.errors import ConservationError, CorruptFile, NotFound, VdnaError
 from pipeline.manifest import Manifest
-from pipeline.partial import Partial
-from pipeline.reduce import digest_of_dna
+from pipeline.partial import Failure, Partial
+from pipeline.reduce import digest_of_dna, load_partial, plan_folds
 from pipeline.shard import partial_uri
 
 
@@ -60,6 +60,7 @@ class _Checks:
         self._version = version
         self._dna: DNA | None = None
         self._manifest: Manifest | None = None
+        self._failures: list[Failure] | None = None
 
     def run(self) -> Iterator[Finding]:
         checks: list[tuple[str, Callable[[], str]]] = [
@@ -88,10 +89,11 @@ class _Checks:
         version = self._version
         uri = self._catalogue.uri("dna", version.spec, self._name, version.dna)
         dna, metadata = decode_dna(self._catalogue.read_checked("dna", self._name, version), uri)
-        if (metadata["dataset"], dna.spec.digest) != (self._name, version.spec):
+        dataset = metadata.get("dataset")
+        if (dataset, dna.spec.digest) != (self._name, version.spec):
             raise CorruptFile(
-                f"{uri} is of {metadata['dataset']} under spec {dna.spec.digest}, not of "
-                f"{self._name} under {version.spec}"
+                f"{uri} is of {dataset} under spec {dna.spec.digest}, not of {self._name} under "
+                f"{version.spec}"
             )
         digest = digest_of_dna(dna, version.manifest, version.products)
         if digest != version.dna:
@@ -101,6 +103,8 @@ class _Checks:
                 f"{uri} is of {dna.images} images and {dna.failed} failures; "
                 f"{version.images} and {version.failed} were committed"
             )
+        if metadata["numerics"] != list(version.numerics):
+            raise CorruptFile(f"{uri}: other numerics were committed than it holds")
         self._dna = dna
         return f"{dna.images} images x positions = activations counted, for {len(dna.low)} neurons"
 
@@ -128,6 +132,7 @@ class _Checks:
         strange = [f for f in failures if (f.uri, f.member) not in members]
         if strange or len({(f.uri, f.member) for f in failures}) != len(failures):
             raise ConservationError("failures are listed twice, or of no candidate")
+        self._failures = sorted(failures)
         return f"{len(failures)} failures, each of a candidate and with its reason"
 
     def _check_folds(self) -> str:
@@ -147,19 +152,32 @@ class _Checks:
     def _check_partials(self) -> str:
         version, manifest, dna = self._version, self._known_manifest(), self._known_dna()
         work = self._catalogue.work_uri(self._name, version.spec)
-        keys = manifest.keys(version.spec, version.products)
-        uris = [partial_uri(work, key) for key in keys]
+        uris = [partial_uri(work, key) for key in manifest.keys(version.spec, version.products)]
         present = [uri for uri in uris if storage.exists(uri)]
         if not present:
             return "none is kept"
-        partials = (Partial.decode(storage.read(uri), uri) for uri in present)
-        total = reduce(Partial.__add__, partials)
         if len(present) < len(uris):
+            for uri in present:
+                load_partial(uri)
             return f"{len(present)} of {len(uris)} are kept; each is whole"
-        same = np.array_equal(total.dna.counts, dna.counts) and total.dna.images == dna.images
-        if not same or set(total.shards) != set(keys):
-            raise ConservationError("the partials do not sum to the DNA")
+        total = reduce(Partial.__add__, self._sums(manifest, work))
+        listed = self._failures if self._failures is not None else list(total.failures)
+        if not _same_numbers(total.dna, dna) or list(total.failures) != listed:
+            raise ConservationError(f"the partials under {work} do not sum to the DNA")
         return f"{len(present)} partials sum to the DNA"
+
+    def _sums(self, manifest: Manifest, work: str) -> Iterator[Partial]:
+        """Each fold, added up from its partials in the order in which the build adds them."""
+        levels, folds = plan_folds(manifest, work, self._version.spec, self._version.products)
+        nodes = {node.uri: node for level in levels for node in level}
+
+        def value(uri: str) -> Partial:
+            if uri in nodes:
+                return reduce(Partial.__add__, (value(child) for child in nodes[uri].children))
+            return load_partial(uri)
+
+        for fold in folds:
+            yield reduce(Partial.__add__, (value(uri) for uri, _ in fold.parts))
 
     def _known_dna(self) -> DNA:
         if self._dna is None:

@@ -20,7 +20,14 @@ from pipeline import storage
 from pipeline.build import InProcess, Request, allowed_failures, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA
-from pipeline.errors import Conflict, GateError, SourceError, TransientError, UsageError
+from pipeline.errors import (
+    Conflict,
+    CorruptFile,
+    GateError,
+    SourceError,
+    TransientError,
+    UsageError,
+)
 from pipeline.shard import Counter
 from pipeline.spec import Resources
 from pipeline.verify import verify
@@ -373,6 +380,23 @@ def test_memory_urls_work_in_process_and_are_refused_elsewhere(folder: Path, tru
 
     with pytest.raises(UsageError, match=r"memory://.*seen by one process only"):
         build_datasets(place, [request_of(folder)], Elsewhere(), RESOURCES)
+
+
+def test_a_damaged_partial_is_refused_by_name_and_counted_again_once_deleted(
+    place: Catalogue, folder: Path, truth: DNA, tmp_path: Path
+) -> None:
+    with pytest.raises(GateError):
+        run(place, request_of(folder, max_failures=0))
+    partial = next((tmp_path / "catalogue").glob("_work/photos/*/partials/*.parquet"))
+    whole = partial.read_bytes()
+    partial.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptFile, match=rf"{partial.name}: torn(.|\n)*delete it and rerun"):
+        run(place, request_of(folder))
+    assert place.head().number == 0
+    partial.unlink()
+    (result,) = run(place, request_of(folder))
+    assert result.counted_shards == 1
+    holds(place, truth)
 
 
 def test_asking_twice_for_a_name_is_refused(place: Catalogue, folder: Path) -> None:

@@ -12,15 +12,24 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Version, check_name
+from pipeline.catalogue import FILES, Catalogue, Version, check_name
 from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
 
 
 def version(dna: str, spec: str = "s1") -> Version:
     return Version(
-        dna, "m", spec, 3, 0, ("histogram",), {"dna": "x"}, "src", "2026-01-01T00:00:00+00:00",
-        "vdna", (),
-    )  # fmt: skip
+        dna=dna,
+        manifest="m",
+        spec=spec,
+        images=3,
+        failed=0,
+        products=("histogram",),
+        sha256=dict.fromkeys(FILES, "x"),
+        source="src",
+        built="2026-01-01T00:00:00+00:00",
+        software="vdna",
+        numerics=(),
+    )
 
 
 @pytest.fixture

@@ -162,5 +162,5 @@ def test_two_datasets_of_one_name_are_refused_with_the_file(tmp_path: Path) -> N
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="nowhere.yaml does not exist"):
+    with pytest.raises(SourceError, match=r"nowhere.yaml does not exist"):
         load_config(str(tmp_path / "nowhere.yaml"))

@@ -101,7 +101,7 @@ def same_integers(a: DNA, b: DNA) -> bool:
 # The tree.
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(1, 200))
 def test_a_tree_of_any_size_sums_to_the_flat_sum(count: int) -> None:
     work = new_work()
@@ -138,7 +138,7 @@ def test_floats_are_added_in_the_order_of_the_leaves(count: int) -> None:
     assert not backwards.identical(total_of(last))
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(st.integers(LAST + 1, 120), st.randoms(use_true_random=False))
 def test_a_tree_resumes_to_the_same_bytes(count: int, rng: random.Random) -> None:
     work = new_work()
@@ -272,6 +272,21 @@ def test_a_node_refuses_nodes_that_hold_something_else() -> None:
     assert not storage.exists(top.uri)
 
 
+def test_a_flipped_bit_in_a_leaf_changes_no_number() -> None:
+    """Later files have their sha256 in the commit; partials do not."""
+    whole = leaf_partial(4)
+    data = leaf_bytes(4)
+    changed = []
+    for at in range(0, len(data), 7):
+        try:
+            read = Partial.decode(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], "leaf")
+        except VdnaError:
+            continue
+        if not read.identical(whole):
+            changed.append(at)
+    assert changed == []
+
+
 # Composing.
 
 
@@ -329,7 +344,7 @@ def folds_of(data: bytes) -> dict[int, DNA]:
 
 
 def test_composing_repeats_to_the_last_bit_through_trees() -> None:
-    manifest = planned(200, bad=3, shard_images=1)
+    manifest = planned(85, bad=3, shard_images=1)
     levels, _ = plan_folds(manifest, new_work(), SPEC.digest, PRODUCTS)
     assert len(levels) == 1
     assert len(levels[0]) == 16
@@ -492,7 +507,7 @@ def test_what_lies_beside_the_manifest_s_partials_is_not_summed() -> None:
 
 
 def test_a_spoiled_node_is_refused_by_its_name() -> None:
-    manifest = planned(200, shard_images=1)
+    manifest = planned(85, shard_images=1)
     work, _ = put_all(manifest)
     reduce_all(manifest, work, "photos")
     (level,), _ = plan_folds(manifest, work, SPEC.digest, PRODUCTS)

@@ -16,8 +16,6 @@ from pipeline.matrix import Matrix
 from pipeline.report import nearest_sentences, print_matrix, save_svg, table_width
 from pipeline.samples import DATASETS
 
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
 
 def matrix_of(*names: str, scale: float = 100.0, bins: int = 1000) -> Matrix:
     """Two layers; the distance of the datasets i and j is scale * |i - j| / (the most)."""
@@ -107,15 +105,18 @@ def test_the_title_names_the_layer_and_the_bins() -> None:
     assert "of stem, in bins" in out.getvalue()
 
 
-def test_the_farthest_is_darkest_and_equal_distances_look_alike() -> None:
+def test_the_farther_the_darker_and_equal_distances_look_alike() -> None:
     out = io.StringIO()
-    matrix = matrix_of("a", "b", "c")
-    print_matrix(matrix, Console(file=out, width=80, force_terminal=True, color_system="truecolor"))
-    assert "48;2;189;0;38" in out.getvalue()
-    row = out.getvalue().splitlines()[2]
-    b, c = re.findall(r"\x1b\[([0-9;]+)m *(?:50|100)\.0", row)
-    assert b != c
-    assert ANSI.sub("", row).split() == ["1", "a", "0", "50.0", "100.0"]
+    console = Console(file=out, width=80, force_terminal=True, color_system="truecolor")
+    print_matrix(matrix_of("a", "b", "c", "d"), console)
+    cell = re.compile(r"48;2;(\d+);(\d+);(\d+)m *([0-9.]+)")
+    found: dict[str, set[int]] = {}
+    for red, green, blue, value in cell.findall(out.getvalue()):
+        found.setdefault(value, set()).add(int(red) + int(green) + int(blue))
+    assert list(found) == ["33.3", "66.7", "100.0"]
+    near, middle, far = found.values()
+    assert {len(near), len(middle), len(far)} == {1}
+    assert max(far) < max(middle) < max(near)
 
 
 def test_undefined_distances_are_printed_as_such() -> None:
@@ -162,4 +163,5 @@ def test_a_picture_holds_every_name_and_number(
         assert name in text
     assert "123.4" in text
     assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
+    assert "url(http" not in (tmp_path / "matrix.svg").read_text()
     assert table_width(matrix) > 80

@@ -8,9 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline import ranges as ranges_module
 from pipeline import storage
 from pipeline.build import Request, Result, build_datasets
@@ -18,7 +15,7 @@ from pipeline.catalogue import Catalogue, Version, canonical_json
 from pipeline.dna import DNA, Ranges
 from pipeline.extractor import Network
 from pipeline.manifest import Entry, Manifest, Shard, read_shard
-from pipeline.partial import Failure, Partial, failures_table
+from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.reduce import Composed, add_up, compose, plan_folds
 from pipeline.shard import Receipt, ShardJob, partial_uri
 from pipeline.spec import PRODUCTS, Spec
@@ -67,12 +64,6 @@ def reduce_all(manifest: Manifest, work: str, dataset: str, spec: Spec = SPEC) -
     return compose(folds, manifest, PRODUCTS, dataset)
 
 
-def failures_file(failures: Sequence[Failure]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(failures_table(failures), sink, compression="zstd", store_schema=False)
-    return bytes(sink.getvalue().to_pybytes())
-
-
 def commit_dataset(
     catalogue: Catalogue,
     name: str,
@@ -90,7 +81,7 @@ def commit_dataset(
     files = {
         "dna": composed.dna,
         "folds": composed.folds,
-        "failures": failures_file(composed.failures),
+        "failures": encode_failures(composed.failures),
         "manifests": manifest.encode(),
     }
     for kind, data in files.items():

@@ -1,0 +1,229 @@
+"""Writes one small file of each format, and `expected.json` with every number in them.
+
+    python -m tests.golden.write tests/golden/v1
+
+Run once for each released version of a format; the files of a released version never change.
+Floats stand in `expected.json` as `float.hex` writes them, so that they are compared to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version, canonical_json
+from pipeline.distance import emd, nfd
+from pipeline.dna import DNA, SCALAR_COLUMNS, Ranges
+from pipeline.manifest import Entry, Listing, Manifest, plan
+from pipeline.matrix import compare
+from pipeline.partial import Partial
+from pipeline.reduce import plan_folds
+from pipeline.shard import partial_uri
+from pipeline.spec import PRODUCTS, Spec
+from tests.golden.handmade import RANGES, SPEC, commit_dataset, entries, hand_made, with_failures
+from tests.helpers import NUMERICS, OTHER_NUMERICS, random_dna
+
+BF16 = replace(SPEC, precision="bf16", bf16_numerics=NUMERICS)
+
+
+def photos() -> Manifest:
+    """Three groups, each its own fold: one in four shards, the last of which is a failure only."""
+    named = [
+        ("file:///data/caf%C3%A9/a.jpg", "", "drive-1"),
+        ("file:///data/caf%C3%A9/b.jpg", "", "drive-1"),
+        ("file:///data/caf%C3%A9/c.jpg", "", "drive-1"),
+        ("file:///data/caf%C3%A9/d.jpg", "", "drive-1"),
+        ("file:///data/caf%C3%A9/e.jpg", "", "drive-1"),
+        ("file:///data/caf%C3%A9/f.jpg", "", "drive-1"),
+        ("file:///data/caf%C3%A9/z/bad.jpg", "", "drive-1"),
+        ("s3://bucket/photos.tar", "été/d.png", "s3://bucket/photos.tar"),
+        ("s3://bucket/photos.tar", "été/e.png", "s3://bucket/photos.tar"),
+        ("s3://bucket/x::y?#%.jpg", "", ""),
+    ]
+    found = [
+        Entry(uri, member, 1000 + i, f"etag-{i}", group)
+        for i, (uri, member, group) in enumerate(named)
+    ]
+    listing = Listing("s3://bucket", tuple(found), {".txt": 2, ".json": 1}, 3)
+    return plan(found, shard_images=2, listing=listing)
+
+
+def counted(manifest: Manifest) -> list[Partial]:
+    """By hand, under two numerics."""
+    partials = [hand_made(shard) for shard in manifest.shards]
+    last = partials[-1]
+    other = replace(last.dna, numerics=((OTHER_NUMERICS, last.dna.images),))
+    return [*partials[:-1], replace(last, dna=other)]
+
+
+def with_an_undefined_neuron(manifest: Manifest) -> list[Partial]:
+    """One image, whose first neuron has no finite activation."""
+    (shard,) = manifest.shards
+    dna = random_dna(SPEC, RANGES, 1, 7)
+    first = np.arange(SPEC.neurons) == 0
+    arrays: dict[str, Any] = {
+        "counts": np.where(first[:, None], 0, dna.counts),
+        "underflow": np.where(first, 0, dna.underflow),
+        "overflow": np.where(first, 0, dna.overflow),
+        "nonfinite": np.where(first, dna.positions, dna.nonfinite),
+        "min": np.where(first, np.float32(np.inf), dna.min),
+        "max": np.where(first, np.float32(-np.inf), dna.max),
+    }
+    return [with_failures(replace(dna, **arrays), (shard.key(SPEC.digest),), ())]
+
+
+def write(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "partials").mkdir()
+    place = Catalogue(f"memory://golden-{secrets.token_hex(8)}")
+    manifest = photos()
+    partials = counted(manifest)
+    version = commit_dataset(place, "group/photos", manifest, partials)
+    few, one = plan(entries("few", 3)), plan(entries("one", 1))
+    commit_dataset(place, "few", few, [hand_made(shard) for shard in few.shards])
+    commit_dataset(place, "one", one, with_an_undefined_neuron(one))
+    matrix = compare(place)
+    folds = folds_of(manifest, partials)
+    total = reduce(DNA.__add__, folds.values())
+    files = stored_files(place, "group/photos", version, manifest)
+    files |= {
+        "matrix.parquet": place.matrix_uri(SPEC.digest, matrix.members, matrix.lens),
+        "commit.json": place.log_uri(3),
+    }
+    for name, uri in files.items():
+        (folder / name).write_bytes(storage.read(uri))
+    (folder / "spec-bf16.json").write_bytes(canonical_json(BF16.to_json()))
+    expected = {
+        "specs": {"spec.json": of_spec(SPEC), "spec-bf16.json": of_spec(BF16)},
+        "ranges": of_ranges(RANGES),
+        "manifest": of_manifest(manifest),
+        "partials": {p.shards[0]: of_partial(p) for p in partials},
+        "dna": of_dna(total) | {"digest": version.dna},
+        "folds": {
+            str(index): of_dna(dna) | {"distances": distances(total, dna)}
+            for index, dna in folds.items()
+        },
+        "failures": [asdict(f) for p in partials for f in p.failures],
+        "matrix": {
+            "names": list(matrix.names),
+            "layers": list(matrix.layers),
+            "emd": hexes(matrix.emd),
+            "nfd": hexes(matrix.nfd),
+            "bins": matrix.bins,
+            "members": matrix.members,
+            "spec_digest": matrix.spec_digest,
+            "lens": matrix.lens,
+        },
+        "commit": json.loads(json.dumps(asdict(place.head()))),
+        "sha256": {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
+    }
+    text = json.dumps(expected, indent=1, sort_keys=True, ensure_ascii=False)
+    (folder / "expected.json").write_text(text + "\n", encoding="utf-8")
+
+
+def stored_files(
+    place: Catalogue, name: str, version: Version, manifest: Manifest
+) -> dict[str, str]:
+    """A file's name here -> where a catalogue has it; of one dataset version."""
+    spec = version.spec
+    work = place.work_uri(name, spec)
+    keys = manifest.keys(spec, version.products)
+    return {
+        "spec.json": place.spec_uri(spec),
+        "ranges.parquet": place.ranges_uri(RANGES.digest),
+        "manifest.parquet": place.uri("manifests", spec, name, version.manifest),
+        "dna.parquet": place.uri("dna", spec, name, version.dna),
+        "folds.parquet": place.uri("folds", spec, name, version.dna),
+        "failures.parquet": place.uri("failures", spec, name, version.dna),
+    } | {f"partials/{key}.parquet": partial_uri(work, key) for key in keys}
+
+
+def folds_of(manifest: Manifest, partials: Sequence[Partial]) -> dict[int, DNA]:
+    by_key = {partial.shards[0]: partial.dna for partial in partials}
+    _, folds = plan_folds(manifest, "memory://x", SPEC.digest, PRODUCTS)
+    return {
+        fold.index: reduce(DNA.__add__, [by_key[key] for _, keys in fold.parts for key in keys])
+        for fold in folds
+    }
+
+
+# What stands in `expected.json`; the test says the same of what it reads.
+
+
+def hexes(values: Any) -> Any:
+    """Nested lists of floats as text that gives back every bit; integers stay."""
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    if isinstance(values, list):
+        return [hexes(value) for value in values]
+    return float(values).hex() if isinstance(values, float) else values
+
+
+def of_spec(spec: Spec) -> dict[str, Any]:
+    return {"digest": spec.digest, "fields": spec.to_json()}
+
+
+def of_ranges(ranges: Ranges) -> dict[str, Any]:
+    return {
+        "digest": ranges.digest,
+        "taps": [list(tap) for tap in ranges.taps],
+        "low": hexes(ranges.low),
+        "high": hexes(ranges.high),
+    }
+
+
+def of_manifest(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "digest": manifest.digest,
+        "source": manifest.source,
+        "ignored": dict(manifest.ignored),
+        "duplicates": manifest.duplicates,
+        "shard_images": manifest.shard_images,
+        "keys": list(manifest.keys(SPEC.digest, PRODUCTS)),
+        "shards": [
+            {"fold": shard.fold, "members": [asdict(entry) for entry in shard.members]}
+            for shard in manifest.shards
+        ],
+    }
+
+
+def of_dna(dna: DNA) -> dict[str, Any]:
+    arrays: Mapping[str, Any] = {c: hexes(getattr(dna, c)) for c in ("counts", *SCALAR_COLUMNS)}
+    return {
+        "spec": dna.spec.digest,
+        "layers": list(dna.layers),
+        "images": dna.images,
+        "failed": dna.failed,
+        "numerics": [[numerics.to_json(), images] for numerics, images in dna.numerics],
+        **arrays,
+    }
+
+
+def of_partial(partial: Partial) -> dict[str, Any]:
+    return of_dna(partial.dna) | {
+        "shards": list(partial.shards),
+        "failures": [asdict(failure) for failure in partial.failures],
+    }
+
+
+def distances(a: DNA, b: DNA) -> dict[str, str | None]:
+    """In bins, of the stem; and of all Gaussians, where both have two images."""
+    both = min(a.images, b.images) >= 2
+    return {"emd": hexes(emd(a, b, layer="stem")), "nfd": hexes(nfd(a, b)) if both else None}
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
