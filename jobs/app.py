@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from jobs.build import build
@@ -19,9 +21,23 @@ app = typer.Typer(
     name="vdna",
     help="Visual DNA of image datasets: build, catalogue, compare.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from pipeline.catalogue import software
+
+        print(software())
+        raise typer.Exit
+
+
 for command in (demo, build, refresh, compare, calibrate, ls, show, log, verify, gc):
     app.command()(command)
 

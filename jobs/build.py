@@ -59,7 +59,7 @@ def build(
     max_failures: Annotated[
         float, typer.Option(help="Unreadable images allowed: a fraction, or a number from 1 up.")
     ] = 0.01,
-    shard_images: Annotated[int | None, typer.Option(help="Images a shard.")] = None,
+    shard_images: Annotated[int | None, typer.Option(help="Images a shard, of new shards.")] = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     gpus_per_worker: GpusOption = 0.0,

@@ -21,7 +21,7 @@ from jobs.shell import (
 def compare(
     catalogue: CatalogueOption,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Datasets to compare [default: all].")
+        list[str] | None, typer.Argument(help="Datasets to compare (default: all).")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="One layer only.")] = None,
     out: Annotated[str | None, typer.Option(help="Write the matrix as Parquet.")] = None,
@@ -31,9 +31,12 @@ def compare(
 ) -> None:
     """Print the Earth Mover's Distance of every pair of datasets."""
     from pipeline.catalogue import Catalogue
+    from pipeline.errors import UsageError
     from pipeline.matrix import ALL, numerics_notes
     from pipeline.matrix import compare as compare_all
 
+    if out and not out.endswith(".parquet"):
+        raise UsageError(f"out is {out!r}; the matrix is written as Parquet, name it so (.parquet)")
     place = Catalogue(catalogue)
     layers = [layer] if layer else None
     matrix = compare_all(place, names or (), layers=layers, at=at, spec=spec)
@@ -51,6 +54,9 @@ def compare(
     print_matrix(matrix, Console(), layer or ALL)
     for line in nearest_sentences(matrix, layer or ALL):
         print(line)
+    apart = sorted(place.at(at).datasets.keys() - set(place.names(at, spec)))
+    if apart and not names:
+        print(f"note: not compared, as built under other specs (--spec): {', '.join(apart)}")
     versions = {name: place.find(name, at, spec) for name in matrix.names}
     for note in numerics_notes(versions):
         print(f"note: numerics differ: {note}")

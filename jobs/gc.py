@@ -16,7 +16,7 @@ MAX_GRACE_DAYS = 36_500.0
 def gc(
     catalogue: CatalogueOption,
     keep: Annotated[
-        int | None, typer.Option(help="Versions of each dataset to keep [default: all].")
+        int | None, typer.Option(help="Versions of each dataset to keep (default: all).")
     ] = None,
     grace_days: Annotated[
         float, typer.Option(min=0.0, help="Younger objects stay, for the sake of running jobs.")

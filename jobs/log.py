@@ -13,7 +13,7 @@ from jobs.shell import CatalogueOption, JsonOption, guarded, print_json, run_alo
 @guarded
 def log(
     catalogue: CatalogueOption,
-    limit: Annotated[int, typer.Option(min=0, help="So many commits, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="So many commits, the newest first.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """Print the commits, newest first."""

@@ -22,9 +22,9 @@ def ls(catalogue: CatalogueOption, at: AtOption = None, as_json: JsonOption = Fa
         print_json([{"name": name} | asdict(version) for name, version in versions])
         return
     if not versions:
-        print("the catalogue is empty; `vdna build NAME SOURCE` adds a dataset")
+        print(f"there is nothing at {catalogue} yet; `vdna build NAME SOURCE` adds a dataset")
         return
-    width = max(len(name) for name, _ in versions)
+    width = max(len("dataset"), *(len(name) for name, _ in versions))
     print(f"{'dataset':{width}}  {'images':>12}  {'failed':>8}  {'spec':12}  {'built':19}  source")
     for name, version in versions:
         print(

@@ -32,7 +32,7 @@ def refresh(
             "--catalogue",
             "-c",
             envvar="VDNA_CATALOGUE",
-            help="Folder or url of the catalogue [default: the one that the file names].",
+            help="Folder or url of the catalogue (default: the one that the file names).",
         ),
     ] = None,
     workers: WorkersOption = None,

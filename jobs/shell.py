@@ -27,26 +27,26 @@ CatalogueOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 SpecOption = Annotated[
     str | None,
-    typer.Option("--spec", help="Digest of a spec, or its beginning [default: the catalogue's]."),
+    typer.Option("--spec", help="Digest of a spec, or its beginning (default: the catalogue's)."),
 ]
 AtOption = Annotated[
     str | None,
-    typer.Option("--at", help="A commit's number, or an ISO time [default: the newest]."),
+    typer.Option("--at", help="A commit's number, or an ISO time (default: the newest)."),
 ]
 RayOption = Annotated[
     str | None,
     typer.Option(
-        "--ray-address", help="A Ray cluster [default: RAY_ADDRESS, or one on this machine]."
+        "--ray-address", help="A Ray cluster (default: RAY_ADDRESS, or one on this machine)."
     ),
 ]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        "--workers", help="Ray actors; 0 works in this process, without Ray [default: all cores]."
+        "--workers", help="Ray actors; 0 works in this process, without Ray (default: all cores)."
     ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", help="Network threads a worker [default: up to 4].")
+    int | None, typer.Option("--threads", help="Network threads a worker (default: up to 4).")
 ]
 GpusOption = Annotated[
     float, typer.Option("--gpus-per-worker", help="GPUs a worker takes; fractions share one.")

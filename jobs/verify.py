@@ -13,14 +13,17 @@ from jobs.shell import CatalogueOption, JsonOption, SpecOption, guarded, print_j
 @guarded
 def verify(
     catalogue: CatalogueOption,
-    names: Annotated[list[str] | None, typer.Argument(help="Datasets [default: all].")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Datasets (default: all).")] = None,
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute what is promised from what is stored; exit 1 where anything does not hold."""
     from pipeline.catalogue import Catalogue
+    from pipeline.errors import NotFound
     from pipeline.verify import verify as findings_of
 
+    if not Catalogue(catalogue).head().datasets:
+        raise NotFound(f"there is no dataset in a catalogue at {catalogue}")
     findings = []
     for finding in findings_of(Catalogue(catalogue), names or (), spec):
         findings.append(finding)
@@ -29,8 +32,6 @@ def verify(
             print(f"{state} {finding.dataset}  {finding.check}: {finding.detail}", flush=True)
     if as_json:
         print_json([asdict(finding) for finding in findings])
-    elif not findings:
-        print("the catalogue is empty")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

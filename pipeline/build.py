@@ -13,15 +13,16 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from pipeline import images, storage
 from pipeline import ranges as ranges_module
-from pipeline import storage
-from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, software
+from pipeline.catalogue import FILES, Catalogue, Version, canonical_json, check_name, software
 from pipeline.dna import DNA
 from pipeline.errors import (
+    BadImage,
     ConservationError,
     CorruptFile,
     GateError,
@@ -31,8 +32,8 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.extractor import Network, describe, numerics
-from pipeline.manifest import Entry, Listing, Manifest, Shard, plan
+from pipeline.extractor import Network, describe, load_model, numerics
+from pipeline.manifest import Entry, Listing, Manifest, Shard, grouping, plan
 from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.progress import Progress, Silent
 from pipeline.reduce import Composed, add_up, compose, plan_folds
@@ -79,6 +80,11 @@ class Request:
         check_name(self.name)
         if not self.max_failures >= 0:
             raise UsageError(f"max_failures is {self.max_failures}; it must not be negative")
+        for setting in ("limit", "shard_images"):
+            value = getattr(self, setting)
+            if value is not None and value < 1:
+                raise UsageError(f"{setting} is {value}; it must be at least 1")
+        grouping(self.group_by, "")
 
 
 @dataclass(frozen=True)
@@ -133,15 +139,8 @@ class _Plan:
     manifest: Manifest
     job: ShardJob
     base: Version | None
+    up_to_date: bool = False
     manifest_sha256: str = ""
-
-    @property
-    def up_to_date(self) -> bool:
-        base = self.base
-        return base is not None and (base.manifest, base.products) == (
-            self.manifest.digest,
-            self.job.recipe.products,
-        )
 
 
 def build_datasets(
@@ -167,6 +166,8 @@ def build_datasets(
         raise UsageError(f"a dataset is asked for twice among {', '.join(names)}")
     if not engine.in_process:
         _require_shared(catalogue.root, *(request.source for request in requests))
+    for request in requests:
+        _require_apart(catalogue.root, request.source)
     storage.require_exclusive(catalogue.root)
     plans: list[_Plan] = []
     problems: list[VdnaError] = []
@@ -174,7 +175,7 @@ def build_datasets(
         try:
             plans.append(_plan(catalogue, request, resources, progress))
         except VdnaError as error:
-            problems.append(error)
+            problems.append(type(error)(f"{request.name}: {error}"))
     pending = [p for p in plans if not p.up_to_date]
     todo = {p.request.name: _missing(p) for p in pending}
     errors = _count(pending, todo, engine, progress)
@@ -187,11 +188,7 @@ def build_datasets(
                 done(results[-1])
                 continue
             if failed:
-                raise TransientError(
-                    f"{p.request.name}: {len(failed)} of {len(p.manifest.shards)} shards could not "
-                    f"be counted; nothing was skipped, rerun the same command to go on. First: "
-                    f"{failed[0].error}"
-                )
+                raise _not_counted(p, failed)
             results.append(_finish(catalogue, p, len(todo[p.request.name]), engine))
             done(results[-1])
         except VdnaError as error:
@@ -202,6 +199,27 @@ def build_datasets(
         worst = next((e for e in problems if not isinstance(e, GateError)), problems[0])
         raise type(worst)("\n".join(str(error) for error in problems)) from worst
     return results
+
+
+def _not_counted(p: _Plan, failed: Sequence[Receipt]) -> VdnaError:
+    some = (
+        f"{p.request.name}: {len(failed)} of {len(p.manifest.shards)} shards could not be counted"
+    )
+    lasting = [receipt for receipt in failed if not receipt.transient]
+    if lasting:
+        return VdnaError(f"{some}; nothing was committed. First: {lasting[0].error}")
+    return TransientError(
+        f"{some}; nothing was skipped, rerun the same command to go on. First: {failed[0].error}"
+    )
+
+
+def _require_apart(root: str, source: str) -> None:
+    """A catalogue inside the folder that is listed would list, and change, itself."""
+    if source and f"{root}/".startswith(f"{storage.canonical(source)}/"):
+        raise UsageError(
+            f"the catalogue {root} lies inside the source {source}, and would be counted with it; "
+            "put it elsewhere"
+        )
 
 
 def _require_shared(*places: str) -> None:
@@ -236,6 +254,8 @@ def _plan(
     catalogue: Catalogue, request: Request, resources: Resources, progress: Progress
 ) -> _Plan:
     network = describe(request.extractor, request.weights)
+    if request.weights:
+        load_model(network)  # wrong weights are found before anything is listed
     head = catalogue.head()
     known = _known_ranges(catalogue, request.ranges)
     found = ranges_module.resolve(network, request.ranges, known)
@@ -260,14 +280,28 @@ def _plan(
     ranges_uri = catalogue.ranges_uri(found.digest)
     work_uri = catalogue.work_uri(request.name, spec.digest)
     job = ShardJob(Recipe(spec, network, ranges_uri, resources), uri, work_uri)
-    planned = _Plan(request, manifest, job, base)
-    if planned.up_to_date:
-        return planned
+    if base is not None and _holds(catalogue, request.name, base, manifest, job):
+        return _Plan(request, manifest, job, base, up_to_date=True)
     storage.create(ranges_uri, ranges_module.encode(found, network))
     storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
-    stored = _store(uri, data)
+    stored = _store_manifest(uri, data, manifest.digest)
     storage.replace(catalogue.hint_uri(request.name, spec.digest), manifest.digest.encode())
-    return replace(planned, manifest_sha256=hashlib.sha256(stored).hexdigest())
+    digest = hashlib.sha256(stored).hexdigest()
+    return _Plan(request, manifest, job, base, manifest_sha256=digest)
+
+
+def _holds(
+    catalogue: Catalogue, name: str, base: Version, manifest: Manifest, job: ShardJob
+) -> bool:
+    """Whether the catalogue's version is of these candidates, and all its files are there."""
+    if (base.manifest, base.products) != (manifest.digest, job.recipe.products):
+        return False
+    return all(
+        storage.exists(
+            catalogue.uri(kind, base.spec, name, base.manifest if kind == "manifests" else base.dna)
+        )
+        for kind in FILES
+    )
 
 
 def _known_ranges(catalogue: Catalogue, asked: str | None) -> dict[str, str]:
@@ -284,16 +318,26 @@ def _previous(
 
 
 def _store(uri: str, data: bytes) -> bytes:
-    """Put a content-addressed object; the bytes that stand there, ours or an equal writer's.
+    """Put an object that is named for its content, over a damaged one too.
 
-    One that stood there is written again as it is: it becomes young, and so safe from a
-    collection that runs beside this build.
+    One that stood there is written again: it becomes young, and so safe from a collection that
+    runs beside this build.
     """
+    if not storage.create(uri, data):
+        storage.replace(uri, data)
+    return data
+
+
+def _store_manifest(uri: str, data: bytes, digest: str) -> bytes:
+    """The same; a sound one stays as it is, since its notes on the listing are in no digest."""
     if storage.create(uri, data):
         return data
     stored = storage.read(uri)
-    storage.replace(uri, stored)
-    return stored
+    try:
+        sound = Manifest.decode(stored, uri).digest == digest
+    except CorruptFile:
+        sound = False
+    return _store(uri, stored if sound else data)
 
 
 def _missing(p: _Plan) -> list[int]:
@@ -449,8 +493,11 @@ def make_dna(
 
     Images in memory: uint8 arrays (height, width, 3) or (height, width), or PIL images. Raises
     `GateError` where more than `max_failures` candidates cannot be read; fewer are warned of, and
-    `DNA.failed` counts them.
+    `DNA.failed` counts them. Leaves torch's TF32 and cuDNN switches, and glibc's allocator, set as
+    exact and quick counting needs them.
     """
+    import torch
+
     from pipeline.extractor import Extractor
     from pipeline.spec import available_cpus
 
@@ -478,6 +525,7 @@ def make_dna(
     spec = make_spec(request, network, found.digest, "cpu")
     manifest = plan(listing.entries, listing=listing)
     resources = Resources(threads=threads or available_cpus())
+    threads_before = torch.get_num_threads()
     counter = Counter(Extractor(network, precision), spec, found, resources)
     progress = progress or Silent()
     progress.start(images=manifest.candidates, shards=len(manifest.shards), present=0)
@@ -496,6 +544,7 @@ def make_dna(
                 progress.advance(partial.candidates, len(partial.failures))
     finally:
         counter.close()
+        torch.set_num_threads(threads_before)
         progress.finish()
     if total.failures:
         listed = "; ".join(str(failure) for failure in total.failures[:5])
@@ -509,8 +558,20 @@ def make_dna(
 def _pixels(image: NDArray[np.uint8] | Image.Image, index: int) -> NDArray[np.uint8]:
     """(height, width, 3) uint8. Raises `UsageError` naming the image that is something else."""
     import numpy as np
+    from PIL import Image
 
-    array = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        array = image
+    elif isinstance(image, Image.Image):
+        try:
+            array = images.pixels_of(image)
+        except BadImage as bad:
+            raise UsageError(f"image {index} cannot be counted: {bad}") from bad
+    else:
+        raise UsageError(
+            f"image {index} is a {type(image).__name__}; give arrays or PIL images (files are read "
+            "by a folder, a glob, or a .txt list of their names)"
+        )
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:

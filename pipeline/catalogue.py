@@ -210,9 +210,10 @@ class Catalogue:
 
         def change(head: Commit) -> Commit:
             current = head.datasets.get(dataset, {}).get(new.spec)
-            if current is not None and current.dna == new.dna:
+            same = current is not None and current.dna == new.dna
+            if current is not None and same and current.sha256 == new.sha256:
                 return head
-            if current != base:
+            if current != base and not same:
                 raise Conflict(
                     f"{dataset}: another job committed {current.dna if current else 'nothing'} "
                     f"while this one built upon {base.dna if base else 'nothing'}; rerun to look "
@@ -339,8 +340,8 @@ class Catalogue:
         found = hashlib.sha256(data).hexdigest()
         if found != version.sha256[kind]:
             raise CorruptFile(
-                f"{uri} has sha256 {found}; {version.sha256[kind]} was committed. Restore the "
-                "file, or build the dataset again"
+                f"{uri} has sha256 {found}; {version.sha256[kind]} was committed. Restore it, or "
+                "delete it and build the dataset again"
             )
         return data
 

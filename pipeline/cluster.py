@@ -24,7 +24,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 
-from pipeline.errors import TransientError
+from pipeline.errors import TransientError, UsageError
 from pipeline.shard import OVERLAP, Receipt, Recipe, ShardJob, Worker
 from pipeline.spec import Resources, available_cpus
 
@@ -39,7 +39,15 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "268435456",
     "OMP_NUM_THREADS": "1",
 }
-FORWARDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+FORWARDED = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+    "AWS_CONFIG_FILE",
+    "AWS_CA_BUNDLE",
+)
 """Settings of the driver that workers get too; no secrets, which the dashboard would show."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """On a laptop; only receipts pass through it."""
@@ -64,8 +72,11 @@ class RayEngine:
             return self
         self._ours = True
         if self._address and self._address != "local":
-            with _without_stderr():
-                ray.init(address=self._address, **quiet)
+            try:
+                with _without_stderr():
+                    ray.init(address=self._address, **quiet)
+            except ConnectionError as error:
+                raise UsageError(f"no Ray cluster answers at {self._address}: {error}") from error
         else:
             # One more than there are: a pool that fills a machine's CPUs exactly can stall it.
             with _without_stderr():
@@ -85,7 +96,7 @@ class RayEngine:
 
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
         """Receipts as shards end. Raises `TransientError` where nothing ended for too long."""
-        resources = self._resources.with_cpus(self._cpus())
+        resources = self._sized()
         recipes: dict[Recipe, int] = {}
         for job, _ in work:
             recipes.setdefault(job.recipe, len(recipes))
@@ -99,6 +110,7 @@ class RayEngine:
             }
             for job, index in work
         ]
+        self._require_gpus()
         actors = self._actors(resources, len(rows))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Ray's own, of its own settings
@@ -134,7 +146,7 @@ class RayEngine:
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """One task an item, at most two for each CPU under way."""
-        remote = ray.remote(num_cpus=1)(function)
+        remote = ray.remote(num_cpus=1, runtime_env={"env_vars": _environment()})(function)
         waiting = list(reversed(items))
         running: list[Any] = []
         limit = 2 * self._cpus()
@@ -146,6 +158,34 @@ class RayEngine:
                 yield from ray.get(done)
         except RayTaskError as error:
             raise _cause(error) from error
+
+    @property
+    def _local(self) -> bool:
+        return not self._address or self._address == "local"
+
+    def _sized(self) -> Resources:
+        """Threads that a node has CPUs for, and as many workers as leave each node one CPU.
+
+        Raises `UsageError` where this machine cannot give a worker its threads; a cluster may yet
+        add a node that can, so there an explicit number is taken as it is.
+        """
+        nodes = [int(n["Resources"].get("CPU", 0)) for n in _nodes() if n["Alive"]]
+        nodes = [cpus for cpus in nodes if cpus > 0] or [2]
+        threads = self._resources.threads or max(1, min(4, min(nodes) - 1))
+        if self._local and threads > available_cpus():
+            raise UsageError(f"threads is {threads}; this machine has {available_cpus()} CPUs")
+        workers = self._resources.workers
+        if workers is None:
+            workers = max(1, sum((cpus - 1) // threads for cpus in nodes))
+        return replace(self._resources, threads=threads, workers=workers)
+
+    def _require_gpus(self) -> None:
+        """On this machine what is not there will not come; a cluster may add a node."""
+        if self._local and _cluster().get("GPU", 0) < self._resources.gpus_per_worker:
+            raise UsageError(
+                f"gpus_per_worker is {self._resources.gpus_per_worker:g}; Ray sees "
+                f"{_cluster().get('GPU', 0):g} GPUs on this machine"
+            )
 
     def _cpus(self) -> int:
         if self._address and self._address != "local":
@@ -175,6 +215,10 @@ class _ShardActor:
         )
         receipt = self._worker.run(job, int(batch["index"][0]))
         return {name: np.array([value]) for name, value in asdict(receipt).items()}
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return cast(list[dict[str, Any]], ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def _cluster() -> dict[str, float]:

@@ -111,6 +111,10 @@ class Extractor:
         """Raises `SpecMismatch` unless the weights and taps are those that `network` states."""
         import torch
 
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError(
+                "no GPU that torch can use is on this machine; leave gpus_per_worker 0"
+            )
         keep_memory()
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False

@@ -39,11 +39,15 @@ def garbage(
     for folder in (*FILES, "_work"):
         try:
             for item in storage.walk(storage.join(catalogue.root, folder)):
-                old = item.modified is not None and now - item.modified > grace
-                if old and item.uri not in needed:
+                if _older(item, grace, now) and item.uri not in needed:
                     yield item
         except SourceError:
             continue
+    yield from (item for item in storage.leftovers(catalogue.root) if _older(item, grace, now))
+
+
+def _older(item: Stored, grace: timedelta, now: datetime) -> bool:
+    return item.modified is not None and now - item.modified > grace
 
 
 def _needed(catalogue: Catalogue, keep: int | None) -> set[str]:
@@ -116,6 +120,8 @@ def collect(
 
 def _written_since(item: Stored) -> bool:
     """Whether a build has taken the object up again while the garbage was listed."""
+    if item.uri.endswith(".tmp"):
+        return False
     try:
         return storage.info(item.uri).modified != item.modified
     except SourceError:

@@ -39,7 +39,7 @@ from signal import Signals
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.spec import COLOUR_RULE, Preprocess
@@ -96,16 +96,26 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
     if len(data) > rule.max_bytes:
         raise BadImage("too_many_bytes", f"{len(data)} bytes; the limit is {rule.max_bytes}")
     _quieten_pil()
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process: truncated images would "
+            "count as whole ones. Unset it"
+        )
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, rule)
             image.load()
             _check_size(image, rule)  # an ICO's directory may lie about the image in it
-            return _upright(_rgb(image), _orientation(image))
+            return pixels_of(image)
     except (MemoryError, BadImage):
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on hostile bytes
         raise _blame(data, error) from error
+
+
+def pixels_of(image: Image.Image) -> Pixels:
+    """(H, W, 3) of an image that PIL has opened, by the same rule. Raises `BadImage`."""
+    return _upright(_rgb(image), _orientation(image))
 
 
 def prepare(pixels: Pixels, rule: Preprocess) -> Floats32:

@@ -103,7 +103,8 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """Of the candidates and the plan; not of where they were listed or what was ignored."""
-        return digest_of("manifest", [[shard.fold, shard.digest] for shard in self.shards])
+        shards = [[s.fold, s.digest, [e.group for e in s.members]] for s in self.shards]
+        return digest_of("manifest", shards)
 
     def keys(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> tuple[str, ...]:
         return tuple(shard.key(spec_digest, products) for shard in self.shards)
@@ -170,8 +171,10 @@ def plan(
     """Cut entries into shards; keep the shards of `previous` as far as their members still stand.
 
     A shard that lost or changed a member is kept without it, or with its new identity, and so is
-    computed again; entries not seen before go to new shards. Raises `SourceError` on no entries,
-    or on two of one name.
+    computed again; entries not seen before go to new shards. Where entries are grouped otherwise
+    than before, all is planned anew, for folds must not split a group.
+
+    Raises `SourceError` on no entries.
     """
     found = {(entry.uri, entry.member): entry for entry in entries}
     if not found:
@@ -179,6 +182,8 @@ def plan(
     size = default_shard_images(len(found)) if shard_images is None else shard_images
     if size < 1:
         raise UsageError(f"shard_images is {size}; it must be at least 1")
+    if previous and _regrouped(previous, found):
+        previous = None
     kept: list[tuple[int, tuple[Entry, ...]]] = []
     fold_of: dict[str, int] = {}
     load: Counter[int] = Counter()
@@ -203,10 +208,19 @@ def plan(
     return Manifest(shards, size, listing.source, listing.ignored, listing.duplicates)
 
 
+def _regrouped(previous: Manifest, found: Mapping[tuple[str, str], Entry]) -> bool:
+    return any(
+        (entry := found.get((old.uri, old.member))) is not None and entry.group != old.group
+        for shard in previous.shards
+        for old in shard.members
+    )
+
+
 def default_shard_images(candidates: int) -> int:
     """Two shards a fold, within bounds, and whole micro-batches of a CPU.
 
-    Small shards waste work on half-empty micro-batches; large ones lose much when a worker dies.
+    Below 1,000 images the folds, 16 of them, make shards smaller still. Small shards waste work on
+    half-empty micro-batches; large ones lose much when a worker dies.
     """
     even = -(-candidates // (2 * FOLDS * SHARD_MULTIPLE)) * SHARD_MULTIPLE
     return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))

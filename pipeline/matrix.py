@@ -56,8 +56,8 @@ SCHEMA = pa.schema(
 class Matrix:
     """Distances of every ordered pair and the diagonal, per layer and over `all` neurons.
 
-    `emd`, `nfd`: (layers + 1, D, D) float64 in the order of `layers` and `names`, the last plane
-    being `all`. `members`: dataset -> dna digest.
+    `emd`, `nfd`: (planes, D, D) float64 in the order of `layers` and `names`; the last plane is
+    `all`, unless the layers are a choice of the network's. `members`: dataset -> dna digest.
     """
 
     names: tuple[str, ...]
@@ -69,18 +69,21 @@ class Matrix:
     spec_digest: str
     lens: str = UNIFORM
 
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """What `emd` and `nfd` hold, in order: the layers, and `all` where they are all there."""
+        return self.layers if len(self.emd) == len(self.layers) else (*self.layers, ALL)
+
     def of(self, layer: str = ALL) -> Floats:
         """(D, D) emd of a layer, in bin widths. Raises `UsageError` for an unknown one."""
-        if layer == ALL:
-            return cast(Floats, self.emd[-1])
-        if layer not in self.layers:
+        if layer not in self.planes:
             raise UsageError(f"no layer {layer!r} in this matrix; it has {', '.join(self.layers)}")
-        return cast(Floats, self.emd[self.layers.index(layer)])
+        return cast(Floats, self.emd[self.planes.index(layer)])
 
     @property
     def table(self) -> pa.Table:
         """The named columns; those whose estimate is not made yet are null."""
-        planes = (*self.layers, ALL)
+        planes = self.planes
         count, size = len(planes), len(self.names)
         names = np.array(self.names, dtype=object)
         emd = self.emd.reshape(-1)
@@ -134,7 +137,7 @@ class Matrix:
                 raise CorruptFile(f"{name}: not a matrix of format {FORMAT}")
             table = file.read(columns=["emd", "nfd"])
             names, layers = tuple(metadata["names"]), tuple(metadata["layers"])
-            shape = (len(layers) + 1, len(names), len(names))
+            shape = (-1, len(names), len(names))
             return cls(
                 names,
                 layers,
@@ -168,11 +171,13 @@ def compare(
         name for name, specs in sorted(commit.datasets.items()) if digest in specs
     ]
     missing = [name for name in wanted if digest not in commit.datasets.get(name, {})]
+    present = next((name for name in wanted if name not in missing), "the catalogue's default")
     for name in missing:
         for other in sorted(commit.datasets.get(name, {})):
-            theirs = f"{name} (spec {other[:12]})"
             catalogue.spec(digest).require_same(
-                catalogue.spec(other), f"the others (spec {digest[:12]})", theirs
+                catalogue.spec(other),
+                f"{present} (spec {digest[:12]})",
+                f"{name} (spec {other[:12]})",
             )
     if missing:
         have = sorted(name for name, specs in commit.datasets.items() if digest in specs)
@@ -185,9 +190,12 @@ def compare(
     members = {name: version.dna for name, version in versions.items()}
     uri = catalogue.matrix_uri(digest, members, UNIFORM)
     if layers is None and storage.exists(uri):
-        kept = Matrix.decode(storage.read(uri), uri)
-        if kept.members == members and kept.names == tuple(wanted):
-            return kept
+        try:
+            kept = Matrix.decode(storage.read(uri), uri)
+            if kept.members == members and kept.names == tuple(wanted):
+                return kept
+        except CorruptFile:
+            storage.delete(uri)  # it can be computed again
     matrix = _compute(catalogue, versions, catalogue.spec(digest), layers)
     if layers is None:
         storage.create(uri, matrix.encode())
@@ -224,7 +232,7 @@ def _compute(
     chosen = tuple(spec.layers if layers is None else layers)
     widths = [spec.tap(layer).neurons for layer in chosen]
     size, digest = len(names), spec.digest
-    emd = np.zeros((len(chosen) + 1, size, size))
+    emd = np.zeros((len(chosen), size, size))
     nfd = np.zeros_like(emd)
     with ThreadPoolExecutor(max(4, available_cpus())) as pool:
 
@@ -237,11 +245,17 @@ def _compute(
             dnas = [file.read([layer]) for file in files]
             emd[plane] = pairwise_emd(dnas)
             nfd[plane] = _pairwise_nfd(dnas)
-    for sums in (emd, nfd):
-        sums[-1] = sums[:-1].sum(axis=0) / sum(widths)
-        sums[:-1] /= np.array(widths)[:, None, None]
+    emd, nfd = (_means(sums, widths, whole=layers is None) for sums in (emd, nfd))
     members = {name: version.dna for name, version in versions.items()}
     return Matrix(names, chosen, emd, nfd, spec.bins, members, digest)
+
+
+def _means(sums: Floats, widths: Sequence[int], *, whole: bool) -> Floats:
+    """Sums over the neurons of each layer -> means, and that of all neurons as the last plane."""
+    planes = sums / np.array(widths)[:, None, None]
+    if not whole:
+        return cast(Floats, planes)
+    return np.concatenate([planes, sums.sum(axis=0, keepdims=True) / sum(widths)])
 
 
 def _pairwise_nfd(dnas: Sequence[DNA]) -> Floats:
@@ -259,8 +273,8 @@ def _pairwise_nfd(dnas: Sequence[DNA]) -> Floats:
 def pairwise_emd(dnas: Sequence[DNA]) -> Floats:
     """(D, D) float64: each pair's Earth Mover's Distance in bins, summed over their neurons.
 
-    In float32: within 2^-23 a bin of float64, so that distances from about 0.1 bins a neuron up are
-    within 1e-6 of themselves. NaN where a neuron has no finite activation.
+    In float32: each neuron's distance is within bins x 2^-23 of float64's, in bins. NaN where a
+    neuron has no finite activation.
     """
     size = len(dnas)
     neurons, bins = dnas[0].counts.shape

@@ -1,6 +1,6 @@
 """Activations -> ranges, and files of ranges.
 
-    >>> embedded("efficientnet_lite0").digest                   # doctest: +SKIP
+    >>> embedded("efficientnet_lite0")[0].digest                # doctest: +SKIP
 
 A range is measured (minimum and maximum of a neuron over a diverse set of images), then widened by
 1.2 about its centre. The paper and its reference widen about zero, which clips data where the
@@ -94,12 +94,13 @@ def calibrate(
         with ThreadPoolExecutor(available_cpus()) as pool:
             for start in range(0, len(entries), CHUNK):
                 chunk = entries[start : start + CHUNK]
+                before = failed
                 for image in pool.map(read, chunk):
                     if image is None:
                         failed += 1
                     else:
                         yield image
-                progress.advance(len(chunk), 0)
+                progress.advance(len(chunk), failed - before)
 
     progress.start(images=len(entries), shards=-(-len(entries) // CHUNK), present=0)
     measured, total = measure(Extractor(network), prepared())
@@ -169,13 +170,12 @@ def decode(data: bytes, name: str) -> tuple[Ranges, dict[str, Any]]:
     return ranges, metadata
 
 
-def embedded(extractor: str) -> Ranges:
+def embedded(extractor: str) -> tuple[Ranges, dict[str, Any]]:
     """The ranges that come with this package. Raises `UsageError` where there are none."""
     resource = files("pipeline").joinpath("assets", f"{extractor}.ranges.parquet")
     if not resource.is_file():
         raise UsageError(f"no ranges come with {extractor}; measure some with `vdna calibrate`")
-    ranges, _ = decode(resource.read_bytes(), resource.name)
-    return ranges
+    return decode(resource.read_bytes(), resource.name)
 
 
 def resolve(network: Network, source: str | None, known: Mapping[str, str]) -> Ranges:
@@ -184,16 +184,17 @@ def resolve(network: Network, source: str | None, known: Mapping[str, str]) -> R
     Raises `SpecMismatch` where they are of other weights or taps.
     """
     if source is None:
-        ranges = embedded(network.name)
+        name, (ranges, metadata) = f"of {network.name}", embedded(network.name)
     else:
-        uri = known.get(source) or storage.canonical(source)
-        ranges, metadata = decode(storage.read(uri), uri)
-        if metadata["weights_sha256"] != network.weights_sha256:
-            raise SpecMismatch(
-                f"ranges {uri} are of {metadata['extractor']} with weights "
-                f"{metadata['weights_sha256']}; this build uses {network.name} with "
-                f"{network.weights_sha256}"
-            )
+        name = known.get(source) or storage.canonical(source)
+        ranges, metadata = decode(storage.read(name), name)
+    if metadata["weights_sha256"] != network.weights_sha256:
+        raise SpecMismatch(
+            f"ranges {name} are of {metadata['extractor']} with weights "
+            f"{metadata['weights_sha256']}; this build uses {network.name} with "
+            f"{network.weights_sha256}. Measure some with `vdna calibrate --weights …`, and give "
+            "them by --ranges"
+        )
     shape = tuple((tap.name, tap.neurons) for tap in network.taps)
     if ranges.taps != shape:
         raise SpecMismatch(f"ranges are of layers {ranges.taps}; {network.name} taps {shape}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import threading
 from collections import deque
@@ -26,7 +27,14 @@ from numpy.typing import NDArray
 
 from pipeline import images, storage
 from pipeline.dna import DNA, Floats, Ranges, merge_moments
-from pipeline.errors import BadImage, ConservationError, VdnaError
+from pipeline.errors import (
+    BadImage,
+    ConservationError,
+    SourceError,
+    SpecMismatch,
+    TransientError,
+    VdnaError,
+)
 from pipeline.extractor import Extractor, Network
 from pipeline.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
 from pipeline.manifest import Entry, Shard, read_shard
@@ -302,7 +310,10 @@ def device_kind(resources: Resources) -> str:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a shard. `error`: why it could not be counted this time, else empty."""
+    """What became of a shard. `error`: why it could not be counted this time, else empty.
+
+    `transient`: whether the same command may succeed later.
+    """
 
     manifest_uri: str
     index: int
@@ -310,6 +321,7 @@ class Receipt:
     failures: int = 0
     seconds: float = 0.0
     error: str = ""
+    transient: bool = False
 
 
 def partial_uri(work_uri: str, key: str) -> str:
@@ -348,7 +360,13 @@ class Worker:
             raise
         except VdnaError as error:
             message = f"{type(error).__name__}: {error}"
-            return Receipt(job.manifest_uri, index, seconds=monotonic() - started, error=message)
+            return Receipt(
+                job.manifest_uri,
+                index,
+                seconds=monotonic() - started,
+                error=message,
+                transient=isinstance(error, TransientError | SourceError),
+            )
         return Receipt(
             job.manifest_uri,
             index,
@@ -361,6 +379,12 @@ class Worker:
         with self._lock:
             if recipe not in self._counters:
                 extractor = Extractor(recipe.network, recipe.spec.precision, recipe.device)
+                stated = recipe.spec.bf16_numerics
+                if stated not in (None, extractor.numerics):
+                    raise SpecMismatch(
+                        f"in bf16 the numerics are part of the spec: it states {stated}, this "
+                        f"worker has {extractor.numerics}"
+                    )
                 ranges, _ = decode_ranges(storage.read(recipe.ranges_uri), recipe.ranges_uri)
                 self._counters[recipe] = Counter(extractor, recipe.spec, ranges, recipe.resources)
             return self._counters[recipe]
@@ -376,7 +400,8 @@ def _begin_attempt(work_uri: str, key: str) -> tuple[int, str]:
     A worker that dies leaves its note behind, and no other trace; without it, one that a bad image
     kills would be restarted for ever.
     """
-    text = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
+    own = {"host": socket.gethostname(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}
+    text = json.dumps(own).encode()
     attempt = 1
     while not storage.create(
         note := storage.join(work_uri, "attempts", f"{key}-{attempt}.json"), text

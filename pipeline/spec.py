@@ -36,6 +36,10 @@ def digest_of(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+MAX_BINS = 2**20
+"""Keeps a histogram's indices within int32."""
+
+
 @dataclass(frozen=True)
 class Tap:
     """One observed module: its name, its channels, and spatial positions (or tokens) per image."""
@@ -104,6 +108,8 @@ class Spec:
     def __post_init__(self) -> None:
         if self.bins < 2:
             raise UsageError(f"bins is {self.bins}; a histogram needs at least 2")
+        if self.bins > MAX_BINS:
+            raise UsageError(f"bins is {self.bins}; the most is {MAX_BINS}")
         if self.precision not in ("fp32", "bf16"):
             raise UsageError(f"precision is {self.precision!r}; choose fp32 or bf16")
         if self.preprocess.resize not in ("clean", "fast"):

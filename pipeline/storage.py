@@ -131,6 +131,20 @@ def walk(uri: str) -> Iterator[Stored]:
             yield _stored(uri, found[name] | {"name": name})
 
 
+def leftovers(uri: str) -> Iterator[Stored]:
+    """Temporaries of writers that died, below a local folder."""
+    if protocol_of(uri) != "file":
+        return
+    for folder, _, names in os.walk(local_path(uri)):
+        for name in filter(_TMP.match, names):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(path)
+                modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                identity = _stat_identity(status)
+                yield Stored(Path(path).as_uri(), status.st_size, identity, modified)
+
+
 def glob(pattern: str) -> Iterator[Stored]:
     """Objects that match a shell pattern (`*`, `**`, `?`, `[…]`), in order of uri."""
     if protocol_of(pattern) == "file":
@@ -204,13 +218,17 @@ def open_random(uri: str) -> Iterator[IO[bytes]]:
                 yield remote
     except FileNotFoundError as error:
         raise SourceError(f"{uri} does not exist") from error
+    except Exception as error:
+        if protocol_of(uri) != "file" and _is_transient(error):
+            raise TransientError(f"{uri}: no proper answer: {error!r}") from error
+        raise
 
 
 def create(uri: str, data: bytes) -> bool:
     """Write an object unless there is one of that name; whether it was written.
 
-    Exclusive among all writers anywhere. Where the answer was lost and the object now there is
-    ours, byte for byte, that counts as written.
+    Exclusive among all writers anywhere, as long as each writes other bytes: on an object store,
+    one that is there and equal to `data` counts as written, since the answer may have been lost.
     """
     if len(data) > MAX_SINGLE_PUT:
         raise StorageError(f"{uri}: {len(data)} bytes do not fit one PUT")
@@ -224,17 +242,9 @@ def create(uri: str, data: bytes) -> bool:
                 return False
             fs.pipe_file(path, data)
             return True
-    attempts = 0
-
-    def put() -> bool:
-        nonlocal attempts
-        attempts += 1
-        return _put_exclusive(uri, data)
-
-    written = _attempt(uri, put)
-    if not written and attempts > 1:
-        return read(uri) == data
-    return written
+    # The client library repeats a PUT whose answer was lost, and is then told that the object is
+    # there. Whose it is, its bytes say.
+    return _attempt(uri, lambda: _put_exclusive(uri, data)) or read(uri) == data
 
 
 def replace(uri: str, data: bytes) -> None:
@@ -242,7 +252,11 @@ def replace(uri: str, data: bytes) -> None:
     if protocol_of(uri) == "file":
         path = Path(local_path(uri))
         temporary = _write_temporary(path, data)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            os.unlink(temporary)
+            raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
         return
     fs, path_ = _fs(uri)
     _attempt(uri, lambda: fs.pipe_file(path_, data, chunksize=MAX_SINGLE_PUT))
@@ -267,11 +281,12 @@ def require_exclusive(root: str) -> None:
     written there.
     """
     uri = join(root, "_work", f"probe-{secrets.token_hex(8)}")
-    first = create(uri, b"first")
-    second = create(uri, b"second")
+    mine, other = secrets.token_bytes(16), secrets.token_bytes(16)
+    first = create(uri, mine)
+    second = create(uri, other)
     held = read(uri)
     delete(uri)
-    if (first, second, held) != (True, False, b"first"):
+    if (first, second, held) != (True, False, mine):
         raise StorageError(
             f"{root}: this endpoint overwrites an object that a conditional PUT should have left "
             "alone; two jobs could corrupt a catalogue there. Use a store with If-None-Match"
@@ -298,6 +313,7 @@ def _walk_local(uri: str) -> Iterator[Stored]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        folders.sort()  # which of two names of one folder counts is not left to the disk
         for name in names:
             entry = _local_entry(os.path.join(folder, name))
             if entry is not None:
@@ -315,10 +331,12 @@ def _local_entry(path: str) -> Stored | None:
         return None
     try:
         status = os.stat(path)
-    except (FileNotFoundError, OSError) as error:
-        if isinstance(error, FileNotFoundError) or error.errno == errno.ELOOP:
+    except ValueError:  # a NUL in the name
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             return None
-        raise
+        raise StorageError(f"{path!r} cannot be looked at: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         return None
     return Stored(
@@ -456,7 +474,7 @@ def _put_exclusive(uri: str, data: bytes) -> bool:
         return True
     except FileExistsError:
         return False
-    except NotImplementedError as error:
+    except (NotImplementedError, TypeError) as error:
         raise StorageError(f"{uri}: {protocol_of(uri)}:// has no exclusive create") from error
     except OSError as error:
         # Ceph's answer (412) reaches us as EINVAL.

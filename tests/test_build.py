@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,16 @@ from pipeline import build as build_module
 from pipeline import storage
 from pipeline.build import InProcess, Request, allowed_failures, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
-from pipeline.dna import DNA
+from pipeline.dna import DNA, encode_dna
 from pipeline.errors import (
     Conflict,
     CorruptFile,
     GateError,
     SourceError,
+    SpecMismatch,
     TransientError,
     UsageError,
+    VdnaError,
 )
 from pipeline.shard import Counter
 from pipeline.spec import Resources
@@ -397,6 +400,95 @@ def test_a_damaged_partial_is_refused_by_name_and_counted_again_once_deleted(
     (result,) = run(place, request_of(folder))
     assert result.counted_shards == 1
     holds(place, truth)
+
+
+@pytest.mark.parametrize("kind", ["dna", "folds", "failures", "manifests"])
+@pytest.mark.parametrize("harm", ["lost", "damaged"])
+def test_a_committed_file_that_is_gone_is_made_again_from_the_partials(
+    place: Catalogue,
+    folder: Path,
+    truth: DNA,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    harm: str,
+) -> None:
+    (first,) = run(place, request_of(folder))
+    version = first.version
+    name = version.manifest if kind == "manifests" else version.dna
+    uri = place.uri(kind, version.spec, "photos", name)
+    whole = storage.read(uri)
+    if harm == "damaged":
+        storage.replace(uri, whole[:-9] + b"otherwise")
+        with pytest.raises(CorruptFile, match="delete it and build the dataset again"):
+            place.read_checked(kind, "photos", version)
+    storage.delete(uri)
+    monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
+    run(place, request_of(folder))
+    assert storage.read(uri) == whole
+    assert place.head().number == 1
+    holds(place, truth)
+
+
+def test_a_false_file_under_a_dna_s_name_is_not_committed(
+    place: Catalogue, folder: Path, truth: DNA, tmp_path: Path
+) -> None:
+    """Whatever stands under the digest: what is committed is what was summed."""
+    (first,) = run(place, request_of(folder))
+    uri = place.uri("dna", first.version.spec, "photos", first.version.dna)
+    false = replace(place.load("photos"), counts=place.load("photos").counts[:, ::-1].copy())
+    storage.replace(uri, encode_dna(false))
+    shutil.rmtree(tmp_path / "catalogue" / "_log")
+    run(place, request_of(folder))
+    holds(place, truth)
+
+
+def test_images_grouped_otherwise_are_planned_anew(place: Catalogue, tmp_path: Path) -> None:
+    for video in range(3):
+        write_photos(tmp_path / "source" / f"video{video}", 3, first_seed=10 * video)
+    (plain,) = run(place, request_of(tmp_path / "source"))
+    (grouped,) = run(place, request_of(tmp_path / "source", group_by="1"))
+    assert grouped.changed
+    folds: dict[str, set[int]] = {}
+    for shard in place.manifest("photos", grouped.version).shards:
+        for entry in shard.members:
+            folds.setdefault(entry.group, set()).add(shard.fold)
+    assert len(folds) == 3
+    assert all(len(of) == 1 for of in folds.values())
+    assert same_counts(place.load("photos"), place.load("photos", at=1))
+    assert plain.version.manifest != grouped.version.manifest
+    holds(place, make_dna(tmp_path / "source", threads=2))
+
+
+def test_a_catalogue_inside_its_source_is_refused(tmp_path: Path) -> None:
+    write_photos(tmp_path, 1)
+    for root in (tmp_path, tmp_path / "deep" / "catalogue"):
+        with pytest.raises(UsageError, match="lies inside the source"):
+            run(Catalogue(str(root)), request_of(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["photo-0000.jpg"]
+
+
+def test_weights_need_their_own_ranges(tmp_path: Path, folder: Path) -> None:
+    import torch
+
+    from pipeline.extractor import describe, load_model
+
+    state = load_model(describe("efficientnet_lite0")).state_dict()
+    torch.save(state | {"conv_stem.weight": state["conv_stem.weight"] * 2}, tmp_path / "other.pt")
+    with pytest.raises(SpecMismatch, match="calibrate"):
+        make_dna(folder, weights=str(tmp_path / "other.pt"), max_failures=1)
+
+
+def test_errors_that_last_are_not_called_passing(
+    place: Catalogue, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise SpecMismatch("this worker has other numerics")
+
+    monkeypatch.setattr(Counter, "count", refuse)
+    with pytest.raises(VdnaError, match="other numerics") as caught:
+        run(place, request_of(folder))
+    assert not isinstance(caught.value, TransientError)
+    assert "rerun" not in str(caught.value)
 
 
 def test_asking_twice_for_a_name_is_refused(place: Catalogue, folder: Path) -> None:

@@ -48,11 +48,15 @@ def truth(folder: Path) -> DNA:
 
 
 def start(
-    folder: Path, catalogue: Path, workers: int = 2, env: dict[str, str] | None = None
+    folder: Path,
+    catalogue: Path,
+    workers: int = 2,
+    env: dict[str, str] | None = None,
+    shard_images: int = SHARD_IMAGES,
 ) -> subprocess.Popen[str]:
     """The command, in a session of its own so that all of it can be found."""
     command = [sys.executable, "-m", "jobs.build", "photos", str(folder), "-c", str(catalogue)]
-    command += ["--shard-images", str(SHARD_IMAGES), "--max-failures", "2", "--json"]
+    command += ["--shard-images", str(shard_images), "--max-failures", "2", "--json"]
     command += ["--workers", str(workers), "--threads", "1"]
     return subprocess.Popen(
         command,
@@ -213,6 +217,17 @@ def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
     failures = _failures(tmp_path / "c")
     assert [f["nondeterministic"] for f in failures if f["uri"].endswith("poison.png")] == [True]
     assert len(failures) == 3
+
+
+def test_a_reduction_of_several_levels_runs_on_ray(tmp_path: Path) -> None:
+    """More shards a fold than the last sum takes: nodes are made by Ray's tasks."""
+    source = tmp_path / "source"
+    write_photos(source, 80)
+    process = start(source, tmp_path / "c", shard_images=1)
+    with ended(process):
+        finish(process)
+    assert len(list((tmp_path / "c").glob("_work/photos/*/nodes/*.parquet"))) == 16
+    holds(tmp_path / "c", make_dna(source, threads=2))
 
 
 def _failures(catalogue: Path) -> list[dict[str, object]]:

@@ -216,7 +216,7 @@ def test_another_kind_or_format_is_refused(network: Network) -> None:
 
 
 def test_the_embedded_ranges_are_those_of_the_network(network: Network, truth: Ranges) -> None:
-    found = embedded("efficientnet_lite0")
+    found, _ = embedded("efficientnet_lite0")
     assert found.taps == tuple((tap.name, tap.neurons) for tap in network.taps)
     assert (found.high - found.low >= 0).all()
     assert (found.high - found.low > 0).mean() > 0.99

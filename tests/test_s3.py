@@ -146,7 +146,6 @@ def test_the_same_again_is_nothing_to_do(
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
-@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`:DeprecationWarning")  # Ray's own
 def test_ray_in_its_own_processes_makes_the_same_dna(
     built: tuple[Catalogue, Result], place: Catalogue, images: str
 ) -> None:
@@ -311,7 +310,7 @@ def test_a_store_that_is_away_is_an_error_without_the_secret(
     )
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout)["error"] == "TransientError"
-    assert f"error: {images}: no answer after 1 tries" in done.stderr
+    assert f"error: photos: {images}: no answer after 1 tries" in done.stderr
     assert "Traceback" not in done.stderr
     assert_without(secret, done.stdout, done.stderr)
     assert Catalogue(str(tmp_path / "c")).head().number == 0

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline import images, storage
 from pipeline.build import Request, make_dna, make_spec
 from pipeline.dna import DNA
-from pipeline.errors import ConservationError, SourceError, TransientError
+from pipeline.errors import ConservationError, SourceError, TransientError, UsageError
 from pipeline.extractor import Extractor, describe
 from pipeline.manifest import Entry, Manifest, Shard, plan
 from pipeline.partial import Partial
@@ -28,7 +28,7 @@ from pipeline.spec import Resources, Spec
 from tests.helpers import photo, write_photos
 
 NETWORK = describe("efficientnet_lite0")
-RANGES = embedded("efficientnet_lite0")
+RANGES, _ = embedded("efficientnet_lite0")
 SPEC = make_spec(Request("x", "x"), NETWORK, RANGES.digest, "cpu")
 
 
@@ -198,6 +198,32 @@ def test_it_counts_as_the_picture_that_it_shows(name: str, tmp_path: Path) -> No
     data, shown = COUNTED[name]
     (tmp_path / name).write_bytes(data)
     assert same_counts(make_dna(tmp_path, threads=1), make_dna([shown], threads=1))
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_an_opened_image_counts_as_its_file(name: str, tmp_path: Path) -> None:
+    data, _ = COUNTED[name]
+    (tmp_path / name).write_bytes(data)
+    opened = Image.open(io.BytesIO(data))
+    assert same_counts(make_dna(tmp_path, threads=1), make_dna([opened], threads=1))
+
+
+def test_an_opened_image_that_no_rule_covers_is_refused() -> None:
+    floats = Image.fromarray(np.zeros((8, 8), np.float32))
+    with pytest.raises(UsageError, match="image 0 cannot be counted: unsupported"):
+        make_dna([floats])
+    with pytest.raises(UsageError, match="image 0 is a str"):
+        make_dna(["a.jpg"])  # type: ignore[list-item]
+
+
+def test_a_process_that_lets_truncated_images_pass_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UsageError, match="LOAD_TRUNCATED_IMAGES"):
+        make_dna(folder, threads=1)
 
 
 def test_bad_images_are_listed_each_with_its_reason(counter: Counter, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -140,24 +142,75 @@ def test_transient_errors_are_tried_again_and_then_named(monkeypatch, tmp_path: 
     assert len(calls) == storage.ATTEMPTS
 
 
-def test_a_put_whose_answer_is_lost_is_known_as_our_own(monkeypatch, bucket: str) -> None:
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
-    put = storage._put_exclusive
-    lost = []
+def test_a_put_whose_answer_is_lost_is_known_as_our_own(
+    s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's own layers repeat the PUT, and are told that the object is there."""
+    import fsspec
 
-    def lose_the_answer(uri: str, data: bytes) -> bool:
-        written = put(uri, data)
-        if not lost:
-            lost.append(uri)
-            raise ConnectionResetError("the answer is lost")
-        return written
+    host, _, port = s3_server.removeprefix("http://").partition(":")
+    with LosingProxy((host, int(port))) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        fsspec.filesystem("s3").clear_instance_cache()
+        try:
+            uri = f"{bucket}/{uuid.uuid4().hex}"
+            assert storage.create(uri, b"ours")
+            assert proxy.lost == 1
+            assert not storage.create(uri, b"another's")
+            assert storage.read(uri) == b"ours"
+            proxy.lost = 0
+            storage.require_exclusive(f"{bucket}/{uuid.uuid4().hex}")
+            assert proxy.lost == 1
+        finally:
+            fsspec.filesystem("s3").clear_instance_cache()
 
-    monkeypatch.setattr(storage, "_put_exclusive", lose_the_answer)
-    uri = f"{bucket}/{uuid.uuid4().hex}"
-    assert storage.create(uri, b"ours")
-    lost.clear()
-    assert not storage.create(uri, b"another's")
-    assert storage.read(uri) == b"ours"
+
+class LosingProxy:
+    """Passes connections on, but cuts one instead of passing on the answer to its PUT."""
+
+    def __init__(self, upstream: tuple[str, int]) -> None:
+        self._upstream = upstream
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self.lost = 0
+
+    def __enter__(self) -> LosingProxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        upstream = socket.create_connection(self._upstream)
+        putting = threading.Event()
+
+        def requests() -> None:
+            with contextlib.suppress(OSError):
+                while data := client.recv(65536):
+                    if data.startswith(b"PUT "):
+                        putting.set()
+                    upstream.sendall(data)
+
+        threading.Thread(target=requests, daemon=True).start()
+        with contextlib.suppress(OSError):
+            while data := upstream.recv(65536):
+                if putting.is_set() and not self.lost and b"100 Continue" not in data[:40]:
+                    self.lost += 1
+                    break
+                client.sendall(data)
+        for each in (client, upstream):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
 
 
 def test_denied_is_not_tried_again(monkeypatch, tmp_path: Path) -> None:
