@@ -314,7 +314,12 @@ def _previous(
 ) -> Manifest | None:
     """The plan to keep shards of: the one last begun here, else the one committed."""
     planned = catalogue.planned(name, spec_digest)
-    return catalogue.manifest(name, base) if planned is None and base else planned
+    if planned is not None or base is None:
+        return planned
+    try:
+        return catalogue.manifest(name, base)
+    except SourceError:
+        return None  # lost: planned from the listing alone, as at first
 
 
 def _store(uri: str, data: bytes) -> bytes:

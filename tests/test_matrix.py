@@ -278,8 +278,12 @@ def test_the_order_of_the_names_is_kept(place: Catalogue) -> None:
 def test_one_layer_alone_is_not_kept(place: Catalogue) -> None:
     one = compare(place, layers=["head"])
     assert one.layers == ("head",)
-    assert one.emd.shape == (2, 3, 3)
-    assert np.array_equal(one.of("all"), one.of("head"), equal_nan=True)
+    assert one.emd.shape == (1, 3, 3)
+    assert set(one.table["layer"].to_pylist()) == {"head"}
+    with pytest.raises(UsageError, match="no layer 'all'"):
+        one.of("all")
+    again = Matrix.decode(one.encode(), "one")
+    assert np.array_equal(again.of("head"), one.of("head"), equal_nan=True)
     assert stored(place) == []
     whole = compare(place)
     assert whole.layers == ("stem", "head")
