@@ -649,6 +649,8 @@ def test_ctrl_c_in_the_middle_exits_130_and_the_rerun_goes_on(tmp_path: Path) ->
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
+        # A shell that starts the tests in the background has SIGINT ignored, and so its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = monotonic() + 60
     while not list(place.glob("_work/a/*/partials/*")) and monotonic() < end:
