@@ -126,9 +126,9 @@ def test_keys_depend_on_everything_that_decides_a_partial() -> None:
 
 
 def test_groups_are_leading_folders() -> None:
-    of = grouping("1", "s3://b/root")
-    assert of("s3://b/root/video1/a/frame.jpg") == of("s3://b/root/video1/frame.jpg")
-    assert of("s3://b/root/video1/a.jpg") != of("s3://b/root/video2/a.jpg")
+    of = grouping("1", "s3://b/top")
+    assert of("s3://b/top/video1/a/frame.jpg") == of("s3://b/top/video1/frame.jpg")
+    assert of("s3://b/top/video1/a.jpg") != of("s3://b/top/video2/a.jpg")
 
 
 def test_a_sample_is_the_same_in_any_order_and_grows_by_adding() -> None:
