@@ -60,6 +60,9 @@ def build(
         float, typer.Option(help="Unreadable images allowed: a fraction, or a number from 1 up.")
     ] = 0.01,
     shard_images: Annotated[int | None, typer.Option(help="Images a shard, of new shards.")] = None,
+    layer_gaussian: Annotated[
+        bool, typer.Option("--layer-gaussian", help="Keep each layer's covariance too, for FD.")
+    ] = False,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     gpus_per_worker: GpusOption = 0.0,
@@ -87,6 +90,7 @@ def build(
         group_by=group_by,
         max_failures=max_failures,
         shard_images=shard_images,
+        layer_gaussian=layer_gaussian,
     )
     resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
     with engine_for(resources, ray_address) as engine:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pipeline import images, storage
 from pipeline import ranges as ranges_module
-from pipeline.catalogue import FILES, Catalogue, Version, canonical_json, check_name, software
+from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, software
 from pipeline.dna import DNA
 from pipeline.errors import (
     BadImage,
@@ -39,7 +39,15 @@ from pipeline.progress import Progress, Silent
 from pipeline.reduce import Composed, add_up, compose, plan_folds
 from pipeline.shard import OVERLAP, Counter, Receipt, Recipe, ShardJob, Worker, device_kind
 from pipeline.source import list_source
-from pipeline.spec import Precision, Preprocess, Resize, Resources, Spec
+from pipeline.spec import (
+    LAYER_GAUSSIAN,
+    PRODUCTS,
+    Precision,
+    Preprocess,
+    Resize,
+    Resources,
+    Spec,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +67,8 @@ class Request:
     """One dataset to build: its name, where its images are, and what decides the counts.
 
     `max_failures`: candidates that may fail, as a fraction below 1 or a number from 1 up.
+    `layer_gaussian`: keep each layer's mean and scatter matrix too; a dataset that has them keeps
+    them from then on.
     """
 
     name: str
@@ -75,6 +85,7 @@ class Request:
     group_by: str | None = None
     max_failures: float = DEFAULT_MAX_FAILURES
     shard_images: int | None = None
+    layer_gaussian: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -279,7 +290,8 @@ def _plan(
     uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
     ranges_uri = catalogue.ranges_uri(found.digest)
     work_uri = catalogue.work_uri(request.name, spec.digest)
-    job = ShardJob(Recipe(spec, network, ranges_uri, resources), uri, work_uri)
+    recipe = Recipe(spec, network, ranges_uri, resources, _products(request, base))
+    job = ShardJob(recipe, uri, work_uri)
     if base is not None and _holds(catalogue, request.name, base, manifest, job):
         return _Plan(request, manifest, job, base, up_to_date=True)
     storage.create(ranges_uri, ranges_module.encode(found, network))
@@ -290,6 +302,12 @@ def _plan(
     return _Plan(request, manifest, job, base, manifest_sha256=digest)
 
 
+def _products(request: Request, base: Version | None) -> tuple[str, ...]:
+    """What is asked for, and what the dataset has: a refresh must not drop what others read."""
+    kept = base is not None and not base.imported and LAYER_GAUSSIAN in base.products
+    return (*PRODUCTS, LAYER_GAUSSIAN) if request.layer_gaussian or kept else PRODUCTS
+
+
 def _holds(
     catalogue: Catalogue, name: str, base: Version, manifest: Manifest, job: ShardJob
 ) -> bool:
@@ -297,10 +315,8 @@ def _holds(
     if (base.manifest, base.products) != (manifest.digest, job.recipe.products):
         return False
     return all(
-        storage.exists(
-            catalogue.uri(kind, base.spec, name, base.manifest if kind == "manifests" else base.dna)
-        )
-        for kind in FILES
+        storage.exists(catalogue.uri(kind, base.spec, name, base.digest_in(kind)))
+        for kind in base.sha256
     )
 
 
@@ -314,7 +330,7 @@ def _previous(
 ) -> Manifest | None:
     """The plan to keep shards of: the one last begun here, else the one committed."""
     planned = catalogue.planned(name, spec_digest)
-    if planned is not None or base is None:
+    if planned is not None or base is None or base.imported:
         return planned
     try:
         return catalogue.manifest(name, base)
@@ -411,13 +427,10 @@ def _finish(catalogue: Catalogue, p: _Plan, counted: int, engine: Engine) -> Res
             "the same command: what it held is counted again"
         ) from error
     _gate(p, composed)
+    files = {**composed.files, "failures": encode_failures(composed.failures)}
     stored = {
-        "dna": _store(catalogue.uri("dna", spec, name, composed.digest), composed.dna),
-        "folds": _store(catalogue.uri("folds", spec, name, composed.digest), composed.folds),
-        "failures": _store(
-            catalogue.uri("failures", spec, name, composed.digest),
-            encode_failures(composed.failures),
-        ),
+        kind: _store(catalogue.uri(kind, spec, name, composed.digest), data)
+        for kind, data in files.items()
     }
     hashes = {kind: hashlib.sha256(data).hexdigest() for kind, data in stored.items()}
     version = Version(
@@ -491,6 +504,7 @@ def make_dna(
     include: str | None = None,
     exclude: str | None = None,
     max_failures: float = DEFAULT_MAX_FAILURES,
+    layer_gaussian: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> DNA:
@@ -524,6 +538,7 @@ def make_dna(
         ranges=ranges,
         resize=resize,
         max_failures=max_failures,
+        layer_gaussian=layer_gaussian,
     )
     network = describe(extractor, weights)
     found = ranges_module.resolve(network, ranges, {})
@@ -531,13 +546,14 @@ def make_dna(
     manifest = plan(listing.entries, listing=listing)
     resources = Resources(threads=threads or available_cpus())
     threads_before = torch.get_num_threads()
-    counter = Counter(Extractor(network, precision), spec, found, resources)
+    products = _products(request, None)
+    counter = Counter(Extractor(network, precision), spec, found, resources, products)
     progress = progress or Silent()
     progress.start(images=manifest.candidates, shards=len(manifest.shards), present=0)
-    total = Partial.empty(spec, found)
+    total = Partial.empty(spec, found, layer_gaussian=layer_gaussian)
 
     def count(shard: Shard) -> Partial:
-        key = shard.key(spec.digest)
+        key = shard.key(spec.digest, products)
         if held:
             return counter.count(shard, key, lambda entry: held[entry.uri])
         return counter.count(shard, key)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FILES = ("dna", "failures", "folds", "manifests")
-"""What a version is stored in, each in a folder of that name."""
+"""What a built version is stored in, each in a folder of that name."""
+KINDS = (*FILES, "layer_gaussians")
+"""All folders of versions. A version's `sha256` says which of them it has a file in."""
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -41,7 +43,9 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 class Version:
     """One dataset version under one spec: its digests, totals, and the sha256 of its files.
 
-    `numerics`: under which its images were counted, each with its number of `images`.
+    `numerics`: under which its images were counted, each with its number of `images`. `origin`: of
+    an imported version, where it is from and what is not known of it; it has a DNA only, and no
+    manifest.
     """
 
     dna: str
@@ -55,13 +59,30 @@ class Version:
     built: str
     software: str
     numerics: tuple[Mapping[str, Any], ...]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def imported(self) -> bool:
+        return bool(self.origin)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of an imported version should know."""
+        return tuple(self.origin.get("notes", ()))
+
+    def digest_in(self, kind: str) -> str:
+        """What its file of a kind is named for."""
+        return self.manifest if kind == "manifests" else self.dna
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Version:
         tuples = {name: tuple(data[name]) for name in ("products", "numerics")}
         version = cls(**(dict(data) | tuples))
         texts = (version.dna, version.manifest, version.spec, version.source, version.built)
-        hashes = [version.sha256[kind] for kind in FILES]
+        hashes = [version.sha256[kind] for kind in (("dna",) if version.imported else FILES)]
+        hashes += version.sha256.values()
+        if not set(version.sha256) <= set(KINDS):
+            raise ValueError(f"files of unknown kinds: {sorted(version.sha256)}")
         if not all(isinstance(text, str) for text in (*texts, *hashes, *version.products)):
             raise TypeError(f"digests and names must be text: {data}")
         if not all(isinstance(count, int) for count in (version.images, version.failed)):
@@ -120,7 +141,7 @@ class Catalogue:
     # Where things are.
 
     def uri(self, kind: str, spec: str, dataset: str, digest: str) -> str:
-        """Of a `dna`, `folds`, `failures` or `manifests` object."""
+        """Of an object of one of the `KINDS`."""
         return storage.join(self.root, kind, spec, dataset, f"{digest}.parquet")
 
     def ranges_uri(self, digest: str) -> str:
@@ -293,16 +314,33 @@ class Catalogue:
         at: int | str | None = None,
         spec: str | None = None,
         layers: Sequence[str] | None = None,
+        layer_gaussian: bool = False,
     ) -> DNA:
-        """A dataset's DNA, of `layers` only where given; its file's sha256 is checked."""
-        return self.load_version(name, self.find(name, at, spec), layers)
+        """A dataset's DNA, of `layers` only where given; its file's sha256 is checked.
 
-    def load_version(self, name: str, version: Version, layers: Sequence[str] | None = None) -> DNA:
-        from pipeline.dna import decode_dna
+        `layer_gaussian`: with its layers' scatter matrices, which are a file of their own. Raises
+        `NotFound` where it was built without.
+        """
+        version = self.find(name, at, spec)
+        return self.load_version(name, version, layers, layer_gaussian=layer_gaussian)
+
+    def load_version(
+        self,
+        name: str,
+        version: Version,
+        layers: Sequence[str] | None = None,
+        *,
+        layer_gaussian: bool = False,
+    ) -> DNA:
+        from pipeline.dna import DnaFile
 
         uri = self.uri("dna", version.spec, name, version.dna)
-        dna, _ = decode_dna(self.read_checked("dna", name, version), uri, layers=layers)
-        return dna
+        dna = DnaFile(self.read_checked("dna", name, version), "dna", uri).read(layers)
+        if not layer_gaussian:
+            return dna
+        uri = self.uri("layer_gaussians", version.spec, name, version.dna)
+        data = self.read_checked("layer_gaussians", name, version)
+        return DnaFile(data, "layer_gaussians", uri).read_gaussians(dna)
 
     def manifest(self, name: str, version: Version) -> Manifest:
         from pipeline.manifest import Manifest
@@ -333,9 +371,13 @@ class Catalogue:
         return decode_failures(self.read_checked("failures", name, version), uri)
 
     def read_checked(self, kind: str, name: str, version: Version) -> bytes:
-        """One of a version's files. Raises `CorruptFile` unless it is the one committed."""
-        digest = version.manifest if kind == "manifests" else version.dna
-        uri = self.uri(kind, version.spec, name, digest)
+        """One of a version's files. Raises `CorruptFile` unless it is the one committed, and
+        `NotFound` where the version has none of that kind.
+        """
+        if kind not in version.sha256:
+            why = "it was imported" if version.imported else "build it with --layer-gaussian"
+            raise NotFound(f"{name} has no {kind.replace('_', ' ')}: {why}")
+        uri = self.uri(kind, version.spec, name, version.digest_in(kind))
         data = storage.read(uri)
         found = hashlib.sha256(data).hexdigest()
         if found != version.sha256[kind]:

@@ -32,6 +32,7 @@ class Settings(BaseModel):
     group_by: str | int | None = None
     max_failures: float | int = Field(default=DEFAULT_MAX_FAILURES, ge=0)
     shard_images: int | None = Field(default=None, ge=1)
+    layer_gaussian: bool = False
 
 
 class Dataset(Settings):

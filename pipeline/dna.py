@@ -1,12 +1,16 @@
-"""A DNA: for every neuron, how many activations fell into each bin; and its Parquet file.
+"""A DNA: what every neuron's activations were like over an image set; and its Parquet file.
 
     >>> a, b = DNA.empty(spec, ranges), ...            # doctest: +SKIP
     >>> (a + b).images == a.images + b.images          # doctest: +SKIP
 
+Everything the paper compares, of one pass over the images: a histogram, a Gaussian of the
+spatially averaged activation, and the extremes of each neuron; where asked for, the Gaussian of
+each layer with its full scatter matrix.
+
 Laws: `empty` is neutral; `+` is associative and commutative to the last bit in everything that is
-an integer, a minimum or a maximum. `mean` and `m2` are floats: equal to the last bit when added in
-the same order, which `pipeline.reduce` fixes. There is no `-`: to retract images, reduce again
-over the partials that are kept.
+an integer, a minimum or a maximum. `mean`, `m2` and `scatter` are floats: equal to the last bit
+when added in the same order, which `pipeline.reduce` fixes. There is no `-`: to retract images,
+reduce again over the partials that are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, VdnaError
+from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, UsageError, VdnaError
 from pipeline.spec import Numerics, Spec, digest_of
 
 FORMAT = 1
@@ -38,6 +42,9 @@ _ARROW = {
     "m2": pa.float64(),
 }
 SCALAR_COLUMNS = tuple(_ARROW)
+SCATTER = ("scatter",)
+FLOAT_SUMS = ("mean", "m2", "scatter")
+"""Not finite where a network overflowed."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -97,6 +104,10 @@ class DNA:
     values observed (+inf and -inf where there were none). `mean`, `m2` (N,) float64: mean and sum
     of squared deviations, over images, of the spatially averaged activation. `failed`: candidates
     that could not be read. `numerics`: how many images were counted under which.
+
+    `scatter`, where it was asked for: the layers' sums of products of deviations from the mean, of
+    the spatially averaged activation, float64; each layer's upper triangle row by row, one layer
+    after the other. `unknown`: columns that an imported file does not tell; their arrays are zero.
     """
 
     spec: Spec
@@ -114,9 +125,11 @@ class DNA:
     mean: Floats
     m2: Floats
     numerics: tuple[tuple[Numerics, int], ...] = ()
+    scatter: Floats | None = None
+    unknown: tuple[str, ...] = ()
 
     @classmethod
-    def empty(cls, spec: Spec, ranges: Ranges) -> DNA:
+    def empty(cls, spec: Spec, ranges: Ranges, *, layer_gaussian: bool = False) -> DNA:
         if ranges.digest != spec.ranges_digest:
             raise SpecMismatch(f"ranges {ranges.digest} are not the spec's {spec.ranges_digest}")
         n = spec.neurons
@@ -134,6 +147,7 @@ class DNA:
             max=np.full(n, -np.inf, np.float32),
             mean=np.zeros(n),
             m2=np.zeros(n),
+            scatter=np.zeros(triangles(spec, spec.layers)) if layer_gaussian else None,
         )
 
     def __add__(self, other: DNA) -> DNA:
@@ -141,6 +155,8 @@ class DNA:
         self.spec.require_same(other.spec, "the left DNA", "the right DNA")
         if self.layers != other.layers:
             raise SpecMismatch(f"layers {self.layers} cannot be added to {other.layers}")
+        if (self.scatter is None) != (other.scatter is None):
+            raise SpecMismatch("a DNA with layer Gaussians cannot be added to one without")
         images = self.images + other.images
         mean, m2 = _merge_moments(self, other)
         used: defaultdict[Numerics, int] = defaultdict(int)
@@ -159,7 +175,28 @@ class DNA:
             mean=mean,
             m2=m2,
             numerics=tuple(sorted(used.items(), key=lambda item: repr(item[0]))),
+            scatter=self._merge_scatter(other),
+            unknown=tuple(sorted({*self.unknown, *other.unknown})),
         )
+
+    def _merge_scatter(self, other: DNA) -> Floats | None:
+        """The pairwise update again, with the outer product of the difference of the means."""
+        if self.scatter is None or other.scatter is None:
+            return None
+        if self.images == 0 or other.images == 0:
+            return self.scatter if other.images == 0 else other.scatter
+        weight = self.images * (other.images / (self.images + other.images))
+        with np.errstate(invalid="ignore"):  # inf - inf, where a network overflowed
+            merged = self.scatter + other.scatter
+            delta = other.mean - self.mean
+            start = 0
+            for layer in self.layers:
+                of_layer = delta[self.slice_of(layer)]
+                for i in range(len(of_layer)):
+                    stop = start + len(of_layer) - i
+                    merged[start:stop] += of_layer[i] * of_layer[i:] * weight
+                    start = stop
+        return merged
 
     @property
     def positions(self) -> Ints:
@@ -183,23 +220,44 @@ class DNA:
     def select(self, layers: Sequence[str]) -> DNA:
         """The same DNA, of some layers only (views, no copy where one layer is asked for)."""
         slices = [self.slice_of(layer) for layer in layers]
-        arrays: dict[str, Any] = {}
-        for name in ("counts", *SCALAR_COLUMNS):
-            parts = [getattr(self, name)[s] for s in slices]
-            arrays[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        arrays: dict[str, Any] = {
+            name: _joined([getattr(self, name)[s] for s in slices])
+            for name in ("counts", *SCALAR_COLUMNS)
+        }
+        if self.scatter is not None:
+            arrays["scatter"] = _joined([self._triangle(layer) for layer in layers])
         return replace(self, layers=tuple(layers), **arrays)
+
+    def _triangle(self, layer: str) -> Floats:
+        """The layer's part of `scatter`."""
+        if self.scatter is None:
+            raise UsageError(
+                "this DNA has no layer Gaussians; build it with --layer-gaussian, and load it with "
+                "layer_gaussian=True"
+            )
+        self.slice_of(layer)
+        start = triangles(self.spec, self.layers[: self.layers.index(layer)])
+        return self.scatter[start : start + triangles(self.spec, [layer])]
+
+    def scatter_of(self, layer: str) -> Floats:
+        """(C, C) scatter matrix of a layer. Raises `UsageError` where it was not asked for."""
+        neurons = self.spec.tap(layer).neurons
+        full = np.zeros((neurons, neurons))
+        full[np.triu_indices(neurons)] = self._triangle(layer)
+        return np.triu(full) + np.triu(full, 1).T
 
     def check(self, name: str = "this DNA") -> None:
         """Conservation: every activation of every image is in exactly one place.
 
-        Raises `ConservationError` naming the first neuron where it does not hold.
+        Raises `ConservationError` naming the first neuron where it does not hold. Of an imported
+        DNA, which does not tell what fell outside, no count may be negative.
         """
         found = self.counts.sum(axis=1) + self.underflow + self.overflow + self.nonfinite
         expected = self.images * self.positions
         negative = np.asarray((self.counts < 0).any(axis=1))
         for column in INT_COLUMNS:
             negative |= getattr(self, column) < 0
-        wrong = np.flatnonzero((found != expected) | negative)
+        wrong = np.flatnonzero(negative if self.unknown else (found != expected) | negative)
         if len(wrong):
             at = int(wrong[0])
             taps = [(layer, self.spec.tap(layer).neurons) for layer in self.layers]
@@ -209,9 +267,26 @@ class DNA:
                 f"{self.positions[at]} positions = {expected[at]} ({len(wrong)} neurons are wrong)"
             )
         counted = sum(count for _, count in self.numerics)
-        if counted != self.images:
+        if counted != self.images and not self.unknown:
             raise ConservationError(
                 f"{name}: numerics account for {counted} of {self.images} images"
+            )
+        self._check_scatter(name)
+
+    def _check_scatter(self, name: str) -> None:
+        """The diagonal of the scatter matrices is `m2`, which is added up apart."""
+        if self.scatter is None:
+            return
+        diagonal = np.concatenate([self._triangle(la)[_diagonal(self, la)] for la in self.layers])
+        with np.errstate(invalid="ignore"):  # inf - inf, where a network overflowed
+            scale = self.m2 + self.images * self.mean**2
+            wrong = np.flatnonzero(np.abs(diagonal - self.m2) > 1e-9 * scale)
+        if len(wrong):
+            at = int(wrong[0])
+            taps = [(layer, self.spec.tap(layer).neurons) for layer in self.layers]
+            raise ConservationError(
+                f"{name}: neuron {neuron_name(taps, at)} has the sum of squares {self.m2[at]}, and "
+                f"{diagonal[at]} in its layer's scatter matrix"
             )
 
     def identical(self, other: DNA) -> bool:
@@ -220,11 +295,13 @@ class DNA:
             self.spec == other.spec
             and (self.layers, self.images, self.failed)
             == (other.layers, other.images, other.failed)
+            and self.unknown == other.unknown
+            and (self.scatter is None) == (other.scatter is None)
             and all(
                 np.array_equal(
-                    getattr(self, name), getattr(other, name), equal_nan=name in ("mean", "m2")
+                    getattr(self, name), getattr(other, name), equal_nan=name in FLOAT_SUMS
                 )
-                for name in ("counts", *SCALAR_COLUMNS)
+                for name in ("counts", *SCALAR_COLUMNS, *(() if self.scatter is None else SCATTER))
             )
         )
 
@@ -244,6 +321,21 @@ class DNA:
             f"DNA({self.spec.extractor}, {self.images} images, {len(self.low)} neurons x "
             f"{self.spec.bins} bins, spec {self.spec.digest[:12]})"
         )
+
+
+def triangles(spec: Spec, layers: Sequence[str]) -> int:
+    """Values that the upper triangles of these layers' scatter matrices hold."""
+    return sum((n := spec.tap(layer).neurons) * (n + 1) // 2 for layer in layers)
+
+
+def _diagonal(dna: DNA, layer: str) -> Ints:
+    """Where the diagonal stands in a layer's packed triangle."""
+    neurons = dna.spec.tap(layer).neurons
+    return cast(Ints, np.cumsum([0, *range(neurons, 1, -1)]))
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _merge_moments(a: DNA, b: DNA) -> tuple[Floats, Floats]:
@@ -282,7 +374,23 @@ def to_table(dna: DNA, fold: int | None = None) -> pa.Table:
     columns["counts"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(dna.counts.ravel()))
     for name, kind in _ARROW.items():
         columns[name] = pa.array(getattr(dna, name), kind)
+    for name in set(dna.unknown) & columns.keys():
+        columns[name] = pa.nulls(rows, columns[name].type)
+    if dna.scatter is not None:
+        columns["scatter"] = _scatter_column(dna)
     return pa.table(columns)
+
+
+def to_gaussian_table(dna: DNA) -> pa.Table:
+    """Rows of the layers' Gaussians: each neuron's mean, and its scatter with those from it on."""
+    table = to_table(dna)
+    return table.select(["layer", "neuron", "mean", "scatter"])
+
+
+def _scatter_column(dna: DNA) -> pa.Array:
+    lengths = [i for layer in dna.layers for i in range(dna.spec.tap(layer).neurons, 0, -1)]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(dna.scatter))
 
 
 def header(dna: DNA, kind: str, **extra: object) -> dict[str, Any]:
@@ -298,6 +406,7 @@ def header(dna: DNA, kind: str, **extra: object) -> dict[str, Any]:
         "numerics": [
             {"numerics": numerics.to_json(), "images": count} for numerics, count in dna.numerics
         ],
+        **({"unknown": list(dna.unknown)} if dna.unknown else {}),
         **extra,
     }
 
@@ -317,7 +426,7 @@ def encode(metadata: Mapping[str, Any], groups: Iterable[pa.Table]) -> bytes:
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=False,
-                column_encoding={"counts.list.element": "DELTA_BINARY_PACKED"},
+                column_encoding=_encodings(table),
                 data_page_size=4 * 2**20,
                 write_page_checksum=True,
                 store_schema=False,
@@ -329,6 +438,12 @@ def encode(metadata: Mapping[str, Any], groups: Iterable[pa.Table]) -> bytes:
     writer.add_key_value_metadata({"vdna": json.dumps(sealed, sort_keys=True)})
     writer.close()
     return cast(bytes, sink.getvalue().to_pybytes())
+
+
+def _encodings(table: pa.Table) -> dict[str, str]:
+    """Small steps for counts; for floats the bytes of equal weight together."""
+    wanted = {"counts": "DELTA_BINARY_PACKED", "scatter": "BYTE_STREAM_SPLIT"}
+    return {f"{c}.list.element": wanted[c] for c in table.column_names if c in wanted}
 
 
 def encode_dna(dna: DNA, kind: str = "dna", **extra: object) -> bytes:
@@ -395,6 +510,24 @@ class DnaFile:
             raise CorruptFile(f"{self.name}: layer {layer} has rows of no fold")
         return parts
 
+    def read_gaussians(self, dna: DNA) -> DNA:
+        """Of a file of layer Gaussians: that DNA with them. Raises `CorruptFile` on another's."""
+        parts = []
+        for layer in dna.layers:
+            rows = self._group(layer)
+            try:
+                means, part = _gaussian(rows.combine_chunks(), self.spec, layer, self.name)
+            except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+                raise CorruptFile(
+                    f"{self.name}: layer {layer} cannot be read: {error!r}"
+                ) from error
+            if not np.array_equal(means, dna.mean[dna.slice_of(layer)], equal_nan=True):
+                raise CorruptFile(f"{self.name}: layer {layer} has other means than the DNA")
+            parts.append(part)
+        whole = replace(dna, scatter=_joined(parts))
+        whole.check(self.name)
+        return whole
+
     def _group(self, layer: str) -> pa.Table:
         self.spec.tap(layer)
         index = self.spec.layers.index(layer)
@@ -417,6 +550,7 @@ class _Totals:
     images: int
     failed: int
     numerics: tuple[tuple[Numerics, int], ...]
+    unknown: tuple[str, ...]
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> _Totals:
@@ -427,6 +561,7 @@ class _Totals:
                 (Numerics.from_json(entry["numerics"]), int(entry["images"]))
                 for entry in metadata["numerics"]
             ),
+            tuple(metadata.get("unknown", ())),
         )
 
 
@@ -440,30 +575,64 @@ def decode_dna(
 
 def _from_rows(rows: pa.Table, spec: Spec, layer: str, totals: _Totals, name: str) -> DNA:
     tap = spec.tap(layer)
-    layers = pc.unique(rows["layer"]).to_pylist()
-    in_order = np.array_equal(rows["neuron"].to_numpy(), np.arange(tap.neurons))
-    if layers != [layer] or not in_order:
+    _require_order(rows, layer, tap.neurons, name)
+    nulls = {column for column in rows.column_names if rows[column].null_count}
+    stated = set(totals.unknown) & set(rows.column_names)
+    if nulls != stated or any(rows[column].null_count < tap.neurons for column in nulls):
         raise CorruptFile(
-            f"{name}: layer {layer} does not hold neurons 0 to {tap.neurons - 1} in order"
+            f"{name}: layer {layer} has nulls in {', '.join(sorted(nulls)) or 'none'}"
         )
-    lists = rows["counts"].combine_chunks()
-    lengths = np.asarray(pc.list_value_length(lists))
-    nulls = sum(rows[column].null_count for column in rows.column_names)
-    if nulls or lists.flatten().null_count or not (lengths == spec.bins).all():
-        raise CorruptFile(f"{name}: layer {layer} has nulls, or rows without {spec.bins} bins")
     arrays: dict[str, Any] = {
-        column: rows[column].to_numpy().astype(kind.to_pandas_dtype(), copy=False)
+        column: np.zeros(tap.neurons, kind.to_pandas_dtype())
+        if column in nulls
+        else rows[column].to_numpy().astype(kind.to_pandas_dtype(), copy=False)
         for column, kind in _ARROW.items()
     }
+    if "scatter" in rows.column_names:
+        arrays["scatter"] = _scatter(rows, spec, layer, name)
     return DNA(
         spec,
         (layer,),
         images=totals.images,
         failed=totals.failed,
-        counts=np.asarray(lists.flatten(), np.int64).reshape(tap.neurons, spec.bins),
+        counts=_counts(rows, spec, layer, name),
         **arrays,
         numerics=totals.numerics,
+        unknown=totals.unknown,
     )
+
+
+def _require_order(rows: pa.Table, layer: str, neurons: int, name: str) -> None:
+    layers = pc.unique(rows["layer"]).to_pylist()
+    if layers != [layer] or not np.array_equal(rows["neuron"].to_numpy(), np.arange(neurons)):
+        raise CorruptFile(
+            f"{name}: layer {layer} does not hold neurons 0 to {neurons - 1} in order"
+        )
+
+
+def _counts(rows: pa.Table, spec: Spec, layer: str, name: str) -> Ints:
+    neurons = spec.tap(layer).neurons
+    lists = rows["counts"].combine_chunks()
+    if lists.null_count:
+        return np.zeros((neurons, spec.bins), np.int64)
+    lengths = np.asarray(pc.list_value_length(lists))
+    if lists.flatten().null_count or not (lengths == spec.bins).all():
+        raise CorruptFile(f"{name}: layer {layer} has nulls, or rows without {spec.bins} bins")
+    return np.asarray(lists.flatten(), np.int64).reshape(neurons, spec.bins)
+
+
+def _gaussian(rows: pa.Table, spec: Spec, layer: str, name: str) -> tuple[Floats, Floats]:
+    _require_order(rows, layer, spec.tap(layer).neurons, name)
+    return rows["mean"].to_numpy(), _scatter(rows, spec, layer, name)
+
+
+def _scatter(rows: pa.Table, spec: Spec, layer: str, name: str) -> Floats:
+    neurons = spec.tap(layer).neurons
+    lists = rows["scatter"].combine_chunks()
+    lengths = np.asarray(pc.list_value_length(lists))
+    if lists.flatten().null_count or not np.array_equal(lengths, np.arange(neurons, 0, -1)):
+        raise CorruptFile(f"{name}: layer {layer} has no whole triangle of its scatter matrix")
+    return np.asarray(lists.flatten(), np.float64)
 
 
 def _concatenate(parts: Sequence[DNA]) -> DNA:
@@ -471,4 +640,6 @@ def _concatenate(parts: Sequence[DNA]) -> DNA:
         column: np.concatenate([getattr(part, column) for part in parts])
         for column in ("counts", *SCALAR_COLUMNS)
     }
+    if parts[0].scatter is not None:
+        arrays["scatter"] = np.concatenate([part.scatter for part in parts])
     return replace(parts[0], layers=tuple(la for part in parts for la in part.layers), **arrays)

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from pipeline import storage
-from pipeline.catalogue import FILES, Catalogue, Version
+from pipeline.catalogue import KINDS, Catalogue, Version
 from pipeline.errors import SourceError, UsageError
 from pipeline.shard import partial_uri
-from pipeline.spec import PRODUCTS
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS
 from pipeline.storage import Stored
 
 GRACE = timedelta(days=7)
@@ -36,7 +36,7 @@ def garbage(
         raise UsageError(f"keep is {keep}; at least the newest version is kept")
     now = now or datetime.now(UTC)
     needed = _needed(catalogue, keep)
-    for folder in (*FILES, "_work"):
+    for folder in (*KINDS, "_work"):
         try:
             for item in storage.walk(storage.join(catalogue.root, folder)):
                 if _older(item, grace, now) and item.uri not in needed:
@@ -55,9 +55,10 @@ def _needed(catalogue: Catalogue, keep: int | None) -> set[str]:
     current = catalogue.head().datasets
     for name, versions in _kept(catalogue, keep).items():
         for version in versions:
-            for kind in FILES:
-                digest = version.manifest if kind == "manifests" else version.dna
-                needed.add(catalogue.uri(kind, version.spec, name, digest))
+            for kind in version.sha256:
+                needed.add(catalogue.uri(kind, version.spec, name, version.digest_in(kind)))
+            if version.imported:
+                continue
             uri = catalogue.uri("manifests", version.spec, name, version.manifest)
             if version != current.get(name, {}).get(version.spec) and not storage.exists(uri):
                 continue  # an old version, removed by an earlier collection
@@ -101,7 +102,8 @@ def _planned(catalogue: Catalogue) -> Iterator[str]:
         manifest = catalogue.planned(dataset, spec)
         if manifest is not None:
             yield catalogue.uri("manifests", spec, dataset, manifest.digest)
-            yield from (partial_uri(work, key) for key in manifest.keys(spec, PRODUCTS))
+            for products in (PRODUCTS, (*PRODUCTS, LAYER_GAUSSIAN)):
+                yield from (partial_uri(work, key) for key in manifest.keys(spec, products))
 
 
 def collect(

@@ -57,8 +57,8 @@ class Partial:
             )
 
     @classmethod
-    def empty(cls, spec: Spec, ranges: Ranges) -> Partial:
-        return cls(DNA.empty(spec, ranges), (), ())
+    def empty(cls, spec: Spec, ranges: Ranges, *, layer_gaussian: bool = False) -> Partial:
+        return cls(DNA.empty(spec, ranges, layer_gaussian=layer_gaussian), (), ())
 
     @property
     def candidates(self) -> int:

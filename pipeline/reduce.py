@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce as fold_left
 from typing import Any
 
@@ -24,17 +24,20 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.dna import (
     DNA,
+    FLOAT_SUMS,
     SCALAR_COLUMNS,
+    SCATTER,
     DnaFile,
     encode,
     header,
+    to_gaussian_table,
     to_table,
 )
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SourceError
 from pipeline.manifest import Manifest
 from pipeline.partial import Failure, Partial, ledger
 from pipeline.shard import partial_uri
-from pipeline.spec import Spec, digest_of
+from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
 
 FAN_IN = 16
 LAST = 4
@@ -129,20 +132,20 @@ def plan_folds(
 
 @dataclass(frozen=True)
 class Composed:
-    """A dataset version, ready to be stored: the DNA's and the folds' files, and the failures."""
+    """A dataset version, ready to be stored: its files by kind, and the failures."""
 
     digest: str
     images: int
     failures: tuple[Failure, ...]
     numerics: tuple[dict[str, Any], ...]
-    dna: bytes
-    folds: bytes
+    files: dict[str, bytes]
 
 
 def compose(
     folds: Sequence[Fold], manifest: Manifest, products: Sequence[str], dataset: str
 ) -> Composed:
-    """The folds' parts -> the files of the DNA and of its folds, one layer in memory at a time.
+    """The folds' parts -> the files of the DNA, its folds and, where the products have them, its
+    layers' Gaussians; one layer in memory at a time.
 
     Raises `ConservationError` unless every shard of the manifest is in exactly one part and every
     candidate is counted or listed as a failure.
@@ -182,14 +185,22 @@ def compose(
             f"{manifest.candidates} candidates"
         )
     content = ContentDigest(total)
-    dna_groups, fold_groups = [], []
+    groups: dict[str, list[pa.Table]] = {"dna": [], "folds": []}
+    if LAYER_GAUSSIAN in products:
+        groups["layer_gaussians"] = []
     for layer in spec.layers:
         parts = [(fold.index, _sum_layer(fold, files, layer)) for fold in folds]
         summed = _add_all(dna for _, dna in parts)
+        if (summed.scatter is not None) != (LAYER_GAUSSIAN in products):
+            raise CorruptFile(f"{dataset}: the partials' products are not {', '.join(products)}")
         summed.check(f"{dataset}, layer {layer}")
         content.add(summed)
-        dna_groups.append(to_table(summed))
-        fold_groups.append(pa.concat_tables(to_table(dna, index) for index, dna in parts))
+        groups["dna"].append(to_table(replace(summed, scatter=None)))
+        groups["folds"].append(
+            pa.concat_tables(to_table(replace(dna, scatter=None), index) for index, dna in parts)
+        )
+        if LAYER_GAUSSIAN in products:
+            groups["layer_gaussians"].append(to_gaussian_table(summed))
     digest = dna_digest(content, manifest.digest, products)
     shared = {
         "dataset": dataset,
@@ -197,7 +208,8 @@ def compose(
         "manifest": manifest.digest,
         "products": list(products),
     }
-    per_fold = {
+    folds_of: dict[str, Any] = dict.fromkeys(groups, len(folds))
+    folds_of["folds"] = {
         str(index): {key: header(dna, "folds")[key] for key in ("images", "failed", "numerics")}
         for index, dna in heads.items()
     }
@@ -206,8 +218,10 @@ def compose(
         total.images,
         tuple(sorted(failures)),
         tuple(header(total, "dna")["numerics"]),
-        encode(header(total, "dna", folds=len(folds), **shared), dna_groups),
-        encode(header(total, "folds", folds=per_fold, **shared), fold_groups),
+        {
+            kind: encode(header(total, kind, folds=folds_of[kind], **shared), tables)
+            for kind, tables in groups.items()
+        },
     )
 
 
@@ -224,13 +238,14 @@ class ContentDigest:
 
     def __init__(self, head: DNA) -> None:
         numerics = [[numerics.to_json(), count] for numerics, count in head.numerics]
-        text = digest_of("content", head.spec.digest, head.images, head.failed, numerics)
+        unknown = [list(head.unknown)] if head.unknown else []
+        text = digest_of("content", head.spec.digest, head.images, head.failed, numerics, *unknown)
         self._hash = hashlib.sha256(text.encode())
 
     def add(self, dna: DNA) -> None:
-        for name in ("counts", *SCALAR_COLUMNS):
+        for name in ("counts", *SCALAR_COLUMNS, *(() if dna.scatter is None else SCATTER)):
             values = np.ascontiguousarray(getattr(dna, name))
-            if name in ("mean", "m2"):  # a NaN has a sign, which differs between processors
+            if name in FLOAT_SUMS:  # a NaN has a sign, which differs between processors
                 values = np.where(np.isnan(values), np.nan, values)
             self._hash.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
 

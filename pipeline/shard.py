@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as DecodeTimeout
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import images, storage
-from pipeline.dna import DNA, Floats, Ranges, merge_moments
+from pipeline.dna import DNA, Floats, Ranges
 from pipeline.errors import (
     BadImage,
     ConservationError,
@@ -36,11 +36,12 @@ from pipeline.errors import (
     VdnaError,
 )
 from pipeline.extractor import Extractor, Network
+from pipeline.gaussian import Moments
 from pipeline.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
 from pipeline.manifest import Entry, Shard, read_shard
 from pipeline.partial import Failure, Partial
 from pipeline.ranges import decode as decode_ranges
-from pipeline.spec import PRODUCTS, Numerics, Resources, Spec
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
 
 if TYPE_CHECKING:
     import torch
@@ -65,12 +66,18 @@ class Counter:
     """An extractor, its ranges and its threads; several shards may be counted at a time."""
 
     def __init__(
-        self, extractor: Extractor, spec: Spec, ranges: Ranges, resources: Resources | None = None
+        self,
+        extractor: Extractor,
+        spec: Spec,
+        ranges: Ranges,
+        resources: Resources | None = None,
+        products: Sequence[str] = PRODUCTS,
     ):
         resources = (resources or Resources()).with_cpus(1)
         self._extractor = extractor
         self._spec = spec
         self._ranges = ranges
+        self._products = products
         self._resources = resources
         self._threads = resources.threads or 1
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
@@ -85,14 +92,14 @@ class Counter:
         Raises `TransientError` or `SourceError` where an image could not be read through no fault
         of its own; nothing is skipped for that.
         """
-        tally = _Tally(self._spec, self._ranges)
+        tally = _Tally(self._spec, self._ranges, layerwise=LAYER_GAUSSIAN in self._products)
         failures: list[Failure] = []
         batch: list[Prepared] = []
         running: deque[Future[Floats]] = deque()
 
         def flush(keep: int) -> None:
             while len(running) > keep:
-                tally.add_means(running.popleft().result())
+                tally.moments.add(running.popleft().result())
 
         for outcome in self._prepared(shard, fetch, isolated):
             if isinstance(outcome, Failure):
@@ -196,15 +203,13 @@ class Counter:
 class _Tally:
     """What one shard has counted: integers by thread, means in the order of the images."""
 
-    def __init__(self, spec: Spec, ranges: Ranges) -> None:
+    def __init__(self, spec: Spec, ranges: Ranges, *, layerwise: bool) -> None:
         self._spec = spec
         self._ranges = ranges
         self._local = threading.local()
         self._lock = threading.Lock()
         self._all: list[list[_LayerTally]] = []
-        self._images = 0
-        self._mean: Floats = np.zeros(spec.neurons)
-        self._m2: Floats = np.zeros(spec.neurons)
+        self.moments = Moments([tap.neurons for tap in spec.taps], layerwise=layerwise)
         ends = np.cumsum([tap.neurons for tap in spec.taps]).tolist()
         self.slices = [
             slice(end - tap.neurons, end) for tap, end in zip(spec.taps, ends, strict=True)
@@ -224,14 +229,6 @@ class _Tally:
             for s in self.slices
         ]
 
-    def add_means(self, means: Floats) -> None:
-        n = len(means)
-        mean = means.mean(axis=0)
-        with np.errstate(invalid="ignore"):  # inf - inf, where a network overflowed
-            m2 = ((means - mean) ** 2).sum(axis=0)
-        self._mean, self._m2 = merge_moments(self._images, self._mean, self._m2, n, mean, m2)
-        self._images += n
-
     def dna(self, numerics: Numerics, failed: int) -> DNA:
         first, *others = self._all or [self._new()]
         for mine in others:
@@ -244,16 +241,17 @@ class _Tally:
         ints: dict[str, Any] = {name: table[:, bins + at].copy() for name, at in outside.items()}
         return replace(
             DNA.empty(self._spec, self._ranges),
-            images=self._images,
+            images=self.moments.images,
             failed=failed,
             counts=np.ascontiguousarray(table[:, :bins]),
             **ints,
             # Adding zero makes -0.0 into 0.0: which a minimum keeps is a matter of order.
             min=np.concatenate([layer.minimum for layer in layers]) + np.float32(0),
             max=np.concatenate([layer.maximum for layer in layers]) + np.float32(0),
-            mean=self._mean,
-            m2=self._m2,
-            numerics=((numerics, self._images),) if self._images else (),
+            mean=self.moments.mean,
+            m2=self.moments.m2,
+            scatter=self.moments.scatter,
+            numerics=((numerics, self.moments.images),) if self.moments.images else (),
         )
 
 
@@ -386,7 +384,9 @@ class Worker:
                         f"worker has {extractor.numerics}"
                     )
                 ranges, _ = decode_ranges(storage.read(recipe.ranges_uri), recipe.ranges_uri)
-                self._counters[recipe] = Counter(extractor, recipe.spec, ranges, recipe.resources)
+                self._counters[recipe] = Counter(
+                    extractor, recipe.spec, ranges, recipe.resources, recipe.products
+                )
             return self._counters[recipe]
 
     def close(self) -> None:

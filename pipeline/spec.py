@@ -197,7 +197,10 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, object]:
 
 
 PRODUCTS: tuple[str, ...] = ("histogram", "neuron_gaussian")
-"""What a build keeps of each image set; part of a shard's key, not of the spec."""
+"""What every build keeps of an image set; part of a shard's key, not of the spec."""
+
+LAYER_GAUSSIAN = "layer_gaussian"
+"""The product kept only when asked for: mean vector and scatter matrix of each layer."""
 
 
 @dataclass(frozen=True)

@@ -309,7 +309,7 @@ def test_folds_sum_to_the_dna_and_both_to_the_partials(
 ) -> None:
     manifest = planned(count, min(bad, count), shard_images)
     made = composed(manifest)
-    dna, metadata = decode_dna(made.dna, "dna")
+    dna, metadata = decode_dna(made.files["dna"], "dna")
     flat = reduce(Partial.__add__, [hand_made(shard) for shard in manifest.shards])
     assert same_integers(dna, flat.dna)
     assert np.allclose(dna.m2, flat.dna.m2, rtol=1e-12, atol=1e-15)
@@ -319,7 +319,7 @@ def test_folds_sum_to_the_dna_and_both_to_the_partials(
     assert metadata["digest"] == made.digest
     assert (metadata["dataset"], metadata["manifest"]) == ("photos", manifest.digest)
     assert metadata["folds"] == len(manifest.folds())
-    folds = folds_of(made.folds)
+    folds = folds_of(made.files["folds"])
     assert list(folds) == list(manifest.folds())
     assert reduce(DNA.__add__, folds.values()).identical(dna)
     for index, shards in manifest.folds().items():
@@ -363,7 +363,7 @@ def test_levels_of_all_folds_stand_side_by_side() -> None:
 def test_the_digest_is_of_the_numbers_and_of_the_candidates() -> None:
     manifest = planned(20)
     made = composed(manifest)
-    dna, _ = decode_dna(made.dna, "dna")
+    dna, _ = decode_dna(made.files["dna"], "dna")
     assert digest_of_dna(dna, manifest.digest, PRODUCTS) == made.digest
     seen = {made.digest}
     seen.add(digest_of_dna(dna, "other manifest", PRODUCTS))

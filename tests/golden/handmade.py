@@ -79,8 +79,8 @@ def commit_dataset(
     storage.create(catalogue.ranges_uri(ranges.digest), ranges_module.encode(ranges, NETWORK))
     storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
     files = {
-        "dna": composed.dna,
-        "folds": composed.folds,
+        "dna": composed.files["dna"],
+        "folds": composed.files["folds"],
         "failures": encode_failures(composed.failures),
         "manifests": manifest.encode(),
     }
