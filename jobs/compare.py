@@ -24,12 +24,15 @@ def compare(
         list[str] | None, typer.Argument(help="Datasets to compare (default: all).")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="One layer only.")] = None,
+    fd: Annotated[
+        bool, typer.Option("--fd", help="Fréchet distances of layers too (FID on its network).")
+    ] = False,
     out: Annotated[str | None, typer.Option(help="Write the matrix as Parquet.")] = None,
     spec: SpecOption = None,
     at: AtOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the Earth Mover's Distance of every pair of datasets."""
+    """Print the distance of every pair of datasets: Earth Mover's, with --fd Fréchet's too."""
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
     from pipeline.matrix import ALL, numerics_notes
@@ -39,7 +42,7 @@ def compare(
         raise UsageError(f"out is {out!r}; the matrix is written as Parquet, name it so (.parquet)")
     place = Catalogue(catalogue)
     layers = [layer] if layer else None
-    matrix = compare_all(place, names or (), layers=layers, at=at, spec=spec)
+    matrix = compare_all(place, names or (), layers=layers, at=at, spec=spec, fd=fd)
     if out:
         from pipeline import storage
 
@@ -54,6 +57,8 @@ def compare(
     print_matrix(matrix, Console(), layer or ALL)
     for line in nearest_sentences(matrix, layer or ALL):
         print(line)
+    if fd:
+        print_matrix(matrix, Console(), layer or ALL, "fd")
     apart = sorted(place.at(at).datasets.keys() - set(place.names(at, spec)))
     if apart and not names:
         print(f"note: not compared, as built under other specs (--spec): {', '.join(apart)}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.build import InProcess, Request, Result, build_datasets, make_dna
     from pipeline.catalogue import Catalogue
-    from pipeline.distance import emd, nfd
+    from pipeline.distance import emd, fd, nfd
     from pipeline.dna import DNA, Ranges
     from pipeline.errors import VdnaError
     from pipeline.matrix import Matrix, compare
@@ -39,6 +39,7 @@ _HOME = {
     "build_datasets": "build",
     "compare": "matrix",
     "emd": "distance",
+    "fd": "distance",
     "make_dna": "build",
     "nfd": "distance",
 }
@@ -61,6 +62,7 @@ __all__ = [
     "build_datasets",
     "compare",
     "emd",
+    "fd",
     "make_dna",
     "nfd",
 ]

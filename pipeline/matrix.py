@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,14 +24,15 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.allocator import keep_memory
 from pipeline.catalogue import Catalogue, Version
-from pipeline.distance import frechet_1d, variance
+from pipeline.distance import frechet, frechet_1d, root_covariance, variance
 from pipeline.dna import DNA, DnaFile, Floats
 from pipeline.errors import CorruptFile, NotFound, UsageError
-from pipeline.spec import Spec, available_cpus
+from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus
 
 FORMAT = 1
 ALL = "all"
 UNIFORM = "uniform"
+Distance = Literal["emd", "nfd", "fd"]
 _BLOCK = 4
 
 SCHEMA = pa.schema(
@@ -42,6 +43,7 @@ SCHEMA = pa.schema(
         ("emd", pa.float64()),
         ("emd_range", pa.float64()),
         ("nfd", pa.float64()),
+        ("fd", pa.float64()),
         ("emd_corrected", pa.float64()),
         ("se", pa.float64()),
         ("floor", pa.float64()),
@@ -56,14 +58,16 @@ SCHEMA = pa.schema(
 class Matrix:
     """Distances of every ordered pair and the diagonal, per layer and over `all` neurons.
 
-    `emd`, `nfd`: (planes, D, D) float64 in the order of `layers` and `names`; the last plane is
-    `all`, unless the layers are a choice of the network's. `members`: dataset -> dna digest.
+    `emd`, `nfd`, `fd`: (planes, D, D) float64 in the order of `layers` and `names`; the last plane
+    is `all`, unless the layers are a choice of the network's. NaN where a DNA lacks what a distance
+    needs, or it was not asked for. `members`: dataset -> dna digest.
     """
 
     names: tuple[str, ...]
     layers: tuple[str, ...]
     emd: Floats
     nfd: Floats
+    fd: Floats
     bins: int
     members: dict[str, str]
     spec_digest: str
@@ -71,14 +75,14 @@ class Matrix:
 
     @property
     def planes(self) -> tuple[str, ...]:
-        """What `emd` and `nfd` hold, in order: the layers, and `all` where they are all there."""
+        """What the distances hold, in order: the layers, and `all` where they are all there."""
         return self.layers if len(self.emd) == len(self.layers) else (*self.layers, ALL)
 
-    def of(self, layer: str = ALL) -> Floats:
-        """(D, D) emd of a layer, in bin widths. Raises `UsageError` for an unknown one."""
+    def of(self, layer: str = ALL, distance: Distance = "emd") -> Floats:
+        """(D, D) distances of a layer. Raises `UsageError` for an unknown one."""
         if layer not in self.planes:
             raise UsageError(f"no layer {layer!r} in this matrix; it has {', '.join(self.layers)}")
-        return cast(Floats, self.emd[self.planes.index(layer)])
+        return cast(Floats, getattr(self, distance)[self.planes.index(layer)])
 
     @property
     def table(self) -> pa.Table:
@@ -95,6 +99,7 @@ class Matrix:
             "emd": pa.array(emd, from_pandas=True),
             "emd_range": pa.array(emd / self.bins, from_pandas=True),
             "nfd": pa.array(self.nfd.reshape(-1), from_pandas=True),
+            "fd": pa.array(self.fd.reshape(-1), from_pandas=True),
             "lens": np.full(rows, self.lens, dtype=object),
         }
         return pa.table(
@@ -135,14 +140,18 @@ class Matrix:
             metadata = json.loads(file.metadata.metadata[b"vdna"])
             if (metadata["kind"], metadata["format"]) != ("matrix", FORMAT):
                 raise CorruptFile(f"{name}: not a matrix of format {FORMAT}")
-            table = file.read(columns=["emd", "nfd"])
+            table = file.read(columns=["emd", "nfd", "fd"])
             names, layers = tuple(metadata["names"]), tuple(metadata["layers"])
             shape = (-1, len(names), len(names))
+            emd, nfd = (table[column].to_numpy().reshape(shape) for column in ("emd", "nfd"))
             return cls(
                 names,
                 layers,
-                table["emd"].to_numpy().reshape(shape),
-                table["nfd"].to_numpy().reshape(shape),
+                emd,
+                nfd,
+                table["fd"].to_numpy().reshape(shape)
+                if "fd" in table.column_names
+                else np.full_like(emd, np.nan),
                 metadata["bins"],
                 metadata["members"],
                 metadata["spec_digest"],
@@ -159,11 +168,13 @@ def compare(
     layers: Sequence[str] | None = None,
     at: int | str | None = None,
     spec: str | None = None,
+    fd: bool = False,
 ) -> Matrix:
     """All pairs of the datasets named, or of a whole snapshot; whole matrices are kept.
 
-    Raises `NotFound` for unknown names, `SpecMismatch` naming the fields where one is known under
-    other specs only, `UsageError` for fewer than two or unknown layers.
+    `fd`: the Fréchet distance of layers too, for datasets built with layer Gaussians: seconds a
+    pair for wide layers. Raises `NotFound` for unknown names, `SpecMismatch` naming the fields
+    where one is known under other specs only, `UsageError` for fewer than two or unknown layers.
     """
     commit = catalogue.at(at)
     digest = catalogue.spec_digest(commit, spec)
@@ -188,7 +199,7 @@ def compare(
         raise UsageError(f"comparing takes two datasets or more; there is {len(wanted)}")
     versions = {name: commit.datasets[name][digest] for name in wanted}
     members = {name: version.dna for name, version in versions.items()}
-    uri = catalogue.matrix_uri(digest, members, UNIFORM)
+    uri = catalogue.matrix_uri(digest, members, f"{UNIFORM}-fd" if fd else UNIFORM)
     if layers is None and storage.exists(uri):
         try:
             kept = Matrix.decode(storage.read(uri), uri)
@@ -196,7 +207,11 @@ def compare(
                 return kept
         except CorruptFile:
             storage.delete(uri)  # it can be computed again
-    matrix = _compute(catalogue, versions, catalogue.spec(digest), layers)
+    if fd and not any(LAYER_GAUSSIAN in version.products for version in versions.values()):
+        raise UsageError(
+            f"no layer Gaussians are kept of {', '.join(wanted)}; build with --layer-gaussian"
+        )
+    matrix = _compute(catalogue, versions, catalogue.spec(digest), layers, fd=fd)
     if layers is None:
         storage.create(uri, matrix.encode())
     return matrix
@@ -226,6 +241,8 @@ def _compute(
     versions: dict[str, Version],
     spec: Spec,
     layers: Sequence[str] | None,
+    *,
+    fd: bool,
 ) -> Matrix:
     keep_memory()
     names = tuple(versions)
@@ -234,20 +251,32 @@ def _compute(
     size, digest = len(names), spec.digest
     emd = np.zeros((len(chosen), size, size))
     nfd = np.zeros_like(emd)
+    fds = np.full_like(emd, np.nan)
     with ThreadPoolExecutor(max(4, available_cpus())) as pool:
 
-        def open_dna(name: str) -> DnaFile:
-            uri = catalogue.uri("dna", digest, name, versions[name].dna)
-            return DnaFile(catalogue.read_checked("dna", name, versions[name]), "dna", uri)
+        def open_file(name: str, kind: str = "dna") -> DnaFile:
+            uri = catalogue.uri(kind, digest, name, versions[name].dna)
+            return DnaFile(catalogue.read_checked(kind, name, versions[name]), kind, uri)
 
-        files = list(pool.map(open_dna, names))
+        files = list(pool.map(open_file, names))
+        gaussians = {
+            i: open_file(name, "layer_gaussians")
+            for i, name in enumerate(names)
+            if fd and LAYER_GAUSSIAN in versions[name].products
+        }
         for plane, layer in enumerate(chosen):
             dnas = [file.read([layer]) for file in files]
             emd[plane] = pairwise_emd(dnas)
             nfd[plane] = _pairwise_nfd(dnas)
-    emd, nfd = (_means(sums, widths, whole=layers is None) for sums in (emd, nfd))
+            fds[plane] = _pairwise_fd(
+                size, {i: file.read_gaussians(dnas[i]) for i, file in gaussians.items()}, layer
+            )
+    whole = layers is None
+    emd, nfd = (_means(sums, widths, whole=whole) for sums in (emd, nfd))
+    if whole:  # a layer has one Fréchet distance, whatever its width
+        fds = np.concatenate([fds, fds.mean(axis=0, keepdims=True)])
     members = {name: version.dna for name, version in versions.items()}
-    return Matrix(names, chosen, emd, nfd, spec.bins, members, digest)
+    return Matrix(names, chosen, emd, nfd, fds, spec.bins, members, digest)
 
 
 def _means(sums: Floats, widths: Sequence[int], *, whole: bool) -> Floats:
@@ -259,15 +288,29 @@ def _means(sums: Floats, widths: Sequence[int], *, whole: bool) -> Floats:
 
 
 def _pairwise_nfd(dnas: Sequence[DNA]) -> Floats:
-    """(D, D) sums over neurons of the Fréchet distance; NaN for a DNA of a single image."""
+    """(D, D) sums over neurons of the Fréchet distance; NaN for a DNA without Gaussians."""
     size = len(dnas)
     sums = np.full((size, size), np.nan)
-    usable = [i for i, dna in enumerate(dnas) if dna.images >= 2]
+    usable = [i for i, dna in enumerate(dnas) if dna.images >= 2 and "mean" not in dna.unknown]
     moments = {i: (dnas[i].mean, variance(dnas[i])) for i in usable}
     for i in usable:
         for j in usable:
             sums[i, j] = frechet_1d(*moments[i], *moments[j]).sum()
     return sums
+
+
+def _pairwise_fd(size: int, dnas: Mapping[int, DNA], layer: str) -> Floats:
+    """(D, D) Fréchet distances of one layer; NaN for a DNA without layer Gaussians."""
+    distances = np.full((size, size), np.nan)
+    usable = {i: dna for i, dna in dnas.items() if dna.images >= 2}
+    roots = {i: root_covariance(dna, layer) for i, dna in usable.items()}
+    for i, a in usable.items():
+        distances[i, i] = 0.0 if np.isfinite(roots[i]).all() else np.nan
+        for j, b in usable.items():
+            if i < j:
+                distance = frechet(a.mean, roots[i], b.mean, roots[j])
+                distances[i, j] = distances[j, i] = distance
+    return distances
 
 
 def pairwise_emd(dnas: Sequence[DNA]) -> Floats:

@@ -452,7 +452,18 @@ def test_compare_writes_parquet_that_opens(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "matrix.parquet"
     assert f"written to {out}" in vdna("compare", "-c", place, "--out", out).stdout
     table = pq.read_table(out)
-    for column in ("a", "b", "layer", "emd", "emd_range", "nfd", "emd_corrected", "se", "floor"):
+    for column in (
+        "a",
+        "b",
+        "layer",
+        "emd",
+        "emd_range",
+        "nfd",
+        "fd",
+        "emd_corrected",
+        "se",
+        "floor",
+    ):
         assert column in table.column_names
     rows = vdna_json("compare", "-c", place)
     assert table.to_pylist() == rows

@@ -92,6 +92,7 @@ def test_exported_names() -> None:
         "build_datasets",
         "compare",
         "emd",
+        "fd",
         "make_dna",
         "nfd",
     ]

@@ -24,7 +24,8 @@ from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 from tests.helpers import NUMERICS, OTHER_NUMERICS, random_dna, tiny_spec
 
 NAMED_COLUMNS = [
-    "a", "b", "layer", "emd", "emd_range", "nfd", "emd_corrected", "se", "floor", "p", "q", "lens",
+    "a", "b", "layer", "emd", "emd_range", "nfd", "fd", "emd_corrected", "se", "floor", "p", "q",
+    "lens",
 ]  # fmt: skip
 
 
@@ -152,6 +153,7 @@ def some_matrix(names: int = 3, layers: int = 2) -> Matrix:
         tuple(f"layer.{i}" for i in range(layers)),
         values,
         gaussians,
+        gaussians * 2,
         50,
         {f"set/{i}": f"dna{i}" for i in range(names)},
         "spec",

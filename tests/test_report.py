@@ -23,7 +23,7 @@ def matrix_of(*names: str, scale: float = 100.0, bins: int = 1000) -> Matrix:
     plane = scale * np.abs(at[:, None] - at) / max(1, len(names) - 1)
     emd = np.stack([plane / 2, plane * 1.5, plane])
     members = {name: f"{i:032x}" for i, name in enumerate(names)}
-    return Matrix(names, ("stem", "head"), emd, emd.copy(), bins, members, "ab" * 16)
+    return Matrix(names, ("stem", "head"), emd, emd.copy(), emd * 1000, bins, members, "ab" * 16)
 
 
 def with_nan(matrix: Matrix, *undefined: int) -> Matrix:

@@ -1,0 +1,411 @@
+"""Layer Gaussians: one pass, merged exactly, through shards, folds and files, to a Fréchet distance
+that equals those of other packages."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline import fd, make_dna, nfd, storage
+from pipeline.build import InProcess, Request, build_datasets
+from pipeline.catalogue import Catalogue
+from pipeline.distance import frechet, root_covariance
+from pipeline.dna import DNA, DnaFile, decode_dna, encode_dna
+from pipeline.errors import ConservationError, CorruptFile, NotFound, SpecMismatch, UsageError
+from pipeline.extractor import Extractor, describe
+from pipeline.gaussian import Moments
+from pipeline.manifest import Shard
+from pipeline.matrix import Matrix, compare
+from pipeline.ranges import embedded
+from pipeline.reduce import load_partial
+from pipeline.shard import Counter
+from pipeline.source import list_source
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, Tap
+from pipeline.verify import verify
+from tests.helpers import NUMERICS, tiny_spec, write_photos
+
+TAPS = (Tap("stem", 3, 4), Tap("head", 5, 1))
+SPEC, RANGES = tiny_spec(taps=TAPS)
+ENGINE = InProcess()
+Floats = NDArray[np.float64]
+
+
+def of_samples(means: Floats) -> DNA:
+    """The DNA of images with these spatial means (images, 8), all activations in the first bin."""
+    moments = Moments([tap.neurons for tap in TAPS], layerwise=True)
+    for start in range(0, len(means), 3):
+        moments.add(means[start : start + 3])
+    empty = DNA.empty(SPEC, RANGES, layer_gaussian=True)
+    counts = np.zeros_like(empty.counts)
+    counts[:, 0] = len(means) * empty.positions
+    return replace(
+        empty,
+        images=len(means),
+        counts=counts,
+        mean=moments.mean,
+        m2=moments.m2,
+        scatter=moments.scatter,
+        numerics=((NUMERICS, len(means)),) if len(means) else (),
+    )
+
+
+def samples(seed: int, images: int, shift: float = 0.0) -> Floats:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((images, 8)) @ rng.standard_normal((8, 8)) + shift
+
+
+dnas = st.builds(
+    lambda seed, n, shift: of_samples(samples(seed, n, shift)),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 12),
+    st.sampled_from([0.0, 3.0, -1e4]),
+)
+
+
+# Merging.
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 1e6),
+)
+def test_parts_of_any_size_have_the_covariance_of_the_whole(
+    sizes: list[int], seed: int, shift: float
+) -> None:
+    means = samples(seed, sum(sizes) + 2, shift)
+    cuts = np.cumsum(sizes)
+    total = reduce(DNA.__add__, [of_samples(part) for part in np.split(means, cuts)])
+    for layer, columns in (("stem", slice(0, 3)), ("head", slice(3, 8))):
+        found = total.scatter_of(layer) / (len(means) - 1)
+        expected = np.cov(means[:, columns].T)
+        # What centring first costs: a mean has an error of about 1e-16 of the shift.
+        tolerance = 1e-12 * np.abs(expected).max() + 1e-14 * max(1.0, shift) ** 1.5
+        assert np.allclose(found, expected, rtol=1e-9, atol=tolerance)
+
+
+def test_the_outer_product_belongs_where_means_differ() -> None:
+    """With an elementwise square in its place, neurons that move together would seem apart."""
+    a, b = of_samples(np.zeros((2, 8))), of_samples(np.ones((2, 8)))
+    assert np.array_equal((a + b).scatter_of("head"), np.ones((5, 5)))
+
+
+@settings(deadline=None)
+@given(dnas, dnas, dnas)
+def test_addition_is_associative_and_commutative_up_to_rounding(a: DNA, b: DNA, c: DNA) -> None:
+    scale = 1 + max(float(np.abs(d.mean).max()) for d in (a, b, c)) ** 2 * 36
+    left, right, turned = (a + b) + c, a + (b + c), c + (b + a)
+    for other in (right, turned):
+        assert left.scatter is not None
+        assert other.scatter is not None
+        assert np.allclose(left.scatter, other.scatter, rtol=1e-9, atol=1e-12 * scale)
+
+
+@settings(deadline=None)
+@given(dnas, st.lists(dnas, min_size=1, max_size=4))
+def test_empty_is_neutral_and_order_fixes_every_bit(a: DNA, parts: list[DNA]) -> None:
+    empty = DNA.empty(SPEC, RANGES, layer_gaussian=True)
+    assert (a + empty).identical(a)
+    assert (empty + a).identical(a)
+    assert reduce(DNA.__add__, parts).identical(reduce(DNA.__add__, parts))
+    sum(parts, empty).check()
+
+
+def test_deviations_do_not_cancel_far_from_zero() -> None:
+    means = 1e9 + np.arange(4.0)[:, None] * np.ones(8)
+    dna = of_samples(means[:2]) + of_samples(means[2:])
+    assert np.array_equal(dna.scatter_of("stem"), np.full((3, 3), 5.0))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_overflowing_network_gives_no_number_and_no_warning() -> None:
+    means = samples(1, 6)
+    means[2, 4] = np.inf
+    dna = of_samples(means[:3]) + of_samples(means[3:])
+    dna.check()
+    assert np.isnan(dna.scatter_of("head")[1, 1])
+    assert np.isfinite(dna.scatter_of("stem")).all()
+    assert np.isnan(fd(dna, dna, layer="head"))
+    assert fd(dna, dna, layer="stem") == pytest.approx(0, abs=1e-12)
+
+
+def test_a_dna_with_and_one_without_are_not_added() -> None:
+    with pytest.raises(SpecMismatch, match="layer Gaussians"):
+        of_samples(samples(0, 3)) + DNA.empty(SPEC, RANGES)
+
+
+def test_a_scatter_that_is_not_of_these_images_is_refused() -> None:
+    dna = of_samples(samples(0, 9))
+    assert dna.scatter is not None
+    scatter = dna.scatter.copy()
+    scatter[6] += 1.0  # the first neuron of `head` with itself
+    with pytest.raises(ConservationError, match=r"head\[0\] has the sum of squares"):
+        replace(dna, scatter=scatter).check()
+
+
+# Files.
+
+
+@settings(deadline=None, max_examples=20)
+@given(dnas)
+def test_a_partial_s_file_gives_back_every_bit(dna: DNA) -> None:
+    assert decode_dna(encode_dna(dna), "x")[0].identical(dna)
+    (head, _) = decode_dna(encode_dna(dna), "x", layers=["head"])
+    assert head.identical(dna.select(["head"]))
+
+
+def test_selecting_a_layer_takes_its_triangle() -> None:
+    dna = of_samples(samples(5, 7))
+    assert np.array_equal(dna.select(["head"]).scatter_of("head"), dna.scatter_of("head"))
+    both = dna.select(["head", "stem"])
+    assert np.array_equal(both.scatter_of("stem"), dna.scatter_of("stem"))
+    with pytest.raises(CorruptFile, match="was not loaded"):
+        dna.select(["head"]).scatter_of("stem")
+
+
+# Distances.
+
+THEIR_SQUARE_ROOT = pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
+
+
+def numbers(dna: DNA, layer: str) -> tuple[Floats, Floats]:
+    return dna.mean[dna.slice_of(layer)], dna.scatter_of(layer) / (dna.images - 1)
+
+
+@THEIR_SQUARE_ROOT
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(20, 40), st.integers(20, 40), st.floats(0, 20))
+def test_fd_is_that_of_three_other_packages(seed: int, n: int, m: int, shift: float) -> None:
+    from cleanfid.fid import frechet_distance
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from vdna.utils.stats import frechet_distance_multidim
+
+    a, b = of_samples(samples(seed, n)), of_samples(samples(seed + 1, m, shift))
+    for layer in ("stem", "head"):
+        (mean_a, cov_a), (mean_b, cov_b) = numbers(a, layer), numbers(b, layer)
+        theirs = float(
+            frechet_distance_multidim(*map(torch.from_numpy, (mean_a, cov_a, mean_b, cov_b)))
+        )
+        fidelity = fid_statistics_to_metric(
+            {"mu": mean_a, "sigma": cov_a}, {"mu": mean_b, "sigma": cov_b}, verbose=False
+        )["frechet_inception_distance"]
+        clean = float(frechet_distance(mean_a, cov_a, mean_b, cov_b))
+        ours = fd(a, b, layer=layer)
+        assert ours == pytest.approx(theirs, rel=1e-9)
+        assert ours == pytest.approx(fidelity, rel=1e-9)
+        assert ours == pytest.approx(clean, rel=1e-9)
+
+
+@THEIR_SQUARE_ROOT
+@pytest.mark.parametrize("images", [40, 700])
+def test_fd_of_wide_layers_with_few_images_and_with_many(images: int) -> None:
+    """A product of singular covariances: ours is exact, the others lose half of their digits."""
+    from cleanfid.fid import frechet_distance
+
+    rng = np.random.default_rng(images)
+    mix = rng.standard_normal((256, 256)) / 16
+    x, y = (
+        np.abs(rng.standard_normal((images, 256)) @ mix) * s + t for s, t in ((1, 0), (1.2, 0.1))
+    )
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    roots = [
+        np.linalg.svd((v - v.mean(0)) / np.sqrt(images - 1), full_matrices=False) for v in (x, y)
+    ]
+    root_x, root_y = (vectors.T * values for _, values, vectors in roots)
+    truth = frechet(mean_x, root_x, mean_y, root_y)
+    taps = (Tap("wide", 256, 1),)
+    spec, ranges = tiny_spec(taps=taps)
+    dnas = []
+    for v in (x, y):
+        moments = Moments([256], layerwise=True)
+        for start in range(0, images, 8):
+            moments.add(v[start : start + 8])
+        dnas.append(
+            replace(
+                DNA.empty(spec, ranges),
+                images=images,
+                mean=moments.mean,
+                m2=moments.m2,
+                scatter=moments.scatter,
+            )
+        )
+    ours = fd(*dnas)
+    assert ours == pytest.approx(truth, rel=1e-11)
+    covariances = [np.cov(v.T) for v in (x, y)]
+    clean = frechet_distance(mean_x, covariances[0], mean_y, covariances[1])
+    assert ours == pytest.approx(float(clean), rel=1e-6)
+    assert root_covariance(dnas[0], "wide").shape == (256, min(256, images - 1))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(2, 30))
+def test_fd_is_symmetric_not_negative_and_zero_on_itself(seed: int, n: int, m: int) -> None:
+    a, b = of_samples(samples(seed, n)), of_samples(samples(seed + 7, m, 2.0))
+    assert fd(a, b) == pytest.approx(fd(b, a), rel=1e-9)
+    assert fd(a, b) > 0
+    assert fd(a, a) == pytest.approx(0, abs=1e-9 * float(np.abs(a.m2).max()))
+
+
+def test_fd_in_all_its_forms() -> None:
+    a, b = of_samples(samples(0, 12)), of_samples(samples(1, 9, 1.0))
+    by_layer = fd(a, b, per_layer=True)
+    assert by_layer == {layer: fd(a, b, layer=layer) for layer in ("stem", "head")}
+    assert fd(a, b) == pytest.approx(np.mean(list(by_layer.values())))
+    assert fd(a, b, layer="head", neuron=2) == nfd(a, b, layer="head", neuron=2)
+    assert np.array_equal(fd(a, b, per_neuron=True), nfd(a, b, per_neuron=True))
+    without = replace(a, scatter=None)
+    with pytest.raises(UsageError, match="the second DNA has no layer Gaussians: build it with"):
+        fd(a, without)
+    with pytest.raises(UsageError, match="at least 2 images"):
+        fd(a, of_samples(samples(2, 1)))
+
+
+# Through a build.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, 19)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    place = Catalogue(str(tmp_path_factory.mktemp("built")))
+    other = tmp_path_factory.mktemp("others")
+    write_photos(other, 12, first_seed=100)
+    few = tmp_path_factory.mktemp("few")
+    write_photos(few, 3, first_seed=200)
+    build_datasets(
+        place,
+        [
+            request_of(folder, "a"),
+            request_of(other, "b"),
+            replace(request_of(few, "without"), layer_gaussian=False),
+        ],
+        ENGINE,
+        Resources(workers=0, threads=2),
+    )
+    return place
+
+
+def request_of(folder: Path, name: str = "a") -> Request:
+    return Request(name, str(folder), bins=50, shard_images=2, layer_gaussian=True)
+
+
+def test_a_build_has_the_covariance_of_the_images_features(built: Catalogue, folder: Path) -> None:
+    dna = built.load("a", layer_gaussian=True)
+    network = describe("efficientnet_lite0")
+    counter = Counter(Extractor(network), dna.spec, embedded(network.name)[0])
+    entries = list_source(str(folder)).entries
+    features = np.stack([counter.count(Shard(0, 0, (e,)), "k").dna.mean for e in entries])
+    counter.close()
+    for layer in ("bn1", "blocks.3.1", "bn2"):
+        expected = np.cov(features[:, dna.slice_of(layer)].T)
+        found = dna.scatter_of(layer) / (dna.images - 1)
+        assert np.allclose(found, expected, rtol=1e-7, atol=1e-9 * np.abs(expected).max())
+    direct = make_dna(folder, bins=50, layer_gaussian=True, threads=1)
+    assert fd(dna, direct) == pytest.approx(0, abs=1e-8)
+    assert np.array_equal(dna.counts, direct.counts)
+
+
+def test_the_dna_is_that_of_a_build_without_and_the_rest_is_a_file_of_its_own(
+    built: Catalogue, folder: Path, tmp_path: Path
+) -> None:
+    plain = Catalogue(str(tmp_path / "plain"))
+    request = replace(request_of(folder), layer_gaussian=False)
+    build_datasets(plain, [request], ENGINE, Resources(workers=0, threads=1))
+    a, b = built.load("a"), plain.load("a")
+    assert a.scatter is None
+    assert a.identical(b)
+    version = built.find("a")
+    assert version.products == (*PRODUCTS, LAYER_GAUSSIAN)
+    uri = built.uri("layer_gaussians", version.spec, "a", version.dna)
+    table = pq.read_table(storage_path(uri))
+    assert table.column_names == ["layer", "neuron", "mean", "scatter"]
+    assert [len(row) for row in table["scatter"][:3].to_pylist()] == [32, 31, 30]
+    with pytest.raises(NotFound, match="build it with --layer-gaussian"):
+        plain.load("a", layer_gaussian=True)
+
+
+def storage_path(uri: str) -> str:
+    return uri.removeprefix("file://")
+
+
+def test_any_number_of_threads_gives_the_same_bits(built: Catalogue, folder: Path, tmp_path: Path):
+    other = Catalogue(str(tmp_path / "other"))
+    build_datasets(other, [request_of(folder)], ENGINE, Resources(workers=0, threads=1))
+    assert other.find("a").sha256 == built.find("a").sha256
+
+
+def test_verify_recomputes_it_and_finds_a_change(built: Catalogue, tmp_path: Path) -> None:
+    assert [f for f in verify(built, ["a"]) if not f.ok] == []
+    copy = tmp_path / "copy"
+    shutil.copytree(storage_path(built.root), copy)
+    place = Catalogue(str(copy))
+    version = place.find("a")
+    uri = place.uri("layer_gaussians", version.spec, "a", version.dna)
+    data = bytearray(storage.read(uri))
+    data[len(data) // 2] ^= 1
+    storage.replace(uri, bytes(data))
+    (bad,) = [f for f in verify(place, ["a"]) if f.check == "counts"]
+    assert not bad.ok
+    assert "layer_gaussians" in bad.detail
+
+
+def test_another_dataset_s_gaussians_are_refused(built: Catalogue) -> None:
+    a, b = built.find("a"), built.find("b")
+    data = built.read_checked("layer_gaussians", "b", b)
+    dna = built.load("a")
+    with pytest.raises(CorruptFile, match="other means than the DNA"):
+        DnaFile(data, "layer_gaussians", "theirs").read_gaussians(dna)
+    assert a.dna != b.dna
+
+
+def test_partials_hold_it_and_a_rerun_that_asks_for_it_does_not_reuse_those_without(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Catalogue(str(tmp_path / "c"))
+    resources = Resources(workers=0, threads=2)
+    plain = replace(request_of(folder), layer_gaussian=False)
+    (first,) = build_datasets(place, [plain], ENGINE, resources)
+    (second,) = build_datasets(place, [request_of(folder)], ENGINE, resources)
+    assert second.changed
+    assert second.counted_shards == first.counted_shards
+    assert second.version.dna != first.version.dna
+    partials = storage.join(place.work_uri("a", second.version.spec), "partials")
+    held = [load_partial(item.uri).dna.scatter is not None for item in storage.walk(partials)]
+    assert sorted(held) == [False] * first.counted_shards + [True] * first.counted_shards
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be counted")
+
+    monkeypatch.setattr(Counter, "count", never)
+    # A dataset that has them keeps them, whether or not the next build asks.
+    (third,) = build_datasets(place, [plain], ENGINE, resources)
+    assert not third.changed
+    assert third.version == second.version
+
+
+def test_the_matrix_has_fd_where_both_have_it(built: Catalogue) -> None:
+    matrix = compare(built, ["a", "b", "without"], fd=True)
+    a, b = (built.load(name, layer_gaussian=True) for name in ("a", "b"))
+    assert matrix.of("bn2", "fd")[0, 1] == pytest.approx(fd(a, b, layer="bn2"), rel=1e-9)
+    assert matrix.of(distance="fd")[1, 0] == pytest.approx(fd(a, b), rel=1e-9)
+    assert np.isnan(matrix.of(distance="fd")[2]).all()
+    again = Matrix.decode(matrix.encode(), "x")
+    assert np.array_equal(again.fd, matrix.fd, equal_nan=True)
+    assert compare(built, ["a", "b", "without"], fd=True).fd[-1, 0, 1] == matrix.fd[-1, 0, 1]
+    assert np.isnan(compare(built, ["a", "b"]).fd).all()
