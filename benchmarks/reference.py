@@ -41,6 +41,7 @@ def run_reference(
     tuned_malloc: bool = False,
     histograms: Path | None = None,
     python: str = sys.executable,
+    mode: str = "histogram-1000",
 ) -> dict[str, Any]:
     """One DNA of a folder, by the reference, in a fresh process.
 
@@ -49,10 +50,11 @@ def run_reference(
     images that it always decodes. Importing, building the network, and one image to warm up are
     not in it. `ranges`: a mapping, or a Parquet file with columns layer, neuron, low, high.
     `histograms`: where to save the counts, int64, before the reference's own saving wraps them at
-    int32. `python`: an interpreter that has vdna, where this one shouldn't.
+    int32. `python`: an interpreter that has vdna, where this one shouldn't. `mode`: which
+    distribution.
     """
     settings = {
-        "mode": "histogram-1000",
+        "mode": mode,
         "folder": str(folder),
         "ranges": read_ranges(ranges) if isinstance(ranges, Path) else dict(ranges),
         "batch_size": batch_size,
