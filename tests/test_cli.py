@@ -693,3 +693,23 @@ def test_every_command_has_a_help() -> None:
     for command in ("demo", "build", "refresh", "compare", "calibrate", "ls", "show", "log"):
         assert command in text
         assert "Usage" in vdna(command, "--help").stdout
+
+
+def test_layer_gaussians_and_their_distance(photos: Path, tmp_path: Path) -> None:
+    place, other = tmp_path / "c", tmp_path / "other"
+    write_photos(other, 5, first_seed=50)
+    first = build_json("a", photos, place, "--layer-gaussian", "--bins", 20)
+    assert "layer_gaussian" in first["products"]
+    build("b", other, place, "--layer-gaussian", "--bins", 20)
+    rows = vdna_json("compare", "-c", place, "--fd")
+    (row,) = [r for r in rows if (r["a"], r["b"], r["layer"]) == ("a", "b", "bn2")]
+    (back,) = [r for r in rows if (r["a"], r["b"], r["layer"]) == ("b", "a", "bn2")]
+    assert row["fd"] == back["fd"] > 0
+    assert all(r["fd"] is None for r in vdna_json("compare", "-c", place))
+    printed = vdna("compare", "-c", place, "--fd", "--layer", "bn2").stdout
+    assert "Fréchet distance of bn2" in printed
+    assert f"{row['fd']:.3g}" in printed
+    build("c", other, place, "--bins", 20)
+    build("d", photos, place, "--bins", 20)
+    done = vdna("compare", "c", "d", "-c", place, "--fd", exits=2)
+    refused(done, "no layer Gaussians are kept of c, d", "--layer-gaussian")

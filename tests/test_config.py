@@ -29,6 +29,7 @@ datasets:
     group_by: 1
     max_failures: 0.5
     shard_images: 64
+    layer_gaussian: true
     extractor: other
     weights: weights.pt
     ranges: ranges.parquet
@@ -65,6 +66,7 @@ def test_a_good_file(tmp_path: Path) -> None:
         "city/night", "photos/night", extractor="other", weights="weights.pt", bins=100,
         precision="bf16", ranges="ranges.parquet", resize="fast", limit=10, include="*.png",
         exclude="*-mask.png", group_by="1", max_failures=0.5, shard_images=64,
+        layer_gaussian=True,
     )  # fmt: skip
 
 
