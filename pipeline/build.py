@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -161,10 +161,12 @@ def build_datasets(
     resources: Resources | None = None,
     progress: Progress | None = None,
     done: Callable[[Result], None] = lambda result: None,
+    listings: Mapping[str, Listing] | None = None,
 ) -> list[Result]:
     """Build and commit every request's dataset; results in the order of the requests.
 
-    `done` is told of each as it is committed, or found unchanged.
+    `done` is told of each as it is committed, or found unchanged. `listings`: by a request's name,
+    its candidates, where the caller has listed them; its source is then not looked at.
 
     Raises `TransientError` where shards could not be read (a rerun resumes), and `GateError` where
     too many images failed (their partials are kept: a rerun with a higher limit commits at once).
@@ -176,7 +178,7 @@ def build_datasets(
     if len(set(names)) != len(names):
         raise UsageError(f"a dataset is asked for twice among {', '.join(names)}")
     if not engine.in_process:
-        _require_shared(catalogue.root, *(request.source for request in requests))
+        require_shared(catalogue.root, *(request.source for request in requests))
     for request in requests:
         _require_apart(catalogue.root, request.source)
     storage.require_exclusive(catalogue.root)
@@ -184,7 +186,8 @@ def build_datasets(
     problems: list[VdnaError] = []
     for request in requests:
         try:
-            plans.append(_plan(catalogue, request, resources, progress))
+            listing = (listings or {}).get(request.name)
+            plans.append(_plan(catalogue, request, resources, progress, listing))
         except VdnaError as error:
             problems.append(type(error)(f"{request.name}: {error}"))
     pending = [p for p in plans if not p.up_to_date]
@@ -233,7 +236,8 @@ def _require_apart(root: str, source: str) -> None:
         )
 
 
-def _require_shared(*places: str) -> None:
+def require_shared(*places: str) -> None:
+    """Raises `UsageError` for a place that only this process sees."""
     for place in places:
         if storage.protocol_of(place) == "memory":
             raise UsageError(
@@ -262,25 +266,20 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
 
 
 def _plan(
-    catalogue: Catalogue, request: Request, resources: Resources, progress: Progress
+    catalogue: Catalogue,
+    request: Request,
+    resources: Resources,
+    progress: Progress,
+    listing: Listing | None = None,
 ) -> _Plan:
     network = describe(request.extractor, request.weights)
     if request.weights:
         load_model(network)  # wrong weights are found before anything is listed
     head = catalogue.head()
     known = _known_ranges(catalogue, request.ranges)
-    found = ranges_module.resolve(network, request.ranges, known)
+    found, provenance = ranges_module.find(network, request.ranges, known)
     spec = make_spec(request, network, found.digest, device_kind(resources))
-    if request.source:
-        storage.canonical(request.source)  # refuses what must not be shown
-    progress.say(f"{request.name}: listing {request.source}")
-    listing = list_source(
-        request.source,
-        include=request.include,
-        exclude=request.exclude,
-        limit=request.limit,
-        group_by=request.group_by,
-    )
+    listing = listing or _list(request, progress)
     base = head.datasets.get(request.name, {}).get(spec.digest)
     previous = _previous(catalogue, request.name, spec.digest, base)
     manifest = plan(
@@ -294,7 +293,7 @@ def _plan(
     job = ShardJob(recipe, uri, work_uri)
     if base is not None and _holds(catalogue, request.name, base, manifest, job):
         return _Plan(request, manifest, job, base, up_to_date=True)
-    storage.create(ranges_uri, ranges_module.encode(found, network))
+    storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
     storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
     stored = _store_manifest(uri, data, manifest.digest)
     storage.replace(catalogue.hint_uri(request.name, spec.digest), manifest.digest.encode())
@@ -306,6 +305,19 @@ def _products(request: Request, base: Version | None) -> tuple[str, ...]:
     """What is asked for, and what the dataset has: a refresh must not drop what others read."""
     kept = base is not None and not base.imported and LAYER_GAUSSIAN in base.products
     return (*PRODUCTS, LAYER_GAUSSIAN) if request.layer_gaussian or kept else PRODUCTS
+
+
+def _list(request: Request, progress: Progress) -> Listing:
+    if request.source:
+        storage.canonical(request.source)  # refuses what must not be shown
+    progress.say(f"{request.name}: listing {request.source}")
+    return list_source(
+        request.source,
+        include=request.include,
+        exclude=request.exclude,
+        limit=request.limit,
+        group_by=request.group_by,
+    )
 
 
 def _holds(
