@@ -106,7 +106,8 @@ def calibrate(
     measured, total = measure(Extractor(network), prepared())
     progress.finish()
     wide = widen(measured)
-    data = encode(wide, network, images=total, widened=WIDEN, numerics=numerics("cpu").to_json())
+    how = numerics(network, "cpu").to_json()
+    data = encode(wide, network, images=total, widened=WIDEN, numerics=how)
     return data, wide.digest, total, failed
 
 

@@ -12,7 +12,10 @@ import pipeline
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "allocator", "spec", "dna", "partial", "distance", "manifest"},
-    {"extractor", "histogram", "ranges", "storage", "source", "images", "progress"},
+    {
+        *("extractor", "networks", "weights", "folding", "histogram", "ranges"),
+        *("storage", "source", "images", "progress"),
+    },
     {"shard", "reduce", "matrix", "lens", "catalogue"},
     {"cluster", "build", "report", "config", "verify", "gc", "samples"},
 ]
