@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -159,7 +160,7 @@ def load_model(network: Network) -> Any:
     known = architecture(network.name)
     uri = network.weights_uri or fetch(known.source, network.name)
     data = read(uri)
-    digest = sha256_of(uri)
+    digest = hashlib.sha256(data).hexdigest()
     if digest != network.weights_sha256:
         raise SpecMismatch(
             f"weights of {network.name}: sha256 {digest} found, {network.weights_sha256} expected"
@@ -685,7 +686,11 @@ class _Found:
 
 
 def _discover(name: str, known: Architecture, patterns: str | None) -> _Found:
-    model, on_meta = _bare(known, None)
+    try:
+        model, on_meta = _bare(known, None)
+    except Exception as error:  # architectures assert what they need of their size
+        raise _unable(name, known, error) from error
+    _require_whole_patches(name, known, model)
     names = tuple(module for module, _ in model.named_modules() if module)
     layers = dict(known.layers)
     if patterns is not None and layers:
@@ -761,8 +766,20 @@ def _unable(name: str, known: Architecture, error: Exception) -> UsageError:
     why = " ".join(str(error).split())[:300]
     return UsageError(
         f"{name} does not run on images of {known.height} x {known.width}: {why}. Another size is "
-        "asked for by timm:NAME@SIZE"
+        "asked for by NAME@SIZE"
     )
+
+
+def _require_whole_patches(name: str, known: Architecture, model: Any) -> None:
+    """timm would leave the rest at the right and the bottom unseen."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and len(patch) == 2:
+        rows_left, columns_left = known.height % patch[0], known.width % patch[1]
+        if rows_left or columns_left:
+            raise UsageError(
+                f"{name} cuts images into patches of {patch[0]} x {patch[1]}, and its size "
+                f"{known.height} x {known.width} is no multiple of them"
+            )
 
 
 def _bare(known: Architecture, side: int | None) -> tuple[Any, bool]:

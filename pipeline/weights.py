@@ -29,7 +29,7 @@ PREFIXES = ("_orig_mod.", "module.", "backbone.")
 """Of compiled and of parallel training, and of a network inside another."""
 
 KEEP_BYTES = 64 * 2**20
-"""Files up to so many bytes stay in memory after they are loaded; larger ones are read again."""
+"""A store's files up to so many bytes stay in memory after they are loaded."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,11 @@ def sha256_of(uri: str) -> str:
 
 
 def read(uri: str) -> bytes:
-    """The file's bytes; the last one read stays in memory until `forget`."""
-    return _read_once(uri, storage.info(uri).identity)
+    """The file's bytes; those of a store are kept until `forget`, so that they come over once."""
+    identity = storage.info(uri).identity
+    if storage.protocol_of(uri) == "file":
+        return storage.read(uri, identity)
+    return _read_once(uri, identity)
 
 
 def forget(data: bytes) -> None:
