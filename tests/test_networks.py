@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from numpy.typing import NDArray
 
 from pipeline import networks, ranges, storage
-from pipeline.build import InProcess, Request, build_datasets, make_dna
+from pipeline.build import InProcess, Request, build_datasets, make_dna, make_spec
 from pipeline.catalogue import Catalogue
 from pipeline.errors import CorruptFile, SpecMismatch, StorageError, TransientError, UsageError
 from pipeline.extractor import MICRO_BATCH, Extractor, Network, describe, load_model, numerics
@@ -397,6 +397,7 @@ def test_an_extractor_sees_what_the_plain_network_computes(name: str, weights: W
         ("dino_vit_small", False),
         ("timm:resnet26d", False),  # its stem's last norm is in another module
         ("timm:res2net50_26w_4s", False),
+        ("timm:skresnet18", False),  # a ResNet of other blocks
         ("timm:densenet121", False),  # norms come before convolutions
         ("torchvision:densenet121", False),
         ("torchvision:mobilenet_v2", False),  # a family nobody has looked at
@@ -898,6 +899,14 @@ def test_a_dataset_is_built_with_it(tmp_path: Path, weights: Weights) -> None:
     assert not np.array_equal(whole.counts, dna.counts)
     rough = make_dna(tmp_path / "photos", **(options | {"precision": "bf16"}))
     assert rough.spec.bf16_numerics == numerics(network, "cpu")
+
+
+@pytest.mark.parametrize(("field", "value"), [("crop", "left"), ("exif", "maybe")])
+def test_rules_that_are_unknown_are_refused(field: str, value: str, nothing: str) -> None:
+    network = describe("inception", nothing)
+    wrong: dict[str, Any] = {field: value}
+    with pytest.raises(UsageError, match=f"{field} is '{value}'; choose"):
+        make_spec(Request("a", "b", **wrong), network, "00", "cpu")
 
 
 def test_images_in_memory_heed_exif(weights: Weights, tmp_path: Path) -> None:
