@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.build import Resize, engine_for
+from jobs.build import Crop, Exif, Resize, engine_for
 from jobs.shell import (
     GpusOption,
     JsonOption,
@@ -42,6 +42,11 @@ def calibrate(
     include: Annotated[str | None, typer.Option(help="Only names that match this glob.")] = None,
     exclude: Annotated[str | None, typer.Option(help="No names that match this glob.")] = None,
     resize: Annotated[Resize, typer.Option(help="How images are resized.")] = Resize.clean,
+    exif: Annotated[Exif, typer.Option(help="Whether EXIF turns images.")] = Exif.apply,
+    crop: Annotated[Crop, typer.Option(help="A square before the resize.")] = Crop.none,
+    taps: Annotated[
+        str | None, typer.Option(help="What to observe: globs of module names, by commas.")
+    ] = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     gpus_per_worker: GpusOption = 0.0,
@@ -66,6 +71,9 @@ def calibrate(
             weights=weights,
             quantile=quantile,
             resize=resize.value,
+            exif=exif.value,
+            crop=crop.value,
+            taps=taps,
             limit=limit,
             include=include,
             exclude=exclude,

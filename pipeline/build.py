@@ -42,6 +42,8 @@ from pipeline.source import list_source
 from pipeline.spec import (
     LAYER_GAUSSIAN,
     PRODUCTS,
+    Crop,
+    Exif,
     Precision,
     Preprocess,
     Resize,
@@ -79,6 +81,9 @@ class Request:
     precision: Precision = "fp32"
     ranges: str | None = None
     resize: Resize = "clean"
+    exif: Exif = "apply"
+    crop: Crop = "none"
+    taps: str | None = None
     limit: int | None = None
     include: str | None = None
     exclude: str | None = None
@@ -253,12 +258,18 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
         weights_sha256=network.weights_sha256,
         taps=network.taps,
         preprocess=Preprocess(
-            network.height, network.width, network.mean, network.std, resize=request.resize
+            network.height,
+            network.width,
+            network.mean,
+            network.std,
+            resize=request.resize,
+            crop=request.crop,
+            exif=request.exif,
         ),
         ranges_digest=ranges_digest,
         bins=request.bins,
         precision=request.precision,
-        bf16_numerics=numerics(device) if request.precision == "bf16" else None,
+        bf16_numerics=numerics(network, device) if request.precision == "bf16" else None,
     )
 
 
@@ -272,7 +283,7 @@ def _plan(
     progress: Progress,
     listing: Listing | None = None,
 ) -> _Plan:
-    network = describe(request.extractor, request.weights)
+    network = describe(request.extractor, request.weights, request.taps)
     if request.weights:
         load_model(network)  # wrong weights are found before anything is listed
     head = catalogue.head()
@@ -512,6 +523,9 @@ def make_dna(
     precision: Precision = "fp32",
     ranges: str | None = None,
     resize: Resize = "clean",
+    exif: Exif = "apply",
+    crop: Crop = "none",
+    taps: str | None = None,
     limit: int | None = None,
     include: str | None = None,
     exclude: str | None = None,
@@ -537,7 +551,7 @@ def make_dna(
         name = os.fspath(source)
         listing = list_source(name, include=include, exclude=exclude, limit=limit)
     else:
-        held = {f"memory-{i:09d}": _pixels(image, i) for i, image in enumerate(source)}
+        held = {f"memory-{i:09d}": _pixels(image, i, exif) for i, image in enumerate(source)}
         entries = tuple(Entry(uri, "", pixels.nbytes, "") for uri, pixels in held.items())
         name, listing = "images in memory", Listing("memory", entries[:limit], {}, 0)
     request = Request(
@@ -549,10 +563,13 @@ def make_dna(
         precision=precision,
         ranges=ranges,
         resize=resize,
+        exif=exif,
+        crop=crop,
+        taps=taps,
         max_failures=max_failures,
         layer_gaussian=layer_gaussian,
     )
-    network = describe(extractor, weights)
+    network = describe(extractor, weights, taps)
     found = ranges_module.resolve(network, ranges, {})
     spec = make_spec(request, network, found.digest, "cpu")
     manifest = plan(listing.entries, listing=listing)
@@ -588,7 +605,7 @@ def make_dna(
     return total.dna
 
 
-def _pixels(image: NDArray[np.uint8] | Image.Image, index: int) -> NDArray[np.uint8]:
+def _pixels(image: NDArray[np.uint8] | Image.Image, index: int, exif: Exif) -> NDArray[np.uint8]:
     """(height, width, 3) uint8. Raises `UsageError` naming the image that is something else."""
     import numpy as np
     from PIL import Image
@@ -597,7 +614,7 @@ def _pixels(image: NDArray[np.uint8] | Image.Image, index: int) -> NDArray[np.ui
         array = image
     elif isinstance(image, Image.Image):
         try:
-            array = images.pixels_of(image)
+            array = images.pixels_of(image, exif)
         except BadImage as bad:
             raise UsageError(f"image {index} cannot be counted: {bad}") from bad
     else:

@@ -44,7 +44,7 @@ from pipeline.manifest import Entry, Listing, sample
 from pipeline.partial import Failure
 from pipeline.progress import Progress, Silent
 from pipeline.source import list_source
-from pipeline.spec import Resize, Resources
+from pipeline.spec import Crop, Exif, Resize, Resources
 
 NAME = "calibration"
 """Of the dataset in the scratch catalogue."""
@@ -87,6 +87,9 @@ def calibrate(
     weights: str | None = None,
     quantile: float | None = None,
     resize: Resize = "clean",
+    exif: Exif = "apply",
+    crop: Crop = "none",
+    taps: str | None = None,
     limit: int | None = None,
     include: str | None = None,
     exclude: str | None = None,
@@ -115,6 +118,9 @@ def calibrate(
         weights=weights,
         bins=2,
         resize=resize,
+        exif=exif,
+        crop=crop,
+        taps=taps,
         limit=limit,
         max_failures=max_failures,
         shard_images=shard_images,
@@ -123,7 +129,7 @@ def calibrate(
         require_shared(target, *sources)
     for source in sources:
         _require_outside(work, source)
-    network = describe(extractor, weights)
+    network = describe(extractor, weights, taps)
     listing = _list(sources, include, exclude, limit, progress)
     place = Catalogue(storage.join(work, FOLDER))
     failures: tuple[Failure, ...] = ()

@@ -26,11 +26,11 @@ from pipeline import storage
 from pipeline.dna import Floats, Ranges
 from pipeline.errors import CorruptFile, SpecMismatch, StorageError, UsageError
 from pipeline.extractor import Network
+from pipeline.networks import REFERENCE_REPO
 
 FORMAT = 1
 WIDEN = 1.2
 
-REFERENCE_REPOSITORY = "bramtoula/visual-dna-models"
 REFERENCE_FILES = {
     "mugs_vit_base": "Mugs/mugs_vit_base/activation_ranges.json",
     "mugs_vit_large": "Mugs/mugs_vit_large/activation_ranges.json",
@@ -168,7 +168,7 @@ def _own(network: Network) -> tuple[Ranges, dict[str, Any]]:
         )
     path = REFERENCE_FILES[network.name]
     uri = storage.canonical(_from_hub(network.name, path))
-    name = f"{REFERENCE_REPOSITORY}/{path}"
+    name = f"{REFERENCE_REPO}/{path}"
     ranges, metadata = decode_reference(storage.read(uri), name, network)
     return ranges, metadata | {"origin": f"huggingface.co/{name}"}
 
@@ -178,11 +178,11 @@ def _from_hub(name: str, path: str) -> str:
     import huggingface_hub
 
     try:
-        return huggingface_hub.hf_hub_download(repo_id=REFERENCE_REPOSITORY, filename=path)
+        return huggingface_hub.hf_hub_download(repo_id=REFERENCE_REPO, filename=path)
     except Exception as error:  # its client raises its HTTP library's errors as they are
         why = " ".join(str(error).split())[:300]
         raise StorageError(
-            f"no ranges come with {name}, and the reference's ({path} of {REFERENCE_REPOSITORY}) "
+            f"no ranges come with {name}, and the reference's ({path} of {REFERENCE_REPO}) "
             f"could not be had from the Hugging Face hub: {type(error).__name__}: {why}. Give some "
             "by --ranges FILE, or measure some with `vdna calibrate`"
         ) from error

@@ -147,10 +147,12 @@ def test_build_as_json(tmp_path: Path, spoilt: Path) -> None:
 
 def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
     options = ("--bins", 50, "--resize", "fast", "--limit", 3, "--exclude", "*-0005.jpg")
+    options += ("--exif", "ignore", "--crop", "center")
     result = build_json("a", photos, tmp_path / "c", *options)
     assert (result["images"], result["counted_shards"]) == (3, 3)
     spec = Catalogue(str(tmp_path / "c")).spec(result["spec"])
     assert (spec.bins, spec.preprocess.resize) == (50, "fast")
+    assert (spec.preprocess.exif, spec.preprocess.crop) == ("ignore", "center")
 
 
 def test_failures_that_are_let_through_are_listed(tmp_path: Path, spoilt: Path) -> None:
@@ -235,6 +237,8 @@ def test_bad_usage_exits_2_and_names_the_value(
     [
         ("build", "a"),
         ("build", "a", "x", "-c", "c", "--resize", "dirty"),
+        ("build", "a", "x", "-c", "c", "--crop", "left"),
+        ("build", "a", "x", "-c", "c", "--exif", "maybe"),
         ("build", "a", "x", "-c", "c", "--bins", "many"),
         ("build", "a", "x", "-c", "c", "--no-such-option"),
         ("gc", "-c", "c", "--grace-days", "-1"),

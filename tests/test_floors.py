@@ -12,7 +12,10 @@ import pipeline
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "allocator", "spec", "dna", "partial", "distance", "manifest"},
-    {"extractor", "gaussian", "histogram", "ranges", "storage", "source", "images", "progress"},
+    {
+        *("extractor", "networks", "weights", "folding", "gaussian", "histogram", "ranges"),
+        *("storage", "source", "images", "progress"),
+    },
     {"shard", "reduce", "matrix", "lens", "catalogue"},
     {"calibrate", "cluster", "build", "report", "config", "verify", "gc", "samples"},
 ]
