@@ -110,7 +110,7 @@ class Theirs:
         self.save(randomised(features))
         model.load_state_dict(self.load(), strict=False)
         self.patch.setattr(vgg16, "hf_hub_download", self.hub)
-        self.patch.setattr(vgg16.models, "vgg16", lambda pretrained: model)
+        self.patch.setattr(vgg16.models, "vgg16", lambda **_: model)
         return vgg16.VGG16FeatExtractor(self.settings)
 
     def rand_resnet50(self) -> Any:
