@@ -69,6 +69,11 @@ Source = Hub | Web | Wheel
 
 def sha256_of(uri: str) -> str:
     """sha256 of the file's bytes, hex."""
+    return _sha256_once(uri, storage.info(uri).identity)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_once(uri: str, identity: str) -> str:
     return hashlib.sha256(read(uri)).hexdigest()
 
 
