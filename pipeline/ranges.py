@@ -127,7 +127,8 @@ def embedded(extractor: str) -> tuple[Ranges, dict[str, Any]]:
 def resolve(network: Network, source: str | None, known: Mapping[str, str]) -> Ranges:
     """Ranges by file, by digest (a key of `known`, to a uri), or the network's own.
 
-    Raises `SpecMismatch` where they are of other weights or taps.
+    Of a file that holds more layers than the network taps, those that it taps. Raises
+    `SpecMismatch` where they are of other weights, or lack a layer.
     """
     return find(network, source, known)[0]
 
@@ -151,9 +152,10 @@ def find(
             "them by --ranges"
         )
     shape = tuple((tap.name, tap.neurons) for tap in network.taps)
-    if ranges.taps != shape:
+    if not set(shape) <= set(ranges.taps):
         raise SpecMismatch(f"ranges are of layers {ranges.taps}; {network.name} taps {shape}")
-    return ranges, {key: value for key, value in metadata.items() if key not in _OWN_FIELDS}
+    provenance = {key: value for key, value in metadata.items() if key not in _OWN_FIELDS}
+    return ranges.select(shape), provenance
 
 
 def _own(network: Network) -> tuple[Ranges, dict[str, Any]]:
@@ -215,7 +217,6 @@ def decode_reference(data: bytes, name: str, network: Network) -> tuple[Ranges, 
         raise CorruptFile(f"{name}: minima and maxima are not of the same layers: {odd}")
     tapped = [tap.name for tap in network.taps]
     wrong = [f"lacks {layer}" for layer in tapped if layer not in lows]
-    wrong += [f"has {layer}, which is not tapped" for layer in lows if layer not in tapped]
     if wrong:
         raise SpecMismatch(f"{name} is not of {network.name}: it {', '.join(wrong)}")
     low, high = [], []

@@ -356,11 +356,6 @@ LOW, HIGH = "mins_per_neuron", "maxs_per_neuron"
         (changed(HIGH, "block_0", "7", to=-99), CorruptFile, r"block_0\[7\] ranges from -8.* to"),
         (changed(HIGH, "last_norm"), CorruptFile, "not of the same layers: last_norm"),
         (with_layers(lambda s: s.pop("last_norm")), SpecMismatch, "lacks last_norm"),
-        (
-            with_layers(lambda s: s.update(block_1={"0": 1.0}, block_2={})),
-            SpecMismatch,
-            "has block_1, which is not tapped, has block_2",
-        ),
         (with_layers(lambda s: s["last_norm"].pop("2")), SpecMismatch, "has 2 minima and 2 max"),
     ],
 )
@@ -520,3 +515,22 @@ def test_other_weights_of_a_network_of_the_reference_need_their_own_ranges(
     with pytest.raises(UsageError, match=r"not of /w/other\.pt; .*`vdna calibrate --weights"):
         resolve(network, None, {})
     resolve(network, reference_file(reference_content()), {})  # by a user who says so
+
+
+def test_of_more_layers_those_that_are_tapped_are_taken(
+    reference_file: Callable[..., str], network: Network, tmp_path: Path
+) -> None:
+    whole = resolve(REFERENCE, reference_file(reference_content()), {})
+    last = resolve(
+        replace(REFERENCE, taps=REFERENCE.taps[1:]), reference_file(reference_content()), {}
+    )
+    assert last.taps == (("last_norm", 3),)
+    assert (last.low == whole.low[12:]).all()
+    assert (last.high == whole.high[12:]).all()
+    own, _ = embedded(network.name)
+    turned = (network.taps[5], network.taps[2])
+    some = resolve(replace(network, taps=turned), None, {})
+    assert some.taps == tuple((tap.name, tap.neurons) for tap in turned)
+    start = sum(tap.neurons for tap in network.taps[:5])
+    assert (some.low[: turned[0].neurons] == own.low[start : start + turned[0].neurons]).all()
+    assert some.digest != own.digest
