@@ -291,7 +291,10 @@ def test_fd_of_equal_inputs_is_equal(ours: dict[str, DNA]) -> None:
 
 # End to end: its own networks, files, resize and arithmetic.
 
-OWN = ("vgg16", "mugs_vit_small", "inception")
+OWN = (
+    "mugs_vit_small",
+    *(pytest.param(name, marks=pytest.mark.soak) for name in ("vgg16", "inception")),
+)
 
 
 @pytest.mark.parametrize("name", OWN)

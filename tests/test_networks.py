@@ -766,7 +766,7 @@ def test_a_dataset_is_built_with_it(tmp_path: Path, weights: Weights) -> None:
     name, taps = "timm:resnet18@64", "layer3.*,layer4.1"
     network = describe(name, weights("timm:resnet18"), taps)
     extractor = Extractor(network)
-    measured = observed_ranges(extractor, inputs(network, 8))
+    measured = observed_ranges(extractor, inputs(network))
     file = tmp_path / "ranges.parquet"
     file.write_bytes(ranges.encode(measured, network))
     write_photos(tmp_path / "photos", 5)
