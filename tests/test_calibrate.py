@@ -281,7 +281,9 @@ class MadeUp:
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders of names: the engine looks at nothing else."""
     for module in ("pipeline.build", "pipeline.calibrate"):
-        monkeypatch.setattr(f"{module}.describe", lambda name, weights: OTHER if weights else TINY)
+        monkeypatch.setattr(
+            f"{module}.describe", lambda name, weights, taps: OTHER if weights else TINY
+        )
     monkeypatch.setattr("pipeline.build.load_model", lambda network: None)
     for folder, names in {
         "a": [f"{i:03d}" for i in range(10)],
