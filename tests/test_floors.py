@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "allocator", "spec", "dna", "partial", "distance", "manifest"},
     {"extractor", "gaussian", "histogram", "ranges", "storage", "source", "images", "progress"},
     {"shard", "reduce", "matrix", "lens", "catalogue"},
-    {"cluster", "build", "report", "config", "verify", "gc", "samples"},
+    {"cluster", "build", "reference", "report", "config", "verify", "gc", "samples"},
 ]
 LEVEL = {module: level for level, floor in enumerate(FLOORS) for module in floor}
 GROUND_MAY_NOT = {"torch", "torchvision", "timm", "ray", "fsspec", "numba", "PIL", "os", "socket"}
