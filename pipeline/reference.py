@@ -55,8 +55,8 @@ PRODUCTS_OF: dict[Kind, tuple[str, ...]] = {
 KINDS = tuple(PRODUCTS_OF)
 TELLS: dict[Kind, tuple[str, ...]] = {
     "histogram": ("counts",),
-    "gaussian": ("mean", "m2"),
     "layer-gaussian": ("mean", "m2"),
+    "gaussian": ("mean", "m2"),
     "activation-ranges": ("min", "max"),
 }
 """The columns of a DNA that a file of each kind has; the scatter matrices are a file of ours."""
@@ -206,7 +206,7 @@ def read_file(url: str) -> ReferenceFile:
         _batch(metadata.table("extraction_settings")),
         _images_from(settings.get("source")),
         metadata.data.get("spec"),
-        _read_arrays(storage.read(uri), _expected(kind, neurons, bins), name),
+        _read_arrays(storage.read(uri), _expected(kind, neurons, bins), set(neurons), name),
     )
 
 
@@ -324,14 +324,20 @@ def _expected(kind: Kind, neurons: Mapping[str, int], bins: int | None) -> Expec
     return expected
 
 
-def _read_arrays(data: bytes, expected: Expected, name: str) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz; their headers are checked before anything is made of them."""
+def _read_arrays(
+    data: bytes, expected: Expected, layers: set[str], name: str
+) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz; their headers are checked before anything is made of them.
+
+    Beside those of a Gaussian or of extremes the reference saves a pickled empty dict by the name
+    of each layer, which it does not load either.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             present = {member.removesuffix(".npy") for member in archive.namelist()}
             if missing := sorted(expected.keys() - present):
                 raise CorruptFile(f"{name}: no array {', '.join(missing[:5])}; its json names it")
-            if odd := sorted(present - expected.keys()):
+            if odd := sorted(present - expected.keys() - layers):
                 raise CorruptFile(f"{name}: holds {', '.join(odd[:5])}, which its json names not")
             for key, (shape, kind) in expected.items():
                 with archive.open(f"{key}.npy") as stream:
@@ -822,15 +828,16 @@ def export_file(
     """A dataset's DNA -> NAME.npz and NAME.json, as the reference reads them."""
     _npz(url)
     version = catalogue.find(name, at, spec)
-    gaussian = LAYER_GAUSSIAN in version.products and kind in (None, "layer-gaussian")
-    dna = catalogue.load_version(name, version, layer_gaussian=gaussian)
+    dna = catalogue.load_version(name, version)
+    if LAYER_GAUSSIAN in version.products and (kind or "histogram") not in kinds_of(dna):
+        dna = catalogue.load_version(name, version, layer_gaussian=True)
     return write(dna, url, kind, source=version.source, name=name)
 
 
 def write(
     dna: DNA, url: str, kind: str | None = None, *, source: str = "", name: str = "this DNA"
 ) -> Exported:
-    """Raises `UsageError` where the DNA has nothing of that kind (by default, its first)."""
+    """Raises `UsageError` where the DNA has nothing of that kind (by default, what tells most)."""
     uri = _npz(url)
     has = kinds_of(dna)
     chosen = kind or has[0]
@@ -849,7 +856,7 @@ def write(
 
 
 def kinds_of(dna: DNA) -> list[Kind]:
-    """What the DNA can be exported as, in the order of the reference's list."""
+    """What the DNA can be exported as; the one that tells most, first."""
     return [
         kind
         for kind, columns in TELLS.items()
