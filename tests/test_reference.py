@@ -465,6 +465,27 @@ def test_the_assumed_spec(tmp_path: Path) -> None:
     assert place_at(tmp_path).head().default_spec == version.spec
 
 
+def test_positions_of_the_references_networks(tmp_path: Path) -> None:
+    for extractor, layer, positions in (
+        ("clip_im_vit_b16", "last_norm", 1),
+        ("clip_im_vit_b16", "block_3", 197),
+        ("clip_im_vit_l14", "block_23", 257),
+        ("clip_im_vit_b32", "block_0", 50),
+        ("clip_im_rn50", "block_0", 3136),
+        ("mugs_vit_large", "last_norm", 197),
+        ("vgg16", "relu_1_1", 50176),
+        ("vgg16", "relu_5_3", 196),
+        ("dino_resnet50", "layer1_0", 3136),
+        ("rand_resnet50", "layer4_2", 49),
+        ("inception", "block_0", 5329),
+        ("inception", "block_3", 1),
+    ):
+        path = saved(tmp_path / "x", gaussians(layers={layer: 2}), "gaussian", extractor=extractor)
+        spec = reference.read(str(path)).spec
+        assert spec.tap(layer).positions == positions, (extractor, layer)
+        assert spec.preprocess.height == (299 if extractor == "inception" else 224)
+
+
 def test_crops_are_told_apart(tmp_path: Path) -> None:
     specs = set()
     for crop in ("none", "center", "random"):
@@ -482,6 +503,12 @@ def test_positions_of_the_users_own_extractor_are_those_of_the_rows(tmp_path: Pa
     version = reference.import_file(place_at(tmp_path), str(path), "a").version
     assert place_at(tmp_path).spec(version.spec).tap("mine").positions == TOKENS
     assert "my_net is no network of the reference" in version.notes[0]
+
+
+def test_positions_are_whole_numbers(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x", histograms(), extractor="my_net", images=IMAGES + 1)
+    with pytest.raises(UsageError, match="--spec"):
+        reference.import_file(place_at(tmp_path), str(path), "a")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -711,6 +738,18 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
     assert not mark.exists()
     pickle.loads(npz.read_bytes())  # it does bite
     assert mark.exists()
+
+
+def test_numpy_refuses_them_too_should_the_first_lock_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npz, mark = saved(tmp_path / "x", histograms()), tmp_path / "ran"
+    objects = np.array([Bomb(str(mark))] * 3, dtype=object)
+    np.savez(npz, block_0=objects, last_norm=np.zeros((2, 7), np.int32))
+    monkeypatch.setattr(reference, "_check_header", lambda *args: None)
+    with pytest.raises(CorruptFile, match=r"x\.npz: torn"):
+        reference.read_file(str(npz))
+    assert not mark.exists()
 
 
 def test_the_pickled_dicts_that_the_reference_saves_are_not_run(tmp_path: Path) -> None:
