@@ -38,6 +38,16 @@ class Resize(StrEnum):
     fast = "fast"
 
 
+class Exif(StrEnum):
+    apply = "apply"
+    ignore = "ignore"
+
+
+class Crop(StrEnum):
+    none = "none"
+    centre = "center"
+
+
 @guarded
 def build(
     name: Annotated[str, typer.Argument(help="Name of the dataset in the catalogue.")],
@@ -50,6 +60,11 @@ def build(
     limit: Annotated[int | None, typer.Option(help="So many images, the same each run.")] = None,
     ranges: Annotated[str | None, typer.Option(help="File or digest of ranges.")] = None,
     resize: Annotated[Resize, typer.Option(help="How images are resized.")] = Resize.clean,
+    exif: Annotated[Exif, typer.Option(help="Whether EXIF turns images.")] = Exif.apply,
+    crop: Annotated[Crop, typer.Option(help="To a square, before the resize.")] = Crop.none,
+    taps: Annotated[
+        str | None, typer.Option(help="Globs of modules to observe: 'blocks.*,norm'.")
+    ] = None,
     include: Annotated[str | None, typer.Option(help="Only names that match this glob.")] = None,
     exclude: Annotated[str | None, typer.Option(help="No names that match this glob.")] = None,
     group_by: Annotated[
@@ -84,6 +99,9 @@ def build(
         precision=precision.value,
         ranges=ranges,
         resize=resize.value,
+        exif=exif.value,
+        crop=crop.value,
+        taps=taps,
         limit=limit,
         include=include,
         exclude=exclude,

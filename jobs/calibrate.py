@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.shell import JsonOption, guarded, print_json, run_alone
+from jobs.build import Crop, Exif, Resize, engine_for
+from jobs.shell import (
+    GpusOption,
+    JsonOption,
+    RayOption,
+    ThreadsOption,
+    WorkersOption,
+    guarded,
+    print_json,
+    run_alone,
+)
+
+if TYPE_CHECKING:
+    from pipeline.calibrate import Calibration
 
 
 @guarded
@@ -15,19 +29,88 @@ def calibrate(
     extractor: Annotated[str, typer.Option(help="The network.")] = "efficientnet_lite0",
     weights: Annotated[str | None, typer.Option(help="Url of other weights for it.")] = None,
     out: Annotated[str, typer.Option(help="Where the ranges go.")] = "ranges.parquet",
+    quantile: Annotated[
+        float | None,
+        typer.Option(help="Leave out this share of activations at either end (as 0.001)."),
+    ] = None,
+    max_failures: Annotated[
+        float, typer.Option(help="Unreadable images allowed: a fraction, or a number from 1 up.")
+    ] = 0.01,
+    limit: Annotated[
+        int | None, typer.Option(help="So many images of all sources, the same each run.")
+    ] = None,
+    include: Annotated[str | None, typer.Option(help="Only names that match this glob.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="No names that match this glob.")] = None,
+    resize: Annotated[Resize, typer.Option(help="How images are resized.")] = Resize.clean,
+    exif: Annotated[Exif, typer.Option(help="Whether EXIF turns images.")] = Exif.apply,
+    crop: Annotated[Crop, typer.Option(help="A square before the resize.")] = Crop.none,
+    taps: Annotated[
+        str | None, typer.Option(help="What to observe: globs of module names, by commas.")
+    ] = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+    gpus_per_worker: GpusOption = 0.0,
+    ray_address: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure each neuron's minimum and maximum, widen them by 1.2 about the centre, write them."""
-    from pipeline import storage
-    from pipeline.progress import Lines
-    from pipeline.ranges import calibrate as measure
+    """Measure each neuron's range, widen it by 1.2 about the centre, write it to a file.
 
-    data, digest, images, failed = measure(sources, extractor, weights, Lines())
-    storage.replace(storage.canonical(out), data)
+    The same command again does only what is missing.
+    """
+    from pipeline.calibrate import calibrate as measure
+    from pipeline.progress import Lines
+    from pipeline.spec import Resources
+
+    resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
+    with engine_for(resources, ray_address) as engine:
+        measured = measure(
+            sources,
+            out,
+            engine,
+            extractor=extractor,
+            weights=weights,
+            quantile=quantile,
+            resize=resize.value,
+            exif=exif.value,
+            crop=crop.value,
+            taps=taps,
+            limit=limit,
+            include=include,
+            exclude=exclude,
+            max_failures=max_failures,
+            resources=resources,
+            progress=Lines(),
+        )
     if as_json:
-        print_json({"digest": digest, "images": images, "failed": failed, "out": out})
+        print_json(summary(measured) | {"out": out})
     else:
-        print(f"ranges {digest} of {images:,} images ({failed:,} could not be read) in {out}")
+        print(f"{sentence(measured)} in {out}")
+
+
+def summary(measured: Calibration) -> dict[str, object]:
+    return {
+        "digest": measured.ranges.digest,
+        "images": measured.images,
+        "failed": len(measured.failures),
+        "failures": [asdict(failure) for failure in measured.failures],
+        "ignored": measured.ignored,
+        "duplicates": measured.duplicates,
+        "nonfinite": measured.nonfinite,
+        "quantile": measured.quantile,
+        **(measured.found.stated if measured.found else {}),
+    }
+
+
+def sentence(measured: Calibration) -> str:
+    ignored = sum(measured.ignored.values())
+    notes = [f"{len(measured.failures):,} could not be read"]
+    notes += [f"{ignored:,} files of other kinds ignored"] if ignored else []
+    notes += [f"{measured.duplicates:,} duplicates dropped"] if measured.duplicates else []
+    notes += [f"{measured.nonfinite:,} activations not finite"] if measured.nonfinite else []
+    if found := measured.found:
+        notes += [f"from quantile {measured.quantile:g}, to {found.resolution:.1%} of the range"]
+        notes += [f"{found.unresolved:,} neurons less closely"] if found.unresolved else []
+    return f"ranges {measured.ranges.digest} of {measured.images:,} images ({', '.join(notes)})"
 
 
 if __name__ == "__main__":

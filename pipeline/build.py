@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,6 +42,8 @@ from pipeline.source import list_source
 from pipeline.spec import (
     LAYER_GAUSSIAN,
     PRODUCTS,
+    Crop,
+    Exif,
     Precision,
     Preprocess,
     Resize,
@@ -79,6 +81,9 @@ class Request:
     precision: Precision = "fp32"
     ranges: str | None = None
     resize: Resize = "clean"
+    exif: Exif = "apply"
+    crop: Crop = "none"
+    taps: str | None = None
     limit: int | None = None
     include: str | None = None
     exclude: str | None = None
@@ -161,10 +166,12 @@ def build_datasets(
     resources: Resources | None = None,
     progress: Progress | None = None,
     done: Callable[[Result], None] = lambda result: None,
+    listings: Mapping[str, Listing] | None = None,
 ) -> list[Result]:
     """Build and commit every request's dataset; results in the order of the requests.
 
-    `done` is told of each as it is committed, or found unchanged.
+    `done` is told of each as it is committed, or found unchanged. `listings`: by a request's name,
+    its candidates, where the caller has listed them; its source is then not looked at.
 
     Raises `TransientError` where shards could not be read (a rerun resumes), and `GateError` where
     too many images failed (their partials are kept: a rerun with a higher limit commits at once).
@@ -176,7 +183,7 @@ def build_datasets(
     if len(set(names)) != len(names):
         raise UsageError(f"a dataset is asked for twice among {', '.join(names)}")
     if not engine.in_process:
-        _require_shared(catalogue.root, *(request.source for request in requests))
+        require_shared(catalogue.root, *(request.source for request in requests))
     for request in requests:
         _require_apart(catalogue.root, request.source)
     storage.require_exclusive(catalogue.root)
@@ -184,7 +191,8 @@ def build_datasets(
     problems: list[VdnaError] = []
     for request in requests:
         try:
-            plans.append(_plan(catalogue, request, resources, progress))
+            listing = (listings or {}).get(request.name)
+            plans.append(_plan(catalogue, request, resources, progress, listing))
         except VdnaError as error:
             problems.append(type(error)(f"{request.name}: {error}"))
     pending = [p for p in plans if not p.up_to_date]
@@ -233,7 +241,8 @@ def _require_apart(root: str, source: str) -> None:
         )
 
 
-def _require_shared(*places: str) -> None:
+def require_shared(*places: str) -> None:
+    """Raises `UsageError` for a place that only this process sees."""
     for place in places:
         if storage.protocol_of(place) == "memory":
             raise UsageError(
@@ -249,12 +258,18 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
         weights_sha256=network.weights_sha256,
         taps=network.taps,
         preprocess=Preprocess(
-            network.height, network.width, network.mean, network.std, resize=request.resize
+            network.height,
+            network.width,
+            network.mean,
+            network.std,
+            resize=request.resize,
+            crop=request.crop,
+            exif=request.exif,
         ),
         ranges_digest=ranges_digest,
         bins=request.bins,
         precision=request.precision,
-        bf16_numerics=numerics(device) if request.precision == "bf16" else None,
+        bf16_numerics=numerics(network, device) if request.precision == "bf16" else None,
     )
 
 
@@ -262,25 +277,20 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
 
 
 def _plan(
-    catalogue: Catalogue, request: Request, resources: Resources, progress: Progress
+    catalogue: Catalogue,
+    request: Request,
+    resources: Resources,
+    progress: Progress,
+    listing: Listing | None = None,
 ) -> _Plan:
-    network = describe(request.extractor, request.weights)
+    network = describe(request.extractor, request.weights, request.taps)
     if request.weights:
         load_model(network)  # wrong weights are found before anything is listed
     head = catalogue.head()
     known = _known_ranges(catalogue, request.ranges)
-    found = ranges_module.resolve(network, request.ranges, known)
+    found, provenance = ranges_module.find(network, request.ranges, known)
     spec = make_spec(request, network, found.digest, device_kind(resources))
-    if request.source:
-        storage.canonical(request.source)  # refuses what must not be shown
-    progress.say(f"{request.name}: listing {request.source}")
-    listing = list_source(
-        request.source,
-        include=request.include,
-        exclude=request.exclude,
-        limit=request.limit,
-        group_by=request.group_by,
-    )
+    listing = listing or _list(request, progress)
     base = head.datasets.get(request.name, {}).get(spec.digest)
     previous = _previous(catalogue, request.name, spec.digest, base)
     manifest = plan(
@@ -294,7 +304,7 @@ def _plan(
     job = ShardJob(recipe, uri, work_uri)
     if base is not None and _holds(catalogue, request.name, base, manifest, job):
         return _Plan(request, manifest, job, base, up_to_date=True)
-    storage.create(ranges_uri, ranges_module.encode(found, network))
+    storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
     storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
     stored = _store_manifest(uri, data, manifest.digest)
     storage.replace(catalogue.hint_uri(request.name, spec.digest), manifest.digest.encode())
@@ -306,6 +316,19 @@ def _products(request: Request, base: Version | None) -> tuple[str, ...]:
     """What is asked for, and what the dataset has: a refresh must not drop what others read."""
     kept = base is not None and not base.imported and LAYER_GAUSSIAN in base.products
     return (*PRODUCTS, LAYER_GAUSSIAN) if request.layer_gaussian or kept else PRODUCTS
+
+
+def _list(request: Request, progress: Progress) -> Listing:
+    if request.source:
+        storage.canonical(request.source)  # refuses what must not be shown
+    progress.say(f"{request.name}: listing {request.source}")
+    return list_source(
+        request.source,
+        include=request.include,
+        exclude=request.exclude,
+        limit=request.limit,
+        group_by=request.group_by,
+    )
 
 
 def _holds(
@@ -500,6 +523,9 @@ def make_dna(
     precision: Precision = "fp32",
     ranges: str | None = None,
     resize: Resize = "clean",
+    exif: Exif = "apply",
+    crop: Crop = "none",
+    taps: str | None = None,
     limit: int | None = None,
     include: str | None = None,
     exclude: str | None = None,
@@ -525,7 +551,7 @@ def make_dna(
         name = os.fspath(source)
         listing = list_source(name, include=include, exclude=exclude, limit=limit)
     else:
-        held = {f"memory-{i:09d}": _pixels(image, i) for i, image in enumerate(source)}
+        held = {f"memory-{i:09d}": _pixels(image, i, exif) for i, image in enumerate(source)}
         entries = tuple(Entry(uri, "", pixels.nbytes, "") for uri, pixels in held.items())
         name, listing = "images in memory", Listing("memory", entries[:limit], {}, 0)
     request = Request(
@@ -537,10 +563,13 @@ def make_dna(
         precision=precision,
         ranges=ranges,
         resize=resize,
+        exif=exif,
+        crop=crop,
+        taps=taps,
         max_failures=max_failures,
         layer_gaussian=layer_gaussian,
     )
-    network = describe(extractor, weights)
+    network = describe(extractor, weights, taps)
     found = ranges_module.resolve(network, ranges, {})
     spec = make_spec(request, network, found.digest, "cpu")
     manifest = plan(listing.entries, listing=listing)
@@ -576,7 +605,7 @@ def make_dna(
     return total.dna
 
 
-def _pixels(image: NDArray[np.uint8] | Image.Image, index: int) -> NDArray[np.uint8]:
+def _pixels(image: NDArray[np.uint8] | Image.Image, index: int, exif: Exif) -> NDArray[np.uint8]:
     """(height, width, 3) uint8. Raises `UsageError` naming the image that is something else."""
     import numpy as np
     from PIL import Image
@@ -585,7 +614,7 @@ def _pixels(image: NDArray[np.uint8] | Image.Image, index: int) -> NDArray[np.ui
         array = image
     elif isinstance(image, Image.Image):
         try:
-            array = images.pixels_of(image)
+            array = images.pixels_of(image, exif)
         except BadImage as bad:
             raise UsageError(f"image {index} cannot be counted: {bad}") from bad
     else:

@@ -26,6 +26,9 @@ class Settings(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     ranges: str | None = None
     resize: Literal["clean", "fast"] = "clean"
+    exif: Literal["apply", "ignore"] = "apply"
+    crop: Literal["none", "center"] = "none"
+    taps: str | None = None
     limit: int | None = Field(default=None, ge=1)
     include: str | None = None
     exclude: str | None = None

@@ -85,6 +85,13 @@ class Ranges:
             [value.hex() for value in self.high.tolist()],
         )
 
+    def select(self, taps: Sequence[tuple[str, int]]) -> Ranges:
+        """Those of some layers, each with its number of neurons; all must be among these."""
+        starts = dict(zip(self.taps, np.cumsum([0, *(n for _, n in self.taps)]), strict=False))
+        at = [np.arange(starts[tap], starts[tap] + tap[1]) for tap in taps]
+        chosen = np.concatenate(at)
+        return Ranges(tuple(taps), self.low[chosen], self.high[chosen])
+
 
 def neuron_name(taps: Sequence[tuple[str, int]], index: int) -> str:
     """`layer[neuron]` of a position in the concatenation of all layers."""

@@ -17,7 +17,8 @@ The format is told by the content, never by a name. Every image becomes 8-bit RG
 - Floats, 32-bit or signed integers, 12-bit or inverted 16-bit TIFF, and CIE Lab are "unsupported":
   nothing in the file says which value is white, or PIL does not heed it.
 - Of an animation or several pages, the first.
-- EXIF orientation is applied; one that is unreadable or not in 1..8 is none.
+- EXIF orientation is applied, unless the rule's `exif` is "ignore" as in the reference; one that is
+  unreadable or not in 1..8 is none. A TIFF's is always applied, by PIL, on loading.
 
 Decoding (PIL) and resizing (numba) leave Python's lock, so that threads scale.
 """
@@ -42,7 +43,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import BadImage, UsageError, VdnaError
-from pipeline.spec import COLOUR_RULE, Preprocess
+from pipeline.spec import COLOUR_RULE, Exif, Preprocess
 
 NONDETERMINISTIC: tuple[str, ...] = ("decoder_crashed", "timeout")
 """Reasons that may be the machine's fault as well as the image's."""
@@ -85,7 +86,9 @@ Image.init()  # registers the decoders now: at first use, threads would race for
 
 
 def decode(data: bytes, rule: Preprocess) -> Pixels:
-    """The image as RGB (H, W, 3), upright; may be read-only. Raises `BadImage`.
+    """The image as RGB (H, W, 3), upright unless EXIF is ignored; may be read-only.
+
+    Raises `BadImage`.
 
     `rule.max_pixels` is checked before any pixel is decoded; PIL's own limit, 178,956,970, holds
     in any case. Running out of memory raises `MemoryError`: it is not the image's fault.
@@ -106,21 +109,24 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
             _check_size(image, rule)
             image.load()
             _check_size(image, rule)  # an ICO's directory may lie about the image in it
-            return pixels_of(image)
+            return pixels_of(image, rule.exif)
     except (MemoryError, BadImage):
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on hostile bytes
         raise _blame(data, error) from error
 
 
-def pixels_of(image: Image.Image) -> Pixels:
+def pixels_of(image: Image.Image, exif: Exif = "apply") -> Pixels:
     """(H, W, 3) of an image that PIL has opened, by the same rule. Raises `BadImage`."""
-    return _upright(_rgb(image), _orientation(image))
+    pixels = _rgb(image)
+    return _upright(pixels, _orientation(image)) if exif == "apply" else pixels
 
 
 def prepare(pixels: Pixels, rule: Preprocess) -> Floats32:
-    """RGB (H, W, 3) -> the network's input (rule.height, rule.width, 3): resized, normalised.
+    """RGB (H, W, 3) -> the network's input (rule.height, rule.width, 3), normalised.
 
+    `crop` "center" takes the largest square in the middle first, as the reference's
+    `crop_to_square_pre_resize`.
     `clean` is the resize of clean-fid, which the reference uses: PIL's antialiased bicubic on
     float channels to the target size, whatever the proportions, clipped to [0, 255]; equal to
     within 1e-4 grey levels. `fast` is torch's on uint8, which rounds in between.
@@ -129,7 +135,7 @@ def prepare(pixels: Pixels, rule: Preprocess) -> Floats32:
         raise UsageError(
             f"pixels are {pixels.dtype} of shape {pixels.shape}; expected uint8 (H, W, 3)"
         )
-    pixels = np.ascontiguousarray(pixels)
+    pixels = np.ascontiguousarray(_square(pixels) if rule.crop == "center" else pixels)
     mean, std = np.array(rule.mean), np.array(rule.std)
     scale = (1 / (255 * std)).astype(np.float32)
     shift = (-mean / std).astype(np.float32)
@@ -145,6 +151,13 @@ def prepare(pixels: Pixels, rule: Preprocess) -> Floats32:
         flat, *_weights(height, rule.height), *_weights(width, rule.width), out, scale, shift
     )
     return out
+
+
+def _square(pixels: Pixels) -> Pixels:
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
 
 
 def load(data: bytes, rule: Preprocess) -> Floats32:

@@ -1,113 +1,53 @@
-"""Activations -> ranges, and files of ranges.
+"""Files of ranges: ours, those that come with the package, and the reference's.
 
-    >>> embedded("efficientnet_lite0")[0].digest                # doctest: +SKIP
+    >>> resolve(network, "activation_ranges.json", {}).digest               # doctest: +SKIP
 
-A range is measured (minimum and maximum of a neuron over a diverse set of images), then widened by
-1.2 about its centre. The paper and its reference widen about zero, which clips data where the
-minimum is above zero: (2, 5) becomes (2.4, 6).
+A range is measured by `pipeline.calibrate`, then widened by 1.2 about its centre. The paper and its
+reference widen about zero, which clips data where the minimum is above zero: (2, 5) becomes
+(2.4, 6). Their files hold what was measured; they are widened about zero when they are read, so
+that a build with them counts as the reference does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, cast
+from importlib.resources.abc import Traversable
+from itertools import product
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from pipeline import images, storage
+from pipeline import storage
 from pipeline.dna import Floats, Ranges
-from pipeline.errors import BadImage, CorruptFile, SpecMismatch, UsageError
-from pipeline.extractor import Extractor, Network, describe, numerics
-from pipeline.manifest import Entry
-from pipeline.progress import Progress
-from pipeline.source import list_source
-from pipeline.spec import Preprocess, available_cpus
-
-if TYPE_CHECKING:
-    import torch
+from pipeline.errors import CorruptFile, SpecMismatch, StorageError, UsageError
+from pipeline.extractor import Network
+from pipeline.networks import REFERENCE_REPO
 
 FORMAT = 1
 WIDEN = 1.2
-CHUNK = 64
 
+REFERENCE_FILES = {
+    "mugs_vit_base": "Mugs/mugs_vit_base/activation_ranges.json",
+    "mugs_vit_large": "Mugs/mugs_vit_large/activation_ranges.json",
+    "dino_vit_base": "DINO/dino_vit_base/activation_ranges.json",
+    "dino_resnet50": "DINO/dino_resnet50/activation_ranges.json",
+    "rand_resnet50": "Random/rand_resnet50/activation_ranges.json",
+    "clip_im_vit_b16": "CLIP/clip_im_vit_b16/activation_ranges.json",
+    "inception": "Inception/inception_v3/activation_ranges.json",
+    "vgg16": "VGG/vgg16/activation_ranges.json",
+}
+"""Where vdna 0.1.1 gets the ranges of each of its networks, in its repository on the hub."""
+REFERENCE_MARGIN = 1e-8
+"""What the reference adds to half of a range, lest it be zero."""
 
-def measure(extractor: Extractor, images: Iterable[NDArray[np.float32]]) -> tuple[Ranges, int]:
-    """Minimum and maximum of every neuron over prepared images (height, width, 3); and how many.
-
-    Raises `UsageError` on no images, or a neuron without a finite activation.
-    """
-    taps = extractor.network.taps
-    low = [np.full(tap.neurons, np.inf, np.float32) for tap in taps]
-    high = [np.full(tap.neurons, -np.inf, np.float32) for tap in taps]
-
-    def visit(index: int, x: torch.Tensor) -> None:
-        values = x.cpu().numpy()
-        np.minimum(low[index], values.min(axis=(0, 1)), out=low[index])
-        np.maximum(high[index], values.max(axis=(0, 1)), out=high[index])
-
-    batch: list[NDArray[np.float32]] = []
-    total = 0
-    for image in images:
-        batch.append(image)
-        total += 1
-        if len(batch) == extractor.micro_batch:
-            extractor.observe(np.stack(batch), visit)
-            batch.clear()
-    if batch:
-        extractor.observe(np.stack(batch), visit)
-    if not total:
-        raise UsageError("ranges need at least one image")
-    shape = tuple((tap.name, tap.neurons) for tap in taps)
-    return Ranges(
-        shape, np.concatenate(low).astype(np.float64), np.concatenate(high).astype(np.float64)
-    ), total
-
-
-def calibrate(
-    sources: Sequence[str], extractor: str, weights: str | None, progress: Progress
-) -> tuple[bytes, str, int, int]:
-    """Measure over all images of the sources, in this process, and widen.
-
-    Returns a file of ranges, their digest, and how many images were measured and could not be.
-    """
-    network = describe(extractor, weights)
-    rule = Preprocess(network.height, network.width, network.mean, network.std)
-    listings = [list_source(source) for source in sources]
-    entries = sorted({entry for listing in listings for entry in listing.entries})
-    failed = 0
-
-    def read(entry: Entry) -> NDArray[np.float32] | None:
-        try:
-            return images.load(storage.read(entry.uri, entry.identity), rule)
-        except BadImage as bad:
-            progress.say(f"{storage.readable(entry.uri)} not measured: {bad}")
-            return None
-
-    def prepared() -> Iterator[NDArray[np.float32]]:
-        nonlocal failed
-        with ThreadPoolExecutor(available_cpus()) as pool:
-            for start in range(0, len(entries), CHUNK):
-                chunk = entries[start : start + CHUNK]
-                before = failed
-                for image in pool.map(read, chunk):
-                    if image is None:
-                        failed += 1
-                    else:
-                        yield image
-                progress.advance(len(chunk), failed - before)
-
-    progress.start(images=len(entries), shards=-(-len(entries) // CHUNK), present=0)
-    measured, total = measure(Extractor(network), prepared())
-    progress.finish()
-    wide = widen(measured)
-    data = encode(wide, network, images=total, widened=WIDEN, numerics=numerics("cpu").to_json())
-    return data, wide.digest, total, failed
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_OWN_FIELDS = frozenset({"format", "kind", "digest", "extractor", "weights_sha256"})
+"""Metadata that `encode` states itself; the rest is provenance."""
 
 
 def widen(ranges: Ranges, factor: float = WIDEN) -> Ranges:
@@ -136,7 +76,9 @@ def encode(ranges: Ranges, network: Network, **provenance: object) -> bytes:
         **provenance,
     }
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
+    with pq.ParquetWriter(
+        sink, table.schema, compression="zstd", write_page_checksum=True, store_schema=False
+    ) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
     return cast(bytes, sink.getvalue().to_pybytes())
@@ -145,7 +87,7 @@ def encode(ranges: Ranges, network: Network, **provenance: object) -> bytes:
 def decode(data: bytes, name: str) -> tuple[Ranges, dict[str, Any]]:
     """Raises `CorruptFile` where the rows are not those of the digest stated."""
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read()
         metadata = json.loads(file.metadata.metadata[b"vdna"])
         if (metadata["kind"], metadata["format"]) != ("ranges", FORMAT):
@@ -170,9 +112,13 @@ def decode(data: bytes, name: str) -> tuple[Ranges, dict[str, Any]]:
     return ranges, metadata
 
 
+def _asset(extractor: str) -> Traversable:
+    return files("pipeline").joinpath("assets", f"{extractor}.ranges.parquet")
+
+
 def embedded(extractor: str) -> tuple[Ranges, dict[str, Any]]:
     """The ranges that come with this package. Raises `UsageError` where there are none."""
-    resource = files("pipeline").joinpath("assets", f"{extractor}.ranges.parquet")
+    resource = _asset(extractor)
     if not resource.is_file():
         raise UsageError(f"no ranges come with {extractor}; measure some with `vdna calibrate`")
     return decode(resource.read_bytes(), resource.name)
@@ -181,13 +127,23 @@ def embedded(extractor: str) -> tuple[Ranges, dict[str, Any]]:
 def resolve(network: Network, source: str | None, known: Mapping[str, str]) -> Ranges:
     """Ranges by file, by digest (a key of `known`, to a uri), or the network's own.
 
-    Raises `SpecMismatch` where they are of other weights or taps.
+    Of a file that holds more layers than the network taps, those that it taps. Raises
+    `SpecMismatch` where they are of other weights, or lack a layer.
     """
+    return find(network, source, known)[0]
+
+
+def find(
+    network: Network, source: str | None, known: Mapping[str, str]
+) -> tuple[Ranges, dict[str, Any]]:
+    """As `resolve`, with where they come from, for `encode` to state."""
     if source is None:
-        name, (ranges, metadata) = f"of {network.name}", embedded(network.name)
+        name, (ranges, metadata) = f"of {network.name}", _own(network)
     else:
         name = known.get(source) or storage.canonical(source)
-        ranges, metadata = decode(storage.read(name), name)
+        data = storage.read(name)
+        read = decode_reference(data, name, network) if _is_json(data) else decode(data, name)
+        ranges, metadata = read
     if metadata["weights_sha256"] != network.weights_sha256:
         raise SpecMismatch(
             f"ranges {name} are of {metadata['extractor']} with weights "
@@ -196,6 +152,147 @@ def resolve(network: Network, source: str | None, known: Mapping[str, str]) -> R
             "them by --ranges"
         )
     shape = tuple((tap.name, tap.neurons) for tap in network.taps)
-    if ranges.taps != shape:
+    if not set(shape) <= set(ranges.taps):
         raise SpecMismatch(f"ranges are of layers {ranges.taps}; {network.name} taps {shape}")
-    return ranges
+    provenance = {key: value for key, value in metadata.items() if key not in _OWN_FIELDS}
+    return ranges.select(shape), provenance
+
+
+def _own(network: Network) -> tuple[Ranges, dict[str, Any]]:
+    """Those that come with the package, else those that the reference publishes."""
+    if network.name not in REFERENCE_FILES or _asset(network.name).is_file():
+        return embedded(network.name)
+    if network.weights_uri is not None:
+        raise UsageError(
+            f"the reference's ranges of {network.name} are of its own weights, not of "
+            f"{storage.readable(network.weights_uri)}; measure some with `vdna calibrate "
+            "--weights …`, and give them by --ranges"
+        )
+    path = REFERENCE_FILES[network.name]
+    uri = storage.canonical(_from_hub(network.name, path))
+    name = f"{REFERENCE_REPO}/{path}"
+    ranges, metadata = decode_reference(storage.read(uri), name, network)
+    return ranges, metadata | {"origin": f"huggingface.co/{name}"}
+
+
+def _from_hub(name: str, path: str) -> str:
+    """The local copy, by the hub's own cache and settings."""
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.hf_hub_download(repo_id=REFERENCE_REPO, filename=path)
+    except Exception as error:  # its client raises its HTTP library's errors as they are
+        why = " ".join(str(error).split())[:300]
+        raise StorageError(
+            f"no ranges come with {name}, and the reference's ({path} of {REFERENCE_REPO}) "
+            f"could not be had from the Hugging Face hub: {type(error).__name__}: {why}. Give some "
+            "by --ranges FILE, or measure some with `vdna calibrate`"
+        ) from error
+
+
+# The reference's files: {"mins_per_neuron": {layer: {"0": minimum, …}}, "maxs_per_neuron": …}
+
+
+def _is_json(data: bytes) -> bool:
+    return data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def decode_reference(data: bytes, name: str, network: Network) -> tuple[Ranges, dict[str, Any]]:
+    """The extremes in an `activation_ranges.json` of vdna 0.1.1, widened as it widens them.
+
+    It names no weights: that they are `network`'s is whoever gives it to say, and the metadata
+    records it. Raises `CorruptFile` where it contradicts itself, `SpecMismatch` where its layers
+    and neurons are not those that the network taps.
+    """
+    try:
+        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct)
+        lows, highs = content["mins_per_neuron"], content["maxs_per_neuron"]
+        same = lows.keys() == highs.keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFile(
+            f"{name}: torn, or not the reference's JSON of minima and maxima: {error!r}"
+        ) from error
+    if not same:
+        odd = ", ".join(sorted(lows.keys() ^ highs.keys()))
+        raise CorruptFile(f"{name}: minima and maxima are not of the same layers: {odd}")
+    tapped = [tap.name for tap in network.taps]
+    wrong = [f"lacks {layer}" for layer in tapped if layer not in lows]
+    if wrong:
+        raise SpecMismatch(f"{name} is not of {network.name}: it {', '.join(wrong)}")
+    low, high = [], []
+    for tap in network.taps:
+        minima = _column(lows[tap.name], tap.name, "minimum", name)
+        maxima = _column(highs[tap.name], tap.name, "maximum", name)
+        if {len(minima), len(maxima)} != {tap.neurons}:
+            raise SpecMismatch(
+                f"{name}: layer {tap.name} has {len(minima)} minima and {len(maxima)} maxima; "
+                f"{network.name} has {tap.neurons} neurons there"
+            )
+        for i, (least, most) in enumerate(zip(minima, maxima, strict=True)):
+            if least > most:
+                raise CorruptFile(f"{name}: neuron {tap.name}[{i}] ranges from {least} to {most}")
+        low += minima
+        high += maxima
+    taps = tuple((tap.name, tap.neurons) for tap in network.taps)
+    ranges = widen_about_zero(Ranges(taps, np.array(low), np.array(high)))
+    return ranges, {
+        "extractor": network.name,
+        "weights_sha256": network.weights_sha256,
+        "assumed_weights": True,
+        "reference_file_sha256": hashlib.sha256(data).hexdigest(),
+        "widened": WIDEN,
+        "widened_about": "zero",
+    }
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands there twice")
+    return found
+
+
+def _column(values: object, layer: str, what: str, name: str) -> list[float]:
+    """One layer's numbers in the order of its neurons, whose names sort as text: 10 before 2."""
+    if not isinstance(values, dict):
+        raise CorruptFile(f"{name}: layer {layer} holds no {what} by neuron")
+    column = []
+    for i in range(len(values)):
+        if str(i) not in values:
+            odd = next(key for key in values if key not in set(map(str, range(len(values)))))
+            raise CorruptFile(f"{name}: layer {layer} has a neuron {odd!r}, and no {what} of {i}")
+        value = values[str(i)]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= _MAX_FLOAT32:
+            raise CorruptFile(f"{name}: the {what} of neuron {layer}[{i}] is {value!r}")
+        column.append(float(value))
+    return column
+
+
+def widen_about_zero(extremes: Ranges, factor: float = WIDEN) -> Ranges:
+    """As vdna 0.1.1 does: both ends times `factor`, and half the width made 1e-8 wider.
+
+    Low and high are set such that `pipeline.histogram` finds the reference's centre and half-width
+    again, to the last bit where any two floats give it, else within one unit of it.
+    """
+    low, high = extremes.low * factor, extremes.high * factor
+    centre, half = (low + high) / 2, (high - low) / 2 + REFERENCE_MARGIN
+    # A point has that half-width by the rule itself.
+    best_low = np.where(low == high, centre, centre - half)
+    best_high = np.where(low == high, centre, centre + half)
+    best = np.where(low == high, 0.0, np.inf)
+    steps = sorted(product(range(-2, 3), repeat=2), key=lambda s: (abs(s[0]) + abs(s[1]), s))
+    for down, up in steps:
+        a, b = _ulps(centre - half, down), _ulps(centre + half, up)
+        off = abs((a + b) / 2 - centre) + abs((b - a) / 2 - half)
+        better = off < best
+        best = np.where(better, off, best)
+        best_low, best_high = np.where(better, a, best_low), np.where(better, b, best_high)
+    return Ranges(extremes.taps, best_low, best_high)
+
+
+def _ulps(values: Floats, steps: int) -> Floats:
+    for _ in range(abs(steps)):
+        values = np.nextafter(values, np.inf if steps > 0 else -np.inf)
+    return values

@@ -22,6 +22,8 @@ from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 
 Precision = Literal["fp32", "bf16"]
 Resize = Literal["clean", "fast"]
+Crop = Literal["none", "center"]
+Exif = Literal["apply", "ignore"]
 
 COUNTING_RULE = 1
 """Version of the rule in `pipeline.histogram`; a change of a single count is a new version."""
@@ -54,7 +56,9 @@ class Preprocess:
     """From bytes to the network's input; every field changes pixels, or which images are counted.
 
     `height`, `width`: of the network's input. `mean`, `std`: of channels scaled to [0, 1].
-    `max_bytes`, `max_pixels`: an image beyond them is listed as a failure, unread.
+    `crop`: the largest square in the middle, or none, before the resize. `exif`: whether a stated
+    orientation turns the image. `max_bytes`, `max_pixels`: an image beyond them is listed as a
+    failure, unread.
     """
 
     height: int
@@ -62,9 +66,9 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resize: Resize = "clean"
-    crop: Literal["none"] = "none"
+    crop: Crop = "none"
     colour: str = COLOUR_RULE
-    exif: Literal["apply"] = "apply"
+    exif: Exif = "apply"
     max_bytes: int = 256 * 2**20
     max_pixels: int = 89_478_485
 
@@ -114,6 +118,10 @@ class Spec:
             raise UsageError(f"precision is {self.precision!r}; choose fp32 or bf16")
         if self.preprocess.resize not in ("clean", "fast"):
             raise UsageError(f"resize is {self.preprocess.resize!r}; choose clean or fast")
+        if self.preprocess.crop not in ("none", "center"):
+            raise UsageError(f"crop is {self.preprocess.crop!r}; choose none or center")
+        if self.preprocess.exif not in ("apply", "ignore"):
+            raise UsageError(f"exif is {self.preprocess.exif!r}; choose apply or ignore")
         if (self.precision == "bf16") != (self.bf16_numerics is not None):
             raise UsageError("bf16_numerics belongs to a bf16 spec, and only to one")
         names = [tap.name for tap in self.taps]

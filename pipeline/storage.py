@@ -17,6 +17,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -272,6 +273,25 @@ def delete(uri: str) -> None:
             _attempt(uri, lambda: fs.rm_file(path))
     except (FileNotFoundError, SourceError):
         pass
+
+
+def delete_tree(uri: str) -> None:
+    """Remove everything below a folder or prefix; that there is nothing is no error.
+
+    A local folder above it that this leaves empty goes too: object stores have no empty folders.
+    """
+    try:
+        if protocol_of(uri) == "file":
+            shutil.rmtree(local_path(uri))
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(local_path(uri)))
+        else:
+            fs, path = _fs(uri)
+            _attempt(uri, lambda: fs.rm(path, recursive=True))
+    except (FileNotFoundError, SourceError):
+        pass
+    except OSError as error:
+        raise StorageError(f"{uri}: cannot be removed: {error.strerror}") from error
 
 
 def require_exclusive(root: str) -> None:

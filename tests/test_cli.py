@@ -147,10 +147,12 @@ def test_build_as_json(tmp_path: Path, spoilt: Path) -> None:
 
 def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
     options = ("--bins", 50, "--resize", "fast", "--limit", 3, "--exclude", "*-0005.jpg")
+    options += ("--exif", "ignore", "--crop", "center")
     result = build_json("a", photos, tmp_path / "c", *options)
     assert (result["images"], result["counted_shards"]) == (3, 3)
     spec = Catalogue(str(tmp_path / "c")).spec(result["spec"])
     assert (spec.bins, spec.preprocess.resize) == (50, "fast")
+    assert (spec.preprocess.exif, spec.preprocess.crop) == ("ignore", "center")
 
 
 def test_failures_that_are_let_through_are_listed(tmp_path: Path, spoilt: Path) -> None:
@@ -235,6 +237,8 @@ def test_bad_usage_exits_2_and_names_the_value(
     [
         ("build", "a"),
         ("build", "a", "x", "-c", "c", "--resize", "dirty"),
+        ("build", "a", "x", "-c", "c", "--crop", "left"),
+        ("build", "a", "x", "-c", "c", "--exif", "maybe"),
         ("build", "a", "x", "-c", "c", "--bins", "many"),
         ("build", "a", "x", "-c", "c", "--no-such-option"),
         ("gc", "-c", "c", "--grace-days", "-1"),
@@ -491,10 +495,11 @@ def test_ranges_that_were_calibrated_are_used_by_file_and_by_digest(
     tmp_path: Path, others: Path, spoilt: Path
 ) -> None:
     out, place = tmp_path / "ranges.parquet", tmp_path / "c"
-    done = vdna("calibrate", others, spoilt, "--out", out, "--json")
+    words = ("calibrate", others, spoilt, "--out", out, "--workers", 0, "--json")
+    done = vdna(*words, "--max-failures", 1)
     measured = json.loads(done.stdout)
     assert (measured["images"], measured["failed"]) == (7, 1)
-    assert "photo-0703.jpg not measured: truncated" in done.stderr
+    assert "photo-0703.jpg: truncated" in done.stderr
     by_file = build_json("a", others, place, "--ranges", out)
     assert Catalogue(str(place)).spec(by_file["spec"]).ranges_digest == measured["digest"]
     assert Catalogue(str(place)).load("a").overflow.sum() == 0
@@ -693,3 +698,23 @@ def test_every_command_has_a_help() -> None:
     for command in ("demo", "build", "refresh", "compare", "calibrate", "ls", "show", "log"):
         assert command in text
         assert "Usage" in vdna(command, "--help").stdout
+
+
+def test_layer_gaussians_and_their_distance(photos: Path, tmp_path: Path) -> None:
+    place, other = tmp_path / "c", tmp_path / "other"
+    write_photos(other, 5, first_seed=50)
+    first = build_json("a", photos, place, "--layer-gaussian", "--bins", 20)
+    assert "layer_gaussian" in first["products"]
+    build("b", other, place, "--layer-gaussian", "--bins", 20)
+    rows = vdna_json("compare", "-c", place, "--fd")
+    (row,) = [r for r in rows if (r["a"], r["b"], r["layer"]) == ("a", "b", "bn2")]
+    (back,) = [r for r in rows if (r["a"], r["b"], r["layer"]) == ("b", "a", "bn2")]
+    assert row["fd"] == back["fd"] > 0
+    assert all(r["fd"] is None for r in vdna_json("compare", "-c", place))
+    printed = vdna("compare", "-c", place, "--fd", "--layer", "bn2").stdout
+    assert "Fréchet distance of bn2" in printed
+    assert f"{row['fd']:.3g}" in printed
+    build("c", other, place, "--bins", 20)
+    build("d", photos, place, "--bins", 20)
+    done = vdna("compare", "c", "d", "-c", place, "--fd", exits=2)
+    refused(done, "no layer Gaussians are kept of c, d", "--layer-gaussian")

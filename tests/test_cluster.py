@@ -53,11 +53,12 @@ def start(
     workers: int = 2,
     env: dict[str, str] | None = None,
     shard_images: int = SHARD_IMAGES,
+    *options: str,
 ) -> subprocess.Popen[str]:
     """The command, in a session of its own so that all of it can be found."""
     command = [sys.executable, "-m", "jobs.build", "photos", str(folder), "-c", str(catalogue)]
     command += ["--shard-images", str(shard_images), "--max-failures", "2", "--json"]
-    command += ["--workers", str(workers), "--threads", "1"]
+    command += ["--workers", str(workers), "--threads", "1", *options]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -125,15 +126,16 @@ def holds(catalogue: Path, truth: DNA) -> None:
 
 
 def test_a_build_on_ray_is_the_build_in_process(folder: Path, truth: DNA, tmp_path: Path) -> None:
-    ray = start(folder, tmp_path / "ray")
+    ray = start(folder, tmp_path / "ray", 2, None, SHARD_IMAGES, "--layer-gaussian")
     with ended(ray):
         on_ray = finish(ray)
-    alone = start(folder, tmp_path / "alone", workers=0)
+    alone = start(folder, tmp_path / "alone", 0, None, SHARD_IMAGES, "--layer-gaussian")
     with ended(alone):
         in_process = finish(alone)
     assert on_ray["counted_shards"] == SHARDS
     assert on_ray["dna"] == in_process["dna"]
     assert on_ray["sha256"] == in_process["sha256"]
+    assert "layer_gaussians" in on_ray["sha256"]  # floats, to the last bit
     holds(tmp_path / "ray", truth)
 
 

@@ -23,12 +23,16 @@ datasets:
     bins: 100
     precision: bf16
     resize: fast
+    exif: ignore
+    crop: center
+    taps: blocks.*
     limit: 10
     include: "*.png"
     exclude: "*-mask.png"
     group_by: 1
     max_failures: 0.5
     shard_images: 64
+    layer_gaussian: true
     extractor: other
     weights: weights.pt
     ranges: ranges.parquet
@@ -63,8 +67,10 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert day == Request("city/day", "s3://bucket/day", bins=500, max_failures=5)
     assert night == Request(
         "city/night", "photos/night", extractor="other", weights="weights.pt", bins=100,
-        precision="bf16", ranges="ranges.parquet", resize="fast", limit=10, include="*.png",
+        precision="bf16", ranges="ranges.parquet", resize="fast", exif="ignore",
+        crop="center", taps="blocks.*", limit=10, include="*.png",
         exclude="*-mask.png", group_by="1", max_failures=0.5, shard_images=64,
+        layer_gaussian=True,
     )  # fmt: skip
 
 
@@ -94,6 +100,8 @@ def test_a_dataset_may_take_a_default_back(tmp_path: Path) -> None:
         ({"max_failures": ".nan"}, "datasets.0.max_failures", "nan"),
         ({"precision": "fp16"}, "datasets.0.precision", "'fp16'"),
         ({"resize": "dirty"}, "datasets.0.resize", "'dirty'"),
+        ({"crop": "left"}, "datasets.0.crop", "'left'"),
+        ({"exif": "maybe"}, "datasets.0.exif", "'maybe'"),
         ({"name": "7"}, "datasets.0.name", "7"),
         ({"source": "[a, b]"}, "datasets.0.source", "['a', 'b']"),
         ({"source": "null"}, "datasets.0.source", "None"),

@@ -16,23 +16,22 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import extractor as extractor_module
+from pipeline import networks as networks_module
 from pipeline import storage
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, UsageError
 from pipeline.extractor import (
-    EFFICIENTNET_LITE0_SHA256,
-    EXTRACTORS,
     MICRO_BATCH,
     Extractor,
     Network,
     describe,
-    fold_batch_norms,
     load_model,
-    load_state,
     numerics,
 )
+from pipeline.folding import fold_batch_norms
 from pipeline.images import load
+from pipeline.networks import EFFICIENTNET_LITE0_SHA256
 from pipeline.spec import Preprocess, Tap
+from pipeline.weights import load_state
 from tests.helpers import photo
 
 CATS = {281, 282, 285}  # tabby, tiger cat, Egyptian cat
@@ -110,7 +109,6 @@ def test_a_description_names_the_weights_and_taps(network: Network) -> None:
     assert network.taps[0] == Tap("bn1", 32, 112 * 112)
     assert network.taps[-1] == Tap("bn2", 1280, 49)
     assert sum(tap.neurons for tap in network.taps) == 3120
-    assert list(EXTRACTORS) == ["efficientnet_lite0"]
 
 
 def test_describing_costs_no_import_of_torch() -> None:
@@ -247,8 +245,8 @@ def test_bf16_computes_otherwise_and_nearly_the_same(
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.97, tap.name
 
 
-def test_the_numerics_tell_how_it_computes(extractor: Extractor) -> None:
-    assert extractor.numerics == numerics("cpu")
+def test_the_numerics_tell_how_it_computes(network: Network, extractor: Extractor) -> None:
+    assert extractor.numerics == numerics(network, "cpu")
     assert (extractor.numerics.micro_batch, extractor.numerics.threads) == (8, 1)
     assert extractor.numerics.folded
     assert not extractor.numerics.compiled
@@ -280,11 +278,12 @@ def test_other_weights_than_those_described_are_refused_with_both_digests(
 
 
 def test_a_wheel_with_other_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractor_module, "_weights_bytes", lambda name, uri: b"tampered")
+    tampered = hashlib.sha256(b"tampered").hexdigest()
+    monkeypatch.setattr(networks_module, "sha256_of", lambda uri: tampered)
     with pytest.raises(CorruptFile) as caught:
         describe("efficientnet_lite0")
     assert EFFICIENTNET_LITE0_SHA256 in str(caught.value)
-    assert hashlib.sha256(b"tampered").hexdigest() in str(caught.value)
+    assert tampered in str(caught.value)
 
 
 def test_weights_by_url(

@@ -12,9 +12,15 @@ import pipeline
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "allocator", "spec", "dna", "partial", "distance", "manifest"},
-    {"extractor", "gaussian", "histogram", "ranges", "storage", "source", "images", "progress"},
+    {
+        *("extractor", "networks", "weights", "folding", "gaussian", "histogram", "ranges"),
+        *("storage", "source", "images", "progress"),
+    },
     {"shard", "reduce", "matrix", "lens", "catalogue"},
-    {"cluster", "build", "reference", "report", "config", "verify", "gc", "samples"},
+    {
+        *("build", "calibrate", "cluster", "config", "gc", "reference", "report", "samples"),
+        "verify",
+    },
 ]
 LEVEL = {module: level for level, floor in enumerate(FLOORS) for module in floor}
 GROUND_MAY_NOT = {"torch", "torchvision", "timm", "ray", "fsspec", "numba", "PIL", "os", "socket"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline import build as build_module
 from pipeline import fd, make_dna, nfd, storage
 from pipeline.build import InProcess, Request, build_datasets
 from pipeline.catalogue import Catalogue
@@ -24,10 +26,11 @@ from pipeline.dna import DNA, DnaFile, decode_dna, encode_dna
 from pipeline.errors import ConservationError, CorruptFile, NotFound, SpecMismatch, UsageError
 from pipeline.extractor import Extractor, describe
 from pipeline.gaussian import Moments
+from pipeline.gc import GRACE, garbage
 from pipeline.manifest import Shard
 from pipeline.matrix import Matrix, compare
 from pipeline.ranges import embedded
-from pipeline.reduce import load_partial
+from pipeline.reduce import compose, digest_of_dna, load_partial, plan_folds
 from pipeline.shard import Counter
 from pipeline.source import list_source
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, Tap
@@ -409,3 +412,78 @@ def test_the_matrix_has_fd_where_both_have_it(built: Catalogue) -> None:
     assert np.array_equal(again.fd, matrix.fd, equal_nan=True)
     assert compare(built, ["a", "b", "without"], fd=True).fd[-1, 0, 1] == matrix.fd[-1, 0, 1]
     assert np.isnan(compare(built, ["a", "b"]).fd).all()
+
+
+def test_the_digest_of_a_dna_is_of_its_scatter_too(built: Catalogue) -> None:
+    dna = built.load("a", layer_gaussian=True)
+    version = built.find("a")
+    assert digest_of_dna(dna, version.manifest, version.products) == version.dna
+    assert dna.scatter is not None
+    scatter = dna.scatter.copy()
+    scatter[1] = np.nextafter(scatter[1], np.inf)  # off the diagonal: no sum of squares tells
+    changed = replace(dna, scatter=scatter)
+    changed.check()
+    assert digest_of_dna(changed, version.manifest, version.products) != version.dna
+
+
+def test_verify_finds_a_partial_whose_scatter_is_another(built: Catalogue, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(storage_path(built.root), copy)
+    place = Catalogue(str(copy))
+    partials = storage.join(place.work_uri("a", place.find("a").spec), "partials")
+    uri = next(iter(storage.walk(partials))).uri
+    partial = load_partial(uri)
+    assert partial.dna.scatter is not None
+    scatter = partial.dna.scatter.copy()
+    scatter[1] += 1.0
+    storage.replace(uri, replace(partial, dna=replace(partial.dna, scatter=scatter)).encode())
+    (bad,) = [finding for finding in verify(place, ["a"]) if not finding.ok]
+    assert bad.check == "partials"
+
+
+def test_partials_that_lack_it_are_never_composed_as_if_they_had_it(
+    built: Catalogue, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(storage_path(built.root), copy)
+    place = Catalogue(str(copy))
+    version = place.find("a")
+    work = place.work_uri("a", version.spec)
+    for item in list(storage.walk(storage.join(work, "partials"))):
+        partial = load_partial(item.uri)
+        storage.replace(item.uri, replace(partial, dna=replace(partial.dna, scatter=None)).encode())
+    manifest = place.manifest("a", version)
+    _, folds = plan_folds(manifest, work, version.spec, version.products)
+    with pytest.raises(CorruptFile, match=r"the partials' products are not .*layer_gaussian"):
+        compose(folds, manifest, version.products, "a")
+
+
+def test_gc_keeps_what_the_version_needs_and_takes_what_it_does_not(
+    built: Catalogue, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(storage_path(built.root), copy)
+    place = Catalogue(str(copy))
+    later = datetime.now(UTC) + 2 * GRACE
+    assert [item.uri for item in garbage(place, now=later) if "/_work/" not in item.uri] == []
+    version = place.find("a")
+    stray = place.uri("layer_gaussians", version.spec, "a", "0" * 32)
+    storage.create(stray, b"of a version that was never committed")
+    found = [item.uri for item in garbage(place, now=later)]
+    assert stray in found
+    assert not any("/partials/" in uri for uri in found)
+
+
+def test_gc_keeps_the_partials_of_a_build_that_has_begun(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Catalogue(str(tmp_path / "c"))
+
+    def dies(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_module, "compose", dies)
+    with pytest.raises(KeyboardInterrupt):
+        build_datasets(place, [request_of(folder)], ENGINE, Resources(workers=0, threads=2))
+    found = [item.uri for item in garbage(place, now=datetime.now(UTC) + 2 * GRACE)]
+    assert not any("/partials/" in uri for uri in found)

@@ -245,6 +245,49 @@ def test_orientation_6_is_a_quarter_turn_clockwise() -> None:
     assert np.array_equal(decode(saved(pixels(), exif=exif), RULE), np.rot90(pixels(), -1))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_may_be_ignored(kind: str) -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = saved(pixels(), kind, exif=exif, **options)
+    rule = replace(RULE, exif="ignore")
+    as_stored = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decode(data, rule), as_stored)
+    assert np.array_equal(load(data, rule), prepare(as_stored, RULE))
+    assert np.array_equal(load_isolated(data, rule, 60), load(data, rule))
+    assert not np.array_equal(load(data, rule), load(data, RULE))
+    image = Image.open(io.BytesIO(data))
+    assert np.array_equal(images.pixels_of(image, "ignore"), as_stored)
+    assert np.array_equal(images.pixels_of(image), np.rot90(as_stored, -1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (61, 40), (41, 60), (40, 40), (1, 9)])
+@pytest.mark.parametrize("resize", ["clean", "fast"])
+def test_cropping_to_the_square_in_the_middle_is_as_the_references(
+    height: int, width: int, resize: Any
+) -> None:
+    from vdna.utils.im import _make_np_img_square
+
+    whole = pixels(height, width)
+    square = _make_np_img_square(whole, "center")
+    rule = replace(RULE, crop="center", resize=resize)
+    assert np.array_equal(prepare(whole, rule), prepare(square, replace(rule, crop="none")))
+    data = saved(whole)
+    assert np.array_equal(load(data, rule), prepare(whole, rule))
+    if (height, width) == (41, 60):
+        assert np.array_equal(load_isolated(data, rule, 60), load(data, rule))
+        assert not np.array_equal(load(data, rule), load(data, replace(rule, crop="none")))
+
+
+def test_exif_comes_before_the_crop() -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    upright = np.rot90(pixels(41, 60), -1)
+    rule = replace(RULE, crop="center")
+    assert np.array_equal(load(saved(pixels(41, 60), exif=exif), rule), prepare(upright, rule))
+
+
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_unknown_orientation_is_none(value: int) -> None:
     exif = Image.Exif()

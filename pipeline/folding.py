@@ -1,0 +1,109 @@
+"""Batch norms into the convolutions before them, where the order of execution is known.
+
+    >>> fold_batch_norms(torchvision.models.resnet18())               # doctest: +SKIP
+
+A module says which parts it has, not in which order it runs them. In the families below they are
+registered in the order in which they run, so that a norm belongs to the convolution just before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import CorruptFile
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """`convolution` and `norm` are names inside `parent`; `path` is the convolution's in full."""
+
+    parent: Any
+    convolution: str
+    norm: str
+    path: str
+
+
+def foldable(model: Any, observed: tuple[str, ...]) -> bool:
+    """Whether every batch norm of the model can be folded without a trace at the taps.
+
+    `observed`: names of the modules that are tapped. A convolution among them would show its
+    output after the norm, not before it.
+    """
+    if not _known_family(model):
+        return False
+    pairs = list(_pairs(model))
+    if not pairs or _left(model, pairs):
+        return False
+    return not {pair.path for pair in pairs} & set(observed)
+
+
+def fold_batch_norms(model: Any) -> Any:
+    """Each batch norm that follows a convolution becomes part of it; its activation stays.
+
+    The folded module keeps the norm's name, so that taps on it still hold. Raises `CorruptFile`
+    where a norm is left.
+    """
+    from torch import nn
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    pairs = list(_pairs(model))
+    left = _left(model, pairs)
+    if left:
+        raise CorruptFile(f"batch norms that follow no convolution: {left}")
+    for pair in pairs:
+        convolution, norm = getattr(pair.parent, pair.convolution), getattr(pair.parent, pair.norm)
+        setattr(pair.parent, pair.convolution, fuse_conv_bn_eval(convolution, norm))
+        setattr(pair.parent, pair.norm, getattr(norm, "act", nn.Identity()))  # timm's has one
+    return model
+
+
+def _pairs(model: Any) -> Iterator[_Pair]:
+    from timm.layers.conv2d_same import Conv2dSame
+    from torch import nn
+
+    for path, parent in model.named_modules():
+        previous: str | None = None
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d) and previous is not None:
+                yield _Pair(parent, previous, name, f"{path}.{previous}".lstrip("."))
+                previous = None
+            elif type(child) in (nn.Conv2d, Conv2dSame):  # others compute their weights
+                previous = name
+            elif not isinstance(child, nn.Identity):
+                previous = None
+
+
+def _left(model: Any, pairs: list[_Pair]) -> list[str]:
+    from torch import nn
+
+    found = {id(getattr(pair.parent, pair.norm)) for pair in pairs}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and id(module) not in found
+    ]
+
+
+def _known_family(model: Any) -> bool:
+    from timm.models import efficientnet, vgg
+    from timm.models import resnet as timm_resnet
+    from torchvision.models import Inception3
+    from torchvision.models import resnet as torchvision_resnet
+    from torchvision.models.vgg import VGG
+
+    if isinstance(model, timm_resnet.ResNet | torchvision_resnet.ResNet):
+        blocks = {
+            type(block)
+            for name, layer in dict[str, Any](model.named_children()).items()
+            if name.startswith("layer")
+            for block in layer
+        }
+        return blocks <= {
+            timm_resnet.BasicBlock,
+            timm_resnet.Bottleneck,
+            torchvision_resnet.BasicBlock,
+            torchvision_resnet.Bottleneck,
+        }
+    return isinstance(model, efficientnet.EfficientNet | vgg.VGG | VGG | Inception3)

