@@ -42,6 +42,8 @@ from pipeline.dna import (
     to_gaussian_table,
 )
 from pipeline.errors import Conflict, CorruptFile, UsageError
+from pipeline.extractor import Network
+from pipeline.ranges import ASSUMED
 from pipeline.reduce import digest_of_dna
 from pipeline.spec import LAYER_GAUSSIAN, MAX_BINS, Preprocess, Spec, Tap
 
@@ -60,13 +62,10 @@ TELLS: dict[Kind, tuple[str, ...]] = {
     "activation-ranges": ("min", "max"),
 }
 """The columns of a DNA that a file of each kind has; the scatter matrices are a file of ours."""
-ASSUMED = "assumed: "
-"""How the weights and ranges of a spec begin that only the reference's names are known of."""
 
 WRAP = 2**32
 MAX_INT32 = 2**31 - 1
 MAX_IMAGES = 10**12
-SCALE, MARGIN = 1.2, 1e-8
 DEFAULT_BINS = 1000
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -784,22 +783,28 @@ def _files(dna: DNA, name: str, digest: str, products: Sequence[str]) -> dict[st
 
 def _store_ranges(catalogue: Catalogue, dna: DNA) -> str:
     """The extremes as a file of ranges, scaled as the reference scales them: about zero."""
-    low, high = dna.min.astype(np.float64) * SCALE, dna.max.astype(np.float64) * SCALE
-    centre, half = (low + high) / 2, (high - low) / 2 + MARGIN
     taps = tuple((tap.name, tap.neurons) for tap in dna.spec.taps)
-    ranges = Ranges(taps, centre - half, centre + half)
-    of = cast(Any, _Named(dna.spec.extractor, dna.spec.weights_sha256))
-    data = ranges_module.encode(ranges, of, images=dna.images, widened=SCALE, widened_about="zero")
+    measured = Ranges(taps, dna.min.astype(np.float64), dna.max.astype(np.float64))
+    ranges = ranges_module.widen_about_zero(measured)
+    spec, rule = dna.spec, dna.spec.preprocess
+    network = Network(
+        spec.extractor,
+        spec.weights_sha256,
+        spec.taps,
+        rule.height,
+        rule.width,
+        rule.mean,
+        rule.std,
+    )
+    provenance = {
+        "images": dna.images,
+        "widened": ranges_module.WIDEN,
+        "widened_about": "zero",
+        "assumed_weights": spec.weights_sha256.startswith(ASSUMED),
+    }
+    data = ranges_module.encode(ranges, network, **provenance)
     storage.create(catalogue.ranges_uri(ranges.digest), data)
     return ranges.digest
-
-
-@dataclass(frozen=True)
-class _Named:
-    """What a file of ranges says of its network."""
-
-    name: str
-    weights_sha256: str
 
 
 # Export.

@@ -20,14 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline import reference, storage
+from pipeline import networks, reference, storage
 from pipeline.build import InProcess, Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA
 from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
 from pipeline.gc import garbage
 from pipeline.matrix import compare
-from pipeline.ranges import decode
+from pipeline.networks import describe
+from pipeline.ranges import decode, resolve
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from pipeline.verify import verify
 from tests.helpers import random_dna, tiny_spec, write_photos
@@ -700,6 +701,38 @@ def test_extremes_make_ranges_as_the_reference_scales_them(tmp_path: Path) -> No
     np.testing.assert_allclose(ranges.high, centre + half, rtol=1e-15)
 
 
+def test_a_build_counts_with_the_ranges_of_imported_extremes(
+    built: Catalogue, exported: Path, tmp_path: Path
+) -> None:
+    """Named for the network, and of weights that no file names: the user says that they are its."""
+    place, source = place_at(tmp_path), built.find("a").source
+    file = copied(exported / "activation-ranges-a.npz", tmp_path / "x.npz")
+    edit_json(file, spec=..., spec_digest=..., vdna_version="0.1.1")
+    with pytest.raises(UsageError, match="--spec"):
+        reference.import_file(place, str(file), "x")
+    stated = tmp_path / "spec.json"
+    assumed = {"weights_sha256": "assumed: efficientnet_lite0", "ranges_digest": "assumed: its"}
+    stated.write_text(json.dumps(built.spec(built.find("a").spec).to_json() | assumed))
+    for spec in (str(stated), None):
+        if spec is None:  # its own spec, whose weights are the network's
+            file = exported / "activation-ranges-a.npz"
+        done = reference.import_file(place, str(file), "x", spec)
+        ask = Request("built", source, bins=50, ranges=done.ranges)
+        (result,) = build_datasets(place, [ask], InProcess(), Resources(workers=0, threads=2))
+        assert place.spec(result.version.spec).ranges_digest == done.ranges
+        dna = place.load("built", spec=result.version.spec)
+        assert not dna.overflow[dna.max >= 0].any()  # about zero, it cuts the others
+        assert not dna.underflow[dna.min <= 0].any()
+
+
+def test_imported_ranges_of_another_network_are_refused(tmp_path: Path) -> None:
+    path = saved_kind(tmp_path / "x", "activation-ranges")
+    digest = reference.import_file(place_at(tmp_path), str(path), "a").ranges or ""
+    known = {digest: place_at(tmp_path).ranges_uri(digest)}
+    with pytest.raises(SpecMismatch, match=r"mugs_vit_base with weights.*assumed"):
+        resolve(describe("efficientnet_lite0"), digest, known)
+
+
 def test_one_neuron_whose_dimension_torch_dropped(tmp_path: Path) -> None:
     data = {"block_0": {"min": torch.tensor(1.0), "max": torch.tensor(2.0)}}
     path = tmp_path / "x.npz"
@@ -1030,7 +1063,7 @@ def test_importing_needs_no_torch_and_no_network(tmp_path: Path) -> None:
 
 def test_the_networks_of_the_reference_are_those_that_are_built() -> None:
     """The table's positions, sizes and normalisations, against the architectures themselves."""
-    networks = pytest.importorskip("pipeline.networks")
+    assert reference.NETWORKS.keys() - networks.NAMED.keys() == {"clip_im_rn50"}
     for name in reference.NETWORKS.keys() & networks.NAMED.keys():
         known, table = networks.architecture(name), reference.NETWORKS[name]
         taps = networks._discover(name, known, None).taps
