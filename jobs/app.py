@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from jobs.build import build
 from jobs.calibrate import calibrate
 from jobs.compare import compare
 from jobs.demo import demo
+from jobs.export import export
 from jobs.gc import gc
 from jobs.log import log
 from jobs.ls import ls
@@ -40,6 +42,8 @@ def main(
 
 for command in (demo, build, refresh, compare, calibrate, ls, show, log, verify, gc):
     app.command()(command)
+app.command("import")(import_module("jobs.import").import_)  # its name is a keyword
+app.command()(export)
 
 if __name__ == "__main__":
     app()

@@ -65,6 +65,11 @@ def compare(
     versions = {name: place.find(name, at, spec) for name in matrix.names}
     for note in numerics_notes(versions):
         print(f"note: numerics differ: {note}")
+    for name, version in versions.items():
+        if version.origin.get("assumed"):
+            print(f"note: {name}: imported; its weights, ranges and preprocessing are assumed")
+        for note in version.notes:
+            print(f"note: {name}: {note}")
     if out:
         print(f"written to {out}")
 

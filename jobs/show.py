@@ -49,12 +49,20 @@ def show(
     print(f"{name}: {version.images:,} images, {version.failed:,} failed, from {version.source}")
     print(f"  built      {version.built} by {version.software}")
     print(f"  dna        {version.dna}")
-    print(f"  manifest   {version.manifest}")
+    if version.imported:
+        print(f"  imported   {version.origin['kind']} of {version.origin['software']}")
+        print(f"  images     {version.origin['images_from']}")
+    else:
+        print(f"  manifest   {version.manifest}")
     print(f"  spec       {version.spec}")
     print(f"  extractor  {counted.extractor}, weights sha256 {counted.weights_sha256}")
     layers = len(counted.taps)
     print(f"  counted    {counted.neurons:,} neurons of {layers} layers x {counted.bins} bins")
     print(f"  input      {rule.height} x {rule.width}, {rule.resize} resize, {counted.precision}")
+    if version.origin.get("assumed"):
+        print("  note: its weights, ranges and preprocessing are assumed")
+    for note in version.notes:
+        print(f"  note: {note}")
     for reason, count in Counter(failure.reason for failure in listed).most_common():
         print(f"  {count:,} x {reason}")
     for failure in listed[:failures]:

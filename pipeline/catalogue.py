@@ -222,7 +222,9 @@ class Catalogue:
                 storage.replace(self._hint_uri, str(commit.number).encode())
                 return commit
 
-    def put_version(self, dataset: str, new: Version, base: Version | None) -> Commit:
+    def put_version(
+        self, dataset: str, new: Version, base: Version | None, action: str = "build"
+    ) -> Commit:
         """Make `new` the dataset's version under its spec.
 
         `base`: the version that the caller built upon. Raises `Conflict` where another writer has
@@ -247,7 +249,7 @@ class Catalogue:
                 datasets={**head.datasets, dataset: specs},
             )
 
-        return self.append(f"build {dataset}", change)
+        return self.append(f"{action} {dataset}", change)
 
     # Reading.
 

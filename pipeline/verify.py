@@ -87,6 +87,8 @@ class _Checks:
                 f"spec {spec.digest} is what its digest says; it is assumed, and so are its ranges"
             )
         uri = self._catalogue.ranges_uri(spec.ranges_digest)
+        if self._version.imported and not storage.exists(uri):
+            return f"spec {spec.digest} is what its digest says; its ranges are not here"
         found, _ = ranges_module.decode(storage.read(uri), uri)
         if found.digest != spec.ranges_digest:
             raise CorruptFile(f"{uri} holds ranges {found.digest}")

@@ -17,7 +17,10 @@ FLOORS = [
         *("storage", "source", "images", "progress"),
     },
     {"shard", "reduce", "matrix", "lens", "catalogue"},
-    {"calibrate", "cluster", "build", "report", "config", "verify", "gc", "samples"},
+    {
+        *("build", "calibrate", "cluster", "config", "gc", "reference", "report", "samples"),
+        "verify",
+    },
 ]
 LEVEL = {module: level for level, floor in enumerate(FLOORS) for module in floor}
 GROUND_MAY_NOT = {"torch", "torchvision", "timm", "ray", "fsspec", "numba", "PIL", "os", "socket"}

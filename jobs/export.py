@@ -1,0 +1,56 @@
+"""Export a dataset's DNA for the reference package."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from jobs.shell import (
+    AtOption,
+    CatalogueOption,
+    JsonOption,
+    SpecOption,
+    guarded,
+    print_json,
+    run_alone,
+)
+
+
+class Kind(StrEnum):
+    histogram = "histogram"
+    gaussian = "gaussian"
+    layer_gaussian = "layer-gaussian"
+    activation_ranges = "activation-ranges"
+
+
+@guarded
+def export(
+    name: Annotated[str, typer.Argument(help="Name of the dataset.")],
+    file: Annotated[str, typer.Argument(help="FILE.npz to write, and FILE.json beside it.")],
+    catalogue: CatalogueOption,
+    kind: Annotated[
+        Kind | None, typer.Option("--as", help="Which distribution (default: the first it has).")
+    ] = None,
+    spec: SpecOption = None,
+    at: AtOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a dataset's DNA for the reference package (vdna 0.1.1), which loads both files."""
+    from pipeline.catalogue import Catalogue
+    from pipeline.reference import export_file
+
+    chosen = kind.value if kind else None
+    done = export_file(Catalogue(catalogue), name, file, chosen, spec=spec, at=at)
+    if as_json:
+        print_json({"name": name, **asdict(done)})
+        return
+    print(f"{name}: {done.kind} of {done.images:,} images in {done.npz} and {done.json}")
+    for note in done.notes:
+        print(f"  note: {note}")
+
+
+if __name__ == "__main__":
+    run_alone(export)

@@ -1,0 +1,48 @@
+# ruff: noqa: N999 (it is named for its command, which is a keyword)
+"""Import a DNA that the reference package has saved."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from jobs.shell import CatalogueOption, JsonOption, guarded, print_json, run_alone
+
+
+@guarded
+def import_(
+    file: Annotated[str, typer.Argument(help="FILE.npz, with FILE.json beside it; any url.")],
+    name: Annotated[str, typer.Argument(help="Name of the dataset in the catalogue.")],
+    catalogue: CatalogueOption,
+    spec: Annotated[
+        str | None,
+        typer.Option(help="How it was made: a spec's digest, or a file of JSON (else assumed)."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Import a DNA that the reference package (vdna 0.1.1) has saved, of any of its kinds."""
+    from pipeline.catalogue import Catalogue
+    from pipeline.reference import import_file
+
+    done = import_file(Catalogue(catalogue), file, name, spec)
+    version = done.version
+    if as_json:
+        print_json(
+            {"name": name, "changed": done.changed, "ranges": done.ranges, **asdict(version)}
+        )
+        return
+    state = "committed" if done.changed else "nothing to do, it had been imported"
+    kind = version.origin["kind"]
+    print(f"{name}: {version.images:,} images, {kind}; {state} (dna {version.dna[:12]})")
+    if done.ranges:
+        print(f"  ranges {done.ranges}, for `vdna build --ranges`")
+    if version.origin["assumed"]:
+        print("  note: its weights, ranges and preprocessing are assumed; --spec states them")
+    for note in version.notes:
+        print(f"  note: {note}")
+
+
+if __name__ == "__main__":
+    run_alone(import_)
