@@ -23,7 +23,16 @@ import numpy as np
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, canonical_json
 from pipeline.distance import emd, nfd
-from pipeline.dna import DNA, SCALAR_COLUMNS, Ranges
+from pipeline.dna import (
+    DNA,
+    SCALAR_COLUMNS,
+    Ranges,
+    encode,
+    encode_dna,
+    header,
+    to_gaussian_table,
+)
+from pipeline.gaussian import Moments
 from pipeline.manifest import Entry, Listing, Manifest, plan
 from pipeline.matrix import compare
 from pipeline.partial import Partial
@@ -82,6 +91,22 @@ def with_an_undefined_neuron(manifest: Manifest) -> list[Partial]:
     return [with_failures(replace(dna, **arrays), (shard.key(SPEC.digest),), ())]
 
 
+def with_layer_gaussians() -> DNA:
+    """Of seven images, by hand."""
+    moments = Moments([tap.neurons for tap in SPEC.taps], layerwise=True)
+    for count, seed in ((4, 1), (3, 2)):
+        moments.add(np.random.default_rng(seed).normal(size=(count, SPEC.neurons)))
+    dna = random_dna(SPEC, RANGES, moments.images, 7)
+    return replace(dna, mean=moments.mean, m2=moments.m2, scatter=moments.scatter)
+
+
+def imported(dna: DNA) -> DNA:
+    """What a file of the reference's histograms tells of it."""
+    unknown = ("max", "mean", "min", "m2", "nonfinite", "overflow", "underflow")
+    zeros = {name: np.zeros_like(getattr(dna, name)) for name in unknown}
+    return replace(dna, **zeros, scatter=None, numerics=(), unknown=tuple(sorted(unknown)))
+
+
 def write(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "partials").mkdir()
@@ -102,6 +127,15 @@ def write(folder: Path) -> None:
     }
     for name, uri in files.items():
         (folder / name).write_bytes(storage.read(uri))
+    gaussians = with_layer_gaussians()
+    layers = [gaussians.select([layer]) for layer in gaussians.layers]
+    head = header(gaussians, "layer_gaussians")
+    for name, data in {
+        "partial-layer-gaussian.parquet": Partial(gaussians, ("0" * 32,), ()).encode(),
+        "layer-gaussians.parquet": encode(head, [to_gaussian_table(layer) for layer in layers]),
+        "dna-imported.parquet": encode_dna(imported(gaussians)),
+    }.items():
+        (folder / name).write_bytes(data)
     (folder / "spec-bf16.json").write_bytes(canonical_json(BF16.to_json()))
     expected = {
         "specs": {"spec.json": of_spec(SPEC), "spec-bf16.json": of_spec(BF16)},
@@ -114,6 +148,8 @@ def write(folder: Path) -> None:
             for index, dna in folds.items()
         },
         "failures": [asdict(f) for p in partials for f in p.failures],
+        "layer_gaussian": of_dna(gaussians) | {"scatter": hexes(gaussians.scatter)},
+        "imported": of_dna(imported(gaussians)) | {"unknown": list(imported(gaussians).unknown)},
         "matrix": {
             "names": list(matrix.names),
             "layers": list(matrix.layers),
