@@ -58,7 +58,9 @@ def show(
     print(f"  extractor  {counted.extractor}, weights sha256 {counted.weights_sha256}")
     layers = len(counted.taps)
     print(f"  counted    {counted.neurons:,} neurons of {layers} layers x {counted.bins} bins")
-    print(f"  input      {rule.height} x {rule.width}, {rule.resize} resize, {counted.precision}")
+    how = f"{rule.resize} resize, crop {rule.crop}, EXIF {rule.exif}, {counted.precision}"
+    print(f"  input      {rule.height} x {rule.width}, {how}")
+    print(f"  keeps      {', '.join(version.products)}")
     if version.origin.get("assumed"):
         print("  note: its weights, ranges and preprocessing are assumed")
     for note in version.notes:

@@ -27,6 +27,7 @@ from pipeline.dna import Floats, Ranges
 from pipeline.errors import CorruptFile, SpecMismatch, StorageError, UsageError
 from pipeline.extractor import Network
 from pipeline.networks import REFERENCE_REPO
+from pipeline.spec import digest_of
 
 FORMAT = 1
 WIDEN = 1.2
@@ -82,7 +83,8 @@ def encode(ranges: Ranges, network: Network, **provenance: object) -> bytes:
         sink, table.schema, compression="zstd", write_page_checksum=True, store_schema=False
     ) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
+        sealed = metadata | {"checksum": digest_of(metadata)}
+        writer.add_key_value_metadata({"vdna": json.dumps(sealed, sort_keys=True)})
     return cast(bytes, sink.getvalue().to_pybytes())
 
 
@@ -92,6 +94,9 @@ def decode(data: bytes, name: str) -> tuple[Ranges, dict[str, Any]]:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read()
         metadata = json.loads(file.metadata.metadata[b"vdna"])
+        seal = metadata.pop("checksum", None)  # the first release wrote none
+        if seal not in (None, digest_of(metadata)):
+            raise CorruptFile(f"{name}: its metadata is not what was written; restore the file")
         if (metadata["kind"], metadata["format"]) != ("ranges", FORMAT):
             raise CorruptFile(
                 f"{name}: {metadata['kind']!r} of format {metadata['format']}; this version of "

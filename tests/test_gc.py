@@ -36,7 +36,7 @@ DAY = 24 * 3600.0
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr("pipeline.build.describe", lambda name, weights: NETWORK)
+    monkeypatch.setattr("pipeline.build.describe", lambda name, weights, taps: NETWORK)
     return Place(tmp_path)
 
 

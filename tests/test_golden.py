@@ -29,7 +29,7 @@ from pipeline.matrix import Matrix, compare
 from pipeline.partial import Failure, Partial
 from pipeline.reduce import compose, digest_of_dna, plan_folds
 from pipeline.shard import partial_uri
-from pipeline.spec import PRODUCTS, Spec
+from pipeline.spec import PRODUCTS, Spec, digest_of
 from pipeline.verify import verify
 from tests.golden.write import (
     distances,
@@ -304,6 +304,9 @@ def test_a_format_of_the_future_is_refused_by_name(name: str) -> None:
     else:
         table = pq.read_table(path)
         metadata = json.loads(table.schema.metadata[b"vdna"]) | {"format": 99}
+        if name == "ranges.parquet":
+            del metadata["checksum"]
+            metadata["checksum"] = digest_of(metadata)
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({"vdna": json.dumps(metadata)}), sink)
         data = sink.getvalue().to_pybytes()
