@@ -245,7 +245,7 @@ class Catalogue:
             specs = {**head.datasets.get(dataset, {}), new.spec: new}
             return replace(
                 head,
-                default_spec=head.default_spec or new.spec,
+                default_spec=new.spec if _takes_default(head, new) else head.default_spec,
                 datasets={**head.datasets, dataset: specs},
             )
 
@@ -293,15 +293,20 @@ class Catalogue:
         return found[0]
 
     def find(self, name: str, at: int | str | None = None, spec: str | None = None) -> Version:
-        """Raises `NotFound`, naming what there is."""
+        """The dataset's version under the spec (its only one, or the default, where none is given).
+
+        Raises `NotFound`, naming what there is.
+        """
         commit = self.at(at)
         if name not in commit.datasets:
             raise NotFound(
                 f"{self.root} has no dataset {name!r}; it has: "
                 f"{', '.join(sorted(commit.datasets)) or 'none'}"
             )
-        digest = self.spec_digest(commit, spec)
         versions = commit.datasets[name]
+        if spec is None and len(versions) == 1:
+            return next(iter(versions.values()))
+        digest = self.spec_digest(commit, spec)
         if digest not in versions:
             raise NotFound(
                 f"{name} has no version under spec {digest}; it has one under: "
@@ -398,6 +403,14 @@ class Catalogue:
         if spec.digest != digest:
             raise CorruptFile(f"{uri} holds spec {spec.digest}")
         return spec
+
+
+def _takes_default(head: Commit, new: Version) -> bool:
+    """The first spec that something was built under is the default; an imported one until then."""
+    if head.default_spec is None:
+        return True
+    under = (specs.get(head.default_spec) for specs in head.datasets.values())
+    return not new.imported and all(version is None or version.imported for version in under)
 
 
 def software() -> str:

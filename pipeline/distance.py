@@ -125,6 +125,7 @@ def fd(
         a, b = _comparable(a, b, layer, "scatter")
         each = frechet_1d(a.mean, variance(a), b.mean, variance(b))
         return _as_asked(each, a, layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
+    _require_one_form(layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
     a, b = _comparable(a, b, layer, "scatter")
     of_layer = {
         name: frechet(
@@ -135,7 +136,6 @@ def fd(
         )
         for name in a.layers
     }
-    _require_one_form(layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
     return of_layer if per_layer else float(np.mean(list(of_layer.values())))
 
 
@@ -170,7 +170,9 @@ def frechet(mean_a: Floats, root_a: Floats, mean_b: Floats, root_b: Floats) -> f
 def root_covariance(dna: DNA, layer: str) -> Floats:
     """(C, r) R with R R^T the layer's covariance, ddof 1; r, its rank, is below the images.
 
-    Eigenvalues within rounding of zero are dropped. NaN where the covariance is not finite.
+    Eigenvalues within rounding of zero (C x 2e-16 of the largest) are dropped: of the noise in a
+    singular covariance nothing is left, nor of a true variance that is smaller still. NaN where the
+    covariance is not finite.
     """
     if dna.images < 2:
         raise UsageError(f"a Gaussian needs at least 2 images; this DNA has {dna.images}")

@@ -19,6 +19,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from mmap import mmap
 from typing import Any, cast
 
 import numpy as np
@@ -464,7 +465,7 @@ class DnaFile:
     also raise `ConservationError` where the counts do not add up.
     """
 
-    def __init__(self, data: bytes, kind: str, name: str) -> None:
+    def __init__(self, data: bytes | mmap, kind: str, name: str) -> None:
         self.name = name
         try:
             self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)

@@ -196,7 +196,9 @@ def compare(
             f"no version of {', '.join(missing)} under spec {digest}; there are: {', '.join(have)}"
         )
     if len(wanted) < 2:
-        raise UsageError(f"comparing takes two datasets or more; there is {len(wanted)}")
+        others = len(commit.datasets.keys() - set(wanted))
+        hint = f" under spec {digest}; {others} are under others (--spec)" if others else ""
+        raise UsageError(f"comparing takes two datasets or more; there is {len(wanted)}{hint}")
     versions = {name: commit.datasets[name][digest] for name in wanted}
     members = {name: version.dna for name, version in versions.items()}
     uri = catalogue.matrix_uri(digest, members, f"{UNIFORM}-fd" if fd else UNIFORM)
@@ -256,7 +258,8 @@ def _compute(
 
         def open_file(name: str, kind: str = "dna") -> DnaFile:
             uri = catalogue.uri(kind, digest, name, versions[name].dna)
-            return DnaFile(catalogue.read_checked(kind, name, versions[name]), kind, uri)
+            data = catalogue.read_checked(kind, name, versions[name])
+            return DnaFile(storage.on_disk(data) if kind == "layer_gaussians" else data, kind, uri)
 
         files = list(pool.map(open_file, names))
         gaussians = {

@@ -145,12 +145,16 @@ def compose(
     folds: Sequence[Fold], manifest: Manifest, products: Sequence[str], dataset: str
 ) -> Composed:
     """The folds' parts -> the files of the DNA, its folds and, where the products have them, its
-    layers' Gaussians; one layer in memory at a time.
+    layers' Gaussians; one layer in memory at a time. Parts with scatter matrices are large: they
+    wait on this machine's disk.
 
     Raises `ConservationError` unless every shard of the manifest is in exactly one part and every
     candidate is counted or listed as a failure.
     """
-    files = {uri: DnaFile(_read(uri), "partial", uri) for fold in folds for uri, _ in fold.parts}
+    keep = storage.on_disk if LAYER_GAUSSIAN in products else lambda data: data
+    files = {
+        uri: DnaFile(keep(_read(uri)), "partial", uri) for fold in folds for uri, _ in fold.parts
+    }
     failures: list[Failure] = []
     held: list[str] = []
     heads: dict[int, DNA] = {}

@@ -19,10 +19,12 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 from urllib.parse import unquote_to_bytes
@@ -185,6 +187,25 @@ def exists(uri: str) -> bool:
             return False
 
     return _attempt(uri, look)
+
+
+def on_disk(data: bytes) -> bytes | mmap:
+    """The same bytes in a temporary file, mapped: in memory is what is in use.
+
+    Raises `StorageError` where the disk has no room.
+    """
+    if not data:
+        return data
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            return mmap(file.fileno(), 0, access=ACCESS_READ)
+    except OSError as error:
+        raise StorageError(
+            f"{len(data)} bytes do not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a "
+            "disk with more room"
+        ) from error
 
 
 def read(uri: str, identity: str | None = None) -> bytes:

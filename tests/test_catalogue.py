@@ -73,8 +73,9 @@ def test_a_second_spec_stands_beside_the_first(place: Catalogue) -> None:
     with pytest.raises(NotFound, match=r"0 specs .* begin with 'zz'; there are: aa11, bb22"):
         place.find("a", spec="zz")
     place.put_version("b", version("3", "bb22"), None)
+    assert place.find("b").dna == "3"  # its only one
     with pytest.raises(NotFound, match="b has no version under spec aa11; it has one under: bb22"):
-        place.find("b")
+        place.find("b", spec="aa")
     with pytest.raises(NotFound, match="no dataset 'x'; it has: a, b"):
         place.find("x")
 
@@ -154,3 +155,44 @@ def test_bad_names_are_refused_with_the_name(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         check_name(name)
     assert repr(name) in str(caught.value)
+
+
+def version_of(spec: str, name: str, *, imported: bool) -> Version:
+    return Version(
+        dna=name * 32,
+        manifest="" if imported else "m" * 32,
+        spec=spec * 32,
+        images=1,
+        failed=0,
+        products=("histogram",),
+        sha256={kind: "00" for kind in (("dna",) if imported else FILES)},
+        source="s",
+        built="2026-01-01T00:00:00+00:00",
+        software="x",
+        numerics=(),
+        origin={"software": "vdna 0.1.1", "assumed": True} if imported else {},
+    )
+
+
+def test_an_import_is_the_default_only_until_something_is_built() -> None:
+    place = Catalogue(f"memory://{uuid.uuid4().hex}")
+    place.put_version("old", version_of("a", "1", imported=True), None)
+    assert place.head().default_spec == "a" * 32
+    place.put_version("other", version_of("b", "2", imported=True), None)
+    assert place.head().default_spec == "a" * 32
+    place.put_version("new", version_of("c", "3", imported=False), None)
+    assert place.head().default_spec == "c" * 32
+    place.put_version("newer", version_of("d", "4", imported=False), None)
+    place.put_version("late", version_of("a", "5", imported=True), None)
+    assert place.head().default_spec == "c" * 32
+
+
+def test_a_dataset_of_one_spec_is_found_without_saying_which() -> None:
+    place = Catalogue(f"memory://{uuid.uuid4().hex}")
+    place.put_version("new", version_of("c", "3", imported=False), None)
+    old = version_of("a", "1", imported=True)
+    place.put_version("old", old, None)
+    assert place.find("old") == old
+    place.put_version("old", version_of("b", "2", imported=True), None)
+    with pytest.raises(NotFound, match="choose with --spec"):
+        place.find("old")
