@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 import click.testing
 import pyarrow.parquet as pq
 import pytest
+import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from jobs.app import app
@@ -718,3 +721,26 @@ def test_layer_gaussians_and_their_distance(photos: Path, tmp_path: Path) -> Non
     build("d", photos, place, "--bins", 20)
     done = vdna("compare", "c", "d", "-c", place, "--fd", exits=2)
     refused(done, "no layer Gaussians are kept of c, d", "--layer-gaussian")
+
+
+def test_every_command_and_option_in_the_docs_exists() -> None:
+    group = get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    known = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in group.commands.items()
+    }
+    pages = [
+        REPOSITORY / "README.md",
+        *REPOSITORY.glob("docs/*.md"),
+        *REPOSITORY.glob("infra/*.md"),
+    ]
+    told = 0
+    for page in pages:
+        for name, rest in re.findall(r"\bvdna ([a-z]+)\b([^`|\n]*)", page.read_text()):
+            if name not in known:
+                continue  # prose about the package of that name
+            for option in re.findall(r"(?<!\S)\[?(--[a-z-]+|-[a-z]\b)", rest):
+                assert option in known[name], f"{page.name}: vdna {name}{rest}"
+                told += 1
+    assert told > 50
