@@ -32,8 +32,9 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.extractor import Network, describe, load_model, numerics
+from pipeline.extractor import numerics
 from pipeline.manifest import Entry, Listing, Manifest, Shard, grouping, plan
+from pipeline.networks import Network, describe, load_model
 from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.progress import Progress, Silent
 from pipeline.reduce import Composed, add_up, compose, plan_folds

@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.dna import Floats, Ranges
 from pipeline.errors import CorruptFile, SpecMismatch, StorageError, UsageError
-from pipeline.extractor import Network
-from pipeline.networks import REFERENCE_REPO
+from pipeline.networks import REFERENCE_REPO, Network
 from pipeline.spec import digest_of
 
 FORMAT = 1

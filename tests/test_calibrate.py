@@ -32,9 +32,10 @@ from pipeline.errors import (
     TransientError,
     UsageError,
 )
-from pipeline.extractor import Extractor, Network, describe, load_model
+from pipeline.extractor import Extractor
 from pipeline.histogram import LayerCounts
 from pipeline.manifest import Entry, Shard, read_shard
+from pipeline.networks import Network, describe, load_model
 from pipeline.partial import Failure, Partial
 from pipeline.progress import Silent
 from pipeline.shard import Receipt, ShardJob, partial_uri

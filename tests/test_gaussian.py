@@ -24,11 +24,12 @@ from pipeline.catalogue import Catalogue
 from pipeline.distance import frechet, root_covariance
 from pipeline.dna import DNA, DnaFile, decode_dna, encode_dna
 from pipeline.errors import ConservationError, CorruptFile, NotFound, SpecMismatch, UsageError
-from pipeline.extractor import Extractor, describe
+from pipeline.extractor import Extractor
 from pipeline.gaussian import Moments
 from pipeline.gc import GRACE, garbage
 from pipeline.manifest import Shard
 from pipeline.matrix import Matrix, compare
+from pipeline.networks import describe
 from pipeline.ranges import embedded
 from pipeline.reduce import compose, digest_of_dna, load_partial, plan_folds
 from pipeline.shard import Counter

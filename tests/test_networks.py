@@ -29,9 +29,9 @@ from pipeline import networks, ranges, storage
 from pipeline.build import InProcess, Request, build_datasets, make_dna, make_spec
 from pipeline.catalogue import Catalogue
 from pipeline.errors import CorruptFile, SpecMismatch, StorageError, TransientError, UsageError
-from pipeline.extractor import MICRO_BATCH, Extractor, Network, describe, load_model, numerics
+from pipeline.extractor import MICRO_BATCH, Extractor, numerics
 from pipeline.folding import fold_batch_norms
-from pipeline.networks import NAMED, matching, rows
+from pipeline.networks import NAMED, Network, describe, load_model, matching, rows
 from pipeline.spec import Tap
 from pipeline.weights import Hub, fetch, load_state
 from tests.helpers import photo, write_photos

@@ -24,8 +24,9 @@ from pipeline.build import InProcess, Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.dna import Ranges
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, StorageError, UsageError
-from pipeline.extractor import Extractor, Network, describe
+from pipeline.extractor import Extractor
 from pipeline.histogram import OVERFLOW, UNDERFLOW, LayerCounts
+from pipeline.networks import Network, describe
 from pipeline.ranges import (
     REFERENCE_FILES,
     decode,
