@@ -313,6 +313,23 @@ def test_a_tapped_convolution_is_not_folded(weights: Weights) -> None:
     assert_alike(norm, seen(Extractor(norm), pixels), plain(norm, pixels))
 
 
+@pytest.mark.parametrize(
+    ("name", "taps"),
+    [
+        ("efficientnet_lite0", "bn1.act"),
+        ("timm:test_efficientnet", "bn1.drop,**.bn1.act"),
+    ],
+)
+def test_a_part_of_a_norm_is_tapped_before_it_is_folded_away(
+    name: str, taps: str, weights: Weights
+) -> None:
+    assert describe(name, weights(name)).folded
+    network = describe(name, weights(name), taps)
+    assert not network.folded
+    pixels = inputs(network)
+    assert_alike(network, seen(Extractor(network), pixels), plain(network, pixels))
+
+
 def test_a_squeezed_norm_is_not_folded_across_what_lies_between() -> None:
     """Only what is nothing may lie between a convolution and its norm."""
     between = torch.nn.Sequential(
