@@ -214,6 +214,8 @@ def test_the_reference_sees_the_same(
 FAMILIES: list[tuple[str, int, Tap, Tap]] = [
     ("timm:vit_tiny_patch16_224", 13, Tap("blocks.0", 192, 197), Tap("norm", 192, 197)),
     ("timm:deit_tiny_distilled_patch16_224", 13, Tap("blocks.0", 192, 198), Tap("norm", 192, 198)),
+    ("timm:beit_base_patch16_224", 13, Tap("blocks.0", 768, 197), Tap("fc_norm", 768, 1)),
+    ("timm:eva02_tiny_patch14_224", 13, Tap("blocks.0", 192, 257), Tap("fc_norm", 192, 1)),
     ("timm:resnet18.a1_in1k", 8, Tap("layer1.0", 64, 3136), Tap("layer4.1", 512, 49)),
     ("timm:resnet18@96", 8, Tap("layer1.0", 64, 576), Tap("layer4.1", 512, 9)),
     (
@@ -261,7 +263,7 @@ def test_default_taps(name: str, count: int, first: Tap, last: Tap, nothing: str
     "name",
     [
         *("timm:vit_tiny_patch16_224", "timm:resnet18", "timm:convnext_atto", "torchvision:swin_t"),
-        *("timm:efficientnet_b0", "torchvision:resnet18"),
+        *("timm:efficientnet_b0", "torchvision:resnet18", "timm:test_vit2"),
         *("torchvision:vgg11_bn", "torchvision:mobilenet_v2", "timm:resnet26d", "inception"),
         "timm:deit_tiny_distilled_patch16_224",
     ],
@@ -484,7 +486,18 @@ def test_channels_last_are_read_row_by_row(weights: Weights) -> None:
             None,
             "no rule says what to tap in a GoogLeNet.*--taps.*maxpool1",
         ),
-        ("torchvision:inception_v3", "AuxLogits", r"AuxLogits \(InceptionAux\) does not run"),
+        (
+            "timm:mvitv2_tiny",
+            None,
+            "no rule says what to tap in a MultiScaleVit, since stages.0.blocks.0 puts out a "
+            "tuple, no tensor; name modules by --taps, such as patch_embed,.* norm",
+        ),
+        ("timm:mvitv2_tiny", "stages.1.*.*", "a tuple, no tensor; tap another module by --taps"),
+        (
+            "torchvision:inception_v3",
+            "AuxLogits",
+            r"AuxLogits \(InceptionAux\) does not run.*by --taps",
+        ),
     ],
 )
 def test_what_cannot_be_tapped(name: str, taps: str | None, message: str, nothing: str) -> None:
