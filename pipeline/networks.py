@@ -179,6 +179,12 @@ def load_model(network: Network) -> Any:
     return model.eval().requires_grad_(False)
 
 
+@functools.lru_cache(maxsize=64)
+def require_fit(network: Network) -> None:
+    """Raises what `load_model` raises; reads the weights once for all datasets of a process."""
+    load_model(network)
+
+
 def _converted(known: Architecture, state: State, model: Any) -> State:
     try:
         return known.convert(state, model)

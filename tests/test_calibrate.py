@@ -285,7 +285,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(
             f"{module}.describe", lambda name, weights, taps: OTHER if weights else TINY
         )
-    monkeypatch.setattr("pipeline.build.load_model", lambda network: None)
+    monkeypatch.setattr("pipeline.build.require_fit", lambda network: None)
     for folder, names in {
         "a": [f"{i:03d}" for i in range(10)],
         "b": [f"{i:03d}" for i in range(100, 104)],

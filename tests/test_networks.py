@@ -28,7 +28,15 @@ from numpy.typing import NDArray
 from pipeline import networks, ranges, storage
 from pipeline.build import InProcess, Request, build_datasets, make_dna, make_spec
 from pipeline.catalogue import Catalogue
-from pipeline.errors import CorruptFile, SpecMismatch, StorageError, TransientError, UsageError
+from pipeline.dna import Ranges
+from pipeline.errors import (
+    CorruptFile,
+    SpecMismatch,
+    StorageError,
+    TransientError,
+    UsageError,
+    VdnaError,
+)
 from pipeline.extractor import MICRO_BATCH, Extractor, numerics
 from pipeline.folding import fold_batch_norms
 from pipeline.networks import NAMED, Network, describe, load_model, matching, rows
@@ -682,6 +690,40 @@ def test_weights_that_change_are_noticed(tmp_path: Path, state: State) -> None:
     torch.save(state | {"norm.bias": torch.ones(192)}, tmp_path / "w.pt")
     with pytest.raises(SpecMismatch, match=r"sha256 \w+ found, \w+ expected"):
         load_model(network)
+
+
+def test_weights_are_tried_once_a_process(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Network] = []
+
+    def load(network: Network) -> Any:
+        loads.append(network)
+        return load_model(network)
+
+    monkeypatch.setattr(networks, "load_model", load)
+    torch.save(state, tmp_path / "w.pt")
+    torch.save({"norm.bias": torch.zeros(7)}, tmp_path / "wrong.pt")
+    (tmp_path / "empty").mkdir()
+    place = Catalogue(str(tmp_path / "dnas"))
+
+    def refused(weights: str, message: str, *names: str) -> None:
+        common: dict[str, Any] = {"extractor": VIT, "weights": str(tmp_path / weights)}
+        common |= {"ranges": str(tmp_path / "r.parquet")}
+        asked = [Request(name, str(tmp_path / "empty"), **common) for name in names]
+        with pytest.raises(VdnaError, match=message):
+            build_datasets(place, asked, InProcess())
+
+    network = describe(VIT, str(tmp_path / "w.pt"))
+    taps = tuple((tap.name, tap.neurons) for tap in network.taps)
+    total = sum(tap.neurons for tap in network.taps)
+    some = Ranges(taps, np.zeros(total), np.ones(total))
+    (tmp_path / "r.parquet").write_bytes(ranges.encode(some, network))
+    refused("w.pt", "empty", "a", "b")
+    refused("w.pt", "empty", "c")
+    assert loads == [network]
+    refused("wrong.pt", "weights do not fit", "a")
+    refused("wrong.pt", "weights do not fit", "a")  # found again: only what fits is remembered
 
 
 # Weights of a network's own
