@@ -29,7 +29,8 @@ Forward = Callable[[], object]
 
 def _product(precision: str) -> Forward:
     """One micro-batch through the product's extractor. The only place that knows its interface."""
-    from pipeline.extractor import Extractor, describe
+    from pipeline.extractor import Extractor
+    from pipeline.networks import describe
 
     extractor = Extractor(describe("efficientnet_lite0"), precision)  # type: ignore[arg-type]
     pixels = np.random.default_rng(0).standard_normal((MICRO_BATCH, 224, 224, 3), np.float32)

@@ -32,8 +32,9 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.extractor import Network, describe, load_model, numerics
+from pipeline.extractor import numerics
 from pipeline.manifest import Entry, Listing, Manifest, Shard, grouping, plan
+from pipeline.networks import Network, describe, require_fit
 from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.progress import Progress, Silent
 from pipeline.reduce import Composed, add_up, compose, plan_folds
@@ -285,7 +286,7 @@ def _plan(
 ) -> _Plan:
     network = describe(request.extractor, request.weights, request.taps)
     if request.weights:
-        load_model(network)  # wrong weights are found before anything is listed
+        require_fit(network)  # wrong weights are found before anything is listed
     head = catalogue.head()
     known = _known_ranges(catalogue, request.ranges)
     found, provenance = ranges_module.find(network, request.ranges, known)

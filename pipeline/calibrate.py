@@ -39,8 +39,8 @@ from pipeline.build import (
 from pipeline.catalogue import Catalogue, software
 from pipeline.dna import DNA, Floats, Ints, Ranges, neuron_name
 from pipeline.errors import ConservationError, GateError, UsageError
-from pipeline.extractor import Network, describe
 from pipeline.manifest import Entry, Listing, sample
+from pipeline.networks import Network, describe
 from pipeline.partial import Failure
 from pipeline.progress import Progress, Silent
 from pipeline.source import list_source

@@ -22,10 +22,7 @@ from numpy.typing import NDArray
 from pipeline.allocator import keep_memory
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.folding import fold_batch_norms
-from pipeline.networks import Network as Network
-from pipeline.networks import describe as describe
-from pipeline.networks import load_model as load_model
-from pipeline.networks import parse, rows
+from pipeline.networks import Network, load_model, parse, rows
 from pipeline.spec import Numerics, Precision, Tap
 from pipeline.weights import drop
 

@@ -17,26 +17,32 @@ from pipeline.errors import CorruptFile
 
 @dataclass(frozen=True)
 class _Pair:
-    """`convolution` and `norm` are names inside `parent`; `path` is the convolution's in full."""
+    """`convolution` and `norm` are names inside `parent`, whose own is `path`."""
 
     parent: Any
     convolution: str
     norm: str
     path: str
 
+    def full(self, name: str) -> str:
+        return f"{self.path}.{name}".lstrip(".")
+
 
 def foldable(model: Any, observed: tuple[str, ...]) -> bool:
     """Whether every batch norm of the model can be folded without a trace at the taps.
 
     `observed`: names of the modules that are tapped. A convolution among them would show its
-    output after the norm, not before it.
+    output after the norm, not before it; a part of a norm (timm's hold an activation) would go
+    with it.
     """
     if not _known_family(model):
         return False
     pairs = list(_pairs(model))
     if not pairs or _left(model, pairs):
         return False
-    return not {pair.path for pair in pairs} & set(observed)
+    convolutions = {pair.full(pair.convolution) for pair in pairs}
+    parts_of_norms = tuple(f"{pair.full(pair.norm)}." for pair in pairs)
+    return not any(name in convolutions or name.startswith(parts_of_norms) for name in observed)
 
 
 def fold_batch_norms(model: Any) -> Any:
@@ -67,7 +73,7 @@ def _pairs(model: Any) -> Iterator[_Pair]:
         previous: str | None = None
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d) and previous is not None:
-                yield _Pair(parent, previous, name, f"{path}.{previous}".lstrip("."))
+                yield _Pair(parent, previous, name, path)
                 previous = None
             elif type(child) in (nn.Conv2d, Conv2dSame):  # others compute their weights
                 previous = name

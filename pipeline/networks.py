@@ -179,6 +179,12 @@ def load_model(network: Network) -> Any:
     return model.eval().requires_grad_(False)
 
 
+@functools.lru_cache(maxsize=64)
+def require_fit(network: Network) -> None:
+    """Raises what `load_model` raises; reads the weights once for all datasets of a process."""
+    load_model(network)
+
+
 def _converted(known: Architecture, state: State, model: Any) -> State:
     try:
         return known.convert(state, model)
@@ -583,7 +589,7 @@ def default_modules(model: Any) -> tuple[str, ...]:
     if "conv_stem" in modules and like(r"blocks\.\d+\.\d+"):  # timm's EfficientNet
         return (*real("bn1"), *like(r"blocks\.\d+\.\d+"), *real("bn2"))
     if blocks and not any(isinstance(modules[name], containers) for name in blocks):  # ViT
-        return (*blocks, *real("norm"))
+        return (*blocks, *(real("norm") or real("fc_norm")))  # where it comes after pooling
     if like(r"encoder\.layers\.\w+"):  # torchvision's ViT
         return (*like(r"encoder\.layers\.\w+"), *real("encoder.ln"))
     features = like(r"features\.\w+")
@@ -599,10 +605,20 @@ def default_modules(model: Any) -> tuple[str, ...]:
         return like(r"(stages|layers)\.\d+\.blocks\.\d+")
     if features:  # torchvision's others
         return features
-    some = [name for name in modules if name and name.count(".") < 2][:12]
-    raise UsageError(
-        f"no rule says what to tap in a {type(model).__name__}; name modules by --taps, such as "
-        f"{', '.join(some)}"
+    raise _unruled(model, "")
+
+
+def _unruled(model: Any, why: str) -> UsageError:
+    from torch import nn
+
+    some = [
+        name
+        for name, module in model.named_modules()
+        if name and name.count(".") < 2 and not isinstance(module, nn.ModuleList)
+    ][:12]
+    return UsageError(
+        f"no rule says what to tap in a {type(model).__name__}{why}; name modules by --taps, such "
+        f"as {', '.join(some)}"
     )
 
 
@@ -650,13 +666,13 @@ def rows(output: Any, notation: str, batch: int) -> torch.Tensor:
     name, part = parse(notation)
     if not isinstance(output, torch.Tensor):
         raise UsageError(
-            f"{name} puts out a {type(output).__name__}, no tensor; tap another module"
+            f"{name} puts out a {type(output).__name__}, no tensor; tap another module by --taps"
         )
     shape = tuple(output.shape)
     if not shape or shape[0] != batch or not 2 <= len(shape) <= 4 or 0 in shape:
         raise UsageError(
             f"{name} puts out {shape} for {batch} images, which is none of (B, C, H, W), "
-            "(B, H, W, C), (B, tokens, C) and (B, C); tap another module"
+            "(B, H, W, C), (B, tokens, C) and (B, C); tap another module by --taps"
         )
     if part == "0":
         if len(shape) != 3:
@@ -706,7 +722,12 @@ def _discover(name: str, known: Architecture, patterns: str | None) -> _Found:
     for tap, module in chosen.items():
         path, part = parse(module)
         notation = module if part else path + shown.layouts[path]
-        activations = rows(shown.outputs[path], notation, BATCH)
+        try:
+            activations = rows(shown.outputs[path], notation, BATCH)
+        except UsageError as error:
+            if patterns is not None or layers:
+                raise
+            raise _unruled(model, f", since {str(error).partition(';')[0]}") from error
         taps.append(Tap(tap, activations.shape[2], activations.shape[1]))
         modules.append(notation)
     own_names = all(tap.name == module for tap, module in zip(taps, modules, strict=True))
@@ -831,7 +852,7 @@ def _run(
             times = f"runs {len(seen)} times" if seen else "does not run"
             raise UsageError(
                 f"{path} ({type(modules[path]).__name__}) {times} in a forward pass; tap a module "
-                "that runs once, such as the block around it"
+                "that runs once by --taps, such as the block around it"
             )
     return {path: seen[0] for path, seen in outputs.items()}, order
 
@@ -858,6 +879,6 @@ def _layout(path: str, model: Any, output: Any, larger: Any) -> str:
         same = [3 if getattr(model, "output_fmt", "") == "NHWC" else 1]
     if same == [2]:
         raise UsageError(
-            f"{path} puts out {shape}, with channels in the middle; tap another module"
+            f"{path} puts out {shape}, with channels in the middle; tap another module by --taps"
         )
     return "[hwc]" if same == [3] else ""

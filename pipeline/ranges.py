@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.dna import Floats, Ranges
 from pipeline.errors import CorruptFile, SpecMismatch, StorageError, UsageError
-from pipeline.extractor import Network
-from pipeline.networks import REFERENCE_REPO
+from pipeline.networks import REFERENCE_REPO, Network
 from pipeline.spec import digest_of
 
 FORMAT = 1
@@ -162,9 +161,32 @@ def find(
         )
     shape = tuple((tap.name, tap.neurons) for tap in network.taps)
     if not set(shape) <= set(ranges.taps):
-        raise SpecMismatch(f"ranges are of layers {ranges.taps}; {network.name} taps {shape}")
+        raise _lacking(f"the ranges {name}", network, dict(ranges.taps))
     provenance = {key: value for key, value in metadata.items() if key not in _OWN_FIELDS}
     return ranges.select(shape), provenance
+
+
+def _lacking(about: str, network: Network, held: Mapping[str, int]) -> SpecMismatch:
+    """Which layers are lacked, which are held (with how many neurons), and how to get the rest."""
+    wrong = [
+        f"{tap.name} ({held[tap.name]} neurons there, {tap.neurons} tapped)"
+        if tap.name in held
+        else tap.name
+        for tap in network.taps
+        if held.get(tap.name) != tap.neurons
+    ]
+    weights = "--weights … " if network.weights_uri else ""
+    return SpecMismatch(
+        f"{about} lack {len(wrong)} of the {len(network.taps)} layers that are tapped of "
+        f"{network.name}: {_some(wrong)}; they hold {_some(list(held)) or 'none'}. Measure some "
+        f"with `vdna calibrate --extractor {network.name} {weights}--taps …`, with the same taps "
+        "as here, and give them by --ranges"
+    )
+
+
+def _some(names: list[str]) -> str:
+    """Up to five, the last among them: taps mostly are a sequence."""
+    return ", ".join(names if len(names) <= 5 else [*names[:4], "…", names[-1]])
 
 
 def _names_no_weights(metadata: Mapping[str, Any]) -> bool:
@@ -179,7 +201,9 @@ def _own(network: Network) -> tuple[Ranges, dict[str, Any]]:
         raise UsageError(
             f"the reference's ranges of {network.name} are of its own weights, not of "
             f"{storage.readable(network.weights_uri)}; measure some with `vdna calibrate "
-            "--weights …`, and give them by --ranges"
+            "--weights …`, and give them by --ranges. If that file holds the reference's own "
+            f"weights, its activation_ranges.json ({REFERENCE_FILES[network.name]} of "
+            f"{REFERENCE_REPO}) may be given by --ranges instead"
         )
     path = REFERENCE_FILES[network.name]
     uri = storage.canonical(_from_hub(network.name, path))
@@ -228,10 +252,10 @@ def decode_reference(data: bytes, name: str, network: Network) -> tuple[Ranges, 
     if not same:
         odd = ", ".join(sorted(lows.keys() ^ highs.keys()))
         raise CorruptFile(f"{name}: minima and maxima are not of the same layers: {odd}")
-    tapped = [tap.name for tap in network.taps]
-    wrong = [f"lacks {layer}" for layer in tapped if layer not in lows]
-    if wrong:
-        raise SpecMismatch(f"{name} is not of {network.name}: it {', '.join(wrong)}")
+    neurons = {tap.name: tap.neurons for tap in network.taps}
+    if not neurons.keys() <= lows.keys():
+        held = {layer: neurons.get(layer, 0) for layer in lows}
+        raise _lacking(f"the ranges {name}", network, held)
     low, high = [], []
     for tap in network.taps:
         minima = _column(lows[tap.name], tap.name, "minimum", name)

@@ -42,7 +42,7 @@ from pipeline.dna import (
     to_gaussian_table,
 )
 from pipeline.errors import Conflict, CorruptFile, UsageError
-from pipeline.extractor import Network
+from pipeline.networks import Network
 from pipeline.ranges import ASSUMED
 from pipeline.reduce import digest_of_dna
 from pipeline.spec import LAYER_GAUSSIAN, MAX_BINS, Preprocess, Spec, Tap

@@ -35,10 +35,11 @@ from pipeline.errors import (
     TransientError,
     VdnaError,
 )
-from pipeline.extractor import Extractor, Network
+from pipeline.extractor import Extractor
 from pipeline.gaussian import Moments
 from pipeline.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
 from pipeline.manifest import Entry, Shard, read_shard
+from pipeline.networks import Network
 from pipeline.partial import Failure, Partial
 from pipeline.ranges import decode as decode_ranges
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec

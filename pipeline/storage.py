@@ -179,14 +179,11 @@ def exists(uri: str) -> bool:
         return os.path.exists(local_path(uri))
     fs, path = _fs(uri)
 
-    def look() -> bool:  # fsspec's own `exists` takes any error for an absence
-        try:
-            fs.info(path)
-            return True
-        except FileNotFoundError:
-            return False
-
-    return _attempt(uri, look)
+    try:  # fsspec's own `exists` takes any error for an absence
+        _attempt(uri, lambda: fs.info(path))
+    except SourceError:
+        return False
+    return True
 
 
 def on_disk(data: bytes) -> bytes | mmap:
@@ -238,11 +235,12 @@ def open_random(uri: str) -> Iterator[IO[bytes]]:
             fs, path = _fs(uri)
             with fs.open(path, "rb") as remote:
                 yield remote
-    except FileNotFoundError as error:
-        raise SourceError(f"{uri} does not exist") from error
     except Exception as error:
-        if protocol_of(uri) != "file" and _is_transient(error):
+        remote = protocol_of(uri) != "file"
+        if remote and _is_transient(error):
             raise TransientError(f"{uri}: no proper answer: {error!r}") from error
+        if isinstance(error, FileNotFoundError) or (remote and _is_of_http(error)):
+            raise _refusal(uri, error) from error
         raise
 
 
@@ -454,9 +452,10 @@ def _fs(uri: str) -> tuple[Any, str]:
         return fsspec.filesystem("memory"), "/" + path.lstrip("/")
     options = S3_OPTIONS if protocol == "s3" else {}
     try:
-        return fsspec.filesystem(protocol, **options), path
+        fs = fsspec.filesystem(protocol, **options)
     except (ValueError, ImportError) as error:
         raise UsageError(f"{uri}: {error}") from error
+    return fs, uri if protocol in ("http", "https") else path  # which its file system keeps whole
 
 
 def _stored(uri: str, details: dict[str, Any]) -> Stored:
@@ -533,16 +532,50 @@ def _attempt(uri: str, action: Callable[[], T]) -> T:
             retry=retry_if_exception(_is_transient),
             reraise=True,
         )(action)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise SourceError(f"{uri} does not exist, or is not a file") from error
-    except PermissionError as error:
-        raise StorageError(f"{uri}: access denied; check the credentials: {error}") from error
     except Exception as error:
         if _is_transient(error):
             raise TransientError(f"{uri}: no answer after {ATTEMPTS} tries: {error!r}") from error
-        if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
-            raise StorageError(f"{uri}: {error!r}") from error
+        of_client = isinstance(error, OSError) or type(error).__module__.startswith("botocore")
+        # Clients refuse a url that they cannot take by a plain error of Python's.
+        of_url = isinstance(error, ValueError | NotImplementedError) and protocol_of(uri) != "file"
+        if of_client or of_url or _is_of_http(error):
+            raise _refusal(uri, error) from error
         raise
+
+
+def _refusal(uri: str, error: Exception) -> SourceError | StorageError:
+    """By its own name, an error that the same call would meet again."""
+    status = _status(error)
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    if missing or status in (404, 410) or "EntryNotFoundError" in _kinds(error):
+        return SourceError(f"{uri} does not exist, or is not a file")
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return StorageError(f"{uri}: access denied; check the credentials: {error}")
+    return StorageError(f"{uri}: {error!r}")
+
+
+_HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
+"""Libraries under fsspec's file systems that let their own errors through. By name: which of them
+is installed, and imported, is the file system's affair."""
+_BAD_URL = {"InvalidURL", "UnsupportedProtocol", "TooManyRedirects"}
+_TRANSIENT_STATUS = {408, 425, 429}
+
+
+def _is_of_http(error: BaseException) -> bool:
+    return any(kind.__module__.split(".")[0] in _HTTP_CLIENTS for kind in type(error).__mro__)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of an answer that became an error: on its response, or on itself."""
+    if not _is_of_http(error):
+        return None
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = getattr(error, "status", None) if status is None else status
+    return status if isinstance(status, int) and 400 <= status < 600 else None
 
 
 _PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError)
@@ -551,13 +584,18 @@ _PERMANENT_ERRNO = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EISDIR, errno
 
 def _is_transient(error: BaseException) -> bool:
     """Of the network or the server, so that the same call may well succeed."""
+    kinds = _kinds(error)
+    if "LocalEntryNotFoundError" in kinds:  # the hub's: not in its cache, and no way there
+        return True
+    status = _status(error)
+    if status is not None:
+        return status >= 500 or status in _TRANSIENT_STATUS
     if isinstance(error, _PERMANENT):
         return False
+    if _is_of_http(error):
+        return not (isinstance(error, ValueError) or kinds & (_BAD_URL | {"EntryNotFoundError"}))
     if isinstance(error, OSError | asyncio.TimeoutError | TimeoutError):
         return error.errno not in _PERMANENT_ERRNO if isinstance(error, OSError) else True
     origin = type(error).__module__.split(".")[0]
-    transient_boto = ("ConnectionError", "ReadTimeoutError", "HTTPClientError", "IncompleteRead")
-    return origin == "aiohttp" or (
-        origin in ("botocore", "aiobotocore")
-        and any(base.__name__ in transient_boto for base in type(error).__mro__)
-    )
+    transient_boto = {"ConnectionError", "ReadTimeoutError", "HTTPClientError", "IncompleteRead"}
+    return origin in ("botocore", "aiobotocore") and bool(kinds & transient_boto)

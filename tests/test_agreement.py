@@ -31,7 +31,8 @@ from vdna.vdnas.vdna_base import VDNA
 from pipeline import emd, fd, images, make_dna, nfd
 from pipeline.distance import frechet
 from pipeline.dna import DNA
-from pipeline.extractor import Extractor, describe
+from pipeline.extractor import Extractor
+from pipeline.networks import describe
 from pipeline.spec import Preprocess
 from tests.helpers import photo
 from tests.theirs import Theirs, bare, randomised

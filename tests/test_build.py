@@ -470,7 +470,7 @@ def test_a_catalogue_inside_its_source_is_refused(tmp_path: Path) -> None:
 def test_weights_need_their_own_ranges(tmp_path: Path, folder: Path) -> None:
     import torch
 
-    from pipeline.extractor import describe, load_model
+    from pipeline.networks import describe, load_model
 
     state = load_model(describe("efficientnet_lite0")).state_dict()
     torch.save(state | {"conv_stem.weight": state["conv_stem.weight"] * 2}, tmp_path / "other.pt")

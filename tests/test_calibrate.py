@@ -32,9 +32,10 @@ from pipeline.errors import (
     TransientError,
     UsageError,
 )
-from pipeline.extractor import Extractor, Network, describe, load_model
+from pipeline.extractor import Extractor
 from pipeline.histogram import LayerCounts
 from pipeline.manifest import Entry, Shard, read_shard
+from pipeline.networks import Network, describe, load_model
 from pipeline.partial import Failure, Partial
 from pipeline.progress import Silent
 from pipeline.shard import Receipt, ShardJob, partial_uri
@@ -284,7 +285,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(
             f"{module}.describe", lambda name, weights, taps: OTHER if weights else TINY
         )
-    monkeypatch.setattr("pipeline.build.load_model", lambda network: None)
+    monkeypatch.setattr("pipeline.build.require_fit", lambda network: None)
     for folder, names in {
         "a": [f"{i:03d}" for i in range(10)],
         "b": [f"{i:03d}" for i in range(100, 104)],

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline.catalogue import Catalogue
-from pipeline.extractor import describe
+from pipeline.networks import describe
 from tests.helpers import photo, write_photos
 
 IMAGES = 6

@@ -19,17 +19,10 @@ from PIL import Image
 from pipeline import networks as networks_module
 from pipeline import storage
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, UsageError
-from pipeline.extractor import (
-    MICRO_BATCH,
-    Extractor,
-    Network,
-    describe,
-    load_model,
-    numerics,
-)
+from pipeline.extractor import MICRO_BATCH, Extractor, numerics
 from pipeline.folding import fold_batch_norms
 from pipeline.images import load
-from pipeline.networks import EFFICIENTNET_LITE0_SHA256
+from pipeline.networks import EFFICIENTNET_LITE0_SHA256, Network, describe, load_model
 from pipeline.spec import Preprocess, Tap
 from pipeline.weights import load_state
 from tests.helpers import photo
@@ -113,7 +106,7 @@ def test_a_description_names_the_weights_and_taps(network: Network) -> None:
 
 def test_describing_costs_no_import_of_torch() -> None:
     code = (
-        "import sys; from pipeline.extractor import describe; describe('efficientnet_lite0');"
+        "import sys; from pipeline.networks import describe; describe('efficientnet_lite0');"
         "print(sorted({'torch', 'timm', 'ray', 'torchvision'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -79,6 +79,15 @@ def test_only_their_module_imports_ray_and_fsspec() -> None:
         assert not roots & {"fsspec", "s3fs"} or path.stem == "storage", path
 
 
+def test_a_name_has_one_address() -> None:
+    """Callers import it from where it is defined: mypy refuses what is not re-exported."""
+    for path in (ROOT / "pipeline").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and path.stem != "__init__":
+                again = [alias.name for alias in node.names if alias.asname == alias.name]
+                assert not again, f"{path.stem} re-exports {again}"
+
+
 def test_exported_names() -> None:
     assert sorted(pipeline.__all__) == [
         "Catalogue",

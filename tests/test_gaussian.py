@@ -32,11 +32,12 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
-from pipeline.extractor import Extractor, describe
+from pipeline.extractor import Extractor
 from pipeline.gaussian import Moments
 from pipeline.gc import GRACE, garbage
 from pipeline.manifest import Entry, Shard, plan
 from pipeline.matrix import Matrix, compare
+from pipeline.networks import describe
 from pipeline.partial import Partial
 from pipeline.ranges import embedded
 from pipeline.reduce import compose, digest_of_dna, load_partial, plan_folds

@@ -28,10 +28,18 @@ from numpy.typing import NDArray
 from pipeline import networks, ranges, storage
 from pipeline.build import InProcess, Request, build_datasets, make_dna, make_spec
 from pipeline.catalogue import Catalogue
-from pipeline.errors import CorruptFile, SpecMismatch, StorageError, TransientError, UsageError
-from pipeline.extractor import MICRO_BATCH, Extractor, Network, describe, load_model, numerics
+from pipeline.dna import Ranges
+from pipeline.errors import (
+    CorruptFile,
+    SpecMismatch,
+    StorageError,
+    TransientError,
+    UsageError,
+    VdnaError,
+)
+from pipeline.extractor import MICRO_BATCH, Extractor, numerics
 from pipeline.folding import fold_batch_norms
-from pipeline.networks import NAMED, matching, rows
+from pipeline.networks import NAMED, Network, describe, load_model, matching, rows
 from pipeline.spec import Tap
 from pipeline.weights import Hub, fetch, load_state
 from tests.helpers import photo, write_photos
@@ -214,6 +222,8 @@ def test_the_reference_sees_the_same(
 FAMILIES: list[tuple[str, int, Tap, Tap]] = [
     ("timm:vit_tiny_patch16_224", 13, Tap("blocks.0", 192, 197), Tap("norm", 192, 197)),
     ("timm:deit_tiny_distilled_patch16_224", 13, Tap("blocks.0", 192, 198), Tap("norm", 192, 198)),
+    ("timm:beit_base_patch16_224", 13, Tap("blocks.0", 768, 197), Tap("fc_norm", 768, 1)),
+    ("timm:eva02_tiny_patch14_224", 13, Tap("blocks.0", 192, 257), Tap("fc_norm", 192, 1)),
     ("timm:resnet18.a1_in1k", 8, Tap("layer1.0", 64, 3136), Tap("layer4.1", 512, 49)),
     ("timm:resnet18@96", 8, Tap("layer1.0", 64, 576), Tap("layer4.1", 512, 9)),
     (
@@ -261,7 +271,7 @@ def test_default_taps(name: str, count: int, first: Tap, last: Tap, nothing: str
     "name",
     [
         *("timm:vit_tiny_patch16_224", "timm:resnet18", "timm:convnext_atto", "torchvision:swin_t"),
-        *("timm:efficientnet_b0", "torchvision:resnet18"),
+        *("timm:efficientnet_b0", "torchvision:resnet18", "timm:test_vit2"),
         *("torchvision:vgg11_bn", "torchvision:mobilenet_v2", "timm:resnet26d", "inception"),
         "timm:deit_tiny_distilled_patch16_224",
     ],
@@ -311,6 +321,23 @@ def test_a_tapped_convolution_is_not_folded(weights: Weights) -> None:
     assert_alike(network, ours, plain(network, pixels))
     norm = replace(describe(name, weights(name), "layer1.0.bn*"), folded=True)
     assert_alike(norm, seen(Extractor(norm), pixels), plain(norm, pixels))
+
+
+@pytest.mark.parametrize(
+    ("name", "taps"),
+    [
+        ("efficientnet_lite0", "bn1.act"),
+        ("timm:test_efficientnet", "bn1.drop,**.bn1.act"),
+    ],
+)
+def test_a_part_of_a_norm_is_tapped_before_it_is_folded_away(
+    name: str, taps: str, weights: Weights
+) -> None:
+    assert describe(name, weights(name)).folded
+    network = describe(name, weights(name), taps)
+    assert not network.folded
+    pixels = inputs(network)
+    assert_alike(network, seen(Extractor(network), pixels), plain(network, pixels))
 
 
 def test_a_squeezed_norm_is_not_folded_across_what_lies_between() -> None:
@@ -467,7 +494,18 @@ def test_channels_last_are_read_row_by_row(weights: Weights) -> None:
             None,
             "no rule says what to tap in a GoogLeNet.*--taps.*maxpool1",
         ),
-        ("torchvision:inception_v3", "AuxLogits", r"AuxLogits \(InceptionAux\) does not run"),
+        (
+            "timm:mvitv2_tiny",
+            None,
+            "no rule says what to tap in a MultiScaleVit, since stages.0.blocks.0 puts out a "
+            "tuple, no tensor; name modules by --taps, such as patch_embed,.* norm",
+        ),
+        ("timm:mvitv2_tiny", "stages.1.*.*", "a tuple, no tensor; tap another module by --taps"),
+        (
+            "torchvision:inception_v3",
+            "AuxLogits",
+            r"AuxLogits \(InceptionAux\) does not run.*by --taps",
+        ),
     ],
 )
 def test_what_cannot_be_tapped(name: str, taps: str | None, message: str, nothing: str) -> None:
@@ -652,6 +690,40 @@ def test_weights_that_change_are_noticed(tmp_path: Path, state: State) -> None:
     torch.save(state | {"norm.bias": torch.ones(192)}, tmp_path / "w.pt")
     with pytest.raises(SpecMismatch, match=r"sha256 \w+ found, \w+ expected"):
         load_model(network)
+
+
+def test_weights_are_tried_once_a_process(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Network] = []
+
+    def load(network: Network) -> Any:
+        loads.append(network)
+        return load_model(network)
+
+    monkeypatch.setattr(networks, "load_model", load)
+    torch.save(state, tmp_path / "w.pt")
+    torch.save({"norm.bias": torch.zeros(7)}, tmp_path / "wrong.pt")
+    (tmp_path / "empty").mkdir()
+    place = Catalogue(str(tmp_path / "dnas"))
+
+    def refused(weights: str, message: str, *names: str) -> None:
+        common: dict[str, Any] = {"extractor": VIT, "weights": str(tmp_path / weights)}
+        common |= {"ranges": str(tmp_path / "r.parquet")}
+        asked = [Request(name, str(tmp_path / "empty"), **common) for name in names]
+        with pytest.raises(VdnaError, match=message):
+            build_datasets(place, asked, InProcess())
+
+    network = describe(VIT, str(tmp_path / "w.pt"))
+    taps = tuple((tap.name, tap.neurons) for tap in network.taps)
+    total = sum(tap.neurons for tap in network.taps)
+    some = Ranges(taps, np.zeros(total), np.ones(total))
+    (tmp_path / "r.parquet").write_bytes(ranges.encode(some, network))
+    refused("w.pt", "empty", "a", "b")
+    refused("w.pt", "empty", "c")
+    assert loads == [network]
+    refused("wrong.pt", "weights do not fit", "a")
+    refused("wrong.pt", "weights do not fit", "a")  # found again: only what fits is remembered
 
 
 # Weights of a network's own

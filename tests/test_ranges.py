@@ -24,8 +24,9 @@ from pipeline.build import InProcess, Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.dna import Ranges
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, StorageError, UsageError
-from pipeline.extractor import Extractor, Network, describe
+from pipeline.extractor import Extractor
 from pipeline.histogram import OVERFLOW, UNDERFLOW, LayerCounts
+from pipeline.networks import Network, describe
 from pipeline.ranges import (
     REFERENCE_FILES,
     decode,
@@ -254,8 +255,18 @@ def test_ranges_of_other_weights_are_refused_with_both(
 def test_ranges_of_other_taps_are_refused(tmp_path: Path, network: Network) -> None:
     file = tmp_path / "ranges.parquet"
     file.write_bytes(encode(SMALL, network))
-    with pytest.raises(SpecMismatch, match=r"ranges are of layers .*stem.*; efficientnet_lite0"):
+    with pytest.raises(
+        SpecMismatch,
+        match=r"lack 18 of the 18 .*: bn1, blocks\.0\.0, .*, …, bn2; they hold stem, head\. "
+        r"Measure some with `vdna calibrate --extractor efficientnet_lite0 --taps …`, .* --ranges$",
+    ) as caught:
         resolve(network, str(file), {})
+    assert len(str(caught.value)) < 400
+    other = replace(network, taps=(Tap("stem", 7, 4), Tap("head", SMALL.taps[1][1], 1)))
+    with pytest.raises(SpecMismatch, match=r"1 of the 2 .*: stem \(\d neurons there, 7 tapped"):
+        resolve(other, str(file), {})
+    with pytest.raises(SpecMismatch, match=r"ranges of efficientnet_lite0 lack 1 of .*: bn1\[0"):
+        resolve(replace(network, taps=(Tap("bn1[0]", 32, 1),)), None, {})
 
 
 # The reference's files
@@ -355,7 +366,11 @@ LOW, HIGH = "mins_per_neuron", "maxs_per_neuron"
         (changed(HIGH, "block_0", "7", to=10**400), CorruptFile, r"block_0\[7\] is 1000"),
         (changed(HIGH, "block_0", "7", to=-99), CorruptFile, r"block_0\[7\] ranges from -8.* to"),
         (changed(HIGH, "last_norm"), CorruptFile, "not of the same layers: last_norm"),
-        (with_layers(lambda s: s.pop("last_norm")), SpecMismatch, "lacks last_norm"),
+        (
+            with_layers(lambda s: s.pop("last_norm")),
+            SpecMismatch,
+            "lack 1 .*: last_norm; they hold",
+        ),
         (with_layers(lambda s: s["last_norm"].pop("2")), SpecMismatch, "has 2 minima and 2 max"),
     ],
 )
@@ -512,7 +527,7 @@ def test_other_weights_of_a_network_of_the_reference_need_their_own_ranges(
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
     network = replace(REFERENCE, weights_uri="file:///w/other.pt")
-    with pytest.raises(UsageError, match=r"not of /w/other\.pt; .*`vdna calibrate --weights"):
+    with pytest.raises(UsageError, match=r"not of /w/other\.pt; .*`vdna calibrate --weights.*json"):
         resolve(network, None, {})
     resolve(network, reference_file(reference_content()), {})  # by a user who says so
 

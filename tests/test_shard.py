@@ -18,8 +18,9 @@ from pipeline import images, storage
 from pipeline.build import Request, make_dna, make_spec
 from pipeline.dna import DNA
 from pipeline.errors import ConservationError, SourceError, TransientError, UsageError
-from pipeline.extractor import Extractor, describe
+from pipeline.extractor import Extractor
 from pipeline.manifest import Entry, Manifest, Shard, plan
+from pipeline.networks import describe
 from pipeline.partial import Partial
 from pipeline.ranges import embedded
 from pipeline.shard import Counter, Recipe, ShardJob, Worker, partial_uri

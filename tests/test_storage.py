@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import os
 import socket
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
+import fsspec
 import pytest
 
 from pipeline import storage
@@ -146,8 +151,6 @@ def test_a_put_whose_answer_is_lost_is_known_as_our_own(
     s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client's own layers repeat the PUT, and are told that the object is there."""
-    import fsspec
-
     host, _, port = s3_server.removeprefix("http://").partition(":")
     with LosingProxy((host, int(port))) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
@@ -224,6 +227,126 @@ def test_denied_is_not_tried_again(monkeypatch, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="access denied"):
         storage.read((tmp_path / "a").as_uri())
     assert len(calls) == 1
+
+
+class Failing(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """Lets the errors of the client under it through, as the hub's does."""
+
+    protocol = "failing"
+    error: Exception
+    asked = 0
+
+    def fail(self, *_: object, **__: object) -> NoReturn:
+        Failing.asked += 1
+        raise Failing.error
+
+    info = cat_file = open = find = glob = rm_file = rm = pipe_file = fail
+
+
+def client_error(library: str, names: str, **fields: object) -> Exception:
+    """An error of a library that need not be installed, of several names, the last its root's."""
+    kinds: tuple[type, ...] = (Exception,)
+    for name in reversed(names.split()):
+        own = type(name, kinds, {"__module__": f"{library}.errors"})
+        kinds = (getattr(builtins, name, own),)
+    error: Exception = kinds[0]("no way there")
+    vars(error).update(fields)
+    return error
+
+
+def answer(status: int) -> SimpleNamespace:
+    return SimpleNamespace(status_code=status)
+
+
+HUB = "HfHubHTTPError OSError"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (client_error("httpx", "ConnectError HTTPError"), TransientError, "ConnectError"),
+        (client_error("httpx2", "ReadTimeout HTTPError"), TransientError, "ReadTimeout"),
+        (client_error("httpx", "InvalidURL"), StorageError, "InvalidURL"),
+        (client_error("httpx", "HTTPStatusError", response=answer(502)), TransientError, "HTTPSt"),
+        (client_error("requests", "ConnectTimeout OSError"), TransientError, "no way there"),
+        (client_error("requests", "MissingSchema ValueError"), StorageError, "MissingSchema"),
+        (client_error("requests", "HTTPError OSError", response=answer(404)), SourceError, "exist"),
+        (client_error("aiohttp", "ServerDisconnectedError"), TransientError, "ServerDisconnected"),
+        (client_error("aiohttp", "ClientResponseError", status=503), TransientError, "ClientRes"),
+        (client_error("aiohttp", "ClientResponseError", status=403), StorageError, "access denied"),
+        (client_error("huggingface_hub", HUB, response=answer(429)), TransientError, "HfHub"),
+        (client_error("huggingface_hub", HUB, response=answer(401)), StorageError, "access denied"),
+        (client_error("huggingface_hub", HUB, response=answer(400)), StorageError, "HfHub"),
+        (client_error("huggingface_hub", HUB, response=answer(404)), SourceError, "does not exist"),
+        (client_error("huggingface_hub", "EntryNotFoundError"), SourceError, "does not exist"),
+        (
+            client_error("huggingface_hub", "LocalEntryNotFoundError FileNotFoundError"),
+            *(TransientError, "LocalEntryNotFoundError"),
+        ),
+        (ValueError("no such place"), StorageError, "no such place"),
+        (NotImplementedError("lists of buckets"), StorageError, "lists of buckets"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_errors_of_http_clients_get_our_names(
+    error: Exception, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    Failing.error = error
+    uri = "failing://a/b.npz"
+    for action in (storage.read, storage.info, lambda u: list(storage.walk(u))):
+        Failing.asked = 0
+        with pytest.raises(StorageError if kind is not SourceError else kind) as caught:
+            action(uri)
+        assert type(caught.value) is kind
+        assert uri in str(caught.value)
+        assert message in str(caught.value)
+        assert Failing.asked == (storage.ATTEMPTS if kind is TransientError else 1)
+    if kind is SourceError:
+        assert not storage.exists(uri)
+        storage.delete(uri)
+    else:
+        with pytest.raises(kind):
+            storage.exists(uri)
+    if not isinstance(error, ValueError | NotImplementedError):  # a reader's own, maybe
+        with pytest.raises(kind, match=uri), storage.open_random(uri):
+            pass
+
+
+def test_files_of_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a real client: its answers are what the errors above imitate."""
+    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = int(self.path.strip("/"))
+            self.send_response(status)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(b"data")
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        site = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            assert storage.read(f"{site}/200") == b"data"
+            assert storage.info(f"{site}/200").uri == f"{site}/200"
+            with pytest.raises(SourceError, match="does not exist"):
+                storage.read(f"{site}/404")
+            with pytest.raises(StorageError, match="access denied"):
+                storage.read(f"{site}/403")
+            with pytest.raises(TransientError, match="no answer after 5 tries"):
+                storage.read(f"{site}/503")
+        finally:
+            server.shutdown()
+            fsspec.filesystem("http").clear_instance_cache()
 
 
 @pytest.mark.parametrize(

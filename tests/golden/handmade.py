@@ -13,8 +13,8 @@ from pipeline import storage
 from pipeline.build import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, Version, canonical_json
 from pipeline.dna import DNA, Ranges
-from pipeline.extractor import Network
 from pipeline.manifest import Entry, Manifest, Shard, read_shard
+from pipeline.networks import Network
 from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.reduce import Composed, add_up, compose, plan_folds
 from pipeline.shard import Receipt, ShardJob, partial_uri
