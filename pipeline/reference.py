@@ -43,6 +43,7 @@ from pipeline.dna import (
 )
 from pipeline.errors import Conflict, CorruptFile, UsageError
 from pipeline.extractor import Network
+from pipeline.networks import CLIP_RULE, HALF_RULE, IMAGENET_RULE, NAMED, Rule
 from pipeline.ranges import ASSUMED
 from pipeline.reduce import digest_of_dna
 from pipeline.spec import LAYER_GAUSSIAN, MAX_BINS, Preprocess, Spec, Tap
@@ -77,36 +78,31 @@ _TORN = (
 
 # What the reference's networks are, so that no weights need to be there.
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_Triple = tuple[float, float, float]
-
 
 @dataclass(frozen=True)
 class _Network:
     """The side of its square input, its normalisation, and positions an image by layer."""
 
     side: int
-    rule: tuple[_Triple, _Triple]
+    rule: Rule
     positions: Mapping[str, int]
 
 
 def _vit(
-    depth: int, patch: int = 16, rule: tuple[_Triple, _Triple] = _IMAGENET, last: int | None = None
+    depth: int, patch: int = 16, rule: Rule = IMAGENET_RULE, last: int | None = None
 ) -> _Network:
     tokens = (224 // patch) ** 2 + 1
     blocks = {f"block_{i}": tokens for i in range(depth)}
     return _Network(224, rule, {**blocks, "last_norm": last or tokens})
 
 
-def _grids(side: int, rule: tuple[_Triple, _Triple], grids: Mapping[str, int]) -> _Network:
+def _grids(side: int, rule: Rule, grids: Mapping[str, int]) -> _Network:
     return _Network(side, rule, {layer: grid * grid for layer, grid in grids.items()})
 
 
 _RESNET50 = _grids(
     224,
-    _IMAGENET,
+    IMAGENET_RULE,
     {
         f"layer{stage}_{i}": 112 >> stage
         for stage, blocks in enumerate((3, 4, 6, 3), 1)
@@ -115,7 +111,7 @@ _RESNET50 = _grids(
 )
 _VGG16 = _grids(
     224,
-    _IMAGENET,
+    IMAGENET_RULE,
     {
         f"relu_{stage}_{i}": 448 >> stage
         for stage, relus in enumerate((2, 2, 3, 3, 3), 1)
@@ -124,7 +120,7 @@ _VGG16 = _grids(
 )
 _CLIP_RN50 = _grids(
     224,
-    _CLIP,
+    CLIP_RULE,
     {
         **{f"block_{i}": 56 for i in range(0, 4)},
         **{f"block_{i}": 28 for i in range(4, 8)},
@@ -133,15 +129,15 @@ _CLIP_RN50 = _grids(
         "last_norm": 1,
     },
 )
-_INCEPTION = _grids(299, _HALF, {"block_0": 73, "block_1": 35, "block_2": 17, "block_3": 1})
+_INCEPTION = _grids(299, HALF_RULE, {"block_0": 73, "block_1": 35, "block_2": 17, "block_3": 1})
 NETWORKS = {
     **dict.fromkeys(
         ("mugs_vit_small", "mugs_vit_base", "dino_vit_small", "dino_vit_base"), _vit(12)
     ),
     "mugs_vit_large": _vit(24),
-    "clip_im_vit_b16": _vit(12, 16, _CLIP, last=1),
-    "clip_im_vit_b32": _vit(12, 32, _CLIP, last=1),
-    "clip_im_vit_l14": _vit(24, 14, _CLIP, last=1),
+    "clip_im_vit_b16": _vit(12, 16, CLIP_RULE, last=1),
+    "clip_im_vit_b32": _vit(12, 32, CLIP_RULE, last=1),
+    "clip_im_vit_l14": _vit(24, 14, CLIP_RULE, last=1),
     "clip_im_rn50": _CLIP_RN50,
     **dict.fromkeys(("dino_resnet50", "rand_resnet50"), _RESNET50),
     "vgg16": _VGG16,
