@@ -858,6 +858,7 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
         origin={
             "software": file.software,
             "assumed": by.assumed,
+            "stated": spec is not None,
             "notes": [*by.notes, *notes],
             "kind": file.kind,
             "file": file.name,
@@ -867,6 +868,15 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
     commit = catalogue.put_version(name, version, base, action="import")
     kept = commit.datasets[name][digest]
     return Imported(name, kept, base is None or base.dna != kept.dna, ranges)
+
+
+def provenance(version: Version) -> str:
+    """Of an imported version, for whoever reads its distances: whose word its spec is."""
+    origin = version.origin
+    spec = "under a stated spec" if origin.get("stated") else "under its own spec"
+    if origin.get("assumed"):
+        spec = "its weights, ranges and preprocessing are assumed"
+    return f"imported from {origin['file']} ({origin['software']}), {spec}"
 
 
 def _files(dna: DNA, name: str, digest: str, products: Sequence[str]) -> dict[str, bytes]:

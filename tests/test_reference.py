@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -458,6 +459,7 @@ def test_the_assumed_spec(tmp_path: Path) -> None:
     assert version.origin == {
         "software": "vdna 0.1.1",
         "assumed": True,
+        "stated": False,
         "notes": [],
         "kind": "histogram",
         "file": str(path),
@@ -534,6 +536,7 @@ def test_a_stated_spec_compares_with_a_built_dna(
         edit_json(file, spec=..., spec_digest=..., vdna_version="0.1.1")
         version = reference.import_file(built, str(file), name, stated).version
         assert (version.spec, version.origin["assumed"], version.notes) == (spec, False, ())
+        assert version.origin["stated"]
         dna = built.load(name)
         assert pipeline.emd(dna, built.load("b")) == pytest.approx(
             pipeline.emd(built.load("a"), built.load("b")), rel=1e-12
@@ -554,7 +557,7 @@ def test_a_stated_spec_compares_with_a_built_dna(
 def test_our_own_exports_state_their_spec(built: Catalogue, exported: Path, tmp_path: Path) -> None:
     version = reference.import_file(built, str(exported / "layer-gaussian-a.npz"), "own").version
     assert version.spec == built.find("a").spec
-    assert not version.origin["assumed"]
+    assert (version.origin["assumed"], version.origin["stated"]) == (False, False)
     again, before = whole(built, "own"), whole(built, "a")
     np.testing.assert_array_equal(again.mean, before.mean)
     np.testing.assert_allclose(again.scatter, before.scatter, rtol=1e-15)
@@ -647,7 +650,7 @@ def test_a_stated_spec_must_fit(
     path, spec = saved_kind(tmp_path / "x", kind), stated_in(tmp_path, change)
     if error is None:
         version = reference.import_file(place_at(tmp_path), str(path), "a", spec).version
-        assert not version.origin["assumed"]
+        assert (version.origin["assumed"], version.origin["stated"]) == (False, True)
         return
     if kind == "gaussian" and "bins" in message:
         return  # it has none
@@ -1221,7 +1224,8 @@ def test_commands(tmp_path: Path) -> None:
     assert vdna_json("show", "x", "-c", place)["origin"]["file"] == str(x)
     assert str(x) in vdna("ls", "-c", place).stdout
     compared = vdna("compare", "-c", place).stdout
-    assert "note: y: imported; its weights" in compared
+    about = "(vdna 0.1.1), its weights, ranges and preprocessing are assumed"
+    assert f"note: y was imported from {y} {about}" in compared.replace("\n", " ")
     assert "note: x: block_0: 1 of 3 neurons hold" in compared
     vdna("verify", "-c", place)
     vdna("gc", "-c", place)
@@ -1238,6 +1242,25 @@ def test_commands(tmp_path: Path) -> None:
     helped = vdna("--help").stdout
     assert "import" in helped
     assert "export" in helped
+
+
+def test_whose_word_a_spec_is(tmp_path: Path) -> None:
+    """Wherever its distances are read: stated by the user, by an export of ours, or by nobody."""
+    x, place = saved(tmp_path / "x", histograms()), tmp_path / "c"
+    spec = stated_in(tmp_path, lambda d: None)
+    vdna("import", x, "x", "-c", place, "--spec", spec)
+    vdna("export", "x", tmp_path / "y.npz", "-c", place)
+    vdna("import", tmp_path / "y.npz", "y", "-c", place)
+    stated = f"imported from {x} (vdna 0.1.1), under a stated spec"
+    own = (
+        f"imported from {tmp_path / 'y.npz'} (vdna-pipeline {version('vdna-pipeline')}), under its"
+    )
+    compared = vdna("compare", "-c", place).stdout.splitlines()
+    assert f"note: x was {stated}" in compared
+    assert f"note: y was {own} own spec" in compared
+    assert f"note: x was {stated}" in vdna("compare", "-c", place, "--json").stderr
+    assert f"note: {stated}" in vdna("show", "x", "-c", place).stdout
+    assert vdna_json("show", "x", "-c", place)["origin"]["stated"]
 
 
 def broken(npz: Path) -> Path:
