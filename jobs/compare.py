@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -37,6 +38,7 @@ def compare(
     from pipeline.errors import UsageError
     from pipeline.matrix import ALL, numerics_notes
     from pipeline.matrix import compare as compare_all
+    from pipeline.reference import provenance
 
     if out and not out.endswith(".parquet"):
         raise UsageError(f"out is {out!r}; the matrix is written as Parquet, name it so (.parquet)")
@@ -47,8 +49,12 @@ def compare(
         from pipeline import storage
 
         storage.replace(storage.canonical(out), matrix.encode())
+    versions = {name: place.find(name, at, spec) for name in matrix.names}
     if as_json:
         print_json(matrix.table.to_pylist())
+        for name, version in versions.items():
+            if version.imported:
+                print(f"note: {name} was {provenance(version)}", file=sys.stderr)
         return
     from rich.console import Console
 
@@ -62,12 +68,11 @@ def compare(
     apart = sorted(place.at(at).datasets.keys() - set(place.names(at, spec)))
     if apart and not names:
         print(f"note: not compared, as built under other specs (--spec): {', '.join(apart)}")
-    versions = {name: place.find(name, at, spec) for name in matrix.names}
     for note in numerics_notes(versions):
         print(f"note: numerics differ: {note}")
     for name, version in versions.items():
-        if version.origin.get("assumed"):
-            print(f"note: {name}: imported; its weights, ranges and preprocessing are assumed")
+        if version.imported:
+            print(f"note: {name} was {provenance(version)}")
         for note in version.notes:
             print(f"note: {name}: {note}")
     if out:

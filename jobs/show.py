@@ -30,6 +30,7 @@ def show(
 ) -> None:
     """Show one dataset: what was counted, how, and what could not be."""
     from pipeline.catalogue import Catalogue
+    from pipeline.reference import provenance
 
     place = Catalogue(catalogue)
     version = place.find(name, at, spec)
@@ -61,8 +62,8 @@ def show(
     how = f"{rule.resize} resize, crop {rule.crop}, EXIF {rule.exif}, {counted.precision}"
     print(f"  input      {rule.height} x {rule.width}, {how}")
     print(f"  keeps      {', '.join(version.products)}")
-    if version.origin.get("assumed"):
-        print("  note: its weights, ranges and preprocessing are assumed")
+    if version.imported:
+        print(f"  note: {provenance(version)}")
     for note in version.notes:
         print(f"  note: {note}")
     for reason, count in Counter(failure.reason for failure in listed).most_common():

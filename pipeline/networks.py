@@ -341,12 +341,15 @@ def _triple(values: Iterable[float]) -> Triple:
 # The names of the reference (vdna 0.1.1), and the embedded network.
 
 
-_IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CLIP: tuple[Triple, Triple] = (
+Rule = tuple[Triple, Triple]
+"""How pixels are normalised: mean and standard deviation of each channel, scaled to [0, 1]."""
+
+IMAGENET_RULE: Rule = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP_RULE: Rule = (
     (0.48145466, 0.4578275, 0.40821073),
     (0.26862954, 0.26130258, 0.27577711),
 )
-_HALF: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+HALF_RULE: Rule = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 REFERENCE_REPO = "bramtoula/visual-dna-models"
 DINO_URL = "https://dl.fbaipublicfiles.com/dino"
 FID_URL = (
@@ -363,7 +366,7 @@ def _efficientnet_lite0() -> Architecture:
     """
     return Architecture(
         lambda side: _build_timm("tf_efficientnet_lite0", None, None),
-        *(224, 224, *_HALF),
+        *(224, 224, *HALF_RULE),
         Wheel(),
         heads=("classifier",),
         convert=_lite0_filter,
@@ -374,7 +377,7 @@ def _vit(
     model: str,
     source: Source,
     depth: int = 12,
-    rule: tuple[Triple, Triple] = _IMAGENET,
+    rule: Rule = IMAGENET_RULE,
     norm: str = "norm",
     ignored: tuple[str, ...] = (),
 ) -> Architecture:
@@ -412,7 +415,7 @@ def _clip(size: str, depth: int = 12) -> Architecture:
     code, and is not read.
     """
     source = Hub(f"timm/vit_{size}_clip_224.openai", ("model.safetensors", "pytorch_model.bin"))
-    return _vit(f"vit_{size}_clip_quickgelu_224", source, depth, _CLIP, norm="norm[0]")
+    return _vit(f"vit_{size}_clip_quickgelu_224", source, depth, CLIP_RULE, norm="norm[0]")
 
 
 def _resnet50(source: Source) -> Architecture:
@@ -426,7 +429,7 @@ def _resnet50(source: Source) -> Architecture:
     blocks = [(stage, i) for stage, n in ((1, 3), (2, 4), (3, 6), (4, 3)) for i in range(n)]
     return Architecture(
         build,
-        *(224, 224, *_IMAGENET),
+        *(224, 224, *IMAGENET_RULE),
         source,
         heads=("fc",),
         layers=tuple((f"layer{stage}_{i}", f"layer{stage}.{i}") for stage, i in blocks),
@@ -438,7 +441,7 @@ def _vgg16() -> Architecture:
     places = (1, 3, 6, 8, 11, 13, 15, 18, 20, 22, 25, 27, 29)
     return Architecture(
         functools.partial(_build_torchvision, "vgg16", 224),
-        *(224, 224, *_IMAGENET),
+        *(224, 224, *IMAGENET_RULE),
         Web(VGG16_URL),
         heads=("classifier",),
         layers=tuple(
@@ -450,7 +453,7 @@ def _vgg16() -> Architecture:
 def _inception() -> Architecture:
     return Architecture(
         lambda side: _fid_inception(),
-        *(299, 299, *_HALF),
+        *(299, 299, *HALF_RULE),
         Web(FID_URL),
         heads=("fc",),
         layers=(

@@ -18,10 +18,11 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from types import UnionType
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +43,10 @@ from pipeline.dna import (
     to_gaussian_table,
 )
 from pipeline.errors import Conflict, CorruptFile, UsageError
-from pipeline.networks import Network
+from pipeline.networks import CLIP_RULE, HALF_RULE, IMAGENET_RULE, NAMED, Network, Rule
 from pipeline.ranges import ASSUMED
 from pipeline.reduce import digest_of_dna
-from pipeline.spec import LAYER_GAUSSIAN, MAX_BINS, Preprocess, Spec, Tap
+from pipeline.spec import COLOUR_RULE, LAYER_GAUSSIAN, MAX_BINS, Preprocess, Spec, Tap
 
 Kind = Literal["histogram", "gaussian", "layer-gaussian", "activation-ranges"]
 PRODUCTS_OF: dict[Kind, tuple[str, ...]] = {
@@ -66,9 +67,12 @@ TELLS: dict[Kind, tuple[str, ...]] = {
 WRAP = 2**32
 MAX_INT32 = 2**31 - 1
 MAX_IMAGES = 10**12
+MAX_ACTIVATIONS = 2**61
+"""Of a neuron; twice as many are still an int64."""
 DEFAULT_BINS = 1000
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _TORN = (
     *(zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError),
     *(NotImplementedError, RuntimeError, MemoryError),
@@ -77,36 +81,31 @@ _TORN = (
 
 # What the reference's networks are, so that no weights need to be there.
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_Triple = tuple[float, float, float]
-
 
 @dataclass(frozen=True)
 class _Network:
     """The side of its square input, its normalisation, and positions an image by layer."""
 
     side: int
-    rule: tuple[_Triple, _Triple]
+    rule: Rule
     positions: Mapping[str, int]
 
 
 def _vit(
-    depth: int, patch: int = 16, rule: tuple[_Triple, _Triple] = _IMAGENET, last: int | None = None
+    depth: int, patch: int = 16, rule: Rule = IMAGENET_RULE, last: int | None = None
 ) -> _Network:
     tokens = (224 // patch) ** 2 + 1
     blocks = {f"block_{i}": tokens for i in range(depth)}
     return _Network(224, rule, {**blocks, "last_norm": last or tokens})
 
 
-def _grids(side: int, rule: tuple[_Triple, _Triple], grids: Mapping[str, int]) -> _Network:
+def _grids(side: int, rule: Rule, grids: Mapping[str, int]) -> _Network:
     return _Network(side, rule, {layer: grid * grid for layer, grid in grids.items()})
 
 
 _RESNET50 = _grids(
     224,
-    _IMAGENET,
+    IMAGENET_RULE,
     {
         f"layer{stage}_{i}": 112 >> stage
         for stage, blocks in enumerate((3, 4, 6, 3), 1)
@@ -115,7 +114,7 @@ _RESNET50 = _grids(
 )
 _VGG16 = _grids(
     224,
-    _IMAGENET,
+    IMAGENET_RULE,
     {
         f"relu_{stage}_{i}": 448 >> stage
         for stage, relus in enumerate((2, 2, 3, 3, 3), 1)
@@ -124,7 +123,7 @@ _VGG16 = _grids(
 )
 _CLIP_RN50 = _grids(
     224,
-    _CLIP,
+    CLIP_RULE,
     {
         **{f"block_{i}": 56 for i in range(0, 4)},
         **{f"block_{i}": 28 for i in range(4, 8)},
@@ -133,15 +132,15 @@ _CLIP_RN50 = _grids(
         "last_norm": 1,
     },
 )
-_INCEPTION = _grids(299, _HALF, {"block_0": 73, "block_1": 35, "block_2": 17, "block_3": 1})
+_INCEPTION = _grids(299, HALF_RULE, {"block_0": 73, "block_1": 35, "block_2": 17, "block_3": 1})
 NETWORKS = {
     **dict.fromkeys(
         ("mugs_vit_small", "mugs_vit_base", "dino_vit_small", "dino_vit_base"), _vit(12)
     ),
     "mugs_vit_large": _vit(24),
-    "clip_im_vit_b16": _vit(12, 16, _CLIP, last=1),
-    "clip_im_vit_b32": _vit(12, 32, _CLIP, last=1),
-    "clip_im_vit_l14": _vit(24, 14, _CLIP, last=1),
+    "clip_im_vit_b16": _vit(12, 16, CLIP_RULE, last=1),
+    "clip_im_vit_b32": _vit(12, 32, CLIP_RULE, last=1),
+    "clip_im_vit_l14": _vit(24, 14, CLIP_RULE, last=1),
     "clip_im_rn50": _CLIP_RN50,
     **dict.fromkeys(("dino_resnet50", "rand_resnet50"), _RESNET50),
     "vgg16": _VGG16,
@@ -237,7 +236,7 @@ class _Metadata:
     def neurons(self) -> dict[str, int]:
         neurons = self.table("neurons_list")
         for layer, count in neurons.items():
-            if not layer or not _is_count(count) or not count:
+            if not _is_text(layer) or not _is_count(count) or not count:
                 raise self.wrong(f"neurons_list.{layer}", count, "a positive number")
         if not neurons:
             raise self.wrong("neurons_list", neurons, "at least one layer")
@@ -245,9 +244,9 @@ class _Metadata:
 
     def text(self, field: str) -> str:
         value = self.data.get(field)
-        if not isinstance(value, str) or not value:
+        if not _is_text(value):
             raise self.wrong(field, value, "text")
-        return value
+        return cast(str, value)
 
     def number(self, field: str, most: int) -> int:
         value: Any = self.data.get(field)
@@ -268,6 +267,11 @@ class _Metadata:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    """Not empty, and no half of a character, which JSON can name and no file can hold."""
+    return isinstance(value, str) and bool(value) and not _HALF_CHARACTER.search(value)
 
 
 def _type(value: object) -> str:
@@ -383,7 +387,11 @@ class _Stated:
 
     @property
     def assumed(self) -> bool:
-        return self.spec.weights_sha256.startswith(ASSUMED)
+        return _is_assumed(self.spec)
+
+
+def _is_assumed(spec: Spec) -> bool:
+    return spec.weights_sha256.startswith(ASSUMED)
 
 
 def assume(file: ReferenceFile) -> _Stated:
@@ -430,14 +438,20 @@ def _preprocess(network: _Network, crop: str) -> Preprocess:
     return Preprocess(network.side, network.side, *network.rule, **rule)
 
 
-def _told_positions(file: ReferenceFile, layer: str) -> int:
+def _row_positions(file: ReferenceFile, layer: str) -> int | None:
     """Activations an image, by what most rows of a histogram hold."""
-    if file.kind == "histogram":
-        rows = file.arrays[layer]
-        totals = rows.sum(axis=1, dtype=np.int64)[(rows >= 0).all(axis=1)]
-        (total, count), *_ = [*Counter(totals.tolist()).most_common(1), (0, 0)]
-        if total and 2 * count > len(rows) and total % file.images == 0:
-            return int(total // file.images)
+    if file.kind != "histogram":
+        return None
+    rows = file.arrays[layer]
+    totals = rows.sum(axis=1, dtype=np.int64)[(rows >= 0).all(axis=1)]
+    (total, count), *_ = [*Counter(totals.tolist()).most_common(1), (0, 0)]
+    whole = total and 2 * count > len(rows) and total % file.images == 0
+    return int(total // file.images) if whole else None
+
+
+def _told_positions(file: ReferenceFile, layer: str) -> int:
+    if (found := _row_positions(file, layer)) is not None:
+        return found
     raise UsageError(
         f"{file.name}: {file.extractor} is no network of the reference, and its {file.kind} file "
         f"does not tell how many positions layer {layer} has in an image; state it by --spec"
@@ -445,7 +459,10 @@ def _told_positions(file: ReferenceFile, layer: str) -> int:
 
 
 def stated(file: ReferenceFile, spec: Spec, ranges: Ranges | None) -> _Stated:
-    """The spec that the user says the file was made by. Raises `UsageError` where it was not."""
+    """The spec that the user says the file was made by. Raises `UsageError` where it was not.
+
+    One of our exports has its spec beside it, and was made by no other.
+    """
     about = f"{file.name} and spec {spec.digest[:12]} do not agree on"
     theirs = {tap.name: tap.neurons for tap in spec.taps}
     if theirs != file.neurons:
@@ -454,37 +471,123 @@ def stated(file: ReferenceFile, spec: Spec, ranges: Ranges | None) -> _Stated:
             dict(theirs.items() - file.neurons.items()),
         )
         raise UsageError(f"{about} layers and neurons: {one} against {other}")
-    if file.bins not in (None, spec.bins):
-        raise UsageError(f"{about} bins: {file.bins} against {spec.bins}")
-    if file.resize != spec.preprocess.resize:
-        raise UsageError(f"{about} resize: {file.resize!r} against {spec.preprocess.resize!r}")
-    if file.crop not in (spec.preprocess.crop, "random"):
-        raise UsageError(f"{about} crop: {file.crop!r} against {spec.preprocess.crop!r}")
+    _agree(about, "bins", file.bins or spec.bins, spec.bins)
+    _agree(about, "resize", file.resize, spec.preprocess.resize)
+    if file.crop != "random":
+        _agree(about, "crop", file.crop, spec.preprocess.crop)
+    for tap in spec.taps:
+        if not 0 < tap.positions * file.images <= MAX_ACTIVATIONS:
+            raise UsageError(
+                f"spec {spec.digest[:12]}: layer {tap.name} has {tap.positions} positions in an "
+                f"image, of which {file.name} has {file.images}"
+            )
     notes = []
+    own = _own_spec(file)
+    if own is None or (own.digest != spec.digest and _is_assumed(own)):
+        notes += _made_by_the_reference(file, spec, about)
+    else:
+        own.require_same(spec, f"{file.name}, by its json,", "what the stated spec says")
     if file.crop == "random":
         notes.append("made with random crops, which are not repeatable")
+    if ranges is None and not _is_assumed(spec):
+        notes.append(f"its ranges {spec.ranges_digest} are not in this catalogue")
+    if ranges is not None and ranges.taps != tuple(theirs.items()):
+        raise UsageError(
+            f"ranges {ranges.digest} are of {dict(ranges.taps)}; the spec, of {theirs}"
+        )
+    return _Stated(spec, ranges, tuple(notes))
+
+
+def _made_by_the_reference(file: ReferenceFile, spec: Spec, about: str) -> list[str]:
+    """Notes. Raises `UsageError` where the reference makes no such file, whatever its options.
+
+    It ignores EXIF, counts in float32, takes Pillow's 8-bit RGB, and its networks are those of
+    `NETWORKS`. Of an extractor of the user's own, its name says nothing.
+    """
+    rule, notes = spec.preprocess, []
+    _agree(about, f"EXIF, of which {file.software} takes no notice", "ignore", rule.exif)
+    _agree(about, f"precision, as {file.software} has no bf16", "fp32", spec.precision)
+    _agree(about, "colour", COLOUR_RULE, rule.colour)
     if file.extractor != spec.extractor:
+        known = NETWORKS.keys() | NAMED.keys()
+        if {file.extractor, spec.extractor} <= known:
+            _agree(about, "extractor", file.extractor, spec.extractor)
         notes.append(f"the file calls its network {file.extractor}; the spec, {spec.extractor}")
-    found = _Stated(spec, ranges, tuple(notes))
-    if ranges is None and not found.assumed:
-        note = f"its ranges {spec.ranges_digest} are not in this catalogue"
-        return replace(found, notes=(*notes, note))
-    return found
+    network = NETWORKS.get(file.extractor)
+    if network is not None:
+        _agree(about, "input", (network.side, network.side), (rule.height, rule.width))
+        _agree(about, "mean and std", network.rule, (rule.mean, rule.std))
+    for tap in spec.taps:
+        for found in (network and network.positions.get(tap.name), _row_positions(file, tap.name)):
+            _agree(about, f"positions of layer {tap.name}", found or tap.positions, tap.positions)
+    if file.extractor.startswith("clip_im_"):
+        notes.append(
+            f"{file.software} runs CLIP in fp16, where the spec says fp32: most activations of a "
+            "build would lie in another bin"
+        )
+    return notes
+
+
+def _agree(about: str, what: str, found: object, said: object) -> None:
+    if found != said:
+        raise UsageError(f"{about} {what}: {found!r} against {said!r}")
+
+
+def _own_spec(file: ReferenceFile) -> Spec | None:
+    """Which an export of ours states."""
+    if file.stated_spec is None:
+        return None
+    return _spec_from_json(file.stated_spec, f"{file.name}: spec of its json")
 
 
 def _spec_from_json(data: object, name: str) -> Spec:
-    """Of a file of spec JSON, or of the metadata of one of our exports."""
+    """Of a file of spec JSON, or of the metadata of one of our exports.
+
+    Raises `CorruptFile` naming the field whose value is of another type than it should be.
+    """
     if isinstance(data, dict) and isinstance(data.get("spec"), dict):
         data = data["spec"]
     if not isinstance(data, dict):
         raise CorruptFile(f"{name}: holds a {_type(data)}, not the fields of a spec")
     try:
         spec = Spec.from_json(data)
-        if not all(_is_count(tap.neurons) and _is_count(tap.positions) for tap in spec.taps):
-            raise CorruptFile("neurons and positions of taps must be numbers")
-        return spec
-    except (CorruptFile, UsageError) as error:
+    except (CorruptFile, UsageError, ValueError) as error:
         raise CorruptFile(f"{name}: {error}") from error
+    for field, value in _misfits(spec, Spec):
+        raise CorruptFile(f"{name}: {field} is {value!r:.80}, which a spec cannot hold there")
+    return spec
+
+
+def _misfits(value: Any, kind: Any, name: str = "") -> Iterator[tuple[str, object]]:
+    """The fields, dotted, whose values are not of the types that they are declared with."""
+    parts = get_args(kind)
+    if is_dataclass(kind):
+        if isinstance(value, cast(type, kind)):
+            for field, of in get_type_hints(kind).items():
+                yield from _misfits(getattr(value, field), of, f"{name}.{field}".lstrip("."))
+            return
+        fits = False
+    elif get_origin(kind) is UnionType:
+        if value is not None:
+            yield from _misfits(value, parts[0], name)
+        return
+    elif get_origin(kind) is tuple:
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        fits = len(value) == len(kinds)
+        for i, (part, of) in enumerate(zip(value, kinds, strict=False)):
+            yield from _misfits(part, of, f"{name}[{i}]")
+    elif get_origin(kind) is Literal:
+        fits = value in parts
+    elif kind is float:
+        fits = (
+            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < np.inf
+        )
+    elif kind is int:
+        fits = _is_count(value) and value < 2**63
+    else:
+        fits = _is_text(value) if kind is str else isinstance(value, kind)
+    if not fits:
+        yield name, value
 
 
 def _find_spec(catalogue: Catalogue, text: str) -> Spec:
@@ -700,9 +803,9 @@ def read(url: str, spec: Spec | None = None, ranges: Ranges | None = None) -> DN
 
 def _by_itself(file: ReferenceFile, catalogue: Catalogue | None = None) -> _Stated:
     """The spec that one of our exports states, else what the reference's names stand for."""
-    if file.stated_spec is None:
+    spec = _own_spec(file)
+    if spec is None:
         return assume(file)
-    spec = _spec_from_json(file.stated_spec, f"{file.name}: spec of its json")
     return stated(file, spec, _find_ranges(catalogue, spec) if catalogue else None)
 
 
@@ -754,6 +857,7 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
         origin={
             "software": file.software,
             "assumed": by.assumed,
+            "stated": spec is not None,
             "notes": [*by.notes, *notes],
             "kind": file.kind,
             "file": file.name,
@@ -763,6 +867,15 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
     commit = catalogue.put_version(name, version, base, action="import")
     kept = commit.datasets[name][digest]
     return Imported(name, kept, base is None or base.dna != kept.dna, ranges)
+
+
+def provenance(version: Version) -> str:
+    """Of an imported version, for whoever reads its distances: whose word its spec is."""
+    origin = version.origin
+    spec = "under a stated spec" if origin.get("stated") else "under its own spec"
+    if origin.get("assumed"):
+        spec = "its weights, ranges and preprocessing are assumed"
+    return f"imported from {origin['file']} ({origin['software']}), {spec}"
 
 
 def _files(dna: DNA, name: str, digest: str, products: Sequence[str]) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from pipeline.gc import garbage
 from pipeline.matrix import compare
 from pipeline.networks import describe
 from pipeline.ranges import decode, resolve
-from pipeline.spec import LAYER_GAUSSIAN, Resources
+from pipeline.spec import LAYER_GAUSSIAN, Preprocess, Resources
 from pipeline.verify import verify
-from tests.helpers import random_dna, tiny_spec, write_photos
+from tests.helpers import NUMERICS, random_dna, tiny_spec, write_photos
 from tests.test_cli import run, vdna, vdna_json
 
 torch = pytest.importorskip("torch")
@@ -167,7 +168,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     for name, first in (("a", 0), ("b", 50)):
         folder = tmp_path_factory.mktemp(name)
         write_photos(folder, IMAGES, first_seed=first)
-        requests.append(Request(name, str(folder), bins=50, layer_gaussian=True))
+        requests.append(Request(name, str(folder), bins=50, exif="ignore", layer_gaussian=True))
     build_datasets(place, requests, InProcess(), Resources(workers=0, threads=2))
     return place
 
@@ -458,6 +459,7 @@ def test_the_assumed_spec(tmp_path: Path) -> None:
     assert version.origin == {
         "software": "vdna 0.1.1",
         "assumed": True,
+        "stated": False,
         "notes": [],
         "kind": "histogram",
         "file": str(path),
@@ -534,6 +536,7 @@ def test_a_stated_spec_compares_with_a_built_dna(
         edit_json(file, spec=..., spec_digest=..., vdna_version="0.1.1")
         version = reference.import_file(built, str(file), name, stated).version
         assert (version.spec, version.origin["assumed"], version.notes) == (spec, False, ())
+        assert version.origin["stated"]
         dna = built.load(name)
         assert pipeline.emd(dna, built.load("b")) == pytest.approx(
             pipeline.emd(built.load("a"), built.load("b")), rel=1e-12
@@ -553,7 +556,8 @@ def test_a_stated_spec_compares_with_a_built_dna(
 
 def test_our_own_exports_state_their_spec(built: Catalogue, exported: Path, tmp_path: Path) -> None:
     version = reference.import_file(built, str(exported / "layer-gaussian-a.npz"), "own").version
-    assert (version.spec, version.origin["assumed"]) == (built.find("a").spec, False)
+    assert version.spec == built.find("a").spec
+    assert (version.origin["assumed"], version.origin["stated"]) == (False, False)
     again, before = whole(built, "own"), whole(built, "a")
     np.testing.assert_array_equal(again.mean, before.mean)
     np.testing.assert_allclose(again.scatter, before.scatter, rtol=1e-15)
@@ -580,14 +584,25 @@ def copied(npz: Path, to: Path) -> Path:
     return to
 
 
-def stated_in(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> str:
+def reference_spec(layers: dict[str, int] | None = None, **fields: Any) -> pipeline.Spec:
+    """As the reference makes `saved`'s files, of weights and ranges that it does not tell."""
+    taps = tuple(pipeline.Tap(layer, n, TOKENS) for layer, n in (layers or LAYERS).items())
+    rule = Preprocess(224, 224, *networks.IMAGENET_RULE, exif="ignore")
+    return replace(
+        tiny_spec(7, taps)[0], **({"extractor": "mugs_vit_base"} | fields), preprocess=rule
+    )
+
+
+def stated_in(tmp_path: Path, change: Callable[[dict[str, Any]], None], **fields: Any) -> str:
     """A file of spec JSON that fits `saved`'s, changed."""
-    taps = tuple(pipeline.Tap(layer, n, TOKENS) for layer, n in LAYERS.items())
-    data = tiny_spec(7, taps)[0].to_json()
+    data = reference_spec(**fields).to_json()
     change(data)
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(data))
     return str(path)
+
+
+BF16 = {"precision": "bf16", "bf16_numerics": NUMERICS.to_json()}
 
 
 @pytest.mark.parametrize(
@@ -599,25 +614,218 @@ def stated_in(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> str:
         (lambda d: d["taps"].pop(), UsageError, "'last_norm': 2"),
         (lambda d: d["preprocess"].update(crop="center"), UsageError, "crop: 'none' against 'cent"),
         (lambda d: d["preprocess"].update(resize="fast"), UsageError, "resize: 'clean' against"),
-        (lambda d: d.pop("taps"), CorruptFile, "spec.json: not a spec"),
         (
-            lambda d: d.update(taps=[{"name": "a", "neurons": "3", "positions": 1}]),
-            CorruptFile,
-            "neurons",
+            lambda d: d["preprocess"].update(exif="apply"),
+            UsageError,
+            "EXIF, of which vdna 0.1.1 takes no notice: 'ignore' against 'apply'",
         ),
-        (lambda d: d.update(taps=3), CorruptFile, "spec.json"),
+        (lambda d: d["preprocess"].update(colour="lab"), UsageError, "'rgb8-1' against 'lab'"),
+        (lambda d: d["preprocess"].update(height=384), UsageError, r"\(224, 224\) against \(384"),
+        (lambda d: d["preprocess"].update(std=[1, 1, 1]), UsageError, r"0.225.* against .*1, 1"),
+        (lambda d: d.update(BF16), UsageError, "precision, .*: 'fp32' against 'bf16'"),
+        (
+            lambda d: d.update(extractor="dino_vit_base"),
+            UsageError,
+            "extractor: 'mugs_vit_base' against 'dino_vit_base'",
+        ),
+        (
+            lambda d: d.update(extractor="efficientnet_lite0"),
+            UsageError,
+            "extractor: 'mugs_vit_base' against 'efficientnet_lite0'",
+        ),
+        (lambda d: d["taps"][1].update(positions=196), UsageError, "last_norm: 197 against 196"),
+        (lambda d: d["taps"][1].update(positions=0), UsageError, "last_norm has 0 positions"),
+        (lambda d: d["taps"][1].update(positions=2**62), UsageError, "last_norm has 4.* positions"),
+        (lambda d: d.pop("taps"), CorruptFile, "spec.json: not a spec"),
     ],
 )
+@pytest.mark.parametrize("kind", ["histogram", "gaussian"])
 def test_a_stated_spec_must_fit(
-    tmp_path: Path, change: Callable[[dict[str, Any]], None], error: Any, message: str
+    tmp_path: Path,
+    kind: str,
+    change: Callable[[dict[str, Any]], None],
+    error: Any,
+    message: str,
 ) -> None:
-    path, spec = saved(tmp_path / "x", histograms()), stated_in(tmp_path, change)
+    path, spec = saved_kind(tmp_path / "x", kind), stated_in(tmp_path, change)
     if error is None:
         version = reference.import_file(place_at(tmp_path), str(path), "a", spec).version
-        assert not version.origin["assumed"]
+        assert (version.origin["assumed"], version.origin["stated"]) == (False, True)
         return
+    if kind == "gaussian" and "bins" in message:
+        return  # it has none
     with pytest.raises(error, match=message):
         reference.import_file(place_at(tmp_path), str(path), "a", spec)
+    assert place_at(tmp_path).names() == []
+
+
+def test_of_the_users_own_extractor_the_rows_and_the_name_are_what_is_told(tmp_path: Path) -> None:
+    """Its input and its name are the user's to say; how many positions there were is not."""
+    path = saved(tmp_path / "x", histograms(), extractor="my_net")
+
+    def own(data: dict[str, Any]) -> None:
+        data["preprocess"].update(height=64, mean=[0.5, 0.5, 0.5])
+
+    spec = stated_in(tmp_path, own, extractor="timm:resnet18")
+    notes = reference.import_file(place_at(tmp_path), str(path), "a", spec).version.notes
+    assert notes[0] == "the file calls its network my_net; the spec, timm:resnet18"
+    spec = stated_in(tmp_path, lambda d: d["taps"][0].update(positions=196))
+    with pytest.raises(UsageError, match="positions of layer block_0: 197 against 196"):
+        reference.import_file(place_at(tmp_path), str(path), "b", spec)
+
+
+def test_most_rows_tell_the_positions(tmp_path: Path) -> None:
+    """Rows that disagree with the rest are noted; a spec that disagrees with most, refused."""
+    layers = {"mine": 5}
+    data = histograms(layers=layers)
+    data["mine"][:2, 0] += IMAGES * 3
+    path = saved(tmp_path / "x", data, extractor="my_net")
+    spec = stated_in(tmp_path, lambda d: None, layers=layers)
+    notes = reference.import_file(place_at(tmp_path), str(path), "a", spec).version.notes
+    assert any("2 of 5 neurons hold up to 15 activations more" in note for note in notes)
+    data["mine"][2:, 0] += IMAGES * 3
+    saved(tmp_path / "x", data, extractor="my_net")
+    with pytest.raises(UsageError, match="positions of layer mine: 200 against 197"):
+        reference.import_file(place_at(tmp_path), str(path), "a", spec)
+
+
+def test_clip_in_half_precision_is_noted(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x", gaussians(), "gaussian", extractor="clip_im_vit_b16")
+
+    def clip(data: dict[str, Any]) -> None:
+        mean, std = networks.CLIP_RULE
+        data["preprocess"].update(mean=mean, std=std)
+        data["taps"][1].update(positions=1)
+
+    spec = stated_in(tmp_path, clip, extractor="clip_im_vit_b16")
+    notes = reference.import_file(place_at(tmp_path), str(path), "a", spec).version.notes
+    assert any("vdna 0.1.1 runs CLIP in fp16" in note for note in notes)
+
+
+def test_an_export_of_ours_is_of_its_own_spec_and_no_other(
+    built: Catalogue, exported: Path, tmp_path: Path
+) -> None:
+    file = exported / "histogram-a.npz"
+    spec = built.spec(built.find("a").spec)
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(spec.to_json() | {"weights_sha256": "ab" * 32}))
+    with pytest.raises(SpecMismatch, match=r"weights_sha256: .* against 'abab"):
+        reference.import_file(place_at(tmp_path), str(file), "a", str(path))
+    upright = replace(spec, preprocess=replace(spec.preprocess, exif="apply"))
+    reference.write(replace(built.load("a"), spec=upright), str(tmp_path / "upright.npz"))
+    assert reference.read(str(tmp_path / "upright.npz")).spec == upright
+
+
+def test_an_assumed_spec_that_an_export_states_gives_way(tmp_path: Path) -> None:
+    place = place_at(tmp_path)
+    reference.import_file(place, str(saved(tmp_path / "x", histograms())), "a")
+    again = str(tmp_path / "again.npz")
+    reference.export_file(place, "a", again)
+    assert reference.import_file(place, again, "b").version.origin["assumed"]
+    spec = stated_in(tmp_path, lambda d: None)
+    assert not reference.import_file(place, again, "c", spec).version.origin["assumed"]
+    spec = stated_in(tmp_path, lambda d: d["preprocess"].update(exif="apply"))
+    with pytest.raises(UsageError, match="EXIF"):
+        reference.import_file(place, again, "d", spec)
+
+
+def test_ranges_of_other_layers_than_the_specs_are_refused(
+    built: Catalogue, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "x", histograms())
+    other = built.spec(built.find("a").spec).ranges_digest
+    spec = stated_in(tmp_path, lambda d: d.update(ranges_digest=other))
+    with pytest.raises(UsageError, match=f"ranges {other} are of .*block_0"):
+        reference.import_file(built, str(path), "z", spec)
+
+
+WRONG: tuple[Any, ...] = (
+    *(None, True, -1, 5, 2.5, 10**30, float("nan"), float("inf"), "", "text", "\ud800"),
+    *([], [5], ["a", "b", "c"], [[1, 2]], {}, {"a": 1}, {"spec": {}}),
+)
+FITTING = {
+    "extractor": ("text",),
+    "weights_sha256": ("text",),
+    "ranges_digest": ("text",),
+    "preprocess.mean": (),
+    "preprocess.std": (),
+    "preprocess.resize": (),
+    "preprocess.crop": (),
+    "preprocess.colour": ("text",),
+    "preprocess.exif": (),
+    "preprocess.height": (5,),
+    "preprocess.width": (5,),
+    "preprocess.max_bytes": (5,),
+    "preprocess.max_pixels": (5,),
+    "preprocess": (),
+    "taps": (),
+    "taps.0": (),
+    "taps.0.name": ("text",),
+    "taps.0.neurons": (5,),
+    "taps.0.positions": (5,),
+    "bins": (5,),
+    "precision": (),
+    "counting": (5,),
+    "bf16_numerics": (),
+    "bf16_numerics.device": ("text",),
+    "bf16_numerics.compiled": (True,),
+    "bf16_numerics.folded": (True,),
+    "bf16_numerics.micro_batch": (5,),
+    "bf16_numerics.threads": (5,),
+    "bf16_numerics.versions": ({},),
+    "bf16_numerics.versions.torch": ("text",),
+}
+"""Every field of a bf16 spec, and what of `WRONG` is right there."""
+
+
+def put(data: Any, field: str, value: Any) -> Any:
+    """A copy of the JSON with that in place of the field."""
+    head, _, rest = field.partition(".")
+    copy = list(data) if isinstance(data, list) else dict(data)
+    at: Any = int(head) if isinstance(data, list) else head
+    copy[at] = put(data[at], rest, value) if rest else value
+    return copy
+
+
+@pytest.mark.parametrize("field", FITTING)
+def test_a_spec_with_wrong_types_is_corrupt(tmp_path: Path, field: str) -> None:
+    """In a file of its own, and in the json of an export; it is never a traceback."""
+    good = replace(reference_spec(), precision="bf16", bf16_numerics=NUMERICS).to_json()
+    npz, path = saved(tmp_path / "x", histograms()), tmp_path / "spec.json"
+    for value in WRONG:
+        if any(repr(value) == repr(right) for right in FITTING[field]):
+            continue
+        data = put(good, field, value)
+        path.write_text(json.dumps(data))
+        with pytest.raises(CorruptFile, match=r"spec\.json"):
+            reference.import_file(place_at(tmp_path), str(npz), "a", str(path))
+        edit_json(npz, spec=data)
+        with pytest.raises(CorruptFile, match=r"x\.npz: spec of its json"):
+            reference.import_file(place_at(tmp_path), str(npz), "a")
+        edit_json(npz, spec=...)
+
+
+@QUICK
+@given(
+    field=st.sampled_from(sorted(FITTING)),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=6,
+    ),
+    bf16=st.booleans(),
+)
+def test_any_json_is_a_spec_or_refused(tmp_path: Path, field: str, value: Any, bf16: bool) -> None:
+    fp32 = {} if bf16 or field.startswith("bf16_") else {"precision": "fp32", "bf16_numerics": None}
+    good = replace(reference_spec(), precision="bf16", bf16_numerics=NUMERICS).to_json() | fp32
+    npz, path = saved_kind(tmp_path / "x", "gaussian"), tmp_path / "spec.json"
+    path.write_text(json.dumps(put(good, field, value)))
+    message = ""
+    try:
+        reference.import_file(place_at(tmp_path), str(npz), "a", str(path))
+    except (CorruptFile, UsageError) as error:
+        message = str(error)
+    assert not message or "spec.json" in message or "x.npz" in message
 
 
 def test_an_unknown_stated_spec_is_named(tmp_path: Path) -> None:
@@ -886,6 +1094,7 @@ def test_numbers_that_cannot_be(tmp_path: Path) -> None:
         ({"type": "median"}, "type is 'median'; it must be one of histogram, gaussian"),
         ({"vdna_version": ...}, "vdna_version is missing"),
         ({"feature_extractor_name": 3}, "feature_extractor_name is 3; it must be text"),
+        ({"feature_extractor_name": "\ud800"}, "feature_extractor_name is .*; it must be text"),
         ({"num_images": ...}, "num_images is missing"),
         ({"num_images": 0}, "num_images is 0"),
         ({"num_images": True}, "num_images is True"),
@@ -894,6 +1103,7 @@ def test_numbers_that_cannot_be(tmp_path: Path) -> None:
         ({"neurons_list": ...}, "neurons_list is missing"),
         ({"neurons_list": {}}, "neurons_list is {}"),
         ({"neurons_list": {"block_0": -3}}, "neurons_list.block_0 is -3"),
+        ({"neurons_list": {"\ud800": 3}}, "neurons_list.* is 3; it must be"),
         ({"neurons_list": {"block_0": 2.5}}, "neurons_list.block_0 is 2.5"),
         ({"distribution": {}}, "distribution.hist_nb_bins is None"),
         ({"distribution": {"hist_nb_bins": 1}}, "distribution.hist_nb_bins is 1"),
@@ -967,7 +1177,7 @@ def test_a_build_over_an_imported_one(built: Catalogue, exported: Path, tmp_path
     place = place_at(tmp_path)
     reference.import_file(place, str(exported / "layer-gaussian-a.npz"), "a")
     source = built.find("a").source
-    ask = Request("a", source, bins=50)
+    ask = Request("a", source, bins=50, exif="ignore")
     (result,) = build_datasets(place, [ask], InProcess(), Resources(workers=0, threads=2))
     assert result.changed
     assert not place.find("a").imported
@@ -1016,7 +1226,8 @@ def test_commands(tmp_path: Path) -> None:
     assert vdna_json("show", "x", "-c", place)["origin"]["file"] == str(x)
     assert str(x) in vdna("ls", "-c", place).stdout
     compared = vdna("compare", "-c", place).stdout
-    assert "note: y: imported; its weights" in compared
+    about = "(vdna 0.1.1), its weights, ranges and preprocessing are assumed"
+    assert f"note: y was imported from {y} {about}" in compared.replace("\n", " ")
     assert "note: x: block_0: 1 of 3 neurons hold" in compared
     vdna("verify", "-c", place)
     vdna("gc", "-c", place)
@@ -1033,6 +1244,25 @@ def test_commands(tmp_path: Path) -> None:
     helped = vdna("--help").stdout
     assert "import" in helped
     assert "export" in helped
+
+
+def test_whose_word_a_spec_is(tmp_path: Path) -> None:
+    """Wherever its distances are read: stated by the user, by an export of ours, or by nobody."""
+    x, place = saved(tmp_path / "x", histograms()), tmp_path / "c"
+    spec = stated_in(tmp_path, lambda d: None)
+    vdna("import", x, "x", "-c", place, "--spec", spec)
+    vdna("export", "x", tmp_path / "y.npz", "-c", place)
+    vdna("import", tmp_path / "y.npz", "y", "-c", place)
+    stated = f"imported from {x} (vdna 0.1.1), under a stated spec"
+    own = (
+        f"imported from {tmp_path / 'y.npz'} (vdna-pipeline {version('vdna-pipeline')}), under its"
+    )
+    compared = vdna("compare", "-c", place).stdout.splitlines()
+    assert f"note: x was {stated}" in compared
+    assert f"note: y was {own} own spec" in compared
+    assert f"note: x was {stated}" in vdna("compare", "-c", place, "--json").stderr
+    assert f"note: {stated}" in vdna("show", "x", "-c", place).stdout
+    assert vdna_json("show", "x", "-c", place)["origin"]["stated"]
 
 
 def broken(npz: Path) -> Path:
