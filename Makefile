@@ -11,7 +11,7 @@ demo: $(SETUP)-demo
 	$(BIN)/vdna demo --out vdna-demo
 
 test: $(SETUP)-test
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(SETUP)-test
 	$(BIN)/python -m pytest -m soak --timeout 1500

@@ -38,7 +38,6 @@ def compare(
     from pipeline.errors import UsageError
     from pipeline.matrix import ALL, numerics_notes
     from pipeline.matrix import compare as compare_all
-    from pipeline.reference import provenance
 
     if out and not out.endswith(".parquet"):
         raise UsageError(f"out is {out!r}; the matrix is written as Parquet, name it so (.parquet)")
@@ -54,7 +53,7 @@ def compare(
         print_json(matrix.table.to_pylist())
         for name, version in versions.items():
             if version.imported:
-                print(f"note: {name} was {provenance(version)}", file=sys.stderr)
+                print(f"note: {name} was {version.provenance}", file=sys.stderr)
         return
     from rich.console import Console
 
@@ -72,7 +71,7 @@ def compare(
         print(f"note: numerics differ: {note}")
     for name, version in versions.items():
         if version.imported:
-            print(f"note: {name} was {provenance(version)}")
+            print(f"note: {name} was {version.provenance}")
         for note in version.notes:
             print(f"note: {name}: {note}")
     if out:

@@ -30,7 +30,6 @@ def show(
 ) -> None:
     """Show one dataset: what was counted, how, and what could not be."""
     from pipeline.catalogue import Catalogue
-    from pipeline.reference import provenance
 
     place = Catalogue(catalogue)
     version = place.find(name, at, spec)
@@ -63,7 +62,7 @@ def show(
     print(f"  input      {rule.height} x {rule.width}, {how}")
     print(f"  keeps      {', '.join(version.products)}")
     if version.imported:
-        print(f"  note: {provenance(version)}")
+        print(f"  note: {version.provenance}")
     for note in version.notes:
         print(f"  note: {note}")
     for reason, count in Counter(failure.reason for failure in listed).most_common():

@@ -66,6 +66,14 @@ class Version:
         return bool(self.origin)
 
     @property
+    def provenance(self) -> str:
+        """Of an imported version, for whoever reads its distances: whose word its spec is."""
+        spec = "under a stated spec" if self.origin.get("stated") else "under its own spec"
+        if self.origin.get("assumed"):
+            spec = "its weights, ranges and preprocessing are assumed"
+        return f"imported from {self.origin['file']} ({self.origin['software']}), {spec}"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of an imported version should know."""
         return tuple(self.origin.get("notes", ()))

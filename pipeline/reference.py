@@ -869,15 +869,6 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
     return Imported(name, kept, base is None or base.dna != kept.dna, ranges)
 
 
-def provenance(version: Version) -> str:
-    """Of an imported version, for whoever reads its distances: whose word its spec is."""
-    origin = version.origin
-    spec = "under a stated spec" if origin.get("stated") else "under its own spec"
-    if origin.get("assumed"):
-        spec = "its weights, ranges and preprocessing are assumed"
-    return f"imported from {origin['file']} ({origin['software']}), {spec}"
-
-
 def _files(dna: DNA, name: str, digest: str, products: Sequence[str]) -> dict[str, bytes]:
     shared: dict[str, Any] = {
         "dataset": name,
