@@ -48,7 +48,7 @@ def compare(
         from pipeline import storage
 
         storage.replace(storage.canonical(out), matrix.encode())
-    versions = {name: place.find(name, at, spec) for name in matrix.names}
+    versions = {name: place.find(name, at, matrix.spec_digest) for name in matrix.names}
     if as_json:
         print_json(matrix.table.to_pylist())
         for name, version in versions.items():

@@ -59,7 +59,8 @@ def show(
     layers = len(counted.taps)
     print(f"  counted    {counted.neurons:,} neurons of {layers} layers x {counted.bins} bins")
     how = f"{rule.resize} resize, crop {rule.crop}, EXIF {rule.exif}, {counted.precision}"
-    print(f"  input      {rule.height} x {rule.width}, {how}")
+    size = f"{rule.height} x {rule.width}" if rule.height else "of unknown size"
+    print(f"  input      {size}, {how}")
     print(f"  keeps      {', '.join(version.products)}")
     if version.imported:
         print(f"  note: {version.provenance}")

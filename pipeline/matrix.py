@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.allocator import keep_memory
-from pipeline.catalogue import Catalogue, Version
+from pipeline.catalogue import Catalogue, Commit, Version
 from pipeline.distance import frechet, frechet_1d, root_covariance, variance
 from pipeline.dna import DNA, DnaFile, Floats
 from pipeline.errors import CorruptFile, NotFound, UsageError
@@ -177,7 +177,11 @@ def compare(
     where one is known under other specs only, `UsageError` for fewer than two or unknown layers.
     """
     commit = catalogue.at(at)
-    digest = catalogue.spec_digest(commit, spec)
+    for name in names:
+        if name not in commit.datasets:
+            catalogue.find(name, at)  # which says what there is
+    digest = _shared_spec(commit, names) if spec is None and names else None
+    digest = digest or catalogue.spec_digest(commit, spec)
     wanted = list(dict.fromkeys(names)) or [
         name for name, specs in sorted(commit.datasets.items()) if digest in specs
     ]
@@ -217,6 +221,12 @@ def compare(
     if layers is None:
         storage.create(uri, matrix.encode())
     return matrix
+
+
+def _shared_spec(commit: Commit, names: Sequence[str]) -> str | None:
+    """The only spec that all of them have a version under; None for none, or for a choice."""
+    shared = set.intersection(*(set(commit.datasets[name]) for name in names))
+    return shared.pop() if len(shared) == 1 else None
 
 
 def numerics_notes(versions: Mapping[str, Version]) -> list[str]:

@@ -185,6 +185,7 @@ def read_file(url: str) -> ReferenceFile:
     """
     uri = _npz(url)
     about = storage.readable(_json_of(uri))
+    data = storage.read(uri)
     metadata = _Metadata(storage.read(_json_of(uri)), about)
     kind = metadata.kind()
     settings = metadata.table("data_settings")
@@ -204,7 +205,7 @@ def read_file(url: str) -> ReferenceFile:
         _batch(metadata.table("extraction_settings")),
         _images_from(settings.get("source")),
         metadata.data.get("spec"),
-        _read_arrays(storage.read(uri), _expected(kind, neurons, bins), set(neurons), name),
+        _read_arrays(data, _expected(kind, neurons, bins), set(neurons), name),
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,7 @@ def fetch(source: Source | None, name: str) -> str:
         path = _from_hub(source) if isinstance(source, Hub) else _from_web(source)
     except Exception as error:  # the hub's, its HTTP client's, urllib's, and the disk's own
         kind = StorageError if _is_lasting(error) else TransientError
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise kind(
             f"the weights of {name} could not be fetched from {source}: {why[:300]}. Where this "
             "machine has no way there, fetch the file elsewhere and give it by --weights URL "
@@ -173,6 +174,11 @@ def load_state(data: bytes) -> dict[str, torch.Tensor]:
             state: Any = safetensors.torch.load(data)
         else:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CorruptFile(
+            "weights are not a state dict of tensors: the file is torn, or holds Python objects, "
+            "which are never loaded. Save `model.state_dict()` with torch.save, or as safetensors"
+        ) from error
     except Exception as error:  # its unpickler raises nearly anything on damaged bytes
         raise CorruptFile(f"weights are not a state dict of tensors: {error!r}") from error
     state = _unwrapped(state)

@@ -254,7 +254,7 @@ def test_it_opens_in_duckdb_polars_and_pandas(place: Catalogue, tmp_path: Path) 
 
 
 def test_names_that_are_not_there_are_refused(place: Catalogue) -> None:
-    with pytest.raises(NotFound, match=r"no version of x, y .*: group/paintings, photos, single"):
+    with pytest.raises(NotFound, match=r"no dataset 'x'; it has: group/paintings, photos"):
         compare(place, ["photos", "x", "y"])
     with pytest.raises(UsageError, match="no layer 'tail' in tiny; it has stem, head"):
         compare(place, layers=["tail"])
@@ -379,8 +379,9 @@ def test_specs_apart(place: Catalogue) -> None:
     assert compare(place).names == ("group/paintings", "photos", "single")
     fine = compare(place, spec=other.digest)
     assert (fine.names, fine.bins) == (("new", "photos"), 8)
-    with pytest.raises((NotFound, SpecMismatch), match="new"):
-        compare(place, ["photos", "new"])
+    assert compare(place, ["photos", "new"]).spec_digest == other.digest  # which both have
+    with pytest.raises(SpecMismatch, match=r"group/paintings .* and new .*: bins: 5 against 8"):
+        compare(place, ["group/paintings", "new"])
 
 
 # Notes on what moves counts by rounding.
@@ -407,3 +408,16 @@ def test_one_dataset_may_be_of_two_numerics() -> None:
     (note,) = numerics_notes({"a": noted(NUMERICS, OTHER_NUMERICS)})
     assert note == "compiled was False for a; True for a"
     assert numerics_notes({}) == []
+
+
+def test_names_that_share_a_spec_are_compared_under_it(place: Catalogue) -> None:
+    """Not only under the default: whoever names datasets of another means that one."""
+    other_spec, other_ranges = tiny_spec(bins=7)
+    for name in ("x", "y"):
+        manifest = plan(entries(name, 3))
+        partials = [hand_made(shard, other_spec, other_ranges) for shard in manifest.shards]
+        commit_dataset(place, name, manifest, partials, other_spec, other_ranges)
+    assert place.head().default_spec != other_spec.digest
+    assert compare(place, ["x", "y"]).spec_digest == other_spec.digest
+    with pytest.raises(NotFound, match=r"has no dataset 'z'; it has: .*x, y"):
+        compare(place, ["x", "z"])
