@@ -311,12 +311,10 @@ def test_fd_of_equal_inputs_is_equal(ours: dict[str, DNA]) -> None:
 
 # End to end: its own networks, files, resize and arithmetic.
 
-OWN = (
-    "mugs_vit_small",
-    *(pytest.param(name, marks=pytest.mark.soak) for name in ("vgg16", "inception")),
-)
+OWN = ("vgg16", "mugs_vit_small", "inception")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.filterwarnings("ignore")
 def test_the_whole_agrees_within_rounding(
