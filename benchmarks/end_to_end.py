@@ -38,7 +38,7 @@ def _product(
     from pipeline.build import make_dna
 
     def make(limit: int | None) -> Any:
-        return make_dna(folder, ranges=ranges, threads=threads, precision=precision, limit=limit)  # type: ignore[arg-type]
+        return make_dna(folder, ranges=ranges, threads=threads, precision=precision, limit=limit)
 
     make(1)
     start = time.perf_counter()

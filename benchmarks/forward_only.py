@@ -32,7 +32,7 @@ def _product(precision: str) -> Forward:
     from pipeline.extractor import Extractor
     from pipeline.networks import describe
 
-    extractor = Extractor(describe("efficientnet_lite0"), precision)  # type: ignore[arg-type]
+    extractor = Extractor(describe("efficientnet_lite0"), precision)
     pixels = np.random.default_rng(0).standard_normal((MICRO_BATCH, 224, 224, 3), np.float32)
     return lambda: extractor.observe(pixels, lambda index, activations: None)
 

@@ -149,7 +149,7 @@ def _extend_reference(ranges: Ranges | None) -> list[float]:
     from vdna.networks.feature_extraction_model import get_pre_hist_norm_params_from_min_max
     from vdna.utils.settings import NetworkSettings
 
-    class Lite0(FeatureExtractionModel):  # type: ignore[misc]
+    class Lite0(FeatureExtractionModel):
         def __init__(self, extraction_settings: Any) -> None:
             network = NetworkSettings([0.5] * 3, [0.5] * 3, {}, (224, 224), "lite0")
             super().__init__(network, extraction_settings)

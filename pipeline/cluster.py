@@ -217,6 +217,9 @@ class _ShardActor:
         return {name: np.array([value]) for name, value in asdict(receipt).items()}
 
 
+# Ray leaves these two without types.
+
+
 def _nodes() -> list[dict[str, Any]]:
     return cast(list[dict[str, Any]], ray.nodes())  # type: ignore[no-untyped-call]
 

@@ -404,4 +404,4 @@ def _pairwise_kernel(x: NDArray[np.float32]) -> NDArray[np.float64]:
                     mine[i + 1, j + 1] += t1
                     mine[i + 1, j + 2] += t2
                     mine[i + 1, j + 3] += t3
-    return sums.sum(axis=0)  # type: ignore[no-any-return]
+    return sums.sum(axis=0)  # type: ignore[no-any-return]  # an array, which numpy types as Any

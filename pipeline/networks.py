@@ -482,6 +482,7 @@ def _fid_inception() -> Any:
     def maximum(x: torch.Tensor) -> torch.Tensor:
         return functional.max_pool2d(x, 3, stride=1, padding=1)
 
+    # torchvision has no types: to mypy each base is Any, which may not be subclassed.
     class A(inception.InceptionA):  # type: ignore[misc]
         def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
             double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))

@@ -114,7 +114,7 @@ def quiet_settings(batch_size: int) -> ExtractionSettings:
     return ExtractionSettings(device="cpu", batch_size=batch_size, num_workers=0, verbose=False)
 
 
-class _Observed(FeatureExtractionModel):  # type: ignore[misc]
+class _Observed(FeatureExtractionModel):
     """The reference's model, whose features are what our extractor gives for its batch."""
 
     def __init__(self, extractor: Extractor, ranges: dict[str, Any]) -> None:

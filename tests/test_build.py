@@ -267,7 +267,7 @@ def test_a_version_built_upon_an_older_state_is_not_forced_in(
     grown: list[int] = []
 
     def another_job_is_quicker(*args: object) -> object:
-        composed = compose(*args)  # type: ignore[arg-type]
+        composed = compose(*args)
         if not grown:
             grown.append(1)
             photo(100).save(source / "new.jpg")
@@ -339,7 +339,7 @@ def test_a_source_that_changes_under_the_job_is_not_counted_as_a_mixture(
 
     def then_change(p: object) -> Sequence[int]:
         photo(50).save(source / "photo-0002.jpg")
-        return missing(p)  # type: ignore[arg-type]
+        return missing(p)
 
     monkeypatch.setattr(build_module, "_missing", then_change)
     with pytest.raises(TransientError, match=r"photo-0002.jpg changed between listing and reading"):

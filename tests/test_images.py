@@ -309,7 +309,7 @@ def test_pils_warnings_are_neither_raised_nor_printed(capfd: pytest.CaptureFixtu
     data = saved(image, transparency=b"\x10\x20")
     for action in ("error", "always"):
         with warnings.catch_warnings():
-            warnings.simplefilter(action)  # type: ignore[arg-type]
+            warnings.simplefilter(action)
             assert decode(data, RULE).shape == (4, 4, 3)
             # 90 million pixels: PIL warns from 89,478,486 on
             assert reason(png_of(10_000, 9_000)) == "too_many_pixels"
@@ -613,7 +613,7 @@ def test_pixels_of_any_layout_are_read_and_left_alone() -> None:
     padded[5:55, 5:65] = array
     assert np.array_equal(prepare(padded[5:55, 5:65], RULE), expected)
     for resize in ("clean", "fast"):
-        rule = replace(RULE, resize=resize)  # type: ignore[arg-type]
+        rule = replace(RULE, resize=resize)
         flipped = prepare(array[::-1, ::-1], rule)
         assert np.array_equal(flipped, prepare(array[::-1, ::-1].copy(), rule))
 

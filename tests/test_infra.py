@@ -599,7 +599,7 @@ def api(tmp_path: Path, run_rayjob: ModuleType) -> Iterator[Callable[..., tuple[
             self.end_headers()
             self.wfile.write(json.dumps(answer).encode())
 
-        do_POST = do_GET  # noqa: N815
+        do_POST = do_GET  # noqa: N815 (http.server looks it up by this name)
 
         def log_message(self, *_: object) -> None:
             pass

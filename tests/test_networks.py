@@ -766,8 +766,8 @@ def test_a_hub_that_does_not_give(
     ("error", "kind"),
     [
         (URLError("no way there"), TransientError),
-        (HTTPError("https://x", 503, "no way there", {}, None), TransientError),  # type: ignore[arg-type]
-        (HTTPError("https://x", 404, "no way there", {}, None), StorageError),  # type: ignore[arg-type]
+        (HTTPError("https://x", 503, "no way there", {}, None), TransientError),
+        (HTTPError("https://x", 404, "no way there", {}, None), StorageError),
         (RuntimeError("invalid hash value, no way there"), TransientError),
     ],
 )

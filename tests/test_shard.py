@@ -214,7 +214,7 @@ def test_an_opened_image_that_no_rule_covers_is_refused() -> None:
     with pytest.raises(UsageError, match="image 0 cannot be counted: unsupported"):
         make_dna([floats])
     with pytest.raises(UsageError, match="image 0 is a str"):
-        make_dna(["a.jpg"])  # type: ignore[list-item]
+        make_dna(["a.jpg"])
 
 
 def test_a_process_that_lets_truncated_images_pass_is_refused(

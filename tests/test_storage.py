@@ -229,7 +229,7 @@ def test_denied_is_not_tried_again(monkeypatch, tmp_path: Path) -> None:
     assert len(calls) == 1
 
 
-class Failing(fsspec.AbstractFileSystem):  # type: ignore[misc]
+class Failing(fsspec.AbstractFileSystem):
     """Lets the errors of the client under it through, as the hub's does."""
 
     protocol = "failing"
