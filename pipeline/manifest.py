@@ -25,7 +25,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.spec import PRODUCTS, digest_of
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
+"""Format 1 had neither `position` nor `access`: it knew no archives."""
 FOLDS = 16
 MAX_SHARD_IMAGES = 4096
 MIN_SHARD_IMAGES = 64
@@ -40,15 +42,19 @@ _SCHEMA = pa.schema(
         ("shard", pa.int32()),
         ("fold", pa.int32()),
         ("group", pa.string()),
+        ("position", pa.int64()),
+        ("access", pa.string()),
     ]
 )
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Entry:
     """One candidate. `uri` is canonical; `member` is its name inside an archive, else empty.
 
-    `identity` changes when the content does (etag, generation, or size and mtime of a file).
+    `identity` changes when the content does (etag, generation, or size and mtime of a file); of a
+    member it is the archive's. `position`, `access`: where in an archive it is, and how it is read
+    (see `pipeline.archive`); 0 and empty for an object of its own.
     """
 
     uri: str
@@ -56,6 +62,13 @@ class Entry:
     size: int
     identity: str
     group: str = ""
+    position: int = 0
+    access: str = ""
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """Sorts entries as they lie in storage."""
+        return self.uri, self.position, self.member
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,10 @@ class Shard:
 
     @cached_property
     def digest(self) -> str:
-        lines = [[e.uri, e.member, e.size, e.identity] for e in self.members]
+        lines = [
+            [e.uri, e.member, e.size, e.identity, *([e.position, e.access] if e.access else [])]
+            for e in self.members
+        ]
         return digest_of("members", lines)
 
     def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
@@ -201,7 +217,7 @@ def plan(
     for fold in range(FOLDS):
         members = new.get(fold, [])
         for start in range(0, len(members), size):
-            kept.append((fold, tuple(sorted(members[start : start + size]))))
+            kept.append((fold, tuple(sorted(members[start : start + size], key=_place))))
     shards = tuple(Shard(i, fold, members) for i, (fold, members) in enumerate(kept))
     if listing is None:
         return Manifest(shards, size)
@@ -238,7 +254,7 @@ def _spread(
         fold = fold_of.get(group)
         if fold is None:
             fold = min(range(FOLDS), key=lambda candidate: (load[candidate], candidate))
-        by_fold[fold].extend(sorted(groups[group]))
+        by_fold[fold].extend(sorted(groups[group], key=_place))
         load[fold] += len(groups[group])
     return by_fold
 
@@ -247,7 +263,7 @@ def sample(entries: Iterable[Entry], limit: int) -> list[Entry]:
     """`limit` entries, chosen by a hash of their names: the same ones on every run."""
     if limit < 1:
         raise UsageError(f"limit is {limit}; it must be at least 1")
-    ranked = sorted(entries, key=lambda e: (_hash(f"{e.uri}\0{e.member}"), e))
+    ranked = sorted(entries, key=lambda e: (_hash(f"{e.uri}\0{e.member}"), e.place))
     return ranked[:limit]
 
 
@@ -272,6 +288,10 @@ def grouping(rule: str | None, root: str) -> Callable[[str], str]:
     return group_of
 
 
+def _place(entry: Entry) -> tuple[str, int, str]:
+    return entry.place
+
+
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
@@ -279,7 +299,7 @@ def _hash(text: str) -> bytes:
 def _shard_table(shard: Shard) -> pa.Table:
     columns: dict[str, list[object]] = {
         name: [getattr(entry, name) for entry in shard.members]
-        for name in ("uri", "member", "size", "identity", "group")
+        for name in ("uri", "member", "size", "identity", "group", "position", "access")
     }
     columns["shard"] = [shard.index] * len(shard.members)
     columns["fold"] = [shard.fold] * len(shard.members)
@@ -293,9 +313,10 @@ def _open(source: Any, name: str) -> tuple[pq.ParquetFile, dict[str, Any]]:
         kind, version, shards = metadata["kind"], metadata["format"], metadata["shards"]
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"{name}: torn, or not a manifest: {error}") from error
-    if (kind, version) != ("manifest", FORMAT):
+    if kind != "manifest" or version not in READS:
         raise CorruptFile(
-            f"{name}: {kind!r} of format {version}; this version of vdna reads manifests {FORMAT}"
+            f"{name}: {kind!r} of format {version}; this version of vdna reads manifests "
+            f"{', '.join(map(str, READS))}"
         )
     if shards != file.num_row_groups:
         raise CorruptFile(f"{name}: states {shards} shards, holds {file.num_row_groups}")
@@ -315,4 +336,12 @@ def _read_shard(file: pq.ParquetFile, index: int, name: str) -> Shard:
 
 def _entries(rows: Iterable[dict[str, Any]]) -> Iterator[Entry]:
     for row in rows:
-        yield Entry(row["uri"], row["member"], row["size"], row["identity"], row["group"])
+        yield Entry(
+            row["uri"],
+            row["member"],
+            row["size"],
+            row["identity"],
+            row["group"],
+            row.get("position", 0),
+            row.get("access", ""),
+        )

@@ -216,16 +216,38 @@ def read(uri: str, identity: str | None = None) -> bytes:
         fs, path = _fs(uri)
         data = _attempt(uri, lambda: cast(bytes, fs.cat_file(path)))
         found = _attempt(uri, lambda: _identity(fs.info(path))) if identity else ""
+    _require_identity(uri, identity, found)
+    return data
+
+
+def read_range(uri: str, start: int, length: int, identity: str | None = None) -> bytes:
+    """Bytes [start, start + length) of an object, fewer where it ends before.
+
+    With `identity`, raises `SourceError` unless that is what was read.
+    """
+    protocol = protocol_of(uri)
+    if protocol == "file":
+        data, found = _attempt(uri, lambda: _read_local(local_path(uri), start, length))
+    elif protocol == "s3":
+        data, found = _attempt(uri, lambda: _read_s3(uri, start, length))
+    else:
+        fs, path = _fs(uri)
+        data = _attempt(uri, lambda: cast(bytes, fs.cat_file(path, start, start + length)))
+        found = _attempt(uri, lambda: _identity(fs.info(path))) if identity else ""
+    _require_identity(uri, identity, found)
+    return data
+
+
+def _require_identity(uri: str, identity: str | None, found: str) -> None:
     if identity is not None and found != identity:
         raise SourceError(
             f"{uri} changed between listing and reading ({identity} listed, {found} read); rerun "
             "the same command to list again and go on"
         )
-    return data
 
 
 @contextlib.contextmanager
-def open_random(uri: str) -> Iterator[IO[bytes]]:
+def open_random(uri: str, identity: str | None = None) -> Iterator[IO[bytes]]:
     """A seekable binary file, for formats that are read in part."""
     try:
         if protocol_of(uri) == "file":
@@ -390,10 +412,11 @@ def _stat_identity(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _read_local(path: str) -> tuple[bytes, str]:
+def _read_local(path: str, start: int = 0, length: int = -1) -> tuple[bytes, str]:
     with open(path, "rb") as file:
         before = os.fstat(file.fileno())
-        data = file.read()
+        file.seek(start)
+        data = file.read(length)
         after = os.fstat(file.fileno())
     identity = _stat_identity(after)
     return data, identity if identity == _stat_identity(before) else "being written"
@@ -490,13 +513,17 @@ def _modified(details: dict[str, Any]) -> datetime | None:
     return None
 
 
-def _read_s3(uri: str) -> tuple[bytes, str]:
+def _read_s3(uri: str, start: int = 0, length: int = -1) -> tuple[bytes, str]:
     """One GET, its body and its own ETag: `cat_file` drops the headers and may issue several."""
     fs, path = _fs(uri)
     bucket, key, version = fs.split_path(path)
 
     async def get() -> tuple[bytes, str]:
         extra = {"VersionId": version} if version else {}
+        if length == 0:
+            return b"", _identity(await fs._info(path))
+        if length > 0:
+            extra["Range"] = f"bytes={start}-{start + length - 1}"
         answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **extra)
         async with answer["Body"] as body:
             data = await body.read()
