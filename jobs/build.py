@@ -51,7 +51,7 @@ class Crop(StrEnum):
 @guarded
 def build(
     name: Annotated[str, typer.Argument(help="Name of the dataset in the catalogue.")],
-    source: Annotated[str, typer.Argument(help="Folder, glob, text list, or url of images.")],
+    source: Annotated[str, typer.Argument(help="Folder, glob, list, table or archive of images.")],
     catalogue: CatalogueOption,
     extractor: Annotated[str, typer.Option(help="The network.")] = "efficientnet_lite0",
     weights: Annotated[str | None, typer.Option(help="Url of other weights for it.")] = None,
@@ -69,7 +69,10 @@ def build(
     exclude: Annotated[str | None, typer.Option(help="No names that match this glob.")] = None,
     group_by: Annotated[
         str | None,
-        typer.Option(help="Leading folders that name a group, kept in one fold (1 for videos)."),
+        typer.Option(help="What is kept in one fold: by leading folders (1), or a table's column."),
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Of Parquet and Arrow files that have several.")
     ] = None,
     max_failures: Annotated[
         float, typer.Option(help="Unreadable images allowed: a fraction, or a number from 1 up.")
@@ -77,6 +80,9 @@ def build(
     shard_images: Annotated[int | None, typer.Option(help="Images a shard, of new shards.")] = None,
     layer_gaussian: Annotated[
         bool, typer.Option("--layer-gaussian", help="Keep each layer's covariance too, for FD.")
+    ] = False,
+    relist: Annotated[
+        bool, typer.Option("--relist", help="List anew, and again where the source changes.")
     ] = False,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
@@ -106,13 +112,16 @@ def build(
         include=include,
         exclude=exclude,
         group_by=group_by,
+        image_column=image_column,
         max_failures=max_failures,
         shard_images=shard_images,
         layer_gaussian=layer_gaussian,
     )
     resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
     with engine_for(resources, ray_address) as engine:
-        (result,) = build_datasets(Catalogue(catalogue), [request], engine, resources, Lines())
+        (result,) = build_datasets(
+            Catalogue(catalogue), [request], engine, resources, Lines(), relist=relist
+        )
     if as_json:
         print_json(summary(result))
     else:

@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -33,13 +33,15 @@ from pipeline.errors import (
     VdnaError,
 )
 from pipeline.extractor import numerics
-from pipeline.manifest import Entry, Listing, Manifest, Shard, grouping, plan
+from pipeline.listing import Kept, Listing
+from pipeline.manifest import Entry, Manifest, Shard
 from pipeline.networks import Network, describe, require_fit
 from pipeline.partial import Failure, Partial, encode_failures
+from pipeline.plan import plan
 from pipeline.progress import Progress, Silent
 from pipeline.reduce import Composed, add_up, compose, plan_folds
 from pipeline.shard import OVERLAP, Counter, Receipt, Recipe, ShardJob, Worker, device_kind
-from pipeline.source import list_source
+from pipeline.source import Rules, list_source
 from pipeline.spec import (
     LAYER_GAUSSIAN,
     PRODUCTS,
@@ -50,6 +52,7 @@ from pipeline.spec import (
     Resize,
     Resources,
     Spec,
+    digest_of,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +66,8 @@ R = TypeVar("R")
 DEFAULT_MAX_FAILURES = 0.01
 TRIES = 2
 """Rounds over the shards that could not be counted, in one run."""
+RELISTS = 3
+"""Times that a source which changes while it is read is listed again, where that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Request:
     include: str | None = None
     exclude: str | None = None
     group_by: str | None = None
+    image_column: str | None = None
     max_failures: float = DEFAULT_MAX_FAILURES
     shard_images: int | None = None
     layer_gaussian: bool = False
@@ -101,7 +107,11 @@ class Request:
             value = getattr(self, setting)
             if value is not None and value < 1:
                 raise UsageError(f"{setting} is {value}; it must be at least 1")
-        grouping(self.group_by, "")
+        _ = self.rules.depth  # refuses what is no number of folders
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.include, self.exclude, self.group_by, self.image_column)
 
 
 @dataclass(frozen=True)
@@ -168,11 +178,15 @@ def build_datasets(
     progress: Progress | None = None,
     done: Callable[[Result], None] = lambda result: None,
     listings: Mapping[str, Listing] | None = None,
+    *,
+    relist: bool = False,
 ) -> list[Result]:
     """Build and commit every request's dataset; results in the order of the requests.
 
     `done` is told of each as it is committed, or found unchanged. `listings`: by a request's name,
-    its candidates, where the caller has listed them; its source is then not looked at.
+    its candidates, where the caller has listed them; its source is then not looked at. `relist`:
+    list sources anew, whatever an interrupted listing has left, and again, `RELISTS` times, where
+    they change while they are read.
 
     Raises `TransientError` where shards could not be read (a rerun resumes), and `GateError` where
     too many images failed (their partials are kept: a rerun with a higher limit commits at once).
@@ -188,28 +202,29 @@ def build_datasets(
     for request in requests:
         _require_apart(catalogue.root, request.source)
     storage.require_exclusive(catalogue.root)
-    plans: list[_Plan] = []
+    planner = _Planner(catalogue, engine, resources, progress, listings or {}, relist)
+    counted: dict[str, _Counted] = {}
     problems: list[VdnaError] = []
-    for request in requests:
-        try:
-            listing = (listings or {}).get(request.name)
-            plans.append(_plan(catalogue, request, resources, progress, listing))
-        except VdnaError as error:
-            problems.append(type(error)(f"{request.name}: {error}"))
-    pending = [p for p in plans if not p.up_to_date]
-    todo = {p.request.name: _missing(p) for p in pending}
-    errors = _count(pending, todo, engine, progress)
+    again = list(requests)
+    for round_ in range(1 + (RELISTS if relist else 0)):
+        if round_:
+            progress.say(f"changed while it was read: {', '.join(r.name for r in again)}")
+        found = planner.plans(again, problems)
+        counted |= _count(found, engine, progress)
+        again = [c.plan.request for c in counted.values() if c.changed]
+        if not again:
+            break
     results: list[Result] = []
-    for p in plans:
-        failed = errors.get(p.job.manifest_uri)
+    for request in requests:
+        if (one := counted.get(request.name)) is None:
+            continue
         try:
-            if p.up_to_date:
-                results.append(_unchanged(catalogue, p))
-                done(results[-1])
-                continue
-            if failed:
-                raise _not_counted(p, failed)
-            results.append(_finish(catalogue, p, len(todo[p.request.name]), engine))
+            if one.plan.up_to_date:
+                results.append(_unchanged(catalogue, one.plan))
+            elif one.errors:
+                raise _not_counted(one)
+            else:
+                results.append(_finish(catalogue, one.plan, one.shards, engine))
             done(results[-1])
         except VdnaError as error:
             problems.append(error)
@@ -221,10 +236,9 @@ def build_datasets(
     return results
 
 
-def _not_counted(p: _Plan, failed: Sequence[Receipt]) -> VdnaError:
-    some = (
-        f"{p.request.name}: {len(failed)} of {len(p.manifest.shards)} shards could not be counted"
-    )
+def _not_counted(one: _Counted) -> VdnaError:
+    p, failed = one.plan, one.errors
+    some = f"{p.request.name}: {len(failed)} of {len(p.manifest.heads)} shards could not be counted"
     lasting = [receipt for receipt in failed if not receipt.transient]
     if lasting:
         return VdnaError(f"{some}; nothing was committed. First: {lasting[0].error}")
@@ -277,59 +291,91 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
 # Planning.
 
 
-def _plan(
-    catalogue: Catalogue,
-    request: Request,
-    resources: Resources,
-    progress: Progress,
-    listing: Listing | None = None,
-) -> _Plan:
-    network = describe(request.extractor, request.weights, request.taps)
-    if request.weights:
-        require_fit(network)  # wrong weights are found before anything is listed
-    head = catalogue.head()
-    known = _known_ranges(catalogue, request.ranges)
-    found, provenance = ranges_module.find(network, request.ranges, known)
-    spec = make_spec(request, network, found.digest, device_kind(resources))
-    listing = listing or _list(request, progress)
-    base = head.datasets.get(request.name, {}).get(spec.digest)
-    previous = _previous(catalogue, request.name, spec.digest, base)
-    manifest = plan(
-        listing.entries, shard_images=request.shard_images, previous=previous, listing=listing
-    )
-    data = manifest.encode()
-    uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
-    ranges_uri = catalogue.ranges_uri(found.digest)
-    work_uri = catalogue.work_uri(request.name, spec.digest)
-    recipe = Recipe(spec, network, ranges_uri, resources, _products(request, base))
-    job = ShardJob(recipe, uri, work_uri)
-    if base is not None and _holds(catalogue, request.name, base, manifest, job):
-        return _Plan(request, manifest, job, base, up_to_date=True)
-    storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
-    storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
-    stored = _store_manifest(uri, data, manifest.digest)
-    storage.replace(catalogue.hint_uri(request.name, spec.digest), manifest.digest.encode())
-    digest = hashlib.sha256(stored).hexdigest()
-    return _Plan(request, manifest, job, base, manifest_sha256=digest)
+@dataclass(frozen=True)
+class _Planner:
+    """Lists sources, and plans what is to be counted."""
+
+    catalogue: Catalogue
+    engine: Engine
+    resources: Resources
+    progress: Progress
+    listings: Mapping[str, Listing]
+    relist: bool
+
+    def plans(self, requests: Sequence[Request], problems: list[VdnaError]) -> list[_Plan]:
+        """Of the requests that can be planned; `problems` is told of the others."""
+        plans = []
+        for request in requests:
+            try:
+                plans.append(self._plan(request))
+            except VdnaError as error:
+                problems.append(type(error)(f"{request.name}: {error}"))
+        return plans
+
+    def _plan(self, request: Request) -> _Plan:
+        catalogue = self.catalogue
+        network = describe(request.extractor, request.weights, request.taps)
+        if request.weights:
+            require_fit(network)  # wrong weights are found before anything is listed
+        head = catalogue.head()
+        known = _known_ranges(catalogue, request.ranges)
+        found, provenance = ranges_module.find(network, request.ranges, known)
+        spec = make_spec(request, network, found.digest, device_kind(self.resources))
+        base = head.datasets.get(request.name, {}).get(spec.digest)
+        manifest = self._manifest(request, spec.digest, base)
+        uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
+        ranges_uri = catalogue.ranges_uri(found.digest)
+        work_uri = catalogue.work_uri(request.name, spec.digest)
+        recipe = Recipe(spec, network, ranges_uri, self.resources, _products(request, base))
+        job = ShardJob(recipe, uri, work_uri)
+        if base is not None and _holds(catalogue, request.name, base, manifest, job):
+            return _Plan(request, manifest, job, base, up_to_date=True)
+        storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
+        storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
+        stored = _store_manifest(uri, manifest.data, manifest.digest)
+        storage.replace(catalogue.hint_uri(request.name, spec.digest), manifest.digest.encode())
+        digest = hashlib.sha256(stored).hexdigest()
+        return _Plan(request, manifest, job, base, manifest_sha256=digest)
+
+    def _manifest(self, request: Request, spec: str, base: Version | None) -> Manifest:
+        kept = self._kept(request)
+        listing = self.listings.get(request.name) or self._list(request, kept)
+        manifest = plan(
+            listing,
+            shard_images=request.shard_images,
+            previous=_previous(self.catalogue, request.name, spec, base),
+            limit=request.limit,
+        )
+        if kept is not None:
+            kept.remove()
+        return manifest
+
+    def _kept(self, request: Request) -> Kept | None:
+        """Where parts of the listing are kept: of S3, whose listing can go on from a key."""
+        if request.name in self.listings or storage.protocol_of(request.source) != "s3":
+            return None
+        place = digest_of("listing", storage.canonical(request.source), asdict(request.rules))
+        uri = self.catalogue.listing_uri(place)
+        return Kept(uri, datetime.now(UTC), relist=self.relist)
+
+    def _list(self, request: Request, kept: Kept | None) -> Listing:
+        if request.source:
+            storage.canonical(request.source)  # refuses what must not be shown
+        self.progress.say(f"{request.name}: listing {request.source}")
+        return list_source(
+            request.source,
+            request.rules,
+            kept=kept,
+            spread=self.engine.map,
+            cache=self.catalogue.archives_uri,
+            progress=self.progress,
+        )
 
 
 def _products(request: Request, base: Version | None) -> tuple[str, ...]:
     """What is asked for, and what the dataset has: a refresh must not drop what others read."""
     kept = base is not None and not base.imported and LAYER_GAUSSIAN in base.products
     return (*PRODUCTS, LAYER_GAUSSIAN) if request.layer_gaussian or kept else PRODUCTS
-
-
-def _list(request: Request, progress: Progress) -> Listing:
-    if request.source:
-        storage.canonical(request.source)  # refuses what must not be shown
-    progress.say(f"{request.name}: listing {request.source}")
-    return list_source(
-        request.source,
-        include=request.include,
-        exclude=request.exclude,
-        limit=request.limit,
-        group_by=request.group_by,
-    )
 
 
 def _holds(
@@ -400,17 +446,27 @@ def _missing(p: _Plan) -> list[int]:
 # Counting.
 
 
-def _count(
-    plans: Sequence[_Plan], todo: dict[str, list[int]], engine: Engine, progress: Progress
-) -> dict[str, list[Receipt]]:
-    """Run the missing shards; the receipts of those that could not be counted, by manifest."""
-    jobs = {p.job.manifest_uri: p.job for p in plans}
-    sizes = {
-        (p.job.manifest_uri, i): len(shard.members)
-        for p in plans
-        for i, shard in enumerate(p.manifest.shards)
-    }
-    left = [(p.job, index) for p in plans for index in todo[p.request.name]]
+@dataclass(frozen=True)
+class _Counted:
+    """What became of a plan's shards: how many were counted now, and which could not be."""
+
+    plan: _Plan
+    shards: int = 0
+    errors: tuple[Receipt, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether all that stands in the way is that the source is no longer as it was listed."""
+        return bool(self.errors) and all(receipt.changed for receipt in self.errors)
+
+
+def _count(plans: Sequence[_Plan], engine: Engine, progress: Progress) -> dict[str, _Counted]:
+    """Run the missing shards of all plans; what became of each, by the name of its dataset."""
+    pending = [p for p in plans if not p.up_to_date]
+    jobs = {p.job.manifest_uri: p.job for p in pending}
+    sizes = {(p.job.manifest_uri, h.index): h.candidates for p in pending for h in p.manifest.heads}
+    todo = {p.request.name: _missing(p) for p in pending}
+    left = [(p.job, index) for p in pending for index in todo[p.request.name]]
     progress.start(
         images=sum(sizes[job.manifest_uri, index] for job, index in left),
         shards=len(left),
@@ -430,7 +486,14 @@ def _count(
         if not left:
             break
     progress.finish()
-    return errors
+    return {
+        p.request.name: _Counted(
+            p,
+            len(todo.get(p.request.name, ())),
+            tuple(errors.get(p.job.manifest_uri, ())),
+        )
+        for p in plans
+    }
 
 
 # Committing.
@@ -550,11 +613,11 @@ def make_dna(
     held: dict[str, NDArray[np.uint8]] = {}
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
-        listing = list_source(name, include=include, exclude=exclude, limit=limit)
+        listing = list_source(name, Rules(include, exclude))
     else:
         held = {f"memory-{i:09d}": _pixels(image, i, exif) for i, image in enumerate(source)}
-        entries = tuple(Entry(uri, "", pixels.nbytes, "") for uri, pixels in held.items())
-        name, listing = "images in memory", Listing("memory", entries[:limit], {}, 0)
+        entries = [Entry(uri, "", pixels.nbytes, "") for uri, pixels in held.items()]
+        name, listing = "images in memory", Listing.of(entries[:limit], "memory")
     request = Request(
         "in-process",
         name,
@@ -573,13 +636,13 @@ def make_dna(
     network = describe(extractor, weights, taps)
     found = ranges_module.resolve(network, ranges, {})
     spec = make_spec(request, network, found.digest, "cpu")
-    manifest = plan(listing.entries, listing=listing)
+    manifest = plan(listing, limit=None if held else limit)
     resources = Resources(threads=threads or available_cpus())
     threads_before = torch.get_num_threads()
     products = _products(request, None)
     counter = Counter(Extractor(network, precision), spec, found, resources, products)
     progress = progress or Silent()
-    progress.start(images=manifest.candidates, shards=len(manifest.shards), present=0)
+    progress.start(images=manifest.candidates, shards=len(manifest.heads), present=0)
     total = Partial.empty(spec, found, layer_gaussian=layer_gaussian)
 
     def count(shard: Shard) -> Partial:

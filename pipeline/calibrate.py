@@ -16,7 +16,6 @@ next one from below the one quantile's bin to above the other's.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -39,11 +38,11 @@ from pipeline.build import (
 from pipeline.catalogue import Catalogue, software
 from pipeline.dna import DNA, Floats, Ints, Ranges, neuron_name
 from pipeline.errors import ConservationError, GateError, UsageError
-from pipeline.manifest import Entry, Listing, sample
+from pipeline.listing import Listing
 from pipeline.networks import Network, describe
 from pipeline.partial import Failure
 from pipeline.progress import Progress, Silent
-from pipeline.source import list_source
+from pipeline.source import Rules, list_source
 from pipeline.spec import Crop, Exif, Resize, Resources
 
 NAME = "calibration"
@@ -130,19 +129,32 @@ def calibrate(
     for source in sources:
         _require_outside(work, source)
     network = describe(extractor, weights, taps)
-    listing = _list(sources, include, exclude, limit, progress)
     place = Catalogue(storage.join(work, FOLDER))
+    listings = []
+    for source in sources:
+        progress.say(f"listing {source}")
+        listings.append(
+            list_source(
+                source,
+                Rules(include, exclude),
+                spread=engine.map,
+                cache=place.archives_uri,
+                progress=progress,
+            )
+        )
+    listing = Listing.all(listings)
     failures: tuple[Failure, ...] = ()
+    duplicates = 0
 
     def count(ranges: Ranges, bins: int) -> DNA:
-        nonlocal failures
+        nonlocal failures, duplicates
         # Whatever stands there is of other weights, or of a writer that died.
         storage.replace(place.ranges_uri(ranges.digest), files.encode(ranges, network))
         asked = replace(request, bins=bins, ranges=ranges.digest)
         listings = {NAME: listing}
         (result,) = build_datasets(place, [asked], engine, resources, progress, listings=listings)
-        failures = result.failures
-        _require_readable(failures, len(listing.entries), max_failures)
+        failures, duplicates = result.failures, result.duplicates
+        _require_readable(failures, result.version.images + len(failures), max_failures)
         return place.load_version(NAME, result.version)
 
     progress.say("pass 1: each neuron's least and greatest activation")
@@ -192,7 +204,7 @@ def calibrate(
         first.images,
         failures,
         dict(listing.ignored),
-        listing.duplicates,
+        duplicates,
         nonfinite,
         quantile,
         found,
@@ -255,30 +267,6 @@ def _require_same(first: DNA, other: DNA, work: str) -> None:
 
 
 # What is counted, and of which images.
-
-
-def _list(
-    sources: Sequence[str],
-    include: str | None,
-    exclude: str | None,
-    limit: int | None,
-    progress: Progress,
-) -> Listing:
-    """Every image of all sources, once."""
-    entries: dict[tuple[str, str], Entry] = {}
-    ignored: Counter[str] = Counter()
-    duplicates = 0
-    root = ""
-    for source in sources:
-        progress.say(f"listing {source}")
-        listing = list_source(source, include=include, exclude=exclude)
-        found = {(entry.uri, entry.member): entry for entry in listing.entries}
-        duplicates += listing.duplicates + len(entries.keys() & found.keys())
-        ignored.update(listing.ignored)
-        entries |= found
-        root = root or listing.source  # one stands for all; it is only noted
-    chosen = entries.values() if limit is None else sample(entries.values(), limit)
-    return Listing(root, tuple(chosen), dict(ignored), duplicates)
 
 
 def _points(network: Network) -> Ranges:

@@ -161,6 +161,15 @@ class Catalogue:
     def work_uri(self, dataset: str, spec: str) -> str:
         return storage.join(self.root, "_work", dataset, spec)
 
+    def listing_uri(self, digest: str) -> str:
+        """Where parts of a listing are kept until it is a plan."""
+        return storage.join(self.root, "_work", "_listings", digest)
+
+    @property
+    def archives_uri(self) -> str:
+        """Where the contents of archives are kept, so that each is looked into once."""
+        return storage.join(self.root, "_work", "_archives")
+
     def hint_uri(self, dataset: str, spec: str) -> str:
         """Where a build notes the digest of the plan that it begins."""
         return storage.join(self.work_uri(dataset, spec), "_plan")

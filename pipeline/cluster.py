@@ -146,7 +146,11 @@ class RayEngine:
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """One task an item, at most two for each CPU under way."""
-        remote = ray.remote(num_cpus=1, runtime_env={"env_vars": _environment()})(function)
+
+        def call(item: T) -> R:  # Ray takes functions, and no other callables
+            return function(item)
+
+        remote = ray.remote(num_cpus=1, runtime_env={"env_vars": _environment()})(call)
         waiting = list(reversed(items))
         running: list[Any] = []
         limit = 2 * self._cpus()

@@ -33,6 +33,7 @@ class Settings(BaseModel):
     include: str | None = None
     exclude: str | None = None
     group_by: str | int | None = None
+    image_column: str | None = None
     max_failures: float | int = Field(default=DEFAULT_MAX_FAILURES, ge=0)
     shard_images: int | None = Field(default=None, ge=1)
     layer_gaussian: bool = False

@@ -1,28 +1,28 @@
-"""A listing of images, frozen into deterministic shards and folds: the plan of a build.
+"""Every candidate of a dataset once, in deterministic shards and folds: the plan of a build.
 
-    >>> m = plan(entries)                                       # doctest: +SKIP
-    >>> plan(entries, previous=m).digest == m.digest            # doctest: +SKIP
+    >>> manifest.candidates, len(manifest.shards)                # doctest: +SKIP
+    (9100000, 2240)
+    >>> manifest.shards[7].members[0].uri                        # doctest: +SKIP
 
-The same entries give the same plan on any machine, in any order of listing. A later listing keeps
-every old shard whose members are unchanged, so that only what changed is computed again. Single
-images are spread over folds and shards by a hash of their group, so that every fold is a fair
-sample; a group (a video, a drive, a patient) never straddles folds.
+A manifest is a Parquet file, one row a candidate, one row group a shard. In memory it is that file
+(bytes, or a map of a temporary one) and a line about each shard; members are read a shard at a
+time. `pipeline.plan` makes one of a listing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import CorruptFile, SourceError, UsageError
+from pipeline.errors import CorruptFile
 from pipeline.spec import PRODUCTS, digest_of
 
 FORMAT = 2
@@ -33,7 +33,7 @@ MAX_SHARD_IMAGES = 4096
 MIN_SHARD_IMAGES = 64
 SHARD_MULTIPLE = 8
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
         ("member", pa.string()),
@@ -46,6 +46,10 @@ _SCHEMA = pa.schema(
         ("access", pa.string()),
     ]
 )
+"""The columns of a manifest; label columns of the user's follow, as text."""
+
+ENTRY_COLUMNS = tuple(name for name in SCHEMA.names if name not in ("shard", "fold"))
+"""The columns of a listing: what is known of a candidate before it is planned."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class ShardHead:
+    """What a shard is without its members: their digest stands for them."""
+
+    index: int
+    fold: int
+    candidates: int
+    digest: str
+
+    def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
+        """Names the shard's partial: what is counted, what is kept, and of which images."""
+        return digest_of("shard", spec_digest, list(products), self.digest)
+
+
+@dataclass(frozen=True)
 class Shard:
     """One unit of work: its members in the order in which they are counted."""
 
@@ -81,155 +99,231 @@ class Shard:
 
     @cached_property
     def digest(self) -> str:
-        lines = [
-            [e.uri, e.member, e.size, e.identity, *([e.position, e.access] if e.access else [])]
-            for e in self.members
-        ]
-        return digest_of("members", lines)
+        return _members_digest(
+            [e.uri for e in self.members],
+            [e.member for e in self.members],
+            [e.size for e in self.members],
+            [e.identity for e in self.members],
+            [e.position for e in self.members],
+            [e.access for e in self.members],
+        )
+
+    @property
+    def head(self) -> ShardHead:
+        return ShardHead(self.index, self.fold, len(self.members), self.digest)
 
     def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
-        """Names the shard's partial: what is counted, what is kept, and of which images."""
-        return digest_of("shard", spec_digest, list(products), self.digest)
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a source held: candidates, and what was left out on purpose, by kind."""
-
-    source: str
-    entries: tuple[Entry, ...]
-    ignored: Mapping[str, int]
-    duplicates: int
+        return self.head.key(spec_digest, products)
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Every candidate once, in shards. `shard_images`: the size that new shards are cut to."""
+    """Every candidate once, in shards. `shard_images`: the size that new shards are cut to.
 
-    shards: tuple[Shard, ...]
+    `data`: the file. `labels`: the names of its columns beyond our own.
+    """
+
+    data: Any
+    heads: tuple[ShardHead, ...]
+    digest: str
     shard_images: int
     source: str = ""
     ignored: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
+    labels: tuple[str, ...] = ()
 
     @property
     def candidates(self) -> int:
-        return sum(len(shard.members) for shard in self.shards)
+        return sum(head.candidates for head in self.heads)
 
-    @cached_property
-    def digest(self) -> str:
-        """Of the candidates and the plan; not of where they were listed or what was ignored."""
-        shards = [[s.fold, s.digest, [e.group for e in s.members]] for s in self.shards]
-        return digest_of("manifest", shards)
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """Each read from the file when it is asked for."""
+        return _Shards(self)
 
     def keys(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> tuple[str, ...]:
-        return tuple(shard.key(spec_digest, products) for shard in self.shards)
+        return tuple(head.key(spec_digest, products) for head in self.heads)
 
-    def folds(self) -> dict[int, list[Shard]]:
-        by_fold: defaultdict[int, list[Shard]] = defaultdict(list)
-        for shard in self.shards:
-            by_fold[shard.fold].append(shard)
+    def folds(self) -> dict[int, list[ShardHead]]:
+        by_fold: defaultdict[int, list[ShardHead]] = defaultdict(list)
+        for head in self.heads:
+            by_fold[head.fold].append(head)
         return dict(sorted(by_fold.items()))
 
-    def encode(self) -> bytes:
-        """One row per candidate, one row group per shard."""
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows of each shard in turn, with all columns."""
+        file = pq.ParquetFile(pa.BufferReader(self.data))
+        for index in range(file.num_row_groups):
+            yield _whole(file.read_row_group(index))
+
+    @classmethod
+    def of(
+        cls,
+        shards: Iterable[Shard],
+        shard_images: int,
+        source: str = "",
+        ignored: Mapping[str, int] | None = None,
+        duplicates: int = 0,
+    ) -> Manifest:
+        """Of shards that are at hand."""
         sink = pa.BufferOutputStream()
+        writer = ManifestWriter(sink)
+        for shard in shards:
+            columns = {n: [getattr(e, n) for e in shard.members] for n in ENTRY_COLUMNS}
+            writer.add(shard.fold, pa.table(columns, schema=_entry_schema()))
+        writer.close(shard_images, source, ignored or {}, duplicates)
+        return cls.decode(sink.getvalue().to_pybytes(), "a manifest in memory")
+
+    @classmethod
+    def decode(cls, data: Any, name: str) -> Manifest:
+        """Of a file in memory or mapped, which is read through once, a shard at a time.
+
+        Raises `CorruptFile` where the content is not what its own digest states.
+        """
+        file, metadata = _open(pa.BufferReader(data), name)
+        heads = []
+        digest = ManifestDigest()
+        for index in range(file.num_row_groups):
+            table = _read_rows(file, index, name)
+            fold = _fold_of(table, index, name)
+            heads.append(_head(index, fold, table))
+            digest.add(heads[-1], table)
+        try:
+            manifest = cls(
+                data,
+                tuple(heads),
+                digest.hexdigest(),
+                int(metadata["shard_images"]),
+                str(metadata["source"]),
+                dict(metadata["ignored"]),
+                int(metadata["duplicates"]),
+                _labels(file.schema_arrow.names),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{name}: its notes cannot be read: {error!r}") from error
+        if manifest.digest != metadata.get("digest"):
+            raise CorruptFile(
+                f"{name}: states digest {metadata.get('digest')}, its rows have {manifest.digest}"
+            )
+        return manifest
+
+
+class _Shards(Sequence[Shard]):
+    def __init__(self, manifest: Manifest) -> None:
+        self._heads = manifest.heads
+        self._file = pq.ParquetFile(pa.BufferReader(manifest.data))
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    @overload
+    def __getitem__(self, index: int) -> Shard: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Shard]: ...
+    def __getitem__(self, index: int | slice) -> Shard | Sequence[Shard]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"shard {index} of {len(self)}")
+        head = self._heads[index]
+        table = _whole(self._file.read_row_group(head.index))
+        return Shard(head.index, head.fold, tuple(_entries(table)))
+
+
+class ManifestWriter:
+    """Writes a manifest's file shard by shard; in memory is one shard, and a line about each."""
+
+    def __init__(self, sink: Any, labels: Sequence[str] = ()) -> None:
+        self._labels = tuple(labels)
+        self._schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in labels)])
+        self._writer = pq.ParquetWriter(
+            sink,
+            self._schema,
+            compression="zstd",
+            store_schema=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+        self._heads: list[ShardHead] = []
+        self._digest = ManifestDigest()
+
+    def add(self, fold: int, entries: pa.Table) -> None:
+        """The next shard: rows with the columns of a listing, in the order of counting."""
+        index, rows = len(self._heads), entries.num_rows
+        table = entries.append_column("shard", pa.array([index] * rows, pa.int32()))
+        table = table.append_column("fold", pa.array([fold] * rows, pa.int32()))
+        table = table.select(self._schema.names).cast(self._schema).combine_chunks()
+        self._heads.append(_head(index, fold, table))
+        self._digest.add(self._heads[-1], table)
+        self._writer.write_table(table, row_group_size=rows)
+
+    def close(
+        self, shard_images: int, source: str, ignored: Mapping[str, int], duplicates: int
+    ) -> None:
         metadata = {
             "format": FORMAT,
             "kind": "manifest",
-            "digest": self.digest,
-            "source": self.source,
-            "ignored": dict(sorted(self.ignored.items())),
-            "duplicates": self.duplicates,
-            "shard_images": self.shard_images,
-            "shards": len(self.shards),
+            "digest": self._digest.hexdigest(),
+            "source": source,
+            "ignored": dict(sorted(ignored.items())),
+            "duplicates": duplicates,
+            "shard_images": shard_images,
+            "shards": len(self._heads),
         }
-        with pq.ParquetWriter(
-            sink, _SCHEMA, compression="zstd", store_schema=False, write_statistics=False
-        ) as writer:
-            for shard in self.shards:
-                writer.write_table(_shard_table(shard), row_group_size=len(shard.members))
-            writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
-        return cast(bytes, sink.getvalue().to_pybytes())
+        self._writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
+        self._writer.close()
 
-    @classmethod
-    def decode(cls, data: bytes, name: str) -> Manifest:
-        """Raises `CorruptFile` where the content is not what its own digest states."""
-        file, metadata = _open(pa.BufferReader(data), name)
-        shards = tuple(_read_shard(file, i, name) for i in range(file.num_row_groups))
-        manifest = cls(
-            shards,
-            int(metadata["shard_images"]),
-            str(metadata["source"]),
-            metadata["ignored"],
-            int(metadata["duplicates"]),
+    def manifest(
+        self,
+        data: Any,
+        shard_images: int,
+        source: str,
+        ignored: Mapping[str, int],
+        duplicates: int,
+    ) -> Manifest:
+        """What was written, its file being `data`."""
+        return Manifest(
+            data,
+            tuple(self._heads),
+            self._digest.hexdigest(),
+            shard_images,
+            source,
+            dict(ignored),
+            duplicates,
+            self._labels,
         )
-        if manifest.digest != metadata["digest"]:
-            raise CorruptFile(
-                f"{name}: states digest {metadata['digest']}, its rows have {manifest.digest}"
-            )
-        return manifest
+
+
+class ManifestDigest:
+    """Of the candidates and the plan; not of where they were listed or what was ignored.
+
+    `digest_of("manifest", [[fold, digest of the members, groups], …])`, each with its labels where
+    there are any, without the whole of it in memory.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(b'["manifest",[')
+        self._first = True
+
+    def add(self, head: ShardHead, table: pa.Table) -> None:
+        groups = table["group"].to_pylist()
+        labels = {name: table[name].to_pylist() for name in _labels(table.column_names)}
+        shard = [head.fold, head.digest, groups, *([labels] if labels else [])]
+        text = json.dumps(shard, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        self._hash.update((text if self._first else f",{text}").encode())
+        self._first = False
+
+    def hexdigest(self) -> str:
+        ended = self._hash.copy()
+        ended.update(b"]]")
+        return ended.hexdigest()[:32]
 
 
 def read_shard(source: Any, index: int, name: str) -> Shard:
     """One shard out of an open manifest file (a seekable binary file), reading its rows only."""
     file, _ = _open(source, name)
-    return _read_shard(file, index, name)
-
-
-def plan(
-    entries: Iterable[Entry],
-    *,
-    shard_images: int | None = None,
-    previous: Manifest | None = None,
-    listing: Listing | None = None,
-) -> Manifest:
-    """Cut entries into shards; keep the shards of `previous` as far as their members still stand.
-
-    A shard that lost or changed a member is kept without it, or with its new identity, and so is
-    computed again; entries not seen before go to new shards. Where entries are grouped otherwise
-    than before, all is planned anew, for folds must not split a group.
-
-    Raises `SourceError` on no entries.
-    """
-    found = {(entry.uri, entry.member): entry for entry in entries}
-    if not found:
-        raise SourceError("there is no image to plan for")
-    size = default_shard_images(len(found)) if shard_images is None else shard_images
-    if size < 1:
-        raise UsageError(f"shard_images is {size}; it must be at least 1")
-    if previous and _regrouped(previous, found):
-        previous = None
-    kept: list[tuple[int, tuple[Entry, ...]]] = []
-    fold_of: dict[str, int] = {}
-    load: Counter[int] = Counter()
-    for shard in previous.shards if previous else ():
-        members = []
-        for old in shard.members:
-            fold_of[old.group or old.uri] = shard.fold
-            current = found.pop((old.uri, old.member), None)
-            if current is not None:
-                members.append(current)
-        if members:
-            kept.append((shard.fold, tuple(members)))
-            load[shard.fold] += len(members)
-    new = _spread(found.values(), fold_of, load)
-    for fold in range(FOLDS):
-        members = new.get(fold, [])
-        for start in range(0, len(members), size):
-            kept.append((fold, tuple(sorted(members[start : start + size], key=_place))))
-    shards = tuple(Shard(i, fold, members) for i, (fold, members) in enumerate(kept))
-    if listing is None:
-        return Manifest(shards, size)
-    return Manifest(shards, size, listing.source, listing.ignored, listing.duplicates)
-
-
-def _regrouped(previous: Manifest, found: Mapping[tuple[str, str], Entry]) -> bool:
-    return any(
-        (entry := found.get((old.uri, old.member))) is not None and entry.group != old.group
-        for shard in previous.shards
-        for old in shard.members
-    )
+    table = _read_rows(file, index, name)
+    return Shard(index, _fold_of(table, index, name), tuple(_entries(table)))
 
 
 def default_shard_images(candidates: int) -> int:
@@ -242,73 +336,40 @@ def default_shard_images(candidates: int) -> int:
     return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))
 
 
-def _spread(
-    entries: Iterable[Entry], fold_of: dict[str, int], load: Counter[int]
-) -> dict[int, list[Entry]]:
-    """Groups in order of their hash, each to the fold that has least; known groups to theirs."""
-    groups: defaultdict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        groups[entry.group or entry.uri].append(entry)
-    by_fold: defaultdict[int, list[Entry]] = defaultdict(list)
-    for group in sorted(groups, key=lambda name: (_hash(name), name)):
-        fold = fold_of.get(group)
-        if fold is None:
-            fold = min(range(FOLDS), key=lambda candidate: (load[candidate], candidate))
-        by_fold[fold].extend(sorted(groups[group], key=_place))
-        load[fold] += len(groups[group])
-    return by_fold
-
-
-def sample(entries: Iterable[Entry], limit: int) -> list[Entry]:
-    """`limit` entries, chosen by a hash of their names: the same ones on every run."""
-    if limit < 1:
-        raise UsageError(f"limit is {limit}; it must be at least 1")
-    ranked = sorted(entries, key=lambda e: (_hash(f"{e.uri}\0{e.member}"), e.place))
-    return ranked[:limit]
-
-
-def grouping(rule: str | None, root: str) -> Callable[[str], str]:
-    """`--group-by`: the first N folders below the source are the group of an image.
-
-    Raises `UsageError` for anything but a positive number.
-    """
-    if rule is None:
-        return lambda uri: ""
-    if not rule.isdecimal() or int(rule) < 1:
-        raise UsageError(
-            f"group-by is {rule!r}; give the number of leading folders below the source that name "
-            "a group (1 for source/video17/frame.jpg)"
+def _members_digest(
+    uris: Sequence[str],
+    members: Sequence[str],
+    sizes: Sequence[int],
+    identities: Sequence[str],
+    positions: Sequence[int],
+    accesses: Sequence[str],
+) -> str:
+    lines = [
+        [uri, member, size, identity, *([position, access] if access else [])]
+        for uri, member, size, identity, position, access in zip(
+            uris, members, sizes, identities, positions, accesses, strict=True
         )
-    depth, prefix = int(rule), root.rstrip("/") + "/"
-
-    def group_of(uri: str) -> str:
-        folders = uri.removeprefix(prefix).split("/")[:-1]
-        return prefix + "/".join(folders[:depth])
-
-    return group_of
+    ]
+    return digest_of("members", lines)
 
 
-def _place(entry: Entry) -> tuple[str, int, str]:
-    return entry.place
+def _head(index: int, fold: int, table: pa.Table) -> ShardHead:
+    columns = ("uri", "member", "size", "identity", "position", "access")
+    digest = _members_digest(*(table[name].to_pylist() for name in columns))
+    return ShardHead(index, fold, table.num_rows, digest)
 
 
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+def _labels(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in SCHEMA.names)
 
 
-def _shard_table(shard: Shard) -> pa.Table:
-    columns: dict[str, list[object]] = {
-        name: [getattr(entry, name) for entry in shard.members]
-        for name in ("uri", "member", "size", "identity", "group", "position", "access")
-    }
-    columns["shard"] = [shard.index] * len(shard.members)
-    columns["fold"] = [shard.fold] * len(shard.members)
-    return pa.table({name: columns[name] for name in _SCHEMA.names}, schema=_SCHEMA)
+def _entry_schema() -> pa.Schema:
+    return pa.schema([SCHEMA.field(name) for name in ENTRY_COLUMNS])
 
 
 def _open(source: Any, name: str) -> tuple[pq.ParquetFile, dict[str, Any]]:
     try:
-        file = pq.ParquetFile(source)
+        file = pq.ParquetFile(source, page_checksum_verification=True)
         metadata = json.loads(file.metadata.metadata[b"vdna"])
         kind, version, shards = metadata["kind"], metadata["format"], metadata["shards"]
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
@@ -323,25 +384,35 @@ def _open(source: Any, name: str) -> tuple[pq.ParquetFile, dict[str, Any]]:
     return file, metadata
 
 
-def _read_shard(file: pq.ParquetFile, index: int, name: str) -> Shard:
+def _read_rows(file: pq.ParquetFile, index: int, name: str) -> pa.Table:
     try:
-        rows = file.read_row_group(index).to_pylist()
-    except (pa.ArrowException, OSError, IndexError) as error:
+        table = _whole(file.read_row_group(index))
+        held = table.select(SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowException, OSError, IndexError, KeyError) as error:
         raise CorruptFile(f"{name}: shard {index} cannot be read: {error}") from error
-    folds = {row["fold"] for row in rows}
-    if len(folds) != 1 or any(row["shard"] != index for row in rows):
+    if any(column.null_count for column in held.columns):
+        raise CorruptFile(f"{name}: shard {index} lacks a value")
+    return table
+
+
+def _whole(table: pa.Table) -> pa.Table:
+    """With the columns that an older format lacks."""
+    for name, value in (("position", 0), ("access", "")):
+        if name not in table.column_names:
+            values = pa.array([value] * table.num_rows, SCHEMA.field(name).type)
+            table = table.append_column(name, values)
+    return table
+
+
+def _fold_of(table: pa.Table, index: int, name: str) -> int:
+    folds = set(table["fold"].to_pylist())
+    if len(folds) != 1 or set(table["shard"].to_pylist()) != {index}:
         raise CorruptFile(f"{name}: row group {index} is not one whole shard of one fold")
-    return Shard(index, folds.pop(), tuple(_entries(rows)))
+    return int(folds.pop())
 
 
-def _entries(rows: Iterable[dict[str, Any]]) -> Iterator[Entry]:
-    for row in rows:
-        yield Entry(
-            row["uri"],
-            row["member"],
-            row["size"],
-            row["identity"],
-            row["group"],
-            row.get("position", 0),
-            row.get("access", ""),
-        )
+def _entries(table: pa.Table) -> Iterator[Entry]:
+    columns = [table[name].to_pylist() for name in ENTRY_COLUMNS]
+    names = dict(zip(ENTRY_COLUMNS, columns, strict=True))
+    for row in zip(*(names[name] for name in Entry.__dataclass_fields__), strict=True):
+        yield Entry(*row)

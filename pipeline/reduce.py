@@ -126,7 +126,7 @@ def plan_folds(
             if depth == len(levels):
                 levels.append([])
             levels[depth].extend(level)
-        folds.append(Fold(index, tuple(parts), sum(len(shard.members) for shard in shards)))
+        folds.append(Fold(index, tuple(parts), sum(shard.candidates for shard in shards)))
     return levels, folds
 
 

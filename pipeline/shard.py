@@ -311,7 +311,8 @@ def device_kind(resources: Resources) -> str:
 class Receipt:
     """What became of a shard. `error`: why it could not be counted this time, else empty.
 
-    `transient`: whether the same command may succeed later.
+    `transient`: whether the same command may succeed later. `changed`: the source did, since it was
+    listed.
     """
 
     manifest_uri: str
@@ -321,6 +322,7 @@ class Receipt:
     seconds: float = 0.0
     error: str = ""
     transient: bool = False
+    changed: bool = False
 
 
 def partial_uri(work_uri: str, key: str) -> str:
@@ -365,6 +367,7 @@ class Worker:
                 seconds=monotonic() - started,
                 error=message,
                 transient=isinstance(error, TransientError | SourceError),
+                changed=isinstance(error, SourceError),
             )
         return Receipt(
             job.manifest_uri,

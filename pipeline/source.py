@@ -1,24 +1,45 @@
-"""What a source names: a folder, a glob, a text list, one object -> every candidate image, once.
+"""What a source names -> every candidate image, in the parts of a listing.
 
     >>> list_source("photos/").ignored                        # doctest: +SKIP
     {'.txt': 3}
 
-A file of a well-known other kind, by its name, is ignored and counted; everything else is a
-candidate, whatever its name says, and its content decides (see `pipeline.images`).
+A folder or prefix, a glob, one object, a text list, or a table (Parquet or CSV) with a column
+`uri`. Archives among them are looked into (see `pipeline.archive`). A file of a well-known other
+kind, by its name, is ignored and counted; everything else is a candidate, whatever its name says,
+and its content decides (see `pipeline.images`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from posixpath import basename, splitext
+from time import monotonic
+from typing import Any, TypeVar
 
-from pipeline import storage
-from pipeline.errors import SourceError, UsageError
-from pipeline.manifest import Entry, Listing, grouping, sample
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline import archive, storage
+from pipeline.archive import Index
+from pipeline.errors import SourceError, UsageError, VdnaError
+from pipeline.listing import Kept, Listing, Parts, pages
+from pipeline.manifest import ENTRY_COLUMNS, SCHEMA
+from pipeline.progress import Progress, Silent
+from pipeline.spec import digest_of
 from pipeline.storage import Stored
+
+T = TypeVar("T")
+R = TypeVar("R")
+Spread = Callable[[Callable[[T], R], Sequence[T]], Iterable[R]]
 
 _OTHER_KINDS = """
 .txt .json .jsonl .ndjson .md .rst .csv .tsv .xml .html .htm .css .js .yaml .yml .toml .ini .cfg
@@ -30,45 +51,448 @@ OTHER_KINDS = frozenset(_OTHER_KINDS.split())
 OTHER_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", ".gitignore", ".gitattributes"})
 OTHER_STEMS = frozenset({"readme", "license", "licence", "changelog", "copying", "notice"})
 LIST_EXTENSION = ".txt"
+TABLE_EXTENSIONS = frozenset({".csv", ".parquet"})
+TABLE_COLUMNS = ("uri", "member", "size", "identity")
+"""Of a user's table that mean something to us; all others are labels."""
+AT_ONCE = 32
+"""Objects of a list that are looked at together."""
+SAY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What of a source counts, and how it is grouped.
+
+    `include`, `exclude`: shell patterns against the path below the source, and against the bare
+    name; an archive's members are below it, as in a folder. `group_by`: so many leading folders, or
+    a column of a table. `image_column`: of Parquet and Arrow files that have several.
+    """
+
+    include: str | None = None
+    exclude: str | None = None
+    group_by: str | None = None
+    image_column: str | None = None
+
+    @property
+    def depth(self) -> int | None:
+        """Leading folders that name a group. Raises `UsageError` for a number below 1."""
+        if self.group_by is None or not self.group_by.lstrip("-").isdecimal():
+            return None
+        if int(self.group_by) < 1:
+            raise UsageError(
+                f"group-by is {self.group_by!r}; give the number of leading folders below the "
+                "source that name a group (1 for source/video17/frame.jpg), or a column of a table"
+            )
+        return int(self.group_by)
+
+    @property
+    def column(self) -> str | None:
+        return self.group_by if self.depth is None else None
+
+    def selects(self, path: str) -> bool:
+        return (self.include is None or _matches(path, self.include)) and not self.leaves_out(path)
+
+    def leaves_out(self, path: str) -> bool:
+        return self.exclude is not None and _matches(path, self.exclude)
 
 
 def list_source(
     source: str | os.PathLike[str],
+    rules: Rules | None = None,
     *,
-    include: str | None = None,
-    exclude: str | None = None,
-    limit: int | None = None,
-    group_by: str | None = None,
+    kept: Kept | None = None,
+    spread: Spread[Any, Any] | None = None,
+    cache: str | None = None,
+    progress: Progress | None = None,
 ) -> Listing:
-    """Candidates in order of uri, duplicates dropped.
+    """Candidates of a source; one that it names twice may be there twice.
 
-    `include`, `exclude`: shell patterns against the path below the source, and against the bare
-    name. `limit`: so many, the same on every run. Raises `SourceError` where the source does not
-    exist or holds no candidate.
+    `kept`: parts of this listing, where it may be interrupted and go on. `spread`: looks into
+    archives, many at a time (threads of this process where it is not given). `cache`: a folder
+    where the contents of an archive are kept, by its identity. Raises `SourceError` where the
+    source does not exist or holds no candidate.
     """
     text = os.fspath(source)
-    root, found = _resolve(text)
-    group_of = grouping(group_by, root)
-    entries: dict[str, Entry] = {}
-    ignored: Counter[str] = Counter()
-    duplicates = filtered = 0
-    for item in found:
-        path = storage.readable(item.uri).removeprefix(storage.readable(root)).lstrip("/")
-        if not _selected(path, include, exclude):
-            filtered += 1
-        elif kind := other_kind(item.uri):
-            ignored[kind] += 1
-        elif item.uri in entries:
-            duplicates += 1
+    if not text:
+        raise UsageError("the source is empty; give a folder, a glob, a list or a url")
+    look = _Look(text, rules or Rules(), kept, progress or Silent())
+    look.list()
+    look.open_archives(spread or _threads, cache)
+    return look.listing()
+
+
+class _Look:
+    """One look at a source."""
+
+    def __init__(self, text: str, rules: Rules, kept: Kept | None, progress: Progress) -> None:
+        self._text = text
+        self._rules = rules
+        self._progress = progress
+        self._uri = storage.canonical(text)
+        self._table = _Table.of(self._uri, rules)
+        self._root = self._uri
+        labels = self._table.labels if self._table else ()
+        if rules.column is not None and self._table is None:
+            raise UsageError(
+                f"group-by is {rules.column!r}, and {text} is no table; give a number of leading "
+                "folders, or a table (Parquet or CSV) that has the column"
+            )
+        self._kept = kept if self._is_prefix() else None
+        self._parts = Parts(labels, self._kept)
+        self._archives: list[_Archive] = [_Archive(item) for item in self._parts.archives]
+        self._said = self._started = monotonic()
+
+    def list(self) -> None:
+        """Single objects to the parts; archives are noted."""
+        if self._table is not None:
+            self._root = self._uri.rpartition("/")[0]
+            for row in self._table.rows(self._root):
+                self._take(row.item, row.member, row.group, row.labels)
+        elif self._is_list():
+            self._root = self._uri.rpartition("/")[0]
+            for item in _listed(self._uri, self._root):
+                self._take(item)
+        elif self._is_glob():
+            is_file = storage.protocol_of(self._uri) == "file"
+            head = self._text.split("*")[0].split("?")[0].split("[")[0]
+            self._root = storage.canonical(head.rpartition("/")[0] or ".")
+            for item in storage.glob(self._text if is_file else self._uri):
+                self._take(item)
+        elif self._is_prefix():
+            if self._kept and self._kept.written:
+                self._progress.say(
+                    f"going on with the listing that was interrupted at "
+                    f"{self._kept.written:%H:%M:%S} UTC ({self._parts.resumed:,} candidates)"
+                )
+            for page in pages(self._uri, self._kept.spans if self._kept else None):
+                for item in page:
+                    self._take(item)
+                self._checkpoint()
+            return
         else:
-            entries[item.uri] = Entry(item.uri, "", item.size, item.identity, group_of(item.uri))
-    if not entries:
-        raise SourceError(
-            f"{text} holds no image ({sum(ignored.values())} files of other kinds ignored, "
-            f"{filtered} left out by include and exclude)"
+            for item in storage.walk(self._uri):
+                self._take(item)
+        self._checkpoint()
+
+    def open_archives(self, spread: Spread[Any, Any], cache: str | None) -> None:
+        """The members of the archives to the parts."""
+        if not self._archives:
+            return
+        self._progress.say(f"looking into {len(self._archives):,} archives")
+        known = {found.item.uri: found for found in self._archives}
+        task = partial(_look_into, image_column=self._rules.image_column, cache=cache)
+        for uri, data in spread(task, [found.item for found in known.values()]):
+            index = None if data is None else Index.decode(data, uri)
+            for found in (found for found in self._archives if found.item.uri == uri):
+                self._add_members(found, index)
+            self._say()
+
+    def listing(self) -> Listing:
+        found = self._parts.listing(self._root)
+        if not self._parts.total:
+            raise SourceError(
+                f"{self._text} holds no image ({sum(found.ignored.values())} files of other kinds "
+                f"ignored, {found.filtered} left out by include and exclude)"
+            )
+        return found
+
+    # What the source is.
+
+    def _is_glob(self) -> bool:
+        if not any(mark in self._text for mark in "*?["):
+            return False
+        return storage.protocol_of(self._uri) != "file" or not storage.exists(self._uri)
+
+    def _is_list(self) -> bool:
+        return splitext(self._uri)[1].lower() == LIST_EXTENSION and storage.exists(self._uri)
+
+    def _is_prefix(self) -> bool:
+        return (
+            storage.protocol_of(self._uri) == "s3"
+            and self._table is None
+            and not self._is_glob()
+            and not self._is_list()
         )
-    chosen = tuple(entries.values()) if limit is None else tuple(sample(entries.values(), limit))
-    return Listing(root, chosen, dict(ignored), duplicates)
+
+    # What becomes of an object.
+
+    def _take(
+        self,
+        item: Stored,
+        member: str = "",
+        group: str | None = None,
+        labels: Sequence[str | None] = (),
+    ) -> None:
+        path = self._below(item.uri)
+        if archive.kind_of(item.uri) is not None:
+            if self._rules.leaves_out(path):
+                self._parts.filtered += 1
+            else:
+                self._archives.append(_Archive(item, member, group, tuple(labels)))
+                self._parts.archives.append(item)
+        elif not self._rules.selects(path):
+            self._parts.filtered += 1
+        elif kind := other_kind(item.uri):
+            self._parts.ignored[kind] += 1
+        else:
+            group = self._group(item.uri) if group is None else group
+            self._parts.add(item.uri, "", item.size, item.identity, group, labels=labels)
+            if self._parts.total % 1000 == 0:
+                self._say()
+
+    def _add_members(self, found: _Archive, index: Index | None) -> None:
+        item, path = found.item, self._below(found.item.uri)
+        if index is None:  # a table without images
+            self._parts.ignored[splitext(item.uri)[1].lower()] += 1
+            return
+        for name, number in index.ignored.items():
+            self._parts.ignored[name] += number
+        table = index.members
+        if found.member:
+            table = table.filter(pc.equal(table["member"], found.member))
+            if not table.num_rows:
+                raise SourceError(f"{item.uri} has no member {found.member!r}, which is listed")
+        keep, groups = [], []
+        for name, access in zip(
+            table["member"].to_pylist(), table["access"].to_pylist(), strict=True
+        ):
+            below = f"{path}/{name}".strip("/")
+            kind = other_kind(name) if access.startswith(("tar", "zip")) else None
+            selected = not name or self._rules.selects(below)
+            if not selected:
+                self._parts.filtered += 1
+            elif kind:
+                self._parts.ignored[kind] += 1
+            keep.append(selected and not kind)
+            groups.append(self._group(f"{item.uri}/{name}") if found.group is None else found.group)
+        rows = table.num_rows
+        columns = {name: table[name] for name in ("member", "size", "position", "access")} | {
+            "uri": pa.array([item.uri] * rows, pa.string()),
+            "identity": pa.array([item.identity] * rows, pa.string()),
+            "group": pa.array(groups, pa.string()),
+        }
+        own = {name: columns[name] for name in ENTRY_COLUMNS}
+        named = self._table.labels if self._table else ()
+        own |= {
+            name: pa.array([value] * rows, pa.string())
+            for name, value in zip(named, found.labels, strict=True)
+        }
+        self._parts.add_table(pa.table(own).filter(pa.array(keep, pa.bool_())))
+        self._parts.duplicates += index.duplicates
+
+    def _below(self, uri: str) -> str:
+        """The path below the source, as people write it."""
+        return storage.readable(uri).removeprefix(storage.readable(self._root)).lstrip("/")
+
+    def _group(self, uri: str) -> str:
+        depth = self._rules.depth
+        if depth is None:
+            return ""
+        prefix = self._root.rstrip("/") + "/"
+        return prefix + "/".join(uri.removeprefix(prefix).split("/")[:-1][:depth])
+
+    def _checkpoint(self) -> None:
+        self._parts.checkpoint()
+        self._say()
+
+    def _say(self) -> None:
+        now = monotonic()
+        if now - self._said >= SAY_SECONDS:
+            self._said = now
+            listed = self._parts.total - self._parts.resumed
+            rate = listed / (now - self._started)
+            self._progress.say(f"{self._parts.total:,} candidates listed, {rate:,.0f} a second")
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """An archive that the source names, or one `member` of it; what a table says of it."""
+
+    item: Stored
+    member: str = ""
+    group: str | None = None
+    labels: tuple[str | None, ...] = ()
+
+
+def _look_into(
+    item: Stored, image_column: str | None, cache: str | None
+) -> tuple[str, bytes | None]:
+    """The archive's uri and its index, encoded; out of the cache if it was looked into before."""
+    place = ""
+    if cache is not None:
+        name = digest_of("index", archive.FORMAT, item.uri, item.identity, image_column)
+        place = storage.join(cache, f"{name}.parquet")
+        try:
+            return item.uri, storage.read(place)
+        except SourceError:
+            pass
+    index = archive.index(item, image_column)
+    data = None if index is None else index.encode()
+    if place and data is not None:
+        storage.create(place, data)
+    return item.uri, data
+
+
+def _threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    with ThreadPoolExecutor(AT_ONCE, "archive") as pool:
+        yield from pool.map(function, items)
+
+
+def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """In order, so many at a time, and never far ahead of whoever takes them."""
+    with ThreadPoolExecutor(AT_ONCE, "look") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 4 * AT_ONCE:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# Lists and tables.
+
+
+def _listed(uri: str, parent: str) -> Iterator[Stored]:
+    """Objects of a text list: one path or url a line, relative ones to the list's folder."""
+    try:
+        lines = storage.read(uri).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{uri} is not a list of paths in UTF-8: {error}") from error
+
+    def look(numbered: tuple[int, str]) -> Stored:
+        number, name = numbered
+        with _naming(f"{uri}, line {number}"):
+            return storage.info(_absolute(name, parent))
+
+    named = ((number, line.strip()) for number, line in enumerate(lines, 1))
+    yield from _ahead(look, (it for it in named if it[1] and not it[1].startswith("#")))
+
+
+@dataclass(frozen=True)
+class _Row:
+    item: Stored
+    member: str
+    group: str | None
+    labels: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A user's table of images: Parquet or CSV, one row an image, with a column `uri`.
+
+    `member` names one of an archive's. Where `size` and `identity` are given they are not looked
+    up; a wrong one is found when the image is read. All other columns are labels.
+    """
+
+    uri: str
+    columns: tuple[str, ...]
+    group: str | None
+
+    @classmethod
+    def of(cls, uri: str, rules: Rules) -> _Table | None:
+        """None where the object is no table: a folder, or a Parquet file of images."""
+        extension = splitext(uri)[1].lower()
+        if extension not in TABLE_EXTENSIONS:
+            return None
+        try:
+            storage.info(uri)
+        except SourceError:
+            return None
+        with _as_table(uri), storage.open_random(uri) as file:
+            if extension == ".csv":
+                columns = tuple(pyarrow.csv.open_csv(file).schema.names)
+            else:
+                columns = tuple(pq.ParquetFile(file).schema_arrow.names)
+        if "uri" not in columns:
+            if extension == ".parquet":
+                return None
+            raise UsageError(
+                f"{uri} has no column uri, with one image's path or url a row; it has: "
+                f"{', '.join(columns)}"
+            )
+        if rules.column is not None and rules.column not in columns:
+            raise UsageError(
+                f"group-by is {rules.column!r}; {uri} has no such column, but: {', '.join(columns)}"
+            )
+        return cls(uri, columns, rules.column)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of ours are not for labels."""
+        return tuple(n for n in self.columns if n not in (*TABLE_COLUMNS, *SCHEMA.names))
+
+    def rows(self, parent: str) -> Iterator[_Row]:
+        def look(numbered: tuple[int, dict[str, Any]]) -> _Row:
+            number, row = numbered
+            with _naming(f"{self.uri}, row {number}"):
+                if not row["uri"]:
+                    raise SourceError("it names no uri")
+                name = _absolute(str(row["uri"]), parent)
+                if row.get("identity") and row.get("size") not in (None, ""):
+                    item = Stored(name, int(row["size"]), str(row["identity"]), None)
+                else:
+                    item = storage.info(name)
+                group = None if self.group is None else _text(row[self.group]) or ""
+                labels = tuple(_text(row[label]) for label in self.labels)
+                return _Row(item, str(row.get("member") or ""), group, labels)
+
+        yield from _ahead(look, enumerate(self._read(), 1))
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        with _as_table(self.uri), storage.open_random(self.uri) as file:
+            batches: Iterable[pa.RecordBatch]
+            if splitext(self.uri)[1].lower() == ".csv":
+                text = pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(self.columns, pa.string())
+                )
+                batches = pyarrow.csv.open_csv(file, convert_options=text)
+            else:
+                batches = pq.ParquetFile(file).iter_batches(batch_size=4096)
+            for batch in batches:
+                yield from batch.to_pylist()
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+@contextlib.contextmanager
+def _as_table(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise SourceError(f"{uri} cannot be read as a table: {error}") from error
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """An error, with the line or row that it is of."""
+    try:
+        yield
+    except VdnaError as error:
+        raise type(error)(f"{where}: {error}") from error
+    except ValueError as error:
+        raise SourceError(f"{where}: {error}") from error
+
+
+def _absolute(name: str, parent: str) -> str:
+    """The uri that a list means. Raises `UsageError` for a local path out of a remote list: whoever
+    writes there would choose which of this machine's files are read.
+    """
+    local = storage.protocol_of(parent) == "file"
+    if "://" in name or name.startswith(("/", "~")):
+        uri = storage.canonical(name)
+        if storage.protocol_of(uri) == "file" and not local:
+            raise UsageError(f"{name} is a path of this machine, and the list is not")
+        return uri
+    if local:
+        return storage.canonical(os.path.join(storage.local_path(parent), name))
+    return storage.join(parent, name)
 
 
 def other_kind(uri: str) -> str | None:
@@ -82,52 +506,5 @@ def other_kind(uri: str) -> str | None:
     return stem if not extension and stem in OTHER_STEMS else None
 
 
-def _resolve(text: str) -> tuple[str, Iterator[Stored]]:
-    """The canonical root of the source, and the objects it names."""
-    if not text:
-        raise UsageError("the source is empty; give a folder, a glob, a list or a url")
-    uri = storage.canonical(text)
-    protocol = storage.protocol_of(uri)
-    is_glob = any(mark in text for mark in "*?[")
-    if is_glob and not (protocol == "file" and storage.exists(uri)):
-        pattern = text if protocol == "file" else uri
-        head = text.split("*")[0].split("?")[0].split("[")[0]
-        folder = head.rpartition("/")[0]
-        return storage.canonical(folder or "."), storage.glob(pattern)
-    if splitext(uri)[1].lower() == LIST_EXTENSION and storage.exists(uri):
-        parent = uri.rpartition("/")[0]
-        return parent, _listed(uri, storage.read(uri), parent)
-    return uri, storage.walk(uri)
-
-
-def _listed(uri: str, data: bytes, parent: str) -> Iterator[Stored]:
-    """Objects of a text list: one path or url a line, relative ones to the list's folder."""
-    try:
-        lines = data.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{uri} is not a list of paths in UTF-8: {error}") from error
-    for number, line in enumerate(lines, 1):
-        name = line.strip()
-        if not name or name.startswith("#"):
-            continue
-        try:
-            yield storage.info(_absolute(name, parent))
-        except SourceError as error:
-            raise SourceError(f"{uri}, line {number}: {error}") from error
-
-
-def _absolute(name: str, parent: str) -> str:
-    if "://" in name or name.startswith(("/", "~")):
-        return storage.canonical(name)
-    if storage.protocol_of(parent) == "file":
-        return storage.canonical(os.path.join(storage.local_path(parent), name))
-    return storage.join(parent, name)
-
-
-def _selected(path: str, include: str | None, exclude: str | None) -> bool:
-    def matches(patterns: Iterable[str]) -> bool:
-        return any(fnmatchcase(path, p) or fnmatchcase(basename(path), p) for p in patterns)
-
-    return (include is None or matches([include])) and not (
-        exclude is not None and matches([exclude])
-    )
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(basename(path), pattern)

@@ -22,6 +22,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from mmap import ACCESS_READ, mmap
@@ -117,21 +118,87 @@ def join(root: str, *parts: str) -> str:
 
 
 def walk(uri: str) -> Iterator[Stored]:
-    """Every object below a folder or prefix, or the object itself; in order of uri.
+    """Every object below a folder or prefix, or the object itself, as they are found.
 
-    Folders reached again through a symbolic link are entered once. Raises `SourceError` where
-    there is nothing of that name.
+    Local folders in order; one reached again through a symbolic link is entered once. Raises
+    `SourceError` where there is nothing of that name.
     """
-    if protocol_of(uri) == "file":
+    protocol = protocol_of(uri)
+    if protocol == "file":
         yield from _walk_local(uri)
         return
+    found = False
+    for items in _pages_s3(uri) if protocol == "s3" else _pages(uri):
+        found = found or bool(items)
+        yield from items
+    if not found:
+        yield info(uri)
+
+
+def list_page(uri: str, after: str) -> tuple[list[Stored], str, bool]:
+    """The next objects below a prefix of S3, in order: those whose keys, below it, are above
+    `after`; the last key looked at; whether there are more.
+
+    Keys are those of general purpose buckets, in order of their bytes: a directory bucket of S3
+    Express lists in none, and is refused by its server.
+    """
+    fs, _ = _fs(uri)
+    bucket, _, folder = uri.removeprefix("s3://").partition("/")
+    prefix = f"{folder}/" if folder else ""
+
+    def ask() -> dict[str, Any]:
+        start = {"StartAfter": prefix + after} if after else {}
+        return cast(
+            dict[str, Any],
+            fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **start),
+        )
+
+    answer = _attempt(uri, ask)
+    rows = answer.get("Contents", ())
+    items = [
+        Stored(f"s3://{bucket}/{row['Key']}", row["Size"], _identity(row), row["LastModified"])
+        for row in rows
+        if row["Size"] or not row["Key"].endswith("/")  # else it marks a folder
+    ]
+    more = bool(answer.get("IsTruncated")) and bool(rows)
+    return items, rows[-1]["Key"].removeprefix(prefix) if rows else after, more
+
+
+def _pages_s3(uri: str) -> Iterator[list[Stored]]:
+    after, more = "", True
+    while more:
+        items, after, more = list_page(uri, after)
+        yield items
+
+
+WALKERS = 16
+
+
+def _pages(uri: str) -> Iterator[list[Stored]]:
+    """The objects of each folder below, of any file system of fsspec's; many folders at a time."""
     fs, path = _fs(uri)
-    found = _attempt(uri, lambda: cast(dict[str, Any], fs.find(path, detail=True)))
-    if not found and not exists(uri):
-        raise SourceError(f"{uri} does not exist")
-    for name in sorted(found):
-        if found[name].get("type") != "directory":
-            yield _stored(uri, found[name] | {"name": name})
+    if protocol_of(uri) in ("http", "https"):  # a page with links is a folder, if a client says so
+        found = _attempt(uri, lambda: cast(dict[str, Any], fs.find(path, detail=True)))
+        yield [_stored(uri, row | {"name": name}) for name, row in found.items()]
+        return
+
+    def look(folder: str) -> list[dict[str, Any]]:
+        return _attempt(uri, lambda: cast(list[dict[str, Any]], fs.ls(folder, detail=True)))
+
+    try:
+        pool = ThreadPoolExecutor(WALKERS, "walk")
+        waiting, seen = {pool.submit(look, path)}, {path.rstrip("/")}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for rows in (future.result() for future in done):
+                files = [row for row in rows if row.get("type") != "directory"]
+                folders = {row["name"].rstrip("/") for row in rows} - seen
+                folders -= {row["name"].rstrip("/") for row in files}
+                seen |= folders
+                waiting |= {pool.submit(look, folder) for folder in folders}
+                yield [_stored(uri, row) for row in files]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def leftovers(uri: str) -> Iterator[Stored]:
@@ -284,6 +351,7 @@ def create(uri: str, data: bytes) -> bool:
                 return False
             fs.pipe_file(path, data)
             return True
+    data = bytes(data)
     # The client library repeats a PUT whose answer was lost, and is then told that the object is
     # there. Whose it is, its bytes say.
     return _attempt(uri, lambda: _put_exclusive(uri, data)) or read(uri) == data
@@ -367,7 +435,6 @@ def _walk_local(uri: str) -> Iterator[Stored]:
     if not os.path.isdir(root):
         raise SourceError(f"{uri} does not exist")
     seen: set[tuple[int, int]] = set()
-    entries = []
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
@@ -375,11 +442,10 @@ def _walk_local(uri: str) -> Iterator[Stored]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders.sort()  # which of two names of one folder counts is not left to the disk
-        for name in names:
+        for name in sorted(names):
             entry = _local_entry(os.path.join(folder, name))
             if entry is not None:
-                entries.append(entry)
-    yield from sorted(entries, key=lambda entry: entry.uri)
+                yield entry
 
 
 def _raise(error: OSError) -> None:

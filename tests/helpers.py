@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.dna import DNA, Ranges
+from pipeline.manifest import Manifest
 from pipeline.spec import Numerics, Preprocess, Spec, Tap
 
 NUMERICS = Numerics("cpu", False, True, 8, 1, (("numpy", "2"), ("torch", "2.6")))
@@ -60,6 +65,18 @@ def random_dna(
         m2=rng.random(len(table)) * images,
         numerics=((numerics, images),),
     )
+
+
+def with_digest(manifest: Manifest, digest: str) -> bytes:
+    """The manifest's file, with a digest that is not its own."""
+    file = pq.ParquetFile(pa.BufferReader(manifest.data))
+    metadata = json.loads(file.metadata.metadata[b"vdna"]) | {"digest": digest}
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, file.schema_arrow, store_schema=False) as writer:
+        for index in range(file.num_row_groups):
+            writer.write_table(file.read_row_group(index))
+        writer.add_key_value_metadata({"vdna": json.dumps(metadata)})
+    return sink.getvalue()
 
 
 def photo(seed: int, width: int = 96, height: int = 72) -> Image.Image:

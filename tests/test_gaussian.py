@@ -35,10 +35,11 @@ from pipeline.errors import (
 from pipeline.extractor import Extractor
 from pipeline.gaussian import Moments
 from pipeline.gc import GRACE, garbage
-from pipeline.manifest import Entry, Shard, plan
+from pipeline.manifest import Entry, Shard
 from pipeline.matrix import Matrix, compare
 from pipeline.networks import describe
 from pipeline.partial import Partial
+from pipeline.plan import plan
 from pipeline.ranges import embedded
 from pipeline.reduce import compose, digest_of_dna, load_partial, plan_folds
 from pipeline.shard import Counter, partial_uri

@@ -15,8 +15,8 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit, Version
 from pipeline.errors import SourceError, UsageError
 from pipeline.gc import GRACE, collect, garbage
-from pipeline.manifest import plan
 from pipeline.matrix import compare
+from pipeline.plan import plan
 from pipeline.shard import partial_uri
 from pipeline.verify import verify
 from tests.golden.handmade import (

@@ -17,8 +17,8 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import emd, nfd
 from pipeline.dna import DNA
 from pipeline.errors import CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
-from pipeline.manifest import plan
 from pipeline.matrix import SCHEMA, Matrix, compare, numerics_notes, pairwise_emd
+from pipeline.plan import plan
 from pipeline.spec import Tap
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 from tests.helpers import NUMERICS, OTHER_NUMERICS, random_dna, tiny_spec

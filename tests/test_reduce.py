@@ -24,8 +24,9 @@ from pipeline.errors import (
     SpecMismatch,
     VdnaError,
 )
-from pipeline.manifest import Manifest, Shard, plan
+from pipeline.manifest import Manifest, Shard
 from pipeline.partial import Failure, Partial
+from pipeline.plan import plan
 from pipeline.reduce import (
     FAN_IN,
     LAST,
@@ -468,11 +469,11 @@ def test_a_manifest_with_a_shard_more_is_refused() -> None:
     manifest = planned(40)
     work, _ = put_all(manifest)
     extra = Shard(len(manifest.shards), 3, tuple(entries("more", 2)))
-    longer = Manifest((*manifest.shards, extra), manifest.shard_images)
+    longer = Manifest.of((*manifest.shards, extra), manifest.shard_images)
     _, folds = plan_folds(manifest, work, SPEC.digest, PRODUCTS)
     with pytest.raises(ConservationError, match="not those of the manifest"):
         compose(folds, longer, PRODUCTS, "photos")
-    shorter = Manifest(manifest.shards[:-1], manifest.shard_images)
+    shorter = Manifest.of(manifest.shards[:-1], manifest.shard_images)
     with pytest.raises(ConservationError, match="not those of the manifest"):
         compose(folds, shorter, PRODUCTS, "photos")
 

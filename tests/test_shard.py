@@ -19,9 +19,10 @@ from pipeline.build import Request, make_dna, make_spec
 from pipeline.dna import DNA
 from pipeline.errors import ConservationError, SourceError, TransientError, UsageError
 from pipeline.extractor import Extractor
-from pipeline.manifest import Entry, Manifest, Shard, plan
+from pipeline.manifest import Entry, Manifest, Shard
 from pipeline.networks import describe
 from pipeline.partial import Partial
+from pipeline.plan import plan
 from pipeline.ranges import embedded
 from pipeline.shard import Counter, Recipe, ShardJob, Worker, partial_uri
 from pipeline.source import list_source
@@ -53,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_shard(folder: Path) -> Shard:
-    return Shard(0, 0, list_source(folder).entries)
+    return Shard(0, 0, tuple(list_source(folder).entries))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_threads_and_reading_ahead_change_nothing(
 def test_shard_size_changes_no_count(
     counter: Counter, folder: Path, truth: Partial, size: int
 ) -> None:
-    manifest = plan(list_source(folder).entries, shard_images=size)
+    manifest = plan(list_source(folder), shard_images=size)
     parts = [counter.count(shard, str(shard.index)) for shard in manifest.shards]
     total = reduce(Partial.__add__, parts)
     assert same_counts(total.dna, truth.dna)
@@ -325,9 +326,9 @@ def test_isolated_decoding_counts_the_same(counter: Counter, tmp_path: Path) -> 
 def job(tmp_path: Path, folder: Path) -> Callable[[], tuple[ShardJob, Manifest]]:
     from pipeline.ranges import encode
 
-    manifest = plan(list_source(folder).entries, shard_images=2)
+    manifest = plan(list_source(folder), shard_images=2)
     places = {name: (tmp_path / name).as_uri() for name in ("manifest", "ranges", "work")}
-    storage.create(places["manifest"], manifest.encode())
+    storage.create(places["manifest"], manifest.data)
     storage.create(places["ranges"], encode(RANGES, NETWORK))
     recipe = Recipe(SPEC, NETWORK, places["ranges"], Resources(threads=1))
     return lambda: (ShardJob(recipe, places["manifest"], places["work"]), manifest)

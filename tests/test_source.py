@@ -9,7 +9,8 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError
-from pipeline.source import list_source, other_kind
+from pipeline.plan import plan
+from pipeline.source import Rules, list_source, other_kind
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -20,7 +21,8 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def names(listing) -> list[str]:
-    return [storage.readable(e.uri).rpartition("/")[2] for e in listing.entries]
+    uris = sorted(entry.uri for entry in listing.entries)
+    return [storage.readable(uri).rpartition("/")[2] for uri in uris]
 
 
 def test_a_folder_is_searched_in_depth_whatever_the_extension(tmp_path: Path) -> None:
@@ -35,10 +37,13 @@ def test_a_folder_is_searched_in_depth_whatever_the_extension(tmp_path: Path) ->
 
 def test_include_and_exclude_match_names_and_paths(tmp_path: Path) -> None:
     touch(tmp_path, "left/a.png", "left/b.jpg", "right/a.png", "with space/c.png")
-    assert names(list_source(tmp_path, include="*.png")) == ["a.png", "a.png", "c.png"]
-    assert names(list_source(tmp_path, include="left/*")) == ["a.png", "b.jpg"]
-    assert names(list_source(tmp_path, exclude="left/*", include="*.png")) == ["a.png", "c.png"]
-    assert names(list_source(tmp_path, include="with space/*")) == ["c.png"]
+    assert names(list_source(tmp_path, Rules(include="*.png"))) == ["a.png", "a.png", "c.png"]
+    assert names(list_source(tmp_path, Rules(include="left/*"))) == ["a.png", "b.jpg"]
+    assert names(list_source(tmp_path, Rules(exclude="left/*", include="*.png"))) == [
+        "a.png",
+        "c.png",
+    ]
+    assert names(list_source(tmp_path, Rules(include="with space/*"))) == ["c.png"]
 
 
 def test_a_glob(tmp_path: Path) -> None:
@@ -59,8 +64,9 @@ def test_a_text_list_of_relative_absolute_and_remote_names(tmp_path: Path) -> No
     text = f"# comment\na.png\n\n../b.png\n{tmp_path}/b.png\nmemory://{key}/m.png\n"
     (tmp_path / "lists" / "list.txt").write_text(text)
     listing = list_source(tmp_path / "lists" / "list.txt")
-    assert sorted(names(listing)) == ["a.png", "b.png", "m.png"]
-    assert listing.duplicates == 1
+    manifest = plan(listing)
+    assert (manifest.candidates, manifest.duplicates) == (3, 1)
+    assert set(names(listing)) == {"a.png", "b.png", "m.png"}
 
 
 def test_a_list_names_the_line_that_is_wrong(tmp_path: Path) -> None:
@@ -79,7 +85,7 @@ def test_one_file_and_other_stores(tmp_path: Path, bucket: str) -> None:
     for root in (f"memory://{uuid.uuid4().hex}", f"{bucket}/{uuid.uuid4().hex}"):
         storage.create(f"{root}/x/a.jpg", b"x")
         storage.create(f"{root}/b.png", b"x")
-        assert [e.uri for e in list_source(root).entries] == [f"{root}/b.png", f"{root}/x/a.jpg"]
+        assert {e.uri for e in list_source(root).entries} == {f"{root}/b.png", f"{root}/x/a.jpg"}
         assert names(list_source(f"{root}/x/*.jpg")) == ["a.jpg"]
 
 
@@ -103,13 +109,15 @@ def test_a_bucket_that_is_not_there(bucket: str) -> None:
         list_source("s3://no-such-bucket-of-ours/x")
 
 
-def test_limit_and_groups(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"video{i % 3}/{i}.png" for i in range(30)))
-    few = list_source(tmp_path, limit=7)
-    assert len(few.entries) == 7
-    assert few.entries == list_source(tmp_path, limit=7).entries
-    groups = {entry.group for entry in list_source(tmp_path, group_by="1").entries}
-    assert len(groups) == 3
+def test_groups_are_leading_folders(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"video{i % 3}/part{i % 2}/{i}.png" for i in range(30)))
+    for depth, groups in (("1", 3), ("2", 6)):
+        listing = list_source(tmp_path, Rules(group_by=depth))
+        assert len({entry.group for entry in listing.entries}) == groups
+    with pytest.raises(UsageError, match="group-by is '0'"):
+        list_source(tmp_path, Rules(group_by="0"))
+    with pytest.raises(UsageError, match=r"group-by is 'video', and .* is no table"):
+        list_source(tmp_path, Rules(group_by="video"))
 
 
 def test_kinds_by_name() -> None:

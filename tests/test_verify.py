@@ -21,8 +21,9 @@ from pipeline.build import InProcess, Request, build_datasets
 from pipeline.catalogue import Catalogue, Version
 from pipeline.dna import DnaFile, Ranges, decode_dna, encode, encode_dna, to_table
 from pipeline.errors import CorruptFile, NotFound, VdnaError
-from pipeline.manifest import Manifest, Shard, plan
+from pipeline.manifest import Manifest, Shard
 from pipeline.partial import Failure, Partial
+from pipeline.plan import plan
 from pipeline.shard import partial_uri
 from pipeline.verify import Finding, verify
 from tests.golden.handmade import (
@@ -34,7 +35,7 @@ from tests.golden.handmade import (
     entries,
     hand_made,
 )
-from tests.helpers import OTHER_NUMERICS, random_dna, tiny_spec, write_photos
+from tests.helpers import OTHER_NUMERICS, random_dna, tiny_spec, with_digest, write_photos
 
 CHECKS = ["spec", "counts", "manifest", "failures", "folds", "partials"]
 NAME = "photos"
@@ -332,10 +333,10 @@ def manifest_of(copy: Copy) -> Manifest:
 
 def test_a_manifest_without_one_of_its_shards(copy: Copy) -> None:
     manifest = manifest_of(copy)
-    fewer = Manifest(manifest.shards[:-1], manifest.shard_images)
-    storage.replace(copy.uri("manifests"), fewer.encode())
+    fewer = Manifest.of(manifest.shards[:-1], manifest.shard_images)
+    storage.replace(copy.uri("manifests"), fewer.data)
     assert copy.uri("manifests") in wrong(copy)["manifest"]
-    copy.put("manifests", fewer.encode())
+    copy.put("manifests", fewer.data)
     found = wrong(copy)
     assert "manifest" in found
     assert set(found) <= {"manifest", "failures", "partials"}
@@ -343,9 +344,8 @@ def test_a_manifest_without_one_of_its_shards(copy: Copy) -> None:
 
 def test_a_manifest_whose_stated_digest_is_not_its_own(copy: Copy) -> None:
     manifest = manifest_of(copy)
-    lying = Manifest(manifest.shards[::-1], manifest.shard_images)
-    lying.__dict__["digest"] = manifest.digest
-    copy.put("manifests", lying.encode())
+    lying = Manifest.of(manifest.shards[::-1], manifest.shard_images)
+    copy.put("manifests", with_digest(lying, manifest.digest))
     found = wrong(copy)
     assert set(found) == {"manifest", "failures", "partials"}
     assert copy.uri("manifests") in found["manifest"]
@@ -354,7 +354,7 @@ def test_a_manifest_whose_stated_digest_is_not_its_own(copy: Copy) -> None:
 def test_a_manifest_that_lists_a_candidate_twice(copy: Copy) -> None:
     first, second, *rest = manifest_of(copy).shards
     twice = Shard(second.index, second.fold, (first.members[0], *second.members[1:]))
-    copy.put("manifests", Manifest((first, twice, *rest), 64).encode())
+    copy.put("manifests", Manifest.of((first, twice, *rest), 64).data)
     assert "manifest" in wrong(copy)
 
 
@@ -362,7 +362,7 @@ def test_another_manifest_of_as_many_candidates(copy: Copy) -> None:
     """Its keys are others, so that no partial is found, which is no fault either."""
     bad = failure(copy).uri
     others = [replace(e, uri=bad) if i == 0 else e for i, e in enumerate(entries("other", 21))]
-    copy.put("manifests", plan(others).encode())
+    copy.put("manifests", plan(others).data)
     found = wrong(copy)
     assert "manifest" in found
     assert copy.uri("manifests") in found["manifest"]

@@ -82,7 +82,7 @@ def commit_dataset(
         "dna": composed.files["dna"],
         "folds": composed.files["folds"],
         "failures": encode_failures(composed.failures),
-        "manifests": manifest.encode(),
+        "manifests": manifest.data,
     }
     for kind, data in files.items():
         digest = manifest.digest if kind == "manifests" else composed.digest

@@ -33,9 +33,11 @@ from pipeline.dna import (
     to_gaussian_table,
 )
 from pipeline.gaussian import Moments
-from pipeline.manifest import Entry, Listing, Manifest, plan
+from pipeline.listing import Listing
+from pipeline.manifest import Entry, Manifest
 from pipeline.matrix import compare
 from pipeline.partial import Partial
+from pipeline.plan import plan
 from pipeline.reduce import plan_folds
 from pipeline.shard import partial_uri
 from pipeline.spec import PRODUCTS, Spec
@@ -60,11 +62,11 @@ def photos() -> Manifest:
         ("s3://bucket/x::y?#%.jpg", "", ""),
     ]
     found = [
-        Entry(uri, member, 1000 + i, f"etag-{i}", group)
+        Entry(uri, member, 1000 + i, f"etag-{i}", group, 512 * i, "tar" if member else "")
         for i, (uri, member, group) in enumerate(named)
     ]
-    listing = Listing("s3://bucket", tuple(found), {".txt": 2, ".json": 1}, 3)
-    return plan(found, shard_images=2, listing=listing)
+    found += found[:3]
+    return plan(Listing.of(found, "s3://bucket", {".txt": 2, ".json": 1}), shard_images=2)
 
 
 def counted(manifest: Manifest) -> list[Partial]:

@@ -1,0 +1,148 @@
+"""Listing and planning a prefix of many million images, beside holding them in memory.
+
+    python -m benchmarks.listing [--entries 10000000]
+
+A store that answers listings from a formula stands in for S3, so that what is measured is the
+driver: its memory and its time, from the first page to the plan of the shards, and the plan of a
+second build that finds a thousandth of the images changed. Beside it, on a tenth of the entries,
+what a driver does that asks fsspec for all objects (`find`), sorts them and cuts them into shards.
+Each runs in a fresh process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from benchmarks import measure
+
+PAGE = 1000
+DRIVE = 5000
+"""Images of a folder."""
+
+
+def key(index: int) -> str:
+    return f"drive-{index // DRIVE:06d}/camera-front/frame-{index:010d}.jpg"
+
+
+def etag(index: int, changed: bool) -> str:
+    return hashlib.md5(f"{index}{changed and index % 1000 == 0}".encode()).hexdigest()
+
+
+def _first_above(after: str, entries: int) -> int:
+    low, high = 0, entries
+    while low < high:
+        middle = (low + high) // 2
+        if key(middle) > after:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _product(entries: int) -> dict[str, Any]:
+    import pipeline.cluster  # noqa: F401 - what a driver has loaded: Ray above all
+    from pipeline import storage
+    from pipeline.listing import pages
+    from pipeline.manifest import Manifest
+    from pipeline.networks import describe
+    from pipeline.plan import plan
+    from pipeline.source import list_source
+
+    changed = False
+    now = datetime.now(UTC)
+
+    def list_page(uri: str, after: str) -> tuple[list[storage.Stored], str, bool]:
+        first = _first_above(after, entries) if after else 0
+        last = min(first + PAGE, entries)
+        items = [
+            storage.Stored(f"{uri}/{key(i)}", 100_000 + i % 1000, etag(i, changed), now)
+            for i in range(first, last)
+        ]
+        return items, key(last - 1) if last > first else after, last < entries
+
+    storage.list_page = list_page
+    started = time.perf_counter()
+    for _ in pages("s3://bucket/images"):
+        pass
+    store = time.perf_counter() - started
+    describe("efficientnet_lite0")
+    result: dict[str, Any] = {"entries": entries, "store_alone_seconds": round(store, 1)}
+    previous: Manifest | None = None
+    for build in ("first", "second"):
+        started = time.perf_counter()
+        listing = list_source("s3://bucket/images")
+        listed = time.perf_counter()
+        manifest = plan(listing, previous=previous)
+        planned = time.perf_counter()
+        assert manifest.candidates == entries
+        result[build] = {
+            "list_seconds": round(listed - started, 1),
+            "plan_seconds": round(planned - listed, 1),
+            "shards": len(manifest.heads),
+            "manifest_mb": round(len(manifest.data) / 1e6, 1),
+        }
+        previous, changed = manifest, True
+    return result
+
+
+def _in_memory(entries: int) -> dict[str, Any]:
+    """What fsspec's `find` returns of S3, as Python objects, sorted and cut."""
+    now = datetime.now(UTC)
+    started = time.perf_counter()
+    found = {
+        f"bucket/images/{key(i)}": {
+            "Key": f"bucket/images/{key(i)}",
+            "LastModified": now,
+            "ETag": f'"{etag(i, False)}"',
+            "Size": 100_000 + i % 1000,
+            "StorageClass": "STANDARD",
+            "type": "file",
+            "size": 100_000 + i % 1000,
+            "name": f"bucket/images/{key(i)}",
+        }
+        for i in range(entries)
+    }
+    ranked = sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())
+    shards = [ranked[start : start + 4096] for start in range(0, entries, 4096)]
+    seconds = time.perf_counter() - started
+    return {"entries": entries, "shards": len(shards), "seconds": round(seconds, 1)}
+
+
+def _work(which: str, entries: int) -> dict[str, Any]:
+    return _product(entries) if which == "product" else _in_memory(entries)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--entries", type=int, default=10_000_000)
+    parser.add_argument("--child", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.child:
+        measure.answer(_work)
+        return
+    few = max(1, arguments.entries // 10)
+    runs = {
+        "product": {"which": "product", "entries": arguments.entries},
+        "product, a tenth": {"which": "product", "entries": few},
+        "in memory, a tenth": {"which": "in memory", "entries": few},
+    }
+    results = {
+        name: measure.run("benchmarks.listing", settings, tuned_malloc=False)
+        for name, settings in runs.items()
+    }
+    whole, tenth, memory = (results[name]["peak_mb"] for name in runs)
+    each = (memory - 100) * 1e6 / few
+    line = (
+        f"{arguments.entries:,} images are listed and planned in {whole:,.0f} MB ({tenth:,.0f} for "
+        f"a tenth of them); in memory they take {each:,.0f} bytes each, "
+        f"{each * arguments.entries / 1e6 / whole:.1f} times that"
+    )
+    measure.emit(results, line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,462 @@
+"""Candidates as they are listed: Parquet parts on disk, never a list of them all in memory.
+
+    >>> parts = Parts()
+    >>> for page in pages("s3://bucket/photos"):                 # doctest: +SKIP
+    ...     for item in page:
+    ...         parts.add(item.uri, "", item.size, item.identity)
+    ...     parts.checkpoint()
+    >>> parts.listing("s3://bucket/photos").entries              # doctest: +SKIP
+
+A prefix of S3 is listed from many places at a time. A span of keys is read page by page; whoever
+has nothing to do cuts another's span in two, half-way between the key it has come to and its end,
+so that any layout, flat or deep, is listed in parallel without knowing it. Parts may be kept in
+storage with how far each span was read, and an interrupted listing goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+import weakref
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Condition, Lock
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.errors import SourceError
+from pipeline.manifest import ENTRY_COLUMNS, SCHEMA, Entry
+from pipeline.storage import Stored
+
+PART_ENTRIES = 100_000
+LISTERS = 16
+PAGES_AHEAD = 64
+"""Pages that wait to be looked at: listing does not run away from what takes it in."""
+RESUME_WITHIN = timedelta(hours=1)
+"""An interrupted listing that is older is begun anew: the source may have changed meanwhile."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds: candidates in Parquet parts, and what was left out on purpose, by kind.
+
+    The parts are temporary files, gone with the listing. A candidate may be in them twice.
+    """
+
+    source: str
+    parts: tuple[str, ...]
+    ignored: Mapping[str, int]
+    labels: tuple[str, ...] = ()
+    filtered: int = 0
+    duplicates: int = 0
+    """Members of archives that a later one of the same name replaces."""
+    _folders: tuple[_Folder, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(
+        cls, entries: Iterable[Entry], source: str = "", ignored: Mapping[str, int] | None = None
+    ) -> Listing:
+        """Of entries that are at hand."""
+        parts = Parts()
+        for entry in entries:
+            parts.add(**asdict(entry))
+        return parts.listing(source, ignored or {})
+
+    @classmethod
+    def all(cls, listings: Sequence[Listing]) -> Listing:
+        """Several as one; what lies in more than one of them will count once."""
+        first = listings[0]
+        return cls(
+            first.source,
+            tuple(part for listing in listings for part in listing.parts),
+            dict(sum((Counter(listing.ignored) for listing in listings), Counter())),
+            first.labels,
+            sum(listing.filtered for listing in listings),
+            sum(listing.duplicates for listing in listings),
+            _folders=tuple(folder for listing in listings for folder in listing._folders),
+        )
+
+    @property
+    def entries(self) -> Iterator[Entry]:
+        """One by one, in the order of the parts."""
+        for part in self.parts:
+            for row in pq.read_table(part, columns=list(ENTRY_COLUMNS)).to_pylist():
+                yield Entry(**row)
+
+
+class _Folder:
+    """A temporary folder that lives as long as whoever holds this."""
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix="vdna-listing-")
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class Parts:
+    """Takes in candidates, and writes them as Parquet as they come.
+
+    `labels`: names of text columns beyond a listing's own. `kept`: where parts are kept for a
+    listing that may be interrupted.
+    """
+
+    def __init__(self, labels: Sequence[str] = (), kept: Kept | None = None) -> None:
+        self._folder = _Folder()
+        self._paths: list[str] = []
+        self._labels = tuple(labels)
+        self._schema = pa.schema(
+            [*(SCHEMA.field(name) for name in ENTRY_COLUMNS)]
+            + [(name, pa.string()) for name in labels]
+        )
+        self._columns: list[list[Any]] = [[] for _ in self._schema.names]
+        self._kept = kept
+        self.ignored: Counter[str] = Counter()
+        self.filtered = 0
+        self.duplicates = 0
+        self.archives: list[Stored] = []
+        """To be looked into when all is listed; a part notes those that came since the last."""
+        self._noted = 0
+        self.total = 0
+        self.resumed = 0
+        if kept is not None:
+            self._take_up(kept)
+
+    def add(
+        self,
+        uri: str,
+        member: str,
+        size: int,
+        identity: str,
+        group: str = "",
+        position: int = 0,
+        access: str = "",
+        labels: Sequence[str | None] = (),
+    ) -> None:
+        row = (uri, member, size, identity, group, position, access, *labels)
+        for column, value in zip(self._columns, row, strict=True):
+            column.append(value)
+        self.total += 1
+
+    def add_table(self, table: pa.Table) -> None:
+        """Many at once, with the columns of a listing."""
+        if table.num_rows:
+            self._flush()
+            self._write(table.select(self._schema.names).cast(self._schema))
+            self.total += table.num_rows
+
+    def checkpoint(self) -> None:
+        """Write a part if there is enough for one. Whatever was read so far has been added."""
+        if len(self._columns[0]) >= PART_ENTRIES:
+            path = self._flush()
+            if self._kept is not None and path is not None:
+                self._kept.put(path)
+
+    def _flush(self) -> Path | None:
+        if not self._columns[0]:
+            return None
+        columns = dict(zip(self._schema.names, self._columns, strict=True))
+        self._columns = [[] for _ in self._schema.names]
+        return self._write(pa.table(columns, self._schema))
+
+    def listing(self, source: str, ignored: Mapping[str, int] | None = None) -> Listing:
+        self._flush()
+        return Listing(
+            source,
+            tuple(self._paths),
+            dict(self.ignored if ignored is None else ignored),
+            self._labels,
+            self.filtered,
+            self.duplicates,
+            (self._folder,),
+        )
+
+    def _write(self, table: pa.Table) -> Path:
+        path = self._new_path()
+        notes: dict[str, Any] = {"ignored": dict(self.ignored), "filtered": self.filtered}
+        if self._kept is not None:
+            since = self.archives[self._noted :]
+            notes["archives"] = [[item.uri, item.size, item.identity] for item in since]
+            notes |= self._kept.notes()
+            self._noted = len(self.archives)
+        described = table.replace_schema_metadata({"vdna": json.dumps(notes)})
+        pq.write_table(described, path, compression="zstd", write_statistics=False)
+        return path
+
+    def _new_path(self) -> Path:
+        path = Path(self._folder.path) / f"{len(self._paths):06d}.parquet"
+        self._paths.append(str(path))
+        return path
+
+    def _take_up(self, kept: Kept) -> None:
+        for data in kept.found():
+            path = self._new_path()
+            path.write_bytes(data)
+            file = pq.ParquetFile(path)
+            notes = _notes(file)
+            self.ignored = Counter(notes["ignored"])
+            self.filtered = notes["filtered"]
+            self.archives += [
+                Stored(uri, size, identity, None) for uri, size, identity in notes["archives"]
+            ]
+            self.total += file.metadata.num_rows
+        self._noted = len(self.archives)
+        self.resumed = self.total
+
+
+# Spans of keys.
+
+
+@dataclass(frozen=True)
+class Span:
+    """Keys above `after`, up to `until` (to the end of the prefix for None)."""
+
+    after: str
+    until: str | None = None
+    done: bool = False
+
+
+class Kept:
+    """Parts of an interrupted listing in storage, and how far its spans were read.
+
+    One that is older than `RESUME_WITHIN`, or not whole, is removed and begun anew. Two that list
+    the same at once disturb each other's keeping, and nothing else.
+    """
+
+    def __init__(self, folder: str, now: datetime, *, relist: bool = False) -> None:
+        self._folder = folder
+        self._now = now
+        self.spans: dict[int, Span] = {}
+        self.written: datetime | None = None
+        self._parts: list[bytes] = []
+        self._mine = True
+        items = sorted(_walk_if_there(folder), key=lambda item: item.uri)
+        if items and (relist or not self._take_up(items)):
+            storage.delete_tree(folder)
+            self.spans, self.written, self._parts = {}, None, []
+        self._next = len(self._parts)
+
+    def _take_up(self, items: Sequence[Stored]) -> bool:
+        for number, item in enumerate(items):
+            data = storage.read(item.uri)
+            try:
+                notes = _notes(pq.ParquetFile(pa.BufferReader(data)))
+                self.spans = {int(name): Span(**span) for name, span in notes["spans"].items()}
+                self.written = datetime.fromisoformat(notes["written"])
+            except (pa.ArrowException, KeyError, TypeError, ValueError):
+                return False
+            if item.uri != self._uri(number) or not self.spans:
+                return False
+            self._parts.append(data)
+        return self.written is not None and abs(self._now - self.written) <= RESUME_WITHIN
+
+    def found(self) -> Iterator[bytes]:
+        """The parts, each once."""
+        while self._parts:
+            yield self._parts.pop(0)
+
+    def notes(self) -> dict[str, Any]:
+        spans = {str(name): asdict(span) for name, span in self.spans.items()}
+        return {"spans": spans, "written": datetime.now(UTC).isoformat()}
+
+    def put(self, path: Path) -> None:
+        if self._mine:
+            self._mine = storage.create(self._uri(self._next), path.read_bytes())
+            self._next += 1
+
+    def remove(self) -> None:
+        """The listing has become a plan."""
+        if self._next:
+            storage.delete_tree(self._folder)
+
+    def _uri(self, number: int) -> str:
+        return storage.join(self._folder, f"{number:06d}.parquet")
+
+
+def _notes(file: pq.ParquetFile) -> dict[str, Any]:
+    notes: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"vdna"])
+    return notes
+
+
+def _walk_if_there(folder: str) -> Iterator[Stored]:
+    try:
+        yield from storage.walk(folder)
+    except SourceError:
+        return
+
+
+def pages(uri: str, spans: dict[int, Span] | None = None) -> Iterator[list[Stored]]:
+    """Every object below a prefix of S3, in no order, listed from many places at a time.
+
+    `spans`: what was read so far. It is brought up to date before a page is yielded, so that
+    whoever has taken in a page can go on from a copy of it. Raises `SourceError` where there is
+    nothing of that name.
+    """
+    state = spans if spans is not None else {}
+    if not state:
+        state[0] = Span("")
+    found = any(span.after for span in state.values())
+    for page in _Crew(uri, state).pages():
+        for cut in page.cuts:
+            state[cut.origin] = replace(state[cut.origin], until=cut.span.after)
+            state[cut.number] = cut.span
+        state[page.number] = page.span
+        found = found or bool(page.items)
+        yield page.items
+    if not found:
+        yield [storage.info(uri)]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The end of the span `origin`, made a span of its own."""
+
+    origin: int
+    number: int
+    span: Span
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What was read of a span, the span after it, and what was cut since the page before."""
+
+    number: int
+    items: list[Stored]
+    span: Span
+    cuts: list[_Cut]
+
+
+class _Crew:
+    """Threads that list spans, and cut each other's in two when they have nothing to do."""
+
+    def __init__(self, uri: str, spans: Mapping[int, Span]) -> None:
+        self._uri = uri
+        self._change = Condition()
+        self._turn = Lock()
+        self._spans = dict(spans)
+        self._todo = deque(sorted(number for number, span in spans.items() if not span.done))
+        self._active: list[int] = []
+        self._read: set[int] = set()
+        self._cuts: list[_Cut] = []
+        self._next = max(spans) + 1
+        self._out: Queue[_Page | BaseException | None] = Queue(PAGES_AHEAD)
+        self._stopped = False
+
+    def pages(self) -> Iterator[_Page]:
+        with ThreadPoolExecutor(LISTERS, "list") as pool:
+            try:
+                at_work = [pool.submit(self._work) for _ in range(LISTERS)]
+                ended = 0
+                while ended < len(at_work):
+                    answer = self._out.get()
+                    if isinstance(answer, BaseException):
+                        raise answer
+                    if answer is None:
+                        ended += 1
+                    else:
+                        yield answer
+            finally:
+                self._stop()
+
+    def _stop(self) -> None:
+        with self._change:
+            self._stopped = True
+            self._change.notify_all()
+        with contextlib.suppress(Empty):
+            while True:  # whoever waits to hand over a page is let go
+                self._out.get_nowait()
+
+    def _work(self) -> None:
+        try:
+            while (number := self._take()) is not None:
+                self._list(number)
+        except BaseException as error:
+            self._out.put(error)
+        finally:
+            self._out.put(None)
+
+    def _take(self) -> int | None:
+        """A span to list; one cut off another's where none waits. None when all is listed."""
+        with self._change:
+            while not self._stopped and (self._todo or self._active):
+                number = self._todo.popleft() if self._todo else self._split()
+                if number is not None:
+                    self._active.append(number)
+                    return number
+                self._change.wait()
+            return None
+
+    def _split(self) -> int | None:
+        for number in self._active:
+            span = self._spans[number]
+            middle = midpoint(span.after, span.until) if number in self._read else None
+            if middle is None:
+                continue
+            mine, self._next = self._next, self._next + 1
+            self._spans[mine] = Span(middle, span.until)
+            self._spans[number] = replace(span, until=middle)
+            self._cuts.append(_Cut(number, mine, self._spans[mine]))
+            # Who was cut last is cut next after all others.
+            self._active.remove(number)
+            self._active.append(number)
+            return mine
+        return None
+
+    def _list(self, number: int) -> None:
+        more = True
+        while more and not self._stopped:
+            items, last, more = storage.list_page(self._uri, self._spans[number].after)
+            with self._turn:  # pages are handed over in the order in which spans changed
+                with self._change:
+                    span = self._spans[number]
+                    if span.until is not None and last > span.until:
+                        end = storage.join(self._uri, span.until)
+                        items = [item for item in items if item.uri <= end]
+                        more = False
+                    span = Span(last, span.until, done=not more)
+                    self._spans[number] = span
+                    cuts, self._cuts = self._cuts, []
+                    self._read.add(number)
+                    if not more:
+                        self._active.remove(number)
+                    self._change.notify_all()
+                self._out.put(_Page(number, items, span, cuts))
+
+
+FIRST, LAST = 0x20, 0x7E
+"""The characters that spans are cut at."""
+DIGITS = 8
+
+
+def midpoint(after: str, until: str | None) -> str | None:
+    """A text between two, about half-way; None where there is no telling one."""
+    common = 0
+    if until is not None:
+        while common < min(len(after), len(until)) and after[common] == until[common]:
+            common += 1
+    base = LAST - FIRST + 1
+
+    def number(text: str, pad: int) -> int:
+        value = 0
+        for i in range(DIGITS):
+            digit = ord(text[i]) - FIRST if i < len(text) else pad
+            value = value * base + min(max(digit, 0), base - 1)
+        return value
+
+    low = number(after[common:], 0)
+    high = base**DIGITS - 1 if until is None else number(until[common:], 0)
+    value = (low + high) // 2
+    digits = []
+    for _ in range(DIGITS):
+        value, digit = divmod(value, base)
+        digits.append(chr(FIRST + digit))
+    middle = after[:common] + "".join(reversed(digits)).rstrip(chr(FIRST))
+    return middle if after < middle and (until is None or middle < until) else None

@@ -1,0 +1,327 @@
+"""A listing -> deterministic shards and folds, out of core.
+
+    >>> m = plan(listing)                                       # doctest: +SKIP
+    >>> plan(listing, previous=m).digest == m.digest            # doctest: +SKIP
+
+The same candidates give the same plan on any machine, in any order of listing. A later listing
+keeps every old shard whose members are unchanged, so that only what changed is computed again.
+Single images are spread over folds and shards by a hash of their group, so that every fold is a
+fair sample; a group (a video, a drive, a patient) never straddles folds. The members of an archive
+are spread in runs as they lie, so that a shard reads it in one piece.
+
+Sorting and joining is DuckDB's affair, in bounded memory: what does not fit waits on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from mmap import ACCESS_READ, mmap
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import SourceError, StorageError, UsageError
+from pipeline.listing import Listing
+from pipeline.manifest import (
+    ENTRY_COLUMNS,
+    FOLDS,
+    SCHEMA,
+    SHARD_MULTIPLE,
+    Entry,
+    Manifest,
+    ManifestWriter,
+    default_shard_images,
+)
+
+MEMORY = "256MiB"
+"""DuckDB's, beyond which it sorts and joins on disk."""
+ROWS = 65_536
+"""Of a batch that is looked at."""
+
+
+def plan(
+    found: Listing | Iterable[Entry],
+    *,
+    shard_images: int | None = None,
+    previous: Manifest | None = None,
+    limit: int | None = None,
+) -> Manifest:
+    """Cut candidates into shards; keep those of `previous` as far as their members still stand.
+
+    `limit`: so many, chosen by a hash of their names, the same on every run. A shard that lost or
+    changed a member is kept without it, or with its new identity, and so is computed again;
+    candidates not seen before go to new shards. Where they are grouped otherwise than before, all
+    is planned anew, for folds must not split a group.
+
+    Raises `SourceError` on no candidates, or on one that is listed with two groups or labels, and
+    `StorageError` where the disk for temporary files has no room.
+    """
+    listing = found if isinstance(found, Listing) else Listing.of(found)
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}; it must be at least 1")
+    if shard_images is not None and shard_images < 1:
+        raise UsageError(f"shard_images is {shard_images}; it must be at least 1")
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
+            tempfile.TemporaryFile() as file,
+            _connect(folder) as database,
+        ):
+            return _Planner(database, listing, previous, shard_images, limit).write(file)
+    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        raise StorageError(
+            f"the plan does not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a disk with "
+            "more room"
+        ) from error
+
+
+def _connect(folder: str) -> duckdb.DuckDBPyConnection:
+    settings: dict[str, Any] = {
+        "memory_limit": MEMORY,
+        "temp_directory": folder,
+        "threads": min(4, os.cpu_count() or 1),
+        "preserve_insertion_order": False,
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+    return duckdb.connect(":memory:", config=settings)
+
+
+class _Planner:
+    def __init__(
+        self,
+        database: duckdb.DuckDBPyConnection,
+        listing: Listing,
+        previous: Manifest | None,
+        shard_images: int | None,
+        limit: int | None,
+    ) -> None:
+        self._db = database
+        self._listing = listing
+        self._columns = [*ENTRY_COLUMNS, *listing.labels]
+        self._take_in(limit)
+        self._candidates = self._number("select count(*) from listing")
+        if not self._candidates:
+            raise SourceError("there is no image to plan for")
+        self._size = shard_images or default_shard_images(self._candidates)
+        self._compare(previous)
+
+    def write(self, file: Any) -> Manifest:
+        """Kept shards in their order, then new ones fold by fold."""
+        writer = ManifestWriter(file, self._listing.labels)
+        loads = [0] * FOLDS
+        for fold, table in self._kept():
+            writer.add(fold, table)
+            loads[fold] += table.num_rows
+        with tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder:
+            spills = [_Spill(os.path.join(folder, f"{fold}.arrow")) for fold in range(FOLDS)]
+            self._spread(loads, spills)
+            for fold, spill in enumerate(spills):
+                for table in spill.tables(self._size):
+                    writer.add(fold, table)
+        notes = (self._size, self._listing.source, self._listing.ignored, self._duplicates)
+        writer.close(*notes)
+        file.flush()
+        return writer.manifest(mmap(file.fileno(), 0, access=ACCESS_READ), *notes)
+
+    def _number(self, query: str) -> int:
+        ((number,),) = self._db.execute(query).fetchall()
+        return int(number or 0)
+
+    def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        yield from self._db.sql(query).to_arrow_reader(ROWS)
+
+    # What there is.
+
+    def _take_in(self, limit: int | None) -> None:
+        """Table `listing`: every candidate once."""
+        parts = [part.replace("'", "''") for part in self._listing.parts]
+        listed = "[" + ", ".join(f"'{part}'" for part in parts) + "]"
+        if not parts:
+            raise SourceError("there is no image to plan for")
+        self._db.execute(f"create view listed as select * from read_parquet({listed})")
+        rest = self._columns[2:]
+        packed = ", ".join(f"{_quoted(name)} := {_quoted(name)}" for name in rest)
+        unpacked = ", ".join(f"row.{_quoted(name)} as {_quoted(name)}" for name in rest)
+        # Of a candidate that changed while it was listed, any one; the same on every run.
+        self._db.execute(
+            f"create table listing as select uri, member, {unpacked} from (select uri, member, "
+            f"min(struct_pack({packed})) as row from listed group by uri, member)"
+        )
+        self._duplicates = self._number("select count(*) from listed") - self._number(
+            "select count(*) from listing"
+        )
+        if self._duplicates:
+            self._require_one_group()
+        self._duplicates += self._listing.duplicates
+        if limit is not None:
+            self._db.execute(
+                "create or replace table listing as select * from listing "
+                "order by sha256(uri || chr(0) || member), uri, position, member "
+                f"limit {int(limit)}"
+            )
+
+    def _require_one_group(self) -> None:
+        for name in ("group", *self._listing.labels):
+            column = f"coalesce({_quoted(name)}, '')"
+            rows = self._db.execute(
+                f"select uri, member, min({column}), max({column}) from listed "
+                f"group by uri, member having min({column}) <> max({column}) "
+                "order by uri, member limit 1"
+            ).fetchall()
+            for uri, member, one, other in rows:
+                raise SourceError(
+                    f"{uri}{'::' + member if member else ''} is listed twice, with {name} {one!r} "
+                    f"and {other!r}; it counts once, so give it one"
+                )
+
+    def _compare(self, previous: Manifest | None) -> None:
+        """Table `previous`: the plan whose shards are kept. `fresh`: what it does not have."""
+        if previous is not None:
+            self._db.register("previous_rows", _previous_rows(previous))
+            self._db.execute("create table previous as select * from previous_rows")
+            self._db.unregister("previous_rows")
+            regrouped = self._number(
+                "select count(*) from previous p join listing l on p.uri = l.uri "
+                'and p.member = l.member where p."group" <> l."group"'
+            )
+            if not regrouped:
+                self._has_previous = True
+                self._db.execute(
+                    "create table fresh as select * from listing anti join previous "
+                    "using (uri, member)"
+                )
+                return
+        self._has_previous = False
+        self._db.execute("create view fresh as select * from listing")
+
+    # What becomes of it.
+
+    def _kept(self) -> Iterator[tuple[int, pa.Table]]:
+        """Shards of the previous plan, of the members that are still there: fold, members."""
+        if not self._has_previous:
+            return
+        columns = ", ".join(f"l.{_quoted(name)}" for name in self._columns)
+        query = (
+            f"select {columns}, p.shard, p.fold from previous p join listing l "
+            "on p.uri = l.uri and p.member = l.member order by p.shard, p.place"
+        )
+        pending: list[pa.RecordBatch] = []
+        for batch in self._batches(query):
+            shards = batch["shard"].to_numpy()
+            starts = [0, *(np.flatnonzero(np.diff(shards)) + 1), len(shards)]
+            for start, end in pairwise(starts):
+                if pending and pending[-1]["shard"][0].as_py() != shards[start]:
+                    yield self._shard(pending)
+                    pending = []
+                pending.append(batch.slice(start, end - start))
+        if pending:
+            yield self._shard(pending)
+
+    def _shard(self, batches: list[pa.RecordBatch]) -> tuple[int, pa.Table]:
+        table = pa.Table.from_batches(batches)
+        return table["fold"][0].as_py(), table.select(self._columns)
+
+    def _spread(self, loads: list[int], spills: list[_Spill]) -> None:
+        """Groups in order of their hash, each to the fold that has least; known ones to theirs."""
+        known = (
+            'select "group" as name, min(fold) as fold from previous '
+            "where \"group\" <> '' group by 1"
+            if self._has_previous
+            else "select '' as name, 0 as fold where false"
+        )
+        columns = ", ".join(f"f.{_quoted(name)}" for name in self._columns)
+        query = (
+            f"with named as ({self._named()}), known as ({known}) "
+            f"select {columns}, f.name, k.fold from named f left join known k on f.name = k.name "
+            "order by sha256(f.name), f.name, uri, position, member"
+        )
+        current, fold = None, 0
+        for batch in self._batches(query):
+            folds = np.empty(batch.num_rows, np.int8)
+            names, fixed = batch["name"].to_pylist(), batch["fold"].to_pylist()
+            for i, (name, its) in enumerate(zip(names, fixed, strict=True)):
+                if name != current:
+                    current = name
+                    fold = loads.index(min(loads)) if its is None else its
+                folds[i] = fold
+                loads[fold] += 1
+            rows = batch.select(self._columns)
+            for taken in np.unique(folds):
+                spills[taken].write(rows.filter(pa.array(folds == taken)))
+
+    def _named(self) -> str:
+        """Fresh candidates, each with the name of what is not to be split: its group, itself, or
+        its run of members of an archive.
+        """
+        columns = ", ".join(_quoted(name) for name in self._columns)
+        return (
+            f'select {columns}, case when "group" = \'\' then uri else "group" end as name '
+            "from fresh where access = '' or \"group\" <> '' union all "
+            f"select {columns}, uri || chr(0) || ((row_number() over "
+            f"(partition by uri order by position, member) - 1) // {self._run_length()}) as name "
+            "from fresh where access <> '' and \"group\" = ''"
+        )
+
+    def _run_length(self) -> int:
+        """Members of an archive that stay together: a shard's, or less where that leaves folds
+        without any.
+        """
+        even = -(-self._candidates // (2 * FOLDS))
+        return self._size if even > self._size - SHARD_MULTIPLE else even
+
+
+class _Spill:
+    """The rows of a fold on disk, in order."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._writer: Any = None
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(self._path, rows.schema)
+        self._writer.write_batch(rows)
+
+    def tables(self, size: int) -> Iterator[pa.Table]:
+        """So many rows at a time, the last ones fewer; each sorted as it lies in storage."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        held: list[pa.RecordBatch] = []
+        with pa.ipc.open_stream(self._path) as reader:
+            for batch in reader:
+                held.append(batch)
+                while sum(rows.num_rows for rows in held) >= size:
+                    table = pa.Table.from_batches(held)
+                    yield _sorted(table.slice(0, size))
+                    held = table.slice(size).to_batches()
+        if held:
+            yield _sorted(pa.Table.from_batches(held))
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    return table.sort_by([(name, "ascending") for name in ("uri", "position", "member")])
+
+
+def _previous_rows(manifest: Manifest) -> pa.RecordBatchReader:
+    schema = pa.schema([SCHEMA.field(n) for n in ("uri", "member", "group", "shard", "fold")])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for table in manifest.tables():
+            rows = table.select(schema.names).cast(schema)
+            places = pa.array(range(rows.num_rows), pa.int32())
+            yield from rows.append_column("place", places).to_batches()
+
+    return pa.RecordBatchReader.from_batches(
+        schema.append(pa.field("place", pa.int32())), batches()
+    )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,313 @@
+"""Listing: every object once, from many places at a time, and on from where it was interrupted."""
+
+from __future__ import annotations
+
+import bisect
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import listing, source, storage
+from pipeline.build import InProcess, Request, build_datasets
+from pipeline.catalogue import Catalogue
+from pipeline.errors import SourceError, StorageError
+from pipeline.listing import Kept, Listing, Parts, Span, midpoint, pages
+from pipeline.manifest import Entry
+from pipeline.plan import plan
+from pipeline.source import list_source
+from pipeline.storage import Stored
+
+ROOT = "s3://bucket/some/prefix"
+LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+KEYS = st.lists(st.text(LETTERS, min_size=1, max_size=6), unique=True, max_size=60)
+
+
+class Store:
+    """Answers listings of keys, so many a page."""
+
+    def __init__(self, keys: list[str], page: int, before: Callable[[int], None] = bool) -> None:
+        self.keys = sorted(keys)
+        self.page = page
+        self.asked = 0
+        self._before = before
+        self._lock = threading.Lock()
+
+    def list_page(self, uri: str, after: str) -> tuple[list[Stored], str, bool]:
+        with self._lock:
+            self.asked += 1
+            asked = self.asked
+        self._before(asked)
+        first = bisect.bisect_right(self.keys, after) if after else 0
+        taken = self.keys[first : first + self.page]
+        items = [Stored(f"{uri}/{key}", 1, "etag", None) for key in taken]
+        return items, taken[-1] if taken else after, first + self.page < len(self.keys)
+
+    def info(self, uri: str) -> Stored:
+        raise SourceError(f"{uri} does not exist")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Store], Store]]:
+    with pytest.MonkeyPatch.context() as patch:
+
+        def put(store: Store) -> Store:
+            patch.setattr(storage, "list_page", store.list_page)
+            patch.setattr(storage, "info", store.info)
+            return store
+
+        yield put
+
+
+def served(store: Store) -> Any:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(storage, "list_page", store.list_page)
+    patch.setattr(storage, "info", store.info)
+    return patch
+
+
+# A place between two keys.
+
+
+@given(st.text(max_size=12), st.one_of(st.none(), st.text(max_size=12)))
+def test_a_midpoint_lies_between(after: str, until: str | None) -> None:
+    middle = midpoint(after, until)
+    assert middle is None or (after < middle and (until is None or middle < until))
+
+
+def test_halving_comes_to_the_end_of_any_names() -> None:
+    """From the first key of a folder, the cut comes down to within its numbers."""
+    after, until = "images/frame-000000001.jpg", None
+    cuts = 0
+    while until is None or until > "images/frame-1":
+        until = midpoint(after, until)
+        assert until is not None
+        cuts += 1
+    assert cuts < 7 * len("images/frame-0")
+
+
+# Every object once.
+
+
+@settings(deadline=None, max_examples=40)
+@given(KEYS, st.integers(1, 9))
+def test_every_key_is_listed_once(keys: list[str], page: int) -> None:
+    patch = served(Store(keys, page))
+    try:
+        if keys:
+            found = [item.uri for items in pages(ROOT) for item in items]
+            assert sorted(found) == sorted(f"{ROOT}/{key}" for key in keys)
+        else:
+            with pytest.raises(SourceError, match="prefix does not exist"):
+                list(pages(ROOT))
+    finally:
+        patch.undo()
+
+
+@settings(deadline=None, max_examples=40)
+@given(KEYS.filter(bool), st.integers(1, 5), st.integers(0, 30))
+def test_an_interrupted_listing_goes_on_from_any_page(
+    keys: list[str], page: int, taken: int
+) -> None:
+    patch = served(Store(keys, page))
+    try:
+        spans: dict[int, Span] = {}
+        found: list[str] = []
+        first = pages(ROOT, spans)
+        for _, items in zip(range(taken), first, strict=False):
+            found += [item.uri for item in items]
+        kept = dict(spans) if taken else {}
+        first.close()
+        found += [item.uri for items in pages(ROOT, kept) for item in items]
+        assert sorted(found) == sorted(f"{ROOT}/{key}" for key in keys)
+    finally:
+        patch.undo()
+
+
+def test_a_flat_folder_is_listed_from_many_places_at_once(serve: Any) -> None:
+    under_way = most = 0
+    lock = threading.Lock()
+
+    def before(_: int) -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.005)
+        with lock:
+            under_way -= 1
+
+    store = serve(Store([f"frame-{i:09d}.jpg" for i in range(20_000)], 100, before))
+    assert sum(len(items) for items in pages(ROOT)) == 20_000
+    assert most >= listing.LISTERS // 2
+    assert store.asked < 2 * 200 + 10 * listing.LISTERS
+
+
+def test_a_store_that_refuses_in_the_middle_ends_the_listing(serve: Any) -> None:
+    def before(asked: int) -> None:
+        if asked > 20:
+            raise StorageError("access denied")
+
+    serve(Store([f"{i:05d}" for i in range(5000)], 10, before))
+    with pytest.raises(StorageError, match="access denied"):
+        list(pages(ROOT))
+    assert not [t for t in threading.enumerate() if t.name.startswith("list_") and t.is_alive()]
+
+
+# Parts.
+
+
+def test_parts_hold_what_was_added() -> None:
+    entries = [Entry(f"s3://b/{i}", "", i, "e", "g", i, "tar") for i in range(25)]
+    found = Listing.of(entries, "s3://b", {".txt": 2})
+    assert list(found.entries) == entries
+    assert (found.source, found.ignored) == ("s3://b", {".txt": 2})
+
+
+def test_parts_are_written_as_they_come_and_go_with_the_listing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listing, "PART_ENTRIES", 10)
+    parts = Parts(labels=["weather"])
+    for i in range(34):
+        parts.add(f"s3://b/{i}", "", i, "e", labels=["rain"])
+        parts.checkpoint()
+    found = parts.listing("s3://b")
+    assert [pq.read_metadata(path).num_rows for path in found.parts] == [10, 10, 10, 4]
+    assert pq.read_table(found.parts[0])["weather"].to_pylist() == ["rain"] * 10
+    path = found.parts[0]
+    del found, parts
+    with pytest.raises(FileNotFoundError):
+        pq.read_metadata(path)
+
+
+# Kept for an interrupted listing.
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "PART_ENTRIES", 200)
+
+
+NOW = datetime.now(UTC)
+
+
+def kept_in(folder: str, now: datetime | None = None, **options: Any) -> Kept:
+    return Kept(folder, now or datetime.now(UTC), **options)
+
+
+def interrupted(serve: Any, folder: str, at: int, keys: list[str]) -> None:
+    def before(asked: int) -> None:
+        if asked >= at:
+            raise StorageError("the machine is gone")
+
+    serve(Store(keys, 20, before))
+    with pytest.raises(StorageError, match="the machine is gone"):
+        list_source(ROOT, kept=kept_in(folder))
+
+
+FRAMES = [f"video{i % 7}/frame-{i:06d}.{'jpg' if i % 10 else 'txt'}" for i in range(3000)]
+
+
+def test_an_interrupted_listing_is_taken_up(serve: Any, small: None, tmp_path: Any) -> None:
+    folder = (tmp_path / "kept").as_uri()
+    interrupted(serve, folder, 100, FRAMES)
+    kept = len(list(storage.walk(folder)))
+    assert kept >= 3
+    whole = serve(Store(FRAMES, 20))
+    again = kept_in(folder)
+    found = list_source(ROOT, kept=again)
+    assert whole.asked < 150 + 10 * listing.LISTERS
+    manifest = plan(found)
+    assert (manifest.candidates, manifest.duplicates) == (2700, 0)
+    assert dict(found.ignored) == {".txt": 300}
+    again.remove()
+    with pytest.raises(SourceError):
+        list(storage.walk(folder))
+
+
+@pytest.mark.parametrize("why", ["old", "asked for", "torn", "a part is gone"])
+def test_what_is_no_use_is_begun_anew(serve: Any, small: None, tmp_path: Any, why: str) -> None:
+    folder = (tmp_path / "kept").as_uri()
+    interrupted(serve, folder, 100, FRAMES)
+    first, second, *_ = sorted(storage.walk(folder), key=lambda item: item.uri)
+    if why == "torn":
+        storage.replace(second.uri, storage.read(second.uri)[:-30])
+    if why == "a part is gone":
+        storage.delete(first.uri)
+    store = serve(Store(FRAMES[:1000], 20))
+    later = datetime.now(UTC) + timedelta(hours=2) if why == "old" else None
+    found = list_source(ROOT, kept=kept_in(folder, later, relist=why == "asked for"))
+    assert plan(found).candidates == 900
+    assert store.asked >= 50
+
+
+def test_two_that_list_the_same_do_not_harm_each_other(
+    serve: Any, small: None, tmp_path: Any
+) -> None:
+    folder = (tmp_path / "kept").as_uri()
+    serve(Store(FRAMES, 20))
+    first, second = kept_in(folder), kept_in(folder)
+    assert plan(list_source(ROOT, kept=first)).candidates == 2700
+    assert plan(list_source(ROOT, kept=second)).candidates == 2700
+    first.remove()
+    second.remove()
+    assert plan(list_source(ROOT, kept=kept_in(folder))).candidates == 2700
+
+
+def test_archives_found_before_the_interruption_are_looked_into_after_it(
+    serve: Any, small: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = (tmp_path / "kept").as_uri()
+    names = [*FRAMES, *(f"video{i}/more.tar" for i in range(7))]
+    looked: list[str] = []
+    monkeypatch.setattr(
+        source, "_look_into", lambda item, **_: (looked.append(item.uri), (item.uri, None))[1]
+    )
+    interrupted(serve, folder, 120, names)
+    assert looked == []
+    serve(Store(names, 20))
+    list_source(ROOT, kept=kept_in(folder))
+    assert sorted(looked) == [f"{ROOT}/video{i}/more.tar" for i in range(7)]
+
+
+def test_a_build_resumes_its_listing_and_leaves_nothing_of_it(
+    bucket: str, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a real server, whose pages are made small."""
+    root = f"{bucket}/{random.randbytes(8).hex()}"
+    for i in range(12):
+        storage.create(f"{root}/images/{i:02d}.jpg", b"no image")
+    monkeypatch.setattr(listing, "PART_ENTRIES", 2)
+    real = storage.list_page
+    asked = 0
+
+    def list_page(uri: str, after: str) -> tuple[list[Stored], str, bool]:
+        nonlocal asked
+        if not uri.endswith("/images"):
+            return real(uri, after)
+        asked += 1
+        if asked > 4:
+            raise StorageError("gone")
+        items = real(uri, after)[0][:2]
+        return items, items[-1].uri.removeprefix(f"{uri}/"), True
+
+    monkeypatch.setattr(storage, "list_page", list_page)
+    place = Catalogue(f"{root}/catalogue")
+    request = Request("x", f"{root}/images")
+    with pytest.raises(StorageError, match="gone"):
+        build_datasets(place, [request], InProcess())
+    kept = [i.uri for i in storage.walk(f"{root}/catalogue/_work/_listings")]
+    assert kept
+    monkeypatch.setattr(storage, "list_page", real)
+    with pytest.raises(SourceError, match="none of 12 candidates"):
+        build_datasets(place, [request], InProcess())
+    with pytest.raises(SourceError):
+        list(storage.walk(f"{root}/catalogue/_work/_listings"))
