@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.storage import Stored
 
 FORMAT = 1
+TABLES = ("parquet", "arrow")
 
 
 def kind_of(uri: str) -> str | None:

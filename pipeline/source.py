@@ -24,7 +24,6 @@ from time import monotonic
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -32,7 +31,7 @@ from pipeline import archive, storage
 from pipeline.archive import Index
 from pipeline.errors import SourceError, UsageError, VdnaError
 from pipeline.listing import Kept, Listing, Parts, pages
-from pipeline.manifest import ENTRY_COLUMNS, SCHEMA
+from pipeline.manifest import SCHEMA
 from pipeline.progress import Progress, Silent
 from pipeline.spec import digest_of
 from pipeline.storage import Stored
@@ -139,7 +138,9 @@ class _Look:
             )
         self._kept = kept if self._is_prefix() else None
         self._parts = Parts(labels, self._kept)
-        self._archives: list[_Archive] = [_Archive(item) for item in self._parts.archives]
+        self._archives: dict[str, _Archive] = {}
+        for item in self._parts.archives:
+            self._note(item, "", None, ())
         self._said = self._started = monotonic()
 
     def list(self) -> None:
@@ -179,12 +180,10 @@ class _Look:
         if not self._archives:
             return
         self._progress.say(f"looking into {len(self._archives):,} archives")
-        known = {found.item.uri: found for found in self._archives}
         task = partial(_look_into, image_column=self._rules.image_column, cache=cache)
-        for uri, data in spread(task, [found.item for found in known.values()]):
+        for uri, data in spread(task, [found.item for found in self._archives.values()]):
             index = None if data is None else Index.decode(data, uri)
-            for found in (found for found in self._archives if found.item.uri == uri):
-                self._add_members(found, index)
+            self._add_members(self._archives[uri], index)
             self._say()
 
     def listing(self) -> Listing:
@@ -228,7 +227,7 @@ class _Look:
             if self._rules.leaves_out(path):
                 self._parts.filtered += 1
             else:
-                self._archives.append(_Archive(item, member, group, tuple(labels)))
+                self._note(item, member, group, labels)
                 self._parts.archives.append(item)
         elif not self._rules.selects(path):
             self._parts.filtered += 1
@@ -240,45 +239,59 @@ class _Look:
             if self._parts.total % 1000 == 0:
                 self._say()
 
+    def _note(
+        self, item: Stored, member: str, group: str | None, labels: Sequence[str | None]
+    ) -> None:
+        """An archive, or a member that a table names, to be looked for when all is listed."""
+        said = self._archives.setdefault(item.uri, _Archive(item, {})).said
+        its = (group, tuple(labels))
+        if member in said:
+            self._parts.duplicates += 1
+            if said[member] != its:
+                raise SourceError(
+                    f"{item.uri}::{member} is listed twice, as {said[member]} and {its}; it counts "
+                    "once, so give it one group and one of each label"
+                )
+        said[member] = its
+
     def _add_members(self, found: _Archive, index: Index | None) -> None:
         item, path = found.item, self._below(found.item.uri)
         if index is None:  # a table without images
             self._parts.ignored[splitext(item.uri)[1].lower()] += 1
             return
-        for name, number in index.ignored.items():
-            self._parts.ignored[name] += number
-        table = index.members
-        if found.member:
-            table = table.filter(pc.equal(table["member"], found.member))
-            if not table.num_rows:
-                raise SourceError(f"{item.uri} has no member {found.member!r}, which is listed")
-        keep, groups = [], []
-        for name, access in zip(
-            table["member"].to_pylist(), table["access"].to_pylist(), strict=True
-        ):
-            below = f"{path}/{name}".strip("/")
-            kind = other_kind(name) if access.startswith(("tar", "zip")) else None
-            selected = not name or self._rules.selects(below)
-            if not selected:
+        self._parts.ignored.update(index.ignored)
+        self._parts.duplicates += index.duplicates
+        names = index.members["member"].to_pylist()
+        missing = found.said.keys() - {"", *names}
+        if missing:
+            raise SourceError(f"{item.uri} has no member {min(missing)!r}, which is listed")
+        files = archive.kind_of(item.uri) not in archive.TABLES
+        keep, groups, labels = [], [], []
+        for name in names:
+            said = found.said.get(name) or found.said.get("")
+            kind = other_kind(name) if files and name else None
+            if said is None:
+                keep.append(False)
+            elif name and not self._rules.selects(f"{path}/{name}".lstrip("/")):
                 self._parts.filtered += 1
+                keep.append(False)
             elif kind:
                 self._parts.ignored[kind] += 1
-            keep.append(selected and not kind)
-            groups.append(self._group(f"{item.uri}/{name}") if found.group is None else found.group)
-        rows = table.num_rows
+                keep.append(False)
+            else:
+                keep.append(True)
+                group, its = said
+                groups.append(self._group(f"{item.uri}/{name}") if group is None else group)
+                labels.append(its)
+        table = index.members.filter(pa.array(keep, pa.bool_()))
         columns = {name: table[name] for name in ("member", "size", "position", "access")} | {
-            "uri": pa.array([item.uri] * rows, pa.string()),
-            "identity": pa.array([item.identity] * rows, pa.string()),
+            "uri": pa.array([item.uri] * table.num_rows, pa.string()),
+            "identity": pa.array([item.identity] * table.num_rows, pa.string()),
             "group": pa.array(groups, pa.string()),
         }
-        own = {name: columns[name] for name in ENTRY_COLUMNS}
-        named = self._table.labels if self._table else ()
-        own |= {
-            name: pa.array([value] * rows, pa.string())
-            for name, value in zip(named, found.labels, strict=True)
-        }
-        self._parts.add_table(pa.table(own).filter(pa.array(keep, pa.bool_())))
-        self._parts.duplicates += index.duplicates
+        for at, name in enumerate(self._table.labels if self._table else ()):
+            columns[name] = pa.array([its[at] for its in labels], pa.string())
+        self._parts.add_table(pa.table(columns))
 
     def _below(self, uri: str) -> str:
         """The path below the source, as people write it."""
@@ -306,12 +319,10 @@ class _Look:
 
 @dataclass(frozen=True)
 class _Archive:
-    """An archive that the source names, or one `member` of it; what a table says of it."""
+    """An archive that the source names. `said`: group and labels by member, "" for all of it."""
 
     item: Stored
-    member: str = ""
-    group: str | None = None
-    labels: tuple[str | None, ...] = ()
+    said: dict[str, tuple[str | None, tuple[str | None, ...]]]
 
 
 def _look_into(
@@ -437,6 +448,8 @@ class _Table:
                     item = Stored(name, int(row["size"]), str(row["identity"]), None)
                 else:
                     item = storage.info(name)
+                if row.get("member") and archive.kind_of(name) is None:
+                    raise SourceError(f"{name} is no archive, and cannot have a member")
                 group = None if self.group is None else _text(row[self.group]) or ""
                 labels = tuple(_text(row[label]) for label in self.labels)
                 return _Row(item, str(row.get("member") or ""), group, labels)

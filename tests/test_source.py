@@ -5,6 +5,9 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
@@ -76,6 +79,101 @@ def test_a_list_names_the_line_that_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SourceError, match="not a list of paths in UTF-8"):
         list_source(tmp_path / "list.txt")
+
+
+def test_a_list_in_a_store_names_no_file_of_this_machine(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    for name in (f"{tmp_path}/a.png", (tmp_path / "a.png").as_uri(), "~/.ssh/id_rsa"):
+        uri = f"memory://{uuid.uuid4().hex}/list.txt"
+        storage.create(uri, f"\n{name}\n".encode())
+        with pytest.raises(UsageError, match=r"list\.txt, line 2: .* is a path of this machine"):
+            list_source(uri)
+
+
+def test_a_list_refuses_secrets_by_line_without_showing_them(tmp_path: Path) -> None:
+    for secret in ("https://h/x.jpg?X-Amz-Signature=abc123", "https://me:abc123@h/x.jpg"):
+        (tmp_path / "list.txt").write_text(f"# one\n{secret}\n")
+        with pytest.raises(UsageError, match=r"list\.txt, line 2") as refused:
+            list_source(tmp_path / "list.txt")
+        assert "abc123" not in str(refused.value)
+
+
+# Tables.
+
+
+def write_table(path: Path, columns: dict[str, list[object]]) -> Path:
+    table = pa.table(columns)
+    if path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_names_images_with_labels(tmp_path: Path, kind: str) -> None:
+    touch(tmp_path, "a.png", "sub/b.png", "notes.md")
+    path = write_table(
+        tmp_path / f"table.{kind}",
+        {
+            "weather": ["rain", "snow", "sun", "rain"],
+            "uri": ["a.png", str(tmp_path / "sub" / "b.png"), "notes.md", "a.png"],
+            "speed": [30, 50, 70, 30],
+        },
+    )
+    listing = list_source(path)
+    assert (names(listing), listing.labels) == (["a.png", "a.png", "b.png"], ("weather", "speed"))
+    assert listing.ignored == {".md": 1}
+    manifest = plan(listing)
+    assert (manifest.candidates, manifest.duplicates) == (2, 1)
+    (a, b) = [row for table in manifest.tables() for row in table.to_pylist()]
+    assert {(row["weather"], row["speed"]) for row in (a, b)} == {("rain", "30"), ("snow", "50")}
+    relabelled = write_table(
+        tmp_path / f"other.{kind}", {"uri": ["a.png", "sub/b.png"], "weather": ["sun", "snow"]}
+    )
+    other = plan(list_source(relabelled), previous=manifest)
+    assert other.digest != manifest.digest
+    assert other.keys("spec") == manifest.keys("spec"), "a label is no reason to count again"
+
+
+def test_a_column_of_a_table_groups(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{i}.png" for i in range(12)))
+    path = write_table(
+        tmp_path / "t.csv",
+        {"uri": [f"{i}.png" for i in range(12)], "drive": [f"d{i % 3}" for i in range(12)]},
+    )
+    entries = list_source(path, Rules(group_by="drive")).entries
+    assert {entry.group for entry in entries} == {"d0", "d1", "d2"}
+    with pytest.raises(
+        UsageError, match=r"group-by is 'video'; .* no such column, .*: uri, dr"
+    ):
+        list_source(path, Rules(group_by="video"))
+
+
+def test_a_table_that_tells_size_and_identity_is_taken_at_its_word(tmp_path: Path) -> None:
+    """Until the image is read."""
+    touch(tmp_path, "a.png")
+    real = storage.info((tmp_path / "a.png").as_uri())
+    columns = {"uri": ["a.png", "not-there.png"], "size": [5, 6], "identity": ["x", "y"]}
+    found = {e.uri: e for e in list_source(write_table(tmp_path / "t.csv", columns)).entries}
+    assert len(found) == 2
+    assert (found[real.uri].size, found[real.uri].identity) == (5, "x")
+    with pytest.raises(SourceError, match="changed between listing and reading"):
+        storage.read(real.uri, "x")
+
+
+def test_a_table_names_the_row_that_is_wrong(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    for uri, what in (("gone.png", "gone.png does not exist"), ("", "it names no uri")):
+        path = write_table(tmp_path / "t.csv", {"uri": ["a.png", uri], "x": ["1", "2"]})
+        with pytest.raises(SourceError, match=rf"t\.csv, row 2: .*{what}"):
+            list_source(path)
+    path = write_table(tmp_path / "t.csv", {"path": ["a.png"], "x": ["1"]})
+    with pytest.raises(UsageError, match=r"has no column uri.*it has: path, x"):
+        list_source(path)
+    (tmp_path / "t.csv").write_bytes(b"uri,x\na.png,1,2,3\n")
+    with pytest.raises(SourceError, match="cannot be read as a table"):
+        list_source(tmp_path / "t.csv")
 
 
 def test_one_file_and_other_stores(tmp_path: Path, bucket: str) -> None:
