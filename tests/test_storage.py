@@ -19,6 +19,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
+from pipeline.retry import Settings
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
@@ -125,16 +126,18 @@ def test_temporaries_of_a_killed_writer_are_not_listed(tmp_path: Path) -> None:
 
 
 def test_transient_errors_are_tried_again_and_then_named(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
     path = tmp_path / "a"
     path.write_bytes(b"x")
     calls = []
 
-    def flaky(p: str) -> tuple[bytes, str]:
+    real = storage._read_local
+
+    def flaky(p: str, *part: int | None) -> storage._Answer:
         calls.append(p)
         if len(calls) < fail_first:
             raise ConnectionResetError("reset")
-        return b"x", "id"
+        return real(p, *part)
 
     monkeypatch.setattr(storage, "_read_local", flaky)
     fail_first = 3
@@ -142,9 +145,9 @@ def test_transient_errors_are_tried_again_and_then_named(monkeypatch, tmp_path: 
     assert len(calls) == 3
     calls.clear()
     fail_first = 99
-    with pytest.raises(TransientError, match=r"a: no answer after 5 tries.*reset"):
+    with pytest.raises(TransientError, match=r"a: no answer after 8 tries.*reset"):
         storage.read(path.as_uri())
-    assert len(calls) == storage.ATTEMPTS
+    assert len(calls) == Settings().attempts
 
 
 def test_a_put_whose_answer_is_lost_is_known_as_our_own(
@@ -219,7 +222,7 @@ class LosingProxy:
 def test_denied_is_not_tried_again(monkeypatch, tmp_path: Path) -> None:
     calls = []
 
-    def denied(path: str) -> tuple[bytes, str]:
+    def denied(path: str, *_: int | None) -> NoReturn:
         calls.append(path)
         raise PermissionError("no")
 
@@ -291,7 +294,7 @@ HUB = "HfHubHTTPError OSError"
 def test_errors_of_http_clients_get_our_names(
     error: Exception, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
     fsspec.register_implementation("failing", Failing, clobber=True)
     Failing.error = error
     uri = "failing://a/b.npz"
@@ -302,7 +305,7 @@ def test_errors_of_http_clients_get_our_names(
         assert type(caught.value) is kind
         assert uri in str(caught.value)
         assert message in str(caught.value)
-        assert Failing.asked == (storage.ATTEMPTS if kind is TransientError else 1)
+        assert Failing.asked == (Settings().attempts if kind is TransientError else 1)
     if kind is SourceError:
         assert not storage.exists(uri)
         storage.delete(uri)
@@ -316,7 +319,7 @@ def test_errors_of_http_clients_get_our_names(
 
 def test_files_of_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a real client: its answers are what the errors above imitate."""
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
 
     class Site(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -342,7 +345,7 @@ def test_files_of_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
                 storage.read(f"{site}/404")
             with pytest.raises(StorageError, match="access denied"):
                 storage.read(f"{site}/403")
-            with pytest.raises(TransientError, match="no answer after 5 tries"):
+            with pytest.raises(TransientError, match="no answer after 8 tries"):
                 storage.read(f"{site}/503")
         finally:
             server.shutdown()
