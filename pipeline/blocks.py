@@ -75,11 +75,16 @@ class Mapped(_Seekable):
 
     def __init__(self, data: Data) -> None:
         super().__init__(size_of(data))
-        self._data = data
+        self._data: Data = data
 
     def _at(self, position: int, length: int) -> memoryview:
         with memoryview(self._data).cast("B") as view:
             return view[position : position + length]
+
+    def close(self) -> None:
+        """Lets go of a mapping, which could not be closed otherwise."""
+        self._data = b""
+        super().close()
 
 
 class BlockFile(_Seekable):

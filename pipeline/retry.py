@@ -177,7 +177,9 @@ _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 def quoted(error: BaseException) -> str:
     """The error in its own words, without what may be a secret in them."""
-    text = repr(error)
+    cause = error.__cause__
+    # s3fs keeps the words of an answer, and drops its code; Ceph's answers have no words.
+    text = str(cause) if cause is not None and _s3_answer(cause) else repr(error)
     for name in _SECRET_VARIABLES:
         if value := os.environ.get(name):
             text = text.replace(value, "…")

@@ -828,11 +828,10 @@ def _put_s3(uri: str, data: Data, *, exclusive: bool) -> bool:
     fs, path = _fs(uri)
     bucket, key, _ = fs.split_path(path)
     condition = {"IfNoneMatch": "*"} if exclusive else {}
-    size = size_of(data)
-    body = bytes(data) if size <= SHORTEST_BLOCK else io.BufferedReader(Mapped(data))
-
     try:
-        _call_s3(fs, "put_object", size, Bucket=bucket, Key=key, Body=body, **condition)
+        with io.BufferedReader(Mapped(data)) as body:
+            arguments = {"Bucket": bucket, "Key": key, "Body": body, **condition}
+            _call_s3(fs, "put_object", size_of(data), **arguments)
         return True
     except OSError as error:
         # By the status: s3fs makes EINVAL of Ceph's answer.
