@@ -159,7 +159,7 @@ def _skew(error: Exception) -> str:
 
 _SECRETS = (
     (re.compile(r"(\w://[^\s'\"<>?]*)\?[^\s'\"<>)\]]*"), r"\1?…"),
-    (re.compile(r"(\w://)[^\s/'\"<>@]*@"), r"\1…@"),
+    (re.compile(r"(\w://)[^\s'\"<>@]*@"), r"\1…@"),
     (re.compile(r"<(\w*(?:Sign|Token|Canonical|AccessKey|Secret)\w*)>[^<]*", re.I), r"<\1>…"),
     (
         re.compile(
@@ -232,7 +232,10 @@ def status_of(error: BaseException) -> int | None:
     return status if isinstance(status, int) and 400 <= status < 600 else None
 
 
-_PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError)
+_PERMANENT = (
+    *(FileNotFoundError, PermissionError, FileExistsError),
+    *(NotADirectoryError, IsADirectoryError),
+)
 _PERMANENT_ERRNO = {
     *(errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG),
     *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),

@@ -473,7 +473,11 @@ class _LocalFile(io.FileIO):
         super().__init__(local_path(uri), "rb")
         self._uri = uri
         self._expected = identity or _stat_identity(os.fstat(self.fileno()))
-        self._check()
+        try:
+            self._check()
+        except SourceError:
+            self.close()
+            raise
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         count = attempt(self._uri, lambda: super(_LocalFile, self).readinto(buffer))
