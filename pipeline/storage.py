@@ -33,7 +33,6 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import unquote_to_bytes
 
 import fsspec
-from aiohttp import ClientTimeout
 from fsspec.asyn import sync
 from fsspec.utils import glob_translate
 
@@ -623,6 +622,8 @@ def _s3_options(settings: Settings) -> dict[str, Any]:
 
 
 def _http_options(settings: Settings) -> dict[str, Any]:
+    from aiohttp import ClientTimeout
+
     timeout = ClientTimeout(
         total=None, sock_connect=settings.connect_seconds, sock_read=settings.read_seconds
     )

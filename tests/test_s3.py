@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline import build as build_module
-from pipeline import storage
+from pipeline import retry, storage
 from pipeline.build import InProcess, Request, Result, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA
@@ -319,6 +319,7 @@ def test_the_settings_that_workers_are_given_are_no_secrets() -> None:
 
     named = {*FORWARDED, *WORKER_ENVIRONMENT}
     assert not [name for name in named if "SECRET" in name or "TOKEN" in name or "KEY" in name]
+    assert set(retry.VARIABLES) < named
 
 
 def test_create_is_exclusive_here(root: str) -> None:
