@@ -24,6 +24,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 
+from pipeline import retry
 from pipeline.errors import TransientError, UsageError
 from pipeline.shard import OVERLAP, Receipt, Recipe, ShardJob, Worker
 from pipeline.spec import Resources, available_cpus
@@ -47,6 +48,9 @@ FORWARDED = (
     "AWS_PROFILE",
     "AWS_CONFIG_FILE",
     "AWS_CA_BUNDLE",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    *retry.VARIABLES,
 )
 """Settings of the driver that workers get too; no secrets, which the dashboard would show."""
 OBJECT_STORE_BYTES = 256 * 2**20

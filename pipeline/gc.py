@@ -8,8 +8,9 @@ the grace period.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from pipeline import storage
 from pipeline.catalogue import KINDS, Catalogue, Version
@@ -30,20 +31,25 @@ def garbage(
 ) -> Iterator[Stored]:
     """Objects to delete. `keep`: versions of each (dataset, spec) to keep; all that were for None.
 
-    The log, specs, ranges and matrices are never among them.
+    The log, specs, ranges and matrices are never among them. Ages are by the clock of the store,
+    which a small object is put there to ask (and `now` spares).
     """
     if keep is not None and keep < 1:
         raise UsageError(f"keep is {keep}; at least the newest version is kept")
-    now = now or datetime.now(UTC)
     needed = _needed(catalogue, keep)
+    for item in _unneeded(catalogue, needed):
+        now = now or storage.clock(catalogue.root)
+        if _older(item, grace, now):
+            yield item
+
+
+def _unneeded(catalogue: Catalogue, needed: set[str]) -> Iterator[Stored]:
     for folder in (*KINDS, "_work"):
-        try:
+        with contextlib.suppress(SourceError):
             for item in storage.walk(storage.join(catalogue.root, folder)):
-                if _older(item, grace, now) and item.uri not in needed:
+                if item.uri not in needed:
                     yield item
-        except SourceError:
-            continue
-    yield from (item for item in storage.leftovers(catalogue.root) if _older(item, grace, now))
+    yield from storage.leftovers(catalogue.root)
 
 
 def _older(item: Stored, grace: timedelta, now: datetime) -> bool:
@@ -125,6 +131,8 @@ def _written_since(item: Stored) -> bool:
     if item.uri.endswith(".tmp"):
         return False
     try:
-        return storage.info(item.uri).modified != item.modified
+        now = storage.info(item.uri).modified
     except SourceError:
         return True
+    # Some stores list fractions of a second that they leave out elsewhere.
+    return now is None or item.modified is None or abs(now - item.modified) >= timedelta(seconds=1)

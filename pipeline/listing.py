@@ -312,7 +312,7 @@ def pages(uri: str, spans: dict[int, Span] | None = None) -> Iterator[list[Store
         found = found or bool(page.items)
         yield page.items
     if not found:
-        yield [storage.info(uri)]
+        yield storage.alone(uri)
 
 
 @dataclass(frozen=True)

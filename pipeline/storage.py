@@ -5,8 +5,9 @@
 
 Local files go through the operating system, everything else through fsspec. Each call either does
 what it says or raises: `SourceError` (not there, or changed), `StorageError` (refused),
-`TransientError` (no proper answer after retries with jitter). A write is one PUT of bytes in
-memory, never a stream: a stream that fails half-way leaves a truncated object behind.
+`TransientError` (no proper answer after the tries that `pipeline.retry` allows). A write is one PUT
+of bytes that are at hand, never a stream: a stream that fails half-way leaves a truncated object
+behind.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
@@ -21,36 +23,42 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import unquote_to_bytes
 
 import fsspec
 from fsspec.asyn import sync
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+from fsspec.utils import glob_translate
 
-from pipeline.errors import SourceError, StorageError, TransientError, UsageError
+from pipeline.blocks import (
+    FIRST_BLOCK,
+    LONGEST_BLOCK,
+    SHORTEST_BLOCK,
+    BlockFile,
+    Data,
+    Mapped,
+    size_of,
+)
+from pipeline.errors import SourceError, StorageError, UsageError
+from pipeline.retry import Settings, attempt, status_of
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
-ATTEMPTS = 5
-FIRST_WAIT_SECONDS = 0.2
 MAX_SINGLE_PUT = 5 * 2**30 - 1
-S3_OPTIONS: dict[str, Any] = {
-    "use_listings_cache": False,
-    "skip_instance_cache": False,
-    "config_kwargs": {
-        "connect_timeout": 10,
-        "read_timeout": 60,
-        "retries": {"mode": "standard", "max_attempts": 3},
-    },
-}
-"""Everything else about S3 comes from its own settings: AWS_ENDPOINT_URL, profiles, roles."""
+CONNECTIONS = 64
+"""To one store; more than a worker has threads that fetch, so that none waits for another."""
+DELETED_AT_ONCE = 1000
+PAGE_BYTES = 2**20
+"""A thousand keys in XML, at most."""
+"""As many as S3 takes in one request."""
 
 _TMP = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
 _SECRET_QUERY = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig|token)=", re.I)
@@ -132,43 +140,36 @@ def walk(uri: str) -> Iterator[Stored]:
         found = found or bool(items)
         yield from items
     if not found:
-        yield info(uri)
+        yield from alone(uri)
+
+
+def alone(uri: str) -> list[Stored]:
+    """Of a place with nothing below it: the object of that name, or nothing of an empty bucket.
+
+    Raises `SourceError` where there is neither.
+    """
+    bucket = protocol_of(uri) == "s3" and "/" not in uri.removeprefix("s3://")
+    return [] if bucket and exists(uri) else [info(uri)]
 
 
 def list_page(uri: str, after: str) -> tuple[list[Stored], str, bool]:
     """The next objects below a prefix of S3, in order: those whose keys, below it, are above
     `after`; the last key looked at; whether there are more.
 
-    Keys are those of general purpose buckets, in order of their bytes: a directory bucket of S3
-    Express lists in none, and is refused by its server.
+    Keys are those of general purpose buckets, in order of their bytes. Directory buckets of S3
+    Express list in none, and are refused.
     """
-    fs, _ = _fs(uri)
-    bucket, _, folder = uri.removeprefix("s3://").partition("/")
+    fs, path = _fs(uri)
+    bucket, folder, _ = fs.split_path(path)
     prefix = f"{folder}/" if folder else ""
-
-    def ask() -> dict[str, Any]:
-        start = {"StartAfter": prefix + after} if after else {}
-        return cast(
-            dict[str, Any],
-            fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **start),
-        )
-
-    answer = _attempt(uri, ask)
-    rows = answer.get("Contents", ())
-    items = [
-        Stored(f"s3://{bucket}/{row['Key']}", row["Size"], _identity(row), row["LastModified"])
-        for row in rows
-        if row["Size"] or not row["Key"].endswith("/")  # else it marks a folder
-    ]
-    more = bool(answer.get("IsTruncated")) and bool(rows)
-    return items, rows[-1]["Key"].removeprefix(prefix) if rows else after, more
-
-
-def _pages_s3(uri: str) -> Iterator[list[Stored]]:
-    after, more = "", True
-    while more:
-        items, after, more = list_page(uri, after)
-        yield items
+    asked = {"Bucket": bucket, "Prefix": prefix}
+    if after:
+        asked["StartAfter"] = prefix + after
+    items: list[Stored] = []
+    while asked and not items:  # a page may be empty though there are more
+        items, asked = _page(uri, asked, prefix + after if after else "")
+    last = items[-1].uri.removeprefix(f"s3://{bucket}/{prefix}") if items else after
+    return [item for item in items if not _is_folder_marker(item)], last, bool(asked)
 
 
 WALKERS = 16
@@ -178,12 +179,12 @@ def _pages(uri: str) -> Iterator[list[Stored]]:
     """The objects of each folder below, of any file system of fsspec's; many folders at a time."""
     fs, path = _fs(uri)
     if protocol_of(uri) in ("http", "https"):  # a page with links is a folder, if a client says so
-        found = _attempt(uri, lambda: cast(dict[str, Any], fs.find(path, detail=True)))
+        found = attempt(uri, lambda: cast(dict[str, Any], fs.find(path, detail=True)))
         yield [_stored(uri, row | {"name": name}) for name, row in found.items()]
         return
 
     def look(folder: str) -> list[dict[str, Any]]:
-        return _attempt(uri, lambda: cast(list[dict[str, Any]], fs.ls(folder, detail=True)))
+        return attempt(uri, lambda: cast(list[dict[str, Any]], fs.ls(folder, detail=True)))
 
     try:
         pool = ThreadPoolExecutor(WALKERS, "walk")
@@ -223,8 +224,11 @@ def glob(pattern: str) -> Iterator[Stored]:
         names = sorted(fs.glob(os.path.abspath(root)))
         yield from (entry for n in names if (entry := _local_entry(n)) is not None)
         return
+    if protocol_of(pattern) == "s3":
+        yield from _glob_s3(pattern)
+        return
     fs, path = _fs(pattern)
-    matches = _attempt(pattern, lambda: cast(dict[str, Any], fs.glob(path, detail=True)))
+    matches = attempt(pattern, lambda: cast(dict[str, Any], fs.glob(path, detail=True)))
     for name in sorted(matches):
         if matches[name].get("type") != "directory":
             yield _stored(pattern, matches[name] | {"name": name})
@@ -237,17 +241,14 @@ def info(uri: str) -> Stored:
         if entry is None:
             raise SourceError(f"{uri} does not exist, or is not a file")
         return entry
-    fs, path = _fs(uri)
-    return _stored(uri, _attempt(uri, lambda: cast(dict[str, Any], fs.info(path))))
+    return _stored(uri, attempt(uri, lambda: _details(uri)))
 
 
 def exists(uri: str) -> bool:
     if protocol_of(uri) == "file":
         return os.path.exists(local_path(uri))
-    fs, path = _fs(uri)
-
     try:  # fsspec's own `exists` takes any error for an absence
-        _attempt(uri, lambda: fs.info(path))
+        attempt(uri, lambda: _details(uri, folders=True))
     except SourceError:
         return False
     return True
@@ -274,17 +275,7 @@ def on_disk(data: bytes) -> bytes | mmap:
 
 def read(uri: str, identity: str | None = None) -> bytes:
     """The whole object. With `identity`, raises `SourceError` unless that is what was read."""
-    protocol = protocol_of(uri)
-    if protocol == "file":
-        data, found = _attempt(uri, lambda: _read_local(local_path(uri)))
-    elif protocol == "s3":
-        data, found = _attempt(uri, lambda: _read_s3(uri))
-    else:
-        fs, path = _fs(uri)
-        data = _attempt(uri, lambda: cast(bytes, fs.cat_file(path)))
-        found = _attempt(uri, lambda: _identity(fs.info(path))) if identity else ""
-    _require_identity(uri, identity, found)
-    return data
+    return _get(uri, identity).data
 
 
 def read_range(uri: str, start: int, length: int, identity: str | None = None) -> bytes:
@@ -292,55 +283,59 @@ def read_range(uri: str, start: int, length: int, identity: str | None = None) -
 
     With `identity`, raises `SourceError` unless that is what was read.
     """
-    protocol = protocol_of(uri)
-    if protocol == "file":
-        data, found = _attempt(uri, lambda: _read_local(local_path(uri), start, length))
-    elif protocol == "s3":
-        data, found = _attempt(uri, lambda: _read_s3(uri, start, length))
-    else:
-        fs, path = _fs(uri)
-        data = _attempt(uri, lambda: cast(bytes, fs.cat_file(path, start, start + length)))
-        found = _attempt(uri, lambda: _identity(fs.info(path))) if identity else ""
-    _require_identity(uri, identity, found)
-    return data
-
-
-def _require_identity(uri: str, identity: str | None, found: str) -> None:
-    if identity is not None and found != identity:
-        raise SourceError(
-            f"{uri} changed between listing and reading ({identity} listed, {found} read); rerun "
-            "the same command to list again and go on"
-        )
+    return _get(uri, identity, start, length).data
 
 
 @contextlib.contextmanager
 def open_random(uri: str, identity: str | None = None) -> Iterator[IO[bytes]]:
-    """A seekable binary file, for formats that are read in part."""
-    try:
-        if protocol_of(uri) == "file":
-            with open(local_path(uri), "rb") as local:
-                yield local
-        else:
-            fs, path = _fs(uri)
-            with fs.open(path, "rb") as remote:
-                yield remote
-    except Exception as error:
-        remote = protocol_of(uri) != "file"
-        if remote and _is_transient(error):
-            raise TransientError(f"{uri}: no proper answer: {error!r}") from error
-        if isinstance(error, FileNotFoundError) or (remote and _is_of_http(error)):
-            raise _refusal(uri, error) from error
-        raise
+    """A seekable binary file, for formats that are read in part; for one thread at a time.
+
+    All of it is of `identity`, or of what the first answer was of: a read raises `SourceError`
+    where the object has changed. Each block is tried again by itself.
+    """
+    if protocol_of(uri) == "file":
+        raw: io.RawIOBase = attempt(uri, lambda: _LocalFile(uri, identity))
+    else:
+        raw = _remote_file(uri, identity)
+    with io.BufferedReader(raw) as file:
+        yield file
 
 
-def create(uri: str, data: bytes) -> bool:
+def _remote_file(uri: str, identity: str | None) -> BlockFile:
+    first = _get(uri, identity, 0, FIRST_BLOCK)
+    if first.size < 0:
+        raise StorageError(f"{uri}: this server does not tell its size; copy it to one that does")
+
+    def fetch(start: int, length: int) -> bytes:
+        data = _get(uri, first.identity, start, length).data
+        if len(data) != length:
+            raise StorageError(
+                f"{uri}: {len(data)} bytes came for {length} from {start} on, of {first.size}; "
+                "this server answers one identity with two contents"
+            )
+        return data
+
+    return BlockFile(first.size, first.data, fetch)
+
+
+def clock(root: str) -> datetime:
+    """The time by which objects below `root` are stamped, which need not be this machine's."""
+    uri = join(root, "_work", f"probe-{secrets.token_hex(8)}")
+    create(uri, uri.encode())
+    modified = info(uri).modified
+    delete(uri)
+    if modified is None:
+        raise StorageError(f"{root}: {protocol_of(root)}:// does not tell when an object was made")
+    return modified
+
+
+def create(uri: str, data: Data) -> bool:
     """Write an object unless there is one of that name; whether it was written.
 
     Exclusive among all writers anywhere, as long as each writes other bytes: on an object store,
     one that is there and equal to `data` counts as written, since the answer may have been lost.
     """
-    if len(data) > MAX_SINGLE_PUT:
-        raise StorageError(f"{uri}: {len(data)} bytes do not fit one PUT")
+    _require_single_put(uri, data)
     protocol = protocol_of(uri)
     if protocol == "file":
         return _create_local(local_path(uri), data)
@@ -349,39 +344,67 @@ def create(uri: str, data: bytes) -> bool:
         with _memory_lock:
             if fs.exists(path):
                 return False
-            fs.pipe_file(path, data)
+            fs.pipe_file(path, bytes(data))
             return True
-    data = bytes(data)
-    # The client library repeats a PUT whose answer was lost, and is then told that the object is
-    # there. Whose it is, its bytes say.
-    return _attempt(uri, lambda: _put_exclusive(uri, data)) or read(uri) == data
+    # Whatever stands between repeats a PUT whose answer was lost, as we do, and is then told that
+    # the object is there. Whose it is, its bytes say.
+    put = _put_s3 if protocol == "s3" else _put
+    return attempt(uri, lambda: put(uri, data, exclusive=True)) or _holds(uri, data)
 
 
-def replace(uri: str, data: bytes) -> None:
+def _require_single_put(uri: str, data: Data) -> None:
+    if size_of(data) > MAX_SINGLE_PUT:
+        raise StorageError(f"{uri}: {size_of(data)} bytes do not fit one PUT")
+
+
+def _holds(uri: str, data: Data) -> bool:
+    """Whether the object is these bytes; compared block by block."""
+    at = 0
+    try:
+        with open_random(uri) as file, memoryview(data) as view:
+            if file.seek(0, os.SEEK_END) != size_of(data):
+                return False
+            file.seek(0)
+            while block := file.read(LONGEST_BLOCK):
+                if view[at : at + len(block)] != block:
+                    return False
+                at += len(block)
+    except SourceError:  # gone, or another by now
+        return False
+    return True
+
+
+def replace(uri: str, data: Data) -> None:
     """Write an object, whatever was there. For hints and for repeats of the same bytes only."""
-    if protocol_of(uri) == "file":
+    _require_single_put(uri, data)
+    protocol = protocol_of(uri)
+    if protocol == "file":
         path = Path(local_path(uri))
         temporary = _write_temporary(path, data)
         try:
             os.replace(temporary, path)
         except OSError as error:
-            os.unlink(temporary)
+            _remove_quietly(temporary)
             raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+        _sync_folder(os.path.dirname(path))
         return
-    fs, path_ = _fs(uri)
-    _attempt(uri, lambda: fs.pipe_file(path_, data, chunksize=MAX_SINGLE_PUT))
+    put = _put_s3 if protocol == "s3" else _put
+    attempt(uri, lambda: put(uri, data, exclusive=False))
 
 
 def delete(uri: str) -> None:
     """Remove an object; that it is gone already is no error."""
-    try:
-        if protocol_of(uri) == "file":
+    if protocol_of(uri) == "file":
+        try:
             os.unlink(local_path(uri))
-        else:
-            fs, path = _fs(uri)
-            _attempt(uri, lambda: fs.rm_file(path))
-    except (FileNotFoundError, SourceError):
-        pass
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(f"{uri}: cannot be removed: {error.strerror}") from error
+        return
+    fs, path = _fs(uri)
+    with contextlib.suppress(SourceError):
+        attempt(uri, lambda: fs.rm_file(path))
 
 
 def delete_tree(uri: str) -> None:
@@ -389,18 +412,23 @@ def delete_tree(uri: str) -> None:
 
     A local folder above it that this leaves empty goes too: object stores have no empty folders.
     """
-    try:
-        if protocol_of(uri) == "file":
+    protocol = protocol_of(uri)
+    if protocol == "file":
+        try:
             shutil.rmtree(local_path(uri))
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.dirname(local_path(uri)))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(f"{uri}: cannot be removed: {error.strerror}") from error
+        return
+    with contextlib.suppress(SourceError):
+        if protocol == "s3":
+            _delete_tree_s3(uri)
         else:
             fs, path = _fs(uri)
-            _attempt(uri, lambda: fs.rm(path, recursive=True))
-    except (FileNotFoundError, SourceError):
-        pass
-    except OSError as error:
-        raise StorageError(f"{uri}: cannot be removed: {error.strerror}") from error
+            attempt(uri, lambda: fs.rm(path, recursive=True))
 
 
 def require_exclusive(root: str) -> None:
@@ -478,36 +506,75 @@ def _stat_identity(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _read_local(path: str, start: int = 0, length: int = -1) -> tuple[bytes, str]:
+def _read_local(path: str, start: int = 0, length: int | None = None) -> _Answer:
     with open(path, "rb") as file:
         before = os.fstat(file.fileno())
         file.seek(start)
-        data = file.read(length)
+        data = file.read(-1 if length is None else length)
         after = os.fstat(file.fileno())
-    identity = _stat_identity(after)
-    return data, identity if identity == _stat_identity(before) else "being written"
+    rest = max(0, after.st_size - start)
+    expected = rest if length is None else min(length, rest)
+    if _stat_identity(after) != _stat_identity(before):
+        return _Answer(data, "being written", after.st_size)
+    if len(data) != expected:
+        raise OSError(errno.EIO, f"{len(data)} of {expected} bytes were read")
+    return _Answer(data, _stat_identity(after), after.st_size)
 
 
-def _create_local(path: str, data: bytes) -> bool:
+class _LocalFile(io.FileIO):
+    """Read as it is, each read followed by a look at whether it is still the same file."""
+
+    def __init__(self, uri: str, identity: str | None) -> None:
+        super().__init__(local_path(uri), "rb")
+        self._uri = uri
+        self._expected = identity or _stat_identity(os.fstat(self.fileno()))
+        try:
+            self._check()
+        except SourceError:
+            self.close()
+            raise
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        count = attempt(self._uri, lambda: super(_LocalFile, self).readinto(buffer))
+        self._check()
+        return count or 0
+
+    def readall(self) -> bytes:
+        data = attempt(self._uri, super().readall)
+        self._check()
+        return data
+
+    def _check(self) -> None:
+        _require_identity(self._uri, self._expected, _stat_identity(os.fstat(self.fileno())))
+
+
+def _create_local(path: str, data: Data) -> bool:
     if os.path.exists(path):
         return False
     temporary = _write_temporary(Path(path), data)
     try:
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        # A network file system may have lost the answer to a link that it made.
+        if not os.path.samefile(temporary, path):
+            return False
     except OSError as error:
-        raise StorageError(
-            f"{path}: this file system cannot create a file exclusively ({error.strerror}); put "
-            "the catalogue on one with hard links, or on an object store"
-        ) from error
+        if error.errno in _NO_LINKS:
+            raise StorageError(
+                f"{path}: this file system cannot create a file exclusively ({error.strerror}); "
+                "put the catalogue on one with hard links, or on an object store"
+            ) from error
+        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
-        os.unlink(temporary)
+        _remove_quietly(temporary)
     _sync_folder(os.path.dirname(path))
     return True
 
 
-def _write_temporary(path: Path, data: bytes) -> str:
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def _write_temporary(path: Path, data: Data) -> str:
     """The bytes on disk, under a name beside `path` that listings leave out."""
     temporary = str(path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -517,21 +584,63 @@ def _write_temporary(path: Path, data: bytes) -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        _remove_quietly(temporary)
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
     return temporary
 
 
+def _remove_quietly(temporary: str) -> None:
+    """One that stays behind is left out of listings, and collected when it is old."""
+    with contextlib.suppress(OSError):
+        os.unlink(temporary)
+
+
 def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    """So that the name outlasts a crash too."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # does not sync folders at all
+            raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
-# Object stores
+# Any store
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Bytes, and what the same answer says of the whole object: `size` is -1 where it does not."""
+
+    data: bytes
+    identity: str
+    size: int
+
+
+def _get(uri: str, identity: str | None, start: int = 0, length: int | None = None) -> _Answer:
+    """Bytes from `start`, all that follow for no `length`; those of `identity` if there is one."""
+    protocol = protocol_of(uri)
+    if protocol == "file":
+        answer = attempt(uri, lambda: _read_local(local_path(uri), start, length))
+    elif protocol == "s3":
+        answer = attempt(uri, lambda: _read_s3(uri, start, length))
+    elif protocol in ("http", "https"):
+        answer = attempt(uri, lambda: _read_http(uri, start, length))
+    else:
+        answer = attempt(uri, lambda: _read_other(uri, start, length))
+    _require_identity(uri, identity, answer.identity)
+    return answer
+
+
+def _require_identity(uri: str, identity: str | None, found: str) -> None:
+    if identity is not None and found != identity:
+        raise SourceError(
+            f"{uri} changed between listing and reading ({identity} listed, {found} read); rerun "
+            "the same command to list again and go on"
+        )
 
 
 def _fs(uri: str) -> tuple[Any, str]:
@@ -539,12 +648,56 @@ def _fs(uri: str) -> tuple[Any, str]:
     protocol, path = uri.split("://", 1)
     if protocol == "memory":
         return fsspec.filesystem("memory"), "/" + path.lstrip("/")
-    options = S3_OPTIONS if protocol == "s3" else {}
+    web = protocol in ("http", "https")
+    options: dict[str, Any] = {}
+    if protocol == "s3":
+        options = _s3_options(Settings.from_environment())
+    elif web:
+        options = _http_options(Settings.from_environment())
     try:
         fs = fsspec.filesystem(protocol, **options)
     except (ValueError, ImportError) as error:
         raise UsageError(f"{uri}: {error}") from error
-    return fs, uri if protocol in ("http", "https") else path  # which its file system keeps whole
+    if protocol == "s3":
+        fs.retries = 1
+    return fs, uri if web else path  # which its file system keeps whole
+
+
+def _s3_options(settings: Settings) -> dict[str, Any]:
+    """Everything else is by S3's own settings: AWS_ENDPOINT_URL, profiles, roles."""
+    return {
+        "use_listings_cache": False,
+        "skip_instance_cache": False,
+        "config_kwargs": {
+            "connect_timeout": settings.connect_seconds,
+            "read_timeout": settings.read_seconds,
+            "max_pool_connections": CONNECTIONS,
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+        },
+    }
+
+
+def _http_options(settings: Settings) -> dict[str, Any]:
+    from aiohttp import ClientTimeout
+
+    timeout = ClientTimeout(
+        total=None, sock_connect=settings.connect_seconds, sock_read=settings.read_seconds
+    )
+    return {"client_kwargs": {"timeout": timeout}}
+
+
+def _details(uri: str, *, folders: bool = False) -> dict[str, Any]:
+    """What the store tells of an object without its content, in the store's own terms."""
+    fs, path = _fs(uri)
+    if protocol_of(uri) in ("http", "https"):
+        return cast(dict[str, Any], sync(fs.loop, _head_http, fs, uri))
+    if protocol_of(uri) == "s3":
+        found = sync(fs.loop, _in_time, fs, lambda: fs._info(path))
+    else:
+        found = fs.info(path)
+    if found.get("type") == "directory" and not folders:
+        raise IsADirectoryError(uri)
+    return cast(dict[str, Any], found)
 
 
 def _stored(uri: str, details: dict[str, Any]) -> Stored:
@@ -567,128 +720,333 @@ def _identity(details: dict[str, Any]) -> str:
 
 
 def _modified(details: dict[str, Any]) -> datetime | None:
-    for key in ("LastModified", "mtime", "updated", "modified", "created"):
+    for key in ("LastModified", "Last-Modified", "mtime", "updated", "modified", "created"):
         value = details.get(key)
         if isinstance(value, datetime):
             return value if value.tzinfo else value.replace(tzinfo=UTC)
         if isinstance(value, int | float):
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                return datetime.fromisoformat(value)
+            read = parsedate_to_datetime if key == "Last-Modified" else datetime.fromisoformat
+            with contextlib.suppress(ValueError, TypeError):
+                return read(value)
     return None
 
 
-def _read_s3(uri: str, start: int = 0, length: int = -1) -> tuple[bytes, str]:
-    """One GET, its body and its own ETag: `cat_file` drops the headers and may issue several."""
-    fs, path = _fs(uri)
-    bucket, key, version = fs.split_path(path)
-
-    async def get() -> tuple[bytes, str]:
-        extra = {"VersionId": version} if version else {}
-        if length == 0:
-            return b"", _identity(await fs._info(path))
-        if length > 0:
-            extra["Range"] = f"bytes={start}-{start + length - 1}"
-        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **extra)
-        async with answer["Body"] as body:
-            data = await body.read()
-        if len(data) != answer["ContentLength"]:
-            raise ConnectionError(f"{len(data)} of {answer['ContentLength']} bytes arrived")
-        return data, answer["ETag"].strip('"')
-
-    return cast(tuple[bytes, str], sync(fs.loop, get))
-
-
-def _put_exclusive(uri: str, data: bytes) -> bool:
+def _read_other(uri: str, start: int, length: int | None) -> _Answer:
+    """By fsspec alone; what it was of is asked afterwards."""
     fs, path = _fs(uri)
     try:
-        fs.pipe_file(path, data, mode="create", chunksize=MAX_SINGLE_PUT)
+        if length is None:
+            data = fs.cat_file(path)
+        else:
+            data = fs.cat_file(path, start, start + length) if length else b""
+    except (OSError, ValueError):
+        if not start or fs.info(path)["size"] > start:
+            raise
+        data = b""
+    details = fs.info(path)
+    return _Answer(data, _identity(details), int(details.get("size") or 0))
+
+
+def _put(uri: str, data: Data, *, exclusive: bool) -> bool:
+    fs, path = _fs(uri)
+    mode = {"mode": "create"} if exclusive else {}
+    try:
+        fs.pipe_file(path, bytes(data), chunksize=MAX_SINGLE_PUT, **mode)
         return True
     except FileExistsError:
         return False
     except (NotImplementedError, TypeError) as error:
         raise StorageError(f"{uri}: {protocol_of(uri)}:// has no exclusive create") from error
+
+
+# Answers of S3 and of the web
+
+
+async def _body(
+    take: Callable[[int], Awaitable[bytes]],
+    told: int | None,
+    content_range: str | None,
+    start: int,
+    length: int | None,
+) -> tuple[bytes, int]:
+    """The bytes asked for, all of them, and the size of the whole object (-1: unknown).
+
+    `take(n)`: up to n bytes of the body, none at its end. `told`: its Content-Length.
+    """
+    if content_range is None:  # the whole object, by a server that knows no ranges if one was asked
+        data = await _taken(take, start, length)
+        size = -1 if told is None else told
+    else:
+        found = _RANGE.fullmatch(content_range.strip())
+        if not found or int(found[1]) != start:
+            raise ConnectionError(f"bytes {start}- were asked for, {content_range} answered")
+        data = await _taken(take, 0, None)
+        size = -1 if found[2] == "*" else int(found[2])
+    rest = max(0, size - start)
+    expected = rest if length is None else min(length, rest)
+    if size >= 0 and len(data) != expected:
+        raise ConnectionError(f"{len(data)} of {expected} bytes arrived")
+    return data, size
+
+
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+
+async def _taken(take: Callable[[int], Awaitable[bytes]], start: int, length: int | None) -> bytes:
+    """Bytes [start, start + length) of a body. One that trickles in is given up."""
+    settings = Settings.from_environment()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    pieces: list[bytes] = []
+    position, end = 0, None if length is None else start + length
+    try:
+        async with asyncio.timeout(settings.seconds_for(0)) as limit:
+            while (end is None or position < end) and (piece := await take(SHORTEST_BLOCK)):
+                last = None if end is None else end - position
+                pieces.append(piece[max(0, start - position) : last])
+                position += len(piece)
+                limit.reschedule(began + settings.seconds_for(position))
+    except TimeoutError as error:
+        seconds = loop.time() - began
+        raise ConnectionError(f"{position} bytes in {seconds:.1f} s, and no more") from error
+    return b"".join(pieces)
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise ConnectionError(f"no answer within {seconds:g} s") from error
+
+
+# S3
+
+
+async def _in_time(fs: Any, call: Callable[[], Awaitable[Any]], size: int = 0) -> Any:
+    """One call, its answer and `size` bytes, once there is a client to make it."""
+    await fs.set_session()
+    async with _within(Settings.from_environment().seconds_for(size)):
+        return await call()
+
+
+def _call_s3(fs: Any, method: str, size: int, **arguments: Any) -> dict[str, Any]:
+    """`size`: of the bytes that go or come with it."""
+    answer = sync(fs.loop, _in_time, fs, lambda: fs._call_s3(method, **arguments), size)
+    return cast(dict[str, Any], answer)
+
+
+def _read_s3(uri: str, start: int, length: int | None) -> _Answer:
+    """One GET, its body and its own ETag: `cat_file` drops the headers and may issue several."""
+    fs, path = _fs(uri)
+    bucket, key, _ = fs.split_path(path)
+
+    async def get() -> _Answer:
+        if length == 0:
+            return await past_the_end()
+        asked = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
+        try:
+            answer = await _in_time(
+                fs, lambda: fs._call_s3("get_object", Bucket=bucket, Key=key, **asked)
+            )
+        except OSError as error:
+            if status_of(error) == _PAST_THE_END:
+                return await past_the_end()
+            raise
+        async with answer["Body"] as body:
+            if "ContentLength" not in answer:
+                raise StorageError(f"{uri}: {_NO_LENGTH}")
+            data, size = await _body(
+                *(body.read, answer["ContentLength"], answer.get("ContentRange"), start, length)
+            )
+        return _Answer(data, _identity({**answer, "size": size}), size)
+
+    async def past_the_end() -> _Answer:
+        return _nothing(uri, start, length, await _in_time(fs, lambda: fs._info(path)))
+
+    return cast(_Answer, sync(fs.loop, get))
+
+
+_PAST_THE_END = 416
+_NO_LENGTH = "the answer has no Content-Length; whether it all arrived cannot be known"
+
+
+def _nothing(uri: str, start: int, length: int | None, details: dict[str, Any]) -> _Answer:
+    """The answer to a range that holds no byte: of what object, only its details can say."""
+    if details.get("type") == "directory":
+        raise IsADirectoryError(uri)
+    size = -1 if details.get("size") is None else int(details["size"])
+    if length and start < size:
+        raise ConnectionError(f"no bytes from {start} on of {size}")
+    return _Answer(b"", _identity(details), size)
+
+
+def _put_s3(uri: str, data: Data, *, exclusive: bool) -> bool:
+    """One PUT. False where the condition held it back."""
+    fs, path = _fs(uri)
+    bucket, key, _ = fs.split_path(path)
+    condition = {"IfNoneMatch": "*"} if exclusive else {}
+    try:
+        with io.BufferedReader(Mapped(data)) as body:
+            arguments = {"Bucket": bucket, "Key": key, "Body": body, **condition}
+            _call_s3(fs, "put_object", size_of(data), **arguments)
+        return True
     except OSError as error:
-        # Ceph's answer (412) reaches us as EINVAL.
-        if "PreconditionFailed" in str(error) or "PreconditionFailed" in repr(error.__cause__):
+        # By the status: s3fs makes EINVAL of Ceph's answer.
+        if exclusive and status_of(error) == _PRECONDITION_FAILED:
             return False
         raise
 
 
-def _attempt(uri: str, action: Callable[[], T]) -> T:
-    """Run it until it answers; what an answer cannot mend is raised at once, by its own name."""
+_PRECONDITION_FAILED = 412
+
+
+def _pages_s3(uri: str) -> Iterator[list[Stored]]:
+    after, more = "", True
+    while more:
+        items, after, more = list_page(uri, after)
+        yield items
+
+
+def _is_folder_marker(item: Stored) -> bool:
+    """What consoles make for an empty folder: an object of its name, and nothing in it."""
+    return item.uri.endswith("/") and not item.size
+
+
+def _glob_s3(pattern: str) -> Iterator[Stored]:
+    _, path = _fs(pattern)
+    stem = re.split(r"[*?\[]", path, maxsplit=1)[0]
+    bucket, slash, prefix = stem.partition("/")
+    if not slash:
+        raise StorageError(f"{pattern}: a bucket must be named whole")
     try:
-        return Retrying(
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential(FIRST_WAIT_SECONDS, max=20) + wait_random(0, FIRST_WAIT_SECONDS),
-            retry=retry_if_exception(_is_transient),
-            reraise=True,
-        )(action)
-    except Exception as error:
-        if _is_transient(error):
-            raise TransientError(f"{uri}: no answer after {ATTEMPTS} tries: {error!r}") from error
-        of_client = isinstance(error, OSError) or type(error).__module__.startswith("botocore")
-        # Clients refuse a url that they cannot take by a plain error of Python's.
-        of_url = isinstance(error, ValueError | NotImplementedError) and protocol_of(uri) != "file"
-        if of_client or of_url or _is_of_http(error):
-            raise _refusal(uri, error) from error
-        raise
+        matches = re.compile(glob_translate(path)).match
+    except ValueError as error:
+        raise StorageError(f"{pattern}: {error}") from error
+    deeper = "/" in path[len(stem) :] or "**" in path
+    for item in _keys(pattern, bucket, prefix, "" if deeper else "/"):
+        if matches(item.uri.removeprefix("s3://")) and not _is_folder_marker(item):
+            yield item
 
 
-def _refusal(uri: str, error: Exception) -> SourceError | StorageError:
-    """By its own name, an error that the same call would meet again."""
-    status = _status(error)
-    missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
-    if missing or status in (404, 410) or "EntryNotFoundError" in _kinds(error):
-        return SourceError(f"{uri} does not exist, or is not a file")
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return StorageError(f"{uri}: access denied; check the credentials: {error}")
-    return StorageError(f"{uri}: {error!r}")
+def _keys(uri: str, bucket: str, prefix: str, delimiter: str = "") -> Iterator[Stored]:
+    asked = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter}
+    last = ""
+    while asked:
+        items, asked = _page(uri, asked, last)
+        last = items[-1].uri.split("/", 3)[3] if items else last
+        yield from items
 
 
-_HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
-"""Libraries under fsspec's file systems that let their own errors through. By name: which of them
-is installed, and imported, is the file system's affair."""
-_BAD_URL = {"InvalidURL", "UnsupportedProtocol", "TooManyRedirects"}
-_TRANSIENT_STATUS = {408, 425, 429}
+def _page(uri: str, asked: dict[str, str], last: str) -> tuple[list[Stored], dict[str, str]]:
+    """The objects of one page of a listing, above `last`; what to ask for the next, empty at the
+    end. Each page is tried again by itself: a listing may have ten thousand of them.
+    """
+    fs, _ = _fs(uri)
+    listing = attempt(uri, lambda: _call_s3(fs, "list_objects_v2", PAGE_BYTES, **asked))
+    items = []
+    for item in listing.get("Contents", ()):
+        if item["Key"] <= last:
+            raise StorageError(
+                f"{uri}: the store lists {item['Key']!r} after {last!r}; that listings are in "
+                "order is what says that they are whole"
+            )
+        last = item["Key"]
+        items.append(
+            _stored(uri, {**item, "name": f"{asked['Bucket']}/{last}", "size": item["Size"]})
+        )
+    if not listing.get("IsTruncated"):
+        return items, {}
+    token = {"ContinuationToken": listing["NextContinuationToken"]}
+    return items, {name: value for name, value in asked.items() if name != "StartAfter"} | token
 
 
-def _is_of_http(error: BaseException) -> bool:
-    return any(kind.__module__.split(".")[0] in _HTTP_CLIENTS for kind in type(error).__mro__)
+def _delete_tree_s3(uri: str) -> None:
+    fs, path = _fs(uri)
+    bucket, key, _ = fs.split_path(path)
+    names = [item.uri.split("/", 3)[3] for item in _keys(uri, bucket, f"{key}/")]
+    for first in range(0, len(names), DELETED_AT_ONCE):
+        some = {"Objects": [{"Key": name} for name in names[first : first + DELETED_AT_ONCE]]}
+
+        def remove(some: dict[str, Any] = some) -> None:
+            answer = _call_s3(fs, "delete_objects", PAGE_BYTES, Bucket=bucket, Delete=some)
+            for error in answer.get("Errors", ()):
+                raise OSError(f"{error.get('Key')} is not deleted: {error.get('Code')}")
+
+        attempt(uri, remove)
 
 
-def _kinds(error: BaseException) -> set[str]:
-    return {kind.__name__ for kind in type(error).__mro__}
+# The web
 
 
-def _status(error: BaseException) -> int | None:
-    """The HTTP status of an answer that became an error: on its response, or on itself."""
-    if not _is_of_http(error):
-        return None
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    status = getattr(error, "status", None) if status is None else status
-    return status if isinstance(status, int) and 400 <= status < 600 else None
+def _read_http(uri: str, start: int, length: int | None) -> _Answer:
+    """One GET, its body and its own headers."""
+    fs, _ = _fs(uri)
+    settings = Settings.from_environment()
+
+    async def get() -> _Answer:
+        if length == 0:
+            return _nothing(uri, start, length, await _head_http(fs, uri))
+        asked = {"Accept-Encoding": "identity"}
+        if length is not None:
+            asked["Range"] = f"bytes={start}-{start + length - 1}"
+        session = await fs.set_session()
+        async with _within(settings.seconds_for(0)):
+            answer = await session.get(fs.encode_url(uri), headers=asked)
+        async with answer:
+            if answer.status == _PAST_THE_END:
+                return _nothing(uri, start, length, await _head_http(fs, uri))
+            answer.raise_for_status()
+            told = _plain_length(answer)
+            part = answer.headers.get("Content-Range") if answer.status == _PARTIAL else None
+            if told is None and length is not None and _is_encoded(answer):
+                raise StorageError(f"{uri}: sent compressed, so that its ranges are not its own")
+            if told is None and not _ends_by_itself(answer):
+                raise StorageError(f"{uri}: {_NO_LENGTH}")
+            data, size = await _body(answer.content.read, told, part, start, length)
+            details = {**_told(answer), "size": None if size < 0 else size}
+            return _Answer(data, _identity(details), size if length is not None else len(data))
+
+    return cast(_Answer, sync(fs.loop, get))
 
 
-_PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError)
-_PERMANENT_ERRNO = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EISDIR, errno.ENAMETOOLONG}
+_PARTIAL = 206
 
 
-def _is_transient(error: BaseException) -> bool:
-    """Of the network or the server, so that the same call may well succeed."""
-    kinds = _kinds(error)
-    if "LocalEntryNotFoundError" in kinds:  # the hub's: not in its cache, and no way there
-        return True
-    status = _status(error)
-    if status is not None:
-        return status >= 500 or status in _TRANSIENT_STATUS
-    if isinstance(error, _PERMANENT):
-        return False
-    if _is_of_http(error):
-        return not (isinstance(error, ValueError) or kinds & (_BAD_URL | {"EntryNotFoundError"}))
-    if isinstance(error, OSError | asyncio.TimeoutError | TimeoutError):
-        return error.errno not in _PERMANENT_ERRNO if isinstance(error, OSError) else True
-    origin = type(error).__module__.split(".")[0]
-    transient_boto = {"ConnectionError", "ReadTimeoutError", "HTTPClientError", "IncompleteRead"}
-    return origin in ("botocore", "aiobotocore") and bool(kinds & transient_boto)
+async def _head_http(fs: Any, uri: str) -> dict[str, Any]:
+    """By HEAD; by the headers of a GET where a server has none, or none with a length."""
+    session = await fs.set_session()
+    for ask in (session.head, session.get):
+        async with _within(Settings.from_environment().seconds_for(0)):
+            answer = await ask(
+                fs.encode_url(uri), headers={"Accept-Encoding": "identity"}, allow_redirects=True
+            )
+        async with answer:
+            size = _plain_length(answer)
+            if answer.ok and size is not None:
+                break
+            if ask == session.get:
+                answer.raise_for_status()
+    return {"name": uri, "size": size, **_told(answer)}
+
+
+def _told(answer: Any) -> dict[str, Any]:
+    return {name: answer.headers.get(name) for name in ("ETag", "Last-Modified")}
+
+
+def _is_encoded(answer: Any) -> bool:
+    return answer.headers.get("Content-Encoding", "identity").lower() not in ("", "identity")
+
+
+def _plain_length(answer: Any) -> int | None:
+    """Of the object's own bytes, where the answer tells it."""
+    return None if _is_encoded(answer) else answer.content_length
+
+
+def _ends_by_itself(answer: Any) -> bool:
+    """Whether the client notices a body that is cut off, although its length is unknown."""
+    chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+    return chunked or answer.content_length is not None

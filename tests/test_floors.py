@@ -14,7 +14,8 @@ FLOORS = [
     {"errors", "allocator", "spec", "dna", "partial", "distance", "manifest"},
     {
         *("extractor", "networks", "weights", "folding", "gaussian", "histogram", "ranges"),
-        *("storage", "archive", "listing", "plan", "source", "images", "progress"),
+        *("storage", "blocks", "retry", "archive", "listing", "plan", "source", "images"),
+        "progress",
     },
     {"shard", "reduce", "matrix", "lens", "catalogue"},
     {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,46 @@ def test_orphans_go_when_they_are_old_and_not_before(place: Place) -> None:
     count, size = collect(place.catalogue)
     assert (count, size) == (len(lost) - len(young), 6 * (len(lost) - len(young)))
     assert everything(place) == kept | set(young)
+
+
+@pytest.mark.parametrize("days", [-30, 30])
+def test_ages_are_by_the_clock_of_the_store(
+    days: int, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be far behind this machine's: what is young there must stay; and far ahead."""
+    place.photos("a", 20)
+    place.build("a")
+    lost = orphans(place)
+    real = storage._local_entry
+
+    def skewed(path: str) -> storage.Stored | None:
+        entry = real(path)
+        if entry is None or entry.modified is None:
+            return entry
+        return replace(entry, modified=entry.modified + timedelta(days=days))
+
+    monkeypatch.setattr(storage, "_local_entry", skewed)
+    assert collect(place.catalogue) == (0, 0)
+    assert lost <= everything(place)
+    age(lost, 8)
+    assert old_garbage(place) == lost
+
+
+def test_a_store_that_lists_fractions_of_seconds_is_collected(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ceph does, and tells whole seconds of a single object: that is no change."""
+    lost = orphans(place)
+    age_all(place)
+    real = storage.info
+
+    def whole_seconds(uri: str) -> storage.Stored:
+        entry = real(uri)
+        assert entry.modified is not None
+        return replace(entry, modified=entry.modified.replace(microsecond=0))
+
+    monkeypatch.setattr(storage, "info", whole_seconds)
+    assert collect(place.catalogue) == (len(lost), 6 * len(lost))
 
 
 def test_the_grace_period_is_to_the_second(place: Place) -> None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline import build as build_module
-from pipeline import storage
+from pipeline import retry, storage
 from pipeline.build import InProcess, Request, Result, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA
@@ -283,15 +283,6 @@ def test_the_secret_is_nowhere_in_the_catalogue_nor_in_what_is_printed(
         assert quote(secret, safe="").encode() not in data, key
 
 
-AWAY = """
-import sys
-from jobs.app import app
-from pipeline import storage
-storage.ATTEMPTS = 1  # else it takes a quarter of a minute to give up
-app(sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://nowhere.invalid"])
 def test_a_store_that_is_away_is_an_error_without_the_secret(
     images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
@@ -300,9 +291,10 @@ def test_a_store_that_is_away_is_an_error_without_the_secret(
     secret = "planted/secret+of=this-test"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "1")  # else it takes half a minute to give up
     words = ("build", "photos", images, "-c", str(tmp_path / "c"), "--workers", "0", "--json")
     done = subprocess.run(
-        [sys.executable, "-c", AWAY, *words],
+        [sys.executable, "-m", "jobs.app", *words],
         capture_output=True,
         text=True,
         timeout=120,
@@ -327,6 +319,7 @@ def test_the_settings_that_workers_are_given_are_no_secrets() -> None:
 
     named = {*FORWARDED, *WORKER_ENVIRONMENT}
     assert not [name for name in named if "SECRET" in name or "TOKEN" in name or "KEY" in name]
+    assert set(retry.VARIABLES) < named
 
 
 def test_create_is_exclusive_here(root: str) -> None:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import errno
 import os
+import resource
 import socket
+import subprocess
+import sys
 import threading
+import tracemalloc
 import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn
 
+import boto3
 import fsspec
 import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
+from pipeline.retry import Settings
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
@@ -55,7 +65,7 @@ def test_one_of_many_writers_wins(root: str) -> None:
 def test_walk_info_read_replace_delete(root: str) -> None:
     for name in ("x/2.bin", "x/1.bin", "x/y/3.bin", "z.bin"):
         storage.create(storage.join(root, *name.split("/")), name.encode())
-    below = [item.uri for item in storage.walk(storage.join(root, "x"))]
+    below = sorted(item.uri for item in storage.walk(storage.join(root, "x")))
     assert below == [storage.join(root, "x", n) for n in ("1.bin", "2.bin", "y/3.bin")]
     item = storage.info(below[0])
     assert (item.uri, item.size) == (below[0], 7)
@@ -125,16 +135,18 @@ def test_temporaries_of_a_killed_writer_are_not_listed(tmp_path: Path) -> None:
 
 
 def test_transient_errors_are_tried_again_and_then_named(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
     path = tmp_path / "a"
     path.write_bytes(b"x")
     calls = []
 
-    def flaky(p: str) -> tuple[bytes, str]:
+    real = storage._read_local
+
+    def flaky(p: str, *part: int | None) -> storage._Answer:
         calls.append(p)
         if len(calls) < fail_first:
             raise ConnectionResetError("reset")
-        return b"x", "id"
+        return real(p, *part)
 
     monkeypatch.setattr(storage, "_read_local", flaky)
     fail_first = 3
@@ -142,9 +154,9 @@ def test_transient_errors_are_tried_again_and_then_named(monkeypatch, tmp_path: 
     assert len(calls) == 3
     calls.clear()
     fail_first = 99
-    with pytest.raises(TransientError, match=r"a: no answer after 5 tries.*reset"):
+    with pytest.raises(TransientError, match=r"a: no answer after 8 tries.*reset"):
         storage.read(path.as_uri())
-    assert len(calls) == storage.ATTEMPTS
+    assert len(calls) == Settings().attempts
 
 
 def test_a_put_whose_answer_is_lost_is_known_as_our_own(
@@ -219,7 +231,7 @@ class LosingProxy:
 def test_denied_is_not_tried_again(monkeypatch, tmp_path: Path) -> None:
     calls = []
 
-    def denied(path: str) -> tuple[bytes, str]:
+    def denied(path: str, *_: int | None) -> NoReturn:
         calls.append(path)
         raise PermissionError("no")
 
@@ -240,7 +252,7 @@ class Failing(fsspec.AbstractFileSystem):
         Failing.asked += 1
         raise Failing.error
 
-    info = cat_file = open = find = glob = rm_file = rm = pipe_file = fail
+    info = cat_file = open = ls = glob = rm_file = rm = pipe_file = fail
 
 
 def client_error(library: str, names: str, **fields: object) -> Exception:
@@ -291,7 +303,7 @@ HUB = "HfHubHTTPError OSError"
 def test_errors_of_http_clients_get_our_names(
     error: Exception, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
     fsspec.register_implementation("failing", Failing, clobber=True)
     Failing.error = error
     uri = "failing://a/b.npz"
@@ -302,7 +314,7 @@ def test_errors_of_http_clients_get_our_names(
         assert type(caught.value) is kind
         assert uri in str(caught.value)
         assert message in str(caught.value)
-        assert Failing.asked == (storage.ATTEMPTS if kind is TransientError else 1)
+        assert Failing.asked == (Settings().attempts if kind is TransientError else 1)
     if kind is SourceError:
         assert not storage.exists(uri)
         storage.delete(uri)
@@ -316,7 +328,7 @@ def test_errors_of_http_clients_get_our_names(
 
 def test_files_of_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a real client: its answers are what the errors above imitate."""
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
 
     class Site(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -342,7 +354,7 @@ def test_files_of_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
                 storage.read(f"{site}/404")
             with pytest.raises(StorageError, match="access denied"):
                 storage.read(f"{site}/403")
-            with pytest.raises(TransientError, match="no answer after 5 tries"):
+            with pytest.raises(TransientError, match="no answer after 8 tries"):
                 storage.read(f"{site}/503")
         finally:
             server.shutdown()
@@ -399,3 +411,484 @@ def test_symbolic_link_loops_end(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "self").symlink_to(tmp_path / "self")
     assert len(list(storage.walk(tmp_path.as_uri()))) == 1
+
+
+# Parts of objects, and what they are of.
+
+
+def test_ranges_are_cut_at_the_end_and_are_of_the_identity(root: str) -> None:
+    uri = storage.join(root, "a")
+    storage.create(uri, b"0123456789")
+    listed = storage.info(uri).identity
+    for start in (0, 3, 9, 10, 11, 500):
+        for length in (0, 1, 4, 10, 100):
+            for identity in (None, listed):
+                data = storage.read_range(uri, start, length, identity)
+                assert data == b"0123456789"[start : start + length]
+    storage.replace(uri, b"01234")
+    for start, length in ((0, 2), (3, 4), (7, 2), (100, 1), (0, 0)):
+        with pytest.raises(SourceError, match="changed between listing and reading"):
+            storage.read_range(uri, start, length, listed)
+        with (
+            pytest.raises(SourceError, match="changed between listing and reading"),
+            storage.open_random(uri, listed) as file,
+        ):
+            file.read()
+    storage.delete(uri)
+    for start in (0, 100):
+        with pytest.raises(SourceError, match="does not exist"):
+            storage.read_range(uri, start, 5)
+
+
+def test_an_empty_object_is_read_whole_and_in_part(root: str) -> None:
+    uri = storage.join(root, "empty")
+    storage.create(uri, b"")
+    identity = storage.info(uri).identity
+    assert storage.read(uri, identity) == storage.read_range(uri, 0, 10, identity) == b""
+    with storage.open_random(uri, identity) as file:
+        assert (file.read(), file.seek(0, 2)) == (b"", 0)
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "not-listed"])
+def test_a_file_that_changes_while_it_is_read_in_part_is_noticed(root: str, listed: bool) -> None:
+    """At the next bytes that come from the store: no mixture of two contents is ever read."""
+    uri = storage.join(root, "a")
+    storage.create(uri, b"a" * 5_000_000)
+    identity = storage.info(uri).identity if listed else None
+    with storage.open_random(uri, identity) as file:
+        assert file.read(10) == b"a" * 10
+        storage.delete(uri)
+        storage.create(uri, b"b" * 5_000_000)
+        local = uri.startswith("file:")  # there the old file is still open, and still itself
+        if local:
+            os.utime(file.fileno())
+        file.seek(3_000_000)
+        with pytest.raises(SourceError, match="changed between listing and reading"):
+            file.read(10)
+
+
+def test_a_folder_is_no_object(root: str) -> None:
+    storage.create(storage.join(root, "folder", "a"), b"x")
+    folder = storage.join(root, "folder")
+    assert storage.exists(folder)
+    for action in (storage.info, storage.read, lambda uri: storage.read_range(uri, 0, 3)):
+        with pytest.raises(SourceError, match="folder does not exist, or is not a file"):
+            action(folder)
+
+
+def mapped(path: Path, size: int) -> mmap:
+    with path.open("wb+") as file:
+        file.truncate(size)
+        file.seek(size // 2)
+        file.write(b"in the middle")
+        file.flush()
+        return mmap(file.fileno(), 0, access=ACCESS_READ)
+
+
+def test_a_map_of_a_file_is_written_and_known_again(root: str, tmp_path: Path) -> None:
+    uri = storage.join(root, "big")
+    data = mapped(tmp_path / "source", 3_000_001)
+    other = mapped(tmp_path / "other", 3_000_001)
+    assert storage.create(uri, data)
+    assert storage.read(uri) == data[:]
+    remote_store = root.startswith("s3:")
+    with memoryview(data) as view:
+        assert storage.create(uri, view) == remote_store
+    (tmp_path / "other").write_bytes(data[:-1] + b"!")
+    assert not storage.create(uri, other)
+    assert not storage.create(uri, data[:-1])
+    with memoryview(other) as view, view[1:] as part:
+        storage.replace(uri, part)
+    assert storage.read(uri) == other[1:]
+    data.close()
+    other.close()
+
+
+def test_a_map_is_not_copied_into_memory(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what we hand to the client; what the client makes of it is its affair."""
+
+    def client(fs: object, method: str, size: int, **arguments: Any) -> dict[str, Any]:
+        assert (method, size) == ("put_object", 64 * 2**20)
+        taken = 0
+        while block := arguments["Body"].read(65536):
+            taken += len(block)
+        assert taken == size
+        return {}
+
+    monkeypatch.setattr(storage, "_call_s3", client)
+    data = mapped(tmp_path / "source", 64 * 2**20)
+    peaks = []
+    for name in ("first", "second"):  # the client's own modules are loaded with the first
+        tracemalloc.start()
+        for uri in ((tmp_path / name).as_uri(), f"{bucket}/{name}-never-written"):
+            assert storage.create(uri, data)
+            storage.replace(uri, data)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    data.close()
+    assert peaks[1] < 8 * 2**20
+
+
+def test_the_clock_of_a_store_is_asked_and_leaves_nothing(root: str) -> None:
+    """Of one that counts in whole seconds, too."""
+    before = datetime.now(UTC)
+    told = storage.clock(root)
+    assert before - timedelta(seconds=1) <= told <= datetime.now(UTC) + timedelta(seconds=1)
+    with contextlib.suppress(SourceError):
+        assert list(storage.walk(root)) == []
+
+
+# Listing.
+
+
+def test_pages_are_followed_and_each_is_tried_again(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault costs a page and not the listing, which may have ten thousand of them."""
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
+    root = f"{bucket}/{uuid.uuid4().hex}"
+    names = sorted([f"{i:02d}.jpg" for i in range(12)] + ["ä.jpg", "b c.jpg", "sub/x.jpg"])
+    for name in names:
+        storage.create(f"{root}/{name}", b"x")
+    real, pages = storage._call_s3, []
+
+    def small_pages(fs: object, method: str, size: int, **asked: Any) -> dict[str, Any]:
+        assert method == "list_objects_v2"
+        pages.append(asked.get("ContinuationToken", asked.get("StartAfter")))
+        if pages.count(pages[-1]) <= 2:
+            raise ConnectionResetError("reset")
+        return real(fs, method, size, MaxKeys=4, **asked)
+
+    monkeypatch.setattr(storage, "_call_s3", small_pages)
+    assert [item.uri for item in storage.walk(root)] == [f"{root}/{name}" for name in names]
+    assert len(pages) == 3 * 4
+    pages.clear()
+    found = [item.uri.removeprefix(f"{root}/") for item in storage.glob(f"{root}/*[15].jpg")]
+    assert found == ["01.jpg", "05.jpg", "11.jpg"]
+    assert [i.uri for i in storage.glob(f"{root}/**/x.jpg")] == [f"{root}/sub/x.jpg"]
+    assert [i.uri for i in storage.glob(f"{root}/s*/*")] == [f"{root}/sub/x.jpg"]
+
+
+def test_a_listing_that_goes_round_in_circles_ends(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def same_page(*_: object, **__: object) -> dict[str, Any]:
+        contents = [{"Key": "a", "Size": 1, "ETag": "x"}, {"Key": "b", "Size": 1, "ETag": "x"}]
+        return {"Contents": contents, "IsTruncated": True, "NextContinuationToken": "again"}
+
+    monkeypatch.setattr(storage, "_call_s3", same_page)
+    with pytest.raises(StorageError, match="lists 'a' after 'b'"):
+        list(storage.walk(bucket))
+
+
+def test_markers_of_folders_are_no_objects(bucket: str) -> None:
+    """Consoles make them. One with bytes in it is an object of an odd name."""
+    root = f"{bucket}/{uuid.uuid4().hex}"
+    client = boto3.client("s3")
+    for key, body in (("", b""), ("sub/", b""), ("odd/", b"x"), ("sub/a.jpg", b"x")):
+        path = f"{root}/{key}".removeprefix(f"{bucket}/")
+        client.put_object(Bucket=bucket.removeprefix("s3://"), Key=path, Body=body)
+    assert [item.uri for item in storage.walk(root)] == [f"{root}/odd/", f"{root}/sub/a.jpg"]
+    storage.delete_tree(root)
+    assert (
+        client.list_objects_v2(
+            Bucket=bucket.removeprefix("s3://"), Prefix=root.removeprefix(f"{bucket}/")
+        ).get("KeyCount")
+        == 0
+    )
+
+
+def test_what_a_bulk_delete_leaves_is_an_error(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
+    root = f"{bucket}/{uuid.uuid4().hex}"
+    storage.create(f"{root}/a", b"x")
+    real = storage._call_s3
+
+    def lazy(fs: object, method: str, size: int, **asked: Any) -> dict[str, Any]:
+        if method == "delete_objects":
+            return {"Errors": [{"Key": "a", "Code": "InternalError"}]}
+        return real(fs, method, size, **asked)
+
+    monkeypatch.setattr(storage, "_call_s3", lazy)
+    with pytest.raises(TransientError, match="a is not deleted: InternalError"):
+        storage.delete_tree(root)
+
+
+# Disks that are full, and writers that die.
+
+
+def no_room(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["fsync", "link", "replace"])
+def test_a_full_disk_is_named_and_nothing_is_half_written(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, call, no_room)
+    write = storage.replace if call == "replace" else storage.create
+    path = tmp_path / "sub" / "a"
+    with pytest.raises(StorageError, match=r"sub/a: cannot be written: No space left") as caught:
+        write(path.as_uri(), b"x")
+    assert not isinstance(caught.value, TransientError)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "sub"]
+    monkeypatch.undo()
+    assert storage.create(path.as_uri(), b"x")
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """Of the kernel's own error, in the middle of a write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "a"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match="a: cannot be written: File too large"):
+            storage.create(path.as_uri(), b"x" * 1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_links_is_told_from_a_full_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> NoReturn:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(StorageError, match="cannot create a file exclusively"):
+        storage.create((tmp_path / "a").as_uri(), b"x")
+
+
+def test_a_link_whose_answer_is_lost_is_known_as_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system asks again, and is told that the name is taken: by us."""
+    real = os.link
+
+    def twice(source: str, target: str) -> None:
+        real(source, target)
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    uri = (tmp_path / "a").as_uri()
+    assert storage.create(uri, b"ours")
+    assert not storage.create(uri, b"another's")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+DIES = """
+import os, sys
+from pipeline import storage
+os.link = os.replace = lambda *_: os._exit(9)
+getattr(storage, sys.argv[1])(sys.argv[2], b"x" * 1000)
+"""
+
+
+@pytest.mark.parametrize("write", ["create", "replace"])
+def test_a_writer_that_dies_before_the_end_leaves_nothing_to_be_seen(
+    write: str, tmp_path: Path
+) -> None:
+    uri = (tmp_path / "a").as_uri()
+    done = subprocess.run([sys.executable, "-c", DIES, write, uri], timeout=60)
+    assert done.returncode == 9
+    (left,) = tmp_path.iterdir()
+    assert [item.uri for item in storage.leftovers(tmp_path.as_uri())] == [left.as_uri()]
+    assert list(storage.walk(tmp_path.as_uri())) == []
+    assert not storage.exists(uri)
+    assert storage.create(uri, b"y")
+    assert storage.read(uri) == b"y"
+
+
+@pytest.mark.parametrize("action", [storage.delete, storage.delete_tree])
+def test_what_cannot_be_removed_is_named(
+    action: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "unlink", read_only)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"x")
+    uri = (tmp_path / "a" / "b" if action is storage.delete else tmp_path / "a").as_uri()
+    with pytest.raises(StorageError, match="cannot be removed: Read-only file system"):
+        action(uri)
+
+
+# The web.
+
+
+class Site(BaseHTTPRequestHandler):
+    """One object, served as `how` says; what was asked of it is noted."""
+
+    protocol_version = "HTTP/1.1"
+    data = bytes(range(256)) * 1000
+    how: frozenset[str] = frozenset()
+    etag = '"one"'
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        cls = type(self)
+        how = cls.how
+        part = self.headers.get("Range")
+        cls.asked.append(f"{self.command} {part or 'whole'}")
+        if "no-head" in how and self.command == "HEAD":
+            return self.answer(405, b"")
+        if "away" in how:
+            return self.answer(503, b"")
+        if "redirects" in how and "signed" not in self.path:
+            return self.answer(302, b"", Location=f"{self.path}?X-Amz-Signature=planted&signed=1")
+        if "redirects" in how:
+            return self.answer(403, b"")
+        if not part or "no-ranges" in how:
+            return self.answer(200, cls.data)
+        start, end = (int(n) for n in part.removeprefix("bytes=").split("-"))
+        if start >= len(cls.data):
+            return self.answer(416, b"no", **{"Content-Range": f"bytes */{len(cls.data)}"})
+        shift = 1 if "other-range" in how else 0
+        body = cls.data[start + shift : end + 1 + shift]
+        size = "*" if "no-size" in how else len(cls.data)
+        told = f"bytes {start + shift}-{start + shift + len(body) - 1}/{size}"
+        return self.answer(206, body, **{"Content-Range": told})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        how = type(self).how
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if "no-etag" not in how:
+            self.send_header("ETag", self.etag)
+        if "modified" in how:
+            self.send_header("Last-Modified", "Wed, 21 Oct 2026 07:28:00 GMT")
+        if "chunked" in how and self.command == "GET":
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        elif "no-length" in how and self.command == "GET":
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(len(body)))
+        if "compressed" in how:
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        if self.command == "GET":
+            if "cut" in how:
+                body = body[: len(body) // 2]
+                self.close_connection = True
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Sets how the object is served from now on; its url."""
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "3")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def serve(*how: str, etag: str = '"one"') -> str:
+            Site.how, Site.etag = frozenset(how), etag
+            Site.asked.clear()
+            return f"http://127.0.0.1:{server.server_address[1]}/object"
+
+        yield serve
+        server.shutdown()
+        fsspec.filesystem("http").clear_instance_cache()
+
+
+def test_a_web_page_is_one_get_that_tells_its_own_identity(site: Callable[..., str]) -> None:
+    uri = site()
+    listed = storage.info(uri)
+    assert (listed.size, listed.identity) == (len(Site.data), "one")
+    site()
+    assert storage.read(uri, "one") == Site.data
+    assert storage.read_range(uri, 10, 20, "one") == Site.data[10:30]
+    assert Site.asked == ["GET whole", "GET bytes=10-29"]
+    site(etag='"two"')
+    for action in (storage.read, lambda u, i: storage.read_range(u, 10, 20, i)):
+        with pytest.raises(SourceError, match=r"\(one listed, two read\)"):
+            action(uri, "one")
+    assert len(Site.asked) == 2
+
+
+SERVERS = [(), ("no-ranges",), ("no-ranges", "chunked"), ("no-head",), ("no-etag", "modified")]
+
+
+@pytest.mark.parametrize("how", SERVERS, ids="+".join)
+def test_ranges_of_all_kinds_of_servers(how: tuple[str, ...], site: Callable[..., str]) -> None:
+    uri = site(*how)
+    size = len(Site.data)
+    identity = storage.info(uri).identity
+    assert storage.read(uri, identity) == Site.data
+    for start, length in ((0, 10), (5, 7), (size - 3, 10), (size, 1), (size + 99, 5), (3, 0)):
+        if "chunked" in how and start >= size:
+            continue  # nothing tells how long it is
+        assert storage.read_range(uri, start, length, identity) == Site.data[start:][:length]
+
+
+@pytest.mark.parametrize("how", SERVERS, ids="+".join)
+def test_files_of_the_web_are_read_in_part(how: tuple[str, ...], site: Callable[..., str]) -> None:
+    uri = site(*how)
+    if "chunked" in how:
+        with (
+            pytest.raises(StorageError, match="does not tell its size"),
+            storage.open_random(uri),
+        ):
+            pass
+        return
+    with storage.open_random(uri) as file:
+        assert file.seek(-10, 2) == len(Site.data) - 10
+        assert file.read() == Site.data[-10:]
+        file.seek(100_000)
+        assert file.read(50) == Site.data[100_000:100_050]
+        file.seek(0)
+        assert file.read() == Site.data
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        (("cut",), TransientError, "no answer after 3 tries"),
+        (("cut", "chunked"), TransientError, "no answer after 3 tries"),
+        (("no-length",), StorageError, "no Content-Length"),
+        (("other-range",), TransientError, "bytes 4- were asked for, bytes 5-"),
+        (("away",), TransientError, "no answer after 3 tries"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
+)
+def test_answers_that_prove_nothing_are_none(
+    how: tuple[str, ...], kind: type[Exception], message: str, site: Callable[..., str]
+) -> None:
+    uri = site(*how)
+    actions: list[Callable[[], object]] = [lambda: storage.read_range(uri, 4, 1000)]
+    if how != ("other-range",):
+        actions.append(lambda: storage.read(uri))
+    if how == ("away",):
+        actions += [lambda: storage.info(uri), lambda: storage.exists(uri)]
+    for action in actions:
+        with pytest.raises(StorageError, match=message) as caught:
+            action()
+        assert type(caught.value) is kind
+
+
+def test_compressed_answers_have_no_ranges(site: Callable[..., str]) -> None:
+    uri = site("compressed")
+    with pytest.raises(StorageError, match="sent compressed"):
+        storage.read_range(uri, 0, 10)
+
+
+def test_the_signature_of_a_redirect_is_not_told(site: Callable[..., str]) -> None:
+    uri = site("redirects")
+    for action in (storage.read, storage.info):
+        with pytest.raises(StorageError, match="access denied") as caught:
+            action(uri)
+        assert "planted" not in str(caught.value)

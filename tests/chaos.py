@@ -1,0 +1,275 @@
+"""A proxy before an HTTP server that misbehaves on chosen requests.
+
+    with Chaos("http://127.0.0.1:9000") as chaos:
+        chaos.on(reset, "GET", r"\\.jpg$", times=2)
+        ... requests to chaos.endpoint ...
+        assert chaos.injected == 2
+
+The Host header goes on as the client signed it. Connections to the client are kept alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+import socket
+import struct
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+HEAD_LIMIT = 2**20
+
+
+class Exchange:
+    """A request that came whole, and how to answer it."""
+
+    def __init__(
+        self,
+        upstream: tuple[str, int],
+        client: asyncio.StreamWriter,
+        head: bytes,
+        body: bytes,
+    ) -> None:
+        self._upstream = upstream
+        self.client = client
+        self.head = head
+        self.body = body
+        self.method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ", 2)
+        self.path = unquote(target)
+
+    async def forward(self) -> tuple[bytes, bytes]:
+        """The server's answer: its head, fit for a connection that stays, and its body as sent."""
+        reader, writer = await asyncio.open_connection(*self._upstream)
+        try:
+            kept = [
+                line
+                for line in self.head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+                if not line.lower().startswith((b"expect:", b"connection:"))
+            ]
+            writer.write(b"\r\n".join([*kept, b"Connection: close", b"", b""]) + self.body)
+            await writer.drain()
+            answer = await reader.read()
+        finally:
+            writer.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        lines = [
+            line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")
+        ]
+        return b"\r\n".join([*lines, b"", b""]), body
+
+    async def deliver(self, answer: tuple[bytes, bytes]) -> None:
+        self.client.write(b"".join(answer))
+        await self.client.drain()
+
+    def abort(self) -> None:
+        """A reset, not an orderly end."""
+        sock = self.client.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.client.transport.abort()
+
+
+Action = Callable[[Exchange], Awaitable[None]]
+
+
+async def passed_on(exchange: Exchange) -> None:
+    await exchange.deliver(await exchange.forward())
+
+
+async def reset(exchange: Exchange) -> None:
+    """The server never sees the request."""
+    exchange.abort()
+
+
+async def answer_lost(exchange: Exchange) -> None:
+    """The server does what it was asked, and nobody learns of it."""
+    await exchange.forward()
+    exchange.abort()
+
+
+async def black_hole(exchange: Exchange) -> None:
+    """Nothing comes, and the connection stays."""
+    await asyncio.sleep(3600)
+
+
+def cut(after: int) -> Action:
+    """The body ends after so many bytes, by a reset."""
+
+    async def act(exchange: Exchange) -> None:
+        head, body = await exchange.forward()
+        await exchange.deliver((head, body[:after]))
+        await asyncio.sleep(0.05)  # else the reset overtakes them
+        exchange.abort()
+
+    return act
+
+
+def short(missing: int) -> Action:
+    """The body ends too early, in good order."""
+
+    async def act(exchange: Exchange) -> None:
+        head, body = await exchange.forward()
+        await exchange.deliver((head, body[: max(0, len(body) - missing)]))
+        exchange.client.close()
+
+    return act
+
+
+def trickle(bytes_per_second: float) -> Action:
+    async def act(exchange: Exchange) -> None:
+        head, body = await exchange.forward()
+        await exchange.deliver((head, b""))
+        for at in range(len(body)):
+            await exchange.deliver((b"", body[at : at + 1]))
+            await asyncio.sleep(1 / bytes_per_second)
+
+    return act
+
+
+def answers(status: int, code: str, message: str = "", headers: str = "") -> Action:
+    """An error of S3, as XML; the server never sees the request."""
+
+    async def act(exchange: Exchange) -> None:
+        body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+        if exchange.method == "HEAD":
+            body = b""
+        head = f"HTTP/1.1 {status} {code}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+        await exchange.deliver((head.encode(), body))
+
+    return act
+
+
+def late(seconds: float) -> Action:
+    async def act(exchange: Exchange) -> None:
+        await asyncio.sleep(seconds)
+        await passed_on(exchange)
+
+    return act
+
+
+def after(event: Callable[[], object]) -> Action:
+    """Something happens elsewhere just before the server sees the request."""
+
+    async def act(exchange: Exchange) -> None:
+        await asyncio.to_thread(event)
+        await passed_on(exchange)
+
+    return act
+
+
+@dataclass
+class Rule:
+    action: Action
+    method: str
+    path: str
+    skip: int
+    times: int | None
+    by_chance: Callable[[], bool]
+    seen: int = field(default=0, init=False)
+
+    def takes(self, exchange: Exchange) -> bool:
+        if not re.fullmatch(self.method, exchange.method):
+            return False
+        if not re.search(self.path, exchange.path) or not self.by_chance():
+            return False
+        self.seen += 1
+        return self.seen > self.skip and (self.times is None or self.seen <= self.skip + self.times)
+
+
+class Chaos:
+    def __init__(self, upstream: str) -> None:
+        address = urlsplit(upstream)
+        assert address.hostname is not None
+        assert address.port is not None
+        self._upstream = (address.hostname, address.port)
+        self._rules: list[Rule] = []
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.random = random.Random(0)
+        self.requests = 0
+        self.injected = 0
+        self.endpoint = ""
+
+    def on(
+        self,
+        action: Action,
+        method: str,
+        path: str,
+        *,
+        skip: int = 0,
+        times: int | None = 1,
+        share: float = 1.0,
+    ) -> None:
+        """Do that to requests of the method whose path or query has the pattern.
+
+        Of that `share` of them, drawn by chance, the first `skip` pass, and the next `times` (all
+        for None) meet it. The first rule that takes a request has it.
+        """
+        self._rules.append(
+            Rule(action, method, path, skip, times, lambda: self.random.random() < share)
+        )
+
+    def calm(self, seed: int = 0) -> None:
+        """No more faults; counting, and chance, begin anew."""
+        self._rules.clear()
+        self.injected = self.requests = 0
+        self.random.seed(seed)
+
+    def __enter__(self) -> Chaos:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._main())
+        self._loop.close()
+
+    async def _main(self) -> None:
+        self._stop = asyncio.Event()
+        self._open: set[asyncio.Task[None]] = set()
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=HEAD_LIMIT)
+        self.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._open.add(task)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                while not writer.is_closing():
+                    exchange = await self._request(reader, writer)
+                    rule = next((rule for rule in self._rules if rule.takes(exchange)), None)
+                    self.requests += 1
+                    self.injected += rule is not None
+                    await (rule.action if rule else passed_on)(exchange)
+        finally:
+            self._open.discard(task)
+            writer.close()
+
+    async def _request(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Exchange:
+        head = await reader.readuntil(b"\r\n\r\n")
+        headers = dict(
+            line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:] if b":" in line
+        )
+        if b"expect" in headers:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert b"transfer-encoding" not in headers
+        body = await reader.readexactly(int(headers.get(b"content-length", b"0")))
+        return Exchange(self._upstream, writer, head, body)

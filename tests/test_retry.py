@@ -1,0 +1,205 @@
+"""How long storage is waited for, what is tried again, and what errors say."""
+
+from __future__ import annotations
+
+import errno
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from pipeline import retry
+from pipeline.errors import SourceError, StorageError, TransientError, UsageError
+from pipeline.retry import VARIABLES, Settings, attempt
+
+URI = "s3://bucket/key"
+
+
+def s3_error(status: int, code: str, message: str | None = "", **headers: str) -> OSError:
+    """As s3fs hangs it below one of its own."""
+    error = OSError(errno.EIO, message)
+    answer: Any = {
+        "Error": {"Code": code, "Message": message},
+        "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers},
+    }
+    error.__cause__ = ClientError(answer, "GetObject")
+    return error
+
+
+def tries(error: Exception) -> int:
+    """How often it is tried before it is let through."""
+    count = 0
+
+    def action() -> None:
+        nonlocal count
+        count += 1
+        raise error
+
+    with pytest.raises((StorageError, SourceError)):
+        attempt(URI, action)
+    return count
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.0001")
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "3")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (500, "InternalError", 3),
+        (501, "NotImplemented", 1),
+        (502, "502", 3),
+        (503, "SlowDown", 3),
+        (503, "ServiceUnavailable", 3),
+        (429, "TooManyRequests", 3),
+        (409, "ConditionalRequestConflict", 3),
+        (409, "OperationAborted", 3),
+        (400, "RequestTimeout", 3),
+        (400, "IncompleteBody", 3),
+        (400, "BadDigest", 3),
+        (400, "InvalidArgument", 1),
+        (400, "ExpiredToken", 1),
+        (403, "AccessDenied", 1),
+        (403, "SignatureDoesNotMatch", 1),
+        (403, "RequestTimeTooSkewed", 1),
+        (404, "NoSuchKey", 1),
+        (412, "PreconditionFailed", 1),
+        (416, "InvalidRange", 1),
+    ],
+)
+def test_what_an_answer_of_s3_is_worth(status: int, code: str, expected: int) -> None:
+    assert tries(s3_error(status, code)) == expected
+
+
+def test_pauses_grow_and_are_not_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "1")
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "8")
+    pauses: list[list[float]] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: pauses[-1].append(seconds))
+    for _ in range(20):
+        pauses.append([])
+        tries(ConnectionResetError())
+    for waited in pauses:
+        for seconds, whole in zip(waited, (1, 2, 4, 8, 16, 20, 20), strict=True):
+            assert whole / 2 <= seconds <= whole
+    assert len({waited[0] for waited in pauses}) > 10
+
+
+def test_no_try_begins_after_the_time_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDNA_STORAGE_TOTAL_SECONDS", "0.05")
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "1000")
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.02")
+    began = time.monotonic()
+    assert 1 < tries(ConnectionResetError()) < 8
+    assert time.monotonic() - began < 1
+
+
+def test_the_number_of_tries_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def action() -> None:
+        raise ConnectionResetError("reset")
+
+    with pytest.raises(TransientError, match=r"^s3://bucket/key: no answer after 3 tries.*reset"):
+        attempt(URI, action)
+
+
+@pytest.mark.parametrize("value", ["", "x", "0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_setting_that_is_no_such_number_is_named(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match=f"{variable} is .*must be a (whole )?number above 0"):
+        attempt(URI, lambda: 1)
+
+
+def test_tries_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "2.5")
+    with pytest.raises(UsageError, match=r"ATTEMPTS is '2.5'; it must be a whole number"):
+        Settings.from_environment()
+
+
+def test_settings_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, variable in enumerate(VARIABLES, 1):
+        monkeypatch.setenv(variable, str(number))
+    assert Settings.from_environment() == Settings(1, 2, 3, 4, 5, 6)
+    assert Settings(1, 2, 3, 4, 5, 6).seconds_for(50) == 3 + 4 + 10
+
+
+SECRET = "planted/secret+of=this-test"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"403, url='https://cdn.example/x?X-Amz-Signature={SECRET}&X-Amz-Date=1'",
+        f"no way to http://user:{SECRET}@host:9000/bucket",
+        f"no way to http://{SECRET.replace('/', '')}@host:9000/bucket",
+        f"headers: {{'Authorization': 'AWS4-HMAC-SHA256 Credential=AKIA/x, Signature={SECRET}'}}",
+        f"Authorization: Bearer {SECRET}",
+        f"authorization=Basic {SECRET}",
+        f"x-amz-security-token:{SECRET}\nhost:x",
+        f"<SignatureProvided>{SECRET}</SignatureProvided>",
+        f"<StringToSign>AWS4\n{SECRET}</StringToSign>",
+        f"<CanonicalRequest>GET\n{SECRET}</CanonicalRequest>",
+        f"the secret is {SECRET}",
+        f'{{"access_token": "{SECRET}"}}',
+    ],
+)
+def test_what_is_quoted_holds_no_credentials(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither as a client's error, nor as the words of an answer."""
+    if "the secret is" in text:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    for error in (OSError(text), s3_error(403, "AccessDenied", text), s3_error(500, "X", text)):
+        with pytest.raises(StorageError) as caught:
+            attempt(URI, lambda error=error: _raise(error))
+        for part in (SECRET, SECRET.replace("/", ""), SECRET.partition("/")[2]):
+            assert part not in str(caught.value)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_what_is_no_secret_is_quoted_and_not_endlessly() -> None:
+    error = OSError("no route to http://host:9000/bucket/token/secret.jpg; " + "x" * 10_000)
+    with pytest.raises(TransientError, match=r"host:9000/bucket/token/secret\.jpg; x") as caught:
+        attempt(URI, lambda: _raise(error))
+    assert len(str(caught.value)) < 700
+
+
+def test_an_answer_without_words_is_told_by_its_code() -> None:
+    """As Ceph's are."""
+    with pytest.raises(StorageError, match=r"access denied.*SignatureDoesNotMatch"):
+        attempt(URI, lambda: _raise(s3_error(403, "SignatureDoesNotMatch", None)))
+
+
+def dated(ahead: float) -> str:
+    return format_datetime(datetime.now(UTC) - timedelta(seconds=ahead), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "date", "message"),
+    [
+        ("RequestTimeTooSkewed", "", "this machine's clock is far from the store's, set it"),
+        ("RequestTimeTooSkewed", dated(5000), r"clock is (49|50)\d\d s ahead of the store's"),
+        ("403", dated(-5000), r"clock is (49|50)\d\d s behind the store's, set it"),
+        ("403", dated(60), "access denied; check the credentials"),
+        ("403", "no date", "access denied; check the credentials"),
+    ],
+)
+def test_a_clock_that_is_off_is_told(code: str, date: str, message: str) -> None:
+    """Also where the refusal has no words, as one of a HEAD."""
+    error = s3_error(403, code, "", **({"date": date} if date else {}))
+    with pytest.raises(StorageError, match=message):
+        attempt(URI, lambda: _raise(error))
+
+
+def test_an_untrusted_certificate_is_not_waited_for() -> None:
+    assert tries(OSError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")) == 1
+    assert retry.is_transient(OSError("[SSL] handshake failure"))
