@@ -14,6 +14,8 @@ import json
 import os
 import random
 import secrets
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -348,9 +350,7 @@ class Schedule:
         requests = [self._request(wish) for wish in wishes]
         FIGURES["builds"] += 1
         try:
-            context.run(
-                build_datasets, self.catalogue, requests, self.engines[engine], RESOURCES
-            )
+            context.run(build_datasets, self.catalogue, requests, self.engines[engine], RESOURCES)
             return True
         except Killed:
             FIGURES["builds killed"] += 1
@@ -366,9 +366,7 @@ class Schedule:
         """Without a fault each dataset is built, or refused for a reason that it has."""
         for wish in wishes:
             truth = self._truth(wish)
-            good = truth.images > 0 and (
-                "max_failures" not in wish.options or not truth.failed
-            )
+            good = truth.images > 0 and ("max_failures" not in wish.options or not truth.failed)
             process = Process(self.chance.randrange(2**32))
             assert self._build([wish], process) == good, "a build without a fault"
             if good:
@@ -434,9 +432,7 @@ class Schedule:
     def _possible(self) -> dict[str, list[Truth]]:
         """What a build of now may commit: today's pictures, all or as many as it may ask for."""
         return {
-            name: [
-                self.oracle.truth(source.chosen(limit)) for limit in (None, *range(1, 6))
-            ]
+            name: [self.oracle.truth(source.chosen(limit)) for limit in (None, *range(1, 6))]
             for name, source in self.sources.items()
         }
 
@@ -475,7 +471,7 @@ class Schedule:
         return dna, self.catalogue.failures(name, version)
 
     def end(self) -> None:
-        """Left alone, it comes to the truth, and stays there; what the dead left is no part of it."""
+        """Left alone, it comes to the truth, and stays there; what the dead left goes."""
         for name, source in self.sources.items():
             static = self.static and any(p.kind == "good" for p in source.pictures.values())
             while not any(p.kind == "good" for p in source.pictures.values()):
@@ -555,3 +551,63 @@ def test_long_whatever_happens_each_image_counts_once(
     tmp_path: Path, place: Place, oracle: Oracle, seed: int
 ) -> None:
     run_schedule(seed, tmp_path, place, oracle)
+
+
+# Real processes, really killed.
+
+
+def deaths(
+    place: Place, oracle: Oracle, folder: Path, step: int, first: int, chance: random.Random
+) -> int:
+    """Dies at some of the writes of a build, and does the same again; each time it is the truth."""
+    source = Source(folder / "source" / "all", chance)
+    while len(source.pictures) < 6:
+        source.add()
+    truth = oracle.truth(source.pictures)
+    assert truth.images
+    assert truth.failed
+    tiny_folder = str(Path(place.weights).parent)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.dying",
+        tiny_folder,
+        str(source.folder.parent),
+        str(folder),
+    ]
+    done = subprocess.run(
+        [*command, str(step), str(first)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    clean = Catalogue(str(folder / "clean")).find("photos")
+    for at, event in told.items():
+        catalogue = Catalogue(str(folder / at))
+        version = catalogue.find("photos")
+        assert catalogue.head().number == 1, event
+        assert (version.dna, version.sha256) == (clean.dna, clean.sha256), event
+        dna = catalogue.load("photos", layer_gaussian=True)
+        assert truth.differences(dna, catalogue.failures("photos", version)) == [], event
+        assert [f for f in verify(catalogue) if not f.ok] == [], event
+        collect(catalogue, grace=timedelta(0))
+        assert list(storage.leftovers(catalogue.root)) == [], event
+        assert list((folder / at).glob("_work/**/attempts/*")) == [], event
+        assert catalogue.load("photos").images == truth.images, event
+        FIGURES[f"SIGKILL at {event.split()[0]}"] += 1
+    return len(told)
+
+
+def test_killed_at_some_writes(place: Place, oracle: Oracle, tmp_path: Path) -> None:
+    """At three of them, others in each run of the tests."""
+    first = random.randint(1, 60)
+    assert 2 <= deaths(place, oracle, tmp_path, 60, first, random.Random(1)) <= 4
+
+
+@pytest.mark.soak
+def test_killed_at_every_write(place: Place, oracle: Oracle, tmp_path: Path) -> None:
+    assert deaths(place, oracle, tmp_path, 1, 1, random.Random(1)) > 100

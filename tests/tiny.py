@@ -65,10 +65,15 @@ class Place:
         return describe(NAME, self.weights)
 
 
-def install(folder: Path) -> Place:
-    """Makes the name known in this process, and writes the files unless they are there."""
+def register() -> None:
+    """Makes the name known in this process."""
     assert isinstance(networks.NAMED, dict)
     networks.NAMED[NAME] = architecture
+
+
+def install(folder: Path) -> Place:
+    """The same, and writes the files unless they are there."""
+    register()
     weights, limits = folder / "tiny.pt", folder / "tiny.ranges.parquet"
     place = Place(str(weights), str(limits))
     if not weights.exists():
