@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,7 @@ class Schedule:
         }
         self.seen = 0
         self.truths: dict[tuple[str, str], Truth] = {}
+        self.told: list[tuple[str, Version]] = []
         self.story: list[str] = []
 
     # Steps.
@@ -350,7 +352,10 @@ class Schedule:
         requests = [self._request(wish) for wish in wishes]
         FIGURES["builds"] += 1
         try:
-            context.run(build_datasets, self.catalogue, requests, self.engines[engine], RESOURCES)
+            results = context.run(
+                build_datasets, self.catalogue, requests, self.engines[engine], RESOURCES
+            )
+            self.told += [(result.name, result.version) for result in results]
             return True
         except Killed:
             FIGURES["builds killed"] += 1
@@ -441,28 +446,31 @@ class Schedule:
         return self.oracle.truth(self.sources[wish.name].chosen(limit))
 
     def _check(self, possible: Mapping[str, Sequence[Truth]]) -> None:
-        """Every version that a commit of this step brought, then all that the newest one holds."""
+        """Every version that this step committed, or told as the newest, then all that the newest
+        commit holds."""
         head = self.catalogue.head()
-        for number in range(self.seen + 1, head.number + 1):
-            for name, version in self._versions(number):
-                key = (name, version.dna)
-                if key not in self.truths:
-                    read = self._read(name, version)
-                    right = [t for t in possible[name] if not t.differences(*read)]
-                    if not right:
-                        FIGURES["wrong versions"] += 1
-                    assert right, f"{name} {version.dna}: committed, and the truth of no moment"
-                    self.truths[key] = right[0]
-                    FIGURES["versions committed"] += 1
+        states = [self._versions(n) for n in range(self.seen, head.number + 1)]
+        for told in self.told:
+            assert any(told in state for state in states), f"{told}: told, and not committed"
+        for before, after in pairwise(states):
+            self.told += [of for of in after if of not in before]
+            FIGURES["versions committed"] += len([of for of in after if of not in before])
+        for name, version in self.told:
+            read = self._read(name, version)
+            right = [truth for truth in possible[name] if not truth.differences(*read)]
+            FIGURES["wrong versions"] += not right
+            assert right, f"{name} {version.dna}: the truth of no moment in which it was built"
+            self.truths[name, version.dna] = right[0]
+        self.told = []
         self.seen = head.number
-        for name, version in self._versions(head.number) if head.number else ():
+        for name, version in states[-1]:
             wrong = self.truths[name, version.dna].differences(*self._read(name, version))
             assert not wrong, f"{name} {version.dna}: {wrong} are not what was committed"
         if head.number and self.chance.random() < 0.2:
             assert [f for f in verify(self.catalogue) if not f.ok] == []
 
     def _versions(self, number: int) -> list[tuple[str, Version]]:
-        datasets = self.catalogue.commit(number).datasets
+        datasets = self.catalogue.commit(number).datasets if number else {}
         return [(name, version) for name, specs in datasets.items() for version in specs.values()]
 
     def _read(self, name: str, version: Version) -> tuple[DNA, list[Failure]]:
