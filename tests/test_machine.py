@@ -61,7 +61,8 @@ class Process:
 
     `die_at`: the operation before which, or after which where `after`, it is dead. `trouble`: the
     share of operations that get no answer, performed or not. `change`: what happens to the source
-    at one of them.
+    at one of them, and again at a later one. `meet`: where builders wait for each other before they
+    commit.
     """
 
     seed: int
@@ -72,6 +73,7 @@ class Process:
     change_at: int | None = None
     change: Callable[[], None] = lambda: None
     like_s3: bool = False
+    meet: threading.Barrier | None = None
     operations: int = 0
     dead: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -80,6 +82,9 @@ class Process:
         self._chance = random.Random(self.seed)
 
     def perform(self, name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.meet and name == "create" and "/_log/" in args[0]:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self.meet.wait(1)
         fate = self._fate(name)
         if fate == "killed":
             self._leave_torn(name, args)
@@ -103,7 +108,7 @@ class Process:
             if self.dead:
                 raise Killed
             self.operations += 1
-            if self.operations == self.change_at:
+            if self.change_at and self.operations in (self.change_at, self.change_at + 6):
                 self.change()
             wait = 0.002 * self._chance.random() if self._chance.random() < self.slow else 0
             dies = self.operations == self.die_at
@@ -198,18 +203,18 @@ class Source:
         self.folder = folder
         self.pictures: dict[str, Picture] = {}
         self._chance = chance
-        self._clock = 0
+        self._written: list[tuple[Path, Picture]] = []
         folder.mkdir(parents=True)
         (folder / "notes.txt").write_text("no candidate")
         for _ in range(chance.randint(2, 9)):
             self.add()
 
     def change(self) -> None:
-        kinds = [self.add, self.overwrite, self.overwrite, self.remove]
+        kinds = [self.add, self.overwrite, self.overwrite, self.remove, self.restore]
         self._chance.choice(kinds)()
 
     def add(self) -> None:
-        name = f"{self._chance.choice('ab')}/{self._clock}.png"
+        name = f"{self._chance.choice('ab')}/{len(self._written)}.png"
         self._write(self.folder / name)
 
     def overwrite(self) -> None:
@@ -223,6 +228,10 @@ class Source:
             del self.pictures[uri]
             os.unlink(storage.local_path(uri))
 
+    def restore(self) -> None:
+        """A file as it once was, its time too."""
+        self._put(self._chance.randrange(len(self._written)))
+
     def chosen(self, limit: int | None) -> dict[str, Picture]:
         """What `--limit` takes."""
         ranked = sorted(self.pictures, key=lambda u: hashlib.sha256(f"{u}\0".encode()).digest())
@@ -233,12 +242,15 @@ class Source:
 
     def _write(self, path: Path) -> None:
         kind = self._chance.choice(["good"] * 7 + ["empty", "not_an_image", "truncated"])
-        picture = Picture(kind, self._chance.randrange(12))
-        self._clock += 1
+        self._written.append((path, Picture(kind, self._chance.randrange(12))))
+        self._put(len(self._written) - 1)
+
+    def _put(self, at: int) -> None:
+        path, picture = self._written[at]
         path.parent.mkdir(exist_ok=True)
-        new = self.folder.parent / f"new-{self._clock}"
+        new = self.folder.parent / "new"
         new.write_bytes(picture.data)
-        os.utime(new, ns=(0, 1_700_000_000_000_000_000 + self._clock))
+        os.utime(new, ns=(0, 1_700_000_000_000_000_000 + at))
         os.replace(new, path)
         self.pictures[path.as_uri()] = picture
 
@@ -311,7 +323,7 @@ class Schedule:
             die_at=at if kind == "die" else None,
             after=self.chance.random() < 0.5,
             trouble=self.chance.choice([0.02, 0.1]) if kind == "trouble" else 0,
-            change_at=at if kind == "change amid" else None,
+            change_at=at // 2 + 1 if kind == "change amid" else None,
             like_s3=self.chance.random() < 0.5,
         )
 
@@ -365,6 +377,9 @@ class Schedule:
             changed = process.change_at is not None
             if not (changed or "holds no image" in str(error) or "none of" in str(error)):
                 raise
+        finally:
+            if process.meet:
+                process.meet.abort()
         return False
 
     def _alone(self, wishes: Sequence[Wish]) -> None:
@@ -383,11 +398,13 @@ class Schedule:
     def _both(self) -> None:
         """Two builders at once, asked for the same or not, one of which may die."""
         mine = self._wishes()
-        yours = mine if self.chance.random() < 0.5 else self._wishes()
+        yours = self.chance.choice([mine, self._wishes(), [Wish(NAMES[1], self.usual)]])
+        mine = mine if yours is mine or len(yours) > 1 else [Wish(NAMES[0], self.usual)]
         dies = self.chance.random() < 0.4
         processes = [self._process("die" if dies else "live"), self._process("live")]
+        barrier = threading.Barrier(2)
         for process in processes:
-            process.slow = 0.3
+            process.slow, process.meet = 0.3, barrier
         with ThreadPoolExecutor(2) as pool:
             jobs = [
                 pool.submit(self._build, wishes, process, engine, (Conflict,))
