@@ -25,7 +25,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 
 from pipeline import retry
-from pipeline.errors import TransientError, UsageError
+from pipeline.errors import ConservationError, TransientError, UsageError
 from pipeline.shard import OVERLAP, Receipt, Recipe, ShardJob, Worker
 from pipeline.spec import Resources, available_cpus
 
@@ -99,7 +99,9 @@ class RayEngine:
             self._ours = False
 
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
-        """Receipts as shards end. Raises `TransientError` where nothing ended for too long."""
+        """Receipts as shards end. Raises `TransientError` where nothing ended for too long, and the
+        `ConservationError` of a worker.
+        """
         resources = self._sized()
         recipes: dict[Recipe, int] = {}
         for job, _ in work:
@@ -139,6 +141,8 @@ class RayEngine:
         )
         try:
             for row in dataset.iter_rows():
+                if row.pop("unsound"):
+                    raise ConservationError(row["error"])
                 yield Receipt(**row)
         except RayTaskError as error:
             raise _cause(error) from error
@@ -221,8 +225,13 @@ class _ShardActor:
             str(batch["manifest"][0]),
             str(batch["work"][0]),
         )
-        receipt = self._worker.run(job, int(batch["index"][0]))
-        return {name: np.array([value]) for name, value in asdict(receipt).items()}
+        index, unsound = int(batch["index"][0]), False
+        try:
+            receipt = self._worker.run(job, index)
+        except ConservationError as error:  # raised here, it would reach the driver as Ray's own
+            receipt, unsound = Receipt(job.manifest_uri, index, error=str(error)), True
+        row = asdict(receipt) | {"unsound": unsound}
+        return {name: np.array([value]) for name, value in row.items()}
 
 
 # Ray leaves these two without types.

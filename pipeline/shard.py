@@ -350,13 +350,15 @@ class Worker:
             uri = partial_uri(job.work_uri, key)
             if storage.exists(uri):
                 return Receipt(job.manifest_uri, index)
-            attempt, note = _begin_attempt(job.work_uri, key)
+            attempt = _begin_attempt(job.work_uri, key)
             try:
                 isolated = attempt >= ISOLATE_FROM_ATTEMPT
                 partial = self._counter(job.recipe).count(shard, key, isolated=isolated)
                 storage.create(uri, partial.encode())
             finally:
-                storage.delete(note)
+                storage.delete(_note_uri(job.work_uri, key, attempt))
+            for dead in range(1, attempt):
+                storage.delete(_note_uri(job.work_uri, key, dead))
         except ConservationError:
             raise
         except VdnaError as error:
@@ -398,17 +400,19 @@ class Worker:
             counter.close()
 
 
-def _begin_attempt(work_uri: str, key: str) -> tuple[int, str]:
-    """1 plus the workers that took the shard and neither finished nor gave it up; our own note.
+def _begin_attempt(work_uri: str, key: str) -> int:
+    """1 plus the workers that took the shard and neither finished nor gave it up; it is noted.
 
     A worker that dies leaves its note behind, and no other trace; without it, one that a bad image
-    kills would be restarted for ever.
+    kills would be restarted for ever. The notes go when the shard is committed.
     """
     own = {"host": socket.gethostname(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}
     text = json.dumps(own).encode()
     attempt = 1
-    while not storage.create(
-        note := storage.join(work_uri, "attempts", f"{key}-{attempt}.json"), text
-    ):
+    while not storage.create(_note_uri(work_uri, key, attempt), text):
         attempt += 1
-    return attempt, note
+    return attempt
+
+
+def _note_uri(work_uri: str, key: str, attempt: int) -> str:
+    return storage.join(work_uri, "attempts", f"{key}-{attempt}.json")

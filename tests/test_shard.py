@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -395,6 +396,36 @@ def test_a_shard_that_killed_two_workers_is_decoded_apart(
     worker.run(task, 1)
     worker.close()
     assert seen == [True, False]
+
+
+def test_workers_that_died_in_an_earlier_job_cost_time_only(
+    job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reclaimed node leaves the same notes as a bad image: each image is decoded in a process of
+    its own, to the same bits, and once the shard is committed the notes are gone."""
+    task, manifest = job()
+    key = manifest.shards[0].key(SPEC.digest)
+    uri = partial_uri(task.work_uri, key)
+    worker = Worker()
+    worker.run(task, 0)
+    data = storage.read(uri)
+    storage.delete(uri)
+    for attempt in (1, 2):
+        note = storage.join(task.work_uri, "attempts", f"{key}-{attempt}.json")
+        storage.create(note, b"{}")
+    apart: list[int] = []
+    isolated = images.load_isolated
+
+    def spy(*args: Any, **kwargs: Any) -> object:
+        apart.append(1)
+        return isolated(*args, **kwargs)
+
+    monkeypatch.setattr(images, "load_isolated", spy)
+    receipt = worker.run(task, 0)
+    worker.close()
+    assert (receipt.error, len(apart)) == ("", len(manifest.shards[0].members))
+    assert storage.read(uri) == data
+    assert list_names(task.work_uri) == ["partials"]
 
 
 def test_a_defect_of_ours_is_not_committed(

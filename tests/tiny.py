@@ -1,0 +1,188 @@
+"""A network of seven neurons, so that a build takes milliseconds, and the truth by another way.
+
+The truth of a set of pictures is added up image by image in numpy: no shard, partial, sum or file
+of the pipeline's has a part in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline import images, networks, ranges, storage
+from pipeline.dna import DNA, Ranges
+from pipeline.extractor import Extractor
+from pipeline.networks import Architecture, Network, describe
+from pipeline.partial import Failure
+from pipeline.spec import Preprocess
+
+NAME = "tiny"
+SIDE = 8
+BINS = 8
+HALF = (0.5, 0.5, 0.5)
+RULE = Preprocess(SIDE, SIDE, HALF, HALF)
+WIDTHS = (4, 3)
+
+
+class _Tiny(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.b = torch.nn.Conv2d(4, 3, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
+def architecture() -> Architecture:
+    return Architecture(
+        lambda side: _Tiny(), SIDE, SIDE, HALF, HALF, None, layers=(("a", "a"), ("b", "b"))
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the weights and ranges of the network are."""
+
+    weights: str
+    ranges: str
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Fields of a request."""
+        return {"extractor": NAME, "bins": BINS, "weights": self.weights, "ranges": self.ranges}
+
+    @functools.cached_property
+    def network(self) -> Network:
+        return describe(NAME, self.weights)
+
+
+def register() -> None:
+    """Makes the name known in this process."""
+    assert isinstance(networks.NAMED, dict)
+    networks.NAMED[NAME] = architecture
+
+
+def install(folder: Path) -> Place:
+    """The same, and writes the files unless they are there."""
+    register()
+    weights, limits = folder / "tiny.pt", folder / "tiny.ranges.parquet"
+    place = Place(str(weights), str(limits))
+    if not weights.exists():
+        torch.manual_seed(1)
+        torch.save(_Tiny().state_dict(), weights)
+    if not limits.exists():
+        shape = tuple((tap.name, tap.neurons) for tap in place.network.taps)
+        # Narrow enough for some activations to lie outside.
+        low, high = np.linspace(-0.7, -0.3, sum(WIDTHS)), np.linspace(0.3, 0.6, sum(WIDTHS))
+        storage.create(
+            limits.as_uri(), ranges.encode(Ranges(shape, low, high), place.network, origin="tests")
+        )
+    return place
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file's content: `good`, or bad in one of three ways."""
+
+    kind: str
+    seed: int
+
+    @functools.cached_property
+    def data(self) -> bytes:
+        if self.kind == "empty":
+            return b""
+        if self.kind == "not_an_image":
+            return random.Random(self.seed).randbytes(200).replace(b"\xff", b"a")
+        pixels = np.random.default_rng(self.seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+        sink = io.BytesIO()
+        Image.fromarray(pixels).save(sink, "PNG")
+        return sink.getvalue() if self.kind == "good" else sink.getvalue()[:-90]
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Of a set of pictures, by name: every number that a DNA must have."""
+
+    table: np.ndarray
+    least: np.ndarray
+    greatest: np.ndarray
+    means: np.ndarray
+    failed: Mapping[str, str]
+
+    @property
+    def images(self) -> int:
+        return len(self.means)
+
+    def differences(self, dna: DNA, failures: Iterable[Failure]) -> list[str]:
+        """What is not as it should be; integers, minima and maxima to the last bit."""
+        if dna.images != self.images:
+            return [f"{dna.images} images for {self.images}"]
+        pairs = {
+            "failed": (dna.failed, len(self.failed)),
+            "counts": (dna.counts, self.table[:, :BINS]),
+            "underflow": (dna.underflow, self.table[:, BINS]),
+            "overflow": (dna.overflow, self.table[:, BINS + 1]),
+            "nonfinite": (dna.nonfinite, np.zeros(sum(WIDTHS), np.int64)),
+            "min": (dna.min, self.least),
+            "max": (dna.max, self.greatest),
+        }
+        wrong = [name for name, (a, b) in pairs.items() if not np.array_equal(a, b)]
+        mean = self.means.mean(axis=0)
+        centred = self.means - mean
+        floats = {"mean": (dna.mean, mean), "m2": (dna.m2, (centred**2).sum(axis=0))}
+        if dna.scatter is not None:
+            ends = np.cumsum(WIDTHS)[:-1]
+            blocks = [x.T @ x for x in np.split(centred, ends, axis=1)]
+            triangles = [block[np.triu_indices(len(block))] for block in blocks]
+            floats["scatter"] = (dna.scatter, np.concatenate(triangles))
+        wrong += [n for n, (a, b) in floats.items() if not np.allclose(a, b, rtol=1e-9, atol=1e-9)]
+        listed = sorted((failure.uri, failure.reason) for failure in failures)
+        return wrong + (["failures"] if listed != sorted(self.failed.items()) else [])
+
+
+class Oracle:
+    """Counts pictures one by one, each content once."""
+
+    def __init__(self, place: Place) -> None:
+        self._extractor = Extractor(place.network)
+        found = ranges.resolve(place.network, place.ranges, {})
+        self._low, self._high = found.low, found.high
+        self._known: dict[Picture, tuple[np.ndarray, ...]] = {}
+
+    def truth(self, pictures: Mapping[str, Picture]) -> Truth:
+        """`pictures`: by uri."""
+        good = [self._count(picture) for picture in pictures.values() if picture.kind == "good"]
+        bad = {uri: picture.kind for uri, picture in pictures.items() if picture.kind != "good"}
+        neurons = sum(WIDTHS)
+        if not good:
+            nothing = np.zeros((0, neurons))
+            return Truth(np.zeros((neurons, BINS + 2), int), nothing, nothing, nothing, bad)
+        tables, least, greatest, means = (np.stack(column) for column in zip(*good, strict=True))
+        return Truth(tables.sum(axis=0), least.min(axis=0), greatest.max(axis=0), means, bad)
+
+    def _count(self, picture: Picture) -> tuple[np.ndarray, ...]:
+        if picture not in self._known:
+            taps: list[np.ndarray] = []
+            pixels = images.load(picture.data, RULE)[None]
+            self._extractor.observe(pixels, lambda i, x: taps.append(x[0].numpy().copy()))
+            neurons = [column for layer in taps for column in layer.T]
+            rows = []
+            for values, low, high in zip(neurons, self._low, self._high, strict=True):
+                inside = np.histogram(values.astype(float), BINS, (low, high))[0]
+                rows.append([*inside, (values < low).sum(), (values > high).sum()])
+            self._known[picture] = (
+                np.array(rows),
+                np.array([values.min() for values in neurons]),
+                np.array([values.max() for values in neurons]),
+                np.array([values.astype(float).mean() for values in neurons]),
+            )
+        return self._known[picture]
