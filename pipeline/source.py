@@ -30,6 +30,9 @@ OTHER_KINDS = frozenset(_OTHER_KINDS.split())
 OTHER_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", ".gitignore", ".gitattributes"})
 OTHER_STEMS = frozenset({"readme", "license", "licence", "changelog", "copying", "notice"})
 LIST_EXTENSION = ".txt"
+SHARED_STORES = ("s3", "gs", "gcs", "abfs", "az", "http", "https")
+"""What a list that comes from a store may name: whoever wrote it may not have this machine's files
+read (`file`, and others of fsspec's that lead to them, as `local`, `zip`, `reference`, `sftp`)."""
 
 
 def list_source(
@@ -112,16 +115,23 @@ def _listed(uri: str, data: bytes, parent: str) -> Iterator[Stored]:
             continue
         try:
             yield storage.info(_absolute(name, parent))
-        except SourceError as error:
-            raise SourceError(f"{uri}, line {number}: {error}") from error
+        except (SourceError, UsageError) as error:
+            raise type(error)(f"{uri}, line {number}: {error}") from error
 
 
 def _absolute(name: str, parent: str) -> str:
-    if "://" in name or name.startswith(("/", "~")):
-        return storage.canonical(name)
-    if storage.protocol_of(parent) == "file":
-        return storage.canonical(os.path.join(storage.local_path(parent), name))
-    return storage.join(parent, name)
+    """Raises `UsageError` where a list of a store names what only this machine can read."""
+    here = storage.protocol_of(parent)
+    plain = "://" not in name and not name.startswith(("/", "~"))
+    if plain and here == "file":
+        name = os.path.join(storage.local_path(parent), name)
+    uri = storage.canonical(storage.join(parent, name) if plain and here != "file" else name)
+    if here != "file" and storage.protocol_of(uri) not in (here, *SHARED_STORES):
+        raise UsageError(
+            f"{name} is not in a store; a list that lies in one may name objects of "
+            f"{', '.join(SHARED_STORES)} and of its own store only"
+        )
+    return uri
 
 
 def _selected(path: str, include: str | None, exclude: str | None) -> bool:

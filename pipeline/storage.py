@@ -27,13 +27,13 @@ from datetime import UTC, datetime
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 import fsspec
 from fsspec.asyn import sync
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
-from pipeline.errors import SourceError, StorageError, TransientError, UsageError
+from pipeline.errors import SourceError, StorageError, TransientError, UsageError, redact
 
 T = TypeVar("T")
 
@@ -52,8 +52,6 @@ S3_OPTIONS: dict[str, Any] = {
 """Everything else about S3 comes from its own settings: AWS_ENDPOINT_URL, profiles, roles."""
 
 _TMP = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
-_SECRET_QUERY = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig|token)=", re.I)
-_USER_INFO = re.compile(r"^[A-Za-z0-9+.-]+://[^/]*@")
 _memory_lock = threading.Lock()
 
 
@@ -70,22 +68,18 @@ class Stored:
 def canonical(url: str | os.PathLike[str]) -> str:
     """One spelling per place: `file:///abs/path` percent-encoded, others `protocol://path`.
 
-    Refuses presigned urls, whose query is a secret and changes with every run, and urls with a
-    password.
+    Refuses urls that carry a secret: presigned ones (which change with every run), passwords.
     """
     text = os.fspath(url)
-    if _SECRET_QUERY.search(text):
-        bare = text.split("?", 1)[0]
-        raise UsageError(
-            f"{bare}?… carries a signature; it would expire and leak into the catalogue. Give the "
-            "plain url, and credentials by the store's own settings"
-        )
-    if _USER_INFO.match(text):
-        raise UsageError(
-            f"{text.split('://', 1)[0]}://…@{text.rpartition('@')[2]} carries a name or password, "
-            "which would leak into the catalogue; give credentials by the store's own settings"
-        )
+    shown = redact(text)
     protocol = protocol_of(text)
+    if protocol != "file" and (shown != text or redact(unquote(text)) != unquote(text)):
+        bare = shown.split("?", 1)[0]
+        raise UsageError(
+            f"{bare}{'?…' if '?' in text else ''} carries a signature, a token, a name or a "
+            "password, which would expire or leak into the catalogue; give the plain url, and "
+            "credentials by the store's own settings"
+        )
     if protocol == "file":
         path = text if "://" not in text else local_path(text)
         return Path(os.path.abspath(os.path.expanduser(path))).as_uri()
@@ -96,7 +90,9 @@ def canonical(url: str | os.PathLike[str]) -> str:
 
 
 def protocol_of(url: str) -> str:
-    return url.split("://", 1)[0].lower() if "://" in url else "file"
+    """`local` is fsspec's other word for `file`, and would be another name for the same file."""
+    protocol = url.split("://", 1)[0].lower() if "://" in url else "file"
+    return "file" if protocol == "local" else protocol
 
 
 def local_path(uri: str) -> str:
