@@ -396,23 +396,23 @@ class Catalogue:
         data = self.read_checked(kind, name, version)
         uri = self.uri(kind, version.spec, name, version.dna)
         file = DnaFile(storage.on_disk(data) if kind == "layer_gaussians" else data, kind, uri)
-        stated = {field: file.metadata.get(field) for field in ("dataset", "digest", "manifest")}
-        stated |= {"spec": file.spec.digest} | {
-            field: file.metadata[field] for field in ("images", "failed")
-        }
+        dataset = file.metadata.get("dataset")
+        if (dataset, file.spec.digest) != (name, version.spec):
+            raise CorruptFile(
+                f"{uri} is of {dataset} under spec {file.spec.digest}, not of {name} under "
+                f"{version.spec}"
+            )
         committed = {
-            "dataset": name,
             "digest": version.dna,
             "manifest": version.manifest,
-            "spec": version.spec,
             "images": version.images,
             "failed": version.failed,
         }
-        if wrong := [field for field in committed if stated[field] != committed[field]]:
-            raise CorruptFile(
-                f"{uri} is not the file of {name} that was committed: "
-                + "; ".join(f"{f} is {stated[f]}, not {committed[f]}" for f in wrong)
-            )
+        for stated, value in committed.items():
+            if file.metadata.get(stated) != value:
+                raise CorruptFile(
+                    f"{uri} states {stated} {file.metadata.get(stated)}; {value} was committed"
+                )
         return file
 
     def manifest(self, name: str, version: Version) -> Manifest:

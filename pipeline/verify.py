@@ -22,7 +22,6 @@ from pipeline.dna import (
     SCALAR_COLUMNS,
     SCATTER,
     Ranges,
-    decode_dna,
     neuron_name,
 )
 from pipeline.errors import ConservationError, CorruptFile, NotFound, VdnaError
@@ -115,25 +114,14 @@ class _Checks:
 
     def _check_dna(self) -> str:
         version = self._version
-        uri = self._catalogue.uri("dna", version.spec, self._name, version.dna)
-        dna, metadata = decode_dna(self._catalogue.read_checked("dna", self._name, version), uri)
-        dataset = metadata.get("dataset")
-        if (dataset, dna.spec.digest) != (self._name, version.spec):
-            raise CorruptFile(
-                f"{uri} is of {dataset} under spec {dna.spec.digest}, not of {self._name} under "
-                f"{version.spec}"
-            )
+        file = self._catalogue.open_file("dna", self._name, version)
+        uri, dna = file.name, file.read()
         if LAYER_GAUSSIAN in version.products:
             dna = self._catalogue.load_version(self._name, version, layer_gaussian=True)
         digest = digest_of_dna(dna, version.manifest, version.products)
         if digest != version.dna:
             raise CorruptFile(f"{uri}: its numbers have digest {digest}")
-        if (dna.images, dna.failed) != (version.images, version.failed):
-            raise CorruptFile(
-                f"{uri} is of {dna.images} images and {dna.failed} failures; "
-                f"{version.images} and {version.failed} were committed"
-            )
-        if metadata["numerics"] != list(version.numerics):
+        if file.metadata["numerics"] != list(version.numerics):
             raise CorruptFile(f"{uri}: other numerics were committed than it holds")
         self._require_ranges(dna, uri)
         self._dna = dna
