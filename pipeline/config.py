@@ -120,7 +120,7 @@ def load_config(path: str) -> Config:
         raise UsageError(f"{path} is nested too deeply") from error
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
         # The others come of numbers, dates and truths that are none, under a tag that says so.
-        raise UsageError(f"{path} is not YAML: {error}") from error
+        raise UsageError(f"{path} is not YAML: {_told(error)}") from error
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
@@ -138,6 +138,15 @@ def load_config(path: str) -> Config:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return config
+
+
+def _told(error: Exception) -> str:
+    """Without the piece of the file that YAML quotes, which is cut anywhere: in a secret, too."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + ", ".join(part for part in (error.context, error.problem) if part)
 
 
 def _shortened(value: object) -> str:

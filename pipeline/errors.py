@@ -33,7 +33,7 @@ _SECRETS = (
     # Headers as clients print them, to the end of the quoted value or of the line.
     (
         r"\b((?:proxy-)?authorization|(?:set-)?cookie|x-amz-security-token|x-api-key)"
-        r"(['\"]?\s*[:=,]\s*)(?:'[^'\n]*'|\"[^\"\n]*\"|[^\n'\"]*)",
+        r"(['\"]?\s*[:=,](?!\s*…)\s*)(?:'[^'\n]*'|\"[^\"\n]*\"|[^\n'\"]+)",
         r"\1\2…",
     ),
     (r"\b(bearer|basic)\s+[\w+/=.~-]{8,}", r"\1 …"),

@@ -189,6 +189,7 @@ def test_where_partials_were_collected_the_sum_is_compared(place: Place) -> None
     assert "are in other bins" in found["recounted sum"]
 
 
+@pytest.mark.soak
 def test_other_weights_than_the_spec_s_are_refused(place: Place, tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"x": torch.zeros(1)}, path)
@@ -228,6 +229,7 @@ def test_rounding_is_allowed_for_where_numerics_differ(
         assert "activations" in detail
 
 
+@pytest.mark.soak
 def test_the_command(place: Place) -> None:
     words = ["verify", "-c", place.catalogue.root, "--deep", "--threads", "2"]
     good = CliRunner().invoke(app, [*words, "--sample", "1", "--seed", "5"])
