@@ -414,11 +414,11 @@ def test_ray_is_told_no_secret(
         missing.undo()
         clean(str(caught.value), "c")
         known = repr([ray._private.state.actors(), ray._private.state.jobs(), ray.nodes()])
-        assert "MALLOC_ARENA_MAX" in known or known
+        assert "_ShardActor" in known
         clean(known, "state")
         folder = Path(global_worker.node.get_session_dir_path())
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert len(files) > 5
+    assert any(b"MALLOC_ARENA_MAX" in path.read_bytes() for path in files)  # the runtime_env's
     for path in files:
         clean(path.read_bytes(), path)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] == KEY
