@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.shell import CatalogueOption, JsonOption, SpecOption, guarded, print_json, run_alone
+from jobs.build import engine_for
+from jobs.shell import (
+    CatalogueOption,
+    JsonOption,
+    RayOption,
+    SpecOption,
+    ThreadsOption,
+    guarded,
+    print_json,
+    run_alone,
+)
+
+if TYPE_CHECKING:
+    from pipeline.verify import Finding
 
 
 @guarded
@@ -15,25 +30,78 @@ def verify(
     catalogue: CatalogueOption,
     names: Annotated[list[str] | None, typer.Argument(help="Datasets (default: all).")] = None,
     spec: SpecOption = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Count some shards again, from the images.")
+    ] = False,
+    sample: Annotated[
+        str, typer.Option(help="With --deep: so many shards of each dataset, or 'all'.")
+    ] = "3",
+    seed: Annotated[
+        int | None, typer.Option(help="With --deep: which shards (default: printed).")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="With --deep: url of the weights it was built with.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="With --deep: Ray actors; 0 counts in this process.")
+    ] = 0,
+    threads: ThreadsOption = None,
+    ray_address: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute what is promised from what is stored; exit 1 where anything does not hold."""
     from pipeline.catalogue import Catalogue
     from pipeline.errors import NotFound
-    from pipeline.verify import verify as findings_of
+    from pipeline.verify import verify as recompute
 
-    if not Catalogue(catalogue).head().datasets:
+    place = Catalogue(catalogue)
+    shards = _shards(sample)
+    if not place.head().datasets:
         raise NotFound(f"there is no dataset in a catalogue at {catalogue}")
+
+    def check() -> Iterator[Finding]:
+        yield from recompute(place, names or (), spec)
+        if deep:
+            from pipeline.progress import Lines
+            from pipeline.recount import recount
+            from pipeline.spec import Resources
+
+            resources = Resources(workers=workers, threads=threads)
+            with engine_for(resources, ray_address) as engine:
+                yield from recount(
+                    place,
+                    names or (),
+                    spec,
+                    engine=engine,
+                    sample=shards,
+                    seed=seed,
+                    weights=weights,
+                    resources=resources,
+                    progress=Lines(),
+                )
+
     findings = []
-    for finding in findings_of(Catalogue(catalogue), names or (), spec):
+    out = sys.stdout  # Ray's is another meanwhile
+    for finding in check():
         findings.append(finding)
         if not as_json:
             state = "ok    " if finding.ok else "WRONG "
-            print(f"{state} {finding.dataset}  {finding.check}: {finding.detail}", flush=True)
+            line = f"{state} {finding.dataset}  {finding.check}: {finding.detail}"
+            print(line, file=out, flush=True)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _shards(sample: str) -> int | None:
+    from pipeline.errors import UsageError
+
+    if sample == "all":
+        return None
+    if not sample.isdecimal() or int(sample) < 1:
+        raise UsageError(f"sample is {sample!r}; give a number of shards from 1 up, or 'all'")
+    return int(sample)
 
 
 if __name__ == "__main__":

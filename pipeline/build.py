@@ -28,6 +28,7 @@ from pipeline.errors import (
     GateError,
     OverlapError,
     SourceError,
+    SpecMismatch,
     TransientError,
     UsageError,
     VdnaError,
@@ -508,7 +509,7 @@ def _finish(catalogue: Catalogue, p: _Plan, counted: int, engine: Engine) -> Res
             for _ in engine.map(add_up, level):
                 pass
         composed = compose(folds, p.manifest, recipe.products, name)
-    except (CorruptFile, ConservationError, OverlapError) as error:
+    except (CorruptFile, ConservationError, OverlapError, SpecMismatch) as error:
         raise type(error)(
             f"{name}: {error}\nNothing was committed. If that file is damaged, delete it and rerun "
             "the same command: what it held is counted again"

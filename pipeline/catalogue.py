@@ -26,7 +26,7 @@ from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, UsageE
 from pipeline.spec import Spec, digest_of
 
 if TYPE_CHECKING:
-    from pipeline.dna import DNA
+    from pipeline.dna import DNA, DnaFile
     from pipeline.manifest import Manifest
     from pipeline.partial import Failure
 
@@ -36,6 +36,9 @@ FILES = ("dna", "failures", "folds", "manifests")
 KINDS = (*FILES, "layer_gaussians")
 """All folders of versions. A version's `sha256` says which of them it has a file in."""
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9]+")
+"""Of a file that a commit names: it leads nowhere else."""
+_COMMIT_NAME = re.compile(r"\d{20}\.json")
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -93,8 +96,12 @@ class Version:
             raise ValueError(f"files of unknown kinds: {sorted(version.sha256)}")
         if not all(isinstance(text, str) for text in (*texts, *hashes, *version.products)):
             raise TypeError(f"digests and names must be text: {data}")
-        if not all(isinstance(count, int) for count in (version.images, version.failed)):
-            raise TypeError(f"images and failed must be numbers: {data}")
+        if not all(type(count) is int and count >= 0 for count in (version.images, version.failed)):
+            raise TypeError(f"images and failed must be numbers from 0 up: {data}")
+        names = [version.dna, version.spec, *(() if version.imported else (version.manifest,))]
+        for name in names:
+            if not _FILE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} names no file")
         return version
 
 
@@ -122,9 +129,10 @@ class Commit:
                     f"{name}: format {body['format']}; this version of vdna reads {FORMAT}"
                 )
             datasets = {
-                dataset: {spec: Version.from_json(entry) for spec, entry in specs.items()}
+                check_name(dataset): {spec: _of_spec(spec, entry) for spec, entry in specs.items()}
                 for dataset, specs in body["datasets"].items()
             }
+            datetime.fromisoformat(body["time"])
             return cls(
                 int(body["number"]),
                 body["time"],
@@ -133,8 +141,15 @@ class Commit:
                 datasets,
                 body["software"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise CorruptFile(f"{name}: not a commit of a catalogue: {error!r}") from error
+
+
+def _of_spec(spec: str, entry: Mapping[str, Any]) -> Version:
+    version = Version.from_json(entry)
+    if version.spec != spec:
+        raise ValueError(f"a version under spec {spec} states {version.spec}")
+    return version
 
 
 EMPTY = Commit(0, "", "", None, {}, "")
@@ -190,7 +205,7 @@ class Catalogue:
 
     def head(self) -> Commit:
         """The newest commit; `EMPTY` where there is none yet."""
-        number = self._hint()
+        number = self._hint() or self._last()
         while storage.exists(self.log_uri(number + 1)):
             number += 1
         return self.commit(number) if number else EMPTY
@@ -209,7 +224,10 @@ class Catalogue:
     def log(self) -> Iterator[Commit]:
         """Newest first."""
         for number in range(self.head().number, 0, -1):
-            yield self.commit(number)
+            try:
+                yield self.commit(number)
+            except NotFound as error:
+                raise _gap(self.log_uri(number)) from error
 
     def _hint(self) -> int:
         try:
@@ -217,6 +235,22 @@ class Catalogue:
         except (SourceError, ValueError):
             return 0
         return number if number > 0 and storage.exists(self.log_uri(number)) else 0
+
+    def _last(self) -> int:
+        """The number that the log ends with, by one listing; 0 where there is none.
+
+        Raises `CorruptFile` where one before it is missing: what follows the gap must not be
+        written over.
+        """
+        try:
+            names = [item.uri.rpartition("/")[2] for item in storage.walk(f"{self.root}/_log")]
+        except SourceError:
+            return 0
+        numbers = sorted(int(name[:20]) for name in names if _COMMIT_NAME.fullmatch(name))
+        for expected, number in enumerate(numbers, 1):
+            if number != expected:
+                raise _gap(self.log_uri(expected))
+        return len(numbers)
 
     def append(self, action: str, change: Callable[[Commit], Commit]) -> Commit:
         """Commit `change(head)`, again on a newer head if another writer was quicker.
@@ -356,15 +390,39 @@ class Catalogue:
         *,
         layer_gaussian: bool = False,
     ) -> DNA:
-        from pipeline.dna import DnaFile
-
-        uri = self.uri("dna", version.spec, name, version.dna)
-        dna = DnaFile(self.read_checked("dna", name, version), "dna", uri).read(layers)
+        dna = self.open_file("dna", name, version).read(layers)
         if not layer_gaussian:
             return dna
-        uri = self.uri("layer_gaussians", version.spec, name, version.dna)
-        data = self.read_checked("layer_gaussians", name, version)
-        return DnaFile(data, "layer_gaussians", uri).read_gaussians(dna)
+        return self.open_file("layer_gaussians", name, version).read_gaussians(dna)
+
+    def open_file(self, kind: str, name: str, version: Version) -> DnaFile:
+        """A version's DNA, folds or layer Gaussians, to be read by layer; the last lie on disk.
+
+        Raises `CorruptFile` where it is of another dataset or version, whatever the commit says.
+        """
+        from pipeline.dna import DnaFile
+
+        data = self.read_checked(kind, name, version)
+        uri = self.uri(kind, version.spec, name, version.dna)
+        file = DnaFile(storage.on_disk(data) if kind == "layer_gaussians" else data, kind, uri)
+        dataset = file.metadata.get("dataset")
+        if (dataset, file.spec.digest) != (name, version.spec):
+            raise CorruptFile(
+                f"{uri} is of {dataset} under spec {file.spec.digest}, not of {name} under "
+                f"{version.spec}"
+            )
+        committed = {
+            "digest": version.dna,
+            "manifest": version.manifest,
+            "images": version.images,
+            "failed": version.failed,
+        }
+        for stated, value in committed.items():
+            if file.metadata.get(stated) != value:
+                raise CorruptFile(
+                    f"{uri} states {stated} {file.metadata.get(stated)}; {value} was committed"
+                )
+        return file
 
     def manifest(self, name: str, version: Version) -> Manifest:
         from pipeline.manifest import Manifest
@@ -386,13 +444,21 @@ class Catalogue:
         uri = self.uri("manifests", spec, dataset, digest)
         if not _DIGEST.fullmatch(digest) or not storage.exists(uri):
             return None
-        return Manifest.decode(storage.read(uri), uri)
+        manifest = Manifest.decode(storage.read(uri), uri)
+        if manifest.digest != digest:
+            raise CorruptFile(f"{uri} holds the manifest {manifest.digest}; delete it, and rerun")
+        return manifest
 
     def failures(self, name: str, version: Version) -> list[Failure]:
         from pipeline.partial import decode_failures
 
         uri = self.uri("failures", version.spec, name, version.dna)
-        return decode_failures(self.read_checked("failures", name, version), uri)
+        failures = decode_failures(self.read_checked("failures", name, version), uri)
+        if len(failures) != version.failed:
+            raise CorruptFile(
+                f"{uri}: {len(failures)} failures are listed, {version.failed} were committed"
+            )
+        return failures
 
     def read_checked(self, kind: str, name: str, version: Version) -> bytes:
         """One of a version's files. Raises `CorruptFile` unless it is the one committed, and
@@ -420,6 +486,13 @@ class Catalogue:
         if spec.digest != digest:
             raise CorruptFile(f"{uri} holds spec {spec.digest}")
         return spec
+
+
+def _gap(uri: str) -> CorruptFile:
+    return CorruptFile(
+        f"{uri} is missing, and later commits are there: the log has a gap. Restore it from a "
+        "version or a copy of the bucket"
+    )
 
 
 def _takes_default(head: Commit, new: Version) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 import yaml
@@ -13,6 +14,50 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline import storage
 from pipeline.build import DEFAULT_MAX_FAILURES, Request
 from pipeline.errors import UsageError
+
+MAX_BYTES = 2**19
+MAX_NODES = 100_000
+"""Of the document with its aliases written out: each may repeat all that stands above it."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only, of a bounded size, and no key twice."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _size(node, {}) >= MAX_NODES:
+            raise yaml.composer.ComposerError(
+                problem=f"it holds {MAX_NODES} values or more, its aliases (*) written out",
+                problem_mark=node.start_mark,
+            )
+        return node
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The nodes that there are once aliases are followed, without following them twice."""
+    if id(node) not in known:
+        known[id(node)] = MAX_NODES  # of one that holds itself
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif isinstance(node, yaml.MappingNode):
+            _require_distinct([key for key, _ in node.value])
+            parts = [part for pair in node.value for part in pair]
+        known[id(node)] = min(MAX_NODES, 1 + sum(_size(part, known) for part in parts))
+    return known[id(node)]
+
+
+def _require_distinct(keys: list[yaml.Node]) -> None:
+    """YAML's own loader takes the last of two in silence."""
+    first: dict[tuple[str, str], yaml.Node] = {}
+    for key in keys:
+        seen = first.setdefault((key.tag, str(key.value)), key)
+        if seen is not key:
+            raise yaml.constructor.ConstructorError(
+                problem=f"the key {key.value!r} stands there twice, first in line "
+                f"{seen.start_mark.line + 1}",
+                problem_mark=key.start_mark,
+            )
 
 
 class Settings(BaseModel):
@@ -67,19 +112,26 @@ class Config(BaseModel):
 
 def load_config(path: str) -> Config:
     """Raises `UsageError` naming the file, the field and the value that is wrong."""
-    text = storage.read(storage.canonical(path))
+    text = storage.read_range(storage.canonical(path), 0, MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise UsageError(f"{path} is larger than {MAX_BYTES} bytes; split it into several")
     try:
-        config = Config.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
+        data = yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
+        # The others come of numbers, dates and truths that are none, under a tag that says so.
+        raise UsageError(f"{path} is not YAML: {_told(error)}") from error
+    try:
+        config = Config.model_validate(data)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'the whole'} is {e['input']!r}: {e['msg']}"
+            f"{'.'.join(map(str, e['loc'])) or 'the whole'} is {_shortened(e['input'])}: {e['msg']}"
             for e in error.errors()
         )
         raise UsageError(f"{path}: {wrong}") from error
-    names = [dataset.name for dataset in config.datasets]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    names = Counter(dataset.name for dataset in config.datasets)
+    twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
         raise UsageError(f"{path}: datasets.name is given twice: {', '.join(map(repr, twice))}")
     try:
@@ -87,3 +139,17 @@ def load_config(path: str) -> Config:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return config
+
+
+def _told(error: Exception) -> str:
+    """Without the piece of the file that YAML quotes, which is cut anywhere: in a secret, too."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + ", ".join(part for part in (error.context, error.problem) if part)
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

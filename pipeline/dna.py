@@ -15,6 +15,7 @@ reduce again over the partials that are kept.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -454,6 +455,22 @@ def _encodings(table: pa.Table) -> dict[str, str]:
     return {f"{c}.list.element": wanted[c] for c in table.column_names if c in wanted}
 
 
+def hash_numbers(into: Any, dna: DNA) -> None:
+    """Feed a hash with all numbers of the DNA's neurons, alike on every machine."""
+    for name in ("counts", *SCALAR_COLUMNS, *(() if dna.scatter is None else SCATTER)):
+        values = np.ascontiguousarray(getattr(dna, name))
+        if name in FLOAT_SUMS:  # a NaN has a sign, which differs between processors
+            values = np.where(np.isnan(values), np.nan, values)
+        into.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+
+
+def digest_of_layer(dna: DNA) -> str:
+    """Of a DNA of one layer: its neurons' numbers."""
+    numbers = hashlib.sha256()
+    hash_numbers(numbers, dna)
+    return numbers.hexdigest()
+
+
 def encode_dna(dna: DNA, kind: str = "dna", **extra: object) -> bytes:
     return encode(header(dna, kind, **extra), (to_table(dna.select([la])) for la in dna.layers))
 
@@ -491,6 +508,10 @@ class DnaFile:
         if self.spec.digest != stated:
             raise CorruptFile(
                 f"{name}: states spec digest {stated}, but its spec has {self.spec.digest}"
+            )
+        if self._file.num_row_groups != len(self.spec.layers):
+            raise CorruptFile(
+                f"{name}: {self._file.num_row_groups} layers, its spec has {len(self.spec.layers)}"
             )
 
     @property
@@ -546,9 +567,14 @@ class DnaFile:
 
     def _decode(self, table: pa.Table, layer: str, totals: _Totals) -> DNA:
         try:
-            return _from_rows(table.combine_chunks(), self.spec, layer, totals, self.name)
+            dna = _from_rows(table.combine_chunks(), self.spec, layer, totals, self.name)
+            content = self.metadata.get("content")  # partials and nodes; the first had none
+            sealed = content is None or content[layer] == digest_of_layer(dna)
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"{self.name}: layer {layer} cannot be read: {error!r}") from error
+        if not sealed:
+            raise CorruptFile(f"{self.name}: the numbers of layer {layer} are not what was written")
+        return dna
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,55 @@
     ├── ConservationError             a sum that does not add up to the images counted
     └── GateError            exit 3   a stated limit says no; what was computed is kept
 
-Messages name the culprit, the value, and what to do.
+Messages name the culprit, the value, and what to do; they hold no secret, whatever they quote.
 """
 
 from __future__ import annotations
+
+import re
+
+_SECRET_NAME = (
+    r"[\w.%\[\]-]*(?:signature|sig|token|secret|passw(?:or)?d|passphrase|pwd|jwt|auth"
+    r"|(?:api|access|account|private)[_-]?key(?:[_-]?id)?)"
+)
+_VALUE = r"[^\s'\"&;,<>)}…]+"
+_SECRETS = (
+    # scheme://user:password@host; a password may hold unescaped slashes, as AWS's often do.
+    (r"(\b[a-z][a-z0-9+.-]*://)[^/\s'\"<>@]*:(?!\d+[/?#])[^\s'\"<>]*@", r"\1…@"),
+    (r"(\b[a-z][a-z0-9+.-]*://)[^/\s'\"<>]*@", r"\1…@"),
+    # Headers as clients print them, to the end of the quoted value or of the line.
+    (
+        r"\b((?:proxy-)?authorization|(?:set-)?cookie|x-amz-security-token|x-api-key)"
+        r"(['\"]?\s*[:=,](?!\s*…)\s*)(?:'[^'\n]*'|\"[^\"\n]*\"|[^\n'\"]+)",
+        r"\1\2…",
+    ),
+    (r"\b(bearer|basic)\s+[\w+/=.~-]{8,}", r"\1 …"),
+    # ?signature=…, secret_key: …, and "password is '…'"
+    (rf"([?&;,{{\s'\"]|^)({_SECRET_NAME}['\"]?\s*[=:]\s*['\"]?){_VALUE}", r"\1\2…"),
+    (rf"([?&;,{{\s'\"]|^)({_SECRET_NAME}\sis\s['\"]){_VALUE}", r"\1\2…"),
+    (rf"([?&]x-(?:amz|goog)-credential=){_VALUE}", r"\1…"),
+    (r"\bhf_[A-Za-z0-9]{16,}", "hf_…"),
+)
+_PATTERNS = [(re.compile(pattern, re.IGNORECASE), shown) for pattern, shown in _SECRETS]
+
+
+def redact(text: str) -> str:
+    """The text without what looks like a secret: signatures, passwords, tokens, headers.
+
+    The one place for it; every error of ours goes through here, with what it quotes of others.
+    """
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 class VdnaError(Exception):
     """Root of the tree. `exit_code` is what the command line exits with."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class UsageError(VdnaError):

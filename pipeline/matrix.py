@@ -9,6 +9,7 @@ of 2 x 4 DNAs: the loop is bound by additions, not by memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from pipeline.catalogue import Catalogue, Commit, Version
 from pipeline.distance import frechet, frechet_1d, root_covariance, variance
 from pipeline.dna import DNA, DnaFile, Floats
 from pipeline.errors import CorruptFile, NotFound, UsageError
-from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus
+from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
 FORMAT = 1
 ALL = "all"
@@ -112,8 +113,16 @@ class Matrix:
             schema=SCHEMA,
         )
 
+    def _checksum(self, metadata: Mapping[str, Any]) -> str:
+        """Of all that the file states, and of the numbers."""
+        numbers = hashlib.sha256()
+        for values in (self.emd, self.nfd, self.fd):
+            same = np.where(np.isnan(values), np.nan, values)  # a NaN has a sign
+            numbers.update(np.ascontiguousarray(same, "<f8").data)
+        return digest_of("matrix", dict(metadata), numbers.hexdigest())
+
     def encode(self) -> bytes:
-        metadata = {
+        metadata: dict[str, Any] = {
             "format": FORMAT,
             "kind": "matrix",
             "names": self.names,
@@ -123,6 +132,7 @@ class Matrix:
             "spec_digest": self.spec_digest,
             "lens": self.lens,
         }
+        metadata["checksum"] = self._checksum(metadata)
         sink = pa.BufferOutputStream()
         table = self.table
         with pq.ParquetWriter(
@@ -140,11 +150,12 @@ class Matrix:
             metadata = json.loads(file.metadata.metadata[b"vdna"])
             if (metadata["kind"], metadata["format"]) != ("matrix", FORMAT):
                 raise CorruptFile(f"{name}: not a matrix of format {FORMAT}")
-            table = file.read(columns=["emd", "nfd", "fd"])
+            table = file.read()
+            seal = metadata.pop("checksum", None)  # the first release wrote none
             names, layers = tuple(metadata["names"]), tuple(metadata["layers"])
             shape = (-1, len(names), len(names))
             emd, nfd = (table[column].to_numpy().reshape(shape) for column in ("emd", "nfd"))
-            return cls(
+            matrix = cls(
                 names,
                 layers,
                 emd,
@@ -157,6 +168,12 @@ class Matrix:
                 metadata["spec_digest"],
                 metadata["lens"],
             )
+            rows = ["a", "b", "layer", "lens"]
+            if not table.select(rows).equals(matrix.table.select(rows)):
+                raise CorruptFile(f"{name}: its rows are not those of the datasets it states")
+            if seal not in (None, matrix._checksum(metadata)):
+                raise CorruptFile(f"{name}: its numbers are not what was written")
+            return matrix
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"{name}: torn, or not a matrix: {error}") from error
 
@@ -267,9 +284,7 @@ def _compute(
     with ThreadPoolExecutor(max(4, available_cpus())) as pool:
 
         def open_file(name: str, kind: str = "dna") -> DnaFile:
-            uri = catalogue.uri(kind, digest, name, versions[name].dna)
-            data = catalogue.read_checked(kind, name, versions[name])
-            return DnaFile(storage.on_disk(data) if kind == "layer_gaussians" else data, kind, uri)
+            return catalogue.open_file(kind, name, versions[name])
 
         files = list(pool.map(open_file, names))
         gaussians = {

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dna import DNA, FORMAT, Ranges, decode_dna, encode_dna
+from pipeline.dna import DNA, FORMAT, Ranges, decode_dna, digest_of_layer, encode_dna
 from pipeline.errors import ConservationError, CorruptFile, OverlapError
 from pipeline.spec import Spec
 
@@ -88,6 +88,7 @@ class Partial:
             "partial",
             shards=list(self.shards),
             failures=[asdict(failure) for failure in self.failures],
+            content={la: digest_of_layer(self.dna.select([la])) for la in self.dna.layers},
         )
 
     @classmethod

@@ -150,6 +150,8 @@ def find(
         data = storage.read(name)
         read = decode_reference(data, name, network) if _is_json(data) else decode(data, name)
         ranges, metadata = read
+        if source in known and ranges.digest != source:
+            raise CorruptFile(f"{name} holds ranges {ranges.digest}")
     if metadata["extractor"] == network.name and _names_no_weights(metadata):
         pass  # that they are the network's is whoever gives them to say
     elif metadata["weights_sha256"] != network.weights_sha256:

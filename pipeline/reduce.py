@@ -13,22 +13,19 @@ happens to lie under a prefix.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce as fold_left
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.dna import (
     DNA,
-    FLOAT_SUMS,
-    SCALAR_COLUMNS,
-    SCATTER,
     DnaFile,
     encode,
+    hash_numbers,
     header,
     to_gaussian_table,
     to_table,
@@ -85,7 +82,7 @@ def _node(work_uri: str, group: Sequence[Leaf]) -> Node:
 def add_up(node: Node) -> str:
     """Make one node, unless it is there. Raises `OverlapError` or `CorruptFile` on a bad child."""
     if not storage.exists(node.uri):
-        total = fold_left(Partial.__add__, (load_partial(uri) for uri in node.children))
+        total = fold_left(Partial.__add__, _of_one_spec(node.children))
         if total.shards != tuple(sorted(node.shards)):
             raise CorruptFile(
                 f"{', '.join(node.children)} hold {len(total.shards)} shards, not the "
@@ -93,6 +90,16 @@ def add_up(node: Node) -> str:
             )
         storage.create(node.uri, total.encode())
     return node.uri
+
+
+def _of_one_spec(uris: Sequence[str]) -> Iterator[Partial]:
+    """Raises `SpecMismatch` with the names of two that were not made the same way."""
+    spec: Spec | None = None
+    for uri in uris:
+        partial = load_partial(uri)
+        spec = spec or partial.dna.spec
+        spec.require_same(partial.dna.spec, uris[0], uri)
+        yield partial
 
 
 def load_partial(uri: str) -> Partial:
@@ -163,6 +170,7 @@ def compose(
         failed = 0
         for uri, keys in fold.parts:
             spec = spec or files[uri].spec
+            spec.require_same(files[uri].spec, next(iter(files)), uri)
             shards, listed = ledger(files[uri].metadata, uri)
             if shards != tuple(sorted(keys)):
                 raise CorruptFile(f"{uri} does not hold the {len(keys)} shards that it should")
@@ -247,11 +255,7 @@ class ContentDigest:
         self._hash = hashlib.sha256(text.encode())
 
     def add(self, dna: DNA) -> None:
-        for name in ("counts", *SCALAR_COLUMNS, *(() if dna.scatter is None else SCATTER)):
-            values = np.ascontiguousarray(getattr(dna, name))
-            if name in FLOAT_SUMS:  # a NaN has a sign, which differs between processors
-                values = np.where(np.isnan(values), np.nan, values)
-            self._hash.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+        hash_numbers(self._hash, dna)
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()

@@ -42,7 +42,7 @@ from pipeline.dna import (
     neuron_name,
     to_gaussian_table,
 )
-from pipeline.errors import Conflict, CorruptFile, UsageError
+from pipeline.errors import Conflict, CorruptFile, UsageError, redact
 from pipeline.networks import CLIP_RULE, HALF_RULE, IMAGENET_RULE, NAMED, Network, Rule
 from pipeline.ranges import ASSUMED
 from pipeline.reduce import digest_of_dna
@@ -295,7 +295,7 @@ def _batch(settings: Mapping[str, Any]) -> int | None:
 
 def _images_from(source: object) -> str:
     if isinstance(source, str):
-        return source
+        return redact(source)
     return f"{len(source)} files" if isinstance(source, list) else "not told"
 
 

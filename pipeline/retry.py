@@ -30,7 +30,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from pipeline.errors import SourceError, StorageError, TransientError, UsageError
+from pipeline.errors import SourceError, StorageError, TransientError, UsageError, redact
 
 T = TypeVar("T")
 
@@ -159,19 +159,10 @@ def _skew(error: Exception) -> str:
 
 _SECRETS = (
     (re.compile(r"(\w://[^\s'\"<>?]*)\?[^\s'\"<>)\]]*"), r"\1?…"),
-    (re.compile(r"(\w://)[^\s'\"<>@]*@"), r"\1…@"),
     (re.compile(r"<(\w*(?:Sign|Token|Canonical|AccessKey|Secret)\w*)>[^<]*", re.I), r"<\1>…"),
-    (
-        re.compile(
-            r"((?:\w+-)*(?:authorization|signature|credential|token|secret|password|sig)"
-            r"['\"]?\s*[=:]\s*)(?:(?:basic|bearer)\s+|AWS4-\S+\s+)?['\"]?[^\s'\"&,;<>)]+",
-            re.I,
-        ),
-        r"\1…",
-    ),
 )
-"""Queries of urls (presigned ones, where a redirect led), user names in them, elements of S3's
-refusals that repeat what was signed, and whatever is called a signature, a token or a secret."""
+"""Beyond what every error leaves out: queries of urls (presigned ones, where a redirect led), and
+elements of S3's refusals that repeat what was signed."""
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
@@ -185,6 +176,7 @@ def quoted(error: BaseException) -> str:
             text = text.replace(value, "…")
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
+    text = redact(text)
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
 
 

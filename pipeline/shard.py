@@ -30,6 +30,7 @@ from pipeline.dna import DNA, Floats, Ranges
 from pipeline.errors import (
     BadImage,
     ConservationError,
+    CorruptFile,
     SourceError,
     SpecMismatch,
     TransientError,
@@ -390,6 +391,8 @@ class Worker:
                         f"worker has {extractor.numerics}"
                     )
                 ranges, _ = decode_ranges(storage.read(recipe.ranges_uri), recipe.ranges_uri)
+                if ranges.digest != recipe.spec.ranges_digest:
+                    raise CorruptFile(f"{recipe.ranges_uri} holds ranges {ranges.digest}")
                 self._counters[recipe] = Counter(
                     extractor, recipe.spec, ranges, recipe.resources, recipe.products
                 )

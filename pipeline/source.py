@@ -53,6 +53,9 @@ LIST_EXTENSION = ".txt"
 TABLE_EXTENSIONS = frozenset({".csv", ".parquet"})
 TABLE_COLUMNS = ("uri", "member", "size", "identity")
 """Of a user's table that mean something to us; all others are labels."""
+SHARED_STORES = ("s3", "gs", "gcs", "abfs", "az", "http", "https")
+"""What a list that comes from a store may name: whoever wrote it may not have this machine's files
+read (`file`, and others of fsspec's that lead to them, as `local`, `zip`, `reference`, `sftp`)."""
 AT_ONCE = 32
 """Objects of a list that are looked at together."""
 SAY_SECONDS = 10.0
@@ -494,18 +497,18 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def _absolute(name: str, parent: str) -> str:
-    """The uri that a list means. Raises `UsageError` for a local path out of a remote list: whoever
-    writes there would choose which of this machine's files are read.
-    """
-    local = storage.protocol_of(parent) == "file"
-    if "://" in name or name.startswith(("/", "~")):
-        uri = storage.canonical(name)
-        if storage.protocol_of(uri) == "file" and not local:
-            raise UsageError(f"{name} is a path of this machine, and the list is not")
-        return uri
-    if local:
-        return storage.canonical(os.path.join(storage.local_path(parent), name))
-    return storage.join(parent, name)
+    """Raises `UsageError` where a list of a store names what only this machine can read."""
+    here = storage.protocol_of(parent)
+    plain = "://" not in name and not name.startswith(("/", "~"))
+    if plain and here == "file":
+        name = os.path.join(storage.local_path(parent), name)
+    uri = storage.canonical(storage.join(parent, name) if plain and here != "file" else name)
+    if here != "file" and storage.protocol_of(uri) not in (here, *SHARED_STORES):
+        raise UsageError(
+            f"{name} is not in a store; a list that lies in one may name objects of "
+            f"{', '.join(SHARED_STORES)} and of its own store only"
+        )
+    return uri
 
 
 def other_kind(uri: str) -> str | None:

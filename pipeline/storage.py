@@ -31,7 +31,7 @@ from email.utils import parsedate_to_datetime
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 import fsspec
 from fsspec.asyn import sync
@@ -46,7 +46,7 @@ from pipeline.blocks import (
     Mapped,
     size_of,
 )
-from pipeline.errors import SourceError, StorageError, UsageError
+from pipeline.errors import SourceError, StorageError, UsageError, redact
 from pipeline.retry import Settings, attempt, status_of
 
 if TYPE_CHECKING:
@@ -61,8 +61,6 @@ PAGE_BYTES = 2**20
 """As many as S3 takes in one request."""
 
 _TMP = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
-_SECRET_QUERY = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig|token)=", re.I)
-_USER_INFO = re.compile(r"^[A-Za-z0-9+.-]+://[^/]*@")
 _memory_lock = threading.Lock()
 
 
@@ -79,22 +77,18 @@ class Stored:
 def canonical(url: str | os.PathLike[str]) -> str:
     """One spelling per place: `file:///abs/path` percent-encoded, others `protocol://path`.
 
-    Refuses presigned urls, whose query is a secret and changes with every run, and urls with a
-    password.
+    Refuses urls that carry a secret: presigned ones (which change with every run), passwords.
     """
     text = os.fspath(url)
-    if _SECRET_QUERY.search(text):
-        bare = text.split("?", 1)[0]
-        raise UsageError(
-            f"{bare}?… carries a signature; it would expire and leak into the catalogue. Give the "
-            "plain url, and credentials by the store's own settings"
-        )
-    if _USER_INFO.match(text):
-        raise UsageError(
-            f"{text.split('://', 1)[0]}://…@{text.rpartition('@')[2]} carries a name or password, "
-            "which would leak into the catalogue; give credentials by the store's own settings"
-        )
+    shown = redact(text)
     protocol = protocol_of(text)
+    if protocol != "file" and (shown != text or redact(unquote(text)) != unquote(text)):
+        bare = shown.split("?", 1)[0]
+        raise UsageError(
+            f"{bare}{'?…' if '?' in text else ''} carries a signature, a token, a name or a "
+            "password, which would expire or leak into the catalogue; give the plain url, and "
+            "credentials by the store's own settings"
+        )
     if protocol == "file":
         path = text if "://" not in text else local_path(text)
         return Path(os.path.abspath(os.path.expanduser(path))).as_uri()
@@ -105,7 +99,9 @@ def canonical(url: str | os.PathLike[str]) -> str:
 
 
 def protocol_of(url: str) -> str:
-    return url.split("://", 1)[0].lower() if "://" in url else "file"
+    """`local` is fsspec's other word for `file`, and would be another name for the same file."""
+    protocol = url.split("://", 1)[0].lower() if "://" in url else "file"
+    return "file" if protocol == "local" else protocol
 
 
 def local_path(uri: str) -> str:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -15,7 +16,14 @@ import numpy as np
 from pipeline import ranges as ranges_module
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.dna import DNA, FLOAT_SUMS, SCALAR_COLUMNS, SCATTER, DnaFile, decode_dna
+from pipeline.dna import (
+    DNA,
+    FLOAT_SUMS,
+    SCALAR_COLUMNS,
+    SCATTER,
+    Ranges,
+    neuron_name,
+)
 from pipeline.errors import ConservationError, CorruptFile, NotFound, VdnaError
 from pipeline.manifest import Manifest
 from pipeline.partial import Failure, Partial
@@ -41,6 +49,14 @@ def verify(
 
     All specs of a dataset are verified unless one is given. Raises `NotFound` for unknown names.
     """
+    for name, version in chosen_versions(catalogue, names, spec):
+        yield from _Checks(catalogue, name, version).run()
+
+
+def chosen_versions(
+    catalogue: Catalogue, names: Sequence[str], spec: str | None
+) -> Iterator[tuple[str, Version]]:
+    """The newest versions of the datasets named, or of all; of one spec where one is given."""
     commit = catalogue.head()
     chosen = catalogue.spec_digest(commit, spec) if spec else None
     for name in names or sorted(commit.datasets):
@@ -51,7 +67,7 @@ def verify(
             raise NotFound(f"{name} has no version under spec {chosen}")
         for digest, version in sorted(versions.items()):
             if chosen in (None, digest):
-                yield from _Checks(catalogue, name, version).run()
+                yield name, version
 
 
 class _Checks:
@@ -59,6 +75,7 @@ class _Checks:
         self._catalogue = catalogue
         self._name = name
         self._version = version
+        self._ranges: Ranges | None = None
         self._dna: DNA | None = None
         self._manifest: Manifest | None = None
         self._failures: list[Failure] | None = None
@@ -92,34 +109,39 @@ class _Checks:
         found, _ = ranges_module.decode(storage.read(uri), uri)
         if found.digest != spec.ranges_digest:
             raise CorruptFile(f"{uri} holds ranges {found.digest}")
+        self._ranges = found
         return f"spec {spec.digest} and its ranges are what their digests say"
 
     def _check_dna(self) -> str:
         version = self._version
-        uri = self._catalogue.uri("dna", version.spec, self._name, version.dna)
-        dna, metadata = decode_dna(self._catalogue.read_checked("dna", self._name, version), uri)
-        dataset = metadata.get("dataset")
-        if (dataset, dna.spec.digest) != (self._name, version.spec):
-            raise CorruptFile(
-                f"{uri} is of {dataset} under spec {dna.spec.digest}, not of {self._name} under "
-                f"{version.spec}"
-            )
+        file = self._catalogue.open_file("dna", self._name, version)
+        uri, dna = file.name, file.read()
         if LAYER_GAUSSIAN in version.products:
             dna = self._catalogue.load_version(self._name, version, layer_gaussian=True)
         digest = digest_of_dna(dna, version.manifest, version.products)
         if digest != version.dna:
             raise CorruptFile(f"{uri}: its numbers have digest {digest}")
-        if (dna.images, dna.failed) != (version.images, version.failed):
-            raise CorruptFile(
-                f"{uri} is of {dna.images} images and {dna.failed} failures; "
-                f"{version.images} and {version.failed} were committed"
-            )
-        if metadata["numerics"] != list(version.numerics):
+        if file.metadata["numerics"] != list(version.numerics):
             raise CorruptFile(f"{uri}: other numerics were committed than it holds")
+        self._require_ranges(dna, uri)
         self._dna = dna
         if version.imported:
             return f"{dna.images} images, imported, for {len(dna.low)} neurons"
         return f"{dna.images} images x positions = activations counted, for {len(dna.low)} neurons"
+
+    def _require_ranges(self, dna: DNA, uri: str) -> None:
+        """Where they are known: an imported DNA's may not be, and are in no file then."""
+        if self._ranges is None:
+            return
+        taps = [(layer, dna.spec.tap(layer).neurons) for layer in dna.layers]
+        ranges = self._ranges.select(taps)
+        wrong = np.flatnonzero((dna.low != ranges.low) | (dna.high != ranges.high))
+        if len(wrong):
+            at = int(wrong[0])
+            raise CorruptFile(
+                f"{uri}: neuron {neuron_name(taps, at)} was counted in [{dna.low[at]}, "
+                f"{dna.high[at]}]; its range is [{ranges.low[at]}, {ranges.high[at]}]"
+            )
 
     def _check_manifest(self) -> str:
         self._manifest = manifest = self._catalogue.manifest(self._name, self._version)
@@ -150,18 +172,28 @@ class _Checks:
 
     def _check_folds(self) -> str:
         version, dna = self._version, self._known_dna()
-        uri = self._catalogue.uri("folds", version.spec, self._name, version.dna)
-        data = self._catalogue.read_checked("folds", self._name, version)
-        file = DnaFile(data, "folds", uri)
-        sizes = [
-            int(fold["images"]) + int(fold["failed"]) for fold in file.metadata["folds"].values()
-        ]
+        file = self._catalogue.open_file("folds", self._name, version)
+        uri = file.name
+        sizes = {
+            int(index): int(fold["images"]) + int(fold["failed"])
+            for index, fold in file.metadata["folds"].items()
+        }
+        if self._manifest is not None:
+            planned: Counter[int] = Counter()
+            for shard in self._manifest.shards:
+                planned[shard.fold] += len(shard.members)
+            if wrong := sorted(f for f in planned | sizes if planned[f] != sizes.get(f, 0)):
+                raise ConservationError(
+                    f"{uri}: fold {wrong[0]} holds {sizes.get(wrong[0], 0)} candidates, the "
+                    f"manifest {planned[wrong[0]]}"
+                )
         for layer in dna.layers:
             parts = file.read_folds(layer).values()
             counted = replace(dna.select([layer]), scatter=None)
-            if not _same_numbers(reduce(DNA.__add__, parts), counted):
+            if not same_numbers(reduce(DNA.__add__, parts), counted):
                 raise ConservationError(f"{uri}: the folds of layer {layer} do not sum to the DNA")
-        return f"{len(file.folds)} folds of {min(sizes)} to {max(sizes)} candidates sum to the DNA"
+        least, most = min(sizes.values()), max(sizes.values())
+        return f"{len(file.folds)} folds of {least} to {most} candidates sum to the DNA"
 
     def _check_partials(self) -> str:
         version, manifest, dna = self._version, self._known_manifest(), self._known_dna()
@@ -174,24 +206,11 @@ class _Checks:
             for uri in present:
                 load_partial(uri)
             return f"{len(present)} of {len(uris)} are kept; each is whole"
-        total = reduce(Partial.__add__, self._sums(manifest, work))
+        total = sum_of_partials(manifest, work, version)
         listed = self._failures if self._failures is not None else list(total.failures)
-        if not _same_numbers(total.dna, dna) or list(total.failures) != listed:
+        if not same_numbers(total.dna, dna) or list(total.failures) != listed:
             raise ConservationError(f"the partials under {work} do not sum to the DNA")
         return f"{len(present)} partials sum to the DNA"
-
-    def _sums(self, manifest: Manifest, work: str) -> Iterator[Partial]:
-        """Each fold, added up from its partials in the order in which the build adds them."""
-        levels, folds = plan_folds(manifest, work, self._version.spec, self._version.products)
-        nodes = {node.uri: node for level in levels for node in level}
-
-        def value(uri: str) -> Partial:
-            if uri in nodes:
-                return reduce(Partial.__add__, (value(child) for child in nodes[uri].children))
-            return load_partial(uri)
-
-        for fold in folds:
-            yield reduce(Partial.__add__, (value(uri) for uri, _ in fold.parts))
 
     def _known_dna(self) -> DNA:
         if self._dna is None:
@@ -204,7 +223,24 @@ class _Checks:
         return self._manifest
 
 
-def _same_numbers(a: DNA, b: DNA) -> bool:
+def sum_of_partials(manifest: Manifest, work: str, version: Version) -> Partial:
+    """All partials below `work`, added up in the order in which the build adds them."""
+    levels, folds = plan_folds(manifest, work, version.spec, version.products)
+    nodes = {node.uri: node for level in levels for node in level}
+
+    def value(uri: str) -> Partial:
+        if uri in nodes:
+            return reduce(Partial.__add__, (value(child) for child in nodes[uri].children))
+        return load_partial(uri)
+
+    return reduce(
+        Partial.__add__,
+        (reduce(Partial.__add__, (value(uri) for uri, _ in fold.parts)) for fold in folds),
+    )
+
+
+def same_numbers(a: DNA, b: DNA) -> bool:
+    """Equal to the last bit, numerics apart; scatter matrices where `b` has them."""
     columns = ("counts", *SCALAR_COLUMNS, *(() if b.scatter is None else SCATTER))
     return (a.images, a.failed) == (b.images, b.failed) and all(
         np.array_equal(getattr(a, c), getattr(b, c), equal_nan=c in FLOAT_SUMS) for c in columns

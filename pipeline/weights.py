@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -174,12 +173,13 @@ def load_state(data: bytes) -> dict[str, torch.Tensor]:
             state: Any = safetensors.torch.load(data)
         else:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CorruptFile(
-            "weights are not a state dict of tensors: the file is torn, or holds Python objects, "
-            "which are never loaded. Save `model.state_dict()` with torch.save, or as safetensors"
-        ) from error
     except Exception as error:  # its unpickler raises nearly anything on damaged bytes
+        if type(error).__name__ == "UnpicklingError":
+            raise CorruptFile(
+                "weights are not a state dict of tensors: the file is torn, or holds Python "
+                "objects, which are never loaded. Save `model.state_dict()` with torch.save, or as "
+                "safetensors"
+            ) from error
         raise CorruptFile(f"weights are not a state dict of tensors: {error!r}") from error
     state = _unwrapped(state)
     if not isinstance(state, dict):

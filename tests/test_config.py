@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from time import monotonic
 
 import pytest
 
 from pipeline.build import Request
-from pipeline.config import load_config
+from pipeline.config import MAX_BYTES, load_config
 from pipeline.errors import SourceError, UsageError
 
 GOOD = """
@@ -157,6 +159,76 @@ def test_tags_that_would_run_code_are_refused_and_run_nothing(tmp_path: Path, ta
     message = refusal(tmp_path, f"datasets: !!python/{tag} ['{planted}']\n")
     assert f"tag:yaml.org,2002:python/{tag}" in message
     assert not planted.exists()
+
+
+def laughs(levels: int, form: str) -> str:
+    """Each line refers nine times to the one above it: 9^levels values in all."""
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{i}: &a{i} {form.format(', '.join([f'*a{i - 1}'] * 9))}" for i in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+HOSTILE = {
+    "aliases of aliases": (laughs(40, "[{}]"), "values or more, its aliases"),
+    "merges of merges": (laughs(40, "{{<<: [{}]}}"), "values or more, its aliases"),
+    "an alias of itself": ("datasets: &a [*a]\n", "values or more, its aliases"),
+    "lists in lists": ("[" * 400_000, "nested too deeply"),
+    "maps in maps": ("{a: " * 100_000, "nested too deeply"),
+    "indented lists": ("- " * 200_000, "nested too deeply"),
+    "a large file": ("#" * (MAX_BYTES + 1), f"larger than {MAX_BYTES} bytes"),
+    "a number of many digits": (one(bins="9" * 5000), "is not YAML"),
+    "a day that is none": (one(limit="2024-13-45"), "is not YAML"),
+    "a tagged number": (one(bins="!!int many"), "is not YAML"),
+    "a tagged time": (one(bins="!!timestamp soon"), "is not YAML"),
+    "a tagged truth": (one(bins="!!bool perhaps"), "is not YAML"),
+    "a list as a key": ("? [a]\n: b\n", "is not YAML"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_document_is_refused_soon_and_in_little_memory(tmp_path: Path, what: str) -> None:
+    text, message = HOSTILE[what]
+    began, held = monotonic(), getrusage(RUSAGE_SELF).ru_maxrss
+    found = refusal(tmp_path, text)
+    assert message in found
+    assert len(found) < 1000
+    assert monotonic() - began < 20
+    assert getrusage(RUSAGE_SELF).ru_maxrss - held < 128 * 2**10  # in KiB
+
+
+def test_the_largest_document_that_is_read_is_read_soon(tmp_path: Path) -> None:
+    lines = [f"  - {{name: d{i}, source: s}}\n" for i in range(2000)]
+    began = monotonic()
+    assert len(load_config(write(tmp_path, "datasets:\n" + "".join(lines))).datasets) == 2000
+    assert monotonic() - began < 20
+
+
+def test_aliases_that_repeat_little_are_taken(tmp_path: Path) -> None:
+    text = (
+        "defaults: &all {bins: 5, resize: fast}\n"
+        "datasets:\n"
+        "  - &first {<<: *all, name: a, source: s, bins: 7}\n"
+        "  - {<<: *first, name: b}\n"
+    )
+    a, b = load_config(write(tmp_path, text)).requests()
+    assert (a.bins, a.resize, b.name, b.bins) == (7, "fast", "b", 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("catalogue: a\n" + one() + "catalogue: b\n", "catalogue", (1, 5)),
+        (one(bins="5") + "    bins: 6\n", "bins", (4, 5)),
+        (one() + "datasets: []\n", "datasets", (1, 4)),
+        ("defaults: {limit: 1, 'limit': 2}\n" + one(), "limit", (1, 1)),
+    ],
+)
+def test_a_key_that_stands_twice_is_named_with_both_its_lines(
+    tmp_path: Path, text: str, key: str, lines: tuple[int, int]
+) -> None:
+    message = refusal(tmp_path, text)
+    assert f"the key {key!r} stands there twice, first in line {lines[0]}" in message
+    assert f"line {lines[1]}," in message
 
 
 def test_a_name_that_no_dataset_may_have_is_refused_with_the_file(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ FLOORS = [
     {"shard", "reduce", "matrix", "lens", "catalogue"},
     {
         *("build", "calibrate", "cluster", "config", "gc", "reference", "report", "samples"),
-        "verify",
+        *("recount", "verify"),
     },
 ]
 LEVEL = {module: level for level, floor in enumerate(FLOORS) for module in floor}

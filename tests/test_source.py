@@ -221,3 +221,47 @@ def test_kinds_by_name() -> None:
     assert other_kind("s3://b/LICENSE") == "license"
     assert other_kind("s3://b/x.jpg") is None
     assert other_kind("s3://b/noextension") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/hostname",
+        "~/x.png",
+        "file:///etc/hostname",
+        "FILE:///etc/hostname",
+        "local:///etc/hostname",
+        "memory://x/a.png",
+        "zip://a.png",
+        "reference://a.png",
+        "sftp://host/a.png",
+    ],
+)
+def test_a_list_that_lies_in_a_store_may_not_name_what_only_this_machine_reads(
+    bucket: str, name: str
+) -> None:
+    uri = f"{bucket}/{uuid.uuid4().hex}/list.txt"
+    storage.create(uri, f"# whoever wrote this\n{name}\n".encode())
+    with pytest.raises(UsageError, match=r"list.txt, line 2: .* is not in a store"):
+        list_source(uri)
+
+
+def test_a_list_that_lies_in_a_store_names_objects_of_stores(bucket: str) -> None:
+    folder = f"{bucket}/{uuid.uuid4().hex}"
+    storage.create(f"{folder}/lists/a.png", b"x")
+    storage.create(f"{folder}/b.png", b"x")
+    storage.create(f"{folder}/lists/list.txt", f"a.png\n{folder}/b.png\n".encode())
+    assert names(list_source(f"{folder}/lists/list.txt")) == ["b.png", "a.png"]
+    key = uuid.uuid4().hex
+    storage.create(f"memory://{key}/a.png", b"x")
+    storage.create(f"memory://{key}/list.txt", f"a.png\nmemory://{key}/a.png\n".encode())
+    assert names(list_source(f"memory://{key}/list.txt")) == ["a.png"]
+
+
+def test_a_file_has_one_name_only(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "list.txt").write_text(
+        f"a.png\nlocal://{tmp_path}/a.png\nfile://{tmp_path}/a.png\n"
+    )
+    listing = list_source(tmp_path / "list.txt")
+    assert (names(listing), listing.duplicates) == (["a.png"], 2)

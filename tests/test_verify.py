@@ -540,11 +540,17 @@ def test_a_commit_that_lies_about_a_sha256(copy: Copy, kind: str) -> None:
     assert "00" * 32 in found[check]
 
 
-@pytest.mark.parametrize("field", ["dna", "manifest", "spec"])
+def test_a_commit_whose_version_is_under_another_spec_is_refused_by_all(copy: Copy) -> None:
+    copy.lie(spec="0123")
+    with pytest.raises(CorruptFile, match=r"_log/0+1\.json: .* states 0123"):
+        copy.catalogue.head()
+
+
+@pytest.mark.parametrize("field", ["dna", "manifest"])
 def test_a_commit_that_names_what_is_not_there(copy: Copy, field: str) -> None:
     copy.lie(**{field: "0123"})
     found = wrong(copy)
-    check = {"dna": "counts", "manifest": "manifest", "spec": "spec"}[field]
+    check = {"dna": "counts", "manifest": "manifest"}[field]
     assert "0123" in found[check]
     assert check in found
 
