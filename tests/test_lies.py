@@ -21,9 +21,10 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DnaFile, Ranges, encode, encode_dna, to_table
 from pipeline.errors import CorruptFile, SpecMismatch
-from pipeline.manifest import Manifest, Shard, plan
+from pipeline.manifest import Manifest, Shard
 from pipeline.matrix import compare
 from pipeline.partial import Partial
+from pipeline.plan import plan
 from pipeline.reduce import add_up, compose, load_partial, plan_folds
 from pipeline.shard import partial_uri
 from pipeline.spec import PRODUCTS
@@ -309,11 +310,11 @@ def test_a_plan_that_lies_is_refused_by_a_build_and_by_gc(place: HandMadePlace, 
     if how == "another dataset's":
         lying = place.catalogue.manifest(OTHER, other)
     elif how == "of other folds":
-        lying = Manifest((Shard(0, 15, first.members), *rest), 64)
+        lying = Manifest.of((Shard(0, 15, first.members), *rest), 64)
     else:
         longer = replace(first.members[0], size=10**6)
-        lying = Manifest((Shard(0, first.fold, (longer, *first.members[1:])), *rest), 64)
-    storage.replace(uri, lying.encode())
+        lying = Manifest.of((Shard(0, first.fold, (longer, *first.members[1:])), *rest), 64)
+    storage.replace(uri, lying.data)
     with pytest.raises(CorruptFile, match=re.escape(f"{uri} holds the manifest")):
         place.build(NAME)
     done = CliRunner().invoke(app, ["gc", "-c", place.catalogue.root])

@@ -88,7 +88,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("HF_TOKEN", HUB)
     headers = {"Authorization": f"Basic {BASIC}"}
     monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": {"headers": headers}})
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
     forget_clients()
     yield

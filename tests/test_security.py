@@ -19,7 +19,7 @@ from pipeline import networks, storage, weights
 from pipeline.catalogue import Catalogue
 from pipeline.errors import CorruptFile
 from pipeline.images import load
-from pipeline.manifest import plan
+from pipeline.plan import plan
 from pipeline.spec import Preprocess
 from tests.golden.handmade import commit_dataset, entries, hand_made
 
