@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "allocator", "spec", "dna", "partial", "distance", "manifest"},
     {
         *("extractor", "networks", "weights", "folding", "gaussian", "histogram", "ranges"),
-        *("storage", "source", "images", "progress"),
+        *("storage", "source", "archive", "images", "progress"),
     },
     {"shard", "reduce", "matrix", "lens", "catalogue"},
     {
