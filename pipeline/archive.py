@@ -294,6 +294,12 @@ class _Rows:
         self._tables.append(pa.table(columns, schema=_SCHEMA))
         self.end = max(self.end, first + count)
 
+    def condemn(self, bad: BadImage) -> None:
+        """All rows so far fail."""
+        self._flush()
+        access = pa.scalar(_broken(bad), pa.string())
+        self._tables = [t.set_column(3, "access", pa.repeat(access, len(t))) for t in self._tables]
+
     def index(self) -> Index:
         self._flush()
         table = pa.concat_tables([_SCHEMA.empty_table(), *self._tables])
@@ -357,25 +363,34 @@ _XZ_MEMORY = 256 * 2**20
 
 
 def _index_tar(file: _File, rows: _Rows) -> None:
-    """Headers only, as `tarfile` reads them; it takes a defect for the end, which is told here."""
+    """Of a packed tar that is damaged anywhere, no member counts: all have one checksum."""
     packing = _packing(file)
-    access = f"tar {packing}" if packing else "tar"
-    stream = _Forward(file, packing)
+    try:
+        with _blame(file):
+            _walk_tar(_Forward(file, packing), f"tar {packing}".rstrip(), rows)
+    except BadImage as bad:
+        if packing and bad.reason == "corrupt":
+            rows.condemn(BadImage(bad.reason, f"the archive is damaged: {bad.detail}"))
+        raise
+
+
+def _walk_tar(stream: _Forward, access: str, rows: _Rows) -> None:
+    """Headers only, as `tarfile` reads them; it takes a defect for the end, which is told here."""
     tar = tarfile.TarFile(fileobj=cast(Any, stream), encoding="utf-8", errors="surrogateescape")
     while (info := tar.next()) is not None:
         cast(Any, tar).members.clear()  # it keeps every member
         kind = _tar_kind(info)
         name = _printable(info.name.encode("utf-8", "surrogateescape"))
-        if kind == "file" and info.issparse():
+        if kind != "file":
+            rows.ignored[kind] += 1
+        elif info.issparse():
             sparse = BadImage("unsupported", "a sparse member")
             rows.add(name, 0, info.offset_data, _broken(sparse))
-        elif kind == "file":
+        else:
             if info.size < 0 or not stream.skip(info.offset_data + info.size):
                 reason = "corrupt" if info.size < 0 else "truncated"
                 raise BadImage(reason, f"{name} states {info.size} bytes, which are not there")
             rows.add(name, info.size, info.offset_data, access)
-        else:
-            rows.ignored[kind] += 1
         stream.allow()
     if stream.last != b"\0" * tarfile.BLOCKSIZE:
         raise BadImage(
@@ -385,7 +400,8 @@ def _index_tar(file: _File, rows: _Rows) -> None:
     while tail := stream.read_unchecked(_CHUNK):
         if tail.strip(b"\0"):
             raise BadImage(
-                "corrupt", "after the end marker more follows, such as a second tar; it is not read"
+                "unsupported",
+                "after the end marker more follows, such as a second tar; it is not read",
             )
 
 
