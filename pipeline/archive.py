@@ -252,11 +252,13 @@ def _blame(file: _File) -> Iterator[None]:
     """What a library raises is the archive's fault, a `BadImage`, unless it was storage's."""
     try:
         yield
-    except (MemoryError, VdnaError):
+    except MemoryError:
         raise
     except Exception as error:  # readers of archives raise nearly anything on hostile bytes
         if file.error is not None:
             raise file.error from None
+        if isinstance(error, VdnaError):
+            raise
         short = isinstance(error, EOFError) or "unexpected end of data" in str(error)
         unknown = isinstance(error, NotImplementedError)
         reason = "truncated" if short else "unsupported" if unknown else "corrupt"

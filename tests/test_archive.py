@@ -13,7 +13,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import IO
@@ -247,6 +247,16 @@ def test_any_order_from_many_threads_reads_the_same(name: str, ahead: int, tmp_p
             found = dict(zip(order, pool.map(read.fetch, order), strict=True))
             assert [found[entry] for entry in entries] == expected
             assert [read.fetch(entry) for entry in order[::3]] == [found[e] for e in order[::3]]
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "plain.parquet", "stream.arrow"])
+def test_what_was_passed_and_not_asked_for_is_kept_within_bounds(name: str, tmp_path: Path) -> None:
+    uri = put(tmp_path, name, WRITERS[name](SOME))
+    entries = entries_of(uri, indexed(uri))
+    with members(entries, ahead=3) as read:
+        assert read.fetch(entries[-1]) == SOME[-1][1]
+        assert len(read._pass_of[uri]._kept) <= 3
+        assert [read.fetch(entry) for entry in entries] == [data for _, data in SOME]
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -548,6 +558,13 @@ def test_a_member_that_states_too_much_is_not_read(tmp_path: Path) -> None:
         assert read.fetch(entries[1]) == b"b"
 
 
+def test_a_member_that_states_less_than_it_takes_is_not_read(tmp_path: Path) -> None:
+    """Or a few bytes would have gigabytes read."""
+    for data in (central(STORED, 24, "<I", 10), central(zipped([("a", b"x" * 9000)]), 24, "<I", 1)):
+        first, *_ = entries_of(uri := put(tmp_path, "a.zip", data), indexed(uri))
+        assert first.access.startswith("broken corrupt ")
+
+
 def test_inflating_stops_at_the_stated_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -715,7 +732,7 @@ class Failing(io.BytesIO):
 
     def read(self, size: int | None = -1) -> bytes:
         if self.answers <= 0:
-            raise TransientError("no answer")
+            raise ConnectionResetError("no answer")
         self.answers -= 1
         return super().read(size)
 
@@ -735,7 +752,7 @@ def tried(action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> tupl
         monkeypatch.setattr(Failing, "answers", answers)
         try:
             return action(), answers
-        except TransientError:
+        except ConnectionResetError:
             continue
     raise AssertionError("it never ends")
 
@@ -761,6 +778,12 @@ def test_no_error_of_storage_is_taken_for_the_archive_s(
         found, errors = tried(lambda: [read.fetch(entry) for entry in entries], monkeypatch)
     assert found == [data for _, data in SOME]
     assert errors > 0
+
+
+def test_an_error_of_storage_that_a_library_swallows_is_raised() -> None:
+    file = archive._File(Failing(b"abc"), "s3://bucket/a.zip")
+    with pytest.raises(ConnectionResetError), archive._blame(file), suppress(OSError):
+        file.read()
 
 
 @pytest.mark.parametrize("name", WRITERS)
