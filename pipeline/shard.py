@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as DecodeTimeout
+from contextlib import closing
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import images, storage
+from pipeline.archive import Members
 from pipeline.dna import DNA, Floats, Ranges
 from pipeline.errors import (
     BadImage,
@@ -59,11 +61,6 @@ Fetch = Callable[[Entry], Content]
 Prepared = NDArray[np.float32]
 
 
-def fetch_entry(entry: Entry) -> bytes:
-    """The bytes of the candidate, exactly those that were listed. Raises `BadImage` unread."""
-    return storage.read(entry.uri, entry.identity)
-
-
 class Counter:
     """An extractor, its ranges and its threads; several shards may be counted at a time."""
 
@@ -87,13 +84,21 @@ class Counter:
         self._networks = ThreadPoolExecutor(self._threads, "network")
 
     def count(
-        self, shard: Shard, key: str, fetch: Fetch = fetch_entry, *, isolated: bool = False
+        self, shard: Shard, key: str, fetch: Fetch | None = None, *, isolated: bool = False
     ) -> Partial:
         """The shard's partial, checked. `isolated`: every image decoded in a process of its own.
 
         Raises `TransientError` or `SourceError` where an image could not be read through no fault
         of its own; nothing is skipped for that.
         """
+        with closing(self._members(shard)) as members:
+            return self._count(shard, key, fetch or members.fetch, isolated)
+
+    def _members(self, shard: Shard) -> Members:
+        rule = self._spec.preprocess
+        return Members(shard.members, rule.max_bytes, self._resources.fetch_ahead)
+
+    def _count(self, shard: Shard, key: str, fetch: Fetch, isolated: bool) -> Partial:
         tally = _Tally(self._spec, self._ranges, layerwise=LAYER_GAUSSIAN in self._products)
         failures: list[Failure] = []
         batch: list[Prepared] = []

@@ -43,7 +43,8 @@ Spread = Callable[[Callable[[T], R], Sequence[T]], Iterable[R]]
 _OTHER_KINDS = """
 .txt .json .jsonl .ndjson .md .rst .csv .tsv .xml .html .htm .css .js .yaml .yml .toml .ini .cfg
 .log .py .sh .ipynb .pdf .doc .docx .xls .xlsx .sqlite .db .lock .sha256 .md5 .h5 .hdf5 .parquet
-.npy .npz .pkl .pickle .mat .pth .pt .onnx .safetensors .ckpt .wav .mp3 .flac
+.npy .npz .pkl .pickle .mat .pth .pt .onnx .safetensors .ckpt .wav .mp3 .flac .cls .cls2 .pyd .ten
+.tfrecord .idx .index
 """
 OTHER_KINDS = frozenset(_OTHER_KINDS.split())
 """Extensions (lower case) of files that lie beside images and are none."""

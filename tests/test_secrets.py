@@ -89,7 +89,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     headers = {"Authorization": f"Basic {BASIC}"}
     monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": {"headers": headers}})
     monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "2")
     forget_clients()
     yield
     forget_clients()
