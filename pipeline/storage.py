@@ -33,7 +33,7 @@ import fsspec
 from fsspec.asyn import sync
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
-from pipeline.errors import SourceError, StorageError, TransientError, UsageError
+from pipeline.errors import NoBucket, SourceError, StorageError, TransientError, UsageError
 
 T = TypeVar("T")
 
@@ -53,6 +53,7 @@ S3_OPTIONS: dict[str, Any] = {
 
 _TMP = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
 _SECRET_QUERY = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig|token)=", re.I)
+_SCHEME = re.compile(r"[A-Za-z0-9+.-]+://")
 _USER_INFO = re.compile(r"^[A-Za-z0-9+.-]+://[^/]*@")
 _memory_lock = threading.Lock()
 
@@ -130,7 +131,7 @@ def walk(uri: str) -> Iterator[Stored]:
     if not found and not exists(uri):
         raise SourceError(f"{uri} does not exist")
     for name in sorted(found):
-        if found[name].get("type") != "directory":
+        if found[name].get("type") != "directory" and not _is_folder_marker(found[name]):
             yield _stored(uri, found[name] | {"name": name})
 
 
@@ -159,7 +160,7 @@ def glob(pattern: str) -> Iterator[Stored]:
     fs, path = _fs(pattern)
     matches = _attempt(pattern, lambda: cast(dict[str, Any], fs.glob(path, detail=True)))
     for name in sorted(matches):
-        if matches[name].get("type") != "directory":
+        if matches[name].get("type") != "directory" and not _is_folder_marker(matches[name]):
             yield _stored(pattern, matches[name] | {"name": name})
 
 
@@ -350,7 +351,8 @@ def require_exclusive(root: str) -> None:
     if (first, second, held) != (True, False, mine):
         raise StorageError(
             f"{root}: this endpoint overwrites an object that a conditional PUT should have left "
-            "alone; two jobs could corrupt a catalogue there. Use a store with If-None-Match"
+            "alone; two jobs could corrupt a catalogue there. Use a store with If-None-Match (Ceph "
+            "has it only in buckets without versioning)"
         )
 
 
@@ -481,11 +483,16 @@ def _fs(uri: str) -> tuple[Any, str]:
     return fs, uri if protocol in ("http", "https") else path  # which its file system keeps whole
 
 
+def _is_folder_marker(details: dict[str, Any]) -> bool:
+    """What consoles make for an empty folder: an object of its name, and nothing in it."""
+    return str(details["name"]).endswith("/") and not details.get("size")
+
+
 def _stored(uri: str, details: dict[str, Any]) -> Stored:
     protocol = protocol_of(uri)
     name = str(details["name"]).lstrip("/") if protocol == "memory" else str(details["name"])
     return Stored(
-        name if "://" in name else f"{protocol}://{name}",
+        name if _SCHEME.match(name) else f"{protocol}://{name}",
         int(details.get("size") or 0),
         _identity(details),
         _modified(details),
@@ -516,10 +523,10 @@ def _modified(details: dict[str, Any]) -> datetime | None:
 def _read_s3(uri: str, start: int = 0, length: int = -1) -> tuple[bytes, str]:
     """One GET, its body and its own ETag: `cat_file` drops the headers and may issue several."""
     fs, path = _fs(uri)
-    bucket, key, version = fs.split_path(path)
+    bucket, _, key = path.partition("/")  # s3fs would cut a key at `?versionId=`
 
     async def get() -> tuple[bytes, str]:
-        extra = {"VersionId": version} if version else {}
+        extra = {}
         if length == 0:
             return b"", _identity(await fs._info(path))
         if length > 0:
@@ -573,12 +580,52 @@ def _attempt(uri: str, action: Callable[[], T]) -> T:
 def _refusal(uri: str, error: Exception) -> SourceError | StorageError:
     """By its own name, an error that the same call would meet again."""
     status = _status(error)
+    code = _s3_code(error)
     missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    if code == "NoSuchBucket":
+        bucket = uri.split("://", 1)[1].partition("/")[0]
+        return NoBucket(
+            f"{uri}: there is no bucket {bucket}; check its name and AWS_ENDPOINT_URL, or create it"
+        )
     if missing or status in (404, 410) or "EntryNotFoundError" in _kinds(error):
         return SourceError(f"{uri} does not exist, or is not a file")
+    if code in _DENIALS:
+        return StorageError(f"{uri}: access denied ({code}): {_DENIALS[code]}")
     if isinstance(error, PermissionError) or status in (401, 403):
         return StorageError(f"{uri}: access denied; check the credentials: {error}")
+    if "NoCredentialsError" in _kinds(error):
+        return StorageError(
+            f"{uri}: no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a "
+            "profile or a role"
+        )
     return StorageError(f"{uri}: {error!r}")
+
+
+_DENIALS = {
+    "SignatureDoesNotMatch": (
+        "the secret key is not the one of this access key; check AWS_SECRET_ACCESS_KEY, or the "
+        "profile"
+    ),
+    "InvalidAccessKeyId": (
+        "the store does not know this access key; check AWS_ACCESS_KEY_ID or the profile, and "
+        "AWS_ENDPOINT_URL"
+    ),
+    "AccessDenied": (
+        "these credentials may not do this there; images need s3:ListBucket and s3:GetObject, a "
+        "catalogue s3:PutObject and s3:DeleteObject as well"
+    ),
+    "ExpiredToken": "the session of these credentials is over; log in again",
+}
+"""S3's words for a refusal, and ours."""
+
+
+def _s3_code(error: BaseException) -> str:
+    """S3's own name of an error, which s3fs leaves to the one that it came from."""
+    for each in (error, error.__cause__, error.__context__):
+        response = getattr(each, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+    return ""
 
 
 _HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
