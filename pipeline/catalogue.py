@@ -22,7 +22,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
-from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, UsageError
+from pipeline.errors import (
+    Conflict,
+    CorruptFile,
+    NoBucket,
+    NotFound,
+    SourceError,
+    UsageError,
+)
 from pipeline.spec import Spec, digest_of
 
 if TYPE_CHECKING:
@@ -232,6 +239,8 @@ class Catalogue:
     def _hint(self) -> int:
         try:
             number = int(storage.read(self._hint_uri))
+        except NoBucket:  # a slip of the pen, not a catalogue that is still empty
+            raise
         except (SourceError, ValueError):
             return 0
         return number if number > 0 and storage.exists(self.log_uri(number)) else 0

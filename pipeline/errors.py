@@ -3,6 +3,7 @@
     VdnaError                exit 1   the root: catch this to catch them all
     ├── UsageError           exit 2   an argument or a setting is wrong: mend the call
     ├── SourceError                   the images named are missing, none, or changed while read
+    │   └── NoBucket                  ... as is the bucket that they should be in
     ├── BadImage                      one image is unreadable by its own fault; never ends a job
     ├── StorageError                  a store or a disk does not do what was asked of it
     │   └── TransientError            ... after all retries; the same command goes on from there
@@ -73,6 +74,10 @@ class UsageError(VdnaError):
 
 class SourceError(VdnaError):
     """The source of images is missing, empty, or changed between listing and reading."""
+
+
+class NoBucket(SourceError):
+    """The store has no such bucket: nothing is there, nor can be put there."""
 
 
 class BadImage(VdnaError):

@@ -30,7 +30,14 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from pipeline.errors import SourceError, StorageError, TransientError, UsageError, redact
+from pipeline.errors import (
+    NoBucket,
+    SourceError,
+    StorageError,
+    TransientError,
+    UsageError,
+    redact,
+)
 
 T = TypeVar("T")
 
@@ -125,15 +132,46 @@ def attempt(uri: str, action: Callable[[], T]) -> T:
 def refusal(uri: str, error: Exception) -> SourceError | StorageError:
     """By its own name, an error that the same call would meet again."""
     status = status_of(error)
+    code = (_s3_answer(error) or {}).get("Error", {}).get("Code", "")
     missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    if code == "NoSuchBucket":
+        bucket = uri.split("://", 1)[1].partition("/")[0]
+        return NoBucket(
+            f"{uri}: there is no bucket {bucket}; check its name and AWS_ENDPOINT_URL, or create it"
+        )
     if missing or status in (404, 410) or "EntryNotFoundError" in _kinds(error):
         return SourceError(f"{uri} does not exist, or is not a file")
+    if code in _DENIALS:
+        return StorageError(f"{uri}: access denied ({code}): {_DENIALS[code]}")
     if isinstance(error, PermissionError) or status in (401, 403):
         skew = _skew(error)
         if skew:
             return StorageError(f"{uri}: access denied; {skew}: {quoted(error)}")
         return StorageError(f"{uri}: access denied; check the credentials: {quoted(error)}")
+    if "NoCredentialsError" in _kinds(error):
+        return StorageError(
+            f"{uri}: no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a "
+            "profile or a role"
+        )
     return StorageError(f"{uri}: {quoted(error)}")
+
+
+_DENIALS = {
+    "SignatureDoesNotMatch": (
+        "the secret key is not the one of this access key; check AWS_SECRET_ACCESS_KEY, or the "
+        "profile"
+    ),
+    "InvalidAccessKeyId": (
+        "the store does not know this access key; check AWS_ACCESS_KEY_ID or the profile, and "
+        "AWS_ENDPOINT_URL"
+    ),
+    "AccessDenied": (
+        "these credentials may not do this there; images need s3:ListBucket and s3:GetObject, a "
+        "catalogue s3:PutObject and s3:DeleteObject as well"
+    ),
+    "ExpiredToken": "the session of these credentials is over; log in again",
+}
+"""S3's words for a refusal, and ours."""
 
 
 def _is_remote(uri: str) -> bool:

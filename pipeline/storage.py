@@ -61,6 +61,7 @@ PAGE_BYTES = 2**20
 """As many as S3 takes in one request."""
 
 _TMP = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
+_SCHEME = re.compile(r"[A-Za-z0-9+.-]+://")
 _memory_lock = threading.Lock()
 
 
@@ -155,8 +156,7 @@ def list_page(uri: str, after: str) -> tuple[list[Stored], str, bool]:
     Keys are those of general purpose buckets, in order of their bytes. Directory buckets of S3
     Express list in none, and are refused.
     """
-    fs, path = _fs(uri)
-    bucket, folder, _ = fs.split_path(path)
+    bucket, folder = _bucket_and_key(uri.removeprefix("s3://"))
     prefix = f"{folder}/" if folder else ""
     asked = {"Bucket": bucket, "Prefix": prefix}
     if after:
@@ -226,8 +226,9 @@ def glob(pattern: str) -> Iterator[Stored]:
     fs, path = _fs(pattern)
     matches = attempt(pattern, lambda: cast(dict[str, Any], fs.glob(path, detail=True)))
     for name in sorted(matches):
-        if matches[name].get("type") != "directory":
-            yield _stored(pattern, matches[name] | {"name": name})
+        item = _stored(pattern, matches[name] | {"name": name})
+        if matches[name].get("type") != "directory" and not _is_folder_marker(item):
+            yield item
 
 
 def info(uri: str) -> Stored:
@@ -442,7 +443,8 @@ def require_exclusive(root: str) -> None:
     if (first, second, held) != (True, False, mine):
         raise StorageError(
             f"{root}: this endpoint overwrites an object that a conditional PUT should have left "
-            "alone; two jobs could corrupt a catalogue there. Use a store with If-None-Match"
+            "alone; two jobs could corrupt a catalogue there. Use a store with If-None-Match (Ceph "
+            "has it only in buckets without versioning)"
         )
 
 
@@ -700,7 +702,7 @@ def _stored(uri: str, details: dict[str, Any]) -> Stored:
     protocol = protocol_of(uri)
     name = str(details["name"]).lstrip("/") if protocol == "memory" else str(details["name"])
     return Stored(
-        name if "://" in name else f"{protocol}://{name}",
+        name if _SCHEME.match(name) else f"{protocol}://{name}",
         int(details.get("size") or 0),
         _identity(details),
         _modified(details),
@@ -838,7 +840,7 @@ def _call_s3(fs: Any, method: str, size: int, **arguments: Any) -> dict[str, Any
 def _read_s3(uri: str, start: int, length: int | None) -> _Answer:
     """One GET, its body and its own ETag: `cat_file` drops the headers and may issue several."""
     fs, path = _fs(uri)
-    bucket, key, _ = fs.split_path(path)
+    bucket, key = _bucket_and_key(path)
 
     async def get() -> _Answer:
         if length == 0:
@@ -883,7 +885,7 @@ def _nothing(uri: str, start: int, length: int | None, details: dict[str, Any]) 
 def _put_s3(uri: str, data: Data, *, exclusive: bool) -> bool:
     """One PUT. False where the condition held it back."""
     fs, path = _fs(uri)
-    bucket, key, _ = fs.split_path(path)
+    bucket, key = _bucket_and_key(path)
     condition = {"IfNoneMatch": "*"} if exclusive else {}
     try:
         with io.BufferedReader(Mapped(data)) as body:
@@ -898,6 +900,12 @@ def _put_s3(uri: str, data: Data, *, exclusive: bool) -> bool:
 
 
 _PRECONDITION_FAILED = 412
+
+
+def _bucket_and_key(path: str) -> tuple[str, str]:
+    """By the first slash alone: s3fs would cut a key at `?versionId=`."""
+    bucket, _, key = path.partition("/")
+    return bucket, key
 
 
 def _pages_s3(uri: str) -> Iterator[list[Stored]]:
@@ -962,7 +970,7 @@ def _page(uri: str, asked: dict[str, str], last: str) -> tuple[list[Stored], dic
 
 def _delete_tree_s3(uri: str) -> None:
     fs, path = _fs(uri)
-    bucket, key, _ = fs.split_path(path)
+    bucket, key = _bucket_and_key(path)
     names = [item.uri.split("/", 3)[3] for item in _keys(uri, bucket, f"{key}/")]
     for first in range(0, len(names), DELETED_AT_ONCE):
         some = {"Objects": [{"Key": name} for name in names[first : first + DELETED_AT_ONCE]]}

@@ -1,38 +1,55 @@
-"""An S3 server over real HTTP, and a built catalogue, each made once."""
+"""An S3 server over real HTTP, started once."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import boto3
 import pytest
 
+from tests import ceph, s3
+
+STARTED = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure() -> None:
+    s3.chosen()  # what cannot be had is said at once
+
+
+def pytest_report_header() -> str:
+    return s3.described()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.line(s3.described())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Xdist's workers share one Ceph."""
+    if s3.chosen() == "ceph":
+        if STARTED not in node.config.stash:
+            stack = ExitStack()
+            node.config.add_cleanup(stack.close)
+            node.config.stash[STARTED] = stack.enter_context(ceph.started())
+        node.workerinput["s3"] = node.config.stash[STARTED]
+
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """moto's server, reached by the standard settings as any store is."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key-for-tests",
-        "AWS_SECRET_ACCESS_KEY": "planted-secret-of-tests",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    yield endpoint
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name)
-        else:
-            os.environ[name] = value
-    server.stop()
+def s3_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Its endpoint. It is reached by the standard settings, as any store is."""
+    with ExitStack() as stack:
+        settings = getattr(request.config, "workerinput", {}).get("s3") or stack.enter_context(
+            ceph.started() if s3.chosen() == "ceph" else s3.moto()
+        )
+        environment = stack.enter_context(pytest.MonkeyPatch.context())
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):  # the developer's own
+            environment.delenv(name, raising=False)
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        yield settings["AWS_ENDPOINT_URL"]
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -28,7 +27,8 @@ from pipeline.matrix import compare
 from pipeline.shard import Counter
 from pipeline.spec import Resources
 from pipeline.verify import verify
-from tests.helpers import photo, write_photos
+from tests.helpers import write_photos
+from tests.s3 import contents, fill, jpeg, put, remove
 
 ENGINE = InProcess()
 RESOURCES = Resources(workers=0, threads=2)
@@ -36,37 +36,6 @@ IMAGES = 6
 REPOSITORY = Path(__file__).parent.parent
 ODD = "more/ä b::c%20?#.jpg"
 """A key that url parsers stumble over."""
-
-
-def jpeg(seed: int) -> bytes:
-    data = io.BytesIO()
-    photo(seed).save(data, "JPEG", quality=90)
-    return data.getvalue()
-
-
-def put(uri: str, data: bytes) -> None:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data)
-
-
-def remove(uri: str) -> None:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    boto3.client("s3").delete_object(Bucket=bucket, Key=key)
-
-
-def fill(prefix: str, count: int, first_seed: int = 0) -> str:
-    for seed in range(first_seed, first_seed + count):
-        put(f"{prefix}/photo-{seed:04d}.jpg", jpeg(seed))
-    return prefix
-
-
-def contents(prefix: str) -> dict[str, bytes]:
-    """Every object below, read by another client than ours."""
-    bucket, _, head = prefix.removeprefix("s3://").partition("/")
-    client = boto3.client("s3")
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{head}/")
-    keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-    return {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
 
 def run(place: Catalogue, *requests: Request) -> list[Result]:
