@@ -265,12 +265,6 @@ class _File:
 
 @contextmanager
 def _opened(uri: str, identity: str) -> Iterator[_File]:
-    found = storage.info(uri).identity
-    if found != identity:
-        raise SourceError(
-            f"{uri} changed between listing and reading ({identity} listed, {found} found); rerun "
-            "the same command to list again and go on"
-        )
     with storage.open_random(uri, identity) as file:
         yield _File(file, uri)
 

@@ -676,12 +676,14 @@ def _s3_options(settings: Settings) -> dict[str, Any]:
 
 
 def _http_options(settings: Settings) -> dict[str, Any]:
+    """Beside what fsspec's own settings say of http, headers above all."""
     from aiohttp import ClientTimeout
 
     timeout = ClientTimeout(
         total=None, sock_connect=settings.connect_seconds, sock_read=settings.read_seconds
     )
-    return {"client_kwargs": {"timeout": timeout}}
+    given = fsspec.config.conf.get("http", {}).get("client_kwargs", {})
+    return {"client_kwargs": given | {"timeout": timeout}}
 
 
 def _details(uri: str, *, folders: bool = False) -> dict[str, Any]:

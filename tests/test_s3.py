@@ -197,7 +197,9 @@ def test_an_object_that_goes_after_planning_ends_the_build_by_its_name(
 
 
 def test_what_is_not_there_is_named(place: Catalogue, root: str, images: str) -> None:
-    with pytest.raises(SourceError, match="s3://no-such-bucket/images does not exist"):
+    with pytest.raises(
+        SourceError, match="s3://no-such-bucket/images: there is no bucket no-such-bucket"
+    ):
         run(place, Request("photos", "s3://no-such-bucket/images"))
     with pytest.raises(SourceError, match=f"{root}/nothing does not exist"):
         run(place, Request("photos", f"{root}/nothing"))

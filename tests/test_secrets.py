@@ -295,7 +295,6 @@ def test_an_object_store_that_says_no(
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-for-tests")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setitem(storage.S3_OPTIONS, "config_kwargs", {"retries": {"max_attempts": 0}})
     forget_clients()
     url = f"s3://bucket{status}/{status}"
     for argument in ("source", "catalogue", "weights", "ls", "verify", "gc", "import", "calibrate"):
@@ -306,7 +305,6 @@ def test_an_object_store_that_says_no(
 
 def test_a_store_that_is_away(out: Path, planted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setitem(storage.S3_OPTIONS, "config_kwargs", {"retries": {"max_attempts": 0}})
     forget_clients()
     for argument in ("source", "ls", "verify", "gc"):
         words = ARGUMENTS[argument]("s3://bucket/x", out)
