@@ -23,7 +23,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline import shard
+from pipeline import shard, storage
 from pipeline.build import InProcess, Request, Result, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA
@@ -255,7 +255,7 @@ MORE = {
     "internal": (internal, 2),
     "too-many": (too_many, 2),
     "black-hole": (black_hole, 1),
-    "late": (late(0.3), 3),
+    "late": (late(0.3), 1),
 }
 WITH_MORE = {"image", "listing", "partial-write", "commit-write"}
 READ_IN_PART = {"image", "listing", "manifest-read", "partial-read"}
@@ -269,7 +269,9 @@ def rows() -> Iterator[tuple[str, Row]]:
         faults |= WRITES if where in WRITTEN_ONCE else {}
         for fault, (action, times) in faults.items():
             yield f"{where}-{fault}", Row(action, method, path, times)
-        yield f"{where}-gone", Row(reset, method, path, None, "no answer after 4 tries")
+        # What is left of an attempt is of no consequence once the shard is counted.
+        ends = "" if where == "attempt-delete" else "no answer after 4 tries"
+        yield f"{where}-gone", Row(reset, method, path, None, ends)
         if where in WITH_MORE:
             yield f"{where}-denied", Row(denied, method, path, None, "access denied")
 
@@ -290,7 +292,7 @@ def run(row: Row, chaos: Chaos, place: Catalogue, images: str, clean: DNA, total
     else:
         result = timed(totals.faulty, lambda: build(place, images))
         faults = chaos.injected
-        assert faults == row.times
+        assert row.times in (None, faults)
         chaos.calm()
     assert faults > 0
     totals.faults += faults
@@ -302,6 +304,25 @@ def test_the_counts_are_exact_or_the_error_is_clean(
     name: str, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
 ) -> None:
     run(QUICK[name], chaos, place, images, clean, totals)
+
+
+@pytest.mark.parametrize("fault", [reset, slow_down, internal, cut(10)])
+def test_one_layer_tries_again(fault: Action, chaos: Chaos, images: str) -> None:
+    """What the layers below would make of it multiplies: 24 connections, by their defaults."""
+    chaos.on(fault, "GET", IMAGE, times=None)
+    with pytest.raises(TransientError, match="no answer after 4 tries"):
+        storage.read(f"{images}/photo-0001.jpg")
+    # aiohttp asks once more, on another connection, where one that was kept turns out to be closed.
+    assert SETTINGS["ATTEMPTS"] <= chaos.injected <= 2 * SETTINGS["ATTEMPTS"]
+
+
+@pytest.mark.parametrize("fault", [black_hole, trickle(20)])
+def test_what_never_ends_is_given_up_in_time(fault: Action, chaos: Chaos, images: str) -> None:
+    chaos.on(fault, "GET", IMAGE, times=None)
+    began = time.monotonic()
+    with pytest.raises(TransientError, match="no answer after 4 tries"):
+        storage.read(f"{images}/photo-0001.jpg")
+    assert 4 <= time.monotonic() - began < 4 * 1.5 + 4
 
 
 @pytest.mark.soak

@@ -43,7 +43,8 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_create_is_exclusive_and_leaves_the_first_alone(root: str) -> None:
     uri = storage.join(root, "a", "b.bin")
     assert storage.create(uri, b"first")
-    assert not storage.create(uri, b"second")
+    for other in (b"second", b"first and more", b"fir", b""):
+        assert not storage.create(uri, other)
     assert storage.read(uri) == b"first"
 
 
@@ -467,6 +468,27 @@ def test_a_file_that_changes_while_it_is_read_in_part_is_noticed(root: str, list
             file.read(10)
 
 
+def test_a_file_that_is_written_again_while_it_is_read_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a copy that sets the time back in the end: it is as it was listed, and was not before."""
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 1000)
+    listed, times = storage.info(path.as_uri()), os.stat(path)
+    path.write_bytes(b"x" * 10)
+    real = os.fstat
+
+    def fstat(handle: int) -> os.stat_result:
+        status = real(handle)
+        path.write_bytes(b"x" * 1000)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return status
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    with pytest.raises(SourceError, match="being written read"):
+        storage.read(listed.uri, listed.identity)
+
+
 def test_a_folder_is_no_object(root: str) -> None:
     storage.create(storage.join(root, "folder", "a"), b"x")
     folder = storage.join(root, "folder")
@@ -574,7 +596,10 @@ def test_pages_are_followed_and_each_is_tried_again(
 def test_a_listing_that_goes_round_in_circles_ends(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = iter(range(3))
+
     def same_page(*_: object, **__: object) -> dict[str, Any]:
+        next(asked)
         contents = [{"Key": "a", "Size": 1, "ETag": "x"}, {"Key": "b", "Size": 1, "ETag": "x"}]
         return {"Contents": contents, "IsTruncated": True, "NextContinuationToken": "again"}
 
@@ -747,9 +772,10 @@ class Site(BaseHTTPRequestHandler):
         if not part or "no-ranges" in how:
             return self.answer(200, cls.data)
         start, end = (int(n) for n in part.removeprefix("bytes=").split("-"))
-        if start >= len(cls.data):
+        if start >= len(cls.data) or "none-there" in how:
             return self.answer(416, b"no", **{"Content-Range": f"bytes */{len(cls.data)}"})
         shift = 1 if "other-range" in how else 0
+        end = (start + end) // 2 if "half-range" in how else end
         body = cls.data[start + shift : end + 1 + shift]
         size = "*" if "no-size" in how else len(cls.data)
         told = f"bytes {start + shift}-{start + shift + len(body) - 1}/{size}"
@@ -786,13 +812,19 @@ class Site(BaseHTTPRequestHandler):
         pass
 
 
+class QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that goes away is none."""
+
+
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Sets how the object is served from now on; its url."""
     monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
     monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "3")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        server.daemon_threads = True
+    with QuietServer(("127.0.0.1", 0), Site) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
         def serve(*how: str, etag: str = '"one"') -> str:
@@ -861,6 +893,8 @@ def test_files_of_the_web_are_read_in_part(how: tuple[str, ...], site: Callable[
         (("cut", "chunked"), TransientError, "no answer after 3 tries"),
         (("no-length",), StorageError, "no Content-Length"),
         (("other-range",), TransientError, "bytes 4- were asked for, bytes 5-"),
+        (("half-range",), TransientError, "500 of 1000 bytes arrived"),
+        (("none-there",), TransientError, "no bytes from 4 on of 256000"),
         (("away",), TransientError, "no answer after 3 tries"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
@@ -870,7 +904,7 @@ def test_answers_that_prove_nothing_are_none(
 ) -> None:
     uri = site(*how)
     actions: list[Callable[[], object]] = [lambda: storage.read_range(uri, 4, 1000)]
-    if how != ("other-range",):
+    if how not in (("other-range",), ("half-range",), ("none-there",)):
         actions.append(lambda: storage.read(uri))
     if how == ("away",):
         actions += [lambda: storage.info(uri), lambda: storage.exists(uri)]
