@@ -933,18 +933,14 @@ def _unpacked_bytes(message: pa.Message) -> int:
 
 
 def _packed_members(file: _File, entries: Sequence[Entry]) -> Contents:
+    """Listing passed all of it before: a defect here would be met again by a pass of its own."""
     stream = _Forward(file, _packing(file))
-    left = deque(entries)
-    try:
-        while left:
-            with _blame(file):
-                stream.skip(left[0].position)
-                content = stream.read_unchecked(left[0].size)
-            _whole(memoryview(content), left[0].size)
-            yield left.popleft(), content
-    except BadImage as bad:  # what a decompressor gives after a defect is at no known place
-        for entry in left:
-            yield entry, BadImage(bad.reason, bad.detail)
+    for entry in entries:
+        with _blame(file):
+            stream.skip(entry.position)
+            content = stream.read_unchecked(entry.size)
+            _whole(memoryview(content), entry.size)
+        yield entry, content
 
 
 _PASSES: dict[str, Callable[[_File, Sequence[Entry]], Contents]] = {
