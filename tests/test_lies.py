@@ -479,8 +479,15 @@ def reordered(table: pa.Table) -> pa.Table:
     return table.take(list(range(table.num_rows))[::-1])
 
 
+def relabelled(table: pa.Table) -> pa.Table:
+    """The numbers stay where they are, and are said to be of others."""
+    names = table["a"].to_pylist()
+    return table.set_column(0, "a", pa.array(names[::-1]))
+
+
 @pytest.mark.parametrize(
-    "change", [nearer, reordered, lambda t: t.slice(0, t.num_rows - 9), lambda t: t.slice(9)]
+    "change",
+    [nearer, reordered, relabelled, lambda t: t.slice(0, t.num_rows - 9), lambda t: t.slice(9)],
 )
 def test_a_matrix_that_lies_is_computed_again(
     copy: Copy, change: Callable[[pa.Table], pa.Table]
