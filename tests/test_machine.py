@@ -60,9 +60,9 @@ class Process:
     """A builder as storage sees it: it may die at any of its operations, threads and all.
 
     `die_at`: the operation before which, or after which where `after`, it is dead. `trouble`: the
-    share of operations that get no answer, performed or not. `change`: what happens to the source
-    at one of them, and again at a later one. `meet`: where builders wait for each other before they
-    commit.
+    share of operations that get no answer, performed or not. `change`: what happens to an image
+    that was read, and to the one that is about to be, at the reading of that number. `meet`: where
+    builders wait for each other before they commit.
     """
 
     seed: int
@@ -71,10 +71,11 @@ class Process:
     trouble: float = 0.0
     slow: float = 0.0
     change_at: int | None = None
-    change: Callable[[], None] = lambda: None
+    change: Callable[[str], None] = lambda uri: None
     like_s3: bool = False
     meet: threading.Barrier | None = None
     operations: int = 0
+    images: list[str] = field(default_factory=list)
     dead: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -85,6 +86,8 @@ class Process:
         if self.meet and name == "create" and "/_log/" in args[0]:
             with contextlib.suppress(threading.BrokenBarrierError):
                 self.meet.wait(1)
+        if name == "read" and args[0].endswith(".png"):
+            self._change_images(args[0])
         fate = self._fate(name)
         if fate == "killed":
             self._leave_torn(name, args)
@@ -108,8 +111,6 @@ class Process:
             if self.dead:
                 raise Killed
             self.operations += 1
-            if self.change_at and self.operations in (self.change_at, self.change_at + 6):
-                self.change()
             wait = 0.002 * self._chance.random() if self._chance.random() < self.slow else 0
             dies = self.operations == self.die_at
             self.dead = dies and not self.after
@@ -125,6 +126,13 @@ class Process:
             return ""
         FIGURES[f"{fate} at {name}"] += 1
         return fate
+
+    def _change_images(self, uri: str) -> None:
+        with self.lock:
+            self.images.append(uri)
+            if len(self.images) == self.change_at:
+                self.change(self.images[0])
+                self.change(uri)
 
     def _leave_torn(self, name: str, args: Any) -> None:
         """What a local writer that dies half-way leaves behind."""
@@ -217,10 +225,10 @@ class Source:
         name = f"{self._chance.choice('ab')}/{len(self._written)}.png"
         self._write(self.folder / name)
 
-    def overwrite(self) -> None:
+    def overwrite(self, uri: str = "") -> None:
         """By another picture: a good one, or one that is corrupt."""
         if self.pictures:
-            self._write(Path(storage.local_path(self._any())))
+            self._write(Path(storage.local_path(uri or self._any())))
 
     def remove(self) -> None:
         if self.pictures:
@@ -312,7 +320,7 @@ class Schedule:
         else:
             process = self._process(kind)
             if kind == "change amid":
-                process.change = lambda: self._change_amid(possible)
+                process.change = lambda uri: self._change_amid(uri, possible)
             self._build(self._wishes(), process)
         self._check(possible)
 
@@ -323,7 +331,7 @@ class Schedule:
             die_at=at if kind == "die" else None,
             after=self.chance.random() < 0.5,
             trouble=self.chance.choice([0.02, 0.1]) if kind == "trouble" else 0,
-            change_at=at // 2 + 1 if kind == "change amid" else None,
+            change_at=self.chance.randint(1, 4) if kind == "change amid" else None,
             like_s3=self.chance.random() < 0.5,
         )
 
@@ -417,8 +425,10 @@ class Schedule:
         if plain and all(self._truth(wish).images for wish in mine):
             assert ended == [True, True], "two builders of the same disturbed each other"
 
-    def _change_amid(self, possible: dict[str, list[Truth]]) -> None:
-        self.sources[self.chance.choice(NAMES)].change()
+    def _change_amid(self, uri: str, possible: dict[str, list[Truth]]) -> None:
+        for source in self.sources.values():
+            if uri in source.pictures:
+                source.overwrite(uri)
         for name, truths in self._possible().items():
             possible[name] += truths
 
