@@ -481,6 +481,7 @@ class Schedule:
             assert any(told in state for state in states), f"{told}: told, and not committed"
         for before, after in pairwise(states):
             self.told += [of for of in after if of not in before]
+            assert _layerwise(before) <= _layerwise(after), "layer Gaussians were dropped"
             FIGURES["versions committed"] += len([of for of in after if of not in before])
         for name, version in self.told:
             read = self._read(name, version)
@@ -550,6 +551,10 @@ class Schedule:
             engine._worker.close()
         for uri in [self.catalogue.root] if self.memory else []:
             storage.delete_tree(uri)
+
+
+def _layerwise(versions: Sequence[tuple[str, Version]]) -> set[str]:
+    return {name for name, version in versions if LAYER_GAUSSIAN in version.products}
 
 
 def tiny_specs(schedule: Schedule) -> set[str]:
