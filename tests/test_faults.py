@@ -316,6 +316,7 @@ def test_one_layer_tries_again(fault: Action, chaos: Chaos, images: str) -> None
     assert SETTINGS["ATTEMPTS"] <= chaos.injected <= 2 * SETTINGS["ATTEMPTS"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("fault", [black_hole, trickle(20)])
 def test_what_never_ends_is_given_up_in_time(fault: Action, chaos: Chaos, images: str) -> None:
     chaos.on(fault, "GET", IMAGE, times=None)
