@@ -14,6 +14,7 @@ import os
 import secrets
 import socket
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -168,6 +169,7 @@ class Counter:
         self._threads = resources.threads or 1
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._decoders = Decoders(self._threads + 1)
+        weakref.finalize(self, self._decoders.close)  # as the other pools' threads end, unclosed
         self._networks = ThreadPoolExecutor(self._threads, "network")
 
     def count(
