@@ -125,7 +125,7 @@ class Commit:
 
     def encode(self) -> bytes:
         body = asdict(self) | {"format": FORMAT, "nonce": secrets.token_hex(16)}
-        return json.dumps(body, sort_keys=True, indent=1).encode()
+        return canonical_json(body | {"checksum": digest_of(body)})
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Commit:
@@ -135,6 +135,9 @@ class Commit:
                 raise CorruptFile(
                     f"{name}: format {body['format']}; this version of vdna reads {FORMAT}"
                 )
+            checksum = body.pop("checksum", None)  # the first release wrote none
+            if checksum not in (None, digest_of(body)):
+                raise CorruptFile(f"{name}: its content is not what was written; restore the file")
             datasets = {
                 check_name(dataset): {spec: _of_spec(spec, entry) for spec, entry in specs.items()}
                 for dataset, specs in body["datasets"].items()

@@ -20,22 +20,30 @@ The format is told by the content, never by a name. Every image becomes 8-bit RG
 - EXIF orientation is applied, unless the rule's `exif` is "ignore" as in the reference; one that is
   unreadable or not in 1..8 is none. A TIFF's is always applied, by PIL, on loading.
 
-Decoding (PIL) and resizing (numba) leave Python's lock, so that threads scale.
+Decoding (PIL) and resizing (numba) leave Python's lock, so that threads scale. Memory is bounded:
+large images share `ROOM`, and are converted and resized in strips, without copies of the whole.
+What becomes of which hostile file stands in docs/hostile.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from signal import Signals
+from time import monotonic
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -83,6 +91,7 @@ Pixels = NDArray[np.uint8]
 Floats32 = NDArray[np.float32]
 
 Image.init()  # registers the decoders now: at first use, threads would race for it
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
 
 
 def decode(data: bytes, rule: Preprocess) -> Pixels:
@@ -99,17 +108,14 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
     if len(data) > rule.max_bytes:
         raise BadImage("too_many_bytes", f"{len(data)} bytes; the limit is {rule.max_bytes}")
     _quieten_pil()
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise UsageError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process: truncated images would "
-            "count as whole ones. Unset it"
-        )
+    _check_process(rule)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, rule)
-            image.load()
-            _check_size(image, rule)  # an ICO's directory may lie about the image in it
-            return pixels_of(image, rule.exif)
+            with _room(image.width * image.height):
+                image.load()
+                _check_size(image, rule)  # an ICO's directory may lie about the image in it
+                return pixels_of(image, rule.exif)
     except (MemoryError, BadImage):
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on hostile bytes
@@ -118,8 +124,22 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
 
 def pixels_of(image: Image.Image, exif: Exif = "apply") -> Pixels:
     """(H, W, 3) of an image that PIL has opened, by the same rule. Raises `BadImage`."""
-    pixels = _rgb(image)
-    return _upright(pixels, _orientation(image)) if exif == "apply" else pixels
+    image.load()
+    _check_mode(image)
+    # It would be dropped anyway, and converting it may fail or warn.
+    image.info.pop("transparency", None)
+    orientation = _orientation(image) if exif == "apply" else 1
+    width, height = image.size
+    if width * height <= STRIP and orientation == 1:
+        return _rgb(image)
+    turned = orientation in (5, 6, 7, 8)
+    upright = np.empty((width, height, 3) if turned else (height, width, 3), np.uint8)
+    stored = _as_stored(upright, orientation)
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        stored[top:bottom] = _rgb(image.crop((0, top, width, bottom)))
+    return upright
 
 
 def prepare(pixels: Pixels, rule: Preprocess) -> Floats32:
@@ -129,7 +149,8 @@ def prepare(pixels: Pixels, rule: Preprocess) -> Floats32:
     `crop_to_square_pre_resize`.
     `clean` is the resize of clean-fid, which the reference uses: PIL's antialiased bicubic on
     float channels to the target size, whatever the proportions, clipped to [0, 255]; equal to
-    within 1e-4 grey levels. `fast` is torch's on uint8, which rounds in between.
+    within 1e-4 grey levels. `fast` is torch's on uint8, which rounds in between; of an image longer
+    than `MAX_FAST`, for which torch takes memory without bound, `clean` rounded.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise UsageError(
@@ -139,11 +160,15 @@ def prepare(pixels: Pixels, rule: Preprocess) -> Floats32:
     mean, std = np.array(rule.mean), np.array(rule.std)
     scale = (1 / (255 * std)).astype(np.float32)
     shift = (-mean / std).astype(np.float32)
-    if rule.resize == "fast":
-        return _normalised(_resize_fast(pixels, rule.height, rule.width), scale, shift)
     height, width, _ = pixels.shape
+    if rule.resize == "fast":
+        if max(height, width) > MAX_FAST:
+            resized = np.rint(_resize_extreme(pixels, rule.height, rule.width))
+        else:
+            resized = _resize_fast(pixels, rule.height, rule.width)
+        return _normalised(resized, scale, shift)
     if width > MAX_WIDTH or height > MAX_SHRINK * rule.height or width > MAX_SHRINK * rule.width:
-        return _normalised(_resize_pil(pixels, rule.height, rule.width), scale, shift)
+        return _normalised(_resize_extreme(pixels, rule.height, rule.width), scale, shift)
     out = np.empty((rule.height, rule.width, 3), np.float32)
     flat = pixels.reshape(height, width * 3)
     flat.flags.writeable = False  # one compiled kernel for writable and read-only pixels
@@ -188,7 +213,7 @@ def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int =
         except subprocess.TimeoutExpired:
             failure = BadImage("timeout", f"not decoded in {seconds:g} s, {attempts} times")
             continue
-        if child.returncode == 0 and child.stdout.startswith((b"{", NPY)):
+        if child.returncode == 0 and child.stdout.startswith(b"{"):
             return prepare(_answer(child.stdout), rule)
         last_words = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         if last_words.startswith(("ModuleNotFoundError", "ImportError")):
@@ -218,13 +243,31 @@ MODES: tuple[str, ...] = (
 
 MODES_16: tuple[str, ...] = ("I;16", "I;16L", "I;16B", "I;16N")
 
-BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, TILE_WIDTH, TILE_LENGTH = 258, 262, 274, 322, 323
 """Tags of TIFF and EXIF."""
 
 PIL_MODULES = r"PIL\."
 
+PIL_PIXELS = 178_956_970
+"""PIL's own limit, as it stands unless someone sets another."""
+
+STRIP = 1 << 22
+"""Pixels that are converted at a time."""
+
+ROOM = 100_000_000
+"""Pixels that may be in decoders at a time, in all threads; PIL holds 4 to 16 bytes for each."""
+
+LEASE_SECONDS = 30.0
+"""A decoder that takes longer no longer keeps others waiting: it may be stuck."""
+
 CUT = re.compile("truncat|not enough", re.IGNORECASE)
 """In PIL's messages about a file that ends too early."""
+
+LONG_NOTES = re.compile("MAX_TEXT_CHUNK|MAX_TEXT_MEMORY")
+"""In its messages about a PNG whose texts or profile are longer than it reads."""
+
+BOM, MARKUP = rb"(\xef\xbb\xbf)?\s*", rb"(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)?"
+"""What may stand before a text, and before a page, begins."""
 
 OTHER_KINDS: tuple[tuple[str, bytes, str], ...] = (
     ("unsupported", rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
@@ -235,17 +278,22 @@ OTHER_KINDS: tuple[tuple[str, bytes, str], ...] = (
     ("unsupported", rb"\x76\x2f\x31\x01", "OpenEXR"),
     ("unsupported", rb"#\?RADIANCE", "Radiance HDR"),
     ("unsupported", rb"qoif", "QOI"),
-    ("unsupported", rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg", "SVG"),
-    ("not_an_image", rb"\s*(<!DOCTYPE html|<html|<head|<body)", "an HTML page"),
-    ("not_an_image", rb"\s*<\?xml", "XML"),
+    ("not_an_image", BOM + MARKUP + rb"<(!DOCTYPE html|html|head|body)", "an HTML page"),
+    ("unsupported", BOM + rb"(<\?xml.*|<!--.*)?<(svg\b|!DOCTYPE svg)", "SVG"),
+    ("not_an_image", BOM + rb"<\?xml", "XML"),
     ("not_an_image", rb"PK\x03\x04|PK\x05\x06", "a zip archive"),
     ("not_an_image", rb"\x1f\x8b", "gzip"),
     ("not_an_image", rb"\x28\xb5\x2f\xfd", "zstd"),
+    ("not_an_image", rb"BZh[1-9]", "bzip2"),
+    ("not_an_image", rb"\xfd7zXZ\0", "xz"),
+    ("not_an_image", rb"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    ("not_an_image", rb"Rar!\x1a\x07", "a RAR archive"),
     ("not_an_image", rb".{257}ustar", "a tar archive"),
     ("not_an_image", rb"PAR1", "a Parquet file"),
     ("not_an_image", rb"\x93NUMPY", "a NumPy array"),
     ("not_an_image", rb"\x89HDF", "an HDF5 file"),
     ("not_an_image", rb"version https://git-lfs", "a Git LFS pointer: the image was not pulled"),
+    ("corrupt", rb"....ftypavi[fs]", "an AVIF with a damaged header"),
     ("not_an_image", rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", "a video"),
     ("not_an_image", rb"RIFF....WAVE|ID3|OggS|fLaC", "sound"),
     ("corrupt", rb"\xff\xd8\xff", "a JPEG with a damaged header"),
@@ -253,7 +301,6 @@ OTHER_KINDS: tuple[tuple[str, bytes, str], ...] = (
     ("corrupt", rb"GIF8[79]a", "a GIF with a damaged header"),
     ("corrupt", rb"RIFF....WEBP", "a WebP with a damaged header"),
     ("corrupt", rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "a TIFF with a damaged header"),
-    ("corrupt", rb"....ftypavi", "an AVIF with a damaged header"),
     ("corrupt", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 with a damaged header"),
     ("not_an_image", rb"\0{64}", "zeros, as a failed write leaves them"),
     ("not_an_image", rb"[\t\n\r -\x7e\x80-\xf4]{1,256}\Z", "text"),
@@ -277,27 +324,87 @@ def _quieten_pil() -> None:
         warnings.filterwarnings("ignore", module=PIL_MODULES)
 
 
-def _check_size(image: Image.Image, rule: Preprocess) -> None:
-    width, height = image.size
-    if width * height > rule.max_pixels:
-        raise BadImage(
-            "too_many_pixels",
-            f"{width} x {height} is {width * height} pixels; the limit is {rule.max_pixels}",
+def _check_process(rule: Preprocess) -> None:
+    """PIL's switches are the process's: what one set elsewhere must not decide what counts."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process: truncated images would "
+            "count as whole ones. Unset it"
+        )
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and 2 * limit < min(rule.max_pixels, PIL_PIXELS):
+        raise UsageError(
+            f"PIL.Image.MAX_IMAGE_PIXELS is {limit} in this process: images that the spec counts, "
+            f"of up to {rule.max_pixels} pixels, would be refused. Leave it as it was"
         )
 
 
-def _rgb(image: Image.Image) -> Pixels:
-    mode = image.mode
-    # PIL has scaled a PPM's values to 16 bits, whatever its maximum.
-    if mode in MODES_16 or (mode == "I" and image.format == "PPM"):
+def _check_size(image: Image.Image, rule: Preprocess) -> None:
+    _require_within("", image.width, image.height, rule)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tile = [image.tag_v2.get(tag, 0) for tag in (TILE_WIDTH, TILE_LENGTH)]
+        if all(isinstance(side, int) for side in tile):  # libtiff refuses the others
+            _require_within("a tile of ", tile[0], tile[1], rule)
+
+
+def _require_within(what: str, width: int, height: int, rule: Preprocess) -> None:
+    if width * height > rule.max_pixels:
+        raise BadImage(
+            "too_many_pixels",
+            f"{what}{width} x {height} is {width * height} pixels; the limit is {rule.max_pixels}",
+        )
+
+
+_decoding: dict[object, tuple[float, int]] = {}
+"""When each decoder under way began, and its pixels."""
+_room_changed = threading.Condition()
+
+
+@contextlib.contextmanager
+def _room(pixels: int) -> Iterator[None]:
+    """Waits until that many pixels more may be decoded beside the others; small ones never do."""
+    if pixels <= STRIP:
+        yield
+        return
+    me = object()
+
+    def free() -> bool:
+        now = monotonic()
+        held = sum(n for began, n in _decoding.values() if now - began < LEASE_SECONDS)
+        return not held or held + pixels <= ROOM
+
+    with _room_changed:
+        while not free():
+            _room_changed.wait(1)
+        _decoding[me] = monotonic(), pixels
+    try:
+        yield
+    finally:
+        with _room_changed:
+            del _decoding[me]
+            _room_changed.notify_all()
+
+
+def _check_mode(image: Image.Image) -> None:
+    if _is_16_bit(image):
         _check_plain_16_bit(image)
+    elif image.mode not in MODES:
+        raise BadImage(
+            "unsupported", f"a {image.format} of mode {image.mode}: no value of it is white"
+        )
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    # PIL has scaled a PPM's values to 16 bits, whatever its maximum.
+    return image.mode in MODES_16 or (image.mode == "I" and image.format == "PPM")
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """Of a mode that has been checked; a strip has lost its format."""
+    if image.mode in MODES_16 or image.mode == "I":
         grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if mode not in MODES:
-        raise BadImage("unsupported", f"a {image.format} of mode {mode}: no value of it is white")
-    # It would be dropped anyway, and converting it may fail or warn.
-    image.info.pop("transparency", None)
-    return np.asarray(image if mode == "RGB" else image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _check_plain_16_bit(image: Image.Image) -> None:
@@ -323,15 +430,19 @@ def _orientation(image: Image.Image) -> object:
         return 1
 
 
-def _upright(pixels: Pixels, orientation: object) -> Pixels:
-    """`orientation` as in EXIF: which edges of the stored image are the top and the left."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
+def _as_stored(upright: Pixels, orientation: object) -> Pixels:
+    """The view of upright pixels in which the stored image's stand in their places.
+
+    `orientation` as in EXIF: which edges of the stored image are the top and the left.
+    """
+    stored = upright
     if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+        stored = stored[::-1]
+    if orientation in (2, 3, 6, 7):
+        stored = stored[:, ::-1]
+    if orientation in (5, 6, 7, 8):
+        stored = stored.transpose(1, 0, 2)
+    return stored
 
 
 def _blame(data: bytes, error: Exception) -> Exception:
@@ -343,6 +454,8 @@ def _blame(data: bytes, error: Exception) -> Exception:
         reason, detail = _unidentified(data)
     else:
         reason, detail = "corrupt", f"{type(error).__name__}: {error}"
+        if LONG_NOTES.search(detail):
+            return BadImage("unsupported", f"its texts or its profile are too long: {error}")
     if "out of memory" in detail:
         return MemoryError(detail)
     if reason == "corrupt" and (CUT.search(detail) or _ends_early(data)):
@@ -360,24 +473,45 @@ def _unidentified(data: bytes) -> tuple[str, str]:
 
 
 def _ends_early(data: bytes) -> bool:
-    """Whether a WebP's length or a TIFF's directory lies past the end."""
+    """Whether a WebP's length or a TIFF's directory lies past the end, or a box of AVIF does.
+
+    JPEG 2000 ends with its marker.
+    """
     if data[:4] == b"RIFF":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     if data[:4] == b"II*\0":
         return int.from_bytes(data[4:8], "little") >= len(data)
     if data[:4] == b"MM\0*":
         return int.from_bytes(data[4:8], "big") >= len(data)
+    if data.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")):
+        return not data.endswith(b"\xff\xd9")
+    if data[4:11] == b"ftypavi":
+        return _boxes_end(data) > len(data)
     return False
+
+
+def _boxes_end(data: bytes) -> int:
+    """Where the boxes of ISO media end, by their own lengths."""
+    at = 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size < 8:  # of 64 bits, or to the end, or damaged
+            break
+        at += size
+    return at
 
 
 # Resizing
 
 
 MAX_SHRINK = 32
-"""Beyond it float32 sums of so many weights drift, and PIL itself resizes, in float64."""
+"""Beyond it float32 sums of so many weights drift: sums are in float64."""
 
 MAX_WIDTH = 1 << 15
-"""Of the input; beyond it the kernel's rows leave the cache, and PIL itself resizes."""
+"""Of the input; beyond it the kernel's rows leave the cache."""
+
+MAX_FAST = 1 << 17
+"""Of the input's longer side."""
 
 ROWS = 8
 """Output rows computed at a time: the lanes of a vector register."""
@@ -492,15 +626,67 @@ def _resize_clean(
                     out[top + r, j, c] = value * scale[c] + shift[c]
 
 
-def _resize_pil(pixels: Pixels, height: int, width: int) -> Floats32:
-    """The definition of `clean`, at three times the cost: for extreme sizes."""
-    channels = [
-        Image.fromarray(pixels[:, :, c].astype(np.float32)).resize(
-            (width, height), Image.Resampling.BICUBIC
-        )
-        for c in range(3)
-    ]
-    return np.stack([np.asarray(channel) for channel in channels], axis=2).clip(0, 255)
+def _resize_extreme(pixels: Pixels, height: int, width: int) -> Floats32:
+    """The definition of `clean`, as PIL computes it, for extreme sizes.
+
+    PIL itself would take 32 bytes for each pixel of a side, and fail beyond 2 GB.
+    """
+    rows, columns, _ = pixels.shape
+    if columns * height < rows * width:  # whatever leaves less for the second pass
+        resized = _resized_rows(_resized_rows(pixels, height, 0), width, 1)
+    else:
+        resized = _resized_rows(_resized_rows(pixels, width, 1), height, 0)
+    return resized.clip(0, 255)
+
+
+def _resized_rows(image: NDArray[Any], length: int, axis: int) -> Floats32:
+    """(H, W, 3) with one axis resized; the sums are float64, as PIL's."""
+    shape = list(image.shape)
+    if shape[axis] == length:
+        return image.astype(np.float32)
+    shape[axis] = length
+    out = np.empty(shape, np.float32)
+    image = image.view()
+    image.flags.writeable = False  # one compiled kernel for writable and read-only pixels
+    if axis == 0:
+        _resize_axis(image.reshape(1, len(image), -1), out.reshape(1, length, -1))
+    else:
+        _resize_axis(image, out)
+    return out
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _resize_axis(image: NDArray[Any], out: Floats32) -> None:
+    """(outer, n, inner) -> (outer, m, inner); weights as `_weights`, made as they are needed."""
+    outer, n_out, inner = out.shape
+    n_in = image.shape[1]
+    step = n_in / n_out
+    stretch = max(step, 1.0)
+    weights = np.empty(min(n_in, int(4 * stretch) + 3))
+    sums = np.empty(inner)
+    for i in range(n_out):
+        centre = (i + 0.5) * step
+        first = max(int(centre - 2 * stretch + 0.5), 0)
+        count = min(int(centre + 2 * stretch + 0.5), n_in) - first
+        total = 0.0
+        for t in range(count):
+            x = abs((t + first - centre + 0.5) * (1.0 / stretch))
+            weights[t] = 0.0
+            if x < 1:
+                weights[t] = (1.5 * x - 2.5) * x * x + 1
+            elif x < 2:
+                weights[t] = (((x - 5) * x + 8) * x - 4) * -0.5
+            total += weights[t]
+        for t in range(count):
+            weights[t] /= total
+        for o in range(outer):
+            sums[:] = 0
+            for t in range(count):
+                w = weights[t]
+                for k in range(inner):
+                    sums[k] += image[o, first + t, k] * w
+            for k in range(inner):
+                out[o, i, k] = sums[k]
 
 
 def _normalised(pixels: Floats32, scale: Floats32, shift: Floats32) -> Floats32:
@@ -520,10 +706,6 @@ def _resize_fast(pixels: Pixels, height: int, width: int) -> Floats32:
 # In a process of its own
 
 
-NPY = b"\x93NUMPY"
-"""Begins an answer that is pixels; one that is a failure is a JSON object."""
-
-
 def _isolated_command() -> list[str]:
     return [sys.executable, "-P", "-m", "pipeline.images"]
 
@@ -535,10 +717,12 @@ def _isolated_environment() -> dict[str, str]:
 
 
 def _answer(output: bytes) -> Pixels:
-    if output.startswith(b"{"):
-        raise BadImage(**json.loads(output))
-    pixels: Pixels = np.load(io.BytesIO(output), allow_pickle=False)
-    return pixels
+    """A line of JSON, then pixels; or `BadImage`, of which there is only the line."""
+    end = output.index(b"\n")
+    said = json.loads(output[:end])
+    if "reason" in said:
+        raise BadImage(**said)
+    return np.frombuffer(output, np.uint8, offset=end + 1).reshape(said["shape"])
 
 
 def _ending(status: int) -> str:
@@ -550,18 +734,21 @@ def _ending(status: int) -> str:
 
 def _serve() -> None:
     """Answer one question of `load_isolated`: a rule and an image, with pixels or why not."""
+    with contextlib.suppress(OSError):  # where memory runs out, let it end here
+        Path("/proc/self/oom_score_adj").write_text("1000")
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a C library prints
-    header, _, data = sys.stdin.buffer.read().partition(b"\n")
-    fields = json.loads(header)
+    fields = json.loads(sys.stdin.buffer.readline())
     rule = Preprocess(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
-    answer = io.BytesIO()
-    try:
-        np.save(answer, decode(data, rule))
-    except BadImage as bad:
-        answer.write(json.dumps({"reason": bad.reason, "detail": bad.detail}).encode())
     with output:
-        output.write(answer.getbuffer())
+        try:
+            pixels = np.ascontiguousarray(decode(sys.stdin.buffer.read(), rule))
+        except BadImage as bad:
+            said = json.dumps({"reason": bad.reason, "detail": bad.detail})
+            output.write(said.encode() + b"\n")
+            return
+        output.write(json.dumps({"shape": pixels.shape}).encode() + b"\n")
+        output.write(pixels.data)
 
 
 if __name__ == "__main__":

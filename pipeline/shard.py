@@ -14,14 +14,16 @@ import os
 import secrets
 import socket
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as DecodeTimeout
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
+from math import inf
+from queue import SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +52,12 @@ from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 FETCH_THREADS = 16
+AHEAD_BYTES = 256 * 2**20
+"""Of a shard, in memory ahead of the network; a single image may be as large by itself."""
 OVERLAP = 2
 """Shards a worker has under way: the second fills the network while the first one ends."""
 ISOLATE_FROM_ATTEMPT = 3
@@ -59,6 +66,87 @@ ISOLATE_FROM_ATTEMPT = 3
 Content = bytes | NDArray[np.uint8]
 Fetch = Callable[[Entry], Content]
 Prepared = NDArray[np.float32]
+
+
+class Decoders:
+    """Threads that decode. One that takes too long is left to itself: it cannot be stopped.
+
+    The time counts from when it began, not from when it was asked for or waited for. Another
+    thread takes its place; being a daemon, it does not keep the process from ending.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._tasks: SimpleQueue[Callable[[], bool]] = SimpleQueue()
+        self._deadlines: dict[Future[Any], float] = {}
+        self._lock = threading.Lock()
+        self._threads = threads
+        for _ in range(threads):
+            self._start()
+
+    def after(
+        self, first: Future[T], function: Callable[[T], R], seconds: float = inf
+    ) -> Future[R]:
+        """`function` of what `first` brings, once it is there."""
+        second: Future[R] = Future()
+        first.add_done_callback(
+            lambda _: self._tasks.put(lambda: self._run(second, first, function, seconds))
+        )
+        return second
+
+    def result(self, future: Future[R]) -> R:
+        """What it brings. Raises `TimeoutError` where it was given up."""
+        while not future.done() and not wait([future], self._patience()).done:
+            self._give_up()
+        return future.result()
+
+    def close(self) -> None:
+        for _ in range(self._threads):
+            self._tasks.put(lambda: False)
+
+    def _start(self) -> None:
+        threading.Thread(target=self._work, name="decode", daemon=True).start()
+
+    def _work(self) -> None:
+        while self._tasks.get()():
+            pass
+
+    def _run(
+        self, second: Future[R], first: Future[T], function: Callable[[T], R], seconds: float
+    ) -> bool:
+        """Whether the thread still has its place."""
+        if not second.set_running_or_notify_cancel():
+            return True
+        with self._lock:
+            self._deadlines[second] = monotonic() + seconds
+        result, error = None, None
+        try:
+            result = function(first.result())
+        except BaseException as raised:
+            error = raised
+        with self._lock:
+            if self._deadlines.pop(second, None) is None:
+                return False
+        if error is None:
+            second.set_result(cast(R, result))
+        else:
+            second.set_exception(error)
+        return True
+
+    def _patience(self) -> float:
+        """Seconds until the next decoder under way is to be given up, or to look again."""
+        with self._lock:
+            nearest = min(self._deadlines.values(), default=inf)
+        return min(max(nearest - monotonic(), 0.01), 1.0)
+
+    def _give_up(self) -> None:
+        with self._lock:
+            now = monotonic()
+            overdue = [future for future, end in self._deadlines.items() if end <= now]
+            for future in overdue:
+                del self._deadlines[future]
+                self._start()
+        for future in overdue:
+            future.set_exception(TimeoutError())
 
 
 class Counter:
@@ -80,7 +168,8 @@ class Counter:
         self._resources = resources
         self._threads = resources.threads or 1
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
-        self._decoders = ThreadPoolExecutor(self._threads + 1, "decode")
+        self._decoders = Decoders(self._threads + 1)
+        weakref.finalize(self, self._decoders.close)  # as the other pools' threads end, unclosed
         self._networks = ThreadPoolExecutor(self._threads, "network")
 
     def count(
@@ -131,27 +220,34 @@ class Counter:
         return partial
 
     def close(self) -> None:
-        for pool in (self._fetchers, self._decoders, self._networks):
+        for pool in (self._fetchers, self._networks):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
 
     def _prepared(self, shard: Shard, fetch: Fetch, isolated: bool) -> Iterator[Prepared | Failure]:
-        """Members in order, as the network takes them, with at most `fetch_ahead` under way."""
+        """Members in order, as the network takes them.
+
+        At most `fetch_ahead` are under way, and `AHEAD_BYTES`, or else one.
+        """
         ahead: deque[tuple[Entry, Future[Content], Future[Prepared]]] = deque()
-        members = iter(shard.members)
+        members = deque(shard.members)
+        size = 0
         try:
-            while True:
-                while len(ahead) < self._resources.fetch_ahead:
-                    entry = next(members, None)
-                    if entry is None:
-                        break
+            while members or ahead:
+                while members and (not ahead or self._has_room(len(ahead), size + members[0].size)):
+                    entry = members.popleft()
+                    size += entry.size
                     ahead.append((entry, *self._start(entry, fetch, isolated)))
-                if not ahead:
-                    return
-                yield self._finish(*ahead.popleft(), isolated)
+                first = ahead.popleft()
+                yield self._finish(*first)
+                size -= first[0].size
         finally:
             for _, fetched, prepared in ahead:
                 fetched.cancel()
                 prepared.cancel()
+
+    def _has_room(self, images: int, size: int) -> bool:
+        return images < self._resources.fetch_ahead and size <= AHEAD_BYTES
 
     def _start(
         self, entry: Entry, fetch: Fetch, isolated: bool
@@ -165,8 +261,7 @@ class Counter:
                 )
             return fetch(entry)
 
-        def prepare() -> Prepared:
-            content = fetched.result()
+        def prepare(content: Content) -> Prepared:
             if isinstance(content, np.ndarray):
                 return images.prepare(content, rule)
             if isolated:
@@ -174,22 +269,20 @@ class Counter:
             return images.load(content, rule)
 
         fetched = self._fetchers.submit(guarded)
-        return fetched, self._decoders.submit(prepare)
+        limit = inf if isolated else self._resources.decode_seconds
+        return fetched, self._decoders.after(fetched, prepare, limit)
 
     def _finish(
-        self, entry: Entry, fetched: Future[Content], prepared: Future[Prepared], isolated: bool
+        self, entry: Entry, fetched: Future[Content], prepared: Future[Prepared]
     ) -> Prepared | Failure:
-        limit = self._resources.decode_seconds
         try:
             content = fetched.result()
             try:
-                return prepared.result(None if isolated else limit)
-            except (DecodeTimeout, MemoryError) as error:
+                return self._decoders.result(prepared)
+            except (TimeoutError, MemoryError):
                 if isinstance(content, np.ndarray):
                     raise
-                if isinstance(error, DecodeTimeout):
-                    # The thread cannot be stopped: leave its pool to it, and try in a process.
-                    self._decoders = ThreadPoolExecutor(self._threads + 1, "decode")
+                limit = self._resources.decode_seconds
                 return images.load_isolated(content, self._spec.preprocess, limit)
         except BadImage as bad:
             crashed = bad.reason in images.NONDETERMINISTIC

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +287,71 @@ def _failures(catalogue: Path) -> list[dict[str, object]]:
     for path in catalogue.glob("_work/photos/*/partials/*.parquet"):
         listed += [asdict(f) for f in Partial.decode(path.read_bytes(), path.name).failures]
     return listed
+
+
+DEADLY = """
+import os, signal
+import PIL.Image as module
+real = module.open
+def deadly(file, *args, **kwargs):
+    data = file.getvalue() if hasattr(file, "getvalue") else b""
+    if b"decoder is killed" in data:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if b"decoder aborts" in data:
+        os.abort()
+    if b"decoder faults once" in data:
+        try:
+            os.close(os.open(os.environ["FAULTED_ONCE"], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            pass
+        else:
+            os.kill(os.getpid(), signal.SIGSEGV)
+    return real(file, *args, **kwargs)
+module.open = deadly
+"""
+"""Put into every process of a build, as `sitecustomize`: hostile files as PIL's next bug has it."""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [2, 0])
+def test_two_killers_are_listed_and_what_crashes_once_is_counted(
+    tmp_path: Path, workers: int
+) -> None:
+    source, good, catalogue = tmp_path / "source", tmp_path / "good", tmp_path / "c"
+    write_photos(source, 20)
+    for name in ("is killed", "aborts", "faults once"):
+        marked = PngImagePlugin.PngInfo()
+        marked.add_text("comment", f"decoder {name}")
+        photo(len(name) + 100).save(source / f"{name}.png", pnginfo=marked)
+    good.mkdir()
+    for path in source.iterdir():
+        if path.name not in ("is killed.png", "aborts.png"):
+            (good / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "sitecustomize.py").write_text(DEADLY)
+    env = {"PYTHONPATH": str(tmp_path / "patch"), "FAULTED_ONCE": str(tmp_path / "once")}
+    runs = 0
+    while True:  # without Ray the process itself dies, and is started again by hand
+        process = start(source, catalogue, workers, env)
+        runs += 1
+        with ended(process):
+            out, err = process.communicate(timeout=240)
+        if workers or process.returncode >= 0 or runs == 9:
+            break
+    assert process.returncode == 0, err
+    assert (tmp_path / "once").exists()
+    result = json.loads(out)
+    assert (result["images"], result["failed"]) == (21, 2)
+    failures = Catalogue(str(catalogue)).failures(
+        "photos", Catalogue(str(catalogue)).find("photos")
+    )
+    assert {f.uri.rpartition("/")[2]: f.reason for f in failures} == {
+        "is%20killed.png": "decoder_crashed",
+        "aborts.png": "decoder_crashed",
+    }
+    assert all(f.nondeterministic for f in failures)
+    holds(catalogue, replace(make_dna(good, threads=2), failed=2))
+    assert runs == 1 if workers else runs <= 6
 
 
 @pytest.mark.soak

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ from pipeline import images
 from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.images import REASONS, decode, load, load_isolated, prepare
 from pipeline.spec import Preprocess
+from tests.hostile import deflated, grey_tiff, tiled_tiff
 
 RULE = Preprocess(32, 48, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 GREY_LEVELS = Preprocess(8, 8, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
@@ -414,6 +416,76 @@ def test_a_decompression_bomb_is_not_unpacked() -> None:
     assert time.process_time() - started < 0.5
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", [*images.MODES, "I;16"])
+def test_strips_are_the_whole(mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large images are converted in strips, straight into their upright places."""
+    image = Image.fromarray(pixels())
+    if mode == "P":
+        image = image.quantize(77)
+    elif mode == "PA":
+        image = image.quantize(77).convert("PA")
+    elif mode == "I;16":
+        image = Image.fromarray(pixels()[:, :, 0].astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    turned = Image.fromarray(images.pixels_of(image, "ignore"))
+    for each in (image, turned):
+        each.getexif()[images.ORIENTATION] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(turned))
+    for strip in (1, 100, 1 << 22):
+        monkeypatch.setattr(images, "STRIP", strip)
+        assert np.array_equal(images.pixels_of(image), expected)
+
+
+def test_large_images_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that would overfill it take turns; small ones do not wait, nor for one that is stuck."""
+    monkeypatch.setattr(images, "STRIP", 100)
+    monkeypatch.setattr(images, "ROOM", 4000)
+    data, inside, most = saved(pixels()), [0], [0]
+    whole = images.pixels_of
+
+    def slowly(image: Image.Image, exif: Any) -> NDArray[np.uint8]:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        inside[0] -= 1
+        return whole(image, exif)
+
+    monkeypatch.setattr(images, "pixels_of", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(lambda _: decode(data, RULE), range(8)))) == 8
+    assert most == [1]
+    with images._room(2400):
+        decode(saved(pixels(8, 8)), RULE)
+        monkeypatch.setattr(images, "LEASE_SECONDS", 0.1)
+        decode(data, RULE)
+
+
+def test_what_the_process_set_for_pil_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert reason(png_of(9_500, 9_500)) == "too_many_pixels"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UsageError, match="MAX_IMAGE_PIXELS is 100"):
+        decode(saved(pixels(8, 8)), RULE)
+
+
+def test_a_tile_is_an_image_too() -> None:
+    assert "a tile of 40000 x 40000" in detail(tiled_tiff(96, 72, 40_000, deflated(10**6)))
+    assert decode(tiled_tiff(96, 72, 96, deflated(96 * 96)), RULE).shape == (72, 96, 3)
+
+
+def test_pil_logs_nothing_to_the_terminal() -> None:
+    bad = grey_tiff(96, 72, bytes(96 * 72), t277=(3, [65_535]))
+    script = (
+        "import sys; from pipeline.images import *\n"
+        "try: decode(sys.stdin.buffer.read(), Preprocess(8, 8, (0, 0, 0), (1, 1, 1)))\n"
+        "except BadImage: print('bad')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], input=bad, capture_output=True)
+    assert (done.stdout, done.stderr) == (b"bad\n", b"")
+
+
 def test_memory_running_out_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (MemoryError("no"), OSError("out of memory when reading image file")):
 
@@ -531,6 +603,9 @@ SIZES = [
     (1024, 10),
     (1025, 10),
     (2, 40_000),
+    (1, 200_000),
+    (200_000, 1),
+    (40_000, 7),
 ]
 
 
@@ -593,6 +668,15 @@ def test_normalisation(resize: Any, size: tuple[int, int]) -> None:
     assert out.flags.c_contiguous
     expected = (levels.astype(np.float64) / 255 - rule.mean) / rule.std
     np.testing.assert_allclose(out, expected, atol=2e-6)
+
+
+def test_beyond_torchs_reach_fast_is_clean_rounded() -> None:
+    rule = replace(GREY_LEVELS, height=20, width=30)
+    rng = np.random.default_rng(0)
+    for shape in ((images.MAX_FAST + 1, 2, 3), (2, images.MAX_FAST + 1, 3)):
+        array = rng.integers(0, 256, shape, dtype=np.uint8)
+        fast = prepare(array, replace(rule, resize="fast"))
+        assert np.abs(fast - np.rint(prepare(array, rule))).max() < 1e-4
 
 
 def test_fast_resize_is_near_clean() -> None:
