@@ -27,14 +27,18 @@ What becomes of which hostile file stands in docs/hostile.md.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
 import logging
+import math
 import os
 import re
+import selectors
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -43,7 +47,7 @@ from functools import lru_cache
 from pathlib import Path
 from signal import Signals
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
@@ -193,34 +197,29 @@ def load(data: bytes, rule: Preprocess) -> Floats32:
 def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int = 3) -> Floats32:
     """`load`, bit for bit, with the decoder in a process of its own; for images that kill or stall.
 
-    A process that crashes, or takes more than `seconds` (its start included), is tried
-    again up to `attempts` times; then raises `BadImage` "decoder_crashed" or "timeout". The resize
-    stays here: only the decoder is foreign code that trusts the bytes.
+    The process answers for many images. One that crashes, or takes more than `seconds` (its start
+    included), is followed by a new one, up to `attempts` in all; then raises `BadImage`
+    "decoder_crashed" or "timeout". The resize stays here: only the decoder is foreign code that
+    trusts the bytes.
     """
     _check_rule(rule)
-    question = json.dumps(asdict(rule)).encode() + b"\n" + data
+    question = json.dumps(asdict(rule) | {"bytes": len(data)}).encode() + b"\n" + data
     failure = BadImage("decoder_crashed", f"{attempts} attempts allowed")
     for _ in range(attempts):
+        decoder = _Decoder.idle()
         try:
-            child = subprocess.run(
-                _isolated_command(),
-                input=question,
-                capture_output=True,
-                timeout=seconds,
-                env=_isolated_environment(),
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+            answer = decoder.ask(question, seconds)
+        except TimeoutError:
+            decoder.end()
             failure = BadImage("timeout", f"not decoded in {seconds:g} s, {attempts} times")
             continue
-        if child.returncode == 0 and child.stdout.startswith(b"{"):
-            return prepare(_answer(child.stdout), rule)
-        last_words = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        if answer is not None:
+            decoder.rest()
+            return prepare(_answer(answer), rule)
+        ending, last_words = decoder.end()
         if last_words.startswith(("ModuleNotFoundError", "ImportError")):
             raise VdnaError(f"the decoding process cannot start: {last_words}")
-        failure = BadImage(
-            "decoder_crashed", f"{_ending(child.returncode)}, {attempts} times; {last_words}"
-        )
+        failure = BadImage("decoder_crashed", f"{ending}, {attempts} times; {last_words}")
     raise failure
 
 
@@ -706,6 +705,9 @@ def _resize_fast(pixels: Pixels, height: int, width: int) -> Floats32:
 # In a process of its own
 
 
+PIPE_BYTES = 2**20
+
+
 def _isolated_command() -> list[str]:
     return [sys.executable, "-P", "-m", "pipeline.images"]
 
@@ -714,6 +716,101 @@ def _isolated_environment() -> dict[str, str]:
     """Ours, with this package first on the path, from wherever it was imported."""
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+class _Decoder:
+    """A process that decodes one image after the other, as it is asked."""
+
+    _resting: ClassVar[list[_Decoder]] = []
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._made_by = command, environment
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process ends
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            env=environment,
+        )
+        pipes = (self._child.stdin, self._child.stdout)
+        self._to, self._from = (pipe.fileno() for pipe in pipes if pipe is not None)
+        for pipe in (self._to, self._from):
+            os.set_blocking(pipe, False)
+
+    @classmethod
+    def idle(cls) -> _Decoder:
+        """One that rests, of the same making; a new one else."""
+        made_by = _isolated_command(), _isolated_environment()
+        with cls._lock:
+            for decoder in cls._resting:
+                if decoder._made_by == made_by:
+                    cls._resting.remove(decoder)
+                    return decoder
+        return cls(*made_by)
+
+    def rest(self) -> None:
+        with self._lock:
+            self._resting.append(self)
+
+    def ask(self, question: bytes, seconds: float) -> bytes | None:
+        """The answer; None where the process ended, or answered otherwise than agreed.
+
+        Raises `TimeoutError`.
+        """
+        deadline = monotonic() + seconds
+        left, answer = memoryview(question), bytearray()
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._from, selectors.EVENT_READ)
+            ready.register(self._to, selectors.EVENT_WRITE)
+            while (patience := deadline - monotonic()) > 0:
+                for key, _ in ready.select(patience):
+                    if key.fd == self._to:
+                        try:
+                            left = left[os.write(self._to, left[:PIPE_BYTES]) :]
+                        except BrokenPipeError:
+                            left = left[:0]
+                        if not left:
+                            ready.unregister(self._to)
+                        continue
+                    block = os.read(self._from, PIPE_BYTES)
+                    answer += block
+                    if not block or not answer.startswith(b"{"):
+                        return None
+                    end = answer.find(b"\n")
+                    if end >= 0 and len(answer) >= end + 1 + _pixel_bytes(answer[:end]):
+                        return bytes(answer)
+        self._child.kill()
+        raise TimeoutError
+
+    def end(self) -> tuple[str, str]:
+        """How it ended, if by itself, and the last line that it wrote to standard error."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(1)
+        ending = _ending(self._child.poll())
+        self._child.kill()
+        with self._child:  # waits, and closes its pipes
+            pass
+        self._words.seek(0)
+        words = self._words.read().decode(errors="replace").strip().rpartition("\n")[2]
+        self._words.close()
+        return ending, words
+
+    @classmethod
+    def end_all(cls) -> None:
+        while cls._resting:
+            decoder = cls._resting.pop()
+            decoder._child.kill()
+            decoder.end()
+
+
+atexit.register(_Decoder.end_all)
+
+
+def _pixel_bytes(head: bytes | bytearray) -> int:
+    """How much follows the first line of an answer."""
+    return math.prod(json.loads(head).get("shape", (0,)))
 
 
 def _answer(output: bytes) -> Pixels:
@@ -725,7 +822,9 @@ def _answer(output: bytes) -> Pixels:
     return np.frombuffer(output, np.uint8, offset=end + 1).reshape(said["shape"])
 
 
-def _ending(status: int) -> str:
+def _ending(status: int | None) -> str:
+    if status is None:
+        return "answered in no known way"
     try:
         return f"killed by {Signals(-status).name}" if status < 0 else f"exit status {status}"
     except ValueError:
@@ -733,22 +832,24 @@ def _ending(status: int) -> str:
 
 
 def _serve() -> None:
-    """Answer one question of `load_isolated`: a rule and an image, with pixels or why not."""
+    """Answer questions of `load_isolated`: a rule and an image, with pixels or why not."""
     with contextlib.suppress(OSError):  # where memory runs out, let it end here
         Path("/proc/self/oom_score_adj").write_text("1000")
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a C library prints
-    fields = json.loads(sys.stdin.buffer.readline())
-    rule = Preprocess(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
-    with output:
+    while question := sys.stdin.buffer.readline():
+        fields = json.loads(question)
+        data = sys.stdin.buffer.read(fields.pop("bytes"))
+        rule = Preprocess(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         try:
-            pixels = np.ascontiguousarray(decode(sys.stdin.buffer.read(), rule))
+            pixels = np.ascontiguousarray(decode(data, rule))
         except BadImage as bad:
             said = json.dumps({"reason": bad.reason, "detail": bad.detail})
             output.write(said.encode() + b"\n")
-            return
-        output.write(json.dumps({"shape": pixels.shape}).encode() + b"\n")
-        output.write(pixels.data)
+        else:
+            output.write(json.dumps({"shape": pixels.shape}).encode() + b"\n")
+            output.write(pixels.data)
+        output.flush()
 
 
 if __name__ == "__main__":

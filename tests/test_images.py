@@ -798,6 +798,36 @@ def test_a_crash_that_does_not_repeat(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert len(calls) == 3
 
 
+def test_one_process_decodes_many_images_until_it_dies(tmp_path: Any) -> None:
+    """Its start costs more than a hundred images; many threads have one each."""
+    seen, reasons = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", counting(seen))
+        many = [saved(pixels(), "JPEG"), saved(pixels())[:-30], saved(pixels())] * 4
+        for data in many:
+            try:
+                assert np.array_equal(load_isolated(data, RULE, 60), load(data, RULE))
+            except BadImage as bad:
+                reasons.append(bad.reason)
+        assert reasons == ["truncated"] * 4
+        assert len(seen) <= 1
+        images._Decoder._resting[-1]._child.kill()
+        assert np.array_equal(load_isolated(many[0], RULE, 60), load(many[0], RULE))
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(lambda data: load_isolated(data, RULE, 60), [many[0]] * 12))
+        assert all(np.array_equal(one, made[0]) for one in made)
+        assert len(seen) <= 6
+
+
+def counting(seen: list[int]) -> type:
+    class Counting(subprocess.Popen):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            seen.append(self.pid)
+
+    return Counting
+
+
 def test_a_broken_installation_blames_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_isolated_command", command("import no_such_module_at_all"))
     with pytest.raises(VdnaError, match=r"cannot start.*no_such_module") as caught:
