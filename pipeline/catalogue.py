@@ -136,7 +136,8 @@ class Commit:
                     f"{name}: format {body['format']}; this version of vdna reads {FORMAT}"
                 )
             checksum = body.pop("checksum", None)  # the first release wrote none
-            if checksum not in (None, digest_of(body)):
+            known = {"format", "nonce", *cls.__dataclass_fields__}
+            if checksum not in (None, digest_of(body)) or not body.keys() <= known:
                 raise CorruptFile(f"{name}: its content is not what was written; restore the file")
             datasets = {
                 check_name(dataset): {spec: _of_spec(spec, entry) for spec, entry in specs.items()}

@@ -388,6 +388,10 @@ def _read_rows(file: pq.ParquetFile, index: int, name: str) -> pa.Table:
     try:
         table = _whole(file.read_row_group(index))
         held = table.select(SCHEMA.names).cast(SCHEMA)
+        held.validate(full=True)  # text that is none would only be found when it is used
+        for field in SCHEMA:
+            at = table.column_names.index(field.name)
+            table = table.set_column(at, field, held[field.name])
     except (pa.ArrowException, OSError, IndexError, KeyError) as error:
         raise CorruptFile(f"{name}: shard {index} cannot be read: {error}") from error
     if any(column.null_count for column in held.columns):

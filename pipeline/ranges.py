@@ -101,7 +101,8 @@ def decode(data: bytes, name: str) -> tuple[Ranges, dict[str, Any]]:
                 f"{name}: {metadata['kind']!r} of format {metadata['format']}; this version of "
                 f"vdna reads ranges of format {FORMAT}"
             )
-        layers, neurons = table["layer"].to_pylist(), table["neuron"].to_pylist()
+        layers = table["layer"].cast(pa.string()).to_pylist()
+        neurons = table["neuron"].to_pylist()
         low = table["low"].to_numpy().astype(np.float64)
         high = table["high"].to_numpy().astype(np.float64)
         stated = metadata["digest"]

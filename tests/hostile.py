@@ -349,7 +349,12 @@ FILES: tuple[Kind, ...] = (
     Kind(
         "an image whose name says that it is something else",
         IGNORED,
-        lambda: _same(JPEG, "photo.txt", "photo.pdf", "photo.parquet", "README", "._photo.jpg"),
+        lambda: _same(JPEG, "photo.txt", "photo.pdf", "photo.h5", "README", "._photo.jpg"),
+    ),
+    Kind(
+        "an image whose name says that it is an archive",
+        "corrupt",
+        lambda: _same(JPEG, "photo.zip", "photo.tar", "photo.tgz", "photo.parquet", "photo.arrow"),
     ),
     Kind(
         "the first picture of an animation or of several pages: GIF, APNG, WebP, TIFF, AVIF, MPO",

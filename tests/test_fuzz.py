@@ -6,6 +6,7 @@ two files. What found something is kept in tests/fuzz and replayed. `VDNA_FUZZ_S
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
@@ -27,12 +28,12 @@ import pytest
 from pipeline import ranges as ranges_module
 from pipeline import storage
 from pipeline.catalogue import FILES, Catalogue, Commit, Version, canonical_json
-from pipeline.dna import decode_dna, encode_dna
+from pipeline.dna import encode_dna
 from pipeline.errors import BadImage, ConservationError, CorruptFile
 from pipeline.images import NONDETERMINISTIC, REASONS, decode, load, load_isolated
 from pipeline.manifest import Manifest
 from pipeline.matrix import Matrix
-from pipeline.partial import Failure, Partial, decode_failures, encode_failures
+from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.reference import ReferenceFile, read_file, write
 from pipeline.spec import Spec
 from tests.helpers import random_dna, tiny_spec
@@ -156,6 +157,8 @@ def _outcome(read: Callable[[], np.ndarray]) -> np.ndarray | BadImage | None:
 
 # Files of our own
 
+PLACE = Catalogue("memory://fuzz")
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -192,7 +195,8 @@ def _readers() -> dict[str, Reader]:
         Failure(f"file:///a/{i}.jpg", f"m{i}", "corrupt", f"what {i}", bool(i % 2))
         for i in range(3)
     )
-    partial = Partial(replace(dna, failed=3), ("aa", "bb"), failures)
+    dna = replace(dna, failed=3)
+    partial = Partial(dna, ("aa", "bb"), failures)
     matrix = Matrix(
         ("a", "b"),
         ("stem", "head"),
@@ -202,10 +206,15 @@ def _readers() -> dict[str, Reader]:
         spec_digest=spec.digest,
         lens="none",
     )
+    files = {
+        "dna": encode_dna(dna, dataset="a", digest="d" * 32, manifest="m" * 32),
+        "failures": encode_failures(failures),
+    }
+    hashes = {kind: hashlib.sha256(data).hexdigest() for kind, data in files.items()}
     version = Version(
         *("d" * 32, "m" * 32, spec.digest),
-        *(5, 1, ("histogram",)),
-        dict.fromkeys(FILES, "0" * 64),
+        *(7, 3, ("histogram",)),
+        dict.fromkeys(FILES, "0" * 64) | hashes,
         *("file:///a", "2026-01-01", "vdna", ()),
     )
     commit = Commit(3, "2026-01-01", "build a", spec.digest, {"a": {spec.digest: version}})
@@ -213,13 +222,17 @@ def _readers() -> dict[str, Reader]:
     npz, about = (storage.read(f"memory://fuzz/written.{end}") for end in ("npz", "json"))
     network: Any = SimpleNamespace(name="tiny", weights_sha256="ab" * 32)
     return {
-        "dna": Reader(encode_dna(dna), lambda d: decode_dna(d, "x")[0], _identical),
+        "dna": Reader(
+            files["dna"], lambda d: _stored("dna", d).load_version("a", version), _identical
+        ),
         "partial": Reader(partial.encode(), lambda d: Partial.decode(d, "x"), _identical),
-        "failures": Reader(encode_failures(failures), lambda d: decode_failures(d, "x"), _equal),
+        "failures": Reader(
+            files["failures"], lambda d: _stored("failures", d).failures("a", version), _equal
+        ),
         "ranges": Reader(
             ranges_module.encode(ranges, network, images=5),
             lambda d: ranges_module.decode(d, "x"),
-            lambda a, b: (a[0].digest, a[1]) == (b[0].digest, b[1]),
+            lambda a, b: a[0].digest == b[0].digest,  # where they are from is for people
         ),
         "matrix": Reader(matrix.encode(), lambda d: Matrix.decode(d, "x"), _equal_fields),
         "manifest": Reader(
@@ -237,10 +250,14 @@ def _readers() -> dict[str, Reader]:
     }
 
 
+def _stored(kind: str, data: bytes) -> Catalogue:
+    storage.replace(PLACE.uri(kind, tiny_spec()[0].digest, "a", "d" * 32), data)
+    return PLACE
+
+
 def _in_catalogue(data: bytes, digest: str) -> Spec:
-    place = Catalogue("memory://fuzz")
-    storage.replace(place.spec_uri(digest), data)
-    return place.spec(digest)
+    storage.replace(PLACE.spec_uri(digest), data)
+    return PLACE.spec(digest)
 
 
 def _reference(npz: bytes, about: bytes) -> ReferenceFile:

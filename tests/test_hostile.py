@@ -101,7 +101,7 @@ def test_ignored_ones_are_told_by_kind(corpus: Corpus) -> None:
 
 def test_counted_and_failed_are_all_candidates(corpus: Corpus) -> None:
     version = corpus.result.version
-    candidates = len(list_source(corpus.source).entries)
+    candidates = len(list(list_source(corpus.source).entries))
     assert version.images == len(corpus.of(COUNTED)) + corpus.places
     assert version.images + version.failed == candidates
     assert candidates == len(corpus.outcomes) - len(corpus.of(IGNORED)) + corpus.places
@@ -118,8 +118,8 @@ def test_the_counted_ones_count_as_if_they_were_alone(corpus: Corpus, tmp_path: 
 
 
 def test_a_listing_in_another_order_is_the_same_dataset(corpus: Corpus) -> None:
-    again = list_source(corpus.source)
-    assert len({entry.uri for entry in again.entries}) == len(again.entries)
+    uris = [entry.uri for entry in list_source(corpus.source).entries]
+    assert len(set(uris)) == len(uris)
     request = Request("hostile", str(corpus.source), max_failures=10**6)
     (result,) = build_datasets(
         corpus.catalogue, [request], InProcess(), Resources(workers=0, threads=1)
@@ -133,13 +133,13 @@ def test_a_list_of_names(place: Place, tmp_path: Path) -> None:
     assert made is not None
     if place.outcome == REFUSED:
         with pytest.raises((UsageError, SourceError)) as caught:
-            list_source(made)
+            list(list_source(made).entries)
         assert "c0ffee" not in str(caught.value)
         assert "key:secret" not in str(caught.value)
     else:
-        listing = list_source(made)
-        assert len(listing.entries) == place.counted
-        assert listing.duplicates == 8
+        catalogue = Catalogue(str(tmp_path / "catalogue"))
+        (result,) = build_datasets(catalogue, [Request("list", str(made))], InProcess())
+        assert (result.version.images, result.duplicates) == (place.counted, 8)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
