@@ -310,7 +310,7 @@ def test_a_catalogue_that_cannot_be_written_is_an_error_of_ours(
 def test_interrupted_exits_130(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.build.build_datasets", interrupted)
