@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from PIL import Image
 
 from pipeline.dna import DNA, Ranges
 from pipeline.manifest import Manifest
-from pipeline.spec import Numerics, Preprocess, Spec, Tap
+from pipeline.spec import Numerics, Preprocess, Spec, Tap, digest_of
 
 NUMERICS = Numerics("cpu", False, True, 8, 1, (("numpy", "2"), ("torch", "2.6")))
 OTHER_NUMERICS = Numerics("cpu", True, True, 8, 1, (("numpy", "2"), ("torch", "2.6")))
@@ -65,6 +66,12 @@ def random_dna(
         m2=rng.random(len(table)) * images,
         numerics=((numerics, images),),
     )
+
+
+def sealed(body: dict[str, Any]) -> bytes:
+    """A commit's JSON, with the checksum of what it says now."""
+    body = {name: value for name, value in body.items() if name != "checksum"}
+    return json.dumps(body | {"checksum": digest_of(body)}).encode()
 
 
 def with_digest(manifest: Manifest, digest: str) -> bytes:

@@ -167,6 +167,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, bool], list
     return arm
 
 
+@pytest.mark.soak
 def test_death_at_every_write_then_a_rerun(
     tmp_path: Path, killer: Callable[[int | None, bool], list[str]]
 ) -> None:

@@ -643,6 +643,7 @@ def command(photos: Path, out: Path, *options: object) -> list[str]:
     return [str(word) for word in words]
 
 
+@pytest.mark.soak
 def test_on_ray_it_is_the_same_to_the_byte(
     photos: Path, in_process: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -703,6 +703,7 @@ def test_every_command_has_a_help() -> None:
         assert "Usage" in vdna(command, "--help").stdout
 
 
+@pytest.mark.soak
 def test_layer_gaussians_and_their_distance(photos: Path, tmp_path: Path) -> None:
     place, other = tmp_path / "c", tmp_path / "other"
     write_photos(other, 5, first_seed=50)

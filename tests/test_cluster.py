@@ -155,6 +155,7 @@ def test_killed_workers_are_replaced_and_nothing_counts_twice(
     holds(tmp_path, truth)
 
 
+@pytest.mark.soak
 def test_a_killed_driver_is_rerun_at_once_and_only_the_rest_is_counted(
     folder: Path, truth: DNA, tmp_path: Path
 ) -> None:
@@ -175,6 +176,7 @@ def test_a_killed_driver_is_rerun_at_once_and_only_the_rest_is_counted(
     assert (again["changed"], again["counted_shards"]) == (False, 0)
 
 
+@pytest.mark.soak
 def test_two_jobs_at_once_share_the_work_and_commit_one_version(
     folder: Path, truth: DNA, tmp_path: Path
 ) -> None:
@@ -187,6 +189,7 @@ def test_two_jobs_at_once_share_the_work_and_commit_one_version(
     holds(tmp_path, truth)
 
 
+@pytest.mark.soak
 def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -223,6 +226,7 @@ def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
     assert len(failures) == 3
 
 
+@pytest.mark.soak
 def test_a_reduction_of_several_levels_runs_on_ray(tmp_path: Path) -> None:
     """More shards a fold than the last sum takes: nodes are made by Ray's tasks."""
     source = tmp_path / "source"

@@ -37,7 +37,7 @@ from tests.golden.handmade import (
     hand_made,
 )
 from tests.golden.handmade import Place as HandMadePlace
-from tests.helpers import random_dna, tiny_spec
+from tests.helpers import random_dna, sealed, tiny_spec
 from tests.test_verify import Copy, counts_moved
 
 NAME, OTHER = "photos", "others"
@@ -84,7 +84,7 @@ def change_commit(copy: Copy, change: Callable[[dict], object], number: int = 3)
     uri = log(copy, number)
     body = json.loads(storage.read(uri))
     change(body)
-    storage.replace(uri, json.dumps(body).encode())
+    storage.replace(uri, sealed(body))
     return uri
 
 

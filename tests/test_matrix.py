@@ -185,7 +185,7 @@ def test_a_torn_matrix_is_refused_with_its_name(data: st.DataObject) -> None:
 
 def test_what_is_no_matrix_is_refused() -> None:
     with pytest.raises(CorruptFile, match="some/file"):
-        Matrix.decode(plan(entries("x", 3)).encode(), "some/file")
+        Matrix.decode(plan(entries("x", 3)).data, "some/file")
 
 
 def test_a_layer_of_a_matrix() -> None:

@@ -35,7 +35,7 @@ from tests.golden.handmade import (
     entries,
     hand_made,
 )
-from tests.helpers import OTHER_NUMERICS, random_dna, tiny_spec, with_digest, write_photos
+from tests.helpers import OTHER_NUMERICS, random_dna, sealed, tiny_spec, with_digest, write_photos
 
 CHECKS = ["spec", "counts", "manifest", "failures", "folds", "partials"]
 NAME = "photos"
@@ -76,7 +76,7 @@ class Copy:
         uri = self.catalogue.log_uri(self.catalogue.head().number)
         body = json.loads(storage.read(uri))
         body["datasets"][NAME][self.version.spec] |= changes
-        storage.replace(uri, json.dumps(body).encode())
+        storage.replace(uri, sealed(body))
 
     def put(self, kind: str, data: bytes) -> None:
         """Other bytes, and a commit that vouches for them."""
