@@ -14,8 +14,10 @@ import typer
 from jobs.shell import (
     CatalogueOption,
     GpusOption,
+    ImageColumnOption,
     JsonOption,
     RayOption,
+    RelistOption,
     ThreadsOption,
     WorkersOption,
     guarded,
@@ -71,9 +73,7 @@ def build(
         str | None,
         typer.Option(help="What is kept in one fold: by leading folders (1), or a table's column."),
     ] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Of Parquet and Arrow files that have several.")
-    ] = None,
+    image_column: ImageColumnOption = None,
     max_failures: Annotated[
         float, typer.Option(help="Unreadable images allowed: a fraction, or a number from 1 up.")
     ] = 0.01,
@@ -81,9 +81,7 @@ def build(
     layer_gaussian: Annotated[
         bool, typer.Option("--layer-gaussian", help="Keep each layer's covariance too, for FD.")
     ] = False,
-    relist: Annotated[
-        bool, typer.Option("--relist", help="List anew, and again where the source changes.")
-    ] = False,
+    relist: RelistOption = False,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     gpus_per_worker: GpusOption = 0.0,

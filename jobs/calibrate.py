@@ -10,6 +10,7 @@ import typer
 from jobs.build import Crop, Exif, Resize, engine_for
 from jobs.shell import (
     GpusOption,
+    ImageColumnOption,
     JsonOption,
     RayOption,
     ThreadsOption,
@@ -41,6 +42,7 @@ def calibrate(
     ] = None,
     include: Annotated[str | None, typer.Option(help="Only names that match this glob.")] = None,
     exclude: Annotated[str | None, typer.Option(help="No names that match this glob.")] = None,
+    image_column: ImageColumnOption = None,
     resize: Annotated[Resize, typer.Option(help="How images are resized.")] = Resize.clean,
     exif: Annotated[Exif, typer.Option(help="Whether EXIF turns images.")] = Exif.apply,
     crop: Annotated[Crop, typer.Option(help="A square before the resize.")] = Crop.none,
@@ -77,6 +79,7 @@ def calibrate(
             limit=limit,
             include=include,
             exclude=exclude,
+            image_column=image_column,
             max_failures=max_failures,
             resources=resources,
             progress=Lines(),

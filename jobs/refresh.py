@@ -12,6 +12,7 @@ from jobs.shell import (
     GpusOption,
     JsonOption,
     RayOption,
+    RelistOption,
     ThreadsOption,
     WorkersOption,
     guarded,
@@ -39,6 +40,7 @@ def refresh(
     threads: ThreadsOption = None,
     gpus_per_worker: GpusOption = 0.0,
     ray_address: RayOption = None,
+    relist: RelistOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """List every dataset, build what changed, then compare all pairs."""
@@ -64,7 +66,13 @@ def refresh(
     with engine_for(resources, ray_address) as engine:
         try:
             build_datasets(
-                place, settings.requests(), engine, resources, Lines(), done=results.append
+                place,
+                settings.requests(),
+                engine,
+                resources,
+                Lines(),
+                done=results.append,
+                relist=relist,
             )
         except VdnaError as error:
             failed = error

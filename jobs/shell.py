@@ -51,6 +51,13 @@ ThreadsOption = Annotated[
 GpusOption = Annotated[
     float, typer.Option("--gpus-per-worker", help="GPUs a worker takes; fractions share one.")
 ]
+RelistOption = Annotated[
+    bool, typer.Option("--relist", help="List anew, and again where the source changes.")
+]
+ImageColumnOption = Annotated[
+    str | None,
+    typer.Option("--image-column", help="Of Parquet and Arrow files that have several."),
+]
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:

@@ -205,16 +205,19 @@ def build_datasets(
     storage.require_exclusive(catalogue.root)
     planner = _Planner(catalogue, engine, resources, progress, listings or {}, relist)
     counted: dict[str, _Counted] = {}
-    problems: list[VdnaError] = []
+    unplanned: list[VdnaError] = []
     again = list(requests)
     for round_ in range(1 + (RELISTS if relist else 0)):
         if round_:
             progress.say(f"changed while it was read: {', '.join(r.name for r in again)}")
-        found = planner.plans(again, problems)
+        found = planner.plans(again, unplanned)
+        for request in again:
+            counted.pop(request.name, None)  # of a source as it no longer is
         counted |= _count(found, engine, progress)
         again = [c.plan.request for c in counted.values() if c.changed]
         if not again:
             break
+    problems = list(unplanned)
     results: list[Result] = []
     for request in requests:
         if (one := counted.get(request.name)) is None:
@@ -304,7 +307,7 @@ class _Planner:
     relist: bool
 
     def plans(self, requests: Sequence[Request], problems: list[VdnaError]) -> list[_Plan]:
-        """Of the requests that can be planned; `problems` is told of the others."""
+        """Of the requests that can be planned; `problems` is told of the others, for good."""
         plans = []
         for request in requests:
             try:
@@ -367,7 +370,7 @@ class _Planner:
             request.source,
             request.rules,
             kept=kept,
-            spread=self.engine.map,
+            spread=None if self.engine.in_process else self.engine.map,
             cache=self.catalogue.archives_uri,
             progress=self.progress,
         )
@@ -594,6 +597,7 @@ def make_dna(
     limit: int | None = None,
     include: str | None = None,
     exclude: str | None = None,
+    image_column: str | None = None,
     max_failures: float = DEFAULT_MAX_FAILURES,
     layer_gaussian: bool = False,
     threads: int | None = None,
@@ -614,7 +618,7 @@ def make_dna(
     held: dict[str, NDArray[np.uint8]] = {}
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
-        listing = list_source(name, Rules(include, exclude))
+        listing = list_source(name, Rules(include, exclude, image_column=image_column))
     else:
         held = {f"memory-{i:09d}": _pixels(image, i, exif) for i, image in enumerate(source)}
         entries = [Entry(uri, "", pixels.nbytes, "") for uri, pixels in held.items()]

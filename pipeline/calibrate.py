@@ -92,6 +92,7 @@ def calibrate(
     limit: int | None = None,
     include: str | None = None,
     exclude: str | None = None,
+    image_column: str | None = None,
     max_failures: float = DEFAULT_MAX_FAILURES,
     shard_images: int | None = None,
     resources: Resources | None = None,
@@ -136,8 +137,8 @@ def calibrate(
         listings.append(
             list_source(
                 source,
-                Rules(include, exclude),
-                spread=engine.map,
+                Rules(include, exclude, image_column=image_column),
+                spread=None if engine.in_process else engine.map,
                 cache=place.archives_uri,
                 progress=progress,
             )

@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline import retry
 from pipeline.errors import ConservationError, TransientError, UsageError
@@ -170,6 +170,10 @@ class RayEngine:
                 yield from ray.get(done)
         except RayTaskError as error:
             raise _cause(error) from error
+        except RayError as error:
+            raise TransientError(
+                f"a worker was lost, and others after it; rerun the same command to go on: {error}"
+            ) from error
 
     @property
     def _local(self) -> bool:

@@ -205,14 +205,18 @@ def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int =
     _check_rule(rule)
     question = json.dumps(asdict(rule) | {"bytes": len(data)}).encode() + b"\n" + data
     failure = BadImage("decoder_crashed", f"{attempts} attempts allowed")
-    for _ in range(attempts):
-        decoder = _Decoder.idle()
+    for attempt in range(attempts):
+        # What another image has spoilt must not count against this one.
+        decoder = _Decoder.resting() if attempt == 0 else _Decoder.new()
         try:
             answer = decoder.ask(question, seconds)
         except TimeoutError:
             decoder.end()
             failure = BadImage("timeout", f"not decoded in {seconds:g} s, {attempts} times")
             continue
+        except BaseException:
+            decoder.end()
+            raise
         if answer is not None:
             decoder.rest()
             return prepare(_answer(answer), rule)
@@ -706,6 +710,8 @@ def _resize_fast(pixels: Pixels, height: int, width: int) -> Floats32:
 
 
 PIPE_BYTES = 2**20
+MAX_AT_REST = 8
+"""Decoding processes that wait for another image."""
 
 
 def _isolated_command() -> list[str]:
@@ -721,7 +727,7 @@ def _isolated_environment() -> dict[str, str]:
 class _Decoder:
     """A process that decodes one image after the other, as it is asked."""
 
-    _resting: ClassVar[list[_Decoder]] = []
+    _at_rest: ClassVar[list[_Decoder]] = []
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
@@ -740,19 +746,30 @@ class _Decoder:
             os.set_blocking(pipe, False)
 
     @classmethod
-    def idle(cls) -> _Decoder:
-        """One that rests, of the same making; a new one else."""
+    def new(cls) -> _Decoder:
+        return cls(_isolated_command(), _isolated_environment())
+
+    @classmethod
+    def resting(cls) -> _Decoder:
+        """One that has ended well with another image, of the same making; a new one else."""
         made_by = _isolated_command(), _isolated_environment()
-        with cls._lock:
-            for decoder in cls._resting:
-                if decoder._made_by == made_by:
-                    cls._resting.remove(decoder)
-                    return decoder
-        return cls(*made_by)
+        while True:
+            with cls._lock:
+                found = next((d for d in cls._at_rest if d._made_by == made_by), None)
+                if found is None:
+                    return cls(*made_by)
+                cls._at_rest.remove(found)
+            if found._child.poll() is None:
+                return found
+            found.end()  # died at rest: where memory runs out, the system takes these first
 
     def rest(self) -> None:
         with self._lock:
-            self._resting.append(self)
+            if len(self._at_rest) < MAX_AT_REST:
+                self._at_rest.append(self)
+                return
+        self._child.kill()
+        self.end()
 
     def ask(self, question: bytes, seconds: float) -> bytes | None:
         """The answer; None where the process ended, or answered otherwise than agreed.
@@ -799,13 +816,14 @@ class _Decoder:
 
     @classmethod
     def end_all(cls) -> None:
-        while cls._resting:
-            decoder = cls._resting.pop()
+        while cls._at_rest:
+            decoder = cls._at_rest.pop()
             decoder._child.kill()
             decoder.end()
 
 
 atexit.register(_Decoder.end_all)
+os.register_at_fork(after_in_child=_Decoder._at_rest.clear)  # they answer to the parent
 
 
 def _pixel_bytes(head: bytes | bytearray) -> int:

@@ -16,6 +16,7 @@ storage with how far each span was read, and an interrupted listing goes on from
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import tempfile
@@ -34,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, StorageError
 from pipeline.manifest import ENTRY_COLUMNS, SCHEMA, Entry
 from pipeline.storage import Stored
 
@@ -74,13 +75,13 @@ class Listing:
 
     @classmethod
     def all(cls, listings: Sequence[Listing]) -> Listing:
-        """Several as one; what lies in more than one of them will count once."""
+        """Several as one, without labels; what lies in more than one of them will count once."""
         first = listings[0]
         return cls(
             first.source,
             tuple(part for listing in listings for part in listing.parts),
             dict(sum((Counter(listing.ignored) for listing in listings), Counter())),
-            first.labels,
+            (),
             sum(listing.filtered for listing in listings),
             sum(listing.duplicates for listing in listings),
             _folders=tuple(folder for listing in listings for folder in listing._folders),
@@ -94,11 +95,28 @@ class Listing:
                 yield Entry(**row)
 
 
+def label_columns(labels: Sequence[str]) -> list[str]:
+    """The names of labels in parts: the user's may be anything."""
+    return [f"label_{number}" for number, _ in enumerate(labels)]
+
+
+@contextlib.contextmanager
+def _on_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the listing does not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a disk "
+            "with more room"
+        ) from error
+
+
 class _Folder:
     """A temporary folder that lives as long as whoever holds this."""
 
     def __init__(self) -> None:
-        self.path = tempfile.mkdtemp(prefix="vdna-listing-")
+        with _on_disk():
+            self.path = tempfile.mkdtemp(prefix="vdna-listing-")
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
@@ -115,7 +133,7 @@ class Parts:
         self._labels = tuple(labels)
         self._schema = pa.schema(
             [*(SCHEMA.field(name) for name in ENTRY_COLUMNS)]
-            + [(name, pa.string()) for name in labels]
+            + [(name, pa.string()) for name in label_columns(labels)]
         )
         self._columns: list[list[Any]] = [[] for _ in self._schema.names]
         self._kept = kept
@@ -188,7 +206,8 @@ class Parts:
             notes |= self._kept.notes()
             self._noted = len(self.archives)
         described = table.replace_schema_metadata({"vdna": json.dumps(notes)})
-        pq.write_table(described, path, compression="zstd", write_statistics=False)
+        with _on_disk():
+            pq.write_table(described, path, compression="zstd", write_statistics=False)
         return path
 
     def _new_path(self) -> Path:
@@ -199,7 +218,8 @@ class Parts:
     def _take_up(self, kept: Kept) -> None:
         for data in kept.found():
             path = self._new_path()
-            path.write_bytes(data)
+            with _on_disk():
+                path.write_bytes(data)
             file = pq.ParquetFile(path)
             notes = _notes(file)
             self.ignored = Counter(notes["ignored"])
@@ -227,8 +247,9 @@ class Span:
 class Kept:
     """Parts of an interrupted listing in storage, and how far its spans were read.
 
-    One that is older than `RESUME_WITHIN`, or not whole, is removed and begun anew. Two that list
-    the same at once disturb each other's keeping, and nothing else.
+    Each part states the sha256 of the one before it, so that parts of two that list at once are
+    never taken for one listing. One that is older than `RESUME_WITHIN`, or not whole, is removed
+    and begun anew.
     """
 
     def __init__(self, folder: str, now: datetime, *, relist: bool = False) -> None:
@@ -237,11 +258,12 @@ class Kept:
         self.spans: dict[int, Span] = {}
         self.written: datetime | None = None
         self._parts: list[bytes] = []
+        self._before = ""
         self._mine = True
         items = sorted(_walk_if_there(folder), key=lambda item: item.uri)
         if items and (relist or not self._take_up(items)):
             storage.delete_tree(folder)
-            self.spans, self.written, self._parts = {}, None, []
+            self.spans, self.written, self._parts, self._before = {}, None, [], ""
         self._next = len(self._parts)
 
     def _take_up(self, items: Sequence[Stored]) -> bool:
@@ -253,9 +275,10 @@ class Kept:
                 self.written = datetime.fromisoformat(notes["written"])
             except (pa.ArrowException, KeyError, TypeError, ValueError):
                 return False
-            if item.uri != self._uri(number) or not self.spans:
+            if item.uri != self._uri(number) or notes.get("before") != self._before:
                 return False
             self._parts.append(data)
+            self._before = hashlib.sha256(data).hexdigest()
         return self.written is not None and abs(self._now - self.written) <= RESUME_WITHIN
 
     def found(self) -> Iterator[bytes]:
@@ -265,11 +288,20 @@ class Kept:
 
     def notes(self) -> dict[str, Any]:
         spans = {str(name): asdict(span) for name, span in self.spans.items()}
-        return {"spans": spans, "written": datetime.now(UTC).isoformat()}
+        return {
+            "spans": spans,
+            "written": datetime.now(UTC).isoformat(),
+            "before": self._before,
+        }
 
     def put(self, path: Path) -> None:
         if self._mine:
-            self._mine = storage.create(self._uri(self._next), path.read_bytes())
+            data = path.read_bytes()
+            try:
+                self._mine = storage.create(self._uri(self._next), data)
+            except StorageError:  # then an interruption costs the whole listing, and no more
+                self._mine = False
+            self._before = hashlib.sha256(data).hexdigest()
             self._next += 1
 
     def remove(self) -> None:

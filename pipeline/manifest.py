@@ -167,11 +167,11 @@ class Manifest:
     ) -> Manifest:
         """Of shards that are at hand."""
         sink = pa.BufferOutputStream()
-        writer = ManifestWriter(sink)
-        for shard in shards:
-            columns = {n: [getattr(e, n) for e in shard.members] for n in ENTRY_COLUMNS}
-            writer.add(shard.fold, pa.table(columns, schema=_entry_schema()))
-        writer.close(shard_images, source, ignored or {}, duplicates)
+        with ManifestWriter(sink) as writer:
+            for shard in shards:
+                columns = {n: [getattr(e, n) for e in shard.members] for n in ENTRY_COLUMNS}
+                writer.add(shard.fold, pa.table(columns, schema=_entry_schema()))
+            writer.note(shard_images, source, ignored or {}, duplicates)
         return cls.decode(sink.getvalue().to_pybytes(), "a manifest in memory")
 
     @classmethod
@@ -257,9 +257,16 @@ class ManifestWriter:
         self._digest.add(self._heads[-1], table)
         self._writer.write_table(table, row_group_size=rows)
 
-    def close(
+    def __enter__(self) -> ManifestWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def note(
         self, shard_images: int, source: str, ignored: Mapping[str, int], duplicates: int
     ) -> None:
+        """What the file states beside its rows, once all shards are in it."""
         metadata = {
             "format": FORMAT,
             "kind": "manifest",
@@ -271,7 +278,6 @@ class ManifestWriter:
             "shards": len(self._heads),
         }
         self._writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
-        self._writer.close()
 
     def manifest(
         self,

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import SourceError, StorageError, UsageError
-from pipeline.listing import Listing
+from pipeline.listing import Listing, label_columns
 from pipeline.manifest import (
     ENTRY_COLUMNS,
     FOLDS,
@@ -103,7 +103,7 @@ class _Planner:
     ) -> None:
         self._db = database
         self._listing = listing
-        self._columns = [*ENTRY_COLUMNS, *listing.labels]
+        self._columns = [*ENTRY_COLUMNS, *label_columns(listing.labels)]
         self._take_in(limit)
         self._candidates = self._number("select count(*) from listing")
         if not self._candidates:
@@ -113,19 +113,22 @@ class _Planner:
 
     def write(self, file: Any) -> Manifest:
         """Kept shards in their order, then new ones fold by fold."""
-        writer = ManifestWriter(file, self._listing.labels)
+        names = [*ENTRY_COLUMNS, *self._listing.labels]
+        notes = (self._size, self._listing.source, self._listing.ignored, self._duplicates)
         loads = [0] * FOLDS
-        for fold, table in self._kept():
-            writer.add(fold, table)
-            loads[fold] += table.num_rows
-        with tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder:
+        with (
+            ManifestWriter(file, self._listing.labels) as writer,
+            tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
+        ):
+            for fold, table in self._kept():
+                writer.add(fold, table.rename_columns(names))
+                loads[fold] += table.num_rows
             spills = [_Spill(os.path.join(folder, f"{fold}.arrow")) for fold in range(FOLDS)]
             self._spread(loads, spills)
             for fold, spill in enumerate(spills):
                 for table in spill.tables(self._size):
-                    writer.add(fold, table)
-        notes = (self._size, self._listing.source, self._listing.ignored, self._duplicates)
-        writer.close(*notes)
+                    writer.add(fold, table.rename_columns(names))
+            writer.note(*notes)
         file.flush()
         return writer.manifest(mmap(file.fileno(), 0, access=ACCESS_READ), *notes)
 
@@ -144,7 +147,9 @@ class _Planner:
         listed = "[" + ", ".join(f"'{part}'" for part in parts) + "]"
         if not parts:
             raise SourceError("there is no image to plan for")
-        self._db.execute(f"create view listed as select * from read_parquet({listed})")
+        self._db.execute(
+            f"create view listed as select * from read_parquet({listed}, union_by_name = true)"
+        )
         rest = self._columns[2:]
         packed = ", ".join(f"{_quoted(name)} := {_quoted(name)}" for name in rest)
         unpacked = ", ".join(f"row.{_quoted(name)} as {_quoted(name)}" for name in rest)
@@ -167,8 +172,9 @@ class _Planner:
             )
 
     def _require_one_group(self) -> None:
-        for name in ("group", *self._listing.labels):
-            column = f"coalesce({_quoted(name)}, '')"
+        named = zip(self._columns[len(ENTRY_COLUMNS) :], self._listing.labels, strict=True)
+        for at, name in (("group", "group"), *named):
+            column = f"coalesce({_quoted(at)}, '')"
             rows = self._db.execute(
                 f"select uri, member, min({column}), max({column}) from listed "
                 f"group by uri, member having min({column}) <> max({column}) "

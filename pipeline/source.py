@@ -12,6 +12,7 @@ and its content decides (see `pipeline.images`).
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from posixpath import basename, splitext
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -29,8 +30,8 @@ import pyarrow.parquet as pq
 
 from pipeline import archive, storage
 from pipeline.archive import Index
-from pipeline.errors import SourceError, UsageError, VdnaError
-from pipeline.listing import Kept, Listing, Parts, pages
+from pipeline.errors import CorruptFile, SourceError, UsageError, VdnaError
+from pipeline.listing import Kept, Listing, Parts, label_columns, pages
 from pipeline.manifest import SCHEMA
 from pipeline.progress import Progress, Silent
 from pipeline.spec import digest_of
@@ -293,7 +294,7 @@ class _Look:
             "identity": pa.array([item.identity] * table.num_rows, pa.string()),
             "group": pa.array(groups, pa.string()),
         }
-        for at, name in enumerate(self._table.labels if self._table else ()):
+        for at, name in enumerate(label_columns(self._table.labels if self._table else ())):
             columns[name] = pa.array([its[at] for its in labels], pa.string())
         self._parts.add_table(pa.table(columns))
 
@@ -338,13 +339,17 @@ def _look_into(
         name = digest_of("index", archive.FORMAT, item.uri, item.identity, image_column)
         place = storage.join(cache, f"{name}.parquet")
         try:
-            return item.uri, storage.read(place)
-        except SourceError:
-            pass
+            data = storage.read(place)
+            Index.decode(data, place)
+            return item.uri, data
+        except (SourceError, CorruptFile):
+            pass  # not looked into yet, or damaged
     index = archive.index(item, image_column)
-    data = None if index is None else index.encode()
-    if place and data is not None:
-        storage.create(place, data)
+    if index is None:
+        return item.uri, None
+    data = index.encode()
+    if place:
+        storage.replace(place, data)
     return item.uri, data
 
 
@@ -374,18 +379,24 @@ def _ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 def _listed(uri: str, parent: str) -> Iterator[Stored]:
     """Objects of a text list: one path or url a line, relative ones to the list's folder."""
-    try:
-        lines = storage.read(uri).decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{uri} is not a list of paths in UTF-8: {error}") from error
 
     def look(numbered: tuple[int, str]) -> Stored:
         number, name = numbered
         with _naming(f"{uri}, line {number}"):
             return storage.info(_absolute(name, parent))
 
-    named = ((number, line.strip()) for number, line in enumerate(lines, 1))
-    yield from _ahead(look, (it for it in named if it[1] and not it[1].startswith("#")))
+    def named() -> Iterator[tuple[int, str]]:
+        for number, line in enumerate(text, 1):
+            name = line.strip()
+            if name and not name.startswith("#"):
+                yield number, name
+
+    try:
+        with storage.open_random(uri) as file:
+            text = io.TextIOWrapper(cast(Any, file), encoding="utf-8", newline="\n")
+            yield from _ahead(look, named())
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{uri} is not a list of paths in UTF-8: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -423,6 +434,9 @@ class _Table:
                 columns = tuple(pyarrow.csv.open_csv(file).schema.names)
             else:
                 columns = tuple(pq.ParquetFile(file).schema_arrow.names)
+        twice = sorted({name for name in columns if columns.count(name) > 1})
+        if "uri" in columns and (twice or "" in columns):
+            raise UsageError(f"{uri} has a column without a name, or names twice: {twice or ['']}")
         if "uri" not in columns:
             if extension == ".parquet":
                 return None

@@ -56,9 +56,9 @@ MAX_SINGLE_PUT = 5 * 2**30 - 1
 CONNECTIONS = 64
 """To one store; more than a worker has threads that fetch, so that none waits for another."""
 DELETED_AT_ONCE = 1000
+"""As many as S3 takes in one request."""
 PAGE_BYTES = 2**20
 """A thousand keys in XML, at most."""
-"""As many as S3 takes in one request."""
 
 _TMP = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
 _SCHEME = re.compile(r"[A-Za-z0-9+.-]+://")
@@ -162,9 +162,11 @@ def list_page(uri: str, after: str) -> tuple[list[Stored], str, bool]:
     if after:
         asked["StartAfter"] = prefix + after
     items: list[Stored] = []
-    while asked and not items:  # a page may be empty though there are more
-        items, asked = _page(uri, asked, prefix + after if after else "")
-    last = items[-1].uri.removeprefix(f"s3://{bucket}/{prefix}") if items else after
+    last = after
+    while asked and last == after:  # a page may be empty, or hold the folder's marker alone
+        page, asked = _page(uri, asked, prefix + last if last else "")
+        items += page
+        last = page[-1].uri.removeprefix(f"s3://{bucket}/{prefix}") if page else last
     return [item for item in items if not _is_folder_marker(item)], last, bool(asked)
 
 

@@ -32,6 +32,7 @@ from pipeline import storage
 from pipeline.build import InProcess, Request, Result, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.errors import SourceError, StorageError, VdnaError
+from pipeline.plan import plan
 from pipeline.source import list_source
 from pipeline.spec import Resources
 from pipeline.verify import verify
@@ -368,8 +369,10 @@ def test_a_hundred_thousand_keys_are_listed(s3_server: str) -> None:
     listing = list_source(f"s3://{bucket}/p")
     took = time.monotonic() - middle
     print(f"{count} keys put in {middle - began:.0f} s, listed in {took:.0f} s")
-    assert [entry.uri for entry in listing.entries] == sorted(f"s3://{bucket}/{k}" for k in keys)
-    assert listing.duplicates == 0
+    found = sorted(entry.uri for entry in listing.entries)
+    assert found == sorted(f"s3://{bucket}/{k}" for k in keys)
+    manifest = plan(listing)
+    assert (manifest.candidates, manifest.duplicates) == (count, 0)
 
 
 # Exclusive creation

@@ -811,12 +811,22 @@ def test_one_process_decodes_many_images_until_it_dies(tmp_path: Any) -> None:
                 reasons.append(bad.reason)
         assert reasons == ["truncated"] * 4
         assert len(seen) <= 1
-        images._Decoder._resting[-1]._child.kill()
+        images._Decoder._at_rest[-1]._child.kill()
         assert np.array_equal(load_isolated(many[0], RULE, 60), load(many[0], RULE))
         with ThreadPoolExecutor(4) as pool:
             made = list(pool.map(lambda data: load_isolated(data, RULE, 60), [many[0]] * 12))
         assert all(np.array_equal(one, made[0]) for one in made)
         assert len(seen) <= 6
+
+
+def test_processes_that_died_at_rest_blame_no_image() -> None:
+    data = saved(pixels(), "JPEG")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda data: load_isolated(data, RULE, 60), [data] * 12))
+    for decoder in images._Decoder._at_rest:
+        decoder._child.kill()
+        decoder._child.wait()
+    assert np.array_equal(load_isolated(data, RULE, 60), load(data, RULE))
 
 
 def counting(seen: list[int]) -> type:

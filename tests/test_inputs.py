@@ -153,6 +153,18 @@ def test_an_archive_is_looked_into_once(
     assert later.counted_shards < len(place.manifest("x", later.version).heads)
 
 
+def test_a_damaged_note_of_an_archive_is_made_again(
+    network: tiny.Place, place: Catalogue, truth: DNA, tmp_path: Path
+) -> None:
+    folder = mixed(tmp_path / "images")
+    made(network, place, folder)
+    for path in (tmp_path / "catalogue" / "_work" / "_archives").iterdir():
+        path.write_bytes(path.read_bytes()[:-40])
+    dna, again = made(network, place, folder)
+    assert same(dna, truth)
+    assert not again.changed
+
+
 def test_a_member_that_cannot_be_read_is_listed_by_its_name(
     network: tiny.Place, place: Catalogue, tmp_path: Path
 ) -> None:
@@ -279,6 +291,28 @@ def test_a_source_that_changes_is_listed_again_on_request(
     assert changing.done == 2
     other = Catalogue(str(tmp_path / "clean"))
     assert same(dna, made(network, other, folder)[0])
+
+
+def test_one_that_cannot_be_listed_again_ends_with_that_error_alone(
+    network: tiny.Place, place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    files(folder, PICTURES)
+    monkeypatch.setattr(build, "TRIES", 1)
+    Changing(folder / "day0" / "photo-000.jpg", 9, monkeypatch)
+    real, listed = build.list_source, []
+
+    def list_once(*args: object, **options: object) -> source.Listing:
+        listed.append(1)
+        if len(listed) > 1:
+            raise TransientError("the store is away")
+        return real(*args, **options)
+
+    monkeypatch.setattr(build, "list_source", list_once)
+    with pytest.raises(TransientError, match=r"^x: the store is away$"):
+        made(network, place, folder, relist=True)
+    assert len(listed) == 2
+    assert place.head().number == 0
 
 
 def test_one_that_does_not_stop_changing_ends_the_build(

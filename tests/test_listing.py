@@ -183,7 +183,7 @@ def test_parts_are_written_as_they_come_and_go_with_the_listing(
         parts.checkpoint()
     found = parts.listing("s3://b")
     assert [pq.read_metadata(path).num_rows for path in found.parts] == [10, 10, 10, 4]
-    assert pq.read_table(found.parts[0])["weather"].to_pylist() == ["rain"] * 10
+    assert pq.read_table(found.parts[0])["label_0"].to_pylist() == ["rain"] * 10
     path = found.parts[0]
     del found, parts
     with pytest.raises(FileNotFoundError):
@@ -262,6 +262,73 @@ def test_two_that_list_the_same_do_not_harm_each_other(
     first.remove()
     second.remove()
     assert plan(list_source(ROOT, kept=kept_in(folder))).candidates == 2700
+
+
+def test_parts_of_two_listings_are_never_taken_for_one(
+    serve: Any, small: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One begins, another lists anew in its place and dies, and the first goes on."""
+    folder = (tmp_path / "kept").as_uri()
+    interrupted(serve, folder, 120, FRAMES[::-1])
+    items = sorted(storage.walk(folder), key=lambda item: item.uri)
+    others = [storage.read(item.uri) for item in items]
+    storage.delete_tree(folder)
+    real = storage.create
+
+    def create(uri: str, data: bytes) -> bool:
+        if uri.endswith("/000002.parquet"):
+            storage.delete_tree(folder)
+            for number in (0, 1):
+                real(f"{folder}/{number:06d}.parquet", others[number])
+        return real(uri, data)
+
+    monkeypatch.setattr(storage, "create", create)
+    interrupted(serve, folder, 120, FRAMES)
+    first, *_, last = sorted(storage.walk(folder), key=lambda item: item.uri)
+    assert storage.read(first.uri) == others[0]
+    assert storage.read(last.uri) not in others, "the first has gone on after the other"
+    serve(Store(FRAMES, 20))
+    assert plan(list_source(ROOT, kept=kept_in(folder))).candidates == 2700
+
+
+def test_what_cannot_be_kept_ends_no_listing(
+    serve: Any, small: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise StorageError("no room")
+
+    serve(Store(FRAMES, 20))
+    monkeypatch.setattr(storage, "create", refuse)
+    listed = list_source(ROOT, kept=kept_in((tmp_path / "kept").as_uri()))
+    assert plan(listed).candidates == 2700
+
+
+def test_a_disk_without_room_is_told(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    serve(Store(FRAMES, 20))
+    with pytest.raises(StorageError, match=r"the listing does not go to .*; set TMPDIR"):
+        list_source(ROOT)
+
+
+def test_a_page_with_the_marker_of_the_folder_alone_is_not_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor is it asked for ever again."""
+    answers = [
+        {"Contents": [row("some/prefix/", 0)], "IsTruncated": True, "NextContinuationToken": "a"},
+        {"Contents": [], "IsTruncated": True, "NextContinuationToken": "b"},
+        {"Contents": [row("some/prefix/x.jpg", 1)], "IsTruncated": False},
+    ]
+    monkeypatch.setattr(storage, "_call_s3", lambda *_, **__: answers.pop(0))
+    assert [item.uri for items in pages(ROOT) for item in items] == [f"{ROOT}/x.jpg"]
+    assert answers == []
+
+
+def row(key: str, size: int) -> dict[str, Any]:
+    return {"Key": key, "Size": size, "ETag": '"e"', "LastModified": NOW}
 
 
 def test_archives_found_before_the_interruption_are_looked_into_after_it(

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError
+from pipeline.listing import Listing
 from pipeline.plan import plan
 from pipeline.source import Rules, list_source, other_kind
 
@@ -125,6 +126,43 @@ def test_a_table_names_images_with_labels(tmp_path: Path, kind: str) -> None:
     other = plan(list_source(relabelled), previous=manifest)
     assert other.digest != manifest.digest
     assert other.keys("spec") == manifest.keys("spec"), "a label is no reason to count again"
+
+
+def test_labels_may_have_any_names_but_one_each(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    odd = (
+        "name",
+        "Size",
+        "Group",
+        "row",
+        "place",
+        "label",
+        "Label",
+        'a "b"',
+        "URI",
+        "tür",
+        "fold 1",
+    )
+    columns = {"uri": ["a.png"]} | {label: [f"of {label}"] for label in odd}
+    listing = list_source(write_table(tmp_path / "t.parquet", columns))
+    (table,) = plan(listing).tables()
+    assert all(table[label].to_pylist() == [f"of {label}"] for label in odd)
+    again = plan(listing, previous=plan(listing))
+    assert again.digest == plan(listing).digest
+    for header in ("uri,x,x", "uri,"):
+        (tmp_path / "t.csv").write_text(
+            f"{header}\n{','.join(['a.png'] * (header.count(',') + 1))}\n"
+        )
+        with pytest.raises(UsageError, match="without a name, or names twice"):
+            list_source(tmp_path / "t.csv")
+
+
+def test_listings_with_labels_and_without_are_one(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    labelled = list_source(write_table(tmp_path / "t.csv", {"uri": ["a.png"], "x": ["1"]}))
+    for listings in ([labelled, list_source(tmp_path)], [list_source(tmp_path), labelled]):
+        manifest = plan(Listing.all(listings))
+        assert (manifest.candidates, manifest.duplicates, manifest.labels) == (2, 1, ())
 
 
 def test_a_column_of_a_table_groups(tmp_path: Path) -> None:
