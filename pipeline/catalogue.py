@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from pipeline.manifest import Manifest
     from pipeline.partial import Failure
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
+"""Commits of format 1 had no checksum."""
 FILES = ("dna", "failures", "folds", "manifests")
 """What a built version is stored in, each in a folder of that name."""
 KINDS = (*FILES, "layer_gaussians")
@@ -131,13 +133,14 @@ class Commit:
     def decode(cls, data: bytes, name: str) -> Commit:
         try:
             body = json.loads(data)
-            if body["format"] != FORMAT:
+            if body["format"] not in READS:
                 raise CorruptFile(
-                    f"{name}: format {body['format']}; this version of vdna reads {FORMAT}"
+                    f"{name}: format {body['format']}; this version of vdna reads "
+                    f"{', '.join(map(str, READS))}"
                 )
-            checksum = body.pop("checksum", None)  # the first release wrote none
+            checksum = body.pop("checksum") if body["format"] > 1 else digest_of(body)
             known = {"format", "nonce", *cls.__dataclass_fields__}
-            if checksum not in (None, digest_of(body)) or not body.keys() <= known:
+            if checksum != digest_of(body) or not body.keys() <= known:
                 raise CorruptFile(f"{name}: its content is not what was written; restore the file")
             datasets = {
                 check_name(dataset): {spec: _of_spec(spec, entry) for spec, entry in specs.items()}

@@ -14,6 +14,7 @@ import pytest
 from pipeline import storage
 from pipeline.catalogue import FILES, Catalogue, Version, check_name
 from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
+from tests.helpers import sealed
 
 
 def version(dna: str, spec: str = "s1") -> Version:
@@ -129,13 +130,16 @@ def test_commits_that_lie_are_refused(place: Catalogue) -> None:
     place.put_version("a", version("1"), None)
     uri = place.log_uri(1)
     body = json.loads(storage.read(uri))
-    for change in ({"format": 2}, {"number": 5}, {"datasets": {"a": {"s1": {}}}}):
-        storage.replace(uri, json.dumps(body | change).encode())
+    lies = [
+        sealed(body | change)
+        for change in ({"format": 99}, {"number": 5}, {"datasets": {"a": {"s1": {}}}}, {"x": 1})
+    ]
+    unsealed = {name: value for name, value in body.items() if name != "checksum"}
+    lies += [json.dumps(unsealed).encode(), json.dumps(body | {"action": "x"}).encode(), b"{torn"]
+    for lie in lies:
+        storage.replace(uri, lie)
         with pytest.raises(CorruptFile, match="_log"):
             place.head()
-    storage.replace(uri, b"{torn")
-    with pytest.raises(CorruptFile, match="_log"):
-        place.head()
 
 
 def test_commits_read_back_as_written(place: Catalogue) -> None:
