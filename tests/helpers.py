@@ -68,6 +68,12 @@ def random_dna(
     )
 
 
+def peak_mb() -> float:
+    """Of this process since its start; `getrusage` knows what the process that forked it had."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def sealed(body: dict[str, Any]) -> bytes:
     """A commit's JSON, with the checksum of what it says now."""
     body = {name: value for name, value in body.items() if name != "checksum"}

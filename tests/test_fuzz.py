@@ -10,7 +10,6 @@ import hashlib
 import os
 import random
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -36,7 +35,7 @@ from pipeline.matrix import Matrix
 from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.reference import ReferenceFile, read_file, write
 from pipeline.spec import Spec
-from tests.helpers import random_dna, tiny_spec
+from tests.helpers import peak_mb, random_dna, tiny_spec
 from tests.hostile import FILES as HOSTILE
 from tests.hostile import WHOLE
 from tests.test_images import RULE, SAMPLES
@@ -370,7 +369,7 @@ def main(what: str, seed: int) -> None:
     end = time.monotonic() + SECONDS / 2
     if what == "images":
         print(run(check_image, IMAGES, seed, lambda _: time.monotonic() > end))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = peak_mb()
         assert peak < 1500, f"{peak} MB at the peak"
     else:
         readers = list(READERS.values())

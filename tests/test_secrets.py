@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+import boto3
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import storage
 from pipeline.errors import SourceError, TransientError, UsageError, VdnaError, redact
+from tests import s3
 from tests.helpers import photo, write_photos
 
 KEY = "planted/secret+key=of-tests"
@@ -95,6 +97,17 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget_clients()
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a server that takes any secret: a real one would refuse those planted."""
+    with s3.moto() as settings:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="vdna-secrets")
+        yield "s3://vdna-secrets"
+    forget_clients()
+
+
 class Answers(BaseHTTPRequestHandler):
     """An S3 or web server that says no, in the words of one that quotes too much."""
 
@@ -149,8 +162,9 @@ def vdna(*words: object, exits: tuple[int, ...] = (0,)) -> str:
 
 
 @pytest.mark.soak
-def test_commands_that_end_well(bucket: str, planted: None, tmp_path: Path) -> None:
+def test_commands_that_end_well(opened: str, planted: None, tmp_path: Path) -> None:
     """All of them, in a bucket that the secrets open."""
+    bucket = opened
     root = f"{bucket}/{uuid.uuid4().hex}"
     for seed in range(3):
         data = io.BytesIO()
@@ -381,9 +395,10 @@ def test_errors_travel_between_processes_as_they_are() -> None:
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
 def test_ray_is_told_no_secret(
-    bucket: str, planted: None, server: str, tmp_path: Path, images: Path
+    opened: str, planted: None, server: str, tmp_path: Path, images: Path
 ) -> None:
     """Neither its session's files nor what it knows of actors and tasks; builds good and bad."""
+    bucket = opened
     import ray
     from ray._private.worker import global_worker
 
