@@ -765,11 +765,11 @@ class _Decoder:
 
     def rest(self) -> None:
         with self._lock:
-            if len(self._at_rest) < MAX_AT_REST:
-                self._at_rest.append(self)
-                return
-        self._child.kill()
-        self.end()
+            self._at_rest.append(self)
+            oldest = self._at_rest.pop(0) if len(self._at_rest) > MAX_AT_REST else None
+        if oldest is not None:
+            oldest._child.kill()
+            oldest.end()
 
     def ask(self, question: bytes, seconds: float) -> bytes | None:
         """The answer; None where the process ended, or answered otherwise than agreed.
