@@ -184,18 +184,17 @@ def _pages(uri: str) -> Iterator[list[Stored]]:
     def look(folder: str) -> list[dict[str, Any]]:
         return attempt(uri, lambda: cast(list[dict[str, Any]], fs.ls(folder, detail=True)))
 
+    pool = ThreadPoolExecutor(WALKERS, "walk")
     try:
-        pool = ThreadPoolExecutor(WALKERS, "walk")
         waiting, seen = {pool.submit(look, path)}, {path.rstrip("/")}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for rows in (future.result() for future in done):
-                files = [row for row in rows if row.get("type") != "directory"]
-                folders = {row["name"].rstrip("/") for row in rows} - seen
-                folders -= {row["name"].rstrip("/") for row in files}
+                inner = [row["name"] for row in rows if row.get("type") == "directory"]
+                folders = {name.rstrip("/") for name in inner} - seen
                 seen |= folders
                 waiting |= {pool.submit(look, folder) for folder in folders}
-                yield [_stored(uri, row) for row in files]
+                yield [_stored(uri, row) for row in rows if row.get("type") != "directory"]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -565,6 +565,28 @@ def test_the_clock_of_a_store_is_asked_and_leaves_nothing(root: str) -> None:
 # Listing.
 
 
+class Flat(fsspec.AbstractFileSystem):
+    """A store of keys, in which an object and a folder may have one name."""
+
+    protocol = "flat"
+    keys = ("b/a", "b/a/1.jpg", "b/a/c/2.jpg", "b/z/3.jpg", "b/4.jpg")
+
+    def ls(self, path: str, detail: bool = True, **_: object) -> list[dict[str, Any]]:
+        below = [key.removeprefix(f"{path}/") for key in self.keys if key.startswith(f"{path}/")]
+        files = [f"{path}/{name}" for name in below if "/" not in name]
+        folders = {f"{path}/{name.split('/')[0]}" for name in below if "/" in name}
+        return [{"name": name, "size": 1, "type": "file", "ETag": "e"} for name in files] + [
+            {"name": f"{name}/", "size": 0, "type": "directory"} for name in sorted(folders)
+        ]
+
+
+def test_a_folder_with_the_name_of_an_object_is_walked_too() -> None:
+    fsspec.register_implementation("flat", Flat, clobber=True)
+    assert sorted(item.uri for item in storage.walk("flat://b")) == sorted(
+        f"flat://{key}" for key in Flat.keys
+    )
+
+
 def test_pages_are_followed_and_each_is_tried_again(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
