@@ -444,7 +444,9 @@ class Catalogue:
         from pipeline.manifest import Manifest
 
         uri = self.uri("manifests", version.spec, name, version.manifest)
-        manifest = Manifest.decode(self.read_checked("manifests", name, version), uri)
+        manifest = Manifest.decode(
+            storage.on_disk(self.read_checked("manifests", name, version)), uri
+        )
         if manifest.digest != version.manifest:
             raise CorruptFile(f"{uri} holds the manifest {manifest.digest}")
         return manifest
@@ -460,7 +462,7 @@ class Catalogue:
         uri = self.uri("manifests", spec, dataset, digest)
         if not _DIGEST.fullmatch(digest) or not storage.exists(uri):
             return None
-        manifest = Manifest.decode(storage.read(uri), uri)
+        manifest = Manifest.decode(storage.on_disk(storage.read(uri)), uri)
         if manifest.digest != digest:
             raise CorruptFile(f"{uri} holds the manifest {manifest.digest}; delete it, and rerun")
         return manifest

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from mmap import MADV_DONTNEED, mmap
 from typing import Any, overload
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ FOLDS = 16
 MAX_SHARD_IMAGES = 4096
 MIN_SHARD_IMAGES = 64
 SHARD_MULTIPLE = 8
+RELEASED_SHARDS = 64
 
 SCHEMA = pa.schema(
     [
@@ -155,6 +157,7 @@ class Manifest:
         file = pq.ParquetFile(pa.BufferReader(self.data))
         for index in range(file.num_row_groups):
             yield _whole(file.read_row_group(index))
+            _let_go(self.data, index)
 
     @classmethod
     def of(
@@ -188,6 +191,7 @@ class Manifest:
             fold = _fold_of(table, index, name)
             heads.append(_head(index, fold, table))
             digest.add(heads[-1], table)
+            _let_go(data, index)
         try:
             manifest = cls(
                 data,
@@ -363,6 +367,12 @@ def _head(index: int, fold: int, table: pa.Table) -> ShardHead:
     columns = ("uri", "member", "size", "identity", "position", "access")
     digest = _members_digest(*(table[name].to_pylist() for name in columns))
     return ShardHead(index, fold, table.num_rows, digest)
+
+
+def _let_go(data: Any, shard: int) -> None:
+    """What was read of a mapped file need not stay in memory."""
+    if shard % RELEASED_SHARDS == 0 and isinstance(data, mmap):
+        data.madvise(MADV_DONTNEED)
 
 
 def _labels(names: Iterable[str]) -> tuple[str, ...]:

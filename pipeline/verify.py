@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import ranges as ranges_module
 from pipeline import storage
@@ -76,6 +78,7 @@ class _Checks:
         self._name = name
         self._version = version
         self._ranges: Ranges | None = None
+        self._names: NDArray[np.void] = _hashes(())
         self._dna: DNA | None = None
         self._manifest: Manifest | None = None
         self._failures: list[Failure] | None = None
@@ -145,16 +148,18 @@ class _Checks:
 
     def _check_manifest(self) -> str:
         self._manifest = manifest = self._catalogue.manifest(self._name, self._version)
+        self._names = _hashes(
+            (entry.uri, entry.member) for shard in manifest.shards for entry in shard.members
+        )
         counted = self._version.images + self._version.failed
         if manifest.candidates != counted:
             raise ConservationError(
                 f"{manifest.candidates} candidates listed; {self._version.images} counted and "
                 f"{self._version.failed} failed"
             )
-        members = [(e.uri, e.member) for shard in manifest.shards for e in shard.members]
-        if len(set(members)) != len(members):
+        if len(np.unique(self._names)) != len(self._names):
             raise ConservationError("the manifest lists a candidate twice")
-        return f"{manifest.candidates} candidates, each once, in {len(manifest.shards)} shards"
+        return f"{manifest.candidates} candidates, each once, in {len(manifest.heads)} shards"
 
     def _check_failures(self) -> str:
         failures = self._catalogue.failures(self._name, self._version)
@@ -162,10 +167,9 @@ class _Checks:
             raise ConservationError(
                 f"{len(failures)} failures are listed, {self._version.failed} were committed"
             )
-        listed = self._known_manifest()
-        members = {(e.uri, e.member) for shard in listed.shards for e in shard.members}
-        strange = [f for f in failures if (f.uri, f.member) not in members]
-        if strange or len({(f.uri, f.member) for f in failures}) != len(failures):
+        self._known_manifest()
+        failed = _hashes((failure.uri, failure.member) for failure in failures)
+        if len(np.intersect1d(failed, self._names)) != len(failures):
             raise ConservationError("failures are listed twice, or of no candidate")
         self._failures = sorted(failures)
         return f"{len(failures)} failures, each of a candidate and with its reason"
@@ -180,8 +184,8 @@ class _Checks:
         }
         if self._manifest is not None:
             planned: Counter[int] = Counter()
-            for shard in self._manifest.shards:
-                planned[shard.fold] += len(shard.members)
+            for head in self._manifest.heads:
+                planned[head.fold] += head.candidates
             if wrong := sorted(f for f in planned | sizes if planned[f] != sizes.get(f, 0)):
                 raise ConservationError(
                     f"{uri}: fold {wrong[0]} holds {sizes.get(wrong[0], 0)} candidates, the "
@@ -221,6 +225,17 @@ class _Checks:
         if self._manifest is None:
             raise CorruptFile("not checked, since the manifest itself could not be read")
         return self._manifest
+
+
+_HASH = np.dtype([("first", "<u8"), ("second", "<u8")])
+
+
+def _hashes(names: Iterable[tuple[str, str]]) -> NDArray[np.void]:
+    """128 bits of each name: ten million names take 160 MB, and two alike are no accident."""
+    joined = bytearray()
+    for uri, member in names:
+        joined += hashlib.sha256(f"{uri}\0{member}".encode()).digest()[:16]
+    return np.frombuffer(bytes(joined), _HASH)
 
 
 def sum_of_partials(manifest: Manifest, work: str, version: Version) -> Partial:
