@@ -61,7 +61,7 @@ AHEAD_BYTES = 256 * 2**20
 OVERLAP = 2
 """Shards a worker has under way: the second fills the network while the first one ends."""
 ISOLATE_FROM_ATTEMPT = 3
-"""A shard whose worker died twice is read with every image decoded in a process of its own."""
+"""A shard whose worker died twice is read with its images decoded in a process apart."""
 
 Content = bytes | NDArray[np.uint8]
 Fetch = Callable[[Entry], Content]
@@ -175,7 +175,7 @@ class Counter:
     def count(
         self, shard: Shard, key: str, fetch: Fetch | None = None, *, isolated: bool = False
     ) -> Partial:
-        """The shard's partial, checked. `isolated`: every image decoded in a process of its own.
+        """The shard's partial, checked. `isolated`: images decoded in a process apart.
 
         Raises `TransientError` or `SourceError` where an image could not be read through no fault
         of its own; nothing is skipped for that.

@@ -232,8 +232,9 @@ class _Look:
             if self._rules.leaves_out(path):
                 self._parts.filtered += 1
             else:
+                if item.uri not in self._archives:
+                    self._parts.archives.append(item)
                 self._note(item, member, group, labels)
-                self._parts.archives.append(item)
         elif not self._rules.selects(path):
             self._parts.filtered += 1
         elif kind := other_kind(item.uri):
