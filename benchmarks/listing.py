@@ -1,18 +1,20 @@
 """Listing and planning a prefix of many million images, beside holding them in memory.
 
-    python -m benchmarks.listing [--entries 10000000]
+    python -m benchmarks.listing [--entries 10000000] [--out FILE]
 
 A store that answers listings from a formula stands in for S3, so that what is measured is the
 driver: its memory and its time, from the first page to the plan of the shards, and the plan of a
 second build that finds a thousandth of the images changed. Beside it, on a tenth of the entries,
 what a driver does that asks fsspec for all objects (`find`), sorts them and cuts them into shards.
-Each runs in a fresh process.
+Each runs in a fresh process. What fails or loses its folder on the way ends that process alone, and
+takes nothing of what was measured before with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -24,6 +26,9 @@ from benchmarks import measure
 PAGE = 1000
 DRIVE = 5000
 """Images of a folder."""
+BUILDS = ("first", "second")
+PHASES = ("list", "plan", "store", "read")
+"""Of a build: `store` puts the plan where a later one finds it, `read` is that one's."""
 
 
 def key(index: int) -> str:
@@ -73,27 +78,33 @@ def _product(entries: int) -> dict[str, Any]:
     store = time.perf_counter() - started
     describe("efficientnet_lite0")
     result: dict[str, Any] = {"entries": entries, "store_alone_seconds": round(store, 1)}
-    folder = tempfile.TemporaryDirectory()
     previous: Manifest | None = None
-    for build in ("first", "second"):
-        started = time.perf_counter()
-        listing = list_source("s3://bucket/images")
-        listed = time.perf_counter()
-        manifest = plan(listing, previous=previous)
-        planned = time.perf_counter()
-        assert manifest.candidates == entries
-        result[build] = {
-            "list_seconds": round(listed - started, 1),
-            "plan_seconds": round(planned - listed, 1),
-            "shards": len(manifest.heads),
-            "manifest_mb": round(len(manifest.data) / 1e6, 1),
-        }
-        uri = f"{Path(folder.name).as_uri()}/{build}.parquet"
-        storage.create(uri, manifest.data)
-        del manifest, listing
-        # As a later build finds it in the catalogue.
-        previous, changed = Manifest.decode(storage.on_disk(storage.read(uri)), uri), True
-    folder.cleanup()
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            for build in BUILDS:
+                phases = {name: {} for name in PHASES}
+                result[build] = {"phases": phases}
+                with measure.phase(phases["list"]):
+                    listing = list_source("s3://bucket/images")
+                with measure.phase(phases["plan"]):
+                    manifest = plan(listing, previous=previous)
+                if manifest.candidates != entries:
+                    raise ValueError(f"{manifest.candidates} of {entries} images are planned")
+                result[build] |= {
+                    "digest": manifest.digest,
+                    "shards": len(manifest.heads),
+                    "manifest_mb": round(len(manifest.data) / 1e6, 1),
+                }
+                uri = f"{Path(folder).as_uri()}/{build}.parquet"
+                with measure.phase(phases["store"]):
+                    storage.create(uri, manifest.data)
+                del manifest, listing
+                # As a later build finds it in the catalogue.
+                with measure.phase(phases["read"]):
+                    previous = Manifest.decode(storage.read_on_disk(uri), uri)
+                changed = True
+    except Exception as error:
+        result["error"] = repr(error)
     return result
 
 
@@ -127,6 +138,7 @@ def _work(which: str, entries: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, default=10_000_000)
+    parser.add_argument("--out", type=Path, help="kept up to date from run to run")
     parser.add_argument("--child", action="store_true")
     arguments = parser.parse_args()
     if arguments.child:
@@ -138,18 +150,41 @@ def main() -> None:
         "product, a tenth": {"which": "product", "entries": few},
         "in memory, a tenth": {"which": "in memory", "entries": few},
     }
-    results = {
-        name: measure.run("benchmarks.listing", settings, tuned_malloc=False)
-        for name, settings in runs.items()
-    }
-    whole, tenth, memory = (results[name]["peak_mb"] for name in runs)
-    each = (memory - 100) * 1e6 / few
-    line = (
-        f"{arguments.entries:,} images are listed and planned in {whole:,.0f} MB ({tenth:,.0f} for "
-        f"a tenth of them); in memory they take {each:,.0f} bytes each, "
-        f"{each * arguments.entries / 1e6 / whole:.1f} times that"
-    )
-    measure.emit(results, line)
+    results: dict[str, Any] = {}
+    for name, settings in runs.items():
+        try:
+            results[name] = measure.run("benchmarks.listing", settings, tuned_malloc=False)
+        except RuntimeError as error:
+            results[name] = {"error": str(error)}
+        if arguments.out is not None:
+            measure.keep(arguments.out, results)
+    measure.emit(results, _line(arguments.entries, results))
+    if any("error" in result for result in results.values()):
+        sys.exit(1)
+
+
+def _line(entries: int, results: dict[str, Any]) -> str:
+    """The driver's own peaks, phase by phase; then beside those of a tenth, and of a list."""
+    whole, tenth, memory = results.values()
+    told = [
+        f"{build} {name} {phase['peak_mb']:,} MB ({phase['anonymous_mb']:,} anonymous, "
+        f"{phase['file_mb']:,} of files)"
+        for build, name, phase in _phases(whole)
+    ]
+    line = f"{entries:,} images: {', '.join(told)}"
+    peak, few = (max((p["peak_mb"] for *_, p in _phases(r)), default=0) for r in (whole, tenth))
+    line += f"; at most {peak:,} MB, and {few:,} for a tenth of them"
+    if "peak_mb" in memory:
+        each = (memory["peak_mb"] - 100) * 1e6 / memory["entries"]
+        times = each * entries / 1e6 / max(peak, 1)
+        line += f"; in memory they take {each:,.0f} bytes each, {times:.1f} times that"
+    errors = [f"{name}: {result['error']}" for name, result in results.items() if "error" in result]
+    return "; ".join([line, *errors])
+
+
+def _phases(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    builds = {build: result[build]["phases"] for build in BUILDS if build in result}
+    return [(build, name, its) for build in builds for name, its in builds[build].items() if its]
 
 
 if __name__ == "__main__":

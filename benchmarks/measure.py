@@ -14,7 +14,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,80 @@ def _watch(pid: int, done: threading.Event, peak: list[int]) -> None:
         peak[0] = max(peak[0], total)
 
 
+@contextlib.contextmanager
+def phase(into: dict[str, Any]) -> Iterator[None]:
+    """Notes what the block took: its seconds, and this process's own peak of resident memory.
+
+    The kernel's high-water mark, begun anew. Its parts, anonymous pages and those of mapped files
+    (libraries among them), are those of the most that was seen 50 times a second. Noted even where
+    the block fails.
+    """
+    done = threading.Event()
+    most = {"VmRSS": 0, "VmHWM": 0, "RssAnon": 0, "RssFile": 0}
+
+    def look() -> None:
+        seen = _status()
+        most["VmHWM"] = seen["VmHWM"]
+        if seen["VmRSS"] > most["VmRSS"]:
+            most.update(seen)
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            look()
+
+    own = _forget_peak()
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - started
+        done.set()
+        watching.join()
+        look()
+        into |= {
+            "seconds": round(seconds, 1),
+            "peak_mb": round(most["VmHWM" if own else "VmRSS"] / 1e6),
+            "anonymous_mb": round(most["RssAnon"] / 1e6),
+            "file_mb": round(most["RssFile"] / 1e6),
+        }
+
+
+def _forget_peak() -> bool:
+    """Whether the kernel let its mark begin anew; then the most that was seen has to do."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status() -> dict[str, int]:
+    """Of this process, in bytes."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
+
+
 def answer(work: Callable[..., dict[str, Any]]) -> None:
     """In the child: `work(**settings)`, with standard output kept free for the result."""
     settings = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
         result = work(**settings)
     print(json.dumps(result))
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """The result so far in a file, whole or not at all. Its folder is made anew if it went away;
+    a file that cannot be written is told of, and costs no measurement.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        print(f"{path} is not written: {error}", file=sys.stderr)
 
 
 def emit(result: dict[str, Any], line: str) -> None:

@@ -6,10 +6,10 @@ b'ab'
 
 from __future__ import annotations
 
+import hashlib
 import io
-import os
-from collections.abc import Callable
-from mmap import mmap
+from collections.abc import Callable, Iterator
+from mmap import MADV_DONTNEED, mmap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +29,31 @@ BLOCKS_KEPT = 3
 def size_of(data: Data) -> int:
     with memoryview(data) as view:
         return view.nbytes
+
+
+def pieces(data: Data) -> Iterator[memoryview]:
+    """All of it in turn, a block at a time. What was taken of a mapping is let go."""
+    with memoryview(data).cast("B") as view:
+        for start in range(0, len(view), LONGEST_BLOCK):
+            with view[start : start + LONGEST_BLOCK] as piece:
+                yield piece
+            let_go(data)
+
+
+def sha256(data: Data) -> str:
+    found = hashlib.sha256()
+    for piece in pieces(data):
+        found.update(piece)
+    return found.hexdigest()
+
+
+def let_go(data: Data) -> None:
+    """What was read of a mapped file need not stay in memory: it is read again when it is needed.
+
+    Else such pages count as the process's own, and a file that is read through is all in memory.
+    """
+    if isinstance(data, mmap):
+        data.madvise(MADV_DONTNEED)
 
 
 class _Seekable(io.RawIOBase):
@@ -51,8 +76,8 @@ class _Seekable(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError(f"negative position {base + offset}")
         self._position = base + offset
@@ -76,8 +101,13 @@ class Mapped(_Seekable):
     def __init__(self, data: Data) -> None:
         super().__init__(size_of(data))
         self._data: Data = data
+        self._taken = 0
 
     def _at(self, position: int, length: int) -> memoryview:
+        self._taken += length
+        if self._taken > LONGEST_BLOCK:
+            let_go(self._data)
+            self._taken = length
         with memoryview(self._data).cast("B") as view:
             return view[position : position + length]
 

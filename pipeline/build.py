@@ -8,7 +8,6 @@ each dataset is reduced and committed. Whatever dies, the same call again does w
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pipeline import images, storage
 from pipeline import ranges as ranges_module
+from pipeline.blocks import Data, sha256
 from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, software
 from pipeline.dna import DNA
 from pipeline.errors import (
@@ -338,8 +338,7 @@ class _Planner:
         storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
         stored = _store_manifest(uri, manifest.data, manifest.digest)
         storage.replace(catalogue.hint_uri(request.name, spec.digest), manifest.digest.encode())
-        digest = hashlib.sha256(stored).hexdigest()
-        return _Plan(request, manifest, job, base, manifest_sha256=digest)
+        return _Plan(request, manifest, job, base, manifest_sha256=sha256(stored))
 
     def _manifest(self, request: Request, spec: str, base: Version | None) -> Manifest:
         kept = self._kept(request)
@@ -412,7 +411,7 @@ def _previous(
         return None  # lost: planned from the listing alone, as at first
 
 
-def _store(uri: str, data: bytes) -> bytes:
+def _store(uri: str, data: Data) -> Data:
     """Put an object that is named for its content, over a damaged one too.
 
     One that stood there is written again: it becomes young, and so safe from a collection that
@@ -423,11 +422,11 @@ def _store(uri: str, data: bytes) -> bytes:
     return data
 
 
-def _store_manifest(uri: str, data: bytes, digest: str) -> bytes:
+def _store_manifest(uri: str, data: Data, digest: str) -> Data:
     """The same; a sound one stays as it is, since its notes on the listing are in no digest."""
     if storage.create(uri, data):
         return data
-    stored = storage.read(uri)
+    stored = storage.read_on_disk(uri)
     try:
         sound = Manifest.decode(stored, uri).digest == digest
     except CorruptFile:
@@ -523,7 +522,7 @@ def _finish(catalogue: Catalogue, p: _Plan, counted: int, engine: Engine) -> Res
         kind: _store(catalogue.uri(kind, spec, name, composed.digest), data)
         for kind, data in files.items()
     }
-    hashes = {kind: hashlib.sha256(data).hexdigest() for kind, data in stored.items()}
+    hashes = {kind: sha256(data) for kind, data in stored.items()}
     version = Version(
         dna=composed.digest,
         manifest=p.manifest.digest,

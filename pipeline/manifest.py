@@ -17,12 +17,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from mmap import MADV_DONTNEED, mmap
 from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.blocks import let_go
 from pipeline.errors import CorruptFile
 from pipeline.spec import PRODUCTS, digest_of
 
@@ -33,7 +33,6 @@ FOLDS = 16
 MAX_SHARD_IMAGES = 4096
 MIN_SHARD_IMAGES = 64
 SHARD_MULTIPLE = 8
-RELEASED_SHARDS = 64
 
 SCHEMA = pa.schema(
     [
@@ -157,7 +156,7 @@ class Manifest:
         file = pq.ParquetFile(pa.BufferReader(self.data))
         for index in range(file.num_row_groups):
             yield _whole(file.read_row_group(index))
-            _let_go(self.data, index)
+            let_go(self.data)
 
     @classmethod
     def of(
@@ -191,7 +190,7 @@ class Manifest:
             fold = _fold_of(table, index, name)
             heads.append(_head(index, fold, table))
             digest.add(heads[-1], table)
-            _let_go(data, index)
+            let_go(data)
         try:
             manifest = cls(
                 data,
@@ -215,6 +214,7 @@ class Manifest:
 class _Shards(Sequence[Shard]):
     def __init__(self, manifest: Manifest) -> None:
         self._heads = manifest.heads
+        self._data = manifest.data
         self._file = pq.ParquetFile(pa.BufferReader(manifest.data))
 
     def __len__(self) -> int:
@@ -231,6 +231,7 @@ class _Shards(Sequence[Shard]):
             raise IndexError(f"shard {index} of {len(self)}")
         head = self._heads[index]
         table = _whole(self._file.read_row_group(head.index))
+        let_go(self._data)
         return Shard(head.index, head.fold, tuple(_entries(table)))
 
 
@@ -367,12 +368,6 @@ def _head(index: int, fold: int, table: pa.Table) -> ShardHead:
     columns = ("uri", "member", "size", "identity", "position", "access")
     digest = _members_digest(*(table[name].to_pylist() for name in columns))
     return ShardHead(index, fold, table.num_rows, digest)
-
-
-def _let_go(data: Any, shard: int) -> None:
-    """What was read of a mapped file need not stay in memory."""
-    if shard % RELEASED_SHARDS == 0 and isinstance(data, mmap):
-        data.madvise(MADV_DONTNEED)
 
 
 def _labels(names: Iterable[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.blocks import Data
 from pipeline.dna import DNA, FORMAT, Ranges, decode_dna, digest_of_layer, encode_dna
 from pipeline.errors import ConservationError, CorruptFile, OverlapError
 from pipeline.spec import Spec
@@ -130,7 +131,7 @@ def encode_failures(failures: Iterable[Failure]) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def decode_failures(data: bytes, name: str) -> list[Failure]:
+def decode_failures(data: Data, name: str) -> list[Failure]:
     """Raises `CorruptFile` with `name` where it is no whole list of failures."""
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)

@@ -14,6 +14,7 @@ Sorting and joining is DuckDB's affair, in bounded memory: what does not fit wai
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,8 @@ from pipeline.manifest import (
 
 MEMORY = "256MiB"
 """DuckDB's, beyond which it sorts and joins on disk."""
+THREADS = 2
+"""Each holds blocks of its own while it sorts: four did not find room for six million images."""
 ROWS = 65_536
 """Of a batch that is looked at."""
 
@@ -66,6 +69,7 @@ def plan(
         raise UsageError(f"limit is {limit}; it must be at least 1")
     if shard_images is not None and shard_images < 1:
         raise UsageError(f"shard_images is {shard_images}; it must be at least 1")
+    _give_back()
     try:
         with (
             tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
@@ -80,11 +84,17 @@ def plan(
         ) from error
 
 
+def _give_back() -> None:
+    """What listing, or a plan before, took and left is not held beside what DuckDB is allowed."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+
+
 def _connect(folder: str) -> duckdb.DuckDBPyConnection:
     settings: dict[str, Any] = {
         "memory_limit": MEMORY,
         "temp_directory": folder,
-        "threads": min(4, os.cpu_count() or 1),
+        "threads": min(THREADS, os.cpu_count() or 1),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
@@ -300,7 +310,8 @@ class _Spill:
             return
         self._writer.close()
         held: list[pa.RecordBatch] = []
-        with pa.ipc.open_stream(self._path) as reader:
+        # Given a path it would map the file, and what it maps it keeps.
+        with pa.OSFile(self._path) as file, pa.ipc.open_stream(file) as reader:
             for batch in reader:
                 held.append(batch)
                 while sum(rows.num_rows for rows in held) >= size:

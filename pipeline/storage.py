@@ -23,11 +23,12 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -44,6 +45,7 @@ from pipeline.blocks import (
     BlockFile,
     Data,
     Mapped,
+    pieces,
     size_of,
 )
 from pipeline.errors import SourceError, StorageError, UsageError, redact
@@ -252,28 +254,55 @@ def exists(uri: str) -> bool:
     return True
 
 
-def on_disk(data: bytes) -> bytes | mmap:
+def on_disk(data: bytes | mmap) -> bytes | mmap:
     """The same bytes in a temporary file, mapped: in memory is what is in use.
 
     Raises `StorageError` where the disk has no room.
     """
-    if not data:
-        return data
-    try:
-        with tempfile.TemporaryFile() as file:
-            file.write(data)
+    return data if isinstance(data, mmap) else _mapped([data], len(data))
+
+
+def _mapped(blocks: Iterable[bytes], size: int) -> bytes | mmap:
+    if not size:
+        return b""
+    with contextlib.ExitStack() as stack:
+        with _temporary_disk(size):
+            file = stack.enter_context(tempfile.TemporaryFile())
+        for block in blocks:
+            with _temporary_disk(size):
+                file.write(block)
+        with _temporary_disk(size):
             file.flush()
             return mmap(file.fileno(), 0, access=ACCESS_READ)
+
+
+@contextlib.contextmanager
+def _temporary_disk(size: int) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StorageError(
-            f"{len(data)} bytes do not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a "
-            "disk with more room"
+            f"{size} bytes do not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a disk "
+            "with more room"
         ) from error
 
 
 def read(uri: str, identity: str | None = None) -> bytes:
     """The whole object. With `identity`, raises `SourceError` unless that is what was read."""
     return _get(uri, identity).data
+
+
+def read_on_disk(uri: str) -> bytes | mmap:
+    """The same as `on_disk(read(uri))`; of a file and of S3, never all of it in memory."""
+    if protocol_of(uri) not in ("file", "s3"):
+        return on_disk(read(uri))
+    try:
+        with open_random(uri) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            return _mapped(iter(partial(file.read, LONGEST_BLOCK), b""), size)
+    except SourceError:  # gone, or put anew between two blocks: then as one answer
+        return on_disk(read(uri))
 
 
 def read_range(uri: str, start: int, length: int, identity: str | None = None) -> bytes:
@@ -579,7 +608,8 @@ def _write_temporary(path: Path, data: Data) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            file.write(data)
+            for piece in pieces(data):
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

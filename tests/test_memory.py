@@ -1,0 +1,109 @@
+"""What a driver holds does not grow with what it lists, writes and reads: that is on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+FEW, MANY = 4_000, 24_000
+
+CHILD = """
+import bisect, json, random, sys, tempfile
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+import pyarrow as pa
+
+from benchmarks.measure import phase
+from pipeline import blocks, listing, storage
+from pipeline.manifest import SCHEMA, Manifest, ManifestWriter
+from pipeline.plan import _Spill
+from pipeline.source import list_source
+
+count, folder = int(sys.argv[1]), sys.argv[2]
+listing.PART_ENTRIES = 1_000  # held, and so few that few images fill it too
+names = [f"drive/frame-{i:08d}.jpg" for i in range(5 * count)]
+
+def list_page(uri, after):
+    first = bisect.bisect_right(names, after)
+    page = names[first:first + 100]
+    items = [storage.Stored(f"{uri}/{name}", 1, f"etag {name}", None) for name in page]
+    return items, page[-1] if page else after, first + 100 < len(names)
+
+def tables():
+    # A label of 2 kB, for that the file grows as with many more images.
+    rng = random.Random(0)
+    for first in range(0, count, 200):
+        its = names[first:first + 200]
+        columns = {name: pa.array([""] * 200) for name in ("member", "group", "access")}
+        columns |= {name: pa.array([1] * 200) for name in ("size", "position")}
+        columns |= {"uri": pa.array(its), "identity": pa.array(its)}
+        yield pa.table(columns | {"note": pa.array([rng.randbytes(2_000).hex() for _ in its])})
+
+def write():
+    with tempfile.TemporaryFile() as file:
+        with ManifestWriter(file, ["note"]) as writer:
+            for table in tables():
+                writer.add(0, table)
+            writer.note(200, "", {}, 0)
+        file.flush()
+        return writer.manifest(mmap(file.fileno(), 0, access=ACCESS_READ), 200, "", {}, 0)
+
+def spill():
+    spilled = _Spill(f"{folder}/spill")
+    for table in tables():
+        spilled.write(table.to_batches()[0])
+    return sum(table.num_rows for table in spilled.tables(200))
+
+def look_through(manifest):
+    return sum(len(shard.members) for shard in manifest.shards)
+
+def send(data):
+    with blocks.Mapped(data) as file:
+        return sum(len(piece) for piece in iter(lambda: file.read(2**16), b""))
+
+storage.list_page = list_page
+uri = f"{Path(folder).as_uri()}/manifest.parquet"
+steps = {
+    "list": lambda: list_source("s3://bucket/images"),
+    "write": write,
+    "spill": spill,
+    "store": lambda: storage.create(uri, done["write"].data),
+    "send": lambda: send(done["write"].data),
+    "hash": lambda: blocks.sha256(done["write"].data),
+    "read": lambda: storage.read_on_disk(uri),
+    "decode": lambda: Manifest.decode(done["read"], uri),
+    "look through": lambda: look_through(done["decode"]),
+    "tables": lambda: sum(table.num_rows for table in done["decode"].tables()),
+}
+done, peaks = {}, {}
+for name, step in steps.items():
+    with phase(noted := {}):
+        done[name] = step()
+    peaks[name] = noted["peak_mb"]
+assert done["spill"] == done["look through"] == done["tables"] == count
+print(json.dumps({"mb": len(done["write"].data) / 1e6, "peaks": peaks}))
+"""
+
+
+def peaks(count: int, folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(count), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    few, many = (peaks(count, tmp_path / str(count)) for count in (FEW, MANY))
+    more = many["mb"] - few["mb"]
+    assert more > 35
+    grown = {name: peak - few["peaks"][name] for name, peak in many["peaks"].items()}
+    assert {name: mb for name, mb in grown.items() if mb > 0.6 * more} == {}
