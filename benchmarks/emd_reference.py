@@ -55,7 +55,7 @@ def _reference(dnas: int) -> dict[str, Any]:
 def _product(dnas: int, reference_dnas: int) -> dict[str, Any]:
     """The product's all-pairs distance. The only place that knows its interface."""
     from pipeline.dna import DNA, Ranges
-    from pipeline.matrix import pairwise_emd
+    from pipeline.pairwise import pairwise_emd
     from pipeline.spec import Preprocess, Spec, Tap
 
     taps = tuple(Tap(f"block_{i}", NEURONS, 1) for i in range(LAYERS))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.build import engine_for, sentence, summary
+from jobs.compare import effort_for
 from jobs.shell import (
     GpusOption,
     JsonOption,
+    MemoryOption,
     RayOption,
     RelistOption,
     ThreadsOption,
@@ -41,6 +43,7 @@ def refresh(
     gpus_per_worker: GpusOption = 0.0,
     ray_address: RayOption = None,
     relist: RelistOption = False,
+    memory: MemoryOption = 4.0,
     as_json: JsonOption = False,
 ) -> None:
     """List every dataset, build what changed, then compare all pairs."""
@@ -76,9 +79,10 @@ def refresh(
             )
         except VdnaError as error:
             failed = error
+    effort = effort_for(root, workers, ray_address, memory)
     # One matrix a spec: datasets built under different ones are not to be compared.
     matrices = [
-        compare(place, spec=spec)
+        compare(place, spec=spec, effort=effort)
         for spec in sorted({result.version.spec for result in results})
         if len(place.names(spec=spec)) > 1
     ]

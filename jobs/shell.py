@@ -39,6 +39,10 @@ RayOption = Annotated[
         "--ray-address", help="A Ray cluster (default: RAY_ADDRESS, or one on this machine)."
     ),
 ]
+MemoryOption = Annotated[
+    float,
+    typer.Option("--memory", min=0.01, help="Gigabytes for each process's DNAs, when comparing."),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.distance import emd, fd, nfd
     from pipeline.dna import DNA, Ranges
     from pipeline.errors import VdnaError
+    from pipeline.lens import Lens
     from pipeline.matrix import Matrix, compare
     from pipeline.partial import Failure, Partial
     from pipeline.spec import Preprocess, Resources, Spec, Tap
@@ -26,6 +27,7 @@ _HOME = {
     "DNA": "dna",
     "Failure": "partial",
     "InProcess": "build",
+    "Lens": "lens",
     "Matrix": "matrix",
     "Partial": "partial",
     "Preprocess": "spec",
@@ -49,6 +51,7 @@ __all__ = [
     "Catalogue",
     "Failure",
     "InProcess",
+    "Lens",
     "Matrix",
     "Partial",
     "Preprocess",

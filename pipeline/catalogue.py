@@ -11,7 +11,6 @@ root.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import secrets
@@ -22,6 +21,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
+from pipeline.blocks import sha256
 from pipeline.errors import (
     Conflict,
     CorruptFile,
@@ -33,6 +33,8 @@ from pipeline.errors import (
 from pipeline.spec import Spec, digest_of
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     from pipeline.dna import DNA, DnaFile
     from pipeline.manifest import Manifest
     from pipeline.partial import Failure
@@ -44,6 +46,8 @@ FILES = ("dna", "failures", "folds", "manifests")
 """What a built version is stored in, each in a folder of that name."""
 KINDS = (*FILES, "layer_gaussians")
 """All folders of versions. A version's `sha256` says which of them it has a file in."""
+ON_DISK = ("manifests", "layer_gaussians")
+"""Files that grow with the dataset or are large: they are read into temporary ones, and mapped."""
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9]+")
 """Of a file that a commit names: it leads nowhere else."""
@@ -206,7 +210,14 @@ class Catalogue:
     def matrix_uri(self, spec: str, members: Mapping[str, str], lens: str) -> str:
         """`members`: dataset -> dna digest."""
         digest = digest_of("members", dict(members))
-        return storage.join(self.root, "matrix", spec, digest, f"{lens}.parquet")
+        return storage.join(self.matrices_uri(spec), digest, f"{lens}.parquet")
+
+    def matrices_uri(self, spec: str) -> str:
+        return storage.join(self.root, "matrix", spec)
+
+    def lenses_uri(self, name: str) -> str:
+        """Where a lens of that name is kept, each version under its digest."""
+        return storage.join(self.root, "lenses", name)
 
     def log_uri(self, number: int) -> str:
         return storage.join(self.root, "_log", f"{number:020d}.json")
@@ -411,8 +422,11 @@ class Catalogue:
             return dna
         return self.open_file("layer_gaussians", name, version).read_gaussians(dna)
 
-    def open_file(self, kind: str, name: str, version: Version) -> DnaFile:
-        """A version's DNA, folds or layer Gaussians, to be read by layer; the last lie on disk.
+    def open_file(
+        self, kind: str, name: str, version: Version, *, on_disk: bool = False
+    ) -> DnaFile:
+        """A version's DNA, folds or layer Gaussians, to be read by layer; the last lie on disk,
+        and the others where that is asked for.
 
         Raises `CorruptFile` where it is of another dataset or version, whatever the commit says.
         """
@@ -420,7 +434,7 @@ class Catalogue:
 
         data = self.read_checked(kind, name, version)
         uri = self.uri(kind, version.spec, name, version.dna)
-        file = DnaFile(storage.on_disk(data) if kind == "layer_gaussians" else data, kind, uri)
+        file = DnaFile(storage.on_disk(data) if on_disk else data, kind, uri)
         dataset = file.metadata.get("dataset")
         if (dataset, file.spec.digest) != (name, version.spec):
             raise CorruptFile(
@@ -444,9 +458,7 @@ class Catalogue:
         from pipeline.manifest import Manifest
 
         uri = self.uri("manifests", version.spec, name, version.manifest)
-        manifest = Manifest.decode(
-            storage.on_disk(self.read_checked("manifests", name, version)), uri
-        )
+        manifest = Manifest.decode(self.read_checked("manifests", name, version), uri)
         if manifest.digest != version.manifest:
             raise CorruptFile(f"{uri} holds the manifest {manifest.digest}")
         return manifest
@@ -462,7 +474,7 @@ class Catalogue:
         uri = self.uri("manifests", spec, dataset, digest)
         if not _DIGEST.fullmatch(digest) or not storage.exists(uri):
             return None
-        manifest = Manifest.decode(storage.on_disk(storage.read(uri)), uri)
+        manifest = Manifest.decode(storage.read_on_disk(uri), uri)
         if manifest.digest != digest:
             raise CorruptFile(f"{uri} holds the manifest {manifest.digest}; delete it, and rerun")
         return manifest
@@ -478,16 +490,18 @@ class Catalogue:
             )
         return failures
 
-    def read_checked(self, kind: str, name: str, version: Version) -> bytes:
-        """One of a version's files. Raises `CorruptFile` unless it is the one committed, and
-        `NotFound` where the version has none of that kind.
+    def read_checked(self, kind: str, name: str, version: Version) -> bytes | mmap:
+        """One of a version's files; those of `ON_DISK` are mapped.
+
+        Raises `CorruptFile` unless it is the one committed, and `NotFound` where the version has
+        none of that kind.
         """
         if kind not in version.sha256:
             why = "it was imported" if version.imported else "build it with --layer-gaussian"
             raise NotFound(f"{name} has no {kind.replace('_', ' ')}: {why}")
         uri = self.uri(kind, version.spec, name, version.digest_in(kind))
-        data = storage.read(uri)
-        found = hashlib.sha256(data).hexdigest()
+        data = storage.read_on_disk(uri) if kind in ON_DISK else storage.read(uri)
+        found = sha256(data)
         if found != version.sha256[kind]:
             raise CorruptFile(
                 f"{uri} has sha256 {found}; {version.sha256[kind]} was committed. Restore it, or "

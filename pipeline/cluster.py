@@ -153,7 +153,7 @@ class RayEngine:
             ) from error
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """One task an item, at most two for each CPU under way."""
+        """One task an item, at most two for each worker under way."""
 
         def call(item: T) -> R:  # Ray takes functions, and no other callables
             return function(item)
@@ -161,7 +161,7 @@ class RayEngine:
         remote = ray.remote(num_cpus=1, runtime_env={"env_vars": _environment()})(call)
         waiting = list(reversed(items))
         running: list[Any] = []
-        limit = 2 * self._cpus()
+        limit = 2 * self.workers
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
@@ -174,6 +174,12 @@ class RayEngine:
             raise TransientError(
                 f"a worker was lost, and others after it; rerun the same command to go on: {error}"
             ) from error
+
+    @property
+    def workers(self) -> int:
+        """Tasks of one CPU that can run at a time."""
+        cpus = self._cpus()
+        return min(cpus, self._resources.workers or cpus)
 
     @property
     def _local(self) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.dna import DNA, Floats
 from pipeline.errors import UsageError
+from pipeline.lens import Lens
 
 
 def cumulative(dna: DNA) -> Floats:
@@ -36,11 +37,14 @@ def emd(
     neuron: int | None = ...,
     per_neuron: Literal[False] = ...,
     per_layer: Literal[False] = ...,
+    lens: Lens | None = ...,
 ) -> float: ...
 @overload
 def emd(a: DNA, b: DNA, *, layer: str | None = ..., per_neuron: Literal[True]) -> Floats: ...
 @overload
-def emd(a: DNA, b: DNA, *, per_layer: Literal[True]) -> dict[str, float]: ...
+def emd(
+    a: DNA, b: DNA, *, per_layer: Literal[True], lens: Lens | None = ...
+) -> dict[str, float]: ...
 def emd(
     a: DNA,
     b: DNA,
@@ -49,15 +53,33 @@ def emd(
     neuron: int | None = None,
     per_neuron: bool = False,
     per_layer: bool = False,
+    lens: Lens | None = None,
 ) -> float | Floats | dict[str, float]:
     """Earth Mover's Distance in bin widths: the mean, or per neuron (N,), or per layer.
 
-    `layer`: of its neurons only; `neuron`: of that one of the layer. Raises `SpecMismatch` naming
-    the fields that differ, and `UsageError` where a DNA has no histograms.
+    `layer`: of its neurons only; `neuron`: of that one of the layer. `lens`: weighs the neurons of
+    a mean; NaN where those of a layer all weigh nothing. Raises `SpecMismatch` naming the fields
+    that differ, and `UsageError` where a DNA has no histograms.
     """
     a, b = _comparable(a, b, layer, "counts")
     each = np.abs(cumulative(a) - cumulative(b)).sum(axis=1)
-    return _as_asked(each, a, layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
+    if lens is None:
+        return _as_asked(each, a, layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
+    if neuron is not None or per_neuron:
+        raise UsageError(f"lens {lens.name} weighs neurons against each other; ask for a mean")
+    _require_one_form(layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
+    lens.require_fit(a.spec)
+    weights = np.concatenate([lens.of_layer(name) for name in a.layers])
+    if per_layer:
+        slices = {name: a.slice_of(name) for name in a.layers}
+        return {name: _weighted(each[at], weights[at]) for name, at in slices.items()}
+    return _weighted(each, weights)
+
+
+def _weighted(each: Floats, weights: Floats) -> float:
+    seen = np.flatnonzero(weights)  # what weighs nothing may be undefined
+    total = np.abs(weights).sum()
+    return float(each[seen] @ weights[seen] / total) if total else float("nan")
 
 
 @overload

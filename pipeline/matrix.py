@@ -2,39 +2,42 @@
 
     >>> compare(Catalogue("dnas"), ["a", "b"]).table.to_pandas()      # doctest: +SKIP
 
-The Earth Mover's Distance of two histograms is the L1 distance of their cumulative distributions,
-so each DNA is accumulated once and the pairs are sums of absolute differences, in register blocks
-of 2 x 4 DNAs: the loop is bound by additions, not by memory.
+A whole matrix is kept, and the next one takes from it the pairs of DNAs that have not changed. What
+is left to compute is cut into tiles, each a task that commits its numbers: see `pipeline.tiles`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import IO, Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numba import njit, prange
-from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.allocator import keep_memory
-from pipeline.catalogue import Catalogue, Commit, Version
-from pipeline.distance import frechet, frechet_1d, root_covariance, variance
-from pipeline.dna import DNA, DnaFile, Floats
-from pipeline.errors import CorruptFile, NotFound, UsageError
-from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
+from pipeline import storage, tiles
+from pipeline.catalogue import Catalogue, Commit, Version, check_name
+from pipeline.dna import Floats
+from pipeline.errors import CorruptFile, NotFound, SourceError, UsageError
+from pipeline.lens import UNIFORM, Lens
+from pipeline.progress import Progress, Silent
+from pipeline.significance import false_discovery
+from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
+from pipeline.tiles import MEMORY, TILE_WORK, Job, Receipt, Tile
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
+"""Format 1 had no estimates."""
 ALL = "all"
-UNIFORM = "uniform"
 Distance = Literal["emd", "nfd", "fd"]
-_BLOCK = 4
+Estimate = Literal["emd_corrected", "se", "low", "high", "floor", "p", "q"]
+ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
+RECENT = 16
+"""Kept matrices that are looked at for pairs to take, the newest first."""
 
 SCHEMA = pa.schema(
     [
@@ -51,6 +54,8 @@ SCHEMA = pa.schema(
         ("p", pa.float64()),
         ("q", pa.float64()),
         ("lens", pa.string()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
     ]
 )
 
@@ -61,7 +66,8 @@ class Matrix:
 
     `emd`, `nfd`, `fd`: (planes, D, D) float64 in the order of `layers` and `names`; the last plane
     is `all`, unless the layers are a choice of the network's. NaN where a DNA lacks what a distance
-    needs, or it was not asked for. `members`: dataset -> dna digest.
+    needs, or it was not asked for. `members`: dataset -> dna digest. `lens`: the name of what it
+    was seen through, with its digest where it is one; `method`: that of the estimates.
     """
 
     names: tuple[str, ...]
@@ -73,55 +79,66 @@ class Matrix:
     members: dict[str, str]
     spec_digest: str
     lens: str = UNIFORM
+    estimates: Mapping[Estimate, Floats] = field(default_factory=dict)
+    lens_digest: str = ""
+    method: str = ""
 
     @property
     def planes(self) -> tuple[str, ...]:
         """What the distances hold, in order: the layers, and `all` where they are all there."""
         return self.layers if len(self.emd) == len(self.layers) else (*self.layers, ALL)
 
-    def of(self, layer: str = ALL, distance: Distance = "emd") -> Floats:
-        """(D, D) distances of a layer. Raises `UsageError` for an unknown one."""
+    def of(self, layer: str = ALL, column: Distance | Estimate = "emd") -> Floats:
+        """(D, D) distances or estimates of a layer. Raises `UsageError` for an unknown one."""
         if layer not in self.planes:
             raise UsageError(f"no layer {layer!r} in this matrix; it has {', '.join(self.layers)}")
-        return cast(Floats, getattr(self, distance)[self.planes.index(layer)])
+        return cast(Floats, self.stacked(column)[self.planes.index(layer)])
+
+    def stacked(self, column: Distance | Estimate) -> Floats:
+        """(planes, D, D) of a column; NaN where it is not known."""
+        values = self._known(column)
+        return np.full_like(self.emd, np.nan) if values is None else values
+
+    def _known(self, column: Distance | Estimate) -> Floats | None:
+        if column in ESTIMATES:
+            return self.estimates.get(column)
+        return cast(Floats, getattr(self, column))
 
     @property
     def table(self) -> pa.Table:
-        """The named columns; those whose estimate is not made yet are null."""
-        planes = self.planes
-        count, size = len(planes), len(self.names)
-        names = np.array(self.names, dtype=object)
-        emd = self.emd.reshape(-1)
-        rows = len(emd)
+        """The named columns; what is not known is null."""
+        return pa.concat_tables([self._table_of(plane) for plane in range(len(self.planes))])
+
+    def _table_of(self, plane: int) -> pa.Table:
+        size = len(self.names)
+        names, index = pa.array(self.names, pa.string()), np.arange(size)
+        emd = self.emd[plane].reshape(-1)
         columns: dict[str, Any] = {
-            "a": np.tile(np.repeat(names, size), count),
-            "b": np.tile(names, count * size),
-            "layer": np.repeat(np.array(planes, dtype=object), size * size),
-            "emd": pa.array(emd, from_pandas=True),
+            "a": names.take(pa.array(np.repeat(index, size))),
+            "b": names.take(pa.array(np.tile(index, size))),
+            "layer": pa.repeat(self.planes[plane], size * size),
             "emd_range": pa.array(emd / self.bins, from_pandas=True),
-            "nfd": pa.array(self.nfd.reshape(-1), from_pandas=True),
-            "fd": pa.array(self.fd.reshape(-1), from_pandas=True),
-            "lens": np.full(rows, self.lens, dtype=object),
+            "lens": pa.repeat(self.lens, size * size),
         }
-        return pa.table(
-            {
-                field.name: columns[field.name]
-                if field.name in columns
-                else pa.nulls(rows, field.type)
-                for field in SCHEMA
-            },
-            schema=SCHEMA,
-        )
+        for column in (*get_args(Distance), *ESTIMATES):
+            values = self._known(column)
+            if values is None:
+                columns[column] = pa.nulls(size * size, pa.float64())
+            else:
+                columns[column] = pa.array(values[plane].reshape(-1), from_pandas=True)
+        return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
 
     def _checksum(self, metadata: Mapping[str, Any]) -> str:
         """Of all that the file states, and of the numbers."""
         numbers = hashlib.sha256()
-        for values in (self.emd, self.nfd, self.fd):
+        kept = [self.estimates[column] for column in ESTIMATES if column in self.estimates]
+        for values in (self.emd, self.nfd, self.fd, *kept):
             same = np.where(np.isnan(values), np.nan, values)  # a NaN has a sign
             numbers.update(np.ascontiguousarray(same, "<f8").data)
         return digest_of("matrix", dict(metadata), numbers.hexdigest())
 
     def encode(self) -> bytes:
+        """A row group per plane."""
         metadata: dict[str, Any] = {
             "format": FORMAT,
             "kind": "matrix",
@@ -131,14 +148,18 @@ class Matrix:
             "members": self.members,
             "spec_digest": self.spec_digest,
             "lens": self.lens,
+            "lens_digest": self.lens_digest,
+            "estimates": [column for column in ESTIMATES if column in self.estimates],
+            "method": self.method,
         }
         metadata["checksum"] = self._checksum(metadata)
         sink = pa.BufferOutputStream()
-        table = self.table
         with pq.ParquetWriter(
-            sink, table.schema, compression="zstd", store_schema=False, write_page_checksum=True
+            sink, SCHEMA, compression="zstd", store_schema=False, write_page_checksum=True
         ) as writer:
-            writer.write_table(table)
+            rows = max(1, len(self.names) ** 2)
+            for plane in range(len(self.planes)):
+                writer.write_table(self._table_of(plane), row_group_size=rows)
             writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
         return cast(bytes, sink.getvalue().to_pybytes())
 
@@ -148,34 +169,72 @@ class Matrix:
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             metadata = json.loads(file.metadata.metadata[b"vdna"])
-            if (metadata["kind"], metadata["format"]) != ("matrix", FORMAT):
-                raise CorruptFile(f"{name}: not a matrix of format {FORMAT}")
+            if metadata["kind"] != "matrix" or metadata["format"] not in READS:
+                raise CorruptFile(f"{name}: not a matrix of formats {', '.join(map(str, READS))}")
             table = file.read()
             seal = metadata.pop("checksum", None)  # the first release wrote none
             names, layers = tuple(metadata["names"]), tuple(metadata["layers"])
             shape = (-1, len(names), len(names))
-            emd, nfd = (table[column].to_numpy().reshape(shape) for column in ("emd", "nfd"))
+
+            def stacked(column: str) -> Floats:
+                return cast(Floats, table[column].to_numpy().reshape(shape))
+
+            emd, nfd = stacked("emd"), stacked("nfd")
             matrix = cls(
                 names,
                 layers,
                 emd,
                 nfd,
-                table["fd"].to_numpy().reshape(shape)
-                if "fd" in table.column_names
-                else np.full_like(emd, np.nan),
+                stacked("fd") if "fd" in table.column_names else np.full_like(emd, np.nan),
                 metadata["bins"],
                 metadata["members"],
                 metadata["spec_digest"],
                 metadata["lens"],
+                {column: stacked(column) for column in metadata.get("estimates", ())},
+                metadata.get("lens_digest", ""),
+                metadata.get("method", ""),
             )
             rows = ["a", "b", "layer", "lens"]
-            if not table.select(rows).equals(matrix.table.select(rows)):
-                raise CorruptFile(f"{name}: its rows are not those of the datasets it states")
+            for plane in range(len(matrix.planes)):
+                mine = matrix._table_of(plane).select(rows)
+                stored = table.select(rows).slice(plane * len(names) ** 2, len(names) ** 2)
+                if not stored.equals(mine):
+                    raise CorruptFile(f"{name}: its rows are not those of the datasets it states")
             if seal not in (None, matrix._checksum(metadata)):
                 raise CorruptFile(f"{name}: its numbers are not what was written")
             return matrix
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"{name}: torn, or not a matrix: {error}") from error
+
+
+class Spread(Protocol):
+    """Calls a function on each item, in any order, elsewhere or here; an engine's `map`."""
+
+    def __call__(
+        self, function: Callable[[Tile], Receipt], items: Sequence[Tile], /
+    ) -> Iterator[Receipt]: ...
+
+
+@dataclass(frozen=True)
+class Crew:
+    """So many workers of one thread each, and how tiles are spread over them."""
+
+    spread: Spread
+    workers: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How pairs are computed; never what.
+
+    `crew`: opens what computes so many values of pairs; this process with all its cores for None.
+    `memory`: bytes for each process. `device`: of its torch, or the CPU.
+    """
+
+    crew: Callable[[int], AbstractContextManager[Crew | None]] = lambda values: nullcontext()
+    memory: int = MEMORY
+    device: str = "cpu"
+    progress: Progress = field(default_factory=Silent)
 
 
 def compare(
@@ -186,58 +245,313 @@ def compare(
     at: int | str | None = None,
     spec: str | None = None,
     fd: bool = False,
+    lens: Lens | None = None,
+    error_bars: bool = True,
+    effort: Effort | None = None,
 ) -> Matrix:
     """All pairs of the datasets named, or of a whole snapshot; whole matrices are kept.
 
     `fd`: the Fréchet distance of layers too, for datasets built with layer Gaussians: seconds a
-    pair for wide layers. Raises `NotFound` for unknown names, `SpecMismatch` naming the fields
-    where one is known under other specs only, `UsageError` for fewer than two or unknown layers.
+    pair for wide layers. `lens`: weighs the neurons. `error_bars`: what the folds say of a
+    distance, for some 30 times its arithmetic; through a lens with negative weights there are none.
+    Raises `NotFound` for unknown names, `SpecMismatch` naming the fields where one is known under
+    other specs only, `UsageError` for fewer than two, unknown layers or a lens on other neurons.
     """
-    commit = catalogue.at(at)
-    for name in names:
-        if name not in commit.datasets:
-            catalogue.find(name, at)  # which says what there is
-    digest = _shared_spec(commit, names) if spec is None and names else None
-    digest = digest or catalogue.spec_digest(commit, spec)
-    wanted = list(dict.fromkeys(names)) or [
-        name for name, specs in sorted(commit.datasets.items()) if digest in specs
-    ]
-    missing = [name for name in wanted if digest not in commit.datasets.get(name, {})]
-    present = next((name for name in wanted if name not in missing), "the catalogue's default")
-    for name in missing:
-        for other in sorted(commit.datasets.get(name, {})):
-            catalogue.spec(digest).require_same(
-                catalogue.spec(other),
-                f"{present} (spec {digest[:12]})",
-                f"{name} (spec {other[:12]})",
+    wanted = _Wanted.of(catalogue, names, at, spec)
+    job = wanted.job(catalogue, layers, fd=fd, lens=lens, error_bars=error_bars)
+    return _compare(catalogue, wanted, job, effort or Effort())
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The versions to compare, in order, all under one spec."""
+
+    spec_digest: str
+    versions: Mapping[str, Version]
+
+    @property
+    def members(self) -> dict[str, str]:
+        return {name: version.dna for name, version in self.versions.items()}
+
+    @classmethod
+    def of(
+        cls, catalogue: Catalogue, names: Sequence[str], at: int | str | None, spec: str | None
+    ) -> _Wanted:
+        commit = catalogue.at(at)
+        for name in names:
+            if name not in commit.datasets:
+                catalogue.find(name, at)  # which says what there is
+        digest = _shared_spec(commit, names) if spec is None and names else None
+        digest = digest or catalogue.spec_digest(commit, spec)
+        wanted = list(dict.fromkeys(names)) or [
+            name for name, specs in sorted(commit.datasets.items()) if digest in specs
+        ]
+        missing = [name for name in wanted if digest not in commit.datasets.get(name, {})]
+        present = next((name for name in wanted if name not in missing), "the catalogue's default")
+        for name in missing:
+            for other in sorted(commit.datasets.get(name, {})):
+                catalogue.spec(digest).require_same(
+                    catalogue.spec(other),
+                    f"{present} (spec {digest[:12]})",
+                    f"{name} (spec {other[:12]})",
+                )
+        if missing:
+            have = sorted(name for name, specs in commit.datasets.items() if digest in specs)
+            raise NotFound(
+                f"no version of {', '.join(missing)} under spec {digest}; there are: "
+                f"{', '.join(have)}"
             )
-    if missing:
-        have = sorted(name for name, specs in commit.datasets.items() if digest in specs)
-        raise NotFound(
-            f"no version of {', '.join(missing)} under spec {digest}; there are: {', '.join(have)}"
-        )
-    if len(wanted) < 2:
-        others = len(commit.datasets.keys() - set(wanted))
-        hint = f" under spec {digest}; {others} are under others (--spec)" if others else ""
-        raise UsageError(f"comparing takes two datasets or more; there is {len(wanted)}{hint}")
-    versions = {name: commit.datasets[name][digest] for name in wanted}
-    members = {name: version.dna for name, version in versions.items()}
-    uri = catalogue.matrix_uri(digest, members, f"{UNIFORM}-fd" if fd else UNIFORM)
-    if layers is None and storage.exists(uri):
-        try:
-            kept = Matrix.decode(storage.read(uri), uri)
-            if kept.members == members and kept.names == tuple(wanted):
-                return kept
-        except CorruptFile:
-            storage.delete(uri)  # it can be computed again
-    if fd and not any(LAYER_GAUSSIAN in version.products for version in versions.values()):
-        raise UsageError(
-            f"no layer Gaussians are kept of {', '.join(wanted)}; build with --layer-gaussian"
-        )
-    matrix = _compute(catalogue, versions, catalogue.spec(digest), layers, fd=fd)
-    if layers is None:
+        if len(wanted) < 2:
+            others = len(commit.datasets.keys() - set(wanted))
+            hint = f" under spec {digest}; {others} are under others (--spec)" if others else ""
+            raise UsageError(f"comparing takes two datasets or more; there is {len(wanted)}{hint}")
+        versions = {name: commit.datasets[name][digest] for name in wanted}
+        return cls(digest, versions)
+
+    def job(
+        self,
+        catalogue: Catalogue,
+        layers: Sequence[str] | None,
+        *,
+        fd: bool,
+        lens: Lens | None,
+        error_bars: bool,
+    ) -> Job:
+        spec = catalogue.spec(self.spec_digest)
+        for layer in layers or ():
+            spec.tap(layer)
+        if lens is not None:
+            lens.require_fit(spec)
+        kept = [version.products for version in self.versions.values()]
+        if fd and not any(LAYER_GAUSSIAN in products for products in kept):
+            raise UsageError(
+                f"no layer Gaussians are kept of {', '.join(self.versions)}; build with "
+                "--layer-gaussian"
+            )
+        chosen = tuple(spec.layers if layers is None else layers)
+        error_bars = error_bars and (lens is None or bool((lens.weights >= 0).all()))
+        return Job(catalogue.root, spec, chosen, layers is None, fd, lens, error_bars)
+
+
+def _compare(catalogue: Catalogue, wanted: _Wanted, job: Job, effort: Effort) -> Matrix:
+    uri = _uri(catalogue, wanted, job)
+    if job.whole and (kept := _kept(uri, wanted, job)) is not None:
+        return kept
+    versions = list(wanted.versions.items())
+    known = _nearest(catalogue, wanted, job) if job.whole else None
+    there = {} if known is None else _places(known)
+    old = [member for member in versions if member[1].dna in there]
+    new = [member for member in versions if member[1].dna not in there]
+    pairs = len(new) * (len(new) - 1) // 2 + len(new) * len(old)
+    try:
+        with effort.crew(pairs * job.values) as crew:
+            threads, workers = (None, 1) if crew is None else (1, crew.workers)
+            job = replace(job, memory=effort.memory, threads=threads, device=effort.device)
+            made = tiles.cut(job, old, new, workers)
+            # What this process computes in the time of one tile is not worth an object.
+            alone = crew is None and (len(made) < 2 or pairs * job.values <= TILE_WORK)
+            numbers = map(tiles.compute, made) if alone else _computed(made, crew, effort.progress)
+            matrix = _assembled(wanted, job, known, zip(made, numbers, strict=True))
+    finally:
+        tiles.let_go()
+    if job.whole:
         storage.create(uri, matrix.encode())
+    for tile in () if alone else made:
+        storage.delete(tile.uri)
     return matrix
+
+
+def _uri(catalogue: Catalogue, wanted: _Wanted, job: Job) -> str:
+    through = UNIFORM if job.lens is None else job.lens.digest
+    name = f"{through}{'-fd' if job.fd else ''}{'' if job.error_bars else '-plain'}"
+    return catalogue.matrix_uri(wanted.spec_digest, wanted.members, name)
+
+
+def _kept(uri: str, wanted: _Wanted, job: Job) -> Matrix | None:
+    """The matrix that is there, if it is this one; another is removed, to be computed again."""
+    if not storage.exists(uri):
+        return None
+    try:
+        with storage.open_random(uri) as file:
+            current = _is_current(_metadata(file), job)
+        if current:
+            kept = Matrix.decode(storage.read(uri), uri)
+            if kept.members == wanted.members and kept.names == tuple(wanted.versions):
+                return _named(kept, job)
+            if kept.members == wanted.members:  # of the same datasets in another order
+                return _reordered(_named(kept, job), tuple(wanted.versions))
+    except CorruptFile:
+        pass
+    storage.delete(uri)
+    return None
+
+
+def _named(matrix: Matrix, job: Job) -> Matrix:
+    """By the name that the lens has now."""
+    return replace(matrix, lens=job.lens.name if job.lens else UNIFORM)
+
+
+def _reordered(matrix: Matrix, names: tuple[str, ...]) -> Matrix:
+    at = [matrix.names.index(name) for name in names]
+
+    def moved(values: Floats) -> Floats:
+        return np.ascontiguousarray(values[:, at][:, :, at])
+
+    return replace(
+        matrix,
+        names=names,
+        emd=moved(matrix.emd),
+        nfd=moved(matrix.nfd),
+        fd=moved(matrix.fd),
+        estimates={column: moved(values) for column, values in matrix.estimates.items()},
+    )
+
+
+def _metadata(file: IO[bytes]) -> dict[str, Any]:
+    """What a matrix's file states, without its numbers."""
+    try:
+        found = json.loads(pq.ParquetFile(file).metadata.metadata[b"vdna"])
+        if found["kind"] != "matrix" or not isinstance(found["members"], dict):
+            raise CorruptFile("not a matrix")
+        return cast(dict[str, Any], found)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"torn, or not a matrix: {error}") from error
+
+
+def _is_current(metadata: Mapping[str, Any], job: Job) -> bool:
+    """Whether its numbers are what this job would compute; those of format 1 were not in full."""
+    lens = job.lens.digest if job.lens else ""
+    return (
+        metadata["format"] == FORMAT
+        and (metadata.get("method"), metadata.get("lens_digest")) == (job.method, lens)
+        and tuple(metadata["layers"]) == job.layers
+    )
+
+
+def _nearest(catalogue: Catalogue, wanted: _Wanted, job: Job) -> Matrix | None:
+    """Of the newest kept matrices of this kind, the one that has most of the DNAs; two or more."""
+    name = _uri(catalogue, wanted, job).rpartition("/")[2]
+    try:
+        there = [
+            item
+            for item in storage.walk(catalogue.matrices_uri(wanted.spec_digest))
+            if item.uri.endswith(f"/{name}")
+        ]
+    except SourceError:
+        return None
+    there.sort(key=lambda item: (item.modified is None, item.modified), reverse=True)
+    digests = set(wanted.members.values())
+    found = []
+    for item in there[:RECENT]:
+        try:
+            with storage.open_random(item.uri) as file:
+                metadata = _metadata(file)
+            if _is_current(metadata, job):
+                shared = len(digests & set(metadata["members"].values()))
+                found.append((shared, item.uri))
+        except (CorruptFile, SourceError):
+            continue
+    for shared, uri in sorted(found, reverse=True):
+        if shared < 2:
+            break
+        try:
+            return Matrix.decode(storage.read(uri), uri)
+        except (CorruptFile, SourceError):
+            continue
+    return None
+
+
+def _places(matrix: Matrix) -> dict[str, int]:
+    """dna digest -> its row."""
+    return {matrix.members[name]: row for row, name in enumerate(matrix.names)}
+
+
+def _computed(made: Sequence[Tile], crew: Crew | None, progress: Progress) -> Iterator[tiles.Block]:
+    """The tiles' numbers, in order, once all of them are committed."""
+    there = tiles.present(made[0].job.root) if made else set()
+    missing = [tile for tile in made if tile.uri not in there]
+    progress.start(
+        images=sum(tile.pairs for tile in missing),
+        shards=len(missing),
+        present=len(made) - len(missing),
+    )
+    for receipt in (crew.spread if crew else map)(tiles.run, missing):
+        progress.advance(receipt.pairs, 0)
+    progress.finish()
+    yield from map(tiles.fetch, made)
+
+
+def _assembled(
+    wanted: _Wanted,
+    job: Job,
+    known: Matrix | None,
+    blocks: Iterable[tuple[Tile, tiles.Block]],
+) -> Matrix:
+    """Blocks in their places and those opposite, and what a kept matrix knows."""
+    names = tuple(wanted.versions)
+    place = {name: row for row, name in enumerate(names)}
+    shape = (job.planes, len(names), len(names))
+    columns = {name: np.full(shape, np.nan) for name in job.columns}
+    if known is not None:
+        there = _places(known)
+        mine = [row for row, digest in enumerate(wanted.members.values()) if digest in there]
+        theirs = [there[digest] for digest in wanted.members.values() if digest in there]
+        for name, values in columns.items():
+            stacked = known.stacked(cast(Any, name))
+            values[np.ix_(range(job.planes), mine, mine)] = stacked[
+                np.ix_(range(job.planes), theirs, theirs)
+            ]
+    for tile, block in blocks:
+        rows, others = ([place[name] for name, _ in side] for side in (tile.a, tile.b))
+        for name, values in columns.items():
+            values[np.ix_(range(job.planes), rows, others)] = block[name]
+            if not tile.square:
+                opposite = block[name].transpose(0, 2, 1)
+                values[np.ix_(range(job.planes), others, rows)] = opposite
+    emd, nfd, fd = (columns.pop(name) for name in get_args(Distance))
+    if job.error_bars:
+        columns["q"] = false_discovery(columns["p"])
+    lens = UNIFORM if job.lens is None else job.lens.name
+    return Matrix(
+        names,
+        job.layers,
+        emd,
+        nfd,
+        fd,
+        job.spec.bins,
+        wanted.members,
+        wanted.spec_digest,
+        lens,
+        cast(Mapping[Estimate, Floats], columns),
+        job.lens.digest if job.lens else "",
+        job.method,
+    )
+
+
+def spec_of(
+    catalogue: Catalogue,
+    names: Sequence[str] = (),
+    *,
+    at: int | str | None = None,
+    spec: str | None = None,
+) -> Spec:
+    """The spec under which `compare` compares these. Raises as it does."""
+    return catalogue.spec(_Wanted.of(catalogue, names, at, spec).spec_digest)
+
+
+def find_lens(catalogue: Catalogue, name: str, spec: Spec) -> Lens:
+    """A file's, or the newest of that name in the catalogue. Raises `NotFound`, `CorruptFile`."""
+    if name.endswith(".parquet"):
+        data = storage.read(storage.canonical(name))
+        return Lens.decode(data, name.rpartition("/")[2].removesuffix(".parquet"), spec)
+    try:
+        there = list(storage.walk(catalogue.lenses_uri(check_name(name))))
+    except SourceError:
+        there = []
+    if not there:
+        raise NotFound(f"{catalogue.root} has no lens {name!r}; a file's name ends in .parquet")
+    newest = max(there, key=lambda item: (item.modified is not None, item.modified, item.uri))
+    return Lens.decode(storage.read(newest.uri), newest.uri, spec)
 
 
 def _shared_spec(commit: Commit, names: Sequence[str]) -> str | None:
@@ -255,168 +569,11 @@ def numerics_notes(versions: Mapping[str, Version]) -> list[str]:
     for name, version in versions.items():
         for entry in version.numerics:
             flat = dict(entry["numerics"]) | dict(entry["numerics"]["versions"])
-            for field in sorted(flat.keys() - {"versions"}):
-                seen.setdefault(field, {}).setdefault(str(flat[field]), set()).add(name)
+            for of in sorted(flat.keys() - {"versions"}):
+                seen.setdefault(of, {}).setdefault(str(flat[of]), set()).add(name)
     return [
         f"{field} was "
         + "; ".join(f"{value} for {', '.join(sorted(of))}" for value, of in sorted(values.items()))
         for field, values in seen.items()
         if len(values) > 1
     ]
-
-
-def _compute(
-    catalogue: Catalogue,
-    versions: dict[str, Version],
-    spec: Spec,
-    layers: Sequence[str] | None,
-    *,
-    fd: bool,
-) -> Matrix:
-    keep_memory()
-    names = tuple(versions)
-    chosen = tuple(spec.layers if layers is None else layers)
-    widths = [spec.tap(layer).neurons for layer in chosen]
-    size, digest = len(names), spec.digest
-    emd = np.zeros((len(chosen), size, size))
-    nfd = np.zeros_like(emd)
-    fds = np.full_like(emd, np.nan)
-    with ThreadPoolExecutor(max(4, available_cpus())) as pool:
-
-        def open_file(name: str, kind: str = "dna") -> DnaFile:
-            return catalogue.open_file(kind, name, versions[name])
-
-        files = list(pool.map(open_file, names))
-        gaussians = {
-            i: open_file(name, "layer_gaussians")
-            for i, name in enumerate(names)
-            if fd and LAYER_GAUSSIAN in versions[name].products
-        }
-        for plane, layer in enumerate(chosen):
-            dnas = [file.read([layer]) for file in files]
-            emd[plane] = pairwise_emd(dnas)
-            nfd[plane] = _pairwise_nfd(dnas)
-            fds[plane] = _pairwise_fd(
-                size, {i: file.read_gaussians(dnas[i]) for i, file in gaussians.items()}, layer
-            )
-    whole = layers is None
-    emd, nfd = (_means(sums, widths, whole=whole) for sums in (emd, nfd))
-    if whole:  # a layer has one Fréchet distance, whatever its width
-        fds = np.concatenate([fds, fds.mean(axis=0, keepdims=True)])
-    members = {name: version.dna for name, version in versions.items()}
-    return Matrix(names, chosen, emd, nfd, fds, spec.bins, members, digest)
-
-
-def _means(sums: Floats, widths: Sequence[int], *, whole: bool) -> Floats:
-    """Sums over the neurons of each layer -> means, and that of all neurons as the last plane."""
-    planes = sums / np.array(widths)[:, None, None]
-    if not whole:
-        return cast(Floats, planes)
-    return np.concatenate([planes, sums.sum(axis=0, keepdims=True) / sum(widths)])
-
-
-def _pairwise_nfd(dnas: Sequence[DNA]) -> Floats:
-    """(D, D) sums over neurons of the Fréchet distance; NaN for a DNA without Gaussians."""
-    size = len(dnas)
-    sums = np.full((size, size), np.nan)
-    usable = [i for i, dna in enumerate(dnas) if dna.images >= 2 and "mean" not in dna.unknown]
-    moments = {i: (dnas[i].mean, variance(dnas[i])) for i in usable}
-    for i in usable:
-        for j in usable:
-            sums[i, j] = frechet_1d(*moments[i], *moments[j]).sum()
-    return sums
-
-
-def _pairwise_fd(size: int, dnas: Mapping[int, DNA], layer: str) -> Floats:
-    """(D, D) Fréchet distances of one layer; NaN for a DNA without layer Gaussians."""
-    distances = np.full((size, size), np.nan)
-    usable = {i: dna for i, dna in dnas.items() if dna.images >= 2}
-    roots = {i: root_covariance(dna, layer) for i, dna in usable.items()}
-    for i, a in usable.items():
-        distances[i, i] = 0.0 if np.isfinite(roots[i]).all() else np.nan
-        for j, b in usable.items():
-            if i < j:
-                distance = frechet(a.mean, roots[i], b.mean, roots[j])
-                distances[i, j] = distances[j, i] = distance
-    return distances
-
-
-def pairwise_emd(dnas: Sequence[DNA]) -> Floats:
-    """(D, D) float64: each pair's Earth Mover's Distance in bins, summed over their neurons.
-
-    In float32: each neuron's distance is within bins x 2^-23 of float64's, in bins. NaN where a
-    neuron has no finite activation.
-    """
-    size = len(dnas)
-    neurons, bins = dnas[0].counts.shape
-    padded = -(-size // _BLOCK) * _BLOCK
-    stacked = np.zeros((neurons, padded, bins), np.float32)
-    undefined = np.zeros(size, bool)
-    for i, dna in enumerate(dnas):
-        totals = dna.counts.sum(axis=1) + dna.underflow + dna.overflow
-        undefined[i] = bool((totals == 0).any())
-        _accumulate(dna.counts, dna.underflow, np.maximum(totals, 1), stacked, i)
-    upper = _pairwise_kernel(stacked)[:size, :size]
-    sums = np.triu(upper) + np.triu(upper, 1).T
-    sums[undefined, :] = np.nan
-    sums[:, undefined] = np.nan
-    return sums
-
-
-@njit(parallel=True, nogil=True, error_model="numpy", cache=True)
-def _accumulate(
-    counts: NDArray[np.int64],
-    underflow: NDArray[np.int64],
-    totals: NDArray[np.int64],
-    out: NDArray[np.float32],
-    column: int,
-) -> None:
-    """Cumulative distributions of counts (neurons, bins) into out[:, column], exact until the end.
-
-    Underflow belongs to the first bin; overflow, to the last, whose cumulative value is 1.
-    """
-    neurons, bins = counts.shape
-    for neuron in prange(neurons):
-        scale = 1.0 / totals[neuron]
-        below = underflow[neuron]
-        for k in range(bins - 1):
-            below += counts[neuron, k]
-            out[neuron, column, k] = below * scale
-        out[neuron, column, bins - 1] = 1.0
-
-
-@njit(parallel=True, fastmath=True, nogil=True, error_model="numpy", cache=True)
-def _pairwise_kernel(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """x (neurons, D, bins), D a multiple of 4 -> (D, D); only the upper triangle is right."""
-    neurons, size, bins = x.shape
-    blocks = min(neurons, 64)
-    sums = np.zeros((blocks, size, size))
-    for block in prange(blocks):
-        mine = sums[block]
-        for neuron in range(block * neurons // blocks, (block + 1) * neurons // blocks):
-            rows = x[neuron]
-            for i in range(0, size, 2):
-                a0, a1 = rows[i], rows[i + 1]
-                for j in range(i // 4 * 4, size, 4):
-                    b0, b1, b2, b3 = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
-                    s0 = s1 = s2 = s3 = np.float32(0)
-                    t0 = t1 = t2 = t3 = np.float32(0)
-                    for k in range(bins):
-                        u, v = a0[k], a1[k]
-                        s0 += abs(u - b0[k])
-                        s1 += abs(u - b1[k])
-                        s2 += abs(u - b2[k])
-                        s3 += abs(u - b3[k])
-                        t0 += abs(v - b0[k])
-                        t1 += abs(v - b1[k])
-                        t2 += abs(v - b2[k])
-                        t3 += abs(v - b3[k])
-                    mine[i, j] += s0
-                    mine[i, j + 1] += s1
-                    mine[i, j + 2] += s2
-                    mine[i, j + 3] += s3
-                    mine[i + 1, j] += t0
-                    mine[i + 1, j + 1] += t1
-                    mine[i + 1, j + 2] += t2
-                    mine[i + 1, j + 3] += t3
-    return sums.sum(axis=0)  # type: ignore[no-any-return]  # an array, which numpy types as Any

@@ -1,4 +1,7 @@
-"""Progress of a long job: images/s, shards done, failures, time left; a bar, lines, or nothing."""
+"""Progress of a long job: images/s, shards done, failures, time left; a bar, lines, or nothing.
+
+A comparison counts pairs and tiles in their place.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,15 @@ class Silent:
 
 
 class Lines:
-    """On a terminal one line, rewritten; elsewhere a line every ten seconds and at the end."""
+    """On a terminal one line, rewritten; elsewhere a line every ten seconds and at the end.
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    `units`: what is counted, and what it is done in.
+    """
+
+    def __init__(
+        self, out: TextIO | None = None, units: tuple[str, str] = ("images", "shards")
+    ) -> None:
+        self._units = units
         self._out = out or sys.stderr
         self._terminal = self._out.isatty()
         self._images = self._shards = self._failures = 0
@@ -52,7 +61,8 @@ class Lines:
         self._all_images, self._all_shards = images, shards
         self._began = self._shown = monotonic()
         if present and shards:
-            self.say(f"{present} shards are counted already, {shards} are left")
+            done = "counted" if self._units[0] == "images" else "computed"
+            self.say(f"{present} {self._units[1]} are {done} already, {shards} are left")
 
     def advance(self, images: int, failures: int) -> None:
         self._images += images
@@ -78,6 +88,7 @@ class Lines:
             self._all_shards,
             self._failures,
             elapsed,
+            self._units,
         )
         self._clear()
         print(line, end="" if self._terminal else "\n", file=self._out, flush=True)
@@ -88,17 +99,22 @@ class Lines:
 
 
 def line_of(
-    images: int, all_images: int, shards: int, all_shards: int, failures: int, elapsed: float
+    images: int,
+    all_images: int,
+    shards: int,
+    all_shards: int,
+    failures: int,
+    elapsed: float,
+    units: tuple[str, str] = ("images", "shards"),
 ) -> str:
-    """`1,200/4,000 images  75.0/s  10/32 shards  1 failed  0:00:37 left`."""
+    """`1,200/4,000 images  75.0/s  10/32 shards  1 failed  0:00:37 left`; only images can fail."""
     rate = images / elapsed if elapsed > 0 else 0.0
     left = f"{duration((all_images - images) / rate)} left" if rate else "time left unknown"
     if images >= all_images:
         left = f"in {duration(elapsed)}"
-    return (
-        f"{images:,}/{all_images:,} images  {rate:.1f}/s  {shards:,}/{all_shards:,} shards  "
-        f"{failures:,} failed  {left}"
-    )
+    failed = f"{failures:,} failed  " if units[0] == "images" else ""
+    done = f"{images:,}/{all_images:,} {units[0]}  {rate:.1f}/s"
+    return f"{done}  {shards:,}/{all_shards:,} {units[1]}  {failed}{left}"
 
 
 def duration(seconds: float) -> str:

@@ -416,8 +416,8 @@ def test_the_matrix_has_fd_where_both_have_it(built: Catalogue) -> None:
     matrix = compare(built, ["a", "b", "without"], fd=True)
     a, b = (built.load(name, layer_gaussian=True) for name in ("a", "b"))
     assert matrix.of("bn2", "fd")[0, 1] == pytest.approx(fd(a, b, layer="bn2"), rel=1e-9)
-    assert matrix.of(distance="fd")[1, 0] == pytest.approx(fd(a, b), rel=1e-9)
-    assert np.isnan(matrix.of(distance="fd")[2]).all()
+    assert matrix.of(column="fd")[1, 0] == pytest.approx(fd(a, b), rel=1e-9)
+    assert np.isnan(matrix.of(column="fd")[2]).all()
     again = Matrix.decode(matrix.encode(), "x")
     assert np.array_equal(again.fd, matrix.fd, equal_nan=True)
     assert compare(built, ["a", "b", "without"], fd=True).fd[-1, 0, 1] == matrix.fd[-1, 0, 1]

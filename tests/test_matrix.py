@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import matrix as matrix_module
-from pipeline import storage
+from pipeline import storage, tiles
 from pipeline.catalogue import Catalogue, Version
-from pipeline.distance import emd, nfd
-from pipeline.dna import DNA
+from pipeline.distance import cumulative, emd, nfd
+from pipeline.dna import DNA, _concatenate
 from pipeline.errors import CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
-from pipeline.matrix import SCHEMA, Matrix, compare, numerics_notes, pairwise_emd
+from pipeline.matrix import ESTIMATES, SCHEMA, Matrix, compare, numerics_notes
+from pipeline.pairwise import pairwise_emd
 from pipeline.plan import plan
+from pipeline.significance import differences, estimate, flip_test, floor, splits
 from pipeline.spec import Tap
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 from tests.helpers import NUMERICS, OTHER_NUMERICS, random_dna, tiny_spec
 
 NAMED_COLUMNS = [
     "a", "b", "layer", "emd", "emd_range", "nfd", "fd", "emd_corrected", "se", "floor", "p", "q",
-    "lens",
+    "lens", "low", "high",
 ]  # fmt: skip
 
 
@@ -218,8 +220,102 @@ def test_the_table_has_the_named_columns_for_every_ordered_pair(place: Catalogue
         else:
             assert row["nfd"] == pytest.approx(nfd(a, b, layer=chosen), rel=1e-12)
         assert row["lens"] == "uniform"
-        for column in ("emd_corrected", "se", "floor", "p", "q"):
-            assert row[column] is None
+        if row["a"] == row["b"] or "single" in (row["a"], row["b"]):
+            assert [row[column] for column in ESTIMATES] == [None] * len(ESTIMATES)
+
+
+@pytest.fixture
+def finite() -> Catalogue:
+    """Two datasets, one of sixteen folds and one of nine, whose activations are all finite."""
+    catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
+    for name, images in (("photos", 40), ("group/paintings", 9)):
+        manifest = plan(entries(name, images))
+        partials = []
+        for shard in manifest.shards:
+            partial = hand_made(shard)
+            dna = partial.dna
+            high = dna.overflow + dna.nonfinite
+            dna = replace(dna, overflow=high, nonfinite=np.zeros_like(high))
+            partials.append(replace(partial, dna=dna))
+        commit_dataset(catalogue, name, manifest, partials)
+    return catalogue
+
+
+def test_estimates_are_those_of_the_folds_one_by_one(finite: Catalogue) -> None:
+    """In float64, with what is left of a DNA when each fold's counts are taken out of it."""
+    place = finite
+    matrix = compare(place, ["photos", "group/paintings"])
+    whole, left, folds, images = {}, {}, {}, {}
+    for name in matrix.names:
+        whole[name] = place.load(name)
+        file = place.open_file("folds", name, place.find(name))
+        parts = [file.read_folds(layer) for layer in whole[name].layers]
+        folds[name] = [_concatenate([part[fold] for part in parts]) for fold in sorted(parts[0])]
+        left[name] = [less(whole[name], fold) for fold in folds[name]]
+        images[name] = np.array([fold.images for fold in folds[name]])
+    (a, b), (n_a, n_b) = matrix.names, images.values()
+    assert (len(n_a), len(n_b)) == (16, 9)
+    for layer in matrix.planes:
+        chosen = None if layer == "all" else layer
+        found = estimate(
+            np.asarray(emd(whole[a], whole[b], layer=chosen)),
+            np.array([emd(dna, whole[b], layer=chosen) for dna in left[a]]),
+            np.array([emd(whole[a], dna, layer=chosen) for dna in left[b]]),
+            n_a,
+            n_b,
+        )
+        expected = {
+            "emd_corrected": found.emd_corrected,
+            "se": found.se,
+            "low": found.low,
+            "high": found.high,
+            "floor": floor(halved(folds[a], chosen), n_a, halved(folds[b], chosen), n_b),
+        }
+        curves = [
+            np.array([cumulative(d if chosen is None else d.select([chosen])).ravel() for d in of])
+            for of in (folds[a], folds[b])
+        ]
+        apart = differences(
+            curves[0] @ curves[0].T, curves[1] @ curves[1].T, curves[0] @ curves[1].T, n_a, n_b
+        )
+        expected["p"] = flip_test(apart)
+        for column, value in expected.items():
+            mine = matrix.of(layer, column)[0, 1]
+            assert mine == pytest.approx(float(value), rel=1e-4, abs=1e-4), (layer, column)
+            assert matrix.of(layer, column)[1, 0] == mine
+        assert matrix.of(layer, "q")[0, 1] == matrix.of(layer, "p")[0, 1]
+
+
+def less(dna: DNA, fold: DNA) -> DNA:
+    return replace(
+        dna,
+        images=dna.images - fold.images,
+        counts=dna.counts - fold.counts,
+        underflow=dna.underflow - fold.underflow,
+        overflow=dna.overflow - fold.overflow,
+        nonfinite=dna.nonfinite - fold.nonfinite,
+    )
+
+
+def halved(folds: list[DNA], layer: str | None) -> np.ndarray:
+    found = []
+    for signs in splits(len(folds)):
+        sides = [
+            reduce(DNA.__add__, [f for f, sign in zip(folds, signs, strict=True) if sign == side])
+            for side in (1, -1)
+        ]
+        found.append(emd(*sides, layer=layer))
+    return np.array(found)
+
+
+def test_without_error_bars_nothing_of_them_is_known(finite: Catalogue) -> None:
+    place = finite
+    plain = compare(place, ["photos", "group/paintings"], error_bars=False)
+    full = compare(place, ["photos", "group/paintings"])
+    assert plain.estimates == {}
+    assert np.isfinite(full.of("all", "emd_corrected")[0, 1])
+    assert np.array_equal(plain.emd, full.emd)
+    assert compare(place, ["photos", "group/paintings"], error_bars=False).estimates == {}
 
 
 def test_all_is_the_mean_over_neurons_not_over_layers(place: Catalogue) -> None:
@@ -302,15 +398,15 @@ def stored(place: Catalogue) -> list[str]:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with every kernel call."""
+    """Grows by the pairs of every tile that is computed."""
     calls: list[int] = []
-    real = matrix_module.pairwise_emd
+    real = tiles.compute
 
-    def spy(dnas):
-        calls.append(len(dnas))
-        return real(dnas)
+    def spy(tile: tiles.Tile) -> tiles.Block:
+        calls.append(tile.pairs)
+        return real(tile)
 
-    monkeypatch.setattr(matrix_module, "pairwise_emd", spy)
+    monkeypatch.setattr(tiles, "compute", spy)
     return calls
 
 
@@ -318,30 +414,32 @@ def test_a_matrix_is_computed_once_for_the_same_members(
     place: Catalogue, computed: list[int]
 ) -> None:
     first = compare(place)
-    assert computed == [3, 3]
+    assert computed == [3]
     second = compare(place)
-    assert computed == [3, 3]
+    assert computed == [3]
     assert np.array_equal(first.emd, second.emd, equal_nan=True)
     assert np.array_equal(first.nfd, second.nfd, equal_nan=True)
     assert second.members == {name: place.find(name).dna for name in place.names()}
-    compare(place, ["photos", "single"])
-    assert computed == [3, 3, 2, 2]
+    less = compare(place, ["photos", "single"])
+    assert computed == [3]  # its pair is there already
+    assert np.array_equal(less.emd, first.emd[:, 1:, 1:], equal_nan=True)
 
 
-def test_a_changed_member_makes_a_new_matrix(place: Catalogue, computed: list[int]) -> None:
+def test_a_changed_member_costs_its_own_pairs(place: Catalogue, computed: list[int]) -> None:
     before = compare(place)
     old = place.head().number
     put(place, "photos", 9)
     after = compare(place)
-    assert computed == [3] * 4
+    assert computed == [3, 0, 2]
     assert after.members != before.members
     assert not np.array_equal(after.of()[0, 1], before.of()[0, 1])
+    assert np.array_equal(after.of()[0, 2], before.of()[0, 2], equal_nan=True)
     assert after.of()[0, 1] == pytest.approx(
         emd(place.load("group/paintings"), place.load("photos")), rel=1e-6
     )
     assert len(stored(place)) == 2
     then = compare(place, at=old)
-    assert computed == [3] * 4
+    assert computed == [3, 0, 2]
     assert then.members == before.members
 
 

@@ -191,6 +191,10 @@ def test_commands_that_end_well(opened: str, planted: None, tmp_path: Path) -> N
     ):
         spec = ("--spec", storage_spec(root)) if words[0] in ("show", "compare") else ()
         vdna(*words, *place, *spec)
+    for name in ("page.html", "figure.svg"):
+        option = "--html" if name.endswith("html") else "--figure"
+        vdna("compare", "a", "b", *place, "--spec", storage_spec(root), option, tmp_path / name)
+        clean((tmp_path / name).read_bytes(), name)
     vdna("export", "b", f"{root}/out/b.npz", *place)
     vdna("import", f"{root}/out/b.npz", "c", *place, exits=(0, 1))
     vdna(

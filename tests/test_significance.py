@@ -1,0 +1,288 @@
+"""Estimates from folds: laws that hold exactly, and rates over many samples of a known truth."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import false_discovery_control
+
+from pipeline.significance import (
+    differences,
+    estimate,
+    false_discovery,
+    flip_test,
+    floor,
+    splits,
+)
+
+Array = NDArray[Any]
+seeds = st.integers(0, 2**32 - 1)
+
+
+def sizes(chance: np.random.Generator, folds: int) -> Array:
+    return chance.integers(1, 50, folds).astype(float)
+
+
+# The jackknife.
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(2, 16), st.integers(2, 16), st.floats(0, 50), st.floats(0, 500))
+def test_what_noise_adds_to_the_square_is_taken_away_exactly(
+    seed: int, folds_a: int, folds_b: int, distance: float, noise: float
+) -> None:
+    """A square of d^2 + c / n_a + c / n_b, whatever the sizes of the folds, gives d."""
+    chance = np.random.default_rng(seed)
+    a, b = sizes(chance, folds_a), sizes(chance, folds_b)
+
+    def square(n_a: Any, n_b: Any) -> Any:
+        return distance**2 + noise / n_a + noise / n_b
+
+    emd = np.sqrt(square(a.sum(), b.sum()))
+    dropped_a = np.sqrt(square(a.sum() - a, b.sum()))
+    dropped_b = np.sqrt(square(a.sum(), b.sum() - b))
+    found = estimate(np.asarray(emd), dropped_a, dropped_b, a, b)
+    assert float(found.emd_corrected) == pytest.approx(distance, abs=1e-3 + 1e-3 * emd)
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(2, 16), st.integers(2, 16), st.floats(0.1, 1000))
+def test_estimates_are_symmetric_and_scale_with_the_distance(
+    seed: int, folds_a: int, folds_b: int, factor: float
+) -> None:
+    chance = np.random.default_rng(seed)
+    a, b = sizes(chance, folds_a), sizes(chance, folds_b)
+    emd = chance.uniform(1, 2, 5)
+    dropped_a = emd[:, None] + chance.normal(0, 0.1, (5, folds_a))
+    dropped_b = emd[:, None] + chance.normal(0, 0.1, (5, folds_b))
+    found = estimate(emd, dropped_a, dropped_b, a, b)
+    swapped = estimate(emd, dropped_b, dropped_a, b, a)
+    scaled = estimate(emd * factor, dropped_a * factor, dropped_b * factor, a, b)
+    for name in ("emd_corrected", "se", "low", "high"):
+        mine = getattr(found, name)
+        np.testing.assert_allclose(getattr(swapped, name), mine, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            getattr(scaled, name), mine * factor, rtol=1e-6, atol=1e-6 * factor
+        )
+    assert (found.low <= found.emd_corrected + 1e-9).all()
+    assert (found.emd_corrected <= found.high + 1e-9).all()
+
+
+def test_without_two_folds_nothing_is_estimated() -> None:
+    emd = np.array([1.0, 2.0])
+    found = estimate(emd, np.ones((2, 1)), np.ones((2, 3)), np.ones(1), np.ones(3))
+    assert np.isnan([found.emd_corrected, found.se, found.low, found.high]).all()
+
+
+def test_an_unknown_distance_has_unknown_estimates() -> None:
+    emd = np.array([np.nan, 2.0])
+    dropped = np.array([[np.nan] * 4, [2.0, 2.1, 1.9, 2.0]])
+    found = estimate(emd, dropped, dropped, np.ones(4), np.ones(4))
+    assert np.isnan(found.emd_corrected).tolist() == [True, False]
+    assert np.isnan(found.high).tolist() == [True, False]
+
+
+def test_equal_datasets_are_at_no_distance_for_sure() -> None:
+    found = estimate(np.zeros(1), np.zeros((1, 4)), np.zeros((1, 4)), np.ones(4), np.ones(4))
+    assert [float(v[0]) for v in (found.emd_corrected, found.se, found.low, found.high)] == [0] * 4
+
+
+# The floor.
+
+
+@pytest.mark.parametrize("folds", [2, 3, 7, 16])
+def test_halves_cut_folds_in_two(folds: int) -> None:
+    rows = (splits(folds) + 1) // 2
+    assert set(np.unique(rows)) == {0, 1}
+    assert ((rows.sum(axis=1) > 0) & (rows.sum(axis=1) < folds)).all()
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    if folds == 16:
+        together = sum((row[:, None] == row) for row in rows)
+        assert (rows.sum(axis=1) == 8).all()
+        assert (together[~np.eye(16, dtype=bool)] == 7).all()
+
+
+@pytest.mark.parametrize("images", [(16, 16), (16, 400), (400, 16)])
+def test_the_floor_is_what_two_samples_of_one_distribution_show(images: tuple[int, int]) -> None:
+    chance = np.random.default_rng(1)
+    shown, predicted = [], []
+    for _ in range(300):
+        a, b = (folds_of(chance, n) for n in images)
+        shown.append(apart(whole(a), whole(b)))
+        predicted.append(float(floor(halved(a), a[0], halved(b), b[0])))
+    assert np.mean(predicted) == pytest.approx(np.mean(shown), rel=0.05)
+
+
+def test_the_floor_of_unequal_folds_is_that_of_their_images() -> None:
+    """Halves of 1 and 3 of 4 images: sqrt(1 + 1/3) apart; samples of 4 and 4, sqrt(1/2)."""
+    images = np.array([1.0, 3.0])
+    apart = np.array([np.sqrt(1 + 1 / 3)])
+    assert float(floor(apart, images, apart, images)) == pytest.approx(np.sqrt(1 / 2))
+
+
+# The test.
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(2, 11))
+def test_it_compares_all_choices_of_signs(seed: int, folds: int) -> None:
+    chance = np.random.default_rng(seed)
+    vectors = chance.normal(size=(folds, 3)) + chance.normal(size=3)
+    signs = np.array(list(itertools.product((1, -1), repeat=folds)))
+    lengths = ((signs @ vectors) ** 2).sum(axis=1)
+    expected = (lengths >= lengths[0] - 1e-9).mean()
+    assert float(flip_test(vectors @ vectors.T)) == pytest.approx(expected, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(seeds, st.floats(1e-9, 1e9))
+def test_units_do_not_matter(seed: int, factor: float) -> None:
+    vectors = np.random.default_rng(seed).normal(size=(6, 4))
+    gram = vectors @ vectors.T
+    assert flip_test(gram * factor) == flip_test(gram)
+
+
+def test_the_least_p_and_the_greatest() -> None:
+    assert float(flip_test(np.ones((16, 16)))) == 2.0**-15
+    assert float(flip_test(np.zeros((16, 16)))) == 1.0
+    assert np.isnan(flip_test(np.ones((3, 1, 1)))).all()
+    assert np.isnan(flip_test(np.full((1, 4, 4), np.nan))).all()
+    assert flip_test(np.zeros((0, 4, 4))).shape == (0,)
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(2, 6), st.integers(2, 6))
+def test_differences_pair_folds_and_merge_what_is_over(seed: int, of_a: int, of_b: int) -> None:
+    chance = np.random.default_rng(seed)
+    a, b = chance.normal(size=(of_a, 5)), chance.normal(size=(of_b, 5))
+    n_a, n_b = sizes(chance, of_a), sizes(chance, of_b)
+    pairs = min(of_a, of_b)
+
+    def merged(folds: Array, images: Array) -> Array:
+        rows = [np.average(folds[i::pairs], axis=0, weights=images[i::pairs]) for i in range(pairs)]
+        return np.array(rows)
+
+    d = merged(a, n_a) - merged(b, n_b)
+    found = differences(a @ a.T, b @ b.T, a @ b.T, n_a, n_b)
+    np.testing.assert_allclose(found, d @ d.T, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seeds)
+def test_q_is_benjamini_and_hochbergs(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    p = np.full((2, 6, 6), np.nan)
+    rows, columns = np.triu_indices(6, 1)
+    p[:, rows, columns] = chance.uniform(size=(2, 15)) ** 3
+    p[1, 0, 1] = np.nan
+    p = np.where(np.isnan(p), np.swapaxes(p, 1, 2), p)
+    q = false_discovery(p)
+    for plane in range(2):
+        known = ~np.isnan(p[plane][rows, columns])
+        expected = false_discovery_control(p[plane][rows, columns][known])
+        np.testing.assert_allclose(q[plane][rows, columns][known], expected)
+    assert np.isnan(q[:, range(6), range(6)]).all()
+    assert np.isnan(q[1, 0, 1])
+    np.testing.assert_array_equal(q, np.swapaxes(q, 1, 2))
+
+
+# Rates, over samples of a known truth: images are points on a line, in three clumps of neurons.
+
+
+NEURONS, POINTS, FOLDS = 12, 10, 16
+EDGES = np.linspace(0, 1, POINTS + 1)[1:]
+
+
+def curves(chance: np.random.Generator, images: int, shift: float = 0.0) -> Array:
+    """(images, NEURONS, POINTS) cumulative distributions of single images, skewed, correlated."""
+    shared = chance.gamma(2.0, 0.08, (images, 3, 1, 4))
+    own = chance.gamma(2.0, 0.08, (images, 3, NEURONS // 3, 4))
+    values = (shared + own + shift).reshape(images, NEURONS, 4)
+    return (values[..., None] <= EDGES).mean(axis=2)
+
+
+def folds_of(chance: np.random.Generator, images: int, shift: float = 0.0) -> tuple[Array, Array]:
+    """Images of each fold, and sums of their curves."""
+    each = curves(chance, images, shift)
+    sums = np.stack([each[k::FOLDS].sum(axis=0) for k in range(FOLDS)])
+    return np.array([len(each[k::FOLDS]) for k in range(FOLDS)], float), sums
+
+
+def whole(sample: tuple[Array, Array]) -> Array:
+    return np.asarray(sample[1].sum(axis=0) / sample[0].sum())
+
+
+def dropped(sample: tuple[Array, Array]) -> Array:
+    images, sums = sample
+    return np.asarray((sums.sum(axis=0) - sums) / (images.sum() - images)[:, None, None])
+
+
+def halved(sample: tuple[Array, Array]) -> Array:
+    images, sums = sample
+    rows = (splits(FOLDS) + 1) // 2
+    one = np.tensordot(rows, sums, 1) / (rows @ images)[:, None, None]
+    other = np.tensordot(1 - rows, sums, 1) / ((1 - rows) @ images)[:, None, None]
+    return np.asarray(np.abs(one - other).sum(axis=2).mean(axis=1))
+
+
+def apart(a: Array, b: Array) -> Any:
+    return np.abs(a - b).sum(axis=-1).mean(axis=-1)
+
+
+def p_of(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
+    d = (a[1] / a[0][:, None, None] - b[1] / b[0][:, None, None]).reshape(FOLDS, -1)
+    return d @ d.T
+
+
+@pytest.mark.parametrize("images", [(32, 32), (32, 160)])
+def test_false_alarms_come_at_the_nominal_rate(images: tuple[int, int]) -> None:
+    chance = np.random.default_rng(2)
+    grams = [p_of(folds_of(chance, images[0]), folds_of(chance, images[1])) for _ in range(2000)]
+    p = flip_test(np.array(grams))
+    for level in (0.05, 0.2):
+        assert (p <= level).mean() == pytest.approx(level, rel=0.2)
+
+
+def test_real_differences_are_found() -> None:
+    chance = np.random.default_rng(3)
+    grams = [p_of(folds_of(chance, 64), folds_of(chance, 64, 0.1)) for _ in range(100)]
+    assert (flip_test(np.array(grams)) <= 0.05).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("images", "shift"), [((64, 64), 0.2), ((64, 512), 0.2), ((256, 256), 0.05)]
+)
+def test_intervals_cover_the_truth(images: tuple[int, int], shift: float) -> None:
+    chance = np.random.default_rng(4)
+    truth = apart(curves(chance, 40_000).mean(axis=0), curves(chance, 40_000, shift).mean(axis=0))
+    held, below, corrected = [], [], []
+    for _ in range(400):
+        a, b = folds_of(chance, images[0]), folds_of(chance, images[1], shift)
+        emd = np.asarray(apart(whole(a), whole(b)))
+        found = estimate(emd, apart(dropped(a), whole(b)), apart(whole(a), dropped(b)), a[0], b[0])
+        held.append(found.low <= truth <= found.high)
+        below.append(truth <= found.high)
+        corrected.append(float(found.emd_corrected))
+    assert 0.92 <= np.mean(held) <= 0.985
+    assert np.mean(below) >= 0.95
+    assert abs(np.mean(corrected) - truth) < 0.3 * np.std(corrected)
+
+
+def test_near_the_null_the_upper_bound_holds_and_the_correction_takes_most_away() -> None:
+    chance = np.random.default_rng(5)
+    high, corrected, plain = [], [], []
+    for _ in range(400):
+        a, b = folds_of(chance, 64), folds_of(chance, 64)
+        emd = np.asarray(apart(whole(a), whole(b)))
+        found = estimate(emd, apart(dropped(a), whole(b)), apart(whole(a), dropped(b)), a[0], b[0])
+        high.append(float(found.high))
+        corrected.append(float(found.emd_corrected))
+        plain.append(float(emd))
+    assert np.mean(corrected) < np.mean(plain) / 2
+    assert np.mean(high) < 1.5 * np.mean(plain)

@@ -1,0 +1,464 @@
+"""Tiles: any cutting gives the same matrix; what dies goes on; what changed alone is computed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import matrix as matrix_module
+from pipeline import storage, tiles
+from pipeline.catalogue import Catalogue, Version
+from pipeline.distance import emd
+from pipeline.errors import CorruptFile, NotFound, UsageError
+from pipeline.gc import collect
+from pipeline.lens import Lens
+from pipeline.matrix import Crew, Effort, Matrix, find_lens
+from pipeline.matrix import compare as compare_all
+from pipeline.plan import plan
+from pipeline.progress import Lines
+from pipeline.tiles import Job, Tile
+from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
+from tests.test_matrix import stored
+
+compare = partial(compare_all, error_bars=False)
+SMALL = Effort(memory=1)
+"""One DNA on a side of each tile."""
+
+
+def put(catalogue: Catalogue, name: str, images: int, first: int = 0) -> Version:
+    manifest = plan(entries(name, images, first), shard_images=1)
+    return commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+
+
+def filled(root: str, count: int = 6) -> Catalogue:
+    catalogue = Catalogue(root)
+    for n in range(count):
+        put(catalogue, f"set/{n}", 8 + n)
+    return catalogue
+
+
+@pytest.fixture(scope="module")
+def six() -> Catalogue:
+    return filled(f"memory://{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def place() -> Catalogue:
+    return filled(f"memory://{uuid.uuid4().hex}")
+
+
+@pytest.fixture(autouse=True)
+def committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles however small their work."""
+    monkeypatch.setattr(matrix_module, "TILE_WORK", -1)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pairs of each tile that is computed."""
+    calls: list[int] = []
+    real = tiles.compute
+
+    def spy(tile: Tile) -> tiles.Block:
+        calls.append(tile.pairs)
+        return real(tile)
+
+    monkeypatch.setattr(tiles, "compute", spy)
+    return calls
+
+
+def left(catalogue: Catalogue) -> list[str]:
+    return sorted(tiles.present(catalogue.root))
+
+
+def without_kept(catalogue: Catalogue) -> Catalogue:
+    for uri in stored(catalogue):
+        storage.delete(uri)
+    return catalogue
+
+
+def same(a: Matrix, b: Matrix) -> None:
+    assert (a.names, a.layers, a.members, a.lens_digest) == (
+        b.names,
+        b.layers,
+        b.members,
+        b.lens_digest,
+    )
+    assert a.estimates.keys() == b.estimates.keys()
+    for column in ("emd", "nfd", "fd", *a.estimates):
+        assert np.array_equal(a.stacked(column), b.stacked(column), equal_nan=True), column
+
+
+# Any cutting is the same.
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    names=st.lists(st.integers(0, 5), min_size=2, max_size=6, unique=True),
+    memory=st.sampled_from([1, 4000, 10**9]),
+    estimated=st.booleans(),
+)
+def test_any_cutting_gives_the_same_matrix(
+    six: Catalogue, names: list[int], memory: int, estimated: bool
+) -> None:
+    chosen = [f"set/{n}" for n in names]
+    whole = compare(without_kept(six), chosen, error_bars=estimated)
+    cut = compare(without_kept(six), chosen, error_bars=estimated, effort=Effort(memory=memory))
+    same(cut, whole)
+    dnas = [six.load(name) for name in chosen]
+    for plane, layer in (("stem", "stem"), ("head", "head"), ("all", None)):
+        plain = [[emd(a, b, layer=layer) for b in dnas] for a in dnas]
+        assert np.allclose(cut.of(plane), plain, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert left(six) == []
+
+
+def test_every_pair_is_in_one_tile() -> None:
+    version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
+    job = Job("memory://x", SPEC, SPEC.layers, True)
+    for old in (0, 1, 5, 9):
+        for new in (1, 2, 7):
+            for workers, memory in ((1, 10**9), (4, 10**9), (1, 1), (1, 3000)):
+                members = [(f"{n}", replace(version, dna=f"{n}")) for n in range(old + new)]
+                made = tiles.cut(replace(job, memory=memory), members[:old], members[old:], workers)
+                seen = []
+                for tile in made:
+                    for i, a in enumerate(tile.a):
+                        others = tile.b[i + 1 :] if tile.square else tile.b
+                        seen += [frozenset((a[0], b[0])) for b in others]
+                assert len(seen) == len(set(seen)) == new * (new - 1) // 2 + new * old
+                assert sum(tile.pairs for tile in made) == len(seen)
+                if workers > 1 and len(seen) > 20:
+                    assert len(made) >= 3 * workers
+
+
+def test_a_side_is_what_memory_and_time_allow() -> None:
+    job = Job("memory://x", SPEC, SPEC.layers, True, error_bars=False)
+    wide = replace(job, spec=replace(SPEC, bins=1000), memory=2**20)
+    assert wide.side == 2**20 // (8 * 3 * 1008 * 4)
+    in_folds = replace(wide, error_bars=True, memory=2**30)
+    assert 1 <= in_folds.side <= tiles.MOST_IN_FOLDS
+    assert replace(wide, memory=1).side == 1
+    assert replace(wide, memory=2**60).side ** 2 * wide.values <= tiles.TILE_WORK
+
+
+def test_a_tile_s_name_is_of_all_that_decides_it() -> None:
+    version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
+    a, b, c = (((n, replace(version, dna=f"dna-{n}")),) for n in "abc")
+    job = Job("memory://x", SPEC, SPEC.layers, True)
+    lens = Lens.chosen(SPEC, ["stem:0"])
+    digests = {
+        Tile(job, a, b).digest,
+        Tile(job, b, a).digest,
+        Tile(job, a, c).digest,
+        Tile(job, a, a).digest,
+        Tile(job, (*a, *b), c).digest,
+        Tile(replace(job, fd=True), a, b).digest,
+        Tile(replace(job, layers=("stem",), whole=False), a, b).digest,
+        Tile(replace(job, lens=lens), a, b).digest,
+        Tile(replace(job, error_bars=False), a, b).digest,
+        Tile(replace(job, spec=replace(SPEC, bins=7)), a, b).digest,
+    }
+    assert len(digests) == 10
+    how = replace(job, memory=7, threads=3, device="cuda")
+    assert Tile(how, a, b).digest == Tile(job, a, b).digest
+
+
+# What changed alone is computed.
+
+
+def test_one_changed_of_six_costs_five_pairs(place: Catalogue, computed: list[int]) -> None:
+    compare(place, error_bars=True)
+    assert sum(computed) == 15
+    put(place, "set/3", 20)
+    computed.clear()
+    after = compare(place, error_bars=True)
+    assert sum(computed) == 5
+    same(after, compare(without_kept(place), error_bars=True))
+    computed.clear()
+    put(place, "set/new", 9)
+    compare(place, error_bars=True)
+    assert sum(computed) == 6
+    computed.clear()
+    less = compare(place, ["set/new", "set/0", "set/3"], error_bars=True)
+    assert sum(computed) == 0
+    same(less, compare(without_kept(place), ["set/new", "set/0", "set/3"], error_bars=True))
+
+
+def test_the_kept_matrix_with_most_in_common_is_taken(
+    place: Catalogue, computed: list[int]
+) -> None:
+    compare(place, [f"set/{n}" for n in range(5)])
+    compare(place, ["set/0", "set/1"])  # newer, with less
+    computed.clear()
+    compare(place)
+    assert sum(computed) == 5
+
+
+def test_numbers_of_another_kind_are_not_taken(
+    place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(place)
+    lens = Lens.chosen(SPEC, ["stem:0"])
+    for choice in ({"error_bars": True}, {"lens": lens}):
+        computed.clear()
+        compare(place, **choice)
+        assert sum(computed) == 15
+    monkeypatch.setattr(tiles, "METHOD", "another")
+    computed.clear()
+    compare(place, error_bars=True)
+    assert sum(computed) == 15
+
+
+def test_a_matrix_of_format_1_is_computed_anew(place: Catalogue, computed: list[int]) -> None:
+    right = compare(place)
+    (uri,) = stored(place)
+    file = pq.ParquetFile(io.BytesIO(storage.read(uri)))
+    metadata = json.loads(file.metadata.metadata[b"vdna"])
+    for extra in ("estimates", "method", "lens_digest", "checksum"):
+        metadata.pop(extra)
+    sink = io.BytesIO()
+    table = file.read()
+    with pq.ParquetWriter(sink, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"vdna": json.dumps(metadata | {"format": 1})})
+    storage.replace(uri, sink.getvalue())
+    assert Matrix.decode(sink.getvalue(), "old").estimates == {}
+    computed.clear()
+    same(compare(place), right)
+    assert sum(computed) == 15
+    same(compare(place), right)
+    assert sum(computed) == 15
+
+
+def test_a_torn_kept_matrix_is_no_reason_to_fail(place: Catalogue, computed: list[int]) -> None:
+    compare(place)
+    (uri,) = stored(place)
+    data = storage.read(uri)
+    at = len(data) // 3
+    put(place, "set/3", 20)
+    for lie in (
+        data[:-9],
+        data[: len(data) // 2],
+        b"",
+        bytes([*data[:at], data[at] ^ 1, *data[at + 1 :]]),
+    ):
+        storage.replace(uri, lie)
+        computed.clear()
+        torn = compare(place)
+        assert sum(computed) == 15
+        for kept in stored(place):
+            if kept != uri:
+                storage.delete(kept)
+        assert np.isfinite(torn.of()).all()
+
+
+# What died goes on.
+
+
+def test_tiles_that_are_there_are_not_computed_again(
+    place: Catalogue, computed: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dying(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+        for item in items[:7]:
+            yield function(item)
+        raise InterruptedError("the engine died")
+
+    dead = Effort(lambda values: nullcontext(Crew(dying, 1)), memory=1)
+    with pytest.raises(InterruptedError):
+        compare(place, effort=dead)
+    before = sum(computed)
+    assert len(left(place)) == 7
+    assert stored(place) == []
+    again = compare(place, effort=replace(SMALL, progress=Lines(units=("pairs", "tiles"))))
+    assert sum(computed) == 15
+    assert before > 0
+    told = capsys.readouterr().err
+    assert "7 tiles are computed already, 14 are left" in told
+    assert f"{15 - before}/{15 - before} pairs" in told
+    assert left(place) == []
+    same(again, compare(without_kept(place)))
+
+
+KILLED = """
+import os, signal, sys
+from pipeline import matrix, tiles
+from pipeline.catalogue import Catalogue
+from pipeline.matrix import Effort, compare
+matrix.TILE_WORK = -1
+left = [int(sys.argv[2])]
+for name in ("create", "delete", "replace"):
+    real = getattr(tiles.storage, name)
+    def dying(uri, *rest, real=real):
+        if "_tiles" in uri or "/matrix/" in uri:
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+        return real(uri, *rest)
+    setattr(tiles.storage, name, dying)
+compare(Catalogue(sys.argv[1]), error_bars=False, effort=Effort(memory=1))
+"""
+
+
+@pytest.mark.parametrize("at", [0, 4, 6, 8])
+def test_killed_at_any_write_and_rerun(tmp_path: Path, at: int, computed: list[int]) -> None:
+    """Six tiles, the matrix, and six that are removed."""
+    place = filled(str(tmp_path / "dnas"), 3)
+    code = subprocess.run(
+        [sys.executable, "-c", KILLED, place.root, str(at)], capture_output=True, check=False
+    )
+    assert code.returncode == -signal.SIGKILL, code.stderr.decode()
+    there = left(place)
+    done = sum(1 for uri in there)
+    assert done == (min(at, 6) if at < 7 else 6 - (at - 7))
+    again = compare(place, effort=SMALL)
+    assert len(computed) == (6 - at if at < 7 else 0)
+    assert len(stored(place)) == 1
+    for uri in left(place):  # of one that died while it removed them
+        storage.delete(uri)
+    without_kept(place)
+    same(again, compare(place))
+
+
+@pytest.mark.parametrize("lie", ["torn", "empty", "another's", "flipped"])
+def test_a_tile_that_lies_is_computed_again(
+    place: Catalogue, lie: str, computed: list[int]
+) -> None:
+    true = compare(place, effort=SMALL)
+    without_kept(place)
+
+    def lying(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+        for item in items:
+            yield function(item)
+        rectangles = [item for item in items if not item.square]
+        uri, data = rectangles[0].uri, storage.read(rectangles[0].uri)
+        at = len(data) // 3
+        changed = {
+            "torn": data[:-20],
+            "empty": b"",
+            "another's": storage.read(rectangles[1].uri),
+            "flipped": data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+        }
+        storage.replace(uri, changed[lie])
+        with pytest.raises(CorruptFile, match=rectangles[0].digest):
+            tiles.decode(storage.read(uri), rectangles[0])
+
+    computed.clear()
+    found = compare(place, effort=Effort(lambda values: nullcontext(Crew(lying, 1)), memory=1))
+    same(found, true)
+    assert sum(computed) == 16
+
+
+def test_gc_removes_tiles_that_nobody_came_back_for(place: Catalogue) -> None:
+    versions = list(place.head().datasets["set/0"].values())
+    job = Job(place.root, SPEC, SPEC.layers, True)
+    tile = Tile(job, (("set/0", versions[0]),), (("set/0", versions[0]),))
+    tiles.run(tile)
+    assert left(place) == [tile.uri]
+    collect(place)
+    assert left(place) == [tile.uri]  # young
+    collect(place, grace=timedelta(0))
+    assert left(place) == []
+    assert np.isfinite(compare(place).of()).all()
+
+
+def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
+    from pipeline.cluster import RayEngine
+    from pipeline.spec import Resources
+
+    place = filled(str(tmp_path / "dnas"), 4)
+    alone = compare(place)
+    without_kept(place)
+    with RayEngine(Resources(workers=1)) as engine:
+        crew = Crew(engine.map, engine.workers)
+        same(compare(place, effort=Effort(lambda values: nullcontext(crew))), alone)
+    assert left(place) == []
+
+
+# Lenses.
+
+
+def test_a_matrix_through_a_lens_is_the_distance_through_it(place: Catalogue) -> None:
+    signed = Lens(
+        "signed", tuple((t.name, t.neurons) for t in SPEC.taps), np.array([1.0, -2, 0, 0, 0.5])
+    )
+    chosen = Lens.chosen(SPEC, ["stem:0,2"])
+    dnas = [place.load(f"set/{n}") for n in range(3)]
+    names = [f"set/{n}" for n in range(3)]
+    for lens in (signed, chosen):
+        found = compare(place, names, lens=lens, effort=SMALL)
+        for plane, layer in (("stem", "stem"), ("head", "head"), ("all", None)):
+            plain = [[emd(a, b, layer=layer, lens=lens) for b in dnas] for a in dnas]
+            assert np.allclose(found.of(plane), plain, rtol=1e-6, atol=1e-6, equal_nan=True)
+        assert set(found.table["lens"].to_pylist()) == {lens.name}
+        assert found.lens_digest == lens.digest
+    assert np.isnan(found.of("head")).all()
+    assert {uri.rpartition("/")[2] for uri in stored(place)} == {
+        f"{signed.digest}-plain.parquet",
+        f"{chosen.digest}-plain.parquet",
+    }
+
+
+def test_a_lens_is_known_by_its_digest(place: Catalogue, computed: list[int]) -> None:
+    lens = Lens.chosen(SPEC, ["stem:0"])
+    first = compare(place, lens=lens)
+    renamed = compare(place, lens=replace(lens, name="mine"))
+    assert sum(computed) == 15
+    assert (renamed.lens, first.lens) == ("mine", "stem:0")
+    assert np.array_equal(renamed.emd, first.emd, equal_nan=True)
+    with pytest.raises(UsageError, match="lens other weighs 0 neurons in head"):
+        compare(place, lens=Lens("other", (("stem", 3),), np.ones(3)))
+
+
+def test_a_lens_of_the_catalogue_or_of_a_file(place: Catalogue, tmp_path: Path) -> None:
+    lens = Lens.chosen(SPEC, ["stem:0", "head:1"])
+    path = tmp_path / "mine.parquet"
+    path.write_bytes(replace(lens, name="mine").encode())
+    assert find_lens(place, str(path), SPEC).digest == lens.digest
+    uri = storage.join(place.lenses_uri("eyes"), f"{lens.digest}.parquet")
+    storage.create(uri, replace(lens, name="eyes").encode())
+    assert find_lens(place, "eyes", SPEC).name == "eyes"
+    with pytest.raises(NotFound, match="has no lens 'nose'"):
+        find_lens(place, "nose", SPEC)
+
+
+def test_the_command_looks_through_a_lens(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from jobs.app import app
+
+    place = filled(str(tmp_path / "dnas"), 3)
+    lens = Lens.chosen(SPEC, ["stem:0"])
+    path = tmp_path / "mine.parquet"
+    path.write_bytes(lens.encode())
+
+    def run(*options: str) -> Any:
+        return CliRunner().invoke(app, ["compare", "-c", place.root, *options])
+
+    by_file = json.loads(run("--json", "--lens", str(path)).stdout)
+    by_name = json.loads(run("--json", "--neurons", "stem:0", "--workers", "0").stdout)
+    assert by_file == by_name
+    assert {row["lens"] for row in by_file} == {"stem:0"}
+    both = run("--neurons", "stem:0", "--lens", str(path))
+    assert both.exit_code == 2
+    assert "give one of them" in both.output
+    assert run("--neurons", "stem:9").exit_code == 2
+    assert run("--memory", "0.01", "--layer", "stem").exit_code == 0
+    assert os.environ.get("RAY_ADDRESS") is None
