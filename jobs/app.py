@@ -16,6 +16,7 @@ from jobs.gc import gc
 from jobs.log import log
 from jobs.ls import ls
 from jobs.refresh import refresh
+from jobs.report import report
 from jobs.show import show
 from jobs.verify import verify
 
@@ -40,7 +41,7 @@ def main(
         raise typer.Exit
 
 
-for command in (demo, build, refresh, compare, calibrate, ls, show, log, verify, gc):
+for command in (demo, build, refresh, compare, report, calibrate, ls, show, log, verify, gc):
     app.command()(command)
 app.command("import")(import_module("jobs.import").import_)  # its name is a keyword
 app.command()(export)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,11 +14,22 @@ from jobs.shell import (
     AtOption,
     CatalogueOption,
     JsonOption,
+    MemoryOption,
+    RayOption,
     SpecOption,
     guarded,
     print_json,
     run_alone,
 )
+
+if TYPE_CHECKING:
+    from pipeline.catalogue import Catalogue
+    from pipeline.lens import Lens
+    from pipeline.matrix import Crew, Effort
+
+GIGABYTE = 2**30
+SMALL = 10**13
+"""Values of pairs that this process compares in minutes, sooner than a cluster is asked."""
 
 
 @guarded
@@ -28,26 +42,72 @@ def compare(
     fd: Annotated[
         bool, typer.Option("--fd", help="Fréchet distances of layers too (FID on its network).")
     ] = False,
+    lens: Annotated[
+        str | None,
+        typer.Option(help="Weights of neurons: a Parquet file, or one of the catalogue's by name."),
+    ] = None,
+    neurons: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these, alike: 'blocks.3.1:4,17,100-120'. Can be repeated."),
+    ] = None,
+    error_bars: Annotated[
+        bool,
+        typer.Option(help="Corrected distances, intervals, p and q: some 30 times the arithmetic."),
+    ] = True,
     out: Annotated[str | None, typer.Option(help="Write the matrix as Parquet.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page to look at (.html).")] = None,
+    figure: Annotated[
+        str | None, typer.Option(help="Draw the matrix for a paper (.svg, .png, .pdf).")
+    ] = None,
     spec: SpecOption = None,
     at: AtOption = None,
+    ray_address: RayOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Ray tasks at a time; 0 works in this process, with all its cores (default: that, "
+            "unless a cluster is named and minutes would not do).",
+        ),
+    ] = None,
+    memory: MemoryOption = 4.0,
     as_json: JsonOption = False,
 ) -> None:
     """Print the distance of every pair of datasets: Earth Mover's, with --fd Fréchet's too."""
+    from pipeline import storage
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
+    from pipeline.figure import draw, kind_of
     from pipeline.matrix import ALL, numerics_notes
     from pipeline.matrix import compare as compare_all
+    from pipeline.page import require_html
 
     if out and not out.endswith(".parquet"):
         raise UsageError(f"out is {out!r}; the matrix is written as Parquet, name it so (.parquet)")
+    kind = kind_of(figure) if figure else None
+    if html:
+        require_html(html)
     place = Catalogue(catalogue)
     layers = [layer] if layer else None
-    matrix = compare_all(place, names or (), layers=layers, at=at, spec=spec, fd=fd)
+    matrix = compare_all(
+        place,
+        names or (),
+        layers=layers,
+        at=at,
+        spec=spec,
+        fd=fd,
+        lens=_lens(place, names or (), lens, neurons or (), at=at, spec=spec),
+        error_bars=error_bars,
+        effort=effort_for(catalogue, workers, ray_address, memory),
+    )
     if out:
-        from pipeline import storage
-
         storage.replace(storage.canonical(out), matrix.encode())
+    if figure and kind:
+        storage.replace(storage.canonical(figure), draw(matrix, kind, layer or ALL))
+    if html:
+        from pipeline.panels import write_page
+
+        write_page(place, [matrix], html, at=at)
     versions = {name: place.find(name, at, matrix.spec_digest) for name in matrix.names}
     if as_json:
         print_json(matrix.table.to_pylist())
@@ -57,11 +117,12 @@ def compare(
         return
     from rich.console import Console
 
-    from pipeline.report import nearest_sentences, print_matrix
+    from pipeline.report import nearest_sentences, print_matrix, summary_sentence
 
     print_matrix(matrix, Console(), layer or ALL)
     for line in nearest_sentences(matrix, layer or ALL):
         print(line)
+    print(summary_sentence(matrix, layer or ALL))
     if fd:
         print_matrix(matrix, Console(), layer or ALL, "fd")
     apart = sorted(place.at(at).datasets.keys() - set(place.names(at, spec)))
@@ -74,8 +135,55 @@ def compare(
             print(f"note: {name} was {version.provenance}")
         for note in version.notes:
             print(f"note: {name}: {note}")
-    if out:
-        print(f"written to {out}")
+    for written in filter(None, (out, html, figure)):
+        print(f"written to {written}")
+
+
+def effort_for(
+    catalogue: str, workers: int | None, ray_address: str | None, memory: float
+) -> Effort:
+    """This process, or the cluster that is named; for few values this process all the same."""
+    from pipeline.matrix import Crew, Effort
+    from pipeline.progress import Lines
+    from pipeline.spec import Resources
+
+    @contextlib.contextmanager
+    def crew(values: int) -> Iterator[Crew | None]:
+        named = ray_address or os.environ.get("RAY_ADDRESS")
+        if workers == 0 or (workers is None and (not named or values < SMALL)):
+            yield None
+            return
+        from pipeline.build import require_shared
+        from pipeline.cluster import RayEngine
+
+        require_shared(catalogue)
+        resources = Resources(workers=workers)
+        # Ray prints on stdout that a worker died; that is the command's own, and may be JSON.
+        with contextlib.redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
+            yield Crew(engine.map, engine.workers)
+
+    return Effort(crew, round(memory * GIGABYTE), progress=Lines(units=("pairs", "tiles")))
+
+
+def _lens(
+    place: Catalogue,
+    names: Sequence[str],
+    lens: str | None,
+    neurons: Sequence[str],
+    *,
+    at: str | None,
+    spec: str | None,
+) -> Lens | None:
+    from pipeline.errors import UsageError
+    from pipeline.lens import Lens
+    from pipeline.matrix import find_lens, spec_of
+
+    if lens is None and not neurons:
+        return None
+    if lens is not None and neurons:
+        raise UsageError(f"lens is {lens!r} and neurons are chosen, too; give one of them")
+    of = spec_of(place, names, at=at, spec=spec)
+    return Lens.chosen(of, neurons) if lens is None else find_lens(place, lens, of)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ from jobs.shell import JsonOption, RayOption, WorkersOption, guarded, print_json
 
 @guarded
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for images, catalogue and matrix.")] = Path(
-        "vdna-demo"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for all of it.")] = Path("vdna-demo"),
     workers: WorkersOption = None,
     ray_address: RayOption = None,
     as_json: JsonOption = False,
@@ -24,6 +22,7 @@ def demo(
     from pipeline.build import Request, build_datasets
     from pipeline.catalogue import Catalogue
     from pipeline.matrix import compare
+    from pipeline.panels import write_page
     from pipeline.progress import Lines
     from pipeline.samples import DATASETS, write_datasets
     from pipeline.spec import Resources
@@ -38,14 +37,17 @@ def demo(
     matrix = compare(catalogue, list(folders))
     table = out / "matrix.parquet"
     table.write_bytes(matrix.encode())
+    page = out / "report.html"
+    write_page(catalogue, [matrix], str(page))
     if as_json:
         print_json(matrix.table.to_pylist())
         return
     from rich.console import Console
 
-    from pipeline.report import nearest_sentences, print_matrix, save_svg
+    from pipeline.figure import draw
+    from pipeline.report import nearest_sentences, print_matrix, summary_sentence
 
-    save_svg(matrix, str(out / "matrix.svg"))
+    (out / "matrix.svg").write_bytes(draw(matrix, "svg"))
     width = max(len(name) for name in DATASETS)
     for result in results:
         print(f"{result.name:{width}}  {result.version.images:>3} images: {DATASETS[result.name]}")
@@ -53,6 +55,7 @@ def demo(
     print_matrix(matrix, Console())
     for line in nearest_sentences(matrix):
         print(line)
+    print(summary_sentence(matrix))
     original = matrix.names.index("photos/original")
     shown = {name: matrix.of()[original, i] for i, name in enumerate(matrix.names)}
     print(
@@ -62,7 +65,8 @@ def demo(
         f"{shown['photos/other-crops']:.1f}, textures at {shown['textures']:.1f}, "
         f"microscopy at {shown['microscopy']:.1f}."
     )
-    print(f"\nThe matrix is in {table} and {out / 'matrix.svg'}; the catalogue in {catalogue.root}")
+    print(f"\nOpen {page} in a browser: the matrix, its pairs, and the datasets.")
+    print(f"The matrix is in {table} and {out / 'matrix.svg'}; the catalogue in {catalogue.root}")
     print(f"Next: vdna compare -c {out / 'catalogue'} --layer blocks.3.1")
 
 

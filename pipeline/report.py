@@ -1,25 +1,50 @@
-"""What a matrix shows, for people: a coloured table, and sentences."""
+"""What a matrix shows, for people: a coloured table, and sentences.
+
+>>> print_matrix(matrix, Console())                          # doctest: +SKIP
+>>> print(summary_sentence(matrix))                          # doctest: +SKIP
+54 of 55 pairs differ at a false discovery rate of 5%; 1 is not told apart.
+"""
 
 from __future__ import annotations
 
-import io
-import re
-from pathlib import Path
-
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.arrange import neighbours
 from pipeline.dna import Floats
 from pipeline.matrix import ALL, Distance, Matrix
 
-_WEB_FONT = re.compile(r"@font-face \{.*?\}", re.DOTALL)
-"""What rich would fetch from the web; the reader's own monospace does."""
+RATE = 0.05
+"""Of the pairs called different, the share that may be so by chance (Benjamini and Hochberg)."""
+PAIRS = 20
+"""Listed where the table is too wide."""
+NAMED = 3
+"""Datasets that a sentence names as not told apart."""
+DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
+"""Verdicts on a pair. Alike: not told apart, which is no proof that they are the same."""
 
-# Ends of ColorBrewer's sequential YlOrRd, light to dark.
-_NEAR, _FAR = (255, 255, 204), (189, 0, 38)
+# Ends and middle of matplotlib's cividis, which the colour-blind see as others do: near to far.
+_SCALE = ((254, 232, 56), (124, 123, 120), (0, 34, 78))
+_MARK = "~"
+
+
+def verdicts(matrix: Matrix, layer: str = ALL, rate: float = RATE) -> NDArray[np.int8]:
+    """(D, D): `DIFFERENT` where q < rate, `ALIKE` where it is not, `UNTESTED` without a q."""
+    q = matrix.of(layer, "q")
+    found = np.where(np.isnan(q), UNTESTED, np.where(q < rate, DIFFERENT, ALIKE)).astype(np.int8)
+    np.fill_diagonal(found, UNTESTED)
+    return found
+
+
+def shown(matrix: Matrix, layer: str = ALL) -> Floats:
+    """(D, D) EMD: corrected for the sizes of the samples where that is known of every pair."""
+    corrected, plain = matrix.of(layer, "emd_corrected"), matrix.of(layer)
+    known = np.isfinite(corrected) | np.isnan(plain) | np.eye(len(plain), dtype=bool)
+    return corrected if known.all() else plain
 
 
 def print_matrix(
@@ -27,10 +52,9 @@ def print_matrix(
 ) -> None:
     """A row and a column per dataset, numbered; a cell's colour is its distance's rank.
 
-    One decimal where that fits the console, none otherwise; wider ones run over, uncut.
+    One decimal where that fits the console, none otherwise; where that is too wide as well, the
+    nearest pairs, and how many are left out. Pairs that are not told apart are dim, and marked.
     """
-    decimals = 1 if table_width(matrix, layer, 1, distance) <= console.width else 0
-    width = max(console.width, table_width(matrix, layer, decimals, distance))
     of = "all neurons" if layer == ALL else layer
     title = f"Earth Mover's Distance of {of}, in bins ({matrix.bins} to a neuron's range)"
     if distance == "nfd":
@@ -38,20 +62,34 @@ def print_matrix(
     elif distance == "fd":
         title = f"Fréchet distance of {'all layers, the mean' if layer == ALL else layer}"
     console.print(Text(title, style="bold"), soft_wrap=True)
-    table = _table(matrix, layer, decimals, distance)
-    cells = console.render(table, console.options.update(width=width))
-    console.print(Segments(cells), soft_wrap=True, end="")
+    for decimals in (1, 0):
+        if table_width(matrix, layer, decimals, distance) <= console.width:
+            table = _table(matrix, layer, decimals, distance)
+            console.print(Segments(console.render(table)), soft_wrap=True, end="")
+            break
+    else:
+        for line in _nearest_pairs(matrix, layer, distance):
+            console.print(line, soft_wrap=True)
+    if (_marked(matrix, layer, distance) == ALIKE).any():
+        legend = f"{_MARK} not told apart at a false discovery rate of {RATE:.0%}"
+        console.print(Text(legend, style="dim"), soft_wrap=True)
+
+
+def _marked(matrix: Matrix, layer: str, distance: Distance) -> NDArray[np.int8]:
+    """Verdicts are on the Earth Mover's Distance; others are not tested."""
+    verdict = verdicts(matrix, layer)
+    return verdict if distance == "emd" else np.full_like(verdict, UNTESTED)
 
 
 def table_width(
     matrix: Matrix, layer: str = ALL, decimals: int = 1, distance: Distance = "emd"
 ) -> int:
     """Characters that the printed table takes."""
-    return Console(width=10_000).measure(_table(matrix, layer, decimals, distance)).maximum
+    return Console(width=10**6).measure(_table(matrix, layer, decimals, distance)).maximum
 
 
 def _table(matrix: Matrix, layer: str, decimals: int, distance: Distance) -> Table:
-    values = matrix.of(layer, distance)
+    values, verdict = matrix.of(layer, distance), _marked(matrix, layer, distance)
     # An EMD is a number of bins; a Fréchet distance has the units of its network, of any size.
     form = f".{decimals}f" if distance == "emd" else f".{decimals + 2}g"
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
@@ -61,7 +99,10 @@ def _table(matrix: Matrix, layer: str, decimals: int, distance: Distance) -> Tab
         table.add_column(str(number), justify="right", no_wrap=True)
     shade = _ranks(values)
     for i, name in enumerate(matrix.names):
-        cells = [_cell(values[i, j], shade[i, j], form) for j in range(len(matrix.names))]
+        cells = [
+            _cell(values[i, j], shade[i, j], form, i == j, verdict[i, j] == ALIKE)
+            for j in range(len(matrix.names))
+        ]
         table.add_row(str(i + 1), Text(name), *cells)
     return table
 
@@ -73,38 +114,94 @@ def _ranks(values: Floats) -> Floats:
     return np.searchsorted(off, values) / max(1, len(off) - 1)
 
 
-def _cell(value: float, shade: float, form: str) -> Text:
-    if value == 0:
-        return Text("0", style="dim")
-    shade = min(1.0, float(shade))
-    red, green, blue = (round(n + (f - n) * shade) for n, f in zip(_NEAR, _FAR, strict=True))
+def _cell(value: float, shade: float, form: str, itself: bool, alike: bool) -> Text:
+    if alike and not itself:
+        return Text(f"{_MARK}{value:{form}}", style="dim")
+    if value == 0 or not np.isfinite(value):
+        return Text("0" if value == 0 else "nan", style="dim")
+    at = 2 * min(1.0, float(shade))
+    near, far = _SCALE[:2] if at <= 1 else _SCALE[1:]
+    share = at if at <= 1 else at - 1
+    red, green, blue = (round(n + (f - n) * share) for n, f in zip(near, far, strict=True))
     ink = "black" if shade < 0.6 else "white"
     return Text(f"{value:{form}}", style=f"{ink} on rgb({red},{green},{blue})")
 
 
-def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
-    """For each dataset, its nearest and its farthest."""
-    values = matrix.of(layer)
-    width = max(len(name) for name in matrix.names)
-    lines = []
-    for i, name in enumerate(matrix.names):
-        others = [j for j in range(len(matrix.names)) if j != i and np.isfinite(values[i, j])]
-        if not others:
-            lines.append(f"{name:{width}}  at no distance that is defined")
-            continue
-        near = min(others, key=lambda j: values[i, j])
-        far = max(others, key=lambda j: (values[i, j], j))
-        lines.append(
-            f"{name:{width}}  nearest {matrix.names[near]} ({values[i, near]:.1f})"
-            f", farthest {matrix.names[far]} ({values[i, far]:.1f})"
-        )
+def _nearest_pairs(matrix: Matrix, layer: str, distance: Distance) -> list[Text]:
+    """Lines of what a table is too wide for."""
+    values, verdict = matrix.of(layer, distance), _marked(matrix, layer, distance)
+    pairs = [(int(i), int(j)) for i, j in zip(*np.triu_indices(len(values), 1), strict=True)]
+    known = sorted((p for p in pairs if np.isfinite(values[p])), key=lambda p: (values[p], p))
+    count = min(PAIRS, len(known))
+    heading = f"{len(values)} datasets make a table too wide for here; the nearest {count} pairs"
+    lines = [Text(f"{heading} of {len(pairs):,}:")]
+    width = max((len(matrix.names[i]) for i, _ in known[:count]), default=0)
+    for pair in known[:count]:
+        a, b = (matrix.names[i] for i in pair)
+        alike = verdict[pair] == ALIKE
+        number = f"{_MARK if alike else ''}{_number(values[pair], distance)}"
+        lines.append(Text(f"{number:>8}  {a:{width}}  {b}", style="dim" if alike else ""))
+    if undefined := len(pairs) - len(known):
+        lines.append(Text(f"{undefined:,} pairs have no distance that is defined"))
+    if left := len(known) - count:
+        lines.append(Text(f"{left:,} farther pairs are left out: --out and --html write them all"))
     return lines
 
 
-def save_svg(matrix: Matrix, path: str, layer: str = ALL) -> None:
-    """The coloured table as a picture."""
-    width = max(80, table_width(matrix, layer))
-    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
-    print_matrix(matrix, console, layer)
-    svg = console.export_svg(title="vdna compare")
-    Path(path).write_text(_WEB_FONT.sub("", svg), encoding="utf-8")
+def _number(value: float, distance: Distance = "emd") -> str:
+    return f"{value:.{_decimals(value)}f}" if distance == "emd" else f"{value:.3g}"
+
+
+def _decimals(value: float) -> int:
+    return 1 if abs(value) >= 1 or value == 0 else 2
+
+
+def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
+    """For each dataset, its nearest and its farthest, and those that it is not told apart from.
+
+    Corrected distances with their 95% interval, where they are known. The nearest is one that is
+    told apart, unless none is.
+    """
+    values, verdict = shown(matrix, layer), verdicts(matrix, layer)
+    q, low, high = (matrix.of(layer, column) for column in ("q", "low", "high"))
+    known = np.isfinite(low) & np.isfinite(high) & (values == matrix.of(layer, "emd_corrected"))
+    width = max(len(name) for name in matrix.names)
+
+    def told(i: int, j: int) -> str:
+        value = values[i, j]
+        text = f"{matrix.names[j]} {_number(value)}"
+        if not known[i, j]:
+            return text
+        digits = _decimals(value)
+        return f"{text} [{low[i, j]:.{digits}f}, {high[i, j]:.{digits}f}]"
+
+    lines = []
+    for i, name in enumerate(matrix.names):
+        others = neighbours(values, i)
+        if not others:
+            lines.append(f"{name:{width}}  at no distance that is defined")
+            continue
+        alike = [j for j in others if verdict[i, j] == ALIKE]
+        apart = [j for j in others if verdict[i, j] != ALIKE] or list(others)
+        line = f"{name:{width}}  nearest {told(i, apart[0])}, farthest {told(i, others[-1])}"
+        if alike:
+            named = ", ".join(f"{matrix.names[j]} (q {q[i, j]:.2f})" for j in alike[:NAMED])
+            more = f" and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
+            line += f"; not told apart from {named}{more}"
+        lines.append(line)
+    return lines
+
+
+def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = RATE) -> str:
+    """How many pairs differ, or that no one knows."""
+    upper = verdicts(matrix, layer, rate)[np.triu_indices(len(matrix.names), 1)]
+    pairs = f"{len(upper):,} {'pair' if len(upper) == 1 else 'pairs'}"
+    untested = int((upper == UNTESTED).sum())
+    if untested == len(upper):
+        return f"No error bars are known of these distances: none of {pairs} is tested."
+    alike = int((upper == ALIKE).sum())
+    line = f"{int((upper == DIFFERENT).sum()):,} of {pairs} differ at a false discovery rate of "
+    line += f"{rate:.0%}; {alike:,} {'is' if alike == 1 else 'are'} not told apart"
+    if untested:
+        line += f"; {untested:,} {'is' if untested == 1 else 'are'} not tested"
+    return f"{line}."

@@ -1,4 +1,4 @@
-"""An S3 server over real HTTP, started once."""
+"""An S3 server over real HTTP, started once; which browser there is."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any
 import boto3
 import pytest
 
-from tests import ceph, s3
+from tests import browser, ceph, s3
 
 STARTED = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure() -> None:
     s3.chosen()  # what cannot be had is said at once
+    browser.chosen()
 
 
-def pytest_report_header() -> str:
-    return s3.described()
+def pytest_report_header() -> list[str]:
+    return [s3.described(), browser.described()]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.line(s3.described())
+    terminalreporter.line(browser.described())
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -14,6 +14,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import click.testing
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
@@ -429,16 +430,16 @@ def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:
 # compare
 
 
-def test_compare_prints_pairs_and_nearest(place: Path) -> None:
+def test_compare_prints_pairs_and_what_is_known_of_them(place: Path) -> None:
     text = vdna("compare", "-c", place).stdout
     rows = vdna_json("compare", "-c", place)
-    distance = next(
-        r["emd"] for r in rows if (r["a"], r["b"], r["layer"]) == ("a", "b/other", "all")
-    )
-    assert distance > 0
+    row = next(r for r in rows if (r["a"], r["b"], r["layer"]) == ("a", "b/other", "all"))
+    assert row["emd"] > 0
+    assert row["q"] > 0.05  # ten images of one kind each
     assert "of all neurons, in bins (1000 to a neuron's range)" in text
-    assert f"{distance:.1f}" in text
-    assert f"nearest b/other ({distance:.1f}), farthest b/other ({distance:.1f})" in text
+    assert f"~{row['emd']:.1f}" in text
+    assert f"not told apart from b/other (q {row['q']:.2f})" in text
+    assert "0 of 1 pair differ" in text
 
 
 def test_compare_as_json_has_every_ordered_pair_of_every_layer(place: Path) -> None:
@@ -474,6 +475,38 @@ def test_compare_writes_parquet_that_opens(place: Path, tmp_path: Path) -> None:
         assert column in table.column_names
     rows = vdna_json("compare", "-c", place)
     assert table.to_pylist() == rows
+
+
+def test_compare_writes_a_page_and_a_figure(place: Path, tmp_path: Path) -> None:
+    page, figure = tmp_path / "page.html", tmp_path / "figure.svg"
+    text = vdna("compare", "-c", place, "--html", page, "--figure", figure).stdout
+    assert f"written to {page}\nwritten to {figure}" in text
+    assert "1 pair" in text
+    assert page.read_text().startswith("<!doctype html>")
+    assert "b/other" in page.read_text()
+    assert "b/other" in figure.read_text()
+    some = vdna_json("compare", "-c", place, "--layer", "bn2", "--html", page, "--figure", figure)
+    assert {row["layer"] for row in some} == {"bn2"}
+    refused(vdna("compare", "-c", place, "--html", tmp_path / "x.txt", exits=2), "x.txt", ".html")
+    refused(vdna("compare", "-c", place, "--figure", tmp_path / "x.gif", exits=2), "x.gif", ".svg")
+
+
+def test_report_writes_the_page_of_a_snapshot(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "2 datasets is in vdna-report.html" in vdna("report", "-c", place).stdout
+    page = tmp_path / "vdna-report.html"
+    assert page.read_text().count("data:image/webp") == 8
+    out = tmp_path / "deep/other.html"
+    told = vdna_json("report", "-c", place, "--out", out, "--samples", 0)
+    assert told == {"out": str(out), "bytes": out.stat().st_size, "datasets": 2}
+    assert "data:image/webp" not in out.read_text()
+    refused(vdna("report", "-c", place, "--out", "report.pdf", exits=2), "report.pdf", ".html")
+    weights = {"layer": ["bn2"], "neuron": [3], "weight": [1.0]}
+    pq.write_table(pa.table(weights), tmp_path / "third.parquet")
+    vdna("report", "-c", place, "--out", out, "--samples", 0, "--lens", "third.parquet")
+    assert '"lens":"third"' in out.read_text().replace(" ", "")
 
 
 def test_compare_keeps_to_one_spec(
@@ -698,7 +731,17 @@ def test_looking_costs_no_import_of_the_heavy(place: Path, words: tuple[str, ...
 
 def test_every_command_has_a_help() -> None:
     text = vdna("--help").stdout
-    for command in ("demo", "build", "refresh", "compare", "calibrate", "ls", "show", "log"):
+    for command in (
+        "demo",
+        "build",
+        "refresh",
+        "compare",
+        "report",
+        "calibrate",
+        "ls",
+        "show",
+        "log",
+    ):
         assert command in text
         assert "Usage" in vdna(command, "--help").stdout
 

@@ -28,3 +28,7 @@ def test_the_demo_shows_what_it_says(tmp_path: Path) -> None:
         assert name in done.stdout
     assert f"{emd['photos/brighter']:.1f}, {emd['photos/darker']:.1f} and" in done.stdout
     assert "<svg" in (tmp_path / "matrix.svg").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert f"Open {tmp_path / 'report.html'} in a browser" in done.stdout
+    assert page.count("data:image/webp") == 4 * len(matrix.names)
+    assert len(page) < 1_000_000

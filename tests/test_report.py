@@ -1,19 +1,28 @@
-"""The printed matrix: whole at any width, whatever the names and the numbers."""
+"""The printed matrix: never broken at any width, whatever the names and the numbers; sentences."""
 
 from __future__ import annotations
 
 import io
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from pipeline.errors import UsageError
-from pipeline.matrix import Matrix
-from pipeline.report import nearest_sentences, print_matrix, save_svg, table_width
+from pipeline.matrix import ESTIMATES, Matrix
+from pipeline.report import (
+    ALIKE,
+    DIFFERENT,
+    UNTESTED,
+    nearest_sentences,
+    print_matrix,
+    summary_sentence,
+    verdicts,
+)
 from pipeline.samples import DATASETS
 
 
@@ -30,6 +39,22 @@ def with_nan(matrix: Matrix, *undefined: int) -> Matrix:
     for i in undefined:
         matrix.emd[:, i, :] = matrix.emd[:, :, i] = np.nan
     return matrix
+
+
+def with_estimates(matrix: Matrix, *alike: tuple[int, int]) -> Matrix:
+    """Corrected by 1, give or take 0.5; pairs `alike` have q 0.41, others 0.001."""
+    estimates = {column: np.full_like(matrix.emd, np.nan) for column in ESTIMATES}
+    off = ~np.eye(len(matrix.names), dtype=bool)
+    estimates["emd_corrected"][:, off] = matrix.emd[:, off] - 1
+    estimates["low"][:, off] = matrix.emd[:, off] - 1.5
+    estimates["high"][:, off] = matrix.emd[:, off] - 0.5
+    estimates["se"][:, off] = 0.25
+    estimates["floor"][:, off] = 1.0
+    for column in ("p", "q"):
+        estimates[column][:, off] = 0.001
+        for i, j in alike:
+            estimates[column][:, i, j] = estimates[column][:, j, i] = 0.41
+    return replace(matrix, estimates=estimates)
 
 
 def printed(matrix: Matrix, width: int = 80, layer: str = "all") -> list[str]:
@@ -68,14 +93,41 @@ def test_a_decimal_where_there_is_room() -> None:
     assert rows(few) == [["0", "6.2", "12.3"], ["6.2", "0", "6.2"], ["12.3", "6.2", "0"]]
 
 
-@pytest.mark.parametrize("width", [10, 20, 80])
-def test_what_does_not_fit_runs_over_uncut(width: int) -> None:
-    names = [f"some/long-group/of-datasets/number-{i:02d}" for i in range(30)]
-    lines = printed(matrix_of(*names, scale=999.0), width)[-31:]
-    assert max(len(line) for line in lines) > 80
-    for i, (name, line) in enumerate(zip(names, lines[1:], strict=True), 1):
-        assert line.split()[:2] == [str(i), name]
-        assert len(line.split()) == 2 + 30
+@pytest.mark.parametrize("width", [10, 20, 80, 250])
+def test_what_does_not_fit_gives_way_to_the_nearest_pairs(width: int) -> None:
+    names = [f"some/long-group/of-datasets/number-{i:02d}" for i in range(60)]
+    lines = printed(matrix_of(*names, scale=999.0), width)
+    assert lines[0].endswith("too wide for here; the nearest 20 pairs of 1,770:")
+    for line in lines[1:21]:
+        value, a, b = line.split()
+        assert (float(value), abs(names.index(a) - names.index(b))) == (16.9, 1)
+    assert lines[21:] == ["1,750 farther pairs are left out: --out and --html write them all"]
+
+
+def test_pairs_without_a_distance_are_counted_where_pairs_are_listed() -> None:
+    lines = printed(with_nan(matrix_of("a", "b", "c", "d" * 80), 1))
+    assert lines[0].endswith("the nearest 3 pairs of 6:")
+    assert lines[4:] == ["3 pairs have no distance that is defined"]
+
+
+def test_pairs_not_told_apart_are_marked_dim_and_explained() -> None:
+    matrix = with_estimates(matrix_of("a", "b", "c"), (0, 1))
+    lines = printed(matrix)
+    assert [line.rstrip() for line in lines[1:]] == [
+        "1 a           0 ~50.0 100.0",
+        "2 b       ~50.0     0  50.0",
+        "3 c       100.0  50.0     0",
+        "~ not told apart at a false discovery rate of 5%",
+    ]
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, color_system="truecolor")
+    print_matrix(matrix, console)
+    assert out.getvalue().count("\x1b[2m~50.0") == 2
+    assert not any("~" in line for line in printed(with_estimates(matrix_of("a", "b"))))
+    print_matrix(matrix, Console(file=(other := io.StringIO()), width=80), distance="fd")
+    assert "~" not in other.getvalue()  # it is the Earth Mover's Distance that was tested
+    far = "d" * 90
+    assert "   ~50.0  a" in "\n".join(printed(with_estimates(matrix_of("a", "b", far), (0, 1))))
 
 
 @pytest.mark.parametrize(
@@ -129,39 +181,80 @@ def test_undefined_distances_are_printed_as_such() -> None:
 
 def test_undefined_distances_are_nobodys_nearest_or_farthest() -> None:
     first, second, *_ = nearest_sentences(with_nan(matrix_of("x", "a", "b", "c"), 0))[1:]
-    assert first == "a  nearest b (33.3), farthest c (66.7)"
-    assert second == "b  nearest a (33.3), farthest c (33.3)"
+    assert first == "a  nearest b 33.3, farthest c 66.7"
+    assert second == "b  nearest a 33.3, farthest c 33.3"
 
 
 def test_sentences_name_the_nearest_and_the_farthest() -> None:
     assert nearest_sentences(matrix_of("a", "middle", "c", "far")) == [
-        "a       nearest middle (33.3), farthest far (100.0)",
-        "middle  nearest a (33.3), farthest far (66.7)",
-        "c       nearest middle (33.3), farthest a (66.7)",
-        "far     nearest c (33.3), farthest a (100.0)",
+        "a       nearest middle 33.3, farthest far 100.0",
+        "middle  nearest a 33.3, farthest far 66.7",
+        "c       nearest middle 33.3, farthest a 66.7",
+        "far     nearest c 33.3, farthest a 100.0",
     ]
-    assert (
-        nearest_sentences(matrix_of("a", "b"), "stem")[0]
-        == "a  nearest b (50.0), farthest b (50.0)"
+    assert nearest_sentences(matrix_of("a", "b"), "stem")[0] == "a  nearest b 50.0, farthest b 50.0"
+
+
+def test_sentences_have_what_the_folds_say() -> None:
+    matrix = with_estimates(matrix_of("a", "b", "c", "d", scale=30.0), (0, 1))
+    alike = "; not told apart from"
+    assert nearest_sentences(matrix) == [
+        f"a  nearest c 19.0 [18.5, 19.5], farthest d 29.0 [28.5, 29.5]{alike} b (q 0.41)",
+        f"b  nearest c 9.0 [8.5, 9.5], farthest d 19.0 [18.5, 19.5]{alike} a (q 0.41)",
+        "c  nearest b 9.0 [8.5, 9.5], farthest a 19.0 [18.5, 19.5]",
+        "d  nearest c 9.0 [8.5, 9.5], farthest a 29.0 [28.5, 29.5]",
+    ]
+
+
+def test_where_none_is_told_apart_the_nearest_is_named_all_the_same() -> None:
+    pairs = [(i, j) for i in range(6) for j in range(i)]
+    matrix = with_estimates(matrix_of(*"abcdef", scale=2.0), *pairs)
+    assert nearest_sentences(matrix)[0] == (
+        "a  nearest b -0.60 [-1.10, -0.10], farthest f 1.0 [0.5, 1.5]; not told apart from "
+        "b (q 0.41), c (q 0.41), d (q 0.41) and 2 more"
     )
+
+
+def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
+    matrix = with_estimates(matrix_of(*"abcd"), (0, 1), (2, 3))
+    assert summary_sentence(matrix) == (
+        "4 of 6 pairs differ at a false discovery rate of 5%; 2 are not told apart."
+    )
+    assert "6 of 6 pairs differ at a false discovery rate of 50%; 0 are" in summary_sentence(
+        matrix, rate=0.5
+    )
+    matrix.estimates["q"][:, 0, 2] = matrix.estimates["q"][:, 2, 0] = np.nan
+    assert summary_sentence(matrix).endswith(
+        "3 of 6 pairs differ at a false discovery rate of 5%; "
+        "2 are not told apart; 1 is not tested."
+    )
+    plain = summary_sentence(matrix_of("a", "b"))
+    assert plain == "No error bars are known of these distances: none of 1 pair is tested."
+    assert verdicts(matrix).tolist()[0] == [UNTESTED, ALIKE, UNTESTED, DIFFERENT]
 
 
 def test_identical_datasets_are_at_zero() -> None:
     assert rows(matrix_of("a", "b", scale=0.0)) == [["0", "0"], ["0", "0"]]
 
 
-def test_a_picture_holds_every_name_and_number(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_matrix_opens_as_the_readme_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matrix = matrix_of(*DATASETS, "<script>&amp;", scale=123.4)
-    save_svg(matrix, str(tmp_path / "matrix.svg"))
-    assert capsys.readouterr() == ("", "")
-    root = ElementTree.parse(tmp_path / "matrix.svg").getroot()
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    text = " ".join("".join(root.itertext()).split())
-    for name in matrix.names:
-        assert name in text
-    assert "123.4" in text
-    assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
-    assert "url(http" not in (tmp_path / "matrix.svg").read_text()
-    assert table_width(matrix) > 80
+    """The code of the README as it stands there, on a real file of that name."""
+    (code,) = re.findall(r"```python\n(import duckdb.*?)```", README, re.DOTALL)
+    matrix = with_nan(matrix_of("c", "a", "b", scale=2.0), 1)
+    (tmp_path / "matrix.parquet").write_bytes(matrix.encode())
+    monkeypatch.chdir(tmp_path)
+    imports, *snippets = re.split(r"\n(?=duckdb\.|pandas\.|polars\.)", code.strip())
+    names: dict[str, object] = {}
+    exec(imports, names)
+    found, pivoted, sorted_ = (eval(snippet, names) for snippet in snippets)
+    assert found.fetchall()[0] == ("b", "c", 2.0)
+    assert pivoted.loc["c", "b"] == 2.0
+    assert np.isnan(pivoted.loc["a", "b"])
+    assert pivoted.shape == (3, 3)
+    assert sorted_.filter(sorted_["emd"] == 2.0).select("a", "b").rows() == [("c", "b"), ("b", "c")]
+    assert os.listdir(tmp_path) == ["matrix.parquet"]

@@ -1,0 +1,69 @@
+"""The page of a snapshot: every distance, and what is behind it, in one HTML file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.compare import effort_for
+from jobs.shell import (
+    AtOption,
+    CatalogueOption,
+    JsonOption,
+    MemoryOption,
+    RayOption,
+    SpecOption,
+    guarded,
+    print_json,
+    run_alone,
+)
+
+
+@guarded
+def report(
+    catalogue: CatalogueOption,
+    out: Annotated[str, typer.Option(help="The page.")] = "vdna-report.html",
+    samples: Annotated[
+        int, typer.Option(min=0, help="Images of each dataset on the page; 0 for none.")
+    ] = 4,
+    lens: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Through this lens as well: a Parquet file, or one of the catalogue's by name. "
+            "Can be repeated."
+        ),
+    ] = None,
+    fd: Annotated[bool, typer.Option("--fd", help="Fréchet distances of layers too.")] = False,
+    spec: SpecOption = None,
+    at: AtOption = None,
+    ray_address: RayOption = None,
+    memory: MemoryOption = 4.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the page of a snapshot: one HTML file that opens offline."""
+    from pipeline.catalogue import Catalogue
+    from pipeline.matrix import compare, find_lens, spec_of
+    from pipeline.page import require_html
+    from pipeline.panels import write_page
+    from pipeline.report import summary_sentence
+
+    require_html(out)
+    place = Catalogue(catalogue)
+    effort = effort_for(catalogue, None, ray_address, memory)
+    lenses = [find_lens(place, name, spec_of(place, at=at, spec=spec)) for name in lens or ()]
+    matrices = [
+        compare(place, at=at, spec=spec, fd=fd, lens=through, effort=effort)
+        for through in (None, *lenses)
+    ]
+    matrix = matrices[0]
+    size = write_page(place, matrices, out, at=at, samples=samples)
+    if as_json:
+        print_json({"out": out, "bytes": size, "datasets": len(matrix.names)})
+        return
+    print(summary_sentence(matrix))
+    print(f"The page of {len(matrix.names)} datasets is in {out} ({size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    run_alone(report)

@@ -1,0 +1,267 @@
+"""One HTML file of a snapshot: it opens offline, and asks for nothing.
+
+    >>> Path("report.html").write_bytes(render(Page([matrix], panels)))      # doctest: +SKIP
+
+`page.html`, `page.css` and `page.js` beside this module are its frame, and are all that runs: the
+policy in its head allows that one style and that one script, by their sha256, and no connection.
+The data are one JSON text, in which no `<` stands; the script makes text of them, never markup.
+
+It draws with a thousand lines of its own and not with plotly, whose script alone is 4.8 MB, knows
+no keyboard in a heatmap, and sets styles that a strict policy forbids.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from pipeline.arrange import clusters, plane_map
+from pipeline.dna import Floats
+from pipeline.errors import UsageError, redact
+from pipeline.matrix import Distance, Estimate, Matrix
+from pipeline.report import RATE
+
+NUMBERS = 5_000_000
+"""Bytes of a page that its distances may take; columns of the least use are left out first."""
+COLUMNS: tuple[Distance | Estimate, ...] = (
+    *("emd", "q", "emd_corrected", "low", "high", "se", "nfd", "fd", "floor", "p"),
+)
+"""In the order in which they get room."""
+EXACT = 60
+"""Datasets up to which distances keep all of float32; beyond, `BITS` of its 24 significant bits."""
+BITS = 15
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image of a dataset, small: `image` is its `data:` URI."""
+
+    name: str
+    image: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What the page tells of one dataset. `line`: its heading, after its name.
+
+    `reasons`: how many images failed for which; `failures`: some of them. `notes`: what is not
+    there, and why.
+    """
+
+    line: str
+    facts: tuple[tuple[str, str], ...] = ()
+    reasons: tuple[tuple[str, int], ...] = ()
+    failures: tuple[str, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """A neuron and its distance, in bins, between a pair; shares of activations in equal parts.
+
+    `a`, `b`: of either dataset, 0 to 999 of the larger's most; from `low` to `high`, a part of the
+    neuron's range that leaves out next to nothing.
+    """
+
+    layer: str
+    neuron: int
+    emd: float
+    low: float
+    high: float
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """`matrices`: of the same datasets, through different lenses. `neurons`: pairs (i < j) -> the
+    neurons that differ most; `neurons_note` stands where a pair has none. `shared`: facts that are
+    the same for every dataset.
+    """
+
+    matrices: Sequence[Matrix]
+    panels: Sequence[Panel]
+    neurons: Mapping[tuple[int, int], Sequence[Neuron]] = field(default_factory=dict)
+    neurons_note: str = "No histograms were read for this page."
+    about: str = ""
+    notes: tuple[str, ...] = ()
+    title: str = ""
+    shared: tuple[tuple[str, str], ...] = ()
+
+
+def require_html(out: str) -> None:
+    """Raises `UsageError` before anything is computed."""
+    if not out.endswith((".html", ".htm")):
+        raise UsageError(f"the page is to be {out!r}; name it .html")
+
+
+def render(page: Page, *, rate: float = RATE, room: int = NUMBERS) -> bytes:
+    """The file. Raises `UsageError` for matrices of different datasets."""
+    names = page.matrices[0].names
+    for matrix in page.matrices:
+        if matrix.names != names or matrix.bins != page.matrices[0].bins:
+            raise UsageError("a page shows matrices of the same datasets and bins only")
+    if len(page.panels) != len(names):
+        raise UsageError(f"a page of {len(names)} datasets takes as many panels")
+    lenses = [_numbers(matrix, room // len(page.matrices)) for matrix in page.matrices]
+    notes = [*page.notes, *dict.fromkeys(note for _, left in lenses for note in left)]
+    title = page.title or f"Visual DNA of {len(names)} datasets"
+    data = {
+        "title": title,
+        "about": page.about,
+        "notes": notes,
+        "names": names,
+        "bins": page.matrices[0].bins,
+        "rate": rate,
+        "matrices": [content for content, _ in lenses],
+        "neurons": {
+            f"{i}-{j}": [_plain(n) for n in found] for (i, j), found in page.neurons.items()
+        },
+        "neurons_note": page.neurons_note,
+        "shared": page.shared,
+        "datasets": [_plain(panel) for panel in page.panels],
+    }
+    style, script = _part("page.css"), _part("page.js")
+    policy = (
+        "default-src 'none'; img-src data:; "
+        f"style-src 'sha256-{_sha256(style)}'; script-src 'sha256-{_sha256(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy,
+        "title": escape(redact(title)),
+        "style": style,
+        "data": as_script(data),
+        "script": script,
+    }
+    frame = _part("page.html")
+    return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], frame).encode()
+
+
+class _Packed(str):
+    """Base64: nothing to redact, and much to look through."""
+
+
+def as_script(data: object) -> str:
+    """JSON that may stand in a script element: no `<` ends it, nothing begins a comment.
+
+    Every text in it is redacted: errors and sources quote what others wrote.
+    """
+    text = json.dumps(_redacted(data), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _redacted(data: Any) -> Any:
+    match data:
+        case _Packed():
+            return data
+        case str():
+            return redact(data)
+        case Mapping():
+            return {key: _redacted(value) for key, value in data.items()}
+        case list() | tuple():
+            return [_redacted(value) for value in data]
+    return data
+
+
+def _plain(of: Panel | Neuron) -> dict[str, Any]:
+    plain = dict(vars(of))
+    if isinstance(of, Panel):
+        plain["samples"] = [{"name": s.name, "image": _Packed(s.image)} for s in of.samples]
+    return plain
+
+
+def _part(name: str) -> str:
+    return resources.files("pipeline").joinpath(name).read_text(encoding="utf-8").strip()
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _numbers(matrix: Matrix, room: int) -> tuple[dict[str, Any], list[str]]:
+    """A matrix's part of the data, and what of it is left out for want of room."""
+    planes = matrix.planes
+    packed: dict[str, dict[int, str]] = {}
+    left: dict[str, list[str]] = {}
+    *others, last = range(len(planes))  # the last is what the page opens with
+    wanted = [(column, last) for column in COLUMNS]
+    wanted += [(column, plane) for column in COLUMNS for plane in others]
+    for column, plane in wanted:
+        text = pack(matrix.stacked(column)[plane])
+        if not text:
+            continue
+        if len(text) <= room:
+            room -= len(text)
+            packed.setdefault(column, {})[plane] = _Packed(text)
+        else:
+            left.setdefault(column, []).append(planes[plane])
+    arranged = [clusters(matrix.emd[plane]) for plane in range(len(planes))]
+    maps = [plane_map(matrix.emd[plane]) for plane in range(len(planes))]
+    content = {
+        "lens": matrix.lens,
+        "planes": planes,
+        "columns": packed,
+        "arranged": [
+            {"order": found.order, "merges": _rounded(found.merges)} for found in arranged
+        ],
+        "maps": [
+            {"points": _rounded(found.points), "stress": round(found.stress, 6)} for found in maps
+        ],
+    }
+    notes = []
+    if left:
+        columns = ", ".join(f"{column} of {len(of)} layers" for column, of in left.items())
+        notes.append(f"Left out of this page for its size, and in the Parquet file: {columns}.")
+    if len(matrix.names) > EXACT:
+        notes.append(f"Distances are rounded to {BITS} significant bits, some four digits.")
+    for plane, found in enumerate(arranged):
+        if found.undefined:
+            lacking = ", ".join(matrix.names[i] for i in found.undefined[:5])
+            notes.append(
+                f"{lacking} {'and others ' if len(found.undefined) > 5 else ''}"
+                f"at no distance that is defined in {planes[plane]}; last in order."
+            )
+    return content, notes
+
+
+def _rounded(rows: Floats) -> list[Any]:
+    """Five digits are finer than a screen; a row with a NaN is null."""
+    return [
+        [float(f"{value:.5g}") for value in row] if np.isfinite(row).all() else None
+        for row in rows.tolist()
+    ]
+
+
+def pack(distances: Floats) -> str:
+    """(D, D) -> base64 of the upper triangle, row by row: float32, little-endian, the first bytes
+    of all, then the second ones and so on, by zlib. Empty where nothing is known.
+
+    The page undoes it in `unpack`. Sorted by weight, bytes that say little are packed well.
+    """
+    upper = distances[np.triu_indices(len(distances), 1)].astype("<f4")
+    if not np.isfinite(upper).any():
+        return ""
+    if len(distances) > EXACT:
+        upper = _cut(upper)
+    planes = upper.view(np.uint8).reshape(-1, 4).T
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)).decode()
+
+
+def _cut(values: Any) -> Any:
+    """Rounded to `BITS` significant bits. NaN stays NaN."""
+    fraction, exponent = np.frexp(values)
+    return np.ldexp(np.rint(fraction * 2**BITS) / 2**BITS, exponent).astype("<f4")

@@ -1,0 +1,368 @@
+"""What a page tells of datasets beyond their distances, read from the catalogue.
+
+    >>> page = gather(Catalogue("dnas"), [matrix])               # doctest: +SKIP
+
+Provenance and failures of each, a few of its images, made small, and of the nearest pairs the
+neurons that differ most. What cannot be read is a note on the page: it never fails for that.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from threading import Lock
+from time import monotonic
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import images, storage
+from pipeline.archive import Members
+from pipeline.arrange import clusters, neighbours
+from pipeline.catalogue import Catalogue, Version
+from pipeline.distance import cumulative
+from pipeline.dna import DnaFile, Floats
+from pipeline.errors import BadImage, VdnaError
+from pipeline.manifest import Entry, read_shard
+from pipeline.matrix import Matrix, numerics_notes
+from pipeline.page import Neuron, Page, Panel, Sample, render
+from pipeline.spec import Preprocess, Spec
+
+SAMPLES = 4
+"""Images of a dataset; fewer where there are many datasets, as all pages are to stay small."""
+ALL_SAMPLES = 400
+SIDE = 96
+THUMBNAIL = Preprocess(
+    SIDE, SIDE, (0.0,) * 3, (1.0,) * 3, crop="center", max_bytes=32 * 2**20, max_pixels=50_000_000
+)
+"""From an image to its small square, by the rules and the decoder of every other image."""
+DECODE_SECONDS = 10.0
+_ONE_DECODER = Lock()
+"""Each more would be a process that takes a second to start, for images of milliseconds."""
+SAMPLING_SECONDS = 120.0
+"""For all samples together; a store that does not answer must not hold up the page."""
+PAIRS, MOST_PAIRS = 66, 300
+"""Whose neurons are told: all of 12 datasets; of more, those of a dataset and its nearest."""
+NEURONS = 6
+PARTS = 48
+"""Of a histogram on the page."""
+TAIL = 5e-4
+"""Share of the activations, at either end, that a histogram on the page may leave out."""
+FAILURES = 5
+NEAR = 64 * 2**20
+"""Bytes of a compressed tar that are unpacked for a sample, at most."""
+CACHED = 256 * 2**20
+"""Bytes of cumulative histograms of one layer that are kept at a time."""
+
+
+def gather(
+    catalogue: Catalogue,
+    matrices: Sequence[Matrix],
+    *,
+    at: int | str | None = None,
+    samples: int = SAMPLES,
+    pairs: int = PAIRS,
+) -> Page:
+    """All that a page of these matrices holds. `samples`: images of a dataset; 0 for none."""
+    matrix = matrices[0]
+    commit = catalogue.at(at)
+    versions = {name: catalogue.find(name, at, matrix.spec_digest) for name in matrix.names}
+    spec = catalogue.spec(matrix.spec_digest)
+    some = min(samples, ALL_SAMPLES // len(versions))
+    deadline = monotonic() + SAMPLING_SECONDS
+
+    def panel(item: tuple[str, Version]) -> Panel:
+        return _panel(catalogue, *item, some, deadline)
+
+    with ThreadPoolExecutor(8) as pool:
+        panels = list(pool.map(panel, versions.items()))
+    told, note = neurons(catalogue, matrix, versions, spec, pairs)
+    notes = [f"numerics differ: {line}" for line in numerics_notes(versions)]
+    notes += [
+        f"{name} was {version.provenance}" for name, version in versions.items() if version.imported
+    ]
+    if some < samples:
+        notes.append(f"Of each dataset {some} sample images are shown and not {samples}, for size.")
+    about = (
+        f"Catalogue {catalogue.root}, commit {commit.number} of {commit.time}; extractor "
+        f"{spec.extractor}, {spec.neurons:,} neurons of {len(spec.taps)} layers in {spec.bins} "
+        f"bins, spec {spec.digest}; {commit.software}"
+    )
+    return Page(matrices, panels, told, note, about, tuple(notes), shared=tuple(_spec_facts(spec)))
+
+
+def write_page(
+    catalogue: Catalogue,
+    matrices: Sequence[Matrix],
+    out: str,
+    *,
+    at: int | str | None = None,
+    samples: int = SAMPLES,
+) -> int:
+    """The page into a file or an object; its bytes."""
+    page = render(gather(catalogue, matrices, at=at, samples=samples))
+    storage.replace(storage.canonical(out), page)
+    return len(page)
+
+
+def _panel(
+    catalogue: Catalogue, name: str, version: Version, samples: int, deadline: float
+) -> Panel:
+    notes = list(version.notes)
+    failures = []
+    if version.failed:
+        try:
+            failures = catalogue.failures(name, version)
+        except VdnaError as error:
+            notes.append(f"the failures cannot be read: {error}")
+    shown, why = _samples(
+        catalogue, name, version, samples, {(f.uri, f.member) for f in failures}, deadline
+    )
+    failed = f", {version.failed:,} failed" if version.failed else ""
+    return Panel(
+        f"{version.images:,} {'image' if version.images == 1 else 'images'}{failed}",
+        tuple(_facts(version)),
+        tuple(Counter(failure.reason for failure in failures).most_common()),
+        tuple(str(failure) for failure in failures[:FAILURES]),
+        shown,
+        (*notes, *why),
+    )
+
+
+def _facts(version: Version) -> Iterator[tuple[str, str]]:
+    yield "images", f"{version.images:,}"
+    yield "failures", f"{version.failed:,}"
+    yield "source", version.source
+    yield "built", f"{version.built} by {version.software}"
+    yield "dna", version.dna
+    yield "manifest", version.manifest or "none: it was imported"
+    yield "keeps", ", ".join(version.products)
+    for entry in version.numerics:
+        numerics = dict(entry["numerics"])
+        versions = dict(numerics.pop("versions"))
+        fields = ", ".join(f"{key} {value}" for key, value in {**numerics, **versions}.items())
+        yield "numerics", f"{entry['images']:,} images: {fields}"
+    if version.imported:
+        yield "imported", version.provenance
+
+
+def _spec_facts(spec: Spec) -> Iterator[tuple[str, str]]:
+    """All that decides what was counted, alike for all datasets of a page."""
+    rule = spec.preprocess
+    yield "spec", spec.digest
+    yield "extractor", f"{spec.extractor}, weights sha256 {spec.weights_sha256}"
+    yield "input", f"{rule.height} x {rule.width}, {rule.resize} resize, crop {rule.crop}"
+    yield "colour", f"{rule.colour}, EXIF {rule.exif}, mean {list(rule.mean)}, std {list(rule.std)}"
+    yield "limits", f"{rule.max_bytes:,} bytes and {rule.max_pixels:,} pixels an image"
+    yield "layers", ", ".join(f"{t.name} ({t.neurons} x {t.positions})" for t in spec.taps)
+    yield (
+        "counted",
+        (
+            f"{spec.neurons:,} neurons in {spec.bins} bins, {spec.precision}, ranges "
+            f"{spec.ranges_digest}, rule {spec.counting}"
+        ),
+    )
+    if spec.bf16_numerics is not None:
+        yield "bf16 numerics", str(spec.bf16_numerics.to_json())
+
+
+# Samples.
+
+
+def _samples(
+    catalogue: Catalogue,
+    name: str,
+    version: Version,
+    count: int,
+    failed: set[tuple[str, str]],
+    deadline: float,
+) -> tuple[tuple[Sample, ...], list[str]]:
+    """Images of a dataset, and why there are fewer than `count`."""
+    if not count:
+        return (), ["no sample images"]
+    if version.imported:
+        return (), ["no sample images: it was imported, without a list of its images"]
+    shown: list[Sample] = []
+    try:
+        entries = _spread(catalogue, name, version, count, failed)
+    except VdnaError as error:
+        return (), [f"no sample images: {error}"]
+    why: list[str] = []
+    for entry in entries:
+        if monotonic() > deadline:
+            return tuple(shown), [*why, "further samples are left out: reading took too long"]
+        try:
+            if entry.size > THUMBNAIL.max_bytes:
+                raise BadImage("too_many_bytes", f"{entry.size} bytes")
+            with closing(Members([entry], THUMBNAIL.max_bytes, 1)) as members:
+                shown.append(Sample(_short_name(entry), thumbnail(members.fetch(entry))))
+        except BadImage as bad:
+            why.append(f"no sample of {_short_name(entry)}: {bad}")
+        except (VdnaError, OSError, MemoryError) as error:
+            # The others lie where this one does; a store that is away is asked once.
+            return tuple(shown), [*why, f"sample images cannot be read: {error}"]
+    if not entries:
+        why.append("no sample images: all failed, or lie deep in compressed archives")
+    return tuple(shown), why
+
+
+def _spread(
+    catalogue: Catalogue, name: str, version: Version, count: int, failed: set[tuple[str, str]]
+) -> list[Entry]:
+    """Candidates that were counted, from shards all over the manifest, the same every time."""
+    uri = catalogue.uri("manifests", version.spec, name, version.manifest)
+    found: list[Entry] = []
+    with storage.open_random(uri) as file:
+        shards = pq.ParquetFile(file).num_row_groups
+        spread = [shards * k // count for k in range(count)]
+        each = -(-count // min(count, shards)) if shards else 0
+        for shard in dict.fromkeys([*spread, *range(min(shards, 2 * count))]):
+            if len(found) >= count:
+                break
+            members = [
+                entry
+                for entry in read_shard(file, shard, uri).members
+                if (entry.uri, entry.member) not in failed and not _is_far(entry)
+            ]
+            some = min(each, len(members))
+            found += [members[len(members) * i // some] for i in range(some)]
+    return found[:count]
+
+
+def _is_far(entry: Entry) -> bool:
+    """In a compressed tar, which is read from its start up to the member."""
+    return entry.access.startswith("tar ") and entry.position > NEAR
+
+
+def _short_name(entry: Entry) -> str:
+    return (entry.member or storage.readable(entry.uri)).rpartition("/")[2]
+
+
+def thumbnail(data: bytes) -> str:
+    """The `data:` URI of an image as a small square. Raises `BadImage`.
+
+    Decoded in a process of its own, within limits of bytes, pixels and seconds.
+    """
+    with _ONE_DECODER:
+        pixels = images.load_isolated(data, THUMBNAIL, DECODE_SECONDS, attempts=1)
+    out = io.BytesIO()
+    Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(out, "WEBP", quality=70)
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+# Neurons.
+
+
+def neurons(
+    catalogue: Catalogue,
+    matrix: Matrix,
+    versions: Mapping[str, Version],
+    spec: Spec,
+    pairs: int = PAIRS,
+) -> tuple[dict[tuple[int, int], list[Neuron]], str]:
+    """Of the nearest pairs (i < j), the neurons that differ most; and what is said of the others.
+
+    A layer at a time: in memory are its cumulative histograms, of as many datasets as `CACHED`
+    bytes hold.
+    """
+    overall = matrix.emd[-1]
+    known = [
+        (i, j)
+        for i in range(len(matrix.names))
+        for j in range(i + 1, len(matrix.names))
+        if np.isfinite(overall[i, j])
+    ]
+    chosen = _nearest(overall, known, pairs)
+    note = "A distance that is not defined has no neurons that differ most."
+    if len(chosen) < len(known):
+        note = (
+            f"For its size, this page has the neurons of {len(chosen)} of {len(known):,} pairs: "
+            "those of a dataset and its nearest."
+        )
+    found: dict[tuple[int, int], list[Neuron]] = {pair: [] for pair in chosen}
+    try:
+        files = {i: _open(catalogue, matrix.names[i], versions) for pair in chosen for i in pair}
+        for layer in matrix.layers:
+            read = _Sums(files, layer)
+            for i, j in chosen:
+                a, b = read[i], read[j]
+                each = np.nan_to_num(np.abs(a.sums - b.sums).sum(axis=1), nan=-1.0)
+                best = [int(at) for at in np.argsort(-each, kind="stable")[:NEURONS]]
+                rows = [_neuron(layer, at, float(each[at]), a, b) for at in best if each[at] >= 0]
+                found[i, j] = sorted(found[i, j] + rows, key=lambda n: -n.emd)[:NEURONS]
+    except VdnaError as error:
+        return {}, f"Histograms cannot be read: {error}"
+    return found, note
+
+
+def _nearest(
+    overall: Floats, known: Sequence[tuple[int, int]], pairs: int
+) -> list[tuple[int, int]]:
+    """All pairs where they are few, else each dataset's nearest; neighbours in cluster order come
+    one after the other, so that a dataset is read once or twice.
+    """
+    chosen = set(known)
+    if len(known) > pairs:
+        firsts = (neighbours(overall, i)[:1] for i in range(len(overall)))
+        chosen = {(min(i, j), max(i, j)) for i, first in enumerate(firsts) for j in first}
+        chosen = set(sorted(chosen, key=lambda pair: overall[pair])[: max(pairs, MOST_PAIRS)])
+    place = {dataset: at for at, dataset in enumerate(clusters(overall).order)}
+    return sorted(chosen, key=lambda pair: sorted(place[i] for i in pair))
+
+
+def _open(catalogue: Catalogue, name: str, versions: Mapping[str, Version]) -> DnaFile:
+    """On disk, as there may be hundreds."""
+    version = versions[name]
+    data = catalogue.read_checked("dna", name, version)
+    return DnaFile(
+        storage.on_disk(data), "dna", catalogue.uri("dna", version.spec, name, version.dna)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A dataset's cumulative histograms of one layer, (N, bins) float32, and its ranges."""
+
+    sums: NDArray[np.float32]
+    low: Floats
+    high: Floats
+
+
+class _Sums:
+    """Of one layer, by dataset; those used last are kept."""
+
+    def __init__(self, files: Mapping[int, DnaFile], layer: str) -> None:
+        self._files, self._layer = files, layer
+        self._kept: OrderedDict[int, _Layer] = OrderedDict()
+
+    def __getitem__(self, dataset: int) -> _Layer:
+        if dataset not in self._kept:
+            dna = self._files[dataset].read([self._layer])
+            sums = cumulative(dna).astype(np.float32)
+            self._kept[dataset] = _Layer(sums, dna.low, dna.high)
+            while len(self._kept) > max(2, CACHED // sums.nbytes):
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(dataset)
+        return self._kept[dataset]
+
+
+def _neuron(layer: str, at: int, emd: float, a: _Layer, b: _Layer) -> Neuron:
+    both = (a.sums[at] + b.sums[at]) / 2
+    bins = len(both)
+    first = int(np.searchsorted(both, TAIL))
+    last = min(bins, int(np.searchsorted(both, 1 - TAIL)) + 1)
+    edges = np.unique(np.linspace(first, last, PARTS + 1).round().astype(int))
+    shares = [
+        np.diff(np.concatenate([[0.0], of.sums[at]])[edges]) / np.diff(edges) for of in (a, b)
+    ]
+    most = max(float(share.max()) for share in shares) or 1.0
+    heights = [tuple(int(v) for v in np.rint(share / most * 999)) for share in shares]
+    low, width = float(a.low[at]), float(a.high[at] - a.low[at]) / bins
+    return Neuron(layer, at, emd, low + first * width, low + last * width, *heights)

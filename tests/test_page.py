@@ -1,0 +1,299 @@
+"""The page's file: whole, small, without secrets; and what is gathered for it, read or not."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import uuid
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline import panels
+from pipeline.build import InProcess, Request, build_datasets
+from pipeline.catalogue import Catalogue
+from pipeline.distance import emd
+from pipeline.dna import Floats
+from pipeline.errors import BadImage, SourceError, UsageError
+from pipeline.images import load
+from pipeline.matrix import Matrix, compare
+from pipeline.page import BITS, EXACT, Page, Panel, pack, render, require_html
+from pipeline.panels import SIDE, THUMBNAIL, gather, thumbnail, write_page
+from pipeline.plan import plan
+from pipeline.spec import Resources
+from tests import tiny
+from tests.golden.handmade import commit_dataset, entries, hand_made
+from tests.helpers import photo, write_photos
+from tests.test_report import matrix_of, with_estimates, with_nan
+
+HOSTILE = "</script><script>alert(1)</script><!-- & \u2028 '\""
+
+
+def page_of(*matrices: Matrix, **more: Any) -> Page:
+    return Page(matrices, [Panel("7 images")] * len(matrices[0].names), **more)
+
+
+def data_of(html: bytes) -> Any:
+    found = re.findall(
+        r'<script id="data" type="application/json">(.*?)</script>', html.decode(), re.DOTALL
+    )
+    assert len(found) == 1
+    return json.loads(found[0])
+
+
+def unpacked(text: str, size: int) -> Floats:
+    """The page's `unpack`, in numpy."""
+    raw = zlib.decompress(base64.b64decode(text))
+    sorted_by_weight = np.frombuffer(raw, np.uint8).reshape(4, -1)
+    values = np.ascontiguousarray(sorted_by_weight.T).view("<f4").ravel()
+    assert len(values) == size * (size - 1) // 2
+    return values.astype(float)
+
+
+# The file.
+
+
+def test_it_names_nothing_outside_itself() -> None:
+    text = render(page_of(matrix_of("a", "b", "c"))).decode()
+    assert re.findall(r"(?:src|href|url|@import)\s*[=(]\s*[\"']?([^\"')\s]+)", text) == ["data:,"]
+    assert "default-src 'none'" in text
+    assert "unsafe" not in text.partition("<title>")[0]
+    assert text.count("<script") == 2
+    assert len(text) < 100_000
+
+
+def test_numbers_are_those_of_the_matrix() -> None:
+    matrix = with_estimates(matrix_of("a", "b", "c", "d"), (0, 1))
+    data = data_of(render(page_of(matrix)))
+    (content,) = data["matrices"]
+    assert content["planes"] == ["stem", "head", "all"]
+    upper = np.triu_indices(4, 1)
+    for column in ("emd", "nfd", "fd", "emd_corrected", "low", "high", "se", "floor", "p", "q"):
+        for plane, layer in enumerate(matrix.planes):
+            found = unpacked(content["columns"][column][str(plane)], 4)
+            assert found == pytest.approx(matrix.of(layer, column)[upper], rel=1e-7), column  # type: ignore[arg-type]
+    assert sorted(content["arranged"][0]["order"]) == [0, 1, 2, 3]
+    assert content["maps"][0]["stress"] == pytest.approx(0, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(size=st.sampled_from([2, 5, EXACT, EXACT + 1, 90]), seed=st.integers(0, 2**31))
+def test_many_distances_keep_their_first_digits(size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    plane = np.exp(rng.normal(0, 5, (size, size)))
+    plane[rng.random((size, size)) < 0.1] = np.nan
+    plane[0, 1] = 0.0
+    expected = plane[np.triu_indices(size, 1)]
+    precision = 2.0**-24 if size <= EXACT else 2.0**-BITS
+    np.testing.assert_allclose(unpacked(pack(plane), size), expected, rtol=1.01 * precision)
+
+
+def test_what_is_known_of_no_pair_takes_no_room() -> None:
+    assert pack(np.full((3, 3), np.nan)) == ""
+    (content,) = data_of(render(page_of(matrix_of("a", "b"))))["matrices"]
+    assert set(content["columns"]) == {"emd", "nfd", "fd"}
+
+
+def test_columns_of_least_use_are_left_out_for_room_and_named() -> None:
+    matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(30)]), (0, 1))
+    whole = data_of(render(page_of(matrix)))
+    assert whole["notes"] == []
+    most = sum(len(t) for c in whole["matrices"][0]["columns"].values() for t in c.values())
+    data = data_of(render(page_of(matrix), room=most // 2))
+    columns = data["matrices"][0]["columns"]
+    assert all("2" in of for of in columns.values())  # the plane that it opens with
+    assert set(columns["emd"]) == {"0", "1", "2"}
+    (note,) = data["notes"]
+    assert note.startswith("Left out of this page for its size, and in the Parquet file: ")
+    left = {c for c, of in columns.items() if len(of) < 3}
+    assert left
+    assert all(f"{column} of " in note for column in left)
+
+
+def test_datasets_without_distances_are_named_and_stand_last() -> None:
+    data = data_of(render(page_of(with_nan(matrix_of("a", "b", "c", "d"), 1))))
+    assert "b at no distance that is defined in all; last in order." in data["notes"]
+    assert all(arranged["order"][-1] == 1 for arranged in data["matrices"][0]["arranged"])
+    assert data["matrices"][0]["maps"][0]["points"][1] is None
+    render(page_of(with_nan(matrix_of("a", "b"), 0, 1)))
+
+
+def test_hostile_and_secret_strings_are_data() -> None:
+    matrix = replace(matrix_of("a", "b"), layers=(HOSTILE, "head"))
+    secret = "s3://b/x?X-Amz-Signature=0123456789abcdef and https://user:hunter2@host/y"
+    panel = Panel(
+        HOSTILE, ((HOSTILE, secret),), ((HOSTILE, 1),), (f"data:{secret}",), notes=(secret,)
+    )
+    page = Page([matrix], [panel] * 2, {}, secret, secret, (secret, HOSTILE), HOSTILE)
+    html = render(page)
+    assert html.count(b"</script>") == 2
+    assert b"<!--" not in html
+    assert b"0123456789abcdef" not in html
+    assert b"hunter2" not in html
+    data = data_of(html)
+    assert data["title"] == HOSTILE
+    assert data["matrices"][0]["planes"][0] == HOSTILE
+    assert "&lt;/script&gt;" in html.decode().partition("</title>")[0]
+
+
+def test_two_lenses_on_one_page_and_no_other_datasets() -> None:
+    matrix = matrix_of("a", "b", "c")
+    data = data_of(render(page_of(matrix, replace(matrix, lens="sharp"))))
+    assert [content["lens"] for content in data["matrices"]] == ["uniform", "sharp"]
+    with pytest.raises(UsageError, match="same datasets"):
+        render(page_of(matrix, matrix_of("a", "b", "x")))
+    with pytest.raises(UsageError, match="3 datasets takes as many panels"):
+        render(Page([matrix], [Panel("")]))
+    with pytest.raises(UsageError, match=r"'page.txt'; name it \.html"):
+        require_html("page.txt")
+
+
+# What is gathered.
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """Three datasets of real images, one of which holds two that are none."""
+    folder = tmp_path_factory.mktemp("built")
+    network = tiny.install(folder)
+    write_photos(folder / "photos/day", 40)
+    write_photos(folder / "photos/night", 20, 100)
+    write_photos(folder / "mixed", 9, 200)
+    (folder / "mixed/<img src=x>.jpg").write_bytes(b"no image")
+    (folder / "mixed/empty.jpg").write_bytes(b"")
+    catalogue = Catalogue(str(folder / "catalogue"))
+    requests = [
+        Request(name, str(folder / name), max_failures=5, **network.options)  # type: ignore[arg-type]
+        for name in ("photos/day", "photos/night", "mixed")
+    ]
+    build_datasets(catalogue, requests, InProcess(), Resources(workers=0, threads=2))
+    return catalogue
+
+
+def test_a_page_tells_what_the_catalogue_knows(built: Catalogue) -> None:
+    page = gather(built, [compare(built)])
+    mixed, day, night = page.panels
+    assert (mixed.line, day.line) == ("9 images, 2 failed", "40 images")
+    assert dict(mixed.reasons) == {"empty": 1, "not_an_image": 1}
+    assert any("img src=x>.jpg: not_an_image" in unquote(text) for text in mixed.failures)
+    version = built.find("mixed")
+    facts = dict([*mixed.facts, *page.shared])
+    for value in (version.dna, version.manifest, version.spec, version.source, version.software):
+        assert any(value in text for text in facts.values()), value
+    assert "cpu" in facts["numerics"]
+    for panel in (mixed, day, night):
+        assert len(panel.samples) == panels.SAMPLES
+        assert panel.notes == ()
+        for sample in panel.samples:
+            data = base64.b64decode(sample.image.removeprefix("data:image/webp;base64,"))
+            with Image.open(io.BytesIO(data)) as image:
+                assert (image.format, image.size) == ("WEBP", (SIDE, SIDE))
+    assert not {s.name for s in mixed.samples} & {"empty.jpg", "<img src=x>.jpg"}
+    assert len({s.name for s in day.samples}) == panels.SAMPLES
+    assert "commit 3 of" in page.about
+
+
+def test_neurons_are_those_that_differ_most(built: Catalogue) -> None:
+    matrix = compare(built)
+    page = gather(built, [matrix], samples=0)
+    dnas = [built.load(name) for name in matrix.names]
+    assert set(page.neurons) == {(0, 1), (0, 2), (1, 2)}
+    for (i, j), found in page.neurons.items():
+        each = emd(dnas[i], dnas[j], per_neuron=True)
+        assert [n.emd for n in found] == pytest.approx(sorted(each, reverse=True)[:6], rel=1e-5)
+        for neuron in found:
+            at = dnas[i].slice_of(neuron.layer).start + neuron.neuron
+            assert each[at] == pytest.approx(neuron.emd, rel=1e-5)
+            assert dnas[i].low[at] <= neuron.low < neuron.high <= dnas[i].high[at] + 1e-12
+            assert max(*neuron.a, *neuron.b) == 999
+            shares = [d.distributions()[at] for d in (dnas[i], dnas[j])]
+            if len(neuron.a) == tiny.BINS:  # nothing cut, nothing joined
+                most = max(share.max() for share in shares)
+                for told, share in zip((neuron.a, neuron.b), shares, strict=True):
+                    assert told == pytest.approx(tuple(999 * share / most), abs=0.6)
+    assert all(panel.notes == ("no sample images",) for panel in page.panels)
+
+
+def test_of_many_pairs_each_dataset_has_its_nearest(built: Catalogue) -> None:
+    matrix = compare(built)
+    page = gather(built, [matrix], samples=0, pairs=1)
+    upper = {(i, j): matrix.of()[i, j] for i in range(3) for j in range(i + 1, 3)}
+    farthest = max(upper, key=lambda pair: upper[pair])
+    assert set(page.neurons) == set(upper) - {farthest}
+    assert page.neurons_note.startswith("For its size, this page has the neurons of 2 of 3 pairs")
+
+
+def test_images_that_are_gone_are_said_and_the_page_is_whole(tmp_path: Path) -> None:
+    catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
+    for name, first in (("a", 0), ("b", 50)):
+        here = [
+            replace(entry, uri=(tmp_path / f"gone-{k}.jpg").as_uri())
+            for k, entry in enumerate(entries(name, 5, first))
+        ]
+        manifest = plan(here)
+        commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+    page = gather(catalogue, [compare(catalogue)])
+    for panel in page.panels:
+        assert panel.samples == ()
+        (note,) = panel.notes
+        assert note.startswith("sample images cannot be read: ")
+        assert "gone-" in note
+    size = write_page(catalogue, [compare(catalogue)], str(tmp_path / "page.html"))
+    assert (tmp_path / "page.html").stat().st_size == size
+
+
+def test_one_bad_sample_leaves_the_others_and_far_ones_are_not_unpacked(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "THUMBNAIL", replace(THUMBNAIL, max_bytes=2_000))
+    for panel in gather(built, [compare(built)], pairs=0).panels:
+        told = " ".join(panel.notes)
+        assert len(panel.samples) + told.count("too_many_bytes") == panels.SAMPLES
+    near = entries("a", 1)[0]
+    assert not panels._is_far(replace(near, position=2**40))
+    assert not panels._is_far(replace(near, position=2**40, access="tar"))
+    assert not panels._is_far(replace(near, position=2**20, access="tar gz"))
+    assert panels._is_far(replace(near, position=2**40, access="tar gz"))
+
+
+def test_histograms_that_cannot_be_read_are_said(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> bytes:
+        raise SourceError("the file is gone")
+
+    matrix = compare(built)
+    monkeypatch.setattr(built, "read_checked", gone)
+    page = gather(built, [matrix], samples=0)
+    assert page.neurons == {}
+    assert page.neurons_note == "Histograms cannot be read: the file is gone"
+    (note, *_) = page.panels[matrix.names.index("mixed")].notes
+    assert note == "the failures cannot be read: the file is gone"
+    render(page)
+
+
+def test_a_thumbnail_is_decoded_within_limits() -> None:
+    def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+        out = io.BytesIO()
+        image.save(out, kind)
+        return out.getvalue()
+
+    picture = encoded(photo(1))
+    data = base64.b64decode(thumbnail(picture).partition(",")[2])
+    with Image.open(io.BytesIO(data)) as small:
+        shown = np.asarray(small.convert("RGB"), float)
+    assert np.abs(shown - 255 * load(picture, THUMBNAIL)).mean() < 6
+    with pytest.raises(BadImage, match="too_many_pixels"):
+        thumbnail(encoded(Image.new("1", (10_000, 10_000))))
+    with pytest.raises(BadImage, match="not_an_image"):
+        thumbnail(b"<html>" * 20)
