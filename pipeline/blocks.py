@@ -47,6 +47,13 @@ def sha256(data: Data) -> str:
     return found.hexdigest()
 
 
+def footer_start(data: Data) -> int:
+    """Where in a Parquet file, or in its end, the footer begins: what describes all before it."""
+    with memoryview(data) as view:
+        length = int.from_bytes(view[-8:-4], "little")
+    return size_of(data) - len("....PAR1") - length
+
+
 def let_go(data: Data) -> None:
     """What was read of a mapped file need not stay in memory: it is read again when it is needed.
 

@@ -262,18 +262,35 @@ def on_disk(data: bytes | mmap) -> bytes | mmap:
     return data if isinstance(data, mmap) else _mapped([data], len(data))
 
 
-def _mapped(blocks: Iterable[bytes], size: int) -> bytes | mmap:
+def sparse(size: int, pieces: Iterable[tuple[int, bytes]]) -> bytes | mmap:
+    """Pieces at their places in a temporary file of that size, mapped.
+
+    Between them are zeros, which take no room.
+    """
     if not size:
         return b""
     with contextlib.ExitStack() as stack:
         with _temporary_disk(size):
             file = stack.enter_context(tempfile.TemporaryFile())
-        for block in blocks:
+            file.truncate(size)
+        for start, piece in pieces:
             with _temporary_disk(size):
-                file.write(block)
+                file.seek(start)
+                file.write(piece)
         with _temporary_disk(size):
             file.flush()
             return mmap(file.fileno(), 0, access=ACCESS_READ)
+
+
+def _mapped(blocks: Iterable[bytes], size: int) -> bytes | mmap:
+    return sparse(size, _placed(blocks))
+
+
+def _placed(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    for block in blocks:
+        yield at, block
+        at += len(block)
 
 
 @contextlib.contextmanager
@@ -303,6 +320,23 @@ def read_on_disk(uri: str) -> bytes | mmap:
             return _mapped(iter(partial(file.read, LONGEST_BLOCK), b""), size)
     except SourceError:  # gone, or put anew between two blocks: then as one answer
         return on_disk(read(uri))
+
+
+def read_spans(uri: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+    """Bytes [start, stop) of each span, and where they stand; fewer where the object ends before.
+
+    Spans that touch are read together, a long block at a time. That all are of one content is for
+    the caller to check.
+    """
+    runs: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if runs and start <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
+        else:
+            runs.append((start, stop))
+    for start, stop in runs:
+        for at in range(start, stop, LONGEST_BLOCK):
+            yield at, read_range(uri, at, min(LONGEST_BLOCK, stop - at))
 
 
 def read_range(uri: str, start: int, length: int, identity: str | None = None) -> bytes:

@@ -441,6 +441,38 @@ def test_ranges_are_cut_at_the_end_and_are_of_the_identity(root: str) -> None:
             storage.read_range(uri, start, 5)
 
 
+def test_spans_that_touch_are_read_together_and_long_ones_in_blocks(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = storage.join(root, "a")
+    data = bytes(range(100))
+    storage.create(uri, data)
+    asked = []
+    real = storage.read_range
+
+    def spy(uri: str, start: int, length: int) -> bytes:
+        asked.append((start, length))
+        return real(uri, start, length)
+
+    monkeypatch.setattr(storage, "read_range", spy)
+    monkeypatch.setattr(storage, "LONGEST_BLOCK", 16)
+    spans = [(50, 55), (10, 15), (15, 20), (52, 70), (90, 120), (200, 210), (7, 7)]
+    pieces = list(storage.read_spans(uri, spans))
+    assert asked == [(10, 10), (50, 16), (66, 4), (90, 16), (106, 14), (200, 10)]
+    assert pieces == [(start, data[start : start + length]) for start, length in asked]
+    storage.delete(uri)
+    with pytest.raises(SourceError, match="does not exist"):
+        list(storage.read_spans(uri, spans))
+
+
+def test_a_sparse_file_takes_the_room_of_its_pieces() -> None:
+    with storage.sparse(2**36, [(2**35, b"middle"), (0, b"begin"), (2**36 - 3, b"end")]) as found:
+        assert (len(found), found[:6]) == (2**36, b"begin\0")
+        assert found[2**35 : 2**35 + 7] == b"middle\0"
+        assert found[-4:] == b"\0end"
+    assert storage.sparse(0, []) == b""
+
+
 def test_an_empty_object_is_read_whole_and_in_part(root: str) -> None:
     uri = storage.join(root, "empty")
     storage.create(uri, b"")
