@@ -16,6 +16,7 @@ reduce again over the partials that are kept.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,10 +30,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.blocks import footer_start, let_go, sha256
 from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, UsageError, VdnaError
 from pipeline.spec import Numerics, Spec, digest_of
 
 FORMAT = 1
+_FIRST = len("PAR1")
+"""Where in a file its first layer begins."""
 INT_COLUMNS = ("underflow", "overflow", "nonfinite")
 _ARROW = {
     **dict.fromkeys(INT_COLUMNS, pa.int64()),
@@ -423,10 +427,13 @@ def header(dna: DNA, kind: str, **extra: object) -> dict[str, Any]:
 def encode(metadata: Mapping[str, Any], groups: Iterable[pa.Table]) -> bytes:
     """A Parquet file in memory: one row group per table; the same input gives the same bytes.
 
+    Its metadata states the sha256 of each row group, so that one is checked without the others.
     Bytes and not a stream, since a stream that fails half-way publishes a truncated object.
     """
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()
     writer: pq.ParquetWriter | None = None
+    row_groups: list[dict[str, Any]] = []
+    stop = _FIRST
     for table in groups:
         if writer is None:
             writer = pq.ParquetWriter(
@@ -441,12 +448,17 @@ def encode(metadata: Mapping[str, Any], groups: Iterable[pa.Table]) -> bytes:
                 store_schema=False,
             )
         writer.write_table(table, row_group_size=max(1, table.num_rows))
+        start, stop = stop, sink.tell()
+        with sink.getbuffer() as held:
+            row_groups.append({"bytes": stop - start, "sha256": sha256(held[start:stop])})
     if writer is None:
         raise ValueError("a file needs at least one layer")
+    if metadata.get("kind") != "partial":  # which is read whole, and seals its numbers
+        metadata = {**metadata, "row_groups": row_groups}
     sealed = {**metadata, "checksum": digest_of(metadata)}
     writer.add_key_value_metadata({"vdna": json.dumps(sealed, sort_keys=True)})
     writer.close()
-    return cast(bytes, sink.getvalue().to_pybytes())
+    return sink.getvalue()
 
 
 def _encodings(table: pa.Table) -> dict[str, str]:
@@ -475,15 +487,39 @@ def encode_dna(dna: DNA, kind: str = "dna", **extra: object) -> bytes:
     return encode(header(dna, kind, **extra), (to_table(dna.select([la])) for la in dna.layers))
 
 
+@dataclass(frozen=True)
+class RowGroup:
+    """Where the bytes of a layer stand in a file, and what they are."""
+
+    start: int
+    stop: int
+    sha256: str
+
+
 class DnaFile:
     """A file of a DNA, a partial, or folds, open to be read layer by layer.
 
-    `metadata`: as `header` made it. Raises `CorruptFile` with `name` and what is wrong; readers
-    also raise `ConservationError` where the counts do not add up.
+    `metadata`: as `header` made it. `row_groups`: none of a partial, nor of a file of old. Raises
+    `CorruptFile` with `name` and what is wrong; readers also raise `ConservationError` where the
+    counts do not add up.
+
+    `start`: where in the file `data` begins; its footer alone is enough for all but reading.
+    `layers`: those that `data` has bytes of, which are checked here. With all, for None, they are
+    not: whoever has the whole file knows it by its sha256.
     """
 
-    def __init__(self, data: bytes | mmap, kind: str, name: str) -> None:
+    def __init__(
+        self,
+        data: bytes | mmap,
+        kind: str,
+        name: str,
+        *,
+        start: int = 0,
+        layers: Sequence[str] | None = None,
+    ) -> None:
         self.name = name
+        self._data = data
+        self._layers = layers
         try:
             self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             self.metadata: dict[str, Any] = json.loads(self._file.metadata.metadata[b"vdna"])
@@ -503,6 +539,7 @@ class DnaFile:
             if kind == "folds":
                 folds = self.metadata["folds"].items()
                 self._totals |= {fold: _Totals.of(own) for fold, own in folds}
+            self.row_groups = _row_groups(self.metadata.get("row_groups", ()))
         except (VdnaError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptFile(f"{name}: its metadata cannot be read: {error!r}") from error
         if self.spec.digest != stated:
@@ -513,6 +550,36 @@ class DnaFile:
             raise CorruptFile(
                 f"{name}: {self._file.num_row_groups} layers, its spec has {len(self.spec.layers)}"
             )
+        if len(self.row_groups) not in (0, len(self.spec.layers)):
+            raise CorruptFile(f"{name}: states the digests of {len(self.row_groups)} layers")
+        end = start + footer_start(data)
+        if self.row_groups and self.row_groups[-1].stop != end:
+            raise CorruptFile(
+                f"{name}: its layers end at {self.row_groups[-1].stop}, its footer begins at {end}"
+            )
+        if layers is not None:
+            self.check_bytes(layers)
+
+    def span(self, layer: str) -> tuple[int, int]:
+        """Where the layer's bytes are."""
+        row_group = self.row_groups[self._index(layer)]
+        return row_group.start, row_group.stop
+
+    def check_bytes(self, layers: Sequence[str] | None = None) -> None:
+        """Raises `CorruptFile` unless layers are what the file states of them, to the last bit.
+
+        For None all of them; none of a file of old, which states nothing.
+        """
+        for layer in self.spec.layers[: len(self.row_groups)] if layers is None else layers:
+            stated = self.row_groups[self._index(layer)]
+            with memoryview(self._data) as view, view[stated.start : stated.stop] as bytes_of_it:
+                found = sha256(bytes_of_it)
+            let_go(self._data)
+            if found != stated.sha256:
+                raise CorruptFile(
+                    f"{self.name}: layer {layer} has sha256 {found}; its footer states "
+                    f"{stated.sha256}. Restore the file, or delete it and build the dataset again"
+                )
 
     @property
     def folds(self) -> list[int]:
@@ -557,9 +624,16 @@ class DnaFile:
         whole.check(self.name)
         return whole
 
-    def _group(self, layer: str) -> pa.Table:
+    def _index(self, layer: str) -> int:
         self.spec.tap(layer)
-        index = self.spec.layers.index(layer)
+        return self.spec.layers.index(layer)
+
+    def _group(self, layer: str) -> pa.Table:
+        index = self._index(layer)
+        if self._layers is not None and layer not in self._layers:
+            raise CorruptFile(
+                f"{self.name}: layer {layer} was not read; only {', '.join(self._layers)} were"
+            )
         try:
             return self._file.read_row_group(index)
         except (pa.ArrowException, OSError, IndexError) as error:
@@ -575,6 +649,17 @@ class DnaFile:
         if not sealed:
             raise CorruptFile(f"{self.name}: the numbers of layer {layer} are not what was written")
         return dna
+
+
+def _row_groups(stated: Sequence[Mapping[str, Any]]) -> tuple[RowGroup, ...]:
+    found = []
+    stop = _FIRST
+    for row_group in stated:
+        if type(row_group["bytes"]) is not int or row_group["bytes"] < 0:
+            raise ValueError(f"a row group of {row_group['bytes']} bytes")
+        start, stop = stop, stop + row_group["bytes"]
+        found.append(RowGroup(start, stop, row_group["sha256"]))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
