@@ -259,7 +259,7 @@ class _Store:
         import pyarrow as pa
 
         from pipeline import storage
-        from pipeline.catalogue import Version
+        from pipeline.catalogue import Version, footers_of
         from pipeline.dna import DNA, encode, header, to_table
 
         digest = hashlib.sha256(f"{name} {seed}".encode()).hexdigest()[:32]
@@ -280,10 +280,11 @@ class _Store:
                 for n, p in enumerate(parts)
             }
             kinds["folds"] = (tables, {"folds": heads})
-        sha256 = {}
+        files, sha256 = {}, {}
         for kind, (tables, more) in kinds.items():
             data = encode(header(dna, kind, **shared, **more), tables)
             storage.create(self.place.uri(kind, self.spec.digest, name, digest), data)
+            files[kind] = data
             sha256[kind] = hashlib.sha256(data).hexdigest()
         numerics = tuple(header(dna, "dna")["numerics"])
         origin = {"file": "random", "software": "benchmark", "notes": []}
@@ -300,6 +301,7 @@ class _Store:
             "",
             numerics,
             origin,
+            footers_of(files),
         )
 
     def commit(self, versions: Mapping[str, Any]) -> None:

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from pipeline import images, storage
 from pipeline import ranges as ranges_module
 from pipeline.blocks import Data, sha256
-from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, software
+from pipeline.catalogue import (
+    Catalogue,
+    Version,
+    canonical_json,
+    check_name,
+    footers_of,
+    software,
+)
 from pipeline.dna import DNA
 from pipeline.errors import (
     BadImage,
@@ -531,6 +538,7 @@ def _finish(catalogue: Catalogue, p: _Plan, counted: int, engine: Engine) -> Res
         failed=len(composed.failures),
         products=recipe.products,
         sha256=hashes | {"manifests": p.manifest_sha256},
+        footers=footers_of(stored),
         source=storage.readable(p.manifest.source),
         built=datetime.now(UTC).isoformat(timespec="seconds"),
         software=software(),

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
-from pipeline.blocks import sha256
+from pipeline.blocks import Data, footer_start, sha256
 from pipeline.errors import (
     Conflict,
     CorruptFile,
@@ -48,6 +49,8 @@ KINDS = (*FILES, "layer_gaussians")
 """All folders of versions. A version's `sha256` says which of them it has a file in."""
 ON_DISK = ("manifests", "layer_gaussians")
 """Files that grow with the dataset or are large: they are read into temporary ones, and mapped."""
+IN_PART = ("dna", "folds", "layer_gaussians")
+"""Files that are read by layer; of what each layer's bytes are, their footers say."""
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9]+")
 """Of a file that a commit names: it leads nowhere else."""
@@ -56,9 +59,33 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
+class Footer:
+    """Where the footer of a Parquet file begins, its size, and its sha256.
+
+    The commit says so of it, and it of each layer: what is read of a file is known as the whole is.
+    """
+
+    start: int
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, data: Data, start: int = 0) -> Footer:
+        """Of a file, or of what follows in it from `start` on."""
+        with memoryview(data) as view, view[max(0, footer_start(data)) :] as footer:
+            return cls(start + footer_start(data), footer.nbytes, sha256(footer))
+
+
+def footers_of(files: Mapping[str, Data]) -> dict[str, Footer]:
+    """Of those kinds of files that are read in part."""
+    return {kind: Footer.of(files[kind]) for kind in IN_PART if kind in files}
+
+
+@dataclass(frozen=True)
 class Version:
     """One dataset version under one spec: its digests, totals, and the sha256 of its files.
 
+    `footers`: of those that are read in part; none of versions of old, which are read whole.
     `numerics`: under which its images were counted, each with its number of `images`. `origin`: of
     an imported version, where it is from and what is not known of it; it has a DNA only, and no
     manifest.
@@ -76,6 +103,7 @@ class Version:
     software: str
     numerics: tuple[Mapping[str, Any], ...]
     origin: Mapping[str, Any] = field(default_factory=dict)
+    footers: Mapping[str, Footer] = field(default_factory=dict)
 
     @property
     def imported(self) -> bool:
@@ -101,16 +129,21 @@ class Version:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Version:
         tuples = {name: tuple(data[name]) for name in ("products", "numerics")}
-        version = cls(**(dict(data) | tuples))
+        footers = {kind: Footer(**stated) for kind, stated in data.get("footers", {}).items()}
+        version = cls(**(dict(data) | tuples | {"footers": footers}))
         texts = (version.dna, version.manifest, version.spec, version.source, version.built)
         hashes = [version.sha256[kind] for kind in (("dna",) if version.imported else FILES)]
-        hashes += version.sha256.values()
+        hashes += [*version.sha256.values(), *(footer.sha256 for footer in footers.values())]
         if not set(version.sha256) <= set(KINDS):
             raise ValueError(f"files of unknown kinds: {sorted(version.sha256)}")
+        if not footers.keys() <= version.sha256.keys() & set(IN_PART):
+            raise ValueError(f"footers of files that have none: {sorted(footers)}")
         if not all(isinstance(text, str) for text in (*texts, *hashes, *version.products)):
             raise TypeError(f"digests and names must be text: {data}")
-        if not all(type(count) is int and count >= 0 for count in (version.images, version.failed)):
-            raise TypeError(f"images and failed must be numbers from 0 up: {data}")
+        counts = [version.images, version.failed]
+        counts += [at for footer in footers.values() for at in (footer.start, footer.size)]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise TypeError(f"images, failed and places must be numbers from 0 up: {data}")
         names = [version.dna, version.spec, *(() if version.imported else (version.manifest,))]
         for name in names:
             if not _FILE_NAME.fullmatch(name):
@@ -401,7 +434,7 @@ class Catalogue:
         layers: Sequence[str] | None = None,
         layer_gaussian: bool = False,
     ) -> DNA:
-        """A dataset's DNA, of `layers` only where given; its file's sha256 is checked.
+        """A dataset's DNA, of `layers` only where given; what is read of its file is checked.
 
         `layer_gaussian`: with its layers' scatter matrices, which are a file of their own. Raises
         `NotFound` where it was built without.
@@ -417,24 +450,40 @@ class Catalogue:
         *,
         layer_gaussian: bool = False,
     ) -> DNA:
-        dna = self.open_file("dna", name, version).read(layers)
+        dna = self.open_file("dna", name, version, layers).read(layers)
         if not layer_gaussian:
             return dna
-        return self.open_file("layer_gaussians", name, version).read_gaussians(dna)
+        return self.open_file("layer_gaussians", name, version, layers).read_gaussians(dna)
 
     def open_file(
-        self, kind: str, name: str, version: Version, *, on_disk: bool = False
+        self,
+        kind: str,
+        name: str,
+        version: Version,
+        layers: Sequence[str] | None = None,
+        *,
+        on_disk: bool = False,
     ) -> DnaFile:
         """A version's DNA, folds or layer Gaussians, to be read by layer; the last lie on disk,
         and the others where that is asked for.
+
+        `layers`: those that will be read of it. Where they are not all, these alone are fetched and
+        checked, and lie on disk; a version of old is fetched whole.
 
         Raises `CorruptFile` where it is of another dataset or version, whatever the commit says.
         """
         from pipeline.dna import DnaFile
 
-        data = self.read_checked(kind, name, version)
         uri = self.uri(kind, version.spec, name, version.dna)
-        file = DnaFile(storage.on_disk(data) if on_disk else data, kind, uri)
+        footer = version.footers.get(kind)
+        file = None
+        if footer is not None and layers is not None:
+            file = _open_part(uri, kind, footer, layers)
+        if file is None:
+            data = self.read_checked(kind, name, version)
+            file = DnaFile(storage.on_disk(data) if on_disk else data, kind, uri)
+            if footer is not None:
+                _require_footer(uri, Footer.of(data), footer)
         dataset = file.metadata.get("dataset")
         if (dataset, file.spec.digest) != (name, version.spec):
             raise CorruptFile(
@@ -518,6 +567,31 @@ class Catalogue:
         if spec.digest != digest:
             raise CorruptFile(f"{uri} holds spec {spec.digest}")
         return spec
+
+
+def _open_part(uri: str, kind: str, stated: Footer, layers: Sequence[str]) -> DnaFile | None:
+    """The file with these layers only; None where they are all, or it states no digests of them.
+
+    What holds two reads together are the digests: the same bytes put anew meanwhile are the same.
+    """
+    from pipeline.dna import DnaFile
+
+    tail = storage.read_range(uri, stated.start, stated.size)
+    _require_footer(uri, Footer.of(tail, stated.start), stated)
+    head = DnaFile(tail, kind, uri, start=stated.start)
+    if not head.row_groups or set(layers) >= set(head.spec.layers):
+        return None
+    parts = storage.read_spans(uri, [head.span(layer) for layer in layers])
+    data = storage.sparse(stated.start + stated.size, chain([(stated.start, tail)], parts))
+    return DnaFile(data, kind, uri, layers=layers)
+
+
+def _require_footer(uri: str, found: Footer, stated: Footer) -> None:
+    if found != stated:
+        raise CorruptFile(
+            f"{uri}: its footer has sha256 {found.sha256}, at {found.start}; {stated.sha256}, at "
+            f"{stated.start}, was committed. Restore it, or delete it and build the dataset again"
+        )
 
 
 def _gap(uri: str) -> CorruptFile:

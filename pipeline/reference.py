@@ -29,7 +29,14 @@ from numpy.typing import NDArray
 
 from pipeline import ranges as ranges_module
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, software
+from pipeline.catalogue import (
+    Catalogue,
+    Version,
+    canonical_json,
+    check_name,
+    footers_of,
+    software,
+)
 from pipeline.dna import (
     DNA,
     SCALAR_COLUMNS,
@@ -837,8 +844,8 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
     storage.require_exclusive(catalogue.root)
     storage.create(catalogue.spec_uri(digest), canonical_json(by.spec.to_json()))
     ranges = _store_ranges(catalogue, dna) if file.kind == "activation-ranges" else None
-    hashes = {}
-    for kind, data in _files(dna, name, content, products).items():
+    hashes, files = {}, _files(dna, name, content, products)
+    for kind, data in files.items():
         uri = catalogue.uri(kind, digest, name, content)
         if not storage.create(uri, data):
             storage.replace(uri, data)
@@ -864,6 +871,7 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
             "file": file.name,
             "images_from": file.source,
         },
+        footers=footers_of(files),
     )
     commit = catalogue.put_version(name, version, base, action="import")
     kept = commit.datasets[name][digest]

@@ -372,10 +372,12 @@ class _Panel:
 class _Shelf:
     """Of this process: open files of the tile at hand, and the panels that still fit.
 
-    A file is read whole once, since that is what its sha256 is of, and lies on disk from then on.
+    A file's layers that the job is of are read once, and lie on disk from then on.
     """
 
-    files: dict[tuple[str, str, str, str], DnaFile] = field(default_factory=dict)
+    files: dict[tuple[str, str, str, str, tuple[str, ...] | None], DnaFile] = field(
+        default_factory=dict
+    )
     panels: dict[tuple[object, ...], _Panel] = field(default_factory=dict)
 
     def turn_to(self, tile: Tile) -> None:
@@ -424,9 +426,10 @@ class _Shelf:
         return _Panel(curves, folds, means, variances, dict(sorted(roots.items())))
 
     def _open(self, job: Job, kind: str, name: str, version: Version) -> DnaFile:
-        key = (job.root, name, version.dna, kind)
+        layers = None if set(job.layers) >= set(job.spec.layers) else job.layers
+        key = (job.root, name, version.dna, kind, layers)
         if key not in self.files:
-            file = Catalogue(job.root).open_file(kind, name, version, on_disk=True)
+            file = Catalogue(job.root).open_file(kind, name, version, layers, on_disk=True)
             self.files[key] = file
         return self.files[key]
 

@@ -118,9 +118,12 @@ class _Checks:
     def _check_dna(self) -> str:
         version = self._version
         file = self._catalogue.open_file("dna", self._name, version)
+        file.check_bytes()
         uri, dna = file.name, file.read()
         if LAYER_GAUSSIAN in version.products:
-            dna = self._catalogue.load_version(self._name, version, layer_gaussian=True)
+            gaussians = self._catalogue.open_file("layer_gaussians", self._name, version)
+            gaussians.check_bytes()
+            dna = gaussians.read_gaussians(dna)
         digest = digest_of_dna(dna, version.manifest, version.products)
         if digest != version.dna:
             raise CorruptFile(f"{uri}: its numbers have digest {digest}")
@@ -177,6 +180,7 @@ class _Checks:
     def _check_folds(self) -> str:
         version, dna = self._version, self._known_dna()
         file = self._catalogue.open_file("folds", self._name, version)
+        file.check_bytes()
         uri = file.name
         sizes = {
             int(index): int(fold["images"]) + int(fold["failed"])

@@ -26,7 +26,7 @@ import pytest
 
 from pipeline import ranges as ranges_module
 from pipeline import storage
-from pipeline.catalogue import FILES, Catalogue, Commit, Version, canonical_json
+from pipeline.catalogue import FILES, Catalogue, Commit, Version, canonical_json, footers_of
 from pipeline.dna import encode_dna
 from pipeline.errors import BadImage, ConservationError, CorruptFile
 from pipeline.images import NONDETERMINISTIC, REASONS, decode, load, load_isolated
@@ -215,6 +215,7 @@ def _readers() -> dict[str, Reader]:
         *(7, 3, ("histogram",)),
         dict.fromkeys(FILES, "0" * 64) | hashes,
         *("file:///a", "2026-01-01", "vdna", ()),
+        footers=footers_of(files),
     )
     commit = Commit(3, "2026-01-01", "build a", spec.digest, {"a": {spec.digest: version}})
     write(dna, "memory://fuzz/written.npz", "histogram")
@@ -223,6 +224,11 @@ def _readers() -> dict[str, Reader]:
     return {
         "dna": Reader(
             files["dna"], lambda d: _stored("dna", d).load_version("a", version), _identical
+        ),
+        "dna in part": Reader(
+            files["dna"],
+            lambda d: _stored("dna", d).load_version("a", version, ["head"]),
+            _identical,
         ),
         "partial": Reader(partial.encode(), lambda d: Partial.decode(d, "x"), _identical),
         "failures": Reader(
@@ -313,7 +319,7 @@ def test_mutated_files_of_ours_are_refused(name: str) -> None:
     run(lambda d: check_reader(reader, d), [reader.data], 0, lambda number: number == 300)
 
 
-@pytest.mark.parametrize("name", ["dna", "partial", "ranges", "matrix", "failures"])
+@pytest.mark.parametrize("name", ["dna", "dna in part", "partial", "ranges", "matrix", "failures"])
 def test_no_footer_of_ours_can_change(name: str) -> None:
     """It says where columns begin and what they are; no page checksum covers it."""
     reader = READERS[name]

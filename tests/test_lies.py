@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +183,19 @@ def other_sha256(kind: str) -> Callable[[Copy], str]:
     return lie
 
 
+BEFORE = {"start": -9, "size": 9, "sha256": "00"}
+AFTER = BEFORE | {"start": 9}
+
+
+def other_footer(kind: str) -> Callable[[Copy], str]:
+    def lie(copy: Copy) -> str:
+        stated = {of: asdict(footer) for of, footer in copy.version.footers.items()}
+        copy.lie(footers={**stated, kind: {**stated[kind], "sha256": "00" * 32}})
+        return copy.uri(kind)
+
+    return lie
+
+
 def a_failure_less(copy: Copy) -> str:
     from pipeline.partial import encode_failures
 
@@ -232,6 +245,10 @@ LIES: dict[str, tuple[Callable[[Copy], str], set[str]]] = {
     "a dna of other failures": (restated(failed=2), READ_DNA),
     "another spec": (spec_swapped, {"show", "compare", "verify"}),
     "another sha256 of the dna": (other_sha256("dna"), READ_DNA),
+    "another footer of the dna": (other_footer("dna"), READ_DNA),
+    "another footer of the folds": (other_footer("folds"), {"verify"}),
+    "a commit of a footer before its file": (of_version(footers={"dna": BEFORE}), ALL),
+    "a commit of a footer of no file": (of_version(footers={"failures": AFTER}), ALL),
     "another sha256 of the manifest": (other_sha256("manifests"), {"verify", "gc"}),
     "a commit of a negative number": (of_version(images=-1), ALL),
     "a commit of no number": (of_version(failed=True), ALL),

@@ -18,7 +18,7 @@ import pytest
 from pipeline import ranges as ranges_module
 from pipeline import storage
 from pipeline.build import InProcess, Request, build_datasets
-from pipeline.catalogue import Catalogue, Version
+from pipeline.catalogue import Catalogue, Version, footers_of
 from pipeline.dna import DnaFile, Ranges, decode_dna, encode, encode_dna, to_table
 from pipeline.errors import CorruptFile, NotFound, VdnaError
 from pipeline.manifest import Manifest, Shard
@@ -81,8 +81,13 @@ class Copy:
     def put(self, kind: str, data: bytes) -> None:
         """Other bytes, and a commit that vouches for them."""
         storage.replace(self.uri(kind), data)
-        hashes = self.catalogue.find(NAME).sha256
-        self.lie(sha256={**hashes, kind: hashlib.sha256(data).hexdigest()})
+        version = self.catalogue.find(NAME)
+        kept = {of: footer for of, footer in version.footers.items() if of != kind}
+        kept |= footers_of({kind: data} if data[-4:] == b"PAR1" else {})
+        self.lie(
+            sha256={**version.sha256, kind: hashlib.sha256(data).hexdigest()},
+            footers={of: asdict(footer) for of, footer in kept.items()},
+        )
 
     def change_partial(self, index: int, change: Callable[[Partial], Partial]) -> None:
         uri = self.partials[index]

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import ranges as ranges_module
 from pipeline import storage
 from pipeline.build import Request, Result, build_datasets
-from pipeline.catalogue import Catalogue, Version, canonical_json
+from pipeline.catalogue import Catalogue, Version, canonical_json, footers_of
 from pipeline.dna import DNA, Ranges
 from pipeline.manifest import Entry, Manifest, Shard, read_shard
 from pipeline.networks import Network
@@ -99,6 +99,7 @@ def commit_dataset(
         built=BUILT,
         software="vdna-pipeline by hand",
         numerics=composed.numerics,
+        footers=footers_of(files),
     )
     base = catalogue.head().datasets.get(name, {}).get(spec.digest)
     catalogue.put_version(name, version, base)
