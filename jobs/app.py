@@ -11,6 +11,7 @@ from jobs.build import build
 from jobs.calibrate import calibrate
 from jobs.compare import compare
 from jobs.demo import demo
+from jobs.explain import explain
 from jobs.export import export
 from jobs.gc import gc
 from jobs.log import log
@@ -41,7 +42,10 @@ def main(
         raise typer.Exit
 
 
-for command in (demo, build, refresh, compare, report, calibrate, ls, show, log, verify, gc):
+for command in (
+    *(demo, build, refresh, compare, explain, report, calibrate),
+    *(ls, show, log, verify, gc),
+):
     app.command()(command)
 app.command("import")(import_module("jobs.import").import_)  # its name is a keyword
 app.command()(export)

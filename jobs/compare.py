@@ -96,7 +96,7 @@ def compare(
         at=at,
         spec=spec,
         fd=fd,
-        lens=_lens(place, names or (), lens, neurons or (), at=at, spec=spec),
+        lens=lens_for(place, names or (), lens, neurons or (), at=at, spec=spec),
         error_bars=error_bars,
         effort=effort_for(catalogue, workers, ray_address, memory),
     )
@@ -165,7 +165,7 @@ def effort_for(
     return Effort(crew, round(memory * GIGABYTE), progress=Lines(units=("pairs", "tiles")))
 
 
-def _lens(
+def lens_for(
     place: Catalogue,
     names: Sequence[str],
     lens: str | None,
@@ -174,6 +174,7 @@ def _lens(
     at: str | None,
     spec: str | None,
 ) -> Lens | None:
+    """The lens that is named or chosen; None for neither."""
     from pipeline.errors import UsageError
     from pipeline.lens import Lens
     from pipeline.matrix import find_lens, spec_of

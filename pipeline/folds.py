@@ -220,6 +220,7 @@ def fold_sums(
 
 PAIR_ESTIMATES = ("emd_corrected", "se", "low", "high", "floor", "p")
 """What is known of a pair without the other pairs."""
+NEURON_COLUMNS = ("emd", "shift", *PAIR_ESTIMATES)
 
 
 def estimates(sums: FoldSums) -> dict[str, Floats]:
@@ -255,6 +256,49 @@ def estimates(sums: FoldSums) -> dict[str, Floats]:
             images_b,
         )
         found["p"][here] = flip_test(apart)
+    return found
+
+
+def neuron_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
+    """(C,) of `NEURON_COLUMNS`: what `estimates` says of a pair, of each neuron alone.
+
+    Of the first DNA of `a` against the first of `b`; NaN as there. `emd` is in bins, and `shift` is
+    how far the mean of b's activations lies above a's: as far as `emd` where one of the
+    distributions lies above the other everywhere.
+    """
+    rows = [side.whole.values[:, 0].astype(np.int64) for side in (a, b)]
+    apart = rows[0] - rows[1]
+    undefined = a.whole.undefined[:, 0] | b.whole.undefined[:, 0]
+    found = {name: np.full(len(apart), np.nan) for name in NEURON_COLUMNS}
+    found["emd"] = np.where(undefined, np.nan, np.abs(apart).sum(axis=1) / ONE)
+    found["shift"] = np.where(undefined, np.nan, apart.sum(axis=1) / ONE)
+    folds_a, folds_b = (int((side.images[0] > 0).sum()) for side in (a, b))
+    if min(folds_a, folds_b) < 2:
+        return found
+
+    def without(side: FoldCurves, folds: int, other: Ints) -> Floats:
+        each = [np.abs(side.dropped.values[:, k] - other).sum(axis=1) for k in range(folds)]
+        return np.stack(each, axis=1) / ONE
+
+    def curves(side: FoldCurves, folds: int) -> Floats:
+        each = side.marks[0, :folds].astype(np.float64) + side.level[0]
+        return np.asarray(each.transpose(1, 0, 2))
+
+    images_a, images_b = a.images[:, :folds_a], b.images[:, :folds_b]
+    dropped_a, dropped_b = without(a, folds_a, rows[1]), without(b, folds_b, rows[0])
+    of_emd = estimate(found["emd"], dropped_a, dropped_b, images_a, images_b)
+    for name in ("emd_corrected", "se", "low", "high"):
+        found[name] = getattr(of_emd, name)
+    halves = [side.halves[:, 0, : len(splits(k))] for side, k in ((a, folds_a), (b, folds_b))]
+    found["floor"] = floor(halves[0], images_a, halves[1], images_b)
+    of_a, of_b = curves(a, folds_a), curves(b, folds_b)
+    gram_aa, gram_bb, gram_ab = (
+        x @ y.transpose(0, 2, 1) for x, y in ((of_a, of_a), (of_b, of_b), (of_a, of_b))
+    )
+    found["p"] = flip_test(differences(gram_aa, gram_bb, gram_ab, images_a, images_b))
+    unknown = undefined | a.unknown[:, 0] | b.unknown[:, 0]
+    for name in PAIR_ESTIMATES:
+        found[name][unknown] = np.nan
     return found
 
 

@@ -528,6 +528,18 @@ def _assembled(
     )
 
 
+def resolve(
+    catalogue: Catalogue,
+    names: Sequence[str] = (),
+    *,
+    at: int | str | None = None,
+    spec: str | None = None,
+) -> tuple[str, Mapping[str, Version]]:
+    """The spec digest and versions that `compare` takes for these names. Raises as it does."""
+    chosen = _Wanted.of(catalogue, names, at, spec)
+    return chosen.spec_digest, chosen.versions
+
+
 def spec_of(
     catalogue: Catalogue,
     names: Sequence[str] = (),
@@ -536,7 +548,7 @@ def spec_of(
     spec: str | None = None,
 ) -> Spec:
     """The spec under which `compare` compares these. Raises as it does."""
-    return catalogue.spec(_Wanted.of(catalogue, names, at, spec).spec_digest)
+    return catalogue.spec(resolve(catalogue, names, at=at, spec=spec)[0])
 
 
 def find_lens(catalogue: Catalogue, name: str, spec: Spec) -> Lens:

@@ -30,6 +30,7 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import cumulative
 from pipeline.dna import DnaFile, Floats
 from pipeline.errors import BadImage, VdnaError
+from pipeline.explain import overlaid
 from pipeline.manifest import Entry, read_shard
 from pipeline.matrix import Matrix, numerics_notes
 from pipeline.page import Neuron, Page, Panel, Sample, render
@@ -51,10 +52,6 @@ SAMPLING_SECONDS = 120.0
 PAIRS, MOST_PAIRS = 66, 300
 """Whose neurons are told: all of 12 datasets; of more, those of a dataset and its nearest."""
 NEURONS = 6
-PARTS = 48
-"""Of a histogram on the page."""
-TAIL = 5e-4
-"""Share of the activations, at either end, that a histogram on the page may leave out."""
 FAILURES = 5
 NEAR = 64 * 2**20
 """Bytes of a compressed tar that are unpacked for a sample, at most."""
@@ -354,15 +351,6 @@ class _Sums:
 
 
 def _neuron(layer: str, at: int, emd: float, a: _Layer, b: _Layer) -> Neuron:
-    both = (a.sums[at] + b.sums[at]) / 2
-    bins = len(both)
-    first = int(np.searchsorted(both, TAIL))
-    last = min(bins, int(np.searchsorted(both, 1 - TAIL)) + 1)
-    edges = np.unique(np.linspace(first, last, PARTS + 1).round().astype(int))
-    shares = [
-        np.diff(np.concatenate([[0.0], of.sums[at]])[edges]) / np.diff(edges) for of in (a, b)
-    ]
-    most = max(float(share.max()) for share in shares) or 1.0
-    heights = [tuple(int(v) for v in np.rint(share / most * 999)) for share in shares]
-    low, width = float(a.low[at]), float(a.high[at] - a.low[at]) / bins
-    return Neuron(layer, at, emd, low + first * width, low + last * width, *heights)
+    low, high = float(a.low[at]), float(a.high[at])
+    seen = overlaid(a.sums[at].astype(np.float64), b.sums[at].astype(np.float64), low, high)
+    return Neuron(layer, at, emd, seen.low, seen.high, seen.a, seen.b)

@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
@@ -16,7 +19,9 @@ from rich.text import Text
 
 from pipeline.arrange import neighbours
 from pipeline.dna import Floats
+from pipeline.explain import Explanation, Overlay
 from pipeline.matrix import ALL, Distance, Matrix
+from pipeline.significance import FALSE_DISCOVERY_RATE
 
 RATE = 0.05
 """Of the pairs called different, the share that may be so by chance (Benjamini and Hochberg)."""
@@ -205,3 +210,113 @@ def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = RATE) -> st
     if untested:
         line += f"; {untested:,} {'is' if untested == 1 else 'are'} not tested"
     return f"{line}."
+
+
+# Why two datasets differ.
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_NARROWEST, _WIDEST = 8, 24
+"""Characters of a histogram; where there is room for fewer, none is drawn."""
+
+
+def print_explanation(found: Explanation, console: Console, top: int) -> None:
+    """Layers, then the first `top` neurons, with both histograms where there is room for them.
+
+    What is not told apart is dim, and marked. On a narrow console columns are left out, the last
+    ones first.
+    """
+    console.print(Text(f"From {found.a} to {found.b}: layers", style="bold"), soft_wrap=True)
+    tested = found.neurons["q"].null_count < found.neurons.num_rows
+    rows = [
+        {
+            "layer": row["layer"],
+            **_measured(row),
+            "differ": f"{row['differing']:,}/{row['neurons']:,}" if tested else "",
+            "share": f"{row['share']:.0%}",
+        }
+        for row in found.layers.to_pylist()
+    ]
+    _print_ranking(rows, console)
+    neurons = found.neurons.slice(0, top).to_pylist()
+    console.print(Text(f"\nNeurons, the first {len(neurons)}", style="bold"), soft_wrap=True)
+    rows = [
+        {
+            "neuron": f"{row['layer']}[{row['neuron']}]",
+            **_measured(row),
+            "shift": "" if row["shift"] is None else f"{row['shift']:+.{_decimals(row['shift'])}f}",
+        }
+        for row in neurons
+    ]
+    width = min((console.width - _width(_ranking(rows)) - 2) // 2, _WIDEST)
+    if width >= _NARROWEST:
+        for row, shown in zip(rows, found.shown, strict=False):
+            row["of a"], row["of b"] = _sparklines(shown, width)
+    _print_ranking(rows, console)
+
+
+def _print_ranking(rows: list[dict[str, str]], console: Console) -> None:
+    while _width(table := _ranking(rows)) > console.width and len(rows[0]) > 2:
+        rows = [dict(list(row.items())[:-1]) for row in rows]
+    console.print(
+        Segments(console.render(table, console.options.update(width=_width(table)))),
+        soft_wrap=True,
+        end="",
+    )
+
+
+def _width(table: Table) -> int:
+    return Console(width=10**6).measure(table).maximum
+
+
+def _ranking(rows: Sequence[Mapping[str, str]]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    ink = {"of a": "blue", "of b": "yellow"}
+    for number, heading in enumerate(rows[0]):
+        left = number == 0 or heading in ink
+        table.add_column(
+            heading, no_wrap=True, justify="left" if left else "right", style=ink.get(heading)
+        )
+    for row in rows:
+        alike = row["emd"].startswith(_MARK)
+        table.add_row(*map(Text, row.values()), style="dim" if alike else "")
+    return table
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, str]:
+    """Cells; the distance of what is not told apart is marked."""
+    if row["emd"] is None:
+        return {"emd": "nan", "q": "", "corrected [95%]": ""}
+    alike = row["q"] is not None and row["q"] >= FALSE_DISCOVERY_RATE
+    interval = ""
+    if row["emd_corrected"] is not None:
+        digits = _decimals(row["emd_corrected"])
+        interval = "{emd_corrected:.{d}f} [{low:.{d}f}, {high:.{d}f}]".format(**row, d=digits)
+    return {
+        "emd": f"{_MARK if alike else ''}{_number(row['emd'])}",
+        "q": "" if row["q"] is None else f"{row['q']:.2g}",
+        "corrected [95%]": interval,
+    }
+
+
+def _sparklines(shown: Overlay, width: int) -> tuple[str, str]:
+    """Both histograms in blocks, on one scale; where anything is, something shows."""
+    means = [
+        [float(part.mean()) for part in np.array_split(np.array(of), min(width, len(of)))]
+        for of in (shown.a, shown.b)
+    ]
+    most = max(max(of) for of in means) or 1.0
+    full = len(_BLOCKS) - 1
+    a, b = ("".join(_BLOCKS[int(np.ceil(v / most * full))] for v in of) for of in means)
+    return a, b
+
+
+def explanation_sentence(found: Explanation) -> str:
+    """How many neurons differ, and how many make up half of the distance."""
+    neurons = found.neurons.num_rows
+    most = f"{found.half:,} of {neurons:,} neurons make up half of the distance"
+    if found.neurons["q"].null_count == neurons:
+        return f"No error bars are known of this distance: no neuron is tested. {most}."
+    return (
+        f"{found.differing:,} of {neurons:,} neurons differ at a false discovery rate of "
+        f"{FALSE_DISCOVERY_RATE:.0%}; {most}."
+    )

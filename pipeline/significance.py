@@ -236,18 +236,22 @@ def _signs(folds: int, *, fixed: bool) -> Floats:
 
 
 def false_discovery(p: Floats) -> Floats:
-    """(planes, D, D) q of symmetric p: Benjamini and Hochberg (1995), over the pairs of each plane.
+    """(planes, D, D) q of symmetric p, `adjusted` over the pairs of each plane.
 
     The diagonal, and pairs of unknown p, are no pairs: NaN.
     """
     q = np.full_like(p, np.nan)
     rows, columns = np.triu_indices(p.shape[-1], 1)
     for of_plane, values in zip(q, p, strict=True):
-        pairs = values[rows, columns]
-        known = np.flatnonzero(np.isfinite(pairs))
-        order = known[np.argsort(pairs[known], kind="stable")]
-        scaled = pairs[order] * len(order) / np.arange(1, len(order) + 1)
-        adjusted = np.minimum.accumulate(scaled[::-1])[::-1]
-        of_plane[rows[order], columns[order]] = np.minimum(adjusted, 1)
-        of_plane[columns[order], rows[order]] = np.minimum(adjusted, 1)
+        of_plane[rows, columns] = of_plane[columns, rows] = adjusted(values[rows, columns])
+    return q
+
+
+def adjusted(p: Floats) -> Floats:
+    """(N,) q of p, after Benjamini and Hochberg (1995); NaN for NaN, which is no test."""
+    q = np.full_like(p, np.nan)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1)
     return q

@@ -23,7 +23,7 @@ FLOORS = [
     {"shard", "reduce", "pairwise", "folds", "tiles", "matrix", "catalogue"},
     {
         *("build", "calibrate", "cluster", "config", "gc", "reference", "report", "samples"),
-        *("recount", "verify", "figure", "page", "panels"),
+        *("recount", "verify", "explain", "figure", "page", "panels"),
     },
 ]
 LEVEL = {module: level for level, floor in enumerate(FLOORS) for module in floor}

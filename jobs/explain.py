@@ -1,0 +1,105 @@
+"""Why two datasets differ: the layers and neurons behind their distance."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.compare import lens_for
+from jobs.shell import (
+    AtOption,
+    CatalogueOption,
+    JsonOption,
+    SpecOption,
+    guarded,
+    print_json,
+    run_alone,
+)
+
+
+@guarded
+def explain(
+    catalogue: CatalogueOption,
+    a: Annotated[str, typer.Argument(help="A dataset.")],
+    b: Annotated[str, typer.Argument(help="The one that it is compared with.")],
+    top: Annotated[int, typer.Option(min=1, help="Neurons to show.")] = 20,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Of this layer only. Can be repeated.")
+    ] = None,
+    lens: Annotated[
+        str | None,
+        typer.Option(help="Weights of neurons: a Parquet file, or one of the catalogue's by name."),
+    ] = None,
+    neurons: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these, alike: 'blocks.3.1:4,17,100-120'. Can be repeated."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Write all neurons, in order, as Parquet.")
+    ] = None,
+    spec: SpecOption = None,
+    at: AtOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the layers and neurons in which two datasets differ, and show how."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pipeline import storage
+    from pipeline.catalogue import Catalogue
+    from pipeline.errors import UsageError
+    from pipeline.explain import explain as explained
+    from pipeline.progress import Lines
+
+    if out and not out.endswith(".parquet"):
+        raise UsageError(f"out is {out!r}; the neurons are written as Parquet (.parquet)")
+    place = Catalogue(catalogue)
+    found = explained(
+        place,
+        a,
+        b,
+        layers=layer,
+        at=at,
+        spec=spec,
+        lens=lens_for(place, (a, b), lens, neurons or (), at=at, spec=spec),
+        top=top,
+        progress=Lines(units=("neurons", "layers")),
+    )
+    if out:
+        sink = pa.BufferOutputStream()
+        pq.write_table(found.neurons, sink, compression="zstd", write_page_checksum=True)
+        storage.replace(storage.canonical(out), sink.getvalue().to_pybytes())
+    if as_json:
+        first = found.neurons.slice(0, top).to_pylist()
+        for row, shown in zip(first, found.shown, strict=False):
+            row["histograms"] = {
+                "low": shown.low,
+                "high": shown.high,
+                "a": shown.a,
+                "b": shown.b,
+            }
+        print_json(
+            {
+                "a": a,
+                "b": b,
+                "lens": found.lens,
+                "differing": found.differing,
+                "half": found.half,
+                "layers": found.layers.to_pylist(),
+                "neurons": first,
+            }
+        )
+        return
+    from rich.console import Console
+
+    from pipeline.report import explanation_sentence, print_explanation
+
+    print_explanation(found, Console(), top)
+    print(explanation_sentence(found))
+    if out:
+        print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    run_alone(explain)

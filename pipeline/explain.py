@@ -1,0 +1,294 @@
+"""Why two datasets differ: their layers and neurons, those that are furthest apart first.
+
+    >>> found = explain(Catalogue("dnas"), "sunny", "rainy")              # doctest: +SKIP
+    >>> found.neurons.to_pandas().query("q < 0.05").head(20)              # doctest: +SKIP
+
+The sensitivity of a neuron is its Earth Mover's Distance between the two (Ramtoula et al., CVPR
+2023, section 4). Thousands are looked at, so that some lie far apart by chance: each has an
+interval and a test of its own from the folds, and `q` bounds the share of false alarms among those
+that are called different (Benjamini and Hochberg).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.catalogue import Catalogue, Version
+from pipeline.distance import cumulative
+from pipeline.dna import DNA, DnaFile, Floats, Ints
+from pipeline.folds import (
+    NEURON_COLUMNS,
+    PAIR_ESTIMATES,
+    FoldCurves,
+    FoldSums,
+    estimates,
+    fold_sums,
+    neuron_estimates,
+)
+from pipeline.lens import UNIFORM, Lens
+from pipeline.matrix import ALL, ESTIMATES, resolve
+from pipeline.progress import Progress, Silent
+from pipeline.significance import FALSE_DISCOVERY_RATE, adjusted
+
+TOP = 20
+PARTS = 48
+"""Of a histogram that is shown."""
+TAIL = 5e-4
+"""Share of the activations, at either end, that a shown histogram may leave out."""
+
+_MEASURES = [(name, pa.float64()) for name in ("emd", "emd_range", *ESTIMATES)]
+LAYERS = pa.schema(
+    [
+        ("layer", pa.string()),
+        ("neurons", pa.int64()),
+        ("differing", pa.int64()),
+        *_MEASURES,
+        ("share", pa.float64()),
+    ]
+)
+NEURONS = pa.schema(
+    [
+        ("layer", pa.string()),
+        ("neuron", pa.int32()),
+        *_MEASURES,
+        ("shift", pa.float64()),
+        ("weight", pa.float64()),
+        ("share", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Two histograms on one axis from `low` to `high` in activations; heights of 999 at most."""
+
+    low: float
+    high: float
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What `a` and `b` differ in; both tables begin with what is furthest apart.
+
+    `layers`: a row per layer, and `all` first where they are all there: distances as a matrix has
+    them, `q` over the layers, and how many of its `neurons` are `differing` at a false discovery
+    rate of 5%. `neurons`: a row per neuron that weighs anything, `q` over all of them; `shift` is
+    the mean of `b` less that of `a`, in bins. `share`: of the sum of weighted distances. Null where
+    it is not known. `shown`: histograms of the first neurons, in their order.
+    """
+
+    a: str
+    b: str
+    lens: str
+    layers: pa.Table
+    neurons: pa.Table
+    shown: tuple[Overlay, ...]
+
+    @cached_property
+    def differing(self) -> int:
+        """Neurons that differ at the false discovery rate."""
+        return int((_floats(self.neurons, "q") < FALSE_DISCOVERY_RATE).sum())
+
+    @cached_property
+    def half(self) -> int:
+        """The least number of neurons that make up half of the distance; 0 where there is none."""
+        shares = np.sort(np.nan_to_num(_floats(self.neurons, "share")))[::-1].cumsum()
+        return int(np.searchsorted(shares, 0.5 - 1e-12) + 1) if shares[-1] > 0 else 0
+
+
+def explain(
+    catalogue: Catalogue,
+    a: str,
+    b: str,
+    *,
+    layers: Sequence[str] | None = None,
+    at: int | str | None = None,
+    spec: str | None = None,
+    lens: Lens | None = None,
+    top: int = TOP,
+    progress: Progress | None = None,
+) -> Explanation:
+    """The layers and neurons of two datasets' distance. `lens`: weighs the neurons.
+
+    A layer of both is in memory at a time. Raises as `compare` does.
+    """
+    digest, versions = resolve(catalogue, [a, b], at=at, spec=spec)
+    network = catalogue.spec(digest)
+    chosen = tuple(layers or network.layers)
+    sizes = [network.tap(layer).neurons for layer in chosen]
+    if lens is not None:
+        lens.require_fit(network)
+    sides = [_Side.open(catalogue, name, version, chosen) for name, version in versions.items()]
+    progress = progress or Silent()
+    progress.start(images=sum(sizes), shards=len(chosen), present=0)
+    parts = []
+    for layer, neurons in zip(chosen, sizes, strict=True):
+        weights = np.ones(neurons) if lens is None else lens.of_layer(layer)
+        parts.append(_Layer.of(layer, weights, sides, top))
+        progress.advance(neurons, 0)
+    progress.finish()
+    table, order = _neuron_table(parts, network.bins)
+    of_neuron = [
+        part.overlays.get(at) for part in parts for at in np.flatnonzero(part.weights).tolist()
+    ]
+    shown = (of_neuron[at] for at in order[:top])
+    return Explanation(
+        a,
+        b,
+        UNIFORM if lens is None else lens.name,
+        _layer_table(parts, table, network.bins, whole=layers is None),
+        table,
+        tuple(overlay for overlay in shown if overlay is not None),
+    )
+
+
+def overlaid(a: Floats, b: Floats, low: float, high: float, parts: int = PARTS) -> Overlay:
+    """Of a neuron's cumulative distributions (bins,) over [low, high], in equal parts."""
+    both, bins = (a + b) / 2, len(a)
+    first = int(np.searchsorted(both, TAIL))
+    last = min(bins, int(np.searchsorted(both, 1 - TAIL)) + 1)
+    edges = np.unique(np.linspace(first, last, parts + 1).round().astype(int))
+    shares = [np.diff(np.concatenate([[0.0], sums])[edges]) / np.diff(edges) for sums in (a, b)]
+    most = max(float(share.max()) for share in shares) or 1.0
+    heights = [tuple(int(v) for v in np.rint(share / most * 999)) for share in shares]
+    width = (high - low) / bins
+    return Overlay(low + first * width, low + last * width, *heights)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """A dataset's files, open. `folds`: None where it has none."""
+
+    dna: DnaFile
+    folds: DnaFile | None
+
+    @classmethod
+    def open(
+        cls, catalogue: Catalogue, name: str, version: Version, layers: Sequence[str]
+    ) -> _Side:
+        def opened(kind: str) -> DnaFile:
+            return catalogue.open_file(kind, name, version, on_disk=True, layers=layers)
+
+        return cls(opened("dna"), opened("folds") if "folds" in version.sha256 else None)
+
+    def read(self, layer: str) -> tuple[DNA, FoldCurves]:
+        dna = self.dna.read([layer])
+        folds = {} if self.folds is None else self.folds.read_folds(layer)
+        return dna, FoldCurves.of([dna], [folds])
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What is known of a layer. `columns`: of its neurons; `overlays`: of those furthest apart."""
+
+    name: str
+    weights: Floats
+    sums: FoldSums
+    columns: Mapping[str, Floats]
+    overlays: Mapping[int, Overlay]
+
+    @classmethod
+    def of(cls, name: str, weights: Floats, sides: Sequence[_Side], top: int) -> _Layer:
+        with ThreadPoolExecutor(2, "read") as pool:
+            (dna_a, a), (dna_b, b) = pool.map(lambda side: side.read(name), sides)
+        columns = neuron_estimates(a, b)
+        sums = fold_sums(a, b, weights)
+        owed = weights * columns["emd"]
+        first = [at for at in _furthest(columns, weights)[:top].tolist() if np.isfinite(owed[at])]
+        curves = [cumulative(dna) for dna in (dna_a, dna_b)]
+        ranges = dna_a.low, dna_a.high
+        overlays = {
+            at: overlaid(curves[0][at], curves[1][at], ranges[0][at], ranges[1][at]) for at in first
+        }
+        return cls(name, weights, sums, columns, overlays)
+
+
+def _furthest(columns: Mapping[str, Floats], weights: Floats) -> Ints:
+    """Neurons by what they add to the distance, the corrected one where it is known."""
+    emd = np.nan_to_num(columns["emd"] * np.abs(weights), nan=-1.0)
+    corrected = columns["emd_corrected"] * np.abs(weights)
+    return np.lexsort((-emd, -np.where(np.isfinite(corrected), corrected, emd)))
+
+
+def _neuron_table(parts: Sequence[_Layer], bins: int) -> tuple[pa.Table, Ints]:
+    """The neurons that weigh anything, and the order in which they stand in the table."""
+    seen = [np.flatnonzero(part.weights) for part in parts]
+    joined = {
+        name: np.concatenate([part.columns[name][at] for part, at in zip(parts, seen, strict=True)])
+        for name in NEURON_COLUMNS
+    }
+    weights = np.concatenate([part.weights[at] for part, at in zip(parts, seen, strict=True)])
+    order = _furthest(joined, weights)
+    owed = np.abs(weights) * joined["emd"]
+    columns: dict[str, Any] = {
+        **joined,
+        "layer": np.repeat([part.name for part in parts], [len(at) for at in seen]),
+        "neuron": np.concatenate(seen).astype(np.int32),
+        "emd_range": joined["emd"] / bins,
+        "q": adjusted(joined["p"]),
+        "weight": weights,
+        "share": _shares(owed),
+    }
+    return _table(NEURONS, {name: values[order] for name, values in columns.items()}), order
+
+
+def _layer_table(parts: Sequence[_Layer], neurons: pa.Table, bins: int, *, whole: bool) -> pa.Table:
+    """Layers, the furthest first, below `all`."""
+    totals = [float(np.abs(part.weights).sum()) for part in parts]
+    sums = FoldSums.stack([part.sums for part in parts], totals, whole=whole)
+    signed = any((part.weights < 0).any() for part in parts)
+    known = {} if signed else estimates(sums)
+    unknown = np.full(len(sums.theta), np.nan)
+    columns: dict[str, Any] = {"emd": sums.theta[:, 0, 0]}
+    columns |= {name: known[name][:, 0, 0] if known else unknown for name in PAIR_ESTIMATES}
+    columns["emd_range"] = columns["emd"] / bins
+    layers = len(parts)
+    columns["q"] = np.concatenate([adjusted(columns["p"][:layers]), columns["p"][layers:]])
+    of = np.array(neurons["layer"].to_pylist(), object)
+    differing = _floats(neurons, "q") < FALSE_DISCOVERY_RATE
+    share = np.nan_to_num(_floats(neurons, "share"))
+    names = [part.name for part in parts]
+    rows = [
+        (int((of == name).sum()), int(differing[of == name].sum()), float(share[of == name].sum()))
+        for name in names
+    ]
+    if whole:
+        names.append(ALL)
+        rows.append((len(of), int(differing.sum()), float(share.sum())))
+    for at, name in enumerate(("neurons", "differing", "share")):
+        columns[name] = np.array([row[at] for row in rows])
+    columns["layer"] = np.array(names, object)
+    order = _furthest(
+        {name: columns[name][:layers] for name in NEURON_COLUMNS if name != "shift"},
+        np.ones(layers),
+    )
+    order = np.concatenate([np.arange(layers, len(names)), order])
+    return _table(LAYERS, {name: values[order] for name, values in columns.items()})
+
+
+def _shares(owed: Floats) -> Floats:
+    total = np.nansum(owed)
+    return owed / total if total else np.where(np.isnan(owed), np.nan, 0.0)
+
+
+def _table(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
+    return pa.table(
+        {
+            field.name: pa.array(columns[field.name], field.type, from_pandas=True)
+            for field in schema
+        },
+        schema=schema,
+    )
+
+
+def _floats(table: pa.Table, column: str) -> Floats:
+    return cast(Floats, table[column].to_numpy())
