@@ -78,7 +78,7 @@ def compare(
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
     from pipeline.figure import draw, kind_of
-    from pipeline.matrix import ALL, numerics_notes
+    from pipeline.matrix import ALL, numerics_notes, shared_source_notes
     from pipeline.matrix import compare as compare_all
     from pipeline.page import require_html
 
@@ -130,6 +130,8 @@ def compare(
         print(f"note: not compared, as built under other specs (--spec): {', '.join(apart)}")
     for note in numerics_notes(versions):
         print(f"note: numerics differ: {note}")
+    for note in shared_source_notes(versions):
+        print(f"note: images may be shared, and error bars not hold: {note}")
     for name, version in versions.items():
         if version.imported:
             print(f"note: {name} was {version.provenance}")

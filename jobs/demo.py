@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.build import engine_for
 from jobs.shell import JsonOption, RayOption, WorkersOption, guarded, print_json, run_alone
+
+if TYPE_CHECKING:
+    from pipeline.matrix import Matrix
 
 
 @guarded
@@ -56,18 +59,31 @@ def demo(
     for line in nearest_sentences(matrix):
         print(line)
     print(summary_sentence(matrix))
-    original = matrix.names.index("photos/original")
-    shown = {name: matrix.of()[original, i] for i, name in enumerate(matrix.names)}
-    print(
-        "\nThe same photographs, brighter, darker and with more contrast, lie at "
-        f"{shown['photos/brighter']:.1f}, {shown['photos/darker']:.1f} and "
-        f"{shown['photos/contrast']:.1f} bins from the original;\nother crops of them at "
-        f"{shown['photos/other-crops']:.1f}, textures at {shown['textures']:.1f}, "
-        f"microscopy at {shown['microscopy']:.1f}."
-    )
+    print(f"\n{_of_photos(matrix)}")
     print(f"\nOpen {page} in a browser: the matrix, its pairs, and the datasets.")
     print(f"The matrix is in {table} and {out / 'matrix.svg'}; the catalogue in {catalogue.root}")
     print(f"Next: vdna compare -c {out / 'catalogue'} --layer blocks.3.1")
+
+
+def _of_photos(matrix: Matrix) -> str:
+    """What was done to the photographs, and whether it shows."""
+    from pipeline.report import DIFFERENT, shown, verdicts
+    from pipeline.significance import CONFIDENCE, FALSE_DISCOVERY_RATE
+
+    at = matrix.names.index("photos/original")
+    verdict, values = verdicts(matrix)[at], shown(matrix)[at]
+    low, high = matrix.of(column="low")[at], matrix.of(column="high")[at]
+    told: dict[bool, list[str]] = {True: [], False: []}
+    for i, name in enumerate(matrix.names):
+        if name.startswith("photos/") and i != at:
+            text = f"{name.removeprefix('photos/')} {values[i]:.1f} [{low[i]:.1f}, {high[i]:.1f}]"
+            told[bool(verdict[i] == DIFFERENT)].append(text)
+    return (
+        f"Bins from photos/original, with {CONFIDENCE:.0%} intervals. At a false discovery rate of "
+        f"{FALSE_DISCOVERY_RATE:.0%}\nthese differ from it: {', '.join(told[True]) or 'none'};\n"
+        f"these are not told apart: {', '.join(told[False]) or 'none'}.\n"
+        "(other-crops differs by sampling alone.)"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import numpy as np
 from pipeline.arrange import clusters
 from pipeline.errors import UsageError
 from pipeline.matrix import ALL, Matrix
-from pipeline.report import ALIKE, DIFFERENT, RATE, UNTESTED, verdicts
+from pipeline.report import ALIKE, DIFFERENT, UNTESTED, verdicts
+from pipeline.significance import FALSE_DISCOVERY_RATE
 
 KINDS = ("svg", "png", "pdf")
 DPI = 200
@@ -37,8 +38,9 @@ def kind_of(path: str) -> str:
 def draw(matrix: Matrix, kind: str, layer: str = ALL) -> bytes:
     """The file's bytes, alike for the same matrix. Raises `UsageError` for an unknown layer.
 
-    A dot: the pair differs at `RATE`; hatching: it is not told apart. Where cells are too small for
-    either, those that are not told apart are grey, as are distances that are not defined.
+    A dot: the pair differs at `FALSE_DISCOVERY_RATE`; hatching: it is not told apart. Where cells
+    are too small for either, those that are not told apart are grey, as are distances that are not
+    defined.
     """
     import matplotlib  # a second of importing, for who draws
 
@@ -136,10 +138,11 @@ def _figure(matrix: Matrix, layer: str) -> Any:
     if (verdict == UNTESTED).all():
         figure.text(*at, "no error bars are known: no pair is tested", size=7, va="bottom")
         return figure
-    keys: list[Any] = [Patch(facecolor="0.85", label=f"not told apart (q ≥ {RATE:g})")]
+    rate = f"{FALSE_DISCOVERY_RATE:g}"
+    keys: list[Any] = [Patch(facecolor="0.85", label=f"not told apart (q ≥ {rate})")]
     if size <= _WITH_MARKS:
-        dot = main.scatter([], [], s=9, c="black", label=f"differs (q < {RATE:g})")
-        keys = [dot, Patch(label=f"not told apart (q ≥ {RATE:g})", **_ALIKE)]
+        dot = main.scatter([], [], s=9, c="black", label=f"differs (q < {rate})")
+        keys = [dot, Patch(label=f"not told apart (q ≥ {rate})", **_ALIKE)]
     figure.legend(
         handles=keys,
         loc="lower left",

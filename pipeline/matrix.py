@@ -36,6 +36,8 @@ ALL = "all"
 Distance = Literal["emd", "nfd", "fd"]
 Estimate = Literal["emd_corrected", "se", "low", "high", "floor", "p", "q"]
 ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
+NAMED = 3
+"""Datasets that a note names, of those whose sources lie within one."""
 RECENT = 16
 """Kept matrices that are looked at for pairs to take, the newest first."""
 
@@ -589,3 +591,35 @@ def numerics_notes(versions: Mapping[str, Version]) -> list[str]:
         for field, values in seen.items()
         if len(values) > 1
     ]
+
+
+def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
+    """A sentence for each source that several of these versions are of, itself or within it.
+
+    Error bars suppose samples that are independent; nested sources may have images in common. Only
+    the outermost is told, with a few of its datasets: a catalogue may hold hundreds of them.
+    """
+    # By segments, and in their order: what lies within a source follows it, and `a` holds no `ab`.
+    # A version that was imported has no images of a source, but a file.
+    places = sorted(
+        (version.source.rstrip("/").split("/"), name)
+        for name, version in versions.items()
+        if version.source and not version.imported
+    )
+    groups: list[tuple[list[str], list[str]]] = []
+    for segments, name in places:
+        if not groups or segments[: len(groups[-1][0])] != groups[-1][0]:
+            groups.append((segments, []))
+        groups[-1][1].append(name)
+    return [
+        f"{_some(names)} are of the source {'/'.join(segments) or '/'}, or of places within it"
+        for segments, names in groups
+        if len(names) > 1
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    if len(names) <= NAMED + 1:
+        return f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{', '.join(names[:NAMED])} and {len(names) - NAMED:,} more"

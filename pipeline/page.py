@@ -29,7 +29,7 @@ from pipeline.arrange import clusters, plane_map
 from pipeline.dna import Floats
 from pipeline.errors import UsageError, redact
 from pipeline.matrix import Distance, Estimate, Matrix
-from pipeline.report import RATE
+from pipeline.significance import FALSE_DISCOVERY_RATE
 
 NUMBERS = 5_000_000
 """Bytes of a page that its distances may take; columns of the least use are left out first."""
@@ -106,7 +106,7 @@ def require_html(out: str) -> None:
         raise UsageError(f"the page is to be {out!r}; name it .html")
 
 
-def render(page: Page, *, rate: float = RATE, room: int = NUMBERS) -> bytes:
+def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int = NUMBERS) -> bytes:
     """The file. Raises `UsageError` for matrices of different datasets."""
     names = page.matrices[0].names
     for matrix in page.matrices:

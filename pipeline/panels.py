@@ -32,7 +32,7 @@ from pipeline.dna import DnaFile, Floats
 from pipeline.errors import BadImage, VdnaError
 from pipeline.explain import overlaid
 from pipeline.manifest import Entry, read_shard
-from pipeline.matrix import Matrix, numerics_notes
+from pipeline.matrix import Matrix, numerics_notes, shared_source_notes
 from pipeline.page import Neuron, Page, Panel, Sample, render
 from pipeline.spec import Preprocess, Spec
 
@@ -82,6 +82,10 @@ def gather(
         panels = list(pool.map(panel, versions.items()))
     told, note = neurons(catalogue, matrix, versions, spec, pairs)
     notes = [f"numerics differ: {line}" for line in numerics_notes(versions)]
+    notes += [
+        f"images may be shared, and error bars not hold: {line}"
+        for line in shared_source_notes(versions)
+    ]
     notes += [
         f"{name} was {version.provenance}" for name, version in versions.items() if version.imported
     ]

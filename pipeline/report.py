@@ -23,8 +23,6 @@ from pipeline.explain import Explanation, Overlay
 from pipeline.matrix import ALL, Distance, Matrix
 from pipeline.significance import FALSE_DISCOVERY_RATE
 
-RATE = 0.05
-"""Of the pairs called different, the share that may be so by chance (Benjamini and Hochberg)."""
 PAIRS = 20
 """Listed where the table is too wide."""
 NAMED = 3
@@ -37,7 +35,9 @@ _SCALE = ((254, 232, 56), (124, 123, 120), (0, 34, 78))
 _MARK = "~"
 
 
-def verdicts(matrix: Matrix, layer: str = ALL, rate: float = RATE) -> NDArray[np.int8]:
+def verdicts(
+    matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE
+) -> NDArray[np.int8]:
     """(D, D): `DIFFERENT` where q < rate, `ALIKE` where it is not, `UNTESTED` without a q."""
     q = matrix.of(layer, "q")
     found = np.where(np.isnan(q), UNTESTED, np.where(q < rate, DIFFERENT, ALIKE)).astype(np.int8)
@@ -76,7 +76,7 @@ def print_matrix(
         for line in _nearest_pairs(matrix, layer, distance):
             console.print(line, soft_wrap=True)
     if (_marked(matrix, layer, distance) == ALIKE).any():
-        legend = f"{_MARK} not told apart at a false discovery rate of {RATE:.0%}"
+        legend = f"{_MARK} not told apart at a false discovery rate of {FALSE_DISCOVERY_RATE:.0%}"
         console.print(Text(legend, style="dim"), soft_wrap=True)
 
 
@@ -197,7 +197,7 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
     return lines
 
 
-def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = RATE) -> str:
+def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE) -> str:
     """How many pairs differ, or that no one knows."""
     upper = verdicts(matrix, layer, rate)[np.triu_indices(len(matrix.names), 1)]
     pairs = f"{len(upper):,} {'pair' if len(upper) == 1 else 'pairs'}"

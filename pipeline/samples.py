@@ -6,9 +6,12 @@
     PosixPath('samples/photos/darker')
 
 An image is a square crop, at its own resolution, of a picture that the installed scikit-image or
-scikit-learn carries; only files inside the two packages are read, nothing is downloaded. The
-variants of `photos/original` hold the same crops under the same file names, so what differs is the
-change and nothing else. `photos/other-crops` differs by sampling alone.
+scikit-learn carries; only files inside the two packages are read, nothing is downloaded.
+
+Each dataset is an independent sample, as error bars suppose: for every image a picture of the
+dataset's, a side and a place are drawn anew, from random numbers of the dataset's own. So
+`photos/other-crops` differs from `photos/original` by sampling alone; the other variants by their
+change, and by sampling.
 
 `china.jpg` and `flower.jpg` are CC BY 2.0 (their README in scikit-learn names the authors).
 """
@@ -27,16 +30,16 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from pipeline.errors import StorageError, UsageError
 
-RECIPE = 1
+RECIPE = 2
 """Version of what is written; a change of a single crop or colour is a new version."""
 
 DATASETS: dict[str, str] = {
-    "photos/original": "seven colour photographs: people, animals, things, places",
-    "photos/brighter": "the same crops, every value times 1.5, clipped",
-    "photos/darker": "the same crops, every value times 0.5",
-    "photos/contrast": "the same crops, contrast times 2 about the photograph's mean",
-    "photos/blurred": "the same crops, Gaussian blur of 3 pixels",
-    "photos/other-crops": "the same photographs cropped elsewhere: nothing else differs",
+    "photos/original": "crops of seven colour photographs: people, animals, things, places",
+    "photos/brighter": "crops of the same, every value doubled, clipped",
+    "photos/darker": "crops of the same, every value halved",
+    "photos/contrast": "crops of the same, contrast times 2 about the photograph's mean",
+    "photos/blurred": "crops of the same, Gaussian blur of 3 pixels",
+    "photos/other-crops": "crops of the same, drawn anew: nothing else differs",
     "textures": "brick, grass and gravel, in grey",
     "astronomy": "galaxies of the Hubble deep field, and the moon's surface",
     "microscopy": "stained tissue, and a single cell",
@@ -80,12 +83,12 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """Crops of pictures: `sides[s]` crops of side s from each, shorter where a picture is."""
+    """So many images, of equally likely pictures and sides; shorter where a picture is."""
 
     pictures: tuple[_Picture, ...]
-    sides: dict[int, int]
+    images: int
+    sides: tuple[int, ...] = (128, 192, 256, 320)
     change: Callable[[Image.Image], Image.Image] = Image.Image.copy
-    draw: int = 0
     suffix: str = "jpg"
 
 
@@ -97,36 +100,27 @@ def _sklearn(*files: str) -> tuple[_Picture, ...]:
     return tuple(_Picture("sklearn", f"datasets/images/{file}") for file in files)
 
 
-def _photos(
-    change: Callable[[Image.Image], Image.Image] = Image.Image.copy, draw: int = 0
-) -> _Recipe:
+def _photos(change: Callable[[Image.Image], Image.Image] = Image.Image.copy) -> _Recipe:
     pictures = _skimage(
         "astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"
     )
-    pictures += _sklearn("china.jpg", "flower.jpg")
-    return _Recipe(pictures, {128: 3, 192: 2, 256: 2, 320: 2}, change, draw)
+    return _Recipe(pictures + _sklearn("china.jpg", "flower.jpg"), 120, change=change)
 
 
 _RETINA_MARGIN = 210  # leaves the square inside the disc, without the black around it
 
 _RECIPES: dict[str, _Recipe] = {
     "photos/original": _photos(),
-    "photos/brighter": _photos(lambda image: ImageEnhance.Brightness(image).enhance(1.5)),
+    "photos/brighter": _photos(lambda image: ImageEnhance.Brightness(image).enhance(2.0)),
     "photos/darker": _photos(lambda image: ImageEnhance.Brightness(image).enhance(0.5)),
     "photos/contrast": _photos(lambda image: ImageEnhance.Contrast(image).enhance(2.0)),
     "photos/blurred": _photos(lambda image: image.filter(ImageFilter.GaussianBlur(3))),
-    "photos/other-crops": _photos(draw=1),
-    "textures": _Recipe(
-        _skimage("brick.png", "grass.png", "gravel.png"), {128: 5, 192: 5, 256: 5, 320: 5}
-    ),
-    "astronomy": _Recipe(
-        _skimage("hubble_deep_field.jpg", "moon.png"), {128: 8, 192: 8, 256: 7, 320: 7}
-    ),
-    "microscopy": _Recipe(_skimage("cell.png", "ihc.png"), {128: 8, 192: 8, 256: 7, 320: 7}),
-    "retina": _Recipe(
-        _skimage("retina.jpg", margin=_RETINA_MARGIN), {128: 15, 192: 15, 256: 15, 320: 15}
-    ),
-    "text": _Recipe(_skimage("page.png", "text.png"), {96: 10, 128: 10, 160: 10}, suffix="png"),
+    "photos/other-crops": _photos(),
+    "textures": _Recipe(_skimage("brick.png", "grass.png", "gravel.png"), 50),
+    "astronomy": _Recipe(_skimage("hubble_deep_field.jpg", "moon.png"), 50),
+    "microscopy": _Recipe(_skimage("cell.png", "ihc.png"), 50),
+    "retina": _Recipe(_skimage("retina.jpg", margin=_RETINA_MARGIN), 50),
+    "text": _Recipe(_skimage("page.png", "text.png"), 50, sides=(96, 128, 160), suffix="png"),
 }
 
 
@@ -167,7 +161,7 @@ def _listing(folder: Path) -> set[str]:
 
 def _refuse_other_files(folders: dict[str, Path], seed: int) -> None:
     for name, path in folders.items():
-        planned = {file for file, _ in _crops(_RECIPES[name], seed)}
+        planned = {file for file, _ in _crops(name, seed)}
         if others := sorted(_listing(path) - planned):
             raise UsageError(
                 f"{path} holds {others[0]!r}, which is not of the sample images of seed {seed}, "
@@ -180,7 +174,7 @@ def _write(marker: Path, folders: dict[str, Path], seed: int) -> None:
     marker.unlink(missing_ok=True)
     for name, path in folders.items():
         path.mkdir(parents=True, exist_ok=True)
-        for file, image in _crops(_RECIPES[name], seed):
+        for file, image in _crops(name, seed):
             # Without chroma subsampling, so that a colour edge survives in small crops.
             options: dict[str, Any] = {"quality": 95, "subsampling": 0}
             image.save(path / file, **({} if file.endswith(".png") else options))
@@ -188,31 +182,18 @@ def _write(marker: Path, folders: dict[str, Path], seed: int) -> None:
     marker.write_text(_marker_text(counts, seed))
 
 
-def _crops(recipe: _Recipe, seed: int) -> Iterator[tuple[str, Image.Image]]:
+def _crops(name: str, seed: int) -> Iterator[tuple[str, Image.Image]]:
     """File name and pixels of each image; the name says picture, side, and left and upper edge."""
-    for picture in recipe.pictures:
-        source = recipe.change(picture.open())
-        for wanted, count in recipe.sides.items():
-            side = min(wanted, *source.size)
-            rng = random.Random(f"{seed}/{picture.name}/{wanted}")
-            for draws in _places(rng, source.width - side, source.height - side, count):
-                x, y = draws[recipe.draw]
-                file = f"{picture.name}-s{side}-x{x:04d}-y{y:04d}.{recipe.suffix}"
-                yield file, source.crop((x, y, x + side, y + side))
-
-
-def _places(
-    rng: random.Random, x_room: int, y_room: int, count: int
-) -> Iterator[list[tuple[int, int]]]:
-    """`count` pairs of upper left corners, evenly spread: each pair has a strip of either axis.
-
-    The two of a pair are exchangeable and never the same, so all firsts and all seconds are two
-    samples of one distribution without a common crop.
-    """
-    long, short = max(x_room, y_room) + 1, min(x_room, y_room) + 1
-    strips = rng.sample(range(count), count)
-    for i, strip in enumerate(strips):
-        along = rng.sample(range(long * i // count, long * (i + 1) // count), 2)
-        across = [int((strip + rng.random()) * short / count) for _ in along]
-        pairs = zip(along, across, strict=True)
-        yield [(a, b) if x_room >= y_room else (b, a) for a, b in pairs]
+    recipe = _RECIPES[name]
+    rng = random.Random(f"{seed}/{name}")  # of its own: no other dataset's draws change these
+    sources = {picture.name: recipe.change(picture.open()) for picture in recipe.pictures}
+    drawn: set[str] = set()
+    while len(drawn) < recipe.images:
+        picture = rng.choice(list(sources))
+        source = sources[picture]
+        side = min(rng.choice(recipe.sides), *source.size)
+        x, y = (rng.randint(0, length - side) for length in source.size)
+        file = f"{picture}-s{side}-x{x:04d}-y{y:04d}.{recipe.suffix}"
+        if file not in drawn:
+            drawn.add(file)
+            yield file, source.crop((x, y, x + side, y + side))

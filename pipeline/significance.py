@@ -42,7 +42,7 @@ METHOD = "1"
 """Version of what is estimated, and how: of another, a matrix is computed anew."""
 CONFIDENCE = 0.95
 FALSE_DISCOVERY_RATE = 0.05
-"""Of the pairs that are said to differ, so many may do so by chance."""
+"""Of the pairs that are said to differ, the share that may do so by chance."""
 _SPLIT = 8
 _CHUNK = 4
 """Tests at a time: 32,768 sums of each stay in the cache."""

@@ -509,6 +509,16 @@ def test_report_writes_the_page_of_a_snapshot(
     assert '"lens":"third"' in out.read_text().replace(" ", "")
 
 
+def test_compare_says_which_datasets_may_share_images(photos: Path, tmp_path: Path) -> None:
+    place, page = tmp_path / "catalogue", tmp_path / "page.html"
+    for name, limit in (("few", 2), ("more", 3)):
+        build(name, photos, place, "--limit", limit)
+    note = f"few and more are of the source {photos}, or of places within it"
+    text = vdna("compare", "-c", place, "--html", page).stdout
+    assert f"note: images may be shared, and error bars not hold: {note}" in text
+    assert note in page.read_text()
+
+
 def test_compare_keeps_to_one_spec(
     place: Path, others: Path, specs: dict[int, str], tmp_path: Path
 ) -> None:

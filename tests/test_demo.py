@@ -24,9 +24,20 @@ def test_the_demo_shows_what_it_says(tmp_path: Path) -> None:
     assert emd["photos/original"] == 0
     assert emd["photos/other-crops"] < min(emd[name] for name in variants)
     assert max(emd[name] for name in variants) < min(emd[name] for name in others)
+    q = dict(zip(matrix.names, matrix.of("all", "q")[original], strict=True))
+    assert q["photos/other-crops"] > 0.2  # 0.42, and on no machine near what is told apart
+    assert max(q[name] for name in (*variants, *others)) < 0.01
+    told = done.stdout.partition("these differ from it: ")[2]
+    differ, _, alike = told.partition("these are not told apart: ")
+    for name in variants:
+        corrected, low, high = (
+            matrix.of("all", column)[original, matrix.names.index(name)]
+            for column in ("emd_corrected", "low", "high")
+        )
+        assert f"{name.split('/')[1]} {corrected:.1f} [{low:.1f}, {high:.1f}]" in differ
+    assert alike.startswith("other-crops ")
     for name in matrix.names:
         assert name in done.stdout
-    assert f"{emd['photos/brighter']:.1f}, {emd['photos/darker']:.1f} and" in done.stdout
     assert "<svg" in (tmp_path / "matrix.svg").read_text()
     page = (tmp_path / "report.html").read_text()
     assert f"Open {tmp_path / 'report.html'} in a browser" in done.stdout

@@ -6,6 +6,7 @@ import uuid
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,14 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import cumulative, emd, nfd
 from pipeline.dna import DNA, _concatenate
 from pipeline.errors import CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
-from pipeline.matrix import ESTIMATES, SCHEMA, Matrix, compare, numerics_notes
+from pipeline.matrix import (
+    ESTIMATES,
+    SCHEMA,
+    Matrix,
+    compare,
+    numerics_notes,
+    shared_source_notes,
+)
 from pipeline.pairwise import pairwise_emd
 from pipeline.plan import plan
 from pipeline.significance import differences, estimate, flip_test, floor, splits
@@ -519,3 +527,55 @@ def test_names_that_share_a_spec_are_compared_under_it(place: Catalogue) -> None
     assert compare(place, ["x", "y"]).spec_digest == other_spec.digest
     with pytest.raises(NotFound, match=r"has no dataset 'z'; it has: .*x, y"):
         compare(place, ["x", "z"])
+
+
+# Notes on sources that overlap, of which error bars do not hold.
+
+
+def of_source(source: str, **changes: Any) -> Version:
+    return replace(noted(), source=source, **changes)
+
+
+def shared(**sources: str) -> list[str]:
+    return shared_source_notes({name: of_source(source) for name, source in sources.items()})
+
+
+def test_one_source_and_one_within_another_are_noted() -> None:
+    assert shared(a="s3://b/a", same="s3://b/a") == [
+        "a and same are of the source s3://b/a, or of places within it"
+    ]
+    assert shared(deep="s3://b/a/x/y", a="s3://b/a", other="s3://b/c") == [
+        "a and deep are of the source s3://b/a, or of places within it"
+    ]
+    assert shared(bucket="s3://b", a="s3://b/a") == [
+        "bucket and a are of the source s3://b, or of places within it"
+    ]
+    assert shared(disk="/", a="/data/a", c="s3://b/c") == [
+        "disk and a are of the source /, or of places within it"
+    ]
+
+
+def test_siblings_and_names_that_begin_alike_are_not_nested() -> None:
+    assert shared(a="s3://b/a", ab="s3://b/ab", c="s3://b/a-c", d="s3://b/a.d", e="s3://ba/a") == []
+    assert shared(a="/b/a", ab="/b/ab", s3="s3://b/a", gs="gs://b/a") == []
+    assert shared(a="s3://b/x/a", b="s3://b/x/b") == []
+    assert shared() == []
+    # Of a place within, though a name that begins alike sorts between the two.
+    (note,) = shared(a="s3://b/a", between="s3://b/a-c", within="s3://b/a/c")
+    assert note == "a and within are of the source s3://b/a, or of places within it"
+
+
+def test_versions_without_images_of_a_source_share_none() -> None:
+    imported = of_source("a.npz", origin={"file": "a.npz"})
+    assert shared_source_notes({"a": imported, "b": imported}) == []
+    assert shared(a="", b="") == []
+
+
+def test_hundreds_of_nested_sources_take_one_short_sentence() -> None:
+    sources = {f"d{i:03}": f"s3://b/all/{i:03}" for i in range(500)}
+    assert shared(**sources) == []
+    apart = {f"e{i}": "s3://c/e" for i in range(4)}
+    assert shared(all="s3://b/all", **sources, **apart) == [
+        "all, d000, d001 and 498 more are of the source s3://b/all, or of places within it",
+        "e0, e1, e2 and e3 are of the source s3://c/e, or of places within it",
+    ]

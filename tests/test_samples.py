@@ -1,9 +1,14 @@
-"""The sample images: enough of them, the same every time, and each dataset what its name says."""
+"""The sample images: independent draws, the same every time, each dataset what its name says."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,7 @@ from pipeline import samples
 from pipeline.errors import StorageError, UsageError
 from pipeline.samples import DATASETS, write_datasets
 
+PHOTOS = [name for name in DATASETS if name.startswith("photos/")]
 VARIANTS = ["photos/brighter", "photos/darker", "photos/contrast", "photos/blurred"]
 
 
@@ -28,6 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(folder: Path) -> dict[str, Path]:
     return write_datasets(folder)
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, list[str]]:
+    return {name: drawn(name) for name in DATASETS}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -43,6 +54,25 @@ def grey(path: Path) -> Image.Image:
         return image.convert("L")
 
 
+def named(name: str, path: Path) -> Image.Image:
+    """The crop that a file is named for, unchanged."""
+    found = re.fullmatch(r"(.+)-s(\d+)-x(\d+)-y(\d+)", path.stem)
+    assert found
+    side, x, y = map(int, found.groups()[1:])
+    (picture,) = (p for p in samples._RECIPES[name].pictures if p.name == found[1])
+    return opened(picture).crop((x, y, x + side, y + side))
+
+
+@cache
+def opened(picture: samples._Picture) -> Image.Image:
+    return picture.open()
+
+
+def drawn(name: str, seed: int = 0) -> list[str]:
+    """Files in the order in which they are drawn."""
+    return [file for file, _ in samples._crops(name, seed)]
+
+
 def mean(image: Image.Image) -> float:
     return ImageStat.Stat(image).mean[0]
 
@@ -55,9 +85,9 @@ def edges(image: Image.Image) -> float:
     return mean(ImageChops.difference(image, image.filter(ImageFilter.GaussianBlur(1))))
 
 
-def pairs(written: dict[str, Path], variant: str) -> list[tuple[Image.Image, Image.Image]]:
-    originals = sorted(written["photos/original"].iterdir())
-    return [(grey(path), grey(written[variant] / path.name)) for path in originals]
+def pairs(written: dict[str, Path], name: str) -> list[tuple[Image.Image, Image.Image]]:
+    """Each crop unchanged, and as it was written; in grey."""
+    return [(named(name, path).convert("L"), grey(path)) for path in written[name].iterdir()]
 
 
 def test_names_and_numbers(folder: Path, written: dict[str, Path]) -> None:
@@ -66,9 +96,11 @@ def test_names_and_numbers(folder: Path, written: dict[str, Path]) -> None:
     assert {"photos/original", "photos/other-crops", "textures", *VARIANTS} <= DATASETS.keys()
     assert all(text and "\n" not in text for text in DATASETS.values())
     assert written == {name: folder / name for name in DATASETS}
-    counts = [len(list(path.iterdir())) for path in written.values()]
-    assert min(counts) >= 50
-    assert sum(counts) >= 400
+    counts = {name: len(list(path.iterdir())) for name, path in written.items()}
+    assert counts == {name: recipe.images for name, recipe in samples._RECIPES.items()}
+    assert min(counts.values()) >= 50
+    assert {counts[name] for name in PHOTOS} == {120}
+    assert sum(counts.values()) <= 1000
 
 
 def test_every_file_is_a_small_square_image_named_for_its_crop(written: dict[str, Path]) -> None:
@@ -88,7 +120,11 @@ def test_every_file_is_a_small_square_image_named_for_its_crop(written: dict[str
 def test_no_image_twice_in_a_dataset(written: dict[str, Path]) -> None:
     for name, folder in written.items():
         files = digests(folder)
-        assert len(set(files.values())) == len(files), name
+        # A doubled sky is white all over, wherever it was cropped.
+        white = {f for f in files if name == "photos/brighter" and mean(grey(folder / f)) == 255}
+        assert len(white) < 5
+        once = [digest for file, digest in files.items() if file not in white]
+        assert len(set(once)) == len(once), name
 
 
 def test_same_bytes_twice(folder: Path, written: dict[str, Path], tmp_path: Path) -> None:
@@ -104,23 +140,48 @@ def test_another_seed_other_crops(written: dict[str, Path], tmp_path: Path) -> N
         assert len(first & second) < len(first) / 4, name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_are_of_the_same_crops(written: dict[str, Path], variant: str) -> None:
-    originals, changed = digests(written["photos/original"]), digests(written[variant])
-    assert originals.keys() == changed.keys()
-    assert not set(originals.values()) & set(changed.values())
+def test_a_dataset_is_drawn_without_regard_to_the_others(
+    files: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in reversed(DATASETS):
+        with monkeypatch.context() as patch:
+            for other, recipe in samples._RECIPES.items():
+                if other != name:
+                    patch.setitem(samples._RECIPES, other, replace(recipe, images=1))
+            assert drawn(name) == files[name]
 
 
-def test_other_crops_are_of_the_same_photographs_elsewhere(written: dict[str, Path]) -> None:
-    first = sorted(path.name for path in written["photos/original"].iterdir())
-    second = sorted(path.name for path in written["photos/other-crops"].iterdir())
-    assert [name.split("-x")[0] for name in first] == [name.split("-x")[0] for name in second]
-    assert not set(first) & set(second)
+def test_no_two_datasets_are_drawn_alike(files: dict[str, list[str]]) -> None:
+    pictures = {name: [file.split("-s")[0] for file in files[name]] for name in PHOTOS}
+    for one, other in combinations(PHOTOS, 2):
+        assert len(set(files[one]) & set(files[other])) <= 2, (one, other)  # as chance has it
+        same = sum(a == b for a, b in zip(pictures[one], pictures[other], strict=True))
+        assert 0.04 < same / 120 < 0.27, (one, other)  # one in seven
+
+
+def test_pictures_and_sides_are_drawn_and_not_dealt(files: dict[str, list[str]]) -> None:
+    photos = [files[name] for name in PHOTOS]
+    numbers = [Counter(file.split("-s")[0] for file in of).values() for of in photos]
+    assert {len(of) for of in numbers} == {7}
+    square = sum((n - 120 / 7) ** 2 / (120 / 7) for of in numbers for n in of)
+    assert 14 < square < 68  # chi-squared of 36 degrees of freedom, but for one in a thousand
+    sides = Counter(re.findall(r"-s(\d+)-", " ".join(file for of in photos for file in of)))
+    assert all(135 < sides[side] < 225 for side in ("128", "192", "256"))  # of 720, a quarter each
+
+
+def test_other_crops_are_unchanged_and_drawn_from_the_same(written: dict[str, Path]) -> None:
+    for name in ("photos/original", "photos/other-crops"):
+        for crop, image in pairs(written, name):
+            assert mean(ImageChops.difference(crop, image)) < 2  # as JPEG has it
+    one, other = (samples._RECIPES[name] for name in ("photos/original", "photos/other-crops"))
+    assert one == other
 
 
 def test_brighter_and_darker(written: dict[str, Path]) -> None:
-    for original, brighter in pairs(written, "photos/brighter"):
-        assert mean(original) * 1.05 < mean(brighter) < mean(original) * 1.55
+    doubled = [min(255, 2 * value) for value in range(256)] * 3
+    for path in written["photos/brighter"].iterdir():
+        crop = named("photos/brighter", path).point(doubled).convert("L")
+        assert mean(grey(path)) == pytest.approx(mean(crop), abs=1)
     for original, darker in pairs(written, "photos/darker"):
         assert mean(darker) == pytest.approx(mean(original) / 2, abs=1)
 
