@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import storage
+from pipeline import storage, tiles
 from pipeline.blocks import footer_start, sha256
 from pipeline.catalogue import IN_PART, Catalogue, Footer, Version, footers_of
 from pipeline.dna import (
@@ -38,6 +38,7 @@ from pipeline.matrix import compare as compare_all
 from pipeline.plan import plan
 from pipeline.reduce import digest_of_dna
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Tap, digest_of
+from pipeline.tiles import Job, Tile
 from pipeline.verify import verify
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.helpers import random_dna, sealed, tiny_spec
@@ -333,6 +334,18 @@ def test_all_layers_are_fetched_as_one(
     assert stored.load(NAME, layers=SPEC.layers).identical(stored.load(NAME))
     size = len(storage.read(uri_of(stored, "dna")))
     assert [length for _, _, length in fetched].count(size) == 3
+
+
+def test_a_worker_goes_on_with_other_layers_of_the_same_files(sound: Catalogue) -> None:
+    members = tuple((name, sound.find(name)) for name in NAMES)
+    found = {}
+    for layers in (("b",), ("a", "c"), SPEC.layers):
+        job = Job(sound.root, SPEC, layers, whole=False)
+        emd = tiles.compute(Tile(job, members, members))["emd"]
+        found |= {(layers, layer): emd[at] for at, layer in enumerate(layers)}
+    tiles.let_go()
+    for (_, layer), emd in found.items():
+        assert np.array_equal(emd, found[SPEC.layers, layer])
 
 
 def test_of_a_part_no_other_layer_is_read(sound: Catalogue) -> None:
