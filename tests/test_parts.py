@@ -305,6 +305,10 @@ def test_layers_that_touch_are_fetched_together(
         fetched.clear()
         read(sound, "folds", layers)
         assert of_files(fetched) == sorted(wanted)
+    of_both = [expected(sound, kind, NAME, ("b", "c")) for kind in ("dna", "layer_gaussians")]
+    fetched.clear()
+    sound.load(NAME, layers=["b", "c"], layer_gaussian=True)
+    assert of_files(fetched) == sorted(set[Any]().union(*of_both))
 
 
 def test_a_long_layer_comes_in_blocks(
