@@ -349,6 +349,9 @@ def test_the_dna_is_that_of_a_build_without_and_the_rest_is_a_file_of_its_own(
     table = pq.read_table(storage_path(uri))
     assert table.column_names == ["layer", "neuron", "mean", "scatter"]
     assert [len(row) for row in table["scatter"][:3].to_pylist()] == [32, 31, 30]
+    assert set(version.footers) == {"dna", "folds", "layer_gaussians"}
+    part = built.load("a", layers=["bn2"], layer_gaussian=True)
+    assert part.identical(built.load("a", layer_gaussian=True).select(["bn2"]))
     with pytest.raises(NotFound, match="build it with --layer-gaussian"):
         plain.load("a", layer_gaussian=True)
 

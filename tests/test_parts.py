@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import storage
+from pipeline import storage, tiles
 from pipeline.blocks import footer_start, sha256
 from pipeline.catalogue import IN_PART, Catalogue, Footer, Version, footers_of
 from pipeline.dna import (
@@ -38,6 +38,7 @@ from pipeline.matrix import compare as compare_all
 from pipeline.plan import plan
 from pipeline.reduce import digest_of_dna
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Tap, digest_of
+from pipeline.tiles import Job, Tile
 from pipeline.verify import verify
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.helpers import random_dna, sealed, tiny_spec
@@ -304,6 +305,10 @@ def test_layers_that_touch_are_fetched_together(
         fetched.clear()
         read(sound, "folds", layers)
         assert of_files(fetched) == sorted(wanted)
+    of_both = [expected(sound, kind, NAME, ("b", "c")) for kind in ("dna", "layer_gaussians")]
+    fetched.clear()
+    sound.load(NAME, layers=["b", "c"], layer_gaussian=True)
+    assert of_files(fetched) == sorted(set[Any]().union(*of_both))
 
 
 def test_a_long_layer_comes_in_blocks(
@@ -329,6 +334,22 @@ def test_all_layers_are_fetched_as_one(
     compare_all(stored, layers=SPEC.layers, fd=True)
     compare(stored)
     assert not starts & {start for _, start, _ in of_files(fetched)}
+    fetched.clear()
+    assert stored.load(NAME, layers=SPEC.layers).identical(stored.load(NAME))
+    size = len(storage.read(uri_of(stored, "dna")))
+    assert [length for _, _, length in fetched].count(size) == 3
+
+
+def test_a_worker_goes_on_with_other_layers_of_the_same_files(sound: Catalogue) -> None:
+    members = tuple((name, sound.find(name)) for name in NAMES)
+    found = {}
+    for layers in (("b",), ("a", "c"), SPEC.layers):
+        job = Job(sound.root, SPEC, layers, whole=False)
+        emd = tiles.compute(Tile(job, members, members))["emd"]
+        found |= {(layers, layer): emd[at] for at, layer in enumerate(layers)}
+    tiles.let_go()
+    for (_, layer), emd in found.items():
+        assert np.array_equal(emd, found[SPEC.layers, layer])
 
 
 def test_of_a_part_no_other_layer_is_read(sound: Catalogue) -> None:
@@ -442,6 +463,7 @@ def with_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
     """As `encode` would, were it to take any word for the digests."""
     file = pq.ParquetFile(pa.BufferReader(data))
     metadata = metadata | {"checksum": digest_of(metadata)}
+    encodings = {"counts": "DELTA_BINARY_PACKED", "scatter": "BYTE_STREAM_SPLIT"}
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -449,7 +471,11 @@ def with_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
         compression="zstd",
         compression_level=1,
         use_dictionary=False,
-        column_encoding={"counts.list.element": "DELTA_BINARY_PACKED"},
+        column_encoding={
+            f"{column}.list.element": encoding
+            for column, encoding in encodings.items()
+            if column in file.schema_arrow.names
+        },
         data_page_size=4 * 2**20,
         write_page_checksum=True,
         store_schema=False,
@@ -484,7 +510,7 @@ MALFORMED: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["dna", "folds"])
+@pytest.mark.parametrize("kind", IN_PART)
 @pytest.mark.parametrize("change", [other_digest, moved_edge])
 def test_digests_that_lie_are_found(place: Catalogue, kind: str, change: Change) -> None:
     """Of a file that the commit vouches for, and whose numbers are right."""
@@ -549,8 +575,7 @@ def as_of_old(place: Catalogue, how: str) -> Version:
         file = pq.ParquetFile(pa.BufferReader(data))
         metadata = json.loads(file.metadata.metadata[b"vdna"])
         del metadata["checksum"], metadata["row_groups"]
-        if kind != "layer_gaussians":
-            vouched(place, kind, with_metadata(data, metadata))
+        vouched(place, kind, with_metadata(data, metadata))
     return place.find(NAME)
 
 
