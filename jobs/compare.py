@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +23,7 @@ from jobs.shell import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.catalogue import Catalogue
+    from pipeline.catalogue import Catalogue, Version
     from pipeline.lens import Lens
     from pipeline.matrix import Crew, Effort
 
@@ -78,7 +78,7 @@ def compare(
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
     from pipeline.figure import draw, kind_of
-    from pipeline.matrix import ALL, numerics_notes, shared_source_notes
+    from pipeline.matrix import ALL
     from pipeline.matrix import compare as compare_all
     from pipeline.page import require_html
 
@@ -128,6 +128,15 @@ def compare(
     apart = sorted(place.at(at).datasets.keys() - set(place.names(at, spec)))
     if apart and not names:
         print(f"note: not compared, as built under other specs (--spec): {', '.join(apart)}")
+    print_notes(versions)
+    for written in filter(None, (out, html, figure)):
+        print(f"written to {written}")
+
+
+def print_notes(versions: Mapping[str, Version]) -> None:
+    """What a reader of these versions' distances should know."""
+    from pipeline.matrix import numerics_notes, shared_source_notes
+
     for note in numerics_notes(versions):
         print(f"note: numerics differ: {note}")
     for note in shared_source_notes(versions):
@@ -137,8 +146,6 @@ def compare(
             print(f"note: {name} was {version.provenance}")
         for note in version.notes:
             print(f"note: {name}: {note}")
-    for written in filter(None, (out, html, figure)):
-        print(f"written to {written}")
 
 
 def effort_for(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.compare import lens_for
+from jobs.compare import lens_for, print_notes
 from jobs.shell import (
     AtOption,
     CatalogueOption,
@@ -97,6 +97,7 @@ def explain(
 
     print_explanation(found, Console(), top)
     print(explanation_sentence(found))
+    print_notes(found.versions)
     if out:
         print(f"written to {out}")
 

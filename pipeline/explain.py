@@ -77,7 +77,7 @@ class Overlay:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What `a` and `b` differ in; both tables begin with what is furthest apart.
+    """What two `versions`, a and b, differ in; both tables begin with what is furthest apart.
 
     `layers`: a row per layer, and `all` first where they are all there: distances as a matrix has
     them, `q` over the layers, and how many of its `neurons` are `differing` at a false discovery
@@ -86,8 +86,7 @@ class Explanation:
     it is not known. `shown`: histograms of the first neurons, in their order.
     """
 
-    a: str
-    b: str
+    versions: Mapping[str, Version]
     lens: str
     layers: pa.Table
     neurons: pa.Table
@@ -142,8 +141,7 @@ def explain(
     ]
     shown = (of_neuron[at] for at in order[:top])
     return Explanation(
-        a,
-        b,
+        versions,
         UNIFORM if lens is None else lens.name,
         _layer_table(parts, table, network.bins, whole=layers is None),
         table,

@@ -225,7 +225,8 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
     What is not told apart is dim, and marked. On a narrow console columns are left out, the last
     ones first.
     """
-    console.print(Text(f"From {found.a} to {found.b}: layers", style="bold"), soft_wrap=True)
+    a, b = found.versions
+    console.print(Text(f"From {a} to {b}: layers", style="bold"), soft_wrap=True)
     tested = found.neurons["q"].null_count < found.neurons.num_rows
     rows = [
         {
