@@ -8,6 +8,7 @@ each dataset is reduced and committed. Whatever dies, the same call again does w
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -418,27 +419,55 @@ def _previous(
         return None  # lost: planned from the listing alone, as at first
 
 
-def _store(uri: str, data: Data) -> Data:
-    """Put an object that is named for its content, over a damaged one too.
+def _store(uri: str, data: Data, stands: Callable[[Data], bool]) -> Data:
+    """Put an object that is named for its content, over a damaged one too; what then is there.
 
-    One that stood there is written again: it becomes young, and so safe from a collection that
-    runs beside this build.
+    One that `stands` keeps its bytes. It is written again all the same: it becomes young, and so
+    safe from a collection that runs beside this build.
     """
-    if not storage.create(uri, data):
-        storage.replace(uri, data)
-    return data
+    if storage.create(uri, data):
+        return data
+    there = storage.read_on_disk(uri)
+    kept = there if stands(there) else data
+    storage.replace(uri, kept)
+    return kept
 
 
 def _store_manifest(uri: str, data: Data, digest: str) -> Data:
-    """The same; a sound one stays as it is, since its notes on the listing are in no digest."""
-    if storage.create(uri, data):
-        return data
-    stored = storage.read_on_disk(uri)
-    try:
-        sound = Manifest.decode(stored, uri).digest == digest
-    except CorruptFile:
-        sound = False
-    return _store(uri, stored if sound else data)
+    """A sound one stays as it is, since its notes on the listing are in no digest."""
+
+    def stands(there: Data) -> bool:
+        try:
+            return Manifest.decode(there, uri).digest == digest
+        except CorruptFile:
+            return False
+
+    return _store(uri, data, stands)
+
+
+def _store_version(
+    catalogue: Catalogue, name: str, spec: str, digest: str, files: Mapping[str, bytes]
+) -> dict[str, Data]:
+    """What commits state of a version stays as it is: where the dataset comes back to an earlier
+    state, another release of a library may write the same numbers in other bytes.
+    """
+
+    @functools.cache
+    def committed() -> Mapping[str, str]:
+        for commit in catalogue.log():
+            version = commit.datasets.get(name, {}).get(spec)
+            if version is not None and version.dna == digest:
+                return version.sha256
+        return {}
+
+    def store(kind: str, data: bytes) -> Data:
+        def stands(there: Data) -> bool:
+            found = sha256(there)
+            return found != sha256(data) and found == committed().get(kind)
+
+        return _store(catalogue.uri(kind, spec, name, digest), data, stands)
+
+    return {kind: store(kind, data) for kind, data in files.items()}
 
 
 def _missing(p: _Plan) -> list[int]:
@@ -525,10 +554,7 @@ def _finish(catalogue: Catalogue, p: _Plan, counted: int, engine: Engine) -> Res
         ) from error
     _gate(p, composed)
     files = {**composed.files, "failures": encode_failures(composed.failures)}
-    stored = {
-        kind: _store(catalogue.uri(kind, spec, name, composed.digest), data)
-        for kind, data in files.items()
-    }
+    stored = _store_version(catalogue, name, spec, composed.digest, files)
     hashes = {kind: sha256(data) for kind, data in stored.items()}
     version = Version(
         dna=composed.digest,

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from pipeline.manifest import Manifest
     from pipeline.partial import Failure
 
-FORMAT = 2
-READS = (1, 2)
-"""Commits of format 1 had no checksum."""
+FORMAT = 3
+READS = (1, 2, 3)
+"""Commits of format 1 had no checksum, of format 2 no footers."""
 FILES = ("dna", "failures", "folds", "manifests")
 """What a built version is stored in, each in a folder of that name."""
 KINDS = (*FILES, "layer_gaussians")

@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build as build_module
@@ -34,6 +36,7 @@ from pipeline.errors import (
 from pipeline.shard import Counter
 from pipeline.spec import Resources
 from pipeline.verify import verify
+from tests.golden.handmade import NETWORK, Place
 from tests.helpers import photo, write_photos
 
 ENGINE = InProcess()
@@ -561,3 +564,48 @@ def test_random_schedules_of_faults(
     holds(place, make_dna(source, threads=2))
     (again,) = run(place, request_of(source))
     assert not again.changed
+
+
+def test_a_state_that_comes_back_leaves_commits_on_it_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers in other bytes, as another release of a library writes them."""
+    monkeypatch.setattr("pipeline.build.describe", lambda name, weights, taps: NETWORK)
+    hand_made = Place(tmp_path)
+    hand_made.photos("photos", 30, bad=2)
+    newer = pq.ParquetWriter
+
+    def older(*args: Any, **options: Any) -> pq.ParquetWriter:
+        return newer(*args, **{**options, "compression": "gzip", "compression_level": 1})
+
+    with monkeypatch.context() as then:
+        then.setattr(pq, "ParquetWriter", older)
+        first = hand_made.build("photos").version
+    hand_made.photos("photos", 34, bad=2)
+    assert hand_made.build("photos").version.dna != first.dna
+    for name in ("photo-030.jpg", "photo-031.jpg", "photo-032.jpg", "photo-033.jpg"):
+        (tmp_path / "photos" / name).unlink()
+    again = hand_made.build("photos").version
+    assert (again.dna, again.sha256, again.footers) == (first.dna, first.sha256, first.footers)
+    assert all(finding.ok for finding in verify(hand_made.catalogue, ["photos"]))
+    for number in (1, 2, 3):
+        assert hand_made.catalogue.load("photos", at=number).images in (28, 32)
+
+
+def test_a_damaged_file_of_a_state_that_comes_back_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.build.describe", lambda name, weights, taps: NETWORK)
+    hand_made = Place(tmp_path)
+    hand_made.photos("photos", 30)
+    first = hand_made.build("photos").version
+    hand_made.photos("photos", 31)
+    hand_made.build("photos")
+    for kind in ("dna", "folds", "failures"):
+        uri = hand_made.catalogue.uri(kind, first.spec, "photos", first.dna)
+        data = bytearray(storage.read(uri))
+        data[len(data) // 3] ^= 1
+        storage.replace(uri, bytes(data))
+    (tmp_path / "photos" / "photo-030.jpg").unlink()
+    assert hand_made.build("photos").version.sha256 == first.sha256
+    assert hand_made.catalogue.load("photos", at=1).images == 30
