@@ -1,25 +1,30 @@
 """What the folds of two datasets say of their distance: how sure it is, and whether it is any.
 
     >>> import numpy as np
-    >>> gram = np.eye(4) + 2.0                        # four differences that point the same way
-    >>> float(flip_test(gram))                        # of 8 choices of signs none adds up so far
-    0.125
+    >>> gram = np.eye(8) + 2.0                       # eight differences that point the same way
+    >>> float(flip_test(gram))                       # of 128 choices of signs none adds up so far
+    0.0078125
 
 A DNA is kept in folds, up to 16 parts of its images, so that no estimate needs another pass.
 
 `emd` is a sum of absolute differences: noise only ever adds to it, and two samples of one
-distribution are apart, too. What noise adds to its *square* is proportional to 1 / images, near the
-null and far from it alike, and that is what the jackknife takes away exactly: hence the correction
-is of the square (Quenouille, 1956; folds of unequal size: Busing, Meijer and van der Leeden, 1999,
-"Delete-m jackknife for unequal m"). The interval is a score interval on the square's scale, with
-Student's t at Satterthwaite's degrees of freedom.
+distribution are apart, too. What noise adds to its *square* is proportional to 1 / images at the
+null, where all of `emd` is noise, and far from it: that the jackknife takes away, and hence the
+correction is of the square (Quenouille, 1956; folds of unequal size: Busing, Meijer and van der
+Leeden, 1999, "Delete-m jackknife for unequal m"). The interval is a score interval on the square's
+scale, with Student's t at Satterthwaite's degrees of freedom.
+
+It goes part of the way only where a few neurons differ much and all others not at all: these add to
+`emd` in proportion to 1 / sqrt(images), and `low` may lie above the truth. Of each neuron alone it
+holds (`pipeline.explain`).
 
 Whether two datasets differ at all is a test of its own: under the null hypothesis the differences
 of paired folds, each an average over images of its own, are as likely as their negatives, so that
 all ways of giving them signs are compared (Fisher, 1935). The statistic is the squared norm of
 their sum, of cumulative distributions the energy distance of Szekely and Rizzo (2013), which needs
-inner products only. Folds of unequal sizes keep it exact in its signs, where a permutation of folds
-would mix samples of unequal noise.
+inner products only. That is exact for datasets of equal size, and nearly so for others once a fold
+averages over some ten images; a permutation of folds would mix samples of unequal noise. Fewer than
+six pairs of folds cannot tell anything at 5%, and are not tested.
 
 `benchmarks.statistics` measures all of it on real images: coverage, false alarms, power.
 """
@@ -43,6 +48,8 @@ METHOD = "1"
 CONFIDENCE = 0.95
 FALSE_DISCOVERY_RATE = 0.05
 """Of the pairs that are said to differ, the share that may do so by chance."""
+LEAST_FOLDS = 6
+"""Whose least p, 1 / 2^5, is below 5%."""
 _SPLIT = 8
 _CHUNK = 4
 """Tests at a time: 32,768 sums of each stay in the cache."""
@@ -116,13 +123,14 @@ def estimate(
     quantile: Floats = stdtrit(freedom, (1 + CONFIDENCE) / 2)
     # All v with |square - v| <= quantile x sd(v), where sd(v)^2 = 4 v variance + what is left of
     # `of_square` at v = 0: the noise of a square grows with it.
+    # A square below zero, which is chance, has the upper end of zero's interval: there is no point.
     shift = 2 * quantile**2 * variance
     reach = np.sqrt(shift**2 + quantile**2 * of_square)
     return Estimates(
         _root(square),
         np.sqrt(variance),
         _root(square + shift - reach),
-        _root(square + shift + reach),
+        _root(np.maximum(square, 0) + shift + reach),
     )
 
 
@@ -192,11 +200,11 @@ def flip_test(gram: Floats) -> Floats:
     """(...) the share of all choices of signs whose sum is as long as that of the differences.
 
     `gram` (..., K, K): inner products of K differences. At least 1 / 2^(K - 1), which is 3e-5 for
-    16; NaN for fewer than two, or unknown ones.
+    16; NaN for unknown ones, and for fewer than `LEAST_FOLDS`, which could show nothing.
     """
     folds = gram.shape[-1]
     flat = np.ascontiguousarray(gram, np.float64).reshape(-1, folds, folds)
-    if folds < 2:
+    if folds < LEAST_FOLDS:
         return np.full(gram.shape[:-2], np.nan)
     values = [_flip_tests(flat[i : i + _CHUNK]) for i in range(0, len(flat), _CHUNK)]
     found = np.concatenate(values) if values else np.empty(0)

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
 
 from pipeline.significance import (
+    FALSE_DISCOVERY_RATE,
+    LEAST_FOLDS,
     differences,
     estimate,
     false_discovery,
@@ -74,6 +76,46 @@ def test_estimates_are_symmetric_and_scale_with_the_distance(
     assert (found.emd_corrected <= found.high + 1e-9).all()
 
 
+@settings(deadline=None)
+@given(seeds, st.integers(2, 16), st.integers(2, 16), st.floats(0, 3))
+def test_the_interval_is_all_squares_that_are_not_too_far(
+    seed: int, folds_a: int, folds_b: int, spread: float
+) -> None:
+    """(square - v)^2 = t^2 (Var(square) + 4 (v - square) Var(emd)) at its ends: noise of a square
+    grows with it.
+    """
+    chance = np.random.default_rng(seed)
+    n_a, n_b = sizes(chance, folds_a), sizes(chance, folds_b)
+    emd = 3.0
+    drop_a = emd + chance.normal(0, spread / folds_a, folds_a)
+    drop_b = emd + chance.normal(0, spread / folds_b, folds_b)
+    found = estimate(np.asarray(emd), drop_a, drop_b, n_a, n_b)
+
+    def jackknifed(power: int, dropped: Array, images: Array) -> tuple[float, float]:
+        """Busing, Meijer and van der Leeden, equations 4 and 5."""
+        h, folds = images.sum() / images, len(images)
+        centre = folds * emd**power - ((1 - 1 / h) * dropped**power).sum()
+        pseudo = h * emd**power - (h - 1) * dropped**power
+        return centre, float(((pseudo - centre) ** 2 / (h - 1)).mean())
+
+    sides = ((drop_a, n_a), (drop_b, n_b))
+    var_a, var_b = (jackknifed(1, *side)[1] for side in sides)
+    (centre_a, square_a), (centre_b, square_b) = (jackknifed(2, *side) for side in sides)
+    square = centre_a + centre_b - emd**2
+    assert float(found.se) == pytest.approx(np.sqrt(var_a + var_b), rel=1e-9, abs=1e-12)
+    total = square_a + square_b
+    if total == 0:
+        return
+    freedom = total**2 / (square_a**2 / (folds_a - 1) + square_b**2 / (folds_b - 1))
+    t = float(scipy.stats.t.ppf(0.975, freedom))
+    for end, about in ((found.low, square), (found.high, max(square, 0.0))):
+        v = float(end) ** 2
+        if v > 1e-9:
+            reach = t**2 * (4 * (v - about) * (var_a + var_b) + total)
+            assert (v - about) ** 2 == pytest.approx(reach, rel=1e-6)
+    assert float(found.high) > 0
+
+
 def test_without_two_folds_nothing_is_estimated() -> None:
     emd = np.array([1.0, 2.0])
     found = estimate(emd, np.ones((2, 1)), np.ones((2, 3)), np.ones(1), np.ones(3))
@@ -130,7 +172,7 @@ def test_the_floor_of_unequal_folds_is_that_of_their_images() -> None:
 
 
 @settings(deadline=None)
-@given(seeds, st.integers(2, 11))
+@given(seeds, st.integers(LEAST_FOLDS, 11))
 def test_it_compares_all_choices_of_signs(seed: int, folds: int) -> None:
     chance = np.random.default_rng(seed)
     vectors = chance.normal(size=(folds, 3)) + chance.normal(size=3)
@@ -151,9 +193,15 @@ def test_units_do_not_matter(seed: int, factor: float) -> None:
 def test_the_least_p_and_the_greatest() -> None:
     assert float(flip_test(np.ones((16, 16)))) == 2.0**-15
     assert float(flip_test(np.zeros((16, 16)))) == 1.0
-    assert np.isnan(flip_test(np.ones((3, 1, 1)))).all()
-    assert np.isnan(flip_test(np.full((1, 4, 4), np.nan))).all()
-    assert flip_test(np.zeros((0, 4, 4))).shape == (0,)
+    assert np.isnan(flip_test(np.full((1, 8, 8), np.nan))).all()
+    assert flip_test(np.zeros((0, 8, 8))).shape == (0,)
+
+
+def test_what_could_not_show_a_difference_is_not_tested() -> None:
+    """Five differences, however plain, have a p of 1/16; that is no finding of no difference."""
+    for folds in range(1, LEAST_FOLDS):
+        assert np.isnan(flip_test(np.ones((3, folds, folds)))).all()
+    assert float(flip_test(np.ones((LEAST_FOLDS, LEAST_FOLDS)))) < FALSE_DISCOVERY_RATE
 
 
 @settings(deadline=None)
@@ -185,7 +233,7 @@ def test_q_is_benjamini_and_hochbergs(seed: int) -> None:
     q = false_discovery(p)
     for plane in range(2):
         known = ~np.isnan(p[plane][rows, columns])
-        expected = false_discovery_control(p[plane][rows, columns][known])
+        expected = scipy.stats.false_discovery_control(p[plane][rows, columns][known])
         np.testing.assert_allclose(q[plane][rows, columns][known], expected)
     assert np.isnan(q[:, range(6), range(6)]).all()
     assert np.isnan(q[1, 0, 1])
