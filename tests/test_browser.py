@@ -203,6 +203,31 @@ def test_on_a_telephone_in_the_dark(reader: Reader, tmp_path: Path, count: int) 
     reader.kept_to_itself(path)
 
 
+@pytest.mark.parametrize("width", [1000, 1600])
+def test_no_section_covers_another_wherever_the_page_is_scrolled(
+    reader: Reader, tmp_path: Path, width: int
+) -> None:
+    matrix = with_estimates(matrix_at(12, layers=19), (0, 1))
+    reader.look(width, 600)
+    reader.open(write(tmp_path / "page.html", matrix))
+    reader.wait(lambda: "neurons that differ most" in reader.text("pair-body").lower())
+    height = reader.run("return document.documentElement.scrollHeight")
+    assert height > 1200
+    for top in range(0, height, 150):
+        boxes = reader.run(
+            "scrollTo(0, arguments[0]);"
+            "return [...document.querySelectorAll('.column, #neighbours, #datasets')]"
+            ".map((of) => of.getBoundingClientRect())"
+            ".map((box) => [box.left, box.top, box.right, box.bottom])",
+            top,
+        )
+        assert len(boxes) == 4
+        for k, (left, above, right, below) in enumerate(boxes):
+            for others in boxes[:k]:
+                apart = right <= others[0] or left >= others[2]
+                assert apart or below <= others[1] or above >= others[3], (top, boxes)
+
+
 def test_three_hundred_datasets_take_a_page_that_can_be_used(
     reader: Reader, tmp_path: Path
 ) -> None:
