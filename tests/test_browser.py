@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 
 from pipeline.arrange import clusters
 from pipeline.matrix import Matrix
-from pipeline.page import Neuron, Page, Panel, Sample, render
+from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
 from tests import browser
 from tests.browser import Reader
 from tests.test_report import matrix_of, with_estimates
@@ -116,7 +116,7 @@ def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -
     neuron = Neuron("blocks.2", 7, 12.5, -1.0, 2.0, (0, 999, 3), (999, 0, 1))
     order = clusters(matrix.of()).order
     pair = (min(order[0], order[3]), max(order[0], order[3]))
-    reader.open(write(tmp_path / "page.html", matrix, neurons={pair: [neuron]}))
+    reader.open(write(tmp_path / "page.html", matrix, seen=[Seen({pair: [neuron]})]))
     where = reader.run(
         "const box = document.getElementById('cursor').getBoundingClientRect();"
         "return [view.left + 3.5 * view.cell - box.width / 2,"
@@ -143,9 +143,8 @@ def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path)
         (HOSTILE,),
     )
     neuron = Neuron(HOSTILE, 7, 12.5, -1.0, 2.0, (1,), (2,))
-    page = Page(
-        [matrix, matrix], [panel] * 3, {(0, 1): [neuron]}, HOSTILE, HOSTILE, (HOSTILE,), HOSTILE
-    )
+    seen = Seen({(0, 1): [neuron]}, HOSTILE, (HOSTILE,))
+    page = Page([matrix, matrix], [panel] * 3, [seen] * 2, HOSTILE, (HOSTILE,), HOSTILE)
     path = tmp_path / "page.html"
     path.write_bytes(render(page))
     reader.open(path)

@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,7 +14,7 @@ from pipeline.arrange import clusters
 from pipeline.errors import UsageError
 from pipeline.figure import draw, kind_of
 from pipeline.matrix import Matrix
-from tests.test_report import matrix_of, with_estimates, with_nan
+from tests.test_report import LENS, matrix_of, with_estimates, with_nan
 
 
 def texts(matrix: Matrix, layer: str = "all") -> list[str]:
@@ -74,6 +75,18 @@ def test_a_layer_may_be_called_anything() -> None:
     matrix = replace(matrix_of("a", "b"), layers=("$\\frac{$ <script>&", "層"))
     assert "2 datasets, $\\frac{$ <script>&" in texts(matrix, "$\\frac{$ <script>&")
     draw(matrix, "png", "層")
+
+
+def test_a_lens_is_named_and_a_layer_that_it_does_not_weigh_is_said_to_be_so() -> None:
+    matrix = replace(matrix_of("a", "b"), lens="sharp", lens_digest=LENS.digest)
+    assert "2 datasets, through lens sharp" in texts(matrix)
+    assert "2 datasets, head through lens sharp" in texts(matrix, "head")
+    matrix.emd[0] = np.nan
+    for layer, lens in (("stem", LENS), ("head", LENS), ("stem", None)):
+        found = draw(matrix, "svg", layer, lens).decode()
+        assert ("The lens gives this layer no weight" in found) == (
+            layer == "stem" and lens is LENS
+        )
 
 
 def test_other_files_are_refused() -> None:
