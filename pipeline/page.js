@@ -705,7 +705,7 @@ function neurons(i, j, parent) {
   make("span", DATA.names[second], { class: "second-name" }, legend);
   make(
     "p",
-    "The share of activations in each part of a neuron's range; heights are square roots of shares.",
+    `${matrixNow().through ? "First those of the largest weight times distance. " : ""}The share of activations in each part of a neuron's range; heights are square roots of shares.`,
     { class: "quiet" },
     parent,
   );

@@ -268,7 +268,8 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
     ones first.
     """
     a, b = found.versions
-    console.print(Text(f"From {a} to {b}: layers", style="bold"), soft_wrap=True)
+    of = "" if found.lens == UNIFORM else f" through lens {found.lens}"
+    console.print(Text(f"From {a} to {b}{of}: layers", style="bold"), soft_wrap=True)
     tested = found.neurons["q"].null_count < found.neurons.num_rows
     rows = [
         {
@@ -278,8 +279,14 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
             "share": f"{row['share']:.0%}",
         }
         for row in found.layers.to_pylist()
+        if row["neurons"]
     ]
     _print_ranking(rows, console)
+    blind = [row["layer"] for row in found.layers.to_pylist() if not row["neurons"]]
+    if blind:
+        console.print(Text(f"The lens gives no weight to {', '.join(blind)}"), soft_wrap=True)
+    if not found.neurons.num_rows:
+        return
     neurons = found.neurons.slice(0, top).to_pylist()
     console.print(Text(f"\nNeurons, the first {len(neurons)}", style="bold"), soft_wrap=True)
     rows = [
@@ -298,6 +305,8 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
 
 
 def _print_ranking(rows: list[dict[str, str]], console: Console) -> None:
+    if not rows:
+        return
     while _width(table := _ranking(rows)) > console.width and len(rows[0]) > 2:
         rows = [dict(list(row.items())[:-1]) for row in rows]
     console.print(
@@ -356,10 +365,15 @@ def _sparklines(shown: Overlay, width: int) -> tuple[str, str]:
 def explanation_sentence(found: Explanation) -> str:
     """How many neurons differ, and how many make up half of the distance."""
     neurons = found.neurons.num_rows
-    most = f"{found.half:,} of {neurons:,} neurons make up half of the distance"
+    if not neurons:
+        return "The lens gives these layers no weight: through it there is no distance."
+    of = f"{neurons:,} {'neuron' if neurons == 1 else 'neurons'}"
+    make = "makes" if 1 in (found.half, neurons) else "make"
+    most = f"{found.half:,} of {of} {make} up half of the distance"
     if found.neurons["q"].null_count == neurons:
         return f"No error bars are known of this distance: no neuron is tested. {most}."
+    differ = "differs" if 1 in (found.differing, neurons) else "differ"
     return (
-        f"{found.differing:,} of {neurons:,} neurons differ at a false discovery rate of "
+        f"{found.differing:,} of {of} {differ} at a false discovery rate of "
         f"{FALSE_DISCOVERY_RATE:.0%}; {most}."
     )
