@@ -6,7 +6,8 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,18 +19,20 @@ from jobs.shell import (
     RayOption,
     SpecOption,
     guarded,
-    print_json,
+    print_json_rows,
     run_alone,
 )
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue, Version
     from pipeline.lens import Lens
-    from pipeline.matrix import Crew, Effort
+    from pipeline.matrix import Crew, Effort, Matrix
 
 GIGABYTE = 2**30
 SMALL = 10**13
 """Values of pairs that this process compares in minutes, sooner than a cluster is asked."""
+ROWS = 4096
+"""Of a matrix that are dictionaries at a time."""
 
 
 @guarded
@@ -89,48 +92,78 @@ def compare(
         require_html(html)
     place = Catalogue(catalogue)
     layers = [layer] if layer else None
+    number = commit_of(place, at)
+    through = lens_for(place, names or (), lens, neurons or (), at=number, spec=spec)
     matrix = compare_all(
         place,
         names or (),
         layers=layers,
-        at=at,
+        at=number,
         spec=spec,
         fd=fd,
-        lens=lens_for(place, names or (), lens, neurons or (), at=at, spec=spec),
+        lens=through,
         error_bars=error_bars,
         effort=effort_for(catalogue, workers, ray_address, memory),
     )
     if out:
         storage.replace(storage.canonical(out), matrix.encode())
     if figure and kind:
-        storage.replace(storage.canonical(figure), draw(matrix, kind, layer or ALL))
+        storage.replace(storage.canonical(figure), draw(matrix, kind, layer or ALL, through))
     if html:
         from pipeline.panels import write_page
 
-        write_page(place, [matrix], html, at=at)
-    versions = {name: place.find(name, at, matrix.spec_digest) for name in matrix.names}
+        write_page(place, [matrix], html, lenses=[through], at=number)
+    versions = {name: place.find(name, number, matrix.spec_digest) for name in matrix.names}
     if as_json:
-        print_json(matrix.table.to_pylist())
+        print_json_rows(rows_of(matrix))
         for name, version in versions.items():
             if version.imported:
                 print(f"note: {name} was {version.provenance}", file=sys.stderr)
         return
     from rich.console import Console
 
-    from pipeline.report import nearest_sentences, print_matrix, summary_sentence
+    from pipeline.report import (
+        nearest_sentences,
+        print_matrix,
+        sentences_heading,
+        summary_sentence,
+    )
 
-    print_matrix(matrix, Console(), layer or ALL)
-    for line in nearest_sentences(matrix, layer or ALL):
-        print(line)
-    print(summary_sentence(matrix, layer or ALL))
+    print_matrix(matrix, Console(), layer or ALL, lens=through)
+    if through is None or through.weighs(layer or ALL):
+        print(sentences_heading(matrix, layer or ALL))
+        for line in nearest_sentences(matrix, layer or ALL):
+            print(line)
+        print(summary_sentence(matrix, layer or ALL))
     if fd:
         print_matrix(matrix, Console(), layer or ALL, "fd")
-    apart = sorted(place.at(at).datasets.keys() - set(place.names(at, spec)))
+    apart = sorted(place.at(number).datasets.keys() - set(place.names(number, spec)))
     if apart and not names:
         print(f"note: not compared, as built under other specs (--spec): {', '.join(apart)}")
     print_notes(versions)
     for written in filter(None, (out, html, figure)):
         print(f"written to {written}")
+
+
+def rows_of(matrix: Matrix) -> Iterator[dict[str, Any]]:
+    """Those of the matrix's table, in its order; some at a time, as all may be gigabytes."""
+    for at, plane in enumerate(matrix.planes):
+        one = slice(at, at + 1)
+        here = replace(
+            matrix,
+            layers=(plane,),
+            emd=matrix.emd[one],
+            nfd=matrix.nfd[one],
+            fd=matrix.fd[one],
+            estimates={column: values[one] for column, values in matrix.estimates.items()},
+        )
+        for batch in here.table.to_batches(max_chunksize=ROWS):
+            yield from batch.to_pylist()
+
+
+def commit_of(place: Catalogue, at: str | None) -> int | None:
+    """The number that `at` means now, so that all that is read is of one commit."""
+    return place.at(at).number or None
 
 
 def print_notes(versions: Mapping[str, Version]) -> None:
@@ -180,7 +213,7 @@ def lens_for(
     lens: str | None,
     neurons: Sequence[str],
     *,
-    at: str | None,
+    at: int | str | None,
     spec: str | None,
 ) -> Lens | None:
     """The lens that is named or chosen; None for neither."""

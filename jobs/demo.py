@@ -37,18 +37,24 @@ def demo(
     resources = Resources(workers=workers)
     with engine_for(resources, ray_address) as engine:
         results = build_datasets(catalogue, requests, engine, resources, progress)
-    matrix = compare(catalogue, list(folders))
+    commit = catalogue.head().number
+    matrix = compare(catalogue, list(folders), at=commit)
     table = out / "matrix.parquet"
     table.write_bytes(matrix.encode())
     page = out / "report.html"
-    write_page(catalogue, [matrix], str(page))
+    write_page(catalogue, [matrix], str(page), at=commit)
     if as_json:
         print_json(matrix.table.to_pylist())
         return
     from rich.console import Console
 
     from pipeline.figure import draw
-    from pipeline.report import nearest_sentences, print_matrix, summary_sentence
+    from pipeline.report import (
+        nearest_sentences,
+        print_matrix,
+        sentences_heading,
+        summary_sentence,
+    )
 
     (out / "matrix.svg").write_bytes(draw(matrix, "svg"))
     width = max(len(name) for name in DATASETS)
@@ -56,6 +62,7 @@ def demo(
         print(f"{result.name:{width}}  {result.version.images:>3} images: {DATASETS[result.name]}")
     print()
     print_matrix(matrix, Console())
+    print(sentences_heading(matrix))
     for line in nearest_sentences(matrix):
         print(line)
     print(summary_sentence(matrix))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.compare import effort_for
+from jobs.compare import commit_of, effort_for
 from jobs.shell import (
     AtOption,
     CatalogueOption,
@@ -51,13 +51,15 @@ def report(
     require_html(out)
     place = Catalogue(catalogue)
     effort = effort_for(catalogue, None, ray_address, memory)
-    lenses = [find_lens(place, name, spec_of(place, at=at, spec=spec)) for name in lens or ()]
+    number = commit_of(place, at)
+    named = [find_lens(place, name, spec_of(place, at=number, spec=spec)) for name in lens or ()]
+    lenses = [None, *named]
     matrices = [
-        compare(place, at=at, spec=spec, fd=fd, lens=through, effort=effort)
-        for through in (None, *lenses)
+        compare(place, at=number, spec=spec, fd=fd, lens=through, effort=effort)
+        for through in lenses
     ]
     matrix = matrices[0]
-    size = write_page(place, matrices, out, at=at, samples=samples)
+    size = write_page(place, matrices, out, lenses=lenses, at=number, samples=samples)
     if as_json:
         print_json({"out": out, "bytes": size, "datasets": len(matrix.names)})
         return

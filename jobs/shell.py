@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -85,6 +85,17 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 def print_json(data: object) -> None:
     print(json.dumps(data, indent=1, sort_keys=True, default=str))
+
+
+def print_json_rows(rows: Iterable[object]) -> None:
+    """As `print_json` of a list, each row as it comes."""
+    print("[", end="")
+    before = "\n "
+    for row in rows:
+        text = json.dumps(row, indent=1, sort_keys=True, default=str)
+        print(before + text.replace("\n", "\n "), end="")
+        before = ",\n "
+    print("]" if before == "\n " else "\n]")
 
 
 def run_alone(command: Callable[..., Any]) -> None:

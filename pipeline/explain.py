@@ -101,7 +101,7 @@ class Explanation:
     def half(self) -> int:
         """The least number of neurons that make up half of the distance; 0 where there is none."""
         shares = np.sort(np.nan_to_num(_floats(self.neurons, "share")))[::-1].cumsum()
-        return int(np.searchsorted(shares, 0.5 - 1e-12) + 1) if shares[-1] > 0 else 0
+        return int(np.searchsorted(shares, 0.5 - 1e-12) + 1) if (shares > 0).any() else 0
 
 
 def explain(

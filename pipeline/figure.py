@@ -13,8 +13,9 @@ import numpy as np
 
 from pipeline.arrange import clusters
 from pipeline.errors import UsageError
+from pipeline.lens import Lens
 from pipeline.matrix import ALL, Matrix
-from pipeline.report import ALIKE, DIFFERENT, UNTESTED, verdicts
+from pipeline.report import ALIKE, DIFFERENT, UNTESTED, WEIGHTLESS, seen, verdicts
 from pipeline.significance import FALSE_DISCOVERY_RATE
 
 KINDS = ("svg", "png", "pdf")
@@ -35,12 +36,12 @@ def kind_of(path: str) -> str:
     return kind
 
 
-def draw(matrix: Matrix, kind: str, layer: str = ALL) -> bytes:
+def draw(matrix: Matrix, kind: str, layer: str = ALL, lens: Lens | None = None) -> bytes:
     """The file's bytes, alike for the same matrix. Raises `UsageError` for an unknown layer.
 
     A dot: the pair differs at `FALSE_DISCOVERY_RATE`; hatching: it is not told apart. Where cells
     are too small for either, those that are not told apart are grey, as are distances that are not
-    defined.
+    defined. `lens`: that of the matrix; a layer that it gives no weight is said to have none.
     """
     import matplotlib  # a second of importing, for who draws
 
@@ -55,11 +56,11 @@ def draw(matrix: Matrix, kind: str, layer: str = ALL) -> bytes:
     stamp = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}[kind]
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a layer's name may be in any script
-        _figure(matrix, layer).savefig(out, format=kind, dpi=DPI, metadata=stamp)
+        _figure(matrix, layer, lens).savefig(out, format=kind, dpi=DPI, metadata=stamp)
     return out.getvalue()
 
 
-def _figure(matrix: Matrix, layer: str) -> Any:
+def _figure(matrix: Matrix, layer: str = ALL, lens: Lens | None = None) -> Any:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -130,11 +131,15 @@ def _figure(matrix: Matrix, layer: str) -> Any:
     bar = axes(margin, 0.62, side, _BAR)
     figure.colorbar(ScalarMappable(scale, shades), cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=7, length=2)
-    of = "all neurons" if layer == ALL else layer
     bar.set_xlabel(f"Earth Mover's Distance, in bins of {matrix.bins}", size=7.5, labelpad=1)
-    title = figure.text(margin / width, 1 - 0.28 / height, f"{size} datasets, {of}", size=10)
+    title = figure.text(
+        margin / width, 1 - 0.28 / height, f"{size} datasets, {seen(matrix, layer)}", size=10
+    )
     title.set_parse_math(False)
     at = (margin / width, 0.02 / height)
+    if lens is not None and not lens.weighs(layer):
+        figure.text(*at, WEIGHTLESS, size=7, va="bottom")
+        return figure
     if (verdict == UNTESTED).all():
         figure.text(*at, "no error bars are known: no pair is tested", size=7, va="bottom")
         return figure

@@ -111,6 +111,11 @@ class Lens:
             start += neurons
         raise UsageError(f"lens {self.name} knows no layer {layer!r}")
 
+    def weighs(self, layer: str) -> bool:
+        """Whether any neuron of a layer has a weight; all layers together always have one."""
+        names = [name for name, _ in self.taps]
+        return layer not in names or bool(self.of_layer(layer).any())
+
     def require_fit(self, spec: Spec) -> None:
         """Raises `UsageError` unless its neurons are those of the spec."""
         mine, theirs = dict(self.taps), {tap.name: tap.neurons for tap in spec.taps}

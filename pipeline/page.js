@@ -87,7 +87,18 @@ const shade = (at) => {
 };
 const ink = (at) => (at > 0.5 ? "#fff" : "#000");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const layerName = (plane) => (plane === ALL ? "all neurons" : plane);
+// What is shown is of: a layer, all neurons, or what a lens weighs of them.
+const NO_WEIGHT = "the lens gives this layer no weight";
+const matrixNow = () => DATA.matrices[state.matrix];
+const weightless = (plane) => matrixNow().weightless.includes(plane);
+function layerName(plane) {
+  const { through } = matrixNow();
+  if (!through) return plane === ALL ? "all neurons" : plane;
+  return plane === ALL ? through : `${plane} ${through}`;
+}
+const shortName = (plane) => (plane !== ALL ? plane : matrixNow().through ? "all layers" : "all neurons");
+// No lens weighs Fréchet distances of whole layers.
+const titleName = (plane) => (state.quantity === "fd" ? shortName(plane) : layerName(plane));
 
 // Numbers: the upper triangle of each column and layer, float32, its bytes sorted by weight, deflated.
 
@@ -112,6 +123,8 @@ async function unpack(text) {
   const reader = new DataView(sorted.buffer);
   return Float32Array.from({ length: count }, (_, i) => reader.getFloat32(4 * i, true));
 }
+
+const anyKnown = (values) => Boolean(values?.some(Number.isFinite));
 
 const place = (i, j) => (i < j ? (i * (2 * SIZE - i - 1)) / 2 + j - i - 1 : place(j, i));
 
@@ -148,7 +161,10 @@ function facts(layer, i, j) {
       ["emd", `${told(value("emd"))} bins`],
       ["emd_range", `${told(value("emd") / DATA.bins)} of the range`],
     );
-  } else found.push(["emd", "not defined: a dataset lacks activations of some neuron"]);
+  } else {
+    const why = weightless(view.plane) ? NO_WEIGHT : "a dataset lacks activations of some neuron";
+    found.push(["emd", `not defined: ${why}`]);
+  }
   if (Number.isFinite(value("emd_corrected"))) {
     const known = Number.isFinite(value("low")) && Number.isFinite(value("high"));
     found.push([
@@ -172,7 +188,8 @@ function facts(layer, i, j) {
     found.push(["verdict", `differs at a false discovery rate of ${percent(state.rate)}`]);
   if (said === "alike")
     found.push(["verdict", `not told apart at a false discovery rate of ${percent(state.rate)}`]);
-  if (said === "untested") found.push(["verdict", "not tested: no error bars are known"]);
+  if (said === "untested" && !weightless(view.plane))
+    found.push(["verdict", "not tested: no error bars are known"]);
   return found;
 }
 
@@ -183,7 +200,7 @@ function sentence(i, j) {
   const first = ["emd", "emd_range"].includes(state.quantity)
     ? ""
     : `${QUANTITIES[state.quantity]} ${told(value)}; `;
-  return `${here}, ${layerName(view.plane)}: ${first}${facts(view.layer, i, j)
+  return `${here}, ${titleName(view.plane)}: ${first}${facts(view.layer, i, j)
     .map((fact) => fact.join(" "))
     .join("; ")}`;
 }
@@ -225,7 +242,8 @@ async function update() {
   drawSentences();
   drawTable();
   $("summary").textContent = summary();
-  $("matrix-title").textContent = `${QUANTITIES[state.quantity]}: ${layerName(view.plane)}`;
+  const plain = ["emd", "emd_range"].includes(state.quantity) && anyKnown(layer.emd_corrected) ? ", plain" : "";
+  $("matrix-title").textContent = `${QUANTITIES[state.quantity]}${plain}: ${titleName(view.plane)}`;
   if (state.open) await openPair(...state.open, false);
   document.body.dataset.drawn = String(mine);
 }
@@ -335,7 +353,7 @@ function drawMatrix() {
   if (view.tree) drawTree(context);
   $("cursor").setAttribute(
     "aria-label",
-    `${QUANTITIES[state.quantity]} of ${count} datasets, ${layerName(view.plane)}. Arrow keys move, Enter opens a pair.`,
+    `${QUANTITIES[state.quantity]} of ${count} datasets, ${titleName(view.plane)}. Arrow keys move, Enter opens a pair.`,
   );
 }
 
@@ -425,11 +443,14 @@ function drawLegend() {
     bar.fillRect(x, 0, 1, 12);
   }
   const known = view.values !== null && view.values !== undefined;
-  $("least").textContent = known ? `${short(view.least)}, near` : "left out of this page for this layer";
+  const missing = weightless(view.plane) ? "no distances" : "left out of this page for this layer";
+  $("least").textContent = known ? `${short(view.least)}, near` : missing;
   $("most").textContent = known ? `${short(view.most)}, far${view.ranks ? " (by rank)" : ""}` : "";
   const marks = $("marks");
   marks.replaceChildren();
-  if (!view.layer.q || !view.layer.q.some(Number.isFinite)) {
+  if (weightless(view.plane)) {
+    make("span", NO_WEIGHT, {}, marks);
+  } else if (!view.layer.q || !view.layer.q.some(Number.isFinite)) {
     make(
       "span",
       view.matrix.columns.q
@@ -568,12 +589,11 @@ async function openPair(i, j, go) {
     make("dt", name, {}, list);
     make("dd", text, {}, list);
   }
-  make("h3", `By layer: ${QUANTITIES[state.quantity]}`, {}, body);
   await profile(i, j, body);
   make("h3", "Neurons that differ most", {}, body);
   neurons(i, j, body);
   if (state.open !== mine) return; // another was opened meanwhile
-  $("pair-title").textContent = `${DATA.names[i]} and ${DATA.names[j]}, ${layerName(view.plane)}`;
+  $("pair-title").textContent = `${DATA.names[i]} and ${DATA.names[j]}, ${titleName(view.plane)}`;
   $("pair-body").replaceChildren(body);
   if (go) {
     $("pair").focus({ preventScroll: true });
@@ -604,25 +624,30 @@ async function profile(i, j, parent) {
       };
     }),
   );
+  const corrected = rows.some((row) => row.known);
   const barred = rows.some((row) => Number.isFinite(row.low));
+  const plain = (row) => (corrected && !row.known && Number.isFinite(row.value) ? " plain" : "");
+  const also = corrected && state.quantity !== "emd_corrected" ? ", corrected" : "";
+  make("h3", `By layer: ${QUANTITIES[state.quantity]}${also}`, {}, parent);
   const ends = rows
     .flatMap((row) => [row.value, row.low, Number.isFinite(row.low) ? row.high : NaN])
     .filter(Number.isFinite);
   const [least, most] = [Math.min(0, ...ends), Math.max(1e-12, ...ends)];
   const wide = Math.min(480, $("pair-body").clientWidth || 440);
   const [tall, names] = [19, Math.min(130, wide * 0.3)];
-  const x = (value) => names + 8 + ((value - least) / (most - least)) * (wide - names - 62);
+  const x = (value) => names + 8 + ((value - least) / (most - least)) * (wide - names - (rows.some(plain) ? 96 : 62));
   const svg = drawn(
     "svg",
     {
       viewBox: `0 0 ${wide} ${rows.length * tall + 4}`,
       width: wide,
       role: "img",
-      "aria-label": rows.map((row) => `${layerName(row.plane)} ${told(row.value)}`).join(", "),
+      "aria-label": rows.map((row) => `${shortName(row.plane)} ${told(row.value)}`).join(", "),
     },
     parent,
   );
   drawn("line", { class: "axis", x1: x(0), x2: x(0), y1: 0, y2: rows.length * tall }, svg);
+  const blank = (plane) => (weightless(plane) ? "no weight" : "not on this page");
   for (const [k, row] of rows.entries()) {
     const y = (k + 0.5) * tall;
     const group = drawn("g", { class: row.index === state.plane ? "row here" : "row" }, svg);
@@ -630,10 +655,10 @@ async function profile(i, j, parent) {
       "title",
       {},
       group,
-      `${layerName(row.plane)}: ${told(row.value)}${Number.isFinite(row.low) ? `, 95% interval ${told(row.low)} to ${told(row.high)}` : ""}`,
+      `${shortName(row.plane)}: ${told(row.value)}${plain(row)}${Number.isFinite(row.low) ? `, 95% interval ${told(row.low)} to ${told(row.high)}` : ""}`,
     );
     drawn("rect", { x: 0, y: y - tall / 2, width: wide, height: tall }, group);
-    const name = layerName(row.plane);
+    const name = shortName(row.plane);
     drawn(
       "text",
       { x: names, y: y + 4, "text-anchor": "end" },
@@ -641,7 +666,7 @@ async function profile(i, j, parent) {
       name.length > names / 6.2 ? `${name.slice(0, names / 6.2 - 1)}…` : name,
     );
     if (!Number.isFinite(row.value)) {
-      drawn("text", { class: "quiet", x: x(0) + 4, y: y + 4 }, group, "not on this page");
+      drawn("text", { class: "quiet", x: x(0) + 4, y: y + 4 }, group, blank(row.plane));
       continue;
     }
     if (Number.isFinite(row.low))
@@ -655,12 +680,12 @@ async function profile(i, j, parent) {
       );
     drawn("circle", { class: row.alike ? "point alike" : "point", cx: x(row.value), cy: y, r: 4 }, group);
     const end = Number.isFinite(row.low) ? Math.max(x(row.high), x(row.value)) : x(row.value);
-    drawn("text", { x: end + 7, y: y + 4 }, group, short(row.value));
+    drawn("text", { x: end + 7, y: y + 4 }, group, short(row.value) + plain(row));
   }
   make(
     "p",
-    rows.some((row) => row.known)
-      ? `Corrected for the sizes of the samples${barred ? ", with 95% intervals" : ""}; hollow: not told apart.`
+    corrected
+      ? `Corrected for the sizes of the samples${barred ? ", with 95% intervals" : ""}${rows.some(plain) ? "; plain: not corrected, as the correction of that layer is not on this page" : ""}; hollow: not told apart.`
       : "There are no error bars.",
     { class: "quiet" },
     parent,
@@ -668,9 +693,9 @@ async function profile(i, j, parent) {
 }
 
 function neurons(i, j, parent) {
-  const found = DATA.neurons[`${Math.min(i, j)}-${Math.max(i, j)}`];
+  const found = matrixNow().neurons[`${Math.min(i, j)}-${Math.max(i, j)}`];
   if (!found) {
-    make("p", DATA.neurons_note, { class: "quiet" }, parent);
+    make("p", matrixNow().neurons_note, { class: "quiet" }, parent);
     return;
   }
   const [first, second] = [Math.min(i, j), Math.max(i, j)];
@@ -680,14 +705,20 @@ function neurons(i, j, parent) {
   make("span", DATA.names[second], { class: "second-name" }, legend);
   make(
     "p",
-    "The share of activations in each part of a neuron's range; heights are square roots of shares.",
+    `${matrixNow().through ? "First those of the largest weight times distance. " : ""}The share of activations in each part of a neuron's range; heights are square roots of shares.`,
     { class: "quiet" },
     parent,
   );
   const grid = make("div", null, { id: "neurons" }, parent);
   for (const neuron of found) {
     const figure = make("figure", null, {}, grid);
-    make("figcaption", `${neuron.layer}, neuron ${neuron.neuron}: ${told(neuron.emd)} bins`, {}, figure);
+    const weight = matrixNow().through ? `, weight ${told(neuron.weight)}` : "";
+    make(
+      "figcaption",
+      `${neuron.layer}, neuron ${neuron.neuron}: ${told(neuron.emd)} bins${weight}`,
+      {},
+      figure,
+    );
     const [wide, tall] = [220, 70];
     const svg = drawn(
       "svg",
@@ -727,7 +758,9 @@ function drawMap() {
   frame.replaceChildren();
   $("stress").textContent =
     known.length < 3
-      ? "Two datasets or fewer make no map."
+      ? weightless(view.plane)
+        ? `No map: ${NO_WEIGHT}.`
+        : "Two datasets or fewer make no map."
       : `Distances on the map are off by ${percent(stress)} of the true ones (Kruskal's stress-1 ${stress.toFixed(3)}): ${stress < 0.1 ? "a good map" : stress < 0.2 ? "a fair one; read near and far, not details" : "a poor one; trust the matrix"}. Of the Earth Mover's Distance, ${layerName(view.plane)}; its axes mean nothing by themselves.`;
   if (known.length < 3) return;
   const span = (axis) => {
@@ -813,6 +846,7 @@ function chooseOrigin(i) {
 // Sentences, the table, datasets.
 
 function summary() {
+  if (weightless(view.plane)) return `${NO_WEIGHT[0].toUpperCase()}${NO_WEIGHT.slice(1)}: no distances.`;
   const counts = { differs: 0, alike: 0, untested: 0 };
   for (let i = 0; i < SIZE; i++) for (let j = i + 1; j < SIZE; j++) counts[verdict(view.layer, i, j)]++;
   const pairs = (SIZE * (SIZE - 1)) / 2;
@@ -822,12 +856,14 @@ function summary() {
   const rest = counts.untested
     ? `; ${counts.untested.toLocaleString("en")} ${counts.untested === 1 ? "is" : "are"} not tested`
     : "";
-  return `${counts.differs.toLocaleString("en")} of ${count} differ at a false discovery rate of ${percent(state.rate)}; ${counts.alike.toLocaleString("en")} ${counts.alike === 1 ? "is" : "are"} not told apart${rest}.`;
+  const differ = counts.differs === 1 || pairs === 1 ? "differs" : "differ";
+  return `${counts.differs.toLocaleString("en")} of ${count} ${differ} at a false discovery rate of ${percent(state.rate)}; ${counts.alike.toLocaleString("en")} ${counts.alike === 1 ? "is" : "are"} not told apart${rest}.`;
 }
 
 function drawSentences() {
   const table = $("sentences");
   table.replaceChildren();
+  const note = make("caption", null, { class: "quiet" }, table);
   const head = make("tr", null, {}, make("thead", null, {}, table));
   for (const text of ["dataset", "nearest", "farthest", "not told apart from"])
     make("th", text, { scope: "col" }, head);
@@ -837,6 +873,9 @@ function drawSentences() {
     layer.emd_corrected &&
     layer.emd.every((value, k) => !Number.isFinite(value) || Number.isFinite(layer.emd_corrected[k]));
   const values = corrected ? layer.emd_corrected : layer.emd;
+  note.textContent = corrected
+    ? `Earth Mover's Distance in bins, corrected for the sizes of the samples${anyKnown(layer.low) ? " [95% interval]" : ""}`
+    : "Earth Mover's Distance in bins, plain: not corrected for the sizes of the samples";
   const name = (i, j) => {
     const [low, high] = [at(layer.low, i, j), at(layer.high, i, j)];
     const interval =
@@ -848,7 +887,8 @@ function drawSentences() {
     make("th", DATA.names[i], { scope: "row" }, row);
     const others = [...DATA.names.keys()].filter((j) => j !== i && Number.isFinite(at(values, i, j)));
     if (!others.length) {
-      make("td", "at no distance that is defined", { colspan: 3 }, row);
+      const why = weightless(view.plane) ? NO_WEIGHT : "at no distance that is defined";
+      make("td", why, { colspan: 3 }, row);
       continue;
     }
     others.sort((j, k) => at(values, i, j) - at(values, i, k));
@@ -934,12 +974,12 @@ function fill(details, dataset) {
 function fillPlanes() {
   const { planes, columns } = DATA.matrices[state.matrix];
   $("layer").replaceChildren();
-  for (const [index, plane] of planes.entries()) option($("layer"), index, layerName(plane));
+  for (const [index, plane] of planes.entries()) option($("layer"), index, shortName(plane));
   state.plane = Math.max(0, planes.indexOf(ALL));
   $("layer").value = String(state.plane);
   $("quantity").replaceChildren();
   for (const [name, text] of Object.entries(QUANTITIES)) {
-    if (columns[name] || name === "emd_range") option($("quantity"), name, text);
+    if (columns[name] || name === "emd" || name === "emd_range") option($("quantity"), name, text);
   }
   if (!columns[state.quantity] && state.quantity !== "emd_range") state.quantity = "emd";
   $("quantity").value = state.quantity;
@@ -950,7 +990,7 @@ function begin() {
   $("about").textContent = DATA.about;
   for (const note of DATA.notes) make("li", note, {}, $("notes"));
   for (const [index, matrix] of DATA.matrices.entries()) option($("lens"), index, matrix.lens);
-  $("lens-label").hidden = DATA.matrices.length < 2;
+  $("lens-label").hidden = DATA.matrices.length < 2 && !DATA.matrices[0].through;
   for (const [i, name] of DATA.names.entries()) option($("origin"), i, name);
   $("origin-label").hidden = true;
   for (const rate of [...new Set([0.01, 0.05, 0.1, DATA.rate])].sort((a, b) => a - b))

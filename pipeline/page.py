@@ -29,6 +29,7 @@ from pipeline.arrange import clusters, plane_map
 from pipeline.dna import Floats
 from pipeline.errors import UsageError, redact
 from pipeline.matrix import Distance, Estimate, Matrix
+from pipeline.report import through
 from pipeline.significance import FALSE_DISCOVERY_RATE
 
 NUMBERS = 5_000_000
@@ -71,7 +72,7 @@ class Neuron:
     """A neuron and its distance, in bins, between a pair; shares of activations in equal parts.
 
     `a`, `b`: of either dataset, 0 to 999 of the larger's most; from `low` to `high`, a part of the
-    neuron's range that leaves out next to nothing.
+    neuron's range that leaves out next to nothing. `weight`: what the lens gives it.
     """
 
     layer: str
@@ -81,19 +82,29 @@ class Neuron:
     high: float
     a: tuple[int, ...]
     b: tuple[int, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one matrix's lens shows. `neurons`: pairs (i < j) -> the neurons that differ most;
+    `note` stands where a pair has none. `weightless`: layers that the lens gives no weight.
+    """
+
+    neurons: Mapping[tuple[int, int], Sequence[Neuron]] = field(default_factory=dict)
+    note: str = "No histograms were read for this page."
+    weightless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """`matrices`: of the same datasets, through different lenses. `neurons`: pairs (i < j) -> the
-    neurons that differ most; `neurons_note` stands where a pair has none. `shared`: facts that are
-    the same for every dataset.
+    """`matrices`: of the same datasets, through different lenses; `seen`: of each, or none.
+    `shared`: facts that are the same for every dataset.
     """
 
     matrices: Sequence[Matrix]
     panels: Sequence[Panel]
-    neurons: Mapping[tuple[int, int], Sequence[Neuron]] = field(default_factory=dict)
-    neurons_note: str = "No histograms were read for this page."
+    seen: Sequence[Seen] = ()
     about: str = ""
     notes: tuple[str, ...] = ()
     title: str = ""
@@ -114,9 +125,15 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int = NUMBER
             raise UsageError("a page shows matrices of the same datasets and bins only")
     if len(page.panels) != len(names):
         raise UsageError(f"a page of {len(names)} datasets takes as many panels")
-    lenses = [_numbers(matrix, room // len(page.matrices)) for matrix in page.matrices]
+    seen = page.seen or [Seen()] * len(page.matrices)
+    if len(seen) != len(page.matrices):
+        raise UsageError(f"a page of {len(page.matrices)} matrices takes as many lenses")
+    lenses = [
+        _numbers(matrix, of, room // len(page.matrices))
+        for matrix, of in zip(page.matrices, seen, strict=True)
+    ]
     notes = [*page.notes, *dict.fromkeys(note for _, left in lenses for note in left)]
-    title = page.title or f"Visual DNA of {len(names)} datasets"
+    title = page.title or f"Visual DNA of {len(names)} datasets{_through_all(page.matrices)}"
     data = {
         "title": title,
         "about": page.about,
@@ -125,10 +142,6 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int = NUMBER
         "bins": page.matrices[0].bins,
         "rate": rate,
         "matrices": [content for content, _ in lenses],
-        "neurons": {
-            f"{i}-{j}": [_plain(n) for n in found] for (i, j), found in page.neurons.items()
-        },
-        "neurons_note": page.neurons_note,
         "shared": page.shared,
         "datasets": [_plain(panel) for panel in page.panels],
     }
@@ -147,6 +160,11 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int = NUMBER
     }
     frame = _part("page.html")
     return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], frame).encode()
+
+
+def _through_all(matrices: Sequence[Matrix]) -> str:
+    """The lens, where all is seen through one."""
+    return f" {through(matrices[0])}".rstrip() if len(matrices) == 1 else ""
 
 
 class _Packed(str):
@@ -192,7 +210,7 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _numbers(matrix: Matrix, room: int) -> tuple[dict[str, Any], list[str]]:
+def _numbers(matrix: Matrix, seen: Seen, room: int) -> tuple[dict[str, Any], list[str]]:
     """A matrix's part of the data, and what of it is left out for want of room."""
     planes = matrix.planes
     packed: dict[str, dict[int, str]] = {}
@@ -213,6 +231,12 @@ def _numbers(matrix: Matrix, room: int) -> tuple[dict[str, Any], list[str]]:
     maps = [plane_map(matrix.emd[plane]) for plane in range(len(planes))]
     content = {
         "lens": matrix.lens,
+        "through": through(matrix),
+        "weightless": seen.weightless,
+        "neurons": {
+            f"{i}-{j}": [_plain(n) for n in found] for (i, j), found in seen.neurons.items()
+        },
+        "neurons_note": seen.note,
         "planes": planes,
         "columns": packed,
         "arranged": [
@@ -224,12 +248,15 @@ def _numbers(matrix: Matrix, room: int) -> tuple[dict[str, Any], list[str]]:
     }
     notes = []
     if left:
-        columns = ", ".join(f"{column} of {len(of)} layers" for column, of in left.items())
+        columns = ", ".join(
+            f"{column} of {len(of)} {'layer' if len(of) == 1 else 'layers'}"
+            for column, of in left.items()
+        )
         notes.append(f"Left out of this page for its size, and in the Parquet file: {columns}.")
     if len(matrix.names) > EXACT:
         notes.append(f"Distances are rounded to {BITS} significant bits, some four digits.")
     for plane, found in enumerate(arranged):
-        if found.undefined:
+        if found.undefined and planes[plane] not in seen.weightless:
             lacking = ", ".join(matrix.names[i] for i in found.undefined[:5])
             notes.append(
                 f"{lacking} {'and others ' if len(found.undefined) > 5 else ''}"

@@ -29,11 +29,12 @@ from pipeline.arrange import clusters, neighbours
 from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import cumulative
 from pipeline.dna import DnaFile, Floats
-from pipeline.errors import BadImage, VdnaError
+from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.explain import overlaid
+from pipeline.lens import Lens
 from pipeline.manifest import Entry, read_shard
 from pipeline.matrix import Matrix, numerics_notes, shared_source_notes
-from pipeline.page import Neuron, Page, Panel, Sample, render
+from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
 from pipeline.spec import Preprocess, Spec
 
 SAMPLES = 4
@@ -63,14 +64,23 @@ def gather(
     catalogue: Catalogue,
     matrices: Sequence[Matrix],
     *,
+    lenses: Sequence[Lens | None] = (),
     at: int | str | None = None,
     samples: int = SAMPLES,
     pairs: int = PAIRS,
 ) -> Page:
-    """All that a page of these matrices holds. `samples`: images of a dataset; 0 for none."""
+    """All that a page of these matrices holds. `samples`: images of a dataset; 0 for none.
+
+    `lenses`: one for each matrix, None for all neurons alike. `at`: the commit that was compared;
+    raises `UsageError` where the versions there are others than those of the distances.
+    """
     matrix = matrices[0]
+    lenses = lenses or [None] * len(matrices)
     commit = catalogue.at(at)
-    versions = {name: catalogue.find(name, at, matrix.spec_digest) for name in matrix.names}
+    versions = {
+        name: catalogue.find(name, commit.number, matrix.spec_digest) for name in matrix.names
+    }
+    _require_same(matrices, lenses, versions, commit.number)
     spec = catalogue.spec(matrix.spec_digest)
     some = min(samples, ALL_SAMPLES // len(versions))
     deadline = monotonic() + SAMPLING_SECONDS
@@ -80,7 +90,7 @@ def gather(
 
     with ThreadPoolExecutor(8) as pool:
         panels = list(pool.map(panel, versions.items()))
-    told, note = neurons(catalogue, matrix, versions, spec, pairs)
+    seen = neurons(catalogue, matrices, lenses, versions, pairs)
     notes = [f"numerics differ: {line}" for line in numerics_notes(versions)]
     notes += [
         f"images may be shared, and error bars not hold: {line}"
@@ -96,7 +106,7 @@ def gather(
         f"{spec.extractor}, {spec.neurons:,} neurons of {len(spec.taps)} layers in {spec.bins} "
         f"bins, spec {spec.digest}; {commit.software}"
     )
-    return Page(matrices, panels, told, note, about, tuple(notes), shared=tuple(_spec_facts(spec)))
+    return Page(matrices, panels, seen, about, tuple(notes), shared=tuple(_spec_facts(spec)))
 
 
 def write_page(
@@ -104,13 +114,33 @@ def write_page(
     matrices: Sequence[Matrix],
     out: str,
     *,
+    lenses: Sequence[Lens | None] = (),
     at: int | str | None = None,
     samples: int = SAMPLES,
 ) -> int:
     """The page into a file or an object; its bytes."""
-    page = render(gather(catalogue, matrices, at=at, samples=samples))
+    page = render(gather(catalogue, matrices, lenses=lenses, at=at, samples=samples))
     storage.replace(storage.canonical(out), page)
     return len(page)
+
+
+def _require_same(
+    matrices: Sequence[Matrix],
+    lenses: Sequence[Lens | None],
+    versions: Mapping[str, Version],
+    number: int,
+) -> None:
+    if len(lenses) != len(matrices):
+        raise UsageError(f"a page of {len(matrices)} matrices takes as many lenses")
+    for matrix, lens in zip(matrices, lenses, strict=True):
+        if matrix.lens_digest != (lens.digest if lens else ""):
+            raise UsageError(f"the page of a matrix through lens {matrix.lens} takes that lens")
+        for name, version in versions.items():
+            if matrix.members.get(name) != version.dna:
+                raise UsageError(
+                    f"{name} at commit {number} is dna {version.dna}, and its distances are of "
+                    f"{matrix.members.get(name)}; give the commit that was compared (at)"
+                )
 
 
 def _panel(
@@ -263,44 +293,86 @@ def thumbnail(data: bytes) -> str:
 
 def neurons(
     catalogue: Catalogue,
-    matrix: Matrix,
+    matrices: Sequence[Matrix],
+    lenses: Sequence[Lens | None],
     versions: Mapping[str, Version],
-    spec: Spec,
     pairs: int = PAIRS,
-) -> tuple[dict[tuple[int, int], list[Neuron]], str]:
-    """Of the nearest pairs (i < j), the neurons that differ most; and what is said of the others.
+) -> list[Seen]:
+    """Of the nearest pairs (i < j) of each matrix, the neurons that add most to its distance; and
+    what is said of the others.
 
     A layer at a time: in memory are its cumulative histograms, of as many datasets as `CACHED`
     bytes hold.
     """
-    overall = matrix.emd[-1]
-    known = [
-        (i, j)
-        for i in range(len(matrix.names))
-        for j in range(i + 1, len(matrix.names))
-        if np.isfinite(overall[i, j])
-    ]
-    chosen = _nearest(overall, known, pairs)
-    note = "A distance that is not defined has no neurons that differ most."
-    if len(chosen) < len(known):
-        note = (
-            f"For its size, this page has the neurons of {len(chosen)} of {len(known):,} pairs: "
-            "those of a dataset and its nearest."
-        )
-    found: dict[tuple[int, int], list[Neuron]] = {pair: [] for pair in chosen}
+    views = [_View.of(*pair, pairs) for pair in zip(matrices, lenses, strict=True)]
+    wanted = list(dict.fromkeys(pair for view in views for pair in view.found))
+    names = matrices[0].names
     try:
-        files = {i: _open(catalogue, matrix.names[i], versions) for pair in chosen for i in pair}
-        for layer in matrix.layers:
+        files = {i: _open(catalogue, names[i], versions) for pair in wanted for i in pair}
+        for layer in dict.fromkeys(layer for matrix in matrices for layer in matrix.layers):
+            here = [(v, v.weights(layer)) for v in views if layer in v.matrix.layers]
+            here = [(view, weights) for view, weights in here if np.any(weights)]
             read = _Sums(files, layer)
-            for i, j in chosen:
+            for i, j in wanted if here else ():
                 a, b = read[i], read[j]
-                each = np.nan_to_num(np.abs(a.sums - b.sums).sum(axis=1), nan=-1.0)
-                best = [int(at) for at in np.argsort(-each, kind="stable")[:NEURONS]]
-                rows = [_neuron(layer, at, float(each[at]), a, b) for at in best if each[at] >= 0]
-                found[i, j] = sorted(found[i, j] + rows, key=lambda n: -n.emd)[:NEURONS]
+                each = np.abs(a.sums - b.sums).sum(axis=1)
+                for view, weights in here:
+                    if (i, j) in view.found:
+                        view.add((i, j), layer, weights, each, a, b)
     except VdnaError as error:
-        return {}, f"Histograms cannot be read: {error}"
-    return found, note
+        return [Seen({}, f"Histograms cannot be read: {error}", v.weightless) for v in views]
+    return [Seen(view.found, view.note, view.weightless) for view in views]
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A matrix and its lens, and what was `found` of its pairs so far."""
+
+    matrix: Matrix
+    lens: Lens | None
+    found: dict[tuple[int, int], list[Neuron]]
+    note: str
+
+    @classmethod
+    def of(cls, matrix: Matrix, lens: Lens | None, pairs: int) -> _View:
+        overall = matrix.emd[-1]
+        upper = np.argwhere(np.triu(np.isfinite(overall), 1))
+        known = [(int(i), int(j)) for i, j in upper]
+        chosen = _nearest(overall, known, pairs)
+        note = "A distance that is not defined has no neurons that differ most."
+        if len(chosen) < len(known):
+            note = (
+                f"For its size, this page has the neurons of {len(chosen)} of {len(known):,} "
+                "pairs: those of a dataset and its nearest."
+            )
+        return cls(matrix, lens, {pair: [] for pair in chosen}, note)
+
+    @property
+    def weightless(self) -> tuple[str, ...]:
+        if self.lens is None:
+            return ()
+        return tuple(layer for layer in self.matrix.layers if not self.lens.weighs(layer))
+
+    def weights(self, layer: str) -> Floats | float:
+        """What neurons count; the sign says which way, and not how much."""
+        return 1.0 if self.lens is None else np.abs(self.lens.of_layer(layer))
+
+    def add(
+        self,
+        pair: tuple[int, int],
+        layer: str,
+        weights: Floats | float,
+        each: NDArray[np.float32],
+        a: _Layer,
+        b: _Layer,
+    ) -> None:
+        """A layer's neurons, those left out that weigh nothing."""
+        owed = np.where(np.isfinite(each) & (weights != 0), each * weights, -1.0)
+        best = [int(at) for at in np.argsort(-owed, kind="stable")[:NEURONS] if owed[at] >= 0]
+        signed = np.ones(len(each)) if self.lens is None else self.lens.of_layer(layer)
+        rows = [_neuron(layer, at, float(each[at]), float(signed[at]), a, b) for at in best]
+        both = self.found[pair] + rows
+        self.found[pair] = sorted(both, key=lambda n: -abs(n.weight) * n.emd)[:NEURONS]
 
 
 def _nearest(
@@ -354,7 +426,7 @@ class _Sums:
         return self._kept[dataset]
 
 
-def _neuron(layer: str, at: int, emd: float, a: _Layer, b: _Layer) -> Neuron:
+def _neuron(layer: str, at: int, emd: float, weight: float, a: _Layer, b: _Layer) -> Neuron:
     low, high = float(a.low[at]), float(a.high[at])
     seen = overlaid(a.sums[at].astype(np.float64), b.sums[at].astype(np.float64), low, high)
-    return Neuron(layer, at, emd, seen.low, seen.high, seen.a, seen.b)
+    return Neuron(layer, at, emd, seen.low, seen.high, seen.a, seen.b, weight)

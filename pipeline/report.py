@@ -20,6 +20,7 @@ from rich.text import Text
 from pipeline.arrange import neighbours
 from pipeline.dna import Floats
 from pipeline.explain import Explanation, Overlay
+from pipeline.lens import UNIFORM, Lens
 from pipeline.matrix import ALL, Distance, Matrix
 from pipeline.significance import FALSE_DISCOVERY_RATE
 
@@ -33,6 +34,7 @@ DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
 # Ends and middle of matplotlib's cividis, which the colour-blind see as others do: near to far.
 _SCALE = ((254, 232, 56), (124, 123, 120), (0, 34, 78))
 _MARK = "~"
+WEIGHTLESS = "The lens gives this layer no weight: through it there are no distances."
 
 
 def verdicts(
@@ -47,26 +49,53 @@ def verdicts(
 
 def shown(matrix: Matrix, layer: str = ALL) -> Floats:
     """(D, D) EMD: corrected for the sizes of the samples where that is known of every pair."""
+    return matrix.of(layer, "emd_corrected" if _all_corrected(matrix, layer) else "emd")
+
+
+def _all_corrected(matrix: Matrix, layer: str) -> bool:
     corrected, plain = matrix.of(layer, "emd_corrected"), matrix.of(layer)
     known = np.isfinite(corrected) | np.isnan(plain) | np.eye(len(plain), dtype=bool)
-    return corrected if known.all() else plain
+    return bool(known.all() and np.isfinite(corrected).any())
+
+
+def through(matrix: Matrix) -> str:
+    """The lens by name; empty for all neurons alike."""
+    return f"through lens {matrix.lens}" if matrix.lens_digest or matrix.lens != UNIFORM else ""
+
+
+def seen(matrix: Matrix, layer: str = ALL) -> str:
+    """What distances are of: a layer, all neurons, or what a lens weighs of them."""
+    if not through(matrix):
+        return "all neurons" if layer == ALL else layer
+    return through(matrix) if layer == ALL else f"{layer} {through(matrix)}"
 
 
 def print_matrix(
-    matrix: Matrix, console: Console, layer: str = ALL, distance: Distance = "emd"
+    matrix: Matrix,
+    console: Console,
+    layer: str = ALL,
+    distance: Distance = "emd",
+    lens: Lens | None = None,
 ) -> None:
     """A row and a column per dataset, numbered; a cell's colour is its distance's rank.
 
     One decimal where that fits the console, none otherwise; where that is too wide as well, the
     nearest pairs, and how many are left out. Pairs that are not told apart are dim, and marked.
+    `lens`: that of the matrix; where it gives the layer no weight, that is all there is to say.
     """
-    of = "all neurons" if layer == ALL else layer
-    title = f"Earth Mover's Distance of {of}, in bins ({matrix.bins} to a neuron's range)"
+    of = seen(matrix, layer)
+    of = of if layer == ALL and through(matrix) else f"of {of}"
+    title = f"Earth Mover's Distance {of}, in bins ({matrix.bins} to a neuron's range)"
+    if np.isfinite(matrix.of(layer, "emd_corrected")).any():
+        title += ", not corrected for the sizes of the samples"
     if distance == "nfd":
-        title = f"Fréchet distance of the Gaussians of {of}, in squared activations"
-    elif distance == "fd":
+        title = f"Fréchet distance of the Gaussians {of}, in squared activations"
+    elif distance == "fd":  # which no lens weighs
         title = f"Fréchet distance of {'all layers, the mean' if layer == ALL else layer}"
     console.print(Text(title, style="bold"), soft_wrap=True)
+    if lens is not None and distance != "fd" and not lens.weighs(layer):
+        console.print(Text(WEIGHTLESS), soft_wrap=True)
+        return
     for decimals in (1, 0):
         if table_width(matrix, layer, decimals, distance) <= console.width:
             table = _table(matrix, layer, decimals, distance)
@@ -138,8 +167,9 @@ def _nearest_pairs(matrix: Matrix, layer: str, distance: Distance) -> list[Text]
     pairs = [(int(i), int(j)) for i, j in zip(*np.triu_indices(len(values), 1), strict=True)]
     known = sorted((p for p in pairs if np.isfinite(values[p])), key=lambda p: (values[p], p))
     count = min(PAIRS, len(known))
-    heading = f"{len(values)} datasets make a table too wide for here; the nearest {count} pairs"
-    lines = [Text(f"{heading} of {len(pairs):,}:")]
+    nearest = f"the nearest {'pair' if count == 1 else f'{count} pairs'} of {len(pairs):,}"
+    nearest = nearest if len(pairs) > 1 else "the only pair"
+    lines = [Text(f"{len(values)} datasets make a table too wide for here; {nearest}:")]
     width = max((len(matrix.names[i]) for i, _ in known[:count]), default=0)
     for pair in known[:count]:
         a, b = (matrix.names[i] for i in pair)
@@ -147,9 +177,11 @@ def _nearest_pairs(matrix: Matrix, layer: str, distance: Distance) -> list[Text]
         number = f"{_MARK if alike else ''}{_number(values[pair], distance)}"
         lines.append(Text(f"{number:>8}  {a:{width}}  {b}", style="dim" if alike else ""))
     if undefined := len(pairs) - len(known):
-        lines.append(Text(f"{undefined:,} pairs have no distance that is defined"))
+        has = "pair has" if undefined == 1 else "pairs have"
+        lines.append(Text(f"{undefined:,} {has} no distance that is defined"))
     if left := len(known) - count:
-        lines.append(Text(f"{left:,} farther pairs are left out: --out and --html write them all"))
+        are = "pair is" if left == 1 else "pairs are"
+        lines.append(Text(f"{left:,} farther {are} left out: --out and --html write them all"))
     return lines
 
 
@@ -159,6 +191,14 @@ def _number(value: float, distance: Distance = "emd") -> str:
 
 def _decimals(value: float) -> int:
     return 1 if abs(value) >= 1 or value == 0 else 2
+
+
+def sentences_heading(matrix: Matrix, layer: str = ALL) -> str:
+    """What the numbers of `nearest_sentences` are."""
+    if _all_corrected(matrix, layer):
+        how = "corrected for the sizes of the samples [95% interval]"
+        return f"Nearest and farthest, in bins, {how}:"
+    return "Nearest and farthest, in bins, not corrected for the sizes of the samples:"
 
 
 def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
@@ -205,7 +245,9 @@ def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCO
     if untested == len(upper):
         return f"No error bars are known of these distances: none of {pairs} is tested."
     alike = int((upper == ALIKE).sum())
-    line = f"{int((upper == DIFFERENT).sum()):,} of {pairs} differ at a false discovery rate of "
+    different = int((upper == DIFFERENT).sum())
+    differ = "differs" if 1 in (different, len(upper)) else "differ"
+    line = f"{different:,} of {pairs} {differ} at a false discovery rate of "
     line += f"{rate:.0%}; {alike:,} {'is' if alike == 1 else 'are'} not told apart"
     if untested:
         line += f"; {untested:,} {'is' if untested == 1 else 'are'} not tested"
@@ -226,7 +268,8 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
     ones first.
     """
     a, b = found.versions
-    console.print(Text(f"From {a} to {b}: layers", style="bold"), soft_wrap=True)
+    of = "" if found.lens == UNIFORM else f" through lens {found.lens}"
+    console.print(Text(f"From {a} to {b}{of}: layers", style="bold"), soft_wrap=True)
     tested = found.neurons["q"].null_count < found.neurons.num_rows
     rows = [
         {
@@ -236,8 +279,14 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
             "share": f"{row['share']:.0%}",
         }
         for row in found.layers.to_pylist()
+        if row["neurons"]
     ]
     _print_ranking(rows, console)
+    blind = [row["layer"] for row in found.layers.to_pylist() if not row["neurons"]]
+    if blind:
+        console.print(Text(f"The lens gives no weight to {', '.join(blind)}"), soft_wrap=True)
+    if not found.neurons.num_rows:
+        return
     neurons = found.neurons.slice(0, top).to_pylist()
     console.print(Text(f"\nNeurons, the first {len(neurons)}", style="bold"), soft_wrap=True)
     rows = [
@@ -256,6 +305,8 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
 
 
 def _print_ranking(rows: list[dict[str, str]], console: Console) -> None:
+    if not rows:
+        return
     while _width(table := _ranking(rows)) > console.width and len(rows[0]) > 2:
         rows = [dict(list(row.items())[:-1]) for row in rows]
     console.print(
@@ -314,10 +365,15 @@ def _sparklines(shown: Overlay, width: int) -> tuple[str, str]:
 def explanation_sentence(found: Explanation) -> str:
     """How many neurons differ, and how many make up half of the distance."""
     neurons = found.neurons.num_rows
-    most = f"{found.half:,} of {neurons:,} neurons make up half of the distance"
+    if not neurons:
+        return "The lens gives these layers no weight: through it there is no distance."
+    of = f"{neurons:,} {'neuron' if neurons == 1 else 'neurons'}"
+    make = "makes" if 1 in (found.half, neurons) else "make"
+    most = f"{found.half:,} of {of} {make} up half of the distance"
     if found.neurons["q"].null_count == neurons:
         return f"No error bars are known of this distance: no neuron is tested. {most}."
+    differ = "differs" if 1 in (found.differing, neurons) else "differ"
     return (
-        f"{found.differing:,} of {neurons:,} neurons differ at a false discovery rate of "
+        f"{found.differing:,} of {of} {differ} at a false discovery rate of "
         f"{FALSE_DISCOVERY_RATE:.0%}; {most}."
     )

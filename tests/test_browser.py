@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 
 from pipeline.arrange import clusters
 from pipeline.matrix import Matrix
-from pipeline.page import Neuron, Page, Panel, Sample, render
+from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
 from tests import browser
 from tests.browser import Reader
 from tests.test_report import matrix_of, with_estimates
@@ -116,7 +117,7 @@ def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -
     neuron = Neuron("blocks.2", 7, 12.5, -1.0, 2.0, (0, 999, 3), (999, 0, 1))
     order = clusters(matrix.of()).order
     pair = (min(order[0], order[3]), max(order[0], order[3]))
-    reader.open(write(tmp_path / "page.html", matrix, neurons={pair: [neuron]}))
+    reader.open(write(tmp_path / "page.html", matrix, seen=[Seen({pair: [neuron]})]))
     where = reader.run(
         "const box = document.getElementById('cursor').getBoundingClientRect();"
         "return [view.left + 3.5 * view.cell - box.width / 2,"
@@ -143,9 +144,8 @@ def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path)
         (HOSTILE,),
     )
     neuron = Neuron(HOSTILE, 7, 12.5, -1.0, 2.0, (1,), (2,))
-    page = Page(
-        [matrix, matrix], [panel] * 3, {(0, 1): [neuron]}, HOSTILE, HOSTILE, (HOSTILE,), HOSTILE
-    )
+    seen = Seen({(0, 1): [neuron]}, HOSTILE, (HOSTILE,))
+    page = Page([matrix, matrix], [panel] * 3, [seen] * 2, HOSTILE, (HOSTILE,), HOSTILE)
     path = tmp_path / "page.html"
     path.write_bytes(render(page))
     reader.open(path)
@@ -201,6 +201,280 @@ def test_on_a_telephone_in_the_dark(reader: Reader, tmp_path: Path, count: int) 
         < sum(map(int, light.strip("rgb()").split(",")))
     )
     reader.kept_to_itself(path)
+
+
+def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(4), (0, 1))
+    through = replace(matrix, lens="sharp", lens_digest="5a", emd=matrix.emd * 2)
+    through.emd[0] = np.nan
+    for values in through.estimates.values():
+        values[0] = np.nan
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    shown = [
+        Seen(
+            {pair: [Neuron(layer, 5, 2.5, 0.0, 1.0, (1,), (2,), weight)] for pair in pairs}, "", no
+        )
+        for layer, weight, no in (("blocks.1", 1.0, ()), ("blocks.2", -3.0, ("blocks.0",)))
+    ]
+    path = tmp_path / "page.html"
+    path.write_bytes(render(Page([through], panels(matrix), shown[1:])))
+    reader.open(path)
+    reader.wait(lambda: "blocks.2, neuron 5" in reader.text("pair-body"))
+    for identity in ("title", "matrix-title", "selected", "pair-title", "stress"):
+        assert "through lens sharp" in reader.text(identity), identity
+    assert reader.find("lens").is_displayed()
+    assert "all neurons" not in reader.run("return document.body.innerText")
+    reader.choose("layer", "blocks.1")
+    assert reader.text("matrix-title").endswith(": blocks.1 through lens sharp")
+    path.write_bytes(render(Page([matrix, through], panels(matrix), shown)))
+    reader.open(path)
+    reader.wait(lambda: "blocks.1, neuron 5: 2.500 bins" in reader.text("pair-body"))
+    assert "weight" not in reader.text("pair-body")
+    assert "all neurons" in reader.text("matrix-title")
+    reader.choose("lens", "sharp")
+    reader.wait(lambda: "blocks.2, neuron 5: 2.500 bins, weight -3.000" in reader.text("pair-body"))
+    assert "blocks.1, neuron" not in reader.text("pair-body")
+    assert "no distance that is defined" not in reader.text("notes")
+    assert "blocks.0no weight" in reader.text("pair-body")
+    reader.choose("layer", "blocks.0")
+    none = "he lens gives this layer no weight"
+    for identity in ("summary", "marks", "selected", "stress", "sentences", "pair-body"):
+        assert none in reader.text(identity), identity
+    reader.kept_to_itself(path)
+
+
+def test_plain_and_corrected_numbers_are_called_so(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(4), (0, 1))
+    matrix.estimates["emd_corrected"][1] = np.nan  # as where it is left out for size
+    reader.open(write(tmp_path / "page.html", matrix))
+    assert reader.text("matrix-title") == "Earth Mover's Distance, bins, plain: all neurons"
+    reader.wait(lambda: "By layer" in reader.text("pair-body"))
+    assert "By layer: Earth Mover's Distance, bins, corrected" in reader.text("pair-body")
+    profile = (
+        "return [...document.querySelectorAll('#pair-body g.row')].map((row) => row.textContent)"
+    )
+    plain = [" plain" in text for text in reader.run(profile)]
+    assert plain == [False, True, False, False]
+    assert "plain: not corrected" in reader.text("pair-body")
+    assert ", corrected for the sizes of the samples [95% interval]" in reader.text("sentences")
+    reader.choose("layer", "blocks.1")
+    assert "plain: not corrected for the sizes of the samples" in reader.text("sentences")
+    reader.open(write(tmp_path / "page.html", matrix_at(2)))
+    assert reader.text("matrix-title") == "Earth Mover's Distance, bins: all neurons"
+    assert "plain:" not in reader.text("pair-body")
+    reader.open(write(tmp_path / "page.html", with_estimates(matrix_at(2))))
+    assert reader.text("summary").startswith("1 of 1 pair differs at")
+
+
+# What is drawn.
+
+INKS = """
+const [row, column] = arguments;
+const { left, above, cell } = view;
+const context = document.getElementById("drawing").getContext("2d");
+const [x, y] = [left + column * cell, above + row * cell];
+const { data } = context.getImageData(x + 2, y + 2, cell - 3, cell - 3);
+const wide = cell - 3;
+const counts = new Map();
+const places = new Map();
+for (let k = 0; k < data.length; k += 4) {
+  const of = data.slice(k, k + 3).join();
+  counts.set(of, (counts.get(of) ?? 0) + 1);
+  if (!places.has(of)) places.set(of, []);
+  places.get(of).push([(k / 4) % wide, Math.floor(k / 4 / wide)]);
+}
+const [ground] = [...counts].sort((a, b) => b[1] - a[1])[0];
+const other = [...places].filter(([of]) => of !== ground).flatMap(([, at]) => at);
+return { ground: ground.split(",").map(Number), other, wide };
+"""
+"""Of a cell: its commonest colour, and where it has others."""
+
+
+def legend(reader: Reader) -> list[list[int]]:
+    bar = "document.getElementById('bar').getContext('2d').getImageData(0, 6, 256, 1).data"
+    flat = reader.run(f"return [...{bar}]")
+    return [flat[k : k + 3] for k in range(0, len(flat), 4)]
+
+
+def test_cells_have_the_colours_of_the_legend_and_their_marks(
+    reader: Reader, tmp_path: Path
+) -> None:
+    """Cells of 18 pixels: too small for numbers, so that all that is in them are marks."""
+    alike = (2, 7)
+    matrix = with_estimates(matrix_of(*[f"d{i:02d}" for i in range(12)]), alike)
+    reader.open(write(tmp_path / "page.html", matrix))
+    reader.run("state.cells = 18; return update()")
+    order = clusters(matrix.of()).order
+    scale = legend(reader)
+    assert scale[0] == [254, 232, 56]
+    assert scale[-1] == [0, 34, 78]
+    most = np.nanmax(matrix.of())
+    seen = {}
+    for row, i in enumerate(order):
+        for column, j in enumerate(order):
+            if i == j:
+                continue
+            inks = reader.run(INKS, row, column)
+            at = np.array(inks["other"])
+            near = np.abs(np.array(scale) - inks["ground"]).sum(axis=1).argmin()
+            seen[i, j] = int(near)
+            assert near == pytest.approx(255 * matrix.of()[i, j] / most, abs=2), (i, j)
+            corner = (at[:, 0] > 0.6 * inks["wide"]) & (at[:, 1] < 0.4 * inks["wide"])
+            if {i, j} == set(alike):  # lines from end to end
+                assert len(at) > 40
+                assert np.ptp(at[:, 0]) > 12
+                assert np.ptp(at[:, 1]) > 12
+            else:  # a dot in a corner, and no more
+                assert 2 <= len(at) <= 16, (i, j)
+                assert corner.all(), (i, j)
+    assert seen[0, 1] < seen[0, 6] < seen[0, 11]
+    none = matrix_of(*[f"d{i:02d}" for i in range(12)])
+    reader.open(write(tmp_path / "page.html", none))
+    reader.run("state.cells = 18; return update()")
+    assert reader.run(INKS, 0, 5)["other"] == []
+
+
+def test_small_cells_are_grey_where_a_pair_is_not_told_apart(
+    reader: Reader, tmp_path: Path
+) -> None:
+    matrix = with_estimates(matrix_of(*[f"d{i:02d}" for i in range(12)]), (2, 7))
+    reader.open(write(tmp_path / "page.html", matrix))
+    reader.run("state.cells = 6; return update()")
+    order = clusters(matrix.of()).order
+    grey = [0xC9, 0xCE, 0xD4]
+    for row, i in enumerate(order):
+        for column, j in enumerate(order):
+            if i != j:
+                ground = reader.run(INKS, row, column)["ground"]
+                assert (ground == grey) == ({i, j} == {2, 7}), (i, j)
+
+
+def test_the_tree_joins_what_is_near_and_begins_beside_its_rows(
+    reader: Reader, tmp_path: Path
+) -> None:
+    """Its lines as they are drawn, and pixels where they lead."""
+    matrix = matrix_at(6)
+    reader.open(write(tmp_path / "page.html", matrix))
+    drawn = reader.run("""
+        const lines = [];
+        const context = document.getElementById("drawing").getContext("2d");
+        const [move, line] = [context.moveTo, context.lineTo];
+        context.moveTo = (...at) => { lines.push([at]); move.apply(context, at); };
+        context.lineTo = (...at) => { lines.at(-1).push(at); line.apply(context, at); };
+        context.clearRect(0, 0, view.width, view.height);
+        drawTree(context);
+        const ratio = context.getTransform().a;
+        const ink = (x, y) => {
+          const { data } = context.getImageData(x * ratio - 2, y * ratio - 2, 5, 5);
+          return data.some((value, k) => k % 4 === 3 && value > 60);
+        };
+        const { left, side, above, cell, tree } = view;
+        const inked = lines.map((line) => line.map(([x, y]) => ink(x, y)));
+        return { lines, inked, start: left + side, above, cell, tree };
+    """)
+    merges = clusters(matrix.of()).merges
+    assert len(drawn["lines"]) == len(merges) == 5
+    assert all(all(inked) for inked in drawn["inked"])
+    top = merges[:, 4].max()
+    begin = min(x for line in drawn["lines"] for x, _ in line)
+    assert begin >= drawn["start"]
+    end = max(x for line in drawn["lines"] for x, _ in line)
+    assert 0.7 * drawn["tree"] < end - begin <= drawn["tree"]
+    for line, (a, b, low, high, joined) in zip(drawn["lines"], merges.tolist(), strict=True):
+        across = [begin + height / top * (end - begin) for height in (low, joined, joined, high)]
+        down = [drawn["above"] + (leaf + 0.5) * drawn["cell"] for leaf in (a, a, b, b)]
+        assert np.array(line) == pytest.approx(np.column_stack([across, down]), abs=0.1)
+    # And it is on the page as it opens, not only where this test draws it.
+    reader.open(write(tmp_path / "page.html", matrix))
+    inked = reader.run("""
+        const context = document.getElementById("drawing").getContext("2d");
+        const { left, side, above, tree } = view;
+        const { data } = context.getImageData(left + side + 3, above, tree - 3, side);
+        return data.filter((value, k) => k % 4 === 3 && value > 60).length;
+    """)
+    assert inked > 300
+
+
+PATH = "return document.querySelector(`#neurons path.${arguments[0]}`).getAttribute('d')"
+SIDES = {"first": "a", "second": "b"}
+
+
+def test_histograms_are_those_of_a_and_of_b(reader: Reader, tmp_path: Path) -> None:
+    matrix = matrix_at(3)
+    neuron = Neuron("blocks.0", 1, 2.0, 0.0, 1.0, (0, 900, 225, 0), (100, 0, 0, 400))
+    every = {pair: [neuron] for pair in ((0, 1), (0, 2), (1, 2))}
+    reader.open(write(tmp_path / "page.html", matrix, seen=[Seen(every)]))
+    reader.wait(lambda: "neuron 1" in reader.text("pair-body"))
+    for kind, side in SIDES.items():
+        steps = re.findall(r"L([\d.]+) ([\d.]+)H([\d.]+)", reader.run(PATH, kind))
+        begin, height, end = np.array(steps, float).T
+        assert begin == pytest.approx(220 / 4 * np.arange(4))
+        assert end == pytest.approx(220 / 4 * np.arange(1, 5))
+        shares = np.sqrt(np.array(getattr(neuron, side)) / 900)
+        assert height == pytest.approx(70 - 67 * shares), kind
+    # Blue is the first of the pair in the order of the datasets, whichever was pointed at.
+    low, high = sorted(reader.run("return state.open"))
+    named = "return document.querySelector(`#pair-body .${arguments[0]}-name`).textContent.trim()"
+    assert reader.run(named, "first") == matrix.names[low]
+    assert reader.run(named, "second") == matrix.names[high]
+    fills = [
+        reader.run(
+            "return getComputedStyle(document.querySelector(`#neurons path.${arguments[0]}`)).fill",
+            kind,
+        )
+        for kind in SIDES
+    ]
+    assert fills == ["rgb(0, 114, 178)", "rgb(213, 94, 0)"]
+
+
+def test_the_map_places_datasets_as_far_apart_as_they_are(reader: Reader, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    at = rng.normal(0, 10, (7, 2))
+    away = np.sqrt(((at[:, None] - at) ** 2).sum(axis=2))
+    matrix = matrix_of(*"abcdefg")
+    matrix.emd[:] = away
+    reader.open(write(tmp_path / "page.html", with_estimates(matrix, (1, 4))))
+    spots = reader.run(
+        "return [...document.querySelectorAll('#map circle')].map((spot) =>"
+        " [spot.textContent, Number(spot.getAttribute('cx')), Number(spot.getAttribute('cy'))])"
+    )
+    places = {name: np.array(where) for name, *where in spots}
+    names = list(places)
+    assert sorted(names) == list("abcdefg")
+    found = np.array([[np.hypot(*(places[a] - places[b])) for b in "abcdefg"] for a in "abcdefg"])
+    scale = found.sum() / away.sum()
+    assert scale > 1
+    assert found == pytest.approx(scale * away, abs=0.01 * found.max())
+    ((x, y, to_x, to_y),) = reader.run(
+        "return [...document.querySelectorAll('#map .alike-line')].map((line) =>"
+        " ['x1', 'y1', 'x2', 'y2'].map((of) => Number(line.getAttribute(of))))"
+    )
+    assert np.array([[x, y], [to_x, to_y]]) == pytest.approx(np.array([places["b"], places["e"]]))
+
+
+@pytest.mark.parametrize("width", [1000, 1600])
+def test_no_section_covers_another_wherever_the_page_is_scrolled(
+    reader: Reader, tmp_path: Path, width: int
+) -> None:
+    matrix = with_estimates(matrix_at(12, layers=19), (0, 1))
+    reader.look(width, 600)
+    reader.open(write(tmp_path / "page.html", matrix))
+    reader.wait(lambda: "neurons that differ most" in reader.text("pair-body").lower())
+    height = reader.run("return document.documentElement.scrollHeight")
+    assert height > 1200
+    for top in range(0, height, 150):
+        boxes = reader.run(
+            "scrollTo(0, arguments[0]);"
+            "return [...document.querySelectorAll('.column, #neighbours, #datasets')]"
+            ".map((of) => of.getBoundingClientRect())"
+            ".map((box) => [box.left, box.top, box.right, box.bottom])",
+            top,
+        )
+        assert len(boxes) == 4
+        for k, (left, above, right, below) in enumerate(boxes):
+            for others in boxes[:k]:
+                apart = right <= others[0] or left >= others[2]
+                assert apart or below <= others[1] or above >= others[3], (top, boxes)
 
 
 def test_three_hundred_datasets_take_a_page_that_can_be_used(

@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -22,9 +23,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from jobs.app import app
+from jobs.compare import rows_of
+from jobs.shell import print_json, print_json_rows
 from pipeline.catalogue import Catalogue
 from pipeline.networks import describe
 from tests.helpers import photo, write_photos
+from tests.test_report import matrix_of, with_estimates
 
 IMAGES = 6
 REPOSITORY = Path(__file__).parent.parent
@@ -439,7 +443,9 @@ def test_compare_prints_pairs_and_what_is_known_of_them(place: Path) -> None:
     assert "of all neurons, in bins (1000 to a neuron's range)" in text
     assert f"~{row['emd']:.1f}" in text
     assert f"not told apart from b/other (q {row['q']:.2f})" in text
-    assert "0 of 1 pair differ" in text
+    assert "0 of 1 pair differs" in text
+    assert "range), not corrected for the sizes of the samples\n" in text
+    assert "Nearest and farthest, in bins, corrected for the sizes of the samples" in text
 
 
 def test_compare_as_json_has_every_ordered_pair_of_every_layer(place: Path) -> None:
@@ -489,6 +495,55 @@ def test_compare_writes_a_page_and_a_figure(place: Path, tmp_path: Path) -> None
     assert {row["layer"] for row in some} == {"bn2"}
     refused(vdna("compare", "-c", place, "--html", tmp_path / "x.txt", exits=2), "x.txt", ".html")
     refused(vdna("compare", "-c", place, "--figure", tmp_path / "x.gif", exits=2), "x.gif", ".svg")
+
+
+def test_compare_names_its_lens_everywhere(place: Path, tmp_path: Path) -> None:
+    page, figure = tmp_path / "page.html", tmp_path / "figure.svg"
+    words = ("compare", "-c", place, "--neurons", "blocks.3.1:0-3")
+    text = vdna(*words, "--html", page, "--figure", figure).stdout
+    assert "Earth Mover's Distance through lens blocks.3.1:0-3, in bins" in text
+    assert "2 datasets, through lens blocks.3.1:0-3" in figure.read_text()
+    assert "Visual DNA of 2 datasets through lens blocks.3.1:0-3" in page.read_text()
+    for shown in (text, figure.read_text(), page.read_text().partition("<script>")[0]):
+        assert "all neurons" not in shown
+        assert "no distance that is defined" not in shown
+    other = vdna(*words, "--layer", "bn2", "--html", page, "--figure", figure).stdout
+    assert "The lens gives this layer no weight" in other
+    assert "The lens gives this layer no weight" in figure.read_text()
+    assert '"weightless":["bn2"]' in page.read_text()
+    assert "nan" not in other
+    assert "nearest" not in other.lower()
+
+
+def test_compare_as_json_prints_rows_as_they_come(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(40)]), (0, 1))
+    matrix.emd[1, 2, 3] = float("nan")
+    rows = matrix.table.to_pylist()
+    tracemalloc.start()
+    assert all(row == expected for row, expected in zip(rows_of(matrix), rows, strict=True))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20 * 4  # and not some 8 MiB for every 4,000 rows
+
+    def telling() -> Iterator[object]:
+        for at, row in enumerate(rows):
+            assert capsys.readouterr().out.count('"emd_range"') == min(at, 1)
+            yield row
+
+    for some in ([], rows[:1], rows[:100]):
+        print_json(some)
+        whole = capsys.readouterr().out
+        print_json_rows(some)
+        assert capsys.readouterr().out == whole
+    print_json_rows(telling())
+    monkeypatch.setattr("jobs.compare.ROWS", 3)
+    assert list(rows_of(matrix)) == rows
+    given: list[object] = []
+    monkeypatch.setattr("jobs.compare.print_json_rows", given.append)
+    vdna("compare", "-c", place, "--json")
+    assert isinstance(given[0], Generator)
 
 
 def test_report_writes_the_page_of_a_snapshot(

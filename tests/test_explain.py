@@ -202,6 +202,25 @@ def test_what_is_shown_are_the_histograms_of_the_first(
     assert len(found.shown[0].a) <= PARTS
 
 
+def test_a_lens_is_named_and_layers_that_it_does_not_weigh_are_said(place: Catalogue) -> None:
+    lens = Lens.of("one", SPEC, [("stem", 5, 1.0)])
+    for layers in (None, ["head"]):
+        seen = explain(place, "a", "b", lens=lens, layers=layers)
+        print_explanation(seen, Console(file=(out := io.StringIO()), width=100), 5)
+        text = out.getvalue()
+        assert text.startswith("From a to b through lens one: layers\n")
+        assert "\nThe lens gives no weight to head\n" in text
+        assert "nan" not in text
+        assert ("stem[5]" in text) == (layers is None)
+        told = explanation_sentence(seen)
+        if layers is None:
+            assert told.startswith("1 of 1 neuron differs at a false")
+            assert told.endswith("1 of 1 neuron makes up half of the distance.")
+        else:
+            assert told.startswith("The lens gives these layers no weight")
+            assert seen.half == 0
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_the_printed_tables_keep_their_numbers_at_any_width(found: Explanation, width: int) -> None:
     out = io.StringIO()

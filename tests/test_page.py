@@ -18,7 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
+from jobs.app import app
+from pipeline import matrix as matrix_module
 from pipeline import panels
 from pipeline.build import InProcess, Request, build_datasets
 from pipeline.catalogue import Catalogue
@@ -26,8 +29,9 @@ from pipeline.distance import emd
 from pipeline.dna import Floats
 from pipeline.errors import BadImage, SourceError, UsageError
 from pipeline.images import load
+from pipeline.lens import Lens
 from pipeline.matrix import Matrix, compare
-from pipeline.page import BITS, EXACT, Page, Panel, pack, render, require_html
+from pipeline.page import BITS, COLUMNS, EXACT, Page, Panel, Seen, pack, render, require_html
 from pipeline.panels import SIDE, THUMBNAIL, gather, thumbnail, write_page
 from pipeline.plan import plan
 from pipeline.spec import Resources
@@ -118,6 +122,10 @@ def test_columns_of_least_use_are_left_out_for_room_and_named() -> None:
     left = {c for c, of in columns.items() if len(of) < 3}
     assert left
     assert all(f"{column} of " in note for column in left)
+    two = with_estimates(matrix_of("a", "b"), (0, 1))
+    all_but_one = len(pack(two.emd[0])) * (3 * len(COLUMNS) - 1)
+    (note,) = data_of(render(page_of(two), room=all_but_one))["notes"]
+    assert note.endswith(" of 1 layer.")
 
 
 def test_datasets_without_distances_are_named_and_stand_last() -> None:
@@ -134,7 +142,7 @@ def test_hostile_and_secret_strings_are_data() -> None:
     panel = Panel(
         HOSTILE, ((HOSTILE, secret),), ((HOSTILE, 1),), (f"data:{secret}",), notes=(secret,)
     )
-    page = Page([matrix], [panel] * 2, {}, secret, secret, (secret, HOSTILE), HOSTILE)
+    page = Page([matrix], [panel] * 2, [Seen({}, secret)], secret, (secret, HOSTILE), HOSTILE)
     html = render(page)
     assert html.count(b"</script>") == 2
     assert b"<!--" not in html
@@ -206,9 +214,10 @@ def test_a_page_tells_what_the_catalogue_knows(built: Catalogue) -> None:
 def test_neurons_are_those_that_differ_most(built: Catalogue) -> None:
     matrix = compare(built)
     page = gather(built, [matrix], samples=0)
+    (seen,) = page.seen
     dnas = [built.load(name) for name in matrix.names]
-    assert set(page.neurons) == {(0, 1), (0, 2), (1, 2)}
-    for (i, j), found in page.neurons.items():
+    assert set(seen.neurons) == {(0, 1), (0, 2), (1, 2)}
+    for (i, j), found in seen.neurons.items():
         each = emd(dnas[i], dnas[j], per_neuron=True)
         assert [n.emd for n in found] == pytest.approx(sorted(each, reverse=True)[:6], rel=1e-5)
         for neuron in found:
@@ -224,13 +233,92 @@ def test_neurons_are_those_that_differ_most(built: Catalogue) -> None:
     assert all(panel.notes == ("no sample images",) for panel in page.panels)
 
 
+def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> None:
+    weights = {0: 0.001, 1: -5.0, 3: 1.0}
+    lens = Lens.of(
+        "few", built.spec(built.find("mixed").spec), [("a", *w) for w in weights.items()]
+    )
+    matrices = [compare(built), compare(built, lens=lens)]
+    page = gather(built, matrices, lenses=[None, lens], samples=0)
+    plain, seen = page.seen
+    assert plain.neurons == gather(built, matrices[:1], samples=0).seen[0].neurons
+    assert (plain.weightless, seen.weightless) == ((), ("b",))
+    dnas = [built.load(name) for name in matrices[0].names]
+    for (i, j), found in seen.neurons.items():
+        each = emd(dnas[i], dnas[j], per_neuron=True)
+        first = sorted(weights, key=lambda at: -abs(weights[at]) * each[at])
+        assert [(n.layer, n.neuron, n.weight) for n in found] == [
+            ("a", at, weights[at]) for at in first
+        ]
+        assert [n.emd for n in found] == pytest.approx([each[at] for at in first], rel=1e-5)
+    data = data_of(render(page))
+    assert [len(of["neurons"]["0-1"]) for of in data["matrices"]] == [6, 3]
+    assert data["matrices"][1]["weightless"] == ["b"]
+    assert data["notes"] == []  # a layer without weight needs no note for each dataset
+    only = data_of(render(gather(built, matrices[1:], lenses=[lens], samples=0)))
+    assert only["title"] == "Visual DNA of 3 datasets through lens few"
+    for lenses in ([], [None, None], [lens]):
+        with pytest.raises(UsageError, match="takes"):
+            gather(built, matrices, lenses=lenses, samples=0)
+
+
+@pytest.fixture
+def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
+    """`a` and `b`; of `a` there is another version as soon as the two are compared."""
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+
+    def commit(name: str, count: int, first: int) -> None:
+        here = [
+            replace(entry, uri=(tmp_path / f"gone-{name}-{k}.jpg").as_uri())
+            for k, entry in enumerate(entries(name, count, first))
+        ]
+        manifest = plan(here)
+        commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+
+    def compared(*words: Any, **options: Any) -> Matrix:
+        found = compare(*words, **options)
+        if catalogue.head().number == 2:
+            commit("a", 7, 0)
+        return found
+
+    commit("a", 5, 0)
+    commit("b", 5, 50)
+    monkeypatch.setattr("pipeline.matrix.compare", compared)
+    return catalogue
+
+
+def test_a_page_tells_only_of_the_versions_that_were_compared(growing: Catalogue) -> None:
+    old = growing.find("a")
+    matrix = matrix_module.compare(growing)
+    assert growing.find("a").dna != old.dna == matrix.members["a"]
+    with pytest.raises(UsageError, match=f"a at commit 3 is dna .*{old.dna}; give the commit"):
+        gather(growing, [matrix], samples=0)
+    page = gather(growing, [matrix], at=2, samples=0)
+    assert ("dna", old.dna) in page.panels[0].facts
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_a_commit_made_meanwhile_is_not_on_the_page(
+    growing: Catalogue, tmp_path: Path, command: str
+) -> None:
+    old, out = growing.find("a").dna, str(tmp_path / "page.html")
+    words = {"compare": ["compare", "--html", out], "report": ["report", "--out", out]}[command]
+    done = CliRunner().invoke(app, [*words, "-c", growing.root])
+    assert done.exit_code == 0, done.output
+    assert growing.head().number == 3
+    data = data_of((tmp_path / "page.html").read_bytes())
+    assert "commit 2 of" in data["about"]
+    assert ["dna", old] in data["datasets"][0]["facts"]
+    assert data["datasets"][0]["line"] == "5 images"
+
+
 def test_of_many_pairs_each_dataset_has_its_nearest(built: Catalogue) -> None:
     matrix = compare(built)
     page = gather(built, [matrix], samples=0, pairs=1)
     upper = {(i, j): matrix.of()[i, j] for i in range(3) for j in range(i + 1, 3)}
     farthest = max(upper, key=lambda pair: upper[pair])
-    assert set(page.neurons) == set(upper) - {farthest}
-    assert page.neurons_note.startswith("For its size, this page has the neurons of 2 of 3 pairs")
+    assert set(page.seen[0].neurons) == set(upper) - {farthest}
+    assert page.seen[0].note.startswith("For its size, this page has the neurons of 2 of 3 pairs")
 
 
 def test_images_that_are_gone_are_said_and_the_page_is_whole(tmp_path: Path) -> None:
@@ -275,8 +363,7 @@ def test_histograms_that_cannot_be_read_are_said(
     matrix = compare(built)
     monkeypatch.setattr(built, "read_checked", gone)
     page = gather(built, [matrix], samples=0)
-    assert page.neurons == {}
-    assert page.neurons_note == "Histograms cannot be read: the file is gone"
+    assert page.seen == [Seen({}, "Histograms cannot be read: the file is gone")]
     (note, *_) = page.panels[matrix.names.index("mixed")].notes
     assert note == "the failures cannot be read: the file is gone"
     render(page)

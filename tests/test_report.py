@@ -13,13 +13,15 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import UsageError
-from pipeline.matrix import ESTIMATES, Matrix
+from pipeline.lens import Lens
+from pipeline.matrix import ESTIMATES, Distance, Matrix
 from pipeline.report import (
     ALIKE,
     DIFFERENT,
     UNTESTED,
     nearest_sentences,
     print_matrix,
+    sentences_heading,
     summary_sentence,
     verdicts,
 )
@@ -65,6 +67,11 @@ def printed(matrix: Matrix, width: int = 80, layer: str = "all") -> list[str]:
     assert title.startswith("Earth Mover's Distance of")
     assert "…" not in out.getvalue()
     return lines
+
+
+def title_of(matrix: Matrix, layer: str = "all", distance: Distance = "emd") -> str:
+    print_matrix(matrix, Console(file=(out := io.StringIO()), width=80), layer, distance)
+    return out.getvalue().splitlines()[0]
 
 
 def rows(matrix: Matrix, width: int = 80, layer: str = "all") -> list[list[str]]:
@@ -231,6 +238,59 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
     plain = summary_sentence(matrix_of("a", "b"))
     assert plain == "No error bars are known of these distances: none of 1 pair is tested."
     assert verdicts(matrix).tolist()[0] == [UNTESTED, ALIKE, UNTESTED, DIFFERENT]
+
+
+def test_of_one_pair_it_is_said_so() -> None:
+    (heading, *_) = printed(matrix_of("a", "b" * 90))
+    assert heading == "2 datasets make a table too wide for here; the only pair:"
+    lines = printed(with_nan(matrix_of("a", "b", "c" * 90), 1))
+    assert lines[0].endswith("; the nearest pair of 3:")
+    assert lines[-1] == "2 pairs have no distance that is defined"
+    one = matrix_of("a", "b", "c" * 90)
+    one.emd[:, 0, 1] = one.emd[:, 1, 0] = np.nan
+    assert printed(one)[-1] == "1 pair has no distance that is defined"
+    seven = printed(matrix_of(*[f"{i}" * 70 for i in range(7)]))
+    assert seven[-1] == "1 farther pair is left out: --out and --html write them all"
+    for alike, line in (
+        ((), "1 of 1 pair differs"),
+        (((0, 1),), "0 of 1 pair differs"),
+    ):
+        assert summary_sentence(with_estimates(matrix_of("a", "b"), *alike)).startswith(line)
+    three = with_estimates(matrix_of("a", "b", "c"), (0, 1), (0, 2))
+    assert summary_sentence(three).startswith("1 of 3 pairs differs at")
+
+
+def test_plain_and_corrected_numbers_are_called_so() -> None:
+    plain, corrected = matrix_of("a", "b"), with_estimates(matrix_of("a", "b"))
+    assert "not corrected" not in title_of(plain)
+    assert title_of(corrected).endswith(", not corrected for the sizes of the samples")
+    heading = "Nearest and farthest, in bins, "
+    assert sentences_heading(plain) == f"{heading}not corrected for the sizes of the samples:"
+    how = "corrected for the sizes of the samples [95% interval]:"
+    assert sentences_heading(corrected) == heading + how
+    corrected.estimates["emd_corrected"][:, 0, 1] = np.nan
+    assert sentences_heading(corrected) == sentences_heading(plain)
+
+
+LENS = Lens("sharp", (("stem", 2), ("head", 1)), np.array([0.0, 0.0, -2.0]))
+
+
+def test_a_lens_is_named_and_a_layer_that_it_does_not_weigh_is_said_to_be_so() -> None:
+    matrix = replace(matrix_of("a", "b"), lens="sharp", lens_digest=LENS.digest)
+    assert title_of(matrix).startswith("Earth Mover's Distance through lens sharp, in bins")
+    assert title_of(matrix, "head").startswith("Earth Mover's Distance of head through lens sharp,")
+    called = replace(matrix, lens="uniform")
+    assert "through lens uniform" in title_of(called)
+    assert "all layers, the mean" in title_of(matrix, distance="fd")
+    matrix.emd[0] = np.nan
+    out = io.StringIO()
+    print_matrix(matrix, Console(file=out, width=80), "stem", lens=LENS)
+    assert out.getvalue().splitlines()[1:] == [
+        "The lens gives this layer no weight: through it there are no distances."
+    ]
+    for layer, distance in (("head", "emd"), ("all", "emd"), ("stem", "fd")):
+        print_matrix(matrix, Console(file=(out := io.StringIO())), layer, distance, LENS)  # type: ignore[arg-type]
+        assert "no weight" not in out.getvalue()
 
 
 def test_identical_datasets_are_at_zero() -> None:
