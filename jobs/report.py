@@ -53,7 +53,7 @@ def report(
     effort = effort_for(catalogue, None, ray_address, memory)
     lenses = [find_lens(place, name, spec_of(place, at=at, spec=spec)) for name in lens or ()]
     matrices = [
-        compare(place, at=at, spec=spec, fd=fd, lens=through, effort=effort)
+        compare(place, at=at, spec=spec, fd=fd and through is None, lens=through, effort=effort)
         for through in (None, *lenses)
     ]
     matrix = matrices[0]

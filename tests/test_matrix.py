@@ -368,8 +368,24 @@ def test_names_that_are_not_there_are_refused(place: Catalogue) -> None:
 
 @pytest.mark.parametrize("names", [["photos"], ["photos", "photos"]])
 def test_fewer_than_two_are_refused(place: Catalogue, names: list[str]) -> None:
-    with pytest.raises(UsageError, match="two datasets or more; there is 1"):
+    with pytest.raises(UsageError, match="there is 1, photos; without a name all 3 under its spec"):
         compare(place, names)
+
+
+def test_what_is_under_other_specs_is_counted(place: Catalogue) -> None:
+    other, ranges = tiny_spec(bins=8)
+    for name in ("photos", "new"):
+        manifest = plan(entries(name, 3))
+        partials = [hand_made(shard, other, ranges) for shard in manifest.shards]
+        commit_dataset(place, name, manifest, partials, other, ranges)
+    with pytest.raises(UsageError, match="there is 1, new; without a name all 2 under its spec"):
+        compare(place, ["new"])
+    lone, ranges = tiny_spec(bins=9)
+    manifest = plan(entries("lone", 3))
+    partials = [hand_made(shard, lone, ranges) for shard in manifest.shards]
+    commit_dataset(place, "lone", manifest, partials, lone, ranges)
+    with pytest.raises(UsageError, match=f"there is 1 under spec {lone.digest}; 4 are under other"):
+        compare(place, spec=lone.digest)
 
 
 def test_the_order_of_the_names_is_kept(place: Catalogue) -> None:
