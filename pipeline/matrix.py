@@ -27,6 +27,7 @@ from pipeline.catalogue import Catalogue, Commit, Version, check_name
 from pipeline.dna import Floats
 from pipeline.errors import CorruptFile, NotFound, SourceError, UsageError
 from pipeline.lens import UNIFORM, Lens
+from pipeline.pairwise import require_device
 from pipeline.progress import Progress, Silent
 from pipeline.significance import false_discovery
 from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
@@ -237,7 +238,7 @@ class Effort:
     """How pairs are computed; never what.
 
     `crew`: opens what computes so many values of pairs; this process with all its cores for None.
-    `memory`: bytes for each process. `device`: of its torch, or the CPU.
+    `memory`: bytes for each process. `device`: of its torch (`cuda`), or the CPU.
     """
 
     crew: Callable[[int], AbstractContextManager[Crew | None]] = lambda values: nullcontext()
@@ -264,11 +265,14 @@ def compare(
     pair for wide layers. `lens`: weighs the neurons. `error_bars`: what the folds say of a
     distance, for some 30 times its arithmetic; through a lens with negative weights there are none.
     Raises `NotFound` for unknown names, `SpecMismatch` naming the fields where one is known under
-    other specs only, `UsageError` for fewer than two, unknown layers or a lens on other neurons.
+    other specs only, `UsageError` for fewer than two, unknown layers, a lens on other neurons or
+    beside `fd`, and a device that is not there.
     """
+    effort = effort or Effort()
+    require_device(effort.device)
     wanted = _Wanted.of(catalogue, names, at, spec)
     job = wanted.job(catalogue, layers, fd=fd, lens=lens, error_bars=error_bars)
-    return _compare(catalogue, wanted, job, effort or Effort())
+    return _compare(catalogue, wanted, job, effort)
 
 
 @dataclass(frozen=True)
