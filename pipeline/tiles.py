@@ -299,7 +299,7 @@ def compute(tile: Tile) -> Block:
     block["fd"] = fd
     if job.error_bars:
         stacked = FoldSums.stack(folds, totals, whole=job.whole)
-        block |= _estimates(stacked, square=tile.square, threads=job.threads)
+        block |= _estimates(stacked, square=tile.square)
     return block
 
 
@@ -311,23 +311,19 @@ def _means(sums: Sequence[Floats], totals: Sequence[float], *, whole: bool) -> F
     return np.asarray(planes / np.where(scales, scales, np.nan)[:, None, None])
 
 
-def _estimates(sums: FoldSums, *, square: bool, threads: int | None = None) -> Block:
-    """A row a thread, which bounds memory; in a square each pair once, NaN on the diagonal."""
+def _estimates(sums: FoldSums, *, square: bool) -> Block:
+    """Row by row, which bounds memory; in a square each pair once, and NaN on the diagonal."""
     planes, rows, columns = sums.theta.shape
     block = {name: np.full((planes, rows, columns), np.nan) for name in PAIR_ESTIMATES}
-
-    def estimate(row: int) -> None:
+    for row in range(rows):
         first = row + 1 if square else 0
         if first == columns:
-            return
+            continue
         found = estimates(sums.select(slice(row, row + 1), slice(first, None)))
         for name in PAIR_ESTIMATES:
             block[name][:, row, first:] = found[name][:, 0]
             if square:
                 block[name][:, first:, row] = found[name][:, 0]
-
-    with ThreadPoolExecutor(threads or available_cpus(), "estimates") as pool:
-        list(pool.map(estimate, range(rows)))
     return block
 
 
