@@ -8,9 +8,9 @@ and made on the way, as a share of the floor: two float32 additions for each val
 same run on rows that lie in the first cache. A share above 1 is no error: integers need one.
 
 `catalogue`: random DNAs on disk, compared whole; then one is changed, and they are compared again.
-What it takes is modelled as loads x (`open` + values x `load`) + pairs x values x `compare`, the
-first two measured on DNAs of two sizes, all on a third of the number and checked on all of them;
-for larger networks it says what the model gives.
+What it takes is modelled as loads x (`open` + values x `load`) + pairs x (values x `compare` +
+planes x `estimate`), the last with folds alone; the first two measured on DNAs of two sizes, all on
+a third of the number and checked on all of them; for larger networks it says what the model gives.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ REPEATS = 9
 TIMES = 100_000
 WIDER, WIDE = 8, 24
 """So many times as many neurons, in so many DNAs: what a load costs by the value."""
+MODELLED = (("efficientnet_lite0, 3,120 neurons", 3120, 19), ("ViT-B, 9,984 neurons", 9984, 14))
+"""Neurons, and planes: the layers and `all`."""
 
 
 @njit(nogil=True, fastmath=True, error_model="numpy")
@@ -125,8 +127,10 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
     start = time.perf_counter()
     store.commit({f"set/{n:04d}": store.put(f"set/{n:04d}", n) for n in range(dnas)})
     written = time.perf_counter() - start
-    spent = {"load": 0.0, "compare": 0.0, "loads": 0, "pairs": 0}
+    nothing = {"load": 0.0, "compare": 0.0, "estimate": 0.0, "loads": 0, "pairs": 0}
+    spent = dict(nothing)
     real_load, real_distances, real_sums = tiles._Shelf._load, tiles.distances, tiles.fold_sums
+    real_estimates = tiles._estimates
     real_compute = tiles.compute
 
     def timed(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,10 +153,11 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
     tiles._Shelf._load = loading  # type: ignore[method-assign, assignment]
     tiles.distances = timed("compare", real_distances)
     tiles.fold_sums = timed("compare", real_sums)
+    tiles._estimates = timed("estimate", real_estimates)
     tiles.compute = counted
 
     def run(names: list[str]) -> dict[str, Any]:
-        spent.update(load=0.0, compare=0.0, loads=0, pairs=0)
+        spent.update(nothing)
         begun = time.perf_counter()
         compare(place, names, error_bars=bool(folds))
         return {"dnas": len(names) or dnas, "seconds": time.perf_counter() - begun, **spent}
@@ -174,8 +179,10 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
     load = max(0.0, of_wide - each) / ((WIDER - 1) * values)
     opening = max(0.0, each - values * load)
     rate = third["compare"] / (third["pairs"] * values * evaluations)
+    estimate = third["estimate"] / (third["pairs"] * (len(store.spec.layers) + 1))
     predicted = whole["loads"] * (opening + values * load)
     predicted += whole["pairs"] * values * evaluations * rate
+    predicted += whole["pairs"] * (len(store.spec.layers) + 1) * estimate
     return {
         "neurons": neurons,
         "bins": BINS,
@@ -188,22 +195,27 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
         "open_ms": opening * 1e3,
         "load_ns_per_value": load * 1e9,
         "compare_ns_per_value": rate * 1e9,
+        "estimate_ms_per_plane": estimate * 1e3,
         "predicted_busy_seconds": predicted,
-        "measured_busy_seconds": whole["load"] + whole["compare"],
+        "measured_busy_seconds": whole["load"] + whole["compare"] + whole["estimate"],
         "modelled": {
-            name: _model(1000, size, (opening, load, rate), evaluations)
-            for name, size in (("lite0, 1,872 neurons", 1872), ("ViT-B, 9,984 neurons", 9984))
+            name: _model(1000, size, planes, (opening, load, rate, estimate), evaluations)
+            for name, size, planes in MODELLED
         },
     }
 
 
 def _model(
-    dnas: int, neurons: int, rates: tuple[float, float, float], evaluations: int
+    dnas: int,
+    neurons: int,
+    planes: int,
+    rates: tuple[float, float, float, float],
+    evaluations: int,
 ) -> dict[str, Any]:
     """Seconds of this machine for all pairs: a DNA is loaded once for each row of tiles."""
     from pipeline import tiles
 
-    opening, load, rate = rates
+    opening, load, rate, estimate = rates
     values = neurons * BINS
     side = max(1, int((tiles.TILE_WORK / (values * evaluations)) ** 0.5))
     side = min(side, tiles.MOST_IN_FOLDS) if evaluations > 1 else side
@@ -214,7 +226,10 @@ def _model(
     return {
         "load_seconds": round(loads * one),
         "compare_seconds": round(pairs * values * evaluations * rate),
-        "one_changed_seconds": round(dnas * (one + values * evaluations * rate), 1),
+        "estimate_seconds": round(pairs * planes * estimate),
+        "one_changed_seconds": round(
+            dnas * (one + values * evaluations * rate + planes * estimate), 1
+        ),
     }
 
 
@@ -355,8 +370,9 @@ def _line(which: str, result: dict[str, Any]) -> str:
     return (
         f"{whole['dnas']} DNAs of {result['neurons']} x {result['bins']}, {result['folds']} folds: "
         f"{whole['pairs']:,} pairs in {whole['seconds']:.1f} s (loading {whole['load']:.1f}, "
-        f"comparing {whole['compare']:.1f}; the model says {result['predicted_busy_seconds']:.1f} "
-        f"together); one changed: {changed['pairs']:,} pairs in {changed['seconds']:.1f} s; "
+        f"comparing {whole['compare']:.1f}, estimating {whole['estimate']:.1f}; the model says "
+        f"{result['predicted_busy_seconds']:.1f} together); one changed: "
+        f"{changed['pairs']:,} pairs in {changed['seconds']:.1f} s; "
         f"peak {result['peak_mb']} MB"
     )
 

@@ -74,6 +74,13 @@ def compare(
         ),
     ] = None,
     memory: MemoryOption = 4.0,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="What this process compares with: cpu, or torch's cuda, cuda:1 (which agrees with "
+            "the CPU where it was tested: on one; no GPU has run it yet)."
+        ),
+    ] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Print the distance of every pair of datasets: Earth Mover's, with --fd Fréchet's too."""
@@ -103,7 +110,7 @@ def compare(
         fd=fd,
         lens=through,
         error_bars=error_bars,
-        effort=effort_for(catalogue, workers, ray_address, memory),
+        effort=effort_for(catalogue, workers, ray_address, memory, device),
     )
     if out:
         storage.replace(storage.canonical(out), matrix.encode())
@@ -182,12 +189,28 @@ def print_notes(versions: Mapping[str, Version]) -> None:
 
 
 def effort_for(
-    catalogue: str, workers: int | None, ray_address: str | None, memory: float
+    catalogue: str,
+    workers: int | None,
+    ray_address: str | None,
+    memory: float,
+    device: str = "cpu",
 ) -> Effort:
-    """This process, or the cluster that is named; for few values this process all the same."""
+    """This process, or the cluster that is named; for few values this process all the same.
+
+    A device is this process's: Ray's tasks ask for none, and would crowd one.
+    """
+    from pipeline.errors import UsageError
     from pipeline.matrix import Crew, Effort
     from pipeline.progress import Lines
     from pipeline.spec import Resources
+
+    if device != "cpu":
+        if workers or ray_address:
+            raise UsageError(
+                f"device is {device!r}, which this process works with, and Ray's workers do not; "
+                "leave --workers and --ray-address out"
+            )
+        workers = 0
 
     @contextlib.contextmanager
     def crew(values: int) -> Iterator[Crew | None]:
@@ -204,7 +227,8 @@ def effort_for(
         with contextlib.redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
             yield Crew(engine.map, engine.workers)
 
-    return Effort(crew, round(memory * GIGABYTE), progress=Lines(units=("pairs", "tiles")))
+    progress = Lines(units=("pairs", "tiles"))
+    return Effort(crew, round(memory * GIGABYTE), device, progress)
 
 
 def lens_for(

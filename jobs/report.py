@@ -55,7 +55,7 @@ def report(
     named = [find_lens(place, name, spec_of(place, at=number, spec=spec)) for name in lens or ()]
     lenses = [None, *named]
     matrices = [
-        compare(place, at=number, spec=spec, fd=fd, lens=through, effort=effort)
+        compare(place, at=number, spec=spec, fd=fd and through is None, lens=through, effort=effort)
         for through in lenses
     ]
     matrix = matrices[0]

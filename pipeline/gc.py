@@ -9,12 +9,13 @@ the grace period.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from pipeline import storage
 from pipeline.catalogue import KINDS, Catalogue, Version
 from pipeline.errors import SourceError, UsageError
+from pipeline.matrix import needless
 from pipeline.shard import partial_uri
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS
 from pipeline.storage import Stored
@@ -31,24 +32,27 @@ def garbage(
 ) -> Iterator[Stored]:
     """Objects to delete. `keep`: versions of each (dataset, spec) to keep; all that were for None.
 
-    The log, specs, ranges and matrices are never among them. Ages are by the clock of the store,
+    The log, specs and ranges are never among them. Ages are by the clock of the store,
     which a small object is put there to ask (and `now` spares).
     """
     if keep is not None and keep < 1:
         raise UsageError(f"keep is {keep}; at least the newest version is kept")
-    needed = _needed(catalogue, keep)
-    for item in _unneeded(catalogue, needed):
+    kept = _kept(catalogue, keep)
+    for item in _unneeded(catalogue, kept):
         now = now or storage.clock(catalogue.root)
         if _older(item, grace, now):
             yield item
 
 
-def _unneeded(catalogue: Catalogue, needed: set[str]) -> Iterator[Stored]:
+def _unneeded(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> Iterator[Stored]:
+    needed = _needed(catalogue, kept)
     for folder in (*KINDS, "_work"):
         with contextlib.suppress(SourceError):
             for item in storage.walk(storage.join(catalogue.root, folder)):
                 if item.uri not in needed:
                     yield item
+    dnas = {(version.spec, version.dna) for versions in kept.values() for version in versions}
+    yield from needless(catalogue, dnas)
     yield from storage.leftovers(catalogue.root)
 
 
@@ -56,10 +60,10 @@ def _older(item: Stored, grace: timedelta, now: datetime) -> bool:
     return item.modified is not None and now - item.modified > grace
 
 
-def _needed(catalogue: Catalogue, keep: int | None) -> set[str]:
+def _needed(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> set[str]:
     needed: set[str] = set()
     current = catalogue.head().datasets
-    for name, versions in _kept(catalogue, keep).items():
+    for name, versions in kept.items():
         for version in versions:
             for kind in version.sha256:
                 needed.add(catalogue.uri(kind, version.spec, name, version.digest_in(kind)))

@@ -36,7 +36,7 @@ _CHOICE = re.compile(r"(?P<layer>.+):(?P<neurons>\d+(-\d+)?(,\d+(-\d+)?)*)")
 class Lens:
     """Weights (N,) float64 of the neurons of `taps` (layer, neurons), one layer after the other.
 
-    Raises `UsageError` where a weight is not finite, or all are zero.
+    Raises `UsageError` where a weight is not finite, or all are zero, and for the name of no lens.
     """
 
     name: str
@@ -44,6 +44,8 @@ class Lens:
     weights: Floats
 
     def __post_init__(self) -> None:
+        if self.name == UNIFORM:
+            raise UsageError(f"a lens is named {UNIFORM}, which says that there is none; rename it")
         neurons = sum(count for _, count in self.taps)
         if self.weights.shape != (neurons,):
             raise UsageError(f"lens {self.name}: {len(self.weights)} weights, {neurons} neurons")

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import IO, Any, Literal, Protocol, cast, get_args
 
 import numpy as np
@@ -24,9 +27,11 @@ from pipeline.catalogue import Catalogue, Commit, Version, check_name
 from pipeline.dna import Floats
 from pipeline.errors import CorruptFile, NotFound, SourceError, UsageError
 from pipeline.lens import UNIFORM, Lens
+from pipeline.pairwise import require_device
 from pipeline.progress import Progress, Silent
 from pipeline.significance import false_discovery
 from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
+from pipeline.storage import Stored
 from pipeline.tiles import MEMORY, TILE_WORK, Job, Receipt, Tile
 
 FORMAT = 2
@@ -39,7 +44,10 @@ ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
 NAMED = 3
 """Datasets that a note names, of those whose sources lie within one."""
 RECENT = 16
-"""Kept matrices that are looked at for pairs to take, the newest first."""
+"""Kept matrices that are looked at for pairs to take: so many of the newest, and of the largest."""
+READERS = 8
+ROUNDS = 3
+"""Times that tiles are spread, those again that are gone by then; the rest is computed here."""
 
 SCHEMA = pa.schema(
     [
@@ -230,7 +238,7 @@ class Effort:
     """How pairs are computed; never what.
 
     `crew`: opens what computes so many values of pairs; this process with all its cores for None.
-    `memory`: bytes for each process. `device`: of its torch, or the CPU.
+    `memory`: bytes for each process. `device`: of its torch (`cuda`), or the CPU.
     """
 
     crew: Callable[[int], AbstractContextManager[Crew | None]] = lambda values: nullcontext()
@@ -257,11 +265,14 @@ def compare(
     pair for wide layers. `lens`: weighs the neurons. `error_bars`: what the folds say of a
     distance, for some 30 times its arithmetic; through a lens with negative weights there are none.
     Raises `NotFound` for unknown names, `SpecMismatch` naming the fields where one is known under
-    other specs only, `UsageError` for fewer than two, unknown layers or a lens on other neurons.
+    other specs only, `UsageError` for fewer than two, unknown layers, a lens on other neurons or
+    beside `fd`, and a device that is not there.
     """
+    effort = effort or Effort()
+    require_device(effort.device)
     wanted = _Wanted.of(catalogue, names, at, spec)
     job = wanted.job(catalogue, layers, fd=fd, lens=lens, error_bars=error_bars)
-    return _compare(catalogue, wanted, job, effort or Effort())
+    return _compare(catalogue, wanted, job, effort)
 
 
 @dataclass(frozen=True)
@@ -304,8 +315,11 @@ class _Wanted:
                 f"{', '.join(have)}"
             )
         if len(wanted) < 2:
-            others = len(commit.datasets.keys() - set(wanted))
+            have = [name for name, specs in commit.datasets.items() if digest in specs]
+            others = len(commit.datasets) - len(have)
             hint = f" under spec {digest}; {others} are under others (--spec)" if others else ""
+            if names:
+                hint = f", {wanted[0]}; without a name all {len(have)} under its spec are compared"
             raise UsageError(f"comparing takes two datasets or more; there is {len(wanted)}{hint}")
         versions = {name: commit.datasets[name][digest] for name in wanted}
         return cls(digest, versions)
@@ -320,30 +334,48 @@ class _Wanted:
         error_bars: bool,
     ) -> Job:
         spec = catalogue.spec(self.spec_digest)
+        if layers is not None and not layers:
+            raise UsageError(f"no layer is chosen; {spec.extractor} has {', '.join(spec.layers)}")
         for layer in layers or ():
             spec.tap(layer)
         if lens is not None:
             lens.require_fit(spec)
+        if fd and lens is not None:
+            raise UsageError(
+                f"a layer's Fréchet distance is of all its neurons, and none through lens "
+                f"{lens.name}; leave one of them out"
+            )
         kept = [version.products for version in self.versions.values()]
         if fd and not any(LAYER_GAUSSIAN in products for products in kept):
             raise UsageError(
                 f"no layer Gaussians are kept of {', '.join(self.versions)}; build with "
                 "--layer-gaussian"
             )
-        chosen = tuple(spec.layers if layers is None else layers)
+        chosen = tuple(spec.layers if layers is None else dict.fromkeys(layers))
         error_bars = error_bars and (lens is None or bool((lens.weights >= 0).all()))
         return Job(catalogue.root, spec, chosen, layers is None, fd, lens, error_bars)
 
 
 def _compare(catalogue: Catalogue, wanted: _Wanted, job: Job, effort: Effort) -> Matrix:
+    # What is kept is of all layers, one by one: a choice of them is there, too.
+    full = replace(job, layers=tuple(job.spec.layers), whole=True)
     uri = _uri(catalogue, wanted, job)
-    if job.whole and (kept := _kept(uri, wanted, job)) is not None:
+
+    def finished() -> Matrix | None:
+        kept = _kept(uri, wanted, full)
+        return kept if kept is None or job.whole else _sliced(kept, job)
+
+    if (kept := finished()) is not None:
         return kept
-    versions = list(wanted.versions.items())
-    known = _nearest(catalogue, wanted, job) if job.whole else None
-    there = {} if known is None else _places(known)
-    old = [member for member in versions if member[1].dna in there]
-    new = [member for member in versions if member[1].dna not in there]
+    known = _nearest(catalogue, wanted, full)
+    rows = {} if known is None else _rows(known, wanted.members)
+    grid = _Grid.of(wanted, job)
+    if known is not None:
+        grid.take(known if job.whole else _sliced(known, job), rows)
+    old = [member for member in wanted.versions.items() if member[0] in rows]
+    new = [member for member in wanted.versions.items() if member[0] not in rows]
+    if not new:  # nothing to keep: all of it is
+        return grid.matrix()
     pairs = len(new) * (len(new) - 1) // 2 + len(new) * len(old)
     try:
         with effort.crew(pairs * job.values) as crew:
@@ -352,15 +384,52 @@ def _compare(catalogue: Catalogue, wanted: _Wanted, job: Job, effort: Effort) ->
             made = tiles.cut(job, old, new, workers)
             # What this process computes in the time of one tile is not worth an object.
             alone = crew is None and (len(made) < 2 or pairs * job.values <= TILE_WORK)
-            numbers = map(tiles.compute, made) if alone else _computed(made, crew, effort.progress)
-            matrix = _assembled(wanted, job, known, zip(made, numbers, strict=True))
+            if alone:
+                for tile in made:
+                    grid.put(tile, tiles.compute(tile))
+            else:
+                kept = _shared(grid, made, crew, effort.progress, finished)
     finally:
         tiles.let_go()
-    if job.whole:
+    matrix = grid.matrix() if kept is None else kept
+    if job.whole and kept is None:
         storage.create(uri, matrix.encode())
     for tile in () if alone else made:
         storage.delete(tile.uri)
     return matrix
+
+
+def _shared(
+    grid: _Grid,
+    made: Sequence[Tile],
+    crew: Crew | None,
+    progress: Progress,
+    finished: Callable[[], Matrix | None],
+) -> Matrix | None:
+    """Fills the grid by way of committed tiles, which other comparisons of these DNAs share.
+
+    The first to finish removes them; the others return its matrix, instead of doing it all again.
+    Where there is none (of single layers it is not kept) what was removed is spread once more.
+    """
+    for _ in range(ROUNDS):
+        there = tiles.present(made[0].job.root)
+        missing = [tile for tile in made if tile.uri not in there]
+        progress.start(
+            images=sum(tile.pairs for tile in missing),
+            shards=len(missing),
+            present=len(made) - len(missing),
+        )
+        for receipt in (crew.spread if crew else map)(tiles.run, missing):
+            progress.advance(receipt.pairs, 0)
+            if (kept := finished()) is not None:
+                return kept
+        progress.finish()
+        made = [tile for tile in made if not grid.fetch(tile)]
+        if not made or (kept := finished()) is not None:
+            return kept if made else None
+    for tile in made:
+        grid.put(tile, tiles.compute(tile))
+    return None
 
 
 def _uri(catalogue: Catalogue, wanted: _Wanted, job: Job) -> str:
@@ -382,6 +451,8 @@ def _kept(uri: str, wanted: _Wanted, job: Job) -> Matrix | None:
                 return _named(kept, job)
             if kept.members == wanted.members:  # of the same datasets in another order
                 return _reordered(_named(kept, job), tuple(wanted.versions))
+    except SourceError:  # removed since
+        return None
     except CorruptFile:
         pass
     storage.delete(uri)
@@ -409,6 +480,19 @@ def _reordered(matrix: Matrix, names: tuple[str, ...]) -> Matrix:
     )
 
 
+def _sliced(matrix: Matrix, job: Job) -> Matrix:
+    """Some of its layers: of each, all numbers are its own, q among them."""
+    at = [matrix.layers.index(layer) for layer in job.layers]
+    return replace(
+        matrix,
+        layers=job.layers,
+        emd=matrix.emd[at],
+        nfd=matrix.nfd[at],
+        fd=matrix.fd[at],
+        estimates={column: values[at] for column, values in matrix.estimates.items()},
+    )
+
+
 def _metadata(file: IO[bytes]) -> dict[str, Any]:
     """What a matrix's file states, without its numbers."""
     try:
@@ -431,7 +515,10 @@ def _is_current(metadata: Mapping[str, Any], job: Job) -> bool:
 
 
 def _nearest(catalogue: Catalogue, wanted: _Wanted, job: Job) -> Matrix | None:
-    """Of the newest kept matrices of this kind, the one that has most of the DNAs; two or more."""
+    """Of the kept matrices of this kind, the one that has most of the DNAs; two or more.
+
+    Of the newest and of the largest, since small comparisons may be many: a listing tells both.
+    """
     name = _uri(catalogue, wanted, job).rpartition("/")[2]
     try:
         there = [
@@ -442,19 +529,20 @@ def _nearest(catalogue: Catalogue, wanted: _Wanted, job: Job) -> Matrix | None:
     except SourceError:
         return None
     there.sort(key=lambda item: (item.modified is None, item.modified), reverse=True)
-    digests = set(wanted.members.values())
-    found = []
-    for item in there[:RECENT]:
-        try:
-            with storage.open_random(item.uri) as file:
-                metadata = _metadata(file)
-            if _is_current(metadata, job):
-                shared = len(digests & set(metadata["members"].values()))
-                found.append((shared, item.uri))
-        except (CorruptFile, SourceError):
-            continue
-    for shared, uri in sorted(found, reverse=True):
-        if shared < 2:
+    largest = sorted(there, key=lambda item: -item.size)
+    chosen = dict.fromkeys(item.uri for item in (*there[:RECENT], *largest[:RECENT]))
+    digests = Counter(wanted.members.values())
+
+    def shared(uri: str) -> int:
+        metadata = _stated(uri)
+        if metadata is None or not _is_current(metadata, job):
+            return 0
+        return (digests & Counter(metadata["members"].values())).total()
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = sorted(zip(pool.map(shared, chosen), chosen, strict=True), key=lambda of: -of[0])
+    for count, uri in found:
+        if count < 2:
             break
         try:
             return Matrix.decode(storage.read(uri), uri)
@@ -463,71 +551,116 @@ def _nearest(catalogue: Catalogue, wanted: _Wanted, job: Job) -> Matrix | None:
     return None
 
 
-def _places(matrix: Matrix) -> dict[str, int]:
-    """dna digest -> its row."""
-    return {matrix.members[name]: row for row, name in enumerate(matrix.names)}
+def _stated(uri: str) -> dict[str, Any] | None:
+    """What a kept matrix states of itself; None where it is torn, or gone."""
+    try:
+        with storage.open_random(uri) as file:
+            return _metadata(file)
+    except (CorruptFile, SourceError):
+        return None
 
 
-def _computed(made: Sequence[Tile], crew: Crew | None, progress: Progress) -> Iterator[tiles.Block]:
-    """The tiles' numbers, in order, once all of them are committed."""
-    there = tiles.present(made[0].job.root) if made else set()
-    missing = [tile for tile in made if tile.uri not in there]
-    progress.start(
-        images=sum(tile.pairs for tile in missing),
-        shards=len(missing),
-        present=len(made) - len(missing),
-    )
-    for receipt in (crew.spread if crew else map)(tiles.run, missing):
-        progress.advance(receipt.pairs, 0)
-    progress.finish()
-    yield from map(tiles.fetch, made)
+def _rows(matrix: Matrix, members: Mapping[str, str]) -> dict[str, int]:
+    """dataset -> the matrix's row of its DNA.
+
+    Each row once: two datasets of the same images are a pair, which a row with itself is not.
+    """
+    there: dict[str, list[int]] = {}
+    for row, name in reversed(list(enumerate(matrix.names))):
+        there.setdefault(matrix.members[name], []).append(row)
+    return {name: there[dna].pop() for name, dna in members.items() if there.get(dna)}
 
 
-def _assembled(
-    wanted: _Wanted,
-    job: Job,
-    known: Matrix | None,
-    blocks: Iterable[tuple[Tile, tiles.Block]],
-) -> Matrix:
-    """Blocks in their places and those opposite, and what a kept matrix knows."""
-    names = tuple(wanted.versions)
-    place = {name: row for row, name in enumerate(names)}
-    shape = (job.planes, len(names), len(names))
-    columns = {name: np.full(shape, np.nan) for name in job.columns}
-    if known is not None:
-        there = _places(known)
-        mine = [row for row, digest in enumerate(wanted.members.values()) if digest in there]
-        theirs = [there[digest] for digest in wanted.members.values() if digest in there]
-        for name, values in columns.items():
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """The columns of a matrix that is being filled."""
+
+    wanted: _Wanted
+    job: Job
+    columns: Mapping[str, Floats]
+
+    @classmethod
+    def of(cls, wanted: _Wanted, job: Job) -> _Grid:
+        shape = (job.planes, len(wanted.versions), len(wanted.versions))
+        return cls(wanted, job, {name: np.full(shape, np.nan) for name in job.columns})
+
+    def take(self, known: Matrix, rows: Mapping[str, int]) -> None:
+        """Pairs of the datasets of these rows."""
+        mine, theirs = [self._place[name] for name in rows], list(rows.values())
+        for name, values in self.columns.items():
             stacked = known.stacked(cast(Any, name))
-            values[np.ix_(range(job.planes), mine, mine)] = stacked[
-                np.ix_(range(job.planes), theirs, theirs)
-            ]
-    for tile, block in blocks:
-        rows, others = ([place[name] for name, _ in side] for side in (tile.a, tile.b))
-        for name, values in columns.items():
-            values[np.ix_(range(job.planes), rows, others)] = block[name]
+            values[:, np.array(mine)[:, None], mine] = stacked[:, np.array(theirs)[:, None], theirs]
+
+    def put(self, tile: Tile, block: tiles.Block) -> None:
+        """In its place, and the one opposite."""
+        rows, others = ([self._place[name] for name, _ in side] for side in (tile.a, tile.b))
+        for name, values in self.columns.items():
+            values[np.ix_(range(self.job.planes), rows, others)] = block[name]
             if not tile.square:
                 opposite = block[name].transpose(0, 2, 1)
-                values[np.ix_(range(job.planes), others, rows)] = opposite
-    emd, nfd, fd = (columns.pop(name) for name in get_args(Distance))
-    if job.error_bars:
-        columns["q"] = false_discovery(columns["p"])
-    lens = UNIFORM if job.lens is None else job.lens.name
-    return Matrix(
-        names,
-        job.layers,
-        emd,
-        nfd,
-        fd,
-        job.spec.bins,
-        wanted.members,
-        wanted.spec_digest,
-        lens,
-        cast(Mapping[Estimate, Floats], columns),
-        job.lens.digest if job.lens else "",
-        job.method,
-    )
+                values[np.ix_(range(self.job.planes), others, rows)] = opposite
+
+    def fetch(self, tile: Tile) -> bool:
+        """Whether the tile was there, and is in its place."""
+        block = tiles.fetch(tile)
+        if block is not None:
+            self.put(tile, block)
+        return block is not None
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.wanted.versions)}
+
+    def matrix(self) -> Matrix:
+        job, columns = self.job, dict(self.columns)
+        emd, nfd, fd = (columns.pop(name) for name in get_args(Distance))
+        if job.error_bars:
+            columns["q"] = false_discovery(columns["p"])
+        return Matrix(
+            tuple(self.wanted.versions),
+            job.layers,
+            emd,
+            nfd,
+            fd,
+            job.spec.bins,
+            self.wanted.members,
+            self.wanted.spec_digest,
+            UNIFORM if job.lens is None else job.lens.name,
+            cast(Mapping[Estimate, Floats], columns),
+            job.lens.digest if job.lens else "",
+            job.method,
+        )
+
+
+def needless(catalogue: Catalogue, kept: Set[tuple[str, str]]) -> Iterator[Stored]:
+    """Kept matrices without a number that a pair of `kept` (spec, DNA digest) still needs.
+
+    One with DNAs that are gone stays while no other of its kind has the pairs of those that are
+    not: the next comparison takes them from it.
+    """
+    try:
+        there = list(storage.walk(storage.join(catalogue.root, "matrix")))
+    except SourceError:
+        return
+    there.sort(key=lambda item: (item.modified is None, item.modified), reverse=True)
+    with ThreadPoolExecutor(READERS) as pool:
+        stated = pool.map(_stated, (item.uri for item in there))
+    found = []
+    for item, metadata in zip(there, stated, strict=True):
+        if metadata is None:  # whoever compares these removes it
+            continue
+        spec, members = metadata["spec_digest"], set(metadata["members"].values())
+        live = {dna for dna in members if (spec, dna) in kept}
+        name = item.uri.rpartition("/")[2]
+        kind = (spec, name, metadata["format"], metadata.get("method"))
+        found.append((live != members, live, kind, item))
+    staying: dict[tuple[object, ...], list[set[str]]] = {}
+    for outdated, live, kind, item in sorted(found, key=lambda of: (of[0], -len(of[1]))):
+        others = staying.setdefault(kind, [])
+        if outdated and (len(live) < 2 or any(live <= other for other in others)):
+            yield item
+        else:
+            others.append(live)
 
 
 def resolve(

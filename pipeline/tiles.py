@@ -2,11 +2,12 @@
 
     >>> tiles = cut(job, members, missing)                              # doctest: +SKIP
     >>> for receipt in map(run, tiles): ...                             # doctest: +SKIP
-    >>> blocks = (fetch(tile) for tile in tiles)                        # doctest: +SKIP
+    >>> blocks = [fetch(tile) for tile in tiles]                        # doctest: +SKIP
 
 A tile is named by a hash of what goes into it (the digests of its DNAs, the lens, the layers, the
 products), and created exclusively, so that a comparison which died goes on from the tiles that are
 there, and two that run at once share them. It holds numbers of pairs, never of the whole matrix.
+Datasets of the same images have one DNA: the pair of them is in a rectangle, and no diagonal.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pipeline.pairwise import Curves, distances, width_of
 from pipeline.significance import METHOD
 from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "_tiles"
 """Below the catalogue's `_work`, whose leftovers `gc` removes."""
 MEMORY = 4 * 2**30
@@ -135,7 +136,7 @@ class Tile:
     @cached_property
     def digest(self) -> str:
         sides = [[version.dna for _, version in side] for side in (self.a, self.b)]
-        return digest_of("tile", self.job.key, *sides)
+        return digest_of("tile", self.job.key, *sides, self.square)
 
     @property
     def uri(self) -> str:
@@ -198,16 +199,15 @@ def run(tile: Tile) -> Receipt:
     return Receipt(tile.digest, tile.pairs, tile.pairs)
 
 
-def fetch(tile: Tile) -> Block:
-    """A committed tile's numbers. One that is torn, lies or is gone is computed again."""
+def fetch(tile: Tile) -> Block | None:
+    """A committed tile's numbers; None for one that is gone, or lies and goes now."""
     try:
         return decode(storage.read(tile.uri), tile)
     except SourceError:
-        pass
+        return None
     except CorruptFile:
         storage.delete(tile.uri)
-    run(tile)
-    return decode(storage.read(tile.uri), tile)
+        return None
 
 
 def encode(tile: Tile, block: Block) -> bytes:

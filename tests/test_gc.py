@@ -383,6 +383,42 @@ def test_after_collecting_all_is_well(place: Place) -> None:
     assert place.build("a", shard_images=1).counted_shards == 1
 
 
+def test_matrices_go_once_no_kept_version_takes_pairs_from_them(place: Place) -> None:
+    c = place.catalogue
+    for count, name in enumerate("abc"):
+        place.photos(name, 20 + count)
+        place.build(name)
+
+    def matrices() -> set[str]:
+        return {u for u in everything(place) if "/matrix/" in u}
+
+    compare(c)
+    (first,) = matrices()
+    place.photos("a", 30)
+    place.build("a")
+    age_all(place)
+    assert first not in old_garbage(place, keep=1)  # b and c are compared there, and nowhere else
+    compare(c, ["a", "b"])
+    (small,) = matrices() - {first}
+    age_all(place)
+    assert old_garbage(place, keep=1) & matrices() == set()
+    compare(c)
+    (second,) = matrices() - {first, small}
+    assert old_garbage(place) & matrices() == set()  # all versions are kept
+    assert old_garbage(place, keep=1) & matrices() == {first}
+    age([first], 1)
+    assert first not in old_garbage(place, keep=1)
+    age_all(place)
+    storage.replace(second, storage.read(second)[:-20])  # torn: it has no pairs to give
+    age_all(place)
+    assert old_garbage(place, keep=1) & matrices() == set()
+    for name in "bc":
+        place.photos(name, 40)
+        place.build(name)
+    age_all(place)
+    assert old_garbage(place, keep=1) & matrices() == {first, small}
+
+
 @pytest.mark.parametrize("keep", [0, -1])
 def test_keeping_nothing_is_refused(place: Place, keep: int) -> None:
     with pytest.raises(UsageError, match=f"keep is {keep}"):

@@ -61,6 +61,8 @@ def test_weights_that_say_nothing_are_refused() -> None:
         lens([0] * 9)
     with pytest.raises(UsageError, match="2 weights, 9 neurons"):
         lens([1, 1])
+    with pytest.raises(UsageError, match="named uniform, which says that there is none; rename"):
+        lens([1] * 9, "uniform")
     with pytest.raises(UsageError, match=r"two weights of neuron a:b\[0\]"):
         Lens.of("twice", SPEC, [("a:b", 0, 1.0), ("a:b", 0, 1.0)])
 

@@ -15,7 +15,7 @@ from pipeline.distance import cumulative, emd
 from pipeline.dna import DNA
 from pipeline.errors import UsageError
 from pipeline.folds import FOLDS, FoldCurves, FoldSums, fold_sums, grid
-from pipeline.pairwise import Curves, distances, paired, pairwise_emd
+from pipeline.pairwise import Curves, distances
 from pipeline.significance import splits
 from pipeline.spec import Tap
 from tests.helpers import random_dna, tiny_spec
@@ -27,6 +27,11 @@ def some_dnas(
     spec, ranges = tiny_spec(bins, (Tap("x", neurons, positions),))
     rng = np.random.default_rng(seed)
     return [random_dna(spec, ranges, int(rng.integers(1, images)), seed + i) for i in range(size)]
+
+
+def pairwise_emd(dnas: list[DNA], weights: np.ndarray | None = None) -> np.ndarray:
+    curves = Curves.of(dnas)
+    return distances(curves, curves, np.ones(len(dnas[0].counts)) if weights is None else weights)
 
 
 def plain(a: list[DNA], b: list[DNA], weights: np.ndarray | None = None) -> np.ndarray:
@@ -83,9 +88,9 @@ def test_laws_of_a_distance_hold_to_the_last_bit(
 
 
 @settings(deadline=None, max_examples=30)
-@given(shape=some_shapes, seed=seeds, held=st.integers(1, 5000), threads=st.integers(1, 5))
-def test_chunks_and_threads_change_nothing(
-    shape: tuple[int, int, int], seed: int, held: int, threads: int
+@given(shape=some_shapes, seed=seeds, threads=st.integers(1, 5))
+def test_parts_and_threads_change_nothing(
+    shape: tuple[int, int, int], seed: int, threads: int
 ) -> None:
     size, neurons, bins = shape
     dnas = some_dnas(size, neurons, bins, seed)
@@ -94,7 +99,8 @@ def test_chunks_and_threads_change_nothing(
     for w in (np.ones(neurons), weights):
         one = distances(curves, curves, w, threads=1)
         assert np.array_equal(distances(curves, curves, w, threads=threads), one, equal_nan=True)
-        assert np.array_equal(pairwise_emd(dnas, w), one, equal_nan=True)
+        rows = [distances(Curves.of([dna]), curves, w)[0] for dna in dnas]
+        assert np.array_equal(rows, one, equal_nan=True)
     cut = neurons // 2
     halves = [
         pairwise_emd([replace_neurons(dna, at) for dna in dnas])
@@ -149,18 +155,6 @@ def test_no_weight_and_other_neurons() -> None:
     assert np.array_equal(pairwise_emd(dnas, np.zeros(4)), np.zeros((3, 3)))
     with pytest.raises(UsageError, match=r"\(4, 16\) neurons x bins against \(5, 16\)"):
         distances(Curves.of(dnas), Curves.of(some_dnas(3, 5, 9)), np.ones(4))
-
-
-@settings(deadline=None, max_examples=20)
-@given(shape=some_shapes, seed=seeds)
-def test_paired_rows_are_single_entries(shape: tuple[int, int, int], seed: int) -> None:
-    size, neurons, bins = shape
-    curves = Curves.of(some_dnas(size, neurons, bins, seed))
-    rng = np.random.default_rng(seed)
-    left, right = rng.integers(0, size, (2, 7))
-    weights = np.ones(neurons)
-    found = paired(curves, weights, left, right)
-    assert np.array_equal(found, distances(curves, curves, weights)[left, right], equal_nan=True)
 
 
 # Folds.

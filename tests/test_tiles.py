@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -176,7 +176,13 @@ def test_a_tile_s_name_is_of_all_that_decides_it() -> None:
         Tile(replace(job, error_bars=False), a, b).digest,
         Tile(replace(job, spec=replace(SPEC, bins=7)), a, b).digest,
     }
-    assert len(digests) == 10
+    twin = (("twin", a[0][1]),)
+    digests.add(Tile(job, a, twin).digest)  # the same DNAs, in a rectangle
+    for constant in ("FORMAT", "METHOD"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiles, constant, "another")
+            digests.add(Tile(replace(job), a, b).digest)
+    assert len(digests) == 13
     how = replace(job, memory=7, threads=3, device="cuda")
     assert Tile(how, a, b).digest == Tile(job, a, b).digest
 
@@ -206,10 +212,96 @@ def test_the_kept_matrix_with_most_in_common_is_taken(
     place: Catalogue, computed: list[int]
 ) -> None:
     compare(place, [f"set/{n}" for n in range(5)])
-    compare(place, ["set/0", "set/1"])  # newer, with less
+    compare(place, ["set/0", "set/5"])  # newer, with less
     computed.clear()
     compare(place)
     assert sum(computed) == 5
+
+
+def test_of_many_kept_the_newest_and_the_largest_are_looked_at(
+    place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix_module, "RECENT", 1)
+    compare(place)
+    for n in range(4):
+        put(place, f"set/{n}", 20)
+    compare(place, ["set/0", "set/1"])  # newest, of two
+    computed.clear()
+    compare(place, ["set/0", "set/1", "set/2", "set/3"])
+    assert sum(computed) == 5
+    computed.clear()
+    compare(place)  # from the newest, of four: the largest has two of these, the oldest as well
+    assert sum(computed) == 15 - 6
+    for n in (4, 5):
+        put(place, f"set/{n}", 20)
+    compare(place, ["set/4", "set/5"])  # of which the newest has nothing else
+    computed.clear()
+    compare(place)
+    assert sum(computed) == 15 - 6
+
+
+def test_small_comparisons_do_not_cost_the_large_one(computed: list[int]) -> None:
+    place = filled(f"memory://{uuid.uuid4().hex}", 20)
+    compare(place)
+    assert sum(computed) == 190
+    for n in range(matrix_module.RECENT):
+        compare(place, [f"set/{n}", f"set/{n + 1}"])
+    assert sum(computed) == 190
+    assert len(stored(place)) == 1  # nothing was computed, and nothing is kept of it
+    put(place, "set/3", 40)
+    computed.clear()
+    compare(place)
+    assert sum(computed) == 19
+
+
+def test_single_layers_are_taken_from_what_is_kept_of_all(
+    place: Catalogue, computed: list[int]
+) -> None:
+    fresh = compare(place, layers=["head"], error_bars=True)
+    both = compare(place, layers=["head", "stem", "head"], error_bars=True)
+    assert (sum(computed), both.layers) == (30, ("head", "stem"))
+    whole = compare(place, error_bars=True)
+    computed.clear()
+    same(compare(place, layers=["head"], error_bars=True), fresh)
+    same(compare(place, layers=["head", "stem"], error_bars=True), both)
+    few = compare(place, ["set/4", "set/1", "set/2"], layers=["head"], error_bars=True)
+    assert sum(computed) == 0
+    assert np.array_equal(both.of("stem", "q"), whole.of("stem", "q"), equal_nan=True)
+    put(place, "set/3", 20)
+    changed = compare(place, layers=["head"], error_bars=True)
+    assert sum(computed) == 5
+    without_kept(place)
+    same(few, compare(place, few.names, layers=["head"], error_bars=True))
+    same(changed, compare(place, layers=["head"], error_bars=True))
+    with pytest.raises(UsageError, match="no layer is chosen; tiny has stem, head"):
+        compare(place, layers=[])
+
+
+@pytest.mark.parametrize("memory", [1, 10**9])
+def test_datasets_of_the_same_images_are_a_pair(
+    place: Catalogue, computed: list[int], memory: int
+) -> None:
+    def twin(name: str, of: str, images: int) -> None:
+        manifest = plan(entries(of, images), shard_images=1)
+        commit_dataset(place, name, manifest, [hand_made(s) for s in manifest.shards])
+        assert place.find(name).dna == place.find(of).dna
+
+    effort = Effort(memory=memory)
+    compare(place, error_bars=True, effort=effort)
+    twin("twin/2", "set/2", 10)
+    computed.clear()
+    grown = compare(place, error_bars=True, effort=effort)
+    assert sum(computed) == 6
+    twin("twin/0", "set/0", 8)
+    again = compare(place, error_bars=True, effort=effort)
+    few = compare(place, ["twin/2", "set/5", "set/2"], error_bars=True, effort=effort)
+    # Of one dataset a tile, that of the twins with the third is one for both.
+    assert sum(computed) == 6 + (6 if memory == 1 else 7)
+    for found in (grown, again, few):
+        without_kept(place)
+        same(found, compare(place, found.names, error_bars=True, effort=effort))
+        i, j = found.names.index("twin/2"), found.names.index("set/2")
+        assert found.of("all", "emd")[i, j] == 0
 
 
 def test_numbers_of_another_kind_are_not_taken(
@@ -347,6 +439,8 @@ def test_a_tile_that_lies_is_computed_again(
     def lying(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
         for item in items:
             yield function(item)
+        if len(items) == 1:  # that one, again
+            return
         rectangles = [item for item in items if not item.square]
         uri, data = rectangles[0].uri, storage.read(rectangles[0].uri)
         at = len(data) // 3
@@ -364,6 +458,82 @@ def test_a_tile_that_lies_is_computed_again(
     found = compare(place, effort=Effort(lambda values: nullcontext(Crew(lying, 1)), memory=1))
     same(found, true)
     assert sum(computed) == 16
+
+
+class Beside:
+    """A crew that works here, and does something else after so many tiles: once, or each time."""
+
+    def __init__(self, after: int, act: Callable[[], object], times: int = 1) -> None:
+        self.after, self.act, self.times = after, act, times
+        self.spread: list[int] = []
+
+    def __call__(self, function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+        self.spread.append(len(items))
+        for number, item in enumerate(items):
+            yield function(item)
+            if self.times and number + 1 == min(self.after, len(items)):
+                self.times -= 1
+                self.act()
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(lambda values: nullcontext(Crew(self, 1)), memory=1)
+
+
+@pytest.mark.parametrize("after", [1, 7, 20, 21])
+def test_of_two_at_once_the_second_returns_the_first_s_matrix(
+    place: Catalogue, computed: list[int], after: int
+) -> None:
+    """Interleaved: one of 21 tiles goes so far, another starts and finishes, the first goes on."""
+    others: list[Matrix] = []
+    beside = Beside(after, lambda: others.append(compare(place, effort=SMALL)))
+    found = compare(place, effort=beside.effort)
+    assert len(computed) == 21 + (after < 21)  # the tile that it was at
+    assert beside.spread == [21]
+    assert left(place) == []
+    same(found, others[0])
+
+
+def test_of_two_at_once_tiles_of_one_layer_are_spread_again(
+    place: Catalogue, computed: list[int]
+) -> None:
+    """There is no matrix of it to return."""
+    others: list[Matrix] = []
+    beside = Beside(21, lambda: others.append(compare(place, layers=["stem"], effort=SMALL)))
+    found = compare(place, layers=["stem"], effort=beside.effort)
+    assert beside.spread == [21, 21]
+    assert len(computed) == 42
+    same(found, others[0])
+
+
+def test_tiles_that_never_stay_are_computed_here(place: Catalogue, computed: list[int]) -> None:
+    def removed() -> None:
+        for uri in left(place):
+            storage.delete(uri)
+
+    beside = Beside(21, removed, times=99)
+    found = compare(place, effort=beside.effort)
+    assert beside.spread == [21] * matrix_module.ROUNDS
+    assert len(computed) == 21 * (matrix_module.ROUNDS + 1)
+    same(found, compare(without_kept(place)))
+
+
+def test_a_kept_matrix_that_goes_while_it_is_read_is_computed(
+    place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = compare(place)
+    (uri,) = stored(place)
+    real = storage.exists
+
+    def going(of: str) -> bool:
+        there = real(of)
+        if of == uri:
+            storage.delete(of)
+        return there
+
+    monkeypatch.setattr(storage, "exists", going)
+    same(compare(place), right)
+    assert sum(computed) == 30
 
 
 def test_gc_removes_tiles_that_nobody_came_back_for(place: Catalogue) -> None:
@@ -425,6 +595,8 @@ def test_a_lens_is_known_by_its_digest(place: Catalogue, computed: list[int]) ->
     assert np.array_equal(renamed.emd, first.emd, equal_nan=True)
     with pytest.raises(UsageError, match="lens other weighs 0 neurons in head"):
         compare(place, lens=Lens("other", (("stem", 3),), np.ones(3)))
+    with pytest.raises(UsageError, match="none through lens stem:0; leave one of them out"):
+        compare(place, lens=lens, fd=True)
 
 
 def test_a_lens_of_the_catalogue_or_of_a_file(place: Catalogue, tmp_path: Path) -> None:
@@ -435,6 +607,11 @@ def test_a_lens_of_the_catalogue_or_of_a_file(place: Catalogue, tmp_path: Path) 
     uri = storage.join(place.lenses_uri("eyes"), f"{lens.digest}.parquet")
     storage.create(uri, replace(lens, name="eyes").encode())
     assert find_lens(place, "eyes", SPEC).name == "eyes"
+    for choice in ("stem:1", "stem:2", "head:0"):  # the newest, whatever its digest
+        newer = Lens.chosen(SPEC, [choice])
+        uri = storage.join(place.lenses_uri("eyes"), f"{newer.digest}.parquet")
+        storage.create(uri, replace(newer, name="eyes").encode())
+        assert find_lens(place, "eyes", SPEC).digest == newer.digest
     with pytest.raises(NotFound, match="has no lens 'nose'"):
         find_lens(place, "nose", SPEC)
 
@@ -462,3 +639,48 @@ def test_the_command_looks_through_a_lens(tmp_path: Path) -> None:
     assert run("--neurons", "stem:9").exit_code == 2
     assert run("--memory", "0.01", "--layer", "stem").exit_code == 0
     assert os.environ.get("RAY_ADDRESS") is None
+
+
+def test_the_command_s_device_reaches_the_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is needed here: what torch would do on one is tested with the kernels."""
+    from typer.testing import CliRunner
+
+    from jobs.app import app
+
+    place = filled(str(tmp_path / "dnas"), 2)
+    asked: list[str] = []
+    real = tiles.distances
+
+    def spy(*of: Any, device: str, **how: Any) -> Any:
+        asked.append(device)
+        return real(*of, **how)
+
+    monkeypatch.setattr(tiles, "distances", spy)
+
+    def run(*options: str) -> Any:
+        without_kept(place)
+        return CliRunner().invoke(app, ["compare", "-c", place.root, "--no-error-bars", *options])
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device, message in (
+        ("cuda", "torch has no CUDA devices here"),
+        ("gpu", "it is cpu, cuda, or one of several: cuda:1"),
+        ("cuda:x", "it is cpu, cuda, or"),
+    ):
+        refused = run("--device", device)
+        assert refused.exit_code == 2
+        assert message in " ".join(refused.output.split())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert "torch has 2 CUDA devices here" in " ".join(run("--device", "cuda:2").output.split())
+    for more in (("--workers", "2"), ("--ray-address", "somewhere:6379")):
+        refused = run("--device", "cuda", *more)
+        assert refused.exit_code == 2
+        assert "leave --workers and --ray-address out" in " ".join(refused.output.split())
+    assert asked == []
+    for device in ("cpu", "cuda", "cuda:1"):
+        asked.clear()
+        assert run("--device", device).exit_code == 0
+        assert set(asked) == {device}
