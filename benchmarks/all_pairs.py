@@ -150,7 +150,7 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
         spent["pairs"] += tile.pairs
         return real_compute(tile)
 
-    tiles._Shelf._load = loading  # type: ignore[method-assign, assignment]
+    tiles._Shelf._load = loading  # type: ignore[method-assign, assignment] - timed in its place
     tiles.distances = timed("compare", real_distances)
     tiles.fold_sums = timed("compare", real_sums)
     tiles._estimates = timed("estimate", real_estimates)

@@ -15,7 +15,9 @@ from jobs.shell import (
     AtOption,
     CatalogueOption,
     JsonOption,
+    LensOption,
     MemoryOption,
+    NeuronsOption,
     RayOption,
     SpecOption,
     guarded,
@@ -45,14 +47,8 @@ def compare(
     fd: Annotated[
         bool, typer.Option("--fd", help="Fréchet distances of layers too (FID on its network).")
     ] = False,
-    lens: Annotated[
-        str | None,
-        typer.Option(help="Weights of neurons: a Parquet file, or one of the catalogue's by name."),
-    ] = None,
-    neurons: Annotated[
-        list[str] | None,
-        typer.Option(help="Only these, alike: 'blocks.3.1:4,17,100-120'. Can be repeated."),
-    ] = None,
+    lens: LensOption = None,
+    neurons: NeuronsOption = None,
     error_bars: Annotated[
         bool,
         typer.Option(help="Corrected distances, intervals, p and q: some 30 times the arithmetic."),

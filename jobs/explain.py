@@ -11,6 +11,8 @@ from jobs.shell import (
     AtOption,
     CatalogueOption,
     JsonOption,
+    LensOption,
+    NeuronsOption,
     SpecOption,
     guarded,
     print_json,
@@ -27,14 +29,8 @@ def explain(
     layer: Annotated[
         list[str] | None, typer.Option(help="Of this layer only. Can be repeated.")
     ] = None,
-    lens: Annotated[
-        str | None,
-        typer.Option(help="Weights of neurons: a Parquet file, or one of the catalogue's by name."),
-    ] = None,
-    neurons: Annotated[
-        list[str] | None,
-        typer.Option(help="Only these, alike: 'blocks.3.1:4,17,100-120'. Can be repeated."),
-    ] = None,
+    lens: LensOption = None,
+    neurons: NeuronsOption = None,
     out: Annotated[
         str | None, typer.Option(help="Write all neurons, in order, as Parquet.")
     ] = None,
@@ -43,9 +39,6 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Rank the layers and neurons in which two datasets differ, and show how."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from pipeline import storage
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
@@ -67,9 +60,7 @@ def explain(
         progress=Lines(units=("neurons", "layers")),
     )
     if out:
-        sink = pa.BufferOutputStream()
-        pq.write_table(found.neurons, sink, compression="zstd", write_page_checksum=True)
-        storage.replace(storage.canonical(out), sink.getvalue().to_pybytes())
+        storage.replace(storage.canonical(out), found.encode())
     if as_json:
         first = found.neurons.slice(0, top).to_pylist()
         for row, shown in zip(first, found.shown, strict=False):

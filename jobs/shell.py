@@ -39,6 +39,18 @@ RayOption = Annotated[
         "--ray-address", help="A Ray cluster (default: RAY_ADDRESS, or one on this machine)."
     ),
 ]
+LensOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lens", help="Weights of neurons: a Parquet file, or one of the catalogue's by name."
+    ),
+]
+NeuronsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--neurons", help="Only these, alike: 'blocks.3.1:4,17,100-120'. Can be repeated."
+    ),
+]
 MemoryOption = Annotated[
     float,
     typer.Option("--memory", min=0.01, help="Gigabytes for each process's DNAs, when comparing."),

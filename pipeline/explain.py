@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import cumulative
-from pipeline.dna import DNA, DnaFile, Floats, Ints
+from pipeline.dna import DNA, DnaFile, Floats, Ints, encode_tables
 from pipeline.folds import (
     NEURON_COLUMNS,
     PAIR_ESTIMATES,
@@ -37,6 +37,7 @@ from pipeline.matrix import ALL, ESTIMATES, resolve
 from pipeline.progress import Progress, Silent
 from pipeline.significance import FALSE_DISCOVERY_RATE, adjusted
 
+FORMAT = 1
 TOP = 20
 PARTS = 48
 """Of a histogram that is shown."""
@@ -96,6 +97,16 @@ class Explanation:
     def differing(self) -> int:
         """Neurons that differ at the false discovery rate."""
         return int((_floats(self.neurons, "q") < FALSE_DISCOVERY_RATE).sum())
+
+    def encode(self) -> bytes:
+        """The neurons, in their order, as Parquet, with what was compared and through what."""
+        metadata = {
+            "format": FORMAT,
+            "kind": "explanation",
+            "members": {name: version.dna for name, version in self.versions.items()},
+            "lens": self.lens,
+        }
+        return encode_tables(metadata, NEURONS, [self.neurons])
 
     @cached_property
     def half(self) -> int:

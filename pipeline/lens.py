@@ -16,13 +16,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dna import Floats, neuron_name
+from pipeline.dna import Floats, encode_tables, neuron_name
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.spec import Spec, digest_of
 
@@ -147,13 +147,7 @@ class Lens:
             "taps": self.taps,
             "digest": self.digest,
         }
-        sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(
-            sink, table.schema, compression="zstd", store_schema=False, write_page_checksum=True
-        ) as writer:
-            writer.write_table(table)
-            writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
-        return cast(bytes, sink.getvalue().to_pybytes())
+        return encode_tables(metadata, table.schema, [table])
 
     @classmethod
     def decode(cls, data: bytes, name: str, spec: Spec) -> Lens:

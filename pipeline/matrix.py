@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage, tiles
 from pipeline.catalogue import Catalogue, Commit, Version, check_name
-from pipeline.dna import Floats
+from pipeline.dna import Floats, encode_tables
 from pipeline.errors import CorruptFile, NotFound, SourceError, UsageError
 from pipeline.lens import UNIFORM, Lens
 from pipeline.pairwise import require_device
@@ -163,15 +163,8 @@ class Matrix:
             "method": self.method,
         }
         metadata["checksum"] = self._checksum(metadata)
-        sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(
-            sink, SCHEMA, compression="zstd", store_schema=False, write_page_checksum=True
-        ) as writer:
-            rows = max(1, len(self.names) ** 2)
-            for plane in range(len(self.planes)):
-                writer.write_table(self._table_of(plane), row_group_size=rows)
-            writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
-        return cast(bytes, sink.getvalue().to_pybytes())
+        planes = range(len(self.planes))
+        return encode_tables(metadata, SCHEMA, (self._table_of(plane) for plane in planes))
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Matrix:

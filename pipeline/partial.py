@@ -18,7 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.blocks import Data
-from pipeline.dna import DNA, FORMAT, Ranges, decode_dna, digest_of_layer, encode_dna
+from pipeline.dna import (
+    DNA,
+    FORMAT,
+    Ranges,
+    decode_dna,
+    digest_of_layer,
+    encode_dna,
+    encode_tables,
+)
 from pipeline.errors import ConservationError, CorruptFile, OverlapError
 from pipeline.spec import Spec
 
@@ -121,14 +129,8 @@ _FAILURES = pa.schema(
 def encode_failures(failures: Iterable[Failure]) -> bytes:
     """A Parquet file, one row a failure, columns as the fields of `Failure`."""
     table = pa.Table.from_pylist([asdict(failure) for failure in failures], schema=_FAILURES)
-    metadata = json.dumps({"format": FORMAT, "kind": "failures", "rows": table.num_rows})
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink, _FAILURES, compression="zstd", store_schema=False, write_page_checksum=True
-    ) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({"vdna": metadata})
-    return bytes(sink.getvalue().to_pybytes())
+    metadata = {"format": FORMAT, "kind": "failures", "rows": table.num_rows}
+    return encode_tables(metadata, _FAILURES, [table])
 
 
 def decode_failures(data: Data, name: str) -> list[Failure]:

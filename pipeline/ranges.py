@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dna import Floats, Ranges
+from pipeline.dna import Floats, Ranges, encode_tables
 from pipeline.errors import CorruptFile, SpecMismatch, StorageError, UsageError
 from pipeline.networks import REFERENCE_REPO, Network
 from pipeline.spec import digest_of
@@ -77,14 +77,8 @@ def encode(ranges: Ranges, network: Network, **provenance: object) -> bytes:
         "weights_sha256": network.weights_sha256,
         **provenance,
     }
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink, table.schema, compression="zstd", write_page_checksum=True, store_schema=False
-    ) as writer:
-        writer.write_table(table)
-        sealed = metadata | {"checksum": digest_of(metadata)}
-        writer.add_key_value_metadata({"vdna": json.dumps(sealed, sort_keys=True)})
-    return cast(bytes, sink.getvalue().to_pybytes())
+    sealed = metadata | {"checksum": digest_of(metadata)}
+    return encode_tables(sealed, table.schema, [table])
 
 
 def decode(data: bytes, name: str) -> tuple[Ranges, dict[str, Any]]:

@@ -29,7 +29,7 @@ from pipeline import storage
 from pipeline.allocator import keep_memory
 from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import frechet, frechet_1d, root_covariance, variance
-from pipeline.dna import DnaFile, Floats
+from pipeline.dna import DnaFile, Floats, encode_tables
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.folds import FOLDS, PAIR_ESTIMATES, FoldCurves, FoldSums, estimates, fold_sums, grid
 from pipeline.lens import Lens
@@ -220,13 +220,7 @@ def encode(tile: Tile, block: Block) -> bytes:
         "shape": [tile.job.planes, len(tile.a), len(tile.b)],
     }
     metadata["checksum"] = _checksum(metadata, block)
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink, table.schema, compression="zstd", store_schema=False, write_page_checksum=True
-    ) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
-    return cast(bytes, sink.getvalue().to_pybytes())
+    return encode_tables(metadata, table.schema, [table])
 
 
 def decode(data: bytes, tile: Tile) -> Block:

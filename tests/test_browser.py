@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,9 +54,9 @@ def panels(matrix: Matrix) -> list[Panel]:
     ]
 
 
-def write(path: Path, matrix: Matrix, **more: object) -> Path:
+def write(path: Path, matrix: Matrix, **more: Any) -> Path:
     page = Page([matrix], panels(matrix))
-    path.write_bytes(render(replace(page, **more)))  # type: ignore[arg-type]
+    path.write_bytes(render(replace(page, **more)))
     return path
 
 
