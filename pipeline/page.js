@@ -151,6 +151,8 @@ function verdict(layer, i, j) {
   return Number.isNaN(q) ? "untested" : q < state.rate ? "differs" : "alike";
 }
 
+const NO_TEST = `that takes ${DATA.folds} folds of each dataset`;
+
 const percent = (rate) => `${+(100 * rate).toFixed(1)}%`;
 
 function facts(layer, i, j) {
@@ -189,7 +191,7 @@ function facts(layer, i, j) {
   if (said === "alike")
     found.push(["verdict", `not told apart at a false discovery rate of ${percent(state.rate)}`]);
   if (said === "untested" && !weightless(view.plane))
-    found.push(["verdict", "not tested: no error bars are known"]);
+    found.push(["verdict", `not tested: ${NO_TEST}`]);
   return found;
 }
 
@@ -852,7 +854,7 @@ function summary() {
   const pairs = (SIZE * (SIZE - 1)) / 2;
   const count = `${pairs.toLocaleString("en")} ${pairs === 1 ? "pair" : "pairs"}`;
   if (counts.untested === pairs)
-    return `No error bars are known of these distances: none of ${count} is tested.`;
+    return `None of ${count} is tested: ${NO_TEST}.`;
   const rest = counts.untested
     ? `; ${counts.untested.toLocaleString("en")} ${counts.untested === 1 ? "is" : "are"} not tested`
     : "";

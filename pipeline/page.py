@@ -30,7 +30,7 @@ from pipeline.dna import Floats
 from pipeline.errors import UsageError, redact
 from pipeline.matrix import Distance, Estimate, Matrix
 from pipeline.report import through
-from pipeline.significance import FALSE_DISCOVERY_RATE
+from pipeline.significance import FALSE_DISCOVERY_RATE, LEAST_FOLDS
 
 NUMBERS = 5_000_000
 """Bytes of a page that its distances may take; columns of the least use are left out first."""
@@ -141,6 +141,7 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int = NUMBER
         "names": names,
         "bins": page.matrices[0].bins,
         "rate": rate,
+        "folds": LEAST_FOLDS,
         "matrices": [content for content, _ in lenses],
         "shared": page.shared,
         "datasets": [_plain(panel) for panel in page.panels],

@@ -69,7 +69,8 @@ def plan(
         raise UsageError(f"limit is {limit}; it must be at least 1")
     if shard_images is not None and shard_images < 1:
         raise UsageError(f"shard_images is {shard_images}; it must be at least 1")
-    _give_back()
+    if len(listing.parts) > 1:  # looking for all that is left takes a large process a while
+        _give_back()
     try:
         with (
             tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,

@@ -22,7 +22,7 @@ from pipeline.dna import Floats
 from pipeline.explain import Explanation, Overlay
 from pipeline.lens import UNIFORM, Lens
 from pipeline.matrix import ALL, Distance, Matrix
-from pipeline.significance import FALSE_DISCOVERY_RATE
+from pipeline.significance import FALSE_DISCOVERY_RATE, LEAST_FOLDS
 
 PAIRS = 20
 """Listed where the table is too wide."""
@@ -34,6 +34,7 @@ DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
 # Ends and middle of matplotlib's cividis, which the colour-blind see as others do: near to far.
 _SCALE = ((254, 232, 56), (124, 123, 120), (0, 34, 78))
 _MARK = "~"
+_NO_TEST = f"that takes {LEAST_FOLDS} folds of each dataset"
 WEIGHTLESS = "The lens gives this layer no weight: through it there are no distances."
 
 
@@ -243,7 +244,7 @@ def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCO
     pairs = f"{len(upper):,} {'pair' if len(upper) == 1 else 'pairs'}"
     untested = int((upper == UNTESTED).sum())
     if untested == len(upper):
-        return f"No error bars are known of these distances: none of {pairs} is tested."
+        return f"None of {pairs} is tested: {_NO_TEST}."
     alike = int((upper == ALIKE).sum())
     different = int((upper == DIFFERENT).sum())
     differ = "differs" if 1 in (different, len(upper)) else "differ"
@@ -371,7 +372,7 @@ def explanation_sentence(found: Explanation) -> str:
     make = "makes" if 1 in (found.half, neurons) else "make"
     most = f"{found.half:,} of {of} {make} up half of the distance"
     if found.neurons["q"].null_count == neurons:
-        return f"No error bars are known of this distance: no neuron is tested. {most}."
+        return f"No neuron is tested: {_NO_TEST}. {most}."
     differ = "differs" if 1 in (found.differing, neurons) else "differ"
     return (
         f"{found.differing:,} of {of} {differ} at a false discovery rate of "

@@ -128,10 +128,10 @@ def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -
     mouse.click().perform()
     reader.wait(lambda: "blocks.2, neuron 7: 12.50 bins" in reader.text("pair-body"))
     assert matrix.names[order[0]] in reader.text("tip")
-    assert "not tested: no error bars are known" in reader.text("tip")
+    assert "not tested: that takes 6 folds of each dataset" in reader.text("tip")
     assert reader.run("return document.querySelectorAll('#neurons path').length") == 2
     assert "There are no error bars." in reader.text("pair-body")
-    assert reader.text("summary").startswith("No error bars are known")
+    assert reader.text("summary").endswith("is tested: that takes 6 folds of each dataset.")
 
 
 def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
         "2 are not told apart; 1 is not tested."
     )
     plain = summary_sentence(matrix_of("a", "b"))
-    assert plain == "No error bars are known of these distances: none of 1 pair is tested."
+    assert plain == ("None of 1 pair is tested: that takes 6 folds of each dataset.")
     assert verdicts(matrix).tolist()[0] == [UNTESTED, ALIKE, UNTESTED, DIFFERENT]
 
 
