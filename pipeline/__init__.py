@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.errors import VdnaError
     from pipeline.lens import Lens
     from pipeline.matrix import Matrix, compare
+    from pipeline.pairwise import pairwise_emd
     from pipeline.partial import Failure, Partial
     from pipeline.spec import Preprocess, Resources, Spec, Tap
 
@@ -44,6 +45,7 @@ _HOME = {
     "fd": "distance",
     "make_dna": "build",
     "nfd": "distance",
+    "pairwise_emd": "pairwise",
 }
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "fd",
     "make_dna",
     "nfd",
+    "pairwise_emd",
 ]
 
 

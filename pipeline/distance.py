@@ -61,7 +61,7 @@ def emd(
     a mean; NaN where those of a layer all weigh nothing. Raises `SpecMismatch` naming the fields
     that differ, and `UsageError` where a DNA has no histograms.
     """
-    a, b = _comparable(a, b, layer, "counts")
+    a, b = comparable(a, b, layer, "counts")
     each = np.abs(cumulative(a) - cumulative(b)).sum(axis=1)
     if lens is None:
         return _as_asked(each, a, layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
@@ -69,7 +69,7 @@ def emd(
         raise UsageError(f"lens {lens.name} weighs neurons against each other; ask for a mean")
     _require_one_form(layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
     lens.require_fit(a.spec)
-    weights = np.concatenate([lens.of_layer(name) for name in a.layers])
+    weights = lens.of_layers(a.layers)
     if per_layer:
         slices = {name: a.slice_of(name) for name in a.layers}
         return {name: _weighted(each[at], weights[at]) for name, at in slices.items()}
@@ -109,7 +109,7 @@ def nfd(
 
     Arguments and errors as those of `emd`; `UsageError` also for fewer than two images.
     """
-    a, b = _comparable(a, b, layer, "mean")
+    a, b = comparable(a, b, layer, "mean")
     each = frechet_1d(a.mean, variance(a), b.mean, variance(b))
     return _as_asked(each, a, layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
 
@@ -144,11 +144,11 @@ def fd(
     fewer than two images.
     """
     if neuron is not None or per_neuron:
-        a, b = _comparable(a, b, layer, "scatter")
+        a, b = comparable(a, b, layer, "scatter")
         each = frechet_1d(a.mean, variance(a), b.mean, variance(b))
         return _as_asked(each, a, layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
     _require_one_form(layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
-    a, b = _comparable(a, b, layer, "scatter")
+    a, b = comparable(a, b, layer, "scatter")
     of_layer = {
         name: frechet(
             a.mean[a.slice_of(name)],
@@ -221,13 +221,20 @@ _MISSING = {
 }
 
 
-def _comparable(a: DNA, b: DNA, layer: str | None, column: str) -> tuple[DNA, DNA]:
-    a.spec.require_same(b.spec, "the first DNA", "the second DNA")
-    for which, dna in (("first", a), ("second", b)):
+def comparable(
+    a: DNA,
+    b: DNA,
+    layer: str | None,
+    column: str,
+    names: tuple[str, str] = ("the first DNA", "the second DNA"),
+) -> tuple[DNA, DNA]:
+    """The two, of that layer only where one is given. Raises as the distances do."""
+    a.spec.require_same(b.spec, *names)
+    for name, dna in zip(names, (a, b), strict=True):
         if dna.images == 0:
             raise UsageError("a DNA of no images is at no distance from anything")
         if column in dna.unknown or (column == "scatter" and dna.scatter is None):
-            raise UsageError(f"the {which} DNA {_MISSING[column]}")
+            raise UsageError(f"{name} {_MISSING[column]}")
     if layer is not None:
         return a.select([layer]), b.select([layer])
     if a.layers != b.layers:

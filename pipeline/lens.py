@@ -118,6 +118,10 @@ class Lens:
         names = [name for name, _ in self.taps]
         return layer not in names or bool(self.of_layer(layer).any())
 
+    def of_layers(self, layers: Sequence[str]) -> Floats:
+        """(N,) of the neurons of several, one layer after the other."""
+        return np.concatenate([self.of_layer(layer) for layer in layers])
+
     def require_fit(self, spec: Spec) -> None:
         """Raises `UsageError` unless its neurons are those of the spec."""
         mine, theirs = dict(self.taps), {tap.name: tap.neurons for tap in spec.taps}

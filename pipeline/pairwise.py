@@ -1,5 +1,6 @@
 """The arithmetic of all pairs: cumulative distributions in fixed point, rows against rows.
 
+    >>> pairwise_emd([a, b, c])[0, 1]                                   # doctest: +SKIP
     >>> curves = Curves.of([a, b]); distances(curves, curves, weights)  # doctest: +SKIP
 
 The Earth Mover's Distance of two histograms is the L1 distance of their cumulative distributions,
@@ -31,14 +32,19 @@ from numba.np.arrayobj import make_array
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
+from pipeline.distance import comparable
 from pipeline.dna import DNA, Floats, Ints
 from pipeline.errors import UsageError
+from pipeline.lens import Lens
 from pipeline.spec import available_cpus
 
 T = TypeVar("T")
 
 ONE = 2**26
 """A cumulative value of 1. Values are off by 2^-27 at most: less than float32's, up to there."""
+HELD = 2**20
+"""Values that a thread makes at a time of DNAs in memory: 4 MB, which its caches hold."""
+COUNTED = ("counts", "underflow", "overflow")
 LANES = 16
 """Values in a vector, as AVX-512 has it; elsewhere the compiler takes several smaller ones."""
 ROWS = 4
@@ -119,6 +125,41 @@ class Curves:
         values, sums, undefined = self.values, self.sums, self.undefined
         shape = held[0].shape
         _fill(0, len(values), at, shape, below, above, first, values, sums, undefined)
+
+
+def pairwise_emd(dnas: Sequence[DNA], lens: Lens | None = None) -> Floats:
+    """(D, D) float64: `emd` of every pair of DNAs in memory, in bins: the mean over their neurons.
+
+    `lens`: weighs them. Curves are made of so few neurons at a time that caches hold them. Raises
+    as `emd` does.
+    """
+    if not dnas:
+        return np.empty((0, 0))
+    first, size = dnas[0], len(dnas)
+    for number, dna in enumerate(dnas, 1):
+        comparable(first, dna, None, "counts", ("DNA 1", f"DNA {number}"))
+    if lens is not None:
+        lens.require_fit(first.spec)
+    weights = np.ones(len(first.low)) if lens is None else lens.of_layers(first.layers)
+
+    step = max(1, HELD // (padded(size) * width_of(first.spec.bins)))
+
+    def part(used: Ints) -> tuple[Floats, NDArray[np.bool_]]:
+        total, undefined = np.zeros((padded(size), padded(size))), np.zeros(size, bool)
+        for some in np.split(used, range(step, len(used), step)):
+            start, stop = some[0], some[-1] + 1
+            curves = Curves.empty(stop - start, size, first.spec.bins)
+            curves.fill(0, *([getattr(dna, name)[start:stop] for dna in dnas] for name in COUNTED))
+            x, sums, at = curves.values, curves.sums, some - start
+            _distances(at, x, sums, x, sums, weights[start:stop], True, total)
+            undefined |= curves.undefined_in(at)
+        return total, undefined
+
+    parts = _in_parts(part, np.flatnonzero(weights), padded(size) ** 2)
+    undefined = np.any([of for _, of in parts], axis=0)
+    sums = _whole(np.sum([of for of, _ in parts], axis=0), undefined, undefined, upper=True)
+    weight = np.abs(weights).sum()
+    return sums / weight if weight else np.full_like(sums, np.nan)
 
 
 def distances(

@@ -115,6 +115,7 @@ def test_exported_names() -> None:
         "fd",
         "make_dna",
         "nfd",
+        "pairwise_emd",
     ]
     for name in pipeline.__all__:
         assert getattr(pipeline, name).__name__ == name

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pipeline import pairwise
 from pipeline.distance import cumulative, emd
 from pipeline.dna import DNA
-from pipeline.errors import UsageError
+from pipeline.errors import SpecMismatch, UsageError
 from pipeline.folds import FOLDS, FoldCurves, FoldSums, fold_sums, grid
+from pipeline.lens import Lens
 from pipeline.pairwise import Curves, distances
 from pipeline.significance import splits
 from pipeline.spec import Tap
@@ -322,3 +323,53 @@ def test_planes_are_means_and_the_last_is_of_all() -> None:
         assert np.allclose(planes[0] * 3, getattr(layers[0], column)[0], equal_nan=True)
         assert np.isnan(planes[2]).all()
     assert stacked.images_a.tolist() == [[3, 4, 5, 6] + [0] * 12] * 3
+
+
+# DNAs in memory.
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    size=st.integers(1, 9),
+    neurons=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    bins=st.integers(2, 70),
+    held=st.sampled_from([1, 500, pairwise.HELD]),
+    weighed=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_all_pairs_of_dnas_in_memory_are_the_plain_distance(
+    size: int, neurons: list[int], bins: int, held: int, weighed: bool, seed: int
+) -> None:
+    taps = tuple(Tap(f"layer{n}", count, 3) for n, count in enumerate(neurons))
+    spec, ranges = tiny_spec(bins, taps)
+    rng = np.random.default_rng(seed)
+    dnas = [random_dna(spec, ranges, int(rng.integers(1, 60)), seed + i) for i in range(size)]
+    weights = rng.integers(-1, 3, sum(neurons)).astype(float)
+    weights[0] = 1
+    lens = (
+        Lens("some", tuple((tap.name, tap.neurons) for tap in taps), weights) if weighed else None
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairwise, "HELD", held)
+        found = pairwise.pairwise_emd(dnas, lens)
+    expected = np.array([[emd(a, b, lens=lens) for b in dnas] for a in dnas])
+    defined = np.isfinite(expected)
+    # A row with a neuron that is undefined is undefined throughout, its diagonal included.
+    assert np.array_equal(np.isfinite(found), defined)
+    np.testing.assert_allclose(found[defined], expected[defined], rtol=0, atol=bins * 2.0**-26)
+
+
+def test_dnas_in_memory_that_cannot_be_compared_are_refused_by_number() -> None:
+    spec, ranges = tiny_spec()
+    other, its = tiny_spec(7)
+    dnas = [random_dna(spec, ranges, 4, seed) for seed in range(2)]
+    with pytest.raises(SpecMismatch, match="DNA 3"):
+        pairwise.pairwise_emd([*dnas, random_dna(other, its, 4, 1)])
+    with pytest.raises(UsageError, match="layers"):
+        pairwise.pairwise_emd([dnas[0], dnas[1].select(["stem"])])
+    with pytest.raises(UsageError, match="no images"):
+        pairwise.pairwise_emd([dnas[0], DNA.empty(spec, ranges)])
+    with pytest.raises(UsageError, match="lens other"):
+        pairwise.pairwise_emd(dnas, Lens("other", (("stem", 2),), np.ones(2)))
+    assert pairwise.pairwise_emd([]).shape == (0, 0)
+    assert pairwise.pairwise_emd(dnas[:1]).tolist() == [[0.0]]
