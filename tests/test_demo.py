@@ -6,14 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline.matrix import Matrix
 
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.soak  # a thousand images through a network, which two cores take a minute or two for
+@pytest.mark.timeout(900)
 def test_the_demo_shows_what_it_says(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.demo", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=880)
     assert done.returncode == 0, done.stderr
     matrix = Matrix.decode((tmp_path / "matrix.parquet").read_bytes(), "matrix.parquet")
     assert len(matrix.names) >= 8

@@ -60,9 +60,19 @@ def six() -> Catalogue:
     return filled(f"memory://{uuid.uuid4().hex}")
 
 
+@pytest.fixture(scope="module")
+def untouched() -> dict[str, bytes]:
+    """The objects of such a catalogue, by their place in it."""
+    root = filled(f"memory://{uuid.uuid4().hex}").root
+    return {item.uri.removeprefix(root): storage.read(item.uri) for item in storage.walk(root)}
+
+
 @pytest.fixture
-def place() -> Catalogue:
-    return filled(f"memory://{uuid.uuid4().hex}")
+def place(untouched: dict[str, bytes]) -> Catalogue:
+    root = f"memory://{uuid.uuid4().hex}"
+    for name, data in untouched.items():
+        storage.create(root + name, data)
+    return Catalogue(root)
 
 
 @pytest.fixture(autouse=True)
