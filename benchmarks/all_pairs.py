@@ -20,7 +20,7 @@ import hashlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,8 +35,8 @@ REPEATS = 9
 TIMES = 100_000
 WIDER, WIDE = 8, 24
 """So many times as many neurons, in so many DNAs: what a load costs by the value."""
-MODELLED = (("efficientnet_lite0, 3,120 neurons", 3120, 19), ("ViT-B, 9,984 neurons", 9984, 14))
-"""Neurons, and planes: the layers and `all`."""
+VIT_B = (768,) * 13
+"""Neurons of its layers, after each block and the last norm; its weights are not at hand."""
 
 
 @njit(nogil=True, fastmath=True, error_model="numpy")
@@ -120,6 +120,7 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
     from pipeline import storage, tiles
     from pipeline.catalogue import Catalogue
     from pipeline.matrix import compare
+    from pipeline.networks import describe
     from pipeline.spec import available_cpus
 
     place = Catalogue(folder)
@@ -143,7 +144,7 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
         return call
 
     def loading(shelf: Any, job: Any, members: Any, layer: str) -> Any:
-        spent["loads"] += len(members) / len(job.layers)
+        spent["loads"] += len(members) * job.spec.tap(layer).neurons / job.spec.neurons
         return timed("load", real_load)(shelf, job, members, layer)
 
     def counted(tile: tiles.Tile) -> tiles.Block:
@@ -180,6 +181,7 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
     opening = max(0.0, each - values * load)
     rate = third["compare"] / (third["pairs"] * values * evaluations)
     estimate = third["estimate"] / (third["pairs"] * (len(store.spec.layers) + 1))
+    lite0 = [tap.neurons for tap in describe("efficientnet_lite0").taps]
     predicted = whole["loads"] * (opening + values * load)
     predicted += whole["pairs"] * values * evaluations * rate
     predicted += whole["pairs"] * (len(store.spec.layers) + 1) * estimate
@@ -199,37 +201,56 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
         "predicted_busy_seconds": predicted,
         "measured_busy_seconds": whole["load"] + whole["compare"] + whole["estimate"],
         "modelled": {
-            name: _model(1000, size, planes, (opening, load, rate, estimate), evaluations)
-            for name, size, planes in MODELLED
+            name: _model(1000, widths, store.spec, (opening, load, rate, estimate), bool(folds))
+            for name, widths in {"efficientnet_lite0": lite0, "ViT-B": VIT_B}.items()
         },
     }
 
 
 def _model(
     dnas: int,
-    neurons: int,
-    planes: int,
+    widths: Sequence[int],
+    spec: Any,
     rates: tuple[float, float, float, float],
-    evaluations: int,
+    folds: bool,
 ) -> dict[str, Any]:
-    """Seconds of this machine for all pairs: a DNA is loaded once for each row of tiles."""
+    """Seconds of one core of this machine for all pairs of a network's DNAs, cut as `compare` does.
+
+    `rates`: seconds to open a DNA, to load a value of it, to compare one, and to estimate what is
+    known of a pair in one layer.
+    """
     from pipeline import tiles
+    from pipeline.catalogue import Version
+    from pipeline.spec import Tap
 
     opening, load, rate, estimate = rates
-    values = neurons * BINS
-    side = max(1, int((tiles.TILE_WORK / (values * evaluations)) ** 0.5))
-    side = min(side, tiles.MOST_IN_FOLDS) if evaluations > 1 else side
-    blocks = -(-dnas // side)
-    loads = dnas * (blocks + 1) / 2 + dnas * (blocks - 1) / 2
-    pairs = dnas * (dnas - 1) // 2
-    one = opening + values * load
+    taps = tuple(Tap(str(n), width, 1) for n, width in enumerate(widths))
+    spec = replace(spec, taps=taps)
+    job = tiles.Job("memory://none", spec, spec.layers, True, error_bars=folds)
+    none = Version("", "", "", 1, 0, (), {}, "", "", "", ())
+    members = [(str(n), replace(none, dna=str(n))) for n in range(dnas)]
+    opened = loaded = 0
+    for tile in tiles.cut(job, [], members):
+        opened += len({name for name, _ in (*tile.a, *tile.b)})
+        for layer in spec.layers:
+            before = None
+            for step in tile.steps(layer):
+                fresh = step.a != before
+                beside = not (tile.square and step.a == step.b)
+                before = step.a
+                taken = len(step.a) * fresh + len(step.b) * beside
+                loaded += taken * spec.tap(layer).neurons * BINS
+    pairs, values, planes = dnas * (dnas - 1) // 2, spec.neurons * BINS, len(taps) + 1
+    evaluations = 1 + 2 * tiles.FOLDS if folds else 1
+    one = opening + values * (load + evaluations * rate) + planes * estimate
     return {
-        "load_seconds": round(loads * one),
+        "neurons": spec.neurons,
+        "side": job.side,
+        "loads_of_each": round(loaded / values / dnas, 1),
+        "load_seconds": round(opened * opening + loaded * load),
         "compare_seconds": round(pairs * values * evaluations * rate),
         "estimate_seconds": round(pairs * planes * estimate),
-        "one_changed_seconds": round(
-            dnas * (one + values * evaluations * rate + planes * estimate), 1
-        ),
+        "one_changed_seconds": round(dnas * one, 1),
     }
 
 

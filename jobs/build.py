@@ -81,6 +81,13 @@ def build(
     layer_gaussian: Annotated[
         bool, typer.Option("--layer-gaussian", help="Keep each layer's covariance too, for FD.")
     ] = False,
+    exemplars: Annotated[
+        int | None,
+        typer.Option(help="Images to remember by name of each neuron, those it reacts to most."),
+    ] = None,
+    exemplar_taps: Annotated[
+        str | None, typer.Option(help="Globs of the layers that remember any: 'blocks.*,head'.")
+    ] = None,
     relist: RelistOption = False,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
@@ -114,6 +121,8 @@ def build(
         max_failures=max_failures,
         shard_images=shard_images,
         layer_gaussian=layer_gaussian,
+        exemplars=exemplars,
+        exemplar_taps=exemplar_taps,
     )
     resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
     with engine_for(resources, ray_address) as engine:

@@ -41,6 +41,7 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
+from pipeline.exemplars import DEFAULT_KEPT, Keep
 from pipeline.extractor import numerics
 from pipeline.listing import Kept, Listing
 from pipeline.manifest import Entry, Manifest, Shard
@@ -85,7 +86,8 @@ class Request:
 
     `max_failures`: candidates that may fail, as a fraction below 1 or a number from 1 up.
     `layer_gaussian`: keep each layer's mean and scatter matrix too; a dataset that has them keeps
-    them from then on.
+    them from then on. `exemplars`: names to keep of the images that each neuron reacts to most, in
+    the layers that match `exemplar_taps`; for None as the dataset has them, or a new one's few.
     """
 
     name: str
@@ -107,6 +109,8 @@ class Request:
     max_failures: float = DEFAULT_MAX_FAILURES
     shard_images: int | None = None
     layer_gaussian: bool = False
+    exemplars: int | None = None
+    exemplar_taps: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -338,14 +342,15 @@ class _Planner:
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         ranges_uri = catalogue.ranges_uri(found.digest)
         work_uri = catalogue.work_uri(request.name, spec.digest)
-        recipe = Recipe(spec, network, ranges_uri, self.resources, _products(request, base))
+        products = _products(request, network, base)
+        recipe = Recipe(spec, network, ranges_uri, self.resources, products)
         job = ShardJob(recipe, uri, work_uri)
         if base is not None and _holds(catalogue, request.name, base, manifest, job):
             return _Plan(request, manifest, job, base, up_to_date=True)
         storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
         storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
         stored = _store_manifest(uri, manifest.data, manifest.digest)
-        storage.replace(catalogue.hint_uri(request.name, spec.digest), manifest.digest.encode())
+        catalogue.note_plan(request.name, spec.digest, manifest.digest, products)
         return _Plan(request, manifest, job, base, manifest_sha256=sha256(stored))
 
     def _manifest(self, request: Request, spec: str, base: Version | None) -> Manifest:
@@ -383,10 +388,21 @@ class _Planner:
         )
 
 
-def _products(request: Request, base: Version | None) -> tuple[str, ...]:
-    """What is asked for, and what the dataset has: a refresh must not drop what others read."""
-    kept = base is not None and not base.imported and LAYER_GAUSSIAN in base.products
-    return (*PRODUCTS, LAYER_GAUSSIAN) if request.layer_gaussian or kept else PRODUCTS
+def _products(request: Request, network: Network, base: Version | None) -> tuple[str, ...]:
+    """What is asked for, and what the dataset has: a refresh must not drop what others read.
+
+    Nor does it count all images of a dataset again for exemplars that nobody has asked for.
+    """
+    had = base.products if base is not None and not base.imported else None
+    products = PRODUCTS
+    if request.layer_gaussian or LAYER_GAUSSIAN in (had or ()):
+        products = (*products, LAYER_GAUSSIAN)
+    if had is not None and request.exemplars is None and request.exemplar_taps is None:
+        keep = Keep.of(had)
+    else:
+        number = DEFAULT_KEPT if request.exemplars is None else request.exemplars
+        keep = Keep.asked(number, request.exemplar_taps, network.taps)
+    return (*products, keep.product) if keep else products
 
 
 def _holds(
@@ -411,8 +427,10 @@ def _previous(
 ) -> Manifest | None:
     """The plan to keep shards of: the one last begun here, else the one committed."""
     planned = catalogue.planned(name, spec_digest)
-    if planned is not None or base is None or base.imported:
-        return planned
+    if planned is not None:
+        return planned[0]
+    if base is None or base.imported:
+        return None
     try:
         return catalogue.manifest(name, base)
     except SourceError:
@@ -670,6 +688,7 @@ def make_dna(
         taps=taps,
         max_failures=max_failures,
         layer_gaussian=layer_gaussian,
+        exemplars=0,
     )
     network = describe(extractor, weights, taps)
     found = ranges_module.resolve(network, ranges, {})
@@ -677,7 +696,7 @@ def make_dna(
     manifest = plan(listing, limit=None if held else limit)
     resources = Resources(threads=threads or available_cpus())
     threads_before = torch.get_num_threads()
-    products = _products(request, None)
+    products = _products(request, network, None)
     counter = Counter(Extractor(network, precision), spec, found, resources, products)
     progress = progress or Silent()
     progress.start(images=manifest.candidates, shards=len(manifest.heads), present=0)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from pipeline.dna import DNA, DnaFile
+    from pipeline.exemplars import Exemplars
     from pipeline.manifest import Manifest
     from pipeline.partial import Failure
 
@@ -45,7 +46,7 @@ READS = (1, 2, 3)
 """Commits of format 1 had no checksum, of format 2 no footers."""
 FILES = ("dna", "failures", "folds", "manifests")
 """What a built version is stored in, each in a folder of that name."""
-KINDS = (*FILES, "layer_gaussians")
+KINDS = (*FILES, "layer_gaussians", "exemplars")
 """All folders of versions. A version's `sha256` says which of them it has a file in."""
 ON_DISK = ("manifests", "layer_gaussians")
 """Files that grow with the dataset or are large: they are read into temporary ones, and mapped."""
@@ -512,13 +513,23 @@ class Catalogue:
             raise CorruptFile(f"{uri} holds the manifest {manifest.digest}")
         return manifest
 
-    def planned(self, dataset: str, spec: str) -> Manifest | None:
-        """The plan last begun, committed or not; None where nothing readable is noted."""
+    def note_plan(self, dataset: str, spec: str, manifest: str, products: Sequence[str]) -> None:
+        """Of a build that begins: what `planned` tells."""
+        plan = {"manifest": manifest, "products": list(products)}
+        storage.replace(self.hint_uri(dataset, spec), canonical_json(plan))
+
+    def planned(self, dataset: str, spec: str) -> tuple[Manifest, tuple[str, ...]] | None:
+        """The plan last begun, committed or not, and the products it keeps (none where an earlier
+        version of vdna has noted it). None where nothing readable is noted.
+        """
         from pipeline.manifest import Manifest
 
         try:
-            digest = storage.read(self.hint_uri(dataset, spec)).decode("ascii", "replace")
-        except SourceError:
+            noted = storage.read(self.hint_uri(dataset, spec)).decode("ascii", "replace")
+            plan = {} if _DIGEST.fullmatch(noted) else json.loads(noted)
+            digest = str(plan["manifest"]) if plan else noted
+            products = tuple(map(str, plan.get("products", ())))
+        except (SourceError, ValueError, TypeError, KeyError, AttributeError):
             return None
         uri = self.uri("manifests", spec, dataset, digest)
         if not _DIGEST.fullmatch(digest) or not storage.exists(uri):
@@ -526,7 +537,15 @@ class Catalogue:
         manifest = Manifest.decode(storage.read_on_disk(uri), uri)
         if manifest.digest != digest:
             raise CorruptFile(f"{uri} holds the manifest {manifest.digest}; delete it, and rerun")
-        return manifest
+        return manifest, products
+
+    def exemplars(self, name: str, version: Version) -> Exemplars:
+        """Raises `NotFound` where the version has none, and as `read_checked`."""
+        from pipeline.exemplars import Exemplars
+
+        uri = self.uri("exemplars", version.spec, name, version.dna)
+        data = self.read_checked("exemplars", name, version)
+        return Exemplars.decode(data, uri, self.spec(version.spec))
 
     def failures(self, name: str, version: Version) -> list[Failure]:
         from pipeline.partial import decode_failures
@@ -546,7 +565,8 @@ class Catalogue:
         none of that kind.
         """
         if kind not in version.sha256:
-            why = "it was imported" if version.imported else "build it with --layer-gaussian"
+            asked = {"layer_gaussians": "--layer-gaussian", "exemplars": "--exemplars 8"}
+            why = "it was imported" if version.imported else f"build it with {asked[kind]}"
             raise NotFound(f"{name} has no {kind.replace('_', ' ')}: {why}")
         uri = self.uri(kind, version.spec, name, version.digest_in(kind))
         data = storage.read_on_disk(uri) if kind in ON_DISK else storage.read(uri)

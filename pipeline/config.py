@@ -82,6 +82,8 @@ class Settings(BaseModel):
     max_failures: float | int = Field(default=DEFAULT_MAX_FAILURES, ge=0)
     shard_images: int | None = Field(default=None, ge=1)
     layer_gaussian: bool = False
+    exemplars: int | None = Field(default=None, ge=0)
+    exemplar_taps: str | None = None
 
 
 class Dataset(Settings):

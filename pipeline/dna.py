@@ -19,8 +19,9 @@ import hashlib
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from mmap import mmap
 from typing import Any, cast
 
@@ -595,6 +596,13 @@ class DnaFile:
                     f"{stated.sha256}. Restore the file, or delete it and build the dataset again"
                 )
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Of all layers' rows. Raises `CorruptFile` where there is none."""
+        try:
+            return self._file.read([name])[name]
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise CorruptFile(f"{self.name}: no column {name} that can be read: {error}") from error
+
     @property
     def folds(self) -> list[int]:
         """Of a file of folds: their numbers, in order."""
@@ -610,14 +618,13 @@ class DnaFile:
 
     def read_folds(self, layer: str) -> dict[int, DNA]:
         """Of a file of folds: each fold's DNA of one layer."""
-        table = self._group(layer)
         parts = {}
-        for fold in self.folds:
-            rows = table.filter(pc.equal(table["fold"], fold)).drop_columns("fold")
-            parts[fold] = self._decode(rows, layer, self._totals[str(fold)])
+        for fold, rows in zip_longest(self.folds, self._batches(layer)):
+            if fold is None or rows is None or pc.any(pc.not_equal(rows["fold"], fold)).as_py():
+                raise CorruptFile(f"{self.name}: layer {layer} does not hold its folds in order")
+            own = rows.drop_columns("fold")
+            parts[fold] = self._decode(own, layer, self._totals[str(fold)])
             parts[fold].check(f"{self.name}, fold {fold}")
-        if sum(len(part.low) for part in parts.values()) != table.num_rows:
-            raise CorruptFile(f"{self.name}: layer {layer} has rows of no fold")
         return parts
 
     def read_gaussians(self, dna: DNA) -> DNA:
@@ -643,13 +650,24 @@ class DnaFile:
         return self.spec.layers.index(layer)
 
     def _group(self, layer: str) -> pa.Table:
-        index = self._index(layer)
+        batches = list(self._batches(layer))
+        if not batches:
+            raise CorruptFile(f"{self.name}: layer {layer} has no rows")
+        return pa.concat_tables(batches)
+
+    def _batches(self, layer: str) -> Iterator[pa.Table]:
+        """As many rows at a time as the layer has neurons.
+
+        All at once take several times their memory while they are read.
+        """
         if self._layers is not None and layer not in self._layers:
             raise CorruptFile(
                 f"{self.name}: layer {layer} was not read; only {', '.join(self._layers)} were"
             )
+        neurons, groups = self.spec.tap(layer).neurons, [self._index(layer)]
         try:
-            return self._file.read_row_group(index)
+            for batch in self._file.iter_batches(neurons, groups, use_threads=False):
+                yield pa.Table.from_batches([batch])
         except (pa.ArrowException, OSError, IndexError) as error:
             raise CorruptFile(f"{self.name}: layer {layer} cannot be read: {error}") from error
 

@@ -75,6 +75,32 @@ class FoldSums:
                 stacked[column] = planes / by
         return cls(**stacked)
 
+    @classmethod
+    def empty(cls, a: int, b: int) -> FoldSums:
+        """Of one plane, all unknown."""
+
+        def unknown(*shape: int) -> Floats:
+            return np.full((1, *shape), np.nan)
+
+        return cls(
+            theta=unknown(a, b),
+            drop_a=unknown(a, b, FOLDS),
+            drop_b=unknown(a, b, FOLDS),
+            half_a=unknown(a, SPLITS),
+            half_b=unknown(b, SPLITS),
+            gram_aa=unknown(a, FOLDS, FOLDS),
+            gram_bb=unknown(b, FOLDS, FOLDS),
+            gram_ab=unknown(a, b, FOLDS, FOLDS),
+            images_a=np.zeros((a, FOLDS), np.int64),
+            images_b=np.zeros((b, FOLDS), np.int64),
+        )
+
+    def fill(self, a: slice, b: slice, part: FoldSums) -> None:
+        """Put in what is known of some of the DNAs on either side."""
+        here = self.select(a, b)
+        for field in fields(self):
+            getattr(here, field.name)[...] = getattr(part, field.name)
+
     def select(self, a: slice, b: slice) -> FoldSums:
         """Of some of the DNAs on either side."""
         return FoldSums(

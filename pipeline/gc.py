@@ -109,10 +109,11 @@ def _planned(catalogue: Catalogue) -> Iterator[str]:
         work = hint.uri.removesuffix("/_plan")
         dataset, _, spec = work.removeprefix(f"{catalogue.root}/_work/").rpartition("/")
         yield hint.uri
-        manifest = catalogue.planned(dataset, spec)
-        if manifest is not None:
+        planned = catalogue.planned(dataset, spec)
+        if planned is not None:
+            manifest, stated = planned
             yield catalogue.uri("manifests", spec, dataset, manifest.digest)
-            for products in (PRODUCTS, (*PRODUCTS, LAYER_GAUSSIAN)):
+            for products in [stated] if stated else (PRODUCTS, (*PRODUCTS, LAYER_GAUSSIAN)):
                 yield from (partial_uri(work, key) for key in manifest.keys(spec, products))
 
 

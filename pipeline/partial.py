@@ -4,7 +4,7 @@
 
 The same laws as a DNA's, and one more: adding partials that share a shard is an `OverlapError`, so
 no image can be counted twice by a sum. Its file is a DNA's file with the shards and the failures
-in its metadata.
+in its metadata, and with each neuron's exemplars in its row where a build keeps them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from pipeline.blocks import Data
 from pipeline.dna import (
     DNA,
     FORMAT,
+    DnaFile,
     Ranges,
-    decode_dna,
     digest_of_layer,
-    encode_dna,
+    encode,
     encode_tables,
+    header,
+    to_table,
 )
-from pipeline.errors import ConservationError, CorruptFile, OverlapError
+from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
+from pipeline.exemplars import COLUMN, Exemplars
 from pipeline.spec import Spec
 
 
@@ -57,6 +60,7 @@ class Partial:
     dna: DNA
     shards: tuple[str, ...]
     failures: tuple[Failure, ...]
+    exemplars: Exemplars | None = None
 
     def __post_init__(self) -> None:
         if self.dna.failed != len(self.failures):
@@ -82,30 +86,47 @@ class Partial:
             self.dna + other.dna,
             tuple(sorted(self.shards + other.shards)),
             tuple(sorted(self.failures + other.failures)),
+            add_exemplars(self.exemplars, other.exemplars),
         )
 
     def identical(self, other: Partial) -> bool:
         """Equal to the last bit, numerics apart."""
-        return (self.shards, self.failures) == (
+        return (self.shards, self.failures, self.exemplars) == (
             other.shards,
             other.failures,
+            other.exemplars,
         ) and self.dna.identical(other.dna)
 
     def encode(self) -> bytes:
-        return encode_dna(
+        metadata = header(
             self.dna,
             "partial",
             shards=list(self.shards),
             failures=[asdict(failure) for failure in self.failures],
             content={la: digest_of_layer(self.dna.select([la])) for la in self.dna.layers},
+            **({COLUMN: self.exemplars.stated()} if self.exemplars else {}),
         )
+        return encode(metadata, (self._rows(layer) for layer in self.dna.layers))
+
+    def _rows(self, layer: str) -> pa.Table:
+        table = to_table(self.dna.select([layer]))
+        return table.append_column(COLUMN, self.exemplars.cells(layer)) if self.exemplars else table
 
     @classmethod
     def decode(cls, data: bytes, name: str, layers: Sequence[str] | None = None) -> Partial:
         """Raises `CorruptFile` or `ConservationError`, with `name`."""
-        dna, metadata = decode_dna(data, name, "partial", layers)
-        shards, failures = ledger(metadata, name)
-        return cls(dna, shards, failures)
+        file = DnaFile(data, "partial", name)
+        shards, failures = ledger(file.metadata, name)
+        return cls(file.read(layers), shards, failures, Exemplars.of_partial(file))
+
+
+def add_exemplars(a: Exemplars | None, b: Exemplars | None) -> Exemplars | None:
+    """Raises `SpecMismatch` where only one side keeps them."""
+    if a is None or b is None:
+        if a is not b:
+            raise SpecMismatch("a partial with exemplars cannot be added to one without")
+        return None
+    return a + b
 
 
 def ledger(metadata: dict[str, Any], name: str) -> tuple[tuple[str, ...], tuple[Failure, ...]]:

@@ -181,7 +181,9 @@ class _Recount:
         dna = self._catalogue.load_version(self._name, self._version, layer_gaussian=scattered)
         failures = tuple(sorted(self._catalogue.failures(self._name, self._version)))
         again = sum_of_partials(self._manifest, work, self._version)
-        ok, detail = compared(Partial(dna, again.shards, failures), again)
+        kept = "exemplars" in self._version.sha256
+        exemplars = self._catalogue.exemplars(self._name, self._version) if kept else None
+        ok, detail = compared(Partial(dna, again.shards, failures, exemplars), again)
         return Finding(self._name, "recounted sum", ok, detail)
 
     def _of(self, index: int, ok: bool, detail: str) -> Finding:
@@ -230,6 +232,8 @@ def compared(stored: Partial, again: Partial) -> tuple[bool, str]:
             f"{again.dna.images} and {len(again.failures)} were found{_odd(stored, again)}"
         )
     if same_numbers(again.dna, stored.dna):
+        if stored.exemplars != again.exemplars:
+            return False, f"{images}: every number as it was, but other exemplars are stored"
         return True, f"{images}, every number as it was"
     moved = _moved(stored.dna, again.dna)
     share = sum(moved.values()) / max(1, again.dna.images * int(again.dna.positions.sum()))

@@ -31,8 +31,9 @@ from pipeline.dna import (
     to_table,
 )
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SourceError
+from pipeline.exemplars import COLUMN, Exemplars, Keep
 from pipeline.manifest import Manifest
-from pipeline.partial import Failure, Partial, ledger
+from pipeline.partial import Failure, Partial, add_exemplars, ledger
 from pipeline.shard import partial_uri
 from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
 
@@ -152,8 +153,8 @@ def compose(
     folds: Sequence[Fold], manifest: Manifest, products: Sequence[str], dataset: str
 ) -> Composed:
     """The folds' parts -> the files of the DNA, its folds and, where the products have them, its
-    layers' Gaussians; one layer in memory at a time. Parts with scatter matrices are large: they
-    wait on this machine's disk.
+    exemplars and its layers' Gaussians; one layer in memory at a time. Parts with scatter matrices
+    are large: they wait on this machine's disk.
 
     Raises `ConservationError` unless every shard of the manifest is in exactly one part and every
     candidate is counted or listed as a failure.
@@ -225,16 +226,31 @@ def compose(
         str(index): {key: header(dna, "folds")[key] for key in ("images", "failed", "numerics")}
         for index, dna in heads.items()
     }
+    kept = {}
+    if (exemplars := _exemplars(files, products, dataset)) is not None:
+        kept[COLUMN] = exemplars.encode(dataset, digest)
     return Composed(
         digest,
         total.images,
         tuple(sorted(failures)),
         tuple(header(total, "dna")["numerics"]),
-        {
+        kept
+        | {
             kind: encode(header(total, kind, folds=folds_of[kind], **shared), tables)
             for kind, tables in groups.items()
         },
     )
+
+
+def _exemplars(
+    files: Mapping[str, DnaFile], products: Sequence[str], dataset: str
+) -> Exemplars | None:
+    """Of all parts. Raises `CorruptFile` where they are not what the products say."""
+    wanted = Keep.of(products)
+    found = [Exemplars.of_partial(file) for file in files.values()]
+    if any((None if one is None else one.keep) != wanted for one in found):
+        raise CorruptFile(f"{dataset}: the partials' exemplars are not {wanted}")
+    return fold_left(add_exemplars, found)
 
 
 def _sum_layer(fold: Fold, files: Mapping[str, DnaFile], layer: str) -> DNA:

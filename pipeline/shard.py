@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from pipeline import images, storage
 from pipeline.archive import Members
-from pipeline.dna import DNA, Floats, Ranges
+from pipeline.dna import DNA, Floats, Ints, Ranges
 from pipeline.errors import (
     BadImage,
     ConservationError,
@@ -40,6 +40,7 @@ from pipeline.errors import (
     TransientError,
     VdnaError,
 )
+from pipeline.exemplars import Keep, Reactions
 from pipeline.extractor import Extractor
 from pipeline.gaussian import Moments
 from pipeline.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
@@ -189,28 +190,40 @@ class Counter:
 
     def _count(self, shard: Shard, key: str, fetch: Fetch, isolated: bool) -> Partial:
         tally = _Tally(self._spec, self._ranges, layerwise=LAYER_GAUSSIAN in self._products)
+        names = [(entry.uri, entry.member) for entry in shard.members]
+        keep = Keep.of(self._products)
+        reactions = Reactions(keep, self._spec, _order(names)) if keep else None
         failures: list[Failure] = []
-        batch: list[Prepared] = []
-        running: deque[Future[Floats]] = deque()
+        batch: list[tuple[int, Prepared]] = []
+        running: deque[tuple[list[int], Future[Floats]]] = deque()
 
-        def flush(keep: int) -> None:
-            while len(running) > keep:
-                tally.moments.add(running.popleft().result())
+        def start() -> None:
+            pixels = np.stack([image for _, image in batch])
+            future = self._networks.submit(self._observe, pixels, tally)
+            running.append(([at for at, _ in batch], future))
+            batch.clear()
 
-        for outcome in self._prepared(shard, fetch, isolated):
+        def flush(left: int) -> None:
+            while len(running) > left:
+                images, future = running.popleft()
+                tally.moments.add(means := future.result())
+                if reactions:
+                    reactions.add(means, np.array(images))
+
+        for at, outcome in enumerate(self._prepared(shard, fetch, isolated)):
             if isinstance(outcome, Failure):
                 failures.append(outcome)
                 continue
-            batch.append(outcome)
+            batch.append((at, outcome))
             if len(batch) == self._extractor.micro_batch:
-                running.append(self._networks.submit(self._observe, np.stack(batch), tally))
-                batch.clear()
-                flush(keep=self._threads + 1)
+                start()
+                flush(left=self._threads + 1)
         if batch:
-            running.append(self._networks.submit(self._observe, np.stack(batch), tally))
-        flush(keep=0)
+            start()
+        flush(left=0)
         dna = tally.dna(self._extractor.numerics, len(failures))
-        partial = Partial(dna, (key,), tuple(sorted(failures)))
+        exemplars = reactions.named(keep, self._spec, names) if keep and reactions else None
+        partial = Partial(dna, (key,), tuple(sorted(failures)), exemplars)
         partial.dna.check(f"shard {shard.index}")
         if partial.candidates != len(shard.members):
             raise ConservationError(
@@ -298,6 +311,13 @@ class Counter:
 
         self._extractor.observe(pixels, visit)
         return means
+
+
+def _order(names: Sequence[tuple[str, str]]) -> Ints:
+    """Of each its place among all of them sorted."""
+    order = np.empty(len(names), np.int64)
+    order[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    return order
 
 
 class _Tally:

@@ -43,8 +43,8 @@ FOLDER = "_tiles"
 MEMORY = 4 * 2**30
 TILE_WORK = 10**12
 """Values compared in a tile: a minute of a core or less, which is what a kill can cost."""
-MOST_IN_FOLDS = 64
-"""A side of a tile with folds: its inner products of 16 x 16 folds a pair and plane are held."""
+STREAMED = 4
+"""DNAs that are loaded at a time where a layer's are not all held: as many as a kernel's rows."""
 
 Member = tuple[str, Version]
 """A dataset's name and the version of it."""
@@ -55,8 +55,8 @@ class Job:
     """What is computed of every pair, and with what. Only the first six decide numbers.
 
     `layers`: of the spec; with `whole`, which takes all of them, the mean over all neurons makes
-    another plane. `memory`: bytes that a process may hold of curves, or the least that two DNAs
-    take. `threads`: of a process; all cores for None.
+    another plane. `memory`: bytes that a process may hold of DNAs, or the least that three take.
+    `threads`: of a process; all cores for None.
     """
 
     root: str
@@ -103,18 +103,28 @@ class Job:
 
     @property
     def side(self) -> int:
-        """DNAs on a side of a tile: two sides, of two layers at a time, in half of the memory.
+        """DNAs on a side of a tile, whose results take a quarter of the memory.
 
-        The other half is for files, and counts on their way to curves.
+        Those DNAs need not be in memory together: see `Tile.steps`.
         """
-        widest = max(self.spec.tap(layer).neurons for layer in self.layers)
+        results = 8 * self.planes * (FOLDS * (FOLDS + 4) if self.error_bars else 4)
+        return max(1, int(min(TILE_WORK / self.values, self.memory / 4 / results) ** 0.5))
+
+    def held(self, layer: str) -> int:
+        """DNAs whose curves of a layer take half of the memory."""
         bins = self.spec.bins
         row = width_of(bins) * 4
         each = row
         if self.error_bars:
             each = (1 + FOLDS) * row + len(grid(bins)) * (4 * FOLDS + 8) + 8 * FOLDS
-        side = min(self.memory // (8 * widest * each), int((TILE_WORK / self.values) ** 0.5))
-        return max(1, min(side, MOST_IN_FOLDS) if self.error_bars else side)
+        return self.memory // (2 * self.spec.tap(layer).neurons * each)
+
+    def loaders(self, layer: str) -> int:
+        """DNAs of a layer that are read at a time: in a quarter of the memory, or one."""
+        counts = self.spec.tap(layer).neurons * self.spec.bins * 8 * 2  # as much is in the reader
+        each = counts * (1 + FOLDS if self.error_bars else 1)
+        most = max(4, available_cpus()) if self.threads is None else self.threads
+        return max(1, min(most, self.memory // 4 // each))
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,26 @@ class Tile:
     def pairs(self) -> int:
         return len(self.a) * (len(self.a) - 1) // 2 if self.square else len(self.a) * len(self.b)
 
+    def steps(self, layer: str) -> list[Step]:
+        """All pairs, by what is in memory for them: all DNAs of this layer and of the next, or else
+        as many of `a` as there is room for, and `b` a few at a time.
+        """
+        a, b = len(self.a), len(self.b)
+        held = self.job.held(layer)
+        if 2 * (a if self.square else a + b) <= held:
+            return [Step(layer, range(a), range(b), beside=True)]
+        few = max(1, min(STREAMED, held // 4))
+        most = max(1, held - 2 * few)
+        steps = []
+        for rows in _runs(0, a, most):
+            if self.square:
+                steps.append(Step(layer, rows, rows, beside=False))
+            columns = _runs(rows.stop if self.square else 0, b, few)
+            steps += [
+                Step(layer, rows, some, beside=self.square or some.start > 0) for some in columns
+            ]
+        return steps
+
     @cached_property
     def digest(self) -> str:
         sides = [[version.dna for _, version in side] for side in (self.a, self.b)]
@@ -141,6 +171,23 @@ class Tile:
     @property
     def uri(self) -> str:
         return storage.join(folder_of(self.job.root), f"{self.digest}.parquet")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Pairs of some DNAs of a tile, in one layer; of those with themselves where both are the same.
+
+    `beside`: whether there is room for them while the step before is compared.
+    """
+
+    layer: str
+    a: range
+    b: range
+    beside: bool
+
+
+def _runs(start: int, stop: int, most: int) -> list[range]:
+    return [range(at, min(at + most, stop)) for at in range(start, stop, most)]
 
 
 def folder_of(root: str) -> str:
@@ -256,45 +303,78 @@ def _checksum(metadata: Mapping[str, Any], block: Block) -> str:
 
 
 def compute(tile: Tile) -> Block:
-    """All numbers of a tile; the next layer is loaded while one is compared."""
+    """All numbers of a tile; what is compared next is loaded meanwhile."""
     job = tile.job
     keep_memory()
     _shelf.turn_to(tile)
-    sums: list[Block] = []
-    folds: list[FoldSums] = []
-    with ThreadPoolExecutor(1, "next-layer") as ahead:
-
-        def load(layer: str) -> tuple[_Panel, _Panel]:
-            a = _shelf.panel(job, tile.a, layer)
-            return a, a if tile.square else _shelf.panel(job, tile.b, layer)
-
-        waiting = ahead.submit(load, job.layers[0])
-        for number, layer in enumerate(job.layers):
-            a, b = waiting.result()
-            if number + 1 < len(job.layers):
-                waiting = ahead.submit(load, job.layers[number + 1])
-            weights = job.weights(layer)
-            distance: dict[str, Any] = {"threads": job.threads, "device": job.device}
-            if a.folds is not None and b.folds is not None:
-                folds.append(fold_sums(a.folds, b.folds, weights, **distance))
-                emd = folds[-1].theta[0]
-            else:
-                emd = distances(a.curves, b.curves, weights, **distance)
-            nfd = _nfd(a, b, weights)
-            sums.append({"emd": emd, "nfd": nfd, "fd": _fd(a, b, job)})
+    found = {layer: _Layer.empty(tile) for layer in job.layers}
+    steps = [step for layer in job.layers for step in tile.steps(layer)]
+    with ThreadPoolExecutor(1, "next-step") as ahead:
+        waiting = None
+        for step, following in itertools.zip_longest(steps, steps[1:]):
+            a, b = waiting.result() if waiting else _load(tile, step)
+            waiting = None
+            if following is not None and following.beside:
+                waiting = ahead.submit(_load, tile, following)
+            found[step.layer].fill(job, step, a, b, square=tile.square)
+            del a, b
+    layers = list(found.values())
     totals = [float(np.abs(job.weights(layer)).sum()) for layer in job.layers]
     block: Block = {
-        column: _means([part[column] for part in sums], totals, whole=job.whole)
+        column: _means([getattr(part, column) for part in layers], totals, whole=job.whole)
         for column in ("emd", "nfd")
     }
-    fd = np.stack([part["fd"] for part in sums])
+    fd = np.stack([part.fd for part in layers])
     if job.whole:  # a layer has one Fréchet distance, whatever its width
         fd = np.concatenate([fd, fd.mean(axis=0, keepdims=True)])
     block["fd"] = fd
     if job.error_bars:
-        stacked = FoldSums.stack(folds, totals, whole=job.whole)
+        sums = [part.sums for part in layers if part.sums is not None]
+        stacked = FoldSums.stack(sums, totals, whole=job.whole)
         block |= _estimates(stacked, square=tile.square)
     return block
+
+
+def _load(tile: Tile, step: Step) -> tuple[_Panel, _Panel]:
+    a = _shelf.panel(tile.job, tile.a[step.a.start : step.a.stop], step.layer)
+    if tile.square and step.a == step.b:
+        return a, a
+    return a, _shelf.panel(tile.job, tile.b[step.b.start : step.b.stop], step.layer)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What a tile knows of one layer: sums over its neurons (A, B), filled step by step.
+
+    `sums`: None without error bars; of a square tile, above the diagonal.
+    """
+
+    emd: Floats
+    nfd: Floats
+    fd: Floats
+    sums: FoldSums | None
+
+    @classmethod
+    def empty(cls, tile: Tile) -> _Layer:
+        shape = len(tile.a), len(tile.b)
+        emd, nfd, fd = (np.full(shape, np.nan) for _ in range(3))
+        return cls(emd, nfd, fd, FoldSums.empty(*shape) if tile.job.error_bars else None)
+
+    def fill(self, job: Job, step: Step, a: _Panel, b: _Panel, *, square: bool) -> None:
+        weights = job.weights(step.layer)
+        distance: dict[str, Any] = {"threads": job.threads, "device": job.device}
+        rows, columns = (slice(side.start, side.stop) for side in (step.a, step.b))
+        if self.sums is not None and a.folds is not None and b.folds is not None:
+            found = fold_sums(a.folds, b.folds, weights, **distance)
+            self.sums.fill(rows, columns, found)
+            emd = found.theta[0]
+        else:
+            emd = distances(a.curves, b.curves, weights, **distance)
+        parts = {"emd": emd, "nfd": _nfd(a, b, weights), "fd": _fd(a, b, job)}
+        for column, part in parts.items():
+            getattr(self, column)[rows, columns] = part
+            if square:
+                getattr(self, column)[columns, rows] = part.T
 
 
 def _means(sums: Sequence[Floats], totals: Sequence[float], *, whole: bool) -> Floats:
@@ -415,8 +495,9 @@ class _Shelf:
                 file = self._open(job, "layer_gaussians", name, version)
                 roots[slot] = root_covariance(file.read_gaussians(dna), layer)
 
-        with ThreadPoolExecutor(job.threads or max(4, available_cpus()), "load") as pool:
+        with ThreadPoolExecutor(job.loaders(layer), "load") as pool:
             list(pool.map(load, range(size)))
+        pa.default_memory_pool().release_unused()
         return _Panel(curves, folds, means, variances, dict(sorted(roots.items())))
 
     def _open(self, job: Job, kind: str, name: str, version: Version) -> DnaFile:

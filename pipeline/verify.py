@@ -27,6 +27,7 @@ from pipeline.dna import (
     neuron_name,
 )
 from pipeline.errors import ConservationError, CorruptFile, NotFound, VdnaError
+from pipeline.exemplars import Exemplars, Keep
 from pipeline.manifest import Manifest
 from pipeline.partial import Failure, Partial
 from pipeline.reduce import digest_of_dna, load_partial, plan_folds
@@ -82,6 +83,7 @@ class _Checks:
         self._dna: DNA | None = None
         self._manifest: Manifest | None = None
         self._failures: list[Failure] | None = None
+        self._exemplars: Exemplars | None = None
 
     def run(self) -> Iterator[Finding]:
         checks: list[tuple[str, Callable[[], str]]] = [
@@ -90,6 +92,7 @@ class _Checks:
             ("manifest", self._check_manifest),
             ("failures", self._check_failures),
             ("folds", self._check_folds),
+            ("exemplars", self._check_exemplars),
             ("partials", self._check_partials),
         ]
         if self._version.imported:
@@ -203,6 +206,34 @@ class _Checks:
         least, most = min(sizes.values()), max(sizes.values())
         return f"{len(file.folds)} folds of {least} to {most} candidates sum to the DNA"
 
+    def _check_exemplars(self) -> str:
+        """Every neuron has as many as there are images, each of a candidate that was counted."""
+        version, dna = self._version, self._known_dna()
+        keep = Keep.of(version.products)
+        if keep is None:
+            return "none were asked for"
+        self._known_manifest()
+        self._exemplars = held = self._catalogue.exemplars(self._name, version)
+        uri = self._catalogue.uri("exemplars", version.spec, self._name, version.dna)
+        if held.keep != keep:
+            raise CorruptFile(f"{uri}: {held.keep.product} where {keep.product} were committed")
+        counts = np.bincount(held.rows["neuron"].to_numpy(), minlength=len(dna.low))
+        finite = (dna.nonfinite == 0) & np.isin(np.arange(len(dna.low)), keep.neurons(dna.spec))
+        wrong = np.flatnonzero(finite & (counts != min(keep.number, dna.images)))
+        if len(wrong):
+            taps = [(tap.name, tap.neurons) for tap in dna.spec.taps]
+            raise ConservationError(
+                f"{uri}: {counts[wrong[0]]} exemplars of {neuron_name(taps, int(wrong[0]))}, of "
+                f"{dna.images} images"
+            )
+        named = held.rows.group_by(["uri", "member"]).aggregate([])
+        shown = _hashes(zip(*(named[n].to_pylist() for n in ("uri", "member")), strict=True))
+        failed = _hashes((failure.uri, failure.member) for failure in self._failures or ())
+        unknown = len(shown) - len(np.intersect1d(shown, self._names))
+        if unknown or len(np.intersect1d(shown, failed)):
+            raise ConservationError(f"{uri}: exemplars that are no images counted")
+        return f"{held.rows.num_rows} of {np.count_nonzero(counts)} neurons, all of images counted"
+
     def _check_partials(self) -> str:
         version, manifest, dna = self._version, self._known_manifest(), self._known_dna()
         work = self._catalogue.work_uri(self._name, version.spec)
@@ -216,7 +247,9 @@ class _Checks:
             return f"{len(present)} of {len(uris)} are kept; each is whole"
         total = sum_of_partials(manifest, work, version)
         listed = self._failures if self._failures is not None else list(total.failures)
-        if not same_numbers(total.dna, dna) or list(total.failures) != listed:
+        shown = self._exemplars if self._exemplars is not None else total.exemplars
+        same = total.exemplars == shown and list(total.failures) == listed
+        if not same or not same_numbers(total.dna, dna):
             raise ConservationError(f"the partials under {work} do not sum to the DNA")
         return f"{len(present)} partials sum to the DNA"
 

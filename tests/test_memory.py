@@ -107,3 +107,46 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     assert more > 35
     grown = {name: peak - few["peaks"][name] for name, peak in many["peaks"].items()}
     assert {name: mb for name, mb in grown.items() if mb > 0.6 * more} == {}
+
+
+WRITE = """
+import sys
+from benchmarks.all_pairs import _Store
+from pipeline.catalogue import Catalogue
+
+place = Catalogue(sys.argv[1])
+store = _Store(place, 800, 16)
+store.commit({f"set/{n}": store.put(f"set/{n}", n) for n in range(12)})
+"""
+
+COMPARE = """
+import sys
+from benchmarks.measure import phase
+from pipeline import matrix, tiles
+from pipeline.catalogue import Catalogue
+
+place = Catalogue(sys.argv[1])
+matrix.compare(place, ["set/0", "set/1"], effort=matrix.Effort(memory=1))  # compiles
+tiles.let_go()
+with phase(idle := {}):
+    pass
+with phase(after := {}):
+    matrix.compare(place, sys.argv[3:], effort=matrix.Effort(memory=int(sys.argv[2])))
+print(after["peak_mb"] - idle["peak_mb"])
+"""
+
+
+def test_a_comparison_s_memory_is_bounded_by_its_setting(tmp_path: Path) -> None:
+    """Of DNAs that take a gigabyte, with their folds."""
+
+    def child(code: str, *arguments: object) -> str:
+        words = [sys.executable, "-c", code, str(tmp_path / "catalogue"), *map(str, arguments)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    child(WRITE)
+    bounded = float(child(COMPARE, 256 * 2**20, *(f"set/{n}" for n in range(2, 12))))
+    assert bounded < 1.25 * 268
+    free = float(child(COMPARE, 4096 * 2**20, *(f"set/{n}" for n in range(1, 12))))
+    assert free > 1.5 * bounded

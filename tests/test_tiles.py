@@ -160,13 +160,57 @@ def test_every_pair_is_in_one_tile() -> None:
 
 
 def test_a_side_is_what_memory_and_time_allow() -> None:
-    job = Job("memory://x", SPEC, SPEC.layers, True, error_bars=False)
-    wide = replace(job, spec=replace(SPEC, bins=1000), memory=2**20)
-    assert wide.side == 2**20 // (8 * 3 * 1008 * 4)
-    in_folds = replace(wide, error_bars=True, memory=2**30)
-    assert 1 <= in_folds.side <= tiles.MOST_IN_FOLDS
-    assert replace(wide, memory=1).side == 1
-    assert replace(wide, memory=2**60).side ** 2 * wide.values <= tiles.TILE_WORK
+    wide = Job("memory://x", replace(SPEC, bins=1000), SPEC.layers, True, error_bars=False)
+    for job in (wide, replace(wide, error_bars=True)):
+        assert replace(job, memory=1).side == 1
+        assert replace(job, memory=2**60).side ** 2 * job.values <= tiles.TILE_WORK
+        sides = [replace(job, memory=2**power).side for power in range(60)]
+        assert sides == sorted(sides)
+        assert len(set(sides)) > 10
+
+
+@given(
+    a=st.integers(1, 40),
+    b=st.integers(0, 40),
+    held=st.integers(0, 170),
+)
+def test_steps_are_all_pairs_once_and_fit(a: int, b: int, held: int) -> None:
+    """Of a tile on the diagonal where `b` is 0."""
+    version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
+    row = [(f"{n}", replace(version, dna=f"{n}")) for n in range(a + b)]
+    job = Job("memory://x", SPEC, SPEC.layers, True)
+    tile = Tile(job, tuple(row[:a]), tuple(row[a:] if b else row[:a]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "held", lambda job, layer: held)
+        steps = tile.steps("stem")
+    pairs = [(i, j) for step in steps for i in step.a for j in step.b]
+    if b:
+        assert sorted(pairs) == [(i, j) for i in range(a) for j in range(b)]
+    else:
+        once = {frozenset((i, j)) for i in range(a) for j in range(a)}
+        assert {frozenset(pair) for pair in pairs} == once
+        assert all(step.a == step.b or step.a.stop <= step.b.start for step in steps)
+    before = 0
+    for step in steps:
+        beside = len(step.b) if b or step.a != step.b else 0
+        assert len(step.a) + beside + (before if step.beside else 0) <= max(3, held)
+        before = beside
+
+
+def map_here(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    return map(function, items)
+
+
+@pytest.mark.parametrize("held", [1, 4, 7, 9])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_layer_that_does_not_fit_is_compared_in_steps(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch, held: int, workers: int
+) -> None:
+    whole = compare(place)
+    without_kept(place)
+    monkeypatch.setattr(Job, "held", lambda job, layer: held if layer == "head" else 99)
+    effort = Effort(lambda values: nullcontext(Crew(map_here, workers)))
+    same(compare(place, effort=effort), whole)
 
 
 def test_a_tile_s_name_is_of_all_that_decides_it() -> None:

@@ -157,6 +157,7 @@ class Place:
             ranges=str(self.folder / "tiny.ranges.parquet"),
             max_failures=100,
             shard_images=shard_images,
+            exemplars=0,
         )
         (result,) = build_datasets(self.catalogue, [request], engine or HandMade())
         return result
