@@ -350,18 +350,21 @@ class _Wanted:
 
 
 def _compare(catalogue: Catalogue, wanted: _Wanted, job: Job, effort: Effort) -> Matrix:
-    # What is kept is of all layers, one by one: a choice of them is there, too.
+    # What is kept of all layers, one by one, has a choice of them, too.
     full = replace(job, layers=tuple(job.spec.layers), whole=True)
+    kinds = [full] if job.whole else [job, full]
     uri = _uri(catalogue, wanted, job)
 
     def finished() -> Matrix | None:
-        kept = _kept(uri, wanted, full)
+        found = (_kept(_uri(catalogue, wanted, kind), wanted, kind) for kind in kinds)
+        kept = next((matrix for matrix in found if matrix is not None), None)
         return kept if kept is None or job.whole else _sliced(kept, job)
 
     if (kept := finished()) is not None:
         return kept
-    known = _nearest(catalogue, wanted, full)
-    rows = {} if known is None else _rows(known, wanted.members)
+    known, rows = _most(
+        wanted, [matrix for kind in kinds if (matrix := _nearest(catalogue, wanted, kind))]
+    )
     grid = _Grid.of(wanted, job)
     if known is not None:
         grid.take(known if job.whole else _sliced(known, job), rows)
@@ -385,7 +388,7 @@ def _compare(catalogue: Catalogue, wanted: _Wanted, job: Job, effort: Effort) ->
     finally:
         tiles.let_go()
     matrix = grid.matrix() if kept is None else kept
-    if job.whole and kept is None:
+    if kept is None:
         storage.create(uri, matrix.encode())
     for tile in () if alone else made:
         storage.delete(tile.uri)
@@ -402,7 +405,7 @@ def _shared(
     """Fills the grid by way of committed tiles, which other comparisons of these DNAs share.
 
     The first to finish removes them; the others return its matrix, instead of doing it all again.
-    Where there is none (of single layers it is not kept) what was removed is spread once more.
+    Where there is none, what was removed is spread once more.
     """
     for _ in range(ROUNDS):
         there = tiles.present(made[0].job.root)
@@ -428,6 +431,8 @@ def _shared(
 def _uri(catalogue: Catalogue, wanted: _Wanted, job: Job) -> str:
     through = UNIFORM if job.lens is None else job.lens.digest
     name = f"{through}{'-fd' if job.fd else ''}{'' if job.error_bars else '-plain'}"
+    if not job.whole:
+        name += f"-layers-{digest_of('layers', job.layers)}"
     return catalogue.matrix_uri(wanted.spec_digest, wanted.members, name)
 
 
@@ -440,6 +445,8 @@ def _kept(uri: str, wanted: _Wanted, job: Job) -> Matrix | None:
             current = _is_current(_metadata(file), job)
         if current:
             kept = Matrix.decode(storage.read(uri), uri)
+            if len(kept.planes) != job.planes:
+                raise CorruptFile(f"{uri} has {len(kept.planes)} planes, not {job.planes}")
             if kept.members == wanted.members and kept.names == tuple(wanted.versions):
                 return _named(kept, job)
             if kept.members == wanted.members:  # of the same datasets in another order
@@ -551,6 +558,16 @@ def _stated(uri: str) -> dict[str, Any] | None:
             return _metadata(file)
     except (CorruptFile, SourceError):
         return None
+
+
+def _most(wanted: _Wanted, there: Sequence[Matrix]) -> tuple[Matrix | None, dict[str, int]]:
+    """The matrix that has most of the datasets, and their rows in it."""
+    best: tuple[Matrix | None, dict[str, int]] = (None, {})
+    for matrix in there:
+        rows = _rows(matrix, wanted.members)
+        if len(rows) > len(best[1]):
+            best = matrix, rows
+    return best
 
 
 def _rows(matrix: Matrix, members: Mapping[str, str]) -> dict[str, int]:

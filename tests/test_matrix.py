@@ -445,7 +445,7 @@ def test_the_order_of_the_names_is_kept(place: Catalogue) -> None:
     assert compare(place, ["photos", "group/paintings", "photos"]).names == there.names
 
 
-def test_one_layer_alone_is_not_kept(place: Catalogue) -> None:
+def test_one_layer_alone_is_kept_for_itself(place: Catalogue) -> None:
     one = compare(place, layers=["head"])
     assert one.layers == ("head",)
     assert one.emd.shape == (1, 3, 3)
@@ -454,11 +454,16 @@ def test_one_layer_alone_is_not_kept(place: Catalogue) -> None:
         one.of("all")
     again = Matrix.decode(one.encode(), "one")
     assert np.array_equal(again.of("head"), one.of("head"), equal_nan=True)
-    assert stored(place) == []
+    (kept,) = stored(place)
     whole = compare(place)
     assert whole.layers == ("stem", "head")
     assert np.array_equal(whole.of("head"), one.of("head"), equal_nan=True)
-    assert len(stored(place)) == 1
+    assert len(stored(place)) == 2
+    # A matrix of all layers is none of one, whatever its name says.
+    storage.replace(kept, whole.encode())
+    again = compare(place, layers=["head"])
+    assert np.array_equal(again.emd, one.emd, equal_nan=True)
+    assert again.layers == ("head",)
 
 
 def stored(place: Catalogue) -> list[str]:

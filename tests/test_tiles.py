@@ -548,16 +548,29 @@ def test_of_two_at_once_the_second_returns_the_first_s_matrix(
     same(found, others[0])
 
 
-def test_of_two_at_once_tiles_of_one_layer_are_spread_again(
-    place: Catalogue, computed: list[int]
-) -> None:
-    """There is no matrix of it to return."""
+def test_of_two_at_once_one_layer_is_computed_once(place: Catalogue, computed: list[int]) -> None:
     others: list[Matrix] = []
     beside = Beside(21, lambda: others.append(compare(place, layers=["stem"], effort=SMALL)))
     found = compare(place, layers=["stem"], effort=beside.effort)
-    assert beside.spread == [21, 21]
-    assert len(computed) == 42
+    assert beside.spread == [21]
+    assert len(computed) == 21
     same(found, others[0])
+
+
+def test_of_one_layer_too_only_what_changed_is_computed(
+    place: Catalogue, computed: list[int]
+) -> None:
+    compare(place, ["set/0", "set/1", "set/2"], layers=["stem"])
+    assert sum(computed) == 3
+    compare(place, ["set/0", "set/1", "set/2"], layers=["stem"])
+    assert sum(computed) == 3
+    grown = compare(place, layers=["stem"])
+    assert sum(computed) == 3 + 12
+    same(grown, compare(without_kept(place), layers=["stem"]))
+    computed.clear()
+    compare(place, ["set/0", "set/1"])  # of all layers: none of those will do
+    compare(place, ["set/0", "set/1", "set/3"], layers=["stem"])
+    assert sum(computed) == 1
 
 
 def test_tiles_that_never_stay_are_computed_here(place: Catalogue, computed: list[int]) -> None:
