@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -117,11 +117,11 @@ def compare(
 
         write_page(place, [matrix], html, lenses=[through], at=number)
     versions = {name: place.find(name, number, matrix.spec_digest) for name in matrix.names}
+    others = place.at(number).datasets.keys() - set(place.names(number, spec))
+    apart = () if names else sorted(others)
     if as_json:
         print_json_rows(rows_of(matrix))
-        for name, version in versions.items():
-            if version.imported:
-                print(f"note: {name} was {version.provenance}", file=sys.stderr)
+        print_notes(versions, apart, sys.stderr)
         return
     from rich.console import Console
 
@@ -140,10 +140,7 @@ def compare(
         print(summary_sentence(matrix, layer or ALL))
     if fd:
         print_matrix(matrix, Console(), layer or ALL, "fd")
-    apart = sorted(place.at(number).datasets.keys() - set(place.names(number, spec)))
-    if apart and not names:
-        print(f"note: not compared, as built under other specs (--spec): {', '.join(apart)}")
-    print_notes(versions)
+    print_notes(versions, apart)
     for written in filter(None, (out, html, figure)):
         print(f"written to {written}")
 
@@ -169,19 +166,24 @@ def commit_of(place: Catalogue, at: str | None) -> int | None:
     return place.at(at).number or None
 
 
-def print_notes(versions: Mapping[str, Version]) -> None:
-    """What a reader of these versions' distances should know."""
+def print_notes(
+    versions: Mapping[str, Version], apart: Sequence[str] = (), to: TextIO | None = None
+) -> None:
+    """What a reader of these versions' distances should know. `apart`: those left out unasked."""
     from pipeline.matrix import numerics_notes, shared_source_notes
 
-    for note in numerics_notes(versions):
-        print(f"note: numerics differ: {note}")
-    for note in shared_source_notes(versions):
-        print(f"note: images may be shared, and error bars not hold: {note}")
+    notes = [f"not compared, as built under other specs (--spec): {', '.join(apart)}"]
+    notes = notes if apart else []
+    notes += [f"numerics differ: {note}" for note in numerics_notes(versions)]
+    notes += [
+        f"images may be shared, and error bars not hold: {note}"
+        for note in shared_source_notes(versions)
+    ]
     for name, version in versions.items():
-        if version.imported:
-            print(f"note: {name} was {version.provenance}")
-        for note in version.notes:
-            print(f"note: {name}: {note}")
+        notes += [f"{name} was {version.provenance}"] if version.imported else []
+        notes += [f"{name}: {note}" for note in version.notes]
+    for note in notes:
+        print(f"note: {note}", file=to)
 
 
 def effort_for(

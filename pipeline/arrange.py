@@ -18,6 +18,9 @@ import numpy as np
 
 from pipeline.dna import Floats, Ints
 
+STEPS = 1000
+"""Of the map's, at most."""
+
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
@@ -156,12 +159,13 @@ def neighbours(distances: Floats, dataset: int) -> tuple[int, ...]:
 
 
 def plane_map(distances: Floats) -> Map:
-    """Classical multidimensional scaling (Torgerson 1952): two coordinates a dataset.
+    """Two coordinates a dataset, of least stress nearby: SMACOF (de Leeuw 1977; Borg and Groenen,
+    2005, ch. 8), from classical scaling (Torgerson 1952).
 
     The axes are those of most spread; what they are of, no one says. Each points so that its
     farthest dataset is on the positive side.
     """
-    from scipy.linalg import eigh
+    from scipy.linalg import eigh, svd
 
     points = np.full((len(distances), 2), np.nan)
     kept = defined(distances)
@@ -172,15 +176,34 @@ def plane_map(distances: Floats) -> Map:
     centred = squares - squares.mean(axis=0) - squares.mean(axis=1)[:, None] + squares.mean()
     axes = min(2, len(kept))
     values, vectors = eigh(-centred / 2, subset_by_index=(len(kept) - axes, len(kept) - 1))
-    found = np.zeros((len(kept), 2))
+    start = np.zeros((len(kept), 2))
+    start[:, :axes] = vectors[:, ::-1] * np.sqrt(np.maximum(values[::-1], 0.0))
+    found, stress = _majorised(start, known)
+    left, spread, _ = svd(found - found.mean(axis=0), full_matrices=False)
+    found = np.zeros_like(found)
     for axis in range(axes):
-        vector = vectors[:, -1 - axis]
-        sign = 1.0 if vector[np.abs(vector).argmax()] >= 0 else -1.0
-        found[:, axis] = sign * vector * np.sqrt(max(0.0, values[-1 - axis]))
+        sign = 1.0 if left[np.abs(left[:, axis]).argmax(), axis] >= 0 else -1.0
+        found[:, axis] = sign * left[:, axis] * spread[axis]
     points[list(kept)] = found
-    drawn = np.sqrt(((found[:, None] - found) ** 2).sum(axis=2))
-    total = float(squares.sum())
-    return Map(points, float(np.sqrt(((drawn - known) ** 2).sum() / total)) if total else 0.0)
+    return Map(points, stress)
+
+
+def _majorised(points: Floats, distances: Floats) -> tuple[Floats, float]:
+    """Guttman's transform over and over, which never adds to the stress; and what is left of it."""
+    total = float((distances**2).sum())
+    if not total:
+        return np.zeros_like(points), 0.0
+    before = np.inf
+    for _ in range(STEPS):
+        drawn = np.sqrt(((points[:, None] - points) ** 2).sum(axis=2))
+        stress = float(np.sqrt(((drawn - distances) ** 2).sum() / total))
+        if before - stress < 1e-6:
+            break
+        before = stress
+        pull = -distances / np.where(drawn > 0, drawn, np.inf)
+        np.fill_diagonal(pull, -pull.sum(axis=1))
+        points = pull @ points / len(points)
+    return points, stress
 
 
 def _symmetric(distances: Floats) -> Floats:

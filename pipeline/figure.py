@@ -15,7 +15,16 @@ from pipeline.arrange import clusters
 from pipeline.errors import UsageError
 from pipeline.lens import Lens
 from pipeline.matrix import ALL, Matrix
-from pipeline.report import ALIKE, DIFFERENT, UNTESTED, WEIGHTLESS, seen, verdicts
+from pipeline.report import (
+    ALIKE,
+    DIFFERENT,
+    UNTESTED,
+    WEIGHTLESS,
+    all_corrected,
+    seen,
+    shown,
+    verdicts,
+)
 from pipeline.significance import FALSE_DISCOVERY_RATE
 
 KINDS = ("svg", "png", "pdf")
@@ -39,9 +48,10 @@ def kind_of(path: str) -> str:
 def draw(matrix: Matrix, kind: str, layer: str = ALL, lens: Lens | None = None) -> bytes:
     """The file's bytes, alike for the same matrix. Raises `UsageError` for an unknown layer.
 
-    A dot: the pair differs at `FALSE_DISCOVERY_RATE`; hatching: it is not told apart. Where cells
-    are too small for either, those that are not told apart are grey, as are distances that are not
-    defined. `lens`: that of the matrix; a layer that it gives no weight is said to have none.
+    Distances are corrected for the sizes of the samples where that is known of all. A dot: the pair
+    differs at `FALSE_DISCOVERY_RATE`; hatching: it is not told apart. Where cells are too small for
+    either, those that do not differ are grey, as are distances that are not defined. `lens`: that
+    of the matrix; a layer that it gives no weight is said to have none.
     """
     import matplotlib  # a second of importing, for who draws
 
@@ -66,9 +76,10 @@ def _figure(matrix: Matrix, layer: str = ALL, lens: Lens | None = None) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
 
-    found = clusters(matrix.of(layer))
+    distances = shown(matrix, layer)
+    found = clusters(distances)
     size = len(found.order)
-    values = matrix.of(layer)[np.ix_(found.order, found.order)].copy()
+    values = distances[np.ix_(found.order, found.order)].copy()
     verdict = verdicts(matrix, layer)[np.ix_(found.order, found.order)]
     names = [matrix.names[i] for i in found.order]
     np.fill_diagonal(values, np.nan)
@@ -89,7 +100,9 @@ def _figure(matrix: Matrix, layer: str = ALL, lens: Lens | None = None) -> Any:
     main = axes(margin, bottom, side, side)
     main.set_facecolor("0.85")
     shades = _scale()
-    coloured = values if size <= _WITH_MARKS else np.where(verdict == ALIKE, np.nan, values)
+    tested = (verdict != UNTESTED).any()
+    unmarked = size > _WITH_MARKS and tested
+    coloured = np.where(verdict == DIFFERENT, values, np.nan) if unmarked else values
     main.imshow(coloured, cmap=shades, norm=scale, aspect="auto", interpolation="nearest")
     for i in range(size):
         main.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, facecolor="white", edgecolor="none"))
@@ -131,7 +144,8 @@ def _figure(matrix: Matrix, layer: str = ALL, lens: Lens | None = None) -> Any:
     bar = axes(margin, 0.62, side, _BAR)
     figure.colorbar(ScalarMappable(scale, shades), cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=7, length=2)
-    bar.set_xlabel(f"Earth Mover's Distance, in bins of {matrix.bins}", size=7.5, labelpad=1)
+    of = "corrected Earth Mover's" if all_corrected(matrix, layer) else "Earth Mover's"
+    bar.set_xlabel(f"{of} Distance, in bins of {matrix.bins}", size=7.5, labelpad=1)
     title = figure.text(
         margin / width, 1 - 0.28 / height, f"{size} datasets, {seen(matrix, layer)}", size=10
     )
@@ -140,11 +154,12 @@ def _figure(matrix: Matrix, layer: str = ALL, lens: Lens | None = None) -> Any:
     if lens is not None and not lens.weighs(layer):
         figure.text(*at, WEIGHTLESS, size=7, va="bottom")
         return figure
-    if (verdict == UNTESTED).all():
+    if not tested:
         figure.text(*at, "no error bars are known: no pair is tested", size=7, va="bottom")
         return figure
     rate = f"{FALSE_DISCOVERY_RATE:g}"
-    keys: list[Any] = [Patch(facecolor="0.85", label=f"not told apart (q ≥ {rate})")]
+    also = " or not tested" if (verdict[np.triu_indices(size, 1)] == UNTESTED).any() else ""
+    keys: list[Any] = [Patch(facecolor="0.85", label=f"not told apart (q ≥ {rate}){also}")]
     if size <= _WITH_MARKS:
         dot = main.scatter([], [], s=9, c="black", label=f"differs (q < {rate})")
         keys = [dot, Patch(label=f"not told apart (q ≥ {rate})", **_ALIKE)]

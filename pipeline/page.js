@@ -20,7 +20,7 @@ const $ = (id) => document.getElementById(id);
 const state = {
   matrix: 0,
   plane: 0,
-  quantity: "emd",
+  quantity: null,
   order: "cluster",
   origin: 0,
   colours: "value",
@@ -151,7 +151,7 @@ function verdict(layer, i, j) {
   return Number.isNaN(q) ? "untested" : q < state.rate ? "differs" : "alike";
 }
 
-const NO_TEST = `that takes ${DATA.folds} folds of each dataset`;
+const anyTested = (layer) => Boolean(layer.q && layer.q.some(Number.isFinite));
 
 const percent = (rate) => `${+(100 * rate).toFixed(1)}%`;
 
@@ -191,7 +191,7 @@ function facts(layer, i, j) {
   if (said === "alike")
     found.push(["verdict", `not told apart at a false discovery rate of ${percent(state.rate)}`]);
   if (said === "untested" && !weightless(view.plane))
-    found.push(["verdict", `not tested: ${NO_TEST}`]);
+    found.push(["verdict", `not tested: ${view.matrix.no_test}`]);
   return found;
 }
 
@@ -323,11 +323,12 @@ function drawMatrix() {
   if (!count) return;
   const image = new ImageData(count, count);
   const small = cell < 8;
+  const plain = small && anyTested(layer);
   for (let y = 0; y < count; y++) {
     for (let x = 0; x < count; x++) {
       const [i, j] = [order[y], order[x]];
       const value = at(values, i, j);
-      const hidden = i === j || !Number.isFinite(value) || (small && verdict(layer, i, j) === "alike");
+      const hidden = i === j || !Number.isFinite(value) || (plain && verdict(layer, i, j) !== "differs");
       const [r, g, b] = hidden ? grey : shade(share(value));
       image.data.set([r, g, b, i === j ? 0 : 255], 4 * (y * count + x));
     }
@@ -464,18 +465,25 @@ function drawLegend() {
   } else if (view.cell < 8) {
     make(
       "span",
-      `grey: not told apart (q ≥ ${percent(state.rate)}), or not known; coloured cells differ`,
+      `grey: not told apart (q ≥ ${percent(state.rate)}), not tested, or not known; coloured cells differ`,
       { class: "key void" },
       marks,
     );
   } else {
     make("span", `differs (q < ${percent(state.rate)})`, { class: "key dot" }, marks);
     make("span", "not told apart", { class: "key hatch" }, marks);
+    const untested = (value, k) => Number.isFinite(value) && !Number.isFinite(view.layer.q[k]);
+    if (view.layer.emd && view.layer.emd.some(untested)) make("span", "unmarked: not tested", {}, marks);
   }
   if (["nfd", "fd"].includes(state.quantity) && view.layer.q)
     make("span", "marks are of the Earth Mover's Distance", { class: "quiet" }, marks);
   if (view.tree)
-    make("span", "tree: average linkage of the Earth Mover's Distance", { class: "quiet" }, marks);
+    make(
+      "span",
+      `tree: average linkage of the ${view.matrix.arranged[state.plane].corrected ? "corrected" : "Earth Mover's"} distance`,
+      { class: "quiet" },
+      marks,
+    );
 }
 
 function showSelected() {
@@ -582,8 +590,9 @@ function press(event) {
 
 // A pair, opened.
 
-async function openPair(i, j, go) {
-  if (i === j) return;
+async function openPair(one, other, go) {
+  if (one === other) return;
+  const [i, j] = [Math.min(one, other), Math.max(one, other)]; // as its histograms are drawn
   const mine = (state.open = [i, j]);
   const body = document.createDocumentFragment();
   const list = make("dl", null, { class: "facts" }, body);
@@ -593,6 +602,8 @@ async function openPair(i, j, go) {
   }
   await profile(i, j, body);
   make("h3", "Neurons that differ most", {}, body);
+  if (verdict(view.layer, i, j) === "alike")
+    make("p", "The pair is not told apart here: they may differ by chance.", { class: "quiet" }, body);
   neurons(i, j, body);
   if (state.open !== mine) return; // another was opened meanwhile
   $("pair-title").textContent = `${DATA.names[i]} and ${DATA.names[j]}, ${titleName(view.plane)}`;
@@ -854,7 +865,7 @@ function summary() {
   const pairs = (SIZE * (SIZE - 1)) / 2;
   const count = `${pairs.toLocaleString("en")} ${pairs === 1 ? "pair" : "pairs"}`;
   if (counts.untested === pairs)
-    return `None of ${count} is tested: ${NO_TEST}.`;
+    return `None of ${count} is tested: ${view.matrix.no_test}.`;
   const rest = counts.untested
     ? `; ${counts.untested.toLocaleString("en")} ${counts.untested === 1 ? "is" : "are"} not tested`
     : "";
@@ -973,11 +984,12 @@ function fill(details, dataset) {
 
 // Beginning.
 
-function fillPlanes() {
-  const { planes, columns } = DATA.matrices[state.matrix];
+function fillPlanes(wanted = ALL) {
+  const { planes, columns, arranged } = DATA.matrices[state.matrix];
   $("layer").replaceChildren();
   for (const [index, plane] of planes.entries()) option($("layer"), index, shortName(plane));
-  state.plane = Math.max(0, planes.indexOf(ALL));
+  state.plane = Math.max(0, planes.indexOf(planes.includes(wanted) ? wanted : ALL));
+  state.quantity ??= arranged[state.plane].corrected ? "emd_corrected" : "emd";
   $("layer").value = String(state.plane);
   $("quantity").replaceChildren();
   for (const [name, text] of Object.entries(QUANTITIES)) {
@@ -1013,8 +1025,9 @@ function begin() {
     state.plane = Number(value);
   });
   on("lens", (value) => {
+    const { planes } = DATA.matrices[state.matrix];
     state.matrix = Number(value);
-    fillPlanes();
+    fillPlanes(planes[state.plane]);
   });
   on("quantity", (value) => {
     state.quantity = value;

@@ -29,18 +29,24 @@ from pipeline.arrange import clusters, plane_map
 from pipeline.dna import Floats
 from pipeline.errors import UsageError, redact
 from pipeline.matrix import Distance, Estimate, Matrix
-from pipeline.report import through
-from pipeline.significance import FALSE_DISCOVERY_RATE, LEAST_FOLDS
+from pipeline.report import all_corrected, no_test, shown, through
+from pipeline.significance import FALSE_DISCOVERY_RATE
 
-NUMBERS = 5_000_000
-"""Bytes of a page that its distances may take; columns of the least use are left out first."""
+MOST = 9_700_000
+"""Bytes of a page; of distances, columns of the least use are left out first."""
+FRAME = 100_000
+"""Of them, for the script, the style and the names."""
+LEAST_NUMBERS = 1_000_000
+"""What distances may take all the same, on a page that is full without them."""
 COLUMNS: tuple[Distance | Estimate, ...] = (
     *("emd", "q", "emd_corrected", "low", "high", "se", "nfd", "fd", "floor", "p"),
 )
 """In the order in which they get room."""
 EXACT = 60
-"""Datasets up to which distances keep all of float32; beyond, `BITS` of its 24 significant bits."""
-BITS = 15
+"""Datasets up to which distances keep all of float32; beyond, so many significant bits."""
+BITS = 12
+BITS_OF_A_TEST = 7
+"""Of p and q."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,11 @@ def require_html(out: str) -> None:
         raise UsageError(f"the page is to be {out!r}; name it .html")
 
 
-def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int = NUMBERS) -> bytes:
-    """The file. Raises `UsageError` for matrices of different datasets."""
+def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None = None) -> bytes:
+    """The file. Raises `UsageError` for matrices of different datasets.
+
+    `room`: bytes for distances; for None those that the rest leaves of `MOST`.
+    """
     names = page.matrices[0].names
     for matrix in page.matrices:
         if matrix.names != names or matrix.bins != page.matrices[0].bins:
@@ -128,11 +137,15 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int = NUMBER
     seen = page.seen or [Seen()] * len(page.matrices)
     if len(seen) != len(page.matrices):
         raise UsageError(f"a page of {len(page.matrices)} matrices takes as many lenses")
-    lenses = [
-        _numbers(matrix, of, room // len(page.matrices))
-        for matrix, of in zip(page.matrices, seen, strict=True)
-    ]
-    notes = [*page.notes, *dict.fromkeys(note for _, left in lenses for note in left)]
+    datasets = [_plain(panel) for panel in page.panels]
+    told = [_told(*of) for of in zip(page.matrices, seen, strict=True)]
+    if room is None:
+        taken = len(as_script([datasets, told, page.notes]))
+        room = max(LEAST_NUMBERS, MOST - FRAME - taken)
+    numbers = [_columns(matrix, room // len(told)) for matrix in page.matrices]
+    lenses = [of | {"columns": held} for (of, _), (held, _) in zip(told, numbers, strict=True)]
+    said = [note for of, held in zip(told, numbers, strict=True) for note in (*held[1], *of[1])]
+    notes = [*page.notes, *dict.fromkeys(said)]
     title = page.title or f"Visual DNA of {len(names)} datasets{_through_all(page.matrices)}"
     data = {
         "title": title,
@@ -141,10 +154,9 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int = NUMBER
         "names": names,
         "bins": page.matrices[0].bins,
         "rate": rate,
-        "folds": LEAST_FOLDS,
-        "matrices": [content for content, _ in lenses],
+        "matrices": lenses,
         "shared": page.shared,
-        "datasets": [_plain(panel) for panel in page.panels],
+        "datasets": datasets,
     }
     style, script = _part("page.css"), _part("page.js")
     policy = (
@@ -211,8 +223,46 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _numbers(matrix: Matrix, seen: Seen, room: int) -> tuple[dict[str, Any], list[str]]:
-    """A matrix's part of the data, and what of it is left out for want of room."""
+def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
+    """A matrix's part of the data, but for its numbers; and what is to be said of it."""
+    planes = matrix.planes
+    arranged = [clusters(shown(matrix, plane)) for plane in planes]
+    maps = [plane_map(shown(matrix, plane)) for plane in planes]
+    content = {
+        "lens": matrix.lens,
+        "through": through(matrix),
+        "no_test": no_test(matrix),
+        "weightless": seen.weightless,
+        "neurons": {
+            f"{i}-{j}": [_plain(n) for n in found] for (i, j), found in seen.neurons.items()
+        },
+        "neurons_note": seen.note,
+        "planes": planes,
+        "arranged": [
+            {
+                "order": found.order,
+                "merges": _rounded(found.merges),
+                "corrected": all_corrected(matrix, plane),
+            }
+            for plane, found in zip(planes, arranged, strict=True)
+        ],
+        "maps": [
+            {"points": _rounded(found.points), "stress": round(found.stress, 6)} for found in maps
+        ],
+    }
+    notes = []
+    for plane, found in zip(planes, arranged, strict=True):
+        if found.undefined and plane not in seen.weightless:
+            lacking = ", ".join(matrix.names[i] for i in found.undefined[:5])
+            notes.append(
+                f"{lacking} {'and others ' if len(found.undefined) > 5 else ''}"
+                f"at no distance that is defined in {plane}; last in order."
+            )
+    return content, notes
+
+
+def _columns(matrix: Matrix, room: int) -> tuple[dict[str, dict[int, str]], list[str]]:
+    """A matrix's numbers, and what is to be said of those that are left out for want of room."""
     planes = matrix.planes
     packed: dict[str, dict[int, str]] = {}
     left: dict[str, list[str]] = {}
@@ -220,7 +270,7 @@ def _numbers(matrix: Matrix, seen: Seen, room: int) -> tuple[dict[str, Any], lis
     wanted = [(column, last) for column in COLUMNS]
     wanted += [(column, plane) for column in COLUMNS for plane in others]
     for column, plane in wanted:
-        text = pack(matrix.stacked(column)[plane])
+        text = pack(matrix.stacked(column)[plane], BITS_OF_A_TEST if column in "pq" else BITS)
         if not text:
             continue
         if len(text) <= room:
@@ -228,42 +278,19 @@ def _numbers(matrix: Matrix, seen: Seen, room: int) -> tuple[dict[str, Any], lis
             packed.setdefault(column, {})[plane] = _Packed(text)
         else:
             left.setdefault(column, []).append(planes[plane])
-    arranged = [clusters(matrix.emd[plane]) for plane in range(len(planes))]
-    maps = [plane_map(matrix.emd[plane]) for plane in range(len(planes))]
-    content = {
-        "lens": matrix.lens,
-        "through": through(matrix),
-        "weightless": seen.weightless,
-        "neurons": {
-            f"{i}-{j}": [_plain(n) for n in found] for (i, j), found in seen.neurons.items()
-        },
-        "neurons_note": seen.note,
-        "planes": planes,
-        "columns": packed,
-        "arranged": [
-            {"order": found.order, "merges": _rounded(found.merges)} for found in arranged
-        ],
-        "maps": [
-            {"points": _rounded(found.points), "stress": round(found.stress, 6)} for found in maps
-        ],
-    }
     notes = []
     if left:
         columns = ", ".join(
             f"{column} of {len(of)} {'layer' if len(of) == 1 else 'layers'}"
             for column, of in left.items()
         )
-        notes.append(f"Left out of this page for its size, and in the Parquet file: {columns}.")
+        notes.append(
+            f"Left out of this page for its size, and in the file that vdna compare --out writes: "
+            f"{columns}."
+        )
     if len(matrix.names) > EXACT:
-        notes.append(f"Distances are rounded to {BITS} significant bits, some four digits.")
-    for plane, found in enumerate(arranged):
-        if found.undefined and planes[plane] not in seen.weightless:
-            lacking = ", ".join(matrix.names[i] for i in found.undefined[:5])
-            notes.append(
-                f"{lacking} {'and others ' if len(found.undefined) > 5 else ''}"
-                f"at no distance that is defined in {planes[plane]}; last in order."
-            )
-    return content, notes
+        notes.append(f"Distances are rounded to {BITS} significant bits, more than three digits.")
+    return packed, notes
 
 
 def _rounded(rows: Floats) -> list[Any]:
@@ -274,7 +301,7 @@ def _rounded(rows: Floats) -> list[Any]:
     ]
 
 
-def pack(distances: Floats) -> str:
+def pack(distances: Floats, bits: int = BITS) -> str:
     """(D, D) -> base64 of the upper triangle, row by row: float32, little-endian, the first bytes
     of all, then the second ones and so on, by zlib. Empty where nothing is known.
 
@@ -284,12 +311,12 @@ def pack(distances: Floats) -> str:
     if not np.isfinite(upper).any():
         return ""
     if len(distances) > EXACT:
-        upper = _cut(upper)
+        upper = _cut(upper, bits)
     planes = upper.view(np.uint8).reshape(-1, 4).T
     return base64.b64encode(zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)).decode()
 
 
-def _cut(values: Any) -> Any:
-    """Rounded to `BITS` significant bits. NaN stays NaN."""
+def _cut(values: Any, bits: int) -> Any:
+    """Rounded to so many significant bits. NaN stays NaN."""
     fraction, exponent = np.frexp(values)
-    return np.ldexp(np.rint(fraction * 2**BITS) / 2**BITS, exponent).astype("<f4")
+    return np.ldexp(np.rint(fraction * 2**bits) / 2**bits, exponent).astype("<f4")

@@ -35,6 +35,7 @@ from pipeline.lens import Lens
 from pipeline.manifest import Entry, read_shard
 from pipeline.matrix import Matrix, numerics_notes, shared_source_notes
 from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
+from pipeline.report import shown
 from pipeline.spec import Preprocess, Spec
 
 SAMPLES = 4
@@ -335,7 +336,7 @@ class _View:
 
     @classmethod
     def of(cls, matrix: Matrix, lens: Lens | None, pairs: int) -> _View:
-        overall = matrix.emd[-1]
+        overall = shown(matrix, matrix.planes[-1])
         upper = np.argwhere(np.triu(np.isfinite(overall), 1))
         known = [(int(i), int(j)) for i, j in upper]
         chosen = _nearest(overall, known, pairs)

@@ -33,8 +33,8 @@ DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
 
 # Ends and middle of matplotlib's cividis, which the colour-blind see as others do: near to far.
 _SCALE = ((254, 232, 56), (124, 123, 120), (0, 34, 78))
-_MARK = "~"
-_NO_TEST = f"that takes {LEAST_FOLDS} folds of each dataset"
+_MARK, _UNTESTED_MARK = "~", "?"
+_TOO_FEW_FOLDS = f"that takes {LEAST_FOLDS} folds of each dataset"
 WEIGHTLESS = "The lens gives this layer no weight: through it there are no distances."
 
 
@@ -50,13 +50,24 @@ def verdicts(
 
 def shown(matrix: Matrix, layer: str = ALL) -> Floats:
     """(D, D) EMD: corrected for the sizes of the samples where that is known of every pair."""
-    return matrix.of(layer, "emd_corrected" if _all_corrected(matrix, layer) else "emd")
+    plain = matrix.of(layer)
+    if not all_corrected(matrix, layer):
+        return plain
+    return np.where(np.eye(len(plain), dtype=bool), plain, matrix.of(layer, "emd_corrected"))
 
 
-def _all_corrected(matrix: Matrix, layer: str) -> bool:
+def all_corrected(matrix: Matrix, layer: str = ALL) -> bool:
+    """Whether `shown` is corrected. Plain distances of small samples are large by themselves."""
     corrected, plain = matrix.of(layer, "emd_corrected"), matrix.of(layer)
     known = np.isfinite(corrected) | np.isnan(plain) | np.eye(len(plain), dtype=bool)
     return bool(known.all() and np.isfinite(corrected).any())
+
+
+def no_test(matrix: Matrix) -> str:
+    """Why no pair is tested, where none is."""
+    if not matrix.estimates:
+        return "there are no error bars (--no-error-bars, or a lens with negative weights)"
+    return _TOO_FEW_FOLDS
 
 
 def through(matrix: Matrix) -> str:
@@ -87,7 +98,9 @@ def print_matrix(
     of = seen(matrix, layer)
     of = of if layer == ALL and through(matrix) else f"of {of}"
     title = f"Earth Mover's Distance {of}, in bins ({matrix.bins} to a neuron's range)"
-    if np.isfinite(matrix.of(layer, "emd_corrected")).any():
+    if all_corrected(matrix, layer):
+        title += ", corrected for the sizes of the samples"
+    elif np.isfinite(matrix.of(layer, "emd_corrected")).any():
         title += ", not corrected for the sizes of the samples"
     if distance == "nfd":
         title = f"Fréchet distance of the Gaussians {of}, in squared activations"
@@ -105,15 +118,27 @@ def print_matrix(
     else:
         for line in _nearest_pairs(matrix, layer, distance):
             console.print(line, soft_wrap=True)
-    if (_marked(matrix, layer, distance) == ALIKE).any():
-        legend = f"{_MARK} not told apart at a false discovery rate of {FALSE_DISCOVERY_RATE:.0%}"
+    marks = _marks(matrix, layer, distance)
+    legends = {
+        _MARK: f"not told apart at a false discovery rate of {FALSE_DISCOVERY_RATE:.0%}",
+        _UNTESTED_MARK: "not tested",
+    }
+    legend = "; ".join(f"{mark} {text}" for mark, text in legends.items() if (marks == mark).any())
+    if legend:
         console.print(Text(legend, style="dim"), soft_wrap=True)
 
 
-def _marked(matrix: Matrix, layer: str, distance: Distance) -> NDArray[np.int8]:
-    """Verdicts are on the Earth Mover's Distance; others are not tested."""
+def _marks(matrix: Matrix, layer: str, distance: Distance) -> NDArray[np.str_]:
+    """(D, D), empty for what differs, and where nothing is tested: Fréchet distances are not."""
     verdict = verdicts(matrix, layer)
-    return verdict if distance == "emd" else np.full_like(verdict, UNTESTED)
+    tested = distance == "emd" and (verdict != UNTESTED).any()
+    marks = np.where(verdict == ALIKE, _MARK, np.where(verdict == UNTESTED, _UNTESTED_MARK, ""))
+    np.fill_diagonal(marks, "")
+    return np.where(np.isfinite(matrix.of(layer)) & tested, marks, "")
+
+
+def _values(matrix: Matrix, layer: str, distance: Distance) -> Floats:
+    return shown(matrix, layer) if distance == "emd" else matrix.of(layer, distance)
 
 
 def table_width(
@@ -124,7 +149,7 @@ def table_width(
 
 
 def _table(matrix: Matrix, layer: str, decimals: int, distance: Distance) -> Table:
-    values, verdict = matrix.of(layer, distance), _marked(matrix, layer, distance)
+    values, marks = _values(matrix, layer, distance), _marks(matrix, layer, distance)
     # An EMD is a number of bins; a Fréchet distance has the units of its network, of any size.
     form = f".{decimals}f" if distance == "emd" else f".{decimals + 2}g"
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
@@ -135,8 +160,7 @@ def _table(matrix: Matrix, layer: str, decimals: int, distance: Distance) -> Tab
     shade = _ranks(values)
     for i, name in enumerate(matrix.names):
         cells = [
-            _cell(values[i, j], shade[i, j], form, i == j, verdict[i, j] == ALIKE)
-            for j in range(len(matrix.names))
+            _cell(values[i, j], shade[i, j], form, marks[i, j]) for j in range(len(matrix.names))
         ]
         table.add_row(str(i + 1), Text(name), *cells)
     return table
@@ -149,9 +173,9 @@ def _ranks(values: Floats) -> Floats:
     return np.searchsorted(off, values) / max(1, len(off) - 1)
 
 
-def _cell(value: float, shade: float, form: str, itself: bool, alike: bool) -> Text:
-    if alike and not itself:
-        return Text(f"{_MARK}{value:{form}}", style="dim")
+def _cell(value: float, shade: float, form: str, mark: str) -> Text:
+    if mark:
+        return Text(f"{mark}{value:{form}}", style="dim")
     if value == 0 or not np.isfinite(value):
         return Text("0" if value == 0 else "nan", style="dim")
     at = 2 * min(1.0, float(shade))
@@ -164,7 +188,7 @@ def _cell(value: float, shade: float, form: str, itself: bool, alike: bool) -> T
 
 def _nearest_pairs(matrix: Matrix, layer: str, distance: Distance) -> list[Text]:
     """Lines of what a table is too wide for."""
-    values, verdict = matrix.of(layer, distance), _marked(matrix, layer, distance)
+    values, marks = _values(matrix, layer, distance), _marks(matrix, layer, distance)
     pairs = [(int(i), int(j)) for i, j in zip(*np.triu_indices(len(values), 1), strict=True)]
     known = sorted((p for p in pairs if np.isfinite(values[p])), key=lambda p: (values[p], p))
     count = min(PAIRS, len(known))
@@ -174,9 +198,8 @@ def _nearest_pairs(matrix: Matrix, layer: str, distance: Distance) -> list[Text]
     width = max((len(matrix.names[i]) for i, _ in known[:count]), default=0)
     for pair in known[:count]:
         a, b = (matrix.names[i] for i in pair)
-        alike = verdict[pair] == ALIKE
-        number = f"{_MARK if alike else ''}{_number(values[pair], distance)}"
-        lines.append(Text(f"{number:>8}  {a:{width}}  {b}", style="dim" if alike else ""))
+        number = f"{marks[pair]}{_number(values[pair], distance)}"
+        lines.append(Text(f"{number:>8}  {a:{width}}  {b}", style="dim" if marks[pair] else ""))
     if undefined := len(pairs) - len(known):
         has = "pair has" if undefined == 1 else "pairs have"
         lines.append(Text(f"{undefined:,} {has} no distance that is defined"))
@@ -196,7 +219,7 @@ def _decimals(value: float) -> int:
 
 def sentences_heading(matrix: Matrix, layer: str = ALL) -> str:
     """What the numbers of `nearest_sentences` are."""
-    if _all_corrected(matrix, layer):
+    if all_corrected(matrix, layer):
         how = "corrected for the sizes of the samples [95% interval]"
         return f"Nearest and farthest, in bins, {how}:"
     return "Nearest and farthest, in bins, not corrected for the sizes of the samples:"
@@ -244,7 +267,7 @@ def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCO
     pairs = f"{len(upper):,} {'pair' if len(upper) == 1 else 'pairs'}"
     untested = int((upper == UNTESTED).sum())
     if untested == len(upper):
-        return f"None of {pairs} is tested: {_NO_TEST}."
+        return f"None of {pairs} is tested: {no_test(matrix)}."
     alike = int((upper == ALIKE).sum())
     different = int((upper == DIFFERENT).sum())
     differ = "differs" if 1 in (different, len(upper)) else "differ"
@@ -372,7 +395,7 @@ def explanation_sentence(found: Explanation) -> str:
     make = "makes" if 1 in (found.half, neurons) else "make"
     most = f"{found.half:,} of {of} {make} up half of the distance"
     if found.neurons["q"].null_count == neurons:
-        return f"No neuron is tested: {_NO_TEST}. {most}."
+        return f"No neuron is tested: {_TOO_FEW_FOLDS}. {most}."
     differ = "differs" if 1 in (found.differing, neurons) else "differ"
     return (
         f"{found.differing:,} of {of} {differ} at a false discovery rate of "

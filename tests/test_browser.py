@@ -14,7 +14,9 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from pipeline import report
 from pipeline.arrange import clusters
+from pipeline.dna import Floats
 from pipeline.matrix import Matrix
 from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
 from tests import browser
@@ -64,7 +66,7 @@ def test_the_keyboard_walks_the_matrix_and_opens_a_pair(reader: Reader, tmp_path
     matrix = with_estimates(matrix_at(6), (0, 1))
     path = write(tmp_path / "page.html", matrix)
     reader.open(path)
-    order = clusters(matrix.of()).order
+    order = clusters(report.shown(matrix)).order
     cursor = reader.find("cursor")
     cursor.send_keys(Keys.HOME, Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
     i, j = order[2], order[1]
@@ -90,7 +92,7 @@ def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_pa
     reader.run("document.getElementById('numbers').open = true")
     for layer in ("blocks.1", "blocks.0"):
         reader.choose("layer", layer)
-        order = clusters(matrix.of(layer)).order
+        order = clusters(report.shown(matrix, layer)).order
         rows = reader.wait(
             lambda: reader.run(
                 "return [...document.querySelectorAll('#numbers tbody tr')]"
@@ -98,12 +100,12 @@ def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_pa
             )
         )
         assert [row[0] for row in rows] == [matrix.names[i] for i in order]
-        values = matrix.of(layer)[np.ix_(order, order)]
+        values = report.shown(matrix, layer)[np.ix_(order, order)]
         found = [[float(text.lstrip("~")) for text in row[1:]] for row in rows]
         assert np.array(found) == pytest.approx(values, rel=5e-4)
         assert sum(text.startswith("~") for row in rows for text in row) == 2
     reader.choose("quantity", "Fréchet distance of neurons")
-    i, j = clusters(matrix.of()).order[:2]  # what the page began with
+    i, j = clusters(report.shown(matrix)).order[:2]  # what the page began with
     assert f"nfd {matrix.of('blocks.0', 'nfd')[i, j]:#.4g}" in reader.text("selected")
     assert "9 of 10 pairs differ" in reader.text("summary")
     reader.choose("order", "distance to …")
@@ -116,7 +118,7 @@ def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_pa
 def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -> None:
     matrix = matrix_at(4)
     neuron = Neuron("blocks.2", 7, 12.5, -1.0, 2.0, (0, 999, 3), (999, 0, 1))
-    order = clusters(matrix.of()).order
+    order = clusters(report.shown(matrix)).order
     pair = (min(order[0], order[3]), max(order[0], order[3]))
     reader.open(write(tmp_path / "page.html", matrix, seen=[Seen({pair: [neuron]})]))
     where = reader.run(
@@ -128,10 +130,10 @@ def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -
     mouse.click().perform()
     reader.wait(lambda: "blocks.2, neuron 7: 12.50 bins" in reader.text("pair-body"))
     assert matrix.names[order[0]] in reader.text("tip")
-    assert "not tested: that takes 6 folds of each dataset" in reader.text("tip")
+    assert "not tested: there are no error bars (--no-error-bars, or" in reader.text("tip")
     assert reader.run("return document.querySelectorAll('#neurons path').length") == 2
     assert "There are no error bars." in reader.text("pair-body")
-    assert reader.text("summary").endswith("is tested: that takes 6 folds of each dataset.")
+    assert "is tested: there are no error bars (--no-error-bars, or" in reader.text("summary")
 
 
 def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path) -> None:
@@ -248,6 +250,9 @@ def test_plain_and_corrected_numbers_are_called_so(reader: Reader, tmp_path: Pat
     matrix = with_estimates(matrix_at(4), (0, 1))
     matrix.estimates["emd_corrected"][1] = np.nan  # as where it is left out for size
     reader.open(write(tmp_path / "page.html", matrix))
+    assert reader.text("matrix-title") == "corrected distance, bins: all neurons"
+    assert "average linkage of the corrected distance" in reader.text("marks")
+    reader.choose("quantity", "Earth Mover's Distance, bins")
     assert reader.text("matrix-title") == "Earth Mover's Distance, bins, plain: all neurons"
     reader.wait(lambda: "By layer" in reader.text("pair-body"))
     assert "By layer: Earth Mover's Distance, bins, corrected" in reader.text("pair-body")
@@ -260,6 +265,7 @@ def test_plain_and_corrected_numbers_are_called_so(reader: Reader, tmp_path: Pat
     assert ", corrected for the sizes of the samples [95% interval]" in reader.text("sentences")
     reader.choose("layer", "blocks.1")
     assert "plain: not corrected for the sizes of the samples" in reader.text("sentences")
+    assert "average linkage of the Earth Mover's distance" in reader.text("marks")
     reader.open(write(tmp_path / "page.html", matrix_at(2)))
     assert reader.text("matrix-title") == "Earth Mover's Distance, bins: all neurons"
     assert "plain:" not in reader.text("pair-body")
@@ -305,11 +311,12 @@ def test_cells_have_the_colours_of_the_legend_and_their_marks(
     matrix = with_estimates(matrix_of(*[f"d{i:02d}" for i in range(12)]), alike)
     reader.open(write(tmp_path / "page.html", matrix))
     reader.run("state.cells = 18; return update()")
-    order = clusters(matrix.of()).order
+    order = clusters(report.shown(matrix)).order
     scale = legend(reader)
     assert scale[0] == [254, 232, 56]
     assert scale[-1] == [0, 34, 78]
-    most = np.nanmax(matrix.of())
+    values = report.shown(matrix)
+    most = np.nanmax(values)
     seen = {}
     for row, i in enumerate(order):
         for column, j in enumerate(order):
@@ -319,7 +326,7 @@ def test_cells_have_the_colours_of_the_legend_and_their_marks(
             at = np.array(inks["other"])
             near = np.abs(np.array(scale) - inks["ground"]).sum(axis=1).argmin()
             seen[i, j] = int(near)
-            assert near == pytest.approx(255 * matrix.of()[i, j] / most, abs=2), (i, j)
+            assert near == pytest.approx(255 * values[i, j] / most, abs=2), (i, j)
             corner = (at[:, 0] > 0.6 * inks["wide"]) & (at[:, 1] < 0.4 * inks["wide"])
             if {i, j} == set(alike):  # lines from end to end
                 assert len(at) > 40
@@ -341,7 +348,7 @@ def test_small_cells_are_grey_where_a_pair_is_not_told_apart(
     matrix = with_estimates(matrix_of(*[f"d{i:02d}" for i in range(12)]), (2, 7))
     reader.open(write(tmp_path / "page.html", matrix))
     reader.run("state.cells = 6; return update()")
-    order = clusters(matrix.of()).order
+    order = clusters(report.shown(matrix)).order
     grey = [0xC9, 0xCE, 0xD4]
     for row, i in enumerate(order):
         for column, j in enumerate(order):
@@ -433,7 +440,7 @@ def test_the_map_places_datasets_as_far_apart_as_they_are(reader: Reader, tmp_pa
     at = rng.normal(0, 10, (7, 2))
     away = np.sqrt(((at[:, None] - at) ** 2).sum(axis=2))
     matrix = matrix_of(*"abcdefg")
-    matrix.emd[:] = away
+    matrix.emd[:] = away + 1 - np.eye(7)  # and corrected by 1
     reader.open(write(tmp_path / "page.html", with_estimates(matrix, (1, 4))))
     spots = reader.run(
         "return [...document.querySelectorAll('#map circle')].map((spot) =>"
@@ -478,26 +485,57 @@ def test_no_section_covers_another_wherever_the_page_is_scrolled(
                 assert apart or below <= others[1] or above >= others[3], (top, boxes)
 
 
+def measured(matrix: Matrix, seed: int) -> Matrix:
+    """With estimates that say nothing of each other, as far as a file's size goes."""
+    rng = np.random.default_rng(seed)
+
+    def scattered(least: float, most: float) -> Floats:
+        values = rng.uniform(least, most, matrix.emd.shape)
+        return np.triu(values, 1) + np.triu(values, 1).transpose(0, 2, 1)
+
+    p = scattered(0, 1) ** 8
+    estimates = {column: matrix.emd * scattered(0.5, 1.5) for column in ("se", "floor")}
+    estimates["emd_corrected"] = corrected = matrix.emd * scattered(0.8, 1)
+    estimates |= {"low": corrected * scattered(0.7, 1), "high": corrected * scattered(1, 1.3)}
+    return replace(matrix, estimates=estimates | {"p": p, "q": np.minimum(1, p * 1.5)})
+
+
 def test_three_hundred_datasets_take_a_page_that_can_be_used(
     reader: Reader, tmp_path: Path
 ) -> None:
-    matrix = with_estimates(matrix_at(300, layers=8), (0, 1))
-    path = write(tmp_path / "page.html", matrix)
-    assert path.stat().st_size < 10_000_000
+    """With 18 layers, all estimates, neurons of 300 pairs, samples and provenance."""
+    rng = np.random.default_rng(1)
+    matrix = measured(matrix_at(300, layers=18), 2)
+    sample = Sample("photo.jpg", f"data:image/webp;base64,{'A' * 3500}")
+    facts = tuple((f"fact {n}", "0123456789abcdef" * 4) for n in range(10))
+    rows = rng.integers(0, 999, (300, 6, 2, 48)).tolist()
+    neurons = {
+        (i, i + 1): [Neuron("blocks.3", 7, 1.5, 0.0, 1.0, tuple(a), tuple(b)) for a, b in rows[i]]
+        for i in range(299)
+    }
+    page = Page([matrix], [Panel("7 images", facts, samples=(sample,))] * 300, [Seen(neurons)])
+    path = tmp_path / "page.html"
+    path.write_bytes(render(page))
+    assert 9_000_000 < path.stat().st_size < 10_000_000
     reader.open(path)
-    assert "Left out of this page for its size" in reader.text("notes")
+    left = reader.text("notes").partition("Left out of this page for its size")[2]
+    assert "low of" in left
+    assert not any(f" {column} of" in left for column in ("emd", "q", "emd_corrected"))
     taken = "const begin = performance.now(); state.plane = 3; const done = arguments[0];"
     milliseconds = reader.driver.execute_async_script(
         f"{taken} update().then(() => done(performance.now() - begin))"
     )
     assert milliseconds < 5000  # a tenth of a second on a machine at rest
-    i, j = clusters(matrix.of("blocks.3")).order[:2]
+    i, j = clusters(report.shown(matrix, "blocks.3")).order[:2]
     reader.find("cursor").send_keys(Keys.HOME)
     reader.find("cursor").send_keys(*[Keys.PAGE_UP] * 30)
     reader.find("cursor").send_keys(Keys.ARROW_RIGHT)
     assert f"{matrix.names[i]} and {matrix.names[j]}" in reader.text("selected")
     shown = float(reader.text("selected").partition(" emd ")[2].partition(" ")[0])
     assert shown == pytest.approx(matrix.of("blocks.3")[i, j], rel=1e-3)
+    two = render(replace(page, matrices=[matrix, replace(matrix, lens="sharp")], seen=()))
+    assert len(two) < 10_000_000
+    assert b"emd of" not in two  # of every layer, through both
     reader.find("filter").send_keys("12")
     reader.wait(lambda: reader.run("return view.order.length") == 13)
     reader.kept_to_itself(path)

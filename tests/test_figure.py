@@ -15,6 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.figure import _figure as figure_of
 from pipeline.figure import draw, kind_of
 from pipeline.matrix import Matrix
+from pipeline.report import shown
 from tests.test_report import LENS, matrix_of, with_estimates, with_nan
 
 
@@ -34,7 +35,7 @@ def test_names_stand_in_cluster_order_at_both_sides_with_their_numbers() -> None
         emd=matrix.emd[:, shuffled][:, :, shuffled],
     )
     found = [text for text in texts(matrix) if text in matrix.names]
-    order = [matrix.names[i] for i in clusters(matrix.of()).order]
+    order = [matrix.names[i] for i in clusters(shown(matrix)).order]
     assert found == order * 2
     assert order in (["e", "a", "c", "group/d"], ["group/d", "c", "a", "e"])
     assert texts(matrix).count("123.4") == 2
@@ -101,9 +102,9 @@ def scattered(count: int, *alike: tuple[int, int]) -> Matrix:
 @pytest.mark.parametrize("layer", ["all", "stem"])
 def test_cells_tree_and_marks_are_those_of_the_matrix(layer: str) -> None:
     matrix = scattered(9, (0, 1), (2, 5))
-    found = clusters(matrix.of(layer))
+    found = clusters(shown(matrix, layer))
     order = list(found.order)
-    expected = matrix.of(layer)[np.ix_(order, order)].copy()
+    expected = shown(matrix, layer)[np.ix_(order, order)].copy()
     np.fill_diagonal(expected, np.nan)
     main, tree, bar = figure_of(matrix, layer).axes[:3]
     (image,) = main.images
@@ -138,7 +139,7 @@ def test_cells_tree_and_marks_are_those_of_the_matrix(layer: str) -> None:
 
 def test_small_cells_are_grey_where_a_pair_is_not_told_apart() -> None:
     matrix = scattered(60, (3, 40))
-    order = clusters(matrix.of()).order
+    order = clusters(shown(matrix)).order
     main = figure_of(matrix).axes[0]
     values = main.images[0].get_array().filled(np.nan)
     rows, columns = np.nonzero(np.isnan(values))
@@ -151,7 +152,7 @@ def test_small_cells_are_grey_where_a_pair_is_not_told_apart() -> None:
 def test_the_picture_has_the_colours_of_its_scale() -> None:
     """Pixels of the file: the farther, the darker."""
     matrix = scattered(9, (0, 1))
-    order = clusters(matrix.of()).order
+    order = clusters(shown(matrix)).order
     figure = figure_of(matrix)
     with Image.open(io.BytesIO(draw(matrix, "png"))) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import matrix as matrix_module
 from pipeline import panels
+from pipeline.arrange import plane_map
 from pipeline.build import InProcess, Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.distance import emd
@@ -34,6 +35,7 @@ from pipeline.matrix import Matrix, compare
 from pipeline.page import BITS, COLUMNS, EXACT, Page, Panel, Seen, pack, render, require_html
 from pipeline.panels import SIDE, THUMBNAIL, gather, thumbnail, write_page
 from pipeline.plan import plan
+from pipeline.report import shown
 from pipeline.spec import Resources
 from tests import tiny
 from tests.golden.handmade import commit_dataset, entries, hand_made
@@ -87,7 +89,11 @@ def test_numbers_are_those_of_the_matrix() -> None:
             found = unpacked(content["columns"][column][str(plane)], 4)
             assert found == pytest.approx(matrix.of(layer, column)[upper], rel=1e-7), column  # type: ignore[arg-type]
     assert sorted(content["arranged"][0]["order"]) == [0, 1, 2, 3]
-    assert content["maps"][0]["stress"] == pytest.approx(0, abs=1e-6)
+    stress = plane_map(shown(matrix, "stem")).stress  # and of distances that none corrects, 0
+    assert content["maps"][0]["stress"] == pytest.approx(stress, abs=1e-6)
+    plain = data_of(render(page_of(matrix_of("a", "b", "c", "d"))))["matrices"][0]
+    assert plain["maps"][0]["stress"] == pytest.approx(0, abs=1e-6)
+    assert [content["arranged"][0]["corrected"], plain["arranged"][0]["corrected"]] == [True, False]
 
 
 @settings(deadline=None, max_examples=30)
@@ -118,7 +124,9 @@ def test_columns_of_least_use_are_left_out_for_room_and_named() -> None:
     assert all("2" in of for of in columns.values())  # the plane that it opens with
     assert set(columns["emd"]) == {"0", "1", "2"}
     (note,) = data["notes"]
-    assert note.startswith("Left out of this page for its size, and in the Parquet file: ")
+    assert note.startswith(
+        "Left out of this page for its size, and in the file that vdna compare --out writes: "
+    )
     left = {c for c, of in columns.items() if len(of) < 3}
     assert left
     assert all(f"{column} of " in note for column in left)

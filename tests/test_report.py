@@ -121,20 +121,26 @@ def test_pairs_not_told_apart_are_marked_dim_and_explained() -> None:
     matrix = with_estimates(matrix_of("a", "b", "c"), (0, 1))
     lines = printed(matrix)
     assert [line.rstrip() for line in lines[1:]] == [
-        "1 a           0 ~50.0 100.0",
-        "2 b       ~50.0     0  50.0",
-        "3 c       100.0  50.0     0",
+        "1 a           0 ~49.0 99.0",
+        "2 b       ~49.0     0 49.0",
+        "3 c        99.0  49.0    0",
         "~ not told apart at a false discovery rate of 5%",
     ]
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, color_system="truecolor")
     print_matrix(matrix, console)
-    assert out.getvalue().count("\x1b[2m~50.0") == 2
+    assert out.getvalue().count("\x1b[2m~49.0") == 2
     assert not any("~" in line for line in printed(with_estimates(matrix_of("a", "b"))))
     print_matrix(matrix, Console(file=(other := io.StringIO()), width=80), distance="fd")
     assert "~" not in other.getvalue()  # it is the Earth Mover's Distance that was tested
+    matrix.estimates["q"][:, 0, 2] = matrix.estimates["q"][:, 2, 0] = np.nan
+    marked = printed(matrix)
+    assert marked[1].split()[2:] == ["0", "~49.0", "?99.0"]
+    assert marked[-1] == "~ not told apart at a false discovery rate of 5%; ? not tested"
+    matrix.estimates["q"][:] = np.nan
+    assert not any("?" in line for line in printed(matrix))
     far = "d" * 90
-    assert "   ~50.0  a" in "\n".join(printed(with_estimates(matrix_of("a", "b", far), (0, 1))))
+    assert "   ~49.0  a" in "\n".join(printed(with_estimates(matrix_of("a", "b", far), (0, 1))))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +242,15 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
         "2 are not told apart; 1 is not tested."
     )
     plain = summary_sentence(matrix_of("a", "b"))
-    assert plain == ("None of 1 pair is tested: that takes 6 folds of each dataset.")
+    assert plain == (
+        "None of 1 pair is tested: there are no error bars (--no-error-bars, or a lens with "
+        "negative weights)."
+    )
+    few = with_estimates(matrix_of("a", "b"))
+    few.estimates["q"][:] = np.nan
+    assert summary_sentence(few) == (
+        "None of 1 pair is tested: that takes 6 folds of each dataset."
+    )
     assert verdicts(matrix).tolist()[0] == [UNTESTED, ALIKE, UNTESTED, DIFFERENT]
 
 
@@ -263,13 +277,17 @@ def test_of_one_pair_it_is_said_so() -> None:
 def test_plain_and_corrected_numbers_are_called_so() -> None:
     plain, corrected = matrix_of("a", "b"), with_estimates(matrix_of("a", "b"))
     assert "not corrected" not in title_of(plain)
-    assert title_of(corrected).endswith(", not corrected for the sizes of the samples")
+    assert title_of(corrected).endswith(", corrected for the sizes of the samples")
+    assert "99.0" in printed(corrected)[1]
     heading = "Nearest and farthest, in bins, "
     assert sentences_heading(plain) == f"{heading}not corrected for the sizes of the samples:"
     how = "corrected for the sizes of the samples [95% interval]:"
     assert sentences_heading(corrected) == heading + how
     corrected.estimates["emd_corrected"][:, 0, 1] = np.nan
     assert sentences_heading(corrected) == sentences_heading(plain)
+    corrected.estimates["emd_corrected"][:, 1, 0] = 3.0  # of one pair, and not of the other
+    assert title_of(corrected).endswith(", not corrected for the sizes of the samples")
+    assert "100.0" in printed(corrected)[1]
 
 
 LENS = Lens("sharp", (("stem", 2), ("head", 1)), np.array([0.0, 0.0, -2.0]))
