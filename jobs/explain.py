@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -38,7 +39,7 @@ def explain(
     at: AtOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank the layers and neurons in which two datasets differ, and show how."""
+    """Rank the layers and neurons in which two datasets differ; show how, and in which images."""
     from pipeline import storage
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
@@ -63,6 +64,11 @@ def explain(
         storage.replace(storage.canonical(out), found.encode())
     if as_json:
         first = found.neurons.slice(0, top).to_pylist()
+        for row, (of_a, of_b) in zip(first, found.reactions, strict=True):
+            row["exemplars"] = {
+                "a": None if of_a is None else [asdict(image) for image in of_a],
+                "b": None if of_b is None else [asdict(image) for image in of_b],
+            }
         for row, shown in zip(first, found.shown, strict=False):
             row["histograms"] = {
                 "low": shown.low,
@@ -84,10 +90,12 @@ def explain(
         return
     from rich.console import Console
 
-    from pipeline.report import explanation_sentence, print_explanation
+    from pipeline.report import explanation_sentence, print_explanation, reaction_lines
 
     print_explanation(found, Console(), top)
     print(explanation_sentence(found))
+    for line in reaction_lines(found):
+        print(line)
     print_notes(found.versions)
     if out:
         print(f"written to {out}")

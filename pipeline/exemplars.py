@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -190,6 +190,13 @@ class Exemplars:
 
     __hash__ = None  # type: ignore[assignment]  # a table has none
 
+    def of(self, layer: str, neuron: int) -> list[dict[str, Any]]:
+        """Rows of one neuron, its largest reaction first."""
+        place = _starts(self.spec)[layer] + neuron
+        held = self.rows["neuron"].to_numpy()
+        first, last = np.searchsorted(held, [place, place + 1])
+        return cast(list[dict[str, Any]], self.rows.slice(first, last - first).to_pylist())
+
     @property
     def digest(self) -> str:
         """Of every row, alike on every machine."""
@@ -290,7 +297,7 @@ class Exemplars:
         columns: dict[str, Any] = {n: table[n] for n in _SUM.names}
         columns["neuron"] = first + table["neuron"].to_numpy()
         found = cls(keep, spec, pa.table(columns, schema=_SUM))
-        if not found.table.equals(table):
+        if not found.table.equals(table) or found + cls.empty(keep, spec) != found:
             raise CorruptFile(f"{name}: its rows are not in their order")
         return found
 

@@ -76,6 +76,22 @@ class Overlay:
     b: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Reaction:
+    """An image, and the mean of a neuron's activations over it."""
+
+    uri: str
+    member: str
+    reaction: float
+
+    def __str__(self) -> str:
+        return f"{self.uri}::{self.member}" if self.member else self.uri
+
+
+Reactions = tuple[Reaction, ...] | None
+"""The largest first."""
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """What two `versions`, a and b, differ in; both tables begin with what is furthest apart.
@@ -84,7 +100,8 @@ class Explanation:
     them, `q` over the layers, and how many of its `neurons` are `differing` at a false discovery
     rate of 5%. `neurons`: a row per neuron that weighs anything, `q` over all of them; `shift` is
     the mean of `b` less that of `a`, in bins. `share`: of the sum of weighted distances. Null where
-    it is not known. `shown`: histograms of the first neurons, in their order.
+    it is not known. `shown`: histograms of the first neurons, in their order; `reactions`: the
+    images that those react to most in a and in b, or None where a dataset keeps none of them.
     """
 
     versions: Mapping[str, Version]
@@ -92,6 +109,7 @@ class Explanation:
     layers: pa.Table
     neurons: pa.Table
     shown: tuple[Overlay, ...]
+    reactions: tuple[tuple[Reactions, Reactions], ...] = ()
 
     @cached_property
     def differing(self) -> int:
@@ -151,13 +169,31 @@ def explain(
         part.overlays.get(at) for part in parts for at in np.flatnonzero(part.weights).tolist()
     ]
     shown = (of_neuron[at] for at in order[:top])
+    first = list(zip(*(table[name].to_pylist()[:top] for name in ("layer", "neuron")), strict=True))
+    of_a, of_b = (_reactions(catalogue, *version, first) for version in versions.items())
     return Explanation(
         versions,
         UNIFORM if lens is None else lens.name,
         _layer_table(parts, table, network.bins, whole=layers is None),
         table,
         tuple(overlay for overlay in shown if overlay is not None),
+        tuple(zip(of_a, of_b, strict=True)),
     )
+
+
+def _reactions(
+    catalogue: Catalogue, name: str, version: Version, neurons: Sequence[tuple[str, int]]
+) -> list[Reactions]:
+    """The exemplars that a dataset keeps of each neuron; None of those that it keeps none of."""
+    if "exemplars" not in version.sha256:
+        return [None] * len(neurons)
+    kept = catalogue.exemplars(name, version)
+    return [
+        tuple(Reaction(row["uri"], row["member"], row["reaction"]) for row in kept.of(*neuron))
+        if not kept.keep.layers or neuron[0] in kept.keep.layers
+        else None
+        for neuron in neurons
+    ]
 
 
 def overlaid(a: Floats, b: Floats, low: float, high: float, parts: int = PARTS) -> Overlay:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from pipeline.arrange import neighbours
 from pipeline.dna import Floats
+from pipeline.exemplars import DEFAULT_KEPT
 from pipeline.explain import Explanation, Overlay
 from pipeline.lens import UNIFORM, Lens
 from pipeline.matrix import ALL, Distance, Matrix
@@ -28,6 +29,8 @@ PAIRS = 20
 """Listed where the table is too wide."""
 NAMED = 3
 """Datasets that a sentence names as not told apart."""
+SHOWN_NEURONS, SHOWN_IMAGES = 5, 2
+"""Whose exemplars are named, and how many on either side."""
 DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
 """Verdicts on a pair. Alike: not told apart, which is no proof that they are the same."""
 
@@ -384,6 +387,31 @@ def _sparklines(shown: Overlay, width: int) -> tuple[str, str]:
     full = len(_BLOCKS) - 1
     a, b = ("".join(_BLOCKS[int(np.ceil(v / most * full))] for v in of) for of in means)
     return a, b
+
+
+def reaction_lines(found: Explanation) -> list[str]:
+    """Of the first neurons, the images of either dataset that they react to most."""
+    names = list(found.versions)
+    lacking = [
+        name
+        for side, name in enumerate(names)
+        if found.reactions and all(sides[side] is None for sides in found.reactions)
+    ]
+    lines = [
+        f"No images are named for {name}: build it with --exemplars {DEFAULT_KEPT}"
+        for name in lacking
+    ]
+    if len(lacking) == len(names):
+        return lines
+    rows = found.neurons.slice(0, SHOWN_NEURONS).to_pylist()
+    for row, sides in zip(rows, found.reactions, strict=False):
+        lines.append(f"{row['layer']}[{row['neuron']}] reacts most to")
+        for name, images in zip(names, sides, strict=True):
+            lines += [
+                f"  of {name}: {image} ({image.reaction:.3g})"
+                for image in (images or ())[:SHOWN_IMAGES]
+            ]
+    return lines
 
 
 def explanation_sentence(found: Explanation) -> str:

@@ -105,9 +105,10 @@ class Job:
     def side(self) -> int:
         """DNAs on a side of a tile, whose results take a quarter of the memory.
 
-        Those DNAs need not be in memory together: see `Tile.steps`.
+        They are held twice while layers are put together. The DNAs need not be in memory together:
+        see `Tile.steps`.
         """
-        results = 8 * self.planes * (FOLDS * (FOLDS + 4) if self.error_bars else 4)
+        results = 2 * 8 * self.planes * (FOLDS * (FOLDS + 4) if self.error_bars else 4)
         return max(1, int(min(TILE_WORK / self.values, self.memory / 4 / results) ** 0.5))
 
     def held(self, layer: str) -> int:

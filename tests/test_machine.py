@@ -37,6 +37,7 @@ from pipeline.build import InProcess, Request, build_datasets
 from pipeline.catalogue import Catalogue, Version
 from pipeline.dna import DNA
 from pipeline.errors import Conflict, GateError, SourceError, TransientError
+from pipeline.exemplars import Exemplars
 from pipeline.gc import collect
 from pipeline.partial import Failure
 from pipeline.spec import LAYER_GAUSSIAN, Resources
@@ -501,10 +502,12 @@ class Schedule:
         datasets = self.catalogue.commit(number).datasets if number else {}
         return [(name, version) for name, specs in datasets.items() for version in specs.values()]
 
-    def _read(self, name: str, version: Version) -> tuple[DNA, list[Failure]]:
+    def _read(self, name: str, version: Version) -> tuple[DNA, list[Failure], Exemplars | None]:
         layerwise = LAYER_GAUSSIAN in version.products
         dna = self.catalogue.load_version(name, version, layer_gaussian=layerwise)
-        return dna, self.catalogue.failures(name, version)
+        kept = "exemplars" in version.sha256
+        exemplars = self.catalogue.exemplars(name, version) if kept else None
+        return dna, self.catalogue.failures(name, version), exemplars
 
     def end(self) -> None:
         """Left alone, it comes to the truth, and stays there; what the dead left goes."""

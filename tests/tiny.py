@@ -19,6 +19,7 @@ from PIL import Image
 
 from pipeline import images, networks, ranges, storage
 from pipeline.dna import DNA, Ranges
+from pipeline.exemplars import Exemplars
 from pipeline.extractor import Extractor
 from pipeline.networks import Architecture, Network, describe
 from pipeline.partial import Failure
@@ -117,12 +118,16 @@ class Truth:
     greatest: np.ndarray
     means: np.ndarray
     failed: Mapping[str, str]
+    names: tuple[str, ...] = ()
+    """Uris of the images, in the order of `means`."""
 
     @property
     def images(self) -> int:
         return len(self.means)
 
-    def differences(self, dna: DNA, failures: Iterable[Failure]) -> list[str]:
+    def differences(
+        self, dna: DNA, failures: Iterable[Failure], exemplars: Exemplars | None = None
+    ) -> list[str]:
         """What is not as it should be; integers, minima and maxima to the last bit."""
         if dna.images != self.images:
             return [f"{dna.images} images for {self.images}"]
@@ -146,7 +151,22 @@ class Truth:
             floats["scatter"] = (dna.scatter, np.concatenate(triangles))
         wrong += [n for n, (a, b) in floats.items() if not np.allclose(a, b, rtol=1e-9, atol=1e-9)]
         listed = sorted((failure.uri, failure.reason) for failure in failures)
-        return wrong + (["failures"] if listed != sorted(self.failed.items()) else [])
+        wrong += ["failures"] if listed != sorted(self.failed.items()) else []
+        return wrong + ([] if exemplars is None or self._shown(exemplars) else ["exemplars"])
+
+    def _shown(self, exemplars: Exemplars) -> bool:
+        """Whether they are of the largest means, each with its own."""
+        number = min(exemplars.keep.number, self.images)
+        rows = exemplars.rows.to_pylist()
+        if len(rows) != number * sum(WIDTHS):
+            return False
+        largest = -np.sort(-self.means, axis=0)[:number].T.ravel()
+        at = {name: place for place, name in enumerate(self.names)}
+        own = [self.means[at[row["uri"]], row["neuron"]] for row in rows]
+        found = [row["reaction"] for row in rows]
+        return len({(row["neuron"], row["uri"]) for row in rows}) == len(rows) and all(
+            np.allclose(found, right, rtol=1e-6, atol=1e-6) for right in (largest, own)
+        )
 
 
 class Oracle:
@@ -165,9 +185,10 @@ class Oracle:
         neurons = sum(WIDTHS)
         if not good:
             nothing = np.zeros((0, neurons))
-            return Truth(np.zeros((neurons, BINS + 2), int), nothing, nothing, nothing, bad)
+            return Truth(np.zeros((neurons, BINS + 2), int), nothing, nothing, nothing, bad, ())
         tables, least, greatest, means = (np.stack(column) for column in zip(*good, strict=True))
-        return Truth(tables.sum(axis=0), least.min(axis=0), greatest.max(axis=0), means, bad)
+        names = tuple(uri for uri, picture in pictures.items() if picture.kind == "good")
+        return Truth(tables.sum(axis=0), least.min(axis=0), greatest.max(axis=0), means, bad, names)
 
     def _count(self, picture: Picture) -> tuple[np.ndarray, ...]:
         if picture not in self._known:
