@@ -58,8 +58,8 @@ def emd(
     """Earth Mover's Distance in bin widths: the mean, or per neuron (N,), or per layer.
 
     `layer`: of its neurons only; `neuron`: of that one of the layer. `lens`: weighs the neurons of
-    a mean; NaN where those of a layer all weigh nothing. Raises `SpecMismatch` naming the fields
-    that differ, and `UsageError` where a DNA has no histograms.
+    a mean; NaN where those of a layer do not weigh more than nothing. Raises `SpecMismatch` naming
+    the fields that differ, and `UsageError` where a DNA has no histograms.
     """
     a, b = comparable(a, b, layer, "counts")
     each = np.abs(cumulative(a) - cumulative(b)).sum(axis=1)
@@ -78,8 +78,8 @@ def emd(
 
 def _weighted(each: Floats, weights: Floats) -> float:
     seen = np.flatnonzero(weights)  # what weighs nothing may be undefined
-    total = np.abs(weights).sum()
-    return float(each[seen] @ weights[seen] / total) if total else float("nan")
+    total = weights.sum()
+    return float(each[seen] @ weights[seen] / total) if total > 0 else float("nan")
 
 
 @overload

@@ -23,11 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.blocks import Data
-from pipeline.dna import DnaFile, Floats, Ints, encode_tables
+from pipeline.dna import DnaFile, Ints, encode_tables
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from pipeline.spec import Spec, Tap
 
@@ -38,7 +37,7 @@ MOST_KEPT = 100
 _PREFIX = "exemplars-"
 
 _NAMED = [("uri", pa.string()), ("member", pa.string())]
-_SUM = pa.schema([("neuron", pa.int32()), ("reaction", pa.float32()), *_NAMED])
+SUM = pa.schema([("neuron", pa.int32()), ("reaction", pa.float32()), *_NAMED])
 """`neuron`: its place among those of all layers."""
 SCHEMA = pa.schema(
     [
@@ -95,71 +94,9 @@ class Keep:
         return places[np.isin(names, self.layers)] if self.layers else places
 
 
-class Reactions:
-    """The `keep` largest reactions of a growing number of images, which are known by number.
-
-    `order`: (images,) of each image its place in the order of their names, which settles ties.
-    """
-
-    def __init__(self, keep: Keep, spec: Spec, order: Ints) -> None:
-        self._neurons = keep.neurons(spec)
-        shape = len(self._neurons), keep.number
-        self._reactions = np.full(shape, -np.inf, np.float32)
-        self._images = np.full(shape, -1, np.int64)
-        self._order = order
-
-    def add(self, means: Floats, images: Ints) -> None:
-        """Spatial means (B, N) of the images of those numbers; what is not finite is left out."""
-        with np.errstate(over="ignore"):
-            seen = means[:, self._neurons].astype(np.float32) + np.float32(0)  # no -0.0
-        _insert(seen, images, self._order, self._reactions, self._images)
-
-    def named(self, keep: Keep, spec: Spec, names: Sequence[tuple[str, str]]) -> Exemplars:
-        """With the images' names, by their numbers."""
-        filled = self._images >= 0
-        images = self._images[filled]
-        neurons = np.broadcast_to(self._neurons[:, None], filled.shape)[filled]
-        columns: dict[str, Any] = {
-            "neuron": neurons.astype(np.int32),
-            "reaction": self._reactions[filled],
-            "uri": [names[image][0] for image in images],
-            "member": [names[image][1] for image in images],
-        }
-        return Exemplars(keep, spec, pa.table(columns, schema=_SUM))
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _insert(
-    seen: NDArray[np.float32],
-    images: Ints,
-    order: Ints,
-    reactions: NDArray[np.float32],
-    kept: Ints,
-) -> None:
-    """Insertion into rows that are sorted: few images are among the first of any neuron."""
-    last = reactions.shape[1] - 1
-    for i in range(len(images)):
-        for neuron in range(len(reactions)):
-            value = seen[i, neuron]
-            row, ids = reactions[neuron], kept[neuron]
-            if not value >= row[last] or value - value != 0:  # smaller, or not finite
-                continue
-            at = last + 1
-            while at and (
-                ids[at - 1] < 0
-                or value > row[at - 1]
-                or (value == row[at - 1] and order[images[i]] < order[ids[at - 1]])
-            ):
-                at -= 1
-            for move in range(last, at, -1):
-                row[move], ids[move] = row[move - 1], ids[move - 1]
-            if at <= last:
-                row[at], ids[at] = value, images[i]
-
-
 @dataclass(frozen=True, eq=False)
 class Exemplars:
-    """Rows of `_SUM`: by neuron, the largest reaction first, at most `keep.number` a neuron."""
+    """Rows of `SUM`: by neuron, the largest reaction first, at most `keep.number` a neuron."""
 
     keep: Keep
     spec: Spec
@@ -167,7 +104,7 @@ class Exemplars:
 
     @classmethod
     def empty(cls, keep: Keep, spec: Spec) -> Exemplars:
-        return cls(keep, spec, _SUM.empty_table())
+        return cls(keep, spec, SUM.empty_table())
 
     def __add__(self, other: Exemplars) -> Exemplars:
         """Of images that are in one of the two. Raises `SpecMismatch` where others were kept."""
@@ -235,8 +172,8 @@ class Exemplars:
             keep = Keep.of([stated["product"]])
             values = cells.flatten()
             neurons = np.repeat(np.arange(len(cells)), np.asarray(cells.value_lengths()))
-            columns = {name: pc.struct_field(values, name) for name in _SUM.names[1:]}
-            table = pa.table({"neuron": neurons.astype(np.int32), **columns}).cast(_SUM)
+            columns = {name: pc.struct_field(values, name) for name in SUM.names[1:]}
+            table = pa.table({"neuron": neurons.astype(np.int32), **columns}).cast(SUM)
             found = cls(keep or Keep(), file.spec, table)
             sound = found.digest == stated["digest"]
         except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -294,9 +231,9 @@ class Exemplars:
             raise CorruptFile(f"{name}: torn, or not a file of exemplars: {error!r}") from error
         if kind != (COLUMN, FORMAT, spec.digest) or keep is None:
             raise CorruptFile(f"{name}: {kind} is not {(COLUMN, FORMAT, spec.digest)}")
-        columns: dict[str, Any] = {n: table[n] for n in _SUM.names}
+        columns: dict[str, Any] = {n: table[n] for n in SUM.names}
         columns["neuron"] = first + table["neuron"].to_numpy()
-        found = cls(keep, spec, pa.table(columns, schema=_SUM))
+        found = cls(keep, spec, pa.table(columns, schema=SUM))
         if not found.table.equals(table) or found + cls.empty(keep, spec) != found:
             raise CorruptFile(f"{name}: its rows are not in their order")
         return found

@@ -288,7 +288,7 @@ def _neuron_table(parts: Sequence[_Layer], bins: int) -> tuple[pa.Table, Ints]:
 
 def _layer_table(parts: Sequence[_Layer], neurons: pa.Table, bins: int, *, whole: bool) -> pa.Table:
     """Layers, the furthest first, below `all`."""
-    totals = [float(np.abs(part.weights).sum()) for part in parts]
+    totals = [float(part.weights.sum()) for part in parts]
     sums = FoldSums.stack([part.sums for part in parts], totals, whole=whole)
     signed = any((part.weights < 0).any() for part in parts)
     known = {} if signed else estimates(sums)

@@ -59,7 +59,7 @@ class FoldSums:
     def stack(cls, layers: Sequence[FoldSums], totals: Sequence[float], *, whole: bool) -> FoldSums:
         """Sums of single planes -> means; with `whole`, the mean over all of them as the last.
 
-        `totals`: the weights that each plane's sums are divided by; 0 makes NaN.
+        `totals`: the weights that each plane's sums are divided by; NaN unless above 0.
         """
         scales = np.array([*totals, *([sum(totals)] if whole else [])])
         stacked: dict[str, Any] = {}
@@ -68,10 +68,9 @@ class FoldSums:
             if column.startswith("images"):
                 stacked[column] = parts[0]
                 continue
-            seen = [part for part, total in zip(parts, totals, strict=True) if total]
-            planes = np.concatenate([*parts, *([np.sum(seen, axis=0)] if whole else [])])
+            planes = np.concatenate([*parts, *([np.sum(parts, axis=0)] if whole else [])])
             with np.errstate(invalid="ignore", divide="ignore"):
-                by = np.where(scales, scales, np.nan).reshape(-1, *[1] * (planes.ndim - 1))
+                by = np.where(scales > 0, scales, np.nan).reshape(-1, *[1] * (planes.ndim - 1))
                 stacked[column] = planes / by
         return cls(**stacked)
 

@@ -3,10 +3,11 @@
     >>> lens = Lens.chosen(spec, ["blocks.3.1:4,17,100-120"])           # doctest: +SKIP
     >>> emd(a, b, lens=lens), compare(catalogue, lens=lens)             # doctest: +SKIP
 
-A distance through a lens is sum w EMD / sum |w| over neurons: the weighted mean where no weight is
-negative. A layer is weighed by its own neurons' weights alone; one whose weights are all zero is at
-no distance that is defined. The file is Parquet: a row per neuron with `layer`, `neuron` and
-`weight`; neurons that have no row weigh nothing.
+A distance through a lens is sum w EMD / sum w over neurons: a weighted mean, in which neurons of
+negative weight make up for what others tell against their will. A layer is weighed by its own
+neurons' weights alone; one whose weights do not sum to more than zero has no distance. The file is
+Parquet: a row per neuron with `layer`, `neuron` and `weight`; neurons that have no row weigh
+nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _CHOICE = re.compile(r"(?P<layer>.+):(?P<neurons>\d+(-\d+)?(,\d+(-\d+)?)*)")
 class Lens:
     """Weights (N,) float64 of the neurons of `taps` (layer, neurons), one layer after the other.
 
-    Raises `UsageError` where a weight is not finite, or all are zero, and for the name of no lens.
+    Raises `UsageError` where a weight is not finite, where they do not sum to more than zero, and
+    for the name of no lens.
     """
 
     name: str
@@ -57,6 +59,11 @@ class Lens:
             )
         if not self.weights.any():
             raise UsageError(f"lens {self.name}: every weight is zero; there is nothing to see")
+        if not self.weights.sum() > 0:
+            raise UsageError(
+                f"lens {self.name}: its weights sum to {self.weights.sum():g}; a distance is "
+                "divided by their sum, which must be more than zero"
+            )
 
     @cached_property
     def digest(self) -> str:
@@ -114,9 +121,9 @@ class Lens:
         raise UsageError(f"lens {self.name} knows no layer {layer!r}")
 
     def weighs(self, layer: str) -> bool:
-        """Whether any neuron of a layer has a weight; all layers together always have one."""
+        """Whether a layer has a distance through it; all layers together always have one."""
         names = [name for name, _ in self.taps]
-        return layer not in names or bool(self.of_layer(layer).any())
+        return layer not in names or bool(self.of_layer(layer).sum() > 0)
 
     def of_layers(self, layers: Sequence[str]) -> Floats:
         """(N,) of the neurons of several, one layer after the other."""

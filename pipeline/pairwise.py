@@ -158,8 +158,8 @@ def pairwise_emd(dnas: Sequence[DNA], lens: Lens | None = None) -> Floats:
     parts = _in_parts(part, np.flatnonzero(weights), padded(size) ** 2)
     undefined = np.any([of for _, of in parts], axis=0)
     sums = _whole(np.sum([of for of, _ in parts], axis=0), undefined, undefined, upper=True)
-    weight = np.abs(weights).sum()
-    return sums / weight if weight else np.full_like(sums, np.nan)
+    weight = weights.sum()
+    return sums / weight if weight > 0 else np.full_like(sums, np.nan)
 
 
 def distances(

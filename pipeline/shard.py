@@ -40,7 +40,7 @@ from pipeline.errors import (
     TransientError,
     VdnaError,
 )
-from pipeline.exemplars import Keep, Reactions
+from pipeline.exemplars import Keep
 from pipeline.extractor import Extractor
 from pipeline.gaussian import Moments
 from pipeline.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
@@ -48,6 +48,7 @@ from pipeline.manifest import Entry, Shard, read_shard
 from pipeline.networks import Network
 from pipeline.partial import Failure, Partial
 from pipeline.ranges import decode as decode_ranges
+from pipeline.reactions import Reactions
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
 
 if TYPE_CHECKING:

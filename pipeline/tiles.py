@@ -320,7 +320,7 @@ def compute(tile: Tile) -> Block:
             found[step.layer].fill(job, step, a, b, square=tile.square)
             del a, b
     layers = list(found.values())
-    totals = [float(np.abs(job.weights(layer)).sum()) for layer in job.layers]
+    totals = [float(job.weights(layer).sum()) for layer in job.layers]
     block: Block = {
         column: _means([getattr(part, column) for part in layers], totals, whole=job.whole)
         for column in ("emd", "nfd")
@@ -379,11 +379,10 @@ class _Layer:
 
 
 def _means(sums: Sequence[Floats], totals: Sequence[float], *, whole: bool) -> Floats:
-    """Weighted sums of layers -> (planes, A, B) means; NaN for a layer that weighs nothing."""
+    """Weighted sums of layers -> (planes, A, B) means; NaN for a layer of no positive weight."""
     scales = np.array([*totals, *([sum(totals)] if whole else [])])
-    seen = [part for part, total in zip(sums, totals, strict=True) if total]
-    planes = np.stack([*sums, *([np.sum(seen, axis=0)] if whole else [])])
-    return np.asarray(planes / np.where(scales, scales, np.nan)[:, None, None])
+    planes = np.stack([*sums, *([np.sum(sums, axis=0)] if whole else [])])
+    return np.asarray(planes / np.where(scales > 0, scales, np.nan)[:, None, None])
 
 
 def _estimates(sums: FoldSums, *, square: bool) -> Block:

@@ -19,10 +19,11 @@ from pipeline import storage
 from pipeline.build import InProcess, Request, Result, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.errors import CorruptFile, NotFound, SpecMismatch, UsageError
-from pipeline.exemplars import SCHEMA, Exemplars, Keep, Reactions
+from pipeline.exemplars import SCHEMA, Exemplars, Keep
 from pipeline.explain import explain
 from pipeline.manifest import Manifest
 from pipeline.partial import Partial, add_exemplars
+from pipeline.reactions import Reactions
 from pipeline.reduce import load_partial
 from pipeline.shard import partial_uri
 from pipeline.verify import verify

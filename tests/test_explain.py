@@ -167,7 +167,7 @@ def test_a_lens_leaves_out_what_weighs_nothing_and_ranks_by_weight(place: Catalo
 
 
 def test_a_signed_lens_has_no_error_bars_for_layers_but_for_neurons(place: Catalogue) -> None:
-    lens = Lens.of("signed", SPEC, [("stem", 5, 1.0), ("head", 2, -1.0)])
+    lens = Lens.of("signed", SPEC, [("stem", 5, 2.0), ("head", 2, -1.0)])
     seen = explain(place, "a", "b", lens=lens)
     assert seen.layers["p"].null_count == seen.layers.num_rows
     assert seen.neurons["p"].null_count == 0

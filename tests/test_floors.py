@@ -13,17 +13,18 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {
         *("errors", "allocator", "spec", "dna", "partial", "distance", "significance", "arrange"),
-        *("blocks", "manifest", "lens"),
+        *("blocks", "manifest", "lens", "exemplars"),
     },
     {
         *("extractor", "networks", "weights", "folding", "gaussian", "histogram", "ranges"),
+        "reactions",
         *("storage", "retry", "archive", "listing", "plan", "source", "images"),
         "progress",
     },
     {"shard", "reduce", "pairwise", "folds", "tiles", "matrix", "catalogue"},
     {
         *("build", "calibrate", "cluster", "config", "gc", "reference", "report", "samples"),
-        *("recount", "verify", "explain", "figure", "page", "panels"),
+        *("recount", "verify", "explain", "figure", "page", "panels", "fit"),
     },
 ]
 LEVEL = {module: level for level, floor in enumerate(FLOORS) for module in floor}

@@ -242,7 +242,7 @@ def test_neurons_are_those_that_differ_most(built: Catalogue) -> None:
 
 
 def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> None:
-    weights = {0: 0.001, 1: -5.0, 3: 1.0}
+    weights = {0: 0.001, 1: -5.0, 3: 6.0}
     lens = Lens.of(
         "few", built.spec(built.find("mixed").spec), [("a", *w) for w in weights.items()]
     )

@@ -345,7 +345,7 @@ def test_all_pairs_of_dnas_in_memory_are_the_plain_distance(
     rng = np.random.default_rng(seed)
     dnas = [random_dna(spec, ranges, int(rng.integers(1, 60)), seed + i) for i in range(size)]
     weights = rng.integers(-1, 3, sum(neurons)).astype(float)
-    weights[0] = 1
+    weights[0] = 1 + np.count_nonzero(weights < 0)
     lens = (
         Lens("some", tuple((tap.name, tap.neurons) for tap in taps), weights) if weighed else None
     )

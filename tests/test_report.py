@@ -290,7 +290,7 @@ def test_plain_and_corrected_numbers_are_called_so() -> None:
     assert "100.0" in printed(corrected)[1]
 
 
-LENS = Lens("sharp", (("stem", 2), ("head", 1)), np.array([0.0, 0.0, -2.0]))
+LENS = Lens("sharp", (("stem", 2), ("head", 1)), np.array([1.0, -1.0, 2.0]))
 
 
 def test_a_lens_is_named_and_a_layer_that_it_does_not_weigh_is_said_to_be_so() -> None:

@@ -634,7 +634,7 @@ def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
 
 def test_a_matrix_through_a_lens_is_the_distance_through_it(place: Catalogue) -> None:
     signed = Lens(
-        "signed", tuple((t.name, t.neurons) for t in SPEC.taps), np.array([1.0, -2, 0, 0, 0.5])
+        "signed", tuple((t.name, t.neurons) for t in SPEC.taps), np.array([3.0, -2, 0, 1, -1])
     )
     chosen = Lens.chosen(SPEC, ["stem:0,2"])
     dnas = [place.load(f"set/{n}") for n in range(3)]
