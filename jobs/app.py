@@ -14,6 +14,7 @@ from jobs.demo import demo
 from jobs.explain import explain
 from jobs.export import export
 from jobs.gc import gc
+from jobs.lens import lens
 from jobs.log import log
 from jobs.ls import ls
 from jobs.refresh import refresh
@@ -49,6 +50,7 @@ for command in (
     app.command()(command)
 app.command("import")(import_module("jobs.import").import_)  # its name is a keyword
 app.command()(export)
+app.add_typer(lens, name="lens")
 
 if __name__ == "__main__":
     app()

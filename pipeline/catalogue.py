@@ -249,9 +249,9 @@ class Catalogue:
     def matrices_uri(self, spec: str) -> str:
         return storage.join(self.root, "matrix", spec)
 
-    def lenses_uri(self, name: str) -> str:
-        """Where a lens of that name is kept, each version under its digest."""
-        return storage.join(self.root, "lenses", name)
+    def lenses_uri(self, name: str = "") -> str:
+        """Where a lens of that name is kept, each version under its digest; or all of them."""
+        return storage.join(self.root, "lenses", *([name] if name else []))
 
     def log_uri(self, number: int) -> str:
         return storage.join(self.root, "_log", f"{number:020d}.json")

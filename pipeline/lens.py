@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,8 @@ _CHOICE = re.compile(r"(?P<layer>.+):(?P<neurons>\d+(-\d+)?(,\d+(-\d+)?)*)")
 class Lens:
     """Weights (N,) float64 of the neurons of `taps` (layer, neurons), one layer after the other.
 
+    `provenance`: of one that was fitted, on what, and how it does on what it was not fitted on.
+
     Raises `UsageError` where a weight is not finite, where they do not sum to more than zero, and
     for the name of no lens.
     """
@@ -44,6 +46,7 @@ class Lens:
     name: str
     taps: tuple[tuple[str, int], ...]
     weights: Floats
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name == UNIFORM:
@@ -157,6 +160,7 @@ class Lens:
             "name": self.name,
             "taps": self.taps,
             "digest": self.digest,
+            **({"provenance": dict(self.provenance)} if self.provenance else {}),
         }
         return encode_tables(metadata, table.schema, [table])
 
@@ -184,6 +188,7 @@ class Lens:
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"{name}: torn, or not a lens: {error}") from error
         lens = cls.of(str(metadata.get("name", name)), spec, rows)
+        lens = replace(lens, provenance=metadata.get("provenance", {}))
         if stated and metadata.get("digest") != lens.digest:
             own = tuple((layer, count) for layer, count in metadata.get("taps", ()))
             if own != lens.taps:

@@ -431,6 +431,8 @@ def _shared(
 def _uri(catalogue: Catalogue, wanted: _Wanted, job: Job) -> str:
     through = UNIFORM if job.lens is None else job.lens.digest
     name = f"{through}{'-fd' if job.fd else ''}{'' if job.error_bars else '-plain'}"
+    if job.lens is not None and (job.lens.weights < 0).any():
+        name += "-signed"  # those of old were divided by another sum
     if not job.whole:
         name += f"-layers-{digest_of('layers', job.layers)}"
     return catalogue.matrix_uri(wanted.spec_digest, wanted.members, name)
@@ -701,14 +703,21 @@ def find_lens(catalogue: Catalogue, name: str, spec: Spec) -> Lens:
     if name.endswith(".parquet"):
         data = storage.read(storage.canonical(name))
         return Lens.decode(data, name.rpartition("/")[2].removesuffix(".parquet"), spec)
-    try:
-        there = list(storage.walk(catalogue.lenses_uri(check_name(name))))
-    except SourceError:
-        there = []
-    if not there:
+    newest = newest_lenses(catalogue).get(check_name(name))
+    if newest is None:
         raise NotFound(f"{catalogue.root} has no lens {name!r}; a file's name ends in .parquet")
-    newest = max(there, key=lambda item: (item.modified is not None, item.modified, item.uri))
     return Lens.decode(storage.read(newest.uri), newest.uri, spec)
+
+
+def newest_lenses(catalogue: Catalogue) -> dict[str, storage.Stored]:
+    """The newest of each name in the catalogue."""
+    root = catalogue.lenses_uri()
+    try:
+        there = [item for item in storage.walk(root) if item.uri.endswith(".parquet")]
+    except SourceError:
+        return {}
+    there.sort(key=lambda item: (item.modified is not None, item.modified, item.uri))
+    return {item.uri.removeprefix(f"{root}/").rpartition("/")[0]: item for item in there}
 
 
 def _shared_spec(commit: Commit, names: Sequence[str]) -> str | None:

@@ -37,7 +37,7 @@ from pipeline.pairwise import Curves, distances, width_of
 from pipeline.significance import METHOD
 from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
-FORMAT = 2
+FORMAT = 3
 FOLDER = "_tiles"
 """Below the catalogue's `_work`, whose leftovers `gc` removes."""
 MEMORY = 4 * 2**30

@@ -648,7 +648,7 @@ def test_a_matrix_through_a_lens_is_the_distance_through_it(place: Catalogue) ->
         assert found.lens_digest == lens.digest
     assert np.isnan(found.of("head")).all()
     assert {uri.rpartition("/")[2] for uri in stored(place)} == {
-        f"{signed.digest}-plain.parquet",
+        f"{signed.digest}-plain-signed.parquet",
         f"{chosen.digest}-plain.parquet",
     }
 

@@ -1,0 +1,180 @@
+"""Lenses: weights of neurons, fitted to attributes, kept in the catalogue by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.shell import AtOption, CatalogueOption, JsonOption, SpecOption, guarded, print_json
+
+if TYPE_CHECKING:
+    from pipeline.fit import Fitted, Score
+    from pipeline.lens import Lens
+
+lens = typer.Typer(
+    help="Fit, list and show lenses: weights of neurons, for compare and explain (--lens).",
+    no_args_is_help=True,
+)
+LensName = Annotated[str, typer.Argument(help="Name of the lens in the catalogue.")]
+SHOWN = 20
+
+
+@lens.command()
+@guarded
+def fit(
+    name: LensName,
+    catalogue: CatalogueOption,
+    focus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WITH:WITHOUT",
+            help="See this attribute: two datasets, with it and without. Its few neurons, alike.",
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Neurons of a focus.")] = 20,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="A focus among this layer's only. Can be repeated.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WITH:WITHOUT", help="Do not see this attribute. Can be repeated."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WITH:WITHOUT", help="See this one as before. Can be repeated."),
+    ] = None,
+    non_negative: Annotated[
+        bool, typer.Option("--non-negative", help="A lens that stays a metric; ignores less well.")
+    ] = False,
+    by_layer: Annotated[
+        bool, typer.Option("--by-layer", help="One weight for all neurons of a layer.")
+    ] = False,
+    spec: SpecOption = None,
+    at: AtOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a lens to attributes, and tell how it does on images that it was not fitted on."""
+    from pipeline.catalogue import Catalogue, check_name
+    from pipeline.errors import UsageError
+    from pipeline.fit import fit_focus, fit_ignoring
+    from pipeline.fit import keep as keep_lens
+    from pipeline.progress import Lines
+
+    check_name(name)
+    if (focus is None) == (not ignore):
+        raise UsageError("give either --focus, or --ignore and --keep")
+    if focus is not None and (keep or non_negative or by_layer):
+        raise UsageError("--keep, --non-negative and --by-layer belong to --ignore")
+    if ignore and layer:
+        raise UsageError("--layer belongs to --focus; weights are fitted to all layers")
+    place = Catalogue(catalogue)
+    progress = Lines(units=("neurons", "layers"))
+    if focus is not None:
+        found = fit_focus(
+            place, name, focus, top=top, layers=layer, spec=spec, at=at, progress=progress
+        )
+    else:
+        found = fit_ignoring(
+            place,
+            name,
+            ignore or (),
+            keep or (),
+            non_negative=non_negative,
+            by_layer=by_layer,
+            spec=spec,
+            at=at,
+            progress=progress,
+        )
+    uri = keep_lens(place, found.lens)
+    if as_json:
+        print_json({"uri": uri, **_told(found.lens)})
+        return
+    for line in _sentences(found):
+        print(line)
+    print(f"written to {uri}; see through it with --lens {name}")
+
+
+def _told(of: Lens) -> dict[str, Any]:
+    return {
+        "name": of.name,
+        "digest": of.digest,
+        "neurons": int((of.weights != 0).sum()),
+        "negative": int((of.weights < 0).sum()),
+        **of.provenance,
+    }
+
+
+def _sentences(found: Fitted) -> list[str]:
+    lines = [_line(score) for score in found.scores]
+    if any(score.role == "ignored" for score in found.scores):
+        lines.append(
+            f"held out: {found.suppression:.1%} of what is ignored is gone, what is kept changes "
+            f"by {found.change:.1%} (means of the attributes that are seen)"
+        )
+    return lines
+
+
+def _line(score: Score) -> str:
+    verb = {"focus": "seen", "ignored": "ignored", "kept": "kept"}[score.role]
+    if not score.seen:
+        return f"{score.attribute}: {verb}, but its signal is under the floor of so few images"
+    return f"{score.attribute}: {verb}, {score.through:.3f} times its {score.plain:.2f} bins"
+
+
+@lens.command()
+@guarded
+def ls(catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
+    """List the lenses of a catalogue, the newest of each name."""
+    from pipeline.catalogue import Catalogue
+    from pipeline.matrix import newest_lenses
+
+    found = sorted(newest_lenses(Catalogue(catalogue)).items())
+    if as_json:
+        print_json([{"name": name, "uri": i.uri, "written": i.modified} for name, i in found])
+        return
+    for name, item in found:
+        print(f"{name}  {item.uri}")
+    if not found:
+        print("no lenses: vdna lens fit NAME makes one")
+
+
+@lens.command()
+@guarded
+def show(
+    name: LensName,
+    catalogue: CatalogueOption,
+    spec: SpecOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a lens was fitted on, how it does, and the neurons that it weighs most."""
+    import numpy as np
+
+    from pipeline.catalogue import Catalogue
+    from pipeline.dna import neuron_name
+    from pipeline.fit import Score
+    from pipeline.matrix import find_lens
+
+    place = Catalogue(catalogue)
+    found = find_lens(place, name, place.spec(place.spec_digest(place.head(), spec)))
+    order = np.argsort(-np.abs(found.weights), kind="stable")[:SHOWN].tolist()
+    most = {neuron_name(found.taps, at): float(found.weights[at]) for at in order}
+    most = {neuron: weight for neuron, weight in most.items() if weight}
+    told = _told(found)
+    if as_json:
+        print_json({**told, "most": most})
+        return
+    print(
+        f"{found.name}: {told['neurons']:,} neurons weighed, {told['negative']:,} of them below 0"
+    )
+    for key, value in found.provenance.items():
+        if key != "held_out":
+            print(f"{key}: {value}")
+    for score in found.provenance.get("held_out", ()):
+        print(_line(Score(**score)))
+    for neuron, weight in most.items():
+        print(f"  {neuron}  {weight:+.3g}")
+
+
+if __name__ == "__main__":
+    lens()

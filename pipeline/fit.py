@@ -1,0 +1,409 @@
+"""Lenses fitted to attributes: the few neurons that see one, or weights that do not see it.
+
+    >>> fitted = fit_ignoring(place, "no-fog", ["foggy:clear"], ["dark:clear"])  # doctest: +SKIP
+    >>> fitted.lens, fitted.suppression, fitted.change                           # doctest: +SKIP
+
+An attribute is a pair of datasets, with it and without. What neurons see of it is their distance
+between the two, corrected for the sizes of the samples, as noise is no signal to be cancelled.
+
+To ignore some attributes and keep others (Ramtoula et al., CVPR 2023, section 5.3), weights x of
+mean 1 minimise
+
+    mean over ignored (r x)^2 + mean over kept (r x - 1)^2 + ridge mean (x - 1)^2
+
+where r is an attribute's row of distances, divided by their sum: r x is its distance through the
+lens over that of all neurons alike. It is convex: solved in closed form where weights may be
+negative, else by scipy's L-BFGS-B. The ridge is the one that does best, fitted on half of the folds
+of every dataset and scored on the other half; those are also the scores that are told, and which a
+lens carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version, check_name, software
+from pipeline.dna import DNA, DnaFile, Floats
+from pipeline.errors import UsageError
+from pipeline.folds import FoldCurves, neuron_estimates
+from pipeline.lens import Lens
+from pipeline.matrix import resolve
+from pipeline.progress import Progress, Silent
+from pipeline.significance import FALSE_DISCOVERY_RATE, LEAST_FOLDS, adjusted
+from pipeline.spec import Spec
+
+RIDGES = tuple(float(value) for value in np.logspace(-5, 1, 19))
+NEEDED_FOLDS = 2 * LEAST_FOLDS
+"""Of a dataset: halves of them are fitted on and scored on."""
+Role = Literal["focus", "ignored", "kept"]
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """Two datasets: with it, and without."""
+
+    with_it: str
+    without: str
+
+    @classmethod
+    def parse(cls, text: str) -> Attribute:
+        """Of WITH:WITHOUT."""
+        with_it, colon, without = text.partition(":")
+        if not colon or not with_it or not without or with_it == without:
+            raise UsageError(
+                f"attribute is {text!r}; name two datasets, with it and without: foggy:clear"
+            )
+        return cls(check_name(with_it), check_name(without))
+
+    def __str__(self) -> str:
+        return f"{self.with_it}:{self.without}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """An attribute, held out: fitted on half of the folds, told of the other half; the mean of all
+    such halves.
+
+    `plain`: its corrected distance, of all neurons alike, in bins; `through`: what the lens makes
+    of it, as a share of that. `seen`: whether it is told from noise at all.
+    """
+
+    attribute: str
+    role: Role
+    plain: float
+    through: float
+    seen: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A lens, and how it does on images that it was not fitted on. `ridge`: 0 for chosen ones."""
+
+    lens: Lens
+    scores: tuple[Score, ...]
+    ridge: float = 0.0
+
+    @property
+    def suppression(self) -> float:
+        """Mean over the ignored attributes that are seen; 1 where nothing is left of them."""
+        return _mean([1 - abs(s.through) for s in self.scores if s.role == "ignored" and s.seen])
+
+    @property
+    def change(self) -> float:
+        """Mean over the kept attributes that are seen; 0 where they are what they were."""
+        return _mean([abs(s.through - 1) for s in self.scores if s.role == "kept" and s.seen])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def fit_ignoring(
+    catalogue: Catalogue,
+    name: str,
+    ignored: Sequence[str],
+    kept: Sequence[str],
+    *,
+    non_negative: bool = False,
+    by_layer: bool = False,
+    spec: str | None = None,
+    at: int | str | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Weights that take distances of the `ignored` attributes to zero, and leave the `kept` ones.
+
+    `non_negative`: of a lens that stays a metric. `by_layer`: the same for all neurons of a layer.
+    Raises `UsageError` where nothing is ignored, or a dataset has fewer than 12 folds, and as
+    `compare` does.
+    """
+    if not ignored or not kept:
+        raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
+    roles: list[Role] = [*["ignored"] * len(ignored), *["kept"] * len(kept)]  # type: ignore[list-item]
+    seen = _Seen.of(catalogue, [*ignored, *kept], spec, at, progress or Silent())
+    groups = seen.layers if by_layer else np.arange(seen.spec.neurons)
+    rows = [_Rows(of, roles) for of in (seen.whole, *seen.halves)]
+    best, ridge = np.inf, RIDGES[-1]
+    for value in RIDGES:
+        weights = [of.fit(value, groups, non_negative=non_negative) for of in rows[1:]]
+        lost = _mean(
+            [other.loss(x, seen.told) for x, other in zip(weights, _swapped(rows[1:]), strict=True)]
+        )
+        if lost < best:
+            best, ridge = lost, value
+    weights = [of.fit(ridge, groups, non_negative=non_negative) for of in rows]
+    through = np.mean(
+        [of.rows @ x for x, of in zip(weights[1:], _swapped(rows[1:]), strict=True)], axis=0
+    )
+    taps = tuple((tap.name, tap.neurons) for tap in seen.spec.taps)
+    scores = seen.scores(roles, through)
+    how = {
+        "kind": "ignore",
+        "non_negative": non_negative,
+        "by": "layer" if by_layer else "neuron",
+        "ridge": ridge,
+    }
+    provenance = seen.provenance(how, scores)
+    lens = Lens(name, taps, weights[0] / seen.spec.neurons, provenance)
+    return Fitted(lens, scores, ridge)
+
+
+def fit_focus(
+    catalogue: Catalogue,
+    name: str,
+    attribute: str,
+    *,
+    top: int = 20,
+    layers: Sequence[str] | None = None,
+    spec: str | None = None,
+    at: int | str | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """The `top` neurons that are most sensitive to an attribute, alike.
+
+    Only such that differ at a false discovery rate of 5%: a `UsageError` says where none does.
+    `layers`: of these only.
+    """
+    if top < 1:
+        raise UsageError(f"top is {top}; a lens takes at least one neuron")
+    seen = _Seen.of(catalogue, [attribute], spec, at, progress or Silent())
+    for layer in layers or ():
+        seen.spec.tap(layer)
+    among = [seen.spec.layers.index(layer) for layer in layers or seen.spec.layers]
+    allowed = np.isin(seen.layers, among)
+    q = np.where(allowed, adjusted(np.where(allowed, seen.p[0], np.nan)), np.nan)
+    differ = q < FALSE_DISCOVERY_RATE
+    if not differ.any():
+        raise UsageError(
+            f"{attribute}: no neuron differs at a false discovery rate of "
+            f"{FALSE_DISCOVERY_RATE:.0%}; its signal is under the floor of so few images"
+        )
+    places = _first(np.where(differ, seen.whole[0], -1.0), top)
+    weights = np.zeros(seen.spec.neurons)
+    weights[places] = 1.0
+    through = []
+    for fitted_on, told_of in zip(seen.halves, _swapped(seen.halves), strict=True):
+        chosen = _first(np.where(allowed, fitted_on[0], -1.0), len(places))
+        through.append(told_of[0, chosen].mean() / told_of[0].mean())
+    scores = seen.scores(["focus"], np.array([np.mean(through)]))
+    taps = tuple((tap.name, tap.neurons) for tap in seen.spec.taps)
+    how = {"kind": "focus", "top": top, "layers": list(layers or ())}
+    return Fitted(Lens(name, taps, weights, seen.provenance(how, scores)), scores)
+
+
+def keep(catalogue: Catalogue, lens: Lens) -> str:
+    """Store it in the catalogue, under its name; its uri. The newest of a name is the one used."""
+    uri = storage.join(catalogue.lenses_uri(check_name(lens.name)), f"{lens.digest}.parquet")
+    storage.replace(uri, lens.encode())
+    return uri
+
+
+def _first(values: Floats, count: int) -> NDArray[np.intp]:
+    """Places of the largest that are above zero."""
+    order = np.argsort(-values, kind="stable")[:count]
+    return order[values[order] > 0]
+
+
+def _swapped(halves: Sequence[Any]) -> list[Any]:
+    """For each half of the folds, the other."""
+    return [halves[at ^ 1] for at in range(len(halves))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Attributes' distances by neuron (A, N), each row divided by its sum."""
+
+    distances: Floats
+    roles: Sequence[Role]
+
+    @property
+    def rows(self) -> Floats:
+        total = self.distances.sum(axis=1, keepdims=True)
+        return self.distances / np.where(total > 0, total, np.inf)
+
+    @property
+    def _shares(self) -> Floats:
+        """What each attribute counts: those of a role 1 together."""
+        roles = np.array(self.roles)
+        return np.array([1 / np.count_nonzero(roles == role) for role in roles])
+
+    @property
+    def _wanted(self) -> Floats:
+        return np.array([0.0 if role == "ignored" else 1.0 for role in self.roles])
+
+    def fit(self, ridge: float, groups: NDArray[Any], *, non_negative: bool) -> Floats:
+        """(N,) weights of mean 1. `groups` (N,): neurons of one number have one weight."""
+        names, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        summed = np.zeros((len(names), len(self.rows)))
+        np.add.at(summed, place, self.rows.T)
+        scale = np.sqrt(self._shares)[:, None]
+        rows, wanted = summed.T * scale, self._wanted * scale[:, 0]
+        share = sizes / sizes.sum()  # of the mean that each group is
+        if non_negative:
+            return _non_negative(rows, wanted, ridge, share)[place]
+        # In d = x - 1, of mean 0, with the ridge on sqrt(share) d: least squares of least norm.
+        root = np.sqrt(share)
+        free = rows / root
+        free = free - (free @ root)[:, None] * root
+        gram = free @ free.T + ridge * np.eye(len(free))
+        d = free.T @ np.linalg.solve(gram, wanted - rows.sum(axis=1))
+        x: Floats = 1 + d / root
+        return x[place]
+
+    def loss(self, x: Floats, told: NDArray[np.bool_]) -> float:
+        """What is left of the ignored attributes and lost of the kept, of those that are seen."""
+        off = (self.rows @ x - self._wanted) ** 2
+        shares = np.where(told, self._shares, 0.0)
+        return float(off @ shares)
+
+
+PULL = 100.0
+"""Of the weights' mean towards 1, while they are fitted; it is 1 in the end."""
+
+
+def _non_negative(rows: Floats, wanted: Floats, ridge: float, share: Floats) -> Floats:
+    from scipy.optimize import minimize  # half a second, for who fits
+
+    def loss(x: Floats) -> tuple[float, Floats]:
+        off, mean = rows @ x - wanted, share @ x - 1
+        value = float(off @ off + ridge * (share @ (x - 1) ** 2) + PULL * mean**2)
+        return value, 2 * (rows.T @ off + ridge * share * (x - 1) + PULL * mean * share)
+
+    found = minimize(
+        loss,
+        np.ones(rows.shape[1]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0, None)] * rows.shape[1],
+        options={"maxiter": 5000, "maxfun": 10000, "ftol": 1e-13, "gtol": 1e-9},
+    )
+    x: Floats = np.maximum(found.x, 0)
+    return x / (share @ x)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What neurons see of attributes. `whole` (A, N): corrected distances, of all folds; `halves`:
+    the same of half of them, each followed by its other half. `p` (A, N): of each neuron. `told`
+    (A,): whether any neuron differs at the false discovery rate. `layers` (N,): by their number.
+    """
+
+    attributes: tuple[str, ...]
+    spec: Spec
+    members: Mapping[str, str]
+    images: Mapping[str, int]
+    whole: Floats
+    halves: tuple[Floats, ...]
+    p: Floats
+
+    @property
+    def layers(self) -> NDArray[np.intp]:
+        return np.repeat(np.arange(len(self.spec.taps)), [tap.neurons for tap in self.spec.taps])
+
+    @property
+    def told(self) -> NDArray[np.bool_]:
+        return np.array([bool((adjusted(row) < FALSE_DISCOVERY_RATE).any()) for row in self.p])
+
+    @classmethod
+    def of(
+        cls,
+        catalogue: Catalogue,
+        attributes: Sequence[str],
+        spec: str | None,
+        at: int | str | None,
+        progress: Progress,
+    ) -> _Seen:
+        parsed = [Attribute.parse(text) for text in attributes]
+        if len(set(parsed)) != len(parsed):
+            raise UsageError(f"an attribute is named twice among {', '.join(attributes)}")
+        names = dict.fromkeys(name for of in parsed for name in (of.with_it, of.without))
+        digest, versions = resolve(catalogue, list(names), at=at, spec=spec)
+        network = catalogue.spec(digest)
+        files = {name: _folds(catalogue, name, version) for name, version in versions.items()}
+        progress.start(images=len(parsed) * network.neurons, shards=len(network.taps), present=0)
+        parts: list[list[list[Floats]]] = []
+        for tap in network.taps:
+            parts.append(list(_layer(files, parsed, tap.name)))
+            progress.advance(len(parsed) * tap.neurons, 0)
+        progress.finish()
+        of_attributes = [
+            [np.concatenate(columns) for columns in zip(*layers, strict=True)]
+            for layers in zip(*parts, strict=True)
+        ]
+        p, whole, *halves = (np.array(rows) for rows in zip(*of_attributes, strict=True))
+        return cls(
+            tuple(map(str, parsed)),
+            network,
+            {name: version.dna for name, version in versions.items()},
+            {name: version.images for name, version in versions.items()},
+            whole,
+            tuple(halves),
+            p,
+        )
+
+    def scores(self, roles: Sequence[Role], through: Floats) -> tuple[Score, ...]:
+        plain = np.mean([half.mean(axis=1) for half in self.halves], axis=0)
+        columns = (self.attributes, roles, plain.tolist(), through.tolist(), self.told.tolist())
+        return tuple(Score(*row) for row in zip(*columns, strict=True))
+
+    def provenance(self, how: Mapping[str, Any], scores: Sequence[Score]) -> dict[str, Any]:
+        """Of what it was fitted, how, and how it did where it was not."""
+        return {
+            **how,
+            "members": dict(self.members),
+            "images": dict(self.images),
+            "spec": self.spec.digest,
+            "held_out": [asdict(score) for score in scores],
+            "software": software(),
+        }
+
+
+def _folds(catalogue: Catalogue, name: str, version: Version) -> DnaFile:
+    """Raises `UsageError` where there are too few."""
+    if "folds" not in version.sha256:
+        raise UsageError(f"{name} has no folds, of which a lens is fitted: it was imported")
+    file = catalogue.open_file("folds", name, version, on_disk=True)
+    if len(file.folds) < NEEDED_FOLDS:
+        raise UsageError(
+            f"{name} has {len(file.folds)} folds; to fit a lens on half of them and to score it on "
+            f"the others takes {NEEDED_FOLDS}, which is as many images or more"
+        )
+    return file
+
+
+def _layer(
+    files: Mapping[str, DnaFile], attributes: Sequence[Attribute], layer: str
+) -> Iterator[list[Floats]]:
+    """Of each attribute, by neuron: p; the corrected distance, of all folds and of halves."""
+    held: dict[str, list[FoldCurves]] = {}
+
+    def curves(name: str) -> list[FoldCurves]:
+        if name not in held:
+            while len(held) > 1:  # attributes mostly share what they are without
+                last = attributes[-1].without
+                held.pop(next(of for of in held if of != last or len(held) == 1))
+            folds = list(files[name].read_folds(layer).values())
+            held[name] = [_curves(some) for some in (folds, *_halves(folds))]
+        return held[name]
+
+    for attribute in attributes:
+        of_without, of_with = curves(attribute.without), curves(attribute.with_it)
+        found = [neuron_estimates(a, b) for a, b in zip(of_without, of_with, strict=True)]
+        corrected = [np.nan_to_num(of["emd_corrected"]) for of in found]
+        yield [found[0]["p"], *corrected]
+
+
+def _halves(folds: Sequence[DNA]) -> list[Sequence[DNA]]:
+    """Two ways to halve them: every other one, and every other two."""
+    pairs = [[fold for k, fold in enumerate(folds) if k // 2 % 2 == side] for side in (0, 1)]
+    return [folds[::2], folds[1::2], *pairs]
+
+
+def _curves(folds: Sequence[DNA]) -> FoldCurves:
+    return FoldCurves.of([reduce(DNA.__add__, folds)], [dict(enumerate(folds))])

@@ -1,0 +1,251 @@
+"""Lenses that are fitted: what was planted is seen, or not, on images that were not fitted on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from typer.testing import CliRunner
+
+from jobs.app import app
+from pipeline.catalogue import Catalogue
+from pipeline.errors import NotFound, UsageError
+from pipeline.fit import Attribute, Fitted, Score, _Rows, _Seen, fit_focus, fit_ignoring, keep
+from pipeline.lens import Lens
+from pipeline.matrix import compare, find_lens
+from tests.test_explain import SPEC, put
+
+ATTRIBUTES: dict[str, dict[int, int]] = {
+    "none": {},
+    "fog": dict.fromkeys((0, 1, 2, 3, 4, 10), 5),
+    "dark": dict.fromkeys((4, 8, 9, 10, 11, 12), -5),
+    "turned": dict.fromkeys((13, 14, 15, 16, 4), 6),
+    "same": {},
+}
+"""Neurons that each moves, and how far; fog shares two with dark, and one with turned."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    catalogue = Catalogue(str(tmp_path_factory.mktemp("fit")))
+    for set_ in ("fit", "fresh"):
+        for name, moved in ATTRIBUTES.items():
+            put(catalogue, f"{set_}/{name}", 480, moved)
+    put(catalogue, "few", 7, {})
+    return catalogue
+
+
+def attribute(name: str, of: str = "fit") -> str:
+    return f"{of}/{name}:{of}/none"
+
+
+def through(place: Catalogue, lens: Lens, name: str) -> float:
+    """What the lens leaves of an attribute on images that nothing was fitted on."""
+    (row,) = _Seen.of(place, [attribute(name, "fresh")], None, None, Quiet()).whole
+    return float(row @ lens.weights / lens.weights.sum() / row.mean())
+
+
+class Quiet:
+    def start(self, *, images: int, shards: int, present: int) -> None: ...
+
+    def advance(self, images: int, failures: int) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def signed(place: Catalogue) -> Fitted:
+    others = [attribute("dark"), attribute("turned")]
+    return fit_ignoring(place, "no-fog", [attribute("fog")], others)
+
+
+def test_what_is_ignored_goes_and_the_others_stay(place: Catalogue, signed: Fitted) -> None:
+    assert signed.lens.weights.sum() == pytest.approx(1)
+    assert abs(through(place, signed.lens, "fog")) < 0.1
+    for name in ("dark", "turned"):
+        assert through(place, signed.lens, name) == pytest.approx(1, abs=0.1)
+    assert signed.suppression > 0.9
+    assert signed.change < 0.1
+    assert [score.seen for score in signed.scores] == [True] * 3
+
+
+def test_a_lens_of_weights_from_zero_up_is_a_metric(place: Catalogue) -> None:
+    others = [attribute("dark"), attribute("turned")]
+    found = fit_ignoring(place, "no-fog", [attribute("fog")], others, non_negative=True)
+    assert (found.lens.weights >= 0).all()
+    assert found.lens.weights.sum() == pytest.approx(1)
+    assert through(place, found.lens, "fog") < 0.3
+    matrix = compare(place, ["fit/none", "fit/fog", "fit/dark"], lens=found.lens)
+    assert np.isfinite(matrix.of("all", "p")[0, 1])  # with error bars, as metrics have
+    by_layer = fit_ignoring(place, "x", [attribute("fog")], [attribute("turned")], by_layer=True)
+    weights = by_layer.lens.weights
+    assert len(np.unique(weights[:12])) == len(np.unique(weights[12:])) == 1
+    assert weights[0] < weights[19]
+
+
+def test_held_out_scores_are_those_of_other_images(place: Catalogue, signed: Fitted) -> None:
+    for score, name in zip(signed.scores, ("fog", "dark", "turned"), strict=True):
+        assert score.through == pytest.approx(through(place, signed.lens, name), abs=0.15)
+        truth = compare(place, ["fresh/none", f"fresh/{name}"]).of("all", "emd_corrected")[0, 1]
+        assert score.plain == pytest.approx(truth, rel=0.25)
+
+
+def test_a_signal_under_the_floor_is_said_to_be_so(place: Catalogue) -> None:
+    found = fit_ignoring(place, "x", [attribute("same")], [attribute("fog")])
+    assert [score.seen for score in found.scores] == [False, True]
+    assert np.isnan(found.suppression)
+    with pytest.raises(UsageError, match=r"fit/same:fit/none: no neuron differs .* the floor"):
+        fit_focus(place, "x", attribute("same"))
+
+
+def test_a_focus_is_on_the_neurons_that_were_moved(place: Catalogue) -> None:
+    found = fit_focus(place, "fog", attribute("fog"), top=6)
+    assert set(np.flatnonzero(found.lens.weights)) == set(ATTRIBUTES["fog"])
+    assert set(found.lens.weights) == {0.0, 1.0}
+    (score,) = found.scores
+    assert score.through == pytest.approx(20 / 6, rel=0.1)  # of 20 neurons 6 see it all
+    head = fit_focus(place, "fog", attribute("dark"), top=99, layers=["head"])
+    assert set(np.flatnonzero(head.lens.weights)) == {12}
+    distances = compare(place, [f"fresh/{name}" for name in ATTRIBUTES], lens=found.lens)
+    assert distances.of()[0].argmax() == 1
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 2**31),
+    neurons=st.integers(2, 12),
+    ridge=st.sampled_from([1e-4, 0.1, 3.0]),
+    groups=st.booleans(),
+)
+def test_weights_are_those_of_least_loss(
+    seed: int, neurons: int, ridge: float, groups: bool
+) -> None:
+    """Against scipy's general solver, on the loss as it is stated."""
+    rng = np.random.default_rng(seed)
+    of = _Rows(rng.random((4, neurons)) ** 3, ["ignored", "kept", "kept", "kept"])
+    group = rng.integers(0, 3, neurons) if groups else np.arange(neurons)
+    names, place = np.unique(group, return_inverse=True)
+
+    def loss(x: np.ndarray) -> float:
+        return of.loss(x, np.ones(4, bool)) + ridge * float(np.mean((x - 1) ** 2))
+
+    for non_negative in (False, True):
+        found = of.fit(ridge, group, non_negative=non_negative)
+        assert found.mean() == pytest.approx(1)
+        assert not non_negative or (found >= 0).all()
+        assert all(len(set(found[group == name])) == 1 for name in names)
+        best = minimize(
+            lambda x: loss(x[place]),
+            np.ones(len(names)),
+            method="SLSQP",
+            bounds=[(0, None)] * len(names) if non_negative else None,
+            constraints={"type": "eq", "fun": lambda x: x[place].mean() - 1},
+            options={"ftol": 1e-14, "maxiter": 1000},
+        )
+        assert loss(found) <= loss(best.x[place]) + (1e-3 if non_negative else 1e-7)
+
+
+def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
+    for text in ("fog", ":none", "fog:", "fog:fog"):
+        with pytest.raises(UsageError, match=f"attribute is '{text}'; name two datasets"):
+            Attribute.parse(text)
+    with pytest.raises(NotFound, match="nothing"):
+        fit_focus(place, "x", "nothing:fit/none")
+    with pytest.raises(UsageError, match=r"few has 7 folds; .* takes 12"):
+        fit_focus(place, "x", "few:fit/none")
+    with pytest.raises(UsageError, match="takes an attribute to ignore, and others to keep"):
+        fit_ignoring(place, "x", [attribute("fog")], [])
+    twice = [attribute("fog")] * 2
+    with pytest.raises(UsageError, match="an attribute is named twice"):
+        fit_ignoring(place, "x", twice, [attribute("dark")])
+    with pytest.raises(UsageError, match="no layer 'tail'"):
+        fit_focus(place, "x", attribute("fog"), layers=["tail"])
+    with pytest.raises(UsageError, match="top is 0"):
+        fit_focus(place, "x", attribute("fog"), top=0)
+
+
+# In the catalogue.
+
+
+def test_a_lens_carries_what_it_was_fitted_on(place: Catalogue, signed: Fitted) -> None:
+    keep(place, signed.lens)
+    found = find_lens(place, "no-fog", SPEC)
+    assert found.digest == signed.lens.digest
+    told = found.provenance
+    assert told["members"]["fit/fog"] == place.find("fit/fog").dna
+    assert tuple(Score(**score) for score in told["held_out"]) == signed.scores
+    assert told["ridge"] == signed.ridge
+    assert replace(found, provenance={}).digest == found.digest
+
+
+def run(*words: str) -> str:
+    done = CliRunner().invoke(app, ["lens", *words])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_commands(place: Catalogue, tmp_path: Path) -> None:
+    root = ["-c", place.root]
+    said = run(
+        "fit", "clear-of-fog", "--ignore", attribute("fog"), "--keep", attribute("dark"), *root
+    )
+    assert "of what is ignored is gone, what is kept changes by" in said
+    assert "see through it with --lens clear-of-fog" in said
+    assert "clear-of-fog  " in run("ls", *root)
+    shown = json.loads(run("show", "clear-of-fog", "--json", *root))
+    assert shown["kind"] == "ignore"
+    assert shown["negative"] > 0
+    assert [score["attribute"] for score in shown["held_out"]] == [
+        attribute("fog"),
+        attribute("dark"),
+    ]
+    text = run("show", "clear-of-fog", *root)
+    assert f"{attribute('fog')}: ignored, " in text
+    assert "stem[" in text
+    focused = json.loads(
+        run("fit", "fog/few", "--focus", attribute("fog"), "--top", "3", "--json", *root)
+    )
+    assert focused["neurons"] == 3
+    names = [row["name"] for row in json.loads(run("ls", "--json", *root))]
+    assert {"clear-of-fog", "fog/few"} <= set(names)
+    words = [
+        "compare",
+        "fresh/none",
+        "fresh/fog",
+        "fresh/dark",
+        "--lens",
+        "fog/few",
+        *root,
+        "--json",
+    ]
+    rows = json.loads(CliRunner().invoke(app, words).stdout)
+    assert {row["lens"] for row in rows} == {"fog/few"}
+    for wrong in (
+        ["fit", "x", *root],
+        ["fit", "x", "--focus", attribute("fog"), "--ignore", attribute("dark"), *root],
+        ["fit", "x", "--focus", attribute("fog"), "--non-negative", *root],
+        [
+            "fit",
+            "x",
+            "--ignore",
+            attribute("fog"),
+            "--keep",
+            attribute("dark"),
+            "--layer",
+            "stem",
+            *root,
+        ],
+        ["fit", "..", "--focus", attribute("fog"), *root],
+        ["show", "nothing", *root],
+    ):
+        done = CliRunner().invoke(app, ["lens", *wrong])
+        assert done.exit_code == (1 if wrong[0] == "show" else 2), wrong
+        assert done.output.startswith("error: ")
