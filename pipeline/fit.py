@@ -13,9 +13,9 @@ mean 1 minimise
 
 where r is an attribute's row of distances, divided by their sum: r x is its distance through the
 lens over that of all neurons alike. It is convex: solved in closed form where weights may be
-negative, else by scipy's L-BFGS-B. The ridge is the one that does best, fitted on half of the folds
-of every dataset and scored on the other half; those are also the scores that are told, and which a
-lens carries.
+negative, else by its dual, with scipy's trust region method. The ridge is the one that does best,
+fitted on half of the folds of every dataset and scored on the other half; those are also the scores
+that are told, and which a lens carries.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, check_name, software
 from pipeline.dna import DNA, DnaFile, Floats
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, VdnaError
 from pipeline.folds import FoldCurves, neuron_estimates
 from pipeline.lens import Lens
 from pipeline.matrix import resolve
@@ -263,28 +263,39 @@ class _Rows:
         return float(off @ shares)
 
 
-PULL = 100.0
-"""Of the weights' mean towards 1, while they are fitted; it is 1 in the end."""
-
-
 def _non_negative(rows: Floats, wanted: Floats, ridge: float, share: Floats) -> Floats:
+    """x >= 0 of mean 1 that minimises |rows x - wanted|^2 + ridge mean (x - 1)^2, by its dual.
+
+    Of the multipliers (v, e) of `rows x - wanted` and of the mean, x is max(0, 1 - (rows' v + e
+    share) / (2 ridge share)): as few unknowns as there are attributes, and one more.
+    """
     from scipy.optimize import minimize  # half a second, for who fits
 
-    def loss(x: Floats) -> tuple[float, Floats]:
-        off, mean = rows @ x - wanted, share @ x - 1
-        value = float(off @ off + ridge * (share @ (x - 1) ** 2) + PULL * mean**2)
-        return value, 2 * (rows.T @ off + ridge * share * (x - 1) + PULL * mean * share)
+    by = np.vstack([rows, share])
+    told = np.append(wanted, 1.0)
+    soft = np.append(np.full(len(rows), 0.5), 0.0)
 
-    found = minimize(
-        loss,
-        np.ones(rows.shape[1]),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0, None)] * rows.shape[1],
-        options={"maxiter": 5000, "maxfun": 10000, "ftol": 1e-13, "gtol": 1e-9},
-    )
-    x: Floats = np.maximum(found.x, 0)
-    return x / (share @ x)
+    def weights(v: Floats) -> Floats:
+        return np.maximum(0.0, 1 - (by.T @ v) / (2 * ridge * share))
+
+    def loss(v: Floats) -> tuple[float, Floats]:
+        x, pulled = weights(v), by.T @ v
+        value = v @ (soft * v) / 2 + v @ told - ridge * (share @ (x - 1) ** 2) - x @ pulled
+        return float(value), soft * v + told - by @ x
+
+    def curvature(v: Floats) -> Floats:
+        free = by[:, weights(v) > 0]
+        inner = (free / share[weights(v) > 0]) @ free.T / (2 * ridge)
+        return np.asarray(np.diag(soft) + inner)
+
+    start = np.zeros(len(by))
+    how: dict[str, Any] = {"gtol": 1e-9, "maxiter": 2000}
+    found = minimize(loss, start, jac=True, hess=curvature, method="trust-exact", options=how)
+    x = weights(found.x)
+    total = share @ x
+    if not abs(total - 1) < 1e-3:
+        raise VdnaError(f"the weights were not found: {found.message}, of mean {total:g}")
+    return np.asarray(x / total)
 
 
 @dataclass(frozen=True, eq=False)

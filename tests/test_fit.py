@@ -150,7 +150,7 @@ def test_weights_are_those_of_least_loss(
             constraints={"type": "eq", "fun": lambda x: x[place].mean() - 1},
             options={"ftol": 1e-14, "maxiter": 1000},
         )
-        assert loss(found) <= loss(best.x[place]) + (1e-3 if non_negative else 1e-7)
+        assert loss(found) <= loss(best.x[place]) + 1e-6
 
 
 def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
