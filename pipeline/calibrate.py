@@ -124,6 +124,7 @@ def calibrate(
         limit=limit,
         max_failures=max_failures,
         shard_images=shard_images,
+        exemplars=0,
     )
     if not engine.in_process:
         require_shared(target, *sources)

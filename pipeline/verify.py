@@ -95,6 +95,8 @@ class _Checks:
             ("exemplars", self._check_exemplars),
             ("partials", self._check_partials),
         ]
+        if Keep.of(self._version.products) is None:
+            checks = [(check, run) for check, run in checks if check != "exemplars"]
         if self._version.imported:
             checks = checks[:2]
         for check, run in checks:
@@ -211,7 +213,7 @@ class _Checks:
         version, dna = self._version, self._known_dna()
         keep = Keep.of(version.products)
         if keep is None:
-            return "none were asked for"
+            raise CorruptFile(f"none are kept among {', '.join(version.products)}")
         self._known_manifest()
         self._exemplars = held = self._catalogue.exemplars(self._name, version)
         uri = self._catalogue.uri("exemplars", version.spec, self._name, version.dna)

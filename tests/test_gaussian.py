@@ -344,7 +344,7 @@ def test_the_dna_is_that_of_a_build_without_and_the_rest_is_a_file_of_its_own(
     assert a.scatter is None
     assert a.identical(b)
     version = built.find("a")
-    assert version.products == (*PRODUCTS, LAYER_GAUSSIAN)
+    assert version.products == (*PRODUCTS, LAYER_GAUSSIAN, "exemplars-8")
     uri = built.uri("layer_gaussians", version.spec, "a", version.dna)
     table = pq.read_table(storage_path(uri))
     assert table.column_names == ["layer", "neuron", "mean", "scatter"]

@@ -370,7 +370,7 @@ def test_after_collecting_all_is_well(place: Place) -> None:
     collect(place.catalogue, keep=1)
     assert kept <= everything(place)
     findings = list(verify(place.catalogue))
-    assert len(findings) == 14
+    assert len(findings) == 12
     assert [finding for finding in findings if not finding.ok] == []
     before = everything(place)
     head = place.catalogue.head()

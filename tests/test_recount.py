@@ -54,7 +54,9 @@ class Place:
 
     def partial(self, index: int) -> str:
         work = self.catalogue.work_uri(NAME, self.version.spec)
-        return partial_uri(work, self.manifest.keys(self.version.spec)[index])
+        return partial_uri(
+            work, self.manifest.keys(self.version.spec, self.version.products)[index]
+        )
 
     def image(self, index: int) -> Path:
         (entry,) = self.manifest.shards[index].members
