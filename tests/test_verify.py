@@ -681,7 +681,7 @@ def test_a_real_build_that_was_tampered_with(real: Path, tmp_path: Path, how: st
     if how == "dna":
         storage.replace(copy.uri("dna"), flipped(copy.read("dna")))
         found = wrong(copy)
-        assert set(found) == {"counts", "folds", "partials"}
+        assert set(found) == {"counts", "exemplars", "folds", "partials"}
         assert copy.uri("dna") in found["counts"]
     else:
         copy.change_partial(3, counts_moved)
