@@ -23,13 +23,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline import shard, storage
+from pipeline import matrix as matrix_module
+from pipeline import shard, storage, tiles
 from pipeline.build import InProcess, Request, Result, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA
-from pipeline.errors import Conflict, StorageError, TransientError, VdnaError
+from pipeline.errors import Conflict, SourceError, StorageError, TransientError, VdnaError
 from pipeline.extractor import Extractor, Visit
+from pipeline.matrix import Effort, Matrix, compare
 from pipeline.networks import Network
+from pipeline.plan import plan
 from pipeline.spec import Resources
 from pipeline.verify import verify
 from tests.chaos import (
@@ -45,6 +48,7 @@ from tests.chaos import (
     short,
     trickle,
 )
+from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.test_s3 import fill, jpeg, same_counts
 
 IMAGES = 4
@@ -409,3 +413,95 @@ def test_two_jobs_at_once(
     assert faults or not [end for end in ends if isinstance(end, TransientError)]
     check(place, timed(totals.reruns, lambda: build(place, images)), clean, totals)
     assert [finding for finding in verify(place) if not finding.ok] == []
+
+
+# All pairs.
+
+
+@pytest.fixture(scope="module")
+def compared(bucket: str) -> str:
+    """A catalogue of four datasets, each of two shards and more folds."""
+    root = f"{bucket}/{uuid.uuid4().hex}/compared"
+    for n in range(4):
+        manifest = plan(entries(f"set/{n}", 20 + n), shard_images=2)
+        partials = [hand_made(shard) for shard in manifest.shards]
+        commit_dataset(Catalogue(root), f"set/{n}", manifest, partials)
+    return root
+
+
+@pytest.fixture(scope="module")
+def distances(compared: str) -> Matrix:
+    found = compare(Catalogue(compared))
+    storage.delete_tree(storage.join(compared, "matrix"))
+    return found
+
+
+TILE, MATRIX = r"/_tiles/\w+\.parquet", r"/matrix/.*\.parquet"
+COMPARING = {
+    "dna-read": ("GET", r"/compared/dna/"),
+    "folds-read": ("GET", r"/compared/folds/"),
+    "tiles-listing": ("GET", r"list-type=2.*_tiles"),
+    "tile-write": ("PUT", TILE),
+    "tile-read": ("GET", TILE),
+    "tile-delete": ("DELETE", TILE),
+    "matrix-write": ("PUT", MATRIX),
+}
+
+
+def comparisons() -> Iterator[tuple[str, Row]]:
+    for where, (method, path) in COMPARING.items():
+        faults = {"reset": reset, "slow-down": slow_down}
+        if where in ("dna-read", "folds-read", "tile-read"):
+            faults |= {"cut": cut(40), "ends-early": short(10)}
+        if method == "PUT":
+            faults |= {"answer-lost": answer_lost, "conflict": conflict}
+        for fault, action in faults.items():
+            yield f"{where}-{fault}", Row(action, method, path, 3)
+        yield f"{where}-gone", Row(reset, method, path, None, "no answer after 4 tries")
+
+
+COMPARISONS = dict(comparisons())
+QUICKEST = {"dna-read-cut", "folds-read-reset", "tile-write-answer-lost", "matrix-write-gone"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICKEST else pytest.mark.soak) for n in COMPARISONS],
+)
+def test_a_comparison_is_exact_or_its_error_is_clean(
+    name: str,
+    chaos: Chaos,
+    compared: str,
+    distances: Matrix,
+    totals: Totals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By tiles that are committed; what was done before the error is not done again."""
+    monkeypatch.setattr(matrix_module, "TILE_WORK", -1)
+    row, place = COMPARISONS[name], Catalogue(compared)
+    for left in ("matrix", "_work/_tiles"):
+        storage.delete_tree(storage.join(compared, left))
+    chaos.on(row.fault, row.method, row.path, times=row.times)
+
+    def compare_all() -> Matrix:
+        return compare(place, effort=Effort(memory=1))
+
+    if row.ends:
+        with pytest.raises(TransientError, match=row.ends) as caught:
+            compare_all()
+        assert "s3://" in str(caught.value)
+    else:
+        found = compare_all()
+    faults = chaos.injected
+    assert faults >= (row.times or 1)
+    totals.faults += faults
+    chaos.calm()
+    if row.ends:
+        with contextlib.suppress(SourceError):
+            for item in storage.walk(storage.join(compared, "matrix")):
+                Matrix.decode(storage.read(item.uri), item.uri)
+        found = compare_all()
+    for column in ("emd", "nfd", *found.estimates):
+        assert np.array_equal(found.stacked(column), distances.stacked(column), equal_nan=True)
+    # What only its removal failed for is a collection's.
+    assert tiles.present(compared) == set() or name == "tile-delete-gone"
