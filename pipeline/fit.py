@@ -125,33 +125,9 @@ def fit_ignoring(
     """
     if not ignored or not kept:
         raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
-    roles: list[Role] = [*["ignored"] * len(ignored), *["kept"] * len(kept)]  # type: ignore[list-item]
-    seen = _Seen.of(catalogue, [*ignored, *kept], spec, at, progress or Silent())
-    groups = seen.layers if by_layer else np.arange(seen.spec.neurons)
-    rows = [_Rows(of, roles) for of in (seen.whole, *seen.halves)]
-    best, ridge = np.inf, RIDGES[-1]
-    for value in RIDGES:
-        weights = [of.fit(value, groups, non_negative=non_negative) for of in rows[1:]]
-        lost = _mean(
-            [other.loss(x, seen.told) for x, other in zip(weights, _swapped(rows[1:]), strict=True)]
-        )
-        if lost < best:
-            best, ridge = lost, value
-    weights = [of.fit(ridge, groups, non_negative=non_negative) for of in rows]
-    through = np.mean(
-        [of.rows @ x for x, of in zip(weights[1:], _swapped(rows[1:]), strict=True)], axis=0
-    )
-    taps = tuple((tap.name, tap.neurons) for tap in seen.spec.taps)
-    scores = seen.scores(roles, through)
-    how = {
-        "kind": "ignore",
-        "non_negative": non_negative,
-        "by": "layer" if by_layer else "neuron",
-        "ridge": ridge,
-    }
-    provenance = seen.provenance(how, scores)
-    lens = Lens(name, taps, weights[0] / seen.spec.neurons, provenance)
-    return Fitted(lens, scores, ridge)
+    seen = Seen.of(catalogue, [*ignored, *kept], spec, at, progress or Silent())
+    roles: list[Role] = ["ignored" if text in ignored else "kept" for text in seen.attributes]
+    return seen.fit(name, roles, non_negative=non_negative, by_layer=by_layer)
 
 
 def fit_focus(
@@ -172,7 +148,7 @@ def fit_focus(
     """
     if top < 1:
         raise UsageError(f"top is {top}; a lens takes at least one neuron")
-    seen = _Seen.of(catalogue, [attribute], spec, at, progress or Silent())
+    seen = Seen.of(catalogue, [attribute], spec, at, progress or Silent())
     for layer in layers or ():
         seen.spec.tap(layer)
     among = [seen.spec.layers.index(layer) for layer in layers or seen.spec.layers]
@@ -192,9 +168,8 @@ def fit_focus(
         chosen = _first(np.where(allowed, fitted_on[0], -1.0), len(places))
         through.append(told_of[0, chosen].mean() / told_of[0].mean())
     scores = seen.scores(["focus"], np.array([np.mean(through)]))
-    taps = tuple((tap.name, tap.neurons) for tap in seen.spec.taps)
     how = {"kind": "focus", "top": top, "layers": list(layers or ())}
-    return Fitted(Lens(name, taps, weights, seen.provenance(how, scores)), scores)
+    return Fitted(Lens(name, seen.taps, weights, seen.provenance(how, scores)), scores)
 
 
 def keep(catalogue: Catalogue, lens: Lens) -> str:
@@ -299,7 +274,7 @@ def _non_negative(rows: Floats, wanted: Floats, ridge: float, share: Floats) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class Seen:
     """What neurons see of attributes. `whole` (A, N): corrected distances, of all folds; `halves`:
     the same of half of them, each followed by its other half. `p` (A, N): of each neuron. `told`
     (A,): whether any neuron differs at the false discovery rate. `layers` (N,): by their number.
@@ -329,7 +304,7 @@ class _Seen:
         spec: str | None,
         at: int | str | None,
         progress: Progress,
-    ) -> _Seen:
+    ) -> Seen:
         parsed = [Attribute.parse(text) for text in attributes]
         if len(set(parsed)) != len(parsed):
             raise UsageError(f"an attribute is named twice among {', '.join(attributes)}")
@@ -357,6 +332,42 @@ class _Seen:
             tuple(halves),
             p,
         )
+
+    def fit(
+        self,
+        name: str,
+        roles: Sequence[Role],
+        *,
+        non_negative: bool = False,
+        by_layer: bool = False,
+    ) -> Fitted:
+        """A lens that ignores and keeps these attributes, each by its role."""
+        groups = self.layers if by_layer else np.arange(self.spec.neurons)
+        whole, *halves = (_Rows(of, roles) for of in (self.whole, *self.halves))
+
+        def fitted(ridge: float) -> list[tuple[Floats, _Rows]]:
+            """Weights of each half, and the other half."""
+            weights = (of.fit(ridge, groups, non_negative=non_negative) for of in halves)
+            return list(zip(weights, _swapped(halves), strict=True))
+
+        def lost(ridge: float) -> float:
+            return _mean([of.loss(x, self.told) for x, of in fitted(ridge)])
+
+        ridge = min(RIDGES, key=lost)
+        weights = whole.fit(ridge, groups, non_negative=non_negative) / self.spec.neurons
+        through = np.mean([of.rows @ x for x, of in fitted(ridge)], axis=0)
+        scores = self.scores(roles, through)
+        how = {
+            "kind": "ignore",
+            "non_negative": non_negative,
+            "by": "layer" if by_layer else "neuron",
+            "ridge": ridge,
+        }
+        return Fitted(Lens(name, self.taps, weights, self.provenance(how, scores)), scores, ridge)
+
+    @property
+    def taps(self) -> tuple[tuple[str, int], ...]:
+        return tuple((tap.name, tap.neurons) for tap in self.spec.taps)
 
     def scores(self, roles: Sequence[Role], through: Floats) -> tuple[Score, ...]:
         plain = np.mean([half.mean(axis=1) for half in self.halves], axis=0)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline.catalogue import Catalogue
 from pipeline.errors import NotFound, UsageError
-from pipeline.fit import Attribute, Fitted, Score, _Rows, _Seen, fit_focus, fit_ignoring, keep
+from pipeline.fit import Attribute, Fitted, Score, Seen, _Rows, fit_focus, fit_ignoring, keep
 from pipeline.lens import Lens
 from pipeline.matrix import compare, find_lens
 from tests.test_explain import SPEC, put
@@ -47,7 +47,7 @@ def attribute(name: str, of: str = "fit") -> str:
 
 def through(place: Catalogue, lens: Lens, name: str) -> float:
     """What the lens leaves of an attribute on images that nothing was fitted on."""
-    (row,) = _Seen.of(place, [attribute(name, "fresh")], None, None, Quiet()).whole
+    (row,) = Seen.of(place, [attribute(name, "fresh")], None, None, Quiet()).whole
     return float(row @ lens.weights / lens.weights.sum() / row.mean())
 
 
