@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.build import engine_for, sentence, summary
-from jobs.compare import effort_for
+from jobs.compare import effort_for, print_notes
 from jobs.shell import (
     GpusOption,
     JsonOption,
@@ -55,7 +55,7 @@ def refresh(
     from pipeline.errors import UsageError, VdnaError
     from pipeline.matrix import compare
     from pipeline.progress import Lines
-    from pipeline.report import print_matrix
+    from pipeline.report import print_matrix, summary_sentence
     from pipeline.spec import Resources
 
     settings = load_config(config)
@@ -99,6 +99,10 @@ def refresh(
             print(sentence(result))
         for matrix in matrices:
             print_matrix(matrix, Console())
+            print(summary_sentence(matrix))
+    for matrix in matrices:
+        versions = {name: place.find(name, spec=matrix.spec_digest) for name in matrix.names}
+        print_notes(versions, to=sys.stderr if as_json else None)
     if failed is not None:
         print(f"error: {failed}", file=sys.stderr)
         raise typer.Exit(failed.exit_code)
