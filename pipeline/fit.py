@@ -39,7 +39,8 @@ from pipeline.progress import Progress, Silent
 from pipeline.significance import FALSE_DISCOVERY_RATE, LEAST_FOLDS, adjusted
 from pipeline.spec import Spec
 
-RIDGES = tuple(float(value) for value in np.logspace(-5, 1, 19))
+RIDGES = tuple(float(value) for value in np.logspace(1, -5, 19))
+"""The first that does best is taken: where nothing is seen, the one that hardly moves a weight."""
 NEEDED_FOLDS = 2 * LEAST_FOLDS
 """Of a dataset: halves of them are fitted on and scored on."""
 Role = Literal["focus", "ignored", "kept"]
@@ -275,9 +276,11 @@ def _non_negative(rows: Floats, wanted: Floats, ridge: float, share: Floats) -> 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What neurons see of attributes. `whole` (A, N): corrected distances, of all folds; `halves`:
-    the same of half of them, each followed by its other half. `p` (A, N): of each neuron. `told`
-    (A,): whether any neuron differs at the false discovery rate. `layers` (N,): by their number.
+    """What neurons see of attributes, which lenses are fitted to without another look.
+
+    `whole` (A, N): corrected distances, of all folds; `halves`: the same of half of them, each
+    followed by its other half. `p` (A, N): of each neuron. `told` (A,): whether any neuron differs
+    at the false discovery rate. `layers` (N,): by their number.
     """
 
     attributes: tuple[str, ...]
