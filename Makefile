@@ -14,8 +14,7 @@ test: $(SETUP)-test
 	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(SETUP)-test
-	$(BIN)/python -m pytest -m soak -n 2 --dist loadfile --no-loadscope-reorder --timeout 1500 \
-	    tests/test_cluster.py tests  # the longest first
+	$(BIN)/python -m pytest -m soak -n 2 --dist loadfile --no-loadscope-reorder --timeout 1500
 
 lint: $(SETUP)-lint
 	$(BIN)/ruff check
