@@ -11,12 +11,18 @@ import pytest
 
 from tests import browser, ceph, s3
 
+LONGEST = "test_cluster.py"
 STARTED = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure() -> None:
     s3.chosen()  # what cannot be had is said at once
     browser.chosen()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file is one worker's: the longest first, or the other waits for it in the end."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 def pytest_report_header() -> list[str]:
