@@ -401,7 +401,10 @@ def _printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a worker loads before it can count; jobs of equal recipes share it. No secrets."""
+    """What a worker loads before it can count. No secrets.
+
+    Jobs of equal recipes share it, wherever the ranges lie.
+    """
 
     spec: Spec
     network: Network
@@ -500,8 +503,9 @@ class Worker:
         )
 
     def _counter(self, recipe: Recipe) -> Counter:
+        one = replace(recipe, ranges_uri="")  # wherever they lie, they are those of the spec
         with self._lock:
-            if recipe not in self._counters:
+            if one not in self._counters:
                 extractor = Extractor(recipe.network, recipe.spec.precision, recipe.device)
                 stated = recipe.spec.bf16_numerics
                 if stated not in (None, extractor.numerics):
@@ -512,10 +516,10 @@ class Worker:
                 ranges, _ = decode_ranges(storage.read(recipe.ranges_uri), recipe.ranges_uri)
                 if ranges.digest != recipe.spec.ranges_digest:
                     raise CorruptFile(f"{recipe.ranges_uri} holds ranges {ranges.digest}")
-                self._counters[recipe] = Counter(
+                self._counters[one] = Counter(
                     extractor, recipe.spec, ranges, recipe.resources, recipe.products
                 )
-            return self._counters[recipe]
+            return self._counters[one]
 
     def close(self) -> None:
         for counter in self._counters.values():

@@ -57,7 +57,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 # A network of each family: a CNN, a ViT, and Inception with its patched pooling.
-NETWORKS = ("efficientnet_lite0", "timm:vit_tiny_patch16_224", "inception")
+NETWORKS = (
+    "efficientnet_lite0",
+    "timm:vit_tiny_patch16_224",
+    pytest.param("inception", marks=pytest.mark.soak),
+)
 
 
 def random_weights(name: str, place: Path) -> str:
