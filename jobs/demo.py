@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,7 +71,8 @@ def demo(
     print(f"\n{_of_photos(matrix)}")
     print(f"\nOpen {page} in a browser: the matrix, its pairs, and the datasets.")
     print(f"The matrix is in {table} and {out / 'matrix.svg'}; the catalogue in {catalogue.root}")
-    print(f"Next: vdna compare -c {out / 'catalogue'} --layer blocks.3.1")
+    vdna = "vdna" if shutil.which("vdna") else Path(sys.executable).with_name("vdna")
+    print(f"Next: {vdna} compare -c {out / 'catalogue'} --layer blocks.3.1")
 
 
 def _of_photos(matrix: Matrix) -> str:

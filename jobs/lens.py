@@ -18,6 +18,7 @@ lens = typer.Typer(
 )
 LensName = Annotated[str, typer.Argument(help="Name of the lens in the catalogue.")]
 SHOWN = 20
+FAIR = 0.2
 
 
 @lens.command()
@@ -61,7 +62,7 @@ def fit(
     from pipeline.fit import keep as keep_lens
     from pipeline.progress import Lines
 
-    check_name(name)
+    check_name(name, "lens")
     if (focus is None) == (not ignore):
         raise UsageError("give either --focus, or --ignore and --keep")
     if focus is not None and (keep or non_negative or by_layer):
@@ -116,10 +117,20 @@ def _sentences(found: Fitted) -> list[str]:
 
 
 def _line(score: Score) -> str:
-    verb = {"focus": "seen", "ignored": "ignored", "kept": "kept"}[score.role]
+    wish = {"focus": "seen", "ignored": "ignored", "kept": "kept"}[score.role]
     if not score.seen:
-        return f"{score.attribute}: {verb}, but its signal is under the floor of so few images"
-    return f"{score.attribute}: {verb}, {score.through:.3f} times its {score.plain:.2f} bins"
+        return f"{score.attribute}: to be {wish}; its signal is under the floor of so few images"
+    return (
+        f"{score.attribute}: to be {wish}; through the lens it is {score.through:.3f} of its "
+        f"{score.plain:.2f} bins, held out{'' if _granted(score) else ' - NOT as wished'}"
+    )
+
+
+def _granted(score: Score) -> bool:
+    """Within a fifth of what was asked for; of a focus, more than all neurons see."""
+    if score.role == "focus":
+        return score.through > 1
+    return abs(score.through - (score.role == "kept")) < FAIR
 
 
 @lens.command()
@@ -167,9 +178,12 @@ def show(
     print(
         f"{found.name}: {told['neurons']:,} neurons weighed, {told['negative']:,} of them below 0"
     )
-    for key, value in found.provenance.items():
-        if key != "held_out":
-            print(f"{key}: {value}")
+    of_what = found.provenance
+    if of_what:
+        how = [f"{key} {of_what[key]}" for key in ("by", "top") if of_what.get(key)]
+        print(f"fitted to {of_what['kind']}, {', '.join(how)}, by {of_what['software']}")
+        for dataset, dna in of_what["members"].items():
+            print(f"  {dataset}: {of_what['images'][dataset]:,} images (dna {dna[:12]})")
     for score in found.provenance.get("held_out", ()):
         print(_line(Score(**score)))
     for neuron, weight in most.items():

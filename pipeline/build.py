@@ -339,6 +339,9 @@ class _Planner:
         spec = make_spec(request, network, found.digest, device_kind(self.resources))
         base = head.datasets.get(request.name, {}).get(spec.digest)
         manifest = self._manifest(request, spec.digest, base)
+        source = storage.readable(manifest.source)
+        if base is not None and not base.imported and base.source != source:
+            self.progress.say(f"{request.name}: was of {base.source}, and is of {source} now")
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         ranges_uri = catalogue.ranges_uri(found.digest)
         work_uri = catalogue.work_uri(request.name, spec.digest)

@@ -633,8 +633,8 @@ def software() -> str:
     return f"vdna-pipeline {version('vdna-pipeline')}"
 
 
-def check_name(name: str) -> str:
-    """A dataset's name: letters, digits, `.`, `_`, `-`, and `/` for grouping.
+def check_name(name: str, of: str = "dataset") -> str:
+    """A dataset's, or a lens's, name: letters, digits, `.`, `_`, `-`, and `/` for grouping.
 
     Raises `UsageError` otherwise, with the name.
     """
@@ -642,7 +642,7 @@ def check_name(name: str) -> str:
     if all(_SEGMENT.fullmatch(s) and s.strip(".") for s in segments):
         return name
     raise UsageError(
-        f"dataset name {name!r}: use letters, digits, '.', '_', '-', and '/' between groups; no "
+        f"{of} name {name!r}: use letters, digits, '.', '_', '-', and '/' between groups; no "
         "part may be empty or made of dots"
     )
 

@@ -57,10 +57,12 @@ class Attribute:
     def parse(cls, text: str) -> Attribute:
         """Of WITH:WITHOUT."""
         with_it, colon, without = text.partition(":")
-        if not colon or not with_it or not without or with_it == without:
+        if not colon or not with_it or not without:
             raise UsageError(
                 f"attribute is {text!r}; name two datasets, with it and without: foggy:clear"
             )
+        if with_it == without:
+            raise UsageError(f"attribute is {text!r}: the same dataset with it and without")
         return cls(check_name(with_it), check_name(without))
 
     def __str__(self) -> str:
@@ -175,7 +177,9 @@ def fit_focus(
 
 def keep(catalogue: Catalogue, lens: Lens) -> str:
     """Store it in the catalogue, under its name; its uri. The newest of a name is the one used."""
-    uri = storage.join(catalogue.lenses_uri(check_name(lens.name)), f"{lens.digest}.parquet")
+    uri = storage.join(
+        catalogue.lenses_uri(check_name(lens.name, "lens")), f"{lens.digest}.parquet"
+    )
     storage.replace(uri, lens.encode())
     return uri
 

@@ -703,9 +703,13 @@ def find_lens(catalogue: Catalogue, name: str, spec: Spec) -> Lens:
     if name.endswith(".parquet"):
         data = storage.read(storage.canonical(name))
         return Lens.decode(data, name.rpartition("/")[2].removesuffix(".parquet"), spec)
-    newest = newest_lenses(catalogue).get(check_name(name))
+    there = newest_lenses(catalogue)
+    newest = there.get(check_name(name, "lens"))
     if newest is None:
-        raise NotFound(f"{catalogue.root} has no lens {name!r}; a file's name ends in .parquet")
+        raise NotFound(
+            f"{catalogue.root} has no lens {name!r}; it has {', '.join(sorted(there)) or 'none'}, "
+            "and a file's name ends in .parquet"
+        )
     return Lens.decode(storage.read(newest.uri), newest.uri, spec)
 
 

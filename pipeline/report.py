@@ -69,7 +69,12 @@ def all_corrected(matrix: Matrix, layer: str = ALL) -> bool:
 def no_test(matrix: Matrix) -> str:
     """Why no pair is tested, where none is."""
     if not matrix.estimates:
-        return "there are no error bars (--no-error-bars, or a lens with negative weights)"
+        if through(matrix):
+            return (
+                "there are no error bars, which a lens with negative weights has not (vdna lens "
+                "fit --non-negative makes one that has), nor has --no-error-bars"
+            )
+        return "there are no error bars (--no-error-bars)"
     return _TOO_FEW_FOLDS
 
 

@@ -234,7 +234,10 @@ class _Checks:
         unknown = len(shown) - len(np.intersect1d(shown, self._names))
         if unknown or len(np.intersect1d(shown, failed)):
             raise ConservationError(f"{uri}: exemplars that are no images counted")
-        return f"{held.rows.num_rows} of {np.count_nonzero(counts)} neurons, all of images counted"
+        return (
+            f"{held.rows.num_rows} names for {np.count_nonzero(counts)} neurons, all of images "
+            "that were counted"
+        )
 
     def _check_partials(self) -> str:
         version, manifest, dna = self._version, self._known_manifest(), self._known_dna()

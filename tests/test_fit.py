@@ -154,7 +154,9 @@ def test_weights_are_those_of_least_loss(
 
 
 def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
-    for text in ("fog", ":none", "fog:", "fog:fog"):
+    with pytest.raises(UsageError, match="'fog:fog': the same dataset with it and without"):
+        Attribute.parse("fog:fog")
+    for text in ("fog", ":none", "fog:"):
         with pytest.raises(UsageError, match=f"attribute is '{text}'; name two datasets"):
             Attribute.parse(text)
     with pytest.raises(NotFound, match="nothing"):
@@ -208,7 +210,7 @@ def test_the_commands(place: Catalogue, tmp_path: Path) -> None:
         attribute("dark"),
     ]
     text = run("show", "clear-of-fog", *root)
-    assert f"{attribute('fog')}: ignored, " in text
+    assert f"{attribute('fog')}: to be ignored; " in text
     assert "stem[" in text
     focused = json.loads(
         run("fit", "fog/few", "--focus", attribute("fog"), "--top", "3", "--json", *root)

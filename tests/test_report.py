@@ -242,10 +242,9 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
         "2 are not told apart; 1 is not tested."
     )
     plain = summary_sentence(matrix_of("a", "b"))
-    assert plain == (
-        "None of 1 pair is tested: there are no error bars (--no-error-bars, or a lens with "
-        "negative weights)."
-    )
+    assert plain == ("None of 1 pair is tested: there are no error bars (--no-error-bars).")
+    lensed = replace(matrix_of("a", "b"), lens="sharp", lens_digest="5a")
+    assert "fit --non-negative makes one that has" in summary_sentence(lensed)
     few = with_estimates(matrix_of("a", "b"))
     few.estimates["q"][:] = np.nan
     assert summary_sentence(few) == (
