@@ -67,10 +67,12 @@ class Keep:
 
     @classmethod
     def of(cls, products: Sequence[str]) -> Keep | None:
-        """As a build's products say; None where it keeps none."""
+        """As a build's products say; None where it keeps none. Raises `CorruptFile`."""
         for product in products:
             if product.startswith(_PREFIX):
                 number, _, layers = product.removeprefix(_PREFIX).partition(":")
+                if not (number.isascii() and number.isdigit()):
+                    raise CorruptFile(f"product {product!r} says no number of exemplars")
                 return cls(int(number), tuple(layers.split(",")) if layers else ())
         return None
 
@@ -227,13 +229,14 @@ class Exemplars:
             keep = Keep.of([metadata["product"]])
             starts = _starts(spec)
             first = np.array([starts[layer] for layer in table["layer"].to_pylist()], np.int32)
+            columns: dict[str, Any] = {n: table[n] for n in SUM.names}
+            columns["neuron"] = first + table["neuron"].to_numpy()
+            rows = pa.table(columns, schema=SUM)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"{name}: torn, or not a file of exemplars: {error!r}") from error
         if kind != (COLUMN, FORMAT, spec.digest) or keep is None:
             raise CorruptFile(f"{name}: {kind} is not {(COLUMN, FORMAT, spec.digest)}")
-        columns: dict[str, Any] = {n: table[n] for n in SUM.names}
-        columns["neuron"] = first + table["neuron"].to_numpy()
-        found = cls(keep, spec, pa.table(columns, schema=SUM))
+        found = cls(keep, spec, rows)
         if not found.table.equals(table) or found + cls.empty(keep, spec) != found:
             raise CorruptFile(f"{name}: its rows are not in their order")
         return found

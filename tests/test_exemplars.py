@@ -115,6 +115,8 @@ def test_products_say_what_is_kept() -> None:
     for keep in (Keep(8), Keep(2, ("stem", "head"))):
         assert Keep.of(("histogram", keep.product)) == keep
     assert Keep.of(("histogram",)) is None
+    with pytest.raises(CorruptFile, match="'exemplars-x' says no number"):
+        Keep.of(("exemplars-x",))
     assert Keep.asked(4, "st*, head", SPEC.taps) == Keep(4, ("stem", "head"))
     assert Keep.asked(0, None, SPEC.taps) is None
     with pytest.raises(UsageError, match="exemplars is 101; it must be from 0 to 100"):
