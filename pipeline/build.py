@@ -157,7 +157,7 @@ class Engine(Protocol):
 class InProcess:
     """The engine of notebooks, small sets and tests: this process, no Ray.
 
-    Extractors stay loaded for as long as it lives.
+    Extractors and their threads stay until it is closed.
     """
 
     in_process = True
@@ -171,6 +171,9 @@ class InProcess:
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         return map(function, items)
+
+    def close(self) -> None:
+        self._worker.close()
 
 
 @dataclass(frozen=True)
