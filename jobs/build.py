@@ -73,6 +73,13 @@ def build(
         str | None,
         typer.Option(help="What is kept in one fold: by leading folders (1), or a table's column."),
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="Each value's images are a dataset NAME/VALUE too: of a table's column, or of so "
+            "many leading folders (1)."
+        ),
+    ] = None,
     image_column: ImageColumnOption = None,
     max_failures: Annotated[
         float, typer.Option(help="Unreadable images allowed: a fraction, or a number from 1 up.")
@@ -123,6 +130,7 @@ def build(
         layer_gaussian=layer_gaussian,
         exemplars=exemplars,
         exemplar_taps=exemplar_taps,
+        by=by,
     )
     resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
     with engine_for(resources, ray_address) as engine:
@@ -135,6 +143,10 @@ def build(
         print(sentence(result))
         for failure in result.failures[:10]:
             print(f"  not counted: {failure}")
+        for part in list(result.parts)[:10]:
+            print(f"  {part}: {result.parts[part].images:,} images")
+        if len(result.parts) > 10:
+            print(f"  … and {len(result.parts) - 10:,} more (`vdna ls`)")
 
 
 @contextlib.contextmanager
@@ -160,6 +172,7 @@ def summary(result: Result) -> dict[str, object]:
         "ignored": result.ignored,
         "duplicates": result.duplicates,
         "failures": [asdict(failure) for failure in result.failures],
+        "parts": {name: asdict(version) for name, version in result.parts.items()},
         **asdict(result.version),
     }
 
@@ -171,6 +184,7 @@ def sentence(result: Result) -> str:
     notes += [f"{version.failed:,} could not be read"] if version.failed else []
     notes += [f"{ignored:,} files of other kinds ignored"] if ignored else []
     notes += [f"{result.duplicates:,} duplicates dropped"] if result.duplicates else []
+    notes += [f"{len(result.parts):,} parts by {version.by}"] if result.parts else []
     state = "committed" if result.changed else "nothing to do, the source has not changed"
     return f"{result.name}: {', '.join(notes)}; {state} (dna {version.dna[:12]})"
 

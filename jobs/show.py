@@ -49,6 +49,10 @@ def show(
     print(f"{name}: {version.images:,} images, {version.failed:,} failed, from {version.source}")
     print(f"  built      {version.built} by {version.software}")
     print(f"  dna        {version.dna}")
+    if version.part_of:
+        print(f"  part of    {version.part_of}, where {version.by} is {version.value!r}")
+    elif version.by:
+        print(f"  parts by   {version.by}")
     if version.imported:
         print(f"  imported   {version.origin['kind']} of {version.origin['software']}")
         print(f"  images     {version.origin['images_from']}")

@@ -13,8 +13,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pipeline import images, storage
@@ -22,10 +23,14 @@ from pipeline import ranges as ranges_module
 from pipeline.blocks import Data, sha256
 from pipeline.catalogue import (
     Catalogue,
+    Commit,
     Version,
     canonical_json,
     check_name,
     footers_of,
+    part_name,
+    parts_of,
+    require_free,
     software,
 )
 from pipeline.dna import DNA
@@ -44,12 +49,12 @@ from pipeline.errors import (
 from pipeline.exemplars import DEFAULT_KEPT, Keep
 from pipeline.extractor import numerics
 from pipeline.listing import Kept, Listing
-from pipeline.manifest import Entry, Manifest, Shard
+from pipeline.manifest import Entry, Manifest, Shard, read_part
 from pipeline.networks import Network, describe, require_fit
 from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.plan import plan
 from pipeline.progress import Progress, Silent
-from pipeline.reduce import Composed, add_up, compose, plan_folds
+from pipeline.reduce import Composed, Node, add_up, compose, plan_folds
 from pipeline.shard import OVERLAP, Counter, Receipt, Recipe, ShardJob, Worker, device_kind
 from pipeline.source import Rules, list_source
 from pipeline.spec import (
@@ -76,6 +81,9 @@ R = TypeVar("R")
 DEFAULT_MAX_FAILURES = 0.01
 TRIES = 2
 """Rounds over the shards that could not be counted, in one run."""
+MAX_PARTS = 4096
+"""Of a dataset: a commit names them all."""
+SAY_SECONDS = 10.0
 RELISTS = 3
 """Times that a source which changes while it is read is listed again, where that is asked for."""
 
@@ -88,6 +96,8 @@ class Request:
     `layer_gaussian`: keep each layer's mean and scatter matrix too; a dataset that has them keeps
     them from then on. `exemplars`: names to keep of the images that each neuron reacts to most, in
     the layers that match `exemplar_taps`; for None as the dataset has them, or a new one's few.
+    `by`: a label of a table, or a number of leading folders; each value's images are a dataset too,
+    a part, `NAME/VALUE`, of the same pass. For None as the dataset has it; empty for no parts.
     """
 
     name: str
@@ -111,6 +121,7 @@ class Request:
     layer_gaussian: bool = False
     exemplars: int | None = None
     exemplar_taps: str | None = None
+    by: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -120,16 +131,19 @@ class Request:
             value = getattr(self, setting)
             if value is not None and value < 1:
                 raise UsageError(f"{setting} is {value}; it must be at least 1")
-        _ = self.rules.depth  # refuses what is no number of folders
+        _ = self.rules  # refuses what is no number of folders
 
     @property
     def rules(self) -> Rules:
-        return Rules(self.include, self.exclude, self.group_by, self.image_column)
+        return Rules(self.include, self.exclude, self.group_by, self.image_column, self.by or None)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a request: `changed` is False where the catalogue held it already."""
+    """What became of a request: `changed` is False where the catalogue held it already.
+
+    `parts`: the versions of its parts, by their names.
+    """
 
     name: str
     version: Version
@@ -138,6 +152,7 @@ class Result:
     failures: tuple[Failure, ...]
     ignored: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
+    parts: Mapping[str, Version] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -178,10 +193,13 @@ class InProcess:
 
 @dataclass(frozen=True)
 class _Plan:
+    """`parts`: of each value, the indices of its shards."""
+
     request: Request
     manifest: Manifest
     job: ShardJob
     base: Version | None
+    parts: Mapping[str, Sequence[int]]
     up_to_date: bool = False
     manifest_sha256: str = ""
 
@@ -239,11 +257,11 @@ def build_datasets(
             continue
         try:
             if one.plan.up_to_date:
-                results.append(_unchanged(catalogue, one.plan))
+                results.append(_unchanged(catalogue, one.plan, catalogue.head()))
             elif one.errors:
                 raise _not_counted(one)
             else:
-                results.append(_finish(catalogue, one.plan, one.shards, engine))
+                results.append(_finish(catalogue, one.plan, one.shards, engine, progress))
             done(results[-1])
         except VdnaError as error:
             problems.append(error)
@@ -341,7 +359,15 @@ class _Planner:
         found, provenance = ranges_module.find(network, request.ranges, known)
         spec = make_spec(request, network, found.digest, device_kind(self.resources))
         base = head.datasets.get(request.name, {}).get(spec.digest)
+        if base is not None and base.part_of:
+            raise UsageError(
+                f"it is the part of {base.part_of} where {base.by} is {base.value!r}; "
+                f"build {base.part_of}, or give another name"
+            )
+        if request.by is None and base is not None:
+            request = replace(request, by=base.by)
         manifest = self._manifest(request, spec.digest, base)
+        parts = _parts(request, manifest, head)
         source = storage.readable(manifest.source)
         if base is not None and not base.imported and base.source != source:
             self.progress.say(f"{request.name}: was of {base.source}, and is of {source} now")
@@ -351,13 +377,13 @@ class _Planner:
         products = _products(request, network, base)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)
         job = ShardJob(recipe, uri, work_uri)
-        if base is not None and _holds(catalogue, request.name, base, manifest, job):
-            return _Plan(request, manifest, job, base, up_to_date=True)
+        if base is not None and _holds(catalogue, request, base, manifest, job, head):
+            return _Plan(request, manifest, job, base, parts, up_to_date=True)
         storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
         storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
         stored = _store_manifest(uri, manifest.data, manifest.digest)
         catalogue.note_plan(request.name, spec.digest, manifest.digest, products)
-        return _Plan(request, manifest, job, base, manifest_sha256=sha256(stored))
+        return _Plan(request, manifest, job, base, parts, manifest_sha256=sha256(stored))
 
     def _manifest(self, request: Request, spec: str, base: Version | None) -> Manifest:
         kept = self._kept(request)
@@ -367,6 +393,7 @@ class _Planner:
             shard_images=request.shard_images,
             previous=_previous(self.catalogue, request.name, spec, base),
             limit=request.limit,
+            by=request.rules.label,
         )
         if kept is not None:
             kept.remove()
@@ -411,15 +438,49 @@ def _products(request: Request, network: Network, base: Version | None) -> tuple
     return (*products, keep.product) if keep else products
 
 
+def _parts(request: Request, manifest: Manifest, head: Commit) -> dict[str, Sequence[int]]:
+    """The shards of each value. Raises `UsageError` where values are too many or make no names."""
+    label = request.rules.label
+    if label is None:
+        return {}
+    parts = manifest.parts(label)
+    if len(parts) > MAX_PARTS:
+        raise UsageError(
+            f"{request.by} has {len(parts):,} values ({', '.join(list(parts)[:3])}, …); parts are "
+            f"made by at most {MAX_PARTS:,}"
+        )
+    values: dict[str, str] = {}
+    for value in parts:
+        name = part_name(request.name, value)
+        if name in values:
+            raise UsageError(
+                f"the values {values[name]!r} and {value!r} of {request.by} both make the name "
+                f"{name}; give one of them another label"
+            )
+        values[name] = value
+        require_free(head, name, request.name)
+    return dict(parts)
+
+
 def _holds(
-    catalogue: Catalogue, name: str, base: Version, manifest: Manifest, job: ShardJob
+    catalogue: Catalogue,
+    request: Request,
+    base: Version,
+    manifest: Manifest,
+    job: ShardJob,
+    head: Commit,
 ) -> bool:
-    """Whether the catalogue's version is of these candidates, and all its files are there."""
-    if (base.manifest, base.products) != (manifest.digest, job.recipe.products):
+    """Whether the catalogue's version is of these candidates, and all files of it and of its parts
+    are there.
+    """
+    stated = (base.manifest, base.products, base.by)
+    if stated != (manifest.digest, job.recipe.products, request.by or ""):
         return False
+    versions = {request.name: base} | parts_of(head, request.name, base.spec)
     return all(
-        storage.exists(catalogue.uri(kind, base.spec, name, base.digest_in(kind)))
-        for kind in base.sha256
+        storage.exists(catalogue.uri(kind, version.spec, name, version.digest_in(kind)))
+        for name, version in versions.items()
+        for kind in version.sha256
     )
 
 
@@ -562,48 +623,130 @@ def _count(plans: Sequence[_Plan], engine: Engine, progress: Progress) -> dict[s
 # Committing.
 
 
-def _finish(catalogue: Catalogue, p: _Plan, counted: int, engine: Engine) -> Result:
-    name, recipe = p.request.name, p.job.recipe
-    spec = recipe.spec.digest
-    levels, folds = plan_folds(p.manifest, p.job.work_uri, spec, recipe.products)
-    try:
-        for level in levels:
-            for _ in engine.map(add_up, level):
-                pass
-        composed = compose(folds, p.manifest, recipe.products, name)
-    except (CorruptFile, ConservationError, OverlapError, SpecMismatch) as error:
-        raise type(error)(
-            f"{name}: {error}\nNothing was committed. If that file is damaged, delete it and rerun "
-            "the same command: what it held is counted again"
-        ) from error
+def _finish(
+    catalogue: Catalogue, p: _Plan, counted: int, engine: Engine, progress: Progress
+) -> Result:
+    name, job = p.request.name, p.job
+    composed = _reduce(p.manifest, job.work_uri, job.recipe, name, engine.map)
     _gate(p, composed)
-    files = {**composed.files, "failures": encode_failures(composed.failures)}
-    stored = _store_version(catalogue, name, spec, composed.digest, files)
-    hashes = {kind: sha256(data) for kind, data in stored.items()}
-    version = Version(
-        dna=composed.digest,
-        manifest=p.manifest.digest,
-        spec=spec,
-        images=composed.images,
-        failed=len(composed.failures),
-        products=recipe.products,
-        sha256=hashes | {"manifests": p.manifest_sha256},
-        footers=footers_of(stored),
-        source=storage.readable(p.manifest.source),
-        built=datetime.now(UTC).isoformat(timespec="seconds"),
-        software=software(),
-        numerics=composed.numerics,
-    )
-    commit = catalogue.put_version(name, version, p.base)
+    version = _store_all(catalogue, name, p.manifest, p.manifest_sha256, composed, job.recipe)
+    whole = replace(version, by=p.request.by or "")
+    parts = _finish_parts(catalogue, p, engine, progress)
+    commit = catalogue.put_version(name, whole, p.base, parts=parts)
     return Result(
         name,
-        commit.datasets[name][spec],
+        commit.datasets[name][whole.spec],
         True,
         counted,
         composed.failures,
         dict(p.manifest.ignored),
         p.manifest.duplicates,
+        parts_of(commit, name, whole.spec),
     )
+
+
+def _reduce(
+    manifest: Manifest,
+    work_uri: str,
+    recipe: Recipe,
+    name: str,
+    spread: Callable[[Callable[[Node], str], Sequence[Node]], Iterator[str]],
+) -> Composed:
+    levels, folds = plan_folds(manifest, work_uri, recipe.spec.digest, recipe.products)
+    try:
+        for level in levels:
+            for _ in spread(add_up, level):
+                pass
+        return compose(folds, manifest, recipe.products, name)
+    except (CorruptFile, ConservationError, OverlapError, SpecMismatch) as error:
+        raise type(error)(
+            f"{name}: {error}\nNothing was committed. If that file is damaged, delete it and rerun "
+            "the same command: what it held is counted again"
+        ) from error
+
+
+def _store_all(
+    catalogue: Catalogue,
+    name: str,
+    manifest: Manifest,
+    manifest_sha256: str,
+    composed: Composed,
+    recipe: Recipe,
+) -> Version:
+    """What is to be committed of it, all its files being stored."""
+    spec = recipe.spec.digest
+    files = {**composed.files, "failures": encode_failures(composed.failures)}
+    stored = _store_version(catalogue, name, spec, composed.digest, files)
+    hashes = {kind: sha256(data) for kind, data in stored.items()}
+    return Version(
+        dna=composed.digest,
+        manifest=manifest.digest,
+        spec=spec,
+        images=composed.images,
+        failed=len(composed.failures),
+        products=recipe.products,
+        sha256=hashes | {"manifests": manifest_sha256},
+        footers=footers_of(stored),
+        source=storage.readable(manifest.source),
+        built=datetime.now(UTC).isoformat(timespec="seconds"),
+        software=software(),
+        numerics=composed.numerics,
+    )
+
+
+@dataclass(frozen=True)
+class _PartJob:
+    """A part to be summed up: of which shards of the whole's manifest."""
+
+    root: str
+    whole: str
+    job: ShardJob
+    by: str
+    label: str
+    value: str
+    shards: tuple[int, ...]
+
+
+def _finish_parts(
+    catalogue: Catalogue, p: _Plan, engine: Engine, progress: Progress
+) -> dict[str, Version]:
+    """The parts' versions by their names, all their files stored; none of what cannot be read."""
+    by, label = p.request.by, p.request.rules.label
+    if by is None or label is None:
+        return {}
+    jobs = [
+        _PartJob(catalogue.root, p.request.name, p.job, by, label, value, tuple(shards))
+        for value, shards in p.parts.items()
+    ]
+    found: dict[str, Version] = {}
+    started = said = monotonic()
+    for done, (name, version) in enumerate(engine.map(_finish_part, jobs), 1):
+        if version is None:
+            progress.say(f"{name}: no part, as none of its images could be read")
+        else:
+            found[name] = version
+        if (now := monotonic()) - said >= SAY_SECONDS:
+            said, rate = now, done / (now - started)
+            left = (len(jobs) - done) / rate
+            progress.say(
+                f"{p.request.name}: {done:,} of {len(jobs):,} parts, {rate:.1f} a second, "
+                f"{left:,.0f} s left"
+            )
+    return found
+
+
+def _finish_part(part: _PartJob) -> tuple[str, Version | None]:
+    catalogue, recipe = Catalogue(part.root), part.job.recipe
+    name = part_name(part.whole, part.value)
+    with storage.open_random(part.job.manifest_uri) as file:
+        manifest = read_part(file, part.shards, part.label, part.value, part.job.manifest_uri)
+    composed = _reduce(manifest, part.job.work_uri, recipe, name, map)
+    if not composed.images:
+        return name, None
+    uri = catalogue.uri("manifests", recipe.spec.digest, name, manifest.digest)
+    stored = _store_manifest(uri, manifest.data, manifest.digest)
+    version = _store_all(catalogue, name, manifest, sha256(stored), composed, recipe)
+    return name, replace(version, by=part.by, part_of=part.whole, value=part.value)
 
 
 def _gate(p: _Plan, composed: Composed) -> None:
@@ -627,12 +770,19 @@ def allowed_failures(limit: float, candidates: int) -> int:
     return int(limit * candidates) if limit < 1 else int(min(limit, candidates))
 
 
-def _unchanged(catalogue: Catalogue, p: _Plan) -> Result:
+def _unchanged(catalogue: Catalogue, p: _Plan, head: Commit) -> Result:
     if p.base is None:
         raise CorruptFile(f"{p.request.name} has no version to be unchanged from")
     failures = tuple(catalogue.failures(p.request.name, p.base)) if p.base.failed else ()
     return Result(
-        p.request.name, p.base, False, 0, failures, dict(p.manifest.ignored), p.manifest.duplicates
+        p.request.name,
+        p.base,
+        False,
+        0,
+        failures,
+        dict(p.manifest.ignored),
+        p.manifest.duplicates,
+        parts_of(head, p.request.name, p.base.spec),
     )
 
 

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from pipeline.manifest import Manifest
     from pipeline.partial import Failure
 
-FORMAT = 3
-READS = (1, 2, 3)
-"""Commits of format 1 had no checksum, of format 2 no footers."""
+FORMAT = 4
+READS = (1, 2, 3, 4)
+"""Commits of format 1 had no checksum, of format 2 no footers, of format 3 no parts."""
 FILES = ("dna", "failures", "folds", "manifests")
 """What a built version is stored in, each in a folder of that name."""
 KINDS = (*FILES, "layer_gaussians", "exemplars")
@@ -89,7 +89,8 @@ class Version:
     `footers`: of those that are read in part; none of versions of old, which are read whole.
     `numerics`: under which its images were counted, each with its number of `images`. `origin`: of
     an imported version, where it is from and what is not known of it; it has a DNA only, and no
-    manifest.
+    manifest. `by`: the label, or the number of folders, that a dataset has parts by; a part has it
+    too, with the `value` that its images share, and the dataset that it is `part_of`.
     """
 
     dna: str
@@ -105,6 +106,9 @@ class Version:
     numerics: tuple[Mapping[str, Any], ...]
     origin: Mapping[str, Any] = field(default_factory=dict)
     footers: Mapping[str, Footer] = field(default_factory=dict)
+    by: str = ""
+    part_of: str = ""
+    value: str = ""
 
     @property
     def imported(self) -> bool:
@@ -132,7 +136,8 @@ class Version:
         tuples = {name: tuple(data[name]) for name in ("products", "numerics")}
         footers = {kind: Footer(**stated) for kind, stated in data.get("footers", {}).items()}
         version = cls(**(dict(data) | tuples | {"footers": footers}))
-        texts = (version.dna, version.manifest, version.spec, version.source, version.built)
+        texts = [version.dna, version.manifest, version.spec, version.source, version.built]
+        texts += [version.by, version.part_of, version.value]
         hashes = [version.sha256[kind] for kind in (("dna",) if version.imported else FILES)]
         hashes += [*version.sha256.values(), *(footer.sha256 for footer in footers.values())]
         if not set(version.sha256) <= set(KINDS):
@@ -227,6 +232,10 @@ class Catalogue:
 
     def work_uri(self, dataset: str, spec: str) -> str:
         return storage.join(self.root, "_work", dataset, spec)
+
+    def partials_uri(self, name: str, version: Version) -> str:
+        """The work folder that has the version's partials: a part's are those of the whole."""
+        return self.work_uri(version.part_of or name, version.spec)
 
     def listing_uri(self, digest: str) -> str:
         """Where parts of a listing are kept until it is a plan."""
@@ -335,18 +344,30 @@ class Catalogue:
                 return commit
 
     def put_version(
-        self, dataset: str, new: Version, base: Version | None, action: str = "build"
+        self,
+        dataset: str,
+        new: Version,
+        base: Version | None,
+        action: str = "build",
+        parts: Mapping[str, Version] | None = None,
     ) -> Commit:
-        """Make `new` the dataset's version under its spec.
+        """Make `new` the dataset's version under its spec, and `parts` all the parts that it has.
 
         `base`: the version that the caller built upon. Raises `Conflict` where another writer has
-        replaced that one by a version other than `new`.
+        replaced that one by a version other than `new`, or given a part's name away.
         """
+        parts = parts or {}
 
         def change(head: Commit) -> Commit:
             current = head.datasets.get(dataset, {}).get(new.spec)
             same = current is not None and current.dna == new.dna
-            if current is not None and same and current.sha256 == new.sha256:
+            there = parts_of(head, dataset, new.spec)
+            if (
+                current is not None
+                and same
+                and (current.sha256, current.by) == (new.sha256, new.by)
+                and _stated(there) == _stated(parts)
+            ):
                 return head
             if current != base and not same:
                 raise Conflict(
@@ -354,11 +375,18 @@ class Catalogue:
                     f"while this one built upon {base.dna if base else 'nothing'}; rerun to look "
                     "at the source again"
                 )
-            specs = {**head.datasets.get(dataset, {}), new.spec: new}
+            for name in sorted(parts.keys() - there.keys()):
+                require_free(head, name, dataset)
+            datasets = {
+                name: {s: v for s, v in specs.items() if s != new.spec or name not in there}
+                for name, specs in head.datasets.items()
+            }
+            for name, its in {**parts, dataset: new}.items():
+                datasets[name] = {**datasets.get(name, {}), new.spec: its}
             return replace(
                 head,
                 default_spec=new.spec if _takes_default(head, new) else head.default_spec,
-                datasets={**head.datasets, dataset: specs},
+                datasets={name: specs for name, specs in datasets.items() if specs},
             )
 
         return self.append(f"{action} {dataset}", change)
@@ -631,6 +659,44 @@ def _takes_default(head: Commit, new: Version) -> bool:
 
 def software() -> str:
     return f"vdna-pipeline {version('vdna-pipeline')}"
+
+
+def parts_of(commit: Commit, dataset: str, spec: str) -> dict[str, Version]:
+    """The parts that a dataset has under a spec, by their names."""
+    return {
+        name: specs[spec]
+        for name, specs in commit.datasets.items()
+        if spec in specs and specs[spec].part_of == dataset
+    }
+
+
+def require_free(commit: Commit, name: str, whole: str) -> None:
+    """Raises `Conflict` where a dataset of another kind has the name of a part."""
+    for there in commit.datasets.get(name, {}).values():
+        if there.part_of != whole:
+            of = f"a part of {there.part_of}" if there.part_of else "a dataset of its own"
+            raise Conflict(
+                f"{name} is {of}, and would be a part of {whole}; build {whole} under another name"
+            )
+
+
+def _stated(parts: Mapping[str, Version]) -> dict[str, tuple[object, ...]]:
+    return {name: (part.sha256, part.by, part.value) for name, part in parts.items()}
+
+
+def part_name(dataset: str, value: str) -> str:
+    """The name of a part: what no name may hold is a dash in it.
+
+    Raises `UsageError` where nothing of the value is left.
+    """
+    segments = [re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-") for text in value.split("/")]
+    try:
+        return check_name("/".join([dataset, *segments]))
+    except UsageError as error:
+        raise UsageError(
+            f"the value {value!r} makes no name of a part of {dataset}; give the images another "
+            "label"
+        ) from error
 
 
 def check_name(name: str, of: str = "dataset") -> str:

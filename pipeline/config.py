@@ -84,6 +84,7 @@ class Settings(BaseModel):
     layer_gaussian: bool = False
     exemplars: int | None = Field(default=None, ge=0)
     exemplar_taps: str | None = None
+    by: str | int | None = None
 
 
 class Dataset(Settings):
@@ -106,8 +107,9 @@ class Config(BaseModel):
         requests = []
         for dataset in self.datasets:
             values = defaults | dataset.model_dump(exclude_unset=True)
-            if values.get("group_by") is not None:
-                values["group_by"] = str(values["group_by"])
+            for setting in ("group_by", "by"):
+                if values.get(setting) is not None:
+                    values[setting] = str(values[setting])
             requests.append(Request(**values))
         return requests
 

@@ -73,7 +73,7 @@ def _needed(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> set[
             if version != current.get(name, {}).get(version.spec) and not storage.exists(uri):
                 continue  # an old version, removed by an earlier collection
             manifest = catalogue.manifest(name, version)
-            work = catalogue.work_uri(name, version.spec)
+            work = catalogue.partials_uri(name, version)
             keys = manifest.keys(version.spec, version.products)
             needed.update(partial_uri(work, key) for key in keys)
     return needed | set(_planned(catalogue))

@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any, overload
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.blocks import let_go
@@ -151,6 +152,18 @@ class Manifest:
             by_fold[head.fold].append(head)
         return dict(sorted(by_fold.items()))
 
+    def parts(self, label: str) -> dict[str, list[int]]:
+        """The shards of each value of a label, by their indices; those without a value left out.
+
+        Raises `CorruptFile` where a shard mixes values.
+        """
+        parts: defaultdict[str, list[int]] = defaultdict(list)
+        file = pq.ParquetFile(pa.BufferReader(self.data))
+        for head in self.heads:
+            if value := _value_of(file.read_row_group(head.index, [label]), label, head.index):
+                parts[value].append(head.index)
+        return dict(sorted(parts.items()))
+
     def tables(self) -> Iterator[pa.Table]:
         """The rows of each shard in turn, with all columns."""
         file = pq.ParquetFile(pa.BufferReader(self.data))
@@ -255,7 +268,9 @@ class ManifestWriter:
     def add(self, fold: int, entries: pa.Table) -> None:
         """The next shard: rows with the columns of a listing, in the order of counting."""
         index, rows = len(self._heads), entries.num_rows
-        table = entries.append_column("shard", pa.array([index] * rows, pa.int32()))
+        names = [name for name in self._schema.names if name not in ("shard", "fold")]
+        table = entries.select(names)
+        table = table.append_column("shard", pa.array([index] * rows, pa.int32()))
         table = table.append_column("fold", pa.array([fold] * rows, pa.int32()))
         table = table.select(self._schema.names).cast(self._schema).combine_chunks()
         self._heads.append(_head(index, fold, table))
@@ -335,6 +350,33 @@ def read_shard(source: Any, index: int, name: str) -> Shard:
     file, _ = _open(source, name)
     table = _read_rows(file, index, name)
     return Shard(index, _fold_of(table, index, name), tuple(_entries(table)))
+
+
+def read_part(source: Any, indices: Iterable[int], label: str, value: str, name: str) -> Manifest:
+    """The manifest of a part, of these shards of an open manifest file and no others.
+
+    Raises `CorruptFile` where one of them is not of the value.
+    """
+    file, metadata = _open(source, name)
+    labels = _labels(file.schema_arrow.names)
+    notes: tuple[int, str, dict[str, int], int]
+    notes = (metadata["shard_images"], metadata["source"], {}, 0)
+    sink = pa.BufferOutputStream()
+    with ManifestWriter(sink, labels) as writer:
+        for index in indices:
+            table = _read_rows(file, index, name)
+            if (found := _value_of(table, label, index)) != value:
+                raise CorruptFile(f"{name}: shard {index} is of {label} {found!r}, not {value!r}")
+            writer.add(_fold_of(table, index, name), table)
+        writer.note(*notes)
+    return writer.manifest(sink.getvalue().to_pybytes(), *notes)
+
+
+def _value_of(table: pa.Table, label: str, index: int) -> str:
+    values = {value or "" for value in pc.unique(table[label]).to_pylist()}
+    if len(values) > 1:
+        raise CorruptFile(f"shard {index} mixes values of {label}: {sorted(values)[:5]}")
+    return str(values.pop())
 
 
 def default_shard_images(candidates: int) -> int:

@@ -753,7 +753,8 @@ def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
     """A sentence for each source that several of these versions are of, itself or within it.
 
     Error bars suppose samples that are independent; nested sources may have images in common. Only
-    the outermost is told, with a few of its datasets: a catalogue may hold hundreds of them.
+    the outermost is told, with a few of its datasets: a catalogue may hold hundreds of them. Parts
+    of one dataset have none in common.
     """
     # By segments, and in their order: what lies within a source follows it, and `a` holds no `ab`.
     # A version that was imported has no images of a source, but a file.
@@ -770,7 +771,8 @@ def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
     return [
         f"{_some(names)} are of the source {'/'.join(segments) or '/'}, or of places within it"
         for segments, names in groups
-        if len(names) > 1
+        if len({versions[name].part_of or name for name in names}) > 1
+        or (len(names) > 1 and not versions[names[0]].part_of)
     ]
 
 

@@ -121,7 +121,7 @@ class _Recount:
         return sorted(index for index, _ in zip(kept, range(sample), strict=False))
 
     def _kept_uri(self, index: int) -> str:
-        work = self._catalogue.work_uri(self._name, self._version.spec)
+        work = self._catalogue.partials_uri(self._name, self._version)
         return partial_uri(work, self._keys[index])
 
     @contextlib.contextmanager

@@ -61,6 +61,8 @@ read (`file`, and others of fsspec's that lead to them, as `local`, `zip`, `refe
 AT_ONCE = 32
 """Objects of a list that are looked at together."""
 SAY_SECONDS = 10.0
+FOLDERS = "folder"
+"""The label of a source that is no table: the leading folders of an image, where asked for."""
 
 
 @dataclass(frozen=True)
@@ -69,35 +71,51 @@ class Rules:
 
     `include`, `exclude`: shell patterns against the path below the source, and against the bare
     name; an archive's members are below it, as in a folder. `group_by`: so many leading folders, or
-    a column of a table. `image_column`: of Parquet and Arrow files that have several.
+    a column of a table. `by`: what parts are made by, likewise; so many folders become a label,
+    `FOLDERS`. `image_column`: of Parquet and Arrow files that have several.
     """
 
     include: str | None = None
     exclude: str | None = None
     group_by: str | None = None
     image_column: str | None = None
+    by: str | None = None
+
+    def __post_init__(self) -> None:
+        for option, value in (("group-by", self.group_by), ("by", self.by)):
+            if (depth := _depth(value)) is not None and depth < 1:
+                raise UsageError(
+                    f"{option} is {value!r}; give the number of leading folders below the source "
+                    "that name a group (1 for source/video17/frame.jpg), or a column of a table"
+                )
 
     @property
     def depth(self) -> int | None:
-        """Leading folders that name a group. Raises `UsageError` for a number below 1."""
-        if self.group_by is None or not self.group_by.lstrip("-").isdecimal():
-            return None
-        if int(self.group_by) < 1:
-            raise UsageError(
-                f"group-by is {self.group_by!r}; give the number of leading folders below the "
-                "source that name a group (1 for source/video17/frame.jpg), or a column of a table"
-            )
-        return int(self.group_by)
+        """Leading folders that name a group."""
+        return _depth(self.group_by)
 
     @property
     def column(self) -> str | None:
         return self.group_by if self.depth is None else None
+
+    @property
+    def label(self) -> str | None:
+        """The label that parts are made by."""
+        return self.by if _depth(self.by) is None else FOLDERS
+
+    @property
+    def label_depth(self) -> int | None:
+        return _depth(self.by)
 
     def selects(self, path: str) -> bool:
         return (self.include is None or _matches(path, self.include)) and not self.leaves_out(path)
 
     def leaves_out(self, path: str) -> bool:
         return self.exclude is not None and _matches(path, self.exclude)
+
+
+def _depth(text: str | None) -> int | None:
+    return int(text) if text is not None and text.lstrip("-").isdecimal() else None
 
 
 def list_source(
@@ -135,14 +153,22 @@ class _Look:
         self._uri = storage.canonical(text)
         self._table = _Table.of(self._uri, rules)
         self._root = self._uri
-        labels = self._table.labels if self._table else ()
-        if rules.column is not None and self._table is None:
-            raise UsageError(
-                f"group-by is {rules.column!r}, and {text} is no table; give a number of leading "
-                "folders, or a table (Parquet or CSV) that has the column"
-            )
+        for option, column in (("group-by", rules.column), ("by", rules.by)):
+            depth = _depth(column)
+            if column is not None and depth is None and self._table is None:
+                raise UsageError(
+                    f"{option} is {column!r}, and {text} is no table; give a number of leading "
+                    "folders, or a table (Parquet or CSV) that has the column"
+                )
+        self._labels: tuple[str, ...] = (FOLDERS,) if rules.label_depth else ()
+        if self._table is not None:
+            self._labels = self._table.labels
+            if rules.by is not None and rules.by not in self._labels:
+                raise UsageError(
+                    f"by is {rules.by!r}; the labels of {text} are: {', '.join(self._labels)}"
+                )
         self._kept = kept if self._is_prefix() else None
-        self._parts = Parts(labels, self._kept)
+        self._parts = Parts(self._labels, self._kept)
         self._archives: dict[str, _Archive] = {}
         for item in self._parts.archives:
             self._note(item, "", None, ())
@@ -241,6 +267,7 @@ class _Look:
             self._parts.ignored[kind] += 1
         else:
             group = self._group(item.uri) if group is None else group
+            labels = labels if self._table else self._folder_label(item.uri)
             self._parts.add(item.uri, "", item.size, item.identity, group, labels=labels)
             if self._parts.total % 1000 == 0:
                 self._say()
@@ -287,15 +314,16 @@ class _Look:
             else:
                 keep.append(True)
                 group, its = said
-                groups.append(self._group(f"{item.uri}/{name}") if group is None else group)
-                labels.append(its)
+                below = f"{item.uri}/{name}"
+                groups.append(self._group(below) if group is None else group)
+                labels.append(its if self._table else self._folder_label(below))
         table = index.members.filter(pa.array(keep, pa.bool_()))
         columns = {name: table[name] for name in ("member", "size", "position", "access")} | {
             "uri": pa.array([item.uri] * table.num_rows, pa.string()),
             "identity": pa.array([item.identity] * table.num_rows, pa.string()),
             "group": pa.array(groups, pa.string()),
         }
-        for at, name in enumerate(label_columns(self._table.labels if self._table else ())):
+        for at, name in enumerate(label_columns(self._labels)):
             columns[name] = pa.array([its[at] for its in labels], pa.string())
         self._parts.add_table(pa.table(columns))
 
@@ -309,6 +337,14 @@ class _Look:
             return ""
         prefix = self._root.rstrip("/") + "/"
         return prefix + "/".join(uri.removeprefix(prefix).split("/")[:-1][:depth])
+
+    def _folder_label(self, uri: str) -> tuple[str | None, ...]:
+        """Of an image that lies less deep: none."""
+        depth = self._rules.label_depth
+        if depth is None:
+            return ()
+        folders = self._below(uri).split("/")[:-1]
+        return ("/".join(folders[:depth]) if len(folders) >= depth else None,)
 
     def _checkpoint(self) -> None:
         self._parts.checkpoint()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline import ranges as ranges_module
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Version
+from pipeline.catalogue import Catalogue, Version, part_name, parts_of
 from pipeline.dna import (
     DNA,
     FLOAT_SUMS,
@@ -32,6 +32,7 @@ from pipeline.manifest import Manifest
 from pipeline.partial import Failure, Partial
 from pipeline.reduce import digest_of_dna, load_partial, plan_folds
 from pipeline.shard import partial_uri
+from pipeline.source import Rules
 from pipeline.spec import LAYER_GAUSSIAN
 
 
@@ -94,9 +95,12 @@ class _Checks:
             ("folds", self._check_folds),
             ("exemplars", self._check_exemplars),
             ("partials", self._check_partials),
+            ("parts", self._check_parts),
         ]
         if Keep.of(self._version.products) is None:
             checks = [(check, run) for check, run in checks if check != "exemplars"]
+        if not self._version.by or self._version.part_of:
+            checks = checks[:-1]
         if self._version.imported:
             checks = checks[:2]
         for check, run in checks:
@@ -241,7 +245,7 @@ class _Checks:
 
     def _check_partials(self) -> str:
         version, manifest, dna = self._version, self._known_manifest(), self._known_dna()
-        work = self._catalogue.work_uri(self._name, version.spec)
+        work = self._catalogue.partials_uri(self._name, version)
         uris = [partial_uri(work, key) for key in manifest.keys(version.spec, version.products)]
         present = [uri for uri in uris if storage.exists(uri)]
         if not present:
@@ -257,6 +261,31 @@ class _Checks:
         if not same or not same_numbers(total.dna, dna):
             raise ConservationError(f"the partials under {work} do not sum to the DNA")
         return f"{len(present)} partials sum to the DNA"
+
+    def _check_parts(self) -> str:
+        """Every shard of a value is in its part, and nothing else is."""
+        version, manifest = self._version, self._known_manifest()
+        label = Rules(by=version.by).label
+        if label not in manifest.labels:
+            raise CorruptFile(f"the manifest has no label {label}, which parts are by")
+        parts = parts_of(self._catalogue.head(), self._name, version.spec)
+        failed = {(failure.uri, failure.member) for failure in self._failures or ()}
+        for value, indices in manifest.parts(label).items():
+            name = part_name(self._name, value)
+            shards = [(manifest.heads[i].fold, manifest.heads[i].digest) for i in indices]
+            if (part := parts.pop(name, None)) is None:
+                members = [e for i in indices for e in manifest.shards[i].members]
+                if any((e.uri, e.member) not in failed for e in members):
+                    raise ConservationError(f"{name}: there is no such part")
+                continue
+            its = self._catalogue.manifest(name, part)
+            if part.value != value or shards != [(head.fold, head.digest) for head in its.heads]:
+                raise ConservationError(
+                    f"{name}: its shards are not those where {version.by} is {value!r}"
+                )
+        if parts:
+            raise ConservationError(f"{min(parts)}: the manifest has no image of this part")
+        return f"each shard of a value of {version.by} is in its part, and in no other"
 
     def _known_dna(self) -> DNA:
         if self._dna is None:

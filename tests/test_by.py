@@ -1,0 +1,410 @@
+"""Parts by a label: one pass over the images, and each part's DNA that of a pass over it alone."""
+
+from __future__ import annotations
+
+import csv
+import random
+import shutil
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import build as build_module
+from pipeline import storage
+from pipeline.build import InProcess, Request, Result, build_datasets, make_dna
+from pipeline.catalogue import Catalogue, part_name, parts_of
+from pipeline.errors import Conflict, CorruptFile, GateError, UsageError, VdnaError
+from pipeline.gc import collect
+from pipeline.listing import Listing, Parts
+from pipeline.manifest import FOLDS, Manifest
+from pipeline.matrix import shared_source_notes
+from pipeline.plan import plan
+from pipeline.recount import recount
+from pipeline.shard import Counter
+from pipeline.source import Rules, list_source
+from pipeline.spec import Resources
+from pipeline.verify import verify
+from tests.helpers import photo, write_photos
+from tests.test_build import Killed, killer, same_counts
+
+__all__ = ["killer"]  # a fixture
+
+ENGINE = InProcess()
+RESOURCES = Resources(workers=0, threads=2)
+Killer = Callable[[int | None, bool], list[str]]
+
+
+def run(place: Catalogue, source: Path, **options: Any) -> Result:
+    settings = {"max_failures": 1.0, "shard_images": 2, "by": "1"} | options
+    request = Request("photos", str(source), **settings)
+    (result,) = build_datasets(place, [request], ENGINE, RESOURCES)
+    return result
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Catalogue:
+    return Catalogue(str(tmp_path / "catalogue"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Rain and sun, one image of neither, and one of rain that cannot be read."""
+    source = tmp_path / "source"
+    write_photos(source / "rain", 4)
+    write_photos(source / "sun", 3, first_seed=10)
+    photo(20).save(source / "neither.jpg")
+    (source / "rain" / "cut.jpg").write_bytes(
+        (source / "sun" / "photo-0010.jpg").read_bytes()[:200]
+    )
+    return source
+
+
+def table(source: Path, **labels: dict[str, str]) -> Path:
+    """A table of all images of a folder, with labels by the image's name; others have none."""
+    path = source / "images.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["uri", *labels])
+        for image in sorted(source.rglob("*.jpg")):
+            rows.writerow([str(image), *(its.get(image.name, "") for its in labels.values())])
+    return path
+
+
+def holds(place: Catalogue, source: Path, *, failed: bool = True) -> None:
+    """All that is promised of a folder of folders, by one clean pass over each."""
+    warned = pytest.warns(UserWarning, match="could not be read") if failed else nullcontext()
+    with warned:
+        whole = make_dna(source, max_failures=100, threads=2)
+    assert same_counts(place.load("photos"), whole)
+    folders = sorted(path for path in source.iterdir() if path.is_dir())
+    parts = parts_of(place.head(), "photos", place.find("photos").spec)
+    assert sorted(parts) == [f"photos/{folder.name}" for folder in folders]
+    for folder in folders:
+        dna = make_dna(folder, max_failures=0.9, threads=2)
+        assert same_counts(place.load(f"photos/{folder.name}"), dna)
+    findings = list(verify(place))
+    assert [finding for finding in findings if not finding.ok] == []
+    assert [f.dataset for f in findings if f.check == "parts"] == ["photos"]
+
+
+@pytest.mark.filterwarnings("ignore:1 of 5 images could not be read")
+def test_parts_are_those_of_a_clean_pass_and_each_image_is_read_once(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: Tally[str] = Tally()
+    real = storage.read
+
+    def spy(uri: str, *args: Any, **kwargs: Any) -> bytes:
+        read[uri] += uri.endswith(".jpg")
+        return real(uri, *args, **kwargs)
+
+    monkeypatch.setattr(storage, "read", spy)
+    result = run(place, source)
+    monkeypatch.undo()
+    assert {count for uri, count in read.items() if uri.endswith(".jpg")} == {1}
+    assert {name: part.images for name, part in result.parts.items()} == {
+        "photos/rain": 4,
+        "photos/sun": 3,
+    }
+    assert (result.version.images, result.version.failed) == (8, 1)
+    assert [(f.uri[-12:]) for f in place.failures("photos/rain", result.parts["photos/rain"])] == [
+        "rain/cut.jpg"
+    ]
+    assert place.head().number == 1  # whole and parts at once
+    holds(place, source)
+    monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
+    again = run(place, source, by=None)
+    assert not again.changed
+    assert again.parts == result.parts
+
+
+@pytest.mark.filterwarnings("ignore:1 of 5 images could not be read")
+def test_a_column_of_a_table_makes_parts_too(place: Catalogue, source: Path) -> None:
+    names = [image.name for image in source.rglob("photo-*.jpg")]
+    shutil.move(source / "sun" / "photo-0010.jpg", source / "sun" / "other.jpg")
+    weather = dict.fromkeys(names, "heavy rain") | {"other.jpg": "sun/low", "cut.jpg": "night"}
+    path = table(source, weather=weather, camera={"other.jpg": "left"})
+    result = run(place, path, by="weather")
+    # Of the night, no image could be read: there is nothing to be compared.
+    assert {name: part.images for name, part in result.parts.items()} == {
+        "photos/heavy-rain": 6,
+        "photos/sun/low": 1,
+    }
+    assert result.parts["photos/heavy-rain"].value == "heavy rain"
+    assert [finding for finding in verify(place) if not finding.ok] == []
+    run(place, path, by="camera")
+    assert sorted(place.head().datasets) == ["photos", "photos/left"]
+    assert same_counts(place.load("photos"), place.load("photos", at=1))
+    run(place, path, by="")
+    assert sorted(place.head().datasets) == ["photos"]
+    assert [finding for finding in verify(place) if not finding.ok] == []
+
+
+@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
+def test_what_moves_from_one_part_to_another_is_all_that_is_counted_again(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(place, source)
+    counted: list[int] = []
+    count = Counter.count
+
+    def spy(self: Counter, shard: Any, key: str, **kwargs: bool) -> object:
+        counted.append(len(shard.members))
+        return count(self, shard, key, **kwargs)
+
+    monkeypatch.setattr(Counter, "count", spy)
+    shutil.move(source / "rain" / "photo-0001.jpg", source / "sun" / "new.jpg")
+    run(place, source)
+    assert sum(counted) == 1
+    holds(place, source)
+    shutil.rmtree(source / "sun")
+    run(place, source)
+    assert "photos/sun" not in place.head().datasets
+    assert place.load("photos/sun", at=2).images == 4
+    holds(place, source)
+
+
+@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
+def test_a_new_label_cuts_the_shards_that_mix_and_no_other(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "rain" / "cut.jpg").unlink()
+    for number, image in enumerate(sorted(source.rglob("*.jpg"))):
+        image.rename(image.with_name(f"{number}.jpg"))
+    weather = {f"{n}.jpg": "rain" if n % 2 else "sun" for n in range(8)}
+    run(place, table(source, weather=weather), by="weather", shard_images=None)
+    before = {h.digest for h in place.manifest("photos", place.find("photos")).heads}
+    weather["0.jpg"] = "rain"
+    run(place, table(source, weather=weather), by="weather", shard_images=None)
+    after = {h.digest for h in place.manifest("photos", place.find("photos")).heads}
+    assert len(before & after) >= len(before) - 2
+    dna = make_dna(list_of(source, [n for n in weather if weather[n] == "rain"]), threads=2)
+    assert same_counts(place.load("photos/rain"), dna)
+    assert [finding for finding in verify(place) if not finding.ok] == []
+
+
+def list_of(source: Path, names: list[str]) -> Path:
+    path = source / "list.txt"
+    path.write_text("".join(f"{i}\n" for i in sorted(source.rglob("*.jpg")) if i.name in names))
+    return path
+
+
+@pytest.mark.soak
+def test_death_at_every_write_then_a_rerun(tmp_path: Path, killer: Killer) -> None:
+    source = tmp_path / "source"
+    write_photos(source / "rain", 2)
+    write_photos(source / "sun", 1, first_seed=10)
+    clean = Catalogue(str(tmp_path / "clean"))
+    writes = killer(None, False)
+    run(clean, source)
+    holds(clean, source, failed=False)
+    truth = {name: clean.load(name) for name in clean.names()}
+    total = len(writes)
+    assert sum("/dna/" in uri for uri in writes) == 3
+    for at in range(1, total + 1):
+        place = Catalogue(str(tmp_path / f"at-{at}"))
+        killer(at, at % 2 == 0)
+        with pytest.raises(Killed):
+            run(place, source)
+        killer(None, False)
+        run(place, source)
+        assert place.head().number == 1
+        assert place.names() == sorted(truth)
+        assert all(same_counts(place.load(name), truth[name]) for name in truth)
+        shutil.rmtree(tmp_path / f"at-{at}")
+
+
+@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
+def test_a_lost_file_of_a_part_is_made_again_and_a_collection_spares_the_partials(
+    place: Catalogue, source: Path
+) -> None:
+    result = run(place, source)
+    part = result.parts["photos/sun"]
+    storage.delete(place.uri("folds", part.spec, "photos/sun", part.dna))
+    again = run(place, source)
+    assert again.counted_shards == 0
+    collect(place, keep=1, grace=timedelta(0))
+    assert run(place, source).counted_shards == 0
+    holds(place, source)
+    findings = list(recount(place, ["photos/sun"], engine=ENGINE, sample=None))
+    assert findings[-1].ok, findings
+
+
+def test_a_false_part_is_found(place: Catalogue, source: Path) -> None:
+    result = run(place, source)
+    head = place.head()
+    sun, rain = (result.parts[f"photos/{name}"] for name in ("sun", "rain"))
+    for false in (
+        {"photos/rain": rain, "photos/sun": replace(sun, value="rain")},
+        {"photos/rain": rain},
+    ):
+        whole = head.datasets["photos"][sun.spec]
+        place.put_version("photos", whole, whole, parts=false)
+        assert "parts" in [f.check for f in verify(place, ["photos"]) if not f.ok]
+
+
+def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> None:
+    photos = Request("photos/sun", str(source / "sun"))
+    build_datasets(place, [photos], ENGINE, RESOURCES)
+    with pytest.raises(Conflict, match="photos/sun is a dataset of its own, and would be a part"):
+        run(place, source)
+    assert list(place.head().datasets) == ["photos/sun"]
+    other = Catalogue(f"{place.root}-2")
+    run(other, source)
+    with pytest.raises(UsageError, match="the part of photos where 1 is 'sun'; build photos"):
+        build_datasets(other, [photos], ENGINE, RESOURCES)
+    (source / "...").mkdir()
+    photo(30).save(source / "..." / "a.jpg")
+    with pytest.raises(UsageError, match=r"'\.\.\.' makes no name of a part of photos"):
+        run(other, source)
+    (source / "...").rename(source / "sun ")
+    assert part_name("photos", "sun ") == "photos/sun"
+    with pytest.raises(UsageError, match="'sun' and 'sun ' of 1 both make the name photos/sun"):
+        run(other, source)
+
+
+def test_too_many_values_are_refused_before_anything_is_counted(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "MAX_PARTS", 1)
+    with pytest.raises(UsageError, match=r"1 has 2 values \(rain, sun, …\); .* at most 1"):
+        run(place, source)
+    assert place.head().number == 0
+
+
+def test_too_many_failures_commit_neither_whole_nor_parts(place: Catalogue, source: Path) -> None:
+    with pytest.raises(GateError):
+        run(place, source, max_failures=0)
+    assert place.head().number == 0
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        ("0", "by is '0'; give the number"),
+        ("weather", "by is 'weather', and .* is no table"),
+    ],
+)
+def test_what_makes_no_parts_is_refused(source: Path, by: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        list_source(source, Rules(by=by))
+
+
+def test_a_table_has_the_labels_that_it_has(source: Path) -> None:
+    path = table(source, weather={})
+    for by in ("1", "wether", "group", "uri"):
+        with pytest.raises(UsageError, match=f"by is '{by}'; the labels of .* are: weather"):
+            list_source(path, Rules(by=by))
+
+
+def test_parts_share_no_images_with_each_other_but_with_the_whole(
+    place: Catalogue, source: Path
+) -> None:
+    parts = run(place, source).parts
+    assert shared_source_notes(parts) == []
+    assert len(shared_source_notes({**parts, "photos": place.find("photos")})) == 1
+
+
+# Plans.
+
+labelled = st.lists(
+    st.tuples(st.sampled_from(["", "a", "b", "c"]), st.integers(0, 6), st.booleans()),
+    min_size=1,
+    max_size=120,
+)
+
+
+def listing_of(rows: list[tuple[int, str, str, bool]]) -> Listing:
+    """Row: number, value, group, whether it is a member of an archive."""
+    parts = Parts(["weather", "other"])
+    for number, value, group, member in rows:
+        uri, name = ("s3://b/a.tar", f"{number:04d}") if member else (f"s3://b/{number:04d}", "")
+        access = "range" if member else ""
+        parts.add(uri, name, 10, "etag", group, number, access, (value or None, "x"))
+    return parts.listing("s3://b")
+
+
+def by_value(manifest: Manifest) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = defaultdict(list)
+    for rows in manifest.tables():
+        for uri, member, value in zip(
+            *(rows[c].to_pylist() for c in ("uri", "member", "weather")), strict=True
+        ):
+            names[value or ""].append(f"{uri}::{member}")
+    return names
+
+
+@settings(deadline=None, max_examples=40)
+@given(labelled, st.booleans(), st.integers(1, 9), st.randoms())
+def test_shards_are_of_one_value_and_folds_split_no_group(
+    images: list[tuple[str, int, bool]], grouped: bool, size: int, rng: random.Random
+) -> None:
+    rows = [
+        (n, value, f"g{group}" if grouped else "", member)
+        for n, (value, group, member) in enumerate(images)
+    ]
+    manifest = plan(listing_of(rows), shard_images=size, by="weather")
+    rng.shuffle(rows)
+    assert plan(listing_of(rows), shard_images=size, by="weather").digest == manifest.digest
+    parts = manifest.parts("weather")
+    wanted = Tally(value for _, value, _, _ in rows)
+    found = {v: sum(manifest.heads[i].candidates for i in its) for v, its in parts.items()}
+    assert found == {value: count for value, count in wanted.items() if value}
+    assert sorted(i for its in parts.values() for i in its) == sorted(set().union(*parts.values()))
+    assert sum(map(len, by_value(manifest).values())) == len(rows) == manifest.candidates
+    folds: dict[str, set[int]] = defaultdict(set)
+    sizes: dict[str, Tally[int]] = defaultdict(Tally)
+    for shard in manifest.shards:
+        assert len(shard.members) <= size
+        for entry in shard.members:
+            folds[entry.group].add(shard.fold)
+            number = int(entry.member or entry.uri[-4:])
+            sizes[images[number][0]][shard.fold] += 1
+    if grouped:
+        assert all(len(its) == 1 for its in folds.values())
+    elif not any(member for *_, member in rows):
+        for value in parts:
+            counts = [sizes[value][fold] for fold in range(FOLDS)]
+            assert max(counts) - min(counts) <= 1
+
+
+@settings(deadline=None, max_examples=25)
+@given(labelled, st.lists(st.integers(0, 119), max_size=8), st.integers(1, 5))
+def test_a_later_plan_keeps_every_shard_that_is_still_of_one_value(
+    images: list[tuple[str, int, bool]], relabelled: list[int], size: int
+) -> None:
+    rows = [(n, value, "", member) for n, (value, _, member) in enumerate(images)]
+    first = plan(listing_of(rows), shard_images=size, by="weather")
+    moved = {n for n in relabelled if n < len(rows)}
+    changed = [(n, "d" if n in moved else v, g, m) for n, v, g, m in rows]
+    second = plan(listing_of(changed), shard_images=size, by="weather", previous=first)
+    kept = {head.digest for head in second.heads}
+    for shard in first.shards:
+        numbers = {int(entry.member or entry.uri[-4:]) for entry in shard.members}
+        if numbers.isdisjoint(moved) or numbers <= moved:
+            assert shard.digest in kept
+    found = by_value(second)
+    assert len(found.get("d", [])) == len(moved)
+    assert second.candidates == len(rows)
+    again = plan(listing_of(changed), shard_images=size, by="weather", previous=second)
+    assert again.digest == second.digest
+
+
+def test_a_plan_that_mixes_values_makes_no_parts() -> None:
+    mixed = plan(listing_of([(0, "a", "g", False), (1, "b", "g", False)]))
+    with pytest.raises(CorruptFile, match="mixes values of weather"):
+        mixed.parts("weather")
+
+
+def test_errors_are_ours() -> None:
+    with pytest.raises(VdnaError, match="by is 'x'; the candidates' labels are: weather, other"):
+        plan(listing_of([(0, "a", "", False)]), by="x")
