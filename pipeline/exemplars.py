@@ -234,8 +234,13 @@ class Exemplars:
             rows = pa.table(columns, schema=SUM)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"{name}: torn, or not a file of exemplars: {error!r}") from error
-        if kind != (COLUMN, FORMAT, spec.digest) or keep is None:
-            raise CorruptFile(f"{name}: {kind} is not {(COLUMN, FORMAT, spec.digest)}")
+        if kind[:2] != (COLUMN, FORMAT) or keep is None:
+            raise CorruptFile(
+                f"{name}: {kind[0]} of format {kind[1]}; this version of vdna reads {COLUMN} of "
+                f"format {FORMAT}"
+            )
+        if kind[2] != spec.digest:
+            raise CorruptFile(f"{name}: of spec {kind[2]}, not {spec.digest}")
         found = cls(keep, spec, rows)
         if not found.table.equals(table) or found + cls.empty(keep, spec) != found:
             raise CorruptFile(f"{name}: its rows are not in their order")

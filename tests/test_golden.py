@@ -24,6 +24,8 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit, canonical_json
 from pipeline.dna import DNA, SCALAR_COLUMNS, DnaFile, Ranges, decode_dna
 from pipeline.errors import CorruptFile
+from pipeline.exemplars import Exemplars
+from pipeline.lens import Lens
 from pipeline.manifest import Entry, Manifest, Shard
 from pipeline.matrix import Matrix
 from pipeline.partial import Failure, Partial
@@ -32,10 +34,13 @@ from pipeline.reduce import compose, digest_of_dna, plan_folds
 from pipeline.shard import partial_uri
 from pipeline.spec import PRODUCTS, Spec, digest_of
 from pipeline.verify import verify
+from tests.golden.handmade import SPEC
 from tests.golden.write import (
     distances,
     hexes,
     of_dna,
+    of_exemplars,
+    of_lens,
     of_manifest,
     of_partial,
     of_ranges,
@@ -173,10 +178,15 @@ def test_failures(folder: Path, expected: dict[str, Any]) -> None:
     assert len(rows) == 1
 
 
+def with_products(folder: Path) -> Partial:
+    old = folder / "partial-layer-gaussian.parquet"
+    return Partial.decode(*read(folder, old.name if old.exists() else "partial-products.parquet"))
+
+
 def test_layer_gaussians(folder: Path, expected: dict[str, Any]) -> None:
     if "layer_gaussian" not in expected:
         pytest.skip("this version had none")
-    partial = Partial.decode(*read(folder, "partial-layer-gaussian.parquet"))
+    partial = with_products(folder)
     assert (
         of_dna(partial.dna) | {"scatter": hexes(partial.dna.scatter)} == expected["layer_gaussian"]
     )
@@ -184,6 +194,24 @@ def test_layer_gaussians(folder: Path, expected: dict[str, Any]) -> None:
         (folder / "layer-gaussians.parquet").read_bytes(), "layer_gaussians", "layer-gaussians"
     )
     assert file.read_gaussians(replace(partial.dna, scatter=None)).identical(partial.dna)
+
+
+def test_exemplars(folder: Path, expected: dict[str, Any]) -> None:
+    if "exemplars" not in expected:
+        pytest.skip("this version had none")
+    data, name = read(folder, "exemplars.parquet")
+    spec = Spec.from_json(json.loads(read(folder, "spec.json")[0]))
+    assert of_exemplars(Exemplars.decode(data, name, spec)) == expected["exemplars"]
+    partial = with_products(folder)
+    assert partial.exemplars is not None
+    assert of_exemplars(partial.exemplars) == expected["exemplars"]
+
+
+def test_lens(folder: Path, expected: dict[str, Any]) -> None:
+    if "lens" not in expected:
+        pytest.skip("this version had none")
+    spec = Spec.from_json(json.loads(read(folder, "spec.json")[0]))
+    assert of_lens(Lens.decode(*read(folder, "lens.parquet"), spec)) == expected["lens"]
 
 
 def test_imported_dna(folder: Path, expected: dict[str, Any]) -> None:
@@ -213,6 +241,8 @@ def test_commit(folder: Path, expected: dict[str, Any]) -> None:
                 del version["origin"]
             if folder.name in ("v1", "v2", "v3"):
                 assert version.pop("footers") == {}
+            if folder.name in ("v1", "v2", "v3", "v4"):
+                assert [version.pop(of) for of in ("by", "part_of", "value")] == [""] * 3
     assert found == expected["commit"]
     version = commit.datasets[NAME][commit.default_spec or ""]
     assert version.dna == expected["dna"]["digest"]
@@ -301,6 +331,8 @@ READERS: dict[str, Callable[[bytes, str], object]] = {
     "dna.parquet": decode_dna,
     "folds.parquet": lambda data, name: DnaFile(data, "folds", name),
     "matrix.parquet": Matrix.decode,
+    "exemplars.parquet": lambda data, name: Exemplars.decode(data, name, SPEC),
+    "lens.parquet": lambda data, name: Lens.decode(data, name, SPEC),
     "commit.json": Commit.decode,
 }
 

@@ -49,6 +49,7 @@ RESOURCES = Resources(workers=0, threads=2, fetch_ahead=4)
 PURE = {"canonical", "protocol_of", "local_path", "readable", "join", "on_disk"}
 """Functions of `pipeline.storage` that touch no store."""
 NAMES = ("photos", "videos")
+FOLDERS = ("a", "b")
 FIGURES: Counter[str] = Counter()
 
 
@@ -223,7 +224,7 @@ class Source:
         self._chance.choice(kinds)()
 
     def add(self) -> None:
-        name = f"{self._chance.choice('ab')}/{len(self._written)}.png"
+        name = f"{self._chance.choice(FOLDERS)}/{len(self._written)}.png"
         self._write(self.folder / name)
 
     def overwrite(self, uri: str = "") -> None:
@@ -289,6 +290,7 @@ class Schedule:
             "group_by": self.chance.choice([None, "1"]),
             "shard_images": self.chance.choice([1, 1, 2, 3, None]),
             "layer_gaussian": self.chance.random() < 0.3,
+            "by": self.chance.choice([None, None, "1"]),
         }
         self.seen = 0
         self.truths: dict[tuple[str, str], Truth] = {}
@@ -349,6 +351,8 @@ class Schedule:
                 options["shard_images"] = self.chance.choice([1, 2, 3, None])
             if self.chance.random() < 0.1:
                 options["group_by"] = self.chance.choice([None, "1"])
+            if self.chance.random() < 0.1:
+                options["by"] = self.chance.choice([None, "1", ""])
             if self.chance.random() < 0.2:
                 options["layer_gaussian"] = True
             if self.chance.random() < 0.15:
@@ -463,11 +467,19 @@ class Schedule:
     # What must hold.
 
     def _possible(self) -> dict[str, list[Truth]]:
-        """What a build of now may commit: today's pictures, all or as many as it may ask for."""
-        return {
-            name: [self.oracle.truth(source.chosen(limit)) for limit in (None, *range(1, 6))]
-            for name, source in self.sources.items()
-        }
+        """What a build of now may commit: today's pictures, all or as many as it may ask for, and
+        those of each of its folders.
+        """
+        possible: dict[str, list[Truth]] = {}
+        for name, source in self.sources.items():
+            for part in ("", *FOLDERS):
+                chosen = [source.chosen(limit) for limit in (None, *range(1, 6))]
+                possible[f"{name}/{part}".rstrip("/")] = [
+                    self.oracle.truth(its)
+                    for pictures in chosen
+                    if (its := {u: p for u, p in pictures.items() if f"/{part}/" in u or not part})
+                ]
+        return possible
 
     def _truth(self, wish: Wish) -> Truth:
         limit = wish.options.get("limit")
@@ -482,8 +494,11 @@ class Schedule:
             assert any(told in state for state in states), f"{told}: told, and not committed"
         for before, after in pairwise(states):
             self.told += [of for of in after if of not in before]
-            assert _layerwise(before) <= _layerwise(after), "layer Gaussians were dropped"
+            names = {name for name, _ in after}
+            assert _layerwise(before) & names <= _layerwise(after), "layer Gaussians were dropped"
             FIGURES["versions committed"] += len([of for of in after if of not in before])
+        for state in states:
+            _require_parts(dict(state))
         for name, version in self.told:
             read = self._read(name, version)
             right = [truth for truth in possible[name] if not truth.differences(*read)]
@@ -554,6 +569,17 @@ class Schedule:
             engine._worker.close()
         for uri in [self.catalogue.root] if self.memory else []:
             storage.delete_tree(uri)
+
+
+def _require_parts(versions: Mapping[str, Version]) -> None:
+    """Of one commit: every image of the whole is in a part, since all lie in a folder."""
+    for name in NAMES:
+        parts = [version for version in versions.values() if version.part_of == name]
+        if parts:
+            FIGURES["parts"] += len(parts)
+            assert sum(part.images for part in parts) == versions[name].images
+            assert all(part.products == versions[name].products for part in parts)
+        assert bool(parts) == (name in versions and versions[name].by != "")
 
 
 def _layerwise(versions: Sequence[tuple[str, Version]]) -> set[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, canonical_json
@@ -32,7 +33,9 @@ from pipeline.dna import (
     header,
     to_gaussian_table,
 )
+from pipeline.exemplars import SUM, Exemplars, Keep
 from pipeline.gaussian import Moments
+from pipeline.lens import Lens
 from pipeline.listing import Listing
 from pipeline.manifest import Entry, Manifest
 from pipeline.matrix import compare
@@ -109,6 +112,33 @@ def imported(dna: DNA) -> DNA:
     return replace(dna, **zeros, scatter=None, numerics=(), unknown=tuple(sorted(unknown)))
 
 
+def exemplars() -> Exemplars:
+    """Two of each of the first neurons, by hand."""
+    neurons = np.repeat(np.arange(3), 2)
+    reactions = np.float32(4) - np.arange(len(neurons), dtype=np.float32) / 3
+    uris = [f"s3://bucket/{number}.tar" for number in range(len(neurons))]
+    columns = {
+        "neuron": neurons.astype(np.int32),
+        "reaction": reactions,
+        "uri": uris,
+        "member": ["été/a.png" if number % 3 else "" for number in range(len(neurons))],
+    }
+    return Exemplars(Keep(2), SPEC, pa.table(columns, schema=SUM))
+
+
+def lens() -> Lens:
+    rows = [("stem", 0, 0.25), ("stem", 2, -0.125), ("head", 1, 1 / 3)]
+    return replace(
+        Lens.of("snow", SPEC, rows), provenance={"kind": "focus", "scores": {"few": 0.5}}
+    )
+
+
+def with_a_part(place: Catalogue, version: Version) -> None:
+    whole = replace(version, by="weather")
+    part = replace(whole, part_of="few", value="heavy rain")
+    place.put_version("few", whole, version, parts={"few/heavy-rain": part})
+
+
 def write(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "partials").mkdir()
@@ -117,15 +147,16 @@ def write(folder: Path) -> None:
     partials = counted(manifest)
     version = commit_dataset(place, "group/photos", manifest, partials)
     few, one = plan(entries("few", 3)), plan(entries("one", 1))
-    commit_dataset(place, "few", few, [hand_made(shard) for shard in few.shards])
+    of_few = commit_dataset(place, "few", few, [hand_made(shard) for shard in few.shards])
     commit_dataset(place, "one", one, with_an_undefined_neuron(one))
     matrix = compare(place)
+    with_a_part(place, of_few)
     folds = folds_of(manifest, partials)
     total = reduce(DNA.__add__, folds.values())
     files = stored_files(place, "group/photos", version, manifest)
     files |= {
         "matrix.parquet": place.matrix_uri(SPEC.digest, matrix.members, matrix.lens),
-        "commit.json": place.log_uri(3),
+        "commit.json": place.log_uri(place.head().number),
     }
     for name, uri in files.items():
         (folder / name).write_bytes(storage.read(uri))
@@ -133,9 +164,11 @@ def write(folder: Path) -> None:
     layers = [gaussians.select([layer]) for layer in gaussians.layers]
     head = header(gaussians, "layer_gaussians")
     for name, data in {
-        "partial-layer-gaussian.parquet": Partial(gaussians, ("0" * 32,), ()).encode(),
+        "partial-products.parquet": Partial(gaussians, ("0" * 32,), (), exemplars()).encode(),
         "layer-gaussians.parquet": encode(head, [to_gaussian_table(layer) for layer in layers]),
         "dna-imported.parquet": encode_dna(imported(gaussians)),
+        "exemplars.parquet": exemplars().encode("few", "ab" * 16),
+        "lens.parquet": lens().encode(),
     }.items():
         (folder / name).write_bytes(data)
     (folder / "spec-bf16.json").write_bytes(canonical_json(BF16.to_json()))
@@ -152,6 +185,8 @@ def write(folder: Path) -> None:
         "failures": [asdict(f) for p in partials for f in p.failures],
         "layer_gaussian": of_dna(gaussians) | {"scatter": hexes(gaussians.scatter)},
         "imported": of_dna(imported(gaussians)) | {"unknown": list(imported(gaussians).unknown)},
+        "exemplars": of_exemplars(exemplars()),
+        "lens": of_lens(lens()),
         "matrix": {
             "names": list(matrix.names),
             "layers": list(matrix.layers),
@@ -169,7 +204,7 @@ def write(folder: Path) -> None:
             if path.is_file()
         },
     }
-    text = json.dumps(expected, indent=1, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(expected, indent=0, sort_keys=True, ensure_ascii=False)
     (folder / "expected.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -247,6 +282,21 @@ def of_dna(dna: DNA) -> dict[str, Any]:
         "failed": dna.failed,
         "numerics": [[numerics.to_json(), images] for numerics, images in dna.numerics],
         **arrays,
+    }
+
+
+def of_exemplars(exemplars: Exemplars) -> dict[str, Any]:
+    rows = [row | {"reaction": hexes(row["reaction"])} for row in exemplars.rows.to_pylist()]
+    return {"product": exemplars.keep.product, "digest": exemplars.digest, "rows": rows}
+
+
+def of_lens(lens: Lens) -> dict[str, Any]:
+    return {
+        "name": lens.name,
+        "digest": lens.digest,
+        "taps": [list(tap) for tap in lens.taps],
+        "weights": hexes(lens.weights),
+        "provenance": dict(lens.provenance),
     }
 
 
