@@ -178,13 +178,15 @@ def summary(result: Result) -> dict[str, object]:
 
 
 def sentence(result: Result) -> str:
+    from pipeline.manifest import label_of
+
     version = result.version
     ignored = sum(result.ignored.values())
     notes = [f"{version.images:,} images"]
     notes += [f"{version.failed:,} could not be read"] if version.failed else []
     notes += [f"{ignored:,} files of other kinds ignored"] if ignored else []
     notes += [f"{result.duplicates:,} duplicates dropped"] if result.duplicates else []
-    notes += [f"{len(result.parts):,} parts by {version.by}"] if result.parts else []
+    notes += [f"{len(result.parts):,} parts by {label_of(version.by)}"] if result.parts else []
     state = "committed" if result.changed else "nothing to do, the source has not changed"
     return f"{result.name}: {', '.join(notes)}; {state} (dna {version.dna[:12]})"
 

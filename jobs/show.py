@@ -30,6 +30,7 @@ def show(
 ) -> None:
     """Show one dataset: what was counted, how, and what could not be."""
     from pipeline.catalogue import Catalogue
+    from pipeline.manifest import label_of
 
     place = Catalogue(catalogue)
     version = place.find(name, at, spec)
@@ -50,9 +51,9 @@ def show(
     print(f"  built      {version.built} by {version.software}")
     print(f"  dna        {version.dna}")
     if version.part_of:
-        print(f"  part of    {version.part_of}, where {version.by} is {version.value!r}")
+        print(f"  part of    {version.part_of}, where {label_of(version.by)} is {version.value!r}")
     elif version.by:
-        print(f"  parts by   {version.by}")
+        print(f"  parts by   {label_of(version.by)}")
     if version.imported:
         print(f"  imported   {version.origin['kind']} of {version.origin['software']}")
         print(f"  images     {version.origin['images_from']}")

@@ -49,7 +49,7 @@ from pipeline.errors import (
 from pipeline.exemplars import DEFAULT_KEPT, Keep
 from pipeline.extractor import numerics
 from pipeline.listing import Kept, Listing
-from pipeline.manifest import Entry, Manifest, Shard, read_part
+from pipeline.manifest import Entry, Manifest, Shard, label_of, read_part
 from pipeline.networks import Network, describe, require_fit
 from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.plan import plan
@@ -361,7 +361,7 @@ class _Planner:
         base = head.datasets.get(request.name, {}).get(spec.digest)
         if base is not None and base.part_of:
             raise UsageError(
-                f"it is the part of {base.part_of} where {base.by} is {base.value!r}; "
+                f"it is the part of {base.part_of} where {label_of(base.by)} is {base.value!r}; "
                 f"build {base.part_of}, or give another name"
             )
         if request.by is None and base is not None:
@@ -444,9 +444,13 @@ def _parts(request: Request, manifest: Manifest, head: Commit) -> dict[str, Sequ
     if label is None:
         return {}
     parts = manifest.parts(label)
+    if not parts:
+        raise UsageError(
+            f"no image has a value of {label} (by is {request.by!r}); --by '' makes no parts"
+        )
     if len(parts) > MAX_PARTS:
         raise UsageError(
-            f"{request.by} has {len(parts):,} values ({', '.join(list(parts)[:3])}, …); parts are "
+            f"{label} has {len(parts):,} values ({', '.join(list(parts)[:3])}, …); parts are "
             f"made by at most {MAX_PARTS:,}"
         )
     values: dict[str, str] = {}
@@ -454,7 +458,7 @@ def _parts(request: Request, manifest: Manifest, head: Commit) -> dict[str, Sequ
         name = part_name(request.name, value)
         if name in values:
             raise UsageError(
-                f"the values {values[name]!r} and {value!r} of {request.by} both make the name "
+                f"the values {values[name]!r} and {value!r} of {label} both make the name "
                 f"{name}; give one of them another label"
             )
         values[name] = value
@@ -732,7 +736,7 @@ def _finish_parts(
                 f"{p.request.name}: {done:,} of {len(jobs):,} parts, {rate:.1f} a second, "
                 f"{left:,.0f} s left"
             )
-    return found
+    return dict(sorted(found.items()))
 
 
 def _finish_part(part: _PartJob) -> tuple[str, Version | None]:

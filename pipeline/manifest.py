@@ -50,6 +50,9 @@ SCHEMA = pa.schema(
 )
 """The columns of a manifest; label columns of the user's follow, as text."""
 
+FOLDERS = "folder"
+"""The label of a source that is no table: the leading folders of an image, where asked for."""
+
 ENTRY_COLUMNS = tuple(name for name in SCHEMA.names if name not in ("shard", "fold"))
 """The columns of a listing: what is known of a candidate before it is planned."""
 
@@ -377,6 +380,11 @@ def _value_of(table: pa.Table, label: str, index: int) -> str:
     if len(values) > 1:
         raise CorruptFile(f"shard {index} mixes values of {label}: {sorted(values)[:5]}")
     return str(values.pop())
+
+
+def label_of(by: str) -> str:
+    """The label that parts are made by: the one named, or the folders, where these are counted."""
+    return FOLDERS if by.isdecimal() else by
 
 
 def default_shard_images(candidates: int) -> int:

@@ -32,7 +32,7 @@ from pipeline import archive, storage
 from pipeline.archive import Index
 from pipeline.errors import CorruptFile, SourceError, UsageError, VdnaError
 from pipeline.listing import Kept, Listing, Parts, label_columns, pages
-from pipeline.manifest import SCHEMA
+from pipeline.manifest import FOLDERS, SCHEMA, label_of
 from pipeline.progress import Progress, Silent
 from pipeline.spec import digest_of
 from pipeline.storage import Stored
@@ -61,8 +61,6 @@ read (`file`, and others of fsspec's that lead to them, as `local`, `zip`, `refe
 AT_ONCE = 32
 """Objects of a list that are looked at together."""
 SAY_SECONDS = 10.0
-FOLDERS = "folder"
-"""The label of a source that is no table: the leading folders of an image, where asked for."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Rules:
     @property
     def label(self) -> str | None:
         """The label that parts are made by."""
-        return self.by if _depth(self.by) is None else FOLDERS
+        return label_of(self.by) if self.by else None
 
     @property
     def label_depth(self) -> int | None:

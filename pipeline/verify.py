@@ -28,11 +28,10 @@ from pipeline.dna import (
 )
 from pipeline.errors import ConservationError, CorruptFile, NotFound, VdnaError
 from pipeline.exemplars import Exemplars, Keep
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, label_of
 from pipeline.partial import Failure, Partial
 from pipeline.reduce import digest_of_dna, load_partial, plan_folds
 from pipeline.shard import partial_uri
-from pipeline.source import Rules
 from pipeline.spec import LAYER_GAUSSIAN
 
 
@@ -265,7 +264,7 @@ class _Checks:
     def _check_parts(self) -> str:
         """Every shard of a value is in its part, and nothing else is."""
         version, manifest = self._version, self._known_manifest()
-        label = Rules(by=version.by).label
+        label = label_of(version.by)
         if label not in manifest.labels:
             raise CorruptFile(f"the manifest has no label {label}, which parts are by")
         parts = parts_of(self._catalogue.head(), self._name, version.spec)
@@ -281,11 +280,11 @@ class _Checks:
             its = self._catalogue.manifest(name, part)
             if part.value != value or shards != [(head.fold, head.digest) for head in its.heads]:
                 raise ConservationError(
-                    f"{name}: its shards are not those where {version.by} is {value!r}"
+                    f"{name}: its shards are not those where {label} is {value!r}"
                 )
         if parts:
             raise ConservationError(f"{min(parts)}: the manifest has no image of this part")
-        return f"each shard of a value of {version.by} is in its part, and in no other"
+        return f"each shard of a value of {label} is in its part, and in no other"
 
     def _known_dna(self) -> DNA:
         if self._dna is None:

@@ -260,7 +260,7 @@ def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> No
     assert list(place.head().datasets) == ["photos/sun"]
     other = Catalogue(f"{place.root}-2")
     run(other, source)
-    with pytest.raises(UsageError, match="the part of photos where 1 is 'sun'; build photos"):
+    with pytest.raises(UsageError, match="the part of photos where folder is 'sun'; build photos"):
         build_datasets(other, [photos], ENGINE, RESOURCES)
     (source / "...").mkdir()
     photo(30).save(source / "..." / "a.jpg")
@@ -268,7 +268,7 @@ def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> No
         run(other, source)
     (source / "...").rename(source / "sun ")
     assert part_name("photos", "sun ") == "photos/sun"
-    with pytest.raises(UsageError, match="'sun' and 'sun ' of 1 both make the name photos/sun"):
+    with pytest.raises(UsageError, match=r"and .sun . of folder both make the name photos/sun"):
         run(other, source)
 
 
@@ -276,9 +276,16 @@ def test_too_many_values_are_refused_before_anything_is_counted(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "MAX_PARTS", 1)
-    with pytest.raises(UsageError, match=r"1 has 2 values \(rain, sun, …\); .* at most 1"):
+    with pytest.raises(UsageError, match=r"folder has 2 values \(rain, sun, …\); .* at most 1"):
         run(place, source)
     assert place.head().number == 0
+
+
+def test_a_label_that_no_image_has_is_refused(place: Catalogue, source: Path) -> None:
+    run(place, source)
+    with pytest.raises(UsageError, match="no image has a value of folder"):
+        run(place, source, by="7")
+    assert len(place.head().datasets) == 3
 
 
 def test_too_many_failures_commit_neither_whole_nor_parts(place: Catalogue, source: Path) -> None:
