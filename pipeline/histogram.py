@@ -65,13 +65,13 @@ class LayerCounts:
     """
 
     def __init__(self, low: Floats, high: Floats, bins: int) -> None:
-        self.low, self.high = _checked(low, high, bins)
+        self.low, self.high = checked_ranges(low, high, bins)
         self.bins = bins
         neurons = len(self.low)
         self.table: NDArray[np.int64] = np.zeros((neurons, bins + 3), np.int64)
         self.minimum = np.full(neurons, np.inf, np.float32)
         self.maximum = np.full(neurons, -np.inf, np.float32)
-        self._scale = _scale(self.low, self.high)
+        self._scale = scale_of(self.low, self.high)
 
     def add(self, x: NDArray[np.float32]) -> Floats:
         """Count activations (images, positions, C); returns the spatial means (images, C).
@@ -110,6 +110,19 @@ class LayerCounts:
         self.add_counted(other.table, other.minimum, other.maximum)
 
 
+def bins_of(
+    x: NDArray[np.float32], scale: tuple[Floats, Floats, Floats, Floats], bins: int
+) -> NDArray[np.int32]:
+    """(C, positions) of an image's activations (positions, C), `scale` as `scale_of` makes it: the
+    bin of each, underflow in the first and overflow in the last; `bins` of what is not finite.
+    """
+    out = np.empty(x.shape[::-1], np.int32)
+    x = np.ascontiguousarray(x).view()
+    x.flags.writeable = False
+    _bins_of(x, *scale, bins, out)
+    return out
+
+
 def count_torch(
     x: torch.Tensor, low: Floats, high: Floats, bins: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -122,13 +135,13 @@ def count_torch(
     """
     import torch
 
-    low, high = _checked(low, high, bins)
+    low, high = checked_ranges(low, high, bins)
     if x.dim() != 3 or x.shape[1] == 0 or x.shape[2] != len(low) or x.dtype != torch.float32:
         raise UsageError(
             f"activations are {x.dtype} of shape {tuple(x.shape)}; "
             f"expected float32 (images, positions, {len(low)})"
         )
-    least, most, centre, half = (torch.from_numpy(a).to(x.device) for a in _scale(low, high))
+    least, most, centre, half = (torch.from_numpy(a).to(x.device) for a in scale_of(low, high))
     infinity = torch.tensor(torch.inf, device=x.device)
     columns = bins + 3
     first = torch.arange(len(low), device=x.device) * columns
@@ -151,7 +164,7 @@ def count_torch(
     return table.view(len(low), columns), minimum, maximum, means
 
 
-def _checked(low: Floats, high: Floats, bins: int) -> tuple[Floats, Floats]:
+def checked_ranges(low: Floats, high: Floats, bins: int) -> tuple[Floats, Floats]:
     low, high = np.array(low, np.float64), np.array(high, np.float64)
     if not 2 <= bins <= MAX_BINS:
         raise UsageError(f"bins is {bins}; it must be from 2 to {MAX_BINS}")
@@ -168,7 +181,7 @@ def _checked(low: Floats, high: Floats, bins: int) -> tuple[Floats, Floats]:
     return low, high
 
 
-def _scale(low: Floats, high: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+def scale_of(low: Floats, high: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """Lowest and highest value in range, centre, half-width; (C,) each."""
     centre = (low + high) / 2
     half = (high - low) / 2
@@ -177,6 +190,70 @@ def _scale(low: Floats, high: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     least = np.where(point, centre - DEGENERATE_HALF_WIDTH, low)
     most = np.where(point, centre + DEGENERATE_HALF_WIDTH, high)
     return least, most, centre, half
+
+
+@njit(nogil=True, error_model="numpy")
+def _place(
+    v: float,
+    finite: bool,
+    low: float,
+    high: float,
+    centre: float,
+    half: float,
+    n: float,
+    last: float,
+    under: float,
+    over: float,
+    bad: float,
+) -> float:
+    """The bin of a value, of `n` of which `last` is the last, or where it goes that has none."""
+    at = (v - centre) / half
+    # NaN fails every comparison, and so becomes -1: never an undefined cast.
+    at = at if at > -1.0 else -1.0
+    at = at if at < 1.0 else 1.0
+    at = (at + 1.0) * n * 0.5
+    at = at if at < last else last
+    at = under if v < low else at
+    at = over if v > high else at
+    at = at if finite else bad
+    return at
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _bins_of(
+    x: NDArray[np.float32],
+    least: Floats,
+    most: Floats,
+    centre: Floats,
+    half: Floats,
+    bins: int,
+    out: NDArray[np.int32],
+) -> None:
+    positions, neurons = x.shape
+    n, last = np.float64(bins), np.float64(bins - 1)
+    tile = np.empty((TILE // BLOCK, BLOCK), np.int32)
+    for start in range(0, neurons, BLOCK):
+        width = min(BLOCK, neurons - start)
+        stop = start + width
+        lo, hi, mid, wide = (
+            least[start:stop],
+            most[start:stop],
+            centre[start:stop],
+            half[start:stop],
+        )
+        for top in range(0, positions, len(tile)):
+            m = min(len(tile), positions - top)
+            for i in range(m):
+                row, placed = x[top + i, start:stop], tile[i]
+                for j in range(width):
+                    value = row[j]
+                    v, finite = np.float64(value), value - value == 0
+                    placed[j] = np.int32(
+                        _place(v, finite, lo[j], hi[j], mid[j], wide[j], n, last, 0.0, last, n)
+                    )
+            for j in range(width):
+                for i in range(m):
+                    out[start + j, top + i] = tile[i, j]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -233,15 +310,9 @@ def _count(
                         high = value if finite else np.float32(-np.inf)
                         mn[j] = low if low < mn[j] else mn[j]
                         mx[j] = high if high > mx[j] else mx[j]
-                        at = (v - mid[j]) / wide[j]
-                        # NaN fails every comparison, and so becomes -1: never an undefined cast.
-                        at = at if at > -1.0 else -1.0
-                        at = at if at < 1.0 else 1.0
-                        at = (at + 1.0) * n * 0.5
-                        at = at if at < last else last
-                        at = under if v < lo[j] else at
-                        at = over if v > hi[j] else at
-                        at = at if finite else bad
+                        at = _place(
+                            v, finite, lo[j], hi[j], mid[j], wide[j], n, last, under, over, bad
+                        )
                         out[j] = np.uint32(np.int32(at) + first[j])
                 # An unsigned index: numba's wrap-around of negative ones costs threefold.
                 for i in range(m * width):
