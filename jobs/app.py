@@ -17,6 +17,7 @@ from jobs.gc import gc
 from jobs.lens import lens
 from jobs.log import log
 from jobs.ls import ls
+from jobs.rank import rank
 from jobs.refresh import refresh
 from jobs.report import report
 from jobs.show import show
@@ -44,7 +45,7 @@ def main(
 
 
 for command in (
-    *(demo, build, refresh, compare, explain, report, calibrate),
+    *(demo, build, refresh, compare, explain, rank, report, calibrate),
     *(ls, show, log, verify, gc),
 ):
     app.command()(command)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue, Version
     from pipeline.lens import Lens
     from pipeline.matrix import Crew, Effort, Matrix
+    from pipeline.spec import Spec
 
 GIGABYTE = 2**30
 SMALL = 10**13
@@ -238,17 +239,27 @@ def lens_for(
     at: int | str | None,
     spec: str | None,
 ) -> Lens | None:
-    """The lens that is named or chosen; None for neither."""
-    from pipeline.errors import UsageError
-    from pipeline.lens import Lens
-    from pipeline.matrix import find_lens, spec_of
+    """The lens that is named or chosen, on what these are compared under; None for neither."""
+    from pipeline.matrix import spec_of
 
     if lens is None and not neurons:
         return None
+    return chosen_lens(place, lens, neurons, spec_of(place, names, at=at, spec=spec))
+
+
+def chosen_lens(
+    place: Catalogue, lens: str | None, neurons: Sequence[str], of: Spec
+) -> Lens | None:
+    """The same, on a spec that is known."""
+    from pipeline.errors import UsageError
+    from pipeline.lens import Lens
+    from pipeline.matrix import find_lens
+
     if lens is not None and neurons:
         raise UsageError(f"lens is {lens!r} and neurons are chosen, too; give one of them")
-    of = spec_of(place, names, at=at, spec=spec)
-    return Lens.chosen(of, neurons) if lens is None else find_lens(place, lens, of)
+    if lens is not None:
+        return find_lens(place, lens, of)
+    return Lens.chosen(of, neurons) if neurons else None
 
 
 if __name__ == "__main__":

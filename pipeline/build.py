@@ -234,7 +234,7 @@ def build_datasets(
     if not engine.in_process:
         require_shared(catalogue.root, *(request.source for request in requests))
     for request in requests:
-        _require_apart(catalogue.root, request.source)
+        require_apart(catalogue.root, request.source)
     storage.require_exclusive(catalogue.root)
     planner = _Planner(catalogue, engine, resources, progress, listings or {}, relist)
     counted: dict[str, _Counted] = {}
@@ -259,7 +259,7 @@ def build_datasets(
             if one.plan.up_to_date:
                 results.append(_unchanged(catalogue, one.plan, catalogue.head()))
             elif one.errors:
-                raise _not_counted(one)
+                raise not_counted(request.name, len(one.plan.manifest.heads), one.errors)
             else:
                 results.append(_finish(catalogue, one.plan, one.shards, engine, progress))
             done(results[-1])
@@ -273,9 +273,9 @@ def build_datasets(
     return results
 
 
-def _not_counted(one: _Counted) -> VdnaError:
-    p, failed = one.plan, one.errors
-    some = f"{p.request.name}: {len(failed)} of {len(p.manifest.heads)} shards could not be counted"
+def not_counted(name: str, shards: int, failed: Sequence[Receipt]) -> VdnaError:
+    """What to raise of so many shards, some of which failed."""
+    some = f"{name}: {len(failed)} of {shards} shards could not be counted"
     lasting = [receipt for receipt in failed if not receipt.transient]
     if lasting:
         return VdnaError(f"{some}; nothing was committed. First: {lasting[0].error}")
@@ -284,7 +284,7 @@ def _not_counted(one: _Counted) -> VdnaError:
     )
 
 
-def _require_apart(root: str, source: str) -> None:
+def require_apart(root: str, source: str) -> None:
     """A catalogue inside the folder that is listed would list, and change, itself."""
     if source and f"{root}/".startswith(f"{storage.canonical(source)}/"):
         raise UsageError(
@@ -381,7 +381,7 @@ class _Planner:
             return _Plan(request, manifest, job, base, parts, up_to_date=True)
         storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
         storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
-        stored = _store_manifest(uri, manifest.data, manifest.digest)
+        stored = store_manifest(uri, manifest.data, manifest.digest)
         catalogue.note_plan(request.name, spec.digest, manifest.digest, products)
         return _Plan(request, manifest, job, base, parts, manifest_sha256=sha256(stored))
 
@@ -522,7 +522,7 @@ def _store(uri: str, data: Data, stands: Callable[[Data], bool]) -> Data:
     return kept
 
 
-def _store_manifest(uri: str, data: Data, digest: str) -> Data:
+def store_manifest(uri: str, data: Data, digest: str) -> Data:
     """A sound one stays as it is, since its notes on the listing are in no digest."""
 
     def stands(there: Data) -> bool:
@@ -559,42 +559,25 @@ def _store_version(
     return {kind: store(kind, data) for kind, data in files.items()}
 
 
-def _missing(p: _Plan) -> list[int]:
-    """Shards without a committed partial, found by one listing."""
-    prefix = storage.join(p.job.work_uri, "partials")
-    try:
-        present = {item.uri.rpartition("/")[2] for item in storage.walk(prefix)}
-    except SourceError:
-        present = set()
-    recipe = p.job.recipe
-    keys = p.manifest.keys(recipe.spec.digest, recipe.products)
-    return [index for index, key in enumerate(keys) if f"{key}.parquet" not in present]
-
-
 # Counting.
 
 
 @dataclass(frozen=True)
-class _Counted:
-    """What became of a plan's shards: how many were counted now, and which could not be."""
+class Ran:
+    """What became of a job's shards: how many were missing, and which could not be done now."""
 
-    plan: _Plan
-    shards: int = 0
-    errors: tuple[Receipt, ...] = ()
-
-    @property
-    def changed(self) -> bool:
-        """Whether all that stands in the way is that the source is no longer as it was listed."""
-        return bool(self.errors) and all(receipt.changed for receipt in self.errors)
+    shards: int
+    errors: tuple[Receipt, ...]
 
 
-def _count(plans: Sequence[_Plan], engine: Engine, progress: Progress) -> dict[str, _Counted]:
-    """Run the missing shards of all plans; what became of each, by the name of its dataset."""
-    pending = [p for p in plans if not p.up_to_date]
-    jobs = {p.job.manifest_uri: p.job for p in pending}
-    sizes = {(p.job.manifest_uri, h.index): h.candidates for p in pending for h in p.manifest.heads}
-    todo = {p.request.name: _missing(p) for p in pending}
-    left = [(p.job, index) for p in pending for index in todo[p.request.name]]
+def run_missing(
+    work: Sequence[tuple[ShardJob, Manifest]], engine: Engine, progress: Progress
+) -> list[Ran]:
+    """Run the shards of all jobs that nothing is committed of, those that fail once again."""
+    sizes = {(job.manifest_uri, h.index): h.candidates for job, plan in work for h in plan.heads}
+    todo = [_missing(one) for one in work]
+    left = [(job, i) for (job, _), missing in zip(work, todo, strict=True) for i in missing]
+    jobs = {job.manifest_uri: job for job, _ in work}
     progress.start(
         images=sum(sizes[job.manifest_uri, index] for job, index in left),
         shards=len(left),
@@ -614,14 +597,46 @@ def _count(plans: Sequence[_Plan], engine: Engine, progress: Progress) -> dict[s
         if not left:
             break
     progress.finish()
-    return {
-        p.request.name: _Counted(
-            p,
-            len(todo.get(p.request.name, ())),
-            tuple(errors.get(p.job.manifest_uri, ())),
-        )
-        for p in plans
-    }
+    return [
+        Ran(len(missing), tuple(errors.get(job.manifest_uri, ())))
+        for (job, _), missing in zip(work, todo, strict=True)
+    ]
+
+
+def _missing(one: tuple[ShardJob, Manifest]) -> list[int]:
+    """Shards of which nothing is committed, found by one listing."""
+    job, manifest = one
+    prefix = storage.join(job.work_uri, "partials")
+    try:
+        present = {item.uri.rpartition("/")[2] for item in storage.walk(prefix)}
+    except SourceError:
+        present = set()
+    keys = manifest.keys(job.recipe.spec.digest, job.recipe.products)
+    return [index for index, key in enumerate(keys) if f"{key}.parquet" not in present]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What became of a plan's shards: how many were counted now, and which could not be."""
+
+    plan: _Plan
+    shards: int = 0
+    errors: tuple[Receipt, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether all that stands in the way is that the source is no longer as it was listed."""
+        return bool(self.errors) and all(receipt.changed for receipt in self.errors)
+
+
+def _count(plans: Sequence[_Plan], engine: Engine, progress: Progress) -> dict[str, _Counted]:
+    """Run the missing shards of all plans; what became of each, by the name of its dataset."""
+    pending = [p for p in plans if not p.up_to_date]
+    ran = run_missing([(p.job, p.manifest) for p in pending], engine, progress)
+    counted = {p.request.name: _Counted(p) for p in plans}
+    for p, its in zip(pending, ran, strict=True):
+        counted[p.request.name] = _Counted(p, its.shards, its.errors)
+    return counted
 
 
 # Committing.

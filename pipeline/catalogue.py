@@ -246,6 +246,10 @@ class Catalogue:
         """Where the contents of archives are kept, so that each is looked into once."""
         return storage.join(self.root, "_work", "_archives")
 
+    def ranks_uri(self, digest: str) -> str:
+        """Where shards of images are kept that were ranked in one way, until `gc`."""
+        return storage.join(self.root, "_work", "_ranks", digest)
+
     def hint_uri(self, dataset: str, spec: str) -> str:
         """Where a build notes the digest of the plan that it begins."""
         return storage.join(self.work_uri(dataset, spec), "_plan")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from pipeline.folding import foldable
-from pipeline.spec import Tap
+from pipeline.spec import Spec, Tap
 from pipeline.weights import (
     Hub,
     Source,
@@ -149,6 +149,24 @@ def describe(name: str, weights: str | None = None, taps: str | None = None) -> 
         found.spare,
         found.folded,
     )
+
+
+def network_of(spec: Spec, weights: str | None = None) -> Network:
+    """The network that a spec states, its weights fetched as a build fetches them.
+
+    Raises `SpecMismatch` where it is another here, and as `describe`.
+    """
+    network = describe(spec.extractor, weights)
+    if network.taps != spec.taps:
+        network = describe(spec.extractor, weights, ",".join(spec.layers))
+    if network.taps != spec.taps:
+        raise SpecMismatch(f"{spec.extractor} has other taps here than the spec states")
+    if network.weights_sha256 != spec.weights_sha256:
+        raise SpecMismatch(
+            f"the weights of {spec.extractor} here have sha256 {network.weights_sha256}; it was "
+            f"built with {spec.weights_sha256}. Give those by --weights URL"
+        )
+    return network
 
 
 def load_model(network: Network) -> Any:

@@ -81,7 +81,7 @@ def plan(
         with (
             tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
             tempfile.TemporaryFile() as file,
-            _connect(folder) as database,
+            connect(folder) as database,
         ):
             return _Planner(database, listing, previous, shard_images, limit, by).write(file)
     except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
@@ -97,7 +97,8 @@ def _give_back() -> None:
     pa.default_memory_pool().release_unused()
 
 
-def _connect(folder: str) -> duckdb.DuckDBPyConnection:
+def connect(folder: str) -> duckdb.DuckDBPyConnection:
+    """A database in bounded memory; what does not fit waits in `folder`."""
     settings: dict[str, Any] = {
         "memory_limit": MEMORY,
         "temp_directory": folder,

@@ -21,14 +21,14 @@ from pipeline import storage
 from pipeline.build import Engine
 from pipeline.catalogue import Catalogue, Version
 from pipeline.dna import DNA, INT_COLUMNS
-from pipeline.errors import SourceError, SpecMismatch, VdnaError
+from pipeline.errors import SourceError, VdnaError
 from pipeline.manifest import Manifest, Shard
-from pipeline.networks import Network, describe
+from pipeline.networks import network_of
 from pipeline.partial import Partial
 from pipeline.progress import Progress, Silent
 from pipeline.reduce import load_partial
 from pipeline.shard import Receipt, Recipe, ShardJob, partial_uri
-from pipeline.spec import Resources, Spec
+from pipeline.spec import Resources
 from pipeline.verify import Finding, chosen_versions, same_numbers, sum_of_partials
 
 SAMPLE = 3
@@ -83,7 +83,7 @@ class _Recount:
         spec = catalogue.spec(version.spec)
         self._recipe = Recipe(
             spec,
-            _network(spec, weights),
+            network_of(spec, weights),
             catalogue.ranges_uri(spec.ranges_digest),
             resources,
             version.products,
@@ -188,21 +188,6 @@ class _Recount:
 
     def _of(self, index: int, ok: bool, detail: str) -> Finding:
         return Finding(self._name, f"shard {index}", ok, detail)
-
-
-def _network(spec: Spec, weights: str | None) -> Network:
-    """The spec's network, with its weights fetched as a build fetches them."""
-    network = describe(spec.extractor, weights)
-    if network.taps != spec.taps:
-        network = describe(spec.extractor, weights, ",".join(spec.layers))
-    if network.taps != spec.taps:
-        raise SpecMismatch(f"{spec.extractor} has other taps here than the spec states")
-    if network.weights_sha256 != spec.weights_sha256:
-        raise SpecMismatch(
-            f"the weights of {spec.extractor} here have sha256 {network.weights_sha256}; it was "
-            f"built with {spec.weights_sha256}. Give those by --weights URL"
-        )
-    return network
 
 
 def _changed(shard: Shard) -> list[str]:

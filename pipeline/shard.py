@@ -1,10 +1,6 @@
-"""One shard -> one committed partial: fetch, decode, extract, count, put.
+"""One shard -> one committed object: its partial, or its ranks (see `pipeline.ranker`).
 
-    >>> Counter(extractor, spec, ranges).count(shard, key).dna.images        # doctest: +SKIP
-
-Three pools of threads, each ahead of the next and bounded: fetching waits for storage, decoding
-and the network for cores. Whatever the threads do, images are taken in the order of the shard, so
-that every number comes out the same to the last bit.
+>>> Counter(extractor, spec, ranges).count(shard, key).dna.images        # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -14,25 +10,18 @@ import os
 import secrets
 import socket
 import threading
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from math import inf
-from queue import SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import images, storage
-from pipeline.archive import Members
+from pipeline import storage
 from pipeline.dna import DNA, Floats, Ints, Ranges
 from pipeline.errors import (
-    BadImage,
     ConservationError,
     CorruptFile,
     SourceError,
@@ -44,111 +33,22 @@ from pipeline.exemplars import Keep
 from pipeline.extractor import Extractor
 from pipeline.gaussian import Moments
 from pipeline.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
-from pipeline.manifest import Entry, Shard, read_shard
+from pipeline.manifest import Shard, read_shard
 from pipeline.networks import Network
 from pipeline.partial import Failure, Partial
 from pipeline.ranges import decode as decode_ranges
+from pipeline.ranker import Ranker, Target
 from pipeline.reactions import Reactions
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
+from pipeline.stream import Fetch, Made, Prepared, Stream
 
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-FETCH_THREADS = 16
-AHEAD_BYTES = 256 * 2**20
-"""Of a shard, in memory ahead of the network; a single image may be as large by itself."""
 OVERLAP = 2
 """Shards a worker has under way: the second fills the network while the first one ends."""
 ISOLATE_FROM_ATTEMPT = 3
 """A shard whose worker died twice is read with its images decoded in a process apart."""
-
-Content = bytes | NDArray[np.uint8]
-Fetch = Callable[[Entry], Content]
-Prepared = NDArray[np.float32]
-
-
-class Decoders:
-    """Threads that decode. One that takes too long is left to itself: it cannot be stopped.
-
-    The time counts from when it began, not from when it was asked for or waited for. Another
-    thread takes its place; being a daemon, it does not keep the process from ending.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self._tasks: SimpleQueue[Callable[[], bool]] = SimpleQueue()
-        self._deadlines: dict[Future[Any], float] = {}
-        self._lock = threading.Lock()
-        self._threads = threads
-        for _ in range(threads):
-            self._start()
-
-    def after(
-        self, first: Future[T], function: Callable[[T], R], seconds: float = inf
-    ) -> Future[R]:
-        """`function` of what `first` brings, once it is there."""
-        second: Future[R] = Future()
-        first.add_done_callback(
-            lambda _: self._tasks.put(lambda: self._run(second, first, function, seconds))
-        )
-        return second
-
-    def result(self, future: Future[R]) -> R:
-        """What it brings. Raises `TimeoutError` where it was given up."""
-        while not future.done() and not wait([future], self._patience()).done:
-            self._give_up()
-        return future.result()
-
-    def close(self) -> None:
-        for _ in range(self._threads):
-            self._tasks.put(lambda: False)
-
-    def _start(self) -> None:
-        threading.Thread(target=self._work, name="decode", daemon=True).start()
-
-    def _work(self) -> None:
-        while self._tasks.get()():
-            pass
-
-    def _run(
-        self, second: Future[R], first: Future[T], function: Callable[[T], R], seconds: float
-    ) -> bool:
-        """Whether the thread still has its place."""
-        if not second.set_running_or_notify_cancel():
-            return True
-        with self._lock:
-            self._deadlines[second] = monotonic() + seconds
-        result, error = None, None
-        try:
-            result = function(first.result())
-        except BaseException as raised:
-            error = raised
-        with self._lock:
-            if self._deadlines.pop(second, None) is None:
-                return False
-        if error is None:
-            second.set_result(cast(R, result))
-        else:
-            second.set_exception(error)
-        return True
-
-    def _patience(self) -> float:
-        """Seconds until the next decoder under way is to be given up, or to look again."""
-        with self._lock:
-            nearest = min(self._deadlines.values(), default=inf)
-        return min(max(nearest - monotonic(), 0.01), 1.0)
-
-    def _give_up(self) -> None:
-        with self._lock:
-            now = monotonic()
-            overdue = [future for future, end in self._deadlines.items() if end <= now]
-            for future in overdue:
-                del self._deadlines[future]
-                self._start()
-        for future in overdue:
-            future.set_exception(TimeoutError())
 
 
 class Counter:
@@ -162,66 +62,37 @@ class Counter:
         resources: Resources | None = None,
         products: Sequence[str] = PRODUCTS,
     ):
-        resources = (resources or Resources()).with_cpus(1)
         self._extractor = extractor
         self._spec = spec
         self._ranges = ranges
         self._products = products
-        self._resources = resources
-        self._threads = resources.threads or 1
-        self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
-        self._decoders = Decoders(self._threads + 1)
-        weakref.finalize(self, self._decoders.close)  # as the other pools' threads end, unclosed
-        self._networks = ThreadPoolExecutor(self._threads, "network")
+        self._stream = Stream(extractor, spec.preprocess, resources)
 
     def count(
         self, shard: Shard, key: str, fetch: Fetch | None = None, *, isolated: bool = False
     ) -> Partial:
         """The shard's partial, checked. `isolated`: images decoded in a process apart.
 
-        Raises `TransientError` or `SourceError` where an image could not be read through no fault
-        of its own; nothing is skipped for that.
+        Raises as `Stream.observed`.
         """
-        with closing(self._members(shard)) as members:
-            return self._count(shard, key, fetch or members.fetch, isolated)
-
-    def _members(self, shard: Shard) -> Members:
-        rule = self._spec.preprocess
-        return Members(shard.members, rule.max_bytes, self._resources.fetch_ahead)
-
-    def _count(self, shard: Shard, key: str, fetch: Fetch, isolated: bool) -> Partial:
         tally = _Tally(self._spec, self._ranges, layerwise=LAYER_GAUSSIAN in self._products)
         names = [(entry.uri, entry.member) for entry in shard.members]
         keep = Keep.of(self._products)
         reactions = Reactions(keep, self._spec, _order(names)) if keep else None
         failures: list[Failure] = []
-        batch: list[tuple[int, Prepared]] = []
-        running: deque[tuple[list[int], Future[Floats]]] = deque()
 
-        def start() -> None:
-            pixels = np.stack([image for _, image in batch])
-            future = self._networks.submit(self._observe, pixels, tally)
-            running.append(([at for at, _ in batch], future))
-            batch.clear()
+        def observe(pixels: Prepared) -> Floats:
+            return self._observe(pixels, tally)
 
-        def flush(left: int) -> None:
-            while len(running) > left:
-                images, future = running.popleft()
-                tally.moments.add(means := future.result())
+        with closing(self._stream.observed(shard, observe, fetch, isolated=isolated)) as observed:
+            for found in observed:
+                if isinstance(found, Failure):
+                    failures.append(found)
+                    continue
+                images, means = found
+                tally.moments.add(means)
                 if reactions:
                     reactions.add(means, np.array(images))
-
-        for at, outcome in enumerate(self._prepared(shard, fetch, isolated)):
-            if isinstance(outcome, Failure):
-                failures.append(outcome)
-                continue
-            batch.append((at, outcome))
-            if len(batch) == self._extractor.micro_batch:
-                start()
-                flush(left=self._threads + 1)
-        if batch:
-            start()
-        flush(left=0)
         dna = tally.dna(self._extractor.numerics, len(failures))
         exemplars = reactions.named(keep, self._spec, names) if keep and reactions else None
         partial = Partial(dna, (key,), tuple(sorted(failures)), exemplars)
@@ -233,74 +104,12 @@ class Counter:
             )
         return partial
 
+    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+        partial = self.count(shard, key, isolated=isolated)
+        return Made(partial.encode(), partial.dna.images, len(partial.failures))
+
     def close(self) -> None:
-        for pool in (self._fetchers, self._networks):
-            pool.shutdown(wait=False, cancel_futures=True)
-        self._decoders.close()
-
-    def _prepared(self, shard: Shard, fetch: Fetch, isolated: bool) -> Iterator[Prepared | Failure]:
-        """Members in order, as the network takes them.
-
-        At most `fetch_ahead` are under way, and `AHEAD_BYTES`, or else one.
-        """
-        ahead: deque[tuple[Entry, Future[Content], Future[Prepared]]] = deque()
-        members = deque(shard.members)
-        size = 0
-        try:
-            while members or ahead:
-                while members and (not ahead or self._has_room(len(ahead), size + members[0].size)):
-                    entry = members.popleft()
-                    size += entry.size
-                    ahead.append((entry, *self._start(entry, fetch, isolated)))
-                first = ahead.popleft()
-                yield self._finish(*first)
-                size -= first[0].size
-        finally:
-            for _, fetched, prepared in ahead:
-                fetched.cancel()
-                prepared.cancel()
-
-    def _has_room(self, images: int, size: int) -> bool:
-        return images < self._resources.fetch_ahead and size <= AHEAD_BYTES
-
-    def _start(
-        self, entry: Entry, fetch: Fetch, isolated: bool
-    ) -> tuple[Future[Content], Future[Prepared]]:
-        rule = self._spec.preprocess
-
-        def guarded() -> Content:
-            if entry.size > rule.max_bytes:
-                raise BadImage(
-                    "too_many_bytes", f"{entry.size} bytes; the limit is {rule.max_bytes}"
-                )
-            return fetch(entry)
-
-        def prepare(content: Content) -> Prepared:
-            if isinstance(content, np.ndarray):
-                return images.prepare(content, rule)
-            if isolated:
-                return images.load_isolated(content, rule, self._resources.decode_seconds)
-            return images.load(content, rule)
-
-        fetched = self._fetchers.submit(guarded)
-        limit = inf if isolated else self._resources.decode_seconds
-        return fetched, self._decoders.after(fetched, prepare, limit)
-
-    def _finish(
-        self, entry: Entry, fetched: Future[Content], prepared: Future[Prepared]
-    ) -> Prepared | Failure:
-        try:
-            content = fetched.result()
-            try:
-                return self._decoders.result(prepared)
-            except (TimeoutError, MemoryError):
-                if isinstance(content, np.ndarray):
-                    raise
-                limit = self._resources.decode_seconds
-                return images.load_isolated(content, self._spec.preprocess, limit)
-        except BadImage as bad:
-            crashed = bad.reason in images.NONDETERMINISTIC
-            return Failure(entry.uri, entry.member, bad.reason, _printable(bad.detail), crashed)
+        self._stream.close()
 
     def _observe(self, pixels: NDArray[np.float32], tally: _Tally) -> Floats:
         """(B, neurons) spatial means of a micro-batch, its activations counted on the way."""
@@ -392,16 +201,12 @@ class _LayerTally:
         return means.cpu().numpy()
 
 
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 # One shard, as a worker is given it.
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a worker loads before it can count. No secrets.
+    """What a worker loads before it can count; or rank, where there is a `target`. No secrets.
 
     Jobs of equal recipes share it, wherever the ranges lie.
     """
@@ -411,6 +216,7 @@ class Recipe:
     ranges_uri: str
     resources: Resources
     products: tuple[str, ...] = PRODUCTS
+    target: Target | None = None
 
     @property
     def device(self) -> str:
@@ -453,14 +259,14 @@ def partial_uri(work_uri: str, key: str) -> str:
 
 
 class Worker:
-    """Counts shards of any job, each extractor loaded once; several shards at a time if asked."""
+    """Counts or ranks shards of any job, each extractor loaded once; several at a time if asked."""
 
     def __init__(self) -> None:
-        self._counters: dict[Recipe, Counter] = {}
+        self._makers: dict[Recipe, Counter | Ranker] = {}
         self._lock = threading.Lock()
 
     def run(self, job: ShardJob, index: int) -> Receipt:
-        """Count the shard and commit its partial, unless it is committed already.
+        """Commit the shard's partial, or its ranks, unless that is done already.
 
         What only concerns this attempt (storage that does not answer, a source that changed) is
         returned in the receipt, so that other shards go on; a defect of ours raises.
@@ -476,8 +282,8 @@ class Worker:
             attempt = _begin_attempt(job.work_uri, key)
             try:
                 isolated = attempt >= ISOLATE_FROM_ATTEMPT
-                partial = self._counter(job.recipe).count(shard, key, isolated=isolated)
-                storage.create(uri, partial.encode())
+                made = self._maker(job.recipe).make(shard, key, isolated=isolated)
+                storage.create(uri, made.data)
             finally:
                 storage.delete(_note_uri(job.work_uri, key, attempt))
             for dead in range(1, attempt):
@@ -497,33 +303,37 @@ class Worker:
         return Receipt(
             job.manifest_uri,
             index,
-            partial.dna.images,
-            len(partial.failures),
+            made.images,
+            made.failures,
             monotonic() - started,
         )
 
-    def _counter(self, recipe: Recipe) -> Counter:
+    def _maker(self, recipe: Recipe) -> Counter | Ranker:
         one = replace(recipe, ranges_uri="")  # wherever they lie, they are those of the spec
         with self._lock:
-            if one not in self._counters:
-                extractor = Extractor(recipe.network, recipe.spec.precision, recipe.device)
-                stated = recipe.spec.bf16_numerics
-                if stated not in (None, extractor.numerics):
-                    raise SpecMismatch(
-                        f"in bf16 the numerics are part of the spec: it states {stated}, this "
-                        f"worker has {extractor.numerics}"
-                    )
-                ranges, _ = decode_ranges(storage.read(recipe.ranges_uri), recipe.ranges_uri)
-                if ranges.digest != recipe.spec.ranges_digest:
-                    raise CorruptFile(f"{recipe.ranges_uri} holds ranges {ranges.digest}")
-                self._counters[one] = Counter(
-                    extractor, recipe.spec, ranges, recipe.resources, recipe.products
-                )
-            return self._counters[one]
+            if one not in self._makers:
+                self._makers[one] = _load(recipe)
+            return self._makers[one]
 
     def close(self) -> None:
-        for counter in self._counters.values():
-            counter.close()
+        for maker in self._makers.values():
+            maker.close()
+
+
+def _load(recipe: Recipe) -> Counter | Ranker:
+    spec = recipe.spec
+    extractor = Extractor(recipe.network, spec.precision, recipe.device)
+    if spec.bf16_numerics not in (None, extractor.numerics):
+        raise SpecMismatch(
+            f"in bf16 the numerics are part of the spec: it states {spec.bf16_numerics}, this "
+            f"worker has {extractor.numerics}"
+        )
+    ranges, _ = decode_ranges(storage.read(recipe.ranges_uri), recipe.ranges_uri)
+    if ranges.digest != spec.ranges_digest:
+        raise CorruptFile(f"{recipe.ranges_uri} holds ranges {ranges.digest}")
+    if recipe.target is not None:
+        return Ranker(extractor, spec, ranges, recipe.target, recipe.resources)
+    return Counter(extractor, spec, ranges, recipe.resources, recipe.products)
 
 
 def _begin_attempt(work_uri: str, key: str) -> int:

@@ -17,14 +17,14 @@ FLOORS = [
     },
     {
         *("extractor", "networks", "weights", "folding", "gaussian", "histogram", "ranges"),
-        "reactions",
+        *("reactions", "nearness", "stream"),
         *("storage", "retry", "archive", "listing", "plan", "source", "images"),
         "progress",
     },
-    {"shard", "reduce", "pairwise", "folds", "tiles", "matrix", "catalogue"},
+    {"shard", "ranker", "reduce", "pairwise", "folds", "tiles", "matrix", "catalogue"},
     {
         *("build", "calibrate", "cluster", "config", "gc", "reference", "report", "samples"),
-        *("recount", "verify", "explain", "figure", "page", "panels", "fit"),
+        *("recount", "verify", "rank", "explain", "figure", "page", "panels", "fit"),
     },
 ]
 LEVEL = {module: level for level, floor in enumerate(FLOORS) for module in floor}

@@ -22,10 +22,10 @@ from pipeline.build import InProcess, Request, Result, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
 from pipeline.errors import BadImage, SourceError, StorageError, UsageError
 from pipeline.manifest import Shard
-from pipeline.shard import Decoders
 from pipeline.source import list_source, other_kind
 from pipeline.spec import Resources
 from pipeline.storage import local_path
+from pipeline.stream import Decoders
 from tests import hostile
 from tests.hostile import COUNTED, FILES, IGNORED, LISTS, PLACES, REFUSED, UNSEEN, Place
 from tests.test_shard import SPEC, same_counts
@@ -213,7 +213,7 @@ def test_a_stuck_decoder_does_not_keep_the_process_from_ending(body: str) -> Non
         f"""
         import time
         from concurrent.futures import Future
-        from pipeline.shard import Decoders
+        from pipeline.stream import Decoders
         def stuck(value):
             {body}
         first = Future()
@@ -232,11 +232,10 @@ def test_a_stuck_decoder_does_not_keep_the_process_from_ending(body: str) -> Non
 
 
 def test_a_shard_s_bytes_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import shard
+    from pipeline import stream
     from pipeline.manifest import Entry
-    from pipeline.shard import Counter
 
-    monkeypatch.setattr(shard, "AHEAD_BYTES", 2_500)
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 2_500)
     sizes = [1_000, 1_000, 1_000, 9_000, 1_000, 1_000, 1_000]
     entries = tuple(Entry(f"memory://{i}", "", size, "") for i, size in enumerate(sizes))
     begun: list[str] = []
@@ -248,13 +247,13 @@ def test_a_shard_s_bytes_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     class NoNetwork:
         micro_batch = 8
 
-    counter = Counter(NoNetwork(), SPEC, None, Resources(threads=1))  # type: ignore[arg-type]
+    images = stream.Stream(NoNetwork(), SPEC.preprocess, Resources(threads=1))  # type: ignore[arg-type]
     taken = 0
-    for _ in counter._prepared(Shard(0, 0, entries), fetch, False):
+    for _ in images._prepared(Shard(0, 0, entries), fetch, False):
         ahead = sizes[taken : len(begun)]
         assert len(ahead) == 1 or sum(ahead) <= 2_500
         taken += 1
-    counter.close()
+    images.close()
     assert taken == len(begun) == len(sizes)
 
 

@@ -350,7 +350,7 @@ def test_ranges_under_another_s_digest_are_refused(copy: Copy) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_module, "Extractor", lambda *_: Loaded())
         with pytest.raises(CorruptFile, match=message):
-            Worker()._counter(recipe)
+            Worker()._maker(recipe)
 
 
 # Partials and nodes, before and after they are summed.

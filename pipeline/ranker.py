@@ -1,0 +1,255 @@
+"""One shard -> how near each of its images is to a dataset, as one committed object.
+
+    >>> Ranker(extractor, spec, ranges, target).ranked(shard, key).table     # doctest: +SKIP
+
+The distance of an image is that of its own DNA, `pipeline.distance.emd`, which is never made: of
+each image a few numbers are kept, and it is gone (see `pipeline.nearness`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.catalogue import Catalogue
+from pipeline.dna import Floats, Ranges, encode_tables, neuron_name
+from pipeline.errors import ConservationError, CorruptFile, UsageError
+from pipeline.extractor import Extractor
+from pipeline.lens import Lens
+from pipeline.manifest import Shard
+from pipeline.nearness import LayerNearness
+from pipeline.partial import Failure
+from pipeline.spec import Resources, Spec, digest_of
+from pipeline.stream import Fetch, Made, Prepared, Stream
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+RANKS = "ranks"
+"""The product of such a job: with the target's digest it stands in the key of every shard."""
+UNDEFINED = "undefined"
+"""The reason of an image that could be read, and is at no distance."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What images are ranked against: a dataset as of a commit, and what is seen of it.
+
+    `layers`: those that have a distance of their own beside that of all. `lens`: the bytes of its
+    file, or none.
+    """
+
+    root: str
+    name: str
+    commit: int
+    dna: str
+    layers: tuple[str, ...] = ()
+    lens: bytes = b""
+
+    def lens_on(self, spec: Spec) -> Lens | None:
+        return Lens.decode(self.lens, "the lens", spec) if self.lens else None
+
+    def digest(self, spec: Spec) -> str:
+        """Names what is computed of an image, whatever the lens and the dataset are called."""
+        lens = self.lens_on(spec)
+        seen = lens.digest if lens else ""
+        return digest_of(RANKS, FORMAT, spec.digest, self.dna, seen, list(self.layers))
+
+
+def column_of(layer: str) -> str:
+    """A layer may be called as another column is."""
+    return f"emd:{layer}"
+
+
+def schema_of(layers: Sequence[str]) -> pa.Schema:
+    return pa.schema(
+        [
+            ("uri", pa.string()),
+            ("member", pa.string()),
+            ("emd", pa.float64()),
+            *((column_of(layer), pa.float64()) for layer in layers),
+            ("error", pa.string()),
+        ]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """A shard's images in its order, each with its distances, or with an `error`."""
+
+    key: str
+    table: pa.Table
+
+    def encode(self) -> bytes:
+        metadata: dict[str, Any] = {"format": FORMAT, "kind": RANKS, "key": self.key}
+        metadata["checksum"] = _checksum(metadata, self.table)
+        return encode_tables(metadata, self.table.schema, [self.table])
+
+    @classmethod
+    def decode(cls, data: bytes, name: str, layers: Sequence[str], shard: Shard, key: str) -> Ranks:
+        """Raises `CorruptFile` with `name` unless it is what was written of this shard."""
+        try:
+            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+            metadata = json.loads(file.metadata.metadata[b"vdna"])
+            table = file.read().combine_chunks()
+            if (metadata["kind"], metadata["format"]) != (RANKS, FORMAT):
+                raise CorruptFile(f"{name}: not ranks of format {FORMAT}")
+            seal = metadata.pop("checksum")
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{name}: torn, or not ranks of images: {error}") from error
+        if table.schema != schema_of(layers) or seal != _checksum(metadata, table):
+            raise CorruptFile(f"{name}: its rows are not what was written")
+        named = [table[column].to_pylist() for column in ("uri", "member")]
+        members = [(entry.uri, entry.member) for entry in shard.members]
+        if metadata["key"] != key or list(zip(*named, strict=True)) != members:
+            raise CorruptFile(f"{name}: of other images than shard {shard.index}, {key}")
+        return cls(key, table)
+
+
+def _checksum(metadata: Mapping[str, Any], table: pa.Table) -> str:
+    columns = {
+        name: [value.hex() if isinstance(value, float) else value for value in column.to_pylist()]
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    return digest_of(RANKS, dict(metadata), columns)
+
+
+class Ranker:
+    """An extractor, a dataset's DNA and threads; several shards may be ranked at a time."""
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        spec: Spec,
+        ranges: Ranges,
+        target: Target,
+        resources: Resources | None = None,
+    ) -> None:
+        """Raises as `Catalogue.load_version`, and `UsageError` for a dataset at no distance."""
+        self._spec = spec
+        self._target = target
+        lens = target.lens_on(spec)
+        self._weights = np.ones(spec.neurons) if lens is None else lens.weights
+        ends = np.cumsum([tap.neurons for tap in spec.taps]).tolist()
+        self._slices = [
+            slice(end - tap.neurons, end) for tap, end in zip(spec.taps, ends, strict=True)
+        ]
+        self._near = self._nearness(ranges)
+        self._stream = Stream(extractor, spec.preprocess, resources)
+
+    def ranked(
+        self, shard: Shard, key: str, fetch: Fetch | None = None, *, isolated: bool = False
+    ) -> Ranks:
+        """Each member once, with its distances or why it has none. Raises as `Stream.observed`."""
+        rows: list[dict[str, Any]] = [
+            {"uri": entry.uri, "member": entry.member} for entry in shard.members
+        ]
+        of_name = {(row["uri"], row["member"]): row for row in rows}
+        stream = self._stream.observed(shard, self._observe, fetch, isolated=isolated)
+        with closing(stream) as observed:
+            for found in observed:
+                if isinstance(found, Failure):
+                    row = of_name[found.uri, found.member]
+                    row["error"] = f"{found.reason}: {found.detail}"
+                    continue
+                for at, seen in zip(*found, strict=True):
+                    rows[at] |= self._distances(seen)
+        if not all("emd" in row or "error" in row for row in rows):
+            raise ConservationError(f"shard {shard.index}: not every image is ranked or failed")
+        return Ranks(key, pa.Table.from_pylist(rows, schema_of(self._target.layers)))
+
+    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+        ranks = self.ranked(shard, key, isolated=isolated)
+        failures = ranks.table.num_rows - ranks.table["error"].null_count
+        return Made(ranks.encode(), ranks.table["error"].null_count, failures)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _nearness(self, ranges: Ranges) -> list[LayerNearness | None]:
+        """Of each layer; None of one that weighs nothing, which is not even read."""
+        target, spec = self._target, self._spec
+        place = Catalogue(target.root)
+        version = place.find(target.name, target.commit, spec.digest)
+        if version.dna != target.dna:
+            raise CorruptFile(
+                f"{place.log_uri(target.commit)} is of {target.name} as {version.dna}, not "
+                f"{target.dna}, which is ranked against"
+            )
+        weigh = [bool(self._weights[at].any()) for at in self._slices]
+        layers = [layer for layer, some in zip(spec.layers, weigh, strict=True) if some]
+        dna = place.load_version(target.name, version, layers)
+        near: list[LayerNearness | None] = []
+        for tap, at, some in zip(spec.taps, self._slices, weigh, strict=True):
+            if not some:
+                near.append(None)
+                continue
+            own, seen = dna.select([tap.name]), self._weights[at] != 0
+            if not (
+                np.array_equal(own.low, ranges.low[at])
+                and np.array_equal(own.high, ranges.high[at])
+            ):
+                uri = place.uri("dna", spec.digest, target.name, version.dna)
+                raise CorruptFile(f"{uri}: layer {tap.name} was counted in other ranges")
+            counts = own.counts.copy()
+            counts[:, 0] += own.underflow
+            counts[:, -1] += own.overflow
+            nothing = np.flatnonzero(seen & (counts.sum(axis=1) == 0))
+            if len(nothing):
+                raise UsageError(
+                    f"{target.name} has no finite activation of {tap.name}[{nothing[0]}], so that "
+                    "nothing is at a distance from it; look through a lens that leaves it out"
+                )
+            near.append(LayerNearness(own.low, own.high, counts, tap.positions, seen))
+        return near
+
+    def _observe(self, pixels: Prepared) -> list[_Seen]:
+        """Of each image of a micro-batch; nothing of it depends on the others."""
+        found = [_Seen(np.zeros(len(self._near))) for _ in pixels]
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            near = self._near[index]
+            if near is None:
+                return
+            on_cpu = x.device.type == "cpu"
+            each = near.distances(x.numpy()) if on_cpu else near.distances_torch(x)
+            weights = self._weights[self._slices[index]]
+            seen = np.flatnonzero(weights)
+            for image, own in zip(found, each[:, seen], strict=True):
+                undefined = seen[np.isnan(own)]
+                if len(undefined) and image.undefined < 0:
+                    image.undefined = self._slices[index].start + int(undefined[0])
+                # Of one row: a sum of several at once is added in an order that they decide.
+                image.sums[index] = (own * weights[seen]).sum()
+
+        self._stream.extractor.observe(pixels, visit)
+        return found
+
+    def _distances(self, seen: _Seen) -> dict[str, Any]:
+        """The image's columns."""
+        if seen.undefined >= 0:
+            taps = [(tap.name, tap.neurons) for tap in self._spec.taps]
+            name = neuron_name(taps, seen.undefined)
+            return {"error": f"{UNDEFINED}: no activation of {name} is finite"}
+        distances = {"emd": float(seen.sums.sum() / self._weights.sum())}
+        for layer in self._target.layers:
+            at = self._spec.layers.index(layer)
+            weight = self._weights[self._slices[at]].sum()
+            distances[column_of(layer)] = float(seen.sums[at] / weight)
+        return distances
+
+
+@dataclass(eq=False)
+class _Seen:
+    """One image: its weighted sum of each layer, and the first neuron, if any, of no distance."""
+
+    sums: Floats
+    undefined: int = -1
