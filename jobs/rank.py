@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,6 +43,9 @@ def rank(
     out: Annotated[
         str | None, typer.Option(help="Write all images, the nearest first, as Parquet.")
     ] = None,
+    html: Annotated[
+        str | None, typer.Option(help="Write a page of the images at either end (.html).")
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="Images to print, of either end.")] = 10,
     weights: Annotated[
         str | None, typer.Option(help="Url of the weights, where they were others.")
@@ -68,10 +72,14 @@ def rank(
     """
     from jobs.compare import chosen_lens, commit_of
     from pipeline.catalogue import Catalogue
+    from pipeline.page import require_html
     from pipeline.progress import Lines
+    from pipeline.rank import GALLERY, write_gallery
     from pipeline.rank import rank as ranked
     from pipeline.spec import Resources
 
+    if html:
+        require_html(html)
     place = Catalogue(catalogue)
     number = commit_of(place, at)
     counted = place.spec(place.find(to, number, spec).spec)
@@ -86,7 +94,7 @@ def rank(
             lens=through,
             layers=layer or (),
             out=out,
-            top=top,
+            top=max(top, GALLERY) if html else top,
             at=number,
             spec=counted.digest,
             weights=weights,
@@ -99,14 +107,17 @@ def rank(
             resources=resources,
             progress=Lines(),
         )
+    if html:
+        write_gallery(place, found, html)
+    found = replace(found, nearest=found.nearest[:top], farthest=found.farthest[:top])
     if as_json:
         print_json(summary(found))
         return
     print_ranking(found)
     for note in found.notes:
         print(f"note: {note}")
-    if out:
-        print(f"written to {out}")
+    for written in filter(None, (out, html)):
+        print(f"written to {written}")
 
 
 def summary(found: Ranking) -> dict[str, object]:
@@ -148,7 +159,8 @@ def row_of(image: Placed, found: Ranking) -> dict[str, Any]:
 def print_ranking(found: Ranking) -> None:
     wide = len(f"{found.ranked:,}") + 2
     own = f" ({', '.join(('in all', *found.layers))})" if found.layers else ""
-    for end, images in (("nearest to", found.nearest), ("farthest from", found.farthest)):
+    rest = [image for image in found.farthest if image.rank > len(found.nearest)]
+    for end, images in (("nearest to", found.nearest), ("farthest from", rest)):
         if images:
             print(f"{end} {found.name}, in bins{own}:")
         for image in images:

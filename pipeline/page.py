@@ -158,10 +158,10 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
         "shared": page.shared,
         "datasets": datasets,
     }
-    style, script = _part("page.css"), _part("page.js")
+    style, script = asset("page.css"), asset("page.js")
     policy = (
         "default-src 'none'; img-src data:; "
-        f"style-src 'sha256-{_sha256(style)}'; script-src 'sha256-{_sha256(script)}'; "
+        f"style-src 'sha256-{sha256_source(style)}'; script-src 'sha256-{sha256_source(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     parts = {
@@ -171,7 +171,7 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
         "data": as_script(data),
         "script": script,
     }
-    frame = _part("page.html")
+    frame = asset("page.html")
     return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], frame).encode()
 
 
@@ -215,11 +215,13 @@ def _plain(of: Panel | Neuron) -> dict[str, Any]:
     return plain
 
 
-def _part(name: str) -> str:
+def asset(name: str) -> str:
+    """A text beside this module: a part of a page."""
     return resources.files("pipeline").joinpath(name).read_text(encoding="utf-8").strip()
 
 
-def _sha256(text: str) -> str:
+def sha256_source(text: str) -> str:
+    """As a content security policy names what it allows."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

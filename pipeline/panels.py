@@ -107,7 +107,7 @@ def gather(
         f"{spec.extractor}, {spec.neurons:,} neurons of {len(spec.taps)} layers in {spec.bins} "
         f"bins, spec {spec.digest}; {commit.software}"
     )
-    return Page(matrices, panels, seen, about, tuple(notes), shared=tuple(_spec_facts(spec)))
+    return Page(matrices, panels, seen, about, tuple(notes), shared=tuple(spec_facts(spec)))
 
 
 def write_page(
@@ -185,7 +185,7 @@ def _facts(version: Version) -> Iterator[tuple[str, str]]:
         yield "imported", version.provenance
 
 
-def _spec_facts(spec: Spec) -> Iterator[tuple[str, str]]:
+def spec_facts(spec: Spec) -> Iterator[tuple[str, str]]:
     """All that decides what was counted, alike for all datasets of a page."""
     rule = spec.preprocess
     yield "spec", spec.digest
@@ -231,10 +231,7 @@ def _samples(
         if monotonic() > deadline:
             return tuple(shown), [*why, "further samples are left out: reading took too long"]
         try:
-            if entry.size > THUMBNAIL.max_bytes:
-                raise BadImage("too_many_bytes", f"{entry.size} bytes")
-            with closing(Members([entry], THUMBNAIL.max_bytes, 1)) as members:
-                shown.append(Sample(_short_name(entry), thumbnail(members.fetch(entry))))
+            shown.append(Sample(_short_name(entry), small_image(entry)))
         except BadImage as bad:
             why.append(f"no sample of {_short_name(entry)}: {bad}")
         except (VdnaError, OSError, MemoryError) as error:
@@ -261,20 +258,28 @@ def _spread(
             members = [
                 entry
                 for entry in read_shard(file, shard, uri).members
-                if (entry.uri, entry.member) not in failed and not _is_far(entry)
+                if (entry.uri, entry.member) not in failed and not is_far(entry)
             ]
             some = min(each, len(members))
             found += [members[len(members) * i // some] for i in range(some)]
     return found[:count]
 
 
-def _is_far(entry: Entry) -> bool:
+def is_far(entry: Entry) -> bool:
     """In a compressed tar, which is read from its start up to the member."""
     return entry.access.startswith("tar ") and entry.position > NEAR
 
 
 def _short_name(entry: Entry) -> str:
     return (entry.member or storage.readable(entry.uri)).rpartition("/")[2]
+
+
+def small_image(entry: Entry) -> str:
+    """A candidate's `thumbnail`. Raises `BadImage`, and as reading its store does."""
+    if entry.size > THUMBNAIL.max_bytes:
+        raise BadImage("too_many_bytes", f"{entry.size} bytes")
+    with closing(Members([entry], THUMBNAIL.max_bytes, 1)) as members:
+        return thumbnail(members.fetch(entry))
 
 
 def thumbnail(data: bytes) -> str:

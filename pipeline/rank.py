@@ -47,9 +47,11 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.extractor import numerics
+from pipeline.gallery import Gallery, Row, look, render
 from pipeline.lens import UNIFORM, Lens
 from pipeline.manifest import Entry, Manifest, Shard
 from pipeline.networks import Network, network_of
+from pipeline.panels import spec_facts
 from pipeline.plan import connect, plan
 from pipeline.progress import Progress, Silent
 from pipeline.ranker import RANKS, UNDEFINED, Ranks, Target, schema_of
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 TOP = 10
 """Images at either end that are told."""
+GALLERY = 24
+"""Of a page, of either end."""
 FAILURES = 10
 """Images at no distance that are told; the file has them all."""
 ROWS = 65_536
@@ -84,7 +88,7 @@ class Placed:
 
     @property
     def name(self) -> str:
-        return name_of(self.entry.uri, self.entry.member)
+        return storage.spelled(self.entry.uri, self.entry.member)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Unplaced:
     error: str
 
     def __str__(self) -> str:
-        return f"{name_of(self.uri, self.member)}: {self.error}"
+        return f"{storage.spelled(self.uri, self.member)}: {self.error}"
 
 
 @dataclass(frozen=True)
@@ -123,12 +127,6 @@ class Ranking:
     ignored: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     notes: tuple[str, ...] = ()
-
-
-def name_of(uri: str, member: str) -> str:
-    """As people read it; what a terminal would take for a command is spelled out."""
-    name = f"{storage.readable(uri)}{'::' + member if member else ''}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def rank(
@@ -255,6 +253,53 @@ def rank(
             manifest.duplicates,
             tuple(_numerics_notes(name, version, network, resources)),
         )
+
+
+def write_gallery(catalogue: Catalogue, ranking: Ranking, out: str, most: int = GALLERY) -> None:
+    """A page of the images at either end, so many of each, as an HTML file or object."""
+    storage.replace(storage.canonical(out), render(gallery_of(catalogue, ranking, most)))
+
+
+def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> Gallery:
+    """Reads those images again; one that is at both ends is among the nearest only."""
+    version, nearest = ranking.version, ranking.nearest[:most]
+    farthest = [image for image in ranking.farthest[:most] if image.rank > len(nearest)]
+    rows = [Row(f"Nearest to {ranking.name}", look(_captioned(nearest, ranking)))]
+    if farthest:
+        rows.append(Row(f"Farthest from {ranking.name}", look(_captioned(farthest, ranking))))
+    through = "" if ranking.lens == UNIFORM else f" through lens {ranking.lens}"
+    totals = [
+        ("ranked", f"{ranking.ranked:,}"),
+        ("could not be read", f"{ranking.failed:,}"),
+        ("at no distance", f"{ranking.undefined:,}"),
+        *(("not ranked", str(unplaced)) for unplaced in ranking.unplaced),
+    ]
+    facts = [
+        ("source", ranking.source),
+        ("dataset", f"{ranking.name}: {version.images:,} images of {version.source}"),
+        ("catalogue", f"{catalogue.root}, commit {ranking.commit}"),
+        ("dna", version.dna),
+        ("lens", ranking.lens),
+        ("layers", ", ".join(ranking.layers) or "all together"),
+        *totals,
+        *spec_facts(catalogue.spec(version.spec)),
+        ("software", software()),
+    ]
+    about = (
+        f"Earth Mover's Distance of each image's own DNA to that of {ranking.name}{through}: mean "
+        f"over neurons, in bins. {ranking.ranked:,} images are ranked."
+    )
+    title = f"{ranking.source} by distance to {ranking.name}"
+    return Gallery(title, rows, about, ranking.notes, facts)
+
+
+def _captioned(
+    images: Sequence[Placed], ranking: Ranking
+) -> Iterator[tuple[Entry, tuple[str, ...]]]:
+    for image in images:
+        own = zip(ranking.layers, image.layers, strict=True)
+        layers = (f"{layer}: {distance:.3g}" for layer, distance in own)
+        yield image.entry, (f"{image.rank:,}.  {image.emd:.2f}", *layers)
 
 
 # What can be ranked against.

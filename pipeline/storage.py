@@ -119,6 +119,12 @@ def readable(uri: str) -> str:
     return uri
 
 
+def spelled(uri: str, member: str = "") -> str:
+    """An image's name as people read it; what would command a terminal is written out."""
+    name = f"{readable(uri)}{'::' + member if member else ''}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def join(root: str, *parts: str) -> str:
     """Below a canonical root; `parts` are of our own making or validated names."""
     return "/".join([root.rstrip("/"), *parts])

@@ -356,10 +356,10 @@ def test_one_bad_sample_leaves_the_others_and_far_ones_are_not_unpacked(
         told = " ".join(panel.notes)
         assert len(panel.samples) + told.count("too_many_bytes") == panels.SAMPLES
     near = entries("a", 1)[0]
-    assert not panels._is_far(replace(near, position=2**40))
-    assert not panels._is_far(replace(near, position=2**40, access="tar"))
-    assert not panels._is_far(replace(near, position=2**20, access="tar gz"))
-    assert panels._is_far(replace(near, position=2**40, access="tar gz"))
+    assert not panels.is_far(replace(near, position=2**40))
+    assert not panels.is_far(replace(near, position=2**40, access="tar"))
+    assert not panels.is_far(replace(near, position=2**20, access="tar gz"))
+    assert panels.is_far(replace(near, position=2**40, access="tar gz"))
 
 
 def test_histograms_that_cannot_be_read_are_said(
