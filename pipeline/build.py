@@ -763,7 +763,7 @@ def _finish_part(part: _PartJob) -> tuple[str, Version | None]:
     if not composed.images:
         return name, None
     uri = catalogue.uri("manifests", recipe.spec.digest, name, manifest.digest)
-    stored = _store_manifest(uri, manifest.data, manifest.digest)
+    stored = store_manifest(uri, manifest.data, manifest.digest)
     version = _store_all(catalogue, name, manifest, sha256(stored), composed, recipe)
     return name, replace(version, by=part.by, part_of=part.whole, value=part.value)
 

@@ -54,7 +54,8 @@ from pipeline.networks import Network, network_of
 from pipeline.panels import spec_facts
 from pipeline.plan import connect, plan
 from pipeline.progress import Progress, Silent
-from pipeline.ranker import RANKS, UNDEFINED, Ranks, Target, schema_of
+from pipeline.ranges import decode as decode_ranges
+from pipeline.ranker import RANKS, UNDEFINED, Ranks, Target, counts_of, schema_of
 from pipeline.shard import Recipe, ShardJob, device_kind, partial_uri
 from pipeline.source import list_source
 from pipeline.spec import Resources, Spec
@@ -199,12 +200,16 @@ def rank(
     target = Target(
         catalogue.root, name, commit.number, version.dna, chosen, lens.encode() if lens else b""
     )
+    ranges_uri = catalogue.ranges_uri(counted.ranges_digest)
+    ranges, _ = decode_ranges(storage.read(ranges_uri), ranges_uri)
+    if ranges.digest != counted.ranges_digest:
+        raise CorruptFile(f"{ranges_uri} holds ranges {ranges.digest}")
+    counts_of(target, counted, ranges)  # what is wrong with them is said once, and at once
     manifest = _planned(catalogue, request, engine, progress)
     digest = target.digest(counted)
     work = catalogue.ranks_uri(digest)
     uri = storage.join(work, "manifests", f"{manifest.digest}.parquet")
     store_manifest(uri, manifest.data, manifest.digest)
-    ranges_uri = catalogue.ranges_uri(counted.ranges_digest)
     recipe = Recipe(counted, network, ranges_uri, resources, (RANKS, digest), target)
     job = ShardJob(recipe, uri, work)
     (ran,) = run_missing([(job, manifest)], engine, progress)
@@ -280,7 +285,7 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> G
         ("catalogue", f"{catalogue.root}, commit {ranking.commit}"),
         ("dna", version.dna),
         ("lens", ranking.lens),
-        ("layers", ", ".join(ranking.layers) or "all together"),
+        ("layers asked for", ", ".join(ranking.layers) or "none"),
         *totals,
         *spec_facts(catalogue.spec(version.spec)),
         ("software", software()),
@@ -299,7 +304,7 @@ def _captioned(
     for image in images:
         own = zip(ranking.layers, image.layers, strict=True)
         layers = (f"{layer}: {distance:.3g}" for layer, distance in own)
-        yield image.entry, (f"{image.rank:,}.  {image.emd:.2f}", *layers)
+        yield image.entry, (f"#{image.rank:,}: {image.emd:.2f}", *layers)
 
 
 # What can be ranked against.

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.catalogue import Catalogue
-from pipeline.dna import Floats, Ranges, encode_tables, neuron_name
+from pipeline.dna import Floats, Ints, Ranges, encode_tables, neuron_name
 from pipeline.errors import ConservationError, CorruptFile, UsageError
 from pipeline.extractor import Extractor
 from pipeline.lens import Lens
@@ -56,6 +56,11 @@ class Target:
 
     def lens_on(self, spec: Spec) -> Lens | None:
         return Lens.decode(self.lens, "the lens", spec) if self.lens else None
+
+    def weights(self, spec: Spec) -> Floats:
+        """(N,) of all neurons."""
+        lens = self.lens_on(spec)
+        return np.ones(spec.neurons) if lens is None else lens.weights
 
     def digest(self, spec: Spec) -> str:
         """Names what is computed of an image, whatever the lens and the dataset are called."""
@@ -122,6 +127,52 @@ def _checksum(metadata: Mapping[str, Any], table: pa.Table) -> str:
     return digest_of(RANKS, dict(metadata), columns)
 
 
+def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:
+    """(neurons, bins) of each layer of the dataset, underflow and overflow in the end bins; None of
+    one that weighs nothing, which is not even read.
+
+    Raises as `Catalogue.load_version`, and `UsageError` for a dataset that nothing is at a distance
+    from.
+    """
+    place, weights = Catalogue(target.root), target.weights(spec)
+    version = place.find(target.name, target.commit, spec.digest)
+    if version.dna != target.dna:
+        raise CorruptFile(
+            f"{place.log_uri(target.commit)} is of {target.name} as {version.dna}; images are "
+            f"ranked against {target.dna}"
+        )
+    slices = dict(zip(spec.layers, _slices(spec), strict=True))
+    layers = [layer for layer, at in slices.items() if weights[at].any()]
+    dna = place.load_version(target.name, version, layers)
+    if "counts" in dna.unknown:
+        raise UsageError(f"{target.name} has no histograms to rank images by")
+    found: dict[str, Ints] = {}
+    for layer in layers:
+        at, own = slices[layer], dna.select([layer])
+        if not all(
+            np.array_equal(mine, theirs[at])
+            for mine, theirs in ((own.low, ranges.low), (own.high, ranges.high))
+        ):
+            uri = place.uri("dna", spec.digest, target.name, version.dna)
+            raise CorruptFile(f"{uri}: {layer} was counted in other ranges than {ranges.digest}")
+        found[layer] = counts = own.counts.copy()
+        counts[:, 0] += own.underflow
+        counts[:, -1] += own.overflow
+        nothing = np.flatnonzero((weights[at] != 0) & (counts.sum(axis=1) == 0))
+        if len(nothing):
+            raise UsageError(
+                f"{target.name} has no finite activation of {layer}[{nothing[0]}], so that nothing "
+                "is at a distance from it; look through a lens that leaves it out"
+            )
+    return [found.get(layer) for layer in spec.layers]
+
+
+def _slices(spec: Spec) -> list[slice]:
+    """Where each layer's neurons stand among all."""
+    ends = np.cumsum([tap.neurons for tap in spec.taps]).tolist()
+    return [slice(end - tap.neurons, end) for tap, end in zip(spec.taps, ends, strict=True)]
+
+
 class Ranker:
     """An extractor, a dataset's DNA and threads; several shards may be ranked at a time."""
 
@@ -133,16 +184,20 @@ class Ranker:
         target: Target,
         resources: Resources | None = None,
     ) -> None:
-        """Raises as `Catalogue.load_version`, and `UsageError` for a dataset at no distance."""
+        """Raises as `counts_of`."""
         self._spec = spec
         self._target = target
-        lens = target.lens_on(spec)
-        self._weights = np.ones(spec.neurons) if lens is None else lens.weights
-        ends = np.cumsum([tap.neurons for tap in spec.taps]).tolist()
-        self._slices = [
-            slice(end - tap.neurons, end) for tap, end in zip(spec.taps, ends, strict=True)
+        self._weights = target.weights(spec)
+        self._slices = _slices(spec)
+        counted = zip(spec.taps, self._slices, counts_of(target, spec, ranges), strict=True)
+        self._near = [
+            None
+            if counts is None
+            else LayerNearness(
+                ranges.low[at], ranges.high[at], counts, tap.positions, self._weights[at] != 0
+            )
+            for tap, at, counts in counted
         ]
-        self._near = self._nearness(ranges)
         self._stream = Stream(extractor, spec.preprocess, resources)
 
     def ranked(
@@ -173,43 +228,6 @@ class Ranker:
 
     def close(self) -> None:
         self._stream.close()
-
-    def _nearness(self, ranges: Ranges) -> list[LayerNearness | None]:
-        """Of each layer; None of one that weighs nothing, which is not even read."""
-        target, spec = self._target, self._spec
-        place = Catalogue(target.root)
-        version = place.find(target.name, target.commit, spec.digest)
-        if version.dna != target.dna:
-            raise CorruptFile(
-                f"{place.log_uri(target.commit)} is of {target.name} as {version.dna}, not "
-                f"{target.dna}, which is ranked against"
-            )
-        weigh = [bool(self._weights[at].any()) for at in self._slices]
-        layers = [layer for layer, some in zip(spec.layers, weigh, strict=True) if some]
-        dna = place.load_version(target.name, version, layers)
-        near: list[LayerNearness | None] = []
-        for tap, at, some in zip(spec.taps, self._slices, weigh, strict=True):
-            if not some:
-                near.append(None)
-                continue
-            own, seen = dna.select([tap.name]), self._weights[at] != 0
-            if not (
-                np.array_equal(own.low, ranges.low[at])
-                and np.array_equal(own.high, ranges.high[at])
-            ):
-                uri = place.uri("dna", spec.digest, target.name, version.dna)
-                raise CorruptFile(f"{uri}: layer {tap.name} was counted in other ranges")
-            counts = own.counts.copy()
-            counts[:, 0] += own.underflow
-            counts[:, -1] += own.overflow
-            nothing = np.flatnonzero(seen & (counts.sum(axis=1) == 0))
-            if len(nothing):
-                raise UsageError(
-                    f"{target.name} has no finite activation of {tap.name}[{nothing[0]}], so that "
-                    "nothing is at a distance from it; look through a lens that leaves it out"
-                )
-            near.append(LayerNearness(own.low, own.high, counts, tap.positions, seen))
-        return near
 
     def _observe(self, pixels: Prepared) -> list[_Seen]:
         """Of each image of a micro-batch; nothing of it depends on the others."""
