@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from jobs.app import app
@@ -37,7 +38,7 @@ from tests.golden.handmade import (
     hand_made,
 )
 from tests.golden.handmade import Place as HandMadePlace
-from tests.helpers import random_dna, sealed, tiny_spec
+from tests.helpers import photo, random_dna, sealed, tiny_spec
 from tests.test_verify import Copy, counts_moved
 
 NAME, OTHER = "photos", "others"
@@ -71,6 +72,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "show": ("show", NAME),
     "compare": ("compare", NAME, OTHER),
     "explain": ("explain", NAME, OTHER),
+    "rank": ("rank", "{out}/images", "--to", NAME, "--workers", "0"),
     "verify": ("verify", NAME),
     "export": ("export", NAME, "{out}/x.npz", "--as", "gaussian"),
     "gc": ("gc", "--dry-run"),
@@ -221,7 +223,7 @@ def led_elsewhere(copy: Copy) -> str:
 
 
 ALL = set(COMMANDS)
-READ_DNA = {"compare", "explain", "verify", "export"}
+READ_DNA = {"compare", "explain", "rank", "verify", "export"}
 READ_FOLDS = {"compare", "explain", "verify"}
 LIES: dict[str, tuple[Callable[[Copy], str], set[str]]] = {
     "another dataset's dna": (swapped("dna"), READ_DNA),
@@ -245,7 +247,7 @@ LIES: dict[str, tuple[Callable[[Copy], str], set[str]]] = {
     "a dna of another digest": (restated(digest="00" * 16), READ_DNA),
     "a dna of another manifest": (restated(manifest="00" * 16), READ_DNA),
     "a dna of other failures": (restated(failed=2), READ_DNA),
-    "another spec": (spec_swapped, {"show", "compare", "explain", "verify"}),
+    "another spec": (spec_swapped, {"show", "compare", "explain", "rank", "verify"}),
     "another sha256 of the dna": (other_sha256("dna"), READ_DNA),
     "another footer of the dna": (other_footer("dna"), READ_DNA),
     "another footer of the folds": (other_footer("folds"), READ_FOLDS),
@@ -264,11 +266,28 @@ LIES: dict[str, tuple[Callable[[Copy], str], set[str]]] = {
 }
 
 
+class NoNetwork:
+    """What is ranked against is real; the activations of the images are all zero."""
+
+    micro_batch = 8
+
+    def __init__(self, *_: object) -> None:
+        self.numerics = None
+
+    def observe(self, pixels: np.ndarray, visit: Callable[[int, torch.Tensor], None]) -> None:
+        for index, tap in enumerate(SPEC.taps):
+            visit(index, torch.zeros((len(pixels), tap.positions, tap.neurons)))
+
+
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_is_refused_by_name_by_every_command_that_reads_it(
-    copy: Copy, lie: str, tmp_path: Path
+    copy: Copy, lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the others are none the worse for it."""
+    monkeypatch.setattr("pipeline.rank.network_of", lambda *_: NETWORK)
+    monkeypatch.setattr("pipeline.shard.Extractor", NoNetwork)
+    (tmp_path / "images").mkdir()
+    photo(1, 8, 8).save(tmp_path / "images" / "one.png")
     for item in storage.walk(storage.join(copy.catalogue.root, "matrix")):
         storage.delete(item.uri)  # else it need not be computed
     tell, readers = LIES[lie]
