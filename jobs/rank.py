@@ -71,6 +71,7 @@ def rank(
     The same command again does only what is missing.
     """
     from jobs.compare import chosen_lens, commit_of
+    from pipeline import storage
     from pipeline.catalogue import Catalogue
     from pipeline.page import require_html
     from pipeline.progress import Lines
@@ -80,6 +81,7 @@ def rank(
 
     if html:
         require_html(html)
+        storage.canonical(html)  # what is no place is refused before all the work
     place = Catalogue(catalogue)
     number = commit_of(place, at)
     counted = place.spec(place.find(to, number, spec).spec)

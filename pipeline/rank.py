@@ -168,6 +168,7 @@ def rank(
     progress = progress or Silent()
     if out is not None and not out.endswith(".parquet"):
         raise UsageError(f"out is {out!r}; the ranking is written as Parquet (.parquet)")
+    target_uri = None if out is None else storage.canonical(out)  # refused before all the work
     if top < 0:
         raise UsageError(f"top is {top}; it must be at least 0")
     if not engine.in_process:
@@ -221,7 +222,7 @@ def rank(
         unplaced = all_of_them.unplaced()
         _gate(request, ranked, failed, manifest.candidates, unplaced)
         lens_name = lens.name if lens else UNIFORM
-        if out is not None:
+        if target_uri is not None:
             stated = {
                 "format": FORMAT,
                 "kind": "ranking",
@@ -239,7 +240,7 @@ def rank(
             }
             with tempfile.TemporaryFile() as file:
                 all_of_them.write(file, stated)
-                storage.replace(storage.canonical(out), mmap(file.fileno(), 0, access=ACCESS_READ))
+                storage.replace(target_uri, mmap(file.fileno(), 0, access=ACCESS_READ))
         return Ranking(
             name,
             version,

@@ -17,6 +17,8 @@ from selenium.webdriver.common.keys import Keys
 from pipeline import report
 from pipeline.arrange import clusters
 from pipeline.dna import Floats
+from pipeline.gallery import Gallery, Picture, Row
+from pipeline.gallery import render as render_gallery
 from pipeline.matrix import Matrix
 from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
 from tests import browser
@@ -538,4 +540,30 @@ def test_three_hundred_datasets_take_a_page_that_can_be_used(
     assert b"emd of" not in two  # of every layer, through both
     reader.find("filter").send_keys("12")
     reader.wait(lambda: reader.run("return view.order.length") == 13)
+    reader.kept_to_itself(path)
+
+
+def test_a_gallery_is_read_in_any_width_colour_and_by_keyboard(
+    reader: Reader, tmp_path: Path
+) -> None:
+    shown = [Picture("p" * 300, ("#1: 7.77", HOSTILE), PIXEL)] * 11
+    gone = Picture(HOSTILE, ("#2: 7.78",), missing="cannot be read again: " + HOSTILE)
+    gallery = Gallery(HOSTILE, [Row("Nearest", [*shown, gone]), Row(HOSTILE, shown)], HOSTILE)
+    path = tmp_path / "gallery.html"
+    path.write_bytes(render_gallery(gallery))
+    for width in (400, 1600):
+        papers = set()
+        for scheme in ("light", "dark"):
+            reader.look(width, scheme=scheme)
+            reader.driver.get(path.as_uri())
+            assert reader.run("return document.documentElement.scrollWidth") <= width
+            papers.add(reader.run("return getComputedStyle(document.body).backgroundColor"))
+            images = "[...document.images].every(i => i.complete && i.naturalWidth)"
+            assert reader.run(f"return {images}")
+        assert len(papers) == 2
+    for expected in ("#1: 7.77", "#1: 7.77"):
+        ActionChains(reader.driver).send_keys(Keys.TAB).perform()
+        assert expected in reader.run("return document.activeElement.textContent")
+    assert reader.run("return document.activeElement.tagName") == "FIGURE"
+    assert reader.run("return window.hurt") is None
     reader.kept_to_itself(path)

@@ -324,6 +324,58 @@ def test_interrupted_exits_130(
     assert "Traceback" not in done.output
 
 
+# rank
+
+
+def near(source: Path, place: Path, *options: object, exits: int = 0) -> Outcome:
+    words = ("rank", source, "--to", "b/other", "-c", place, "--workers", 0, "--threads", 2)
+    return vdna(*words, *options, exits=exits)
+
+
+def test_rank_prints_both_ends_and_writes_all(place: Path, photos: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "near.parquet", tmp_path / "near.html"
+    options = ("--layer", "bn1", "--top", 2, "--out", out, "--html", page)
+    done = near(photos, place, *options)
+    rows = pq.read_table(out).to_pylist()
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert list(rows[0]) == ["uri", "member", "rank", "emd", "emd:bn1", "error"]
+    lines = done.stdout.splitlines()
+    assert lines[0] == "nearest to b/other, in bins (in all, bn1):"
+    shown = [rows[0], rows[1], rows[5], rows[4]]
+    for line, row in zip([*lines[1:3], *lines[4:6]], shown, strict=True):
+        name = row["uri"].removeprefix("file://")
+        assert line.split() == [
+            str(row["rank"]), f"{row['emd']:.2f}", f"{row['emd:bn1']:.2f}", name,
+        ]  # fmt: skip
+    assert lines[3] == "farthest from b/other, in bins (in all, bn1):"
+    assert lines[6].startswith("6 images ranked by their distance to b/other (dna ")
+    assert lines[7:] == [f"written to {out}", f"written to {page}"]
+    assert page.read_text().count("<figure") == 6
+    assert "6/6 images" in done.stderr
+    again = json.loads(near(photos, place, *options, "--json").stdout)
+    assert again["counted_shards"] == 0
+    assert (again["ranked"], again["failed"], again["layers"]) == (6, 0, ["bn1"])
+    told = {key: rows[0][key] for key in ("uri", "member", "rank", "emd", "emd:bn1")}
+    assert again["nearest"][0] == told
+    assert len(again["nearest"]) == len(again["farthest"]) == 2
+
+
+def test_rank_exits_as_the_others_do(place: Path, spoilt: Path, tmp_path: Path) -> None:
+    out = tmp_path / "near.parquet"
+    lens = ("--neurons", "blocks.6.0:0-9")
+    refused(near(spoilt, place, *lens, "--out", out, exits=3), "1 of 4 images could not be read")
+    assert not out.exists()
+    done = near(spoilt, place, *lens, "--out", out, "--max-failures", 1)
+    assert "3 images ranked" in done.stdout
+    assert "through lens blocks.6.0:0-9, 1 could not be read" in done.stdout
+    assert "photo-0703.jpg: truncated: " in done.stdout
+    refused(near(spoilt, place, "--out", "x.csv", exits=2), "Parquet")
+    refused(near(spoilt, place, "--html", "x.txt", exits=2), "name it .html")
+    refused(near(spoilt, place, "--layer", "nope", exits=2), "no layer 'nope'")
+    refused(near(spoilt, place, *lens, "--layer", "bn1", exits=2), "no weight")
+    refused(vdna("rank", spoilt, "--to", "x", "-c", place, exits=1), "has no dataset 'x'")
+
+
 # Reading the catalogue
 
 
@@ -801,6 +853,8 @@ def test_every_command_has_a_help() -> None:
         "build",
         "refresh",
         "compare",
+        "explain",
+        "rank",
         "report",
         "calibrate",
         "ls",

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +22,11 @@ import pytest
 from PIL import PngImagePlugin
 from ray.cluster_utils import Cluster
 
-from pipeline.build import make_dna
+from pipeline.build import InProcess, Request, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA
+from pipeline.rank import rank
+from pipeline.spec import Resources
 from pipeline.verify import verify
 from tests.helpers import photo, write_photos
 
@@ -460,3 +463,58 @@ def test_a_driver_dies_and_the_cluster_s_workers_meet_the_next_one_s(
     with ended(last):
         finish(last)
     same_bits(tmp_path, clean, truth)
+
+
+def test_a_ranking_by_workers_is_that_of_one_process(folder: Path, tmp_path: Path) -> None:
+    """From the same command, of which one lost its driver on the way."""
+    source = tmp_path / "source"
+    write_photos(source, 16, first_seed=300)
+    path = source / "photo-0303.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    built, place = tmp_path / "built", tmp_path / "place"
+    options = ["--to", "near", "--max-failures", "1", "--layer", "bn1"]
+    with contextlib.closing(InProcess()) as engine:
+        request = Request("near", str(folder), max_failures=2, limit=8, exemplars=0)
+        build_datasets(Catalogue(str(built)), [request], engine, Resources(threads=2))
+        shutil.copytree(built, place)
+        alone = tmp_path / "alone.parquet"
+        rank(
+            Catalogue(str(built)),
+            str(source),
+            "near",
+            engine,
+            layers=["bn1"],
+            max_failures=1,
+            out=str(alone),
+            resources=Resources(threads=2),
+        )
+    spread = tmp_path / "spread.parquet"
+    command = [sys.executable, "-m", "jobs.rank", str(source), *options, "-c", str(place)]
+    command += ["--workers", "2", "--threads", "1", "--json", "--out", str(spread)]
+    command += ["--shard-images", "1"]
+    repository = Path(__file__).parent.parent
+
+    def started() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repository
+        )
+
+    def done() -> int:
+        return len(list(place.glob("_work/_ranks/*/partials/*.parquet")))
+
+    first = started()
+    with ended(first):
+        deadline = time.monotonic() + 120
+        while not done():
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        first.kill()
+    assert not spread.exists()
+    there = done()
+    second = started()
+    with ended(second):
+        found = finish(second)
+    assert (found["ranked"], found["failed"]) == (15, 1)
+    assert found["counted_shards"] <= 16 - there  # its workers may have gone on for a while
+    assert spread.read_bytes() == alone.read_bytes()

@@ -195,6 +195,10 @@ def test_commands_that_end_well(opened: str, planted: None, tmp_path: Path) -> N
         option = "--html" if name.endswith("html") else "--figure"
         vdna("compare", "a", "b", *place, "--spec", storage_spec(root), option, tmp_path / name)
         clean((tmp_path / name).read_bytes(), name)
+    near = (f"{root}/images", "--to", "b", *place, "--spec", storage_spec(root), "--workers", 0)
+    near = (*near, "--max-failures", 1, "--out", f"{root}/out/near.parquet")
+    vdna("rank", *near, "--html", tmp_path / "near.html")
+    clean((tmp_path / "near.html").read_bytes(), "near.html")
     vdna("export", "b", f"{root}/out/b.npz", *place)
     vdna("import", f"{root}/out/b.npz", "c", *place, exits=(0, 1))
     vdna(
@@ -229,6 +233,7 @@ SECRET_URLS = {
     "a password with a slash": f"s3://AKIA0:{PASSWORD}@bucket/x",
     "a token as the name": f"https://{HUB}@host/x.jpg",
 }
+RUN = ("build", "calibrate", "rank", "refresh")
 WORST = ("presigned, with a password", "a password with a slash")
 ARGUMENTS: dict[str, Callable[[str, Path], tuple[object, ...]]] = {
     "source": lambda url, out: ("build", "a", url, "-c", out / "c"),
@@ -241,6 +246,14 @@ ARGUMENTS: dict[str, Callable[[str, Path], tuple[object, ...]]] = {
     "verify": lambda url, out: ("verify", "-c", url),
     "gc": lambda url, out: ("gc", "-c", url),
     "compare": lambda url, out: ("compare", "-c", url),
+    "rank": lambda url, out: ("rank", url, "--to", "a", "-c", out / "c"),
+    "rank to": lambda url, out: ("rank", out / "images", "--to", "a", "-c", url),
+    "ranking": lambda url, out: (
+        *("rank", out / "images", "--to", "a", "-c", out / "c", "--out", f"{url}/x.parquet"),
+    ),
+    "gallery": lambda url, out: (
+        *("rank", out / "images", "--to", "a", "-c", out / "c", "--html", f"{url}/x.html"),
+    ),
     "calibrate": lambda url, out: ("calibrate", url, "--out", out / "r.parquet"),
     "out": lambda url, out: ("calibrate", out / "images", "--out", url),
     "import": lambda url, out: ("import", f"{url}/x.npz", "a", "-c", out / "c"),
@@ -268,7 +281,7 @@ def out(tmp_path: Path, images: Path) -> Path:
 def test_a_url_that_holds_a_secret_is_refused_without_it(out: Path, argument: str) -> None:
     words = ARGUMENTS[argument]
     for url in (SECRET_URLS[what] for what in WORST):
-        more = ("--workers", 0) if words(url, out)[0] in ("build", "calibrate", "refresh") else ()
+        more = ("--workers", 0) if words(url, out)[0] in RUN else ()
         vdna(*words(url, out), *more, exits=(1, 2))
     if (out / "c").exists():
         all_clean((out / "c").as_uri())
