@@ -40,7 +40,7 @@ from pipeline.histogram import (
 if TYPE_CHECKING:
     import torch
 
-FEW = 10
+FEW = 15
 """Bins for each position, from which on steps are quicker than the walk."""
 EXACT = 2**62
 """Sums of integers stay below; others are walked."""
