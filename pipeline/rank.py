@@ -50,7 +50,7 @@ from pipeline.extractor import numerics
 from pipeline.gallery import Gallery, Row, look, render
 from pipeline.lens import UNIFORM, Lens
 from pipeline.manifest import Entry, Manifest, Shard
-from pipeline.networks import Network, network_of
+from pipeline.networks import network_of
 from pipeline.panels import spec_facts
 from pipeline.plan import connect, plan
 from pipeline.progress import Progress, Silent
@@ -58,7 +58,7 @@ from pipeline.ranges import decode as decode_ranges
 from pipeline.ranker import RANKS, UNDEFINED, Ranks, Target, counts_of, schema_of
 from pipeline.shard import Recipe, ShardJob, device_kind, partial_uri
 from pipeline.source import list_source
-from pipeline.spec import Resources, Spec
+from pipeline.spec import Numerics, Resources, Spec
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -179,7 +179,6 @@ def rank(
     counted = catalogue.spec(version.spec)
     chosen = tuple(dict.fromkeys(layers))
     _require_weight(counted, lens, chosen)
-    network = network_of(counted, weights)
     request = Request(
         name,
         source,
@@ -196,7 +195,10 @@ def rank(
         max_failures=max_failures,
         shard_images=shard_images,
     )
-    _require_repeatable(catalogue, version, counted, request, network, resources)
+    _require_known(catalogue, version, counted, name)
+    network = network_of(counted, weights)
+    repeated = make_spec(request, network, counted.ranges_digest, device_kind(resources))
+    counted.require_same(repeated, name, "an image that is counted here")
     storage.require_exclusive(catalogue.root)
     target = Target(
         catalogue.root, name, commit.number, version.dna, chosen, lens.encode() if lens else b""
@@ -207,7 +209,8 @@ def rank(
         raise CorruptFile(f"{ranges_uri} holds ranges {ranges.digest}")
     counts_of(target, counted, ranges)  # what is wrong with them is said once, and at once
     manifest = _planned(catalogue, request, engine, progress)
-    digest = target.digest(counted)
+    here = numerics(network, device_kind(resources))
+    digest = target.digest(counted, here)
     work = catalogue.ranks_uri(digest)
     uri = storage.join(work, "manifests", f"{manifest.digest}.parquet")
     store_manifest(uri, manifest.data, manifest.digest)
@@ -236,6 +239,7 @@ def rank(
                 "ranked": ranked,
                 "failed": failed,
                 "undefined": undefined,
+                "numerics": here.to_json(),
                 "software": software(),
             }
             with tempfile.TemporaryFile() as file:
@@ -257,7 +261,7 @@ def rank(
             ran.shards,
             dict(manifest.ignored),
             manifest.duplicates,
-            tuple(_numerics_notes(name, version, network, resources)),
+            tuple(_numerics_notes(name, version, here)),
         )
 
 
@@ -325,39 +329,33 @@ def _require_weight(spec: Spec, lens: Lens | None, layers: Sequence[str]) -> Non
             )
 
 
-def _require_repeatable(
-    catalogue: Catalogue,
-    version: Version,
-    spec: Spec,
-    request: Request,
-    network: Network,
-    resources: Resources,
-) -> None:
-    """Raises `SpecMismatch` unless images are counted here as the dataset's were."""
+def _require_known(catalogue: Catalogue, version: Version, spec: Spec, name: str) -> None:
+    """Raises `SpecMismatch` where the catalogue does not say how images are to be counted."""
+    if version.origin.get("assumed"):
+        raise SpecMismatch(
+            f"{name} was {version.provenance}; how images are to be counted for it is not known"
+        )
     uri = catalogue.ranges_uri(spec.ranges_digest)
     if not storage.exists(uri):
         why = ", since it was imported" if version.imported else f": {uri} is missing"
         raise SpecMismatch(
-            f"the ranges {spec.ranges_digest} in which {request.name} was counted are not in the "
+            f"the ranges {spec.ranges_digest} in which {name} was counted are not in the "
             f"catalogue{why}; no image can be counted in them"
         )
-    here = make_spec(request, network, spec.ranges_digest, device_kind(resources))
-    spec.require_same(here, request.name, "an image that is counted here")
 
 
-def _numerics_notes(
-    name: str, version: Version, network: Network, resources: Resources
-) -> Iterator[str]:
-    """Where the dataset was counted under others than the images, by rounding apart."""
-    here = numerics(network, device_kind(resources)).to_json()
+def _numerics_notes(name: str, version: Version, here: Numerics) -> Iterator[str]:
+    """Where the dataset was counted under others than the images are."""
+    now = _flat(here.to_json())
     for entry in version.numerics:
-        then = dict(entry["numerics"])
-        versions = {**then.pop("versions", {})}
-        flat = {**then, **versions}
-        now = {**{k: v for k, v in here.items() if k != "versions"}, **here["versions"]}
-        differing = [f"{k} {flat.get(k)}, {now[k]} here" for k in now if flat.get(k) != now[k]]
+        then = _flat(entry["numerics"])
+        differing = [f"{k} {then.get(k)}, {now[k]} here" for k in now if then.get(k) != now[k]]
         if differing:
             yield f"numerics differ: {name} was counted under {'; '.join(differing)}"
+
+
+def _flat(numerics: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in numerics.items() if k != "versions"} | dict(numerics["versions"])
 
 
 def _planned(

@@ -26,7 +26,7 @@ from pipeline.lens import Lens
 from pipeline.manifest import Shard
 from pipeline.nearness import LayerNearness
 from pipeline.partial import Failure
-from pipeline.spec import Resources, Spec, digest_of
+from pipeline.spec import Numerics, Resources, Spec, digest_of
 from pipeline.stream import Fetch, Made, Prepared, Stream
 
 if TYPE_CHECKING:
@@ -62,11 +62,14 @@ class Target:
         lens = self.lens_on(spec)
         return np.ones(spec.neurons) if lens is None else lens.weights
 
-    def digest(self, spec: Spec) -> str:
-        """Names what is computed of an image, whatever the lens and the dataset are called."""
+    def digest(self, spec: Spec, numerics: Numerics) -> str:
+        """Names what is computed of an image, whatever the lens and the dataset are called.
+
+        `numerics`: what moves distances by rounding, so that no ranking mixes several.
+        """
         lens = self.lens_on(spec)
-        seen = lens.digest if lens else ""
-        return digest_of(RANKS, FORMAT, spec.digest, self.dna, seen, list(self.layers))
+        seen = [self.dna, lens.digest if lens else "", list(self.layers)]
+        return digest_of(RANKS, FORMAT, spec.digest, *seen, numerics.to_json())
 
 
 def column_of(layer: str) -> str:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import rank as rank_module
 from pipeline import storage
 from pipeline.build import InProcess, Request, build_datasets, make_dna
 from pipeline.catalogue import Catalogue, canonical_json
@@ -486,6 +487,38 @@ def test_a_spec_of_another_machine_or_version_is_refused_by_its_fields(
     }
     with pytest.raises(SpecMismatch, match=fields[change]):
         rank(catalogue, str(source), "other", engine, weights=place.weights, resources=RESOURCES)
+
+
+def test_an_imported_dataset_that_lacks_its_ranges_or_spec_is_refused(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
+) -> None:
+    version = catalogue.find(NAME)
+    origin = {"file": "x.npz", "software": "vdna 0.1.1"}
+    for more, why in (({"assumed": True}, "its weights, ranges"), ({"stated": True}, "imported")):
+        imported = dataclasses.replace(version, origin=origin | more)
+        catalogue.put_version(f"of-{why[:3]}", imported, None)
+    storage.delete(catalogue.ranges_uri(catalogue.spec(version.spec).ranges_digest))
+    with pytest.raises(SpecMismatch, match="ranges and preprocessing are assumed; how images are"):
+        rank(catalogue, str(source), "of-its", engine, weights=place.weights)
+    with pytest.raises(SpecMismatch, match="since it was imported; no image can be counted"):
+        rank(catalogue, str(source), "of-imp", engine, weights=place.weights)
+
+
+def test_other_numerics_are_said_and_are_another_ranking(
+    catalogue: Catalogue,
+    source: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert ranked(catalogue, source, engine, place).notes == ()
+    real = rank_module.numerics
+    monkeypatch.setattr(
+        rank_module, "numerics", lambda *of: dataclasses.replace(real(*of), micro_batch=7)
+    )
+    found = ranked(catalogue, source, engine, place)
+    assert found.notes == (f"numerics differ: {NAME} was counted under micro_batch 8, 7 here",)
+    assert found.counted_shards == 14
 
 
 def test_unknown_names_layers_and_lenses_without_weight_are_refused(
