@@ -546,6 +546,10 @@ def parts(catalogue: Catalogue) -> list[str]:
     return sorted(item.uri for item in walked if "/partials/" in item.uri)
 
 
+def images_of(uri: str) -> list[str]:
+    return pq.read_table(pa.BufferReader(storage.read(uri)))["uri"].to_pylist()
+
+
 def rewritten(data: bytes, column: str, value: object) -> bytes:
     """Its first row with another value, and the metadata as it was."""
     file = pq.ParquetFile(pa.BufferReader(data))
@@ -560,7 +564,17 @@ def rewritten(data: bytes, column: str, value: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "how", ["truncated", "another's", "of other layers", "nearer", "renamed", "no ranks", "empty"]
+    "how",
+    [
+        "truncated",
+        "another's",
+        "of another lens",
+        "of other layers",
+        "nearer",
+        "renamed",
+        "no ranks",
+        "empty",
+    ],
 )
 def test_ranks_that_lie_are_refused_by_name_and_nothing_is_written(
     catalogue: Catalogue,
@@ -574,6 +588,10 @@ def test_ranks_that_lie_are_refused_by_name_and_nothing_is_written(
     ranked(catalogue, source, engine, place, layers=["a"])
     one, other = parts(catalogue)[:2]
     data = storage.read(one)
+    if how == "of another lens":
+        lens = lens_of(catalogue, [1, 1, 1, 1, 1, 1, 2])
+        ranked(catalogue, source, engine, place, layers=["a"], lens=lens)
+        (other,) = [u for u in parts(catalogue) if u != one and images_of(u) == images_of(one)]
     if how == "of other layers":
         key = json.loads(pq.ParquetFile(pa.BufferReader(data)).metadata.metadata[b"vdna"])["key"]
         table = pq.ParquetFile(pa.BufferReader(data)).read().drop_columns("emd:a")
@@ -582,6 +600,7 @@ def test_ranks_that_lie_are_refused_by_name_and_nothing_is_written(
         lie = {
             "truncated": data[:-20],
             "another's": storage.read(other),
+            "of another lens": storage.read(other),
             "nearer": rewritten(data, "emd", 0.5),
             "renamed": rewritten(data, "uri", "file:///elsewhere.png"),
             "no ranks": storage.read(catalogue.uri("dna", *_dna(catalogue))),
