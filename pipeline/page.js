@@ -1,7 +1,5 @@
-"use strict";
-// Draws what lies in #data. Every string of it becomes text, never markup.
+// The page of a matrix, with what is in draw.js before it.
 
-const DATA = JSON.parse(document.getElementById("data").textContent);
 const SIZE = DATA.names.length;
 const ALL = "all";
 const STOPS = ["fee838", "ddc858", "bbad6d", "9a9376", "7c7b78", "60646f", "424e6c", "18376f", "00224e"].map(
@@ -16,7 +14,6 @@ const QUANTITIES = {
 };
 const DETAILS = ["emd", "emd_corrected", "low", "high", "se", "floor", "p", "q", "nfd", "fd"];
 
-const $ = (id) => document.getElementById(id);
 const state = {
   matrix: 0,
   plane: 0,
@@ -33,45 +30,6 @@ const state = {
 };
 let view = null; // what is drawn: order, cell, numbers of the layer
 let turn = 0; // of several changes, the last is drawn
-
-// Small tools.
-
-function make(tag, text, attributes = {}, parent = null) {
-  const element = document.createElement(tag);
-  if (text !== null && text !== undefined) element.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (parent) parent.append(element);
-  return element;
-}
-
-function drawn(tag, attributes, parent, text) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  if (parent) parent.append(element);
-  return element;
-}
-
-function option(select, value, text) {
-  make("option", text, { value }, select);
-}
-
-function told(value) {
-  // four digits, as a person writes them
-  if (!Number.isFinite(value)) return "not known";
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-4) return value.toExponential(3);
-  return value.toPrecision(4);
-}
-
-function short(value) {
-  if (!Number.isFinite(value)) return "–";
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  if (size >= 1e5 || (size > 0 && size < 0.001)) return value.toExponential(0);
-  return size >= 100 ? value.toFixed(0) : size >= 1 ? value.toFixed(1) : value.toFixed(size < 0.1 ? 3 : 2);
-}
 
 function fits(context, text, width) {
   if (context.measureText(text).width <= width) return text;
@@ -152,8 +110,6 @@ function verdict(layer, i, j) {
 }
 
 const anyTested = (layer) => Boolean(layer.q && layer.q.some(Number.isFinite));
-
-const percent = (rate) => `${+(100 * rate).toFixed(1)}%`;
 
 function facts(layer, i, j) {
   const value = (column) => at(layer[column], i, j);
@@ -642,59 +598,17 @@ async function profile(i, j, parent) {
   const plain = (row) => (corrected && !row.known && Number.isFinite(row.value) ? " plain" : "");
   const also = corrected && state.quantity !== "emd_corrected" ? ", corrected" : "";
   make("h3", `By layer: ${QUANTITIES[state.quantity]}${also}`, {}, parent);
-  const ends = rows
-    .flatMap((row) => [row.value, row.low, Number.isFinite(row.low) ? row.high : NaN])
-    .filter(Number.isFinite);
-  const [least, most] = [Math.min(0, ...ends), Math.max(1e-12, ...ends)];
-  const wide = Math.min(480, $("pair-body").clientWidth || 440);
-  const [tall, names] = [19, Math.min(130, wide * 0.3)];
-  const x = (value) => names + 8 + ((value - least) / (most - least)) * (wide - names - (rows.some(plain) ? 96 : 62));
-  const svg = drawn(
-    "svg",
-    {
-      viewBox: `0 0 ${wide} ${rows.length * tall + 4}`,
-      width: wide,
-      role: "img",
-      "aria-label": rows.map((row) => `${shortName(row.plane)} ${told(row.value)}`).join(", "),
-    },
+  intervals(
+    rows.map((row) => ({
+      ...row,
+      name: shortName(row.plane),
+      here: row.index === state.plane,
+      plain: plain(row),
+      blank: weightless(row.plane) ? "no weight" : "not on this page",
+    })),
+    Math.min(480, $("pair-body").clientWidth || 440),
     parent,
   );
-  drawn("line", { class: "axis", x1: x(0), x2: x(0), y1: 0, y2: rows.length * tall }, svg);
-  const blank = (plane) => (weightless(plane) ? "no weight" : "not on this page");
-  for (const [k, row] of rows.entries()) {
-    const y = (k + 0.5) * tall;
-    const group = drawn("g", { class: row.index === state.plane ? "row here" : "row" }, svg);
-    drawn(
-      "title",
-      {},
-      group,
-      `${shortName(row.plane)}: ${told(row.value)}${plain(row)}${Number.isFinite(row.low) ? `, 95% interval ${told(row.low)} to ${told(row.high)}` : ""}`,
-    );
-    drawn("rect", { x: 0, y: y - tall / 2, width: wide, height: tall }, group);
-    const name = shortName(row.plane);
-    drawn(
-      "text",
-      { x: names, y: y + 4, "text-anchor": "end" },
-      group,
-      name.length > names / 6.2 ? `${name.slice(0, names / 6.2 - 1)}…` : name,
-    );
-    if (!Number.isFinite(row.value)) {
-      drawn("text", { class: "quiet", x: x(0) + 4, y: y + 4 }, group, blank(row.plane));
-      continue;
-    }
-    if (Number.isFinite(row.low))
-      drawn(
-        "path",
-        {
-          class: "bar",
-          d: `M${x(row.low)} ${y}H${x(row.high)}M${x(row.low)} ${y - 4}v8M${x(row.high)} ${y - 4}v8`,
-        },
-        group,
-      );
-    drawn("circle", { class: row.alike ? "point alike" : "point", cx: x(row.value), cy: y, r: 4 }, group);
-    const end = Number.isFinite(row.low) ? Math.max(x(row.high), x(row.value)) : x(row.value);
-    drawn("text", { x: end + 7, y: y + 4 }, group, short(row.value) + plain(row));
-  }
   make(
     "p",
     corrected
@@ -712,10 +626,7 @@ function neurons(i, j, parent) {
     return;
   }
   const [first, second] = [Math.min(i, j), Math.max(i, j)];
-  const legend = make("p", null, { class: "quiet" }, parent);
-  make("span", `${DATA.names[first]}  `, { class: "first-name" }, legend);
-  legend.append(" ");
-  make("span", DATA.names[second], { class: "second-name" }, legend);
+  pairLegend(DATA.names[first], DATA.names[second], parent);
   make(
     "p",
     `${matrixNow().through ? "First those of the largest weight times distance. " : ""}The share of activations in each part of a neuron's range; heights are square roots of shares.`,
@@ -732,31 +643,7 @@ function neurons(i, j, parent) {
       {},
       figure,
     );
-    const [wide, tall] = [220, 70];
-    const svg = drawn(
-      "svg",
-      {
-        viewBox: `0 0 ${wide} ${tall + 14}`,
-        width: wide,
-        role: "img",
-        "aria-label": `Histograms of ${neuron.layer}, neuron ${neuron.neuron}`,
-      },
-      figure,
-    );
-    const most = Math.max(1, ...neuron.a, ...neuron.b);
-    for (const [kind, counts] of [
-      ["first", neuron.a],
-      ["second", neuron.b],
-    ]) {
-      const step = wide / counts.length;
-      const path = counts
-        .map((count, k) => `L${k * step} ${tall - Math.sqrt(count / most) * (tall - 3)}H${(k + 1) * step}`)
-        .join("");
-      drawn("path", { class: kind, d: `M0 ${tall}${path}V${tall}Z` }, svg);
-    }
-    drawn("line", { class: "axis", x1: 0, x2: wide, y1: tall, y2: tall }, svg);
-    drawn("text", { class: "quiet", x: 0, y: tall + 12 }, svg, short(neuron.low));
-    drawn("text", { class: "quiet", x: wide, y: tall + 12, "text-anchor": "end" }, svg, short(neuron.high));
+    histogram(neuron, `${neuron.layer}, neuron ${neuron.neuron}`, figure);
   }
 }
 
@@ -856,7 +743,7 @@ function chooseOrigin(i) {
   update();
 }
 
-// Sentences, the table, datasets.
+// Sentences, the table.
 
 function summary() {
   if (weightless(view.plane)) return `${NO_WEIGHT[0].toUpperCase()}${NO_WEIGHT.slice(1)}: no distances.`;
@@ -947,39 +834,6 @@ function drawTable() {
       );
   }
   make("p", "~ not told apart", { class: "quiet" }, place);
-}
-
-function drawPanels() {
-  for (const [i, dataset] of DATA.datasets.entries()) {
-    const details = make("details", null, {}, $("panels"));
-    make("summary", `${DATA.names[i]}: ${dataset.line}`, {}, details);
-    details.addEventListener("toggle", () => {
-      if (details.open && details.childElementCount === 1) fill(details, dataset);
-    });
-  }
-}
-
-function fill(details, dataset) {
-  const list = make("dl", null, { class: "facts" }, details);
-  for (const [name, text] of [...dataset.facts, ...DATA.shared]) {
-    make("dt", name, {}, list);
-    make("dd", text, {}, list);
-  }
-  if (dataset.reasons.length) {
-    make("h3", "Failures", {}, details);
-    const reasons = make("ul", null, {}, details);
-    for (const [reason, count] of dataset.reasons)
-      make("li", `${count.toLocaleString("en")} × ${reason}`, {}, reasons);
-    const named = make("ul", null, { class: "quiet" }, details);
-    for (const text of dataset.failures) make("li", text, {}, named);
-  }
-  const samples = make("div", null, { class: "samples" }, details);
-  for (const sample of dataset.samples) {
-    const figure = make("figure", null, {}, samples);
-    make("img", null, { src: sample.image, alt: `sample ${sample.name}`, width: 96, height: 96 }, figure);
-    make("figcaption", sample.name, { title: sample.name }, figure);
-  }
-  for (const note of dataset.notes) make("p", note, { class: "quiet" }, details);
 }
 
 // Beginning.

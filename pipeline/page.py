@@ -2,9 +2,10 @@
 
     >>> Path("report.html").write_bytes(render(Page([matrix], panels)))      # doctest: +SKIP
 
-`page.html`, `page.css` and `page.js` beside this module are its frame, and are all that runs: the
-policy in its head allows that one style and that one script, by their sha256, and no connection.
-The data are one JSON text, in which no `<` stands; the script makes text of them, never markup.
+`page.html`, `page.css`, `draw.js` and `page.js` beside this module are its frame, and are all that
+runs: the policy in its head allows that one style and that one script, by their sha256, and no
+connection. The data are one JSON text, in which no `<` stands; the script makes text of them, never
+markup.
 
 It draws with a thousand lines of its own and not with plotly, whose script alone is 4.8 MB, knows
 no keyboard in a heatmap, and sets styles that a strict policy forbids.
@@ -137,7 +138,7 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
     seen = page.seen or [Seen()] * len(page.matrices)
     if len(seen) != len(page.matrices):
         raise UsageError(f"a page of {len(page.matrices)} matrices takes as many lenses")
-    datasets = [_plain(panel) for panel in page.panels]
+    datasets = [plain(panel) for panel in page.panels]
     told = [_told(*of) for of in zip(page.matrices, seen, strict=True)]
     if room is None:
         taken = len(as_script([datasets, told, page.notes]))
@@ -158,7 +159,12 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
         "shared": page.shared,
         "datasets": datasets,
     }
-    style, script = asset("page.css"), asset("page.js")
+    return framed("page", title, data)
+
+
+def framed(name: str, title: str, data: Mapping[str, Any]) -> bytes:
+    """The file of the frame of that name (`page.html`, `page.js`) and its data."""
+    style, script = asset("page.css"), f"{asset('draw.js')}\n{asset(f'{name}.js')}"
     policy = (
         "default-src 'none'; img-src data:; "
         f"style-src 'sha256-{sha256_source(style)}'; script-src 'sha256-{sha256_source(script)}'; "
@@ -171,7 +177,7 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
         "data": as_script(data),
         "script": script,
     }
-    frame = asset("page.html")
+    frame = asset(f"{name}.html")
     return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], frame).encode()
 
 
@@ -180,7 +186,7 @@ def _through_all(matrices: Sequence[Matrix]) -> str:
     return f" {through(matrices[0])}".rstrip() if len(matrices) == 1 else ""
 
 
-class _Packed(str):
+class Packed(str):
     """Base64: nothing to redact, and much to look through."""
 
 
@@ -197,7 +203,7 @@ def as_script(data: object) -> str:
 
 def _redacted(data: Any) -> Any:
     match data:
-        case _Packed():
+        case Packed():
             return data
         case str():
             return redact(data)
@@ -208,11 +214,12 @@ def _redacted(data: Any) -> Any:
     return data
 
 
-def _plain(of: Panel | Neuron) -> dict[str, Any]:
-    plain = dict(vars(of))
+def plain(of: Panel | Neuron) -> dict[str, Any]:
+    """As JSON has it."""
+    fields = dict(vars(of))
     if isinstance(of, Panel):
-        plain["samples"] = [{"name": s.name, "image": _Packed(s.image)} for s in of.samples]
-    return plain
+        fields["samples"] = [{"name": s.name, "image": Packed(s.image)} for s in of.samples]
+    return fields
 
 
 def asset(name: str) -> str:
@@ -236,7 +243,7 @@ def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
         "no_test": no_test(matrix),
         "weightless": seen.weightless,
         "neurons": {
-            f"{i}-{j}": [_plain(n) for n in found] for (i, j), found in seen.neurons.items()
+            f"{i}-{j}": [plain(n) for n in found] for (i, j), found in seen.neurons.items()
         },
         "neurons_note": seen.note,
         "planes": planes,
@@ -277,7 +284,7 @@ def _columns(matrix: Matrix, room: int) -> tuple[dict[str, dict[int, str]], list
             continue
         if len(text) <= room:
             room -= len(text)
-            packed.setdefault(column, {})[plane] = _Packed(text)
+            packed.setdefault(column, {})[plane] = Packed(text)
         else:
             left.setdefault(column, []).append(planes[plane])
     notes = []

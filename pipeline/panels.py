@@ -87,19 +87,12 @@ def gather(
     deadline = monotonic() + SAMPLING_SECONDS
 
     def panel(item: tuple[str, Version]) -> Panel:
-        return _panel(catalogue, *item, some, deadline)
+        return panel_of(catalogue, *item, some, deadline)
 
     with ThreadPoolExecutor(8) as pool:
         panels = list(pool.map(panel, versions.items()))
     seen = neurons(catalogue, matrices, lenses, versions, pairs)
-    notes = [f"numerics differ: {line}" for line in numerics_notes(versions)]
-    notes += [
-        f"images may be shared, and error bars not hold: {line}"
-        for line in shared_source_notes(versions)
-    ]
-    notes += [
-        f"{name} was {version.provenance}" for name, version in versions.items() if version.imported
-    ]
+    notes = notes_of(versions)
     if some < samples:
         notes.append(f"Of each dataset {some} sample images are shown and not {samples}, for size.")
     about = (
@@ -144,9 +137,22 @@ def _require_same(
                 )
 
 
-def _panel(
+def notes_of(versions: Mapping[str, Version]) -> list[str]:
+    """What a reader of these versions' distances should know."""
+    notes = [f"numerics differ: {line}" for line in numerics_notes(versions)]
+    notes += [
+        f"images may be shared, and error bars not hold: {line}"
+        for line in shared_source_notes(versions)
+    ]
+    return notes + [
+        f"{name} was {version.provenance}" for name, version in versions.items() if version.imported
+    ]
+
+
+def panel_of(
     catalogue: Catalogue, name: str, version: Version, samples: int, deadline: float
 ) -> Panel:
+    """What is known of a dataset, with so many images of it, those that are read in time."""
     notes = list(version.notes)
     failures = []
     if version.failed:
@@ -231,9 +237,9 @@ def _samples(
         if monotonic() > deadline:
             return tuple(shown), [*why, "further samples are left out: reading took too long"]
         try:
-            shown.append(Sample(_short_name(entry), small_image(entry)))
+            shown.append(Sample(short_name(entry.uri, entry.member), small_image(entry)))
         except BadImage as bad:
-            why.append(f"no sample of {_short_name(entry)}: {bad}")
+            why.append(f"no sample of {short_name(entry.uri, entry.member)}: {bad}")
         except (VdnaError, OSError, MemoryError) as error:
             # The others lie where this one does; a store that is away is asked once.
             return tuple(shown), [*why, f"sample images cannot be read: {error}"]
@@ -270,8 +276,8 @@ def is_far(entry: Entry) -> bool:
     return entry.access.startswith("tar ") and entry.position > NEAR
 
 
-def _short_name(entry: Entry) -> str:
-    return (entry.member or storage.readable(entry.uri)).rpartition("/")[2]
+def short_name(uri: str, member: str) -> str:
+    return (member or storage.readable(uri)).rpartition("/")[2]
 
 
 def small_image(entry: Entry) -> str:

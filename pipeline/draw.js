@@ -1,0 +1,172 @@
+"use strict";
+// What the pages draw alike. Every string of #data becomes text, never markup.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+
+function make(tag, text, attributes = {}, parent = null) {
+  const element = document.createElement(tag);
+  if (text !== null && text !== undefined) element.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (parent) parent.append(element);
+  return element;
+}
+
+function drawn(tag, attributes, parent, text) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  if (parent) parent.append(element);
+  return element;
+}
+
+function option(select, value, text) {
+  make("option", text, { value }, select);
+}
+
+function told(value) {
+  // four digits, as a person writes them
+  if (!Number.isFinite(value)) return "not known";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= 1e6 || size < 1e-4) return value.toExponential(3);
+  return value.toPrecision(4);
+}
+
+function short(value) {
+  if (!Number.isFinite(value)) return "–";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= 1e5 || (size > 0 && size < 0.001)) return value.toExponential(0);
+  return size >= 100 ? value.toFixed(0) : size >= 1 ? value.toFixed(1) : value.toFixed(size < 0.1 ? 3 : 2);
+}
+
+const percent = (rate) => `${+(100 * rate).toFixed(1)}%`;
+
+// Distances with their intervals, a row each: { name, value, low, high, alike, here, plain, blank }.
+// `plain` follows the number; `blank` stands where there is none.
+function intervals(rows, wide, parent) {
+  const ends = rows
+    .flatMap((row) => [row.value, row.low, Number.isFinite(row.low) ? row.high : NaN])
+    .filter(Number.isFinite);
+  const [least, most] = [Math.min(0, ...ends), Math.max(1e-12, ...ends)];
+  const [tall, names] = [19, Math.min(130, wide * 0.3)];
+  const right = rows.some((row) => row.plain) ? 96 : 62;
+  const x = (value) => names + 8 + ((value - least) / (most - least)) * (wide - names - right);
+  const svg = drawn(
+    "svg",
+    {
+      viewBox: `0 0 ${wide} ${rows.length * tall + 4}`,
+      width: wide,
+      role: "img",
+      "aria-label": rows.map((row) => `${row.name} ${told(row.value)}`).join(", "),
+    },
+    parent,
+  );
+  drawn("line", { class: "axis", x1: x(0), x2: x(0), y1: 0, y2: rows.length * tall }, svg);
+  for (const [k, row] of rows.entries()) {
+    const y = (k + 0.5) * tall;
+    const group = drawn("g", { class: row.here ? "row here" : "row" }, svg);
+    drawn(
+      "title",
+      {},
+      group,
+      `${row.name}: ${told(row.value)}${row.plain}${Number.isFinite(row.low) ? `, 95% interval ${told(row.low)} to ${told(row.high)}` : ""}`,
+    );
+    drawn("rect", { x: 0, y: y - tall / 2, width: wide, height: tall }, group);
+    const { name } = row;
+    drawn(
+      "text",
+      { x: names, y: y + 4, "text-anchor": "end" },
+      group,
+      name.length > names / 6.2 ? `${name.slice(0, names / 6.2 - 1)}…` : name,
+    );
+    if (!Number.isFinite(row.value)) {
+      drawn("text", { class: "quiet", x: x(0) + 4, y: y + 4 }, group, row.blank);
+      continue;
+    }
+    if (Number.isFinite(row.low))
+      drawn(
+        "path",
+        {
+          class: "bar",
+          d: `M${x(row.low)} ${y}H${x(row.high)}M${x(row.low)} ${y - 4}v8M${x(row.high)} ${y - 4}v8`,
+        },
+        group,
+      );
+    drawn("circle", { class: row.alike ? "point alike" : "point", cx: x(row.value), cy: y, r: 4 }, group);
+    const end = Number.isFinite(row.low) ? Math.max(x(row.high), x(row.value)) : x(row.value);
+    drawn("text", { x: end + 7, y: y + 4 }, group, short(row.value) + row.plain);
+  }
+}
+
+// Both histograms of a neuron, { low, high, a, b }, one over the other; heights are square roots of shares.
+function histogram(of, name, parent) {
+  const [wide, tall] = [220, 70];
+  const svg = drawn(
+    "svg",
+    {
+      viewBox: `0 0 ${wide} ${tall + 14}`,
+      width: wide,
+      role: "img",
+      "aria-label": `Histograms of ${name}`,
+    },
+    parent,
+  );
+  const most = Math.max(1, ...of.a, ...of.b);
+  for (const [kind, counts] of [
+    ["first", of.a],
+    ["second", of.b],
+  ]) {
+    const step = wide / counts.length;
+    const path = counts
+      .map((count, k) => `L${k * step} ${tall - Math.sqrt(count / most) * (tall - 3)}H${(k + 1) * step}`)
+      .join("");
+    drawn("path", { class: kind, d: `M0 ${tall}${path}V${tall}Z` }, svg);
+  }
+  drawn("line", { class: "axis", x1: 0, x2: wide, y1: tall, y2: tall }, svg);
+  drawn("text", { class: "quiet", x: 0, y: tall + 12 }, svg, short(of.low));
+  drawn("text", { class: "quiet", x: wide, y: tall + 12, "text-anchor": "end" }, svg, short(of.high));
+}
+
+function pairLegend(first, second, parent) {
+  const legend = make("p", null, { class: "quiet" }, parent);
+  make("span", `${first}  `, { class: "first-name" }, legend);
+  legend.append(" ");
+  make("span", second, { class: "second-name" }, legend);
+}
+
+// Datasets.
+
+function drawPanels() {
+  for (const [i, dataset] of DATA.datasets.entries()) {
+    const details = make("details", null, {}, $("panels"));
+    make("summary", `${DATA.names[i]}: ${dataset.line}`, {}, details);
+    details.addEventListener("toggle", () => {
+      if (details.open && details.childElementCount === 1) fill(details, dataset);
+    });
+  }
+}
+
+function fill(details, dataset) {
+  const list = make("dl", null, { class: "facts" }, details);
+  for (const [name, text] of [...dataset.facts, ...DATA.shared]) {
+    make("dt", name, {}, list);
+    make("dd", text, {}, list);
+  }
+  if (dataset.reasons.length) {
+    make("h3", "Failures", {}, details);
+    const reasons = make("ul", null, {}, details);
+    for (const [reason, count] of dataset.reasons)
+      make("li", `${count.toLocaleString("en")} × ${reason}`, {}, reasons);
+    const named = make("ul", null, { class: "quiet" }, details);
+    for (const text of dataset.failures) make("li", text, {}, named);
+  }
+  const samples = make("div", null, { class: "samples" }, details);
+  for (const sample of dataset.samples) {
+    const figure = make("figure", null, {}, samples);
+    make("img", null, { src: sample.image, alt: `sample ${sample.name}`, width: 96, height: 96 }, figure);
+    make("figcaption", sample.name, { title: sample.name }, figure);
+  }
+  for (const note of dataset.notes) make("p", note, { class: "quiet" }, details);
+}
