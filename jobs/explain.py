@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.compare import lens_for, print_notes
+from jobs.compare import commit_of, lens_for, print_notes
 from jobs.shell import (
     AtOption,
     CatalogueOption,
@@ -35,6 +35,9 @@ def explain(
     out: Annotated[
         str | None, typer.Option(help="Write all neurons, in order, as Parquet.")
     ] = None,
+    html: Annotated[
+        str | None, typer.Option(help="Write a page to look at, with the images (.html).")
+    ] = None,
     spec: SpecOption = None,
     at: AtOption = None,
     as_json: JsonOption = False,
@@ -44,24 +47,32 @@ def explain(
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
     from pipeline.explain import explain as explained
+    from pipeline.page import require_html
     from pipeline.progress import Lines
 
     if out and not out.endswith(".parquet"):
         raise UsageError(f"out is {out!r}; the neurons are written as Parquet (.parquet)")
+    if html:
+        require_html(html)
     place = Catalogue(catalogue)
+    number = commit_of(place, at)
     found = explained(
         place,
         a,
         b,
         layers=layer,
-        at=at,
+        at=number,
         spec=spec,
-        lens=lens_for(place, (a, b), lens, neurons or (), at=at, spec=spec),
+        lens=lens_for(place, (a, b), lens, neurons or (), at=number, spec=spec),
         top=top,
         progress=Lines(units=("neurons", "layers")),
     )
     if out:
         storage.replace(storage.canonical(out), found.encode())
+    if html:
+        from pipeline.explained import write_page
+
+        write_page(place, found, html)
     if as_json:
         first = found.neurons.slice(0, top).to_pylist()
         for row, (of_a, of_b) in zip(first, found.reactions, strict=True):
@@ -97,8 +108,8 @@ def explain(
     for line in reaction_lines(found):
         print(line)
     print_notes(found.versions)
-    if out:
-        print(f"written to {out}")
+    for written in filter(None, (out, html)):
+        print(f"written to {written}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, overload
@@ -385,6 +385,26 @@ def _value_of(table: pa.Table, label: str, index: int) -> str:
 def label_of(by: str) -> str:
     """The label that parts are made by: the one named, or the folders, where these are counted."""
     return FOLDERS if by.isdecimal() else by
+
+
+def find_entries(
+    source: Any, wanted: Collection[tuple[str, str]], name: str, going: Callable[[], bool]
+) -> dict[tuple[str, str], Entry]:
+    """The candidates of these (uri, member) in an open manifest file, a shard in memory at a time.
+
+    `going`: asked before each shard; where it says no, the others are not looked through.
+    """
+    file, _ = _open(source, name)
+    uris = pa.array(sorted({uri for uri, _ in wanted}), pa.string())
+    found: dict[tuple[str, str], Entry] = {}
+    for index in range(file.num_row_groups):
+        if len(found) == len(wanted) or not going():
+            break
+        table = _read_rows(file, index, name)
+        for entry in _entries(table.filter(pc.is_in(table["uri"], uris))):
+            if (entry.uri, entry.member) in wanted:
+                found[entry.uri, entry.member] = entry
+    return found
 
 
 def default_shard_images(candidates: int) -> int:

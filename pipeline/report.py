@@ -394,14 +394,18 @@ def _sparklines(shown: Overlay, width: int) -> tuple[str, str]:
     return a, b
 
 
-def reaction_lines(found: Explanation) -> list[str]:
-    """Of the first neurons, the images of either dataset that they react to most."""
-    names = list(found.versions)
-    lacking = [
+def lacking_exemplars(found: Explanation) -> list[str]:
+    """Those of the two datasets that name no images of the first neurons."""
+    return [
         name
-        for side, name in enumerate(names)
+        for side, name in enumerate(found.versions)
         if found.reactions and all(sides[side] is None for sides in found.reactions)
     ]
+
+
+def reaction_lines(found: Explanation) -> list[str]:
+    """Of the first neurons, the images of either dataset that they react to most."""
+    names, lacking = list(found.versions), lacking_exemplars(found)
     lines = [
         f"No images are named for {name}: build it with --exemplars {DEFAULT_KEPT}"
         for name in lacking

@@ -24,7 +24,8 @@ FLOORS = [
     {"shard", "ranker", "reduce", "pairwise", "folds", "tiles", "matrix", "catalogue"},
     {
         *("build", "calibrate", "cluster", "config", "gc", "reference", "report", "samples"),
-        *("recount", "verify", "rank", "explain", "figure", "page", "panels", "gallery", "fit"),
+        *("recount", "verify", "rank", "explain", "explained", "figure", "page", "panels"),
+        *("gallery", "fit"),
     },
 ]
 LEVEL = {module: level for level, floor in enumerate(FLOORS) for module in floor}

@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CorruptFile, SourceError, UsageError
-from pipeline.manifest import FOLDS, Entry, Manifest, Shard, default_shard_images, read_shard
+from pipeline.manifest import (
+    FOLDS,
+    Entry,
+    Manifest,
+    Shard,
+    default_shard_images,
+    find_entries,
+    read_shard,
+)
 from pipeline.plan import plan
 from tests.helpers import with_digest
 
@@ -248,6 +256,32 @@ def test_the_file_gives_back_the_plan_and_one_shard_alone() -> None:
         read_shard(io.BytesIO(data), 99, "m")
     with pytest.raises(CorruptFile, match="some/manifest"):
         Manifest.decode(data[:-10], "some/manifest")
+
+
+def test_candidates_are_found_by_name_a_shard_at_a_time() -> None:
+    packed = [Entry("s3://b/x.tar", f"m{k}", 9, "e", "", k, "tar") for k in range(6)]
+    found = [*entries(40), *packed]
+    manifest = plan(found, shard_images=4)
+    data = io.BytesIO(bytes(manifest.data))
+    by_name = {(e.uri, e.member): e for shard in manifest.shards for e in shard.members}
+    asked: list[int] = []
+
+    def going() -> bool:
+        asked.append(1)
+        return True
+
+    wanted = {(e.uri, e.member) for e in (found[3], found[39], packed[4])}
+    told = find_entries(data, {*wanted, ("s3://b/x.tar", "none"), ("no", "")}, "m", going)
+    assert told == {key: by_name[key] for key in wanted}
+    assert len(asked) == len(manifest.shards)
+    asked.clear()
+    first = manifest.shards[0].members[0]
+    only = {(first.uri, first.member)}
+    assert find_entries(data, only, "m", going).keys() == only
+    assert len(asked) == 1
+    assert find_entries(data, only, "m", lambda: False) == {}
+    with pytest.raises(CorruptFile, match="some/manifest"):
+        find_entries(io.BytesIO(b"none"), only, "some/manifest", going)
 
 
 def test_a_manifest_whose_rows_were_changed_is_refused() -> None:
