@@ -1,4 +1,4 @@
-"""Bring every dataset of a datasets.yaml up to date, then the matrix."""
+"""Bring every dataset of a datasets.yaml up to date, then the matrix, then the gate."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from jobs.shell import (
 
 if TYPE_CHECKING:
     from pipeline.build import Result
+    from pipeline.gate import Judged
 
 
 @guarded
@@ -46,13 +47,14 @@ def refresh(
     memory: MemoryOption = 4.0,
     as_json: JsonOption = False,
 ) -> None:
-    """List every dataset, build what changed, then compare all pairs."""
+    """List every dataset, build what changed, compare all pairs, and judge the gate."""
     from rich.console import Console
 
     from pipeline.build import build_datasets
     from pipeline.catalogue import Catalogue
     from pipeline.config import load_config
-    from pipeline.errors import UsageError, VdnaError
+    from pipeline.errors import GateError, UsageError, VdnaError
+    from pipeline.gate import judge, require_known
     from pipeline.matrix import compare
     from pipeline.progress import Lines
     from pipeline.report import print_matrix, summary_sentence
@@ -63,6 +65,10 @@ def refresh(
     if root is None:
         raise UsageError(f"{config} names no catalogue; add `catalogue:`, or give --catalogue")
     place = Catalogue(root)
+    try:
+        require_known(settings.gate, place, settings.requests())
+    except UsageError as error:
+        raise UsageError(f"{config}: {error}") from error
     resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
     results: list[Result] = []
     failed: VdnaError | None = None
@@ -86,9 +92,22 @@ def refresh(
         for spec in sorted({result.version.spec for result in results})
         if len(place.names(spec=spec)) > 1
     ]
+    specs = {result.name: result.version.spec for result in results}
+    # After a failure a dataset may have no version to judge, and the error says why.
+    there = place.head().datasets
+    seen = [b for b in settings.gate if failed is None or {b.a, b.b} <= there.keys()]
+    judged: list[Judged] = []
+    try:
+        judged = judge(place, seen, specs, matrices, effort)
+        broken = "; ".join(str(one) for one in judged if not one.holds)
+        if broken:
+            raise GateError(f"the gate of {config} says no: {broken}")
+    except VdnaError as error:
+        failed = failed or error
     if as_json:
         print_json(
             {
+                "gate": [one.row for one in judged],
                 "datasets": [summary(result) for result in results],
                 "matrix": [row for matrix in matrices for row in matrix.table.to_pylist()] or None,
                 "error": str(failed) if failed else None,
@@ -100,6 +119,8 @@ def refresh(
         for matrix in matrices:
             print_matrix(matrix, Console())
             print(summary_sentence(matrix))
+        for one in judged:
+            print(f"gate: {one}")
     for matrix in matrices:
         versions = {name: place.find(name, spec=matrix.spec_digest) for name in matrix.names}
         print_notes(versions, to=sys.stderr if as_json else None)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline import storage
 from pipeline.build import DEFAULT_MAX_FAILURES, Request
 from pipeline.errors import UsageError
+from pipeline.matrix import ALL
 
 MAX_BYTES = 2**19
 MAX_NODES = 100_000
@@ -92,6 +93,21 @@ class Dataset(Settings):
     source: str
 
 
+class Bound(BaseModel):
+    """Of the gate: how far, in bins, two datasets may surely be apart; see `pipeline.gate`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    a: str
+    b: str
+    lens: str | None = None
+    layer: str = ALL
+    max: float = Field(ge=0, allow_inf_nan=False)
+
+    def __str__(self) -> str:
+        return f"gate {self.model_dump(exclude_unset=True)}"
+
+
 class Config(BaseModel):
     """`catalogue` may be left to `--catalogue` or VDNA_CATALOGUE."""
 
@@ -100,6 +116,7 @@ class Config(BaseModel):
     catalogue: str | None = None
     defaults: Settings = Settings()
     datasets: list[Dataset] = Field(min_length=1)
+    gate: list[Bound] = []
 
     def requests(self) -> list[Request]:
         """One request a dataset: its own settings over the defaults."""
@@ -131,6 +148,7 @@ def load_config(path: str) -> Config:
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'the whole'} is {_shortened(e['input'])}: {e['msg']}"
+            f"{_bound_at(data, e['loc'])}"
             for e in error.errors()
         )
         raise UsageError(f"{path}: {wrong}") from error
@@ -138,6 +156,9 @@ def load_config(path: str) -> Config:
     twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
         raise UsageError(f"{path}: datasets.name is given twice: {', '.join(map(repr, twice))}")
+    for bound in config.gate:
+        if bound.a == bound.b:
+            raise UsageError(f"{path}: {bound}: a and b are the same dataset")
     try:
         config.requests()
     except UsageError as error:
@@ -152,6 +173,14 @@ def _told(error: Exception) -> str:
     mark = error.problem_mark or error.context_mark
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return where + ", ".join(part for part in (error.context, error.problem) if part)
+
+
+def _bound_at(data: Any, place: tuple[str | int, ...]) -> str:
+    """The bound of the gate that a mistake lies in: one of its values says little by itself."""
+    match place:
+        case ("gate", int() as at, _, *_):
+            return f" (in {_shortened(data['gate'][at])})"
+    return ""
 
 
 def _shortened(value: object) -> str:

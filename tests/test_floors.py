@@ -23,9 +23,9 @@ FLOORS = [
     },
     {"shard", "ranker", "reduce", "pairwise", "folds", "tiles", "matrix", "catalogue"},
     {
-        *("build", "calibrate", "cluster", "config", "gc", "reference", "report", "samples"),
+        *("build", "calibrate", "cluster", "config", "gate", "gc", "reference", "report"),
         *("recount", "verify", "rank", "explain", "explained", "figure", "page", "panels"),
-        *("gallery", "fit"),
+        *("gallery", "fit", "samples"),
     },
 ]
 LEVEL = {module: level for level, floor in enumerate(FLOORS) for module in floor}
