@@ -44,7 +44,9 @@ def compare(
     names: Annotated[
         list[str] | None, typer.Argument(help="Datasets to compare (default: all).")
     ] = None,
-    layer: Annotated[str | None, typer.Option(help="One layer only.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="One layer only (all: the whole network).")
+    ] = None,
     fd: Annotated[
         bool, typer.Option("--fd", help="Fréchet distances of layers too (FID on its network).")
     ] = False,
@@ -95,7 +97,7 @@ def compare(
     if html:
         require_html(html)
     place = Catalogue(catalogue)
-    layers = [layer] if layer else None
+    layers = [layer] if layer and layer != ALL else None
     number = commit_of(place, at)
     through = lens_for(place, names or (), lens, neurons or (), at=number, spec=spec)
     matrix = compare_all(
@@ -115,8 +117,10 @@ def compare(
         storage.replace(storage.canonical(figure), draw(matrix, kind, layer or ALL, through))
     if html:
         from pipeline.panels import write_page
+        from pipeline.progress import Lines
 
-        write_page(place, [matrix], html, lenses=[through], at=number)
+        progress = Lines(units=("neurons", "layers"))
+        write_page(place, [matrix], html, lenses=[through], at=number, progress=progress)
     versions = {name: place.find(name, number, matrix.spec_digest) for name in matrix.names}
     others = place.at(number).datasets.keys() - set(place.names(number, spec))
     apart = () if names else sorted(others)

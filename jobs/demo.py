@@ -44,7 +44,9 @@ def demo(
     table = out / "matrix.parquet"
     table.write_bytes(matrix.encode())
     page = out / "report.html"
-    write_page(catalogue, [matrix], str(page), at=commit)
+    write_page(
+        catalogue, [matrix], str(page), at=commit, progress=Lines(units=("neurons", "layers"))
+    )
     if as_json:
         print_json(matrix.table.to_pylist())
         return

@@ -28,7 +28,8 @@ def explain(
     b: Annotated[str, typer.Argument(help="The one that it is compared with.")],
     top: Annotated[int, typer.Option(min=1, help="Neurons to show.")] = 20,
     layer: Annotated[
-        list[str] | None, typer.Option(help="Of this layer only. Can be repeated.")
+        list[str] | None,
+        typer.Option(help="Of this layer only (all: the whole network). Can be repeated."),
     ] = None,
     lens: LensOption = None,
     neurons: NeuronsOption = None,
@@ -47,6 +48,7 @@ def explain(
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
     from pipeline.explain import explain as explained
+    from pipeline.matrix import ALL
     from pipeline.page import require_html
     from pipeline.progress import Lines
 
@@ -60,7 +62,7 @@ def explain(
         place,
         a,
         b,
-        layers=layer,
+        layers=None if ALL in (layer or ()) else layer,
         at=number,
         spec=spec,
         lens=lens_for(place, (a, b), lens, neurons or (), at=number, spec=spec),

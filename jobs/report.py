@@ -46,6 +46,7 @@ def report(
     from pipeline.matrix import compare, find_lens, spec_of
     from pipeline.page import require_html
     from pipeline.panels import write_page
+    from pipeline.progress import Lines
     from pipeline.report import summary_sentence
 
     require_html(out)
@@ -59,7 +60,10 @@ def report(
         for through in lenses
     ]
     matrix = matrices[0]
-    size = write_page(place, matrices, out, lenses=lenses, at=number, samples=samples)
+    progress = Lines(units=("neurons", "layers"))
+    size = write_page(
+        place, matrices, out, lenses=lenses, at=number, samples=samples, progress=progress
+    )
     if as_json:
         print_json({"out": out, "bytes": size, "datasets": len(matrix.names)})
         return

@@ -18,14 +18,14 @@ from typing import Literal, overload
 
 import numpy as np
 
-from pipeline.dna import DNA, Floats
+from pipeline.dna import DNA, Floats, Ints
 from pipeline.errors import UsageError
 from pipeline.lens import Lens
 
 
-def cumulative(dna: DNA) -> Floats:
+def cumulative(dna: DNA, neurons: slice | Ints = slice(None)) -> Floats:
     """(N, bins) float64 cumulative distributions; the L1 distance of two of them is the EMD."""
-    return np.cumsum(dna.distributions(), axis=1)
+    return np.cumsum(dna.distributions(neurons), axis=1)
 
 
 @overload

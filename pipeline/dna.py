@@ -319,14 +319,14 @@ class DNA:
             )
         )
 
-    def distributions(self) -> Floats:
+    def distributions(self, neurons: slice | Ints = slice(None)) -> Floats:
         """(N, bins) float64, rows summing to one: underflow in the first bin, overflow in the last.
 
         That is the reference's clamp. A neuron without a finite activation has a row of NaN.
         """
-        filled = self.counts.astype(np.float64)
-        filled[:, 0] += self.underflow
-        filled[:, -1] += self.overflow
+        filled = self.counts[neurons].astype(np.float64)
+        filled[:, 0] += self.underflow[neurons]
+        filled[:, -1] += self.overflow[neurons]
         with np.errstate(invalid="ignore"):
             return cast(Floats, filled / filled.sum(axis=1, keepdims=True))
 

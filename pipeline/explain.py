@@ -155,7 +155,7 @@ def explain(
     sizes = [network.tap(layer).neurons for layer in chosen]
     if lens is not None:
         lens.require_fit(network)
-    sides = [_Side.open(catalogue, name, version, chosen) for name, version in versions.items()]
+    sides = [Side.open(catalogue, name, version, chosen) for name, version in versions.items()]
     progress = progress or Silent()
     progress.start(images=sum(sizes), shards=len(chosen), present=0)
     parts = []
@@ -196,6 +196,12 @@ def _reactions(
     ]
 
 
+def overlay(a: DNA, b: DNA, neuron: int) -> Overlay:
+    """Of a neuron of two DNAs, by its place in them."""
+    sums = [cumulative(dna, np.array([neuron]))[0] for dna in (a, b)]
+    return overlaid(sums[0], sums[1], float(a.low[neuron]), float(a.high[neuron]))
+
+
 def overlaid(a: Floats, b: Floats, low: float, high: float, parts: int = PARTS) -> Overlay:
     """Of a neuron's cumulative distributions (bins,) over [low, high], in equal parts."""
     both, bins = (a + b) / 2, len(a)
@@ -210,20 +216,27 @@ def overlaid(a: Floats, b: Floats, low: float, high: float, parts: int = PARTS) 
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
-    """A dataset's files, open. `folds`: None where it has none."""
+class Side:
+    """A dataset's files, open. `folds`: None where it has none, or they are not `tested`."""
 
     dna: DnaFile
     folds: DnaFile | None
 
     @classmethod
     def open(
-        cls, catalogue: Catalogue, name: str, version: Version, layers: Sequence[str]
-    ) -> _Side:
+        cls,
+        catalogue: Catalogue,
+        name: str,
+        version: Version,
+        layers: Sequence[str],
+        *,
+        tested: bool = True,
+    ) -> Side:
         def opened(kind: str) -> DnaFile:
             return catalogue.open_file(kind, name, version, on_disk=True, layers=layers)
 
-        return cls(opened("dna"), opened("folds") if "folds" in version.sha256 else None)
+        tested = tested and "folds" in version.sha256
+        return cls(opened("dna"), opened("folds") if tested else None)
 
     def read(self, layer: str) -> tuple[DNA, FoldCurves]:
         dna = self.dna.read([layer])
@@ -242,23 +255,22 @@ class _Layer:
     overlays: Mapping[int, Overlay]
 
     @classmethod
-    def of(cls, name: str, weights: Floats, sides: Sequence[_Side], top: int) -> _Layer:
+    def of(cls, name: str, weights: Floats, sides: Sequence[Side], top: int) -> _Layer:
         with ThreadPoolExecutor(2, "read") as pool:
             (dna_a, a), (dna_b, b) = pool.map(lambda side: side.read(name), sides)
         columns = neuron_estimates(a, b)
         sums = fold_sums(a, b, weights)
         owed = weights * columns["emd"]
-        first = [at for at in _furthest(columns, weights)[:top].tolist() if np.isfinite(owed[at])]
-        curves = [cumulative(dna) for dna in (dna_a, dna_b)]
-        ranges = dna_a.low, dna_a.high
-        overlays = {
-            at: overlaid(curves[0][at], curves[1][at], ranges[0][at], ranges[1][at]) for at in first
-        }
+        first = [at for at in furthest(columns, weights)[:top].tolist() if np.isfinite(owed[at])]
+        overlays = {at: overlay(dna_a, dna_b, at) for at in first}
         return cls(name, weights, sums, columns, overlays)
 
 
-def _furthest(columns: Mapping[str, Floats], weights: Floats) -> Ints:
-    """Neurons by what they add to the distance, the corrected one where it is known."""
+def furthest(columns: Mapping[str, Floats], weights: Floats) -> Ints:
+    """Places of neurons by what they add to the distance, the corrected one where it is known.
+
+    `columns`: `emd` and `emd_corrected` (N,). Those whose distance is not defined come last.
+    """
     emd = np.nan_to_num(columns["emd"] * np.abs(weights), nan=-1.0)
     corrected = columns["emd_corrected"] * np.abs(weights)
     return np.lexsort((-emd, -np.where(np.isfinite(corrected), corrected, emd)))
@@ -272,7 +284,7 @@ def _neuron_table(parts: Sequence[_Layer], bins: int) -> tuple[pa.Table, Ints]:
         for name in NEURON_COLUMNS
     }
     weights = np.concatenate([part.weights[at] for part, at in zip(parts, seen, strict=True)])
-    order = _furthest(joined, weights)
+    order = furthest(joined, weights)
     owed = np.abs(weights) * joined["emd"]
     columns: dict[str, Any] = {
         **joined,
@@ -312,7 +324,7 @@ def _layer_table(parts: Sequence[_Layer], neurons: pa.Table, bins: int, *, whole
     for at, name in enumerate(("neurons", "differing", "share")):
         columns[name] = np.array([row[at] for row in rows])
     columns["layer"] = np.array(names, object)
-    order = _furthest(
+    order = furthest(
         {name: columns[name][:layers] for name in NEURON_COLUMNS if name != "shift"},
         np.ones(layers),
     )

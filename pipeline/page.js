@@ -24,8 +24,8 @@ const state = {
   rate: DATA.rate,
   cells: 0,
   filter: "",
-  row: 0,
-  column: Math.min(1, SIZE - 1),
+  row: null, // until the first drawing opens a pair
+  column: null,
   open: null,
 };
 let view = null; // what is drawn: order, cell, numbers of the layer
@@ -191,6 +191,7 @@ async function update() {
   if (mine !== turn) return;
   const order = orderNow(matrix, layer);
   view = { matrix, layer, order, plane: matrix.planes[state.plane] };
+  if (state.row === null) state.open = [state.row, state.column] = telling();
   scaleNow();
   measure();
   drawMatrix();
@@ -546,6 +547,27 @@ function press(event) {
 
 // A pair, opened.
 
+// The one to begin with: the nearest that differs, of those whose neurons are on the page. That it is
+// real, and in what, is what a reader cannot see from the matrix; those far apart speak for themselves.
+function telling() {
+  const { layer, order } = view;
+  const values = view.matrix.arranged[state.plane].corrected ? layer.emd_corrected : layer.emd;
+  let best = [order[0], order[Math.min(1, SIZE - 1)]];
+  let least = [Infinity, Infinity];
+  for (let i = 0; i < SIZE; i++)
+    for (let j = i + 1; j < SIZE; j++) {
+      const value = at(values, i, j);
+      if (!Number.isFinite(value)) continue;
+      const lacks = (view.matrix.neurons[`${i}-${j}`] ? 0 : 2) + (verdict(layer, i, j) === "differs" ? 0 : 1);
+      if (lacks > least[0] || (lacks === least[0] && value >= least[1])) continue;
+      [best, least] = [
+        [i, j],
+        [lacks, value],
+      ];
+    }
+  return best;
+}
+
 async function openPair(one, other, go) {
   if (one === other) return;
   const [i, j] = [Math.min(one, other), Math.max(one, other)]; // as its histograms are drawn
@@ -619,6 +641,15 @@ async function profile(i, j, parent) {
   );
 }
 
+// How the neurons of a pair are ranked, and whether they are told apart: as vdna explain says it.
+function rankedBy(found) {
+  const corrected = found.some((neuron) => neuron.corrected);
+  const distance = `${corrected ? "corrected" : "plain"} distance`;
+  const first = `First those of the largest ${matrixNow().through ? `weight times ${distance}` : distance}`;
+  if (!corrected) return `${first}; they are not tested.`;
+  return `${first} [95% interval]; q over all neurons of the pair.`;
+}
+
 function neurons(i, j, parent) {
   const found = matrixNow().neurons[`${Math.min(i, j)}-${Math.max(i, j)}`];
   if (!found) {
@@ -629,7 +660,7 @@ function neurons(i, j, parent) {
   pairLegend(DATA.names[first], DATA.names[second], parent);
   make(
     "p",
-    `${matrixNow().through ? "First those of the largest weight times distance. " : ""}The share of activations in each part of a neuron's range; heights are square roots of shares.`,
+    `${rankedBy(found)} The share of activations in each part of a neuron's range; heights are square roots of shares.`,
     { class: "quiet" },
     parent,
   );
@@ -637,9 +668,15 @@ function neurons(i, j, parent) {
   for (const neuron of found) {
     const figure = make("figure", null, {}, grid);
     const weight = matrixNow().through ? `, weight ${told(neuron.weight)}` : "";
+    const [value, low, high] = neuron.corrected ?? [neuron.emd];
+    const interval = neuron.corrected ? ` [${short(low)}, ${short(high)}]` : "";
+    const tested = Number.isFinite(neuron.q);
+    const alike = tested && neuron.q >= state.rate;
+    const q = tested ? `, q ${short(neuron.q)}${alike ? ": not told apart" : ""}` : "";
+    if (alike) figure.classList.add("alike");
     make(
       "figcaption",
-      `${neuron.layer}, neuron ${neuron.neuron}: ${told(neuron.emd)} bins${weight}`,
+      `${neuron.layer}, neuron ${neuron.neuron}: ${told(value)} bins${interval}${weight}${q}`,
       {},
       figure,
     );
@@ -865,8 +902,6 @@ function begin() {
     option($("rate"), rate, percent(rate));
   $("rate").value = String(DATA.rate);
   fillPlanes();
-  const first = DATA.matrices[0].arranged[state.plane].order;
-  [state.row, state.column] = [first[0], first[Math.min(1, SIZE - 1)]];
   drawPanels();
   const on = (id, change) => {
     const event = id === "filter" ? "input" : "change";
@@ -926,7 +961,7 @@ function begin() {
       update();
     }
   }).observe($("frame"));
-  update().then(() => openPair(state.row, state.column, false));
+  update();
 }
 
 begin();

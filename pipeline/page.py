@@ -79,7 +79,9 @@ class Neuron:
     """A neuron and its distance, in bins, between a pair; shares of activations in equal parts.
 
     `a`, `b`: of either dataset, 0 to 999 of the larger's most; from `low` to `high`, a part of the
-    neuron's range that leaves out next to nothing. `weight`: what the lens gives it.
+    neuron's range that leaves out next to nothing. `weight`: what the lens gives it. `corrected`:
+    the distance for the sizes of the samples, with the ends of its 95% interval; `q`: over all
+    neurons of the pair; None where that is not known.
     """
 
     layer: str
@@ -90,6 +92,8 @@ class Neuron:
     a: tuple[int, ...]
     b: tuple[int, ...]
     weight: float = 1.0
+    corrected: tuple[float, float, float] | None = None
+    q: float | None = None
 
 
 @dataclass(frozen=True)

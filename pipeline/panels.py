@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from threading import Lock
@@ -20,23 +20,24 @@ from time import monotonic
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import images, storage
 from pipeline.archive import Members
 from pipeline.arrange import clusters, neighbours
 from pipeline.catalogue import Catalogue, Version
-from pipeline.distance import cumulative
-from pipeline.dna import DnaFile, Floats
+from pipeline.dna import DNA, Floats
 from pipeline.errors import BadImage, UsageError, VdnaError
-from pipeline.explain import overlaid
+from pipeline.explain import Overlay, Side, furthest, overlay
+from pipeline.folds import FoldCurves, neuron_estimates
 from pipeline.lens import Lens
 from pipeline.manifest import Entry, read_shard
 from pipeline.matrix import Matrix, numerics_notes, shared_source_notes
 from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
+from pipeline.progress import Progress, Silent
 from pipeline.report import shown
-from pipeline.spec import Preprocess, Spec
+from pipeline.significance import adjusted
+from pipeline.spec import Preprocess, Spec, available_cpus
 
 SAMPLES = 4
 """Images of a dataset; fewer where there are many datasets, as all pages are to stay small."""
@@ -53,12 +54,18 @@ SAMPLING_SECONDS = 120.0
 """For all samples together; a store that does not answer must not hold up the page."""
 PAIRS, MOST_PAIRS = 66, 300
 """Whose neurons are told: all of 12 datasets; of more, those of a dataset and its nearest."""
+TESTS = 1_000_000
+"""Neurons of pairs that are tested for a page, minutes of a core; but for few datasets."""
 NEURONS = 6
 FAILURES = 5
 NEAR = 64 * 2**20
 """Bytes of a compressed tar that are unpacked for a sample, at most."""
-CACHED = 256 * 2**20
-"""Bytes of cumulative histograms of one layer that are kept at a time."""
+CACHED = 2**30
+"""Bytes of what is read of one layer that are kept at a time."""
+COMPARED = 4
+"""Pairs at a time, where there are as many cores."""
+RANKED = ("emd", "emd_corrected")
+"""What neurons are ranked by."""
 
 
 def gather(
@@ -69,6 +76,7 @@ def gather(
     at: int | str | None = None,
     samples: int = SAMPLES,
     pairs: int = PAIRS,
+    progress: Progress | None = None,
 ) -> Page:
     """All that a page of these matrices holds. `samples`: images of a dataset; 0 for none.
 
@@ -91,7 +99,7 @@ def gather(
 
     with ThreadPoolExecutor(8) as pool:
         panels = list(pool.map(panel, versions.items()))
-    seen = neurons(catalogue, matrices, lenses, versions, pairs)
+    seen = neurons(catalogue, matrices, lenses, versions, pairs, progress)
     notes = notes_of(versions)
     if some < samples:
         notes.append(f"Of each dataset {some} sample images are shown and not {samples}, for size.")
@@ -111,9 +119,12 @@ def write_page(
     lenses: Sequence[Lens | None] = (),
     at: int | str | None = None,
     samples: int = SAMPLES,
+    progress: Progress | None = None,
 ) -> int:
     """The page into a file or an object; its bytes."""
-    page = render(gather(catalogue, matrices, lenses=lenses, at=at, samples=samples))
+    page = render(
+        gather(catalogue, matrices, lenses=lenses, at=at, samples=samples, progress=progress)
+    )
     storage.replace(storage.canonical(out), page)
     return len(page)
 
@@ -309,55 +320,91 @@ def neurons(
     lenses: Sequence[Lens | None],
     versions: Mapping[str, Version],
     pairs: int = PAIRS,
+    progress: Progress | None = None,
 ) -> list[Seen]:
-    """Of the nearest pairs (i < j) of each matrix, the neurons that add most to its distance; and
-    what is said of the others.
+    """Of the nearest pairs (i < j) of each matrix, the neurons that add most to its distance, as
+    `explain` has them, tested over all neurons of the pair; and what is said of the others.
 
-    A layer at a time: in memory are its cumulative histograms, of as many datasets as `CACHED`
-    bytes hold.
+    A layer at a time: in memory is what is read of as many datasets as `CACHED` bytes hold.
     """
-    views = [_View.of(*pair, pairs) for pair in zip(matrices, lenses, strict=True)]
+    spec = catalogue.spec(matrices[0].spec_digest)
+    most = max(pairs, min(MOST_PAIRS, TESTS // spec.neurons))
+    views = [_View.of(*pair, pairs, most) for pair in zip(matrices, lenses, strict=True)]
     wanted = list(dict.fromkeys(pair for view in views for pair in view.found))
-    names = matrices[0].names
+    tested = any(view.tested for view in views)
+    layers = list(dict.fromkeys(layer for matrix in matrices for layer in matrix.layers))
+    progress = progress or Silent()
+    total = sum(spec.tap(layer).neurons for layer in layers) * len(wanted)
+    progress.start(images=total, shards=len(layers) if wanted else 0, present=0)
     try:
-        files = {i: _open(catalogue, names[i], versions) for pair in wanted for i in pair}
-        for layer in dict.fromkeys(layer for matrix in matrices for layer in matrix.layers):
-            here = [(v, v.weights(layer)) for v in views if layer in v.matrix.layers]
-            here = [(view, weights) for view, weights in here if np.any(weights)]
-            read = _Sums(files, layer)
-            for i, j in wanted if here else ():
-                a, b = read[i], read[j]
-                each = np.abs(a.sums - b.sums).sum(axis=1)
-                for view, weights in here:
-                    if (i, j) in view.found:
-                        view.add((i, j), layer, weights, each, a, b)
+        for layer in layers if wanted else ():
+            ones = np.ones(spec.tap(layer).neurons)
+            here = [
+                (view, ones if view.lens is None else view.lens.of_layer(layer))
+                for view in views
+                if layer in view.matrix.layers
+            ]
+            here = [(view, weights) for view, weights in here if weights.any()]
+            if here:
+                read = _Reads(catalogue, versions, layer, tested=tested)
+                _add(here, wanted, read, layer)
+            progress.advance(spec.tap(layer).neurons * len(wanted), 0)
     except VdnaError as error:
         return [Seen({}, f"Histograms cannot be read: {error}", v.weightless) for v in views]
-    return [Seen(view.found, view.note, view.weightless) for view in views]
+    progress.finish()
+    return [Seen(view.told, view.note, view.weightless) for view in views]
+
+
+def _add(
+    views: Sequence[tuple[_View, Floats]],
+    wanted: Sequence[tuple[int, int]],
+    read: _Reads,
+    layer: str,
+) -> None:
+    """A layer of all pairs. Several are compared at a time; none of them is read twice for it."""
+
+    def compared(pair: tuple[int, int], a: _Read, b: _Read) -> None:
+        columns = neuron_estimates(a.folds, b.folds)
+        for view, weights in views:
+            if pair in view.found:
+                view.add(pair, layer, weights, columns, a.dna, b.dna)
+
+    workers = min(COMPARED, available_cpus())
+    with ThreadPoolExecutor(workers, "compare") as pool:
+        running: deque[Future[None]] = deque()
+        for pair in wanted:
+            running.append(pool.submit(compared, pair, *(read[i] for i in pair)))
+            if len(running) > workers:  # what is read waits for what is compared
+                running.popleft().result()
+        for one in running:
+            one.result()
 
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """A matrix and its lens, and what was `found` of its pairs so far."""
+    """A matrix and its lens, and what was `found` of its pairs so far: the first neurons, and `p`
+    of all that weigh anything.
+    """
 
     matrix: Matrix
     lens: Lens | None
-    found: dict[tuple[int, int], list[Neuron]]
+    found: dict[tuple[int, int], list[_Neuron]]
+    p: dict[tuple[int, int], list[Floats]]
     note: str
 
     @classmethod
-    def of(cls, matrix: Matrix, lens: Lens | None, pairs: int) -> _View:
+    def of(cls, matrix: Matrix, lens: Lens | None, pairs: int, most: int) -> _View:
         overall = shown(matrix, matrix.planes[-1])
         upper = np.argwhere(np.triu(np.isfinite(overall), 1))
         known = [(int(i), int(j)) for i, j in upper]
-        chosen = _nearest(overall, known, pairs)
+        chosen = _nearest(overall, known, pairs, most)
         note = "A distance that is not defined has no neurons that differ most."
         if len(chosen) < len(known):
             note = (
                 f"For its size, this page has the neurons of {len(chosen)} of {len(known):,} "
                 "pairs: those of a dataset and its nearest."
             )
-        return cls(matrix, lens, {pair: [] for pair in chosen}, note)
+        return cls(matrix, lens, {pair: [] for pair in chosen}, {pair: [] for pair in chosen}, note)
 
     @property
     def weightless(self) -> tuple[str, ...]:
@@ -365,80 +412,124 @@ class _View:
             return ()
         return tuple(layer for layer in self.matrix.layers if not self.lens.weighs(layer))
 
-    def weights(self, layer: str) -> Floats | float:
-        """What neurons count; the sign says which way, and not how much."""
-        return 1.0 if self.lens is None else np.abs(self.lens.of_layer(layer))
+    @property
+    def tested(self) -> bool:
+        """Whether error bars were asked for; a lens with negative weights has them of neurons."""
+        signed = self.lens is not None and bool((self.lens.weights < 0).any())
+        return bool(self.matrix.estimates) or signed
 
     def add(
         self,
         pair: tuple[int, int],
         layer: str,
-        weights: Floats | float,
-        each: NDArray[np.float32],
-        a: _Layer,
-        b: _Layer,
+        weights: Floats,
+        columns: Mapping[str, Floats],
+        a: DNA,
+        b: DNA,
     ) -> None:
         """A layer's neurons, those left out that weigh nothing."""
-        owed = np.where(np.isfinite(each) & (weights != 0), each * weights, -1.0)
-        best = [int(at) for at in np.argsort(-owed, kind="stable")[:NEURONS] if owed[at] >= 0]
-        signed = np.ones(len(each)) if self.lens is None else self.lens.of_layer(layer)
-        rows = [_neuron(layer, at, float(each[at]), float(signed[at]), a, b) for at in best]
+        seen = np.flatnonzero(weights)
+        self.p[pair].append(columns["p"][seen])
+        best = seen[furthest({name: columns[name][seen] for name in RANKED}, weights[seen])]
+        rows = [
+            _Neuron.of(layer, at, columns, float(weights[at]), a, b)
+            for at in best[:NEURONS].tolist()
+            if np.isfinite(columns["emd"][at])
+        ]
         both = self.found[pair] + rows
-        self.found[pair] = sorted(both, key=lambda n: -abs(n.weight) * n.emd)[:NEURONS]
+        ranked = {name: np.array([of.columns[name] for of in both]) for name in RANKED}
+        order = furthest(ranked, np.array([of.weight for of in both])) if both else ()
+        self.found[pair] = [both[at] for at in order[:NEURONS]]
+
+    @property
+    def told(self) -> dict[tuple[int, int], list[Neuron]]:
+        """With q, now that all layers were looked at."""
+        told = {}
+        for pair, found in self.found.items():
+            p = np.concatenate(self.p[pair] or [np.empty(0)])
+            q = dict(zip(p.tolist(), adjusted(p).tolist(), strict=True))  # alike for the same p
+            told[pair] = [of.told(q.get(of.columns["p"])) for of in found]
+        return told
 
 
 def _nearest(
-    overall: Floats, known: Sequence[tuple[int, int]], pairs: int
+    overall: Floats, known: Sequence[tuple[int, int]], pairs: int, most: int
 ) -> list[tuple[int, int]]:
-    """All pairs where they are few, else each dataset's nearest; neighbours in cluster order come
-    one after the other, so that a dataset is read once or twice.
+    """All pairs where they are few, else each dataset's nearest, `most` of them; neighbours in
+    cluster order come one after the other, so that a dataset is read once or twice.
     """
     chosen = set(known)
     if len(known) > pairs:
         firsts = (neighbours(overall, i)[:1] for i in range(len(overall)))
         chosen = {(min(i, j), max(i, j)) for i, first in enumerate(firsts) for j in first}
-        chosen = set(sorted(chosen, key=lambda pair: overall[pair])[: max(pairs, MOST_PAIRS)])
+        chosen = set(sorted(chosen, key=lambda pair: overall[pair])[:most])
     place = {dataset: at for at, dataset in enumerate(clusters(overall).order)}
     return sorted(chosen, key=lambda pair: sorted(place[i] for i in pair))
 
 
-def _open(catalogue: Catalogue, name: str, versions: Mapping[str, Version]) -> DnaFile:
-    """On disk, as there may be hundreds."""
-    version = versions[name]
-    data = catalogue.read_checked("dna", name, version)
-    return DnaFile(
-        storage.on_disk(data), "dna", catalogue.uri("dna", version.spec, name, version.dna)
-    )
-
-
 @dataclass(frozen=True, eq=False)
-class _Layer:
-    """A dataset's cumulative histograms of one layer, (N, bins) float32, and its ranges."""
+class _Read:
+    """What is known of a dataset's layer."""
 
-    sums: NDArray[np.float32]
-    low: Floats
-    high: Floats
+    dna: DNA
+    folds: FoldCurves
+
+    @property
+    def nbytes(self) -> int:
+        return self.folds.nbytes + self.dna.counts.nbytes
 
 
-class _Sums:
+class _Reads:
     """Of one layer, by dataset; those used last are kept."""
 
-    def __init__(self, files: Mapping[int, DnaFile], layer: str) -> None:
-        self._files, self._layer = files, layer
-        self._kept: OrderedDict[int, _Layer] = OrderedDict()
+    def __init__(
+        self, catalogue: Catalogue, versions: Mapping[str, Version], layer: str, *, tested: bool
+    ) -> None:
+        self._catalogue, self._versions = catalogue, list(versions.items())
+        self._layer, self._tested = layer, tested
+        self._kept: OrderedDict[int, _Read] = OrderedDict()
 
-    def __getitem__(self, dataset: int) -> _Layer:
+    def __getitem__(self, dataset: int) -> _Read:
         if dataset not in self._kept:
-            dna = self._files[dataset].read([self._layer])
-            sums = cumulative(dna).astype(np.float32)
-            self._kept[dataset] = _Layer(sums, dna.low, dna.high)
-            while len(self._kept) > max(2, CACHED // sums.nbytes):
+            side = Side.open(
+                self._catalogue, *self._versions[dataset], [self._layer], tested=self._tested
+            )
+            found = self._kept[dataset] = _Read(*side.read(self._layer))
+            while len(self._kept) > max(2, CACHED // found.nbytes):
                 self._kept.popitem(last=False)
         self._kept.move_to_end(dataset)
         return self._kept[dataset]
 
 
-def _neuron(layer: str, at: int, emd: float, weight: float, a: _Layer, b: _Layer) -> Neuron:
-    low, high = float(a.low[at]), float(a.high[at])
-    seen = overlaid(a.sums[at].astype(np.float64), b.sums[at].astype(np.float64), low, high)
-    return Neuron(layer, at, emd, seen.low, seen.high, seen.a, seen.b, weight)
+@dataclass(frozen=True, eq=False)
+class _Neuron:
+    """One of the first, so far: `columns` of it alone, and both histograms."""
+
+    layer: str
+    neuron: int
+    columns: Mapping[str, float]
+    weight: float
+    histograms: Overlay
+
+    @classmethod
+    def of(
+        cls, layer: str, at: int, columns: Mapping[str, Floats], weight: float, a: DNA, b: DNA
+    ) -> _Neuron:
+        of_it = {name: float(values[at]) for name, values in columns.items()}
+        return cls(layer, at, of_it, weight, overlay(a, b, at))
+
+    def told(self, q: float | None) -> Neuron:
+        seen, of = self.histograms, self.columns
+        interval = of["emd_corrected"], of["low"], of["high"]
+        return Neuron(
+            self.layer,
+            self.neuron,
+            of["emd"],
+            seen.low,
+            seen.high,
+            seen.a,
+            seen.b,
+            self.weight,
+            interval if np.isfinite(interval).all() else None,
+            q if q is not None and np.isfinite(q) else None,
+        )

@@ -70,7 +70,7 @@ def test_the_keyboard_walks_the_matrix_and_opens_a_pair(reader: Reader, tmp_path
     reader.open(path)
     order = clusters(report.shown(matrix)).order
     cursor = reader.find("cursor")
-    cursor.send_keys(Keys.HOME, Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    cursor.send_keys(Keys.HOME, Keys.PAGE_UP, *[Keys.ARROW_DOWN] * 2, Keys.ARROW_RIGHT)
     i, j = order[2], order[1]
     assert f"{matrix.names[i]} and {matrix.names[j]}, all neurons" in reader.text("selected")
     assert f"emd {matrix.of()[i, j]:#.4g} bins" in reader.text("selected")
@@ -107,7 +107,7 @@ def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_pa
         assert np.array(found) == pytest.approx(values, rel=5e-4)
         assert sum(text.startswith("~") for row in rows for text in row) == 2
     reader.choose("quantity", "Fréchet distance of neurons")
-    i, j = clusters(report.shown(matrix)).order[:2]  # what the page began with
+    i, j = reader.run("return state.open")  # what the page began with
     assert f"nfd {matrix.of('blocks.0', 'nfd')[i, j]:#.4g}" in reader.text("selected")
     assert "9 of 10 pairs differ" in reader.text("summary")
     reader.choose("order", "distance to …")
@@ -136,6 +136,58 @@ def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -
     assert reader.run("return document.querySelectorAll('#neurons path').length") == 2
     assert "There are no error bars." in reader.text("pair-body")
     assert "is tested: there are no error bars (--no-error-bars)" in reader.text("summary")
+
+
+def test_the_page_opens_with_the_nearest_pair_that_differs(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(20), (0, 1))
+    shown = report.shown(matrix)
+    pairs = [(i, j) for i in range(20) for j in range(i + 1, 20)]
+    nearest = sorted(pairs, key=lambda pair: shown[pair])
+    for near in nearest[:3]:  # not told apart
+        matrix.estimates["q"][-1][near] = matrix.estimates["q"][-1][near[::-1]] = 0.6
+    matrix.estimates["q"][-1][0, 1] = matrix.estimates["q"][-1][1, 0] = 0.6
+    telling = [pair for pair in nearest if matrix.of("all", "q")[pair] < 0.05]
+
+    def opened(neurons: dict[tuple[int, int], list[Neuron]]) -> str:
+        reader.open(write(tmp_path / "page.html", matrix, seen=[Seen(neurons)]))
+        return reader.text("pair-title")
+
+    def title(pair: tuple[int, int]) -> str:
+        return f"{matrix.names[pair[0]]} and {matrix.names[pair[1]]}, all neurons"
+
+    assert opened({}) == title(telling[0])
+    neuron = Neuron("blocks.0", 1, 2.0, 0.0, 1.0, (1,), (2,))
+    # One whose neurons are on the page tells more than one that is nearer.
+    some = {pair: [neuron] for pair in (nearest[0], telling[7], telling[4])}
+    assert opened(some) == title(telling[4])
+    assert opened({nearest[0]: [neuron]}) == title(nearest[0])
+    assert matrix.names[nearest[0][0]] in reader.text("selected")
+    matrix.emd[:] = np.nan
+    matrix.estimates.clear()
+    assert opened({}).endswith(", all neurons")
+
+
+def test_neurons_that_are_not_told_apart_are_marked(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(2), (0, 1))
+    neurons = [
+        replace(Neuron("blocks.0", k, 9.0, 0.0, 1.0, (1,), (2,)), corrected=interval, q=q)
+        for k, (interval, q) in enumerate(
+            [((8.5, 7.0, 9.75), 0.001), ((5.0, 0.0, 6.0), 0.07), (None, None)]
+        )
+    ]
+    reader.open(write(tmp_path / "page.html", matrix, seen=[Seen({(0, 1): neurons})]))
+    captions = (
+        "return [...document.querySelectorAll('#neurons figure')].map((of) =>"
+        " [of.querySelector('figcaption').textContent, of.classList.contains('alike')])"
+    )
+    assert reader.run(captions) == [
+        ["blocks.0, neuron 0: 8.500 bins [7.0, 9.8], q 0.001", False],
+        ["blocks.0, neuron 1: 5.000 bins [0, 6.0], q 0.070: not told apart", True],
+        ["blocks.0, neuron 2: 9.000 bins", False],
+    ]
+    assert "q over all neurons of the pair" in reader.text("pair-body")
+    reader.choose("rate", "10%")
+    assert [alike for _, alike in reader.run(captions)] == [False] * 3
 
 
 def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import uuid
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,22 @@ from pipeline.catalogue import Catalogue
 from pipeline.distance import emd
 from pipeline.dna import Floats
 from pipeline.errors import BadImage, SourceError, UsageError
+from pipeline.explain import Explanation, explain
 from pipeline.images import load
 from pipeline.lens import Lens
 from pipeline.matrix import Matrix, compare
-from pipeline.page import BITS, COLUMNS, EXACT, Page, Panel, Seen, pack, render, require_html
+from pipeline.page import (
+    BITS,
+    COLUMNS,
+    EXACT,
+    Neuron,
+    Page,
+    Panel,
+    Seen,
+    pack,
+    render,
+    require_html,
+)
 from pipeline.panels import SIDE, THUMBNAIL, gather, thumbnail, write_page
 from pipeline.plan import plan
 from pipeline.report import shown
@@ -219,15 +232,29 @@ def test_a_page_tells_what_the_catalogue_knows(built: Catalogue) -> None:
     assert "commit 3 of" in page.about
 
 
-def test_neurons_are_those_that_differ_most(built: Catalogue) -> None:
+def agree(found: Sequence[Neuron], explained: Explanation) -> None:
+    """The page's neurons of a pair are the first of its explanation, with the same numbers."""
+    rows = explained.neurons.slice(0, panels.NEURONS).to_pylist()
+    for neuron, row, drawn in zip(found, rows, explained.shown, strict=False):
+        assert (neuron.layer, neuron.neuron) == (row["layer"], row["neuron"])
+        assert (neuron.emd, neuron.weight, neuron.q) == (row["emd"], row["weight"], row["q"])
+        assert neuron.corrected == (row["emd_corrected"], row["low"], row["high"])
+        assert (neuron.low, neuron.high) == (drawn.low, drawn.high)
+        assert (neuron.a, neuron.b) == (drawn.a, drawn.b)
+    assert len(found) == len(rows)
+
+
+def test_neurons_are_those_of_the_explanation(built: Catalogue) -> None:
     matrix = compare(built)
     page = gather(built, [matrix], samples=0)
     (seen,) = page.seen
     dnas = [built.load(name) for name in matrix.names]
     assert set(seen.neurons) == {(0, 1), (0, 2), (1, 2)}
+    q = []
     for (i, j), found in seen.neurons.items():
+        agree(found, explain(built, matrix.names[i], matrix.names[j], top=panels.NEURONS))
+        q += [neuron.q for neuron in found]
         each = emd(dnas[i], dnas[j], per_neuron=True)
-        assert [n.emd for n in found] == pytest.approx(sorted(each, reverse=True)[:6], rel=1e-5)
         for neuron in found:
             at = dnas[i].slice_of(neuron.layer).start + neuron.neuron
             assert each[at] == pytest.approx(neuron.emd, rel=1e-5)
@@ -238,7 +265,27 @@ def test_neurons_are_those_that_differ_most(built: Catalogue) -> None:
                 most = max(share.max() for share in shares)
                 for told, share in zip((neuron.a, neuron.b), shares, strict=True):
                     assert told == pytest.approx(tuple(999 * share / most), abs=0.6)
+    assert all(value is not None for value in q)
     assert all(panel.notes == ("no sample images",) for panel in page.panels)
+
+
+def test_without_error_bars_neurons_are_ranked_plain_and_not_tested(built: Catalogue) -> None:
+    matrix = compare(built, error_bars=False)
+    (seen,) = gather(built, [matrix], samples=0).seen
+    dnas = [built.load(name) for name in matrix.names]
+    for (i, j), found in seen.neurons.items():
+        each = emd(dnas[i], dnas[j], per_neuron=True)
+        assert [n.emd for n in found] == pytest.approx(sorted(each, reverse=True)[:6], rel=1e-5)
+        assert {(n.corrected, n.q) for n in found} == {(None, None)}
+
+
+def test_of_wide_networks_fewer_pairs_are_tested(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "TESTS", sum(tiny.WIDTHS))
+    (seen,) = gather(built, [compare(built)], samples=0, pairs=1).seen
+    assert len(seen.neurons) == 1
+    assert seen.note.startswith("For its size, this page has the neurons of 1 of 3 pairs")
 
 
 def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> None:
@@ -251,14 +298,10 @@ def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> N
     plain, seen = page.seen
     assert plain.neurons == gather(built, matrices[:1], samples=0).seen[0].neurons
     assert (plain.weightless, seen.weightless) == ((), ("b",))
-    dnas = [built.load(name) for name in matrices[0].names]
+    names = matrices[0].names
     for (i, j), found in seen.neurons.items():
-        each = emd(dnas[i], dnas[j], per_neuron=True)
-        first = sorted(weights, key=lambda at: -abs(weights[at]) * each[at])
-        assert [(n.layer, n.neuron, n.weight) for n in found] == [
-            ("a", at, weights[at]) for at in first
-        ]
-        assert [n.emd for n in found] == pytest.approx([each[at] for at in first], rel=1e-5)
+        assert {neuron.neuron for neuron in found} == set(weights)
+        agree(found, explain(built, names[i], names[j], lens=lens, top=panels.NEURONS))
     data = data_of(render(page))
     assert [len(of["neurons"]["0-1"]) for of in data["matrices"]] == [6, 3]
     assert data["matrices"][1]["weightless"] == ["b"]
@@ -365,10 +408,11 @@ def test_one_bad_sample_leaves_the_others_and_far_ones_are_not_unpacked(
 def test_histograms_that_cannot_be_read_are_said(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(*_: object) -> bytes:
+    def gone(*_: object, **__: object) -> bytes:
         raise SourceError("the file is gone")
 
     matrix = compare(built)
+    monkeypatch.setattr(built, "open_file", gone)
     monkeypatch.setattr(built, "read_checked", gone)
     page = gather(built, [matrix], samples=0)
     assert page.seen == [Seen({}, "Histograms cannot be read: the file is gone")]
