@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from jobs.shell import AtOption, CatalogueOption, JsonOption, SpecOption, guarde
 if TYPE_CHECKING:
     from pipeline.fit import Fitted, Score
     from pipeline.lens import Lens
+    from pipeline.storage import Stored
 
 lens = typer.Typer(
     help="Fit, list and show lenses: weights of neurons, for compare and explain (--lens).",
@@ -18,6 +20,8 @@ lens = typer.Typer(
 )
 LensName = Annotated[str, typer.Argument(help="Name of the lens in the catalogue.")]
 SHOWN = 20
+LISTED = 3
+"""Datasets, and scores, of a lens in a list."""
 FAIR = 0.2
 
 
@@ -136,18 +140,72 @@ def _granted(score: Score) -> bool:
 @lens.command()
 @guarded
 def ls(catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
-    """List the lenses of a catalogue, the newest of each name."""
+    """List the lenses of a catalogue, the newest of each name: of what, and how they do."""
     from pipeline.catalogue import Catalogue
     from pipeline.matrix import newest_lenses
 
     found = sorted(newest_lenses(Catalogue(catalogue)).items())
+    rows = [_listed(name, item) for name, item in found]
     if as_json:
-        print_json([{"name": name, "uri": i.uri, "written": i.modified} for name, i in found])
+        print_json(rows)
         return
-    for name, item in found:
-        print(f"{name}  {item.uri}")
-    if not found:
+    if not rows:
         print("no lenses: vdna lens fit NAME makes one")
+        return
+    cells: list[tuple[str, ...]] = [
+        ("name", "kind", "neurons", "written", "fitted on", "held out: through / plain")
+    ]
+    cells += [_cells(row) for row in rows]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(cells[0]))]
+    for line in cells:
+        padded = (f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
+        print("  ".join(padded).rstrip())
+
+
+def _listed(name: str, item: Stored) -> dict[str, Any]:
+    """What a lens's file says of itself; of one that cannot be read, why."""
+    from pipeline import storage
+    from pipeline.errors import VdnaError
+    from pipeline.fit import Score
+    from pipeline.lens import Lens
+
+    row: dict[str, Any] = {"name": name, "uri": item.uri, "written": item.modified}
+    try:
+        stated = Lens.stated(storage.read(item.uri), item.uri)
+        provenance = stated["provenance"]
+        return {
+            **row,
+            "kind": str(provenance.get("kind", "weights")),
+            "neurons": stated["neurons"],
+            "fitted_on": {name: int(n) for name, n in provenance.get("images", {}).items()},
+            "held_out": [asdict(Score(**score)) for score in provenance.get("held_out", ())],
+        }
+    except VdnaError as error:
+        return {**row, "problem": str(error)}
+    except (AttributeError, TypeError, ValueError) as error:
+        return {**row, "problem": f"{item.uri}: its provenance is none of ours: {error}"}
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Of a line: which datasets, and of each attribute what the lens leaves of it."""
+    written = f"{row['written']:%Y-%m-%d %H:%M}" if row["written"] else ""
+    if "problem" in row:
+        return row["name"], "unreadable", "", written, row["problem"], ""
+    fitted = [f"{name} ({images:,})" for name, images in row["fitted_on"].items()]
+    scores = [
+        f"{score['role']} {score['attribute']} {score['through']:.2f}"
+        if score["seen"]
+        else f"{score['role']} {score['attribute']} not seen"
+        for score in row["held_out"]
+    ]
+    neurons = f"{row['neurons']:,}"
+    return row["name"], row["kind"], neurons, written, _few(fitted), _few(scores)
+
+
+def _few(parts: list[str]) -> str:
+    """The first ones; `show` has them all."""
+    more = f" and {len(parts) - LISTED} more" if len(parts) > LISTED else ""
+    return ", ".join(parts[:LISTED]) + more
 
 
 @lens.command()

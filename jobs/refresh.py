@@ -20,6 +20,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    tell_error,
 )
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def refresh(
         versions = {name: place.find(name, spec=matrix.spec_digest) for name in matrix.names}
         print_notes(versions, to=sys.stderr if as_json else None)
     if failed is not None:
-        print(f"error: {failed}", file=sys.stderr)
+        tell_error(failed, as_json=as_json)
         raise typer.Exit(failed.exit_code)
 
 

@@ -84,15 +84,22 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except VdnaError as error:
-            if kwargs.get("as_json"):
+            as_json = bool(kwargs.get("as_json"))
+            if as_json:
                 print_json({"error": type(error).__name__, "message": str(error)})
-            print(f"error: {error}", file=sys.stderr)
+            tell_error(error, as_json=as_json)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             raise typer.Exit(130) from error
 
     return run
+
+
+def tell_error(error: VdnaError, *, as_json: bool) -> None:
+    """On stderr, for logs; not where stdout, which has it as JSON, is a terminal as well."""
+    if not (as_json and sys.stdout.isatty()):
+        print(f"error: {error}", file=sys.stderr)
 
 
 def print_json(data: object) -> None:

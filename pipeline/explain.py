@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import cumulative
 from pipeline.dna import DNA, DnaFile, Floats, Ints, encode_tables
+from pipeline.errors import UsageError
 from pipeline.folds import (
     NEURON_COLUMNS,
     PAIR_ESTIMATES,
@@ -149,6 +150,8 @@ def explain(
 
     A layer of both is in memory at a time. Raises as `compare` does.
     """
+    if a == b:
+        raise UsageError(f"explaining takes two datasets, and {a!r} is given twice")
     digest, versions = resolve(catalogue, [a, b], at=at, spec=spec)
     network = catalogue.spec(digest)
     chosen = tuple(layers or network.layers)

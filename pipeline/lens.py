@@ -164,6 +164,21 @@ class Lens:
         }
         return encode_tables(metadata, table.schema, [table])
 
+    @staticmethod
+    def stated(data: bytes, name: str) -> dict[str, Any]:
+        """What a lens's file says of itself, whatever the network: `neurons` that it weighs, and
+        the `provenance` of a fitted one. Raises `CorruptFile`.
+        """
+        try:
+            file = pq.ParquetFile(pa.BufferReader(data)).metadata
+            text = (file.metadata or {}).get(b"vdna", b"{}")
+            provenance = json.loads(text).get("provenance", {})
+            if not isinstance(provenance, dict):
+                raise CorruptFile(f"{name}: its provenance is {provenance!r}")
+            return {"neurons": file.num_rows, "provenance": provenance}
+        except (pa.ArrowException, OSError, AttributeError, ValueError) as error:
+            raise CorruptFile(f"{name}: torn, or not a lens: {error}") from error
+
     @classmethod
     def decode(cls, data: bytes, name: str, spec: Spec) -> Lens:
         """A file of ours, or any other with the three columns, which is then named `name`.

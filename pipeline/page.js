@@ -832,7 +832,7 @@ function drawSentences() {
     const alike = others.filter((j) => verdict(layer, i, j) === "alike");
     const apart = others.find((j) => verdict(layer, i, j) !== "alike") ?? others[0];
     make("td", name(i, apart), {}, row);
-    make("td", name(i, others.at(-1)), {}, row);
+    make("td", others.at(-1) === apart ? "the same" : name(i, others.at(-1)), {}, row);
     const named = alike
       .slice(0, 3)
       .map((j) => `${DATA.names[j]} (q ${short(at(layer.q, i, j))})`)

@@ -227,17 +227,18 @@ def _decimals(value: float) -> int:
 
 def sentences_heading(matrix: Matrix, layer: str = ALL) -> str:
     """What the numbers of `nearest_sentences` are."""
-    if all_corrected(matrix, layer):
-        how = "corrected for the sizes of the samples [95% interval]"
-        return f"Nearest and farthest, in bins, {how}:"
-    return "Nearest and farthest, in bins, not corrected for the sizes of the samples:"
+    what = "Distance" if len(matrix.names) == 2 else "Nearest and farthest"
+    how = "corrected for the sizes of the samples [95% interval]"
+    if not all_corrected(matrix, layer):
+        how = "not corrected for the sizes of the samples"
+    return f"{what}, in bins, {how}:"
 
 
 def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
     """For each dataset, its nearest and its farthest, and those that it is not told apart from.
 
     Corrected distances with their 95% interval, where they are known. The nearest is one that is
-    told apart, unless none is.
+    told apart, unless none is. Of two datasets there is one distance, and one line.
     """
     values, verdict = shown(matrix, layer), verdicts(matrix, layer)
     q, low, high = (matrix.of(layer, column) for column in ("q", "low", "high"))
@@ -253,6 +254,11 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
         return f"{text} [{low[i, j]:.{digits}f}, {high[i, j]:.{digits}f}]"
 
     lines = []
+    if len(matrix.names) == 2:
+        if not neighbours(values, 0):
+            return [f"{' and '.join(matrix.names)} are at no distance that is defined"]
+        alike_too = f"; not told apart (q {q[0, 1]:.2f})" if verdict[0, 1] == ALIKE else ""
+        return [f"{matrix.names[0]} to {told(0, 1)}{alike_too}"]
     for i, name in enumerate(matrix.names):
         others = neighbours(values, i)
         if not others:
@@ -260,7 +266,9 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
             continue
         alike = [j for j in others if verdict[i, j] == ALIKE]
         apart = [j for j in others if verdict[i, j] != ALIKE] or list(others)
-        line = f"{name:{width}}  nearest {told(i, apart[0])}, farthest {told(i, others[-1])}"
+        near, far = told(i, apart[0]), told(i, others[-1])
+        both = f"nearest and farthest {far}" if near == far else f"nearest {near}, farthest {far}"
+        line = f"{name:{width}}  {both}"
         if alike:
             named = ", ".join(f"{matrix.names[j]} (q {q[i, j]:.2f})" for j in alike[:NAMED])
             more = f" and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
@@ -410,8 +418,9 @@ def reaction_lines(found: Explanation) -> list[str]:
         f"No images are named for {name}: build it with --exemplars {DEFAULT_KEPT}"
         for name in lacking
     ]
-    if len(lacking) == len(names):
+    if len(lacking) == len(names) or not found.reactions:
         return lines
+    lines.append("Images that the first neurons react to most, with the mean activation over each:")
     rows = found.neurons.slice(0, SHOWN_NEURONS).to_pylist()
     for row, sides in zip(rows, found.reactions, strict=False):
         lines.append(f"{row['layer']}[{row['neuron']}] reacts most to")

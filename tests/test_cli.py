@@ -497,7 +497,7 @@ def test_compare_prints_pairs_and_what_is_known_of_them(place: Path) -> None:
     assert f"[{row['low']:.2f}, {row['high']:.2f}]" in text
     assert "None of 1 pair is tested: that takes 6 folds of each dataset" in text
     assert "range), corrected for the sizes of the samples\n" in text
-    assert "Nearest and farthest, in bins, corrected for the sizes of the samples" in text
+    assert "Distance, in bins, corrected for the sizes of the samples" in text
 
 
 def test_compare_as_json_has_every_ordered_pair_of_every_layer(place: Path) -> None:
@@ -507,6 +507,10 @@ def test_compare_as_json_has_every_ordered_pair_of_every_layer(place: Path) -> N
     assert all(row["emd"] == 0 for row in rows if row["a"] == row["b"])
     there = {(row["a"], row["b"], row["layer"]): row["emd"] for row in rows}
     assert all(there[a, b, layer] == there[b, a, layer] for a, b, layer in keys)
+    assert vdna_json("compare", "-c", place, "--layer", "all") == rows
+    assert (
+        vdna("compare", "-c", place, "--layer", "all").stdout == vdna("compare", "-c", place).stdout
+    )
     some = vdna_json("compare", "b/other", "a", "-c", place, "--layer", "blocks.3.1")
     assert {row["layer"] for row in some} >= {"blocks.3.1"}
     for row in some:
@@ -774,6 +778,22 @@ def test_each_command_is_a_module_too(tmp_path: Path, others: Path, place: Path)
     refreshed = run(*module, "jobs.refresh", "--config", file, "-c", place, "--workers", 0)
     assert refreshed.returncode == 0, refreshed.stderr
     assert "b/other: 4 images; nothing to do" in refreshed.stdout
+
+
+def test_on_a_terminal_an_error_is_told_once(place: Path) -> None:
+    """As JSON where that was asked for; in a pipe it stands in the log beside it, too."""
+    words = [sys.executable, "-m", "jobs.compare", "a", "nowhere", "-c", str(place)]
+    for options, stands in (([], "error: "), (["--json"], '"error": "NotFound"')):
+        ours, theirs = os.openpty()
+        with subprocess.Popen(
+            [*words, *options], stdout=theirs, stderr=theirs, cwd=REPOSITORY
+        ) as it:
+            assert it.wait(timeout=120) == 1
+        os.close(theirs)
+        text = os.read(ours, 10**5).decode()
+        os.close(ours)
+        assert text.count("has no dataset 'nowhere'") == 1
+        assert stands in text
 
 
 def test_the_console_script(place: Path, tmp_path: Path) -> None:

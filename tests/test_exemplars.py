@@ -215,7 +215,8 @@ def test_an_explanation_names_the_images_of_both_sides(
     (first, _) = found.reactions[0]
     assert first is not None
     said = CliRunner().invoke(app, ["explain", "a", "b", "-c", place.root]).stdout
-    assert f"{rows[0]['layer']}[{rows[0]['neuron']}] reacts most to" in said
+    heading = "Images that the first neurons react to most, with the mean activation over each:\n"
+    assert f"{heading}{rows[0]['layer']}[{rows[0]['neuron']}] reacts most to" in said
     assert f"  of a: {first[0].uri} ({first[0].reaction:.3g})" in said
     assert said.count("  of b: ") == 2 * 5
     json_of = CliRunner().invoke(app, ["explain", "a", "c", "-c", place.root, "--json"]).stdout

@@ -241,11 +241,17 @@ def test_the_command(place: Catalogue, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "stem[5]" in done.output
     assert "From a to b" in done.output
+    firsts = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert firsts[1:3] == ["layer", "all"]
+    assert set(firsts[3:5]) == {"stem", "head"}
+    assert firsts[5:9] == ["Neurons,", "neuron", "stem[5]", "head[2]"]
     assert pq.read_table(out).schema.names == NEURONS.names
     done = CliRunner().invoke(app, [*words, "--json"])
     told = json.loads(done.stdout)
     assert [row["neuron"] for row in told["neurons"]] == [5, 2]
     assert set(told["neurons"][0]["histograms"]) == {"low", "high", "a", "b"}
+    whole = CliRunner().invoke(app, [*words, "--layer", "all", "--json"])
+    assert json.loads(whole.stdout) == told
     done = CliRunner().invoke(app, [*words[:-2], "--neurons", "stem:0-3", "--json"])
     assert len(json.loads(done.stdout)["neurons"]) == 4
 
@@ -253,7 +259,7 @@ def test_the_command(place: Catalogue, tmp_path: Path) -> None:
 def test_bad_questions_are_refused_by_name(place: Catalogue) -> None:
     with pytest.raises(NotFound, match="no dataset 'c'"):
         explain(place, "a", "c")
-    with pytest.raises(UsageError, match="two datasets"):
+    with pytest.raises(UsageError, match="takes two datasets, and 'a' is given twice"):
         explain(place, "a", "a")
     with pytest.raises(UsageError, match="tail"):
         explain(place, "a", "b", layers=["tail"])

@@ -201,7 +201,12 @@ def test_the_commands(place: Catalogue, tmp_path: Path) -> None:
     )
     assert "of what is ignored is gone, what is kept changes by" in said
     assert "see through it with --lens clear-of-fog" in said
-    assert "clear-of-fog  " in run("ls", *root)
+    header, *lines = run("ls", *root).splitlines()
+    (line,) = [line for line in lines if line.startswith("clear-of-fog ")]
+    assert header.split()[:4] == ["name", "kind", "neurons", "written"]
+    assert line.split()[1] == "ignore"
+    for told in (f"ignored {attribute('fog')} ", f"kept {attribute('dark')} ", "fit/none (480)"):
+        assert told in line
     shown = json.loads(run("show", "clear-of-fog", "--json", *root))
     assert shown["kind"] == "ignore"
     assert shown["negative"] > 0
@@ -216,8 +221,12 @@ def test_the_commands(place: Catalogue, tmp_path: Path) -> None:
         run("fit", "fog/few", "--focus", attribute("fog"), "--top", "3", "--json", *root)
     )
     assert focused["neurons"] == 3
-    names = [row["name"] for row in json.loads(run("ls", "--json", *root))]
-    assert {"clear-of-fog", "fog/few"} <= set(names)
+    listed = {row["name"]: row for row in json.loads(run("ls", "--json", *root))}
+    assert {"clear-of-fog", "fog/few"} <= set(listed)
+    assert (listed["fog/few"]["kind"], listed["fog/few"]["neurons"]) == ("focus", 3)
+    assert listed["clear-of-fog"]["held_out"] == shown["held_out"]
+    assert listed["clear-of-fog"]["fitted_on"] == shown["images"]
+    assert all(row["written"] for row in listed.values())
     words = [
         "compare",
         "fresh/none",
@@ -251,3 +260,28 @@ def test_the_commands(place: Catalogue, tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["lens", *wrong])
         assert done.exit_code == (1 if wrong[0] == "show" else 2), wrong
         assert done.output.startswith("error: ")
+
+
+def test_lenses_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -> None:
+    catalogue = Catalogue(str(tmp_path))
+    chosen = Lens.of("chosen", SPEC, [("stem", 1, 1.0), ("stem", 2, -0.5)])
+    keep(catalogue, chosen)
+    for name, provenance in (
+        ("odd", {"kind": 5, "held_out": [{"attribute": "a:b"}]}),
+        ("odder", {"images": ["a"]}),
+        ("oddest", {"images": {"a": "many"}}),
+    ):
+        keep(catalogue, replace(chosen, name=name, provenance=provenance))
+    (tmp_path / "lenses/torn").mkdir()
+    (tmp_path / "lenses/torn/00.parquet").write_bytes(b"torn")
+    lines = run("ls", "-c", str(tmp_path)).splitlines()[1:]
+    assert [line.split()[:2] for line in lines] == [
+        ["chosen", "weights"],
+        ["odd", "unreadable"],
+        ["odder", "unreadable"],
+        ["oddest", "unreadable"],
+        ["torn", "unreadable"],
+    ]
+    assert "torn, or not a lens" in lines[-1]
+    rows = json.loads(run("ls", "--json", "-c", str(tmp_path)))
+    assert [row.get("neurons") for row in rows] == [2, None, None, None, None]

@@ -189,7 +189,7 @@ def test_undefined_distances_are_printed_as_such() -> None:
     assert rows(matrix) == [["0", "nan", "100.0"], ["nan"] * 3, ["100.0", "nan", "0"]]
     all_undefined = with_nan(matrix_of("a", "b"), 0, 1)
     assert rows(all_undefined) == [["nan", "nan"], ["nan", "nan"]]
-    assert len(nearest_sentences(all_undefined)) == 2
+    assert len(nearest_sentences(all_undefined)) == 1
 
 
 def test_undefined_distances_are_nobodys_nearest_or_farthest() -> None:
@@ -205,7 +205,25 @@ def test_sentences_name_the_nearest_and_the_farthest() -> None:
         "c       nearest middle 33.3, farthest a 66.7",
         "far     nearest c 33.3, farthest a 100.0",
     ]
-    assert nearest_sentences(matrix_of("a", "b"), "stem")[0] == "a  nearest b 50.0, farthest b 50.0"
+
+
+def test_one_distance_is_said_once() -> None:
+    pair = matrix_of("a", "b")
+    assert nearest_sentences(pair, "stem") == ["a to b 50.0"]
+    assert sentences_heading(pair) == (
+        "Distance, in bins, not corrected for the sizes of the samples:"
+    )
+    assert nearest_sentences(with_estimates(matrix_of("a", "b"), (0, 1))) == [
+        "a to b 99.0 [98.5, 99.5]; not told apart (q 0.41)"
+    ]
+    assert nearest_sentences(with_nan(matrix_of("a", "b"), 0)) == [
+        "a and b are at no distance that is defined"
+    ]
+    matrix = with_estimates(matrix_of("a", "b", "c"), (0, 1))
+    assert nearest_sentences(matrix)[0] == (
+        "a  nearest and farthest c 99.0 [98.5, 99.5]; not told apart from b (q 0.41)"
+    )
+    assert nearest_sentences(matrix)[2].startswith("c  nearest b 49.0 [48.5, 49.5], farthest a")
 
 
 def test_sentences_have_what_the_folds_say() -> None:
@@ -278,7 +296,7 @@ def test_plain_and_corrected_numbers_are_called_so() -> None:
     assert "not corrected" not in title_of(plain)
     assert title_of(corrected).endswith(", corrected for the sizes of the samples")
     assert "99.0" in printed(corrected)[1]
-    heading = "Nearest and farthest, in bins, "
+    heading = "Distance, in bins, "
     assert sentences_heading(plain) == f"{heading}not corrected for the sizes of the samples:"
     how = "corrected for the sizes of the samples [95% interval]:"
     assert sentences_heading(corrected) == heading + how
