@@ -30,8 +30,8 @@ from pipeline.panels import (
     notes_of,
     panel_of,
     short_name,
-    spec_facts,
     small_image,
+    spec_facts,
 )
 from pipeline.report import explanation_sentence, lacking_exemplars
 from pipeline.significance import FALSE_DISCOVERY_RATE
