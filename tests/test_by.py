@@ -33,6 +33,7 @@ from pipeline.shard import Counter
 from pipeline.source import Rules, list_source
 from pipeline.spec import Resources
 from pipeline.verify import verify
+from tests import tiny
 from tests.helpers import photo, write_photos
 from tests.test_build import Killed, killer, same_counts
 
@@ -43,8 +44,17 @@ RESOURCES = Resources(workers=0, threads=2)
 Killer = Callable[[int | None, bool], list[str]]
 
 
+NETWORK: dict[str, Any] = {}
+"""How images are counted here: fields of a request, once the network is there."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network(tmp_path_factory: pytest.TempPathFactory) -> None:
+    NETWORK.update(tiny.install(tmp_path_factory.mktemp("tiny")).options)
+
+
 def run(place: Catalogue, source: Path, **options: Any) -> Result:
-    settings = {"max_failures": 1.0, "shard_images": 2, "by": "1"} | options
+    settings = {"max_failures": 1.0, "shard_images": 2, "by": "1", **NETWORK} | options
     request = Request("photos", str(source), **settings)
     (result,) = build_datasets(place, [request], ENGINE, RESOURCES)
     return result
@@ -83,13 +93,13 @@ def holds(place: Catalogue, source: Path, *, failed: bool = True) -> None:
     """All that is promised of a folder of folders, by one clean pass over each."""
     warned = pytest.warns(UserWarning, match="could not be read") if failed else nullcontext()
     with warned:
-        whole = make_dna(source, max_failures=100, threads=2)
+        whole = make_dna(source, max_failures=100, threads=2, **NETWORK)
     assert same_counts(place.load("photos"), whole)
     folders = sorted(path for path in source.iterdir() if path.is_dir())
     parts = parts_of(place.head(), "photos", place.find("photos").spec)
     assert sorted(parts) == [f"photos/{folder.name}" for folder in folders]
     for folder in folders:
-        dna = make_dna(folder, max_failures=0.9, threads=2)
+        dna = make_dna(folder, max_failures=0.9, threads=2, **NETWORK)
         assert same_counts(place.load(f"photos/{folder.name}"), dna)
     findings = list(verify(place))
     assert [finding for finding in findings if not finding.ok] == []
@@ -187,7 +197,9 @@ def test_a_new_label_cuts_the_shards_that_mix_and_no_other(
     run(place, table(source, weather=weather), by="weather", shard_images=None)
     after = {h.digest for h in place.manifest("photos", place.find("photos")).heads}
     assert len(before & after) >= len(before) - 2
-    dna = make_dna(list_of(source, [n for n in weather if weather[n] == "rain"]), threads=2)
+    dna = make_dna(
+        list_of(source, [n for n in weather if weather[n] == "rain"]), threads=2, **NETWORK
+    )
     assert same_counts(place.load("photos/rain"), dna)
     assert [finding for finding in verify(place) if not finding.ok] == []
 
@@ -235,7 +247,9 @@ def test_a_lost_file_of_a_part_is_made_again_and_a_collection_spares_the_partial
     collect(place, keep=1, grace=timedelta(0))
     assert run(place, source).counted_shards == 0
     holds(place, source)
-    findings = list(recount(place, ["photos/sun"], engine=ENGINE, sample=None))
+    findings = list(
+        recount(place, ["photos/sun"], engine=ENGINE, sample=None, weights=NETWORK["weights"])
+    )
     assert findings[-1].ok, findings
 
 
@@ -253,7 +267,7 @@ def test_a_false_part_is_found(place: Catalogue, source: Path) -> None:
 
 
 def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> None:
-    photos = Request("photos/sun", str(source / "sun"))
+    photos = Request("photos/sun", str(source / "sun"), **NETWORK)
     build_datasets(place, [photos], ENGINE, RESOURCES)
     with pytest.raises(Conflict, match="photos/sun is a dataset of its own, and would be a part"):
         run(place, source)
