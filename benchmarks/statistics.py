@@ -1,6 +1,7 @@
 """How right the error bars are: replicates drawn from pools of real images, whose truth is known.
 
     python -m benchmarks.statistics [--images 4000] [--replicates 1000] [--nulls 10000] [--out DIR]
+    python -m benchmarks.statistics --only "brighter 1000x1000" --replicates 10000
 
 A pool of crops of photographs is taken as the population, so that its distances are known; others
 are crops made 8% brighter, crops of textures, and photographs with one texture in twenty. A last
@@ -19,6 +20,9 @@ False alarms are of two samples of one pool, of equal and unequal sizes, of sing
 images in groups (videos: crops of one photograph, never split between folds). Beside it, what does
 not hold: the same test with images of a group dealt to folds one by one.
 
+`--only` takes the cases alone whose names match: that many replicates of each tell a rate that is
+truly off from one that is so by chance.
+
 With `--out`, the paper's curve (EMD against the number of images) as a figure, and all numbers as
 JSON. The activations of the pools are kept in the cache of `benchmarks.corpora`.
 """
@@ -29,6 +33,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -51,8 +56,7 @@ POINTS = 40
 BINS = 1000
 FOLDS = 16
 SIZES = (100, 316, 1000, 3162, 10_000)
-UNEQUAL = ((100, 3162), (3162, 100), (316, 10_000))
-SINGLE = ((112, 3200), (100, 100), (1000, 316), (32, 3200), (16, 1600))
+PAIRS = (*zip(SIZES, SIZES, strict=True), (100, 3162), (3162, 100), (316, 10_000))
 LEVEL = 0.05
 AT_ONCE = 100
 """Replicates, whose products with the pool are one."""
@@ -65,6 +69,18 @@ POPULATIONS = {
     "textures": {"textures": 1.0},
     MOVED: {MOVED: 1.0},
 }
+SINGLE = ((112, 3200), (100, 100), (1000, 316), (32, 3200), (16, 1600))
+NULLS = (
+    *(("single images", *sizes) for sizes in SINGLE),
+    ("groups of about 10", 320, 3200),
+    ("groups of about 10", 500, 500),
+    ("groups of about 10", 1000, 3200),
+    ("groups of about 10, split between folds", 500, 500),
+)
+ESTIMATES = tuple((name, *sizes) for name in POPULATIONS for sizes in PAIRS)
+
+Case = tuple[str, int, int]
+"""Of which images, and how many on either side."""
 
 Array = NDArray[Any]
 
@@ -250,14 +266,17 @@ def weights(
 
 
 def samples(
-    chance: np.random.Generator, pools: dict[str, Pool], shares: dict[str, float]
+    chance: np.random.Generator,
+    pools: dict[str, Pool],
+    shares: dict[str, float],
+    sizes: Sequence[int],
 ) -> dict[int, Sample]:
     """One of each size; their products with the pools in one piece."""
-    drawn = [weights(chance, pools, shares, size) for size in SIZES]
+    drawn = [weights(chance, pools, shares, size) for size in sizes]
     sums = sum(np.concatenate([d[name] for d in drawn]) @ pools[name].curves for name in shares)
     some = next(iter(pools.values()))
     made = {}
-    for number, size in enumerate(SIZES):
+    for number, size in enumerate(sizes):
         folds = sums[number * FOLDS : (number + 1) * FOLDS]
         images = sum(d.sum(axis=1) for d in drawn[number].values())
         total = folds.sum(axis=0)
@@ -274,20 +293,24 @@ def samples(
     return made
 
 
-def replicate(chance: np.random.Generator, pools: dict[str, Pool]) -> dict[Any, dict[str, Array]]:
-    """(population, size, size) -> what is estimated of that pair, by layer."""
+def replicate(
+    chance: np.random.Generator, pools: dict[str, Pool], cases: Sequence[Case]
+) -> dict[Case, dict[str, Array]]:
+    """What is estimated of each case (photographs against what it names), by layer."""
     some = next(iter(pools.values()))
-    first = samples(chance, pools, POPULATIONS["photos"])
+    sizes_a = sorted({case[1] for case in cases})
+    first = samples(chance, pools, POPULATIONS["photos"], sizes_a)
     found = {}
-    for name, shares in POPULATIONS.items():
-        second = samples(chance, pools, shares)
-        for sizes in (*zip(SIZES, SIZES, strict=True), *UNEQUAL):
-            a, b = first[sizes[0]], second[sizes[1]]
+    for name in dict.fromkeys(case[0] for case in cases):
+        sizes_b = sorted({case[2] for case in cases if case[0] == name})
+        second = samples(chance, pools, POPULATIONS[name], sizes_b)
+        for case in (case for case in cases if case[0] == name):
+            a, b = first[case[1]], second[case[2]]
             emd = some.layers(a.whole - b.whole)
             dropped_a = some.layers(a.dropped - b.whole).T
             dropped_b = some.layers(a.whole - b.dropped).T
             estimates = significance.estimate(emd, dropped_a, dropped_b, a.images, b.images)
-            found[name, *sizes] = {
+            found[case] = {
                 "emd": emd,
                 "corrected": estimates.emd_corrected,
                 "se": estimates.se,
@@ -307,12 +330,14 @@ def _tests(some: Pool, apart: Array) -> Array:
     return significance.flip_test(np.stack([*grams, sum(grams)]))
 
 
-def study(pools: dict[str, Pool], replicates: int, seed: int) -> list[dict[str, Any]]:
+def study(
+    pools: dict[str, Pool], replicates: int, seed: int, cases: Sequence[Case]
+) -> list[dict[str, Any]]:
     chance = np.random.default_rng(seed)
-    found: dict[Any, list[dict[str, Array]]] = {}
+    found: dict[Case, list[dict[str, Array]]] = {}
     started = time.monotonic()
     for number in range(1, replicates + 1):
-        for key, values in replicate(chance, pools).items():
+        for key, values in replicate(chance, pools, cases).items():
             found.setdefault(key, []).append(values)
         if number % 20 == 0:
             left = (time.monotonic() - started) / number * (replicates - number)
@@ -358,7 +383,9 @@ def study(pools: dict[str, Pool], replicates: int, seed: int) -> list[dict[str, 
 # False alarms: only inner products of images are needed, so that all neurons can be taken.
 
 
-def false_alarms(one: Pool, replicates: int, seed: int) -> list[dict[str, Any]]:
+def false_alarms(
+    one: Pool, replicates: int, seed: int, cases: Sequence[Case]
+) -> list[dict[str, Any]]:
     chance = np.random.default_rng(seed)
     edges = np.cumsum([0, *(width * POINTS for width in one.widths)])
     centred = one.curves - one.curves.mean(axis=0)
@@ -366,14 +393,8 @@ def false_alarms(one: Pool, replicates: int, seed: int) -> list[dict[str, Any]]:
     grams.append(sum(grams))
     by_group = [np.flatnonzero(one.group == group) for group in np.unique(one.group)]
     rows = []
-    cases = [("single images", sizes, 1, False) for sizes in SINGLE]
-    cases += [
-        ("groups of about 10", (320, 3200), 10, False),
-        ("groups of about 10", (500, 500), 10, False),
-        ("groups of about 10", (1000, 3200), 10, False),
-        ("groups of about 10, split between folds", (500, 500), 10, True),
-    ]
-    for case, sizes, group, split in cases:
+    for case, *sizes in cases:
+        group, split = 1 if case == "single images" else 10, "split" in case
         tests = []
         for start in range(0, replicates, AT_ONCE):
             drawn = []
@@ -477,38 +498,59 @@ def figure(rows: Sequence[dict[str, Any]], path: Path, layer: str) -> None:
     plot.savefig(path)
 
 
+def summary(rows: Sequence[dict[str, Any]], alarms: Sequence[dict[str, Any]]) -> str:
+    """In one line: of the cases that there are."""
+    said = []
+    told = [row for row in rows if row["true"] and row["power"] >= 0.5]
+    for chosen, which in ((False, "sets are mostly told apart"), (True, "one neuron in 20 moved")):
+        held = [row["coverage"] for row in told if (row["b"] == MOVED) == chosen]
+        if held:
+            said.append(
+                f"{CONFIDENCE:.0%} intervals hold the truth {min(held):.1%} to {max(held):.1%} of "
+                f"the time where {which} ({len(held)} cases)"
+            )
+    below = [row["below_high"] for row in rows if row["b"] != MOVED]
+    if below:
+        said.append(f"the truth is below their upper end at least {min(below):.1%} of the time")
+    whole = [row["false_alarms"] for row in alarms if "split" not in row["images"]]
+    if whole:
+        said.append(f"at {LEVEL:.0%}, false alarms are {min(whole):.1%} to {max(whole):.1%}")
+    return "; ".join(said)
+
+
+def chosen(cases: Sequence[Case], pattern: re.Pattern[str] | None) -> list[Case]:
+    """Those named so: "brighter 1000x1000"."""
+    names = (f"{which} {a}x{b}" for which, a, b in cases)
+    named = zip(cases, names, strict=True)
+    return [case for case, name in named if pattern is None or pattern.search(name)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=4000, help="of each pool")
-    parser.add_argument("--replicates", type=int, default=1000)
-    parser.add_argument("--nulls", type=int, default=10_000)
+    parser.add_argument("--only", type=re.compile, help="cases, as 'brighter 1000x1000'")
+    parser.add_argument("--replicates", type=int, default=1000, help="of each case of estimates")
+    parser.add_argument("--nulls", type=int, default=10_000, help="of each case of false alarms")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a folder for statistics.json and the figure")
     parser.add_argument("--cache", type=Path, default=corpora.DEFAULT_CACHE)
     arguments = parser.parse_args()
+    estimates, nulls = (chosen(cases, arguments.only) for cases in (ESTIMATES, NULLS))
+    if not estimates and not nulls:
+        every = sorted({f"{which} {a}x{b}" for which, a, b in (*ESTIMATES, *NULLS)})
+        parser.error(f"--only {arguments.only.pattern!r} matches none of: {'; '.join(every)}")
     pools = {name: pool(name, arguments.images, arguments.cache) for name in POOLS}
     pools[MOVED] = moved(pools["photos"])
-    alarms = false_alarms(pools["photos"], arguments.nulls, arguments.seed)
-    rows = study(pools, arguments.replicates, arguments.seed)
+    alarms = false_alarms(pools["photos"], arguments.nulls, arguments.seed, nulls) if nulls else []
+    rows = study(pools, arguments.replicates, arguments.seed, estimates) if estimates else []
     result = {"needed": needed(pools), "false_alarms": alarms, "estimates": rows}
-    real = [row for row in rows if row["b"] != MOVED]
-    told = [row["coverage"] for row in real if row["true"] and row["power"] >= 0.5]
-    below = min(row["below_high"] for row in rows)
-    sparse = [row["coverage"] for row in rows if row["b"] == MOVED and row["power"] >= 0.5]
-    whole = [row["false_alarms"] for row in alarms if "split" not in row["images"]]
-    line = (
-        f"{CONFIDENCE:.0%} intervals hold the truth {min(told):.1%} to {max(told):.1%} of the time "
-        f"where sets are mostly told apart ({min(sparse):.1%} to {max(sparse):.1%} where one "
-        f"neuron in twenty is moved by hand), and the truth is below their upper end at least "
-        f"{below:.1%} of the time, near the null too; at {LEVEL:.0%}, false alarms are "
-        f"{min(whole):.1%} to {max(whole):.1%}"
-    )
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result, indent=1)
         (arguments.out / "statistics.json").write_text(text + "\n", encoding="utf-8")
-        figure(rows, arguments.out / "images.svg", "blocks.6.0")
-    measure.emit(result, line)
+        if arguments.only is None:
+            figure(rows, arguments.out / "images.svg", "blocks.6.0")
+    measure.emit(result, summary(rows, alarms))
 
 
 if __name__ == "__main__":
