@@ -390,7 +390,6 @@ def false_alarms(
     edges = np.cumsum([0, *(width * POINTS for width in one.widths)])
     centred = one.curves - one.curves.mean(axis=0)
     grams = [centred[:, a:b] @ centred[:, a:b].T for a, b in itertools.pairwise(edges)]
-    grams.append(sum(grams))
     by_group = [np.flatnonzero(one.group == group) for group in np.unique(one.group)]
     rows = []
     for case, *sizes in cases:
@@ -404,7 +403,7 @@ def false_alarms(
             apart = np.stack(drawn)
             flat = apart.reshape(-1, apart.shape[-1])
             each = [(flat @ gram).reshape(apart.shape) @ apart.transpose(0, 2, 1) for gram in grams]
-            tests.append(np.stack(each, axis=1))
+            tests.append(np.stack([*each, sum(each)], axis=1))
         p = significance.flip_test(np.concatenate(tests).astype(np.float64))
         for index, layer in enumerate([*LAYERS, "all"]):
             alarms = float((p[:, index] <= LEVEL).mean())

@@ -174,11 +174,15 @@ def test_the_floor_of_unequal_folds_is_that_of_their_images() -> None:
 @settings(deadline=None)
 @given(seeds, st.integers(LEAST_FOLDS, 11))
 def test_it_compares_all_choices_of_signs(seed: int, folds: int) -> None:
+    """Of each two differences the inner product h counts, and twice its cube in the test's unit."""
     chance = np.random.default_rng(seed)
     vectors = chance.normal(size=(folds, 3)) + chance.normal(size=3)
     signs = np.array(list(itertools.product((1, -1), repeat=folds)))
-    lengths = ((signs @ vectors) ** 2).sum(axis=1)
-    expected = (lengths >= lengths[0] - 1e-9).mean()
+    i, j = np.triu_indices(folds, 1)
+    h = (vectors[i] * vectors[j]).sum(axis=1)
+    deviation = np.sqrt((h**2).sum())
+    w, c = ((signs[:, i] * signs[:, j]) @ (h / deviation) ** power for power in (1, 3))
+    expected = (w + 2 * c >= w[0] + 2 * c[0] - 1e-9).mean()
     assert float(flip_test(vectors @ vectors.T)) == pytest.approx(expected, abs=1e-12)
 
 
@@ -295,6 +299,26 @@ def test_false_alarms_come_at_the_nominal_rate(images: tuple[int, int]) -> None:
     p = flip_test(np.array(grams))
     for level in (0.05, 0.2):
         assert (p <= level).mean() == pytest.approx(level, rel=0.2)
+
+
+def test_skewed_differences_raise_alarms_neither_too_often_nor_hardly_ever() -> None:
+    """One image a fold against many, of neurons that rarely fire: the sum alone would alarm at less
+    than 2%.
+    """
+    chance = np.random.default_rng(6)
+    one = chance.random((4000, FOLDS, 60)) < 0.03
+    many = chance.binomial(100, 0.03, one.shape) / 100
+    apart = one - many
+    p = flip_test(apart @ apart.transpose(0, 2, 1))
+    assert 0.025 <= (p <= 0.05).mean() <= 0.055
+
+
+def test_symmetric_differences_of_unequal_noise_raise_alarms_at_the_nominal_rate() -> None:
+    chance = np.random.default_rng(7)
+    apart = chance.standard_t(3, (4000, FOLDS, 5)) * chance.gamma(0.5, size=(4000, FOLDS, 1))
+    p = flip_test(apart @ apart.transpose(0, 2, 1))
+    for level in (0.01, 0.05, 0.2):
+        assert (p <= level).mean() == pytest.approx(level, abs=4 * np.sqrt(level / 4000))
 
 
 def test_real_differences_are_found() -> None:
