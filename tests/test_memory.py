@@ -56,7 +56,7 @@ def spill():
     spilled = _Spill(f"{folder}/spill")
     for table in tables():
         spilled.write(table.to_batches()[0])
-    return sum(table.num_rows for table in spilled.tables(200))
+    return sum(rows.num_rows for rows in spilled.batches())
 
 def look_through(manifest):
     return sum(len(shard.members) for shard in manifest.shards)

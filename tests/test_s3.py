@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import boto3
@@ -27,6 +28,7 @@ from pipeline.matrix import compare
 from pipeline.shard import Counter
 from pipeline.spec import Resources
 from pipeline.verify import verify
+from tests import tiny
 from tests.helpers import write_photos
 from tests.s3 import contents, fill, jpeg, put, remove
 
@@ -36,6 +38,19 @@ IMAGES = 6
 REPOSITORY = Path(__file__).parent.parent
 ODD = "more/ä b::c%20?#.jpg"
 """A key that url parsers stumble over."""
+
+
+COUNTING: dict[str, Any] = {}
+"""How images are counted where numbers are not the point: fields of a request, once it is there."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory: pytest.TempPathFactory) -> None:
+    COUNTING.update(tiny.install(tmp_path_factory.mktemp("tiny")).options)
+
+
+def small_request(name: str, source: str, **options: Any) -> Request:
+    return Request(name, source, **(COUNTING | options))
 
 
 def run(place: Catalogue, *requests: Request) -> list[Result]:
@@ -147,14 +162,14 @@ def test_compare_reads_and_keeps_its_matrix_in_the_bucket(
 
 def test_an_overwritten_key_recomputes_its_shard_only(place: Catalogue, root: str) -> None:
     source = fill(f"{root}/images", 5)
-    (first,) = run(place, Request("photos", source))
+    (first,) = run(place, small_request("photos", source))
     assert first.counted_shards == 5
     put(f"{source}/photo-0002.jpg", jpeg(99))
-    (second,) = run(place, Request("photos", source))
+    (second,) = run(place, small_request("photos", source))
     assert (second.changed, second.counted_shards) == (True, 1)
     assert second.version.dna != first.version.dna
     put(f"{source}/photo-0002.jpg", jpeg(2))
-    (third,) = run(place, Request("photos", source))
+    (third,) = run(place, small_request("photos", source))
     assert (third.changed, third.counted_shards) == (True, 0)
     assert third.version.dna == first.version.dna
     assert place.head().number == 3
@@ -163,7 +178,7 @@ def test_an_overwritten_key_recomputes_its_shard_only(place: Catalogue, root: st
 def test_an_added_key_leaves_the_shards_that_there_were(place: Catalogue, root: str) -> None:
     """It is listed first, so that shards cut anew would all hold other images."""
     video = fill(f"{root}/images/video", 4, first_seed=10)
-    request = Request("photos", f"{root}/images", group_by="1", shard_images=2)
+    request = small_request("photos", f"{root}/images", group_by="1", shard_images=2)
     (first,) = run(place, request)
     assert first.counted_shards == 2
     put(f"{video}/photo-0000.jpg", jpeg(0))
@@ -187,11 +202,11 @@ def test_an_object_that_goes_after_planning_ends_the_build_by_its_name(
 
     monkeypatch.setattr(build_module, "_missing", then_change)
     with pytest.raises(TransientError, match=r"photos: 1 of 4 shards .*photo-0001\.jpg"):
-        run(place, Request("photos", source))
+        run(place, small_request("photos", source))
     assert place.head().number == 0
     assert not [key for key in contents(place.root) if "/dna/" in key]
     monkeypatch.undo()
-    (result,) = run(place, Request("photos", source))
+    (result,) = run(place, small_request("photos", source))
     assert result.counted_shards == (0 if change == "deleted" else 1)
     assert result.version.images == (3 if change == "deleted" else 4)
 
@@ -200,20 +215,20 @@ def test_what_is_not_there_is_named(place: Catalogue, root: str, images: str) ->
     with pytest.raises(
         SourceError, match="s3://no-such-bucket/images: there is no bucket no-such-bucket"
     ):
-        run(place, Request("photos", "s3://no-such-bucket/images"))
+        run(place, small_request("photos", "s3://no-such-bucket/images"))
     with pytest.raises(SourceError, match=f"{root}/nothing does not exist"):
-        run(place, Request("photos", f"{root}/nothing"))
+        run(place, small_request("photos", f"{root}/nothing"))
     assert place.head().number == 0
     with pytest.raises(SourceError, match="s3://no-such-bucket"):
-        run(Catalogue("s3://no-such-bucket/catalogue"), Request("photos", images))
+        run(Catalogue("s3://no-such-bucket/catalogue"), small_request("photos", images))
 
 
 def test_globs_and_lists_of_keys(place: Catalogue, root: str, images: str) -> None:
     put(f"{root}/list.txt", f"{images}/photo-0001.jpg\n{images}/photo-0002.jpg\n".encode())
     globbed, listed = run(
         place,
-        Request("globbed", f"{images}/photo-000[12].jpg"),
-        Request("listed", f"{root}/list.txt"),
+        small_request("globbed", f"{images}/photo-000[12].jpg"),
+        small_request("listed", f"{root}/list.txt"),
     )
     assert (globbed.version.images, listed.version.images) == (2, 2)
     assert same_counts(place.load("globbed"), place.load("listed"))
