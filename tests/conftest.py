@@ -11,7 +11,7 @@ import pytest
 
 from tests import browser, ceph, s3
 
-LONGEST = "test_cluster.py"
+LONGEST = ("test_cluster.py", "test_kills.py")
 STARTED = pytest.StashKey[dict[str, str]]()
 
 
@@ -22,7 +22,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file is one worker's: the longest first, or the other waits for it in the end."""
-    items.sort(key=lambda item: item.path.name != LONGEST)
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_report_header() -> list[str]:

@@ -40,8 +40,12 @@ from pipeline.partial import Failure, Partial
 from pipeline.progress import Silent
 from pipeline.shard import Receipt, ShardJob, partial_uri
 from pipeline.spec import Preprocess, Spec, Tap
+from tests import tiny
 from tests.helpers import NUMERICS, RULE, random_dna, tiny_spec, write_photos
+from tests.on_ray import SLOW, Small, small
 from tests.test_cli import refused, vdna, vdna_json
+
+__all__ = ["small"]  # a fixture
 
 REPOSITORY = Path(__file__).parent.parent
 Array = NDArray[np.float32]
@@ -626,7 +630,7 @@ def test_the_quantiles_are_those_of_what_an_extractor_observes(
 
 
 def test_an_image_that_changes_under_calibration_ends_it(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = storage.read
 
@@ -635,7 +639,14 @@ def test_an_image_that_changes_under_calibration_ends_it(
 
     monkeypatch.setattr(storage, "read", changed)
     with pytest.raises(TransientError, match=r"photo-0002\.jpg changed between listing and read"):
-        calibrate([str(photos)], str(tmp_path / "r.parquet"), InProcess())
+        measured(photos, tmp_path / "r.parquet", small)
+
+
+def measured(photos: Path, out: Path, small: Small, quantile: float | None = None) -> bytes:
+    """By the small network, in this process."""
+    network = {"extractor": tiny.NAME, "weights": small.place.weights}
+    calibrate([str(photos)], str(out), InProcess(), quantile=quantile, **network)
+    return out.read_bytes()
 
 
 def command(photos: Path, out: Path, *options: object) -> list[str]:
@@ -662,12 +673,16 @@ def test_on_ray_it_is_the_same_to_the_byte(
 
 
 def test_a_killed_process_is_resumed_to_the_same_bytes(
-    photos: Path, in_process: dict[str, bytes], tmp_path: Path
+    photos: Path, small: Small, tmp_path: Path
 ) -> None:
     """Killed in the second pass, when the first of its shards is there."""
+    clean = measured(photos, tmp_path / "clean.parquet", small, quantile=0.001)
     out = tmp_path / "ranges.parquet"
+    options = ("--workers", 0, "--threads", 1, "--quantile", 0.001)
+    network = ("--extractor", tiny.NAME, "--weights", small.place.weights)
     job = subprocess.Popen(
-        command(photos, out, "--workers", 0, "--threads", 1, "--quantile", 0.001),
+        command(photos, out, *options, *network),
+        env=os.environ | small.environment(SLOW),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=REPOSITORY,
@@ -675,20 +690,21 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(
     kept: list[Path] = []
     end = monotonic() + 60
     while len(kept) < 4 and monotonic() < end:
-        kept = list(tmp_path.glob(f"*.work/*/_work/{NAME}/*/partials/*.parquet"))
+        kept = list(tmp_path.glob(f"{out.name}.work/*/_work/{NAME}/*/partials/*.parquet"))
         sleep(0.01)
     os.kill(job.pid, signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL
     assert not out.exists()
     assert 4 <= len(kept) < 6, kept
-    calibrate([str(photos)], str(out), InProcess(), quantile=0.001)
-    assert out.read_bytes() == in_process["quantiles"]
+    assert measured(photos, out, small, quantile=0.001) == clean
 
 
 # By its command
 
 
-def test_the_command(photos: Path, tmp_path: Path, in_process: dict[str, bytes]) -> None:
+def test_the_command(
+    photos: Path, tmp_path: Path, in_process: dict[str, bytes], small: Small
+) -> None:
     out = tmp_path / "ranges.parquet"
     words = ("calibrate", photos, "--out", out, "--workers", 0)
     found = vdna_json(*words)
@@ -699,6 +715,7 @@ def test_the_command(photos: Path, tmp_path: Path, in_process: dict[str, bytes])
     (tmp_path / "bad" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     mixed = ("calibrate", photos / "photo-000[01].jpg", tmp_path / "bad", "--workers", 0)
     mixed = (*mixed, "--out", out, "--quantile", 0.01)
+    mixed = (*mixed, "--extractor", tiny.NAME, "--weights", small.place.weights)
     refused(vdna(*mixed, exits=3), "1 of 3 images could not be read")
     done = vdna(*mixed, "--max-failures", 1)
     assert "of 2 images (1 could not be read, from quantile 0.01, to 0." in done.stdout

@@ -27,13 +27,27 @@ from jobs.compare import rows_of
 from jobs.shell import print_json, print_json_rows
 from pipeline.catalogue import Catalogue
 from pipeline.networks import describe
+from tests import tiny
 from tests.helpers import photo, write_photos
+from tests.on_ray import SLOW, Small, small
 from tests.test_report import matrix_of, with_estimates
+
+__all__ = ["small"]  # a fixture
 
 IMAGES = 6
 REPOSITORY = Path(__file__).parent.parent
 RUNNER = CliRunner()
 Outcome = click.testing.Result
+
+SMALL: list[object] = []
+"""Options of a build by a small network, where what is counted is not the point."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network(tmp_path_factory: pytest.TempPathFactory) -> tiny.Place:
+    network = tiny.install(tmp_path_factory.mktemp("tiny"))
+    SMALL[:] = [word for k, v in network.options.items() for word in (f"--{k}", v)]
+    return network
 
 
 def vdna(*words: object, exits: int = 0, env: dict[str, str] | None = None) -> Outcome:
@@ -143,7 +157,7 @@ def test_the_same_command_again_does_nothing(place: Path, photos: Path) -> None:
 
 
 def test_build_as_json(tmp_path: Path, spoilt: Path) -> None:
-    result = build_json("x", spoilt, tmp_path / "c", "--max-failures", 1)
+    result = build_json("x", spoilt, tmp_path / "c", *SMALL, "--max-failures", 1)
     assert (result["name"], result["images"], result["failed"]) == ("x", 3, 1)
     assert (result["changed"], result["counted_shards"]) == (True, 4)
     (failure,) = result["failures"]
@@ -164,7 +178,7 @@ def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
 
 
 def test_failures_that_are_let_through_are_listed(tmp_path: Path, spoilt: Path) -> None:
-    done = build("x", spoilt, tmp_path / "c", "--max-failures", 1)
+    done = build("x", spoilt, tmp_path / "c", *SMALL, "--max-failures", 1)
     first, second = done.stdout.splitlines()
     assert first.startswith("x: 3 images, 1 could not be read; committed")
     assert second.startswith("  not counted: ")
@@ -180,13 +194,13 @@ def test_too_many_failures_exit_3_and_a_higher_limit_commits_at_once(
     tmp_path: Path, spoilt: Path
 ) -> None:
     refused(
-        build("x", spoilt, tmp_path, exits=3),
+        build("x", spoilt, tmp_path, *SMALL, exits=3),
         "1 of 4 images could not be read; the limit is 0.01",
         "photo-0703.jpg: truncated",
         "--max-failures",
     )
     assert vdna_json("ls", "-c", tmp_path) == []
-    result = build_json("x", spoilt, tmp_path, "--max-failures", 0.25)
+    result = build_json("x", spoilt, tmp_path, *SMALL, "--max-failures", 0.25)
     assert (result["changed"], result["counted_shards"]) == (True, 0)
     assert (result["images"], result["failed"]) == (3, 1)
 
@@ -296,7 +310,8 @@ def test_an_error_is_json_on_stdout_and_text_on_stderr(tmp_path: Path, place: Pa
 
 
 def test_any_number_of_failures_may_be_allowed(tmp_path: Path, spoilt: Path) -> None:
-    assert build_json("x", spoilt, tmp_path, "--max-failures", "inf")["failed"] == 1
+    result = build_json("x", spoilt, tmp_path, *SMALL, "--max-failures", "inf")
+    assert result["failed"] == 1
 
 
 def test_a_grace_without_end_removes_nothing(place: Path) -> None:
@@ -452,23 +467,23 @@ def test_verify_finds_a_sound_catalogue_sound(place: Path) -> None:
 
 
 def test_verify_exits_1_where_a_file_was_changed(tmp_path: Path, others: Path) -> None:
-    build("b", others, tmp_path)
+    build("b", others, tmp_path, *SMALL)
     (file,) = tmp_path.glob("dna/*/b/*.parquet")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     assert "WRONG  b" in vdna("verify", "-c", tmp_path, exits=1).stdout
     assert not all(finding["ok"] for finding in vdna_json("verify", "-c", tmp_path, exits=1))
-    build("c", others, tmp_path)
+    build("c", others, tmp_path, *SMALL)
     refused(vdna("compare", "-c", tmp_path, exits=1), str(file), "sha256")
 
 
 def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:
     source, place = tmp_path / "photos", tmp_path / "c"
     write_photos(source, 2)
-    build("a", source, place)
+    build("a", source, place, *SMALL)
     photo(90).save(source / "photo-0000.jpg")
-    build("a", source, place)
+    build("a", source, place, *SMALL)
     assert vdna_json("gc", "-c", place, "--keep", 1) == {"objects": 0, "bytes": 0, "removed": True}
     words = ("gc", "-c", place, "--keep", 1, "--grace-days", 0)
     planned = vdna_json(*words, "--dry-run")
@@ -480,7 +495,7 @@ def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:
     assert vdna(*words).stdout == last.replace("to remove", "removed") + "\n"
     assert vdna_json(*words)["objects"] == 0
     assert all(finding["ok"] for finding in vdna_json("verify", "-c", place))
-    assert build_json("a", source, place)["changed"] is False
+    assert build_json("a", source, place, *SMALL)["changed"] is False
 
 
 # compare
@@ -623,7 +638,7 @@ def test_report_writes_the_page_of_a_snapshot(
 def test_compare_says_which_datasets_may_share_images(photos: Path, tmp_path: Path) -> None:
     place, page = tmp_path / "catalogue", tmp_path / "page.html"
     for name, limit in (("few", 2), ("more", 3)):
-        build(name, photos, place, "--limit", limit)
+        build(name, photos, place, *SMALL, "--limit", limit)
     note = f"few and more are of the source {photos}, or of places within it"
     text = vdna("compare", "-c", place, "--html", page).stdout
     assert f"note: images may be shared, and error bars not hold: {note}" in text
@@ -649,23 +664,24 @@ def test_compare_keeps_to_one_spec(
 
 
 def test_ranges_that_were_calibrated_are_used_by_file_and_by_digest(
-    tmp_path: Path, others: Path, spoilt: Path
+    tmp_path: Path, others: Path, spoilt: Path, network: tiny.Place
 ) -> None:
     out, place = tmp_path / "ranges.parquet", tmp_path / "c"
     words = ("calibrate", others, spoilt, "--out", out, "--workers", 0, "--json")
+    words = (*words, "--extractor", tiny.NAME, "--weights", network.weights)
     done = vdna(*words, "--max-failures", 1)
     measured = json.loads(done.stdout)
     assert (measured["images"], measured["failed"]) == (7, 1)
     assert "photo-0703.jpg: truncated" in done.stderr
-    by_file = build_json("a", others, place, "--ranges", out)
+    by_file = build_json("a", others, place, *SMALL, "--ranges", out)
     assert Catalogue(str(place)).spec(by_file["spec"]).ranges_digest == measured["digest"]
     assert Catalogue(str(place)).load("a").overflow.sum() == 0
     out.unlink()
-    by_digest = build_json("b", others, place, "--ranges", measured["digest"])
+    by_digest = build_json("b", others, place, *SMALL, "--ranges", measured["digest"])
     assert by_digest["spec"] == by_file["spec"]
-    plain = build_json("a", others, place)
+    plain = build_json("a", others, place, *SMALL)
     assert plain["spec"] != by_file["spec"]
-    refused(build("c", others, place, "--ranges", "ab" * 16, exits=1), "ab" * 16)
+    refused(build("c", others, place, *SMALL, "--ranges", "ab" * 16, exits=1), "ab" * 16)
 
 
 # refresh
@@ -680,8 +696,9 @@ def sources(tmp_path: Path) -> Callable[[str, int], Path]:
     return write
 
 
-def config(folder: Path, *sources: Path) -> Path:
-    lines = [f"catalogue: {folder / 'c'}", "defaults: {bins: 100}", "datasets:"]
+def config(folder: Path, network: tiny.Place, *sources: Path) -> Path:
+    defaults = network.options | {"bins": 100}
+    lines = [f"catalogue: {folder / 'c'}", f"defaults: {json.dumps(defaults)}", "datasets:"]
     lines += [f"  - {{name: {source.name}, source: '{source}'}}" for source in sources]
     (folder / "datasets.yaml").write_text("\n".join(lines))
     return folder / "datasets.yaml"
@@ -692,13 +709,13 @@ def refresh(file: Path, *options: object, exits: int = 0) -> Outcome:
 
 
 def test_refresh_builds_only_what_changed(
-    tmp_path: Path, sources: Callable[[str, int], Path]
+    tmp_path: Path, sources: Callable[[str, int], Path], network: tiny.Place
 ) -> None:
     a, b = sources("a", 0), sources("b", 50)
-    file = config(tmp_path, a, b)
+    file = config(tmp_path, network, a, b)
     first = json.loads(refresh(file, "--json").stdout)
     assert [(d["name"], d["changed"]) for d in first["datasets"]] == [("a", True), ("b", True)]
-    assert {row["layer"] for row in first["matrix"]} >= {"all", "bn2"}
+    assert {row["layer"] for row in first["matrix"]} >= {"all", "b"}
     again = json.loads(refresh(file, "--json").stdout)
     assert [d["changed"] for d in again["datasets"]] == [False, False]
     assert again["matrix"] == first["matrix"]
@@ -714,10 +731,10 @@ def test_refresh_builds_only_what_changed(
 
 
 def test_a_broken_dataset_does_not_stop_the_others(
-    tmp_path: Path, sources: Callable[[str, int], Path]
+    tmp_path: Path, sources: Callable[[str, int], Path], network: tiny.Place
 ) -> None:
     a, b = sources("a", 0), sources("b", 50)
-    file = config(tmp_path, a, tmp_path / "nowhere", b)
+    file = config(tmp_path, network, a, tmp_path / "nowhere", b)
     done = refresh(file, exits=1)
     assert "nowhere does not exist" in done.stderr
     assert "Traceback" not in done.stderr
@@ -732,12 +749,12 @@ def test_a_broken_dataset_does_not_stop_the_others(
 
 
 def test_refresh_compares_under_the_spec_of_its_file(
-    tmp_path: Path, sources: Callable[[str, int], Path]
+    tmp_path: Path, sources: Callable[[str, int], Path], network: tiny.Place
 ) -> None:
     a, b = sources("a", 0), sources("b", 50)
-    file = config(tmp_path, a, b)
+    file = config(tmp_path, network, a, b)
     first = json.loads(refresh(file, "--json").stdout)["matrix"]
-    file.write_text(file.read_text().replace("bins: 100", "bins: 50"))
+    file.write_text(file.read_text().replace('"bins": 100', '"bins": 50'))
     second = json.loads(refresh(file, "--json").stdout)["matrix"]
     assert len(first) == len(second)
     of_pair = [
@@ -827,17 +844,18 @@ def test_the_script_the_application_and_the_module_are_the_same_thing(
         assert (module.returncode, module.stdout, module.stderr) == ours
 
 
-def test_ctrl_c_in_the_middle_exits_130_and_the_rerun_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_in_the_middle_exits_130_and_the_rerun_goes_on(tmp_path: Path, small: Small) -> None:
     source, place = tmp_path / "photos", tmp_path / "c"
     write_photos(source, 20)
     command = [sys.executable, "-m", "jobs.build", "a", source, "-c", place, "--workers", "0"]
-    command += ["--threads", "1", "--shard-images", "1"]  # a shard an image
+    command += ["--threads", "1", "--shard-images", "1", *small.options]  # a shard an image
     job = subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
+        env=os.environ | small.environment(SLOW),
         # A shell that starts the tests in the background has SIGINT ignored, and so its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -851,7 +869,7 @@ def test_ctrl_c_in_the_middle_exits_130_and_the_rerun_goes_on(tmp_path: Path) ->
     assert "Traceback" not in err
     kept = len(list(place.glob("_work/a/*/partials/*")))
     assert 0 < kept < 20
-    result = build_json("a", source, place, "--shard-images", "1")
+    result = build_json("a", source, place, "--shard-images", "1", *small.options)
     assert (result["images"], result["counted_shards"]) == (20, 20 - kept)
 
 

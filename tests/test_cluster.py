@@ -10,144 +10,67 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
 from PIL import PngImagePlugin
 from ray.cluster_utils import Cluster
 
-from pipeline.build import InProcess, Request, build_datasets, make_dna
+from pipeline.build import InProcess, Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA
+from pipeline.partial import Partial
 from pipeline.rank import rank
 from pipeline.spec import Resources
-from pipeline.verify import verify
 from tests.helpers import photo, write_photos
+from tests.on_ray import (
+    REPOSITORY,
+    SHARD_IMAGES,
+    SHARDS,
+    SLOW,
+    Small,
+    committed,
+    ended,
+    finish,
+    folder,
+    holds,
+    running,
+    small,
+    start,
+    truth,
+    wait_for,
+)
 
-IMAGES = 48
-SHARD_IMAGES = 2
-SHARDS = 32
-"""Folds are of 3 images, hence of two shards."""
+__all__ = ["folder", "small", "truth"]  # fixtures
+
+On = Callable[[int], subprocess.Popen[str]]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    write_photos(folder, IMAGES)
-    for i in (7, 30):
-        path = folder / f"photo-{i:04d}.jpg"
-        path.write_bytes(path.read_bytes()[:-200])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def truth(folder: Path) -> DNA:
-    with pytest.warns(UserWarning, match="2 of 48"):
-        return make_dna(folder, max_failures=2, threads=2)
-
-
-def start(
-    folder: Path,
-    catalogue: Path,
-    workers: int = 2,
-    env: dict[str, str] | None = None,
-    shard_images: int = SHARD_IMAGES,
-    *options: str,
-) -> subprocess.Popen[str]:
-    """The command, in a session of its own so that all of it can be found."""
-    command = [sys.executable, "-m", "jobs.build", "photos", str(folder), "-c", str(catalogue)]
-    command += ["--shard-images", str(shard_images), "--max-failures", "2", "--json"]
-    command += ["--workers", str(workers), "--threads", "1", *options]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | (env or {}),
-        cwd=Path(__file__).parent.parent,
+def test_a_build_on_ray_is_the_build_in_process(folder: Path, tmp_path: Path) -> None:
+    """Of the network that is the default."""
+    process = start(folder, tmp_path / "ray", "--layer-gaussian")
+    with ended(process):
+        on_ray = finish(process)
+    alone = Catalogue(str(tmp_path / "alone"))
+    request = Request(
+        *("photos", str(folder)), max_failures=2, shard_images=SHARD_IMAGES, layer_gaussian=True
     )
-
-
-@contextlib.contextmanager
-def ended(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Whatever a test leaves of a command and its Ray is killed."""
-    children: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(process.pid).children(recursive=True)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            children += psutil.Process(process.pid).children(recursive=True)
-        for each in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.kill()
-        process.communicate()
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, object]:
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    result = json.loads(out)
-    assert isinstance(result, dict)
-    return result
-
-
-def committed(catalogue: Path) -> int:
-    return len(list(catalogue.glob("_work/photos/*/partials/*.parquet")))
-
-
-def running(catalogue: Path) -> list[int]:
-    """Processes that have shards under way, as their notes say."""
-    pids = set()
-    for note in catalogue.glob("_work/photos/*/attempts/*.json"):
-        with contextlib.suppress(OSError, ValueError):
-            pids.add(int(json.loads(note.read_text())["pid"]))
-    return [pid for pid in pids if psutil.pid_exists(pid)]
-
-
-def wait_for(catalogue: Path, shards: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while committed(catalogue) < shards or not running(catalogue):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "no progress"
-        time.sleep(0.02)
-
-
-def holds(catalogue: Path, truth: DNA) -> None:
-    place = Catalogue(str(catalogue))
-    dna = place.load("photos")
-    assert (dna.images, dna.failed) == (truth.images, truth.failed)
-    for name in ("counts", "underflow", "overflow", "nonfinite", "min", "max"):
-        assert np.array_equal(getattr(dna, name), getattr(truth, name)), name
-    assert [f for f in verify(place) if not f.ok] == []
-
-
-def test_a_build_on_ray_is_the_build_in_process(folder: Path, truth: DNA, tmp_path: Path) -> None:
-    ray = start(folder, tmp_path / "ray", 2, None, SHARD_IMAGES, "--layer-gaussian")
-    with ended(ray):
-        on_ray = finish(ray)
-    alone = start(folder, tmp_path / "alone", 0, None, SHARD_IMAGES, "--layer-gaussian")
-    with ended(alone):
-        in_process = finish(alone)
+    with contextlib.closing(InProcess()) as engine:
+        (in_process,) = build_datasets(alone, [request], engine, Resources(workers=0, threads=1))
     assert on_ray["counted_shards"] == SHARDS
-    assert on_ray["dna"] == in_process["dna"]
-    assert on_ray["sha256"] == in_process["sha256"]
-    assert "layer_gaussians" in on_ray["sha256"]  # floats, to the last bit
-    holds(tmp_path / "ray", truth)
+    assert on_ray["dna"] == in_process.version.dna
+    assert on_ray["sha256"] == in_process.version.sha256
+    assert "layer_gaussians" in in_process.version.sha256  # floats, to the last bit
+    holds(tmp_path / "ray", alone.load("photos"))
 
 
 def test_killed_workers_are_replaced_and_nothing_counts_twice(
-    folder: Path, truth: DNA, tmp_path: Path
+    folder: Path, truth: DNA, small: Small, tmp_path: Path
 ) -> None:
-    process = start(folder, tmp_path)
+    process = small.start(folder, tmp_path)
     with ended(process):
         for shards in (3, 12):
             wait_for(tmp_path, shards, process)
@@ -160,20 +83,20 @@ def test_killed_workers_are_replaced_and_nothing_counts_twice(
 
 @pytest.mark.soak
 def test_a_killed_driver_is_rerun_at_once_and_only_the_rest_is_counted(
-    folder: Path, truth: DNA, tmp_path: Path
+    folder: Path, truth: DNA, small: Small, tmp_path: Path
 ) -> None:
-    first = start(folder, tmp_path)
+    first = small.start(folder, tmp_path)
     with ended(first):
         wait_for(tmp_path, 5, first)
         os.kill(first.pid, signal.SIGKILL)
-        second = start(folder, tmp_path)
+        second = small.start(folder, tmp_path)
         with ended(second):
             result = finish(second)
     assert isinstance(result["counted_shards"], int)
     assert result["counted_shards"] <= SHARDS - 5
     assert committed(tmp_path) == SHARDS
     holds(tmp_path, truth)
-    third = start(folder, tmp_path)
+    third = small.start(folder, tmp_path)
     with ended(third):
         again = finish(third)
     assert (again["changed"], again["counted_shards"]) == (False, 0)
@@ -181,119 +104,15 @@ def test_a_killed_driver_is_rerun_at_once_and_only_the_rest_is_counted(
 
 @pytest.mark.soak
 def test_two_jobs_at_once_share_the_work_and_commit_one_version(
-    folder: Path, truth: DNA, tmp_path: Path
+    folder: Path, truth: DNA, small: Small, tmp_path: Path
 ) -> None:
-    a, b = start(folder, tmp_path, workers=1), start(folder, tmp_path, workers=1)
+    a, b = small.start(folder, tmp_path, workers=1), small.start(folder, tmp_path, workers=1)
     with ended(a), ended(b):
         results = [finish(a), finish(b)]
     assert results[0]["dna"] == results[1]["dna"]
     assert Catalogue(str(tmp_path)).head().number == 1
     assert committed(tmp_path) == SHARDS
     holds(tmp_path, truth)
-
-
-@pytest.mark.soak
-def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
-    folder: Path, tmp_path: Path
-) -> None:
-    """PIL is made to die on one image, in every process, as a hostile file might make it."""
-    source = tmp_path / "source"
-    source.mkdir()
-    for path in folder.iterdir():
-        (source / path.name).write_bytes(path.read_bytes())
-    marked = PngImagePlugin.PngInfo()
-    marked.add_text("comment", "kill the decoder")
-    photo(99).save(source / "poison.png", pnginfo=marked)
-    (tmp_path / "patch").mkdir()
-    (tmp_path / "patch" / "sitecustomize.py").write_text(
-        textwrap.dedent(
-            """
-            import os, signal
-            import PIL.Image as module
-            real = module.open
-            def deadly(file, *args, **kwargs):
-                if hasattr(file, "getvalue") and b"kill the decoder" in file.getvalue():
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(file, *args, **kwargs)
-            module.open = deadly
-            """
-        )
-    )
-    process = start(source, tmp_path / "c", env={"PYTHONPATH": str(tmp_path / "patch")})
-    with ended(process):
-        _, err = process.communicate(timeout=240)
-    assert process.returncode == 3, err
-    assert "poison.png: decoder_crashed" in err
-    failures = _failures(tmp_path / "c")
-    assert [f["nondeterministic"] for f in failures if f["uri"].endswith("poison.png")] == [True]
-    assert len(failures) == 3
-
-
-@pytest.mark.soak
-def test_a_reduction_of_several_levels_runs_on_ray(tmp_path: Path) -> None:
-    """More shards a fold than the last sum takes: nodes are made by Ray's tasks."""
-    source = tmp_path / "source"
-    write_photos(source, 80)
-    process = start(source, tmp_path / "c", shard_images=1)
-    with ended(process):
-        finish(process)
-    assert len(list((tmp_path / "c").glob("_work/photos/*/nodes/*.parquet"))) == 16
-    holds(tmp_path / "c", make_dna(source, threads=2))
-
-
-@pytest.mark.soak
-def test_counts_that_do_not_add_up_end_the_job_by_their_name(folder: Path, tmp_path: Path) -> None:
-    """One activation is lost in a worker's table: a defect of ours, which no retry mends."""
-    (tmp_path / "patch").mkdir()
-    (tmp_path / "patch" / "sitecustomize.py").write_text(
-        textwrap.dedent(
-            """
-            import builtins, sys
-            real = builtins.__import__
-            def patching(name, *args, **kwargs):
-                module = real(name, *args, **kwargs)
-                histogram = sys.modules.get("pipeline.histogram")
-                counts = getattr(histogram, "LayerCounts", None)
-                if counts is not None and not hasattr(counts, "kept"):
-                    counts.kept = counts.add
-                    def lose_one(self, x):
-                        means = self.kept(x)
-                        self.table[0, int(self.table[0].argmax())] -= 1
-                        return means
-                    counts.add = lose_one
-                return module
-            builtins.__import__ = patching
-            """
-        )
-    )
-    process = start(folder, tmp_path / "c", env={"PYTHONPATH": with_path(tmp_path / "patch")})
-    with ended(process):
-        out, err = process.communicate(timeout=240)
-    assert process.returncode == 1, err
-    told = json.loads(out)
-    assert told["error"] == "ConservationError"
-    assert "bn1[0]" in told["message"]
-    assert "Traceback" not in err
-    assert Catalogue(str(tmp_path / "c")).head().number == 0
-    assert committed(tmp_path / "c") == 0
-    assert running(tmp_path / "c") == []
-
-
-def with_path(folder: Path) -> str:
-    """A PYTHONPATH that begins with the folder."""
-    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def _failures(catalogue: Path) -> list[dict[str, object]]:
-    """Of all partials: what a build lists when its gate lets it."""
-    from dataclasses import asdict
-
-    from pipeline.partial import Partial
-
-    listed = []
-    for path in catalogue.glob("_work/photos/*/partials/*.parquet"):
-        listed += [asdict(f) for f in Partial.decode(path.read_bytes(), path.name).failures]
-    return listed
 
 
 DEADLY = """
@@ -316,13 +135,91 @@ def deadly(file, *args, **kwargs):
     return real(file, *args, **kwargs)
 module.open = deadly
 """
-"""Put into every process of a build, as `sitecustomize`: hostile files as PIL's next bug has it."""
+"""Put into every process of a build, before all else: hostile files as PIL's next bug has it."""
+
+
+@pytest.mark.soak
+def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
+    folder: Path, small: Small, tmp_path: Path
+) -> None:
+    """PIL is made to die on one image, in every process, as a hostile file might make it."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in folder.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    marked = PngImagePlugin.PngInfo()
+    marked.add_text("comment", "decoder is killed")
+    photo(99).save(source / "poison.png", pnginfo=marked)
+    process = small.start(source, tmp_path / "c", patch=DEADLY)
+    with ended(process):
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 3, err
+    assert "poison.png: decoder_crashed" in err
+    failures = _failures(tmp_path / "c")
+    assert [f["nondeterministic"] for f in failures if f["uri"].endswith("poison.png")] == [True]
+    assert len(failures) == 3
+
+
+@pytest.mark.soak
+def test_a_reduction_of_several_levels_runs_on_ray(small: Small, tmp_path: Path) -> None:
+    """More shards a fold than the last sum takes: nodes are made by Ray's tasks."""
+    source = tmp_path / "source"
+    write_photos(source, 80)
+    process = small.start(source, tmp_path / "c", patch="", shard_images=1)
+    with ended(process):
+        finish(process)
+    assert len(list((tmp_path / "c").glob("_work/photos/*/nodes/*.parquet"))) == 16
+    holds(tmp_path / "c", small.clean_pass(source))
+
+
+LOSING = """
+real = builtins.__import__
+def patching(name, *args, **kwargs):
+    module = real(name, *args, **kwargs)
+    histogram = sys.modules.get("pipeline.histogram")
+    counts = getattr(histogram, "LayerCounts", None)
+    if counts is not None and not hasattr(counts, "kept"):
+        counts.kept = counts.add
+        def lose_one(self, x):
+            means = self.kept(x)
+            self.table[0, int(self.table[0].argmax())] -= 1
+            return means
+        counts.add = lose_one
+    return module
+builtins.__import__ = patching
+"""
+
+
+@pytest.mark.soak
+def test_counts_that_do_not_add_up_end_the_job_by_their_name(
+    folder: Path, small: Small, tmp_path: Path
+) -> None:
+    """One activation is lost in a worker's table: a defect of ours, which no retry mends."""
+    process = small.start(folder, tmp_path / "c", patch=LOSING)
+    with ended(process):
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 1, err
+    told = json.loads(out)
+    assert told["error"] == "ConservationError"
+    assert "a[0]" in told["message"]
+    assert "Traceback" not in err
+    assert Catalogue(str(tmp_path / "c")).head().number == 0
+    assert committed(tmp_path / "c") == 0
+    assert running(tmp_path / "c") == []
+
+
+def _failures(catalogue: Path) -> list[dict[str, object]]:
+    """Of all partials: what a build lists when its gate lets it."""
+    listed = []
+    for path in catalogue.glob("_work/photos/*/partials/*.parquet"):
+        listed += [asdict(f) for f in Partial.decode(path.read_bytes(), path.name).failures]
+    return listed
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("workers", [2, 0])
 def test_two_killers_are_listed_and_what_crashes_once_is_counted(
-    tmp_path: Path, workers: int
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     source, good, catalogue = tmp_path / "source", tmp_path / "good", tmp_path / "c"
     write_photos(source, 20)
@@ -334,12 +231,10 @@ def test_two_killers_are_listed_and_what_crashes_once_is_counted(
     for path in source.iterdir():
         if path.name not in ("is killed.png", "aborts.png"):
             (good / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "patch").mkdir()
-    (tmp_path / "patch" / "sitecustomize.py").write_text(DEADLY)
-    env = {"PYTHONPATH": str(tmp_path / "patch"), "FAULTED_ONCE": str(tmp_path / "once")}
+    monkeypatch.setenv("FAULTED_ONCE", str(tmp_path / "once"))
     runs = 0
     while True:  # without Ray the process itself dies, and is started again by hand
-        process = start(source, catalogue, workers, env)
+        process = small.start(source, catalogue, patch=DEADLY, workers=workers)
         runs += 1
         with ended(process):
             out, err = process.communicate(timeout=240)
@@ -357,41 +252,17 @@ def test_two_killers_are_listed_and_what_crashes_once_is_counted(
         "aborts.png": "decoder_crashed",
     }
     assert all(f.nondeterministic for f in failures)
-    holds(catalogue, replace(make_dna(good, threads=2), failed=2))
+    holds(catalogue, replace(small.clean_pass(good), failed=2))
     assert runs == 1 if workers else runs <= 6
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("seed", range(10))
-def test_random_kills_until_it_is_done(folder: Path, truth: DNA, tmp_path: Path, seed: int) -> None:
-    """Workers and drivers die at random moments, several times a build."""
-    chance = random.Random(seed)
-    for _ in range(chance.randint(1, 3)):
-        process = start(folder, tmp_path)
-        with ended(process):
-            deadline = time.monotonic() + chance.uniform(2, 14)
-            while time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.1)
-                if chance.random() < 0.05 and (pids := running(tmp_path)):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(chance.choice(sorted(pids)), signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-            # Workers go on for a moment after their driver's death: let the next one meet them.
-            last = start(folder, tmp_path)
-            with ended(last):
-                finish(last)
-        if chance.random() < 0.5:
-            break
-    assert committed(tmp_path) == SHARDS
-    holds(tmp_path, truth)
 
 
 # A cluster of several nodes, each with a Ray daemon of its own.
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for name, value in small.environment(SLOW).items():
+        monkeypatch.setenv(name, value)  # a node's workers have it of their node
     head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -400,17 +271,19 @@ def cluster() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-@pytest.fixture(scope="module")
-def clean(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+@pytest.fixture
+def clean(folder: Path, small: Small, tmp_path: Path) -> dict[str, object]:
     """What a build commits that nothing disturbs, without Ray."""
-    process = start(folder, tmp_path_factory.mktemp("clean"), workers=0)
+    process = small.start(folder, tmp_path / "clean", patch="", workers=0)
     with ended(process):
         return finish(process)
 
 
-def on(cluster: Cluster, folder: Path, catalogue: Path, workers: int) -> subprocess.Popen[str]:
+@pytest.fixture
+def on(cluster: Cluster, folder: Path, small: Small, tmp_path: Path) -> On:
+    """Starts a build by so many workers."""
     address = ("--ray-address", cluster.address)
-    return start(folder, catalogue, workers, None, SHARD_IMAGES, *address)
+    return lambda workers: small.start(folder, tmp_path / "c", *address, workers=workers)
 
 
 def same_bits(catalogue: Path, clean: dict[str, object], truth: DNA) -> None:
@@ -422,59 +295,63 @@ def same_bits(catalogue: Path, clean: dict[str, object], truth: DNA) -> None:
 
 @pytest.mark.soak
 def test_a_node_is_lost_and_another_comes(
-    cluster: Cluster, folder: Path, truth: DNA, clean: dict[str, object], tmp_path: Path
+    cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
     """Three workers where the head has room for two: one at least goes with its node."""
     node = cluster.add_node(num_cpus=2)
-    process = on(cluster, folder, tmp_path, workers=3)
+    process = on(3)
     with ended(process):
         for shards in (3, 12):
-            wait_for(tmp_path, shards, process)
+            wait_for(tmp_path / "c", shards, process)
             cluster.remove_node(node, allow_graceful=False)
             node = cluster.add_node(num_cpus=2)
         finish(process)
-    same_bits(tmp_path, clean, truth)
+    same_bits(tmp_path / "c", clean, truth)
 
 
 @pytest.mark.soak
 def test_two_jobs_at_once_on_one_cluster(
-    cluster: Cluster, folder: Path, truth: DNA, clean: dict[str, object], tmp_path: Path
+    cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
     cluster.add_node(num_cpus=2)
-    jobs = [on(cluster, folder, tmp_path, workers=1) for _ in range(2)]
+    jobs = [on(1) for _ in range(2)]
     with ended(jobs[0]), ended(jobs[1]):
         dnas = [finish(job)["dna"] for job in jobs]
     assert dnas == [clean["dna"]] * 2
-    assert Catalogue(str(tmp_path)).head().number == 1
-    same_bits(tmp_path, clean, truth)
+    assert Catalogue(str(tmp_path / "c")).head().number == 1
+    same_bits(tmp_path / "c", clean, truth)
 
 
 @pytest.mark.soak
 def test_a_driver_dies_and_the_cluster_s_workers_meet_the_next_one_s(
-    cluster: Cluster, folder: Path, truth: DNA, clean: dict[str, object], tmp_path: Path
+    cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
     cluster.add_node(num_cpus=2)
     for shards in (2, 8):
-        process = on(cluster, folder, tmp_path, workers=1)
+        process = on(1)
         with ended(process):
-            wait_for(tmp_path, shards, process)
+            wait_for(tmp_path / "c", shards, process)
             os.kill(process.pid, signal.SIGKILL)
-    last = on(cluster, folder, tmp_path, workers=1)
+    last = on(1)
     with ended(last):
         finish(last)
-    same_bits(tmp_path, clean, truth)
+    same_bits(tmp_path / "c", clean, truth)
 
 
-def test_a_ranking_by_workers_is_that_of_one_process(folder: Path, tmp_path: Path) -> None:
+def test_a_ranking_by_workers_is_that_of_one_process(
+    folder: Path, small: Small, tmp_path: Path
+) -> None:
     """From the same command, of which one lost its driver on the way."""
     source = tmp_path / "source"
     write_photos(source, 16, first_seed=300)
     path = source / "photo-0303.jpg"
     path.write_bytes(path.read_bytes()[:-200])
     built, place = tmp_path / "built", tmp_path / "place"
-    options = ["--to", "near", "--max-failures", "1", "--layer", "bn1"]
+    options = ["--to", "near", "--max-failures", "1", "--layer", "b"]
     with contextlib.closing(InProcess()) as engine:
-        request = Request("near", str(folder), max_failures=2, limit=8, exemplars=0)
+        request = Request(
+            "near", str(folder), max_failures=2, limit=8, exemplars=0, **small.place.options
+        )
         build_datasets(Catalogue(str(built)), [request], engine, Resources(threads=2))
         shutil.copytree(built, place)
         alone = tmp_path / "alone.parquet"
@@ -483,20 +360,26 @@ def test_a_ranking_by_workers_is_that_of_one_process(folder: Path, tmp_path: Pat
             str(source),
             "near",
             engine,
-            layers=["bn1"],
+            layers=["b"],
             max_failures=1,
             out=str(alone),
+            weights=small.place.weights,
             resources=Resources(threads=2),
         )
     spread = tmp_path / "spread.parquet"
     command = [sys.executable, "-m", "jobs.rank", str(source), *options, "-c", str(place)]
     command += ["--workers", "2", "--threads", "1", "--json", "--out", str(spread)]
-    command += ["--shard-images", "1"]
-    repository = Path(__file__).parent.parent
+    command += ["--shard-images", "1", "--weights", small.place.weights]
+    env = os.environ | small.environment(SLOW)
 
     def started() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repository
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=REPOSITORY,
         )
 
     def done() -> int:

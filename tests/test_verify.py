@@ -658,7 +658,7 @@ def test_metadata_that_lacks_a_field(copy: Copy, kind: str, field: str) -> None:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
-    photos = write_photos(folder / "images", 20)
+    photos = write_photos(folder / "images", 5)
     whole = photos[0].read_bytes()
     (folder / "images" / "bad.jpg").write_bytes(whole[: len(whole) // 2])
     request = Request(NAME, str(folder / "images"), bins=16, max_failures=2)
@@ -672,7 +672,7 @@ def test_a_real_build_is_found_whole(real: Path) -> None:
     assert [finding for finding in found.values() if not finding.ok] == []
     assert found["counts"].detail.endswith("for 3120 neurons")
     assert failure(copy).reason == "truncated"
-    assert asdict(copy.version)["images"] == 20
+    assert asdict(copy.version)["images"] == 5
 
 
 @pytest.mark.parametrize("how", ["dna", "partial"])
