@@ -28,7 +28,6 @@ from pipeline.spec import Resources
 from tests.helpers import photo, write_photos
 from tests.on_ray import (
     REPOSITORY,
-    SHARD_IMAGES,
     SHARDS,
     SLOW,
     Small,
@@ -51,16 +50,17 @@ On = Callable[[int], subprocess.Popen[str]]
 
 def test_a_build_on_ray_is_the_build_in_process(folder: Path, tmp_path: Path) -> None:
     """Of the network that is the default."""
-    process = start(folder, tmp_path / "ray", "--layer-gaussian")
+    process = start(
+        *(folder, tmp_path / "ray", "--layer-gaussian", "--limit", "24"), shard_images=1
+    )
     with ended(process):
         on_ray = finish(process)
     alone = Catalogue(str(tmp_path / "alone"))
-    request = Request(
-        *("photos", str(folder)), max_failures=2, shard_images=SHARD_IMAGES, layer_gaussian=True
-    )
+    options = {"layer_gaussian": True, "limit": 24, "shard_images": 1, "max_failures": 2}
+    request = Request("photos", str(folder), **options)
     with contextlib.closing(InProcess()) as engine:
         (in_process,) = build_datasets(alone, [request], engine, Resources(workers=0, threads=1))
-    assert on_ray["counted_shards"] == SHARDS
+    assert on_ray["counted_shards"] == 24  # in 16 folds
     assert on_ray["dna"] == in_process.version.dna
     assert on_ray["sha256"] == in_process.version.sha256
     assert "layer_gaussians" in in_process.version.sha256  # floats, to the last bit
