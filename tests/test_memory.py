@@ -122,7 +122,7 @@ from pipeline.catalogue import Catalogue
 
 place = Catalogue(sys.argv[1])
 store = _Store(place, 800, 16)
-store.commit({f"set/{n}": store.put(f"set/{n}", n) for n in range(12)})
+store.commit({f"set/{n}": store.put(f"set/{n}", n) for n in range(9)})
 """
 
 COMPARE = """
@@ -143,7 +143,7 @@ print(after["peak_mb"] - idle["peak_mb"])
 
 
 def test_a_comparison_s_memory_is_bounded_by_its_setting(tmp_path: Path) -> None:
-    """Of DNAs that take a gigabyte, with their folds."""
+    """Of DNAs that take 870 MB, with their folds."""
 
     def child(code: str, *arguments: object) -> str:
         words = [sys.executable, "-c", code, str(tmp_path / "catalogue"), *map(str, arguments)]
@@ -152,7 +152,7 @@ def test_a_comparison_s_memory_is_bounded_by_its_setting(tmp_path: Path) -> None
         return done.stdout
 
     child(WRITE)
-    bounded = float(child(COMPARE, 256 * 2**20, *(f"set/{n}" for n in range(2, 12))))
+    bounded = float(child(COMPARE, 256 * 2**20, *(f"set/{n}" for n in range(2, 9))))
     assert bounded < 1.25 * 268
-    free = float(child(COMPARE, 4096 * 2**20, *(f"set/{n}" for n in range(1, 12))))
+    free = float(child(COMPARE, 4096 * 2**20, *(f"set/{n}" for n in range(1, 9))))
     assert free > 1.5 * bounded
