@@ -31,6 +31,7 @@ from pipeline.catalogue import (
     part_name,
     parts_of,
     require_free,
+    require_own,
     software,
 )
 from pipeline.dna import DNA
@@ -49,7 +50,7 @@ from pipeline.errors import (
 from pipeline.exemplars import DEFAULT_KEPT, Keep
 from pipeline.extractor import numerics
 from pipeline.listing import Kept, Listing
-from pipeline.manifest import Entry, Manifest, Shard, label_of, read_part
+from pipeline.manifest import Entry, Manifest, Shard, read_part
 from pipeline.networks import Network, describe, require_fit
 from pipeline.partial import Failure, Partial, encode_failures
 from pipeline.plan import plan
@@ -359,18 +360,12 @@ class _Planner:
         found, provenance = ranges_module.find(network, request.ranges, known)
         spec = make_spec(request, network, found.digest, device_kind(self.resources))
         base = head.datasets.get(request.name, {}).get(spec.digest)
-        if base is not None and base.part_of:
-            raise UsageError(
-                f"it is the part of {base.part_of} where {label_of(base.by)} is {base.value!r}; "
-                f"build {base.part_of}, or give another name"
-            )
-        if request.by is None and base is not None:
-            request = replace(request, by=base.by)
-        manifest = self._manifest(request, spec.digest, base)
-        parts = _parts(request, manifest, head)
+        require_own(head, request.name)
+        manifest, parts = self._parted(request, spec.digest, base, head)
         source = storage.readable(manifest.source)
         if base is not None and not base.imported and base.source != source:
             self.progress.say(f"{request.name}: was of {base.source}, and is of {source} now")
+        request = replace(request, by=_by(request, base))
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         ranges_uri = catalogue.ranges_uri(found.digest)
         work_uri = catalogue.work_uri(request.name, spec.digest)
@@ -384,6 +379,21 @@ class _Planner:
         stored = store_manifest(uri, manifest.data, manifest.digest)
         catalogue.note_plan(request.name, spec.digest, manifest.digest, products)
         return _Plan(request, manifest, job, base, parts, manifest_sha256=sha256(stored))
+
+    def _parted(
+        self, request: Request, spec: str, base: Version | None, head: Commit
+    ) -> tuple[Manifest, Mapping[str, Sequence[int]]]:
+        """The plan, and of each value that there are parts by the indices of its shards."""
+        asked = replace(request, by=_by(request, base))
+        try:
+            manifest = self._manifest(asked, spec, base)
+            return manifest, _parts(asked, manifest, head)
+        except UsageError as error:
+            if not asked.by or request.by is not None:
+                raise
+            raise UsageError(
+                f"{error} (the dataset has parts by {asked.by!r}; --by '' ends them)"
+            ) from error
 
     def _manifest(self, request: Request, spec: str, base: Version | None) -> Manifest:
         kept = self._kept(request)
@@ -436,6 +446,10 @@ def _products(request: Request, network: Network, base: Version | None) -> tuple
         number = DEFAULT_KEPT if request.exemplars is None else request.exemplars
         keep = Keep.asked(number, request.exemplar_taps, network.taps)
     return (*products, keep.product) if keep else products
+
+
+def _by(request: Request, base: Version | None) -> str:
+    return request.by if request.by is not None else base.by if base is not None else ""
 
 
 def _parts(request: Request, manifest: Manifest, head: Commit) -> dict[str, Sequence[int]]:

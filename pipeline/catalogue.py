@@ -56,6 +56,8 @@ _DIGEST = re.compile(r"[0-9a-f]{32}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9]+")
 """Of a file that a commit names: it leads nowhere else."""
 _COMMIT_NAME = re.compile(r"\d{20}\.json")
+LONGEST = 200
+"""Characters between slashes of a part's name: a file's may have 255."""
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -358,18 +360,19 @@ class Catalogue:
         """Make `new` the dataset's version under its spec, and `parts` all the parts that it has.
 
         `base`: the version that the caller built upon. Raises `Conflict` where another writer has
-        replaced that one by a version other than `new`, or given a part's name away.
+        replaced that one by a version other than `new`, or given a name away, to a part or of one.
         """
         parts = parts or {}
 
         def change(head: Commit) -> Commit:
+            require_own(head, dataset)
             current = head.datasets.get(dataset, {}).get(new.spec)
-            same = current is not None and current.dna == new.dna
+            same = current is not None and _what(current) == _what(new)
             there = parts_of(head, dataset, new.spec)
             if (
                 current is not None
                 and same
-                and (current.sha256, current.by) == (new.sha256, new.by)
+                and current.sha256 == new.sha256
                 and _stated(there) == _stated(parts)
             ):
                 return head
@@ -684,6 +687,21 @@ def require_free(commit: Commit, name: str, whole: str) -> None:
             )
 
 
+def require_own(commit: Commit, name: str) -> None:
+    """Raises `Conflict` where the name is that of a part, under whatever spec."""
+    for there in commit.datasets.get(name, {}).values():
+        if there.part_of:
+            raise Conflict(
+                f"{name} is the part {there.value!r} of {there.part_of}; build {there.part_of}, or "
+                "give another name"
+            )
+
+
+def _what(version: Version) -> tuple[str, str]:
+    """What makes two builds of a dataset the same: of other parts they are not."""
+    return version.dna, version.by
+
+
 def _stated(parts: Mapping[str, Version]) -> dict[str, tuple[object, ...]]:
     return {name: (part.sha256, part.by, part.value) for name, part in parts.items()}
 
@@ -691,9 +709,15 @@ def _stated(parts: Mapping[str, Version]) -> dict[str, tuple[object, ...]]:
 def part_name(dataset: str, value: str) -> str:
     """The name of a part: what no name may hold is a dash in it.
 
-    Raises `UsageError` where nothing of the value is left.
+    Raises `UsageError` where nothing of the value is left, or more than a file may be named.
     """
     segments = [re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-") for text in value.split("/")]
+    longest = max(map(len, segments))
+    if longest > LONGEST:
+        raise UsageError(
+            f"the value {value[:40]!r}… makes a name of {longest} characters; a part's has "
+            f"{LONGEST} at most, so give the images another label"
+        )
     try:
         return check_name("/".join([dataset, *segments]))
     except UsageError as error:

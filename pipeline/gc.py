@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from pipeline import storage
-from pipeline.catalogue import KINDS, Catalogue, Version
+from pipeline.catalogue import KINDS, Catalogue, Commit, Version
 from pipeline.errors import SourceError, UsageError
 from pipeline.matrix import needless
 from pipeline.shard import partial_uri
@@ -80,19 +80,32 @@ def _needed(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> set[
 
 
 def _kept(catalogue: Catalogue, keep: int | None) -> dict[str, list[Version]]:
-    """The newest `keep` versions of each dataset and spec, over the whole log."""
+    """The newest `keep` versions of each dataset and spec, over the whole log; with their parts."""
     seen: dict[tuple[str, str], list[Version]] = {}
+
+    def known(name: str, version: Version) -> bool:
+        there = seen.setdefault((name, version.spec), [])
+        return (version.dna, version.by) in {(of.dna, of.by) for of in there}
+
     for commit in catalogue.log():
-        for name, specs in commit.datasets.items():
-            for spec, version in specs.items():
-                versions = seen.setdefault((name, spec), [])
-                new = version.dna not in {known.dna for known in versions}
-                if new and (keep is None or len(versions) < keep):
-                    versions.append(version)
+        for name, spec, version in _wholes_first(commit):
+            versions = seen.setdefault((name, spec), [])
+            if version.part_of:
+                whole = commit.datasets.get(version.part_of, {}).get(spec)
+                wanted = whole is None or known(version.part_of, whole)
+            else:
+                wanted = keep is None or len(versions) < keep
+            if wanted and not known(name, version):
+                versions.append(version)
     kept: dict[str, list[Version]] = {}
     for (name, _), versions in seen.items():
         kept.setdefault(name, []).extend(versions)
     return kept
+
+
+def _wholes_first(commit: Commit) -> Iterator[tuple[str, str, Version]]:
+    versions = [(n, s, v) for n, specs in commit.datasets.items() for s, v in specs.items()]
+    yield from sorted(versions, key=lambda of: bool(of[2].part_of))
 
 
 def _planned(catalogue: Catalogue) -> Iterator[str]:

@@ -384,7 +384,7 @@ def _value_of(table: pa.Table, label: str, index: int) -> str:
 
 def label_of(by: str) -> str:
     """The label that parts are made by: the one named, or the folders, where these are counted."""
-    return FOLDERS if by.isdecimal() else by
+    return FOLDERS if by.isascii() and by.isdecimal() else by
 
 
 def find_entries(

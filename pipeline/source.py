@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -113,7 +114,7 @@ class Rules:
 
 
 def _depth(text: str | None) -> int | None:
-    return int(text) if text is not None and text.lstrip("-").isdecimal() else None
+    return int(text) if text is not None and re.fullmatch(r"-?[0-9]+", text) else None
 
 
 def list_source(
@@ -160,6 +161,11 @@ class _Look:
                 )
         self._labels: tuple[str, ...] = (FOLDERS,) if rules.label_depth else ()
         if self._table is not None:
+            if self._labels:
+                raise UsageError(
+                    f"by is {rules.by!r}, a number of folders, and {text} is a table; name one of "
+                    f"its labels: {', '.join(self._table.labels)}"
+                )
             self._labels = self._table.labels
             if rules.by is not None and rules.by not in self._labels:
                 raise UsageError(

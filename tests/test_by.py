@@ -274,8 +274,10 @@ def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> No
     assert list(place.head().datasets) == ["photos/sun"]
     other = Catalogue(f"{place.root}-2")
     run(other, source)
-    with pytest.raises(UsageError, match="the part of photos where folder is 'sun'; build photos"):
-        build_datasets(other, [photos], ENGINE, RESOURCES)
+    for options in ({}, {"bins": 5}):  # under whatever spec
+        with pytest.raises(Conflict, match="photos/sun is the part 'sun' of photos; build photos"):
+            build_datasets(other, [replace(photos, **options)], ENGINE, RESOURCES)
+    assert len(other.head().datasets["photos/sun"]) == 1
     (source / "...").mkdir()
     photo(30).save(source / "..." / "a.jpg")
     with pytest.raises(UsageError, match=r"'\.\.\.' makes no name of a part of photos"):
@@ -284,6 +286,61 @@ def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> No
     assert part_name("photos", "sun ") == "photos/sun"
     with pytest.raises(UsageError, match=r"and .sun . of folder both make the name photos/sun"):
         run(other, source)
+
+
+@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
+def test_another_builder_neither_ends_parts_nor_takes_their_names(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who planned before the parts were committed, and commits after, of the very same images."""
+    reduce = build_module.compose
+    for late in ("photos", "photos/sun"):
+        root = Catalogue(f"{place.root}-{late.replace('/', '-')}")
+        folder = source if late == "photos" else source / "sun"
+        request = Request(late, str(folder), max_failures=1.0, shard_images=2, **NETWORK)
+        others: list[Result] = []
+
+        def quicker(*args: Any, root: Catalogue = root, others: list[Result] = others) -> Any:
+            if not others:
+                others.append(None)  # type: ignore[arg-type]
+                others[0] = run(root, source)
+            return reduce(*args)
+
+        monkeypatch.setattr(build_module, "compose", quicker)
+        with pytest.raises(Conflict, match=f"{late}"):
+            build_datasets(root, [request], ENGINE, RESOURCES)
+        monkeypatch.setattr(build_module, "compose", reduce)
+        assert sorted(root.head().datasets) == ["photos", "photos/rain", "photos/sun"]
+        holds(root, source)
+        assert not run(root, source, by=None).changed
+
+
+def test_labels_of_a_dataset_that_has_parts_are_asked_for_by_name(
+    place: Catalogue, source: Path
+) -> None:
+    run(place, source)
+    with pytest.raises(UsageError, match=r"is a table; .*the dataset has parts by '1'; --by ''"):
+        run(place, table(source, weather={}), by=None)
+
+
+def test_a_value_is_no_longer_than_a_file_s_name(place: Catalogue, source: Path) -> None:
+    path = table(source, weather={"photo-0000.jpg": "r" * 201})
+    with pytest.raises(UsageError, match=r"'rrr.*makes a name of 201 characters"):
+        run(place, path, by="weather")
+    assert not storage.exists(storage.join(place.root, "_work", "photos"))
+
+
+@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
+def test_a_collection_frees_parts_that_are_gone(place: Catalogue, source: Path) -> None:
+    gone = run(place, source).parts["photos/sun"]
+    shutil.rmtree(source / "sun")
+    run(place, source)
+    uri = place.uri("dna", gone.spec, "photos/sun", gone.dna)
+    collect(place, keep=2, grace=timedelta(0))
+    assert storage.exists(uri)
+    collect(place, keep=1, grace=timedelta(0))
+    assert not storage.exists(uri)
+    holds(place, source)
 
 
 def test_too_many_values_are_refused_before_anything_is_counted(
@@ -322,7 +379,9 @@ def test_what_makes_no_parts_is_refused(source: Path, by: str, message: str) -> 
 
 def test_a_table_has_the_labels_that_it_has(source: Path) -> None:
     path = table(source, weather={})
-    for by in ("1", "wether", "group", "uri"):
+    with pytest.raises(UsageError, match=r"by is '1', a number of folders, and .* is a table"):
+        list_source(path, Rules(by="1"))
+    for by in ("wether", "group", "uri", "--1"):
         with pytest.raises(UsageError, match=f"by is '{by}'; the labels of .* are: weather"):
             list_source(path, Rules(by=by))
 

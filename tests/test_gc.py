@@ -275,9 +275,9 @@ def test_a_version_that_comes_back_is_safe_from_a_collection_beside_it(
     age_all(place)
     real = Catalogue.put_version
 
-    def collect_first(catalogue: Catalogue, *arguments: Any) -> Commit:
+    def collect_first(catalogue: Catalogue, *arguments: Any, **options: Any) -> Commit:
         collect(catalogue, keep=1)
-        return real(catalogue, *arguments)
+        return real(catalogue, *arguments, **options)
 
     monkeypatch.setattr(Catalogue, "put_version", collect_first)
     assert place.build("a").version.images == 20
