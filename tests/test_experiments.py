@@ -1,0 +1,170 @@
+"""The experiments of `benchmarks`: what they measure, not what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.linalg import sqrtm
+
+from benchmarks import changes
+from benchmarks.observe import POINTS, Layers, Observer, Seen, emd
+from pipeline import emd as product_emd
+from pipeline import make_dna
+
+LAYERS = Layers(("first", "second"), (3, 5))
+
+
+def picture(seed: int, side: int = 128, blobs: int = 6) -> Image.Image:
+    """Blobs of chance colours, that no two seeds share."""
+    chance = np.random.default_rng(seed)
+    small = Image.fromarray(chance.integers(0, 256, (blobs, blobs, 3), np.uint8))
+    return small.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def seen(images: int, seed: int, shift: float = 0.0) -> Seen:
+    """Of eight neurons, normal activations of several means, in [-5, 5]."""
+    chance = np.random.default_rng(seed)
+    x = chance.normal(0, 1, (images, 8, 30)) + np.linspace(-1, 1, 8)[:, None] + shift
+    edges = np.linspace(-5, 5, POINTS + 1)[1:]
+    return Seen((x[..., None] <= edges).mean(axis=2).astype(np.float32), x.mean(axis=2))
+
+
+@pytest.fixture(scope="module")
+def observer() -> Observer:
+    return Observer()
+
+
+def test_a_mean_of_curves_is_the_dna_that_a_build_makes(observer: Observer, tmp_path: Path) -> None:
+    sets = {"a": range(6), "b": range(6, 17)}
+    curves = {}
+    for name, seeds in sets.items():
+        (tmp_path / name).mkdir()
+        for seed in seeds:
+            picture(seed).save(tmp_path / name / f"{seed}.png")
+        found = observer.see([lambda s=s: np.asarray(picture(s)) for s in seeds])  # type: ignore[misc]
+        assert len(found.curves) == len(seeds)
+        assert np.allclose(found.curves[..., -1], 1)
+        curves[name] = found
+    a, b = (make_dna(str(tmp_path / name)) for name in sets)
+    assert np.allclose(curves["b"].means.mean(axis=0), b.mean, rtol=1e-9, atol=1e-12)
+    ours = emd(curves["a"].curves.mean(axis=0) - curves["b"].curves.mean(axis=0))
+    for layer, mine in observer.layers.slices.items():
+        assert ours[mine].mean() == pytest.approx(product_emd(a, b, layer=layer), rel=0.15)
+    assert ours.mean() == pytest.approx(product_emd(a, b), rel=0.05)
+
+
+def test_the_order_of_pictures_is_kept(observer: Observer) -> None:
+    one = observer.see([lambda s=s: np.asarray(picture(s)) for s in range(11)])  # type: ignore[misc]
+    other = observer.see([lambda s=s: np.asarray(picture(s)) for s in reversed(range(11))])  # type: ignore[misc]
+    assert np.array_equal(one.curves, other.curves[::-1])
+
+
+# Changes.
+
+
+def test_a_deal_is_two_halves() -> None:
+    halves = changes.dealt(7, 30, seed=0)
+    assert halves.shape == (30, 14)
+    assert (halves.sum(axis=1) == 7).all()
+    assert len(np.unique(halves, axis=0)) > 20
+
+
+@pytest.mark.parametrize("images", [4, 40])
+def test_the_frechet_distance_is_the_textbooks_whatever_the_rank(images: int) -> None:
+    chance = np.random.default_rng(images)
+    a, b = chance.normal(size=(images, 6)), chance.normal(1, 2, size=(images, 6))
+    of_a, of_b = np.cov(a.T), np.cov(b.T)
+    root = np.real(sqrtm(of_a @ of_b + 0j))
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(of_a + of_b - 2 * root)
+    assert changes.gaussian_distance(a, b) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_shift_is_above_every_threshold_and_no_shift_above_one_in_twenty() -> None:
+    plain, same, moved = seen(80, 0), seen(80, 0), seen(80, 0, 0.5)
+    null = changes.distances(LAYERS, plain, plain, changes.dealt(40, 200, 1))
+    halves = changes.dealt(40, 200, 2)
+    for of, values in null.items():
+        assert values.shape == (200, 3)
+        threshold = np.quantile(values, 0.95, axis=0)
+        alarms = changes.distances(LAYERS, plain, same, halves)[of] > threshold
+        assert (alarms.mean(axis=0) < 0.12).all(), of
+        assert (changes.distances(LAYERS, plain, moved, halves)[of] > threshold).all(), of
+
+
+def test_the_corrected_distance_is_of_the_shift_and_not_of_the_noise() -> None:
+    half = changes.dealt(80, 1, 3)[0]
+    found = changes.estimated(LAYERS, seen(160, 4), seen(160, 5, 0.5), half)
+    assert found["emd"].shape == found["corrected"].shape == (3,)
+    assert np.allclose(found["corrected"], 0.5 / 10 * 1000, rtol=0.15)
+    assert (found["low"] < found["corrected"]).all()
+    assert (found["corrected"] < found["high"]).all()
+    null = changes.estimated(LAYERS, seen(160, 4), seen(160, 5), half)
+    assert (null["low"] == 0).all()
+    assert (null["floor"] < 2 * null["emd"]).all()
+
+
+@pytest.mark.parametrize(
+    ("power", "expected"),
+    [([0, 1, 1], 2), ([1, 0, 1], 3), ([1, 1, 0], None), ([0.8, 0.9, 1], 1), ([0, 0, 0.79], None)],
+)
+def test_a_change_is_noticed_from_where_it_is_noticed_throughout(
+    power: list[float], expected: float | None
+) -> None:
+    assert changes.noticed(power, [1, 2, 3]) == expected
+
+
+def test_a_rise_is_judged_from_where_the_interval_leaves_zero() -> None:
+    corrected = np.array([2.0, 0.0, 1.0, 3.0, 3.0])
+    assert changes.risen(corrected, np.array([0.0, 0, 0, 1, 2]))
+    assert changes.risen(corrected[::-1], np.array([0.0, 0, 1, 1, 2])) is False
+    assert changes.risen(corrected, np.zeros(5)) is None
+
+
+@pytest.mark.parametrize("name", changes.CHANGES)
+def test_a_stronger_change_moves_pixels_further(name: str) -> None:
+    _, change, strengths = changes.CHANGES[name]
+    assert list(strengths) == sorted(strengths)
+    plain = picture(1)
+    moved = [np.abs(np.asarray(change(plain, by)) - np.asarray(plain, float)) for by in strengths]
+    assert moved[0].max() < 30
+    assert moved[-1].mean() > 5 * moved[0].mean()
+
+
+def test_a_hue_turned_by_nothing_is_every_pixel_as_it_was() -> None:
+    assert np.array_equal(changes.turned(picture(2), 0), picture(2))
+
+
+# Each in little, of pictures made up.
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpora")
+    places = [
+        *(f"photos/{at}.png" for at in range(30)),
+        *(f"textures/{at}.png" for at in range(6)),
+        *(f"wallpapers/{at}.png" for at in range(6)),
+        *(f"portraits/{at}.png" for at in range(8)),
+        *(f"renders/{at}.png" for at in range(16)),
+        *(f"stamps/animals/cartoon/{at}.png" for at in range(8)),
+    ]
+    for seed, place in enumerate(places):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed, 256).save(folder / place)
+    return folder
+
+
+def test_changes_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, change, _ = changes.CHANGES["brightness"]
+    monkeypatch.setattr(changes, "CHANGES", {"brightness": (unit, change, (0.001, 3.0))})
+    result = changes.study(16, cache / "photos", nulls=20, deals=10)
+    found = result["changes"]["brightness"]
+    assert found["power"]["EMD"][1][-1] == 1
+    assert found["power"]["EMD"][0][-1] < 0.5
+    assert found["noticed"]["EMD"][changes.ALL] == 3.0
+    assert set(found["noticed"]["EMD"]) == {*result["layers"]}
+    changes.draw(result, tmp_path / "changes.svg")
+    assert "brightness, EMD" in changes.table(result)
