@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from benchmarks import changes
+from benchmarks import changes, selection
 from benchmarks.observe import POINTS, Layers, Observer, Seen, emd
 from pipeline import emd as product_emd
 from pipeline import make_dna
@@ -137,6 +137,46 @@ def test_a_hue_turned_by_nothing_is_every_pixel_as_it_was() -> None:
     assert np.array_equal(changes.turned(picture(2), 0), picture(2))
 
 
+# Selection.
+
+
+def test_nothing_that_is_learnt_is_tested() -> None:
+    labels = np.repeat([0, 1, 2], [10, 6, 8])
+    learnt = selection.halves(labels, 5, seed=0)
+    for half in learnt:
+        assert np.bincount(labels[half]).tolist() == [5, 3, 4]
+    assert len(np.unique(learnt, axis=0)) == 5
+
+
+def test_a_distance_that_orders_as_accuracy_does_has_no_regret() -> None:
+    accuracy = np.random.default_rng(0).random((3, 6, 6))
+    rho, regret = selection.agreement(1 - accuracy, accuracy)
+    assert rho == pytest.approx(np.ones(6))
+    assert regret == pytest.approx(np.zeros(6))
+    rho, regret = selection.agreement(accuracy, accuracy)
+    assert rho == pytest.approx(-np.ones(6))
+    assert (regret > 0.3).all()
+
+
+def test_the_own_domain_is_no_candidate() -> None:
+    accuracy = np.random.default_rng(0).random((1, 5, 5))
+    distance = 1 - accuracy
+    for at in range(5):
+        distance[0, at, at] = -1
+        accuracy[0, at, at] = 0
+    assert selection.agreement(distance, accuracy)[1] == pytest.approx(np.zeros(5))
+
+
+def test_a_domain_shows_the_same_object_always_alike() -> None:
+    cutout = picture(3, 90).convert("RGBA")
+    cutout.putalpha(200)
+    behind = picture(4, 224)
+    for domain in selection.DOMAINS.values():
+        one, other = (selection.shown(cutout, behind, domain.change, 5) for _ in range(2))
+        assert one.shape == (224, 224, 3)
+        assert np.array_equal(one, other)
+
+
 # Each in little, of pictures made up.
 
 
@@ -149,6 +189,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(f"wallpapers/{at}.png" for at in range(6)),
         *(f"portraits/{at}.png" for at in range(8)),
         *(f"renders/{at}.png" for at in range(16)),
+        *(f"stamps/{of[0]}/{at}.png" for of in selection.CLASSES.values() for at in range(4)),
         *(f"stamps/animals/cartoon/{at}.png" for at in range(8)),
     ]
     for seed, place in enumerate(places):
@@ -168,3 +209,14 @@ def test_changes_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert set(found["noticed"]["EMD"]) == {*result["layers"]}
     changes.draw(result, tmp_path / "changes.svg")
     assert "brightness, EMD" in changes.table(result)
+
+
+def test_selection_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: selection.DOMAINS[name] for name in ("white", "dark", "photos", "blur")}
+    monkeypatch.setattr(selection, "DOMAINS", few)
+    result = selection.study(4, 2, cache)
+    assert result["images"] == 24
+    assert np.array(result["accuracy"]).shape == (4, 4)
+    assert set(result["distances"]) == set(selection.DISTANCES)
+    selection.draw(result, tmp_path / "selection.svg")
+    assert "at random" in selection.table(result)
