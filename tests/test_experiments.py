@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from benchmarks import changes, selection
+from benchmarks import changes, realism, selection
 from benchmarks.observe import POINTS, Layers, Observer, Seen, emd
 from pipeline import emd as product_emd
 from pipeline import make_dna
@@ -177,6 +178,46 @@ def test_a_domain_shows_the_same_object_always_alike() -> None:
         assert np.array_equal(one, other)
 
 
+# Realism.
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order() -> None:
+    chance = np.random.default_rng(0)
+    real, synthetic = chance.normal(size=30), chance.normal(0.7, 1, size=50)
+    share = (synthetic[:, None] > real).mean()
+    assert realism.auc(real, synthetic) == pytest.approx(share)
+    assert realism.auc(synthetic, real) == pytest.approx(1 - share)
+    assert realism.auc(np.exp(real), np.exp(synthetic)) == pytest.approx(share)
+    assert realism.auc(np.ones(3), np.ones(4)) == 0.5
+
+
+def test_realism_prefers_the_neurons_that_tell_and_scores_are_of_one_sign() -> None:
+    def half(seed: int, shift: float) -> realism.Half:
+        found = seen(60, seed)
+        moved = seen(60, seed + 100, shift)
+        curves, means = found.curves.copy(), found.means.copy()
+        curves[:, 2], means[:, 2] = moved.curves[:, 2], moved.means[:, 2]
+        return realism.Half([Path(f"{seed}-{at // 3}") for at in range(60)], Seen(curves, means))
+
+    score = realism.scorer(half(0, 0), [half(1, 2.0)], slice(0, 8))
+    real, synthetic = half(2, 0), half(3, 2.0)
+    a, b = score(real), score(synthetic)
+    assert set(a) == set(realism.SCORES)
+    area = {of: realism.auc(a[of], b[of]) for of in a}
+    assert min(area.values()) > 0.6, area
+    assert area["5 neurons"] > 0.9
+    low, high = realism.interval(real, synthetic, a["cosine"], b["cosine"])
+    assert low <= area["cosine"] <= high
+
+
+def test_a_flat_object_has_less_texture_than_a_noisy_one(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noisy.png")
+    Image.new("RGB", (100, 100), (90, 30, 10)).save(tmp_path / "flat.png")
+    assert realism.textured(tmp_path / "flat.png") == 0
+    assert realism.textured(tmp_path / "noisy.png") > 20
+
+
 # Each in little, of pictures made up.
 
 
@@ -220,3 +261,21 @@ def test_selection_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert set(result["distances"]) == set(selection.DISTANCES)
     selection.draw(result, tmp_path / "selection.svg")
     assert "at random" in selection.table(result)
+
+
+def test_realism_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realism, "BOOTSTRAPS", 10)
+    looked: dict[str, Any] = {}
+    original = realism.look
+
+    def look(observer: Observer, name: str, *rest: Any) -> list[realism.Half]:
+        looked[name] = original(observer, name, *rest)
+        return looked[name]
+
+    monkeypatch.setattr(realism, "look", look)
+    result = realism.study(8, cache, tmp_path / "sheet.png")
+    for name, (fitted, told) in looked.items():
+        assert not set(fitted.paths) & set(told.paths), name
+    assert set(result["within"]) == {"textures", "wallpapers", "renders", "cartoons", "portraits"}
+    realism.draw(result, tmp_path / "realism.svg")
+    assert "AUC, across" in realism.table(result)
