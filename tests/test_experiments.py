@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from benchmarks import changes, realism, selection
+from benchmarks import changes, realism, retrieval, selection
 from benchmarks.observe import POINTS, Layers, Observer, Seen, emd
 from pipeline import emd as product_emd
 from pipeline import make_dna
@@ -218,6 +218,24 @@ def test_a_flat_object_has_less_texture_than_a_noisy_one(tmp_path: Path) -> None
     assert realism.textured(tmp_path / "noisy.png") > 20
 
 
+# Retrieval.
+
+
+def test_average_precision_by_hand() -> None:
+    relevant = np.array([True, False, True, False])
+    assert retrieval.average_precision(np.array([1, 2, 3, 4]), relevant) == pytest.approx(5 / 6)
+    assert retrieval.average_precision(np.array([1, 3, 2, 4]), relevant) == 1
+    assert retrieval.average_precision(np.array([3, 1, 4, 2]), relevant) == pytest.approx(5 / 12)
+
+
+@pytest.mark.parametrize("name", retrieval.SOUGHT)
+def test_every_attribute_can_be_seen_in_pixels(name: str) -> None:
+    plain = picture(6, 224, blobs=60)
+    given = retrieval.SOUGHT[name](plain, np.random.default_rng(0))
+    assert given.size == plain.size
+    assert np.abs(np.asarray(given, float) - np.asarray(plain, float)).mean() > 0.5
+
+
 # Each in little, of pictures made up.
 
 
@@ -279,3 +297,18 @@ def test_realism_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert set(result["within"]) == {"textures", "wallpapers", "renders", "cartoons", "portraits"}
     realism.draw(result, tmp_path / "realism.svg")
     assert "AUC, across" in realism.table(result)
+
+
+def test_retrieval_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"black frame": retrieval.SOUGHT["black frame"]}
+    monkeypatch.setattr(retrieval, "SOUGHT", few)
+    monkeypatch.setattr(retrieval, "DOMAINS", ("textures", "cut-outs"))
+    monkeypatch.setattr(retrieval, "QUERIES", (1, 3))
+    result = retrieval.study(4, 16, tmp_path, cache, times=2)
+    found = result["attributes"]["attributes"]
+    assert found["black frame"]["neurons"] == retrieval.TOP
+    assert found["black frame"][retrieval.LENS]["precision_20"] >= 0.9
+    assert set(result["domains"]["queries"]["3"]) == set(retrieval.DOMAIN_SCORES)
+    assert "Mahalanobis" not in result["domains"]["queries"]["1"]
+    retrieval.draw(result, tmp_path / "retrieval.svg")
+    assert "at random" in retrieval.table(result)
