@@ -54,8 +54,8 @@ def refresh(
     from pipeline.build import build_datasets
     from pipeline.catalogue import Catalogue
     from pipeline.config import load_config
-    from pipeline.errors import GateError, UsageError, VdnaError
-    from pipeline.gate import judge, require_known
+    from pipeline.errors import UsageError, VdnaError
+    from pipeline.gate import judge, require_held, require_known
     from pipeline.matrix import compare
     from pipeline.progress import Lines
     from pipeline.report import print_matrix, summary_sentence
@@ -93,16 +93,10 @@ def refresh(
         for spec in sorted({result.version.spec for result in results})
         if len(place.names(spec=spec)) > 1
     ]
-    specs = {result.name: result.version.spec for result in results}
-    # After a failure a dataset may have no version to judge, and the error says why.
-    there = place.head().datasets
-    seen = [b for b in settings.gate if failed is None or {b.a, b.b} <= there.keys()]
     judged: list[Judged] = []
     try:
-        judged = judge(place, seen, specs, matrices, effort)
-        broken = "; ".join(str(one) for one in judged if not one.holds)
-        if broken:
-            raise GateError(f"the gate of {config} says no: {broken}")
+        judged = judge(place, settings.gate, settings.requests(), results, matrices, effort)
+        require_held(judged, config)
     except VdnaError as error:
         failed = failed or error
     if as_json:

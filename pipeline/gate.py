@@ -1,27 +1,27 @@
 """The gate of a refresh: bounds on distances between datasets, judged after the matrix.
 
-    >>> [str(judged) for judged in judge(place, config.gate, specs, matrices)]     # doctest: +SKIP
+    >>> [str(of) for of in judge(place, config.gate, requests, results, matrices)]  # doctest: +SKIP
     ['day and night, all neurons: 6.7 bins [5.1, 8.4], at most 10: holds']
 
 A bound is broken where the distance is surely above it: where `low` is, the lower end of the 95%
 interval of the corrected distance. So noise alone breaks one that is just met in one run of forty.
-Where no interval is known (fewer than two folds, an imported DNA, a lens with negative weights) the
-plain distance is judged, and where that is not defined the bound is broken: a gate that cannot see
-says no.
+Where no interval is known (fewer than two folds, an imported DNA, a lens with negative weights) or
+none is valid (a dataset and its own part share images) the plain distance is judged, and where that
+is not defined the bound is broken: a gate that cannot see says no.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 from pipeline import storage
-from pipeline.build import Request
-from pipeline.catalogue import Catalogue
+from pipeline.build import Request, Result
+from pipeline.catalogue import Catalogue, Commit
 from pipeline.config import Bound
-from pipeline.errors import UsageError, VdnaError
+from pipeline.errors import GateError, NotFound, UsageError, VdnaError
 from pipeline.lens import Lens
 from pipeline.matrix import ALL, Effort, Matrix, compare, find_lens, newest_lenses, spec_of
 from pipeline.networks import describe
@@ -29,13 +29,18 @@ from pipeline.networks import describe
 
 @dataclass(frozen=True)
 class Judged:
-    """A bound, and the distance as the matrix has it; NaN for what is not known."""
+    """A bound, and the distance as the matrix has it; NaN for what is not known.
+
+    `nested`: one dataset is a part of the other. `error`: why the bound could not be judged.
+    """
 
     bound: Bound
-    emd: float
-    emd_corrected: float
-    low: float
-    high: float
+    emd: float = nan
+    emd_corrected: float = nan
+    low: float = nan
+    high: float = nan
+    nested: bool = False
+    error: VdnaError | None = None
 
     @property
     def value(self) -> float:
@@ -52,13 +57,16 @@ class Judged:
         numbers = ("emd", "emd_corrected", "low", "high", "value")
         told = {name: float(getattr(self, name)) for name in numbers}
         known = {name: value if isfinite(value) else None for name, value in told.items()}
-        return {**self.bound.model_dump(), **known, "holds": self.holds}
+        error = str(self.error) if self.error else None
+        return {**self.bound.model_dump(), **known, "holds": self.holds, "error": error}
 
     def __str__(self) -> str:
         bound = self.bound
         of = [] if bound.layer == ALL else [bound.layer]
         of += [f"through lens {bound.lens}"] if bound.lens else []
         what = " ".join(of) or "all neurons"
+        if self.error:
+            return f"{bound.a} and {bound.b}, {what}: not judged: {self.error}"
         if isfinite(self.low):
             told = f"{self.emd_corrected:.4g} bins [{self.low:.4g}, {self.high:.4g}]"
             said = "surely more" if not self.holds else "holds"
@@ -66,6 +74,7 @@ class Judged:
                 said = "holds, as it is not surely more"
         elif isfinite(self.emd):
             told = f"{self.emd:.4g} bins, without an interval"
+            told += ", as one is a part of the other" if self.nested else ""
             said = "holds" if self.holds else "more"
         else:
             told, said = "a distance that is not defined", "cannot hold"
@@ -78,16 +87,18 @@ def require_known(
 ) -> None:
     """Before anything is built: raises `UsageError` naming the bound that asks for what is not.
 
-    A layer is looked for in the network that its first dataset is built with. What may become a
-    part of a dataset (`by`) is known after its build only.
+    A layer is looked for in the networks that the two are built with. What may become a part of a
+    dataset (`by`) is known after its build only.
     """
-    wanted = {request.name: request for request in requests}
     lenses = newest_lenses(catalogue) if any(bound.lens for bound in bounds) else {}
-    there = catalogue.head().datasets.keys() | wanted.keys() if bounds else set()
+    if not bounds:
+        return
+    head = catalogue.head()
+    there = head.datasets.keys() | {request.name for request in requests}
     for bound in bounds:
-        for name in (bound.a, bound.b):
-            part = any(one.by and name.startswith(f"{one.name}/") for one in requests)
-            if name not in there and not part:
+        builds = [_build_of(name, requests, head) for name in (bound.a, bound.b)]
+        for name, request in zip((bound.a, bound.b), builds, strict=True):
+            if name not in there and request is None:
                 raise UsageError(
                     f"{bound}: there is no dataset {name!r}; there are {', '.join(sorted(there))}"
                 )
@@ -97,12 +108,26 @@ def require_known(
                 f"{bound}: there is no lens {bound.lens!r}; {catalogue.root} has {has}, and a "
                 "file's name ends in .parquet"
             )
-        if bound.layer != ALL and bound.a in wanted:
-            layers = _layers(wanted[bound.a])
+        for request in filter(None, builds if bound.layer != ALL else ()):
+            layers = _layers(request)
             if layers and bound.layer not in layers:
                 raise UsageError(
                     f"{bound}: there is no layer {bound.layer!r}; there are {', '.join(layers)}"
                 )
+
+
+def _build_of(name: str, requests: Sequence[Request], head: Commit) -> Request | None:
+    """The request that builds a dataset: as a whole, or as what is or may become a part of it."""
+    for request in requests:
+        if request.name == name:
+            return request
+    there = head.datasets.get(name, {}).values()
+    for request in requests:
+        if there and any(version.part_of == request.name for version in there):
+            return request
+        if not there and request.by and name.startswith(f"{request.name}/"):
+            return request
+    return None
 
 
 def _has_lens(name: str, lenses: Mapping[str, object]) -> bool:
@@ -123,32 +148,72 @@ def _layers(request: Request) -> list[str]:
 def judge(
     catalogue: Catalogue,
     bounds: Sequence[Bound],
-    specs: Mapping[str, str],
-    matrices: Sequence[Matrix],
+    requests: Sequence[Request] = (),
+    results: Sequence[Result] = (),
+    matrices: Sequence[Matrix] = (),
     effort: Effort | None = None,
 ) -> list[Judged]:
     """Each bound, by the matrix of its two datasets; through lenses they are computed here.
 
-    `specs`: dataset -> the digest of the spec that it was built under. `matrices`: of all
-    neurons alike, which are not computed again. Raises as `compare`, naming the bound.
+    `results`: what became of `requests`; a dataset of one without is not judged as it was before.
+    `matrices`: of all neurons alike, which are not computed again. Raises nothing of one bound, so
+    that the others are judged: see `require_held`.
     """
+    if not bounds:
+        return []
+    specs = {result.name: result.version.spec for result in results}
+    specs |= {part: of.spec for result in results for part, of in result.parts.items()}
+    head = catalogue.head()
     judged = []
     for bound in bounds:
-        spec = specs.get(bound.a) or specs.get(bound.b)
-        pair = {bound.a, bound.b}
         try:
-            matrix = next(
-                (
-                    one
-                    for one in matrices
-                    if not bound.lens and one.spec_digest == spec and pair <= set(one.names)
-                ),
-                None,
-            )
-            judged.append(_judged(bound, matrix or _compared(catalogue, bound, spec, effort)))
+            for name in (bound.a, bound.b):
+                _require_built(name, specs, _build_of(name, requests, head))
+            spec = _spec_of(catalogue, bound, specs)
+            matrix = _at_hand(bound, spec, matrices) or _compared(catalogue, bound, spec, effort)
+            judged.append(_judged(catalogue, bound, matrix))
         except VdnaError as error:
-            raise type(error)(f"{bound}: {error}") from error
+            judged.append(Judged(bound, error=error))
     return judged
+
+
+def require_held(judged: Sequence[Judged], name: str) -> None:
+    """Raises `GateError` where a bound of the gate `name` does not hold; what kept one from being
+    judged, if anything did, naming the others too."""
+    said = "; ".join(str(one) for one in judged if not one.error and not one.holds)
+    broken = [f"the gate of {name} says no: {said}"] if said else []
+    errors = [one for one in judged if one.error]
+    if errors:
+        first = next((one for one in errors if isinstance(one.error, UsageError)), errors[0])
+        told = [f"{one.bound}: {one.error}" for one in errors]
+        raise type(first.error or VdnaError())("\n".join([*told, *broken])) from first.error
+    if broken:
+        raise GateError(*broken)
+
+
+def _require_built(name: str, specs: Mapping[str, str], request: Request | None) -> None:
+    """Raises `NotFound` for what this refresh was to build, and has not."""
+    if request is None or name in specs:
+        return
+    if request.name in specs:
+        raise NotFound(f"{request.name} has no part {name} any more, or never had one")
+    raise NotFound(f"{request.name} was not built, and what there may be of {name} is of before")
+
+
+def _spec_of(catalogue: Catalogue, bound: Bound, specs: Mapping[str, str]) -> str | None:
+    """The digest of the one under which both were built. Raises `SpecMismatch` for two."""
+    a, b = specs.get(bound.a), specs.get(bound.b)
+    if a and b and a != b:
+        catalogue.spec(a).require_same(catalogue.spec(b), bound.a, bound.b)
+    return a or b
+
+
+def _at_hand(bound: Bound, spec: str | None, matrices: Sequence[Matrix]) -> Matrix | None:
+    pair = {bound.a, bound.b}
+    for matrix in matrices:
+        if not bound.lens and matrix.spec_digest == spec and pair <= set(matrix.names):
+            return matrix
+    return None
 
 
 def _compared(
@@ -161,10 +226,13 @@ def _compared(
     return compare(catalogue, names, spec=spec, lens=lens, effort=effort)
 
 
-def _judged(bound: Bound, matrix: Matrix) -> Judged:
+def _judged(catalogue: Catalogue, bound: Bound, matrix: Matrix) -> Judged:
     at = matrix.names.index(bound.a), matrix.names.index(bound.b)
     emd, corrected, low, high = (
         float(matrix.of(bound.layer, column)[at])
         for column in ("emd", "emd_corrected", "low", "high")
     )
+    a, b = (catalogue.find(name, spec=matrix.spec_digest) for name in (bound.a, bound.b))
+    if a.part_of == bound.b or b.part_of == bound.a:  # estimates suppose independent samples
+        return Judged(bound, emd, nested=True)
     return Judged(bound, emd, corrected, low, high)

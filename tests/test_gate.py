@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from pipeline.build import Request
+from pipeline.build import Request, Result
 from pipeline.catalogue import Catalogue
 from pipeline.config import Bound, load_config
-from pipeline.errors import NotFound, UsageError
+from pipeline.errors import GateError, NotFound, UsageError
 from pipeline.fit import keep
-from pipeline.gate import Judged, judge, require_known
+from pipeline.gate import Judged, judge, require_held, require_known
 from pipeline.lens import Lens
 from pipeline.matrix import Matrix, compare
-from tests.helpers import write_photos
+from tests import tiny
+from tests.helpers import photo, write_photos
 from tests.test_cli import Outcome, refused, vdna
 from tests.test_config import one, refusal, write
 from tests.test_explain import MOVED, SPEC, put
@@ -37,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
 
 
 def judged(place: Catalogue, **bound: Any) -> Judged:
-    (found,) = judge(place, [Bound(**{"a": "a", "b": "b", **bound})], {}, [])
+    (found,) = judge(place, [Bound(**{"a": "a", "b": "b", **bound})])
     return found
 
 
@@ -106,9 +107,9 @@ def test_the_matrix_at_hand_is_not_computed_again(
         raise AssertionError("compared again")
 
     monkeypatch.setattr("pipeline.gate.compare", again)
-    specs = {"a": matrix.spec_digest}
+    results = [Result("a", place.find("a"), False, 0, ())]
     bound = Bound(a="b", b="a", layer="stem", max=3)  # the other way round
-    (found,) = judge(place, [bound], specs, [matrix])
+    (found,) = judge(place, [bound], (), results, [matrix])
     assert (found.low, found.emd) == (expected.low, expected.emd)
 
 
@@ -116,8 +117,16 @@ def test_errors_name_the_bound(place: Catalogue) -> None:
     other = Lens("other", (("stem", 2),), np.ones(2))
     path = Path(place.root.removeprefix("file://")) / "other.parquet"
     path.write_bytes(other.encode())
-    with pytest.raises(UsageError, match=r"gate .*'max': 3.0.*another network"):
-        judge(place, [Bound(a="a", b="b", lens=str(path), max=3)], {}, [])
+    found = judge(place, [Bound(a="a", b="b", lens=str(path), max=3), Bound(a="a", b="b", max=0)])
+    assert [of.holds for of in found] == [False, False]  # the second is judged all the same
+    assert "not judged: " in str(found[0])
+    assert "at most 0: surely more" in str(found[1])
+    with pytest.raises(UsageError, match=r"gate .*'max': 3.0.*another network") as told:
+        require_held(found, "x.yaml")
+    assert "the gate of x.yaml says no: a and b, all neurons: " in str(told.value)
+    assert "not judged" not in str(told.value)
+    with pytest.raises(GateError, match="says no"):
+        require_held(found[1:], "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +151,13 @@ def test_what_there_is_not_is_refused_before_anything_is_built(
     with pytest.raises(UsageError, match="there is no dataset 'parts/rain'"):
         require_known([part], place, [*requests, Request("parts", "photos")])
     with pytest.raises(NotFound, match=r"gate {.*'parts/rain'.*parts/rain"):
-        judge(place, [part], {}, [])
+        require_held(judge(place, [part]), "x.yaml")
+    requests = [Request("b", "photos"), Request("parts", "photos", by="weather")]
+    for first, second in (("single", "b"), ("parts/rain", "a"), ("a", "parts/rain")):
+        wrong = Bound(a=first, b=second, layer="stem", max=1)
+        with pytest.raises(UsageError, match="there is no layer 'stem'; there are bn1"):
+            require_known([wrong], place, requests)
+    require_known([Bound(a="a", b="single", layer="stem", max=1)], place, requests)
 
 
 @pytest.mark.parametrize(
@@ -249,3 +264,86 @@ def test_a_gate_between_specs_is_no_gate(tmp_path: Path) -> None:
     assert "day: 12 images" in done.stdout
     assert "bins" in done.stderr
     assert "'max': 99.0" in done.stderr
+
+
+# What is judged is what this refresh built.
+
+
+def parted(folder: Path, bins: dict[str, int], *bounds: str) -> Path:
+    """`day` with its parts `day/rain` and `day/sun`, and `night`, on the tiny network."""
+    if not (folder / "day").exists():
+        for first, name in enumerate(("day/rain", "day/sun", "night")):
+            write_photos(folder / name, 12, 50 * first)
+    network = tiny.install(folder)
+    lines = [f"catalogue: {folder / 'c'}", f"defaults: {json.dumps(network.options)}", "datasets:"]
+    by = {"day": ", by: 1", "night": ""}
+    lines += [
+        f"  - {{name: {name}, source: '{folder / name}', bins: {of}{by[name]}}}"
+        for name, of in bins.items()
+    ]
+    lines += ["gate:", *(f"  - {bound}" for bound in bounds)]
+    path = folder / "datasets.yaml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+PARTS = "{a: day/rain, b: day/sun, max: 99}"
+
+
+def test_parts_are_judged_as_this_refresh_counted_them(tmp_path: Path) -> None:
+    refresh(parted(tmp_path, {"day": 100}, PARTS))  # whose spec is the catalogue's default
+    photo(99).save(tmp_path / "day" / "rain" / "new.jpg")
+    done = refresh(parted(tmp_path, {"day": 50}, PARTS), "--json")
+    told = json.loads(done.stdout)
+    catalogue = Catalogue(str(tmp_path / "c"))
+    spec = next(one["spec"] for one in told["datasets"])
+    assert spec != catalogue.head().default_spec
+    matrix = compare(catalogue, ["day/rain", "day/sun"], spec=spec)
+    assert matrix.bins == 50
+    assert told["gate"][0]["emd"] == matrix.of("all", "emd")[0, 1]
+
+
+def test_a_version_of_before_is_not_judged_for_one_built_under_another_spec(tmp_path: Path) -> None:
+    bounds = ["{a: day, b: night, max: 99}", "{a: night, b: day/sun, max: 99}", PARTS]
+    refresh(parted(tmp_path, {"day": 100, "night": 100}, *bounds))
+    broken = "{a: day/sun, b: day/rain, max: 0}"
+    file = parted(tmp_path, {"day": 100, "night": 50}, *bounds, broken)
+    done = refresh(file, exits=1)
+    for pair in ("day and night", "night and day/sun"):
+        assert f"gate: {pair}, all neurons: not judged: " in done.stdout
+        assert f"{pair} were not made the same way: bins: " in done.stderr
+    assert "gate: day/rain and day/sun, all neurons: " in done.stdout
+    told = json.loads(refresh(file, "--json", exits=1).stdout)["gate"]
+    assert [one["error"] is None for one in told] == [False, False, True, True]
+    assert [one["holds"] for one in told[:3]] == [False, False, True]
+
+
+def test_a_part_is_judged_against_its_whole_without_an_interval(tmp_path: Path) -> None:
+    file = parted(
+        tmp_path, {"day": 100}, "{a: day, b: day/rain, max: 99}", "{a: day/sun, b: day, max: 0}"
+    )
+    done = refresh(file, exits=3)
+    assert done.stdout.count("bins, without an interval, as one is a part of the other, ") == 2
+    for row in json.loads(refresh(file, "--json", exits=3).stdout)["gate"]:
+        assert row["low"] is row["emd_corrected"] is None
+        assert row["value"] == row["emd"] > 0
+        assert row["holds"] == (row["max"] > 0)
+
+
+def test_what_could_not_be_built_is_not_judged_as_it_was(tmp_path: Path) -> None:
+    bounds = ["{a: day, b: night, max: 99}", "{a: night, b: day/sun, max: 99}"]
+    bins = {"day": 100, "night": 100}
+    refresh(parted(tmp_path, bins, *bounds))
+    (tmp_path / "day").rename(tmp_path / "away")
+    done = refresh(tmp_path / "datasets.yaml", exits=1)
+    assert done.stdout.count("not judged: day was not built") == 2
+    assert "holds" not in done.stdout
+    told = json.loads(refresh(tmp_path / "datasets.yaml", "--json", exits=1).stdout)
+    assert [one["holds"] for one in told["gate"]] == [False, False]
+
+
+def test_a_part_that_is_no_more_is_not_judged(tmp_path: Path) -> None:
+    refresh(parted(tmp_path, {"day": 100}, PARTS))
+    (tmp_path / "day" / "sun").rename(tmp_path / "day" / "fog")
+    done = refresh(parted(tmp_path, {"day": 50}, PARTS), exits=1)
+    assert "not judged: day has no part day/sun any more" in done.stdout
