@@ -57,6 +57,11 @@ def redact(text: str) -> str:
     return text
 
 
+def printable(text: str) -> str:
+    """The text in one line, with what would command a terminal written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class VdnaError(Exception):
     """Root of the tree. `exit_code` is what the command line exits with."""
 

@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import cumulative
 from pipeline.dna import DNA, DnaFile, Floats, Ints, encode_tables
@@ -86,7 +87,7 @@ class Reaction:
     reaction: float
 
     def __str__(self) -> str:
-        return f"{self.uri}::{self.member}" if self.member else self.uri
+        return storage.spelled(self.uri, self.member)
 
 
 Reactions = tuple[Reaction, ...] | None

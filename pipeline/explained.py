@@ -158,8 +158,7 @@ class _Reader:
 
     def read(self, key: Key) -> Picture:
         uri, member = key
-        readable = storage.readable(uri)
-        place = _cut(f"{readable}::{member}" if member else readable)
+        place = _cut(storage.spelled(uri, member))
         name = _cut(short_name(uri, member))
         try:
             return Picture(name, place, self._image(key))

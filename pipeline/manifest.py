@@ -355,6 +355,12 @@ def read_shard(source: Any, index: int, name: str) -> Shard:
     return Shard(index, _fold_of(table, index, name), tuple(_entries(table)))
 
 
+def count_shards(source: Any, name: str) -> int:
+    """How many there are in an open manifest file. Raises `CorruptFile`."""
+    file, _ = _open(source, name)
+    return int(file.num_row_groups)
+
+
 def read_part(source: Any, indices: Iterable[int], label: str, value: str, name: str) -> Manifest:
     """The manifest of a part, of these shards of an open manifest file and no others.
 

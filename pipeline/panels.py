@@ -19,7 +19,6 @@ from threading import Lock
 from time import monotonic
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline import images, storage
@@ -31,7 +30,7 @@ from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.explain import Overlay, Side, furthest, overlay
 from pipeline.folds import FoldCurves, neuron_estimates
 from pipeline.lens import Lens
-from pipeline.manifest import Entry, read_shard
+from pipeline.manifest import Entry, count_shards, read_shard
 from pipeline.matrix import Matrix, numerics_notes, shared_source_notes
 from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
 from pipeline.progress import Progress, Silent
@@ -266,7 +265,7 @@ def _spread(
     uri = catalogue.uri("manifests", version.spec, name, version.manifest)
     found: list[Entry] = []
     with storage.open_random(uri) as file:
-        shards = pq.ParquetFile(file).num_row_groups
+        shards = count_shards(file, uri)
         spread = [shards * k // count for k in range(count)]
         each = -(-count // min(count, shards)) if shards else 0
         for shard in dict.fromkeys([*spread, *range(min(shards, 2 * count))]):

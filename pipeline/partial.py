@@ -29,7 +29,7 @@ from pipeline.dna import (
     header,
     to_table,
 )
-from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
+from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch, printable
 from pipeline.exemplars import COLUMN, Exemplars
 from pipeline.spec import Spec
 
@@ -48,9 +48,8 @@ class Failure:
     nondeterministic: bool = False
 
     def __str__(self) -> str:
-        return (
-            f"{self.uri}{'::' + self.member if self.member else ''}: {self.reason}: {self.detail}"
-        )
+        name = f"{self.uri}{'::' + self.member if self.member else ''}"
+        return printable(f"{name}: {self.reason}: {self.detail}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ from pipeline.blocks import (
     pieces,
     size_of,
 )
-from pipeline.errors import SourceError, StorageError, UsageError, redact
+from pipeline.errors import SourceError, StorageError, UsageError, printable, redact
 from pipeline.retry import Settings, attempt, status_of
 
 if TYPE_CHECKING:
@@ -121,8 +121,7 @@ def readable(uri: str) -> str:
 
 def spelled(uri: str, member: str = "") -> str:
     """An image's name as people read it; what would command a terminal is written out."""
-    name = f"{readable(uri)}{'::' + member if member else ''}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return printable(f"{readable(uri)}{'::' + member if member else ''}")
 
 
 def join(root: str, *parts: str) -> str:

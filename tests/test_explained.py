@@ -25,6 +25,7 @@ from pipeline.errors import StorageError, TransientError
 from pipeline.explain import Explanation, Overlay, Reaction, explain
 from pipeline.explained import MOST_IMAGES, Picture, Why, gather, render, write_page
 from pipeline.lens import Lens
+from pipeline.matrix import compare
 from pipeline.page import Panel
 from pipeline.panels import thumbnail
 from pipeline.spec import Resources
@@ -169,6 +170,25 @@ def test_images_that_cannot_be_read_any_more_are_said_with_the_reason(
     data = data_of(render(gather(catalogue, explain(catalogue, "all", "some"))))
     assert all(picture["why"] and not picture["image"] for picture in data["pictures"])
     assert shown_by(data) == set(range(len(data["pictures"])))
+
+
+@pytest.mark.parametrize("torn", ["cut", "no table"])
+def test_a_torn_manifest_is_a_note_on_the_page(copy: tuple[Catalogue, Path], torn: str) -> None:
+    catalogue, _ = copy
+    version = catalogue.find("all")
+    uri = catalogue.uri("manifests", version.spec, "all", version.manifest)
+    path = Path(storage.local_path(uri))
+    path.write_bytes(path.read_bytes()[:-20] if torn == "cut" else b"hello")
+    data = data_of(render(gather(catalogue, explain(catalogue, "all", "some"))))
+    (note,) = data["datasets"][0]["notes"]
+    assert note.startswith(f"no sample images: {uri}: torn, or not a manifest")
+    assert data["datasets"][1]["samples"]
+    assert data_of(panels.render(panels.gather(catalogue, [compare(catalogue)])))
+
+
+def test_names_that_would_command_a_terminal_are_written_out_on_the_page() -> None:
+    reader = explained._Reader({}, {("s3://b/x.tar", "m\x1b[2J"): "gone"}, 0.0)
+    assert reader.read(("s3://b/x.tar", "m\x1b[2J")).place == "s3://b/x.tar::m\\x1b[2J"
 
 
 def test_a_store_that_does_not_answer_is_asked_once_a_reader(
