@@ -40,6 +40,7 @@ from pipeline.catalogue import Catalogue, Version, software
 from pipeline.errors import (
     CorruptFile,
     GateError,
+    NotFound,
     SourceError,
     SpecMismatch,
     StorageError,
@@ -175,6 +176,8 @@ def rank(
         require_shared(catalogue.root, source)
     require_apart(catalogue.root, source)
     commit = catalogue.at(at)
+    if not commit.datasets:
+        raise NotFound(f"{catalogue.root} holds no dataset yet; build {name} first")
     version = catalogue.find(name, commit.number, spec)
     counted = catalogue.spec(version.spec)
     chosen = tuple(dict.fromkeys(layers))
@@ -200,17 +203,16 @@ def rank(
     repeated = make_spec(request, network, counted.ranges_digest, device_kind(resources))
     counted.require_same(repeated, name, "an image that is counted here")
     storage.require_exclusive(catalogue.root)
-    target = Target(
-        catalogue.root, name, commit.number, version.dna, chosen, lens.encode() if lens else b""
-    )
+    here = numerics(network, device_kind(resources))
+    lens_file = lens.encode() if lens else b""
+    target = Target(catalogue.root, name, commit.number, version.dna, here, chosen, lens_file)
     ranges_uri = catalogue.ranges_uri(counted.ranges_digest)
     ranges, _ = decode_ranges(storage.read(ranges_uri), ranges_uri)
     if ranges.digest != counted.ranges_digest:
         raise CorruptFile(f"{ranges_uri} holds ranges {ranges.digest}")
     counts_of(target, counted, ranges)  # what is wrong with them is said once, and at once
     manifest = _planned(catalogue, request, engine, progress)
-    here = numerics(network, device_kind(resources))
-    digest = target.digest(counted, here)
+    digest = target.digest(counted)
     work = catalogue.ranks_uri(digest)
     uri = storage.join(work, "manifests", f"{manifest.digest}.parquet")
     store_manifest(uri, manifest.data, manifest.digest)

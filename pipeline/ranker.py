@@ -43,6 +43,8 @@ UNDEFINED = "undefined"
 class Target:
     """What images are ranked against: a dataset as of a commit, and what is seen of it.
 
+    `numerics`: what moves distances by rounding; all workers have them, so that no ranking mixes
+    several.
     `layers`: those that have a distance of their own beside that of all. `lens`: the bytes of its
     file, or none.
     """
@@ -51,6 +53,7 @@ class Target:
     name: str
     commit: int
     dna: str
+    numerics: Numerics
     layers: tuple[str, ...] = ()
     lens: bytes = b""
 
@@ -62,14 +65,11 @@ class Target:
         lens = self.lens_on(spec)
         return np.ones(spec.neurons) if lens is None else lens.weights
 
-    def digest(self, spec: Spec, numerics: Numerics) -> str:
-        """Names what is computed of an image, whatever the lens and the dataset are called.
-
-        `numerics`: what moves distances by rounding, so that no ranking mixes several.
-        """
+    def digest(self, spec: Spec) -> str:
+        """Names what is computed of an image, whatever the lens and the dataset are called."""
         lens = self.lens_on(spec)
         seen = [self.dna, lens.digest if lens else "", list(self.layers)]
-        return digest_of(RANKS, FORMAT, spec.digest, *seen, numerics.to_json())
+        return digest_of(RANKS, FORMAT, spec.digest, *seen, self.numerics.to_json())
 
 
 def column_of(layer: str) -> str:

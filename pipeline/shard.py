@@ -332,6 +332,11 @@ def _load(recipe: Recipe) -> Counter | Ranker:
     if ranges.digest != spec.ranges_digest:
         raise CorruptFile(f"{recipe.ranges_uri} holds ranges {ranges.digest}")
     if recipe.target is not None:
+        if recipe.target.numerics != extractor.numerics:
+            raise SpecMismatch(
+                f"images are ranked under {recipe.target.numerics}, as the driver has them; this "
+                f"worker has {extractor.numerics}. Give both the same libraries"
+            )
         return Ranker(extractor, spec, ranges, recipe.target, recipe.resources)
     return Counter(extractor, spec, ranges, recipe.resources, recipe.products)
 

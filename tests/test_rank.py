@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import extractor as extractor_module
 from pipeline import rank as rank_module
 from pipeline import storage
 from pipeline.build import InProcess, Request, build_datasets, make_dna
@@ -34,12 +35,15 @@ from pipeline.errors import (
     SpecMismatch,
     TransientError,
     UsageError,
+    VdnaError,
 )
+from pipeline.explain import Reaction
 from pipeline.extractor import Extractor
 from pipeline.gallery import Gallery, Picture, Row, render
 from pipeline.gc import collect
 from pipeline.lens import Lens
 from pipeline.nearness import LayerNearness
+from pipeline.partial import Failure
 from pipeline.rank import Ranking, gallery_of, rank, write_gallery
 from pipeline.ranker import Ranks
 from pipeline.shard import Receipt, ShardJob, Worker
@@ -513,12 +517,37 @@ def test_other_numerics_are_said_and_are_another_ranking(
 ) -> None:
     assert ranked(catalogue, source, engine, place).notes == ()
     real = rank_module.numerics
-    monkeypatch.setattr(
-        rank_module, "numerics", lambda *of: dataclasses.replace(real(*of), micro_batch=7)
-    )
+    for module in (rank_module, extractor_module):
+        monkeypatch.setattr(
+            module, "numerics", lambda *of: dataclasses.replace(real(*of), micro_batch=7)
+        )
     found = ranked(catalogue, source, engine, place)
     assert found.notes == (f"numerics differ: {NAME} was counted under micro_batch 8, 7 here",)
     assert found.counted_shards == 14
+
+
+def test_a_worker_of_other_numerics_than_the_driver_s_is_refused(
+    catalogue: Catalogue,
+    source: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = extractor_module.numerics
+    monkeypatch.setattr(
+        extractor_module, "numerics", lambda *of: dataclasses.replace(real(*of), micro_batch=7)
+    )
+    both = r"SpecMismatch: .*micro_batch=8.*as the driver has them.*this worker .*micro_batch=7"
+    with pytest.raises(VdnaError, match=both):
+        ranked(catalogue, source, engine, place)
+    assert not parts(catalogue)
+
+
+def test_an_empty_catalogue_has_nothing_to_rank_by(
+    source: Path, engine: InProcess, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFound, match=r"empty holds no dataset yet; build near first"):
+        rank(Catalogue(str(tmp_path / "empty")), str(source), NAME, engine)
 
 
 def test_unknown_names_layers_and_lenses_without_weight_are_refused(
@@ -702,3 +731,7 @@ def test_a_gallery_escapes_what_it_shows_and_allows_nothing_but_its_style() -> N
 
 def test_names_that_would_command_a_terminal_are_written_out() -> None:
     assert storage.spelled("file:///a%1b%5B2J%0Ab.png", "m\x1b") == "/a\\x1b[2J\\nb.png::m\\x1b"
+    failure = Failure("s3://b/x\x1b.tar", "m\x1b", "truncated", "at \x1b[2J")
+    assert str(failure) == "s3://b/x\\x1b.tar::m\\x1b: truncated: at \\x1b[2J"
+    reaction = Reaction("s3://b/x\x1b.tar", "m\x1b", 1.0)
+    assert str(reaction) == "s3://b/x\\x1b.tar::m\\x1b"
