@@ -350,7 +350,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
     right.set(
         ylabel="precision among the first 20", title="attributes of photographs", ylim=(0, 1.03)
     )
-    right.legend(fontsize=8, ncols=2, loc="lower left")
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vdna"}):
         figure.savefig(out, metadata={"Date": None})
 

@@ -321,7 +321,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
     axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
     accuracy = np.array(result["accuracy"])
     shades = colormaps["cividis"](np.linspace(0, 0.9, len(names)))
-    for axis, name in zip(axes, ("EMD, all", "FD"), strict=False):
+    for axis, name in zip(axes, ("EMD, last layer", "FD"), strict=False):
         distance = np.array(result["distances"][name]["distance"])
         for j in range(len(names)):
             others = np.delete(np.arange(len(names)), j)
