@@ -236,6 +236,33 @@ def test_every_attribute_can_be_seen_in_pixels(name: str) -> None:
     assert np.abs(np.asarray(given, float) - np.asarray(plain, float)).mean() > 0.5
 
 
+def test_an_images_distance_is_that_of_vdna_rank(observer: Observer, tmp_path: Path) -> None:
+    from pipeline import Catalogue, InProcess, Request, build_datasets
+    from pipeline.lens import Lens
+    from pipeline.rank import rank
+
+    for folder, seeds in (("set", range(6)), ("pool", range(6, 11))):
+        (tmp_path / folder).mkdir()
+        for seed in seeds:
+            picture(seed).save(tmp_path / folder / f"{seed}.png")
+    place, engine = Catalogue(str(tmp_path / "dnas")), InProcess()
+    build_datasets(place, [Request("set", str(tmp_path / "set"), exemplars=0)], engine)
+    seeds = range(6, 11)
+    pool = observer.see([lambda s=s: np.asarray(picture(s)) for s in seeds])  # type: ignore[misc]
+    each = realism.to_set(pool, retrieval.curve_of(place.load("set")))
+    spec = place.spec(place.find("set").spec)
+    lens = Lens.chosen(spec, ["blocks.6.0:0-99"])
+    for through, weights in ((None, np.ones(each.shape[1])), (lens, lens.weights)):
+        ranking = rank(place, str(tmp_path / "pool"), "set", engine, lens=through)
+        ours = dict(
+            zip((f"{seed}.png" for seed in seeds), each @ weights / weights.sum(), strict=True)
+        )
+        for placed in ranking.nearest:
+            assert ours[Path(placed.entry.uri).name] == pytest.approx(placed.emd, rel=0.05)
+        assert len(ranking.nearest) == len(seeds)
+    engine.close()
+
+
 # Each in little, of pictures made up.
 
 
