@@ -73,10 +73,11 @@ def spread(features: Array) -> Array:
     """(C,) standard deviations of (images, C), to divide by: none is under a tenth of the median.
 
     A feature that these images hardly show, after a ReLU often none does, would else be a thousand
-    times as loud as any other in images that do show it.
+    times as loud as any other in images that do show it. 1 where most features show none.
     """
     each = features.std(axis=0)
-    return np.maximum(each, 0.1 * np.median(each))
+    least = np.maximum(each, 0.1 * np.median(each))
+    return np.where(least > 0, least, 1.0)
 
 
 class Observer:

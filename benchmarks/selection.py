@@ -224,7 +224,8 @@ def agreement(distance: Array, accuracy: Array) -> tuple[Array, Array]:
         others = np.delete(np.arange(domains), j)
         for split in range(splits):
             near, right = distance[split, others, j], accuracy[split, others, j]
-            rho[split, j] = spearmanr(-near, right)[0]
+            # Of candidates that are all as good, none is better placed.
+            rho[split, j] = spearmanr(-near, right)[0] if np.ptp(right) > 0 else 0.0
             regret[split, j] = right.max() - right[near.argmin()]
     return rho.mean(axis=0), regret.mean(axis=0)
 

@@ -326,6 +326,7 @@ def test_realism_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert "AUC, across" in realism.table(result)
 
 
+@pytest.mark.soak
 def test_retrieval_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {"black frame": retrieval.SOUGHT["black frame"]}
     monkeypatch.setattr(retrieval, "SOUGHT", few)

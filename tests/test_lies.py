@@ -22,6 +22,7 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DnaFile, Ranges, encode, encode_dna, to_table
 from pipeline.errors import CorruptFile, SpecMismatch
+from pipeline.extractor import numerics
 from pipeline.manifest import Manifest, Shard
 from pipeline.matrix import compare
 from pipeline.partial import Partial
@@ -272,7 +273,7 @@ class NoNetwork:
     micro_batch = 8
 
     def __init__(self, *_: object) -> None:
-        self.numerics = None
+        self.numerics = numerics(NETWORK, "cpu")
 
     def observe(self, pixels: np.ndarray, visit: Callable[[int, torch.Tensor], None]) -> None:
         for index, tap in enumerate(SPEC.taps):
