@@ -121,7 +121,7 @@ def compare(
 
         progress = Lines(units=("neurons", "layers"))
         write_page(place, [matrix], html, lenses=[through], at=number, progress=progress)
-    versions = {name: place.find(name, number, matrix.spec_digest) for name in matrix.names}
+    versions = place.find_all(matrix.names, number, matrix.spec_digest)
     others = place.at(number).datasets.keys() - set(place.names(number, spec))
     apart = () if names else sorted(others)
     if as_json:

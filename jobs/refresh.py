@@ -117,7 +117,7 @@ def refresh(
         for one in judged:
             print(f"gate: {one}")
     for matrix in matrices:
-        versions = {name: place.find(name, spec=matrix.spec_digest) for name in matrix.names}
+        versions = place.find_all(matrix.names, spec=matrix.spec_digest)
         print_notes(versions, to=sys.stderr if as_json else None)
     if failed is not None:
         tell_error(failed, as_json=as_json)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -444,7 +444,16 @@ class Catalogue:
 
         Raises `NotFound`, naming what there is.
         """
+        return self._find(self.at(at), name, spec)
+
+    def find_all(
+        self, names: Iterable[str], at: int | str | None = None, spec: str | None = None
+    ) -> dict[str, Version]:
+        """The same of many, of one commit that is read once."""
         commit = self.at(at)
+        return {name: self._find(commit, name, spec) for name in names}
+
+    def _find(self, commit: Commit, name: str, spec: str | None) -> Version:
         if name not in commit.datasets:
             raise NotFound(
                 f"{self.root} has no dataset {name!r}; it has: "

@@ -85,9 +85,7 @@ def gather(
     matrix = matrices[0]
     lenses = lenses or [None] * len(matrices)
     commit = catalogue.at(at)
-    versions = {
-        name: catalogue.find(name, commit.number, matrix.spec_digest) for name in matrix.names
-    }
+    versions = catalogue.find_all(matrix.names, commit.number, matrix.spec_digest)
     _require_same(matrices, lenses, versions, commit.number)
     spec = catalogue.spec(matrix.spec_digest)
     some = min(samples, ALL_SAMPLES // len(versions))
