@@ -401,7 +401,11 @@ class Schedule:
             truth = self._truth(wish)
             good = truth.images > 0 and ("max_failures" not in wish.options or not truth.failed)
             process = Process(self.chance.randrange(2**32))
-            assert self._build([wish], process) == good, "a build without a fault"
+            before = self.catalogue.head().number
+            built = self._build([wish], process)
+            # A stricter limit does not take back what is in the catalogue as it is.
+            held = truth.images > 0 and built and self.catalogue.head().number == before
+            assert built == good or held, "a build without a fault"
             if good:
                 version = self.catalogue.find(wish.name)
                 assert (version.images, version.failed) == (truth.images, len(truth.failed))
