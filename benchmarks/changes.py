@@ -214,11 +214,11 @@ def study(
 
     def changed(change: Callable[[Picture, float], Picture], strength: float, name: str) -> Seen:
         return observer.see(
-            [lambda p=p: np.asarray(change(p, strength)) for p in pictures],  # type: ignore[misc]
+            [lambda p=p: np.asarray(change(p, strength)) for p in pictures],
             f"{name} {strength:g}",
         )
 
-    plain = observer.see([lambda p=p: np.asarray(p) for p in pictures], "unchanged")  # type: ignore[misc]
+    plain = observer.see([lambda p=p: np.asarray(p) for p in pictures], "unchanged")
     null = distances(layers, plain, plain, dealt(images, nulls, seed + 1))
     threshold = {of: np.quantile(null[of], QUANTILE, axis=0) for of in MEASURES}
     halves = dealt(images, deals, seed + 2)

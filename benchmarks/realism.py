@@ -185,9 +185,9 @@ def look(observer: Observer, name: str, kind: Kind, images: int, cache: Path) ->
         count = images if kind.task == "scenes" else min(images, len(mine))
         paths = [found[mine[at % len(mine)]] for at in range(count)]
         pictures = [
-            (lambda p=p, at=at: scene(p, 2 * at + number))  # type: ignore[misc] # noqa: B023
+            (lambda p=p, seed=2 * at + number: scene(p, seed))
             if kind.task == "scenes"
-            else (lambda p=p: cutout(p))  # type: ignore[misc]
+            else (lambda p=p: cutout(p))
             for at, p in enumerate(paths)
         ]
         half = ("fitted on", "held out")[number]

@@ -155,9 +155,9 @@ def domains(observer: Observer, images: int, cache: Path, times: int) -> dict[st
         for into, mine in ((pools, order[::2]), (queries, order[1::2])):
             paths = [found[mine[at % len(mine)]] for at in range(images)]
             pictures = [
-                (lambda p=p, at=at: _scene(p, at))  # type: ignore[misc]
+                (lambda p=p, at=at: _scene(p, at))
                 if kind.task == "scenes"
-                else (lambda p=p: cutout(p))  # type: ignore[misc]
+                else (lambda p=p: cutout(p))
                 for at, p in enumerate(paths)
             ]
             into.append(observer.see(pictures, name))
@@ -212,13 +212,13 @@ def attributes(
             Image.fromarray(pixels).save(folder / f"{at:05d}.png")
         request = Request(own_name(name), str(folder), exemplars=0)
         build_datasets(place, [request], engine, resources)
-        fitted[name] = observer.see([lambda p=p: p for p in pictures], f"{name}, to fit on")  # type: ignore[misc]
+        fitted[name] = observer.see([lambda p=p: p for p in pictures], f"{name}, to fit on")
     engine.close()
     kinds = [*SOUGHT, *[PLAIN] * len(SOUGHT)]
     shown: list[Array] = []
     for seed, name in enumerate(kinds):
         shown += [np.asarray(i) for i in _given(halves["fresh"], name, images, 100 + seed)]
-    pool = observer.see([lambda p=p: p for p in shown], "pool")  # type: ignore[misc]
+    pool = observer.see([lambda p=p: p for p in shown], "pool")
     of = np.repeat(np.array(kinds), images)
     pooled = Pooled(pool.means[:, last])
     found: dict[str, Any] = {}

@@ -248,7 +248,7 @@ def study(each: int, splits: int, cache: Path, *, seed: int = 1) -> dict[str, An
         behind = backgrounds(domain.background, len(pictures), cache, seed + number)
         seen = observer.see(
             [
-                lambda p=p, b=b, at=at: shown(p, b, domain.change, at)  # type: ignore[misc] # noqa: B023
+                lambda p=p, b=b, at=at, change=domain.change: shown(p, b, change, at)
                 for at, (p, b) in enumerate(zip(pictures, behind, strict=True))
             ],
             name,

@@ -381,13 +381,14 @@ class _Loads:
 
     def __init__(self) -> None:
         self._all = [0] * FOLDS
-        self._of: dict[str, list[int]] = {"": self._all}
+        self._of: dict[str, list[int]] = {}
 
     def add(self, fold: int, value: str, candidates: int = 1) -> None:
         self._all[fold] += candidates
-        mine = self._of.setdefault(value, [0] * FOLDS)
-        if mine is not self._all:
-            mine[fold] += candidates
+        if value:
+            if value not in self._of:
+                self._of[value] = [0] * FOLDS
+            self._of[value][fold] += candidates
 
     def least(self, value: str) -> int:
         """The fold that has fewest of the value, and among equals fewest in all."""
