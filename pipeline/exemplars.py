@@ -249,8 +249,7 @@ class Exemplars:
 
 def _starts(spec: Spec) -> dict[str, int]:
     """Of each layer, the place of its first neuron."""
-    ends = np.cumsum([tap.neurons for tap in spec.taps]).tolist()
-    return {tap.name: end - tap.neurons for tap, end in zip(spec.taps, ends, strict=True)}
+    return {layer: at.start for layer, at in zip(spec.layers, spec.slices, strict=True)}
 
 
 def _ranks(neurons: NDArray[np.int32]) -> Ints:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.errors import BadImage, TransientError, VdnaError
+from pipeline.errors import VdnaError
 from pipeline.explain import Explanation, Reactions
 from pipeline.lens import UNIFORM
 from pipeline.manifest import Entry, find_entries
@@ -26,11 +26,10 @@ from pipeline.page import FRAME, MOST, Packed, Panel, as_script, framed, plain
 from pipeline.panels import (
     SAMPLES,
     SAMPLING_SECONDS,
-    is_far,
+    SmallImages,
     notes_of,
     panel_of,
     short_name,
-    small_image,
     spec_facts,
 )
 from pipeline.report import explanation_sentence, lacking_exemplars
@@ -135,8 +134,15 @@ def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict
             listed, why = {}, f"the manifest cannot be read: {error}"
         entries |= listed
         lost |= dict.fromkeys(wanted - listed.keys(), why)
+    reader = SmallImages(deadline)
+
+    def read(key: Key) -> Picture:
+        name, place = _cut(short_name(*key)), _cut(storage.spelled(*key))
+        image, why = reader.read(entries[key]) if key in entries else ("", lost[key])
+        return Picture(name, place, image, _cut(why))
+
     with ThreadPoolExecutor(READERS, "read") as pool:
-        return dict(zip(order, pool.map(_Reader(entries, lost, deadline).read, order), strict=True))
+        return dict(zip(order, pool.map(read, order), strict=True))
 
 
 def _entries(
@@ -145,39 +151,6 @@ def _entries(
     uri = catalogue.uri("manifests", version.spec, name, version.manifest)
     with storage.open_random(uri) as file:
         return find_entries(file, wanted, uri, lambda: monotonic() < deadline)
-
-
-class _Reader:
-    """Reads images, from several threads, until a store does not answer or it takes too long."""
-
-    def __init__(
-        self, entries: Mapping[Key, Entry], lost: Mapping[Key, str], deadline: float
-    ) -> None:
-        self._entries, self._lost, self._deadline = entries, lost, deadline
-        self._away = ""
-
-    def read(self, key: Key) -> Picture:
-        uri, member = key
-        place = _cut(storage.spelled(uri, member))
-        name = _cut(short_name(uri, member))
-        try:
-            return Picture(name, place, self._image(key))
-        except (VdnaError, OSError, MemoryError) as error:
-            if isinstance(error, TransientError):
-                self._away = f"its store was asked before: {error}"
-            return Picture(name, place, why=_cut(str(error) or type(error).__name__))
-
-    def _image(self, key: Key) -> str:
-        entry = self._entries.get(key)
-        if entry is None:
-            raise VdnaError(self._lost[key])
-        if self._away:
-            raise VdnaError(self._away)
-        if monotonic() > self._deadline:
-            raise VdnaError("reading took too long")
-        if is_far(entry):
-            raise BadImage("not read", "it lies deep in a compressed archive")
-        return small_image(entry)
 
 
 def _cut(text: str) -> str:

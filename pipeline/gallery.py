@@ -16,10 +16,10 @@ from html import escape
 from time import monotonic
 
 from pipeline import storage
-from pipeline.errors import BadImage, TransientError, VdnaError, redact
+from pipeline.errors import redact
 from pipeline.manifest import Entry
 from pipeline.page import asset, sha256_source
-from pipeline.panels import SAMPLING_SECONDS, is_far, small_image
+from pipeline.panels import SAMPLING_SECONDS, SmallImages
 
 
 @dataclass(frozen=True)
@@ -60,25 +60,11 @@ def look(captioned: Iterable[tuple[Entry, tuple[str, ...]]]) -> list[Picture]:
 
     A store that does not answer is not asked for the others, nor after `SAMPLING_SECONDS`.
     """
-    deadline = monotonic() + SAMPLING_SECONDS
-    away = ""
+    reader = SmallImages(monotonic() + SAMPLING_SECONDS)
     pictures = []
     for entry, lines in captioned:
-        name = storage.spelled(entry.uri, entry.member)
-        image, missing = "", away
-        try:
-            if monotonic() > deadline:
-                missing = missing or "not read: reading took too long"
-            if is_far(entry):
-                missing = missing or "not read: it lies deep in a compressed archive"
-            if not missing:
-                image = small_image(entry)
-        except BadImage as bad:
-            missing = f"cannot be shown: {bad}"
-        except (VdnaError, OSError, MemoryError) as error:
-            missing = f"cannot be read again: {error}"
-            away = missing if isinstance(error, TransientError) else ""
-        pictures.append(Picture(name, lines, image, missing))
+        image, missing = reader.read(entry)
+        pictures.append(Picture(storage.spelled(entry.uri, entry.member), lines, image, missing))
     return pictures
 
 

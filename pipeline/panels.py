@@ -26,7 +26,7 @@ from pipeline.archive import Members
 from pipeline.arrange import clusters, neighbours
 from pipeline.catalogue import Catalogue, Version
 from pipeline.dna import DNA, Floats
-from pipeline.errors import BadImage, UsageError, VdnaError
+from pipeline.errors import BadImage, TransientError, UsageError, VdnaError
 from pipeline.explain import Overlay, Side, furthest, overlay
 from pipeline.folds import FoldCurves, neuron_estimates
 from pipeline.lens import Lens
@@ -294,6 +294,34 @@ def small_image(entry: Entry) -> str:
         raise BadImage("too_many_bytes", f"{entry.size} bytes")
     with closing(Members([entry], THUMBNAIL.max_bytes, 1)) as members:
         return thumbnail(members.fetch(entry))
+
+
+class SmallImages:
+    """Reads images once more, from several threads, until a store does not answer or it takes too
+    long (`deadline`, of the monotonic clock).
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._away = ""
+
+    def read(self, entry: Entry) -> tuple[str, str]:
+        """Its `data:` URI; or none, and why."""
+        if self._away:
+            return "", self._away
+        if monotonic() > self._deadline:
+            return "", "not read: reading took too long"
+        if is_far(entry):
+            return "", "not read: it lies deep in a compressed archive"
+        try:
+            return small_image(entry), ""
+        except BadImage as bad:
+            return "", f"cannot be shown: {bad}"
+        except (VdnaError, OSError, MemoryError) as error:
+            why = f"cannot be read again: {str(error) or type(error).__name__}"
+            if isinstance(error, TransientError):
+                self._away = f"its store was asked before: {why}"
+            return "", why
 
 
 def thumbnail(data: bytes) -> str:

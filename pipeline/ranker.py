@@ -144,7 +144,7 @@ def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:
             f"{place.log_uri(target.commit)} is of {target.name} as {version.dna}; images are "
             f"ranked against {target.dna}"
         )
-    slices = dict(zip(spec.layers, _slices(spec), strict=True))
+    slices = dict(zip(spec.layers, spec.slices, strict=True))
     layers = [layer for layer, at in slices.items() if weights[at].any()]
     dna = place.load_version(target.name, version, layers)
     if "counts" in dna.unknown:
@@ -170,12 +170,6 @@ def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:
     return [found.get(layer) for layer in spec.layers]
 
 
-def _slices(spec: Spec) -> list[slice]:
-    """Where each layer's neurons stand among all."""
-    ends = np.cumsum([tap.neurons for tap in spec.taps]).tolist()
-    return [slice(end - tap.neurons, end) for tap, end in zip(spec.taps, ends, strict=True)]
-
-
 class Ranker:
     """An extractor, a dataset's DNA and threads; several shards may be ranked at a time."""
 
@@ -191,7 +185,7 @@ class Ranker:
         self._spec = spec
         self._target = target
         self._weights = target.weights(spec)
-        self._slices = _slices(spec)
+        self._slices = spec.slices
         counted = zip(spec.taps, self._slices, counts_of(target, spec, ranges), strict=True)
         self._near = [
             None

@@ -140,10 +140,7 @@ class _Tally:
         self._lock = threading.Lock()
         self._all: list[list[_LayerTally]] = []
         self.moments = Moments([tap.neurons for tap in spec.taps], layerwise=layerwise)
-        ends = np.cumsum([tap.neurons for tap in spec.taps]).tolist()
-        self.slices = [
-            slice(end - tap.neurons, end) for tap, end in zip(spec.taps, ends, strict=True)
-        ]
+        self.slices = spec.slices
 
     def of_this_thread(self) -> list[_LayerTally]:
         mine: list[_LayerTally] | None = getattr(self._local, "counts", None)

@@ -16,6 +16,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal, cast
 
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
@@ -140,6 +141,12 @@ class Spec:
     def neurons(self) -> int:
         """Neurons of all taps together."""
         return sum(tap.neurons for tap in self.taps)
+
+    @property
+    def slices(self) -> list[slice]:
+        """Where each layer's neurons stand among all."""
+        ends = list(accumulate(tap.neurons for tap in self.taps))
+        return [slice(end - tap.neurons, end) for tap, end in zip(self.taps, ends, strict=True)]
 
     def tap(self, layer: str) -> Tap:
         for tap in self.taps:

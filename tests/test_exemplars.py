@@ -269,9 +269,10 @@ def test_a_partial_whose_exemplars_lie_is_refused(
 ) -> None:
     version = build(place, network, fill(tmp_path / "images", 12)).version
     manifest: Manifest = place.manifest("photos", version)
-    key = manifest.keys(version.spec, version.products)[0]
-    uri = partial_uri(place.work_uri("photos", version.spec), key)
-    partial = load_partial(uri)
+    work = place.work_uri("photos", version.spec)
+    keys = manifest.keys(version.spec, version.products)
+    partials = [load_partial(partial_uri(work, key)) for key in keys]
+    partial = next(of for of in partials if of.dna.images)  # one shard may hold the bad image only
     assert partial.exemplars is not None
     rows = partial.exemplars.rows
     at = rows.column_names.index("reaction")
