@@ -9,7 +9,6 @@ the file. All text is escaped and redacted. It looks as the page of a snapshot d
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,7 +17,7 @@ from time import monotonic
 from pipeline import storage
 from pipeline.errors import redact
 from pipeline.manifest import Entry
-from pipeline.page import asset, sha256_source
+from pipeline.page import asset, document
 from pipeline.panels import SAMPLING_SECONDS, SmallImages
 
 
@@ -70,15 +69,7 @@ def look(captioned: Iterable[tuple[Entry, tuple[str, ...]]]) -> list[Picture]:
 
 def render(gallery: Gallery) -> bytes:
     """The file."""
-    style = f"{asset('page.css')}\n{asset('gallery.css')}"
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{sha256_source(style)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
     parts = {
-        "policy": policy,
-        "title": _text(gallery.title),
-        "style": style,
         "about": _text(gallery.about),
         "notes": "".join(f"<li>{_text(note)}</li>" for note in gallery.notes),
         "rows": "\n".join(_row(at, row) for at, row in enumerate(gallery.rows)),
@@ -86,7 +77,7 @@ def render(gallery: Gallery) -> bytes:
             f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in gallery.facts
         ),
     }
-    return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], asset("gallery.html")).encode()
+    return document("gallery", gallery.title, f"{asset('page.css')}\n{asset('gallery.css')}", parts)
 
 
 def _row(at: int, row: Row) -> str:

@@ -2,10 +2,10 @@
 
     >>> Path("report.html").write_bytes(render(Page([matrix], panels)))      # doctest: +SKIP
 
-`page.html`, `page.css`, `draw.js` and `page.js` beside this module are its frame, and are all that
-runs: the policy in its head allows that one style and that one script, by their sha256, and no
-connection. The data are one JSON text, in which no `<` stands; the script makes text of them, never
-markup.
+`head.html`, `page.html`, `page.css`, `draw.js` and `page.js` beside this module are its frame, and
+are all that runs: the policy in its head allows that one style and that one script, by their
+sha256, and no connection. The data are one JSON text, in which no `<` stands; the script makes text
+of them, never markup.
 
 It draws with a thousand lines of its own and not with plotly, whose script alone is 4.8 MB, knows
 no keyboard in a heatmap, and sets styles that a strict policy forbids.
@@ -168,21 +168,26 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
 
 def framed(name: str, title: str, data: Mapping[str, Any]) -> bytes:
     """The file of the frame of that name (`page.html`, `page.js`) and its data."""
-    style, script = asset("page.css"), f"{asset('draw.js')}\n{asset(f'{name}.js')}"
+    script = f"{asset('draw.js')}\n{asset(f'{name}.js')}"
+    return document(name, title, asset("page.css"), {"data": as_script(data)}, script)
+
+
+def document(
+    name: str, title: str, style: str, parts: Mapping[str, str], script: str = ""
+) -> bytes:
+    """The file of `head.html` and the body of that name, `parts` in their places, as markup.
+
+    Its policy allows this style and this script alone, by their sha256, and images in the file.
+    """
+    scripts = f"script-src '{_sha256_source(script)}'; " if script else ""
     policy = (
-        "default-src 'none'; img-src data:; "
-        f"style-src 'sha256-{sha256_source(style)}'; script-src 'sha256-{sha256_source(script)}'; "
+        f"default-src 'none'; img-src data:; style-src '{_sha256_source(style)}'; {scripts}"
         "base-uri 'none'; form-action 'none'"
     )
-    parts = {
-        "policy": policy,
-        "title": escape(redact(title)),
-        "style": style,
-        "data": as_script(data),
-        "script": script,
-    }
-    frame = asset(f"{name}.html")
-    return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], frame).encode()
+    head = {"policy": policy, "title": escape(redact(title)), "style": style, "script": script}
+    filled = {**parts, **head}
+    frame = f"{asset('head.html')}\n{asset(f'{name}.html')}"
+    return re.sub(r"\{(\w+)\}", lambda found: filled[found[1]], frame).encode()
 
 
 def _through_all(matrices: Sequence[Matrix]) -> str:
@@ -231,9 +236,9 @@ def asset(name: str) -> str:
     return resources.files("pipeline").joinpath(name).read_text(encoding="utf-8").strip()
 
 
-def sha256_source(text: str) -> str:
+def _sha256_source(text: str) -> str:
     """As a content security policy names what it allows."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
