@@ -925,12 +925,18 @@ def test_layer_gaussians_and_their_distance(photos: Path, tmp_path: Path) -> Non
 
 
 def test_every_command_and_option_in_the_docs_exists() -> None:
-    group = get_command(app)
-    assert isinstance(group, typer.core.TyperGroup)
-    known = {
-        name: {option for parameter in command.params for option in parameter.opts}
-        for name, command in group.commands.items()
-    }
+    def options_of(group: object, above: str = "") -> dict[str, set[str]]:
+        assert isinstance(group, typer.core.TyperGroup)
+        known: dict[str, set[str]] = {}
+        for name, command in group.commands.items():
+            if isinstance(command, typer.core.TyperGroup):
+                known |= options_of(command, f"{above}{name} ")
+            else:
+                known[above + name] = {o for parameter in command.params for o in parameter.opts}
+        return known
+
+    known = options_of(get_command(app))
+    named = "|".join(sorted(known, key=len, reverse=True))
     pages = [
         REPOSITORY / "README.md",
         *REPOSITORY.glob("docs/*.md"),
@@ -938,9 +944,8 @@ def test_every_command_and_option_in_the_docs_exists() -> None:
     ]
     told = 0
     for page in pages:
-        for name, rest in re.findall(r"\bvdna ([a-z]+)\b([^`|\n]*)", page.read_text()):
-            if name not in known:
-                continue  # prose about the package of that name
+        # Other words after the name are prose about the package of that name.
+        for name, rest in re.findall(rf"\bvdna ({named})\b([^`|\n]*)", page.read_text()):
             for option in re.findall(r"(?<!\S)\[?(--[a-z-]+|-[a-z]\b)", rest):
                 assert option in known[name], f"{page.name}: vdna {name}{rest}"
                 told += 1
