@@ -554,6 +554,7 @@ def measured(matrix: Matrix, seed: int) -> Matrix:
     return replace(matrix, estimates=estimates | {"p": p, "q": np.minimum(1, p * 1.5)})
 
 
+@pytest.mark.soak
 def test_three_hundred_datasets_take_a_page_that_can_be_used(
     reader: Reader, tmp_path: Path
 ) -> None:

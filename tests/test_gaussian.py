@@ -290,7 +290,7 @@ def test_fd_in_all_its_forms() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    write_photos(folder, 19)
+    write_photos(folder, 11)
     return folder
 
 

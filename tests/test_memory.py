@@ -94,17 +94,19 @@ ALLOCATORS = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
 """Others keep what is freed, by chance tens of MB of it."""
 
 
-def peaks(count: int, folder: Path) -> dict[str, Any]:
-    folder.mkdir()
+def child(code: str, *arguments: object) -> str:
+    """What it prints."""
+    words = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(count), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | ALLOCATORS,
+        words, capture_output=True, text=True, timeout=240, env=os.environ | ALLOCATORS
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return done.stdout
+
+
+def peaks(count: int, folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    return json.loads(child(CHILD, count, folder))
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
@@ -144,15 +146,9 @@ print(after["peak_mb"] - idle["peak_mb"])
 
 def test_a_comparison_s_memory_is_bounded_by_its_setting(tmp_path: Path) -> None:
     """Of DNAs that take 870 MB, with their folds."""
-
-    def child(code: str, *arguments: object) -> str:
-        words = [sys.executable, "-c", code, str(tmp_path / "catalogue"), *map(str, arguments)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    child(WRITE)
-    bounded = float(child(COMPARE, 256 * 2**20, *(f"set/{n}" for n in range(2, 9))))
+    place = tmp_path / "catalogue"
+    child(WRITE, place)
+    bounded = float(child(COMPARE, place, 256 * 2**20, *(f"set/{n}" for n in range(2, 9))))
     assert bounded < 1.25 * 268
-    free = float(child(COMPARE, 4096 * 2**20, *(f"set/{n}" for n in range(1, 9))))
+    free = float(child(COMPARE, place, 4096 * 2**20, *(f"set/{n}" for n in range(1, 9))))
     assert free > 1.5 * bounded

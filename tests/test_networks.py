@@ -175,12 +175,16 @@ def test_preprocessing_of_the_reference(nothing: str) -> None:
     assert describe("inception", nothing).mean == (0.5, 0.5, 0.5)
 
 
-SMALL: list[Any] = ["dino_vit_small", "dino_resnet50"]
-LARGE = ["mugs_vit_base", "mugs_vit_large", "clip_im_vit_b32", "clip_im_vit_l14"]
+def some_in_the_soak(small: list[str], large: list[str]) -> list[Any]:
+    return [*small, *(pytest.param(name, marks=pytest.mark.soak) for name in large)]
 
 
 @pytest.mark.parametrize(
-    "name", [*SMALL, *(pytest.param(n, marks=pytest.mark.soak) for n in LARGE)]
+    "name",
+    some_in_the_soak(
+        ["dino_vit_small", "dino_resnet50"],
+        ["mugs_vit_base", "mugs_vit_large", "clip_im_vit_b32", "clip_im_vit_l14"],
+    ),
 )
 def test_networks_of_the_reference_run(name: str, weights: Weights) -> None:
     network = describe(name, weights(name))
@@ -190,10 +194,10 @@ def test_networks_of_the_reference_run(name: str, weights: Weights) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *("mugs_vit_small", "dino_vit_base", "clip_im_vit_b16"),
-        *("vgg16", "inception", "rand_resnet50"),
-    ],
+    some_in_the_soak(
+        ["mugs_vit_small", "inception", "rand_resnet50"],
+        ["dino_vit_base", "clip_im_vit_b16", "vgg16"],
+    ),
 )
 def test_the_reference_sees_the_same(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

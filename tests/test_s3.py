@@ -129,6 +129,7 @@ def test_the_same_again_is_nothing_to_do(
     assert contents(place.root) == before
 
 
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
 def test_ray_in_its_own_processes_makes_the_same_dna(
     built: tuple[Catalogue, Result], place: Catalogue, images: str
