@@ -55,6 +55,14 @@ def fit(
     by_layer: Annotated[
         bool, typer.Option("--by-layer", help="One weight for all neurons of a layer.")
     ] = False,
+    paired: Annotated[
+        bool,
+        typer.Option(
+            "--paired",
+            help="WITH and WITHOUT are the same images with a change and without, each in a group "
+            "of its own (build --group-by).",
+        ),
+    ] = False,
     spec: SpecOption = None,
     at: AtOption = None,
     as_json: JsonOption = False,
@@ -77,7 +85,15 @@ def fit(
     progress = Lines(units=("neurons", "layers"))
     if focus is not None:
         found = fit_focus(
-            place, name, focus, top=top, layers=layer, spec=spec, at=at, progress=progress
+            place,
+            name,
+            focus,
+            top=top,
+            layers=layer,
+            paired=paired,
+            spec=spec,
+            at=at,
+            progress=progress,
         )
     else:
         found = fit_ignoring(
@@ -87,6 +103,7 @@ def fit(
             keep or (),
             non_negative=non_negative,
             by_layer=by_layer,
+            paired=paired,
             spec=spec,
             at=at,
             progress=progress,

@@ -4,7 +4,9 @@
     >>> fitted.lens, fitted.suppression, fitted.change                           # doctest: +SKIP
 
 An attribute is a pair of datasets, with it and without. What neurons see of it is their distance
-between the two, corrected for the sizes of the samples, as noise is no signal to be cancelled.
+between the two, corrected for the sizes of the samples, as noise is no signal to be cancelled. Of
+the very same images with a change and without (`paired`) it is their distance as it stands: chance
+drew them once, and folds of the same images are left out together.
 
 To ignore some attributes and keep others (Ramtoula et al., CVPR 2023, section 5.3), weights x of
 mean 1 minimise
@@ -23,9 +25,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import storage
@@ -116,6 +120,7 @@ def fit_ignoring(
     *,
     non_negative: bool = False,
     by_layer: bool = False,
+    paired: bool = False,
     spec: str | None = None,
     at: int | str | None = None,
     progress: Progress | None = None,
@@ -123,12 +128,13 @@ def fit_ignoring(
     """Weights that take distances of the `ignored` attributes to zero, and leave the `kept` ones.
 
     `non_negative`: of a lens that stays a metric. `by_layer`: the same for all neurons of a layer.
-    Raises `UsageError` where nothing is ignored, or a dataset has fewer than 12 folds, and as
-    `compare` does.
+    `paired`: attributes are of the same images, with a change and without. Raises `UsageError`
+    where nothing is ignored, a dataset has fewer than 12 folds, or what is said to be paired is
+    not, and as `compare` does.
     """
     if not ignored or not kept:
         raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
-    seen = Seen.of(catalogue, [*ignored, *kept], spec, at, progress or Silent())
+    seen = Seen.of(catalogue, [*ignored, *kept], spec, at, progress or Silent(), paired=paired)
     roles: list[Role] = ["ignored" if text in ignored else "kept" for text in seen.attributes]
     return seen.fit(name, roles, non_negative=non_negative, by_layer=by_layer)
 
@@ -140,6 +146,7 @@ def fit_focus(
     *,
     top: int = 20,
     layers: Sequence[str] | None = None,
+    paired: bool = False,
     spec: str | None = None,
     at: int | str | None = None,
     progress: Progress | None = None,
@@ -147,11 +154,11 @@ def fit_focus(
     """The `top` neurons that are most sensitive to an attribute, alike.
 
     Only such that differ at a false discovery rate of 5%: a `UsageError` says where none does.
-    `layers`: of these only.
+    `layers`: of these only. `paired`: as in `fit_ignoring`.
     """
     if top < 1:
         raise UsageError(f"top is {top}; a lens takes at least one neuron")
-    seen = Seen.of(catalogue, [attribute], spec, at, progress or Silent())
+    seen = Seen.of(catalogue, [attribute], spec, at, progress or Silent(), paired=paired)
     for layer in layers or ():
         seen.spec.tap(layer)
     among = [seen.spec.layers.index(layer) for layer in layers or seen.spec.layers]
@@ -282,9 +289,9 @@ def _non_negative(rows: Floats, wanted: Floats, ridge: float, share: Floats) -> 
 class Seen:
     """What neurons see of attributes, which lenses are fitted to without another look.
 
-    `whole` (A, N): corrected distances, of all folds; `halves`: the same of half of them, each
-    followed by its other half. `p` (A, N): of each neuron. `told` (A,): whether any neuron differs
-    at the false discovery rate. `layers` (N,): by their number.
+    `whole` (A, N): distances, corrected unless `paired`, of all folds; `halves`: the same of half
+    of them, each followed by its other half. `p` (A, N): of each neuron. `told` (A,): whether any
+    neuron differs at the false discovery rate. `layers` (N,): by their number.
     """
 
     attributes: tuple[str, ...]
@@ -294,6 +301,7 @@ class Seen:
     whole: Floats
     halves: tuple[Floats, ...]
     p: Floats
+    paired: bool
 
     @property
     def layers(self) -> NDArray[np.intp]:
@@ -311,6 +319,8 @@ class Seen:
         spec: str | None,
         at: int | str | None,
         progress: Progress,
+        *,
+        paired: bool = False,
     ) -> Seen:
         parsed = [Attribute.parse(text) for text in attributes]
         if len(set(parsed)) != len(parsed):
@@ -318,11 +328,13 @@ class Seen:
         names = dict.fromkeys(name for of in parsed for name in (of.with_it, of.without))
         digest, versions = resolve(catalogue, list(names), at=at, spec=spec)
         network = catalogue.spec(digest)
+        if paired:
+            _require_pairs(catalogue, parsed, versions)
         files = {name: _folds(catalogue, name, version) for name, version in versions.items()}
         progress.start(images=len(parsed) * network.neurons, shards=len(network.taps), present=0)
         parts: list[list[list[Floats]]] = []
         for tap in network.taps:
-            parts.append(list(_layer(files, parsed, tap.name)))
+            parts.append(list(_layer(files, parsed, tap.name, paired=paired)))
             progress.advance(len(parsed) * tap.neurons, 0)
         progress.finish()
         of_attributes = [
@@ -338,6 +350,7 @@ class Seen:
             whole,
             tuple(halves),
             p,
+            paired,
         )
 
     def fit(
@@ -385,12 +398,50 @@ class Seen:
         """Of what it was fitted, how, and how it did where it was not."""
         return {
             **how,
+            "paired": self.paired,
             "members": dict(self.members),
             "images": dict(self.images),
             "spec": self.spec.digest,
             "held_out": [asdict(score) for score in scores],
             "software": software(),
         }
+
+
+def _require_pairs(
+    catalogue: Catalogue, attributes: Sequence[Attribute], versions: Mapping[str, Version]
+) -> None:
+    """That each fold of one has the images of the same groups as that fold of the other.
+
+    Raises `UsageError` with the names and the first group that differs.
+    """
+    how = "an image and its changed one are paired by being of one group: build with --group-by"
+    held: dict[str, pa.Table] = {}
+    for name, version in versions.items():
+        if version.failed:
+            raise UsageError(
+                f"{name} is not paired: {version.failed} of its images could not be read; leave "
+                "them out of both datasets"
+            )
+        tables = catalogue.manifest(name, version).tables()
+        rows = pa.concat_tables(table.select(["group", "fold"]) for table in tables)
+        groups = rows.group_by("group").aggregate([("fold", "count"), ("fold", "max")])
+        held[name] = groups.sort_by("group")
+        if "" in held[name]["group"].slice(0, 1).to_pylist():
+            raise UsageError(f"{name} is not paired: images of it have no group; {how}")
+    for attribute in attributes:
+        a, b = (held[name].to_pylist() for name in (attribute.with_it, attribute.without))
+        odd = next((pair for pair in zip_longest(a, b) if pair[0] != pair[1]), None)
+        if odd is not None:
+            one, other = (
+                f"{row['group']!r} ({row['fold_count']} images, fold {row['fold_max']})"
+                if row
+                else "nothing"
+                for row in odd
+            )
+            raise UsageError(
+                f"{attribute} is not paired: group {one} stands against {other}; {how}, "
+                "and in the same steps, where they grew"
+            )
 
 
 def _folds(catalogue: Catalogue, name: str, version: Version) -> DnaFile:
@@ -407,9 +458,10 @@ def _folds(catalogue: Catalogue, name: str, version: Version) -> DnaFile:
 
 
 def _layer(
-    files: Mapping[str, DnaFile], attributes: Sequence[Attribute], layer: str
+    files: Mapping[str, DnaFile], attributes: Sequence[Attribute], layer: str, *, paired: bool
 ) -> Iterator[list[Floats]]:
-    """Of each attribute, by neuron: p; the corrected distance, of all folds and of halves."""
+    """Of each attribute, by neuron: p; the distance, of all folds and of halves."""
+    column = "emd" if paired else "emd_corrected"
     held: dict[str, list[FoldCurves]] = {}
 
     def curves(name: str) -> list[FoldCurves]:
@@ -424,8 +476,7 @@ def _layer(
     for attribute in attributes:
         of_without, of_with = curves(attribute.without), curves(attribute.with_it)
         found = [neuron_estimates(a, b) for a, b in zip(of_without, of_with, strict=True)]
-        corrected = [np.nan_to_num(of["emd_corrected"]) for of in found]
-        yield [found[0]["p"], *corrected]
+        yield [found[0]["p"], *(np.nan_to_num(of[column]) for of in found)]
 
 
 def _halves(folds: Sequence[DNA]) -> list[Sequence[DNA]]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.dna import DNA, Floats, Ints
 from pipeline.pairwise import ONE, Curves, Words, distances, pointer
-from pipeline.significance import differences, estimate, flip_test, floor, splits
+from pipeline.significance import differences, differences_of, estimate, flip_test, floor, splits
 
 FOLDS = 16
 SPLITS = FOLDS - 1
@@ -292,11 +292,11 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
     distributions lies above the other everywhere.
     """
     rows = [side.whole.values[:, 0].astype(np.int64) for side in (a, b)]
-    apart = rows[0] - rows[1]
+    shifted = rows[0] - rows[1]
     undefined = a.whole.undefined[:, 0] | b.whole.undefined[:, 0]
-    found = {name: np.full(len(apart), np.nan) for name in NEURON_COLUMNS}
-    found["emd"] = np.where(undefined, np.nan, np.abs(apart).sum(axis=1) / ONE)
-    found["shift"] = np.where(undefined, np.nan, apart.sum(axis=1) / ONE)
+    found = {name: np.full(len(shifted), np.nan) for name in NEURON_COLUMNS}
+    found["emd"] = np.where(undefined, np.nan, np.abs(shifted).sum(axis=1) / ONE)
+    found["shift"] = np.where(undefined, np.nan, shifted.sum(axis=1) / ONE)
     folds_a, folds_b = (int((side.images[0] > 0).sum()) for side in (a, b))
     if min(folds_a, folds_b) < 2:
         return found
@@ -316,11 +316,8 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
         found[name] = getattr(of_emd, name)
     halves = [side.halves[:, 0, : len(splits(k))] for side, k in ((a, folds_a), (b, folds_b))]
     found["floor"] = floor(halves[0], images_a, halves[1], images_b)
-    of_a, of_b = curves(a, folds_a), curves(b, folds_b)
-    gram_aa, gram_bb, gram_ab = (
-        x @ y.transpose(0, 2, 1) for x, y in ((of_a, of_a), (of_b, of_b), (of_a, of_b))
-    )
-    found["p"] = flip_test(differences(gram_aa, gram_bb, gram_ab, images_a, images_b))
+    apart = differences_of(curves(a, folds_a), curves(b, folds_b), images_a, images_b)
+    found["p"] = flip_test(apart)
     unknown = undefined | a.unknown[:, 0] | b.unknown[:, 0]
     for name in PAIR_ESTIMATES:
         found[name][unknown] = np.nan

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +21,11 @@ from pipeline.catalogue import Catalogue
 from pipeline.errors import NotFound, UsageError
 from pipeline.fit import Attribute, Fitted, Score, Seen, _Rows, fit_focus, fit_ignoring, keep
 from pipeline.lens import Lens
+from pipeline.manifest import Entry, Manifest, Shard
 from pipeline.matrix import compare, find_lens
-from tests.test_explain import SPEC, put
+from pipeline.plan import plan
+from tests.golden.handmade import commit_dataset, entries, hand_made
+from tests.test_explain import RANGES, SPEC, put
 
 ATTRIBUTES: dict[str, dict[int, int]] = {
     "none": {},
@@ -151,6 +157,110 @@ def test_weights_are_those_of_least_loss(
             options={"ftol": 1e-14, "maxiter": 1000},
         )
         assert loss(found) <= loss(best.x[place]) + 1e-6
+
+
+# Of the same images, with a change and without.
+
+
+def grouped(name: str, images: int, prefix: str = "scene") -> list[Entry]:
+    """Three images of each scene."""
+    of = entries(name, images)
+    return [replace(entry, group=f"{prefix}-{at // 3}") for at, entry in enumerate(of)]
+
+
+def changed(shard: Shard, moved: dict[int, int]) -> Any:
+    """What images of these names show, whatever the dataset: some neurons moved."""
+    made = hand_made(shard, SPEC, RANGES)
+    counts = np.zeros_like(made.dna.counts)
+    for entry in (entry for entry in shard.members if "bad" not in entry.uri):
+        rng = np.random.default_rng(zlib.crc32(entry.uri.rpartition("/")[2].encode()))
+        for neuron, positions in enumerate(made.dna.positions):
+            at = rng.normal(rng.normal(20, 2), 3, positions).round().astype(int)
+            np.add.at(counts[neuron], np.clip(at + moved.get(neuron, 0), 0, SPEC.bins - 1), 1)
+    none = np.zeros_like(made.dna.underflow)
+    dna = replace(made.dna, counts=counts, underflow=none, overflow=none, nonfinite=none)
+    return replace(made, dna=dna)
+
+
+def put_changed(
+    catalogue: Catalogue, name: str, of: Sequence[Entry], moved: dict[int, int]
+) -> None:
+    manifest = plan(of)
+    partials = [changed(shard, moved) for shard in manifest.shards]
+    commit_dataset(catalogue, name, manifest, partials, SPEC, RANGES)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    catalogue = Catalogue(str(tmp_path_factory.mktemp("pairs")))
+    for at, (name, moved) in enumerate(ATTRIBUTES.items()):
+        put_changed(catalogue, f"few/{name}", grouped(f"few/{name}", 48), moved)
+        apart = entries(f"apart/{name}", 48, 500 + 48 * at)
+        put_changed(catalogue, f"apart/{name}", apart, moved)
+        put_changed(catalogue, f"fresh/{name}", entries(f"fresh/{name}", 480), moved)
+    return catalogue
+
+
+def test_of_the_same_images_only_the_change_is_seen(pairs: Catalogue) -> None:
+    seen = Seen.of(pairs, [attribute("fog", "few")], None, None, Quiet(), paired=True)
+    moved = np.isin(np.arange(20), list(ATTRIBUTES["fog"]))
+    for found in (seen.whole[0], *(half[0] for half in seen.halves)):
+        assert (found[~moved] == 0).all()
+        np.testing.assert_allclose(found[moved], 5, atol=0.05)  # but for what is clipped
+    assert seen.told == [True]
+    apart = Seen.of(pairs, [attribute("fog", "apart")], None, None, Quiet())
+    assert (apart.whole[0][~moved] > 0).any()
+
+
+def test_pairs_take_few_images(pairs: Catalogue) -> None:
+    """Of as many images, what is ignored goes further where they are the same ones."""
+    left = {}
+    for of in ("few", "apart"):
+        fog, *others = (attribute(name, of) for name in ("fog", "dark", "turned"))
+        found = fit_ignoring(pairs, "x", [fog], others, paired=of == "few")
+        left[of] = abs(through(pairs, found.lens, "fog"))
+        assert found.lens.provenance["paired"] is (of == "few")
+    assert left["few"] < 0.01
+    assert left["apart"] > 0.02
+    focus = fit_focus(pairs, "x", attribute("dark", "few"), top=20, paired=True)
+    assert set(np.flatnonzero(focus.lens.weights)) == set(ATTRIBUTES["dark"])
+    with pytest.raises(UsageError, match="no neuron differs"):
+        fit_focus(pairs, "x", attribute("same", "few"), paired=True)
+
+
+def test_what_is_said_to_be_paired_and_is_not_is_refused(pairs: Catalogue) -> None:
+    some = grouped("odd", 48)
+    put_changed(pairs, "odd/groups", grouped("odd", 48, "street"), {})
+    put_changed(pairs, "odd/fewer", some[1:], {})
+    put_changed(pairs, "odd/ungrouped", entries("odd", 48), {})
+    bad = replace(some[0], uri="s3://bucket/odd/bad.jpg")
+    put_changed(pairs, "odd/failed", [bad, *some[1:]], {})
+    place_of = {group: fold for fold, group in enumerate(sorted({e.group for e in some}))}
+    shards = [
+        Shard(at, fold, tuple(e for e in some if place_of[e.group] == fold))
+        for at, fold in enumerate(sorted(place_of.values()))
+    ]
+    turned = Manifest.of(shards, 3)
+    commit_dataset(
+        pairs, "odd/folds", turned, [changed(s, {}) for s in turned.shards], SPEC, RANGES
+    )
+    for name, says in {
+        "groups": r"group 'street-0' \(3 images, fold \d+\) stands against 'scene-0' ",
+        "fewer": r"group 'scene-0' \(2 images.* stands against 'scene-0' \(3 images",
+        "ungrouped": "odd/ungrouped is not paired: images of it have no group; .*--group-by",
+        "failed": "odd/failed is not paired: 1 of its images could not be read; leave them out",
+        "folds": r"group 'scene-\d+' \(3 images, fold \d+\) stands against 'scene-\d+' \(3 ",
+    }.items():
+        with pytest.raises(UsageError, match=says):
+            Seen.of(pairs, [f"odd/{name}:few/none"], None, None, Quiet(), paired=True)
+    root = ["-c", pairs.root]
+    done = CliRunner().invoke(
+        app, ["lens", "fit", "x", "--focus", "odd/fewer:few/none", "--paired", *root]
+    )
+    assert done.exit_code == 2
+    assert "is not paired" in done.output
+    words = ["--ignore", attribute("fog", "few"), "--keep", attribute("dark", "few")]
+    assert json.loads(run("fit", "x", *words, "--paired", "--json", *root))["paired"] is True
 
 
 def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:

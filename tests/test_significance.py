@@ -16,6 +16,7 @@ from pipeline.significance import (
     FALSE_DISCOVERY_RATE,
     LEAST_FOLDS,
     differences,
+    differences_of,
     estimate,
     false_discovery,
     flip_test,
@@ -223,6 +224,31 @@ def test_differences_pair_folds_and_merge_what_is_over(seed: int, of_a: int, of_
     d = merged(a, n_a) - merged(b, n_b)
     found = differences(a @ a.T, b @ b.T, a @ b.T, n_a, n_b)
     np.testing.assert_allclose(found, d @ d.T, atol=1e-9)
+    np.testing.assert_allclose(differences_of(a, b, n_a, n_b), d @ d.T, atol=1e-9)
+
+
+@settings(deadline=None)
+@given(seeds, st.sampled_from([0.0, 1e-4, 0.1]), st.booleans())
+def test_rounding_is_no_difference(seed: int, spread: float, dead: bool) -> None:
+    """Of equal folds, and of a neuron that says the same of every image."""
+    chance = np.random.default_rng(seed)
+    level = np.ones(99) if dead else np.sort(chance.random(99))
+    a = level + spread * chance.normal(size=(16, 99))
+    b = a + chance.normal(0, 1e-16, a.shape)
+    images = sizes(chance, 16)
+    rounding = chance.normal(0, 2e-16, (3, 16, 16)) * 99
+    grams = [x @ y.T for x, y in ((a, a), (b, b), (a, b))]
+    found = differences(*(g + r for g, r in zip(grams, rounding, strict=True)), images, images)
+    for gram in (found, differences_of(a, b, images, images)):
+        assert (gram == 0).all()
+        assert float(flip_test(gram)) == 1
+    if spread:
+        b = b + 0.01 * spread  # as little as would be found of paired ones
+        for gram in (
+            differences(a @ a.T, b @ b.T, a @ b.T, images, images),
+            differences_of(a, b, images, images),
+        ):
+            assert float(flip_test(gram)) == 2.0**-15
 
 
 @settings(deadline=None, max_examples=30)
