@@ -11,7 +11,10 @@ import pytest
 
 from tests import browser, ceph, s3
 
-LONGEST = ("test_cluster.py", "test_kills.py")
+LONGEST = [
+    f"test_{name}.py"
+    for name in ("cluster", "kills", "machine", "agreement", "faults", "ceph", "demo", "networks")
+]
 STARTED = pytest.StashKey[dict[str, str]]()
 
 
@@ -22,7 +25,8 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file is one worker's: the longest first, or the other waits for it in the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    order = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def pytest_report_header() -> list[str]:
