@@ -414,7 +414,7 @@ def _require_pairs(
 
     Raises `UsageError` with the names and the first group that differs.
     """
-    how = "an image and its changed one are paired by being of one group: build with --group-by"
+    how = "an image and its changed one have to be of one group: build both with --group-by"
     held: dict[str, pa.Table] = {}
     for name, version in versions.items():
         if version.failed:
@@ -429,18 +429,18 @@ def _require_pairs(
         if "" in held[name]["group"].slice(0, 1).to_pylist():
             raise UsageError(f"{name} is not paired: images of it have no group; {how}")
     for attribute in attributes:
-        a, b = (held[name].to_pylist() for name in (attribute.with_it, attribute.without))
-        odd = next((pair for pair in zip_longest(a, b) if pair[0] != pair[1]), None)
-        if odd is not None:
+        a, b = held[attribute.with_it], held[attribute.without]
+        if not a.equals(b):
+            rows_of_both = zip_longest(a.to_pylist(), b.to_pylist())
             one, other = (
                 f"{row['group']!r} ({row['fold_count']} images, fold {row['fold_max']})"
                 if row
                 else "nothing"
-                for row in odd
+                for row in next(both for both in rows_of_both if both[0] != both[1])
             )
             raise UsageError(
-                f"{attribute} is not paired: group {one} stands against {other}; {how}, "
-                "and in the same steps, where they grew"
+                f"{attribute} is not paired: group {one} stands against {other}; {how}, and let "
+                "both grow in the same steps"
             )
 
 
