@@ -6,7 +6,7 @@ Crops of photographs without a change and with each of the forty, all built as `
 them, in three draws:
 
     paired   the same crops, without a change and with each
-    apart    crops of the same photographs, of each set its own
+    apart    crops of the same photographs, of each set its own; half as many at most
     fresh    as paired, of other photographs, which no lens has seen
 
 For each attribute a lens is fitted that ignores it and keeps the other 39 (`pipeline.fit`), with
@@ -241,23 +241,30 @@ def first(table: Path, images: int) -> Path:
     return some
 
 
+def sizes_of(draw: str, sizes: Sequence[int]) -> Sequence[int]:
+    return {"paired": sizes, "apart": sizes[:-1], "fresh": sizes[-1:]}[draw]
+
+
 def build(place: Any, work: Path, sizes: Sequence[int], photos: Path) -> dict[int, int]:
     """All sets, at each size of those to fit on; the commit at which all are of that size."""
     from pipeline.build import InProcess, Request, build_datasets
     from pipeline.spec import Resources, available_cpus
 
+    done = work / "commits.json"
+    if done.exists():
+        return {int(size): commit for size, commit in json.loads(done.read_text()).items()}
     resources = Resources(workers=0, threads=available_cpus())
     engine, names, images = InProcess(), (NONE, *ATTRIBUTES), work / "images"
     seen, fresh = halved(photos, work)
     draw_pictures(seen, names, sizes[-1], 1, images / "paired")
     draw_pictures(fresh, names, sizes[-1], 2, images / "fresh")
     for at, name in enumerate(names):
-        draw_pictures(seen, [name], sizes[-1], 10 + at, images / "apart")
+        draw_pictures(seen, [name], sizes[-2], 10 + at, images / "apart")
         print(f"pictures of {at + 1} of {len(names)} sets", file=sys.stderr)
     commits = {}
     for size in sizes:
         for of in DRAWS:
-            if of == "fresh" and size != sizes[-1]:
+            if size not in sizes_of(of, sizes):
                 continue
             began = time.perf_counter()
             for name in names:
@@ -267,6 +274,7 @@ def build(place: Any, work: Path, sizes: Sequence[int], photos: Path) -> dict[in
             took = time.perf_counter() - began
             print(f"{of}: {size} images of each set in {took:.0f} s", file=sys.stderr)
         commits[size] = place.head().number
+    done.write_text(json.dumps(commits))
     return commits
 
 
@@ -294,7 +302,7 @@ def lenses(sizes: Sequence[int], work: Path, cache: Path) -> dict[str, Any]:
         "rows": [],
     }
     for size in sizes:
-        for of in ("paired", "apart"):
+        for of in (draw for draw in DRAWS[:2] if size in sizes_of(draw, sizes)):
             fit = seen(of, commits[size])
             for kind, non_negative in KINDS.items():
                 began = time.perf_counter()
@@ -380,7 +388,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the figures and the numbers")
     parser.add_argument("--work", type=Path, help="folder that keeps images and DNAs")
     chosen = parser.parse_args()
-    sizes = [chosen.images]
+    sizes = [chosen.images // 2, chosen.images]
     while sizes[0] // 2 >= LEAST:
         sizes.insert(0, sizes[0] // 2)
     with tempfile.TemporaryDirectory() as scratch:
