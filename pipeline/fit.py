@@ -475,7 +475,8 @@ def _layer(
 
     for attribute in attributes:
         of_without, of_with = curves(attribute.without), curves(attribute.with_it)
-        found = [neuron_estimates(a, b) for a, b in zip(of_without, of_with, strict=True)]
+        both = zip(of_without, of_with, strict=True)
+        found = [neuron_estimates(a, b, test=not at) for at, (a, b) in enumerate(both)]
         yield [found[0]["p"], *(np.nan_to_num(of[column]) for of in found)]
 
 

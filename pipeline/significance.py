@@ -269,8 +269,8 @@ def _flip_tests(gram: Floats) -> Floats:
     """
     at = min(_SPLIT, gram.shape[-1] - 1)
     one, other = _signs(at, fixed=True), _signs(gram.shape[-1] - at, fixed=False)
-    of_one = np.einsum("si,pij,sj->ps", one, gram[:, :at, :at], one, optimize=True)
-    of_other = np.einsum("si,pij,sj->ps", other, gram[:, at:, at:], other, optimize=True)
+    of_one = ((one @ gram[:, :at, :at]) * one).sum(axis=-1)
+    of_other = ((other @ gram[:, at:, at:]) * other).sum(axis=-1)
     left = np.dstack([2 * (one @ gram[:, :at, at:]), of_one, np.ones_like(of_one)])
     right = np.concatenate(
         [
