@@ -190,11 +190,11 @@ ATTRIBUTES: dict[str, Change] = {
 }
 
 
-def halved(folder: Path, work: Path) -> tuple[Path, Path]:
+def halved(folder: Path, work: Path) -> dict[str, Path]:
     """Every other photograph to fit on; the rest are fresh."""
-    halves = work / "photographs" / "seen", work / "photographs" / "fresh"
+    halves = {of: work / "photographs" / of for of in ("fit", "fresh")}
     for at, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
-        link = halves[at % 2] / f"{at:05d}{path.suffix}"
+        link = halves[("fit", "fresh")[at % 2]] / f"{at:05d}{path.suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.exists():
             link.symlink_to(path.resolve())
@@ -255,11 +255,11 @@ def build(place: Any, work: Path, sizes: Sequence[int], photos: Path) -> dict[in
         return {int(size): commit for size, commit in json.loads(done.read_text()).items()}
     resources = Resources(workers=0, threads=available_cpus())
     engine, names, images = InProcess(), (NONE, *ATTRIBUTES), work / "images"
-    seen, fresh = halved(photos, work)
-    draw_pictures(seen, names, sizes[-1], 1, images / "paired")
-    draw_pictures(fresh, names, sizes[-1], 2, images / "fresh")
+    halves = halved(photos, work)
+    draw_pictures(halves["fit"], names, sizes[-1], 1, images / "paired")
+    draw_pictures(halves["fresh"], names, sizes[-1], 2, images / "fresh")
     for at, name in enumerate(names):
-        draw_pictures(seen, [name], sizes[-2], 10 + at, images / "apart")
+        draw_pictures(halves["fit"], [name], sizes[-2], 10 + at, images / "apart")
         print(f"pictures of {at + 1} of {len(names)} sets", file=sys.stderr)
     commits = {}
     for size in sizes:
@@ -292,7 +292,7 @@ def lenses(sizes: Sequence[int], work: Path, cache: Path) -> dict[str, Any]:
         pairs = [f"{of}/{name}:{of}/{NONE}" for name in names]
         return Seen.of(place, pairs, None, at, Silent(), paired=of != "apart")
 
-    fresh = seen("fresh", commits[sizes[-1]]).whole
+    fresh = seen("fresh", commits[sizes[-1]]).whole.distances
     result: dict[str, Any] = {
         "images": sizes[-1],
         "attributes": names,

@@ -55,19 +55,15 @@ def fit(
     by_layer: Annotated[
         bool, typer.Option("--by-layer", help="One weight for all neurons of a layer.")
     ] = False,
-    paired: Annotated[
-        bool,
-        typer.Option(
-            "--paired",
-            help="WITH and WITHOUT are the same images with a change and without, each in a group "
-            "of its own (build --group-by).",
-        ),
-    ] = False,
     spec: SpecOption = None,
     at: AtOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a lens to attributes, and tell how it does on images that it was not fitted on."""
+    """Fit a lens to attributes, and tell how it does on images that it was not fitted on.
+
+    WITH=WITHOUT in place of WITH:WITHOUT says that they are the same images, with a change and
+    without, paired by their names.
+    """
     from pipeline.catalogue import Catalogue, check_name
     from pipeline.errors import UsageError
     from pipeline.fit import fit_focus, fit_ignoring
@@ -90,7 +86,6 @@ def fit(
             focus,
             top=top,
             layers=layer,
-            paired=paired,
             spec=spec,
             at=at,
             progress=progress,
@@ -103,7 +98,6 @@ def fit(
             keep or (),
             non_negative=non_negative,
             by_layer=by_layer,
-            paired=paired,
             spec=spec,
             at=at,
             progress=progress,

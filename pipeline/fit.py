@@ -5,16 +5,20 @@
 
 An attribute is a pair of datasets, with it and without. What neurons see of it is their distance
 between the two, corrected for the sizes of the samples, as noise is no signal to be cancelled. Of
-the very same images with a change and without (`paired`) it is their distance as it stands: chance
-drew them once, and folds of the same images are left out together.
+the very same images with a change and without (WITH=WITHOUT) it is their distance as it stands, as
+chance drew them once. How differently images take the change adds to it, less with more of them; a
+jackknife that leaves out a fold on both sides takes away too much of that.
 
 To ignore some attributes and keep others (Ramtoula et al., CVPR 2023, section 5.3), weights x of
 mean 1 minimise
 
-    mean over ignored (r x)^2 + mean over kept (r x - 1)^2 + ridge mean (x - 1)^2
+    10 mean over ignored (r x)^2 + mean over kept (r x - 1)^2 + ridge sum v (x - 1)^2
 
 where r is an attribute's row of distances, divided by their sum: r x is its distance through the
-lens over that of all neurons alike. It is convex: solved in closed form where weights may be
+lens over that of all neurons alike. What is left of an attribute is looked at first, hence the 10.
+v, of sum 1, is how much a neuron's distances vary from image to image, by the jackknife over folds,
+nine parts of ten, and one part the same for all: a weight on a neuron that varies does on other
+images what it did not do on these. It is convex: solved in closed form where weights may be
 negative, else by its dual, with scipy's trust region method. The ridge is the one that does best,
 fitted on half of the folds of every dataset and scored on the other half; those are also the scores
 that are told, and which a lens carries.
@@ -22,21 +26,23 @@ that are told, and which a lens carries.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
-from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, check_name, software
 from pipeline.dna import DNA, DnaFile, Floats
 from pipeline.errors import UsageError, VdnaError
-from pipeline.folds import FoldCurves, neuron_estimates
+from pipeline.folds import FoldCurves, neuron_estimates, paired_estimates
 from pipeline.lens import Lens
 from pipeline.matrix import resolve
 from pipeline.progress import Progress, Silent
@@ -45,6 +51,10 @@ from pipeline.spec import Spec
 
 RIDGES = tuple(float(value) for value in np.logspace(1, -5, 19))
 """The first that does best is taken: where nothing is seen, the one that hardly moves a weight."""
+URGENCY = 10.0
+"""What an ignored attribute counts, of a kept one's 1."""
+EVEN = 0.1
+"""The part of the ridge that is the same for all neurons."""
 NEEDED_FOLDS = 2 * LEAST_FOLDS
 """Of a dataset: halves of them are fitted on and scored on."""
 Role = Literal["focus", "ignored", "kept"]
@@ -52,25 +62,28 @@ Role = Literal["focus", "ignored", "kept"]
 
 @dataclass(frozen=True)
 class Attribute:
-    """Two datasets: with it, and without."""
+    """Two datasets: with it, and without. `paired`: they are the same images but for it."""
 
     with_it: str
     without: str
+    paired: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Attribute:
-        """Of WITH:WITHOUT."""
-        with_it, colon, without = text.partition(":")
-        if not colon or not with_it or not without:
+        """Of WITH:WITHOUT, or of WITH=WITHOUT, which are paired."""
+        found = re.fullmatch("([^:=]+)([:=])(.+)", text)
+        if found is None:
             raise UsageError(
-                f"attribute is {text!r}; name two datasets, with it and without: foggy:clear"
+                f"attribute is {text!r}; name two datasets, with it and without: foggy:clear, or "
+                "foggy=clear where they are the same images"
             )
+        with_it, sign, without = found.groups()
         if with_it == without:
             raise UsageError(f"attribute is {text!r}: the same dataset with it and without")
-        return cls(check_name(with_it), check_name(without))
+        return cls(check_name(with_it), check_name(without), sign == "=")
 
     def __str__(self) -> str:
-        return f"{self.with_it}:{self.without}"
+        return f"{self.with_it}{'=' if self.paired else ':'}{self.without}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ class Score:
     """An attribute, held out: fitted on half of the folds, told of the other half; the mean of all
     such halves.
 
-    `plain`: its corrected distance, of all neurons alike, in bins; `through`: what the lens makes
+    `plain`: its distance, of all neurons alike, in bins; `through`: what the lens makes
     of it, as a share of that. `seen`: whether it is told from noise at all.
     """
 
@@ -120,7 +133,6 @@ def fit_ignoring(
     *,
     non_negative: bool = False,
     by_layer: bool = False,
-    paired: bool = False,
     spec: str | None = None,
     at: int | str | None = None,
     progress: Progress | None = None,
@@ -128,13 +140,12 @@ def fit_ignoring(
     """Weights that take distances of the `ignored` attributes to zero, and leave the `kept` ones.
 
     `non_negative`: of a lens that stays a metric. `by_layer`: the same for all neurons of a layer.
-    `paired`: attributes are of the same images, with a change and without. Raises `UsageError`
-    where nothing is ignored, a dataset has fewer than 12 folds, or what is said to be paired is
-    not, and as `compare` does.
+    Raises `UsageError` where nothing is ignored, a dataset has fewer than 12 folds, or what is said
+    to be the same images is not, and as `compare` does.
     """
     if not ignored or not kept:
         raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
-    seen = Seen.of(catalogue, [*ignored, *kept], spec, at, progress or Silent(), paired=paired)
+    seen = Seen.of(catalogue, [*ignored, *kept], spec, at, progress or Silent())
     roles: list[Role] = ["ignored" if text in ignored else "kept" for text in seen.attributes]
     return seen.fit(name, roles, non_negative=non_negative, by_layer=by_layer)
 
@@ -146,7 +157,6 @@ def fit_focus(
     *,
     top: int = 20,
     layers: Sequence[str] | None = None,
-    paired: bool = False,
     spec: str | None = None,
     at: int | str | None = None,
     progress: Progress | None = None,
@@ -154,11 +164,11 @@ def fit_focus(
     """The `top` neurons that are most sensitive to an attribute, alike.
 
     Only such that differ at a false discovery rate of 5%: a `UsageError` says where none does.
-    `layers`: of these only. `paired`: as in `fit_ignoring`.
+    `layers`: of these only.
     """
     if top < 1:
         raise UsageError(f"top is {top}; a lens takes at least one neuron")
-    seen = Seen.of(catalogue, [attribute], spec, at, progress or Silent(), paired=paired)
+    seen = Seen.of(catalogue, [attribute], spec, at, progress or Silent())
     for layer in layers or ():
         seen.spec.tap(layer)
     among = [seen.spec.layers.index(layer) for layer in layers or seen.spec.layers]
@@ -170,13 +180,14 @@ def fit_focus(
             f"{attribute}: no neuron differs at a false discovery rate of "
             f"{FALSE_DISCOVERY_RATE:.0%}; its signal is under the floor of so few images"
         )
-    places = _first(np.where(differ, seen.whole[0], -1.0), top)
+    places = _first(np.where(differ, seen.whole.distances[0], -1.0), top)
     weights = np.zeros(seen.spec.neurons)
     weights[places] = 1.0
     through = []
     for fitted_on, told_of in zip(seen.halves, _swapped(seen.halves), strict=True):
-        chosen = _first(np.where(allowed, fitted_on[0], -1.0), len(places))
-        through.append(told_of[0, chosen].mean() / told_of[0].mean())
+        chosen = _first(np.where(allowed, fitted_on.distances[0], -1.0), len(places))
+        told = told_of.distances[0]
+        through.append(told[chosen].mean() / told.mean())
     scores = seen.scores(["focus"], np.array([np.mean(through)]))
     how = {"kind": "focus", "top": top, "layers": list(layers or ())}
     return Fitted(Lens(name, seen.taps, weights, seen.provenance(how, scores)), scores)
@@ -203,22 +214,42 @@ def _swapped(halves: Sequence[Any]) -> list[Any]:
 
 
 @dataclass(frozen=True, eq=False)
+class View:
+    """What neurons see of attributes, (A, N): distances, and their variances."""
+
+    distances: Floats
+    variances: Floats
+
+
+@dataclass(frozen=True, eq=False)
 class _Rows:
     """Attributes' distances by neuron (A, N), each row divided by its sum."""
 
-    distances: Floats
+    view: View
     roles: Sequence[Role]
 
     @property
+    def _total(self) -> Floats:
+        total = self.view.distances.sum(axis=1, keepdims=True)
+        return np.where(total > 0, total, np.inf)
+
+    @property
     def rows(self) -> Floats:
-        total = self.distances.sum(axis=1, keepdims=True)
-        return self.distances / np.where(total > 0, total, np.inf)
+        return self.view.distances / self._total
 
     @property
     def _shares(self) -> Floats:
-        """What each attribute counts: those of a role 1 together."""
+        """What each attribute counts: those of a role are as one."""
         roles = np.array(self.roles)
-        return np.array([1 / np.count_nonzero(roles == role) for role in roles])
+        counts = {"ignored": URGENCY, "kept": 1.0}
+        return np.array([counts[role] / np.count_nonzero(roles == role) for role in roles])
+
+    @property
+    def stiffness(self) -> Floats:
+        """(N,) of sum 1: what the ridge makes of each neuron."""
+        varies = self._shares @ (self.view.variances / self._total**2)
+        even = np.full(len(varies), 1 / len(varies))
+        return EVEN * even + (1 - EVEN) * varies / varies.sum() if varies.sum() > 0 else even
 
     @property
     def _wanted(self) -> Floats:
@@ -226,18 +257,19 @@ class _Rows:
 
     def fit(self, ridge: float, groups: NDArray[Any], *, non_negative: bool) -> Floats:
         """(N,) weights of mean 1. `groups` (N,): neurons of one number have one weight."""
-        names, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-        summed = np.zeros((len(names), len(self.rows)))
-        np.add.at(summed, place, self.rows.T)
+        _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        summed = np.array([np.bincount(place, row) for row in self.rows], np.float64)
         scale = np.sqrt(self._shares)[:, None]
-        rows, wanted = summed.T * scale, self._wanted * scale[:, 0]
+        rows, wanted = summed * scale, self._wanted * scale[:, 0]
         share = sizes / sizes.sum()  # of the mean that each group is
+        stiff = np.asarray(np.bincount(place, self.stiffness), np.float64)
         if non_negative:
-            return _non_negative(rows, wanted, ridge, share)[place]
-        # In d = x - 1, of mean 0, with the ridge on sqrt(share) d: least squares of least norm.
-        root = np.sqrt(share)
+            return _non_negative(rows, wanted, ridge * stiff, share)[place]
+        # In d = x - 1, of mean 0, with the ridge on sqrt(stiff) d: least squares of least norm.
+        root = np.sqrt(stiff)
+        fixed = share / root / np.linalg.norm(share / root)
         free = rows / root
-        free = free - (free @ root)[:, None] * root
+        free = free - (free @ fixed)[:, None] * fixed
         gram = free @ free.T + ridge * np.eye(len(free))
         d = free.T @ np.linalg.solve(gram, wanted - rows.sum(axis=1))
         x: Floats = 1 + d / root
@@ -250,11 +282,11 @@ class _Rows:
         return float(off @ shares)
 
 
-def _non_negative(rows: Floats, wanted: Floats, ridge: float, share: Floats) -> Floats:
-    """x >= 0 of mean 1 that minimises |rows x - wanted|^2 + ridge mean (x - 1)^2, by its dual.
+def _non_negative(rows: Floats, wanted: Floats, ridge: Floats, share: Floats) -> Floats:
+    """x >= 0 of mean 1 that minimises |rows x - wanted|^2 + sum ridge (x - 1)^2, by its dual.
 
     Of the multipliers (v, e) of `rows x - wanted` and of the mean, x is max(0, 1 - (rows' v + e
-    share) / (2 ridge share)): as few unknowns as there are attributes, and one more.
+    share) / (2 ridge)): as few unknowns as there are attributes, and one more.
     """
     from scipy.optimize import minimize  # half a second, for who fits
 
@@ -263,16 +295,16 @@ def _non_negative(rows: Floats, wanted: Floats, ridge: float, share: Floats) -> 
     soft = np.append(np.full(len(rows), 0.5), 0.0)
 
     def weights(v: Floats) -> Floats:
-        return np.maximum(0.0, 1 - (by.T @ v) / (2 * ridge * share))
+        return np.maximum(0.0, 1 - (by.T @ v) / (2 * ridge))
 
     def loss(v: Floats) -> tuple[float, Floats]:
         x, pulled = weights(v), by.T @ v
-        value = v @ (soft * v) / 2 + v @ told - ridge * (share @ (x - 1) ** 2) - x @ pulled
+        value = v @ (soft * v) / 2 + v @ told - ridge @ (x - 1) ** 2 - x @ pulled
         return float(value), soft * v + told - by @ x
 
     def curvature(v: Floats) -> Floats:
-        free = by[:, weights(v) > 0]
-        inner = (free / share[weights(v) > 0]) @ free.T / (2 * ridge)
+        above = weights(v) > 0
+        inner = (by[:, above] / ridge[above]) @ by[:, above].T / 2
         return np.asarray(np.diag(soft) + inner)
 
     start = np.zeros(len(by))
@@ -289,19 +321,18 @@ def _non_negative(rows: Floats, wanted: Floats, ridge: float, share: Floats) -> 
 class Seen:
     """What neurons see of attributes, which lenses are fitted to without another look.
 
-    `whole` (A, N): distances, corrected unless `paired`, of all folds; `halves`: the same of half
-    of them, each followed by its other half. `p` (A, N): of each neuron. `told` (A,): whether any
-    neuron differs at the false discovery rate. `layers` (N,): by their number.
+    `whole`: of all folds; `halves`: of half of them, each followed by its other half. `p` (A, N):
+    of each neuron. `told` (A,): whether any neuron differs at the false discovery rate. `layers`
+    (N,): by their number.
     """
 
     attributes: tuple[str, ...]
     spec: Spec
     members: Mapping[str, str]
     images: Mapping[str, int]
-    whole: Floats
-    halves: tuple[Floats, ...]
+    whole: View
+    halves: tuple[View, ...]
     p: Floats
-    paired: bool
 
     @property
     def layers(self) -> NDArray[np.intp]:
@@ -319,29 +350,27 @@ class Seen:
         spec: str | None,
         at: int | str | None,
         progress: Progress,
-        *,
-        paired: bool = False,
     ) -> Seen:
         parsed = [Attribute.parse(text) for text in attributes]
-        if len(set(parsed)) != len(parsed):
+        if len({(of.with_it, of.without) for of in parsed}) != len(parsed):
             raise UsageError(f"an attribute is named twice among {', '.join(attributes)}")
         names = dict.fromkeys(name for of in parsed for name in (of.with_it, of.without))
         digest, versions = resolve(catalogue, list(names), at=at, spec=spec)
         network = catalogue.spec(digest)
-        if paired:
-            _require_pairs(catalogue, parsed, versions)
         files = {name: _folds(catalogue, name, version) for name, version in versions.items()}
+        _require_pairs(catalogue, parsed, versions)
         progress.start(images=len(parsed) * network.neurons, shards=len(network.taps), present=0)
         parts: list[list[list[Floats]]] = []
         for tap in network.taps:
-            parts.append(list(_layer(files, parsed, tap.name, paired=paired)))
+            parts.append(list(_layer(files, parsed, tap.name)))
             progress.advance(len(parsed) * tap.neurons, 0)
         progress.finish()
         of_attributes = [
             [np.concatenate(columns) for columns in zip(*layers, strict=True)]
             for layers in zip(*parts, strict=True)
         ]
-        p, whole, *halves = (np.array(rows) for rows in zip(*of_attributes, strict=True))
+        p, *columns = (np.array(rows) for rows in zip(*of_attributes, strict=True))
+        whole, *halves = map(View, columns[::2], columns[1::2])
         return cls(
             tuple(map(str, parsed)),
             network,
@@ -350,7 +379,6 @@ class Seen:
             whole,
             tuple(halves),
             p,
-            paired,
         )
 
     def fit(
@@ -390,7 +418,7 @@ class Seen:
         return tuple((tap.name, tap.neurons) for tap in self.spec.taps)
 
     def scores(self, roles: Sequence[Role], through: Floats) -> tuple[Score, ...]:
-        plain = np.mean([half.mean(axis=1) for half in self.halves], axis=0)
+        plain = np.mean([half.distances.mean(axis=1) for half in self.halves], axis=0)
         columns = (self.attributes, roles, plain.tolist(), through.tolist(), self.told.tolist())
         return tuple(Score(*row) for row in zip(*columns, strict=True))
 
@@ -398,7 +426,6 @@ class Seen:
         """Of what it was fitted, how, and how it did where it was not."""
         return {
             **how,
-            "paired": self.paired,
             "members": dict(self.members),
             "images": dict(self.images),
             "spec": self.spec.digest,
@@ -410,38 +437,45 @@ class Seen:
 def _require_pairs(
     catalogue: Catalogue, attributes: Sequence[Attribute], versions: Mapping[str, Version]
 ) -> None:
-    """That each fold of one has the images of the same groups as that fold of the other.
+    """That each fold of one has images of the same names as that fold of the other.
 
-    Raises `UsageError` with the names and the first group that differs.
+    Raises `UsageError` with the first name of which that is not so.
     """
-    how = "an image and its changed one have to be of one group: build both with --group-by"
     held: dict[str, pa.Table] = {}
-    for name, version in versions.items():
-        if version.failed:
-            raise UsageError(
-                f"{name} is not paired: {version.failed} of its images could not be read; leave "
-                "them out of both datasets"
-            )
-        tables = catalogue.manifest(name, version).tables()
-        rows = pa.concat_tables(table.select(["group", "fold"]) for table in tables)
-        groups = rows.group_by("group").aggregate([("fold", "count"), ("fold", "max")])
-        held[name] = groups.sort_by("group")
-        if "" in held[name]["group"].slice(0, 1).to_pylist():
-            raise UsageError(f"{name} is not paired: images of it have no group; {how}")
-    for attribute in attributes:
-        a, b = held[attribute.with_it], held[attribute.without]
-        if not a.equals(b):
-            rows_of_both = zip_longest(a.to_pylist(), b.to_pylist())
-            one, other = (
-                f"{row['group']!r} ({row['fold_count']} images, fold {row['fold_max']})"
-                if row
-                else "nothing"
-                for row in next(both for both in rows_of_both if both[0] != both[1])
-            )
-            raise UsageError(
-                f"{attribute} is not paired: group {one} stands against {other}; {how}, and let "
-                "both grow in the same steps"
-            )
+    for attribute in (of for of in attributes if of.paired):
+        both = attribute.with_it, attribute.without
+        held = {
+            name: held[name] if name in held else _pictures(catalogue, name, versions[name])
+            for name in both  # the one without is most attributes'
+        }
+        with_it, without = (held[name] for name in both)
+        if with_it.equals(without):
+            continue
+        rows = [Counter(zip(*of.to_pydict().values(), strict=True)) for of in (with_it, without)]
+        picture, fold = min((rows[0] - rows[1]) + (rows[1] - rows[0]))
+        here, there = both if rows[0][picture, fold] > rows[1][picture, fold] else both[::-1]
+        raise UsageError(
+            f"{attribute} is not of the same images: {picture} is in fold {fold} of {here} and not "
+            f"in that of {there}. Images are paired by their file's name, its suffix aside, and by "
+            "their fold: build both anew, of tables with a column of what makes a pair (--group-by "
+            "COLUMN), without a limit; or write a colon, for other images"
+        )
+
+
+def _pictures(catalogue: Catalogue, name: str, version: Version) -> pa.Table:
+    """Name and fold of each image that was counted, in order."""
+    tables = catalogue.manifest(name, version).tables()
+    columns = ["uri", "member", "fold"]
+    rows = pa.concat_tables(table.select(columns) for table in tables)
+    if version.failed:
+        failures = catalogue.failures(name, version)
+        bad = {key: [getattr(of, key) for of in failures] for key in columns[:2]}
+        rows = rows.join(pa.table(bad), columns[:2], join_type="left anti")
+    file = pc.if_else(pc.equal(rows["member"], ""), rows["uri"], rows["member"])
+    for pattern in ("^.*/", r"\.[^.]*$"):
+        file = pc.replace_substring_regex(file, pattern, "")
+    pictures = pa.table({"picture": file, "fold": rows["fold"]})
+    return pictures.sort_by([("picture", "ascending"), ("fold", "ascending")])
 
 
 def _folds(catalogue: Catalogue, name: str, version: Version) -> DnaFile:
@@ -458,10 +492,9 @@ def _folds(catalogue: Catalogue, name: str, version: Version) -> DnaFile:
 
 
 def _layer(
-    files: Mapping[str, DnaFile], attributes: Sequence[Attribute], layer: str, *, paired: bool
+    files: Mapping[str, DnaFile], attributes: Sequence[Attribute], layer: str
 ) -> Iterator[list[Floats]]:
-    """Of each attribute, by neuron: p; the distance, of all folds and of halves."""
-    column = "emd" if paired else "emd_corrected"
+    """Of each attribute, by neuron: p; distance and variance, of all folds and of each half."""
     held: dict[str, list[FoldCurves]] = {}
 
     def curves(name: str) -> list[FoldCurves]:
@@ -474,10 +507,15 @@ def _layer(
         return held[name]
 
     for attribute in attributes:
-        of_without, of_with = curves(attribute.without), curves(attribute.with_it)
-        both = zip(of_without, of_with, strict=True)
-        found = [neuron_estimates(a, b, test=not at) for at, (a, b) in enumerate(both)]
-        yield [found[0]["p"], *(np.nan_to_num(of[column]) for of in found)]
+        pairs = list(zip(curves(attribute.without), curves(attribute.with_it), strict=True))
+        columns = [neuron_estimates(*pairs[0])["p"]]
+        for a, b in pairs:
+            if attribute.paired:
+                of, distance = paired_estimates(a, b), "emd"
+            else:
+                of, distance = neuron_estimates(a, b, test=False), "emd_corrected"
+            columns += [np.nan_to_num(of[distance]), np.nan_to_num(of["se"] ** 2)]
+        yield columns
 
 
 def _halves(folds: Sequence[DNA]) -> list[Sequence[DNA]]:

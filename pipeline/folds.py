@@ -22,12 +22,22 @@ from numpy.typing import NDArray
 
 from pipeline.dna import DNA, Floats, Ints
 from pipeline.pairwise import ONE, Curves, Words, distances, pointer
-from pipeline.significance import differences, differences_of, estimate, flip_test, floor, splits
+from pipeline.significance import (
+    differences,
+    differences_of,
+    estimate,
+    flip_test,
+    floor,
+    splits,
+    standard_error,
+)
 
 FOLDS = 16
 SPLITS = FOLDS - 1
 GRID = 128
 """Points of a cumulative distribution that enter an inner product, at most."""
+FEW_NEURONS = 256
+Marks = NDArray[np.float32] | Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,16 +130,17 @@ class FoldSums:
 class FoldCurves:
     """D DNAs of one layer, whole and by folds; C neurons.
 
-    `whole`: D rows. `dropped`: 16 D rows, each DNA without each fold. `marks` (D, 16, C, G)
-    float32: what the folds' cumulative distributions are above the whole one's, on the grid;
-    `level` (D, C, G) float64: the whole one's. `halves` (C, D, 15) float64: distances between
-    halves. `images` (D, 16), 0 for folds that there are not. `unknown` (C, D): neurons without a
-    finite activation in some fold; `without` (D,): DNAs of fewer than two folds.
+    `whole`: D rows. `dropped`: 16 D rows, each DNA without each fold. `marks` (D, 16, C, G): what
+    the folds' cumulative distributions are above the whole one's, on the grid, float64 where
+    single neurons are looked at and else float32; `level` (D, C, G) float64: the whole one's.
+    `halves` (C, D, 15) float64: distances between halves. `images` (D, 16), 0 for folds that there
+    are not. `unknown` (C, D): neurons without a finite activation in some fold; `without` (D,):
+    DNAs of fewer than two folds.
     """
 
     whole: Curves
     dropped: Curves
-    marks: NDArray[np.float32]
+    marks: Marks
     level: Floats
     halves: Floats
     images: Ints
@@ -147,12 +158,12 @@ class FoldCurves:
         return np.asarray((self.images > 0).sum(axis=1) < 2)
 
     @classmethod
-    def empty(cls, neurons: int, size: int, bins: int) -> FoldCurves:
+    def empty(cls, neurons: int, size: int, bins: int, marks: Any = np.float32) -> FoldCurves:
         points = len(grid(bins))
         return cls(
             Curves.empty(neurons, size, bins),
             Curves.empty(neurons, size * FOLDS, bins),
-            np.zeros((size, FOLDS, neurons, points), np.float32),
+            np.zeros((size, FOLDS, neurons, points), marks),
             np.zeros((size, neurons, points)),
             np.full((neurons, size, SPLITS), np.nan),
             np.zeros((size, FOLDS), np.int64),
@@ -162,8 +173,9 @@ class FoldCurves:
 
     @classmethod
     def of(cls, dnas: Sequence[DNA], folds: Sequence[Mapping[int, DNA]]) -> FoldCurves:
+        """Of a layer in memory, to look at its neurons one by one."""
         neurons, bins = dnas[0].counts.shape
-        curves = cls.empty(neurons, len(dnas), bins)
+        curves = cls.empty(neurons, len(dnas), bins, np.float64)
         for slot, (dna, parts) in enumerate(zip(dnas, folds, strict=True)):
             curves.fill(slot, dna, parts)
         return curves
@@ -307,7 +319,7 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict
         return np.stack(each, axis=1) / ONE
 
     def curves(side: FoldCurves, folds: int) -> Floats:
-        each = side.marks[0, :folds].astype(np.float64) + side.level[0]
+        each = side.marks[0, :folds] + side.level[0]
         return np.asarray(each.transpose(1, 0, 2))
 
     images_a, images_b = a.images[:, :folds_a], b.images[:, :folds_b]
@@ -326,6 +338,23 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict
     return found
 
 
+def paired_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
+    """(C,) `emd` and `se` of each neuron, of the same images with a change and without.
+
+    Of the first DNA of `a` against the first of `b`, whose folds are of the same images: each is
+    left out on both sides. Two of them at least.
+    """
+    folds = int((a.images[0] > 0).sum())
+    sides = [(side.whole.values[:, 0], side.dropped.values[:, :folds]) for side in (a, b)]
+    whole, dropped = (
+        np.asarray(np.abs(one.astype(np.int64) - other).sum(axis=-1) / ONE)
+        for one, other in zip(*sides, strict=True)
+    )
+    se = standard_error(whole, dropped, a.images[0, :folds])
+    unknown = a.unknown[:, 0] | b.unknown[:, 0]
+    return {name: np.where(unknown, np.nan, of) for name, of in (("emd", whole), ("se", se))}
+
+
 def _unknown(side: FoldCurves, used: Ints) -> NDArray[np.bool_]:
     return np.asarray(side.unknown[used].any(axis=0) | side.without)
 
@@ -341,15 +370,19 @@ def _grams(
 ) -> tuple[Floats, Floats, Floats]:
     """From what the folds are above the whole in float32, and the whole in float64.
 
-    So differences of folds keep their digits, which inner products of values near 1 would lose.
+    So differences of folds keep their digits, which inner products of values near 1 would lose. Of
+    few neurons all is in float64: folds in which these hardly fire would differ by rounding.
     """
     bins_a_point = weights[used] * _step(a)
     size_a, size_b = len(a.images), len(b.images)
     even = np.all(bins_a_point == bins_a_point[0]) if len(used) else True
 
-    def marks(side: FoldCurves) -> NDArray[np.float32]:
+    kind: Any = np.float64 if len(used) <= FEW_NEURONS else a.marks.dtype
+
+    def marks(side: FoldCurves) -> Marks:
         seen = side.marks if len(used) == side.marks.shape[2] else side.marks[:, :, used]
-        return seen.reshape(len(side.images) * FOLDS, -1)
+        flat: Marks = seen.astype(kind, copy=False).reshape(len(side.images) * FOLDS, -1)
+        return flat
 
     def level(side: FoldCurves) -> Floats:
         return side.level[:, used].reshape(len(side.images), -1)
@@ -367,7 +400,7 @@ def _grams(
         return np.asarray((x * by.astype(x.dtype)) @ y.T, np.float64)
 
     levels = inner(np.concatenate([level_a, level_b]), np.concatenate([level_a, level_b]))
-    flat = np.concatenate([level_a, level_b]).astype(np.float32)
+    flat = np.concatenate([level_a, level_b]).astype(kind)
     tilt_a = inner(marks_a, flat).reshape(size_a, FOLDS, -1)
     tilt_b = tilt_a if a is b else inner(marks_b, flat).reshape(size_b, FOLDS, -1)
     cross = inner(marks_a, marks_b).reshape(size_a, FOLDS, size_b, FOLDS).transpose(0, 2, 1, 3)
@@ -407,7 +440,7 @@ def _fill_folds(
     dropped: Words,
     sums: Ints,
     slot: int,
-    marks: NDArray[np.float32],
+    marks: Marks,
     level: Floats,
     halves: Floats,
     unknown: NDArray[np.bool_],

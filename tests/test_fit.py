@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline.catalogue import Catalogue
 from pipeline.errors import NotFound, UsageError
-from pipeline.fit import Attribute, Fitted, Score, Seen, _Rows, fit_focus, fit_ignoring, keep
+from pipeline.fit import Attribute, Fitted, Score, Seen, View, _Rows, fit_focus, fit_ignoring, keep
 from pipeline.lens import Lens
 from pipeline.manifest import Entry, Manifest, Shard
 from pipeline.matrix import compare, find_lens
@@ -53,7 +53,7 @@ def attribute(name: str, of: str = "fit") -> str:
 
 def through(place: Catalogue, lens: Lens, name: str) -> float:
     """What the lens leaves of an attribute on images that nothing was fitted on."""
-    (row,) = Seen.of(place, [attribute(name, "fresh")], None, None, Quiet()).whole
+    (row,) = Seen.of(place, [attribute(name, "fresh")], None, None, Quiet()).whole.distances
     return float(row @ lens.weights / lens.weights.sum() / row.mean())
 
 
@@ -136,12 +136,13 @@ def test_weights_are_those_of_least_loss(
 ) -> None:
     """Against scipy's general solver, on the loss as it is stated."""
     rng = np.random.default_rng(seed)
-    of = _Rows(rng.random((4, neurons)) ** 3, ["ignored", "kept", "kept", "kept"])
+    view = View(rng.random((4, neurons)) ** 3, rng.random((4, neurons)) ** 3)
+    of = _Rows(view, ["ignored", "kept", "kept", "kept"])
     group = rng.integers(0, 3, neurons) if groups else np.arange(neurons)
     names, place = np.unique(group, return_inverse=True)
 
     def loss(x: np.ndarray) -> float:
-        return of.loss(x, np.ones(4, bool)) + ridge * float(np.mean((x - 1) ** 2))
+        return of.loss(x, np.ones(4, bool)) + ridge * float(of.stiffness @ (x - 1) ** 2)
 
     for non_negative in (False, True):
         found = of.fit(ridge, group, non_negative=non_negative)
@@ -183,11 +184,18 @@ def changed(shard: Shard, moved: dict[int, int]) -> Any:
 
 
 def put_changed(
-    catalogue: Catalogue, name: str, of: Sequence[Entry], moved: dict[int, int]
+    catalogue: Catalogue,
+    name: str,
+    of: Sequence[Entry] | Manifest,
+    moved: dict[int, int],
 ) -> None:
-    manifest = plan(of)
+    manifest = of if isinstance(of, Manifest) else plan(of)
     partials = [changed(shard, moved) for shard in manifest.shards]
     commit_dataset(catalogue, name, manifest, partials, SPEC, RANGES)
+
+
+def pair(name: str, of: str = "few") -> str:
+    return f"{of}/{name}={of}/none"
 
 
 @pytest.fixture(scope="module")
@@ -202,71 +210,81 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
 
 
 def test_of_the_same_images_only_the_change_is_seen(pairs: Catalogue) -> None:
-    seen = Seen.of(pairs, [attribute("fog", "few")], None, None, Quiet(), paired=True)
+    seen = Seen.of(pairs, [pair("fog")], None, None, Quiet())
     moved = np.isin(np.arange(20), list(ATTRIBUTES["fog"]))
-    for found in (seen.whole[0], *(half[0] for half in seen.halves)):
+    for found in (view.distances[0] for view in (seen.whole, *seen.halves)):
         assert (found[~moved] == 0).all()
         np.testing.assert_allclose(found[moved], 5, atol=0.05)  # but for what is clipped
     assert seen.told == [True]
     apart = Seen.of(pairs, [attribute("fog", "apart")], None, None, Quiet())
-    assert (apart.whole[0][~moved] > 0).any()
+    assert (apart.whole.distances[0][~moved] > 0).any()
+    assert (seen.whole.variances[0] < 0.1 * apart.whole.variances[0])[moved].all()
+    assert (seen.whole.variances[0][~moved] == 0).all()
 
 
 def test_pairs_take_few_images(pairs: Catalogue) -> None:
     """Of as many images, what is ignored goes further where they are the same ones."""
     left = {}
-    for of in ("few", "apart"):
-        fog, *others = (attribute(name, of) for name in ("fog", "dark", "turned"))
-        found = fit_ignoring(pairs, "x", [fog], others, paired=of == "few")
+    for of, named in (("few", pair), ("apart", attribute)):
+        fog, *others = (named(name, of) for name in ("fog", "dark", "turned"))
+        found = fit_ignoring(pairs, "x", [fog], others)
         left[of] = abs(through(pairs, found.lens, "fog"))
-        assert found.lens.provenance["paired"] is (of == "few")
+        assert found.scores[0].attribute == fog
     assert left["few"] < 0.01
     assert left["apart"] > 0.02
-    focus = fit_focus(pairs, "x", attribute("dark", "few"), top=20, paired=True)
+    mixed = fit_ignoring(pairs, "x", [pair("fog")], [attribute("dark", "apart")])
+    assert abs(through(pairs, mixed.lens, "fog")) < 0.01
+    focus = fit_focus(pairs, "x", pair("dark"), top=20)
     assert set(np.flatnonzero(focus.lens.weights)) == set(ATTRIBUTES["dark"])
-    with pytest.raises(UsageError, match="no neuron differs"):
-        fit_focus(pairs, "x", attribute("same", "few"), paired=True)
+    with pytest.raises(UsageError, match="few/same=few/none: no neuron differs"):
+        fit_focus(pairs, "x", pair("same"))
 
 
-def test_what_is_said_to_be_paired_and_is_not_is_refused(pairs: Catalogue) -> None:
+def test_what_is_said_to_be_the_same_images_and_is_not_is_refused(pairs: Catalogue) -> None:
     some = grouped("odd", 48)
-    put_changed(pairs, "odd/groups", grouped("odd", 48, "street"), {})
-    put_changed(pairs, "odd/fewer", some[1:], {})
-    put_changed(pairs, "odd/ungrouped", entries("odd", 48), {})
-    bad = replace(some[0], uri="s3://bucket/odd/bad.jpg")
-    put_changed(pairs, "odd/failed", [bad, *some[1:]], {})
-    place_of = {group: fold for fold, group in enumerate(sorted({e.group for e in some}))}
-    shards = [
-        Shard(at, fold, tuple(e for e in some if place_of[e.group] == fold))
-        for at, fold in enumerate(sorted(place_of.values()))
+    bad = replace(some[5], uri="s3://bucket/odd/bad.jpg")
+    with_bad = [*some[:5], bad, *some[6:]]
+    others = [replace(entry, uri=entry.uri.replace("/odd/", "/odd/of-another-")) for entry in some]
+    of_folds = [(entry, hash_ % 16) for hash_, entry in enumerate(some)]
+    elsewhere = [
+        Shard(fold, fold, tuple(entry for entry, its in of_folds if its == fold))
+        for fold in range(16)
     ]
-    turned = Manifest.of(shards, 3)
-    commit_dataset(
-        pairs, "odd/folds", turned, [changed(s, {}) for s in turned.shards], SPEC, RANGES
-    )
-    for name, says in {
-        "groups": r"group 'street-0' \(3 images, fold \d+\) stands against 'scene-0' ",
-        "fewer": r"group 'scene-0' \(2 images.* stands against 'scene-0' \(3 images",
-        "ungrouped": "odd/ungrouped is not paired: images of it have no group; .*--group-by",
-        "failed": "odd/failed is not paired: 1 of its images could not be read; leave them out",
-        "folds": r"group 'scene-\d+' \(3 images, fold \d+\) stands against 'scene-\d+' \(3 ",
+    for name, of in {
+        "groups": grouped("odd", 48, "street"),
+        "fewer": some[1:],
+        "others": others,
+        "ungrouped": entries("odd", 48),
+        "failed": with_bad,
+        "failed-too": with_bad,
+        "folds": Manifest.of(elsewhere, 3),
     }.items():
-        with pytest.raises(UsageError, match=says):
-            Seen.of(pairs, [f"odd/{name}:few/none"], None, None, Quiet(), paired=True)
+        put_changed(pairs, f"odd/{name}", of, {})
+    for name, says in {
+        "groups": r"\d+ is in fold \d+ of .* and not in that of ",
+        "fewer": r"000 is in fold \d+ of few/none and not in that of odd/fewer\. .*--group-by",
+        "others": r"000 is in fold \d+ of few/none and not in that of odd/others\.",
+        "ungrouped": r"\d+ is in fold \d+ of .* and not in that of ",
+        "failed": r"005 is in fold \d+ of few/none and not in that of odd/failed",
+        "folds": r"\d+ is in fold \d+ of .* and not in that of ",
+    }.items():
+        with pytest.raises(
+            UsageError, match=f"odd/{name}=few/none is not of the same images: {says}"
+        ):
+            Seen.of(pairs, [f"odd/{name}=few/none"], None, None, Quiet())
+    Seen.of(pairs, ["odd/failed=odd/failed-too"], None, None, Quiet())  # without the failed one
     root = ["-c", pairs.root]
-    done = CliRunner().invoke(
-        app, ["lens", "fit", "x", "--focus", "odd/fewer:few/none", "--paired", *root]
-    )
+    done = CliRunner().invoke(app, ["lens", "fit", "x", "--focus", "odd/fewer=few/none", *root])
     assert done.exit_code == 2
-    assert "is not paired" in done.output
-    words = ["--ignore", attribute("fog", "few"), "--keep", attribute("dark", "few")]
-    assert json.loads(run("fit", "x", *words, "--paired", "--json", *root))["paired"] is True
+    assert "is not of the same images" in done.output
+    run("fit", "no-fog", "--ignore", pair("fog"), "--keep", pair("dark"), *root)
+    assert "few/fog=few/none: to be ignored" in run("show", "no-fog", *root)
 
 
 def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
     with pytest.raises(UsageError, match="'fog:fog': the same dataset with it and without"):
         Attribute.parse("fog:fog")
-    for text in ("fog", ":none", "fog:"):
+    for text in ("fog", ":none", "fog:", "fog="):
         with pytest.raises(UsageError, match=f"attribute is '{text}'; name two datasets"):
             Attribute.parse(text)
     with pytest.raises(NotFound, match="nothing"):

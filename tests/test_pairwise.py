@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import reduce
 
@@ -14,10 +15,19 @@ from pipeline import pairwise
 from pipeline.distance import cumulative, emd
 from pipeline.dna import DNA
 from pipeline.errors import SpecMismatch, UsageError
-from pipeline.folds import FOLDS, FoldCurves, FoldSums, fold_sums, grid
+from pipeline.folds import (
+    FOLDS,
+    FoldCurves,
+    FoldSums,
+    estimates,
+    fold_sums,
+    grid,
+    neuron_estimates,
+    paired_estimates,
+)
 from pipeline.lens import Lens
 from pipeline.pairwise import Curves, distances
-from pipeline.significance import splits
+from pipeline.significance import flip_test, splits, standard_error
 from pipeline.spec import Tap
 from tests.helpers import random_dna, tiny_spec
 
@@ -373,3 +383,82 @@ def test_dnas_in_memory_that_cannot_be_compared_are_refused_by_number() -> None:
         pairwise.pairwise_emd(dnas, Lens("other", (("stem", 2),), np.ones(2)))
     assert pairwise.pairwise_emd([]).shape == (0, 0)
     assert pairwise.pairwise_emd(dnas[:1]).tolist() == [[0.0]]
+
+
+# Rounding.
+
+
+def rarely(seed: int, sizes: Sequence[int]) -> list[DNA]:
+    """Folds of images of which one in a hundred makes a neuron fire."""
+    spec, ranges = tiny_spec(40, (Tap("stem", 300, 4),))
+    rng = np.random.default_rng(seed)
+    folds = []
+    for images in sizes:
+        counts = np.zeros((300, 40), np.int64)
+        fires = rng.binomial(images, 0.01, 300)
+        counts[:, 0] = 4 * (images - fires)
+        counts[:, 7] = 4 * fires
+        folds.append(replace(DNA.empty(spec, ranges), images=images, counts=counts))
+    return folds
+
+
+def exactly(a: Sequence[DNA], b: Sequence[DNA], neuron: int) -> float:
+    curves = [
+        np.array([fold.counts[neuron, :-1].cumsum() / fold.counts[neuron].sum() for fold in folds])
+        for folds in (a, b)
+    ]
+    apart = curves[0] - curves[1]
+    apart[abs(apart) < 1e-12] = 0
+    return float(flip_test(apart @ apart.T))
+
+
+def summed(folds: Sequence[DNA]) -> tuple[DNA, dict[int, DNA]]:
+    return reduce(DNA.__add__, folds), dict(enumerate(folds))
+
+
+def test_folds_in_which_a_neuron_hardly_fires_differ_by_nothing_but_counts() -> None:
+    """Of single neurons, and of a lens of one: their p is that of exact arithmetic."""
+    a, b = rarely(0, range(5, 21)), rarely(1, range(20, 4, -1))
+    p = np.array([exactly(a, b, neuron) for neuron in range(300)])
+    single = [FoldCurves.of([whole], [folds]) for whole, folds in (summed(a), summed(b))]
+    np.testing.assert_allclose(neuron_estimates(*single)["p"], p, atol=1e-12)
+    kept = []
+    for folds in (a, b):
+        curves = FoldCurves.empty(300, 2, 40)
+        for slot in range(2):
+            curves.fill(slot, *summed(folds))
+        kept.append(curves)
+    assert kept[0].marks.dtype == np.float32
+    for neuron in range(0, 300, 17):
+        weights = (np.arange(300) == neuron).astype(float)
+        found = estimates(fold_sums(*kept, weights))["p"]
+        np.testing.assert_allclose(found, p[neuron], atol=1e-12)
+
+
+def test_of_the_same_images_a_fold_is_left_out_on_both_sides() -> None:
+    spec, ranges = tiny_spec(40, (Tap("stem", 30, 49),))
+    sides = [[random_dna(spec, ranges, 5 + k, 10 * k + at) for k in range(7)] for at in (0, 1)]
+    sums = [summed(side) for side in sides]
+    found = paired_estimates(*(FoldCurves.of([whole], [folds]) for whole, folds in sums))
+    whole = emd(sums[0][0], sums[1][0], per_neuron=True)
+    np.testing.assert_allclose(found["emd"], whole, rtol=1e-5)
+    rest = [[summed([*side[:k], *side[k + 1 :]])[0] for k in range(7)] for side in sides]
+    dropped = np.stack([emd(a, b, per_neuron=True) for a, b in zip(*rest, strict=True)], axis=1)
+    se = standard_error(whole, dropped, np.arange(5, 12))
+    np.testing.assert_allclose(found["se"], se, rtol=1e-3)
+    assert (
+        found["se"] < neuron_estimates(*(FoldCurves.of([w], [f]) for w, f in sums))["se"] * 2
+    ).all()
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 3)])
+def test_equal_folds_are_no_difference_in_float32_either(sizes: tuple[int, int]) -> None:
+    spec, ranges = tiny_spec(40, (Tap("stem", 300, 49),))
+    folds = [random_dna(spec, ranges, 5 + k % 3, k) for k in range(16)]
+    sides = []
+    for size in sizes:
+        curves = FoldCurves.empty(300, size, 40)
+        for slot in range(size):
+            curves.fill(slot, *summed(folds))
+        sides.append(curves)
+    assert (estimates(fold_sums(*sides, np.ones(300)))["p"] == 1).all()
