@@ -37,7 +37,7 @@ SPLITS = FOLDS - 1
 GRID = 128
 """Points of a cumulative distribution that enter an inner product, at most."""
 FEW_NEURONS = 256
-Marks = NDArray[np.float32] | Floats
+"""Whose inner products are in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,17 +130,16 @@ class FoldSums:
 class FoldCurves:
     """D DNAs of one layer, whole and by folds; C neurons.
 
-    `whole`: D rows. `dropped`: 16 D rows, each DNA without each fold. `marks` (D, 16, C, G): what
-    the folds' cumulative distributions are above the whole one's, on the grid, float64 where
-    single neurons are looked at and else float32; `level` (D, C, G) float64: the whole one's.
-    `halves` (C, D, 15) float64: distances between halves. `images` (D, 16), 0 for folds that there
-    are not. `unknown` (C, D): neurons without a finite activation in some fold; `without` (D,):
-    DNAs of fewer than two folds.
+    `whole`: D rows. `dropped`: 16 D rows, each DNA without each fold. `marks` (D, 16, C, G)
+    float32: what the folds' cumulative distributions are above the whole one's, on the grid;
+    `level` (D, C, G) float64: the whole one's. `halves` (C, D, 15) float64: distances between
+    halves. `images` (D, 16), 0 for folds that there are not. `unknown` (C, D): neurons without a
+    finite activation in some fold; `without` (D,): DNAs of fewer than two folds.
     """
 
     whole: Curves
     dropped: Curves
-    marks: Marks
+    marks: NDArray[np.float32]
     level: Floats
     halves: Floats
     images: Ints
@@ -158,12 +157,12 @@ class FoldCurves:
         return np.asarray((self.images > 0).sum(axis=1) < 2)
 
     @classmethod
-    def empty(cls, neurons: int, size: int, bins: int, marks: Any = np.float32) -> FoldCurves:
+    def empty(cls, neurons: int, size: int, bins: int) -> FoldCurves:
         points = len(grid(bins))
         return cls(
             Curves.empty(neurons, size, bins),
             Curves.empty(neurons, size * FOLDS, bins),
-            np.zeros((size, FOLDS, neurons, points), marks),
+            np.zeros((size, FOLDS, neurons, points), np.float32),
             np.zeros((size, neurons, points)),
             np.full((neurons, size, SPLITS), np.nan),
             np.zeros((size, FOLDS), np.int64),
@@ -173,9 +172,8 @@ class FoldCurves:
 
     @classmethod
     def of(cls, dnas: Sequence[DNA], folds: Sequence[Mapping[int, DNA]]) -> FoldCurves:
-        """Of a layer in memory, to look at its neurons one by one."""
         neurons, bins = dnas[0].counts.shape
-        curves = cls.empty(neurons, len(dnas), bins, np.float64)
+        curves = cls.empty(neurons, len(dnas), bins)
         for slot, (dna, parts) in enumerate(zip(dnas, folds, strict=True)):
             curves.fill(slot, dna, parts)
         return curves
@@ -319,7 +317,7 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict
         return np.stack(each, axis=1) / ONE
 
     def curves(side: FoldCurves, folds: int) -> Floats:
-        each = side.marks[0, :folds] + side.level[0]
+        each = side.marks[0, :folds].astype(np.float64) + side.level[0]
         return np.asarray(each.transpose(1, 0, 2))
 
     images_a, images_b = a.images[:, :folds_a], b.images[:, :folds_b]
@@ -377,12 +375,11 @@ def _grams(
     size_a, size_b = len(a.images), len(b.images)
     even = np.all(bins_a_point == bins_a_point[0]) if len(used) else True
 
-    kind: Any = np.float64 if len(used) <= FEW_NEURONS else a.marks.dtype
+    kind: Any = np.float64 if len(used) <= FEW_NEURONS else np.float32
 
-    def marks(side: FoldCurves) -> Marks:
+    def marks(side: FoldCurves) -> NDArray[Any]:
         seen = side.marks if len(used) == side.marks.shape[2] else side.marks[:, :, used]
-        flat: Marks = seen.astype(kind, copy=False).reshape(len(side.images) * FOLDS, -1)
-        return flat
+        return seen.astype(kind, copy=False).reshape(len(side.images) * FOLDS, -1)
 
     def level(side: FoldCurves) -> Floats:
         return side.level[:, used].reshape(len(side.images), -1)
@@ -440,7 +437,7 @@ def _fill_folds(
     dropped: Words,
     sums: Ints,
     slot: int,
-    marks: Marks,
+    marks: NDArray[np.float32],
     level: Floats,
     halves: Floats,
     unknown: NDArray[np.bool_],

@@ -209,7 +209,7 @@ def differences_of(
 ) -> Floats:
     """The same, of the folds' cumulative distributions themselves, (..., K_a, G) and (..., K_b, G).
 
-    So nothing cancels. Values are up to 1, in float64: differences of 1e-12 are rounding.
+    So nothing cancels. Values are up to 1: differences of 1e-12 are rounding.
     """
     pairs = min(curves_a.shape[-2], curves_b.shape[-2])
     apart = _merged(images_a, pairs) @ curves_a - _merged(images_b, pairs) @ curves_b

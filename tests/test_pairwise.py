@@ -422,13 +422,7 @@ def test_folds_in_which_a_neuron_hardly_fires_differ_by_nothing_but_counts() -> 
     p = np.array([exactly(a, b, neuron) for neuron in range(300)])
     single = [FoldCurves.of([whole], [folds]) for whole, folds in (summed(a), summed(b))]
     np.testing.assert_allclose(neuron_estimates(*single)["p"], p, atol=1e-12)
-    kept = []
-    for folds in (a, b):
-        curves = FoldCurves.empty(300, 2, 40)
-        for slot in range(2):
-            curves.fill(slot, *summed(folds))
-        kept.append(curves)
-    assert kept[0].marks.dtype == np.float32
+    kept = [FoldCurves.of(*zip(*[summed(folds)] * 2, strict=True)) for folds in (a, b)]
     for neuron in range(0, 300, 17):
         weights = (np.arange(300) == neuron).astype(float)
         found = estimates(fold_sums(*kept, weights))["p"]
@@ -455,10 +449,5 @@ def test_of_the_same_images_a_fold_is_left_out_on_both_sides() -> None:
 def test_equal_folds_are_no_difference_in_float32_either(sizes: tuple[int, int]) -> None:
     spec, ranges = tiny_spec(40, (Tap("stem", 300, 49),))
     folds = [random_dna(spec, ranges, 5 + k % 3, k) for k in range(16)]
-    sides = []
-    for size in sizes:
-        curves = FoldCurves.empty(300, size, 40)
-        for slot in range(size):
-            curves.fill(slot, *summed(folds))
-        sides.append(curves)
+    sides = [FoldCurves.of(*zip(*[summed(folds)] * size, strict=True)) for size in sizes]
     assert (estimates(fold_sums(*sides, np.ones(300)))["p"] == 1).all()
