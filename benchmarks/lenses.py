@@ -9,9 +9,9 @@ them, in three draws:
     apart    crops of the same photographs, of each set its own; half as many at most
     fresh    as paired, of other photographs, which no lens has seen
 
-For each attribute a lens is fitted that ignores it and keeps the other 39 (`pipeline.fit`), with
-weights of any sign and with weights from zero up, to the first two draws, at rising numbers of
-images. Reported, of fresh photographs:
+For each attribute a lens is fitted that ignores it and keeps the other 39 (`pipeline.fit`), to the
+first two draws, at rising numbers of images; with weights of any sign, and of most images with
+weights from zero up. Reported, of fresh photographs:
 
     suppression  1 - |distance through the lens / distance of all neurons alike|, of the ignored one
     change       |that ratio - 1|, of the others: mean and median
@@ -250,9 +250,11 @@ def build(place: Any, work: Path, sizes: Sequence[int], photos: Path) -> dict[in
     from pipeline.build import InProcess, Request, build_datasets
     from pipeline.spec import Resources, available_cpus
 
-    done = work / "commits.json"
+    done = work / f"commits-{sizes[-1]}.json"
     if done.exists():
         return {int(size): commit for size, commit in json.loads(done.read_text()).items()}
+    if (work / "images").exists():
+        raise SystemExit(f"{work} has the images of a run that did not end, or was of other sizes")
     resources = Resources(workers=0, threads=available_cpus())
     engine, names, images = InProcess(), (NONE, *ATTRIBUTES), work / "images"
     halves = halved(photos, work)
@@ -289,8 +291,9 @@ def lenses(sizes: Sequence[int], work: Path, cache: Path) -> dict[str, Any]:
     names = list(ATTRIBUTES)
 
     def seen(of: str, at: int) -> Seen:
-        pairs = [f"{of}/{name}:{of}/{NONE}" for name in names]
-        return Seen.of(place, pairs, None, at, Silent(), paired=of != "apart")
+        sign = ":" if of == "apart" else "="
+        pairs = [f"{of}/{name}{sign}{of}/{NONE}" for name in names]
+        return Seen.of(place, pairs, None, at, Silent())
 
     fresh = seen("fresh", commits[sizes[-1]]).whole.distances
     result: dict[str, Any] = {
@@ -305,6 +308,8 @@ def lenses(sizes: Sequence[int], work: Path, cache: Path) -> dict[str, Any]:
         for of in (draw for draw in DRAWS[:2] if size in sizes_of(draw, sizes)):
             fit = seen(of, commits[size])
             for kind, non_negative in KINDS.items():
+                if non_negative and size != sizes_of(of, sizes)[-1]:
+                    continue
                 began = time.perf_counter()
                 through = np.empty((len(names), len(names)))
                 promised = []
@@ -369,14 +374,14 @@ def draw(result: dict[str, Any], out: Path) -> None:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("suppression", "change"), strict=True):
         for of, line in (("paired", "-"), ("apart", "--")):
-            for kind, colour in (("signed", "tab:blue"), ("non_negative", "tab:orange")):
-                rows = [r for r in result["rows"] if (r["draw"], r["kind"]) == (of, kind)]
-                sizes, values = [r["images"] for r in rows], [100 * r[what] for r in rows]
-                label = f"{of}, {'any sign' if kind == 'signed' else 'from zero up'}"
-                axes.plot(sizes, values, line, color=colour, marker="o", label=label)
+            rows = [r for r in result["rows"] if (r["draw"], r["kind"]) == (of, "signed")]
+            sizes, values = [r["images"] for r in rows], [100 * r[what] for r in rows]
+            label = {"paired": "of the same crops", "apart": "of other crops"}[of]
+            axes.plot(sizes, values, line, color="tab:blue", marker="o", label=label)
         axes.axhline(100 * result["paper"][what], color="grey", linewidth=1, label="the paper")
+        sizes = sorted({row["images"] for row in result["rows"]})
         axes.set(xscale="log", xlabel="images of each set", ylabel=f"mean {what}, %")
-        axes.set_xticks([r["images"] for r in rows], [str(r["images"]) for r in rows])
+        axes.set_xticks(sizes, map(str, sizes))
         axes.minorticks_off()
     figure.axes[0].legend(fontsize=7)
     figure.savefig(out / "lens-images.svg", metadata={"Date": None})
@@ -388,6 +393,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the figures and the numbers")
     parser.add_argument("--work", type=Path, help="folder that keeps images and DNAs")
     chosen = parser.parse_args()
+    if chosen.images < 2 * LEAST:
+        parser.error(f"--images is {chosen.images}; give {2 * LEAST} or more")
     sizes = [chosen.images // 2, chosen.images]
     while sizes[0] // 2 >= LEAST:
         sizes.insert(0, sizes[0] // 2)
