@@ -30,7 +30,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -228,30 +228,30 @@ class _Rows:
     view: View
     roles: Sequence[Role]
 
-    @property
+    @cached_property
     def _total(self) -> Floats:
         total = self.view.distances.sum(axis=1, keepdims=True)
         return np.where(total > 0, total, np.inf)
 
-    @property
+    @cached_property
     def rows(self) -> Floats:
         return self.view.distances / self._total
 
-    @property
+    @cached_property
     def _shares(self) -> Floats:
         """What each attribute counts: those of a role are as one."""
         roles = np.array(self.roles)
         counts = {"ignored": URGENCY, "kept": 1.0}
         return np.array([counts[role] / np.count_nonzero(roles == role) for role in roles])
 
-    @property
+    @cached_property
     def stiffness(self) -> Floats:
         """(N,) of sum 1: what the ridge makes of each neuron."""
         varies = self._shares @ (self.view.variances / self._total**2)
         even = np.full(len(varies), 1 / len(varies))
         return EVEN * even + (1 - EVEN) * varies / varies.sum() if varies.sum() > 0 else even
 
-    @property
+    @cached_property
     def _wanted(self) -> Floats:
         return np.array([0.0 if role == "ignored" else 1.0 for role in self.roles])
 
@@ -338,7 +338,7 @@ class Seen:
     def layers(self) -> NDArray[np.intp]:
         return np.repeat(np.arange(len(self.spec.taps)), [tap.neurons for tap in self.spec.taps])
 
-    @property
+    @cached_property
     def told(self) -> NDArray[np.bool_]:
         return np.array([bool((adjusted(row) < FALSE_DISCOVERY_RATE).any()) for row in self.p])
 
