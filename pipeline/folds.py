@@ -28,8 +28,8 @@ from pipeline.significance import (
     estimate,
     flip_test,
     floor,
+    jackknife,
     splits,
-    standard_error,
 )
 
 FOLDS = 16
@@ -348,7 +348,7 @@ def paired_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
         np.asarray(np.abs(one.astype(np.int64) - other).sum(axis=-1) / ONE)
         for one, other in zip(*sides, strict=True)
     )
-    se = standard_error(whole, dropped, a.images[0, :folds])
+    _, se = jackknife(whole, dropped, a.images[0, :folds])
     unknown = a.unknown[:, 0] | b.unknown[:, 0]
     return {name: np.where(unknown, np.nan, of) for name, of in (("emd", whole), ("se", se))}
 

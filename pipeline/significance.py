@@ -136,10 +136,14 @@ def estimate(
     )
 
 
-def standard_error(whole: Floats, dropped: Floats, images: Images) -> Floats:
-    """(...) of a statistic of one sample: `whole` (...), `dropped` (..., K) without each fold."""
+def jackknife(whole: Floats, dropped: Floats, images: Images) -> tuple[Floats, Floats]:
+    """A statistic of one sample without its bias, and its standard error; (...) each.
+
+    `whole` (...): of all images. `dropped` (..., K): without each fold.
+    """
     sizes = np.broadcast_to(images, dropped.shape).astype(np.float64)
-    return np.sqrt(_Jackknife.of(whole, dropped, sizes).variance)
+    found = _Jackknife.of(whole, dropped, sizes)
+    return whole - found.bias, np.sqrt(found.variance)
 
 
 def _satterthwaite(one: Floats, of_one: int, other: Floats, of_other: int) -> Floats:

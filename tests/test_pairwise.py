@@ -27,7 +27,7 @@ from pipeline.folds import (
 )
 from pipeline.lens import Lens
 from pipeline.pairwise import Curves, distances
-from pipeline.significance import flip_test, splits, standard_error
+from pipeline.significance import flip_test, jackknife, splits
 from pipeline.spec import Tap
 from tests.helpers import random_dna, tiny_spec
 
@@ -438,7 +438,7 @@ def test_of_the_same_images_a_fold_is_left_out_on_both_sides() -> None:
     np.testing.assert_allclose(found["emd"], whole, rtol=1e-5)
     rest = [[summed([*side[:k], *side[k + 1 :]])[0] for k in range(7)] for side in sides]
     dropped = np.stack([emd(a, b, per_neuron=True) for a, b in zip(*rest, strict=True)], axis=1)
-    se = standard_error(whole, dropped, np.arange(5, 12))
+    _, se = jackknife(whole, dropped, np.arange(5, 12))
     np.testing.assert_allclose(found["se"], se, rtol=1e-3)
     assert (
         found["se"] < neuron_estimates(*(FoldCurves.of([w], [f]) for w, f in sums))["se"] * 2
