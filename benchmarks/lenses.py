@@ -21,8 +21,8 @@ any weight, so that what is left of an attribute shrinks with the images that it
 correction is the jackknife over folds, each left out on both sides.
 
 Beside them the paper's figures for 40 attributes of CelebA (95.9% and 10.0%; it does not say that
-they are held out). With `--out`, all numbers as JSON, both against the number of images, and a heatmap
-of every attribute through every lens.
+they are held out). With `--out`, all numbers as JSON, both against the number of images, and a
+heatmap of every attribute through every lens.
 """
 
 from __future__ import annotations
