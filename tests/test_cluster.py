@@ -201,6 +201,7 @@ def test_counts_that_do_not_add_up_end_the_job_by_their_name(
     with ended(process):
         out, err = process.communicate(timeout=240)
     assert process.returncode == 1, err
+    assert out, err
     told = json.loads(out)
     assert told["error"] == "ConservationError"
     assert "a[0]" in told["message"]
