@@ -139,8 +139,9 @@ class RayEngine:
             num_gpus=resources.gpus_per_worker or None,
             runtime_env={"env_vars": _environment()},
         )
+        rows_of_all = iter(dataset.iter_rows())
         try:
-            for row in dataset.iter_rows():
+            for row in rows_of_all:
                 if row.pop("unsound"):
                     raise ConservationError(row["error"])
                 yield Receipt(**row)
@@ -151,6 +152,8 @@ class RayEngine:
                 f"no shard ended for {resources.stall_seconds:g} s; rerun the same command to go "
                 f"on from what is committed: {error}"
             ) from error
+        finally:  # else what still runs is met by Ray's own end, which may end this process, too
+            rows_of_all.close()  # type: ignore[attr-defined]  # a generator
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """One task an item, at most two for each worker under way."""
