@@ -152,7 +152,7 @@ class RayEngine:
                 f"no shard ended for {resources.stall_seconds:g} s; rerun the same command to go "
                 f"on from what is committed: {error}"
             ) from error
-        finally:  # else what still runs is met by Ray's own end, which may end this process, too
+        finally:  # what still runs ends now, and not while Ray goes down
             rows_of_all.close()  # type: ignore[attr-defined]  # a generator
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:

@@ -159,11 +159,8 @@ def test_a_column_of_a_table_makes_parts_too(place: Catalogue, source: Path) -> 
     assert [finding for finding in verify(place) if not finding.ok] == []
 
 
-@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
-def test_what_moves_from_one_part_to_another_is_all_that_is_counted_again(
-    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(place, source)
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images of each shard that is counted from now on."""
     counted: list[int] = []
     count = Counter.count
 
@@ -172,6 +169,15 @@ def test_what_moves_from_one_part_to_another_is_all_that_is_counted_again(
         return count(self, shard, key, **kwargs)
 
     monkeypatch.setattr(Counter, "count", spy)
+    return counted
+
+
+@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
+def test_what_moves_from_one_part_to_another_is_all_that_is_counted_again(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(place, source)
+    counted = spied(monkeypatch)
     shutil.move(source / "rain" / "photo-0001.jpg", source / "sun" / "new.jpg")
     run(place, source)
     assert sum(counted) == 1
@@ -194,14 +200,7 @@ def test_a_new_label_cuts_the_shards_that_mix_and_no_other(
     weather = {f"{n}.jpg": "sun" if n < 4 else "rain" for n in range(8)}
     options = {"by": "weather", "group_by": "drive", "shard_images": 4}
     run(place, table(source, drive=group, weather=weather), **options)
-    counted: list[int] = []
-    count = Counter.count
-
-    def spy(self: Counter, shard: Any, key: str, **kwargs: bool) -> object:
-        counted.append(len(shard.members))
-        return count(self, shard, key, **kwargs)
-
-    monkeypatch.setattr(Counter, "count", spy)
+    counted = spied(monkeypatch)
     weather["0.jpg"] = "rain"
     run(place, table(source, drive=group, weather=weather), **options)
     assert sorted(counted) == [1, 3]
