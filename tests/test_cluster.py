@@ -47,6 +47,8 @@ __all__ = ["folder", "small", "truth"]  # fixtures
 
 On = Callable[[int], subprocess.Popen[str]]
 
+RAY_SESSIONS = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
+
 
 def test_a_build_on_ray_is_the_build_in_process(folder: Path, tmp_path: Path) -> None:
     """Of the network that is the default."""
@@ -210,6 +212,8 @@ def test_counts_that_do_not_add_up_end_the_job_by_their_name(
     # Of a shard whose only image cannot be read nothing was lost.
     assert [partial.dna.images for partial in _partials(tmp_path / "c") if partial.dna.images] == []
     assert running(tmp_path / "c") == []
+    # A stream that went on while Ray went down would have started another Ray.
+    assert len([*RAY_SESSIONS.glob(f"session_*_{process.pid}")]) == 1
 
 
 def _partials(catalogue: Path) -> list[Partial]:
