@@ -53,7 +53,11 @@ NeuronsOption = Annotated[
 ]
 MemoryOption = Annotated[
     float,
-    typer.Option("--memory", min=0.01, help="Gigabytes for each process's DNAs, when comparing."),
+    typer.Option(
+        "--memory",
+        min=0.01,
+        help="Gigabytes for each process's DNAs, when comparing; allocators may keep a third more.",
+    ),
 ]
 WorkersOption = Annotated[
     int | None,
