@@ -19,7 +19,18 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline.catalogue import Catalogue
 from pipeline.errors import NotFound, UsageError
-from pipeline.fit import Attribute, Fitted, Score, Seen, View, _Rows, fit_focus, fit_ignoring, keep
+from pipeline.fit import (
+    RIDGES,
+    Attribute,
+    Fitted,
+    Score,
+    Seen,
+    View,
+    _Rows,
+    fit_focus,
+    fit_ignoring,
+    keep,
+)
 from pipeline.lens import Lens
 from pipeline.manifest import Entry, Manifest, Shard
 from pipeline.matrix import compare, find_lens
@@ -158,6 +169,23 @@ def test_weights_are_those_of_least_loss(
             options={"ftol": 1e-14, "maxiter": 1000},
         )
         assert loss(found) <= loss(best.x[place]) + 1e-6
+
+
+def test_what_noisy_neurons_say_counts_less() -> None:
+    """On distances without noise, of lenses fitted to noisy ones: against a ridge that is even."""
+    rng = np.random.default_rng(0)
+    neurons, roles = 200, ["ignored", *["kept"] * 9]
+    left: dict[str, list[float]] = {"by noise": [], "even": []}
+    for _ in range(20):
+        truth = rng.gamma(2, size=(10, neurons))
+        noise = rng.choice([0.05, 1.0], size=neurons) * truth.mean()
+        seen = truth + rng.normal(0, noise, truth.shape)
+        for name, variances in (("by noise", noise**2), ("even", np.ones(neurons))):
+            of = _Rows(View(seen, np.broadcast_to(variances, truth.shape)), roles)
+            exact = _Rows(View(truth, np.zeros_like(truth)), roles)
+            fits = (of.fit(r, np.arange(neurons), non_negative=False) for r in RIDGES)
+            left[name].append(min(exact.loss(x, np.ones(10, bool)) for x in fits))
+    assert np.mean(left["by noise"]) < 0.7 * np.mean(left["even"])
 
 
 # Of the same images, with a change and without.
