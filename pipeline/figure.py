@@ -20,9 +20,10 @@ from pipeline.report import (
     DIFFERENT,
     UNTESTED,
     WEIGHTLESS,
-    all_corrected,
+    any_corrected,
     seen,
     shown,
+    uncorrected,
     verdicts,
 )
 from pipeline.significance import FALSE_DISCOVERY_RATE
@@ -48,10 +49,10 @@ def kind_of(path: str) -> str:
 def draw(matrix: Matrix, kind: str, layer: str = ALL, lens: Lens | None = None) -> bytes:
     """The file's bytes, alike for the same matrix. Raises `UsageError` for an unknown layer.
 
-    Distances are corrected for the sizes of the samples where that is known of all. A dot: the pair
-    differs at `FALSE_DISCOVERY_RATE`; hatching: it is not told apart. Where cells are too small for
-    either, those that do not differ are grey, as are distances that are not defined. `lens`: that
-    of the matrix; a layer that it gives no weight is said to have none.
+    Distances are corrected for the sizes of the samples where that is known; the title says whose
+    are not. A dot: the pair differs at `FALSE_DISCOVERY_RATE`; hatching: it is not told apart.
+    Where cells are too small for either, those that do not differ are grey, as are distances that
+    are not defined. `lens`: that of the matrix; a layer without weight in it is said to have none.
     """
     import matplotlib  # a second of importing, for who draws
 
@@ -144,11 +145,12 @@ def _figure(matrix: Matrix, layer: str = ALL, lens: Lens | None = None) -> Any:
     bar = axes(margin, 0.62, side, _BAR)
     figure.colorbar(ScalarMappable(scale, shades), cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=7, length=2)
-    of = "corrected Earth Mover's" if all_corrected(matrix, layer) else "Earth Mover's"
+    of = "corrected Earth Mover's" if any_corrected(matrix, layer) else "Earth Mover's"
     bar.set_xlabel(f"{of} Distance, in bins of {matrix.bins}", size=7.5, labelpad=1)
-    title = figure.text(
-        margin / width, 1 - 0.28 / height, f"{size} datasets, {seen(matrix, layer)}", size=10
-    )
+    what = f"{size} datasets, {seen(matrix, layer)}"
+    if plain := uncorrected(matrix, layer):
+        what += f"; not corrected: {plain}"
+    title = figure.text(margin / width, 1 - 0.28 / height, what, size=10)
     title.set_parse_math(False)
     at = (margin / width, 0.02 / height)
     if lens is not None and not lens.weighs(layer):

@@ -25,7 +25,14 @@ import pyarrow.parquet as pq
 from pipeline import storage, tiles
 from pipeline.catalogue import Catalogue, Commit, Version, check_name
 from pipeline.dna import Floats, encode_tables
-from pipeline.errors import CorruptFile, NotFound, SourceError, UsageError
+from pipeline.errors import (
+    CorruptFile,
+    NotFound,
+    SourceError,
+    StorageError,
+    TransientError,
+    UsageError,
+)
 from pipeline.lens import UNIFORM, Lens
 from pipeline.pairwise import require_device
 from pipeline.progress import Progress, Silent
@@ -252,7 +259,7 @@ def compare(
     error_bars: bool = True,
     effort: Effort | None = None,
 ) -> Matrix:
-    """All pairs of the datasets named, or of a whole snapshot; whole matrices are kept.
+    """All pairs of the datasets named, or of a whole snapshot; kept where the store lets us write.
 
     `fd`: the Fréchet distance of layers too, for datasets built with layer Gaussians: seconds a
     pair for wide layers. `lens`: weighs the neurons. `error_bars`: what the folds say of a
@@ -389,10 +396,20 @@ def _compare(catalogue: Catalogue, wanted: _Wanted, job: Job, effort: Effort) ->
         tiles.let_go()
     matrix = grid.matrix() if kept is None else kept
     if kept is None:
-        storage.create(uri, matrix.encode())
+        _keep(uri, matrix, effort.progress)
     for tile in () if alone else made:
         storage.delete(tile.uri)
     return matrix
+
+
+def _keep(uri: str, matrix: Matrix, progress: Progress) -> None:
+    """For the next time; who may only read the catalogue has the matrix all the same."""
+    try:
+        storage.create(uri, matrix.encode())
+    except TransientError:
+        raise
+    except StorageError as error:
+        progress.say(f"the matrix is not kept for the next time: {error}")
 
 
 def _shared(

@@ -86,6 +86,12 @@ const anyKnown = (values) => Boolean(values?.some(Number.isFinite));
 
 const place = (i, j) => (i < j ? (i * (2 * SIZE - i - 1)) / 2 + j - i - 1 : place(j, i));
 
+// Corrected for the sizes of the samples where that is known, and else plain: as the tree and the order.
+function shownValues(layer) {
+  const corrected = layer.emd_corrected;
+  return corrected ? layer.emd.map((value, k) => (Number.isFinite(corrected[k]) ? corrected[k] : value)) : layer.emd;
+}
+
 function at(values, i, j) {
   if (!values) return NaN;
   return i === j ? 0 : values[place(i, j)];
@@ -551,7 +557,7 @@ function press(event) {
 // real, and in what, is what a reader cannot see from the matrix; those far apart speak for themselves.
 function telling() {
   const { layer, order } = view;
-  const values = view.matrix.arranged[state.plane].corrected ? layer.emd_corrected : layer.emd;
+  const values = shownValues(layer);
   let best = [order[0], order[Math.min(1, SIZE - 1)]];
   let least = [Infinity, Infinity];
   for (let i = 0; i < SIZE; i++)
@@ -806,17 +812,16 @@ function drawSentences() {
     make("th", text, { scope: "col" }, head);
   const body = make("tbody", null, {}, table);
   const { layer } = view;
-  const corrected =
-    layer.emd_corrected &&
-    layer.emd.every((value, k) => !Number.isFinite(value) || Number.isFinite(layer.emd_corrected[k]));
-  const values = corrected ? layer.emd_corrected : layer.emd;
+  const corrected = anyKnown(layer.emd_corrected);
+  const values = shownValues(layer);
   note.textContent = corrected
     ? `Earth Mover's Distance in bins, corrected for the sizes of the samples${anyKnown(layer.low) ? " [95% interval]" : ""}`
     : "Earth Mover's Distance in bins, plain: not corrected for the sizes of the samples";
   const name = (i, j) => {
     const [low, high] = [at(layer.low, i, j), at(layer.high, i, j)];
+    const plain = corrected && !Number.isFinite(at(layer.emd_corrected, i, j)) ? " (not corrected)" : "";
     const interval =
-      corrected && Number.isFinite(low) && Number.isFinite(high) ? ` [${short(low)}, ${short(high)}]` : "";
+      !plain && Number.isFinite(low) && Number.isFinite(high) ? ` [${short(low)}, ${short(high)}]` : plain;
     return `${DATA.names[j]} ${short(at(values, i, j))}${interval}`;
   };
   for (const i of view.order) {

@@ -30,7 +30,7 @@ from pipeline.arrange import clusters, plane_map
 from pipeline.dna import Floats
 from pipeline.errors import UsageError, redact
 from pipeline.matrix import Distance, Estimate, Matrix
-from pipeline.report import all_corrected, no_test, shown, through
+from pipeline.report import any_corrected, no_test, plain_note, shown, through
 from pipeline.significance import FALSE_DISCOVERY_RATE
 
 MOST = 9_700_000
@@ -260,7 +260,7 @@ def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
             {
                 "order": found.order,
                 "merges": _rounded(found.merges),
-                "corrected": all_corrected(matrix, plane),
+                "corrected": any_corrected(matrix, plane),
             }
             for plane, found in zip(planes, arranged, strict=True)
         ],
@@ -268,7 +268,8 @@ def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
             {"points": _rounded(found.points), "stress": round(found.stress, 6)} for found in maps
         ],
     }
-    notes = []
+    plain_ones = plain_note(matrix, planes[-1])
+    notes = [plain_ones] if plain_ones else []
     for plane, found in zip(planes, arranged, strict=True):
         if found.undefined and plane not in seen.weightless:
             lacking = ", ".join(matrix.names[i] for i in found.undefined[:5])

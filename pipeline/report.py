@@ -28,7 +28,7 @@ from pipeline.significance import FALSE_DISCOVERY_RATE, LEAST_FOLDS
 PAIRS = 20
 """Listed where the table is too wide."""
 NAMED = 3
-"""Datasets that a sentence names as not told apart."""
+"""Datasets that a sentence names, as not told apart or as not corrected."""
 SHOWN_NEURONS, SHOWN_IMAGES = 5, 2
 """Whose exemplars are named, and how many on either side."""
 DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
@@ -37,7 +37,11 @@ DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
 # Ends and middle of matplotlib's cividis, which the colour-blind see as others do: near to far.
 _SCALE = ((254, 232, 56), (124, 123, 120), (0, 34, 78))
 _MARK, _UNTESTED_MARK = "~", "?"
-_TOO_FEW_FOLDS = f"that takes {LEAST_FOLDS} folds of each dataset"
+_TOO_FEW_FOLDS = (
+    f"that takes {LEAST_FOLDS} folds of each dataset, which are as many images, or groups, or "
+    "more; imports have none"
+)
+_WHY_PLAIN = "too few images, or imported"
 WEIGHTLESS = "The lens gives this layer no weight: through it there are no distances."
 
 
@@ -52,18 +56,54 @@ def verdicts(
 
 
 def shown(matrix: Matrix, layer: str = ALL) -> Floats:
-    """(D, D) EMD: corrected for the sizes of the samples where that is known of every pair."""
-    plain = matrix.of(layer)
-    if not all_corrected(matrix, layer):
-        return plain
-    return np.where(np.eye(len(plain), dtype=bool), plain, matrix.of(layer, "emd_corrected"))
+    """(D, D) EMD: corrected for the sizes of the samples where that is known, and else plain.
+
+    Plain distances of small samples are large by themselves: `uncorrected` says whose they are.
+    """
+    return np.where(_corrected(matrix, layer), matrix.of(layer, "emd_corrected"), matrix.of(layer))
 
 
-def all_corrected(matrix: Matrix, layer: str = ALL) -> bool:
-    """Whether `shown` is corrected. Plain distances of small samples are large by themselves."""
-    corrected, plain = matrix.of(layer, "emd_corrected"), matrix.of(layer)
-    known = np.isfinite(corrected) | np.isnan(plain) | np.eye(len(plain), dtype=bool)
-    return bool(known.all() and np.isfinite(corrected).any())
+def any_corrected(matrix: Matrix, layer: str = ALL) -> bool:
+    return bool(_corrected(matrix, layer).any())
+
+
+def correction(matrix: Matrix, layer: str = ALL) -> str:
+    """What is said of the numbers of `shown`."""
+    if not any_corrected(matrix, layer):
+        return "not corrected for the sizes of the samples"
+    plain = uncorrected(matrix, layer)
+    but = f", but for {plain} ({_WHY_PLAIN})" if plain else ""
+    return f"corrected for the sizes of the samples{but}"
+
+
+def plain_note(matrix: Matrix, layer: str = ALL) -> str:
+    """Of a page whose other distances are corrected; empty where all are, or none is."""
+    plain = uncorrected(matrix, layer)
+    if not plain:
+        return ""
+    return (
+        f"Distances of {plain} are not corrected for the size of the sample, and large for that "
+        f"({_WHY_PLAIN})."
+    )
+
+
+def uncorrected(matrix: Matrix, layer: str = ALL) -> str:
+    """Whose distances are plain where others' are corrected: datasets of one fold or none."""
+    corrected = _corrected(matrix, layer)
+    lacking = np.isfinite(matrix.of(layer)) & ~corrected & ~np.eye(len(corrected), dtype=bool)
+    never = np.logical_not(corrected.any(axis=1))
+    causes = never[:, None] | ~never  # not who is compared to one that never is
+    whose = np.any(lacking & causes, axis=1)
+    names = [name for name, its in zip(matrix.names, whose, strict=True) if its]
+    if not names or never.all():
+        return ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _corrected(matrix: Matrix, layer: str) -> NDArray[np.bool_]:
+    known = np.isfinite(matrix.of(layer, "emd_corrected"))
+    return known & ~np.eye(len(known), dtype=bool)
 
 
 def no_test(matrix: Matrix) -> str:
@@ -106,10 +146,8 @@ def print_matrix(
     of = seen(matrix, layer)
     of = of if layer == ALL and through(matrix) else f"of {of}"
     title = f"Earth Mover's Distance {of}, in bins ({matrix.bins} to a neuron's range)"
-    if all_corrected(matrix, layer):
-        title += ", corrected for the sizes of the samples"
-    elif np.isfinite(matrix.of(layer, "emd_corrected")).any():
-        title += ", not corrected for the sizes of the samples"
+    if any_corrected(matrix, layer):
+        title += f", {correction(matrix, layer)}"
     if distance == "nfd":
         title = f"Fréchet distance of the Gaussians {of}, in squared activations"
     elif distance == "fd":  # which no lens weighs
@@ -228,10 +266,8 @@ def _decimals(value: float) -> int:
 def sentences_heading(matrix: Matrix, layer: str = ALL) -> str:
     """What the numbers of `nearest_sentences` are."""
     what = "Distance" if len(matrix.names) == 2 else "Nearest and farthest"
-    how = "corrected for the sizes of the samples [95% interval]"
-    if not all_corrected(matrix, layer):
-        how = "not corrected for the sizes of the samples"
-    return f"{what}, in bins, {how}:"
+    barred = " [95% interval]" if any_corrected(matrix, layer) else ""
+    return f"{what}, in bins, {correction(matrix, layer)}{barred}:"
 
 
 def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
@@ -242,14 +278,15 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
     """
     values, verdict = shown(matrix, layer), verdicts(matrix, layer)
     q, low, high = (matrix.of(layer, column) for column in ("q", "low", "high"))
-    known = np.isfinite(low) & np.isfinite(high) & (values == matrix.of(layer, "emd_corrected"))
+    corrected = _corrected(matrix, layer)
+    known = np.isfinite(low) & np.isfinite(high) & corrected
     width = max(len(name) for name in matrix.names)
 
     def told(i: int, j: int) -> str:
         value = values[i, j]
         text = f"{matrix.names[j]} {_number(value)}"
         if not known[i, j]:
-            return text
+            return text + (" (not corrected)" if corrected.any() and not corrected[i, j] else "")
         digits = _decimals(value)
         return f"{text} [{low[i, j]:.{digits}f}, {high[i, j]:.{digits}f}]"
 

@@ -23,7 +23,7 @@ from pipeline.matrix import Matrix
 from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
 from tests import browser
 from tests.browser import Reader
-from tests.test_report import matrix_of, with_estimates
+from tests.test_report import matrix_of, with_estimates, with_single
 
 pytestmark = browser.needed
 PIXEL = "data:image/webp;base64,UklGRiQAAABXRUJQVlA4IBgAAAAwAQCdASoBAAEAAUAmJaQAA3AA/v02aAA="
@@ -320,6 +320,14 @@ def test_plain_and_corrected_numbers_are_called_so(reader: Reader, tmp_path: Pat
     reader.choose("layer", "blocks.1")
     assert "plain: not corrected for the sizes of the samples" in reader.text("sentences")
     assert "average linkage of the Earth Mover's distance" in reader.text("marks")
+    tiny = with_single(matrix_at(4), 3)
+    reader.open(write(tmp_path / "page.html", tiny))
+    assert reader.text("matrix-title") == "corrected distance, bins: all neurons"
+    sentences = reader.text("sentences")
+    assert ", corrected for the sizes of the samples [95% interval]" in sentences
+    plain = " ".join(report.nearest_sentences(tiny)).count("(not corrected)")
+    assert sentences.count("(not corrected)") == plain >= 2
+    assert "are not corrected for the size of the sample" in reader.text("notes")
     reader.open(write(tmp_path / "page.html", matrix_at(2)))
     assert reader.text("matrix-title") == "Earth Mover's Distance, bins: all neurons"
     assert "plain:" not in reader.text("pair-body")

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from jobs.compare import rows_of
 from jobs.shell import print_json, print_json_rows
+from pipeline import matrix
 from pipeline.catalogue import Catalogue
 from pipeline.networks import describe
 from tests import tiny
@@ -513,6 +514,23 @@ def test_compare_prints_pairs_and_what_is_known_of_them(place: Path) -> None:
     assert "None of 1 pair is tested: that takes 6 folds of each dataset" in text
     assert "range), corrected for the sizes of the samples\n" in text
     assert "Distance, in bins, corrected for the sizes of the samples" in text
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_the_memory_asked_for_is_the_memory_taken(
+    command: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def spy(*arguments: Any) -> Any:
+        taken.append(arguments[-1].memory)
+        return compared(*arguments)
+
+    compared = matrix._compare
+    monkeypatch.setattr(matrix, "_compare", spy)
+    out = ("--out", tmp_path / "report.html") if command == "report" else ()
+    vdna(command, "-c", place, "--memory", "0.25", *out)
+    assert taken == [2**28]
 
 
 def test_compare_as_json_has_every_ordered_pair_of_every_layer(place: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline.figure import _figure as figure_of
 from pipeline.figure import draw, kind_of
 from pipeline.matrix import Matrix
 from pipeline.report import shown
-from tests.test_report import LENS, matrix_of, with_estimates, with_nan
+from tests.test_report import LENS, matrix_of, with_estimates, with_nan, with_single
 
 
 def texts(matrix: Matrix, layer: str = "all") -> list[str]:
@@ -41,6 +41,8 @@ def test_names_stand_in_cluster_order_at_both_sides_with_their_numbers() -> None
     assert texts(matrix).count("123.4") == 2
     assert "4 datasets, all neurons" in texts(matrix)
     assert "4 datasets, stem" in texts(matrix, "stem")
+    tiny = texts(with_single(matrix_of("a", "b", "tiny"), 2))
+    assert "3 datasets, all neurons; not corrected: tiny" in tiny
 
 
 def test_marks_are_explained_and_missing_error_bars_are_said() -> None:

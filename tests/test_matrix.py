@@ -17,16 +17,25 @@ from pipeline import storage, tiles
 from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import cumulative, emd, nfd
 from pipeline.dna import DNA, _concatenate
-from pipeline.errors import CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
+from pipeline.errors import (
+    CorruptFile,
+    NotFound,
+    SourceError,
+    SpecMismatch,
+    StorageError,
+    UsageError,
+)
 from pipeline.matrix import (
     ESTIMATES,
     SCHEMA,
+    Effort,
     Matrix,
     compare,
     numerics_notes,
     shared_source_notes,
 )
 from pipeline.plan import plan
+from pipeline.progress import Silent
 from pipeline.significance import differences, estimate, flip_test, floor, splits
 from pipeline.spec import Tap
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
@@ -500,6 +509,26 @@ def test_a_matrix_is_computed_once_for_the_same_members(
     less = compare(place, ["photos", "single"])
     assert computed == [3]  # its pair is there already
     assert np.array_equal(less.emd, first.emd[:, 1:, 1:], equal_nan=True)
+
+
+def test_who_may_only_read_has_the_matrix_and_is_told_that_it_is_not_kept(
+    place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(uri: str, data: bytes) -> bool:
+        raise StorageError(f"{uri}: access denied")
+
+    told: list[str] = []
+    progress = Silent()
+    monkeypatch.setattr(progress, "say", told.append)
+    expected = compare(place)
+    storage.delete_tree(storage.join(place.root, "matrix"))
+    monkeypatch.setattr(storage, "create", deny)
+    found = compare(place, effort=Effort(progress=progress))
+    assert np.array_equal(found.emd, expected.emd, equal_nan=True)
+    assert computed == [3, 3]
+    (line,) = told
+    assert line.startswith("the matrix is not kept for the next time: ")
+    assert line.endswith(": access denied")
 
 
 def test_a_changed_member_costs_its_own_pairs(place: Catalogue, computed: list[int]) -> None:

@@ -53,7 +53,7 @@ from pipeline.spec import Resources
 from tests import tiny
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.helpers import photo, write_photos
-from tests.test_report import matrix_of, with_estimates, with_nan
+from tests.test_report import matrix_of, with_estimates, with_nan, with_single
 
 HOSTILE = "</script><script>alert(1)</script><!-- & \u2028 '\""
 
@@ -147,6 +147,13 @@ def test_columns_of_least_use_are_left_out_for_room_and_named() -> None:
     all_but_one = len(pack(two.emd[0])) * (3 * len(COLUMNS) - 1)
     (note,) = data_of(render(page_of(two), room=all_but_one))["notes"]
     assert note.endswith(" of 1 layer.")
+
+
+def test_a_dataset_that_cannot_be_corrected_is_named() -> None:
+    data = data_of(render(page_of(with_single(matrix_of("a", "b", "tiny"), 2))))
+    (note,) = data["notes"]
+    assert note.startswith("Distances of tiny are not corrected")
+    assert [plane["corrected"] for plane in data["matrices"][0]["arranged"]] == [True] * 3
 
 
 def test_datasets_without_distances_are_named_and_stand_last() -> None:

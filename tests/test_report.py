@@ -20,9 +20,12 @@ from pipeline.report import (
     DIFFERENT,
     UNTESTED,
     nearest_sentences,
+    plain_note,
     print_matrix,
     sentences_heading,
+    shown,
     summary_sentence,
+    uncorrected,
     verdicts,
 )
 from pipeline.samples import DATASETS
@@ -57,6 +60,14 @@ def with_estimates(matrix: Matrix, *alike: tuple[int, int]) -> Matrix:
         for i, j in alike:
             estimates[column][:, i, j] = estimates[column][:, j, i] = 0.41
     return replace(matrix, estimates=estimates)
+
+
+def with_single(matrix: Matrix, at: int) -> Matrix:
+    """With estimates, but for a dataset of a single fold."""
+    matrix = with_estimates(matrix)
+    for column in ESTIMATES:
+        matrix.estimates[column][:, at] = matrix.estimates[column][:, :, at] = np.nan
+    return matrix
 
 
 def printed(matrix: Matrix, width: int = 80, layer: str = "all") -> list[str]:
@@ -266,7 +277,8 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
     few = with_estimates(matrix_of("a", "b"))
     few.estimates["q"][:] = np.nan
     assert summary_sentence(few) == (
-        "None of 1 pair is tested: that takes 6 folds of each dataset."
+        "None of 1 pair is tested: that takes 6 folds of each dataset, which are as many "
+        "images, or groups, or more; imports have none."
     )
     assert verdicts(matrix).tolist()[0] == [UNTESTED, ALIKE, UNTESTED, DIFFERENT]
 
@@ -300,11 +312,26 @@ def test_plain_and_corrected_numbers_are_called_so() -> None:
     assert sentences_heading(plain) == f"{heading}not corrected for the sizes of the samples:"
     how = "corrected for the sizes of the samples [95% interval]:"
     assert sentences_heading(corrected) == heading + how
-    corrected.estimates["emd_corrected"][:, 0, 1] = np.nan
+    corrected.estimates["emd_corrected"][:] = np.nan
     assert sentences_heading(corrected) == sentences_heading(plain)
-    corrected.estimates["emd_corrected"][:, 1, 0] = 3.0  # of one pair, and not of the other
-    assert title_of(corrected).endswith(", not corrected for the sizes of the samples")
-    assert "100.0" in printed(corrected)[1]
+
+
+def test_a_dataset_too_small_to_correct_is_named_and_the_others_are_corrected() -> None:
+    matrix = with_single(matrix_of("a", "b", "tiny"), 2)
+    but = ", but for tiny (too few images, or imported)"
+    assert title_of(matrix).endswith(f", corrected for the sizes of the samples{but}")
+    assert f"the samples{but} [95% interval]:" in sentences_heading(matrix)
+    assert shown(matrix)[0].tolist() == [0, 49, 100]
+    assert nearest_sentences(matrix) == [
+        "a     nearest b 49.0 [48.5, 49.5], farthest tiny 100.0 (not corrected)",
+        "b     nearest a 49.0 [48.5, 49.5], farthest tiny 50.0 (not corrected)",
+        "tiny  nearest b 50.0 (not corrected), farthest a 100.0 (not corrected)",
+    ]
+    assert "Distances of tiny are not corrected" in plain_note(matrix)
+    assert plain_note(with_estimates(matrix_of("a", "b"))) == plain_note(matrix_of("a", "b")) == ""
+    five = with_estimates(matrix_of(*"abcdef"))
+    five.estimates["emd_corrected"][:, 2:] = five.estimates["emd_corrected"][:, :, 2:] = np.nan
+    assert uncorrected(five) == "c, d, e and 1 more"
 
 
 LENS = Lens("sharp", (("stem", 2), ("head", 1)), np.array([1.0, -1.0, 2.0]))
