@@ -17,8 +17,9 @@ Reported for each pair, size and layer:
     power      how often p <= 0.05
 
 False alarms are of two samples of one pool, of equal and unequal sizes, of single images and of
-images in groups (videos: crops of one photograph, never split between folds). Beside it, what does
-not hold: the same test with images of a group dealt to folds one by one.
+images in groups (videos: crops of one photograph, never split between folds); at 5%, and further
+out, at 1% and 0.1%, where `q` of a matrix looks. Beside it, what does not hold: the same test with
+images of a group dealt to folds one by one.
 
 `--only` takes the cases alone whose names match: that many replicates of each tell a rate that is
 truly off from one that is so by chance.
@@ -58,6 +59,8 @@ FOLDS = 16
 SIZES = (100, 316, 1000, 3162, 10_000)
 PAIRS = (*zip(SIZES, SIZES, strict=True), (100, 3162), (3162, 100), (316, 10_000))
 LEVEL = 0.05
+TAILS = (0.01, 0.001)
+"""Levels that p of many pairs is held against, as q does."""
 AT_ONCE = 100
 """Replicates, whose products with the pool are one."""
 POOLS = {"photos": ("photos", 1.0), "brighter": ("photos", 1.08), "textures": ("textures", 1.0)}
@@ -434,11 +437,13 @@ def false_alarms(
                     "layer": layer,
                     "nominal": LEVEL,
                     "false_alarms": alarms,
+                    "tails": {level: float((p[:, index] <= level).mean()) for level in TAILS},
                     "error": float(np.sqrt(LEVEL * (1 - LEVEL) / replicates)),
                     "replicates": replicates,
                 }
             )
         print(case, sizes, [row["false_alarms"] for row in rows[-4:]], file=sys.stderr)
+        print("  further out", [list(row["tails"].values()) for row in rows[-4:]], file=sys.stderr)
     return rows
 
 
@@ -534,6 +539,10 @@ def summary(rows: Sequence[dict[str, Any]], alarms: Sequence[dict[str, Any]]) ->
     whole = [row["false_alarms"] for row in alarms if "split" not in row["images"]]
     if whole:
         said.append(f"at {LEVEL:.0%}, false alarms are {min(whole):.1%} to {max(whole):.1%}")
+    for level in TAILS:
+        rates = [row["tails"][level] for row in alarms if "split" not in row["images"]]
+        if rates:
+            said.append(f"at {level:.1%} {min(rates):.2%} to {max(rates):.2%}")
     return "; ".join(said)
 
 
