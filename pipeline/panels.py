@@ -53,6 +53,8 @@ SAMPLING_SECONDS = 120.0
 """For all samples together; a store that does not answer must not hold up the page."""
 PAIRS, MOST_PAIRS = 66, 300
 """Whose neurons are told: all of 12 datasets; of more, those of a dataset and its nearest."""
+LENSES = 4
+"""Of more on a page, each has the neurons of fewer pairs."""
 TESTS = 1_000_000
 """Neurons of pairs that are tested for a page, minutes of a core; but for few datasets."""
 NEURONS = 6
@@ -353,7 +355,8 @@ def neurons(
     A layer at a time: in memory is what is read of as many datasets as `CACHED` bytes hold.
     """
     spec = catalogue.spec(matrices[0].spec_digest)
-    most = max(pairs, min(MOST_PAIRS, TESTS // spec.neurons))
+    room = MOST_PAIRS * LENSES // max(LENSES, len(matrices))
+    most = max(pairs, min(room, TESTS // spec.neurons))
     views = [_View.of(*pair, pairs, most) for pair in zip(matrices, lenses, strict=True)]
     wanted = list(dict.fromkeys(pair for view in views for pair in view.found))
     tested = any(view.tested for view in views)

@@ -295,6 +295,16 @@ def test_of_wide_networks_fewer_pairs_are_tested(
     assert seen.note.startswith("For its size, this page has the neurons of 1 of 3 pairs")
 
 
+def test_of_many_lenses_each_has_fewer_pairs(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "MOST_PAIRS", 2)
+    matrix = compare(built)
+    for lenses, pairs in ((1, 2), (panels.LENSES, 2), (2 * panels.LENSES, 1)):
+        page = gather(built, [matrix] * lenses, lenses=[None] * lenses, samples=0, pairs=1)
+        assert [len(seen.neurons) for seen in page.seen] == [pairs] * lenses
+
+
 def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> None:
     weights = {0: 0.001, 1: -5.0, 3: 6.0}
     lens = Lens.of(
