@@ -175,7 +175,7 @@ def print_notes(
     versions: Mapping[str, Version], apart: Sequence[str] = (), to: TextIO | None = None
 ) -> None:
     """What a reader of these versions' distances should know. `apart`: those left out unasked."""
-    from pipeline.matrix import numerics_notes, shared_source_notes
+    from pipeline.matrix import few_images_notes, numerics_notes, shared_source_notes
 
     notes = [f"not compared, as built under other specs (--spec): {', '.join(apart)}"]
     notes = notes if apart else []
@@ -184,6 +184,7 @@ def print_notes(
         f"images may be shared, and error bars not hold: {note}"
         for note in shared_source_notes(versions)
     ]
+    notes += few_images_notes(versions)
     for name, version in versions.items():
         notes += [f"{name} was {version.provenance}"] if version.imported else []
         notes += [f"{name}: {note}" for note in version.notes]

@@ -36,7 +36,7 @@ from pipeline.errors import (
 from pipeline.lens import UNIFORM, Lens
 from pipeline.pairwise import require_device
 from pipeline.progress import Progress, Silent
-from pipeline.significance import false_discovery
+from pipeline.significance import CHECKED_IMAGES, false_discovery
 from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
 from pipeline.storage import Stored
 from pipeline.tiles import MEMORY, TILE_WORK, Job, Receipt, Tile
@@ -763,6 +763,22 @@ def numerics_notes(versions: Mapping[str, Version]) -> list[str]:
         + "; ".join(f"{value} for {', '.join(sorted(of))}" for value, of in sorted(values.items()))
         for field, values in seen.items()
         if len(values) > 1
+    ]
+
+
+def few_images_notes(versions: Mapping[str, Version]) -> list[str]:
+    """A sentence where samples are smaller than those that error bars were checked on."""
+    few = [
+        f"{name} ({version.images})"
+        for name, version in versions.items()
+        if version.images < CHECKED_IMAGES and not version.imported
+    ]
+    if not few:
+        return []
+    more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+    return [
+        f"error bars were checked on {CHECKED_IMAGES} images or more; fewer are of "
+        f"{', '.join(few[:5])}{more}"
     ]
 
 
