@@ -18,11 +18,13 @@ the area under the ROC curve (AUC), held-out real against each held-out syntheti
 distance through so many neurons and through all, beside that of the same pooled features of the
 last layer:
 
+    FD           the Fréchet distance to the real set's Gaussian: one picture has no covariance, so
+                 that it is the squared distance to the mean, and a constant
     Mahalanobis  to the real set's Gaussian (covariance shrunk after Ledoit and Wolf)
     cosine       to the real set's mean
     classifier   a logistic regression of real against synthetic: what could be told, given both
 
-The first neurons and the classifier have seen synthetic pictures; all neurons, Mahalanobis and
+The first neurons and the classifier have seen synthetic pictures; all neurons, FD, Mahalanobis and
 cosine have seen real ones only. 95% intervals by bootstrap over pictures (over photographs, where
 crops share one). For renders, held out, also: the rank correlation of realism with how textured the
 object is drawn (mean local contrast inside it, a measure of its own that no network has a part in),
@@ -58,7 +60,7 @@ FEW = (5, 20, 50, 200, 1000)
 MAIN = "50 neurons"
 """What the paper takes for cars; it takes 20 to 200."""
 ALL = "all neurons"
-OTHERS = ("Mahalanobis", "cosine", "classifier")
+OTHERS = ("FD", "Mahalanobis", "cosine", "classifier")
 SCORES = (*(f"{k} neurons" for k in FEW), ALL, "last layer", *OTHERS)
 BOOTSTRAPS = 1000
 SCENE, OBJECT, ROOM = 96, 128, 200
@@ -225,6 +227,7 @@ def scorer(
             **{f"{k} neurons": each[:, order[:k]].mean(axis=1) for k in FEW},
             ALL: each.mean(axis=1),
             "last layer": each[:, last].mean(axis=1),
+            "FD": np.square(features - x.mean(axis=0)).sum(axis=1) + x.var(axis=0, ddof=1).sum(),
             "Mahalanobis": gaussian.mahalanobis((features - centre) / scale),
             "cosine": 1
             - (features @ centre) / np.linalg.norm(features, axis=1) / np.linalg.norm(centre),

@@ -126,7 +126,7 @@ def compare(
     apart = () if names else sorted(others)
     if as_json:
         print_json_rows(rows_of(matrix))
-        print_notes(versions, apart, sys.stderr)
+        print_notes(versions, apart, through, sys.stderr)
         return
     from rich.console import Console
 
@@ -145,7 +145,7 @@ def compare(
         print(summary_sentence(matrix, layer or ALL))
     if fd:
         print_matrix(matrix, Console(), layer or ALL, "fd")
-    print_notes(versions, apart)
+    print_notes(versions, apart, through)
     for written in filter(None, (out, html, figure)):
         print(f"written to {written}")
 
@@ -172,10 +172,13 @@ def commit_of(place: Catalogue, at: str | None) -> int | None:
 
 
 def print_notes(
-    versions: Mapping[str, Version], apart: Sequence[str] = (), to: TextIO | None = None
+    versions: Mapping[str, Version],
+    apart: Sequence[str] = (),
+    lens: Lens | None = None,
+    to: TextIO | None = None,
 ) -> None:
     """What a reader of these versions' distances should know. `apart`: those left out unasked."""
-    from pipeline.matrix import few_images_notes, numerics_notes, shared_source_notes
+    from pipeline.matrix import few_images_notes, lens_notes, numerics_notes, shared_source_notes
 
     notes = [f"not compared, as built under other specs (--spec): {', '.join(apart)}"]
     notes = notes if apart else []
@@ -184,6 +187,7 @@ def print_notes(
         f"images may be shared, and error bars not hold: {note}"
         for note in shared_source_notes(versions)
     ]
+    notes += lens_notes(lens, versions)
     notes += few_images_notes(versions)
     for name, version in versions.items():
         notes += [f"{name} was {version.provenance}"] if version.imported else []

@@ -58,6 +58,7 @@ def explain(
         require_html(html)
     place = Catalogue(catalogue)
     number = commit_of(place, at)
+    through = lens_for(place, (a, b), lens, neurons or (), at=number, spec=spec)
     found = explained(
         place,
         a,
@@ -65,7 +66,7 @@ def explain(
         layers=None if ALL in (layer or ()) else layer,
         at=number,
         spec=spec,
-        lens=lens_for(place, (a, b), lens, neurons or (), at=number, spec=spec),
+        lens=through,
         top=top,
         progress=Lines(units=("neurons", "layers")),
     )
@@ -109,7 +110,7 @@ def explain(
     print(explanation_sentence(found))
     for line in reaction_lines(found):
         print(line)
-    print_notes(found.versions)
+    print_notes(found.versions, lens=through)
     for written in filter(None, (out, html)):
         print(f"written to {written}")
 

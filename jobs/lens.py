@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.shell import AtOption, CatalogueOption, JsonOption, SpecOption, guarded, print_json
+from jobs.shell import (
+    AtOption,
+    CatalogueOption,
+    JsonOption,
+    NeuronsOption,
+    SpecOption,
+    guarded,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from pipeline.fit import Fitted, Score
@@ -15,7 +23,8 @@ if TYPE_CHECKING:
     from pipeline.storage import Stored
 
 lens = typer.Typer(
-    help="Fit, list and show lenses: weights of neurons, for compare and explain (--lens).",
+    help="Fit, choose, list and show lenses: weights of neurons (--lens of compare, explain, "
+    "rank, report, and of a gate).",
     no_args_is_help=True,
 )
 LensName = Annotated[str, typer.Argument(help="Name of the lens in the catalogue.")]
@@ -111,6 +120,39 @@ def fit(
     print(f"written to {uri}; see through it with --lens {name}")
 
 
+@lens.command()
+@guarded
+def choose(
+    name: LensName,
+    catalogue: CatalogueOption,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="All neurons of this layer. Can be repeated.")
+    ] = None,
+    neurons: NeuronsOption = None,
+    spec: SpecOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep a lens of whole layers, of neurons by their numbers, or of both, all alike."""
+    from pipeline.catalogue import Catalogue, check_name
+    from pipeline.errors import UsageError
+    from pipeline.fit import keep
+    from pipeline.lens import Lens
+
+    check_name(name, "lens")
+    if not layer and not neurons:
+        raise UsageError("give --layer or --neurons: what the lens is to see")
+    place = Catalogue(catalogue)
+    of = place.spec(place.spec_digest(place.head(), spec))
+    whole = [f"{each}:0-{of.tap(each).neurons - 1}" for each in layer or ()]
+    found = replace(Lens.chosen(of, [*whole, *(neurons or ())]), name=name)
+    uri = keep(place, found)
+    if as_json:
+        print_json({"uri": uri, **_told(found)})
+        return
+    print(f"{_told(found)['neurons']:,} neurons, alike")
+    print(f"written to {uri}; see through it with --lens {name}")
+
+
 def _told(of: Lens) -> dict[str, Any]:
     return {
         "name": of.name,
@@ -136,7 +178,7 @@ def _line(score: Score) -> str:
     if not score.seen:
         return f"{score.attribute}: to be {wish}; its signal is under the floor of so few images"
     return (
-        f"{score.attribute}: to be {wish}; through the lens it is {score.through:.3f} of its "
+        f"{score.attribute}: to be {wish}; through the lens {score.through:.1%} of its "
         f"{score.plain:.2f} bins, held out{'' if _granted(score) else ' - NOT as wished'}"
     )
 

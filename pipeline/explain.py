@@ -101,9 +101,10 @@ class Explanation:
     `layers`: a row per layer, and `all` first where they are all there: distances as a matrix has
     them, `q` over the layers, and how many of its `neurons` are `differing` at a false discovery
     rate of 5%. `neurons`: a row per neuron that weighs anything, `q` over all of them; `shift` is
-    the mean of `b` less that of `a`, in bins. `share`: of the sum of weighted distances. Null where
-    it is not known. `shown`: histograms of the first neurons, in their order; `reactions`: the
-    images that those react to most in a and in b, or None where a dataset keeps none of them.
+    the mean of `b` less that of `a`, in bins. `share`: of the sum of distances, each times its
+    weight's size. Null where it is not known. `shown`: histograms of the first neurons, in their
+    order; `reactions`: the images that those react to most in a and in b, or None where a dataset
+    keeps none of them.
     """
 
     versions: Mapping[str, Version]
@@ -112,6 +113,11 @@ class Explanation:
     neurons: pa.Table
     shown: tuple[Overlay, ...]
     reactions: tuple[tuple[Reactions, Reactions], ...] = ()
+
+    @cached_property
+    def signed(self) -> bool:
+        """Whether the lens has weights below zero, through which nothing is a distance."""
+        return bool((_floats(self.neurons, "weight") < 0).any())
 
     @cached_property
     def differing(self) -> int:
@@ -329,7 +335,7 @@ def _layer_table(parts: Sequence[_Layer], neurons: pa.Table, bins: int, *, whole
         columns[name] = np.array([row[at] for row in rows])
     columns["layer"] = np.array(names, object)
     order = furthest(
-        {name: columns[name][:layers] for name in NEURON_COLUMNS if name != "shift"},
+        {name: np.abs(columns[name][:layers]) for name in NEURON_COLUMNS if name != "shift"},
         np.ones(layers),
     )
     order = np.concatenate([np.arange(layers, len(names)), order])

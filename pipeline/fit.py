@@ -6,8 +6,7 @@
 An attribute is a pair of datasets, with it and without. What neurons see of it is their distance
 between the two, corrected for the sizes of the samples, as noise is no signal to be cancelled. Of
 the very same images with a change and without (WITH=WITHOUT) it is their distance as it stands, as
-chance drew them once. How differently images take the change adds to it, less with more of them; a
-jackknife that leaves out a fold on both sides takes away too much of that.
+chance drew them once; how differently images take the change adds to it, less with more of them.
 
 To ignore some attributes and keep others (Ramtoula et al., CVPR 2023, section 5.3), weights x of
 mean 1 minimise
@@ -29,7 +28,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, reduce
 from typing import Any, Literal
 
@@ -181,14 +180,21 @@ def fit_focus(
             f"{FALSE_DISCOVERY_RATE:.0%}; its signal is under the floor of so few images"
         )
     places = _first(np.where(differ, seen.whole.distances[0], -1.0), top)
+    if not len(places):
+        raise UsageError(
+            f"{attribute}: corrected for the sizes of the samples, nothing is left of the distance "
+            f"of the {np.count_nonzero(differ)} neurons that differ; give more images"
+        )
     weights = np.zeros(seen.spec.neurons)
     weights[places] = 1.0
     through = []
     for fitted_on, told_of in zip(seen.halves, _swapped(seen.halves), strict=True):
         chosen = _first(np.where(allowed, fitted_on.distances[0], -1.0), len(places))
         told = told_of.distances[0]
-        through.append(told[chosen].mean() / told.mean())
-    scores = seen.scores(["focus"], np.array([np.mean(through)]))
+        if len(chosen) and told.mean() > 0:
+            through.append(told[chosen].mean() / told.mean())
+    (score,) = seen.scores(["focus"], np.array([_mean(through)]))
+    scores = (replace(score, seen=True),)  # by these layers' neurons, of which some differ
     how = {"kind": "focus", "top": top, "layers": list(layers or ())}
     return Fitted(Lens(name, seen.taps, weights, seen.provenance(how, scores)), scores)
 
@@ -352,7 +358,7 @@ class Seen:
         progress: Progress,
     ) -> Seen:
         parsed = [Attribute.parse(text) for text in attributes]
-        if len({(of.with_it, of.without) for of in parsed}) != len(parsed):
+        if len({frozenset((of.with_it, of.without)) for of in parsed}) != len(parsed):
             raise UsageError(f"an attribute is named twice among {', '.join(attributes)}")
         names = dict.fromkeys(name for of in parsed for name in (of.with_it, of.without))
         digest, versions = resolve(catalogue, list(names), at=at, spec=spec)

@@ -766,6 +766,19 @@ def numerics_notes(versions: Mapping[str, Version]) -> list[str]:
     ]
 
 
+def lens_notes(lens: Lens | None, versions: Mapping[str, Version]) -> list[str]:
+    """A sentence where a lens is looked through at what it was fitted on."""
+    fitted_on = (lens.provenance.get("members") or {}) if lens else {}
+    seen = [name for name, version in versions.items() if fitted_on.get(name) == version.dna]
+    if lens is None or len(seen) < 2:
+        return []
+    more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
+    return [
+        f"lens {lens.name} was fitted on {', '.join(seen[:5])}{more}: between them it does better "
+        f"than on other images (vdna lens show {lens.name} has its scores held out)"
+    ]
+
+
 def few_images_notes(versions: Mapping[str, Version]) -> list[str]:
     """A sentence where samples are smaller than those that error bars were checked on."""
     few = [

@@ -46,7 +46,7 @@ const shade = (at) => {
 const ink = (at) => (at > 0.5 ? "#fff" : "#000");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 // What is shown is of: a layer, all neurons, or what a lens weighs of them.
-const NO_WEIGHT = "the lens gives this layer no weight";
+const NO_WEIGHT = "the lens gives this layer no weight in sum";
 const matrixNow = () => DATA.matrices[state.matrix];
 const weightless = (plane) => matrixNow().weightless.includes(plane);
 function layerName(plane) {

@@ -326,8 +326,8 @@ def _require_weight(spec: Spec, lens: Lens | None, layers: Sequence[str]) -> Non
     for layer in layers:
         if not lens.weighs(layer):
             raise UsageError(
-                f"lens {lens.name} gives the neurons of {layer} no weight, so that nothing is at a "
-                "distance in it; leave that layer out"
+                f"lens {lens.name} gives the neurons of {layer} no weight in sum, so that "
+                "there are no distances in it; leave that layer out"
             )
 
 

@@ -42,7 +42,7 @@ _TOO_FEW_FOLDS = (
     "more; imports have none"
 )
 _WHY_PLAIN = "too few images, or imported"
-WEIGHTLESS = "The lens gives this layer no weight: through it there are no distances."
+WEIGHTLESS = "The lens gives this layer no weight in sum: through it there are no distances."
 
 
 def verdicts(
@@ -359,6 +359,8 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
         if row["neurons"]
     ]
     _print_ranking(rows, console)
+    if found.signed:
+        console.print(Text(_SIGNED, style="dim"), soft_wrap=True)
     blind = [row["layer"] for row in found.layers.to_pylist() if not row["neurons"]]
     if blind:
         console.print(Text(f"The lens gives no weight to {', '.join(blind)}"), soft_wrap=True)
@@ -469,6 +471,12 @@ def reaction_lines(found: Explanation) -> list[str]:
     return lines
 
 
+_SIGNED = (
+    "Some weights are below 0: what neurons add cancels, so that a layer's number may be negative, "
+    "or not defined where its weights sum to no more than 0"
+)
+
+
 def explanation_sentence(found: Explanation) -> str:
     """How many neurons differ, and how many make up half of the distance."""
     neurons = found.neurons.num_rows
@@ -476,7 +484,8 @@ def explanation_sentence(found: Explanation) -> str:
         return "The lens gives these layers no weight: through it there is no distance."
     of = f"{neurons:,} {'neuron' if neurons == 1 else 'neurons'}"
     make = "makes" if 1 in (found.half, neurons) else "make"
-    most = f"{found.half:,} of {of} {make} up half of the distance"
+    distance = "all that is added and taken away" if found.signed else "the distance"
+    most = f"{found.half:,} of {of} {make} up half of {distance}"
     if found.neurons["q"].null_count == neurons:
         return f"No neuron is tested: {_TOO_FEW_FOLDS}. {most}."
     differ = "differs" if 1 in (found.differing, neurons) else "differ"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pipeline.fit import (
     RIDGES,
     Attribute,
     Fitted,
+    Role,
     Score,
     Seen,
     View,
@@ -113,6 +115,40 @@ def test_held_out_scores_are_those_of_other_images(place: Catalogue, signed: Fit
         assert score.through == pytest.approx(through(place, signed.lens, name), abs=0.15)
         truth = compare(place, ["fresh/none", f"fresh/{name}"]).of("all", "emd_corrected")[0, 1]
         assert score.plain == pytest.approx(truth, rel=0.25)
+
+
+def test_the_ridge_is_the_one_that_does_best_on_images_that_it_was_not_fitted_on(
+    place: Catalogue,
+) -> None:
+    """Of the folds' other half; and so are the scores. What is not seen has no say in it."""
+    names = [attribute(name) for name in ("fog", "dark", "turned", "same")]
+    seen = Seen.of(place, names, None, None, Quiet())
+    assert seen.told.tolist() == [True, True, True, False]
+    rng, truth = np.random.default_rng(2), np.ones((4, seen.spec.neurons))
+    truth[0, :6] = truth[1, 6:12] = truth[2, 12:16] = 6
+    truth[3] = 0.3
+    noisy = (truth + rng.normal(0, 1, truth.shape) for _ in seen.halves)
+    seen = replace(seen, halves=tuple(View(of, np.ones_like(of)) for of in noisy))
+    roles: list[Role] = ["ignored", "kept", "kept", "kept"]
+    halves = [_Rows(of, roles) for of in seen.halves]
+    alone = np.arange(seen.spec.neurons)
+
+    def fits(ridge: float) -> list[np.ndarray]:
+        return [of.fit(ridge, alone, non_negative=False) for of in halves]
+
+    def left(ridge: float, told: np.ndarray) -> float:
+        return float(np.mean([halves[at ^ 1].loss(x, told) for at, x in enumerate(fits(ridge))]))
+
+    found = seen.fit("x", roles)
+    best = {bool(all_): min(RIDGES, key=lambda r: left(r, seen.told | all_)) for all_ in (0, 1)}
+    assert found.ridge == best[False] != best[True]
+    weights = fits(found.ridge)
+    held_out, fitted = (
+        np.mean([halves[at ^ other].rows @ x for at, x in enumerate(weights)], axis=0)
+        for other in (1, 0)
+    )
+    assert [score.through for score in found.scores] == pytest.approx(held_out.tolist())
+    assert abs(held_out[0]) > 2 * abs(fitted[0])
 
 
 def test_a_signal_under_the_floor_is_said_to_be_so(place: Catalogue) -> None:
@@ -321,9 +357,9 @@ def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
         fit_focus(place, "x", "few:fit/none")
     with pytest.raises(UsageError, match="takes an attribute to ignore, and others to keep"):
         fit_ignoring(place, "x", [attribute("fog")], [])
-    twice = [attribute("fog")] * 2
-    with pytest.raises(UsageError, match="an attribute is named twice"):
-        fit_ignoring(place, "x", twice, [attribute("dark")])
+    for again in (attribute("fog"), "fit/none:fit/fog", "fit/none=fit/fog"):  # distances are alike
+        with pytest.raises(UsageError, match="an attribute is named twice"):
+            fit_ignoring(place, "x", [attribute("fog")], [again])
     with pytest.raises(UsageError, match="no layer 'tail'"):
         fit_focus(place, "x", attribute("fog"), layers=["tail"])
     with pytest.raises(UsageError, match="top is 0"):
@@ -342,6 +378,58 @@ def test_a_lens_carries_what_it_was_fitted_on(place: Catalogue, signed: Fitted) 
     assert tuple(Score(**score) for score in told["held_out"]) == signed.scores
     assert told["ridge"] == signed.ridge
     assert replace(found, provenance={}).digest == found.digest
+
+
+def test_the_lens_kept_last_is_the_one_of_its_name(place: Catalogue, signed: Fitted) -> None:
+    other = replace(signed.lens, name="again", weights=signed.lens.weights[::-1].copy())
+    first = replace(signed.lens, name="again")
+    for lens in (first, other, first):
+        keep(place, lens)
+        time.sleep(0.01)  # by their files' times
+        assert find_lens(place, "again", SPEC).digest == lens.digest
+
+
+def test_a_focus_among_a_layer_s_neurons_is_seen_by_them(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of eight that differ is none of twenty."""
+    seen = Seen.of(place, [attribute("fog")], None, None, Quiet())
+    p = np.full((1, seen.spec.neurons), 0.9)
+    p[0, 12] = 0.005
+    weak = replace(seen, p=p)
+    assert not weak.told.any()
+    monkeypatch.setattr(Seen, "of", lambda *_: weak)
+    (score,) = fit_focus(place, "x", "a:b", layers=["head"]).scores
+    assert score.seen
+    distances = seen.whole.distances.copy()
+    distances[0, 12] = 0  # of what differs nothing is left
+    monkeypatch.setattr(Seen, "of", lambda *_: replace(weak, whole=View(distances, distances)))
+    with pytest.raises(UsageError, match="nothing is left of the distance of the 1 neurons"):
+        fit_focus(place, "x", "a:b", layers=["head"])
+
+
+def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> None:
+    root = ["-c", place.root]
+    said = run("choose", "head", "--layer", "head", *root)
+    assert "8 neurons, alike" in said
+    among = [f"fresh/{name}" for name in ("none", "fog", "dark")]
+    through_it = compare(place, among, lens=find_lens(place, "head", SPEC))
+    assert through_it.of() == pytest.approx(compare(place, among).of("head"))
+    both = json.loads(run("choose", "b", "--layer", "head", "--neurons", "stem:3", "--json", *root))
+    assert both["neurons"] == 9
+    done = CliRunner().invoke(app, ["lens", "choose", "x", *root])
+    assert done.output.startswith("error: give --layer or --neurons")
+
+
+def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: Fitted) -> None:
+    keep(place, signed.lens)
+    note = "note: lens no-fog was fitted on fit/none, fit/fog: between them it does better than on"
+    for command in ("compare", "explain"):
+        words = [command, "{}/none", "{}/fog", "--lens", "no-fog", "-c", place.root]
+        for of in ("fit", "fresh"):
+            done = CliRunner().invoke(app, [word.format(of) for word in words])
+            assert done.exit_code == 0, done.output
+            assert (note in done.output.replace("\n", " ")) == (of == "fit"), command
 
 
 def run(*words: str) -> str:
