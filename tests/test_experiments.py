@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from benchmarks import changes, realism, retrieval, selection
+from benchmarks import changes, lenses, realism, retrieval, selection
 from benchmarks.observe import POINTS, Layers, Observer, Seen, emd
 from pipeline import emd as product_emd
 from pipeline import make_dna
@@ -324,6 +324,49 @@ def test_realism_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert set(result["within"]) == {"textures", "wallpapers", "renders", "cartoons", "portraits"}
     realism.draw(result, tmp_path / "realism.svg")
     assert "AUC, across" in realism.table(result)
+
+
+@pytest.mark.soak
+def test_lenses_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: lenses.ATTRIBUTES[name] for name in ("dark-2", "grey", "blur-4")}
+    monkeypatch.setattr(lenses, "ATTRIBUTES", few)
+    result = lenses.lenses([36, 72], 48, tmp_path, cache)
+    halves = [{*(tmp_path / "photographs" / of).iterdir()} for of in ("fit", "fresh")]
+    photographs = [{link.resolve() for link in half} for half in halves]
+    assert len(photographs[0] | photographs[1]) == sum(map(len, photographs)) == 30
+    rows = {(row["draw"], row["kind"], row["images"]): row for row in result["rows"]}
+    assert set(rows) == {
+        *(("paired", "signed", size) for size in (36, 72)),
+        *(("paired", "non_negative", 72), ("apart", "signed", 36), ("apart", "non_negative", 36)),
+    }
+    best = lenses.best(result)
+    assert best["suppression"] > 0.7
+    assert best["change"] < 0.3
+    through = np.array(best["through"])
+    own = np.eye(3, dtype=bool)
+    assert best["suppression"] == pytest.approx(1 - np.abs(through[own]).mean(), abs=1e-3)
+    assert best["change"] == pytest.approx(np.abs(through[~own] - 1).mean(), abs=1e-3)
+    assert [scored["images"] for scored in best["scored"]][-1] == 48
+    assert best["scored"][-1]["suppression"] == best["suppression"]
+    lenses.draw(result, tmp_path)
+    assert {path.suffix for path in tmp_path.glob("*.svg")} == {".svg"}
+    assert lenses.told(best).startswith(f"{best['suppression']:.1%} suppression (least ")
+
+
+def test_what_is_left_of_an_attribute_shrinks_with_the_images_it_is_scored_on() -> None:
+    """Of neurons of which half take the change differently from image to image."""
+    rng = np.random.default_rng(0)
+    folds, neurons, bins, images = 16, 40, 30, np.full(16, 50)
+    varies = np.repeat([0.3, 0.0], neurons // 2)[:, None]
+    moved = 0.02 + varies * rng.normal(0, 1, (folds, neurons, bins)) / np.sqrt(50)
+    fresh = lenses.Fresh.apart([moved * 50, np.ones_like(moved)], images)
+    assert fresh.scored.tolist() == [100, 200, 400, 800]
+    weights = np.repeat([2.1, -1.9], neurons // 2) / (neurons * 0.1)
+    assert weights.sum() == pytest.approx(1)
+    left, alike = fresh.through(weights).T
+    assert left[0] > left[1] > left[2] > left[3] > 1
+    assert alike == pytest.approx(1)
+    assert fresh.through(np.full(neurons, 1 / neurons)) == pytest.approx(np.ones((4, 2)))
 
 
 @pytest.mark.soak

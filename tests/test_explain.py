@@ -171,6 +171,12 @@ def test_a_signed_lens_has_no_error_bars_for_layers_but_for_neurons(place: Catal
     seen = explain(place, "a", "b", lens=lens)
     assert seen.layers["p"].null_count == seen.layers.num_rows
     assert seen.neurons["p"].null_count == 0
+    of_layers = {row["layer"]: row["emd"] for row in seen.layers.to_pylist()}
+    assert of_layers["head"] is None  # its weights sum to less than 0
+    print_explanation(seen, Console(file=(out := io.StringIO()), width=200), 5)
+    assert "Some weights are below 0: what neurons add cancels" in out.getvalue()
+    assert explanation_sentence(seen).endswith("half of all that is added and taken away.")
+    assert not explain(place, "a", "b").signed
 
 
 def test_one_layer_only(place: Catalogue, found: Explanation) -> None:
