@@ -430,8 +430,10 @@ def best(result: dict[str, Any], kind: str = "signed") -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any], out: Path) -> None:
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "vdna"}
     names: Sequence[str] = result["attributes"]
     figure = Figure(figsize=(9.5, 9), layout="constrained")
     axes = figure.add_subplot()
@@ -441,7 +443,8 @@ def draw(result: dict[str, Any], out: Path) -> None:
     axes.set_xlabel("attribute, of photographs that no lens was fitted on")
     axes.set_ylabel("lens")
     figure.colorbar(image, shrink=0.6, label="distance through the lens, of all neurons alike = 1")
-    figure.savefig(out / "lenses.svg", metadata={"Date": None})
+    with rc_context(settings):
+        figure.savefig(out / "lenses.svg", metadata={"Date": None})
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("suppression", "change"), strict=True):
         for of, line in (("paired", "-"), ("apart", "--")):
@@ -459,7 +462,8 @@ def draw(result: dict[str, Any], out: Path) -> None:
         axes.set_xticks(sizes, map(str, sizes))
         axes.minorticks_off()
     figure.axes[0].legend(fontsize=7)
-    figure.savefig(out / "lens-images.svg", metadata={"Date": None})
+    with rc_context(settings):
+        figure.savefig(out / "lens-images.svg", metadata={"Date": None})
 
 
 def main() -> None:

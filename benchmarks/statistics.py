@@ -519,7 +519,8 @@ def figure(rows: Sequence[dict[str, Any]], path: Path, layer: str) -> None:
     axes[0].set_ylabel(f"bins, {layer}")
     axes[0].legend(fontsize=8)
     plot.tight_layout()
-    plot.savefig(path)
+    with matplotlib.rc_context({"svg.hashsalt": "vdna"}):
+        plot.savefig(path, metadata={"Date": None})
 
 
 def summary(rows: Sequence[dict[str, Any]], alarms: Sequence[dict[str, Any]]) -> str:
