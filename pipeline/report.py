@@ -42,6 +42,10 @@ _TOO_FEW_FOLDS = (
     "more; imports have none"
 )
 _WHY_PLAIN = "too few images, or imported"
+_SIGNED = (
+    "Some weights are below 0: what neurons add cancels, so that a layer's number may be negative, "
+    "or not defined where its weights sum to no more than 0"
+)
 WEIGHTLESS = "The lens gives this layer no weight in sum: through it there are no distances."
 
 
@@ -469,12 +473,6 @@ def reaction_lines(found: Explanation) -> list[str]:
                 for image in (images or ())[:SHOWN_IMAGES]
             ]
     return lines
-
-
-_SIGNED = (
-    "Some weights are below 0: what neurons add cancels, so that a layer's number may be negative, "
-    "or not defined where its weights sum to no more than 0"
-)
 
 
 def explanation_sentence(found: Explanation) -> str:
