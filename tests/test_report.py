@@ -348,7 +348,7 @@ def test_a_lens_is_named_and_a_layer_that_it_does_not_weigh_is_said_to_be_so() -
     out = io.StringIO()
     print_matrix(matrix, Console(file=out, width=80), "stem", lens=LENS)
     assert out.getvalue().splitlines()[1:] == [
-        "The lens gives this layer no weight: through it there are no distances."
+        "The lens gives this layer no weight in sum: through it there are no distances."
     ]
     for layer, distance in (("head", "emd"), ("all", "emd"), ("stem", "fd")):
         print_matrix(matrix, Console(file=(out := io.StringIO())), layer, distance, LENS)  # type: ignore[arg-type]
