@@ -73,13 +73,13 @@ def fit(
     WITH=WITHOUT in place of WITH:WITHOUT says that they are the same images, with a change and
     without, paired by their names.
     """
-    from pipeline.catalogue import Catalogue, check_name
+    from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
-    from pipeline.fit import fit_focus, fit_ignoring
+    from pipeline.fit import check_lens, fit_focus, fit_ignoring
     from pipeline.fit import keep as keep_lens
     from pipeline.progress import Lines
 
-    check_name(name, "lens")
+    check_lens(name)
     if (focus is None) == (not ignore):
         raise UsageError("give either --focus, or --ignore and --keep")
     if focus is not None and (keep or non_negative or by_layer):
@@ -133,12 +133,12 @@ def choose(
     as_json: JsonOption = False,
 ) -> None:
     """Keep a lens of whole layers, of neurons by their numbers, or of both, all alike."""
-    from pipeline.catalogue import Catalogue, check_name
+    from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
-    from pipeline.fit import keep
+    from pipeline.fit import check_lens, keep
     from pipeline.lens import Lens
 
-    check_name(name, "lens")
+    check_lens(name)
     if not layer and not neurons:
         raise UsageError("give --layer or --neurons: what the lens is to see")
     place = Catalogue(catalogue)

@@ -48,7 +48,7 @@ LensOption = Annotated[
 NeuronsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--neurons", help="Only these, alike: 'blocks.3.1:4,17,100-120'. Can be repeated."
+        "--neurons", help="Only these, all of one weight: 'blocks.3.1:4,17,20-30'. Can be repeated."
     ),
 ]
 MemoryOption = Annotated[

@@ -199,11 +199,16 @@ def fit_focus(
     return Fitted(Lens(name, seen.taps, weights, seen.provenance(how, scores)), scores)
 
 
+def check_lens(name: str) -> str:
+    """The name of a lens to keep. Raises `UsageError` for one that would be read as a file's."""
+    if name.endswith(".parquet"):
+        raise UsageError(f"lens is named {name!r}, as a file is; leave .parquet out")
+    return check_name(name, "lens")
+
+
 def keep(catalogue: Catalogue, lens: Lens) -> str:
     """Store it in the catalogue, under its name; its uri. The newest of a name is the one used."""
-    uri = storage.join(
-        catalogue.lenses_uri(check_name(lens.name, "lens")), f"{lens.digest}.parquet"
-    )
+    uri = storage.join(catalogue.lenses_uri(check_lens(lens.name)), f"{lens.digest}.parquet")
     storage.replace(uri, lens.encode())
     return uri
 

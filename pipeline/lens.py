@@ -1,6 +1,6 @@
 """A lens: neurons weighed by name, and its file.
 
-    >>> lens = Lens.chosen(spec, ["blocks.3.1:4,17,100-120"])           # doctest: +SKIP
+    >>> lens = Lens.chosen(spec, ["blocks.3.1:4,17,20-30"])             # doctest: +SKIP
     >>> emd(a, b, lens=lens), compare(catalogue, lens=lens)             # doctest: +SKIP
 
 A distance through a lens is sum w EMD / sum w over neurons: a weighted mean, in which neurons of

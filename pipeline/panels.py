@@ -31,7 +31,7 @@ from pipeline.explain import Overlay, Side, furthest, overlay
 from pipeline.folds import FoldCurves, neuron_estimates
 from pipeline.lens import Lens
 from pipeline.manifest import Entry, count_shards, read_shard
-from pipeline.matrix import Matrix, numerics_notes, shared_source_notes
+from pipeline.matrix import Matrix, lens_notes, numerics_notes, shared_source_notes
 from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
 from pipeline.progress import Progress, Silent
 from pipeline.report import shown
@@ -100,6 +100,7 @@ def gather(
         panels = list(pool.map(panel, versions.items()))
     seen = neurons(catalogue, matrices, lenses, versions, pairs, progress)
     notes = notes_of(versions)
+    notes += [note for lens in lenses for note in lens_notes(lens, versions)]
     if some < samples:
         notes.append(f"Of each dataset {some} sample images are shown and not {samples}, for size.")
     about = (

@@ -36,6 +36,7 @@ from pipeline.fit import (
 from pipeline.lens import Lens
 from pipeline.manifest import Entry, Manifest, Shard
 from pipeline.matrix import compare, find_lens
+from pipeline.panels import gather
 from pipeline.plan import plan
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.test_explain import RANGES, SPEC, put
@@ -417,6 +418,9 @@ def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> No
     assert through_it.of() == pytest.approx(compare(place, among).of("head"))
     both = json.loads(run("choose", "b", "--layer", "head", "--neurons", "stem:3", "--json", *root))
     assert both["neurons"] == 9
+    done = CliRunner().invoke(app, ["lens", "choose", "x.parquet", "--layer", "head", *root])
+    assert done.exit_code == 2
+    assert "lens is named 'x.parquet', as a file is" in done.output
     done = CliRunner().invoke(app, ["lens", "choose", "x", *root])
     assert done.output.startswith("error: give --layer or --neurons")
 
@@ -430,6 +434,14 @@ def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: 
             done = CliRunner().invoke(app, [word.format(of) for word in words])
             assert done.exit_code == 0, done.output
             assert (note in done.output.replace("\n", " ")) == (of == "fit"), command
+
+
+def test_the_page_says_so_too(place: Catalogue, signed: Fitted) -> None:
+    for of in ("fit", "fresh"):
+        matrix = compare(place, [f"{of}/none", f"{of}/fog"], lens=signed.lens)
+        page = gather(place, [matrix], lenses=[signed.lens], samples=0)
+        said = [note for note in page.notes if note.startswith("lens no-fog was fitted on")]
+        assert len(said) == (of == "fit")
 
 
 def run(*words: str) -> str:
