@@ -438,6 +438,9 @@ function drawLegend() {
     const untested = (value, k) => Number.isFinite(value) && !Number.isFinite(view.layer.q[k]);
     if (view.layer.emd && view.layer.emd.some(untested)) make("span", "unmarked: not tested", {}, marks);
   }
+  const plain = (value, k) => Number.isFinite(value) && !Number.isFinite(view.layer.emd_corrected[k]);
+  if (state.quantity === "emd_corrected" && view.layer.emd_corrected && view.layer.emd?.some(plain))
+    make("span", "grey: not corrected; Earth Mover's Distance has it", { class: "quiet" }, marks);
   if (["nfd", "fd"].includes(state.quantity) && view.layer.q)
     make("span", "marks are of the Earth Mover's Distance", { class: "quiet" }, marks);
   if (view.tree)

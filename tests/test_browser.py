@@ -328,6 +328,9 @@ def test_plain_and_corrected_numbers_are_called_so(reader: Reader, tmp_path: Pat
     plain = " ".join(report.nearest_sentences(tiny)).count("(not corrected)")
     assert sentences.count("(not corrected)") == plain >= 2
     assert "are not corrected for the size of the sample" in reader.text("notes")
+    assert "grey: not corrected" in reader.text("marks")
+    reader.choose("quantity", "Earth Mover's Distance, bins")
+    assert "grey: not corrected" not in reader.text("marks")
     reader.open(write(tmp_path / "page.html", matrix_at(2)))
     assert reader.text("matrix-title") == "Earth Mover's Distance, bins: all neurons"
     assert "plain:" not in reader.text("pair-body")
