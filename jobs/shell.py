@@ -56,7 +56,7 @@ MemoryOption = Annotated[
     typer.Option(
         "--memory",
         min=0.01,
-        help="Gigabytes for each process's DNAs, when comparing; allocators may keep a third more.",
+        help="Gigabytes for each process's DNAs, when comparing; allocators may keep some more.",
     ),
 ]
 WorkersOption = Annotated[

@@ -395,14 +395,14 @@ def _compare(catalogue: Catalogue, wanted: _Wanted, job: Job, effort: Effort) ->
     finally:
         tiles.let_go()
     matrix = grid.matrix() if kept is None else kept
-    if kept is None:
-        _keep(uri, matrix, effort.progress)
+    if kept is None and not _keep(uri, matrix, effort.progress):
+        return matrix  # the tiles stay, for the next time
     for tile in () if alone else made:
         storage.delete(tile.uri)
     return matrix
 
 
-def _keep(uri: str, matrix: Matrix, progress: Progress) -> None:
+def _keep(uri: str, matrix: Matrix, progress: Progress) -> bool:
     """For the next time; who may only read the catalogue has the matrix all the same."""
     try:
         storage.create(uri, matrix.encode())
@@ -410,6 +410,8 @@ def _keep(uri: str, matrix: Matrix, progress: Progress) -> None:
         raise
     except StorageError as error:
         progress.say(f"the matrix is not kept for the next time: {error}")
+        return False
+    return True
 
 
 def _shared(
@@ -772,10 +774,9 @@ def lens_notes(lens: Lens | None, versions: Mapping[str, Version]) -> list[str]:
     seen = [name for name, version in versions.items() if fitted_on.get(name) == version.dna]
     if lens is None or len(seen) < 2:
         return []
-    more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
     return [
-        f"lens {lens.name} was fitted on {', '.join(seen[:5])}{more}: between them it does better "
-        f"than on other images (vdna lens show {lens.name} has its scores held out)"
+        f"lens {lens.name} was fitted on {_some(seen)}: between them it does better than on other "
+        f"images (vdna lens show {lens.name} has its scores held out)"
     ]
 
 
@@ -788,10 +789,8 @@ def few_images_notes(versions: Mapping[str, Version]) -> list[str]:
     ]
     if not few:
         return []
-    more = f" and {len(few) - 5} more" if len(few) > 5 else ""
     return [
-        f"error bars were checked on {CHECKED_IMAGES} images or more; fewer are of "
-        f"{', '.join(few[:5])}{more}"
+        f"error bars were checked on {CHECKED_IMAGES} images or more; fewer are of {_some(few)}"
     ]
 
 
@@ -824,6 +823,8 @@ def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
+    if len(names) == 1:
+        return names[0]
     if len(names) <= NAMED + 1:
         return f"{', '.join(names[:-1])} and {names[-1]}"
     return f"{', '.join(names[:NAMED])} and {len(names) - NAMED:,} more"

@@ -514,7 +514,7 @@ def test_compare_prints_pairs_and_what_is_known_of_them(place: Path) -> None:
     assert "None of 1 pair is tested: that takes 6 folds of each dataset" in text
     assert "range), corrected for the sizes of the samples\n" in text
     assert "Distance, in bins, corrected for the sizes of the samples" in text
-    few = "error bars were checked on 16 images or more; fewer are of a (6), b/other (4)"
+    few = "error bars were checked on 16 images or more; fewer are of a (6) and b/other (4)"
     assert f"note: {few}\n" in text
 
 

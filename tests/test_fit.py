@@ -427,7 +427,9 @@ def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> No
 
 def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: Fitted) -> None:
     keep(place, signed.lens)
-    note = "note: lens no-fog was fitted on fit/none, fit/fog: between them it does better than on"
+    note = (
+        "note: lens no-fog was fitted on fit/none and fit/fog: between them it does better than on"
+    )
     for command in ("compare", "explain"):
         words = [command, "{}/none", "{}/fog", "--lens", "no-fog", "-c", place.root]
         for of in ("fit", "fresh"):

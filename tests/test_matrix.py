@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import matrix as matrix_module
 from pipeline import storage, tiles
 from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import cumulative, emd, nfd
@@ -529,6 +530,26 @@ def test_who_may_only_read_has_the_matrix_and_is_told_that_it_is_not_kept(
     (line,) = told
     assert line.startswith("the matrix is not kept for the next time: ")
     assert line.endswith(": access denied")
+
+
+def test_tiles_stay_where_the_matrix_is_not_kept(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = storage.create
+
+    def full(uri: str, data: bytes) -> bool:
+        if "/matrix/" in uri:
+            raise StorageError(f"{uri}: no space left")
+        return created(uri, data)
+
+    monkeypatch.setattr(matrix_module, "TILE_WORK", -1)
+    monkeypatch.setattr(storage, "create", full)
+    found = compare(place, effort=Effort(memory=1))
+    assert tiles.present(place.root)
+    monkeypatch.setattr(storage, "create", created)
+    again = compare(place, effort=Effort(memory=1))
+    assert np.array_equal(found.emd, again.emd, equal_nan=True)
+    assert not tiles.present(place.root)
 
 
 def test_a_changed_member_costs_its_own_pairs(place: Catalogue, computed: list[int]) -> None:
