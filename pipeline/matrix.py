@@ -49,7 +49,7 @@ Distance = Literal["emd", "nfd", "fd"]
 Estimate = Literal["emd_corrected", "se", "low", "high", "floor", "p", "q"]
 ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
 NAMED = 3
-"""Datasets that a note names, of those whose sources lie within one."""
+"""Datasets that a note names, of several that it is of."""
 RECENT = 16
 """Kept matrices that are looked at for pairs to take: so many of the newest, and of the largest."""
 READERS = 8
@@ -775,8 +775,8 @@ def lens_notes(lens: Lens | None, versions: Mapping[str, Version]) -> list[str]:
     if lens is None or len(seen) < 2:
         return []
     return [
-        f"lens {lens.name} was fitted on {_some(seen)}: between them it does better than on other "
-        f"images (vdna lens show {lens.name} has its scores held out)"
+        f"lens {lens.name} was fitted on {some_of(seen)}: between them it does better than on "
+        f"other images (vdna lens show {lens.name} has its scores held out)"
     ]
 
 
@@ -790,7 +790,7 @@ def few_images_notes(versions: Mapping[str, Version]) -> list[str]:
     if not few:
         return []
     return [
-        f"error bars were checked on {CHECKED_IMAGES} images or more; fewer are of {_some(few)}"
+        f"error bars were checked on {CHECKED_IMAGES} images or more; fewer are of {some_of(few)}"
     ]
 
 
@@ -814,14 +814,14 @@ def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
             groups.append((segments, []))
         groups[-1][1].append(name)
     return [
-        f"{_some(names)} are of the source {'/'.join(segments) or '/'}, or of places within it"
+        f"{some_of(names)} are of the source {'/'.join(segments) or '/'}, or of places within it"
         for segments, names in groups
         if len({versions[name].part_of or name for name in names}) > 1
         or (len(names) > 1 and not versions[names[0]].part_of)
     ]
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     if len(names) == 1:
         return names[0]

@@ -22,13 +22,13 @@ from pipeline.dna import Floats
 from pipeline.exemplars import DEFAULT_KEPT
 from pipeline.explain import Explanation, Overlay
 from pipeline.lens import UNIFORM, Lens
-from pipeline.matrix import ALL, Distance, Matrix
+from pipeline.matrix import ALL, Distance, Matrix, some_of
 from pipeline.significance import FALSE_DISCOVERY_RATE, LEAST_FOLDS
 
 PAIRS = 20
 """Listed where the table is too wide."""
 NAMED = 3
-"""Datasets that a sentence names, as not told apart or as not corrected."""
+"""Datasets that a sentence names as not told apart."""
 SHOWN_NEURONS, SHOWN_IMAGES = 5, 2
 """Whose exemplars are named, and how many on either side."""
 DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
@@ -99,10 +99,7 @@ def uncorrected(matrix: Matrix, layer: str = ALL) -> str:
     causes = never[:, None] | ~never  # not who is compared to one that never is
     whose = np.any(lacking & causes, axis=1)
     names = [name for name, its in zip(matrix.names, whose, strict=True) if its]
-    if not names or never.all():
-        return ""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return some_of(names) if names and not never.all() else ""
 
 
 def _corrected(matrix: Matrix, layer: str) -> NDArray[np.bool_]:

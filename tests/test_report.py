@@ -329,9 +329,9 @@ def test_a_dataset_too_small_to_correct_is_named_and_the_others_are_corrected() 
     ]
     assert "Distances of tiny are not corrected" in plain_note(matrix)
     assert plain_note(with_estimates(matrix_of("a", "b"))) == plain_note(matrix_of("a", "b")) == ""
-    five = with_estimates(matrix_of(*"abcdef"))
+    five = with_estimates(matrix_of(*"abcdefg"))
     five.estimates["emd_corrected"][:, 2:] = five.estimates["emd_corrected"][:, :, 2:] = np.nan
-    assert uncorrected(five) == "c, d, e and 1 more"
+    assert uncorrected(five) == "c, d, e and 2 more"
 
 
 LENS = Lens("sharp", (("stem", 2), ("head", 1)), np.array([1.0, -1.0, 2.0]))
