@@ -24,9 +24,10 @@ from pipeline.manifest import SCHEMA, Manifest, ManifestWriter
 from pipeline.plan import _Spill
 from pipeline.source import list_source
 
-count, folder = int(sys.argv[1]), sys.argv[2]
+count, most, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 listing.PART_ENTRIES = 1_000  # held, and so few that few images fill it too
-names = [f"drive/frame-{i:08d}.jpg" for i in range(5 * count)]
+every = [f"drive/frame-{i:08d}.jpg" for i in range(5 * most)]  # as much to hold for few
+names = every[:5 * count]
 
 def list_page(uri, after):
     first = bisect.bisect_right(names, after)
@@ -106,7 +107,7 @@ def child(code: str, *arguments: object) -> str:
 
 def peaks(count: int, folder: Path) -> dict[str, Any]:
     folder.mkdir()
-    return json.loads(child(CHILD, count, folder))
+    return json.loads(child(CHILD, count, MANY, folder))
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
