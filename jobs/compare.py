@@ -126,7 +126,7 @@ def compare(
     apart = () if names else sorted(others)
     if as_json:
         print_json_rows(rows_of(matrix))
-        print_notes(versions, apart, through, sys.stderr)
+        print_notes(versions, apart, through, barred=bool(matrix.estimates), to=sys.stderr)
         return
     from rich.console import Console
 
@@ -145,7 +145,7 @@ def compare(
         print(summary_sentence(matrix, layer or ALL))
     if fd:
         print_matrix(matrix, Console(), layer or ALL, "fd")
-    print_notes(versions, apart, through)
+    print_notes(versions, apart, through, barred=bool(matrix.estimates))
     for written in filter(None, (out, html, figure)):
         print(f"written to {written}")
 
@@ -175,9 +175,13 @@ def print_notes(
     versions: Mapping[str, Version],
     apart: Sequence[str] = (),
     lens: Lens | None = None,
+    *,
+    barred: bool = True,
     to: TextIO | None = None,
 ) -> None:
-    """What a reader of these versions' distances should know. `apart`: those left out unasked."""
+    """What a reader of these versions' distances should know. `apart`: those left out unasked;
+    `barred`: whether there are error bars.
+    """
     from pipeline.matrix import few_images_notes, lens_notes, numerics_notes, shared_source_notes
 
     notes = [f"not compared, as built under other specs (--spec): {', '.join(apart)}"]
@@ -188,7 +192,7 @@ def print_notes(
         for note in shared_source_notes(versions)
     ]
     notes += lens_notes(lens, versions)
-    notes += few_images_notes(versions)
+    notes += few_images_notes(versions) if barred else []
     for name, version in versions.items():
         notes += [f"{name} was {version.provenance}"] if version.imported else []
         notes += [f"{name}: {note}" for note in version.notes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from jobs.shell import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.catalogue import Catalogue
     from pipeline.fit import Fitted, Score
     from pipeline.lens import Lens
     from pipeline.storage import Stored
@@ -76,7 +78,6 @@ def fit(
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
     from pipeline.fit import check_lens, fit_focus, fit_ignoring
-    from pipeline.fit import keep as keep_lens
     from pipeline.progress import Lines
 
     check_lens(name)
@@ -111,13 +112,7 @@ def fit(
             at=at,
             progress=progress,
         )
-    uri = keep_lens(place, found.lens)
-    if as_json:
-        print_json({"uri": uri, **_told(found.lens)})
-        return
-    for line in _sentences(found):
-        print(line)
-    print(f"written to {uri}; see through it with --lens {name}")
+    _keep(place, found.lens, _sentences(found), as_json)
 
 
 @lens.command()
@@ -135,7 +130,7 @@ def choose(
     """Keep a lens of whole layers, of neurons by their numbers, or of both, all alike."""
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
-    from pipeline.fit import check_lens, keep
+    from pipeline.fit import check_lens
     from pipeline.lens import Lens
 
     check_lens(name)
@@ -145,12 +140,25 @@ def choose(
     of = place.spec(place.spec_digest(place.head(), spec))
     whole = [f"{each}:0-{of.tap(each).neurons - 1}" for each in layer or ()]
     found = replace(Lens.chosen(of, [*whole, *(neurons or ())]), name=name)
+    _keep(place, found, [f"{_told(found)['neurons']:,} neurons, alike"], as_json)
+
+
+def _keep(place: Catalogue, found: Lens, lines: Sequence[str], as_json: bool) -> None:
+    """Store it, and tell of it; and of the one that its name was of until now."""
+    from pipeline.fit import keep
+    from pipeline.matrix import newest_lenses
+
+    before = newest_lenses(place).get(found.name)
     uri = keep(place, found)
+    replaced = before.uri if before and before.uri != uri else None
     if as_json:
-        print_json({"uri": uri, **_told(found)})
+        print_json({"uri": uri, "replaced": replaced, **_told(found)})
         return
-    print(f"{_told(found)['neurons']:,} neurons, alike")
-    print(f"written to {uri}; see through it with --lens {name}")
+    for line in lines:
+        print(line)
+    print(f"written to {uri}; see through it with --lens {found.name}")
+    if replaced:
+        print(f"note: {found.name} was {replaced} until now, which stays, to be named by its uri")
 
 
 def _told(of: Lens) -> dict[str, Any]:

@@ -821,6 +821,12 @@ def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
     ]
 
 
+def is_nested(one: str, other: str) -> bool:
+    """Whether either source is the other, or a place within it."""
+    pairs = zip(one.rstrip("/").split("/"), other.rstrip("/").split("/"), strict=False)
+    return bool(one and other) and all(a == b for a, b in pairs)
+
+
 def some_of(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     if len(names) == 1:

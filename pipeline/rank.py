@@ -36,7 +36,7 @@ from pipeline.build import (
     run_missing,
     store_manifest,
 )
-from pipeline.catalogue import Catalogue, Version, software
+from pipeline.catalogue import Catalogue, Commit, Version, software
 from pipeline.errors import (
     CorruptFile,
     GateError,
@@ -51,6 +51,7 @@ from pipeline.extractor import numerics
 from pipeline.gallery import Gallery, Row, look, render
 from pipeline.lens import UNIFORM, Lens
 from pipeline.manifest import Entry, Manifest, Shard
+from pipeline.matrix import is_nested, some_of
 from pipeline.networks import network_of
 from pipeline.panels import spec_facts
 from pipeline.plan import connect, plan
@@ -263,7 +264,10 @@ def rank(
             ran.shards,
             dict(manifest.ignored),
             manifest.duplicates,
-            tuple(_numerics_notes(name, version, here)),
+            (
+                *_numerics_notes(name, version, here),
+                *_lens_notes(lens, commit, storage.readable(manifest.source)),
+            ),
         )
 
 
@@ -354,6 +358,22 @@ def _numerics_notes(name: str, version: Version, here: Numerics) -> Iterator[str
         differing = [f"{k} {then.get(k)}, {now[k]} here" for k in now if then.get(k) != now[k]]
         if differing:
             yield f"numerics differ: {name} was counted under {'; '.join(differing)}"
+
+
+def _lens_notes(lens: Lens | None, commit: Commit, source: str) -> Iterator[str]:
+    """Where images may be among those that the lens was fitted on."""
+    fitted_on = (lens.provenance.get("members") or {}) if lens else {}
+    shared = [
+        name
+        for name, dna in fitted_on.items()
+        for version in commit.datasets.get(name, {}).values()
+        if version.dna == dna and not version.imported and is_nested(version.source, source)
+    ]
+    if lens and shared:
+        yield (
+            f"lens {lens.name} was fitted on {some_of(shared)}, of the same source: it does better "
+            f"on those images than on others (vdna lens show {lens.name} has its scores held out)"
+        )
 
 
 def _flat(numerics: Mapping[str, Any]) -> dict[str, Any]:

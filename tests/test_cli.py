@@ -516,6 +516,8 @@ def test_compare_prints_pairs_and_what_is_known_of_them(place: Path) -> None:
     assert "Distance, in bins, corrected for the sizes of the samples" in text
     few = "error bars were checked on 16 images or more; fewer are of a (6) and b/other (4)"
     assert f"note: {few}\n" in text
+    plain = vdna("compare", "--no-error-bars", "-c", place).stdout
+    assert "error bars were checked on" not in plain
 
 
 @pytest.mark.parametrize("command", ["compare", "report"])

@@ -416,8 +416,15 @@ def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> No
     among = [f"fresh/{name}" for name in ("none", "fog", "dark")]
     through_it = compare(place, among, lens=find_lens(place, "head", SPEC))
     assert through_it.of() == pytest.approx(compare(place, among).of("head"))
-    both = json.loads(run("choose", "b", "--layer", "head", "--neurons", "stem:3", "--json", *root))
-    assert both["neurons"] == 9
+    words = ["choose", "b", "--layer", "head", "--neurons", "stem:3", "--json", *root]
+    both = json.loads(run(*words))
+    assert (both["neurons"], both["replaced"]) == (9, None)
+    again = json.loads(run(*words))
+    assert (again["uri"], again["replaced"]) == (both["uri"], None)
+    other = run("choose", "b", "--layer", "stem", *root)
+    assert f"note: b was {both['uri']} until now, which stays" in other
+    stays = compare(place, among, lens=find_lens(place, both["uri"], SPEC))
+    assert stays.of() != pytest.approx(compare(place, among, lens=find_lens(place, "b", SPEC)).of())
     done = CliRunner().invoke(app, ["lens", "choose", "x.parquet", "--layer", "head", *root])
     assert done.exit_code == 2
     assert "lens is named 'x.parquet', as a file is" in done.output

@@ -42,6 +42,7 @@ from pipeline.extractor import Extractor
 from pipeline.gallery import Gallery, Picture, Row, render
 from pipeline.gc import collect
 from pipeline.lens import Lens
+from pipeline.matrix import is_nested
 from pipeline.nearness import LayerNearness
 from pipeline.partial import Failure
 from pipeline.rank import Ranking, gallery_of, rank, write_gallery
@@ -524,6 +525,29 @@ def test_other_numerics_are_said_and_are_another_ranking(
     found = ranked(catalogue, source, engine, place)
     assert found.notes == (f"numerics differ: {NAME} was counted under micro_batch 8, 7 here",)
     assert found.counted_shards == 14
+
+
+def test_ranking_what_the_lens_was_fitted_on_is_said(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
+) -> None:
+    version = catalogue.find(NAME)
+    provenance = {"kind": "focus", "members": {NAME: version.dna, "gone": "0" * 64}}
+    lens = dataclasses.replace(lens_of(catalogue, [1] * 7), provenance=provenance)
+    assert ranked(catalogue, source, engine, place, lens=lens).notes == ()
+    (note,) = ranked(catalogue, Path(version.source), engine, place, lens=lens).notes
+    assert note.startswith(f"lens some was fitted on {NAME}, of the same source: it does better on")
+    outer = ranked(catalogue, Path(version.source).parent, engine, place, lens=lens, include="*-0*")
+    assert outer.notes == (note,)
+    other = dataclasses.replace(lens, provenance={"members": {NAME: "1" * 64}})
+    assert ranked(catalogue, Path(version.source), engine, place, lens=other).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "nested"),
+    [("a/b", "a/b/", True), ("a/b", "a/b/c", True), ("a/b", "a/bc", False), ("a/b", "", False)],
+)
+def test_sources_are_nested_by_whole_names(one: str, other: str, nested: bool) -> None:
+    assert is_nested(one, other) is is_nested(other, one) is nested
 
 
 def test_a_worker_of_other_numerics_than_the_driver_s_is_refused(
