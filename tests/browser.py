@@ -16,6 +16,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from tests.ceph import free_port
+
 CHOICE = "VDNA_TEST_BROWSER"
 INSTALL = "apt-get install chromium chromium-driver"
 FLAGS = (
@@ -123,7 +125,7 @@ def reader(profile: Path) -> Iterator[Reader]:
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    service = webdriver.ChromeService(shutil.which("chromedriver"), port=free_port())
     driver = webdriver.Chrome(options=options, service=service)
     try:
         yield Reader(driver)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -130,7 +131,7 @@ def _serving() -> Iterator[dict[str, str]]:
         os.environ["CEPH_CONF"] = str(folder / "ceph.conf")
         (folder / "ceph.conf").write_text(
             CONFIGURATION.format(
-                folder=folder, fsid=uuid.uuid4(), monitor=_free_port(), classes=_classes()
+                folder=folder, fsid=uuid.uuid4(), monitor=free_port(), classes=_classes()
             )
         )
         all_caps = ("--cap", "mon", "allow *", "--cap", "osd", "allow *")
@@ -145,7 +146,7 @@ def _serving() -> Iterator[dict[str, str]]:
         _output("ceph-osd", "--id", "0", "--mkfs", "--osd-uuid", osd)
         daemon("ceph-osd", "--id", "0")
         access, secret = new_user("tests")
-        port = _free_port()
+        port = free_port()
         frontend = f"beast endpoint=127.0.0.1:{port} tcp_nodelay=1"  # else a GET takes 40 ms
         daemon("radosgw", "--name", "client.admin", "--rgw-frontends", frontend)
         _wait_for(port)
@@ -179,9 +180,12 @@ def _classes() -> str:
     return str(found[0])
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def free_port() -> int:
+    """To be bound a moment later: of those that the system gives to nobody who asks for any."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _wait_for(port: int) -> None:

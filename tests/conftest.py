@@ -8,6 +8,7 @@ from typing import Any
 
 import boto3
 import pytest
+from hypothesis import settings
 
 from tests import browser, ceph, s3
 
@@ -15,6 +16,8 @@ LONGEST = [
     f"test_{name}.py"
     for name in ("cluster", "kills", "machine", "agreement", "faults", "ceph", "demo", "networks")
 ]
+settings.register_profile("unhurried", parent=settings(), deadline=None)  # machines are busy
+settings.load_profile("unhurried")
 STARTED = pytest.StashKey[dict[str, str]]()
 
 

@@ -178,12 +178,14 @@ def running(catalogue: Path) -> list[int]:
     return [pid for pid in pids if psutil.pid_exists(pid)]
 
 
-def wait_for(catalogue: Path, shards: int, process: subprocess.Popen[str]) -> None:
+def wait_for(catalogue: Path, shards: int, process: subprocess.Popen[str]) -> list[int]:
+    """Until so many are committed, and some are under way: by these processes."""
     deadline = time.monotonic() + 120
-    while committed(catalogue) < shards or not running(catalogue):
+    while not (pids := running(catalogue)) or committed(catalogue) < shards:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.02)
+    return pids
 
 
 def holds(catalogue: Path, truth: DNA) -> None:

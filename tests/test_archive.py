@@ -184,9 +184,7 @@ PAIRS = st.lists(
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=PAIRS)
 def test_any_members_are_read_as_they_were_written(name: str, pairs: Pairs, tmp_path: Path) -> None:
     uri = put(tmp_path, name, WRITERS[name](pairs))
@@ -198,9 +196,7 @@ def test_any_members_are_read_as_they_were_written(name: str, pairs: Pairs, tmp_
         assert [member for member, _ in found] == [member for member, _ in pairs]
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     raw=st.lists(
         st.text("\\x41é\udcc3\udca9\udcff", min_size=1, max_size=6), min_size=1, unique=True
@@ -279,9 +275,7 @@ def whole_before(name: str, data: bytes, cut: int) -> int:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(part=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_archive_keeps_what_is_whole_and_fails(
     name: str, part: float, tmp_path: Path
@@ -316,9 +310,7 @@ def test_a_packed_member_that_is_not_where_it_was_listed_fails(
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255))
 def test_a_byte_changed_anywhere_ends_no_job(
     name: str, at: float, value: int, tmp_path: Path

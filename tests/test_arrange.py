@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.arrange import clusters, defined, length, neighbours, plane_map
@@ -31,7 +31,6 @@ def with_holes(distances: Floats, *undefined: int) -> Floats:
 seeds = st.integers(0, 2**31)
 
 
-@settings(deadline=None)
 @given(seed=seeds, count=st.integers(0, 25), holes=st.sets(st.integers(0, 24)))
 def test_an_order_has_every_dataset_once_and_the_undefined_last(
     seed: int, count: int, holes: set[int]
@@ -44,7 +43,6 @@ def test_an_order_has_every_dataset_once_and_the_undefined_last(
     assert found.order[count - len(found.undefined) :] == found.undefined
 
 
-@settings(deadline=None)
 @given(seed=seeds, count=st.integers(2, 25))
 def test_the_order_is_never_longer_than_the_plain_one(seed: int, count: int) -> None:
     distances = distances_of(points(seed, count, 4))
@@ -53,7 +51,6 @@ def test_the_order_is_never_longer_than_the_plain_one(seed: int, count: int) -> 
     assert sorted(best.merges[:, 4]) == pytest.approx(sorted(plain.merges[:, 4]))
 
 
-@settings(deadline=None)
 @given(seed=seeds, count=st.integers(2, 8))
 def test_no_other_order_of_the_tree_is_shorter(seed: int, count: int) -> None:
     distances = distances_of(points(seed, count, 4))
@@ -77,7 +74,6 @@ def test_a_line_is_walked_from_end_to_end() -> None:
     assert sorted((found.order, found.order[::-1])) == [(1, 3, 0, 4, 2), (2, 4, 0, 3, 1)]
 
 
-@settings(deadline=None)
 @given(seed=seeds, count=st.integers(2, 25))
 def test_brackets_join_neighbouring_branches_upwards(seed: int, count: int) -> None:
     """Drawn without a crossing: each joins two stretches of the order that touch."""
@@ -102,7 +98,6 @@ def test_two_groups_are_two_branches() -> None:
     assert found.merges[:, 4].tolist() == [1.0, 1.0, 100.0]
 
 
-@settings(deadline=None)
 @given(seed=seeds, count=st.integers(1, 25), dimensions=st.integers(1, 2))
 def test_a_map_of_points_in_the_plane_is_faithful(seed: int, count: int, dimensions: int) -> None:
     distances = distances_of(points(seed, count, dimensions))
@@ -111,7 +106,6 @@ def test_a_map_of_points_in_the_plane_is_faithful(seed: int, count: int, dimensi
     assert found.stress == pytest.approx(0, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(seed=seeds, count=st.integers(5, 25))
 def test_stress_says_what_the_plane_cannot_hold(seed: int, count: int) -> None:
     distances = distances_of(points(seed, count, 20))

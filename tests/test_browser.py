@@ -249,7 +249,7 @@ def test_on_a_telephone_in_the_dark(reader: Reader, tmp_path: Path, count: int) 
         reader.look(width, scheme="dark")
         reader.wait(partial(reader.run, f"return innerWidth === {width}"))
         wide = "return document.documentElement.scrollWidth <= innerWidth"
-        reader.wait(partial(reader.run, wide), seconds=5)
+        reader.wait(partial(reader.run, wide))
     dark = reader.run(background)
     assert light != dark
     assert (

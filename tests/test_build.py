@@ -214,12 +214,13 @@ def test_a_rerun_counts_only_what_is_missing(
     place: Catalogue, folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[str] = []
-    count = Counter.count
+    count, lock = Counter.count, threading.Lock()
 
     def spy(self: Counter, shard: object, key: str, **kwargs: bool) -> object:
-        if len(counted) == limit:
-            raise Killed
-        counted.append(key)
+        with lock:
+            if len(counted) == limit:
+                raise Killed
+            counted.append(key)
         return count(self, shard, key, **kwargs)
 
     monkeypatch.setattr(Counter, "count", spy)

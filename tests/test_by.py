@@ -444,7 +444,7 @@ def by_value(manifest: Manifest) -> dict[str, list[str]]:
     return names
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(labelled, st.booleans(), st.integers(1, 9), st.randoms())
 def test_shards_are_of_one_value_and_folds_split_no_group(
     images: list[tuple[str, int, bool]], grouped: bool, size: int, rng: random.Random
@@ -478,7 +478,7 @@ def test_shards_are_of_one_value_and_folds_split_no_group(
             assert max(counts) - min(counts) <= 1
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(labelled, st.lists(st.integers(0, 119), max_size=8), st.integers(1, 5))
 def test_a_later_plan_keeps_every_shard_that_is_still_of_one_value(
     images: list[tuple[str, int, bool]], relabelled: list[int], size: int

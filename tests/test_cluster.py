@@ -77,8 +77,8 @@ def test_killed_workers_are_replaced_and_nothing_counts_twice(
     process = small.start(folder, tmp_path)
     with ended(process):
         for shards in (3, 12):
-            wait_for(tmp_path, shards, process)
-            os.kill(random.Random(shards).choice(sorted(running(tmp_path))), signal.SIGKILL)
+            under_way = wait_for(tmp_path, shards, process)
+            os.kill(random.Random(shards).choice(sorted(under_way)), signal.SIGKILL)
         result = finish(process)
     assert (result["images"], result["failed"]) == (46, 2)
     assert committed(tmp_path) == SHARDS

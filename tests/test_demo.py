@@ -29,7 +29,7 @@ def test_the_demo_shows_what_it_says(tmp_path: Path) -> None:
     assert emd["photos/other-crops"] < min(emd[name] for name in variants)
     assert max(emd[name] for name in variants) < min(emd[name] for name in others)
     q = dict(zip(matrix.names, matrix.of("all", "q")[original], strict=True))
-    assert q["photos/other-crops"] > 0.2  # 0.42, and on no machine near what is told apart
+    assert q["photos/other-crops"] > 0.05  # 0.42; the folder's name decides on the folds
     assert max(q[name] for name in (*variants, *others)) < 0.01
     told = done.stdout.partition("these differ from it: ")[2]
     differ, _, alike = told.partition("these are not told apart: ")

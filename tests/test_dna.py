@@ -177,7 +177,7 @@ def test_one_layer_can_be_read_alone() -> None:
     assert head.layers == ("head",)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_torn_file_is_refused_with_its_name(data: st.DataObject) -> None:
     whole = encode_dna(random_dna(SPEC, RANGES, 9, 3))
@@ -186,7 +186,7 @@ def test_a_torn_file_is_refused_with_its_name(data: st.DataObject) -> None:
         decode_dna(whole[:cut], "some/dna")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_flipped_bit_is_never_a_different_dna(data: st.DataObject) -> None:
     """Either it is refused, or it changed nothing that is read, or (a sum that still holds) the

@@ -70,7 +70,7 @@ def kept(
     return reactions.named(keep, SPEC, names)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_whatever_the_shards_and_the_order_they_are_those_of_all(data: st.DataObject) -> None:
     count = data.draw(st.integers(0, 24))

@@ -446,7 +446,7 @@ def test_hostile_names_are_shown_and_never_run_at_any_width(reader: Reader, tmp_
             for shown in ("title", "about", "notes", "panels", "cards", "selected", "layers"):
                 assert HOSTILE in reader.text(shown) or shown == "layers", shown
             wide = "return document.documentElement.scrollWidth <= innerWidth"
-            reader.wait(partial(reader.run, wide), seconds=5)
+            reader.wait(partial(reader.run, wide))
         backgrounds.add(reader.run("return getComputedStyle(document.body).backgroundColor"))
     assert len(backgrounds) == 2
     assert "no images are kept of this neuron" in reader.text("cards")

@@ -57,7 +57,7 @@ RESOURCES = Resources(workers=0, threads=2)
 SETTINGS = {
     "ATTEMPTS": 4,
     "WAIT_SECONDS": 0.01,
-    "CONNECT_SECONDS": 0.5,
+    "CONNECT_SECONDS": 5,
     "READ_SECONDS": 1,
     "BYTES_PER_SECOND": 100_000,
 }
@@ -399,9 +399,16 @@ def test_an_object_that_changes_after_the_listing(
 @pytest.mark.soak
 @pytest.mark.parametrize("faults", [False, True], ids=["slow", "slow-and-failing"])
 def test_two_jobs_at_once(
-    faults: bool, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
+    faults: bool,
+    chaos: Chaos,
+    place: Catalogue,
+    images: str,
+    clean: DNA,
+    totals: Totals,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On one catalogue and dataset: both end well, or one is told of the other."""
+    monkeypatch.setenv("VDNA_STORAGE_READ_SECONDS", str(PATIENT))
     if faults:
         chaos.on(answer_lost, "PUT", "", times=None, share=0.2)
         chaos.on(reset, ".*", "", times=None, share=0.1)
@@ -486,6 +493,7 @@ def test_a_comparison_is_exact_or_its_error_is_clean(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By tiles that are committed; what was done before the error is not done again."""
+    monkeypatch.setenv("VDNA_STORAGE_READ_SECONDS", str(PATIENT))
     monkeypatch.setattr(matrix_module, "TILE_WORK", -1)
     row, place = COMPARISONS[name], Catalogue(compared)
     for left in ("matrix", "_work/_tiles"):

@@ -172,7 +172,7 @@ def test_a_focus_is_on_the_neurons_that_were_moved(place: Catalogue) -> None:
     assert distances.of()[0].argmax() == 1
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**31),
     neurons=st.integers(2, 12),

@@ -89,7 +89,6 @@ dnas = st.builds(
 # Merging.
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=6),
     st.integers(0, 2**32 - 1),
@@ -115,7 +114,6 @@ def test_the_outer_product_belongs_where_means_differ() -> None:
     assert np.array_equal((a + b).scatter_of("head"), np.ones((5, 5)))
 
 
-@settings(deadline=None)
 @given(dnas, dnas, dnas)
 def test_addition_is_associative_and_commutative_up_to_rounding(a: DNA, b: DNA, c: DNA) -> None:
     scale = 1 + max(float(np.abs(d.mean).max()) for d in (a, b, c)) ** 2 * 36
@@ -126,7 +124,6 @@ def test_addition_is_associative_and_commutative_up_to_rounding(a: DNA, b: DNA, 
         assert np.allclose(left.scatter, other.scatter, rtol=1e-9, atol=1e-12 * scale)
 
 
-@settings(deadline=None)
 @given(dnas, st.lists(dnas, min_size=1, max_size=4))
 def test_empty_is_neutral_and_sums_are_sound(a: DNA, parts: list[DNA]) -> None:
     empty = DNA.empty(SPEC, RANGES, layer_gaussian=True)
@@ -170,7 +167,7 @@ def test_a_scatter_that_is_not_of_these_images_is_refused() -> None:
 # Files.
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(dnas)
 def test_a_partial_s_file_gives_back_every_bit(dna: DNA) -> None:
     assert decode_dna(encode_dna(dna), "x")[0].identical(dna)
@@ -197,7 +194,7 @@ def numbers(dna: DNA, layer: str) -> tuple[Floats, Floats]:
 
 
 @THEIR_SQUARE_ROOT
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(20, 40), st.integers(20, 40), st.floats(0, 20))
 def test_fd_is_that_of_three_other_packages(seed: int, n: int, m: int, shift: float) -> None:
     from cleanfid.fid import frechet_distance
@@ -261,7 +258,7 @@ def test_fd_of_wide_layers_with_few_images_and_with_many(images: int) -> None:
     assert root_covariance(dnas[0], "wide").shape == (256, min(256, images - 1))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(2, 30))
 def test_fd_is_symmetric_not_negative_and_zero_on_itself(seed: int, n: int, m: int) -> None:
     a, b = of_samples(samples(seed, n)), of_samples(samples(seed + 7, m, 2.0))

@@ -87,7 +87,7 @@ def cases(draw: st.DrawFn) -> tuple[NDArray[np.float32], Floats, Floats, int]:
     return x, low, high, bins
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(cases())
 def test_every_kernel_counts_as_the_rule_says(
     case: tuple[NDArray[np.float32], Floats, Floats, int],
@@ -138,7 +138,7 @@ def test_blocks_and_tiles_of_every_size(positions: int, neurons: int) -> None:
     assert np.array_equal(counted(x, low, high, 20).table, oracle(x, low, high, 20))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 9), max_size=4), st.booleans())
 @example(0, [], True)
 def test_counts_and_means_do_not_depend_on_batches(

@@ -178,8 +178,8 @@ def test_time_counts_from_when_decoding_began(decoders: Decoders) -> None:
         return value
 
     fetched: Future[int] = Future()
-    late = decoders.after(fetched, decode, 1.0)
-    queued = [decoders.after(done(i), decode, 1.0) for i in range(6)]
+    late = decoders.after(fetched, decode, 1.5)
+    queued = [decoders.after(done(i), decode, 1.5) for i in range(6)]
     assert [decoders.result(future) for future in reversed(queued)] == [5, 4, 3, 2, 1, 0]
     fetched.set_result(6)
     assert decoders.result(late) == 6
@@ -188,12 +188,12 @@ def test_time_counts_from_when_decoding_began(decoders: Decoders) -> None:
 def test_one_that_is_stuck_is_left_and_holds_up_no_other(decoders: Decoders) -> None:
     release = threading.Event()
     stuck = decoders.after(done(1), lambda value: release.wait(60) and value, 0.2)
-    other = decoders.after(done(2), lambda value: value, 0.2)
+    other = decoders.after(done(2), lambda value: value, 5)
     assert decoders.result(other) == 2  # though it comes after, and there is one thread
     with pytest.raises(TimeoutError):
         decoders.result(stuck)
     release.set()
-    assert decoders.result(decoders.after(done(3), lambda value: value, 0.2)) == 3
+    assert decoders.result(decoders.after(done(3), lambda value: value, 5)) == 3
     with pytest.raises(TimeoutError):
         decoders.result(stuck)
 

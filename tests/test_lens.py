@@ -76,7 +76,7 @@ def test_the_digest_is_of_the_weights_whatever_the_name() -> None:
     assert one.digest != replace(one, taps=(("blocks.0", 5), ("a:b", 4))).digest
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.floats(-9, 9), min_size=9, max_size=9).filter(lambda weights: sum(weights) > 0))
 def test_the_file_gives_back_the_lens(weights: list[float]) -> None:
     one = lens(weights)

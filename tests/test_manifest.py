@@ -69,7 +69,7 @@ def members(manifest: Manifest) -> list[Entry]:
     return [entry for shard in manifest.shards for entry in shard.members]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(1, 400), st.one_of(st.none(), st.integers(1, 50)), st.integers(0, 5))
 def test_every_entry_is_in_exactly_one_shard(count: int, size: int | None, groups: int) -> None:
     found = entries(count, groups=groups)
@@ -80,7 +80,7 @@ def test_every_entry_is_in_exactly_one_shard(count: int, size: int | None, group
     assert [shard.index for shard in manifest.shards] == list(range(len(manifest.shards)))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(1, 300), st.randoms())
 def test_the_order_of_listing_does_not_matter(count: int, rng: random.Random) -> None:
     found = entries(count)
@@ -89,7 +89,7 @@ def test_the_order_of_listing_does_not_matter(count: int, rng: random.Random) ->
     assert plan(found).digest == plan(shuffled).digest
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(16, 2000))
 def test_folds_are_of_nearly_equal_size(count: int) -> None:
     manifest = plan(entries(count))
@@ -100,7 +100,7 @@ def test_folds_are_of_nearly_equal_size(count: int) -> None:
     assert max(sizes.values()) - min(sizes.values()) <= 1
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_a_group_is_never_split_over_folds(count: int, groups: int) -> None:
     manifest = plan(entries(count, groups=groups), shard_images=3)
@@ -111,7 +111,7 @@ def test_a_group_is_never_split_over_folds(count: int, groups: int) -> None:
     assert all(len(of) == 1 for of in folds.values())
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(1, 200), st.integers(0, 100), st.integers(0, 50), st.integers(0, 50))
 def test_a_later_listing_keeps_what_did_not_change(
     count: int, added: int, removed: int, changed: int
@@ -146,7 +146,7 @@ def test_planning_again_from_one_s_own_plan_changes_nothing() -> None:
     assert plan(entries(100), previous=first).digest == first.digest
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     st.integers(1, 300), st.one_of(st.none(), st.integers(1, 50)), st.integers(0, 40), st.randoms()
 )
@@ -171,7 +171,7 @@ def in_archives(sizes: list[int]) -> list[Entry]:
     ]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=5), st.integers(0, 30))
 def test_members_of_an_archive_are_spread_in_runs_as_they_lie(
     sizes: list[int], single: int

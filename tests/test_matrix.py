@@ -71,7 +71,7 @@ def rounding(bins: int) -> float:
     return (bins - 1) * 2.0**-26
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     size=st.integers(1, 13),
     neurons=st.integers(1, 9),
@@ -199,7 +199,7 @@ def some_matrix(names: int = 3, layers: int = 2) -> Matrix:
 
 
 @given(st.integers(2, 5), st.integers(1, 4))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_file_gives_back_the_matrix(names: int, layers: int) -> None:
     matrix = some_matrix(names, layers)
     data = matrix.encode()
@@ -212,7 +212,7 @@ def test_the_file_gives_back_the_matrix(names: int, layers: int) -> None:
     assert again.table.equals(matrix.table)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_torn_matrix_is_refused_with_its_name(data: st.DataObject) -> None:
     whole = some_matrix().encode()

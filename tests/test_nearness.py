@@ -63,7 +63,7 @@ def case(
     return spec, ranges, drawn(images, 0), drawn(3, 0.5)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([2, 3, 63, 64, 65, 128, 1000]),

@@ -58,7 +58,7 @@ some_shapes = st.tuples(
 seeds = st.integers(0, 2**31)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shape=some_shapes, seed=seeds)
 def test_weights_are_linear_and_may_be_negative(shape: tuple[int, int, int], seed: int) -> None:
     size, neurons, bins = shape
@@ -78,7 +78,7 @@ def test_weights_are_linear_and_may_be_negative(shape: tuple[int, int, int], see
     assert np.allclose(np.sum(parts, axis=0)[defined], found[defined], rtol=1e-12, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shape=some_shapes, seed=seeds, data=st.data())
 def test_laws_of_a_distance_hold_to_the_last_bit(
     shape: tuple[int, int, int], seed: int, data: st.DataObject
@@ -98,7 +98,7 @@ def test_laws_of_a_distance_hold_to_the_last_bit(
     assert np.array_equal(rectangle, found[: cut + 1, cut:], equal_nan=True)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shape=some_shapes, seed=seeds, threads=st.integers(1, 5))
 def test_parts_and_threads_change_nothing(
     shape: tuple[int, int, int], seed: int, threads: int
@@ -126,7 +126,7 @@ def replace_neurons(dna: DNA, at: slice) -> DNA:
     return replace(dna, **cut)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shape=some_shapes, seed=seeds, signed=st.booleans())
 def test_torch_gives_the_same_bits(shape: tuple[int, int, int], seed: int, signed: bool) -> None:
     """Its code for a device, run on the CPU."""
@@ -229,7 +229,7 @@ def brute(
     }
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     sizes=st.lists(
         st.lists(st.integers(0, 9), min_size=2, max_size=16).filter(
@@ -338,7 +338,7 @@ def test_planes_are_means_and_the_last_is_of_all() -> None:
 # DNAs in memory.
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     size=st.integers(1, 9),
     neurons=st.lists(st.integers(1, 40), min_size=1, max_size=3),

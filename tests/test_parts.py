@@ -222,7 +222,7 @@ def test_a_partial_which_is_read_whole_states_none() -> None:
 # What is read.
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     layers=st.lists(st.sampled_from(SPEC.layers), min_size=1, unique=True),
     kind=st.sampled_from(IN_PART),

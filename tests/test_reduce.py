@@ -102,7 +102,7 @@ def same_integers(a: DNA, b: DNA) -> bool:
 # The tree.
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.integers(1, 200))
 def test_a_tree_of_any_size_sums_to_the_flat_sum(count: int) -> None:
     work = new_work()
@@ -139,7 +139,7 @@ def test_floats_are_added_in_the_order_of_the_leaves(count: int) -> None:
     assert not backwards.identical(total_of(last))
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(st.integers(LAST + 1, 120), st.randoms(use_true_random=False))
 def test_a_tree_resumes_to_the_same_bytes(count: int, rng: random.Random) -> None:
     work = new_work()
@@ -303,7 +303,7 @@ def composed(manifest: Manifest, work: str | None = None) -> Composed:
     return reduce_all(manifest, work, "photos")
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(1, 60), st.integers(0, 5), st.integers(1, 4))
 def test_folds_sum_to_the_dna_and_both_to_the_partials(
     count: int, bad: int, shard_images: int

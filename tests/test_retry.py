@@ -92,12 +92,12 @@ def test_pauses_grow_and_are_not_all_the_same(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_try_begins_after_the_time_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VDNA_STORAGE_TOTAL_SECONDS", "0.05")
+    monkeypatch.setenv("VDNA_STORAGE_TOTAL_SECONDS", "0.5")
     monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "1000")
-    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.02")
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.2")
     began = time.monotonic()
     assert 1 < tries(ConnectionResetError()) < 8
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
 
 
 def test_the_number_of_tries_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,7 +304,7 @@ def test_a_slow_decoder_is_retried_apart_and_then_listed(
     slow = storage.read(shard.members[3].uri)
     monkeypatch.setattr(images, "load", hang)
     monkeypatch.setattr(images, "load_isolated", isolated)
-    counter = Counter(extractor, SPEC, RANGES, Resources(threads=1, decode_seconds=0.5))
+    counter = Counter(extractor, SPEC, RANGES, Resources(threads=1, decode_seconds=2))
     partial = counter.count(shard, "key")
     release.set()
     counter.close()

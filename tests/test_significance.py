@@ -35,7 +35,6 @@ def sizes(chance: np.random.Generator, folds: int) -> Array:
 # The jackknife.
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(2, 16), st.integers(2, 16), st.floats(0, 50), st.floats(0, 500))
 def test_what_noise_adds_to_the_square_is_taken_away_exactly(
     seed: int, folds_a: int, folds_b: int, distance: float, noise: float
@@ -54,7 +53,6 @@ def test_what_noise_adds_to_the_square_is_taken_away_exactly(
     assert float(found.emd_corrected) == pytest.approx(distance, abs=1e-3 + 1e-3 * emd)
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(2, 16), st.integers(2, 16), st.floats(0.1, 1000))
 def test_estimates_are_symmetric_and_scale_with_the_distance(
     seed: int, folds_a: int, folds_b: int, factor: float
@@ -77,7 +75,6 @@ def test_estimates_are_symmetric_and_scale_with_the_distance(
     assert (found.emd_corrected <= found.high + 1e-9).all()
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(2, 16), st.integers(2, 16), st.floats(0, 3))
 def test_the_interval_is_all_squares_that_are_not_too_far(
     seed: int, folds_a: int, folds_b: int, spread: float
@@ -172,7 +169,6 @@ def test_the_floor_of_unequal_folds_is_that_of_their_images() -> None:
 # The test.
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(LEAST_FOLDS, 11))
 def test_it_compares_all_choices_of_signs(seed: int, folds: int) -> None:
     """Of each two differences the inner product h counts, and twice its cube in the test's unit."""
@@ -187,7 +183,6 @@ def test_it_compares_all_choices_of_signs(seed: int, folds: int) -> None:
     assert float(flip_test(vectors @ vectors.T)) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(seeds, st.floats(1e-9, 1e9))
 def test_units_do_not_matter(seed: int, factor: float) -> None:
     vectors = np.random.default_rng(seed).normal(size=(6, 4))
@@ -209,7 +204,6 @@ def test_what_could_not_show_a_difference_is_not_tested() -> None:
     assert float(flip_test(np.ones((LEAST_FOLDS, LEAST_FOLDS)))) < FALSE_DISCOVERY_RATE
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(2, 6), st.integers(2, 6))
 def test_differences_pair_folds_and_merge_what_is_over(seed: int, of_a: int, of_b: int) -> None:
     chance = np.random.default_rng(seed)
@@ -227,7 +221,6 @@ def test_differences_pair_folds_and_merge_what_is_over(seed: int, of_a: int, of_
     np.testing.assert_allclose(differences_of(a, b, n_a, n_b), d @ d.T, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(seeds, st.sampled_from([0.0, 1e-4, 0.1]), st.booleans())
 def test_rounding_is_no_difference(seed: int, spread: float, dead: bool) -> None:
     """Of equal folds, and of a neuron that says the same of every image."""
@@ -251,7 +244,7 @@ def test_rounding_is_no_difference(seed: int, spread: float, dead: bool) -> None
             assert float(flip_test(gram)) == 2.0**-15
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seeds)
 def test_q_is_benjamini_and_hochbergs(seed: int) -> None:
     chance = np.random.default_rng(seed)

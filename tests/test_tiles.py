@@ -120,7 +120,7 @@ def same(a: Matrix, b: Matrix) -> None:
 # Any cutting is the same.
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     names=st.lists(st.integers(0, 5), min_size=2, max_size=6, unique=True),
     memory=st.sampled_from([1, 4000, 10**9]),
