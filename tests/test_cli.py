@@ -805,6 +805,7 @@ def test_refresh_needs_a_catalogue_and_a_sound_file(
 # In processes of their own
 
 
+@pytest.mark.soak
 def test_each_command_is_a_module_too(tmp_path: Path, others: Path, place: Path) -> None:
     module = (sys.executable, "-m")
     built = run(*module, "jobs.build", "b", others, "-c", tmp_path, "--workers", 0, "--json")

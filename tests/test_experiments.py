@@ -236,6 +236,7 @@ def test_every_attribute_can_be_seen_in_pixels(name: str) -> None:
     assert np.abs(np.asarray(given, float) - np.asarray(plain, float)).mean() > 0.5
 
 
+@pytest.mark.soak
 def test_an_images_distance_is_that_of_vdna_rank(observer: Observer, tmp_path: Path) -> None:
     from pipeline import Catalogue, InProcess, Request, build_datasets
     from pipeline.lens import Lens
@@ -284,6 +285,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.soak
 def test_changes_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unit, change, _ = changes.CHANGES["brightness"]
     monkeypatch.setattr(changes, "CHANGES", {"brightness": (unit, change, (0.001, 3.0))})
@@ -297,6 +299,7 @@ def test_changes_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert "brightness, EMD" in changes.table(result)
 
 
+@pytest.mark.soak
 def test_selection_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: selection.DOMAINS[name] for name in ("white", "dark", "photos", "blur")}
     monkeypatch.setattr(selection, "DOMAINS", few)
@@ -308,6 +311,7 @@ def test_selection_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert "at random" in selection.table(result)
 
 
+@pytest.mark.soak
 def test_realism_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(realism, "BOOTSTRAPS", 10)
     looked: dict[str, Any] = {}

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 FEW, MANY = 4_000, 24_000
 
 CHILD = """
@@ -145,6 +147,7 @@ print(after["peak_mb"] - idle["peak_mb"])
 """
 
 
+@pytest.mark.soak
 def test_a_comparison_s_memory_is_bounded_by_its_setting(tmp_path: Path) -> None:
     """Of DNAs that take 870 MB, with their folds."""
     place = tmp_path / "catalogue"
