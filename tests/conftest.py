@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import boto3
 import pytest
+import typer.testing
 from hypothesis import settings
 
 from tests import browser, ceph, s3
@@ -18,6 +20,8 @@ LONGEST = [
 ]
 settings.register_profile("unhurried", parent=settings(), deadline=None)  # machines are busy
 settings.load_profile("unhurried")
+# Made once, and not by each of a thousand calls anew.
+typer.testing._get_command = cache(typer.testing._get_command)
 STARTED = pytest.StashKey[dict[str, str]]()
 
 

@@ -59,8 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 # A network of each family: a CNN, a ViT, and Inception with its patched pooling.
 NETWORKS = (
     "efficientnet_lite0",
-    "timm:vit_tiny_patch16_224",
-    pytest.param("inception", marks=pytest.mark.soak),
+    *(pytest.param(n, marks=pytest.mark.soak) for n in ("timm:vit_tiny_patch16_224", "inception")),
 )
 
 

@@ -257,6 +257,7 @@ def test_a_lens_in_the_gate(tmp_path: Path) -> None:
     assert "at most 0: surely more" in done.stderr
 
 
+@pytest.mark.soak
 def test_a_gate_between_specs_is_no_gate(tmp_path: Path) -> None:
     file = config(tmp_path, "{a: day, b: night, max: 99}")
     file.write_text(file.read_text().replace("name: night,", "name: night, bins: 50,"))

@@ -616,6 +616,7 @@ def test_gc_removes_tiles_that_nobody_came_back_for(place: Catalogue) -> None:
     assert np.isfinite(compare(place).of()).all()
 
 
+@pytest.mark.soak
 def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
     from pipeline.cluster import RayEngine
     from pipeline.spec import Resources
