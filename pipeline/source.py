@@ -151,7 +151,7 @@ class _Look:
         self._progress = progress
         self._uri = storage.canonical(text)
         self._table = _Table.of(self._uri, rules)
-        self._root = self._uri
+        self._source = self._root = self._uri  # what is told, and what paths are below
         for option, column in (("group-by", rules.column), ("by", rules.by)):
             depth = _depth(column)
             if column is not None and depth is None and self._table is None:
@@ -191,7 +191,7 @@ class _Look:
         elif self._is_glob():
             is_file = storage.protocol_of(self._uri) == "file"
             head = self._text.split("*")[0].split("?")[0].split("[")[0]
-            self._root = storage.canonical(head.rpartition("/")[0] or ".")
+            self._source = self._root = storage.canonical(head.rpartition("/")[0] or ".")
             for item in storage.glob(self._text if is_file else self._uri):
                 self._take(item)
         elif self._is_prefix():
@@ -222,7 +222,7 @@ class _Look:
             self._say()
 
     def listing(self) -> Listing:
-        found = self._parts.listing(self._root)
+        found = self._parts.listing(self._source)
         if not self._parts.total:
             raise SourceError(
                 f"{self._text} holds no image ({sum(found.ignored.values())} files of other kinds "

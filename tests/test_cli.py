@@ -658,6 +658,16 @@ def test_report_writes_the_page_of_a_snapshot(
     assert '"lens":"third"' in out.read_text().replace(" ", "")
 
 
+def test_a_build_of_another_source_than_before_says_so(photos: Path, tmp_path: Path) -> None:
+    place = tmp_path / "catalogue"
+    for name in ("day", "night"):
+        (tmp_path / f"{name}.txt").write_text(f"{photos}/photo-0001.jpg\n")
+    build("x", tmp_path / "day.txt", place, *SMALL)
+    assert vdna_json("show", "x", "-c", place)["source"] == str(tmp_path / "day.txt")
+    said = build("x", tmp_path / "night.txt", place, *SMALL).stderr
+    assert f"x: was of {tmp_path}/day.txt, and is of {tmp_path}/night.txt now" in said
+
+
 def test_compare_says_which_datasets_may_share_images(photos: Path, tmp_path: Path) -> None:
     place, page = tmp_path / "catalogue", tmp_path / "page.html"
     for name, limit in (("few", 2), ("more", 3)):

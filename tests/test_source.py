@@ -56,6 +56,16 @@ def test_a_glob(tmp_path: Path) -> None:
     assert names(list_source(f"{tmp_path}/**/*.png")) == ["a1.png", "a2.png", "a3.png"]
 
 
+def test_a_source_is_told_as_it_was_named(tmp_path: Path) -> None:
+    """A glob as the folder that it is in."""
+    touch(tmp_path, "set/a.png", "set/b.png")
+    (tmp_path / "set/list.txt").write_text("a.png\n")
+    (tmp_path / "set/table.csv").write_text("uri\na.png\n")
+    for name in ("set", "set/a.png", "set/list.txt", "set/table.csv"):
+        assert storage.readable(list_source(tmp_path / name).source) == str(tmp_path / name)
+    assert storage.readable(list_source(f"{tmp_path}/set/*.png").source) == str(tmp_path / "set")
+
+
 def test_a_folder_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
     touch(tmp_path, "set [1]/a.png")
     assert names(list_source(tmp_path / "set [1]")) == ["a.png"]
