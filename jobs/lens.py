@@ -48,7 +48,9 @@ def fit(
             help="See this attribute: two datasets, with it and without. Its few neurons, alike.",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Neurons of a focus.")] = 20,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Neurons of a focus (default: 20).")
+    ] = None,
     layer: Annotated[
         list[str] | None, typer.Option(help="A focus among this layer's only. Can be repeated.")
     ] = None,
@@ -77,7 +79,7 @@ def fit(
     """
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
-    from pipeline.fit import check_lens, fit_focus, fit_ignoring
+    from pipeline.fit import FOCUS_NEURONS, check_lens, fit_focus, fit_ignoring
     from pipeline.progress import Lines
 
     check_lens(name)
@@ -85,8 +87,8 @@ def fit(
         raise UsageError("give either --focus, or --ignore and --keep")
     if focus is not None and (keep or non_negative or by_layer):
         raise UsageError("--keep, --non-negative and --by-layer belong to --ignore")
-    if ignore and layer:
-        raise UsageError("--layer belongs to --focus; weights are fitted to all layers")
+    if ignore and (layer or top):
+        raise UsageError("--layer and --top belong to --focus; weights are fitted to all neurons")
     place = Catalogue(catalogue)
     progress = Lines(units=("neurons", "layers"))
     if focus is not None:
@@ -94,7 +96,7 @@ def fit(
             place,
             name,
             focus,
-            top=top,
+            top=top or FOCUS_NEURONS,
             layers=layer,
             spec=spec,
             at=at,

@@ -54,6 +54,8 @@ URGENCY = 10.0
 """What an ignored attribute counts, of a kept one's 1."""
 EVEN = 0.1
 """The part of the ridge that is the same for all neurons."""
+FOCUS_NEURONS = 20
+"""The poster's "wearing hat" took as many."""
 NEEDED_FOLDS = 2 * LEAST_FOLDS
 """Of a dataset: halves of them are fitted on and scored on."""
 Role = Literal["focus", "ignored", "kept"]
@@ -154,7 +156,7 @@ def fit_focus(
     name: str,
     attribute: str,
     *,
-    top: int = 20,
+    top: int = FOCUS_NEURONS,
     layers: Sequence[str] | None = None,
     spec: str | None = None,
     at: int | str | None = None,

@@ -508,17 +508,10 @@ def test_the_commands(place: Catalogue, tmp_path: Path) -> None:
         ["fit", "x", *root],
         ["fit", "x", "--focus", attribute("fog"), "--ignore", attribute("dark"), *root],
         ["fit", "x", "--focus", attribute("fog"), "--non-negative", *root],
-        [
-            "fit",
-            "x",
-            "--ignore",
-            attribute("fog"),
-            "--keep",
-            attribute("dark"),
-            "--layer",
-            "stem",
-            *root,
-        ],
+        *(
+            [*("fit", "x", "--ignore", attribute("fog"), "--keep", attribute("dark")), *of, *root]
+            for of in (("--layer", "stem"), ("--top", "3"))
+        ),
         ["fit", "..", "--focus", attribute("fog"), *root],
         ["show", "nothing", *root],
     ):
