@@ -19,9 +19,10 @@ from jobs.shell import (
     MemoryOption,
     NeuronsOption,
     RayOption,
+    Rows,
     SpecOption,
     guarded,
-    print_json_rows,
+    print_json,
     run_alone,
 )
 
@@ -125,7 +126,7 @@ def compare(
     others = place.at(number).datasets.keys() - set(place.names(number, spec))
     apart = () if names else sorted(others)
     if as_json:
-        print_json_rows(rows_of(matrix))
+        print_json(Rows(rows_of(matrix)))
         print_notes(versions, apart, through, barred=bool(matrix.estimates), to=sys.stderr)
         return
     from rich.console import Console

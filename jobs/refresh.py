@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.build import engine_for, sentence, summary
-from jobs.compare import effort_for, print_notes
+from jobs.compare import effort_for, print_notes, rows_of
 from jobs.shell import (
     GpusOption,
     JsonOption,
     MemoryOption,
     RayOption,
     RelistOption,
+    Rows,
     ThreadsOption,
     WorkersOption,
     guarded,
@@ -104,7 +106,7 @@ def refresh(
             {
                 "gate": [one.row for one in judged],
                 "datasets": [summary(result) for result in results],
-                "matrix": [row for matrix in matrices for row in matrix.table.to_pylist()] or None,
+                "matrix": Rows(chain.from_iterable(map(rows_of, matrices))) or None,
                 "error": str(failed) if failed else None,
             }
         )

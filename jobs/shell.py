@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -106,19 +107,25 @@ def tell_error(error: VdnaError, *, as_json: bool) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
+class Rows(list[object]):
+    """Of JSON, each made as it is written: all of them may be gigabytes."""
+
+    def __init__(self, rows: Iterable[object]) -> None:
+        super().__init__()
+        self._rest = iter(rows)
+        self._first = list(islice(self._rest, 1))
+
+    def __bool__(self) -> bool:
+        return bool(self._first)
+
+    def __iter__(self) -> Iterator[object]:
+        return chain(self._first, self._rest)
+
+
 def print_json(data: object) -> None:
-    print(json.dumps(data, indent=1, sort_keys=True, default=str))
-
-
-def print_json_rows(rows: Iterable[object]) -> None:
-    """As `print_json` of a list, each row as it comes."""
-    print("[", end="")
-    before = "\n "
-    for row in rows:
-        text = json.dumps(row, indent=1, sort_keys=True, default=str)
-        print(before + text.replace("\n", "\n "), end="")
-        before = ",\n "
-    print("]" if before == "\n " else "\n]")
+    """`data` may hold `Rows`."""
+    json.dump(data, sys.stdout, indent=1, sort_keys=True, default=str)
+    print()
 
 
 def run_alone(command: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from jobs.compare import rows_of
-from jobs.shell import print_json, print_json_rows
+from jobs.shell import Rows, print_json
 from pipeline import matrix
 from pipeline.catalogue import Catalogue
 from pipeline.networks import describe
@@ -609,8 +609,12 @@ def test_compare_names_its_lens_everywhere(place: Path, tmp_path: Path) -> None:
     assert "nearest" not in other.lower()
 
 
-def test_compare_as_json_prints_rows_as_they_come(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_matrix_as_json_is_printed_row_by_row(
+    tmp_path: Path,
+    place: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(40)]), (0, 1))
     matrix.emd[1, 2, 3] = float("nan")
@@ -627,17 +631,24 @@ def test_compare_as_json_prints_rows_as_they_come(
             yield row
 
     for some in ([], rows[:1], rows[:100]):
-        print_json(some)
+        print_json({"rows": some, "z": 1})
         whole = capsys.readouterr().out
-        print_json_rows(some)
+        print_json({"z": 1, "rows": Rows(iter(some))})
         assert capsys.readouterr().out == whole
-    print_json_rows(telling())
+    print_json(Rows(telling()))
     monkeypatch.setattr("jobs.compare.ROWS", 3)
     assert list(rows_of(matrix)) == rows
-    given: list[object] = []
-    monkeypatch.setattr("jobs.compare.print_json_rows", given.append)
+    given: list[Any] = []
+    for command in ("compare", "refresh"):
+        monkeypatch.setattr(f"jobs.{command}.print_json", given.append)
     vdna("compare", "-c", place, "--json")
-    assert isinstance(given[0], Generator)
+    config = tmp_path / "datasets.yaml"
+    config.write_text(f"datasets: [{{name: a, source: '{photos}'}}]")
+    vdna("refresh", "--config", config, "-c", place, "--workers", 0, "--json")
+    (printed, refreshed) = given[0], given[1]["matrix"]
+    assert isinstance(printed, Rows)
+    assert isinstance(refreshed, Rows)
+    assert list(refreshed) == list(printed) != []
 
 
 def test_report_writes_the_page_of_a_snapshot(
