@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -112,6 +113,7 @@ def compare(
         error_bars=error_bars,
         effort=effort_for(catalogue, workers, ray_address, memory, device),
     )
+    apart = left_out(place, names or (), number, spec)
     if out:
         storage.replace(storage.canonical(out), matrix.encode())
     if figure and kind:
@@ -121,13 +123,16 @@ def compare(
         from pipeline.progress import Lines
 
         progress = Lines(units=("neurons", "layers"))
-        write_page(place, [matrix], html, lenses=[through], at=number, progress=progress)
+        write_page(
+            place, [matrix], html, lenses=[through], apart=apart, at=number, progress=progress
+        )
     versions = place.find_all(matrix.names, number, matrix.spec_digest)
-    others = place.at(number).datasets.keys() - set(place.names(number, spec))
-    apart = () if names else sorted(others)
+    notes = partial(
+        print_notes, versions, apart=apart, lenses=[through], barred=bool(matrix.estimates)
+    )
     if as_json:
         print_json(Rows(rows_of(matrix)))
-        print_notes(versions, apart, through, barred=bool(matrix.estimates), to=sys.stderr)
+        notes(to=sys.stderr)
         return
     from rich.console import Console
 
@@ -146,7 +151,7 @@ def compare(
         print(summary_sentence(matrix, layer or ALL))
     if fd:
         print_matrix(matrix, Console(), layer or ALL, "fd")
-    print_notes(versions, apart, through, barred=bool(matrix.estimates))
+    notes()
     for written in filter(None, (out, html, figure)):
         print(f"written to {written}")
 
@@ -172,31 +177,28 @@ def commit_of(place: Catalogue, at: str | None) -> int | None:
     return place.at(at).number or None
 
 
+def left_out(
+    place: Catalogue, names: Sequence[str], number: int | None, spec: str | None
+) -> list[str]:
+    """Datasets that a comparison of all leaves out, since they are under other specs."""
+    if names:
+        return []
+    return sorted(place.at(number).datasets.keys() - set(place.names(number, spec)))
+
+
 def print_notes(
     versions: Mapping[str, Version],
-    apart: Sequence[str] = (),
-    lens: Lens | None = None,
     *,
+    apart: Sequence[str] = (),
+    lenses: Sequence[Lens | None] = (),
     barred: bool = True,
     to: TextIO | None = None,
 ) -> None:
-    """What a reader of these versions' distances should know. `apart`: those left out unasked;
-    `barred`: whether there are error bars.
-    """
-    from pipeline.matrix import few_images_notes, lens_notes, numerics_notes, shared_source_notes
+    """What a reader of these versions' distances should know."""
+    from pipeline.notes import notes_of
 
-    notes = [f"not compared, as built under other specs (--spec): {', '.join(apart)}"]
-    notes = notes if apart else []
-    notes += [f"numerics differ: {note}" for note in numerics_notes(versions)]
-    notes += [
-        f"images may be shared, and error bars not hold: {note}"
-        for note in shared_source_notes(versions)
-    ]
-    notes += lens_notes(lens, versions)
-    notes += few_images_notes(versions) if barred else []
-    for name, version in versions.items():
-        notes += [f"{name} was {version.provenance}"] if version.imported else []
-        notes += [f"{name}: {note}" for note in version.notes]
+    notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
+    notes += [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
     for note in notes:
         print(f"note: {note}", file=to)
 
@@ -267,7 +269,7 @@ def chosen_lens(
     """The same, on a spec that is known."""
     from pipeline.errors import UsageError
     from pipeline.lens import Lens
-    from pipeline.matrix import find_lens
+    from pipeline.lenses import find_lens
 
     if lens is not None and neurons:
         raise UsageError(f"lens is {lens!r} and neurons are chosen, too; give one of them")

@@ -75,7 +75,7 @@ def explain(
     if html:
         from pipeline.explained import write_page
 
-        write_page(place, found, html)
+        write_page(place, found, html, lens=through)
     if as_json:
         first = found.neurons.slice(0, top).to_pylist()
         for row, (of_a, of_b) in zip(first, found.reactions, strict=True):
@@ -110,7 +110,7 @@ def explain(
     print(explanation_sentence(found))
     for line in reaction_lines(found):
         print(line)
-    print_notes(found.versions, lens=through)
+    print_notes(found.versions, lenses=[through])
     for written in filter(None, (out, html)):
         print(f"written to {written}")
 

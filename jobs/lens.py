@@ -79,7 +79,8 @@ def fit(
     """
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
-    from pipeline.fit import FOCUS_NEURONS, check_lens, fit_focus, fit_ignoring
+    from pipeline.fit import FOCUS_NEURONS, fit_focus, fit_ignoring
+    from pipeline.lenses import check_lens
     from pipeline.progress import Lines
 
     check_lens(name)
@@ -132,8 +133,8 @@ def choose(
     """Keep a lens of whole layers, of neurons by their numbers, or of both, all alike."""
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
-    from pipeline.fit import check_lens
     from pipeline.lens import Lens
+    from pipeline.lenses import check_lens
 
     check_lens(name)
     if not layer and not neurons:
@@ -147,8 +148,7 @@ def choose(
 
 def _keep(place: Catalogue, found: Lens, lines: Sequence[str], as_json: bool) -> None:
     """Store it, and tell of it; and of the one that its name was of until now."""
-    from pipeline.fit import keep
-    from pipeline.matrix import newest_lenses
+    from pipeline.lenses import keep, newest_lenses
 
     before = newest_lenses(place).get(found.name)
     uri = keep(place, found)
@@ -175,12 +175,16 @@ def _told(of: Lens) -> dict[str, Any]:
 
 def _sentences(found: Fitted) -> list[str]:
     lines = [_line(score) for score in found.scores]
-    if any(score.role == "ignored" for score in found.scores):
-        lines.append(
-            f"held out: {found.suppression:.1%} of what is ignored is gone, what is kept changes "
-            f"by {found.change:.1%} (means of the attributes that are seen)"
-        )
-    return lines
+    seen = {score.role for score in found.scores if score.seen}
+    if all(score.role == "focus" for score in found.scores):
+        return lines
+    if "ignored" not in seen:
+        return [*lines, "nothing of what is to be ignored is seen: the lens is of no use"]
+    kept = "nothing of what is to be kept is seen"
+    if "kept" in seen:
+        kept = f"what is kept changes by {found.change:.1%}"
+    gone = f"{found.suppression:.1%} of what is ignored is gone"
+    return [*lines, f"held out: {gone}, {kept} (means of the attributes that are seen)"]
 
 
 def _line(score: Score) -> str:
@@ -205,7 +209,7 @@ def _granted(score: Score) -> bool:
 def ls(catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
     """List the lenses of a catalogue, the newest of each name: of what, and how they do."""
     from pipeline.catalogue import Catalogue
-    from pipeline.matrix import newest_lenses
+    from pipeline.lenses import newest_lenses
 
     found = sorted(newest_lenses(Catalogue(catalogue)).items())
     rows = [_listed(name, item) for name, item in found]
@@ -285,10 +289,11 @@ def show(
     from pipeline.catalogue import Catalogue
     from pipeline.dna import neuron_name
     from pipeline.fit import Score
-    from pipeline.matrix import find_lens
+    from pipeline.lenses import find_lens, spec_of_lens
 
     place = Catalogue(catalogue)
-    found = find_lens(place, name, place.spec(place.spec_digest(place.head(), spec)))
+    of = place.spec(place.spec_digest(place.head(), spec)) if spec else spec_of_lens(place, name)
+    found = find_lens(place, name, of)
     order = np.argsort(-np.abs(found.weights), kind="stable")[:SHOWN].tolist()
     most = {neuron_name(found.taps, at): float(found.weights[at]) for at in order}
     most = {neuron: weight for neuron, weight in most.items() if weight}

@@ -28,6 +28,7 @@ from jobs.shell import (
 if TYPE_CHECKING:
     from pipeline.build import Result
     from pipeline.gate import Judged
+    from pipeline.matrix import Matrix
 
 
 @guarded
@@ -90,13 +91,12 @@ def refresh(
             failed = error
     effort = effort_for(root, workers, ray_address, memory)
     # One matrix a spec: datasets built under different ones are not to be compared.
-    matrices = [
-        compare(place, spec=spec, effort=effort)
-        for spec in sorted({result.version.spec for result in results})
-        if len(place.names(spec=spec)) > 1
-    ]
+    matrices: list[Matrix] = []
     judged: list[Judged] = []
     try:
+        for spec in sorted({result.version.spec for result in results}):
+            if len(place.names(spec=spec)) > 1:
+                matrices.append(compare(place, spec=spec, effort=effort))
         judged = judge(place, settings.gate, settings.requests(), results, matrices, effort)
         require_held(judged, config)
     except VdnaError as error:

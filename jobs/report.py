@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
-from jobs.compare import commit_of, effort_for
+from jobs.compare import commit_of, effort_for, left_out, print_notes
 from jobs.shell import (
     AtOption,
     CatalogueOption,
@@ -43,7 +44,8 @@ def report(
 ) -> None:
     """Write the page of a snapshot: one HTML file that opens offline."""
     from pipeline.catalogue import Catalogue
-    from pipeline.matrix import compare, find_lens, spec_of
+    from pipeline.lenses import find_lens
+    from pipeline.matrix import compare, spec_of
     from pipeline.page import require_html
     from pipeline.panels import write_page
     from pipeline.progress import Lines
@@ -59,11 +61,18 @@ def report(
         compare(place, at=number, spec=spec, fd=fd and through is None, lens=through, effort=effort)
         for through in lenses
     ]
-    matrix = matrices[0]
+    matrix, apart = matrices[0], left_out(place, (), number, spec)
     progress = Lines(units=("neurons", "layers"))
     size = write_page(
-        place, matrices, out, lenses=lenses, at=number, samples=samples, progress=progress
+        *(place, matrices, out),
+        lenses=lenses,
+        apart=apart,
+        at=number,
+        samples=samples,
+        progress=progress,
     )
+    versions = place.find_all(matrix.names, number, matrix.spec_digest)
+    print_notes(versions, apart=apart, lenses=lenses, to=sys.stderr if as_json else None)
     if as_json:
         print_json({"out": out, "bytes": size, "datasets": len(matrix.names)})
         return

@@ -11,7 +11,6 @@ that lack distances to the others come last, and are named as `undefined`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -144,11 +143,6 @@ def _brackets(tree: Floats, leaves: Ints) -> Floats:
         merges[row] = place[a], place[b], height[a], height[b], joined
         place[count + row], height[count + row] = (place[a] + place[b]) / 2, joined
     return merges
-
-
-def length(distances: Floats, order: tuple[int, ...]) -> float:
-    """The way through datasets in that order: what `clusters` makes short."""
-    return float(sum(distances[a, b] for a, b in pairwise(order)))
 
 
 def neighbours(distances: Floats, dataset: int) -> tuple[int, ...]:

@@ -161,7 +161,7 @@ def explain(
         raise UsageError(f"explaining takes two datasets, and {a!r} is given twice")
     digest, versions = resolve(catalogue, [a, b], at=at, spec=spec)
     network = catalogue.spec(digest)
-    chosen = tuple(layers or network.layers)
+    chosen = tuple(dict.fromkeys(layers or network.layers))
     sizes = [network.tap(layer).neurons for layer in chosen]
     if lens is not None:
         lens.require_fit(network)
@@ -270,8 +270,9 @@ class _Layer:
             (dna_a, a), (dna_b, b) = pool.map(lambda side: side.read(name), sides)
         columns = neuron_estimates(a, b)
         sums = fold_sums(a, b, weights)
-        owed = weights * columns["emd"]
-        first = [at for at in furthest(columns, weights)[:top].tolist() if np.isfinite(owed[at])]
+        known = np.isfinite(columns["emd"]) & (weights != 0)
+        order = furthest(columns, weights)
+        first = order[known[order]][:top].tolist()
         overlays = {at: overlay(dna_a, dna_b, at) for at in first}
         return cls(name, weights, sums, columns, overlays)
 

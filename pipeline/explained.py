@@ -20,14 +20,14 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.errors import VdnaError
 from pipeline.explain import Explanation, Reactions
-from pipeline.lens import UNIFORM
+from pipeline.lens import UNIFORM, Lens
 from pipeline.manifest import Entry, find_entries
+from pipeline.notes import notes_of
 from pipeline.page import FRAME, MOST, Packed, Panel, as_script, framed, plain
 from pipeline.panels import (
     SAMPLES,
     SAMPLING_SECONDS,
     SmallImages,
-    notes_of,
     panel_of,
     short_name,
     spec_facts,
@@ -70,16 +70,19 @@ class Why:
     shared: tuple[tuple[str, str], ...]
 
 
-def gather(catalogue: Catalogue, found: Explanation, *, samples: int = SAMPLES) -> Why:
+def gather(
+    catalogue: Catalogue, found: Explanation, *, lens: Lens | None = None, samples: int = SAMPLES
+) -> Why:
     """With the images of the first neurons, and `samples` of each dataset, as far as they are read.
 
+    `lens`: that of the explanation.
     Raises nothing for an image: what cannot be read is a `Picture` that says why.
     """
     deadline = monotonic() + SAMPLING_SECONDS
     versions = found.versions
     panels = [panel_of(catalogue, *of, samples, deadline) for of in versions.items()]
     spec = catalogue.spec(next(iter(versions.values())).spec)
-    notes = notes_of(versions)
+    notes = notes_of(versions, lenses=[lens])
     if len(found.reactions) > MOST_NEURONS:
         notes.append(
             f"For its size, this page has the first {MOST_NEURONS} of {len(found.reactions)} "
@@ -101,10 +104,15 @@ def gather(catalogue: Catalogue, found: Explanation, *, samples: int = SAMPLES) 
 
 
 def write_page(
-    catalogue: Catalogue, found: Explanation, out: str, *, samples: int = SAMPLES
+    catalogue: Catalogue,
+    found: Explanation,
+    out: str,
+    *,
+    lens: Lens | None = None,
+    samples: int = SAMPLES,
 ) -> int:
     """The page into a file or an object; its bytes."""
-    page = render(gather(catalogue, found, samples=samples))
+    page = render(gather(catalogue, found, lens=lens, samples=samples))
     storage.replace(storage.canonical(out), page)
     return len(page)
 
@@ -172,13 +180,7 @@ def render(why: Why) -> bytes:
         "title": title,
         "about": why.about,
         "summary": explanation_sentence(found),
-        "notes": [
-            *(
-                f"No images are named for {name}, which keeps none."
-                for name in lacking_exemplars(found)
-            ),
-            *why.notes,
-        ],
+        "notes": [*lacking_exemplars(found).values(), *why.notes],
         "names": [a, b],
         "through": of.strip(),
         "bins": why.bins,

@@ -97,7 +97,8 @@ def _figure(matrix: Matrix, layer: str = ALL, lens: Lens | None = None) -> Any:
     def axes(left: float, low: float, wide: float, tall: float) -> Any:
         return figure.add_axes((left / width, low / height, wide / width, tall / height))
 
-    scale = Normalize(0, float(np.nanmax(values)) if np.isfinite(values).any() else 1)
+    known = values[np.isfinite(values)]  # through weights below 0 none may be above it
+    scale = Normalize(min([0.0, *known]), max([0.0, *known]) or 1.0)
     main = axes(margin, bottom, side, side)
     main.set_facecolor("0.85")
     shades = _scale()

@@ -37,7 +37,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, check_name, software
 from pipeline.dna import DNA, DnaFile, Floats
 from pipeline.errors import UsageError, VdnaError
@@ -199,20 +198,6 @@ def fit_focus(
     scores = (replace(score, seen=True),)  # by these layers' neurons, of which some differ
     how = {"kind": "focus", "top": top, "layers": list(layers or ())}
     return Fitted(Lens(name, seen.taps, weights, seen.provenance(how, scores)), scores)
-
-
-def check_lens(name: str) -> str:
-    """The name of a lens to keep. Raises `UsageError` for one that would be read as a file's."""
-    if name.endswith(".parquet"):
-        raise UsageError(f"lens is named {name!r}, as a file is; leave .parquet out")
-    return check_name(name, "lens")
-
-
-def keep(catalogue: Catalogue, lens: Lens) -> str:
-    """Store it in the catalogue, under its name; its uri. The newest of a name is the one used."""
-    uri = storage.join(catalogue.lenses_uri(check_lens(lens.name)), f"{lens.digest}.parquet")
-    storage.replace(uri, lens.encode())
-    return uri
 
 
 def _first(values: Floats, count: int) -> NDArray[np.intp]:

@@ -23,7 +23,8 @@ from pipeline.catalogue import Catalogue, Commit
 from pipeline.config import Bound
 from pipeline.errors import GateError, NotFound, UsageError, VdnaError
 from pipeline.lens import Lens
-from pipeline.matrix import ALL, Effort, Matrix, compare, find_lens, newest_lenses, spec_of
+from pipeline.lenses import find_lens, newest_lenses
+from pipeline.matrix import ALL, Effort, Matrix, compare, spec_of
 from pipeline.networks import describe
 
 

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -142,8 +143,8 @@ class Lens:
                     f"{spec.extractor} has {theirs.get(layer, 0)}"
                 )
 
-    def encode(self) -> bytes:
-        """The rows of neurons that weigh anything."""
+    def encode(self, written: datetime | None = None) -> bytes:
+        """The rows of neurons that weigh anything. `written`: to be kept, at this time."""
         seen = np.flatnonzero(self.weights)
         layers = np.repeat([layer for layer, _ in self.taps], [count for _, count in self.taps])
         index = np.concatenate([np.arange(count) for _, count in self.taps])
@@ -161,21 +162,25 @@ class Lens:
             "taps": self.taps,
             "digest": self.digest,
             **({"provenance": dict(self.provenance)} if self.provenance else {}),
+            **({"written": written.isoformat()} if written else {}),
         }
         return encode_tables(metadata, table.schema, [table])
 
     @staticmethod
     def stated(data: bytes, name: str) -> dict[str, Any]:
-        """What a lens's file says of itself, whatever the network: `neurons` that it weighs, and
-        the `provenance` of a fitted one. Raises `CorruptFile`.
+        """What a lens's file says of itself, whatever the network: `neurons` that it weighs, the
+        `taps` they are of, the `provenance` of a fitted one, and when it was `written`; where it
+        says so. Raises `CorruptFile`.
         """
         try:
             file = pq.ParquetFile(pa.BufferReader(data)).metadata
             text = (file.metadata or {}).get(b"vdna", b"{}")
-            provenance = json.loads(text).get("provenance", {})
+            metadata = json.loads(text)
+            provenance = metadata.get("provenance", {})
             if not isinstance(provenance, dict):
                 raise CorruptFile(f"{name}: its provenance is {provenance!r}")
-            return {"neurons": file.num_rows, "provenance": provenance}
+            said = {key: metadata[key] for key in ("taps", "written") if key in metadata}
+            return {"neurons": file.num_rows, "provenance": provenance, **said}
         except (pa.ArrowException, OSError, AttributeError, ValueError) as error:
             raise CorruptFile(f"{name}: torn, or not a lens: {error}") from error
 

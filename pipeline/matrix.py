@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage, tiles
-from pipeline.catalogue import Catalogue, Commit, Version, check_name
+from pipeline.catalogue import Catalogue, Commit, Version
 from pipeline.dna import Floats, encode_tables
 from pipeline.errors import (
     CorruptFile,
@@ -36,7 +36,7 @@ from pipeline.errors import (
 from pipeline.lens import UNIFORM, Lens
 from pipeline.pairwise import require_device
 from pipeline.progress import Progress, Silent
-from pipeline.significance import CHECKED_IMAGES, false_discovery
+from pipeline.significance import false_discovery
 from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
 from pipeline.storage import Stored
 from pipeline.tiles import MEMORY, TILE_WORK, Job, Receipt, Tile
@@ -48,8 +48,6 @@ ALL = "all"
 Distance = Literal["emd", "nfd", "fd"]
 Estimate = Literal["emd_corrected", "se", "low", "high", "floor", "p", "q"]
 ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
-NAMED = 3
-"""Datasets that a note names, of several that it is of."""
 RECENT = 16
 """Kept matrices that are looked at for pairs to take: so many of the newest, and of the largest."""
 READERS = 8
@@ -476,7 +474,7 @@ def _kept(uri: str, wanted: _Wanted, job: Job) -> Matrix | None:
         return None
     except CorruptFile:
         pass
-    storage.delete(uri)
+    storage.discard(uri)
     return None
 
 
@@ -717,120 +715,7 @@ def spec_of(
     return catalogue.spec(resolve(catalogue, names, at=at, spec=spec)[0])
 
 
-def find_lens(catalogue: Catalogue, name: str, spec: Spec) -> Lens:
-    """A file's, or the newest of that name in the catalogue. Raises `NotFound`, `CorruptFile`."""
-    if name.endswith(".parquet"):
-        data = storage.read(storage.canonical(name))
-        return Lens.decode(data, name.rpartition("/")[2].removesuffix(".parquet"), spec)
-    there = newest_lenses(catalogue)
-    newest = there.get(check_name(name, "lens"))
-    if newest is None:
-        raise NotFound(
-            f"{catalogue.root} has no lens {name!r}; it has {', '.join(sorted(there)) or 'none'}, "
-            "and a file's name ends in .parquet"
-        )
-    return Lens.decode(storage.read(newest.uri), newest.uri, spec)
-
-
-def newest_lenses(catalogue: Catalogue) -> dict[str, storage.Stored]:
-    """The newest of each name in the catalogue."""
-    root = catalogue.lenses_uri()
-    try:
-        there = [item for item in storage.walk(root) if item.uri.endswith(".parquet")]
-    except SourceError:
-        return {}
-    there.sort(key=lambda item: (item.modified is not None, item.modified, item.uri))
-    return {item.uri.removeprefix(f"{root}/").rpartition("/")[0]: item for item in there}
-
-
 def _shared_spec(commit: Commit, names: Sequence[str]) -> str | None:
     """The only spec that all of them have a version under; None for none, or for a choice."""
     shared = set.intersection(*(set(commit.datasets[name]) for name in names))
     return shared.pop() if len(shared) == 1 else None
-
-
-def numerics_notes(versions: Mapping[str, Version]) -> list[str]:
-    """A sentence for each way in which the hardware or libraries of these versions differ.
-
-    It moves counts by rounding at the edges of bins, no more; but it should be known.
-    """
-    seen: dict[str, dict[str, set[str]]] = {}
-    for name, version in versions.items():
-        for entry in version.numerics:
-            flat = dict(entry["numerics"]) | dict(entry["numerics"]["versions"])
-            for of in sorted(flat.keys() - {"versions"}):
-                seen.setdefault(of, {}).setdefault(str(flat[of]), set()).add(name)
-    return [
-        f"{field} was "
-        + "; ".join(f"{value} for {', '.join(sorted(of))}" for value, of in sorted(values.items()))
-        for field, values in seen.items()
-        if len(values) > 1
-    ]
-
-
-def lens_notes(lens: Lens | None, versions: Mapping[str, Version]) -> list[str]:
-    """A sentence where a lens is looked through at what it was fitted on."""
-    fitted_on = (lens.provenance.get("members") or {}) if lens else {}
-    seen = [name for name, version in versions.items() if fitted_on.get(name) == version.dna]
-    if lens is None or len(seen) < 2:
-        return []
-    return [
-        f"lens {lens.name} was fitted on {some_of(seen)}: between them it does better than on "
-        f"other images (vdna lens show {lens.name} has its scores held out)"
-    ]
-
-
-def few_images_notes(versions: Mapping[str, Version]) -> list[str]:
-    """A sentence where samples are smaller than those that error bars were checked on."""
-    few = [
-        f"{name} ({version.images})"
-        for name, version in versions.items()
-        if version.images < CHECKED_IMAGES and not version.imported
-    ]
-    if not few:
-        return []
-    return [
-        f"error bars were checked on {CHECKED_IMAGES} images or more; fewer are of {some_of(few)}"
-    ]
-
-
-def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
-    """A sentence for each source that several of these versions are of, itself or within it.
-
-    Error bars suppose samples that are independent; nested sources may have images in common. Only
-    the outermost is told, with a few of its datasets: a catalogue may hold hundreds of them. Parts
-    of one dataset have none in common.
-    """
-    # By segments, and in their order: what lies within a source follows it, and `a` holds no `ab`.
-    # A version that was imported has no images of a source, but a file.
-    places = sorted(
-        (version.source.rstrip("/").split("/"), name)
-        for name, version in versions.items()
-        if version.source and not version.imported
-    )
-    groups: list[tuple[list[str], list[str]]] = []
-    for segments, name in places:
-        if not groups or segments[: len(groups[-1][0])] != groups[-1][0]:
-            groups.append((segments, []))
-        groups[-1][1].append(name)
-    return [
-        f"{some_of(names)} are of the source {'/'.join(segments) or '/'}, or of places within it"
-        for segments, names in groups
-        if len({versions[name].part_of or name for name in names}) > 1
-        or (len(names) > 1 and not versions[names[0]].part_of)
-    ]
-
-
-def is_nested(one: str, other: str) -> bool:
-    """Whether either source is the other, or a place within it."""
-    pairs = zip(one.rstrip("/").split("/"), other.rstrip("/").split("/"), strict=False)
-    return bool(one and other) and all(a == b for a, b in pairs)
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    if len(names) == 1:
-        return names[0]
-    if len(names) <= NAMED + 1:
-        return f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"{', '.join(names[:NAMED])} and {len(names) - NAMED:,} more"

@@ -49,6 +49,8 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const NO_WEIGHT = "the lens gives this layer no weight in sum";
 const matrixNow = () => DATA.matrices[state.matrix];
 const weightless = (plane) => matrixNow().weightless.includes(plane);
+const leftOut = (column, plane) => Boolean(matrixNow().left_out[column]?.includes(plane));
+const columnShown = () => (state.quantity === "emd_range" ? "emd" : state.quantity);
 function layerName(plane) {
   const { through } = matrixNow();
   if (!through) return plane === ALL ? "all neurons" : plane;
@@ -125,6 +127,8 @@ function facts(layer, i, j) {
       ["emd", `${told(value("emd"))} bins`],
       ["emd_range", `${told(value("emd") / DATA.bins)} of the range`],
     );
+  } else if (leftOut("emd", view.plane)) {
+    found.push(["emd", "left out of this page for its size"]);
   } else {
     const why = weightless(view.plane) ? NO_WEIGHT : "a dataset lacks activations of some neuron";
     found.push(["emd", `not defined: ${why}`]);
@@ -409,7 +413,11 @@ function drawLegend() {
     bar.fillRect(x, 0, 1, 12);
   }
   const known = view.values !== null && view.values !== undefined;
-  const missing = weightless(view.plane) ? "no distances" : "left out of this page for this layer";
+  const missing = weightless(view.plane)
+    ? "no distances"
+    : leftOut(columnShown(), view.plane)
+      ? "left out of this page for this layer"
+      : "not defined in this layer";
   $("least").textContent = known ? `${short(view.least)}, near` : missing;
   $("most").textContent = known ? `${short(view.most)}, far${view.ranks ? " (by rank)" : ""}` : "";
   const marks = $("marks");
@@ -610,7 +618,7 @@ async function profile(i, j, parent) {
       const read = async (column) => at(await numbers(state.matrix, column, index), i, j);
       const [low, high, corrected, q] = await Promise.all(["low", "high", "emd_corrected", "q"].map(read));
       const barred = emd && [low, high, corrected].every(Number.isFinite);
-      const plain = state.quantity === "emd_range" ? "emd" : state.quantity;
+      const plain = columnShown();
       const known = emd && Number.isFinite(corrected);
       const value = known ? corrected : await read(plain);
       return {
@@ -635,7 +643,11 @@ async function profile(i, j, parent) {
       name: shortName(row.plane),
       here: row.index === state.plane,
       plain: plain(row),
-      blank: weightless(row.plane) ? "no weight" : "not on this page",
+      blank: weightless(row.plane)
+        ? "no weight"
+        : leftOut(columnShown(), row.plane)
+          ? "not on this page"
+          : "not defined",
     })),
     Math.min(480, $("pair-body").clientWidth || 440),
     parent,
@@ -906,8 +918,7 @@ function begin() {
   $("lens-label").hidden = DATA.matrices.length < 2 && !DATA.matrices[0].through;
   for (const [i, name] of DATA.names.entries()) option($("origin"), i, name);
   $("origin-label").hidden = true;
-  for (const rate of [...new Set([0.01, 0.05, 0.1, DATA.rate])].sort((a, b) => a - b))
-    option($("rate"), rate, percent(rate));
+  for (const rate of DATA.rates) option($("rate"), rate, percent(rate));
   $("rate").value = String(DATA.rate);
   fillPlanes();
   drawPanels();

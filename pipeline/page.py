@@ -48,6 +48,8 @@ EXACT = 60
 BITS = 12
 BITS_OF_A_TEST = 7
 """Of p and q."""
+RATES = (0.01, 0.05, 0.1)
+"""False discovery rates to choose from, beside the one that the page opens with."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,11 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
         taken = len(as_script([datasets, told, page.notes]))
         room = max(LEAST_NUMBERS, MOST - FRAME - taken)
     numbers = [_columns(matrix, room // len(told)) for matrix in page.matrices]
-    lenses = [of | {"columns": held} for (of, _), (held, _) in zip(told, numbers, strict=True)]
-    said = [note for of, held in zip(told, numbers, strict=True) for note in (*held[1], *of[1])]
+    lenses = [
+        of | {"columns": held, "left_out": left}
+        for (of, _), (held, left, _) in zip(told, numbers, strict=True)
+    ]
+    said = [note for of, held in zip(told, numbers, strict=True) for note in (*held[2], *of[1])]
     notes = [*page.notes, *dict.fromkeys(said)]
     title = page.title or f"Visual DNA of {len(names)} datasets{_through_all(page.matrices)}"
     data = {
@@ -159,6 +164,7 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
         "names": names,
         "bins": page.matrices[0].bins,
         "rate": rate,
+        "rates": sorted({*RATES, rate}),
         "matrices": lenses,
         "shared": page.shared,
         "datasets": datasets,
@@ -280,8 +286,13 @@ def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
     return content, notes
 
 
-def _columns(matrix: Matrix, room: int) -> tuple[dict[str, dict[int, str]], list[str]]:
-    """A matrix's numbers, and what is to be said of those that are left out for want of room."""
+def _columns(
+    matrix: Matrix, room: int
+) -> tuple[dict[str, dict[int, str]], dict[str, list[str]], list[str]]:
+    """A matrix's numbers, the layers whose are left out for want of room, and what is to be said.
+
+    Where a layer's distances find none, nothing else of it is looked for.
+    """
     planes = matrix.planes
     packed: dict[str, dict[int, str]] = {}
     left: dict[str, list[str]] = {}
@@ -289,10 +300,11 @@ def _columns(matrix: Matrix, room: int) -> tuple[dict[str, dict[int, str]], list
     wanted = [(column, last) for column in COLUMNS]
     wanted += [(column, plane) for column in COLUMNS for plane in others]
     for column, plane in wanted:
-        text = pack(matrix.stacked(column)[plane], BITS_OF_A_TEST if column in "pq" else BITS)
+        values = matrix.stacked(column)[plane]
+        text = pack(values, BITS_OF_A_TEST, RATES) if column in "pq" else pack(values)
         if not text:
             continue
-        if len(text) <= room:
+        if len(text) <= room and planes[plane] not in left.get("emd", ()):
             room -= len(text)
             packed.setdefault(column, {})[plane] = Packed(text)
         else:
@@ -309,7 +321,7 @@ def _columns(matrix: Matrix, room: int) -> tuple[dict[str, dict[int, str]], list
         )
     if len(matrix.names) > EXACT:
         notes.append(f"Distances are rounded to {BITS} significant bits, more than three digits.")
-    return packed, notes
+    return packed, left, notes
 
 
 def _rounded(rows: Floats) -> list[Any]:
@@ -320,19 +332,36 @@ def _rounded(rows: Floats) -> list[Any]:
     ]
 
 
-def pack(distances: Floats, bits: int = BITS) -> str:
+def pack(distances: Floats, bits: int = BITS, borders: Sequence[float] = ()) -> str:
     """(D, D) -> base64 of the upper triangle, row by row: float32, little-endian, the first bytes
     of all, then the second ones and so on, by zlib. Empty where nothing is known.
 
     The page undoes it in `unpack`. Sorted by weight, bytes that say little are packed well.
+    `borders`: that no value is rounded across.
     """
-    upper = distances[np.triu_indices(len(distances), 1)].astype("<f4")
-    if not np.isfinite(upper).any():
+    exact = distances[np.triu_indices(len(distances), 1)]
+    if not np.isfinite(exact).any():
         return ""
+    upper = exact.astype("<f4")
     if len(distances) > EXACT:
         upper = _cut(upper, bits)
+    for border in borders:
+        wide = upper.astype(np.float64)
+        upper = np.where((exact >= border) & (wide < border), _least_from(border), upper)
+        upper = np.where((exact < border) & (wide >= border), _most_below(border), upper)
     planes = upper.view(np.uint8).reshape(-1, 4).T
     return base64.b64encode(zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)).decode()
+
+
+def _least_from(border: float) -> np.float32:
+    """The least float32 that is no less."""
+    near = np.float32(border)
+    return near if float(near) >= border else np.nextafter(near, np.float32(np.inf))
+
+
+def _most_below(border: float) -> np.float32:
+    near = np.float32(border)
+    return near if float(near) < border else np.nextafter(near, np.float32(-np.inf))
 
 
 def _cut(values: Any, bits: int) -> Any:

@@ -147,11 +147,12 @@ def pairwise_emd(dnas: Sequence[DNA], lens: Lens | None = None) -> Floats:
     def part(used: Ints) -> tuple[Floats, NDArray[np.bool_]]:
         total, undefined = np.zeros((padded(size), padded(size))), np.zeros(size, bool)
         for some in np.split(used, range(step, len(used), step)):
-            start, stop = some[0], some[-1] + 1
-            curves = Curves.empty(stop - start, size, first.spec.bins)
-            curves.fill(0, *([getattr(dna, name)[start:stop] for dna in dnas] for name in COUNTED))
-            x, sums, at = curves.values, curves.sums, some - start
-            _distances(at, x, sums, x, sums, weights[start:stop], True, total)
+            together = some[-1] - some[0] < len(some)  # then nothing is copied
+            rows = slice(some[0], some[-1] + 1) if together else some
+            curves = Curves.empty(len(some), size, first.spec.bins)
+            curves.fill(0, *([getattr(dna, name)[rows] for dna in dnas] for name in COUNTED))
+            x, sums, at = curves.values, curves.sums, np.arange(len(some))
+            _distances(at, x, sums, x, sums, weights[some], True, total)
             undefined |= curves.undefined_in(at)
         return total, undefined
 

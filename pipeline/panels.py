@@ -31,7 +31,8 @@ from pipeline.explain import Overlay, Side, furthest, overlay
 from pipeline.folds import FoldCurves, neuron_estimates
 from pipeline.lens import Lens
 from pipeline.manifest import Entry, count_shards, read_shard
-from pipeline.matrix import Matrix, lens_notes, numerics_notes, shared_source_notes
+from pipeline.matrix import Matrix
+from pipeline.notes import notes_of
 from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
 from pipeline.progress import Progress, Silent
 from pipeline.report import shown
@@ -74,6 +75,7 @@ def gather(
     matrices: Sequence[Matrix],
     *,
     lenses: Sequence[Lens | None] = (),
+    apart: Sequence[str] = (),
     at: int | str | None = None,
     samples: int = SAMPLES,
     pairs: int = PAIRS,
@@ -81,8 +83,9 @@ def gather(
 ) -> Page:
     """All that a page of these matrices holds. `samples`: images of a dataset; 0 for none.
 
-    `lenses`: one for each matrix, None for all neurons alike. `at`: the commit that was compared;
-    raises `UsageError` where the versions there are others than those of the distances.
+    `lenses`: one for each matrix, None for all neurons alike. `apart`: datasets that were left out
+    unasked. `at`: the commit that was compared; raises `UsageError` where the versions there are
+    others than those of the distances.
     """
     matrix = matrices[0]
     lenses = lenses or [None] * len(matrices)
@@ -99,8 +102,8 @@ def gather(
     with ThreadPoolExecutor(8) as pool:
         panels = list(pool.map(panel, versions.items()))
     seen = neurons(catalogue, matrices, lenses, versions, pairs, progress)
-    notes = notes_of(versions)
-    notes += [note for lens in lenses for note in lens_notes(lens, versions)]
+    barred = any(of.estimates for of in matrices)
+    notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
     if some < samples:
         notes.append(f"Of each dataset {some} sample images are shown and not {samples}, for size.")
     about = (
@@ -117,16 +120,24 @@ def write_page(
     out: str,
     *,
     lenses: Sequence[Lens | None] = (),
+    apart: Sequence[str] = (),
     at: int | str | None = None,
     samples: int = SAMPLES,
     progress: Progress | None = None,
 ) -> int:
     """The page into a file or an object; its bytes."""
-    page = render(
-        gather(catalogue, matrices, lenses=lenses, at=at, samples=samples, progress=progress)
+    page = gather(
+        catalogue,
+        matrices,
+        lenses=lenses,
+        apart=apart,
+        at=at,
+        samples=samples,
+        progress=progress,
     )
-    storage.replace(storage.canonical(out), page)
-    return len(page)
+    data = render(page)
+    storage.replace(storage.canonical(out), data)
+    return len(data)
 
 
 def _require_same(
@@ -146,18 +157,6 @@ def _require_same(
                     f"{name} at commit {number} is dna {version.dna}, and its distances are of "
                     f"{matrix.members.get(name)}; give the commit that was compared (at)"
                 )
-
-
-def notes_of(versions: Mapping[str, Version]) -> list[str]:
-    """What a reader of these versions' distances should know."""
-    notes = [f"numerics differ: {line}" for line in numerics_notes(versions)]
-    notes += [
-        f"images may be shared, and error bars not hold: {line}"
-        for line in shared_source_notes(versions)
-    ]
-    return notes + [
-        f"{name} was {version.provenance}" for name, version in versions.items() if version.imported
-    ]
 
 
 def panel_of(
@@ -431,7 +430,7 @@ class _View:
         if len(chosen) < len(known):
             note = (
                 f"For its size, this page has the neurons of {len(chosen)} of {len(known):,} "
-                "pairs: those of a dataset and its nearest."
+                "pairs, the nearest."
             )
         return cls(matrix, lens, {pair: [] for pair in chosen}, {pair: [] for pair in chosen}, note)
 
@@ -484,14 +483,17 @@ class _View:
 def _nearest(
     overall: Floats, known: Sequence[tuple[int, int]], pairs: int, most: int
 ) -> list[tuple[int, int]]:
-    """All pairs where they are few, else each dataset's nearest, `most` of them; neighbours in
-    cluster order come one after the other, so that a dataset is read once or twice.
+    """All pairs where they are few, else each dataset's nearest, `most` of them, and as far as
+    `pairs` goes the nearest of the others; neighbours in cluster order come one after the other,
+    so that a dataset is read once or twice.
     """
     chosen = set(known)
     if len(known) > pairs:
         firsts = (neighbours(overall, i)[:1] for i in range(len(overall)))
-        chosen = {(min(i, j), max(i, j)) for i, first in enumerate(firsts) for j in first}
-        chosen = set(sorted(chosen, key=lambda pair: overall[pair])[:most])
+        near = {(min(i, j), max(i, j)) for i, first in enumerate(firsts) for j in first}
+        chosen = set(sorted(near, key=lambda pair: overall[pair])[:most])
+        rest = sorted(set(known) - near, key=lambda pair: overall[pair])
+        chosen |= set(rest[: max(0, min(pairs, most) - len(chosen))])
     place = {dataset: at for at, dataset in enumerate(clusters(overall).order)}
     return sorted(chosen, key=lambda pair: sorted(place[i] for i in pair))
 

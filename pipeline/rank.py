@@ -51,8 +51,8 @@ from pipeline.extractor import numerics
 from pipeline.gallery import Gallery, Row, look, render
 from pipeline.lens import UNIFORM, Lens
 from pipeline.manifest import Entry, Manifest, Shard
-from pipeline.matrix import is_nested, some_of
 from pipeline.networks import network_of
+from pipeline.notes import is_nested, some_of
 from pipeline.panels import spec_facts
 from pipeline.plan import connect, plan
 from pipeline.progress import Progress, Silent

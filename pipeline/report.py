@@ -22,7 +22,8 @@ from pipeline.dna import Floats
 from pipeline.exemplars import DEFAULT_KEPT
 from pipeline.explain import Explanation, Overlay
 from pipeline.lens import UNIFORM, Lens
-from pipeline.matrix import ALL, Distance, Matrix, some_of
+from pipeline.matrix import ALL, Distance, Matrix
+from pipeline.notes import some_of
 from pipeline.significance import FALSE_DISCOVERY_RATE, LEAST_FOLDS
 
 PAIRS = 20
@@ -157,7 +158,8 @@ def print_matrix(
     if lens is not None and distance != "fd" and not lens.weighs(layer):
         console.print(Text(WEIGHTLESS), soft_wrap=True)
         return
-    for decimals in (1, 0):
+    narrowest = 2 * len(matrix.names)  # of thousands no table is made to know that it is too wide
+    for decimals in (1, 0) if narrowest <= console.width else ():
         if table_width(matrix, layer, decimals, distance) <= console.width:
             table = _table(matrix, layer, decimals, distance)
             console.print(Segments(console.render(table)), soft_wrap=True, end="")
@@ -442,22 +444,24 @@ def _sparklines(shown: Overlay, width: int) -> tuple[str, str]:
     return a, b
 
 
-def lacking_exemplars(found: Explanation) -> list[str]:
-    """Those of the two datasets that name no images of the first neurons."""
-    return [
-        name
-        for side, name in enumerate(found.versions)
-        if found.reactions and all(sides[side] is None for sides in found.reactions)
-    ]
+def lacking_exemplars(found: Explanation) -> dict[str, str]:
+    """Those of the two datasets that name no images of the first neurons: a sentence on each."""
+    lacking = {}
+    for side, (name, version) in enumerate(found.versions.items()):
+        if found.reactions and all(sides[side] is None for sides in found.reactions):
+            why = f"which keeps none: build it with --exemplars {DEFAULT_KEPT}"
+            if version.imported:
+                why = "which was imported"
+            elif "exemplars" in version.sha256:
+                why = "which keeps those of other layers (vdna build --exemplar-taps)"
+            lacking[name] = f"No images are named for {name}, {why}."
+    return lacking
 
 
 def reaction_lines(found: Explanation) -> list[str]:
     """Of the first neurons, the images of either dataset that they react to most."""
     names, lacking = list(found.versions), lacking_exemplars(found)
-    lines = [
-        f"No images are named for {name}: build it with --exemplars {DEFAULT_KEPT}"
-        for name in lacking
-    ]
+    lines = list(lacking.values())
     if len(lacking) == len(names) or not found.reactions:
         return lines
     lines.append("Images that the first neurons react to most, with the mean activation over each:")

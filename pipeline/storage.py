@@ -48,7 +48,14 @@ from pipeline.blocks import (
     pieces,
     size_of,
 )
-from pipeline.errors import SourceError, StorageError, UsageError, printable, redact
+from pipeline.errors import (
+    SourceError,
+    StorageError,
+    TransientError,
+    UsageError,
+    printable,
+    redact,
+)
 from pipeline.retry import Settings, attempt, status_of
 
 if TYPE_CHECKING:
@@ -471,6 +478,16 @@ def delete(uri: str) -> None:
     fs, path = _fs(uri)
     with contextlib.suppress(SourceError):
         attempt(uri, lambda: fs.rm_file(path))
+
+
+def discard(uri: str) -> None:
+    """Remove an object that is of no use; where that is not allowed, it stays."""
+    try:
+        delete(uri)
+    except TransientError:
+        raise
+    except StorageError:
+        pass
 
 
 def delete_tree(uri: str) -> None:

@@ -6,7 +6,8 @@
 
 A tile is named by a hash of what goes into it (the digests of its DNAs, the lens, the layers, the
 products), and created exclusively, so that a comparison which died goes on from the tiles that are
-there, and two that run at once share them. It holds numbers of pairs, never of the whole matrix.
+there, and two that run at once share them, where both have the same workers and memory, which
+decide on the cut. It holds numbers of pairs, never of the whole matrix.
 Datasets of the same images have one DNA: the pair of them is in a rectangle, and no diagonal.
 """
 
@@ -118,12 +119,16 @@ class Job:
         each = row
         if self.error_bars:
             each = (1 + FOLDS) * row + len(grid(bins)) * (4 * FOLDS + 8) + 8 * FOLDS
-        return self.memory // (2 * self.spec.tap(layer).neurons * each)
+        neurons = self.spec.tap(layer).neurons
+        each += 8 * neurons if self.fd else 0  # the root of its covariance
+        return self.memory // (2 * neurons * each)
 
     def loaders(self, layer: str) -> int:
         """DNAs of a layer that are read at a time: in a quarter of the memory, or one."""
-        counts = self.spec.tap(layer).neurons * self.spec.bins * 8 * 2  # as much is in the reader
+        neurons = self.spec.tap(layer).neurons
+        counts = neurons * self.spec.bins * 8 * 2  # as much is in the reader
         each = counts * (1 + FOLDS if self.error_bars else 1)
+        each += 4 * 8 * neurons**2 if self.fd else 0  # a covariance, its eigenvectors and room
         most = max(4, available_cpus()) if self.threads is None else self.threads
         return max(1, min(most, self.memory // 4 // each))
 
@@ -254,7 +259,7 @@ def fetch(tile: Tile) -> Block | None:
     except SourceError:
         return None
     except CorruptFile:
-        storage.delete(tile.uri)
+        storage.discard(tile.uri)
         return None
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.arrange import clusters, defined, length, neighbours, plane_map
+from pipeline.arrange import clusters, defined, neighbours, plane_map
 from pipeline.dna import Floats
 
 
@@ -19,6 +19,11 @@ def distances_of(points: Floats) -> Floats:
 
 def points(seed: int, count: int, dimensions: int) -> Floats:
     return np.random.default_rng(seed).normal(0, 10, (count, dimensions))
+
+
+def length(distances: Floats, order: tuple[int, ...]) -> float:
+    """The way through datasets in that order: what `clusters` makes short."""
+    return float(sum(distances[a, b] for a, b in pairwise(order)))
 
 
 def with_holes(distances: Floats, *undefined: int) -> Floats:

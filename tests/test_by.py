@@ -26,7 +26,7 @@ from pipeline.errors import Conflict, CorruptFile, GateError, UsageError, VdnaEr
 from pipeline.gc import collect
 from pipeline.listing import Listing, Parts
 from pipeline.manifest import FOLDS, Manifest
-from pipeline.matrix import shared_source_notes
+from pipeline.notes import shared_source_notes
 from pipeline.plan import plan
 from pipeline.recount import recount
 from pipeline.shard import Counter

@@ -28,6 +28,7 @@ from jobs.compare import rows_of
 from jobs.shell import Rows, print_json
 from pipeline import matrix
 from pipeline.catalogue import Catalogue
+from pipeline.errors import StorageError
 from pipeline.networks import describe
 from tests import tiny
 from tests.helpers import photo, write_photos
@@ -689,6 +690,28 @@ def test_compare_says_which_datasets_may_share_images(photos: Path, tmp_path: Pa
     assert note in page.read_text()
 
 
+def test_a_report_says_what_it_leaves_out(tmp_path: Path) -> None:
+    place, page = tmp_path / "c", tmp_path / "page.html"
+    for at, name in enumerate("abxy"):
+        folder = write_photos(tmp_path / name, 2, 10 * at)[0].parent
+        build(name, folder, place, *SMALL, *(["--crop", "center"] if name in "xy" else []))
+    note = "not compared, as built under other specs (--spec): x and y"
+    for command in (("report", "--out"), ("compare", "--html")):
+        said = vdna(*command, page, "-c", place).stdout
+        assert f"note: {note}\n" in said
+        assert (
+            "note: error bars were checked on 16 images or more; fewer are of a (2) and b (2)"
+            in said
+        )
+        assert note in page.read_text()
+    done = vdna("report", "--out", page, "-c", place, "--json")
+    assert set(json.loads(done.stdout)) == {"out", "bytes", "datasets"}
+    assert f"note: {note}\n" in done.stderr
+    (other,) = {spec for spec in Catalogue(str(place)).head().datasets["x"]}
+    vdna("lens", "choose", "eyes", "--layer", "b", "--spec", other, "-c", place)
+    assert vdna_json("lens", "show", "eyes", "-c", place)["neurons"] == 3
+
+
 def test_compare_keeps_to_one_spec(
     place: Path, others: Path, specs: dict[int, str], tmp_path: Path
 ) -> None:
@@ -790,6 +813,27 @@ def test_a_broken_dataset_does_not_stop_the_others(
     assert "nowhere does not exist" in again["error"]
     assert [(d["name"], d["changed"]) for d in again["datasets"]] == [("a", False), ("b", False)]
     assert again["matrix"]
+
+
+def test_a_matrix_that_fails_hides_neither_builds_nor_their_errors(
+    tmp_path: Path,
+    sources: Callable[[str, int], Path],
+    network: tiny.Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> object:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr("pipeline.matrix.compare", full)
+    a, b, bad = sources("a", 0), sources("b", 50), sources("bad", 70)
+    next(bad.iterdir()).write_bytes(b"")
+    told = json.loads(refresh(config(tmp_path, network, a, b), "--json", exits=1).stdout)
+    assert ([d["name"] for d in told["datasets"]], told["matrix"]) == (["a", "b"], None)
+    assert told["error"] == "no space left"
+    done = refresh(config(tmp_path, network, a, bad, b), exits=3)
+    assert done.stdout.startswith("a: 2 images; nothing to do")
+    assert "error: bad: 1 of 2" in done.stderr
+    assert "b: 2 images; nothing to do" in done.stdout
 
 
 def test_refresh_compares_under_the_spec_of_its_file(

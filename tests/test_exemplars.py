@@ -224,11 +224,14 @@ def test_an_explanation_names_the_images_of_both_sides(
     assert len(sides["a"]) == 8
     assert sides["c" if "c" in sides else "b"] is None
     lacking = CliRunner().invoke(app, ["explain", "a", "c", "-c", place.root]).stdout
-    assert "No images are named for c: build it with --exemplars 8" in lacking
+    assert "No images are named for c, which keeps none: build it with --exemplars 8." in lacking
     partly = explain(place, "a", "d", top=99)
     layers = partly.neurons["layer"].to_pylist()
     named = [sides[1] is not None for sides in partly.reactions]
     assert named == [layer == "b" for layer in layers]
+    words = ["explain", "a", "d", "-c", place.root, "--layer", "a"]
+    said = CliRunner().invoke(app, words).stdout
+    assert "No images are named for d, which keeps those of other layers (vdna build --" in said
 
 
 def test_lies_are_refused_by_name(place: Catalogue, network: tiny.Place, tmp_path: Path) -> None:

@@ -187,6 +187,30 @@ def test_one_layer_only(place: Catalogue, found: Explanation) -> None:
     assert head.neurons["emd"][0] == found.neurons["emd"][1]
 
 
+def test_a_layer_that_is_named_twice_counts_once(place: Catalogue) -> None:
+    once, twice = (explain(place, "a", "b", layers=["head"] * times) for times in (1, 2))
+    assert twice.neurons.equals(once.neurons)
+    assert twice.layers.equals(once.layers)
+
+
+def test_neurons_that_weigh_nothing_take_no_histogram_of_others() -> None:
+    """Not even of one that is the same in both."""
+    catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
+    for name, moved in (("a", {}), ("b", MOVED)):
+        manifest = plan(entries(name, 40))
+        partials = []
+        for shard in manifest.shards:
+            made = partial_of(shard, moved)
+            counts = made.dna.counts.copy()
+            counts[11] = np.eye(1, SPEC.bins, dtype=counts.dtype) * counts[11].sum()
+            partials.append(replace(made, dna=replace(made.dna, counts=counts)))
+        commit_dataset(catalogue, name, manifest, partials, SPEC, RANGES)
+    lens = Lens.of("some", SPEC, [("stem", 5, 1.0), ("stem", 11, 1.0)])
+    found = explain(catalogue, "a", "b", lens=lens, top=2)
+    assert found.neurons["emd"].to_pylist()[1] == 0
+    assert len(found.shown) == found.neurons.num_rows == 2
+
+
 def test_without_folds_nothing_is_tested_and_that_is_said(place: Catalogue) -> None:
     bare = explain(place, "a", "single")
     assert bare.neurons["p"].null_count == bare.neurons.num_rows

@@ -280,7 +280,8 @@ def test_the_file_stays_small_and_names_the_images_that_it_leaves_out() -> None:
 
 def test_a_dataset_without_exemplars_is_said_to_have_none(built: Catalogue) -> None:
     data = data_of(render(gather(built, explain(built, "bare", "night"), samples=0)))
-    assert "No images are named for bare, which keeps none." in data["notes"]
+    lacking = "No images are named for bare, which keeps none: build it with --exemplars 8."
+    assert lacking in data["notes"]
     assert all(neuron["images"][0] is None for neuron in data["neurons"])
     assert all(len(neuron["images"][1]) == MOST_IMAGES for neuron in data["neurons"])
 

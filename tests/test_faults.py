@@ -57,7 +57,7 @@ RESOURCES = Resources(workers=0, threads=2)
 SETTINGS = {
     "ATTEMPTS": 4,
     "WAIT_SECONDS": 0.01,
-    "CONNECT_SECONDS": 5,
+    "CONNECT_SECONDS": 0.5,
     "READ_SECONDS": 1,
     "BYTES_PER_SECOND": 100_000,
 }

@@ -75,6 +75,12 @@ def test_undefined_and_equal_distances_are_drawn() -> None:
     draw(matrix_of("a", "b", scale=0.0), "png")
 
 
+def test_distances_below_zero_are_drawn() -> None:
+    """As through a lens of negative weights, of a pair that it ignores."""
+    matrix = matrix_of("a", "b")
+    assert "-0.3" in texts(replace(matrix, emd=-0.3 * (matrix.emd > 0)))
+
+
 def test_a_layer_may_be_called_anything() -> None:
     matrix = replace(matrix_of("a", "b"), layers=("$\\frac{$ <script>&", "層"))
     assert "2 datasets, $\\frac{$ <script>&" in texts(matrix, "$\\frac{$ <script>&")

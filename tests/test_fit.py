@@ -31,11 +31,11 @@ from pipeline.fit import (
     _Rows,
     fit_focus,
     fit_ignoring,
-    keep,
 )
 from pipeline.lens import Lens
+from pipeline.lenses import find_lens, keep
 from pipeline.manifest import Entry, Manifest, Shard
-from pipeline.matrix import compare, find_lens
+from pipeline.matrix import compare
 from pipeline.panels import gather
 from pipeline.plan import plan
 from tests.golden.handmade import commit_dataset, entries, hand_made
@@ -344,6 +344,16 @@ def test_what_is_said_to_be_the_same_images_and_is_not_is_refused(pairs: Catalog
     assert "is not of the same images" in done.output
     run("fit", "no-fog", "--ignore", pair("fog"), "--keep", pair("dark"), *root)
     assert "few/fog=few/none: to be ignored" in run("show", "no-fog", *root)
+
+
+def test_an_attribute_that_nothing_shows_is_said_to_be_so(pairs: Catalogue) -> None:
+    root = ["-c", pairs.root]
+    for ignore, other in (("same", "dark"), ("fog", "same")):
+        said = run("fit", "x", "--ignore", pair(ignore), "--keep", pair(other), *root)
+        assert "nan" not in said
+        unseen = "nothing of what is to be ignored is seen: the lens is of no use"
+        assert (unseen in said) == (ignore == "same")
+        assert ("is gone, nothing of what is to be kept is seen" in said) == (ignore == "fog")
 
 
 def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:

@@ -16,9 +16,9 @@ from pipeline.build import Request, Result
 from pipeline.catalogue import Catalogue
 from pipeline.config import Bound, load_config
 from pipeline.errors import GateError, NotFound, UsageError
-from pipeline.fit import keep
 from pipeline.gate import Judged, judge, require_held, require_known
 from pipeline.lens import Lens
+from pipeline.lenses import keep
 from pipeline.matrix import Matrix, compare
 from tests import tiny
 from tests.helpers import photo, write_photos

@@ -6,7 +6,6 @@ import uuid
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,21 +25,13 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
-from pipeline.matrix import (
-    ESTIMATES,
-    SCHEMA,
-    Effort,
-    Matrix,
-    compare,
-    numerics_notes,
-    shared_source_notes,
-)
+from pipeline.matrix import ESTIMATES, SCHEMA, Effort, Matrix, compare
 from pipeline.plan import plan
 from pipeline.progress import Silent
 from pipeline.significance import differences, estimate, flip_test, floor, splits
 from pipeline.spec import Tap
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
-from tests.helpers import NUMERICS, OTHER_NUMERICS, random_dna, tiny_spec
+from tests.helpers import NUMERICS, random_dna, tiny_spec
 from tests.test_pairwise import pairwise_emd
 
 NAMED_COLUMNS = [
@@ -532,6 +523,25 @@ def test_who_may_only_read_has_the_matrix_and_is_told_that_it_is_not_kept(
     assert line.endswith(": access denied")
 
 
+@pytest.mark.parametrize("bad", ["of-old", "torn"])
+def test_who_may_only_read_compares_where_a_matrix_of_old_lies(
+    bad: str, place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(uri: str, *_: bytes) -> bool:
+        raise StorageError(f"{uri}: access denied")
+
+    expected = compare(place)
+    if bad == "torn":
+        (kept,) = (item.uri for item in storage.walk(storage.join(place.root, "matrix")))
+        storage.replace(kept, storage.read(kept)[:-9])
+    else:
+        monkeypatch.setattr(tiles, "METHOD", "next")
+    for name in ("create", "delete"):
+        monkeypatch.setattr(storage, name, deny)
+    found = compare(place)
+    assert np.array_equal(found.emd, expected.emd, equal_nan=True)
+
+
 def test_tiles_stay_where_the_matrix_is_not_kept(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -609,32 +619,6 @@ def test_specs_apart(place: Catalogue) -> None:
         compare(place, ["group/paintings", "new"])
 
 
-# Notes on what moves counts by rounding.
-
-
-def noted(*numerics: object) -> Version:
-    entry = [{"numerics": n.to_json(), "images": 1} for n in numerics]
-    return Version("d", "m", "s", 1, 0, (), {}, "", "", "", tuple(entry))
-
-
-def test_numerics_that_differ_are_named_with_both_values() -> None:
-    newer = replace(NUMERICS, versions=(("numpy", "2"), ("torch", "2.7")), device="cuda")
-    assert numerics_notes({"a": noted(NUMERICS), "b": noted(NUMERICS)}) == []
-    (note,) = numerics_notes({"a": noted(NUMERICS), "b": noted(OTHER_NUMERICS)})
-    assert note == "compiled was False for a; True for b"
-    notes = numerics_notes({"a": noted(NUMERICS), "b": noted(newer), "c": noted(NUMERICS)})
-    assert sorted(notes) == [
-        "device was cpu for a, c; cuda for b",
-        "torch was 2.6 for a, c; 2.7 for b",
-    ]
-
-
-def test_one_dataset_may_be_of_two_numerics() -> None:
-    (note,) = numerics_notes({"a": noted(NUMERICS, OTHER_NUMERICS)})
-    assert note == "compiled was False for a; True for a"
-    assert numerics_notes({}) == []
-
-
 def test_names_that_share_a_spec_are_compared_under_it(place: Catalogue) -> None:
     """Not only under the default: whoever names datasets of another means that one."""
     other_spec, other_ranges = tiny_spec(bins=7)
@@ -646,55 +630,3 @@ def test_names_that_share_a_spec_are_compared_under_it(place: Catalogue) -> None
     assert compare(place, ["x", "y"]).spec_digest == other_spec.digest
     with pytest.raises(NotFound, match=r"has no dataset 'z'; it has: .*x, y"):
         compare(place, ["x", "z"])
-
-
-# Notes on sources that overlap, of which error bars do not hold.
-
-
-def of_source(source: str, **changes: Any) -> Version:
-    return replace(noted(), source=source, **changes)
-
-
-def shared(**sources: str) -> list[str]:
-    return shared_source_notes({name: of_source(source) for name, source in sources.items()})
-
-
-def test_one_source_and_one_within_another_are_noted() -> None:
-    assert shared(a="s3://b/a", same="s3://b/a") == [
-        "a and same are of the source s3://b/a, or of places within it"
-    ]
-    assert shared(deep="s3://b/a/x/y", a="s3://b/a", other="s3://b/c") == [
-        "a and deep are of the source s3://b/a, or of places within it"
-    ]
-    assert shared(bucket="s3://b", a="s3://b/a") == [
-        "bucket and a are of the source s3://b, or of places within it"
-    ]
-    assert shared(disk="/", a="/data/a", c="s3://b/c") == [
-        "disk and a are of the source /, or of places within it"
-    ]
-
-
-def test_siblings_and_names_that_begin_alike_are_not_nested() -> None:
-    assert shared(a="s3://b/a", ab="s3://b/ab", c="s3://b/a-c", d="s3://b/a.d", e="s3://ba/a") == []
-    assert shared(a="/b/a", ab="/b/ab", s3="s3://b/a", gs="gs://b/a") == []
-    assert shared(a="s3://b/x/a", b="s3://b/x/b") == []
-    assert shared() == []
-    # Of a place within, though a name that begins alike sorts between the two.
-    (note,) = shared(a="s3://b/a", between="s3://b/a-c", within="s3://b/a/c")
-    assert note == "a and within are of the source s3://b/a, or of places within it"
-
-
-def test_versions_without_images_of_a_source_share_none() -> None:
-    imported = of_source("a.npz", origin={"file": "a.npz"})
-    assert shared_source_notes({"a": imported, "b": imported}) == []
-    assert shared(a="", b="") == []
-
-
-def test_hundreds_of_nested_sources_take_one_short_sentence() -> None:
-    sources = {f"d{i:03}": f"s3://b/all/{i:03}" for i in range(500)}
-    assert shared(**sources) == []
-    apart = {f"e{i}": "s3://c/e" for i in range(4)}
-    assert shared(all="s3://b/all", **sources, **apart) == [
-        "all, d000, d001 and 498 more are of the source s3://b/all, or of places within it",
-        "e0, e1, e2 and e3 are of the source s3://c/e, or of places within it",
-    ]

@@ -36,8 +36,10 @@ from pipeline.lens import Lens
 from pipeline.matrix import Matrix, compare
 from pipeline.page import (
     BITS,
+    BITS_OF_A_TEST,
     COLUMNS,
     EXACT,
+    RATES,
     Neuron,
     Page,
     Panel,
@@ -121,6 +123,20 @@ def test_many_distances_keep_their_first_digits(size: int, seed: int) -> None:
     np.testing.assert_allclose(unpacked(pack(plane), size), expected, rtol=1.01 * precision)
 
 
+@given(seed=st.integers(0, 2**31))
+def test_no_rounding_moves_a_pair_across_a_rate(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    q = rng.choice(RATES, (90, 90)) * (
+        1 + rng.choice([1, -1], (90, 90)) * 10 ** rng.uniform(-17, -1, (90, 90))
+    )
+    q[0, 1:4] = RATES
+    exact = q[np.triu_indices(90, 1)]
+    seen = unpacked(pack(q, BITS_OF_A_TEST, RATES), 90).astype(float)
+    for rate in RATES:
+        assert ((seen < rate) == (exact < rate)).all()
+    np.testing.assert_allclose(seen, exact, rtol=1.01 * 2.0**-BITS_OF_A_TEST)
+
+
 def test_what_is_known_of_no_pair_takes_no_room() -> None:
     assert pack(np.full((3, 3), np.nan)) == ""
     (content,) = data_of(render(page_of(matrix_of("a", "b"))))["matrices"]
@@ -147,6 +163,20 @@ def test_columns_of_least_use_are_left_out_for_room_and_named() -> None:
     all_but_one = len(pack(two.emd[0])) * (3 * len(COLUMNS) - 1)
     (note,) = data_of(render(page_of(two), room=all_but_one))["notes"]
     assert note.endswith(" of 1 layer.")
+
+
+def test_of_a_layer_whose_distances_are_left_out_nothing_is_there() -> None:
+    """Also where other numbers of it would find room, as they are packed better."""
+    rng = np.random.default_rng(0)
+    matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(30)]), (0, 1))
+    noise = rng.random(matrix.emd.shape)
+    matrix = replace(matrix, emd=matrix.emd * (noise + np.swapaxes(noise, 1, 2)))
+    planes = [pack(matrix.emd[at]) for at in range(3)]
+    last = sum(len(pack(matrix.stacked(column)[2])) for column in COLUMNS)
+    data = data_of(render(page_of(matrix), room=last + len(planes[0]) - 1))["matrices"][0]
+    assert all(set(of) == {"2"} for of in data["columns"].values())
+    assert data["left_out"]["emd"] == list(matrix.planes[:2])
+    assert data_of(render(page_of(matrix)))["matrices"][0]["left_out"] == {}
 
 
 def test_a_dataset_that_cannot_be_corrected_is_named() -> None:
@@ -322,7 +352,8 @@ def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> N
     data = data_of(render(page))
     assert [len(of["neurons"]["0-1"]) for of in data["matrices"]] == [6, 3]
     assert data["matrices"][1]["weightless"] == ["b"]
-    assert data["notes"] == []  # a layer without weight needs no note for each dataset
+    (few,) = data["notes"]  # and none for each dataset of a layer without weight
+    assert few.startswith("error bars were checked on 16 images or more")
     only = data_of(render(gather(built, matrices[1:], lenses=[lens], samples=0)))
     assert only["title"] == "Visual DNA of 3 datasets through lens few"
     for lenses in ([], [None, None], [lens]):
@@ -387,6 +418,18 @@ def test_of_many_pairs_each_dataset_has_its_nearest(built: Catalogue) -> None:
     farthest = max(upper, key=lambda pair: upper[pair])
     assert set(page.seen[0].neurons) == set(upper) - {farthest}
     assert page.seen[0].note.startswith("For its size, this page has the neurons of 2 of 3 pairs")
+
+
+def test_pairs_are_filled_up_with_the_next_nearest() -> None:
+    distances = np.abs(np.subtract.outer(*[2.0 ** np.arange(13)] * 2))
+    known = [(i, j) for i in range(13) for j in range(i + 1, 13)]
+    nearest = sorted(known, key=lambda pair: distances[pair])
+    assert len(panels._nearest(distances, known, 78, 300)) == 78
+    assert set(panels._nearest(distances, known, 67, 300)) == set(nearest[:67])
+    assert len(panels._nearest(distances, known, 66, 20)) == 20
+    assert set(panels._nearest(distances, known, 1, 300)) == {
+        (max(0, i - 1), max(1, i)) for i in range(13)
+    }
 
 
 def test_images_that_are_gone_are_said_and_the_page_is_whole(tmp_path: Path) -> None:

@@ -121,6 +121,27 @@ def test_parts_and_threads_change_nothing(
     assert np.array_equal(sum(halves), pairwise_emd(dnas), equal_nan=True)
 
 
+@pytest.mark.parametrize("lens", [[0, 39], [3, 4, 5], [0, 1, 20, 21, 38]])
+def test_a_lens_costs_the_room_of_its_own_neurons(
+    lens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far from each other they lie."""
+    dnas = some_dnas(7, 40, 30)
+    made: list[int] = []
+    empty = Curves.empty
+
+    def spy(neurons: int, rows: int, bins: int) -> Curves:
+        made.append(neurons)
+        return empty(neurons, rows, bins)
+
+    monkeypatch.setattr(pairwise.Curves, "empty", spy)
+    through = Lens.of("some", dnas[0].spec, [("x", at, 1.0 + at) for at in lens])
+    found = pairwise.pairwise_emd(dnas, through)
+    assert sum(made) == len(lens)
+    expected = [[emd(a, b, lens=through) for b in dnas] for a in dnas]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
 def replace_neurons(dna: DNA, at: slice) -> DNA:
     cut = {name: getattr(dna, name)[at] for name in ("counts", "underflow", "overflow")}
     return replace(dna, **cut)

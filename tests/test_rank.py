@@ -42,7 +42,6 @@ from pipeline.extractor import Extractor
 from pipeline.gallery import Gallery, Picture, Row, render
 from pipeline.gc import collect
 from pipeline.lens import Lens
-from pipeline.matrix import is_nested
 from pipeline.nearness import LayerNearness
 from pipeline.partial import Failure
 from pipeline.rank import Ranking, gallery_of, rank, write_gallery
@@ -540,14 +539,6 @@ def test_ranking_what_the_lens_was_fitted_on_is_said(
     assert outer.notes == (note,)
     other = dataclasses.replace(lens, provenance={"members": {NAME: "1" * 64}})
     assert ranked(catalogue, Path(version.source), engine, place, lens=other).notes == ()
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "nested"),
-    [("a/b", "a/b/", True), ("a/b", "a/b/c", True), ("a/b", "a/bc", False), ("a/b", "", False)],
-)
-def test_sources_are_nested_by_whole_names(one: str, other: str, nested: bool) -> None:
-    assert is_nested(one, other) is is_nested(other, one) is nested
 
 
 def test_a_worker_of_other_numerics_than_the_driver_s_is_refused(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from pipeline import report
 from pipeline.errors import UsageError
 from pipeline.lens import Lens
 from pipeline.matrix import ESTIMATES, Distance, Matrix
@@ -126,6 +127,11 @@ def test_pairs_without_a_distance_are_counted_where_pairs_are_listed() -> None:
     lines = printed(with_nan(matrix_of("a", "b", "c", "d" * 80), 1))
     assert lines[0].endswith("the nearest 3 pairs of 6:")
     assert lines[4:] == ["3 pairs have no distance that is defined"]
+
+
+def test_of_a_thousand_datasets_no_table_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_table", lambda *_: pytest.fail("it takes minutes"))
+    assert printed(matrix_of(*[f"d{i}" for i in range(41)]))[0].startswith("41 datasets make a")
 
 
 def test_pairs_not_told_apart_are_marked_dim_and_explained() -> None:

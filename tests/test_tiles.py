@@ -25,15 +25,17 @@ from hypothesis import strategies as st
 
 from pipeline import matrix as matrix_module
 from pipeline import storage, tiles
-from pipeline.catalogue import Catalogue, Version
+from pipeline.catalogue import Catalogue, Version, canonical_json
 from pipeline.distance import emd
-from pipeline.errors import CorruptFile, NotFound, UsageError
+from pipeline.errors import CorruptFile, NotFound, SpecMismatch, UsageError
 from pipeline.gc import collect
 from pipeline.lens import Lens
-from pipeline.matrix import Crew, Effort, Matrix, find_lens
+from pipeline.lenses import check_lens, find_lens, keep
+from pipeline.matrix import Crew, Effort, Matrix
 from pipeline.matrix import compare as compare_all
 from pipeline.plan import plan
 from pipeline.progress import Lines
+from pipeline.spec import Tap
 from pipeline.tiles import Job, Tile
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 from tests.test_matrix import stored
@@ -167,6 +169,17 @@ def test_a_side_is_what_memory_and_time_allow() -> None:
         sides = [replace(job, memory=2**power).side for power in range(60)]
         assert sides == sorted(sides)
         assert len(set(sides)) > 10
+
+
+def test_covariances_are_in_the_memory_that_is_allowed() -> None:
+    """Of a wide layer they are larger than its curves."""
+    wide = replace(SPEC, taps=(Tap("wide", 2048, 4),), bins=1000)
+    plain = Job("memory://x", wide, wide.layers, True, error_bars=False)
+    job = replace(plain, fd=True)
+    curves, root = 2048 * 1000 * 4, 2048**2 * 8
+    assert job.held("wide") * (curves + root) <= job.memory / 2
+    assert plain.held("wide") > 4 * job.held("wide")
+    assert job.loaders("wide") * 3 * root <= job.memory / 4 or job.loaders("wide") == 1
 
 
 @given(
@@ -682,6 +695,43 @@ def test_a_lens_of_the_catalogue_or_of_a_file(place: Catalogue, tmp_path: Path) 
         assert find_lens(place, "eyes", SPEC).digest == newer.digest
     with pytest.raises(NotFound, match="has no lens 'nose'"):
         find_lens(place, "nose", SPEC)
+
+
+def test_the_newest_lens_of_a_name_is_the_one_that_was_kept_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a catalogue's copy, whose files have other times, and within a second."""
+    catalogue = Catalogue(str(tmp_path / "c"))
+    choices = ("stem:0", "stem:1", "stem:2", "head:0", "head:1")
+    lenses = [replace(Lens.chosen(SPEC, [choice]), name="eyes") for choice in choices]
+    for lens in lenses:
+        keep(catalogue, lens)
+    for at, lens in enumerate(lenses):
+        path = Path(storage.local_path(catalogue.lenses_uri("eyes"))) / f"{lens.digest}.parquet"
+        os.utime(path, (10**9 - at, 10**9 - at))
+    assert find_lens(catalogue, "eyes", SPEC).digest == lenses[-1].digest
+    keep(catalogue, lenses[2])
+    assert find_lens(catalogue, "eyes", SPEC).digest == lenses[2].digest
+
+
+def test_names_that_are_no_lens_s_are_refused(tmp_path: Path) -> None:
+    for name, why in (("uniform", "says that there is none"), ("x.parquet", "as a file is")):
+        with pytest.raises(UsageError, match=why):
+            check_lens(name)
+
+
+def test_a_lens_on_neurons_of_other_weights_is_refused(place: Catalogue) -> None:
+    """Their layers and numbers are the same, and what they see is not."""
+    theirs = replace(SPEC, weights_sha256="f" * 64)
+    storage.create(place.spec_uri(theirs.digest), canonical_json(theirs.to_json()))
+    chosen = replace(Lens.chosen(SPEC, ["stem:0"]), name="eyes")
+    for of in (SPEC, replace(SPEC, bins=SPEC.bins + 1), theirs):
+        keep(place, replace(chosen, provenance={"kind": "focus", "spec": of.digest}))
+        if of is theirs:
+            with pytest.raises(SpecMismatch, match=r"lens eyes was fitted to neurons of .* ffffff"):
+                find_lens(place, "eyes", SPEC)
+        else:
+            assert find_lens(place, "eyes", SPEC).digest == chosen.digest
 
 
 def test_the_command_looks_through_a_lens(tmp_path: Path) -> None:
