@@ -58,6 +58,9 @@ def compare(
         bool,
         typer.Option(help="Corrected distances, intervals, p and q: some 30 times the arithmetic."),
     ] = True,
+    near: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Print this one's neighbours, nearest first.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Write the matrix as Parquet.")] = None,
     html: Annotated[str | None, typer.Option(help="Write a page to look at (.html).")] = None,
     figure: Annotated[
@@ -91,6 +94,7 @@ def compare(
     from pipeline.figure import draw, kind_of
     from pipeline.matrix import ALL
     from pipeline.matrix import compare as compare_all
+    from pipeline.notes import some_of
     from pipeline.page import require_html
 
     if out and not out.endswith(".parquet"):
@@ -102,6 +106,9 @@ def compare(
     layers = [layer] if layer and layer != ALL else None
     number = commit_of(place, at)
     through = lens_for(place, names or (), lens, neurons or (), at=number, spec=spec)
+    among = names or place.names(number, spec)
+    if near and near not in among:
+        raise UsageError(f"near is {near!r}, which is none of those compared: {some_of(among)}")
     matrix = compare_all(
         place,
         names or (),
@@ -131,9 +138,19 @@ def compare(
         print_notes, versions, apart=apart, lenses=[through], barred=bool(matrix.estimates)
     )
     if as_json:
-        print_json(Rows(rows_of(matrix)))
+        print_json(Rows(row for row in rows_of(matrix) if near in (None, row["a"])))
         notes(to=sys.stderr)
         return
+    if near:
+        print_neighbours(matrix, near, layer or ALL, through)
+    else:
+        print_all(matrix, layer or ALL, through, fd=fd)
+    notes()
+    for written in filter(None, (out, html, figure)):
+        print(f"written to {written}")
+
+
+def print_all(matrix: Matrix, layer: str, lens: Lens | None, *, fd: bool) -> None:
     from rich.console import Console
 
     from pipeline.report import (
@@ -143,17 +160,25 @@ def compare(
         summary_sentence,
     )
 
-    print_matrix(matrix, Console(), layer or ALL, lens=through)
-    if through is None or through.weighs(layer or ALL):
-        print(sentences_heading(matrix, layer or ALL))
-        for line in nearest_sentences(matrix, layer or ALL):
+    print_matrix(matrix, Console(), layer, lens=lens)
+    if lens is None or lens.weighs(layer):
+        print(sentences_heading(matrix, layer))
+        for line in nearest_sentences(matrix, layer):
             print(line)
-        print(summary_sentence(matrix, layer or ALL))
+        print(summary_sentence(matrix, layer))
     if fd:
-        print_matrix(matrix, Console(), layer or ALL, "fd")
-    notes()
-    for written in filter(None, (out, html, figure)):
-        print(f"written to {written}")
+        print_matrix(matrix, Console(), layer, "fd")
+
+
+def print_neighbours(matrix: Matrix, name: str, layer: str, lens: Lens | None) -> None:
+    from pipeline.report import WEIGHTLESS, neighbour_lines, sentences_heading
+
+    if lens is not None and not lens.weighs(layer):
+        print(WEIGHTLESS)
+        return
+    print(sentences_heading(matrix, layer, name))
+    for line in neighbour_lines(matrix, name, layer):
+        print(line)
 
 
 def rows_of(matrix: Matrix) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
 # Ends and middle of matplotlib's cividis, which the colour-blind see as others do: near to far.
 _SCALE = ((254, 232, 56), (124, 123, 120), (0, 34, 78))
 _MARK, _UNTESTED_MARK = "~", "?"
+_ALIKE_TEXT = f"not told apart at a false discovery rate of {FALSE_DISCOVERY_RATE:.0%}"
 _TOO_FEW_FOLDS = (
     f"that takes {LEAST_FOLDS} folds of each dataset, which are as many images, or groups, or "
     "more; imports have none"
@@ -169,7 +170,7 @@ def print_matrix(
             console.print(line, soft_wrap=True)
     marks = _marks(matrix, layer, distance)
     legends = {
-        _MARK: f"not told apart at a false discovery rate of {FALSE_DISCOVERY_RATE:.0%}",
+        _MARK: _ALIKE_TEXT,
         _UNTESTED_MARK: "not tested",
     }
     legend = "; ".join(f"{mark} {text}" for mark, text in legends.items() if (marks == mark).any())
@@ -266,9 +267,10 @@ def _decimals(value: float) -> int:
     return 1 if abs(value) >= 1 or value == 0 else 2
 
 
-def sentences_heading(matrix: Matrix, layer: str = ALL) -> str:
-    """What the numbers of `nearest_sentences` are."""
+def sentences_heading(matrix: Matrix, layer: str = ALL, near: str | None = None) -> str:
+    """What the numbers of `nearest_sentences` are, or of the `neighbour_lines` of a dataset."""
     what = "Distance" if len(matrix.names) == 2 else "Nearest and farthest"
+    what = f"From {near}, the nearest first" if near else what
     barred = " [95% interval]" if any_corrected(matrix, layer) else ""
     return f"{what}, in bins, {correction(matrix, layer)}{barred}:"
 
@@ -280,18 +282,11 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
     told apart, unless none is. Of two datasets there is one distance, and one line.
     """
     values, verdict = shown(matrix, layer), verdicts(matrix, layer)
-    q, low, high = (matrix.of(layer, column) for column in ("q", "low", "high"))
-    corrected = _corrected(matrix, layer)
-    known = np.isfinite(low) & np.isfinite(high) & corrected
+    q, distance = matrix.of(layer, "q"), _distances_told(matrix, layer)
     width = max(len(name) for name in matrix.names)
 
     def told(i: int, j: int) -> str:
-        value = values[i, j]
-        text = f"{matrix.names[j]} {_number(value)}"
-        if not known[i, j]:
-            return text + (" (not corrected)" if corrected.any() and not corrected[i, j] else "")
-        digits = _decimals(value)
-        return f"{text} [{low[i, j]:.{digits}f}, {high[i, j]:.{digits}f}]"
+        return f"{matrix.names[j]} {distance(i, j)}"
 
     lines = []
     if len(matrix.names) == 2:
@@ -315,6 +310,41 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
             line += f"; not told apart from {named}{more}"
         lines.append(line)
     return lines
+
+
+def neighbour_lines(matrix: Matrix, name: str, layer: str = ALL) -> list[str]:
+    """All others of a dataset, the nearest first, with q; what is not told apart is marked."""
+    i, values, verdict = matrix.names.index(name), shown(matrix, layer), verdicts(matrix, layer)
+    q, told = matrix.of(layer, "q")[i], _distances_told(matrix, layer)
+    others = neighbours(values, i)
+    wide = max((len(matrix.names[j]) for j in others), default=0)
+    lines = [
+        f"{_MARK if verdict[i, j] == ALIKE else ' '} {matrix.names[j]:{wide}}  {told(i, j)}"
+        + (f"  q {q[j]:.2g}" if np.isfinite(q[j]) else "")
+        for j in others
+    ]
+    if lost := len(matrix.names) - 1 - len(others):
+        lines.append(f"  {lost:,} at no distance that is defined")
+    if ALIKE in verdict[i]:
+        lines.append(f"{_MARK} {_ALIKE_TEXT}")
+    return lines
+
+
+def _distances_told(matrix: Matrix, layer: str) -> Callable[[int, int], str]:
+    """Of a pair, corrected with its 95% interval where that is known."""
+    values, corrected = shown(matrix, layer), _corrected(matrix, layer)
+    low, high = (matrix.of(layer, column) for column in ("low", "high"))
+    known = np.isfinite(low) & np.isfinite(high) & corrected
+
+    def told(i: int, j: int) -> str:
+        value = values[i, j]
+        if not known[i, j]:
+            plain = corrected.any() and not corrected[i, j]
+            return _number(value) + (" (not corrected)" if plain else "")
+        digits = _decimals(value)
+        return f"{_number(value)} [{low[i, j]:.{digits}f}, {high[i, j]:.{digits}f}]"
+
+    return told
 
 
 def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE) -> str:

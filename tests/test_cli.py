@@ -712,6 +712,15 @@ def test_a_report_says_what_it_leaves_out(tmp_path: Path) -> None:
     assert vdna_json("lens", "show", "eyes", "-c", place)["neurons"] == 3
 
 
+def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
+    said = vdna("compare", "--near", "a", "-c", place).stdout.splitlines()
+    assert said[0].startswith("From a, the nearest first, in bins, ")
+    assert said[1].startswith("  b/other  ")
+    rows = vdna_json("compare", "--near", "a", "-c", place)
+    assert {row["a"] for row in rows} == {"a"}
+    refused(vdna("compare", "--near", "x", "-c", place, exits=2), "near is 'x'", "a and b/other")
+
+
 def test_compare_keeps_to_one_spec(
     place: Path, others: Path, specs: dict[int, str], tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from pipeline.report import (
     DIFFERENT,
     UNTESTED,
     nearest_sentences,
+    neighbour_lines,
     plain_note,
     print_matrix,
     sentences_heading,
@@ -132,6 +133,22 @@ def test_pairs_without_a_distance_are_counted_where_pairs_are_listed() -> None:
 def test_of_a_thousand_datasets_no_table_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "_table", lambda *_: pytest.fail("it takes minutes"))
     assert printed(matrix_of(*[f"d{i}" for i in range(41)]))[0].startswith("41 datasets make a")
+
+
+def test_neighbours_are_all_others_nearest_first() -> None:
+    matrix = with_estimates(with_nan(matrix_of("a", "b", "c", "far", "lost"), 4), (1, 2))
+    assert neighbour_lines(matrix, "b") == [
+        "  a    24.0 [23.5, 24.5]  q 0.001",
+        "~ c    24.0 [23.5, 24.5]  q 0.41",
+        "  far  49.0 [48.5, 49.5]  q 0.001",
+        "  1 at no distance that is defined",
+        "~ not told apart at a false discovery rate of 5%",
+    ]
+    plain = matrix_of("a", "b", "c")
+    assert neighbour_lines(plain, "a") == ["  b  50.0", "  c  100.0"]
+    assert sentences_heading(plain, near="a") == (
+        "From a, the nearest first, in bins, not corrected for the sizes of the samples:"
+    )
 
 
 def test_pairs_not_told_apart_are_marked_dim_and_explained() -> None:
