@@ -21,7 +21,10 @@ FLOORS = [
         *("storage", "retry", "archive", "listing", "plan", "source", "images"),
         "progress",
     },
-    {"shard", "ranker", "reduce", "pairwise", "folds", "tiles", "matrix", "catalogue"},
+    {
+        *("shard", "ranker", "reduce", "pairwise", "folds", "tiles", "matrix", "catalogue"),
+        *("lenses", "notes"),
+    },
     {
         *("build", "calibrate", "cluster", "config", "gate", "gc", "reference", "report"),
         *("recount", "verify", "rank", "explain", "explained", "figure", "page", "panels"),
