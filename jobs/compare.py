@@ -107,7 +107,9 @@ def compare(
     number = commit_of(place, at)
     through = lens_for(place, names or (), lens, neurons or (), at=number, spec=spec)
     among = names or place.names(number, spec)
-    if near and near not in among:
+    if near is not None and fd:
+        raise UsageError("--near lists Earth Mover's Distances; leave it or --fd out")
+    if near is not None and among and near not in among:
         raise UsageError(f"near is {near!r}, which is none of those compared: {some_of(among)}")
     matrix = compare_all(
         place,
@@ -141,7 +143,7 @@ def compare(
         print_json(Rows(row for row in rows_of(matrix) if near in (None, row["a"])))
         notes(to=sys.stderr)
         return
-    if near:
+    if near is not None:
         print_neighbours(matrix, near, layer or ALL, through)
     else:
         print_all(matrix, layer or ALL, through, fd=fd)

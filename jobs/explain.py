@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -101,6 +102,7 @@ def explain(
                 "neurons": first,
             }
         )
+        print_notes(found.versions, lenses=[through], to=sys.stderr)
         return
     from rich.console import Console
 

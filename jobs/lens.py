@@ -242,6 +242,7 @@ def _listed(name: str, item: Stored) -> dict[str, Any]:
         provenance = stated["provenance"]
         return {
             **row,
+            "written": stated.get("written", item.modified),
             "kind": str(provenance.get("kind", "weights")),
             "neurons": stated["neurons"],
             "fitted_on": {name: int(n) for name, n in provenance.get("images", {}).items()},

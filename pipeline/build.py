@@ -362,9 +362,6 @@ class _Planner:
         base = head.datasets.get(request.name, {}).get(spec.digest)
         require_own(head, request.name)
         manifest, parts = self._parted(request, spec.digest, base, head)
-        source = storage.readable(manifest.source)
-        if base is not None and not base.imported and base.source != source:
-            self.progress.say(f"{request.name}: was of {base.source}, and is of {source} now")
         request = replace(request, by=_by(request, base))
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         ranges_uri = catalogue.ranges_uri(found.digest)
@@ -374,6 +371,9 @@ class _Planner:
         job = ShardJob(recipe, uri, work_uri)
         if base is not None and _holds(catalogue, request, base, manifest, job, head):
             return _Plan(request, manifest, job, base, parts, up_to_date=True)
+        source = storage.readable(manifest.source)
+        if base is not None and not base.imported and base.source != source:
+            self.progress.say(f"{request.name}: was of {base.source}, and is of {source} now")
         storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
         storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
         stored = store_manifest(uri, manifest.data, manifest.digest)

@@ -427,6 +427,7 @@ class Seen:
             "members": dict(self.members),
             "images": dict(self.images),
             "spec": self.spec.digest,
+            "weights_sha256": self.spec.weights_sha256,
             "held_out": [asdict(score) for score in scores],
             "software": software(),
         }

@@ -179,9 +179,12 @@ class Lens:
             provenance = metadata.get("provenance", {})
             if not isinstance(provenance, dict):
                 raise CorruptFile(f"{name}: its provenance is {provenance!r}")
-            said = {key: metadata[key] for key in ("taps", "written") if key in metadata}
-            return {"neurons": file.num_rows, "provenance": provenance, **said}
-        except (pa.ArrowException, OSError, AttributeError, ValueError) as error:
+            said = {"neurons": file.num_rows, "provenance": provenance}
+            said |= {"taps": metadata["taps"]} if "taps" in metadata else {}
+            if "written" in metadata:
+                said["written"] = datetime.fromisoformat(metadata["written"])
+            return said
+        except (pa.ArrowException, OSError, AttributeError, TypeError, ValueError) as error:
             raise CorruptFile(f"{name}: torn, or not a lens: {error}") from error
 
     @classmethod

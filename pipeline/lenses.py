@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, check_name
-from pipeline.errors import NotFound, SourceError, SpecMismatch, UsageError, VdnaError
+from pipeline.errors import CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
 from pipeline.lens import UNIFORM, Lens
 from pipeline.spec import Spec
 
@@ -29,7 +30,10 @@ def check_lens(name: str) -> str:
 def keep(catalogue: Catalogue, lens: Lens) -> str:
     """Store it in the catalogue, under its name; its uri."""
     uri = storage.join(catalogue.lenses_uri(check_lens(lens.name)), f"{lens.digest}.parquet")
-    storage.replace(uri, lens.encode(written=datetime.now(UTC)))
+    written, before = datetime.now(UTC), newest_lenses(catalogue).get(lens.name)
+    if before is not None:  # which another clock may have told
+        written = max(written, _age(before)[1] + timedelta(microseconds=1))
+    storage.replace(uri, lens.encode(written=written))
     return uri
 
 
@@ -40,15 +44,13 @@ def find_lens(catalogue: Catalogue, name: str, spec: Spec) -> Lens:
     where it was fitted to those of other weights.
     """
     lens = Lens.decode(*_read(catalogue, name), spec)
-    of = lens.provenance.get("spec", spec.digest)
-    if of != spec.digest and storage.exists(catalogue.spec_uri(of)):
-        theirs = catalogue.spec(of)
-        if theirs.weights_sha256 != spec.weights_sha256:
-            raise SpecMismatch(
-                f"lens {lens.name} was fitted to neurons of {theirs.extractor} with weights "
-                f"{theirs.weights_sha256[:12]} (spec {of[:12]}), and these are of "
-                f"{spec.extractor} with {spec.weights_sha256[:12]} (spec {spec.digest[:12]})"
-            )
+    weights = lens.provenance.get("weights_sha256", spec.weights_sha256)
+    if weights != spec.weights_sha256:
+        raise SpecMismatch(
+            f"lens {lens.name} was fitted to neurons with the weights {weights} (spec "
+            f"{lens.provenance.get('spec')}), and these are of {spec.extractor} with "
+            f"{spec.weights_sha256} (spec {spec.digest})"
+        )
     return lens
 
 
@@ -95,12 +97,16 @@ def newest_lenses(catalogue: Catalogue) -> dict[str, storage.Stored]:
 
 
 def _newest(items: Sequence[storage.Stored]) -> storage.Stored:
-    return items[0] if len(items) == 1 else max(items, key=lambda item: (_written(item), item.uri))
+    return items[0] if len(items) == 1 else max(items, key=lambda item: (*_age(item), item.uri))
 
 
-def _written(item: storage.Stored) -> datetime:
-    """As the lens says: a catalogue's copy has the times of the copying."""
-    try:
-        return datetime.fromisoformat(Lens.stated(storage.read(item.uri), item.uri)["written"])
-    except (VdnaError, KeyError, TypeError, ValueError):  # one of before, or unreadable
-        return item.modified or datetime.min.replace(tzinfo=UTC)
+def _age(item: storage.Stored) -> tuple[bool, datetime]:
+    """When a lens says that it was written; before those that do, by its file's time, any other.
+
+    A catalogue's copy has the times of the copying.
+    """
+    with contextlib.suppress(CorruptFile, SourceError):
+        stated = Lens.stated(storage.read(item.uri), item.uri)
+        if written := stated.get("written"):
+            return True, written
+    return False, item.modified or datetime.min.replace(tzinfo=UTC)

@@ -11,6 +11,8 @@ from pipeline.catalogue import Version
 from pipeline.lens import Lens
 from pipeline.significance import CHECKED_IMAGES
 
+LISTS = (".txt", ".csv")
+"""Sources that hold no image, and name some of where they lie, as far as anyone knows."""
 NAMED = 3
 """Datasets that a note names, of several that it is of."""
 
@@ -73,8 +75,8 @@ def lens_notes(lens: Lens, versions: Mapping[str, Version]) -> list[str]:
     others = sorted({version.spec for version in versions.values()} - {spec})
     if spec and others:
         notes.append(
-            f"lens {lens.name} was fitted under spec {spec[:12]}, and these are of {others[0][:12]}"
-            ": preprocessing, ranges or bins differ"
+            f"lens {lens.name} was fitted under spec {spec[:12]}, and these are of "
+            f"{others[0][:12]}, under which neurons of these weights are counted otherwise"
         )
     return notes
 
@@ -103,7 +105,7 @@ def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
     # By segments, and in their order: what lies within a source follows it, and `a` holds no `ab`.
     # A version that was imported has no images of a source, but a file.
     places = sorted(
-        (version.source.rstrip("/").split("/"), name)
+        (_place(version.source), name)
         for name, version in versions.items()
         if version.source and not version.imported
     )
@@ -122,8 +124,14 @@ def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
 
 def is_nested(one: str, other: str) -> bool:
     """Whether either source is the other, or a place within it."""
-    pairs = zip(one.rstrip("/").split("/"), other.rstrip("/").split("/"), strict=False)
+    pairs = zip(_place(one), _place(other), strict=False)
     return bool(one and other) and all(a == b for a, b in pairs)
+
+
+def _place(source: str) -> list[str]:
+    """The names that lead to its images: of a list to the folder that it is in."""
+    segments = source.rstrip("/").split("/")
+    return segments[:-1] if source.lower().endswith(LISTS) else segments
 
 
 def some_of(names: Sequence[str]) -> str:

@@ -149,7 +149,8 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
     if room is None:
         taken = len(as_script([datasets, told, page.notes]))
         room = max(LEAST_NUMBERS, MOST - FRAME - taken)
-    numbers = [_columns(matrix, room // len(told)) for matrix in page.matrices]
+    rates = sorted({*RATES, rate})
+    numbers = [_columns(matrix, room // len(told), rates) for matrix in page.matrices]
     lenses = [
         of | {"columns": held, "left_out": left}
         for (of, _), (held, left, _) in zip(told, numbers, strict=True)
@@ -164,7 +165,7 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
         "names": names,
         "bins": page.matrices[0].bins,
         "rate": rate,
-        "rates": sorted({*RATES, rate}),
+        "rates": rates,
         "matrices": lenses,
         "shared": page.shared,
         "datasets": datasets,
@@ -287,7 +288,7 @@ def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
 
 
 def _columns(
-    matrix: Matrix, room: int
+    matrix: Matrix, room: int, rates: Sequence[float]
 ) -> tuple[dict[str, dict[int, str]], dict[str, list[str]], list[str]]:
     """A matrix's numbers, the layers whose are left out for want of room, and what is to be said.
 
@@ -301,7 +302,7 @@ def _columns(
     wanted += [(column, plane) for column in COLUMNS for plane in others]
     for column, plane in wanted:
         values = matrix.stacked(column)[plane]
-        text = pack(values, BITS_OF_A_TEST, RATES) if column in "pq" else pack(values)
+        text = pack(values, BITS_OF_A_TEST, rates) if column in "pq" else pack(values)
         if not text:
             continue
         if len(text) <= room and planes[plane] not in left.get("emd", ()):

@@ -53,7 +53,8 @@ _ONE_DECODER = Lock()
 SAMPLING_SECONDS = 120.0
 """For all samples together; a store that does not answer must not hold up the page."""
 PAIRS, MOST_PAIRS = 66, 300
-"""Whose neurons are told: all of 12 datasets; of more, those of a dataset and its nearest."""
+"""Whose neurons are told: all of 12 datasets; of more, those of each and its nearest, up to as many
+as the second, and the next nearest up to the first."""
 LENSES = 4
 """Of more on a page, each has the neurons of fewer pairs."""
 TESTS = 1_000_000

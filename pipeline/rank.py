@@ -52,7 +52,7 @@ from pipeline.gallery import Gallery, Row, look, render
 from pipeline.lens import UNIFORM, Lens
 from pipeline.manifest import Entry, Manifest, Shard
 from pipeline.networks import network_of
-from pipeline.notes import is_nested, some_of
+from pipeline.notes import is_nested, lens_notes, some_of
 from pipeline.panels import spec_facts
 from pipeline.plan import connect, plan
 from pipeline.progress import Progress, Silent
@@ -267,6 +267,7 @@ def rank(
             (
                 *_numerics_notes(name, version, here),
                 *_lens_notes(lens, commit, storage.readable(manifest.source)),
+                *(lens_notes(lens, {name: version}) if lens else ()),
             ),
         )
 

@@ -672,8 +672,8 @@ def test_report_writes_the_page_of_a_snapshot(
 
 def test_a_build_of_another_source_than_before_says_so(photos: Path, tmp_path: Path) -> None:
     place = tmp_path / "catalogue"
-    for name in ("day", "night"):
-        (tmp_path / f"{name}.txt").write_text(f"{photos}/photo-0001.jpg\n")
+    for number, name in enumerate(("day", "night"), 1):
+        (tmp_path / f"{name}.txt").write_text(f"{photos}/photo-000{number}.jpg\n")
     build("x", tmp_path / "day.txt", place, *SMALL)
     assert vdna_json("show", "x", "-c", place)["source"] == str(tmp_path / "day.txt")
     said = build("x", tmp_path / "night.txt", place, *SMALL).stderr
@@ -719,6 +719,8 @@ def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
     rows = vdna_json("compare", "--near", "a", "-c", place)
     assert {row["a"] for row in rows} == {"a"}
     refused(vdna("compare", "--near", "x", "-c", place, exits=2), "near is 'x'", "a and b/other")
+    refused(vdna("compare", "--near", "a", "--fd", "-c", place, exits=2), "--near", "--fd")
+    refused(vdna("compare", "--near", "a", "-c", place / "none", exits=1), "holds no dataset")
 
 
 def test_compare_keeps_to_one_spec(

@@ -63,6 +63,14 @@ def test_one_source_and_one_within_another_are_noted() -> None:
     ]
 
 
+def test_lists_name_images_of_where_they_lie() -> None:
+    folder = "are of the source /b, or of places within it"
+    assert shared(a="/b/a.txt", b="/b/B.CSV") == [f"a and b {folder}"]
+    assert shared(a="/b/a.csv", whole="/b") == [f"a and whole {folder}"]
+    assert shared(a="/b/a.csv", part="/b/part") == [f"a and part {folder}"]
+    assert shared(a="/b/a.tar", b="/b/b.tar") == []
+
+
 def test_siblings_and_names_that_begin_alike_are_not_nested() -> None:
     assert shared(a="s3://b/a", ab="s3://b/ab", c="s3://b/a-c", d="s3://b/a.d", e="s3://ba/a") == []
     assert shared(a="/b/a", ab="/b/ab", s3="s3://b/a", gs="gs://b/a") == []
@@ -91,7 +99,10 @@ def test_hundreds_of_nested_sources_take_one_short_sentence() -> None:
 
 @pytest.mark.parametrize(
     ("one", "other", "nested"),
-    [("a/b", "a/b/", True), ("a/b", "a/b/c", True), ("a/b", "a/bc", False), ("a/b", "", False)],
+    [
+        *(("a/b", "a/b/", True), ("a/b", "a/b/c", True), ("a/b", "a/bc", False)),
+        *(("a/b", "", False), ("a/b", "a/list.csv", True), ("a/b", "c/list.csv", False)),
+    ],
 )
 def test_sources_are_nested_by_whole_names(one: str, other: str, nested: bool) -> None:
     assert is_nested(one, other) is is_nested(other, one) is nested
@@ -111,8 +122,8 @@ def test_a_lens_of_these_or_of_another_spec_is_noted() -> None:
     assert fitted.startswith("lens no-fog was fitted on a and b: between them it does better than")
     (other,) = notes_of(versions, lenses=[lens_of(members={"a": "dna a"}, spec="t" * 64)])
     assert other == (
-        f"lens no-fog was fitted under spec {'t' * 12}, and these are of s: preprocessing, ranges "
-        "or bins differ"
+        f"lens no-fog was fitted under spec {'t' * 12}, and these are of s, under which neurons "
+        "of these weights are counted otherwise"
     )
     assert notes_of(versions, lenses=[lens_of()]) == []
 

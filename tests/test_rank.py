@@ -537,8 +537,9 @@ def test_ranking_what_the_lens_was_fitted_on_is_said(
     assert note.startswith(f"lens some was fitted on {NAME}, of the same source: it does better on")
     outer = ranked(catalogue, Path(version.source).parent, engine, place, lens=lens, include="*-0*")
     assert outer.notes == (note,)
-    other = dataclasses.replace(lens, provenance={"members": {NAME: "1" * 64}})
-    assert ranked(catalogue, Path(version.source), engine, place, lens=other).notes == ()
+    other = dataclasses.replace(lens, provenance={"members": {NAME: "1" * 64}, "spec": "2" * 64})
+    (spec,) = ranked(catalogue, Path(version.source), engine, place, lens=other).notes
+    assert spec.startswith(f"lens some was fitted under spec {'2' * 12}, and these are of ")
 
 
 def test_a_worker_of_other_numerics_than_the_driver_s_is_refused(

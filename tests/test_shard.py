@@ -93,7 +93,9 @@ def test_threads_and_reading_ahead_change_nothing(
     other.close()
 
 
-@pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize(
+    "size", [1, 8, *(pytest.param(size, marks=pytest.mark.soak) for size in (3, 20))]
+)
 def test_shard_size_changes_no_count(
     counter: Counter, folder: Path, truth: Partial, size: int
 ) -> None:

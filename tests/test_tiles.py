@@ -22,15 +22,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from jobs.app import app
 from pipeline import matrix as matrix_module
 from pipeline import storage, tiles
-from pipeline.catalogue import Catalogue, Version, canonical_json
+from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import emd
-from pipeline.errors import CorruptFile, NotFound, SpecMismatch, UsageError
+from pipeline.errors import CorruptFile, NotFound, UsageError
 from pipeline.gc import collect
 from pipeline.lens import Lens
-from pipeline.lenses import check_lens, find_lens, keep
+from pipeline.lenses import find_lens
 from pipeline.matrix import Crew, Effort, Matrix
 from pipeline.matrix import compare as compare_all
 from pipeline.plan import plan
@@ -697,48 +699,7 @@ def test_a_lens_of_the_catalogue_or_of_a_file(place: Catalogue, tmp_path: Path) 
         find_lens(place, "nose", SPEC)
 
 
-def test_the_newest_lens_of_a_name_is_the_one_that_was_kept_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also of a catalogue's copy, whose files have other times, and within a second."""
-    catalogue = Catalogue(str(tmp_path / "c"))
-    choices = ("stem:0", "stem:1", "stem:2", "head:0", "head:1")
-    lenses = [replace(Lens.chosen(SPEC, [choice]), name="eyes") for choice in choices]
-    for lens in lenses:
-        keep(catalogue, lens)
-    for at, lens in enumerate(lenses):
-        path = Path(storage.local_path(catalogue.lenses_uri("eyes"))) / f"{lens.digest}.parquet"
-        os.utime(path, (10**9 - at, 10**9 - at))
-    assert find_lens(catalogue, "eyes", SPEC).digest == lenses[-1].digest
-    keep(catalogue, lenses[2])
-    assert find_lens(catalogue, "eyes", SPEC).digest == lenses[2].digest
-
-
-def test_names_that_are_no_lens_s_are_refused(tmp_path: Path) -> None:
-    for name, why in (("uniform", "says that there is none"), ("x.parquet", "as a file is")):
-        with pytest.raises(UsageError, match=why):
-            check_lens(name)
-
-
-def test_a_lens_on_neurons_of_other_weights_is_refused(place: Catalogue) -> None:
-    """Their layers and numbers are the same, and what they see is not."""
-    theirs = replace(SPEC, weights_sha256="f" * 64)
-    storage.create(place.spec_uri(theirs.digest), canonical_json(theirs.to_json()))
-    chosen = replace(Lens.chosen(SPEC, ["stem:0"]), name="eyes")
-    for of in (SPEC, replace(SPEC, bins=SPEC.bins + 1), theirs):
-        keep(place, replace(chosen, provenance={"kind": "focus", "spec": of.digest}))
-        if of is theirs:
-            with pytest.raises(SpecMismatch, match=r"lens eyes was fitted to neurons of .* ffffff"):
-                find_lens(place, "eyes", SPEC)
-        else:
-            assert find_lens(place, "eyes", SPEC).digest == chosen.digest
-
-
 def test_the_command_looks_through_a_lens(tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from jobs.app import app
-
     place = filled(str(tmp_path / "dnas"), 3)
     lens = Lens.chosen(SPEC, ["stem:0"])
     path = tmp_path / "mine.parquet"
@@ -763,10 +724,6 @@ def test_the_command_s_device_reaches_the_arithmetic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No GPU is needed here: what torch would do on one is tested with the kernels."""
-    from typer.testing import CliRunner
-
-    from jobs.app import app
-
     place = filled(str(tmp_path / "dnas"), 2)
     asked: list[str] = []
     real = tiles.distances
