@@ -106,11 +106,12 @@ def compare(
     layers = [layer] if layer and layer != ALL else None
     number = commit_of(place, at)
     through = lens_for(place, names or (), lens, neurons or (), at=number, spec=spec)
-    among = names or place.names(number, spec)
-    if near is not None and fd:
-        raise UsageError("--near lists Earth Mover's Distances; leave it or --fd out")
-    if near is not None and among and near not in among:
-        raise UsageError(f"near is {near!r}, which is none of those compared: {some_of(among)}")
+    if near is not None:
+        if fd:
+            raise UsageError("--near lists Earth Mover's Distances; leave it or --fd out")
+        among = names or place.names(number, spec)
+        if among and near not in among:
+            raise UsageError(f"near is {near!r}, which is none of those compared: {some_of(among)}")
     matrix = compare_all(
         place,
         names or (),

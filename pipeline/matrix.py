@@ -396,7 +396,7 @@ def _compare(catalogue: Catalogue, wanted: _Wanted, job: Job, effort: Effort) ->
     if kept is None and not _keep(uri, matrix, effort.progress):
         return matrix  # the tiles stay, for the next time
     for tile in () if alone else made:
-        storage.delete(tile.uri)
+        storage.discard(tile.uri)
     return matrix
 
 

@@ -453,6 +453,9 @@ def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: 
             done = CliRunner().invoke(app, [word.format(of) for word in words])
             assert done.exit_code == 0, done.output
             assert (note in done.output.replace("\n", " ")) == (of == "fit"), command
+            done = CliRunner().invoke(app, [*(word.format(of) for word in words), "--json"])
+            assert json.loads(done.stdout)
+            assert (note in done.stderr.replace("\n", " ")) == (of == "fit"), command
 
 
 def test_the_page_says_so_too(place: Catalogue, signed: Fitted) -> None:

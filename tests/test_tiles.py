@@ -29,7 +29,7 @@ from pipeline import matrix as matrix_module
 from pipeline import storage, tiles
 from pipeline.catalogue import Catalogue, Version
 from pipeline.distance import emd
-from pipeline.errors import CorruptFile, NotFound, UsageError
+from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
 from pipeline.gc import collect
 from pipeline.lens import Lens
 from pipeline.lenses import find_lens
@@ -527,6 +527,29 @@ def test_a_tile_that_lies_is_computed_again(
     found = compare(place, effort=Effort(lambda values: nullcontext(Crew(lying, 1)), memory=1))
     same(found, true)
     assert sum(computed) == 16
+
+
+def test_who_may_not_remove_compares_all_the_same(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tile that lies stays, and so do the others, for a collection."""
+    true = compare(place, effort=SMALL)
+    without_kept(place)
+
+    def deny(uri: str) -> None:
+        raise StorageError(f"{uri}: access denied")
+
+    def torn(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+        for item in items:
+            yield function(item)
+        if items:  # none is missing the next time
+            storage.replace(items[0].uri, b"torn")
+
+    monkeypatch.setattr(storage, "delete", deny)
+    found = compare(place, effort=Effort(lambda values: nullcontext(Crew(torn, 1)), memory=1))
+    same(found, true)
+    assert len(left(place)) > 1
+    assert len(stored(place)) == 1
 
 
 class Beside:
