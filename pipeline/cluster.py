@@ -251,11 +251,11 @@ class _ShardActor:
 
 
 def _nodes() -> list[dict[str, Any]]:
-    return cast(list[dict[str, Any]], ray.nodes())  # type: ignore[no-untyped-call]
+    return cast(list[dict[str, Any]], ray.nodes())  # type: ignore[no-untyped-call]  # Ray's
 
 
 def _cluster() -> dict[str, float]:
-    return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
+    return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]  # Ray's
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ class Small:
         return start(folder, catalogue, *self.options, *options, env=env, **how)
 
     def clean_pass(self, folder: Path, max_failures: float = 0) -> DNA:
-        return make_dna(folder, max_failures=max_failures, threads=2, **self.place.options)  # type: ignore[arg-type]
+        return make_dna(folder, max_failures=max_failures, threads=2, **self.place.options)  # type: ignore[arg-type]  # of any kind
 
 
 @pytest.fixture

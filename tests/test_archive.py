@@ -499,11 +499,11 @@ def test_a_bomb_is_not_unpacked_to_its_end(pack: Callable[[bytes], bytes], tmp_p
         unpacked += got
         return got
 
-    archive._Unpacked.readinto = count  # type: ignore[method-assign]
+    archive._Unpacked.readinto = count  # type: ignore[method-assign]  # counted in its place
     try:
         assert contents(uri) == [YES, ("", "too_many_bytes")]
     finally:
-        archive._Unpacked.readinto = read  # type: ignore[method-assign]
+        archive._Unpacked.readinto = read  # type: ignore[method-assign]  # as it was
     assert unpacked < 3 * 1200 * len(data)
 
 
