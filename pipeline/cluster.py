@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import ray
+from ray._private.node import Node
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
@@ -55,6 +57,8 @@ FORWARDED = (
 """Settings of the driver that workers get too; no secrets, which the dashboard would show."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """On a laptop; only receipts pass through it."""
+STARTS = 3
+"""Of Ray on this machine, before it is said that it does not start."""
 
 
 class RayEngine:
@@ -83,14 +87,15 @@ class RayEngine:
                 raise UsageError(f"no Ray cluster answers at {self._address}: {error}") from error
         else:
             # One more than there are: a pool that fills a machine's CPUs exactly can stall it.
-            with _without_stderr():
-                ray.init(
+            started(
+                lambda: ray.init(
                     address="local",
                     num_cpus=available_cpus() + 1,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     **quiet,
                 )
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -245,6 +250,42 @@ class _ShardActor:
             receipt, unsound = Receipt(job.manifest_uri, index, error=str(error)), True
         row = asdict(receipt) | {"unsound": unsound}
         return {name: np.array([value]) for name, value in row.items()}
+
+
+def started(start: Callable[[], T]) -> T:
+    """What `start` returns, tried again where a node that it starts does not come up.
+
+    A raylet ends itself where its agents take above 15 s to start, as they may on a busy machine,
+    and Ray tells after 30 s (github.com/ray-project/ray/issues/65983). Raises `TransientError`
+    after `STARTS` times; nothing of a node that failed is left running.
+    """
+    starts = 0
+    while True:
+        starts += 1
+        try:
+            with _without_stderr():
+                return start()
+        except Exception as error:  # Ray raises no kind of its own
+            node = _node_of(error)
+            if node is None:
+                raise
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            problem = f"Ray did not start on this machine ({node.get_logs_dir_path()} has its logs)"
+            if starts == STARTS:
+                raise TransientError(
+                    f"{problem}, {starts} times: {error} Rerun the same command when the machine "
+                    "is less busy, or with --workers 0, without Ray"
+                ) from error
+            print(f"{problem}; starting it again", file=sys.stderr)
+
+
+def _node_of(error: Exception) -> Any:
+    """The node that raised while its processes started; Ray keeps no other way to it."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node) and getattr(node, "all_processes", None):
+            return node
+    return None
 
 
 # Ray leaves these two without types.

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import PngImagePlugin
 from ray.cluster_utils import Cluster
 
 from pipeline.build import InProcess, Request, build_datasets
 from pipeline.catalogue import Catalogue
+from pipeline.cluster import STARTS, started
 from pipeline.dna import DNA
 from pipeline.partial import Partial
 from pipeline.rank import rank
@@ -117,6 +120,89 @@ def test_two_jobs_at_once_share_the_work_and_commit_one_version(
     assert Catalogue(str(tmp_path)).head().number == 1
     assert committed(tmp_path) == SHARDS
     holds(tmp_path, truth)
+
+
+SLOW_TO_START = """
+import os, sys, time
+if any(word.endswith(os.path.join("dashboard", "agent.py")) for word in sys.orig_argv):
+    for name in os.listdir(os.environ["SLOW_STARTS"]):
+        try:
+            os.unlink(os.path.join(os.environ["SLOW_STARTS"], name))
+        except FileNotFoundError:
+            continue
+        time.sleep(25)
+        break
+"""
+"""Ray's raylet gives this process of its own 15 s, then ends itself."""
+
+
+@pytest.fixture
+def slow_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many starts of Ray are to be too slow, of those still to come."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    monkeypatch.setenv("SLOW_STARTS", str(folder))
+
+    def set_(starts: int) -> None:
+        for number in range(starts):
+            (folder / str(number)).touch()
+
+    return set_
+
+
+@pytest.mark.soak
+def test_a_ray_that_is_slow_to_start_is_started_again(
+    folder: Path,
+    truth: DNA,
+    small: Small,
+    tmp_path: Path,
+    slow_starts: Callable[[int], None],
+) -> None:
+    slow_starts(1)
+    process = small.start(folder, tmp_path / "c", patch=SLOW + SLOW_TO_START)
+    with ended(process):
+        wait_for(tmp_path / "c", 3, process)
+        names = [child.name() for child in psutil.Process(process.pid).children()]
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "starting it again" in err
+    assert names.count("gcs_server") == 1  # nothing of the first is left
+    assert json.loads(out)["images"] == 46
+    holds(tmp_path / "c", truth)
+
+
+@pytest.mark.soak
+def test_a_ray_that_never_starts_is_said_so_and_nothing_of_it_stays(
+    folder: Path, small: Small, tmp_path: Path, slow_starts: Callable[[int], None]
+) -> None:
+    slow_starts(STARTS)
+    process = small.start(folder, tmp_path / "c", patch=SLOW_TO_START)
+    with ended(process):
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert json.loads(out)["error"] == "TransientError"
+    assert f"{STARTS} times" in err
+    assert "--workers 0" in err
+    assert "Traceback" not in err
+    logs = re.findall(r"\((\S+) has its logs\)", err)
+    assert len(set(logs)) == STARTS
+    last_words = [(Path(log) / "raylet.err").read_text() for log in logs]
+    assert any("Timed out waiting for file" in words for words in last_words)
+    commands = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands for log in logs if str(Path(log).parent) in command]
+    assert committed(tmp_path / "c") == 0
+
+
+def test_what_no_second_start_would_mend_is_raised_at_once() -> None:
+    starts = []
+
+    def start() -> None:
+        starts.append(1)
+        raise ValueError("of an argument")
+
+    with pytest.raises(ValueError, match="of an argument"):
+        started(start)
+    assert len(starts) == 1
 
 
 DEADLY = """
@@ -274,8 +360,9 @@ def cluster(small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for name, value in small.environment(SLOW).items():
         monkeypatch.setenv(name, value)  # a node's workers have it of their node
     head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster()
     try:
+        started(lambda: cluster.add_node(**head))
         yield cluster
     finally:
         cluster.shutdown()
@@ -308,13 +395,13 @@ def test_a_node_is_lost_and_another_comes(
     cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
     """Three workers where the head has room for two: one at least goes with its node."""
-    node = cluster.add_node(num_cpus=2)
+    node = started(lambda: cluster.add_node(num_cpus=2))
     process = on(3)
     with ended(process):
         for shards in (3, 12):
             wait_for(tmp_path / "c", shards, process)
             cluster.remove_node(node, allow_graceful=False)
-            node = cluster.add_node(num_cpus=2)
+            node = started(lambda: cluster.add_node(num_cpus=2))
         finish(process)
     same_bits(tmp_path / "c", clean, truth)
 
@@ -323,7 +410,7 @@ def test_a_node_is_lost_and_another_comes(
 def test_two_jobs_at_once_on_one_cluster(
     cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
-    cluster.add_node(num_cpus=2)
+    started(lambda: cluster.add_node(num_cpus=2))
     jobs = [on(1) for _ in range(2)]
     with ended(jobs[0]), ended(jobs[1]):
         dnas = [finish(job)["dna"] for job in jobs]
@@ -336,7 +423,7 @@ def test_two_jobs_at_once_on_one_cluster(
 def test_a_driver_dies_and_the_cluster_s_workers_meet_the_next_one_s(
     cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
-    cluster.add_node(num_cpus=2)
+    started(lambda: cluster.add_node(num_cpus=2))
     for shards in (2, 8):
         process = on(1)
         with ended(process):
@@ -383,7 +470,7 @@ def test_a_ranking_by_workers_is_that_of_one_process(
     command += ["--shard-images", "1", "--weights", small.place.weights]
     env = os.environ | small.environment(SLOW)
 
-    def started() -> subprocess.Popen[str]:
+    def ranking() -> subprocess.Popen[str]:
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -396,7 +483,7 @@ def test_a_ranking_by_workers_is_that_of_one_process(
     def done() -> int:
         return len(list(place.glob("_work/_ranks/*/partials/*.parquet")))
 
-    first = started()
+    first = ranking()
     with ended(first):
         deadline = time.monotonic() + 120
         while not done():
@@ -406,7 +493,7 @@ def test_a_ranking_by_workers_is_that_of_one_process(
         first.kill()
     assert not spread.exists()
     there = done()
-    second = started()
+    second = ranking()
     with ended(second):
         found = finish(second)
     assert (found["ranked"], found["failed"]) == (15, 1)
