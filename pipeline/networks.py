@@ -501,20 +501,20 @@ def _fid_inception() -> Any:
         return functional.max_pool2d(x, 3, stride=1, padding=1)
 
     # torchvision has no types: to mypy each base is Any, which may not be subclassed.
-    class A(inception.InceptionA):  # type: ignore[misc]
+    class A(inception.InceptionA):  # type: ignore[misc]  # untyped, see above
         def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
             double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
             wide = self.branch5x5_2(self.branch5x5_1(x))
             return [self.branch1x1(x), wide, double, self.branch_pool(average(x))]
 
-    class C(inception.InceptionC):  # type: ignore[misc]
+    class C(inception.InceptionC):  # type: ignore[misc]  # untyped, see above
         def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
             wide = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
             double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
             double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
             return [self.branch1x1(x), wide, double, self.branch_pool(average(x))]
 
-    class E(inception.InceptionE):  # type: ignore[misc]
+    class E(inception.InceptionE):  # type: ignore[misc]  # untyped, see above
         def __init__(self, channels: int, pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
             super().__init__(channels)
             self.pool = pool
