@@ -73,7 +73,7 @@ def _best(work: Callable[[], object]) -> float:
 
 def kernel(dnas: list[int], neurons: int) -> dict[str, Any]:
     """In one thread, so that CPU time is the core's."""
-    from pipeline.pairwise import Curves, distances
+    from pipeline.comparing import Curves, distances
 
     rows = np.random.default_rng(0).random((6, BINS), np.float32)
     _additions(rows, 1)
@@ -117,9 +117,9 @@ def catalogue(dnas: int, neurons: int, folds: int) -> dict[str, Any]:
 
 
 def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, Any]:
-    from pipeline import storage, tiles
+    from pipeline import storage
     from pipeline.catalogue import Catalogue
-    from pipeline.matrix import compare
+    from pipeline.comparing import compare, tiles
     from pipeline.networks import describe
     from pipeline.spec import available_cpus
 
@@ -219,8 +219,8 @@ def _model(
     `rates`: seconds to open a DNA, to load a value of it, to compare one, and to estimate what is
     known of a pair in one layer.
     """
-    from pipeline import tiles
     from pipeline.catalogue import Version
+    from pipeline.comparing import tiles
     from pipeline.spec import Tap
 
     opening, load, rate, estimate = rates

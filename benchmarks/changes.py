@@ -41,8 +41,7 @@ from scipy.stats import spearmanr
 from benchmarks import corpora, measure
 from benchmarks.observe import Layers, Observer, Seen, emd
 from benchmarks.statistics import crops
-from pipeline import significance
-from pipeline.distance import frechet
+from pipeline.comparing import frechet, significance
 
 Array = NDArray[Any]
 Picture = Image.Image

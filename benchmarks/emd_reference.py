@@ -62,9 +62,9 @@ def _product(dnas: int, reference_dnas: int) -> dict[str, Any]:
     that knows its interface.
     """
     from pipeline import pairwise_emd
-    from pipeline.allocator import keep_memory
+    from pipeline.comparing import Curves, distances
+    from pipeline.counting import keep_memory
     from pipeline.dna import DNA, Ranges
-    from pipeline.pairwise import Curves, distances
     from pipeline.spec import Preprocess, Spec, Tap
 
     taps = tuple(Tap(f"block_{i}", NEURONS, 1) for i in range(LAYERS))

@@ -35,7 +35,7 @@ def _product(
     folder: str, ranges: str, threads: int, precision: str, histograms: str
 ) -> dict[str, Any]:
     """The product's in-process build. The only place that knows its interface."""
-    from pipeline.build import make_dna
+    from pipeline.building import make_dna
 
     def make(limit: int | None) -> Any:
         return make_dna(folder, ranges=ranges, threads=threads, precision=precision, limit=limit)

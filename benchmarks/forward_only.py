@@ -29,7 +29,7 @@ Forward = Callable[[], object]
 
 def _product(precision: str) -> Forward:
     """One micro-batch through the product's extractor. The only place that knows its interface."""
-    from pipeline.extractor import Extractor
+    from pipeline.counting import Extractor
     from pipeline.networks import describe
 
     extractor = Extractor(describe("efficientnet_lite0"), precision)

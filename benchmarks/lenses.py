@@ -46,7 +46,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from benchmarks import corpora, measure
 from benchmarks.statistics import crops
-from pipeline.distance import cumulative
+from pipeline.comparing import cumulative
 
 Picture = Image.Image
 Change = Callable[[Picture, np.random.Generator], Picture]
@@ -257,7 +257,8 @@ def build(
     place: Any, work: Path, sizes: Sequence[int], scored: int, photos: Path
 ) -> dict[int, int]:
     """All sets, at each size of those to fit on; the commit at which all are of that size."""
-    from pipeline.build import InProcess, Request, build_datasets
+    from pipeline.building import Request, build_datasets
+    from pipeline.engine import InProcess
     from pipeline.spec import Resources, available_cpus
 
     done = work / f"commits-{sizes[-1]}-{scored}.json"
@@ -295,7 +296,7 @@ def build(
 
 def lenses(sizes: Sequence[int], scored: int, work: Path, cache: Path) -> dict[str, Any]:
     from pipeline.catalogue import Catalogue
-    from pipeline.fit import Role, Seen
+    from pipeline.explaining import Role, Seen
     from pipeline.progress import Silent
 
     place = Catalogue(str(work / "catalogue"))

@@ -52,12 +52,10 @@ def _first_above(after: str, entries: int) -> int:
 
 def _product(entries: int) -> dict[str, Any]:
     import pipeline.cluster  # noqa: F401 - what a driver has loaded: Ray above all
+
     from pipeline import storage
-    from pipeline.listing import pages
-    from pipeline.manifest import Manifest
     from pipeline.networks import describe
-    from pipeline.plan import plan
-    from pipeline.source import list_source
+    from pipeline.sources import Manifest, list_source, pages, plan
 
     changed = False
     now = datetime.now(UTC)

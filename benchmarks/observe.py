@@ -86,9 +86,9 @@ class Observer:
     def __init__(self, name: str = "efficientnet_lite0") -> None:
         from threadpoolctl import threadpool_limits
 
-        from pipeline import ranges
-        from pipeline.extractor import Extractor
+        from pipeline.counting import Extractor
         from pipeline.networks import describe
+        from pipeline.networks import ranges_file as ranges
         from pipeline.spec import Preprocess
 
         # On busy cores, BLAS's threads wait for each other: 40 times the CPU time, measured.
@@ -126,7 +126,7 @@ class Observer:
             print(f"{about}: {done} images, {rate:.0f} a second", file=sys.stderr)
 
     def _observe(self, pictures: Sequence[Picture]) -> tuple[Array, Array]:
-        from pipeline.histogram import LayerCounts
+        from pipeline.counting import LayerCounts
         from pipeline.images import prepare
 
         neurons = sum(self.layers.widths)

@@ -24,7 +24,7 @@ from benchmarks.end_to_end import EMBEDDED
 
 
 def _product(folder: str, threads: int, layer_gaussian: bool) -> dict[str, Any]:
-    from pipeline.build import make_dna
+    from pipeline.building import make_dna
 
     make_dna(folder, threads=threads, limit=1)
     start = time.perf_counter()

@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from pipeline import nearness
-from pipeline.build import InProcess, Request, build_datasets
+from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
-from pipeline.histogram import LayerCounts
-from pipeline.lens import Lens
-from pipeline.rank import rank
+from pipeline.counting import LayerCounts
+from pipeline.dna import Lens
+from pipeline.engine import InProcess
+from pipeline.explaining import image_emd as nearness
+from pipeline.explaining import rank
 from pipeline.spec import Resources
 
 LAYERS = {1: 2048, 49: 1280, 100: 1280, 197: 768, 784: 40, 12544: 32}

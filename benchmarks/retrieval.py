@@ -193,10 +193,11 @@ def domains(observer: Observer, images: int, cache: Path, times: int) -> dict[st
 def attributes(
     observer: Observer, images: int, fit: int, work: Path, cache: Path
 ) -> dict[str, Any]:
-    from pipeline.build import InProcess, Request, build_datasets
+    from pipeline.building import Request, build_datasets
     from pipeline.catalogue import Catalogue
+    from pipeline.engine import InProcess
     from pipeline.errors import UsageError
-    from pipeline.fit import fit_focus
+    from pipeline.explaining import fit_focus
     from pipeline.spec import Resources, available_cpus
 
     last = observer.layers.slices[LAST]

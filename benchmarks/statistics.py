@@ -47,8 +47,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from benchmarks import corpora, measure
-from pipeline import significance
-from pipeline.significance import CONFIDENCE
+from pipeline.comparing import CONFIDENCE, significance
 
 LAYERS = ("blocks.2.1", "blocks.4.2", "blocks.6.0")
 MOST_NEURONS = 160
@@ -166,11 +165,10 @@ def _starts(widths: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _observe(folder: Path, count: int, brightness: float, seed: int) -> dict[str, Array]:
-    from pipeline import ranges
-    from pipeline.extractor import Extractor
-    from pipeline.histogram import LayerCounts
+    from pipeline.counting import Extractor, LayerCounts
     from pipeline.images import prepare
     from pipeline.networks import describe
+    from pipeline.networks import ranges_file as ranges
     from pipeline.spec import Preprocess
 
     network = describe("efficientnet_lite0")

@@ -26,7 +26,8 @@ from jobs.shell import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.build import Engine, Result
+    from pipeline.building import Result
+    from pipeline.engine import Engine
     from pipeline.spec import Resources
 
 
@@ -103,9 +104,9 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build a dataset's DNA and commit it. The same command again does only what is missing."""
-    from pipeline.build import Request, build_datasets
+    from pipeline.building import Request, build_datasets
     from pipeline.catalogue import Catalogue
-    from pipeline.progress import Lines
+    from pipeline.reporting import Lines
     from pipeline.spec import Resources
 
     request = Request(
@@ -153,11 +154,11 @@ def build(
 def engine_for(resources: Resources, ray_address: str | None) -> Iterator[Engine]:
     """Ray, or this process where no workers are asked for."""
     if resources.workers == 0:
-        from pipeline.build import InProcess
+        from pipeline.engine import InProcess
 
         yield InProcess()
         return
-    from pipeline.cluster import RayEngine
+    from pipeline.engine import RayEngine
 
     # Ray prints on stdout that a worker died; that is the command's own, and may be JSON.
     with contextlib.redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
@@ -178,7 +179,7 @@ def summary(result: Result) -> dict[str, object]:
 
 
 def sentence(result: Result) -> str:
-    from pipeline.manifest import label_of
+    from pipeline.sources import label_of
 
     version = result.version
     ignored = sum(result.ignored.values())

@@ -21,7 +21,7 @@ from jobs.shell import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.calibrate import Calibration
+    from pipeline.building import Calibration
 
 
 @guarded
@@ -59,8 +59,8 @@ def calibrate(
 
     The same command again does only what is missing.
     """
-    from pipeline.calibrate import calibrate as measure
-    from pipeline.progress import Lines
+    from pipeline.building import calibrate as measure
+    from pipeline.reporting import Lines
     from pipeline.spec import Resources
 
     resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)

@@ -29,8 +29,8 @@ from jobs.shell import (
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue, Version
-    from pipeline.lens import Lens
-    from pipeline.matrix import Crew, Effort, Matrix
+    from pipeline.comparing import Crew, Effort, Matrix
+    from pipeline.dna import Lens
     from pipeline.spec import Spec
 
 GIGABYTE = 2**30
@@ -90,12 +90,10 @@ def compare(
     """Print the distance of every pair of datasets: Earth Mover's, with --fd Fréchet's too."""
     from pipeline import storage
     from pipeline.catalogue import Catalogue
+    from pipeline.comparing import ALL, some_of
+    from pipeline.comparing import compare as compare_all
     from pipeline.errors import UsageError
-    from pipeline.figure import draw, kind_of
-    from pipeline.matrix import ALL
-    from pipeline.matrix import compare as compare_all
-    from pipeline.notes import some_of
-    from pipeline.page import require_html
+    from pipeline.reporting import draw, kind_of, require_html
 
     if out and not out.endswith(".parquet"):
         raise UsageError(f"out is {out!r}; the matrix is written as Parquet, name it so (.parquet)")
@@ -129,11 +127,10 @@ def compare(
     if figure and kind:
         storage.replace(storage.canonical(figure), draw(matrix, kind, layer or ALL, through))
     if html:
-        from pipeline.panels import write_page
-        from pipeline.progress import Lines
+        from pipeline.reporting import Lines, write_matrix_page
 
         progress = Lines(units=("neurons", "layers"))
-        write_page(
+        write_matrix_page(
             place, [matrix], html, lenses=[through], apart=apart, at=number, progress=progress
         )
     versions = place.find_all(matrix.names, number, matrix.spec_digest)
@@ -156,7 +153,7 @@ def compare(
 def print_all(matrix: Matrix, layer: str, lens: Lens | None, *, fd: bool) -> None:
     from rich.console import Console
 
-    from pipeline.report import (
+    from pipeline.reporting import (
         nearest_sentences,
         print_matrix,
         sentences_heading,
@@ -174,7 +171,7 @@ def print_all(matrix: Matrix, layer: str, lens: Lens | None, *, fd: bool) -> Non
 
 
 def print_neighbours(matrix: Matrix, name: str, layer: str, lens: Lens | None) -> None:
-    from pipeline.report import WEIGHTLESS, neighbour_lines, sentences_heading
+    from pipeline.reporting import WEIGHTLESS, neighbour_lines, sentences_heading
 
     if lens is not None and not lens.weighs(layer):
         print(WEIGHTLESS)
@@ -223,7 +220,7 @@ def print_notes(
     to: TextIO | None = None,
 ) -> None:
     """What a reader of these versions' distances should know."""
-    from pipeline.notes import notes_of
+    from pipeline.comparing import notes_of
 
     notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
     notes += [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
@@ -242,9 +239,9 @@ def effort_for(
 
     A device is this process's: Ray's tasks ask for none, and would crowd one.
     """
+    from pipeline.comparing import Crew, Effort
     from pipeline.errors import UsageError
-    from pipeline.matrix import Crew, Effort
-    from pipeline.progress import Lines
+    from pipeline.reporting import Lines
     from pipeline.spec import Resources
 
     if device != "cpu":
@@ -261,8 +258,8 @@ def effort_for(
         if workers == 0 or (workers is None and (not named or values < SMALL)):
             yield None
             return
-        from pipeline.build import require_shared
-        from pipeline.cluster import RayEngine
+        from pipeline.building import require_shared
+        from pipeline.engine import RayEngine
 
         require_shared(catalogue)
         resources = Resources(workers=workers)
@@ -284,7 +281,7 @@ def lens_for(
     spec: str | None,
 ) -> Lens | None:
     """The lens that is named or chosen, on what these are compared under; None for neither."""
-    from pipeline.matrix import spec_of
+    from pipeline.comparing import spec_of
 
     if lens is None and not neurons:
         return None
@@ -295,9 +292,9 @@ def chosen_lens(
     place: Catalogue, lens: str | None, neurons: Sequence[str], of: Spec
 ) -> Lens | None:
     """The same, on a spec that is known."""
+    from pipeline.catalogue import find_lens
+    from pipeline.dna import Lens
     from pipeline.errors import UsageError
-    from pipeline.lens import Lens
-    from pipeline.lenses import find_lens
 
     if lens is not None and neurons:
         raise UsageError(f"lens is {lens!r} and neurons are chosen, too; give one of them")

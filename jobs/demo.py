@@ -13,7 +13,7 @@ from jobs.build import engine_for
 from jobs.shell import JsonOption, RayOption, WorkersOption, guarded, print_json, run_alone
 
 if TYPE_CHECKING:
-    from pipeline.matrix import Matrix
+    from pipeline.comparing import Matrix
 
 
 @guarded
@@ -24,12 +24,11 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Build the DNAs of eleven small datasets of real images and compare all pairs."""
-    from pipeline.build import Request, build_datasets
+    from pipeline.building import Request, build_datasets
     from pipeline.catalogue import Catalogue
-    from pipeline.matrix import compare
-    from pipeline.panels import write_page
-    from pipeline.progress import Lines
-    from pipeline.samples import DATASETS, write_datasets
+    from pipeline.comparing import compare
+    from pipeline.reporting import Lines, write_matrix_page
+    from pipeline.sources import DATASETS, write_datasets
     from pipeline.spec import Resources
 
     progress = Lines()
@@ -44,7 +43,7 @@ def demo(
     table = out / "matrix.parquet"
     table.write_bytes(matrix.encode())
     page = out / "report.html"
-    write_page(
+    write_matrix_page(
         catalogue, [matrix], str(page), at=commit, progress=Lines(units=("neurons", "layers"))
     )
     if as_json:
@@ -52,8 +51,8 @@ def demo(
         return
     from rich.console import Console
 
-    from pipeline.figure import draw
-    from pipeline.report import (
+    from pipeline.reporting import (
+        draw,
         nearest_sentences,
         print_matrix,
         sentences_heading,
@@ -79,8 +78,8 @@ def demo(
 
 def _of_photos(matrix: Matrix) -> str:
     """What was done to the photographs, and whether it shows."""
-    from pipeline.report import DIFFERENT, shown, verdicts
-    from pipeline.significance import CONFIDENCE, FALSE_DISCOVERY_RATE
+    from pipeline.comparing import CONFIDENCE, FALSE_DISCOVERY_RATE
+    from pipeline.reporting import DIFFERENT, shown, verdicts
 
     at = matrix.names.index("photos/original")
     verdict, values = verdicts(matrix)[at], shown(matrix)[at]

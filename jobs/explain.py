@@ -47,11 +47,10 @@ def explain(
     """Rank the layers and neurons in which two datasets differ; show how, and in which images."""
     from pipeline import storage
     from pipeline.catalogue import Catalogue
+    from pipeline.comparing import ALL
     from pipeline.errors import UsageError
-    from pipeline.explain import explain as explained
-    from pipeline.matrix import ALL
-    from pipeline.page import require_html
-    from pipeline.progress import Lines
+    from pipeline.explaining import explain as explained
+    from pipeline.reporting import Lines, require_html
 
     if out and not out.endswith(".parquet"):
         raise UsageError(f"out is {out!r}; the neurons are written as Parquet (.parquet)")
@@ -74,9 +73,9 @@ def explain(
     if out:
         storage.replace(storage.canonical(out), found.encode())
     if html:
-        from pipeline.explained import write_page
+        from pipeline.reporting import write_explanation_page
 
-        write_page(place, found, html, lens=through)
+        write_explanation_page(place, found, html, lens=through)
     if as_json:
         first = found.neurons.slice(0, top).to_pylist()
         for row, (of_a, of_b) in zip(first, found.reactions, strict=True):
@@ -106,7 +105,7 @@ def explain(
         return
     from rich.console import Console
 
-    from pipeline.report import explanation_sentence, print_explanation, reaction_lines
+    from pipeline.reporting import explanation_sentence, print_explanation, reaction_lines
 
     print_explanation(found, Console(), top)
     print(explanation_sentence(found))

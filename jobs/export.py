@@ -40,7 +40,7 @@ def export(
 ) -> None:
     """Export a dataset's DNA for the reference package (vdna 0.1.1), which loads both files."""
     from pipeline.catalogue import Catalogue
-    from pipeline.reference import export_file
+    from pipeline.interop import export_file
 
     chosen = kind.value if kind else None
     done = export_file(Catalogue(catalogue), name, file, chosen, spec=spec, at=at)

@@ -25,8 +25,8 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Remove objects that no kept version needs and that are older than the grace period."""
-    from pipeline import gc as collector
     from pipeline.catalogue import Catalogue
+    from pipeline.catalogue import garbage_collection as collector
 
     place, grace = Catalogue(catalogue), timedelta(days=min(grace_days, MAX_GRACE_DAYS))
     if dry_run:

@@ -24,7 +24,7 @@ def import_(
 ) -> None:
     """Import a DNA that the reference package (vdna 0.1.1) has saved, of any of its kinds."""
     from pipeline.catalogue import Catalogue
-    from pipeline.reference import import_file
+    from pipeline.interop import import_file
 
     done = import_file(Catalogue(catalogue), file, name, spec)
     version = done.version

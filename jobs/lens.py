@@ -20,8 +20,8 @@ from jobs.shell import (
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue
-    from pipeline.fit import Fitted, Score
-    from pipeline.lens import Lens
+    from pipeline.dna import Lens
+    from pipeline.explaining import Fitted, Score
     from pipeline.storage import Stored
 
 lens = typer.Typer(
@@ -77,11 +77,10 @@ def fit(
     WITH=WITHOUT in place of WITH:WITHOUT says that they are the same images, with a change and
     without, paired by their names.
     """
-    from pipeline.catalogue import Catalogue
+    from pipeline.catalogue import Catalogue, check_lens
     from pipeline.errors import UsageError
-    from pipeline.fit import FOCUS_NEURONS, fit_focus, fit_ignoring
-    from pipeline.lenses import check_lens
-    from pipeline.progress import Lines
+    from pipeline.explaining import FOCUS_NEURONS, fit_focus, fit_ignoring
+    from pipeline.reporting import Lines
 
     check_lens(name)
     if (focus is None) == (not ignore):
@@ -131,10 +130,9 @@ def choose(
     as_json: JsonOption = False,
 ) -> None:
     """Keep a lens of whole layers, of neurons by their numbers, or of both, all alike."""
-    from pipeline.catalogue import Catalogue
+    from pipeline.catalogue import Catalogue, check_lens
+    from pipeline.dna import Lens
     from pipeline.errors import UsageError
-    from pipeline.lens import Lens
-    from pipeline.lenses import check_lens
 
     check_lens(name)
     if not layer and not neurons:
@@ -148,7 +146,7 @@ def choose(
 
 def _keep(place: Catalogue, found: Lens, lines: Sequence[str], as_json: bool) -> None:
     """Store it, and tell of it; and of the one that its name was of until now."""
-    from pipeline.lenses import keep, newest_lenses
+    from pipeline.catalogue import keep, newest_lenses
 
     before = newest_lenses(place).get(found.name)
     uri = keep(place, found)
@@ -208,8 +206,7 @@ def _granted(score: Score) -> bool:
 @guarded
 def ls(catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
     """List the lenses of a catalogue, the newest of each name: of what, and how they do."""
-    from pipeline.catalogue import Catalogue
-    from pipeline.lenses import newest_lenses
+    from pipeline.catalogue import Catalogue, newest_lenses
 
     found = sorted(newest_lenses(Catalogue(catalogue)).items())
     rows = [_listed(name, item) for name, item in found]
@@ -232,9 +229,9 @@ def ls(catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
 def _listed(name: str, item: Stored) -> dict[str, Any]:
     """What a lens's file says of itself; of one that cannot be read, why."""
     from pipeline import storage
+    from pipeline.dna import Lens
     from pipeline.errors import VdnaError
-    from pipeline.fit import Score
-    from pipeline.lens import Lens
+    from pipeline.explaining import Score
 
     row: dict[str, Any] = {"name": name, "uri": item.uri, "written": item.modified}
     try:
@@ -287,10 +284,9 @@ def show(
     """Show what a lens was fitted on, how it does, and the neurons that it weighs most."""
     import numpy as np
 
-    from pipeline.catalogue import Catalogue
+    from pipeline.catalogue import Catalogue, find_lens, spec_of_lens
     from pipeline.dna import neuron_name
-    from pipeline.fit import Score
-    from pipeline.lenses import find_lens, spec_of_lens
+    from pipeline.explaining import Score
 
     place = Catalogue(catalogue)
     of = place.spec(place.spec_digest(place.head(), spec)) if spec else spec_of_lens(place, name)

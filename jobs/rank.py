@@ -26,7 +26,7 @@ from jobs.shell import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.rank import Placed, Ranking
+    from pipeline.explaining import Placed, Ranking
 
 
 @guarded
@@ -73,10 +73,8 @@ def rank(
     from jobs.compare import chosen_lens, commit_of
     from pipeline import storage
     from pipeline.catalogue import Catalogue
-    from pipeline.page import require_html
-    from pipeline.progress import Lines
-    from pipeline.rank import GALLERY, write_gallery
-    from pipeline.rank import rank as ranked
+    from pipeline.explaining import rank as ranked
+    from pipeline.reporting import GALLERY, Lines, require_html, write_gallery
     from pipeline.spec import Resources
 
     if html:
@@ -146,7 +144,7 @@ def summary(found: Ranking) -> dict[str, object]:
 
 def row_of(image: Placed, found: Ranking) -> dict[str, Any]:
     """The columns of the file."""
-    from pipeline.ranker import column_of
+    from pipeline.explaining import column_of
 
     named = zip(found.layers, image.layers, strict=True)
     return {
@@ -174,7 +172,7 @@ def print_ranking(found: Ranking) -> None:
 
 
 def sentence(found: Ranking) -> str:
-    from pipeline.lens import UNIFORM
+    from pipeline.dna import UNIFORM
 
     ignored = sum(found.ignored.values())
     of = f"{found.name} (dna {found.version.dna[:12]})"

@@ -26,9 +26,9 @@ from jobs.shell import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.build import Result
-    from pipeline.gate import Judged
-    from pipeline.matrix import Matrix
+    from pipeline.building import Result
+    from pipeline.comparing import Matrix
+    from pipeline.refreshing import Judged
 
 
 @guarded
@@ -54,14 +54,12 @@ def refresh(
     """List every dataset, build what changed, compare all pairs, and judge the gate."""
     from rich.console import Console
 
-    from pipeline.build import build_datasets
+    from pipeline.building import build_datasets
     from pipeline.catalogue import Catalogue
-    from pipeline.config import load_config
+    from pipeline.comparing import compare
     from pipeline.errors import UsageError, VdnaError
-    from pipeline.gate import judge, require_held, require_known
-    from pipeline.matrix import compare
-    from pipeline.progress import Lines
-    from pipeline.report import print_matrix, summary_sentence
+    from pipeline.refreshing import judge, load_config, require_held, require_known
+    from pipeline.reporting import Lines, print_matrix, summary_sentence
     from pipeline.spec import Resources
 
     settings = load_config(config)

@@ -43,13 +43,9 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write the page of a snapshot: one HTML file that opens offline."""
-    from pipeline.catalogue import Catalogue
-    from pipeline.lenses import find_lens
-    from pipeline.matrix import compare, spec_of
-    from pipeline.page import require_html
-    from pipeline.panels import write_page
-    from pipeline.progress import Lines
-    from pipeline.report import summary_sentence
+    from pipeline.catalogue import Catalogue, find_lens
+    from pipeline.comparing import compare, spec_of
+    from pipeline.reporting import Lines, require_html, summary_sentence, write_matrix_page
 
     require_html(out)
     place = Catalogue(catalogue)
@@ -63,7 +59,7 @@ def report(
     ]
     matrix, apart = matrices[0], left_out(place, (), number, spec)
     progress = Lines(units=("neurons", "layers"))
-    size = write_page(
+    size = write_matrix_page(
         *(place, matrices, out),
         lenses=lenses,
         apart=apart,

@@ -30,7 +30,7 @@ def show(
 ) -> None:
     """Show one dataset: what was counted, how, and what could not be."""
     from pipeline.catalogue import Catalogue
-    from pipeline.manifest import label_of
+    from pipeline.sources import label_of
 
     place = Catalogue(catalogue)
     version = place.find(name, at, spec)

@@ -22,7 +22,7 @@ from jobs.shell import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.verify import Finding
+    from pipeline.catalogue import Finding
 
 
 @guarded
@@ -51,8 +51,8 @@ def verify(
 ) -> None:
     """Recompute what is promised from what is stored; exit 1 where anything does not hold."""
     from pipeline.catalogue import Catalogue
+    from pipeline.catalogue import verify as recompute
     from pipeline.errors import NotFound
-    from pipeline.verify import verify as recompute
 
     place = Catalogue(catalogue)
     shards = _shards(sample)
@@ -62,8 +62,8 @@ def verify(
     def check() -> Iterator[Finding]:
         yield from recompute(place, names or (), spec)
         if deep:
-            from pipeline.progress import Lines
-            from pipeline.recount import recount
+            from pipeline.catalogue import recount
+            from pipeline.reporting import Lines
             from pipeline.spec import Resources
 
             resources = Resources(workers=workers, threads=threads)

@@ -26,7 +26,9 @@ _SECRET_NAME = (
     r"[\w.%\[\]-]*(?:signature|sig|token|secret|passw(?:or)?d|passphrase|pwd|jwt|auth"
     r"|(?:api|access|account|private)[_-]?key(?:[_-]?id)?)"
 )
+
 _VALUE = r"[^\s'\"&;,<>)}…]+"
+
 _SECRETS = (
     # scheme://user:password@host; a password may hold unescaped slashes, as AWS's often do.
     (r"(\b[a-z][a-z0-9+.-]*://)[^/\s'\"<>@]*:(?!\d+[/?#])[^\s'\"<>]*@", r"\1…@"),
@@ -44,6 +46,7 @@ _SECRETS = (
     (rf"([?&]x-(?:amz|goog)-credential=){_VALUE}", r"\1…"),
     (r"\bhf_[A-Za-z0-9]{16,}", "hf_…"),
 )
+
 _PATTERNS = [(re.compile(pattern, re.IGNORECASE), shown) for pattern, shown in _SECRETS]
 
 

@@ -22,8 +22,11 @@ from typing import Any, Literal, cast
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 
 Precision = Literal["fp32", "bf16"]
+
 Resize = Literal["clean", "fast"]
+
 Crop = Literal["none", "center"]
+
 Exif = Literal["apply", "ignore"]
 
 COUNTING_RULE = 1

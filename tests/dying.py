@@ -21,8 +21,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.build import InProcess, Request, build_datasets
+from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
+from pipeline.engine import InProcess
 from pipeline.spec import Resources
 from tests import tiny
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.dna import DNA, Ranges
-from pipeline.manifest import Manifest
+from pipeline.sources import Manifest
 from pipeline.spec import Numerics, Preprocess, Spec, Tap, digest_of
 
 NUMERICS = Numerics("cpu", False, True, 8, 1, (("numpy", "2"), ("torch", "2.6")))

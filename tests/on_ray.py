@@ -21,10 +21,9 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.build import make_dna
-from pipeline.catalogue import Catalogue
+from pipeline.building import make_dna
+from pipeline.catalogue import Catalogue, verify
 from pipeline.dna import DNA
-from pipeline.verify import verify
 from tests import tiny
 from tests.helpers import write_photos
 

@@ -29,9 +29,9 @@ from vdna.vdnas import get_vdna
 from vdna.vdnas.vdna_base import VDNA
 
 from pipeline import emd, fd, images, make_dna, nfd
-from pipeline.distance import frechet
+from pipeline.comparing import frechet
+from pipeline.counting import Extractor
 from pipeline.dna import DNA
-from pipeline.extractor import Extractor
 from pipeline.networks import describe
 from pipeline.spec import Preprocess
 from tests.helpers import photo

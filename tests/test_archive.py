@@ -26,14 +26,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import archive, storage
-from pipeline.archive import Index, Members, index, kind_of
+from pipeline import storage
+from pipeline.counting import Counter, Extractor
 from pipeline.dna import DNA
 from pipeline.errors import BadImage, SourceError, TransientError
-from pipeline.extractor import Extractor
 from pipeline.images import REASONS
-from pipeline.manifest import Entry, Shard
-from pipeline.shard import Counter
+from pipeline.sources import Entry, Index, Members, Shard, index, kind_of
+from pipeline.sources.archives import indexing as archive
 from pipeline.spec import Resources
 from tests.helpers import photo
 from tests.test_shard import NETWORK, RANGES, SPEC

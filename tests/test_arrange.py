@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.arrange import clusters, defined, neighbours, plane_map
+from pipeline.comparing import clusters, defined, neighbours, plane_map
 from pipeline.dna import Floats
 
 

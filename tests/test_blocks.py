@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.blocks import (
+from pipeline.buffers import (
     BLOCKS_KEPT,
     FIRST_BLOCK,
     LONGEST_BLOCK,

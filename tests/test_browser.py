@@ -14,13 +14,13 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from pipeline import report
-from pipeline.arrange import clusters
+from pipeline.comparing import Matrix, clusters
 from pipeline.dna import Floats
-from pipeline.gallery import Gallery, Picture, Row
-from pipeline.gallery import render as render_gallery
-from pipeline.matrix import Matrix
-from pipeline.page import Neuron, Page, Panel, Sample, Seen, render
+from pipeline.reporting import Gallery, Neuron, Page, Panel, Row, Sample, Seen
+from pipeline.reporting import conclusions as report
+from pipeline.reporting.html.gallery import Picture
+from pipeline.reporting.html.gallery import render as render_gallery
+from pipeline.reporting.html.matrix_page import render
 from tests import browser
 from tests.browser import Reader
 from tests.test_report import matrix_of, with_estimates, with_single

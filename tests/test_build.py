@@ -18,11 +18,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import build as build_module
+from pipeline import building as build_module
 from pipeline import storage
-from pipeline.build import InProcess, Request, allowed_failures, build_datasets, make_dna
-from pipeline.catalogue import Catalogue
+from pipeline.building import Request, allowed_failures, build_datasets, make_dna
+from pipeline.catalogue import Catalogue, verify
+from pipeline.counting import Counter
 from pipeline.dna import DNA, encode_dna
+from pipeline.engine import InProcess
 from pipeline.errors import (
     Conflict,
     CorruptFile,
@@ -33,9 +35,7 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.shard import Counter
 from pipeline.spec import Resources
-from pipeline.verify import verify
 from tests import tiny
 from tests.golden.handmade import NETWORK, Place
 from tests.helpers import photo, write_photos

@@ -18,21 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import build as build_module
+from pipeline import building as build_module
 from pipeline import storage
-from pipeline.build import InProcess, Request, Result, build_datasets, make_dna
-from pipeline.catalogue import Catalogue, part_name, parts_of
+from pipeline.building import Request, Result, build_datasets, make_dna
+from pipeline.catalogue import Catalogue, collect, part_name, parts_of, recount, verify
+from pipeline.comparing import shared_source_notes
+from pipeline.counting import Counter
+from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, GateError, UsageError, VdnaError
-from pipeline.gc import collect
-from pipeline.listing import Listing, Parts
-from pipeline.manifest import FOLDS, Manifest
-from pipeline.notes import shared_source_notes
-from pipeline.plan import plan
-from pipeline.recount import recount
-from pipeline.shard import Counter
-from pipeline.source import Rules, list_source
+from pipeline.sources import FOLDS, Listing, Manifest, Parts, Rules, list_source, plan
 from pipeline.spec import Resources
-from pipeline.verify import verify
 from tests import tiny
 from tests.helpers import photo, write_photos
 from tests.test_build import Killed, killer, same_counts

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import images, storage
-from pipeline import ranges as files
-from pipeline.build import InProcess
-from pipeline.calibrate import NAME, calibrate, extremes, quantiles
-from pipeline.dna import DNA, Floats, Ranges
+from pipeline.building import NAME, calibrate, extremes, quantiles
+from pipeline.counting import Extractor, LayerCounts, Receipt, ShardJob, partial_uri
+from pipeline.dna import DNA, Failure, Floats, Partial, Ranges
+from pipeline.engine import InProcess
 from pipeline.errors import (
     ConservationError,
     GateError,
@@ -32,13 +32,10 @@ from pipeline.errors import (
     TransientError,
     UsageError,
 )
-from pipeline.extractor import Extractor
-from pipeline.histogram import LayerCounts
-from pipeline.manifest import Entry, Shard, read_shard
 from pipeline.networks import Network, describe, load_model
-from pipeline.partial import Failure, Partial
+from pipeline.networks import ranges_file as files
 from pipeline.progress import Silent
-from pipeline.shard import Receipt, ShardJob, partial_uri
+from pipeline.sources import Entry, Shard, read_shard
 from pipeline.spec import Preprocess, Spec, Tap
 from tests import tiny
 from tests.helpers import NUMERICS, RULE, random_dna, tiny_spec, write_photos

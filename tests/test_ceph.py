@@ -29,13 +29,12 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline import storage
-from pipeline.build import InProcess, Request, Result, build_datasets
-from pipeline.catalogue import Catalogue
+from pipeline.building import Request, Result, build_datasets
+from pipeline.catalogue import Catalogue, verify
+from pipeline.engine import InProcess
 from pipeline.errors import SourceError, StorageError, VdnaError
-from pipeline.plan import plan
-from pipeline.source import list_source
+from pipeline.sources import list_source, plan
 from pipeline.spec import Resources
-from pipeline.verify import verify
 from tests import ceph, s3
 from tests.s3 import contents, fill, jpeg, only_ceph, put, race, remove
 

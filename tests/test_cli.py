@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from jobs.compare import rows_of
 from jobs.shell import Rows, print_json
-from pipeline import matrix
+from pipeline import comparing as matrix
 from pipeline.catalogue import Catalogue
 from pipeline.errors import StorageError
 from pipeline.networks import describe

@@ -21,12 +21,11 @@ import pytest
 from PIL import PngImagePlugin
 from ray.cluster_utils import Cluster
 
-from pipeline.build import InProcess, Request, build_datasets
+from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
-from pipeline.cluster import STARTS, started
-from pipeline.dna import DNA
-from pipeline.partial import Partial
-from pipeline.rank import rank
+from pipeline.dna import DNA, Partial
+from pipeline.engine import STARTS, InProcess, started
+from pipeline.explaining import rank
 from pipeline.spec import Resources
 from tests.helpers import photo, write_photos
 from tests.on_ray import (

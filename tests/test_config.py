@@ -8,9 +8,9 @@ from time import monotonic
 
 import pytest
 
-from pipeline.build import Request
-from pipeline.config import MAX_BYTES, load_config
+from pipeline.building import Request
 from pipeline.errors import SourceError, UsageError
+from pipeline.refreshing import MAX_BYTES, load_config
 
 GOOD = """
 catalogue: s3://bucket/dnas

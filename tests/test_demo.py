@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.matrix import Matrix
+from pipeline.comparing import Matrix
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from pipeline.distance import emd, frechet_1d, nfd, variance
+from pipeline.comparing import emd, frechet_1d, nfd, variance
 from pipeline.dna import DNA
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from tests.helpers import NUMERICS, random_dna, tiny_spec

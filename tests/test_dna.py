@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dna import DNA, Ranges, decode_dna, encode_dna, merge_moments
+from pipeline.dna import DNA, Failure, Partial, Ranges, decode_dna, encode_dna, merge_moments
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
-from pipeline.partial import Failure, Partial
 from tests.helpers import NUMERICS, OTHER_NUMERICS, random_dna, tiny_spec
 
 SPEC, RANGES = tiny_spec()

@@ -16,17 +16,14 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline import storage
-from pipeline.build import InProcess, Request, Result, build_datasets
-from pipeline.catalogue import Catalogue
+from pipeline.building import Request, Result, build_datasets
+from pipeline.catalogue import Catalogue, verify
+from pipeline.counting import Reactions, load_partial, partial_uri
+from pipeline.dna import SCHEMA, Exemplars, Keep, Partial, add_exemplars
+from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, SpecMismatch, UsageError
-from pipeline.exemplars import SCHEMA, Exemplars, Keep
-from pipeline.explain import explain
-from pipeline.manifest import Manifest
-from pipeline.partial import Partial, add_exemplars
-from pipeline.reactions import Reactions
-from pipeline.reduce import load_partial
-from pipeline.shard import partial_uri
-from pipeline.verify import verify
+from pipeline.explaining import explain
+from pipeline.sources import Manifest
 from tests import tiny
 from tests.helpers import random_dna, tiny_spec
 from tests.test_verify import Copy

@@ -239,8 +239,8 @@ def test_every_attribute_can_be_seen_in_pixels(name: str) -> None:
 @pytest.mark.soak
 def test_an_images_distance_is_that_of_vdna_rank(observer: Observer, tmp_path: Path) -> None:
     from pipeline import Catalogue, InProcess, Request, build_datasets
-    from pipeline.lens import Lens
-    from pipeline.rank import rank
+    from pipeline.dna import Lens
+    from pipeline.explaining import rank
 
     for folder, seeds in (("set", range(6)), ("pool", range(6, 11))):
         (tmp_path / folder).mkdir()

@@ -17,15 +17,12 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline.catalogue import Catalogue
-from pipeline.distance import cumulative
-from pipeline.dna import DNA
+from pipeline.comparing import ALL, ESTIMATES, compare, cumulative
+from pipeline.dna import DNA, Lens
 from pipeline.errors import NotFound, UsageError
-from pipeline.explain import LAYERS, NEURONS, PARTS, Explanation, explain, overlaid
-from pipeline.lens import Lens
-from pipeline.manifest import Shard
-from pipeline.matrix import ALL, ESTIMATES, compare
-from pipeline.plan import plan
-from pipeline.report import explanation_sentence, print_explanation
+from pipeline.explaining import LAYERS, NEURONS, PARTS, Explanation, explain, overlaid
+from pipeline.reporting import explanation_sentence, print_explanation
+from pipeline.sources import Shard, plan
 from pipeline.spec import Tap
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.helpers import tiny_spec

@@ -18,16 +18,26 @@ from selenium.webdriver.common.keys import Keys
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import explained, panels, storage
-from pipeline.build import InProcess, Request, build_datasets
+from pipeline import storage
+from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
+from pipeline.comparing import compare
+from pipeline.dna import Lens
+from pipeline.engine import InProcess
 from pipeline.errors import StorageError, TransientError
-from pipeline.explain import Explanation, Overlay, Reaction, explain
-from pipeline.explained import MOST_IMAGES, Picture, Why, gather, render, write_page
-from pipeline.lens import Lens
-from pipeline.matrix import compare
-from pipeline.page import Panel
-from pipeline.panels import thumbnail
+from pipeline.explaining import Explanation, Overlay, Reaction, explain
+from pipeline.reporting import (
+    MOST_IMAGES,
+    Panel,
+    Why,
+    gather_explanation,
+    render_explanation,
+    thumbnail,
+    write_explanation_page,
+)
+from pipeline.reporting.html import dataset_panels as panels
+from pipeline.reporting.html import explanation_page as explained
+from pipeline.reporting.html.explanation_page import Picture
 from pipeline.spec import Resources
 from tests import browser, tiny
 from tests.browser import Reader
@@ -63,7 +73,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
 
 @pytest.fixture(scope="module")
 def page(built: Catalogue) -> bytes:
-    return render(gather(built, explain(built, "day", "night")))
+    return render_explanation(gather_explanation(built, explain(built, "day", "night")))
 
 
 @pytest.fixture
@@ -150,7 +160,11 @@ def test_images_that_cannot_be_read_any_more_are_said_with_the_reason(
     os.utime(source / empty, ns=(times.st_atime_ns, times.st_mtime_ns))
     (source / hidden).unlink()
     (source / hidden).mkdir()
-    data = data_of(render(gather(catalogue, explain(catalogue, "all", "some"), samples=0)))
+    data = data_of(
+        render_explanation(
+            gather_explanation(catalogue, explain(catalogue, "all", "some"), samples=0)
+        )
+    )
     pictures = {picture["name"]: picture for picture in data["pictures"]}
     told = {
         gone: "does not exist",
@@ -167,7 +181,9 @@ def test_images_that_cannot_be_read_any_more_are_said_with_the_reason(
             assert picture["why"] == ""
             assert picture["image"].startswith("data:image/webp;base64,")
     shutil.rmtree(source)
-    data = data_of(render(gather(catalogue, explain(catalogue, "all", "some"))))
+    data = data_of(
+        render_explanation(gather_explanation(catalogue, explain(catalogue, "all", "some")))
+    )
     assert all(picture["why"] and not picture["image"] for picture in data["pictures"])
     assert shown_by(data) == set(range(len(data["pictures"])))
 
@@ -179,7 +195,9 @@ def test_a_torn_manifest_is_a_note_on_the_page(copy: tuple[Catalogue, Path], tor
     uri = catalogue.uri("manifests", version.spec, "all", version.manifest)
     path = Path(storage.local_path(uri))
     path.write_bytes(path.read_bytes()[:-20] if torn == "cut" else b"hello")
-    data = data_of(render(gather(catalogue, explain(catalogue, "all", "some"))))
+    data = data_of(
+        render_explanation(gather_explanation(catalogue, explain(catalogue, "all", "some")))
+    )
     (note,) = data["datasets"][0]["notes"]
     assert note.startswith(f"no sample images: {uri}: torn, or not a manifest")
     assert data["datasets"][1]["samples"]
@@ -191,7 +209,9 @@ def test_names_that_would_command_a_terminal_are_written_out_on_the_page(
 ) -> None:
     found = explain(built, "day", "night")
     named = [(Reaction("s3://b/x.tar", "m\x1b[2J", 1.0),), None]
-    why = gather(built, replace(found, reactions=(named, *found.reactions[1:])), samples=0)
+    why = gather_explanation(
+        built, replace(found, reactions=(named, *found.reactions[1:])), samples=0
+    )
     assert why.pictures["s3://b/x.tar", "m\x1b[2J"].place == "s3://b/x.tar::m\\x1b[2J"
 
 
@@ -206,11 +226,11 @@ def test_a_store_that_does_not_answer_is_asked_once_a_reader(
 
     monkeypatch.setattr(panels, "small_image", away)
     found = explain(built, "day", "night")
-    why = gather(built, found, samples=0)
+    why = gather_explanation(built, found, samples=0)
     assert 1 <= len(asked) <= explained.READERS
     assert all("the store did not answer" in picture.why for picture in why.pictures.values())
     monkeypatch.setattr(explained, "SAMPLING_SECONDS", 0.0)
-    why = gather(built, found, samples=0)
+    why = gather_explanation(built, found, samples=0)
     assert all("reading took too long" in picture.why for picture in why.pictures.values())
 
     def denied(*_: object) -> None:
@@ -218,7 +238,7 @@ def test_a_store_that_does_not_answer_is_asked_once_a_reader(
 
     monkeypatch.setattr(explained, "SAMPLING_SECONDS", 60.0)
     monkeypatch.setattr(explained, "find_entries", denied)
-    why = gather(built, found, samples=0)
+    why = gather_explanation(built, found, samples=0)
     assert {picture.why for picture in why.pictures.values()} == {
         "the manifest cannot be read: access denied"
     }
@@ -252,7 +272,7 @@ def hand_made(neurons: int, images: int, text: str = "s3://b/é") -> Explanation
 
 
 def explain_schema(name: str) -> pa.Schema:
-    from pipeline.explain import LAYERS, NEURONS
+    from pipeline.explaining import LAYERS, NEURONS
 
     return {"layers": LAYERS, "neurons": NEURONS}[name]
 
@@ -266,7 +286,7 @@ def test_the_file_stays_small_and_names_the_images_that_it_leaves_out() -> None:
     found = hand_made(explained.MOST_NEURONS + 50, MOST_IMAGES, "é" * 200)
     image = f"data:image/webp;base64,{'A' * 20_000}"
     pictures = {key: Picture("name", explained._cut(key[0] * 9), image) for key in keys_of(found)}
-    written = render(why_of(found, pictures))
+    written = render_explanation(why_of(found, pictures))
     assert 9_000_000 < len(written) < 10_000_000
     data = data_of(written)
     assert len(data["neurons"]) == explained.MOST_NEURONS
@@ -279,7 +299,9 @@ def test_the_file_stays_small_and_names_the_images_that_it_leaves_out() -> None:
 
 
 def test_a_dataset_without_exemplars_is_said_to_have_none(built: Catalogue) -> None:
-    data = data_of(render(gather(built, explain(built, "bare", "night"), samples=0)))
+    data = data_of(
+        render_explanation(gather_explanation(built, explain(built, "bare", "night"), samples=0))
+    )
     lacking = "No images are named for bare, which keeps none: build it with --exemplars 8."
     assert lacking in data["notes"]
     assert all(neuron["images"][0] is None for neuron in data["neurons"])
@@ -290,8 +312,8 @@ def test_of_more_neurons_than_a_page_shows_that_is_said(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(explained, "MOST_NEURONS", 2)
-    why = gather(built, explain(built, "day", "night"), samples=0)
-    data = data_of(render(why))
+    why = gather_explanation(built, explain(built, "day", "night"), samples=0)
+    data = data_of(render_explanation(why))
     assert len(data["neurons"]) == 2
     assert shown_by(data) == set(range(len(data["pictures"])))  # of no other neuron's
     assert any("the first 2 of 7 neurons" in note for note in data["notes"])
@@ -319,7 +341,10 @@ def test_the_command_writes_it_through_a_lens_too(built: Catalogue, tmp_path: Pa
 
 def test_its_size_is_told(built: Catalogue, tmp_path: Path) -> None:
     out = tmp_path / "why.html"
-    assert write_page(built, explain(built, "day", "night"), str(out)) == out.stat().st_size
+    assert (
+        write_explanation_page(built, explain(built, "day", "night"), str(out))
+        == out.stat().st_size
+    )
 
 
 # In a browser.
@@ -434,7 +459,7 @@ def test_hostile_names_are_shown_and_never_run_at_any_width(reader: Reader, tmp_
         for at, key in enumerate(keys_of(found))
     }
     path = tmp_path / "why.html"
-    path.write_bytes(render(why_of(found, pictures, HOSTILE)))
+    path.write_bytes(render_explanation(why_of(found, pictures, HOSTILE)))
     backgrounds = set()
     for scheme in ("light", "dark"):
         for width in (400, 1600):

@@ -18,13 +18,18 @@ from PIL import Image
 
 from pipeline import networks as networks_module
 from pipeline import storage
+from pipeline.counting import MICRO_BATCH, Extractor, numerics
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, UsageError
-from pipeline.extractor import MICRO_BATCH, Extractor, numerics
-from pipeline.folding import fold_batch_norms
 from pipeline.images import load
-from pipeline.networks import EFFICIENTNET_LITE0_SHA256, Network, describe, load_model
+from pipeline.networks import (
+    EFFICIENTNET_LITE0_SHA256,
+    Network,
+    describe,
+    fold_batch_norms,
+    load_model,
+    load_state,
+)
 from pipeline.spec import Preprocess, Tap
-from pipeline.weights import load_state
 from tests.helpers import photo
 
 CATS = {281, 282, 285}  # tabby, tiger cat, Egyptian cat

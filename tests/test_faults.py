@@ -24,18 +24,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline import matrix as matrix_module
-from pipeline import shard, storage, tiles
-from pipeline.build import InProcess, Request, Result, build_datasets
-from pipeline.catalogue import Catalogue
+from pipeline import comparing as matrix_module
+from pipeline import counting as shard
+from pipeline import storage
+from pipeline.building import Request, Result, build_datasets
+from pipeline.catalogue import Catalogue, verify
+from pipeline.comparing import Effort, Matrix, compare, tiles
+from pipeline.counting import Extractor, Visit
 from pipeline.dna import DNA
+from pipeline.engine import InProcess
 from pipeline.errors import Conflict, SourceError, StorageError, TransientError, VdnaError
-from pipeline.extractor import Extractor, Visit
-from pipeline.matrix import Effort, Matrix, compare
 from pipeline.networks import Network
-from pipeline.plan import plan
+from pipeline.sources import plan
 from pipeline.spec import Resources
-from pipeline.verify import verify
 from tests.chaos import (
     Action,
     Chaos,

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.arrange import clusters
+from pipeline.comparing import Matrix, clusters
 from pipeline.errors import UsageError
-from pipeline.figure import _figure as figure_of
-from pipeline.figure import draw, kind_of
-from pipeline.matrix import Matrix
-from pipeline.report import shown
+from pipeline.reporting import draw, kind_of, shown
+from pipeline.reporting.figure import _figure as figure_of
 from tests.test_report import LENS, matrix_of, with_estimates, with_nan, with_single
 
 

@@ -18,9 +18,11 @@ from scipy.optimize import minimize
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, find_lens, keep
+from pipeline.comparing import compare
+from pipeline.dna import Lens
 from pipeline.errors import NotFound, UsageError
-from pipeline.fit import (
+from pipeline.explaining import (
     RIDGES,
     Attribute,
     Fitted,
@@ -28,16 +30,12 @@ from pipeline.fit import (
     Score,
     Seen,
     View,
-    _Rows,
     fit_focus,
     fit_ignoring,
 )
-from pipeline.lens import Lens
-from pipeline.lenses import find_lens, keep
-from pipeline.manifest import Entry, Manifest, Shard
-from pipeline.matrix import compare
-from pipeline.panels import gather
-from pipeline.plan import plan
+from pipeline.explaining.lens_fit import _Rows
+from pipeline.reporting import gather_matrix_page
+from pipeline.sources import Entry, Manifest, Shard, plan
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.test_explain import RANGES, SPEC, put
 
@@ -461,7 +459,7 @@ def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: 
 def test_the_page_says_so_too(place: Catalogue, signed: Fitted) -> None:
     for of in ("fit", "fresh"):
         matrix = compare(place, [f"{of}/none", f"{of}/fog"], lens=signed.lens)
-        page = gather(place, [matrix], lenses=[signed.lens], samples=0)
+        page = gather_matrix_page(place, [matrix], lenses=[signed.lens], samples=0)
         said = [note for note in page.notes if note.startswith("lens no-fog was fitted on")]
         assert len(said) == (of == "fit")
 

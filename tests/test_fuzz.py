@@ -24,16 +24,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import ranges as ranges_module
 from pipeline import storage
 from pipeline.catalogue import FILES, Catalogue, Commit, Version, canonical_json, footers_of
-from pipeline.dna import encode_dna
+from pipeline.comparing import Matrix
+from pipeline.dna import Failure, Partial, encode_dna, encode_failures
 from pipeline.errors import BadImage, ConservationError, CorruptFile
 from pipeline.images import NONDETERMINISTIC, REASONS, decode, load, load_isolated
-from pipeline.manifest import Manifest
-from pipeline.matrix import Matrix
-from pipeline.partial import Failure, Partial, encode_failures
-from pipeline.reference import ReferenceFile, read_file, write
+from pipeline.interop import ReferenceFile, read_file, write
+from pipeline.networks import ranges_file as ranges_module
+from pipeline.sources import Manifest
 from pipeline.spec import Spec
 from tests.helpers import peak_mb, random_dna, tiny_spec
 from tests.hostile import FILES as HOSTILE

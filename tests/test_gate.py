@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from pipeline.build import Request, Result
-from pipeline.catalogue import Catalogue
-from pipeline.config import Bound, load_config
+from pipeline.building import Request, Result
+from pipeline.catalogue import Catalogue, keep
+from pipeline.comparing import Matrix, compare
+from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError
-from pipeline.gate import Judged, judge, require_held, require_known
-from pipeline.lens import Lens
-from pipeline.lenses import keep
-from pipeline.matrix import Matrix, compare
+from pipeline.refreshing import Bound, Judged, judge, load_config, require_held, require_known
 from tests import tiny
 from tests.helpers import photo, write_photos
 from tests.test_cli import Outcome, refused, vdna

@@ -18,12 +18,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import build as build_module
+from pipeline import building as build_module
 from pipeline import fd, make_dna, nfd, storage
-from pipeline.build import InProcess, Request, build_datasets
-from pipeline.catalogue import Catalogue
-from pipeline.distance import frechet, root_covariance
-from pipeline.dna import DNA, DnaFile, decode_dna, encode_dna
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import GRACE, Catalogue, garbage, verify
+from pipeline.comparing import Matrix, compare, frechet, root_covariance
+from pipeline.counting import (
+    Counter,
+    Extractor,
+    compose,
+    digest_of_dna,
+    load_partial,
+    partial_uri,
+    plan_folds,
+)
+from pipeline.dna import DNA, DnaFile, Moments, Partial, decode_dna, encode_dna
+from pipeline.engine import InProcess
 from pipeline.errors import (
     ConservationError,
     CorruptFile,
@@ -32,20 +42,9 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
-from pipeline.extractor import Extractor
-from pipeline.gaussian import Moments
-from pipeline.gc import GRACE, garbage
-from pipeline.manifest import Entry, Shard
-from pipeline.matrix import Matrix, compare
-from pipeline.networks import describe
-from pipeline.partial import Partial
-from pipeline.plan import plan
-from pipeline.ranges import embedded
-from pipeline.reduce import compose, digest_of_dna, load_partial, plan_folds
-from pipeline.shard import Counter, partial_uri
-from pipeline.source import list_source
+from pipeline.networks import describe, embedded
+from pipeline.sources import Entry, Shard, list_source, plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, Tap
-from pipeline.verify import verify
 from tests.helpers import NUMERICS, random_dna, tiny_spec, write_photos
 
 TAPS = (Tap("stem", 3, 4), Tap("head", 5, 1))

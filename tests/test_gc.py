@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Commit, Version
+from pipeline.catalogue import GRACE, Catalogue, Commit, Version, collect, garbage, verify
+from pipeline.comparing import compare
+from pipeline.counting import partial_uri
 from pipeline.errors import SourceError, UsageError
-from pipeline.gc import GRACE, collect, garbage
-from pipeline.matrix import compare
-from pipeline.plan import plan
-from pipeline.shard import partial_uri
-from pipeline.verify import verify
+from pipeline.sources import plan
 from tests.golden.handmade import (
     NETWORK,
     SPEC,

@@ -19,21 +19,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import ranges as ranges_module
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Commit, canonical_json
-from pipeline.dna import DNA, SCALAR_COLUMNS, DnaFile, Ranges, decode_dna
+from pipeline.catalogue import Catalogue, Commit, canonical_json, verify
+from pipeline.comparing import Matrix
+from pipeline.counting import compose, digest_of_dna, partial_uri, plan_folds
+from pipeline.dna import (
+    DNA,
+    SCALAR_COLUMNS,
+    DnaFile,
+    Exemplars,
+    Failure,
+    Lens,
+    Partial,
+    Ranges,
+    decode_dna,
+)
 from pipeline.errors import CorruptFile
-from pipeline.exemplars import Exemplars
-from pipeline.lens import Lens
-from pipeline.manifest import Entry, Manifest, Shard
-from pipeline.matrix import Matrix
-from pipeline.partial import Failure, Partial
-from pipeline.plan import plan
-from pipeline.reduce import compose, digest_of_dna, plan_folds
-from pipeline.shard import partial_uri
+from pipeline.networks import ranges_file as ranges_module
+from pipeline.sources import Entry, Manifest, Shard, plan
 from pipeline.spec import PRODUCTS, Spec, digest_of
-from pipeline.verify import verify
 from tests.golden.handmade import SPEC
 from tests.golden.write import (
     distances,

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.counting import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
 from pipeline.errors import UsageError
-from pipeline.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
 
 Floats = NDArray[np.float64]
 

@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 from pipeline import images
-from pipeline.build import InProcess, Request, Result, build_datasets, make_dna
+from pipeline.building import Request, Result, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
+from pipeline.counting import Decoders
+from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, StorageError, UsageError
-from pipeline.manifest import Shard
-from pipeline.source import list_source, other_kind
+from pipeline.sources import Shard, list_source, other_kind
 from pipeline.spec import Resources
 from pipeline.storage import local_path
-from pipeline.stream import Decoders
 from tests import hostile
 from tests.hostile import COUNTED, FILES, IGNORED, LISTS, PLACES, REFUSED, UNSEEN, Place
 from tests.test_shard import SPEC, same_counts
@@ -232,8 +232,8 @@ def test_a_stuck_decoder_does_not_keep_the_process_from_ending(body: str) -> Non
 
 
 def test_a_shard_s_bytes_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import stream
-    from pipeline.manifest import Entry
+    from pipeline.counting import stream
+    from pipeline.sources import Entry
 
     monkeypatch.setattr(stream, "AHEAD_BYTES", 2_500)
     sizes = [1_000, 1_000, 1_000, 9_000, 1_000, 1_000, 1_000]

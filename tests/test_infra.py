@@ -463,7 +463,7 @@ def test_entrypoint_survives_two_shells(document: Document) -> None:
 
 
 def test_datasets_example_loads() -> None:
-    from pipeline.config import load_config
+    from pipeline.refreshing import load_config
 
     load_config(str(INFRA / "datasets.yaml"))
 
@@ -562,7 +562,7 @@ def test_dockerfile_copies_what_exists() -> None:
 
 def test_image_has_the_workers_environment() -> None:
     """Also where Ray does not start the process: `docker run … vdna build`."""
-    from pipeline.cluster import WORKER_ENVIRONMENT
+    from pipeline.engine import WORKER_ENVIRONMENT
 
     [settings] = (line for line in dockerfile() if line.startswith("ENV "))
     assert WORKER_ENVIRONMENT.items() <= dict(re.findall(r"(\w+)=(\S+)", settings)).items()

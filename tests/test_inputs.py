@@ -14,17 +14,15 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import archive, build, source
-from pipeline.archive import Members
-from pipeline.build import InProcess, Request, Result, build_datasets
-from pipeline.catalogue import Catalogue
+from pipeline import building as build
+from pipeline.building import Request, Result, build_datasets
+from pipeline.catalogue import Catalogue, verify
 from pipeline.dna import DNA
+from pipeline.engine import InProcess
 from pipeline.errors import SourceError, TransientError
-from pipeline.manifest import Entry
-from pipeline.plan import plan
-from pipeline.source import Rules, list_source
+from pipeline.sources import Entry, Members, Rules, list_source, plan, source
+from pipeline.sources.archives import indexing as archive
 from pipeline.spec import Resources
-from pipeline.verify import verify
 from tests import tiny
 from tests.helpers import photo
 
@@ -331,7 +329,7 @@ def test_one_that_does_not_stop_changing_ends_the_build(
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
 def test_ray_s_workers_look_into_archives_and_count_the_same(tmp_path: Path) -> None:
-    from pipeline.cluster import RayEngine
+    from pipeline.engine import RayEngine
 
     folder = mixed(tmp_path / "images")
     alone, spread = Catalogue(str(tmp_path / "alone")), Catalogue(str(tmp_path / "spread"))

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.distance import emd
+from pipeline.comparing import emd
+from pipeline.dna import Lens
 from pipeline.errors import CorruptFile, UsageError
-from pipeline.lens import Lens
 from pipeline.spec import Spec, Tap
 from tests.helpers import random_dna, tiny_spec
 

@@ -13,10 +13,9 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline import storage
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, check_lens, find_lens, keep
+from pipeline.dna import Lens
 from pipeline.errors import SpecMismatch, UsageError
-from pipeline.lens import Lens
-from pipeline.lenses import check_lens, find_lens, keep
 from tests.golden.handmade import SPEC
 
 

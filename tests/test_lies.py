@@ -17,18 +17,14 @@ import torch
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import ranges as ranges_module
 from pipeline import storage
 from pipeline.catalogue import Catalogue
-from pipeline.dna import DnaFile, Ranges, encode, encode_dna, to_table
+from pipeline.comparing import compare
+from pipeline.counting import add_up, compose, load_partial, numerics, partial_uri, plan_folds
+from pipeline.dna import DnaFile, Partial, Ranges, encode, encode_dna, to_table
 from pipeline.errors import CorruptFile, SpecMismatch
-from pipeline.extractor import numerics
-from pipeline.manifest import Manifest, Shard
-from pipeline.matrix import compare
-from pipeline.partial import Partial
-from pipeline.plan import plan
-from pipeline.reduce import add_up, compose, load_partial, plan_folds
-from pipeline.shard import partial_uri
+from pipeline.networks import ranges_file as ranges_module
+from pipeline.sources import Manifest, Shard, plan
 from pipeline.spec import PRODUCTS
 from tests.golden.handmade import (
     NETWORK,
@@ -201,7 +197,7 @@ def other_footer(kind: str) -> Callable[[Copy], str]:
 
 
 def a_failure_less(copy: Copy) -> str:
-    from pipeline.partial import encode_failures
+    from pipeline.dna import encode_failures
 
     return vouched(copy, "failures", encode_failures([]))
 
@@ -352,7 +348,7 @@ def test_a_plan_that_lies_is_refused_by_a_build_and_by_gc(place: HandMadePlace, 
 
 def test_ranges_under_another_s_digest_are_refused(copy: Copy) -> None:
     """A build that asks for them by digest, and the worker of one that has them already."""
-    from pipeline.shard import Recipe, Worker
+    from pipeline.counting import Recipe, Worker
     from pipeline.spec import Resources
 
     moved = Ranges(RANGES.taps, RANGES.low - 1, RANGES.high)
@@ -361,7 +357,7 @@ def test_ranges_under_another_s_digest_are_refused(copy: Copy) -> None:
     message = f"{re.escape(uri)} holds ranges {moved.digest}"
     with pytest.raises(CorruptFile, match=message):
         ranges_module.find(NETWORK, RANGES.digest, {RANGES.digest: uri})
-    from pipeline import shard as shard_module
+    from pipeline import counting as shard_module
 
     class Loaded:
         numerics = None
@@ -531,14 +527,14 @@ def test_a_matrix_that_lies_is_computed_again(
 
 
 def found(copy: Copy) -> dict[str, str]:
-    from pipeline.verify import verify
+    from pipeline.catalogue import verify
 
     return {f.check: f.detail for f in verify(copy.catalogue, [NAME]) if not f.ok}
 
 
 def test_a_dna_of_other_ranges_is_found(copy: Copy) -> None:
     """The file and its commit agree; the ranges that the spec names say otherwise."""
-    from pipeline.reduce import digest_of_dna
+    from pipeline.counting import digest_of_dna
 
     metadata, _ = tables(copy)
     dna = DnaFile(copy.read("dna"), "dna", "dna").read()

@@ -15,14 +15,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import listing, source, storage
-from pipeline.build import InProcess, Request, build_datasets
+from pipeline import storage
+from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
+from pipeline.engine import InProcess
 from pipeline.errors import SourceError, StorageError
-from pipeline.listing import Kept, Listing, Parts, Span, midpoint, pages
-from pipeline.manifest import Entry
-from pipeline.plan import plan
-from pipeline.source import list_source
+from pipeline.sources import (
+    Entry,
+    Kept,
+    Listing,
+    Parts,
+    Span,
+    list_source,
+    listing,
+    midpoint,
+    pages,
+    plan,
+    source,
+)
 from pipeline.storage import Stored
 
 ROOT = "s3://bucket/some/prefix"

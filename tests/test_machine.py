@@ -32,16 +32,13 @@ from typing import Any
 import pytest
 
 from pipeline import images, networks, storage
-from pipeline import reduce as reduce_module
-from pipeline.build import InProcess, Request, build_datasets
-from pipeline.catalogue import Catalogue, Version
-from pipeline.dna import DNA
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import Catalogue, Version, collect, verify
+from pipeline.counting import reduction as reduce_module
+from pipeline.dna import DNA, Exemplars, Failure
+from pipeline.engine import InProcess
 from pipeline.errors import Conflict, GateError, SourceError, TransientError
-from pipeline.exemplars import Exemplars
-from pipeline.gc import collect
-from pipeline.partial import Failure
 from pipeline.spec import LAYER_GAUSSIAN, Resources
-from pipeline.verify import verify
 from tests import tiny
 from tests.tiny import Oracle, Picture, Place, Truth
 

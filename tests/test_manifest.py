@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CorruptFile, SourceError, UsageError
-from pipeline.manifest import (
+from pipeline.sources import (
     FOLDS,
     Entry,
     Manifest,
     Shard,
     default_shard_images,
     find_entries,
+    plan,
     read_shard,
 )
-from pipeline.plan import plan
 from tests.helpers import with_digest
 
 

@@ -12,11 +12,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import matrix as matrix_module
-from pipeline import storage, tiles
+from pipeline import comparing as matrix_module
+from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.distance import cumulative, emd, nfd
-from pipeline.dna import DNA, _concatenate
+from pipeline.comparing import (
+    ESTIMATES,
+    SCHEMA,
+    Effort,
+    Matrix,
+    compare,
+    cumulative,
+    differences,
+    emd,
+    estimate,
+    flip_test,
+    floor,
+    nfd,
+    splits,
+    tiles,
+)
+from pipeline.dna import DNA
+from pipeline.dna.file import _concatenate
 from pipeline.errors import (
     CorruptFile,
     NotFound,
@@ -25,10 +41,8 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
-from pipeline.matrix import ESTIMATES, SCHEMA, Effort, Matrix, compare
-from pipeline.plan import plan
 from pipeline.progress import Silent
-from pipeline.significance import differences, estimate, flip_test, floor, splits
+from pipeline.sources import plan
 from pipeline.spec import Tap
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 from tests.helpers import NUMERICS, random_dna, tiny_spec

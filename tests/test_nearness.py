@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import nearness
-from pipeline.distance import emd
+from pipeline.comparing import emd
+from pipeline.counting import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts
 from pipeline.dna import DNA, Ranges
 from pipeline.errors import UsageError
-from pipeline.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts
-from pipeline.nearness import LayerNearness
+from pipeline.explaining import LayerNearness
+from pipeline.explaining import image_emd as nearness
 from pipeline.spec import Spec, Tap
 from tests.helpers import NUMERICS, RULE
 

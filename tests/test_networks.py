@@ -25,10 +25,12 @@ from huggingface_hub.errors import (
 )
 from numpy.typing import NDArray
 
-from pipeline import networks, ranges, storage
-from pipeline.build import InProcess, Request, build_datasets, make_dna, make_spec
+from pipeline import networks, storage
+from pipeline.building import Request, build_datasets, make_dna, make_spec
 from pipeline.catalogue import Catalogue
+from pipeline.counting import MICRO_BATCH, Extractor, numerics
 from pipeline.dna import Ranges
+from pipeline.engine import InProcess
 from pipeline.errors import (
     CorruptFile,
     SpecMismatch,
@@ -37,11 +39,20 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.extractor import MICRO_BATCH, Extractor, numerics
-from pipeline.folding import fold_batch_norms
-from pipeline.networks import NAMED, Network, describe, load_model, matching, rows
+from pipeline.networks import (
+    NAMED,
+    Hub,
+    Network,
+    describe,
+    fetch,
+    fold_batch_norms,
+    load_model,
+    load_state,
+    matching,
+    rows,
+)
+from pipeline.networks import ranges_file as ranges
 from pipeline.spec import Tap
-from pipeline.weights import Hub, fetch, load_state
 from tests import tiny
 from tests.helpers import photo, write_photos
 from tests.test_extractor import Bomb, seen

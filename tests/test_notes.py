@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.catalogue import Version
-from pipeline.lens import Lens
-from pipeline.notes import is_nested, notes_of, numerics_notes, shared_source_notes, some_of
+from pipeline.comparing import is_nested, notes_of, numerics_notes, shared_source_notes, some_of
+from pipeline.dna import Lens
 from tests.helpers import NUMERICS, OTHER_NUMERICS
 
 

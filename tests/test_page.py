@@ -22,35 +22,37 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import matrix as matrix_module
-from pipeline import panels
-from pipeline.arrange import plane_map
-from pipeline.build import InProcess, Request, build_datasets
+from pipeline import comparing as matrix_module
+from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
-from pipeline.distance import emd
-from pipeline.dna import Floats
+from pipeline.comparing import Matrix, compare, emd, plane_map
+from pipeline.dna import Floats, Lens
+from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, UsageError
-from pipeline.explain import Explanation, explain
+from pipeline.explaining import Explanation, explain
 from pipeline.images import load
-from pipeline.lens import Lens
-from pipeline.matrix import Matrix, compare
-from pipeline.page import (
+from pipeline.reporting import (
     BITS,
     BITS_OF_A_TEST,
     COLUMNS,
     EXACT,
     RATES,
+    SIDE,
+    THUMBNAIL,
     Neuron,
     Page,
     Panel,
     Seen,
+    gather_matrix_page,
     pack,
-    render,
     require_html,
+    shown,
+    thumbnail,
+    write_matrix_page,
 )
-from pipeline.panels import SIDE, THUMBNAIL, gather, thumbnail, write_page
-from pipeline.plan import plan
-from pipeline.report import shown
+from pipeline.reporting.html import dataset_panels as panels
+from pipeline.reporting.html.matrix_page import render
+from pipeline.sources import plan
 from pipeline.spec import Resources
 from tests import tiny
 from tests.golden.handmade import commit_dataset, entries, hand_made
@@ -247,7 +249,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
 
 
 def test_a_page_tells_what_the_catalogue_knows(built: Catalogue) -> None:
-    page = gather(built, [compare(built)])
+    page = gather_matrix_page(built, [compare(built)])
     mixed, day, night = page.panels
     assert (mixed.line, day.line) == ("9 images, 2 failed", "40 images")
     assert dict(mixed.reasons) == {"empty": 1, "not_an_image": 1}
@@ -283,7 +285,7 @@ def agree(found: Sequence[Neuron], explained: Explanation) -> None:
 
 def test_neurons_are_those_of_the_explanation(built: Catalogue) -> None:
     matrix = compare(built)
-    page = gather(built, [matrix], samples=0)
+    page = gather_matrix_page(built, [matrix], samples=0)
     (seen,) = page.seen
     dnas = [built.load(name) for name in matrix.names]
     assert set(seen.neurons) == {(0, 1), (0, 2), (1, 2)}
@@ -308,7 +310,7 @@ def test_neurons_are_those_of_the_explanation(built: Catalogue) -> None:
 
 def test_without_error_bars_neurons_are_ranked_plain_and_not_tested(built: Catalogue) -> None:
     matrix = compare(built, error_bars=False)
-    (seen,) = gather(built, [matrix], samples=0).seen
+    (seen,) = gather_matrix_page(built, [matrix], samples=0).seen
     dnas = [built.load(name) for name in matrix.names]
     for (i, j), found in seen.neurons.items():
         each = emd(dnas[i], dnas[j], per_neuron=True)
@@ -320,7 +322,7 @@ def test_of_wide_networks_fewer_pairs_are_tested(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(panels, "TESTS", sum(tiny.WIDTHS))
-    (seen,) = gather(built, [compare(built)], samples=0, pairs=1).seen
+    (seen,) = gather_matrix_page(built, [compare(built)], samples=0, pairs=1).seen
     assert len(seen.neurons) == 1
     assert seen.note.startswith("For its size, this page has the neurons of 1 of 3 pairs")
 
@@ -331,7 +333,9 @@ def test_of_many_lenses_each_has_fewer_pairs(
     monkeypatch.setattr(panels, "MOST_PAIRS", 2)
     matrix = compare(built)
     for lenses, pairs in ((1, 2), (panels.LENSES, 2), (2 * panels.LENSES, 1)):
-        page = gather(built, [matrix] * lenses, lenses=[None] * lenses, samples=0, pairs=1)
+        page = gather_matrix_page(
+            built, [matrix] * lenses, lenses=[None] * lenses, samples=0, pairs=1
+        )
         assert [len(seen.neurons) for seen in page.seen] == [pairs] * lenses
 
 
@@ -341,9 +345,9 @@ def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> N
         "few", built.spec(built.find("mixed").spec), [("a", *w) for w in weights.items()]
     )
     matrices = [compare(built), compare(built, lens=lens)]
-    page = gather(built, matrices, lenses=[None, lens], samples=0)
+    page = gather_matrix_page(built, matrices, lenses=[None, lens], samples=0)
     plain, seen = page.seen
-    assert plain.neurons == gather(built, matrices[:1], samples=0).seen[0].neurons
+    assert plain.neurons == gather_matrix_page(built, matrices[:1], samples=0).seen[0].neurons
     assert (plain.weightless, seen.weightless) == ((), ("b",))
     names = matrices[0].names
     for (i, j), found in seen.neurons.items():
@@ -354,11 +358,11 @@ def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> N
     assert data["matrices"][1]["weightless"] == ["b"]
     (few,) = data["notes"]  # and none for each dataset of a layer without weight
     assert few.startswith("error bars were checked on 16 images or more")
-    only = data_of(render(gather(built, matrices[1:], lenses=[lens], samples=0)))
+    only = data_of(render(gather_matrix_page(built, matrices[1:], lenses=[lens], samples=0)))
     assert only["title"] == "Visual DNA of 3 datasets through lens few"
     for lenses in ([], [None, None], [lens]):
         with pytest.raises(UsageError, match="takes"):
-            gather(built, matrices, lenses=lenses, samples=0)
+            gather_matrix_page(built, matrices, lenses=lenses, samples=0)
 
 
 @pytest.fixture
@@ -391,8 +395,8 @@ def test_a_page_tells_only_of_the_versions_that_were_compared(growing: Catalogue
     matrix = matrix_module.compare(growing)
     assert growing.find("a").dna != old.dna == matrix.members["a"]
     with pytest.raises(UsageError, match=f"a at commit 3 is dna .*{old.dna}; give the commit"):
-        gather(growing, [matrix], samples=0)
-    page = gather(growing, [matrix], at=2, samples=0)
+        gather_matrix_page(growing, [matrix], samples=0)
+    page = gather_matrix_page(growing, [matrix], at=2, samples=0)
     assert ("dna", old.dna) in page.panels[0].facts
 
 
@@ -413,7 +417,7 @@ def test_a_commit_made_meanwhile_is_not_on_the_page(
 
 def test_of_many_pairs_each_dataset_has_its_nearest(built: Catalogue) -> None:
     matrix = compare(built)
-    page = gather(built, [matrix], samples=0, pairs=1)
+    page = gather_matrix_page(built, [matrix], samples=0, pairs=1)
     upper = {(i, j): shown(matrix)[i, j] for i in range(3) for j in range(i + 1, 3)}
     farthest = max(upper, key=lambda pair: upper[pair])
     assert set(page.seen[0].neurons) == set(upper) - {farthest}
@@ -441,13 +445,13 @@ def test_images_that_are_gone_are_said_and_the_page_is_whole(tmp_path: Path) -> 
         ]
         manifest = plan(here)
         commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
-    page = gather(catalogue, [compare(catalogue)])
+    page = gather_matrix_page(catalogue, [compare(catalogue)])
     for panel in page.panels:
         assert panel.samples == ()
         (note,) = panel.notes
         assert note.startswith("sample images cannot be read: ")
         assert "gone-" in note
-    size = write_page(catalogue, [compare(catalogue)], str(tmp_path / "page.html"))
+    size = write_matrix_page(catalogue, [compare(catalogue)], str(tmp_path / "page.html"))
     assert (tmp_path / "page.html").stat().st_size == size
 
 
@@ -455,7 +459,7 @@ def test_one_bad_sample_leaves_the_others_and_far_ones_are_not_unpacked(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(panels, "THUMBNAIL", replace(THUMBNAIL, max_bytes=2_000))
-    for panel in gather(built, [compare(built)], pairs=0).panels:
+    for panel in gather_matrix_page(built, [compare(built)], pairs=0).panels:
         told = " ".join(panel.notes)
         assert len(panel.samples) + told.count("too_many_bytes") == panels.SAMPLES
     near = entries("a", 1)[0]
@@ -474,7 +478,7 @@ def test_histograms_that_cannot_be_read_are_said(
     matrix = compare(built)
     monkeypatch.setattr(built, "open_file", gone)
     monkeypatch.setattr(built, "read_checked", gone)
-    page = gather(built, [matrix], samples=0)
+    page = gather_matrix_page(built, [matrix], samples=0)
     assert page.seen == [Seen({}, "Histograms cannot be read: the file is gone")]
     (note, *_) = page.panels[matrix.names.index("mixed")].notes
     assert note == "the failures cannot be read: the file is gone"

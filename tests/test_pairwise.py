@@ -11,23 +11,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import pairwise
-from pipeline.distance import cumulative, emd
-from pipeline.dna import DNA
-from pipeline.errors import SpecMismatch, UsageError
-from pipeline.folds import (
+from pipeline.comparing import (
     FOLDS,
+    Curves,
     FoldCurves,
     FoldSums,
+    cumulative,
+    distances,
+    emd,
     estimates,
+    flip_test,
     fold_sums,
     grid,
+    jackknife,
     neuron_estimates,
     paired_estimates,
+    splits,
 )
-from pipeline.lens import Lens
-from pipeline.pairwise import Curves, distances
-from pipeline.significance import flip_test, jackknife, splits
+from pipeline.comparing import emd_kernel as pairwise
+from pipeline.dna import DNA, Lens
+from pipeline.errors import SpecMismatch, UsageError
 from pipeline.spec import Tap
 from tests.helpers import random_dna, tiny_spec
 

@@ -19,9 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import storage, tiles
-from pipeline.blocks import footer_start, sha256
-from pipeline.catalogue import IN_PART, Catalogue, Footer, Version, footers_of
+from pipeline import storage
+from pipeline.buffers import footer_start, sha256
+from pipeline.catalogue import IN_PART, Catalogue, Footer, Version, footers_of, verify
+from pipeline.comparing import Job, Matrix, Tile, tiles
+from pipeline.comparing import compare as compare_all
+from pipeline.counting import digest_of_dna
 from pipeline.dna import (
     DNA,
     DnaFile,
@@ -33,13 +36,8 @@ from pipeline.dna import (
     triangles,
 )
 from pipeline.errors import CorruptFile, SourceError, UsageError
-from pipeline.matrix import Matrix
-from pipeline.matrix import compare as compare_all
-from pipeline.plan import plan
-from pipeline.reduce import digest_of_dna
+from pipeline.sources import plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Tap, digest_of
-from pipeline.tiles import Job, Tile
-from pipeline.verify import verify
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.helpers import random_dna, sealed, tiny_spec
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.progress import BAR_SECONDS, LINE_SECONDS, Lines, Silent, duration, line_of
+from pipeline.progress import Silent
+from pipeline.reporting import BAR_SECONDS, LINE_SECONDS, Lines, duration, line_of
 
 CLEAR = "\r\x1b[K"
 

@@ -20,16 +20,17 @@ from vdna.networks.feature_extraction_model import get_pre_hist_norm_params_from
 from vdna.utils.stats import histogram_per_channel
 
 from pipeline import images, storage
-from pipeline.build import InProcess, Request, build_datasets
+from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
+from pipeline.counting import OVERFLOW, UNDERFLOW, Extractor, LayerCounts
 from pipeline.dna import Ranges
+from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, StorageError, UsageError
-from pipeline.extractor import Extractor
-from pipeline.histogram import OVERFLOW, UNDERFLOW, LayerCounts
-from pipeline.networks import Network, describe
-from pipeline.ranges import (
+from pipeline.networks import (
     REFERENCE_FILES,
+    Network,
     decode,
+    describe,
     embedded,
     encode,
     find,

@@ -21,12 +21,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import extractor as extractor_module
-from pipeline import rank as rank_module
 from pipeline import storage
-from pipeline.build import InProcess, Request, build_datasets, make_dna
-from pipeline.catalogue import Catalogue, canonical_json
-from pipeline.distance import emd
+from pipeline.building import Request, build_datasets, make_dna
+from pipeline.catalogue import Catalogue, canonical_json, collect
+from pipeline.comparing import emd
+from pipeline.counting import Extractor, Receipt, ShardJob, Worker
+from pipeline.counting import extractor as extractor_module
+from pipeline.dna import Failure, Lens
+from pipeline.engine import InProcess
 from pipeline.errors import (
     CorruptFile,
     GateError,
@@ -37,16 +39,10 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.explain import Reaction
-from pipeline.extractor import Extractor
-from pipeline.gallery import Gallery, Picture, Row, render
-from pipeline.gc import collect
-from pipeline.lens import Lens
-from pipeline.nearness import LayerNearness
-from pipeline.partial import Failure
-from pipeline.rank import Ranking, gallery_of, rank, write_gallery
-from pipeline.ranker import Ranks
-from pipeline.shard import Receipt, ShardJob, Worker
+from pipeline.explaining import LayerNearness, Ranking, Ranks, Reaction, rank
+from pipeline.explaining import ranking as rank_module
+from pipeline.reporting import Gallery, Row, gallery_of, write_gallery
+from pipeline.reporting.html.gallery import Picture, render
 from pipeline.spec import Resources
 from tests import tiny
 from tests.tiny import BINS, SIDE
@@ -471,7 +467,7 @@ def test_a_spec_of_another_machine_or_version_is_refused_by_its_fields(
     version = catalogue.find(NAME)
     spec = catalogue.spec(version.spec)
     if change == "numerics":
-        from pipeline.extractor import numerics
+        from pipeline.counting import numerics
 
         gpu = dataclasses.replace(numerics(place.network, "cpu"), device="cuda")
         spec = dataclasses.replace(spec, precision="bf16", bf16_numerics=gpu)

@@ -17,14 +17,20 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline import storage
-from pipeline.build import InProcess, Request, build_datasets
-from pipeline.catalogue import Catalogue, Version
-from pipeline.partial import Partial
-from pipeline.recount import MOVED_BY_ROUNDING, compared, recount
-from pipeline.reduce import load_partial
-from pipeline.shard import partial_uri
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import (
+    MOVED_BY_ROUNDING,
+    Catalogue,
+    Finding,
+    Version,
+    compared,
+    recount,
+    verify,
+)
+from pipeline.counting import load_partial, partial_uri
+from pipeline.dna import Partial
+from pipeline.engine import InProcess
 from pipeline.spec import Resources
-from pipeline.verify import Finding, verify
 from tests.helpers import NUMERICS, OTHER_NUMERICS, photo, random_dna, tiny_spec, write_photos
 
 NAME = "photos"

@@ -15,19 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.dna import DNA, decode_dna, encode_dna
-from pipeline.errors import (
-    ConservationError,
-    CorruptFile,
-    OverlapError,
-    SourceError,
-    SpecMismatch,
-    VdnaError,
-)
-from pipeline.manifest import Manifest, Shard
-from pipeline.partial import Failure, Partial
-from pipeline.plan import plan
-from pipeline.reduce import (
+from pipeline.counting import (
     FAN_IN,
     LAST,
     Composed,
@@ -36,10 +24,20 @@ from pipeline.reduce import (
     add_up,
     compose,
     digest_of_dna,
+    partial_uri,
     plan_folds,
     tree,
 )
-from pipeline.shard import partial_uri
+from pipeline.dna import DNA, Failure, Partial, decode_dna, encode_dna
+from pipeline.errors import (
+    ConservationError,
+    CorruptFile,
+    OverlapError,
+    SourceError,
+    SpecMismatch,
+    VdnaError,
+)
+from pipeline.sources import Manifest, Shard, plan
 from pipeline.spec import PRODUCTS
 from tests.golden.handmade import (
     RANGES,

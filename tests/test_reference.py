@@ -21,17 +21,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline import networks, reference, storage
-from pipeline.build import InProcess, Request, build_datasets
-from pipeline.catalogue import Catalogue
+from pipeline import interop as reference
+from pipeline import networks, storage
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import Catalogue, garbage, verify
+from pipeline.comparing import compare
 from pipeline.dna import DNA
+from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
-from pipeline.gc import garbage
-from pipeline.matrix import compare
-from pipeline.networks import describe
-from pipeline.ranges import decode, resolve
+from pipeline.networks import decode, describe, resolve
 from pipeline.spec import LAYER_GAUSSIAN, Preprocess, Resources
-from pipeline.verify import verify
 from tests.helpers import NUMERICS, random_dna, tiny_spec, write_photos
 from tests.test_cli import run, vdna, vdna_json
 

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline import report
+from pipeline.comparing import ESTIMATES, Distance, Matrix
+from pipeline.dna import Lens
 from pipeline.errors import UsageError
-from pipeline.lens import Lens
-from pipeline.matrix import ESTIMATES, Distance, Matrix
-from pipeline.report import (
+from pipeline.reporting import (
     ALIKE,
     DIFFERENT,
     UNTESTED,
@@ -30,7 +29,8 @@ from pipeline.report import (
     uncorrected,
     verdicts,
 )
-from pipeline.samples import DATASETS
+from pipeline.reporting import conclusions as report
+from pipeline.sources import DATASETS
 
 
 def matrix_of(*names: str, scale: float = 100.0, bins: int = 1000) -> Matrix:

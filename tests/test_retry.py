@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from pipeline import retry
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
-from pipeline.retry import VARIABLES, Settings, attempt
+from pipeline.storage import VARIABLES, Settings, attempt, retry
 
 URI = "s3://bucket/key"
 

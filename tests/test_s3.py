@@ -18,16 +18,17 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import build as build_module
-from pipeline import retry, storage
-from pipeline.build import InProcess, Request, Result, build_datasets, make_dna
-from pipeline.catalogue import Catalogue
+from pipeline import building as build_module
+from pipeline import storage
+from pipeline.building import Request, Result, build_datasets, make_dna
+from pipeline.catalogue import Catalogue, verify
+from pipeline.comparing import compare
+from pipeline.counting import Counter
 from pipeline.dna import DNA
+from pipeline.engine import InProcess
 from pipeline.errors import SourceError, TransientError
-from pipeline.matrix import compare
-from pipeline.shard import Counter
 from pipeline.spec import Resources
-from pipeline.verify import verify
+from pipeline.storage import retry
 from tests import tiny
 from tests.helpers import write_photos
 from tests.s3 import contents, fill, jpeg, put, remove
@@ -135,7 +136,7 @@ def test_ray_in_its_own_processes_makes_the_same_dna(
     built: tuple[Catalogue, Result], place: Catalogue, images: str
 ) -> None:
     """Workers reach the store by the settings that the driver was started with."""
-    from pipeline.cluster import RayEngine
+    from pipeline.engine import RayEngine
 
     _, alone = built
     resources = Resources(workers=1, threads=1)
@@ -302,7 +303,7 @@ def assert_without(secret: str, *texts: str) -> None:
 
 
 def test_the_settings_that_workers_are_given_are_no_secrets() -> None:
-    from pipeline.cluster import FORWARDED, WORKER_ENVIRONMENT
+    from pipeline.engine import FORWARDED, WORKER_ENVIRONMENT
 
     named = {*FORWARDED, *WORKER_ENVIRONMENT}
     assert not [name for name in named if "SECRET" in name or "TOKEN" in name or "KEY" in name]

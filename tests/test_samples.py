@@ -18,9 +18,9 @@ pytest.importorskip("sklearn", reason="sample images come with the demo extra")
 
 from PIL import Image, ImageChops, ImageFilter, ImageStat
 
-from pipeline import samples
 from pipeline.errors import StorageError, UsageError
-from pipeline.samples import DATASETS, write_datasets
+from pipeline.sources import DATASETS, write_datasets
+from pipeline.sources import sample_photos as samples
 
 PHOTOS = [name for name in DATASETS if name.startswith("photos/")]
 VARIANTS = ["photos/brighter", "photos/darker", "photos/contrast", "photos/blurred"]

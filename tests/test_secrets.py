@@ -419,9 +419,9 @@ def test_ray_is_told_no_secret(
     import ray
     from ray._private.worker import global_worker
 
-    from pipeline.build import Request, build_datasets
+    from pipeline.building import Request, build_datasets
     from pipeline.catalogue import Catalogue
-    from pipeline.cluster import RayEngine
+    from pipeline.engine import RayEngine
     from pipeline.spec import Resources
 
     root = f"{bucket}/{uuid.uuid4().hex}"

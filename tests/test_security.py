@@ -15,11 +15,12 @@ import torch
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import networks, storage, weights
+from pipeline import networks, storage
 from pipeline.catalogue import Catalogue
 from pipeline.errors import CorruptFile
 from pipeline.images import load
-from pipeline.plan import plan
+from pipeline.networks import weights
+from pipeline.sources import plan
 from pipeline.spec import Preprocess
 from tests.golden.handmade import commit_dataset, entries, hand_made
 
@@ -298,7 +299,7 @@ def test_what_none_may_do_is_seen(code: str) -> None:
 def test_our_loader_of_yaml_is_a_safe_one() -> None:
     import yaml
 
-    from pipeline import config
+    from pipeline.refreshing import config
 
     for name in LOADERS:
         assert issubclass(getattr(config, name), yaml.SafeLoader)

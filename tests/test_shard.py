@@ -16,17 +16,12 @@ import pytest
 from PIL import Image
 
 from pipeline import images, storage
-from pipeline.build import Request, make_dna, make_spec
-from pipeline.dna import DNA
+from pipeline.building import Request, make_dna, make_spec
+from pipeline.counting import Counter, Extractor, Recipe, ShardJob, Worker, partial_uri
+from pipeline.dna import DNA, Partial
 from pipeline.errors import ConservationError, SourceError, TransientError, UsageError
-from pipeline.extractor import Extractor
-from pipeline.manifest import Entry, Manifest, Shard
-from pipeline.networks import describe
-from pipeline.partial import Partial
-from pipeline.plan import plan
-from pipeline.ranges import embedded
-from pipeline.shard import Counter, Recipe, ShardJob, Worker, partial_uri
-from pipeline.source import list_source
+from pipeline.networks import describe, embedded
+from pipeline.sources import Entry, Manifest, Shard, list_source, plan
 from pipeline.spec import Resources, Spec
 from tests.helpers import photo, write_photos
 
@@ -324,7 +319,7 @@ def test_isolated_decoding_counts_the_same(counter: Counter, tmp_path: Path) -> 
 
 @pytest.fixture
 def job(tmp_path: Path, folder: Path) -> Callable[[], tuple[ShardJob, Manifest]]:
-    from pipeline.ranges import encode
+    from pipeline.networks import encode
 
     manifest = plan(list_source(folder), shard_images=2)
     places = {name: (tmp_path / name).as_uri() for name in ("manifest", "ranges", "work")}
@@ -430,7 +425,7 @@ def test_workers_that_died_in_an_earlier_job_cost_time_only(
 def test_a_defect_of_ours_is_not_committed(
     job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import histogram
+    from pipeline.counting import histogram
 
     task, _ = job()
     add = histogram.LayerCounts.add

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.significance import (
+from pipeline.comparing import (
     FALSE_DISCOVERY_RATE,
     LEAST_FOLDS,
     differences,

@@ -12,9 +12,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError
-from pipeline.listing import Listing
-from pipeline.plan import plan
-from pipeline.source import Rules, list_source, other_kind
+from pipeline.sources import Listing, Rules, list_source, other_kind, plan
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -28,7 +28,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
-from pipeline.retry import Settings
+from pipeline.storage import Settings
 
 
 @pytest.fixture(params=["file", "memory", "s3"])

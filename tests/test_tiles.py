@@ -25,20 +25,16 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import matrix as matrix_module
-from pipeline import storage, tiles
-from pipeline.catalogue import Catalogue, Version
-from pipeline.distance import emd
+from pipeline import comparing as matrix_module
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version, collect, find_lens
+from pipeline.comparing import Crew, Effort, Job, Matrix, Tile, emd, tiles
+from pipeline.comparing import compare as compare_all
+from pipeline.dna import Lens
 from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
-from pipeline.gc import collect
-from pipeline.lens import Lens
-from pipeline.lenses import find_lens
-from pipeline.matrix import Crew, Effort, Matrix
-from pipeline.matrix import compare as compare_all
-from pipeline.plan import plan
-from pipeline.progress import Lines
+from pipeline.reporting import Lines
+from pipeline.sources import plan
 from pipeline.spec import Tap
-from pipeline.tiles import Job, Tile
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 from tests.test_matrix import stored
 
@@ -656,7 +652,7 @@ def test_gc_removes_tiles_that_nobody_came_back_for(place: Catalogue) -> None:
 
 @pytest.mark.soak
 def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
-    from pipeline.cluster import RayEngine
+    from pipeline.engine import RayEngine
     from pipeline.spec import Resources
 
     place = filled(str(tmp_path / "dnas"), 4)

@@ -15,17 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import ranges as ranges_module
 from pipeline import storage
-from pipeline.build import InProcess, Request, build_datasets
-from pipeline.catalogue import Catalogue, Version, footers_of
-from pipeline.dna import DnaFile, Ranges, decode_dna, encode, encode_dna, to_table
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import Catalogue, Finding, Version, footers_of, verify
+from pipeline.counting import partial_uri
+from pipeline.dna import DnaFile, Failure, Partial, Ranges, decode_dna, encode, encode_dna, to_table
+from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, VdnaError
-from pipeline.manifest import Manifest, Shard
-from pipeline.partial import Failure, Partial
-from pipeline.plan import plan
-from pipeline.shard import partial_uri
-from pipeline.verify import Finding, verify
+from pipeline.networks import ranges_file as ranges_module
+from pipeline.sources import Manifest, Shard, plan
 from tests.golden.handmade import (
     NETWORK,
     RANGES,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.counting import Extractor
 from pipeline.dna import Ranges
-from pipeline.extractor import Extractor
 from pipeline.networks import architecture
 
 State = dict[str, torch.Tensor]

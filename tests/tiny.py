@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import images, networks, ranges, storage
-from pipeline.dna import DNA, Ranges
-from pipeline.exemplars import Exemplars
-from pipeline.extractor import Extractor
+from pipeline import images, networks, storage
+from pipeline.counting import Extractor
+from pipeline.dna import DNA, Exemplars, Failure, Ranges
 from pipeline.networks import Architecture, Network, describe
-from pipeline.partial import Failure
+from pipeline.networks import ranges_file as ranges
 from pipeline.spec import Preprocess
 
 NAME = "tiny"

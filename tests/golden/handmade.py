@@ -8,16 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import ranges as ranges_module
 from pipeline import storage
-from pipeline.build import Request, Result, build_datasets
+from pipeline.building import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, Version, canonical_json, footers_of
-from pipeline.dna import DNA, Ranges
-from pipeline.manifest import Entry, Manifest, Shard, read_shard
+from pipeline.counting import Composed, Receipt, ShardJob, add_up, compose, partial_uri, plan_folds
+from pipeline.dna import DNA, Failure, Partial, Ranges, encode_failures
 from pipeline.networks import Network
-from pipeline.partial import Failure, Partial, encode_failures
-from pipeline.reduce import Composed, add_up, compose, plan_folds
-from pipeline.shard import Receipt, ShardJob, partial_uri
+from pipeline.networks import ranges_file as ranges_module
+from pipeline.sources import Entry, Manifest, Shard, read_shard
 from pipeline.spec import PRODUCTS, Spec
 from tests.helpers import RULE, random_dna, tiny_spec
 

@@ -23,26 +23,24 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, canonical_json
-from pipeline.distance import emd, nfd
+from pipeline.comparing import compare, emd, nfd
+from pipeline.counting import partial_uri, plan_folds
 from pipeline.dna import (
     DNA,
     SCALAR_COLUMNS,
+    SUM,
+    Exemplars,
+    Keep,
+    Lens,
+    Moments,
+    Partial,
     Ranges,
     encode,
     encode_dna,
     header,
     to_gaussian_table,
 )
-from pipeline.exemplars import SUM, Exemplars, Keep
-from pipeline.gaussian import Moments
-from pipeline.lens import Lens
-from pipeline.listing import Listing
-from pipeline.manifest import Entry, Manifest
-from pipeline.matrix import compare
-from pipeline.partial import Partial
-from pipeline.plan import plan
-from pipeline.reduce import plan_folds
-from pipeline.shard import partial_uri
+from pipeline.sources import Entry, Listing, Manifest, plan
 from pipeline.spec import PRODUCTS, Spec
 from tests.golden.handmade import RANGES, SPEC, commit_dataset, entries, hand_made, with_failures
 from tests.helpers import NUMERICS, OTHER_NUMERICS, random_dna

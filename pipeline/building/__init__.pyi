@@ -1,0 +1,17 @@
+from .calibration import NAME as NAME
+from .calibration import Calibration as Calibration
+from .calibration import calibrate as calibrate
+from .committer import allowed_failures as allowed_failures
+from .datasets import build_datasets as build_datasets
+from .in_memory import make_dna as make_dna
+from .planner import store_manifest as store_manifest
+from .quantile_search import extremes as extremes
+from .quantile_search import quantiles as quantiles
+from .request import DEFAULT_MAX_FAILURES as DEFAULT_MAX_FAILURES
+from .request import Request as Request
+from .request import Result as Result
+from .request import make_spec as make_spec
+from .request import require_apart as require_apart
+from .request import require_shared as require_shared
+from .runner import not_counted as not_counted
+from .runner import run_missing as run_missing

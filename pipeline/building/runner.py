@@ -1,0 +1,110 @@
+"""building.runner: TODO-DOC"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.building.planner import DatasetPlan
+from pipeline.counting import Receipt, ShardJob
+from pipeline.engine import Engine
+from pipeline.errors import SourceError, TransientError, VdnaError
+from pipeline.progress import Progress
+from pipeline.sources import Manifest
+
+TRIES = 2
+"""Rounds over the shards that could not be counted, in one run."""
+
+
+def not_counted(name: str, shards: int, failed: Sequence[Receipt]) -> VdnaError:
+    """What to raise of so many shards, some of which failed."""
+    some = f"{name}: {len(failed)} of {shards} shards could not be counted"
+    lasting = [receipt for receipt in failed if not receipt.transient]
+    if lasting:
+        return VdnaError(f"{some}; nothing was committed. First: {lasting[0].error}")
+    return TransientError(
+        f"{some}; nothing was skipped, rerun the same command to go on. First: {failed[0].error}"
+    )
+
+
+# Counting.
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a job's shards: how many were missing, and which could not be done now."""
+
+    shards: int
+    errors: tuple[Receipt, ...]
+
+
+def run_missing(
+    work: Sequence[tuple[ShardJob, Manifest]], engine: Engine, progress: Progress
+) -> list[Ran]:
+    """Run the shards of all jobs that nothing is committed of, those that fail once again."""
+    sizes = {(job.manifest_uri, h.index): h.candidates for job, plan in work for h in plan.heads}
+    todo = [_missing(one) for one in work]
+    left = [(job, i) for (job, _), missing in zip(work, todo, strict=True) for i in missing]
+    jobs = {job.manifest_uri: job for job, _ in work}
+    progress.start(
+        images=sum(sizes[job.manifest_uri, index] for job, index in left),
+        shards=len(left),
+        present=len(sizes) - len(left),
+    )
+    errors: dict[str, list[Receipt]] = {}
+    for _ in range(TRIES):
+        errors = {}
+        for receipt in engine.run_shards(left) if left else ():
+            if receipt.error:
+                errors.setdefault(receipt.manifest_uri, []).append(receipt)
+                progress.say(f"shard {receipt.index} not counted: {receipt.error}")
+            else:
+                key = (receipt.manifest_uri, receipt.index)
+                progress.advance(sizes[key], receipt.failures)
+        left = [(jobs[uri], r.index) for uri, receipts in errors.items() for r in receipts]
+        if not left:
+            break
+    progress.finish()
+    return [
+        Ran(len(missing), tuple(errors.get(job.manifest_uri, ())))
+        for (job, _), missing in zip(work, todo, strict=True)
+    ]
+
+
+def _missing(one: tuple[ShardJob, Manifest]) -> list[int]:
+    """Shards of which nothing is committed, found by one listing."""
+    job, manifest = one
+    prefix = storage.join(job.work_uri, "partials")
+    try:
+        present = {item.uri.rpartition("/")[2] for item in storage.walk(prefix)}
+    except SourceError:
+        present = set()
+    keys = manifest.keys(job.recipe.spec.digest, job.recipe.products)
+    return [index for index, key in enumerate(keys) if f"{key}.parquet" not in present]
+
+
+@dataclass(frozen=True)
+class CountedDataset:
+    """What became of a plan's shards: how many were counted now, and which could not be."""
+
+    plan: DatasetPlan
+    shards: int = 0
+    errors: tuple[Receipt, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether all that stands in the way is that the source is no longer as it was listed."""
+        return bool(self.errors) and all(receipt.changed for receipt in self.errors)
+
+
+def count_shards(
+    plans: Sequence[DatasetPlan], engine: Engine, progress: Progress
+) -> dict[str, CountedDataset]:
+    """Run the missing shards of all plans; what became of each, by the name of its dataset."""
+    pending = [p for p in plans if not p.up_to_date]
+    ran = run_missing([(p.job, p.manifest) for p in pending], engine, progress)
+    counted = {p.request.name: CountedDataset(p) for p in plans}
+    for p, its in zip(pending, ran, strict=True):
+        counted[p.request.name] = CountedDataset(p, its.shards, its.errors)
+    return counted

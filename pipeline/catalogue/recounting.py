@@ -1,0 +1,253 @@
+"""Counts shards again, from the source's images, and compares with what a build has kept of them.
+
+    >>> [f for f in recount(catalogue, ["photos"], engine=InProcess(), sample=3)]  # doctest: +SKIP
+
+`pipeline.verify` recomputes what follows from the stored files; this goes back to the images, and
+so finds what lies consistently: a partial whose sums were kept right, an image replaced under its
+old size and time. Nothing in the catalogue is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.catalogue.catalogue import Catalogue
+from pipeline.catalogue.commit import Version
+from pipeline.catalogue.verification import Finding, chosen_versions, same_numbers, sum_of_partials
+from pipeline.counting import Receipt, Recipe, ShardJob, load_partial, partial_uri
+from pipeline.dna import DNA, INT_COLUMNS, Partial
+from pipeline.engine import Engine
+from pipeline.errors import SourceError, VdnaError
+from pipeline.networks import network_of
+from pipeline.progress import Progress, Silent
+from pipeline.sources import Manifest, Shard
+from pipeline.spec import Resources
+
+SAMPLE = 3
+
+MOVED_BY_ROUNDING = 1e-3
+"""Share of activations that may fall into another bin where numerics differ."""
+
+
+def recount(
+    catalogue: Catalogue,
+    names: Sequence[str] = (),
+    spec: str | None = None,
+    *,
+    engine: Engine,
+    sample: int | None = SAMPLE,
+    seed: int | None = None,
+    weights: str | None = None,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Finding]:
+    """One finding a shard, and one a dataset, of the newest versions.
+
+    `sample`: shards of each dataset, chosen by `seed` among those whose partial is kept; None
+    counts them all, and compares their sum with the DNA too. `weights`: of a dataset that was not
+    built with its network's own. Raises `NotFound` for unknown names.
+    """
+    seed = secrets.randbelow(10**9) if seed is None else seed
+    for name, version in chosen_versions(catalogue, names, spec):
+        if version.imported:
+            yield Finding(name, "recount", True, "imported: it has no images to count again")
+            continue
+        try:
+            again = _Recount(catalogue, name, version, weights, resources or Resources())
+            yield from again.run(engine, sample, seed, progress or Silent())
+        except VdnaError as error:
+            yield Finding(name, "recount", False, f"not counted again: {error}")
+
+
+class _Recount:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        name: str,
+        version: Version,
+        weights: str | None,
+        resources: Resources,
+    ) -> None:
+        self._catalogue = catalogue
+        self._name = name
+        self._version = version
+        self._manifest: Manifest = catalogue.manifest(name, version)
+        self._keys = self._manifest.keys(version.spec, version.products)
+        spec = catalogue.spec(version.spec)
+        self._recipe = Recipe(
+            spec,
+            network_of(spec, weights),
+            catalogue.ranges_uri(spec.ranges_digest),
+            resources,
+            version.products,
+        )
+
+    def run(
+        self, engine: Engine, sample: int | None, seed: int, progress: Progress
+    ) -> Iterator[Finding]:
+        total = len(self._keys)
+        chosen = self._choose(sample, seed)
+        how = f"seed {seed}" if sample is not None else "all"
+        if not chosen:
+            detail = f"none of {total} partials is kept; count all (--sample all)"
+            yield Finding(self._name, "recount", False, detail)
+            return
+        progress.say(f"{self._name}: counting {len(chosen)} of {total} shards again ({how})")
+        wrong = 0
+        with self._scratch(engine) as work:
+            for finding in self._shards(engine, chosen, work, progress):
+                wrong += not finding.ok
+                yield finding
+            if sample is None and not wrong:
+                finding = self._total(work)
+                wrong += not finding.ok
+                yield finding
+        detail = f"{len(chosen)} of {total} shards looked at again ({how}), {wrong} findings"
+        yield Finding(self._name, "recount", not wrong, detail)
+
+    def _choose(self, sample: int | None, seed: int) -> list[int]:
+        if sample is None:
+            return list(range(len(self._keys)))
+        order = list(range(len(self._keys)))
+        random.Random(seed).shuffle(order)
+        kept = (index for index in order if storage.exists(self._kept_uri(index)))
+        return sorted(index for index, _ in zip(kept, range(sample), strict=False))
+
+    def _kept_uri(self, index: int) -> str:
+        work = self._catalogue.partials_uri(self._name, self._version)
+        return partial_uri(work, self._keys[index])
+
+    @contextlib.contextmanager
+    def _scratch(self, engine: Engine) -> Iterator[str]:
+        """Where the new partials lie meanwhile: where every worker can write."""
+        if engine.in_process:
+            with tempfile.TemporaryDirectory() as folder:
+                yield storage.canonical(folder)
+            return
+        work = storage.join(self._catalogue.root, "_work", f"recount-{secrets.token_hex(8)}")
+        try:
+            yield work
+        finally:
+            storage.delete_tree(work)
+
+    def _shards(
+        self, engine: Engine, chosen: Sequence[int], work: str, progress: Progress
+    ) -> Iterator[Finding]:
+        version, todo = self._version, []
+        uri = self._catalogue.uri("manifests", version.spec, self._name, version.manifest)
+        job = ShardJob(self._recipe, uri, work)
+        for index in chosen:
+            if changed := _changed(self._manifest.shards[index]):
+                yield self._of(
+                    index,
+                    False,
+                    f"{len(changed)} images changed since they were counted, so that it cannot be "
+                    f"counted again; refresh the dataset: {'; '.join(changed[:5])}",
+                )
+            else:
+                todo.append((job, index))
+        sizes = {index: len(self._manifest.shards[index].members) for _, index in todo}
+        progress.start(images=sum(sizes.values()), shards=len(todo), present=0)
+        for receipt in engine.run_shards(todo) if todo else ():
+            progress.advance(sizes[receipt.index], receipt.failures)
+            yield self._compared(receipt, work)
+        progress.finish()
+
+    def _compared(self, receipt: Receipt, work: str) -> Finding:
+        index = receipt.index
+        if receipt.error:
+            return self._of(index, False, f"could not be counted again: {receipt.error}")
+        kept = self._kept_uri(index)
+        try:
+            again = load_partial(partial_uri(work, self._keys[index]))
+            if not storage.exists(kept):
+                return self._of(index, True, f"{again.dna.images} images; its partial is gone")
+            stored = load_partial(kept)
+        except VdnaError as error:
+            return self._of(index, False, str(error))
+        ok, detail = compared(stored, again)
+        return self._of(index, ok, f"{kept}: {detail}" if not ok else detail)
+
+    def _total(self, work: str) -> Finding:
+        """The sum over all shards, against the DNA that was committed."""
+        scattered = "layer_gaussians" in self._version.sha256
+        dna = self._catalogue.load_version(self._name, self._version, layer_gaussian=scattered)
+        failures = tuple(sorted(self._catalogue.failures(self._name, self._version)))
+        again = sum_of_partials(self._manifest, work, self._version)
+        kept = "exemplars" in self._version.sha256
+        exemplars = self._catalogue.exemplars(self._name, self._version) if kept else None
+        ok, detail = compared(Partial(dna, again.shards, failures, exemplars), again)
+        return Finding(self._name, "recounted sum", ok, detail)
+
+    def _of(self, index: int, ok: bool, detail: str) -> Finding:
+        return Finding(self._name, f"shard {index}", ok, detail)
+
+
+def _changed(shard: Shard) -> list[str]:
+    """Its images whose identity is another now, or which are gone."""
+    changed = []
+    identities = {entry.uri: entry.identity for entry in shard.members}
+    for uri, identity in identities.items():
+        try:
+            found = storage.info(uri).identity
+        except SourceError:
+            found = "gone"
+        if found != identity:
+            changed.append(f"{uri} ({identity} counted, {found} now)")
+    return changed
+
+
+def compared(stored: Partial, again: Partial) -> tuple[bool, str]:
+    """Whether both are of the same images, and what is to be said.
+
+    Equal numerics must give equal numbers, to the last bit; others may move a share of
+    `MOVED_BY_ROUNDING` of the activations to another bin.
+    """
+    images = f"{again.dna.images} images"
+    if (stored.dna.images, stored.failures) != (again.dna.images, again.failures):
+        return False, (
+            f"{stored.dna.images} images and {len(stored.failures)} failures are stored, "
+            f"{again.dna.images} and {len(again.failures)} were found{_odd(stored, again)}"
+        )
+    if same_numbers(again.dna, stored.dna):
+        if stored.exemplars != again.exemplars:
+            return False, f"{images}: every number as it was, but other exemplars are stored"
+        return True, f"{images}, every number as it was"
+    moved = _moved(stored.dna, again.dna)
+    share = sum(moved.values()) / max(1, again.dna.images * int(again.dna.positions.sum()))
+    recorded = {numerics for numerics, _ in stored.dna.numerics}
+    here = {numerics for numerics, _ in again.dna.numerics}
+    worst = max(moved, key=lambda layer: moved[layer])
+    what = (
+        f"{sum(moved.values())} activations ({share:.1e} of all) are in other bins, most of them "
+        f"in layer {worst}"
+        if any(moved.values())
+        else "means, squares or extremes are others, in the same bins"
+    )
+    if recorded == here:
+        return False, f"{images}: {what}; numerics are the same, so that nothing should move"
+    ok = share <= MOVED_BY_ROUNDING
+    return ok, (
+        f"{images}, counted under other numerics than were recorded: {what}; rounding moves up to "
+        f"{MOVED_BY_ROUNDING:g}"
+    )
+
+
+def _moved(a: DNA, b: DNA) -> dict[str, int]:
+    """By layer, the activations that are in another place."""
+    change = np.abs(a.counts - b.counts).sum(axis=1)
+    for column in INT_COLUMNS:
+        change = change + np.abs(getattr(a, column) - getattr(b, column))
+    return {layer: int(change[a.slice_of(layer)].sum()) // 2 for layer in a.layers}
+
+
+def _odd(stored: Partial, again: Partial) -> str:
+    odd = sorted(set(stored.failures) ^ set(again.failures))
+    return f"; first: {odd[0]}" if odd else ""

@@ -1,0 +1,335 @@
+"""Recomputes every promise that can be recomputed from what is stored.
+
+>>> [finding for finding in verify(catalogue, ["photos"]) if not finding.ok]   # doctest: +SKIP
+[]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.catalogue.catalogue import Catalogue
+from pipeline.catalogue.commit import Version, parts_of
+from pipeline.catalogue.names import part_name
+from pipeline.counting import digest_of_dna, load_partial, partial_uri, plan_folds
+from pipeline.dna import (
+    DNA,
+    FLOAT_SUMS,
+    SCALAR_COLUMNS,
+    SCATTER,
+    Exemplars,
+    Failure,
+    Keep,
+    Partial,
+    Ranges,
+    neuron_name,
+)
+from pipeline.errors import ConservationError, CorruptFile, NotFound, VdnaError
+from pipeline.networks import ranges_file as ranges_module
+from pipeline.sources import Manifest, label_of
+from pipeline.spec import LAYER_GAUSSIAN
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of one dataset version: what was checked, whether it holds, and what was seen."""
+
+    dataset: str
+    check: str
+    ok: bool
+    detail: str
+
+
+def verify(
+    catalogue: Catalogue, names: Sequence[str] = (), spec: str | None = None
+) -> Iterator[Finding]:
+    """Findings of the newest versions, good and bad ones, as each check ends.
+
+    All specs of a dataset are verified unless one is given. Raises `NotFound` for unknown names.
+    """
+    for name, version in chosen_versions(catalogue, names, spec):
+        yield from _Checks(catalogue, name, version).run()
+
+
+def chosen_versions(
+    catalogue: Catalogue, names: Sequence[str], spec: str | None
+) -> Iterator[tuple[str, Version]]:
+    """The newest versions of the datasets named, or of all; of one spec where one is given."""
+    commit = catalogue.head()
+    chosen = catalogue.spec_digest(commit, spec) if spec else None
+    for name in names or sorted(commit.datasets):
+        if name not in commit.datasets:
+            catalogue.find(name)
+        versions = commit.datasets[name]
+        if chosen is not None and chosen not in versions:
+            raise NotFound(f"{name} has no version under spec {chosen}")
+        for digest, version in sorted(versions.items()):
+            if chosen in (None, digest):
+                yield name, version
+
+
+class _Checks:
+    def __init__(self, catalogue: Catalogue, name: str, version: Version) -> None:
+        self._catalogue = catalogue
+        self._name = name
+        self._version = version
+        self._ranges: Ranges | None = None
+        self._names: NDArray[np.void] = _hashes(())
+        self._dna: DNA | None = None
+        self._manifest: Manifest | None = None
+        self._failures: list[Failure] | None = None
+        self._exemplars: Exemplars | None = None
+
+    def run(self) -> Iterator[Finding]:
+        checks: list[tuple[str, Callable[[], str]]] = [
+            ("spec", self._check_spec),
+            ("counts", self._check_dna),
+            ("manifest", self._check_manifest),
+            ("failures", self._check_failures),
+            ("folds", self._check_folds),
+            ("exemplars", self._check_exemplars),
+            ("partials", self._check_partials),
+            ("parts", self._check_parts),
+        ]
+        if Keep.of(self._version.products) is None:
+            checks = [(check, run) for check, run in checks if check != "exemplars"]
+        if not self._version.by or self._version.part_of:
+            checks = checks[:-1]
+        if self._version.imported:
+            checks = checks[:2]
+        for check, run in checks:
+            try:
+                yield Finding(self._name, check, True, run())
+            except VdnaError as error:
+                yield Finding(self._name, check, False, str(error))
+
+    def _check_spec(self) -> str:
+        spec = self._catalogue.spec(self._version.spec)
+        if self._version.origin.get("assumed"):
+            return (
+                f"spec {spec.digest} is what its digest says; it is assumed, and so are its ranges"
+            )
+        uri = self._catalogue.ranges_uri(spec.ranges_digest)
+        if self._version.imported and not storage.exists(uri):
+            return f"spec {spec.digest} is what its digest says; its ranges are not here"
+        found, _ = ranges_module.decode(storage.read(uri), uri)
+        if found.digest != spec.ranges_digest:
+            raise CorruptFile(f"{uri} holds ranges {found.digest}")
+        self._ranges = found
+        return f"spec {spec.digest} and its ranges are what their digests say"
+
+    def _check_dna(self) -> str:
+        version = self._version
+        file = self._catalogue.open_file("dna", self._name, version)
+        file.check_bytes()
+        uri, dna = file.name, file.read()
+        if LAYER_GAUSSIAN in version.products:
+            gaussians = self._catalogue.open_file("layer_gaussians", self._name, version)
+            gaussians.check_bytes()
+            dna = gaussians.read_gaussians(dna)
+        digest = digest_of_dna(dna, version.manifest, version.products)
+        if digest != version.dna:
+            raise CorruptFile(f"{uri}: its numbers have digest {digest}")
+        if file.metadata["numerics"] != list(version.numerics):
+            raise CorruptFile(f"{uri}: other numerics were committed than it holds")
+        self._require_ranges(dna, uri)
+        self._dna = dna
+        if version.imported:
+            return f"{dna.images} images, imported, for {len(dna.low)} neurons"
+        return f"{dna.images} images x positions = activations counted, for {len(dna.low)} neurons"
+
+    def _require_ranges(self, dna: DNA, uri: str) -> None:
+        """Where they are known: an imported DNA's may not be, and are in no file then."""
+        if self._ranges is None:
+            return
+        taps = [(layer, dna.spec.tap(layer).neurons) for layer in dna.layers]
+        ranges = self._ranges.select(taps)
+        wrong = np.flatnonzero((dna.low != ranges.low) | (dna.high != ranges.high))
+        if len(wrong):
+            at = int(wrong[0])
+            raise CorruptFile(
+                f"{uri}: neuron {neuron_name(taps, at)} was counted in [{dna.low[at]}, "
+                f"{dna.high[at]}]; its range is [{ranges.low[at]}, {ranges.high[at]}]"
+            )
+
+    def _check_manifest(self) -> str:
+        self._manifest = manifest = self._catalogue.manifest(self._name, self._version)
+        self._names = _hashes(
+            (entry.uri, entry.member) for shard in manifest.shards for entry in shard.members
+        )
+        counted = self._version.images + self._version.failed
+        if manifest.candidates != counted:
+            raise ConservationError(
+                f"{manifest.candidates} candidates listed; {self._version.images} counted and "
+                f"{self._version.failed} failed"
+            )
+        if len(np.unique(self._names)) != len(self._names):
+            raise ConservationError("the manifest lists a candidate twice")
+        return f"{manifest.candidates} candidates, each once, in {len(manifest.heads)} shards"
+
+    def _check_failures(self) -> str:
+        failures = self._catalogue.failures(self._name, self._version)
+        if len(failures) != self._version.failed:
+            raise ConservationError(
+                f"{len(failures)} failures are listed, {self._version.failed} were committed"
+            )
+        self._known_manifest()
+        failed = _hashes((failure.uri, failure.member) for failure in failures)
+        if len(np.intersect1d(failed, self._names)) != len(failures):
+            raise ConservationError("failures are listed twice, or of no candidate")
+        self._failures = sorted(failures)
+        return f"{len(failures)} failures, each of a candidate and with its reason"
+
+    def _check_folds(self) -> str:
+        version, dna = self._version, self._known_dna()
+        file = self._catalogue.open_file("folds", self._name, version)
+        file.check_bytes()
+        uri = file.name
+        sizes = {
+            int(index): int(fold["images"]) + int(fold["failed"])
+            for index, fold in file.metadata["folds"].items()
+        }
+        if self._manifest is not None:
+            planned: Counter[int] = Counter()
+            for head in self._manifest.heads:
+                planned[head.fold] += head.candidates
+            if wrong := sorted(f for f in planned | sizes if planned[f] != sizes.get(f, 0)):
+                raise ConservationError(
+                    f"{uri}: fold {wrong[0]} holds {sizes.get(wrong[0], 0)} candidates, the "
+                    f"manifest {planned[wrong[0]]}"
+                )
+        for layer in dna.layers:
+            parts = file.read_folds(layer).values()
+            counted = replace(dna.select([layer]), scatter=None)
+            if not same_numbers(reduce(DNA.__add__, parts), counted):
+                raise ConservationError(f"{uri}: the folds of layer {layer} do not sum to the DNA")
+        least, most = min(sizes.values()), max(sizes.values())
+        return f"{len(file.folds)} folds of {least} to {most} candidates sum to the DNA"
+
+    def _check_exemplars(self) -> str:
+        """Every neuron has as many as there are images, each of a candidate that was counted."""
+        version, dna = self._version, self._known_dna()
+        keep = Keep.of(version.products)
+        if keep is None:
+            raise CorruptFile(f"none are kept among {', '.join(version.products)}")
+        self._known_manifest()
+        self._exemplars = held = self._catalogue.exemplars(self._name, version)
+        uri = self._catalogue.uri("exemplars", version.spec, self._name, version.dna)
+        if held.keep != keep:
+            raise CorruptFile(f"{uri}: {held.keep.product} where {keep.product} were committed")
+        counts = np.bincount(held.rows["neuron"].to_numpy(), minlength=len(dna.low))
+        finite = (dna.nonfinite == 0) & np.isin(np.arange(len(dna.low)), keep.neurons(dna.spec))
+        wrong = np.flatnonzero(finite & (counts != min(keep.number, dna.images)))
+        if len(wrong):
+            taps = [(tap.name, tap.neurons) for tap in dna.spec.taps]
+            raise ConservationError(
+                f"{uri}: {counts[wrong[0]]} exemplars of {neuron_name(taps, int(wrong[0]))}, of "
+                f"{dna.images} images"
+            )
+        named = held.rows.group_by(["uri", "member"]).aggregate([])
+        shown = _hashes(zip(*(named[n].to_pylist() for n in ("uri", "member")), strict=True))
+        failed = _hashes((failure.uri, failure.member) for failure in self._failures or ())
+        unknown = len(shown) - len(np.intersect1d(shown, self._names))
+        if unknown or len(np.intersect1d(shown, failed)):
+            raise ConservationError(f"{uri}: exemplars that are no images counted")
+        return (
+            f"{held.rows.num_rows} names for {np.count_nonzero(counts)} neurons, all of images "
+            "that were counted"
+        )
+
+    def _check_partials(self) -> str:
+        version, manifest, dna = self._version, self._known_manifest(), self._known_dna()
+        work = self._catalogue.partials_uri(self._name, version)
+        uris = [partial_uri(work, key) for key in manifest.keys(version.spec, version.products)]
+        present = [uri for uri in uris if storage.exists(uri)]
+        if not present:
+            return "none is kept"
+        if len(present) < len(uris):
+            for uri in present:
+                load_partial(uri)
+            return f"{len(present)} of {len(uris)} are kept; each is whole"
+        total = sum_of_partials(manifest, work, version)
+        listed = self._failures if self._failures is not None else list(total.failures)
+        shown = self._exemplars if self._exemplars is not None else total.exemplars
+        same = total.exemplars == shown and list(total.failures) == listed
+        if not same or not same_numbers(total.dna, dna):
+            raise ConservationError(f"the partials under {work} do not sum to the DNA")
+        return f"{len(present)} partials sum to the DNA"
+
+    def _check_parts(self) -> str:
+        """Every shard of a value is in its part, and nothing else is."""
+        version, manifest = self._version, self._known_manifest()
+        label = label_of(version.by)
+        if label not in manifest.labels:
+            raise CorruptFile(f"the manifest has no label {label}, which parts are by")
+        parts = parts_of(self._catalogue.head(), self._name, version.spec)
+        failed = {(failure.uri, failure.member) for failure in self._failures or ()}
+        for value, indices in manifest.parts(label).items():
+            name = part_name(self._name, value)
+            shards = [(manifest.heads[i].fold, manifest.heads[i].digest) for i in indices]
+            if (part := parts.pop(name, None)) is None:
+                members = [e for i in indices for e in manifest.shards[i].members]
+                if any((e.uri, e.member) not in failed for e in members):
+                    raise ConservationError(f"{name}: there is no such part")
+                continue
+            its = self._catalogue.manifest(name, part)
+            if part.value != value or shards != [(head.fold, head.digest) for head in its.heads]:
+                raise ConservationError(
+                    f"{name}: its shards are not those where {label} is {value!r}"
+                )
+        if parts:
+            raise ConservationError(f"{min(parts)}: the manifest has no image of this part")
+        return f"each shard of a value of {label} is in its part, and in no other"
+
+    def _known_dna(self) -> DNA:
+        if self._dna is None:
+            raise CorruptFile("not checked, since the DNA itself could not be read")
+        return self._dna
+
+    def _known_manifest(self) -> Manifest:
+        if self._manifest is None:
+            raise CorruptFile("not checked, since the manifest itself could not be read")
+        return self._manifest
+
+
+_HASH = np.dtype([("first", "<u8"), ("second", "<u8")])
+
+
+def _hashes(names: Iterable[tuple[str, str]]) -> NDArray[np.void]:
+    """128 bits of each name: ten million names take 160 MB, and two alike are no accident."""
+    joined = bytearray()
+    for uri, member in names:
+        joined += hashlib.sha256(f"{uri}\0{member}".encode()).digest()[:16]
+    return np.frombuffer(bytes(joined), _HASH)
+
+
+def sum_of_partials(manifest: Manifest, work: str, version: Version) -> Partial:
+    """All partials below `work`, added up in the order in which the build adds them."""
+    levels, folds = plan_folds(manifest, work, version.spec, version.products)
+    nodes = {node.uri: node for level in levels for node in level}
+
+    def value(uri: str) -> Partial:
+        if uri in nodes:
+            return reduce(Partial.__add__, (value(child) for child in nodes[uri].children))
+        return load_partial(uri)
+
+    return reduce(
+        Partial.__add__,
+        (reduce(Partial.__add__, (value(uri) for uri, _ in fold.parts)) for fold in folds),
+    )
+
+
+def same_numbers(a: DNA, b: DNA) -> bool:
+    """Equal to the last bit, numerics apart; scatter matrices where `b` has them."""
+    columns = ("counts", *SCALAR_COLUMNS, *(() if b.scatter is None else SCATTER))
+    return (a.images, a.failed) == (b.images, b.failed) and all(
+        np.array_equal(getattr(a, c), getattr(b, c), equal_nan=c in FLOAT_SUMS) for c in columns
+    )

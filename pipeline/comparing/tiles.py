@@ -1,0 +1,537 @@
+"""Tiles: rectangles of pairs, each computed by one task and committed as one object.
+
+    >>> tiles = cut(job, members, missing)                              # doctest: +SKIP
+    >>> for receipt in map(run, tiles): ...                             # doctest: +SKIP
+    >>> blocks = [fetch(tile) for tile in tiles]                        # doctest: +SKIP
+
+A tile is named by a hash of what goes into it (the digests of its DNAs, the lens, the layers, the
+products), and created exclusively, so that a comparison which died goes on from the tiles that are
+there, and two that run at once share them, where both have the same workers and memory, which
+decide on the cut. It holds numbers of pairs, never of the whole matrix.
+Datasets of the same images have one DNA: the pair of them is in a rectangle, and no diagonal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version
+from pipeline.comparing.distance import frechet, frechet_1d, root_covariance, variance
+from pipeline.comparing.emd_kernel import Curves, distances, width_of
+from pipeline.comparing.fold_statistics import (
+    FOLDS,
+    PAIR_ESTIMATES,
+    FoldCurves,
+    FoldSums,
+    estimates,
+    fold_sums,
+    grid,
+)
+from pipeline.comparing.significance import METHOD
+from pipeline.counting import keep_memory
+from pipeline.dna import DnaFile, Floats, Lens, encode_tables
+from pipeline.errors import CorruptFile, SourceError
+from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
+
+FORMAT = 3
+
+FOLDER = "_tiles"
+"""Below the catalogue's `_work`, whose leftovers `gc` removes."""
+
+MEMORY = 4 * 2**30
+
+TILE_WORK = 10**12
+"""Values compared in a tile: a minute of a core or less, which is what a kill can cost."""
+
+STREAMED = 4
+"""DNAs that are loaded at a time where a layer's are not all held: as many as a kernel's rows."""
+
+Member = tuple[str, Version]
+"""A dataset's name and the version of it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is computed of every pair, and with what. Only the first six decide numbers.
+
+    `layers`: of the spec; with `whole`, which takes all of them, the mean over all neurons makes
+    another plane. `memory`: bytes that a process may hold of DNAs, or the least that three take.
+    `threads`: of a process; all cores for None.
+    """
+
+    root: str
+    spec: Spec
+    layers: tuple[str, ...]
+    whole: bool
+    fd: bool = False
+    lens: Lens | None = None
+    error_bars: bool = True
+    memory: int = MEMORY
+    threads: int | None = None
+    device: str = "cpu"
+
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """All that decides what is computed of a pair."""
+        lens = self.lens.digest if self.lens else ""
+        return (FORMAT, self.spec.digest, self.layers, self.whole, self.fd, lens, self.method)
+
+    @property
+    def method(self) -> str:
+        """Of the estimates; empty for none."""
+        return METHOD if self.error_bars else ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("emd", "nfd", "fd", *(PAIR_ESTIMATES if self.error_bars else ()))
+
+    @property
+    def planes(self) -> int:
+        return len(self.layers) + self.whole
+
+    def weights(self, layer: str) -> Floats:
+        """(C,) of the layer's neurons."""
+        if self.lens is None:
+            return np.ones(self.spec.tap(layer).neurons)
+        return self.lens.of_layer(layer)
+
+    @property
+    def values(self) -> int:
+        """Values compared for a pair."""
+        neurons = sum(int(np.count_nonzero(self.weights(layer))) for layer in self.layers)
+        return max(1, neurons) * self.spec.bins * (1 + 2 * FOLDS if self.error_bars else 1)
+
+    @property
+    def side(self) -> int:
+        """DNAs on a side of a tile, whose results take a quarter of the memory.
+
+        They are held twice while layers are put together. The DNAs need not be in memory together:
+        see `Tile.steps`.
+        """
+        results = 2 * 8 * self.planes * (FOLDS * (FOLDS + 4) if self.error_bars else 4)
+        return max(1, int(min(TILE_WORK / self.values, self.memory / 4 / results) ** 0.5))
+
+    def held(self, layer: str) -> int:
+        """DNAs whose curves of a layer take half of the memory."""
+        bins = self.spec.bins
+        row = width_of(bins) * 4
+        each = row
+        if self.error_bars:
+            each = (1 + FOLDS) * row + len(grid(bins)) * (4 * FOLDS + 8) + 8 * FOLDS
+        neurons = self.spec.tap(layer).neurons
+        each += 8 * neurons if self.fd else 0  # the root of its covariance
+        return self.memory // (2 * neurons * each)
+
+    def loaders(self, layer: str) -> int:
+        """DNAs of a layer that are read at a time: in a quarter of the memory, or one."""
+        neurons = self.spec.tap(layer).neurons
+        counts = neurons * self.spec.bins * 8 * 2  # as much is in the reader
+        each = counts * (1 + FOLDS if self.error_bars else 1)
+        each += 4 * 8 * neurons**2 if self.fd else 0  # a covariance, its eigenvectors and room
+        most = max(4, available_cpus()) if self.threads is None else self.threads
+        return max(1, min(most, self.memory // 4 // each))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """All pairs of `a` with `b`; of `a` with itself, the diagonal included, where `b` is `a`."""
+
+    job: Job
+    a: tuple[Member, ...]
+    b: tuple[Member, ...]
+
+    @property
+    def square(self) -> bool:
+        return self.a == self.b
+
+    @property
+    def pairs(self) -> int:
+        return len(self.a) * (len(self.a) - 1) // 2 if self.square else len(self.a) * len(self.b)
+
+    def steps(self, layer: str) -> list[Step]:
+        """All pairs, by what is in memory for them: all DNAs of this layer and of the next, or else
+        as many of `a` as there is room for, and `b` a few at a time.
+        """
+        a, b = len(self.a), len(self.b)
+        held = self.job.held(layer)
+        if 2 * (a if self.square else a + b) <= held:
+            return [Step(layer, range(a), range(b), beside=True)]
+        few = max(1, min(STREAMED, held // 4))
+        most = max(1, held - 2 * few)
+        steps = []
+        for rows in _runs(0, a, most):
+            if self.square:
+                steps.append(Step(layer, rows, rows, beside=False))
+            columns = _runs(rows.stop if self.square else 0, b, few)
+            steps += [
+                Step(layer, rows, some, beside=self.square or some.start > 0) for some in columns
+            ]
+        return steps
+
+    @cached_property
+    def digest(self) -> str:
+        sides = [[version.dna for _, version in side] for side in (self.a, self.b)]
+        return digest_of("tile", self.job.key, *sides, self.square)
+
+    @property
+    def uri(self) -> str:
+        return storage.join(folder_of(self.job.root), f"{self.digest}.parquet")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Pairs of some DNAs of a tile, in one layer; of those with themselves where both are the same.
+
+    `beside`: whether there is room for them while the step before is compared.
+    """
+
+    layer: str
+    a: range
+    b: range
+    beside: bool
+
+
+def _runs(start: int, stop: int, most: int) -> list[range]:
+    return [range(at, min(at + most, stop)) for at in range(start, stop, most)]
+
+
+def folder_of(root: str) -> str:
+    return storage.join(root, "_work", FOLDER)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A tile that is committed, and the pairs that were computed for it: none if it was there."""
+
+    digest: str
+    pairs: int
+    computed: int
+
+
+Block = dict[str, Floats]
+"""Columns of a tile, each (planes, A, B)."""
+
+
+def cut(job: Job, old: Sequence[Member], new: Sequence[Member], workers: int = 1) -> list[Tile]:
+    """Tiles of all pairs with one of `new` or more: with each other, and with each of `old`.
+
+    Of about equal sides; at least three for each of several workers.
+    """
+    pairs = len(new) * (len(new) - 1) / 2 + len(new) * len(old)
+    side = job.side
+    if workers > 1:
+        side = max(1, min(side, int((pairs / (3 * workers)) ** 0.5)))
+    fresh, kept = _even(new, side), _even(old, side)
+    tiles = []
+    for i, block in enumerate(fresh):
+        tiles.append(Tile(job, block, block))
+        tiles += [Tile(job, block, other) for other in (*fresh[i + 1 :], *kept)]
+    return tiles
+
+
+def _even(members: Sequence[Member], side: int) -> list[tuple[Member, ...]]:
+    blocks = -(-len(members) // side)
+    edges = [len(members) * i // max(1, blocks) for i in range(blocks + 1)]
+    return [tuple(members[a:b]) for a, b in itertools.pairwise(edges)]
+
+
+def present(root: str) -> set[str]:
+    """Uris of the tiles that are there, by one listing."""
+    try:
+        return {item.uri for item in storage.walk(folder_of(root))}
+    except SourceError:
+        return set()
+
+
+def run(tile: Tile) -> Receipt:
+    """Compute and commit a tile, unless it is there."""
+    if storage.exists(tile.uri):
+        return Receipt(tile.digest, tile.pairs, 0)
+    storage.create(tile.uri, encode(tile, compute(tile)))
+    return Receipt(tile.digest, tile.pairs, tile.pairs)
+
+
+def fetch(tile: Tile) -> Block | None:
+    """A committed tile's numbers; None for one that is gone, or lies and goes now."""
+    try:
+        return decode(storage.read(tile.uri), tile)
+    except SourceError:
+        return None
+    except CorruptFile:
+        storage.discard(tile.uri)
+        return None
+
+
+def encode(tile: Tile, block: Block) -> bytes:
+    columns = {name: pa.array(block[name].reshape(-1)) for name in tile.job.columns}
+    table = pa.table(columns)
+    metadata = {
+        "format": FORMAT,
+        "kind": "tile",
+        "digest": tile.digest,
+        "shape": [tile.job.planes, len(tile.a), len(tile.b)],
+    }
+    metadata["checksum"] = _checksum(metadata, block)
+    return encode_tables(metadata, table.schema, [table])
+
+
+def decode(data: bytes, tile: Tile) -> Block:
+    """Raises `CorruptFile` unless it is the tile of these inputs, whole."""
+    shape = (tile.job.planes, len(tile.a), len(tile.b))
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        metadata = json.loads(file.metadata.metadata[b"vdna"])
+        seal = metadata.pop("checksum")
+        stated = (metadata["kind"], metadata["digest"], tuple(metadata["shape"]))
+        if stated != ("tile", tile.digest, shape):
+            raise CorruptFile(f"{tile.uri} is {stated}, not the tile that it is named for")
+        table = file.read()
+        block = {
+            name: cast(Floats, table[name].to_numpy().reshape(shape)) for name in tile.job.columns
+        }
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{tile.uri}: torn, or not a tile: {error}") from error
+    if seal != _checksum(metadata, block):
+        raise CorruptFile(f"{tile.uri}: its numbers are not what was written")
+    return block
+
+
+def _checksum(metadata: Mapping[str, Any], block: Block) -> str:
+    numbers = hashlib.sha256()
+    for name in sorted(block):
+        same = np.where(np.isnan(block[name]), np.nan, block[name])  # a NaN has a sign
+        numbers.update(np.ascontiguousarray(same, "<f8").data)
+    return digest_of("tile", dict(metadata), numbers.hexdigest())
+
+
+# Computing one.
+
+
+def compute(tile: Tile) -> Block:
+    """All numbers of a tile; what is compared next is loaded meanwhile."""
+    job = tile.job
+    keep_memory()
+    _shelf.turn_to(tile)
+    found = {layer: _Layer.empty(tile) for layer in job.layers}
+    steps = [step for layer in job.layers for step in tile.steps(layer)]
+    with ThreadPoolExecutor(1, "next-step") as ahead:
+        waiting = None
+        for step, following in itertools.zip_longest(steps, steps[1:]):
+            a, b = waiting.result() if waiting else _load(tile, step)
+            waiting = None
+            if following is not None and following.beside:
+                waiting = ahead.submit(_load, tile, following)
+            found[step.layer].fill(job, step, a, b, square=tile.square)
+            del a, b
+    layers = list(found.values())
+    totals = [float(job.weights(layer).sum()) for layer in job.layers]
+    block: Block = {
+        column: _means([getattr(part, column) for part in layers], totals, whole=job.whole)
+        for column in ("emd", "nfd")
+    }
+    fd = np.stack([part.fd for part in layers])
+    if job.whole:  # a layer has one Fréchet distance, whatever its width
+        fd = np.concatenate([fd, fd.mean(axis=0, keepdims=True)])
+    block["fd"] = fd
+    if job.error_bars:
+        sums = [part.sums for part in layers if part.sums is not None]
+        stacked = FoldSums.stack(sums, totals, whole=job.whole)
+        block |= _estimates(stacked, square=tile.square)
+    return block
+
+
+def _load(tile: Tile, step: Step) -> tuple[_Panel, _Panel]:
+    a = _shelf.panel(tile.job, tile.a[step.a.start : step.a.stop], step.layer)
+    if tile.square and step.a == step.b:
+        return a, a
+    return a, _shelf.panel(tile.job, tile.b[step.b.start : step.b.stop], step.layer)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What a tile knows of one layer: sums over its neurons (A, B), filled step by step.
+
+    `sums`: None without error bars; of a square tile, above the diagonal.
+    """
+
+    emd: Floats
+    nfd: Floats
+    fd: Floats
+    sums: FoldSums | None
+
+    @classmethod
+    def empty(cls, tile: Tile) -> _Layer:
+        shape = len(tile.a), len(tile.b)
+        emd, nfd, fd = (np.full(shape, np.nan) for _ in range(3))
+        return cls(emd, nfd, fd, FoldSums.empty(*shape) if tile.job.error_bars else None)
+
+    def fill(self, job: Job, step: Step, a: _Panel, b: _Panel, *, square: bool) -> None:
+        weights = job.weights(step.layer)
+        distance: dict[str, Any] = {"threads": job.threads, "device": job.device}
+        rows, columns = (slice(side.start, side.stop) for side in (step.a, step.b))
+        if self.sums is not None and a.folds is not None and b.folds is not None:
+            found = fold_sums(a.folds, b.folds, weights, **distance)
+            self.sums.fill(rows, columns, found)
+            emd = found.theta[0]
+        else:
+            emd = distances(a.curves, b.curves, weights, **distance)
+        parts = {"emd": emd, "nfd": _nfd(a, b, weights), "fd": _fd(a, b, job)}
+        for column, part in parts.items():
+            getattr(self, column)[rows, columns] = part
+            if square:
+                getattr(self, column)[columns, rows] = part.T
+
+
+def _means(sums: Sequence[Floats], totals: Sequence[float], *, whole: bool) -> Floats:
+    """Weighted sums of layers -> (planes, A, B) means; NaN for a layer of no positive weight."""
+    scales = np.array([*totals, *([sum(totals)] if whole else [])])
+    planes = np.stack([*sums, *([np.sum(sums, axis=0)] if whole else [])])
+    return np.asarray(planes / np.where(scales > 0, scales, np.nan)[:, None, None])
+
+
+def _estimates(sums: FoldSums, *, square: bool) -> Block:
+    """Row by row, which bounds memory; in a square each pair once, and NaN on the diagonal."""
+    planes, rows, columns = sums.theta.shape
+    block = {name: np.full((planes, rows, columns), np.nan) for name in PAIR_ESTIMATES}
+    for row in range(rows):
+        first = row + 1 if square else 0
+        if first == columns:
+            continue
+        found = estimates(sums.select(slice(row, row + 1), slice(first, None)))
+        for name in PAIR_ESTIMATES:
+            block[name][:, row, first:] = found[name][:, 0]
+            if square:
+                block[name][:, first:, row] = found[name][:, 0]
+    return block
+
+
+def _nfd(a: _Panel, b: _Panel, weights: Floats) -> Floats:
+    """(A, B) sums over neurons of the Fréchet distance; NaN for a DNA without Gaussians."""
+    used = np.flatnonzero(weights)
+    sums = np.empty((len(a.means), len(b.means)))
+    means, variances, weights = b.means[:, used], b.variances[:, used], weights[used]
+    for row in range(len(sums)):
+        apart = frechet_1d(a.means[row, used], a.variances[row, used], means, variances)
+        sums[row] = apart @ weights
+    return sums
+
+
+def _fd(a: _Panel, b: _Panel, job: Job) -> Floats:
+    """(A, B) Fréchet distances of one layer; NaN for a DNA without layer Gaussians."""
+    found = np.full((len(a.means), len(b.means)), np.nan)
+    for i, root in a.roots.items():
+        for j, other in b.roots.items():
+            if a is not b or i < j:
+                found[i, j] = frechet(a.means[i], root, b.means[j], other)
+            if a is b and i < j:
+                found[j, i] = found[i, j]
+        if a is b:
+            found[i, i] = 0.0 if np.isfinite(root).all() else np.nan
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Panel:
+    """What is compared of some DNAs in one layer. `roots`: of covariances, by position."""
+
+    curves: Curves
+    folds: FoldCurves | None
+    means: Floats
+    variances: Floats
+    roots: Mapping[int, Floats]
+
+    @property
+    def nbytes(self) -> int:
+        roots = sum(root.nbytes for root in self.roots.values())
+        return self.means.nbytes * 2 + roots + (self.folds or self.curves).nbytes
+
+
+@dataclass
+class _Shelf:
+    """Of this process: open files of the tile at hand, and the panels that still fit.
+
+    A file's layers that the job is of are read once, and lie on disk from then on.
+    """
+
+    files: dict[tuple[str, str, str, str, tuple[str, ...] | None], DnaFile] = field(
+        default_factory=dict
+    )
+    panels: dict[tuple[object, ...], _Panel] = field(default_factory=dict)
+
+    def turn_to(self, tile: Tile) -> None:
+        """Let go of files of other DNAs."""
+        held = {(tile.job.root, name, version.dna) for name, version in (*tile.a, *tile.b)}
+        self.files = {key: file for key, file in self.files.items() if key[:3] in held}
+
+    def panel(self, job: Job, members: tuple[Member, ...], layer: str) -> _Panel:
+        digests = tuple((name, version.dna) for name, version in members)
+        key = (job.root, job.spec.digest, digests, layer, job.fd, job.error_bars)
+        if key in self.panels:
+            self.panels[key] = self.panels.pop(key)  # the newest stands last
+            return self.panels[key]
+        made = self._load(job, members, layer)
+        self.panels[key] = made
+        room = job.memory // 2
+        while sum(panel.nbytes for panel in self.panels.values()) > room and len(self.panels) > 1:
+            self.panels.pop(next(iter(self.panels)))
+        return made
+
+    def _load(self, job: Job, members: tuple[Member, ...], layer: str) -> _Panel:
+        neurons, size = job.spec.tap(layer).neurons, len(members)
+        bins = job.spec.bins
+        folds = FoldCurves.empty(neurons, size, bins) if job.error_bars else None
+        curves = folds.whole if folds else Curves.empty(neurons, size, bins)
+        means = np.full((size, neurons), np.nan)
+        variances, roots = means.copy(), {}
+
+        def load(slot: int) -> None:
+            name, version = members[slot]
+            dna = self._open(job, "dna", name, version).read([layer])
+            if folds is None:
+                curves.fill(slot, [dna.counts], [dna.underflow], [dna.overflow])
+            elif "folds" in version.sha256:
+                folds.fill(slot, dna, self._open(job, "folds", name, version).read_folds(layer))
+            else:
+                folds.fill(slot, dna, {})
+            if dna.images >= 2 and "mean" not in dna.unknown:
+                means[slot], variances[slot] = dna.mean, variance(dna)
+            if job.fd and LAYER_GAUSSIAN in version.products and dna.images >= 2:
+                file = self._open(job, "layer_gaussians", name, version)
+                roots[slot] = root_covariance(file.read_gaussians(dna), layer)
+
+        with ThreadPoolExecutor(job.loaders(layer), "load") as pool:
+            list(pool.map(load, range(size)))
+        pa.default_memory_pool().release_unused()
+        return _Panel(curves, folds, means, variances, dict(sorted(roots.items())))
+
+    def _open(self, job: Job, kind: str, name: str, version: Version) -> DnaFile:
+        layers = None if set(job.layers) >= set(job.spec.layers) else job.layers
+        key = (job.root, name, version.dna, kind, layers)
+        if key not in self.files:
+            file = Catalogue(job.root).open_file(kind, name, version, layers, on_disk=True)
+            self.files[key] = file
+        return self.files[key]
+
+    def clear(self) -> None:
+        self.files.clear()
+        self.panels.clear()
+
+
+_shelf = _Shelf()
+
+
+def let_go() -> None:
+    """Of what this process holds of DNAs between tiles."""
+    _shelf.clear()

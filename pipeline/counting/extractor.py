@@ -1,0 +1,137 @@
+"""Pixels -> activations: a frozen, pretrained network with named taps.
+
+    >>> net = describe("efficientnet_lite0")                          # doctest: +SKIP
+    >>> Extractor(net).observe(pixels, lambda i, x: print(net.taps[i].name, x.shape))
+
+`pipeline.networks` says what a name means; an `Extractor` owns weights and is built where it is
+used. The network runs in channels-last order, with batch norms folded into the convolutions where
+`Network.folded` says so, always on micro-batches of one shape, so that an image's activations do
+not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.counting.allocator import keep_memory
+from pipeline.errors import SpecMismatch, UsageError
+from pipeline.networks import Network, drop, fold_batch_norms, load_model, parse, rows
+from pipeline.spec import Numerics, Precision, Tap
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+MICRO_BATCH = {"cpu": 8, "cuda": 64}
+"""Images per forward pass. Part of the numerics: oneDNN and cuDNN pick kernels by shape."""
+
+INTRA_OP_THREADS = 1
+"""On a CPU, threads of one forward pass: one, and as many passes at once as there are cores."""
+
+Visit = Callable[[int, "torch.Tensor"], None]
+
+
+def numerics(network: Network, device: str) -> Numerics:
+    """How the extractor computes a network on a device kind, `cpu` or `cuda`."""
+    libraries = ("numba", "numpy", "pillow", "timm", "torch", "torchvision")
+    return Numerics(
+        device=device,
+        compiled=False,
+        folded=network.folded,
+        micro_batch=MICRO_BATCH[device],
+        threads=INTRA_OP_THREADS,
+        versions=tuple((library, version(library)) for library in libraries),
+    )
+
+
+class Extractor:
+    """A network with its weights on a device, ready to be observed from several threads."""
+
+    def __init__(self, network: Network, precision: Precision = "fp32", device: str = "cpu"):
+        """Raises `SpecMismatch` unless the weights and taps are those that `network` states."""
+        import torch
+
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError(
+                "no GPU that torch can use is on this machine; leave gpus_per_worker 0"
+            )
+        keep_memory()
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        self.network = network
+        self.device = torch.device(device)
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._visit = threading.local()
+        model = load_model(network)
+        for name in network.spare:
+            drop(model, name)
+        if network.folded:
+            fold_batch_norms(model)
+        self._model = model.to(self.device, self._dtype).to(memory_format=torch.channels_last)
+        modules = dict(self._model.named_modules())
+        for index, notation in enumerate(network.observed):
+            name, _ = parse(notation)
+            if name not in modules:
+                raise UsageError(f"{network.name} has no module {name!r} to tap")
+            modules[name].register_forward_hook(self._hook(index, notation))
+        self._require_taps()
+
+    @property
+    def micro_batch(self) -> int:
+        return MICRO_BATCH[self.device.type]
+
+    @property
+    def numerics(self) -> Numerics:
+        return numerics(self.network, self.device.type)
+
+    def observe(self, pixels: NDArray[np.float32], visit: Visit) -> None:
+        """Run up to a micro-batch (B, height, width, 3), normalised, through the network.
+
+        Calls `visit(index of the tap, activations (B, positions, neurons) float32)` for each tap
+        as it is computed; the tensor is only valid during the call.
+        """
+        import torch
+
+        real = len(pixels)
+        if not 0 < real <= self.micro_batch:
+            raise ValueError(f"{real} images do not make a micro-batch of {self.micro_batch}")
+        if self.device.type == "cpu":
+            torch.set_num_threads(INTRA_OP_THREADS)
+        batch = torch.zeros((self.micro_batch, *pixels.shape[1:]), dtype=self._dtype)
+        batch[:real] = torch.from_numpy(pixels)
+        images = batch.to(self.device).permute(0, 3, 1, 2)  # channels last already
+        self._visit.current = (visit, real)
+        with torch.inference_mode():
+            self._model(images)
+
+    def _hook(self, index: int, notation: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            visit, real = self._visit.current
+            # At once: a module after this one may write into the same memory.
+            visit(index, rows(output, notation, self.micro_batch)[:real].float().contiguous())
+
+        return hook
+
+    def _require_taps(self) -> None:
+        found: dict[int, Tap] = {}
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            if index in found:
+                raise SpecMismatch(f"{found[index].name} of {self.network.name} runs twice")
+            found[index] = Tap(self.network.taps[index].name, x.shape[2], x.shape[1])
+
+        self.observe(np.zeros((1, self.network.height, self.network.width, 3), np.float32), visit)
+        yielded = tuple(found[index] for index in sorted(found))
+        if yielded != self.network.taps:
+            raise SpecMismatch(
+                f"{self.network.name} yields {list(yielded)}, the spec states "
+                f"{list(self.network.taps)}"
+            )

@@ -1,0 +1,306 @@
+"""Partials -> folds and DNA: a tree over committed objects, and its checks.
+
+    >>> levels, folds = plan_folds(manifest, work_uri, spec.digest, PRODUCTS)    # doctest: +SKIP
+    >>> for level in levels: list(engine.map(add_up, level))
+    >>> compose(folds, manifest, PRODUCTS, "photos").digest
+
+Nodes are named by a hash of their inputs and created exclusively, so the tree resumes, and two
+jobs that reduce the same partials share it. Children are added in the order of the manifest, so
+float sums repeat to the last bit. What is summed is the manifest's list of shards, never what
+happens to lie under a prefix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce as fold_left
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.counting.worker import partial_uri
+from pipeline.dna import (
+    COLUMN,
+    DNA,
+    DnaFile,
+    Exemplars,
+    Failure,
+    Keep,
+    Partial,
+    add_exemplars,
+    encode,
+    hash_numbers,
+    header,
+    ledger,
+    to_gaussian_table,
+    to_table,
+)
+from pipeline.errors import ConservationError, CorruptFile, OverlapError, SourceError
+from pipeline.sources import Manifest
+from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
+
+FAN_IN = 16
+
+LAST = 4
+"""Objects a fold may be left in for the last sum, which holds all folds' compressed."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A sum to be made: of which objects, holding which shards, into which object."""
+
+    uri: str
+    children: tuple[str, ...]
+    shards: tuple[str, ...]
+
+
+Leaf = tuple[str, tuple[str, ...]]
+"""An object and the shards that it holds."""
+
+
+def tree(work_uri: str, leaves: Sequence[Leaf]) -> tuple[list[list[Node]], list[Leaf]]:
+    """Levels of sums from the leaves up, and the few objects that they end in.
+
+    Those few are summed by `compose`; a small dataset needs no level at all.
+    """
+    levels: list[list[Node]] = []
+    current = list(leaves)
+    while len(current) > LAST:
+        groups = [current[s : s + FAN_IN] for s in range(0, len(current), FAN_IN)]
+        level = [_node(work_uri, group) for group in groups]
+        levels.append([node for node in level if len(node.children) > 1])
+        current = [
+            (node.uri, node.shards) if len(node.children) > 1 else group[0]
+            for node, group in zip(level, groups, strict=True)
+        ]
+    return levels, current
+
+
+def _node(work_uri: str, group: Sequence[Leaf]) -> Node:
+    children = tuple(uri for uri, _ in group)
+    digest = digest_of("node", [uri.rpartition("/")[2] for uri in children])
+    uri = storage.join(work_uri, "nodes", f"{digest}.parquet")
+    return Node(uri, children, tuple(key for _, keys in group for key in keys))
+
+
+def add_up(node: Node) -> str:
+    """Make one node, unless it is there. Raises `OverlapError` or `CorruptFile` on a bad child."""
+    if not storage.exists(node.uri):
+        total = fold_left(Partial.__add__, _of_one_spec(node.children))
+        if total.shards != tuple(sorted(node.shards)):
+            raise CorruptFile(
+                f"{', '.join(node.children)} hold {len(total.shards)} shards, not the "
+                f"{len(node.shards)} that they should"
+            )
+        storage.create(node.uri, total.encode())
+    return node.uri
+
+
+def _of_one_spec(uris: Sequence[str]) -> Iterator[Partial]:
+    """Raises `SpecMismatch` with the names of two that were not made the same way."""
+    spec: Spec | None = None
+    for uri in uris:
+        partial = load_partial(uri)
+        spec = spec or partial.dna.spec
+        spec.require_same(partial.dna.spec, uris[0], uri)
+        yield partial
+
+
+def load_partial(uri: str) -> Partial:
+    """A shard's partial or a node. Raises `CorruptFile` where it is not what its name says."""
+    partial = Partial.decode(storage.read(uri), uri)
+    name = uri.rpartition("/")[2].removesuffix(".parquet")
+    if "/partials/" in uri and partial.shards != (name,):
+        raise CorruptFile(f"{uri} holds shards {partial.shards}, not the one it is named for")
+    return partial
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The objects that sum up to a fold, in order, and the candidates that they account for."""
+
+    index: int
+    parts: tuple[Leaf, ...]
+    candidates: int
+
+
+def plan_folds(
+    manifest: Manifest, work_uri: str, spec_digest: str, products: Sequence[str]
+) -> tuple[list[list[Node]], list[Fold]]:
+    """The levels of all folds' trees side by side, and the folds that they end in."""
+    levels: list[list[Node]] = []
+    folds = []
+    for index, shards in manifest.folds().items():
+        keys = [shard.key(spec_digest, products) for shard in shards]
+        mine, parts = tree(work_uri, [(partial_uri(work_uri, key), (key,)) for key in keys])
+        for depth, level in enumerate(mine):
+            if depth == len(levels):
+                levels.append([])
+            levels[depth].extend(level)
+        folds.append(Fold(index, tuple(parts), sum(shard.candidates for shard in shards)))
+    return levels, folds
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A dataset version, ready to be stored: its files by kind, and the failures."""
+
+    digest: str
+    images: int
+    failures: tuple[Failure, ...]
+    numerics: tuple[dict[str, Any], ...]
+    files: dict[str, bytes]
+
+
+def compose(
+    folds: Sequence[Fold], manifest: Manifest, products: Sequence[str], dataset: str
+) -> Composed:
+    """The folds' parts -> the files of the DNA, its folds and, where the products have them, its
+    exemplars and its layers' Gaussians; one layer in memory at a time. Parts with scatter matrices
+    are large: they wait on this machine's disk.
+
+    Raises `ConservationError` unless every shard of the manifest is in exactly one part and every
+    candidate is counted or listed as a failure.
+    """
+    keep = storage.on_disk if LAYER_GAUSSIAN in products else lambda data: data
+    files = {
+        uri: DnaFile(keep(_read(uri)), "partial", uri) for fold in folds for uri, _ in fold.parts
+    }
+    failures: list[Failure] = []
+    held: list[str] = []
+    heads: dict[int, DNA] = {}
+    spec: Spec | None = None
+    for fold in folds:
+        failed = 0
+        for uri, keys in fold.parts:
+            spec = spec or files[uri].spec
+            spec.require_same(files[uri].spec, next(iter(files)), uri)
+            shards, listed = ledger(files[uri].metadata, uri)
+            if shards != tuple(sorted(keys)):
+                raise CorruptFile(f"{uri} does not hold the {len(keys)} shards that it should")
+            held.extend(shards)
+            failures.extend(listed)
+            failed += len(listed)
+        head = _sum_layer(fold, files, files[uri].spec.layers[0])
+        if head.failed != failed or head.images + failed != fold.candidates:
+            raise ConservationError(
+                f"fold {fold.index} of {dataset}: {head.images} counted and {failed} listed as "
+                f"failed of {fold.candidates} candidates"
+            )
+        heads[fold.index] = head
+    if spec is None:
+        raise ConservationError(f"{dataset} has no folds")
+    if len(set(held)) != len(held):
+        raise OverlapError(f"{dataset}: two folds hold the same shard")
+    if set(held) != set(manifest.keys(spec.digest, products)):
+        raise ConservationError(f"{dataset}: the folds' shards are not those of the manifest")
+    total = _add_all(heads.values())
+    if total.images + len(failures) != manifest.candidates:
+        raise ConservationError(
+            f"{dataset}: {total.images} counted and {len(failures)} failed of "
+            f"{manifest.candidates} candidates"
+        )
+    content = ContentDigest(total)
+    groups: dict[str, list[pa.Table]] = {"dna": [], "folds": []}
+    if LAYER_GAUSSIAN in products:
+        groups["layer_gaussians"] = []
+    for layer in spec.layers:
+        parts = [(fold.index, _sum_layer(fold, files, layer)) for fold in folds]
+        summed = _add_all(dna for _, dna in parts)
+        if (summed.scatter is not None) != (LAYER_GAUSSIAN in products):
+            raise CorruptFile(f"{dataset}: the partials' products are not {', '.join(products)}")
+        summed.check(f"{dataset}, layer {layer}")
+        content.add(summed)
+        groups["dna"].append(to_table(replace(summed, scatter=None)))
+        groups["folds"].append(
+            pa.concat_tables(to_table(replace(dna, scatter=None), index) for index, dna in parts)
+        )
+        if LAYER_GAUSSIAN in products:
+            groups["layer_gaussians"].append(to_gaussian_table(summed))
+    digest = dna_digest(content, manifest.digest, products)
+    shared = {
+        "dataset": dataset,
+        "digest": digest,
+        "manifest": manifest.digest,
+        "products": list(products),
+    }
+    folds_of: dict[str, Any] = dict.fromkeys(groups, len(folds))
+    folds_of["folds"] = {
+        str(index): {key: header(dna, "folds")[key] for key in ("images", "failed", "numerics")}
+        for index, dna in heads.items()
+    }
+    kept = {}
+    if (exemplars := _exemplars(files, products, dataset)) is not None:
+        kept[COLUMN] = exemplars.encode(dataset, digest)
+    return Composed(
+        digest,
+        total.images,
+        tuple(sorted(failures)),
+        tuple(header(total, "dna")["numerics"]),
+        kept
+        | {
+            kind: encode(header(total, kind, folds=folds_of[kind], **shared), tables)
+            for kind, tables in groups.items()
+        },
+    )
+
+
+def _exemplars(
+    files: Mapping[str, DnaFile], products: Sequence[str], dataset: str
+) -> Exemplars | None:
+    """Of all parts. Raises `CorruptFile` where they are not what the products say."""
+    wanted = Keep.of(products)
+    found = [Exemplars.of_partial(file) for file in files.values()]
+    if any((None if one is None else one.keep) != wanted for one in found):
+        raise CorruptFile(f"{dataset}: the partials' exemplars are not {wanted}")
+    return fold_left(add_exemplars, found)
+
+
+def _sum_layer(fold: Fold, files: Mapping[str, DnaFile], layer: str) -> DNA:
+    return _add_all(files[uri].read([layer]) for uri, _ in fold.parts)
+
+
+def _add_all(parts: Iterable[DNA]) -> DNA:
+    return fold_left(DNA.__add__, parts)
+
+
+class ContentDigest:
+    """sha256 of a DNA's numbers, layer by layer in the spec's order, and of its totals."""
+
+    def __init__(self, head: DNA) -> None:
+        numerics = [[numerics.to_json(), count] for numerics, count in head.numerics]
+        unknown = [list(head.unknown)] if head.unknown else []
+        text = digest_of("content", head.spec.digest, head.images, head.failed, numerics, *unknown)
+        self._hash = hashlib.sha256(text.encode())
+
+    def add(self, dna: DNA) -> None:
+        hash_numbers(self._hash, dna)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def dna_digest(content: ContentDigest, manifest_digest: str, products: Sequence[str]) -> str:
+    """The name of a dataset version: its numbers, and the candidates that they are of."""
+    return digest_of("dna", content.hexdigest(), manifest_digest, list(products))
+
+
+def digest_of_dna(dna: DNA, manifest_digest: str, products: Sequence[str]) -> str:
+    """The same, of a DNA that is loaded whole."""
+    content = ContentDigest(dna)
+    for layer in dna.layers:
+        content.add(dna.select([layer]))
+    return dna_digest(content, manifest_digest, products)
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return storage.read(uri)
+    except SourceError as error:
+        raise SourceError(
+            f"{uri} is gone, though it was committed; was `gc` run with a short grace period? "
+            "Rerun the same command to count it again"
+        ) from error

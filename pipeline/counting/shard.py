@@ -1,0 +1,174 @@
+"""One shard -> one committed object: its partial, or its ranks (see `pipeline.ranker`).
+
+>>> Counter(extractor, spec, ranges).count(shard, key).dna.images        # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.counting.extractor import Extractor
+from pipeline.counting.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
+from pipeline.counting.stream import Fetch, Made, Prepared, Stream
+from pipeline.counting.top_images import Reactions
+from pipeline.dna import DNA, Failure, Floats, Ints, Keep, Moments, Partial, Ranges
+from pipeline.errors import ConservationError
+from pipeline.sources import Shard
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Counter:
+    """An extractor, its ranges and its threads; several shards may be counted at a time."""
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        spec: Spec,
+        ranges: Ranges,
+        resources: Resources | None = None,
+        products: Sequence[str] = PRODUCTS,
+    ):
+        self._extractor = extractor
+        self._spec = spec
+        self._ranges = ranges
+        self._products = products
+        self._stream = Stream(extractor, spec.preprocess, resources)
+
+    def count(
+        self, shard: Shard, key: str, fetch: Fetch | None = None, *, isolated: bool = False
+    ) -> Partial:
+        """The shard's partial, checked. `isolated`: images decoded in a process apart.
+
+        Raises as `Stream.observed`.
+        """
+        tally = _Tally(self._spec, self._ranges, layerwise=LAYER_GAUSSIAN in self._products)
+        names = [(entry.uri, entry.member) for entry in shard.members]
+        keep = Keep.of(self._products)
+        reactions = Reactions(keep, self._spec, _order(names)) if keep else None
+        failures: list[Failure] = []
+
+        def observe(pixels: Prepared) -> Floats:
+            return self._observe(pixels, tally)
+
+        with closing(self._stream.observed(shard, observe, fetch, isolated=isolated)) as observed:
+            for found in observed:
+                if isinstance(found, Failure):
+                    failures.append(found)
+                    continue
+                images, means = found
+                tally.moments.add(means)
+                if reactions:
+                    reactions.add(means, np.array(images))
+        dna = tally.dna(self._extractor.numerics, len(failures))
+        exemplars = reactions.named(keep, self._spec, names) if keep and reactions else None
+        partial = Partial(dna, (key,), tuple(sorted(failures)), exemplars)
+        partial.dna.check(f"shard {shard.index}")
+        if partial.candidates != len(shard.members):
+            raise ConservationError(
+                f"shard {shard.index}: {partial.dna.images} counted and {len(failures)} failed of "
+                f"{len(shard.members)} candidates"
+            )
+        return partial
+
+    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+        partial = self.count(shard, key, isolated=isolated)
+        return Made(partial.encode(), partial.dna.images, len(partial.failures))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _observe(self, pixels: NDArray[np.float32], tally: _Tally) -> Floats:
+        """(B, neurons) spatial means of a micro-batch, its activations counted on the way."""
+        means = np.empty((len(pixels), self._spec.neurons))
+        counts = tally.of_this_thread()
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            means[:, tally.slices[index]] = counts[index].add(x)
+
+        self._extractor.observe(pixels, visit)
+        return means
+
+
+def _order(names: Sequence[tuple[str, str]]) -> Ints:
+    """Of each its place among all of them sorted."""
+    order = np.empty(len(names), np.int64)
+    order[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    return order
+
+
+class _Tally:
+    """What one shard has counted: integers by thread, means in the order of the images."""
+
+    def __init__(self, spec: Spec, ranges: Ranges, *, layerwise: bool) -> None:
+        self._spec = spec
+        self._ranges = ranges
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._all: list[list[_LayerTally]] = []
+        self.moments = Moments([tap.neurons for tap in spec.taps], layerwise=layerwise)
+        self.slices = spec.slices
+
+    def of_this_thread(self) -> list[_LayerTally]:
+        mine: list[_LayerTally] | None = getattr(self._local, "counts", None)
+        if mine is None:
+            mine = self._local.counts = self._new()
+            with self._lock:
+                self._all.append(mine)
+        return mine
+
+    def _new(self) -> list[_LayerTally]:
+        return [
+            _LayerTally(self._ranges.low[s], self._ranges.high[s], self._spec.bins)
+            for s in self.slices
+        ]
+
+    def dna(self, numerics: Numerics, failed: int) -> DNA:
+        first, *others = self._all or [self._new()]
+        for mine in others:
+            for layer, other in zip(first, mine, strict=True):
+                layer.counts.merge(other.counts)
+        layers = [layer.counts for layer in first]
+        table = np.concatenate([layer.table for layer in layers])
+        bins = self._spec.bins
+        outside = {"underflow": UNDERFLOW, "overflow": OVERFLOW, "nonfinite": NONFINITE}
+        ints: dict[str, Any] = {name: table[:, bins + at].copy() for name, at in outside.items()}
+        return replace(
+            DNA.empty(self._spec, self._ranges),
+            images=self.moments.images,
+            failed=failed,
+            counts=np.ascontiguousarray(table[:, :bins]),
+            **ints,
+            # Adding zero makes -0.0 into 0.0: which a minimum keeps is a matter of order.
+            min=np.concatenate([layer.minimum for layer in layers]) + np.float32(0),
+            max=np.concatenate([layer.maximum for layer in layers]) + np.float32(0),
+            mean=self.moments.mean,
+            m2=self.moments.m2,
+            scatter=self.moments.scatter,
+            numerics=((numerics, self.moments.images),) if self.moments.images else (),
+        )
+
+
+class _LayerTally:
+    """One layer's counts of one thread, by the kernel of the device the activations are on."""
+
+    def __init__(self, low: Floats, high: Floats, bins: int) -> None:
+        self.counts = LayerCounts(low, high, bins)
+
+    def add(self, x: torch.Tensor) -> Floats:
+        if x.device.type == "cpu":
+            return self.counts.add(x.numpy())
+        table, low, high, means = count_torch(
+            x, self.counts.low, self.counts.high, self.counts.bins
+        )
+        self.counts.add_counted(table.cpu().numpy(), low.cpu().numpy(), high.cpu().numpy())
+        return means.cpu().numpy()

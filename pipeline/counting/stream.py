@@ -1,0 +1,268 @@
+"""The images of a shard, in its order, through a network: fetch, decode, extract.
+
+    >>> for found in Stream(extractor, rule).observed(shard, observe):       # doctest: +SKIP
+    ...     places, seen = found
+
+Three pools of threads, each ahead of the next and bounded: fetching waits for storage, decoding
+and the network for cores. Whatever the threads do, images are taken in the order of the shard, so
+that every number comes out the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass
+from math import inf
+from queue import SimpleQueue
+from time import monotonic
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import images
+from pipeline.counting.extractor import Extractor
+from pipeline.dna import Failure
+from pipeline.errors import BadImage
+from pipeline.sources import Entry, Members, Shard
+from pipeline.spec import Preprocess, Resources
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+FETCH_THREADS = 16
+
+AHEAD_BYTES = 256 * 2**20
+"""Of a shard, in memory ahead of the network; a single image may be as large by itself."""
+
+Content = bytes | NDArray[np.uint8]
+
+Fetch = Callable[[Entry], Content]
+
+Prepared = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a shard came to: the object to commit, and how many of its images are in it, or not."""
+
+    data: bytes
+    images: int
+    failures: int
+
+
+class Decoders:
+    """Threads that decode. One that takes too long is left to itself: it cannot be stopped.
+
+    The time counts from when it began, not from when it was asked for or waited for. Another
+    thread takes its place; being a daemon, it does not keep the process from ending.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._tasks: SimpleQueue[Callable[[], bool]] = SimpleQueue()
+        self._deadlines: dict[Future[Any], float] = {}
+        self._lock = threading.Lock()
+        self._threads = threads
+        for _ in range(threads):
+            self._start()
+
+    def after(
+        self, first: Future[T], function: Callable[[T], R], seconds: float = inf
+    ) -> Future[R]:
+        """`function` of what `first` brings, once it is there."""
+        second: Future[R] = Future()
+        first.add_done_callback(
+            lambda _: self._tasks.put(lambda: self._run(second, first, function, seconds))
+        )
+        return second
+
+    def result(self, future: Future[R]) -> R:
+        """What it brings. Raises `TimeoutError` where it was given up."""
+        while not future.done() and not wait([future], self._patience()).done:
+            self._give_up()
+        return future.result()
+
+    def close(self) -> None:
+        for _ in range(self._threads):
+            self._tasks.put(lambda: False)
+
+    def _start(self) -> None:
+        threading.Thread(target=self._work, name="decode", daemon=True).start()
+
+    def _work(self) -> None:
+        while self._tasks.get()():
+            pass
+
+    def _run(
+        self, second: Future[R], first: Future[T], function: Callable[[T], R], seconds: float
+    ) -> bool:
+        """Whether the thread still has its place."""
+        if not second.set_running_or_notify_cancel():
+            return True
+        with self._lock:
+            self._deadlines[second] = monotonic() + seconds
+        result, error = None, None
+        try:
+            result = function(first.result())
+        except BaseException as raised:
+            error = raised
+        with self._lock:
+            if self._deadlines.pop(second, None) is None:
+                return False
+        if error is None:
+            second.set_result(cast(R, result))
+        else:
+            second.set_exception(error)
+        return True
+
+    def _patience(self) -> float:
+        """Seconds until the next decoder under way is to be given up, or to look again."""
+        with self._lock:
+            nearest = min(self._deadlines.values(), default=inf)
+        return min(max(nearest - monotonic(), 0.01), 1.0)
+
+    def _give_up(self) -> None:
+        with self._lock:
+            now = monotonic()
+            overdue = [future for future, end in self._deadlines.items() if end <= now]
+            for future in overdue:
+                del self._deadlines[future]
+                self._start()
+        for future in overdue:
+            future.set_exception(TimeoutError())
+
+
+class Stream:
+    """An extractor and its threads; several shards may be under way at a time."""
+
+    def __init__(
+        self, extractor: Extractor, rule: Preprocess, resources: Resources | None = None
+    ) -> None:
+        resources = (resources or Resources()).with_cpus(1)
+        self.extractor = extractor
+        self._rule = rule
+        self._resources = resources
+        self._threads = resources.threads or 1
+        self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
+        self._decoders = Decoders(self._threads + 1)
+        weakref.finalize(self, self._decoders.close)  # as the other pools' threads end, unclosed
+        self._networks = ThreadPoolExecutor(self._threads, "network")
+
+    def observed(
+        self,
+        shard: Shard,
+        observe: Callable[[Prepared], R],
+        fetch: Fetch | None = None,
+        *,
+        isolated: bool = False,
+    ) -> Generator[tuple[list[int], R] | Failure, None, None]:
+        """Each micro-batch's places in the shard, in order, with what `observe` makes of it, called
+        in one of the threads; and each image that cannot be read through its own fault.
+
+        `isolated`: images are decoded in a process apart. Raises `TransientError` or `SourceError`
+        where an image could not be read through no fault of its own; nothing is skipped for that.
+        """
+        ahead = self._resources.fetch_ahead
+        batch: list[tuple[int, Prepared]] = []
+        running: deque[tuple[list[int], Future[R]]] = deque()
+
+        def start() -> None:
+            pixels = np.stack([image for _, image in batch])
+            running.append(([at for at, _ in batch], self._networks.submit(observe, pixels)))
+            batch.clear()
+
+        with closing(Members(shard.members, self._rule.max_bytes, ahead)) as members:
+            prepared = self._prepared(shard, fetch or members.fetch, isolated)
+            for at, outcome in enumerate(prepared):
+                if isinstance(outcome, Failure):
+                    yield outcome
+                    continue
+                batch.append((at, outcome))
+                if len(batch) == self.extractor.micro_batch:
+                    start()
+                    while len(running) > self._threads + 1:
+                        places, future = running.popleft()
+                        yield places, future.result()
+            if batch:
+                start()
+            for places, future in running:
+                yield places, future.result()
+
+    def close(self) -> None:
+        for pool in (self._fetchers, self._networks):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
+
+    def _prepared(self, shard: Shard, fetch: Fetch, isolated: bool) -> Iterator[Prepared | Failure]:
+        """Members in order, as the network takes them.
+
+        At most `fetch_ahead` are under way, and `AHEAD_BYTES`, or else one.
+        """
+        ahead: deque[tuple[Entry, Future[Content], Future[Prepared]]] = deque()
+        members = deque(shard.members)
+        size = 0
+        try:
+            while members or ahead:
+                while members and (not ahead or self._has_room(len(ahead), size + members[0].size)):
+                    entry = members.popleft()
+                    size += entry.size
+                    ahead.append((entry, *self._start(entry, fetch, isolated)))
+                first = ahead.popleft()
+                yield self._finish(*first)
+                size -= first[0].size
+        finally:
+            for _, fetched, prepared in ahead:
+                fetched.cancel()
+                prepared.cancel()
+
+    def _has_room(self, images: int, size: int) -> bool:
+        return images < self._resources.fetch_ahead and size <= AHEAD_BYTES
+
+    def _start(
+        self, entry: Entry, fetch: Fetch, isolated: bool
+    ) -> tuple[Future[Content], Future[Prepared]]:
+        rule = self._rule
+
+        def guarded() -> Content:
+            if entry.size > rule.max_bytes:
+                raise BadImage(
+                    "too_many_bytes", f"{entry.size} bytes; the limit is {rule.max_bytes}"
+                )
+            return fetch(entry)
+
+        def prepare(content: Content) -> Prepared:
+            if isinstance(content, np.ndarray):
+                return images.prepare(content, rule)
+            if isolated:
+                return images.load_isolated(content, rule, self._resources.decode_seconds)
+            return images.load(content, rule)
+
+        fetched = self._fetchers.submit(guarded)
+        limit = inf if isolated else self._resources.decode_seconds
+        return fetched, self._decoders.after(fetched, prepare, limit)
+
+    def _finish(
+        self, entry: Entry, fetched: Future[Content], prepared: Future[Prepared]
+    ) -> Prepared | Failure:
+        try:
+            content = fetched.result()
+            try:
+                return self._decoders.result(prepared)
+            except (TimeoutError, MemoryError):
+                if isinstance(content, np.ndarray):
+                    raise
+                limit = self._resources.decode_seconds
+                return images.load_isolated(content, self._rule, limit)
+        except BadImage as bad:
+            crashed = bad.reason in images.NONDETERMINISTIC
+            return Failure(entry.uri, entry.member, bad.reason, _printable(bad.detail), crashed)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

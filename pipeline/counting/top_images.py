@@ -1,0 +1,81 @@
+"""Spatial means -> exemplars: of each neuron the images with the largest, one image at a time.
+
+>>> reactions = Reactions(Keep(8), spec, order)                      # doctest: +SKIP
+>>> reactions.add(means, np.arange(8))                               # (8, neurons) float64
+>>> reactions.named(keep, spec, names).table                         # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from numpy.typing import NDArray
+
+from pipeline.dna import SUM, Exemplars, Floats, Ints, Keep
+from pipeline.spec import Spec
+
+
+class Reactions:
+    """The `keep` largest reactions of a growing number of images, which are known by number.
+
+    `order`: (images,) of each image its place in the order of their names, which settles ties.
+    """
+
+    def __init__(self, keep: Keep, spec: Spec, order: Ints) -> None:
+        self._neurons = keep.neurons(spec)
+        shape = len(self._neurons), keep.number
+        self._reactions = np.full(shape, -np.inf, np.float32)
+        self._images = np.full(shape, -1, np.int64)
+        self._order = order
+
+    def add(self, means: Floats, images: Ints) -> None:
+        """Spatial means (B, N) of the images of those numbers; what is not finite is left out."""
+        with np.errstate(over="ignore"):
+            seen = means[:, self._neurons].astype(np.float32) + np.float32(0)  # no -0.0
+        _insert(seen, images, self._order, self._reactions, self._images)
+
+    def named(self, keep: Keep, spec: Spec, names: Sequence[tuple[str, str]]) -> Exemplars:
+        """With the images' names, by their numbers."""
+        filled = self._images >= 0
+        images = self._images[filled]
+        neurons = np.broadcast_to(self._neurons[:, None], filled.shape)[filled]
+        columns: dict[str, Any] = {
+            "neuron": neurons.astype(np.int32),
+            "reaction": self._reactions[filled],
+            "uri": [names[image][0] for image in images],
+            "member": [names[image][1] for image in images],
+        }
+        return Exemplars(keep, spec, pa.table(columns, schema=SUM))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _insert(
+    seen: NDArray[np.float32],
+    images: Ints,
+    order: Ints,
+    reactions: NDArray[np.float32],
+    kept: Ints,
+) -> None:
+    """Insertion into rows that are sorted: few images are among the first of any neuron."""
+    last = reactions.shape[1] - 1
+    for i in range(len(images)):
+        for neuron in range(len(reactions)):
+            value = seen[i, neuron]
+            row, ids = reactions[neuron], kept[neuron]
+            if not value >= row[last] or value - value != 0:  # smaller, or not finite
+                continue
+            at = last + 1
+            while at and (
+                ids[at - 1] < 0
+                or value > row[at - 1]
+                or (value == row[at - 1] and order[images[i]] < order[ids[at - 1]])
+            ):
+                at -= 1
+            for move in range(last, at, -1):
+                row[move], ids[move] = row[move - 1], ids[move - 1]
+            if at <= last:
+                row[at], ids[at] = value, images[i]

@@ -1,0 +1,205 @@
+"""counting.worker: TODO-DOC"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Protocol
+
+from pipeline import storage
+from pipeline.counting.extractor import Extractor
+from pipeline.counting.shard import Counter
+from pipeline.counting.stream import Made
+from pipeline.dna import Ranges
+from pipeline.errors import (
+    ConservationError,
+    CorruptFile,
+    SourceError,
+    SpecMismatch,
+    TransientError,
+    VdnaError,
+)
+from pipeline.networks import Network
+from pipeline.networks import decode as decode_ranges
+from pipeline.sources import Shard, read_shard
+from pipeline.spec import PRODUCTS, Resources, Spec
+
+OVERLAP = 2
+"""Shards a worker has under way: the second fills the network while the first one ends."""
+
+ISOLATE_FROM_ATTEMPT = 3
+"""A shard whose worker died twice is read with its images decoded in a process apart."""
+
+
+# One shard, as a worker is given it.
+
+
+class ShardMaker(Protocol):
+    """Makes the one object that a worker commits for a shard."""
+
+    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made: ...
+
+    def close(self) -> None: ...
+
+
+class ShardTask(Protocol):
+    """What a worker does with a shard instead of counting it. Must be hashable, and pickle."""
+
+    def maker(
+        self, extractor: Extractor, spec: Spec, ranges: Ranges, resources: Resources
+    ) -> ShardMaker: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a worker loads before it can count, or do the `task` where there is one. No secrets.
+
+    Jobs of equal recipes share what is loaded, wherever the ranges lie.
+    """
+
+    spec: Spec
+    network: Network
+    ranges_uri: str
+    resources: Resources
+    products: tuple[str, ...] = PRODUCTS
+    task: ShardTask | None = None
+
+    @property
+    def device(self) -> str:
+        return device_kind(self.resources)
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """Where a dataset's shards are listed, and where their partials go."""
+
+    recipe: Recipe
+    manifest_uri: str
+    work_uri: str
+
+
+def device_kind(resources: Resources) -> str:
+    return "cuda" if resources.gpus_per_worker > 0 else "cpu"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a shard. `error`: why it could not be counted this time, else empty.
+
+    `transient`: whether the same command may succeed later. `changed`: the source did, since it was
+    listed.
+    """
+
+    manifest_uri: str
+    index: int
+    images: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    transient: bool = False
+    changed: bool = False
+
+
+def partial_uri(work_uri: str, key: str) -> str:
+    return storage.join(work_uri, "partials", f"{key}.parquet")
+
+
+class Worker:
+    """Counts or ranks shards of any job, each extractor loaded once; several at a time if asked."""
+
+    def __init__(self) -> None:
+        self._makers: dict[Recipe, ShardMaker] = {}
+        self._lock = threading.Lock()
+
+    def run(self, job: ShardJob, index: int) -> Receipt:
+        """Commit the shard's partial, or its ranks, unless that is done already.
+
+        What only concerns this attempt (storage that does not answer, a source that changed) is
+        returned in the receipt, so that other shards go on; a defect of ours raises.
+        """
+        started = monotonic()
+        try:
+            with storage.open_random(job.manifest_uri) as file:
+                shard = read_shard(file, index, job.manifest_uri)
+            key = shard.key(job.recipe.spec.digest, job.recipe.products)
+            uri = partial_uri(job.work_uri, key)
+            if storage.exists(uri):
+                return Receipt(job.manifest_uri, index)
+            attempt = _begin_attempt(job.work_uri, key)
+            try:
+                isolated = attempt >= ISOLATE_FROM_ATTEMPT
+                made = self._maker(job.recipe).make(shard, key, isolated=isolated)
+                storage.create(uri, made.data)
+            finally:
+                storage.delete(_note_uri(job.work_uri, key, attempt))
+            for dead in range(1, attempt):
+                storage.delete(_note_uri(job.work_uri, key, dead))
+        except ConservationError:
+            raise
+        except VdnaError as error:
+            message = f"{type(error).__name__}: {error}"
+            return Receipt(
+                job.manifest_uri,
+                index,
+                seconds=monotonic() - started,
+                error=message,
+                transient=isinstance(error, TransientError | SourceError),
+                changed=isinstance(error, SourceError),
+            )
+        return Receipt(
+            job.manifest_uri,
+            index,
+            made.images,
+            made.failures,
+            monotonic() - started,
+        )
+
+    def _maker(self, recipe: Recipe) -> ShardMaker:
+        one = replace(recipe, ranges_uri="")  # wherever they lie, they are those of the spec
+        with self._lock:
+            if one not in self._makers:
+                self._makers[one] = _load(recipe)
+            return self._makers[one]
+
+    def close(self) -> None:
+        for maker in self._makers.values():
+            maker.close()
+
+
+def _load(recipe: Recipe) -> ShardMaker:
+    spec = recipe.spec
+    extractor = Extractor(recipe.network, spec.precision, recipe.device)
+    if spec.bf16_numerics not in (None, extractor.numerics):
+        raise SpecMismatch(
+            f"in bf16 the numerics are part of the spec: it states {spec.bf16_numerics}, this "
+            f"worker has {extractor.numerics}"
+        )
+    ranges, _ = decode_ranges(storage.read(recipe.ranges_uri), recipe.ranges_uri)
+    if ranges.digest != spec.ranges_digest:
+        raise CorruptFile(f"{recipe.ranges_uri} holds ranges {ranges.digest}")
+    if recipe.task is not None:
+        return recipe.task.maker(extractor, spec, ranges, recipe.resources)
+    return Counter(extractor, spec, ranges, recipe.resources, recipe.products)
+
+
+def _begin_attempt(work_uri: str, key: str) -> int:
+    """1 plus the workers that took the shard and neither finished nor gave it up; it is noted.
+
+    A worker that dies leaves its note behind, and no other trace; without it, one that a bad image
+    kills would be restarted for ever. The notes go when the shard is committed.
+    """
+    own = {"host": socket.gethostname(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}
+    text = json.dumps(own).encode()
+    attempt = 1
+    while not storage.create(_note_uri(work_uri, key, attempt), text):
+        attempt += 1
+    return attempt
+
+
+def _note_uri(work_uri: str, key: str, attempt: int) -> str:
+    return storage.join(work_uri, "attempts", f"{key}-{attempt}.json")

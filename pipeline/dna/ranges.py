@@ -1,0 +1,64 @@
+"""dna.ranges: TODO-DOC"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.dna.arrays import Floats
+from pipeline.errors import CorruptFile
+from pipeline.spec import digest_of
+
+
+@dataclass(frozen=True, eq=False)
+class Ranges:
+    """Per neuron, the closed interval [low, high] (float64, shape (neurons,)) cut into bins.
+
+    Neurons stand in the order of the extractor's taps. Frozen before counting, so that histograms
+    made anywhere add up; `digest` is part of the spec.
+    """
+
+    taps: tuple[tuple[str, int], ...]
+    low: Floats
+    high: Floats
+
+    def __post_init__(self) -> None:
+        total = sum(neurons for _, neurons in self.taps)
+        if self.low.shape != (total,) or self.high.shape != (total,):
+            raise CorruptFile(
+                f"ranges hold {len(self.low)} lows and {len(self.high)} highs for {total} neurons"
+            )
+        bad = ~(np.isfinite(self.low) & np.isfinite(self.high) & (self.low <= self.high))
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise CorruptFile(
+                f"range of neuron {neuron_name(self.taps, at)} is "
+                f"[{self.low[at]}, {self.high[at]}]; it must be finite, with low <= high"
+            )
+
+    @property
+    def digest(self) -> str:
+        return digest_of(
+            "ranges",
+            self.taps,
+            [value.hex() for value in self.low.tolist()],
+            [value.hex() for value in self.high.tolist()],
+        )
+
+    def select(self, taps: Sequence[tuple[str, int]]) -> Ranges:
+        """Those of some layers, each with its number of neurons; all must be among these."""
+        starts = dict(zip(self.taps, np.cumsum([0, *(n for _, n in self.taps)]), strict=False))
+        at = [np.arange(starts[tap], starts[tap] + tap[1]) for tap in taps]
+        chosen = np.concatenate(at)
+        return Ranges(tuple(taps), self.low[chosen], self.high[chosen])
+
+
+def neuron_name(taps: Sequence[tuple[str, int]], index: int) -> str:
+    """`layer[neuron]` of a position in the concatenation of all layers."""
+    for layer, neurons in taps:
+        if index < neurons:
+            return f"{layer}[{index}]"
+        index -= neurons
+    raise IndexError(index)

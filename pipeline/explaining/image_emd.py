@@ -1,0 +1,226 @@
+"""One image's activations of a layer -> how far each neuron's are from a dataset's.
+
+    >>> near = LayerNearness(low, high, counts, positions=49)             # doctest: +SKIP
+    >>> near.distances(activations)                                       # (images, neurons) EMD
+
+`pipeline.distance.emd` of the DNA of one image and that of the dataset, without the former's
+histograms: bins are those of `pipeline.histogram`; underflow is in the first, overflow in the last,
+non-finite in none. A neuron that has no finite activation has no distance (NaN).
+
+The image's cumulative distribution is a staircase of at most as many steps as there are positions,
+and the dataset's, F, only rises; so between two steps, at bins from s to e, where the image's is
+k/n,
+
+    sum |k/n - F| = (k/n)(j - s) - (S[j] - S[s]) + (S[e] - S[j]) - (k/n)(e - j)
+
+with S the sums of F up to each bin, and j where F passes k/n, of which there is one for each k. So
+few positions are summed in as many steps, and exactly, in integers. Where there are many, all bins
+are walked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from pipeline.counting import OVERFLOW, UNDERFLOW, bins_of, checked_ranges, count_torch, scale_of
+from pipeline.dna import Floats, Ints
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+FEW = 15
+"""Bins for each position, from which on steps are quicker than the walk."""
+
+EXACT = 2**62
+"""Sums of integers stay below; others are walked."""
+
+WORD = 64
+"""Bins that a word of the set of those hit tells of."""
+
+Indices = NDArray[np.int32]
+
+
+class LayerNearness:
+    """A layer of a dataset, to be compared with images.
+
+    `low`, `high`: float64 (C,). `counts`: int64 (C, bins), of all finite activations of the
+    dataset, underflow and overflow in the end bins. `positions`: of an image. `seen`: (C,) which
+    neurons are asked for; no work is done for others, and their distances are NaN.
+    """
+
+    def __init__(
+        self,
+        low: Floats,
+        high: Floats,
+        counts: Ints,
+        positions: int,
+        seen: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self._bins = counts.shape[1]
+        self._low, self._high = checked_ranges(low, high, self._bins)
+        self._scale = scale_of(self._low, self._high)
+        self._positions = positions
+        self._seen = np.ones(len(low), bool) if seen is None else seen
+        sums = np.cumsum(counts, axis=1)
+        self._total = sums[:, -1].copy()
+        most = int(self._total.max(initial=0)) * positions * self._bins
+        self._few = positions * FEW <= self._bins and most < EXACT
+        # Of either way of summing only what it needs: a table of this size for each.
+        if self._few:
+            self._crossings = _crossings(sums, self._total, positions)
+            self._areas = np.zeros((len(low), self._bins + 1), np.int64)
+            np.cumsum(sums, axis=1, out=self._areas[:, 1:])
+        else:
+            with np.errstate(invalid="ignore"):
+                self._shares = sums / self._total[:, None]
+        self._on_device: torch.Tensor | None = None
+
+    def distances(self, x: NDArray[np.float32]) -> Floats:
+        """Of activations (images, positions, C) those of each image, (images, C) in bin widths."""
+        if x.shape[1:] != (self._positions, len(self._low)) or x.dtype != np.float32:
+            raise UsageError(
+                f"activations are {x.dtype} of shape {x.shape}; expected float32 (images, "
+                f"{self._positions}, {len(self._low)})"
+            )
+        out = np.full((x.shape[0], x.shape[2]), np.nan)
+        for image, own in zip(x, out, strict=True):
+            bins = bins_of(image, self._scale, self._bins)
+            if self._few:
+                _step(bins, self._seen, self._total, self._areas, self._crossings, own)
+            else:
+                _walk(bins, self._seen, self._shares, own)
+        return out
+
+    def distances_torch(self, x: torch.Tensor) -> Floats:
+        """The same on the device of `x`, equal up to the order of float64 additions."""
+        import torch
+
+        if self._on_device is None:
+            shares = self._shares_of_steps() if self._few else self._shares
+            self._on_device = torch.from_numpy(shares).to(x.device)
+        out = torch.empty((x.shape[0], x.shape[2]), dtype=torch.float64, device=x.device)
+        for i in range(len(x)):
+            table, *_ = count_torch(x[i : i + 1], self._low, self._high, self._bins)
+            table[:, 0] += table[:, self._bins + UNDERFLOW]
+            table[:, self._bins - 1] += table[:, self._bins + OVERFLOW]
+            sums = table[:, : self._bins].cumsum(dim=1).double()
+            out[i] = (sums / sums[:, -1:] - self._on_device).abs().sum(dim=1)
+        return np.where(self._seen, out.cpu().numpy(), np.nan)
+
+    def _shares_of_steps(self) -> Floats:
+        with np.errstate(invalid="ignore"):
+            return np.diff(self._areas, axis=1) / self._total[:, None]
+
+
+def _crossings(sums: Ints, total: Ints, positions: int) -> Indices:
+    """(C, positions + 1): of k positions of an image, the bins whose cumulative share is at most
+    k / positions.
+    """
+    found = np.empty((len(sums), positions + 1), np.int32)
+    levels = np.arange(positions + 1)
+    for row, of, most in zip(found, sums, total, strict=True):
+        row[:] = np.searchsorted(of, levels * most // positions, side="right")
+    return found
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _walk(bins: Indices, seen: NDArray[np.bool_], shares: Floats, out: Floats) -> None:
+    """Over all bins of each neuron. `bins` (C, positions), of no bin where it is their number."""
+    neurons, positions = bins.shape
+    last = shares.shape[1]
+    counts = np.zeros(last + 1, np.int64)
+    for neuron in range(neurons):
+        if not seen[neuron]:
+            continue
+        for i in range(positions):
+            counts[np.uint32(bins[neuron, i])] += 1
+        finite = np.float64(positions - counts[last])
+        below, total = 0, 0.0
+        for at in range(last):
+            below += counts[at]
+            total += abs(below / finite - shares[neuron, at])
+        counts[:] = 0
+        out[neuron] = total
+
+
+_LOWEST = np.uint64(0x03F79D71B4CB0A89)
+"""De Bruijn's sequence: its product with a power of two has in its first six bits which one."""
+
+_BITS = np.zeros(WORD, np.int64)
+
+for _power in range(WORD):
+    _BITS[(int(_LOWEST) << _power) % 2**WORD >> 58] = _power
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _step(
+    bins: Indices,
+    seen: NDArray[np.bool_],
+    totals: Ints,
+    areas: Ints,
+    crossings: Indices,
+    out: Floats,
+) -> None:
+    """From each bin that is hit to the next, in order; in integers, which are `finite` x `total`
+    times what they stand for.
+    """
+    neurons, positions = bins.shape
+    last = areas.shape[1] - 1
+    counts = np.zeros(last, np.int64)
+    hit = np.zeros(-(-last // WORD), np.uint64)
+    none, one = np.uint64(0), np.uint64(1)
+    for neuron in range(neurons):
+        total, area = totals[neuron], areas[neuron]
+        if not seen[neuron] or total == 0:
+            continue
+        finite = 0
+        for i in range(positions):
+            at = np.uint32(bins[neuron, i])
+            if at < last:
+                finite += 1
+                counts[at] += 1
+                hit[at >> np.uint32(6)] |= one << np.uint64(at & np.uint32(WORD - 1))
+        if finite == 0:
+            continue
+        known = crossings[neuron] if finite == positions else crossings[neuron, :0]
+        distance, below, start = 0, 0, 0
+        for word in range(len(hit)):
+            left = hit[word]
+            hit[word] = none
+            while left != none:
+                lowest = left & (~left + one)
+                left ^= lowest
+                end = word * WORD + _BITS[(lowest * _LOWEST) >> np.uint64(58)]
+                distance += _between(area, start, end, below, finite, total, known)
+                below += counts[end]
+                counts[end] = 0
+                start = end
+        distance += _between(area, start, last, below, finite, total, known)
+        out[neuron] = distance / (finite * total)
+
+
+@njit(nogil=True, error_model="numpy")
+def _between(
+    area: Ints, start: int, end: int, below: int, finite: int, total: int, known: Indices
+) -> int:
+    """Sum over bins from start to end of |below x total - finite x (the dataset's count so far)|.
+
+    `known`: where the dataset's share passes that of each `below`; empty where it is to be sought.
+    """
+    if len(known):
+        cross = min(max(known[below], start), end)
+    else:
+        cross, beyond = start, end
+        while cross < beyond:
+            middle = (cross + beyond) // 2
+            if (area[middle + 1] - area[middle]) * finite <= below * total:
+                cross = middle + 1
+            else:
+                beyond = middle
+    rest = (area[end] - area[cross]) - (area[cross] - area[start])
+    return int(below * total * ((cross - start) - (end - cross)) + finite * rest)

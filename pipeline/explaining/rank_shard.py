@@ -1,0 +1,280 @@
+"""One shard -> how near each of its images is to a dataset, as one committed object.
+
+    >>> Ranker(extractor, spec, ranges, target).ranked(shard, key).table     # doctest: +SKIP
+
+The distance of an image is that of its own DNA, `pipeline.distance.emd`, which is never made: of
+each image a few numbers are kept, and it is gone (see `pipeline.nearness`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.catalogue import Catalogue
+from pipeline.counting import Extractor, Fetch, Made, Prepared, Stream
+from pipeline.dna import Failure, Floats, Ints, Lens, Ranges, encode_tables, neuron_name
+from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, UsageError
+from pipeline.explaining.image_emd import LayerNearness
+from pipeline.sources import Shard
+from pipeline.spec import Numerics, Resources, Spec, digest_of
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+
+RANKS = "ranks"
+"""The product of such a job: with the target's digest it stands in the key of every shard."""
+
+UNDEFINED = "undefined"
+"""The reason of an image that could be read, and is at no distance."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What images are ranked against: a dataset as of a commit, and what is seen of it.
+
+    `numerics`: what moves distances by rounding; all workers have them, so that no ranking mixes
+    several.
+    `layers`: those that have a distance of their own beside that of all. `lens`: the bytes of its
+    file, or none.
+    """
+
+    root: str
+    name: str
+    commit: int
+    dna: str
+    numerics: Numerics
+    layers: tuple[str, ...] = ()
+    lens: bytes = b""
+
+    def lens_on(self, spec: Spec) -> Lens | None:
+        return Lens.decode(self.lens, "the lens", spec) if self.lens else None
+
+    def weights(self, spec: Spec) -> Floats:
+        """(N,) of all neurons."""
+        lens = self.lens_on(spec)
+        return np.ones(spec.neurons) if lens is None else lens.weights
+
+    def maker(
+        self, extractor: Extractor, spec: Spec, ranges: Ranges, resources: Resources
+    ) -> Ranker:
+        """Raises `SpecMismatch` where this worker's numerics are not the driver's."""
+        if self.numerics != extractor.numerics:
+            raise SpecMismatch(
+                f"images are ranked under {self.numerics}, as the driver has them; this "
+                f"worker has {extractor.numerics}. Give both the same libraries"
+            )
+        return Ranker(extractor, spec, ranges, self, resources)
+
+    def digest(self, spec: Spec) -> str:
+        """Names what is computed of an image, whatever the lens and the dataset are called."""
+        lens = self.lens_on(spec)
+        seen = [self.dna, lens.digest if lens else "", list(self.layers)]
+        return digest_of(RANKS, FORMAT, spec.digest, *seen, self.numerics.to_json())
+
+
+def column_of(layer: str) -> str:
+    """A layer may be called as another column is."""
+    return f"emd:{layer}"
+
+
+def schema_of(layers: Sequence[str]) -> pa.Schema:
+    return pa.schema(
+        [
+            ("uri", pa.string()),
+            ("member", pa.string()),
+            ("emd", pa.float64()),
+            *((column_of(layer), pa.float64()) for layer in layers),
+            ("error", pa.string()),
+        ]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """A shard's images in its order, each with its distances, or with an `error`."""
+
+    key: str
+    table: pa.Table
+
+    def encode(self) -> bytes:
+        metadata: dict[str, Any] = {"format": FORMAT, "kind": RANKS, "key": self.key}
+        metadata["checksum"] = _checksum(metadata, self.table)
+        return encode_tables(metadata, self.table.schema, [self.table])
+
+    @classmethod
+    def decode(cls, data: bytes, name: str, layers: Sequence[str], shard: Shard, key: str) -> Ranks:
+        """Raises `CorruptFile` with `name` unless it is what was written of this shard."""
+        try:
+            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+            metadata = json.loads(file.metadata.metadata[b"vdna"])
+            table = file.read().combine_chunks()
+            if (metadata["kind"], metadata["format"]) != (RANKS, FORMAT):
+                raise CorruptFile(f"{name}: not ranks of format {FORMAT}")
+            seal = metadata.pop("checksum")
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{name}: torn, or not ranks of images: {error}") from error
+        if table.schema != schema_of(layers) or seal != _checksum(metadata, table):
+            raise CorruptFile(f"{name}: its rows are not what was written")
+        named = [table[column].to_pylist() for column in ("uri", "member")]
+        members = [(entry.uri, entry.member) for entry in shard.members]
+        if metadata["key"] != key or list(zip(*named, strict=True)) != members:
+            raise CorruptFile(f"{name}: of other images than shard {shard.index}, {key}")
+        return cls(key, table)
+
+
+def _checksum(metadata: Mapping[str, Any], table: pa.Table) -> str:
+    columns = {
+        name: [value.hex() if isinstance(value, float) else value for value in column.to_pylist()]
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    return digest_of(RANKS, dict(metadata), columns)
+
+
+def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:
+    """(neurons, bins) of each layer of the dataset, underflow and overflow in the end bins; None of
+    one that weighs nothing, which is not even read.
+
+    Raises as `Catalogue.load_version`, and `UsageError` for a dataset that nothing is at a distance
+    from.
+    """
+    place, weights = Catalogue(target.root), target.weights(spec)
+    version = place.find(target.name, target.commit, spec.digest)
+    if version.dna != target.dna:
+        raise CorruptFile(
+            f"{place.log_uri(target.commit)} is of {target.name} as {version.dna}; images are "
+            f"ranked against {target.dna}"
+        )
+    slices = dict(zip(spec.layers, spec.slices, strict=True))
+    layers = [layer for layer, at in slices.items() if weights[at].any()]
+    dna = place.load_version(target.name, version, layers)
+    if "counts" in dna.unknown:
+        raise UsageError(f"{target.name} has no histograms to rank images by")
+    found: dict[str, Ints] = {}
+    for layer in layers:
+        at, own = slices[layer], dna.select([layer])
+        if not all(
+            np.array_equal(mine, theirs[at])
+            for mine, theirs in ((own.low, ranges.low), (own.high, ranges.high))
+        ):
+            uri = place.uri("dna", spec.digest, target.name, version.dna)
+            raise CorruptFile(f"{uri}: {layer} was counted in other ranges than {ranges.digest}")
+        found[layer] = counts = own.counts.copy()
+        counts[:, 0] += own.underflow
+        counts[:, -1] += own.overflow
+        nothing = np.flatnonzero((weights[at] != 0) & (counts.sum(axis=1) == 0))
+        if len(nothing):
+            raise UsageError(
+                f"{target.name} has no finite activation of {layer}[{nothing[0]}], so that nothing "
+                "is at a distance from it; look through a lens that leaves it out"
+            )
+    return [found.get(layer) for layer in spec.layers]
+
+
+class Ranker:
+    """An extractor, a dataset's DNA and threads; several shards may be ranked at a time."""
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        spec: Spec,
+        ranges: Ranges,
+        target: Target,
+        resources: Resources | None = None,
+    ) -> None:
+        """Raises as `counts_of`."""
+        self._spec = spec
+        self._target = target
+        self._weights = target.weights(spec)
+        self._slices = spec.slices
+        counted = zip(spec.taps, self._slices, counts_of(target, spec, ranges), strict=True)
+        self._near = [
+            None
+            if counts is None
+            else LayerNearness(
+                ranges.low[at], ranges.high[at], counts, tap.positions, self._weights[at] != 0
+            )
+            for tap, at, counts in counted
+        ]
+        self._stream = Stream(extractor, spec.preprocess, resources)
+
+    def ranked(
+        self, shard: Shard, key: str, fetch: Fetch | None = None, *, isolated: bool = False
+    ) -> Ranks:
+        """Each member once, with its distances or why it has none. Raises as `Stream.observed`."""
+        rows: list[dict[str, Any]] = [
+            {"uri": entry.uri, "member": entry.member} for entry in shard.members
+        ]
+        of_name = {(row["uri"], row["member"]): row for row in rows}
+        stream = self._stream.observed(shard, self._observe, fetch, isolated=isolated)
+        with closing(stream) as observed:
+            for found in observed:
+                if isinstance(found, Failure):
+                    row = of_name[found.uri, found.member]
+                    row["error"] = f"{found.reason}: {found.detail}"
+                    continue
+                for at, seen in zip(*found, strict=True):
+                    rows[at] |= self._distances(seen)
+        if not all("emd" in row or "error" in row for row in rows):
+            raise ConservationError(f"shard {shard.index}: not every image is ranked or failed")
+        return Ranks(key, pa.Table.from_pylist(rows, schema_of(self._target.layers)))
+
+    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+        ranks = self.ranked(shard, key, isolated=isolated)
+        failures = ranks.table.num_rows - ranks.table["error"].null_count
+        return Made(ranks.encode(), ranks.table["error"].null_count, failures)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _observe(self, pixels: Prepared) -> list[_Seen]:
+        """Of each image of a micro-batch; nothing of it depends on the others."""
+        found = [_Seen(np.zeros(len(self._near))) for _ in pixels]
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            near = self._near[index]
+            if near is None:
+                return
+            on_cpu = x.device.type == "cpu"
+            each = near.distances(x.numpy()) if on_cpu else near.distances_torch(x)
+            weights = self._weights[self._slices[index]]
+            seen = np.flatnonzero(weights)
+            for image, own in zip(found, each[:, seen], strict=True):
+                undefined = seen[np.isnan(own)]
+                if len(undefined) and image.undefined < 0:
+                    image.undefined = self._slices[index].start + int(undefined[0])
+                # Of one row: a sum of several at once is added in an order that they decide.
+                image.sums[index] = (own * weights[seen]).sum()
+
+        self._stream.extractor.observe(pixels, visit)
+        return found
+
+    def _distances(self, seen: _Seen) -> dict[str, Any]:
+        """The image's columns."""
+        if seen.undefined >= 0:
+            taps = [(tap.name, tap.neurons) for tap in self._spec.taps]
+            name = neuron_name(taps, seen.undefined)
+            return {"error": f"{UNDEFINED}: no activation of {name} is finite"}
+        distances = {"emd": float(seen.sums.sum() / self._weights.sum())}
+        for layer in self._target.layers:
+            at = self._spec.layers.index(layer)
+            weight = self._weights[self._slices[at]].sum()
+            distances[column_of(layer)] = float(seen.sums[at] / weight)
+        return distances
+
+
+@dataclass(eq=False)
+class _Seen:
+    """One image: its weighted sum of each layer, and the first neuron, if any, of no distance."""
+
+    sums: Floats
+    undefined: int = -1

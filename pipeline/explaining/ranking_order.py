@@ -1,0 +1,224 @@
+"""explaining.ranking_order: TODO-DOC"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.counting import ShardJob, partial_uri
+from pipeline.errors import CorruptFile, SourceError, StorageError, TransientError
+from pipeline.explaining.rank_shard import UNDEFINED, Ranks, schema_of
+from pipeline.sources import Entry, Manifest, Shard, connect
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+FAILURES = 10
+"""Images at no distance that are told; the file has them all."""
+
+ROWS = 65_536
+"""Of a row group of the file, and of what is sorted at a time."""
+
+READERS = 16
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An image and its distances: `emd` of all, `layers` of each layer asked for.
+
+    `entry`: where it is, to be read again.
+    """
+
+    rank: int
+    emd: float
+    layers: tuple[float, ...]
+    entry: Entry
+
+    @property
+    def name(self) -> str:
+        return storage.spelled(self.entry.uri, self.entry.member)
+
+
+@dataclass(frozen=True)
+class Unplaced:
+    """An image at no distance, and why."""
+
+    uri: str
+    member: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"{storage.spelled(self.uri, self.member)}: {self.error}"
+
+
+# From shards to one order.
+
+
+class RankingOrder:
+    """All images of the manifest, each once, in a database that sorts them on disk."""
+
+    def __init__(self, manifest: Manifest, job: ShardJob, layers: Sequence[str]) -> None:
+        self._manifest = manifest
+        self._job = job
+        self._layers = layers
+        self._distances = [f"d{i}" for i in range(len(self._layers))]
+        self._keys = manifest.keys(job.recipe.spec.digest, job.recipe.products)
+        self._folder = tempfile.TemporaryDirectory(prefix="vdna-rank-")
+        self._db: DuckDBPyConnection = connect(self._folder.name)
+
+    def __enter__(self) -> RankingOrder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+        self._folder.cleanup()
+
+    def load(self) -> None:
+        """Takes in what is committed of every shard. Raises `CorruptFile` by its name."""
+        columns = [*("uri", "member", "emd"), *self._distances, *("error", "shard", "place")]
+        self._columns = columns
+        types = ["varchar", "varchar", "double", *("double" for _ in self._distances)]
+        types += ["varchar", "integer", "integer"]
+        made = ", ".join(f"{name} {kind}" for name, kind in zip(columns, types, strict=True))
+        with self._disk():
+            self._db.execute(f"create table images ({made})")
+        held: list[pa.Table] = []
+        for table in self._tables():
+            held.append(table.rename_columns(columns))
+            if sum(part.num_rows for part in held) >= ROWS:
+                self._insert(held)
+                held = []
+        self._insert(held)
+
+    def totals(self) -> tuple[int, int, int]:
+        """Images ranked, failed and undefined; every candidate is one of them."""
+        counts = dict(
+            self._rows(
+                "select case when error is null then 'ranked' when "
+                f"starts_with(error, '{UNDEFINED}: ') then 'undefined' else 'failed' end, "
+                "count(*) from images group by 1"
+            )
+        )
+        ranked, failed, undefined = (counts.get(k, 0) for k in ("ranked", "failed", "undefined"))
+        if ranked + failed + undefined != self._manifest.candidates:
+            raise CorruptFile(
+                f"{self._job.work_uri} holds {sum(counts.values())} images; "
+                f"{self._manifest.candidates} were listed"
+            )
+        return ranked, failed, undefined
+
+    def nearest(self, count: int) -> tuple[Placed, ...]:
+        return tuple(self._placed("emd, uri, member", count, 1, 1))
+
+    def farthest(self, count: int) -> tuple[Placed, ...]:
+        ranked, _, _ = self.totals()
+        return tuple(self._placed("emd desc, uri desc, member desc", count, ranked, -1))
+
+    def unplaced(self) -> tuple[Unplaced, ...]:
+        rows = self._rows(
+            "select uri, member, error from images where error is not null "
+            f"order by uri, member limit {FAILURES}"
+        )
+        return tuple(Unplaced(*row) for row in rows)
+
+    def write(self, file: IO[bytes], metadata: Mapping[str, Any]) -> None:
+        """The ranking as Parquet: the nearest first, those at no distance last."""
+        known = schema_of(self._layers)
+        at = known.get_field_index("emd")
+        schema = known.insert(at, pa.field("rank", pa.int64()))
+        columns = ", ".join(name for name in self._columns if name not in ("shard", "place"))
+        with (
+            self._disk(),
+            pq.ParquetWriter(
+                file, schema, compression="zstd", store_schema=False, write_page_checksum=True
+            ) as writer,
+        ):
+            query = f"select {columns} from images order by emd nulls last, uri, member"
+            first = 1
+            for rows in _regrouped(self._db.sql(query).to_arrow_reader(ROWS)):
+                ranks = pa.array(range(first, first + rows.num_rows), pa.int64())
+                known = pc.if_else(rows["error"].is_null(), ranks, None)
+                table = rows.add_column(at, "rank", known).rename_columns(schema.names)
+                writer.write_table(table.cast(schema), row_group_size=ROWS)
+                first += rows.num_rows
+            writer.add_key_value_metadata({"vdna": json.dumps(dict(metadata), sort_keys=True)})
+        file.flush()
+
+    def _tables(self) -> Iterator[pa.Table]:
+        """Of each shard its images, checked, with where they stand in the manifest."""
+        with ThreadPoolExecutor(READERS, "ranks") as pool:
+            for start in range(0, len(self._keys), READERS):
+                keys = self._keys[start : start + READERS]
+                shards = self._manifest.shards[start : start + READERS]
+                yield from pool.map(self._read, shards, keys)
+
+    def _read(self, shard: Shard, key: str) -> pa.Table:
+        uri = partial_uri(self._job.work_uri, key)
+        try:
+            table = Ranks.decode(storage.read(uri), uri, self._layers, shard, key).table
+        except CorruptFile as error:
+            raise CorruptFile(
+                f"{error}\nNothing was written. Delete that file, and rerun the same command: its "
+                "images are ranked again"
+            ) from error
+        except SourceError as error:
+            raise TransientError(f"{uri} is gone; rerun the same command: {error}") from error
+        places = pa.array(range(table.num_rows), pa.int32())
+        at = pa.array([shard.index] * table.num_rows, pa.int32())
+        return table.append_column("shard", at).append_column("place", places)
+
+    def _insert(self, held: Sequence[pa.Table]) -> None:
+        if not held:
+            return
+        with self._disk():
+            self._db.register("held", pa.concat_tables(held))
+            self._db.execute("insert into images select * from held")
+            self._db.unregister("held")
+
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        with self._disk():
+            return self._db.execute(query).fetchall()
+
+    def _placed(self, order: str, count: int, first: int, step: int) -> Iterator[Placed]:
+        distances = "".join(f", {name}" for name in self._distances)
+        rows = self._rows(
+            f"select emd, shard, place{distances} from images where emd is not null "
+            f"order by {order} limit {int(count)}"
+        )
+        for i, (emd, shard, place, *own) in enumerate(rows):
+            entry = self._manifest.shards[shard].members[place]
+            yield Placed(first + step * i, emd, tuple(own), entry)
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+            raise StorageError(
+                f"the ranking does not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a "
+                "disk with more room"
+            ) from error
+
+
+def _regrouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The same rows, so many at a time that their number alone decides."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(part.num_rows for part in held) >= ROWS:
+            table = pa.Table.from_batches(held)
+            yield table.slice(0, ROWS).combine_chunks()
+            held = table.slice(ROWS).to_batches()
+    if held:
+        yield pa.Table.from_batches(held).combine_chunks()

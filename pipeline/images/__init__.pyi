@@ -1,0 +1,9 @@
+from .decoding import FORMATS as FORMATS
+from .decoding import NONDETERMINISTIC as NONDETERMINISTIC
+from .decoding import ORIENTATION as ORIENTATION
+from .decoding import REASONS as REASONS
+from .decoding import decode as decode
+from .decoding import pixels_of as pixels_of
+from .isolated import load_isolated as load_isolated
+from .loading import load as load
+from .resize import prepare as prepare

@@ -1,0 +1,309 @@
+"""Bytes -> pixels, or `BadImage` with its reason.
+
+    >>> from pipeline.spec import Preprocess
+    >>> rule = Preprocess(height=224, width=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    >>> load(Path("cat.jpg").read_bytes(), rule).shape                       # doctest: +SKIP
+    (224, 224, 3)
+
+The format is told by the content, never by a name. Every image becomes 8-bit RGB by one rule,
+`spec.COLOUR_RULE` "rgb8-1":
+
+- 8 bits and less, as PIL's `convert("RGB")`: grey is replicated, palettes are looked up, CMYK and
+  YCCK (with Adobe's inversion) and YCbCr are computed. No ICC profile is applied.
+- Alpha, and a palette's or a colour key's transparency, is dropped: the colour stored under it
+  counts, as in the reference. Premultiplied alpha is divided out first.
+- 16-bit grey is scaled, round(v / 257), where PIL would clip it to white. 16-bit colour, and grey
+  with alpha, keeps its high byte, as PIL reads it.
+- Floats, 32-bit or signed integers, 12-bit or inverted 16-bit TIFF, and CIE Lab are "unsupported":
+  nothing in the file says which value is white, or PIL does not heed it.
+- Of an animation or several pages, the first.
+- EXIF orientation is applied, unless the rule's `exif` is "ignore" as in the reference; one that is
+  unreadable or not in 1..8 is none. A TIFF's is always applied, by PIL, on loading.
+
+Decoding (PIL) and resizing (numba) leave Python's lock, so that threads scale. Memory is bounded:
+large images share `ROOM`, and are converted and resized in strips, without copies of the whole.
+What becomes of which hostile file stands in docs/hostile.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from time import monotonic
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from pipeline.errors import BadImage, UsageError
+from pipeline.images.signatures import blame
+from pipeline.spec import COLOUR_RULE, Exif, Preprocess
+
+NONDETERMINISTIC: tuple[str, ...] = ("decoder_crashed", "timeout")
+"""Reasons that may be the machine's fault as well as the image's."""
+
+REASONS: tuple[str, ...] = (
+    "empty",
+    "too_many_bytes",
+    "too_many_pixels",
+    "not_an_image",
+    "unsupported",
+    "truncated",
+    "corrupt",
+    *NONDETERMINISTIC,
+)
+"""Every `BadImage.reason`."""
+
+FORMATS: tuple[str, ...] = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "TIFF",
+    "BMP",
+    "AVIF",
+    "JPEG2000",
+    "PPM",
+    "DDS",
+    "ICO",
+    "SGI",
+    "PCX",
+    "DIB",
+    "TGA",
+)
+"""PIL's names, in the order tried; TGA has no signature and comes last. None calls a program."""
+
+Pixels = NDArray[np.uint8]
+
+Floats32 = NDArray[np.float32]
+
+Image.init()  # registers the decoders now: at first use, threads would race for it
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
+
+
+def decode(data: bytes, rule: Preprocess) -> Pixels:
+    """The image as RGB (H, W, 3), upright unless EXIF is ignored; may be read-only.
+
+    Raises `BadImage`.
+
+    `rule.max_pixels` is checked before any pixel is decoded; PIL's own limit, 178,956,970, holds
+    in any case. Running out of memory raises `MemoryError`: it is not the image's fault.
+    """
+    check_rule(rule)
+    if not data:
+        raise BadImage("empty", "the file has no bytes")
+    if len(data) > rule.max_bytes:
+        raise BadImage("too_many_bytes", f"{len(data)} bytes; the limit is {rule.max_bytes}")
+    _quieten_pil()
+    _check_process(rule)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, rule)
+            with _room(image.width * image.height):
+                image.load()
+                _check_size(image, rule)  # an ICO's directory may lie about the image in it
+                return pixels_of(image, rule.exif)
+    except (MemoryError, BadImage):
+        raise
+    except Exception as error:  # PIL's decoders raise nearly anything on hostile bytes
+        raise blame(data, error) from error
+
+
+def pixels_of(image: Image.Image, exif: Exif = "apply") -> Pixels:
+    """(H, W, 3) of an image that PIL has opened, by the same rule. Raises `BadImage`."""
+    image.load()
+    _check_mode(image)
+    # It would be dropped anyway, and converting it may fail or warn.
+    image.info.pop("transparency", None)
+    orientation = _orientation(image) if exif == "apply" else 1
+    width, height = image.size
+    if width * height <= STRIP and orientation == 1:
+        return _rgb(image)
+    turned = orientation in (5, 6, 7, 8)
+    upright = np.empty((width, height, 3) if turned else (height, width, 3), np.uint8)
+    stored = _as_stored(upright, orientation)
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        stored[top:bottom] = _rgb(image.crop((0, top, width, bottom)))
+    return upright
+
+
+# Decoding
+
+
+MODES: tuple[str, ...] = (
+    "1",
+    "L",
+    "P",
+    "RGB",
+    "RGBA",
+    "LA",
+    "PA",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+)
+"""Of 8 bits or less a channel; PIL converts them."""
+
+MODES_16: tuple[str, ...] = ("I;16", "I;16L", "I;16B", "I;16N")
+
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, TILE_WIDTH, TILE_LENGTH = 258, 262, 274, 322, 323
+"""Tags of TIFF and EXIF."""
+
+PIL_MODULES = r"PIL\."
+
+PIL_PIXELS = 178_956_970
+"""PIL's own limit, as it stands unless someone sets another."""
+
+STRIP = 1 << 22
+"""Pixels that are converted at a time."""
+
+ROOM = 100_000_000
+"""Pixels that may be in decoders at a time, in all threads; PIL holds 4 to 16 bytes for each."""
+
+LEASE_SECONDS = 30.0
+"""A decoder that takes longer no longer keeps others waiting: it may be stuck."""
+
+
+def check_rule(rule: Preprocess) -> None:
+    if rule.colour != COLOUR_RULE:
+        raise UsageError(f"the colour rule is {rule.colour!r}; this version knows {COLOUR_RULE!r}")
+
+
+def _quieten_pil() -> None:
+    """PIL's warnings (odd EXIF, odd chunks) are neither printed nor raised.
+
+    Looked at before every image, as others reset the filters; `warnings.catch_warnings` is no help
+    among threads.
+    """
+    first = warnings.filters[0] if warnings.filters else None
+    if first is None or first[0] != "ignore" or getattr(first[3], "pattern", "") != PIL_MODULES:
+        warnings.filterwarnings("ignore", module=PIL_MODULES)
+
+
+def _check_process(rule: Preprocess) -> None:
+    """PIL's switches are the process's: what one set elsewhere must not decide what counts."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process: truncated images would "
+            "count as whole ones. Unset it"
+        )
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and 2 * limit < min(rule.max_pixels, PIL_PIXELS):
+        raise UsageError(
+            f"PIL.Image.MAX_IMAGE_PIXELS is {limit} in this process: images that the spec counts, "
+            f"of up to {rule.max_pixels} pixels, would be refused. Leave it as it was"
+        )
+
+
+def _check_size(image: Image.Image, rule: Preprocess) -> None:
+    _require_within("", image.width, image.height, rule)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tile = [image.tag_v2.get(tag, 0) for tag in (TILE_WIDTH, TILE_LENGTH)]
+        if all(isinstance(side, int) for side in tile):  # libtiff refuses the others
+            _require_within("a tile of ", tile[0], tile[1], rule)
+
+
+def _require_within(what: str, width: int, height: int, rule: Preprocess) -> None:
+    if width * height > rule.max_pixels:
+        raise BadImage(
+            "too_many_pixels",
+            f"{what}{width} x {height} is {width * height} pixels; the limit is {rule.max_pixels}",
+        )
+
+
+_decoding: dict[object, tuple[float, int]] = {}
+"""When each decoder under way began, and its pixels."""
+
+_room_changed = threading.Condition()
+
+
+@contextlib.contextmanager
+def _room(pixels: int) -> Iterator[None]:
+    """Waits until that many pixels more may be decoded beside the others; small ones never do."""
+    if pixels <= STRIP:
+        yield
+        return
+    me = object()
+
+    def free() -> bool:
+        now = monotonic()
+        held = sum(n for began, n in _decoding.values() if now - began < LEASE_SECONDS)
+        return not held or held + pixels <= ROOM
+
+    with _room_changed:
+        while not free():
+            _room_changed.wait(1)
+        _decoding[me] = monotonic(), pixels
+    try:
+        yield
+    finally:
+        with _room_changed:
+            del _decoding[me]
+            _room_changed.notify_all()
+
+
+def _check_mode(image: Image.Image) -> None:
+    if _is_16_bit(image):
+        _check_plain_16_bit(image)
+    elif image.mode not in MODES:
+        raise BadImage(
+            "unsupported", f"a {image.format} of mode {image.mode}: no value of it is white"
+        )
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    # PIL has scaled a PPM's values to 16 bits, whatever its maximum.
+    return image.mode in MODES_16 or (image.mode == "I" and image.format == "PPM")
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """Of a mode that has been checked; a strip has lost its format."""
+    if image.mode in MODES_16 or image.mode == "I":
+        grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _check_plain_16_bit(image: Image.Image) -> None:
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    bits, photometric = image.tag_v2.get(BITS_PER_SAMPLE), image.tag_v2.get(PHOTOMETRIC)
+    if bits != (16,) or photometric != 1:
+        raise BadImage(
+            "unsupported",
+            f"a grey TIFF of {bits} bits, photometric {photometric}; "
+            "only 16 bits with black at zero are scaled",
+        )
+
+
+def _orientation(image: Image.Image) -> object:
+    if image.format == "TIFF":
+        return 1  # PIL has applied it on loading
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except MemoryError:
+        raise
+    except Exception:  # hostile EXIF; the pixels are good
+        return 1
+
+
+def _as_stored(upright: Pixels, orientation: object) -> Pixels:
+    """The view of upright pixels in which the stored image's stand in their places.
+
+    `orientation` as in EXIF: which edges of the stored image are the top and the left.
+    """
+    stored = upright
+    if orientation in (3, 4, 7, 8):
+        stored = stored[::-1]
+    if orientation in (2, 3, 6, 7):
+        stored = stored[:, ::-1]
+    if orientation in (5, 6, 7, 8):
+        stored = stored.transpose(1, 0, 2)
+    return stored

@@ -1,0 +1,229 @@
+"""images.isolated: TODO-DOC"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import math
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from signal import Signals
+from time import monotonic
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.errors import BadImage, VdnaError
+from pipeline.images.decoding import Floats32, Pixels, check_rule, decode
+from pipeline.images.resize import prepare
+from pipeline.spec import Preprocess
+
+
+def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int = 3) -> Floats32:
+    """`load`, bit for bit, with the decoder in a process of its own; for images that kill or stall.
+
+    The process answers for many images. One that crashes, or takes more than `seconds` (its start
+    included), is followed by a new one, up to `attempts` in all; then raises `BadImage`
+    "decoder_crashed" or "timeout". The resize stays here: only the decoder is foreign code that
+    trusts the bytes.
+    """
+    check_rule(rule)
+    question = json.dumps(asdict(rule) | {"bytes": len(data)}).encode() + b"\n" + data
+    failure = BadImage("decoder_crashed", f"{attempts} attempts allowed")
+    for attempt in range(attempts):
+        # What another image has spoilt must not count against this one.
+        decoder = _Decoder.resting() if attempt == 0 else _Decoder.new()
+        try:
+            answer = decoder.ask(question, seconds)
+        except TimeoutError:
+            decoder.end()
+            failure = BadImage("timeout", f"not decoded in {seconds:g} s, {attempts} times")
+            continue
+        except BaseException:
+            decoder.end()
+            raise
+        if answer is not None:
+            decoder.rest()
+            return prepare(_answer(answer), rule)
+        ending, last_words = decoder.end()
+        if last_words.startswith(("ModuleNotFoundError", "ImportError")):
+            raise VdnaError(f"the decoding process cannot start: {last_words}")
+        failure = BadImage("decoder_crashed", f"{ending}, {attempts} times; {last_words}")
+    raise failure
+
+
+# In a process of its own
+
+
+PIPE_BYTES = 2**20
+
+MAX_AT_REST = 8
+"""Decoding processes that wait for another image."""
+
+
+def _isolated_command() -> list[str]:
+    return [sys.executable, "-P", "-m", "pipeline.images.isolated"]
+
+
+def _isolated_environment() -> dict[str, str]:
+    """Ours, with this package first on the path, from wherever it was imported."""
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+class _Decoder:
+    """A process that decodes one image after the other, as it is asked."""
+
+    _at_rest: ClassVar[list[_Decoder]] = []
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._made_by = command, environment
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process ends
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            env=environment,
+        )
+        pipes = (self._child.stdin, self._child.stdout)
+        self._to, self._from = (pipe.fileno() for pipe in pipes if pipe is not None)
+        for pipe in (self._to, self._from):
+            os.set_blocking(pipe, False)
+
+    @classmethod
+    def new(cls) -> _Decoder:
+        return cls(_isolated_command(), _isolated_environment())
+
+    @classmethod
+    def resting(cls) -> _Decoder:
+        """One that has ended well with another image, of the same making; a new one else."""
+        made_by = _isolated_command(), _isolated_environment()
+        while True:
+            with cls._lock:
+                found = next((d for d in cls._at_rest if d._made_by == made_by), None)
+                if found is None:
+                    return cls(*made_by)
+                cls._at_rest.remove(found)
+            if found._child.poll() is None:
+                return found
+            found.end()  # died at rest: where memory runs out, the system takes these first
+
+    def rest(self) -> None:
+        with self._lock:
+            self._at_rest.append(self)
+            oldest = self._at_rest.pop(0) if len(self._at_rest) > MAX_AT_REST else None
+        if oldest is not None:
+            oldest._child.kill()
+            oldest.end()
+
+    def ask(self, question: bytes, seconds: float) -> bytes | None:
+        """The answer; None where the process ended, or answered otherwise than agreed.
+
+        Raises `TimeoutError`.
+        """
+        deadline = monotonic() + seconds
+        left, answer = memoryview(question), bytearray()
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._from, selectors.EVENT_READ)
+            ready.register(self._to, selectors.EVENT_WRITE)
+            while (patience := deadline - monotonic()) > 0:
+                for key, _ in ready.select(patience):
+                    if key.fd == self._to:
+                        try:
+                            left = left[os.write(self._to, left[:PIPE_BYTES]) :]
+                        except BrokenPipeError:
+                            left = left[:0]
+                        if not left:
+                            ready.unregister(self._to)
+                        continue
+                    block = os.read(self._from, PIPE_BYTES)
+                    answer += block
+                    if not block or not answer.startswith(b"{"):
+                        return None
+                    end = answer.find(b"\n")
+                    if end >= 0 and len(answer) >= end + 1 + _pixel_bytes(answer[:end]):
+                        return bytes(answer)
+        self._child.kill()
+        raise TimeoutError
+
+    def end(self) -> tuple[str, str]:
+        """How it ended, if by itself, and the last line that it wrote to standard error."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(1)
+        ending = _ending(self._child.poll())
+        self._child.kill()
+        with self._child:  # waits, and closes its pipes
+            pass
+        self._words.seek(0)
+        words = self._words.read().decode(errors="replace").strip().rpartition("\n")[2]
+        self._words.close()
+        return ending, words
+
+    @classmethod
+    def end_all(cls) -> None:
+        while cls._at_rest:
+            decoder = cls._at_rest.pop()
+            decoder._child.kill()
+            decoder.end()
+
+
+atexit.register(_Decoder.end_all)
+
+os.register_at_fork(after_in_child=_Decoder._at_rest.clear)  # they answer to the parent
+
+
+def _pixel_bytes(head: bytes | bytearray) -> int:
+    """How much follows the first line of an answer."""
+    return math.prod(json.loads(head).get("shape", (0,)))
+
+
+def _answer(output: bytes) -> Pixels:
+    """A line of JSON, then pixels; or `BadImage`, of which there is only the line."""
+    end = output.index(b"\n")
+    said = json.loads(output[:end])
+    if "reason" in said:
+        raise BadImage(**said)
+    return np.frombuffer(output, np.uint8, offset=end + 1).reshape(said["shape"])
+
+
+def _ending(status: int | None) -> str:
+    if status is None:
+        return "answered in no known way"
+    try:
+        return f"killed by {Signals(-status).name}" if status < 0 else f"exit status {status}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+def _serve() -> None:
+    """Answer questions of `load_isolated`: a rule and an image, with pixels or why not."""
+    with contextlib.suppress(OSError):  # where memory runs out, let it end here
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a C library prints
+    while question := sys.stdin.buffer.readline():
+        fields = json.loads(question)
+        data = sys.stdin.buffer.read(fields.pop("bytes"))
+        rule = Preprocess(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        try:
+            pixels = np.ascontiguousarray(decode(data, rule))
+        except BadImage as bad:
+            said = json.dumps({"reason": bad.reason, "detail": bad.detail})
+            output.write(said.encode() + b"\n")
+        else:
+            output.write(json.dumps({"shape": pixels.shape}).encode() + b"\n")
+            output.write(pixels.data)
+        output.flush()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,259 @@
+"""images.resize: TODO-DOC"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.images.decoding import Floats32, Pixels
+from pipeline.spec import Preprocess
+
+
+def prepare(pixels: Pixels, rule: Preprocess) -> Floats32:
+    """RGB (H, W, 3) -> the network's input (rule.height, rule.width, 3), normalised.
+
+    `crop` "center" takes the largest square in the middle first, as the reference's
+    `crop_to_square_pre_resize`.
+    `clean` is the resize of clean-fid, which the reference uses: PIL's antialiased bicubic on
+    float channels to the target size, whatever the proportions, clipped to [0, 255]; equal to
+    within 1e-4 grey levels. `fast` is torch's on uint8, which rounds in between; of an image longer
+    than `MAX_FAST`, for which torch takes memory without bound, `clean` rounded.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise UsageError(
+            f"pixels are {pixels.dtype} of shape {pixels.shape}; expected uint8 (H, W, 3)"
+        )
+    pixels = np.ascontiguousarray(_square(pixels) if rule.crop == "center" else pixels)
+    mean, std = np.array(rule.mean), np.array(rule.std)
+    scale = (1 / (255 * std)).astype(np.float32)
+    shift = (-mean / std).astype(np.float32)
+    height, width, _ = pixels.shape
+    if rule.resize == "fast":
+        if max(height, width) > MAX_FAST:
+            resized = np.rint(_resize_extreme(pixels, rule.height, rule.width))
+        else:
+            resized = _resize_fast(pixels, rule.height, rule.width)
+        return _normalised(resized, scale, shift)
+    if width > MAX_WIDTH or height > MAX_SHRINK * rule.height or width > MAX_SHRINK * rule.width:
+        return _normalised(_resize_extreme(pixels, rule.height, rule.width), scale, shift)
+    out = np.empty((rule.height, rule.width, 3), np.float32)
+    flat = pixels.reshape(height, width * 3)
+    flat.flags.writeable = False  # one compiled kernel for writable and read-only pixels
+    _resize_clean(
+        flat, *_weights(height, rule.height), *_weights(width, rule.width), out, scale, shift
+    )
+    return out
+
+
+def _square(pixels: Pixels) -> Pixels:
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+# Resizing
+
+
+MAX_SHRINK = 32
+"""Beyond it float32 sums of so many weights drift: sums are in float64."""
+
+MAX_WIDTH = 1 << 15
+"""Of the input; beyond it the kernel's rows leave the cache."""
+
+MAX_FAST = 1 << 17
+"""Of the input's longer side."""
+
+ROWS = 8
+"""Output rows computed at a time: the lanes of a vector register."""
+
+
+@lru_cache(maxsize=256)
+def _weights(n_in: int, n_out: int) -> tuple[Floats32, NDArray[np.int32], NDArray[np.int32]]:
+    """PIL's antialiased bicubic (Resample.c, a = -0.5): weights (n_out, k), first input, how many.
+
+    Read-only, as they are shared.
+    """
+    step = n_in / n_out
+    stretch = max(step, 1.0)
+    centre = (np.arange(n_out) + 0.5) * step
+    first = np.maximum((centre - 2 * stretch + 0.5).astype(np.int64), 0)
+    count = np.minimum((centre + 2 * stretch + 0.5).astype(np.int64), n_in) - first
+    k = np.arange(count.max())
+    x = np.abs((k + first[:, None] - centre[:, None] + 0.5) / stretch)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights[k >= count[:, None]] = 0
+    weights /= weights.sum(axis=1, keepdims=True)
+    made = weights.astype(np.float32), first.astype(np.int32), count.astype(np.int32)
+    for array in made:
+        array.flags.writeable = False
+    return made
+
+
+# No reassociation: four products are added up before they meet the sum, which rounds less.
+@njit(nogil=True, cache=True, fastmath={"contract", "nnan", "nsz"}, error_model="numpy")
+def _resize_clean(
+    flat: Pixels,
+    down: Floats32,
+    down_first: NDArray[np.int32],
+    down_count: NDArray[np.int32],
+    across: Floats32,
+    across_first: NDArray[np.int32],
+    across_count: NDArray[np.int32],
+    out: Floats32,
+    scale: Floats32,
+    shift: Floats32,
+) -> None:
+    """flat (H, W*3) -> out (h, w, 3) = clip(resized, 0, 255) * scale + shift."""
+    height, width, _ = out.shape
+    length = flat.shape[1]
+    rows = np.empty((ROWS, length), np.float32)
+    columns = np.empty((length, ROWS), np.float32)
+    sums = np.empty((3, ROWS), np.float32)
+    # Sums about mid-grey stay small, and float32 rounds small ones more finely.
+    grey = np.float32(128)
+    black, white = np.float32(0) - grey, np.float32(255) - grey
+    for top in range(0, height, ROWS):
+        lanes = min(ROWS, height - top)
+        for r in range(ROWS):
+            i = min(top + r, height - 1)  # spare lanes repeat the last row
+            row, first, count = rows[r], down_first[i], down_count[i]
+            w0, in0 = down[i, 0], flat[first]
+            for x in range(length):
+                row[x] = w0 * (np.float32(in0[x]) - grey)
+            t = 1
+            while t + 3 < count:  # four rows a pass: fewer trips over `row`
+                w0, w1, w2, w3 = down[i, t], down[i, t + 1], down[i, t + 2], down[i, t + 3]
+                in0, in1 = flat[first + t], flat[first + t + 1]
+                in2, in3 = flat[first + t + 2], flat[first + t + 3]
+                for x in range(length):
+                    row[x] += (
+                        w0 * (np.float32(in0[x]) - grey)
+                        + w1 * (np.float32(in1[x]) - grey)
+                        + w2 * (np.float32(in2[x]) - grey)
+                        + w3 * (np.float32(in3[x]) - grey)
+                    )
+                t += 4
+            while t < count:
+                w0, in0 = down[i, t], flat[first + t]
+                for x in range(length):
+                    row[x] += w0 * (np.float32(in0[x]) - grey)
+                t += 1
+        for x in range(length):
+            for r in range(ROWS):
+                columns[x, r] = rows[r, x]
+        for j in range(width):
+            for r in range(ROWS):
+                sums[0, r] = 0
+                sums[1, r] = 0
+                sums[2, r] = 0
+            x = across_first[j] * 3
+            count = across_count[j]
+            t = 0
+            while t + 3 < count:
+                w0, w1, w2, w3 = across[j, t], across[j, t + 1], across[j, t + 2], across[j, t + 3]
+                for c in range(3):
+                    for r in range(ROWS):
+                        sums[c, r] += (
+                            w0 * columns[x + c, r]
+                            + w1 * columns[x + 3 + c, r]
+                            + w2 * columns[x + 6 + c, r]
+                            + w3 * columns[x + 9 + c, r]
+                        )
+                x += 12
+                t += 4
+            while t < count:
+                w0 = across[j, t]
+                for c in range(3):
+                    for r in range(ROWS):
+                        sums[c, r] += w0 * columns[x + c, r]
+                x += 3
+                t += 1
+            for r in range(lanes):
+                for c in range(3):
+                    value = min(max(sums[c, r], black), white) + grey
+                    out[top + r, j, c] = value * scale[c] + shift[c]
+
+
+def _resize_extreme(pixels: Pixels, height: int, width: int) -> Floats32:
+    """The definition of `clean`, as PIL computes it, for extreme sizes.
+
+    PIL itself would take 32 bytes for each pixel of a side, and fail beyond 2 GB.
+    """
+    rows, columns, _ = pixels.shape
+    if columns * height < rows * width:  # whatever leaves less for the second pass
+        resized = _resized_rows(_resized_rows(pixels, height, 0), width, 1)
+    else:
+        resized = _resized_rows(_resized_rows(pixels, width, 1), height, 0)
+    return resized.clip(0, 255)
+
+
+def _resized_rows(image: NDArray[Any], length: int, axis: int) -> Floats32:
+    """(H, W, 3) with one axis resized; the sums are float64, as PIL's."""
+    shape = list(image.shape)
+    if shape[axis] == length:
+        return image.astype(np.float32)
+    shape[axis] = length
+    out = np.empty(shape, np.float32)
+    image = image.view()
+    image.flags.writeable = False  # one compiled kernel for writable and read-only pixels
+    if axis == 0:
+        _resize_axis(image.reshape(1, len(image), -1), out.reshape(1, length, -1))
+    else:
+        _resize_axis(image, out)
+    return out
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _resize_axis(image: NDArray[Any], out: Floats32) -> None:
+    """(outer, n, inner) -> (outer, m, inner); weights as `_weights`, made as they are needed."""
+    outer, n_out, inner = out.shape
+    n_in = image.shape[1]
+    step = n_in / n_out
+    stretch = max(step, 1.0)
+    weights = np.empty(min(n_in, int(4 * stretch) + 3))
+    sums = np.empty(inner)
+    for i in range(n_out):
+        centre = (i + 0.5) * step
+        first = max(int(centre - 2 * stretch + 0.5), 0)
+        count = min(int(centre + 2 * stretch + 0.5), n_in) - first
+        total = 0.0
+        for t in range(count):
+            x = abs((t + first - centre + 0.5) * (1.0 / stretch))
+            weights[t] = 0.0
+            if x < 1:
+                weights[t] = (1.5 * x - 2.5) * x * x + 1
+            elif x < 2:
+                weights[t] = (((x - 5) * x + 8) * x - 4) * -0.5
+            total += weights[t]
+        for t in range(count):
+            weights[t] /= total
+        for o in range(outer):
+            sums[:] = 0
+            for t in range(count):
+                w = weights[t]
+                for k in range(inner):
+                    sums[k] += image[o, first + t, k] * w
+            for k in range(inner):
+                out[o, i, k] = sums[k]
+
+
+def _normalised(pixels: Floats32, scale: Floats32, shift: Floats32) -> Floats32:
+    normalised: Floats32 = pixels * scale + shift
+    return normalised
+
+
+def _resize_fast(pixels: Pixels, height: int, width: int) -> Floats32:
+    import torch
+    from torch.nn.functional import interpolate
+
+    planes = torch.tensor(pixels).permute(2, 0, 1)[None]
+    resized = interpolate(planes, (height, width), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy().astype(np.float32, order="C")

@@ -1,0 +1,5 @@
+from .importing import import_file as import_file
+from .reading import ReferenceFile as ReferenceFile
+from .reading import read_file as read_file
+from .writing import export_file as export_file
+from .writing import write as write

@@ -1,0 +1,172 @@
+"""interop.writing: TODO-DOC"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, software
+from pipeline.dna import DNA
+from pipeline.errors import UsageError
+from pipeline.interop.reading import KINDS, MAX_INT32, TELLS, Kind, json_uri, npz_uri
+from pipeline.spec import LAYER_GAUSSIAN
+
+# Export.
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The two files written, and what they do not say."""
+
+    npz: str
+    json: str
+    kind: Kind
+    images: int
+    notes: tuple[str, ...]
+
+
+def export_file(
+    catalogue: Catalogue,
+    name: str,
+    url: str,
+    kind: str | None = None,
+    *,
+    spec: str | None = None,
+    at: int | str | None = None,
+) -> Exported:
+    """A dataset's DNA -> NAME.npz and NAME.json, as the reference reads them."""
+    npz_uri(url)
+    version = catalogue.find(name, at, spec)
+    dna = catalogue.load_version(name, version)
+    if LAYER_GAUSSIAN in version.products and (kind or "histogram") not in kinds_of(dna):
+        dna = catalogue.load_version(name, version, layer_gaussian=True)
+    return write(dna, url, kind, source=version.source, name=name)
+
+
+def write(
+    dna: DNA, url: str, kind: str | None = None, *, source: str = "", name: str = "this DNA"
+) -> Exported:
+    """Raises `UsageError` where the DNA has nothing of that kind (by default, what tells most)."""
+    uri = npz_uri(url)
+    has = kinds_of(dna)
+    chosen = kind or has[0]
+    if chosen not in KINDS:
+        raise UsageError(f"as is {kind!r}; choose one of {', '.join(KINDS)}")
+    if chosen not in has:
+        raise UsageError(f"{name} has no {chosen}; it has {', '.join(has)}")
+    arrays, notes = _WRITERS[chosen](dna)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **cast(Any, arrays))
+    storage.replace(uri, buffer.getvalue())
+    about = _metadata(dna, chosen, source)
+    storage.replace(json_uri(uri), json.dumps(about, indent=4).encode())
+    paths = storage.readable(uri), storage.readable(json_uri(uri))
+    return Exported(*paths, chosen, dna.images, tuple(notes))
+
+
+def kinds_of(dna: DNA) -> list[Kind]:
+    """What the DNA can be exported as; the one that tells most, first."""
+    return [
+        kind
+        for kind, columns in TELLS.items()
+        if not set(columns) & set(dna.unknown)
+        and (kind != "layer-gaussian" or dna.scatter is not None)
+    ]
+
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def _write_histograms(dna: DNA) -> tuple[Arrays, list[str]]:
+    """Clamped, as the reference's: what fell below is in the first bin, above, in the last."""
+    counts = dna.counts.copy()
+    counts[:, 0] += dna.underflow
+    counts[:, -1] += dna.overflow
+    fits = counts.max() <= MAX_INT32
+    notes = [] if fits else ["counts are int64: int32, as the reference saves, would wrap"]
+    if lost := int(dna.nonfinite.sum()):
+        notes.append(f"{lost} activations that are not finite are left out")
+    stored = counts.astype(np.int32) if fits else counts
+    return {layer: stored[dna.slice_of(layer)] for layer in dna.layers}, notes
+
+
+def _write_gaussians(dna: DNA) -> tuple[Arrays, list[str]]:
+    arrays: Arrays = {}
+    degrees = max(1, dna.images - 1)
+    for layer in dna.layers:
+        here = dna.slice_of(layer)
+        with np.errstate(over="ignore"):
+            arrays[f"mu-{layer}"] = dna.mean[here].astype(np.float32)
+            arrays[f"var-{layer}"] = (dna.m2[here] / degrees).astype(np.float32)
+    return arrays, _one_image(dna)
+
+
+def _write_layer_gaussians(dna: DNA) -> tuple[Arrays, list[str]]:
+    arrays: Arrays = {}
+    degrees = max(1, dna.images - 1)
+    for layer in dna.layers:
+        arrays[f"mu-{layer}"] = dna.mean[dna.slice_of(layer)]
+        arrays[f"sigma-{layer}"] = dna.scatter_of(layer) / degrees
+    return arrays, _one_image(dna)
+
+
+def _one_image(dna: DNA) -> list[str]:
+    return ["the variance of one image is written as 0"] if dna.images == 1 else []
+
+
+def _write_extremes(dna: DNA) -> tuple[Arrays, list[str]]:
+    arrays: Arrays = {}
+    for layer in dna.layers:
+        here = dna.slice_of(layer)
+        arrays |= {f"min-{layer}": dna.min[here], f"max-{layer}": dna.max[here]}
+    none = int((dna.min > dna.max).sum())
+    return arrays, [f"{none} neurons have no finite activation: inf to -inf"] if none else []
+
+
+_WRITERS: dict[Kind, Callable[[DNA], tuple[Arrays, list[str]]]] = {
+    "histogram": _write_histograms,
+    "gaussian": _write_gaussians,
+    "layer-gaussian": _write_layer_gaussians,
+    "activation-ranges": _write_extremes,
+}
+
+
+def _metadata(dna: DNA, kind: Kind, source: str) -> dict[str, Any]:
+    """NAME.json: the fields that the reference reads, and the spec, which it leaves alone."""
+    spec, bins, histogram = dna.spec, dna.spec.bins, kind == "histogram"
+    return {
+        "time_of_compute": datetime.now(UTC).strftime("%I:%M%p on %B %d, %Y"),
+        "vdna_version": software(),
+        "distribution": {"hist_nb_bins": bins} if histogram else {},
+        "type": kind,
+        "name": f"histogram-{bins}" if histogram else kind,
+        "data_settings": {
+            "source": source or "not told",
+            "crop_to_square_pre_resize": spec.preprocess.crop,
+            "resize_mode": spec.preprocess.resize,
+            "shuffle_files": False,
+            "num_images": -1,
+        },
+        "extraction_settings": {
+            "average_feats_spatially": kind in ("gaussian", "layer-gaussian"),
+            "accumulate_spatial_feats_in_hist": histogram,
+            "accumulate_sample_feats_in_hist": histogram,
+            "keep_only_min_max": kind == "activation-ranges",
+            "normalise_feats": histogram,
+            "hist_nb_bins": bins if histogram else 0,
+            "device": "cpu",
+        },
+        "num_images": dna.images,
+        "feature_extractor_name": spec.extractor,
+        "neurons_list": {layer: spec.tap(layer).neurons for layer in dna.layers},
+        "spec": spec.to_json(),
+        "spec_digest": spec.digest,
+    }

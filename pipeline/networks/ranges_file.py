@@ -1,0 +1,337 @@
+"""Files of ranges: ours, those that come with the package, and the reference's.
+
+    >>> resolve(network, "activation_ranges.json", {}).digest               # doctest: +SKIP
+
+A range is measured by `pipeline.calibrate`, then widened by 1.2 about its centre. The paper and its
+reference widen about zero, which clips data where the minimum is above zero: (2, 5) becomes
+(2.4, 6). Their files hold what was measured; they are widened about zero when they are read, so
+that a build with them counts as the reference does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from itertools import product
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.dna import Floats, Ranges, encode_tables
+from pipeline.errors import CorruptFile, SpecMismatch, StorageError, UsageError
+from pipeline.networks.network import Network
+from pipeline.networks.reference_networks import REFERENCE_REPO
+from pipeline.spec import digest_of
+
+FORMAT = 1
+
+WIDEN = 1.2
+
+REFERENCE_FILES = {
+    "mugs_vit_base": "Mugs/mugs_vit_base/activation_ranges.json",
+    "mugs_vit_large": "Mugs/mugs_vit_large/activation_ranges.json",
+    "dino_vit_base": "DINO/dino_vit_base/activation_ranges.json",
+    "dino_resnet50": "DINO/dino_resnet50/activation_ranges.json",
+    "rand_resnet50": "Random/rand_resnet50/activation_ranges.json",
+    "clip_im_vit_b16": "CLIP/clip_im_vit_b16/activation_ranges.json",
+    "inception": "Inception/inception_v3/activation_ranges.json",
+    "vgg16": "VGG/vgg16/activation_ranges.json",
+}
+"""Where vdna 0.1.1 gets the ranges of each of its networks, in its repository on the hub."""
+
+ASSUMED = "assumed: "
+"""How the weights begin of specs and ranges that are only known by the reference's names."""
+
+REFERENCE_MARGIN = 1e-8
+"""What the reference adds to half of a range, lest it be zero."""
+
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+
+_OWN_FIELDS = frozenset({"format", "kind", "digest", "extractor", "weights_sha256"})
+"""Metadata that `encode` states itself; the rest is provenance."""
+
+
+def widen(ranges: Ranges, factor: float = WIDEN) -> Ranges:
+    """Each range `factor` times as wide, about its centre."""
+    centre = (ranges.low + ranges.high) / 2
+    half = (ranges.high - ranges.low) / 2 * factor
+    return Ranges(ranges.taps, centre - half, centre + half)
+
+
+def encode(ranges: Ranges, network: Network, **provenance: object) -> bytes:
+    """Columns `layer`, `neuron`, `low`, `high`; where they come from in the metadata."""
+    table = pa.table(
+        {
+            "layer": [layer for layer, neurons in ranges.taps for _ in range(neurons)],
+            "neuron": pa.array([i for _, n in ranges.taps for i in range(n)], pa.int32()),
+            "low": ranges.low,
+            "high": ranges.high,
+        }
+    )
+    metadata = {
+        "format": FORMAT,
+        "kind": "ranges",
+        "digest": ranges.digest,
+        "extractor": network.name,
+        "weights_sha256": network.weights_sha256,
+        **provenance,
+    }
+    sealed = metadata | {"checksum": digest_of(metadata)}
+    return encode_tables(sealed, table.schema, [table])
+
+
+def decode(data: bytes, name: str) -> tuple[Ranges, dict[str, Any]]:
+    """Raises `CorruptFile` where the rows are not those of the digest stated."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read()
+        metadata = json.loads(file.metadata.metadata[b"vdna"])
+        seal = metadata.pop("checksum", None)  # the first release wrote none
+        if seal not in (None, digest_of(metadata)):
+            raise CorruptFile(f"{name}: its metadata is not what was written; restore the file")
+        if (metadata["kind"], metadata["format"]) != ("ranges", FORMAT):
+            raise CorruptFile(
+                f"{name}: {metadata['kind']!r} of format {metadata['format']}; this version of "
+                f"vdna reads ranges of format {FORMAT}"
+            )
+        layers = table["layer"].cast(pa.string()).to_pylist()
+        neurons = table["neuron"].to_pylist()
+        low = table["low"].to_numpy().astype(np.float64)
+        high = table["high"].to_numpy().astype(np.float64)
+        stated = metadata["digest"]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{name}: torn, or not a file of ranges: {error}") from error
+    taps: dict[str, int] = {}
+    for layer, neuron in zip(layers, neurons, strict=True):
+        if neuron != taps.get(layer, 0):
+            raise CorruptFile(f"{name}: neuron {neuron} of layer {layer} is out of place")
+        taps[layer] = neuron + 1
+    ranges = Ranges(tuple(taps.items()), cast(Floats, low), cast(Floats, high))
+    if ranges.digest != stated:
+        raise CorruptFile(f"{name}: states digest {stated}, its rows have {ranges.digest}")
+    return ranges, metadata
+
+
+def _asset(extractor: str) -> Traversable:
+    return files("pipeline.networks").joinpath("assets", f"{extractor}.ranges.parquet")
+
+
+def embedded(extractor: str) -> tuple[Ranges, dict[str, Any]]:
+    """The ranges that come with this package. Raises `UsageError` where there are none."""
+    resource = _asset(extractor)
+    if not resource.is_file():
+        raise UsageError(f"no ranges come with {extractor}; measure some with `vdna calibrate`")
+    return decode(resource.read_bytes(), resource.name)
+
+
+def resolve(network: Network, source: str | None, known: Mapping[str, str]) -> Ranges:
+    """Ranges by file, by digest (a key of `known`, to a uri), or the network's own.
+
+    Of a file that holds more layers than the network taps, those that it taps. Raises
+    `SpecMismatch` where they are of other weights, or lack a layer.
+    """
+    return find(network, source, known)[0]
+
+
+def find(
+    network: Network, source: str | None, known: Mapping[str, str]
+) -> tuple[Ranges, dict[str, Any]]:
+    """As `resolve`, with where they come from, for `encode` to state."""
+    if source is None:
+        name, (ranges, metadata) = f"of {network.name}", _own(network)
+    else:
+        name = known.get(source) or storage.canonical(source)
+        data = storage.read(name)
+        read = decode_reference(data, name, network) if _is_json(data) else decode(data, name)
+        ranges, metadata = read
+        if source in known and ranges.digest != source:
+            raise CorruptFile(f"{name} holds ranges {ranges.digest}")
+    if metadata["extractor"] == network.name and _names_no_weights(metadata):
+        pass  # that they are the network's is whoever gives them to say
+    elif metadata["weights_sha256"] != network.weights_sha256:
+        raise SpecMismatch(
+            f"ranges {name} are of {metadata['extractor']} with weights "
+            f"{metadata['weights_sha256']}; this build uses {network.name} with "
+            f"{network.weights_sha256}. Measure some with `vdna calibrate --weights …`, and give "
+            "them by --ranges"
+        )
+    shape = tuple((tap.name, tap.neurons) for tap in network.taps)
+    if not set(shape) <= set(ranges.taps):
+        raise _lacking(f"the ranges {name}", network, dict(ranges.taps))
+    provenance = {key: value for key, value in metadata.items() if key not in _OWN_FIELDS}
+    return ranges.select(shape), provenance
+
+
+def _lacking(about: str, network: Network, held: Mapping[str, int]) -> SpecMismatch:
+    """Which layers are lacked, which are held (with how many neurons), and how to get the rest."""
+    wrong = [
+        f"{tap.name} ({held[tap.name]} neurons there, {tap.neurons} tapped)"
+        if tap.name in held
+        else tap.name
+        for tap in network.taps
+        if held.get(tap.name) != tap.neurons
+    ]
+    weights = "--weights … " if network.weights_uri else ""
+    return SpecMismatch(
+        f"{about} lack {len(wrong)} of the {len(network.taps)} layers that are tapped of "
+        f"{network.name}: {_some(wrong)}; they hold {_some(list(held)) or 'none'}. Measure some "
+        f"with `vdna calibrate --extractor {network.name} {weights}--taps …`, with the same taps "
+        "as here, and give them by --ranges"
+    )
+
+
+def _some(names: list[str]) -> str:
+    """Up to five, the last among them: taps mostly are a sequence."""
+    return ", ".join(names if len(names) <= 5 else [*names[:4], "…", names[-1]])
+
+
+def _names_no_weights(metadata: Mapping[str, Any]) -> bool:
+    return str(metadata["weights_sha256"]).startswith(ASSUMED)
+
+
+def _own(network: Network) -> tuple[Ranges, dict[str, Any]]:
+    """Those that come with the package, else those that the reference publishes."""
+    if network.name not in REFERENCE_FILES or _asset(network.name).is_file():
+        return embedded(network.name)
+    if network.weights_uri is not None:
+        raise UsageError(
+            f"the reference's ranges of {network.name} are of its own weights, not of "
+            f"{storage.readable(network.weights_uri)}; measure some with `vdna calibrate "
+            "--weights …`, and give them by --ranges. If that file holds the reference's own "
+            f"weights, its activation_ranges.json ({REFERENCE_FILES[network.name]} of "
+            f"{REFERENCE_REPO}) may be given by --ranges instead"
+        )
+    path = REFERENCE_FILES[network.name]
+    uri = storage.canonical(_from_hub(network.name, path))
+    name = f"{REFERENCE_REPO}/{path}"
+    ranges, metadata = decode_reference(storage.read(uri), name, network)
+    return ranges, metadata | {"origin": f"huggingface.co/{name}"}
+
+
+def _from_hub(name: str, path: str) -> str:
+    """The local copy, by the hub's own cache and settings."""
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.hf_hub_download(repo_id=REFERENCE_REPO, filename=path)
+    except Exception as error:  # its client raises its HTTP library's errors as they are
+        why = " ".join(str(error).split())[:300]
+        raise StorageError(
+            f"no ranges come with {name}, and the reference's ({path} of {REFERENCE_REPO}) "
+            f"could not be had from the Hugging Face hub: {type(error).__name__}: {why}. Give some "
+            "by --ranges FILE, or measure some with `vdna calibrate`"
+        ) from error
+
+
+# The reference's files: {"mins_per_neuron": {layer: {"0": minimum, …}}, "maxs_per_neuron": …}
+
+
+def _is_json(data: bytes) -> bool:
+    return data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def decode_reference(data: bytes, name: str, network: Network) -> tuple[Ranges, dict[str, Any]]:
+    """The extremes in an `activation_ranges.json` of vdna 0.1.1, widened as it widens them.
+
+    It names no weights: that they are `network`'s is whoever gives it to say, and the metadata
+    records it. Raises `CorruptFile` where it contradicts itself, `SpecMismatch` where its layers
+    and neurons are not those that the network taps.
+    """
+    try:
+        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct)
+        lows, highs = content["mins_per_neuron"], content["maxs_per_neuron"]
+        same = lows.keys() == highs.keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFile(
+            f"{name}: torn, or not the reference's JSON of minima and maxima: {error!r}"
+        ) from error
+    if not same:
+        odd = ", ".join(sorted(lows.keys() ^ highs.keys()))
+        raise CorruptFile(f"{name}: minima and maxima are not of the same layers: {odd}")
+    neurons = {tap.name: tap.neurons for tap in network.taps}
+    if not neurons.keys() <= lows.keys():
+        held = {layer: neurons.get(layer, 0) for layer in lows}
+        raise _lacking(f"the ranges {name}", network, held)
+    low, high = [], []
+    for tap in network.taps:
+        minima = _column(lows[tap.name], tap.name, "minimum", name)
+        maxima = _column(highs[tap.name], tap.name, "maximum", name)
+        if {len(minima), len(maxima)} != {tap.neurons}:
+            raise SpecMismatch(
+                f"{name}: layer {tap.name} has {len(minima)} minima and {len(maxima)} maxima; "
+                f"{network.name} has {tap.neurons} neurons there"
+            )
+        for i, (least, most) in enumerate(zip(minima, maxima, strict=True)):
+            if least > most:
+                raise CorruptFile(f"{name}: neuron {tap.name}[{i}] ranges from {least} to {most}")
+        low += minima
+        high += maxima
+    taps = tuple((tap.name, tap.neurons) for tap in network.taps)
+    ranges = widen_about_zero(Ranges(taps, np.array(low), np.array(high)))
+    return ranges, {
+        "extractor": network.name,
+        "weights_sha256": network.weights_sha256,
+        "assumed_weights": True,
+        "reference_file_sha256": hashlib.sha256(data).hexdigest(),
+        "widened": WIDEN,
+        "widened_about": "zero",
+    }
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands there twice")
+    return found
+
+
+def _column(values: object, layer: str, what: str, name: str) -> list[float]:
+    """One layer's numbers in the order of its neurons, whose names sort as text: 10 before 2."""
+    if not isinstance(values, dict):
+        raise CorruptFile(f"{name}: layer {layer} holds no {what} by neuron")
+    column = []
+    for i in range(len(values)):
+        if str(i) not in values:
+            odd = next(key for key in values if key not in set(map(str, range(len(values)))))
+            raise CorruptFile(f"{name}: layer {layer} has a neuron {odd!r}, and no {what} of {i}")
+        value = values[str(i)]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= _MAX_FLOAT32:
+            raise CorruptFile(f"{name}: the {what} of neuron {layer}[{i}] is {value!r}")
+        column.append(float(value))
+    return column
+
+
+def widen_about_zero(extremes: Ranges, factor: float = WIDEN) -> Ranges:
+    """As vdna 0.1.1 does: both ends times `factor`, and half the width made 1e-8 wider.
+
+    Low and high are set such that `pipeline.histogram` finds the reference's centre and half-width
+    again, to the last bit where any two floats give it, else within one unit of it.
+    """
+    low, high = extremes.low * factor, extremes.high * factor
+    centre, half = (low + high) / 2, (high - low) / 2 + REFERENCE_MARGIN
+    # A point has that half-width by the rule itself.
+    best_low = np.where(low == high, centre, centre - half)
+    best_high = np.where(low == high, centre, centre + half)
+    best = np.where(low == high, 0.0, np.inf)
+    steps = sorted(product(range(-2, 3), repeat=2), key=lambda s: (abs(s[0]) + abs(s[1]), s))
+    for down, up in steps:
+        a, b = _ulps(centre - half, down), _ulps(centre + half, up)
+        off = abs((a + b) / 2 - centre) + abs((b - a) / 2 - half)
+        better = off < best
+        best = np.where(better, off, best)
+        best_low, best_high = np.where(better, a, best_low), np.where(better, b, best_high)
+    return Ranges(extremes.taps, best_low, best_high)
+
+
+def _ulps(values: Floats, steps: int) -> Floats:
+    for _ in range(abs(steps)):
+        values = np.nextafter(values, np.inf if steps > 0 else -np.inf)
+    return values

@@ -1,0 +1,254 @@
+"""What a matrix shows, for people: a coloured table, and sentences.
+
+>>> print_matrix(matrix, Console())                          # doctest: +SKIP
+>>> print(summary_sentence(matrix))                          # doctest: +SKIP
+54 of 55 pairs differ at a false discovery rate of 5%; 1 is not told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.comparing import (
+    ALL,
+    FALSE_DISCOVERY_RATE,
+    LEAST_FOLDS,
+    Distance,
+    Matrix,
+    neighbours,
+    some_of,
+)
+from pipeline.dna import UNIFORM, Floats
+from pipeline.explaining import Explanation
+
+NAMED = 3
+"""Datasets that a sentence names as not told apart."""
+
+DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
+"""Verdicts on a pair. Alike: not told apart, which is no proof that they are the same."""
+
+ALIKE_MARK, UNTESTED_MARK = "~", "?"
+
+ALIKE_TEXT = f"not told apart at a false discovery rate of {FALSE_DISCOVERY_RATE:.0%}"
+
+_TOO_FEW_FOLDS = (
+    f"that takes {LEAST_FOLDS} folds of each dataset, which are as many images, or groups, or "
+    "more; imports have none"
+)
+
+_WHY_PLAIN = "too few images, or imported"
+
+SIGNED_LENS_TEXT = (
+    "Some weights are below 0: what neurons add cancels, so that a layer's number may be negative, "
+    "or not defined where its weights sum to no more than 0"
+)
+
+WEIGHTLESS = "The lens gives this layer no weight in sum: through it there are no distances."
+
+
+def verdicts(
+    matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE
+) -> NDArray[np.int8]:
+    """(D, D): `DIFFERENT` where q < rate, `ALIKE` where it is not, `UNTESTED` without a q."""
+    q = matrix.of(layer, "q")
+    found = np.where(np.isnan(q), UNTESTED, np.where(q < rate, DIFFERENT, ALIKE)).astype(np.int8)
+    np.fill_diagonal(found, UNTESTED)
+    return found
+
+
+def shown(matrix: Matrix, layer: str = ALL) -> Floats:
+    """(D, D) EMD: corrected for the sizes of the samples where that is known, and else plain.
+
+    Plain distances of small samples are large by themselves: `uncorrected` says whose they are.
+    """
+    return np.where(_corrected(matrix, layer), matrix.of(layer, "emd_corrected"), matrix.of(layer))
+
+
+def any_corrected(matrix: Matrix, layer: str = ALL) -> bool:
+    return bool(_corrected(matrix, layer).any())
+
+
+def correction(matrix: Matrix, layer: str = ALL) -> str:
+    """What is said of the numbers of `shown`."""
+    if not any_corrected(matrix, layer):
+        return "not corrected for the sizes of the samples"
+    plain = uncorrected(matrix, layer)
+    but = f", but for {plain} ({_WHY_PLAIN})" if plain else ""
+    return f"corrected for the sizes of the samples{but}"
+
+
+def plain_note(matrix: Matrix, layer: str = ALL) -> str:
+    """Of a page whose other distances are corrected; empty where all are, or none is."""
+    plain = uncorrected(matrix, layer)
+    if not plain:
+        return ""
+    return (
+        f"Distances of {plain} are not corrected for the size of the sample, and large for that "
+        f"({_WHY_PLAIN})."
+    )
+
+
+def uncorrected(matrix: Matrix, layer: str = ALL) -> str:
+    """Whose distances are plain where others' are corrected: datasets of one fold or none."""
+    corrected = _corrected(matrix, layer)
+    lacking = np.isfinite(matrix.of(layer)) & ~corrected & ~np.eye(len(corrected), dtype=bool)
+    never = np.logical_not(corrected.any(axis=1))
+    causes = never[:, None] | ~never  # not who is compared to one that never is
+    whose = np.any(lacking & causes, axis=1)
+    names = [name for name, its in zip(matrix.names, whose, strict=True) if its]
+    return some_of(names) if names and not never.all() else ""
+
+
+def _corrected(matrix: Matrix, layer: str) -> NDArray[np.bool_]:
+    known = np.isfinite(matrix.of(layer, "emd_corrected"))
+    return known & ~np.eye(len(known), dtype=bool)
+
+
+def no_test(matrix: Matrix) -> str:
+    """Why no pair is tested, where none is."""
+    if not matrix.estimates:
+        if through(matrix):
+            return (
+                "there are no error bars, which a lens with negative weights has not (vdna lens "
+                "fit --non-negative makes one that has), nor has --no-error-bars"
+            )
+        return "there are no error bars (--no-error-bars)"
+    return _TOO_FEW_FOLDS
+
+
+def through(matrix: Matrix) -> str:
+    """The lens by name; empty for all neurons alike."""
+    return f"through lens {matrix.lens}" if matrix.lens_digest or matrix.lens != UNIFORM else ""
+
+
+def seen(matrix: Matrix, layer: str = ALL) -> str:
+    """What distances are of: a layer, all neurons, or what a lens weighs of them."""
+    if not through(matrix):
+        return "all neurons" if layer == ALL else layer
+    return through(matrix) if layer == ALL else f"{layer} {through(matrix)}"
+
+
+def format_number(value: float, distance: Distance = "emd") -> str:
+    return f"{value:.{decimals_of(value)}f}" if distance == "emd" else f"{value:.3g}"
+
+
+def decimals_of(value: float) -> int:
+    return 1 if abs(value) >= 1 or value == 0 else 2
+
+
+def sentences_heading(matrix: Matrix, layer: str = ALL, near: str | None = None) -> str:
+    """What the numbers of `nearest_sentences` are, or of the `neighbour_lines` of a dataset."""
+    what = "Distance" if len(matrix.names) == 2 else "Nearest and farthest"
+    what = f"From {near}, the nearest first" if near else what
+    barred = " [95% interval]" if any_corrected(matrix, layer) else ""
+    return f"{what}, in bins, {correction(matrix, layer)}{barred}:"
+
+
+def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
+    """For each dataset, its nearest and its farthest, and those that it is not told apart from.
+
+    Corrected distances with their 95% interval, where they are known. The nearest is one that is
+    told apart, unless none is. Of two datasets there is one distance, and one line.
+    """
+    values, verdict = shown(matrix, layer), verdicts(matrix, layer)
+    q, distance = matrix.of(layer, "q"), _distances_told(matrix, layer)
+    width = max(len(name) for name in matrix.names)
+
+    def told(i: int, j: int) -> str:
+        return f"{matrix.names[j]} {distance(i, j)}"
+
+    lines = []
+    if len(matrix.names) == 2:
+        if not neighbours(values, 0):
+            return [f"{' and '.join(matrix.names)} are at no distance that is defined"]
+        alike_too = f"; not told apart (q {q[0, 1]:.2f})" if verdict[0, 1] == ALIKE else ""
+        return [f"{matrix.names[0]} to {told(0, 1)}{alike_too}"]
+    for i, name in enumerate(matrix.names):
+        others = neighbours(values, i)
+        if not others:
+            lines.append(f"{name:{width}}  at no distance that is defined")
+            continue
+        alike = [j for j in others if verdict[i, j] == ALIKE]
+        apart = [j for j in others if verdict[i, j] != ALIKE] or list(others)
+        near, far = told(i, apart[0]), told(i, others[-1])
+        both = f"nearest and farthest {far}" if near == far else f"nearest {near}, farthest {far}"
+        line = f"{name:{width}}  {both}"
+        if alike:
+            named = ", ".join(f"{matrix.names[j]} (q {q[i, j]:.2f})" for j in alike[:NAMED])
+            more = f" and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
+            line += f"; not told apart from {named}{more}"
+        lines.append(line)
+    return lines
+
+
+def neighbour_lines(matrix: Matrix, name: str, layer: str = ALL) -> list[str]:
+    """All others of a dataset, the nearest first, with q; what is not told apart is marked."""
+    i, values, verdict = matrix.names.index(name), shown(matrix, layer), verdicts(matrix, layer)
+    q, told = matrix.of(layer, "q")[i], _distances_told(matrix, layer)
+    others = neighbours(values, i)
+    wide = max((len(matrix.names[j]) for j in others), default=0)
+    lines = [
+        f"{ALIKE_MARK if verdict[i, j] == ALIKE else ' '} {matrix.names[j]:{wide}}  {told(i, j)}"
+        + (f"  q {q[j]:.2g}" if np.isfinite(q[j]) else "")
+        for j in others
+    ]
+    if lost := len(matrix.names) - 1 - len(others):
+        lines.append(f"  {lost:,} at no distance that is defined")
+    if ALIKE in verdict[i]:
+        lines.append(f"{ALIKE_MARK} {ALIKE_TEXT}")
+    return lines
+
+
+def _distances_told(matrix: Matrix, layer: str) -> Callable[[int, int], str]:
+    """Of a pair, corrected with its 95% interval where that is known."""
+    values, corrected = shown(matrix, layer), _corrected(matrix, layer)
+    low, high = (matrix.of(layer, column) for column in ("low", "high"))
+    known = np.isfinite(low) & np.isfinite(high) & corrected
+
+    def told(i: int, j: int) -> str:
+        value = values[i, j]
+        if not known[i, j]:
+            plain = corrected.any() and not corrected[i, j]
+            return format_number(value) + (" (not corrected)" if plain else "")
+        digits = decimals_of(value)
+        return f"{format_number(value)} [{low[i, j]:.{digits}f}, {high[i, j]:.{digits}f}]"
+
+    return told
+
+
+def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE) -> str:
+    """How many pairs differ, or that no one knows."""
+    upper = verdicts(matrix, layer, rate)[np.triu_indices(len(matrix.names), 1)]
+    pairs = f"{len(upper):,} {'pair' if len(upper) == 1 else 'pairs'}"
+    untested = int((upper == UNTESTED).sum())
+    if untested == len(upper):
+        return f"None of {pairs} is tested: {no_test(matrix)}."
+    alike = int((upper == ALIKE).sum())
+    different = int((upper == DIFFERENT).sum())
+    differ = "differs" if 1 in (different, len(upper)) else "differ"
+    line = f"{different:,} of {pairs} {differ} at a false discovery rate of "
+    line += f"{rate:.0%}; {alike:,} {'is' if alike == 1 else 'are'} not told apart"
+    if untested:
+        line += f"; {untested:,} {'is' if untested == 1 else 'are'} not tested"
+    return f"{line}."
+
+
+def explanation_sentence(found: Explanation) -> str:
+    """How many neurons differ, and how many make up half of the distance."""
+    neurons = found.neurons.num_rows
+    if not neurons:
+        return "The lens gives these layers no weight: through it there is no distance."
+    of = f"{neurons:,} {'neuron' if neurons == 1 else 'neurons'}"
+    make = "makes" if 1 in (found.half, neurons) else "make"
+    distance = "all that is added and taken away" if found.signed else "the distance"
+    most = f"{found.half:,} of {of} {make} up half of {distance}"
+    if found.neurons["q"].null_count == neurons:
+        return f"No neuron is tested: {_TOO_FEW_FOLDS}. {most}."
+    differ = "differs" if 1 in (found.differing, neurons) else "differ"
+    return (
+        f"{found.differing:,} of {of} {differ} at a false discovery rate of "
+        f"{FALSE_DISCOVERY_RATE:.0%}; {most}."
+    )

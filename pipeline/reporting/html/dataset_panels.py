@@ -1,0 +1,245 @@
+"""What a page tells of datasets beyond their distances, read from the catalogue.
+
+    >>> page = gather(Catalogue("dnas"), [matrix])               # doctest: +SKIP
+
+Provenance and failures of each, a few of its images, made small, and of the nearest pairs the
+neurons that differ most. What cannot be read is a note on the page: it never fails for that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version
+from pipeline.comparing import Matrix, notes_of
+from pipeline.dna import Lens
+from pipeline.errors import BadImage, UsageError, VdnaError
+from pipeline.progress import Progress
+from pipeline.reporting.html.matrix_page import render
+from pipeline.reporting.html.page_data import Page, Panel, Sample
+from pipeline.reporting.html.pair_neurons import PAIRS, neurons
+from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, is_far, short_name, small_image
+from pipeline.sources import Entry, count_shards, read_shard
+from pipeline.spec import Spec
+
+SAMPLES = 4
+"""Images of a dataset; fewer where there are many datasets, as all pages are to stay small."""
+
+ALL_SAMPLES = 400
+
+FAILURES = 5
+
+
+def gather_matrix_page(
+    catalogue: Catalogue,
+    matrices: Sequence[Matrix],
+    *,
+    lenses: Sequence[Lens | None] = (),
+    apart: Sequence[str] = (),
+    at: int | str | None = None,
+    samples: int = SAMPLES,
+    pairs: int = PAIRS,
+    progress: Progress | None = None,
+) -> Page:
+    """All that a page of these matrices holds. `samples`: images of a dataset; 0 for none.
+
+    `lenses`: one for each matrix, None for all neurons alike. `apart`: datasets that were left out
+    unasked. `at`: the commit that was compared; raises `UsageError` where the versions there are
+    others than those of the distances.
+    """
+    matrix = matrices[0]
+    lenses = lenses or [None] * len(matrices)
+    commit = catalogue.at(at)
+    versions = catalogue.find_all(matrix.names, commit.number, matrix.spec_digest)
+    _require_same(matrices, lenses, versions, commit.number)
+    spec = catalogue.spec(matrix.spec_digest)
+    some = min(samples, ALL_SAMPLES // len(versions))
+    deadline = monotonic() + SAMPLING_SECONDS
+
+    def panel(item: tuple[str, Version]) -> Panel:
+        return panel_of(catalogue, *item, some, deadline)
+
+    with ThreadPoolExecutor(8) as pool:
+        panels = list(pool.map(panel, versions.items()))
+    seen = neurons(catalogue, matrices, lenses, versions, pairs, progress)
+    barred = any(of.estimates for of in matrices)
+    notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
+    if some < samples:
+        notes.append(f"Of each dataset {some} sample images are shown and not {samples}, for size.")
+    about = (
+        f"Catalogue {catalogue.root}, commit {commit.number} of {commit.time}; extractor "
+        f"{spec.extractor}, {spec.neurons:,} neurons of {len(spec.taps)} layers in {spec.bins} "
+        f"bins, spec {spec.digest}; {commit.software}"
+    )
+    return Page(matrices, panels, seen, about, tuple(notes), shared=tuple(spec_facts(spec)))
+
+
+def write_matrix_page(
+    catalogue: Catalogue,
+    matrices: Sequence[Matrix],
+    out: str,
+    *,
+    lenses: Sequence[Lens | None] = (),
+    apart: Sequence[str] = (),
+    at: int | str | None = None,
+    samples: int = SAMPLES,
+    progress: Progress | None = None,
+) -> int:
+    """The page into a file or an object; its bytes."""
+    page = gather_matrix_page(
+        catalogue,
+        matrices,
+        lenses=lenses,
+        apart=apart,
+        at=at,
+        samples=samples,
+        progress=progress,
+    )
+    data = render(page)
+    storage.replace(storage.canonical(out), data)
+    return len(data)
+
+
+def _require_same(
+    matrices: Sequence[Matrix],
+    lenses: Sequence[Lens | None],
+    versions: Mapping[str, Version],
+    number: int,
+) -> None:
+    if len(lenses) != len(matrices):
+        raise UsageError(f"a page of {len(matrices)} matrices takes as many lenses")
+    for matrix, lens in zip(matrices, lenses, strict=True):
+        if matrix.lens_digest != (lens.digest if lens else ""):
+            raise UsageError(f"the page of a matrix through lens {matrix.lens} takes that lens")
+        for name, version in versions.items():
+            if matrix.members.get(name) != version.dna:
+                raise UsageError(
+                    f"{name} at commit {number} is dna {version.dna}, and its distances are of "
+                    f"{matrix.members.get(name)}; give the commit that was compared (at)"
+                )
+
+
+def panel_of(
+    catalogue: Catalogue, name: str, version: Version, samples: int, deadline: float
+) -> Panel:
+    """What is known of a dataset, with so many images of it, those that are read in time."""
+    notes = list(version.notes)
+    failures = []
+    if version.failed:
+        try:
+            failures = catalogue.failures(name, version)
+        except VdnaError as error:
+            notes.append(f"the failures cannot be read: {error}")
+    shown, why = _samples(
+        catalogue, name, version, samples, {(f.uri, f.member) for f in failures}, deadline
+    )
+    failed = f", {version.failed:,} failed" if version.failed else ""
+    return Panel(
+        f"{version.images:,} {'image' if version.images == 1 else 'images'}{failed}",
+        tuple(_facts(version)),
+        tuple(Counter(failure.reason for failure in failures).most_common()),
+        tuple(str(failure) for failure in failures[:FAILURES]),
+        shown,
+        (*notes, *why),
+    )
+
+
+def _facts(version: Version) -> Iterator[tuple[str, str]]:
+    yield "images", f"{version.images:,}"
+    yield "failures", f"{version.failed:,}"
+    yield "source", version.source
+    yield "built", f"{version.built} by {version.software}"
+    yield "dna", version.dna
+    yield "manifest", version.manifest or "none: it was imported"
+    yield "keeps", ", ".join(version.products)
+    for entry in version.numerics:
+        numerics = dict(entry["numerics"])
+        versions = dict(numerics.pop("versions"))
+        fields = ", ".join(f"{key} {value}" for key, value in {**numerics, **versions}.items())
+        yield "numerics", f"{entry['images']:,} images: {fields}"
+    if version.imported:
+        yield "imported", version.provenance
+
+
+def spec_facts(spec: Spec) -> Iterator[tuple[str, str]]:
+    """All that decides what was counted, alike for all datasets of a page."""
+    rule = spec.preprocess
+    yield "spec", spec.digest
+    yield "extractor", f"{spec.extractor}, weights sha256 {spec.weights_sha256}"
+    yield "input", f"{rule.height} x {rule.width}, {rule.resize} resize, crop {rule.crop}"
+    yield "colour", f"{rule.colour}, EXIF {rule.exif}, mean {list(rule.mean)}, std {list(rule.std)}"
+    yield "limits", f"{rule.max_bytes:,} bytes and {rule.max_pixels:,} pixels an image"
+    yield "layers", ", ".join(f"{t.name} ({t.neurons} x {t.positions})" for t in spec.taps)
+    yield (
+        "counted",
+        (
+            f"{spec.neurons:,} neurons in {spec.bins} bins, {spec.precision}, ranges "
+            f"{spec.ranges_digest}, rule {spec.counting}"
+        ),
+    )
+    if spec.bf16_numerics is not None:
+        yield "bf16 numerics", str(spec.bf16_numerics.to_json())
+
+
+# Samples.
+
+
+def _samples(
+    catalogue: Catalogue,
+    name: str,
+    version: Version,
+    count: int,
+    failed: set[tuple[str, str]],
+    deadline: float,
+) -> tuple[tuple[Sample, ...], list[str]]:
+    """Images of a dataset, and why there are fewer than `count`."""
+    if not count:
+        return (), ["no sample images"]
+    if version.imported:
+        return (), ["no sample images: it was imported, without a list of its images"]
+    shown: list[Sample] = []
+    try:
+        entries = _spread(catalogue, name, version, count, failed)
+    except VdnaError as error:
+        return (), [f"no sample images: {error}"]
+    why: list[str] = []
+    for entry in entries:
+        if monotonic() > deadline:
+            return tuple(shown), [*why, "further samples are left out: reading took too long"]
+        try:
+            shown.append(Sample(short_name(entry.uri, entry.member), small_image(entry)))
+        except BadImage as bad:
+            why.append(f"no sample of {short_name(entry.uri, entry.member)}: {bad}")
+        except (VdnaError, OSError, MemoryError) as error:
+            # The others lie where this one does; a store that is away is asked once.
+            return tuple(shown), [*why, f"sample images cannot be read: {error}"]
+    if not entries:
+        why.append("no sample images: all failed, or lie deep in compressed archives")
+    return tuple(shown), why
+
+
+def _spread(
+    catalogue: Catalogue, name: str, version: Version, count: int, failed: set[tuple[str, str]]
+) -> list[Entry]:
+    """Candidates that were counted, from shards all over the manifest, the same every time."""
+    uri = catalogue.uri("manifests", version.spec, name, version.manifest)
+    found: list[Entry] = []
+    with storage.open_random(uri) as file:
+        shards = count_shards(file, uri)
+        spread = [shards * k // count for k in range(count)]
+        each = -(-count // min(count, shards)) if shards else 0
+        for shard in dict.fromkeys([*spread, *range(min(shards, 2 * count))]):
+            if len(found) >= count:
+                break
+            members = [
+                entry
+                for entry in read_shard(file, shard, uri).members
+                if (entry.uri, entry.member) not in failed and not is_far(entry)
+            ]
+            some = min(each, len(members))
+            found += [members[len(members) * i // some] for i in range(some)]
+    return found[:count]

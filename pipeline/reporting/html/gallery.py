@@ -1,0 +1,108 @@
+"""One HTML file of images with captions: it opens offline, and asks for nothing.
+
+    >>> row = Row("nearest", look([(entry, ("1", "7.8 bins"))]))                 # doctest: +SKIP
+    >>> Path("near.html").write_bytes(render(Gallery("Photos", (row,))))         # doctest: +SKIP
+
+No script runs: the policy in its head allows its one style, by its sha256, and images that are in
+the file. All text is escaped and redacted. It looks as the page of a snapshot does (`page.css`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from time import monotonic
+
+from pipeline import storage
+from pipeline.errors import redact
+from pipeline.reporting.html.frame import asset, document
+from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages
+from pipeline.sources import Entry
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and its caption, `lines` below the first of them.
+
+    `image`: its `data:` URI, or empty, and then `missing` says why.
+    """
+
+    name: str
+    lines: tuple[str, ...] = ()
+    image: str = ""
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures under a heading."""
+
+    title: str
+    pictures: Sequence[Picture]
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """`facts`: where all of it comes from. `notes`: what a reader should know first."""
+
+    title: str
+    rows: Sequence[Row]
+    about: str = ""
+    notes: Sequence[str] = ()
+    facts: Sequence[tuple[str, str]] = ()
+
+
+def look(captioned: Iterable[tuple[Entry, tuple[str, ...]]]) -> list[Picture]:
+    """Each image, made small; of one that cannot be read any more, why.
+
+    A store that does not answer is not asked for the others, nor after `SAMPLING_SECONDS`.
+    """
+    reader = SmallImages(monotonic() + SAMPLING_SECONDS)
+    pictures = []
+    for entry, lines in captioned:
+        image, missing = reader.read(entry)
+        pictures.append(Picture(storage.spelled(entry.uri, entry.member), lines, image, missing))
+    return pictures
+
+
+def render(gallery: Gallery) -> bytes:
+    """The file."""
+    parts = {
+        "about": _text(gallery.about),
+        "notes": "".join(f"<li>{_text(note)}</li>" for note in gallery.notes),
+        "rows": "\n".join(_row(at, row) for at, row in enumerate(gallery.rows)),
+        "facts": "".join(
+            f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in gallery.facts
+        ),
+    }
+    return document("gallery", gallery.title, f"{asset('page.css')}\n{asset('gallery.css')}", parts)
+
+
+def _row(at: int, row: Row) -> str:
+    pictures = "\n".join(f"<li>{_figure(picture)}</li>" for picture in row.pictures)
+    about = f'<p class="quiet">{_text(row.about)}</p>' if row.about else ""
+    return (
+        f'<section aria-labelledby="row-{at}"><h2 id="row-{at}">{_text(row.title)}</h2>{about}'
+        f'<ul class="pictures">\n{pictures}\n</ul></section>'
+    )
+
+
+def _figure(picture: Picture) -> str:
+    name = _text(picture.name)
+    shown = (
+        f'<img src="{escape(picture.image)}" alt="{name}" width="96" height="96">'
+        if picture.image
+        else f'<div class="missing">{_text(picture.missing)}</div>'
+    )
+    first, *others = picture.lines or ("",)
+    told = "".join(f"<div>{_text(line)}</div>" for line in others)
+    return (
+        f'<figure tabindex="0">{shown}<figcaption><strong>{_text(first)}</strong>{told}'
+        f'<span class="name" title="{name}">{name}</span></figcaption></figure>'
+    )
+
+
+def _text(text: str) -> str:
+    return escape(redact(text))

@@ -1,0 +1,171 @@
+"""One HTML file of a snapshot: it opens offline, and asks for nothing.
+
+    >>> Path("report.html").write_bytes(render(Page([matrix], panels)))      # doctest: +SKIP
+
+`head.html`, `page.html`, `page.css`, `draw.js` and `page.js` beside this module are its frame, and
+are all that runs: the policy in its head allows that one style and that one script, by their
+sha256, and no connection. The data are one JSON text, in which no `<` stands; the script makes text
+of them, never markup.
+
+It draws with a thousand lines of its own and not with plotly, whose script alone is 4.8 MB, knows
+no keyboard in a heatmap, and sets styles that a strict policy forbids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.comparing import FALSE_DISCOVERY_RATE, Distance, Estimate, Matrix, clusters, plane_map
+from pipeline.dna import Floats
+from pipeline.errors import UsageError
+from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, shown, through
+from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
+from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT, pack
+from pipeline.reporting.html.page_data import Page, Seen
+
+LEAST_NUMBERS = 1_000_000
+"""What distances may take all the same, on a page that is full without them."""
+
+COLUMNS: tuple[Distance | Estimate, ...] = (
+    *("emd", "q", "emd_corrected", "low", "high", "se", "nfd", "fd", "floor", "p"),
+)
+"""In the order in which they get room."""
+
+RATES = (0.01, 0.05, 0.1)
+"""False discovery rates to choose from, beside the one that the page opens with."""
+
+
+def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None = None) -> bytes:
+    """The file. Raises `UsageError` for matrices of different datasets.
+
+    `room`: bytes for distances; for None those that the rest leaves of `MOST`.
+    """
+    names = page.matrices[0].names
+    for matrix in page.matrices:
+        if matrix.names != names or matrix.bins != page.matrices[0].bins:
+            raise UsageError("a page shows matrices of the same datasets and bins only")
+    if len(page.panels) != len(names):
+        raise UsageError(f"a page of {len(names)} datasets takes as many panels")
+    seen = page.seen or [Seen()] * len(page.matrices)
+    if len(seen) != len(page.matrices):
+        raise UsageError(f"a page of {len(page.matrices)} matrices takes as many lenses")
+    datasets = [plain(panel) for panel in page.panels]
+    told = [_told(*of) for of in zip(page.matrices, seen, strict=True)]
+    if room is None:
+        taken = len(as_script([datasets, told, page.notes]))
+        room = max(LEAST_NUMBERS, MOST - FRAME - taken)
+    rates = sorted({*RATES, rate})
+    numbers = [_columns(matrix, room // len(told), rates) for matrix in page.matrices]
+    lenses = [
+        of | {"columns": held, "left_out": left}
+        for (of, _), (held, left, _) in zip(told, numbers, strict=True)
+    ]
+    said = [note for of, held in zip(told, numbers, strict=True) for note in (*held[2], *of[1])]
+    notes = [*page.notes, *dict.fromkeys(said)]
+    title = page.title or f"Visual DNA of {len(names)} datasets{_through_all(page.matrices)}"
+    data = {
+        "title": title,
+        "about": page.about,
+        "notes": notes,
+        "names": names,
+        "bins": page.matrices[0].bins,
+        "rate": rate,
+        "rates": rates,
+        "matrices": lenses,
+        "shared": page.shared,
+        "datasets": datasets,
+    }
+    return framed("page", title, data)
+
+
+def _through_all(matrices: Sequence[Matrix]) -> str:
+    """The lens, where all is seen through one."""
+    return f" {through(matrices[0])}".rstrip() if len(matrices) == 1 else ""
+
+
+def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
+    """A matrix's part of the data, but for its numbers; and what is to be said of it."""
+    planes = matrix.planes
+    arranged = [clusters(shown(matrix, plane)) for plane in planes]
+    maps = [plane_map(shown(matrix, plane)) for plane in planes]
+    content = {
+        "lens": matrix.lens,
+        "through": through(matrix),
+        "no_test": no_test(matrix),
+        "weightless": seen.weightless,
+        "neurons": {
+            f"{i}-{j}": [plain(n) for n in found] for (i, j), found in seen.neurons.items()
+        },
+        "neurons_note": seen.note,
+        "planes": planes,
+        "arranged": [
+            {
+                "order": found.order,
+                "merges": _rounded(found.merges),
+                "corrected": any_corrected(matrix, plane),
+            }
+            for plane, found in zip(planes, arranged, strict=True)
+        ],
+        "maps": [
+            {"points": _rounded(found.points), "stress": round(found.stress, 6)} for found in maps
+        ],
+    }
+    plain_ones = plain_note(matrix, planes[-1])
+    notes = [plain_ones] if plain_ones else []
+    for plane, found in zip(planes, arranged, strict=True):
+        if found.undefined and plane not in seen.weightless:
+            lacking = ", ".join(matrix.names[i] for i in found.undefined[:5])
+            notes.append(
+                f"{lacking} {'and others ' if len(found.undefined) > 5 else ''}"
+                f"at no distance that is defined in {plane}; last in order."
+            )
+    return content, notes
+
+
+def _columns(
+    matrix: Matrix, room: int, rates: Sequence[float]
+) -> tuple[dict[str, dict[int, str]], dict[str, list[str]], list[str]]:
+    """A matrix's numbers, the layers whose are left out for want of room, and what is to be said.
+
+    Where a layer's distances find none, nothing else of it is looked for.
+    """
+    planes = matrix.planes
+    packed: dict[str, dict[int, str]] = {}
+    left: dict[str, list[str]] = {}
+    *others, last = range(len(planes))  # the last is what the page opens with
+    wanted = [(column, last) for column in COLUMNS]
+    wanted += [(column, plane) for column in COLUMNS for plane in others]
+    for column, plane in wanted:
+        values = matrix.stacked(column)[plane]
+        text = pack(values, BITS_OF_A_TEST, rates) if column in "pq" else pack(values)
+        if not text:
+            continue
+        if len(text) <= room and planes[plane] not in left.get("emd", ()):
+            room -= len(text)
+            packed.setdefault(column, {})[plane] = Packed(text)
+        else:
+            left.setdefault(column, []).append(planes[plane])
+    notes = []
+    if left:
+        columns = ", ".join(
+            f"{column} of {len(of)} {'layer' if len(of) == 1 else 'layers'}"
+            for column, of in left.items()
+        )
+        notes.append(
+            f"Left out of this page for its size, and in the file that vdna compare --out writes: "
+            f"{columns}."
+        )
+    if len(matrix.names) > EXACT:
+        notes.append(f"Distances are rounded to {BITS} significant bits, more than three digits.")
+    return packed, left, notes
+
+
+def _rounded(rows: Floats) -> list[Any]:
+    """Five digits are finer than a screen; a row with a NaN is null."""
+    return [
+        [float(f"{value:.5g}") for value in row] if np.isfinite(row).all() else None
+        for row in rows.tolist()
+    ]

@@ -1,0 +1,58 @@
+"""reporting.html.packing: TODO-DOC"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.dna import Floats
+
+EXACT = 60
+"""Datasets up to which distances keep all of float32; beyond, so many significant bits."""
+
+BITS = 12
+
+BITS_OF_A_TEST = 7
+"""Of p and q."""
+
+
+def pack(distances: Floats, bits: int = BITS, borders: Sequence[float] = ()) -> str:
+    """(D, D) -> base64 of the upper triangle, row by row: float32, little-endian, the first bytes
+    of all, then the second ones and so on, by zlib. Empty where nothing is known.
+
+    The page undoes it in `unpack`. Sorted by weight, bytes that say little are packed well.
+    `borders`: that no value is rounded across.
+    """
+    exact = distances[np.triu_indices(len(distances), 1)]
+    if not np.isfinite(exact).any():
+        return ""
+    upper = exact.astype("<f4")
+    if len(distances) > EXACT:
+        upper = _cut(upper, bits)
+    for border in borders:
+        wide = upper.astype(np.float64)
+        upper = np.where((exact >= border) & (wide < border), _least_from(border), upper)
+        upper = np.where((exact < border) & (wide >= border), _most_below(border), upper)
+    planes = upper.view(np.uint8).reshape(-1, 4).T
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)).decode()
+
+
+def _least_from(border: float) -> np.float32:
+    """The least float32 that is no less."""
+    near = np.float32(border)
+    return near if float(near) >= border else np.nextafter(near, np.float32(np.inf))
+
+
+def _most_below(border: float) -> np.float32:
+    near = np.float32(border)
+    return near if float(near) < border else np.nextafter(near, np.float32(-np.inf))
+
+
+def _cut(values: Any, bits: int) -> Any:
+    """Rounded to so many significant bits. NaN stays NaN."""
+    fraction, exponent = np.frexp(values)
+    return np.ldexp(np.rint(fraction * 2**bits) / 2**bits, exponent).astype("<f4")

@@ -1,0 +1,269 @@
+"""reporting.html.pair_neurons: TODO-DOC"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.catalogue import Catalogue, Version
+from pipeline.comparing import FoldCurves, Matrix, adjusted, clusters, neighbours, neuron_estimates
+from pipeline.dna import DNA, Floats, Lens
+from pipeline.errors import VdnaError
+from pipeline.explaining import Overlay, Side, furthest, overlay
+from pipeline.progress import Progress, Silent
+from pipeline.reporting.conclusions import shown
+from pipeline.reporting.html.page_data import Neuron, Seen
+from pipeline.spec import available_cpus
+
+PAIRS, MOST_PAIRS = 66, 300
+"""Whose neurons are told: all of 12 datasets; of more, those of each and its nearest, up to as many
+as the second, and the next nearest up to the first."""
+
+LENSES = 4
+"""Of more on a page, each has the neurons of fewer pairs."""
+
+TESTS = 1_000_000
+"""Neurons of pairs that are tested for a page, minutes of a core; but for few datasets."""
+
+NEURONS = 6
+
+CACHED = 2**30
+"""Bytes of what is read of one layer that are kept at a time."""
+
+COMPARED = 4
+"""Pairs at a time, where there are as many cores."""
+
+RANKED = ("emd", "emd_corrected")
+"""What neurons are ranked by."""
+
+
+# Neurons.
+
+
+def neurons(
+    catalogue: Catalogue,
+    matrices: Sequence[Matrix],
+    lenses: Sequence[Lens | None],
+    versions: Mapping[str, Version],
+    pairs: int = PAIRS,
+    progress: Progress | None = None,
+) -> list[Seen]:
+    """Of the nearest pairs (i < j) of each matrix, the neurons that add most to its distance, as
+    `explain` has them, tested over all neurons of the pair; and what is said of the others.
+
+    A layer at a time: in memory is what is read of as many datasets as `CACHED` bytes hold.
+    """
+    spec = catalogue.spec(matrices[0].spec_digest)
+    room = MOST_PAIRS * LENSES // max(LENSES, len(matrices))
+    most = max(pairs, min(room, TESTS // spec.neurons))
+    views = [_View.of(*pair, pairs, most) for pair in zip(matrices, lenses, strict=True)]
+    wanted = list(dict.fromkeys(pair for view in views for pair in view.found))
+    tested = any(view.tested for view in views)
+    layers = list(dict.fromkeys(layer for matrix in matrices for layer in matrix.layers))
+    progress = progress or Silent()
+    total = sum(spec.tap(layer).neurons for layer in layers) * len(wanted)
+    progress.start(images=total, shards=len(layers) if wanted else 0, present=0)
+    try:
+        for layer in layers if wanted else ():
+            ones = np.ones(spec.tap(layer).neurons)
+            here = [
+                (view, ones if view.lens is None else view.lens.of_layer(layer))
+                for view in views
+                if layer in view.matrix.layers
+            ]
+            here = [(view, weights) for view, weights in here if weights.any()]
+            if here:
+                read = _Reads(catalogue, versions, layer, tested=tested)
+                _add(here, wanted, read, layer)
+            progress.advance(spec.tap(layer).neurons * len(wanted), 0)
+    except VdnaError as error:
+        return [Seen({}, f"Histograms cannot be read: {error}", v.weightless) for v in views]
+    progress.finish()
+    return [Seen(view.told, view.note, view.weightless) for view in views]
+
+
+def _add(
+    views: Sequence[tuple[_View, Floats]],
+    wanted: Sequence[tuple[int, int]],
+    read: _Reads,
+    layer: str,
+) -> None:
+    """A layer of all pairs. Several are compared at a time; none of them is read twice for it."""
+
+    def compared(pair: tuple[int, int], a: _Read, b: _Read) -> None:
+        columns = neuron_estimates(a.folds, b.folds)
+        for view, weights in views:
+            if pair in view.found:
+                view.add(pair, layer, weights, columns, a.dna, b.dna)
+
+    workers = min(COMPARED, available_cpus())
+    with ThreadPoolExecutor(workers, "compare") as pool:
+        running: deque[Future[None]] = deque()
+        for pair in wanted:
+            running.append(pool.submit(compared, pair, *(read[i] for i in pair)))
+            if len(running) > workers:  # what is read waits for what is compared
+                running.popleft().result()
+        for one in running:
+            one.result()
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A matrix and its lens, and what was `found` of its pairs so far: the first neurons, and `p`
+    of all that weigh anything.
+    """
+
+    matrix: Matrix
+    lens: Lens | None
+    found: dict[tuple[int, int], list[_Neuron]]
+    p: dict[tuple[int, int], list[Floats]]
+    note: str
+
+    @classmethod
+    def of(cls, matrix: Matrix, lens: Lens | None, pairs: int, most: int) -> _View:
+        overall = shown(matrix, matrix.planes[-1])
+        upper = np.argwhere(np.triu(np.isfinite(overall), 1))
+        known = [(int(i), int(j)) for i, j in upper]
+        chosen = _nearest(overall, known, pairs, most)
+        note = "A distance that is not defined has no neurons that differ most."
+        if len(chosen) < len(known):
+            note = (
+                f"For its size, this page has the neurons of {len(chosen)} of {len(known):,} "
+                "pairs, the nearest."
+            )
+        return cls(matrix, lens, {pair: [] for pair in chosen}, {pair: [] for pair in chosen}, note)
+
+    @property
+    def weightless(self) -> tuple[str, ...]:
+        if self.lens is None:
+            return ()
+        return tuple(layer for layer in self.matrix.layers if not self.lens.weighs(layer))
+
+    @property
+    def tested(self) -> bool:
+        """Whether error bars were asked for; a lens with negative weights has them of neurons."""
+        signed = self.lens is not None and bool((self.lens.weights < 0).any())
+        return bool(self.matrix.estimates) or signed
+
+    def add(
+        self,
+        pair: tuple[int, int],
+        layer: str,
+        weights: Floats,
+        columns: Mapping[str, Floats],
+        a: DNA,
+        b: DNA,
+    ) -> None:
+        """A layer's neurons, those left out that weigh nothing."""
+        seen = np.flatnonzero(weights)
+        self.p[pair].append(columns["p"][seen])
+        best = seen[furthest({name: columns[name][seen] for name in RANKED}, weights[seen])]
+        rows = [
+            _Neuron.of(layer, at, columns, float(weights[at]), a, b)
+            for at in best[:NEURONS].tolist()
+            if np.isfinite(columns["emd"][at])
+        ]
+        both = self.found[pair] + rows
+        ranked = {name: np.array([of.columns[name] for of in both]) for name in RANKED}
+        order = furthest(ranked, np.array([of.weight for of in both])) if both else ()
+        self.found[pair] = [both[at] for at in order[:NEURONS]]
+
+    @property
+    def told(self) -> dict[tuple[int, int], list[Neuron]]:
+        """With q, now that all layers were looked at."""
+        told = {}
+        for pair, found in self.found.items():
+            p = np.concatenate(self.p[pair] or [np.empty(0)])
+            q = dict(zip(p.tolist(), adjusted(p).tolist(), strict=True))  # alike for the same p
+            told[pair] = [of.told(q.get(of.columns["p"])) for of in found]
+        return told
+
+
+def _nearest(
+    overall: Floats, known: Sequence[tuple[int, int]], pairs: int, most: int
+) -> list[tuple[int, int]]:
+    """All pairs where they are few, else each dataset's nearest, `most` of them, and as far as
+    `pairs` goes the nearest of the others; neighbours in cluster order come one after the other,
+    so that a dataset is read once or twice.
+    """
+    chosen = set(known)
+    if len(known) > pairs:
+        firsts = (neighbours(overall, i)[:1] for i in range(len(overall)))
+        near = {(min(i, j), max(i, j)) for i, first in enumerate(firsts) for j in first}
+        chosen = set(sorted(near, key=lambda pair: overall[pair])[:most])
+        rest = sorted(set(known) - near, key=lambda pair: overall[pair])
+        chosen |= set(rest[: max(0, min(pairs, most) - len(chosen))])
+    place = {dataset: at for at, dataset in enumerate(clusters(overall).order)}
+    return sorted(chosen, key=lambda pair: sorted(place[i] for i in pair))
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What is known of a dataset's layer."""
+
+    dna: DNA
+    folds: FoldCurves
+
+    @property
+    def nbytes(self) -> int:
+        return self.folds.nbytes + self.dna.counts.nbytes
+
+
+class _Reads:
+    """Of one layer, by dataset; those used last are kept."""
+
+    def __init__(
+        self, catalogue: Catalogue, versions: Mapping[str, Version], layer: str, *, tested: bool
+    ) -> None:
+        self._catalogue, self._versions = catalogue, list(versions.items())
+        self._layer, self._tested = layer, tested
+        self._kept: OrderedDict[int, _Read] = OrderedDict()
+
+    def __getitem__(self, dataset: int) -> _Read:
+        if dataset not in self._kept:
+            side = Side.open(
+                self._catalogue, *self._versions[dataset], [self._layer], tested=self._tested
+            )
+            found = self._kept[dataset] = _Read(*side.read(self._layer))
+            while len(self._kept) > max(2, CACHED // found.nbytes):
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(dataset)
+        return self._kept[dataset]
+
+
+@dataclass(frozen=True, eq=False)
+class _Neuron:
+    """One of the first, so far: `columns` of it alone, and both histograms."""
+
+    layer: str
+    neuron: int
+    columns: Mapping[str, float]
+    weight: float
+    histograms: Overlay
+
+    @classmethod
+    def of(
+        cls, layer: str, at: int, columns: Mapping[str, Floats], weight: float, a: DNA, b: DNA
+    ) -> _Neuron:
+        of_it = {name: float(values[at]) for name, values in columns.items()}
+        return cls(layer, at, of_it, weight, overlay(a, b, at))
+
+    def told(self, q: float | None) -> Neuron:
+        seen, of = self.histograms, self.columns
+        interval = of["emd_corrected"], of["low"], of["high"]
+        return Neuron(
+            self.layer,
+            self.neuron,
+            of["emd"],
+            seen.low,
+            seen.high,
+            seen.a,
+            seen.b,
+            self.weight,
+            interval if np.isfinite(interval).all() else None,
+            q if q is not None and np.isfinite(q) else None,
+        )

@@ -1,0 +1,63 @@
+"""reporting.html.ranking_gallery: TODO-DOC"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, software
+from pipeline.dna import UNIFORM
+from pipeline.explaining import Placed, Ranking
+from pipeline.reporting.html.dataset_panels import spec_facts
+from pipeline.reporting.html.gallery import Gallery, Row, look, render
+from pipeline.sources import Entry
+
+GALLERY = 24
+"""Of a page, of either end."""
+
+
+def write_gallery(catalogue: Catalogue, ranking: Ranking, out: str, most: int = GALLERY) -> None:
+    """A page of the images at either end, so many of each, as an HTML file or object."""
+    storage.replace(storage.canonical(out), render(gallery_of(catalogue, ranking, most)))
+
+
+def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> Gallery:
+    """Reads those images again; one that is at both ends is among the nearest only."""
+    version, nearest = ranking.version, ranking.nearest[:most]
+    farthest = [image for image in ranking.farthest[:most] if image.rank > len(nearest)]
+    rows = [Row(f"Nearest to {ranking.name}", look(_captioned(nearest, ranking)))]
+    if farthest:
+        rows.append(Row(f"Farthest from {ranking.name}", look(_captioned(farthest, ranking))))
+    through = "" if ranking.lens == UNIFORM else f" through lens {ranking.lens}"
+    totals = [
+        ("ranked", f"{ranking.ranked:,}"),
+        ("could not be read", f"{ranking.failed:,}"),
+        ("at no distance", f"{ranking.undefined:,}"),
+        *(("not ranked", str(unplaced)) for unplaced in ranking.unplaced),
+    ]
+    facts = [
+        ("source", ranking.source),
+        ("dataset", f"{ranking.name}: {version.images:,} images of {version.source}"),
+        ("catalogue", f"{catalogue.root}, commit {ranking.commit}"),
+        ("dna", version.dna),
+        ("lens", ranking.lens),
+        ("layers asked for", ", ".join(ranking.layers) or "none"),
+        *totals,
+        *spec_facts(catalogue.spec(version.spec)),
+        ("software", software()),
+    ]
+    about = (
+        f"Earth Mover's Distance of each image's own DNA to that of {ranking.name}{through}: mean "
+        f"over neurons, in bins. {ranking.ranked:,} images are ranked."
+    )
+    title = f"{ranking.source} by distance to {ranking.name}"
+    return Gallery(title, rows, about, ranking.notes, facts)
+
+
+def _captioned(
+    images: Sequence[Placed], ranking: Ranking
+) -> Iterator[tuple[Entry, tuple[str, ...]]]:
+    for image in images:
+        own = zip(ranking.layers, image.layers, strict=True)
+        layers = (f"{layer}: {distance:.3g}" for layer, distance in own)
+        yield image.entry, (f"#{image.rank:,}: {image.emd:.2f}", *layers)

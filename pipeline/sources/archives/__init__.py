@@ -1,0 +1,1 @@
+"""Archives as sources: which images lie in one, and their bytes, without unpacking it."""
