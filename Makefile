@@ -20,6 +20,7 @@ lint: $(SETUP)-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(SETUP)-bench
 	$(BIN)/python -m benchmarks.end_to_end

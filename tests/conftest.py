@@ -12,11 +12,20 @@ import pytest
 import typer.testing
 from hypothesis import settings
 
-from tests import browser, ceph, s3
+from tests.support import browser, ceph, s3
 
 LONGEST = [
     f"test_{name}.py"
-    for name in ("cluster", "kills", "machine", "agreement", "faults", "ceph", "demo", "networks")
+    for name in (
+        "ray_engine",
+        "kills",
+        "histories",
+        "agreement",
+        "faults",
+        "ceph",
+        "demo",
+        "networks",
+    )
 ]
 settings.register_profile("unhurried", parent=settings(), deadline=None)  # machines are busy
 settings.load_profile("unhurried")

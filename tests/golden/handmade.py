@@ -17,7 +17,7 @@ from pipeline.networks import Network
 from pipeline.networks import ranges_file as ranges_module
 from pipeline.sources import Entry, Manifest, Shard, read_shard
 from pipeline.spec import PRODUCTS, Spec
-from tests.helpers import RULE, random_dna, tiny_spec
+from tests.support.builders import RULE, random_dna, tiny_spec
 
 SPEC, RANGES = tiny_spec()
 NETWORK = Network("tiny", "ab" * 32, SPEC.taps, RULE.height, RULE.width, RULE.mean, RULE.std)

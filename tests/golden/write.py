@@ -43,7 +43,7 @@ from pipeline.dna import (
 from pipeline.sources import Entry, Listing, Manifest, plan
 from pipeline.spec import PRODUCTS, Spec
 from tests.golden.handmade import RANGES, SPEC, commit_dataset, entries, hand_made, with_failures
-from tests.helpers import NUMERICS, OTHER_NUMERICS, random_dna
+from tests.support.builders import NUMERICS, OTHER_NUMERICS, random_dna
 
 BF16 = replace(SPEC, precision="bf16", bf16_numerics=NUMERICS)
 

@@ -1,0 +1,626 @@
+"""The whole build in process: whatever dies, is rerun or raced, the counts are one clean pass's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import building as build_module
+from pipeline import storage
+from pipeline.building import Request, allowed_failures, build_datasets, make_dna
+from pipeline.catalogue import Catalogue, verify
+from pipeline.counting import Counter
+from pipeline.dna import DNA, encode_dna
+from pipeline.engine import InProcess
+from pipeline.errors import (
+    Conflict,
+    CorruptFile,
+    GateError,
+    SourceError,
+    SpecMismatch,
+    TransientError,
+    UsageError,
+    VdnaError,
+)
+from pipeline.spec import Resources
+from tests.golden.handmade import NETWORK, Place
+from tests.support import tiny_network as tiny
+from tests.support.builders import photo, write_photos
+
+ENGINE = InProcess()
+RESOURCES = Resources(workers=0, threads=2)
+
+COUNTING: dict[str, Any] = {}
+"""How images are counted here, where a test does not say: fields of a request, once it is there."""
+
+LITE0 = {"extractor": "efficientnet_lite0", "weights": None, "ranges": None, "bins": 1000}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory: pytest.TempPathFactory) -> None:
+    COUNTING.update(tiny.install(tmp_path_factory.mktemp("tiny")).options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, 9)
+    (folder / "cut.jpg").write_bytes((folder / "photo-0000.jpg").read_bytes()[:-300])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(folder: Path, small: None) -> DNA:
+    with pytest.warns(UserWarning, match="1 of 10 images could not be read"):
+        return clean_pass(folder, max_failures=1)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Catalogue:
+    return Catalogue(str(tmp_path / "catalogue"))
+
+
+def request_of(folder: Path | str, name: str = "photos", **options: object) -> Request:
+    defaults = {"max_failures": 1.0, "shard_images": 2, **COUNTING}
+    return Request(name, str(folder), **(defaults | options))
+
+
+def clean_pass(folder: Path, **options: Any) -> DNA:
+    """Without shards on disk, reduction or catalogue."""
+    return make_dna(folder, threads=2, **(COUNTING | options))
+
+
+def run(place: Catalogue, *requests: Request) -> list[build_module.Result]:
+    return build_datasets(place, requests, ENGINE, RESOURCES)
+
+
+def same_counts(a: DNA, b: DNA) -> bool:
+    names = ("counts", "underflow", "overflow", "nonfinite", "min", "max")
+    return (a.images, a.failed) == (b.images, b.failed) and all(
+        np.array_equal(getattr(a, n), getattr(b, n)) for n in names
+    )
+
+
+def holds(place: Catalogue, truth: DNA, name: str = "photos") -> None:
+    assert same_counts(place.load(name), truth)
+    assert [f for f in verify(place, [name]) if not f.ok] == []
+
+
+def test_a_build_counts_what_one_clean_pass_counts(place: Catalogue, folder: Path) -> None:
+    (result,) = run(place, request_of(folder, **LITE0))
+    assert result.changed
+    assert (result.version.images, result.version.failed) == (9, 1)
+    (failure,) = result.failures
+    assert failure.reason == "truncated"
+    assert failure.uri.endswith("cut.jpg")
+    assert place.failures("photos", result.version) == [failure]
+    with pytest.warns(UserWarning, match="1 of 10 images could not be read"):
+        holds(place, clean_pass(folder, max_failures=1, **LITE0))
+
+
+def test_the_same_again_does_nothing(
+    place: Catalogue, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = run(place, request_of(folder))
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be counted")
+
+    monkeypatch.setattr(Counter, "count", never)
+    (second,) = run(place, request_of(folder))
+    assert (second.changed, second.version, second.failures) == (
+        False,
+        first.version,
+        first.failures,
+    )
+    assert place.head().number == 1
+
+
+def test_two_catalogues_hold_the_same_bytes(tmp_path: Path, folder: Path) -> None:
+    hashes = []
+    for name in "ab":
+        place = Catalogue(str(tmp_path / name))
+        (result,) = run(place, request_of(folder))
+        hashes.append(result.version.sha256 | {"digest": result.version.dna})
+    assert hashes[0] == hashes[1]
+
+
+def test_folds_are_kept_apart_and_sum_up(place: Catalogue, folder: Path) -> None:
+    from functools import reduce
+
+    from pipeline.dna import DnaFile
+
+    (result,) = run(place, request_of(folder))
+    data = place.read_checked("folds", "photos", result.version)
+    parts = list(DnaFile(data, "folds", "folds").read_folds("b").values())
+    assert len(parts) == 10
+    assert sorted({part.images + part.failed for part in parts}) == [1]
+    assert same_counts(reduce(DNA.__add__, parts), place.load("photos", layers=["b"]))
+
+
+class Killed(BaseException):
+    """As little to be caught as a SIGKILL."""
+
+
+@pytest.fixture
+def killer(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, bool], list[str]]:
+    """Counts writes to storage, and dies before or after the given one."""
+    originals = {name: getattr(storage, name) for name in ("create", "replace")}
+
+    def arm(at: int | None, after: bool = False) -> list[str]:
+        writes: list[str] = []
+        lock = threading.Lock()
+
+        def wrap(name: str) -> Callable[[str, bytes], object]:
+            def write(uri: str, data: bytes) -> object:
+                with lock:
+                    writes.append(uri)
+                    mine = len(writes)
+                if at is not None and mine == at and not after:
+                    raise Killed
+                done = originals[name](uri, data)
+                if at is not None and mine >= at:
+                    raise Killed
+                return done
+
+            return write
+
+        for name in originals:
+            monkeypatch.setattr(storage, name, wrap(name))
+        return writes
+
+    return arm
+
+
+@pytest.mark.soak
+def test_death_at_every_write_then_a_rerun(
+    tmp_path: Path, killer: Callable[[int | None, bool], list[str]]
+) -> None:
+    folder = tmp_path / "photos"
+    write_photos(folder, 3)
+    truth = clean_pass(folder)
+    writes = killer(None, False)
+    run(Catalogue(str(tmp_path / "clean")), request_of(folder))
+    total = len(writes)
+    assert total > 15
+    for at in range(1, total + 1):
+        place = Catalogue(str(tmp_path / f"at-{at}"))
+        killer(at, at % 2 == 0)
+        with pytest.raises(Killed):
+            run(place, request_of(folder))
+        killer(None, False)
+        before = place.head().number
+        (result,) = run(place, request_of(folder))
+        assert place.head().number == 1
+        assert result.changed == (before == 0)
+        assert same_counts(place.load("photos"), truth)
+        shutil.rmtree(tmp_path / f"at-{at}")
+
+
+def test_a_rerun_counts_only_what_is_missing(
+    place: Catalogue, folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+    count, lock = Counter.count, threading.Lock()
+
+    def spy(self: Counter, shard: object, key: str, **kwargs: bool) -> object:
+        with lock:
+            if len(counted) == limit:
+                raise Killed
+            counted.append(key)
+        return count(self, shard, key, **kwargs)
+
+    monkeypatch.setattr(Counter, "count", spy)
+    limit = 4
+    with pytest.raises(Killed):
+        run(place, request_of(folder))
+    limit = -1
+    first = list(counted)
+    (result,) = run(place, request_of(folder))
+    assert len(set(counted)) == len(counted) == 10
+    assert result.counted_shards == 10 - len(first)
+    holds(place, truth)
+
+
+def test_a_grown_and_changed_source_counts_only_the_change(
+    place: Catalogue, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    run(place, request_of(source))
+    photo(100).save(source / "new.jpg")
+    (source / "photo-0003.jpg").unlink()
+    photo(101).save(source / "photo-0004.jpg")
+    counted: list[str] = []
+    count = Counter.count
+
+    def spy(self: Counter, shard: object, key: str, **kwargs: bool) -> object:
+        counted.append(key)
+        return count(self, shard, key, **kwargs)
+
+    monkeypatch.setattr(Counter, "count", spy)
+    (result,) = run(place, request_of(source))
+    assert result.changed
+    assert len(counted) == 2
+    with pytest.warns(UserWarning, match="could not be read"):
+        clean = clean_pass(source, max_failures=1)
+    holds(place, clean)
+    assert place.load("photos", at=1).images == 9
+    (again,) = run(place, request_of(source))
+    assert not again.changed
+
+
+def test_two_jobs_at_once_commit_one_version(place: Catalogue, folder: Path, truth: DNA) -> None:
+    barrier = threading.Barrier(2)
+
+    def job(_: int) -> build_module.Result:
+        barrier.wait()
+        (result,) = build_datasets(place, [request_of(folder)], InProcess(), RESOURCES)
+        return result
+
+    with ThreadPoolExecutor(2) as pool:
+        a, b = pool.map(job, range(2))
+    assert a.version.dna == b.version.dna
+    assert place.head().number == 1
+    holds(place, truth)
+
+
+def test_a_version_built_upon_an_older_state_is_not_forced_in(
+    place: Catalogue, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    compose = build_module.compose
+    grown: list[int] = []
+
+    def another_job_is_quicker(*args: object) -> object:
+        composed = compose(*args)
+        if not grown:
+            grown.append(1)
+            photo(100).save(source / "new.jpg")
+            run(place, request_of(source))
+        return composed
+
+    monkeypatch.setattr(build_module, "compose", another_job_is_quicker)
+    with pytest.raises(Conflict, match="photos: another job committed"):
+        run(place, request_of(source))
+    assert place.load("photos").images == 10
+    (again,) = run(place, request_of(source))
+    assert not again.changed
+
+
+def test_too_many_failures_are_not_committed_and_a_higher_limit_commits_at_once(
+    place: Catalogue, folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GateError, match=r"1 of 10 images .* limit is 0.01.*\n.*cut.jpg: truncated"):
+        run(place, request_of(folder, max_failures=0.01))
+    assert place.head().number == 0
+    monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
+    (result,) = run(place, request_of(folder, max_failures=0.1))
+    assert result.changed
+    holds(place, truth)
+
+
+@pytest.mark.parametrize(
+    ("limit", "candidates", "allowed"),
+    [(0.01, 99, 0), (0.01, 100, 1), (0, 100, 0), (1, 100, 1), (5, 100, 5), (0.5, 3, 1)],
+)
+def test_limits_of_failures(limit: float, candidates: int, allowed: int) -> None:
+    assert allowed_failures(limit, candidates) == allowed
+
+
+def test_a_source_without_a_readable_image_is_an_error(place: Catalogue, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.jpg").write_bytes(b"nothing")
+    with pytest.raises(SourceError, match="none of 1 candidates"):
+        run(place, request_of(tmp_path / "source", max_failures=100))
+    assert place.head().number == 0
+
+
+def test_storage_that_does_not_answer_ends_the_build_and_a_rerun_goes_on(
+    place: Catalogue, folder: Path, truth: DNA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = storage.read
+
+    def broken(uri: str, identity: str | None = None) -> bytes:
+        if uri.endswith("photo-0004.jpg"):
+            raise TransientError(f"{uri}: no answer after 5 tries")
+        return read(uri, identity)
+
+    monkeypatch.setattr(storage, "read", broken)
+    with pytest.raises(TransientError, match=r"photos: 1 of 10 shards .*photo-0004.jpg"):
+        run(place, request_of(folder))
+    assert place.head().number == 0
+    monkeypatch.setattr(storage, "read", read)
+    (result,) = run(place, request_of(folder))
+    assert result.counted_shards == 1
+    holds(place, truth)
+
+
+def test_a_source_that_changes_under_the_job_is_not_counted_as_a_mixture(
+    place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    write_photos(source, 4)
+    missing = build_module._missing
+
+    def then_change(p: object) -> Sequence[int]:
+        photo(50).save(source / "photo-0002.jpg")
+        return missing(p)
+
+    monkeypatch.setattr(build_module, "_missing", then_change)
+    with pytest.raises(TransientError, match=r"photo-0002.jpg changed between listing and reading"):
+        run(place, request_of(source))
+    assert place.head().number == 0
+    monkeypatch.undo()
+    run(place, request_of(source))
+    holds(place, clean_pass(source))
+
+
+def test_one_broken_dataset_does_not_stop_the_others(
+    place: Catalogue, folder: Path, tmp_path: Path, truth: DNA
+) -> None:
+    with pytest.raises(SourceError, match="nowhere"):
+        run(place, request_of(tmp_path / "nowhere", "broken"), request_of(folder))
+    assert place.names() == ["photos"]
+    holds(place, truth)
+
+
+def test_a_second_spec_does_not_break_the_first(place: Catalogue, folder: Path) -> None:
+    run(place, request_of(folder))
+    (other,) = run(place, request_of(folder, bins=4))
+    assert place.load("photos").spec.bins == 8
+    coarse = place.load("photos", spec=other.version.spec)
+    assert coarse.counts.shape == (7, 4)
+    inner = place.load("photos").counts.reshape(7, 4, 2).sum(axis=2)
+    assert np.array_equal(inner, coarse.counts)
+
+
+def test_memory_urls_work_in_process_and_are_refused_elsewhere(folder: Path, truth: DNA) -> None:
+    key = uuid.uuid4().hex
+    for path in folder.iterdir():
+        storage.create(f"memory://{key}/images/{path.name}", path.read_bytes())
+    place = Catalogue(f"memory://{key}/catalogue")
+    run(place, request_of(f"memory://{key}/images"))
+    holds(place, truth)
+
+    class Elsewhere(InProcess):
+        in_process = False
+
+    with pytest.raises(UsageError, match=r"memory://.*seen by one process only"):
+        build_datasets(place, [request_of(folder)], Elsewhere(), RESOURCES)
+
+
+def test_a_damaged_partial_is_refused_by_name_and_counted_again_once_deleted(
+    place: Catalogue, folder: Path, truth: DNA, tmp_path: Path
+) -> None:
+    with pytest.raises(GateError):
+        run(place, request_of(folder, max_failures=0))
+    partial = next((tmp_path / "catalogue").glob("_work/photos/*/partials/*.parquet"))
+    whole = partial.read_bytes()
+    partial.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptFile, match=rf"{partial.name}: torn(.|\n)*delete it and rerun"):
+        run(place, request_of(folder))
+    assert place.head().number == 0
+    partial.unlink()
+    (result,) = run(place, request_of(folder))
+    assert result.counted_shards == 1
+    holds(place, truth)
+
+
+@pytest.mark.parametrize("kind", ["dna", "folds", "failures", "manifests"])
+@pytest.mark.parametrize("harm", ["lost", "damaged"])
+def test_a_committed_file_that_is_gone_is_made_again_from_the_partials(
+    place: Catalogue,
+    folder: Path,
+    truth: DNA,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    harm: str,
+) -> None:
+    (first,) = run(place, request_of(folder))
+    version = first.version
+    name = version.manifest if kind == "manifests" else version.dna
+    uri = place.uri(kind, version.spec, "photos", name)
+    whole = storage.read(uri)
+    if harm == "damaged":
+        storage.replace(uri, whole[:-9] + b"otherwise")
+        with pytest.raises(CorruptFile, match="delete it and build the dataset again"):
+            place.read_checked(kind, "photos", version)
+    storage.delete(uri)
+    monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
+    run(place, request_of(folder))
+    assert storage.read(uri) == whole
+    assert place.head().number == 1
+    holds(place, truth)
+
+
+def test_a_false_file_under_a_dna_s_name_is_not_committed(
+    place: Catalogue, folder: Path, truth: DNA, tmp_path: Path
+) -> None:
+    """Whatever stands under the digest: what is committed is what was summed."""
+    (first,) = run(place, request_of(folder))
+    uri = place.uri("dna", first.version.spec, "photos", first.version.dna)
+    false = replace(place.load("photos"), counts=place.load("photos").counts[:, ::-1].copy())
+    storage.replace(uri, encode_dna(false))
+    shutil.rmtree(tmp_path / "catalogue" / "_log")
+    run(place, request_of(folder))
+    holds(place, truth)
+
+
+def test_images_grouped_otherwise_are_planned_anew(place: Catalogue, tmp_path: Path) -> None:
+    for video in range(3):
+        write_photos(tmp_path / "source" / f"video{video}", 3, first_seed=10 * video)
+    (plain,) = run(place, request_of(tmp_path / "source"))
+    (grouped,) = run(place, request_of(tmp_path / "source", group_by="1"))
+    assert grouped.changed
+    folds: dict[str, set[int]] = {}
+    for shard in place.manifest("photos", grouped.version).shards:
+        for entry in shard.members:
+            folds.setdefault(entry.group, set()).add(shard.fold)
+    assert len(folds) == 3
+    assert all(len(of) == 1 for of in folds.values())
+    assert same_counts(place.load("photos"), place.load("photos", at=1))
+    assert plain.version.manifest != grouped.version.manifest
+    holds(place, clean_pass(tmp_path / "source"))
+
+
+def test_a_catalogue_inside_its_source_is_refused(tmp_path: Path) -> None:
+    write_photos(tmp_path, 1)
+    for root in (tmp_path, tmp_path / "deep" / "catalogue"):
+        with pytest.raises(UsageError, match="lies inside the source"):
+            run(Catalogue(str(root)), request_of(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["photo-0000.jpg"]
+
+
+def test_weights_need_their_own_ranges(tmp_path: Path, folder: Path) -> None:
+    import torch
+
+    from pipeline.networks import describe, load_model
+
+    state = load_model(describe("efficientnet_lite0")).state_dict()
+    torch.save(state | {"conv_stem.weight": state["conv_stem.weight"] * 2}, tmp_path / "other.pt")
+    with pytest.raises(SpecMismatch, match="calibrate"):
+        make_dna(folder, weights=str(tmp_path / "other.pt"), max_failures=1)
+
+
+def test_errors_that_last_are_not_called_passing(
+    place: Catalogue, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise SpecMismatch("this worker has other numerics")
+
+    monkeypatch.setattr(Counter, "count", refuse)
+    with pytest.raises(VdnaError, match="other numerics") as caught:
+        run(place, request_of(folder))
+    assert not isinstance(caught.value, TransientError)
+    assert "rerun" not in str(caught.value)
+
+
+def test_asking_twice_for_a_name_is_refused(place: Catalogue, folder: Path) -> None:
+    with pytest.raises(UsageError, match="asked for twice"):
+        run(place, request_of(folder), request_of(folder))
+
+
+def test_wrong_arguments_are_refused_by_name(folder: Path) -> None:
+    with pytest.raises(UsageError, match="no extractor 'resnet'; there are: efficientnet_lite0"):
+        make_dna(folder, extractor="resnet")
+    with pytest.raises(UsageError, match="bins is 1"):
+        make_dna(folder, bins=1)
+    with pytest.raises(UsageError, match="image 0 has shape"):
+        make_dna([np.zeros((4, 4, 7), np.uint8)])
+    with pytest.raises(UsageError, match="type float64"):
+        make_dna([np.zeros((4, 4, 3))])
+    with pytest.raises(GateError, match="1 of 10"):
+        clean_pass(folder)
+
+
+def test_a_file_being_written_is_not_taken_for_the_listed_one(tmp_path: Path) -> None:
+    write_photos(tmp_path, 1)
+    path = tmp_path / "photo-0000.jpg"
+    listed = storage.info(path.as_uri())
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(SourceError, match="changed"):
+        storage.read(path.as_uri(), listed.identity)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(120))
+def test_random_schedules_of_faults(
+    tmp_path: Path,
+    killer: Callable[[int | None, bool], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    """Deaths at random writes, reads that fail, sources that grow, jobs at once; then one that
+    is left alone. Whatever came before, it commits the counts of one clean pass."""
+    chance = random.Random(seed)
+    source, place = tmp_path / "source", Catalogue(str(tmp_path / "catalogue"))
+    write_photos(source, chance.randint(1, 4), first_seed=10 * seed)
+    read = storage.read
+    for step in range(chance.randint(1, 4)):
+        fault = chance.choice(["die", "die", "unreadable", "grow", "shrink", "both"])
+        if fault == "die":
+            killer(chance.randint(1, 25), chance.random() < 0.5)
+        elif fault == "unreadable":
+            bad = chance.random()
+
+            def flaky(uri: str, identity: str | None = None, bad: float = bad) -> bytes:
+                if uri.endswith(".jpg") and chance.random() < bad:
+                    raise TransientError(f"{uri}: no answer")
+                return read(uri, identity)
+
+            monkeypatch.setattr(storage, "read", flaky)
+        elif fault == "grow":
+            write_photos(source, 1, first_seed=10 * seed + 5 + step)
+        elif fault == "shrink" and len(list(source.iterdir())) > 1:
+            next(source.iterdir()).unlink()
+        jobs = 2 if fault == "both" else 1
+        with ThreadPoolExecutor(jobs) as pool:
+            for job in [pool.submit(run, place, request_of(source)) for _ in range(jobs)]:
+                with contextlib.suppress(Killed, TransientError, Conflict):
+                    job.result()
+        killer(None, False)
+        monkeypatch.setattr(storage, "read", read)
+    run(place, request_of(source))
+    holds(place, clean_pass(source))
+    (again,) = run(place, request_of(source))
+    assert not again.changed
+
+
+def test_a_state_that_comes_back_leaves_commits_on_it_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers in other bytes, as another release of a library writes them."""
+    monkeypatch.setattr("pipeline.build.describe", lambda name, weights, taps: NETWORK)
+    hand_made = Place(tmp_path)
+    hand_made.photos("photos", 30, bad=2)
+    newer = pq.ParquetWriter
+
+    def older(*args: Any, **options: Any) -> pq.ParquetWriter:
+        return newer(*args, **{**options, "compression": "gzip", "compression_level": 1})
+
+    with monkeypatch.context() as then:
+        then.setattr(pq, "ParquetWriter", older)
+        first = hand_made.build("photos").version
+    hand_made.photos("photos", 34, bad=2)
+    assert hand_made.build("photos").version.dna != first.dna
+    for name in ("photo-030.jpg", "photo-031.jpg", "photo-032.jpg", "photo-033.jpg"):
+        (tmp_path / "photos" / name).unlink()
+    again = hand_made.build("photos").version
+    assert (again.dna, again.sha256, again.footers) == (first.dna, first.sha256, first.footers)
+    assert all(finding.ok for finding in verify(hand_made.catalogue, ["photos"]))
+    for number in (1, 2, 3):
+        assert hand_made.catalogue.load("photos", at=number).images in (28, 32)
+
+
+def test_a_damaged_file_of_a_state_that_comes_back_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.build.describe", lambda name, weights, taps: NETWORK)
+    hand_made = Place(tmp_path)
+    hand_made.photos("photos", 30)
+    first = hand_made.build("photos").version
+    hand_made.photos("photos", 31)
+    hand_made.build("photos")
+    for kind in ("dna", "folds", "failures"):
+        uri = hand_made.catalogue.uri(kind, first.spec, "photos", first.dna)
+        data = bytearray(storage.read(uri))
+        data[len(data) // 3] ^= 1
+        storage.replace(uri, bytes(data))
+    (tmp_path / "photos" / "photo-030.jpg").unlink()
+    assert hand_made.build("photos").version.sha256 == first.sha256
+    assert hand_made.catalogue.load("photos", at=1).images == 30

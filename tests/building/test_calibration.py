@@ -1,0 +1,746 @@
+"""Calibration: the extremes and quantiles that numpy finds, whatever dies, mixes or repeats."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pipeline import images, storage
+from pipeline.building import NAME, calibrate, extremes, quantiles
+from pipeline.counting import Extractor, LayerCounts, Receipt, ShardJob, partial_uri
+from pipeline.dna import DNA, Failure, Floats, Partial, Ranges
+from pipeline.engine import InProcess
+from pipeline.errors import (
+    ConservationError,
+    GateError,
+    SourceError,
+    TransientError,
+    UsageError,
+)
+from pipeline.networks import Network, describe, load_model
+from pipeline.networks import ranges_file as files
+from pipeline.progress import Silent
+from pipeline.sources import Entry, Shard, read_shard
+from pipeline.spec import Preprocess, Spec, Tap
+from tests.jobs.test_cli import refused, vdna, vdna_json
+from tests.support import tiny_network as tiny
+from tests.support.builders import NUMERICS, RULE, random_dna, tiny_spec, write_photos
+from tests.support.ray_commands import SLOW, Small, small
+
+__all__ = ["small"]  # a fixture
+
+REPOSITORY = Path(__file__).parents[2]
+Array = NDArray[np.float32]
+
+
+class Said(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+# Quantiles of given activations
+
+
+def counting(x: Array) -> Callable[[Ranges, int], DNA]:
+    """`count` of activations (positions, neurons)."""
+
+    def count(ranges: Ranges, bins: int) -> DNA:
+        tap = Tap("x", x.shape[1], x.shape[0])
+        spec = Spec("tiny", "ab" * 32, (tap,), RULE, ranges.digest, bins)
+        return dna_of(spec, ranges, [x])
+
+    return count
+
+
+def dna_of(spec: Spec, ranges: Ranges, layers: Sequence[Array], failed: int = 0) -> DNA:
+    """Of one image, or of none where there are no layers."""
+    empty = DNA.empty(spec, ranges)
+    if not layers:
+        return replace(empty, failed=failed)
+    tables, least, greatest, start = [], [], [], 0
+    for x in layers:
+        stop = start + x.shape[1]
+        counts = LayerCounts(ranges.low[start:stop], ranges.high[start:stop], spec.bins)
+        counts.add(np.ascontiguousarray(x)[None])
+        tables.append(counts.table)
+        least.append(counts.minimum)
+        greatest.append(counts.maximum)
+        start = stop
+    table = np.concatenate(tables)
+    return replace(
+        empty,
+        images=1,
+        counts=table[:, : spec.bins].copy(),
+        underflow=table[:, -3].copy(),
+        overflow=table[:, -2].copy(),
+        nonfinite=table[:, -1].copy(),
+        min=np.concatenate(least) + np.float32(0),
+        max=np.concatenate(greatest) + np.float32(0),
+        numerics=((NUMERICS, 1),),
+    )
+
+
+def by_numpy(x: Array, q: float) -> tuple[Floats, Floats]:
+    """The activations at rank ceil(q n) from below and from above."""
+    lower, upper = [], []
+    for column in x.T.astype(np.float64):
+        finite = column[np.isfinite(column)]
+        lower.append(np.quantile(finite, q, method="inverted_cdf"))
+        upper.append(-np.quantile(-finite, q, method="inverted_cdf"))
+    return np.array(lower), np.array(upper)
+
+
+def whole(x: Array) -> tuple[Ranges, NDArray[np.int64]]:
+    finite = np.isfinite(x)
+    low = np.where(finite, x, np.inf).min(axis=0).astype(np.float64)
+    high = np.where(finite, x, -np.inf).max(axis=0).astype(np.float64)
+    return Ranges((("x", x.shape[1]),), low, high), finite.sum(axis=0)
+
+
+def neurons(seed: int, n: int = 20_000) -> dict[str, Array]:
+    """Activations of every kind that is hard for histograms."""
+    rng = np.random.default_rng(seed)
+    normal = rng.normal(2, 1, n)
+    one_far, both_far, many_orders = normal.copy(), normal.copy(), normal.copy()
+    one_far[7] = 1000 * abs(normal).max()
+    both_far[7], both_far[8] = 1e6, -1e6
+    many_orders[:6] = [1e3, 1e4, 1e5, 1e6, 1e7, 1e8]
+    relu = np.maximum(rng.normal(-5, 1.5, n), 0)
+    rare = np.where(rng.random(n) < 2e-4, rng.exponential(5, n), 0)
+    columns = {
+        "normal": normal,
+        "one value 1000 times the rest": one_far,
+        "far at both ends": both_far,
+        "far by many orders": many_orders,
+        "cauchy": rng.standard_cauchy(n),
+        "log-normal": rng.lognormal(0, 4, n),
+        "two modes": np.where(rng.random(n) < 0.5, rng.normal(-9, 0.1, n), rng.normal(9, 0.1, n)),
+        "mostly zero": relu,
+        "all but zero": rare,
+        "all but zero, and negative": -rare,
+        "relu6": np.clip(rng.normal(3, 9, n), 0, 6),
+        "dead": np.full(n, 0.3),
+        "dead at zero": np.zeros(n),
+        "two floats": np.where(rng.random(n) < 0.5, 1.0, np.nextafter(np.float32(1), 2)),
+        "three floats": 1 + rng.integers(0, 3, n) * 2.0**-23,
+        "integers": rng.integers(-3, 4, n),
+        "denormal": rng.normal(0, 1e-42, n),
+        "huge": rng.normal(0, 5e37, n).clip(-3e38, 3e38),
+        "an offset": rng.normal(1e6, 1, n),
+    }
+    found = {name: column.astype(np.float32) for name, column in columns.items()}
+    found["non-finite"] = found["normal"].copy()
+    found["non-finite"][::50] = [np.nan, np.inf, -np.inf, np.nan] * (n // 200)
+    return found
+
+
+@pytest.mark.parametrize("bins", [4096, 1024])
+@pytest.mark.parametrize("q", [0.001, 0.01, 0.25, 0.499, 1e-6])
+def test_quantiles_are_those_of_numpy(q: float, bins: int) -> None:
+    kinds = neurons(seed=1)
+    x = np.stack(list(kinds.values()), axis=1)
+    measured, finite = whole(x)
+    found = quantiles(measured, finite, q, counting(x), bins)
+    lower, upper = by_numpy(x, q)
+    low, high = found.ranges.low, found.ranges.high
+    assert found.passes <= 4
+    assert 0 <= found.resolution <= 0.01
+    if q != 0.499:  # where little lies between the two, beside what lies outside
+        assert found.unresolved == 0
+    for i, kind in enumerate(kinds):
+        allowed = found.resolution * (upper[i] - lower[i])
+        if found.unresolved:
+            allowed = max(allowed, found.coarsest * (measured.high - measured.low)[i])
+        assert 0 <= lower[i] - low[i] <= allowed, kind
+        assert 0 <= high[i] - upper[i] <= allowed, kind
+    for kind in ("dead", "dead at zero"):
+        at = list(kinds).index(kind)
+        assert low[at] == high[at] == x[0, at]
+    if q == 0.001:
+        at = list(kinds).index("all but zero")
+        assert (low[at], high[at]) == (0, 0)
+    if q == 0.01:  # enough activations that numpy's other methods agree
+        linear = np.quantile(kinds["normal"].astype(np.float64), [q, 1 - q])
+        np.testing.assert_allclose((low[0], high[0]), linear, atol=0.03)
+
+
+def test_most_neurons_need_one_pass_more() -> None:
+    x = np.stack([neurons(seed)["normal"] for seed in range(5)], axis=1)
+    assert quantiles(*whole(x), 0.001, counting(x)).passes == 1
+    far = x.copy()
+    far[3] = 1000 * x[3]
+    assert quantiles(*whole(far), 0.001, counting(far)).passes == 2
+    dead = np.full((9, 3), 0.1, np.float32)
+    assert quantiles(*whole(dead), 0.1, counting(dead)).passes == 0
+
+
+def test_ranks_are_exact() -> None:
+    """0.07 x 100 is 7.000000000000001 in floats; the seventh value is meant."""
+    x = np.random.default_rng(0).permutation(100).astype(np.float32)[:, None]
+    for percent in range(1, 50):
+        found = quantiles(*whole(x), percent / 100, counting(x)).ranges
+        assert (found.low.round(), found.high.round()) == (percent - 1, 100 - percent)
+
+
+def test_few_activations() -> None:
+    for n in range(1, 8):
+        x = np.random.default_rng(n).normal(size=(n, 4)).astype(np.float32)
+        for q in (0.001, 0.3, 0.499):
+            found = quantiles(*whole(x), q, counting(x))
+            lower, upper = by_numpy(x, q)
+            assert (found.ranges.low <= lower).all()
+            assert (found.ranges.high >= upper).all()
+            np.testing.assert_allclose(found.ranges.low, lower, atol=0.01 * np.ptp(x))
+            np.testing.assert_allclose(found.ranges.high, upper, atol=0.01 * np.ptp(x))
+
+
+def test_what_four_passes_cannot_resolve_is_said() -> None:
+    """Almost all activations are 0, which is no end of the range, and is never told from 1e-30."""
+    x = np.zeros((10_000, 1), np.float32)
+    x[:5, 0], x[5:9, 0] = 1.0, -1.0
+    found = quantiles(*whole(x), 0.001, counting(x), 256)
+    assert (found.unresolved, found.passes, found.resolution) == (1, 4, 0.0)
+    assert found.ranges.low[0] <= 0 <= found.ranges.high[0]
+    assert found.ranges.high[0] - found.ranges.low[0] <= 2 * 2 * found.coarsest < 1e-6
+
+
+# Whole calibrations, of activations made up for every image
+
+TAPS = (Tap("stem", 5, 64), Tap("head", 2, 1))
+HALF = (0.5, 0.5, 0.5)
+TINY = Network("tiny", "ab" * 32, TAPS, 8, 8, HALF, HALF)
+OTHER = replace(TINY, weights_sha256="cd" * 32, weights_uri="file:///other.pt")
+
+
+def made_up(spec: Spec, entry: Entry) -> list[Array]:
+    text = f"{spec.weights_sha256}{spec.preprocess.resize}{entry.uri.rpartition('/')[2]}"
+    rng = np.random.default_rng(zlib.crc32(text.encode()))
+    layers = [rng.normal(1, 2, (tap.positions, tap.neurons)).astype(np.float32) for tap in TAPS]
+    layers[0][:, 1] = np.maximum(layers[0][:, 1] - 3, 0)
+    layers[0][:, 2] = 0.25
+    layers[0][3, 3] *= 1000
+    if "odd" in entry.uri:
+        layers[0][:40, 0] = [np.nan, np.inf, -np.inf, np.nan] * 10
+    return layers
+
+
+class MadeUp:
+    """An engine without a network; it dies after `stop_after` shards, where given."""
+
+    in_process = True
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.left = stop_after
+        self.counted = 0
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+        for job, index in work:
+            if self.left == self.counted:
+                raise InterruptedError("the engine died")
+            self.counted += 1
+            with storage.open_random(job.manifest_uri) as file:
+                shard = read_shard(file, index, job.manifest_uri)
+            partial = self.count(job, shard)
+            uri = partial_uri(job.work_uri, partial.shards[0])
+            storage.create(uri, partial.encode())
+            yield Receipt(job.manifest_uri, index, partial.dna.images, len(partial.failures))
+
+    def count(self, job: ShardJob, shard: Shard) -> Partial:
+        spec = job.recipe.spec
+        ranges, _ = files.decode(storage.read(job.recipe.ranges_uri), job.recipe.ranges_uri)
+        total = Partial.empty(spec, ranges)
+        for i, entry in enumerate(shard.members):
+            failures, layers = [], made_up(spec, entry)
+            if "bad" in entry.uri:
+                failures, layers = [Failure(entry.uri, "", "truncated", "too short")], []
+            dna = dna_of(spec, ranges, layers, len(failures))
+            total += Partial(dna, (f"{i}",), tuple(failures))
+        return replace(total, shards=(shard.key(spec.digest),))
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        return map(function, items)
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders of names: the engine looks at nothing else."""
+    for module in ("pipeline.build", "pipeline.calibrate"):
+        monkeypatch.setattr(
+            f"{module}.describe", lambda name, weights, taps: OTHER if weights else TINY
+        )
+    monkeypatch.setattr("pipeline.build.require_fit", lambda network: None)
+    for folder, names in {
+        "a": [f"{i:03d}" for i in range(10)],
+        "b": [f"{i:03d}" for i in range(100, 104)],
+        "spoilt": ["200", "201-bad", "202-odd", "203"],
+        "hopeless": ["bad-1", "bad-2"],
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.jpg").write_text(name)
+    return tmp_path
+
+
+def truth_of(made: Path, *folders: str, **changes: Any) -> list[Array]:
+    """Every activation of each layer, (all positions, neurons)."""
+    rule = Preprocess(8, 8, HALF, HALF, resize=changes.get("resize", "clean"))
+    weights = OTHER.weights_sha256 if changes.get("weights") else TINY.weights_sha256
+    spec = Spec("tiny", weights, TAPS, rule, "00")
+    paths = sorted(path for folder in folders for path in (made / folder).iterdir())
+    found = [
+        made_up(spec, Entry(path.as_uri(), "", 0, "")) for path in paths if "bad" not in path.name
+    ]
+    return [np.concatenate([layers[i] for layers in found]) for i in range(len(TAPS))]
+
+
+def measure(made: Path, *sources: str, engine: MadeUp | None = None, **options: Any) -> bytes:
+    out = made / options.pop("out", "ranges.parquet")
+    calibrate([str(made / s) for s in sources], str(out), engine or MadeUp(), **options)
+    return out.read_bytes()
+
+
+def work(made: Path, out: str = "ranges.parquet") -> Path:
+    return made / f"{out}.work"
+
+
+def unwidened(data: bytes) -> tuple[Ranges, dict[str, Any]]:
+    wide, metadata = files.decode(data, "x")
+    return files.widen(wide, 1 / 1.2), metadata
+
+
+@pytest.mark.parametrize("options", [{}, {"resize": "fast"}, {"weights": "other.pt"}])
+def test_a_calibration_is_the_extremes_widened(made: Path, options: dict[str, str]) -> None:
+    found, metadata = files.decode(measure(made, "a", "b", **options), "x")
+    layers = truth_of(made, "a", "b", **options)
+    low = np.concatenate([x.min(axis=0) for x in layers]).astype(np.float64)
+    high = np.concatenate([x.max(axis=0) for x in layers]).astype(np.float64)
+    taps = tuple((tap.name, tap.neurons) for tap in TAPS)
+    assert found.digest == files.widen(Ranges(taps, low, high)).digest
+    assert (metadata["images"], metadata["failed"], metadata["nonfinite"]) == (14, 0, 0)
+    assert (metadata["widened"], metadata["widened_about"]) == (1.2, "centre")
+    assert metadata["sources"] == [str(made / "a"), str(made / "b")]
+    assert metadata["preprocess"]["resize"] == options.get("resize", "clean")
+    assert metadata["quantile"] is None
+    assert metadata["numerics"] == [{"numerics": NUMERICS.to_json(), "images": 14}]
+    network = OTHER if "weights" in options else TINY
+    assert files.resolve(network, str(made / "ranges.parquet"), {}).digest == found.digest
+
+
+def test_quantiles_of_a_calibration(made: Path) -> None:
+    found, metadata = unwidened(measure(made, "a", "b", quantile=0.02))
+    lower, upper = (
+        np.concatenate(x)
+        for x in zip(*(by_numpy(layer, 0.02) for layer in truth_of(made, "a", "b")), strict=True)
+    )
+    assert (metadata["quantile"], metadata["unresolved"]) == (0.02, 0)
+    assert metadata["passes"] == 2
+    assert metadata["coarsest"] > 0
+    allowed = metadata["resolution"] * (upper - lower) + 1e-12
+    assert 0 < metadata["resolution"] <= 0.01
+    assert (abs(found.low - lower) <= allowed).all()
+    assert (abs(found.high - upper) <= allowed).all()
+    assert found.low[2] == found.high[2] == 0.25
+
+
+@pytest.mark.parametrize("quantile", [None, 0.01])
+def test_order_repeats_shards_and_overlaps_change_nothing(
+    made: Path, quantile: float | None
+) -> None:
+    """Byte for byte, except that an overlapping source is named in the file."""
+    truth = measure(made, "a", "b", quantile=quantile)
+    assert measure(made, "b", "a", "a", quantile=quantile, shard_images=1) == truth
+    (made / "list.txt").write_text("a/001.jpg\nb/101.jpg\n")
+    found, metadata = files.decode(
+        measure(made, "list.txt", "a", "a/0*.jpg", "b", quantile=quantile), "x"
+    )
+    assert found.digest == files.decode(truth, "x")[0].digest
+    assert metadata["images"] == 14
+
+
+def test_duplicates_are_reported(made: Path) -> None:
+    out = str(made / "r.parquet")
+    sources = [str(made / "a"), str(made / "a"), str(made / "a" / "00*.jpg")]
+    assert calibrate(sources, out, MadeUp()).duplicates == 20
+
+
+def test_a_limit_is_of_all_images_and_the_same_each_run(made: Path) -> None:
+    truth = measure(made, "a", "b", limit=7)
+    assert files.decode(truth, "x")[1]["images"] == 7
+    assert measure(made, "b", "a", limit=7, out="again.parquet") == truth
+
+
+@pytest.mark.parametrize("quantile", [None, 0.01])
+def test_what_dies_is_resumed_to_the_same_bytes(made: Path, quantile: float | None) -> None:
+    clean = MadeUp()
+    truth = measure(made, "a", "b", quantile=quantile, engine=clean, out="clean.parquet")
+    assert not work(made, "clean.parquet").exists()
+    counted = 0
+    for _ in range(100):
+        engine = MadeUp(stop_after=7)
+        try:
+            found = measure(made, "a", "b", quantile=quantile, engine=engine)
+            break
+        except InterruptedError:
+            assert work(made).exists()
+        finally:
+            counted += engine.counted
+    assert found == truth
+    assert counted == clean.counted  # no shard twice
+    assert not work(made).exists()
+
+
+def test_nothing_of_a_call_with_other_arguments_is_mistaken(made: Path) -> None:
+    """Most of them die on the way; the scratch place is the same for all."""
+    truth = measure(made, "a", quantile=0.01, out="clean.parquet")
+    others: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+        (("a",), {"quantile": 0.02}),
+        (("a",), {"include": "00[0-4]*"}),
+        (("a",), {"limit": 6}),
+        (("b",), {}),
+        (("a",), {"weights": "other.pt"}),
+        (("a", "b"), {}),
+        (("a",), {"resize": "fast"}),
+        (("a",), {"shard_images": 2, "quantile": 0.3}),
+        (("a", "spoilt"), {"max_failures": 1}),
+    ]
+    for sources, options in others:
+        with contextlib.suppress(InterruptedError):
+            measure(made, *sources, engine=MadeUp(4), **{"quantile": 0.01} | options)
+    assert work(made).exists()
+    assert measure(made, "a", quantile=0.01) == truth
+    for sources, options in others[:6:2]:
+        options = {"quantile": 0.01} | options
+        with pytest.raises(InterruptedError):
+            measure(made, "a", engine=MadeUp(13), quantile=0.01)
+        fresh = measure(made, *sources, out="fresh.parquet", **options)
+        assert measure(made, *sources, **options) == fresh != truth
+
+
+def test_an_image_that_changed_is_measured_again(made: Path) -> None:
+    with pytest.raises(InterruptedError):
+        measure(made, "a", engine=MadeUp(5))
+    for path in (made / "a").iterdir():
+        path.write_text("something else of another size")
+    engine = MadeUp()
+    measure(made, "a", engine=engine)
+    assert engine.counted == 10
+
+
+def test_only_its_own_scratch_is_removed(made: Path) -> None:
+    work(made).mkdir()
+    (work(made) / "mine.txt").write_text("dear")
+    measure(made, "a")
+    assert [path.name for path in work(made).iterdir()] == ["mine.txt"]
+
+
+def test_too_many_failures_are_gated_and_a_higher_limit_needs_no_counting(made: Path) -> None:
+    with pytest.raises(GateError, match=r"1 of 8 images could not be read; the limit is 0\.01"):
+        measure(made, "b", "spoilt")
+    assert not (made / "ranges.parquet").exists()
+    engine, said = MadeUp(), Said()
+    data = measure(made, "b", "spoilt", engine=engine, max_failures=1, progress=said)
+    assert engine.counted == 0
+    _, metadata = files.decode(data, "x")
+    assert (metadata["images"], metadata["failed"]) == (7, 1)
+    assert [line for line in said.lines if "201-bad.jpg: truncated" in line]
+
+
+def test_a_pass_let_through_by_another_limit_is_gated_again(made: Path) -> None:
+    with pytest.raises(InterruptedError):
+        measure(made, "spoilt", quantile=0.1, engine=MadeUp(6), max_failures=1)
+    with pytest.raises(GateError, match=r"1 of 4 images .* limit is 0\.01.*201-bad"):
+        measure(made, "spoilt", quantile=0.1)
+
+
+def test_activations_that_are_not_finite_are_left_out_and_reported(made: Path) -> None:
+    options = {"quantile": 0.3, "max_failures": 1}
+    done = calibrate([str(made / "spoilt")], str(made / "r.parquet"), MadeUp(), **options)
+    assert done.nonfinite == 40
+    found, metadata = unwidened((made / "r.parquet").read_bytes())
+    assert metadata["nonfinite"] == 40
+    lower, upper = by_numpy(truth_of(made, "spoilt")[0], 0.3)
+    np.testing.assert_allclose(found.low[0], lower[0], atol=0.01 * (upper - lower)[0])
+
+
+def test_a_neuron_without_a_finite_activation_is_refused_by_name() -> None:
+    dna = random_dna(*tiny_spec(), images=5, seed=0)
+    dna.min[3], dna.max[3] = np.inf, -np.inf
+    dna.min[4], dna.max[4] = np.inf, -np.inf
+    with pytest.raises(UsageError, match=r"neuron head\[0\] of tiny had no finite .* 5 .* 1 other"):
+        extremes(dna)
+
+
+def test_nothing_readable_or_nothing_there(made: Path) -> None:
+    with pytest.raises(SourceError, match="none of 2 candidates is an image"):
+        measure(made, "hopeless", max_failures=5)
+    with pytest.raises(SourceError, match="nowhere does not exist"):
+        measure(made, "a", "nowhere")
+    with pytest.raises(UsageError, match="at least one source"):
+        measure(made)
+    for quantile in (0, 0.5, -0.1, 1, float("nan")):
+        with pytest.raises(UsageError, match=f"quantile is {quantile}; it must be above 0"):
+            measure(made, "a", quantile=quantile)
+    for wrong in ({"limit": 0}, {"max_failures": -1}):
+        with pytest.raises(UsageError, match="must"):
+            measure(made, "a", **wrong)
+    with pytest.raises(UsageError, match="a folder; give the name of a file"):
+        measure(made, "a", out="b")
+
+
+def test_images_that_fail_now_and_then_end_it(made: Path) -> None:
+    class Moody(MadeUp):
+        def count(self, job: ShardJob, shard: Shard) -> Partial:
+            if job.recipe.spec.bins > 2 and shard.index == 0:
+                bad = tuple(replace(e, uri=e.uri + "-bad") for e in shard.members)
+                found = super().count(job, replace(shard, members=bad))
+                return replace(found, shards=(shard.key(job.recipe.spec.digest),))
+            return super().count(job, shard)
+
+    with pytest.raises(ConservationError, match=r"counted 10 .*another .*: some images fail now"):
+        measure(made, "a", quantile=0.1, engine=Moody(), max_failures=10)
+
+
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [
+        ("a", "a/ranges.parquet"),
+        ("a", "a/deep/down/ranges.parquet"),
+        ("", "ranges.parquet"),
+        ("*", "ranges.parquet"),
+        ("a/**", "a/ranges.parquet"),
+        ("link", "a/ranges.parquet"),
+        ("a", "link/ranges.parquet"),
+    ],
+)
+def test_the_scratch_place_never_lies_in_a_source(made: Path, source: str, out: str) -> None:
+    (made / "link").symlink_to(made / "a")
+    engine = MadeUp()
+    with pytest.raises(UsageError) as caught:
+        measure(made, "b", source, out=out, engine=engine)
+    assert str(work(made, out)) in str(caught.value)
+    assert str(made / source) in str(caught.value)
+    assert engine.counted == 0
+    assert not work(made, out).exists()
+
+
+def test_a_place_beside_a_source_is_fine(made: Path) -> None:
+    (made / "list.txt").write_text("a/001.jpg\n")
+    measure(made, "list.txt", "a", "b/*.jpg", out="a.parquet")
+    measure(made, "a", out="ab/ranges.parquet")
+    measure(made, "b/*.jpg", out="b/ranges.parquet")
+
+
+def test_memory_is_for_one_process(made: Path) -> None:
+    engine = MadeUp()
+    engine.in_process = False
+    for sources, out in ((["memory://x"], "r.parquet"), (["a"], "memory://r.parquet")):
+        with pytest.raises(UsageError, match="memory:// is seen by one process only"):
+            calibrate(sources, out, engine)
+
+
+def test_on_an_object_store(made: Path, bucket: str) -> None:
+    out = f"{bucket}/calibrated/ranges.parquet"
+    with pytest.raises(InterruptedError):
+        calibrate([str(made / "a")], out, MadeUp(5))
+    assert len(list(storage.walk(f"{out}.work"))) > 5
+    engine = MadeUp()
+    calibrate([str(made / "a")], out, engine)
+    assert engine.counted == 5
+    assert [item.uri for item in storage.walk(f"{bucket}/calibrated")] == [out]
+    assert storage.read(out) == measure(made, "a")
+
+
+# With the network
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, 3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def observed(photos: Path) -> list[Array]:
+    """Every activation of each layer, (all positions, neurons), each image alone."""
+    network = describe("efficientnet_lite0")
+    extractor = Extractor(network)
+    rule = Preprocess(network.height, network.width, network.mean, network.std)
+    found: list[list[Array]] = [[] for _ in network.taps]
+    for path in sorted(photos.iterdir()):
+        pixels = images.load(path.read_bytes(), rule)
+        extractor.observe(pixels[None], lambda i, x: found[i].append(x[0].numpy().copy()))
+    return [np.concatenate(layer) for layer in found]
+
+
+@pytest.fixture(scope="module")
+def in_process(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The file of each kind, by one clean run."""
+    place = tmp_path_factory.mktemp("out")
+    engine = InProcess()
+    for name, quantile in (("extremes", None), ("quantiles", 0.001)):
+        calibrate([str(photos)], str(place / name), engine, quantile=quantile)
+    return {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+def test_the_extremes_are_those_that_an_extractor_observes(
+    observed: list[Array], in_process: dict[str, bytes]
+) -> None:
+    found, metadata = files.decode(in_process["extremes"], "x")
+    taps = describe("efficientnet_lite0").taps
+    low = np.concatenate([x.min(axis=0) for x in observed]).astype(np.float64)
+    high = np.concatenate([x.max(axis=0) for x in observed]).astype(np.float64)
+    truth = Ranges(tuple((tap.name, tap.neurons) for tap in taps), low, high)
+    assert found.digest == files.widen(truth).digest
+    assert metadata["images"] == 3
+
+
+def test_the_quantiles_are_those_of_what_an_extractor_observes(
+    observed: list[Array], in_process: dict[str, bytes]
+) -> None:
+    found, metadata = unwidened(in_process["quantiles"])
+    both = [by_numpy(x, 0.001) for x in observed]
+    lower, upper = (np.concatenate(ends) for ends in zip(*both, strict=True))
+    assert metadata["unresolved"] == 0
+    allowed = metadata["resolution"] * (upper - lower) + 1e-12 * (abs(lower) + abs(upper))
+    assert (abs(found.low - lower) <= allowed).all()
+    assert (abs(found.high - upper) <= allowed).all()
+
+
+def test_an_image_that_changes_under_calibration_ends_it(
+    photos: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = storage.read
+
+    def changed(uri: str, identity: str | None = None) -> bytes:
+        return read(uri, "another" if uri.endswith("photo-0002.jpg") else identity)
+
+    monkeypatch.setattr(storage, "read", changed)
+    with pytest.raises(TransientError, match=r"photo-0002\.jpg changed between listing and read"):
+        measured(photos, tmp_path / "r.parquet", small)
+
+
+def measured(photos: Path, out: Path, small: Small, quantile: float | None = None) -> bytes:
+    """By the small network, in this process."""
+    network = {"extractor": tiny.NAME, "weights": small.place.weights}
+    calibrate([str(photos)], str(out), InProcess(), quantile=quantile, **network)
+    return out.read_bytes()
+
+
+def command(photos: Path, out: Path, *options: object) -> list[str]:
+    words = [sys.executable, "-m", "jobs.calibrate", photos, "--out", out, "--json", *options]
+    return [str(word) for word in words]
+
+
+@pytest.mark.soak
+def test_on_ray_it_is_the_same_to_the_byte(
+    photos: Path, in_process: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "ranges.parquet"
+    done = subprocess.run(
+        command(photos, out, "--workers", 1, "--threads", 1),
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 3
+    assert out.read_bytes() == in_process["extremes"]
+    assert not (tmp_path / "ranges.parquet.work").exists()
+
+
+def test_a_killed_process_is_resumed_to_the_same_bytes(
+    photos: Path, small: Small, tmp_path: Path
+) -> None:
+    """Killed in the second pass, when the first of its shards is there."""
+    clean = measured(photos, tmp_path / "clean.parquet", small, quantile=0.001)
+    out = tmp_path / "ranges.parquet"
+    options = ("--workers", 0, "--threads", 1, "--quantile", 0.001)
+    network = ("--extractor", tiny.NAME, "--weights", small.place.weights)
+    job = subprocess.Popen(
+        command(photos, out, *options, *network),
+        env=os.environ | small.environment(SLOW),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=REPOSITORY,
+    )
+    kept: list[Path] = []
+    end = monotonic() + 60
+    while len(kept) < 4 and monotonic() < end:
+        kept = list(tmp_path.glob(f"{out.name}.work/*/_work/{NAME}/*/partials/*.parquet"))
+        sleep(0.01)
+    os.kill(job.pid, signal.SIGKILL)
+    assert job.wait() == -signal.SIGKILL
+    assert not out.exists()
+    assert 4 <= len(kept) < 6, kept
+    assert measured(photos, out, small, quantile=0.001) == clean
+
+
+# By its command
+
+
+def test_the_command(
+    photos: Path, tmp_path: Path, in_process: dict[str, bytes], small: Small
+) -> None:
+    out = tmp_path / "ranges.parquet"
+    words = ("calibrate", photos, "--out", out, "--workers", 0)
+    found = vdna_json(*words)
+    assert (found["images"], found["failed"], found["out"]) == (3, 0, str(out))
+    assert out.read_bytes() == in_process["extremes"]
+    assert found["digest"] == files.decode(out.read_bytes(), "x")[0].digest
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    mixed = ("calibrate", photos / "photo-000[01].jpg", tmp_path / "bad", "--workers", 0)
+    mixed = (*mixed, "--out", out, "--quantile", 0.01)
+    mixed = (*mixed, "--extractor", tiny.NAME, "--weights", small.place.weights)
+    refused(vdna(*mixed, exits=3), "1 of 3 images could not be read")
+    done = vdna(*mixed, "--max-failures", 1)
+    assert "of 2 images (1 could not be read, from quantile 0.01, to 0." in done.stdout
+    assert "cut.jpg: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "exits", "parts"),
+    [
+        (("--quantile", "0.5"), 2, ["quantile is 0.5"]),
+        (("--extractor", "x"), 2, ["no extractor 'x'"]),
+        (("--out", "{}/r.parquet"), 2, ["r.parquet.work", "inside the source"]),
+        (("--include", "*.png"), 1, ["holds no image"]),
+        (("{}/nowhere",), 1, ["nowhere does not exist"]),
+    ],
+)
+def test_the_command_says_no(
+    photos: Path, tmp_path: Path, options: tuple[str, ...], exits: int, parts: list[str]
+) -> None:
+    words = ("calibrate", photos, "--workers", 0, "--out", tmp_path / "r.parquet")
+    done = vdna(*words, *(option.format(photos) for option in options), exits=exits)
+    refused(done, *parts)
+
+
+def test_weights_that_yield_no_number_are_refused(photos: Path, tmp_path: Path) -> None:
+    state = load_model(describe("efficientnet_lite0")).state_dict()
+    state["bn1.bias"] = state["bn1.bias"].clone()
+    state["bn1.bias"][3] = torch.nan
+    torch.save(state, tmp_path / "nan.pt")
+    words = ("calibrate", photos, "--workers", 0, "--weights", tmp_path / "nan.pt", "--limit", 1)
+    done = vdna(*words, "--out", tmp_path / "r.parquet", exits=2)
+    refused(done, "neuron bn1[3] of efficientnet_lite0 had no finite activation in 1 images")

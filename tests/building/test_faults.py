@@ -1,0 +1,526 @@
+"""Builds through a network and a store that fail: the counts are exact, or the error is clean.
+
+A row is a fault and where it strikes. Either the build mends it by itself, or it ends with an error
+that names the object, commits nothing, and the same call without the fault commits exactly what a
+build without faults does. Totals are printed at the end:
+`pytest -m soak tests/building/test_faults.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from statistics import median
+
+import boto3
+import fsspec
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pipeline import comparing as matrix_module
+from pipeline import counting as shard
+from pipeline import storage
+from pipeline.building import Request, Result, build_datasets
+from pipeline.catalogue import Catalogue, verify
+from pipeline.comparing import Effort, Matrix, compare, tiles
+from pipeline.counting import Extractor, Visit
+from pipeline.dna import DNA
+from pipeline.engine import InProcess
+from pipeline.errors import Conflict, SourceError, StorageError, TransientError, VdnaError
+from pipeline.networks import Network
+from pipeline.sources import plan
+from pipeline.spec import Resources
+from tests.golden.handmade import commit_dataset, entries, hand_made
+from tests.storage.test_s3 import fill, jpeg, same_counts
+from tests.support.chaos import (
+    Action,
+    Chaos,
+    after,
+    answer_lost,
+    answers,
+    black_hole,
+    cut,
+    late,
+    reset,
+    short,
+    trickle,
+)
+
+IMAGES = 4
+RESOURCES = Resources(workers=0, threads=2)
+SETTINGS = {
+    "ATTEMPTS": 4,
+    "WAIT_SECONDS": 0.01,
+    "CONNECT_SECONDS": 0.5,
+    "READ_SECONDS": 1,
+    "BYTES_PER_SECOND": 100_000,
+}
+"""Three faults in a row are mended, four are not."""
+
+PATIENT = 30
+"""Seconds of silence that are borne where no fault is silence: a busy machine is not one."""
+
+trickles = trickle(20)
+slow_down = answers(503, "SlowDown", "Please reduce your request rate.")
+internal = answers(500, "InternalError")
+too_many = answers(429, "TooManyRequests")
+conflict = answers(409, "ConditionalRequestConflict")
+denied = answers(403, "AccessDenied", "Access Denied")
+
+
+@dataclass
+class Totals:
+    """What is told of all rows together."""
+
+    clean: list[float] = field(default_factory=list)
+    faulty: list[float] = field(default_factory=list)
+    reruns: list[float] = field(default_factory=list)
+    faults: int = 0
+    images: int = 0
+    wrong: int = 0
+    failures: int = 0
+
+    def __str__(self) -> str:
+        builds = len(self.faulty) + len(self.reruns)
+        return (
+            f"{self.faults} faults in {len(self.faulty)} builds: {len(self.reruns)} ended with a "
+            f"clean error and were run again, {builds} runs, {self.images} images counted, "
+            f"{self.wrong} wrong counts, {self.failures} images listed as failures; "
+            f"{median(self.clean):.2f} s without faults, median {median(self.faulty):.2f} s and at "
+            f"most {max(self.faulty):.2f} s with them"
+            + (f", at most {max(self.reruns):.2f} s to run again" if self.reruns else "")
+        )
+
+
+class PixelsAgain(Extractor):
+    """Activations that are the pixels, over and over: of every image others, and at no cost.
+
+    All else of a build is real.
+    """
+
+    def __init__(self, network: Network, precision: str = "fp32", device: str = "cpu") -> None:
+        self.network = network
+        self.device = torch.device(device)
+
+    def observe(self, pixels: NDArray[np.float32], visit: Visit) -> None:
+        for index, tap in enumerate(self.network.taps):
+            shape = (tap.positions, tap.neurons)
+            activations = np.stack([np.resize(image, shape) for image in pixels])
+            visit(index, torch.from_numpy(activations))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_network() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard, "Extractor", PixelsAgain)
+        yield
+
+
+@pytest.fixture(scope="module")
+def totals(request: pytest.FixtureRequest) -> Iterator[Totals]:
+    totals = Totals()
+    yield totals
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    if reporter and totals.faulty:
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(f"\nfaults: {totals}")
+
+
+@pytest.fixture(scope="module")
+def proxy(s3_server: str) -> Iterator[Chaos]:
+    with Chaos(s3_server) as chaos:
+        yield chaos
+
+
+@pytest.fixture
+def chaos(proxy: Chaos, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chaos]:
+    """The proxy, with our own storage going through it; boto3's default client does too."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(f"VDNA_STORAGE_{name}", str(value))
+    fsspec.filesystem("s3").clear_instance_cache()
+    proxy.calm()
+    yield proxy
+    proxy.calm()
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def images(bucket: str) -> str:
+    return fill(f"{bucket}/{uuid.uuid4().hex}/images", IMAGES)
+
+
+@pytest.fixture(scope="module")
+def clean(bucket: str, images: str, cheap_network: None, totals: Totals) -> DNA:
+    """What a build without faults counts."""
+    for _ in range(3):
+        place = Catalogue(f"{bucket}/{uuid.uuid4().hex}/catalogue")
+        began = time.monotonic()
+        build(place, images)
+        totals.clean.append(time.monotonic() - began)
+    return place.load("photos")
+
+
+@pytest.fixture
+def root(bucket: str) -> str:
+    return f"{bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def place(root: str) -> Catalogue:
+    return Catalogue(f"{root}/catalogue")
+
+
+def build(place: Catalogue, source: str) -> Result:
+    """Of few bins: what is at stake is whether they are right, not how many there are.
+
+    A new worker each time: one that has read the ranges does not read them again.
+    """
+    request = Request("photos", source, bins=16)
+    with contextlib.closing(InProcess()) as engine:
+        (result,) = build_datasets(place, [request], engine, RESOURCES)
+    return result
+
+
+def timed(seconds: list[float], function: Callable[[], Result]) -> Result:
+    began = time.monotonic()
+    try:
+        return function()
+    finally:
+        seconds.append(time.monotonic() - began)
+
+
+def check(place: Catalogue, result: Result, clean: DNA, totals: Totals) -> None:
+    exact = same_counts(place.load("photos"), clean)
+    totals.images += result.version.images
+    totals.failures += len(result.failures)
+    totals.wrong += not exact
+    assert exact
+    assert result.failures == ()
+    assert place.head().number == 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """`ends`: the pattern of the error that it ends with; empty where the build mends it."""
+
+    fault: Action
+    method: str
+    path: str
+    times: int | None = 1
+    ends: str = ""
+
+
+IMAGE = r"photo-\d+\.jpg"
+PARTIAL = r"/partials/\w+\.parquet"
+LISTING = r"list-type=2.*images"
+COMMIT = r"/_log/0+1\.json"
+
+QUICK = {
+    "image-reset": Row(reset, "GET", IMAGE, 3),
+    "image-cut": Row(cut(500), "GET", IMAGE, 3),
+    "image-ends-early": Row(short(100), "GET", IMAGE, 3),
+    "image-slow-down": Row(slow_down, "GET", IMAGE, 3),
+    "image-trickles": Row(trickles, "GET", IMAGE),
+    "image-black-hole": Row(black_hole, "GET", IMAGE),
+    "image-denied": Row(denied, "GET", r"photo-0002\.jpg", None, r"photo-0002\.jpg: access denied"),
+    "image-never-comes": Row(
+        *(reset, "GET", r"photo-0001\.jpg", None, r"photo-0001\.jpg: no answer after 4 tries")
+    ),
+    "listing-fails": Row(internal, "GET", LISTING, 3),
+    "partial-answer-lost": Row(answer_lost, "PUT", PARTIAL, 2),
+    "commit-answer-lost": Row(answer_lost, "PUT", COMMIT),
+    "commit-conflict": Row(conflict, "PUT", COMMIT, 3),
+}
+
+PLACES = {
+    "image": ("GET", IMAGE),
+    "listing": ("GET", LISTING),
+    "partials-listing": ("GET", r"list-type=2.*/partials/"),
+    "manifest-read": ("GET", r"/manifests/"),
+    "ranges-read": ("GET", r"/ranges/\w+\.parquet"),
+    "partial-read": ("GET", PARTIAL),
+    "head-of-log": ("HEAD", r"/_log/"),
+    "head-of-partial": ("HEAD", PARTIAL),
+    "manifest-write": ("PUT", r"/manifests/"),
+    "plan-write": ("PUT", r"/_plan"),
+    "attempt-write": ("PUT", r"/attempts/"),
+    "attempt-delete": ("DELETE", r"/attempts/"),
+    "probe": ("PUT|DELETE", r"/probe-"),
+    "partial-write": ("PUT", PARTIAL),
+    "dna-write": ("PUT", r"/catalogue/dna/"),
+    "folds-write": ("PUT", r"/catalogue/folds/"),
+    "commit-write": ("PUT", COMMIT),
+    "hint-write": ("PUT", r"/_log/_latest"),
+}
+ANYWHERE = {"reset": (reset, 3), "slow-down": (slow_down, 3)}
+READS = {"cut": (cut(40), 3), "ends-early": (short(10), 3), "trickles": (trickles, 1)}
+WRITES = {"answer-lost": (answer_lost, 3), "conflict": (conflict, 3)}
+MORE = {
+    "internal": (internal, 2),
+    "too-many": (too_many, 2),
+    "black-hole": (black_hole, 1),
+    "late": (late(0.3), 1),
+}
+WITH_MORE = {"image", "listing", "partial-write", "commit-write"}
+READ_IN_PART = {"image", "listing", "manifest-read", "partial-read"}
+WRITTEN_ONCE = {"manifest-write", "partial-write", "dna-write", "commit-write"}
+
+
+def rows() -> Iterator[tuple[str, Row]]:
+    for where, (method, path) in PLACES.items():
+        faults = ANYWHERE | (MORE if where in WITH_MORE else {})
+        faults |= READS if where in READ_IN_PART else {}
+        faults |= WRITES if where in WRITTEN_ONCE else {}
+        for fault, (action, times) in faults.items():
+            yield f"{where}-{fault}", Row(action, method, path, times)
+        # What is left of an attempt is of no consequence once the shard is counted.
+        ends = "" if where == "attempt-delete" else "no answer after 4 tries"
+        yield f"{where}-gone", Row(reset, method, path, None, ends)
+        if where in WITH_MORE:
+            yield f"{where}-denied", Row(denied, method, path, None, "access denied")
+
+
+EVERY = dict(rows())
+
+
+def run(row: Row, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals) -> None:
+    if row.fault not in (black_hole, trickles):
+        os.environ["VDNA_STORAGE_READ_SECONDS"] = str(PATIENT)  # until the end of this test
+    chaos.on(row.fault, row.method, row.path, times=row.times)
+    if row.ends:
+        with pytest.raises(VdnaError, match=row.ends) as caught:
+            timed(totals.faulty, lambda: build(place, images))
+        assert "s3://" in str(caught.value)
+        assert isinstance(caught.value, StorageError) or "StorageError" in str(caught.value)
+        faults = chaos.injected
+        chaos.calm()
+        result = timed(totals.reruns, lambda: build(place, images))
+    else:
+        result = timed(totals.faulty, lambda: build(place, images))
+        faults = chaos.injected
+        assert row.times in (None, faults)
+        chaos.calm()
+    assert faults > 0
+    totals.faults += faults
+    check(place, result, clean, totals)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_counts_are_exact_or_the_error_is_clean(
+    name: str, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
+) -> None:
+    run(QUICK[name], chaos, place, images, clean, totals)
+
+
+@pytest.mark.parametrize("fault", [reset, slow_down, internal, cut(10)])
+def test_one_layer_tries_again(fault: Action, chaos: Chaos, images: str) -> None:
+    """What the layers below would make of it multiplies: 24 connections, by their defaults."""
+    chaos.on(fault, "GET", IMAGE, times=None)
+    with pytest.raises(TransientError, match="no answer after 4 tries"):
+        storage.read(f"{images}/photo-0001.jpg")
+    # aiohttp asks once more, on another connection, where one that was kept turns out to be closed.
+    assert SETTINGS["ATTEMPTS"] <= chaos.injected <= 2 * SETTINGS["ATTEMPTS"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fault", [black_hole, trickles])
+def test_what_never_ends_is_given_up_in_time(fault: Action, chaos: Chaos, images: str) -> None:
+    chaos.on(fault, "GET", IMAGE, times=None)
+    began = time.monotonic()
+    with pytest.raises(TransientError, match="no answer after 4 tries"):
+        storage.read(f"{images}/photo-0001.jpg")
+    assert 4 <= time.monotonic() - began < 4 * 1.5 + 4
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", EVERY)
+def test_every_fault_at_every_place(
+    name: str, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
+) -> None:
+    run(EVERY[name], chaos, place, images, clean, totals)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(8))
+def test_a_quarter_of_all_requests_fails(
+    seed: int, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
+) -> None:
+    """By chance, and each in one of several ways; as many runs as it takes."""
+    chaos.calm(seed)
+    for action in (reset, slow_down, internal, cut(20), answer_lost):
+        chaos.on(action, ".*", "", times=None, share=0.06)
+    for _ in range(20):
+        with contextlib.suppress(TransientError):
+            result = timed(totals.faulty, lambda: build(place, images))
+            break
+    assert chaos.injected > 10
+    totals.faults += chaos.injected
+    chaos.calm()
+    check(place, result, clean, totals)
+    assert [finding for finding in verify(place) if not finding.ok] == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("change", ["overwritten", "deleted"])
+def test_an_object_that_changes_after_the_listing(
+    change: str, chaos: Chaos, place: Catalogue, root: str, s3_server: str, totals: Totals
+) -> None:
+    """Just before its bytes are asked for. Neither the old nor the new ones are counted."""
+    source = fill(f"{root}/images", IMAGES)
+    bucket, _, key = f"{source}/photo-0001.jpg".removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=s3_server)
+
+    def event() -> None:
+        if change == "overwritten":
+            client.put_object(Bucket=bucket, Key=key, Body=jpeg(99))
+        else:
+            client.delete_object(Bucket=bucket, Key=key)
+
+    chaos.on(after(event), "GET", r"photo-0001\.jpg")
+    with pytest.raises(TransientError, match=r"1 of 4 shards .*photo-0001\.jpg"):
+        timed(totals.faulty, lambda: build(place, source))
+    totals.faults += chaos.injected
+    assert place.head().number == 0
+    result = timed(totals.reruns, lambda: build(place, source))
+    other = Catalogue(f"{root}/other")
+    build(other, source)
+    check(place, result, other.load("photos"), totals)
+    assert result.version.images == (IMAGES if change == "overwritten" else IMAGES - 1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("faults", [False, True], ids=["slow", "slow-and-failing"])
+def test_two_jobs_at_once(
+    faults: bool,
+    chaos: Chaos,
+    place: Catalogue,
+    images: str,
+    clean: DNA,
+    totals: Totals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On one catalogue and dataset: both end well, or one is told of the other."""
+    monkeypatch.setenv("VDNA_STORAGE_READ_SECONDS", str(PATIENT))
+    if faults:
+        chaos.on(answer_lost, "PUT", "", times=None, share=0.2)
+        chaos.on(reset, ".*", "", times=None, share=0.1)
+    chaos.on(late(0.05), ".*", "", times=None)
+    barrier = threading.Barrier(2)
+
+    def job(_: int) -> Result | VdnaError:
+        barrier.wait()
+        try:
+            return build(place, images)
+        except (Conflict, TransientError) as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(job, range(2)))
+    totals.faults += chaos.injected
+    chaos.calm()
+    assert faults or not [end for end in ends if isinstance(end, TransientError)]
+    check(place, timed(totals.reruns, lambda: build(place, images)), clean, totals)
+    assert [finding for finding in verify(place) if not finding.ok] == []
+
+
+# All pairs.
+
+
+@pytest.fixture(scope="module")
+def compared(bucket: str) -> str:
+    """A catalogue of four datasets, each of two shards and more folds."""
+    root = f"{bucket}/{uuid.uuid4().hex}/compared"
+    for n in range(4):
+        manifest = plan(entries(f"set/{n}", 20 + n), shard_images=2)
+        partials = [hand_made(shard) for shard in manifest.shards]
+        commit_dataset(Catalogue(root), f"set/{n}", manifest, partials)
+    return root
+
+
+@pytest.fixture(scope="module")
+def distances(compared: str) -> Matrix:
+    found = compare(Catalogue(compared))
+    storage.delete_tree(storage.join(compared, "matrix"))
+    return found
+
+
+TILE, MATRIX = r"/_tiles/\w+\.parquet", r"/matrix/.*\.parquet"
+COMPARING = {
+    "dna-read": ("GET", r"/compared/dna/"),
+    "folds-read": ("GET", r"/compared/folds/"),
+    "tiles-listing": ("GET", r"list-type=2.*_tiles"),
+    "tile-write": ("PUT", TILE),
+    "tile-read": ("GET", TILE),
+    "tile-delete": ("DELETE", TILE),
+    "matrix-write": ("PUT", MATRIX),
+}
+
+
+def comparisons() -> Iterator[tuple[str, Row]]:
+    for where, (method, path) in COMPARING.items():
+        faults = {"reset": reset, "slow-down": slow_down}
+        if where in ("dna-read", "folds-read", "tile-read"):
+            faults |= {"cut": cut(40), "ends-early": short(10)}
+        if method == "PUT":
+            faults |= {"answer-lost": answer_lost, "conflict": conflict}
+        for fault, action in faults.items():
+            yield f"{where}-{fault}", Row(action, method, path, 3)
+        yield f"{where}-gone", Row(reset, method, path, None, "no answer after 4 tries")
+
+
+COMPARISONS = dict(comparisons())
+QUICKEST = {"dna-read-cut", "folds-read-reset", "tile-write-answer-lost", "matrix-write-gone"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICKEST else pytest.mark.soak) for n in COMPARISONS],
+)
+def test_a_comparison_is_exact_or_its_error_is_clean(
+    name: str,
+    chaos: Chaos,
+    compared: str,
+    distances: Matrix,
+    totals: Totals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By tiles that are committed; what was done before the error is not done again."""
+    monkeypatch.setenv("VDNA_STORAGE_READ_SECONDS", str(PATIENT))
+    monkeypatch.setattr(matrix_module, "TILE_WORK", -1)
+    row, place = COMPARISONS[name], Catalogue(compared)
+    for left in ("matrix", "_work/_tiles"):
+        storage.delete_tree(storage.join(compared, left))
+    chaos.on(row.fault, row.method, row.path, times=row.times)
+
+    def compare_all() -> Matrix:
+        return compare(place, effort=Effort(memory=1))
+
+    if row.ends:
+        with pytest.raises(TransientError, match=row.ends) as caught:
+            compare_all()
+        assert "s3://" in str(caught.value)
+    else:
+        found = compare_all()
+    faults = chaos.injected
+    assert faults >= (row.times or 1)
+    totals.faults += faults
+    chaos.calm()
+    if row.ends:
+        with contextlib.suppress(SourceError):
+            for item in storage.walk(storage.join(compared, "matrix")):
+                Matrix.decode(storage.read(item.uri), item.uri)
+        found = compare_all()
+    for column in ("emd", "nfd", *found.estimates):
+        assert np.array_equal(found.stacked(column), distances.stacked(column), equal_nan=True)
+    # What only its removal failed for is a collection's.
+    assert tiles.present(compared) == set() or name == "tile-delete-gone"

@@ -1,0 +1,507 @@
+"""Parts by a label: one pass over the images, and each part's DNA that of a pass over it alone."""
+
+from __future__ import annotations
+
+import csv
+import random
+import shutil
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import building as build_module
+from pipeline import storage
+from pipeline.building import Request, Result, build_datasets, make_dna
+from pipeline.catalogue import Catalogue, collect, part_name, parts_of, recount, verify
+from pipeline.comparing import shared_source_notes
+from pipeline.counting import Counter
+from pipeline.engine import InProcess
+from pipeline.errors import Conflict, CorruptFile, GateError, UsageError, VdnaError
+from pipeline.sources import FOLDS, Listing, Manifest, Parts, Rules, list_source, plan
+from pipeline.spec import Resources
+from tests.building.test_build import Killed, killer, same_counts
+from tests.support import tiny_network as tiny
+from tests.support.builders import photo, write_photos
+
+__all__ = ["killer"]  # a fixture
+
+ENGINE = InProcess()
+RESOURCES = Resources(workers=0, threads=2)
+Killer = Callable[[int | None, bool], list[str]]
+
+
+NETWORK: dict[str, Any] = {}
+"""How images are counted here: fields of a request, once the network is there."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network(tmp_path_factory: pytest.TempPathFactory) -> None:
+    NETWORK.update(tiny.install(tmp_path_factory.mktemp("tiny")).options)
+
+
+def run(place: Catalogue, source: Path, **options: Any) -> Result:
+    settings = {"max_failures": 1.0, "shard_images": 2, "by": "1", **NETWORK} | options
+    request = Request("photos", str(source), **settings)
+    (result,) = build_datasets(place, [request], ENGINE, RESOURCES)
+    return result
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Catalogue:
+    return Catalogue(str(tmp_path / "catalogue"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Rain and sun, one image of neither, and one of rain that cannot be read."""
+    source = tmp_path / "source"
+    write_photos(source / "rain", 4)
+    write_photos(source / "sun", 3, first_seed=10)
+    photo(20).save(source / "neither.jpg")
+    (source / "rain" / "cut.jpg").write_bytes(
+        (source / "sun" / "photo-0010.jpg").read_bytes()[:200]
+    )
+    return source
+
+
+def table(source: Path, **labels: dict[str, str]) -> Path:
+    """A table of all images of a folder, with labels by the image's name; others have none."""
+    path = source / "images.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["uri", *labels])
+        for image in sorted(source.rglob("*.jpg")):
+            rows.writerow([str(image), *(its.get(image.name, "") for its in labels.values())])
+    return path
+
+
+def holds(place: Catalogue, source: Path, *, failed: bool = True) -> None:
+    """All that is promised of a folder of folders, by one clean pass over each."""
+    warned = pytest.warns(UserWarning, match="could not be read") if failed else nullcontext()
+    with warned:
+        whole = make_dna(source, max_failures=100, threads=2, **NETWORK)
+    assert same_counts(place.load("photos"), whole)
+    folders = sorted(path for path in source.iterdir() if path.is_dir())
+    parts = parts_of(place.head(), "photos", place.find("photos").spec)
+    assert sorted(parts) == [f"photos/{folder.name}" for folder in folders]
+    for folder in folders:
+        dna = make_dna(folder, max_failures=0.9, threads=2, **NETWORK)
+        assert same_counts(place.load(f"photos/{folder.name}"), dna)
+    findings = list(verify(place))
+    assert [finding for finding in findings if not finding.ok] == []
+    assert [f.dataset for f in findings if f.check == "parts"] == ["photos"]
+
+
+@pytest.mark.filterwarnings("ignore:1 of 5 images could not be read")
+def test_parts_are_those_of_a_clean_pass_and_each_image_is_read_once(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: Tally[str] = Tally()
+    real = storage.read
+
+    def spy(uri: str, *args: Any, **kwargs: Any) -> bytes:
+        read[uri] += uri.endswith(".jpg")
+        return real(uri, *args, **kwargs)
+
+    monkeypatch.setattr(storage, "read", spy)
+    result = run(place, source)
+    monkeypatch.undo()
+    assert {count for uri, count in read.items() if uri.endswith(".jpg")} == {1}
+    assert {name: part.images for name, part in result.parts.items()} == {
+        "photos/rain": 4,
+        "photos/sun": 3,
+    }
+    assert (result.version.images, result.version.failed) == (8, 1)
+    assert [(f.uri[-12:]) for f in place.failures("photos/rain", result.parts["photos/rain"])] == [
+        "rain/cut.jpg"
+    ]
+    assert place.head().number == 1  # whole and parts at once
+    holds(place, source)
+    monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
+    again = run(place, source, by=None)
+    assert not again.changed
+    assert again.parts == result.parts
+
+
+@pytest.mark.filterwarnings("ignore:1 of 5 images could not be read")
+def test_a_column_of_a_table_makes_parts_too(place: Catalogue, source: Path) -> None:
+    names = [image.name for image in source.rglob("photo-*.jpg")]
+    shutil.move(source / "sun" / "photo-0010.jpg", source / "sun" / "other.jpg")
+    weather = dict.fromkeys(names, "heavy rain") | {"other.jpg": "sun/low", "cut.jpg": "night"}
+    path = table(source, weather=weather, camera={"other.jpg": "left"})
+    result = run(place, path, by="weather")
+    # Of the night, no image could be read: there is nothing to be compared.
+    assert {name: part.images for name, part in result.parts.items()} == {
+        "photos/heavy-rain": 6,
+        "photos/sun/low": 1,
+    }
+    assert result.parts["photos/heavy-rain"].value == "heavy rain"
+    assert [finding for finding in verify(place) if not finding.ok] == []
+    run(place, path, by="camera")
+    assert sorted(place.head().datasets) == ["photos", "photos/left"]
+    assert same_counts(place.load("photos"), place.load("photos", at=1))
+    run(place, path, by="")
+    assert sorted(place.head().datasets) == ["photos"]
+    assert [finding for finding in verify(place) if not finding.ok] == []
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images of each shard that is counted from now on."""
+    counted: list[int] = []
+    count = Counter.count
+
+    def spy(self: Counter, shard: Any, key: str, **kwargs: bool) -> object:
+        counted.append(len(shard.members))
+        return count(self, shard, key, **kwargs)
+
+    monkeypatch.setattr(Counter, "count", spy)
+    return counted
+
+
+@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
+def test_what_moves_from_one_part_to_another_is_all_that_is_counted_again(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(place, source)
+    counted = spied(monkeypatch)
+    shutil.move(source / "rain" / "photo-0001.jpg", source / "sun" / "new.jpg")
+    run(place, source)
+    assert sum(counted) == 1
+    holds(place, source)
+    shutil.rmtree(source / "sun")
+    run(place, source)
+    assert "photos/sun" not in place.head().datasets
+    assert place.load("photos/sun", at=2).images == 4
+    holds(place, source)
+
+
+def test_a_new_label_cuts_the_shards_that_mix_and_no_other(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two groups, and so two folds, of a shard of four images each."""
+    (source / "rain" / "cut.jpg").unlink()
+    for number, image in enumerate(sorted(source.rglob("*.jpg"))):
+        image.rename(image.with_name(f"{number}.jpg"))
+    group = {f"{n}.jpg": f"g{n // 4}" for n in range(8)}
+    weather = {f"{n}.jpg": "sun" if n < 4 else "rain" for n in range(8)}
+    options = {"by": "weather", "group_by": "drive", "shard_images": 4}
+    run(place, table(source, drive=group, weather=weather), **options)
+    counted = spied(monkeypatch)
+    weather["0.jpg"] = "rain"
+    run(place, table(source, drive=group, weather=weather), **options)
+    assert sorted(counted) == [1, 3]
+    for value in ("rain", "sun"):
+        images = list_of(source, [n for n in weather if weather[n] == value])
+        dna = make_dna(images, threads=2, **NETWORK)
+        assert same_counts(place.load(f"photos/{value}"), dna)
+    assert [finding for finding in verify(place) if not finding.ok] == []
+
+
+def list_of(source: Path, names: list[str]) -> Path:
+    path = source / "list.txt"
+    path.write_text("".join(f"{i}\n" for i in sorted(source.rglob("*.jpg")) if i.name in names))
+    return path
+
+
+@pytest.mark.soak
+def test_death_at_every_write_then_a_rerun(tmp_path: Path, killer: Killer) -> None:
+    source = tmp_path / "source"
+    write_photos(source / "rain", 2)
+    write_photos(source / "sun", 1, first_seed=10)
+    clean = Catalogue(str(tmp_path / "clean"))
+    writes = killer(None, False)
+    run(clean, source)
+    holds(clean, source, failed=False)
+    truth = {name: clean.load(name) for name in clean.names()}
+    total = len(writes)
+    assert sum("/dna/" in uri for uri in writes) == 3
+    for at in range(1, total + 1):
+        place = Catalogue(str(tmp_path / f"at-{at}"))
+        killer(at, at % 2 == 0)
+        with pytest.raises(Killed):
+            run(place, source)
+        killer(None, False)
+        run(place, source)
+        assert place.head().number == 1
+        assert place.names() == sorted(truth)
+        assert all(same_counts(place.load(name), truth[name]) for name in truth)
+        shutil.rmtree(tmp_path / f"at-{at}")
+
+
+@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
+def test_a_lost_file_of_a_part_is_made_again_and_a_collection_spares_the_partials(
+    place: Catalogue, source: Path
+) -> None:
+    result = run(place, source)
+    part = result.parts["photos/sun"]
+    storage.delete(place.uri("folds", part.spec, "photos/sun", part.dna))
+    again = run(place, source)
+    assert again.counted_shards == 0
+    collect(place, keep=1, grace=timedelta(0))
+    assert run(place, source).counted_shards == 0
+    holds(place, source)
+    findings = list(
+        recount(place, ["photos/sun"], engine=ENGINE, sample=None, weights=NETWORK["weights"])
+    )
+    assert findings[-1].ok, findings
+
+
+def test_a_false_part_is_found(place: Catalogue, source: Path) -> None:
+    result = run(place, source)
+    head = place.head()
+    sun, rain = (result.parts[f"photos/{name}"] for name in ("sun", "rain"))
+    for false in (
+        {"photos/rain": rain, "photos/sun": replace(sun, value="rain")},
+        {"photos/rain": rain},
+    ):
+        whole = head.datasets["photos"][sun.spec]
+        place.put_version("photos", whole, whole, parts=false)
+        assert "parts" in [f.check for f in verify(place, ["photos"]) if not f.ok]
+
+
+def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> None:
+    photos = Request("photos/sun", str(source / "sun"), **NETWORK)
+    build_datasets(place, [photos], ENGINE, RESOURCES)
+    with pytest.raises(Conflict, match="photos/sun is a dataset of its own, and would be a part"):
+        run(place, source)
+    assert list(place.head().datasets) == ["photos/sun"]
+    other = Catalogue(f"{place.root}-2")
+    run(other, source)
+    for options in ({}, {"bins": 5}):  # under whatever spec
+        with pytest.raises(Conflict, match="photos/sun is the part 'sun' of photos; build photos"):
+            build_datasets(other, [replace(photos, **options)], ENGINE, RESOURCES)
+    assert len(other.head().datasets["photos/sun"]) == 1
+    (source / "...").mkdir()
+    photo(30).save(source / "..." / "a.jpg")
+    with pytest.raises(UsageError, match=r"'\.\.\.' makes no name of a part of photos"):
+        run(other, source)
+    (source / "...").rename(source / "sun ")
+    assert part_name("photos", "sun ") == "photos/sun"
+    with pytest.raises(UsageError, match=r"and .sun . of folder both make the name photos/sun"):
+        run(other, source)
+
+
+@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
+def test_another_builder_neither_ends_parts_nor_takes_their_names(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who planned before the parts were committed, and commits after, of the very same images."""
+    reduce = build_module.compose
+    for late in ("photos", "photos/sun"):
+        root = Catalogue(f"{place.root}-{late.replace('/', '-')}")
+        folder = source if late == "photos" else source / "sun"
+        request = Request(late, str(folder), max_failures=1.0, shard_images=2, **NETWORK)
+        others: list[Result] = []
+
+        def quicker(*args: Any, root: Catalogue = root, others: list[Result] = others) -> Any:
+            if not others:
+                others.append(None)  # type: ignore[arg-type]
+                others[0] = run(root, source)
+            return reduce(*args)
+
+        monkeypatch.setattr(build_module, "compose", quicker)
+        with pytest.raises(Conflict, match=f"{late}"):
+            build_datasets(root, [request], ENGINE, RESOURCES)
+        monkeypatch.setattr(build_module, "compose", reduce)
+        assert sorted(root.head().datasets) == ["photos", "photos/rain", "photos/sun"]
+        holds(root, source)
+        assert not run(root, source, by=None).changed
+
+
+def test_the_same_numbers_without_the_parts_are_another_version(
+    place: Catalogue, source: Path
+) -> None:
+    """As a refresh has them that planned while the builder of the parts was not done."""
+    run(place, source, max_failures=100)
+    head = place.head()
+    whole = place.find("photos")
+    with pytest.raises(Conflict, match="photos: another job committed"):
+        place.put_version("photos", replace(whole, by=""), None)
+    assert place.head().number == head.number
+    place.put_version("photos", replace(whole, by=""), whole)
+    assert sorted(place.head().datasets) == ["photos"]
+
+
+def test_labels_of_a_dataset_that_has_parts_are_asked_for_by_name(
+    place: Catalogue, source: Path
+) -> None:
+    run(place, source)
+    with pytest.raises(UsageError, match=r"is a table; .*the dataset has parts by '1'; --by ''"):
+        run(place, table(source, weather={}), by=None)
+
+
+def test_a_value_is_no_longer_than_a_file_s_name(place: Catalogue, source: Path) -> None:
+    path = table(source, weather={"photo-0000.jpg": "r" * 201})
+    with pytest.raises(UsageError, match=r"'rrr.*makes a name of 201 characters"):
+        run(place, path, by="weather")
+    assert not storage.exists(storage.join(place.root, "_work", "photos"))
+
+
+@pytest.mark.filterwarnings("ignore:1 of . images could not be read")
+def test_a_collection_frees_parts_that_are_gone(place: Catalogue, source: Path) -> None:
+    gone = run(place, source).parts["photos/sun"]
+    shutil.rmtree(source / "sun")
+    run(place, source)
+    uri = place.uri("dna", gone.spec, "photos/sun", gone.dna)
+    collect(place, keep=2, grace=timedelta(0))
+    assert storage.exists(uri)
+    collect(place, keep=1, grace=timedelta(0))
+    assert not storage.exists(uri)
+    holds(place, source)
+
+
+def test_too_many_values_are_refused_before_anything_is_counted(
+    place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "MAX_PARTS", 1)
+    with pytest.raises(UsageError, match=r"folder has 2 values \(rain, sun, …\); .* at most 1"):
+        run(place, source)
+    assert place.head().number == 0
+
+
+def test_a_label_that_no_image_has_is_refused(place: Catalogue, source: Path) -> None:
+    run(place, source)
+    with pytest.raises(UsageError, match="no image has a value of folder"):
+        run(place, source, by="7")
+    assert len(place.head().datasets) == 3
+
+
+def test_too_many_failures_commit_neither_whole_nor_parts(place: Catalogue, source: Path) -> None:
+    with pytest.raises(GateError):
+        run(place, source, max_failures=0)
+    assert place.head().number == 0
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        ("0", "by is '0'; give the number"),
+        ("weather", "by is 'weather', and .* is no table"),
+    ],
+)
+def test_what_makes_no_parts_is_refused(source: Path, by: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        list_source(source, Rules(by=by))
+
+
+def test_a_table_has_the_labels_that_it_has(source: Path) -> None:
+    path = table(source, weather={})
+    with pytest.raises(UsageError, match=r"by is '1', a number of folders, and .* is a table"):
+        list_source(path, Rules(by="1"))
+    for by in ("wether", "group", "uri", "--1"):
+        with pytest.raises(UsageError, match=f"by is '{by}'; the labels of .* are: weather"):
+            list_source(path, Rules(by=by))
+
+
+def test_parts_share_no_images_with_each_other_but_with_the_whole(
+    place: Catalogue, source: Path
+) -> None:
+    parts = run(place, source).parts
+    assert shared_source_notes(parts) == []
+    assert len(shared_source_notes({**parts, "photos": place.find("photos")})) == 1
+
+
+# Plans.
+
+labelled = st.lists(
+    st.tuples(st.sampled_from(["", "a", "b", "c"]), st.integers(0, 6), st.booleans()),
+    min_size=1,
+    max_size=120,
+)
+
+
+def listing_of(rows: list[tuple[int, str, str, bool]]) -> Listing:
+    """Row: number, value, group, whether it is a member of an archive."""
+    parts = Parts(["weather", "other"])
+    for number, value, group, member in rows:
+        uri, name = ("s3://b/a.tar", f"{number:04d}") if member else (f"s3://b/{number:04d}", "")
+        access = "range" if member else ""
+        parts.add(uri, name, 10, "etag", group, number, access, (value or None, "x"))
+    return parts.listing("s3://b")
+
+
+def by_value(manifest: Manifest) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = defaultdict(list)
+    for rows in manifest.tables():
+        for uri, member, value in zip(
+            *(rows[c].to_pylist() for c in ("uri", "member", "weather")), strict=True
+        ):
+            names[value or ""].append(f"{uri}::{member}")
+    return names
+
+
+@settings(max_examples=40)
+@given(labelled, st.booleans(), st.integers(1, 9), st.randoms())
+def test_shards_are_of_one_value_and_folds_split_no_group(
+    images: list[tuple[str, int, bool]], grouped: bool, size: int, rng: random.Random
+) -> None:
+    rows = [
+        (n, value, f"g{group}" if grouped else "", member)
+        for n, (value, group, member) in enumerate(images)
+    ]
+    manifest = plan(listing_of(rows), shard_images=size, by="weather")
+    rng.shuffle(rows)
+    assert plan(listing_of(rows), shard_images=size, by="weather").digest == manifest.digest
+    parts = manifest.parts("weather")
+    wanted = Tally(value for _, value, _, _ in rows)
+    found = {v: sum(manifest.heads[i].candidates for i in its) for v, its in parts.items()}
+    assert found == {value: count for value, count in wanted.items() if value}
+    assert sorted(i for its in parts.values() for i in its) == sorted(set().union(*parts.values()))
+    assert sum(map(len, by_value(manifest).values())) == len(rows) == manifest.candidates
+    folds: dict[str, set[int]] = defaultdict(set)
+    sizes: dict[str, Tally[int]] = defaultdict(Tally)
+    for shard in manifest.shards:
+        assert len(shard.members) <= size
+        for entry in shard.members:
+            folds[entry.group].add(shard.fold)
+            number = int(entry.member or entry.uri[-4:])
+            sizes[images[number][0]][shard.fold] += 1
+    if grouped:
+        assert all(len(its) == 1 for its in folds.values())
+    elif not any(member for *_, member in rows):
+        for value in parts:
+            counts = [sizes[value][fold] for fold in range(FOLDS)]
+            assert max(counts) - min(counts) <= 1
+
+
+@settings(max_examples=25)
+@given(labelled, st.lists(st.integers(0, 119), max_size=8), st.integers(1, 5))
+def test_a_later_plan_keeps_every_shard_that_is_still_of_one_value(
+    images: list[tuple[str, int, bool]], relabelled: list[int], size: int
+) -> None:
+    rows = [(n, value, "", member) for n, (value, _, member) in enumerate(images)]
+    first = plan(listing_of(rows), shard_images=size, by="weather")
+    moved = {n for n in relabelled if n < len(rows)}
+    changed = [(n, "d" if n in moved else v, g, m) for n, v, g, m in rows]
+    second = plan(listing_of(changed), shard_images=size, by="weather", previous=first)
+    kept = {head.digest for head in second.heads}
+    for shard in first.shards:
+        numbers = {int(entry.member or entry.uri[-4:]) for entry in shard.members}
+        if numbers.isdisjoint(moved) or numbers <= moved:
+            assert shard.digest in kept
+    found = by_value(second)
+    assert len(found.get("d", [])) == len(moved)
+    assert sum(map(len, second.parts("weather").values())) <= len(second.heads)  # none is mixed
+    assert second.candidates == len(rows)
+    again = plan(listing_of(changed), shard_images=size, by="weather", previous=second)
+    assert again.digest == second.digest
+
+
+def test_a_plan_that_mixes_values_makes_no_parts() -> None:
+    mixed = plan(listing_of([(0, "a", "g", False), (1, "b", "g", False)]))
+    with pytest.raises(CorruptFile, match="mixes values of weather"):
+        mixed.parts("weather")
+
+
+def test_errors_are_ours() -> None:
+    with pytest.raises(VdnaError, match="by is 'x'; the candidates' labels are: weather, other"):
+        plan(listing_of([(0, "a", "", False)]), by="x")

@@ -1,0 +1,202 @@
+"""The log: numbered, exclusive, whole; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.catalogue import FILES, Catalogue, Version, check_name
+from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
+from tests.support.builders import sealed
+
+
+def version(dna: str, spec: str = "s1") -> Version:
+    return Version(
+        dna=dna,
+        manifest="m",
+        spec=spec,
+        images=3,
+        failed=0,
+        products=("histogram",),
+        sha256=dict.fromkeys(FILES, "x"),
+        source="src",
+        built="2026-01-01T00:00:00+00:00",
+        software="vdna",
+        numerics=(),
+    )
+
+
+@pytest.fixture
+def place() -> Catalogue:
+    return Catalogue(f"memory://{uuid.uuid4().hex}")
+
+
+def test_commits_are_numbered_and_each_holds_everything(place: Catalogue) -> None:
+    assert place.head().number == 0
+    place.put_version("a", version("1"), None)
+    place.put_version("b/c", version("2"), None)
+    place.put_version("a", version("3"), version("1"))
+    head = place.head()
+    assert head.number == 3
+    assert {n: v["s1"].dna for n, v in head.datasets.items()} == {"a": "3", "b/c": "2"}
+    assert [c.action for c in place.log()] == ["build a", "build b/c", "build a"]
+    assert place.find("a", at=1).dna == "1"
+    assert place.names(at=1) == ["a"]
+    assert place.names() == ["a", "b/c"]
+
+
+def test_the_same_version_again_is_no_commit(place: Catalogue) -> None:
+    place.put_version("a", version("1"), None)
+    place.put_version("a", version("1"), None)
+    assert place.head().number == 1
+
+
+def test_a_version_built_upon_an_outdated_one_is_refused(place: Catalogue) -> None:
+    place.put_version("a", version("1"), None)
+    place.put_version("a", version("2"), version("1"))
+    with pytest.raises(Conflict, match="another job committed 2 while this one built upon 1"):
+        place.put_version("a", version("3"), version("1"))
+    assert place.find("a").dna == "2"
+
+
+def test_a_second_spec_stands_beside_the_first(place: Catalogue) -> None:
+    place.put_version("a", version("1", "aa11"), None)
+    place.put_version("a", version("2", "bb22"), None)
+    assert place.find("a").dna == "1"
+    assert place.find("a", spec="bb").dna == "2"
+    with pytest.raises(NotFound, match=r"0 specs .* begin with 'zz'; there are: aa11, bb22"):
+        place.find("a", spec="zz")
+    place.put_version("b", version("3", "bb22"), None)
+    assert place.find("b").dna == "3"  # its only one
+    with pytest.raises(NotFound, match="b has no version under spec aa11; it has one under: bb22"):
+        place.find("b", spec="aa")
+    with pytest.raises(NotFound, match="no dataset 'x'; it has: a, b"):
+        place.find("x")
+
+
+@pytest.mark.parametrize("kind", ["file", "memory", "s3"])
+def test_many_writers_at_once_lose_nothing(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "s3":
+        root = f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}"
+    else:
+        root = tmp_path.as_uri() if kind == "file" else f"memory://{uuid.uuid4().hex}"
+    barrier = threading.Barrier(8)
+
+    def write(i: int) -> None:
+        barrier.wait()
+        Catalogue(root).put_version(f"d{i}", version(str(i)), None)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    head = Catalogue(root).head()
+    assert head.number == 8
+    assert sorted(head.datasets) == [f"d{i}" for i in range(8)]
+    assert [len(c.datasets) for c in Catalogue(root).log()] == list(range(8, 0, -1))
+
+
+@pytest.mark.parametrize("hint", [b"1", b"7", b"garbage", b"", b"-3", None])
+def test_the_hint_is_only_a_hint(place: Catalogue, hint: bytes | None) -> None:
+    for i in range(3):
+        place.put_version(f"d{i}", version(str(i)), None)
+    uri = storage.join(place.root, "_log", "_latest")
+    if hint is None:
+        storage.delete(uri)
+    else:
+        storage.replace(uri, hint)
+    assert place.head().number == 3
+
+
+def test_states_by_time(place: Catalogue) -> None:
+    place.put_version("a", version("1"), None)
+    assert place.at("2999-01-01").number == 1
+    with pytest.raises(NotFound, match="as old as 1999"):
+        place.at("1999-01-01")
+    with pytest.raises(UsageError, match="at is 'yesterday'"):
+        place.at("yesterday")
+    with pytest.raises(NotFound, match="no commit 9"):
+        place.at(9)
+
+
+def test_commits_that_lie_are_refused(place: Catalogue) -> None:
+    place.put_version("a", version("1"), None)
+    uri = place.log_uri(1)
+    body = json.loads(storage.read(uri))
+    lies = [
+        sealed(body | change)
+        for change in ({"format": 99}, {"number": 5}, {"datasets": {"a": {"s1": {}}}}, {"x": 1})
+    ]
+    unsealed = {name: value for name, value in body.items() if name != "checksum"}
+    lies += [json.dumps(unsealed).encode(), json.dumps(body | {"action": "x"}).encode(), b"{torn"]
+    for lie in lies:
+        storage.replace(uri, lie)
+        with pytest.raises(CorruptFile, match="_log"):
+            place.head()
+
+
+def test_commits_read_back_as_written(place: Catalogue) -> None:
+    written = place.put_version("a", replace(version("1"), failed=2), None)
+    assert place.head() == written
+
+
+@pytest.mark.parametrize("name", ["a", "a-b_c.d", "x/y/z", "1", "a..b"])
+def test_good_names(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/a", "a/", "a//b", ".", "..", "a/../b", "a b", "ä", "a\n", "a:b", "<script>"]
+)
+def test_bad_names_are_refused_with_the_name(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_name(name)
+    assert repr(name) in str(caught.value)
+
+
+def version_of(spec: str, name: str, *, imported: bool) -> Version:
+    return Version(
+        dna=name * 32,
+        manifest="" if imported else "m" * 32,
+        spec=spec * 32,
+        images=1,
+        failed=0,
+        products=("histogram",),
+        sha256={kind: "00" for kind in (("dna",) if imported else FILES)},
+        source="s",
+        built="2026-01-01T00:00:00+00:00",
+        software="x",
+        numerics=(),
+        origin={"software": "vdna 0.1.1", "assumed": True} if imported else {},
+    )
+
+
+def test_an_import_is_the_default_only_until_something_is_built() -> None:
+    place = Catalogue(f"memory://{uuid.uuid4().hex}")
+    place.put_version("old", version_of("a", "1", imported=True), None)
+    assert place.head().default_spec == "a" * 32
+    place.put_version("other", version_of("b", "2", imported=True), None)
+    assert place.head().default_spec == "a" * 32
+    place.put_version("new", version_of("c", "3", imported=False), None)
+    assert place.head().default_spec == "c" * 32
+    place.put_version("newer", version_of("d", "4", imported=False), None)
+    place.put_version("late", version_of("a", "5", imported=True), None)
+    assert place.head().default_spec == "c" * 32
+
+
+def test_a_dataset_of_one_spec_is_found_without_saying_which() -> None:
+    place = Catalogue(f"memory://{uuid.uuid4().hex}")
+    place.put_version("new", version_of("c", "3", imported=False), None)
+    old = version_of("a", "1", imported=True)
+    place.put_version("old", old, None)
+    assert place.find("old") == old
+    place.put_version("old", version_of("b", "2", imported=True), None)
+    with pytest.raises(NotFound, match="choose with --spec"):
+        place.find("old")

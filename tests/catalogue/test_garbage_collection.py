@@ -1,0 +1,436 @@
+"""What goes, and above all what stays."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import storage
+from pipeline.catalogue import GRACE, Catalogue, Commit, Version, collect, garbage, verify
+from pipeline.comparing import compare
+from pipeline.counting import partial_uri
+from pipeline.errors import SourceError, UsageError
+from pipeline.sources import plan
+from tests.golden.handmade import (
+    NETWORK,
+    SPEC,
+    HandMade,
+    Place,
+    commit_dataset,
+    entries,
+    hand_made,
+)
+from tests.support.builders import tiny_spec
+
+FILES = ("dna", "folds", "failures", "manifests")
+DAY = 24 * 3600.0
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr("pipeline.build.describe", lambda name, weights, taps: NETWORK)
+    return Place(tmp_path)
+
+
+def age(uris: Iterable[str], days: float) -> None:
+    then = time.time() - days * DAY
+    for uri in uris:
+        os.utime(storage.local_path(uri), (then, then))
+
+
+def everything(place: Place) -> set[str]:
+    return {item.uri for item in storage.walk(place.catalogue.root)}
+
+
+def age_all(place: Place, days: float = 30) -> None:
+    age(everything(place), days)
+
+
+def files_of(place: Place, name: str, version: Version) -> set[str]:
+    """The files that a version needs, partials included."""
+    c = place.catalogue
+    uris = {
+        c.uri(kind, version.spec, name, version.manifest if kind == "manifests" else version.dna)
+        for kind in FILES
+    }
+    keys = c.manifest(name, version).keys(version.spec, version.products)
+    return uris | {partial_uri(c.work_uri(name, version.spec), key) for key in keys}
+
+
+def old_garbage(place: Place, **options: Any) -> set[str]:
+    return {item.uri for item in garbage(place.catalogue, **options)}
+
+
+def put(place: Place, *parts: str, data: bytes = b"orphan") -> str:
+    uri = storage.join(place.catalogue.root, *parts)
+    storage.create(uri, data)
+    return uri
+
+
+def orphans(place: Place) -> set[str]:
+    spec = SPEC.digest
+    return {
+        put(place, "dna", spec, "a", "0123.parquet"),
+        put(place, "folds", spec, "a", "0123.parquet"),
+        put(place, "failures", spec, "a", "0123.parquet"),
+        put(place, "manifests", spec, "a", "0123.parquet"),
+        put(place, "dna", "another-spec", "b", "0123.parquet"),
+        put(place, "_work", "a", spec, "partials", "0123.parquet"),
+        put(place, "_work", "a", spec, "attempts", "0123-1.json"),
+        put(place, "_work", "never/built", spec, "partials", "0123.parquet"),
+        put(place, "_work", "probe-0123"),
+    }
+
+
+def test_nothing_young_is_removed(place: Place) -> None:
+    place.photos("a", 85)
+    place.build("a", shard_images=1)
+    place.photos("a", 88)
+    place.build("a", shard_images=1)
+    orphans(place)
+    before = everything(place)
+    assert old_garbage(place) == old_garbage(place, keep=1) == set()
+    age_all(place, days=6.9)
+    assert old_garbage(place, keep=1) == set()
+    assert collect(place.catalogue, keep=1) == (0, 0)
+    assert everything(place) == before
+
+
+def test_an_empty_catalogue_has_no_garbage(place: Place) -> None:
+    assert old_garbage(place) == set()
+    assert collect(place.catalogue) == (0, 0)
+
+
+def test_orphans_go_when_they_are_old_and_not_before(place: Place) -> None:
+    place.photos("a", 20)
+    place.build("a")
+    lost = orphans(place)
+    age_all(place)
+    young = sorted(lost)[::2]
+    age(young, 1)
+    assert old_garbage(place) == lost - set(young)
+    assert old_garbage(place, grace=timedelta(hours=12)) == lost
+    assert old_garbage(place, now=datetime.now(UTC) + timedelta(days=7)) == lost
+    kept = everything(place) - lost
+    count, size = collect(place.catalogue)
+    assert (count, size) == (len(lost) - len(young), 6 * (len(lost) - len(young)))
+    assert everything(place) == kept | set(young)
+
+
+@pytest.mark.parametrize("days", [-30, 30])
+def test_ages_are_by_the_clock_of_the_store(
+    days: int, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be far behind this machine's: what is young there must stay; and far ahead."""
+    place.photos("a", 20)
+    place.build("a")
+    lost = orphans(place)
+    real = storage._local_entry
+
+    def skewed(path: str) -> storage.Stored | None:
+        entry = real(path)
+        if entry is None or entry.modified is None:
+            return entry
+        return replace(entry, modified=entry.modified + timedelta(days=days))
+
+    monkeypatch.setattr(storage, "_local_entry", skewed)
+    assert collect(place.catalogue) == (0, 0)
+    assert lost <= everything(place)
+    age(lost, 8)
+    assert old_garbage(place) == lost
+
+
+def test_a_store_that_lists_fractions_of_seconds_is_collected(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ceph does, and tells whole seconds of a single object: that is no change."""
+    lost = orphans(place)
+    age_all(place)
+    real = storage.info
+
+    def whole_seconds(uri: str) -> storage.Stored:
+        entry = real(uri)
+        assert entry.modified is not None
+        return replace(entry, modified=entry.modified.replace(microsecond=0))
+
+    monkeypatch.setattr(storage, "info", whole_seconds)
+    assert collect(place.catalogue) == (len(lost), 6 * len(lost))
+
+
+def test_the_grace_period_is_to_the_second(place: Place) -> None:
+    place.photos("a", 2)
+    place.build("a")
+    uri = put(place, "_work", "probe-0123")
+    made = storage.info(uri).modified
+    assert made is not None
+    assert old_garbage(place, now=made + GRACE) == set()
+    assert uri in old_garbage(place, now=made + GRACE + timedelta(seconds=1))
+
+
+def test_what_is_listed_is_what_is_removed(place: Place) -> None:
+    place.photos("a", 85)
+    place.build("a", shard_images=1)
+    place.photos("a", 88)
+    place.build("a", shard_images=1)
+    orphans(place)
+    age_all(place)
+    for keep in (None, 1):
+        listed = list(garbage(place.catalogue, keep=keep))
+        before = everything(place)
+        assert {item.uri for item in listed} <= before
+        assert collect(place.catalogue, keep=keep) == (
+            len(listed),
+            sum(item.size for item in listed),
+        )
+        assert before - everything(place) == {item.uri for item in listed}
+        assert len(listed) > 0
+    assert collect(place.catalogue, keep=1) == (0, 0)
+
+
+def test_all_versions_are_kept_unless_told_otherwise(place: Place) -> None:
+    place.photos("a", 20)
+    first = place.build("a").version
+    place.photos("a", 25, bad=1)
+    second = place.build("a").version
+    age_all(place)
+    assert old_garbage(place) == set()
+    assert old_garbage(place, keep=2) == set()
+    assert files_of(place, "a", first) | files_of(place, "a", second) <= everything(place)
+
+
+def test_keep_one_removes_what_only_older_versions_need(place: Place) -> None:
+    place.photos("a", 20)
+    first = place.build("a", shard_images=1)
+    for path in (place.folder / "a").glob("photo-00[0-4].jpg"):
+        path.unlink()
+    place.photos("b/c", 5)
+    other = place.build("b/c")
+    second = place.build("a", shard_images=1)
+    assert (first.version.images, second.version.images) == (20, 15)
+    old, new = (files_of(place, "a", r.version) for r in (first, second))
+    assert old & new
+    assert len(old - new) == 4 + 5
+    age_all(place)
+    expected = old - new
+    assert old_garbage(place, keep=1) == expected
+    collect(place.catalogue, keep=1)
+    left = everything(place)
+    assert new <= left
+    assert files_of(place, "b/c", other.version) <= left
+    assert not expected & left
+    assert all(finding.ok for finding in verify(place.catalogue))
+
+
+def test_a_later_run_without_keep_still_works(place: Place) -> None:
+    """The log names versions whose files are gone; that is no reason to fail."""
+    place.photos("a", 20)
+    place.build("a")
+    place.photos("a", 25)
+    newest = place.build("a").version
+    age_all(place)
+    collect(place.catalogue, keep=1)
+    lost = put(place, "_work", "probe-0123")
+    age([lost], 30)
+    for keep in (None, 2, 1):
+        assert old_garbage(place, keep=keep) == {lost}
+    assert files_of(place, "a", newest) <= everything(place)
+
+
+def test_going_back_to_an_older_version_makes_it_the_newest(place: Place) -> None:
+    place.photos("a", 20)
+    first = place.build("a").version
+    place.photos("a", 25)
+    second = place.build("a").version
+    for i in range(20, 25):
+        (place.folder / "a" / f"photo-{i:03d}.jpg").unlink()
+    third = place.build("a").version
+    assert third.dna == first.dna
+    assert place.catalogue.head().number == 3
+    age_all(place)
+    removed = old_garbage(place, keep=1)
+    assert removed == files_of(place, "a", second) - files_of(place, "a", first)
+    assert removed
+
+
+def test_a_version_that_comes_back_is_safe_from_a_collection_beside_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are there, old, and of no kept version. Stored again they are no younger, and a
+    collection just before the commit removes them."""
+    place.photos("a", 20)
+    place.build("a")
+    place.photos("a", 25)
+    place.build("a")
+    for i in range(20, 25):
+        (place.folder / "a" / f"photo-{i:03d}.jpg").unlink()
+    age_all(place)
+    real = Catalogue.put_version
+
+    def collect_first(catalogue: Catalogue, *arguments: Any, **options: Any) -> Commit:
+        collect(catalogue, keep=1)
+        return real(catalogue, *arguments, **options)
+
+    monkeypatch.setattr(Catalogue, "put_version", collect_first)
+    assert place.build("a").version.images == 20
+    assert [finding for finding in verify(place.catalogue) if not finding.ok] == []
+
+
+def test_each_spec_keeps_its_newest(place: Place) -> None:
+    place.photos("a", 6)
+    mine = place.build("a").version
+    spec, ranges = tiny_spec(bins=9)
+    manifest = plan(entries("a", 4))
+    partials = [hand_made(shard, spec, ranges) for shard in manifest.shards]
+    other = commit_dataset(place.catalogue, "a", manifest, partials, spec, ranges)
+    age_all(place)
+    assert old_garbage(place, keep=1) == set()
+    assert files_of(place, "a", mine) | files_of(place, "a", other) <= everything(place)
+
+
+def test_tree_nodes_and_notes_of_attempts_go(place: Place) -> None:
+    place.photos("a", 85)
+    version = place.build("a", shard_images=1).version
+    work = place.catalogue.work_uri("a", version.spec)
+    nodes = {item.uri for item in storage.walk(storage.join(work, "nodes"))}
+    assert len(nodes) == 16
+    note = put(place, "_work", "a", version.spec, "attempts", "0123-1.json")
+    age_all(place)
+    assert old_garbage(place) == nodes | {note}
+
+
+def test_a_plan_that_has_begun_is_protected(place: Place) -> None:
+    """A build died after days, and is rerun after more days: nothing is counted again."""
+    place.photos("a", 20)
+    with pytest.raises(InterruptedError):
+        place.build("a", HandMade(stop_after=9), shard_images=1)
+    assert place.catalogue.head().number == 0
+    age_all(place)
+    assert old_garbage(place, keep=1) == set()
+    collect(place.catalogue, keep=1)
+    assert place.build("a", shard_images=1).counted_shards == 11
+
+
+def test_a_plan_that_follows_a_version_is_protected_beside_it(place: Place) -> None:
+    place.photos("group/a", 20)
+    first = place.build("group/a", shard_images=1).version
+    place.photos("group/a", 30)
+    with pytest.raises(InterruptedError):
+        place.build("group/a", HandMade(stop_after=4), shard_images=1)
+    age_all(place)
+    assert old_garbage(place, keep=1) == set()
+    collect(place.catalogue, keep=1)
+    assert files_of(place, "group/a", first) <= everything(place)
+    result = place.build("group/a", shard_images=1)
+    assert (result.counted_shards, result.version.images) == (6, 30)
+
+
+def test_a_plan_given_up_for_another_is_garbage(place: Place) -> None:
+    place.photos("a", 20)
+    with pytest.raises(InterruptedError):
+        place.build("a", HandMade(stop_after=9), shard_images=1)
+    for i in range(20):
+        (place.folder / "a" / f"photo-{i:03d}.jpg").write_bytes(b"another photo")
+    version = place.build("a", shard_images=1).version
+    age_all(place)
+    removed = old_garbage(place)
+    assert len(removed) == 9 + 1
+    assert not removed & files_of(place, "a", version)
+
+
+@pytest.mark.parametrize("hint", [b"", b"0123456789abcdef", b"../../x", b"\xff\xfe"])
+def test_a_hint_of_nothing_is_no_reason_to_fail(place: Place, hint: bytes) -> None:
+    place.photos("a", 20)
+    version = place.build("a").version
+    storage.replace(storage.join(place.catalogue.work_uri("a", version.spec), "_plan"), hint)
+    lost = put(place, "_work", "probe-0123")
+    age_all(place)
+    assert old_garbage(place) == {lost}
+
+
+def test_after_collecting_all_is_well(place: Place) -> None:
+    place.photos("a", 85, bad=2)
+    place.build("a", shard_images=1)
+    place.photos("b", 20)
+    place.build("b")
+    place.photos("a", 90, bad=2)
+    place.build("a", shard_images=1)
+    compare(place.catalogue)
+    age_all(place)
+    kept = {u for u in everything(place) if "/_log/" in u or "/specs/" in u or "/ranges/" in u}
+    kept |= {u for u in everything(place) if "/matrix/" in u}
+    collect(place.catalogue, keep=1)
+    assert kept <= everything(place)
+    findings = list(verify(place.catalogue))
+    assert len(findings) == 12
+    assert [finding for finding in findings if not finding.ok] == []
+    before = everything(place)
+    head = place.catalogue.head()
+    for name in "ab":
+        result = place.build(name, HandMade(stop_after=0), shard_images=1)
+        assert (result.changed, result.counted_shards) == (False, 0)
+    assert place.catalogue.head() == head
+    assert everything(place) == before
+    place.photos("a", 91, bad=2)
+    assert place.build("a", shard_images=1).counted_shards == 1
+
+
+def test_matrices_go_once_no_kept_version_takes_pairs_from_them(place: Place) -> None:
+    c = place.catalogue
+    for count, name in enumerate("abc"):
+        place.photos(name, 20 + count)
+        place.build(name)
+
+    def matrices() -> set[str]:
+        return {u for u in everything(place) if "/matrix/" in u}
+
+    compare(c)
+    (first,) = matrices()
+    place.photos("a", 30)
+    place.build("a")
+    age_all(place)
+    assert first not in old_garbage(place, keep=1)  # b and c are compared there, and nowhere else
+    compare(c, ["a", "b"])
+    (small,) = matrices() - {first}
+    age_all(place)
+    assert old_garbage(place, keep=1) & matrices() == set()
+    compare(c)
+    (second,) = matrices() - {first, small}
+    assert old_garbage(place) & matrices() == set()  # all versions are kept
+    assert old_garbage(place, keep=1) & matrices() == {first}
+    age([first], 1)
+    assert first not in old_garbage(place, keep=1)
+    age_all(place)
+    storage.replace(second, storage.read(second)[:-20])  # torn: it has no pairs to give
+    age_all(place)
+    assert old_garbage(place, keep=1) & matrices() == set()
+    for name in "bc":
+        place.photos(name, 40)
+        place.build(name)
+    age_all(place)
+    assert old_garbage(place, keep=1) & matrices() == {first, small}
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_keeping_nothing_is_refused(place: Place, keep: int) -> None:
+    with pytest.raises(UsageError, match=f"keep is {keep}"):
+        collect(place.catalogue, keep=keep)
+
+
+def test_a_kept_version_whose_manifest_is_gone_stops_everything(place: Place) -> None:
+    """The newest version's needs are unknown then: rather nothing is removed."""
+    place.photos("a", 20)
+    version = place.build("a").version
+    storage.delete(place.catalogue.uri("manifests", version.spec, "a", version.manifest))
+    storage.delete(storage.join(place.catalogue.work_uri("a", version.spec), "_plan"))
+    age_all(place)
+    before = everything(place)
+    with pytest.raises(SourceError, match=version.manifest):
+        collect(place.catalogue)
+    assert everything(place) == before

@@ -1,0 +1,264 @@
+"""`verify --deep`: what lies consistently is found by counting the images again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from jobs.app import app
+from pipeline import storage
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import (
+    MOVED_BY_ROUNDING,
+    Catalogue,
+    Finding,
+    Version,
+    compared,
+    recount,
+    verify,
+)
+from pipeline.counting import load_partial, partial_uri
+from pipeline.dna import Partial
+from pipeline.engine import InProcess
+from pipeline.spec import Resources
+from tests.support.builders import (
+    NUMERICS,
+    OTHER_NUMERICS,
+    photo,
+    random_dna,
+    tiny_spec,
+    write_photos,
+)
+
+NAME = "photos"
+ENGINE = InProcess()
+RESOURCES = Resources(workers=0, threads=2)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """5 photos and one that is cut short, in 6 shards, and the catalogue beside them."""
+    folder = tmp_path_factory.mktemp("original")
+    cut = write_photos(folder / "images", 6)[-1]
+    cut.write_bytes(cut.read_bytes()[:-200])
+    request = Request(NAME, str(folder / "images"), bins=16, max_failures=1)
+    build_datasets(Catalogue(str(folder / "catalogue")), [request], ENGINE, RESOURCES)
+    return folder
+
+
+class Place:
+    """The catalogue to spoil, and the images that it is of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.images = folder / "images"
+        self.catalogue = Catalogue(str(folder / "catalogue"))
+        self.version: Version = self.catalogue.find(NAME)
+        self.manifest = self.catalogue.manifest(NAME, self.version)
+
+    def partial(self, index: int) -> str:
+        work = self.catalogue.work_uri(NAME, self.version.spec)
+        return partial_uri(
+            work, self.manifest.keys(self.version.spec, self.version.products)[index]
+        )
+
+    def image(self, index: int) -> Path:
+        (entry,) = self.manifest.shards[index].members
+        return Path(storage.local_path(entry.uri))
+
+    def run(self, **options: Any) -> list[Finding]:
+        return list(recount(self.catalogue, engine=ENGINE, resources=RESOURCES, **options))
+
+
+@pytest.fixture
+def place(original: Path) -> Iterator[Place]:
+    """Images stay where they are, since the manifest names them; all is put back afterwards."""
+    kept = original.parent / f"{original.name}-kept"
+    shutil.copytree(original, kept, copy_function=shutil.copy2)
+    yield Place(original)
+    shutil.rmtree(original)
+    shutil.move(kept, original)
+
+
+def wrong(findings: list[Finding]) -> dict[str, str]:
+    return {finding.check: finding.detail for finding in findings if not finding.ok}
+
+
+def readable(place: Place) -> list[int]:
+    """Shards whose image is one."""
+    return [i for i in range(6) if load_partial(place.partial(i)).dna.images]
+
+
+def replaced_in_place(path: Path, seed: int) -> None:
+    """Another image under the same size and time, as a copy with `touch -r` would leave it."""
+    status = path.stat()
+    photo(seed).save(path, quality=5)
+    data = path.read_bytes()
+    assert len(data) <= status.st_size
+    path.write_bytes(data + b"\0" * (status.st_size - len(data)))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def moved(partial: Partial) -> Partial:
+    """One activation from one bin to another: all sums stay."""
+    counts = partial.dna.counts.copy()
+    at = int(np.flatnonzero(counts[7])[0])
+    counts[7, at] -= 1
+    counts[7, (at + 1) % counts.shape[1]] += 1
+    return replace(partial, dna=replace(partial.dna, counts=counts))
+
+
+def test_a_clean_dataset_passes_and_nothing_is_changed(place: Place) -> None:
+    before = {i.uri: i.identity for i in storage.walk(place.catalogue.root)}
+    findings = place.run(sample=None)
+    assert wrong(findings) == {}
+    assert len(findings) == 6 + 2
+    assert findings[-1].detail == "6 of 6 shards looked at again (all), 0 findings"
+    assert findings[-2].check == "recounted sum"
+    assert findings[-2].detail == "5 images, every number as it was"
+    assert {i.uri: i.identity for i in storage.walk(place.catalogue.root)} == before
+
+
+@pytest.mark.soak
+def test_a_sample_is_chosen_by_its_seed(place: Place) -> None:
+    def chosen(seed: int) -> list[str]:
+        findings = place.run(sample=2, seed=seed)
+        assert findings[-1].detail == f"2 of 6 shards looked at again (seed {seed}), 0 findings"
+        return [finding.check for finding in findings[:-1]]
+
+    assert len(chosen(1)) == 2
+    assert chosen(1) == chosen(1)
+    assert len({tuple(chosen(seed)) for seed in range(4)}) > 1
+
+
+def test_a_partial_that_lies_consistently_is_found(place: Place) -> None:
+    index = readable(place)[1]
+    uri = place.partial(index)
+    storage.replace(uri, moved(load_partial(uri)).encode())
+    load_partial(uri)
+    found = wrong(place.run(sample=None))
+    assert set(found) == {f"shard {index}", "recount"}
+    assert uri in found[f"shard {index}"]
+    assert "1 activations" in found[f"shard {index}"]
+    assert "layer bn1" in found[f"shard {index}"]
+    assert found["recount"] == "6 of 6 shards looked at again (all), 1 findings"
+
+
+def test_an_image_replaced_under_its_size_and_time_is_found(place: Place) -> None:
+    index = readable(place)[0]
+    replaced_in_place(place.image(index), 999)
+    assert wrong(list(verify(place.catalogue))) == {}  # it looks at what is stored alone
+    found = wrong(place.run(sample=None))
+    assert set(found) == {f"shard {index}", "recount"}
+    assert "are in other bins" in found[f"shard {index}"]
+
+
+@pytest.mark.soak
+def test_an_image_that_became_unreadable_in_place_is_found(place: Place) -> None:
+    index = readable(place)[0]
+    path = place.image(index)
+    status = path.stat()
+    path.write_bytes(b"x" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    detail = wrong(place.run(sample=None))[f"shard {index}"]
+    assert "1 images and 0 failures are stored, 0 and 1 were found" in detail
+    assert path.name in detail
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_an_image_that_changed_since_is_named_as_such(place: Place, how: str) -> None:
+    path = place.image(2)
+    if how == "changed":
+        photo(998).save(path)
+    else:
+        path.unlink()
+    found = wrong(place.run(sample=None))
+    assert set(found) == {"shard 2", "recount"}
+    assert "1 images changed since they were counted" in found["shard 2"]
+    assert path.as_uri() in found["shard 2"]
+    assert ("gone now" in found["shard 2"]) == (how == "gone")
+
+
+@pytest.mark.soak
+def test_where_partials_were_collected_the_sum_is_compared(place: Place) -> None:
+    first = readable(place)[0]
+    for index in range(6):
+        storage.delete(place.partial(index))
+    assert wrong(place.run(sample=3)) == {
+        "recount": "none of 6 partials is kept; count all (--sample all)"
+    }
+    assert wrong(place.run(sample=None)) == {}
+    replaced_in_place(place.image(first), 997)
+    found = wrong(place.run(sample=None))
+    assert set(found) == {"recounted sum", "recount"}
+    assert "are in other bins" in found["recounted sum"]
+
+
+@pytest.mark.soak
+def test_other_weights_than_the_spec_s_are_refused(place: Place, tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"x": torch.zeros(1)}, path)
+    ((finding),) = place.run(weights=str(path))
+    assert not finding.ok
+    assert "it was built with 579344248a93" in finding.detail
+
+
+def two(numerics: Any, share: float) -> tuple[Partial, Partial]:
+    spec, ranges = tiny_spec()
+    dna = random_dna(spec, ranges, 1000, 3)
+    total = 1000 * int(dna.positions.sum())
+    counts = dna.counts.copy()
+    move = min(round(share * total), int(counts[0, 0]))
+    counts[0, 0] -= move
+    counts[0, 1] += move
+    other = replace(dna, counts=counts, numerics=((numerics, 1000),))
+    return Partial(dna, ("a",), ()), Partial(other, ("a",), ())
+
+
+@pytest.mark.parametrize(
+    ("numerics", "share", "holds"),
+    [
+        (NUMERICS, 0, True),
+        (NUMERICS, 1e-4, False),
+        (OTHER_NUMERICS, MOVED_BY_ROUNDING * 0.9, True),
+        (OTHER_NUMERICS, MOVED_BY_ROUNDING * 1.1, False),
+    ],
+)
+def test_rounding_is_allowed_for_where_numerics_differ(
+    numerics: Any, share: float, holds: bool
+) -> None:
+    ok, detail = compared(*two(numerics, share))
+    assert ok == holds
+    if share:
+        assert ("other numerics than were recorded" in detail) == (numerics is OTHER_NUMERICS)
+        assert "activations" in detail
+
+
+@pytest.mark.soak
+def test_the_command(place: Place) -> None:
+    words = ["verify", "-c", place.catalogue.root, "--deep", "--threads", "2"]
+    good = CliRunner().invoke(app, [*words, "--sample", "1", "--seed", "5"])
+    assert good.exit_code == 0, good.output
+    assert "1 of 6 shards looked at again (seed 5), 0 findings" in good.stdout
+    assert "counting 1 of 6 shards again (seed 5)" in good.stderr
+    assert "1 shards" in good.stderr or "1/1 shards" in good.stderr
+    index = readable(place)[0]
+    replaced_in_place(place.image(index), 996)
+    bad = CliRunner().invoke(app, [*words, "--sample", "all", "--json"])
+    assert bad.exit_code == 1, bad.output
+    found = {f["check"] for f in json.loads(bad.stdout) if not f["ok"]}
+    assert found == {f"shard {index}", "recount"}
+    for sample in ("0", "-1", "some"):
+        refused = CliRunner().invoke(app, [*words, "--sample", sample])
+        assert refused.exit_code == 2
+        assert f"sample is {sample!r}" in refused.stderr

@@ -1,0 +1,695 @@
+"""Every kind of tampering is found, by the check that it concerns, and nothing else is blamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import storage
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import Catalogue, Finding, Version, footers_of, verify
+from pipeline.counting import partial_uri
+from pipeline.dna import DnaFile, Failure, Partial, Ranges, decode_dna, encode, encode_dna, to_table
+from pipeline.engine import InProcess
+from pipeline.errors import CorruptFile, NotFound, VdnaError
+from pipeline.networks import ranges_file as ranges_module
+from pipeline.sources import Manifest, Shard, plan
+from tests.golden.handmade import (
+    NETWORK,
+    RANGES,
+    SPEC,
+    commit_dataset,
+    encode_failures,
+    entries,
+    hand_made,
+)
+from tests.support.builders import (
+    OTHER_NUMERICS,
+    random_dna,
+    sealed,
+    tiny_spec,
+    with_digest,
+    write_photos,
+)
+
+CHECKS = ["spec", "counts", "manifest", "failures", "folds", "exemplars", "partials"]
+NAME = "photos"
+
+
+class Copy:
+    """A catalogue to spoil: its one version, its files, and its commit to lie in."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self.version: Version = catalogue.find(NAME)
+
+    def uri(self, kind: str) -> str:
+        v = self.version
+        digest = v.manifest if kind == "manifests" else v.dna
+        return self.catalogue.uri(kind, v.spec, NAME, digest)
+
+    def read(self, kind: str) -> bytes:
+        return storage.read(self.uri(kind))
+
+    @property
+    def spec_uri(self) -> str:
+        return self.catalogue.spec_uri(self.version.spec)
+
+    @property
+    def ranges_uri(self) -> str:
+        return self.catalogue.ranges_uri(self.catalogue.spec(self.version.spec).ranges_digest)
+
+    @property
+    def partials(self) -> list[str]:
+        """Their uris, in the order of the manifest."""
+        work = self.catalogue.work_uri(NAME, self.version.spec)
+        manifest = Manifest.decode(self.read("manifests"), "m")
+        keys = manifest.keys(self.version.spec, self.version.products)
+        return [partial_uri(work, key) for key in keys]
+
+    def lie(self, **changes: Any) -> None:
+        """The commit states something else about the version."""
+        uri = self.catalogue.log_uri(self.catalogue.head().number)
+        body = json.loads(storage.read(uri))
+        body["datasets"][NAME][self.version.spec] |= changes
+        storage.replace(uri, sealed(body))
+
+    def put(self, kind: str, data: bytes) -> None:
+        """Other bytes, and a commit that vouches for them."""
+        storage.replace(self.uri(kind), data)
+        version = self.catalogue.find(NAME)
+        kept = {of: footer for of, footer in version.footers.items() if of != kind}
+        kept |= footers_of({kind: data} if data[-4:] == b"PAR1" else {})
+        self.lie(
+            sha256={**version.sha256, kind: hashlib.sha256(data).hexdigest()},
+            footers={of: asdict(footer) for of, footer in kept.items()},
+        )
+
+    def change_partial(self, index: int, change: Callable[[Partial], Partial]) -> None:
+        uri = self.partials[index]
+        storage.replace(uri, change(Partial.decode(storage.read(uri), uri)).encode())
+
+
+def copied(source: Path, folder: Path) -> Copy:
+    shutil.copytree(source, folder)
+    return Copy(Catalogue(str(folder)))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 photos and one bad one, in 16 shards, of counts made by hand: the same on every run."""
+    folder = tmp_path_factory.mktemp("built") / "catalogue"
+    first, *others = entries(NAME, 21)
+    bad = replace(first, uri="s3://bucket/photos/bad.jpg")
+    manifest = plan([bad, *others])
+    partials = [hand_made(shard) for shard in manifest.shards]
+    version = commit_dataset(Catalogue(str(folder)), NAME, manifest, partials)
+    assert version.failed == 1
+    return folder
+
+
+@pytest.fixture
+def copy(built: Path, tmp_path: Path) -> Copy:
+    return copied(built, tmp_path / "copy")
+
+
+def run(copy: Copy) -> dict[str, Finding]:
+    findings = list(verify(copy.catalogue))
+    kept = "exemplars" in copy.version.sha256
+    assert [finding.check for finding in findings] == [
+        check for check in CHECKS if kept or check != "exemplars"
+    ]
+    assert all(finding.dataset == NAME for finding in findings)
+    return {finding.check: finding for finding in findings}
+
+
+def wrong(copy: Copy) -> dict[str, str]:
+    return {check: f.detail for check, f in run(copy).items() if not f.ok}
+
+
+def not_checked(found: Mapping[str, str], expected: Sequence[str], of: str) -> None:
+    for check in expected:
+        assert found[check] == f"not checked, since the {of} itself could not be read"
+
+
+# All is well.
+
+
+def test_a_whole_catalogue_is_found_whole(copy: Copy) -> None:
+    found = run(copy)
+    assert wrong(copy) == {}
+    assert found["counts"].detail.startswith("20 images x positions = activations counted, for 5")
+    assert found["manifest"].detail == "21 candidates, each once, in 16 shards"
+    assert found["failures"].detail.startswith("1 failures, each of a candidate")
+    assert found["folds"].detail == "16 folds of 1 to 2 candidates sum to the DNA"
+    assert found["partials"].detail == "16 partials sum to the DNA"
+
+
+def test_verifying_changes_nothing(copy: Copy) -> None:
+    before = {i.uri: i.identity for i in storage.walk(copy.catalogue.root)}
+    run(copy)
+    assert {i.uri: i.identity for i in storage.walk(copy.catalogue.root)} == before
+
+
+def test_names_and_specs_are_chosen(copy: Copy) -> None:
+    spec, ranges = tiny_spec(bins=9)
+    for name in (NAME, "z/last"):
+        manifest = plan(entries(name, 3))
+        partials = [hand_made(shard, spec, ranges) for shard in manifest.shards]
+        commit_dataset(copy.catalogue, name, manifest, partials, spec, ranges)
+    assert [f.dataset for f in verify(copy.catalogue)] == [NAME] * 12 + ["z/last"] * 6
+    assert all(finding.ok for finding in verify(copy.catalogue))
+    assert len(list(verify(copy.catalogue, [NAME], spec.digest[:8]))) == 6
+    assert {f.dataset for f in verify(copy.catalogue, ["z/last"])} == {"z/last"}
+    with pytest.raises(NotFound, match="no dataset 'x'; it has: photos, z/last"):
+        list(verify(copy.catalogue, ["x"]))
+    with pytest.raises(NotFound, match=f"z/last has no version under spec {SPEC.digest}"):
+        list(verify(copy.catalogue, ["z/last"], SPEC.digest))
+    assert list(verify(Catalogue(copy.catalogue.root + "-none"))) == []
+
+
+# Files that are not the ones committed.
+
+
+def flipped(data: bytes) -> bytes:
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+SPOILED: dict[str, Callable[[bytes], bytes | None]] = {
+    "a byte flipped": flipped,
+    "torn": lambda data: data[:-40],
+    "empty": lambda data: b"",
+    "deleted": lambda data: None,
+}
+BLAMED = {
+    "dna": ("counts", {"folds": "DNA", "partials": "DNA"}),
+    "folds": ("folds", {}),
+    "failures": ("failures", {}),
+    "manifests": ("manifest", {"failures": "manifest", "partials": "manifest"}),
+}
+
+
+@pytest.mark.parametrize("kind", BLAMED)
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_spoiled_file_is_named(copy: Copy, kind: str, how: str) -> None:
+    data = SPOILED[how](copy.read(kind))
+    if data is None:
+        storage.delete(copy.uri(kind))
+    else:
+        storage.replace(copy.uri(kind), data)
+    found = wrong(copy)
+    check, followers = BLAMED[kind]
+    assert set(found) == {check, *followers}
+    assert copy.uri(kind) in found[check]
+    for follower, of in followers.items():
+        not_checked(found, [follower], of)
+
+
+@pytest.mark.parametrize(
+    ("place", "how"),
+    [
+        *((place, how) for place in ("spec", "ranges", "partial") for how in ("torn", "empty")),
+        *((place, "a byte flipped") for place in ("spec", "ranges")),
+    ],
+)
+def test_a_spoiled_spec_ranges_or_partial_is_named(copy: Copy, place: str, how: str) -> None:
+    uris = {"spec": copy.spec_uri, "ranges": copy.ranges_uri, "partial": copy.partials[4]}
+    uri = uris[place]
+    storage.replace(uri, SPOILED[how](storage.read(uri)) or b"")
+    found = wrong(copy)
+    assert set(found) == {"partials" if place == "partial" else "spec"}
+    assert uri in next(iter(found.values()))
+
+
+def test_another_valid_dna_is_not_the_one_committed(copy: Copy) -> None:
+    dna, metadata = decode_dna(copy.read("dna"), "dna")
+    other = replace(random_dna(SPEC, RANGES, 20, 77), failed=1)
+    extra = {key: metadata[key] for key in ("dataset", "digest", "manifest", "products", "folds")}
+    data = encode_dna(other, **extra)
+    storage.replace(copy.uri("dna"), data)
+    assert "was committed" in wrong(copy)["counts"]
+    copy.put("dna", data)
+    found = wrong(copy)
+    assert set(found) == {"counts", "folds", "partials"}
+    assert f"{copy.uri('dna')}: its numbers have digest" in found["counts"]
+    copy.put("dna", encode_dna(dna, **extra))
+    assert wrong(copy) == {}
+
+
+def test_a_dna_of_another_dataset_is_refused(copy: Copy) -> None:
+    dna, _ = decode_dna(copy.read("dna"), "dna")
+    copy.put("dna", encode_dna(dna, dataset="paintings"))
+    found = wrong(copy)
+    assert set(found) == {"counts", "folds", "partials"}
+    assert f"{copy.uri('dna')} is of paintings under spec" in found["counts"]
+
+
+# Files that lie, with a commit that vouches for them.
+
+
+def folds_with(copy: Copy, change: Callable[[np.ndarray], None], column: str = "counts") -> bytes:
+    """The folds' file, with something moved in the first fold of layer `stem`."""
+    file = DnaFile(copy.read("folds"), "folds", "folds")
+    groups = []
+    for layer in SPEC.layers:
+        parts = file.read_folds(layer)
+        first = min(parts)
+        if layer == "stem":
+            values = getattr(parts[first], column).copy()
+            change(values)
+            parts[first] = replace(parts[first], **{column: values})
+        groups.append(pa.concat_tables(to_table(dna, index) for index, dna in parts.items()))
+    return encode(file.metadata, groups)
+
+
+def move(counts: np.ndarray) -> None:
+    """One activation from one bin to another: conservation holds."""
+    at = int(np.flatnonzero(counts[1])[0])
+    counts[1, at] -= 1
+    counts[1, (at + 1) % counts.shape[1]] += 1
+
+
+def scale(values: np.ndarray) -> None:
+    values[1] = values[1] * 1.5 + 1
+
+
+@pytest.mark.parametrize(
+    ("column", "change"), [("counts", move), ("mean", scale), ("m2", scale), ("low", scale)]
+)
+def test_folds_that_do_not_sum_to_the_dna(
+    copy: Copy, column: str, change: Callable[[np.ndarray], None]
+) -> None:
+    copy.put("folds", folds_with(copy, lambda values: None))
+    assert wrong(copy) == {}
+    copy.put("folds", folds_with(copy, change, column))
+    found = wrong(copy)
+    assert set(found) == {"folds"}
+    assert copy.uri("folds") in found["folds"]
+    assert "layer stem do not sum to the DNA" in found["folds"]
+
+
+def test_folds_that_do_not_conserve(copy: Copy) -> None:
+    def lose(counts: np.ndarray) -> None:
+        counts[1, 1] += 1
+
+    copy.put("folds", folds_with(copy, lose))
+    found = wrong(copy)
+    assert set(found) == {"folds"}
+    assert f"{copy.uri('folds')}, fold 0: neuron stem[1]" in found["folds"]
+
+
+def failure(copy: Copy) -> Failure:
+    (listed,) = copy.catalogue.failures(NAME, copy.version)
+    return listed
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        lambda f: [],
+        lambda f: [f, f],
+        lambda f: [replace(f, uri="file:///elsewhere/x.jpg")],
+        lambda f: [replace(f, member="inside")],
+    ],
+)
+def test_failures_that_do_not_fit(
+    copy: Copy, listed: Callable[[Failure], Sequence[Failure]]
+) -> None:
+    copy.put("failures", encode_failures([failure(copy)]))
+    assert wrong(copy) == {}
+    copy.put("failures", encode_failures(listed(failure(copy))))
+    found = wrong(copy)
+    assert set(found) == {"failures"}
+    assert "failures" in found["failures"]
+
+
+def test_a_failure_listed_twice(copy: Copy) -> None:
+    """Two in the commit, two in the list, one candidate."""
+    copy.put("failures", encode_failures([failure(copy)] * 2))
+    copy.lie(failed=2)
+    assert "listed twice" in wrong(copy)["failures"]
+
+
+def manifest_of(copy: Copy) -> Manifest:
+    return Manifest.decode(copy.read("manifests"), "m")
+
+
+def test_a_manifest_without_one_of_its_shards(copy: Copy) -> None:
+    manifest = manifest_of(copy)
+    fewer = Manifest.of(manifest.shards[:-1], manifest.shard_images)
+    storage.replace(copy.uri("manifests"), fewer.data)
+    assert copy.uri("manifests") in wrong(copy)["manifest"]
+    copy.put("manifests", fewer.data)
+    found = wrong(copy)
+    assert "manifest" in found
+    assert set(found) <= {"manifest", "failures", "partials"}
+
+
+def test_a_manifest_whose_stated_digest_is_not_its_own(copy: Copy) -> None:
+    manifest = manifest_of(copy)
+    lying = Manifest.of(manifest.shards[::-1], manifest.shard_images)
+    copy.put("manifests", with_digest(lying, manifest.digest))
+    found = wrong(copy)
+    assert set(found) == {"manifest", "failures", "partials"}
+    assert copy.uri("manifests") in found["manifest"]
+
+
+def test_a_manifest_that_lists_a_candidate_twice(copy: Copy) -> None:
+    first, second, *rest = manifest_of(copy).shards
+    twice = Shard(second.index, second.fold, (first.members[0], *second.members[1:]))
+    copy.put("manifests", Manifest.of((first, twice, *rest), 64).data)
+    assert "manifest" in wrong(copy)
+
+
+def test_another_manifest_of_as_many_candidates(copy: Copy) -> None:
+    """Its keys are others, so that no partial is found, which is no fault either."""
+    bad = failure(copy).uri
+    others = [replace(e, uri=bad) if i == 0 else e for i, e in enumerate(entries("other", 21))]
+    copy.put("manifests", plan(others).data)
+    found = wrong(copy)
+    assert "manifest" in found
+    assert copy.uri("manifests") in found["manifest"]
+
+
+# The spec and its ranges.
+
+
+def changed_spec(copy: Copy, **changes: Any) -> bytes:
+    return json.dumps(json.loads(storage.read(copy.spec_uri)) | changes).encode()
+
+
+def test_another_spec(copy: Copy) -> None:
+    storage.replace(copy.spec_uri, changed_spec(copy, bins=6))
+    found = wrong(copy)
+    assert set(found) == {"spec"}
+    assert f"{copy.spec_uri} holds spec" in found["spec"]
+    storage.delete(copy.spec_uri)
+    assert copy.spec_uri in wrong(copy)["spec"]
+
+
+@pytest.mark.parametrize("data", [b"[]", b"{}", b"null", b"1", "bins", "precision", "strange"])
+def test_what_is_no_spec_is_named(copy: Copy, data: bytes | str) -> None:
+    if isinstance(data, str):
+        data = changed_spec(copy, **{data: 1})
+    storage.replace(copy.spec_uri, data)
+    found = wrong(copy)
+    assert set(found) == {"spec"}
+    assert copy.spec_uri in found["spec"]
+
+
+def test_other_ranges(copy: Copy) -> None:
+    moved = Ranges(RANGES.taps, RANGES.low - 1, RANGES.high)
+    uri = copy.ranges_uri
+    storage.replace(uri, ranges_module.encode(moved, NETWORK))
+    found = wrong(copy)
+    assert set(found) == {"spec"}
+    assert found["spec"] == f"{uri} holds ranges {moved.digest}"
+    storage.delete(uri)
+    assert uri in wrong(copy)["spec"]
+
+
+# Partials.
+
+
+def counts_moved(partial: Partial) -> Partial:
+    counts = partial.dna.counts.copy()
+    move(counts)
+    return replace(partial, dna=replace(partial.dna, counts=counts))
+
+
+def outside_moved(partial: Partial) -> Partial:
+    dna = partial.dna
+    swapped = replace(dna, underflow=dna.overflow + dna.nonfinite, overflow=dna.underflow,
+                      nonfinite=np.zeros_like(dna.nonfinite))  # fmt: skip
+    assert not np.array_equal(swapped.underflow, dna.underflow)
+    return replace(partial, dna=swapped)
+
+
+def mean_moved(partial: Partial) -> Partial:
+    return replace(partial, dna=replace(partial.dna, mean=partial.dna.mean + 1))
+
+
+def spread_moved(partial: Partial) -> Partial:
+    return replace(partial, dna=replace(partial.dna, m2=partial.dna.m2 + 1))
+
+
+def extremes_moved(partial: Partial) -> Partial:
+    return replace(partial, dna=replace(partial.dna, max=partial.dna.max + np.float32(100)))
+
+
+def an_image_more(partial: Partial) -> Partial:
+    more = random_dna(SPEC, RANGES, partial.dna.images + 1, 8)
+    return replace(partial, dna=replace(more, failed=partial.dna.failed))
+
+
+def a_failure_more(partial: Partial) -> Partial:
+    failures = (*partial.failures, Failure("file:///zzz", "", "empty", ""))
+    return replace(partial, dna=replace(partial.dna, failed=len(failures)), failures=failures)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        counts_moved,
+        an_image_more,
+        outside_moved,
+        mean_moved,
+        spread_moved,
+        extremes_moved,
+        a_failure_more,
+    ],
+)
+def test_a_partial_that_lies_consistently(copy: Copy, change: Callable[[Partial], Partial]) -> None:
+    copy.change_partial(3, change)
+    found = wrong(copy)
+    assert set(found) == {"partials"}
+    assert "do not sum to the DNA" in found["partials"]
+
+
+def test_a_partial_whose_counts_do_not_add_up(copy: Copy) -> None:
+    def lose(partial: Partial) -> Partial:
+        counts = partial.dna.counts.copy()
+        counts[4, 0] += 1
+        return replace(partial, dna=replace(partial.dna, counts=counts))
+
+    copy.change_partial(3, lose)
+    found = wrong(copy)
+    assert set(found) == {"partials"}
+    assert f"{copy.partials[3]}: neuron head[1]" in found["partials"]
+
+
+def test_a_partial_that_stands_for_another(copy: Copy) -> None:
+    storage.replace(copy.partials[3], storage.read(copy.partials[5]))
+    found = wrong(copy)
+    assert set(found) == {"partials"}
+    assert copy.partials[5].rpartition("/")[2].removesuffix(".parquet") in found["partials"]
+
+
+def test_a_partial_of_another_spec(copy: Copy) -> None:
+    other, ranges = tiny_spec(bins=9)
+    partial = Partial(random_dna(other, ranges, 1, 1), ("x",), ())
+    storage.replace(copy.partials[3], partial.encode())
+    assert set(wrong(copy)) == {"partials"}
+
+
+@pytest.mark.parametrize("removed", [1, 15, 16])
+def test_partials_that_are_gone_are_no_fault(copy: Copy, removed: int) -> None:
+    for uri in copy.partials[:removed]:
+        storage.delete(uri)
+    found = run(copy)
+    assert all(finding.ok for finding in found.values())
+    left = 16 - removed
+    remark = f"{left} of 16 are kept; each is whole" if left else "none is kept"
+    assert found["partials"].detail == remark
+
+
+def test_a_partial_of_a_strange_shard_beside_a_missing_one(copy: Copy) -> None:
+    storage.delete(copy.partials[0])
+    copy.change_partial(3, lambda partial: replace(partial, shards=("zzz",)))
+    found = wrong(copy)
+    assert set(found) == {"partials"}
+    assert copy.partials[3] in found["partials"]
+
+
+# Commits that lie.
+
+
+@pytest.mark.parametrize(
+    ("lie", "blamed"),
+    [
+        ({"images": 21}, {"counts", "manifest"}),
+        ({"images": 19}, {"counts", "manifest"}),
+        ({"failed": 0}, {"counts", "manifest", "failures"}),
+        ({"failed": 2}, {"counts", "manifest", "failures"}),
+        ({"images": 21, "failed": 0}, {"counts", "failures"}),
+        ({"products": ["histogram"]}, {"counts"}),
+    ],
+)
+def test_a_commit_that_lies_about_totals(copy: Copy, lie: dict[str, Any], blamed: set[str]) -> None:
+    copy.lie(**lie)
+    found = wrong(copy)
+    not_checked(found, ["folds", "partials"], "DNA")
+    assert set(found) == blamed | {"folds", "partials"}
+    assert copy.uri("dna") in found["counts"]
+
+
+@pytest.mark.parametrize("kind", BLAMED)
+def test_a_commit_that_lies_about_a_sha256(copy: Copy, kind: str) -> None:
+    copy.lie(sha256={**copy.version.sha256, kind: "00" * 32})
+    found = wrong(copy)
+    check, followers = BLAMED[kind]
+    assert set(found) == {check, *followers}
+    assert f"{copy.uri(kind)} has sha256" in found[check]
+    assert "00" * 32 in found[check]
+
+
+def test_a_commit_whose_version_is_under_another_spec_is_refused_by_all(copy: Copy) -> None:
+    copy.lie(spec="0123")
+    with pytest.raises(CorruptFile, match=r"_log/0+1\.json: .* states 0123"):
+        copy.catalogue.head()
+
+
+@pytest.mark.parametrize("field", ["dna", "manifest"])
+def test_a_commit_that_names_what_is_not_there(copy: Copy, field: str) -> None:
+    copy.lie(**{field: "0123"})
+    found = wrong(copy)
+    check = {"dna": "counts", "manifest": "manifest"}[field]
+    assert "0123" in found[check]
+    assert check in found
+
+
+def test_a_commit_that_lies_about_numerics(copy: Copy) -> None:
+    copy.lie(numerics=[{"numerics": OTHER_NUMERICS.to_json(), "images": 20}])
+    assert wrong(copy)
+
+
+def test_a_commit_that_cannot_be_read_is_named(copy: Copy) -> None:
+    uri = copy.catalogue.log_uri(1)
+    storage.replace(uri, b"{torn")
+    with pytest.raises(CorruptFile, match="00000000000000000001"):
+        list(verify(copy.catalogue))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"sha256": {}},
+        {"sha256": None},
+        {"images": "20"},
+        {"images": None},
+        {"dna": 7},
+        {"products": [[]]},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_a_commit_of_the_wrong_shape_is_refused_in_our_own_words(
+    copy: Copy, lie: dict[str, Any]
+) -> None:
+    copy.lie(**lie)
+    refused = None
+    try:
+        found = wrong(copy)
+    except VdnaError as error:
+        refused = str(error)
+    assert found if refused is None else "_log" in refused
+
+
+@pytest.mark.parametrize("kind", BLAMED)
+@pytest.mark.parametrize("what", ["nothing", "text", "another kind", "a plain parquet"])
+def test_a_commit_that_vouches_for_rubbish(copy: Copy, kind: str, what: str) -> None:
+    kinds = list(BLAMED)
+    rubbish = {
+        "nothing": b"",
+        "text": b"rubbish" * 100,
+        "another kind": copy.read(kinds[kinds.index(kind) - 1]),
+        "a plain parquet": plain_parquet(),
+    }
+    copy.put(kind, rubbish[what])
+    found = wrong(copy)
+    check, followers = BLAMED[kind]
+    assert set(found) == {check, *followers}
+    assert copy.uri(kind) in found[check]
+
+
+def plain_parquet() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"x": [1]}), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        *(("dna", field) for field in ("dataset", "spec", "images", "numerics")),
+        *(("folds", field) for field in ("spec", "images", "numerics", "folds")),
+    ],
+)
+def test_metadata_that_lacks_a_field(copy: Copy, kind: str, field: str) -> None:
+    """A file that is whole but for its metadata, with a commit that vouches for it."""
+    if kind == "dna":
+        dna, metadata = decode_dna(copy.read("dna"), "dna")
+        groups = [to_table(dna.select([layer])) for layer in dna.layers]
+    else:
+        file = DnaFile(copy.read("folds"), "folds", "folds")
+        metadata = file.metadata
+        groups = [
+            pa.concat_tables(to_table(d, i) for i, d in file.read_folds(layer).items())
+            for layer in SPEC.layers
+        ]
+    metadata = dict(metadata)
+    del metadata[field]
+    copy.put(kind, encode(metadata, groups))
+    found = wrong(copy)
+    check, followers = BLAMED[kind]
+    assert set(found) == {check, *followers}
+    assert copy.uri(kind) in found[check]
+
+
+# A catalogue of real images and the real network.
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real")
+    photos = write_photos(folder / "images", 5)
+    whole = photos[0].read_bytes()
+    (folder / "images" / "bad.jpg").write_bytes(whole[: len(whole) // 2])
+    request = Request(NAME, str(folder / "images"), bins=16, max_failures=2)
+    build_datasets(Catalogue(str(folder / "catalogue")), [request], InProcess())
+    return folder / "catalogue"
+
+
+def test_a_real_build_is_found_whole(real: Path) -> None:
+    copy = Copy(Catalogue(str(real)))
+    found = run(copy)
+    assert [finding for finding in found.values() if not finding.ok] == []
+    assert found["counts"].detail.endswith("for 3120 neurons")
+    assert failure(copy).reason == "truncated"
+    assert asdict(copy.version)["images"] == 5
+
+
+@pytest.mark.parametrize("how", ["dna", "partial"])
+def test_a_real_build_that_was_tampered_with(real: Path, tmp_path: Path, how: str) -> None:
+    copy = copied(real, tmp_path / "copy")
+    if how == "dna":
+        storage.replace(copy.uri("dna"), flipped(copy.read("dna")))
+        found = wrong(copy)
+        assert set(found) == {"counts", "exemplars", "folds", "partials"}
+        assert copy.uri("dna") in found["counts"]
+    else:
+        # The folder's name decides which shard is of the bad image alone.
+        held = (Partial.decode(storage.read(uri), uri).dna.images > 0 for uri in copy.partials)
+        copy.change_partial(list(held).index(True), counts_moved)
+        assert set(wrong(copy)) == {"partials"}

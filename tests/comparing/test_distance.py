@@ -1,0 +1,264 @@
+"""Distances against slow and textbook ones, and the laws of a metric."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import wasserstein_distance
+
+from pipeline.comparing import emd, frechet_1d, nfd, variance
+from pipeline.dna import DNA
+from pipeline.errors import CorruptFile, SpecMismatch, UsageError
+from tests.support.builders import NUMERICS, random_dna, tiny_spec
+
+SPEC, RANGES = tiny_spec()
+SEEDS = st.integers(0, 2**32 - 1)
+
+dnas = st.builds(lambda n, seed: random_dna(SPEC, RANGES, n, seed), st.integers(1, 40), SEEDS)
+dnas_of_two = st.builds(
+    lambda n, seed: random_dna(SPEC, RANGES, n, seed), st.integers(2, 40), SEEDS
+)
+
+
+def clamped(dna: DNA) -> list[list[int]]:
+    """Counts by neuron with what is outside in the end bins, in Python's own integers."""
+    rows = []
+    for i in range(len(dna.low)):
+        row = [int(count) for count in dna.counts[i]]
+        row[0] += int(dna.underflow[i])
+        row[-1] += int(dna.overflow[i])
+        rows.append(row)
+    return rows
+
+
+def transport(p: list[int], q: list[int]) -> Fraction | None:
+    """Work of moving p onto q by hand: the leftmost earth to the leftmost hole, exactly."""
+    if not sum(p) or not sum(q):
+        return None
+    earth = [Fraction(value, sum(p)) for value in p]
+    holes = [Fraction(value, sum(q)) for value in q]
+    work, i, j = Fraction(0), 0, 0
+    while i < len(earth) and j < len(holes):
+        moved = min(earth[i], holes[j])
+        work += moved * abs(i - j)
+        earth[i] -= moved
+        holes[j] -= moved
+        if earth[i] == 0:
+            i += 1
+        else:
+            j += 1
+    return work
+
+
+def all_in(place: str | int, images: int = 3) -> DNA:
+    """A DNA whose every activation is in one bin, or in `underflow`, `overflow`, `nonfinite`."""
+    dna = replace(DNA.empty(SPEC, RANGES), images=images, numerics=((NUMERICS, images),))
+    if isinstance(place, int):
+        counts = np.zeros_like(dna.counts)
+        counts[:, place] = images * dna.positions
+        dna = replace(dna, counts=counts)
+    else:
+        dna = replace(dna, **{place: images * dna.positions})
+    dna.check()
+    return dna
+
+
+@given(dnas, dnas)
+def test_emd_is_the_work_of_moving_the_earth(a: DNA, b: DNA) -> None:
+    found = emd(a, b, per_neuron=True)
+    for value, p, q in zip(found, clamped(a), clamped(b), strict=True):
+        expected = transport(p, q)
+        if expected is None:
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx(float(expected), rel=1e-12, abs=1e-13)
+
+
+@settings(max_examples=50)
+@given(dnas, dnas)
+def test_emd_is_scipy_s_on_bin_numbers(a: DNA, b: DNA) -> None:
+    bins = np.arange(SPEC.bins)
+    for value, p, q in zip(emd(a, b, per_neuron=True), clamped(a), clamped(b), strict=True):
+        if sum(p) and sum(q):
+            assert value == pytest.approx(wasserstein_distance(bins, bins, p, q), abs=1e-12)
+
+
+@given(dnas)
+def test_no_distance_from_itself(a: DNA) -> None:
+    found = emd(a, a, per_neuron=True)
+    assert np.all((found == 0) | np.isnan(found))
+    defined = [sum(row) > 0 for row in clamped(a)]
+    assert np.array_equal(found == 0, defined)
+
+
+@given(dnas, dnas)
+def test_symmetric_and_within_bounds(a: DNA, b: DNA) -> None:
+    there, back = emd(a, b, per_neuron=True), emd(b, a, per_neuron=True)
+    assert np.array_equal(there, back, equal_nan=True)
+    assert np.nanmin(there, initial=0) >= 0
+    assert np.nanmax(there, initial=0) <= SPEC.bins - 1 + 1e-12
+
+
+@given(dnas, dnas, dnas)
+def test_the_triangle_holds_for_every_neuron(a: DNA, b: DNA, c: DNA) -> None:
+    detour = emd(a, b, per_neuron=True) + emd(b, c, per_neuron=True)
+    direct = emd(a, c, per_neuron=True)
+    known = ~np.isnan(detour)
+    assert np.all(direct[known] <= detour[known] + 1e-12)
+
+
+@given(dnas, st.integers(2, 9))
+def test_more_of_the_same_is_at_no_distance(a: DNA, times: int) -> None:
+    many = a
+    for _ in range(times - 1):
+        many = many + a
+    assert np.nanmax(emd(a, many, per_neuron=True), initial=0) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (0, 4, 4),
+        (1, 3, 2),
+        ("underflow", 0, 0),
+        ("overflow", 4, 0),
+        ("underflow", "overflow", 4),
+        ("underflow", 4, 4),
+        ("overflow", 0, 4),
+        ("overflow", 3, 1),
+    ],
+)
+def test_what_is_outside_counts_in_the_end_bins(
+    one: str | int, other: str | int, expected: float
+) -> None:
+    assert emd(all_in(one), all_in(other, images=5)) == expected
+
+
+def test_what_is_not_finite_is_left_out() -> None:
+    a = all_in(2)
+    nonfinite = a.nonfinite.copy()
+    nonfinite[:] = a.positions
+    b = replace(a, images=4, nonfinite=nonfinite, numerics=((NUMERICS, 4),))
+    b.check()
+    assert emd(a, b) == 0
+    assert np.isnan(emd(a, all_in("nonfinite"), per_neuron=True)).all()
+    assert np.isnan(emd(a, all_in("nonfinite")))
+
+
+@pytest.mark.parametrize("distance", [emd, nfd])
+@settings(max_examples=30)
+@given(a=dnas_of_two, b=dnas_of_two)
+def test_means_over_neurons_of_one_layer_and_of_all(distance, a: DNA, b: DNA) -> None:
+    each = distance(a, b, per_neuron=True)
+    assert each.shape == (5,)
+    assert distance(a, b) == pytest.approx(each.mean(), nan_ok=True)
+    for layer, part in (("stem", slice(0, 3)), ("head", slice(3, 5))):
+        assert np.array_equal(
+            distance(a, b, layer=layer, per_neuron=True), each[part], equal_nan=True
+        )
+        assert distance(a, b, layer=layer) == pytest.approx(each[part].mean(), nan_ok=True)
+    assert isinstance(distance(a, b), float)
+
+
+@pytest.mark.parametrize("distance", [emd, nfd])
+def test_unknown_and_unloaded_layers_are_refused(distance) -> None:
+    a, b = (random_dna(SPEC, RANGES, 4, seed) for seed in (1, 2))
+    with pytest.raises(UsageError, match="no layer 'tail' in tiny; it has stem, head"):
+        distance(a, b, layer="tail")
+    head = b.select(["head"])
+    assert distance(a, head, layer="head") == distance(a, b, layer="head")
+    with pytest.raises(UsageError, match=r"\('stem', 'head'\).*\('head',\)"):
+        distance(a, head)
+    with pytest.raises(CorruptFile, match="layer 'stem' was not loaded; only head"):
+        distance(a, head, layer="stem")
+
+
+def of_samples(means: NDArray[np.float64]) -> DNA:
+    """A DNA whose neurons had these spatial means, (images, 5)."""
+    images = len(means)
+    dna = random_dna(SPEC, RANGES, images, 0)
+    mean = means.mean(axis=0)
+    return replace(dna, mean=mean, m2=((means - mean) ** 2).sum(axis=0))
+
+
+@given(SEEDS, st.integers(2, 30), st.integers(2, 30), st.floats(0, 100))
+def test_nfd_is_the_textbook_s(seed: int, n: int, m: int, shift: float) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(0, 2, (n, 5)), rng.normal(shift, 0.5, (m, 5))
+    found = nfd(of_samples(x), of_samples(y), per_neuron=True)
+    var_x, var_y = x.var(axis=0, ddof=1), y.var(axis=0, ddof=1)
+    textbook = (x.mean(0) - y.mean(0)) ** 2 + var_x + var_y - 2 * np.sqrt(var_x * var_y)
+    assert np.allclose(found, textbook, rtol=1e-9, atol=1e-9)
+
+
+@given(dnas_of_two, dnas_of_two)
+def test_nfd_is_symmetric_not_negative_and_zero_on_itself(a: DNA, b: DNA) -> None:
+    assert nfd(a, b) == nfd(b, a) >= 0
+    assert nfd(a, a) == 0
+    assert (nfd(a, b, per_neuron=True) >= 0).all()
+
+
+def test_nfd_never_comes_out_below_zero() -> None:
+    """var + var - 2 sqrt(var var) does, by rounding."""
+    var = np.random.default_rng(0).random(10_000) * 1e6
+    mean = np.zeros_like(var)
+    assert (frechet_1d(mean, var, mean, var * (1 + 1e-15)) >= 0).all()
+
+
+def test_variance_has_one_degree_of_freedom_less() -> None:
+    x = np.random.default_rng(1).normal(3, 2, (7, 5))
+    assert np.allclose(variance(of_samples(x)), x.var(axis=0, ddof=1), rtol=1e-12)
+
+
+def test_an_infinite_mean_warns_of_nothing() -> None:
+    """A network that overflowed: the distance is unknown, not an error (warnings are errors)."""
+    a = random_dna(SPEC, RANGES, 4, 1)
+    mean, m2 = a.mean.copy(), a.m2.copy()
+    mean[2], m2[2] = np.inf, np.nan
+    b = replace(a, mean=mean, m2=m2)
+    assert np.isnan(nfd(b, b, per_neuron=True)).tolist() == [False, False, True, False, False]
+    assert not np.isfinite(nfd(a, b))
+
+
+@pytest.mark.parametrize("distance", [emd, nfd])
+def test_dnas_made_differently_are_refused_with_both_values(distance) -> None:
+    other_spec, other_ranges = tiny_spec(bins=7)
+    a, b = random_dna(SPEC, RANGES, 3, 1), random_dna(other_spec, other_ranges, 3, 1)
+    with pytest.raises(SpecMismatch, match="bins: 5 against 7"):
+        distance(a, b)
+    with pytest.raises(SpecMismatch, match="bins: 7 against 5"):
+        distance(b, a)
+    sharper = replace(SPEC.preprocess, resize="fast", height=9)
+    two = replace(a, spec=replace(SPEC, preprocess=sharper, weights_sha256="cd" * 32))
+    with pytest.raises(SpecMismatch) as caught:
+        distance(a, two)
+    message = str(caught.value)
+    for part in (
+        "preprocess.height: 8 against 9",
+        "preprocess.resize: 'clean' against 'fast'",
+        f"weights_sha256: '{'ab' * 32}' against '{'cd' * 32}'",
+    ):
+        assert part in message
+    assert "bins" not in message
+
+
+@pytest.mark.parametrize("distance", [emd, nfd])
+def test_a_dna_of_no_images_is_refused(distance) -> None:
+    a, none = random_dna(SPEC, RANGES, 3, 1), DNA.empty(SPEC, RANGES)
+    for pair in ((a, none), (none, a), (none, none)):
+        with pytest.raises(UsageError, match="no images"):
+            distance(*pair)
+
+
+def test_one_image_has_an_emd_and_no_gaussian() -> None:
+    a, one = random_dna(SPEC, RANGES, 3, 1), random_dna(SPEC, RANGES, 1, 2)
+    assert emd(a, one, layer="stem") > 0
+    for pair in ((a, one), (one, a)):
+        with pytest.raises(UsageError, match="at least 2 images; this DNA has 1"):
+            nfd(*pair)

@@ -1,0 +1,477 @@
+"""The arithmetic of all pairs: laws, the plain distance, and the folds by brute force."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import reduce
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.comparing import (
+    FOLDS,
+    Curves,
+    FoldCurves,
+    FoldSums,
+    cumulative,
+    distances,
+    emd,
+    estimates,
+    flip_test,
+    fold_sums,
+    grid,
+    jackknife,
+    neuron_estimates,
+    paired_estimates,
+    splits,
+)
+from pipeline.comparing import emd_kernel as pairwise
+from pipeline.dna import DNA, Lens
+from pipeline.errors import SpecMismatch, UsageError
+from pipeline.spec import Tap
+from tests.support.builders import random_dna, tiny_spec
+
+
+def some_dnas(
+    size: int, neurons: int, bins: int, seed: int = 0, *, positions: int = 3, images: int = 60
+) -> list[DNA]:
+    spec, ranges = tiny_spec(bins, (Tap("x", neurons, positions),))
+    rng = np.random.default_rng(seed)
+    return [random_dna(spec, ranges, int(rng.integers(1, images)), seed + i) for i in range(size)]
+
+
+def pairwise_emd(dnas: list[DNA], weights: np.ndarray | None = None) -> np.ndarray:
+    curves = Curves.of(dnas)
+    return distances(curves, curves, np.ones(len(dnas[0].counts)) if weights is None else weights)
+
+
+def plain(a: list[DNA], b: list[DNA], weights: np.ndarray | None = None) -> np.ndarray:
+    each = np.array([[emd(x, y, per_neuron=True) for y in b] for x in a])
+    if weights is None:
+        return each.sum(axis=2)
+    return each[..., weights != 0] @ weights[weights != 0]
+
+
+some_shapes = st.tuples(
+    st.integers(1, 11), st.integers(1, 9), st.one_of(st.integers(2, 70), st.just(1000))
+)
+seeds = st.integers(0, 2**31)
+
+
+@settings(max_examples=60)
+@given(shape=some_shapes, seed=seeds)
+def test_weights_are_linear_and_may_be_negative(shape: tuple[int, int, int], seed: int) -> None:
+    size, neurons, bins = shape
+    dnas = some_dnas(size, neurons, bins, seed)
+    weights = np.random.default_rng(seed).normal(0, 1, neurons)
+    weights[seed % neurons] = 0
+    found = pairwise_emd(dnas, weights)
+    expected = plain(dnas, dnas, weights)
+    assert np.array_equal(np.isnan(found), np.isnan(expected))
+    assert np.allclose(found, expected, rtol=1e-6, atol=neurons * bins * 2.0**-25, equal_nan=True)
+    doubled = pairwise_emd(dnas, 2 * weights)
+    assert np.array_equal(doubled, 2 * found, equal_nan=True)
+    parts = [
+        pairwise_emd(dnas, np.where(np.arange(neurons) == n, weights, 0)) for n in range(neurons)
+    ]
+    defined = ~np.isnan(found)
+    assert np.allclose(np.sum(parts, axis=0)[defined], found[defined], rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=60)
+@given(shape=some_shapes, seed=seeds, data=st.data())
+def test_laws_of_a_distance_hold_to_the_last_bit(
+    shape: tuple[int, int, int], seed: int, data: st.DataObject
+) -> None:
+    size, neurons, bins = shape
+    dnas = some_dnas(size, neurons, bins, seed)
+    found = pairwise_emd(dnas)
+    assert np.array_equal(found, found.T, equal_nan=True)
+    assert set(np.diag(found)[~np.isnan(np.diag(found))]) <= {0.0}
+    triangle = found[:, :, None] + found[None, :, :] >= found[:, None, :]
+    assert np.all(triangle | np.isnan(found[:, :, None] + found[None] + found[:, None, :]))
+    order = data.draw(st.permutations(range(size)))
+    again = pairwise_emd([dnas[i] for i in order])
+    assert np.array_equal(again, found[np.ix_(order, order)], equal_nan=True)
+    cut = data.draw(st.integers(0, size - 1))
+    rectangle = distances(Curves.of(dnas[: cut + 1]), Curves.of(dnas[cut:]), np.ones(neurons))
+    assert np.array_equal(rectangle, found[: cut + 1, cut:], equal_nan=True)
+
+
+@settings(max_examples=30)
+@given(shape=some_shapes, seed=seeds, threads=st.integers(1, 5))
+def test_parts_and_threads_change_nothing(
+    shape: tuple[int, int, int], seed: int, threads: int
+) -> None:
+    size, neurons, bins = shape
+    dnas = some_dnas(size, neurons, bins, seed)
+    curves = Curves.of(dnas)
+    weights = np.random.default_rng(seed).normal(0, 1, neurons)
+    for w in (np.ones(neurons), weights):
+        one = distances(curves, curves, w, threads=1)
+        assert np.array_equal(distances(curves, curves, w, threads=threads), one, equal_nan=True)
+        rows = [distances(Curves.of([dna]), curves, w)[0] for dna in dnas]
+        assert np.array_equal(rows, one, equal_nan=True)
+    cut = neurons // 2
+    halves = [
+        pairwise_emd([replace_neurons(dna, at) for dna in dnas])
+        for at in (slice(0, cut), slice(cut, None))
+        if len(range(neurons)[at])
+    ]
+    assert np.array_equal(sum(halves), pairwise_emd(dnas), equal_nan=True)
+
+
+@pytest.mark.parametrize("lens", [[0, 39], [3, 4, 5], [0, 1, 20, 21, 38]])
+def test_a_lens_costs_the_room_of_its_own_neurons(
+    lens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far from each other they lie."""
+    dnas = some_dnas(7, 40, 30)
+    made: list[int] = []
+    empty = Curves.empty
+
+    def spy(neurons: int, rows: int, bins: int) -> Curves:
+        made.append(neurons)
+        return empty(neurons, rows, bins)
+
+    monkeypatch.setattr(pairwise.Curves, "empty", spy)
+    through = Lens.of("some", dnas[0].spec, [("x", at, 1.0 + at) for at in lens])
+    found = pairwise.pairwise_emd(dnas, through)
+    assert sum(made) == len(lens)
+    expected = [[emd(a, b, lens=through) for b in dnas] for a in dnas]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def replace_neurons(dna: DNA, at: slice) -> DNA:
+    cut = {name: getattr(dna, name)[at] for name in ("counts", "underflow", "overflow")}
+    return replace(dna, **cut)
+
+
+@settings(max_examples=30)
+@given(shape=some_shapes, seed=seeds, signed=st.booleans())
+def test_torch_gives_the_same_bits(shape: tuple[int, int, int], seed: int, signed: bool) -> None:
+    """Its code for a device, run on the CPU."""
+    size, neurons, bins = shape
+    dnas = some_dnas(size, neurons, bins, seed)
+    a, b = Curves.of(dnas), Curves.of(dnas[::-1][: size // 2 + 1])
+    weights = np.random.default_rng(seed).normal(0, 1, neurons) if signed else np.ones(neurons)
+    expected = distances(a, b, weights)
+    used = np.flatnonzero(weights)
+    found = pairwise._on_device(a, b, used, weights, "cpu")
+    found[np.isnan(expected)] = np.nan
+    if signed:
+        assert np.allclose(found, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+    else:
+        assert np.array_equal(found, expected, equal_nan=True)
+
+
+def test_a_histogram_at_its_ends_and_bins_past_a_span() -> None:
+    """All cumulative values 1, against all 0 but the last: no sum of 32 bits overflows."""
+    for bins in (2, 17, 1008, 1009, 1010, 5000):
+        spec, ranges = tiny_spec(bins, (Tap("x", 3, 1),))
+        empty = DNA.empty(spec, ranges)
+        low, high = np.zeros((3, bins), np.int64), np.zeros((3, bins), np.int64)
+        low[:, 0], high[:, -1] = 7, 11
+        ends = [replace(empty, images=1, counts=counts) for counts in (low, high)]
+        assert pairwise_emd(ends)[0, 1] == 3 * (bins - 1)
+        nothing = np.zeros((3, bins), np.int64)
+        seven = np.full(3, 7)
+        below = replace(empty, images=7, counts=nothing, underflow=seven)
+        above = replace(empty, images=7, counts=nothing, overflow=seven)
+        at_ends = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]])
+        assert np.array_equal(pairwise_emd([*ends, below, above]), 3 * (bins - 1) * at_ends)
+
+
+def test_no_weight_and_other_neurons() -> None:
+    dnas = some_dnas(3, 4, 9)
+    assert np.array_equal(pairwise_emd(dnas, np.zeros(4)), np.zeros((3, 3)))
+    with pytest.raises(UsageError, match=r"\(4, 16\) neurons x bins against \(5, 16\)"):
+        distances(Curves.of(dnas), Curves.of(some_dnas(3, 5, 9)), np.ones(4))
+
+
+# Folds.
+
+
+def in_folds(folds: list[int], neurons: int, bins: int, seed: int) -> tuple[DNA, dict[int, DNA]]:
+    """A DNA of folds of so many images."""
+    spec, ranges = tiny_spec(bins, (Tap("x", neurons, 8),))
+    parts = {2 * k: random_dna(spec, ranges, images, seed + k) for k, images in enumerate(folds)}
+    return reduce(DNA.__add__, parts.values()), parts
+
+
+def brute(
+    a: tuple[DNA, dict[int, DNA]], b: tuple[DNA, dict[int, DNA]], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Each number in float64, by sums of DNAs and the plain distance."""
+
+    def apart(x: DNA, y: DNA) -> float:
+        return float(np.nansum(emd(x, y, per_neuron=True) * weights))
+
+    def folds_of(side: tuple[DNA, dict[int, DNA]]) -> list[DNA]:
+        return [part for part in side[1].values() if part.images]
+
+    def without(side: tuple[DNA, dict[int, DNA]], other: DNA) -> list[float]:
+        parts = folds_of(side)
+        return [
+            apart(reduce(DNA.__add__, parts[:k] + parts[k + 1 :]), other) for k in range(len(parts))
+        ]
+
+    def halves(side: tuple[DNA, dict[int, DNA]]) -> list[float]:
+        parts = folds_of(side)
+        return [
+            apart(
+                *(
+                    reduce(DNA.__add__, [p for p, s in zip(parts, row, strict=True) if s == sign])
+                    for sign in (1, -1)
+                )
+            )
+            for row in splits(len(parts))
+        ]
+
+    def points(side: tuple[DNA, dict[int, DNA]]) -> np.ndarray:
+        bins = a[0].spec.bins
+        return np.array([cumulative(part)[:, grid(bins)] for part in folds_of(side)])
+
+    step = -(-a[0].spec.bins // 128)
+
+    def gram(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.einsum("kng,lng,n->kl", x, y, weights * step)
+
+    pa, pb = points(a), points(b)
+    return {
+        "theta": np.array(apart(a[0], b[0])),
+        "drop_a": np.array(without(a, b[0])),
+        "drop_b": np.array(without(b, a[0])),
+        "half_a": np.array(halves(a)),
+        "half_b": np.array(halves(b)),
+        "gram_aa": gram(pa, pa),
+        "gram_bb": gram(pb, pb),
+        "gram_ab": gram(pa, pb),
+    }
+
+
+@settings(max_examples=15)
+@given(
+    sizes=st.lists(
+        st.lists(st.integers(0, 9), min_size=2, max_size=16).filter(
+            lambda folds: sum(n > 0 for n in folds) > 1
+        ),
+        min_size=2,
+        max_size=3,
+    ),
+    neurons=st.integers(1, 5),
+    bins=st.sampled_from([2, 7, 130, 1000]),
+    seed=seeds,
+    signed=st.booleans(),
+)
+def test_fold_sums_are_those_by_brute_force(
+    sizes: list[list[int]], neurons: int, bins: int, seed: int, signed: bool
+) -> None:
+    """Folds of any number and size, empty ones among them."""
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(0, 1, neurons) if signed else np.ones(neurons)
+    sides = [in_folds(folds, neurons, bins, seed + 100 * i) for i, folds in enumerate(sizes)]
+    curves = FoldCurves.of(*zip(*sides, strict=True))
+    square = fold_sums(curves, curves, weights)
+    first = FoldCurves.of([sides[0][0]], [sides[0][1]])
+    row = fold_sums(first, curves, weights)
+    unknown = [any((parts_undefined(p)).any() for p in s[1].values() if p.images) for s in sides]
+    scale = np.abs(weights).sum() * bins
+    for i, j in ((0, 1), (0, 0), (len(sides) - 1, 0)):
+        expected = brute(sides[i], sides[j], weights)
+        for column, values in expected.items():
+            index = {"half_a": (0, i), "half_b": (0, j), "gram_aa": (0, i), "gram_bb": (0, j)}
+            at = index.get(column, (0, i, j))
+            found = np.array(getattr(square, column)[at])
+            if column != "theta" and (
+                (unknown[i] and not column.endswith("b"))
+                or (unknown[j] and not column.endswith("a"))
+                or (column == "gram_ab" and (unknown[i] or unknown[j]))
+                or (column.startswith("drop") and (unknown[i] or unknown[j]))
+            ):
+                continue
+            if column == "theta" and np.isnan(found):
+                continue
+            there = tuple(slice(0, n) for n in values.shape)
+            assert np.allclose(found[there], values, rtol=1e-6, atol=2e-7 * scale), column
+            outside = found.copy()
+            outside[there] = np.nan
+            assert np.isnan(outside).all()
+            if i == 0 and column not in ("half_b", "gram_bb"):
+                again = getattr(row, column)[(0, 0, *at[2:])]
+                assert np.allclose(again, found, rtol=1e-6, atol=1e-7 * scale, equal_nan=True)
+
+
+def parts_undefined(dna: DNA) -> np.ndarray:
+    return dna.counts.sum(axis=1) + dna.underflow + dna.overflow == 0
+
+
+def test_fewer_than_two_folds_and_undefined_folds_are_nan() -> None:
+    whole = in_folds([5, 5, 5], 3, 9, 0)
+    single = in_folds([5], 3, 9, 50)
+    without = (whole[0], {})
+    spec, ranges = tiny_spec(9, (Tap("x", 3, 8),))
+    dead = random_dna(spec, ranges, 4, 9)
+    gone = dead.counts.copy()
+    gone[1] = 0
+    cut = {c: np.where(np.arange(3) == 1, 0, getattr(dead, c)) for c in ("underflow", "overflow")}
+    dead = replace(dead, counts=gone, **cut, nonfinite=np.where(np.arange(3) == 1, 32, 0))
+    holed = (whole[0] + dead, {**whole[1], 7: dead})
+    curves = FoldCurves.of(*zip(whole, single, without, holed, strict=True))
+    sums = fold_sums(curves, curves, np.ones(3))
+    assert np.isfinite(sums.theta).all()
+    assert np.isfinite(sums.drop_a[0, 0, :, :3]).all()
+    assert np.isnan(sums.drop_a[0, 1:]).all()
+    assert np.isnan(sums.half_a[0, 1:]).all()
+    assert np.isnan(sums.gram_aa[0, 1:]).all()
+    assert np.isnan(sums.gram_ab[0, 0, 1:]).all()
+    assert np.isfinite(sums.gram_ab[0, 0, 0, :3, :3]).all()
+    seeing = fold_sums(curves, curves, np.array([1.0, 0, 1]))  # not through the neuron
+    assert np.isfinite(seeing.drop_a[0, 3, :, :4]).all()
+
+
+def test_splits_are_orthogonal_and_balanced() -> None:
+    for folds in range(2, FOLDS + 1):
+        rows = splits(folds)
+        assert len(rows) >= 1
+        assert len({abs(row.sum()) for row in rows}) == 1
+        assert {abs(int(row.sum())) for row in rows} <= ({0} if folds % 2 == 0 else {1})
+    assert splits(16).shape == (15, 16)
+    assert np.array_equal(splits(16) @ splits(16).T, 16 * np.eye(15))
+
+
+def test_planes_are_means_and_the_last_is_of_all() -> None:
+    sides = [in_folds([3, 4, 5, 6], 4, 20, i) for i in (0, 10, 20)]
+    curves = FoldCurves.of(*zip(*sides, strict=True))
+    weights = [np.array([1.0, 2, 0, 0]), np.array([0, 0, 1.0, -1]), np.zeros(4)]
+    layers = [fold_sums(curves, curves, w) for w in weights]
+    stacked = FoldSums.stack(layers, [3.0, 2.0, 0.0], whole=True)
+    together = fold_sums(curves, curves, weights[0] + weights[1])
+    for column in (f.name for f in fields(FoldSums) if not f.name.startswith("images")):
+        planes, of_all = getattr(stacked, column), getattr(together, column)
+        assert planes.shape == (4, *of_all.shape[1:])
+        assert np.allclose(planes[3], of_all[0] / 5, rtol=1e-6, atol=1e-5, equal_nan=True), column
+        assert np.allclose(planes[0] * 3, getattr(layers[0], column)[0], equal_nan=True)
+        assert np.isnan(planes[2]).all()
+    assert stacked.images_a.tolist() == [[3, 4, 5, 6] + [0] * 12] * 3
+
+
+# DNAs in memory.
+
+
+@settings(max_examples=40)
+@given(
+    size=st.integers(1, 9),
+    neurons=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    bins=st.integers(2, 70),
+    held=st.sampled_from([1, 500, pairwise.HELD]),
+    weighed=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_all_pairs_of_dnas_in_memory_are_the_plain_distance(
+    size: int, neurons: list[int], bins: int, held: int, weighed: bool, seed: int
+) -> None:
+    taps = tuple(Tap(f"layer{n}", count, 3) for n, count in enumerate(neurons))
+    spec, ranges = tiny_spec(bins, taps)
+    rng = np.random.default_rng(seed)
+    dnas = [random_dna(spec, ranges, int(rng.integers(1, 60)), seed + i) for i in range(size)]
+    weights = rng.integers(-1, 3, sum(neurons)).astype(float)
+    weights[0] = 1 + np.count_nonzero(weights < 0)
+    lens = (
+        Lens("some", tuple((tap.name, tap.neurons) for tap in taps), weights) if weighed else None
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairwise, "HELD", held)
+        found = pairwise.pairwise_emd(dnas, lens)
+    expected = np.array([[emd(a, b, lens=lens) for b in dnas] for a in dnas])
+    defined = np.isfinite(expected)
+    # A row with a neuron that is undefined is undefined throughout, its diagonal included.
+    assert np.array_equal(np.isfinite(found), defined)
+    np.testing.assert_allclose(found[defined], expected[defined], rtol=0, atol=bins * 2.0**-26)
+
+
+def test_dnas_in_memory_that_cannot_be_compared_are_refused_by_number() -> None:
+    spec, ranges = tiny_spec()
+    other, its = tiny_spec(7)
+    dnas = [random_dna(spec, ranges, 4, seed) for seed in range(2)]
+    with pytest.raises(SpecMismatch, match="DNA 3"):
+        pairwise.pairwise_emd([*dnas, random_dna(other, its, 4, 1)])
+    with pytest.raises(UsageError, match="layers"):
+        pairwise.pairwise_emd([dnas[0], dnas[1].select(["stem"])])
+    with pytest.raises(UsageError, match="no images"):
+        pairwise.pairwise_emd([dnas[0], DNA.empty(spec, ranges)])
+    with pytest.raises(UsageError, match="lens other"):
+        pairwise.pairwise_emd(dnas, Lens("other", (("stem", 2),), np.ones(2)))
+    assert pairwise.pairwise_emd([]).shape == (0, 0)
+    assert pairwise.pairwise_emd(dnas[:1]).tolist() == [[0.0]]
+
+
+# Rounding.
+
+
+def rarely(seed: int, sizes: Sequence[int]) -> list[DNA]:
+    """Folds of images of which one in a hundred makes a neuron fire."""
+    spec, ranges = tiny_spec(40, (Tap("stem", 300, 4),))
+    rng = np.random.default_rng(seed)
+    folds = []
+    for images in sizes:
+        counts = np.zeros((300, 40), np.int64)
+        fires = rng.binomial(images, 0.01, 300)
+        counts[:, 0] = 4 * (images - fires)
+        counts[:, 7] = 4 * fires
+        folds.append(replace(DNA.empty(spec, ranges), images=images, counts=counts))
+    return folds
+
+
+def exactly(a: Sequence[DNA], b: Sequence[DNA], neuron: int) -> float:
+    curves = [
+        np.array([fold.counts[neuron, :-1].cumsum() / fold.counts[neuron].sum() for fold in folds])
+        for folds in (a, b)
+    ]
+    apart = curves[0] - curves[1]
+    apart[abs(apart) < 1e-12] = 0
+    return float(flip_test(apart @ apart.T))
+
+
+def summed(folds: Sequence[DNA]) -> tuple[DNA, dict[int, DNA]]:
+    return reduce(DNA.__add__, folds), dict(enumerate(folds))
+
+
+def test_folds_in_which_a_neuron_hardly_fires_differ_by_nothing_but_counts() -> None:
+    """Of single neurons, and of a lens of one: their p is that of exact arithmetic."""
+    a, b = rarely(0, range(5, 21)), rarely(1, range(20, 4, -1))
+    p = np.array([exactly(a, b, neuron) for neuron in range(300)])
+    single = [FoldCurves.of([whole], [folds]) for whole, folds in (summed(a), summed(b))]
+    np.testing.assert_allclose(neuron_estimates(*single)["p"], p, atol=1e-12)
+    kept = [FoldCurves.of(*zip(*[summed(folds)] * 2, strict=True)) for folds in (a, b)]
+    for neuron in range(0, 300, 17):
+        weights = (np.arange(300) == neuron).astype(float)
+        found = estimates(fold_sums(*kept, weights))["p"]
+        np.testing.assert_allclose(found, p[neuron], atol=1e-12)
+
+
+def test_of_the_same_images_a_fold_is_left_out_on_both_sides() -> None:
+    spec, ranges = tiny_spec(40, (Tap("stem", 30, 49),))
+    sides = [[random_dna(spec, ranges, 5 + k, 10 * k + at) for k in range(7)] for at in (0, 1)]
+    sums = [summed(side) for side in sides]
+    found = paired_estimates(*(FoldCurves.of([whole], [folds]) for whole, folds in sums))
+    whole = emd(sums[0][0], sums[1][0], per_neuron=True)
+    np.testing.assert_allclose(found["emd"], whole, rtol=1e-5)
+    rest = [[summed([*side[:k], *side[k + 1 :]])[0] for k in range(7)] for side in sides]
+    dropped = np.stack([emd(a, b, per_neuron=True) for a, b in zip(*rest, strict=True)], axis=1)
+    _, se = jackknife(whole, dropped, np.arange(5, 12))
+    np.testing.assert_allclose(found["se"], se, rtol=1e-3)
+    assert (
+        found["se"] < neuron_estimates(*(FoldCurves.of([w], [f]) for w, f in sums))["se"] * 2
+    ).all()
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 3)])
+def test_equal_folds_are_no_difference_in_float32_either(sizes: tuple[int, int]) -> None:
+    spec, ranges = tiny_spec(40, (Tap("stem", 300, 49),))
+    folds = [random_dna(spec, ranges, 5 + k % 3, k) for k in range(16)]
+    sides = [FoldCurves.of(*zip(*[summed(folds)] * size, strict=True)) for size in sizes]
+    assert (estimates(fold_sums(*sides, np.ones(300)))["p"] == 1).all()

@@ -1,0 +1,141 @@
+"""What a reader of distances is told of the datasets that they are between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.catalogue import Version
+from pipeline.comparing import is_nested, notes_of, numerics_notes, shared_source_notes, some_of
+from pipeline.dna import Lens
+from tests.support.builders import NUMERICS, OTHER_NUMERICS
+
+
+def noted(*numerics: object) -> Version:
+    entry = [{"numerics": n.to_json(), "images": 1} for n in numerics]
+    return Version("d", "m", "s", 1, 0, (), {}, "", "", "", tuple(entry))
+
+
+def test_numerics_that_differ_are_named_with_both_values() -> None:
+    newer = replace(NUMERICS, versions=(("numpy", "2"), ("torch", "2.7")), device="cuda")
+    assert numerics_notes({"a": noted(NUMERICS), "b": noted(NUMERICS)}) == []
+    (note,) = numerics_notes({"a": noted(NUMERICS), "b": noted(OTHER_NUMERICS)})
+    assert note == "compiled was False for a; True for b"
+    notes = numerics_notes({"a": noted(NUMERICS), "b": noted(newer), "c": noted(NUMERICS)})
+    assert sorted(notes) == [
+        "device was cpu for a, c; cuda for b",
+        "torch was 2.6 for a, c; 2.7 for b",
+    ]
+
+
+def test_one_dataset_may_be_of_two_numerics() -> None:
+    (note,) = numerics_notes({"a": noted(NUMERICS, OTHER_NUMERICS)})
+    assert note == "compiled was False for a; True for a"
+    assert numerics_notes({}) == []
+
+
+# Notes on sources that overlap, of which error bars do not hold.
+
+
+def of_source(source: str, **changes: Any) -> Version:
+    return replace(noted(), source=source, **changes)
+
+
+def shared(**sources: str) -> list[str]:
+    return shared_source_notes({name: of_source(source) for name, source in sources.items()})
+
+
+def test_one_source_and_one_within_another_are_noted() -> None:
+    assert shared(a="s3://b/a", same="s3://b/a") == [
+        "a and same are of the source s3://b/a, or of places within it"
+    ]
+    assert shared(deep="s3://b/a/x/y", a="s3://b/a", other="s3://b/c") == [
+        "a and deep are of the source s3://b/a, or of places within it"
+    ]
+    assert shared(bucket="s3://b", a="s3://b/a") == [
+        "bucket and a are of the source s3://b, or of places within it"
+    ]
+    assert shared(disk="/", a="/data/a", c="s3://b/c") == [
+        "disk and a are of the source /, or of places within it"
+    ]
+
+
+def test_lists_name_images_of_where_they_lie() -> None:
+    folder = "are of the source /b, or of places within it"
+    assert shared(a="/b/a.txt", b="/b/B.CSV") == [f"a and b {folder}"]
+    assert shared(a="/b/a.csv", whole="/b") == [f"a and whole {folder}"]
+    assert shared(a="/b/a.csv", part="/b/part") == [f"a and part {folder}"]
+    assert shared(a="/b/a.tar", b="/b/b.tar") == []
+
+
+def test_siblings_and_names_that_begin_alike_are_not_nested() -> None:
+    assert shared(a="s3://b/a", ab="s3://b/ab", c="s3://b/a-c", d="s3://b/a.d", e="s3://ba/a") == []
+    assert shared(a="/b/a", ab="/b/ab", s3="s3://b/a", gs="gs://b/a") == []
+    assert shared(a="s3://b/x/a", b="s3://b/x/b") == []
+    assert shared() == []
+    # Of a place within, though a name that begins alike sorts between the two.
+    (note,) = shared(a="s3://b/a", between="s3://b/a-c", within="s3://b/a/c")
+    assert note == "a and within are of the source s3://b/a, or of places within it"
+
+
+def test_versions_without_images_of_a_source_share_none() -> None:
+    imported = of_source("a.npz", origin={"file": "a.npz"})
+    assert shared_source_notes({"a": imported, "b": imported}) == []
+    assert shared(a="", b="") == []
+
+
+def test_hundreds_of_nested_sources_take_one_short_sentence() -> None:
+    sources = {f"d{i:03}": f"s3://b/all/{i:03}" for i in range(500)}
+    assert shared(**sources) == []
+    apart = {f"e{i}": "s3://c/e" for i in range(4)}
+    assert shared(all="s3://b/all", **sources, **apart) == [
+        "all, d000, d001 and 498 more are of the source s3://b/all, or of places within it",
+        "e0, e1, e2 and e3 are of the source s3://c/e, or of places within it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "nested"),
+    [
+        *(("a/b", "a/b/", True), ("a/b", "a/b/c", True), ("a/b", "a/bc", False)),
+        *(("a/b", "", False), ("a/b", "a/list.csv", True), ("a/b", "c/list.csv", False)),
+    ],
+)
+def test_sources_are_nested_by_whole_names(one: str, other: str, nested: bool) -> None:
+    assert is_nested(one, other) is is_nested(other, one) is nested
+
+
+# All of them.
+
+
+def lens_of(**provenance: object) -> Lens:
+    return Lens("no-fog", (("stem", 2),), np.ones(2), provenance)
+
+
+def test_a_lens_of_these_or_of_another_spec_is_noted() -> None:
+    versions = {name: replace(noted(), dna=f"dna {name}", images=99) for name in ("a", "b", "c")}
+    members = {"a": "dna a", "b": "dna b", "c": "another"}
+    (fitted,) = notes_of(versions, lenses=[None, lens_of(members=members, spec="s")])
+    assert fitted.startswith("lens no-fog was fitted on a and b: between them it does better than")
+    (other,) = notes_of(versions, lenses=[lens_of(members={"a": "dna a"}, spec="t" * 64)])
+    assert other == (
+        f"lens no-fog was fitted under spec {'t' * 12}, and these are of s, under which neurons "
+        "of these weights are counted otherwise"
+    )
+    assert notes_of(versions, lenses=[lens_of()]) == []
+
+
+def test_what_was_left_out_and_few_images_are_noted() -> None:
+    versions = {"a": replace(noted(), images=15), "b": replace(noted(), images=16)}
+    left, few = notes_of(versions, apart=[f"d{i}" for i in range(9)])
+    assert left == "not compared, as built under other specs (--spec): d0, d1, d2 and 6 more"
+    assert few == "error bars were checked on 16 images or more; fewer are of a (15)"
+    assert notes_of(versions, barred=False) == []
+
+
+def test_names_are_listed_shortly() -> None:
+    found = [some_of([f"d{i}" for i in range(count)]) for count in (1, 2, 4, 5)]
+    assert found == ["d0", "d0 and d1", "d0, d1, d2 and d3", "d0, d1, d2 and 2 more"]

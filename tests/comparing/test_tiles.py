@@ -1,0 +1,780 @@
+"""Tiles: any cutting gives the same matrix; what dies goes on; what changed alone is computed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from jobs.app import app
+from pipeline import comparing as matrix_module
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version, collect, find_lens
+from pipeline.comparing import Crew, Effort, Job, Matrix, Tile, emd, tiles
+from pipeline.comparing import compare as compare_all
+from pipeline.dna import Lens
+from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
+from pipeline.reporting import Lines
+from pipeline.sources import plan
+from pipeline.spec import Tap
+from tests.comparing.test_matrix import stored
+from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
+
+compare = partial(compare_all, error_bars=False)
+SMALL = Effort(memory=1)
+"""One DNA on a side of each tile."""
+
+
+def put(catalogue: Catalogue, name: str, images: int, first: int = 0) -> Version:
+    manifest = plan(entries(name, images, first), shard_images=1)
+    return commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+
+
+def filled(root: str, count: int = 6) -> Catalogue:
+    catalogue = Catalogue(root)
+    for n in range(count):
+        put(catalogue, f"set/{n}", 8 + n)
+    return catalogue
+
+
+@pytest.fixture(scope="module")
+def six() -> Catalogue:
+    return filled(f"memory://{uuid.uuid4().hex}")
+
+
+@pytest.fixture(scope="module")
+def untouched() -> dict[str, bytes]:
+    """The objects of such a catalogue, by their place in it."""
+    root = filled(f"memory://{uuid.uuid4().hex}").root
+    return {item.uri.removeprefix(root): storage.read(item.uri) for item in storage.walk(root)}
+
+
+@pytest.fixture
+def place(untouched: dict[str, bytes]) -> Catalogue:
+    root = f"memory://{uuid.uuid4().hex}"
+    for name, data in untouched.items():
+        storage.create(root + name, data)
+    return Catalogue(root)
+
+
+@pytest.fixture(autouse=True)
+def committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles however small their work."""
+    monkeypatch.setattr(matrix_module, "TILE_WORK", -1)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pairs of each tile that is computed."""
+    calls: list[int] = []
+    real = tiles.compute
+
+    def spy(tile: Tile) -> tiles.Block:
+        calls.append(tile.pairs)
+        return real(tile)
+
+    monkeypatch.setattr(tiles, "compute", spy)
+    return calls
+
+
+def left(catalogue: Catalogue) -> list[str]:
+    return sorted(tiles.present(catalogue.root))
+
+
+def without_kept(catalogue: Catalogue) -> Catalogue:
+    for uri in stored(catalogue):
+        storage.delete(uri)
+    return catalogue
+
+
+def same(a: Matrix, b: Matrix) -> None:
+    assert (a.names, a.layers, a.members, a.lens_digest) == (
+        b.names,
+        b.layers,
+        b.members,
+        b.lens_digest,
+    )
+    assert a.estimates.keys() == b.estimates.keys()
+    for column in ("emd", "nfd", "fd", *a.estimates):
+        assert np.array_equal(a.stacked(column), b.stacked(column), equal_nan=True), column
+
+
+# Any cutting is the same.
+
+
+@settings(max_examples=15)
+@given(
+    names=st.lists(st.integers(0, 5), min_size=2, max_size=6, unique=True),
+    memory=st.sampled_from([1, 4000, 10**9]),
+    estimated=st.booleans(),
+)
+def test_any_cutting_gives_the_same_matrix(
+    six: Catalogue, names: list[int], memory: int, estimated: bool
+) -> None:
+    chosen = [f"set/{n}" for n in names]
+    whole = compare(without_kept(six), chosen, error_bars=estimated)
+    cut = compare(without_kept(six), chosen, error_bars=estimated, effort=Effort(memory=memory))
+    same(cut, whole)
+    dnas = [six.load(name) for name in chosen]
+    for plane, layer in (("stem", "stem"), ("head", "head"), ("all", None)):
+        plain = [[emd(a, b, layer=layer) for b in dnas] for a in dnas]
+        assert np.allclose(cut.of(plane), plain, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert left(six) == []
+
+
+def test_every_pair_is_in_one_tile() -> None:
+    version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
+    job = Job("memory://x", SPEC, SPEC.layers, True)
+    for old in (0, 1, 5, 9):
+        for new in (1, 2, 7):
+            for workers, memory in ((1, 10**9), (4, 10**9), (1, 1), (1, 3000)):
+                members = [(f"{n}", replace(version, dna=f"{n}")) for n in range(old + new)]
+                made = tiles.cut(replace(job, memory=memory), members[:old], members[old:], workers)
+                seen = []
+                for tile in made:
+                    for i, a in enumerate(tile.a):
+                        others = tile.b[i + 1 :] if tile.square else tile.b
+                        seen += [frozenset((a[0], b[0])) for b in others]
+                assert len(seen) == len(set(seen)) == new * (new - 1) // 2 + new * old
+                assert sum(tile.pairs for tile in made) == len(seen)
+                if workers > 1 and len(seen) > 20:
+                    assert len(made) >= 3 * workers
+
+
+def test_a_side_is_what_memory_and_time_allow() -> None:
+    wide = Job("memory://x", replace(SPEC, bins=1000), SPEC.layers, True, error_bars=False)
+    for job in (wide, replace(wide, error_bars=True)):
+        assert replace(job, memory=1).side == 1
+        assert replace(job, memory=2**60).side ** 2 * job.values <= tiles.TILE_WORK
+        sides = [replace(job, memory=2**power).side for power in range(60)]
+        assert sides == sorted(sides)
+        assert len(set(sides)) > 10
+
+
+def test_covariances_are_in_the_memory_that_is_allowed() -> None:
+    """Of a wide layer they are larger than its curves."""
+    wide = replace(SPEC, taps=(Tap("wide", 2048, 4),), bins=1000)
+    plain = Job("memory://x", wide, wide.layers, True, error_bars=False)
+    job = replace(plain, fd=True)
+    curves, root = 2048 * 1000 * 4, 2048**2 * 8
+    assert job.held("wide") * (curves + root) <= job.memory / 2
+    assert plain.held("wide") > 4 * job.held("wide")
+    assert job.loaders("wide") * 3 * root <= job.memory / 4 or job.loaders("wide") == 1
+
+
+@given(
+    a=st.integers(1, 40),
+    b=st.integers(0, 40),
+    held=st.integers(0, 170),
+)
+def test_steps_are_all_pairs_once_and_fit(a: int, b: int, held: int) -> None:
+    """Of a tile on the diagonal where `b` is 0."""
+    version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
+    row = [(f"{n}", replace(version, dna=f"{n}")) for n in range(a + b)]
+    job = Job("memory://x", SPEC, SPEC.layers, True)
+    tile = Tile(job, tuple(row[:a]), tuple(row[a:] if b else row[:a]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "held", lambda job, layer: held)
+        steps = tile.steps("stem")
+    pairs = [(i, j) for step in steps for i in step.a for j in step.b]
+    if b:
+        assert sorted(pairs) == [(i, j) for i in range(a) for j in range(b)]
+    else:
+        once = {frozenset((i, j)) for i in range(a) for j in range(a)}
+        assert {frozenset(pair) for pair in pairs} == once
+        assert all(step.a == step.b or step.a.stop <= step.b.start for step in steps)
+    before = 0
+    for step in steps:
+        beside = len(step.b) if b or step.a != step.b else 0
+        assert len(step.a) + beside + (before if step.beside else 0) <= max(3, held)
+        before = beside
+
+
+def map_here(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    return map(function, items)
+
+
+@pytest.mark.parametrize("held", [1, 4, 7, 9])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_layer_that_does_not_fit_is_compared_in_steps(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch, held: int, workers: int
+) -> None:
+    whole = compare(place)
+    without_kept(place)
+    monkeypatch.setattr(Job, "held", lambda job, layer: held if layer == "head" else 99)
+    effort = Effort(lambda values: nullcontext(Crew(map_here, workers)))
+    same(compare(place, effort=effort), whole)
+
+
+def test_a_tile_s_name_is_of_all_that_decides_it() -> None:
+    version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
+    a, b, c = (((n, replace(version, dna=f"dna-{n}")),) for n in "abc")
+    job = Job("memory://x", SPEC, SPEC.layers, True)
+    lens = Lens.chosen(SPEC, ["stem:0"])
+    digests = {
+        Tile(job, a, b).digest,
+        Tile(job, b, a).digest,
+        Tile(job, a, c).digest,
+        Tile(job, a, a).digest,
+        Tile(job, (*a, *b), c).digest,
+        Tile(replace(job, fd=True), a, b).digest,
+        Tile(replace(job, layers=("stem",), whole=False), a, b).digest,
+        Tile(replace(job, lens=lens), a, b).digest,
+        Tile(replace(job, error_bars=False), a, b).digest,
+        Tile(replace(job, spec=replace(SPEC, bins=7)), a, b).digest,
+    }
+    twin = (("twin", a[0][1]),)
+    digests.add(Tile(job, a, twin).digest)  # the same DNAs, in a rectangle
+    for constant in ("FORMAT", "METHOD"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiles, constant, "another")
+            digests.add(Tile(replace(job), a, b).digest)
+    assert len(digests) == 13
+    how = replace(job, memory=7, threads=3, device="cuda")
+    assert Tile(how, a, b).digest == Tile(job, a, b).digest
+
+
+# What changed alone is computed.
+
+
+def test_one_changed_of_six_costs_five_pairs(place: Catalogue, computed: list[int]) -> None:
+    compare(place, error_bars=True)
+    assert sum(computed) == 15
+    put(place, "set/3", 20)
+    computed.clear()
+    after = compare(place, error_bars=True)
+    assert sum(computed) == 5
+    same(after, compare(without_kept(place), error_bars=True))
+    computed.clear()
+    put(place, "set/new", 9)
+    compare(place, error_bars=True)
+    assert sum(computed) == 6
+    computed.clear()
+    less = compare(place, ["set/new", "set/0", "set/3"], error_bars=True)
+    assert sum(computed) == 0
+    same(less, compare(without_kept(place), ["set/new", "set/0", "set/3"], error_bars=True))
+
+
+def test_the_kept_matrix_with_most_in_common_is_taken(
+    place: Catalogue, computed: list[int]
+) -> None:
+    compare(place, [f"set/{n}" for n in range(5)])
+    compare(place, ["set/0", "set/5"])  # newer, with less
+    computed.clear()
+    compare(place)
+    assert sum(computed) == 5
+
+
+def test_of_many_kept_the_newest_and_the_largest_are_looked_at(
+    place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix_module, "RECENT", 1)
+    compare(place)
+    for n in range(4):
+        put(place, f"set/{n}", 20)
+    compare(place, ["set/0", "set/1"])  # newest, of two
+    computed.clear()
+    compare(place, ["set/0", "set/1", "set/2", "set/3"])
+    assert sum(computed) == 5
+    computed.clear()
+    compare(place)  # from the newest, of four: the largest has two of these, the oldest as well
+    assert sum(computed) == 15 - 6
+    for n in (4, 5):
+        put(place, f"set/{n}", 20)
+    compare(place, ["set/4", "set/5"])  # of which the newest has nothing else
+    computed.clear()
+    compare(place)
+    assert sum(computed) == 15 - 6
+
+
+def test_small_comparisons_do_not_cost_the_large_one(computed: list[int]) -> None:
+    place = filled(f"memory://{uuid.uuid4().hex}", 20)
+    compare(place)
+    assert sum(computed) == 190
+    for n in range(matrix_module.RECENT):
+        compare(place, [f"set/{n}", f"set/{n + 1}"])
+    assert sum(computed) == 190
+    assert len(stored(place)) == 1  # nothing was computed, and nothing is kept of it
+    put(place, "set/3", 40)
+    computed.clear()
+    compare(place)
+    assert sum(computed) == 19
+
+
+def test_single_layers_are_taken_from_what_is_kept_of_all(
+    place: Catalogue, computed: list[int]
+) -> None:
+    fresh = compare(place, layers=["head"], error_bars=True)
+    both = compare(place, layers=["head", "stem", "head"], error_bars=True)
+    assert (sum(computed), both.layers) == (30, ("head", "stem"))
+    whole = compare(place, error_bars=True)
+    computed.clear()
+    same(compare(place, layers=["head"], error_bars=True), fresh)
+    same(compare(place, layers=["head", "stem"], error_bars=True), both)
+    few = compare(place, ["set/4", "set/1", "set/2"], layers=["head"], error_bars=True)
+    assert sum(computed) == 0
+    assert np.array_equal(both.of("stem", "q"), whole.of("stem", "q"), equal_nan=True)
+    put(place, "set/3", 20)
+    changed = compare(place, layers=["head"], error_bars=True)
+    assert sum(computed) == 5
+    without_kept(place)
+    same(few, compare(place, few.names, layers=["head"], error_bars=True))
+    same(changed, compare(place, layers=["head"], error_bars=True))
+    with pytest.raises(UsageError, match="no layer is chosen; tiny has stem, head"):
+        compare(place, layers=[])
+
+
+@pytest.mark.parametrize("memory", [1, 10**9])
+def test_datasets_of_the_same_images_are_a_pair(
+    place: Catalogue, computed: list[int], memory: int
+) -> None:
+    def twin(name: str, of: str, images: int) -> None:
+        manifest = plan(entries(of, images), shard_images=1)
+        commit_dataset(place, name, manifest, [hand_made(s) for s in manifest.shards])
+        assert place.find(name).dna == place.find(of).dna
+
+    effort = Effort(memory=memory)
+    compare(place, error_bars=True, effort=effort)
+    twin("twin/2", "set/2", 10)
+    computed.clear()
+    grown = compare(place, error_bars=True, effort=effort)
+    assert sum(computed) == 6
+    twin("twin/0", "set/0", 8)
+    again = compare(place, error_bars=True, effort=effort)
+    few = compare(place, ["twin/2", "set/5", "set/2"], error_bars=True, effort=effort)
+    # Of one dataset a tile, that of the twins with the third is one for both.
+    assert sum(computed) == 6 + (6 if memory == 1 else 7)
+    for found in (grown, again, few):
+        without_kept(place)
+        same(found, compare(place, found.names, error_bars=True, effort=effort))
+        i, j = found.names.index("twin/2"), found.names.index("set/2")
+        assert found.of("all", "emd")[i, j] == 0
+
+
+def test_numbers_of_another_kind_are_not_taken(
+    place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(place)
+    lens = Lens.chosen(SPEC, ["stem:0"])
+    for choice in ({"error_bars": True}, {"lens": lens}):
+        computed.clear()
+        compare(place, **choice)
+        assert sum(computed) == 15
+    monkeypatch.setattr(tiles, "METHOD", "another")
+    computed.clear()
+    compare(place, error_bars=True)
+    assert sum(computed) == 15
+
+
+def test_a_matrix_of_format_1_is_computed_anew(place: Catalogue, computed: list[int]) -> None:
+    right = compare(place)
+    (uri,) = stored(place)
+    file = pq.ParquetFile(io.BytesIO(storage.read(uri)))
+    metadata = json.loads(file.metadata.metadata[b"vdna"])
+    for extra in ("estimates", "method", "lens_digest", "checksum"):
+        metadata.pop(extra)
+    sink = io.BytesIO()
+    table = file.read()
+    with pq.ParquetWriter(sink, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"vdna": json.dumps(metadata | {"format": 1})})
+    storage.replace(uri, sink.getvalue())
+    assert Matrix.decode(sink.getvalue(), "old").estimates == {}
+    computed.clear()
+    same(compare(place), right)
+    assert sum(computed) == 15
+    same(compare(place), right)
+    assert sum(computed) == 15
+
+
+def test_a_torn_kept_matrix_is_no_reason_to_fail(place: Catalogue, computed: list[int]) -> None:
+    compare(place)
+    (uri,) = stored(place)
+    data = storage.read(uri)
+    at = len(data) // 3
+    put(place, "set/3", 20)
+    for lie in (
+        data[:-9],
+        data[: len(data) // 2],
+        b"",
+        bytes([*data[:at], data[at] ^ 1, *data[at + 1 :]]),
+    ):
+        storage.replace(uri, lie)
+        computed.clear()
+        torn = compare(place)
+        assert sum(computed) == 15
+        for kept in stored(place):
+            if kept != uri:
+                storage.delete(kept)
+        assert np.isfinite(torn.of()).all()
+
+
+# What died goes on.
+
+
+def test_tiles_that_are_there_are_not_computed_again(
+    place: Catalogue, computed: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dying(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+        for item in items[:7]:
+            yield function(item)
+        raise InterruptedError("the engine died")
+
+    dead = Effort(lambda values: nullcontext(Crew(dying, 1)), memory=1)
+    with pytest.raises(InterruptedError):
+        compare(place, effort=dead)
+    before = sum(computed)
+    assert len(left(place)) == 7
+    assert stored(place) == []
+    again = compare(place, effort=replace(SMALL, progress=Lines(units=("pairs", "tiles"))))
+    assert sum(computed) == 15
+    assert before > 0
+    told = capsys.readouterr().err
+    assert "7 tiles are computed already, 14 are left" in told
+    assert f"{15 - before}/{15 - before} pairs" in told
+    assert left(place) == []
+    same(again, compare(without_kept(place)))
+
+
+KILLED = """
+import os, signal, sys
+from pipeline import matrix, tiles
+from pipeline.catalogue import Catalogue
+from pipeline.matrix import Effort, compare
+matrix.TILE_WORK = -1
+left = [int(sys.argv[2])]
+for name in ("create", "delete", "replace"):
+    real = getattr(tiles.storage, name)
+    def dying(uri, *rest, real=real):
+        if "_tiles" in uri or "/matrix/" in uri:
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+        return real(uri, *rest)
+    setattr(tiles.storage, name, dying)
+compare(Catalogue(sys.argv[1]), error_bars=False, effort=Effort(memory=1))
+"""
+
+
+@pytest.mark.parametrize("at", [0, 4, 6, 8])
+def test_killed_at_any_write_and_rerun(tmp_path: Path, at: int, computed: list[int]) -> None:
+    """Six tiles, the matrix, and six that are removed."""
+    place = filled(str(tmp_path / "dnas"), 3)
+    code = subprocess.run(
+        [sys.executable, "-c", KILLED, place.root, str(at)], capture_output=True, check=False
+    )
+    assert code.returncode == -signal.SIGKILL, code.stderr.decode()
+    there = left(place)
+    done = sum(1 for uri in there)
+    assert done == (min(at, 6) if at < 7 else 6 - (at - 7))
+    again = compare(place, effort=SMALL)
+    assert len(computed) == (6 - at if at < 7 else 0)
+    assert len(stored(place)) == 1
+    for uri in left(place):  # of one that died while it removed them
+        storage.delete(uri)
+    without_kept(place)
+    same(again, compare(place))
+
+
+@pytest.mark.parametrize("lie", ["torn", "empty", "another's", "flipped"])
+def test_a_tile_that_lies_is_computed_again(
+    place: Catalogue, lie: str, computed: list[int]
+) -> None:
+    true = compare(place, effort=SMALL)
+    without_kept(place)
+
+    def lying(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+        for item in items:
+            yield function(item)
+        if len(items) == 1:  # that one, again
+            return
+        rectangles = [item for item in items if not item.square]
+        uri, data = rectangles[0].uri, storage.read(rectangles[0].uri)
+        at = len(data) // 3
+        changed = {
+            "torn": data[:-20],
+            "empty": b"",
+            "another's": storage.read(rectangles[1].uri),
+            "flipped": data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+        }
+        storage.replace(uri, changed[lie])
+        with pytest.raises(CorruptFile, match=rectangles[0].digest):
+            tiles.decode(storage.read(uri), rectangles[0])
+
+    computed.clear()
+    found = compare(place, effort=Effort(lambda values: nullcontext(Crew(lying, 1)), memory=1))
+    same(found, true)
+    assert sum(computed) == 16
+
+
+def test_who_may_not_remove_compares_all_the_same(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tile that lies stays, and so do the others, for a collection."""
+    true = compare(place, effort=SMALL)
+    without_kept(place)
+
+    def deny(uri: str) -> None:
+        raise StorageError(f"{uri}: access denied")
+
+    def torn(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+        for item in items:
+            yield function(item)
+        if items:  # none is missing the next time
+            storage.replace(items[0].uri, b"torn")
+
+    monkeypatch.setattr(storage, "delete", deny)
+    found = compare(place, effort=Effort(lambda values: nullcontext(Crew(torn, 1)), memory=1))
+    same(found, true)
+    assert len(left(place)) > 1
+    assert len(stored(place)) == 1
+
+
+class Beside:
+    """A crew that works here, and does something else after so many tiles: once, or each time."""
+
+    def __init__(self, after: int, act: Callable[[], object], times: int = 1) -> None:
+        self.after, self.act, self.times = after, act, times
+        self.spread: list[int] = []
+
+    def __call__(self, function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+        self.spread.append(len(items))
+        for number, item in enumerate(items):
+            yield function(item)
+            if self.times and number + 1 == min(self.after, len(items)):
+                self.times -= 1
+                self.act()
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(lambda values: nullcontext(Crew(self, 1)), memory=1)
+
+
+@pytest.mark.parametrize("after", [1, 7, 20, 21])
+def test_of_two_at_once_the_second_returns_the_first_s_matrix(
+    place: Catalogue, computed: list[int], after: int
+) -> None:
+    """Interleaved: one of 21 tiles goes so far, another starts and finishes, the first goes on."""
+    others: list[Matrix] = []
+    beside = Beside(after, lambda: others.append(compare(place, effort=SMALL)))
+    found = compare(place, effort=beside.effort)
+    assert len(computed) == 21 + (after < 21)  # the tile that it was at
+    assert beside.spread == [21]
+    assert left(place) == []
+    same(found, others[0])
+
+
+def test_of_two_at_once_one_layer_is_computed_once(place: Catalogue, computed: list[int]) -> None:
+    others: list[Matrix] = []
+    beside = Beside(21, lambda: others.append(compare(place, layers=["stem"], effort=SMALL)))
+    found = compare(place, layers=["stem"], effort=beside.effort)
+    assert beside.spread == [21]
+    assert len(computed) == 21
+    same(found, others[0])
+
+
+def test_of_one_layer_too_only_what_changed_is_computed(
+    place: Catalogue, computed: list[int]
+) -> None:
+    compare(place, ["set/0", "set/1", "set/2"], layers=["stem"])
+    assert sum(computed) == 3
+    compare(place, ["set/0", "set/1", "set/2"], layers=["stem"])
+    assert sum(computed) == 3
+    grown = compare(place, layers=["stem"])
+    assert sum(computed) == 3 + 12
+    same(grown, compare(without_kept(place), layers=["stem"]))
+    computed.clear()
+    compare(place, ["set/0", "set/1"])  # of all layers: none of those will do
+    compare(place, ["set/0", "set/1", "set/3"], layers=["stem"])
+    assert sum(computed) == 1
+
+
+def test_tiles_that_never_stay_are_computed_here(place: Catalogue, computed: list[int]) -> None:
+    def removed() -> None:
+        for uri in left(place):
+            storage.delete(uri)
+
+    beside = Beside(21, removed, times=99)
+    found = compare(place, effort=beside.effort)
+    assert beside.spread == [21] * matrix_module.ROUNDS
+    assert len(computed) == 21 * (matrix_module.ROUNDS + 1)
+    same(found, compare(without_kept(place)))
+
+
+def test_a_kept_matrix_that_goes_while_it_is_read_is_computed(
+    place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = compare(place)
+    (uri,) = stored(place)
+    real = storage.exists
+
+    def going(of: str) -> bool:
+        there = real(of)
+        if of == uri:
+            storage.delete(of)
+        return there
+
+    monkeypatch.setattr(storage, "exists", going)
+    same(compare(place), right)
+    assert sum(computed) == 30
+
+
+def test_gc_removes_tiles_that_nobody_came_back_for(place: Catalogue) -> None:
+    versions = list(place.head().datasets["set/0"].values())
+    job = Job(place.root, SPEC, SPEC.layers, True)
+    tile = Tile(job, (("set/0", versions[0]),), (("set/0", versions[0]),))
+    tiles.run(tile)
+    assert left(place) == [tile.uri]
+    collect(place)
+    assert left(place) == [tile.uri]  # young
+    collect(place, grace=timedelta(0))
+    assert left(place) == []
+    assert np.isfinite(compare(place).of()).all()
+
+
+@pytest.mark.soak
+def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
+    from pipeline.engine import RayEngine
+    from pipeline.spec import Resources
+
+    place = filled(str(tmp_path / "dnas"), 4)
+    alone = compare(place)
+    without_kept(place)
+    with RayEngine(Resources(workers=1)) as engine:
+        crew = Crew(engine.map, engine.workers)
+        same(compare(place, effort=Effort(lambda values: nullcontext(crew))), alone)
+    assert left(place) == []
+
+
+# Lenses.
+
+
+def test_a_matrix_through_a_lens_is_the_distance_through_it(place: Catalogue) -> None:
+    signed = Lens(
+        "signed", tuple((t.name, t.neurons) for t in SPEC.taps), np.array([3.0, -2, 0, 1, -1])
+    )
+    chosen = Lens.chosen(SPEC, ["stem:0,2"])
+    dnas = [place.load(f"set/{n}") for n in range(3)]
+    names = [f"set/{n}" for n in range(3)]
+    for lens in (signed, chosen):
+        found = compare(place, names, lens=lens, effort=SMALL)
+        for plane, layer in (("stem", "stem"), ("head", "head"), ("all", None)):
+            plain = [[emd(a, b, layer=layer, lens=lens) for b in dnas] for a in dnas]
+            assert np.allclose(found.of(plane), plain, rtol=1e-6, atol=1e-6, equal_nan=True)
+        assert set(found.table["lens"].to_pylist()) == {lens.name}
+        assert found.lens_digest == lens.digest
+    assert np.isnan(found.of("head")).all()
+    assert {uri.rpartition("/")[2] for uri in stored(place)} == {
+        f"{signed.digest}-plain-signed.parquet",
+        f"{chosen.digest}-plain.parquet",
+    }
+
+
+def test_a_lens_is_known_by_its_digest(place: Catalogue, computed: list[int]) -> None:
+    lens = Lens.chosen(SPEC, ["stem:0"])
+    first = compare(place, lens=lens)
+    renamed = compare(place, lens=replace(lens, name="mine"))
+    assert sum(computed) == 15
+    assert (renamed.lens, first.lens) == ("mine", "stem:0")
+    assert np.array_equal(renamed.emd, first.emd, equal_nan=True)
+    with pytest.raises(UsageError, match="lens other weighs 0 neurons in head"):
+        compare(place, lens=Lens("other", (("stem", 3),), np.ones(3)))
+    with pytest.raises(UsageError, match="none through lens stem:0; leave one of them out"):
+        compare(place, lens=lens, fd=True)
+
+
+def test_a_lens_of_the_catalogue_or_of_a_file(place: Catalogue, tmp_path: Path) -> None:
+    lens = Lens.chosen(SPEC, ["stem:0", "head:1"])
+    path = tmp_path / "mine.parquet"
+    path.write_bytes(replace(lens, name="mine").encode())
+    assert find_lens(place, str(path), SPEC).digest == lens.digest
+    uri = storage.join(place.lenses_uri("eyes"), f"{lens.digest}.parquet")
+    storage.create(uri, replace(lens, name="eyes").encode())
+    assert find_lens(place, "eyes", SPEC).name == "eyes"
+    for choice in ("stem:1", "stem:2", "head:0"):  # the newest, whatever its digest
+        newer = Lens.chosen(SPEC, [choice])
+        uri = storage.join(place.lenses_uri("eyes"), f"{newer.digest}.parquet")
+        storage.create(uri, replace(newer, name="eyes").encode())
+        assert find_lens(place, "eyes", SPEC).digest == newer.digest
+    with pytest.raises(NotFound, match="has no lens 'nose'"):
+        find_lens(place, "nose", SPEC)
+
+
+def test_the_command_looks_through_a_lens(tmp_path: Path) -> None:
+    place = filled(str(tmp_path / "dnas"), 3)
+    lens = Lens.chosen(SPEC, ["stem:0"])
+    path = tmp_path / "mine.parquet"
+    path.write_bytes(lens.encode())
+
+    def run(*options: str) -> Any:
+        return CliRunner().invoke(app, ["compare", "-c", place.root, *options])
+
+    by_file = json.loads(run("--json", "--lens", str(path)).stdout)
+    by_name = json.loads(run("--json", "--neurons", "stem:0", "--workers", "0").stdout)
+    assert by_file == by_name
+    assert {row["lens"] for row in by_file} == {"stem:0"}
+    both = run("--neurons", "stem:0", "--lens", str(path))
+    assert both.exit_code == 2
+    assert "give one of them" in both.output
+    assert run("--neurons", "stem:9").exit_code == 2
+    assert run("--memory", "0.01", "--layer", "stem").exit_code == 0
+    assert os.environ.get("RAY_ADDRESS") is None
+
+
+def test_the_command_s_device_reaches_the_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is needed here: what torch would do on one is tested with the kernels."""
+    place = filled(str(tmp_path / "dnas"), 2)
+    asked: list[str] = []
+    real = tiles.distances
+
+    def spy(*of: Any, device: str, **how: Any) -> Any:
+        asked.append(device)
+        return real(*of, **how)
+
+    monkeypatch.setattr(tiles, "distances", spy)
+
+    def run(*options: str) -> Any:
+        without_kept(place)
+        return CliRunner().invoke(app, ["compare", "-c", place.root, "--no-error-bars", *options])
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device, message in (
+        ("cuda", "torch has no CUDA devices here"),
+        ("gpu", "it is cpu, cuda, or one of several: cuda:1"),
+        ("cuda:x", "it is cpu, cuda, or"),
+    ):
+        refused = run("--device", device)
+        assert refused.exit_code == 2
+        assert message in " ".join(refused.output.split())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert "torch has 2 CUDA devices here" in " ".join(run("--device", "cuda:2").output.split())
+    for more in (("--workers", "2"), ("--ray-address", "somewhere:6379")):
+        refused = run("--device", "cuda", *more)
+        assert refused.exit_code == 2
+        assert "leave --workers and --ray-address out" in " ".join(refused.output.split())
+    assert asked == []
+    for device in ("cpu", "cuda", "cuda:1"):
+        asked.clear()
+        assert run("--device", device).exit_code == 0
+        assert set(asked) == {device}

@@ -1,0 +1,449 @@
+"""One shard: every candidate counted by a stated rule or listed with its reason, and the same
+counts whatever the threads, batches, shards and order."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import images, storage
+from pipeline.building import Request, make_dna, make_spec
+from pipeline.counting import Counter, Extractor, Recipe, ShardJob, Worker, partial_uri
+from pipeline.dna import DNA, Partial
+from pipeline.errors import ConservationError, SourceError, TransientError, UsageError
+from pipeline.networks import describe, embedded
+from pipeline.sources import Entry, Manifest, Shard, list_source, plan
+from pipeline.spec import Resources, Spec
+from tests.support.builders import photo, write_photos
+
+BINS = 100
+NETWORK = describe("efficientnet_lite0")
+RANGES, _ = embedded("efficientnet_lite0")
+SPEC = make_spec(Request("x", "x", bins=BINS), NETWORK, RANGES.digest, "cpu")
+
+
+@pytest.fixture(scope="module")
+def extractor() -> Extractor:
+    return Extractor(NETWORK)
+
+
+@pytest.fixture(scope="module")
+def counter(extractor: Extractor) -> Iterator[Counter]:
+    counter = Counter(extractor, SPEC, RANGES, Resources(threads=2))
+    yield counter
+    counter.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, 21)
+    return folder
+
+
+def one_shard(folder: Path) -> Shard:
+    return Shard(0, 0, tuple(list_source(folder).entries))
+
+
+@pytest.fixture(scope="module")
+def truth(counter: Counter, folder: Path) -> Partial:
+    return counter.count(one_shard(folder), "key")
+
+
+def same_counts(a: DNA, b: DNA) -> bool:
+    names = ("counts", "underflow", "overflow", "nonfinite", "min", "max")
+    return a.images == b.images and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in names)
+
+
+# Invariance.
+
+
+def test_counts_are_conserved_and_of_real_activations(truth: Partial) -> None:
+    truth.dna.check()
+    assert truth.dna.images == 21
+    assert truth.shards == ("key",)
+    assert (truth.dna.counts > 0).sum() > 20 * len(truth.dna.counts)
+    assert truth.dna.nonfinite.sum() == 0
+
+
+def test_repeated_counting_is_identical(counter: Counter, folder: Path, truth: Partial) -> None:
+    assert counter.count(one_shard(folder), "key").identical(truth)
+
+
+@pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (1, 64), (3, 5)])
+def test_threads_and_reading_ahead_change_nothing(
+    extractor: Extractor, folder: Path, truth: Partial, threads: int, ahead: int
+) -> None:
+    other = Counter(extractor, SPEC, RANGES, Resources(threads=threads, fetch_ahead=ahead))
+    assert other.count(one_shard(folder), "key").identical(truth)
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "size", [1, 8, *(pytest.param(size, marks=pytest.mark.soak) for size in (3, 20))]
+)
+def test_shard_size_changes_no_count(
+    counter: Counter, folder: Path, truth: Partial, size: int
+) -> None:
+    manifest = plan(list_source(folder), shard_images=size)
+    parts = [counter.count(shard, str(shard.index)) for shard in manifest.shards]
+    total = reduce(Partial.__add__, parts)
+    assert same_counts(total.dna, truth.dna)
+    assert np.allclose(total.dna.mean, truth.dna.mean, rtol=1e-12, atol=1e-12)
+    assert np.allclose(total.dna.m2, truth.dna.m2, rtol=1e-9, atol=1e-12)
+
+
+def test_order_changes_no_count(counter: Counter, folder: Path, truth: Partial) -> None:
+    shard = one_shard(folder)
+    backwards = Shard(0, 0, tuple(reversed(shard.members)))
+    assert same_counts(counter.count(backwards, "key").dna, truth.dna)
+
+
+def test_the_moments_are_those_of_the_images(
+    extractor: Extractor, folder: Path, truth: Partial
+) -> None:
+    rows = []
+    for entry in list_source(folder).entries:
+        pixels = images.load(storage.read(entry.uri), SPEC.preprocess)
+        taps: list[np.ndarray] = []
+        extractor.observe(pixels[None], lambda i, x, taps=taps: taps.append(x[0].double().numpy()))
+        rows.append(np.concatenate([x.mean(axis=0) for x in taps]))
+    stacked = np.array(rows)
+    assert np.allclose(truth.dna.mean, stacked.mean(axis=0), rtol=1e-9, atol=1e-9)
+    assert np.allclose(truth.dna.m2, stacked.var(axis=0) * len(rows), rtol=1e-6, atol=1e-9)
+
+
+def test_images_in_memory_count_as_their_files(folder: Path) -> None:
+    paths = sorted(folder.iterdir())
+    as_files = make_dna(folder, bins=BINS, threads=2)
+    opened = [Image.open(path) for path in paths]
+    arrays = [np.asarray(image.convert("RGB")) for image in opened]
+    assert same_counts(make_dna(opened, bins=BINS, threads=2), as_files)
+    assert same_counts(make_dna(arrays, bins=BINS, threads=1), as_files)
+
+
+# Every image counted by a rule, or listed.
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that states absurd dimensions."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def turned(image: Image.Image) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees to the right
+    return encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+
+
+PHOTO = photo(5)
+GREY = PHOTO.convert("L")
+SIXTEEN = Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)
+ALPHA = PHOTO.convert("RGBA")
+ALPHA.putalpha(GREY)
+PALETTE = PHOTO.quantize(64)
+
+# What is counted, and the picture that it must count as.
+COUNTED: dict[str, tuple[bytes, Image.Image]] = {
+    "cmyk.jpg": (
+        encoded(PHOTO.convert("CMYK"), "JPEG", quality=95),
+        Image.open(io.BytesIO(encoded(PHOTO.convert("CMYK"), "JPEG", quality=95))),
+    ),
+    "sixteen.png": (encoded(SIXTEEN, "PNG"), GREY),
+    "palette-transparent.png": (encoded(PALETTE, "PNG", transparency=3), PALETTE),
+    "grey.png": (encoded(GREY, "PNG"), GREY),
+    "alpha.png": (encoded(ALPHA, "PNG"), PHOTO),
+    "animated.gif": (
+        encoded(PALETTE, "GIF", save_all=True, append_images=[photo(6).quantize(64)]),
+        PALETTE,
+    ),
+    "gif-named.jpg": (encoded(PALETTE, "GIF"), PALETTE),
+    "turned.png": (turned(PHOTO), PHOTO),
+    "no-extension": (encoded(PHOTO, "BMP"), PHOTO),
+    "UPPER.PNG": (encoded(PHOTO, "PNG"), PHOTO),
+}
+LISTED: dict[str, tuple[bytes, str]] = {
+    "text.jpg": (b"this is no image at all, it only says so", "not_an_image"),
+    "truncated.jpg": (encoded(PHOTO, "JPEG")[:-200], "truncated"),
+    "zero.jpg": (b"", "empty"),
+    "bomb.png": (bomb(50_000, 50_000), "too_many_pixels"),
+    "zip.png": (b"PK\x03\x04" + b"\0" * 60, "not_an_image"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_file_counts_as_it_does_opened_and_as_the_picture_that_it_shows(
+    name: str, tmp_path: Path
+) -> None:
+    data, shown = COUNTED[name]
+    (tmp_path / name).write_bytes(data)
+    of_file = make_dna(tmp_path, bins=BINS, threads=1)
+    for image in (shown, Image.open(io.BytesIO(data))):
+        assert same_counts(of_file, make_dna([image], bins=BINS, threads=1))
+
+
+def test_an_opened_image_that_no_rule_covers_is_refused() -> None:
+    floats = Image.fromarray(np.zeros((8, 8), np.float32))
+    with pytest.raises(UsageError, match="image 0 cannot be counted: unsupported"):
+        make_dna([floats])
+    with pytest.raises(UsageError, match="image 0 is a str"):
+        make_dna(["a.jpg"])
+
+
+def test_a_process_that_lets_truncated_images_pass_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UsageError, match="LOAD_TRUNCATED_IMAGES"):
+        make_dna(folder, bins=BINS, threads=1)
+
+
+def test_bad_images_are_listed_each_with_its_reason(counter: Counter, tmp_path: Path) -> None:
+    for name, (data, _) in (LISTED | COUNTED).items():
+        (tmp_path / name).write_bytes(data)
+    partial = counter.count(one_shard(tmp_path), "key")
+    assert partial.dna.images == len(COUNTED)
+    found = {Path(storage.local_path(f.uri)).name: f.reason for f in partial.failures}
+    assert found == {name: reason for name, (_, reason) in LISTED.items()}
+    assert all(f.detail and not f.nondeterministic for f in partial.failures)
+    assert set(found.values()) <= set(images.REASONS)
+
+
+def test_the_good_ones_count_as_if_the_bad_were_not_there(
+    counter: Counter, folder: Path, truth: Partial, tmp_path: Path
+) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for i, (data, _) in enumerate(LISTED.values()):
+        (tmp_path / f"photo-{i * 4:04d}-bad.jpg").write_bytes(data)
+    partial = counter.count(one_shard(tmp_path), "key")
+    assert same_counts(partial.dna, truth.dna)
+    assert len(partial.failures) == len(LISTED)
+
+
+def test_a_shard_of_bad_images_only(counter: Counter, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"nothing")
+    partial = counter.count(one_shard(tmp_path), "key")
+    assert (partial.dna.images, len(partial.failures), partial.dna.counts.sum()) == (0, 1, 0)
+
+
+def test_an_image_of_too_many_bytes_is_not_even_read(counter: Counter) -> None:
+    huge = Entry("s3://nowhere/huge.jpg", "", SPEC.preprocess.max_bytes + 1, "etag")
+    partial = counter.count(Shard(0, 0, (huge,)), "key")
+    assert [f.reason for f in partial.failures] == ["too_many_bytes"]
+
+
+def test_what_is_not_the_image_s_fault_is_never_skipped(counter: Counter, folder: Path) -> None:
+    shard = one_shard(folder)
+    for error in (TransientError("no answer"), SourceError("changed"), RuntimeError("ours")):
+
+        def fetch(entry: Entry, error: BaseException = error) -> bytes:
+            if entry == shard.members[13]:
+                raise error
+            return storage.read(entry.uri)
+
+        with pytest.raises(type(error)):
+            counter.count(shard, "key", fetch)
+
+
+def test_a_slow_decoder_is_retried_apart_and_then_listed(
+    extractor: Extractor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    load, release = images.load, threading.Event()
+
+    def hang(data: bytes, rule: object) -> object:
+        if data == slow:
+            release.wait(20)
+        return load(data, rule)
+
+    apart: list[int] = []
+
+    def isolated(data: bytes, rule: object, seconds: float, attempts: int = 3) -> object:
+        apart.append(len(data))
+        raise images.BadImage("timeout", "three times")
+
+    shard = one_shard(folder)
+    slow = storage.read(shard.members[3].uri)
+    monkeypatch.setattr(images, "load", hang)
+    monkeypatch.setattr(images, "load_isolated", isolated)
+    counter = Counter(extractor, SPEC, RANGES, Resources(threads=1, decode_seconds=2))
+    partial = counter.count(shard, "key")
+    release.set()
+    counter.close()
+    assert apart == [len(slow)]
+    (failure,) = partial.failures
+    assert (failure.uri, failure.reason, failure.nondeterministic) == (
+        shard.members[3].uri,
+        "timeout",
+        True,
+    )
+    assert partial.dna.images == 20
+
+
+def test_isolated_decoding_counts_the_same(counter: Counter, tmp_path: Path) -> None:
+    write_photos(tmp_path, 3)
+    shard = one_shard(tmp_path)
+    isolated = counter.count(shard, "key", isolated=True)
+    assert isolated.identical(counter.count(shard, "key"))
+
+
+# The worker and its commit.
+
+
+@pytest.fixture
+def job(tmp_path: Path, folder: Path) -> Callable[[], tuple[ShardJob, Manifest]]:
+    from pipeline.networks import encode
+
+    manifest = plan(list_source(folder), shard_images=2)
+    places = {name: (tmp_path / name).as_uri() for name in ("manifest", "ranges", "work")}
+    storage.create(places["manifest"], manifest.data)
+    storage.create(places["ranges"], encode(RANGES, NETWORK))
+    recipe = Recipe(SPEC, NETWORK, places["ranges"], Resources(threads=1))
+    return lambda: (ShardJob(recipe, places["manifest"], places["work"]), manifest)
+
+
+def test_a_worker_commits_once(job: Callable[[], tuple[ShardJob, Manifest]]) -> None:
+    task, manifest = job()
+    worker = Worker()
+    first = worker.run(task, 0)
+    assert (first.images, first.failures, first.error) == (len(manifest.shards[0].members), 0, "")
+    uri = partial_uri(task.work_uri, manifest.shards[0].key(SPEC.digest))
+    data = storage.read(uri)
+    assert Partial.decode(data, uri).shards == (manifest.shards[0].key(SPEC.digest),)
+    again = worker.run(task, 0)
+    assert (again.images, again.error) == (0, "")
+    assert storage.read(uri) == data
+    assert list_names(task.work_uri) == ["partials"]
+    worker.close()
+
+
+def list_names(uri: str) -> list[str]:
+    root = Path(storage.local_path(uri))
+    return sorted(p.name for p in root.iterdir() if any(p.iterdir()))
+
+
+def test_a_worker_reports_what_it_could_not_read_and_leaves_no_trace(
+    job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, _ = job()
+
+    def gone(uri: str, identity: str | None = None) -> bytes:
+        if uri.endswith(".jpg"):
+            raise TransientError(f"{uri}: no answer")
+        return read(uri, identity)
+
+    read = storage.read
+    monkeypatch.setattr(storage, "read", gone)
+    worker = Worker()
+    receipt = worker.run(task, 1)
+    worker.close()
+    assert "TransientError" in receipt.error
+    assert ".jpg: no answer" in receipt.error
+    assert list_names(task.work_uri) == []
+
+
+def test_a_shard_that_killed_two_workers_is_decoded_apart(
+    job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, manifest = job()
+    key = manifest.shards[0].key(SPEC.digest)
+    for attempt in (1, 2):
+        note = storage.join(task.work_uri, "attempts", f"{key}-{attempt}.json")
+        storage.create(note, b"{}")
+    seen: list[bool] = []
+    count = Counter.count
+
+    def spy(self: Counter, shard: Shard, key: str, *, isolated: bool = False) -> Partial:
+        seen.append(isolated)
+        return count(self, shard, key)
+
+    monkeypatch.setattr(Counter, "count", spy)
+    worker = Worker()
+    worker.run(task, 0)
+    worker.run(task, 1)
+    worker.close()
+    assert seen == [True, False]
+
+
+def test_workers_that_died_in_an_earlier_job_cost_time_only(
+    job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reclaimed node leaves the same notes as a bad image: each image is decoded in a process of
+    its own, to the same bits, and once the shard is committed the notes are gone."""
+    task, manifest = job()
+    key = manifest.shards[0].key(SPEC.digest)
+    uri = partial_uri(task.work_uri, key)
+    worker = Worker()
+    worker.run(task, 0)
+    data = storage.read(uri)
+    storage.delete(uri)
+    for attempt in (1, 2):
+        note = storage.join(task.work_uri, "attempts", f"{key}-{attempt}.json")
+        storage.create(note, b"{}")
+    apart: list[int] = []
+    isolated = images.load_isolated
+
+    def spy(*args: Any, **kwargs: Any) -> object:
+        apart.append(1)
+        return isolated(*args, **kwargs)
+
+    monkeypatch.setattr(images, "load_isolated", spy)
+    receipt = worker.run(task, 0)
+    worker.close()
+    assert (receipt.error, len(apart)) == ("", len(manifest.shards[0].members))
+    assert storage.read(uri) == data
+    assert list_names(task.work_uri) == ["partials"]
+
+
+def test_a_defect_of_ours_is_not_committed(
+    job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.counting import histogram
+
+    task, _ = job()
+    add = histogram.LayerCounts.add
+
+    def lose_one(self: histogram.LayerCounts, x: np.ndarray) -> np.ndarray:
+        means = add(self, x)
+        self.table[0, int(self.table[0].argmax())] -= 1
+        return means
+
+    monkeypatch.setattr(histogram.LayerCounts, "add", lose_one)
+    worker = Worker()
+    with pytest.raises(ConservationError, match=r"bn1\[0\]"):
+        worker.run(task, 0)
+    worker.close()
+    assert list_names(task.work_uri) == []
+
+
+def test_the_spec_says_all_that_decides_a_count() -> None:
+    assert isinstance(SPEC, Spec)
+    assert SPEC.neurons == 3120
+    assert Spec.from_json(SPEC.to_json()) == SPEC

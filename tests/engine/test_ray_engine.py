@@ -1,0 +1,500 @@
+"""On Ray, in real processes that are really killed: the counts are those of one clean pass."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import PngImagePlugin
+from ray.cluster_utils import Cluster
+
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import Catalogue
+from pipeline.dna import DNA, Partial
+from pipeline.engine import STARTS, InProcess, started
+from pipeline.explaining import rank
+from pipeline.spec import Resources
+from tests.support.builders import photo, write_photos
+from tests.support.ray_commands import (
+    REPOSITORY,
+    SHARDS,
+    SLOW,
+    Small,
+    committed,
+    ended,
+    finish,
+    folder,
+    holds,
+    running,
+    small,
+    start,
+    truth,
+    wait_for,
+)
+
+__all__ = ["folder", "small", "truth"]  # fixtures
+
+On = Callable[[int], subprocess.Popen[str]]
+
+RAY_SESSIONS = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
+
+
+def test_a_build_on_ray_is_the_build_in_process(folder: Path, tmp_path: Path) -> None:
+    """Of the network that is the default."""
+    process = start(
+        *(folder, tmp_path / "ray", "--layer-gaussian", "--limit", "20", "--bins", "100"),
+        shard_images=1,
+    )
+    with ended(process):
+        on_ray = finish(process)
+    alone = Catalogue(str(tmp_path / "alone"))
+    options = {"layer_gaussian": True, "limit": 20, "bins": 100}
+    options |= {"shard_images": 1, "max_failures": 2}
+    request = Request("photos", str(folder), **options)
+    with contextlib.closing(InProcess()) as engine:
+        (in_process,) = build_datasets(alone, [request], engine, Resources(workers=0, threads=1))
+    assert on_ray["counted_shards"] == 20  # in 16 folds
+    assert on_ray["dna"] == in_process.version.dna
+    assert on_ray["sha256"] == in_process.version.sha256
+    assert "layer_gaussians" in in_process.version.sha256  # floats, to the last bit
+    holds(tmp_path / "ray", alone.load("photos"))
+
+
+def test_killed_workers_are_replaced_and_nothing_counts_twice(
+    folder: Path, truth: DNA, small: Small, tmp_path: Path
+) -> None:
+    process = small.start(folder, tmp_path)
+    with ended(process):
+        for shards in (3, 12):
+            under_way = wait_for(tmp_path, shards, process)
+            os.kill(random.Random(shards).choice(sorted(under_way)), signal.SIGKILL)
+        result = finish(process)
+    assert (result["images"], result["failed"]) == (46, 2)
+    assert committed(tmp_path) == SHARDS
+    holds(tmp_path, truth)
+
+
+@pytest.mark.soak
+def test_a_killed_driver_is_rerun_at_once_and_only_the_rest_is_counted(
+    folder: Path, truth: DNA, small: Small, tmp_path: Path
+) -> None:
+    first = small.start(folder, tmp_path)
+    with ended(first):
+        wait_for(tmp_path, 5, first)
+        os.kill(first.pid, signal.SIGKILL)
+        second = small.start(folder, tmp_path)
+        with ended(second):
+            result = finish(second)
+    assert isinstance(result["counted_shards"], int)
+    assert result["counted_shards"] <= SHARDS - 5
+    assert committed(tmp_path) == SHARDS
+    holds(tmp_path, truth)
+    third = small.start(folder, tmp_path)
+    with ended(third):
+        again = finish(third)
+    assert (again["changed"], again["counted_shards"]) == (False, 0)
+
+
+@pytest.mark.soak
+def test_two_jobs_at_once_share_the_work_and_commit_one_version(
+    folder: Path, truth: DNA, small: Small, tmp_path: Path
+) -> None:
+    a, b = small.start(folder, tmp_path, workers=1), small.start(folder, tmp_path, workers=1)
+    with ended(a), ended(b):
+        results = [finish(a), finish(b)]
+    assert results[0]["dna"] == results[1]["dna"]
+    assert Catalogue(str(tmp_path)).head().number == 1
+    assert committed(tmp_path) == SHARDS
+    holds(tmp_path, truth)
+
+
+SLOW_TO_START = """
+import os, sys, time
+if any(word.endswith(os.path.join("dashboard", "agent.py")) for word in sys.orig_argv):
+    for name in os.listdir(os.environ["SLOW_STARTS"]):
+        try:
+            os.unlink(os.path.join(os.environ["SLOW_STARTS"], name))
+        except FileNotFoundError:
+            continue
+        time.sleep(25)
+        break
+"""
+"""Ray's raylet gives this process of its own 15 s, then ends itself."""
+
+
+@pytest.fixture
+def slow_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many starts of Ray are to be too slow, of those still to come."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    monkeypatch.setenv("SLOW_STARTS", str(folder))
+
+    def set_(starts: int) -> None:
+        for number in range(starts):
+            (folder / str(number)).touch()
+
+    return set_
+
+
+@pytest.mark.soak
+def test_a_ray_that_is_slow_to_start_is_started_again(
+    folder: Path,
+    truth: DNA,
+    small: Small,
+    tmp_path: Path,
+    slow_starts: Callable[[int], None],
+) -> None:
+    slow_starts(1)
+    process = small.start(folder, tmp_path / "c", patch=SLOW + SLOW_TO_START)
+    with ended(process):
+        wait_for(tmp_path / "c", 3, process)
+        names = [child.name() for child in psutil.Process(process.pid).children()]
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "starting it again" in err
+    assert names.count("gcs_server") == 1  # nothing of the first is left
+    assert json.loads(out)["images"] == 46
+    holds(tmp_path / "c", truth)
+
+
+@pytest.mark.soak
+def test_a_ray_that_never_starts_is_said_so_and_nothing_of_it_stays(
+    folder: Path, small: Small, tmp_path: Path, slow_starts: Callable[[int], None]
+) -> None:
+    slow_starts(STARTS)
+    process = small.start(folder, tmp_path / "c", patch=SLOW_TO_START)
+    with ended(process):
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert json.loads(out)["error"] == "TransientError"
+    assert f"{STARTS} times" in err
+    assert "--workers 0" in err
+    assert "Traceback" not in err
+    logs = re.findall(r"\((\S+) has its logs\)", err)
+    assert len(set(logs)) == STARTS
+    last_words = [(Path(log) / "raylet.err").read_text() for log in logs]
+    assert any("Timed out waiting for file" in words for words in last_words)
+    commands = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands for log in logs if str(Path(log).parent) in command]
+    assert committed(tmp_path / "c") == 0
+
+
+def test_what_no_second_start_would_mend_is_raised_at_once() -> None:
+    starts = []
+
+    def start() -> None:
+        starts.append(1)
+        raise ValueError("of an argument")
+
+    with pytest.raises(ValueError, match="of an argument"):
+        started(start)
+    assert len(starts) == 1
+
+
+DEADLY = """
+import os, signal
+import PIL.Image as module
+real = module.open
+def deadly(file, *args, **kwargs):
+    data = file.getvalue() if hasattr(file, "getvalue") else b""
+    if b"decoder is killed" in data:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if b"decoder aborts" in data:
+        os.abort()
+    if b"decoder faults once" in data:
+        try:
+            os.close(os.open(os.environ["FAULTED_ONCE"], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            pass
+        else:
+            os.kill(os.getpid(), signal.SIGSEGV)
+    return real(file, *args, **kwargs)
+module.open = deadly
+"""
+"""Put into every process of a build, before all else: hostile files as PIL's next bug has it."""
+
+
+@pytest.mark.soak
+def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
+    folder: Path, small: Small, tmp_path: Path
+) -> None:
+    """PIL is made to die on one image, in every process, as a hostile file might make it."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in folder.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    marked = PngImagePlugin.PngInfo()
+    marked.add_text("comment", "decoder is killed")
+    photo(99).save(source / "poison.png", pnginfo=marked)
+    process = small.start(source, tmp_path / "c", patch=DEADLY)
+    with ended(process):
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 3, err
+    assert "poison.png: decoder_crashed" in err
+    failures = _failures(tmp_path / "c")
+    assert [f["nondeterministic"] for f in failures if f["uri"].endswith("poison.png")] == [True]
+    assert len(failures) == 3
+
+
+@pytest.mark.soak
+def test_a_reduction_of_several_levels_runs_on_ray(small: Small, tmp_path: Path) -> None:
+    """More shards a fold than the last sum takes: nodes are made by Ray's tasks."""
+    source = tmp_path / "source"
+    write_photos(source, 80)
+    process = small.start(source, tmp_path / "c", patch="", shard_images=1)
+    with ended(process):
+        finish(process)
+    assert len(list((tmp_path / "c").glob("_work/photos/*/nodes/*.parquet"))) == 16
+    holds(tmp_path / "c", small.clean_pass(source))
+
+
+LOSING = """
+real = builtins.__import__
+def patching(name, *args, **kwargs):
+    module = real(name, *args, **kwargs)
+    histogram = sys.modules.get("pipeline.histogram")
+    counts = getattr(histogram, "LayerCounts", None)
+    if counts is not None and not hasattr(counts, "kept"):
+        counts.kept = counts.add
+        def lose_one(self, x):
+            means = self.kept(x)
+            self.table[0, int(self.table[0].argmax())] -= 1
+            return means
+        counts.add = lose_one
+    return module
+builtins.__import__ = patching
+"""
+
+
+@pytest.mark.soak
+def test_counts_that_do_not_add_up_end_the_job_by_their_name(
+    folder: Path, small: Small, tmp_path: Path
+) -> None:
+    """One activation is lost in a worker's table: a defect of ours, which no retry mends."""
+    process = small.start(folder, tmp_path / "c", patch=LOSING)
+    with ended(process):
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 1, err
+    assert out, err
+    told = json.loads(out)
+    assert told["error"] == "ConservationError"
+    assert "a[0]" in told["message"]
+    assert "Traceback" not in err
+    assert Catalogue(str(tmp_path / "c")).head().number == 0
+    # Of a shard whose only image cannot be read nothing was lost.
+    assert [partial.dna.images for partial in _partials(tmp_path / "c") if partial.dna.images] == []
+    assert running(tmp_path / "c") == []
+    # A stream that went on while Ray went down would have started another Ray.
+    assert len([*RAY_SESSIONS.glob(f"session_*_{process.pid}")]) == 1
+
+
+def _partials(catalogue: Path) -> list[Partial]:
+    paths = catalogue.glob("_work/photos/*/partials/*.parquet")
+    return [Partial.decode(path.read_bytes(), path.name) for path in paths]
+
+
+def _failures(catalogue: Path) -> list[dict[str, object]]:
+    """Of all partials: what a build lists when its gate lets it."""
+    return [asdict(f) for partial in _partials(catalogue) for f in partial.failures]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [2, 0])
+def test_two_killers_are_listed_and_what_crashes_once_is_counted(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    source, good, catalogue = tmp_path / "source", tmp_path / "good", tmp_path / "c"
+    write_photos(source, 20)
+    for name in ("is killed", "aborts", "faults once"):
+        marked = PngImagePlugin.PngInfo()
+        marked.add_text("comment", f"decoder {name}")
+        photo(len(name) + 100).save(source / f"{name}.png", pnginfo=marked)
+    good.mkdir()
+    for path in source.iterdir():
+        if path.name not in ("is killed.png", "aborts.png"):
+            (good / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setenv("FAULTED_ONCE", str(tmp_path / "once"))
+    runs = 0
+    while True:  # without Ray the process itself dies, and is started again by hand
+        process = small.start(source, catalogue, patch=DEADLY, workers=workers)
+        runs += 1
+        with ended(process):
+            out, err = process.communicate(timeout=240)
+        if workers or process.returncode >= 0 or runs == 9:
+            break
+    assert process.returncode == 0, err
+    assert (tmp_path / "once").exists()
+    result = json.loads(out)
+    assert (result["images"], result["failed"]) == (21, 2)
+    failures = Catalogue(str(catalogue)).failures(
+        "photos", Catalogue(str(catalogue)).find("photos")
+    )
+    assert {f.uri.rpartition("/")[2]: f.reason for f in failures} == {
+        "is%20killed.png": "decoder_crashed",
+        "aborts.png": "decoder_crashed",
+    }
+    assert all(f.nondeterministic for f in failures)
+    holds(catalogue, replace(small.clean_pass(good), failed=2))
+    assert runs == 1 if workers else runs <= 6
+
+
+# A cluster of several nodes, each with a Ray daemon of its own.
+
+
+@pytest.fixture
+def cluster(small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for name, value in small.environment(SLOW).items():
+        monkeypatch.setenv(name, value)  # a node's workers have it of their node
+    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    cluster = Cluster()
+    try:
+        started(lambda: cluster.add_node(**head))
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def clean(folder: Path, small: Small, tmp_path: Path) -> dict[str, object]:
+    """What a build commits that nothing disturbs, without Ray."""
+    process = small.start(folder, tmp_path / "clean", patch="", workers=0)
+    with ended(process):
+        return finish(process)
+
+
+@pytest.fixture
+def on(cluster: Cluster, folder: Path, small: Small, tmp_path: Path) -> On:
+    """Starts a build by so many workers."""
+    address = ("--ray-address", cluster.address)
+    return lambda workers: small.start(folder, tmp_path / "c", *address, workers=workers)
+
+
+def same_bits(catalogue: Path, clean: dict[str, object], truth: DNA) -> None:
+    version = Catalogue(str(catalogue)).find("photos")
+    assert (version.dna, version.sha256) == (clean["dna"], clean["sha256"])
+    assert committed(catalogue) == SHARDS
+    holds(catalogue, truth)
+
+
+@pytest.mark.soak
+def test_a_node_is_lost_and_another_comes(
+    cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
+) -> None:
+    """Three workers where the head has room for two: one at least goes with its node."""
+    node = started(lambda: cluster.add_node(num_cpus=2))
+    process = on(3)
+    with ended(process):
+        for shards in (3, 12):
+            wait_for(tmp_path / "c", shards, process)
+            cluster.remove_node(node, allow_graceful=False)
+            node = started(lambda: cluster.add_node(num_cpus=2))
+        finish(process)
+    same_bits(tmp_path / "c", clean, truth)
+
+
+@pytest.mark.soak
+def test_two_jobs_at_once_on_one_cluster(
+    cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
+) -> None:
+    started(lambda: cluster.add_node(num_cpus=2))
+    jobs = [on(1) for _ in range(2)]
+    with ended(jobs[0]), ended(jobs[1]):
+        dnas = [finish(job)["dna"] for job in jobs]
+    assert dnas == [clean["dna"]] * 2
+    assert Catalogue(str(tmp_path / "c")).head().number == 1
+    same_bits(tmp_path / "c", clean, truth)
+
+
+@pytest.mark.soak
+def test_a_driver_dies_and_the_cluster_s_workers_meet_the_next_one_s(
+    cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
+) -> None:
+    started(lambda: cluster.add_node(num_cpus=2))
+    for shards in (2, 8):
+        process = on(1)
+        with ended(process):
+            wait_for(tmp_path / "c", shards, process)
+            os.kill(process.pid, signal.SIGKILL)
+    last = on(1)
+    with ended(last):
+        finish(last)
+    same_bits(tmp_path / "c", clean, truth)
+
+
+@pytest.mark.soak
+def test_a_ranking_by_workers_is_that_of_one_process(
+    folder: Path, small: Small, tmp_path: Path
+) -> None:
+    """From the same command, of which one lost its driver on the way."""
+    source = tmp_path / "source"
+    write_photos(source, 16, first_seed=300)
+    path = source / "photo-0303.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    built, place = tmp_path / "built", tmp_path / "place"
+    options = ["--to", "near", "--max-failures", "1", "--layer", "b"]
+    with contextlib.closing(InProcess()) as engine:
+        request = Request(
+            "near", str(folder), max_failures=2, limit=8, exemplars=0, **small.place.options
+        )
+        build_datasets(Catalogue(str(built)), [request], engine, Resources(threads=2))
+        shutil.copytree(built, place)
+        alone = tmp_path / "alone.parquet"
+        rank(
+            Catalogue(str(built)),
+            str(source),
+            "near",
+            engine,
+            layers=["b"],
+            max_failures=1,
+            out=str(alone),
+            weights=small.place.weights,
+            resources=Resources(threads=2),
+        )
+    spread = tmp_path / "spread.parquet"
+    command = [sys.executable, "-m", "jobs.rank", str(source), *options, "-c", str(place)]
+    command += ["--workers", "2", "--threads", "1", "--json", "--out", str(spread)]
+    command += ["--shard-images", "1", "--weights", small.place.weights]
+    env = os.environ | small.environment(SLOW)
+
+    def ranking() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=REPOSITORY,
+        )
+
+    def done() -> int:
+        return len(list(place.glob("_work/_ranks/*/partials/*.parquet")))
+
+    first = ranking()
+    with ended(first):
+        deadline = time.monotonic() + 120
+        while not done():
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        first.kill()
+    assert not spread.exists()
+    there = done()
+    second = ranking()
+    with ended(second):
+        found = finish(second)
+    assert (found["ranked"], found["failed"]) == (15, 1)
+    assert found["counted_shards"] <= 16 - there  # its workers may have gone on for a while
+    assert spread.read_bytes() == alone.read_bytes()

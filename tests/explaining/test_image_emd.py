@@ -1,0 +1,149 @@
+"""The distance of an image's activations is that of its histograms, which are never made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.comparing import emd
+from pipeline.counting import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts
+from pipeline.dna import DNA, Ranges
+from pipeline.errors import UsageError
+from pipeline.explaining import LayerNearness
+from pipeline.explaining import image_emd as nearness
+from pipeline.spec import Spec, Tap
+from tests.support.builders import NUMERICS, RULE
+
+NEURONS = 5
+
+
+def dna_of(x: np.ndarray, ranges: Ranges, spec: Spec) -> DNA:
+    """By the kernel that builds count with."""
+    counts = LayerCounts(ranges.low, ranges.high, spec.bins)
+    counts.add(np.ascontiguousarray(x))
+    table, bins = counts.table, spec.bins
+    outside = {"underflow": UNDERFLOW, "overflow": OVERFLOW, "nonfinite": NONFINITE}
+    return replace(
+        DNA.empty(spec, ranges),
+        images=len(x),
+        counts=table[:, :bins],
+        **{name: table[:, bins + at] for name, at in outside.items()},
+        numerics=((NUMERICS, len(x)),),
+    )
+
+
+def near_to(dna: DNA, ranges: Ranges, seen: np.ndarray | None = None) -> LayerNearness:
+    counts = dna.counts.copy()
+    counts[:, 0] += dna.underflow
+    counts[:, -1] += dna.overflow
+    return LayerNearness(ranges.low, ranges.high, counts, dna.spec.taps[0].positions, seen)
+
+
+def case(
+    rng: np.random.Generator, bins: int, positions: int, images: int, bad: float
+) -> tuple[Spec, Ranges, np.ndarray, np.ndarray]:
+    """Ranges, one of them a point; a dataset and some images, partly beyond them or not finite."""
+    low = np.array([-1.0, -0.5, 0.0, 0.25, -3.0])
+    high = np.array([1.0, 0.5, 2.0, 0.25, 3.0])
+    ranges = Ranges((("tap", NEURONS),), low, high)
+    spec = Spec("tiny", "ab" * 32, (Tap("tap", NEURONS, positions),), RULE, ranges.digest, bins)
+
+    def drawn(count: int, moved: float) -> np.ndarray:
+        x = rng.normal(moved, 1, (count, positions, NEURONS)).astype(np.float32)
+        x[rng.random(x.shape) < 0.1] = 0.25  # on edges, and in the point
+        spoilt = rng.random(x.shape) < bad
+        x[spoilt] = rng.choice(np.array([np.nan, np.inf, -np.inf], np.float32), spoilt.sum())
+        return x
+
+    return spec, ranges, drawn(images, 0), drawn(3, 0.5)
+
+
+@settings(max_examples=80)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([2, 3, 63, 64, 65, 128, 1000]),
+    st.sampled_from([1, 2, 7, 49, 200]),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.0, 0.3]),
+    st.booleans(),
+)
+def test_it_is_the_distance_of_the_image_s_own_dna(
+    seed: int, bins: int, positions: int, images: int, bad: float, few: bool
+) -> None:
+    """By steps and by the walk, whichever is the quicker one."""
+    spec, ranges, x, y = case(np.random.default_rng(seed), bins, positions, images, bad)
+    dataset = dna_of(x, ranges, spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearness, "FEW", 0 if few else 10**9)
+        near = near_to(dataset, ranges)
+        assert near._few == few
+        found, by_torch = near.distances(y), near.distances_torch(torch.from_numpy(y))
+    with np.errstate(invalid="ignore"):
+        truth = np.stack(
+            [emd(dna_of(one[None], ranges, spec), dataset, per_neuron=True) for one in y]
+        )
+    assert np.array_equal(np.isnan(found), np.isnan(truth))
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(by_torch, truth, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("few", [0, 10**9])
+def test_the_dataset_s_only_image_is_at_no_distance_at_all(
+    monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(nearness, "FEW", few)
+    spec, ranges, x, _ = case(np.random.default_rng(1), 1000, 49, 1, 0)
+    assert (near_to(dna_of(x, ranges, spec), ranges).distances(x) == 0).all()
+
+
+@pytest.mark.parametrize("few", [0, 10**9])
+def test_an_image_s_numbers_are_its_own(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """To the last bit, in whatever company; nothing is left behind by the one before."""
+    monkeypatch.setattr(nearness, "FEW", few)
+    spec, ranges, x, y = case(np.random.default_rng(2), 100, 9, 5, 0.1)
+    near = near_to(dna_of(x, ranges, spec), ranges)
+    together = near.distances(y)
+    alone = np.concatenate([near.distances(one[None]) for one in y[::-1]])[::-1]
+    assert np.array_equal(together, alone, equal_nan=True)
+
+
+@pytest.mark.parametrize("few", [0, 10**9])
+def test_neurons_that_are_not_asked_for_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(nearness, "FEW", few)
+    spec, ranges, x, y = case(np.random.default_rng(3), 100, 9, 5, 0)
+    dataset, seen = dna_of(x, ranges, spec), np.array([True, False, False, True, False])
+    found = near_to(dataset, ranges, seen).distances(y)
+    whole = near_to(dataset, ranges).distances(y)
+    assert np.array_equal(np.isnan(found), np.broadcast_to(~seen, found.shape))
+    assert np.array_equal(found[:, seen], whole[:, seen])
+    by_torch = near_to(dataset, ranges, seen).distances_torch(torch.from_numpy(y))
+    assert np.array_equal(np.isnan(by_torch), np.isnan(found))
+
+
+def test_counts_whose_sums_would_not_be_exact_are_walked() -> None:
+    low, high = np.zeros(1), np.ones(1)
+    few = np.full((1, 1000), 10**9)
+    many = np.full((1, 1000), 10**15)
+    assert LayerNearness(low, high, few, 49)._few
+    huge = LayerNearness(low, high, many, 49)
+    assert not huge._few
+    x = np.random.default_rng(0).random((2, 49, 1)).astype(np.float32)
+    np.testing.assert_allclose(
+        huge.distances(x), LayerNearness(low, high, few, 49).distances(x), rtol=1e-9
+    )
+
+
+def test_activations_of_another_shape_are_refused() -> None:
+    near = LayerNearness(np.zeros(2), np.ones(2), np.ones((2, 10), np.int64), 4)
+    for wrong in (np.zeros((1, 4, 3), np.float32), np.zeros((1, 5, 2), np.float32)):
+        with pytest.raises(UsageError, match="expected float32"):
+            near.distances(wrong)
+    with pytest.raises(UsageError, match="float64"):
+        near.distances(np.zeros((1, 4, 2)))

@@ -1,0 +1,556 @@
+"""Lenses that are fitted: what was planted is seen, or not, on images that were not fitted on."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from typer.testing import CliRunner
+
+from jobs.app import app
+from pipeline.catalogue import Catalogue, find_lens, keep
+from pipeline.comparing import compare
+from pipeline.dna import Lens
+from pipeline.errors import NotFound, UsageError
+from pipeline.explaining import (
+    RIDGES,
+    Attribute,
+    Fitted,
+    Role,
+    Score,
+    Seen,
+    View,
+    fit_focus,
+    fit_ignoring,
+)
+from pipeline.explaining.lens_fit import _Rows
+from pipeline.reporting import gather_matrix_page
+from pipeline.sources import Entry, Manifest, Shard, plan
+from tests.explaining.test_sensitivity import RANGES, SPEC, put
+from tests.golden.handmade import commit_dataset, entries, hand_made
+
+ATTRIBUTES: dict[str, dict[int, int]] = {
+    "none": {},
+    "fog": dict.fromkeys((0, 1, 2, 3, 4, 10), 5),
+    "dark": dict.fromkeys((4, 8, 9, 10, 11, 12), -5),
+    "turned": dict.fromkeys((13, 14, 15, 16, 4), 6),
+    "same": {},
+}
+"""Neurons that each moves, and how far; fog shares two with dark, and one with turned."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    catalogue = Catalogue(str(tmp_path_factory.mktemp("fit")))
+    for set_ in ("fit", "fresh"):
+        for name, moved in ATTRIBUTES.items():
+            put(catalogue, f"{set_}/{name}", 480, moved)
+    put(catalogue, "few", 7, {})
+    return catalogue
+
+
+def attribute(name: str, of: str = "fit") -> str:
+    return f"{of}/{name}:{of}/none"
+
+
+def through(place: Catalogue, lens: Lens, name: str) -> float:
+    """What the lens leaves of an attribute on images that nothing was fitted on."""
+    (row,) = Seen.of(place, [attribute(name, "fresh")], None, None, Quiet()).whole.distances
+    return float(row @ lens.weights / lens.weights.sum() / row.mean())
+
+
+class Quiet:
+    def start(self, *, images: int, shards: int, present: int) -> None: ...
+
+    def advance(self, images: int, failures: int) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def signed(place: Catalogue) -> Fitted:
+    others = [attribute("dark"), attribute("turned")]
+    return fit_ignoring(place, "no-fog", [attribute("fog")], others)
+
+
+def test_what_is_ignored_goes_and_the_others_stay(place: Catalogue, signed: Fitted) -> None:
+    assert signed.lens.weights.sum() == pytest.approx(1)
+    assert abs(through(place, signed.lens, "fog")) < 0.1
+    for name in ("dark", "turned"):
+        assert through(place, signed.lens, name) == pytest.approx(1, abs=0.1)
+    assert signed.suppression > 0.9
+    assert signed.change < 0.1
+    assert [score.seen for score in signed.scores] == [True] * 3
+
+
+def test_a_lens_of_weights_from_zero_up_is_a_metric(place: Catalogue) -> None:
+    others = [attribute("dark"), attribute("turned")]
+    found = fit_ignoring(place, "no-fog", [attribute("fog")], others, non_negative=True)
+    assert (found.lens.weights >= 0).all()
+    assert found.lens.weights.sum() == pytest.approx(1)
+    assert through(place, found.lens, "fog") < 0.3
+    matrix = compare(place, ["fit/none", "fit/fog", "fit/dark"], lens=found.lens)
+    assert np.isfinite(matrix.of("all", "p")[0, 1])  # with error bars, as metrics have
+    by_layer = fit_ignoring(place, "x", [attribute("fog")], [attribute("turned")], by_layer=True)
+    weights = by_layer.lens.weights
+    assert len(np.unique(weights[:12])) == len(np.unique(weights[12:])) == 1
+    assert weights[0] < weights[19]
+
+
+def test_held_out_scores_are_those_of_other_images(place: Catalogue, signed: Fitted) -> None:
+    for score, name in zip(signed.scores, ("fog", "dark", "turned"), strict=True):
+        assert score.through == pytest.approx(through(place, signed.lens, name), abs=0.15)
+        truth = compare(place, ["fresh/none", f"fresh/{name}"]).of("all", "emd_corrected")[0, 1]
+        assert score.plain == pytest.approx(truth, rel=0.25)
+
+
+def test_the_ridge_is_the_one_that_does_best_on_images_that_it_was_not_fitted_on(
+    place: Catalogue,
+) -> None:
+    """Of the folds' other half; and so are the scores. What is not seen has no say in it."""
+    names = [attribute(name) for name in ("fog", "dark", "turned", "same")]
+    seen = Seen.of(place, names, None, None, Quiet())
+    assert seen.told.tolist() == [True, True, True, False]
+    rng, truth = np.random.default_rng(2), np.ones((4, seen.spec.neurons))
+    truth[0, :6] = truth[1, 6:12] = truth[2, 12:16] = 6
+    truth[3] = 0.3
+    noisy = (truth + rng.normal(0, 1, truth.shape) for _ in seen.halves)
+    seen = replace(seen, halves=tuple(View(of, np.ones_like(of)) for of in noisy))
+    roles: list[Role] = ["ignored", "kept", "kept", "kept"]
+    halves = [_Rows(of, roles) for of in seen.halves]
+    alone = np.arange(seen.spec.neurons)
+
+    def fits(ridge: float) -> list[np.ndarray]:
+        return [of.fit(ridge, alone, non_negative=False) for of in halves]
+
+    def left(ridge: float, told: np.ndarray) -> float:
+        return float(np.mean([halves[at ^ 1].loss(x, told) for at, x in enumerate(fits(ridge))]))
+
+    found = seen.fit("x", roles)
+    best = {bool(all_): min(RIDGES, key=lambda r: left(r, seen.told | all_)) for all_ in (0, 1)}
+    assert found.ridge == best[False] != best[True]
+    weights = fits(found.ridge)
+    held_out, fitted = (
+        np.mean([halves[at ^ other].rows @ x for at, x in enumerate(weights)], axis=0)
+        for other in (1, 0)
+    )
+    assert [score.through for score in found.scores] == pytest.approx(held_out.tolist())
+    assert abs(held_out[0]) > 2 * abs(fitted[0])
+
+
+def test_a_signal_under_the_floor_is_said_to_be_so(place: Catalogue) -> None:
+    found = fit_ignoring(place, "x", [attribute("same")], [attribute("fog")])
+    assert [score.seen for score in found.scores] == [False, True]
+    assert np.isnan(found.suppression)
+    with pytest.raises(UsageError, match=r"fit/same:fit/none: no neuron differs .* the floor"):
+        fit_focus(place, "x", attribute("same"))
+
+
+def test_a_focus_is_on_the_neurons_that_were_moved(place: Catalogue) -> None:
+    found = fit_focus(place, "fog", attribute("fog"), top=6)
+    assert set(np.flatnonzero(found.lens.weights)) == set(ATTRIBUTES["fog"])
+    assert set(found.lens.weights) == {0.0, 1.0}
+    (score,) = found.scores
+    assert score.through == pytest.approx(20 / 6, rel=0.1)  # of 20 neurons 6 see it all
+    head = fit_focus(place, "fog", attribute("dark"), top=99, layers=["head"])
+    assert set(np.flatnonzero(head.lens.weights)) == {12}
+    distances = compare(place, [f"fresh/{name}" for name in ATTRIBUTES], lens=found.lens)
+    assert distances.of()[0].argmax() == 1
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 2**31),
+    neurons=st.integers(2, 12),
+    ridge=st.sampled_from([1e-4, 0.1, 3.0]),
+    groups=st.booleans(),
+)
+def test_weights_are_those_of_least_loss(
+    seed: int, neurons: int, ridge: float, groups: bool
+) -> None:
+    """Against scipy's general solver, on the loss as it is stated."""
+    rng = np.random.default_rng(seed)
+    view = View(rng.random((4, neurons)) ** 3, rng.random((4, neurons)) ** 3)
+    of = _Rows(view, ["ignored", "kept", "kept", "kept"])
+    group = rng.integers(0, 3, neurons) if groups else np.arange(neurons)
+    names, place = np.unique(group, return_inverse=True)
+
+    def loss(x: np.ndarray) -> float:
+        return of.loss(x, np.ones(4, bool)) + ridge * float(of.stiffness @ (x - 1) ** 2)
+
+    for non_negative in (False, True):
+        found = of.fit(ridge, group, non_negative=non_negative)
+        assert found.mean() == pytest.approx(1)
+        assert not non_negative or (found >= 0).all()
+        assert all(len(set(found[group == name])) == 1 for name in names)
+        best = minimize(
+            lambda x: loss(x[place]),
+            np.ones(len(names)),
+            method="SLSQP",
+            bounds=[(0, None)] * len(names) if non_negative else None,
+            constraints={"type": "eq", "fun": lambda x: x[place].mean() - 1},
+            options={"ftol": 1e-14, "maxiter": 1000},
+        )
+        assert loss(found) <= loss(best.x[place]) + 1e-6
+
+
+def test_what_noisy_neurons_say_counts_less() -> None:
+    """On distances without noise, of lenses fitted to noisy ones: against a ridge that is even."""
+    rng = np.random.default_rng(0)
+    neurons, roles = 200, ["ignored", *["kept"] * 9]
+    left: dict[str, list[float]] = {"by noise": [], "even": []}
+    for _ in range(20):
+        truth = rng.gamma(2, size=(10, neurons))
+        noise = rng.choice([0.05, 1.0], size=neurons) * truth.mean()
+        seen = truth + rng.normal(0, noise, truth.shape)
+        for name, variances in (("by noise", noise**2), ("even", np.ones(neurons))):
+            of = _Rows(View(seen, np.broadcast_to(variances, truth.shape)), roles)
+            exact = _Rows(View(truth, np.zeros_like(truth)), roles)
+            fits = (of.fit(r, np.arange(neurons), non_negative=False) for r in RIDGES)
+            left[name].append(min(exact.loss(x, np.ones(10, bool)) for x in fits))
+    assert np.mean(left["by noise"]) < 0.7 * np.mean(left["even"])
+
+
+# Of the same images, with a change and without.
+
+
+def grouped(name: str, images: int, prefix: str = "scene") -> list[Entry]:
+    """Three images of each scene."""
+    of = entries(name, images)
+    return [replace(entry, group=f"{prefix}-{at // 3}") for at, entry in enumerate(of)]
+
+
+def changed(shard: Shard, moved: dict[int, int]) -> Any:
+    """What images of these names show, whatever the dataset: some neurons moved."""
+    made = hand_made(shard, SPEC, RANGES)
+    counts = np.zeros_like(made.dna.counts)
+    for entry in (entry for entry in shard.members if "bad" not in entry.uri):
+        rng = np.random.default_rng(zlib.crc32(entry.uri.rpartition("/")[2].encode()))
+        for neuron, positions in enumerate(made.dna.positions):
+            at = rng.normal(rng.normal(20, 2), 3, positions).round().astype(int)
+            np.add.at(counts[neuron], np.clip(at + moved.get(neuron, 0), 0, SPEC.bins - 1), 1)
+    none = np.zeros_like(made.dna.underflow)
+    dna = replace(made.dna, counts=counts, underflow=none, overflow=none, nonfinite=none)
+    return replace(made, dna=dna)
+
+
+def put_changed(
+    catalogue: Catalogue,
+    name: str,
+    of: Sequence[Entry] | Manifest,
+    moved: dict[int, int],
+) -> None:
+    manifest = of if isinstance(of, Manifest) else plan(of)
+    partials = [changed(shard, moved) for shard in manifest.shards]
+    commit_dataset(catalogue, name, manifest, partials, SPEC, RANGES)
+
+
+def pair(name: str, of: str = "few") -> str:
+    return f"{of}/{name}={of}/none"
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    catalogue = Catalogue(str(tmp_path_factory.mktemp("pairs")))
+    for at, (name, moved) in enumerate(ATTRIBUTES.items()):
+        put_changed(catalogue, f"few/{name}", grouped(f"few/{name}", 48), moved)
+        apart = entries(f"apart/{name}", 48, 500 + 48 * at)
+        put_changed(catalogue, f"apart/{name}", apart, moved)
+        put_changed(catalogue, f"fresh/{name}", entries(f"fresh/{name}", 480), moved)
+    return catalogue
+
+
+def test_of_the_same_images_only_the_change_is_seen(pairs: Catalogue) -> None:
+    seen = Seen.of(pairs, [pair("fog")], None, None, Quiet())
+    moved = np.isin(np.arange(20), list(ATTRIBUTES["fog"]))
+    for found in (view.distances[0] for view in (seen.whole, *seen.halves)):
+        assert (found[~moved] == 0).all()
+        np.testing.assert_allclose(found[moved], 5, atol=0.05)  # but for what is clipped
+    assert seen.told == [True]
+    apart = Seen.of(pairs, [attribute("fog", "apart")], None, None, Quiet())
+    assert (apart.whole.distances[0][~moved] > 0).any()
+    assert (seen.whole.variances[0] < 0.1 * apart.whole.variances[0])[moved].all()
+    assert (seen.whole.variances[0][~moved] == 0).all()
+
+
+def test_pairs_take_few_images(pairs: Catalogue) -> None:
+    """Of as many images, what is ignored goes further where they are the same ones."""
+    left = {}
+    for of, named in (("few", pair), ("apart", attribute)):
+        fog, *others = (named(name, of) for name in ("fog", "dark", "turned"))
+        found = fit_ignoring(pairs, "x", [fog], others)
+        left[of] = abs(through(pairs, found.lens, "fog"))
+        assert found.scores[0].attribute == fog
+    assert left["few"] < 0.01
+    assert left["apart"] > 0.02
+    mixed = fit_ignoring(pairs, "x", [pair("fog")], [attribute("dark", "apart")])
+    assert abs(through(pairs, mixed.lens, "fog")) < 0.01
+    focus = fit_focus(pairs, "x", pair("dark"), top=20)
+    assert set(np.flatnonzero(focus.lens.weights)) == set(ATTRIBUTES["dark"])
+    with pytest.raises(UsageError, match="few/same=few/none: no neuron differs"):
+        fit_focus(pairs, "x", pair("same"))
+
+
+def test_what_is_said_to_be_the_same_images_and_is_not_is_refused(pairs: Catalogue) -> None:
+    some = grouped("odd", 48)
+    bad = replace(some[5], uri="s3://bucket/odd/bad.jpg")
+    with_bad = [*some[:5], bad, *some[6:]]
+    others = [replace(entry, uri=entry.uri.replace("/odd/", "/odd/of-another-")) for entry in some]
+    of_folds = [(entry, hash_ % 16) for hash_, entry in enumerate(some)]
+    elsewhere = [
+        Shard(fold, fold, tuple(entry for entry, its in of_folds if its == fold))
+        for fold in range(16)
+    ]
+    for name, of in {
+        "groups": grouped("odd", 48, "street"),
+        "fewer": some[1:],
+        "others": others,
+        "ungrouped": entries("odd", 48),
+        "failed": with_bad,
+        "failed-too": with_bad,
+        "folds": Manifest.of(elsewhere, 3),
+    }.items():
+        put_changed(pairs, f"odd/{name}", of, {})
+    for name, says in {
+        "groups": r"\d+ is in fold \d+ of .* and not in that of ",
+        "fewer": r"000 is in fold \d+ of few/none and not in that of odd/fewer\. .*--group-by",
+        "others": r"000 is in fold \d+ of few/none and not in that of odd/others\.",
+        "ungrouped": r"\d+ is in fold \d+ of .* and not in that of ",
+        "failed": r"005 is in fold \d+ of few/none and not in that of odd/failed",
+        "folds": r"\d+ is in fold \d+ of .* and not in that of ",
+    }.items():
+        with pytest.raises(
+            UsageError, match=f"odd/{name}=few/none is not of the same images: {says}"
+        ):
+            Seen.of(pairs, [f"odd/{name}=few/none"], None, None, Quiet())
+    Seen.of(pairs, ["odd/failed=odd/failed-too"], None, None, Quiet())  # without the failed one
+    root = ["-c", pairs.root]
+    done = CliRunner().invoke(app, ["lens", "fit", "x", "--focus", "odd/fewer=few/none", *root])
+    assert done.exit_code == 2
+    assert "is not of the same images" in done.output
+    run("fit", "no-fog", "--ignore", pair("fog"), "--keep", pair("dark"), *root)
+    assert "few/fog=few/none: to be ignored" in run("show", "no-fog", *root)
+
+
+def test_an_attribute_that_nothing_shows_is_said_to_be_so(pairs: Catalogue) -> None:
+    root = ["-c", pairs.root]
+    for ignore, other in (("same", "dark"), ("fog", "same")):
+        said = run("fit", "x", "--ignore", pair(ignore), "--keep", pair(other), *root)
+        assert "nan" not in said
+        unseen = "nothing of what is to be ignored is seen: the lens is of no use"
+        assert (unseen in said) == (ignore == "same")
+        assert ("is gone, nothing of what is to be kept is seen" in said) == (ignore == "fog")
+
+
+def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
+    with pytest.raises(UsageError, match="'fog:fog': the same dataset with it and without"):
+        Attribute.parse("fog:fog")
+    for text in ("fog", ":none", "fog:", "fog="):
+        with pytest.raises(UsageError, match=f"attribute is '{text}'; name two datasets"):
+            Attribute.parse(text)
+    with pytest.raises(NotFound, match="nothing"):
+        fit_focus(place, "x", "nothing:fit/none")
+    with pytest.raises(UsageError, match=r"few has 7 folds; .* takes 12"):
+        fit_focus(place, "x", "few:fit/none")
+    with pytest.raises(UsageError, match="takes an attribute to ignore, and others to keep"):
+        fit_ignoring(place, "x", [attribute("fog")], [])
+    for again in (attribute("fog"), "fit/none:fit/fog", "fit/none=fit/fog"):  # distances are alike
+        with pytest.raises(UsageError, match="an attribute is named twice"):
+            fit_ignoring(place, "x", [attribute("fog")], [again])
+    with pytest.raises(UsageError, match="no layer 'tail'"):
+        fit_focus(place, "x", attribute("fog"), layers=["tail"])
+    with pytest.raises(UsageError, match="top is 0"):
+        fit_focus(place, "x", attribute("fog"), top=0)
+
+
+# In the catalogue.
+
+
+def test_a_lens_carries_what_it_was_fitted_on(place: Catalogue, signed: Fitted) -> None:
+    keep(place, signed.lens)
+    found = find_lens(place, "no-fog", SPEC)
+    assert found.digest == signed.lens.digest
+    told = found.provenance
+    assert told["members"]["fit/fog"] == place.find("fit/fog").dna
+    assert tuple(Score(**score) for score in told["held_out"]) == signed.scores
+    assert told["ridge"] == signed.ridge
+    assert replace(found, provenance={}).digest == found.digest
+
+
+def test_the_lens_kept_last_is_the_one_of_its_name(place: Catalogue, signed: Fitted) -> None:
+    other = replace(signed.lens, name="again", weights=signed.lens.weights[::-1].copy())
+    first = replace(signed.lens, name="again")
+    for lens in (first, other, first):
+        keep(place, lens)
+        time.sleep(0.01)  # by their files' times
+        assert find_lens(place, "again", SPEC).digest == lens.digest
+
+
+def test_a_focus_among_a_layer_s_neurons_is_seen_by_them(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of eight that differ is none of twenty."""
+    seen = Seen.of(place, [attribute("fog")], None, None, Quiet())
+    p = np.full((1, seen.spec.neurons), 0.9)
+    p[0, 12] = 0.005
+    weak = replace(seen, p=p)
+    assert not weak.told.any()
+    monkeypatch.setattr(Seen, "of", lambda *_: weak)
+    (score,) = fit_focus(place, "x", "a:b", layers=["head"]).scores
+    assert score.seen
+    distances = seen.whole.distances.copy()
+    distances[0, 12] = 0  # of what differs nothing is left
+    monkeypatch.setattr(Seen, "of", lambda *_: replace(weak, whole=View(distances, distances)))
+    with pytest.raises(UsageError, match="nothing is left of the distance of the 1 neurons"):
+        fit_focus(place, "x", "a:b", layers=["head"])
+
+
+def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> None:
+    root = ["-c", place.root]
+    said = run("choose", "head", "--layer", "head", *root)
+    assert "8 neurons, alike" in said
+    among = [f"fresh/{name}" for name in ("none", "fog", "dark")]
+    through_it = compare(place, among, lens=find_lens(place, "head", SPEC))
+    assert through_it.of() == pytest.approx(compare(place, among).of("head"))
+    words = ["choose", "b", "--layer", "head", "--neurons", "stem:3", "--json", *root]
+    both = json.loads(run(*words))
+    assert (both["neurons"], both["replaced"]) == (9, None)
+    again = json.loads(run(*words))
+    assert (again["uri"], again["replaced"]) == (both["uri"], None)
+    other = run("choose", "b", "--layer", "stem", *root)
+    assert f"note: b was {both['uri']} until now, which stays" in other
+    stays = compare(place, among, lens=find_lens(place, both["uri"], SPEC))
+    assert stays.of() != pytest.approx(compare(place, among, lens=find_lens(place, "b", SPEC)).of())
+    done = CliRunner().invoke(app, ["lens", "choose", "x.parquet", "--layer", "head", *root])
+    assert done.exit_code == 2
+    assert "lens is named 'x.parquet', as a file is" in done.output
+    done = CliRunner().invoke(app, ["lens", "choose", "x", *root])
+    assert done.output.startswith("error: give --layer or --neurons")
+
+
+def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: Fitted) -> None:
+    keep(place, signed.lens)
+    note = (
+        "note: lens no-fog was fitted on fit/none and fit/fog: between them it does better than on"
+    )
+    for command in ("compare", "explain"):
+        words = [command, "{}/none", "{}/fog", "--lens", "no-fog", "-c", place.root]
+        for of in ("fit", "fresh"):
+            done = CliRunner().invoke(app, [word.format(of) for word in words])
+            assert done.exit_code == 0, done.output
+            assert (note in done.output.replace("\n", " ")) == (of == "fit"), command
+            done = CliRunner().invoke(app, [*(word.format(of) for word in words), "--json"])
+            assert json.loads(done.stdout)
+            assert (note in done.stderr.replace("\n", " ")) == (of == "fit"), command
+
+
+def test_the_page_says_so_too(place: Catalogue, signed: Fitted) -> None:
+    for of in ("fit", "fresh"):
+        matrix = compare(place, [f"{of}/none", f"{of}/fog"], lens=signed.lens)
+        page = gather_matrix_page(place, [matrix], lenses=[signed.lens], samples=0)
+        said = [note for note in page.notes if note.startswith("lens no-fog was fitted on")]
+        assert len(said) == (of == "fit")
+
+
+def run(*words: str) -> str:
+    done = CliRunner().invoke(app, ["lens", *words])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_commands(place: Catalogue, tmp_path: Path) -> None:
+    root = ["-c", place.root]
+    said = run(
+        "fit", "clear-of-fog", "--ignore", attribute("fog"), "--keep", attribute("dark"), *root
+    )
+    assert "of what is ignored is gone, what is kept changes by" in said
+    assert "see through it with --lens clear-of-fog" in said
+    header, *lines = run("ls", *root).splitlines()
+    (line,) = [line for line in lines if line.startswith("clear-of-fog ")]
+    assert header.split()[:4] == ["name", "kind", "neurons", "written"]
+    assert line.split()[1] == "ignore"
+    for told in (f"ignored {attribute('fog')} ", f"kept {attribute('dark')} ", "fit/none (480)"):
+        assert told in line
+    shown = json.loads(run("show", "clear-of-fog", "--json", *root))
+    assert shown["kind"] == "ignore"
+    assert shown["negative"] > 0
+    assert [score["attribute"] for score in shown["held_out"]] == [
+        attribute("fog"),
+        attribute("dark"),
+    ]
+    text = run("show", "clear-of-fog", *root)
+    assert f"{attribute('fog')}: to be ignored; " in text
+    assert "stem[" in text
+    focused = json.loads(
+        run("fit", "fog/few", "--focus", attribute("fog"), "--top", "3", "--json", *root)
+    )
+    assert focused["neurons"] == 3
+    listed = {row["name"]: row for row in json.loads(run("ls", "--json", *root))}
+    assert {"clear-of-fog", "fog/few"} <= set(listed)
+    assert (listed["fog/few"]["kind"], listed["fog/few"]["neurons"]) == ("focus", 3)
+    assert listed["clear-of-fog"]["held_out"] == shown["held_out"]
+    assert listed["clear-of-fog"]["fitted_on"] == shown["images"]
+    assert all(row["written"] for row in listed.values())
+    words = [
+        "compare",
+        "fresh/none",
+        "fresh/fog",
+        "fresh/dark",
+        "--lens",
+        "fog/few",
+        *root,
+        "--json",
+    ]
+    rows = json.loads(CliRunner().invoke(app, words).stdout)
+    assert {row["lens"] for row in rows} == {"fog/few"}
+    for wrong in (
+        ["fit", "x", *root],
+        ["fit", "x", "--focus", attribute("fog"), "--ignore", attribute("dark"), *root],
+        ["fit", "x", "--focus", attribute("fog"), "--non-negative", *root],
+        *(
+            [*("fit", "x", "--ignore", attribute("fog"), "--keep", attribute("dark")), *of, *root]
+            for of in (("--layer", "stem"), ("--top", "3"))
+        ),
+        ["fit", "..", "--focus", attribute("fog"), *root],
+        ["show", "nothing", *root],
+    ):
+        done = CliRunner().invoke(app, ["lens", *wrong])
+        assert done.exit_code == (1 if wrong[0] == "show" else 2), wrong
+        assert done.output.startswith("error: ")
+
+
+def test_lenses_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -> None:
+    catalogue = Catalogue(str(tmp_path))
+    chosen = Lens.of("chosen", SPEC, [("stem", 1, 1.0), ("stem", 2, -0.5)])
+    keep(catalogue, chosen)
+    for name, provenance in (
+        ("odd", {"kind": 5, "held_out": [{"attribute": "a:b"}]}),
+        ("odder", {"images": ["a"]}),
+        ("oddest", {"images": {"a": "many"}}),
+    ):
+        keep(catalogue, replace(chosen, name=name, provenance=provenance))
+    (tmp_path / "lenses/torn").mkdir()
+    (tmp_path / "lenses/torn/00.parquet").write_bytes(b"torn")
+    lines = run("ls", "-c", str(tmp_path)).splitlines()[1:]
+    assert [line.split()[:2] for line in lines] == [
+        ["chosen", "weights"],
+        ["odd", "unreadable"],
+        ["odder", "unreadable"],
+        ["oddest", "unreadable"],
+        ["torn", "unreadable"],
+    ]
+    assert "torn, or not a lens" in lines[-1]
+    rows = json.loads(run("ls", "--json", "-c", str(tmp_path)))
+    assert [row.get("neurons") for row in rows] == [2, None, None, None, None]

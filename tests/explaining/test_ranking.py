@@ -1,0 +1,751 @@
+"""Images in order of their distance: the distance of each one's own DNA, every candidate once, and
+the same bytes whatever the shards, order, threads and crashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import storage
+from pipeline.building import Request, build_datasets, make_dna
+from pipeline.catalogue import Catalogue, canonical_json, collect
+from pipeline.comparing import emd
+from pipeline.counting import Extractor, Receipt, ShardJob, Worker
+from pipeline.counting import extractor as extractor_module
+from pipeline.dna import Failure, Lens
+from pipeline.engine import InProcess
+from pipeline.errors import (
+    CorruptFile,
+    GateError,
+    NotFound,
+    SourceError,
+    SpecMismatch,
+    TransientError,
+    UsageError,
+    VdnaError,
+)
+from pipeline.explaining import LayerNearness, Ranking, Ranks, Reaction, rank
+from pipeline.explaining import ranking as rank_module
+from pipeline.reporting import Gallery, Row, gallery_of, write_gallery
+from pipeline.reporting.html.gallery import Picture, render
+from pipeline.spec import Resources
+from tests.support import tiny_network as tiny
+from tests.support.tiny_network import BINS, SIDE
+from tests.support.tiny_network import Picture as Pictured
+
+RESOURCES = Resources(workers=0, threads=2)
+NAME = "near"
+KINDS = ["good"] * 11 + ["empty", "not_an_image", "truncated"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tiny.Place:
+    return tiny.install(tmp_path_factory.mktemp("tiny"))
+
+
+def write(folder: Path, kinds: Sequence[str], first: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, kind in enumerate(kinds):
+        (folder / f"{kind}-{i:02d}.png").write_bytes(Pictured(kind, first + i).data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, place: tiny.Place) -> str:
+    """A catalogue of one dataset of 9 images, not to be changed."""
+    folder = tmp_path_factory.mktemp("built")
+    source = write(folder / "images", ["good"] * 9, first=500)
+    engine = InProcess()
+    request = Request(NAME, str(source), exemplars=0, **place.options)
+    build_datasets(Catalogue(str(folder / "catalogue")), [request], engine, RESOURCES)
+    engine.close()
+    return str(folder / "catalogue")
+
+
+@pytest.fixture
+def catalogue(built: str, tmp_path: Path) -> Catalogue:
+    shutil.copytree(built, tmp_path / "catalogue")
+    return Catalogue(str(tmp_path / "catalogue"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write(tmp_path / "source", KINDS)
+
+
+@pytest.fixture
+def engine() -> Iterator[InProcess]:
+    engine = InProcess()
+    yield engine
+    engine.close()
+
+
+def ranked(
+    catalogue: Catalogue, source: Path, engine: Any, place: tiny.Place, **options: Any
+) -> Ranking:
+    options = {"max_failures": 3, "resources": RESOURCES, **options}
+    return rank(catalogue, str(source), NAME, engine, weights=place.weights, **options)
+
+
+def lens_of(catalogue: Catalogue, weights: Sequence[float], name: str = "some") -> Lens:
+    spec = catalogue.spec(catalogue.find(NAME).spec)
+    return Lens(name, tuple((t.name, t.neurons) for t in spec.taps), np.array(weights, float))
+
+
+def truth_of(
+    catalogue: Catalogue, image: Path, place: tiny.Place, lens: Lens | None = None
+) -> tuple[float, dict[str, float]]:
+    """By way of the DNA of the one image."""
+    alone = make_dna(str(image), threads=1, **place.options)
+    dataset = catalogue.load(NAME)
+    return emd(alone, dataset, lens=lens), emd(alone, dataset, per_layer=True, lens=lens)
+
+
+# The laws.
+
+
+@pytest.mark.parametrize("weights", [None, [1, 0, 2, 0.5, 3, 0, 1], [1, -0.25, 2, 0.5, 3, -1, 1]])
+def test_each_image_s_distance_is_that_of_its_own_dna(
+    catalogue: Catalogue,
+    source: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    tmp_path: Path,
+    weights: list[float] | None,
+) -> None:
+    lens = lens_of(catalogue, weights) if weights else None
+    out = tmp_path / "out.parquet"
+    ranked(catalogue, source, engine, place, lens=lens, layers=["b", "a"], out=str(out))
+    rows = pq.read_table(out).to_pylist()
+    good = [row for row in rows if row["error"] is None]
+    assert len(good) == 11
+    for row in good:
+        whole, layers = truth_of(catalogue, Path(storage.local_path(row["uri"])), place, lens)
+        assert row["emd"] == pytest.approx(whole, rel=1e-9)
+        assert row["emd:a"] == pytest.approx(layers["a"], rel=1e-9)
+        assert row["emd:b"] == pytest.approx(layers["b"], rel=1e-9)
+
+
+def test_every_candidate_is_ranked_once_or_listed_with_its_reason(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.parquet"
+    (source / "notes.txt").write_text("of another kind")
+    (source / "copy.png").write_bytes((source / "good-00.png").read_bytes())  # equally far
+    found = ranked(catalogue, source, engine, place, out=str(out))
+    table = pq.read_table(out)
+    assert table.column_names == ["uri", "member", "rank", "emd", "error"]
+    rows = table.to_pylist()
+    assert {row["uri"] for row in rows} == {p.as_uri() for p in source.iterdir()} - {
+        (source / "notes.txt").as_uri()
+    }
+    assert len(rows) == 15
+    good, bad = rows[:12], rows[12:]
+    assert [row["rank"] for row in good] == list(range(1, 13))
+    keys = [(row["emd"], row["uri"], row["member"]) for row in good]
+    assert keys == sorted(keys)
+    assert len({row["emd"] for row in good}) == 11
+    assert [row["uri"].rpartition("/")[2] for row in bad] == [
+        "empty-11.png",
+        "not_an_image-12.png",
+        "truncated-13.png",
+    ]
+    for row in bad:
+        assert (row["rank"], row["emd"]) == (None, None)
+        assert row["error"].partition(": ")[0] == Path(row["uri"]).name.partition("-")[0]
+    assert (found.ranked, found.failed, found.undefined) == (12, 3, 0)
+    assert (found.counted_shards, dict(found.ignored)) == (15, {".txt": 1})
+    assert [image.entry.uri for image in found.nearest] == [row["uri"] for row in good[:10]]
+    assert [image.rank for image in found.farthest] == list(range(12, 2, -1))
+    assert [image.entry.uri for image in found.farthest] == [row["uri"] for row in good[:1:-1]]
+    assert [of.error for of in found.unplaced] == [row["error"] for row in bad]
+
+
+def test_members_of_archives_are_ranked_as_files_are(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    with tarfile.open(packed / "all.tar", "w") as archive:
+        for path in sorted(source.iterdir()):
+            archive.add(path, f"in/{path.name}")
+    a, b = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    ranked(catalogue, source, engine, place, out=str(a))
+    found = ranked(catalogue, packed, engine, place, out=str(b))
+    files, members = pq.read_table(a).to_pylist(), pq.read_table(b).to_pylist()
+    of_file = {row["uri"].rpartition("/")[2]: (row["rank"], row["emd"]) for row in files}
+    of_member = {row["member"].removeprefix("in/"): (row["rank"], row["emd"]) for row in members}
+    assert of_file == of_member
+    assert found.nearest[0].name.endswith(f"all.tar::{found.nearest[0].entry.member}")
+    assert all(p.image for row in gallery_of(catalogue, found).rows for p in row.pictures)
+
+
+class Otherwise:
+    """An engine that takes shards in another order, some twice, each with a worker of its own."""
+
+    in_process = True
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+        for at in self._random.permutation(len(work)):
+            worker = Worker()
+            for _ in range(1 + int(self._random.integers(2))):
+                receipt = worker.run(*work[at])
+            worker.close()
+            yield receipt
+
+    def map(self, function: Any, items: Sequence[Any]) -> Iterator[Any]:
+        return map(function, items)
+
+
+def test_shards_order_threads_and_retries_change_no_byte(
+    built: str, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
+) -> None:
+    """Each from an empty work folder; the log, the spec and the DNA are the same."""
+    ways: list[tuple[Any, dict[str, Any]]] = [
+        (engine, {}),
+        (engine, {"shard_images": 1}),
+        (engine, {"shard_images": 5, "resources": Resources(workers=0, threads=1)}),
+        (Otherwise(1), {"shard_images": 64, "resources": Resources(threads=3, fetch_ahead=2)}),
+        (Otherwise(2), {"shard_images": 2}),
+    ]
+    found = []
+    for number, (by, options) in enumerate(ways):
+        root, out = tmp_path / f"c{number}", tmp_path / f"{number}.parquet"
+        shutil.copytree(built, root)
+        options = {"layers": ["a"], "out": str(out), **options}
+        ranked(Catalogue(str(root)), source, by, place, **options)
+        found.append(out.read_bytes())
+    assert len(set(found)) == 1
+
+
+def test_real_photos_on_the_embedded_network(tmp_path: Path, engine: InProcess) -> None:
+    """Layers of 12,544 to 49 positions, and micro-batches that others share."""
+    from tests.support.builders import write_photos
+
+    write_photos(tmp_path / "a", 5)
+    paths = write_photos(tmp_path / "b", 3, first_seed=90)
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+    request = Request(NAME, str(tmp_path / "a"), exemplars=0, shard_images=8)
+    build_datasets(catalogue, [request], engine, RESOURCES)
+    out = tmp_path / "out.parquet"
+    options = {"layers": ["bn1", "blocks.6.0"], "resources": RESOURCES, "out": str(out)}
+    rank(catalogue, str(tmp_path / "b"), NAME, engine, **options)
+    dataset = catalogue.load(NAME)
+    rows = {row["uri"]: row for row in pq.read_table(out).to_pylist()}
+    for path in paths:
+        alone, row = make_dna(str(path), threads=1), rows[path.as_uri()]
+        assert row["emd"] == pytest.approx(emd(alone, dataset), rel=1e-9)
+        for layer in ("bn1", "blocks.6.0"):
+            assert row[f"emd:{layer}"] == pytest.approx(emd(alone, dataset, layer=layer), rel=1e-9)
+
+
+def test_layers_that_weigh_nothing_cost_nothing(
+    catalogue: Catalogue,
+    source: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, asked = [], []
+    init, distances = LayerNearness.__init__, LayerNearness.distances
+
+    def spy(self: LayerNearness, *args: Any) -> None:
+        made.append(args[-1].tolist())
+        init(self, *args)
+
+    def counted(self: LayerNearness, x: Any) -> Any:
+        asked.append(x.shape[2])
+        return distances(self, x)
+
+    monkeypatch.setattr(LayerNearness, "__init__", spy)
+    monkeypatch.setattr(LayerNearness, "distances", counted)
+    lens = lens_of(catalogue, [0, 0, 0, 0, 0, 1, 2])
+    ranked(catalogue, source, engine, place, lens=lens, layers=["b"])
+    assert made == [[False, True, True]]
+    assert set(asked) == {3}
+
+
+# What goes on where it ended.
+
+
+class Dying(Otherwise):
+    """Ends after so many shards, as a killed driver does."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(3)
+        self._after = after
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+        for done, receipt in enumerate(super().run_shards(work)):
+            if done == self._after:
+                raise InterruptedError
+            yield receipt
+
+
+def test_a_rerun_does_what_is_missing(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
+) -> None:
+    clean, out = tmp_path / "clean.parquet", tmp_path / "out.parquet"
+    with pytest.raises(InterruptedError):
+        ranked(catalogue, source, Dying(5), place, out=str(out))
+    assert not out.exists()
+    found = ranked(catalogue, source, engine, place, out=str(out))
+    assert found.counted_shards == 14 - 6  # the last one was committed, and not yet told
+    again = ranked(catalogue, source, engine, place, out=str(clean))
+    assert again.counted_shards == 0
+    assert clean.read_bytes() == out.read_bytes()
+
+
+def test_a_worker_that_dies_before_it_commits_leaves_nothing(
+    catalogue: Catalogue,
+    source: Path,
+    place: tiny.Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is not committed was not done, and nothing of it is counted twice."""
+    create, out = storage.create, tmp_path / "out.parquet"
+    left = iter(range(4))
+
+    def dies(uri: str, data: Any) -> bool:
+        if "/_ranks/" in uri and "/partials/" in uri and next(left, None) is None:
+            raise InterruptedError
+        return create(uri, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", dies)
+        with pytest.raises(InterruptedError):
+            ranked(catalogue, source, Otherwise(4), place, out=str(out))
+    assert not out.exists()
+    engine = InProcess()
+    assert ranked(catalogue, source, engine, place, out=str(out)).counted_shards == 10
+    engine.close()
+    assert pq.read_table(out).num_rows == 14
+
+
+def test_another_lens_layer_or_dna_is_another_ranking(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
+) -> None:
+    ranked(catalogue, source, engine, place)
+    lens = lens_of(catalogue, [1, 1, 1, 1, 1, 1, 2])
+    for options in ({"lens": lens}, {"layers": ["a"]}, {"lens": lens, "layers": ["a"]}):
+        assert ranked(catalogue, source, engine, place, **options).counted_shards == 14
+    same = lens_of(catalogue, [1, 1, 1, 1, 1, 1, 2], "by another name")
+    assert ranked(catalogue, source, engine, place, lens=same).counted_shards == 0
+    write(source.parent / "more", ["good"] * 4, first=900)
+    request = Request(NAME, str(source.parent / "more"), exemplars=0, **place.options)
+    build_datasets(catalogue, [request], engine, RESOURCES)
+    assert ranked(catalogue, source, engine, place).counted_shards == 14
+    first = ranked(catalogue, source, engine, place, at=1)
+    assert (first.counted_shards, first.commit) == (0, 1)
+
+
+def test_an_image_that_changed_is_ranked_again(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
+) -> None:
+    ranked(catalogue, source, engine, place, shard_images=1)
+    path = source / "good-03.png"
+    path.write_bytes(Pictured("good", 77).data)
+    os.utime(path, ns=(1, 1))
+    found = ranked(catalogue, source, engine, place, shard_images=1)
+    assert found.counted_shards == 1
+    whole, _ = truth_of(catalogue, path, place)
+    (own,) = {i.emd for i in (*found.nearest, *found.farthest) if i.entry.uri == path.as_uri()}
+    assert own == pytest.approx(whole, rel=1e-9)
+
+
+def test_too_many_failures_write_nothing_and_cost_nothing_twice(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.parquet"
+    with pytest.raises(GateError, match=r"3 of 14 images could not be read; the limit is 2\."):
+        ranked(catalogue, source, engine, place, out=str(out), max_failures=2)
+    assert not out.exists()
+    assert ranked(catalogue, source, engine, place, out=str(out)).counted_shards == 0
+    assert out.exists()
+
+
+def test_no_image_at_all_is_an_error(
+    catalogue: Catalogue, engine: InProcess, place: tiny.Place, tmp_path: Path
+) -> None:
+    bad = write(tmp_path / "bad", ["empty", "truncated"])
+    with pytest.raises(SourceError, match="none of 2 candidates is an image"):
+        ranked(catalogue, bad, engine, place, max_failures=9)
+
+
+def test_gc_collects_the_work_after_its_grace(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
+) -> None:
+    ranked(catalogue, source, engine, place)
+    work = storage.join(catalogue.root, "_work", "_ranks")
+    assert len(list(storage.walk(work))) == 15
+    assert collect(catalogue) == (0, 0)
+    count, _ = collect(catalogue, grace=timedelta(seconds=-5))
+    assert count == 15
+    assert ranked(catalogue, source, engine, place).counted_shards == 14
+
+
+# An image that can be read, and is at no distance.
+
+
+def test_an_image_without_a_finite_activation_is_listed_by_the_neuron(
+    catalogue: Catalogue,
+    source: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Image.new("RGB", (SIDE, SIDE), (255, 255, 255)).save(source / "white.png")
+    observe = Extractor.observe
+
+    def overflowing(self: Extractor, pixels: Any, visit: Any) -> None:
+        white = torch.from_numpy(pixels.min(axis=(1, 2, 3)) > 0.99)
+
+        def spoil(index: int, x: torch.Tensor) -> None:
+            if index == 1:
+                x = x.clone()
+                x[white, :, 2] = torch.inf
+            visit(index, x)
+
+        observe(self, pixels, spoil)
+
+    monkeypatch.setattr(Extractor, "observe", overflowing)
+    out = tmp_path / "out.parquet"
+    found = ranked(catalogue, source, engine, place, out=str(out))
+    assert (found.ranked, found.failed, found.undefined) == (11, 3, 1)
+    last = {row["uri"].rpartition("/")[2]: row for row in pq.read_table(out).to_pylist()}
+    assert last["white.png"]["error"] == "undefined: no activation of b[2] is finite"
+    assert last["white.png"]["emd"] is None
+    lens = lens_of(catalogue, [1, 1, 1, 1, 1, 1, 0])
+    assert ranked(catalogue, source, engine, place, lens=lens).undefined == 0
+
+
+# What cannot be ranked against.
+
+
+def test_what_cannot_be_repeated_here_is_refused(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    torch.manual_seed(2)
+    torch.save(tiny._Tiny().state_dict(), other / "tiny.pt")
+    where = str(other / "tiny.pt")
+    with pytest.raises(SpecMismatch, match=r"have sha256 .*Give those by --weights"):
+        rank(catalogue, str(source), NAME, engine, weights=where)
+    ranges = catalogue.ranges_uri(catalogue.spec(catalogue.find(NAME).spec).ranges_digest)
+    storage.delete(ranges)
+    with pytest.raises(SpecMismatch, match=f"no image can be counted in them|{ranges} is missing"):
+        ranked(catalogue, source, engine, place)
+    assert not (Path(storage.local_path(catalogue.root)) / "_work" / "_ranks").exists()
+
+
+@pytest.mark.parametrize("change", ["numerics", "rule", "colour", "size"])
+def test_a_spec_of_another_machine_or_version_is_refused_by_its_fields(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, change: str
+) -> None:
+    """Of bf16 the numerics are part, and those of a GPU are not this CPU's."""
+    version = catalogue.find(NAME)
+    spec = catalogue.spec(version.spec)
+    if change == "numerics":
+        from pipeline.counting import numerics
+
+        gpu = dataclasses.replace(numerics(place.network, "cpu"), device="cuda")
+        spec = dataclasses.replace(spec, precision="bf16", bf16_numerics=gpu)
+    elif change == "rule":
+        spec = dataclasses.replace(spec, counting=2)
+    else:
+        rule = {"colour": "rgb8-2"} if change == "colour" else {"height": 16}
+        spec = dataclasses.replace(spec, preprocess=dataclasses.replace(spec.preprocess, **rule))
+    storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
+    moved = dataclasses.replace(version, spec=spec.digest)
+    catalogue.put_version("other", moved, None)
+    fields = {
+        "numerics": r"bf16_numerics.device: 'cuda' against 'cpu'",
+        "rule": "counting: 2 against 1",
+        "colour": "preprocess.colour: 'rgb8-2' against 'rgb8-1'",
+        "size": "preprocess.height: 16 against 8",
+    }
+    with pytest.raises(SpecMismatch, match=fields[change]):
+        rank(catalogue, str(source), "other", engine, weights=place.weights, resources=RESOURCES)
+
+
+def test_an_imported_dataset_that_lacks_its_ranges_or_spec_is_refused(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
+) -> None:
+    version = catalogue.find(NAME)
+    origin = {"file": "x.npz", "software": "vdna 0.1.1"}
+    for more, why in (({"assumed": True}, "its weights, ranges"), ({"stated": True}, "imported")):
+        imported = dataclasses.replace(version, origin=origin | more)
+        catalogue.put_version(f"of-{why[:3]}", imported, None)
+    storage.delete(catalogue.ranges_uri(catalogue.spec(version.spec).ranges_digest))
+    with pytest.raises(SpecMismatch, match="ranges and preprocessing are assumed; how images are"):
+        rank(catalogue, str(source), "of-its", engine, weights=place.weights)
+    with pytest.raises(SpecMismatch, match="since it was imported; no image can be counted"):
+        rank(catalogue, str(source), "of-imp", engine, weights=place.weights)
+
+
+def test_other_numerics_are_said_and_are_another_ranking(
+    catalogue: Catalogue,
+    source: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert ranked(catalogue, source, engine, place).notes == ()
+    real = rank_module.numerics
+    for module in (rank_module, extractor_module):
+        monkeypatch.setattr(
+            module, "numerics", lambda *of: dataclasses.replace(real(*of), micro_batch=7)
+        )
+    found = ranked(catalogue, source, engine, place)
+    assert found.notes == (f"numerics differ: {NAME} was counted under micro_batch 8, 7 here",)
+    assert found.counted_shards == 14
+
+
+def test_ranking_what_the_lens_was_fitted_on_is_said(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
+) -> None:
+    version = catalogue.find(NAME)
+    provenance = {"kind": "focus", "members": {NAME: version.dna, "gone": "0" * 64}}
+    lens = dataclasses.replace(lens_of(catalogue, [1] * 7), provenance=provenance)
+    assert ranked(catalogue, source, engine, place, lens=lens).notes == ()
+    (note,) = ranked(catalogue, Path(version.source), engine, place, lens=lens).notes
+    assert note.startswith(f"lens some was fitted on {NAME}, of the same source: it does better on")
+    outer = ranked(catalogue, Path(version.source).parent, engine, place, lens=lens, include="*-0*")
+    assert outer.notes == (note,)
+    other = dataclasses.replace(lens, provenance={"members": {NAME: "1" * 64}, "spec": "2" * 64})
+    (spec,) = ranked(catalogue, Path(version.source), engine, place, lens=other).notes
+    assert spec.startswith(f"lens some was fitted under spec {'2' * 12}, and these are of ")
+
+
+def test_a_worker_of_other_numerics_than_the_driver_s_is_refused(
+    catalogue: Catalogue,
+    source: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = extractor_module.numerics
+    monkeypatch.setattr(
+        extractor_module, "numerics", lambda *of: dataclasses.replace(real(*of), micro_batch=7)
+    )
+    both = r"SpecMismatch: .*micro_batch=8.*as the driver has them.*this worker .*micro_batch=7"
+    with pytest.raises(VdnaError, match=both):
+        ranked(catalogue, source, engine, place)
+    assert not parts(catalogue)
+
+
+def test_an_empty_catalogue_has_nothing_to_rank_by(
+    source: Path, engine: InProcess, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFound, match=r"empty holds no dataset yet; build near first"):
+        rank(Catalogue(str(tmp_path / "empty")), str(source), NAME, engine)
+
+
+def test_unknown_names_layers_and_lenses_without_weight_are_refused(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
+) -> None:
+    with pytest.raises(NotFound, match="has no dataset 'far'"):
+        rank(catalogue, str(source), "far", engine, weights=place.weights)
+    with pytest.raises(UsageError, match="no layer 'c'"):
+        ranked(catalogue, source, engine, place, layers=["c"])
+    lens = lens_of(catalogue, [1, 1, 1, 1, 1, -1, 0])
+    with pytest.raises(UsageError, match="gives the neurons of b no weight"):
+        ranked(catalogue, source, engine, place, lens=lens, layers=["b"])
+    for options in ({"out": "x.csv"}, {"top": -1}, {"limit": 0}, {"max_failures": -1}):
+        with pytest.raises(UsageError):
+            ranked(catalogue, source, engine, place, **options)
+    with pytest.raises(UsageError, match="lies inside the source"):
+        ranked(catalogue, source.parent, engine, place)
+
+
+# Files that lie.
+
+
+def parts(catalogue: Catalogue) -> list[str]:
+    walked = storage.walk(storage.join(catalogue.root, "_work", "_ranks"))
+    return sorted(item.uri for item in walked if "/partials/" in item.uri)
+
+
+def images_of(uri: str) -> list[str]:
+    return pq.read_table(pa.BufferReader(storage.read(uri)))["uri"].to_pylist()
+
+
+def rewritten(data: bytes, column: str, value: object) -> bytes:
+    """Its first row with another value, and the metadata as it was."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    table = file.read()
+    rows = table.to_pylist()
+    rows[0][column] = value
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, store_schema=False) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, table.schema))
+        writer.add_key_value_metadata({"vdna": file.metadata.metadata[b"vdna"].decode()})
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "truncated",
+        "another's",
+        "of another lens",
+        "of other layers",
+        "nearer",
+        "renamed",
+        "no ranks",
+        "empty",
+    ],
+)
+def test_ranks_that_lie_are_refused_by_name_and_nothing_is_written(
+    catalogue: Catalogue,
+    source: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    tmp_path: Path,
+    how: str,
+) -> None:
+    out = tmp_path / "out.parquet"
+    ranked(catalogue, source, engine, place, layers=["a"])
+    one, other = parts(catalogue)[:2]
+    data = storage.read(one)
+    if how == "of another lens":
+        lens = lens_of(catalogue, [1, 1, 1, 1, 1, 1, 2])
+        ranked(catalogue, source, engine, place, layers=["a"], lens=lens)
+        (other,) = [u for u in parts(catalogue) if u != one and images_of(u) == images_of(one)]
+    if how == "of other layers":
+        key = json.loads(pq.ParquetFile(pa.BufferReader(data)).metadata.metadata[b"vdna"])["key"]
+        table = pq.ParquetFile(pa.BufferReader(data)).read().drop_columns("emd:a")
+        lie = Ranks(key, table).encode()
+    else:
+        lie = {
+            "truncated": data[:-20],
+            "another's": storage.read(other),
+            "of another lens": storage.read(other),
+            "nearer": rewritten(data, "emd", 0.5),
+            "renamed": rewritten(data, "uri", "file:///elsewhere.png"),
+            "no ranks": storage.read(catalogue.uri("dna", *_dna(catalogue))),
+            "empty": b"",
+        }[how]
+    storage.replace(one, lie)
+    with pytest.raises(CorruptFile, match=re.escape(one)) as caught:
+        ranked(catalogue, source, engine, place, layers=["a"], out=str(out))
+    assert "Delete that file, and rerun the same command" in str(caught.value)
+    assert not out.exists()
+    storage.delete(one)
+    assert ranked(catalogue, source, engine, place, layers=["a"], out=str(out)).counted_shards == 1
+
+
+def _dna(catalogue: Catalogue) -> tuple[str, str, str]:
+    version = catalogue.find(NAME)
+    return version.spec, NAME, version.dna
+
+
+def test_ranks_that_were_removed_meanwhile_are_said_to_be_gone(
+    catalogue: Catalogue,
+    source: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ranked(catalogue, source, engine, place)
+    storage.delete(parts(catalogue)[3])
+    monkeypatch.setattr("pipeline.build._missing", lambda one: [])
+    with pytest.raises(TransientError, match="is gone; rerun the same command"):
+        ranked(catalogue, source, engine, place)
+
+
+@pytest.mark.parametrize("kind", ["dna", "ranges", "spec"])
+def test_a_dataset_that_lies_is_refused_before_anything_is_listed(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, kind: str
+) -> None:
+    version = catalogue.find(NAME)
+    spec = catalogue.spec(version.spec)
+    uri = {
+        "dna": catalogue.uri("dna", *_dna(catalogue)),
+        "ranges": catalogue.ranges_uri(spec.ranges_digest),
+        "spec": catalogue.spec_uri(spec.digest),
+    }[kind]
+    if kind == "spec":
+        other = dataclasses.replace(spec, bins=BINS + 1)
+        storage.replace(uri, canonical_json(other.to_json()))
+    else:
+        data = storage.read(uri)
+        storage.replace(uri, data[: len(data) // 2])
+    with pytest.raises(CorruptFile, match=re.escape(uri)):
+        ranked(catalogue, Path("nowhere"), engine, place)
+
+
+# The page.
+
+
+def test_the_page_shows_both_ends_and_says_what_is_gone(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
+) -> None:
+    odd = source / "<script>alert(1)&\n.png"
+    odd.write_bytes(Pictured("good", 40).data)
+    found = ranked(catalogue, source, engine, place, layers=["b"], top=4)
+    gone = Path(storage.local_path(found.nearest[1].entry.uri))
+    gone.unlink()
+    out = tmp_path / "page.html"
+    write_gallery(catalogue, found, str(out))
+    page = out.read_text()
+    assert page.count("<figure") == 8
+    assert page.count('src="data:image/webp;base64,') == 7
+    assert page.count('<div class="missing">cannot be read again: ') == 1
+    assert "<script" not in page
+    assert page.count('tabindex="0"') == 8
+    assert f"#1: {found.nearest[0].emd:.2f}" in page
+    assert f"b: {found.nearest[0].layers[0]:.3g}" in page
+    assert "truncated-13.png: truncated: " in page
+    assert found.version.dna in page
+    assert len(page) < 200_000
+    everything = gallery_of(catalogue, ranked(catalogue, source, engine, place, limit=4))
+    names = [picture.name for row in everything.rows for picture in row.pictures]
+    assert len(names) == len(set(names))
+
+
+def test_a_gallery_escapes_what_it_shows_and_allows_nothing_but_its_style() -> None:
+    evil = "</style><script>alert('x')</script>\"onload=1 {style} https://me:secret@host/x"
+    picture = Picture(evil, (evil, evil), missing=evil)
+    page = render(
+        Gallery(evil, [Row(evil, [picture], evil)], evil, [evil], [(evil, evil)])
+    ).decode()
+    assert "<script" not in page
+    assert page.count("</style>") == 1
+    assert "secret" not in page
+    assert '"onload' not in page
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    allowed = dict(rule.split(" ", 1) for rule in policy[1].split("; "))
+    assert allowed.pop("style-src").startswith("'sha256-")
+    assert allowed.pop("img-src") == "data:"
+    assert allowed == dict.fromkeys(("default-src", "base-uri", "form-action"), "'none'")
+
+
+def test_names_that_would_command_a_terminal_are_written_out() -> None:
+    assert storage.spelled("file:///a%1b%5B2J%0Ab.png", "m\x1b") == "/a\\x1b[2J\\nb.png::m\\x1b"
+    failure = Failure("s3://b/x\x1b.tar", "m\x1b", "truncated", "at \x1b[2J")
+    assert str(failure) == "s3://b/x\\x1b.tar::m\\x1b: truncated: at \\x1b[2J"
+    reaction = Reaction("s3://b/x\x1b.tar", "m\x1b", 1.0)
+    assert str(reaction) == "s3://b/x\\x1b.tar::m\\x1b"

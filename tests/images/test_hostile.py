@@ -1,0 +1,345 @@
+"""The hostile corpus, counted as one dataset; every outcome is the one its table states."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter as Tally
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from pipeline import images
+from pipeline.building import Request, Result, build_datasets, make_dna
+from pipeline.catalogue import Catalogue
+from pipeline.counting import Decoders
+from pipeline.engine import InProcess
+from pipeline.errors import BadImage, SourceError, StorageError, UsageError
+from pipeline.sources import Shard, list_source, other_kind
+from pipeline.spec import Resources
+from pipeline.storage import local_path
+from tests.counting.test_shard import SPEC, same_counts
+from tests.support import hostile_files as hostile
+from tests.support.hostile_files import (
+    COUNTED,
+    FILES,
+    IGNORED,
+    LISTS,
+    PLACES,
+    REFUSED,
+    UNSEEN,
+    Place,
+)
+
+ROOT = Path(__file__).parents[2]
+QUICK = [kind for kind in FILES if not kind.slow]
+SLOW = [kind for kind in FILES if kind.slow]
+
+
+# The corpus
+
+
+class Corpus:
+    """All quick files and all places in one folder, built once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.outcomes = hostile.write_files(folder / "files", QUICK)
+        self.places = 0
+        for i, place in enumerate(PLACES):
+            here = folder / "files" / f"place{i}"
+            here.mkdir()
+            place.make(here)
+            self.places += place.counted
+        self.source = folder / "files"
+        self.catalogue = Catalogue(str(folder / "catalogue"))
+        request = Request("hostile", str(self.source), max_failures=10**6)
+        resources = Resources(workers=0, threads=2)
+        (self.result,) = build_datasets(self.catalogue, [request], InProcess(), resources)
+
+    def of(self, outcome: str) -> list[Path]:
+        return [path for path, stated in self.outcomes.items() if stated == outcome]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return Corpus(tmp_path_factory.mktemp("hostile"))
+
+
+def failures(result: Result) -> dict[Path, str]:
+    return {Path(local_path(f.uri)): f.reason for f in result.failures}
+
+
+def test_there_are_many_kinds() -> None:
+    kinds = [*FILES, *PLACES, *LISTS]
+    assert len(kinds) >= 45
+    assert len({kind.title for kind in kinds}) == len(kinds)
+    words = {COUNTED, IGNORED, UNSEEN, REFUSED, *images.REASONS}
+    assert {kind.outcome for kind in kinds} <= words
+    assert {"empty", "truncated", "corrupt", "not_an_image", "unsupported", "too_many_pixels"} <= {
+        kind.outcome for kind in QUICK
+    }
+
+
+def test_each_fails_by_its_stated_reason_and_no_other_does(corpus: Corpus) -> None:
+    stated = {
+        path: outcome
+        for path, outcome in corpus.outcomes.items()
+        if outcome not in (COUNTED, IGNORED)
+    }
+    found = failures(corpus.result)
+    assert {path: found.get(path) for path in stated} == stated
+    assert found.keys() == stated.keys()
+    assert all(
+        failure.detail and not failure.nondeterministic for failure in corpus.result.failures
+    )
+
+
+def test_ignored_ones_are_told_by_kind(corpus: Corpus) -> None:
+    kinds = Tally(other_kind(path.as_uri()) for path in corpus.of(IGNORED))
+    assert corpus.result.ignored == kinds
+    assert sum(kinds.values()) == 5
+
+
+def test_counted_and_failed_are_all_candidates(corpus: Corpus) -> None:
+    version = corpus.result.version
+    candidates = len(list(list_source(corpus.source).entries))
+    assert version.images == len(corpus.of(COUNTED)) + corpus.places
+    assert version.images + version.failed == candidates
+    assert candidates == len(corpus.outcomes) - len(corpus.of(IGNORED)) + corpus.places
+
+
+def test_the_counted_ones_count_as_if_they_were_alone(corpus: Corpus, tmp_path: Path) -> None:
+    for i, path in enumerate(corpus.of(COUNTED)):
+        shutil.copy(path, tmp_path / f"{i}{path.suffix}")
+    for i in range(corpus.places):
+        (tmp_path / f"place{i}.jpg").write_bytes(hostile.JPEG)
+    alone = make_dna(tmp_path, threads=2)
+    assert alone.failed == 0
+    assert same_counts(corpus.catalogue.load("hostile"), alone)
+
+
+def test_a_listing_in_another_order_is_the_same_dataset(corpus: Corpus) -> None:
+    uris = [entry.uri for entry in list_source(corpus.source).entries]
+    assert len(set(uris)) == len(uris)
+    request = Request("hostile", str(corpus.source), max_failures=10**6)
+    (result,) = build_datasets(
+        corpus.catalogue, [request], InProcess(), Resources(workers=0, threads=1)
+    )
+    assert not result.changed
+
+
+@pytest.mark.parametrize("place", LISTS, ids=lambda place: place.title[:30])
+def test_a_list_of_names(place: Place, tmp_path: Path) -> None:
+    made = place.make(tmp_path)
+    assert made is not None
+    if place.outcome == REFUSED:
+        with pytest.raises((UsageError, SourceError)) as caught:
+            list(list_source(made).entries)
+        assert "c0ffee" not in str(caught.value)
+        assert "key:secret" not in str(caught.value)
+    else:
+        catalogue = Catalogue(str(tmp_path / "catalogue"))
+        (result,) = build_datasets(catalogue, [Request("list", str(made))], InProcess())
+        assert (result.version.images, result.duplicates) == (place.counted, 8)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_what_may_not_be_read_ends_the_build(tmp_path: Path) -> None:
+    hostile.UNREADABLE.make(tmp_path)
+    with pytest.raises(StorageError, match=r"secret\.jpg"):
+        make_dna(tmp_path)
+
+
+def test_the_document_is_up_to_date() -> None:
+    document = ROOT / "docs" / "hostile.md"
+    assert document.read_text() == hostile.table(), (
+        "python -m tests.support.hostile_files docs/hostile.md"
+    )
+
+
+# Decoders that take too long
+
+
+def done(value: int) -> Future[int]:
+    future: Future[int] = Future()
+    future.set_result(value)
+    return future
+
+
+@pytest.fixture
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders(1)
+    yield decoders
+    decoders.close()
+
+
+def test_time_counts_from_when_decoding_began(decoders: Decoders) -> None:
+    """Neither waiting for a thread nor for storage is the image's fault."""
+
+    def decode(value: int) -> int:
+        time.sleep(0.3)
+        return value
+
+    fetched: Future[int] = Future()
+    late = decoders.after(fetched, decode, 1.5)
+    queued = [decoders.after(done(i), decode, 1.5) for i in range(6)]
+    assert [decoders.result(future) for future in reversed(queued)] == [5, 4, 3, 2, 1, 0]
+    fetched.set_result(6)
+    assert decoders.result(late) == 6
+
+
+def test_one_that_is_stuck_is_left_and_holds_up_no_other(decoders: Decoders) -> None:
+    release = threading.Event()
+    stuck = decoders.after(done(1), lambda value: release.wait(60) and value, 0.2)
+    other = decoders.after(done(2), lambda value: value, 5)
+    assert decoders.result(other) == 2  # though it comes after, and there is one thread
+    with pytest.raises(TimeoutError):
+        decoders.result(stuck)
+    release.set()
+    assert decoders.result(decoders.after(done(3), lambda value: value, 5)) == 3
+    with pytest.raises(TimeoutError):
+        decoders.result(stuck)
+
+
+def test_what_a_decoder_or_its_fetch_raises_is_raised(decoders: Decoders) -> None:
+    failed: Future[int] = Future()
+    failed.set_exception(BadImage("empty", "by the fetch"))
+    with pytest.raises(BadImage, match="by the fetch"):
+        decoders.result(decoders.after(failed, lambda value: value))
+    with pytest.raises(ZeroDivisionError):
+        decoders.result(decoders.after(done(0), lambda value: 1 / value))
+
+
+@pytest.mark.parametrize("body", ["time.sleep(999)", "while True: pass"])
+def test_a_stuck_decoder_does_not_keep_the_process_from_ending(body: str) -> None:
+    script = textwrap.dedent(
+        f"""
+        import time
+        from concurrent.futures import Future
+        from pipeline.stream import Decoders
+        def stuck(value):
+            {body}
+        first = Future()
+        first.set_result(1)
+        decoders = Decoders(1)
+        try:
+            decoders.result(decoders.after(first, stuck, 0.2))
+        except TimeoutError:
+            print("left")
+        """
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "left\n", "")
+
+
+def test_a_shard_s_bytes_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.counting import stream
+    from pipeline.sources import Entry
+
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 2_500)
+    sizes = [1_000, 1_000, 1_000, 9_000, 1_000, 1_000, 1_000]
+    entries = tuple(Entry(f"memory://{i}", "", size, "") for i, size in enumerate(sizes))
+    begun: list[str] = []
+
+    def fetch(entry: Entry) -> bytes:
+        begun.append(entry.uri)
+        return hostile.JPEG
+
+    class NoNetwork:
+        micro_batch = 8
+
+    images = stream.Stream(NoNetwork(), SPEC.preprocess, Resources(threads=1))  # type: ignore[arg-type]
+    taken = 0
+    for _ in images._prepared(Shard(0, 0, entries), fetch, False):
+        ahead = sizes[taken : len(begun)]
+        assert len(ahead) == 1 or sum(ahead) <= 2_500
+        taken += 1
+    images.close()
+    assert taken == len(begun) == len(sizes)
+
+
+# Memory and time of a decode
+
+
+DECODE_ALL = """
+import sys, time
+from pathlib import Path
+from pipeline import images
+from pipeline.errors import BadImage
+from tests.images.test_images import RULE
+from dataclasses import replace
+rule = replace(RULE, height=224, width=224)
+images.load(Path(sys.argv[1]).read_bytes(), rule)  # compiles what it needs
+def peak():
+    return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) // 1024
+before = peak()
+for name in sys.argv[1:]:
+    data = Path(name).read_bytes()
+    began = time.process_time()
+    try:
+        images.load(data, rule)
+    except BadImage:
+        pass
+    print(time.process_time() - began, peak() - before, name)
+"""
+
+
+def decode_all(paths: list[Path], address_space: int) -> list[tuple[float, int, str]]:
+    """(CPU seconds, peak so far in MB above the start, path) of each, in one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE_ALL, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space,) * 2),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" ", 2) for line in done.stdout.splitlines()]
+    return [(float(seconds), int(peak), name) for seconds, peak, name in rows]
+
+
+def test_memory_and_time_of_the_quick_ones_are_bounded(corpus: Corpus) -> None:
+    measured = decode_all(list(corpus.outcomes), 6 * 2**30)
+    assert len(measured) == len(corpus.outcomes)
+    assert max(seconds for seconds, _, _ in measured) < 5
+    assert measured[-1][1] < 600
+
+
+@pytest.mark.soak
+def test_memory_and_time_of_the_largest_are_bounded(tmp_path: Path) -> None:
+    large = [kind for kind in SLOW if kind.outcome == COUNTED]
+    for path in hostile.write_files(tmp_path, large):
+        ((_, _, _), (seconds, peak, _)) = decode_all([_small(tmp_path), path], 8 * 2**30)
+        assert seconds < 40, path
+        assert peak < 2_000, path
+
+
+def _small(folder: Path) -> Path:
+    (folder / "small.png").write_bytes(hostile.PNG)
+    return folder / "small.png"
+
+
+@pytest.mark.soak
+def test_what_takes_too_long_is_listed_and_the_rest_counts(tmp_path: Path) -> None:
+    source, good = tmp_path / "source", tmp_path / "good"
+    for folder in (source, good):
+        folder.mkdir()
+        hostile._put(folder, "a.jpg", "b.jpg", "z.jpg")
+    bombs = hostile.write_files(source, [kind for kind in SLOW if kind.outcome == "timeout"])
+    request = Request("slow", str(source), max_failures=10)
+    resources = Resources(workers=0, threads=1, decode_seconds=4)
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+    (result,) = build_datasets(catalogue, [request], InProcess(), resources)
+    assert failures(result) == bombs
+    assert all(failure.nondeterministic for failure in result.failures)
+    assert same_counts(catalogue.load("slow"), make_dna(good, threads=1))

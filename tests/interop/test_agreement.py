@@ -1,0 +1,380 @@
+"""That we agree with the reference, vdna 0.1.1: the same network, weights, ranges and images.
+
+Two claims, apart. *The rule is the same*: where both see the same activations, histograms are equal
+to the last count, extremes to the last bit, Gaussians to the rounding of its float32. There the
+reference runs its own loader, loop, normalisation, counting and fitting, on a network that gives
+our extractor's activations. *The whole is the same*: its own network, resize and arithmetic on
+files of its own choosing, end to end, within a stated tolerance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from vdna import EMD, FD, NFD
+from vdna.networks import FeatureExtractionModel
+from vdna.networks.feature_extraction_model import get_pre_hist_norm_params_from_min_max
+from vdna.utils.im import ResizeDataset
+from vdna.utils.settings import DataSettings, ExtractionSettings, NetworkSettings
+from vdna.utils.stats import frechet_distance_multidim
+from vdna.vdnas import get_vdna
+from vdna.vdnas.vdna_base import VDNA
+
+from pipeline import emd, fd, images, make_dna, nfd
+from pipeline.comparing import frechet
+from pipeline.counting import Extractor
+from pipeline.dna import DNA
+from pipeline.networks import describe
+from pipeline.spec import Preprocess
+from tests.support.builders import photo
+from tests.support.reference_package import Theirs, bare, randomised
+
+BINS = 1000
+SETS = ("day", "night")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two sets of photographs of several sizes, as lossless files."""
+    found = {}
+    for number, name in enumerate(SETS):
+        folder = tmp_path_factory.mktemp(name)
+        for i in range(10):
+            image = photo(100 * number + i, 90 + 40 * (i % 4), 240 - 30 * (i % 3))
+            if number:
+                image = image.point(lambda value: value // 2)
+            image.save(folder / f"{i:02d}.png")
+        found[name] = folder
+    return found
+
+
+# A network of each family: a CNN, a ViT, and Inception with its patched pooling.
+NETWORKS = (
+    "efficientnet_lite0",
+    *(pytest.param(n, marks=pytest.mark.soak) for n in ("timm:vit_tiny_patch16_224", "inception")),
+)
+
+
+def random_weights(name: str, place: Path) -> str:
+    """A file of seeded random weights of the real architecture."""
+    path = place / "weights.pth"
+    if not path.exists():
+        torch.save(randomised(bare(name).state_dict()), path)
+    return str(path)
+
+
+class Both:
+    """One network for both sides, with ranges that both read from one file of the reference's."""
+
+    def __init__(self, name: str, place: Path, folders: dict[str, Path]) -> None:
+        self.options: dict[str, Any] = {"extractor": name, "bins": BINS, "threads": 2}
+        self.options |= {"exif": "ignore", "layer_gaussian": True}
+        if name != "efficientnet_lite0":
+            self.options["weights"] = random_weights(name, place)
+        self.network = describe(name, self.options.get("weights"))
+        self.extractor = Extractor(self.network)
+        self.folders = folders
+        self.extremes = self.theirs("activation-ranges", "day")
+        self.ranges = as_ranges(self.extremes)
+        file = place / "activation_ranges.json"
+        file.write_text(json.dumps(self.ranges))
+        self.options["ranges"] = str(file)
+
+    def theirs(self, kind: str, name: str) -> VDNA:
+        vdna = get_vdna(kind)
+        ranges = getattr(self, "ranges", {"mins_per_neuron": {}, "maxs_per_neuron": {}})
+        with pytest.MonkeyPatch.context() as patch:
+            same_pixels(self.network, patch)
+            vdna.fill_vdna(
+                _Observed(self.extractor, ranges), DataSettings(source=str(self.folders[name]))
+            )
+        return vdna
+
+    def ours(self, name: str) -> DNA:
+        return make_dna(self.folders[name], **self.options)
+
+
+def as_ranges(extremes: VDNA) -> dict[str, Any]:
+    """What the reference's `activation_ranges.json` holds."""
+    return {
+        f"{end}s_per_neuron": {
+            layer: {str(i): float(value) for i, value in enumerate(values[end])}
+            for layer, values in extremes.data.items()
+        }
+        for end in ("min", "max")
+    }
+
+
+def quiet_settings(batch_size: int) -> ExtractionSettings:
+    return ExtractionSettings(device="cpu", batch_size=batch_size, num_workers=0, verbose=False)
+
+
+class _Observed(FeatureExtractionModel):
+    """The reference's model, whose features are what our extractor gives for its batch."""
+
+    def __init__(self, extractor: Extractor, ranges: dict[str, Any]) -> None:
+        network = extractor.network
+        super().__init__(
+            NetworkSettings(
+                list(network.mean),
+                list(network.std),
+                {tap.name: tap.neurons for tap in network.taps},
+                (network.height, network.width),
+                network.name,
+            ),
+            quiet_settings(extractor.micro_batch),
+            ranges,
+        )
+        self.name = network.name
+        self._extractor = extractor
+
+    seen: ClassVar[dict[tuple[str, bytes], dict[str, torch.Tensor]]] = {}
+    """By network and pixels: every kind of DNA asks for the same again."""
+
+    def get_features(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        key = (self.name, hashlib.sha256(batch.numpy().tobytes()).digest())
+        if key not in self.seen:
+            self.seen[key] = self._observed(batch)
+        return dict(self.seen[key])
+
+    def _observed(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            found[self._extractor.network.taps[index].name] = x.transpose(1, 2).unsqueeze(3).clone()
+
+        pixels = batch.permute(0, 2, 3, 1).contiguous().numpy()
+        self._extractor.observe(pixels, visit)
+        return found
+
+
+def same_pixels(network: Any, patch: pytest.MonkeyPatch) -> None:
+    """The reference's dataset gives our pixels: its own differ by rounding, and so would counts."""
+    rule = Preprocess(network.height, network.width, network.mean, network.std, exif="ignore")
+
+    def item(dataset: ResizeDataset, index: int) -> torch.Tensor:
+        pixels = images.load(Path(dataset.file_paths[index]).read_bytes(), rule)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    patch.setattr(ResizeDataset, "__getitem__", item)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def both(
+    request: pytest.FixtureRequest,
+    folders: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Both]:
+    yield Both(request.param, tmp_path_factory.mktemp("network"), folders)
+    _Observed.seen.clear()
+
+
+@pytest.fixture(scope="module")
+def ours(both: Both) -> dict[str, DNA]:
+    return {name: both.ours(name) for name in SETS}
+
+
+@pytest.fixture(scope="module")
+def theirs(both: Both) -> dict[str, dict[str, VDNA]]:
+    kinds = (f"histogram-{BINS}", "gaussian", "layer-gaussian")
+    return {name: {kind: both.theirs(kind, name) for kind in kinds} for name in SETS}
+
+
+def clamped(dna: DNA, layer: str) -> NDArray[np.int64]:
+    """Counts with what is outside in the end bins, where the reference counts it."""
+    part = dna.select([layer])
+    counts = part.counts.copy()
+    counts[:, 0] += part.underflow
+    counts[:, -1] += part.overflow
+    return counts
+
+
+def test_histograms_are_equal_to_the_last_count(
+    ours: dict[str, DNA], theirs: dict[str, dict[str, VDNA]]
+) -> None:
+    for name, dna in ours.items():
+        histograms = theirs[name][f"histogram-{BINS}"].data
+        assert list(histograms) == list(dna.layers)
+        for layer, counts in histograms.items():
+            assert np.array_equal(clamped(dna, layer), counts.numpy()), layer
+    night = ours["night"]
+    assert night.underflow.sum() + night.overflow.sum() > 0  # the end bins are put to the test
+
+
+def test_extremes_are_equal_to_the_last_bit(both: Both, ours: dict[str, DNA]) -> None:
+    for layer, values in both.extremes.data.items():
+        part = ours["day"].select([layer])
+        assert np.array_equal(part.min, values["min"].numpy())
+        assert np.array_equal(part.max, values["max"].numpy())
+
+
+def test_gaussians_are_equal_to_its_rounding(
+    ours: dict[str, DNA], theirs: dict[str, dict[str, VDNA]]
+) -> None:
+    """It averages positions and images in float32; we in float64."""
+    for name, dna in ours.items():
+        for layer, found in theirs[name]["gaussian"].data.items():
+            part = dna.select([layer])
+            variance = part.m2 / (part.images - 1)
+            scale = float(np.abs(part.mean).max() + np.sqrt(variance.max()))
+            assert np.allclose(found["mu"], part.mean, rtol=1e-5, atol=1e-6 * scale)
+            assert np.allclose(found["var"], variance, rtol=1e-3, atol=1e-6 * scale**2)
+        for layer, found in theirs[name]["layer-gaussian"].data.items():
+            part = dna.select([layer])
+            covariance = part.scatter_of(layer) / (part.images - 1)
+            scale = float(np.abs(covariance).max() + np.abs(part.mean).max() ** 2)
+            assert np.allclose(found["sigma"], covariance, rtol=1e-3, atol=1e-6 * scale)
+
+
+def as_theirs(dna: DNA, kind: str) -> VDNA:
+    """The reference's object of our numbers, in float64."""
+    vdna = get_vdna(kind)
+    vdna.feature_extractor_name = dna.spec.extractor
+    vdna.neurons_list = {tap.name: tap.neurons for tap in dna.spec.taps}
+    for layer in dna.layers:
+        part = dna.select([layer])
+        mean = torch.from_numpy(part.mean)
+        vdna.data[layer] = {
+            f"histogram-{BINS}": lambda part=part, layer=layer: torch.from_numpy(
+                clamped(part, layer)
+            ),
+            "gaussian": lambda part=part, mean=mean: {
+                "mu": mean,
+                "var": torch.from_numpy(part.m2 / (part.images - 1)),
+            },
+            "layer-gaussian": lambda part=part, mean=mean, layer=layer: {
+                "mu": mean,
+                "sigma": torch.from_numpy(part.scatter_of(layer) / (part.images - 1)),
+            },
+        }[kind]()
+    return vdna
+
+
+@pytest.mark.parametrize(
+    ("ours_of", "theirs_of", "kind"),
+    [(emd, EMD, f"histogram-{BINS}"), (nfd, NFD, "gaussian")],
+    ids=["emd", "nfd"],
+)
+def test_distances_of_equal_inputs_are_equal(
+    ours: dict[str, DNA], ours_of: Callable[..., Any], theirs_of: Callable[..., Any], kind: str
+) -> None:
+    a, b = ours.values()
+    x, y = as_theirs(a, kind), as_theirs(b, kind)
+    layer = a.layers[len(a.layers) // 2]
+    exact = {"rel": 1e-9, "abs": 1e-12}
+    assert ours_of(a, b) == pytest.approx(float(theirs_of(x, y)), **exact)
+    each = theirs_of(x, y, return_neuron_wise=True)
+    per_layer = ours_of(a, b, per_layer=True)
+    for name, found in each.items():
+        found = found.double().numpy()
+        one = theirs_of(x, y, use_neurons_from_layer=name)
+        assert per_layer[name] == pytest.approx(float(one), **exact)
+        if kind == "gaussian":  # which it stores in float32
+            exact_each = {"rel": 1e-6, "abs": 1e-6 * float(found.max())}
+        else:
+            exact_each = exact
+        assert ours_of(a, b, layer=name, per_neuron=True) == pytest.approx(found, **exact_each)
+    chosen = theirs_of(x, y, use_neurons_from_layer=layer, use_neuron_index=3)
+    assert ours_of(a, b, layer=layer, neuron=3) == pytest.approx(float(chosen), **exact)
+
+
+@pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
+def test_fd_of_equal_inputs_is_equal(ours: dict[str, DNA]) -> None:
+    """Of whole layers as far as its square root goes: of ten images their covariances are singular,
+    and there it loses half of the digits. Of a few neurons of each they are not."""
+    a, b = ours.values()
+    layer = min(a.layers, key=lambda name: a.spec.tap(name).neurons)
+    x, y = as_theirs(a.select([layer]), "layer-gaussian"), as_theirs(b, "layer-gaussian")
+    theirs = float(FD(x, y, use_neurons_from_layer=layer))
+    assert fd(a, b, layer=layer) == pytest.approx(theirs, rel=1e-5)
+    for name in a.layers:
+        numbers = []
+        for dna in (a, b):
+            part = dna.select([name])
+            covariance = part.scatter_of(name) / (part.images - 1)
+            alive = np.flatnonzero(np.diagonal(covariance) > 1e-3 * np.diagonal(covariance).max())
+            numbers.append((part.mean, covariance, set(alive[:400].tolist())))
+        few = sorted(numbers[0][2] & numbers[1][2])[::7][:4]
+        parts = [(mean[few], covariance[np.ix_(few, few)]) for mean, covariance, _ in numbers]
+        tensors = [torch.from_numpy(v) for part in parts for v in part]
+        theirs = float(frechet_distance_multidim(*tensors))
+        roots = [np.linalg.cholesky(covariance) for _, covariance in parts]
+        ours_of_few = frechet(parts[0][0], roots[0], parts[1][0], roots[1])
+        assert ours_of_few == pytest.approx(theirs, rel=1e-9), name
+
+
+# End to end: its own networks, files, resize and arithmetic.
+
+OWN = ("vgg16", "mugs_vit_small", "inception")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.filterwarnings("ignore")
+def test_the_whole_agrees_within_rounding(
+    name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tolerances: 1 in 1,000 activations in another bin, and by one bin only; so 0.001 bins of EMD
+    between both DNAs of one set, and distances of two sets equal to 1 in 10,000."""
+    theirs = Theirs(monkeypatch, tmp_path)
+
+    def of(kind: str, folder: str) -> VDNA:
+        theirs.settings = quiet_settings(5)  # anew: a DNA leaves its own choices in them
+        model = getattr(theirs, name)().eval()
+        model.name = name
+        if name == "mugs_vit_small":  # the reference publishes no ranges for it, and reads none
+            model.norm_means_per_layer, model.norm_stds_per_layer = (
+                get_pre_hist_norm_params_from_min_max(json.loads(theirs.ranges.read_text()), 1.2)
+            )
+        vdna = get_vdna(kind)
+        vdna.fill_vdna(model, DataSettings(source=str(folders[folder])))
+        return vdna
+
+    extremes = of("activation-ranges", "day")
+    theirs.ranges.write_text(json.dumps(as_ranges(extremes)))
+    kinds = (f"histogram-{BINS}", "gaussian", "layer-gaussian")
+    found = {folder: {kind: of(kind, folder) for kind in kinds} for folder in SETS}
+    ours = {
+        folder: make_dna(
+            folders[folder],
+            extractor=name,
+            weights=str(theirs.weights),
+            ranges=str(theirs.ranges),
+            exif="ignore",
+            layer_gaussian=True,
+            threads=2,
+        )
+        for folder in SETS
+    }
+    for folder, dna in ours.items():
+        histograms = found[folder][f"histogram-{BINS}"].data
+        assert {layer: len(counts) for layer, counts in histograms.items()} == {
+            tap.name: tap.neurons for tap in dna.spec.taps
+        }
+        for layer, counts in histograms.items():
+            mine, other = clamped(dna, layer), counts.numpy()
+            assert np.array_equal(mine.sum(axis=1), other.sum(axis=1))
+            moved = np.abs(mine - other).sum() / 2
+            assert moved <= 1e-3 * other.sum(), layer
+            earth = np.abs(np.cumsum(mine - other, axis=1)).sum()
+            assert earth <= 1e-3 * other.sum(), layer
+    a, b = ours.values()
+    (x, y) = (found[folder] for folder in SETS)
+    close = {"rel": 1e-4}
+    theirs_emd = EMD(x[f"histogram-{BINS}"], y[f"histogram-{BINS}"])
+    assert emd(a, b) == pytest.approx(float(theirs_emd), **close)
+    theirs_nfd = NFD(x["gaussian"], y["gaussian"])
+    assert nfd(a, b) == pytest.approx(float(theirs_nfd), rel=1e-3)
+    last = a.layers[-1]
+    theirs_fd = FD(x["layer-gaussian"], y["layer-gaussian"], use_neurons_from_layer=last)
+    assert fd(a, b, layer=last) == pytest.approx(float(theirs_fd), rel=1e-3)
+    theirs.weights.unlink()

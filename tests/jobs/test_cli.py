@@ -1,0 +1,1056 @@
+"""The commands as people and scripts run them: what they print, where, and how they exit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import click.testing
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import typer
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from jobs.app import app
+from jobs.compare import rows_of
+from jobs.shell import Rows, print_json
+from pipeline import comparing as matrix
+from pipeline.catalogue import Catalogue
+from pipeline.errors import StorageError
+from pipeline.networks import describe
+from tests.reporting.test_report import matrix_of, with_estimates
+from tests.support import tiny_network as tiny
+from tests.support.builders import photo, write_photos
+from tests.support.ray_commands import SLOW, Small, small
+
+__all__ = ["small"]  # a fixture
+
+IMAGES = 6
+REPOSITORY = Path(__file__).parents[2]
+RUNNER = CliRunner()
+Outcome = click.testing.Result
+
+SMALL: list[object] = []
+"""Options of a build by a small network, where what is counted is not the point."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network(tmp_path_factory: pytest.TempPathFactory) -> tiny.Place:
+    network = tiny.install(tmp_path_factory.mktemp("tiny"))
+    SMALL[:] = [word for k, v in network.options.items() for word in (f"--{k}", v)]
+    return network
+
+
+def vdna(*words: object, exits: int = 0, env: dict[str, str] | None = None) -> Outcome:
+    """The command in this process; errors of ours end in their exit code, never a traceback."""
+    done = RUNNER.invoke(app, [str(word) for word in words], env=env)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    assert done.exit_code == exits, done.output
+    return done
+
+
+def vdna_json(*words: object, exits: int = 0) -> Any:
+    """What it prints on stdout, which is one JSON text and nothing beside it."""
+    return json.loads(vdna(*words, "--json", exits=exits).stdout)
+
+
+def build(name: str, source: Path, place: Path, *options: object, exits: int = 0) -> Outcome:
+    words = ("build", name, source, "-c", place, "--workers", 0, "--threads", 2)
+    return vdna(*words, *options, exits=exits)
+
+
+def build_json(name: str, source: Path, place: Path, *options: object) -> Any:
+    return json.loads(build(name, source, place, "--json", *options).stdout)
+
+
+def run(*command: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=REPOSITORY,
+        env=os.environ | (env or {}),
+    )
+
+
+def refused(done: Outcome, *parts: str) -> None:
+    """One message on stderr, and no traceback anywhere."""
+    assert done.stdout == ""
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.output
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, IMAGES)
+    (folder / "notes.txt").write_text("of another kind")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("others")
+    write_photos(folder, 4, first_seed=500)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images, one of them cut short."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    cut = write_photos(folder, 4, first_seed=700)[-1]
+    cut.write_bytes(cut.read_bytes()[:-200])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, photos: Path, others: Path) -> Path:
+    """`a` and `b/other` under the default spec, and `a` with 100 bins beside it."""
+    place = tmp_path_factory.mktemp("catalogue")
+    build("a", photos, place)
+    build("b/other", others, place)
+    build("a", photos, place, "--bins", 100)
+    return place
+
+
+@pytest.fixture(scope="module")
+def specs(place: Path) -> dict[int, str]:
+    """Bins -> digest."""
+    catalogue = Catalogue(str(place))
+    digests = catalogue.head().datasets["a"]
+    return {catalogue.spec(digest).bins: digest for digest in digests}
+
+
+# build
+
+
+def test_build_says_what_it_counted_and_left_out(tmp_path: Path, photos: Path) -> None:
+    done = build("a", photos, tmp_path / "c")
+    (line,) = done.stdout.splitlines()
+    digest = Catalogue(str(tmp_path / "c")).find("a").dna
+    assert line == (f"a: 6 images, 1 files of other kinds ignored; committed (dna {digest[:12]})")
+    assert f"listing {photos}" in done.stderr
+    assert "6/6 images" in done.stderr
+
+
+def test_the_same_command_again_does_nothing(place: Path, photos: Path) -> None:
+    before = Catalogue(str(place)).head().number
+    done = build("a", photos, place)
+    assert "nothing to do, the source has not changed" in done.stdout
+    assert "6/6 images" not in done.stderr
+    again = build_json("a", photos, place)
+    assert (again["changed"], again["counted_shards"]) == (False, 0)
+    assert Catalogue(str(place)).head().number == before
+
+
+def test_build_as_json(tmp_path: Path, spoilt: Path) -> None:
+    result = build_json("x", spoilt, tmp_path / "c", *SMALL, "--max-failures", 1)
+    assert (result["name"], result["images"], result["failed"]) == ("x", 3, 1)
+    assert (result["changed"], result["counted_shards"]) == (True, 4)
+    (failure,) = result["failures"]
+    assert failure["reason"] == "truncated"
+    assert failure["uri"].endswith("photo-0703.jpg")
+    version = Catalogue(str(tmp_path / "c")).find("x")
+    assert (result["dna"], result["sha256"]) == (version.dna, version.sha256)
+
+
+def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
+    options = ("--bins", 50, "--resize", "fast", "--limit", 3, "--exclude", "*-0005.jpg")
+    options += ("--exif", "ignore", "--crop", "center")
+    result = build_json("a", photos, tmp_path / "c", *options)
+    assert (result["images"], result["counted_shards"]) == (3, 3)
+    spec = Catalogue(str(tmp_path / "c")).spec(result["spec"])
+    assert (spec.bins, spec.preprocess.resize) == (50, "fast")
+    assert (spec.preprocess.exif, spec.preprocess.crop) == ("ignore", "center")
+
+
+def test_failures_that_are_let_through_are_listed(tmp_path: Path, spoilt: Path) -> None:
+    done = build("x", spoilt, tmp_path / "c", *SMALL, "--max-failures", 1)
+    first, second = done.stdout.splitlines()
+    assert first.startswith("x: 3 images, 1 could not be read; committed")
+    assert second.startswith("  not counted: ")
+    assert "photo-0703.jpg: truncated" in second
+    shown = vdna("show", "x", "-c", tmp_path / "c").stdout
+    assert "3 images, 1 failed" in shown
+    assert "1 x truncated" in shown
+    (failure,) = vdna_json("show", "x", "-c", tmp_path / "c")["failures"]
+    assert failure["reason"] == "truncated"
+
+
+def test_too_many_failures_exit_3_and_a_higher_limit_commits_at_once(
+    tmp_path: Path, spoilt: Path
+) -> None:
+    refused(
+        build("x", spoilt, tmp_path, *SMALL, exits=3),
+        "1 of 4 images could not be read; the limit is 0.01",
+        "photo-0703.jpg: truncated",
+        "--max-failures",
+    )
+    assert vdna_json("ls", "-c", tmp_path) == []
+    result = build_json("x", spoilt, tmp_path, *SMALL, "--max-failures", 0.25)
+    assert (result["changed"], result["counted_shards"]) == (True, 0)
+    assert (result["images"], result["failed"]) == (3, 1)
+
+
+# How it ends
+
+
+def test_a_missing_source_exits_1(tmp_path: Path) -> None:
+    refused(build("a", tmp_path / "nowhere", tmp_path / "c", exits=1), "nowhere does not exist")
+
+
+def test_an_empty_source_exits_1(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(build("a", tmp_path / "empty", tmp_path / "c", exits=1), "empty holds no image")
+    (tmp_path / "empty" / "list.json").write_text("[]")
+    done = build("a", tmp_path / "empty", tmp_path / "c", exits=1)
+    refused(done, "1 files of other kinds ignored")
+
+
+def test_a_source_of_broken_images_only_exits_1_whatever_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"nothing")
+    done = build("a", tmp_path / "images", tmp_path / "c", "--max-failures", 9, exits=1)
+    refused(done, "none of 1 candidates is an image", "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parts"),
+    [
+        ("a", ("--extractor", "resnet9000"), ("'resnet9000'", "efficientnet_lite0")),
+        ("a", ("--bins", "1"), ("bins is 1",)),
+        ("a", ("--max-failures", "-1"), ("max_failures is -1",)),
+        ("a", ("--max-failures", "nan"), ("max_failures is nan",)),
+        ("a", ("--limit", "0"), ("limit is 0",)),
+        ("a", ("--shard-images", "0"), ("shard_images is 0",)),
+        ("a", ("--group-by", "folder"), ("'folder'",)),
+        ("a", ("--gpus-per-worker", "-1"), ("gpus_per_worker is -1",)),
+        ("a", ("--threads", "0"), ("threads is 0",)),
+        ("a", ("--workers", "-1"), ("workers is -1",)),
+        ("a b", (), ("'a b'",)),
+        ("../a", (), ("'../a'",)),
+        ("a//b", (), ("'a//b'",)),
+        ("a/..", (), ("'a/..'",)),
+        ("", (), ("''",)),
+    ],
+)
+def test_bad_usage_exits_2_and_names_the_value(
+    tmp_path: Path, photos: Path, name: str, options: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    refused(build(name, photos, tmp_path / "c", *options, exits=2), *parts)
+    assert not list(tmp_path.glob("c/_log/*"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("build", "a"),
+        ("build", "a", "x", "-c", "c", "--resize", "dirty"),
+        ("build", "a", "x", "-c", "c", "--crop", "left"),
+        ("build", "a", "x", "-c", "c", "--exif", "maybe"),
+        ("build", "a", "x", "-c", "c", "--bins", "many"),
+        ("build", "a", "x", "-c", "c", "--no-such-option"),
+        ("gc", "-c", "c", "--grace-days", "-1"),
+        ("log", "-c", "c", "--limit", "-1"),
+        ("no-such-command",),
+        ("ls",),
+    ],
+)
+def test_what_the_parser_refuses_exits_2(words: tuple[str, ...]) -> None:
+    done = vdna(*words, exits=2, env={"VDNA_CATALOGUE": ""})
+    assert "Traceback" not in done.output
+
+
+def test_a_signed_url_is_refused_and_its_secret_not_repeated(tmp_path: Path) -> None:
+    url = "https://host/a.jpg?X-Amz-Signature=planted"
+    done = vdna("build", "a", url, "-c", tmp_path, "--workers", 0, exits=2)
+    refused(done, "https://host/a.jpg")
+    assert "planted" not in done.output
+
+
+@pytest.mark.parametrize("command", ["show", "verify", "compare"])
+def test_an_unknown_dataset_exits_1_and_names_it(place: Path, command: str) -> None:
+    refused(vdna(command, "nobody", "-c", place, exits=1), "nobody", "a", "b/other")
+
+
+def test_an_unknown_spec_or_moment_is_named(place: Path) -> None:
+    refused(vdna("show", "a", "-c", place, "--spec", "zz", exits=1), "'zz'")
+    refused(vdna("ls", "-c", place, "--at", "99", exits=1), "no commit 99")
+    refused(vdna("ls", "-c", place, "--at", "2000-01-01", exits=1), "as old as 2000-01-01")
+    refused(vdna("ls", "-c", place, "--at", "yesterday", exits=2), "'yesterday'")
+    refused(vdna("compare", "-c", place, "--layer", "blocks.9", exits=2), "'blocks.9'")
+    refused(vdna("compare", "a", "-c", place, exits=2), "two datasets or more; there is 1")
+    refused(vdna("gc", "-c", place, "--keep", "0", exits=2), "keep is 0")
+
+
+def test_an_error_is_json_on_stdout_and_text_on_stderr(tmp_path: Path, place: Path) -> None:
+    done = vdna("show", "nobody", "-c", place, "--json", exits=1)
+    error = json.loads(done.stdout)
+    assert error["error"] == "NotFound"
+    assert done.stderr == f"error: {error['message']}\n"
+    for exits, kind, options in (
+        (1, "SourceError", (tmp_path / "nowhere",)),
+        (2, "UsageError", (tmp_path, "--extractor", "resnet9000")),
+    ):
+        words = ("build", "a", *options, "-c", tmp_path / "c", "--workers", 0)
+        assert vdna_json(*words, exits=exits)["error"] == kind
+
+
+def test_any_number_of_failures_may_be_allowed(tmp_path: Path, spoilt: Path) -> None:
+    result = build_json("x", spoilt, tmp_path, *SMALL, "--max-failures", "inf")
+    assert result["failed"] == 1
+
+
+def test_a_grace_without_end_removes_nothing(place: Path) -> None:
+    words = ("gc", "-c", place, "--grace-days", "inf", "--dry-run")
+    assert vdna_json(*words) == {"objects": 0, "bytes": 0, "removed": False}
+
+
+def test_a_catalogue_that_cannot_be_written_is_an_error_of_ours(
+    tmp_path: Path, photos: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused(build("a", photos, tmp_path / "file" / "c", exits=1), "cannot be written")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_interrupted_exits_130(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.build.build_datasets", interrupted)
+    done = build("a", photos, tmp_path, *options, exits=130)
+    assert done.stderr.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "Traceback" not in done.output
+
+
+# rank
+
+
+def near(source: Path, place: Path, *options: object, exits: int = 0) -> Outcome:
+    words = ("rank", source, "--to", "b/other", "-c", place, "--workers", 0, "--threads", 2)
+    return vdna(*words, *options, exits=exits)
+
+
+def test_rank_prints_both_ends_and_writes_all(place: Path, photos: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "near.parquet", tmp_path / "near.html"
+    options = ("--layer", "bn1", "--top", 2, "--out", out, "--html", page)
+    done = near(photos, place, *options)
+    rows = pq.read_table(out).to_pylist()
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert list(rows[0]) == ["uri", "member", "rank", "emd", "emd:bn1", "error"]
+    lines = done.stdout.splitlines()
+    assert lines[0] == "nearest to b/other, in bins (in all, bn1):"
+    shown = [rows[0], rows[1], rows[5], rows[4]]
+    for line, row in zip([*lines[1:3], *lines[4:6]], shown, strict=True):
+        name = row["uri"].removeprefix("file://")
+        assert line.split() == [
+            str(row["rank"]), f"{row['emd']:.2f}", f"{row['emd:bn1']:.2f}", name,
+        ]  # fmt: skip
+    assert lines[3] == "farthest from b/other, in bins (in all, bn1):"
+    assert lines[6].startswith("6 images ranked by their distance to b/other (dna ")
+    assert lines[7:] == [f"written to {out}", f"written to {page}"]
+    assert page.read_text().count("<figure") == 6
+    assert "6/6 images" in done.stderr
+    again = json.loads(near(photos, place, *options, "--json").stdout)
+    assert again["counted_shards"] == 0
+    assert (again["ranked"], again["failed"], again["layers"]) == (6, 0, ["bn1"])
+    told = {key: rows[0][key] for key in ("uri", "member", "rank", "emd", "emd:bn1")}
+    assert again["nearest"][0] == told
+    assert len(again["nearest"]) == len(again["farthest"]) == 2
+
+
+def test_rank_exits_as_the_others_do(place: Path, spoilt: Path, tmp_path: Path) -> None:
+    out = tmp_path / "near.parquet"
+    lens = ("--neurons", "blocks.6.0:0-9")
+    refused(near(spoilt, place, *lens, "--out", out, exits=3), "1 of 4 images could not be read")
+    assert not out.exists()
+    done = near(spoilt, place, *lens, "--out", out, "--max-failures", 1)
+    assert "3 images ranked" in done.stdout
+    assert "through lens blocks.6.0:0-9, 1 could not be read" in done.stdout
+    assert "photo-0703.jpg: truncated: " in done.stdout
+    refused(near(spoilt, place, "--out", "x.csv", exits=2), "Parquet")
+    refused(near(spoilt, place, "--html", "x.txt", exits=2), "name it .html")
+    refused(near(spoilt, place, "--layer", "nope", exits=2), "no layer 'nope'")
+    refused(near(spoilt, place, *lens, "--layer", "bn1", exits=2), "no weight")
+    refused(vdna("rank", spoilt, "--to", "x", "-c", place, exits=1), "has no dataset 'x'")
+
+
+# Reading the catalogue
+
+
+def test_ls_lists_every_dataset_under_every_spec(
+    place: Path, photos: Path, specs: dict[int, str]
+) -> None:
+    listed = vdna_json("ls", "-c", place)
+    assert [(row["name"], row["images"]) for row in listed] == [
+        ("a", IMAGES), ("a", IMAGES), ("b/other", 4),
+    ]  # fmt: skip
+    assert {row["spec"] for row in listed if row["name"] == "a"} == set(specs.values())
+    header, *lines = vdna("ls", "-c", place).stdout.splitlines()
+    assert header.split() == ["dataset", "images", "failed", "spec", "built", "source"]
+    assert [line.split()[:3] for line in lines] == [
+        ["a", "6", "0"], ["a", "6", "0"], ["b/other", "4", "0"],
+    ]  # fmt: skip
+    assert lines[0].endswith(f"  {photos}")
+    first = vdna_json("ls", "-c", place, "--at", "1")
+    assert [row["name"] for row in first] == ["a"]
+
+
+def test_an_empty_catalogue_says_so(tmp_path: Path) -> None:
+    assert "vdna build NAME SOURCE" in vdna("ls", "-c", tmp_path).stdout
+    assert "no commits yet" in vdna("log", "-c", tmp_path).stdout
+    refused(vdna("verify", "-c", tmp_path, exits=1), "no dataset", str(tmp_path))
+    assert vdna_json("ls", "-c", tmp_path) == []
+    assert vdna_json("log", "-c", tmp_path) == []
+    assert vdna_json("verify", "-c", tmp_path, exits=1)["error"] == "NotFound"
+    refused(vdna("compare", "-c", tmp_path, exits=1), "no dataset yet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_catalogue_may_come_from_the_environment(place: Path) -> None:
+    done = vdna("ls", "--json", env={"VDNA_CATALOGUE": str(place)})
+    assert json.loads(done.stdout) == vdna_json("ls", "-c", place)
+    other = vdna("ls", "-c", place, "--json", env={"VDNA_CATALOGUE": "elsewhere"})
+    assert other.stdout == done.stdout
+
+
+def test_show_tells_how_a_dataset_was_counted(
+    place: Path, photos: Path, specs: dict[int, str]
+) -> None:
+    shown = vdna_json("show", "a", "-c", place)
+    assert (shown["spec"], shown["spec_fields"]["bins"]) == (specs[1000], 1000)
+    assert shown["failures"] == []
+    text = vdna("show", "a", "-c", place).stdout
+    assert text.startswith(f"a: 6 images, 0 failed, from {photos}\n")
+    assert "3,120 neurons of 18 layers x 1000 bins" in text
+    assert describe("efficientnet_lite0").weights_sha256 in text
+    coarse = vdna_json("show", "a", "-c", place, "--spec", specs[100][:10])
+    assert (coarse["spec"], coarse["spec_fields"]["bins"]) == (specs[100], 100)
+    assert "x 100 bins" in vdna("show", "a", "-c", place, "--spec", specs[100]).stdout
+
+
+def test_log_is_newest_first(place: Path) -> None:
+    commits = vdna_json("log", "-c", place)
+    assert [(c["number"], c["action"]) for c in commits] == [
+        (3, "build a"), (2, "build b/other"), (1, "build a"),
+    ]  # fmt: skip
+    lines = vdna("log", "-c", place).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["3", "2", "1"]
+    assert "build b/other" in lines[1]
+    assert len(vdna_json("log", "-c", place, "--limit", 2)) == 2
+
+
+def test_verify_finds_a_sound_catalogue_sound(place: Path) -> None:
+    findings = vdna_json("verify", "-c", place)
+    assert findings
+    assert all(finding["ok"] for finding in findings)
+    assert {finding["dataset"] for finding in findings} == {"a", "b/other"}
+    lines = vdna("verify", "b/other", "-c", place).stdout.splitlines()
+    assert lines
+    assert all(line.startswith("ok     b/other  ") for line in lines)
+
+
+def test_verify_exits_1_where_a_file_was_changed(tmp_path: Path, others: Path) -> None:
+    build("b", others, tmp_path, *SMALL)
+    (file,) = tmp_path.glob("dna/*/b/*.parquet")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert "WRONG  b" in vdna("verify", "-c", tmp_path, exits=1).stdout
+    assert not all(finding["ok"] for finding in vdna_json("verify", "-c", tmp_path, exits=1))
+    build("c", others, tmp_path, *SMALL)
+    refused(vdna("compare", "-c", tmp_path, exits=1), str(file), "sha256")
+
+
+def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:
+    source, place = tmp_path / "photos", tmp_path / "c"
+    write_photos(source, 2)
+    build("a", source, place, *SMALL)
+    photo(90).save(source / "photo-0000.jpg")
+    build("a", source, place, *SMALL)
+    assert vdna_json("gc", "-c", place, "--keep", 1) == {"objects": 0, "bytes": 0, "removed": True}
+    words = ("gc", "-c", place, "--keep", 1, "--grace-days", 0)
+    planned = vdna_json(*words, "--dry-run")
+    assert planned["objects"] > 0
+    assert planned["removed"] is False
+    *listed, last = vdna(*words, "--dry-run").stdout.splitlines()
+    assert len(listed) == planned["objects"]
+    assert last == f"{planned['objects']:,} objects, {planned['bytes']:,} bytes to remove"
+    assert vdna(*words).stdout == last.replace("to remove", "removed") + "\n"
+    assert vdna_json(*words)["objects"] == 0
+    assert all(finding["ok"] for finding in vdna_json("verify", "-c", place))
+    assert build_json("a", source, place, *SMALL)["changed"] is False
+
+
+# compare
+
+
+def test_compare_prints_pairs_and_what_is_known_of_them(place: Path) -> None:
+    text = vdna("compare", "-c", place).stdout
+    rows = vdna_json("compare", "-c", place)
+    row = next(r for r in rows if (r["a"], r["b"], r["layer"]) == ("a", "b/other", "all"))
+    assert row["emd"] > 0
+    assert row["q"] is None  # of four images there are four folds
+    assert "of all neurons, in bins (1000 to a neuron's range)" in text
+    assert f"{row['emd_corrected']:.1f}" in text
+    assert f"[{row['low']:.2f}, {row['high']:.2f}]" in text
+    assert "None of 1 pair is tested: that takes 6 folds of each dataset" in text
+    assert "range), corrected for the sizes of the samples\n" in text
+    assert "Distance, in bins, corrected for the sizes of the samples" in text
+    few = "error bars were checked on 16 images or more; fewer are of a (6) and b/other (4)"
+    assert f"note: {few}\n" in text
+    plain = vdna("compare", "--no-error-bars", "-c", place).stdout
+    assert "error bars were checked on" not in plain
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_the_memory_asked_for_is_the_memory_taken(
+    command: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def spy(*arguments: Any) -> Any:
+        taken.append(arguments[-1].memory)
+        return compared(*arguments)
+
+    compared = matrix._compare
+    monkeypatch.setattr(matrix, "_compare", spy)
+    out = ("--out", tmp_path / "report.html") if command == "report" else ()
+    vdna(command, "-c", place, "--memory", "0.25", *out)
+    assert taken == [2**28]
+
+
+def test_compare_as_json_has_every_ordered_pair_of_every_layer(place: Path) -> None:
+    rows = vdna_json("compare", "-c", place)
+    keys = {(row["a"], row["b"], row["layer"]) for row in rows}
+    assert len(keys) == len(rows) == 2 * 2 * 19
+    assert all(row["emd"] == 0 for row in rows if row["a"] == row["b"])
+    there = {(row["a"], row["b"], row["layer"]): row["emd"] for row in rows}
+    assert all(there[a, b, layer] == there[b, a, layer] for a, b, layer in keys)
+    assert vdna_json("compare", "-c", place, "--layer", "all") == rows
+    assert (
+        vdna("compare", "-c", place, "--layer", "all").stdout == vdna("compare", "-c", place).stdout
+    )
+    some = vdna_json("compare", "b/other", "a", "-c", place, "--layer", "blocks.3.1")
+    assert {row["layer"] for row in some} >= {"blocks.3.1"}
+    for row in some:
+        if row["layer"] == "blocks.3.1":
+            assert row["emd"] == there[row["a"], row["b"], "blocks.3.1"]
+
+
+def test_compare_writes_parquet_that_opens(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "matrix.parquet"
+    assert f"written to {out}" in vdna("compare", "-c", place, "--out", out).stdout
+    table = pq.read_table(out)
+    for column in (
+        "a",
+        "b",
+        "layer",
+        "emd",
+        "emd_range",
+        "nfd",
+        "fd",
+        "emd_corrected",
+        "se",
+        "floor",
+    ):
+        assert column in table.column_names
+    rows = vdna_json("compare", "-c", place)
+    assert table.to_pylist() == rows
+
+
+def test_compare_writes_a_page_and_a_figure(place: Path, tmp_path: Path) -> None:
+    page, figure = tmp_path / "page.html", tmp_path / "figure.svg"
+    text = vdna("compare", "-c", place, "--html", page, "--figure", figure).stdout
+    assert f"written to {page}\nwritten to {figure}" in text
+    assert "1 pair" in text
+    assert page.read_text().startswith("<!doctype html>")
+    assert "b/other" in page.read_text()
+    assert "b/other" in figure.read_text()
+    some = vdna_json("compare", "-c", place, "--layer", "bn2", "--html", page, "--figure", figure)
+    assert {row["layer"] for row in some} == {"bn2"}
+    refused(vdna("compare", "-c", place, "--html", tmp_path / "x.txt", exits=2), "x.txt", ".html")
+    refused(vdna("compare", "-c", place, "--figure", tmp_path / "x.gif", exits=2), "x.gif", ".svg")
+
+
+def test_compare_names_its_lens_everywhere(place: Path, tmp_path: Path) -> None:
+    page, figure = tmp_path / "page.html", tmp_path / "figure.svg"
+    words = ("compare", "-c", place, "--neurons", "blocks.3.1:0-3")
+    text = vdna(*words, "--html", page, "--figure", figure).stdout
+    assert "Earth Mover's Distance through lens blocks.3.1:0-3, in bins" in text
+    assert "2 datasets, through lens blocks.3.1:0-3" in figure.read_text()
+    assert "Visual DNA of 2 datasets through lens blocks.3.1:0-3" in page.read_text()
+    for shown in (text, figure.read_text(), page.read_text().partition("<script>")[0]):
+        assert "all neurons" not in shown
+        assert "no distance that is defined" not in shown
+    other = vdna(*words, "--layer", "bn2", "--html", page, "--figure", figure).stdout
+    assert "The lens gives this layer no weight" in other
+    assert "The lens gives this layer no weight" in figure.read_text()
+    assert '"weightless":["bn2"]' in page.read_text()
+    assert "nan" not in other
+    assert "nearest" not in other.lower()
+
+
+def test_a_matrix_as_json_is_printed_row_by_row(
+    tmp_path: Path,
+    place: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(40)]), (0, 1))
+    matrix.emd[1, 2, 3] = float("nan")
+    rows = matrix.table.to_pylist()
+    tracemalloc.start()
+    assert all(row == expected for row, expected in zip(rows_of(matrix), rows, strict=True))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20 * 4  # and not some 8 MiB for every 4,000 rows
+
+    def telling() -> Iterator[object]:
+        for at, row in enumerate(rows):
+            assert capsys.readouterr().out.count('"emd_range"') == min(at, 1)
+            yield row
+
+    for some in ([], rows[:1], rows[:100]):
+        print_json({"rows": some, "z": 1})
+        whole = capsys.readouterr().out
+        print_json({"z": 1, "rows": Rows(iter(some))})
+        assert capsys.readouterr().out == whole
+    print_json(Rows(telling()))
+    monkeypatch.setattr("jobs.compare.ROWS", 3)
+    assert list(rows_of(matrix)) == rows
+    given: list[Any] = []
+    for command in ("compare", "refresh"):
+        monkeypatch.setattr(f"jobs.{command}.print_json", given.append)
+    vdna("compare", "-c", place, "--json")
+    config = tmp_path / "datasets.yaml"
+    config.write_text(f"datasets: [{{name: a, source: '{photos}'}}]")
+    vdna("refresh", "--config", config, "-c", place, "--workers", 0, "--json")
+    (printed, refreshed) = given[0], given[1]["matrix"]
+    assert isinstance(printed, Rows)
+    assert isinstance(refreshed, Rows)
+    assert list(refreshed) == list(printed) != []
+
+
+def test_report_writes_the_page_of_a_snapshot(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "2 datasets is in vdna-report.html" in vdna("report", "-c", place).stdout
+    page = tmp_path / "vdna-report.html"
+    assert page.read_text().count("data:image/webp") == 8
+    out = tmp_path / "deep/other.html"
+    told = vdna_json("report", "-c", place, "--out", out, "--samples", 0)
+    assert told == {"out": str(out), "bytes": out.stat().st_size, "datasets": 2}
+    assert "data:image/webp" not in out.read_text()
+    refused(vdna("report", "-c", place, "--out", "report.pdf", exits=2), "report.pdf", ".html")
+    weights = {"layer": ["bn2"], "neuron": [3], "weight": [1.0]}
+    pq.write_table(pa.table(weights), tmp_path / "third.parquet")
+    vdna("report", "-c", place, "--out", out, "--samples", 0, "--lens", "third.parquet")
+    assert '"lens":"third"' in out.read_text().replace(" ", "")
+
+
+def test_a_build_of_another_source_than_before_says_so(photos: Path, tmp_path: Path) -> None:
+    place = tmp_path / "catalogue"
+    for number, name in enumerate(("day", "night"), 1):
+        (tmp_path / f"{name}.txt").write_text(f"{photos}/photo-000{number}.jpg\n")
+    build("x", tmp_path / "day.txt", place, *SMALL)
+    assert vdna_json("show", "x", "-c", place)["source"] == str(tmp_path / "day.txt")
+    said = build("x", tmp_path / "night.txt", place, *SMALL).stderr
+    assert f"x: was of {tmp_path}/day.txt, and is of {tmp_path}/night.txt now" in said
+
+
+def test_compare_says_which_datasets_may_share_images(photos: Path, tmp_path: Path) -> None:
+    place, page = tmp_path / "catalogue", tmp_path / "page.html"
+    for name, limit in (("few", 2), ("more", 3)):
+        build(name, photos, place, *SMALL, "--limit", limit)
+    note = f"few and more are of the source {photos}, or of places within it"
+    text = vdna("compare", "-c", place, "--html", page).stdout
+    assert f"note: images may be shared, and error bars not hold: {note}" in text
+    assert note in page.read_text()
+
+
+def test_a_report_says_what_it_leaves_out(tmp_path: Path) -> None:
+    place, page = tmp_path / "c", tmp_path / "page.html"
+    for at, name in enumerate("abxy"):
+        folder = write_photos(tmp_path / name, 2, 10 * at)[0].parent
+        build(name, folder, place, *SMALL, *(["--crop", "center"] if name in "xy" else []))
+    note = "not compared, as built under other specs (--spec): x and y"
+    for command in (("report", "--out"), ("compare", "--html")):
+        said = vdna(*command, page, "-c", place).stdout
+        assert f"note: {note}\n" in said
+        assert (
+            "note: error bars were checked on 16 images or more; fewer are of a (2) and b (2)"
+            in said
+        )
+        assert note in page.read_text()
+    done = vdna("report", "--out", page, "-c", place, "--json")
+    assert set(json.loads(done.stdout)) == {"out", "bytes", "datasets"}
+    assert f"note: {note}\n" in done.stderr
+    (other,) = {spec for spec in Catalogue(str(place)).head().datasets["x"]}
+    vdna("lens", "choose", "eyes", "--layer", "b", "--spec", other, "-c", place)
+    assert vdna_json("lens", "show", "eyes", "-c", place)["neurons"] == 3
+
+
+def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
+    said = vdna("compare", "--near", "a", "-c", place).stdout.splitlines()
+    assert said[0].startswith("From a, the nearest first, in bins, ")
+    assert said[1].startswith("  b/other  ")
+    rows = vdna_json("compare", "--near", "a", "-c", place)
+    assert {row["a"] for row in rows} == {"a"}
+    refused(vdna("compare", "--near", "x", "-c", place, exits=2), "near is 'x'", "a and b/other")
+    refused(vdna("compare", "--near", "a", "--fd", "-c", place, exits=2), "--near", "--fd")
+    refused(vdna("compare", "--near", "a", "-c", place / "none", exits=1), "holds no dataset")
+
+
+def test_compare_keeps_to_one_spec(
+    place: Path, others: Path, specs: dict[int, str], tmp_path: Path
+) -> None:
+    """`a` under 100 bins neither joins nor breaks the default's matrix."""
+    rows = vdna_json("compare", "-c", place)
+    assert {row["a"] for row in rows} == {"a", "b/other"}
+    refused(vdna("compare", "-c", place, "--spec", specs[100], exits=2), "there is 1")
+    mismatch = vdna("compare", "a", "b/other", "-c", place, "--spec", specs[100], exits=1)
+    refused(mismatch, "bins", "100", "1000", "b/other")
+    build("b/other", others, tmp_path, "--bins", 100)
+    build("c", others, tmp_path, "--bins", 100)
+    coarse = vdna_json("compare", "-c", tmp_path, "--spec", specs[100][:8])
+    assert {row["emd"] for row in coarse} == {0.0}
+
+
+# calibrate
+
+
+def test_ranges_that_were_calibrated_are_used_by_file_and_by_digest(
+    tmp_path: Path, others: Path, spoilt: Path, network: tiny.Place
+) -> None:
+    out, place = tmp_path / "ranges.parquet", tmp_path / "c"
+    words = ("calibrate", others, spoilt, "--out", out, "--workers", 0, "--json")
+    words = (*words, "--extractor", tiny.NAME, "--weights", network.weights)
+    done = vdna(*words, "--max-failures", 1)
+    measured = json.loads(done.stdout)
+    assert (measured["images"], measured["failed"]) == (7, 1)
+    assert "photo-0703.jpg: truncated" in done.stderr
+    by_file = build_json("a", others, place, *SMALL, "--ranges", out)
+    assert Catalogue(str(place)).spec(by_file["spec"]).ranges_digest == measured["digest"]
+    assert Catalogue(str(place)).load("a").overflow.sum() == 0
+    out.unlink()
+    by_digest = build_json("b", others, place, *SMALL, "--ranges", measured["digest"])
+    assert by_digest["spec"] == by_file["spec"]
+    plain = build_json("a", others, place, *SMALL)
+    assert plain["spec"] != by_file["spec"]
+    refused(build("c", others, place, *SMALL, "--ranges", "ab" * 16, exits=1), "ab" * 16)
+
+
+# refresh
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Callable[[str, int], Path]:
+    def write(name: str, first_seed: int) -> Path:
+        write_photos(tmp_path / name, 2, first_seed)
+        return tmp_path / name
+
+    return write
+
+
+def config(folder: Path, network: tiny.Place, *sources: Path) -> Path:
+    defaults = network.options | {"bins": 100}
+    lines = [f"catalogue: {folder / 'c'}", f"defaults: {json.dumps(defaults)}", "datasets:"]
+    lines += [f"  - {{name: {source.name}, source: '{source}'}}" for source in sources]
+    (folder / "datasets.yaml").write_text("\n".join(lines))
+    return folder / "datasets.yaml"
+
+
+def refresh(file: Path, *options: object, exits: int = 0) -> Outcome:
+    return vdna("refresh", "--config", file, "--workers", 0, *options, exits=exits)
+
+
+def test_refresh_builds_only_what_changed(
+    tmp_path: Path, sources: Callable[[str, int], Path], network: tiny.Place
+) -> None:
+    a, b = sources("a", 0), sources("b", 50)
+    file = config(tmp_path, network, a, b)
+    first = json.loads(refresh(file, "--json").stdout)
+    assert [(d["name"], d["changed"]) for d in first["datasets"]] == [("a", True), ("b", True)]
+    assert {row["layer"] for row in first["matrix"]} >= {"all", "b"}
+    again = json.loads(refresh(file, "--json").stdout)
+    assert [d["changed"] for d in again["datasets"]] == [False, False]
+    assert again["matrix"] == first["matrix"]
+    assert Catalogue(str(tmp_path / "c")).head().number == 2
+    photo(99).save(b / "new.jpg")
+    grown = json.loads(refresh(file, "--json").stdout)
+    assert [(d["changed"], d["images"]) for d in grown["datasets"]] == [(False, 2), (True, 3)]
+    assert grown["datasets"][1]["counted_shards"] == 1
+    assert grown["matrix"] != first["matrix"]
+    text = refresh(file).stdout
+    assert text.count("nothing to do") == 2
+    assert "(100 to a neuron's range)" in text
+
+
+def test_a_broken_dataset_does_not_stop_the_others(
+    tmp_path: Path, sources: Callable[[str, int], Path], network: tiny.Place
+) -> None:
+    a, b = sources("a", 0), sources("b", 50)
+    file = config(tmp_path, network, a, tmp_path / "nowhere", b)
+    done = refresh(file, exits=1)
+    assert "nowhere does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("a: 2 images; committed")
+    assert "b: 2 images; committed" in done.stdout
+    assert Catalogue(str(tmp_path / "c")).names() == ["a", "b"]
+    assert list(tmp_path.glob("c/matrix/*/*/*.parquet"))
+    again = json.loads(refresh(file, "--json", exits=1).stdout)
+    assert "nowhere does not exist" in again["error"]
+    assert [(d["name"], d["changed"]) for d in again["datasets"]] == [("a", False), ("b", False)]
+    assert again["matrix"]
+
+
+def test_a_matrix_that_fails_hides_neither_builds_nor_their_errors(
+    tmp_path: Path,
+    sources: Callable[[str, int], Path],
+    network: tiny.Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> object:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr("pipeline.matrix.compare", full)
+    a, b, bad = sources("a", 0), sources("b", 50), sources("bad", 70)
+    next(bad.iterdir()).write_bytes(b"")
+    told = json.loads(refresh(config(tmp_path, network, a, b), "--json", exits=1).stdout)
+    assert ([d["name"] for d in told["datasets"]], told["matrix"]) == (["a", "b"], None)
+    assert told["error"] == "no space left"
+    done = refresh(config(tmp_path, network, a, bad, b), exits=3)
+    assert done.stdout.startswith("a: 2 images; nothing to do")
+    assert "error: bad: 1 of 2" in done.stderr
+    assert "b: 2 images; nothing to do" in done.stdout
+
+
+def test_refresh_compares_under_the_spec_of_its_file(
+    tmp_path: Path, sources: Callable[[str, int], Path], network: tiny.Place
+) -> None:
+    a, b = sources("a", 0), sources("b", 50)
+    file = config(tmp_path, network, a, b)
+    first = json.loads(refresh(file, "--json").stdout)["matrix"]
+    file.write_text(file.read_text().replace('"bins": 100', '"bins": 50'))
+    second = json.loads(refresh(file, "--json").stdout)["matrix"]
+    assert len(first) == len(second)
+    of_pair = [
+        next(r["emd"] for r in rows if (r["a"], r["b"], r["layer"]) == ("a", "b", "all"))
+        for rows in (first, second)
+    ]
+    assert 0.4 < of_pair[1] / of_pair[0] < 0.6
+
+
+def test_refresh_needs_a_catalogue_and_a_sound_file(
+    tmp_path: Path, sources: Callable[[str, int], Path]
+) -> None:
+    file = tmp_path / "datasets.yaml"
+    file.write_text(f"datasets: [{{name: a, source: '{sources('a', 0)}'}}]")
+    done = vdna("refresh", "--config", file, exits=2, env={"VDNA_CATALOGUE": ""})
+    refused(done, str(file), "--catalogue")
+    done = refresh(file, "-c", tmp_path / "given", "--json")
+    assert json.loads(done.stdout)["matrix"] is None
+    assert Catalogue(str(tmp_path / "given")).names() == ["a"]
+    file.write_text("datasets: [{name: a, source: x, binz: 3}]")
+    refused(refresh(file, exits=2), str(file), "datasets.0.binz", "3")
+    refused(refresh(tmp_path / "nowhere.yaml", exits=1), "nowhere.yaml does not exist")
+
+
+# In processes of their own
+
+
+@pytest.mark.soak
+def test_each_command_is_a_module_too(tmp_path: Path, others: Path, place: Path) -> None:
+    module = (sys.executable, "-m")
+    built = run(*module, "jobs.build", "b", others, "-c", tmp_path, "--workers", 0, "--json")
+    assert built.returncode == 0, built.stderr
+    assert json.loads(built.stdout)["dna"] == Catalogue(str(place)).find("b/other").dna
+    compared = run(*module, "jobs.compare", "--json", env={"VDNA_CATALOGUE": str(place)})
+    assert compared.returncode == 0, compared.stderr
+    assert json.loads(compared.stdout) == vdna_json("compare", "-c", place)
+    file = tmp_path / "datasets.yaml"
+    file.write_text(f"datasets: [{{name: b/other, source: '{others}'}}]")
+    refreshed = run(*module, "jobs.refresh", "--config", file, "-c", place, "--workers", 0)
+    assert refreshed.returncode == 0, refreshed.stderr
+    assert "b/other: 4 images; nothing to do" in refreshed.stdout
+
+
+def test_on_a_terminal_an_error_is_told_once(place: Path) -> None:
+    """As JSON where that was asked for; in a pipe it stands in the log beside it, too."""
+    words = [sys.executable, "-m", "jobs.compare", "a", "nowhere", "-c", str(place)]
+    for options, stands in (([], "error: "), (["--json"], '"error": "NotFound"')):
+        ours, theirs = os.openpty()
+        with subprocess.Popen(
+            [*words, *options], stdout=theirs, stderr=theirs, cwd=REPOSITORY
+        ) as it:
+            assert it.wait(timeout=120) == 1
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # where it ends
+            while piece := os.read(ours, 10**5):
+                said += piece
+        text = said.decode()
+        os.close(ours)
+        assert text.count("has no dataset 'nowhere'") == 1
+        assert stands in text
+
+
+def test_the_console_script(place: Path, tmp_path: Path) -> None:
+    script = Path(sys.executable).parent / "vdna"
+    listed = run(script, "ls", "-c", place, "--json")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert json.loads(listed.stdout) == vdna_json("ls", "-c", place)
+    wrong = run(script, "show", "nobody", "-c", place)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert wrong.stderr.startswith("error: ")
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("ls", "--json"), ("show", "a"), ("show", "nobody"), ("--help",)]
+)
+def test_the_script_the_application_and_the_module_are_the_same_thing(
+    place: Path, words: tuple[str, ...]
+) -> None:
+    env = {"VDNA_CATALOGUE": str(place)}
+    script = run(Path(sys.executable).parent / "vdna", *words, env=env)
+    application = run(sys.executable, "-m", "jobs.app", *words, env=env)
+    ours = (script.returncode, script.stdout, script.stderr)
+    theirs = (application.returncode, application.stdout, application.stderr)
+    if words == ("--help",):  # which names the program
+        theirs = (theirs[0], theirs[1].replace("python -m jobs.app", "vdna"), theirs[2])
+        ours, theirs = ((o[0], o[1].split(), o[2]) for o in (ours, theirs))
+    assert ours == theirs
+    if words[0] != "--help":
+        module = run(sys.executable, "-m", f"jobs.{words[0]}", *words[1:], env=env)
+        assert (module.returncode, module.stdout, module.stderr) == ours
+
+
+def test_ctrl_c_in_the_middle_exits_130_and_the_rerun_goes_on(tmp_path: Path, small: Small) -> None:
+    source, place = tmp_path / "photos", tmp_path / "c"
+    write_photos(source, 20)
+    command = [sys.executable, "-m", "jobs.build", "a", source, "-c", place, "--workers", "0"]
+    command += ["--threads", "1", "--shard-images", "1", *small.options]  # a shard an image
+    job = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | small.environment(SLOW),
+        # A shell that starts the tests in the background has SIGINT ignored, and so its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    end = monotonic() + 60
+    while not list(place.glob("_work/a/*/partials/*")) and monotonic() < end:
+        sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    out, err = job.communicate(timeout=60)
+    assert (job.returncode, out) == (130, ""), err
+    assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "Traceback" not in err
+    kept = len(list(place.glob("_work/a/*/partials/*")))
+    assert 0 < kept < 20
+    result = build_json("a", source, place, "--shard-images", "1", *small.options)
+    assert (result["images"], result["counted_shards"]) == (20, 20 - kept)
+
+
+@pytest.mark.parametrize("words", [("ls",), ("show", "a"), ("log",)])
+def test_looking_costs_no_import_of_the_heavy(place: Path, words: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from jobs.app import app; app(sys.argv[1:], standalone_mode=False);"
+        "print(sorted({'torch', 'ray', 'timm', 'torchvision', 'numba'} & set(sys.modules)))"
+    )
+    done = run(sys.executable, "-c", code, *words, "-c", place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_has_a_help() -> None:
+    text = vdna("--help").stdout
+    for command in (
+        "demo",
+        "build",
+        "refresh",
+        "compare",
+        "explain",
+        "rank",
+        "report",
+        "calibrate",
+        "ls",
+        "show",
+        "log",
+    ):
+        assert command in text
+        assert "Usage" in vdna(command, "--help").stdout
+
+
+@pytest.mark.soak
+def test_layer_gaussians_and_their_distance(photos: Path, tmp_path: Path) -> None:
+    place, other = tmp_path / "c", tmp_path / "other"
+    write_photos(other, 5, first_seed=50)
+    first = build_json("a", photos, place, "--layer-gaussian", "--bins", 20)
+    assert "layer_gaussian" in first["products"]
+    build("b", other, place, "--layer-gaussian", "--bins", 20)
+    rows = vdna_json("compare", "-c", place, "--fd")
+    (row,) = [r for r in rows if (r["a"], r["b"], r["layer"]) == ("a", "b", "bn2")]
+    (back,) = [r for r in rows if (r["a"], r["b"], r["layer"]) == ("b", "a", "bn2")]
+    assert row["fd"] == back["fd"] > 0
+    assert all(r["fd"] is None for r in vdna_json("compare", "-c", place))
+    printed = vdna("compare", "-c", place, "--fd", "--layer", "bn2").stdout
+    assert "Fréchet distance of bn2" in printed
+    assert f"{row['fd']:.3g}" in printed
+    build("c", other, place, "--bins", 20)
+    build("d", photos, place, "--bins", 20)
+    done = vdna("compare", "c", "d", "-c", place, "--fd", exits=2)
+    refused(done, "no layer Gaussians are kept of c, d", "--layer-gaussian")
+
+
+def test_every_command_and_option_in_the_docs_exists() -> None:
+    def options_of(group: object, above: str = "") -> dict[str, set[str]]:
+        assert isinstance(group, typer.core.TyperGroup)
+        known: dict[str, set[str]] = {}
+        for name, command in group.commands.items():
+            if isinstance(command, typer.core.TyperGroup):
+                known |= options_of(command, f"{above}{name} ")
+            else:
+                known[above + name] = {o for parameter in command.params for o in parameter.opts}
+        return known
+
+    known = options_of(get_command(app))
+    named = "|".join(sorted(known, key=len, reverse=True))
+    pages = [
+        REPOSITORY / "README.md",
+        *REPOSITORY.glob("docs/*.md"),
+        *REPOSITORY.glob("infra/*.md"),
+    ]
+    told = 0
+    for page in pages:
+        # Other words after the name are prose about the package of that name.
+        for name, rest in re.findall(rf"\bvdna ({named})\b([^`|\n]*)", page.read_text()):
+            for option in re.findall(r"(?<!\S)\[?(--[a-z-]+|-[a-z]\b)", rest):
+                assert option in known[name], f"{page.name}: vdna {name}{rest}"
+                told += 1
+    assert told > 50

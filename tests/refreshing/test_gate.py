@@ -1,0 +1,348 @@
+"""The gate of a refresh: what it judges by, and that it says no with both names and the numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from pipeline.building import Request, Result
+from pipeline.catalogue import Catalogue, keep
+from pipeline.comparing import Matrix, compare
+from pipeline.dna import Lens
+from pipeline.errors import GateError, NotFound, UsageError
+from pipeline.refreshing import Bound, Judged, judge, load_config, require_held, require_known
+from tests.explaining.test_sensitivity import MOVED, SPEC, put
+from tests.jobs.test_cli import Outcome, refused, vdna
+from tests.refreshing.test_config import one, refusal, write
+from tests.support import tiny_network as tiny
+from tests.support.builders import photo, write_photos
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    catalogue = Catalogue(str(tmp_path_factory.mktemp("gate")))
+    for name, images, moved in (("a", 320, {}), ("b", 240, MOVED), ("single", 1, {})):
+        put(catalogue, name, images, moved)
+    for name, weights in (("moved", {5: 1.0}), ("still", {0: 1.0}), ("signed", {5: 2.0, 0: -1.0})):
+        keep(catalogue, Lens.of(name, SPEC, [("stem", *of) for of in weights.items()]))
+    return catalogue
+
+
+def judged(place: Catalogue, **bound: Any) -> Judged:
+    (found,) = judge(place, [Bound(**{"a": "a", "b": "b", **bound})])
+    return found
+
+
+@pytest.mark.parametrize("layer", ["all", "stem", "head"])
+@pytest.mark.parametrize("lens", [None, "moved", "still"])
+def test_a_bound_breaks_where_the_lower_end_is_above_it(
+    place: Catalogue, layer: str, lens: str | None
+) -> None:
+    if lens and layer == "head":
+        assert not judged(place, lens=lens, layer=layer, max=1000).holds  # no weight, no distance
+        return
+    weights = {"moved": 5, "still": 0}
+    through = Lens.of(lens, SPEC, [("stem", weights[lens], 1.0)]) if lens else None
+    matrix = compare(place, ["a", "b"], lens=through)
+    low, high = (matrix.of(layer, column)[0, 1] for column in ("low", "high"))
+    assert low < matrix.of(layer, "emd_corrected")[0, 1] < high or lens == "still"
+    for limit, holds in ((low, True), (np.nextafter(low, -1), low == 0), (high, True)):
+        if limit >= 0:
+            found = judged(place, lens=lens, layer=layer, max=float(limit))
+            assert (found.value, found.holds) == (low, holds)
+
+
+def test_through_lenses_the_same_pair_is_judged_apart(place: Catalogue) -> None:
+    moved, still = (judged(place, lens=lens, max=3) for lens in ("moved", "still"))
+    assert (moved.holds, still.holds) == (False, True)
+    assert "a and b, through lens moved: " in str(moved)
+    assert str(moved).endswith(" at most 3: surely more")
+    assert str(still).endswith(" at most 3: holds")
+
+
+def test_what_looks_more_but_not_surely_holds_and_is_said(place: Catalogue) -> None:
+    found = judged(place, max=0)
+    between = replace(found, bound=Bound(a="a", b="b", max=(found.low + found.emd_corrected) / 2))
+    assert between.holds
+    assert str(between).endswith("holds, as it is not surely more")
+
+
+@pytest.mark.parametrize("bound", [{"b": "single"}, {"lens": "signed"}])
+def test_without_an_interval_the_plain_distance_is_judged(
+    place: Catalogue, bound: dict[str, str]
+) -> None:
+    found = judged(place, **bound, max=1000)
+    assert np.isnan(found.low)
+    assert found.value == found.emd > 0
+    assert found.holds
+    assert "bins, without an interval, at most 1000: holds" in str(found)
+    assert not judged(place, **bound, max=float(np.nextafter(found.emd, 0))).holds
+    assert judged(place, **bound, max=found.emd).holds
+
+
+def test_what_is_not_defined_does_not_hold() -> None:
+    found = Judged(Bound(a="a", b="b", max=1000), nan, nan, nan, nan)
+    assert not found.holds
+    assert "a distance that is not defined, at most 1000: cannot hold" in str(found)
+    row = json.loads(json.dumps(found.row, allow_nan=False))
+    assert (row["value"], row["holds"], row["max"], row["lens"]) == (None, False, 1000, None)
+
+
+def test_the_matrix_at_hand_is_not_computed_again(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = compare(place)
+    expected = judged(place, max=3, layer="stem")
+
+    def again(*_: object, **__: object) -> Matrix:
+        raise AssertionError("compared again")
+
+    monkeypatch.setattr("pipeline.gate.compare", again)
+    results = [Result("a", place.find("a"), False, 0, ())]
+    bound = Bound(a="b", b="a", layer="stem", max=3)  # the other way round
+    (found,) = judge(place, [bound], (), results, [matrix])
+    assert (found.low, found.emd) == (expected.low, expected.emd)
+
+
+def test_errors_name_the_bound(place: Catalogue) -> None:
+    other = Lens("other", (("stem", 2),), np.ones(2))
+    path = Path(place.root.removeprefix("file://")) / "other.parquet"
+    path.write_bytes(other.encode())
+    found = judge(place, [Bound(a="a", b="b", lens=str(path), max=3), Bound(a="a", b="b", max=0)])
+    assert [of.holds for of in found] == [False, False]  # the second is judged all the same
+    assert "not judged: " in str(found[0])
+    assert "at most 0: surely more" in str(found[1])
+    with pytest.raises(UsageError, match=r"gate .*'max': 3.0.*another network") as told:
+        require_held(found, "x.yaml")
+    assert "the gate of x.yaml says no: a and b, all neurons: " in str(told.value)
+    assert "not judged" not in str(told.value)
+    with pytest.raises(GateError, match="says no"):
+        require_held(found[1:], "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [
+        ({"b": "c"}, "there is no dataset 'c'; there are a, b, new, single"),
+        ({"lens": "rain"}, "there is no lens 'rain'; .* has moved, signed, still"),
+        ({"lens": "nowhere.parquet"}, "there is no lens 'nowhere.parquet'"),
+        ({"a": "new", "layer": "stem"}, "there is no layer 'stem'; there are bn1, "),
+    ],
+)
+def test_what_there_is_not_is_refused_before_anything_is_built(
+    place: Catalogue, bound: dict[str, str], said: str
+) -> None:
+    wrong = Bound(**{"a": "a", "b": "b", "max": 3.0, **bound})  # type: ignore[arg-type]
+    requests = [Request("new", "photos"), Request("b", "photos")]
+    with pytest.raises(UsageError, match=rf"gate {{.*'max': 3.0.*}}: {said}"):
+        require_known([Bound(a="new", b="b", layer="bn1", max=1), wrong], place, requests)
+    require_known([Bound(a="a", b="new", lens="moved", max=1)], place, requests)
+    part = Bound(a="a", b="parts/rain", max=1)
+    require_known([part], place, [*requests, Request("parts", "photos", by="weather")])
+    with pytest.raises(UsageError, match="there is no dataset 'parts/rain'"):
+        require_known([part], place, [*requests, Request("parts", "photos")])
+    with pytest.raises(NotFound, match=r"gate {.*'parts/rain'.*parts/rain"):
+        require_held(judge(place, [part]), "x.yaml")
+    requests = [Request("b", "photos"), Request("parts", "photos", by="weather")]
+    for first, second in (("single", "b"), ("parts/rain", "a"), ("a", "parts/rain")):
+        wrong = Bound(a=first, b=second, layer="stem", max=1)
+        with pytest.raises(UsageError, match="there is no layer 'stem'; there are bn1"):
+            require_known([wrong], place, requests)
+    require_known([Bound(a="a", b="single", layer="stem", max=1)], place, requests)
+
+
+@pytest.mark.parametrize(
+    ("entry", "field", "value"),
+    [
+        ("{a: a, b: b}", "gate.0.max", "Field required"),
+        ("{a: a, b: b, max: -1}", "gate.0.max", "-1"),
+        ("{a: a, b: b, max: .nan}", "gate.0.max", "nan"),
+        ("{a: a, b: b, max: .inf}", "gate.0.max", "inf"),
+        ("{a: a, b: b, max: many}", "gate.0.max", "'many'"),
+        ("{a: a, b: b, max: true}", "gate.0.max", "True"),
+        ("{a: a, b: b, max: 3, min: 1}", "gate.0.min", "1"),
+        ("{a: 5, b: b, max: 3}", "gate.0.a", "5"),
+        ("{a: a, b: a, max: 3}", "a and b are the same dataset", "'a'"),
+        ("hello", "gate.0", "'hello'"),
+    ],
+)
+def test_a_wrong_bound_is_named_with_what_it_says(
+    tmp_path: Path, entry: str, field: str, value: str
+) -> None:
+    message = refusal(tmp_path, f"{one()}gate:\n  - {entry}\n")
+    assert field in message
+    assert value in message
+    if entry.startswith("{a: a, b: b"):
+        assert "{'a': 'a', 'b': 'b'" in message
+
+
+def test_a_gate_may_be_left_out_and_takes_whole_numbers(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, one())).gate == []
+    text = one() + "gate: [{a: a, b: b, max: 3}, {a: b, b: a, lens: l, layer: stem, max: 0.5}]\n"
+    first, second = load_config(write(tmp_path, text)).gate
+    assert (first.layer, first.lens, first.max) == ("all", None, 3)
+    assert (second.layer, second.lens, second.max) == ("stem", "l", 0.5)
+
+
+# The command.
+
+
+def config(folder: Path, *bounds: str) -> Path:
+    sources = [folder / name for name in ("day", "night")]
+    if not sources[0].exists():
+        for first, source in enumerate(sources):
+            for path in write_photos(source, 12, 50 * first):
+                with Image.open(path) as image:
+                    dark = ImageEnhance.Brightness(image).enhance(1 - 0.8 * first)
+                dark.save(path)
+    lines = [f"catalogue: {folder / 'c'}", "defaults: {bins: 100}", "datasets:"]
+    lines += [f"  - {{name: {source.name}, source: '{source}'}}" for source in sources]
+    lines += ["gate:", *(f"  - {bound}" for bound in bounds)]
+    path = folder / "datasets.yaml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def refresh(file: Path, *options: object, exits: int = 0) -> Outcome:
+    return vdna("refresh", "--config", file, "--workers", 0, *options, exits=exits)
+
+
+def test_refresh_judges_and_exits_3_with_names_value_and_bound(tmp_path: Path) -> None:
+    unknown = "{a: day, b: nigth, max: 3}"
+    refused(refresh(config(tmp_path, unknown), exits=2), "datasets.yaml", "'nigth'", "'max': 3.0")
+    assert not (tmp_path / "c" / "_log").exists()  # nothing was built
+    wide, tight = "{a: day, b: night, max: 99}", "{a: night, b: day, layer: bn1, max: 0.001}"
+    done = refresh(config(tmp_path, wide))
+    assert "gate: day and night, all neurons: " in done.stdout
+    assert "at most 99: holds" in done.stdout
+    done = refresh(config(tmp_path, wide, tight), exits=3)
+    assert "at most 99: holds" in done.stdout
+    assert "at most 0.001: " in done.stdout
+    assert "(100 to a neuron's range)" in done.stdout  # the matrix all the same
+    for told in ("says no: night and day, bn1: ", "bins", "at most 0.001"):
+        assert told in done.stderr
+    assert "at most 99" not in done.stderr
+    told = json.loads(refresh(config(tmp_path, wide, tight), "--json", exits=3).stdout)
+    assert [one["holds"] for one in told["gate"]] == [True, False]
+    assert told["gate"][1]["value"] == pytest.approx(
+        next(
+            row["low"]
+            for row in told["matrix"]
+            if (row["a"], row["b"], row["layer"]) == ("day", "night", "bn1")
+        )
+    )
+    assert "says no" in told["error"]
+
+
+def test_a_lens_in_the_gate(tmp_path: Path) -> None:
+    file = config(tmp_path, "{a: day, b: night, lens: one, max: 99}")
+    refused(refresh(file, exits=2), "there is no lens 'one'")
+    refresh(config(tmp_path, "{a: day, b: night, max: 99}"))
+    catalogue = Catalogue(str(tmp_path / "c"))
+    spec = catalogue.spec(catalogue.find("day").spec)
+    keep(catalogue, Lens.of("one", spec, [("bn1", 1, 1.0)]))
+    done = refresh(config(tmp_path, "{a: day, b: night, lens: one, max: 99}"))
+    assert "gate: day and night, through lens one: " in done.stdout
+    done = refresh(config(tmp_path, "{a: day, b: night, lens: one, max: 0}"), exits=3)
+    assert "says no: day and night, through lens one: " in done.stderr
+    assert "at most 0: surely more" in done.stderr
+
+
+@pytest.mark.soak
+def test_a_gate_between_specs_is_no_gate(tmp_path: Path) -> None:
+    file = config(tmp_path, "{a: day, b: night, max: 99}")
+    file.write_text(file.read_text().replace("name: night,", "name: night, bins: 50,"))
+    done = refresh(file, exits=1)
+    assert "day: 12 images" in done.stdout
+    assert "bins" in done.stderr
+    assert "'max': 99.0" in done.stderr
+
+
+# What is judged is what this refresh built.
+
+
+def parted(folder: Path, bins: dict[str, int], *bounds: str) -> Path:
+    """`day` with its parts `day/rain` and `day/sun`, and `night`, on the tiny network."""
+    if not (folder / "day").exists():
+        for first, name in enumerate(("day/rain", "day/sun", "night")):
+            write_photos(folder / name, 12, 50 * first)
+    network = tiny.install(folder)
+    lines = [f"catalogue: {folder / 'c'}", f"defaults: {json.dumps(network.options)}", "datasets:"]
+    by = {"day": ", by: 1", "night": ""}
+    lines += [
+        f"  - {{name: {name}, source: '{folder / name}', bins: {of}{by[name]}}}"
+        for name, of in bins.items()
+    ]
+    lines += ["gate:", *(f"  - {bound}" for bound in bounds)]
+    path = folder / "datasets.yaml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+PARTS = "{a: day/rain, b: day/sun, max: 99}"
+
+
+def test_parts_are_judged_as_this_refresh_counted_them(tmp_path: Path) -> None:
+    refresh(parted(tmp_path, {"day": 100}, PARTS))  # whose spec is the catalogue's default
+    photo(99).save(tmp_path / "day" / "rain" / "new.jpg")
+    done = refresh(parted(tmp_path, {"day": 50}, PARTS), "--json")
+    told = json.loads(done.stdout)
+    catalogue = Catalogue(str(tmp_path / "c"))
+    spec = next(one["spec"] for one in told["datasets"])
+    assert spec != catalogue.head().default_spec
+    matrix = compare(catalogue, ["day/rain", "day/sun"], spec=spec)
+    assert matrix.bins == 50
+    assert told["gate"][0]["emd"] == matrix.of("all", "emd")[0, 1]
+
+
+def test_a_version_of_before_is_not_judged_for_one_built_under_another_spec(tmp_path: Path) -> None:
+    bounds = ["{a: day, b: night, max: 99}", "{a: night, b: day/sun, max: 99}", PARTS]
+    refresh(parted(tmp_path, {"day": 100, "night": 100}, *bounds))
+    broken = "{a: day/sun, b: day/rain, max: 0}"
+    file = parted(tmp_path, {"day": 100, "night": 50}, *bounds, broken)
+    done = refresh(file, exits=1)
+    for pair in ("day and night", "night and day/sun"):
+        assert f"gate: {pair}, all neurons: not judged: " in done.stdout
+        assert f"{pair} were not made the same way: bins: " in done.stderr
+    assert "gate: day/rain and day/sun, all neurons: " in done.stdout
+    told = json.loads(refresh(file, "--json", exits=1).stdout)["gate"]
+    assert [one["error"] is None for one in told] == [False, False, True, True]
+    assert [one["holds"] for one in told[:3]] == [False, False, True]
+
+
+def test_a_part_is_judged_against_its_whole_without_an_interval(tmp_path: Path) -> None:
+    file = parted(
+        tmp_path, {"day": 100}, "{a: day, b: day/rain, max: 99}", "{a: day/sun, b: day, max: 0}"
+    )
+    done = refresh(file, exits=3)
+    assert done.stdout.count("bins, without an interval, as one is a part of the other, ") == 2
+    for row in json.loads(refresh(file, "--json", exits=3).stdout)["gate"]:
+        assert row["low"] is row["emd_corrected"] is None
+        assert row["value"] == row["emd"] > 0
+        assert row["holds"] == (row["max"] > 0)
+
+
+def test_what_could_not_be_built_is_not_judged_as_it_was(tmp_path: Path) -> None:
+    bounds = ["{a: day, b: night, max: 99}", "{a: night, b: day/sun, max: 99}"]
+    bins = {"day": 100, "night": 100}
+    refresh(parted(tmp_path, bins, *bounds))
+    (tmp_path / "day").rename(tmp_path / "away")
+    done = refresh(tmp_path / "datasets.yaml", exits=1)
+    assert done.stdout.count("not judged: day was not built") == 2
+    assert "holds" not in done.stdout
+    told = json.loads(refresh(tmp_path / "datasets.yaml", "--json", exits=1).stdout)
+    assert [one["holds"] for one in told["gate"]] == [False, False]
+
+
+def test_a_part_that_is_no_more_is_not_judged(tmp_path: Path) -> None:
+    refresh(parted(tmp_path, {"day": 100}, PARTS))
+    (tmp_path / "day" / "sun").rename(tmp_path / "day" / "fog")
+    done = refresh(parted(tmp_path, {"day": 50}, PARTS), exits=1)
+    assert "not judged: day has no part day/sun any more" in done.stdout

@@ -1,0 +1,633 @@
+"""The page in a browser: acted upon by keyboard and mouse, it shows the matrix's numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+
+from pipeline.comparing import Matrix, clusters
+from pipeline.dna import Floats
+from pipeline.reporting import Gallery, Neuron, Page, Panel, Row, Sample, Seen
+from pipeline.reporting import conclusions as report
+from pipeline.reporting.html.gallery import Picture
+from pipeline.reporting.html.gallery import render as render_gallery
+from pipeline.reporting.html.matrix_page import render
+from tests.reporting.test_report import matrix_of, with_estimates, with_single
+from tests.support import browser
+from tests.support.browser import Reader
+
+pytestmark = browser.needed
+PIXEL = "data:image/webp;base64,UklGRiQAAABXRUJQVlA4IBgAAAAwAQCdASoBAAEAAUAmJaQAA3AA/v02aAA="
+HOSTILE = "</script><script>window.hurt=1</script><img src=x onerror='window.hurt=1'>\"&\u2028é層"
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    with browser.reader(tmp_path / "profile") as opened:
+        opened.look(1600)
+        yield opened
+
+
+def matrix_at(count: int, layers: int = 3, seed: int = 0) -> Matrix:
+    """Points in five dimensions, seen by each layer in its own way."""
+    rng = np.random.default_rng(seed)
+    at = rng.normal(0, 10, (count, 5))
+    planes = []
+    for _ in range(layers + 1):
+        seen = at * rng.random(5)
+        planes.append(np.sqrt(((seen[:, None] - seen) ** 2).sum(axis=2)))
+    emd = (np.stack(planes) + np.stack(planes).transpose(0, 2, 1)) / 2
+    names = tuple(f"group/{i:03d}" for i in range(count))
+    members = {name: f"{i:032x}" for i, name in enumerate(names)}
+    taps = tuple(f"blocks.{k}" for k in range(layers))
+    return Matrix(names, taps, emd, emd**2, np.full_like(emd, np.nan), 1000, members, "ab" * 16)
+
+
+def panels(matrix: Matrix) -> list[Panel]:
+    return [
+        Panel(f"{7 + i} images", (("source", "s3://bucket"),)) for i in range(len(matrix.names))
+    ]
+
+
+def write(path: Path, matrix: Matrix, **more: Any) -> Path:
+    page = Page([matrix], panels(matrix))
+    path.write_bytes(render(replace(page, **more)))
+    return path
+
+
+def test_the_keyboard_walks_the_matrix_and_opens_a_pair(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(6), (0, 1))
+    path = write(tmp_path / "page.html", matrix)
+    reader.open(path)
+    order = clusters(report.shown(matrix)).order
+    cursor = reader.find("cursor")
+    cursor.send_keys(Keys.HOME, Keys.PAGE_UP, *[Keys.ARROW_DOWN] * 2, Keys.ARROW_RIGHT)
+    i, j = order[2], order[1]
+    assert f"{matrix.names[i]} and {matrix.names[j]}, all neurons" in reader.text("selected")
+    assert f"emd {matrix.of()[i, j]:#.4g} bins" in reader.text("selected")
+    assert reader.find("selected").get_attribute("aria-live") == "polite"
+    cursor.send_keys(Keys.ENTER)
+    reader.wait(lambda: matrix.names[i] in reader.text("pair-title"))
+    assert reader.text("pair-title") == f"{matrix.names[i]} and {matrix.names[j]}, all neurons"
+    low, high = (matrix.of("all", column)[i, j] for column in ("low", "high"))
+    assert f"95% interval {low:#.4g} to {high:#.4g}" in reader.text("pair-body")
+    assert reader.text("pair-body").count("95% interval ") == 1 + len(matrix.planes)
+    assert reader.run("return document.activeElement.id") == "pair"
+    for _ in range(30):
+        cursor.send_keys(Keys.ARROW_UP)
+    assert matrix.names[order[0]] in reader.text("selected")
+    reader.kept_to_itself(path)
+
+
+def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(5, seed=3), (2, 3))
+    reader.open(write(tmp_path / "page.html", matrix))
+    reader.run("document.getElementById('numbers').open = true")
+    for layer in ("blocks.1", "blocks.0"):
+        reader.choose("layer", layer)
+        order = clusters(report.shown(matrix, layer)).order
+        rows = reader.wait(
+            lambda: reader.run(
+                "return [...document.querySelectorAll('#numbers tbody tr')]"
+                ".map((row) => [...row.children].map((cell) => cell.textContent))"
+            )
+        )
+        assert [row[0] for row in rows] == [matrix.names[i] for i in order]
+        values = report.shown(matrix, layer)[np.ix_(order, order)]
+        found = [[float(text.lstrip("~")) for text in row[1:]] for row in rows]
+        assert np.array(found) == pytest.approx(values, rel=5e-4)
+        assert sum(text.startswith("~") for row in rows for text in row) == 2
+    reader.choose("quantity", "Fréchet distance of neurons")
+    i, j = reader.run("return state.open")  # what the page began with
+    assert f"nfd {matrix.of('blocks.0', 'nfd')[i, j]:#.4g}" in reader.text("selected")
+    assert "9 of 10 pairs differ" in reader.text("summary")
+    reader.choose("order", "distance to …")
+    reader.choose("origin", matrix.names[2])
+    nearest = reader.run("return document.querySelectorAll('#numbers tbody th')[1].textContent")
+    away = matrix.of("blocks.0", "nfd")[2]
+    assert nearest == matrix.names[int(np.argsort(away)[1])]
+
+
+def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -> None:
+    matrix = matrix_at(4)
+    neuron = Neuron("blocks.2", 7, 12.5, -1.0, 2.0, (0, 999, 3), (999, 0, 1))
+    order = clusters(report.shown(matrix)).order
+    pair = (min(order[0], order[3]), max(order[0], order[3]))
+    reader.open(write(tmp_path / "page.html", matrix, seen=[Seen({pair: [neuron]})]))
+    where = reader.run(
+        "const box = document.getElementById('cursor').getBoundingClientRect();"
+        "return [view.left + 3.5 * view.cell - box.width / 2,"
+        " view.above + 0.5 * view.cell - box.height / 2]"
+    )
+    mouse = ActionChains(reader.driver).move_to_element_with_offset(reader.find("cursor"), *where)
+    mouse.click().perform()
+    reader.wait(lambda: "blocks.2, neuron 7: 12.50 bins" in reader.text("pair-body"))
+    assert matrix.names[order[0]] in reader.text("tip")
+    assert "not tested: there are no error bars (--no-error-bars)" in reader.text("tip")
+    assert reader.run("return document.querySelectorAll('#neurons path').length") == 2
+    assert "There are no error bars." in reader.text("pair-body")
+    assert "is tested: there are no error bars (--no-error-bars)" in reader.text("summary")
+
+
+def test_the_page_opens_with_the_nearest_pair_that_differs(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(20), (0, 1))
+    shown = report.shown(matrix)
+    pairs = [(i, j) for i in range(20) for j in range(i + 1, 20)]
+    nearest = sorted(pairs, key=lambda pair: shown[pair])
+    for near in nearest[:3]:  # not told apart
+        matrix.estimates["q"][-1][near] = matrix.estimates["q"][-1][near[::-1]] = 0.6
+    matrix.estimates["q"][-1][0, 1] = matrix.estimates["q"][-1][1, 0] = 0.6
+    telling = [pair for pair in nearest if matrix.of("all", "q")[pair] < 0.05]
+
+    def opened(neurons: dict[tuple[int, int], list[Neuron]]) -> str:
+        reader.open(write(tmp_path / "page.html", matrix, seen=[Seen(neurons)]))
+        return reader.text("pair-title")
+
+    def title(pair: tuple[int, int]) -> str:
+        return f"{matrix.names[pair[0]]} and {matrix.names[pair[1]]}, all neurons"
+
+    assert opened({}) == title(telling[0])
+    neuron = Neuron("blocks.0", 1, 2.0, 0.0, 1.0, (1,), (2,))
+    # One whose neurons are on the page tells more than one that is nearer.
+    some = {pair: [neuron] for pair in (nearest[0], telling[7], telling[4])}
+    assert opened(some) == title(telling[4])
+    assert opened({nearest[0]: [neuron]}) == title(nearest[0])
+    assert matrix.names[nearest[0][0]] in reader.text("selected")
+    matrix.emd[:] = np.nan
+    matrix.estimates.clear()
+    assert opened({}).endswith(", all neurons")
+
+
+def test_neurons_that_are_not_told_apart_are_marked(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(2), (0, 1))
+    neurons = [
+        replace(Neuron("blocks.0", k, 9.0, 0.0, 1.0, (1,), (2,)), corrected=interval, q=q)
+        for k, (interval, q) in enumerate(
+            [((8.5, 7.0, 9.75), 0.001), ((5.0, 0.0, 6.0), 0.07), (None, None)]
+        )
+    ]
+    reader.open(write(tmp_path / "page.html", matrix, seen=[Seen({(0, 1): neurons})]))
+    captions = (
+        "return [...document.querySelectorAll('#neurons figure')].map((of) =>"
+        " [of.querySelector('figcaption').textContent, of.classList.contains('alike')])"
+    )
+    assert reader.run(captions) == [
+        ["blocks.0, neuron 0: 8.500 bins [7.0, 9.8], q 0.001", False],
+        ["blocks.0, neuron 1: 5.000 bins [0, 6.0], q 0.070: not told apart", True],
+        ["blocks.0, neuron 2: 9.000 bins", False],
+    ]
+    assert "q over all neurons of the pair" in reader.text("pair-body")
+    reader.choose("rate", "10%")
+    assert [alike for _, alike in reader.run(captions)] == [False] * 3
+
+
+def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path) -> None:
+    matrix = replace(matrix_of("a", "b", "c"), layers=(HOSTILE, "head"), lens=HOSTILE)
+    panel = Panel(
+        HOSTILE,
+        ((HOSTILE, HOSTILE),),
+        ((HOSTILE, 3),),
+        (f"s3://bucket/{HOSTILE}.jpg: truncated: {HOSTILE}",),
+        (Sample(HOSTILE, PIXEL),),
+        (HOSTILE,),
+    )
+    neuron = Neuron(HOSTILE, 7, 12.5, -1.0, 2.0, (1,), (2,))
+    seen = Seen({(0, 1): [neuron]}, HOSTILE, (HOSTILE,))
+    page = Page([matrix, matrix], [panel] * 3, [seen] * 2, HOSTILE, (HOSTILE,), HOSTILE)
+    path = tmp_path / "page.html"
+    path.write_bytes(render(page))
+    reader.open(path)
+    reader.choose("layer", HOSTILE)
+    reader.run("for (const closed of document.querySelectorAll('details')) closed.open = true")
+    reader.wait(lambda: reader.run("return document.querySelectorAll('.samples img').length") == 3)
+    reader.find("cursor").send_keys(Keys.HOME, Keys.ARROW_RIGHT, Keys.ENTER)
+    reader.wait(lambda: HOSTILE in reader.text("pair-title"))
+    for shown in ("title", "about", "notes", "panels", "pair-body", "selected", "lens"):
+        assert HOSTILE in reader.text(shown), shown
+    assert reader.driver.title == HOSTILE
+    assert reader.run("return window.hurt === undefined")
+    assert reader.run("return document.querySelectorAll('script').length") == 2
+    assert reader.run("return document.querySelectorAll('img:not(.samples img)').length") == 0
+    reader.kept_to_itself(path)
+
+
+def test_what_runs_in_the_page_is_what_was_written_alone(reader: Reader, tmp_path: Path) -> None:
+    """The policy holds where the escaping does not."""
+    path = write(tmp_path / "page.html", matrix_of("a", "b", "c"))
+    added = (
+        "<script>window.hurt=1</script><img src='https://example.com/x.png'>"
+        "<p style='color:red' onclick='x'>"
+    )
+    path.write_text(path.read_text().replace("<header>", f"<header>{added}"))
+    reader.open(path)
+    assert reader.run("return window.hurt === undefined")
+    refused = "\n".join(reader.complaints())
+    assert refused.count("Content Security Policy") >= 3
+    assert reader.requests() == {path.as_uri()}
+
+
+@pytest.mark.parametrize("count", [2, 11])
+def test_on_a_telephone_in_the_dark(reader: Reader, tmp_path: Path, count: int) -> None:
+    matrix = with_estimates(matrix_at(count, layers=12), (0, 1))
+    path = write(tmp_path / "page.html", matrix)
+    background = "return getComputedStyle(document.body).backgroundColor"
+    reader.open(path)
+    light = reader.run(background)
+    reader.look(400, scheme="dark")
+    reader.open(path)
+    reader.run("for (const closed of document.querySelectorAll('details')) closed.open = true")
+    for width in (400, 1600):
+        reader.look(width, scheme="dark")
+        reader.wait(partial(reader.run, f"return innerWidth === {width}"))
+        wide = "return document.documentElement.scrollWidth <= innerWidth"
+        reader.wait(partial(reader.run, wide))
+    dark = reader.run(background)
+    assert light != dark
+    assert (
+        sum(map(int, dark.strip("rgb()").split(",")))
+        < 150
+        < sum(map(int, light.strip("rgb()").split(",")))
+    )
+    reader.kept_to_itself(path)
+
+
+def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(4), (0, 1))
+    through = replace(matrix, lens="sharp", lens_digest="5a", emd=matrix.emd * 2)
+    through.emd[0] = np.nan
+    for values in through.estimates.values():
+        values[0] = np.nan
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    shown = [
+        Seen(
+            {pair: [Neuron(layer, 5, 2.5, 0.0, 1.0, (1,), (2,), weight)] for pair in pairs}, "", no
+        )
+        for layer, weight, no in (("blocks.1", 1.0, ()), ("blocks.2", -3.0, ("blocks.0",)))
+    ]
+    path = tmp_path / "page.html"
+    path.write_bytes(render(Page([through], panels(matrix), shown[1:])))
+    reader.open(path)
+    reader.wait(lambda: "blocks.2, neuron 5" in reader.text("pair-body"))
+    for identity in ("title", "matrix-title", "selected", "pair-title", "stress"):
+        assert "through lens sharp" in reader.text(identity), identity
+    assert reader.find("lens").is_displayed()
+    assert "all neurons" not in reader.run("return document.body.innerText")
+    reader.choose("layer", "blocks.1")
+    assert reader.text("matrix-title").endswith(": blocks.1 through lens sharp")
+    path.write_bytes(render(Page([matrix, through], panels(matrix), shown)))
+    reader.open(path)
+    reader.wait(lambda: "blocks.1, neuron 5: 2.500 bins" in reader.text("pair-body"))
+    assert "weight" not in reader.text("pair-body")
+    assert "all neurons" in reader.text("matrix-title")
+    reader.choose("lens", "sharp")
+    reader.wait(lambda: "blocks.2, neuron 5: 2.500 bins, weight -3.000" in reader.text("pair-body"))
+    assert "blocks.1, neuron" not in reader.text("pair-body")
+    assert "no distance that is defined" not in reader.text("notes")
+    assert "blocks.0no weight" in reader.text("pair-body")
+    reader.choose("layer", "blocks.0")
+    none = "he lens gives this layer no weight"
+    for identity in ("summary", "marks", "selected", "stress", "sentences", "pair-body"):
+        assert none in reader.text(identity), identity
+    reader.kept_to_itself(path)
+
+
+def test_plain_and_corrected_numbers_are_called_so(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(4), (0, 1))
+    matrix.estimates["emd_corrected"][1] = np.nan  # as where it is left out for size
+    reader.open(write(tmp_path / "page.html", matrix))
+    assert reader.text("matrix-title") == "corrected distance, bins: all neurons"
+    assert "average linkage of the corrected distance" in reader.text("marks")
+    reader.choose("quantity", "Earth Mover's Distance, bins")
+    assert reader.text("matrix-title") == "Earth Mover's Distance, bins, plain: all neurons"
+    reader.wait(lambda: "By layer" in reader.text("pair-body"))
+    assert "By layer: Earth Mover's Distance, bins, corrected" in reader.text("pair-body")
+    profile = (
+        "return [...document.querySelectorAll('#pair-body g.row')].map((row) => row.textContent)"
+    )
+    plain = [" plain" in text for text in reader.run(profile)]
+    assert plain == [False, True, False, False]
+    assert "plain: not corrected" in reader.text("pair-body")
+    assert ", corrected for the sizes of the samples [95% interval]" in reader.text("sentences")
+    reader.choose("layer", "blocks.1")
+    assert "plain: not corrected for the sizes of the samples" in reader.text("sentences")
+    assert "average linkage of the Earth Mover's distance" in reader.text("marks")
+    tiny = with_single(matrix_at(4), 3)
+    reader.open(write(tmp_path / "page.html", tiny))
+    assert reader.text("matrix-title") == "corrected distance, bins: all neurons"
+    sentences = reader.text("sentences")
+    assert ", corrected for the sizes of the samples [95% interval]" in sentences
+    plain = " ".join(report.nearest_sentences(tiny)).count("(not corrected)")
+    assert sentences.count("(not corrected)") == plain >= 2
+    assert "are not corrected for the size of the sample" in reader.text("notes")
+    assert "grey: not corrected" in reader.text("marks")
+    reader.choose("quantity", "Earth Mover's Distance, bins")
+    assert "grey: not corrected" not in reader.text("marks")
+    reader.open(write(tmp_path / "page.html", matrix_at(2)))
+    assert reader.text("matrix-title") == "Earth Mover's Distance, bins: all neurons"
+    assert "plain:" not in reader.text("pair-body")
+    reader.open(write(tmp_path / "page.html", with_estimates(matrix_at(2))))
+    assert reader.text("summary").startswith("1 of 1 pair differs at")
+
+
+# What is drawn.
+
+INKS = """
+const [row, column] = arguments;
+const { left, above, cell } = view;
+const context = document.getElementById("drawing").getContext("2d");
+const [x, y] = [left + column * cell, above + row * cell];
+const { data } = context.getImageData(x + 2, y + 2, cell - 3, cell - 3);
+const wide = cell - 3;
+const counts = new Map();
+const places = new Map();
+for (let k = 0; k < data.length; k += 4) {
+  const of = data.slice(k, k + 3).join();
+  counts.set(of, (counts.get(of) ?? 0) + 1);
+  if (!places.has(of)) places.set(of, []);
+  places.get(of).push([(k / 4) % wide, Math.floor(k / 4 / wide)]);
+}
+const [ground] = [...counts].sort((a, b) => b[1] - a[1])[0];
+const other = [...places].filter(([of]) => of !== ground).flatMap(([, at]) => at);
+return { ground: ground.split(",").map(Number), other, wide };
+"""
+"""Of a cell: its commonest colour, and where it has others."""
+
+
+def legend(reader: Reader) -> list[list[int]]:
+    bar = "document.getElementById('bar').getContext('2d').getImageData(0, 6, 256, 1).data"
+    flat = reader.run(f"return [...{bar}]")
+    return [flat[k : k + 3] for k in range(0, len(flat), 4)]
+
+
+def test_cells_have_the_colours_of_the_legend_and_their_marks(
+    reader: Reader, tmp_path: Path
+) -> None:
+    """Cells of 18 pixels: too small for numbers, so that all that is in them are marks."""
+    alike = (2, 7)
+    matrix = with_estimates(matrix_of(*[f"d{i:02d}" for i in range(12)]), alike)
+    reader.open(write(tmp_path / "page.html", matrix))
+    reader.run("state.cells = 18; return update()")
+    order = clusters(report.shown(matrix)).order
+    scale = legend(reader)
+    assert scale[0] == [254, 232, 56]
+    assert scale[-1] == [0, 34, 78]
+    values = report.shown(matrix)
+    most = np.nanmax(values)
+    seen = {}
+    for row, i in enumerate(order):
+        for column, j in enumerate(order):
+            if i == j:
+                continue
+            inks = reader.run(INKS, row, column)
+            at = np.array(inks["other"])
+            near = np.abs(np.array(scale) - inks["ground"]).sum(axis=1).argmin()
+            seen[i, j] = int(near)
+            assert near == pytest.approx(255 * values[i, j] / most, abs=2), (i, j)
+            corner = (at[:, 0] > 0.6 * inks["wide"]) & (at[:, 1] < 0.4 * inks["wide"])
+            if {i, j} == set(alike):  # lines from end to end
+                assert len(at) > 40
+                assert np.ptp(at[:, 0]) > 12
+                assert np.ptp(at[:, 1]) > 12
+            else:  # a dot in a corner, and no more
+                assert 2 <= len(at) <= 16, (i, j)
+                assert corner.all(), (i, j)
+    assert seen[0, 1] < seen[0, 6] < seen[0, 11]
+    none = matrix_of(*[f"d{i:02d}" for i in range(12)])
+    reader.open(write(tmp_path / "page.html", none))
+    reader.run("state.cells = 18; return update()")
+    assert reader.run(INKS, 0, 5)["other"] == []
+
+
+def test_small_cells_are_grey_where_a_pair_is_not_told_apart(
+    reader: Reader, tmp_path: Path
+) -> None:
+    matrix = with_estimates(matrix_of(*[f"d{i:02d}" for i in range(12)]), (2, 7))
+    reader.open(write(tmp_path / "page.html", matrix))
+    reader.run("state.cells = 6; return update()")
+    order = clusters(report.shown(matrix)).order
+    grey = [0xC9, 0xCE, 0xD4]
+    for row, i in enumerate(order):
+        for column, j in enumerate(order):
+            if i != j:
+                ground = reader.run(INKS, row, column)["ground"]
+                assert (ground == grey) == ({i, j} == {2, 7}), (i, j)
+
+
+def test_the_tree_joins_what_is_near_and_begins_beside_its_rows(
+    reader: Reader, tmp_path: Path
+) -> None:
+    """Its lines as they are drawn, and pixels where they lead."""
+    matrix = matrix_at(6)
+    reader.open(write(tmp_path / "page.html", matrix))
+    drawn = reader.run("""
+        const lines = [];
+        const context = document.getElementById("drawing").getContext("2d");
+        const [move, line] = [context.moveTo, context.lineTo];
+        context.moveTo = (...at) => { lines.push([at]); move.apply(context, at); };
+        context.lineTo = (...at) => { lines.at(-1).push(at); line.apply(context, at); };
+        context.clearRect(0, 0, view.width, view.height);
+        drawTree(context);
+        const ratio = context.getTransform().a;
+        const ink = (x, y) => {
+          const { data } = context.getImageData(x * ratio - 2, y * ratio - 2, 5, 5);
+          return data.some((value, k) => k % 4 === 3 && value > 60);
+        };
+        const { left, side, above, cell, tree } = view;
+        const inked = lines.map((line) => line.map(([x, y]) => ink(x, y)));
+        return { lines, inked, start: left + side, above, cell, tree };
+    """)
+    merges = clusters(matrix.of()).merges
+    assert len(drawn["lines"]) == len(merges) == 5
+    assert all(all(inked) for inked in drawn["inked"])
+    top = merges[:, 4].max()
+    begin = min(x for line in drawn["lines"] for x, _ in line)
+    assert begin >= drawn["start"]
+    end = max(x for line in drawn["lines"] for x, _ in line)
+    assert 0.7 * drawn["tree"] < end - begin <= drawn["tree"]
+    for line, (a, b, low, high, joined) in zip(drawn["lines"], merges.tolist(), strict=True):
+        across = [begin + height / top * (end - begin) for height in (low, joined, joined, high)]
+        down = [drawn["above"] + (leaf + 0.5) * drawn["cell"] for leaf in (a, a, b, b)]
+        assert np.array(line) == pytest.approx(np.column_stack([across, down]), abs=0.1)
+    # And it is on the page as it opens, not only where this test draws it.
+    reader.open(write(tmp_path / "page.html", matrix))
+    inked = reader.run("""
+        const context = document.getElementById("drawing").getContext("2d");
+        const { left, side, above, tree } = view;
+        const { data } = context.getImageData(left + side + 3, above, tree - 3, side);
+        return data.filter((value, k) => k % 4 === 3 && value > 60).length;
+    """)
+    assert inked > 300
+
+
+PATH = "return document.querySelector(`#neurons path.${arguments[0]}`).getAttribute('d')"
+SIDES = {"first": "a", "second": "b"}
+
+
+def test_histograms_are_those_of_a_and_of_b(reader: Reader, tmp_path: Path) -> None:
+    matrix = matrix_at(3)
+    neuron = Neuron("blocks.0", 1, 2.0, 0.0, 1.0, (0, 900, 225, 0), (100, 0, 0, 400))
+    every = {pair: [neuron] for pair in ((0, 1), (0, 2), (1, 2))}
+    reader.open(write(tmp_path / "page.html", matrix, seen=[Seen(every)]))
+    reader.wait(lambda: "neuron 1" in reader.text("pair-body"))
+    for kind, side in SIDES.items():
+        steps = re.findall(r"L([\d.]+) ([\d.]+)H([\d.]+)", reader.run(PATH, kind))
+        begin, height, end = np.array(steps, float).T
+        assert begin == pytest.approx(220 / 4 * np.arange(4))
+        assert end == pytest.approx(220 / 4 * np.arange(1, 5))
+        shares = np.sqrt(np.array(getattr(neuron, side)) / 900)
+        assert height == pytest.approx(70 - 67 * shares), kind
+    # Blue is the first of the pair in the order of the datasets, whichever was pointed at.
+    low, high = sorted(reader.run("return state.open"))
+    named = "return document.querySelector(`#pair-body .${arguments[0]}-name`).textContent.trim()"
+    assert reader.run(named, "first") == matrix.names[low]
+    assert reader.run(named, "second") == matrix.names[high]
+    fills = [
+        reader.run(
+            "return getComputedStyle(document.querySelector(`#neurons path.${arguments[0]}`)).fill",
+            kind,
+        )
+        for kind in SIDES
+    ]
+    assert fills == ["rgb(0, 114, 178)", "rgb(213, 94, 0)"]
+
+
+def test_the_map_places_datasets_as_far_apart_as_they_are(reader: Reader, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    at = rng.normal(0, 10, (7, 2))
+    away = np.sqrt(((at[:, None] - at) ** 2).sum(axis=2))
+    matrix = matrix_of(*"abcdefg")
+    matrix.emd[:] = away + 1 - np.eye(7)  # and corrected by 1
+    reader.open(write(tmp_path / "page.html", with_estimates(matrix, (1, 4))))
+    spots = reader.run(
+        "return [...document.querySelectorAll('#map circle')].map((spot) =>"
+        " [spot.textContent, Number(spot.getAttribute('cx')), Number(spot.getAttribute('cy'))])"
+    )
+    places = {name: np.array(where) for name, *where in spots}
+    names = list(places)
+    assert sorted(names) == list("abcdefg")
+    found = np.array([[np.hypot(*(places[a] - places[b])) for b in "abcdefg"] for a in "abcdefg"])
+    scale = found.sum() / away.sum()
+    assert scale > 1
+    assert found == pytest.approx(scale * away, abs=0.01 * found.max())
+    ((x, y, to_x, to_y),) = reader.run(
+        "return [...document.querySelectorAll('#map .alike-line')].map((line) =>"
+        " ['x1', 'y1', 'x2', 'y2'].map((of) => Number(line.getAttribute(of))))"
+    )
+    assert np.array([[x, y], [to_x, to_y]]) == pytest.approx(np.array([places["b"], places["e"]]))
+
+
+@pytest.mark.parametrize("width", [1000, 1600])
+def test_no_section_covers_another_wherever_the_page_is_scrolled(
+    reader: Reader, tmp_path: Path, width: int
+) -> None:
+    matrix = with_estimates(matrix_at(12, layers=19), (0, 1))
+    reader.look(width, 600)
+    reader.open(write(tmp_path / "page.html", matrix))
+    reader.wait(lambda: "neurons that differ most" in reader.text("pair-body").lower())
+    height = reader.run("return document.documentElement.scrollHeight")
+    assert height > 1200
+    for top in range(0, height, 150):
+        boxes = reader.run(
+            "scrollTo(0, arguments[0]);"
+            "return [...document.querySelectorAll('.column, #neighbours, #datasets')]"
+            ".map((of) => of.getBoundingClientRect())"
+            ".map((box) => [box.left, box.top, box.right, box.bottom])",
+            top,
+        )
+        assert len(boxes) == 4
+        for k, (left, above, right, below) in enumerate(boxes):
+            for others in boxes[:k]:
+                apart = right <= others[0] or left >= others[2]
+                assert apart or below <= others[1] or above >= others[3], (top, boxes)
+
+
+def measured(matrix: Matrix, seed: int) -> Matrix:
+    """With estimates that say nothing of each other, as far as a file's size goes."""
+    rng = np.random.default_rng(seed)
+
+    def scattered(least: float, most: float) -> Floats:
+        values = rng.uniform(least, most, matrix.emd.shape)
+        return np.triu(values, 1) + np.triu(values, 1).transpose(0, 2, 1)
+
+    p = scattered(0, 1) ** 8
+    estimates = {column: matrix.emd * scattered(0.5, 1.5) for column in ("se", "floor")}
+    estimates["emd_corrected"] = corrected = matrix.emd * scattered(0.8, 1)
+    estimates |= {"low": corrected * scattered(0.7, 1), "high": corrected * scattered(1, 1.3)}
+    return replace(matrix, estimates=estimates | {"p": p, "q": np.minimum(1, p * 1.5)})
+
+
+@pytest.mark.soak
+def test_three_hundred_datasets_take_a_page_that_can_be_used(
+    reader: Reader, tmp_path: Path
+) -> None:
+    """With 18 layers, all estimates, neurons of 300 pairs, samples and provenance."""
+    rng = np.random.default_rng(1)
+    matrix = measured(matrix_at(300, layers=18), 2)
+    sample = Sample("photo.jpg", f"data:image/webp;base64,{'A' * 3500}")
+    facts = tuple((f"fact {n}", "0123456789abcdef" * 4) for n in range(10))
+    rows = rng.integers(0, 999, (300, 6, 2, 48)).tolist()
+    neurons = {
+        (i, i + 1): [Neuron("blocks.3", 7, 1.5, 0.0, 1.0, tuple(a), tuple(b)) for a, b in rows[i]]
+        for i in range(299)
+    }
+    page = Page([matrix], [Panel("7 images", facts, samples=(sample,))] * 300, [Seen(neurons)])
+    path = tmp_path / "page.html"
+    path.write_bytes(render(page))
+    assert 9_000_000 < path.stat().st_size < 10_000_000
+    reader.open(path)
+    left = reader.text("notes").partition("Left out of this page for its size")[2]
+    assert "low of" in left
+    assert not any(f" {column} of" in left for column in ("emd", "q", "emd_corrected"))
+    taken = "const begin = performance.now(); state.plane = 3; const done = arguments[0];"
+    milliseconds = reader.driver.execute_async_script(
+        f"{taken} update().then(() => done(performance.now() - begin))"
+    )
+    assert milliseconds < 5000  # a tenth of a second on a machine at rest
+    i, j = clusters(report.shown(matrix, "blocks.3")).order[:2]
+    reader.find("cursor").send_keys(Keys.HOME)
+    reader.find("cursor").send_keys(*[Keys.PAGE_UP] * 30)
+    reader.find("cursor").send_keys(Keys.ARROW_RIGHT)
+    assert f"{matrix.names[i]} and {matrix.names[j]}" in reader.text("selected")
+    shown = float(reader.text("selected").partition(" emd ")[2].partition(" ")[0])
+    assert shown == pytest.approx(matrix.of("blocks.3")[i, j], rel=1e-3)
+    two = render(replace(page, matrices=[matrix, replace(matrix, lens="sharp")], seen=()))
+    assert len(two) < 10_000_000
+    assert b"emd of" not in two  # of every layer, through both
+    reader.find("filter").send_keys("12")
+    reader.wait(lambda: reader.run("return view.order.length") == 13)
+    reader.kept_to_itself(path)
+
+
+def test_a_gallery_is_read_in_any_width_colour_and_by_keyboard(
+    reader: Reader, tmp_path: Path
+) -> None:
+    shown = [Picture("p" * 300, ("#1: 7.77", HOSTILE), PIXEL)] * 11
+    gone = Picture(HOSTILE, ("#2: 7.78",), missing="cannot be read again: " + HOSTILE)
+    gallery = Gallery(HOSTILE, [Row("Nearest", [*shown, gone]), Row(HOSTILE, shown)], HOSTILE)
+    path = tmp_path / "gallery.html"
+    path.write_bytes(render_gallery(gallery))
+    for width in (400, 1600):
+        papers = set()
+        for scheme in ("light", "dark"):
+            reader.look(width, scheme=scheme)
+            reader.driver.get(path.as_uri())
+            assert reader.run("return document.documentElement.scrollWidth") <= width
+            papers.add(reader.run("return getComputedStyle(document.body).backgroundColor"))
+            images = "[...document.images].every(i => i.complete && i.naturalWidth)"
+            assert reader.run(f"return {images}")
+        assert len(papers) == 2
+    for expected in ("#1: 7.77", "#1: 7.77"):
+        ActionChains(reader.driver).send_keys(Keys.TAB).perform()
+        assert expected in reader.run("return document.activeElement.textContent")
+    assert reader.run("return document.activeElement.tagName") == "FIGURE"
+    assert reader.run("return window.hurt") is None
+    reader.kept_to_itself(path)

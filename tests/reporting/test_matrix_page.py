@@ -1,0 +1,502 @@
+"""The page's file: whole, small, without secrets; and what is gathered for it, read or not."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import uuid
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from jobs.app import app
+from pipeline import comparing as matrix_module
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import Catalogue
+from pipeline.comparing import Matrix, compare, emd, plane_map
+from pipeline.dna import Floats, Lens
+from pipeline.engine import InProcess
+from pipeline.errors import BadImage, SourceError, UsageError
+from pipeline.explaining import Explanation, explain
+from pipeline.images import load
+from pipeline.reporting import (
+    BITS,
+    BITS_OF_A_TEST,
+    COLUMNS,
+    EXACT,
+    RATES,
+    SIDE,
+    THUMBNAIL,
+    Neuron,
+    Page,
+    Panel,
+    Seen,
+    gather_matrix_page,
+    pack,
+    require_html,
+    shown,
+    thumbnail,
+    write_matrix_page,
+)
+from pipeline.reporting.html import dataset_panels as panels
+from pipeline.reporting.html.matrix_page import render
+from pipeline.sources import plan
+from pipeline.spec import Resources
+from tests.golden.handmade import commit_dataset, entries, hand_made
+from tests.reporting.test_report import matrix_of, with_estimates, with_nan, with_single
+from tests.support import tiny_network as tiny
+from tests.support.builders import photo, write_photos
+
+HOSTILE = "</script><script>alert(1)</script><!-- & \u2028 '\""
+
+
+def page_of(*matrices: Matrix, **more: Any) -> Page:
+    return Page(matrices, [Panel("7 images")] * len(matrices[0].names), **more)
+
+
+def data_of(html: bytes) -> Any:
+    found = re.findall(
+        r'<script id="data" type="application/json">(.*?)</script>', html.decode(), re.DOTALL
+    )
+    assert len(found) == 1
+    return json.loads(found[0])
+
+
+def unpacked(text: str, size: int) -> Floats:
+    """The page's `unpack`, in numpy."""
+    raw = zlib.decompress(base64.b64decode(text))
+    sorted_by_weight = np.frombuffer(raw, np.uint8).reshape(4, -1)
+    values = np.ascontiguousarray(sorted_by_weight.T).view("<f4").ravel()
+    assert len(values) == size * (size - 1) // 2
+    return values.astype(float)
+
+
+# The file.
+
+
+def test_it_names_nothing_outside_itself() -> None:
+    text = render(page_of(matrix_of("a", "b", "c"))).decode()
+    assert re.findall(r"(?:src|href|url|@import)\s*[=(]\s*[\"']?([^\"')\s]+)", text) == ["data:,"]
+    assert "default-src 'none'" in text
+    assert "unsafe" not in text.partition("<title>")[0]
+    assert text.count("<script") == 2
+    assert len(text) < 100_000
+
+
+def test_numbers_are_those_of_the_matrix() -> None:
+    matrix = with_estimates(matrix_of("a", "b", "c", "d"), (0, 1))
+    data = data_of(render(page_of(matrix)))
+    (content,) = data["matrices"]
+    assert content["planes"] == ["stem", "head", "all"]
+    upper = np.triu_indices(4, 1)
+    for column in ("emd", "nfd", "fd", "emd_corrected", "low", "high", "se", "floor", "p", "q"):
+        for plane, layer in enumerate(matrix.planes):
+            found = unpacked(content["columns"][column][str(plane)], 4)
+            assert found == pytest.approx(matrix.of(layer, column)[upper], rel=1e-7), column  # type: ignore[arg-type]
+    assert sorted(content["arranged"][0]["order"]) == [0, 1, 2, 3]
+    stress = plane_map(shown(matrix, "stem")).stress  # and of distances that none corrects, 0
+    assert content["maps"][0]["stress"] == pytest.approx(stress, abs=1e-6)
+    plain = data_of(render(page_of(matrix_of("a", "b", "c", "d"))))["matrices"][0]
+    assert plain["maps"][0]["stress"] == pytest.approx(0, abs=1e-6)
+    assert [content["arranged"][0]["corrected"], plain["arranged"][0]["corrected"]] == [True, False]
+
+
+@settings(max_examples=30)
+@given(size=st.sampled_from([2, 5, EXACT, EXACT + 1, 90]), seed=st.integers(0, 2**31))
+def test_many_distances_keep_their_first_digits(size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    plane = np.exp(rng.normal(0, 5, (size, size)))
+    plane[rng.random((size, size)) < 0.1] = np.nan
+    plane[0, 1] = 0.0
+    expected = plane[np.triu_indices(size, 1)]
+    precision = 2.0**-24 if size <= EXACT else 2.0**-BITS
+    np.testing.assert_allclose(unpacked(pack(plane), size), expected, rtol=1.01 * precision)
+
+
+@given(seed=st.integers(0, 2**31))
+def test_no_rounding_moves_a_pair_across_a_rate(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    q = rng.choice(RATES, (90, 90)) * (
+        1 + rng.choice([1, -1], (90, 90)) * 10 ** rng.uniform(-17, -1, (90, 90))
+    )
+    q[0, 1:4] = RATES
+    exact = q[np.triu_indices(90, 1)]
+    seen = unpacked(pack(q, BITS_OF_A_TEST, RATES), 90).astype(float)
+    for rate in RATES:
+        assert ((seen < rate) == (exact < rate)).all()
+    np.testing.assert_allclose(seen, exact, rtol=1.01 * 2.0**-BITS_OF_A_TEST)
+
+
+def test_what_is_known_of_no_pair_takes_no_room() -> None:
+    assert pack(np.full((3, 3), np.nan)) == ""
+    (content,) = data_of(render(page_of(matrix_of("a", "b"))))["matrices"]
+    assert set(content["columns"]) == {"emd", "nfd", "fd"}
+
+
+def test_columns_of_least_use_are_left_out_for_room_and_named() -> None:
+    matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(30)]), (0, 1))
+    whole = data_of(render(page_of(matrix)))
+    assert whole["notes"] == []
+    most = sum(len(t) for c in whole["matrices"][0]["columns"].values() for t in c.values())
+    data = data_of(render(page_of(matrix), room=most // 2))
+    columns = data["matrices"][0]["columns"]
+    assert all("2" in of for of in columns.values())  # the plane that it opens with
+    assert set(columns["emd"]) == {"0", "1", "2"}
+    (note,) = data["notes"]
+    assert note.startswith(
+        "Left out of this page for its size, and in the file that vdna compare --out writes: "
+    )
+    left = {c for c, of in columns.items() if len(of) < 3}
+    assert left
+    assert all(f"{column} of " in note for column in left)
+    two = with_estimates(matrix_of("a", "b"), (0, 1))
+    all_but_one = len(pack(two.emd[0])) * (3 * len(COLUMNS) - 1)
+    (note,) = data_of(render(page_of(two), room=all_but_one))["notes"]
+    assert note.endswith(" of 1 layer.")
+
+
+def test_of_a_layer_whose_distances_are_left_out_nothing_is_there() -> None:
+    """Also where other numbers of it would find room, as they are packed better."""
+    rng = np.random.default_rng(0)
+    matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(30)]), (0, 1))
+    noise = rng.random(matrix.emd.shape)
+    matrix = replace(matrix, emd=matrix.emd * (noise + np.swapaxes(noise, 1, 2)))
+    planes = [pack(matrix.emd[at]) for at in range(3)]
+    last = sum(len(pack(matrix.stacked(column)[2])) for column in COLUMNS)
+    data = data_of(render(page_of(matrix), room=last + len(planes[0]) - 1))["matrices"][0]
+    assert all(set(of) == {"2"} for of in data["columns"].values())
+    assert data["left_out"]["emd"] == list(matrix.planes[:2])
+    assert data_of(render(page_of(matrix)))["matrices"][0]["left_out"] == {}
+
+
+def test_a_dataset_that_cannot_be_corrected_is_named() -> None:
+    data = data_of(render(page_of(with_single(matrix_of("a", "b", "tiny"), 2))))
+    (note,) = data["notes"]
+    assert note.startswith("Distances of tiny are not corrected")
+    assert [plane["corrected"] for plane in data["matrices"][0]["arranged"]] == [True] * 3
+
+
+def test_datasets_without_distances_are_named_and_stand_last() -> None:
+    data = data_of(render(page_of(with_nan(matrix_of("a", "b", "c", "d"), 1))))
+    assert "b at no distance that is defined in all; last in order." in data["notes"]
+    assert all(arranged["order"][-1] == 1 for arranged in data["matrices"][0]["arranged"])
+    assert data["matrices"][0]["maps"][0]["points"][1] is None
+    render(page_of(with_nan(matrix_of("a", "b"), 0, 1)))
+
+
+def test_hostile_and_secret_strings_are_data() -> None:
+    matrix = replace(matrix_of("a", "b"), layers=(HOSTILE, "head"))
+    secret = "s3://b/x?X-Amz-Signature=0123456789abcdef and https://user:hunter2@host/y"
+    panel = Panel(
+        HOSTILE, ((HOSTILE, secret),), ((HOSTILE, 1),), (f"data:{secret}",), notes=(secret,)
+    )
+    page = Page([matrix], [panel] * 2, [Seen({}, secret)], secret, (secret, HOSTILE), HOSTILE)
+    html = render(page)
+    assert html.count(b"</script>") == 2
+    assert b"<!--" not in html
+    assert b"0123456789abcdef" not in html
+    assert b"hunter2" not in html
+    data = data_of(html)
+    assert data["title"] == HOSTILE
+    assert data["matrices"][0]["planes"][0] == HOSTILE
+    assert "&lt;/script&gt;" in html.decode().partition("</title>")[0]
+
+
+def test_two_lenses_on_one_page_and_no_other_datasets() -> None:
+    matrix = matrix_of("a", "b", "c")
+    data = data_of(render(page_of(matrix, replace(matrix, lens="sharp"))))
+    assert [content["lens"] for content in data["matrices"]] == ["uniform", "sharp"]
+    with pytest.raises(UsageError, match="same datasets"):
+        render(page_of(matrix, matrix_of("a", "b", "x")))
+    with pytest.raises(UsageError, match="3 datasets takes as many panels"):
+        render(Page([matrix], [Panel("")]))
+    with pytest.raises(UsageError, match=r"'page.txt'; name it \.html"):
+        require_html("page.txt")
+
+
+# What is gathered.
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """Three datasets of real images, one of which holds two that are none."""
+    folder = tmp_path_factory.mktemp("built")
+    network = tiny.install(folder)
+    write_photos(folder / "photos/day", 40)
+    write_photos(folder / "photos/night", 20, 100)
+    write_photos(folder / "mixed", 9, 200)
+    (folder / "mixed/<img src=x>.jpg").write_bytes(b"no image")
+    (folder / "mixed/empty.jpg").write_bytes(b"")
+    catalogue = Catalogue(str(folder / "catalogue"))
+    requests = [
+        Request(name, str(folder / name), max_failures=5, **network.options)  # type: ignore[arg-type]
+        for name in ("photos/day", "photos/night", "mixed")
+    ]
+    build_datasets(catalogue, requests, InProcess(), Resources(workers=0, threads=2))
+    return catalogue
+
+
+def test_a_page_tells_what_the_catalogue_knows(built: Catalogue) -> None:
+    page = gather_matrix_page(built, [compare(built)])
+    mixed, day, night = page.panels
+    assert (mixed.line, day.line) == ("9 images, 2 failed", "40 images")
+    assert dict(mixed.reasons) == {"empty": 1, "not_an_image": 1}
+    assert any("img src=x>.jpg: not_an_image" in unquote(text) for text in mixed.failures)
+    version = built.find("mixed")
+    facts = dict([*mixed.facts, *page.shared])
+    for value in (version.dna, version.manifest, version.spec, version.source, version.software):
+        assert any(value in text for text in facts.values()), value
+    assert "cpu" in facts["numerics"]
+    for panel in (mixed, day, night):
+        assert len(panel.samples) == panels.SAMPLES
+        assert panel.notes == ()
+        for sample in panel.samples:
+            data = base64.b64decode(sample.image.removeprefix("data:image/webp;base64,"))
+            with Image.open(io.BytesIO(data)) as image:
+                assert (image.format, image.size) == ("WEBP", (SIDE, SIDE))
+    assert not {s.name for s in mixed.samples} & {"empty.jpg", "<img src=x>.jpg"}
+    assert len({s.name for s in day.samples}) == panels.SAMPLES
+    assert "commit 3 of" in page.about
+
+
+def agree(found: Sequence[Neuron], explained: Explanation) -> None:
+    """The page's neurons of a pair are the first of its explanation, with the same numbers."""
+    rows = explained.neurons.slice(0, panels.NEURONS).to_pylist()
+    for neuron, row, drawn in zip(found, rows, explained.shown, strict=False):
+        assert (neuron.layer, neuron.neuron) == (row["layer"], row["neuron"])
+        assert (neuron.emd, neuron.weight, neuron.q) == (row["emd"], row["weight"], row["q"])
+        assert neuron.corrected == (row["emd_corrected"], row["low"], row["high"])
+        assert (neuron.low, neuron.high) == (drawn.low, drawn.high)
+        assert (neuron.a, neuron.b) == (drawn.a, drawn.b)
+    assert len(found) == len(rows)
+
+
+def test_neurons_are_those_of_the_explanation(built: Catalogue) -> None:
+    matrix = compare(built)
+    page = gather_matrix_page(built, [matrix], samples=0)
+    (seen,) = page.seen
+    dnas = [built.load(name) for name in matrix.names]
+    assert set(seen.neurons) == {(0, 1), (0, 2), (1, 2)}
+    q = []
+    for (i, j), found in seen.neurons.items():
+        agree(found, explain(built, matrix.names[i], matrix.names[j], top=panels.NEURONS))
+        q += [neuron.q for neuron in found]
+        each = emd(dnas[i], dnas[j], per_neuron=True)
+        for neuron in found:
+            at = dnas[i].slice_of(neuron.layer).start + neuron.neuron
+            assert each[at] == pytest.approx(neuron.emd, rel=1e-5)
+            assert dnas[i].low[at] <= neuron.low < neuron.high <= dnas[i].high[at] + 1e-12
+            assert max(*neuron.a, *neuron.b) == 999
+            shares = [d.distributions()[at] for d in (dnas[i], dnas[j])]
+            if len(neuron.a) == tiny.BINS:  # nothing cut, nothing joined
+                most = max(share.max() for share in shares)
+                for told, share in zip((neuron.a, neuron.b), shares, strict=True):
+                    assert told == pytest.approx(tuple(999 * share / most), abs=0.6)
+    assert all(value is not None for value in q)
+    assert all(panel.notes == ("no sample images",) for panel in page.panels)
+
+
+def test_without_error_bars_neurons_are_ranked_plain_and_not_tested(built: Catalogue) -> None:
+    matrix = compare(built, error_bars=False)
+    (seen,) = gather_matrix_page(built, [matrix], samples=0).seen
+    dnas = [built.load(name) for name in matrix.names]
+    for (i, j), found in seen.neurons.items():
+        each = emd(dnas[i], dnas[j], per_neuron=True)
+        assert [n.emd for n in found] == pytest.approx(sorted(each, reverse=True)[:6], rel=1e-5)
+        assert {(n.corrected, n.q) for n in found} == {(None, None)}
+
+
+def test_of_wide_networks_fewer_pairs_are_tested(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "TESTS", sum(tiny.WIDTHS))
+    (seen,) = gather_matrix_page(built, [compare(built)], samples=0, pairs=1).seen
+    assert len(seen.neurons) == 1
+    assert seen.note.startswith("For its size, this page has the neurons of 1 of 3 pairs")
+
+
+def test_of_many_lenses_each_has_fewer_pairs(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "MOST_PAIRS", 2)
+    matrix = compare(built)
+    for lenses, pairs in ((1, 2), (panels.LENSES, 2), (2 * panels.LENSES, 1)):
+        page = gather_matrix_page(
+            built, [matrix] * lenses, lenses=[None] * lenses, samples=0, pairs=1
+        )
+        assert [len(seen.neurons) for seen in page.seen] == [pairs] * lenses
+
+
+def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> None:
+    weights = {0: 0.001, 1: -5.0, 3: 6.0}
+    lens = Lens.of(
+        "few", built.spec(built.find("mixed").spec), [("a", *w) for w in weights.items()]
+    )
+    matrices = [compare(built), compare(built, lens=lens)]
+    page = gather_matrix_page(built, matrices, lenses=[None, lens], samples=0)
+    plain, seen = page.seen
+    assert plain.neurons == gather_matrix_page(built, matrices[:1], samples=0).seen[0].neurons
+    assert (plain.weightless, seen.weightless) == ((), ("b",))
+    names = matrices[0].names
+    for (i, j), found in seen.neurons.items():
+        assert {neuron.neuron for neuron in found} == set(weights)
+        agree(found, explain(built, names[i], names[j], lens=lens, top=panels.NEURONS))
+    data = data_of(render(page))
+    assert [len(of["neurons"]["0-1"]) for of in data["matrices"]] == [6, 3]
+    assert data["matrices"][1]["weightless"] == ["b"]
+    (few,) = data["notes"]  # and none for each dataset of a layer without weight
+    assert few.startswith("error bars were checked on 16 images or more")
+    only = data_of(render(gather_matrix_page(built, matrices[1:], lenses=[lens], samples=0)))
+    assert only["title"] == "Visual DNA of 3 datasets through lens few"
+    for lenses in ([], [None, None], [lens]):
+        with pytest.raises(UsageError, match="takes"):
+            gather_matrix_page(built, matrices, lenses=lenses, samples=0)
+
+
+@pytest.fixture
+def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
+    """`a` and `b`; of `a` there is another version as soon as the two are compared."""
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+
+    def commit(name: str, count: int, first: int) -> None:
+        here = [
+            replace(entry, uri=(tmp_path / f"gone-{name}-{k}.jpg").as_uri())
+            for k, entry in enumerate(entries(name, count, first))
+        ]
+        manifest = plan(here)
+        commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+
+    def compared(*words: Any, **options: Any) -> Matrix:
+        found = compare(*words, **options)
+        if catalogue.head().number == 2:
+            commit("a", 7, 0)
+        return found
+
+    commit("a", 5, 0)
+    commit("b", 5, 50)
+    monkeypatch.setattr("pipeline.matrix.compare", compared)
+    return catalogue
+
+
+def test_a_page_tells_only_of_the_versions_that_were_compared(growing: Catalogue) -> None:
+    old = growing.find("a")
+    matrix = matrix_module.compare(growing)
+    assert growing.find("a").dna != old.dna == matrix.members["a"]
+    with pytest.raises(UsageError, match=f"a at commit 3 is dna .*{old.dna}; give the commit"):
+        gather_matrix_page(growing, [matrix], samples=0)
+    page = gather_matrix_page(growing, [matrix], at=2, samples=0)
+    assert ("dna", old.dna) in page.panels[0].facts
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_a_commit_made_meanwhile_is_not_on_the_page(
+    growing: Catalogue, tmp_path: Path, command: str
+) -> None:
+    old, out = growing.find("a").dna, str(tmp_path / "page.html")
+    words = {"compare": ["compare", "--html", out], "report": ["report", "--out", out]}[command]
+    done = CliRunner().invoke(app, [*words, "-c", growing.root])
+    assert done.exit_code == 0, done.output
+    assert growing.head().number == 3
+    data = data_of((tmp_path / "page.html").read_bytes())
+    assert "commit 2 of" in data["about"]
+    assert ["dna", old] in data["datasets"][0]["facts"]
+    assert data["datasets"][0]["line"] == "5 images"
+
+
+def test_of_many_pairs_each_dataset_has_its_nearest(built: Catalogue) -> None:
+    matrix = compare(built)
+    page = gather_matrix_page(built, [matrix], samples=0, pairs=1)
+    upper = {(i, j): shown(matrix)[i, j] for i in range(3) for j in range(i + 1, 3)}
+    farthest = max(upper, key=lambda pair: upper[pair])
+    assert set(page.seen[0].neurons) == set(upper) - {farthest}
+    assert page.seen[0].note.startswith("For its size, this page has the neurons of 2 of 3 pairs")
+
+
+def test_pairs_are_filled_up_with_the_next_nearest() -> None:
+    distances = np.abs(np.subtract.outer(*[2.0 ** np.arange(13)] * 2))
+    known = [(i, j) for i in range(13) for j in range(i + 1, 13)]
+    nearest = sorted(known, key=lambda pair: distances[pair])
+    assert len(panels._nearest(distances, known, 78, 300)) == 78
+    assert set(panels._nearest(distances, known, 67, 300)) == set(nearest[:67])
+    assert len(panels._nearest(distances, known, 66, 20)) == 20
+    assert set(panels._nearest(distances, known, 1, 300)) == {
+        (max(0, i - 1), max(1, i)) for i in range(13)
+    }
+
+
+def test_images_that_are_gone_are_said_and_the_page_is_whole(tmp_path: Path) -> None:
+    catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
+    for name, first in (("a", 0), ("b", 50)):
+        here = [
+            replace(entry, uri=(tmp_path / f"gone-{k}.jpg").as_uri())
+            for k, entry in enumerate(entries(name, 5, first))
+        ]
+        manifest = plan(here)
+        commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+    page = gather_matrix_page(catalogue, [compare(catalogue)])
+    for panel in page.panels:
+        assert panel.samples == ()
+        (note,) = panel.notes
+        assert note.startswith("sample images cannot be read: ")
+        assert "gone-" in note
+    size = write_matrix_page(catalogue, [compare(catalogue)], str(tmp_path / "page.html"))
+    assert (tmp_path / "page.html").stat().st_size == size
+
+
+def test_one_bad_sample_leaves_the_others_and_far_ones_are_not_unpacked(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "THUMBNAIL", replace(THUMBNAIL, max_bytes=2_000))
+    for panel in gather_matrix_page(built, [compare(built)], pairs=0).panels:
+        told = " ".join(panel.notes)
+        assert len(panel.samples) + told.count("too_many_bytes") == panels.SAMPLES
+    near = entries("a", 1)[0]
+    assert not panels.is_far(replace(near, position=2**40))
+    assert not panels.is_far(replace(near, position=2**40, access="tar"))
+    assert not panels.is_far(replace(near, position=2**20, access="tar gz"))
+    assert panels.is_far(replace(near, position=2**40, access="tar gz"))
+
+
+def test_histograms_that_cannot_be_read_are_said(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> bytes:
+        raise SourceError("the file is gone")
+
+    matrix = compare(built)
+    monkeypatch.setattr(built, "open_file", gone)
+    monkeypatch.setattr(built, "read_checked", gone)
+    page = gather_matrix_page(built, [matrix], samples=0)
+    assert page.seen == [Seen({}, "Histograms cannot be read: the file is gone")]
+    (note, *_) = page.panels[matrix.names.index("mixed")].notes
+    assert note == "the failures cannot be read: the file is gone"
+    render(page)
+
+
+def test_a_thumbnail_is_decoded_within_limits() -> None:
+    def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+        out = io.BytesIO()
+        image.save(out, kind)
+        return out.getvalue()
+
+    picture = encoded(photo(1))
+    data = base64.b64decode(thumbnail(picture).partition(",")[2])
+    with Image.open(io.BytesIO(data)) as small:
+        shown = np.asarray(small.convert("RGB"), float)
+    assert np.abs(shown - 255 * load(picture, THUMBNAIL)).mean() < 6
+    with pytest.raises(BadImage, match="too_many_pixels"):
+        thumbnail(encoded(Image.new("1", (10_000, 10_000))))
+    with pytest.raises(BadImage, match="not_an_image"):
+        thumbnail(b"<html>" * 20)

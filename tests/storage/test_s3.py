@@ -1,0 +1,315 @@
+"""The main job on a real object store over HTTP: images and catalogue in one bucket."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import boto3
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from jobs.app import app
+from pipeline import building as build_module
+from pipeline import storage
+from pipeline.building import Request, Result, build_datasets, make_dna
+from pipeline.catalogue import Catalogue, verify
+from pipeline.comparing import compare
+from pipeline.counting import Counter
+from pipeline.dna import DNA
+from pipeline.engine import InProcess
+from pipeline.errors import SourceError, TransientError
+from pipeline.spec import Resources
+from pipeline.storage import retry
+from tests.support import tiny_network as tiny
+from tests.support.builders import write_photos
+from tests.support.s3 import contents, fill, jpeg, put, remove
+
+ENGINE = InProcess()
+RESOURCES = Resources(workers=0, threads=2)
+IMAGES = 6
+REPOSITORY = Path(__file__).parents[2]
+ODD = "more/ä b::c%20?#.jpg"
+"""A key that url parsers stumble over."""
+
+
+COUNTING: dict[str, Any] = {}
+"""How images are counted where numbers are not the point: fields of a request, once it is there."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory: pytest.TempPathFactory) -> None:
+    COUNTING.update(tiny.install(tmp_path_factory.mktemp("tiny")).options)
+
+
+def small_request(name: str, source: str, **options: Any) -> Request:
+    return Request(name, source, **(COUNTING | options))
+
+
+def run(place: Catalogue, *requests: Request) -> list[Result]:
+    return build_datasets(place, requests, ENGINE, RESOURCES)
+
+
+def same_counts(a: DNA, b: DNA) -> bool:
+    names = ("counts", "underflow", "overflow", "nonfinite", "min", "max")
+    return (a.images, a.failed) == (b.images, b.failed) and all(
+        np.array_equal(getattr(a, n), getattr(b, n)) for n in names
+    )
+
+
+@pytest.fixture
+def root(bucket: str) -> str:
+    """A prefix of this test's own."""
+    return f"{bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def place(root: str) -> Catalogue:
+    return Catalogue(f"{root}/catalogue")
+
+
+@pytest.fixture(scope="module")
+def images(bucket: str) -> str:
+    images = fill(f"{bucket}/{uuid.uuid4().hex}/images", IMAGES)
+    put(f"{images}/{ODD}", jpeg(80))
+    put(f"{images}/README.md", b"of another kind")
+    return images
+
+
+@pytest.fixture(scope="module")
+def built(bucket: str, images: str) -> tuple[Catalogue, Result]:
+    place = Catalogue(f"{bucket}/{uuid.uuid4().hex}/catalogue")
+    (result,) = run(place, Request("photos", images))
+    return place, result
+
+
+def test_the_counts_are_those_of_the_same_files_on_disk(
+    built: tuple[Catalogue, Result], images: str, tmp_path: Path
+) -> None:
+    place, result = built
+    write_photos(tmp_path, IMAGES)
+    (tmp_path / "odd.jpg").write_bytes(jpeg(80))
+    assert same_counts(place.load("photos"), make_dna(tmp_path, threads=2))
+    assert (result.version.images, result.version.failed) == (IMAGES + 1, 0)
+    assert result.ignored == {".md": 1}
+    assert result.version.source == images
+    assert [finding for finding in verify(place) if not finding.ok] == []
+
+
+def test_the_manifest_holds_plain_uris_and_etags(
+    built: tuple[Catalogue, Result], images: str
+) -> None:
+    place, result = built
+    manifest = place.manifest("photos", result.version)
+    members = {m.uri: m.identity for shard in manifest.shards for m in shard.members}
+    assert f"{images}/{ODD}" in members
+    bucket, _, key = images.removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    for uri, identity in members.items():
+        name = uri.removeprefix(images)
+        assert identity == client.head_object(Bucket=bucket, Key=key + name)["ETag"].strip('"')
+
+
+def test_the_same_again_is_nothing_to_do(
+    built: tuple[Catalogue, Result], images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, first = built
+    before = contents(place.root)
+    monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
+    (again,) = run(place, Request("photos", images))
+    assert (again.changed, again.counted_shards) == (False, 0)
+    assert again.version == first.version
+    assert contents(place.root) == before
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
+def test_ray_in_its_own_processes_makes_the_same_dna(
+    built: tuple[Catalogue, Result], place: Catalogue, images: str
+) -> None:
+    """Workers reach the store by the settings that the driver was started with."""
+    from pipeline.engine import RayEngine
+
+    _, alone = built
+    resources = Resources(workers=1, threads=1)
+    with RayEngine(resources) as engine:
+        (spread,) = build_datasets(place, [Request("photos", images)], engine, resources)
+    assert spread.counted_shards == alone.counted_shards
+    assert spread.version.dna == alone.version.dna
+    assert spread.version.sha256 == alone.version.sha256
+    assert [finding for finding in verify(place) if not finding.ok] == []
+
+
+def test_compare_reads_and_keeps_its_matrix_in_the_bucket(
+    built: tuple[Catalogue, Result], root: str
+) -> None:
+    place, _ = built
+    run(place, Request("other", fill(f"{root}/other", 3, first_seed=300)))
+    matrix = compare(place)
+    assert matrix.names == ("other", "photos")
+    assert matrix.of()[0, 1] > 0
+    (kept,) = [key for key in contents(place.root) if "/matrix/" in key]
+    again = compare(place)
+    assert np.array_equal(again.of(), matrix.of())
+    assert [key for key in contents(place.root) if "/matrix/" in key] == [kept]
+
+
+def test_an_overwritten_key_recomputes_its_shard_only(place: Catalogue, root: str) -> None:
+    source = fill(f"{root}/images", 5)
+    (first,) = run(place, small_request("photos", source))
+    assert first.counted_shards == 5
+    put(f"{source}/photo-0002.jpg", jpeg(99))
+    (second,) = run(place, small_request("photos", source))
+    assert (second.changed, second.counted_shards) == (True, 1)
+    assert second.version.dna != first.version.dna
+    put(f"{source}/photo-0002.jpg", jpeg(2))
+    (third,) = run(place, small_request("photos", source))
+    assert (third.changed, third.counted_shards) == (True, 0)
+    assert third.version.dna == first.version.dna
+    assert place.head().number == 3
+
+
+def test_an_added_key_leaves_the_shards_that_there_were(place: Catalogue, root: str) -> None:
+    """It is listed first, so that shards cut anew would all hold other images."""
+    video = fill(f"{root}/images/video", 4, first_seed=10)
+    request = small_request("photos", f"{root}/images", group_by="1", shard_images=2)
+    (first,) = run(place, request)
+    assert first.counted_shards == 2
+    put(f"{video}/photo-0000.jpg", jpeg(0))
+    (second,) = run(place, request)
+    assert (second.version.images, second.counted_shards) == (5, 1)
+
+
+@pytest.mark.parametrize("change", ["deleted", "overwritten"])
+def test_an_object_that_goes_after_planning_ends_the_build_by_its_name(
+    place: Catalogue, root: str, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    source = fill(f"{root}/images", 4)
+    missing = build_module._missing
+
+    def then_change(p: build_module._Plan) -> Sequence[int]:
+        if change == "deleted":
+            remove(f"{source}/photo-0001.jpg")
+        else:
+            put(f"{source}/photo-0001.jpg", jpeg(99))
+        return missing(p)
+
+    monkeypatch.setattr(build_module, "_missing", then_change)
+    with pytest.raises(TransientError, match=r"photos: 1 of 4 shards .*photo-0001\.jpg"):
+        run(place, small_request("photos", source))
+    assert place.head().number == 0
+    assert not [key for key in contents(place.root) if "/dna/" in key]
+    monkeypatch.undo()
+    (result,) = run(place, small_request("photos", source))
+    assert result.counted_shards == (0 if change == "deleted" else 1)
+    assert result.version.images == (3 if change == "deleted" else 4)
+
+
+def test_what_is_not_there_is_named(place: Catalogue, root: str, images: str) -> None:
+    with pytest.raises(
+        SourceError, match="s3://no-such-bucket/images: there is no bucket no-such-bucket"
+    ):
+        run(place, small_request("photos", "s3://no-such-bucket/images"))
+    with pytest.raises(SourceError, match=f"{root}/nothing does not exist"):
+        run(place, small_request("photos", f"{root}/nothing"))
+    assert place.head().number == 0
+    with pytest.raises(SourceError, match="s3://no-such-bucket"):
+        run(Catalogue("s3://no-such-bucket/catalogue"), small_request("photos", images))
+
+
+def test_globs_and_lists_of_keys(place: Catalogue, root: str, images: str) -> None:
+    put(f"{root}/list.txt", f"{images}/photo-0001.jpg\n{images}/photo-0002.jpg\n".encode())
+    globbed, listed = run(
+        place,
+        small_request("globbed", f"{images}/photo-000[12].jpg"),
+        small_request("listed", f"{root}/list.txt"),
+    )
+    assert (globbed.version.images, listed.version.images) == (2, 2)
+    assert same_counts(place.load("globbed"), place.load("listed"))
+
+
+# The secret
+
+
+def vdna(*words: object, exits: int) -> tuple[str, str]:
+    """The command in this process: what it prints on stdout and stderr."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == exits, done.output
+    return done.stdout, done.stderr
+
+
+def test_the_secret_is_nowhere_in_the_catalogue_nor_in_what_is_printed(
+    place: Catalogue, root: str
+) -> None:
+    """Of builds that end well and badly, in the bucket that it opens."""
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    assert len(secret) > 10
+    spoilt = fill(f"{root}/spoilt", 2, first_seed=400)
+    put(f"{spoilt}/cut.jpg", jpeg(1)[:-200])
+    alone = ("-c", place.root, "--workers", 0, "--json")
+    gate = vdna("build", "spoilt", spoilt, *alone, exits=3)
+    good = vdna("build", "spoilt", spoilt, *alone, "--max-failures", 1, exits=0)
+    lost = vdna("build", "lost", "s3://no-such-bucket/x", *alone, exits=1)
+    shown = vdna("show", "spoilt", "-c", place.root, "--json", exits=0)
+    assert json.loads(good[0])["images"] == 2
+    assert json.loads(gate[0])["error"] == "GateError"
+    assert "no-such-bucket" in json.loads(lost[0])["message"]
+    assert_without(secret, *good, *gate, *lost, *shown)
+    kept = contents(place.root)
+    assert len(kept) > 10
+    for key, data in kept.items():
+        assert_without(secret, key)
+        assert secret.encode() not in data, key
+        assert quote(secret, safe="").encode() not in data, key
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://nowhere.invalid"])
+def test_a_store_that_is_away_is_an_error_without_the_secret(
+    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    """An error of the connection carries its request; what we print of it carries no secret."""
+    secret = "planted/secret+of=this-test"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "1")  # else it takes half a minute to give up
+    words = ("build", "photos", images, "-c", str(tmp_path / "c"), "--workers", "0", "--json")
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.app", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["error"] == "TransientError"
+    assert f"error: photos: {images}: no answer after 1 tries" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert_without(secret, done.stdout, done.stderr)
+    assert Catalogue(str(tmp_path / "c")).head().number == 0
+
+
+def assert_without(secret: str, *texts: str) -> None:
+    for text in texts:
+        assert secret not in text
+        assert quote(secret, safe="") not in text
+
+
+def test_the_settings_that_workers_are_given_are_no_secrets() -> None:
+    from pipeline.engine import FORWARDED, WORKER_ENVIRONMENT
+
+    named = {*FORWARDED, *WORKER_ENVIRONMENT}
+    assert not [name for name in named if "SECRET" in name or "TOKEN" in name or "KEY" in name]
+    assert set(retry.VARIABLES) < named
+
+
+def test_create_is_exclusive_here(root: str) -> None:
+    storage.require_exclusive(root)
+    assert contents(root) == {}

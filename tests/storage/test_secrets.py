@@ -1,0 +1,456 @@
+"""Secrets are in nothing that a command prints or stores, whether it ends well or badly."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import boto3
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from jobs.app import app
+from pipeline import storage
+from pipeline.errors import SourceError, TransientError, UsageError, VdnaError, redact
+from tests.support import s3
+from tests.support.builders import photo, write_photos
+
+KEY = "planted/secret+key=of-tests"
+SESSION = "planted/session+token==of-tests"
+PASSWORD = "planted-pass/word+x"
+SIGNATURE = "0123456789abcdefplantedsignature"
+HUB = "hf_plantedTokenOfTheHubAAAABBBB"
+BASIC = base64.b64encode(f"user:{PASSWORD}".encode()).decode()
+SECRETS = (KEY, SESSION, PASSWORD, SIGNATURE, HUB, BASIC)
+
+
+def spellings(secret: str) -> set[bytes]:
+    """As it is, percent-encoded, and in base64 wherever it may stand in a longer text."""
+    found = {secret, quote(secret, safe=""), quote(secret), quote_plus(secret)}
+    plain = secret.encode()
+    for shift in range(3):
+        coded = base64.b64encode(b"\0" * shift + plain).decode()
+        found.add(coded[4 if shift else 0 : len(coded) - 4])
+    return {text.encode() for text in found}
+
+
+def clean(data: bytes | str, where: object) -> None:
+    data = data.encode() if isinstance(data, str) else data
+    for secret in SECRETS:
+        for text in spellings(secret):
+            assert text not in data, (where, text)
+
+
+def contents(data: bytes) -> Iterator[bytes]:
+    """A file as it is, and of Parquet what its columns and metadata hold once unpacked."""
+    yield data
+    if data[:4] == b"PAR1":
+        file = pq.ParquetFile(pa.BufferReader(data))
+        yield repr(file.metadata.metadata).encode()
+        yield repr(file.schema_arrow.metadata).encode()
+        table = file.read()
+        for column in table.columns:
+            if pa.types.is_string(column.type):
+                yield "\n".join(filter(None, column.to_pylist())).encode()
+
+
+def all_clean(root: str) -> int:
+    """Every object below, by name and content; how many there are."""
+    count = 0
+    for item in storage.walk(root):
+        clean(item.uri, item.uri)
+        for part in contents(storage.read(item.uri)):
+            clean(part, item.uri)
+        count += 1
+    return count
+
+
+def forget_clients() -> None:
+    for protocol in ("s3", "http"):
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Credentials in the environment, as every client takes them."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", SESSION)
+    monkeypatch.setenv("HF_TOKEN", HUB)
+    headers = {"Authorization": f"Basic {BASIC}"}
+    monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": {"headers": headers}})
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "2")
+    forget_clients()
+    yield
+    forget_clients()
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a server that takes any secret: a real one would refuse those planted."""
+    with s3.moto() as settings:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="vdna-secrets")
+        yield "s3://vdna-secrets"
+    forget_clients()
+
+
+class Answers(BaseHTTPRequestHandler):
+    """An S3 or web server that says no, in the words of one that quotes too much."""
+
+    seen: list[str] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        Answers.seen.append(str(self.headers.get("Authorization")))
+        if self.path.startswith("/redirect"):
+            self.send_response(302)
+            self.send_header("Location", f"/signed.jpg?X-Amz-Signature={SIGNATURE}&x=1")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        status = next((s for s in (404, 403, 500) if f"{s}" in self.path), 403)
+        body = (
+            "<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no: "
+            f"https://user:{PASSWORD}@host/x?token={quote(SESSION)} Authorization: Basic {BASIC}"
+            "</Message></Error>"
+        ).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if self.command != "HEAD" else b"")
+
+    do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+
+
+def vdna(*words: object, exits: tuple[int, ...] = (0,)) -> str:
+    """All that the command prints, with --json and without."""
+    said = ""
+    for options in ([], ["--json"]):
+        done = CliRunner().invoke(app, [*map(str, words), *options])
+        assert done.exit_code in exits, (words, done.output)
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+        said += done.stdout + done.stderr
+    clean(said, words)
+    return said
+
+
+# Commands that end well.
+
+
+@pytest.mark.soak
+def test_commands_that_end_well(opened: str, planted: None, tmp_path: Path) -> None:
+    """All of them, in a bucket that the secrets open."""
+    bucket = opened
+    root = f"{bucket}/{uuid.uuid4().hex}"
+    for seed in range(3):
+        data = io.BytesIO()
+        photo(seed).save(data, "JPEG")
+        storage.create(f"{root}/images/{seed}.jpg", data.getvalue())
+    storage.create(f"{root}/images/bad.jpg", data.getvalue()[:-100])
+    config = {
+        "datasets": [
+            {"name": name, "source": f"{root}/images", "bins": 8, "max_failures": 1, "limit": limit}
+            for name, limit in (("a", 4), ("b", 3))
+        ]
+    }
+    (tmp_path / "datasets.yaml").write_text(json.dumps(config))
+    place = ("-c", f"{root}/catalogue")
+    vdna("refresh", "--config", tmp_path / "datasets.yaml", *place, "--workers", 0)
+    vdna("build", "a", f"{root}/images", "--max-failures", 1, "--workers", 0, *place)
+    for words in (
+        ("ls",),
+        ("show", "b"),
+        ("log",),
+        ("verify", "b"),
+        ("gc",),
+        ("compare", "a", "b"),
+    ):
+        spec = ("--spec", storage_spec(root)) if words[0] in ("show", "compare") else ()
+        vdna(*words, *place, *spec)
+    for name in ("page.html", "figure.svg"):
+        option = "--html" if name.endswith("html") else "--figure"
+        vdna("compare", "a", "b", *place, "--spec", storage_spec(root), option, tmp_path / name)
+        clean((tmp_path / name).read_bytes(), name)
+    near = (f"{root}/images", "--to", "b", *place, "--spec", storage_spec(root), "--workers", 0)
+    near = (*near, "--max-failures", 1, "--out", f"{root}/out/near.parquet")
+    vdna("rank", *near, "--html", tmp_path / "near.html")
+    clean((tmp_path / "near.html").read_bytes(), "near.html")
+    vdna("export", "b", f"{root}/out/b.npz", *place)
+    vdna("import", f"{root}/out/b.npz", "c", *place, exits=(0, 1))
+    vdna(
+        *("calibrate", f"{root}/images", "--out", f"{root}/out/ranges.parquet", "--workers", 0),
+        *("--max-failures", 1),
+    )
+    vdna("compare", "a", "b", *place, "--spec", storage_spec(root), "--out", tmp_path / "m.parquet")
+    clean((tmp_path / "m.parquet").read_bytes(), "m")
+    assert all_clean(root) > 25
+
+
+def storage_spec(root: str) -> str:
+    """The spec that both datasets share."""
+    from pipeline.catalogue import Catalogue
+
+    (digest,) = Catalogue(f"{root}/catalogue").head().datasets["b"]
+    return digest
+
+
+# Commands that end badly.
+
+SECRET_URLS = {
+    "presigned": f"https://host/x.jpg?X-Amz-Signature={SIGNATURE}",
+    "presigned, with a password": f"https://u:{quote(PASSWORD, '')}@h/x?sig={SIGNATURE}",
+    "an encoded name": f"https://host/x.jpg?X-Amz%2DSignature={SIGNATURE}",
+    "google": f"https://host/x.jpg?a=b&X-Goog-Signature={SIGNATURE}",
+    "azure": f"https://host/x.jpg?sv=2020&sig={quote(SIGNATURE)}",
+    "session token": f"https://host/x.jpg?X-Amz-Security-Token={quote(SESSION)}",
+    "another token": f"https://host/x.jpg?access_token={SIGNATURE}",
+    "an api key": f"https://host/x.jpg?api_key={SIGNATURE}",
+    "a password": f"https://user:{quote(PASSWORD, '')}@host/x.jpg",
+    "a password with a slash": f"s3://AKIA0:{PASSWORD}@bucket/x",
+    "a token as the name": f"https://{HUB}@host/x.jpg",
+}
+RUN = ("build", "calibrate", "rank", "refresh")
+WORST = ("presigned, with a password", "a password with a slash")
+ARGUMENTS: dict[str, Callable[[str, Path], tuple[object, ...]]] = {
+    "source": lambda url, out: ("build", "a", url, "-c", out / "c"),
+    "catalogue": lambda url, out: ("build", "a", out / "images", "-c", url),
+    "weights": lambda url, out: ("build", "a", out / "images", "-c", out / "c", "--weights", url),
+    "ranges": lambda url, out: ("build", "a", out / "images", "-c", out / "c", "--ranges", url),
+    "ls": lambda url, out: ("ls", "-c", url),
+    "log": lambda url, out: ("log", "-c", url),
+    "show": lambda url, out: ("show", "a", "-c", url),
+    "verify": lambda url, out: ("verify", "-c", url),
+    "gc": lambda url, out: ("gc", "-c", url),
+    "compare": lambda url, out: ("compare", "-c", url),
+    "rank": lambda url, out: ("rank", url, "--to", "a", "-c", out / "c"),
+    "rank to": lambda url, out: ("rank", out / "images", "--to", "a", "-c", url),
+    "ranking": lambda url, out: (
+        *("rank", out / "images", "--to", "a", "-c", out / "c", "--out", f"{url}/x.parquet"),
+    ),
+    "gallery": lambda url, out: (
+        *("rank", out / "images", "--to", "a", "-c", out / "c", "--html", f"{url}/x.html"),
+    ),
+    "calibrate": lambda url, out: ("calibrate", url, "--out", out / "r.parquet"),
+    "out": lambda url, out: ("calibrate", out / "images", "--out", url),
+    "import": lambda url, out: ("import", f"{url}/x.npz", "a", "-c", out / "c"),
+    "export": lambda url, out: ("export", "a", f"{url}/x.npz", "-c", out / "c"),
+    "config": lambda url, out: ("refresh", "--config", url),
+    "refresh": lambda url, out: ("refresh", "--config", out / "datasets.yaml", "-c", url),
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_photos(folder, 1)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path, images: Path) -> Path:
+    (tmp_path / "images").symlink_to(images)
+    (tmp_path / "datasets.yaml").write_text("datasets: [{name: a, source: images}]")
+    return tmp_path
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_a_url_that_holds_a_secret_is_refused_without_it(out: Path, argument: str) -> None:
+    words = ARGUMENTS[argument]
+    for url in (SECRET_URLS[what] for what in WORST):
+        more = ("--workers", 0) if words(url, out)[0] in RUN else ()
+        vdna(*words(url, out), *more, exits=(1, 2))
+    if (out / "c").exists():
+        all_clean((out / "c").as_uri())
+
+
+@pytest.mark.parametrize("what", SECRET_URLS)
+def test_such_a_url_in_a_list_or_a_config_is_refused_by_its_line(out: Path, what: str) -> None:
+    url = SECRET_URLS[what]
+    (out / "list.txt").write_text(f"# images\nimages/photo-0000.jpg\n{url}\n")
+    said = vdna("build", "a", out / "list.txt", "-c", out / "c", "--workers", 0, exits=(2,))
+    assert "list.txt, line 3: " in said
+    for text in (
+        f"datasets: [{{name: a, source: '{url}'}}]",
+        f"datasets: [{{name: a, sauce: '{url}'}}]",
+        f"catalogue: '{url}'\ndatasets: [{{name: a, source: images}}]",
+        f"datasets: [{{name: a, source: '{url}'}}",
+        f"password: '{PASSWORD}'",
+        f"aws_secret_access_key: {KEY}\nx: [",
+    ):
+        (out / "datasets.yaml").write_text(text)
+        words = ("refresh", "--config", out / "datasets.yaml", "--workers", 0)
+        vdna(*words, *(() if "catalogue" in text else ("-c", out / "c")), exits=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "path", ["redirect.jpg", "403.jpg", "404.jpg", "500.jpg", "redirect/list.txt"]
+)
+def test_a_web_server_that_says_no(out: Path, planted: None, server: str, path: str) -> None:
+    Answers.seen.clear()
+    vdna("build", "a", f"{server}/{path}", "-c", out / "c", "--workers", 0, exits=(1, 2))
+    with pytest.raises((VdnaError, UsageError)) as caught:
+        storage.read(f"{server}/{path}")
+    clean(str(caught.value), path)
+    clean(repr(caught.value), path)
+    assert f"Basic {BASIC}" in Answers.seen, "the header is sent"
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_an_object_store_that_says_no(
+    out: Path, planted: None, server: str, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-for-tests")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    forget_clients()
+    url = f"s3://bucket{status}/{status}"
+    for argument in ("source", "catalogue", "weights", "ls", "verify", "gc", "import", "calibrate"):
+        words = ARGUMENTS[argument](url, out)
+        more = ("--workers", 0) if words[0] in ("build", "calibrate") else ()
+        # To `ls` a catalogue that is not there is empty.
+        vdna(*words, *more, exits=(0, 1, 2) if status == 404 else (1, 2))
+
+
+def test_a_store_that_is_away(out: Path, planted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    forget_clients()
+    for argument in ("source", "ls", "verify", "gc"):
+        words = ARGUMENTS[argument]("s3://bucket/x", out)
+        vdna(*words, *(("--workers", 0) if words[0] == "build" else ()), exits=(1,))
+
+
+# What a foreign file tells of itself.
+
+
+def test_the_source_that_a_file_of_the_reference_states_is_stored_without_secrets(
+    tmp_path: Path,
+) -> None:
+    about = {
+        "type": "gaussian",
+        "vdna_version": "0.1.1",
+        "num_images": 3,
+        "neurons_list": {"block_0": 2},
+        "feature_extractor_name": "inception",
+        "data_settings": {"source": f"https://u:{PASSWORD}@h/x?sig={SIGNATURE}"},
+        "extraction_settings": {},
+        "distribution": {},
+    }
+    (tmp_path / "x.json").write_text(json.dumps(about))
+    arrays = {"mu-block_0": np.zeros(2, np.float32), "var-block_0": np.ones(2, np.float32)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    vdna("import", tmp_path / "x.npz", "x", "-c", tmp_path / "c")
+    said = vdna("show", "x", "-c", tmp_path / "c")
+    assert "https://…@h/x?sig=…" in said
+    assert all_clean((tmp_path / "c").as_uri()) > 2
+
+
+# The one place that takes them out.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s3://bucket/a@2x.png of 3", "s3://bucket/a@2x.png of 3"),
+        ("http://host:8080/a@2x.png", "http://host:8080/a@2x.png"),
+        ("file:///home/user@host/x", "file:///home/user@host/x"),
+        ("timm:vit_base_patch14_dinov2.lvd142m@224", "timm:vit_base_patch14_dinov2.lvd142m@224"),
+        ("check the credentials: Forbidden", "check the credentials: Forbidden"),
+        ("weights hold a token_embedding.weight", "weights hold a token_embedding.weight"),
+        ("s3://b/token=1/x.jpg does not exist", "s3://b/token=1/x.jpg does not exist"),
+        ("a https://u:p@h/x b", "a https://…@h/x b"),
+        ("s3://AKIA:ab/c+d@bucket/x", "s3://…@bucket/x"),
+        ("url='https://h/x?X-Amz-Signature=ab&n=1'", "url='https://h/x?X-Amz-Signature=…&n=1'"),
+        ("headers={'Authorization': 'Basic dXNlcg==', 'a': 'b'}",
+         "headers={'Authorization': …, 'a': 'b'}"),
+        ("Authorization: AWS4-HMAC-SHA256 Credential=A, Signature=b\nx", "Authorization: …\nx"),
+        ("Bearer abcdefgh12", "Bearer …"),
+        ("datasets.0.password is 'x y': Extra", "datasets.0.password is '… y': Extra"),
+        ("aws_secret_access_key: abc", "aws_secret_access_key: …"),
+        (f"the token {HUB}", "the token hf_…"),
+    ],
+)  # fmt: skip
+def test_redaction(text: str, expected: str) -> None:
+    assert redact(text) == expected
+    assert redact(expected) == expected
+    assert str(SourceError(text)) == expected
+
+
+def test_errors_travel_between_processes_as_they_are() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(TransientError(f"https://u:{PASSWORD}@h/x")))
+    assert (type(error), str(error)) == (TransientError, "https://…@h/x")
+
+
+# On Ray.
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
+def test_ray_is_told_no_secret(
+    opened: str, planted: None, server: str, tmp_path: Path, images: Path
+) -> None:
+    """Neither its session's files nor what it knows of actors and tasks; builds good and bad."""
+    bucket = opened
+    import ray
+    from ray._private.worker import global_worker
+
+    from pipeline.building import Request, build_datasets
+    from pipeline.catalogue import Catalogue
+    from pipeline.engine import RayEngine
+    from pipeline.spec import Resources
+
+    root = f"{bucket}/{uuid.uuid4().hex}"
+    for path in images.iterdir():
+        storage.create(f"{root}/images/{path.name}", path.read_bytes())
+    resources = Resources(workers=1, threads=1)
+    place = Catalogue(f"{root}/catalogue")
+    with RayEngine(resources) as engine:
+        build_datasets(place, [Request("a", f"{root}/images", bins=8)], engine, resources)
+        (tmp_path / "list.txt").write_text(f"{server}/redirect.jpg\n")
+        for source in (SECRET_URLS["presigned"], str(tmp_path / "list.txt")):
+            with pytest.raises(VdnaError) as caught:
+                build_datasets(place, [Request("b", source)], engine, resources)
+            clean(str(caught.value), source)
+        gone = f"{root}/images/gone.jpg"
+        storage.create(gone, b"x")
+        missing = pytest.MonkeyPatch()
+        missing.setattr("pipeline.build._missing", lambda p: storage.delete(gone) or [0, 1])
+        with pytest.raises(TransientError) as caught, missing.context():
+            build_datasets(place, [Request("c", f"{root}/images", bins=8)], engine, resources)
+        missing.undo()
+        clean(str(caught.value), "c")
+        known = repr([ray._private.state.actors(), ray._private.state.jobs(), ray.nodes()])
+        assert "_ShardActor" in known
+        clean(known, "state")
+        folder = Path(global_worker.node.get_session_dir_path())
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any(b"MALLOC_ARENA_MAX" in path.read_bytes() for path in files)  # the runtime_env's
+    for path in files:
+        clean(path.read_bytes(), path)
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == KEY
+    assert all_clean(f"{root}/catalogue") > 8

@@ -1,0 +1,1 @@
+"""What tests share: networks, servers, browsers, and files that go wrong."""

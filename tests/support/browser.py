@@ -1,0 +1,133 @@
+"""Chromium without a screen, by keyboard and mouse: what a reader of the page sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from tests.support.ceph import free_port
+
+CHOICE = "VDNA_TEST_BROWSER"
+INSTALL = "apt-get install chromium chromium-driver"
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+def chosen() -> str | None:
+    """`chromium`, or None. Raises `pytest.UsageError` where `VDNA_TEST_BROWSER` insists."""
+    wanted = os.environ.get(CHOICE)
+    if wanted not in (None, "none", "chromium"):
+        raise pytest.UsageError(f"{CHOICE}={wanted}: give chromium or none")
+    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    if wanted == "chromium" and missing:
+        raise pytest.UsageError(f"{CHOICE}=chromium, but {missing} are not installed: {INSTALL}")
+    return None if missing or wanted == "none" else "chromium"
+
+
+def described() -> str:
+    if chosen():
+        return "Browser: chromium"
+    why = f"{CHOICE}=none" if CHOICE in os.environ else INSTALL
+    return f"Browser: none, the page is not opened ({why})"
+
+
+needed = pytest.mark.skipif(chosen() is None, reason=f"needs chromium: {INSTALL}")
+
+
+class Reader:
+    """A page, open."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+        self.asked: dict[str, str] = {}
+
+    def open(self, path: Path) -> None:
+        self.driver.get(path.as_uri())
+        self.wait(lambda: self.run("return document.body.dataset.drawn"))
+
+    def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
+        until = monotonic() + seconds
+        while not (found := condition()):
+            assert monotonic() < until, "the page did not come so far"
+            sleep(0.02)
+        return found
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def find(self, identity: str) -> WebElement:
+        return self.driver.find_element(By.ID, identity)
+
+    def text(self, identity: str) -> str:
+        return str(self.find(identity).get_property("textContent"))
+
+    def choose(self, identity: str, text: str) -> None:
+        """An option of a select, as a person does, and until it is drawn."""
+        before = self.run("return document.body.dataset.drawn")
+        for option in self.find(identity).find_elements(By.TAG_NAME, "option"):
+            if option.get_property("textContent") == text:
+                option.click()
+                break
+        else:
+            raise AssertionError(f"{identity} has no {text!r}")
+        self.wait(lambda: self.run("return document.body.dataset.drawn") != before)
+
+    def look(self, width: int, height: int = 900, scheme: str = "light") -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def complaints(self) -> list[str]:
+        """What the console holds."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> set[str]:
+        """What was asked for; not what the page's policy stopped before it left."""
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] == "Network.requestWillBeSent":
+                self.asked[message["params"]["requestId"]] = message["params"]["request"]["url"]
+            if message["params"].get("blockedReason") == "csp":
+                del self.asked[message["params"]["requestId"]]
+        own = ("data:", "chrome:")  # the browser's first tab
+        return {url for url in self.asked.values() if not url.startswith(own)}
+
+    def kept_to_itself(self, path: Path) -> None:
+        """Nothing was asked for but the file itself, and nothing complained of."""
+        assert self.complaints() == []
+        assert self.requests() == {path.as_uri()}
+
+
+@contextmanager
+def reader(profile: Path) -> Iterator[Reader]:
+    """A browser of its own, with an empty profile."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"), port=free_port())
+    driver = webdriver.Chrome(options=options, service=service)
+    try:
+        yield Reader(driver)
+    finally:
+        driver.quit()

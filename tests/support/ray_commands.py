@@ -1,0 +1,196 @@
+"""Builds by the command, in processes of their own, which a test may kill.
+
+A small network is made known to each of them, Ray's workers too, by a `sitecustomize`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from pipeline.building import make_dna
+from pipeline.catalogue import Catalogue, verify
+from pipeline.dna import DNA
+from tests.support import tiny_network as tiny
+from tests.support.builders import write_photos
+
+__all__ = ["folder", "small", "truth"]  # fixtures
+
+REPOSITORY = Path(__file__).parents[2]
+IMAGES = 48
+SHARD_IMAGES = 2
+SHARDS = 32
+"""Folds are of 3 images, hence of two shards."""
+
+KNOWN = """
+import builtins, sys
+import_of_python = builtins.__import__
+def small():
+    from tests.support import tiny_network as tiny
+    return tiny.architecture()
+def telling(name, *args, **kwargs):
+    module = import_of_python(name, *args, **kwargs)
+    named = getattr(sys.modules.get("pipeline.networks"), "NAMED", None)
+    if named is not None:
+        named["tiny"] = small
+    return module
+builtins.__import__ = telling
+"""
+
+SLOW = """
+import time
+import PIL.Image
+opened = PIL.Image.open
+def slowly(*args, **kwargs):
+    time.sleep(0.5)
+    return opened(*args, **kwargs)
+PIL.Image.open = slowly
+"""
+"""Images that take a while to decode, and no time of a CPU: what dies, dies in the middle."""
+
+
+@dataclass(frozen=True)
+class Small:
+    """The small network, for commands."""
+
+    place: tiny.Place
+    folder: Path
+
+    @property
+    def options(self) -> list[str]:
+        words = {"extractor": tiny.NAME, "bins": tiny.BINS}
+        words |= {"weights": self.place.weights, "ranges": self.place.ranges}
+        return [word for name, value in words.items() for word in (f"--{name}", str(value))]
+
+    def environment(self, patch: str = "") -> dict[str, str]:
+        """Of processes that know the network, and run the patch before all else."""
+        site = self.folder / hashlib.sha256(patch.encode()).hexdigest()[:8]
+        if not site.exists():  # else processes that start may read it at this moment
+            site.mkdir()
+            (site / "sitecustomize.py").write_text(KNOWN + patch)
+        paths = [str(site), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+        return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+    def start(
+        self, folder: Path, catalogue: Path, *options: str, patch: str = SLOW, **how: Any
+    ) -> subprocess.Popen[str]:
+        env = self.environment(patch)
+        return start(folder, catalogue, *self.options, *options, env=env, **how)
+
+    def clean_pass(self, folder: Path, max_failures: float = 0) -> DNA:
+        return make_dna(folder, max_failures=max_failures, threads=2, **self.place.options)  # type: ignore[arg-type]  # of any kind
+
+
+@pytest.fixture
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    folder = tmp_path_factory.mktemp("small")
+    return Small(tiny.install(folder), folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, IMAGES)
+    for i in (7, 30):
+        path = folder / f"photo-{i:04d}.jpg"
+        path.write_bytes(path.read_bytes()[:-200])
+    return folder
+
+
+@pytest.fixture
+def truth(folder: Path, small: Small) -> DNA:
+    with pytest.warns(UserWarning, match="2 of 48"):
+        return small.clean_pass(folder, max_failures=2)
+
+
+def start(
+    folder: Path,
+    catalogue: Path,
+    *options: str,
+    workers: int = 2,
+    env: dict[str, str] | None = None,
+    shard_images: int = SHARD_IMAGES,
+) -> subprocess.Popen[str]:
+    """The command, in a session of its own so that all of it can be found."""
+    command = [sys.executable, "-m", "jobs.build", "photos", str(folder), "-c", str(catalogue)]
+    command += ["--shard-images", str(shard_images), "--max-failures", "2", "--json"]
+    command += ["--workers", str(workers), "--threads", "1", *options]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (env or {}),
+        cwd=REPOSITORY,
+    )
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Whatever a test leaves of a command and its Ray is killed."""
+    children: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children += psutil.Process(process.pid).children(recursive=True)
+        for each in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, object]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert isinstance(result, dict)
+    return result
+
+
+def committed(catalogue: Path) -> int:
+    return len(list(catalogue.glob("_work/photos/*/partials/*.parquet")))
+
+
+def running(catalogue: Path) -> list[int]:
+    """Processes that have shards under way, as their notes say."""
+    pids = set()
+    for note in catalogue.glob("_work/photos/*/attempts/*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            pids.add(int(json.loads(note.read_text())["pid"]))
+    return [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def wait_for(catalogue: Path, shards: int, process: subprocess.Popen[str]) -> list[int]:
+    """Until so many are committed, and some are under way: by these processes."""
+    deadline = time.monotonic() + 120
+    while not (pids := running(catalogue)) or committed(catalogue) < shards:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.02)
+    return pids
+
+
+def holds(catalogue: Path, truth: DNA) -> None:
+    place = Catalogue(str(catalogue))
+    dna = place.load("photos")
+    assert (dna.images, dna.failed) == (truth.images, truth.failed)
+    for name in ("counts", "underflow", "overflow", "nonfinite", "min", "max"):
+        assert np.array_equal(getattr(dna, name), getattr(truth, name)), name
+    assert [f for f in verify(place) if not f.ok] == []

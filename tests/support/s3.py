@@ -1,0 +1,111 @@
+"""The S3 server of the tests: Ceph where it is installed, else moto; and a client beside ours."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Protocol
+
+import boto3
+import pytest
+
+from pipeline import storage
+from tests.support import ceph
+from tests.support.builders import photo
+
+CHOICE = "VDNA_TEST_S3"
+
+
+def chosen() -> str:
+    """`ceph` or `moto`. Raises `pytest.UsageError` where `VDNA_TEST_S3` asks for another."""
+    wanted, missing = os.environ.get(CHOICE), ceph.missing()
+    if wanted not in (None, "ceph", "moto"):
+        raise pytest.UsageError(f"{CHOICE}={wanted}: give ceph or moto")
+    if wanted == "ceph" and missing:
+        raise pytest.UsageError(
+            f"{CHOICE}=ceph, but {', '.join(missing)} are not installed: {ceph.INSTALL}"
+        )
+    return wanted or ("moto" if missing else "ceph")
+
+
+def described() -> str:
+    if chosen() == "ceph":
+        return f"S3 server: Ceph RADOS Gateway {ceph.version()}"
+    why = f"{CHOICE}=moto" if CHOICE in os.environ else f"for Ceph: {ceph.INSTALL}"
+    return f"S3 server: moto {version('moto')}, an imitation ({why})"
+
+
+def only_ceph(reason: str) -> pytest.MarkDecorator:
+    """Of tests that moto would not fail, or could not pass: why."""
+    return pytest.mark.skipif(chosen() != "ceph", reason=f"needs Ceph: {reason}")
+
+
+@contextmanager
+def moto() -> Iterator[dict[str, str]]:
+    """In this process; the settings that clients take from their environment."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key-for-tests",
+        "AWS_SECRET_ACCESS_KEY": "planted-secret-of-tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server.stop()
+
+
+def jpeg(seed: int) -> bytes:
+    data = io.BytesIO()
+    photo(seed).save(data, "JPEG", quality=90)
+    return data.getvalue()
+
+
+def put(uri: str, data: bytes) -> None:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data)
+
+
+def remove(uri: str) -> None:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    boto3.client("s3").delete_object(Bucket=bucket, Key=key)
+
+
+def fill(prefix: str, count: int, first_seed: int = 0) -> str:
+    for seed in range(first_seed, first_seed + count):
+        put(f"{prefix}/photo-{seed:04d}.jpg", jpeg(seed))
+    return prefix
+
+
+def contents(prefix: str) -> dict[str, bytes]:
+    """Every object below, read by another client than ours."""
+    bucket, _, head = prefix.removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{head}/")
+    keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+    return {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
+
+
+class Barrier(Protocol):
+    """Of threads or of processes."""
+
+    def wait(self, timeout: float) -> int: ...
+
+
+class Told(Protocol):
+    def put(self, item: tuple[str, list[int]]) -> None: ...
+
+
+def race(root: str, mine: str, rounds: int, barrier: Barrier, told: Told) -> None:
+    """Create the same objects as others do at the same time; tell which were not theirs."""
+    won = []
+    for number in range(rounds):
+        barrier.wait(60)
+        if storage.create(f"{root}/{number}", mine.encode()):
+            won.append(number)
+    told.put((mine, won))

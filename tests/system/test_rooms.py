@@ -1,0 +1,47 @@
+"""What the package exports, and that importing it stays cheap; import-linter holds the rooms."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pipeline
+
+
+def test_exported_names() -> None:
+    assert sorted(pipeline.__all__) == [
+        "Catalogue",
+        "DNA",
+        "Failure",
+        "InProcess",
+        "Lens",
+        "Matrix",
+        "Partial",
+        "Preprocess",
+        "Ranges",
+        "Request",
+        "Resources",
+        "Result",
+        "Spec",
+        "Tap",
+        "VdnaError",
+        "build_datasets",
+        "compare",
+        "emd",
+        "fd",
+        "make_dna",
+        "nfd",
+        "pairwise_emd",
+    ]
+    for name in pipeline.__all__:
+        assert getattr(pipeline, name).__name__ == name
+    assert set(pipeline.__all__) <= set(dir(pipeline))
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = (
+        "import pipeline, sys; "
+        "print(sorted({'torch', 'ray', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
