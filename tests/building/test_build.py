@@ -20,7 +20,7 @@ import pytest
 
 from pipeline import building as build_module
 from pipeline import storage
-from pipeline.building import Request, allowed_failures, build_datasets, make_dna
+from pipeline.building import Request, allowed_failures, build_datasets, committer, make_dna, runner
 from pipeline.catalogue import Catalogue, verify
 from pipeline.counting import Counter
 from pipeline.dna import DNA, encode_dna
@@ -283,7 +283,7 @@ def test_a_version_built_upon_an_older_state_is_not_forced_in(
 ) -> None:
     source = tmp_path / "source"
     shutil.copytree(folder, source)
-    compose = build_module.compose
+    compose = committer.compose
     grown: list[int] = []
 
     def another_job_is_quicker(*args: object) -> object:
@@ -294,7 +294,7 @@ def test_a_version_built_upon_an_older_state_is_not_forced_in(
             run(place, request_of(source))
         return composed
 
-    monkeypatch.setattr(build_module, "compose", another_job_is_quicker)
+    monkeypatch.setattr(committer, "compose", another_job_is_quicker)
     with pytest.raises(Conflict, match="photos: another job committed"):
         run(place, request_of(source))
     assert place.load("photos").images == 10
@@ -355,13 +355,13 @@ def test_a_source_that_changes_under_the_job_is_not_counted_as_a_mixture(
 ) -> None:
     source = tmp_path / "source"
     write_photos(source, 4)
-    missing = build_module._missing
+    missing = runner._missing
 
     def then_change(p: object) -> Sequence[int]:
         photo(50).save(source / "photo-0002.jpg")
         return missing(p)
 
-    monkeypatch.setattr(build_module, "_missing", then_change)
+    monkeypatch.setattr(runner, "_missing", then_change)
     with pytest.raises(TransientError, match=r"photo-0002.jpg changed between listing and reading"):
         run(place, request_of(source))
     assert place.head().number == 0
@@ -585,7 +585,7 @@ def test_a_state_that_comes_back_leaves_commits_on_it_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same numbers in other bytes, as another release of a library writes them."""
-    monkeypatch.setattr("pipeline.build.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
     hand_made = Place(tmp_path)
     hand_made.photos("photos", 30, bad=2)
     newer = pq.ParquetWriter
@@ -610,7 +610,7 @@ def test_a_state_that_comes_back_leaves_commits_on_it_as_they_are(
 def test_a_damaged_file_of_a_state_that_comes_back_is_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.build.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
     hand_made = Place(tmp_path)
     hand_made.photos("photos", 30)
     first = hand_made.build("photos").version

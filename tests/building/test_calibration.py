@@ -282,11 +282,11 @@ class MadeUp:
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders of names: the engine looks at nothing else."""
-    for module in ("pipeline.build", "pipeline.calibrate"):
+    for module in ("pipeline.building.planner", "pipeline.building.calibration"):
         monkeypatch.setattr(
             f"{module}.describe", lambda name, weights, taps: OTHER if weights else TINY
         )
-    monkeypatch.setattr("pipeline.build.require_fit", lambda network: None)
+    monkeypatch.setattr("pipeline.building.planner.require_fit", lambda network: None)
     for folder, names in {
         "a": [f"{i:03d}" for i in range(10)],
         "b": [f"{i:03d}" for i in range(100, 104)],

@@ -25,13 +25,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline import comparing as matrix_module
-from pipeline import counting as shard
 from pipeline import storage
 from pipeline.building import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, verify
-from pipeline.comparing import Effort, Matrix, compare, tiles
-from pipeline.counting import Extractor, Visit
+from pipeline.comparing import Effort, Matrix, all_pairs, compare, tiles
+from pipeline.counting import Extractor, Visit, worker
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, SourceError, StorageError, TransientError, VdnaError
@@ -120,7 +118,7 @@ class PixelsAgain(Extractor):
 @pytest.fixture(scope="module", autouse=True)
 def cheap_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard, "Extractor", PixelsAgain)
+        patch.setattr(worker, "Extractor", PixelsAgain)
         yield
 
 
@@ -496,7 +494,7 @@ def test_a_comparison_is_exact_or_its_error_is_clean(
 ) -> None:
     """By tiles that are committed; what was done before the error is not done again."""
     monkeypatch.setenv("VDNA_STORAGE_READ_SECONDS", str(PATIENT))
-    monkeypatch.setattr(matrix_module, "TILE_WORK", -1)
+    monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
     row, place = COMPARISONS[name], Catalogue(compared)
     for left in ("matrix", "_work/_tiles"):
         storage.delete_tree(storage.join(compared, left))

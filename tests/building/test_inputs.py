@@ -14,8 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import building as build
-from pipeline.building import Request, Result, build_datasets
+from pipeline.building import Request, Result, build_datasets, datasets, planner, runner
 from pipeline.catalogue import Catalogue, verify
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
@@ -279,7 +278,7 @@ def test_a_source_that_changes_is_listed_again_on_request(
     folder = tmp_path / "images"
     files(folder, PICTURES)
     path = folder / "day0" / "photo-000.jpg"
-    monkeypatch.setattr(build, "TRIES", 1)
+    monkeypatch.setattr(runner, "TRIES", 1)
     changing = Changing(path, 1, monkeypatch)
     with pytest.raises(TransientError, match=r"photo-000\.jpg changed between listing and reading"):
         made(network, place, folder)
@@ -296,9 +295,9 @@ def test_one_that_cannot_be_listed_again_ends_with_that_error_alone(
 ) -> None:
     folder = tmp_path / "images"
     files(folder, PICTURES)
-    monkeypatch.setattr(build, "TRIES", 1)
+    monkeypatch.setattr(runner, "TRIES", 1)
     Changing(folder / "day0" / "photo-000.jpg", 9, monkeypatch)
-    real, listed = build.list_source, []
+    real, listed = planner.list_source, []
 
     def list_once(*args: object, **options: object) -> source.Listing:
         listed.append(1)
@@ -306,7 +305,7 @@ def test_one_that_cannot_be_listed_again_ends_with_that_error_alone(
             raise TransientError("the store is away")
         return real(*args, **options)
 
-    monkeypatch.setattr(build, "list_source", list_once)
+    monkeypatch.setattr(planner, "list_source", list_once)
     with pytest.raises(TransientError, match=r"^x: the store is away$"):
         made(network, place, folder, relist=True)
     assert len(listed) == 2
@@ -318,11 +317,11 @@ def test_one_that_does_not_stop_changing_ends_the_build(
 ) -> None:
     folder = tmp_path / "images"
     files(folder, PICTURES)
-    monkeypatch.setattr(build, "TRIES", 1)
+    monkeypatch.setattr(runner, "TRIES", 1)
     changing = Changing(folder / "day0" / "photo-000.jpg", 99, monkeypatch)
     with pytest.raises(TransientError, match=r"photo-000\.jpg changed"):
         made(network, place, folder, relist=True)
-    assert changing.done == 1 + build.RELISTS
+    assert changing.done == 1 + datasets.RELISTS
     assert place.head().number == 0
 
 

@@ -18,9 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import building as build_module
 from pipeline import storage
-from pipeline.building import Request, Result, build_datasets, make_dna
+from pipeline.building import Request, Result, build_datasets, committer, make_dna, planner
 from pipeline.catalogue import Catalogue, collect, part_name, parts_of, recount, verify
 from pipeline.comparing import shared_source_notes
 from pipeline.counting import Counter
@@ -295,7 +294,7 @@ def test_another_builder_neither_ends_parts_nor_takes_their_names(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who planned before the parts were committed, and commits after, of the very same images."""
-    reduce = build_module.compose
+    reduce = committer.compose
     for late in ("photos", "photos/sun"):
         root = Catalogue(f"{place.root}-{late.replace('/', '-')}")
         folder = source if late == "photos" else source / "sun"
@@ -308,10 +307,10 @@ def test_another_builder_neither_ends_parts_nor_takes_their_names(
                 others[0] = run(root, source)
             return reduce(*args)
 
-        monkeypatch.setattr(build_module, "compose", quicker)
+        monkeypatch.setattr(committer, "compose", quicker)
         with pytest.raises(Conflict, match=f"{late}"):
             build_datasets(root, [request], ENGINE, RESOURCES)
-        monkeypatch.setattr(build_module, "compose", reduce)
+        monkeypatch.setattr(committer, "compose", reduce)
         assert sorted(root.head().datasets) == ["photos", "photos/rain", "photos/sun"]
         holds(root, source)
         assert not run(root, source, by=None).changed
@@ -362,7 +361,7 @@ def test_a_collection_frees_parts_that_are_gone(place: Catalogue, source: Path) 
 def test_too_many_values_are_refused_before_anything_is_counted(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "MAX_PARTS", 1)
+    monkeypatch.setattr(planner, "MAX_PARTS", 1)
     with pytest.raises(UsageError, match=r"folder has 2 values \(rain, sun, …\); .* at most 1"):
         run(place, source)
     assert place.head().number == 0

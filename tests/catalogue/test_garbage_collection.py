@@ -18,6 +18,7 @@ from pipeline.comparing import compare
 from pipeline.counting import partial_uri
 from pipeline.errors import SourceError, UsageError
 from pipeline.sources import plan
+from pipeline.storage import store
 from tests.golden.handmade import (
     NETWORK,
     SPEC,
@@ -35,7 +36,7 @@ DAY = 24 * 3600.0
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr("pipeline.build.describe", lambda name, weights, taps: NETWORK)
+    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
     return Place(tmp_path)
 
 
@@ -132,7 +133,7 @@ def test_ages_are_by_the_clock_of_the_store(
     place.photos("a", 20)
     place.build("a")
     lost = orphans(place)
-    real = storage._local_entry
+    real = store._local_entry
 
     def skewed(path: str) -> storage.Stored | None:
         entry = real(path)
@@ -140,7 +141,7 @@ def test_ages_are_by_the_clock_of_the_store(
             return entry
         return replace(entry, modified=entry.modified + timedelta(days=days))
 
-    monkeypatch.setattr(storage, "_local_entry", skewed)
+    monkeypatch.setattr(store, "_local_entry", skewed)
     assert collect(place.catalogue) == (0, 0)
     assert lost <= everything(place)
     age(lost, 8)

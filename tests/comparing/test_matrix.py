@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import comparing as matrix_module
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import (
@@ -20,6 +19,7 @@ from pipeline.comparing import (
     SCHEMA,
     Effort,
     Matrix,
+    all_pairs,
     compare,
     cumulative,
     differences,
@@ -566,7 +566,7 @@ def test_tiles_stay_where_the_matrix_is_not_kept(
             raise StorageError(f"{uri}: no space left")
         return created(uri, data)
 
-    monkeypatch.setattr(matrix_module, "TILE_WORK", -1)
+    monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
     monkeypatch.setattr(storage, "create", full)
     found = compare(place, effort=Effort(memory=1))
     assert tiles.present(place.root)

@@ -25,10 +25,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import comparing as matrix_module
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, collect, find_lens
-from pipeline.comparing import Crew, Effort, Job, Matrix, Tile, emd, tiles
+from pipeline.comparing import Crew, Effort, Job, Matrix, Tile, all_pairs, emd, kept_matrices, tiles
 from pipeline.comparing import compare as compare_all
 from pipeline.dna import Lens
 from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
@@ -78,7 +77,7 @@ def place(untouched: dict[str, bytes]) -> Catalogue:
 @pytest.fixture(autouse=True)
 def committed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles however small their work."""
-    monkeypatch.setattr(matrix_module, "TILE_WORK", -1)
+    monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
 
 
 @pytest.fixture
@@ -286,7 +285,7 @@ def test_the_kept_matrix_with_most_in_common_is_taken(
 def test_of_many_kept_the_newest_and_the_largest_are_looked_at(
     place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matrix_module, "RECENT", 1)
+    monkeypatch.setattr(kept_matrices, "RECENT", 1)
     compare(place)
     for n in range(4):
         put(place, f"set/{n}", 20)
@@ -309,7 +308,7 @@ def test_small_comparisons_do_not_cost_the_large_one(computed: list[int]) -> Non
     place = filled(f"memory://{uuid.uuid4().hex}", 20)
     compare(place)
     assert sum(computed) == 190
-    for n in range(matrix_module.RECENT):
+    for n in range(kept_matrices.RECENT):
         compare(place, [f"set/{n}", f"set/{n + 1}"])
     assert sum(computed) == 190
     assert len(stored(place)) == 1  # nothing was computed, and nothing is kept of it
@@ -459,7 +458,7 @@ import os, signal, sys
 from pipeline import matrix, tiles
 from pipeline.catalogue import Catalogue
 from pipeline.matrix import Effort, compare
-matrix.TILE_WORK = -1
+all_pairs.TILE_WORK = -1
 left = [int(sys.argv[2])]
 for name in ("create", "delete", "replace"):
     real = getattr(tiles.storage, name)
@@ -614,8 +613,8 @@ def test_tiles_that_never_stay_are_computed_here(place: Catalogue, computed: lis
 
     beside = Beside(21, removed, times=99)
     found = compare(place, effort=beside.effort)
-    assert beside.spread == [21] * matrix_module.ROUNDS
-    assert len(computed) == 21 * (matrix_module.ROUNDS + 1)
+    assert beside.spread == [21] * all_pairs.ROUNDS
+    assert len(computed) == 21 * (all_pairs.ROUNDS + 1)
     same(found, compare(without_kept(place)))
 
 

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import networks as networks_module
 from pipeline import storage
 from pipeline.counting import MICRO_BATCH, Extractor, numerics
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, UsageError
@@ -28,6 +27,7 @@ from pipeline.networks import (
     fold_batch_norms,
     load_model,
     load_state,
+    lookup,
 )
 from pipeline.spec import Preprocess, Tap
 from tests.support.builders import photo
@@ -277,7 +277,7 @@ def test_other_weights_than_those_described_are_refused_with_both_digests(
 
 def test_a_wheel_with_other_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     tampered = hashlib.sha256(b"tampered").hexdigest()
-    monkeypatch.setattr(networks_module, "sha256_of", lambda uri: tampered)
+    monkeypatch.setattr(lookup, "sha256_of", lambda uri: tampered)
     with pytest.raises(CorruptFile) as caught:
         describe("efficientnet_lite0")
     assert EFFICIENTNET_LITE0_SHA256 in str(caught.value)

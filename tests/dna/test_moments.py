@@ -18,9 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import building as build_module
 from pipeline import fd, make_dna, nfd, storage
-from pipeline.building import Request, build_datasets
+from pipeline.building import Request, build_datasets, committer
 from pipeline.catalogue import GRACE, Catalogue, garbage, verify
 from pipeline.comparing import Matrix, compare, frechet, root_covariance
 from pipeline.counting import (
@@ -491,7 +490,7 @@ def test_gc_keeps_the_partials_of_a_build_that_has_begun(
     def dies(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build_module, "compose", dies)
+    monkeypatch.setattr(committer, "compose", dies)
     with pytest.raises(KeyboardInterrupt):
         build_datasets(place, [request_of(folder)], ENGINE, Resources(workers=0, threads=2))
     found = [item.uri for item in garbage(place, now=datetime.now(UTC) + 2 * GRACE)]

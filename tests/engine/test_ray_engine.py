@@ -265,7 +265,7 @@ LOSING = """
 real = builtins.__import__
 def patching(name, *args, **kwargs):
     module = real(name, *args, **kwargs)
-    histogram = sys.modules.get("pipeline.histogram")
+    histogram = sys.modules.get("pipeline.counting.histogram")
     counts = getattr(histogram, "LayerCounts", None)
     if counts is not None and not hasattr(counts, "kept"):
         counts.kept = counts.add

@@ -670,7 +670,7 @@ def test_ranks_that_were_removed_meanwhile_are_said_to_be_gone(
 ) -> None:
     ranked(catalogue, source, engine, place)
     storage.delete(parts(catalogue)[3])
-    monkeypatch.setattr("pipeline.build._missing", lambda one: [])
+    monkeypatch.setattr("pipeline.building.runner._missing", lambda one: [])
     with pytest.raises(TransientError, match="is gone; rerun the same command"):
         ranked(catalogue, source, engine, place)
 

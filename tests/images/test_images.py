@@ -23,9 +23,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, features
 
 from pipeline import images
-from pipeline.images import decoding, isolated, resize
 from pipeline.errors import BadImage, UsageError, VdnaError
-from pipeline.images import REASONS, decode, load, load_isolated, prepare
+from pipeline.images import (
+    REASONS,
+    decode,
+    decoding,
+    isolated,
+    load,
+    load_isolated,
+    prepare,
+    resize,
+)
 from pipeline.spec import Preprocess
 from tests.support.hostile_files import deflated, grey_tiff, tiled_tiff
 
@@ -234,7 +242,7 @@ def test_the_first_frame_or_page(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation(kind: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[images.ORIENTATION] = orientation
+    exif[decoding.ORIENTATION] = orientation
     data = saved(pixels(), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     out = decode(data, RULE)
@@ -244,14 +252,14 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
 
 def test_orientation_6_is_a_quarter_turn_clockwise() -> None:
     exif = Image.Exif()
-    exif[images.ORIENTATION] = 6
+    exif[decoding.ORIENTATION] = 6
     assert np.array_equal(decode(saved(pixels(), exif=exif), RULE), np.rot90(pixels(), -1))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_may_be_ignored(kind: str) -> None:
     exif = Image.Exif()
-    exif[images.ORIENTATION] = 6
+    exif[decoding.ORIENTATION] = 6
     options = {"lossless": True} if kind == "WEBP" else {}
     data = saved(pixels(), kind, exif=exif, **options)
     rule = replace(RULE, exif="ignore")
@@ -285,7 +293,7 @@ def test_cropping_to_the_square_in_the_middle_is_as_the_references(
 
 def test_exif_comes_before_the_crop() -> None:
     exif = Image.Exif()
-    exif[images.ORIENTATION] = 6
+    exif[decoding.ORIENTATION] = 6
     upright = np.rot90(pixels(41, 60), -1)
     rule = replace(RULE, crop="center")
     assert np.array_equal(load(saved(pixels(41, 60), exif=exif), rule), prepare(upright, rule))
@@ -294,7 +302,7 @@ def test_exif_comes_before_the_crop() -> None:
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_unknown_orientation_is_none(value: int) -> None:
     exif = Image.Exif()
-    exif[images.ORIENTATION] = value
+    exif[decoding.ORIENTATION] = value
     assert np.array_equal(decode(saved(pixels(), exif=exif), RULE), pixels())
 
 
@@ -432,7 +440,7 @@ def test_strips_are_the_whole(mode: str, orientation: int, monkeypatch: pytest.M
         image = image.convert(mode)
     turned = Image.fromarray(images.pixels_of(image, "ignore"))
     for each in (image, turned):
-        each.getexif()[images.ORIENTATION] = orientation
+        each.getexif()[decoding.ORIENTATION] = orientation
     expected = np.asarray(ImageOps.exif_transpose(turned))
     for strip in (1, 100, 1 << 22):
         monkeypatch.setattr(decoding, "STRIP", strip)
@@ -563,7 +571,7 @@ def test_hostile_bytes_give_pixels_or_a_reason(data: bytes) -> None:
     except BadImage as bad:
         outcome = bad
     if isinstance(outcome, BadImage):
-        assert outcome.reason in set(REASONS) - set(images.NONDETERMINISTIC)
+        assert outcome.reason in set(REASONS) - set(decoding.NONDETERMINISTIC)
         assert outcome.detail
     else:
         assert outcome.dtype == np.uint8
@@ -697,8 +705,8 @@ def test_pixels_of_any_layout_are_read_and_left_alone() -> None:
     padded = np.zeros((60, 70, 3), np.uint8)
     padded[5:55, 5:65] = array
     assert np.array_equal(prepare(padded[5:55, 5:65], RULE), expected)
-    for resize in ("clean", "fast"):
-        rule = replace(RULE, resize=resize)
+    for way in ("clean", "fast"):
+        rule = replace(RULE, resize=way)
         flipped = prepare(array[::-1, ::-1], rule)
         assert np.array_equal(flipped, prepare(array[::-1, ::-1].copy(), rule))
 

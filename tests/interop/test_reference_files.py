@@ -29,7 +29,8 @@ from pipeline.comparing import compare
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
-from pipeline.networks import decode, describe, resolve
+from pipeline.interop import reading, reference_networks
+from pipeline.networks import decode, describe, probe, registry, resolve
 from pipeline.spec import LAYER_GAUSSIAN, Preprocess, Resources
 from tests.jobs.test_cli import run, vdna, vdna_json
 from tests.support.builders import NUMERICS, random_dna, tiny_spec, write_photos
@@ -845,8 +846,8 @@ def test_what_is_unknown(tmp_path: Path, kind: str) -> None:
     dna = place_at(tmp_path).load("a")
     columns = {"counts", "underflow", "overflow", "nonfinite", "low", "high"}
     columns |= {"min", "max", "mean", "m2", "numerics"}
-    assert set(dna.unknown) == columns - set(reference.TELLS[kind])
-    assert version.products == reference.PRODUCTS_OF[kind]
+    assert set(dna.unknown) == columns - set(reading.TELLS[kind])
+    assert version.products == reading.PRODUCTS_OF[kind]
     assert (LAYER_GAUSSIAN in version.products) == (kind == "layer-gaussian")
     uri = storage.join(place_at(tmp_path).root, "layer_gaussians")
     assert storage.exists(uri) == (kind == "layer-gaussian")
@@ -988,7 +989,7 @@ def test_numpy_refuses_them_too_should_the_first_lock_fail(
     npz, mark = saved(tmp_path / "x", histograms()), tmp_path / "ran"
     objects = np.array([Bomb(str(mark))] * 3, dtype=object)
     np.savez(npz, block_0=objects, last_norm=np.zeros((2, 7), np.int32))
-    monkeypatch.setattr(reference, "_check_header", lambda *args: None)
+    monkeypatch.setattr(reading, "_check_header", lambda *args: None)
     with pytest.raises(CorruptFile, match=r"x\.npz: torn"):
         reference.read_file(str(npz))
     assert not mark.exists()
@@ -1294,10 +1295,10 @@ def test_importing_needs_no_torch_and_no_network(tmp_path: Path) -> None:
 
 def test_the_networks_of_the_reference_are_those_that_are_built() -> None:
     """The table's positions, sizes and normalisations, against the architectures themselves."""
-    assert reference.NETWORKS.keys() - networks.NAMED.keys() == {"clip_im_rn50"}
-    for name in reference.NETWORKS.keys() & networks.NAMED.keys():
-        known, table = networks.architecture(name), reference.NETWORKS[name]
-        taps = networks._discover(name, known, None).taps
+    assert reference_networks.NETWORKS.keys() - registry.NAMED.keys() == {"clip_im_rn50"}
+    for name in reference_networks.NETWORKS.keys() & registry.NAMED.keys():
+        known, table = networks.architecture(name), reference_networks.NETWORKS[name]
+        taps = probe.discover_taps(name, known, None).taps
         assert {tap.name: tap.positions for tap in taps} == dict(table.positions), name
         assert (known.height, known.width) == (table.side, table.side)
         assert (known.mean, known.std) == table.rule

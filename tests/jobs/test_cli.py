@@ -26,8 +26,8 @@ from typer.testing import CliRunner
 from jobs.app import app
 from jobs.compare import rows_of
 from jobs.shell import Rows, print_json
-from pipeline import comparing as matrix
 from pipeline.catalogue import Catalogue
+from pipeline.comparing import all_pairs
 from pipeline.errors import StorageError
 from pipeline.networks import describe
 from tests.reporting.test_report import matrix_of, with_estimates
@@ -336,7 +336,7 @@ def test_interrupted_exits_130(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.build.build_datasets", interrupted)
+    monkeypatch.setattr("pipeline.building.build_datasets", interrupted)
     done = build("a", photos, tmp_path, *options, exits=130)
     assert done.stderr.splitlines()[-1] == "interrupted; the same command goes on from here"
     assert "Traceback" not in done.output
@@ -532,8 +532,8 @@ def test_the_memory_asked_for_is_the_memory_taken(
         taken.append(arguments[-1].memory)
         return compared(*arguments)
 
-    compared = matrix._compare
-    monkeypatch.setattr(matrix, "_compare", spy)
+    compared = all_pairs._compare
+    monkeypatch.setattr(all_pairs, "_compare", spy)
     out = ("--out", tmp_path / "report.html") if command == "report" else ()
     vdna(command, "-c", place, "--memory", "0.25", *out)
     assert taken == [2**28]
@@ -835,7 +835,7 @@ def test_a_matrix_that_fails_hides_neither_builds_nor_their_errors(
     def full(*_: object, **__: object) -> object:
         raise StorageError("no space left")
 
-    monkeypatch.setattr("pipeline.matrix.compare", full)
+    monkeypatch.setattr("pipeline.comparing.compare", full)
     a, b, bad = sources("a", 0), sources("b", 50), sources("bad", 70)
     next(bad.iterdir()).write_bytes(b"")
     told = json.loads(refresh(config(tmp_path, network, a, b), "--json", exits=1).stdout)

@@ -48,6 +48,7 @@ from pipeline.networks import (
     fold_batch_norms,
     load_model,
     load_state,
+    lookup,
     matching,
     rows,
 )
@@ -729,7 +730,7 @@ def test_weights_are_tried_once_a_process(
         loads.append(network)
         return load_model(network)
 
-    monkeypatch.setattr(networks, "load_model", load)
+    monkeypatch.setattr(lookup, "load_model", load)
     torch.save(state, tmp_path / "w.pt")
     torch.save({"norm.bias": torch.zeros(7)}, tmp_path / "wrong.pt")
     (tmp_path / "empty").mkdir()

@@ -104,7 +104,7 @@ def test_the_matrix_at_hand_is_not_computed_again(
     def again(*_: object, **__: object) -> Matrix:
         raise AssertionError("compared again")
 
-    monkeypatch.setattr("pipeline.gate.compare", again)
+    monkeypatch.setattr("pipeline.refreshing.gate.compare", again)
     results = [Result("a", place.find("a"), False, 0, ())]
     bound = Bound(a="b", b="a", layer="stem", max=3)  # the other way round
     (found,) = judge(place, [bound], (), results, [matrix])

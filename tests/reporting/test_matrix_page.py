@@ -386,7 +386,7 @@ def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
 
     commit("a", 5, 0)
     commit("b", 5, 50)
-    monkeypatch.setattr("pipeline.matrix.compare", compared)
+    monkeypatch.setattr("pipeline.comparing.compare", compared)
     return catalogue
 
 

@@ -27,7 +27,7 @@ def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr("pipeline.progress.monotonic", lambda: now)
+    monkeypatch.setattr("pipeline.reporting.progress.monotonic", lambda: now)
     return forward
 
 

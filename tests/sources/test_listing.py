@@ -33,7 +33,7 @@ from pipeline.sources import (
     plan,
     source,
 )
-from pipeline.storage import Stored
+from pipeline.storage import Stored, store
 
 ROOT = "s3://bucket/some/prefix"
 LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
@@ -332,7 +332,7 @@ def test_a_page_with_the_marker_of_the_folder_alone_is_not_the_end(
         {"Contents": [], "IsTruncated": True, "NextContinuationToken": "b"},
         {"Contents": [row("some/prefix/x.jpg", 1)], "IsTruncated": False},
     ]
-    monkeypatch.setattr(storage, "_call_s3", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr(store, "_call_s3", lambda *_, **__: answers.pop(0))
     assert [item.uri for items in pages(ROOT) for item in items] == [f"{ROOT}/x.jpg"]
     assert answers == []
 

@@ -18,9 +18,9 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import building as build_module
 from pipeline import storage
-from pipeline.building import Request, Result, build_datasets, make_dna
+from pipeline.building import Request, Result, build_datasets, make_dna, runner
+from pipeline.building.planner import DatasetPlan
 from pipeline.catalogue import Catalogue, verify
 from pipeline.comparing import compare
 from pipeline.counting import Counter
@@ -193,16 +193,16 @@ def test_an_object_that_goes_after_planning_ends_the_build_by_its_name(
     place: Catalogue, root: str, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     source = fill(f"{root}/images", 4)
-    missing = build_module._missing
+    missing = runner._missing
 
-    def then_change(p: build_module._Plan) -> Sequence[int]:
+    def then_change(p: DatasetPlan) -> Sequence[int]:
         if change == "deleted":
             remove(f"{source}/photo-0001.jpg")
         else:
             put(f"{source}/photo-0001.jpg", jpeg(99))
         return missing(p)
 
-    monkeypatch.setattr(build_module, "_missing", then_change)
+    monkeypatch.setattr(runner, "_missing", then_change)
     with pytest.raises(TransientError, match=r"photos: 1 of 4 shards .*photo-0001\.jpg"):
         run(place, small_request("photos", source))
     assert place.head().number == 0

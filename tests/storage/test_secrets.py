@@ -439,7 +439,9 @@ def test_ray_is_told_no_secret(
         gone = f"{root}/images/gone.jpg"
         storage.create(gone, b"x")
         missing = pytest.MonkeyPatch()
-        missing.setattr("pipeline.build._missing", lambda p: storage.delete(gone) or [0, 1])
+        missing.setattr(
+            "pipeline.building.runner._missing", lambda p: storage.delete(gone) or [0, 1]
+        )
         with pytest.raises(TransientError) as caught, missing.context():
             build_datasets(place, [Request("c", f"{root}/images", bins=8)], engine, resources)
         missing.undo()

@@ -963,8 +963,8 @@ def write_files(folder: Path, kinds: Iterable[Kind]) -> dict[Path, str]:
 
 HEAD = """# What becomes of hostile files
 
-Each kind is made by `tests/support/hostile_files.py`, and its outcome is tested; `python -m tests.support.hostile_files
-docs/hostile.md` writes this table.
+Each kind is made by `tests/support/hostile_files.py`, and its outcome is tested. The command
+`python -m tests.support.hostile_files docs/hostile.md` writes this table.
 
 - **counted**: it is an image that we read; its pixels count.
 - **ignored**: by its name it is certainly something else; the number of such is recorded.

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import images, networks, storage
+from pipeline import images, storage
 from pipeline.counting import Extractor
 from pipeline.dna import DNA, Exemplars, Failure, Ranges
-from pipeline.networks import Architecture, Network, describe
+from pipeline.networks import Architecture, Network, describe, registry
 from pipeline.networks import ranges_file as ranges
 from pipeline.spec import Preprocess
 
@@ -67,8 +67,8 @@ class Place:
 
 def register() -> None:
     """Makes the name known in this process."""
-    assert isinstance(networks.NAMED, dict)
-    networks.NAMED[NAME] = architecture
+    assert isinstance(registry.NAMED, dict)
+    registry.NAMED[NAME] = architecture
 
 
 def install(folder: Path) -> Place:

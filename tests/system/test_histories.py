@@ -31,13 +31,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import images, networks, storage
+from pipeline import images, storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue, Version, collect, verify
 from pipeline.counting import reduction as reduce_module
 from pipeline.dna import DNA, Exemplars, Failure
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, GateError, SourceError, TransientError
+from pipeline.networks import registry
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from tests.support import tiny_network as tiny
 from tests.support.tiny_network import Oracle, Picture, Place, Truth
@@ -166,8 +167,8 @@ def _watched(name: str) -> Callable[..., Any]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     yield tiny.install(tmp_path_factory.mktemp("tiny"))
-    assert isinstance(networks.NAMED, dict)
-    del networks.NAMED[tiny.NAME]
+    assert isinstance(registry.NAMED, dict)
+    del registry.NAMED[tiny.NAME]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from pipeline import networks, storage
 from pipeline.catalogue import Catalogue
 from pipeline.errors import CorruptFile
 from pipeline.images import load
-from pipeline.networks import weights
+from pipeline.networks import lookup, weights
 from pipeline.sources import plan
 from pipeline.spec import Preprocess
 from tests.golden.handmade import commit_dataset, entries, hand_made
@@ -107,8 +107,8 @@ def test_weights_of_every_family_are_named_and_not_run(
     path = tmp_path / "planted.pth"
     path.write_bytes(saved({"weight": Bomb(mark)}))
     uri = path.as_uri()
-    monkeypatch.setattr(networks, "fetch", lambda *_: uri)
-    monkeypatch.setattr(networks, "EFFICIENTNET_LITE0_SHA256", weights.sha256_of(uri))
+    monkeypatch.setattr(lookup, "fetch", lambda *_: uri)
+    monkeypatch.setattr(lookup, "EFFICIENTNET_LITE0_SHA256", weights.sha256_of(uri))
     network = networks.describe(extractor, str(path) if whose == "given" else None)
     source = "planted.pth" if whose == "given" else str(networks.architecture(extractor).source)
     with pytest.raises(CorruptFile, match="holds Python objects") as caught:

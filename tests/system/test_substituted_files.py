@@ -281,8 +281,8 @@ def test_a_lie_is_refused_by_name_by_every_command_that_reads_it(
     copy: Copy, lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the others are none the worse for it."""
-    monkeypatch.setattr("pipeline.rank.network_of", lambda *_: NETWORK)
-    monkeypatch.setattr("pipeline.shard.Extractor", NoNetwork)
+    monkeypatch.setattr("pipeline.explaining.ranking.network_of", lambda *_: NETWORK)
+    monkeypatch.setattr("pipeline.counting.worker.Extractor", NoNetwork)
     (tmp_path / "images").mkdir()
     photo(1, 8, 8).save(tmp_path / "images" / "one.png")
     for item in storage.walk(storage.join(copy.catalogue.root, "matrix")):
@@ -318,7 +318,7 @@ def test_a_gap_is_not_written_over(copy: Copy) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HandMadePlace:
-    monkeypatch.setattr("pipeline.build.describe", lambda *_: NETWORK)
+    monkeypatch.setattr("pipeline.building.planner.describe", lambda *_: NETWORK)
     return HandMadePlace(tmp_path)
 
 
@@ -357,7 +357,7 @@ def test_ranges_under_another_s_digest_are_refused(copy: Copy) -> None:
     message = f"{re.escape(uri)} holds ranges {moved.digest}"
     with pytest.raises(CorruptFile, match=message):
         ranges_module.find(NETWORK, RANGES.digest, {RANGES.digest: uri})
-    from pipeline import counting as shard_module
+    from pipeline.counting import worker as shard_module
 
     class Loaded:
         numerics = None
