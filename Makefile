@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test soak lint bench clean
+.PHONY: demo test soak lint docs bench clean
 
 demo: $(SETUP)-demo
 	$(BIN)/vdna demo --out vdna-demo
@@ -15,6 +15,9 @@ test: $(SETUP)-test
 
 soak: $(SETUP)-test
 	$(BIN)/python -m pytest -m soak -n 2 --dist loadfile --no-loadscope-reorder --timeout 1500
+
+docs: $(SETUP)-docs
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
 
 lint: $(SETUP)-lint
 	$(BIN)/ruff check
@@ -36,4 +39,4 @@ $(BIN)/pip:
 	$(BIN)/pip install --quiet --upgrade pip
 
 clean:
-	rm -rf $(VENV) vdna-demo
+	rm -rf $(VENV) vdna-demo site

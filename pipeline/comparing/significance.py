@@ -26,7 +26,7 @@ inner products only, with a term for the skewness of differences (Johnson, 1978)
 datasets of equal size, and nearly so for others; a permutation of folds would mix samples of
 unequal noise. Fewer than six pairs of folds cannot tell anything at 5%, and are not tested.
 
-`benchmarks.statistics` measures all of it on real images: coverage, false alarms, power.
+`experiments.statistics` measures all of it on real images: coverage, false alarms, power.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def estimate(
     images that fold has, of a shape that broadcasts to it. The same of b. A distance of which a
     dataset has fewer than two folds has NaN.
 
-    Near the null, where `low` is 0, `high` is an upper bound; `benchmarks.statistics` shows how
+    Near the null, where `low` is 0, `high` is an upper bound; `experiments.statistics` shows how
     both cover.
     """
     if dropped_a.shape[-1] < 2 or dropped_b.shape[-1] < 2:

@@ -1,7 +1,7 @@
 """How right the error bars are: replicates drawn from pools of real images, whose truth is known.
 
-    python -m benchmarks.statistics [--images 4000] [--replicates 1000] [--nulls 10000] [--out DIR]
-    python -m benchmarks.statistics --only "brighter 1000x1000" --replicates 10000
+    python -m experiments.statistics [--images 4000] [--replicates 1000] [--nulls 10000] [--out DIR]
+    python -m experiments.statistics --only "brighter 1000x1000" --replicates 10000
 
 A pool of crops of photographs is taken as the population, so that its distances are known; others
 are crops made 8% brighter, crops of textures, and photographs with one texture in twenty. A last

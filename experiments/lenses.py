@@ -1,6 +1,6 @@
 """Forty attributes of real photographs under controlled changes: each ignored, the others kept.
 
-    python -m benchmarks.lenses [--images 768] [--scored 3072] [--out DIR] [--work DIR]
+    python -m experiments.lenses [--images 768] [--scored 3072] [--out DIR] [--work DIR]
 
 Crops of photographs without a change and with each of the forty, all built as `vdna build` builds
 them, in three draws:
@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from benchmarks import corpora, measure
-from benchmarks.statistics import crops
+from experiments.statistics import crops
 from pipeline.comparing import cumulative
 
 Picture = Image.Image

@@ -1,6 +1,6 @@
 """Global changes of photographs at rising strength: which measure notices them, and from where on.
 
-    python -m benchmarks.changes [--images 128] [--out DIR]
+    python -m experiments.changes [--images 128] [--out DIR]
 
 Brightness, contrast, blur and hue of crops of photographs, unchanged against others that are
 changed. Two things are reported.
@@ -39,8 +39,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 from scipy.stats import spearmanr
 
 from benchmarks import corpora, measure
-from benchmarks.observe import Layers, Observer, Seen, emd
-from benchmarks.statistics import crops
+from experiments.observe import Layers, Observer, Seen, emd
+from experiments.statistics import crops
 from pipeline.comparing import frechet, significance
 
 Array = NDArray[Any]

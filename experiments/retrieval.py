@@ -1,6 +1,6 @@
 """Finding pictures: a domain by a few examples, an attribute by a few neurons.
 
-    python -m benchmarks.retrieval [--images 100] [--fit 128] [--out DIR]
+    python -m experiments.retrieval [--images 100] [--fit 128] [--out DIR]
 
 *Domains.* A pool of as many pictures of each of six domains (photographs, textures of a game,
 painted portraits, 3D renders, cut-out photographs, wallpapers). A query is a small set of other
@@ -37,11 +37,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import corpora, measure
-from benchmarks.changes import LAST
-from benchmarks.lenses import ATTRIBUTES, halved
-from benchmarks.observe import BINS, POINTS, Observer, Seen
-from benchmarks.realism import KINDS, coded, cutout, files, to_set
-from benchmarks.statistics import crops
+from experiments.changes import LAST
+from experiments.lenses import ATTRIBUTES, halved
+from experiments.observe import BINS, POINTS, Observer, Seen
+from experiments.realism import KINDS, coded, cutout, files, to_set
+from experiments.statistics import crops
 from pipeline.dna import DNA
 
 Array = NDArray[Any]

@@ -1,6 +1,6 @@
 """Which dataset to train on: does the nearest one transfer best?
 
-    python -m benchmarks.selection [--each 48] [--splits 5] [--out DIR]
+    python -m experiments.selection [--each 48] [--splits 5] [--out DIR]
 
 The paper orders the datasets of MSeg by distance to a target and relates the order to how well
 networks trained on them do there. What one can measure on two cores, with real images that share
@@ -43,10 +43,10 @@ from PIL import Image, ImageEnhance
 from scipy.stats import spearmanr
 
 from benchmarks import corpora, measure
-from benchmarks.changes import LAST, cosine, gaussian_distance
-from benchmarks.lenses import blurred, compressed, enhanced, foggy, hue, noisy, pixelated, tinted
-from benchmarks.observe import POINTS, Observer, Seen, emd, spread
-from benchmarks.statistics import crops
+from experiments.changes import LAST, cosine, gaussian_distance
+from experiments.lenses import blurred, compressed, enhanced, foggy, hue, noisy, pixelated, tinted
+from experiments.observe import POINTS, Observer, Seen, emd, spread
+from experiments.statistics import crops
 
 Array = NDArray[Any]
 Picture = Image.Image

@@ -1,4 +1,4 @@
-"""The experiments of `benchmarks`: what they measure, not what came out."""
+"""The experiments: what they measure, not what came out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from benchmarks import changes, lenses, realism, retrieval, selection
-from benchmarks.observe import POINTS, Layers, Observer, Seen, emd
+from experiments import changes, lenses, realism, retrieval, selection
+from experiments.observe import POINTS, Layers, Observer, Seen, emd
 from pipeline import emd as product_emd
 from pipeline import make_dna
 

@@ -1,6 +1,6 @@
 """How real a picture looks: its own DNA's distance to that of real ones, through a few neurons.
 
-    python -m benchmarks.realism [--images 160] [--out DIR]
+    python -m experiments.realism [--images 160] [--out DIR]
 
 As in the paper, the neurons that tell real from synthetic pictures most are chosen, and pictures
 are ranked by the distance of their own DNA to that of the real set, through these neurons only.
@@ -50,8 +50,8 @@ from PIL import Image
 from scipy.stats import rankdata, spearmanr
 
 from benchmarks import corpora, measure
-from benchmarks.changes import LAST
-from benchmarks.observe import Observer, Seen, emd, spread
+from experiments.changes import LAST
+from experiments.observe import Observer, Seen, emd, spread
 
 Array = NDArray[Any]
 Picture = Image.Image

@@ -1,0 +1,1 @@
+"""The paper's experiments, done again on real images."""
