@@ -21,10 +21,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from benchmarks.measure import phase
-from pipeline import blocks, listing, storage
-from pipeline.manifest import SCHEMA, Manifest, ManifestWriter
-from pipeline.plan import _Spill
-from pipeline.source import list_source
+from pipeline import buffers, storage
+from pipeline.sources import Manifest, list_source, listing
+from pipeline.sources.manifest import ManifestWriter
+from pipeline.sources.sharding import _Spill
 
 count, most, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 listing.PART_ENTRIES = 1_000  # held, and so few that few images fill it too
@@ -66,7 +66,7 @@ def look_through(manifest):
     return sum(len(shard.members) for shard in manifest.shards)
 
 def send(data):
-    with blocks.Mapped(data) as file:
+    with buffers.Mapped(data) as file:
         return sum(len(piece) for piece in iter(lambda: file.read(2**16), b""))
 
 storage.list_page = list_page
@@ -77,7 +77,7 @@ steps = {
     "spill": spill,
     "store": lambda: storage.create(uri, done["write"].data),
     "send": lambda: send(done["write"].data),
-    "hash": lambda: blocks.sha256(done["write"].data),
+    "hash": lambda: buffers.sha256(done["write"].data),
     "read": lambda: storage.read_on_disk(uri),
     "decode": lambda: Manifest.decode(done["read"], uri),
     "look through": lambda: look_through(done["decode"]),
@@ -133,16 +133,16 @@ store.commit({f"set/{n}": store.put(f"set/{n}", n) for n in range(9)})
 COMPARE = """
 import sys
 from benchmarks.measure import phase
-from pipeline import matrix, tiles
 from pipeline.catalogue import Catalogue
+from pipeline.comparing import Effort, compare, tiles
 
 place = Catalogue(sys.argv[1])
-matrix.compare(place, ["set/0", "set/1"], effort=matrix.Effort(memory=1))  # compiles
+compare(place, ["set/0", "set/1"], effort=Effort(memory=1))  # compiles
 tiles.let_go()
 with phase(idle := {}):
     pass
 with phase(after := {}):
-    matrix.compare(place, sys.argv[3:], effort=matrix.Effort(memory=int(sys.argv[2])))
+    compare(place, sys.argv[3:], effort=Effort(memory=int(sys.argv[2])))
 print(after["peak_mb"] - idle["peak_mb"])
 """
 

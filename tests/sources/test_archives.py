@@ -32,7 +32,12 @@ from pipeline.dna import DNA
 from pipeline.errors import BadImage, SourceError, TransientError
 from pipeline.images import REASONS
 from pipeline.sources import Entry, Index, Members, Shard, index, kind_of
-from pipeline.sources.archives import indexing as archive
+from pipeline.sources.archives import arrow as arrow_files
+from pipeline.sources.archives import file as archive_file
+from pipeline.sources.archives import index as archive_index
+from pipeline.sources.archives import parquet as parquet_files
+from pipeline.sources.archives import spans
+from pipeline.sources.archives import tar as tar_files
 from pipeline.spec import Resources
 from tests.counting.test_shard import NETWORK, RANGES, SPEC
 from tests.support.builders import photo
@@ -490,19 +495,19 @@ def test_a_bomb_is_not_unpacked_to_its_end(pack: Callable[[bytes], bytes], tmp_p
     data = pack(GOOD + header("bomb.jpg", 1 << 32)) + zeros * (4 if pack is lzma.compress else 256)
     uri = put(tmp_path, "a.tgz", data)
     unpacked = 0
-    read = archive._Unpacked.readinto
+    read = tar_files._Unpacked.readinto
 
-    def count(self: archive._Unpacked, buffer: bytearray) -> int:
+    def count(self: tar_files._Unpacked, buffer: bytearray) -> int:
         nonlocal unpacked
         got = read(self, buffer)
         unpacked += got
         return got
 
-    archive._Unpacked.readinto = count  # type: ignore[method-assign]  # counted in its place
+    tar_files._Unpacked.readinto = count  # type: ignore[method-assign]  # counted in its place
     try:
         assert contents(uri) == [YES, ("", "too_many_bytes")]
     finally:
-        archive._Unpacked.readinto = read  # type: ignore[method-assign]  # as it was
+        tar_files._Unpacked.readinto = read  # type: ignore[method-assign]  # as it was
     assert unpacked < 3 * 1200 * len(data)
 
 
@@ -715,7 +720,7 @@ def test_a_damaged_row_group_fails_and_the_others_count(tmp_path: Path) -> None:
 def test_a_table_that_states_absurd_numbers_of_rows_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "_MAX_SPARE_ROWS", 2)
+    monkeypatch.setattr(parquet_files, "_MAX_SPARE_ROWS", 2)
     for name in NUMBERED:
         nulls = pa.table({"image": pa.nulls(50_000, pa.binary())})
         if name.endswith("parquet"):
@@ -728,7 +733,7 @@ def test_a_table_that_states_absurd_numbers_of_rows_fails(
 def test_a_record_batch_of_gigabytes_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "_MAX_BATCH_BYTES", 100_000)
+    monkeypatch.setattr(arrow_files, "MAX_BATCH_BYTES", 100_000)
     data = feather([("a", b"\0" * 200_000), ("b", b"x"), ("c", b"y")])
     assert len(data) < 10_000
     found = contents(put(tmp_path, "a.feather", data))
@@ -801,8 +806,8 @@ def test_no_error_of_storage_is_taken_for_the_archive_s(
 
 
 def test_an_error_of_storage_that_a_library_swallows_is_raised() -> None:
-    file = archive._File(Failing(b"abc"), "s3://bucket/a.zip")
-    with pytest.raises(ConnectionResetError), archive._blame(file), suppress(OSError):
+    file = archive_file.ArchiveFile(Failing(b"abc"), "s3://bucket/a.zip")
+    with pytest.raises(ConnectionResetError), archive_file.blaming_archive(file), suppress(OSError):
         file.read()
 
 
@@ -835,7 +840,7 @@ def test_adjacent_members_are_read_by_one_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = [(f"{i}", bytes([i]) * 1000) for i in range(100)]
-    far = [("hole.bin", b"\0" * 2 * archive.GAP_BYTES), ("far", b"x")]
+    far = [("hole.bin", b"\0" * 2 * spans.GAP_BYTES), ("far", b"x")]
     asked: list[int] = []
     read_range = storage.read_range
 
@@ -852,7 +857,7 @@ def test_adjacent_members_are_read_by_one_request(
             assert [read.fetch(entry) for entry in entries] == [d for _, d in pairs] + [b"x"]
         assert len(asked) == 2
         assert max(asked) < 200_000
-        monkeypatch.setattr(archive, "SPAN_BYTES", 20_000)
+        monkeypatch.setattr(spans, "SPAN_BYTES", 20_000)
         asked.clear()
         with members(entries) as read:
             assert [read.fetch(entry) for entry in entries] == [d for _, d in pairs] + [b"x"]
@@ -864,7 +869,7 @@ def test_adjacent_members_are_read_by_one_request(
 def test_spans_are_dropped_when_their_members_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "SPAN_BYTES", 1 << 20)
+    monkeypatch.setattr(spans, "SPAN_BYTES", 1 << 20)
     pairs = [(f"{i}", bytes([i]) * 250_000) for i in range(80)]
     uri = put(tmp_path, "a.tar", tarred(pairs))
     entries = entries_of(uri, indexed(uri))
@@ -880,7 +885,7 @@ def test_spans_are_dropped_when_their_members_are_taken(
 def test_a_tar_of_many_members_is_listed_in_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "ROWS_AT_ONCE", 1000)
+    monkeypatch.setattr(archive_index, "ROWS_AT_ONCE", 1000)
     path = tmp_path / "many.tar"
     with path.open("wb") as file:
         for i in range(50_000):

@@ -28,6 +28,7 @@ from pipeline.sources import (
     Span,
     list_source,
     listing,
+    listing_pages,
     midpoint,
     pages,
     plan,
@@ -158,8 +159,8 @@ def test_a_flat_folder_is_listed_from_many_places_at_once(serve: Any) -> None:
 
     store = serve(Store([f"frame-{i:09d}.jpg" for i in range(20_000)], 100, before))
     assert sum(len(items) for items in pages(ROOT)) == 20_000
-    assert most >= listing.LISTERS // 2
-    assert store.asked < 2 * 200 + 10 * listing.LISTERS
+    assert most >= listing_pages.LISTERS // 2
+    assert store.asked < 2 * 200 + 10 * listing_pages.LISTERS
 
 
 def test_a_store_that_refuses_in_the_middle_ends_the_listing(serve: Any) -> None:
