@@ -296,8 +296,8 @@ def build(
 
 def lenses(sizes: Sequence[int], scored: int, work: Path, cache: Path) -> dict[str, Any]:
     from pipeline.catalogue import Catalogue
+    from pipeline.events import ignore
     from pipeline.explaining import Role, Seen
-    from pipeline.progress import Silent
 
     place = Catalogue(str(work / "catalogue"))
     began = time.perf_counter()
@@ -307,7 +307,7 @@ def lenses(sizes: Sequence[int], scored: int, work: Path, cache: Path) -> dict[s
     def seen(of: str, at: int) -> Seen:
         sign = ":" if of == "apart" else "="
         pairs = [f"{of}/{name}{sign}{of}/{NONE}" for name in names]
-        return Seen.of(place, pairs, None, at, Silent())
+        return Seen.of(place, pairs, None, at, ignore)
 
     fresh = Fresh.of(place, names)
     result: dict[str, Any] = {

@@ -129,7 +129,7 @@ def compare(
     if html:
         from pipeline.reporting import Lines, write_matrix_page
 
-        progress = Lines(units=("neurons", "layers"))
+        progress = Lines()
         write_matrix_page(
             place, [matrix], html, lenses=[through], apart=apart, at=number, progress=progress
         )
@@ -267,7 +267,7 @@ def effort_for(
         with contextlib.redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
             yield Crew(engine.map, engine.workers)
 
-    progress = Lines(units=("pairs", "tiles"))
+    progress = Lines()
     return Effort(crew, round(memory * GIGABYTE), device, progress)
 
 

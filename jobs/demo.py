@@ -43,9 +43,7 @@ def demo(
     table = out / "matrix.parquet"
     table.write_bytes(matrix.encode())
     page = out / "report.html"
-    write_matrix_page(
-        catalogue, [matrix], str(page), at=commit, progress=Lines(units=("neurons", "layers"))
-    )
+    write_matrix_page(catalogue, [matrix], str(page), at=commit, progress=Lines())
     if as_json:
         print_json(matrix.table.to_pylist())
         return

@@ -68,7 +68,7 @@ def explain(
         spec=spec,
         lens=through,
         top=top,
-        progress=Lines(units=("neurons", "layers")),
+        progress=Lines(),
     )
     if out:
         storage.replace(storage.canonical(out), found.encode())

@@ -90,7 +90,7 @@ def fit(
     if ignore and (layer or top):
         raise UsageError("--layer and --top belong to --focus; weights are fitted to all neurons")
     place = Catalogue(catalogue)
-    progress = Lines(units=("neurons", "layers"))
+    progress = Lines()
     if focus is not None:
         found = fit_focus(
             place,

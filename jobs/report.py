@@ -58,7 +58,7 @@ def report(
         for through in lenses
     ]
     matrix, apart = matrices[0], left_out(place, (), number, spec)
-    progress = Lines(units=("neurons", "layers"))
+    progress = Lines()
     size = write_matrix_page(
         *(place, matrices, out),
         lenses=lenses,

@@ -32,9 +32,9 @@ from pipeline.catalogue import Catalogue, software
 from pipeline.dna import DNA, Failure, Ranges
 from pipeline.engine import Engine
 from pipeline.errors import ConservationError, GateError, UsageError
+from pipeline.events import Listener, Said, ignore
 from pipeline.networks import Network, describe
 from pipeline.networks import ranges_file as files
-from pipeline.progress import Progress, Silent
 from pipeline.sources import Listing, Rules, list_source
 from pipeline.spec import Crop, Exif, Resize, Resources
 
@@ -81,7 +81,7 @@ def calibrate(
     max_failures: float = DEFAULT_MAX_FAILURES,
     shard_images: int | None = None,
     resources: Resources | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> Calibration:
     """Measure over all images of the sources, widen about the centre, write the file `out`.
 
@@ -92,7 +92,7 @@ def calibrate(
     Raises `UsageError` where a neuron had no finite activation, `GateError` where too many images
     could not be read, and whatever `build_datasets` raises.
     """
-    progress = progress or Silent()
+    progress = progress or ignore
     target = storage.canonical(out)
     work = f"{target}.work"
     _require_sound(sources, out, quantile)
@@ -119,7 +119,7 @@ def calibrate(
     place = Catalogue(storage.join(work, FOLDER))
     listings = []
     for source in sources:
-        progress.say(f"listing {source}")
+        progress(Said(f"listing {source}"))
         listings.append(
             list_source(
                 source,
@@ -144,16 +144,16 @@ def calibrate(
         _require_readable(failures, result.version.images + len(failures), max_failures)
         return place.load_version(NAME, result.version)
 
-    progress.say("pass 1: each neuron's least and greatest activation")
+    progress(Said("pass 1: each neuron's least and greatest activation"))
     first = count(_points(network), 2)
     for failure in failures[:10]:
-        progress.say(f"not measured: {failure}")
+        progress(Said(f"not measured: {failure}"))
     measured = extremes(first)
     found: Quantiles | None = None
     if quantile is not None:
 
         def again(ranges: Ranges, bins: int) -> DNA:
-            progress.say(f"a further pass: the quantiles {quantile:g} and {1 - quantile:g}")
+            progress(Said(f"a further pass: the quantiles {quantile:g} and {1 - quantile:g}"))
             dna = count(ranges, bins)
             _require_same(first, dna, work)
             return dna

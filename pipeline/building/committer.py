@@ -23,14 +23,14 @@ from pipeline.errors import (
     SourceError,
     SpecMismatch,
 )
-from pipeline.progress import Progress
+from pipeline.events import Listener, Said
 from pipeline.sources import Manifest, read_part
 
 # Committing.
 
 
 def finish_dataset(
-    catalogue: Catalogue, p: DatasetPlan, counted: int, engine: Engine, progress: Progress
+    catalogue: Catalogue, p: DatasetPlan, counted: int, engine: Engine, progress: Listener
 ) -> Result:
     name, job = p.request.name, p.job
     composed = _reduce(p.manifest, job.work_uri, job.recipe, name, engine.map)
@@ -114,7 +114,7 @@ class _PartJob:
 
 
 def _finish_parts(
-    catalogue: Catalogue, p: DatasetPlan, engine: Engine, progress: Progress
+    catalogue: Catalogue, p: DatasetPlan, engine: Engine, progress: Listener
 ) -> dict[str, Version]:
     """The parts' versions by their names, all their files stored; none of what cannot be read."""
     by, label = p.request.by, p.request.rules.label
@@ -128,15 +128,17 @@ def _finish_parts(
     started = said = monotonic()
     for done, (name, version) in enumerate(engine.map(_finish_part, jobs), 1):
         if version is None:
-            progress.say(f"{name}: no part, as none of its images could be read")
+            progress(Said(f"{name}: no part, as none of its images could be read"))
         else:
             found[name] = version
         if (now := monotonic()) - said >= SAY_SECONDS:
             said, rate = now, done / (now - started)
             left = (len(jobs) - done) / rate
-            progress.say(
-                f"{p.request.name}: {done:,} of {len(jobs):,} parts, {rate:.1f} a second, "
-                f"{left:,.0f} s left"
+            progress(
+                Said(
+                    f"{p.request.name}: {done:,} of {len(jobs):,} parts, {rate:.1f} a second, "
+                    f"{left:,.0f} s left"
+                )
             )
     return dict(sorted(found.items()))
 

@@ -18,7 +18,7 @@ from pipeline.building.runner import CountedDataset, count_shards, not_counted
 from pipeline.catalogue import Catalogue
 from pipeline.engine import Engine
 from pipeline.errors import GateError, UsageError, VdnaError
-from pipeline.progress import Progress, Silent
+from pipeline.events import Listener, Said, ignore
 from pipeline.sources import Listing
 from pipeline.spec import Resources
 
@@ -31,7 +31,7 @@ def build_datasets(
     requests: Sequence[Request],
     engine: Engine,
     resources: Resources | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
     done: Callable[[Result], None] = lambda result: None,
     listings: Mapping[str, Listing] | None = None,
     *,
@@ -49,7 +49,7 @@ def build_datasets(
     The other datasets of the call are finished first.
     """
     resources = resources or Resources()
-    progress = progress or Silent()
+    progress = progress or ignore
     names = [request.name for request in requests]
     if len(set(names)) != len(names):
         raise UsageError(f"a dataset is asked for twice among {', '.join(names)}")
@@ -64,7 +64,7 @@ def build_datasets(
     again = list(requests)
     for round_ in range(1 + (RELISTS if relist else 0)):
         if round_:
-            progress.say(f"changed while it was read: {', '.join(r.name for r in again)}")
+            progress(Said(f"changed while it was read: {', '.join(r.name for r in again)}"))
         found = planner.plans(again, unplanned)
         for request in again:
             counted.pop(request.name, None)  # of a source as it no longer is

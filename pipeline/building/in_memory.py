@@ -15,9 +15,9 @@ from pipeline.building.request import DEFAULT_MAX_FAILURES, Request, make_spec
 from pipeline.counting import OVERLAP, Counter
 from pipeline.dna import DNA, Partial
 from pipeline.errors import BadImage, GateError, UsageError
+from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.networks import describe
 from pipeline.networks import ranges_file as ranges_module
-from pipeline.progress import Progress, Silent
 from pipeline.sources import Entry, Listing, Rules, Shard, list_source, plan
 from pipeline.spec import Crop, Exif, Precision, Resize, Resources
 
@@ -49,7 +49,7 @@ def make_dna(
     max_failures: float = DEFAULT_MAX_FAILURES,
     layer_gaussian: bool = False,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> DNA:
     """The DNA of a source (as `vdna build` takes it), or of images in memory, in this process.
 
@@ -95,8 +95,7 @@ def make_dna(
     threads_before = torch.get_num_threads()
     products = products_of(request, network, None)
     counter = Counter(Extractor(network, precision), spec, found, resources, products)
-    progress = progress or Silent()
-    progress.start(images=manifest.candidates, shards=len(manifest.heads), present=0)
+    progress = progress or ignore
     total = Partial.empty(spec, found, layer_gaussian=layer_gaussian)
 
     def count(shard: Shard) -> Partial:
@@ -106,14 +105,16 @@ def make_dna(
         return counter.count(shard, key)
 
     try:
-        with ThreadPoolExecutor(OVERLAP, "shard") as pool:
+        with (
+            stage(progress, Started(manifest.candidates, len(manifest.heads))),
+            ThreadPoolExecutor(OVERLAP, "shard") as pool,
+        ):
             for partial in pool.map(count, manifest.shards):
                 total += partial
-                progress.advance(partial.candidates, len(partial.failures))
+                progress(StepDone(partial.candidates, len(partial.failures)))
     finally:
         counter.close()
         torch.set_num_threads(threads_before)
-        progress.finish()
     if total.failures:
         listed = "; ".join(str(failure) for failure in total.failures[:5])
         message = f"{len(total.failures)} of {total.candidates} images could not be read: {listed}"

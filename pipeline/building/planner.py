@@ -24,9 +24,9 @@ from pipeline.counting import Recipe, ShardJob, device_kind
 from pipeline.dna import DEFAULT_KEPT, Keep
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, SourceError, UsageError, VdnaError
+from pipeline.events import Listener, Said
 from pipeline.networks import Network, describe, require_fit
 from pipeline.networks import ranges_file as ranges_module
-from pipeline.progress import Progress
 from pipeline.sources import Kept, Listing, Manifest, list_source, plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, digest_of
 
@@ -59,7 +59,7 @@ class Planner:
     catalogue: Catalogue
     engine: Engine
     resources: Resources
-    progress: Progress
+    progress: Listener
     listings: Mapping[str, Listing]
     relist: bool
 
@@ -96,7 +96,7 @@ class Planner:
             return DatasetPlan(request, manifest, job, base, parts, up_to_date=True)
         source = storage.readable(manifest.source)
         if base is not None and not base.imported and base.source != source:
-            self.progress.say(f"{request.name}: was of {base.source}, and is of {source} now")
+            self.progress(Said(f"{request.name}: was of {base.source}, and is of {source} now"))
         storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
         storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
         stored = store_manifest(uri, manifest.data, manifest.digest)
@@ -143,7 +143,7 @@ class Planner:
     def _list(self, request: Request, kept: Kept | None) -> Listing:
         if request.source:
             storage.canonical(request.source)  # refuses what must not be shown
-        self.progress.say(f"{request.name}: listing {request.source}")
+        self.progress(Said(f"{request.name}: listing {request.source}"))
         return list_source(
             request.source,
             request.rules,

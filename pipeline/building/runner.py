@@ -10,7 +10,7 @@ from pipeline.building.planner import DatasetPlan
 from pipeline.counting import Receipt, ShardJob
 from pipeline.engine import Engine
 from pipeline.errors import SourceError, TransientError, VdnaError
-from pipeline.progress import Progress
+from pipeline.events import Listener, Retried, Started, StepDone, StepFailed, stage
 from pipeline.sources import Manifest
 
 TRIES = 2
@@ -40,32 +40,31 @@ class Ran:
 
 
 def run_missing(
-    work: Sequence[tuple[ShardJob, Manifest]], engine: Engine, progress: Progress
+    work: Sequence[tuple[ShardJob, Manifest]], engine: Engine, progress: Listener
 ) -> list[Ran]:
     """Run the shards of all jobs that nothing is committed of, those that fail once again."""
     sizes = {(job.manifest_uri, h.index): h.candidates for job, plan in work for h in plan.heads}
     todo = [_missing(one) for one in work]
     left = [(job, i) for (job, _), missing in zip(work, todo, strict=True) for i in missing]
     jobs = {job.manifest_uri: job for job, _ in work}
-    progress.start(
-        images=sum(sizes[job.manifest_uri, index] for job, index in left),
-        shards=len(left),
-        present=len(sizes) - len(left),
-    )
+    total = sum(sizes[job.manifest_uri, index] for job, index in left)
     errors: dict[str, list[Receipt]] = {}
-    for _ in range(TRIES):
-        errors = {}
-        for receipt in engine.run_shards(left) if left else ():
-            if receipt.error:
-                errors.setdefault(receipt.manifest_uri, []).append(receipt)
-                progress.say(f"shard {receipt.index} not counted: {receipt.error}")
-            else:
-                key = (receipt.manifest_uri, receipt.index)
-                progress.advance(sizes[key], receipt.failures)
-        left = [(jobs[uri], r.index) for uri, receipts in errors.items() for r in receipts]
-        if not left:
-            break
-    progress.finish()
+    with stage(progress, Started(total, len(left), len(sizes) - len(left))):
+        for attempt in range(1, TRIES + 1):
+            errors = {}
+            if left and attempt > 1:
+                progress(Retried(len(left), attempt))
+            for receipt in engine.run_shards(left) if left else ():
+                name = f"shard {receipt.index}"
+                if receipt.error:
+                    errors.setdefault(receipt.manifest_uri, []).append(receipt)
+                    progress(StepFailed(name, receipt.error, receipt.transient))
+                else:
+                    size = sizes[receipt.manifest_uri, receipt.index]
+                    progress(StepDone(size, receipt.failures, receipt.seconds, name))
+            left = [(jobs[uri], r.index) for uri, receipts in errors.items() for r in receipts]
+            if not left:
+                break
     return [
         Ran(len(missing), tuple(errors.get(job.manifest_uri, ())))
         for (job, _), missing in zip(work, todo, strict=True)
@@ -99,7 +98,7 @@ class CountedDataset:
 
 
 def count_shards(
-    plans: Sequence[DatasetPlan], engine: Engine, progress: Progress
+    plans: Sequence[DatasetPlan], engine: Engine, progress: Listener
 ) -> dict[str, CountedDataset]:
     """Run the missing shards of all plans; what became of each, by the name of its dataset."""
     pending = [p for p in plans if not p.up_to_date]

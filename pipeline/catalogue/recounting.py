@@ -25,8 +25,8 @@ from pipeline.counting import Receipt, Recipe, ShardJob, load_partial, partial_u
 from pipeline.dna import DNA, INT_COLUMNS, Partial
 from pipeline.engine import Engine
 from pipeline.errors import SourceError, VdnaError
+from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import network_of
-from pipeline.progress import Progress, Silent
 from pipeline.sources import Manifest, Shard
 from pipeline.spec import Resources
 
@@ -46,7 +46,7 @@ def recount(
     seed: int | None = None,
     weights: str | None = None,
     resources: Resources | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> Iterator[Finding]:
     """One finding a shard, and one a dataset, of the newest versions.
 
@@ -61,7 +61,7 @@ def recount(
             continue
         try:
             again = _Recount(catalogue, name, version, weights, resources or Resources())
-            yield from again.run(engine, sample, seed, progress or Silent())
+            yield from again.run(engine, sample, seed, progress or ignore)
         except VdnaError as error:
             yield Finding(name, "recount", False, f"not counted again: {error}")
 
@@ -90,7 +90,7 @@ class _Recount:
         )
 
     def run(
-        self, engine: Engine, sample: int | None, seed: int, progress: Progress
+        self, engine: Engine, sample: int | None, seed: int, progress: Listener
     ) -> Iterator[Finding]:
         total = len(self._keys)
         chosen = self._choose(sample, seed)
@@ -99,7 +99,7 @@ class _Recount:
             detail = f"none of {total} partials is kept; count all (--sample all)"
             yield Finding(self._name, "recount", False, detail)
             return
-        progress.say(f"{self._name}: counting {len(chosen)} of {total} shards again ({how})")
+        progress(Said(f"{self._name}: counting {len(chosen)} of {total} shards again ({how})"))
         wrong = 0
         with self._scratch(engine) as work:
             for finding in self._shards(engine, chosen, work, progress):
@@ -138,7 +138,7 @@ class _Recount:
             storage.delete_tree(work)
 
     def _shards(
-        self, engine: Engine, chosen: Sequence[int], work: str, progress: Progress
+        self, engine: Engine, chosen: Sequence[int], work: str, progress: Listener
     ) -> Iterator[Finding]:
         version, todo = self._version, []
         uri = self._catalogue.uri("manifests", version.spec, self._name, version.manifest)
@@ -154,11 +154,11 @@ class _Recount:
             else:
                 todo.append((job, index))
         sizes = {index: len(self._manifest.shards[index].members) for _, index in todo}
-        progress.start(images=sum(sizes.values()), shards=len(todo), present=0)
-        for receipt in engine.run_shards(todo) if todo else ():
-            progress.advance(sizes[receipt.index], receipt.failures)
-            yield self._compared(receipt, work)
-        progress.finish()
+        with stage(progress, Started(sum(sizes.values()), len(todo))):
+            for receipt in engine.run_shards(todo) if todo else ():
+                name = f"shard {receipt.index}"
+                progress(StepDone(sizes[receipt.index], receipt.failures, receipt.seconds, name))
+                yield self._compared(receipt, work)
 
     def _compared(self, receipt: Receipt, work: str) -> Finding:
         index = receipt.index

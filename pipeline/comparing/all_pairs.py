@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, cast, get_args
 
@@ -33,7 +33,7 @@ from pipeline.comparing.selection import Selection
 from pipeline.comparing.significance import false_discovery
 from pipeline.comparing.tiles import MEMORY, TILE_WORK, Job, Receipt, Tile
 from pipeline.dna import UNIFORM, Floats, Lens
-from pipeline.progress import Progress, Silent
+from pipeline.events import Listener, Started, StepDone, ignore, stage
 
 ROUNDS = 3
 """Times that tiles are spread, those again that are gone by then; the rest is computed here."""
@@ -66,7 +66,7 @@ class Effort:
     crew: Callable[[int], AbstractContextManager[Crew | None]] = lambda values: nullcontext()
     memory: int = MEMORY
     device: str = "cpu"
-    progress: Progress = field(default_factory=Silent)
+    progress: Listener = ignore
 
 
 def compare(
@@ -147,7 +147,7 @@ def _shared(
     grid: _Grid,
     made: Sequence[Tile],
     crew: Crew | None,
-    progress: Progress,
+    progress: Listener,
     finished: Callable[[], Matrix | None],
 ) -> Matrix | None:
     """Fills the grid by way of committed tiles, which other comparisons of these DNAs share.
@@ -158,16 +158,12 @@ def _shared(
     for _ in range(ROUNDS):
         there = tiles.present(made[0].job.root)
         missing = [tile for tile in made if tile.uri not in there]
-        progress.start(
-            images=sum(tile.pairs for tile in missing),
-            shards=len(missing),
-            present=len(made) - len(missing),
-        )
-        for receipt in (crew.spread if crew else map)(tiles.run, missing):
-            progress.advance(receipt.pairs, 0)
-            if (kept := finished()) is not None:
-                return kept
-        progress.finish()
+        pairs, present = sum(tile.pairs for tile in missing), len(made) - len(missing)
+        with stage(progress, Started(pairs, len(missing), present, unit="pairs", step="tiles")):
+            for receipt in (crew.spread if crew else map)(tiles.run, missing):
+                progress(StepDone(receipt.pairs))
+                if (kept := finished()) is not None:
+                    return kept
         made = [tile for tile in made if not grid.fetch(tile)]
         if not made or (kept := finished()) is not None:
             return kept if made else None

@@ -17,21 +17,21 @@ from pipeline.comparing.selection import Selection
 from pipeline.comparing.tiles import Job
 from pipeline.dna import UNIFORM, Floats
 from pipeline.errors import CorruptFile, SourceError, StorageError, TransientError
-from pipeline.progress import Progress
+from pipeline.events import Listener, Said
 from pipeline.spec import digest_of
 
 RECENT = 16
 """Kept matrices that are looked at for pairs to take: so many of the newest, and of the largest."""
 
 
-def keep_matrix(uri: str, matrix: Matrix, progress: Progress) -> bool:
+def keep_matrix(uri: str, matrix: Matrix, progress: Listener) -> bool:
     """For the next time; who may only read the catalogue has the matrix all the same."""
     try:
         storage.create(uri, matrix.encode())
     except TransientError:
         raise
     except StorageError as error:
-        progress.say(f"the matrix is not kept for the next time: {error}")
+        progress(Said(f"the matrix is not kept for the next time: {error}"))
         return False
     return True
 

@@ -49,7 +49,7 @@ from pipeline.comparing import (
 )
 from pipeline.dna import DNA, DnaFile, Floats, Lens
 from pipeline.errors import UsageError, VdnaError
-from pipeline.progress import Progress, Silent
+from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.spec import Spec
 
 RIDGES = tuple(float(value) for value in np.logspace(1, -5, 19))
@@ -145,7 +145,7 @@ def fit_ignoring(
     by_layer: bool = False,
     spec: str | None = None,
     at: int | str | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> Fitted:
     """Weights that take distances of the `ignored` attributes to zero, and leave the `kept` ones.
 
@@ -155,7 +155,7 @@ def fit_ignoring(
     """
     if not ignored or not kept:
         raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
-    seen = Seen.of(catalogue, [*ignored, *kept], spec, at, progress or Silent())
+    seen = Seen.of(catalogue, [*ignored, *kept], spec, at, progress or ignore)
     roles: list[Role] = ["ignored" if text in ignored else "kept" for text in seen.attributes]
     return seen.fit(name, roles, non_negative=non_negative, by_layer=by_layer)
 
@@ -169,7 +169,7 @@ def fit_focus(
     layers: Sequence[str] | None = None,
     spec: str | None = None,
     at: int | str | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> Fitted:
     """The `top` neurons that are most sensitive to an attribute, alike.
 
@@ -178,7 +178,7 @@ def fit_focus(
     """
     if top < 1:
         raise UsageError(f"top is {top}; a lens takes at least one neuron")
-    seen = Seen.of(catalogue, [attribute], spec, at, progress or Silent())
+    seen = Seen.of(catalogue, [attribute], spec, at, progress or ignore)
     for layer in layers or ():
         seen.spec.tap(layer)
     among = [seen.spec.layers.index(layer) for layer in layers or seen.spec.layers]
@@ -357,7 +357,7 @@ class Seen:
         attributes: Sequence[str],
         spec: str | None,
         at: int | str | None,
-        progress: Progress,
+        progress: Listener,
     ) -> Seen:
         parsed = [Attribute.parse(text) for text in attributes]
         if len({frozenset((of.with_it, of.without)) for of in parsed}) != len(parsed):
@@ -367,12 +367,12 @@ class Seen:
         network = catalogue.spec(digest)
         files = {name: _folds(catalogue, name, version) for name, version in versions.items()}
         _require_pairs(catalogue, parsed, versions)
-        progress.start(images=len(parsed) * network.neurons, shards=len(network.taps), present=0)
+        total, layers = len(parsed) * network.neurons, len(network.taps)
         parts: list[list[list[Floats]]] = []
-        for tap in network.taps:
-            parts.append(list(_layer(files, parsed, tap.name)))
-            progress.advance(len(parsed) * tap.neurons, 0)
-        progress.finish()
+        with stage(progress, Started(total, layers, unit="neurons", step="layers")):
+            for tap in network.taps:
+                parts.append(list(_layer(files, parsed, tap.name)))
+                progress(StepDone(len(parsed) * tap.neurons, name=tap.name))
         of_attributes = [
             [np.concatenate(columns) for columns in zip(*layers, strict=True)]
             for layers in zip(*parts, strict=True)

@@ -33,11 +33,11 @@ from pipeline.counting import Recipe, ShardJob, device_kind, numerics
 from pipeline.dna import UNIFORM, Lens
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, GateError, NotFound, SourceError, SpecMismatch, UsageError
+from pipeline.events import Listener, Said, ignore
 from pipeline.explaining.rank_shard import RANKS, Target, counts_of
 from pipeline.explaining.ranking_order import Placed, RankingOrder, Unplaced
 from pipeline.networks import decode as decode_ranges
 from pipeline.networks import network_of
-from pipeline.progress import Progress, Silent
 from pipeline.sources import Manifest, list_source, plan
 from pipeline.spec import Numerics, Resources, Spec
 
@@ -93,7 +93,7 @@ def rank(
     max_failures: float = DEFAULT_MAX_FAILURES,
     shard_images: int | None = None,
     resources: Resources | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> Ranking:
     """Images of a source by the distance of their own DNA to that of dataset `name`, the least
     first; all of them in the Parquet file `out`, where one is asked for.
@@ -108,7 +108,7 @@ def rank(
     could not be for now. What was computed is kept: the same call goes on from there.
     """
     resources = resources or Resources()
-    progress = progress or Silent()
+    progress = progress or ignore
     if out is not None and not out.endswith(".parquet"):
         raise UsageError(f"out is {out!r}; the ranking is written as Parquet (.parquet)")
     target_uri = None if out is None else storage.canonical(out)  # refused before all the work
@@ -276,10 +276,10 @@ def _flat(numerics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _planned(
-    catalogue: Catalogue, request: Request, engine: Engine, progress: Progress
+    catalogue: Catalogue, request: Request, engine: Engine, progress: Listener
 ) -> Manifest:
     storage.canonical(request.source)  # refuses what must not be shown
-    progress.say(f"listing {request.source}")
+    progress(Said(f"listing {request.source}"))
     listing = list_source(
         request.source,
         request.rules,

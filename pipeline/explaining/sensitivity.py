@@ -39,7 +39,7 @@ from pipeline.comparing import (
 )
 from pipeline.dna import DNA, UNIFORM, DnaFile, Floats, Ints, Lens, encode_tables
 from pipeline.errors import UsageError
-from pipeline.progress import Progress, Silent
+from pipeline.events import Listener, Started, StepDone, ignore, stage
 
 FORMAT = 1
 
@@ -158,7 +158,7 @@ def explain(
     spec: str | None = None,
     lens: Lens | None = None,
     top: int = TOP,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> Explanation:
     """The layers and neurons of two datasets' distance. `lens`: weighs the neurons.
 
@@ -173,14 +173,13 @@ def explain(
     if lens is not None:
         lens.require_fit(network)
     sides = [Side.open(catalogue, name, version, chosen) for name, version in versions.items()]
-    progress = progress or Silent()
-    progress.start(images=sum(sizes), shards=len(chosen), present=0)
+    progress = progress or ignore
     parts = []
-    for layer, neurons in zip(chosen, sizes, strict=True):
-        weights = np.ones(neurons) if lens is None else lens.of_layer(layer)
-        parts.append(_Layer.of(layer, weights, sides, top))
-        progress.advance(neurons, 0)
-    progress.finish()
+    with stage(progress, Started(sum(sizes), len(chosen), unit="neurons", step="layers")):
+        for layer, neurons in zip(chosen, sizes, strict=True):
+            weights = np.ones(neurons) if lens is None else lens.of_layer(layer)
+            parts.append(_Layer.of(layer, weights, sides, top))
+            progress(StepDone(neurons, name=layer))
     table, order = _neuron_table(parts, network.bins)
     of_neuron = [
         part.overlays.get(at) for part in parts for at in np.flatnonzero(part.weights).tolist()

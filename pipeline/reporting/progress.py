@@ -6,49 +6,62 @@ import sys
 from time import monotonic
 from typing import TextIO
 
+from pipeline.events import Event, Finished, Retried, Said, Started, StepDone, StepFailed
+
 LINE_SECONDS = 10.0
 
 BAR_SECONDS = 0.2
 
 
 class Lines:
-    """On a terminal one line, rewritten; elsewhere a line every ten seconds and at the end.
+    """On a terminal one line, rewritten; elsewhere a line every ten seconds and at the end."""
 
-    `units`: what is counted, and what it is done in.
-    """
-
-    def __init__(
-        self, out: TextIO | None = None, units: tuple[str, str] = ("images", "shards")
-    ) -> None:
-        self._units = units
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._units = ("images", "shards")
         self._out = out or sys.stderr
         self._terminal = self._out.isatty()
         self._images = self._shards = self._failures = 0
         self._all_images = self._all_shards = 0
         self._began = self._shown = monotonic()
 
-    def say(self, message: str) -> None:
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Said(message):
+                self._say(message)
+            case Started():
+                self._start(event)
+            case StepDone():
+                self._advance(event)
+            case StepFailed(name, error):
+                self._say(f"{name} not counted: {error}")
+            case Retried(steps):
+                self._say(f"{steps} {self._units[1]} are tried again")
+            case Finished(ok=True):
+                self._finish()
+
+    def _say(self, message: str) -> None:
         self._clear()
         print(message, file=self._out, flush=True)
 
-    def start(self, *, images: int, shards: int, present: int) -> None:
+    def _start(self, event: Started) -> None:
+        self._units = (event.unit, event.step)
         self._images = self._shards = self._failures = 0
-        self._all_images, self._all_shards = images, shards
+        self._all_images, self._all_shards = event.total, event.steps
         self._began = self._shown = monotonic()
-        if present and shards:
-            done = "counted" if self._units[0] == "images" else "computed"
-            self.say(f"{present} {self._units[1]} are {done} already, {shards} are left")
+        if event.present and event.steps:
+            done = "counted" if event.unit == "images" else "computed"
+            self._say(f"{event.present} {event.step} are {done} already, {event.steps} are left")
 
-    def advance(self, images: int, failures: int) -> None:
-        self._images += images
+    def _advance(self, event: StepDone) -> None:
+        self._images += event.units
         self._shards += 1
-        self._failures += failures
+        self._failures += event.failures
         now = monotonic()
         if now - self._shown >= (BAR_SECONDS if self._terminal else LINE_SECONDS):
             self._shown = now
             self._show(now)
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         if self._shards:
             self._show(monotonic())
             if self._terminal:

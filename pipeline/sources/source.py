@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import CorruptFile, SourceError, UsageError
-from pipeline.progress import Progress, Silent
+from pipeline.events import Listener, Said, ignore
 from pipeline.sources.archives import indexing as archive
 from pipeline.sources.archives.index import INDEX_FORMAT, Index
 from pipeline.sources.listing import Kept, Listing, Parts, label_columns
@@ -47,7 +47,7 @@ def list_source(
     kept: Kept | None = None,
     spread: Spread[Any, Any] | None = None,
     cache: str | None = None,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> Listing:
     """Candidates of a source; one that it names twice may be there twice.
 
@@ -59,7 +59,7 @@ def list_source(
     text = os.fspath(source)
     if not text:
         raise UsageError("the source is empty; give a folder, a glob, a list or a url")
-    look = _Look(text, rules or Rules(), kept, progress or Silent())
+    look = _Look(text, rules or Rules(), kept, progress or ignore)
     look.list()
     look.open_archives(spread or map_in_threads, cache)
     return look.listing()
@@ -68,7 +68,7 @@ def list_source(
 class _Look:
     """One look at a source."""
 
-    def __init__(self, text: str, rules: Rules, kept: Kept | None, progress: Progress) -> None:
+    def __init__(self, text: str, rules: Rules, kept: Kept | None, progress: Listener) -> None:
         self._text = text
         self._rules = rules
         self._progress = progress
@@ -119,9 +119,11 @@ class _Look:
                 self._take(item)
         elif self._is_prefix():
             if self._kept and self._kept.written:
-                self._progress.say(
-                    f"going on with the listing that was interrupted at "
-                    f"{self._kept.written:%H:%M:%S} UTC ({self._parts.resumed:,} candidates)"
+                self._progress(
+                    Said(
+                        f"going on with the listing that was interrupted at "
+                        f"{self._kept.written:%H:%M:%S} UTC ({self._parts.resumed:,} candidates)"
+                    )
                 )
             for page in pages(self._uri, self._kept.spans if self._kept else None):
                 for item in page:
@@ -137,7 +139,7 @@ class _Look:
         """The members of the archives to the parts."""
         if not self._archives:
             return
-        self._progress.say(f"looking into {len(self._archives):,} archives")
+        self._progress(Said(f"looking into {len(self._archives):,} archives"))
         task = partial(_look_into, image_column=self._rules.image_column, cache=cache)
         for uri, data in spread(task, [found.item for found in self._archives.values()]):
             index = None if data is None else Index.decode(data, uri)
@@ -283,7 +285,7 @@ class _Look:
             self._said = now
             listed = self._parts.total - self._parts.resumed
             rate = listed / (now - self._started)
-            self._progress.say(f"{self._parts.total:,} candidates listed, {rate:,.0f} a second")
+            self._progress(Said(f"{self._parts.total:,} candidates listed, {rate:,.0f} a second"))
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from pipeline.errors import (
     TransientError,
     UsageError,
 )
+from pipeline.events import Event, Said
 from pipeline.networks import Network, describe, load_model
 from pipeline.networks import ranges_file as files
-from pipeline.progress import Silent
 from pipeline.sources import Entry, Shard, read_shard
 from pipeline.spec import Preprocess, Spec, Tap
 from tests.jobs.test_cli import refused, vdna, vdna_json
@@ -48,12 +48,13 @@ REPOSITORY = Path(__file__).parents[2]
 Array = NDArray[np.float32]
 
 
-class Said(Silent):
+class Lines:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, message: str) -> None:
-        self.lines.append(message)
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Said):
+            self.lines.append(event.message)
 
 
 # Quantiles of given activations
@@ -455,7 +456,7 @@ def test_too_many_failures_are_gated_and_a_higher_limit_needs_no_counting(made: 
     with pytest.raises(GateError, match=r"1 of 8 images could not be read; the limit is 0\.01"):
         measure(made, "b", "spoilt")
     assert not (made / "ranges.parquet").exists()
-    engine, said = MadeUp(), Said()
+    engine, said = MadeUp(), Lines()
     data = measure(made, "b", "spoilt", engine=engine, max_failures=1, progress=said)
     assert engine.counted == 0
     _, metadata = files.decode(data, "x")

@@ -41,7 +41,7 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
-from pipeline.progress import Silent
+from pipeline.events import Event, Said
 from pipeline.sources import plan
 from pipeline.spec import Tap
 from tests.comparing.test_emd_kernel import pairwise_emd
@@ -523,16 +523,16 @@ def test_who_may_only_read_has_the_matrix_and_is_told_that_it_is_not_kept(
     def deny(uri: str, data: bytes) -> bool:
         raise StorageError(f"{uri}: access denied")
 
-    told: list[str] = []
-    progress = Silent()
-    monkeypatch.setattr(progress, "say", told.append)
+    told: list[Event] = []
     expected = compare(place)
     storage.delete_tree(storage.join(place.root, "matrix"))
     monkeypatch.setattr(storage, "create", deny)
-    found = compare(place, effort=Effort(progress=progress))
+    found = compare(place, effort=Effort(progress=told.append))
     assert np.array_equal(found.emd, expected.emd, equal_nan=True)
     assert computed == [3, 3]
-    (line,) = told
+    (event,) = told
+    assert isinstance(event, Said)
+    line = event.message
     assert line.startswith("the matrix is not kept for the next time: ")
     assert line.endswith(": access denied")
 

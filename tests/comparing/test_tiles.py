@@ -443,7 +443,7 @@ def test_tiles_that_are_there_are_not_computed_again(
     before = sum(computed)
     assert len(left(place)) == 7
     assert stored(place) == []
-    again = compare(place, effort=replace(SMALL, progress=Lines(units=("pairs", "tiles"))))
+    again = compare(place, effort=replace(SMALL, progress=Lines()))
     assert sum(computed) == 15
     assert before > 0
     told = capsys.readouterr().err

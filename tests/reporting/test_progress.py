@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.progress import Silent
+from pipeline.events import Finished, Said, Started, StepDone, ignore
 from pipeline.reporting import BAR_SECONDS, LINE_SECONDS, Lines, duration, line_of
 
 CLEAR = "\r\x1b[K"
@@ -68,13 +68,13 @@ def test_a_log_gets_a_plain_line_every_ten_seconds_and_one_at_the_end(
 ) -> None:
     out = io.StringIO()
     progress = Lines(out)
-    progress.say("a: listing photos")
-    progress.start(images=30, shards=30, present=0)
+    progress(Said("a: listing photos"))
+    progress(Started(total=30, steps=30))
     for _ in range(30):
         sleep(1)
-        progress.advance(1, 0)
+        progress(StepDone(1))
     sleep(1)
-    progress.finish()
+    progress(Finished())
     assert out.getvalue().splitlines() == [
         "a: listing photos",
         "10/30 images  1.0/s  10/30 shards  0 failed  0:00:20 left",
@@ -90,11 +90,11 @@ def test_a_log_gets_a_plain_line_every_ten_seconds_and_one_at_the_end(
 def test_a_terminal_has_one_line_rewritten_and_ended_once(sleep: Callable[[float], None]) -> None:
     out = Terminal()
     progress = Lines(out)
-    progress.start(images=4, shards=4, present=0)
+    progress(Started(total=4, steps=4))
     for failures in (0, 0, 2, 0):
         sleep(BAR_SECONDS)
-        progress.advance(1, failures)
-    progress.finish()
+        progress(StepDone(1, failures))
+    progress(Finished())
     assert out.getvalue().count("\n") == 1
     assert out.getvalue().endswith("\n")
     before, *shown = out.getvalue().rstrip("\n").split(CLEAR)
@@ -110,10 +110,10 @@ def test_a_terminal_is_not_written_to_more_than_five_times_a_second(
 ) -> None:
     out = Terminal()
     progress = Lines(out)
-    progress.start(images=1000, shards=1000, present=0)
+    progress(Started(total=1000, steps=1000))
     for _ in range(1000):
         sleep(0.001)
-        progress.advance(1, 0)
+        progress(StepDone(1))
     assert 4 <= out.getvalue().count(CLEAR) <= 5
 
 
@@ -122,10 +122,10 @@ def test_a_message_on_a_terminal_clears_the_line_it_interrupts(
 ) -> None:
     out = Terminal()
     progress = Lines(out)
-    progress.start(images=4, shards=4, present=0)
+    progress(Started(total=4, steps=4))
     sleep(1)
-    progress.advance(1, 0)
-    progress.say("shard 3 not counted")
+    progress(StepDone(1))
+    progress(Said("shard 3 not counted"))
     assert out.getvalue().endswith(f"{CLEAR}shard 3 not counted\n")
 
 
@@ -134,10 +134,10 @@ def test_resuming_says_what_is_there_and_counts_only_the_rest(
 ) -> None:
     out = io.StringIO()
     progress = Lines(out)
-    progress.start(images=6, shards=2, present=14)
+    progress(Started(total=6, steps=2, present=14))
     sleep(2)
-    progress.advance(6, 0)
-    progress.finish()
+    progress(StepDone(6))
+    progress(Finished())
     first, last = out.getvalue().splitlines()
     assert first == "14 shards are counted already, 2 are left"
     assert last.startswith("6/6 images  3.0/s  1/2 shards")
@@ -146,8 +146,8 @@ def test_resuming_says_what_is_there_and_counts_only_the_rest(
 def test_nothing_to_do_says_nothing() -> None:
     out = io.StringIO()
     progress = Lines(out)
-    progress.start(images=0, shards=0, present=16)
-    progress.finish()
+    progress(Started(total=0, steps=0, present=16))
+    progress(Finished())
     assert out.getvalue() == ""
 
 
@@ -155,10 +155,10 @@ def test_a_second_start_counts_from_zero(sleep: Callable[[float], None]) -> None
     out = io.StringIO()
     progress = Lines(out)
     for images in (5, 3):
-        progress.start(images=images, shards=1, present=0)
+        progress(Started(total=images, steps=1))
         sleep(1)
-        progress.advance(images, 1)
-        progress.finish()
+        progress(StepDone(images, 1))
+        progress(Finished())
     assert out.getvalue().splitlines() == [
         "5/5 images  5.0/s  1/1 shards  1 failed  in 0:00:01",
         "3/3 images  3.0/s  1/1 shards  1 failed  in 0:00:01",
@@ -166,16 +166,16 @@ def test_a_second_start_counts_from_zero(sleep: Callable[[float], None]) -> None
 
 
 def test_silence(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Silent()
-    progress.say("anything")
-    progress.start(images=1, shards=1, present=1)
-    progress.advance(1, 1)
-    progress.finish()
+    progress = ignore
+    progress(Said("anything"))
+    progress(Started(total=1, steps=1, present=1))
+    progress(StepDone(1, 1))
+    progress(Finished())
     assert capsys.readouterr() == ("", "")
 
 
 def test_progress_goes_to_stderr_where_machines_do_not_look(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    Lines().say("hello")
+    Lines()(Said("hello"))
     assert capsys.readouterr() == ("", "hello\n")

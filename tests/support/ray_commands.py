@@ -43,7 +43,7 @@ def small():
     return tiny.architecture()
 def telling(name, *args, **kwargs):
     module = import_of_python(name, *args, **kwargs)
-    named = getattr(sys.modules.get("pipeline.networks"), "NAMED", None)
+    named = getattr(sys.modules.get("pipeline.networks.registry"), "NAMED", None)
     if named is not None:
         named["tiny"] = small
     return module

@@ -18,7 +18,7 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import Matrix, notes_of
 from pipeline.dna import Lens
 from pipeline.errors import BadImage, UsageError, VdnaError
-from pipeline.progress import Progress
+from pipeline.events import Listener
 from pipeline.reporting.html.matrix_page import render
 from pipeline.reporting.html.page_data import Page, Panel, Sample
 from pipeline.reporting.html.pair_neurons import PAIRS, neurons
@@ -43,7 +43,7 @@ def gather_matrix_page(
     at: int | str | None = None,
     samples: int = SAMPLES,
     pairs: int = PAIRS,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> Page:
     """All that a page of these matrices holds. `samples`: images of a dataset; 0 for none.
 
@@ -87,7 +87,7 @@ def write_matrix_page(
     apart: Sequence[str] = (),
     at: int | str | None = None,
     samples: int = SAMPLES,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> int:
     """The page into a file or an object; its bytes."""
     page = gather_matrix_page(

@@ -13,8 +13,8 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import FoldCurves, Matrix, adjusted, clusters, neighbours, neuron_estimates
 from pipeline.dna import DNA, Floats, Lens
 from pipeline.errors import VdnaError
+from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining import Overlay, Side, furthest, overlay
-from pipeline.progress import Progress, Silent
 from pipeline.reporting.conclusions import shown
 from pipeline.reporting.html.page_data import Neuron, Seen
 from pipeline.spec import available_cpus
@@ -50,7 +50,7 @@ def neurons(
     lenses: Sequence[Lens | None],
     versions: Mapping[str, Version],
     pairs: int = PAIRS,
-    progress: Progress | None = None,
+    progress: Listener | None = None,
 ) -> list[Seen]:
     """Of the nearest pairs (i < j) of each matrix, the neurons that add most to its distance, as
     `explain` has them, tested over all neurons of the pair; and what is said of the others.
@@ -64,25 +64,25 @@ def neurons(
     wanted = list(dict.fromkeys(pair for view in views for pair in view.found))
     tested = any(view.tested for view in views)
     layers = list(dict.fromkeys(layer for matrix in matrices for layer in matrix.layers))
-    progress = progress or Silent()
+    progress = progress or ignore
     total = sum(spec.tap(layer).neurons for layer in layers) * len(wanted)
-    progress.start(images=total, shards=len(layers) if wanted else 0, present=0)
+    steps = len(layers) if wanted else 0
     try:
-        for layer in layers if wanted else ():
-            ones = np.ones(spec.tap(layer).neurons)
-            here = [
-                (view, ones if view.lens is None else view.lens.of_layer(layer))
-                for view in views
-                if layer in view.matrix.layers
-            ]
-            here = [(view, weights) for view, weights in here if weights.any()]
-            if here:
-                read = _Reads(catalogue, versions, layer, tested=tested)
-                _add(here, wanted, read, layer)
-            progress.advance(spec.tap(layer).neurons * len(wanted), 0)
+        with stage(progress, Started(total, steps, unit="neurons", step="layers")):
+            for layer in layers if wanted else ():
+                ones = np.ones(spec.tap(layer).neurons)
+                here = [
+                    (view, ones if view.lens is None else view.lens.of_layer(layer))
+                    for view in views
+                    if layer in view.matrix.layers
+                ]
+                here = [(view, weights) for view, weights in here if weights.any()]
+                if here:
+                    read = _Reads(catalogue, versions, layer, tested=tested)
+                    _add(here, wanted, read, layer)
+                progress(StepDone(spec.tap(layer).neurons * len(wanted), name=layer))
     except VdnaError as error:
         return [Seen({}, f"Histograms cannot be read: {error}", v.weightless) for v in views]
-    progress.finish()
     return [Seen(view.told, view.note, view.weightless) for view in views]
 
 

@@ -1,0 +1,132 @@
+"""Typed events that a long job sends to whoever listens: a progress bar, a log, a metric.
+
+    >>> def listen(event: Event) -> None:
+    ...     if isinstance(event, Said):
+    ...         print(event.message)
+    >>> listen(Said("listing photos"))
+    listing photos
+
+A job that has no listener sends its events to `ignore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Said:
+    """A message for people.
+
+    Attributes:
+        message: One line of text.
+    """
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """A stage of work begins, in steps that are known beforehand.
+
+    Attributes:
+        total: Units of work in all steps that are left.
+        steps: Number of steps that are left.
+        present: Number of steps that an earlier run has done already.
+        unit: What is worked on, in the plural.
+        step: What a step is, in the plural.
+    """
+
+    total: int
+    steps: int
+    present: int = 0
+    unit: str = "images"
+    step: str = "shards"
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A step of the stage is done.
+
+    Attributes:
+        units: Units of work in this step.
+        failures: How many of them could not be read.
+        seconds: How long the step took where it ran, or 0 if it was not measured.
+        name: Which step it was, or "" if it has no name.
+    """
+
+    units: int
+    failures: int = 0
+    seconds: float = 0.0
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class StepFailed:
+    """A step could not be done this time.
+
+    Attributes:
+        name: Which step it was.
+        error: The kind of the error and its message.
+        transient: Whether the same command may succeed later.
+    """
+
+    name: str
+    error: str
+    transient: bool = True
+
+
+@dataclass(frozen=True)
+class Retried:
+    """Steps that failed are tried again.
+
+    Attributes:
+        steps: How many of them.
+        attempt: Number of the attempt that begins, from 2 up.
+    """
+
+    steps: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The stage has ended.
+
+    Attributes:
+        ok: Whether it ran to its end; False if an exception ended it.
+    """
+
+    ok: bool = True
+
+
+Event = Said | Started | StepDone | StepFailed | Retried | Finished
+
+Listener = Callable[[Event], None]
+"""Takes each event as it happens. A listener must return quickly and must not raise."""
+
+
+def ignore(event: Event) -> None:
+    """Listens to nothing."""
+
+
+@contextmanager
+def stage(listener: Listener, started: Started) -> Iterator[None]:
+    """Sends `started` when the block begins, and `Finished` when it ends, however it ends.
+
+    Args:
+        listener: Who is told.
+        started: The event that opens the stage.
+
+    Yields:
+        Nothing; the block sends a `StepDone` for each step.
+    """
+    listener(started)
+    ok = False
+    try:
+        yield
+        ok = True
+    finally:
+        listener(Finished(ok))
