@@ -382,14 +382,14 @@ def test_identical_datasets_are_at_zero() -> None:
     assert rows(matrix_of("a", "b", scale=0.0)) == [["0", "0"], ["0", "0"]]
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
 
 
-def test_the_matrix_opens_as_the_readme_shows(
+def test_the_matrix_opens_as_the_guide_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The code of the README as it stands there, on a real file of that name."""
-    (code,) = re.findall(r"```python\n(import duckdb.*?)```", README, re.DOTALL)
+    """Runs the code of the guide as it stands there, on a real file of that name."""
+    (code,) = re.findall(r"```python\n(import duckdb.*?)```", GUIDE, re.DOTALL)
     matrix = with_nan(matrix_of("c", "a", "b", scale=2.0), 1)
     (tmp_path / "matrix.parquet").write_bytes(matrix.encode())
     monkeypatch.chdir(tmp_path)
