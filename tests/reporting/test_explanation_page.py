@@ -35,9 +35,11 @@ from pipeline.reporting import (
     thumbnail,
     write_explanation_page,
 )
-from pipeline.reporting.html import dataset_panels as panels
 from pipeline.reporting.html import explanation_page as explained
+from pipeline.reporting.html import thumbnails
+from pipeline.reporting.html.dataset_panels import gather_matrix_page
 from pipeline.reporting.html.explanation_page import Picture
+from pipeline.reporting.html.matrix_page import render
 from pipeline.spec import Resources
 from tests.reporting.test_browser import HOSTILE, PIXEL
 from tests.reporting.test_matrix_page import data_of
@@ -202,7 +204,7 @@ def test_a_torn_manifest_is_a_note_on_the_page(copy: tuple[Catalogue, Path], tor
     (note,) = data["datasets"][0]["notes"]
     assert note.startswith(f"no sample images: {uri}: torn, or not a manifest")
     assert data["datasets"][1]["samples"]
-    assert data_of(panels.render(panels.gather(catalogue, [compare(catalogue)])))
+    assert data_of(render(gather_matrix_page(catalogue, [compare(catalogue)])))
 
 
 def test_names_that_would_command_a_terminal_are_written_out_on_the_page(
@@ -225,7 +227,7 @@ def test_a_store_that_does_not_answer_is_asked_once_a_reader(
         asked.append(entry)
         raise TransientError("the store did not answer")
 
-    monkeypatch.setattr(panels, "small_image", away)
+    monkeypatch.setattr(thumbnails, "small_image", away)
     found = explain(built, "day", "night")
     why = gather_explanation(built, found, samples=0)
     assert 1 <= len(asked) <= explained.READERS
@@ -380,7 +382,7 @@ def test_the_keyboard_walks_the_images_and_names_them(
     assert reader.run(count, ".strip") == 2 * neurons
     assert reader.run(count, ".strip button[tabindex='0']") == 2 * neurons  # a stop each
     loaded = "return [...document.querySelectorAll('.strip img')].map((of) => of.naturalWidth)"
-    reader.wait(lambda: set(reader.run(loaded)) == {panels.SIDE})
+    reader.wait(lambda: set(reader.run(loaded)) == {thumbnails.SIDE})
     reader.find("which").send_keys(Keys.TAB)
     press = reader.driver.switch_to.active_element.send_keys
     focused = "return Number(document.activeElement.dataset.picture)"

@@ -51,6 +51,7 @@ from pipeline.reporting import (
     write_matrix_page,
 )
 from pipeline.reporting.html import dataset_panels as panels
+from pipeline.reporting.html import pair_neurons, thumbnails
 from pipeline.reporting.html.matrix_page import render
 from pipeline.sources import plan
 from pipeline.spec import Resources
@@ -273,7 +274,7 @@ def test_a_page_tells_what_the_catalogue_knows(built: Catalogue) -> None:
 
 def agree(found: Sequence[Neuron], explained: Explanation) -> None:
     """The page's neurons of a pair are the first of its explanation, with the same numbers."""
-    rows = explained.neurons.slice(0, panels.NEURONS).to_pylist()
+    rows = explained.neurons.slice(0, pair_neurons.NEURONS).to_pylist()
     for neuron, row, drawn in zip(found, rows, explained.shown, strict=False):
         assert (neuron.layer, neuron.neuron) == (row["layer"], row["neuron"])
         assert (neuron.emd, neuron.weight, neuron.q) == (row["emd"], row["weight"], row["q"])
@@ -291,7 +292,7 @@ def test_neurons_are_those_of_the_explanation(built: Catalogue) -> None:
     assert set(seen.neurons) == {(0, 1), (0, 2), (1, 2)}
     q = []
     for (i, j), found in seen.neurons.items():
-        agree(found, explain(built, matrix.names[i], matrix.names[j], top=panels.NEURONS))
+        agree(found, explain(built, matrix.names[i], matrix.names[j], top=pair_neurons.NEURONS))
         q += [neuron.q for neuron in found]
         each = emd(dnas[i], dnas[j], per_neuron=True)
         for neuron in found:
@@ -321,7 +322,7 @@ def test_without_error_bars_neurons_are_ranked_plain_and_not_tested(built: Catal
 def test_of_wide_networks_fewer_pairs_are_tested(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(panels, "TESTS", sum(tiny.WIDTHS))
+    monkeypatch.setattr(pair_neurons, "TESTS", sum(tiny.WIDTHS))
     (seen,) = gather_matrix_page(built, [compare(built)], samples=0, pairs=1).seen
     assert len(seen.neurons) == 1
     assert seen.note.startswith("For its size, this page has the neurons of 1 of 3 pairs")
@@ -330,9 +331,9 @@ def test_of_wide_networks_fewer_pairs_are_tested(
 def test_of_many_lenses_each_has_fewer_pairs(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(panels, "MOST_PAIRS", 2)
+    monkeypatch.setattr(pair_neurons, "MOST_PAIRS", 2)
     matrix = compare(built)
-    for lenses, pairs in ((1, 2), (panels.LENSES, 2), (2 * panels.LENSES, 1)):
+    for lenses, pairs in ((1, 2), (pair_neurons.LENSES, 2), (2 * pair_neurons.LENSES, 1)):
         page = gather_matrix_page(
             built, [matrix] * lenses, lenses=[None] * lenses, samples=0, pairs=1
         )
@@ -352,7 +353,7 @@ def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> N
     names = matrices[0].names
     for (i, j), found in seen.neurons.items():
         assert {neuron.neuron for neuron in found} == set(weights)
-        agree(found, explain(built, names[i], names[j], lens=lens, top=panels.NEURONS))
+        agree(found, explain(built, names[i], names[j], lens=lens, top=pair_neurons.NEURONS))
     data = data_of(render(page))
     assert [len(of["neurons"]["0-1"]) for of in data["matrices"]] == [6, 3]
     assert data["matrices"][1]["weightless"] == ["b"]
@@ -428,10 +429,10 @@ def test_pairs_are_filled_up_with_the_next_nearest() -> None:
     distances = np.abs(np.subtract.outer(*[2.0 ** np.arange(13)] * 2))
     known = [(i, j) for i in range(13) for j in range(i + 1, 13)]
     nearest = sorted(known, key=lambda pair: distances[pair])
-    assert len(panels._nearest(distances, known, 78, 300)) == 78
-    assert set(panels._nearest(distances, known, 67, 300)) == set(nearest[:67])
-    assert len(panels._nearest(distances, known, 66, 20)) == 20
-    assert set(panels._nearest(distances, known, 1, 300)) == {
+    assert len(pair_neurons._nearest(distances, known, 78, 300)) == 78
+    assert set(pair_neurons._nearest(distances, known, 67, 300)) == set(nearest[:67])
+    assert len(pair_neurons._nearest(distances, known, 66, 20)) == 20
+    assert set(pair_neurons._nearest(distances, known, 1, 300)) == {
         (max(0, i - 1), max(1, i)) for i in range(13)
     }
 
@@ -458,15 +459,15 @@ def test_images_that_are_gone_are_said_and_the_page_is_whole(tmp_path: Path) -> 
 def test_one_bad_sample_leaves_the_others_and_far_ones_are_not_unpacked(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(panels, "THUMBNAIL", replace(THUMBNAIL, max_bytes=2_000))
+    monkeypatch.setattr(thumbnails, "THUMBNAIL", replace(THUMBNAIL, max_bytes=2_000))
     for panel in gather_matrix_page(built, [compare(built)], pairs=0).panels:
         told = " ".join(panel.notes)
         assert len(panel.samples) + told.count("too_many_bytes") == panels.SAMPLES
     near = entries("a", 1)[0]
-    assert not panels.is_far(replace(near, position=2**40))
-    assert not panels.is_far(replace(near, position=2**40, access="tar"))
-    assert not panels.is_far(replace(near, position=2**20, access="tar gz"))
-    assert panels.is_far(replace(near, position=2**40, access="tar gz"))
+    assert not thumbnails.is_far(replace(near, position=2**40))
+    assert not thumbnails.is_far(replace(near, position=2**40, access="tar"))
+    assert not thumbnails.is_far(replace(near, position=2**20, access="tar gz"))
+    assert thumbnails.is_far(replace(near, position=2**40, access="tar gz"))
 
 
 def test_histograms_that_cannot_be_read_are_said(

@@ -26,10 +26,10 @@ from pipeline.reporting import (
     sentences_heading,
     shown,
     summary_sentence,
+    terminal,
     uncorrected,
     verdicts,
 )
-from pipeline.reporting import conclusions as report
 from pipeline.sources import DATASETS
 
 
@@ -131,7 +131,7 @@ def test_pairs_without_a_distance_are_counted_where_pairs_are_listed() -> None:
 
 
 def test_of_a_thousand_datasets_no_table_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_table", lambda *_: pytest.fail("it takes minutes"))
+    monkeypatch.setattr(terminal, "_table", lambda *_: pytest.fail("it takes minutes"))
     assert printed(matrix_of(*[f"d{i}" for i in range(41)]))[0].startswith("41 datasets make a")
 
 
