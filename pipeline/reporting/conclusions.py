@@ -1,6 +1,5 @@
-"""What a matrix shows, for people: a coloured table, and sentences.
+"""Says in sentences what a matrix or an explanation shows.
 
->>> print_matrix(matrix, Console())                          # doctest: +SKIP
 >>> print(summary_sentence(matrix))                          # doctest: +SKIP
 54 of 55 pairs differ at a false discovery rate of 5%; 1 is not told apart.
 """
@@ -52,7 +51,17 @@ WEIGHTLESS = "The lens gives this layer no weight in sum: through it there are n
 def verdicts(
     matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE
 ) -> NDArray[np.int8]:
-    """(D, D): `DIFFERENT` where q < rate, `ALIKE` where it is not, `UNTESTED` without a q."""
+    """Decides for each pair whether it differs.
+
+    Args:
+        matrix: The matrix.
+        layer: The layer that is looked at, or `ALL`.
+        rate: The false discovery rate that is accepted.
+
+    Returns:
+        (D, D): `DIFFERENT` where q < rate, `ALIKE` where q is known and not below it, `UNTESTED`
+        where q is unknown, and on the diagonal.
+    """
     q = matrix.of(layer, "q")
     found = np.where(np.isnan(q), UNTESTED, np.where(q < rate, DIFFERENT, ALIKE)).astype(np.int8)
     np.fill_diagonal(found, UNTESTED)
@@ -60,19 +69,28 @@ def verdicts(
 
 
 def shown(matrix: Matrix, layer: str = ALL) -> Floats:
-    """(D, D) EMD: corrected for the sizes of the samples where that is known, and else plain.
+    """Returns the distances that are shown to people.
 
-    Plain distances of small samples are large by themselves: `uncorrected` says whose they are.
+    A distance is corrected for the sizes of the samples where the correction is known. The plain
+    distance of small samples is large by itself; `uncorrected` names the datasets concerned.
+
+    Args:
+        matrix: The matrix.
+        layer: The layer that is looked at, or `ALL`.
+
+    Returns:
+        (D, D) Earth Mover's Distances, in bins.
     """
     return np.where(_corrected(matrix, layer), matrix.of(layer, "emd_corrected"), matrix.of(layer))
 
 
 def any_corrected(matrix: Matrix, layer: str = ALL) -> bool:
+    """Tells whether `shown` corrects any distance of the layer."""
     return bool(_corrected(matrix, layer).any())
 
 
 def correction(matrix: Matrix, layer: str = ALL) -> str:
-    """What is said of the numbers of `shown`."""
+    """Says whether the distances of `shown` are corrected, and names the datasets that are not."""
     if not any_corrected(matrix, layer):
         return "not corrected for the sizes of the samples"
     plain = uncorrected(matrix, layer)
@@ -81,7 +99,7 @@ def correction(matrix: Matrix, layer: str = ALL) -> str:
 
 
 def plain_note(matrix: Matrix, layer: str = ALL) -> str:
-    """Of a page whose other distances are corrected; empty where all are, or none is."""
+    """Returns a note for a page on which some distances are not corrected, or an empty text."""
     plain = uncorrected(matrix, layer)
     if not plain:
         return ""
@@ -92,7 +110,12 @@ def plain_note(matrix: Matrix, layer: str = ALL) -> str:
 
 
 def uncorrected(matrix: Matrix, layer: str = ALL) -> str:
-    """Whose distances are plain where others' are corrected: datasets of one fold or none."""
+    """Names the datasets whose distances are plain while those of others are corrected.
+
+    Returns:
+        The names, of datasets with one fold or none. The text is empty if there are none, or if no
+        distance is corrected.
+    """
     corrected = _corrected(matrix, layer)
     lacking = np.isfinite(matrix.of(layer)) & ~corrected & ~np.eye(len(corrected), dtype=bool)
     never = np.logical_not(corrected.any(axis=1))
@@ -108,7 +131,7 @@ def _corrected(matrix: Matrix, layer: str) -> NDArray[np.bool_]:
 
 
 def no_test(matrix: Matrix) -> str:
-    """Why no pair is tested, where none is."""
+    """Says why no pair of the matrix is tested."""
     if not matrix.estimates:
         if through(matrix):
             return (
@@ -120,27 +143,29 @@ def no_test(matrix: Matrix) -> str:
 
 
 def through(matrix: Matrix) -> str:
-    """The lens by name; empty for all neurons alike."""
+    """Names the lens of the matrix. The text is empty if all neurons count alike."""
     return f"through lens {matrix.lens}" if matrix.lens_digest or matrix.lens != UNIFORM else ""
 
 
 def seen(matrix: Matrix, layer: str = ALL) -> str:
-    """What distances are of: a layer, all neurons, or what a lens weighs of them."""
+    """Says what the distances are of: a layer, all neurons, or what a lens weighs."""
     if not through(matrix):
         return "all neurons" if layer == ALL else layer
     return through(matrix) if layer == ALL else f"{layer} {through(matrix)}"
 
 
 def format_number(value: float, distance: Distance = "emd") -> str:
+    """Formats a distance: an EMD with one or two decimals, a Fréchet distance with three digits."""
     return f"{value:.{decimals_of(value)}f}" if distance == "emd" else f"{value:.3g}"
 
 
 def decimals_of(value: float) -> int:
+    """Returns how many decimals a distance in bins is printed with."""
     return 1 if abs(value) >= 1 or value == 0 else 2
 
 
 def sentences_heading(matrix: Matrix, layer: str = ALL, near: str | None = None) -> str:
-    """What the numbers of `nearest_sentences` are, or of the `neighbour_lines` of a dataset."""
+    """Returns the heading of `nearest_sentences`, or of `neighbour_lines` if `near` is given."""
     what = "Distance" if len(matrix.names) == 2 else "Nearest and farthest"
     what = f"From {near}, the nearest first" if near else what
     barred = " [95% interval]" if any_corrected(matrix, layer) else ""
@@ -148,10 +173,18 @@ def sentences_heading(matrix: Matrix, layer: str = ALL, near: str | None = None)
 
 
 def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
-    """For each dataset, its nearest and its farthest, and those that it is not told apart from.
+    """Says for each dataset which one is nearest, which is farthest, and which look the same.
 
-    Corrected distances with their 95% interval, where they are known. The nearest is one that is
-    told apart, unless none is. Of two datasets there is one distance, and one line.
+    Distances are corrected, with their 95% interval, where that is known. The nearest dataset is
+    the nearest one that is told apart, unless there is none. Two datasets have one distance, and
+    one line.
+
+    Args:
+        matrix: The matrix.
+        layer: The layer that is looked at, or `ALL`.
+
+    Returns:
+        One line per dataset.
     """
     values, verdict = shown(matrix, layer), verdicts(matrix, layer)
     q, distance = matrix.of(layer, "q"), _distances_told(matrix, layer)
@@ -185,7 +218,16 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
 
 
 def neighbour_lines(matrix: Matrix, name: str, layer: str = ALL) -> list[str]:
-    """All others of a dataset, the nearest first, with q; what is not told apart is marked."""
+    """Lists all other datasets, the nearest first, with q.
+
+    Args:
+        matrix: The matrix.
+        name: The dataset whose neighbours are listed.
+        layer: The layer that is looked at, or `ALL`.
+
+    Returns:
+        One line per neighbour. Those that are not told apart are marked.
+    """
     i, values, verdict = matrix.names.index(name), shown(matrix, layer), verdicts(matrix, layer)
     q, told = matrix.of(layer, "q")[i], _distances_told(matrix, layer)
     others = neighbours(values, i)
@@ -203,7 +245,7 @@ def neighbour_lines(matrix: Matrix, name: str, layer: str = ALL) -> list[str]:
 
 
 def _distances_told(matrix: Matrix, layer: str) -> Callable[[int, int], str]:
-    """Of a pair, corrected with its 95% interval where that is known."""
+    """Returns a function that formats a pair's distance, with its 95% interval if known."""
     values, corrected = shown(matrix, layer), _corrected(matrix, layer)
     low, high = (matrix.of(layer, column) for column in ("low", "high"))
     known = np.isfinite(low) & np.isfinite(high) & corrected
@@ -220,7 +262,16 @@ def _distances_told(matrix: Matrix, layer: str) -> Callable[[int, int], str]:
 
 
 def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE) -> str:
-    """How many pairs differ, or that no one knows."""
+    """Says how many pairs differ, or that none could be tested.
+
+    Args:
+        matrix: The matrix.
+        layer: The layer that is looked at, or `ALL`.
+        rate: The false discovery rate that is accepted.
+
+    Returns:
+        One sentence.
+    """
     upper = verdicts(matrix, layer, rate)[np.triu_indices(len(matrix.names), 1)]
     pairs = f"{len(upper):,} {'pair' if len(upper) == 1 else 'pairs'}"
     untested = int((upper == UNTESTED).sum())
@@ -237,7 +288,7 @@ def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCO
 
 
 def explanation_sentence(found: Explanation) -> str:
-    """How many neurons differ, and how many make up half of the distance."""
+    """Says how many neurons differ, and how many make up half of the distance."""
     neurons = found.neurons.num_rows
     if not neurons:
         return "The lens gives these layers no weight: through it there is no distance."

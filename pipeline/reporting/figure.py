@@ -1,4 +1,4 @@
-"""The matrix as a picture for papers: in cluster order, with its dendrogram and a colour bar.
+"""Draws a matrix as a picture for papers, in cluster order, with its dendrogram and a colour bar.
 
 >>> Path("matrix.pdf").write_bytes(draw(matrix, "pdf"))      # doctest: +SKIP
 """
@@ -42,7 +42,17 @@ _WITH_NUMBERS, _WITH_MARKS, _WITH_NAMES = 16, 50, 90
 
 
 def kind_of(path: str) -> str:
-    """Raises `UsageError` for a name that ends as no picture of ours."""
+    """Returns the kind of picture that a file name asks for.
+
+    Args:
+        path: The file's name.
+
+    Returns:
+        One of `KINDS`.
+
+    Raises:
+        UsageError: The name ends in none of them.
+    """
     kind = path.rpartition(".")[2].lower()
     if kind not in KINDS or "." not in path:
         raise UsageError(f"figure is {path!r}; name it .{', .'.join(KINDS)}")
@@ -50,12 +60,21 @@ def kind_of(path: str) -> str:
 
 
 def draw(matrix: Matrix, kind: str, layer: str = ALL, lens: Lens | None = None) -> bytes:
-    """The file's bytes, alike for the same matrix. Raises `UsageError` for an unknown layer.
+    """Draws a matrix. The same matrix gives the same bytes.
 
-    Distances are corrected for the sizes of the samples where that is known; the title says whose
-    are not. A dot: the pair differs at `FALSE_DISCOVERY_RATE`; hatching: it is not told apart.
-    Where cells are too small for either, those that do not differ are grey, as are distances that
-    are not defined. `lens`: that of the matrix; a layer without weight in it is said to have none.
+    Distances are corrected for the sizes of the samples where that is known; the title names the
+    datasets without a correction. A dot means that the pair differs at `FALSE_DISCOVERY_RATE`,
+    hatching that it is not told apart. Where cells are too small for either, pairs that do not
+    differ are grey, as are distances that are not defined.
+
+    Args:
+        matrix: The matrix.
+        kind: One of `KINDS`.
+        layer: The layer that is drawn, or `ALL`.
+        lens: The matrix's lens. If it gives the layer no weight, the picture says so.
+
+    Returns:
+        The bytes of the picture's file.
     """
     import matplotlib  # a second of importing, for who draws
 
@@ -187,7 +206,7 @@ def _ink(shade: float) -> str:
 
 
 def _scale() -> Any:
-    """Near is light, and far dark; the colour-blind see it as others do."""
+    """Returns a colour scale from light (near) to dark (far) that colour-blind readers see too."""
     from matplotlib import colormaps
 
     return colormaps["cividis_r"]

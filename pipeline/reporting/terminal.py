@@ -1,4 +1,7 @@
-"""reporting.terminal: TODO-DOC"""
+"""Prints matrices and explanations in a terminal.
+
+>>> print_matrix(matrix, Console())                          # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
@@ -50,11 +53,19 @@ def print_matrix(
     distance: Distance = "emd",
     lens: Lens | None = None,
 ) -> None:
-    """A row and a column per dataset, numbered; a cell's colour is its distance's rank.
+    """Prints a matrix as a table with a row and a column per dataset.
 
-    One decimal where that fits the console, none otherwise; where that is too wide as well, the
-    nearest pairs, and how many are left out. Pairs that are not told apart are dim, and marked.
-    `lens`: that of the matrix; where it gives the layer no weight, that is all there is to say.
+    The colour of a cell is the rank of its distance. Numbers have one decimal if the table then
+    fits the console, and none otherwise. If the table is still too wide, the nearest pairs are
+    listed, and the number of those left out is said. Pairs that are not told apart are dim, and
+    marked.
+
+    Args:
+        matrix: The matrix.
+        console: Where to print.
+        layer: The layer that is looked at, or `ALL`.
+        distance: Which distance to print.
+        lens: The matrix's lens. If it gives the layer no weight, only that is said.
     """
     of = seen(matrix, layer)
     of = of if layer == ALL and through(matrix) else f"of {of}"
@@ -89,7 +100,7 @@ def print_matrix(
 
 
 def _marks(matrix: Matrix, layer: str, distance: Distance) -> NDArray[np.str_]:
-    """(D, D), empty for what differs, and where nothing is tested: Fréchet distances are not."""
+    """Returns the (D, D) marks of the cells, empty where a pair differs or nothing is tested."""
     verdict = verdicts(matrix, layer)
     tested = distance == "emd" and (verdict != UNTESTED).any()
     marks = np.where(verdict == ALIKE, ALIKE_MARK, np.where(verdict == UNTESTED, UNTESTED_MARK, ""))
@@ -104,7 +115,7 @@ def _values(matrix: Matrix, layer: str, distance: Distance) -> Floats:
 def table_width(
     matrix: Matrix, layer: str = ALL, decimals: int = 1, distance: Distance = "emd"
 ) -> int:
-    """Characters that the printed table takes."""
+    """Returns how many characters wide the printed table is."""
     return Console(width=10**6).measure(_table(matrix, layer, decimals, distance)).maximum
 
 
@@ -127,7 +138,7 @@ def _table(matrix: Matrix, layer: str, decimals: int, distance: Distance) -> Tab
 
 
 def _ranks(values: Floats) -> Floats:
-    """(D, D) in [0, 1]: the share of distinct off-diagonal distances that are smaller."""
+    """Returns, for each distance, the share of distinct off-diagonal distances that are smaller."""
     off = np.unique(values[~np.eye(len(values), dtype=bool)])
     off = off[np.isfinite(off)]
     return np.searchsorted(off, values) / max(1, len(off) - 1)
@@ -147,7 +158,7 @@ def _cell(value: float, shade: float, form: str, mark: str) -> Text:
 
 
 def _nearest_pairs(matrix: Matrix, layer: str, distance: Distance) -> list[Text]:
-    """Lines of what a table is too wide for."""
+    """Lists the nearest pairs, for a matrix that is too wide for a table."""
     values, marks = _values(matrix, layer, distance), _marks(matrix, layer, distance)
     pairs = [(int(i), int(j)) for i, j in zip(*np.triu_indices(len(values), 1), strict=True)]
     known = sorted((p for p in pairs if np.isfinite(values[p])), key=lambda p: (values[p], p))
@@ -178,10 +189,15 @@ _NARROWEST, _WIDEST = 8, 24
 
 
 def print_explanation(found: Explanation, console: Console, top: int) -> None:
-    """Layers, then the first `top` neurons, with both histograms where there is room for them.
+    """Prints the layers, then the first neurons with both histograms where there is room for them.
 
     What is not told apart is dim, and marked. On a narrow console columns are left out, the last
     ones first.
+
+    Args:
+        found: The explanation.
+        console: Where to print.
+        top: How many neurons to print.
     """
     a, b = found.versions
     of = "" if found.lens == UNIFORM else f" through lens {found.lens}"
@@ -255,7 +271,7 @@ def _ranking(rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 def _measured(row: Mapping[str, Any]) -> dict[str, str]:
-    """Cells; the distance of what is not told apart is marked."""
+    """Returns the cells of a row's numbers. The distance of what is not told apart is marked."""
     if row["emd"] is None:
         return {"emd": "nan", "q": "", "corrected [95%]": ""}
     alike = row["q"] is not None and row["q"] >= FALSE_DISCOVERY_RATE
@@ -271,7 +287,7 @@ def _measured(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _sparklines(shown: Overlay, width: int) -> tuple[str, str]:
-    """Both histograms in blocks, on one scale; where anything is, something shows."""
+    """Draws both histograms in block characters, on one scale. Any value above zero shows."""
     means = [
         [float(part.mean()) for part in np.array_split(np.array(of), min(width, len(of)))]
         for of in (shown.a, shown.b)
@@ -283,7 +299,14 @@ def _sparklines(shown: Overlay, width: int) -> tuple[str, str]:
 
 
 def lacking_exemplars(found: Explanation) -> dict[str, str]:
-    """Those of the two datasets that name no images of the first neurons: a sentence on each."""
+    """Says for each of the two datasets that names no images why it names none.
+
+    Args:
+        found: The explanation.
+
+    Returns:
+        A sentence for each dataset that names no images of the first neurons.
+    """
     lacking = {}
     for side, (name, version) in enumerate(found.versions.items()):
         if found.reactions and all(sides[side] is None for sides in found.reactions):
@@ -297,7 +320,7 @@ def lacking_exemplars(found: Explanation) -> dict[str, str]:
 
 
 def reaction_lines(found: Explanation) -> list[str]:
-    """Of the first neurons, the images of either dataset that they react to most."""
+    """Lists the images of either dataset that the first neurons react to most."""
     names, lacking = list(found.versions), lacking_exemplars(found)
     lines = list(lacking.values())
     if len(lacking) == len(names) or not found.reactions:

@@ -1,9 +1,10 @@
-"""What a page tells of datasets beyond their distances, read from the catalogue.
+"""Gathers what a page says about datasets beside their distances.
 
-    >>> page = gather(Catalogue("dnas"), [matrix])               # doctest: +SKIP
+    >>> page = gather_matrix_page(Catalogue("dnas"), [matrix])               # doctest: +SKIP
 
-Provenance and failures of each, a few of its images, made small, and of the nearest pairs the
-neurons that differ most. What cannot be read is a note on the page: it never fails for that.
+These are the provenance and failures of each dataset, a few small images of it, and the neurons
+that differ most in the nearest pairs. What cannot be read becomes a note on the page; a page never
+fails for that.
 """
 
 from __future__ import annotations
@@ -45,11 +46,23 @@ def gather_matrix_page(
     pairs: int = PAIRS,
     progress: Listener | None = None,
 ) -> Page:
-    """All that a page of these matrices holds. `samples`: images of a dataset; 0 for none.
+    """Gathers all that the page of some matrices shows.
 
-    `lenses`: one for each matrix, None for all neurons alike. `apart`: datasets that were left out
-    unasked. `at`: the commit that was compared; raises `UsageError` where the versions there are
-    others than those of the distances.
+    Args:
+        catalogue: The catalogue of the datasets.
+        matrices: Matrices of the same datasets, through different lenses.
+        lenses: One for each matrix; None counts all neurons alike.
+        apart: Datasets that were left out of the comparison unasked.
+        at: The commit that was compared.
+        samples: Images per dataset; 0 for none.
+        pairs: How many pairs get their neurons.
+        progress: Is told how far the work is.
+
+    Returns:
+        The page's data.
+
+    Raises:
+        UsageError: The versions at that commit are not those that the distances are between.
     """
     matrix = matrices[0]
     lenses = lenses or [None] * len(matrices)
@@ -89,7 +102,21 @@ def write_matrix_page(
     samples: int = SAMPLES,
     progress: Listener | None = None,
 ) -> int:
-    """The page into a file or an object; its bytes."""
+    """Writes the page of some matrices to a file or an object; see `gather_matrix_page`.
+
+    Args:
+        catalogue: The catalogue of the datasets.
+        matrices: Matrices of the same datasets, through different lenses.
+        out: The path or url to write.
+        lenses: One for each matrix; None counts all neurons alike.
+        apart: Datasets that were left out of the comparison unasked.
+        at: The commit that was compared.
+        samples: Images per dataset; 0 for none.
+        progress: Is told how far the work is.
+
+    Returns:
+        The page's size in bytes.
+    """
     page = gather_matrix_page(
         catalogue,
         matrices,
@@ -126,7 +153,18 @@ def _require_same(
 def panel_of(
     catalogue: Catalogue, name: str, version: Version, samples: int, deadline: float
 ) -> Panel:
-    """What is known of a dataset, with so many images of it, those that are read in time."""
+    """Gathers what is known about one dataset.
+
+    Args:
+        catalogue: The dataset's catalogue.
+        name: The dataset.
+        version: The version that is shown.
+        samples: How many of its images to show.
+        deadline: When to stop reading images, by the monotonic clock.
+
+    Returns:
+        The dataset's panel.
+    """
     notes = list(version.notes)
     failures = []
     if version.failed:
@@ -166,7 +204,7 @@ def _facts(version: Version) -> Iterator[tuple[str, str]]:
 
 
 def spec_facts(spec: Spec) -> Iterator[tuple[str, str]]:
-    """All that decides what was counted, alike for all datasets of a page."""
+    """Lists all that decides what was counted. It is the same for all datasets of a page."""
     rule = spec.preprocess
     yield "spec", spec.digest
     yield "extractor", f"{spec.extractor}, weights sha256 {spec.weights_sha256}"
@@ -196,7 +234,7 @@ def _samples(
     failed: set[tuple[str, str]],
     deadline: float,
 ) -> tuple[tuple[Sample, ...], list[str]]:
-    """Images of a dataset, and why there are fewer than `count`."""
+    """Reads images of a dataset, and says why there are fewer than `count`."""
     if not count:
         return (), ["no sample images"]
     if version.imported:
@@ -225,7 +263,7 @@ def _samples(
 def _spread(
     catalogue: Catalogue, name: str, version: Version, count: int, failed: set[tuple[str, str]]
 ) -> list[Entry]:
-    """Candidates that were counted, from shards all over the manifest, the same every time."""
+    """Chooses counted images from shards all over the manifest, the same every time."""
     uri = catalogue.uri("manifests", version.spec, name, version.manifest)
     found: list[Entry] = []
     with storage.open_random(uri) as file:

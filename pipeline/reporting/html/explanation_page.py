@@ -1,11 +1,11 @@
-"""Why two datasets differ, in one HTML file: layers, neurons, and the images of either.
+"""Renders why two datasets differ: layers, neurons and images, in one HTML file.
 
-    >>> write_page(Catalogue("dnas"), explain(…), "why.html")                # doctest: +SKIP
+    >>> write_explanation_page(Catalogue("dnas"), explain(…), "why.html")    # doctest: +SKIP
 
-It is made as the page of a matrix is (see `pipeline.page`): it opens offline, and asks for nothing.
-A catalogue names the images that a neuron reacts to most and keeps none of them: they are read from
-where they lie as the page is made. One that is gone, or has changed since it was counted, is named
-on the page with the reason.
+The page is made like the page of a matrix (see `matrix_page`): it opens offline and asks for
+nothing. A catalogue names the images that a neuron reacts to most and keeps none of them. They are
+read from where they lie when the page is made. An image that is gone, or has changed since it was
+counted, is named on the page with the reason.
 """
 
 from __future__ import annotations
@@ -47,7 +47,14 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is named. `image`: its `data:` URI; where there is none, `why`."""
+    """An image that is named on the page.
+
+    Attributes:
+        name: The last part of its name.
+        place: Its whole name.
+        image: Its `data:` URI, or empty.
+        why: Why there is no image, or empty.
+    """
 
     name: str
     place: str
@@ -57,7 +64,17 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Why:
-    """All that the page of an explanation holds. `pictures`: of the images of its first neurons."""
+    """All that the page of an explanation shows.
+
+    Attributes:
+        found: The explanation.
+        bins: Bins of a neuron's range.
+        panels: One panel for each of the two datasets.
+        pictures: The images of the first neurons.
+        about: Where all of it comes from.
+        notes: What a reader should know first.
+        shared: Facts that are the same for both datasets.
+    """
 
     found: Explanation
     bins: int
@@ -71,10 +88,18 @@ class Why:
 def gather_explanation(
     catalogue: Catalogue, found: Explanation, *, lens: Lens | None = None, samples: int = SAMPLES
 ) -> Why:
-    """With the images of the first neurons, and `samples` of each dataset, as far as they are read.
+    """Gathers the images of the first neurons, and some of each dataset.
 
-    `lens`: that of the explanation.
-    Raises nothing for an image: what cannot be read is a `Picture` that says why.
+    An image that cannot be read becomes a `Picture` that says why; nothing is raised for it.
+
+    Args:
+        catalogue: The catalogue of the datasets.
+        found: The explanation.
+        lens: The lens of the explanation.
+        samples: Images per dataset; 0 for none.
+
+    Returns:
+        The page's data.
     """
     deadline = monotonic() + SAMPLING_SECONDS
     versions = found.versions
@@ -109,7 +134,18 @@ def write_explanation_page(
     lens: Lens | None = None,
     samples: int = SAMPLES,
 ) -> int:
-    """The page into a file or an object; its bytes."""
+    """Writes the page of an explanation to a file or an object.
+
+    Args:
+        catalogue: The catalogue of the datasets.
+        found: The explanation.
+        out: The path or url to write.
+        lens: The lens of the explanation.
+        samples: Images per dataset; 0 for none.
+
+    Returns:
+        The page's size in bytes.
+    """
     page = render_explanation(gather_explanation(catalogue, found, lens=lens, samples=samples))
     storage.replace(storage.canonical(out), page)
     return len(page)
@@ -119,12 +155,12 @@ def write_explanation_page(
 
 
 def _shown(reactions: Reactions) -> list[tuple[Key, float]]:
-    """The first images of a neuron and a dataset; none where it keeps none."""
+    """Returns the first images of a neuron in one dataset, with the neuron's reaction to each."""
     return [((of.uri, of.member), of.reaction) for of in (reactions or ())[:MOST_IMAGES]]
 
 
 def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict[Key, Picture]:
-    """Each image once, those of the first neurons first."""
+    """Reads each image once, those of the first neurons first."""
     shown = [[_shown(side) for side in sides] for sides in found.reactions[:MOST_NEURONS]]
     order = list(dict.fromkeys(key for sides in shown for side in sides for key, _ in side))
     entries: dict[Key, Entry] = {}
@@ -160,7 +196,7 @@ def _entries(
 
 
 def _cut(text: str) -> str:
-    """With its end, which tells images apart."""
+    """Shortens a long text in its middle, because the end tells images apart."""
     half = LONGEST // 2
     return text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}"
 
@@ -169,7 +205,14 @@ def _cut(text: str) -> str:
 
 
 def render_explanation(why: Why) -> bytes:
-    """The file, below `pipeline.page.MOST` bytes: images for which there is no room are named."""
+    """Renders the page. It stays below `frame.MOST` bytes: images without room are named only.
+
+    Args:
+        why: What to show.
+
+    Returns:
+        The bytes of the HTML file.
+    """
     found, places = why.found, {key: at for at, key in enumerate(why.pictures)}
     a, b = found.versions
     of = "" if found.lens == UNIFORM else f" through lens {found.lens}"

@@ -1,4 +1,4 @@
-"""reporting.html.frame: TODO-DOC"""
+"""Makes self-contained HTML files: a frame, its data, and a policy that allows nothing else."""
 
 from __future__ import annotations
 
@@ -22,13 +22,29 @@ FRAME = 100_000
 
 
 def require_html(out: str) -> None:
-    """Raises `UsageError` before anything is computed."""
+    """Checks the name of a page before anything is computed.
+
+    Args:
+        out: The name of the page to write.
+
+    Raises:
+        UsageError: The name does not end in `.html` or `.htm`.
+    """
     if not out.endswith((".html", ".htm")):
         raise UsageError(f"the page is to be {out!r}; name it .html")
 
 
 def framed(name: str, title: str, data: Mapping[str, Any]) -> bytes:
-    """The file of the frame of that name (`page.html`, `page.js`) and its data."""
+    """Fills the page of a name (`page.html` with `page.js`) with data.
+
+    Args:
+        name: The name of the page's files in this folder.
+        title: The title of the page.
+        data: What the script shows. All texts in it are redacted.
+
+    Returns:
+        The bytes of the HTML file.
+    """
     script = f"{asset('draw.js')}\n{asset(f'{name}.js')}"
     return document(name, title, asset("page.css"), {"data": as_script(data)}, script)
 
@@ -36,9 +52,20 @@ def framed(name: str, title: str, data: Mapping[str, Any]) -> bytes:
 def document(
     name: str, title: str, style: str, parts: Mapping[str, str], script: str = ""
 ) -> bytes:
-    """The file of `head.html` and the body of that name, `parts` in their places, as markup.
+    """Puts parts into the body of a name, below the common head.
 
-    Its policy allows this style and this script alone, by their sha256, and images in the file.
+    The policy in the head allows this style and this script alone, by their sha256, and images that
+    are inside the file.
+
+    Args:
+        name: The name of the body's file in this folder.
+        title: The title of the page.
+        style: The style sheet.
+        parts: The markup for each place of the body.
+        script: The script, or none.
+
+    Returns:
+        The bytes of the HTML file.
     """
     scripts = f"script-src '{_sha256_source(script)}'; " if script else ""
     policy = (
@@ -52,13 +79,20 @@ def document(
 
 
 class Packed(str):
-    """Base64: nothing to redact, and much to look through."""
+    """A base64 text. It holds no secret, and would take long to search for one."""
 
 
 def as_script(data: object) -> str:
-    """JSON that may stand in a script element: no `<` ends it, nothing begins a comment.
+    """Encodes data as JSON that may stand in a script element.
 
-    Every text in it is redacted: errors and sources quote what others wrote.
+    No `<` can end the element, and nothing begins a comment. Every text is redacted, because errors
+    and sources quote what others wrote.
+
+    Args:
+        data: The data.
+
+    Returns:
+        The JSON text.
     """
     text = json.dumps(_redacted(data), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
@@ -80,7 +114,7 @@ def _redacted(data: Any) -> Any:
 
 
 def plain(of: Panel | Neuron) -> dict[str, Any]:
-    """As JSON has it."""
+    """Returns the fields of a panel or a neuron as JSON has them."""
     fields = dict(vars(of))
     if isinstance(of, Panel):
         fields["samples"] = [{"name": s.name, "image": Packed(s.image)} for s in of.samples]
@@ -88,7 +122,7 @@ def plain(of: Panel | Neuron) -> dict[str, Any]:
 
 
 def asset(name: str) -> str:
-    """A text beside this module: a part of a page."""
+    """Reads a part of a page that lies beside this module."""
     return (
         resources.files("pipeline.reporting.html")
         .joinpath(name)
@@ -98,5 +132,5 @@ def asset(name: str) -> str:
 
 
 def _sha256_source(text: str) -> str:
-    """As a content security policy names what it allows."""
+    """Names a style or script as a content security policy does."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

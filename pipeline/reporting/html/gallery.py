@@ -1,10 +1,10 @@
-"""One HTML file of images with captions: it opens offline, and asks for nothing.
+"""Renders images with captions as one HTML file that opens offline and asks for nothing.
 
     >>> row = Row("nearest", look([(entry, ("1", "7.8 bins"))]))                 # doctest: +SKIP
     >>> Path("near.html").write_bytes(render(Gallery("Photos", (row,))))         # doctest: +SKIP
 
 No script runs: the policy in its head allows its one style, by its sha256, and images that are in
-the file. All text is escaped and redacted. It looks as the page of a snapshot does (`page.css`).
+the file. All text is escaped and redacted. It looks like the page of a snapshot (`page.css`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ from pipeline.sources import Entry
 
 @dataclass(frozen=True)
 class Picture:
-    """An image and its caption, `lines` below the first of them.
+    """An image and its caption.
 
-    `image`: its `data:` URI, or empty, and then `missing` says why.
+    Attributes:
+        name: The image's name.
+        lines: The lines of the caption.
+        image: Its `data:` URI, or empty.
+        missing: Why there is no image, or empty.
     """
 
     name: str
@@ -36,7 +40,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures under a heading."""
+    """Pictures under a heading.
+
+    Attributes:
+        title: The heading.
+        pictures: The pictures.
+        about: A sentence below the heading, or none.
+    """
 
     title: str
     pictures: Sequence[Picture]
@@ -45,7 +55,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Gallery:
-    """`facts`: where all of it comes from. `notes`: what a reader should know first."""
+    """All that the page shows.
+
+    Attributes:
+        title: The title.
+        rows: Rows of pictures.
+        about: A sentence below the title, or none.
+        notes: What a reader should know first.
+        facts: Where all of it comes from.
+    """
 
     title: str
     rows: Sequence[Row]
@@ -55,9 +73,15 @@ class Gallery:
 
 
 def look(captioned: Iterable[tuple[Entry, tuple[str, ...]]]) -> list[Picture]:
-    """Each image, made small; of one that cannot be read any more, why.
+    """Reads images again and makes them small.
 
-    A store that does not answer is not asked for the others, nor after `SAMPLING_SECONDS`.
+    A store that does not answer is not asked again, and nothing is read after `SAMPLING_SECONDS`.
+
+    Args:
+        captioned: Images with the lines of their captions.
+
+    Returns:
+        The pictures. One that cannot be read any more says why.
     """
     reader = SmallImages(monotonic() + SAMPLING_SECONDS)
     pictures = []
@@ -68,7 +92,14 @@ def look(captioned: Iterable[tuple[Entry, tuple[str, ...]]]) -> list[Picture]:
 
 
 def render(gallery: Gallery) -> bytes:
-    """The file."""
+    """Renders the page.
+
+    Args:
+        gallery: What to show.
+
+    Returns:
+        The bytes of the HTML file.
+    """
     parts = {
         "about": _text(gallery.about),
         "notes": "".join(f"<li>{_text(note)}</li>" for note in gallery.notes),

@@ -1,14 +1,14 @@
-"""One HTML file of a snapshot: it opens offline, and asks for nothing.
+"""Renders the page of a snapshot: one HTML file that opens offline and asks for nothing.
 
     >>> Path("report.html").write_bytes(render(Page([matrix], panels)))      # doctest: +SKIP
 
 `head.html`, `page.html`, `page.css`, `draw.js` and `page.js` beside this module are its frame, and
-are all that runs: the policy in its head allows that one style and that one script, by their
-sha256, and no connection. The data are one JSON text, in which no `<` stands; the script makes text
-of them, never markup.
+all that runs. The policy in its head allows that one style and that one script, by their sha256,
+and no connection. The data are one JSON text in which no `<` stands; the script makes text of them,
+never markup.
 
-It draws with a thousand lines of its own and not with plotly, whose script alone is 4.8 MB, knows
-no keyboard in a heatmap, and sets styles that a strict policy forbids.
+The script draws by itself instead of using plotly, whose script alone is 4.8 MB, has no keyboard
+access in a heatmap, and sets styles that a strict policy forbids.
 """
 
 from __future__ import annotations
@@ -39,9 +39,18 @@ RATES = (0.01, 0.05, 0.1)
 
 
 def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None = None) -> bytes:
-    """The file. Raises `UsageError` for matrices of different datasets.
+    """Renders a page.
 
-    `room`: bytes for distances; for None those that the rest leaves of `MOST`.
+    Args:
+        page: What to show.
+        rate: The false discovery rate that the page opens with.
+        room: Bytes that distances may take; by default what the rest leaves of `MOST`.
+
+    Returns:
+        The bytes of the HTML file.
+
+    Raises:
+        UsageError: The matrices are of different datasets or bins, or panels or lenses are missing.
     """
     names = page.matrices[0].names
     for matrix in page.matrices:
@@ -82,12 +91,12 @@ def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None =
 
 
 def _through_all(matrices: Sequence[Matrix]) -> str:
-    """The lens, where all is seen through one."""
+    """Names the lens if the page has one matrix."""
     return f" {through(matrices[0])}".rstrip() if len(matrices) == 1 else ""
 
 
 def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
-    """A matrix's part of the data, but for its numbers; and what is to be said of it."""
+    """Returns a matrix's part of the data without its numbers, and the notes about it."""
     planes = matrix.planes
     arranged = [clusters(shown(matrix, plane)) for plane in planes]
     maps = [plane_map(shown(matrix, plane)) for plane in planes]
@@ -128,9 +137,13 @@ def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
 def _columns(
     matrix: Matrix, room: int, rates: Sequence[float]
 ) -> tuple[dict[str, dict[int, str]], dict[str, list[str]], list[str]]:
-    """A matrix's numbers, the layers whose are left out for want of room, and what is to be said.
+    """Packs a matrix's numbers into the room there is.
 
-    Where a layer's distances find none, nothing else of it is looked for.
+    If a layer's distances do not fit, nothing else of that layer is tried.
+
+    Returns:
+        The packed columns by layer, the layers that were left out by column, and the notes about
+        it.
     """
     planes = matrix.planes
     packed: dict[str, dict[int, str]] = {}
@@ -164,7 +177,7 @@ def _columns(
 
 
 def _rounded(rows: Floats) -> list[Any]:
-    """Five digits are finer than a screen; a row with a NaN is null."""
+    """Rounds to five digits, which is finer than a screen. A row with a NaN becomes null."""
     return [
         [float(f"{value:.5g}") for value in row] if np.isfinite(row).all() else None
         for row in rows.tolist()

@@ -1,4 +1,4 @@
-"""reporting.html.packing: TODO-DOC"""
+"""Packs distances into short texts for a page."""
 
 from __future__ import annotations
 
@@ -21,11 +21,19 @@ BITS_OF_A_TEST = 7
 
 
 def pack(distances: Floats, bits: int = BITS, borders: Sequence[float] = ()) -> str:
-    """(D, D) -> base64 of the upper triangle, row by row: float32, little-endian, the first bytes
-    of all, then the second ones and so on, by zlib. Empty where nothing is known.
+    """Packs the upper triangle of a matrix into base64.
 
-    The page undoes it in `unpack`. Sorted by weight, bytes that say little are packed well.
-    `borders`: that no value is rounded across.
+    The values are float32, little-endian. All first bytes stand together, then all second bytes,
+    and so on, because bytes of equal weight compress well; then zlib. The page's script undoes it
+    in `unpack`.
+
+    Args:
+        distances: (D, D), symmetric.
+        bits: How many significant bits are kept where there are more than `EXACT` datasets.
+        borders: Values that rounding must not cross.
+
+    Returns:
+        The text. It is empty if no distance is known.
     """
     exact = distances[np.triu_indices(len(distances), 1)]
     if not np.isfinite(exact).any():
@@ -42,17 +50,18 @@ def pack(distances: Floats, bits: int = BITS, borders: Sequence[float] = ()) -> 
 
 
 def _least_from(border: float) -> np.float32:
-    """The least float32 that is no less."""
+    """Returns the smallest float32 that is not below the border."""
     near = np.float32(border)
     return near if float(near) >= border else np.nextafter(near, np.float32(np.inf))
 
 
 def _most_below(border: float) -> np.float32:
+    """Returns the largest float32 that is below the border."""
     near = np.float32(border)
     return near if float(near) < border else np.nextafter(near, np.float32(-np.inf))
 
 
 def _cut(values: Any, bits: int) -> Any:
-    """Rounded to so many significant bits. NaN stays NaN."""
+    """Rounds values to a number of significant bits. NaN stays NaN."""
     fraction, exponent = np.frexp(values)
     return np.ldexp(np.rint(fraction * 2**bits) / 2**bits, exponent).astype("<f4")

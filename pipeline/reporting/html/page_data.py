@@ -1,4 +1,4 @@
-"""reporting.html.page_data: TODO-DOC"""
+"""The values that the page of a matrix shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from pipeline.comparing import Matrix
 
 @dataclass(frozen=True)
 class Sample:
-    """An image of a dataset, small: `image` is its `data:` URI."""
+    """A small image of a dataset.
+
+    Attributes:
+        name: The name of the image's file.
+        image: Its `data:` URI.
+    """
 
     name: str
     image: str
@@ -18,10 +23,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Panel:
-    """What the page tells of one dataset. `line`: its heading, after its name.
+    """What the page says about one dataset.
 
-    `reasons`: how many images failed for which; `failures`: some of them. `notes`: what is not
-    there, and why.
+    Attributes:
+        line: What stands after the dataset's name in its heading.
+        facts: Names and values of its provenance.
+        reasons: How many images failed for each reason.
+        failures: Some of the failures.
+        samples: Some of its images.
+        notes: What is missing, and why.
     """
 
     line: str
@@ -34,12 +44,19 @@ class Panel:
 
 @dataclass(frozen=True)
 class Neuron:
-    """A neuron and its distance, in bins, between a pair; shares of activations in equal parts.
+    """A neuron of a pair, with its distance and both histograms.
 
-    `a`, `b`: of either dataset, 0 to 999 of the larger's most; from `low` to `high`, a part of the
-    neuron's range that leaves out next to nothing. `weight`: what the lens gives it. `corrected`:
-    the distance for the sizes of the samples, with the ends of its 95% interval; `q`: over all
-    neurons of the pair; None where that is not known.
+    Attributes:
+        layer: The neuron's layer.
+        neuron: Its index in the layer.
+        emd: Its distance, in bins.
+        low: Where the histograms begin. They leave out next to nothing.
+        high: Where they end.
+        a: The first dataset's activations in equal intervals, 0 to 999 of the larger peak.
+        b: The second dataset's.
+        weight: The weight that the lens gives the neuron.
+        corrected: The corrected distance and the ends of its 95% interval, if they are known.
+        q: The neuron's q over all neurons of the pair, if it is known.
     """
 
     layer: str
@@ -56,8 +73,12 @@ class Neuron:
 
 @dataclass(frozen=True)
 class Seen:
-    """What one matrix's lens shows. `neurons`: pairs (i < j) -> the neurons that differ most;
-    `note` stands where a pair has none. `weightless`: layers that the lens gives no weight.
+    """What one matrix shows through its lens.
+
+    Attributes:
+        neurons: For each pair (i < j), the neurons that differ most.
+        note: What the page says for a pair without neurons.
+        weightless: The layers that the lens gives no weight.
     """
 
     neurons: Mapping[tuple[int, int], Sequence[Neuron]] = field(default_factory=dict)
@@ -67,8 +88,16 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """`matrices`: of the same datasets, through different lenses; `seen`: of each, or none.
-    `shared`: facts that are the same for every dataset.
+    """All that the page of a snapshot shows.
+
+    Attributes:
+        matrices: Matrices of the same datasets, through different lenses.
+        panels: One panel per dataset.
+        seen: What each matrix shows, or nothing.
+        about: Where all of it comes from.
+        notes: What a reader should know first.
+        title: The title; empty for the usual one.
+        shared: Facts that are the same for every dataset.
     """
 
     matrices: Sequence[Matrix]

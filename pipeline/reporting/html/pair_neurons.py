@@ -1,4 +1,4 @@
-"""reporting.html.pair_neurons: TODO-DOC"""
+"""Finds the neurons that differ most in the nearest pairs of a page."""
 
 from __future__ import annotations
 
@@ -52,10 +52,22 @@ def neurons(
     pairs: int = PAIRS,
     progress: Listener | None = None,
 ) -> list[Seen]:
-    """Of the nearest pairs (i < j) of each matrix, the neurons that add most to its distance, as
-    `explain` has them, tested over all neurons of the pair; and what is said of the others.
+    """Finds the neurons that add most to the distances of the nearest pairs.
 
-    A layer at a time: in memory is what is read of as many datasets as `CACHED` bytes hold.
+    They are ranked and tested as `explain` does, over all neurons of the pair. The work goes layer
+    by layer. In memory is one layer of as many datasets as `CACHED` bytes hold.
+
+    Args:
+        catalogue: The catalogue of the datasets.
+        matrices: Matrices of the same datasets, through different lenses.
+        lenses: One for each matrix; None counts all neurons alike.
+        versions: The compared version of each dataset.
+        pairs: How many pairs get their neurons.
+        progress: Is told how far the work is.
+
+    Returns:
+        What each matrix shows: the neurons of each chosen pair (i < j), and what is said of the
+        others.
     """
     spec = catalogue.spec(matrices[0].spec_digest)
     room = MOST_PAIRS * LENSES // max(LENSES, len(matrices))
@@ -92,7 +104,7 @@ def _add(
     read: _Reads,
     layer: str,
 ) -> None:
-    """A layer of all pairs. Several are compared at a time; none of them is read twice for it."""
+    """Adds one layer of all chosen pairs. Several are compared at a time, each read once."""
 
     def compared(pair: tuple[int, int], a: _Read, b: _Read) -> None:
         columns = neuron_estimates(a.folds, b.folds)
@@ -113,8 +125,14 @@ def _add(
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """A matrix and its lens, and what was `found` of its pairs so far: the first neurons, and `p`
-    of all that weigh anything.
+    """A matrix and its lens, with what was found so far.
+
+    Attributes:
+        matrix: The matrix.
+        lens: Its lens, or None.
+        found: For each pair, the first neurons so far.
+        p: For each pair, the p-values of all neurons that have a weight.
+        note: What is said for the other pairs.
     """
 
     matrix: Matrix
@@ -145,7 +163,7 @@ class _View:
 
     @property
     def tested(self) -> bool:
-        """Whether error bars were asked for; a lens with negative weights has them of neurons."""
+        """Whether error bars were asked for. Neurons have them even through negative weights."""
         signed = self.lens is not None and bool((self.lens.weights < 0).any())
         return bool(self.matrix.estimates) or signed
 
@@ -158,7 +176,7 @@ class _View:
         a: DNA,
         b: DNA,
     ) -> None:
-        """A layer's neurons, those left out that weigh nothing."""
+        """Adds the neurons of a layer that have a weight."""
         seen = np.flatnonzero(weights)
         self.p[pair].append(columns["p"][seen])
         best = seen[furthest({name: columns[name][seen] for name in RANKED}, weights[seen])]
@@ -174,7 +192,7 @@ class _View:
 
     @property
     def told(self) -> dict[tuple[int, int], list[Neuron]]:
-        """With q, now that all layers were looked at."""
+        """The neurons with q, once all layers were looked at."""
         told = {}
         for pair, found in self.found.items():
             p = np.concatenate(self.p[pair] or [np.empty(0)])
@@ -186,9 +204,14 @@ class _View:
 def _nearest(
     overall: Floats, known: Sequence[tuple[int, int]], pairs: int, most: int
 ) -> list[tuple[int, int]]:
-    """All pairs where they are few, else each dataset's nearest, `most` of them, and as far as
-    `pairs` goes the nearest of the others; neighbours in cluster order come one after the other,
-    so that a dataset is read once or twice.
+    """Chooses the pairs whose neurons are shown.
+
+    If there are few pairs, these are all. Otherwise they are each dataset's nearest, up to `most`,
+    and then the nearest of the others, up to `pairs`.
+
+    Returns:
+        The pairs. Neighbours in cluster order follow each other, so that a dataset is read once or
+        twice.
     """
     chosen = set(known)
     if len(known) > pairs:
@@ -203,7 +226,7 @@ def _nearest(
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """What is known of a dataset's layer."""
+    """A dataset's layer in memory."""
 
     dna: DNA
     folds: FoldCurves
@@ -214,7 +237,7 @@ class _Read:
 
 
 class _Reads:
-    """Of one layer, by dataset; those used last are kept."""
+    """Reads one layer of datasets, and keeps those used last."""
 
     def __init__(
         self, catalogue: Catalogue, versions: Mapping[str, Version], layer: str, *, tested: bool
@@ -237,7 +260,7 @@ class _Reads:
 
 @dataclass(frozen=True, eq=False)
 class _Neuron:
-    """One of the first, so far: `columns` of it alone, and both histograms."""
+    """One of a pair's first neurons so far, with its columns and both histograms."""
 
     layer: str
     neuron: int

@@ -1,4 +1,4 @@
-"""reporting.html.ranking_gallery: TODO-DOC"""
+"""Shows the images at either end of a ranking on a page."""
 
 from __future__ import annotations
 
@@ -17,12 +17,30 @@ GALLERY = 24
 
 
 def write_gallery(catalogue: Catalogue, ranking: Ranking, out: str, most: int = GALLERY) -> None:
-    """A page of the images at either end, so many of each, as an HTML file or object."""
+    """Writes a page of the nearest and the farthest images to a file or an object.
+
+    Args:
+        catalogue: The catalogue of the ranking.
+        ranking: The ranking.
+        out: The path or url to write.
+        most: How many images of either end to show.
+    """
     storage.replace(storage.canonical(out), render(gallery_of(catalogue, ranking, most)))
 
 
 def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> Gallery:
-    """Reads those images again; one that is at both ends is among the nearest only."""
+    """Reads the images at either end again.
+
+    An image that is at both ends is shown among the nearest only.
+
+    Args:
+        catalogue: The catalogue of the ranking.
+        ranking: The ranking.
+        most: How many images of either end to show.
+
+    Returns:
+        The page's data.
+    """
     version, nearest = ranking.version, ranking.nearest[:most]
     farthest = [image for image in ranking.farthest[:most] if image.rank > len(nearest)]
     rows = [Row(f"Nearest to {ranking.name}", look(_captioned(nearest, ranking)))]

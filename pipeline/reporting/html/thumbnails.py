@@ -1,4 +1,4 @@
-"""reporting.html.thumbnails: TODO-DOC"""
+"""Reads images again and makes small squares of them for pages."""
 
 from __future__ import annotations
 
@@ -36,16 +36,27 @@ NEAR = 64 * 2**20
 
 
 def is_far(entry: Entry) -> bool:
-    """In a compressed tar, which is read from its start up to the member."""
+    """Tells whether an image lies deep in a compressed tar, which must be read from its start."""
     return entry.access.startswith("tar ") and entry.position > NEAR
 
 
 def short_name(uri: str, member: str) -> str:
+    """Returns the last part of an image's name."""
     return (member or storage.readable(uri)).rpartition("/")[2]
 
 
 def small_image(entry: Entry) -> str:
-    """A candidate's `thumbnail`. Raises `BadImage`, and as reading its store does."""
+    """Reads a candidate and returns its `thumbnail`.
+
+    Args:
+        entry: The candidate.
+
+    Returns:
+        The `data:` URI of the small image.
+
+    Raises:
+        BadImage: It is too large, or cannot be decoded.
+    """
     if entry.size > THUMBNAIL.max_bytes:
         raise BadImage("too_many_bytes", f"{entry.size} bytes")
     with closing(Members([entry], THUMBNAIL.max_bytes, 1)) as members:
@@ -53,8 +64,10 @@ def small_image(entry: Entry) -> str:
 
 
 class SmallImages:
-    """Reads images once more, from several threads, until a store does not answer or it takes too
-    long (`deadline`, of the monotonic clock).
+    """Reads images again, from several threads, until a store does not answer or it takes too long.
+
+    Args:
+        deadline: When to stop, by the monotonic clock.
     """
 
     def __init__(self, deadline: float) -> None:
@@ -62,7 +75,7 @@ class SmallImages:
         self._away = ""
 
     def read(self, entry: Entry) -> tuple[str, str]:
-        """Its `data:` URI; or none, and why."""
+        """Returns the image's `data:` URI and an empty text, or an empty text and the reason."""
         if self._away:
             return "", self._away
         if monotonic() > self._deadline:
@@ -81,9 +94,18 @@ class SmallImages:
 
 
 def thumbnail(data: bytes) -> str:
-    """The `data:` URI of an image as a small square. Raises `BadImage`.
+    """Makes a small square of an image.
 
-    Decoded in a process of its own, within limits of bytes, pixels and seconds.
+    The image is decoded in a process of its own, within limits of bytes, pixels and seconds.
+
+    Args:
+        data: The bytes of the image's file.
+
+    Returns:
+        The `data:` URI of the square.
+
+    Raises:
+        BadImage: The image cannot be decoded.
     """
     with _ONE_DECODER:
         pixels = images.load_isolated(data, THUMBNAIL, DECODE_SECONDS, attempts=1)
