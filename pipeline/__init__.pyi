@@ -4,6 +4,7 @@ from .building.request import Request as Request
 from .building.request import Result as Result
 from .catalogue.catalogue import Catalogue as Catalogue
 from .comparing.all_pairs import compare as compare
+from .comparing.distance import Distance as Distance
 from .comparing.distance import emd as emd
 from .comparing.distance import fd as fd
 from .comparing.distance import nfd as nfd

@@ -5,6 +5,8 @@ from .arrangement import clusters as clusters
 from .arrangement import defined as defined
 from .arrangement import neighbours as neighbours
 from .arrangement import plane_map as plane_map
+from .distance import Distance as Distance
+from .distance import Measure as Measure
 from .distance import cumulative as cumulative
 from .distance import emd as emd
 from .distance import frechet as frechet
@@ -27,9 +29,9 @@ from .fold_statistics import paired_estimates as paired_estimates
 from .matrix import ALL as ALL
 from .matrix import ESTIMATES as ESTIMATES
 from .matrix import SCHEMA as SCHEMA
-from .matrix import Distance as Distance
 from .matrix import Estimate as Estimate
 from .matrix import Matrix as Matrix
+from .notebook import html_table as html_table
 from .notes import is_nested as is_nested
 from .notes import lens_notes as lens_notes
 from .notes import notes_of as notes_of

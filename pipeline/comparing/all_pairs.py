@@ -19,6 +19,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import tiles
+from pipeline.comparing.distance import Measure
 from pipeline.comparing.emd_kernel import require_device
 from pipeline.comparing.kept_matrices import (
     find_kept,
@@ -28,7 +29,7 @@ from pipeline.comparing.kept_matrices import (
     nearest_kept,
     slice_matrix,
 )
-from pipeline.comparing.matrix import Distance, Estimate, Matrix
+from pipeline.comparing.matrix import Estimate, Matrix
 from pipeline.comparing.selection import Selection
 from pipeline.comparing.significance import false_discovery
 from pipeline.comparing.tiles import MEMORY, TILE_WORK, Job, Receipt, Tile
@@ -214,7 +215,7 @@ class _Grid:
 
     def matrix(self) -> Matrix:
         job, columns = self.job, dict(self.columns)
-        emd, nfd, fd = (columns.pop(name) for name in get_args(Distance))
+        emd, nfd, fd = (columns.pop(name) for name in get_args(Measure))
         if job.error_bars:
             columns["q"] = false_discovery(columns["p"])
         return Matrix(

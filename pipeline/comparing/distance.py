@@ -1,29 +1,143 @@
-"""How far apart two DNAs are: in all, by layer, by neuron, or for one neuron.
+"""Measures how far apart two DNAs are.
 
-    >>> emd(a, b); emd(a, b, layer="blocks.3.1", neuron=7)                     # doctest: +SKIP
-    >>> fd(a, b, per_layer=True)["block_3"]                                    # doctest: +SKIP
+    >>> distance = emd(a, b)                                                   # doctest: +SKIP
+    >>> distance < 1, distance.layers["blocks.3.1"], distance.neurons[7]       # doctest: +SKIP
 
-`emd`, Earth Mover's Distance on histograms: the sum over bins of the absolute difference of the
-cumulative distributions, in bin widths (Ramtoula et al., CVPR 2023, section 3.3, and the
-reference's `earth_movers_distance`). `nfd`, neuron-wise Fréchet distance, on the Gaussian of each
-neuron's spatially averaged activation. `fd`, Fréchet distance, on the Gaussian of a whole layer:
-FID on the right network and layer. All are the reference's, and symmetric.
+- `emd`, the Earth Mover's Distance, compares histograms. For each neuron it is the sum over bins of
+  the absolute difference of the two cumulative distributions, in bin widths (Ramtoula et al., CVPR
+  2023, section 3.3).
+- `nfd`, the neuron-wise Fréchet distance, compares the Gaussians of each neuron's spatially
+  averaged activation.
+- `fd`, the Fréchet distance, compares the Gaussians of whole layers. On the right network and layer
+  it is the FID.
 
-In all, `emd` and `nfd` are means over neurons, `fd` is the mean over layers.
+All three are symmetric, and equal those of the authors' reference package.
 """
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 
-from pipeline.dna import DNA, Floats, Ints, Lens
+from pipeline.comparing.notebook import html_table
+from pipeline.dna import DNA, UNIFORM, Floats, Ints, Lens
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Measure = Literal["emd", "nfd", "fd"]
+
+UNITS: dict[Measure, str] = {
+    "emd": "bins",
+    "nfd": "squared activation",
+    "fd": "squared activation",
+}
+
+
+class Distance(float):
+    """A distance between two DNAs: a number that also knows its layers and neurons.
+
+    It compares, adds, formats and prints as the float that it is.
+
+    Attributes:
+        measure: Name of the distance: `emd`, `nfd` or `fd`.
+        layers: Distance in each layer. For `emd` and `nfd` it is the mean over the layer's neurons,
+            weighted by the lens if there is one.
+        neurons: (N,) float64 distance of each neuron, in the order of the layers. A lens does not
+            change them. For `fd` they are the distances of the neurons' own Gaussians, as in `nfd`.
+        lens: Name of the lens that weighs the neurons; `uniform` without one.
+    """
+
+    measure: Measure
+    layers: Mapping[str, float]
+    neurons: Floats
+    lens: str
+
+    def __new__(
+        cls,
+        value: float,
+        measure: Measure,
+        layers: Mapping[str, float],
+        neurons: Floats,
+        lens: str = UNIFORM,
+    ) -> Distance:
+        """Makes a distance of `value`; the other arguments are the attributes."""
+        self = super().__new__(cls, value)
+        self.measure = measure
+        self.layers = dict(layers)
+        self.neurons = neurons
+        self.lens = lens
+        return self
+
+    @property
+    def name(self) -> str:
+        """The measure, with the lens if there is one."""
+        return self.measure if self.lens == UNIFORM else f"{self.measure} through {self.lens}"
+
+    @property
+    def unit(self) -> str:
+        """Unit of the value, of the layers and of the neurons."""
+        return UNITS[self.measure]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        content = (float(self), self.measure, self.layers, self.neurons, self.lens)
+        return Distance, content
+
+    def __str__(self) -> str:
+        return float.__repr__(self)
+
+    def __repr__(self) -> str:
+        text = f"{self.name} = {float(self):.6g} {self.unit}"
+        known = {layer: value for layer, value in self.layers.items() if not np.isnan(value)}
+        if len(known) < 2:
+            of = f" in {next(iter(self.layers))}" if len(self.layers) == 1 else ""
+            return f"<{text}{of}, {len(self.neurons)} neurons>"
+        far = max(known, key=known.__getitem__)
+        return (
+            f"<{text}, {len(self.neurons)} neurons in {len(self.layers)} layers, "
+            f"largest in {far}: {known[far]:.6g}>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(layer, f"{value:.4g}") for layer, value in self.layers.items()]
+        caption = f"{self.name}: {float(self):.4g} {self.unit}"
+        return html_table(caption, ("layer", self.unit), rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns a table with one row a layer, and the columns `layer` and `distance`."""
+        import pandas as pd
+
+        return pd.DataFrame({"layer": [*self.layers], "distance": [*self.layers.values()]})
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws one bar a layer, in the order of the network.
+
+        Args:
+            ax: Axes to draw on. None makes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+        """
+        if ax is None:
+            from matplotlib.figure import Figure
+
+            height = 1 + 0.22 * len(self.layers)
+            ax = Figure(figsize=(6, height), layout="constrained").subplots()
+        ax.barh([*self.layers], [*self.layers.values()])
+        ax.invert_yaxis()
+        ax.set_xlabel(f"{self.name} ({self.unit})")
+        return ax
 
 
 def cumulative(dna: DNA, neurons: slice | Ints = slice(None)) -> Floats:
-    """(N, bins) float64 cumulative distributions; the L1 distance of two of them is the EMD."""
+    """Returns the (N, bins) float64 cumulative distributions of neurons.
+
+    The sum of absolute differences (L1) between two of them is their EMD.
+    """
     return np.cumsum(dna.distributions(neurons), axis=1)
 
 
@@ -33,140 +147,119 @@ def emd(
     b: DNA,
     *,
     layer: str | None = ...,
-    neuron: int | None = ...,
     per_neuron: Literal[False] = ...,
-    per_layer: Literal[False] = ...,
     lens: Lens | None = ...,
-) -> float: ...
+) -> Distance: ...
 
 
 @overload
 def emd(a: DNA, b: DNA, *, layer: str | None = ..., per_neuron: Literal[True]) -> Floats: ...
 
 
-@overload
-def emd(
-    a: DNA, b: DNA, *, per_layer: Literal[True], lens: Lens | None = ...
-) -> dict[str, float]: ...
-
-
 def emd(
     a: DNA,
     b: DNA,
     *,
     layer: str | None = None,
-    neuron: int | None = None,
     per_neuron: bool = False,
-    per_layer: bool = False,
     lens: Lens | None = None,
-) -> float | Floats | dict[str, float]:
-    """Earth Mover's Distance in bin widths: the mean, or per neuron (N,), or per layer.
+) -> Distance | Floats:
+    """Computes the Earth Mover's Distance: the mean over neurons, in bin widths.
 
-    `layer`: of its neurons only; `neuron`: of that one of the layer. `lens`: weighs the neurons of
-    a mean; NaN where those of a layer do not weigh more than nothing. Raises `SpecMismatch` naming
-    the fields that differ, and `UsageError` where a DNA has no histograms.
+    Args:
+        a: One DNA.
+        b: The other DNA, counted under the same spec.
+        layer: Compares the neurons of this layer only.
+        per_neuron: Returns the plain array of the neurons' distances.
+        lens: Weighs the neurons in the means. A mean is NaN if its weights do not sum to more than
+            zero.
+
+    Returns:
+        The distance with its layers and neurons, or with `per_neuron` an (N,) float64 array. A
+        neuron without a finite activation in one of the DNAs has a distance of NaN.
+
+    Raises:
+        SpecMismatch: If the specs differ; the message names the fields.
+        UsageError: If a DNA has no histograms or no images, if different layers are loaded, or for
+            a lens on other neurons or beside `per_neuron`.
     """
     a, b = comparable(a, b, layer, "counts")
     each = np.abs(cumulative(a) - cumulative(b)).sum(axis=1)
-    if lens is None:
-        return _as_asked(each, a, layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
-    if neuron is not None or per_neuron:
-        raise UsageError(f"lens {lens.name} weighs neurons against each other; ask for a mean")
-    _require_one_form(layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
-    lens.require_fit(a.spec)
-    weights = lens.of_layers(a.layers)
-    if per_layer:
-        slices = {name: a.slice_of(name) for name in a.layers}
-        return {name: _weighted(each[at], weights[at]) for name, at in slices.items()}
-    return _weighted(each, weights)
-
-
-def _weighted(each: Floats, weights: Floats) -> float:
-    seen = np.flatnonzero(weights)  # what weighs nothing may be undefined
-    total = weights.sum()
-    return float(each[seen] @ weights[seen] / total) if total > 0 else float("nan")
+    if per_neuron:
+        if lens is not None:
+            raise UsageError(
+                f"lens {lens.name} weighs neurons against each other, and per_neuron asks for each "
+                "alone; leave one of them out"
+            )
+        return cast(Floats, each)
+    return _distance("emd", each, a, lens)
 
 
 @overload
 def nfd(
-    a: DNA,
-    b: DNA,
-    *,
-    layer: str | None = ...,
-    neuron: int | None = ...,
-    per_neuron: Literal[False] = ...,
-    per_layer: Literal[False] = ...,
-) -> float: ...
+    a: DNA, b: DNA, *, layer: str | None = ..., per_neuron: Literal[False] = ...
+) -> Distance: ...
 
 
 @overload
 def nfd(a: DNA, b: DNA, *, layer: str | None = ..., per_neuron: Literal[True]) -> Floats: ...
 
 
-@overload
-def nfd(a: DNA, b: DNA, *, per_layer: Literal[True]) -> dict[str, float]: ...
+def nfd(a: DNA, b: DNA, *, layer: str | None = None, per_neuron: bool = False) -> Distance | Floats:
+    """Computes the neuron-wise Fréchet distance: the mean over neurons, in squared activation.
 
+    Args:
+        a: One DNA.
+        b: The other DNA, counted under the same spec.
+        layer: Compares the neurons of this layer only.
+        per_neuron: Returns the plain array of the neurons' distances.
 
-def nfd(
-    a: DNA,
-    b: DNA,
-    *,
-    layer: str | None = None,
-    neuron: int | None = None,
-    per_neuron: bool = False,
-    per_layer: bool = False,
-) -> float | Floats | dict[str, float]:
-    """Fréchet distance of each neuron's Gaussian, squared units of activation; see `frechet_1d`.
+    Returns:
+        The distance with its layers and neurons, or with `per_neuron` an (N,) float64 array.
 
-    Arguments and errors as those of `emd`; `UsageError` also for fewer than two images.
+    Raises:
+        SpecMismatch: If the specs differ; the message names the fields.
+        UsageError: If a DNA has no Gaussians or fewer than two images, or if different layers are
+            loaded.
     """
     a, b = comparable(a, b, layer, "mean")
     each = frechet_1d(a.mean, variance(a), b.mean, variance(b))
-    return _as_asked(each, a, layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
+    return each if per_neuron else _distance("nfd", each, a)
 
 
 @overload
 def fd(
-    a: DNA,
-    b: DNA,
-    *,
-    layer: str | None = ...,
-    neuron: int | None = ...,
-    per_neuron: Literal[False] = ...,
-    per_layer: Literal[False] = ...,
-) -> float: ...
+    a: DNA, b: DNA, *, layer: str | None = ..., per_neuron: Literal[False] = ...
+) -> Distance: ...
 
 
 @overload
 def fd(a: DNA, b: DNA, *, layer: str | None = ..., per_neuron: Literal[True]) -> Floats: ...
 
 
-@overload
-def fd(a: DNA, b: DNA, *, per_layer: Literal[True]) -> dict[str, float]: ...
+def fd(a: DNA, b: DNA, *, layer: str | None = None, per_neuron: bool = False) -> Distance | Floats:
+    """Computes the Fréchet distance of whole layers: the mean over layers, in squared activation.
 
+    Args:
+        a: One DNA, with layer Gaussians.
+        b: The other DNA, counted under the same spec, with layer Gaussians.
+        layer: Compares this layer only.
+        per_neuron: Returns the plain array of the neurons' distances. Those of single neurons are
+            the distances of their own two Gaussians, as in `nfd`.
 
-def fd(
-    a: DNA,
-    b: DNA,
-    *,
-    layer: str | None = None,
-    neuron: int | None = None,
-    per_neuron: bool = False,
-    per_layer: bool = False,
-) -> float | Floats | dict[str, float]:
-    """Fréchet distance of each layer's Gaussian, squared units of activation; see `frechet`.
+    Returns:
+        The distance with its layers and neurons, or with `per_neuron` an (N,) float64 array.
 
-    Of a single neuron it is the distance of its own two Gaussians, that of `nfd`. Arguments as
-    those of `emd`. Raises `SpecMismatch`, and `UsageError` where a DNA has no layer Gaussians or
-    fewer than two images.
+    Raises:
+        SpecMismatch: If the specs differ; the message names the fields.
+        UsageError: If a DNA has no layer Gaussians or fewer than two images, or if different layers
+            are loaded.
     """
-    if neuron is not None or per_neuron:
-        a, b = comparable(a, b, layer, "scatter")
-        each = frechet_1d(a.mean, variance(a), b.mean, variance(b))
-        return _as_asked(each, a, layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
-    _require_one_form(layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
     a, b = comparable(a, b, layer, "scatter")
-    of_layer = {
+    each = frechet_1d(a.mean, variance(a), b.mean, variance(b))
+    if per_neuron:
+        return each
+    layers = {
         name: frechet(
             a.mean[a.slice_of(name)],
             root_covariance(a, name),
@@ -175,28 +268,65 @@ def fd(
         )
         for name in a.layers
     }
-    return of_layer if per_layer else float(np.mean(list(of_layer.values())))
+    return Distance(float(np.mean(list(layers.values()))), "fd", layers, each)
+
+
+def _distance(measure: Measure, each: Floats, dna: DNA, lens: Lens | None = None) -> Distance:
+    """Averages the neurons' distances over each layer of a DNA, and over all of it."""
+    slices = {name: dna.slice_of(name) for name in dna.layers}
+    if lens is None:
+        layers = {name: float(each[at].mean()) for name, at in slices.items()}
+        return Distance(float(each.mean()), measure, layers, each)
+    lens.require_fit(dna.spec)
+    weights = lens.of_layers(dna.layers)
+    layers = {name: _weighted_mean(each[at], weights[at]) for name, at in slices.items()}
+    return Distance(_weighted_mean(each, weights), measure, layers, each, lens.name)
+
+
+def _weighted_mean(each: Floats, weights: Floats) -> float:
+    weighed = np.flatnonzero(weights)  # a neuron without weight may have a distance of NaN
+    total = weights.sum()
+    return float(each[weighed] @ weights[weighed] / total) if total > 0 else float("nan")
 
 
 def frechet_1d(mean_a: Floats, var_a: Floats, mean_b: Floats, var_b: Floats) -> Floats:
-    """(mean_a - mean_b)^2 + (sd_a - sd_b)^2: the Fréchet distance of two normal distributions.
+    """Computes the Fréchet distance of normal distributions in one dimension.
 
-    The reference's `frechet_distance_1d`, written so that it cannot come out below zero.
+    It is (mean_a - mean_b)^2 + (sd_a - sd_b)^2: the reference's `frechet_distance_1d`, written so
+    that rounding cannot take it below zero.
+
+    Args:
+        mean_a: (N,) means.
+        var_a: (N,) variances.
+        mean_b: Means of the other distributions, of a shape that broadcasts to `mean_a`.
+        var_b: Variances of the other distributions.
+
+    Returns:
+        Squared distances, one for each pair of distributions. NaN if both means are infinite.
     """
-    with np.errstate(invalid="ignore"):  # inf - inf, where a network overflowed: unknown
+    with np.errstate(invalid="ignore"):  # inf - inf, if a network overflowed
         squares: Floats = (mean_a - mean_b) ** 2 + (np.sqrt(var_a) - np.sqrt(var_b)) ** 2
     return squares
 
 
 def frechet(mean_a: Floats, root_a: Floats, mean_b: Floats, root_b: Floats) -> float:
-    """Fréchet distance of two multivariate normal distributions (Dowson and Landau, 1982).
+    """Computes the Fréchet distance of two multivariate normal distributions.
 
-    |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A B)^(1/2), for covariances A = root_a root_a^T of
-    means (C,) and roots (C, r). The last trace is the sum of the square roots of the eigenvalues of
-    the symmetric product root_a^T B root_a, and so of the singular values of root_a^T root_b: real
-    and not negative even where the product is singular, as it is for fewer images than neurons. A
-    general matrix square root of A B is complex there, and loses half the digits. NaN where a mean
-    or covariance is not finite.
+    It is |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A B)^(1/2) (Dowson and Landau, 1982), for
+    covariances A = root_a root_a^T and B alike. The last trace is the sum of the square roots of
+    the eigenvalues of the symmetric product root_a^T B root_a, which is the sum of the singular
+    values of root_a^T root_b. That is real and not negative even if the product A B is singular, as
+    it is for fewer images than neurons. A general matrix square root of A B is complex there, and
+    loses half of the digits.
+
+    Args:
+        mean_a: (C,) mean.
+        root_a: (C, r) root of the covariance; see `root_covariance`.
+        mean_b: (C,) mean of the other distribution.
+        root_b: (C, s) root of its covariance.
+
+    Returns:
+        The squared distance; NaN if a mean or covariance is not finite.
     """
     if not all(np.isfinite(values).all() for values in (mean_a, root_a, mean_b, root_b)):
         return float("nan")
@@ -207,14 +337,24 @@ def frechet(mean_a: Floats, root_a: Floats, mean_b: Floats, root_b: Floats) -> f
 
 
 def root_covariance(dna: DNA, layer: str) -> Floats:
-    """(C, r) R with R R^T the layer's covariance, ddof 1; r, its rank, is below the images.
+    """Computes a root of a layer's covariance matrix.
 
-    Eigenvalues within rounding of zero (C x 2e-16 of the largest) are dropped: of the noise in a
-    singular covariance nothing is left, nor of a true variance that is smaller still. NaN where the
-    covariance is not finite.
+    Eigenvalues that rounding alone could make (below C x 2e-16 of the largest) are dropped. That
+    removes the noise of a singular covariance, and also a true variance that is smaller still.
+
+    Args:
+        dna: A DNA with layer Gaussians.
+        layer: One of its layers, of C neurons.
+
+    Returns:
+        (C, r) matrix R with R R^T the covariance, which has one degree of freedom less than images.
+        Its rank r is below the number of images. A single column of NaN if the covariance is not
+        finite.
+
+    Raises:
+        UsageError: If the DNA has fewer than two images.
     """
-    if dna.images < 2:
-        raise UsageError(f"a Gaussian needs at least 2 images; this DNA has {dna.images}")
+    _require_two_images(dna)
     covariance = dna.scatter_of(layer) / (dna.images - 1)
     if not np.isfinite(covariance).all():
         return np.full((len(covariance), 1), np.nan)
@@ -224,10 +364,24 @@ def root_covariance(dna: DNA, layer: str) -> Floats:
 
 
 def variance(dna: DNA) -> Floats:
-    """(N,) variance over images of the spatially averaged activation, ddof 1 as the reference's."""
+    """Computes each neuron's variance over images of its spatially averaged activation.
+
+    Args:
+        dna: A DNA with Gaussians.
+
+    Returns:
+        (N,) variances, with one degree of freedom less than images, as the reference has them.
+
+    Raises:
+        UsageError: If the DNA has fewer than two images.
+    """
+    _require_two_images(dna)
+    return dna.m2 / (dna.images - 1)
+
+
+def _require_two_images(dna: DNA) -> None:
     if dna.images < 2:
         raise UsageError(f"a Gaussian needs at least 2 images; this DNA has {dna.images}")
-    return dna.m2 / (dna.images - 1)
 
 
 _MISSING = {
@@ -245,46 +399,33 @@ def comparable(
     column: str,
     names: tuple[str, str] = ("the first DNA", "the second DNA"),
 ) -> tuple[DNA, DNA]:
-    """The two, of that layer only where one is given. Raises as the distances do."""
+    """Checks that two DNAs can be compared, and takes a layer of each.
+
+    Args:
+        a: One DNA.
+        b: The other DNA.
+        layer: The layer to take, or None for all.
+        column: What both must have: `counts`, `mean` or `scatter`.
+        names: What messages call the two.
+
+    Returns:
+        Both DNAs, reduced to the layer if one is given.
+
+    Raises:
+        SpecMismatch: If the specs differ; the message names the fields.
+        UsageError: If a DNA has no images or lacks the column, or if different layers are loaded.
+    """
     a.spec.require_same(b.spec, *names)
     for name, dna in zip(names, (a, b), strict=True):
         if dna.images == 0:
-            raise UsageError("a DNA of no images is at no distance from anything")
+            raise UsageError(f"{name} has no images, so that it is at no distance from anything")
         if column in dna.unknown or (column == "scatter" and dna.scatter is None):
             raise UsageError(f"{name} {_MISSING[column]}")
     if layer is not None:
         return a.select([layer]), b.select([layer])
     if a.layers != b.layers:
-        raise UsageError(f"layers {a.layers} are loaded of one DNA and {b.layers} of the other")
+        raise UsageError(
+            f"layers {a.layers} are loaded of {names[0]} and {b.layers} of {names[1]}; load the "
+            "same of both, or choose one with layer="
+        )
     return a, b
-
-
-def _as_asked(
-    each: Floats,
-    dna: DNA,
-    layer: str | None,
-    neuron: int | None,
-    *,
-    per_neuron: bool,
-    per_layer: bool,
-) -> float | Floats | dict[str, float]:
-    """Distances of all neurons -> the form that was asked for."""
-    _require_one_form(layer, neuron, per_neuron=per_neuron, per_layer=per_layer)
-    if neuron is not None:
-        if not 0 <= neuron < len(each):
-            raise UsageError(f"no neuron {neuron} in {layer}; it has {len(each)}, from 0 on")
-        return float(each[neuron])
-    if per_layer:
-        return {name: float(each[dna.slice_of(name)].mean()) for name in dna.layers}
-    return each if per_neuron else float(each.mean())
-
-
-def _require_one_form(
-    layer: str | None, neuron: int | None, *, per_neuron: bool, per_layer: bool
-) -> None:
-    if (neuron is not None) + per_neuron + per_layer > 1:
-        raise UsageError("ask for one of neuron, per_neuron and per_layer")
-    if neuron is not None and layer is None:
-        raise UsageError(f"neuron is {neuron}; say of which layer, too")
-    if per_layer and layer is not None:
-        raise UsageError(f"per_layer asks for every layer, and layer for {layer} only")

@@ -13,13 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.catalogue import MATRIX_FORMAT, MATRIX_READS
+from pipeline.comparing.distance import Measure
 from pipeline.dna import UNIFORM, Floats, encode_tables
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.spec import digest_of
 
 ALL = "all"
-
-Distance = Literal["emd", "nfd", "fd"]
 
 Estimate = Literal["emd_corrected", "se", "low", "high", "floor", "p", "q"]
 
@@ -74,18 +73,18 @@ class Matrix:
         """What the distances hold, in order: the layers, and `all` where they are all there."""
         return self.layers if len(self.emd) == len(self.layers) else (*self.layers, ALL)
 
-    def of(self, layer: str = ALL, column: Distance | Estimate = "emd") -> Floats:
+    def of(self, layer: str = ALL, column: Measure | Estimate = "emd") -> Floats:
         """(D, D) distances or estimates of a layer. Raises `UsageError` for an unknown one."""
         if layer not in self.planes:
             raise UsageError(f"no layer {layer!r} in this matrix; it has {', '.join(self.layers)}")
         return cast(Floats, self.stacked(column)[self.planes.index(layer)])
 
-    def stacked(self, column: Distance | Estimate) -> Floats:
+    def stacked(self, column: Measure | Estimate) -> Floats:
         """(planes, D, D) of a column; NaN where it is not known."""
         values = self._known(column)
         return np.full_like(self.emd, np.nan) if values is None else values
 
-    def _known(self, column: Distance | Estimate) -> Floats | None:
+    def _known(self, column: Measure | Estimate) -> Floats | None:
         if column in ESTIMATES:
             return self.estimates.get(column)
         return cast(Floats, getattr(self, column))
@@ -106,7 +105,7 @@ class Matrix:
             "emd_range": pa.array(emd / self.bins, from_pandas=True),
             "lens": pa.repeat(self.lens, size * size),
         }
-        for column in (*get_args(Distance), *ESTIMATES):
+        for column in (*get_args(Measure), *ESTIMATES):
             values = self._known(column)
             if values is None:
                 columns[column] = pa.nulls(size * size, pa.float64())

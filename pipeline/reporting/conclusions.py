@@ -15,8 +15,8 @@ from pipeline.comparing import (
     ALL,
     FALSE_DISCOVERY_RATE,
     LEAST_FOLDS,
-    Distance,
     Matrix,
+    Measure,
     neighbours,
     some_of,
 )
@@ -154,7 +154,7 @@ def seen(matrix: Matrix, layer: str = ALL) -> str:
     return through(matrix) if layer == ALL else f"{layer} {through(matrix)}"
 
 
-def format_number(value: float, distance: Distance = "emd") -> str:
+def format_number(value: float, distance: Measure = "emd") -> str:
     """Formats a distance: an EMD with one or two decimals, a Fréchet distance with three digits."""
     return f"{value:.{decimals_of(value)}f}" if distance == "emd" else f"{value:.3g}"
 

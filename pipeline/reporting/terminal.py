@@ -15,7 +15,7 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.comparing import ALL, FALSE_DISCOVERY_RATE, Distance, Matrix
+from pipeline.comparing import ALL, FALSE_DISCOVERY_RATE, Matrix, Measure
 from pipeline.dna import DEFAULT_KEPT, UNIFORM, Floats, Lens
 from pipeline.explaining import Explanation, Overlay
 from pipeline.reporting.conclusions import (
@@ -50,7 +50,7 @@ def print_matrix(
     matrix: Matrix,
     console: Console,
     layer: str = ALL,
-    distance: Distance = "emd",
+    distance: Measure = "emd",
     lens: Lens | None = None,
 ) -> None:
     """Prints a matrix as a table with a row and a column per dataset.
@@ -99,7 +99,7 @@ def print_matrix(
         console.print(Text(legend, style="dim"), soft_wrap=True)
 
 
-def _marks(matrix: Matrix, layer: str, distance: Distance) -> NDArray[np.str_]:
+def _marks(matrix: Matrix, layer: str, distance: Measure) -> NDArray[np.str_]:
     """Returns the (D, D) marks of the cells, empty where a pair differs or nothing is tested."""
     verdict = verdicts(matrix, layer)
     tested = distance == "emd" and (verdict != UNTESTED).any()
@@ -108,18 +108,18 @@ def _marks(matrix: Matrix, layer: str, distance: Distance) -> NDArray[np.str_]:
     return np.where(np.isfinite(matrix.of(layer)) & tested, marks, "")
 
 
-def _values(matrix: Matrix, layer: str, distance: Distance) -> Floats:
+def _values(matrix: Matrix, layer: str, distance: Measure) -> Floats:
     return shown(matrix, layer) if distance == "emd" else matrix.of(layer, distance)
 
 
 def table_width(
-    matrix: Matrix, layer: str = ALL, decimals: int = 1, distance: Distance = "emd"
+    matrix: Matrix, layer: str = ALL, decimals: int = 1, distance: Measure = "emd"
 ) -> int:
     """Returns how many characters wide the printed table is."""
     return Console(width=10**6).measure(_table(matrix, layer, decimals, distance)).maximum
 
 
-def _table(matrix: Matrix, layer: str, decimals: int, distance: Distance) -> Table:
+def _table(matrix: Matrix, layer: str, decimals: int, distance: Measure) -> Table:
     values, marks = _values(matrix, layer, distance), _marks(matrix, layer, distance)
     # An EMD is a number of bins; a Fréchet distance has the units of its network, of any size.
     form = f".{decimals}f" if distance == "emd" else f".{decimals + 2}g"
@@ -157,7 +157,7 @@ def _cell(value: float, shade: float, form: str, mark: str) -> Text:
     return Text(f"{value:{form}}", style=f"{ink} on rgb({red},{green},{blue})")
 
 
-def _nearest_pairs(matrix: Matrix, layer: str, distance: Distance) -> list[Text]:
+def _nearest_pairs(matrix: Matrix, layer: str, distance: Measure) -> list[Text]:
     """Lists the nearest pairs, for a matrix that is too wide for a table."""
     values, marks = _values(matrix, layer, distance), _marks(matrix, layer, distance)
     pairs = [(int(i), int(j)) for i, j in zip(*np.triu_indices(len(values), 1), strict=True)]

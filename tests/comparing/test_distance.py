@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 from dataclasses import replace
 from fractions import Fraction
 
@@ -12,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from pipeline.comparing import emd, frechet_1d, nfd, variance
-from pipeline.dna import DNA
+from pipeline.comparing import Distance, emd, frechet_1d, nfd, variance
+from pipeline.dna import DNA, Lens
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from tests.support.builders import NUMERICS, random_dna, tiny_spec
 
@@ -262,3 +265,66 @@ def test_one_image_has_an_emd_and_no_gaussian() -> None:
     for pair in ((a, one), (one, a)):
         with pytest.raises(UsageError, match="at least 2 images; this DNA has 1"):
             nfd(*pair)
+
+
+# The result of a distance: a number that knows its layers and neurons.
+
+
+def test_a_distance_is_the_number_that_it_is() -> None:
+    a, b = (random_dna(SPEC, RANGES, 4, seed) for seed in (1, 2))
+    found = emd(a, b)
+    value = float(found)
+    assert type(value) is float
+    assert found < value + 1
+    assert sum([found, found]) == 2 * value
+    assert f"{found:.3f}" == f"{value:.3f}"
+    assert (str(found), f"{found}", json.dumps(found)) == (str(value), str(value), str(value))
+    assert np.array([found, found]).dtype == np.float64
+
+
+@pytest.mark.parametrize("measure", [emd, nfd])
+def test_a_distance_has_its_layers_and_neurons(measure) -> None:
+    a, b = (random_dna(SPEC, RANGES, 4, seed) for seed in (1, 2))
+    found = measure(a, b)
+    assert found.measure == found.name == measure.__name__
+    assert found.layers == {layer: float(measure(a, b, layer=layer)) for layer in a.layers}
+    assert np.array_equal(found.neurons, measure(a, b, per_neuron=True))
+    assert [*measure(a, b, layer="head").layers] == ["head"]
+    assert np.array_equal(measure(a, b, layer="head").neurons, found.neurons[3:])
+
+
+def test_a_lens_weighs_the_means_and_not_the_neurons() -> None:
+    a, b = (random_dna(SPEC, RANGES, 4, seed) for seed in (1, 2))
+    lens = Lens("some", (("stem", 3), ("head", 2)), np.array([1.0, 0, 3, 0, 2]))
+    found, plain = emd(a, b, lens=lens), emd(a, b)
+    assert found.lens == "some"
+    assert found.name == "emd through some"
+    assert np.array_equal(found.neurons, plain.neurons)
+    assert found.layers["head"] == plain.neurons[4]
+    assert found.layers["stem"] == pytest.approx((plain.neurons[0] + 3 * plain.neurons[2]) / 4)
+
+
+def test_a_distance_survives_copies_and_pickles() -> None:
+    a, b = (random_dna(SPEC, RANGES, 4, seed) for seed in (1, 2))
+    found = emd(a, b)
+    for again in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found), copy.copy(found)):
+        assert isinstance(again, Distance)
+        assert (again, again.layers, again.name) == (found, found.layers, "emd")
+        assert np.array_equal(again.neurons, found.neurons)
+
+
+def test_a_distance_shows_itself() -> None:
+    found = Distance(2.5, "emd", {"stem": 2.0, "<head>": 3.0}, np.array([1.0, 3.0, 3.0]))
+    assert repr(found) == "<emd = 2.5 bins, 3 neurons in 2 layers, largest in <head>: 3>"
+    one = Distance(2.0, "nfd", {"stem": 2.0}, np.array([1.0, 3.0]), "blue")
+    assert repr(one) == "<nfd through blue = 2 squared activation in stem, 2 neurons>"
+    assert "largest" not in repr(Distance(np.nan, "emd", {"a": np.nan, "b": 1.0}, np.ones(2)))
+    html = found._repr_html_()
+    assert "<td>&lt;head&gt;</td><td>3</td>" in html
+    assert "emd: 2.5 bins" in html
+    table = found.to_pandas()
+    assert table.to_dict("list") == {"layer": ["stem", "<head>"], "distance": [2.0, 3.0]}
+    axes = found.plot()
+    assert [bar.get_width() for bar in axes.patches] == [2.0, 3.0]
+    assert axes.get_xlabel() == "emd (bins)"
+    assert found.plot(axes) is axes

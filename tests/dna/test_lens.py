@@ -134,7 +134,7 @@ def test_the_distance_is_the_weighted_mean() -> None:
     one = lens([1, 2, 0, 0, 0, 3, 0, 4, 0])
     assert emd(A, B, lens=one) == pytest.approx(each @ one.weights / 10)
     assert emd(A, B, lens=one, layer="a:b") == pytest.approx(each[7])
-    by_layer = emd(A, B, lens=one, per_layer=True)
+    by_layer = emd(A, B, lens=one).layers
     assert by_layer["blocks.0"] == pytest.approx(each[:6] @ one.weights[:6] / 6)
     signed = lens([3, -2, 0, 0, 0, 0, 0, 1, -1])
     assert emd(A, B, lens=signed) == pytest.approx(3 * each[0] - 2 * each[1] + each[7] - each[8])
@@ -163,6 +163,6 @@ def test_a_lens_on_another_network_and_single_neurons_are_refused() -> None:
     with pytest.raises(UsageError, match="lens other weighs 0 neurons in a:b; tiny has 3"):
         emd(A, B, lens=other)
     with pytest.raises(UsageError, match="weighs neurons against each other"):
-        emd(A, B, layer="a:b", neuron=0, lens=lens([1] * 9))
+        emd(A, B, layer="a:b", per_neuron=True, lens=lens([1] * 9))
     spec: Spec = SPEC
     lens([1] * 9).require_fit(spec)

@@ -267,10 +267,10 @@ def test_fd_is_symmetric_not_negative_and_zero_on_itself(seed: int, n: int, m: i
 
 def test_fd_in_all_its_forms() -> None:
     a, b = of_samples(samples(0, 12)), of_samples(samples(1, 9, 1.0))
-    by_layer = fd(a, b, per_layer=True)
+    by_layer = fd(a, b).layers
     assert by_layer == {layer: fd(a, b, layer=layer) for layer in ("stem", "head")}
     assert fd(a, b) == pytest.approx(np.mean(list(by_layer.values())))
-    assert fd(a, b, layer="head", neuron=2) == nfd(a, b, layer="head", neuron=2)
+    assert fd(a, b, layer="head").neurons[2] == nfd(a, b, layer="head").neurons[2]
     assert np.array_equal(fd(a, b, per_neuron=True), nfd(a, b, per_neuron=True))
     without = replace(a, scatter=None)
     with pytest.raises(UsageError, match="the second DNA has no layer Gaussians: build it with"):

@@ -113,7 +113,8 @@ def truth_of(
     """By way of the DNA of the one image."""
     alone = make_dna(str(image), threads=1, **place.options)
     dataset = catalogue.load(NAME)
-    return emd(alone, dataset, lens=lens), emd(alone, dataset, per_layer=True, lens=lens)
+    distance = emd(alone, dataset, lens=lens)
+    return distance, dict(distance.layers)
 
 
 # The laws.

@@ -272,7 +272,7 @@ def test_distances_of_equal_inputs_are_equal(
     exact = {"rel": 1e-9, "abs": 1e-12}
     assert ours_of(a, b) == pytest.approx(float(theirs_of(x, y)), **exact)
     each = theirs_of(x, y, return_neuron_wise=True)
-    per_layer = ours_of(a, b, per_layer=True)
+    per_layer = ours_of(a, b).layers
     for name, found in each.items():
         found = found.double().numpy()
         one = theirs_of(x, y, use_neurons_from_layer=name)
@@ -283,7 +283,7 @@ def test_distances_of_equal_inputs_are_equal(
             exact_each = exact
         assert ours_of(a, b, layer=name, per_neuron=True) == pytest.approx(found, **exact_each)
     chosen = theirs_of(x, y, use_neurons_from_layer=layer, use_neuron_index=3)
-    assert ours_of(a, b, layer=layer, neuron=3) == pytest.approx(float(chosen), **exact)
+    assert ours_of(a, b, layer=layer).neurons[3] == pytest.approx(float(chosen), **exact)
 
 
 @pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.comparing import ESTIMATES, Distance, Matrix
+from pipeline.comparing import ESTIMATES, Matrix, Measure
 from pipeline.dna import Lens
 from pipeline.errors import UsageError
 from pipeline.reporting import (
@@ -82,7 +82,7 @@ def printed(matrix: Matrix, width: int = 80, layer: str = "all") -> list[str]:
     return lines
 
 
-def title_of(matrix: Matrix, layer: str = "all", distance: Distance = "emd") -> str:
+def title_of(matrix: Matrix, layer: str = "all", distance: Measure = "emd") -> str:
     print_matrix(matrix, Console(file=(out := io.StringIO()), width=80), layer, distance)
     return out.getvalue().splitlines()[0]
 

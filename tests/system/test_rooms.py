@@ -12,6 +12,7 @@ def test_exported_names() -> None:
     assert sorted(pipeline.__all__) == [
         "Catalogue",
         "DNA",
+        "Distance",
         "Failure",
         "InProcess",
         "Lens",

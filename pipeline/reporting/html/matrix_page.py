@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.comparing import FALSE_DISCOVERY_RATE, Distance, Estimate, Matrix, clusters, plane_map
+from pipeline.comparing import FALSE_DISCOVERY_RATE, Estimate, Matrix, Measure, clusters, plane_map
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
 from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, shown, through
@@ -29,7 +29,7 @@ from pipeline.reporting.html.page_data import Page, Seen
 LEAST_NUMBERS = 1_000_000
 """What distances may take all the same, on a page that is full without them."""
 
-COLUMNS: tuple[Distance | Estimate, ...] = (
+COLUMNS: tuple[Measure | Estimate, ...] = (
     *("emd", "q", "emd_corrected", "low", "high", "se", "nfd", "fd", "floor", "p"),
 )
 """In the order in which they get room."""
