@@ -26,7 +26,7 @@ from pipeline.interop.reading import (
     type_name,
 )
 from pipeline.interop.reference_networks import NETWORKS, UNKNOWN_NETWORK, ReferenceNetwork
-from pipeline.networks import ASSUMED, NAMED
+from pipeline.networks import ASSUMED, BUILT_IN
 from pipeline.networks import ranges_file as ranges_module
 from pipeline.spec import COLOUR_RULE, Preprocess, Spec, Tap
 
@@ -170,7 +170,7 @@ def _made_by_the_reference(file: ReferenceFile, spec: Spec, about: str) -> list[
     _agree(about, f"precision, as {file.software} has no bf16", "fp32", spec.precision)
     _agree(about, "colour", COLOUR_RULE, rule.colour)
     if file.extractor != spec.extractor:
-        known = NETWORKS.keys() | NAMED.keys()
+        known = NETWORKS.keys() | BUILT_IN.keys()
         if {file.extractor, spec.extractor} <= known:
             _agree(about, "extractor", file.extractor, spec.extractor)
         notes.append(f"the file calls its network {file.extractor}; the spec, {spec.extractor}")

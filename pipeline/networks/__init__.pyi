@@ -19,8 +19,9 @@ from .reference_networks import CLIP_RULE as CLIP_RULE
 from .reference_networks import HALF_RULE as HALF_RULE
 from .reference_networks import IMAGENET_RULE as IMAGENET_RULE
 from .reference_networks import Rule as Rule
-from .registry import NAMED as NAMED
+from .registry import BUILT_IN as BUILT_IN
 from .registry import architecture as architecture
+from .registry import register_network as register_network
 from .taps import matching as matching
 from .taps import parse as parse
 from .taps import rows as rows

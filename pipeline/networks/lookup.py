@@ -22,8 +22,9 @@ from pipeline.errors import CorruptFile, SpecMismatch
 from pipeline.networks.lite0 import EFFICIENTNET_LITE0_SHA256, LITE0_TAPS
 from pipeline.networks.network import Architecture, Network, State
 from pipeline.networks.probe import FoundTaps, discover_taps
-from pipeline.networks.registry import architecture
+from pipeline.networks.registry import architecture, architecture_of
 from pipeline.networks.weights import (
+    File,
     fetch,
     fit,
     forget,
@@ -47,10 +48,12 @@ def describe(name: str, weights: str | None = None, taps: str | None = None) -> 
     """
     uri = storage.canonical(weights) if weights else None
     known = architecture(name)
+    if uri is None and isinstance(known.source, File):
+        uri = known.source.uri
     if name == "efficientnet_lite0" and taps is None:
         found = FoundTaps(LITE0_TAPS, (), ("classifier",), True)
     else:
-        found = discover_taps(name, known, taps)
+        found = discover_taps(name, known, taps if taps is not None else known.taps)
     digest = sha256_of(uri or fetch(known.source, name))
     if name == "efficientnet_lite0" and uri is None and digest != EFFICIENTNET_LITE0_SHA256:
         raise CorruptFile(
@@ -69,6 +72,7 @@ def describe(name: str, weights: str | None = None, taps: str | None = None) -> 
         found.modules,
         found.spare,
         found.folded,
+        known.built_by,
     )
 
 
@@ -96,7 +100,7 @@ def load_model(network: Network) -> Any:
     A classifier that no tap needs, and that the weights lack, is left out. Raises `SpecMismatch`
     where the weights are not those described, `CorruptFile` where they do not fit the architecture.
     """
-    known = architecture(network.name)
+    known = architecture_of(network)
     uri = network.weights_uri or fetch(known.source, network.name)
     data = read(uri)
     digest = hashlib.sha256(data).hexdigest()

@@ -67,7 +67,8 @@ def discover_taps(name: str, known: Architecture, patterns: str | None) -> Found
         tuple(taps),
         () if own_names else tuple(modules),
         shown.spare,
-        foldable(model, observed),
+        # A user's class may run its modules in another order than the class that it derives from.
+        not known.built_by and foldable(model, observed),
     )
 
 

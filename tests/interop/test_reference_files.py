@@ -1295,8 +1295,8 @@ def test_importing_needs_no_torch_and_no_network(tmp_path: Path) -> None:
 
 def test_the_networks_of_the_reference_are_those_that_are_built() -> None:
     """The table's positions, sizes and normalisations, against the architectures themselves."""
-    assert reference_networks.NETWORKS.keys() - registry.NAMED.keys() == {"clip_im_rn50"}
-    for name in reference_networks.NETWORKS.keys() & registry.NAMED.keys():
+    assert reference_networks.NETWORKS.keys() - registry.BUILT_IN.keys() == {"clip_im_rn50"}
+    for name in reference_networks.NETWORKS.keys() & registry.BUILT_IN.keys():
         known, table = networks.architecture(name), reference_networks.NETWORKS[name]
         taps = probe.discover_taps(name, known, None).taps
         assert {tap.name: tap.positions for tap in taps} == dict(table.positions), name

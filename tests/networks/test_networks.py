@@ -40,7 +40,7 @@ from pipeline.errors import (
     VdnaError,
 )
 from pipeline.networks import (
-    NAMED,
+    BUILT_IN,
     Hub,
     Network,
     describe,
@@ -55,7 +55,6 @@ from pipeline.networks import (
 from pipeline.networks import ranges_file as ranges
 from pipeline.spec import Tap
 from tests.counting.test_extractor import Bomb, seen
-from tests.support import tiny_network as tiny
 from tests.support.builders import photo, write_photos
 from tests.support.reference_package import Theirs, bare, observed_ranges, randomised
 
@@ -162,8 +161,7 @@ REFERENCE: dict[str, tuple[tuple[str, ...], int, Tap, Tap]] = {
 
 
 def test_the_reference_offers_no_other_name() -> None:
-    ours = {"efficientnet_lite0", tiny.NAME}  # the last, where another test has made it known
-    assert set(REFERENCE) == set(NAMED) - ours
+    assert set(REFERENCE) == set(BUILT_IN) - {"efficientnet_lite0"}
 
 
 @pytest.mark.parametrize("name", REFERENCE)

@@ -1,6 +1,6 @@
 """Builds by the command, in processes of their own, which a test may kill.
 
-A small network is made known to each of them, Ray's workers too, by a `sitecustomize`.
+An installed distribution makes a small network known to them, by an entry point.
 """
 
 from __future__ import annotations
@@ -35,19 +35,9 @@ SHARD_IMAGES = 2
 SHARDS = 32
 """Folds are of 3 images, hence of two shards."""
 
-KNOWN = """
-import builtins, sys
-import_of_python = builtins.__import__
-def small():
-    from tests.support import tiny_network as tiny
-    return tiny.architecture()
-def telling(name, *args, **kwargs):
-    module = import_of_python(name, *args, **kwargs)
-    named = getattr(sys.modules.get("pipeline.networks.registry"), "NAMED", None)
-    if named is not None:
-        named["tiny"] = small
-    return module
-builtins.__import__ = telling
+ENTRY_POINTS = """
+[vdna.networks]
+tiny = tests.support.tiny_network:register
 """
 
 SLOW = """
@@ -60,6 +50,14 @@ def slowly(*args, **kwargs):
 PIL.Image.open = slowly
 """
 """Images that take a while to decode, and no time of a CPU: what dies, dies in the middle."""
+
+
+def write_distribution(folder: Path, entry_points: str) -> None:
+    """Makes a folder of the path look as if a distribution with entry points were installed."""
+    info = folder / "vdna_tests-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vdna-tests\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(entry_points)
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ class Small:
         site = self.folder / hashlib.sha256(patch.encode()).hexdigest()[:8]
         if not site.exists():  # else processes that start may read it at this moment
             site.mkdir()
-            (site / "sitecustomize.py").write_text(KNOWN + patch)
+            (site / "sitecustomize.py").write_text(patch)
+            write_distribution(site, ENTRY_POINTS)
         paths = [str(site), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
         return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 

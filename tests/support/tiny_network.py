@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline import images, storage
 from pipeline.counting import Extractor
 from pipeline.dna import DNA, Exemplars, Failure, Ranges
-from pipeline.networks import Architecture, Network, describe, registry
+from pipeline.networks import Network, describe, register_network
 from pipeline.networks import ranges_file as ranges
 from pipeline.spec import Preprocess
 
@@ -32,7 +32,7 @@ RULE = Preprocess(SIDE, SIDE, HALF, HALF)
 WIDTHS = (4, 3)
 
 
-class _Tiny(torch.nn.Module):
+class Tiny(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
@@ -40,12 +40,6 @@ class _Tiny(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.b(self.a(x))
-
-
-def architecture() -> Architecture:
-    return Architecture(
-        lambda side: _Tiny(), SIDE, SIDE, HALF, HALF, None, layers=(("a", "a"), ("b", "b"))
-    )
 
 
 @dataclass(frozen=True)
@@ -66,9 +60,8 @@ class Place:
 
 
 def register() -> None:
-    """Makes the name known in this process."""
-    assert isinstance(registry.NAMED, dict)
-    registry.NAMED[NAME] = architecture
+    """Makes the name known in this process; processes of commands call it by an entry point."""
+    register_network(NAME, Tiny, preprocess=RULE, taps="a,b")
 
 
 def install(folder: Path) -> Place:
@@ -78,7 +71,7 @@ def install(folder: Path) -> Place:
     place = Place(str(weights), str(limits))
     if not weights.exists():
         torch.manual_seed(1)
-        torch.save(_Tiny().state_dict(), weights)
+        torch.save(Tiny().state_dict(), weights)
     if not limits.exists():
         shape = tuple((tap.name, tap.neurons) for tap in place.network.taps)
         # Narrow enough for some activations to lie outside.

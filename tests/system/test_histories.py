@@ -38,13 +38,12 @@ from pipeline.counting import reduction as reduce_module
 from pipeline.dna import DNA, Exemplars, Failure
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, GateError, SourceError, TransientError
-from pipeline.networks import registry
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from tests.support import tiny_network as tiny
 from tests.support.tiny_network import Oracle, Picture, Place, Truth
 
 RESOURCES = Resources(workers=0, threads=2, fetch_ahead=4)
-PURE = {"canonical", "protocol_of", "local_path", "readable", "join", "on_disk"}
+PURE = {"attempt", "canonical", "protocol_of", "local_path", "readable", "join", "on_disk"}
 """Functions of `pipeline.storage` that touch no store."""
 NAMES = ("photos", "videos")
 FOLDERS = ("a", "b")
@@ -145,13 +144,11 @@ class Process:
 
 CURRENT: ContextVar[Process | None] = ContextVar("process", default=None)
 REAL = {
-    name: function
-    for name, function in vars(storage).items()
-    if inspect.isfunction(function)
-    and function.__module__ == storage.__name__
-    and not name.startswith("_")
-    and name not in PURE
+    name: getattr(storage, name)
+    for name in storage.__all__
+    if inspect.isfunction(getattr(storage, name)) and name not in PURE
 }
+assert {"create", "delete", "exists", "open_random", "read", "replace", "walk"} <= REAL.keys()
 
 
 def _watched(name: str) -> Callable[..., Any]:
@@ -165,10 +162,8 @@ def _watched(name: str) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    yield tiny.install(tmp_path_factory.mktemp("tiny"))
-    assert isinstance(registry.NAMED, dict)
-    del registry.NAMED[tiny.NAME]
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return tiny.install(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +181,9 @@ def figures() -> Iterator[None]:
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage in which a process can die or get no answer; threads belong to who started them."""
-    for name in REAL:
-        monkeypatch.setattr(storage, name, _watched(name))
+    for name, function in REAL.items():
+        for module in (storage, sys.modules[function.__module__]):  # it may be called there too
+            monkeypatch.setattr(module, name, _watched(name))
     submit = ThreadPoolExecutor.submit
 
     def inherit(self: ThreadPoolExecutor, function: Any, /, *args: Any, **kwargs: Any) -> Any:
