@@ -76,7 +76,7 @@ class Planner:
     def _plan(self, request: Request) -> DatasetPlan:
         catalogue = self.catalogue
         network = describe(request.extractor, request.weights, request.taps)
-        if request.weights:
+        if network.weights_uri:
             require_fit(network)  # wrong weights are found before anything is listed
         head = catalogue.head()
         known = _known_ranges(catalogue, request.ranges)

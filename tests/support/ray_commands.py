@@ -52,11 +52,11 @@ PIL.Image.open = slowly
 """Images that take a while to decode, and no time of a CPU: what dies, dies in the middle."""
 
 
-def write_distribution(folder: Path, entry_points: str) -> None:
+def write_distribution(folder: Path, entry_points: str, name: str = "vdna_tests") -> None:
     """Makes a folder of the path look as if a distribution with entry points were installed."""
-    info = folder / "vdna_tests-1.dist-info"
+    info = folder / f"{name}-1.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vdna-tests\nVersion: 1\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
     (info / "entry_points.txt").write_text(entry_points)
 
 
