@@ -16,12 +16,15 @@ from jobs.shell import (
     GpusOption,
     ImageColumnOption,
     JsonOption,
+    LogFormat,
+    LogFormatOption,
     RayOption,
     RelistOption,
     ThreadsOption,
     WorkersOption,
     guarded,
     print_json,
+    progress,
     run_alone,
 )
 
@@ -101,12 +104,12 @@ def build(
     threads: ThreadsOption = None,
     gpus_per_worker: GpusOption = 0.0,
     ray_address: RayOption = None,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Build a dataset's DNA and commit it. The same command again does only what is missing."""
     from pipeline.building import Request, build_datasets
     from pipeline.catalogue import Catalogue
-    from pipeline.reporting import Lines
     from pipeline.spec import Resources
 
     request = Request(
@@ -136,7 +139,7 @@ def build(
     resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
     with engine_for(resources, ray_address) as engine:
         (result,) = build_datasets(
-            Catalogue(catalogue), [request], engine, resources, Lines(), relist=relist
+            Catalogue(catalogue), [request], engine, resources, progress(), relist=relist
         )
     if as_json:
         print_json(summary(result))

@@ -12,11 +12,14 @@ from jobs.shell import (
     GpusOption,
     ImageColumnOption,
     JsonOption,
+    LogFormat,
+    LogFormatOption,
     RayOption,
     ThreadsOption,
     WorkersOption,
     guarded,
     print_json,
+    progress,
     run_alone,
 )
 
@@ -53,6 +56,7 @@ def calibrate(
     threads: ThreadsOption = None,
     gpus_per_worker: GpusOption = 0.0,
     ray_address: RayOption = None,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Measure each neuron's range, widen it by 1.2 about the centre, write it to a file.
@@ -60,7 +64,6 @@ def calibrate(
     The same command again does only what is missing.
     """
     from pipeline.building import calibrate as measure
-    from pipeline.reporting import Lines
     from pipeline.spec import Resources
 
     resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
@@ -82,7 +85,7 @@ def calibrate(
             image_column=image_column,
             max_failures=max_failures,
             resources=resources,
-            progress=Lines(),
+            progress=progress(),
         )
     if as_json:
         print_json(summary(measured) | {"out": out})

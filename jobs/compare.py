@@ -17,6 +17,8 @@ from jobs.shell import (
     CatalogueOption,
     JsonOption,
     LensOption,
+    LogFormat,
+    LogFormatOption,
     MemoryOption,
     NeuronsOption,
     RayOption,
@@ -24,6 +26,7 @@ from jobs.shell import (
     SpecOption,
     guarded,
     print_json,
+    progress,
     run_alone,
 )
 
@@ -85,6 +88,7 @@ def compare(
             "the CPU where it was tested: on one; no GPU has run it yet)."
         ),
     ] = "cpu",
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Print the distance of every pair of datasets: Earth Mover's, with --fd Fréchet's too."""
@@ -127,11 +131,10 @@ def compare(
     if figure and kind:
         storage.replace(storage.canonical(figure), draw(matrix, kind, layer or ALL, through))
     if html:
-        from pipeline.reporting import Lines, write_matrix_page
+        from pipeline.reporting import write_matrix_page
 
-        progress = Lines()
         write_matrix_page(
-            place, [matrix], html, lenses=[through], apart=apart, at=number, progress=progress
+            place, [matrix], html, lenses=[through], apart=apart, at=number, progress=progress()
         )
     versions = place.find_all(matrix.names, number, matrix.spec_digest)
     notes = partial(
@@ -241,7 +244,6 @@ def effort_for(
     """
     from pipeline.comparing import Crew, Effort
     from pipeline.errors import UsageError
-    from pipeline.reporting import Lines
     from pipeline.spec import Resources
 
     if device != "cpu":
@@ -267,8 +269,7 @@ def effort_for(
         with contextlib.redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
             yield Crew(engine.map, engine.workers)
 
-    progress = Lines()
-    return Effort(crew, round(memory * GIGABYTE), device, progress)
+    return Effort(crew, round(memory * GIGABYTE), device, progress())
 
 
 def lens_for(

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.build import engine_for
-from jobs.shell import JsonOption, RayOption, WorkersOption, guarded, print_json, run_alone
+from jobs.shell import (
+    JsonOption,
+    LogFormat,
+    LogFormatOption,
+    RayOption,
+    WorkersOption,
+    guarded,
+    print_json,
+    progress,
+    run_alone,
+)
 
 if TYPE_CHECKING:
     from pipeline.comparing import Matrix
@@ -21,29 +31,29 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for all of it.")] = Path("vdna-demo"),
     workers: WorkersOption = None,
     ray_address: RayOption = None,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Build the DNAs of eleven small datasets of real images and compare all pairs."""
     from pipeline.building import Request, build_datasets
     from pipeline.catalogue import Catalogue
     from pipeline.comparing import compare
-    from pipeline.reporting import Lines, write_matrix_page
+    from pipeline.reporting import write_matrix_page
     from pipeline.sources import DATASETS, write_datasets
     from pipeline.spec import Resources
 
-    progress = Lines()
     folders = write_datasets(out / "images")
     catalogue = Catalogue(str(out / "catalogue"))
     requests = [Request(name, str(folder)) for name, folder in folders.items()]
     resources = Resources(workers=workers)
     with engine_for(resources, ray_address) as engine:
-        results = build_datasets(catalogue, requests, engine, resources, progress)
+        results = build_datasets(catalogue, requests, engine, resources, progress())
     commit = catalogue.head().number
     matrix = compare(catalogue, list(folders), at=commit)
     table = out / "matrix.parquet"
     table.write_bytes(matrix.encode())
     page = out / "report.html"
-    write_matrix_page(catalogue, [matrix], str(page), at=commit, progress=Lines())
+    write_matrix_page(catalogue, [matrix], str(page), at=commit, progress=progress())
     if as_json:
         print_json(matrix.table.to_pylist())
         return

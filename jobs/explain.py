@@ -14,10 +14,13 @@ from jobs.shell import (
     CatalogueOption,
     JsonOption,
     LensOption,
+    LogFormat,
+    LogFormatOption,
     NeuronsOption,
     SpecOption,
     guarded,
     print_json,
+    progress,
     run_alone,
 )
 
@@ -42,6 +45,7 @@ def explain(
     ] = None,
     spec: SpecOption = None,
     at: AtOption = None,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Rank the layers and neurons in which two datasets differ; show how, and in which images."""
@@ -50,7 +54,7 @@ def explain(
     from pipeline.comparing import ALL
     from pipeline.errors import UsageError
     from pipeline.explaining import explain as explained
-    from pipeline.reporting import Lines, require_html
+    from pipeline.reporting import require_html
 
     if out and not out.endswith(".parquet"):
         raise UsageError(f"out is {out!r}; the neurons are written as Parquet (.parquet)")
@@ -68,7 +72,7 @@ def explain(
         spec=spec,
         lens=through,
         top=top,
-        progress=Lines(),
+        progress=progress(),
     )
     if out:
         storage.replace(storage.canonical(out), found.encode())

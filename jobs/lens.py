@@ -12,10 +12,13 @@ from jobs.shell import (
     AtOption,
     CatalogueOption,
     JsonOption,
+    LogFormat,
+    LogFormatOption,
     NeuronsOption,
     SpecOption,
     guarded,
     print_json,
+    progress,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +73,7 @@ def fit(
     ] = False,
     spec: SpecOption = None,
     at: AtOption = None,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a lens to attributes, and tell how it does on images that it was not fitted on.
@@ -80,7 +84,6 @@ def fit(
     from pipeline.catalogue import Catalogue, check_lens
     from pipeline.errors import UsageError
     from pipeline.explaining import FOCUS_NEURONS, fit_focus, fit_ignoring
-    from pipeline.reporting import Lines
 
     check_lens(name)
     if (focus is None) == (not ignore):
@@ -90,7 +93,6 @@ def fit(
     if ignore and (layer or top):
         raise UsageError("--layer and --top belong to --focus; weights are fitted to all neurons")
     place = Catalogue(catalogue)
-    progress = Lines()
     if focus is not None:
         found = fit_focus(
             place,
@@ -100,7 +102,7 @@ def fit(
             layers=layer,
             spec=spec,
             at=at,
-            progress=progress,
+            progress=progress(),
         )
     else:
         found = fit_ignoring(
@@ -112,7 +114,7 @@ def fit(
             by_layer=by_layer,
             spec=spec,
             at=at,
-            progress=progress,
+            progress=progress(),
         )
     _keep(place, found.lens, _sentences(found), as_json)
 

@@ -15,6 +15,8 @@ from jobs.shell import (
     ImageColumnOption,
     JsonOption,
     LensOption,
+    LogFormat,
+    LogFormatOption,
     NeuronsOption,
     RayOption,
     SpecOption,
@@ -22,6 +24,7 @@ from jobs.shell import (
     WorkersOption,
     guarded,
     print_json,
+    progress,
     run_alone,
 )
 
@@ -64,6 +67,7 @@ def rank(
     threads: ThreadsOption = None,
     gpus_per_worker: GpusOption = 0.0,
     ray_address: RayOption = None,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Order images by the distance of their own DNA to a dataset's, the nearest first.
@@ -74,7 +78,7 @@ def rank(
     from pipeline import storage
     from pipeline.catalogue import Catalogue
     from pipeline.explaining import rank as ranked
-    from pipeline.reporting import GALLERY, Lines, require_html, write_gallery
+    from pipeline.reporting import GALLERY, require_html, write_gallery
     from pipeline.spec import Resources
 
     if html:
@@ -105,7 +109,7 @@ def rank(
             max_failures=max_failures,
             shard_images=shard_images,
             resources=resources,
-            progress=Lines(),
+            progress=progress(),
         )
     if html:
         write_gallery(place, found, html)

@@ -13,6 +13,8 @@ from jobs.compare import effort_for, print_notes, rows_of
 from jobs.shell import (
     GpusOption,
     JsonOption,
+    LogFormat,
+    LogFormatOption,
     MemoryOption,
     RayOption,
     RelistOption,
@@ -21,6 +23,7 @@ from jobs.shell import (
     WorkersOption,
     guarded,
     print_json,
+    progress,
     run_alone,
     tell_error,
 )
@@ -49,6 +52,7 @@ def refresh(
     ray_address: RayOption = None,
     relist: RelistOption = False,
     memory: MemoryOption = 4.0,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """List every dataset, build what changed, compare all pairs, and judge the gate."""
@@ -59,7 +63,7 @@ def refresh(
     from pipeline.comparing import compare
     from pipeline.errors import UsageError, VdnaError
     from pipeline.refreshing import judge, load_config, require_held, require_known
-    from pipeline.reporting import Lines, print_matrix, summary_sentence
+    from pipeline.reporting import print_matrix, summary_sentence
     from pipeline.spec import Resources
 
     settings = load_config(config)
@@ -81,7 +85,7 @@ def refresh(
                 settings.requests(),
                 engine,
                 resources,
-                Lines(),
+                progress(),
                 done=results.append,
                 relist=relist,
             )

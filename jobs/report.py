@@ -12,11 +12,14 @@ from jobs.shell import (
     AtOption,
     CatalogueOption,
     JsonOption,
+    LogFormat,
+    LogFormatOption,
     MemoryOption,
     RayOption,
     SpecOption,
     guarded,
     print_json,
+    progress,
     run_alone,
 )
 
@@ -40,12 +43,13 @@ def report(
     at: AtOption = None,
     ray_address: RayOption = None,
     memory: MemoryOption = 4.0,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Write the page of a snapshot: one HTML file that opens offline."""
     from pipeline.catalogue import Catalogue, find_lens
     from pipeline.comparing import compare, spec_of
-    from pipeline.reporting import Lines, require_html, summary_sentence, write_matrix_page
+    from pipeline.reporting import require_html, summary_sentence, write_matrix_page
 
     require_html(out)
     place = Catalogue(catalogue)
@@ -58,14 +62,13 @@ def report(
         for through in lenses
     ]
     matrix, apart = matrices[0], left_out(place, (), number, spec)
-    progress = Lines()
     size = write_matrix_page(
         *(place, matrices, out),
         lenses=lenses,
         apart=apart,
         at=number,
         samples=samples,
-        progress=progress,
+        progress=progress(),
     )
     versions = place.find_all(matrix.names, number, matrix.spec_digest)
     print_notes(versions, apart=apart, lenses=lenses, to=sys.stderr if as_json else None)

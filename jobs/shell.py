@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import StrEnum
 from itertools import chain, islice
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 from pipeline.errors import VdnaError
+from pipeline.events import Listener, ignore
+
+
+class LogFormat(StrEnum):
+    text = "text"
+    json = "json"
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,6 +86,13 @@ GpusOption = Annotated[
 RelistOption = Annotated[
     bool, typer.Option("--relist", help="List anew, and again where the source changes.")
 ]
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option(
+        "--log-format",
+        help="What stderr gets: text, for people, or a line of JSON for each event and log record.",
+    ),
+]
 ImageColumnOption = Annotated[
     str | None,
     typer.Option("--image-column", help="Of Parquet and Arrow files that have several."),
@@ -86,25 +104,62 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except VdnaError as error:
-            as_json = bool(kwargs.get("as_json"))
-            if as_json:
-                print_json({"error": type(error).__name__, "message": str(error)})
-            tell_error(error, as_json=as_json)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
-            raise typer.Exit(130) from error
+        with _progress_shown(kwargs.get("log_format")):
+            try:
+                return command(*args, **kwargs)
+            except VdnaError as error:
+                as_json = bool(kwargs.get("as_json"))
+                if as_json:
+                    print_json({"error": type(error).__name__, "message": str(error)})
+                tell_error(error, as_json=as_json)
+                raise typer.Exit(error.exit_code) from error
+            except KeyboardInterrupt as error:
+                _tell("interrupted; the same command goes on from here")
+                raise typer.Exit(130) from error
 
     return run
 
 
+_shown: ContextVar[tuple[Listener, LogFormat]] = ContextVar("shown")
+
+
+def progress() -> Listener:
+    """Returns the listener that shows the progress of the command that runs."""
+    listener, _ = _shown.get((ignore, LogFormat.text))
+    return listener
+
+
+@contextmanager
+def _progress_shown(log_format: object) -> Iterator[None]:
+    """Shows progress and log records on stderr, if the command has the option for it."""
+    if not isinstance(log_format, LogFormat):
+        yield
+        return
+    from pipeline.reporting import show_progress
+
+    with show_progress(log_format.value) as listener:
+        before = _shown.set((listener, log_format))
+        try:
+            yield
+        finally:
+            _shown.reset(before)
+
+
 def tell_error(error: VdnaError, *, as_json: bool) -> None:
-    """On stderr, for logs; not where stdout, which has it as JSON, is a terminal as well."""
+    """Prints an error on stderr, for logs.
+
+    If stdout has it as JSON already, and is a terminal, too, nothing is printed.
+    """
     if not (as_json and sys.stdout.isatty()):
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
+
+
+def _tell(line: str) -> None:
+    _, log_format = _shown.get((ignore, LogFormat.text))
+    if log_format is LogFormat.json:
+        logging.getLogger(__name__).error(line)
+    else:
+        print(line, file=sys.stderr)
 
 
 class Rows(list[object]):

@@ -13,11 +13,14 @@ from jobs.build import engine_for
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
+    LogFormat,
+    LogFormatOption,
     RayOption,
     SpecOption,
     ThreadsOption,
     guarded,
     print_json,
+    progress,
     run_alone,
 )
 
@@ -47,6 +50,7 @@ def verify(
     ] = 0,
     threads: ThreadsOption = None,
     ray_address: RayOption = None,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute what is promised from what is stored; exit 1 where anything does not hold."""
@@ -63,7 +67,6 @@ def verify(
         yield from recompute(place, names or (), spec)
         if deep:
             from pipeline.catalogue import recount
-            from pipeline.reporting import Lines
             from pipeline.spec import Resources
 
             resources = Resources(workers=workers, threads=threads)
@@ -77,7 +80,7 @@ def verify(
                     seed=seed,
                     weights=weights,
                     resources=resources,
-                    progress=Lines(),
+                    progress=progress(),
                 )
 
     findings = []

@@ -31,6 +31,8 @@ from pipeline.errors import ConservationError, TransientError, UsageError
 from pipeline.spec import Resources, available_cpus
 from pipeline.storage import retry
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 R = TypeVar("R")
@@ -280,7 +282,7 @@ def started(start: Callable[[], T]) -> T:
                     f"{problem}, {starts} times: {error} Rerun the same command when the machine "
                     "is less busy, or with --workers 0, without Ray"
                 ) from error
-            print(f"{problem}; starting it again", file=sys.stderr)
+            logger.warning("%s; starting it again", problem)
 
 
 def _node_of(error: Exception) -> Any:

@@ -40,8 +40,11 @@ from .html.ranking_gallery import write_gallery as write_gallery
 from .html.thumbnails import SIDE as SIDE
 from .html.thumbnails import THUMBNAIL as THUMBNAIL
 from .html.thumbnails import thumbnail as thumbnail
-from .progress import BAR_SECONDS as BAR_SECONDS
+from .logs import JsonLines as JsonLines
+from .logs import LogFormat as LogFormat
+from .logs import show_progress as show_progress
 from .progress import LINE_SECONDS as LINE_SECONDS
+from .progress import Bar as Bar
 from .progress import Lines as Lines
 from .progress import duration as duration
 from .progress import line_of as line_of

@@ -1,4 +1,8 @@
-"""reporting.progress: TODO-DOC"""
+"""Shows a long job's progress on a terminal, as a bar, or in a log, as plain lines.
+
+>>> make_dna("photos/", progress=Bar())  # doctest: +SKIP
+━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 720/720 images  15.7/s  96/96 shards  0 failed  0:00:46
+"""
 
 from __future__ import annotations
 
@@ -6,106 +10,188 @@ import sys
 from time import monotonic
 from typing import TextIO
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
 from pipeline.events import Event, Finished, Retried, Said, Started, StepDone, StepFailed
 
 LINE_SECONDS = 10.0
 
-BAR_SECONDS = 0.2
+REFRESHES_PER_SECOND = 5
+
+
+def text_of(event: Event) -> str:
+    """Puts an event into words for people.
+
+    Args:
+        event: Any event.
+
+    Returns:
+        One line of text, or "" for the events that only move the numbers of a bar.
+    """
+    match event:
+        case Said(message):
+            return message
+        case Started(steps=steps, present=present, unit=unit, step=step) if present and steps:
+            done = "counted" if unit == "images" else "computed"
+            return f"{present} {step} are {done} already, {steps} are left"
+        case StepFailed(name, error):
+            return f"{name} not counted: {error}"
+        case Retried(steps, attempt):
+            return f"{steps} that failed are tried again, attempt {attempt}"
+        case _:
+            return ""
 
 
 class Lines:
-    """On a terminal one line, rewritten; elsewhere a line every ten seconds and at the end."""
+    """A listener that prints a line every ten seconds and at the end of each stage.
+
+    Args:
+        out: Where lines go; stderr if None.
+    """
 
     def __init__(self, out: TextIO | None = None) -> None:
-        self._units = ("images", "shards")
         self._out = out or sys.stderr
-        self._terminal = self._out.isatty()
-        self._images = self._shards = self._failures = 0
-        self._all_images = self._all_shards = 0
+        self._stage = Started(0, 0)
+        self._units = self._steps = self._failures = 0
         self._began = self._shown = monotonic()
 
     def __call__(self, event: Event) -> None:
+        """Prints what the event says, or the state of its stage if that is due.
+
+        Args:
+            event: What happened.
+        """
+        if text := text_of(event):
+            self._print(text)
         match event:
-            case Said(message):
-                self._say(message)
             case Started():
-                self._start(event)
-            case StepDone():
-                self._advance(event)
-            case StepFailed(name, error):
-                self._say(f"{name} not counted: {error}")
-            case Retried(steps):
-                self._say(f"{steps} {self._units[1]} are tried again")
-            case Finished(ok=True):
-                self._finish()
+                self._stage = event
+                self._units = self._steps = self._failures = 0
+                self._began = self._shown = monotonic()
+            case StepDone(units, failures):
+                self._units += units
+                self._steps += 1
+                self._failures += failures
+                if (now := monotonic()) - self._shown >= LINE_SECONDS:
+                    self._shown = now
+                    self._print_state(now)
+            case Finished(ok=True) if self._steps:
+                self._print_state(monotonic())
 
-    def _say(self, message: str) -> None:
-        self._clear()
-        print(message, file=self._out, flush=True)
-
-    def _start(self, event: Started) -> None:
-        self._units = (event.unit, event.step)
-        self._images = self._shards = self._failures = 0
-        self._all_images, self._all_shards = event.total, event.steps
-        self._began = self._shown = monotonic()
-        if event.present and event.steps:
-            done = "counted" if event.unit == "images" else "computed"
-            self._say(f"{event.present} {event.step} are {done} already, {event.steps} are left")
-
-    def _advance(self, event: StepDone) -> None:
-        self._images += event.units
-        self._shards += 1
-        self._failures += event.failures
-        now = monotonic()
-        if now - self._shown >= (BAR_SECONDS if self._terminal else LINE_SECONDS):
-            self._shown = now
-            self._show(now)
-
-    def _finish(self) -> None:
-        if self._shards:
-            self._show(monotonic())
-            if self._terminal:
-                print(file=self._out, flush=True)
-
-    def _show(self, now: float) -> None:
+    def _print_state(self, now: float) -> None:
         elapsed = now - self._began
-        line = line_of(
-            self._images,
-            self._all_images,
-            self._shards,
-            self._all_shards,
-            self._failures,
-            elapsed,
-            self._units,
+        self._print(line_of(self._stage, self._units, self._steps, self._failures, elapsed))
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+
+class Bar:
+    """A listener that draws a bar for each stage, and prints messages above it.
+
+    Args:
+        console: The terminal; that of stderr if None.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar: Progress | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Prints what the event says, or moves the bar.
+
+        Args:
+            event: What happened.
+        """
+        if text := text_of(event):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        match event:
+            case Started() if event.steps:
+                self._start(event)
+            case StepDone(units, failures) if self._bar is not None:
+                fields = self._bar.tasks[0].fields
+                self._bar.update(
+                    self._bar.task_ids[0],
+                    advance=units,
+                    done=fields["done"] + 1,
+                    failures=fields["failures"] + failures,
+                )
+            case Finished() if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+
+    def _start(self, stage: Started) -> None:
+        columns: list[ProgressColumn] = [
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[stage].unit}"),
+            _Rate(),
+            TextColumn(
+                "{task.fields[done]:,}/{task.fields[stage].steps:,} {task.fields[stage].step}"
+            ),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        ]
+        if stage.unit == "images":
+            columns.insert(4, TextColumn("{task.fields[failures]:,} failed"))
+        self._bar = Progress(
+            *columns,
+            console=self._console,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            redirect_stdout=False,  # it is the command's own, and may be JSON
+            get_time=monotonic,
         )
-        self._clear()
-        print(line, end="" if self._terminal else "\n", file=self._out, flush=True)
-
-    def _clear(self) -> None:
-        if self._terminal:
-            print("\r\x1b[K", end="", file=self._out)
+        self._bar.add_task("", total=stage.total, stage=stage, done=0, failures=0)
+        self._bar.start()
 
 
-def line_of(
-    images: int,
-    all_images: int,
-    shards: int,
-    all_shards: int,
-    failures: int,
-    elapsed: float,
-    units: tuple[str, str] = ("images", "shards"),
-) -> str:
-    """`1,200/4,000 images  75.0/s  10/32 shards  1 failed  0:00:37 left`; only images can fail."""
-    rate = images / elapsed if elapsed > 0 else 0.0
-    left = f"{duration((all_images - images) / rate)} left" if rate else "time left unknown"
-    if images >= all_images:
+class _Rate(ProgressColumn):
+    """Units a second: of late while the stage runs, of the whole stage when it is done."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0.0:.1f}/s")
+
+
+def line_of(stage: Started, units: int, steps: int, failures: int, elapsed: float) -> str:
+    """Writes the state of a stage in one line.
+
+    `1,200/4,000 images  75.0/s  10/32 shards  1 failed  0:00:37 left`; only images can fail.
+
+    Args:
+        stage: What is to be done.
+        units: Units of work that are done.
+        steps: Steps that are done.
+        failures: Units that could not be read.
+        elapsed: Seconds since the stage began.
+
+    Returns:
+        The line, without its end.
+    """
+    rate = units / elapsed if elapsed > 0 else 0.0
+    left = f"{duration((stage.total - units) / rate)} left" if rate else "time left unknown"
+    if units >= stage.total:
         left = f"in {duration(elapsed)}"
-    failed = f"{failures:,} failed  " if units[0] == "images" else ""
-    done = f"{images:,}/{all_images:,} {units[0]}  {rate:.1f}/s"
-    return f"{done}  {shards:,}/{all_shards:,} {units[1]}  {failed}{left}"
+    failed = f"{failures:,} failed  " if stage.unit == "images" else ""
+    done = f"{units:,}/{stage.total:,} {stage.unit}  {rate:.1f}/s"
+    return f"{done}  {steps:,}/{stage.steps:,} {stage.step}  {failed}{left}"
 
 
 def duration(seconds: float) -> str:
+    """Writes a duration as hours, minutes and seconds.
+
+    Args:
+        seconds: Its length.
+
+    Returns:
+        Text such as `1:02:03`.
+    """
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}"

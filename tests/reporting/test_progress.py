@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 
-from pipeline.events import Finished, Said, Started, StepDone, ignore
-from pipeline.reporting import BAR_SECONDS, LINE_SECONDS, Lines, duration, line_of
+from pipeline.events import (
+    Event,
+    Finished,
+    Retried,
+    Said,
+    Started,
+    StepDone,
+    StepFailed,
+    ignore,
+    stage,
+)
+from pipeline.reporting import LINE_SECONDS, Bar, Lines, duration, line_of
 
-CLEAR = "\r\x1b[K"
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+STAGE = Started(total=4000, steps=32)
 
 
 @pytest.fixture
@@ -47,18 +56,18 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_a_line_tells_rate_shards_failures_and_time_left() -> None:
-    line = line_of(1200, 4000, 10, 32, 1, 16.0)
+    line = line_of(STAGE, 1200, 10, 1, 16.0)
     assert line == "1,200/4,000 images  75.0/s  10/32 shards  1 failed  0:00:37 left"
 
 
 def test_a_line_that_is_done_tells_how_long_it_took() -> None:
-    line = line_of(4000, 4000, 32, 32, 0, 61.0)
+    line = line_of(STAGE, 4000, 32, 0, 61.0)
     assert line == "4,000/4,000 images  65.6/s  32/32 shards  0 failed  in 0:01:01"
 
 
 @pytest.mark.parametrize(("images", "elapsed"), [(0, 0.0), (0, 5.0), (3, 0.0)])
 def test_nothing_yet_or_no_time_divides_by_nothing(images: int, elapsed: float) -> None:
-    line = line_of(images, 10, 0, 2, 0, elapsed)
+    line = line_of(Started(total=10, steps=2), images, 0, 0, elapsed)
     assert "time left unknown" in line
     assert "0.0/s" in line
 
@@ -87,46 +96,74 @@ def test_a_log_gets_a_plain_line_every_ten_seconds_and_one_at_the_end(
     assert "\x1b" not in out.getvalue()
 
 
-def test_a_terminal_has_one_line_rewritten_and_ended_once(sleep: Callable[[float], None]) -> None:
-    out = Terminal()
-    progress = Lines(out)
-    progress(Started(total=4, steps=4))
+@pytest.fixture
+def terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=120)
+
+
+def written(terminal: Console) -> str:
+    assert isinstance(terminal.file, io.StringIO)
+    return terminal.file.getvalue()
+
+
+def plain(text: str) -> str:
+    """The text without what colours it and moves the cursor."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def test_a_terminal_has_a_bar_that_is_redrawn_and_stays_when_it_is_done(terminal: Console) -> None:
+    bar = Bar(terminal)
+    bar(Started(total=4, steps=4))
     for failures in (0, 0, 2, 0):
-        sleep(BAR_SECONDS)
-        progress(StepDone(1, failures))
-    progress(Finished())
-    assert out.getvalue().count("\n") == 1
-    assert out.getvalue().endswith("\n")
-    before, *shown = out.getvalue().rstrip("\n").split(CLEAR)
-    assert before == ""
-    assert [line.split("  ")[0] for line in shown] == [
-        "1/4 images", "2/4 images", "3/4 images", "4/4 images", "4/4 images",
-    ]  # fmt: skip
-    assert "2 failed" in shown[-1]
+        bar(StepDone(1, failures))
+    bar(Finished())
+    last = plain(written(terminal)).rstrip("\n").splitlines()[-1]
+    assert "4/4 images" in last
+    assert "4/4 shards" in last
+    assert "2 failed" in last
+    assert re.search(r"[\d.]+/s", last)
+    assert last.rstrip().endswith("0:00:00")  # how long it took
+    assert written(terminal).count(SHOW_CURSOR) == written(terminal).count(HIDE_CURSOR) == 1
 
 
-def test_a_terminal_is_not_written_to_more_than_five_times_a_second(
-    sleep: Callable[[float], None],
-) -> None:
-    out = Terminal()
-    progress = Lines(out)
-    progress(Started(total=1000, steps=1000))
+@pytest.mark.parametrize(("unit", "step"), [("pairs", "tiles"), ("neurons", "layers")])
+def test_a_bar_counts_what_the_stage_counts(terminal: Console, unit: str, step: str) -> None:
+    bar = Bar(terminal)
+    bar(Started(1200, 2, unit=unit, step=step))
+    bar(StepDone(1000))
+    bar(StepDone(200))
+    bar(Finished())
+    last = plain(written(terminal)).rstrip("\n").splitlines()[-1]
+    assert f"1,200/1,200 {unit}" in last
+    assert f"2/2 {step}" in last
+    assert "failed" not in last
+
+
+def test_a_terminal_is_not_drawn_on_with_every_event(terminal: Console) -> None:
+    bar = Bar(terminal)
+    bar(Started(total=1000, steps=1000))
     for _ in range(1000):
-        sleep(0.001)
-        progress(StepDone(1))
-    assert 4 <= out.getvalue().count(CLEAR) <= 5
+        bar(StepDone(1))
+    bar(Finished())
+    assert plain(written(terminal)).count(" images") < 50
 
 
-def test_a_message_on_a_terminal_clears_the_line_it_interrupts(
-    sleep: Callable[[float], None],
-) -> None:
-    out = Terminal()
-    progress = Lines(out)
-    progress(Started(total=4, steps=4))
-    sleep(1)
-    progress(StepDone(1))
-    progress(Said("shard 3 not counted"))
-    assert out.getvalue().endswith(f"{CLEAR}shard 3 not counted\n")
+def test_a_message_on_a_terminal_stands_above_the_bar(terminal: Console) -> None:
+    bar = Bar(terminal)
+    bar(Started(total=4, steps=4))
+    bar(StepFailed("shard 3", "TransientError: [s3] does not answer"))
+    bar(Finished())
+    lines = [line.strip() for line in plain(written(terminal)).replace("\r", "\n").splitlines()]
+    at = lines.index("shard 3 not counted: TransientError: [s3] does not answer")
+    assert "0/4 images" in lines[-1]
+    assert at < len(lines) - 1
+
+
+def test_an_exception_ends_the_bar_and_gives_the_cursor_back(terminal: Console) -> None:
+    bar = Bar(terminal)
+    with pytest.raises(KeyboardInterrupt), stage(bar, Started(total=4, steps=4)):
+        raise KeyboardInterrupt
+    assert written(terminal).count(SHOW_CURSOR) == 1
 
 
 def test_resuming_says_what_is_there_and_counts_only_the_rest(
@@ -163,6 +200,42 @@ def test_a_second_start_counts_from_zero(sleep: Callable[[float], None]) -> None
         "5/5 images  5.0/s  1/1 shards  1 failed  in 0:00:01",
         "3/3 images  3.0/s  1/1 shards  1 failed  in 0:00:01",
     ]
+
+
+def test_steps_that_fail_and_are_tried_again_are_said() -> None:
+    out = io.StringIO()
+    progress = Lines(out)
+    progress(Started(total=6, steps=2))
+    progress(StepFailed("shard 1", "TransientError: no answer"))
+    progress(Retried(1, 2))
+    assert out.getvalue().splitlines() == [
+        "shard 1 not counted: TransientError: no answer",
+        "1 that failed are tried again, attempt 2",
+    ]
+
+
+def test_a_stage_that_an_exception_ends_has_no_last_line() -> None:
+    out = io.StringIO()
+    progress = Lines(out)
+
+    def work() -> None:
+        with stage(progress, Started(total=6, steps=2)):
+            progress(StepDone(3))
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        work()
+    assert out.getvalue() == ""
+
+
+def test_a_stage_is_told_of_from_its_start_to_its_end() -> None:
+    events: list[Event] = []
+    with stage(events.append, Started(total=6, steps=1)):
+        events.append(StepDone(6))
+    assert events == [Started(total=6, steps=1), StepDone(6), Finished()]
+    with pytest.raises(ValueError, match="broken"), stage(events.append, Started(0, 0)):
+        raise ValueError("broken")
+    assert events[-1] == Finished(ok=False)
 
 
 def test_silence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,118 @@
+"""Sends events and log records to stderr: as text for people, or as JSON lines for machines.
+
+>>> with show_progress("json") as progress:                               # doctest: +SKIP
+...     build_datasets(catalogue, requests, engine, progress=progress)
+{"time": "2026-01-31T12:00:00.000+00:00", "level": "INFO", "logger": "pipeline.events", …}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Literal, TextIO
+
+from rich.console import Console
+
+from pipeline.events import Event, Listener, Retried, Said, StepFailed
+from pipeline.reporting.progress import Bar, Lines, text_of
+
+LogFormat = Literal["text", "json"]
+
+LOGGER = "pipeline.events"
+"""The name of the logger that events have in JSON lines."""
+
+
+class JsonLines(logging.StreamHandler[TextIO]):
+    """Writes each event and each log record as one line of JSON.
+
+    A line has `time` (ISO 8601, UTC), `level`, `logger` and `message`. The line of an event has its
+    kind in `event` and its fields beside it; that of an exception has its traceback in `exception`.
+
+    Args:
+        out: Where lines go; stderr if None.
+    """
+
+    def __call__(self, event: Event) -> None:
+        """Writes an event.
+
+        Args:
+            event: What happened.
+        """
+        level = logging.WARNING if isinstance(event, StepFailed | Retried) else logging.INFO
+        message = text_of(event) or type(event).__name__
+        record = logging.LogRecord(LOGGER, level, "", 0, message, None, None)
+        record.event = event
+        self.handle(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Puts a record into a line of JSON.
+
+        Args:
+            record: A record of any logger, or of an event.
+
+        Returns:
+            The line, without its end.
+        """
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (event := getattr(record, "event", None)) is not None:
+            line |= {"event": type(event).__name__} | asdict(event)
+        if record.exc_info:
+            line["exception"] = logging.Formatter().formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class _ToListener(logging.Handler):
+    """Shows log records among the messages of a job, so that they do not cut through its bar."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(logging.WARNING)
+        self._listener = listener
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._listener(Said(self.format(record)))
+
+
+@contextmanager
+def show_progress(log_format: LogFormat = "text", out: TextIO | None = None) -> Iterator[Listener]:
+    """Shows what a job says until the block ends: its events, and the records of all loggers.
+
+    As text, a terminal has a bar and a log has plain lines; log records from WARNING up are lines
+    of their own. As JSON, every event and record is a line: records of our own loggers from INFO
+    up, others from WARNING up.
+
+    Args:
+        log_format: `text` or `json`.
+        out: Where it is shown; stderr if None.
+
+    Yields:
+        The listener to hand to the job.
+    """
+    out = out or sys.stderr
+    root, ours = logging.getLogger(), logging.getLogger("pipeline")
+    listener: Listener
+    handler: logging.Handler
+    if log_format == "json":
+        listener = handler = JsonLines(out)
+    else:
+        listener = Bar(Console(file=out)) if out.isatty() else Lines(out)
+        handler = _ToListener(listener)
+    level = ours.level
+    ours.setLevel(logging.INFO if log_format == "json" else logging.WARNING)
+    root.addHandler(handler)
+    logging.captureWarnings(log_format == "json")
+    try:
+        yield listener
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        ours.setLevel(level)

@@ -1,0 +1,134 @@
+"""Stderr as JSON lines for machines, or as text for people: events and log records alike."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.events import Finished, Retried, Said, Started, StepDone, StepFailed
+from pipeline.reporting import show_progress
+from tests.support.builders import write_photos
+from tests.support.ray_commands import Small, ended, small, start
+
+__all__ = ["small"]  # a fixture
+
+
+def lines_of(out: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_an_event_is_a_line_of_json_with_its_fields() -> None:
+    out = io.StringIO()
+    with show_progress("json", out) as progress:
+        progress(Said("a: listing photos"))
+        progress(Started(total=6, steps=2, present=14))
+        progress(StepDone(3, failures=1, seconds=0.5, name="shard 0"))
+        progress(Finished())
+    said, started, done, finished = lines_of(out)
+    for line in (said, started, done, finished):
+        assert (line["level"], line["logger"]) == ("INFO", "pipeline.events")
+        assert datetime.fromisoformat(line["time"]).tzinfo is not None
+    assert (said["event"], said["message"]) == ("Said", "a: listing photos")
+    assert started["message"] == "14 shards are counted already, 2 are left"
+    assert (started["event"], started["total"], started["unit"]) == ("Started", 6, "images")
+    done = {name: value for name, value in done.items() if name not in ("time", "level", "logger")}
+    assert done == {
+        "event": "StepDone",
+        "message": "StepDone",
+        "units": 3,
+        "failures": 1,
+        "seconds": 0.5,
+        "name": "shard 0",
+    }
+    assert (finished["event"], finished["ok"]) == ("Finished", True)
+
+
+def test_a_step_that_fails_is_a_warning_in_json() -> None:
+    out = io.StringIO()
+    with show_progress("json", out) as progress:
+        progress(StepFailed("shard 3", "TransientError: no answer"))
+        progress(Retried(1, 2))
+    failed, retried = lines_of(out)
+    assert failed["level"] == retried["level"] == "WARNING"
+    assert (failed["name"], failed["error"]) == ("shard 3", "TransientError: no answer")
+    assert (retried["steps"], retried["attempt"]) == (1, 2)
+
+
+def test_log_records_and_warnings_are_lines_of_json() -> None:
+    out = io.StringIO()
+    with warnings.catch_warnings(action="always"), show_progress("json", out):
+        logging.getLogger("pipeline.storage.retry").info("retrying %s", "s3://b/k")
+        logging.getLogger("another").info("too much")
+        logging.getLogger("another").warning("enough")
+        try:
+            raise ValueError("broken\nin two lines")
+        except ValueError:
+            logging.getLogger("pipeline.engine").exception("not done")
+        warnings.warn("of Python's own kind", stacklevel=1)
+    retried, enough, broken, warning = lines_of(out)
+    assert retried["message"] == "retrying s3://b/k"
+    assert (retried["level"], retried["logger"]) == ("INFO", "pipeline.storage.retry")
+    assert (enough["level"], enough["message"]) == ("WARNING", "enough")
+    assert broken["exception"].endswith("ValueError: broken\nin two lines")
+    assert "of Python's own kind" in warning["message"]
+
+
+def test_as_text_warnings_are_plain_lines_among_the_progress() -> None:
+    out = io.StringIO()
+    with show_progress("text", out) as progress:
+        progress(Said("a: listing photos"))
+        logging.getLogger("pipeline.storage.retry").info("retrying")
+        logging.getLogger("pipeline.storage.retry").warning("retrying s3://b/k")
+    assert out.getvalue().splitlines() == ["a: listing photos", "retrying s3://b/k"]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_nothing_stays_when_the_block_ends(log_format: Any) -> None:
+    out = io.StringIO()
+    before = logging.getLogger("pipeline").level, list(logging.getLogger().handlers)
+    with pytest.raises(ValueError, match="broken"), show_progress(log_format, out):
+        raise ValueError("broken")
+    logging.getLogger("pipeline").warning("later")
+    assert (logging.getLogger("pipeline").level, list(logging.getLogger().handlers)) == before
+    assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_build_tells_its_shards_in_json(small: Small, tmp_path: Path, workers: int) -> None:
+    """In this process and on Ray, whose workers keep their own logs."""
+    photos = tmp_path / "photos"
+    write_photos(photos, 6)
+    options = (*small.options, "--log-format", "json")
+    env = small.environment()
+    process = start(photos, tmp_path / "c", *options, workers=workers, shard_images=1, env=env)
+    with ended(process):
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert json.loads(out)["images"] == 6
+    lines = [json.loads(line) for line in err.splitlines()]
+    (started,) = [line for line in lines if line.get("event") == "Started"]
+    done = [line for line in lines if line.get("event") == "StepDone"]
+    assert (started["total"], started["steps"], started["present"]) == (6, len(done), 0)
+    assert sum(line["units"] for line in done) == 6
+    assert all(line["seconds"] > 0 for line in done)
+    assert lines[-1]["event"] == "Finished"
+
+
+def test_an_error_of_a_command_is_a_line_of_json(small: Small, tmp_path: Path) -> None:
+    options = (*small.options, "--log-format", "json")
+    process = start(
+        tmp_path / "nowhere", tmp_path / "c", *options, workers=0, env=small.environment()
+    )
+    with ended(process):
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    *_, last = [json.loads(line) for line in err.splitlines()]
+    assert last["level"] == "ERROR"
+    assert "nowhere" in last["message"]
