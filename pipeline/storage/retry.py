@@ -1,17 +1,19 @@
-"""What is tried again, for how long, and by what name it ends. The one layer that tries again.
+"""Tries a request again when that may help, and gives the errors of clients our own names.
 
     >>> attempt("s3://bucket/key", lambda: 1)
     1
 
-The clients below are told to try once. Errors of theirs end as `SourceError` (not there),
-`StorageError` (refused) or `TransientError` (no proper answer), and what is quoted of them holds
-no credentials.
+This is the only layer that tries again: the clients below are told to try once. An error of theirs
+ends as `SourceError` (not there), `StorageError` (refused) or `TransientError` (no proper answer).
+What is quoted of it holds no credentials. Each further try is logged as a warning by the logger of
+this module.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import math
 import os
 import re
@@ -22,6 +24,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from tenacity import (
+    RetryCallState,
     Retrying,
     retry_if_exception,
     stop_after_attempt,
@@ -30,26 +33,41 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from pipeline.errors import NoBucket, SourceError, StorageError, TransientError, UsageError, redact
+from pipeline.errors import (
+    NoBucket,
+    SourceError,
+    StorageError,
+    TransientError,
+    UsageError,
+    printable,
+    redact,
+)
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+logger.addHandler(logging.NullHandler())  # nothing is printed unless an application asks for it
 
 LONGEST_WAIT_SECONDS = 20
 
 SKEW_SECONDS = 300
-"""A clock that is off by more is mentioned where the store refuses."""
+"""If the clock is off by more, the error says so when the store refuses a request."""
 
 LONGEST_QUOTE = 500
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long storage is waited for; each by the environment variable `VDNA_STORAGE_<NAME>`.
+    """How long to wait for storage. The variable `VDNA_STORAGE_<NAME>` sets each of these.
 
-    `attempts`: tries of one request. `wait_seconds`: the pause after the first, doubled after each
-    and shortened at random by up to half. `connect_seconds`, `read_seconds`: for a connection, and
-    for the next byte. `bytes_per_second`: a body that comes slower than this is given up.
-    `total_seconds`: after so long no further try of a request begins.
+    Attributes:
+        attempts: How often one request is tried.
+        wait_seconds: The pause after the first try. Each pause is twice the last, and shortened at
+            random by up to half.
+        connect_seconds: How long to wait for a connection.
+        read_seconds: How long to wait for the next byte.
+        bytes_per_second: A body that comes slower than this is given up.
+        total_seconds: After so long no further try of a request begins.
     """
 
     attempts: int = 8
@@ -69,7 +87,14 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """Raises `UsageError` naming the variable that is no such number."""
+        """Reads the variables that are set, and takes the defaults for the others.
+
+        Returns:
+            The settings.
+
+        Raises:
+            UsageError: A variable is not a number above 0.
+        """
         given: dict[str, Any] = {}
         for setting in fields(cls):
             text = os.environ.get(variable(setting.name))
@@ -86,11 +111,12 @@ class Settings:
         return cls(**given)
 
     def seconds_for(self, size: int) -> float:
-        """Within which an answer of so many bytes must have come whole."""
+        """Gives the time within which an answer of `size` bytes must have come whole."""
         return self.connect_seconds + self.read_seconds + size / self.bytes_per_second
 
 
 def variable(name: str) -> str:
+    """Gives the environment variable of a setting."""
     return f"VDNA_STORAGE_{name.upper()}"
 
 
@@ -98,7 +124,22 @@ VARIABLES = tuple(variable(setting.name) for setting in fields(Settings))
 
 
 def attempt(uri: str, action: Callable[[], T]) -> T:
-    """Run it until it answers; what an answer cannot mend is raised at once, by its own name."""
+    """Runs an action, again and again while its errors are transient.
+
+    The variables `VDNA_STORAGE_*` say how often and for how long (see `Settings`).
+
+    Args:
+        uri: What the action is about, for the errors.
+        action: One request.
+
+    Returns:
+        What the action returns.
+
+    Raises:
+        TransientError: The last try failed too.
+        SourceError: There is no such object.
+        StorageError: The store refuses.
+    """
     settings = Settings.from_environment()
     half = settings.wait_seconds / 2
     retrying = Retrying(
@@ -106,6 +147,7 @@ def attempt(uri: str, action: Callable[[], T]) -> T:
         wait=wait_exponential(half, max=LONGEST_WAIT_SECONDS / 2)
         + wait_random_exponential(half, max=LONGEST_WAIT_SECONDS / 2),
         retry=retry_if_exception(is_transient),
+        before_sleep=lambda state: _log_retry(uri, settings, state),
         reraise=True,
     )
     try:
@@ -117,15 +159,37 @@ def attempt(uri: str, action: Callable[[], T]) -> T:
                 f"{uri}: no answer after {tries} tries: {quoted(error)}"
             ) from error
         of_client = isinstance(error, OSError) or type(error).__module__.startswith("botocore")
-        # Clients refuse a url that they cannot take by a plain error of Python's.
+        # A client refuses a url that it cannot use with a plain error of Python's.
         of_url = isinstance(error, ValueError | NotImplementedError) and _is_remote(uri)
         if of_client or of_url or _is_of_http(error):
-            raise refusal(uri, error) from error
+            named = refusal(uri, error)
+            raise named from error
         raise
 
 
+def _log_retry(uri: str, settings: Settings, state: RetryCallState) -> None:
+    """Logs that a try failed, and when the next one begins."""
+    error = state.outcome.exception() if state.outcome else None
+    logger.warning(
+        "%s: try %d of %d failed, the next one begins in %.1f s: %s",
+        printable(redact(uri)),
+        state.attempt_number,
+        settings.attempts,
+        state.next_action.sleep if state.next_action else 0.0,
+        printable(quoted(error)) if error else "no answer",
+    )
+
+
 def refusal(uri: str, error: Exception) -> SourceError | StorageError:
-    """By its own name, an error that the same call would meet again."""
+    """Gives an error its own name, if the same request would meet it again.
+
+    Args:
+        uri: What was asked for.
+        error: An error of a client.
+
+    Returns:
+        An error that says what was refused, why, and what to do.
+    """
     status = status_of(error)
     code = (_s3_answer(error) or {}).get("Error", {}).get("Code", "")
     missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
@@ -166,7 +230,7 @@ _DENIALS = {
     ),
     "ExpiredToken": "the session of these credentials is over; log in again",
 }
-"""S3's words for a refusal, and ours."""
+"""What S3's codes for a refusal mean, and what to do."""
 
 
 def _is_remote(uri: str) -> bool:
@@ -174,7 +238,7 @@ def _is_remote(uri: str) -> bool:
 
 
 def _skew(error: Exception) -> str:
-    """What is wrong with this machine's clock, where an answer to a signed request tells."""
+    """Says how far this machine's clock is off, if the answer to a signed request shows it."""
     answer = _s3_answer(error)
     if answer is None:
         return ""
@@ -194,16 +258,16 @@ _SECRETS = (
     (re.compile(r"(\w://[^\s'\"<>?]*)\?[^\s'\"<>)\]]*"), r"\1?…"),
     (re.compile(r"<(\w*(?:Sign|Token|Canonical|AccessKey|Secret)\w*)>[^<]*", re.I), r"<\1>…"),
 )
-"""Beyond what every error leaves out: queries of urls (presigned ones, where a redirect led), and
-elements of S3's refusals that repeat what was signed."""
+"""What is left out beside what every error leaves out: queries of urls (a redirect may lead to a
+presigned one), and elements of S3's refusals that repeat what was signed."""
 
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def quoted(error: BaseException) -> str:
-    """The error in its own words, without what may be a secret in them."""
+    """Gives the error in its own words, without what may be a secret."""
     cause = error.__cause__
-    # s3fs keeps the words of an answer, and drops its code; Ceph's answers have no words.
+    # s3fs keeps the message of an answer and drops its code; Ceph's answers have only the code.
     text = str(cause) if cause is not None and _s3_answer(cause) else repr(error)
     for name in _SECRET_VARIABLES:
         if value := os.environ.get(name):
@@ -215,8 +279,8 @@ def quoted(error: BaseException) -> str:
 
 
 _HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
-"""Libraries under fsspec's file systems that let their own errors through. By name: which of them
-is installed, and imported, is the file system's affair."""
+"""Libraries below fsspec's file systems that let their own errors through. They are known by their
+names, because they need not be installed."""
 
 _BAD_URL = {"InvalidURL", "UnsupportedProtocol", "TooManyRedirects"}
 
@@ -230,7 +294,7 @@ _TRANSIENT_S3_CODES = {
     *("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),
     *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"),
 }
-"""Answered with a status (400, most of them) that says nothing of the kind."""
+"""Codes that may succeed later, although their status (mostly 400) does not say so."""
 
 
 def _is_of_http(error: BaseException) -> bool:
@@ -242,7 +306,7 @@ def _kinds(error: BaseException) -> set[str]:
 
 
 def _s3_answer(error: BaseException) -> dict[str, Any] | None:
-    """The store's answer as botocore parsed it; s3fs hangs it below an error of its own."""
+    """Gives the store's answer as botocore parsed it. It may be the cause of an error of s3fs."""
     for each in (error, error.__cause__):
         answer = getattr(each, "response", None)
         if isinstance(answer, dict):
@@ -251,7 +315,7 @@ def _s3_answer(error: BaseException) -> dict[str, Any] | None:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of an answer that became an error: on its response, or on itself."""
+    """Gives the HTTP status of an answer that became an error, None if there was no answer."""
     answer = _s3_answer(error)
     if answer is not None:
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -280,9 +344,9 @@ _TRANSIENT_BOTO = {
 
 
 def is_transient(error: BaseException) -> bool:
-    """Of the network or the server, so that the same call may well succeed."""
+    """Tells whether the network or the server is to blame, so that another try may succeed."""
     kinds = _kinds(error)
-    if "LocalEntryNotFoundError" in kinds:  # the hub's: not in its cache, and no way there
+    if "LocalEntryNotFoundError" in kinds:  # the hub's: not in its cache, and not reached
         return True
     status = status_of(error)
     answer = _s3_answer(error)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -107,6 +110,52 @@ def test_the_number_of_tries_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         attempt(URI, action)
 
 
+def test_every_further_try_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    answers = [ConnectionResetError("reset"), s3_error(503, "SlowDown", "wait\na little"), None]
+
+    def action() -> str:
+        error = answers.pop(0)
+        if error:
+            raise error
+        return "read"
+
+    with caplog.at_level(logging.INFO):
+        assert attempt(URI, action) == "read"
+    assert {(record.name, record.levelname) for record in caplog.records} == {
+        ("pipeline.storage.retry", "WARNING")
+    }
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith(f"{URI}: try 1 of 3 failed, the next one begins in 0.0 s: ")
+    assert "reset" in first
+    assert second.startswith(f"{URI}: try 2 of 3 failed")
+    assert "SlowDown" in second
+    assert "\n" not in second
+
+
+def test_neither_the_first_try_nor_a_refusal_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    attempt(URI, lambda: 1)
+    assert tries(s3_error(403, "AccessDenied")) == 1
+    assert caplog.records == []
+
+
+QUIET = """
+from pipeline.storage import attempt
+
+def action(answers=[ConnectionResetError("reset"), None]):
+    if error := answers.pop(0):
+        raise error
+
+attempt("s3://bucket/key", action)
+"""
+
+
+def test_a_program_that_asks_for_no_log_gets_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout + done.stderr == ""
+
+
 @pytest.mark.parametrize("value", ["", "x", "0", "-1", "nan", "inf"])
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_a_setting_that_is_no_such_number_is_named(
@@ -150,8 +199,10 @@ SECRET = "planted/secret+of=this-test"
         f'{{"access_token": "{SECRET}"}}',
     ],
 )
-def test_what_is_quoted_holds_no_credentials(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither as a client's error, nor as the words of an answer."""
+def test_neither_errors_nor_logs_quote_credentials(
+    text: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether they are in a client's error, or in the message of an answer."""
     if "the secret is" in text:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     for error in (OSError(text), s3_error(403, "AccessDenied", text), s3_error(500, "X", text)):
@@ -159,6 +210,8 @@ def test_what_is_quoted_holds_no_credentials(text: str, monkeypatch: pytest.Monk
             attempt(URI, lambda error=error: _raise(error))
         for part in (SECRET, SECRET.replace("/", ""), SECRET.partition("/")[2]):
             assert part not in str(caught.value)
+            assert part not in caplog.text
+    assert "try 2 of 3 failed" in caplog.text
 
 
 def _raise(error: Exception) -> None:
