@@ -205,7 +205,7 @@ def _require_sound(sources: Sequence[str], out: str, quantile: float | None) -> 
     if not sources:
         raise UsageError("ranges need at least one source of images")
     target = storage.canonical(out)
-    is_folder = storage.protocol_of(target) == "file" and Path(storage.local_path(target)).is_dir()
+    is_folder = storage.store_of(target).is_local and Path(storage.local_path(target)).is_dir()
     if not out or is_folder:
         raise UsageError(f"out is {out!r}, a folder; give the name of a file")
     if quantile is not None and not 0 < quantile < 0.5:
@@ -231,7 +231,7 @@ def _below(place: str, folder: str) -> bool:
 
 def _real(uri: str) -> str:
     """A local place without symbolic links."""
-    local = storage.protocol_of(uri) == "file"
+    local = storage.store_of(uri).is_local
     return Path(storage.local_path(uri)).resolve().as_uri() if local else uri
 
 

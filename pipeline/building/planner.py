@@ -134,7 +134,7 @@ class Planner:
 
     def _kept(self, request: Request) -> Kept | None:
         """Where parts of the listing are kept: of S3, whose listing can go on from a key."""
-        if request.name in self.listings or storage.protocol_of(request.source) != "s3":
+        if request.name in self.listings or not storage.store_of(request.source).lists_in_key_order:
             return None
         place = digest_of("listing", storage.canonical(request.source), asdict(request.rules))
         uri = self.catalogue.listing_uri(place)

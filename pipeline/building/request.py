@@ -96,7 +96,7 @@ def require_apart(root: str, source: str) -> None:
 def require_shared(*places: str) -> None:
     """Raises `UsageError` for a place that only this process sees."""
     for place in places:
-        if storage.protocol_of(place) == "memory":
+        if not storage.store_of(place).is_shared:
             raise UsageError(
                 f"{place}: memory:// is seen by one process only; build in process (--workers 0), "
                 "or give a place that every worker can read"

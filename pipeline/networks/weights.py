@@ -90,7 +90,7 @@ def _sha256_once(uri: str, identity: str) -> str:
 def read(uri: str) -> bytes:
     """The file's bytes; those of a store are kept until `forget`, so that they come over once."""
     identity = storage.info(uri).identity
-    if storage.protocol_of(uri) == "file":
+    if storage.store_of(uri).is_local:
         return storage.read(uri, identity)
     return _read_once(uri, identity)
 

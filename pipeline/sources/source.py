@@ -112,10 +112,10 @@ class _Look:
             for item in uris_of_list(self._uri, self._root):
                 self._take(item)
         elif self._is_glob():
-            is_file = storage.protocol_of(self._uri) == "file"
+            is_local = storage.store_of(self._uri).is_local
             head = self._text.split("*")[0].split("?")[0].split("[")[0]
             self._source = self._root = storage.canonical(head.rpartition("/")[0] or ".")
-            for item in storage.glob(self._text if is_file else self._uri):
+            for item in storage.glob(self._text if is_local else self._uri):
                 self._take(item)
         elif self._is_prefix():
             if self._kept and self._kept.written:
@@ -160,14 +160,14 @@ class _Look:
     def _is_glob(self) -> bool:
         if not any(mark in self._text for mark in "*?["):
             return False
-        return storage.protocol_of(self._uri) != "file" or not storage.exists(self._uri)
+        return not storage.store_of(self._uri).is_local or not storage.exists(self._uri)
 
     def _is_list(self) -> bool:
         return splitext(self._uri)[1].lower() == LIST_EXTENSION and storage.exists(self._uri)
 
     def _is_prefix(self) -> bool:
         return (
-            storage.protocol_of(self._uri) == "s3"
+            storage.store_of(self._uri).lists_in_key_order
             and self._table is None
             and not self._is_glob()
             and not self._is_list()

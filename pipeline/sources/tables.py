@@ -173,12 +173,13 @@ def _naming(where: str) -> Iterator[None]:
 
 def _absolute(name: str, parent: str) -> str:
     """Raises `UsageError` where a list of a store names what only this machine can read."""
-    here = storage.protocol_of(parent)
+    is_local = storage.store_of(parent).is_local
     plain = "://" not in name and not name.startswith(("/", "~"))
-    if plain and here == "file":
+    if plain and is_local:
         name = os.path.join(storage.local_path(parent), name)
-    uri = storage.canonical(storage.join(parent, name) if plain and here != "file" else name)
-    if here != "file" and storage.protocol_of(uri) not in (here, *SHARED_STORES):
+    uri = storage.canonical(storage.join(parent, name) if plain and not is_local else name)
+    allowed = (storage.protocol_of(parent), *SHARED_STORES)
+    if not is_local and storage.protocol_of(uri) not in allowed:
         raise UsageError(
             f"{name} is not in a store; a list that lies in one may name objects of "
             f"{', '.join(SHARED_STORES)} and of its own store only"

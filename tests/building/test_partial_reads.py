@@ -38,7 +38,7 @@ from pipeline.dna import (
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.sources import plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Tap, digest_of
-from pipeline.storage import store
+from pipeline.storage import objects
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.support.builders import random_dna, sealed, tiny_spec
 
@@ -240,14 +240,14 @@ def test_a_part_is_what_it_is_of_the_whole(sound: Catalogue, layers: list[str], 
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """Each answer of the store: of what object, from where on, how many bytes."""
     seen: list[tuple[str, int, int]] = []
-    real = store._get
+    real = objects._get
 
     def spy(uri: str, *rest: Any) -> Any:
         answer = real(uri, *rest)
         seen.append((uri, rest[1] if len(rest) > 1 else 0, len(answer.data)))
         return answer
 
-    monkeypatch.setattr(store, "_get", spy)
+    monkeypatch.setattr(objects, "_get", spy)
     return seen
 
 
@@ -314,7 +314,7 @@ def test_a_long_layer_comes_in_blocks(
     sound: Catalogue, fetched: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = whole(sound, "folds")
-    monkeypatch.setattr(store, "LONGEST_BLOCK", 100)
+    monkeypatch.setattr(objects, "LONGEST_BLOCK", 100)
     fetched.clear()
     found = read(sound, "folds", ["c"])["c"]
     start, stop = file.span("c")

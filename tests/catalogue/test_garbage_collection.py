@@ -18,7 +18,7 @@ from pipeline.comparing import compare
 from pipeline.counting import partial_uri
 from pipeline.errors import SourceError, UsageError
 from pipeline.sources import plan
-from pipeline.storage import store
+from pipeline.storage import local
 from tests.golden.handmade import (
     NETWORK,
     SPEC,
@@ -133,7 +133,7 @@ def test_ages_are_by_the_clock_of_the_store(
     place.photos("a", 20)
     place.build("a")
     lost = orphans(place)
-    real = store._local_entry
+    real = local.entry_of
 
     def skewed(path: str) -> storage.Stored | None:
         entry = real(path)
@@ -141,7 +141,7 @@ def test_ages_are_by_the_clock_of_the_store(
             return entry
         return replace(entry, modified=entry.modified + timedelta(days=days))
 
-    monkeypatch.setattr(store, "_local_entry", skewed)
+    monkeypatch.setattr(local, "entry_of", skewed)
     assert collect(place.catalogue) == (0, 0)
     assert lost <= everything(place)
     age(lost, 8)

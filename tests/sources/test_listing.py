@@ -34,7 +34,7 @@ from pipeline.sources import (
     plan,
     source,
 )
-from pipeline.storage import Stored, store
+from pipeline.storage import Stored, s3
 
 ROOT = "s3://bucket/some/prefix"
 LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
@@ -333,7 +333,7 @@ def test_a_page_with_the_marker_of_the_folder_alone_is_not_the_end(
         {"Contents": [], "IsTruncated": True, "NextContinuationToken": "b"},
         {"Contents": [row("some/prefix/x.jpg", 1)], "IsTruncated": False},
     ]
-    monkeypatch.setattr(store, "_call_s3", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr(s3, "_call", lambda *_, **__: answers.pop(0))
     assert [item.uri for items in pages(ROOT) for item in items] == [f"{ROOT}/x.jpg"]
     assert answers == []
 

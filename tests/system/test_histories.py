@@ -39,12 +39,13 @@ from pipeline.dna import DNA, Exemplars, Failure
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, GateError, SourceError, TransientError
 from pipeline.spec import LAYER_GAUSSIAN, Resources
+from pipeline.storage import objects, probes
 from tests.support import tiny_network as tiny
 from tests.support.tiny_network import Oracle, Picture, Place, Truth
 
 RESOURCES = Resources(workers=0, threads=2, fetch_ahead=4)
-PURE = {"attempt", "canonical", "protocol_of", "local_path", "readable", "join", "on_disk"}
-"""Functions of `pipeline.storage` that touch no store."""
+MODULES = (objects, probes)
+"""Modules of `pipeline.storage` whose functions touch a store."""
 NAMES = ("photos", "videos")
 FOLDERS = ("a", "b")
 FIGURES: Counter[str] = Counter()
@@ -143,10 +144,12 @@ class Process:
 
 
 CURRENT: ContextVar[Process | None] = ContextVar("process", default=None)
-REAL = {
-    name: getattr(storage, name)
+REAL: dict[str, Callable[..., Any]] = {
+    name: function
     for name in storage.__all__
-    if inspect.isfunction(getattr(storage, name)) and name not in PURE
+    if inspect.isfunction(function := getattr(storage, name))
+    and function.__module__ in {module.__name__ for module in MODULES}
+    and function is not storage.store_of
 }
 assert {"create", "delete", "exists", "open_random", "read", "replace", "walk"} <= REAL.keys()
 
@@ -181,9 +184,10 @@ def figures() -> Iterator[None]:
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage in which a process can die or get no answer; threads belong to who started them."""
-    for name, function in REAL.items():
-        for module in (storage, sys.modules[function.__module__]):  # it may be called there too
-            monkeypatch.setattr(module, name, _watched(name))
+    for name in REAL:
+        for module in (storage, *MODULES):
+            if hasattr(module, name):  # they call each other
+                monkeypatch.setattr(module, name, _watched(name))
     submit = ThreadPoolExecutor.submit
 
     def inherit(self: ThreadPoolExecutor, function: Any, /, *args: Any, **kwargs: Any) -> Any:

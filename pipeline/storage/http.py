@@ -1,0 +1,116 @@
+"""Reads files of the web: one request each, with the answer's own ETag and length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import fsspec
+from fsspec.asyn import sync
+
+from pipeline.errors import StorageError
+from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body, within
+from pipeline.storage.other import Details, FsspecStore, identity_of, nothing
+from pipeline.storage.retry import Settings, attempt
+from pipeline.storage.store import Answer, Stored
+
+_PARTIAL = 206
+
+
+class HttpStore(FsspecStore):
+    """Servers of the web. Nothing can be written there."""
+
+    def open(self, uri: str) -> tuple[Any, str]:
+        """Gives the file system, and the whole url, which is what it takes for a path."""
+        fs, _ = super().open(uri)
+        return fs, uri
+
+    def options(self) -> dict[str, Any]:
+        """Adds our time limits to fsspec's own settings for http, such as headers."""
+        from aiohttp import ClientTimeout
+
+        settings = Settings.from_environment()
+        timeout = ClientTimeout(
+            total=None, sock_connect=settings.connect_seconds, sock_read=settings.read_seconds
+        )
+        given = fsspec.config.conf.get("http", {}).get("client_kwargs", {})
+        return {"client_kwargs": given | {"timeout": timeout}}
+
+    def details(self, uri: str) -> Details:
+        """Asks for the headers of a file."""
+        fs, _ = self.open(uri)
+        return cast(Details, sync(fs.loop, _head, fs, uri))
+
+    def get(self, uri: str, start: int, length: int | None) -> Answer:
+        """Reads with one GET."""
+        fs, _ = self.open(uri)
+        settings = Settings.from_environment()
+
+        async def get() -> Answer:
+            if length == 0:
+                return nothing(uri, start, length, await _head(fs, uri))
+            asked = {"Accept-Encoding": "identity"}
+            if length is not None:
+                asked["Range"] = f"bytes={start}-{start + length - 1}"
+            session = await fs.set_session()
+            async with within(settings.seconds_for(0)):
+                answer = await session.get(fs.encode_url(uri), headers=asked)
+            async with answer:
+                if answer.status == RANGE_NOT_SATISFIABLE:
+                    return nothing(uri, start, length, await _head(fs, uri))
+                answer.raise_for_status()
+                told = _plain_length(answer)
+                part = answer.headers.get("Content-Range") if answer.status == _PARTIAL else None
+                if told is None and length is not None and _is_encoded(answer):
+                    raise StorageError(
+                        f"{uri}: the server sends it compressed, so a part of it cannot be read"
+                    )
+                if told is None and not _marks_its_end(answer):
+                    raise StorageError(f"{uri}: {NO_LENGTH}")
+                data, size = await read_body(answer.content.read, told, part, start, length)
+                details = {**_told(answer), "size": None if size < 0 else size}
+                return Answer(data, identity_of(details), size if length is not None else len(data))
+
+        return cast(Answer, sync(fs.loop, get))
+
+    def pages(self, uri: str) -> Iterator[list[Stored]]:
+        """Yields the files that a page links to, as the client finds them."""
+        fs, path = self.open(uri)
+        found = attempt(uri, lambda: cast(dict[str, Details], fs.find(path, detail=True)))
+        yield [self.stored(uri, row | {"name": name}) for name, row in found.items()]
+
+
+async def _head(fs: Any, uri: str) -> Details:
+    """Asks by HEAD, and by GET if a server has no HEAD, or one that does not tell the length."""
+    session = await fs.set_session()
+    for ask in (session.head, session.get):
+        async with within(Settings.from_environment().seconds_for(0)):
+            answer = await ask(
+                fs.encode_url(uri), headers={"Accept-Encoding": "identity"}, allow_redirects=True
+            )
+        async with answer:
+            size = _plain_length(answer)
+            if answer.ok and size is not None:
+                break
+            if ask == session.get:
+                answer.raise_for_status()
+    return {"name": uri, "size": size, **_told(answer)}
+
+
+def _told(answer: Any) -> Details:
+    return {name: answer.headers.get(name) for name in ("ETag", "Last-Modified")}
+
+
+def _is_encoded(answer: Any) -> bool:
+    return answer.headers.get("Content-Encoding", "identity").lower() not in ("", "identity")
+
+
+def _plain_length(answer: Any) -> int | None:
+    """Gives the length of the object itself, if the answer tells it."""
+    return None if _is_encoded(answer) else answer.content_length
+
+
+def _marks_its_end(answer: Any) -> bool:
+    """Tells whether the client notices a body that is cut off, although its length is unknown."""
+    chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+    return chunked or answer.content_length is not None

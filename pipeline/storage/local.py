@@ -1,0 +1,289 @@
+"""Reads and writes files of this machine, through the operating system."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import fsspec
+
+from pipeline.buffers import Data, pieces
+from pipeline.errors import SourceError, StorageError
+from pipeline.storage.retry import attempt
+from pipeline.storage.store import Answer, Stored, require_identity
+from pipeline.storage.uris import local_path
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{16}\.tmp$")
+
+
+class LocalStore:
+    """Files of this machine, or of a disk that it shares with others."""
+
+    is_local = True
+    is_shared = True
+    lists_in_key_order = False
+    answers_ranges = True
+    loses_answers = False
+
+    def info(self, uri: str) -> Stored:
+        """Describes a file, or the one that a link leads to."""
+        entry = entry_of(local_path(uri))
+        if entry is None:
+            raise SourceError(f"{uri} does not exist, or is not a file")
+        return entry
+
+    def exists(self, uri: str) -> bool:
+        """Tells whether there is a file or a folder."""
+        return os.path.exists(local_path(uri))
+
+    def get(self, uri: str, start: int, length: int | None) -> Answer:
+        """Reads bytes, and looks at the file before and after, in case it is being written."""
+        with open(local_path(uri), "rb") as file:
+            before = os.fstat(file.fileno())
+            file.seek(start)
+            data = file.read(-1 if length is None else length)
+            after = os.fstat(file.fileno())
+        rest = max(0, after.st_size - start)
+        expected = rest if length is None else min(length, rest)
+        if _identity(after) != _identity(before):
+            return Answer(data, "being written", after.st_size)
+        if len(data) != expected:
+            raise OSError(errno.EIO, f"{len(data)} of {expected} bytes were read")
+        return Answer(data, _identity(after), after.st_size)
+
+    def put(self, uri: str, data: Data, *, exclusive: bool) -> bool:
+        """Writes a temporary file, and gives it its name once it is on disk.
+
+        The name is given by a hard link if it is to be exclusive.
+
+        Returns:
+            False if `exclusive` and there is a file of that name.
+
+        Raises:
+            StorageError: The disk is full, or cannot do this.
+        """
+        path = local_path(uri)
+        if exclusive and os.path.exists(path):
+            return False
+        temporary = _write_temporary(Path(path), data)
+        try:
+            if not exclusive:
+                os.replace(temporary, path)
+            elif not _link(temporary, path):
+                return False
+        except OSError as error:
+            raise StorageError(_not_written(path, error)) from error
+        finally:
+            _remove_quietly(temporary)
+        _sync_folder(os.path.dirname(path))
+        return True
+
+    def delete(self, uri: str) -> None:
+        """Removes a file, if there is one."""
+        try:
+            os.unlink(local_path(uri))
+        except OSError as error:
+            _raise_unless_missing(uri, error)
+
+    def delete_tree(self, uri: str) -> None:
+        """Removes a folder, and the one above it if that is empty then."""
+        try:
+            shutil.rmtree(local_path(uri))
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(local_path(uri)))
+        except OSError as error:
+            _raise_unless_missing(uri, error)
+
+    def walk(self, uri: str) -> Iterator[Stored]:
+        """Yields the files below a folder, in order.
+
+        A folder that a symbolic link leads to once more is entered only once.
+
+        Raises:
+            SourceError: There is nothing of that name.
+        """
+        root = local_path(uri)
+        if os.path.isfile(root):
+            entry = entry_of(root)
+            if entry is not None:
+                yield entry
+            return
+        if not os.path.isdir(root):
+            raise SourceError(f"{uri} does not exist")
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, names in os.walk(root, followlinks=True, onerror=_not_listed):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders.sort()  # the order does not depend on the disk, nor does what is a repeat
+            for name in sorted(names):
+                entry = entry_of(os.path.join(folder, name))
+                if entry is not None:
+                    yield entry
+
+    def glob(self, pattern: str) -> Iterator[Stored]:
+        """Yields the files that match, in order."""
+        root = Path(local_path(pattern) if "://" in pattern else pattern).expanduser()
+        fs: Any = fsspec.filesystem("file")
+        names = sorted(fs.glob(os.path.abspath(root)))
+        yield from (entry for n in names if (entry := entry_of(n)) is not None)
+
+
+class LocalFile(io.FileIO):
+    """A file that is read in part, and checked after each read to be still the same.
+
+    Args:
+        uri: The file.
+        identity: The identity that it must have. None takes the one that it has when opened.
+
+    Raises:
+        SourceError: The file has another identity.
+    """
+
+    def __init__(self, uri: str, identity: str | None) -> None:
+        super().__init__(local_path(uri), "rb")
+        self._uri = uri
+        self._expected = identity or _identity(os.fstat(self.fileno()))
+        try:
+            self._check()
+        except SourceError:
+            self.close()
+            raise
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Reads into the buffer, and checks the identity."""
+        count = attempt(self._uri, lambda: super(LocalFile, self).readinto(buffer))
+        self._check()
+        return count or 0
+
+    def readall(self) -> bytes:
+        """Reads the rest, and checks the identity."""
+        data = attempt(self._uri, super().readall)
+        self._check()
+        return data
+
+    def _check(self) -> None:
+        require_identity(self._uri, self._expected, _identity(os.fstat(self.fileno())))
+
+
+def leftovers(uri: str) -> Iterator[Stored]:
+    """Yields the temporary files below a folder that writers left when they died."""
+    for folder, _, names in os.walk(local_path(uri)):
+        for name in filter(_TEMPORARY.match, names):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(FileNotFoundError):
+                yield _stored(path, os.stat(path))
+
+
+def entry_of(path: str) -> Stored | None:
+    """Describes a file.
+
+    Returns:
+        None if there is none, if it is no regular file, or if it is a temporary file of ours.
+
+    Raises:
+        StorageError: The file cannot be looked at.
+    """
+    if _TEMPORARY.match(os.path.basename(path)):
+        return None
+    try:
+        status = os.stat(path)
+    except ValueError:  # a NUL in the name
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return None
+        raise StorageError(f"{path!r} cannot be looked at: {error.strerror}") from error
+    return _stored(path, status) if stat.S_ISREG(status.st_mode) else None
+
+
+def _stored(path: str, status: os.stat_result) -> Stored:
+    modified = datetime.fromtimestamp(status.st_mtime, UTC)
+    return Stored(Path(path).as_uri(), status.st_size, _identity(status), modified)
+
+
+def _identity(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def _write_temporary(path: Path, data: Data) -> str:
+    """Writes the bytes to disk beside `path`, under a name that listings leave out."""
+    temporary = str(path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            for piece in pieces(data):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        _remove_quietly(temporary)
+        raise StorageError(_not_written(path, error)) from error
+    return temporary
+
+
+def _link(temporary: str, path: str) -> bool:
+    """Gives the file its name. Returns False if another file has it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # A network file system may have lost the answer to a link that it made.
+        return os.path.samefile(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise StorageError(
+            f"{path}: this file system cannot create a file exclusively ({error.strerror}); put "
+            "the catalogue on one with hard links, or on an object store"
+        ) from error
+    return True
+
+
+def _remove_quietly(temporary: str) -> None:
+    """Removes a temporary file. One that stays is not listed, and `vdna gc` collects it."""
+    with contextlib.suppress(OSError):
+        os.unlink(temporary)
+
+
+def _sync_folder(folder: str) -> None:
+    """Makes a new name outlast a crash of the machine."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # does not sync folders at all
+            raise StorageError(_not_written(folder, error)) from error
+
+
+def _not_written(path: str | Path, error: OSError) -> str:
+    return f"{path}: cannot be written: {error.strerror}"
+
+
+def _raise_unless_missing(uri: str, error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise StorageError(f"{uri}: cannot be removed: {error.strerror}") from error
+
+
+def _not_listed(error: OSError) -> NoReturn:
+    raise StorageError(f"{error.filename!r} cannot be listed: {error.strerror}") from error

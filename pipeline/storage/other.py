@@ -1,0 +1,254 @@
+"""Reads and writes whatever else fsspec knows, `memory://` among it.
+
+A scheme that tells more in its answers has a store of its own, on top of `FsspecStore`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, cast
+
+import fsspec
+
+from pipeline.buffers import Data
+from pipeline.errors import StorageError, UsageError
+from pipeline.storage.retry import attempt
+from pipeline.storage.store import Answer, Stored
+from pipeline.storage.uris import protocol_of
+
+MAX_SINGLE_PUT = 5 * 2**30 - 1
+"""The most bytes that S3 takes in one request."""
+
+WALKERS = 16
+"""Folders that are listed at the same time."""
+
+_SCHEME = re.compile(r"[A-Za-z0-9+.-]+://")
+
+Details = dict[str, Any]
+"""What a store tells about an object, in its own terms."""
+
+
+class FsspecStore:
+    """Any file system of fsspec."""
+
+    is_local = False
+    is_shared = True
+    lists_in_key_order = False
+    answers_ranges = False
+    loses_answers = True
+
+    def open(self, uri: str) -> tuple[Any, str]:
+        """Opens the file system of a uri. No connection is made yet.
+
+        The uri is cut here, because fsspec would take `::` in a key for a chain of file systems.
+
+        Returns:
+            The file system of fsspec, and the path in it.
+
+        Raises:
+            UsageError: fsspec does not know the scheme, or lacks the package for it.
+        """
+        protocol, path = uri.split("://", 1)
+        try:
+            return fsspec.filesystem(protocol, **self.options()), path
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"{uri}: {error}") from error
+
+    def options(self) -> dict[str, Any]:
+        """Gives the arguments of the file system. The rest comes from the store's own settings."""
+        return {}
+
+    def details(self, uri: str) -> Details:
+        """Asks for what the store tells about an object or a folder."""
+        fs, path = self.open(uri)
+        return cast(Details, fs.info(path))
+
+    def stored(self, uri: str, details: Details) -> Stored:
+        """Reads what the store tells about an object of the same scheme as `uri`."""
+        name = self.name_of(details)
+        return Stored(
+            name if _SCHEME.match(name) else f"{protocol_of(uri)}://{name}",
+            int(details.get("size") or 0),
+            identity_of(details),
+            _modified(details),
+        )
+
+    def name_of(self, details: Details) -> str:
+        """Gives the name of an object, with or without the scheme."""
+        return str(details["name"])
+
+    def info(self, uri: str) -> Stored:
+        """Describes an object."""
+        details = self.details(uri)
+        if details.get("type") == "directory":
+            raise IsADirectoryError(uri)
+        return self.stored(uri, details)
+
+    def exists(self, uri: str) -> bool:
+        """Returns True, or raises what the store says about a place that is not there."""
+        self.details(uri)  # fsspec's own `exists` takes any error for an absence
+        return True
+
+    def get(self, uri: str, start: int, length: int | None) -> Answer:
+        """Reads bytes, then asks what they were of, because fsspec does not tell."""
+        fs, path = self.open(uri)
+        try:
+            if length is None:
+                data = fs.cat_file(path)
+            else:
+                data = fs.cat_file(path, start, start + length) if length else b""
+        except (OSError, ValueError):
+            if not start or fs.info(path)["size"] > start:
+                raise
+            data = b""
+        details = fs.info(path)
+        return Answer(data, identity_of(details), int(details.get("size") or 0))
+
+    def put(self, uri: str, data: Data, *, exclusive: bool) -> bool:
+        """Writes in one piece, with fsspec's mode `create` if it is to be exclusive."""
+        fs, path = self.open(uri)
+        mode = {"mode": "create"} if exclusive else {}
+        try:
+            fs.pipe_file(path, bytes(data), chunksize=MAX_SINGLE_PUT, **mode)
+            return True
+        except FileExistsError:
+            return False
+        except (NotImplementedError, TypeError) as error:
+            raise StorageError(f"{uri}: {protocol_of(uri)}:// has no exclusive create") from error
+
+    def delete(self, uri: str) -> None:
+        """Removes an object."""
+        fs, path = self.open(uri)
+        fs.rm_file(path)
+
+    def delete_tree(self, uri: str) -> None:
+        """Removes everything below a folder, in one call of the client."""
+        fs, path = self.open(uri)
+        attempt(uri, lambda: fs.rm(path, recursive=True))
+
+    def walk(self, uri: str) -> Iterator[Stored]:
+        """Yields what the pages of the listing hold, or the object of that name."""
+        found = False
+        for items in self.pages(uri):
+            found = found or bool(items)
+            yield from items
+        if not found:
+            yield from self.alone(uri)
+
+    def alone(self, uri: str) -> list[Stored]:
+        """Gives the object of that name, for a place with nothing below it."""
+        return [attempt(uri, lambda: self.info(uri))]
+
+    def pages(self, uri: str) -> Iterator[list[Stored]]:
+        """Yields the objects of each folder below a folder. Many are listed at the same time."""
+        fs, path = self.open(uri)
+
+        def look(folder: str) -> list[Details]:
+            return attempt(uri, lambda: cast(list[Details], fs.ls(folder, detail=True)))
+
+        pool = ThreadPoolExecutor(WALKERS, "walk")
+        try:
+            waiting, seen = {pool.submit(look, path)}, {path.rstrip("/")}
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for rows in (future.result() for future in done):
+                    inner = [row["name"] for row in rows if row.get("type") == "directory"]
+                    folders = {name.rstrip("/") for name in inner} - seen
+                    seen |= folders
+                    waiting |= {pool.submit(look, folder) for folder in folders}
+                    yield [self.stored(uri, row) for row in rows if row.get("type") != "directory"]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def glob(self, pattern: str) -> Iterator[Stored]:
+        """Yields the objects that match, in order."""
+        fs, path = self.open(pattern)
+        matches = attempt(pattern, lambda: cast(dict[str, Details], fs.glob(path, detail=True)))
+        for name in sorted(matches):
+            item = self.stored(pattern, matches[name] | {"name": name})
+            if matches[name].get("type") != "directory" and not is_folder_marker(item):
+                yield item
+
+
+class MemoryStore(FsspecStore):
+    """Objects in the memory of this process."""
+
+    is_shared = False
+    loses_answers = False
+    _lock = threading.Lock()
+
+    def open(self, uri: str) -> tuple[Any, str]:
+        """Gives the file system, and the path with the one slash that it wants in front."""
+        fs, path = super().open(uri)
+        return fs, "/" + path.lstrip("/")
+
+    def name_of(self, details: Details) -> str:
+        """Gives the name without the slash in front."""
+        return str(details["name"]).lstrip("/")
+
+    def put(self, uri: str, data: Data, *, exclusive: bool) -> bool:
+        """Writes under a lock, so that a check and a write are one step."""
+        fs, path = self.open(uri)
+        with self._lock:
+            if exclusive and fs.exists(path):
+                return False
+            fs.pipe_file(path, bytes(data))
+            return True
+
+
+def is_folder_marker(item: Stored) -> bool:
+    """Tells whether it is what consoles make for an empty folder: `name/`, without any bytes."""
+    return item.uri.endswith("/") and not item.size
+
+
+def identity_of(details: Details) -> str:
+    """Gives the best sign of an object's content: its generation, its ETag, or size and time."""
+    for key in ("generation", "ETag", "etag", "md5Hash"):
+        if details.get(key):
+            return str(details[key]).strip('"')
+    stamp = _modified(details)
+    return f"{details.get('size')}-{stamp.isoformat() if stamp else ''}"
+
+
+def _modified(details: Details) -> datetime | None:
+    for key in ("LastModified", "Last-Modified", "mtime", "updated", "modified", "created"):
+        value = details.get(key)
+        if isinstance(value, datetime):
+            return value if value.tzinfo else value.replace(tzinfo=UTC)
+        if isinstance(value, int | float):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, str):
+            read = parsedate_to_datetime if key == "Last-Modified" else datetime.fromisoformat
+            with contextlib.suppress(ValueError, TypeError):
+                return read(value)
+    return None
+
+
+def nothing(uri: str, start: int, length: int | None, details: Details) -> Answer:
+    """Answers a range that holds no byte, from what the store tells about the object.
+
+    Args:
+        uri: The object.
+        start: Where the range begins.
+        length: How long the range is.
+        details: What the store tells about the object.
+
+    Returns:
+        An answer without bytes.
+
+    Raises:
+        IsADirectoryError: It is a folder.
+        ConnectionError: The object has bytes there.
+    """
+    if details.get("type") == "directory":
+        raise IsADirectoryError(uri)
+    size = -1 if details.get("size") is None else int(details["size"])
+    if length and start < size:
+        raise ConnectionError(f"no bytes from {start} on of {size}")
+    return Answer(b"", identity_of(details), size)

@@ -1,0 +1,227 @@
+"""Reads and writes objects of S3: one request each, with the answer's own ETag and length.
+
+s3fs makes the connection and signs. Its functions for files are not used for content, because
+`cat_file` drops the headers of the answer and may send several requests for one object.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, cast
+
+from fsspec.asyn import sync
+from fsspec.utils import glob_translate
+
+from pipeline.buffers import Data, Mapped, size_of
+from pipeline.errors import StorageError
+from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body, within
+from pipeline.storage.other import Details, FsspecStore, identity_of, is_folder_marker, nothing
+from pipeline.storage.retry import Settings, attempt, status_of
+from pipeline.storage.store import Answer, Stored
+
+CONNECTIONS = 64
+"""To one store; more than a worker has threads that fetch, so that none waits for another."""
+
+DELETED_AT_ONCE = 1000
+"""As many as S3 takes in one request."""
+
+PAGE_BYTES = 2**20
+"""A thousand keys in XML, at most."""
+
+_PRECONDITION_FAILED = 412
+
+
+class S3Store(FsspecStore):
+    """Amazon S3, or a server that speaks its language."""
+
+    lists_in_key_order = True
+    answers_ranges = True
+
+    def open(self, uri: str) -> tuple[Any, str]:
+        """Opens s3fs, told to try once: this room tries again by itself."""
+        fs, path = super().open(uri)
+        fs.retries = 1
+        return fs, path
+
+    def options(self) -> dict[str, Any]:
+        """Gives our time limits. Endpoint, profile and keys are those of S3's own settings."""
+        settings = Settings.from_environment()
+        return {
+            "use_listings_cache": False,
+            "skip_instance_cache": False,
+            "config_kwargs": {
+                "connect_timeout": settings.connect_seconds,
+                "read_timeout": settings.read_seconds,
+                "max_pool_connections": CONNECTIONS,
+                "retries": {"mode": "standard", "total_max_attempts": 1},
+            },
+        }
+
+    def details(self, uri: str) -> Details:
+        """Asks for what the store tells about an object, a prefix or a bucket."""
+        fs, path = self.open(uri)
+        return cast(Details, sync(fs.loop, _in_time, fs, lambda: fs._info(path)))
+
+    def get(self, uri: str, start: int, length: int | None) -> Answer:
+        """Reads with one GET."""
+        fs, path = self.open(uri)
+        bucket, key = _bucket_and_key(path)
+
+        async def get() -> Answer:
+            if length == 0:
+                return await past_the_end()
+            asked = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
+            try:
+                answer = await _in_time(
+                    fs, lambda: fs._call_s3("get_object", Bucket=bucket, Key=key, **asked)
+                )
+            except OSError as error:
+                if status_of(error) == RANGE_NOT_SATISFIABLE:
+                    return await past_the_end()
+                raise
+            async with answer["Body"] as body:
+                if "ContentLength" not in answer:
+                    raise StorageError(f"{uri}: {NO_LENGTH}")
+                data, size = await read_body(
+                    *(body.read, answer["ContentLength"], answer.get("ContentRange")),
+                    *(start, length),
+                )
+            return Answer(data, identity_of({**answer, "size": size}), size)
+
+        async def past_the_end() -> Answer:
+            return nothing(uri, start, length, await _in_time(fs, lambda: fs._info(path)))
+
+        return cast(Answer, sync(fs.loop, get))
+
+    def put(self, uri: str, data: Data, *, exclusive: bool) -> bool:
+        """Writes with one PUT."""
+        fs, path = self.open(uri)
+        bucket, key = _bucket_and_key(path)
+        condition = {"IfNoneMatch": "*"} if exclusive else {}
+        try:
+            with io.BufferedReader(Mapped(data)) as body:
+                arguments = {"Bucket": bucket, "Key": key, "Body": body, **condition}
+                _call(fs, "put_object", size_of(data), **arguments)
+            return True
+        except OSError as error:
+            # Told by the status, because s3fs makes EINVAL of Ceph's answer.
+            if exclusive and status_of(error) == _PRECONDITION_FAILED:
+                return False
+            raise
+
+    def delete_tree(self, uri: str) -> None:
+        """Removes a thousand objects with each request."""
+        fs, path = self.open(uri)
+        bucket, key = _bucket_and_key(path)
+        names = [item.uri.split("/", 3)[3] for item in self._keys(uri, bucket, f"{key}/")]
+        for first in range(0, len(names), DELETED_AT_ONCE):
+            some = {"Objects": [{"Key": name} for name in names[first : first + DELETED_AT_ONCE]]}
+
+            def remove(some: dict[str, Any] = some) -> None:
+                answer = _call(fs, "delete_objects", PAGE_BYTES, Bucket=bucket, Delete=some)
+                for error in answer.get("Errors", ()):
+                    raise OSError(f"{error.get('Key')} is not deleted: {error.get('Code')}")
+
+            attempt(uri, remove)
+
+    def alone(self, uri: str) -> list[Stored]:
+        """Gives the object of that name, or nothing for an empty bucket."""
+        if "/" in uri.removeprefix("s3://"):
+            return super().alone(uri)
+        attempt(uri, lambda: self.details(uri))
+        return []
+
+    def pages(self, uri: str) -> Iterator[list[Stored]]:
+        """Yields the objects of each page of the listing."""
+        after, more = "", True
+        while more:
+            items, after, more = self.list_page(uri, after)
+            yield items
+
+    def list_page(self, uri: str, after: str) -> tuple[list[Stored], str, bool]:
+        """Lists the next objects below a prefix; see `pipeline.storage.list_page`."""
+        bucket, folder = _bucket_and_key(uri.removeprefix("s3://"))
+        prefix = f"{folder}/" if folder else ""
+        asked = {"Bucket": bucket, "Prefix": prefix}
+        if after:
+            asked["StartAfter"] = prefix + after
+        items: list[Stored] = []
+        last = after
+        while asked and last == after:  # a page may be empty, or hold only the folder's marker
+            page, asked = self._page(uri, asked, prefix + last if last else "")
+            items += page
+            last = page[-1].uri.removeprefix(f"s3://{bucket}/{prefix}") if page else last
+        return [item for item in items if not is_folder_marker(item)], last, bool(asked)
+
+    def glob(self, pattern: str) -> Iterator[Stored]:
+        """Lists what begins like the pattern, and yields the objects that match."""
+        _, path = self.open(pattern)
+        stem = re.split(r"[*?\[]", path, maxsplit=1)[0]
+        bucket, slash, prefix = stem.partition("/")
+        if not slash:
+            raise StorageError(f"{pattern}: a bucket must be named whole")
+        try:
+            matches = re.compile(glob_translate(path)).match
+        except ValueError as error:
+            raise StorageError(f"{pattern}: {error}") from error
+        deeper = "/" in path[len(stem) :] or "**" in path
+        for item in self._keys(pattern, bucket, prefix, "" if deeper else "/"):
+            if matches(item.uri.removeprefix("s3://")) and not is_folder_marker(item):
+                yield item
+
+    def _keys(self, uri: str, bucket: str, prefix: str, delimiter: str = "") -> Iterator[Stored]:
+        asked = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter}
+        last = ""
+        while asked:
+            items, asked = self._page(uri, asked, last)
+            last = items[-1].uri.split("/", 3)[3] if items else last
+            yield from items
+
+    def _page(
+        self, uri: str, asked: dict[str, str], last: str
+    ) -> tuple[list[Stored], dict[str, str]]:
+        """Lists one page. It is tried again by itself: a listing may have ten thousand of them.
+
+        Returns:
+            The objects, and what to ask for the next page: nothing after the last one.
+
+        Raises:
+            StorageError: A key is not above the one before it, at first `last`.
+        """
+        fs, _ = self.open(uri)
+        listing = attempt(uri, lambda: _call(fs, "list_objects_v2", PAGE_BYTES, **asked))
+        items = []
+        for item in listing.get("Contents", ()):
+            if item["Key"] <= last:
+                raise StorageError(
+                    f"{uri}: the store lists {item['Key']!r} after {last!r}; only the order of the "
+                    "keys shows that a listing is whole, so this store cannot be listed"
+                )
+            last = item["Key"]
+            name = f"{asked['Bucket']}/{last}"
+            items.append(self.stored(uri, {**item, "name": name, "size": item["Size"]}))
+        if not listing.get("IsTruncated"):
+            return items, {}
+        token = {"ContinuationToken": listing["NextContinuationToken"]}
+        return items, {name: value for name, value in asked.items() if name != "StartAfter"} | token
+
+
+async def _in_time(fs: Any, call: Callable[[], Awaitable[Any]], size: int = 0) -> Any:
+    """Makes one call, within the time for `size` bytes, once there is a client to make it."""
+    await fs.set_session()
+    async with within(Settings.from_environment().seconds_for(size)):
+        return await call()
+
+
+def _call(fs: Any, method: str, size: int, **arguments: Any) -> dict[str, Any]:
+    """Calls the client of S3; `size` is the number of bytes that go or come with the call."""
+    answer = sync(fs.loop, _in_time, fs, lambda: fs._call_s3(method, **arguments), size)
+    return cast(dict[str, Any], answer)
+
+
+def _bucket_and_key(path: str) -> tuple[str, str]:
+    """Cuts at the first slash and nowhere else: s3fs would cut a key at `?versionId=`."""
+    bucket, _, key = path.partition("/")
+    return bucket, key
