@@ -21,6 +21,10 @@ Messages name the culprit, the value, and what to do; they hold no secret, whate
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _SECRET_NAME = (
     r"[\w.%\[\]-]*(?:signature|sig|token|secret|passw(?:or)?d|passphrase|pwd|jwt|auth"
@@ -63,6 +67,36 @@ def redact(text: str) -> str:
 def printable(text: str) -> str:
     """The text in one line, with what would command a terminal written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def wrong_fields(error: ValidationError, most: int = 8) -> str:
+    """Says which fields pydantic refused, for the message of an error of ours.
+
+    Args:
+        error: What pydantic raised.
+        most: How many fields to name.
+
+    Returns:
+        Each field with its value and what it must be, such as
+        `gate.0.max is -1: Input should be greater than or equal to 0`.
+    """
+    said = []
+    for one in error.errors(include_url=False)[:most]:
+        field = ".".join(map(str, one["loc"])) or "the whole"
+        value, wanted = shortened(one["input"]), one["msg"].removeprefix("Value error, ")
+        missing = one["type"] in ("missing", "missing_argument")
+        said.append(
+            f"{field} is missing in {value}" if missing else f"{field} is {value}: {wanted}"
+        )
+    if error.error_count() > most:
+        said.append(f"and {error.error_count() - most} more")
+    return "; ".join(said)
+
+
+def shortened(value: object, longest: int = 200) -> str:
+    """Returns the `repr` of a value, cut after so many characters."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 class VdnaError(Exception):

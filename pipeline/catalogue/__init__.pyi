@@ -1,4 +1,7 @@
 from .catalogue import Catalogue as Catalogue
+from .changes import parts_of as parts_of
+from .changes import require_free as require_free
+from .changes import require_own as require_own
 from .commit import FILES as FILES
 from .commit import IN_PART as IN_PART
 from .commit import Commit as Commit
@@ -6,9 +9,6 @@ from .commit import Footer as Footer
 from .commit import Version as Version
 from .commit import canonical_json as canonical_json
 from .commit import footers_of as footers_of
-from .commit import parts_of as parts_of
-from .commit import require_free as require_free
-from .commit import require_own as require_own
 from .commit import software as software
 from .garbage_collection import GRACE as GRACE
 from .garbage_collection import collect as collect

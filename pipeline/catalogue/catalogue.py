@@ -1,44 +1,26 @@
-"""The catalogue: a numbered commit log over immutable DNAs.
+"""The catalogue: datasets and their files, by the name of the dataset.
 
-    >>> c = Catalogue("s3://bucket/dnas")                        # doctest: +SKIP
-    >>> c.load("cityscapes").images, c.names()
+    >>> catalogue = Catalogue("s3://bucket/dnas")                        # doctest: +SKIP
+    >>> catalogue.load("cityscapes").images, catalogue.names()
 
-Each commit `_log/<number>.json` holds the whole map (dataset, spec) -> version, and is created
-exclusively, so that two writers cannot both be number 42. `_log/_latest` is a hint to start
-looking from. Whatever is not named by a commit is not in the catalogue, whatever lies under the
-root.
+`log.py` reads and appends its commits, `layout.py` says where its objects lie.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.buffers import sha256
-from pipeline.catalogue.commit import (
-    DIGEST,
-    EMPTY,
-    ON_DISK,
-    Commit,
-    Footer,
-    Version,
-    canonical_json,
-    parts_of,
-    require_free,
-    require_own,
-    software,
-    stated_parts,
-    takes_default_spec,
-    what_was_built,
-)
-from pipeline.errors import Conflict, CorruptFile, NoBucket, NotFound, SourceError, UsageError
-from pipeline.spec import Spec, digest_of
+from pipeline.catalogue.changes import with_version
+from pipeline.catalogue.commit import ON_DISK, Commit, Footer, Version, canonical_json
+from pipeline.catalogue.log import CommitLog
+from pipeline.errors import CorruptFile, NotFound, SourceError, UsageError
+from pipeline.spec import Spec
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -46,143 +28,15 @@ if TYPE_CHECKING:
     from pipeline.dna import DNA, DnaFile, Exemplars, Failure
     from pipeline.sources import Manifest
 
-_COMMIT_NAME = re.compile(r"\d{20}\.json")
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
-class Catalogue:
-    """A place for DNAs. Making one does no I/O; it comes to be with its first commit."""
+class Catalogue(CommitLog):
+    """A place for DNAs. Making one does no I/O; its first commit creates it.
 
-    def __init__(self, root: str) -> None:
-        self.root = storage.canonical(root)
-
-    # Where things are.
-
-    def uri(self, kind: str, spec: str, dataset: str, digest: str) -> str:
-        """Of an object of one of the `KINDS`."""
-        return storage.join(self.root, kind, spec, dataset, f"{digest}.parquet")
-
-    def ranges_uri(self, digest: str) -> str:
-        return storage.join(self.root, "ranges", f"{digest}.parquet")
-
-    def spec_uri(self, digest: str) -> str:
-        return storage.join(self.root, "specs", f"{digest}.json")
-
-    def work_uri(self, dataset: str, spec: str) -> str:
-        return storage.join(self.root, "_work", dataset, spec)
-
-    def partials_uri(self, name: str, version: Version) -> str:
-        """The work folder that has the version's partials: a part's are those of the whole."""
-        return self.work_uri(version.part_of or name, version.spec)
-
-    def listing_uri(self, digest: str) -> str:
-        """Where parts of a listing are kept until it is a plan."""
-        return storage.join(self.root, "_work", "_listings", digest)
-
-    @property
-    def archives_uri(self) -> str:
-        """Where the contents of archives are kept, so that each is looked into once."""
-        return storage.join(self.root, "_work", "_archives")
-
-    def ranks_uri(self, digest: str) -> str:
-        """Where shards of images are kept that were ranked in one way, until `gc`."""
-        return storage.join(self.root, "_work", "_ranks", digest)
-
-    def hint_uri(self, dataset: str, spec: str) -> str:
-        """Where a build notes the digest of the plan that it begins."""
-        return storage.join(self.work_uri(dataset, spec), "_plan")
-
-    def matrix_uri(self, spec: str, members: Mapping[str, str], lens: str) -> str:
-        """`members`: dataset -> dna digest."""
-        digest = digest_of("members", dict(members))
-        return storage.join(self.matrices_uri(spec), digest, f"{lens}.parquet")
-
-    def matrices_uri(self, spec: str) -> str:
-        return storage.join(self.root, "matrix", spec)
-
-    def lenses_uri(self, name: str = "") -> str:
-        """Where a lens of that name is kept, each version under its digest; or all of them."""
-        return storage.join(self.root, "lenses", *([name] if name else []))
-
-    def log_uri(self, number: int) -> str:
-        return storage.join(self.root, "_log", f"{number:020d}.json")
-
-    @property
-    def _hint_uri(self) -> str:
-        return storage.join(self.root, "_log", "_latest")
-
-    # The log.
-
-    def head(self) -> Commit:
-        """The newest commit; `EMPTY` where there is none yet."""
-        number = self._hint() or self._last()
-        while storage.exists(self.log_uri(number + 1)):
-            number += 1
-        return self.commit(number) if number else EMPTY
-
-    def commit(self, number: int) -> Commit:
-        """Raises `NotFound` where the log has no such number."""
-        uri = self.log_uri(number)
-        try:
-            commit = Commit.decode(storage.read(uri), uri)
-        except SourceError as error:
-            raise NotFound(f"{self.root} has no commit {number}") from error
-        if commit.number != number:
-            raise CorruptFile(f"{uri} states number {commit.number}")
-        return commit
-
-    def log(self) -> Iterator[Commit]:
-        """Newest first."""
-        for number in range(self.head().number, 0, -1):
-            try:
-                yield self.commit(number)
-            except NotFound as error:
-                raise _gap(self.log_uri(number)) from error
-
-    def _hint(self) -> int:
-        try:
-            number = int(storage.read(self._hint_uri))
-        except NoBucket:  # a slip of the pen, not a catalogue that is still empty
-            raise
-        except (SourceError, ValueError):
-            return 0
-        return number if number > 0 and storage.exists(self.log_uri(number)) else 0
-
-    def _last(self) -> int:
-        """The number that the log ends with, by one listing; 0 where there is none.
-
-        Raises `CorruptFile` where one before it is missing: what follows the gap must not be
-        written over.
-        """
-        try:
-            names = [item.uri.rpartition("/")[2] for item in storage.walk(f"{self.root}/_log")]
-        except SourceError:
-            return 0
-        numbers = sorted(int(name[:20]) for name in names if _COMMIT_NAME.fullmatch(name))
-        for expected, number in enumerate(numbers, 1):
-            if number != expected:
-                raise _gap(self.log_uri(expected))
-        return len(numbers)
-
-    def append(self, action: str, change: Callable[[Commit], Commit]) -> Commit:
-        """Commit `change(head)`, again on a newer head if another writer was quicker.
-
-        `change` may raise to refuse; a head returned as it was is no commit.
-        """
-        while True:
-            head = self.head()
-            changed = change(head)
-            if changed is head:
-                return head
-            commit = replace(
-                changed,
-                number=head.number + 1,
-                time=datetime.now(UTC).isoformat(timespec="seconds"),
-                action=action,
-                software=software(),
-            )
-            if storage.create(self.log_uri(commit.number), commit.encode()):
-                storage.replace(self._hint_uri, str(commit.number).encode())
-                return commit
+    Attributes:
+        root: The canonical url of the catalogue.
+    """
 
     def put_version(
         self,
@@ -192,67 +46,39 @@ class Catalogue:
         action: str = "build",
         parts: Mapping[str, Version] | None = None,
     ) -> Commit:
-        """Make `new` the dataset's version under its spec, and `parts` all the parts that it has.
+        """Commits a version as the dataset's current one under its spec.
 
-        `base`: the version that the caller built upon. Raises `Conflict` where another writer has
-        replaced that one by a version other than `new`, or given a name away, to a part or of one.
+        Args:
+            dataset: The dataset's name.
+            new: The version; its files must be stored already.
+            base: The version that the new one was built upon; None for the first.
+            action: What was done, for the log.
+            parts: All parts that the dataset has, by their names.
+
+        Returns:
+            The new commit, or the newest one if it already holds the version.
+
+        Raises:
+            Conflict: If another writer has committed a version other than `base` and `new`
+                meanwhile, or if a name is taken: see `with_version`.
         """
-        parts = parts or {}
-
-        def change(head: Commit) -> Commit:
-            require_own(head, dataset)
-            current = head.datasets.get(dataset, {}).get(new.spec)
-            same = current is not None and what_was_built(current) == what_was_built(new)
-            there = parts_of(head, dataset, new.spec)
-            if (
-                current is not None
-                and same
-                and current.sha256 == new.sha256
-                and stated_parts(there) == stated_parts(parts)
-            ):
-                return head
-            if current != base and not same:
-                raise Conflict(
-                    f"{dataset}: another job committed {current.dna if current else 'nothing'} "
-                    f"while this one built upon {base.dna if base else 'nothing'}; rerun to look "
-                    "at the source again"
-                )
-            for name in sorted(parts.keys() - there.keys()):
-                require_free(head, name, dataset)
-            datasets = {
-                name: {s: v for s, v in specs.items() if s != new.spec or name not in there}
-                for name, specs in head.datasets.items()
-            }
-            for name, its in {**parts, dataset: new}.items():
-                datasets[name] = {**datasets.get(name, {}), new.spec: its}
-            return replace(
-                head,
-                default_spec=new.spec if takes_default_spec(head, new) else head.default_spec,
-                datasets={name: specs for name, specs in datasets.items() if specs},
-            )
-
-        return self.append(f"{action} {dataset}", change)
-
-    # Reading.
-
-    def at(self, at: int | str | None = None) -> Commit:
-        """A state of the catalogue: the newest, by number, or as of an ISO date or time (UTC)."""
-        if at is None:
-            return self.head()
-        if isinstance(at, int) or at.isdecimal():
-            return self.commit(int(at))
-        try:
-            moment = datetime.fromisoformat(at)
-        except ValueError as error:
-            raise UsageError(f"at is {at!r}; give a commit's number or an ISO time") from error
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        for commit in self.log():
-            if datetime.fromisoformat(commit.time) <= moment:
-                return commit
-        raise NotFound(f"{self.root} has no commit as old as {at}")
+        return self.append(
+            f"{action} {dataset}", lambda head: with_version(head, dataset, new, base, parts)
+        )
 
     def names(self, at: int | str | None = None, spec: str | None = None) -> list[str]:
-        """Datasets that have a version under the spec (the default one where none is given)."""
+        """Lists the datasets that have a version under a spec.
+
+        Args:
+            at: The state to look in, as `at` takes it.
+            spec: The beginning of the spec's digest; None for the default spec.
+
+        Returns:
+            Their names, sorted.
+
+        Raises:
+            NotFound: If there is no such state or spec.
+        """
         commit = self.at(at)
         if not commit.datasets:
             return []
@@ -260,12 +86,23 @@ class Catalogue:
         return sorted(name for name, specs in commit.datasets.items() if chosen in specs)
 
     def spec_digest(self, commit: Commit, prefix: str | None = None) -> str:
-        """The spec that a prefix of its digest names; the catalogue's default for None."""
-        known = sorted({spec for specs in commit.datasets.values() for spec in specs})
+        """Completes the digest of a spec.
+
+        Args:
+            commit: The commit to look in.
+            prefix: The beginning of the digest; None for the catalogue's default spec.
+
+        Returns:
+            The digest.
+
+        Raises:
+            NotFound: If no spec, or several, begin so.
+        """
         if prefix is None:
             if commit.default_spec is None:
                 raise NotFound(f"{self.root} holds no dataset yet")
             return commit.default_spec
+        known = sorted({spec for specs in commit.datasets.values() for spec in specs})
         found = [spec for spec in known if spec.startswith(prefix)]
         if len(found) != 1:
             raise NotFound(
@@ -275,16 +112,38 @@ class Catalogue:
         return found[0]
 
     def find(self, name: str, at: int | str | None = None, spec: str | None = None) -> Version:
-        """The dataset's version under the spec (its only one, or the default, where none is given).
+        """Finds a dataset's version.
 
-        Raises `NotFound`, naming what there is.
+        Args:
+            name: The dataset.
+            at: The state to look in, as `at` takes it.
+            spec: The beginning of the spec's digest; None for the dataset's only spec, or else the
+                catalogue's default.
+
+        Returns:
+            The version.
+
+        Raises:
+            NotFound: If there is none. The message names what there is.
         """
         return self._find(self.at(at), name, spec)
 
     def find_all(
         self, names: Iterable[str], at: int | str | None = None, spec: str | None = None
     ) -> dict[str, Version]:
-        """The same of many, of one commit that is read once."""
+        """Finds the versions of many datasets in one commit, which is read once.
+
+        Args:
+            names: The datasets.
+            at: As in `find`.
+            spec: As in `find`.
+
+        Returns:
+            The versions, by dataset.
+
+        Raises:
+            NotFound: If one of them has none.
+        """
         commit = self.at(at)
         return {name: self._find(commit, name, spec) for name in names}
 
@@ -314,10 +173,22 @@ class Catalogue:
         layers: Sequence[str] | None = None,
         layer_gaussian: bool = False,
     ) -> DNA:
-        """A dataset's DNA, of `layers` only where given; what is read of its file is checked.
+        """Reads a dataset's DNA and checks what is read of its file.
 
-        `layer_gaussian`: with its layers' scatter matrices, which are a file of their own. Raises
-        `NotFound` where it was built without.
+        Args:
+            name: The dataset.
+            at: As in `find`.
+            spec: As in `find`.
+            layers: The layers to read; None for all.
+            layer_gaussian: Whether to read the layers' scatter matrices too, which are a file of
+                their own.
+
+        Returns:
+            The DNA.
+
+        Raises:
+            NotFound: If there is no such dataset, or it was built without scatter matrices.
+            CorruptFile: If a file is not the one that was committed.
         """
         version = self.find(name, at, spec)
         return self.load_version(name, version, layers, layer_gaussian=layer_gaussian)
@@ -330,6 +201,21 @@ class Catalogue:
         *,
         layer_gaussian: bool = False,
     ) -> DNA:
+        """Reads the DNA of a version that was found before.
+
+        Args:
+            name: The dataset.
+            version: The version.
+            layers: As in `load`.
+            layer_gaussian: As in `load`.
+
+        Returns:
+            The DNA.
+
+        Raises:
+            NotFound: If it was built without scatter matrices and they are asked for.
+            CorruptFile: If a file is not the one that was committed.
+        """
         dna = self.open_file("dna", name, version, layers).read(layers)
         if not layer_gaussian:
             return dna
@@ -344,13 +230,24 @@ class Catalogue:
         *,
         on_disk: bool = False,
     ) -> DnaFile:
-        """A version's DNA, folds or layer Gaussians, to be read by layer; the last lie on disk,
-        and the others where that is asked for.
+        """Opens a version's DNA, folds or layer Gaussians, to read it layer by layer.
 
-        `layers`: those that will be read of it. Where they are not all, these alone are fetched and
-        checked, and lie on disk; a version of old is fetched whole.
+        Args:
+            kind: `dna`, `folds` or `layer_gaussians`.
+            name: The dataset.
+            version: The version.
+            layers: The layers that will be read. If they are not all, only these are fetched and
+                checked, and they are kept in a temporary file.
+            on_disk: Whether to keep a file that is read whole in a temporary file. Layer Gaussians
+                are kept in one anyway.
 
-        Raises `CorruptFile` where it is of another dataset or version, whatever the commit says.
+        Returns:
+            The file.
+
+        Raises:
+            CorruptFile: If the file is not the one that was committed, or is another dataset's or
+                version's.
+            NotFound: If the version has no such file.
         """
         from pipeline.dna import DnaFile
 
@@ -376,50 +273,79 @@ class Catalogue:
             "images": version.images,
             "failed": version.failed,
         }
-        for stated, value in committed.items():
-            if file.metadata.get(stated) != value:
+        for field, value in committed.items():
+            if file.metadata.get(field) != value:
                 raise CorruptFile(
-                    f"{uri} states {stated} {file.metadata.get(stated)}; {value} was committed"
+                    f"{uri} states {field} {file.metadata.get(field)}; {value} was committed"
                 )
         return file
 
     def manifest(self, name: str, version: Version) -> Manifest:
-        from pipeline.sources import Manifest
+        """Reads a version's manifest.
 
+        Args:
+            name: The dataset.
+            version: The version.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            CorruptFile: If the file is not the one that was committed.
+            NotFound: If the version was imported, and so has none.
+        """
         uri = self.uri("manifests", version.spec, name, version.manifest)
-        manifest = Manifest.decode(self.read_checked("manifests", name, version), uri)
-        if manifest.digest != version.manifest:
-            raise CorruptFile(f"{uri} holds the manifest {manifest.digest}")
-        return manifest
+        return _manifest(self.read_checked("manifests", name, version), uri, version.manifest)
 
     def note_plan(self, dataset: str, spec: str, manifest: str, products: Sequence[str]) -> None:
-        """Of a build that begins: what `planned` tells."""
+        """Notes the plan of a build that begins, for `planned`.
+
+        Args:
+            dataset: The dataset.
+            spec: Digest of the spec.
+            manifest: Digest of the manifest, which must be stored already.
+            products: What the build keeps beside the histograms.
+        """
         plan = {"manifest": manifest, "products": list(products)}
-        storage.replace(self.hint_uri(dataset, spec), canonical_json(plan))
+        storage.replace(self.plan_uri(dataset, spec), canonical_json(plan))
 
     def planned(self, dataset: str, spec: str) -> tuple[Manifest, tuple[str, ...]] | None:
-        """The plan last begun, committed or not, and the products it keeps (none where an earlier
-        version of vdna has noted it). None where nothing readable is noted.
-        """
-        from pipeline.sources import Manifest
+        """Reads the plan of the build of a dataset that began last, committed or not.
 
+        Args:
+            dataset: The dataset.
+            spec: Digest of the spec.
+
+        Returns:
+            The manifest and the products. None if no readable plan is noted.
+
+        Raises:
+            CorruptFile: If the manifest is not the one that the plan names.
+        """
         try:
-            noted = storage.read(self.hint_uri(dataset, spec)).decode("ascii", "replace")
-            plan = {} if DIGEST.fullmatch(noted) else json.loads(noted)
-            digest = str(plan["manifest"]) if plan else noted
-            products = tuple(map(str, plan.get("products", ())))
-        except (SourceError, ValueError, TypeError, KeyError, AttributeError):
+            plan = json.loads(storage.read(self.plan_uri(dataset, spec)))
+            digest, products = str(plan["manifest"]), tuple(map(str, plan["products"]))
+        except (SourceError, ValueError, TypeError, KeyError):
             return None
         uri = self.uri("manifests", spec, dataset, digest)
-        if not DIGEST.fullmatch(digest) or not storage.exists(uri):
+        if not _DIGEST.fullmatch(digest) or not storage.exists(uri):
             return None
-        manifest = Manifest.decode(storage.read_on_disk(uri), uri)
-        if manifest.digest != digest:
-            raise CorruptFile(f"{uri} holds the manifest {manifest.digest}; delete it, and rerun")
-        return manifest, products
+        return _manifest(storage.read_on_disk(uri), uri, digest), products
 
     def exemplars(self, name: str, version: Version) -> Exemplars:
-        """Raises `NotFound` where the version has none, and as `read_checked`."""
+        """Reads the images that activate each neuron of a version most.
+
+        Args:
+            name: The dataset.
+            version: The version.
+
+        Returns:
+            The exemplars.
+
+        Raises:
+            CorruptFile: If the file is not the one that was committed.
+            NotFound: If the version has none.
+        """
         from pipeline.dna import Exemplars
 
         uri = self.uri("exemplars", version.spec, name, version.dna)
@@ -427,51 +353,100 @@ class Catalogue:
         return Exemplars.decode(data, uri, self.spec(version.spec))
 
     def failures(self, name: str, version: Version) -> list[Failure]:
+        """Reads the list of images that a build could not read.
+
+        Args:
+            name: The dataset.
+            version: The version.
+
+        Returns:
+            The failures.
+
+        Raises:
+            CorruptFile: If the file is not the one that was committed.
+            NotFound: If the version was imported, and so has no list.
+        """
         from pipeline.dna import decode_failures
 
         uri = self.uri("failures", version.spec, name, version.dna)
         failures = decode_failures(self.read_checked("failures", name, version), uri)
         if len(failures) != version.failed:
             raise CorruptFile(
-                f"{uri}: {len(failures)} failures are listed, {version.failed} were committed"
+                f"{uri} lists {len(failures)} failures, {version.failed} were committed"
             )
         return failures
 
     def read_checked(self, kind: str, name: str, version: Version) -> bytes | mmap:
-        """One of a version's files; those of `ON_DISK` are mapped.
+        """Reads one of a version's files and compares its sha256 with the commit's.
 
-        Raises `CorruptFile` unless it is the one committed, and `NotFound` where the version has
-        none of that kind.
+        Args:
+            kind: One of `KINDS`; those of `ON_DISK` are read into a temporary file and mapped.
+            name: The dataset.
+            version: The version.
+
+        Returns:
+            The file's bytes.
+
+        Raises:
+            CorruptFile: If it is not the file that was committed.
+            NotFound: If the version has no file of that kind.
         """
-        if kind not in version.sha256:
-            asked = {"layer_gaussians": "--layer-gaussian", "exemplars": "--exemplars 8"}
-            why = "it was imported" if version.imported else f"build it with {asked[kind]}"
+        stated = version.sha256.get(kind)
+        if stated is None:
+            option = {"layer_gaussians": "--layer-gaussian", "exemplars": "--exemplars 8"}
+            why = "it was imported" if version.imported else f"build it with {option[kind]}"
             raise NotFound(f"{name} has no {kind.replace('_', ' ')}: {why}")
         uri = self.uri(kind, version.spec, name, version.digest_in(kind))
         data = storage.read_on_disk(uri) if kind in ON_DISK else storage.read(uri)
         found = sha256(data)
-        if found != version.sha256[kind]:
+        if found != stated:
             raise CorruptFile(
-                f"{uri} has sha256 {found}; {version.sha256[kind]} was committed. Restore it, or "
-                "delete it and build the dataset again"
+                f"{uri} has sha256 {found}; {stated} was committed. Restore it, or delete it and "
+                "build the dataset again"
             )
         return data
 
     def spec(self, digest: str) -> Spec:
+        """Reads a spec.
+
+        Args:
+            digest: Its whole digest.
+
+        Returns:
+            The spec.
+
+        Raises:
+            CorruptFile: If the file does not hold the spec of that digest.
+        """
         uri = self.spec_uri(digest)
         try:
             spec = Spec.from_json(json.loads(storage.read(uri)))
         except (ValueError, TypeError, CorruptFile, UsageError) as error:
             raise CorruptFile(f"{uri}: not a spec: {error}") from error
         if spec.digest != digest:
-            raise CorruptFile(f"{uri} holds spec {spec.digest}")
+            raise CorruptFile(f"{uri} holds spec {spec.digest}; restore the file")
         return spec
 
 
-def _open_part(uri: str, kind: str, stated: Footer, layers: Sequence[str]) -> DnaFile | None:
-    """The file with these layers only; None where they are all, or it states no digests of them.
+def _manifest(data: bytes | mmap, uri: str, digest: str) -> Manifest:
+    from pipeline.sources import Manifest
 
-    What holds two reads together are the digests: the same bytes put anew meanwhile are the same.
+    manifest = Manifest.decode(data, uri)
+    if manifest.digest != digest:
+        raise CorruptFile(
+            f"{uri} holds the manifest {manifest.digest}; delete it and build the dataset again"
+        )
+    return manifest
+
+
+def _open_part(uri: str, kind: str, stated: Footer, layers: Sequence[str]) -> DnaFile | None:
+    """Opens a file with these layers only.
+
+    The file is read in two requests. If it is replaced between them, the digests in the footer
+    tell, unless the new file is the same.
+
+    Returns:
+        The file. None if these are all its layers, or if it states no digests of its layers.
     """
     from pipeline.dna import DnaFile
 
@@ -491,10 +466,3 @@ def _require_footer(uri: str, found: Footer, stated: Footer) -> None:
             f"{uri}: its footer has sha256 {found.sha256}, at {found.start}; {stated.sha256}, at "
             f"{stated.start}, was committed. Restore it, or delete it and build the dataset again"
         )
-
-
-def _gap(uri: str) -> CorruptFile:
-    return CorruptFile(
-        f"{uri} is missing, and later commits are there: the log has a gap. Restore it from a "
-        "version or a copy of the bucket"
-    )

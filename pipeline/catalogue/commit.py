@@ -1,4 +1,7 @@
-"""catalogue.commit: TODO-DOC"""
+"""One commit of a catalogue: every dataset's version, as the JSON file of the log holds it.
+
+>>> Commit.decode(commit.encode(), "1.json") == commit  # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.buffers import Data, footer_start, sha256
 from pipeline.catalogue.names import check_name
-from pipeline.errors import Conflict, CorruptFile, UsageError
+from pipeline.errors import CorruptFile, UsageError, wrong_fields
 from pipeline.spec import digest_of
 
 FORMAT = 4
@@ -22,62 +27,99 @@ READS = (1, 2, 3, 4)
 """Commits of format 1 had no checksum, of format 2 no footers, of format 3 no parts."""
 
 FILES = ("dna", "failures", "folds", "manifests")
-"""What a built version is stored in, each in a folder of that name."""
+"""The files that every built version has. An imported one has a DNA only."""
 
 KINDS = (*FILES, "layer_gaussians", "exemplars")
-"""All folders of versions. A version's `sha256` says which of them it has a file in."""
+"""The kinds of files that a version may have, each in a folder of that name."""
 
 ON_DISK = ("manifests", "layer_gaussians")
-"""Files that grow with the dataset or are large: they are read into temporary ones, and mapped."""
+"""Files that may be too large for memory: they are read into temporary files and mapped."""
 
 IN_PART = ("dna", "folds", "layer_gaussians")
-"""Files that are read by layer; of what each layer's bytes are, their footers say."""
+"""Files that can be read layer by layer; their footers state the sha256 of each layer's bytes."""
 
-DIGEST = re.compile(r"[0-9a-f]{32}")
+Count = Annotated[int, Field(strict=True, ge=0)]
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9]+")
-"""Of a file that a commit names: it leads nowhere else."""
+FILE_NAME = r"[A-Za-z0-9]+"
+"""The pattern of a name that cannot lead out of its folder."""
+
+FileName = Annotated[str, Field(pattern=f"^{FILE_NAME}$")]
 
 
 @dataclass(frozen=True)
 class Footer:
-    """Where the footer of a Parquet file begins, its size, and its sha256.
+    """The footer of a Parquet file, as the commit states it.
 
-    The commit says so of it, and it of each layer: what is read of a file is known as the whole is.
+    The commit vouches for the footer, and the footer for each layer, so that a layer read alone is
+    checked as well as a whole file is.
+
+    Attributes:
+        start: Where the footer begins in the file, in bytes.
+        size: Its size in bytes.
+        sha256: The sha256 of its bytes.
     """
 
-    start: int
-    size: int
+    start: Count
+    size: Count
     sha256: str
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
     def of(cls, data: Data, start: int = 0) -> Footer:
-        """Of a file, or of what follows in it from `start` on."""
+        """Finds the footer in the end of a file.
+
+        Args:
+            data: The file's bytes, all or the last ones.
+            start: Where in the file `data` begins.
+
+        Returns:
+            The footer.
+        """
         with memoryview(data) as view, view[max(0, footer_start(data)) :] as footer:
             return cls(start + footer_start(data), footer.nbytes, sha256(footer))
 
 
 def footers_of(files: Mapping[str, Data]) -> dict[str, Footer]:
-    """Of those kinds of files that are read in part."""
+    """Finds the footers of those files that can be read layer by layer.
+
+    Args:
+        files: The bytes of a version's files, by kind.
+
+    Returns:
+        The footers, by kind.
+    """
     return {kind: Footer.of(files[kind]) for kind in IN_PART if kind in files}
 
 
 @dataclass(frozen=True)
 class Version:
-    """One dataset version under one spec: its digests, totals, and the sha256 of its files.
+    """One version of a dataset under one spec.
 
-    `footers`: of those that are read in part; none of versions of old, which are read whole.
-    `numerics`: under which its images were counted, each with its number of `images`. `origin`: of
-    an imported version, where it is from and what is not known of it; it has a DNA only, and no
-    manifest. `by`: the label, or the number of folders, that a dataset has parts by; a part has it
-    too, with the `value` that its images share, and the dataset that it is `part_of`.
+    Attributes:
+        dna: Digest of the DNA.
+        manifest: Digest of the manifest; empty for an imported version, which has none.
+        spec: Digest of the spec.
+        images: Number of images counted.
+        failed: Number of images that could not be read.
+        products: What the build kept beside the histograms.
+        sha256: The sha256 of each of the version's files, by kind.
+        source: The url that the images are from.
+        built: When it was built, as an ISO time.
+        software: The name and version of the software that built it.
+        numerics: The numerics that images were counted under, each with its number of `images`.
+        origin: For an imported version, where it is from and what is not known of it.
+        footers: The footers of those files that can be read layer by layer.
+        by: The label, or the number of folders, by which the dataset is divided into parts.
+        part_of: For a part, the dataset that it belongs to.
+        value: For a part, the value of the label that its images share.
     """
 
-    dna: str
+    dna: FileName
     manifest: str
-    spec: str
-    images: int
-    failed: int
+    spec: FileName
+    images: Count
+    failed: Count
     products: tuple[str, ...]
     sha256: Mapping[str, str]
     source: str
@@ -90,13 +132,16 @@ class Version:
     part_of: str = ""
     value: str = ""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     @property
     def imported(self) -> bool:
+        """Whether the version was imported, and not built here."""
         return bool(self.origin)
 
     @property
     def provenance(self) -> str:
-        """Of an imported version, for whoever reads its distances: whose word its spec is."""
+        """Says where an imported version is from, and who vouches for its spec."""
         spec = "under a stated spec" if self.origin.get("stated") else "under its own spec"
         if self.origin.get("assumed"):
             spec = "its weights, ranges and preprocessing are assumed"
@@ -108,52 +153,98 @@ class Version:
         return tuple(self.origin.get("notes", ()))
 
     def digest_in(self, kind: str) -> str:
-        """What its file of a kind is named for."""
+        """Tells which digest the file of a kind is named for.
+
+        Args:
+            kind: One of `KINDS`.
+
+        Returns:
+            The digest of the manifest for a manifest, of the DNA for all others.
+        """
         return self.manifest if kind == "manifests" else self.dna
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Version:
-        tuples = {name: tuple(data[name]) for name in ("products", "numerics")}
-        footers = {kind: Footer(**stated) for kind, stated in data.get("footers", {}).items()}
-        version = cls(**(dict(data) | tuples | {"footers": footers}))
-        texts = [version.dna, version.manifest, version.spec, version.source, version.built]
-        texts += [version.by, version.part_of, version.value]
-        hashes = [version.sha256[kind] for kind in (("dna",) if version.imported else FILES)]
-        hashes += [*version.sha256.values(), *(footer.sha256 for footer in footers.values())]
-        if not set(version.sha256) <= set(KINDS):
-            raise ValueError(f"files of unknown kinds: {sorted(version.sha256)}")
-        if not footers.keys() <= version.sha256.keys() & set(IN_PART):
-            raise ValueError(f"footers of files that have none: {sorted(footers)}")
-        if not all(isinstance(text, str) for text in (*texts, *hashes, *version.products)):
-            raise TypeError(f"digests and names must be text: {data}")
-        counts = [version.images, version.failed]
-        counts += [at for footer in footers.values() for at in (footer.start, footer.size)]
-        if not all(type(count) is int and count >= 0 for count in counts):
-            raise TypeError(f"images, failed and places must be numbers from 0 up: {data}")
-        names = [version.dna, version.spec, *(() if version.imported else (version.manifest,))]
-        for name in names:
-            if not _FILE_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} names no file")
-        return version
+        """Reads a version from the JSON of a commit.
+
+        Args:
+            data: The decoded JSON.
+
+        Returns:
+            The version.
+
+        Raises:
+            ValidationError: If a field is missing, unknown, or not what it must be (pydantic's).
+        """
+        return _VERSION.validate_python(data)
+
+
+def _require_files(version: Version) -> Version:
+    """Refuses a version that lacks a file, or states a footer of a file that it has not."""
+    required = ("dna",) if version.imported else FILES
+    if missing := sorted(set(required) - version.sha256.keys()):
+        raise ValueError(f"no sha256 is stated of its files {', '.join(missing)}")
+    if unknown := sorted(version.sha256.keys() - set(KINDS)):
+        raise ValueError(f"it has files of unknown kinds: {', '.join(unknown)}")
+    if unknown := sorted(version.footers.keys() - (version.sha256.keys() & set(IN_PART))):
+        raise ValueError(f"footers are stated of files without: {', '.join(unknown)}")
+    if not version.imported and not re.fullmatch(FILE_NAME, version.manifest):
+        raise ValueError(f"its manifest {version.manifest!r} names no file")
+    return version
+
+
+WholeVersion = Annotated[Version, AfterValidator(_require_files)]
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One state of the catalogue. `datasets`: name -> spec digest -> version."""
+    """One state of a catalogue.
 
-    number: int
+    Attributes:
+        number: The commit's number; the first one is 1.
+        time: When it was made, as an ISO time in UTC.
+        action: What was done, such as `build photos`.
+        default_spec: Digest of the spec that commands take where none is given.
+        datasets: Each dataset's versions by the digest of their spec.
+        software: The name and version of the software that made the commit.
+    """
+
+    number: Count
     time: str
     action: str
     default_spec: str | None
-    datasets: Mapping[str, Mapping[str, Version]]
+    datasets: Mapping[str, Mapping[str, WholeVersion]]
     software: str = field(default_factory=lambda: software())
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     def encode(self) -> bytes:
+        """Writes the commit as JSON.
+
+        A random nonce tells it from a commit of the same content, so that a writer whose answer
+        was lost recognises its own.
+
+        Returns:
+            The bytes of the file.
+        """
         body = asdict(self) | {"format": FORMAT, "nonce": secrets.token_hex(16)}
         return canonical_json(body | {"checksum": digest_of(body)})
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Commit:
+        """Reads a commit from the bytes of its file.
+
+        Args:
+            data: The bytes.
+            name: How errors name the file.
+
+        Returns:
+            The commit.
+
+        Raises:
+            CorruptFile: If the file is torn or changed, of an unknown format, or if one of its
+                fields is not what it must be.
+        """
         try:
             body = json.loads(data)
             if body["format"] not in READS:
@@ -162,85 +253,46 @@ class Commit:
                     f"{', '.join(map(str, READS))}"
                 )
             checksum = body.pop("checksum") if body["format"] > 1 else digest_of(body)
-            known = {"format", "nonce", *cls.__dataclass_fields__}
-            if checksum != digest_of(body) or not body.keys() <= known:
+            if checksum != digest_of(body):
                 raise CorruptFile(f"{name}: its content is not what was written; restore the file")
-            datasets = {
-                check_name(dataset): {spec: _of_spec(spec, entry) for spec, entry in specs.items()}
-                for dataset, specs in body["datasets"].items()
-            }
-            datetime.fromisoformat(body["time"])
-            return cls(
-                int(body["number"]),
-                body["time"],
-                body["action"],
-                body["default_spec"],
-                datasets,
-                body["software"],
-            )
+            del body["format"], body["nonce"]
+            commit = _COMMIT.validate_python(body)
+            datetime.fromisoformat(commit.time)
+            for dataset, versions in commit.datasets.items():
+                check_name(dataset)
+                for spec, version in versions.items():
+                    if version.spec != spec:
+                        raise CorruptFile(
+                            f"{name}: {dataset} has a version under spec {spec} that states spec "
+                            f"{version.spec}"
+                        )
+        except ValidationError as error:
+            raise CorruptFile(f"{name}: not a commit: {wrong_fields(error)}") from error
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-            raise CorruptFile(f"{name}: not a commit of a catalogue: {error!r}") from error
+            raise CorruptFile(f"{name}: not a commit: {error!r}") from error
+        return commit
 
 
-def _of_spec(spec: str, entry: Mapping[str, Any]) -> Version:
-    version = Version.from_json(entry)
-    if version.spec != spec:
-        raise ValueError(f"a version under spec {spec} states {version.spec}")
-    return version
+_VERSION = TypeAdapter[Version](WholeVersion)
 
+_COMMIT = TypeAdapter(Commit)
 
 EMPTY = Commit(0, "", "", None, {}, "")
-
-
-def takes_default_spec(head: Commit, new: Version) -> bool:
-    """The first spec that something was built under is the default; an imported one until then."""
-    if head.default_spec is None:
-        return True
-    under = (specs.get(head.default_spec) for specs in head.datasets.values())
-    return not new.imported and all(version is None or version.imported for version in under)
+"""The state of a catalogue without commits."""
 
 
 def software() -> str:
+    """Returns the name and version of this software, as commits and files state it."""
     return f"vdna-pipeline {version('vdna-pipeline')}"
 
 
-def parts_of(commit: Commit, dataset: str, spec: str) -> dict[str, Version]:
-    """The parts that a dataset has under a spec, by their names."""
-    return {
-        name: specs[spec]
-        for name, specs in commit.datasets.items()
-        if spec in specs and specs[spec].part_of == dataset
-    }
-
-
-def require_free(commit: Commit, name: str, whole: str) -> None:
-    """Raises `Conflict` where a dataset of another kind has the name of a part."""
-    for there in commit.datasets.get(name, {}).values():
-        if there.part_of != whole:
-            of = f"a part of {there.part_of}" if there.part_of else "a dataset of its own"
-            raise Conflict(
-                f"{name} is {of}, and would be a part of {whole}; build {whole} under another name"
-            )
-
-
-def require_own(commit: Commit, name: str) -> None:
-    """Raises `Conflict` where the name is that of a part, under whatever spec."""
-    for there in commit.datasets.get(name, {}).values():
-        if there.part_of:
-            raise Conflict(
-                f"{name} is the part {there.value!r} of {there.part_of}; build {there.part_of}, or "
-                "give another name"
-            )
-
-
-def what_was_built(version: Version) -> tuple[str, str]:
-    """What makes two builds of a dataset the same: of other parts they are not."""
-    return version.dna, version.by
-
-
-def stated_parts(parts: Mapping[str, Version]) -> dict[str, tuple[object, ...]]:
-    return {name: (part.sha256, part.by, part.value) for name, part in parts.items()}
-
-
 def canonical_json(data: object) -> bytes:
+    """Writes JSON that is the same for the same data.
+
+    Args:
+        data: What JSON can hold.
+
+    Returns:
+        The bytes, with sorted keys.
+    """
     return json.dumps(data, sort_keys=True, indent=1).encode()

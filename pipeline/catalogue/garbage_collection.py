@@ -2,7 +2,7 @@
 
     >>> [item.uri for item in garbage(catalogue, keep=1)]                # doctest: +SKIP
 
-Safe beside running jobs: what a job is about to use is either named by its plan, or younger than
+This is safe beside running jobs: what a job is about to use is named by its plan, or younger than
 the grace period.
 """
 
@@ -18,7 +18,6 @@ from pipeline.catalogue.commit import KINDS, Commit, Version
 from pipeline.catalogue.matrix_files import needless_matrices
 from pipeline.counting import partial_uri
 from pipeline.errors import SourceError, UsageError
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS
 from pipeline.storage import Stored
 
 GRACE = timedelta(days=7)
@@ -31,22 +30,67 @@ def garbage(
     grace: timedelta = GRACE,
     now: datetime | None = None,
 ) -> Iterator[Stored]:
-    """Objects to delete. `keep`: versions of each (dataset, spec) to keep; all that were for None.
+    """Finds the objects that no kept version needs. The log, specs and ranges always stay.
 
-    The log, specs and ranges are never among them. Ages are by the clock of the store,
-    which a small object is put there to ask (and `now` spares).
+    Args:
+        catalogue: The catalogue.
+        keep: How many versions of each dataset and spec to keep. None keeps all.
+        grace: Younger objects stay.
+        now: The time that ages are counted from. None asks the store's own clock, by writing a
+            small object there.
+
+    Yields:
+        Each object to delete.
+
+    Raises:
+        UsageError: If `keep` is less than 1.
     """
     if keep is not None and keep < 1:
-        raise UsageError(f"keep is {keep}; at least the newest version is kept")
-    kept = _kept(catalogue, keep)
-    for item in _unneeded(catalogue, kept):
+        raise UsageError(f"keep is {keep}; it must be at least 1, as the newest version is kept")
+    for item in _unneeded(catalogue, _kept_versions(catalogue, keep)):
         now = now or storage.clock(catalogue.root)
-        if _older(item, grace, now):
+        if item.modified is not None and now - item.modified > grace:
             yield item
 
 
+def collect(
+    catalogue: Catalogue, *, keep: int | None = None, grace: timedelta = GRACE
+) -> tuple[int, int]:
+    """Deletes the garbage.
+
+    Args:
+        catalogue: The catalogue.
+        keep: As in `garbage`.
+        grace: As in `garbage`.
+
+    Returns:
+        The number of objects removed, and of their bytes.
+    """
+    count = size = 0
+    for item in list(garbage(catalogue, keep=keep, grace=grace)):
+        if _changed_since_listed(item):
+            continue
+        storage.delete(item.uri)
+        count += 1
+        size += item.size
+    return count, size
+
+
+def _changed_since_listed(item: Stored) -> bool:
+    """Tells whether a build has written the object again while the garbage was listed."""
+    if item.uri.endswith(".tmp"):
+        return False
+    try:
+        now = storage.info(item.uri).modified
+    except SourceError:
+        return True
+    # Some stores list fractions of a second that they leave out elsewhere.
+    return now is None or item.modified is None or abs(now - item.modified) >= timedelta(seconds=1)
+
+
 def _unneeded(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> Iterator[Stored]:
-    needed = _needed(catalogue, kept)
+    """Yields the objects that neither the kept versions nor running builds need, of any age."""
+    needed = {*_needed_by_versions(catalogue, kept), *_needed_by_builds(catalogue)}
     for folder in (*KINDS, "_work"):
         with contextlib.suppress(SourceError):
             for item in storage.walk(storage.join(catalogue.root, folder)):
@@ -57,17 +101,15 @@ def _unneeded(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> It
     yield from storage.leftovers(catalogue.root)
 
 
-def _older(item: Stored, grace: timedelta, now: datetime) -> bool:
-    return item.modified is not None and now - item.modified > grace
-
-
-def _needed(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> set[str]:
-    needed: set[str] = set()
+def _needed_by_versions(
+    catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]
+) -> Iterator[str]:
+    """Yields the urls of the kept versions' files and partials."""
     current = catalogue.head().datasets
     for name, versions in kept.items():
         for version in versions:
             for kind in version.sha256:
-                needed.add(catalogue.uri(kind, version.spec, name, version.digest_in(kind)))
+                yield catalogue.uri(kind, version.spec, name, version.digest_in(kind))
             if version.imported:
                 continue
             uri = catalogue.uri("manifests", version.spec, name, version.manifest)
@@ -75,83 +117,58 @@ def _needed(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> set[
                 continue  # an old version, removed by an earlier collection
             manifest = catalogue.manifest(name, version)
             work = catalogue.partials_uri(name, version)
-            keys = manifest.keys(version.spec, version.products)
-            needed.update(partial_uri(work, key) for key in keys)
-    return needed | set(_planned(catalogue))
+            for key in manifest.keys(version.spec, version.products):
+                yield partial_uri(work, key)
 
 
-def _kept(catalogue: Catalogue, keep: int | None) -> dict[str, list[Version]]:
-    """The newest `keep` versions of each dataset and spec, over the whole log; with their parts."""
-    seen: dict[tuple[str, str], list[Version]] = {}
+def _needed_by_builds(catalogue: Catalogue) -> Iterator[str]:
+    """Yields what builds need that have begun and not committed: plans, manifests, partials."""
+    try:
+        objects = list(storage.walk(storage.join(catalogue.root, "_work")))
+    except SourceError:
+        return
+    for item in objects:
+        if not item.uri.endswith("/_plan"):
+            continue
+        work = item.uri.removesuffix("/_plan")
+        dataset, _, spec = work.removeprefix(f"{catalogue.root}/_work/").rpartition("/")
+        yield item.uri
+        planned = catalogue.planned(dataset, spec)
+        if planned is not None:
+            manifest, products = planned
+            yield catalogue.uri("manifests", spec, dataset, manifest.digest)
+            yield from (partial_uri(work, key) for key in manifest.keys(spec, products))
 
-    def known(name: str, version: Version) -> bool:
-        there = seen.setdefault((name, version.spec), [])
-        return (version.dna, version.by) in {(of.dna, of.by) for of in there}
+
+def _kept_versions(catalogue: Catalogue, keep: int | None) -> dict[str, list[Version]]:
+    """Finds the newest `keep` versions of each dataset and spec in the log, with their parts.
+
+    Returns:
+        The versions by the name of the dataset or part.
+    """
+    found: dict[tuple[str, str], list[Version]] = {}
+
+    def is_kept(name: str, version: Version) -> bool:
+        kept = found.setdefault((name, version.spec), [])
+        return (version.dna, version.by) in {(other.dna, other.by) for other in kept}
 
     for commit in catalogue.log():
         for name, spec, version in _wholes_first(commit):
-            versions = seen.setdefault((name, spec), [])
+            versions = found.setdefault((name, spec), [])
             if version.part_of:
                 whole = commit.datasets.get(version.part_of, {}).get(spec)
-                wanted = whole is None or known(version.part_of, whole)
+                wanted = whole is None or is_kept(version.part_of, whole)
             else:
                 wanted = keep is None or len(versions) < keep
-            if wanted and not known(name, version):
+            if wanted and not is_kept(name, version):
                 versions.append(version)
     kept: dict[str, list[Version]] = {}
-    for (name, _), versions in seen.items():
+    for (name, _), versions in found.items():
         kept.setdefault(name, []).extend(versions)
     return kept
 
 
 def _wholes_first(commit: Commit) -> Iterator[tuple[str, str, Version]]:
+    """Yields all versions of a commit with name and spec, whole datasets before parts."""
     versions = [(n, s, v) for n, specs in commit.datasets.items() for s, v in specs.items()]
-    yield from sorted(versions, key=lambda of: bool(of[2].part_of))
-
-
-def _planned(catalogue: Catalogue) -> Iterator[str]:
-    """What a build that has begun and not committed will use: its plan, and the partials of it."""
-    try:
-        hints = [
-            item
-            for item in storage.walk(storage.join(catalogue.root, "_work"))
-            if item.uri.endswith("/_plan")
-        ]
-    except SourceError:
-        return
-    for hint in hints:
-        work = hint.uri.removesuffix("/_plan")
-        dataset, _, spec = work.removeprefix(f"{catalogue.root}/_work/").rpartition("/")
-        yield hint.uri
-        planned = catalogue.planned(dataset, spec)
-        if planned is not None:
-            manifest, stated = planned
-            yield catalogue.uri("manifests", spec, dataset, manifest.digest)
-            for products in [stated] if stated else (PRODUCTS, (*PRODUCTS, LAYER_GAUSSIAN)):
-                yield from (partial_uri(work, key) for key in manifest.keys(spec, products))
-
-
-def collect(
-    catalogue: Catalogue, *, keep: int | None = None, grace: timedelta = GRACE
-) -> tuple[int, int]:
-    """Delete the garbage; (objects, bytes) removed."""
-    count = size = 0
-    for item in list(garbage(catalogue, keep=keep, grace=grace)):
-        if _written_since(item):
-            continue
-        storage.delete(item.uri)
-        count += 1
-        size += item.size
-    return count, size
-
-
-def _written_since(item: Stored) -> bool:
-    """Whether a build has taken the object up again while the garbage was listed."""
-    if item.uri.endswith(".tmp"):
-        return False
-    try:
-        now = storage.info(item.uri).modified
-    except SourceError:
-        return True
-    # Some stores list fractions of a second that they leave out elsewhere.
-    return now is None or item.modified is None or abs(now - item.modified) >= timedelta(seconds=1)
+    yield from sorted(versions, key=lambda entry: bool(entry[2].part_of))

@@ -20,47 +20,94 @@ from pipeline.spec import Spec
 
 
 def check_lens(name: str) -> str:
-    """The name of a lens to keep. Raises `UsageError` for one that is a file's, or no lens's."""
+    """Checks the name under which a lens is to be kept.
+
+    Args:
+        name: The name.
+
+    Returns:
+        The name.
+
+    Raises:
+        UsageError: If it ends like a file's name, is reserved, or has characters that no name may
+            have.
+    """
     if name.endswith(".parquet"):
-        raise UsageError(f"lens is named {name!r}, as a file is; leave .parquet out")
+        raise UsageError(f"lens name {name!r} looks like a file's; leave .parquet out")
     if name == UNIFORM:
-        raise UsageError(f"lens is named {name!r}, which says that there is none; rename it")
+        raise UsageError(f"lens name {name!r} is reserved for comparing without a lens; rename it")
     return check_name(name, "lens")
 
 
 def keep(catalogue: Catalogue, lens: Lens) -> str:
-    """Store it in the catalogue, under its name; its uri."""
+    """Stores a lens in the catalogue, as the newest of its name.
+
+    Args:
+        catalogue: The catalogue.
+        lens: The lens.
+
+    Returns:
+        The url of its file.
+
+    Raises:
+        UsageError: If no lens may have its name.
+    """
     uri = storage.join(catalogue.lenses_uri(check_lens(lens.name)), f"{lens.digest}.parquet")
     written, before = datetime.now(UTC), newest_lenses(catalogue).get(lens.name)
-    if before is not None:  # which another clock may have told
+    if before is not None:  # its time may be of a clock that runs ahead of ours
         written = max(written, _age(before)[1] + timedelta(microseconds=1))
     storage.replace(uri, lens.encode(written=written))
     return uri
 
 
 def find_lens(catalogue: Catalogue, name: str, spec: Spec) -> Lens:
-    """A file's, or the newest of that name in the catalogue, to look at what is of this spec.
+    """Reads a lens for DNAs of one spec.
 
-    Raises `NotFound`, `CorruptFile`, `UsageError` where its neurons are others, and `SpecMismatch`
-    where it was fitted to those of other weights.
+    Args:
+        catalogue: The catalogue.
+        name: The name of a lens of the catalogue, of which the newest is taken; or the path or url
+            of a file, which ends in `.parquet`.
+        spec: The spec of the DNAs to look at.
+
+    Returns:
+        The lens.
+
+    Raises:
+        NotFound: If there is no such lens.
+        CorruptFile: If its file is torn.
+        UsageError: If it has weights for other layers or neurons than the spec has.
+        SpecMismatch: If it was fitted to a network with other weights.
     """
     lens = Lens.decode(*_read(catalogue, name), spec)
     weights = lens.provenance.get("weights_sha256", spec.weights_sha256)
     if weights != spec.weights_sha256:
         raise SpecMismatch(
-            f"lens {lens.name} was fitted to neurons with the weights {weights} (spec "
-            f"{lens.provenance.get('spec')}), and these are of {spec.extractor} with "
-            f"{spec.weights_sha256} (spec {spec.digest})"
+            f"lens {lens.name} was fitted to a network with the weights {weights} (spec "
+            f"{lens.provenance.get('spec')}); these datasets were counted by {spec.extractor} with "
+            f"the weights {spec.weights_sha256} (spec {spec.digest}). Fit a lens to them"
         )
     return lens
 
 
 def spec_of_lens(catalogue: Catalogue, name: str) -> Spec:
-    """The spec that it was fitted under; of another lens any with its layers. Raises as above."""
+    """Finds the spec that a lens belongs to.
+
+    Args:
+        catalogue: The catalogue.
+        name: As in `find_lens`.
+
+    Returns:
+        The spec that the lens was fitted under, if it is in the catalogue; else one with the same
+        layers and neurons; else the default spec.
+
+    Raises:
+        NotFound: If there is no such lens, or no dataset.
+        CorruptFile: If its file is torn.
+    """
     stated = Lens.stated(*_read(catalogue, name))
-    of = stated["provenance"].get("spec")
-    if isinstance(of, str) and storage.exists(catalogue.spec_uri(of)):
-        return catalogue.spec(of)
+    fitted_under = stated["provenance"].get("spec")
+    if isinstance(fitted_under, str) and storage.exists(catalogue.spec_uri(fitted_under)):
+        return catalogue.spec(fitted_under)
     head = catalogue.head()
     for digest in sorted({digest for specs in head.datasets.values() for digest in specs}):
         spec = catalogue.spec(digest)
@@ -70,22 +117,29 @@ def spec_of_lens(catalogue: Catalogue, name: str) -> Spec:
 
 
 def _read(catalogue: Catalogue, name: str) -> tuple[bytes, str]:
-    """Its file, and how that is named."""
+    """Reads the file of a lens, and returns it with the name that errors give it."""
     if name.endswith(".parquet"):
         data = storage.read(storage.canonical(name))
         return data, name.rpartition("/")[2].removesuffix(".parquet")
-    there = newest_lenses(catalogue)
-    if check_name(name, "lens") not in there:
+    newest = newest_lenses(catalogue)
+    if check_name(name, "lens") not in newest:
         raise NotFound(
-            f"{catalogue.root} has no lens {name!r}; it has {', '.join(sorted(there)) or 'none'}, "
-            "and a file's name ends in .parquet"
+            f"{catalogue.root} has no lens {name!r}; it has {', '.join(sorted(newest)) or 'none'}. "
+            "The name of a file must end in .parquet"
         )
-    uri = there[name].uri
+    uri = newest[name].uri
     return storage.read(uri), uri
 
 
 def newest_lenses(catalogue: Catalogue) -> dict[str, storage.Stored]:
-    """The newest of each name in the catalogue."""
+    """Finds the newest lens of each name in the catalogue.
+
+    Args:
+        catalogue: The catalogue.
+
+    Returns:
+        The lenses' files, by name.
+    """
     root = catalogue.lenses_uri()
     by_name: defaultdict[str, list[storage.Stored]] = defaultdict(list)
     try:
@@ -102,9 +156,9 @@ def _newest(items: Sequence[storage.Stored]) -> storage.Stored:
 
 
 def _age(item: storage.Stored) -> tuple[bool, datetime]:
-    """When a lens says that it was written; before those that do, by its file's time, any other.
+    """Returns a key that sorts lenses by age, first those that state no time of writing.
 
-    A catalogue's copy has the times of the copying.
+    The stated time comes before the file's, because a copied catalogue has the times of copying.
     """
     with contextlib.suppress(CorruptFile, SourceError):
         stated = Lens.stated(storage.read(item.uri), item.uri)

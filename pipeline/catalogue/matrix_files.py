@@ -1,4 +1,7 @@
-"""catalogue.matrix_files: TODO-DOC"""
+"""What matrices kept in a catalogue state of themselves, and which of them are not needed any more.
+
+The numbers in them are read and written by `pipeline.comparing`.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,21 @@ MATRIX_READS = (1, 2)
 """Format 1 had no estimates."""
 
 READERS = 8
+"""How many matrices are looked into at once."""
 
 
 def matrix_metadata(file: IO[bytes]) -> dict[str, Any]:
-    """What a matrix's file states, without its numbers."""
+    """Reads the metadata of a matrix, without its numbers.
+
+    Args:
+        file: The Parquet file.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        CorruptFile: If the file is torn, or not a matrix.
+    """
     try:
         found = json.loads(pq.ParquetFile(file).metadata.metadata[b"vdna"])
         if found["kind"] != "matrix" or not isinstance(found["members"], dict):
@@ -35,7 +49,14 @@ def matrix_metadata(file: IO[bytes]) -> dict[str, Any]:
 
 
 def matrix_statement(uri: str) -> dict[str, Any] | None:
-    """What a kept matrix states of itself; None where it is torn, or gone."""
+    """Reads the metadata of a kept matrix.
+
+    Args:
+        uri: The url of its file.
+
+    Returns:
+        The metadata; None if the file is torn, or gone.
+    """
     try:
         with storage.open_random(uri) as file:
             return matrix_metadata(file)
@@ -44,10 +65,17 @@ def matrix_statement(uri: str) -> dict[str, Any] | None:
 
 
 def needless_matrices(catalogue: Catalogue, kept: Set[tuple[str, str]]) -> Iterator[Stored]:
-    """Kept matrices without a number that a pair of `kept` (spec, DNA digest) still needs.
+    """Finds the kept matrices that no comparison will take a number from any more.
 
-    One with DNAs that are gone stays while no other of its kind has the pairs of those that are
-    not: the next comparison takes them from it.
+    A matrix with DNAs that are gone stays as long as no other one of its kind has all pairs of
+    its DNAs that are left, because the next comparison takes them from it.
+
+    Args:
+        catalogue: The catalogue.
+        kept: The DNAs that stay, each as the digests of its spec and of itself.
+
+    Yields:
+        Each matrix to delete.
     """
     try:
         there = list(storage.walk(storage.join(catalogue.root, "matrix")))
@@ -58,7 +86,7 @@ def needless_matrices(catalogue: Catalogue, kept: Set[tuple[str, str]]) -> Itera
         stated = pool.map(matrix_statement, (item.uri for item in there))
     found = []
     for item, metadata in zip(there, stated, strict=True):
-        if metadata is None:  # whoever compares these removes it
+        if metadata is None:  # torn: the next comparison of these datasets replaces it
             continue
         spec, members = metadata["spec_digest"], set(metadata["members"].values())
         live = {dna for dna in members if (spec, dna) in kept}

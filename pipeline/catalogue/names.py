@@ -1,4 +1,8 @@
-"""catalogue.names: TODO-DOC"""
+"""The names that datasets, their parts and lenses may have.
+
+>>> part_name("photos", "heavy rain")
+'photos/heavy-rain'
+"""
 
 from __future__ import annotations
 
@@ -7,41 +11,57 @@ import re
 from pipeline.errors import UsageError
 
 LONGEST = 200
-"""Characters between slashes of a part's name: a file's may have 255."""
+"""The most characters between two slashes of a part's name; a file's name may have 255."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def part_name(dataset: str, value: str) -> str:
-    """The name of a part: what no name may hold is a dash in it.
+    """Makes the name of a part of a dataset. A dash stands for what no name may hold.
 
-    Raises `UsageError` where nothing of the value is left, or more than a file may be named.
+    Args:
+        dataset: The dataset.
+        value: The value of the label that the part's images share.
+
+    Returns:
+        The name: the dataset's, a slash, and the value.
+
+    Raises:
+        UsageError: If nothing is left of the value, or if the name is too long for a file.
     """
     segments = [re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-") for text in value.split("/")]
     longest = max(map(len, segments))
     if longest > LONGEST:
         raise UsageError(
-            f"the value {value[:40]!r}… makes a name of {longest} characters; a part's has "
-            f"{LONGEST} at most, so give the images another label"
+            f"the value {value[:40]!r}… makes a name of {longest} characters; a part's name has "
+            f"{LONGEST} at most, so give the images a shorter label"
         )
     try:
         return check_name("/".join([dataset, *segments]))
     except UsageError as error:
         raise UsageError(
-            f"the value {value!r} makes no name of a part of {dataset}; give the images another "
-            "label"
+            f"the value {value!r} cannot be made into the name of a part of {dataset}; give the "
+            "images another label"
         ) from error
 
 
 def check_name(name: str, of: str = "dataset") -> str:
-    """A dataset's, or a lens's, name: letters, digits, `.`, `_`, `-`, and `/` for grouping.
+    """Checks a name: letters, digits, `.`, `_`, `-`, and `/` between groups.
 
-    Raises `UsageError` otherwise, with the name.
+    Args:
+        name: The name.
+        of: What it is the name of, for the error.
+
+    Returns:
+        The name.
+
+    Raises:
+        UsageError: If it has another character, or a group that is empty or made of dots.
     """
     segments = name.split("/")
     if all(_SEGMENT.fullmatch(s) and s.strip(".") for s in segments):
         return name
     raise UsageError(
         f"{of} name {name!r}: use letters, digits, '.', '_', '-', and '/' between groups; no "
-        "part may be empty or made of dots"
+        "group may be empty or made of dots"
     )

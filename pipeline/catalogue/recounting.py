@@ -1,10 +1,10 @@
-"""Counts shards again, from the source's images, and compares with what a build has kept of them.
+"""Counts shards again from the source's images, and compares with what a build has stored.
 
     >>> [f for f in recount(catalogue, ["photos"], engine=InProcess(), sample=3)]  # doctest: +SKIP
 
-`pipeline.verify` recomputes what follows from the stored files; this goes back to the images, and
-so finds what lies consistently: a partial whose sums were kept right, an image replaced under its
-old size and time. Nothing in the catalogue is changed.
+`verification.py` checks the stored files against each other. This goes back to the images, and so
+finds changes that agree with each other: a partial that was altered with its sums, or an image that
+was replaced by one of the same size and time. Nothing in the catalogue is changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Version
-from pipeline.catalogue.verification import Finding, chosen_versions, same_numbers, sum_of_partials
+from pipeline.catalogue.verification import Finding, newest_versions, same_numbers, sum_of_partials
 from pipeline.counting import Receipt, Recipe, ShardJob, load_partial, partial_uri
 from pipeline.dna import DNA, INT_COLUMNS, Partial
 from pipeline.engine import Engine
@@ -31,9 +31,10 @@ from pipeline.sources import Manifest, Shard
 from pipeline.spec import Resources
 
 SAMPLE = 3
+"""How many shards of each dataset are counted again by default."""
 
 MOVED_BY_ROUNDING = 1e-3
-"""Share of activations that may fall into another bin where numerics differ."""
+"""The share of activations that may fall into another bin when numerics differ."""
 
 
 def recount(
@@ -48,25 +49,41 @@ def recount(
     resources: Resources | None = None,
     progress: Listener | None = None,
 ) -> Iterator[Finding]:
-    """One finding a shard, and one a dataset, of the newest versions.
+    """Counts shards of the newest versions again.
 
-    `sample`: shards of each dataset, chosen by `seed` among those whose partial is kept; None
-    counts them all, and compares their sum with the DNA too. `weights`: of a dataset that was not
-    built with its network's own. Raises `NotFound` for unknown names.
+    Args:
+        catalogue: The catalogue.
+        names: The datasets; none for all.
+        spec: The beginning of a spec's digest; None for all specs.
+        engine: Where the shards are counted.
+        sample: How many shards of each dataset to count, of those whose partial is kept. None
+            counts all, and compares their sum with the DNA too.
+        seed: Chooses the sample; random if None.
+        weights: The weights' url, for datasets that were not built with their network's own.
+        resources: How fast to count.
+        progress: Told what is done.
+
+    Yields:
+        A finding for each shard, and one for each dataset.
+
+    Raises:
+        NotFound: If there is no such dataset or spec.
     """
     seed = secrets.randbelow(10**9) if seed is None else seed
-    for name, version in chosen_versions(catalogue, names, spec):
+    for name, version in newest_versions(catalogue, names, spec):
         if version.imported:
             yield Finding(name, "recount", True, "imported: it has no images to count again")
             continue
         try:
-            again = _Recount(catalogue, name, version, weights, resources or Resources())
-            yield from again.run(engine, sample, seed, progress or ignore)
+            dataset = _DatasetRecount(catalogue, name, version, weights, resources or Resources())
+            yield from dataset.run(engine, sample, seed, progress or ignore)
         except VdnaError as error:
             yield Finding(name, "recount", False, f"not counted again: {error}")
 
 
-class _Recount:
+class _DatasetRecount:
+    """Counts shards of one version again."""
+
     def __init__(
         self,
         catalogue: Catalogue,
@@ -92,30 +109,32 @@ class _Recount:
     def run(
         self, engine: Engine, sample: int | None, seed: int, progress: Listener
     ) -> Iterator[Finding]:
+        """Counts a sample of the shards, or all, and yields the findings."""
         total = len(self._keys)
         chosen = self._choose(sample, seed)
         how = f"seed {seed}" if sample is not None else "all"
         if not chosen:
-            detail = f"none of {total} partials is kept; count all (--sample all)"
+            detail = f"none of {total} partials is kept; count all shards (--sample all)"
             yield Finding(self._name, "recount", False, detail)
             return
         progress(Said(f"{self._name}: counting {len(chosen)} of {total} shards again ({how})"))
         wrong = 0
         with self._scratch(engine) as work:
-            for finding in self._shards(engine, chosen, work, progress):
+            for finding in self._compare_shards(engine, chosen, work, progress):
                 wrong += not finding.ok
                 yield finding
             if sample is None and not wrong:
-                finding = self._total(work)
+                finding = self._compare_sum(work)
                 wrong += not finding.ok
                 yield finding
         detail = f"{len(chosen)} of {total} shards looked at again ({how}), {wrong} findings"
         yield Finding(self._name, "recount", not wrong, detail)
 
     def _choose(self, sample: int | None, seed: int) -> list[int]:
-        if sample is None:
-            return list(range(len(self._keys)))
+        """Chooses the shards to count: all, or a sample of those whose partial is kept."""
         order = list(range(len(self._keys)))
+        if sample is None:
+            return order
         random.Random(seed).shuffle(order)
         kept = (index for index in order if storage.exists(self._kept_uri(index)))
         return sorted(index for index, _ in zip(kept, range(sample), strict=False))
@@ -126,7 +145,7 @@ class _Recount:
 
     @contextlib.contextmanager
     def _scratch(self, engine: Engine) -> Iterator[str]:
-        """Where the new partials lie meanwhile: where every worker can write."""
+        """Makes a temporary folder for the new partials, where every worker can write."""
         if engine.in_process:
             with tempfile.TemporaryDirectory() as folder:
                 yield storage.canonical(folder)
@@ -137,19 +156,20 @@ class _Recount:
         finally:
             storage.delete_tree(work)
 
-    def _shards(
+    def _compare_shards(
         self, engine: Engine, chosen: Sequence[int], work: str, progress: Listener
     ) -> Iterator[Finding]:
+        """Counts the chosen shards and compares each with its partial."""
         version, todo = self._version, []
         uri = self._catalogue.uri("manifests", version.spec, self._name, version.manifest)
         job = ShardJob(self._recipe, uri, work)
         for index in chosen:
-            if changed := _changed(self._manifest.shards[index]):
-                yield self._of(
+            if changed := _changed_images(self._manifest.shards[index]):
+                yield self._finding(
                     index,
                     False,
-                    f"{len(changed)} images changed since they were counted, so that it cannot be "
-                    f"counted again; refresh the dataset: {'; '.join(changed[:5])}",
+                    f"cannot be counted again, as {len(changed)} of its images changed since they "
+                    f"were counted; refresh the dataset: {'; '.join(changed[:5])}",
                 )
             else:
                 todo.append((job, index))
@@ -158,25 +178,27 @@ class _Recount:
             for receipt in engine.run_shards(todo) if todo else ():
                 name = f"shard {receipt.index}"
                 progress(StepDone(sizes[receipt.index], receipt.failures, receipt.seconds, name))
-                yield self._compared(receipt, work)
+                yield self._compare_shard(receipt, work)
 
-    def _compared(self, receipt: Receipt, work: str) -> Finding:
+    def _compare_shard(self, receipt: Receipt, work: str) -> Finding:
         index = receipt.index
         if receipt.error:
-            return self._of(index, False, f"could not be counted again: {receipt.error}")
+            return self._finding(index, False, f"could not be counted again: {receipt.error}")
         kept = self._kept_uri(index)
         try:
             again = load_partial(partial_uri(work, self._keys[index]))
             if not storage.exists(kept):
-                return self._of(index, True, f"{again.dna.images} images; its partial is gone")
+                return self._finding(
+                    index, True, f"{again.dna.images} images; its partial is not kept"
+                )
             stored = load_partial(kept)
         except VdnaError as error:
-            return self._of(index, False, str(error))
+            return self._finding(index, False, str(error))
         ok, detail = compared(stored, again)
-        return self._of(index, ok, f"{kept}: {detail}" if not ok else detail)
+        return self._finding(index, ok, f"{kept}: {detail}" if not ok else detail)
 
-    def _total(self, work: str) -> Finding:
-        """The sum over all shards, against the DNA that was committed."""
+    def _compare_sum(self, work: str) -> Finding:
+        """Compares the sum over all shards with the DNA that was committed."""
         scattered = "layer_gaussians" in self._version.sha256
         dna = self._catalogue.load_version(self._name, self._version, layer_gaussian=scattered)
         failures = tuple(sorted(self._catalogue.failures(self._name, self._version)))
@@ -186,12 +208,12 @@ class _Recount:
         ok, detail = compared(Partial(dna, again.shards, failures, exemplars), again)
         return Finding(self._name, "recounted sum", ok, detail)
 
-    def _of(self, index: int, ok: bool, detail: str) -> Finding:
+    def _finding(self, index: int, ok: bool, detail: str) -> Finding:
         return Finding(self._name, f"shard {index}", ok, detail)
 
 
-def _changed(shard: Shard) -> list[str]:
-    """Its images whose identity is another now, or which are gone."""
+def _changed_images(shard: Shard) -> list[str]:
+    """Finds the images of a shard that have another identity now, or are gone."""
     changed = []
     identities = {entry.uri: entry.identity for entry in shard.members}
     for uri, identity in identities.items():
@@ -205,21 +227,28 @@ def _changed(shard: Shard) -> list[str]:
 
 
 def compared(stored: Partial, again: Partial) -> tuple[bool, str]:
-    """Whether both are of the same images, and what is to be said.
+    """Compares a stored partial with one that was counted again.
 
-    Equal numerics must give equal numbers, to the last bit; others may move a share of
+    Equal numerics must give equal numbers, to the last bit. Other numerics may move a share of
     `MOVED_BY_ROUNDING` of the activations to another bin.
+
+    Args:
+        stored: What the build stored.
+        again: What was counted now.
+
+    Returns:
+        Whether the stored one is right, and what to tell people.
     """
     images = f"{again.dna.images} images"
     if (stored.dna.images, stored.failures) != (again.dna.images, again.failures):
         return False, (
             f"{stored.dna.images} images and {len(stored.failures)} failures are stored, "
-            f"{again.dna.images} and {len(again.failures)} were found{_odd(stored, again)}"
+            f"{again.dna.images} and {len(again.failures)} were found{_first_odd(stored, again)}"
         )
     if same_numbers(again.dna, stored.dna):
         if stored.exemplars != again.exemplars:
-            return False, f"{images}: every number as it was, but other exemplars are stored"
-        return True, f"{images}, every number as it was"
+            return False, f"{images}: all numbers are equal, but other exemplars are stored"
+        return True, f"{images}, all numbers are equal"
     moved = _moved(stored.dna, again.dna)
     share = sum(moved.values()) / max(1, again.dna.images * int(again.dna.positions.sum()))
     recorded = {numerics for numerics, _ in stored.dna.numerics}
@@ -229,25 +258,26 @@ def compared(stored: Partial, again: Partial) -> tuple[bool, str]:
         f"{sum(moved.values())} activations ({share:.1e} of all) are in other bins, most of them "
         f"in layer {worst}"
         if any(moved.values())
-        else "means, squares or extremes are others, in the same bins"
+        else "all bins are equal, but means, squares or extremes differ"
     )
     if recorded == here:
-        return False, f"{images}: {what}; numerics are the same, so that nothing should move"
+        return False, f"{images}: {what}; numerics are the same, so nothing should differ"
     ok = share <= MOVED_BY_ROUNDING
     return ok, (
-        f"{images}, counted under other numerics than were recorded: {what}; rounding moves up to "
-        f"{MOVED_BY_ROUNDING:g}"
+        f"{images}, counted under other numerics than were recorded: {what}; rounding explains up "
+        f"to {MOVED_BY_ROUNDING:g}"
     )
 
 
 def _moved(a: DNA, b: DNA) -> dict[str, int]:
-    """By layer, the activations that are in another place."""
+    """Counts the activations of each layer that are in another bin."""
     change = np.abs(a.counts - b.counts).sum(axis=1)
     for column in INT_COLUMNS:
         change = change + np.abs(getattr(a, column) - getattr(b, column))
     return {layer: int(change[a.slice_of(layer)].sum()) // 2 for layer in a.layers}
 
 
-def _odd(stored: Partial, again: Partial) -> str:
+def _first_odd(stored: Partial, again: Partial) -> str:
+    """Names the first failure that only one of the two has."""
     odd = sorted(set(stored.failures) ^ set(again.failures))
     return f"; first: {odd[0]}" if odd else ""

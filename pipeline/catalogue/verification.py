@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
-from pipeline.catalogue.commit import Version, parts_of
+from pipeline.catalogue.changes import parts_of
+from pipeline.catalogue.commit import Version
 from pipeline.catalogue.names import part_name
 from pipeline.counting import digest_of_dna, load_partial, partial_uri, plan_folds
 from pipeline.dna import (
@@ -40,7 +41,14 @@ from pipeline.spec import LAYER_GAUSSIAN
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of one dataset version: what was checked, whether it holds, and what was seen."""
+    """The result of one check of one dataset version.
+
+    Attributes:
+        dataset: The dataset.
+        check: What was checked.
+        ok: Whether it holds.
+        detail: What was seen, for people.
+    """
 
     dataset: str
     check: str
@@ -51,23 +59,44 @@ class Finding:
 def verify(
     catalogue: Catalogue, names: Sequence[str] = (), spec: str | None = None
 ) -> Iterator[Finding]:
-    """Findings of the newest versions, good and bad ones, as each check ends.
+    """Checks the newest versions of datasets against all that is stored of them.
 
-    All specs of a dataset are verified unless one is given. Raises `NotFound` for unknown names.
+    Args:
+        catalogue: The catalogue.
+        names: The datasets; none for all.
+        spec: The beginning of a spec's digest; None for all specs.
+
+    Yields:
+        A finding for each check, good or bad, when the check ends.
+
+    Raises:
+        NotFound: If there is no such dataset or spec.
     """
-    for name, version in chosen_versions(catalogue, names, spec):
-        yield from _Checks(catalogue, name, version).run()
+    for name, version in newest_versions(catalogue, names, spec):
+        yield from _DatasetChecks(catalogue, name, version).run()
 
 
-def chosen_versions(
+def newest_versions(
     catalogue: Catalogue, names: Sequence[str], spec: str | None
 ) -> Iterator[tuple[str, Version]]:
-    """The newest versions of the datasets named, or of all; of one spec where one is given."""
+    """Finds the newest versions of datasets.
+
+    Args:
+        catalogue: The catalogue.
+        names: The datasets; none for all.
+        spec: The beginning of a spec's digest; None for all specs.
+
+    Yields:
+        Each dataset with its version under one spec.
+
+    Raises:
+        NotFound: If there is no such dataset or spec.
+    """
     commit = catalogue.head()
     chosen = catalogue.spec_digest(commit, spec) if spec else None
     for name in names or sorted(commit.datasets):
         if name not in commit.datasets:
-            catalogue.find(name)
+            catalogue.find(name)  # raises
         versions = commit.datasets[name]
         if chosen is not None and chosen not in versions:
             raise NotFound(f"{name} has no version under spec {chosen}")
@@ -76,42 +105,46 @@ def chosen_versions(
                 yield name, version
 
 
-class _Checks:
+class _DatasetChecks:
+    """The checks of one version. Each keeps what it has read for those that follow."""
+
     def __init__(self, catalogue: Catalogue, name: str, version: Version) -> None:
         self._catalogue = catalogue
         self._name = name
         self._version = version
         self._ranges: Ranges | None = None
-        self._names: NDArray[np.void] = _hashes(())
+        self._image_hashes: NDArray[np.void] = _hashes(())
         self._dna: DNA | None = None
         self._manifest: Manifest | None = None
         self._failures: list[Failure] | None = None
         self._exemplars: Exemplars | None = None
 
     def run(self) -> Iterator[Finding]:
-        checks: list[tuple[str, Callable[[], str]]] = [
-            ("spec", self._check_spec),
-            ("counts", self._check_dna),
-            ("manifest", self._check_manifest),
-            ("failures", self._check_failures),
-            ("folds", self._check_folds),
-            ("exemplars", self._check_exemplars),
-            ("partials", self._check_partials),
-            ("parts", self._check_parts),
-        ]
-        if Keep.of(self._version.products) is None:
-            checks = [(check, run) for check, run in checks if check != "exemplars"]
-        if not self._version.by or self._version.part_of:
-            checks = checks[:-1]
-        if self._version.imported:
-            checks = checks[:2]
-        for check, run in checks:
+        """Runs the checks that the version's files allow, and yields a finding for each."""
+        version = self._version
+        checks: dict[str, Callable[[], str]] = {
+            "spec": self._check_spec,
+            "counts": self._check_dna,
+        }
+        if not version.imported:
+            checks |= {
+                "manifest": self._check_manifest,
+                "failures": self._check_failures,
+                "folds": self._check_folds,
+            }
+            if Keep.of(version.products) is not None:
+                checks["exemplars"] = self._check_exemplars
+            checks["partials"] = self._check_partials
+            if version.by and not version.part_of:
+                checks["parts"] = self._check_parts
+        for check, run in checks.items():
             try:
                 yield Finding(self._name, check, True, run())
             except VdnaError as error:
                 yield Finding(self._name, check, False, str(error))
 
     def _check_spec(self) -> str:
+        """Checks that spec and ranges are what their digests say."""
         spec = self._catalogue.spec(self._version.spec)
         if self._version.origin.get("assumed"):
             return (
@@ -127,6 +160,7 @@ class _Checks:
         return f"spec {spec.digest} and its ranges are what their digests say"
 
     def _check_dna(self) -> str:
+        """Checks the DNA's digest, sums, numerics and ranges."""
         version = self._version
         file = self._catalogue.open_file("dna", self._name, version)
         file.check_bytes()
@@ -137,9 +171,9 @@ class _Checks:
             dna = gaussians.read_gaussians(dna)
         digest = digest_of_dna(dna, version.manifest, version.products)
         if digest != version.dna:
-            raise CorruptFile(f"{uri}: its numbers have digest {digest}")
+            raise CorruptFile(f"{uri}: its numbers have digest {digest}, not {version.dna}")
         if file.metadata["numerics"] != list(version.numerics):
-            raise CorruptFile(f"{uri}: other numerics were committed than it holds")
+            raise CorruptFile(f"{uri} states other numerics than were committed")
         self._require_ranges(dna, uri)
         self._dna = dna
         if version.imported:
@@ -147,8 +181,8 @@ class _Checks:
         return f"{dna.images} images x positions = activations counted, for {len(dna.low)} neurons"
 
     def _require_ranges(self, dna: DNA, uri: str) -> None:
-        """Where they are known: an imported DNA's may not be, and are in no file then."""
-        if self._ranges is None:
+        """Checks that every neuron was counted in its range."""
+        if self._ranges is None:  # an imported DNA's ranges may not be known
             return
         taps = [(layer, dna.spec.tap(layer).neurons) for layer in dna.layers]
         ranges = self._ranges.select(taps)
@@ -161,8 +195,9 @@ class _Checks:
             )
 
     def _check_manifest(self) -> str:
+        """Checks that the manifest lists each image once, and as many as were counted."""
         self._manifest = manifest = self._catalogue.manifest(self._name, self._version)
-        self._names = _hashes(
+        self._image_hashes = _hashes(
             (entry.uri, entry.member) for shard in manifest.shards for entry in shard.members
         )
         counted = self._version.images + self._version.failed
@@ -171,24 +206,28 @@ class _Checks:
                 f"{manifest.candidates} candidates listed; {self._version.images} counted and "
                 f"{self._version.failed} failed"
             )
-        if len(np.unique(self._names)) != len(self._names):
+        if len(np.unique(self._image_hashes)) != len(self._image_hashes):
             raise ConservationError("the manifest lists a candidate twice")
         return f"{manifest.candidates} candidates, each once, in {len(manifest.heads)} shards"
 
     def _check_failures(self) -> str:
+        """Checks that each failure is of an image of the manifest."""
         failures = self._catalogue.failures(self._name, self._version)
         if len(failures) != self._version.failed:
             raise ConservationError(
-                f"{len(failures)} failures are listed, {self._version.failed} were committed"
+                f"{len(failures)} failures are listed; {self._version.failed} were committed"
             )
         self._known_manifest()
         failed = _hashes((failure.uri, failure.member) for failure in failures)
-        if len(np.intersect1d(failed, self._names)) != len(failures):
-            raise ConservationError("failures are listed twice, or of no candidate")
+        if len(np.intersect1d(failed, self._image_hashes)) != len(failures):
+            raise ConservationError(
+                "failures are listed twice, or of images that the manifest does not list"
+            )
         self._failures = sorted(failures)
         return f"{len(failures)} failures, each of a candidate and with its reason"
 
     def _check_folds(self) -> str:
+        """Checks that the folds hold the images planned for them, and sum to the DNA."""
         version, dna = self._version, self._known_dna()
         file = self._catalogue.open_file("folds", self._name, version)
         file.check_bytes()
@@ -215,37 +254,38 @@ class _Checks:
         return f"{len(file.folds)} folds of {least} to {most} candidates sum to the DNA"
 
     def _check_exemplars(self) -> str:
-        """Every neuron has as many as there are images, each of a candidate that was counted."""
+        """Checks that every neuron has its exemplars, each an image that was counted."""
         version, dna = self._version, self._known_dna()
         keep = Keep.of(version.products)
         if keep is None:
-            raise CorruptFile(f"none are kept among {', '.join(version.products)}")
+            raise CorruptFile(f"the products {', '.join(version.products)} include no exemplars")
         self._known_manifest()
         self._exemplars = held = self._catalogue.exemplars(self._name, version)
         uri = self._catalogue.uri("exemplars", version.spec, self._name, version.dna)
         if held.keep != keep:
-            raise CorruptFile(f"{uri}: {held.keep.product} where {keep.product} were committed")
+            raise CorruptFile(f"{uri} holds {held.keep.product}; {keep.product} was committed")
         counts = np.bincount(held.rows["neuron"].to_numpy(), minlength=len(dna.low))
         finite = (dna.nonfinite == 0) & np.isin(np.arange(len(dna.low)), keep.neurons(dna.spec))
         wrong = np.flatnonzero(finite & (counts != min(keep.number, dna.images)))
         if len(wrong):
-            taps = [(tap.name, tap.neurons) for tap in dna.spec.taps]
+            at = int(wrong[0])
+            neuron = neuron_name([(tap.name, tap.neurons) for tap in dna.spec.taps], at)
             raise ConservationError(
-                f"{uri}: {counts[wrong[0]]} exemplars of {neuron_name(taps, int(wrong[0]))}, of "
-                f"{dna.images} images"
+                f"{uri}: neuron {neuron} has {counts[at]} exemplars for {dna.images} images"
             )
         named = held.rows.group_by(["uri", "member"]).aggregate([])
         shown = _hashes(zip(*(named[n].to_pylist() for n in ("uri", "member")), strict=True))
         failed = _hashes((failure.uri, failure.member) for failure in self._failures or ())
-        unknown = len(shown) - len(np.intersect1d(shown, self._names))
+        unknown = len(shown) - len(np.intersect1d(shown, self._image_hashes))
         if unknown or len(np.intersect1d(shown, failed)):
-            raise ConservationError(f"{uri}: exemplars that are no images counted")
+            raise ConservationError(f"{uri} names exemplars that are not images counted")
         return (
             f"{held.rows.num_rows} names for {np.count_nonzero(counts)} neurons, all of images "
             "that were counted"
         )
 
     def _check_partials(self) -> str:
+        """Checks that the partials that are kept are whole, and, if all are, sum to the DNA."""
         version, manifest, dna = self._version, self._known_manifest(), self._known_dna()
         work = self._catalogue.partials_uri(self._name, version)
         uris = [partial_uri(work, key) for key in manifest.keys(version.spec, version.products)]
@@ -265,11 +305,11 @@ class _Checks:
         return f"{len(present)} partials sum to the DNA"
 
     def _check_parts(self) -> str:
-        """Every shard of a value is in its part, and nothing else is."""
+        """Checks that every part has the shards of its value, and no others."""
         version, manifest = self._version, self._known_manifest()
         label = label_of(version.by)
         if label not in manifest.labels:
-            raise CorruptFile(f"the manifest has no label {label}, which parts are by")
+            raise CorruptFile(f"the manifest has no label {label}, by which the parts are made")
         parts = parts_of(self._catalogue.head(), self._name, version.spec)
         failed = {(failure.uri, failure.member) for failure in self._failures or ()}
         for value, indices in manifest.parts(label).items():
@@ -278,16 +318,19 @@ class _Checks:
             if (part := parts.pop(name, None)) is None:
                 members = [e for i in indices for e in manifest.shards[i].members]
                 if any((e.uri, e.member) not in failed for e in members):
-                    raise ConservationError(f"{name}: there is no such part")
+                    raise ConservationError(
+                        f"{name}: there is no such part, though images have {label} {value!r}"
+                    )
                 continue
-            its = self._catalogue.manifest(name, part)
-            if part.value != value or shards != [(head.fold, head.digest) for head in its.heads]:
+            manifest_of_part = self._catalogue.manifest(name, part)
+            found = [(head.fold, head.digest) for head in manifest_of_part.heads]
+            if part.value != value or shards != found:
                 raise ConservationError(
                     f"{name}: its shards are not those where {label} is {value!r}"
                 )
         if parts:
             raise ConservationError(f"{min(parts)}: the manifest has no image of this part")
-        return f"each shard of a value of {label} is in its part, and in no other"
+        return f"each shard is in the part of its {label}, and in no other"
 
     def _known_dna(self) -> DNA:
         if self._dna is None:
@@ -304,7 +347,7 @@ _HASH = np.dtype([("first", "<u8"), ("second", "<u8")])
 
 
 def _hashes(names: Iterable[tuple[str, str]]) -> NDArray[np.void]:
-    """128 bits of each name: ten million names take 160 MB, and two alike are no accident."""
+    """Hashes (uri, member) names to 128 bits each, so that ten million names take 160 MB."""
     joined = bytearray()
     for uri, member in names:
         joined += hashlib.sha256(f"{uri}\0{member}".encode()).digest()[:16]
@@ -312,7 +355,20 @@ def _hashes(names: Iterable[tuple[str, str]]) -> NDArray[np.void]:
 
 
 def sum_of_partials(manifest: Manifest, work: str, version: Version) -> Partial:
-    """All partials below `work`, added up in the order in which the build adds them."""
+    """Adds up all partials of a dataset, in the order in which a build adds them.
+
+    Args:
+        manifest: The dataset's manifest.
+        work: The folder of the partials.
+        version: The dataset's version.
+
+    Returns:
+        The sum.
+
+    Raises:
+        CorruptFile: If a partial is torn, or is another shard's.
+        SourceError: If one is missing.
+    """
     levels, folds = plan_folds(manifest, work, version.spec, version.products)
     nodes = {node.uri: node for level in levels for node in level}
 
@@ -328,7 +384,15 @@ def sum_of_partials(manifest: Manifest, work: str, version: Version) -> Partial:
 
 
 def same_numbers(a: DNA, b: DNA) -> bool:
-    """Equal to the last bit, numerics apart; scatter matrices where `b` has them."""
+    """Compares two DNAs to the last bit, except for their numerics.
+
+    Args:
+        a: One DNA.
+        b: The other; scatter matrices are compared if it has them.
+
+    Returns:
+        Whether all numbers are equal.
+    """
     columns = ("counts", *SCALAR_COLUMNS, *(() if b.scatter is None else SCATTER))
     return (a.images, a.failed) == (b.images, b.failed) and all(
         np.array_equal(getattr(a, c), getattr(b, c), equal_nan=c in FLOAT_SUMS) for c in columns

@@ -270,7 +270,7 @@ def test_a_false_part_is_found(place: Catalogue, source: Path) -> None:
 def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> None:
     photos = Request("photos/sun", str(source / "sun"), **NETWORK)
     build_datasets(place, [photos], ENGINE, RESOURCES)
-    with pytest.raises(Conflict, match="photos/sun is a dataset of its own, and would be a part"):
+    with pytest.raises(Conflict, match="photos/sun is already a dataset of its own, so it cannot"):
         run(place, source)
     assert list(place.head().datasets) == ["photos/sun"]
     other = Catalogue(f"{place.root}-2")
@@ -281,7 +281,7 @@ def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> No
     assert len(other.head().datasets["photos/sun"]) == 1
     (source / "...").mkdir()
     photo(30).save(source / "..." / "a.jpg")
-    with pytest.raises(UsageError, match=r"'\.\.\.' makes no name of a part of photos"):
+    with pytest.raises(UsageError, match=r"'\.\.\.' cannot be made into the name of a part"):
         run(other, source)
     (source / "...").rename(source / "sun ")
     assert part_name("photos", "sun ") == "photos/sun"

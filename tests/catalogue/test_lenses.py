@@ -46,7 +46,7 @@ def test_the_newest_lens_of_a_name_is_the_one_that_was_kept_last(tmp_path: Path)
 
 
 def test_names_that_are_no_lens_s_are_refused() -> None:
-    for name, why in (("uniform", "says that there is none"), ("x.parquet", "as a file is")):
+    for name, why in (("uniform", "is reserved"), ("x.parquet", "looks like a file")):
         with pytest.raises(UsageError, match=why):
             check_lens(name)
 

@@ -124,7 +124,7 @@ def test_a_clean_dataset_passes_and_nothing_is_changed(place: Place) -> None:
     assert len(findings) == 6 + 2
     assert findings[-1].detail == "6 of 6 shards looked at again (all), 0 findings"
     assert findings[-2].check == "recounted sum"
-    assert findings[-2].detail == "5 images, every number as it was"
+    assert findings[-2].detail == "5 images, all numbers are equal"
     assert {i.uri: i.identity for i in storage.walk(place.catalogue.root)} == before
 
 
@@ -184,7 +184,7 @@ def test_an_image_that_changed_since_is_named_as_such(place: Place, how: str) ->
         path.unlink()
     found = wrong(place.run(sample=None))
     assert set(found) == {"shard 2", "recount"}
-    assert "1 images changed since they were counted" in found["shard 2"]
+    assert "1 of its images changed since they were counted" in found["shard 2"]
     assert path.as_uri() in found["shard 2"]
     assert ("gone now" in found["shard 2"]) == (how == "gone")
 

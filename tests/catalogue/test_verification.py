@@ -556,7 +556,7 @@ def test_a_commit_that_lies_about_a_sha256(copy: Copy, kind: str) -> None:
 
 def test_a_commit_whose_version_is_under_another_spec_is_refused_by_all(copy: Copy) -> None:
     copy.lie(spec="0123")
-    with pytest.raises(CorruptFile, match=r"_log/0+1\.json: .* states 0123"):
+    with pytest.raises(CorruptFile, match=r"_log/0+1\.json: .* states spec 0123"):
         copy.catalogue.head()
 
 

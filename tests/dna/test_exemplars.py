@@ -250,16 +250,16 @@ def test_lies_are_refused_by_name(place: Catalogue, network: tiny.Place, tmp_pat
         return Exemplars(held.keep, held.spec, rows).encode("photos", version.dna)
 
     assert f"{uri} has sha256" in found(sound[:-9], vouched=False)
-    assert "exemplars of a[0], of 12 images" in found(lying(held.rows.slice(1)))
+    assert "neuron a[0] has 7 exemplars for 12 images" in found(lying(held.rows.slice(1)))
     names = held.rows["uri"].to_pylist()
     other = pa.array(["file:///elsewhere.png", *names[1:]])
     at = held.rows.column_names.index("uri")
-    assert "no images counted" in found(lying(held.rows.set_column(at, "uri", other)))
+    assert "that are not images counted" in found(lying(held.rows.set_column(at, "uri", other)))
     failed = pa.array([f"{(tmp_path / 'images').as_uri()}/bad.png", *names[1:]])
-    assert "no images counted" in found(lying(held.rows.set_column(at, "uri", failed)))
+    assert "that are not images counted" in found(lying(held.rows.set_column(at, "uri", failed)))
     swapped = pa.concat_tables([held.rows.slice(1, 1), held.rows.slice(0, 1), held.rows.slice(2)])
     assert f"{uri}: its rows are not in their order" in found(lying(swapped))
-    assert f"{uri}: exemplars-4 where exemplars-8" in found(
+    assert f"{uri} holds exemplars-4; exemplars-8" in found(
         replace(held, keep=Keep(4), rows=held.rows.slice(0, 0)).encode("photos", version.dna)
     )
 

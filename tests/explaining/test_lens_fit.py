@@ -435,7 +435,7 @@ def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> No
     assert stays.of() != pytest.approx(compare(place, among, lens=find_lens(place, "b", SPEC)).of())
     done = CliRunner().invoke(app, ["lens", "choose", "x.parquet", "--layer", "head", *root])
     assert done.exit_code == 2
-    assert "lens is named 'x.parquet', as a file is" in done.output
+    assert "lens name 'x.parquet' looks like a file's" in done.output
     done = CliRunner().invoke(app, ["lens", "choose", "x", *root])
     assert done.output.startswith("error: give --layer or --neurons")
 

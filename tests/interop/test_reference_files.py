@@ -29,7 +29,7 @@ from pipeline.comparing import compare
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
-from pipeline.interop import reading, reference_networks
+from pipeline.interop import converting, importing, reading, reference_networks
 from pipeline.networks import decode, describe, probe, registry, resolve
 from pipeline.spec import LAYER_GAUSSIAN, Preprocess, Resources
 from tests.jobs.test_cli import run, vdna, vdna_json
@@ -225,7 +225,7 @@ def test_exported_and_imported_is_equal(
     dna = random_dna(spec, ranges, images, seed)
     url = str(tmp_path / "x.npz")
     reference.write(dna, url, "histogram")
-    again = reference.read(url)
+    again = importing.read(url)
     assert again.spec == spec
     clamped = dna.counts.copy()
     clamped[:, 0] += dna.underflow
@@ -233,12 +233,12 @@ def test_exported_and_imported_is_equal(
     np.testing.assert_array_equal(again.counts, clamped)
     np.testing.assert_array_equal(again.distributions(), dna.distributions())
     reference.write(dna, url, "gaussian")
-    again = reference.read(url, spec, ranges)
+    again = importing.read(url, spec, ranges)
     np.testing.assert_array_equal(again.mean, dna.mean.astype(np.float32))
     if images > 1:
         np.testing.assert_allclose(again.m2, dna.m2, rtol=1e-7)
     reference.write(dna, url, "activation-ranges")
-    again = reference.read(url, spec, ranges)
+    again = importing.read(url, spec, ranges)
     np.testing.assert_array_equal(again.min, dna.min)
     np.testing.assert_array_equal(again.max, dna.max)
     np.testing.assert_array_equal(again.low, ranges.low)
@@ -311,7 +311,7 @@ def test_counts_beyond_int32_are_exported_whole(tmp_path: Path) -> None:
     assert loaded.data["stem"].dtype == torch.int64
     np.testing.assert_array_equal(loaded.data["stem"].numpy(), counts)
     assert float(theirs.EMD(loaded, loaded)) == 0
-    np.testing.assert_array_equal(reference.read(str(tmp_path / "big.npz")).counts, counts)
+    np.testing.assert_array_equal(importing.read(str(tmp_path / "big.npz")).counts, counts)
 
 
 def test_export_says_what_it_leaves_out(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_mending_is_right_or_refused(rows: list[list[int]]) -> None:
     most = max(sum(row) for row in rows)
     true = np.array([[*row, most - sum(row)] for row in rows], np.int64)
     found = true.astype(np.int32).astype(np.int64)
-    wrapped = reference.mend(found, most)
+    wrapped = converting.mend(found, most)
     for row, was, times in zip(found, true, wrapped, strict=True):
         if times >= 0:
             np.testing.assert_array_equal(row, was)
@@ -486,7 +486,7 @@ def test_positions_of_the_references_networks(tmp_path: Path) -> None:
         ("inception", "block_3", 1),
     ):
         path = saved(tmp_path / "x", gaussians(layers={layer: 2}), "gaussian", extractor=extractor)
-        spec = reference.read(str(path)).spec
+        spec = importing.read(str(path)).spec
         assert spec.tap(layer).positions == positions, (extractor, layer)
         assert spec.preprocess.height == (299 if extractor == "inception" else 224)
 
@@ -715,7 +715,7 @@ def test_an_export_of_ours_is_of_its_own_spec_and_no_other(
         reference.import_file(place_at(tmp_path), str(file), "a", str(path))
     upright = replace(spec, preprocess=replace(spec.preprocess, exif="apply"))
     reference.write(replace(built.load("a"), spec=upright), str(tmp_path / "upright.npz"))
-    assert reference.read(str(tmp_path / "upright.npz")).spec == upright
+    assert importing.read(str(tmp_path / "upright.npz")).spec == upright
 
 
 def test_an_assumed_spec_that_an_export_states_gives_way(tmp_path: Path) -> None:
@@ -952,7 +952,7 @@ def test_one_neuron_whose_dimension_torch_dropped(tmp_path: Path) -> None:
         "activation-ranges",
     )
     np.savez(path, **{"min-block_0": np.float32(1), "max-block_0": np.float32(2)})
-    assert reference.read(str(path)).max.tolist() == [2.0]
+    assert importing.read(str(path)).max.tolist() == [2.0]
 
 
 # Files that lie, and files that bite.
@@ -1140,7 +1140,7 @@ def test_legacy_resizes_are_refused(tmp_path: Path) -> None:
     npz = saved(tmp_path / "x", histograms())
     edit_json(npz, data_settings={"resize_mode": "legacy_pytorch"})
     with pytest.raises(UsageError, match="resize_mode is 'legacy_pytorch'"):
-        reference.read(str(npz))
+        importing.read(str(npz))
 
 
 def test_any_url_that_storage_reads(tmp_path: Path) -> None:
@@ -1285,7 +1285,7 @@ def test_importing_needs_no_torch_and_no_network(tmp_path: Path) -> None:
     npz = saved(tmp_path / "x", histograms())
     code = (
         "import sys, socket; socket.socket.connect = None\n"
-        "from pipeline import Catalogue\nfrom pipeline.reference import import_file\n"
+        "from pipeline import Catalogue\nfrom pipeline.interop import import_file\n"
         f"import_file(Catalogue({str(tmp_path / 'c')!r}), {str(npz)!r}, 'x')\n"
         "print('torch' in sys.modules)"
     )

@@ -1,0 +1,172 @@
+"""The commit log of a catalogue: numbered commits, each created exclusively.
+
+    >>> log = CommitLog("s3://bucket/dnas")                              # doctest: +SKIP
+    >>> log.append("remove a", lambda head: replace(head, datasets={}))
+    >>> [commit.action for commit in log.log()]
+
+Each commit `_log/<number>.json` holds all datasets. It is created only if the number is free, so
+that two writers cannot both write number 42. `_log/_latest` is a hint: looking for the newest
+commit starts there. What no commit names is not in the catalogue, whatever lies under the root.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from pipeline import storage
+from pipeline.catalogue.commit import EMPTY, Commit, software
+from pipeline.catalogue.layout import Layout
+from pipeline.errors import CorruptFile, NoBucket, NotFound, SourceError, UsageError
+
+_COMMIT_NAME = re.compile(r"\d{20}\.json")
+
+
+class CommitLog(Layout):
+    """Reads and appends the commits of a catalogue. The first commit creates the catalogue."""
+
+    def head(self) -> Commit:
+        """Reads the newest commit.
+
+        Returns:
+            The commit; `EMPTY` if there is none yet.
+
+        Raises:
+            CorruptFile: If a commit cannot be read, or one before the last is missing.
+            NoBucket: If the catalogue's bucket does not exist.
+        """
+        number = self._hinted_number() or self._last_number()
+        while storage.exists(self.log_uri(number + 1)):
+            number += 1
+        return self.commit(number) if number else EMPTY
+
+    def commit(self, number: int) -> Commit:
+        """Reads one commit.
+
+        Args:
+            number: Its number.
+
+        Returns:
+            The commit.
+
+        Raises:
+            NotFound: If the log has no such number.
+            CorruptFile: If the file is not the commit of that number.
+        """
+        uri = self.log_uri(number)
+        try:
+            commit = Commit.decode(storage.read(uri), uri)
+        except SourceError as error:
+            raise NotFound(f"{self.root} has no commit {number}") from error
+        if commit.number != number:
+            raise CorruptFile(f"{uri} holds commit {commit.number}; restore the file")
+        return commit
+
+    def log(self) -> Iterator[Commit]:
+        """Reads all commits.
+
+        Yields:
+            Each commit, the newest first.
+
+        Raises:
+            CorruptFile: If one is missing or cannot be read.
+        """
+        for number in range(self.head().number, 0, -1):
+            try:
+                yield self.commit(number)
+            except NotFound as error:
+                raise CorruptFile(_gap(self.log_uri(number))) from error
+
+    def at(self, at: int | str | None = None) -> Commit:
+        """Reads one state of the catalogue.
+
+        Args:
+            at: A commit's number, or an ISO date or time (UTC unless it says otherwise) for the
+                state as it was then. None for the newest.
+
+        Returns:
+            The commit.
+
+        Raises:
+            NotFound: If there is no such number, or no commit as old as that.
+            UsageError: If `at` is neither a number nor a time.
+        """
+        if at is None:
+            return self.head()
+        if isinstance(at, int) or at.isdecimal():
+            return self.commit(int(at))
+        try:
+            moment = datetime.fromisoformat(at)
+        except ValueError as error:
+            raise UsageError(f"at is {at!r}; give a commit's number or an ISO time") from error
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        for commit in self.log():
+            if datetime.fromisoformat(commit.time) <= moment:
+                return commit
+        raise NotFound(f"{self.root} has no commit as old as {at}")
+
+    def append(self, action: str, change: Callable[[Commit], Commit]) -> Commit:
+        """Commits a change, again on the newest commit whenever another writer was quicker.
+
+        Args:
+            action: What is done, for people.
+            change: Makes the new state from the newest commit. It may raise to refuse, or return
+                the commit that it was given if there is nothing to change.
+
+        Returns:
+            The new commit, or the newest one if nothing was changed.
+        """
+        while True:
+            head = self.head()
+            changed = change(head)
+            if changed is head:
+                return head
+            commit = replace(
+                changed,
+                number=head.number + 1,
+                time=datetime.now(UTC).isoformat(timespec="seconds"),
+                action=action,
+                software=software(),
+            )
+            if storage.create(self.log_uri(commit.number), commit.encode()):
+                storage.replace(self.hint_uri, str(commit.number).encode())
+                return commit
+
+    def _hinted_number(self) -> int:
+        """Returns the number that the hint names; 0 if there is no hint, or it is wrong."""
+        try:
+            number = int(storage.read(self.hint_uri))
+        except NoBucket:  # a mistyped url, and not a catalogue that is still empty
+            raise
+        except (SourceError, ValueError):
+            return 0
+        return number if number > 0 and storage.exists(self.log_uri(number)) else 0
+
+    def _last_number(self) -> int:
+        """Lists the log.
+
+        Returns:
+            Its last number; 0 if there is none.
+
+        Raises:
+            CorruptFile: If a number before the last is missing. A writer that took the missing
+                number would hide all later commits.
+        """
+        try:
+            names = [item.uri.rpartition("/")[2] for item in storage.walk(f"{self.root}/_log")]
+        except SourceError:
+            return 0
+        numbers = sorted(int(name[:20]) for name in names if _COMMIT_NAME.fullmatch(name))
+        for expected, number in enumerate(numbers, 1):
+            if number != expected:
+                raise CorruptFile(_gap(self.log_uri(expected)))
+        return len(numbers)
+
+
+def _gap(uri: str) -> str:
+    return (
+        f"{uri} is missing, though later commits exist; restore it from a version or a copy of "
+        "the bucket"
+    )
