@@ -1,4 +1,4 @@
-"""What a real S3 server answers: denials, odd keys, races, versions; the commands against it."""
+"""Tests against a real S3 server: denials, odd keys, races, versions, and whole commands."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("s3_server")
 
 @pytest.fixture
 def root(bucket: str) -> str:
-    """A prefix of this test's own."""
+    """Gives a prefix that no other test uses."""
     return f"{bucket}/{uuid.uuid4().hex}"
 
 
@@ -95,7 +95,7 @@ def test_a_server_whose_starter_is_killed_leaves_nothing() -> None:
 
 
 def running_in(folder: Path) -> list[str]:
-    """Process ids of daemons that hold a file there."""
+    """Gives the process ids of daemons that hold a file open there."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -222,13 +222,13 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 
 def commanded(words: tuple[str, ...]) -> tuple[int, str, str]:
-    """In this process."""
+    """Builds in this process."""
     done = CliRunner().invoke(app, words)
     return done.exit_code, done.stdout, done.stderr
 
 
 def run(words: tuple[str, ...]) -> tuple[int, str, str]:
-    """As a user does."""
+    """Builds by the command, as a user does."""
     command = [sys.executable, "-m", "jobs.app", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=REPOSITORY)
     return done.returncode, done.stdout, done.stderr
@@ -239,7 +239,7 @@ def run(words: tuple[str, ...]) -> tuple[int, str, str]:
     "mistake",
     [pytest.param(m, marks=() if m in SEEN_BY_MOTO else only_ceph(DENIED)) for m in MISTAKES],
 )
-def test_a_mistake_is_told_at_once_with_what_to_do(
+def test_the_error_of_a_mistake_comes_at_once_and_says_what_to_do(
     mistake: str,
     by: Callable[[tuple[str, ...]], tuple[int, str, str]],
     places: dict[str, str],
@@ -266,7 +266,7 @@ def test_a_mistake_is_told_at_once_with_what_to_do(
 @only_ceph(DENIED)
 @pytest.mark.soak
 def test_the_permissions_of_the_runbook_are_enough_and_needed(use: Callable[..., None]) -> None:
-    """An image that may not be read is no failure of the image."""
+    """An image that may not be read does not count as a failure of the image."""
     images, dnas = new_bucket("images"), new_bucket("dnas")
     fill(images, 2)
     name = f"job-{uuid.uuid4().hex}"
@@ -332,8 +332,8 @@ def test_every_key_that_s3_allows_is_listed_and_counted(root: str) -> None:
     assert (result.version.images, result.version.failed) == (len(keys), 0)
 
 
-def test_markers_of_folders_are_no_images(root: str) -> None:
-    """Consoles make one a folder; more than the limit of failures, as often as not."""
+def test_markers_of_folders_are_not_counted_as_images(root: str) -> None:
+    """Consoles make one for each folder, often more than the limit of failures."""
     for key in ("images/", "images/a/", "images/a/b/", "images/empty/"):
         put(f"{root}/{key}", b"")
     put(f"{root}/images/a/photo.jpg", jpeg(1))
@@ -413,7 +413,7 @@ def assert_one_winner_each(root: str, wins: list[tuple[str, list[int]]]) -> None
 
 @pytest.mark.soak
 def test_a_large_object_is_created_exclusively_too(root: str) -> None:
-    """By one PUT: Ceph completes an upload in parts whatever its condition says."""
+    """One PUT writes it, because Ceph ignores the condition of an upload in parts."""
     first, second = b"1" * 105_000_000, b"2" * 105_000_000  # s3fs cuts them, left alone
     assert storage.create(f"{root}/large", first)
     assert not storage.create(f"{root}/large", second)
@@ -424,7 +424,7 @@ def test_a_large_object_is_created_exclusively_too(root: str) -> None:
 
 
 def test_an_upload_in_parts_is_known_by_the_etag_that_is_listed(root: str) -> None:
-    """Which is of its parts' digests: the same bytes in other parts are another object."""
+    """That ETag comes from the digests of the parts: other parts make another ETag."""
     data = random.Random(1).randbytes(11 * 2**20)
     for size, parts in ((5 * 2**20, 3), (8 * 2**20, 2)):
         upload(f"{root}/large", data, size)
@@ -445,7 +445,7 @@ def upload(uri: str, data: bytes, part: int) -> None:
     boto3.client("s3").upload_fileobj(io.BytesIO(data), bucket, key, Config=parts)
 
 
-def test_of_an_object_with_versions_the_newest_counts() -> None:
+def test_the_newest_version_of_an_object_counts() -> None:
     bucket = new_bucket("versions")
     boto3.client("s3").put_bucket_versioning(
         Bucket=bucket.removeprefix("s3://"), VersioningConfiguration={"Status": "Enabled"}
@@ -468,7 +468,7 @@ def test_of_an_object_with_versions_the_newest_counts() -> None:
 
 @only_ceph("moto keeps the condition there, as AWS does")
 def test_a_bucket_that_drops_the_condition_is_refused() -> None:
-    """Ceph's, while its versioning is enabled: every PUT makes a version."""
+    """Ceph drops it in a bucket with versioning: every PUT makes a version there."""
     bucket = new_bucket("versions")
     fill(f"{bucket}/images", 1)
     place = Catalogue(f"{bucket}/dnas")
@@ -487,7 +487,7 @@ def test_a_bucket_that_drops_the_condition_is_refused() -> None:
 
 @pytest.mark.soak
 def test_the_whole_job_by_commands() -> None:
-    """One dataset by Ray, one without; images and catalogue in buckets of their own."""
+    """One dataset is built on Ray and one without. Images and catalogue have a bucket each."""
     images, dnas = new_bucket("images"), new_bucket("dnas")
     fill(f"{images}/day", 5)
     put(f"{images}/day/cut.jpg", jpeg(50)[:-200])

@@ -1,4 +1,4 @@
-"""How long storage is waited for, what is tried again, and what errors say."""
+"""Tests what is tried again, for how long, and what the errors and logs say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ URI = "s3://bucket/key"
 
 
 def s3_error(status: int, code: str, message: str | None = "", **headers: str) -> OSError:
-    """As s3fs hangs it below one of its own."""
+    """Makes an answer of S3 as s3fs raises it: as the cause of an error of its own."""
     error = OSError(errno.EIO, message)
     answer: Any = {
         "Error": {"Code": code, "Message": message},
@@ -32,7 +32,7 @@ def s3_error(status: int, code: str, message: str | None = "", **headers: str) -
 
 
 def tries(error: Exception) -> int:
-    """How often it is tried before it is let through."""
+    """Counts how often an action is tried that always raises this error."""
     count = 0
 
     def action() -> None:
@@ -75,7 +75,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         (416, "InvalidRange", 1),
     ],
 )
-def test_what_an_answer_of_s3_is_worth(status: int, code: str, expected: int) -> None:
+def test_which_answers_of_s3_are_tried_again(status: int, code: str, expected: int) -> None:
     assert tries(s3_error(status, code)) == expected
 
 
@@ -218,15 +218,15 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def test_what_is_no_secret_is_quoted_and_not_endlessly() -> None:
+def test_a_long_error_without_secrets_is_quoted_in_part() -> None:
     error = OSError("no route to http://host:9000/bucket/token/secret.jpg; " + "x" * 10_000)
     with pytest.raises(TransientError, match=r"host:9000/bucket/token/secret\.jpg; x") as caught:
         attempt(URI, lambda: _raise(error))
     assert len(str(caught.value)) < 700
 
 
-def test_an_answer_without_words_is_told_by_its_code() -> None:
-    """As Ceph's are."""
+def test_an_answer_without_a_message_is_quoted_by_its_code() -> None:
+    """Ceph's answers have no message."""
     with pytest.raises(StorageError, match=r"access denied.*SignatureDoesNotMatch"):
         attempt(URI, lambda: _raise(s3_error(403, "SignatureDoesNotMatch", None)))
 
@@ -246,7 +246,7 @@ def dated(ahead: float) -> str:
     ],
 )
 def test_a_clock_that_is_off_is_told(code: str, date: str | int, message: str) -> None:
-    """Also where the refusal has no words, as one of a HEAD. A number: seconds ahead."""
+    """A refusal of a HEAD has no message. A number is by how many seconds the clock is ahead."""
     date = dated(date) if isinstance(date, int) else date
     error = s3_error(403, code, "", **({"date": date} if date else {}))
     with pytest.raises(StorageError, match=message):

@@ -1,4 +1,4 @@
-"""The main job on a real object store over HTTP: images and catalogue in one bucket."""
+"""Tests builds and comparisons with images and catalogue in one bucket, over HTTP."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def same_counts(a: DNA, b: DNA) -> bool:
 
 @pytest.fixture
 def root(bucket: str) -> str:
-    """A prefix of this test's own."""
+    """Gives a prefix that no other test uses."""
     return f"{bucket}/{uuid.uuid4().hex}"
 
 
@@ -118,7 +118,7 @@ def test_the_manifest_holds_plain_uris_and_etags(
         assert identity == client.head_object(Bucket=bucket, Key=key + name)["ETag"].strip('"')
 
 
-def test_the_same_again_is_nothing_to_do(
+def test_a_second_build_has_nothing_to_do(
     built: tuple[Catalogue, Result], images: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, first = built
@@ -135,7 +135,7 @@ def test_the_same_again_is_nothing_to_do(
 def test_ray_in_its_own_processes_makes_the_same_dna(
     built: tuple[Catalogue, Result], place: Catalogue, images: str
 ) -> None:
-    """Workers reach the store by the settings that the driver was started with."""
+    """Workers use the settings that the driver was started with."""
     from pipeline.engine import RayEngine
 
     _, alone = built
@@ -178,7 +178,7 @@ def test_an_overwritten_key_recomputes_its_shard_only(place: Catalogue, root: st
 
 
 def test_an_added_key_leaves_the_shards_that_there_were(place: Catalogue, root: str) -> None:
-    """It is listed first, so that shards cut anew would all hold other images."""
+    """It is listed first, so every shard would change if the shards were planned again."""
     video = fill(f"{root}/images/video", 4, first_seed=10)
     request = small_request("photos", f"{root}/images", group_by="1", shard_images=2)
     (first,) = run(place, request)
@@ -189,7 +189,7 @@ def test_an_added_key_leaves_the_shards_that_there_were(place: Catalogue, root: 
 
 
 @pytest.mark.parametrize("change", ["deleted", "overwritten"])
-def test_an_object_that_goes_after_planning_ends_the_build_by_its_name(
+def test_a_build_whose_object_disappears_after_planning_names_it(
     place: Catalogue, root: str, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     source = fill(f"{root}/images", 4)
@@ -240,7 +240,7 @@ def test_globs_and_lists_of_keys(place: Catalogue, root: str, images: str) -> No
 
 
 def vdna(*words: object, exits: int) -> tuple[str, str]:
-    """The command in this process: what it prints on stdout and stderr."""
+    """Runs a command in this process, and gives what it prints on stdout and stderr."""
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == exits, done.output
     return done.stdout, done.stderr
@@ -249,7 +249,7 @@ def vdna(*words: object, exits: int) -> tuple[str, str]:
 def test_the_secret_is_nowhere_in_the_catalogue_nor_in_what_is_printed(
     place: Catalogue, root: str
 ) -> None:
-    """Of builds that end well and badly, in the bucket that it opens."""
+    """Builds end well and badly in the bucket that the secret opens."""
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     assert len(secret) > 10
     spoilt = fill(f"{root}/spoilt", 2, first_seed=400)
@@ -275,7 +275,7 @@ def test_the_secret_is_nowhere_in_the_catalogue_nor_in_what_is_printed(
 def test_a_store_that_is_away_is_an_error_without_the_secret(
     images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
-    """An error of the connection carries its request; what we print of it carries no secret."""
+    """An error of the connection holds its request, which we print without the secret."""
     secret = "planted/secret+of=this-test"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)

@@ -1,4 +1,4 @@
-"""Secrets are in nothing that a command prints or stores, whether it ends well or badly."""
+"""Tests that no command prints or stores a secret, whether it ends well or badly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SECRETS = (KEY, SESSION, PASSWORD, SIGNATURE, HUB, BASIC)
 
 
 def spellings(secret: str) -> set[bytes]:
-    """As it is, percent-encoded, and in base64 wherever it may stand in a longer text."""
+    """Gives a secret as it is, percent-encoded, and in base64 at each offset in a longer text."""
     found = {secret, quote(secret, safe=""), quote(secret), quote_plus(secret)}
     plain = secret.encode()
     for shift in range(3):
@@ -54,7 +54,7 @@ def clean(data: bytes | str, where: object) -> None:
 
 
 def contents(data: bytes) -> Iterator[bytes]:
-    """A file as it is, and of Parquet what its columns and metadata hold once unpacked."""
+    """Gives the bytes of a file; for Parquet also its columns and metadata, unpacked."""
     yield data
     if data[:4] == b"PAR1":
         file = pq.ParquetFile(pa.BufferReader(data))
@@ -67,7 +67,7 @@ def contents(data: bytes) -> Iterator[bytes]:
 
 
 def all_clean(root: str) -> int:
-    """Every object below, by name and content; how many there are."""
+    """Checks the name and content of every object below, and counts them."""
     count = 0
     for item in storage.walk(root):
         clean(item.uri, item.uri)
@@ -84,7 +84,7 @@ def forget_clients() -> None:
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Credentials in the environment, as every client takes them."""
+    """Sets credentials in the environment, where every client finds them."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
     monkeypatch.setenv("AWS_SESSION_TOKEN", SESSION)
     monkeypatch.setenv("HF_TOKEN", HUB)
@@ -99,7 +99,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of a server that takes any secret: a real one would refuse those planted."""
+    """Makes a bucket on a server that takes any secret, even the planted ones."""
     with s3.moto() as settings:
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
@@ -109,7 +109,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 class Answers(BaseHTTPRequestHandler):
-    """An S3 or web server that says no, in the words of one that quotes too much."""
+    """An S3 or web server that refuses everything, and quotes secrets in its answers."""
 
     seen: list[str] = []  # noqa: RUF012
 
@@ -147,7 +147,7 @@ def server() -> Iterator[str]:
 
 
 def vdna(*words: object, exits: tuple[int, ...] = (0,)) -> str:
-    """All that the command prints, with --json and without."""
+    """Gives all that the command prints, with --json and without."""
     said = ""
     for options in ([], ["--json"]):
         done = CliRunner().invoke(app, [*map(str, words), *options])
@@ -163,7 +163,7 @@ def vdna(*words: object, exits: tuple[int, ...] = (0,)) -> str:
 
 @pytest.mark.soak
 def test_commands_that_end_well(opened: str, planted: None, tmp_path: Path) -> None:
-    """All of them, in a bucket that the secrets open."""
+    """Runs all of them, in a bucket that the secrets open."""
     bucket = opened
     root = f"{bucket}/{uuid.uuid4().hex}"
     for seed in range(3):
@@ -211,7 +211,7 @@ def test_commands_that_end_well(opened: str, planted: None, tmp_path: Path) -> N
 
 
 def storage_spec(root: str) -> str:
-    """The spec that both datasets share."""
+    """Gives the spec that both datasets share."""
     from pipeline.catalogue import Catalogue
 
     (digest,) = Catalogue(f"{root}/catalogue").head().datasets["b"]
@@ -288,7 +288,9 @@ def test_a_url_that_holds_a_secret_is_refused_without_it(out: Path, argument: st
 
 
 @pytest.mark.parametrize("what", SECRET_URLS)
-def test_such_a_url_in_a_list_or_a_config_is_refused_by_its_line(out: Path, what: str) -> None:
+def test_a_url_with_a_secret_in_a_list_or_a_config_is_refused_by_its_line(
+    out: Path, what: str
+) -> None:
     url = SECRET_URLS[what]
     (out / "list.txt").write_text(f"# images\nimages/photo-0000.jpg\n{url}\n")
     said = vdna("build", "a", out / "list.txt", "-c", out / "c", "--workers", 0, exits=(2,))
@@ -309,7 +311,7 @@ def test_such_a_url_in_a_list_or_a_config_is_refused_by_its_line(out: Path, what
 @pytest.mark.parametrize(
     "path", ["redirect.jpg", "403.jpg", "404.jpg", "500.jpg", "redirect/list.txt"]
 )
-def test_a_web_server_that_says_no(out: Path, planted: None, server: str, path: str) -> None:
+def test_a_web_server_that_refuses(out: Path, planted: None, server: str, path: str) -> None:
     Answers.seen.clear()
     vdna("build", "a", f"{server}/{path}", "-c", out / "c", "--workers", 0, exits=(1, 2))
     with pytest.raises((VdnaError, UsageError)) as caught:
@@ -320,7 +322,7 @@ def test_a_web_server_that_says_no(out: Path, planted: None, server: str, path: 
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
-def test_an_object_store_that_says_no(
+def test_an_object_store_that_refuses(
     out: Path, planted: None, server: str, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
@@ -414,7 +416,7 @@ def test_errors_travel_between_processes_as_they_are() -> None:
 def test_ray_is_told_no_secret(
     opened: str, planted: None, server: str, tmp_path: Path, images: Path
 ) -> None:
-    """Neither its session's files nor what it knows of actors and tasks; builds good and bad."""
+    """Neither the files of its session nor its state hold one, after good and bad builds."""
     bucket = opened
     import ray
     from ray._private.worker import global_worker

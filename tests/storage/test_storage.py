@@ -1,4 +1,4 @@
-"""Reading, creating exclusively, and what becomes of errors; on every kind of place."""
+"""Tests reading, exclusive creation and errors, on every kind of store."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_denied_is_not_tried_again(monkeypatch, tmp_path: Path) -> None:
 
 
 class Failing(fsspec.AbstractFileSystem):
-    """Lets the errors of the client under it through, as the hub's does."""
+    """A file system that lets the errors of its client through, as the hub's does."""
 
     protocol = "failing"
     error: Exception
@@ -259,7 +259,7 @@ class Failing(fsspec.AbstractFileSystem):
 
 
 def client_error(library: str, names: str, **fields: object) -> Exception:
-    """An error of a library that need not be installed, of several names, the last its root's."""
+    """Makes an error as a library would raise it: `names` are its class and those it inherits."""
     kinds: tuple[type, ...] = (Exception,)
     for name in reversed(names.split()):
         own = type(name, kinds, {"__module__": f"{library}.errors"})
@@ -329,8 +329,8 @@ def test_errors_of_http_clients_get_our_names(
             pass
 
 
-def test_files_of_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a real client: its answers are what the errors above imitate."""
+def test_errors_of_a_real_web_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors above imitate what a real client raises here."""
     monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
 
     class Site(BaseHTTPRequestHandler):
@@ -375,7 +375,7 @@ def test_files_of_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
         ("memory:///x", "memory://x"),
     ],
 )
-def test_one_spelling_a_place(url: str, expected: str) -> None:
+def test_a_place_has_one_spelling(url: str, expected: str) -> None:
     assert storage.canonical(url) == expected
     assert storage.canonical(expected) == expected
 
@@ -387,7 +387,7 @@ def test_relative_and_home_paths(monkeypatch, tmp_path: Path) -> None:
     assert storage.local_path(storage.canonical("ä b")) == str(tmp_path / "ä b")
 
 
-def test_names_that_are_no_utf8_survive(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     name = os.fsdecode(b"bad-\xff.jpg")
     (tmp_path / name).write_bytes(b"x")
     (item,) = storage.walk(tmp_path.as_uri())
@@ -400,6 +400,22 @@ def test_presigned_urls_are_refused_without_their_secret() -> None:
     with pytest.raises(UsageError, match="carries a signature") as caught:
         storage.canonical("https://b.s3.amazonaws.com/k.jpg?X-Amz-Signature=topsecret")
     assert "topsecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "facts"),
+    [
+        ("photos", ("is_local", "is_shared", "answers_ranges")),
+        ("local:///photos", ("is_local", "is_shared", "answers_ranges")),
+        ("S3://bucket", ("is_shared", "lists_in_key_order", "answers_ranges", "loses_answers")),
+        ("https://host/a.jpg", ("is_shared", "loses_answers")),
+        ("gs://bucket/a.jpg", ("is_shared", "loses_answers")),
+        ("memory://a", ()),
+    ],
+)
+def test_the_scheme_of_a_url_decides_what_its_store_can_do(url: str, facts: tuple[str]) -> None:
+    store = storage.store_of(url)
+    assert {name for name in storage.Store.__annotations__ if getattr(store, name)} == {*facts}
 
 
 def test_an_unknown_protocol_is_a_usage_error() -> None:
@@ -419,7 +435,7 @@ def test_symbolic_link_loops_end(tmp_path: Path) -> None:
 # Parts of objects, and what they are of.
 
 
-def test_ranges_are_cut_at_the_end_and_are_of_the_identity(root: str) -> None:
+def test_a_range_ends_with_the_object_and_has_its_identity(root: str) -> None:
     uri = storage.join(root, "a")
     storage.create(uri, b"0123456789")
     listed = storage.info(uri).identity
@@ -486,7 +502,7 @@ def test_an_empty_object_is_read_whole_and_in_part(root: str) -> None:
 
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "not-listed"])
 def test_a_file_that_changes_while_it_is_read_in_part_is_noticed(root: str, listed: bool) -> None:
-    """At the next bytes that come from the store: no mixture of two contents is ever read."""
+    """The next bytes that come from the store show it, so two contents are never mixed."""
     uri = storage.join(root, "a")
     storage.create(uri, b"a" * 5_000_000)
     identity = storage.info(uri).identity if listed else None
@@ -505,7 +521,7 @@ def test_a_file_that_changes_while_it_is_read_in_part_is_noticed(root: str, list
 def test_a_file_that_is_written_again_while_it_is_read_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a copy that sets the time back in the end: it is as it was listed, and was not before."""
+    """A copy may set the time back at its end, so that the file looks as it was listed."""
     path = tmp_path / "a"
     path.write_bytes(b"x" * 1000)
     listed, times = storage.info(path.as_uri()), os.stat(path)
@@ -541,7 +557,7 @@ def mapped(path: Path, size: int) -> mmap:
         return mmap(file.fileno(), 0, access=ACCESS_READ)
 
 
-def test_a_map_of_a_file_is_written_and_known_again(root: str, tmp_path: Path) -> None:
+def test_a_mapped_file_is_written_and_recognised(root: str, tmp_path: Path) -> None:
     uri = storage.join(root, "big")
     data = mapped(tmp_path / "source", 3_000_001)
     other = mapped(tmp_path / "other", 3_000_001)
@@ -560,10 +576,10 @@ def test_a_map_of_a_file_is_written_and_known_again(root: str, tmp_path: Path) -
     other.close()
 
 
-def test_a_map_is_not_copied_into_memory(
+def test_a_mapped_file_is_not_copied_into_memory(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what we hand to the client; what the client makes of it is its affair."""
+    """Looks at what is given to the client only; the client may copy it."""
 
     def client(fs: object, method: str, size: int, **arguments: Any) -> dict[str, Any]:
         assert (method, size) == ("put_object", 64 * 2**20)
@@ -587,8 +603,8 @@ def test_a_map_is_not_copied_into_memory(
     assert peaks[1] < 8 * 2**20
 
 
-def test_the_clock_of_a_store_is_asked_and_leaves_nothing(root: str) -> None:
-    """Of one that counts in whole seconds, too."""
+def test_asking_the_clock_of_a_store_leaves_nothing(root: str) -> None:
+    """Some stores count in whole seconds."""
     before = datetime.now(UTC)
     told = storage.clock(root)
     assert before - timedelta(seconds=1) <= told <= datetime.now(UTC) + timedelta(seconds=1)
@@ -664,8 +680,8 @@ def test_a_listing_that_goes_round_in_circles_ends(
         list(storage.walk(bucket))
 
 
-def test_markers_of_folders_are_no_objects(bucket: str) -> None:
-    """Consoles make them. One with bytes in it is an object of an odd name."""
+def test_markers_of_folders_are_not_listed(bucket: str) -> None:
+    """Consoles make them. One that holds bytes is an object with an odd name."""
     root = f"{bucket}/{uuid.uuid4().hex}"
     client = boto3.client("s3")
     for key, body in (("", b""), ("sub/", b""), ("odd/", b"x"), ("sub/a.jpg", b"x")):
@@ -722,7 +738,7 @@ def test_a_full_disk_is_named_and_nothing_is_half_written(
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    """Of the kernel's own error, in the middle of a write."""
+    """The kernel itself refuses in the middle of a write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "a"
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -748,7 +764,7 @@ def test_a_disk_without_links_is_told_from_a_full_one(
 def test_a_link_whose_answer_is_lost_is_known_as_our_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network file system asks again, and is told that the name is taken: by us."""
+    """A network file system asks twice, and the second answer says that the name is taken."""
     real = os.link
 
     def twice(source: str, target: str) -> None:
@@ -804,7 +820,7 @@ def test_what_cannot_be_removed_is_named(
 
 
 class Site(BaseHTTPRequestHandler):
-    """One object, served as `how` says; what was asked of it is noted."""
+    """Serves one object in the way that `how` says, and notes what was asked."""
 
     protocol_version = "HTTP/1.1"
     data = bytes(range(256)) * 1000
@@ -872,12 +888,12 @@ class QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """A client that goes away is none."""
+        """Ignores a client that goes away."""
 
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """Sets how the object is served from now on; its url."""
+    """Gives a function that sets how the object is served, and returns its url."""
     monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
     monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "3")
     with QuietServer(("127.0.0.1", 0), Site) as server:
@@ -955,7 +971,7 @@ def test_files_of_the_web_are_read_in_part(how: tuple[str, ...], site: Callable[
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
 )
-def test_answers_that_prove_nothing_are_none(
+def test_an_answer_that_may_be_incomplete_is_not_taken(
     how: tuple[str, ...], kind: type[Exception], message: str, site: Callable[..., str]
 ) -> None:
     uri = site(*how)
@@ -976,7 +992,7 @@ def test_compressed_answers_have_no_ranges(site: Callable[..., str]) -> None:
         storage.read_range(uri, 0, 10)
 
 
-def test_the_signature_of_a_redirect_is_not_told(site: Callable[..., str]) -> None:
+def test_errors_do_not_show_the_signature_of_a_redirect(site: Callable[..., str]) -> None:
     uri = site("redirects")
     for action in (storage.read, storage.info):
         with pytest.raises(StorageError, match="access denied") as caught:

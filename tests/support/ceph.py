@@ -68,18 +68,18 @@ public addr = v2:127.0.0.1:{monitor}
 
 
 def missing() -> list[str]:
-    """The programs that a server needs and that are not installed."""
+    """Gives the programs that a server needs and that are not installed."""
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
 def version() -> str:
-    """Such as `18.2.7`."""
+    """Gives the version, such as `18.2.7`."""
     return _output("radosgw", "--version").split()[2].partition("+")[0]
 
 
 @contextmanager
 def started() -> Iterator[dict[str, str]]:
-    """A server in a process of its own, which outlives this one only to clean up.
+    """Starts a server in a process of its own, which outlives this one only to clean up.
 
     Yields what S3 clients, and Ceph's own for `CEPH_CONF`, take from their environment.
     """
@@ -104,7 +104,7 @@ def started() -> Iterator[dict[str, str]]:
 
 
 def new_user(name: str) -> tuple[str, str]:
-    """Access and secret key of a user without buckets, of the server that `CEPH_CONF` names."""
+    """Adds a user to the server that `CEPH_CONF` names, and gives its access and secret key."""
     made = _output("radosgw-admin", "user", "create", "--uid", name, "--display-name", name)
     keys = json.loads(made)["keys"][0]
     return keys["access_key"], keys["secret_key"]
@@ -112,7 +112,7 @@ def new_user(name: str) -> tuple[str, str]:
 
 @contextmanager
 def _serving() -> Iterator[dict[str, str]]:
-    """Its daemons as children of this process."""
+    """Starts the daemons as children of this process."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ceph-")))
         keyring = str(folder / "keyring")
@@ -160,12 +160,12 @@ def _serving() -> Iterator[dict[str, str]]:
 
 
 def _until_we_end(signal_name: str) -> list[str]:
-    """Words before a command that is to get a signal when the thread that starts it has ended."""
+    """Gives the words before a command that send it a signal once its starter has ended."""
     return ["setpriv", "--pdeathsig", signal_name]
 
 
 def _output(*command: str) -> str:
-    """Raises `RuntimeError` with the command's own words where it fails."""
+    """Runs a command; if it fails, raises `RuntimeError` with what it printed."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} exits {done.returncode}: {done.stderr[:2000]}")
@@ -173,7 +173,7 @@ def _output(*command: str) -> str:
 
 
 def _classes() -> str:
-    """Debian's folder of them is not the one that is compiled in."""
+    """Finds the folder of plug-ins: Debian's is not the one that is compiled in."""
     found = [*Path("/usr").glob("lib*/rados-classes"), *Path("/usr").glob("lib*/*/rados-classes")]
     if not found:
         raise RuntimeError(f"no folder rados-classes below /usr/lib; {INSTALL}")
@@ -181,7 +181,7 @@ def _classes() -> str:
 
 
 def free_port() -> int:
-    """To be bound a moment later: of those that the system gives to nobody who asks for any."""
+    """Gives a free port from outside the range that the system hands out by itself."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_768)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):

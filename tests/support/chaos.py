@@ -1,4 +1,4 @@
-"""A proxy before an HTTP server that misbehaves on chosen requests.
+"""A proxy in front of an HTTP server that spoils chosen requests.
 
     with Chaos("http://127.0.0.1:9000") as chaos:
         chaos.on(reset, "GET", r"\\.jpg$", times=2)
@@ -25,7 +25,7 @@ HEAD_LIMIT = 2**20
 
 
 class Exchange:
-    """A request that came whole, and how to answer it."""
+    """A request that arrived whole, and the ways to answer it."""
 
     def __init__(
         self,
@@ -42,9 +42,10 @@ class Exchange:
         self.path = unquote(target)
 
     async def forward(self) -> tuple[bytes, bytes]:
-        """The server's answer: its head, fit for a connection that stays, and its body as sent.
+        """Asks the server, and gives the head of its answer and the body as it was sent.
 
-        A busy server that hangs up on a read is asked again: faults are those that are injected.
+        The head is made fit for a connection that is kept open. A busy server that hangs up on a
+        read is asked again, so that there are no faults but those that are injected.
         """
         answer = b""
         if self.method in ("GET", "HEAD"):
@@ -76,7 +77,7 @@ class Exchange:
         await self.client.drain()
 
     def abort(self) -> None:
-        """A reset, not an orderly end."""
+        """Resets the connection instead of closing it in good order."""
         sock = self.client.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.client.transport.abort()
@@ -90,23 +91,23 @@ async def passed_on(exchange: Exchange) -> None:
 
 
 async def reset(exchange: Exchange) -> None:
-    """The server never sees the request."""
+    """Resets the connection; the server never sees the request."""
     exchange.abort()
 
 
 async def answer_lost(exchange: Exchange) -> None:
-    """The server does what it was asked, and nobody learns of it."""
+    """Lets the server do what was asked, and drops its answer."""
     await exchange.forward()
     exchange.abort()
 
 
 async def black_hole(exchange: Exchange) -> None:
-    """Nothing comes, and the connection stays."""
+    """Keeps the connection open and answers nothing."""
     await asyncio.sleep(3600)
 
 
 def cut(after: int) -> Action:
-    """The body ends after so many bytes, by a reset."""
+    """Resets the connection after so many bytes of the body."""
 
     async def act(exchange: Exchange) -> None:
         head, body = await exchange.forward()
@@ -118,7 +119,7 @@ def cut(after: int) -> Action:
 
 
 def short(missing: int) -> Action:
-    """The body ends too early, in good order."""
+    """Closes the connection in good order before the body is complete."""
 
     async def act(exchange: Exchange) -> None:
         head, body = await exchange.forward()
@@ -140,7 +141,7 @@ def trickle(bytes_per_second: float) -> Action:
 
 
 def answers(status: int, code: str, message: str = "", headers: str = "") -> Action:
-    """An error of S3, as XML; the server never sees the request."""
+    """Answers with an error of S3 in XML; the server never sees the request."""
 
     async def act(exchange: Exchange) -> None:
         body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
@@ -161,7 +162,7 @@ def late(seconds: float) -> Action:
 
 
 def after(event: Callable[[], object]) -> Action:
-    """Something happens elsewhere just before the server sees the request."""
+    """Calls a function just before the server sees the request."""
 
     async def act(exchange: Exchange) -> None:
         await asyncio.to_thread(event)
@@ -214,17 +215,17 @@ class Chaos:
         times: int | None = 1,
         share: float = 1.0,
     ) -> None:
-        """Do that to requests of the method whose path or query has the pattern.
+        """Spoils requests of this method whose path or query matches the pattern.
 
-        Of that `share` of them, drawn by chance, the first `skip` pass, and the next `times` (all
-        for None) meet it. The first rule that takes a request has it.
+        Only a `share` of them is chosen, by chance. Of those the first `skip` pass, and the next
+        `times` are spoiled (all of them if None). The first rule that fits a request is applied.
         """
         self._rules.append(
             Rule(action, method, path, skip, times, lambda: self.random.random() < share)
         )
 
     def calm(self, seed: int = 0) -> None:
-        """No more faults; counting, and chance, begin anew."""
+        """Removes all rules, and starts the counters and the random numbers again."""
         self._rules.clear()
         self.injected = self.requests = 0
         self.random.seed(seed)

@@ -1,4 +1,4 @@
-"""The S3 server of the tests: Ceph where it is installed, else moto; and a client beside ours."""
+"""Starts the S3 server of the tests, Ceph or else moto, and asks it with another client, too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHOICE = "VDNA_TEST_S3"
 
 
 def chosen() -> str:
-    """`ceph` or `moto`. Raises `pytest.UsageError` where `VDNA_TEST_S3` asks for another."""
+    """Returns `ceph` or `moto`; raises `pytest.UsageError` if `VDNA_TEST_S3` is another word."""
     wanted, missing = os.environ.get(CHOICE), ceph.missing()
     if wanted not in (None, "ceph", "moto"):
         raise pytest.UsageError(f"{CHOICE}={wanted}: give ceph or moto")
@@ -39,13 +39,13 @@ def described() -> str:
 
 
 def only_ceph(reason: str) -> pytest.MarkDecorator:
-    """Of tests that moto would not fail, or could not pass: why."""
+    """Skips a test on moto, where it could not fail or could not pass; `reason` says why."""
     return pytest.mark.skipif(chosen() != "ceph", reason=f"needs Ceph: {reason}")
 
 
 @contextmanager
 def moto() -> Iterator[dict[str, str]]:
-    """In this process; the settings that clients take from their environment."""
+    """Starts moto in this process, and yields the variables that clients need."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -83,7 +83,7 @@ def fill(prefix: str, count: int, first_seed: int = 0) -> str:
 
 
 def contents(prefix: str) -> dict[str, bytes]:
-    """Every object below, read by another client than ours."""
+    """Reads every object below with another client than ours."""
     bucket, _, head = prefix.removeprefix("s3://").partition("/")
     client = boto3.client("s3")
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{head}/")
@@ -92,7 +92,7 @@ def contents(prefix: str) -> dict[str, bytes]:
 
 
 class Barrier(Protocol):
-    """Of threads or of processes."""
+    """A barrier of threads or of processes."""
 
     def wait(self, timeout: float) -> int: ...
 
@@ -102,7 +102,7 @@ class Told(Protocol):
 
 
 def race(root: str, mine: str, rounds: int, barrier: Barrier, told: Told) -> None:
-    """Create the same objects as others do at the same time; tell which were not theirs."""
+    """Creates the same objects as others at the same time, and tells which this one wrote."""
     won = []
     for number in range(rounds):
         barrier.wait(60)
