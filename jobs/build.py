@@ -159,7 +159,8 @@ def engine_for(resources: Resources, ray_address: str | None) -> Iterator[Engine
     if resources.workers == 0:
         from pipeline.engine import InProcess
 
-        yield InProcess()
+        with InProcess() as engine:
+            yield engine
         return
     from pipeline.engine import RayEngine
 

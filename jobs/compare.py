@@ -32,8 +32,9 @@ from jobs.shell import (
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue, Version
-    from pipeline.comparing import Crew, Effort, Matrix
+    from pipeline.comparing import Effort, Matrix
     from pipeline.dna import Lens
+    from pipeline.mapper import Mapper
     from pipeline.spec import Spec
 
 GIGABYTE = 2**30
@@ -242,8 +243,9 @@ def effort_for(
 
     A device is this process's: Ray's tasks ask for none, and would crowd one.
     """
-    from pipeline.comparing import Crew, Effort
+    from pipeline.comparing import Effort
     from pipeline.errors import UsageError
+    from pipeline.mapper import SerialMapper
     from pipeline.spec import Resources
 
     if device != "cpu":
@@ -255,10 +257,10 @@ def effort_for(
         workers = 0
 
     @contextlib.contextmanager
-    def crew(values: int) -> Iterator[Crew | None]:
+    def open_engine(values: int) -> Iterator[Mapper]:
         named = ray_address or os.environ.get("RAY_ADDRESS")
         if workers == 0 or (workers is None and (not named or values < SMALL)):
-            yield None
+            yield SerialMapper()
             return
         from pipeline.building import require_shared
         from pipeline.engine import RayEngine
@@ -267,9 +269,9 @@ def effort_for(
         resources = Resources(workers=workers)
         # Ray prints on stdout that a worker died; that is the command's own, and may be JSON.
         with contextlib.redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
-            yield Crew(engine.map, engine.workers)
+            yield engine
 
-    return Effort(crew, round(memory * GIGABYTE), device, progress())
+    return Effort(open_engine, round(memory * GIGABYTE), device, progress())
 
 
 def lens_for(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import monotonic
@@ -12,7 +11,7 @@ from pipeline.buffers import sha256
 from pipeline.building.planner import SAY_SECONDS, DatasetPlan, store_manifest, store_version
 from pipeline.building.request import Result
 from pipeline.catalogue import Catalogue, Version, footers_of, part_name, parts_of, software
-from pipeline.counting import Composed, Node, Recipe, ShardJob, add_up, compose, plan_folds
+from pipeline.counting import Composed, Recipe, ShardJob, add_up, compose, plan_folds
 from pipeline.dna import encode_failures
 from pipeline.engine import Engine
 from pipeline.errors import (
@@ -24,6 +23,7 @@ from pipeline.errors import (
     SpecMismatch,
 )
 from pipeline.events import Listener, Said
+from pipeline.mapper import Mapper, SerialMapper
 from pipeline.sources import Manifest, read_part
 
 # Committing.
@@ -33,7 +33,7 @@ def finish_dataset(
     catalogue: Catalogue, p: DatasetPlan, counted: int, engine: Engine, progress: Listener
 ) -> Result:
     name, job = p.request.name, p.job
-    composed = _reduce(p.manifest, job.work_uri, job.recipe, name, engine.map)
+    composed = _reduce(p.manifest, job.work_uri, job.recipe, name, engine)
     _gate(p, composed)
     version = _store_all(catalogue, name, p.manifest, p.manifest_sha256, composed, job.recipe)
     whole = replace(version, by=p.request.by or "")
@@ -56,12 +56,12 @@ def _reduce(
     work_uri: str,
     recipe: Recipe,
     name: str,
-    spread: Callable[[Callable[[Node], str], Sequence[Node]], Iterator[str]],
+    mapper: Mapper,
 ) -> Composed:
     levels, folds = plan_folds(manifest, work_uri, recipe.spec.digest, recipe.products)
     try:
         for level in levels:
-            for _ in spread(add_up, level):
+            for _ in mapper.map(add_up, level):
                 pass
         return compose(folds, manifest, recipe.products, name)
     except (CorruptFile, ConservationError, OverlapError, SpecMismatch) as error:
@@ -148,7 +148,7 @@ def _finish_part(part: _PartJob) -> tuple[str, Version | None]:
     name = part_name(part.whole, part.value)
     with storage.open_random(part.job.manifest_uri) as file:
         manifest = read_part(file, part.shards, part.label, part.value, part.job.manifest_uri)
-    composed = _reduce(manifest, part.job.work_uri, recipe, name, map)
+    composed = _reduce(manifest, part.job.work_uri, recipe, name, SerialMapper())
     if not composed.images:
         return name, None
     uri = catalogue.uri("manifests", recipe.spec.digest, name, manifest.digest)

@@ -1,4 +1,3 @@
-from .all_pairs import Crew as Crew
 from .all_pairs import Effort as Effort
 from .all_pairs import compare as compare
 from .arrangement import clusters as clusters

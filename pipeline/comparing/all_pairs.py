@@ -8,11 +8,11 @@ is left to compute is cut into tiles, each a task that commits its numbers: see 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -32,39 +32,27 @@ from pipeline.comparing.kept_matrices import (
 from pipeline.comparing.matrix import Estimate, Matrix
 from pipeline.comparing.selection import Selection
 from pipeline.comparing.significance import false_discovery
-from pipeline.comparing.tiles import MEMORY, TILE_WORK, Job, Receipt, Tile
+from pipeline.comparing.tiles import MEMORY, TILE_WORK, Job, Tile
 from pipeline.dna import UNIFORM, Floats, Lens
 from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.mapper import Mapper, SerialMapper
 
 ROUNDS = 3
 """Times that tiles are spread, those again that are gone by then; the rest is computed here."""
-
-
-class Spread(Protocol):
-    """Calls a function on each item, in any order, elsewhere or here; an engine's `map`."""
-
-    def __call__(
-        self, function: Callable[[Tile], Receipt], items: Sequence[Tile], /
-    ) -> Iterator[Receipt]: ...
-
-
-@dataclass(frozen=True)
-class Crew:
-    """So many workers of one thread each, and how tiles are spread over them."""
-
-    spread: Spread
-    workers: int
 
 
 @dataclass(frozen=True)
 class Effort:
     """How pairs are computed; never what.
 
-    `crew`: opens what computes so many values of pairs; this process with all its cores for None.
+    `open_engine`: opens the engine for so many values of pairs; by default this process, with all
+    its cores. An engine elsewhere gives each tile one thread.
     `memory`: bytes for each process. `device`: of its torch (`cuda`), or the CPU.
     """
 
-    crew: Callable[[int], AbstractContextManager[Crew | None]] = lambda values: nullcontext()
+    open_engine: Callable[[int], AbstractContextManager[Mapper]] = lambda values: nullcontext(
+        SerialMapper()
+    )
     memory: int = MEMORY
     device: str = "cpu"
     progress: Listener = ignore
@@ -123,17 +111,17 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
         return grid.matrix()
     pairs = len(new) * (len(new) - 1) // 2 + len(new) * len(old)
     try:
-        with effort.crew(pairs * job.values) as crew:
-            threads, workers = (None, 1) if crew is None else (1, crew.workers)
+        with effort.open_engine(pairs * job.values) as engine:
+            threads = None if engine.in_process else 1
             job = replace(job, memory=effort.memory, threads=threads, device=effort.device)
-            made = tiles.cut(job, old, new, workers)
+            made = tiles.cut(job, old, new, engine.workers)
             # What this process computes in the time of one tile is not worth an object.
-            alone = crew is None and (len(made) < 2 or pairs * job.values <= TILE_WORK)
+            alone = engine.in_process and (len(made) < 2 or pairs * job.values <= TILE_WORK)
             if alone:
                 for tile in made:
                     grid.put(tile, tiles.compute(tile))
             else:
-                kept = _shared(grid, made, crew, effort.progress, finished)
+                kept = _shared(grid, made, engine, effort.progress, finished)
     finally:
         tiles.let_go()
     matrix = grid.matrix() if kept is None else kept
@@ -147,7 +135,7 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
 def _shared(
     grid: _Grid,
     made: Sequence[Tile],
-    crew: Crew | None,
+    engine: Mapper,
     progress: Listener,
     finished: Callable[[], Matrix | None],
 ) -> Matrix | None:
@@ -161,7 +149,7 @@ def _shared(
         missing = [tile for tile in made if tile.uri not in there]
         pairs, present = sum(tile.pairs for tile in missing), len(made) - len(missing)
         with stage(progress, Started(pairs, len(missing), present, unit="pairs", step="tiles")):
-            for receipt in (crew.spread if crew else map)(tiles.run, missing):
+            for receipt in engine.map(tiles.run, missing):
                 progress(StepDone(receipt.pairs))
                 if (kept := finished()) is not None:
                     return kept

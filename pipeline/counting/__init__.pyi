@@ -1,3 +1,4 @@
+from .allocator import MALLOC_ENVIRONMENT as MALLOC_ENVIRONMENT
 from .allocator import keep_memory as keep_memory
 from .extractor import MICRO_BATCH as MICRO_BATCH
 from .extractor import Extractor as Extractor

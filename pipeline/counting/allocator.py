@@ -1,27 +1,33 @@
-"""How the process keeps memory that it will want again."""
+"""Makes the process keep memory that it will soon want again.
+
+glibc gives each freed array above 32 MB back to the kernel, and later faults it in again, page by
+page; a forward pass then takes half as long again.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 
+MALLOC_SETTINGS = {
+    "MALLOC_ARENA_MAX": (-8, 1),
+    "MALLOC_MMAP_MAX_": (-4, 0),
+    "MALLOC_TOP_PAD_": (-2, 256 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
+}
+"""By variable that glibc reads when a process starts: `mallopt`'s number for it, and the value."""
+
+MALLOC_ENVIRONMENT = {name: str(value) for name, (_, value) in MALLOC_SETTINGS.items()}
+"""The same settings as the environment of a process to be started."""
+
 
 @functools.cache
 def keep_memory() -> None:
-    """Tell glibc to keep large blocks when they are freed, for the rest of the process.
+    """Tells glibc to keep large blocks that are freed, for the rest of the process.
 
-    Else it returns each array above 32 MB to the kernel and faults it in again, page by page: a
-    forward pass takes half as long again. Other C libraries are left as they are. Ray's workers
-    are started with the same settings in their environment.
+    Other C libraries are left as they are.
     """
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return
-    arena_max, mmap_max, top_pad, trim_threshold = -8, -4, -2, -1
-    for option, value in (
-        (arena_max, 1),
-        (mmap_max, 0),
-        (top_pad, 256 * 2**20),
-        (trim_threshold, 2**31 - 1),
-    ):
-        libc.mallopt(option, value)
+    if hasattr(libc, "gnu_get_libc_version"):
+        for option, value in MALLOC_SETTINGS.values():
+            libc.mallopt(option, value)

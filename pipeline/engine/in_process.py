@@ -1,31 +1,42 @@
-"""engine.in_process: TODO-DOC"""
+"""The engine of notebooks, small datasets and tests: this process, without Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.counting import OVERLAP, Receipt, ShardJob, Worker
-from pipeline.engine.protocol import R, T
+from pipeline.mapper import SerialMapper
 
 
-class InProcess:
-    """The engine of notebooks, small sets and tests: this process, no Ray.
+class InProcess(SerialMapper):
+    """Runs shards and functions in this process.
 
-    Extractors and their threads stay until it is closed.
+    Networks and their threads stay loaded until the engine is closed; it is also a context manager
+    that closes itself.
     """
-
-    in_process = True
 
     def __init__(self) -> None:
         self._worker = Worker()
 
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+        """Runs shards, `OVERLAP` at a time.
+
+        Args:
+            work: For each shard its job, and its index in the job's manifest.
+
+        Yields:
+            A receipt for each shard, in the order of `work`.
+        """
         with ThreadPoolExecutor(OVERLAP, "shard") as pool:
             yield from pool.map(lambda shard: self._worker.run(*shard), work)
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        return map(function, items)
-
     def close(self) -> None:
+        """Ends the threads and processes of the loaded networks."""
         self._worker.close()

@@ -1,26 +1,32 @@
-"""engine.protocol: TODO-DOC"""
+"""The protocol of engines, which spread work and compute nothing themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from pipeline.counting import Receipt, ShardJob
-
-T = TypeVar("T")
-
-R = TypeVar("R")
+from pipeline.mapper import Mapper
 
 
-class Engine(Protocol):
-    """Spreads work. Both methods yield results in any order, as they come.
+class Engine(Mapper, Protocol):
+    """Spreads work over workers: shards to count or rank, and functions to map over items.
 
-    `in_process`: whether what only this process sees (`memory://`) is seen where the work is done.
+    Work that ends early, by an exception or because its results are no longer asked for, leaves
+    what is committed; the same call later does the rest.
     """
 
-    @property
-    def in_process(self) -> bool: ...
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+        """Runs shards on workers that keep their networks loaded from one shard to the next.
 
-    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]: ...
+        Args:
+            work: For each shard its job, and its index in the job's manifest.
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]: ...
+        Returns:
+            A receipt for each shard, as they end. A shard that could not be done this time is a
+            receipt with an error, so that the others go on.
+
+        Raises:
+            ConservationError: If a worker found counts that do not add up.
+            TransientError: If no shard ended for too long.
+        """

@@ -26,7 +26,7 @@ from ray._private.node import Node
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.counting import OVERLAP, Receipt, Recipe, ShardJob, Worker
+from pipeline.counting import MALLOC_ENVIRONMENT, OVERLAP, Receipt, Recipe, ShardJob, Worker
 from pipeline.errors import ConservationError, TransientError, UsageError
 from pipeline.spec import Resources, available_cpus
 from pipeline.storage import retry
@@ -37,14 +37,8 @@ T = TypeVar("T")
 
 R = TypeVar("R")
 
-WORKER_ENVIRONMENT = {
-    # glibc gives each tensor above 32 MB back to the kernel, and faults it in again: keep it.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "2147483647",
-    "MALLOC_TOP_PAD_": "268435456",
-    "OMP_NUM_THREADS": "1",
-}
+WORKER_ENVIRONMENT = MALLOC_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+"""What every worker's process is started with."""
 
 FORWARDED = (
     "AWS_ENDPOINT_URL",

@@ -33,6 +33,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.events import Event, Said
+from pipeline.mapper import SerialMapper
 from pipeline.networks import Network, describe, load_model
 from pipeline.networks import ranges_file as files
 from pipeline.sources import Entry, Shard, read_shard
@@ -243,10 +244,8 @@ def made_up(spec: Spec, entry: Entry) -> list[Array]:
     return layers
 
 
-class MadeUp:
+class MadeUp(SerialMapper):
     """An engine without a network; it dies after `stop_after` shards, where given."""
-
-    in_process = True
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.left = stop_after
@@ -275,9 +274,6 @@ class MadeUp:
             dna = dna_of(spec, ranges, layers, len(failures))
             total += Partial(dna, (f"{i}",), tuple(failures))
         return replace(total, shards=(shard.key(spec.digest),))
-
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        return map(function, items)
 
 
 @pytest.fixture

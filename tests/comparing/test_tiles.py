@@ -11,7 +11,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, collect, find_lens
-from pipeline.comparing import Crew, Effort, Job, Matrix, Tile, all_pairs, emd, kept_matrices, tiles
+from pipeline.comparing import Effort, Job, Matrix, Tile, all_pairs, emd, kept_matrices, tiles
 from pipeline.comparing import compare as compare_all
 from pipeline.dna import Lens
 from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
@@ -207,6 +207,18 @@ def test_steps_are_all_pairs_once_and_fit(a: int, b: int, held: int) -> None:
         before = beside
 
 
+@dataclass(frozen=True)
+class Workers:
+    """An engine whose workers are this process; `call` maps a function over items."""
+
+    call: Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+    workers: int
+    in_process = False
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        return self.call(function, items)
+
+
 def map_here(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     return map(function, items)
 
@@ -219,7 +231,7 @@ def test_a_layer_that_does_not_fit_is_compared_in_steps(
     whole = compare(place)
     without_kept(place)
     monkeypatch.setattr(Job, "held", lambda job, layer: held if layer == "head" else 99)
-    effort = Effort(lambda values: nullcontext(Crew(map_here, workers)))
+    effort = Effort(lambda values: nullcontext(Workers(map_here, workers)))
     same(compare(place, effort=effort), whole)
 
 
@@ -437,7 +449,7 @@ def test_tiles_that_are_there_are_not_computed_again(
             yield function(item)
         raise InterruptedError("the engine died")
 
-    dead = Effort(lambda values: nullcontext(Crew(dying, 1)), memory=1)
+    dead = Effort(lambda values: nullcontext(Workers(dying, 1)), memory=1)
     with pytest.raises(InterruptedError):
         compare(place, effort=dead)
     before = sum(computed)
@@ -520,7 +532,7 @@ def test_a_tile_that_lies_is_computed_again(
             tiles.decode(storage.read(uri), rectangles[0])
 
     computed.clear()
-    found = compare(place, effort=Effort(lambda values: nullcontext(Crew(lying, 1)), memory=1))
+    found = compare(place, effort=Effort(lambda values: nullcontext(Workers(lying, 1)), memory=1))
     same(found, true)
     assert sum(computed) == 16
 
@@ -542,7 +554,7 @@ def test_who_may_not_remove_compares_all_the_same(
             storage.replace(items[0].uri, b"torn")
 
     monkeypatch.setitem(storage.discard.__globals__, "delete", deny)
-    found = compare(place, effort=Effort(lambda values: nullcontext(Crew(torn, 1)), memory=1))
+    found = compare(place, effort=Effort(lambda values: nullcontext(Workers(torn, 1)), memory=1))
     same(found, true)
     assert len(left(place)) > 1
     assert len(stored(place)) == 1
@@ -565,7 +577,7 @@ class Beside:
 
     @property
     def effort(self) -> Effort:
-        return Effort(lambda values: nullcontext(Crew(self, 1)), memory=1)
+        return Effort(lambda values: nullcontext(Workers(self, 1)), memory=1)
 
 
 @pytest.mark.parametrize("after", [1, 7, 20, 21])
@@ -659,8 +671,7 @@ def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
     alone = compare(place)
     without_kept(place)
     with RayEngine(Resources(workers=1)) as engine:
-        crew = Crew(engine.map, engine.workers)
-        same(compare(place, effort=Effort(lambda values: nullcontext(crew))), alone)
+        same(compare(place, effort=Effort(lambda values: nullcontext(engine))), alone)
     assert left(place) == []
 
 

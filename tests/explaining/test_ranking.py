@@ -41,6 +41,7 @@ from pipeline.errors import (
 )
 from pipeline.explaining import LayerNearness, Ranking, Ranks, Reaction, rank
 from pipeline.explaining import ranking as rank_module
+from pipeline.mapper import SerialMapper
 from pipeline.reporting import Gallery, Row, gallery_of, write_gallery
 from pipeline.reporting.html.gallery import Picture, render
 from pipeline.spec import Resources
@@ -196,10 +197,8 @@ def test_members_of_archives_are_ranked_as_files_are(
     assert all(p.image for row in gallery_of(catalogue, found).rows for p in row.pictures)
 
 
-class Otherwise:
+class Otherwise(SerialMapper):
     """An engine that takes shards in another order, some twice, each with a worker of its own."""
-
-    in_process = True
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -211,9 +210,6 @@ class Otherwise:
                 receipt = worker.run(*work[at])
             worker.close()
             yield receipt
-
-    def map(self, function: Any, items: Sequence[Any]) -> Iterator[Any]:
-        return map(function, items)
 
 
 def test_shards_order_threads_and_retries_change_no_byte(

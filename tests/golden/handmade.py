@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline import storage
 from pipeline.building import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, Version, canonical_json, footers_of
 from pipeline.counting import Composed, Receipt, ShardJob, add_up, compose, partial_uri, plan_folds
 from pipeline.dna import DNA, Failure, Partial, Ranges, encode_failures
+from pipeline.mapper import SerialMapper
 from pipeline.networks import Network
 from pipeline.networks import ranges_file as ranges_module
 from pipeline.sources import Entry, Manifest, Shard, read_shard
@@ -104,10 +104,8 @@ def commit_dataset(
     return version
 
 
-class HandMade:
+class HandMade(SerialMapper):
     """An engine that makes partials by hand; it dies after `stop_after` shards, where given."""
-
-    in_process = True
 
     def __init__(self, stop_after: int | None = None) -> None:
         self._left = stop_after
@@ -122,9 +120,6 @@ class HandMade:
             partial = hand_made(shard)
             put_partials(job.work_uri, [partial])
             yield Receipt(job.manifest_uri, index, partial.dna.images, len(partial.failures))
-
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        return map(function, items)
 
 
 class Place:
