@@ -51,11 +51,10 @@ def _first_above(after: str, entries: int) -> int:
 
 
 def _product(entries: int) -> dict[str, Any]:
-    import pipeline.cluster  # noqa: F401 - what a driver has loaded: Ray above all
-
+    import pipeline.engine.ray_engine  # noqa: F401 - what a driver has loaded: Ray above all
     from pipeline import storage
     from pipeline.networks import describe
-    from pipeline.sources import Manifest, list_source, pages, plan
+    from pipeline.sources import Manifest, list_pages, list_source, plan
 
     changed = False
     now = datetime.now(UTC)
@@ -71,7 +70,7 @@ def _product(entries: int) -> dict[str, Any]:
 
     storage.list_page = list_page
     started = time.perf_counter()
-    for _ in pages("s3://bucket/images"):
+    for _ in list_pages("s3://bucket/images"):
         pass
     store = time.perf_counter() - started
     describe("efficientnet_lite0")

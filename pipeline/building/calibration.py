@@ -129,7 +129,7 @@ def calibrate(
                 progress=progress,
             )
         )
-    listing = Listing.all(listings)
+    listing = Listing.joined(listings)
     failures: tuple[Failure, ...] = ()
     duplicates = 0
 

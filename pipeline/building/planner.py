@@ -27,7 +27,7 @@ from pipeline.errors import CorruptFile, SourceError, UsageError, VdnaError
 from pipeline.events import Listener, Said
 from pipeline.networks import Network, describe, require_fit
 from pipeline.networks import ranges_file as ranges_module
-from pipeline.sources import Kept, Listing, Manifest, list_source, plan
+from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source, plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, digest_of
 
 MAX_PARTS = 4096
@@ -119,8 +119,8 @@ class Planner:
             ) from error
 
     def _manifest(self, request: Request, spec: str, base: Version | None) -> Manifest:
-        kept = self._kept(request)
-        listing = self.listings.get(request.name) or self._list(request, kept)
+        checkpoint = self._checkpoint(request)
+        listing = self.listings.get(request.name) or self._list(request, checkpoint)
         manifest = plan(
             listing,
             shard_images=request.shard_images,
@@ -128,26 +128,26 @@ class Planner:
             limit=request.limit,
             by=request.rules.label,
         )
-        if kept is not None:
-            kept.remove()
+        if checkpoint is not None:
+            checkpoint.remove()
         return manifest
 
-    def _kept(self, request: Request) -> Kept | None:
+    def _checkpoint(self, request: Request) -> ListingCheckpoint | None:
         """Where parts of the listing are kept: of S3, whose listing can go on from a key."""
         if request.name in self.listings or not storage.store_of(request.source).lists_in_key_order:
             return None
         place = digest_of("listing", storage.canonical(request.source), asdict(request.rules))
         uri = self.catalogue.listing_uri(place)
-        return Kept(uri, datetime.now(UTC), relist=self.relist)
+        return ListingCheckpoint(uri, datetime.now(UTC), relist=self.relist)
 
-    def _list(self, request: Request, kept: Kept | None) -> Listing:
+    def _list(self, request: Request, checkpoint: ListingCheckpoint | None) -> Listing:
         if request.source:
             storage.canonical(request.source)  # refuses what must not be shown
         self.progress(Said(f"{request.name}: listing {request.source}"))
         return list_source(
             request.source,
             request.rules,
-            kept=kept,
+            checkpoint=checkpoint,
             spread=None if self.engine.in_process else self.engine.map,
             cache=self.catalogue.archives_uri,
             progress=self.progress,

@@ -1,22 +1,16 @@
-"""Candidates as they are listed: Parquet parts on disk, never a list of them all in memory.
+"""Holds the candidates of a source in Parquet files on disk, never all in memory.
 
-    >>> parts = Parts()
-    >>> for page in pages("s3://bucket/photos"):                 # doctest: +SKIP
-    ...     for item in page:
-    ...         parts.add(item.uri, "", item.size, item.identity)
-    ...     parts.checkpoint()
-    >>> parts.listing("s3://bucket/photos").entries              # doctest: +SKIP
-
-A prefix of S3 is listed from many places at a time. A span of keys is read page by page; whoever
-has nothing to do cuts another's span in two, half-way between the key it has come to and its end,
-so that any layout, flat or deep, is listed in parallel without knowing it. Parts may be kept in
-storage with how far each span was read, and an interrupted listing goes on from there.
+>>> writer = ListingWriter()
+>>> for page in list_pages("s3://bucket/photos"):            # doctest: +SKIP
+...     for item in page:
+...         writer.add(item.uri, "", item.size, item.identity)
+...     writer.end_page()
+>>> writer.listing("s3://bucket/photos").entries             # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 import tempfile
@@ -24,30 +18,34 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
-from pipeline.errors import SourceError, StorageError
-from pipeline.sources.listing_pages import Span
-from pipeline.sources.manifest import ENTRY_COLUMNS, SCHEMA, Entry
+from pipeline.errors import StorageError
+from pipeline.sources.entry import Entry
+from pipeline.sources.listing_checkpoint import ListingCheckpoint, read_notes
+from pipeline.sources.manifest_file import ENTRY_COLUMNS, ENTRY_SCHEMA
 from pipeline.storage import Stored
 
 PART_ENTRIES = 100_000
-
-RESUME_WITHIN = timedelta(hours=1)
-"""An interrupted listing that is older is begun anew: the source may have changed meanwhile."""
+"""Candidates that are collected in memory before they are written."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds: candidates in Parquet parts, and what was left out on purpose, by kind.
+    """The candidates of a source, and how much was left out.
 
-    The parts are temporary files, gone with the listing. A candidate may be in them twice.
+    Attributes:
+        source: What was listed.
+        parts: Paths of Parquet files with the columns of `ENTRY_SCHEMA` and `label_columns`. They
+            are temporary, and deleted with the listing. A candidate may be in them twice.
+        ignored: How many files are no images by their names, by kind.
+        labels: The names of the labels.
+        filtered: How many files the rules leave out.
+        duplicates: How many members of archives are replaced by a later one of the same name.
     """
 
     source: str
@@ -56,25 +54,34 @@ class Listing:
     labels: tuple[str, ...] = ()
     filtered: int = 0
     duplicates: int = 0
-    """Members of archives that a later one of the same name replaces."""
-    _folders: tuple[_Folder, ...] = field(default=(), repr=False)
+    _folders: tuple[_TemporaryFolder, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(
         cls, entries: Iterable[Entry], source: str = "", ignored: Mapping[str, int] | None = None
     ) -> Listing:
-        """Of entries that are at hand."""
-        parts = Parts()
+        """Makes a listing of entries in memory.
+
+        Args:
+            entries: The candidates.
+            source: What was listed.
+            ignored: How many files were ignored, by kind.
+        """
+        writer = ListingWriter()
+        writer.ignored.update(ignored or {})
         for entry in entries:
-            parts.add(**asdict(entry))
-        return parts.listing(source, ignored or {})
+            writer.add(**asdict(entry))
+        return writer.listing(source)
 
     @classmethod
-    def all(cls, listings: Sequence[Listing]) -> Listing:
-        """Several as one, without labels; what lies in more than one of them will count once."""
-        first = listings[0]
+    def joined(cls, listings: Sequence[Listing]) -> Listing:
+        """Joins listings into one without labels, named for the first of them.
+
+        Args:
+            listings: At least one. A candidate that is in several of them will count once.
+        """
         return cls(
-            first.source,
+            listings[0].source,
             tuple(part for listing in listings for part in listing.parts),
             dict(sum((Counter(listing.ignored) for listing in listings), Counter())),
             (),
@@ -85,64 +92,53 @@ class Listing:
 
     @property
     def entries(self) -> Iterator[Entry]:
-        """One by one, in the order of the parts."""
+        """The candidates one by one, in the order of the parts."""
         for part in self.parts:
             for row in pq.read_table(part, columns=list(ENTRY_COLUMNS)).to_pylist():
                 yield Entry(**row)
 
 
 def label_columns(labels: Sequence[str]) -> list[str]:
-    """The names of labels in parts: the user's may be anything."""
+    """Returns the columns of a listing that hold labels: a user's names could clash with ours."""
     return [f"label_{number}" for number, _ in enumerate(labels)]
 
 
-@contextlib.contextmanager
-def _on_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"the listing does not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a disk "
-            "with more room"
-        ) from error
+class ListingWriter:
+    """Takes candidates one by one, and writes them to disk in parts.
 
+    Attributes:
+        ignored: How many files were ignored so far, by kind.
+        filtered: How many files the rules left out so far.
+        duplicates: How many members of archives a later one replaced so far.
+        archives: Archives to look into once everything is listed. A part records those that came
+            since the part before it.
+        total: How many candidates came so far.
+        resumed: How many of them came from the checkpoint.
 
-class _Folder:
-    """A temporary folder that lives as long as whoever holds this."""
-
-    def __init__(self) -> None:
-        with _on_disk():
-            self.path = tempfile.mkdtemp(prefix="vdna-listing-")
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-class Parts:
-    """Takes in candidates, and writes them as Parquet as they come.
-
-    `labels`: names of text columns beyond a listing's own. `kept`: where parts are kept for a
-    listing that may be interrupted.
+    Args:
+        labels: The names of the labels.
+        checkpoint: Parts of an interrupted listing, which are taken over; new parts go there, too.
     """
 
-    def __init__(self, labels: Sequence[str] = (), kept: Kept | None = None) -> None:
-        self._folder = _Folder()
-        self._paths: list[str] = []
-        self._labels = tuple(labels)
-        self._schema = pa.schema(
-            [*(SCHEMA.field(name) for name in ENTRY_COLUMNS)]
-            + [(name, pa.string()) for name in label_columns(labels)]
-        )
-        self._columns: list[list[Any]] = [[] for _ in self._schema.names]
-        self._kept = kept
+    def __init__(
+        self, labels: Sequence[str] = (), checkpoint: ListingCheckpoint | None = None
+    ) -> None:
         self.ignored: Counter[str] = Counter()
         self.filtered = 0
         self.duplicates = 0
         self.archives: list[Stored] = []
-        """To be looked into when all is listed; a part notes those that came since the last."""
-        self._noted = 0
         self.total = 0
-        self.resumed = 0
-        if kept is not None:
-            self._take_up(kept)
+        self._folder = _TemporaryFolder()
+        self._paths: list[str] = []
+        self._labels = tuple(labels)
+        names = label_columns(labels)
+        self._schema = pa.schema([*ENTRY_SCHEMA, *((name, pa.string()) for name in names)])
+        self._columns: list[list[Any]] = [[] for _ in self._schema.names]
+        self._checkpoint = checkpoint
+        for data in checkpoint.take_parts() if checkpoint else ():
+            self._resume(data)
+        self._archives_recorded = len(self.archives)
+        self.resumed = self.total
 
     def add(
         self,
@@ -155,24 +151,42 @@ class Parts:
         access: str = "",
         labels: Sequence[str | None] = (),
     ) -> None:
+        """Adds a candidate (see `Entry`), with a value or None for each label."""
         row = (uri, member, size, identity, group, position, access, *labels)
         for column, value in zip(self._columns, row, strict=True):
             column.append(value)
         self.total += 1
 
     def add_table(self, table: pa.Table) -> None:
-        """Many at once, with the columns of a listing."""
+        """Adds many candidates: a table with the columns of a part."""
         if table.num_rows:
             self._flush()
             self._write(table.select(self._schema.names).cast(self._schema))
             self.total += table.num_rows
 
-    def checkpoint(self) -> None:
-        """Write a part if there is enough for one. Whatever was read so far has been added."""
+    def end_page(self) -> None:
+        """Writes a part if there are enough candidates for one.
+
+        Call it only when everything of the pages read so far has been added: an interrupted listing
+        goes on behind the last of them.
+        """
         if len(self._columns[0]) >= PART_ENTRIES:
             path = self._flush()
-            if self._kept is not None and path is not None:
-                self._kept.put(path)
+            if self._checkpoint is not None and path is not None:
+                self._checkpoint.store(path)
+
+    def listing(self, source: str) -> Listing:
+        """Returns the candidates added so far as a listing of a source."""
+        self._flush()
+        return Listing(
+            source,
+            tuple(self._paths),
+            dict(self.ignored),
+            self._labels,
+            self.filtered,
+            self.duplicates,
+            (self._folder,),
+        )
 
     def _flush(self) -> Path | None:
         if not self._columns[0]:
@@ -181,28 +195,16 @@ class Parts:
         self._columns = [[] for _ in self._schema.names]
         return self._write(pa.table(columns, self._schema))
 
-    def listing(self, source: str, ignored: Mapping[str, int] | None = None) -> Listing:
-        self._flush()
-        return Listing(
-            source,
-            tuple(self._paths),
-            dict(self.ignored if ignored is None else ignored),
-            self._labels,
-            self.filtered,
-            self.duplicates,
-            (self._folder,),
-        )
-
     def _write(self, table: pa.Table) -> Path:
         path = self._new_path()
         notes: dict[str, Any] = {"ignored": dict(self.ignored), "filtered": self.filtered}
-        if self._kept is not None:
-            since = self.archives[self._noted :]
+        if self._checkpoint is not None:
+            since = self.archives[self._archives_recorded :]
             notes["archives"] = [[item.uri, item.size, item.identity] for item in since]
-            notes |= self._kept.notes()
-            self._noted = len(self.archives)
+            notes |= self._checkpoint.notes()
+            self._archives_recorded = len(self.archives)
         described = table.replace_schema_metadata({"vdna": json.dumps(notes)})
-        with _on_disk():
+        with _disk_errors():
             pq.write_table(described, path, compression="zstd", write_statistics=False)
         return path
 
@@ -211,99 +213,36 @@ class Parts:
         self._paths.append(str(path))
         return path
 
-    def _take_up(self, kept: Kept) -> None:
-        for data in kept.found():
-            path = self._new_path()
-            with _on_disk():
-                path.write_bytes(data)
-            file = pq.ParquetFile(path)
-            notes = _notes(file)
-            self.ignored = Counter(notes["ignored"])
-            self.filtered = notes["filtered"]
-            self.archives += [
-                Stored(uri, size, identity, None) for uri, size, identity in notes["archives"]
-            ]
-            self.total += file.metadata.num_rows
-        self._noted = len(self.archives)
-        self.resumed = self.total
+    def _resume(self, data: bytes) -> None:
+        """Takes over a part of an interrupted listing."""
+        path = self._new_path()
+        with _disk_errors():
+            path.write_bytes(data)
+        file = pq.ParquetFile(path)
+        notes = read_notes(file)
+        self.ignored = Counter(notes["ignored"])
+        self.filtered = notes["filtered"]
+        self.archives += [
+            Stored(uri, size, identity, None) for uri, size, identity in notes["archives"]
+        ]
+        self.total += file.metadata.num_rows
 
 
-class Kept:
-    """Parts of an interrupted listing in storage, and how far its spans were read.
+class _TemporaryFolder:
+    """A folder that is deleted with this object."""
 
-    Each part states the sha256 of the one before it, so that parts of two that list at once are
-    never taken for one listing. One that is older than `RESUME_WITHIN`, or not whole, is removed
-    and begun anew.
-    """
-
-    def __init__(self, folder: str, now: datetime, *, relist: bool = False) -> None:
-        self._folder = folder
-        self._now = now
-        self.spans: dict[int, Span] = {}
-        self.written: datetime | None = None
-        self._parts: list[bytes] = []
-        self._before = ""
-        self._mine = True
-        items = sorted(_walk_if_there(folder), key=lambda item: item.uri)
-        if items and (relist or not self._take_up(items)):
-            storage.delete_tree(folder)
-            self.spans, self.written, self._parts, self._before = {}, None, [], ""
-        self._next = len(self._parts)
-
-    def _take_up(self, items: Sequence[Stored]) -> bool:
-        for number, item in enumerate(items):
-            data = storage.read(item.uri)
-            try:
-                notes = _notes(pq.ParquetFile(pa.BufferReader(data)))
-                self.spans = {int(name): Span(**span) for name, span in notes["spans"].items()}
-                self.written = datetime.fromisoformat(notes["written"])
-            except (pa.ArrowException, KeyError, TypeError, ValueError):
-                return False
-            if item.uri != self._uri(number) or notes.get("before") != self._before:
-                return False
-            self._parts.append(data)
-            self._before = hashlib.sha256(data).hexdigest()
-        return self.written is not None and abs(self._now - self.written) <= RESUME_WITHIN
-
-    def found(self) -> Iterator[bytes]:
-        """The parts, each once."""
-        while self._parts:
-            yield self._parts.pop(0)
-
-    def notes(self) -> dict[str, Any]:
-        spans = {str(name): asdict(span) for name, span in self.spans.items()}
-        return {
-            "spans": spans,
-            "written": datetime.now(UTC).isoformat(),
-            "before": self._before,
-        }
-
-    def put(self, path: Path) -> None:
-        if self._mine:
-            data = path.read_bytes()
-            try:
-                self._mine = storage.create(self._uri(self._next), data)
-            except StorageError:  # then an interruption costs the whole listing, and no more
-                self._mine = False
-            self._before = hashlib.sha256(data).hexdigest()
-            self._next += 1
-
-    def remove(self) -> None:
-        """The listing has become a plan."""
-        if self._next:
-            storage.delete_tree(self._folder)
-
-    def _uri(self, number: int) -> str:
-        return storage.join(self._folder, f"{number:06d}.parquet")
+    def __init__(self) -> None:
+        with _disk_errors():
+            self.path = tempfile.mkdtemp(prefix="vdna-listing-")
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-def _notes(file: pq.ParquetFile) -> dict[str, Any]:
-    notes: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"vdna"])
-    return notes
-
-
-def _walk_if_there(folder: str) -> Iterator[Stored]:
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
     try:
-        yield from storage.walk(folder)
-    except SourceError:
-        return
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the listing cannot be written to {tempfile.gettempdir()}: {error}; set TMPDIR to a "
+            "disk with more room"
+        ) from error

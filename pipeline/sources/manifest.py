@@ -1,22 +1,20 @@
-"""Every candidate of a dataset once, in deterministic shards and folds: the plan of a build.
+"""Holds the plan of a build: every candidate of a dataset once, in shards and folds.
 
     >>> manifest.candidates, len(manifest.shards)                # doctest: +SKIP
     (9100000, 2240)
     >>> manifest.shards[7].members[0].uri                        # doctest: +SKIP
 
-A manifest is a Parquet file, one row a candidate, one row group a shard. In memory it is that file
-(bytes, or a map of a temporary one) and a line about each shard; members are read a shard at a
-time. `pipeline.plan` makes one of a listing.
+In memory a manifest is its Parquet file (bytes, or a map of a temporary file) and a short
+description of each shard. Members are read one shard at a time. `pipeline.sources.plan` makes a
+manifest from a listing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, overload
 
 import pyarrow as pa
@@ -25,112 +23,37 @@ import pyarrow.parquet as pq
 
 from pipeline.buffers import let_go
 from pipeline.errors import CorruptFile
-from pipeline.spec import PRODUCTS, digest_of
-
-FORMAT = 2
-
-READS = (1, 2)
-"""Format 1 had neither `position` nor `access`: it knew no archives."""
-
-FOLDS = 16
-
-MAX_SHARD_IMAGES = 4096
-
-MIN_SHARD_IMAGES = 64
-
-SHARD_MULTIPLE = 8
-
-SCHEMA = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("member", pa.string()),
-        ("size", pa.int64()),
-        ("identity", pa.string()),
-        ("shard", pa.int32()),
-        ("fold", pa.int32()),
-        ("group", pa.string()),
-        ("position", pa.int64()),
-        ("access", pa.string()),
-    ]
+from pipeline.sources.entry import Entry, Shard, ShardHead
+from pipeline.sources.manifest_file import (
+    ENTRY_COLUMNS,
+    ENTRY_SCHEMA,
+    FORMAT,
+    SCHEMA,
+    ManifestDigest,
+    entries_of,
+    head_of,
+    label_names,
+    label_value,
+    open_manifest,
+    read_row_group,
+    with_archive_columns,
 )
-"""The columns of a manifest; label columns of the user's follow, as text."""
-
-FOLDERS = "folder"
-"""The label of a source that is no table: the leading folders of an image, where asked for."""
-
-ENTRY_COLUMNS = tuple(name for name in SCHEMA.names if name not in ("shard", "fold"))
-"""The columns of a listing: what is known of a candidate before it is planned."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One candidate. `uri` is canonical; `member` is its name inside an archive, else empty.
-
-    `identity` changes when the content does (etag, generation, or size and mtime of a file); of a
-    member it is the archive's. `position`, `access`: where in an archive it is, and how it is read
-    (see `pipeline.archive`); 0 and empty for an object of its own.
-    """
-
-    uri: str
-    member: str
-    size: int
-    identity: str
-    group: str = ""
-    position: int = 0
-    access: str = ""
-
-    @property
-    def place(self) -> tuple[str, int, str]:
-        """Sorts entries as they lie in storage."""
-        return self.uri, self.position, self.member
-
-
-@dataclass(frozen=True)
-class ShardHead:
-    """What a shard is without its members: their digest stands for them."""
-
-    index: int
-    fold: int
-    candidates: int
-    digest: str
-
-    def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
-        """Names the shard's partial: what is counted, what is kept, and of which images."""
-        return digest_of("shard", spec_digest, list(products), self.digest)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One unit of work: its members in the order in which they are counted."""
-
-    index: int
-    fold: int
-    members: tuple[Entry, ...]
-
-    @cached_property
-    def digest(self) -> str:
-        return _members_digest(
-            [e.uri for e in self.members],
-            [e.member for e in self.members],
-            [e.size for e in self.members],
-            [e.identity for e in self.members],
-            [e.position for e in self.members],
-            [e.access for e in self.members],
-        )
-
-    @property
-    def head(self) -> ShardHead:
-        return ShardHead(self.index, self.fold, len(self.members), self.digest)
-
-    def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
-        return self.head.key(spec_digest, products)
+from pipeline.spec import PRODUCTS
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Every candidate once, in shards. `shard_images`: the size that new shards are cut to.
+    """Every candidate of a dataset once, in shards.
 
-    `data`: the file. `labels`: the names of its columns beyond our own.
+    Attributes:
+        data: The Parquet file: bytes, or a memory map.
+        heads: The description of each shard, in the order of the file.
+        digest: The digest of the candidates and the plan (see `ManifestDigest`).
+        shard_images: How many images a new shard gets.
+        source: Where the candidates were listed.
+        ignored: How many files were ignored, by kind.
+        duplicates: How many candidates were listed more than once and dropped.
+        labels: The names of the user's columns.
     """
 
     data: Any
@@ -144,39 +67,49 @@ class Manifest:
 
     @property
     def candidates(self) -> int:
+        """How many candidates all shards have together."""
         return sum(head.candidates for head in self.heads)
 
     @property
     def shards(self) -> Sequence[Shard]:
-        """Each read from the file when it is asked for."""
-        return _Shards(self)
+        """The shards with their members; each is read from the file when it is asked for."""
+        return _ShardReader(self)
 
     def keys(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> tuple[str, ...]:
+        """Returns the key of each shard (see `ShardHead.key`)."""
         return tuple(head.key(spec_digest, products) for head in self.heads)
 
     def folds(self) -> dict[int, list[ShardHead]]:
+        """Returns the shards of each fold."""
         by_fold: defaultdict[int, list[ShardHead]] = defaultdict(list)
         for head in self.heads:
             by_fold[head.fold].append(head)
         return dict(sorted(by_fold.items()))
 
     def parts(self, label: str) -> dict[str, list[int]]:
-        """The shards of each value of a label, by their indices; those without a value left out.
+        """Finds the shards of each value of a label.
 
-        Raises `CorruptFile` where a shard mixes values.
+        Args:
+            label: The name of the label.
+
+        Returns:
+            The indices of the shards for each value. Shards without a value are left out.
+
+        Raises:
+            CorruptFile: A shard has members with different values.
         """
         parts: defaultdict[str, list[int]] = defaultdict(list)
         file = pq.ParquetFile(pa.BufferReader(self.data))
         for head in self.heads:
-            if value := _value_of(file.read_row_group(head.index, [label]), label, head.index):
+            if value := label_value(file.read_row_group(head.index, [label]), label, head.index):
                 parts[value].append(head.index)
         return dict(sorted(parts.items()))
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows of each shard in turn, with all columns."""
+        """Yields the rows of each shard in turn, with all columns."""
         file = pq.ParquetFile(pa.BufferReader(self.data))
         for index in range(file.num_row_groups):
-            yield _whole(file.read_row_group(index))
+            yield with_archive_columns(file.read_row_group(index))
             let_go(self.data)
 
     @classmethod
@@ -188,28 +121,31 @@ class Manifest:
         ignored: Mapping[str, int] | None = None,
         duplicates: int = 0,
     ) -> Manifest:
-        """Of shards that are at hand."""
+        """Makes a manifest of shards in memory, which are numbered anew (see the attributes)."""
         sink = pa.BufferOutputStream()
-        with ManifestWriter(sink) as writer:
+        with ManifestWriter(sink, shard_images, source, ignored, duplicates) as writer:
             for shard in shards:
                 columns = {n: [getattr(e, n) for e in shard.members] for n in ENTRY_COLUMNS}
-                writer.add(shard.fold, pa.table(columns, schema=_entry_schema()))
-            writer.note(shard_images, source, ignored or {}, duplicates)
-        return cls.decode(sink.getvalue().to_pybytes(), "a manifest in memory")
+                writer.add(shard.fold, pa.table(columns, schema=ENTRY_SCHEMA))
+        return writer.manifest(sink.getvalue().to_pybytes())
 
     @classmethod
     def decode(cls, data: Any, name: str) -> Manifest:
-        """Of a file in memory or mapped, which is read through once, a shard at a time.
+        """Reads a whole file and checks it, one shard at a time.
 
-        Raises `CorruptFile` where the content is not what its own digest states.
+        Args:
+            data: The file: bytes, or a memory map.
+            name: The file's name for error messages.
+
+        Raises:
+            CorruptFile: The content does not match the digest that the file states.
         """
-        file, metadata = _open(pa.BufferReader(data), name)
+        file, metadata = open_manifest(pa.BufferReader(data), name)
         heads = []
         digest = ManifestDigest()
         for index in range(file.num_row_groups):
-            table = _read_rows(file, index, name)
-            fold = _fold_of(table, index, name)
-            heads.append(_head(index, fold, table))
+            fold, table = read_row_group(file, index, name)
+            heads.append(head_of(index, fold, table))
             digest.add(heads[-1], table)
             let_go(data)
         try:
@@ -221,10 +157,10 @@ class Manifest:
                 str(metadata["source"]),
                 dict(metadata["ignored"]),
                 int(metadata["duplicates"]),
-                _labels(file.schema_arrow.names),
+                label_names(file.schema_arrow.names),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{name}: its notes cannot be read: {error!r}") from error
+            raise CorruptFile(f"{name}: its metadata cannot be read: {error!r}") from error
         if manifest.digest != metadata.get("digest"):
             raise CorruptFile(
                 f"{name}: states digest {metadata.get('digest')}, its rows have {manifest.digest}"
@@ -232,7 +168,9 @@ class Manifest:
         return manifest
 
 
-class _Shards(Sequence[Shard]):
+class _ShardReader(Sequence[Shard]):
+    """The shards of a manifest, each read from the file when it is asked for."""
+
     def __init__(self, manifest: Manifest) -> None:
         self._heads = manifest.heads
         self._data = manifest.data
@@ -248,18 +186,41 @@ class _Shards(Sequence[Shard]):
     def __getitem__(self, index: int | slice) -> Shard | Sequence[Shard]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"shard {index} of {len(self)}")
         head = self._heads[index]
-        table = _whole(self._file.read_row_group(head.index))
+        table = with_archive_columns(self._file.read_row_group(head.index))
         let_go(self._data)
-        return Shard(head.index, head.fold, tuple(_entries(table)))
+        return Shard(head.index, head.fold, tuple(entries_of(table)))
 
 
 class ManifestWriter:
-    """Writes a manifest's file shard by shard; in memory is one shard, and a line about each."""
+    """Writes the file of a manifest shard by shard; only one shard is in memory.
 
-    def __init__(self, sink: Any, labels: Sequence[str] = ()) -> None:
+    Leaving the `with` block completes the file.
+
+    Args:
+        sink: A path, or a file to write to.
+        shard_images: See `Manifest`, as for the next three.
+        source: Where the candidates were listed.
+        ignored: How many files were ignored, by kind.
+        duplicates: How many candidates were dropped as duplicates.
+        labels: The names of the user's columns.
+    """
+
+    def __init__(
+        self,
+        sink: Any,
+        shard_images: int,
+        source: str = "",
+        ignored: Mapping[str, int] | None = None,
+        duplicates: int = 0,
+        labels: Sequence[str] = (),
+    ) -> None:
+        self._notes: dict[str, Any] = {
+            "shard_images": shard_images,
+            "source": source,
+            "ignored": dict(sorted((ignored or {}).items())),
+            "duplicates": duplicates,
+        }
         self._labels = tuple(labels)
         self._schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in labels)])
         self._writer = pq.ParquetWriter(
@@ -274,241 +235,127 @@ class ManifestWriter:
         self._digest = ManifestDigest()
 
     def add(self, fold: int, entries: pa.Table) -> None:
-        """The next shard: rows with the columns of a listing, in the order of counting."""
+        """Writes the next shard.
+
+        Args:
+            fold: The shard's fold.
+            entries: Rows with the columns of `ENTRY_SCHEMA` and the labels, in the order of
+                counting.
+        """
         index, rows = len(self._heads), entries.num_rows
-        names = [name for name in self._schema.names if name not in ("shard", "fold")]
-        table = entries.select(names)
-        table = table.append_column("shard", pa.array([index] * rows, pa.int32()))
+        table = entries.append_column("shard", pa.array([index] * rows, pa.int32()))
         table = table.append_column("fold", pa.array([fold] * rows, pa.int32()))
         table = table.select(self._schema.names).cast(self._schema).combine_chunks()
-        self._heads.append(_head(index, fold, table))
+        self._heads.append(head_of(index, fold, table))
         self._digest.add(self._heads[-1], table)
         self._writer.write_table(table, row_group_size=rows)
 
     def __enter__(self) -> ManifestWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None:
+            metadata = {
+                "format": FORMAT,
+                "kind": "manifest",
+                "digest": self._digest.hexdigest(),
+                "shards": len(self._heads),
+                **self._notes,
+            }
+            self._writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
         self._writer.close()
 
-    def note(
-        self, shard_images: int, source: str, ignored: Mapping[str, int], duplicates: int
-    ) -> None:
-        """What the file states beside its rows, once all shards are in it."""
-        metadata = {
-            "format": FORMAT,
-            "kind": "manifest",
-            "digest": self._digest.hexdigest(),
-            "source": source,
-            "ignored": dict(sorted(ignored.items())),
-            "duplicates": duplicates,
-            "shard_images": shard_images,
-            "shards": len(self._heads),
-        }
-        self._writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
+    def manifest(self, data: Any) -> Manifest:
+        """Returns the manifest that was written.
 
-    def manifest(
-        self,
-        data: Any,
-        shard_images: int,
-        source: str,
-        ignored: Mapping[str, int],
-        duplicates: int,
-    ) -> Manifest:
-        """What was written, its file being `data`."""
-        return Manifest(
-            data,
-            tuple(self._heads),
-            self._digest.hexdigest(),
-            shard_images,
-            source,
-            dict(ignored),
-            duplicates,
-            self._labels,
-        )
-
-
-class ManifestDigest:
-    """Of the candidates and the plan; not of where they were listed or what was ignored.
-
-    `digest_of("manifest", [[fold, digest of the members, groups], …])`, each with its labels where
-    there are any, without the whole of it in memory.
-    """
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256(b'["manifest",[')
-        self._first = True
-
-    def add(self, head: ShardHead, table: pa.Table) -> None:
-        groups = table["group"].to_pylist()
-        labels = {name: table[name].to_pylist() for name in _labels(table.column_names)}
-        shard = [head.fold, head.digest, groups, *([labels] if labels else [])]
-        text = json.dumps(shard, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        self._hash.update((text if self._first else f",{text}").encode())
-        self._first = False
-
-    def hexdigest(self) -> str:
-        ended = self._hash.copy()
-        ended.update(b"]]")
-        return ended.hexdigest()[:32]
+        Args:
+            data: The content of the completed file: bytes, or a memory map.
+        """
+        heads, digest = tuple(self._heads), self._digest.hexdigest()
+        return Manifest(data, heads, digest, labels=self._labels, **self._notes)
 
 
 def read_shard(source: Any, index: int, name: str) -> Shard:
-    """One shard out of an open manifest file (a seekable binary file), reading its rows only."""
-    file, _ = _open(source, name)
-    table = _read_rows(file, index, name)
-    return Shard(index, _fold_of(table, index, name), tuple(_entries(table)))
+    """Reads one shard of a manifest, and none of the other rows.
+
+    Args:
+        source: A seekable binary file.
+        index: The number of the shard.
+        name: The file's name for error messages.
+
+    Raises:
+        CorruptFile: The file or the shard is damaged.
+    """
+    file, _ = open_manifest(source, name)
+    fold, table = read_row_group(file, index, name)
+    return Shard(index, fold, tuple(entries_of(table)))
 
 
 def count_shards(source: Any, name: str) -> int:
-    """How many there are in an open manifest file. Raises `CorruptFile`."""
-    file, _ = _open(source, name)
+    """Returns how many shards a manifest has.
+
+    Args:
+        source: A seekable binary file.
+        name: The file's name for error messages.
+
+    Raises:
+        CorruptFile: The file is damaged.
+    """
+    file, _ = open_manifest(source, name)
     return int(file.num_row_groups)
 
 
 def read_part(source: Any, indices: Iterable[int], label: str, value: str, name: str) -> Manifest:
-    """The manifest of a part, of these shards of an open manifest file and no others.
+    """Makes a manifest of those shards that have one value of a label.
 
-    Raises `CorruptFile` where one of them is not of the value.
+    Args:
+        source: A manifest: a seekable binary file.
+        indices: The numbers of the shards.
+        label: The name of the label.
+        value: The value that the shards have.
+        name: The file's name for error messages.
+
+    Raises:
+        CorruptFile: The file is damaged, or one of the shards has another value.
     """
-    file, metadata = _open(source, name)
-    labels = _labels(file.schema_arrow.names)
-    notes: tuple[int, str, dict[str, int], int]
-    notes = (metadata["shard_images"], metadata["source"], {}, 0)
+    file, metadata = open_manifest(source, name)
     sink = pa.BufferOutputStream()
-    with ManifestWriter(sink, labels) as writer:
+    labels = label_names(file.schema_arrow.names)
+    shard_images, origin = metadata["shard_images"], metadata["source"]
+    with ManifestWriter(sink, shard_images, origin, labels=labels) as writer:
         for index in indices:
-            table = _read_rows(file, index, name)
-            if (found := _value_of(table, label, index)) != value:
+            fold, table = read_row_group(file, index, name)
+            if (found := label_value(table, label, index)) != value:
                 raise CorruptFile(f"{name}: shard {index} is of {label} {found!r}, not {value!r}")
-            writer.add(_fold_of(table, index, name), table)
-        writer.note(*notes)
-    return writer.manifest(sink.getvalue().to_pybytes(), *notes)
-
-
-def _value_of(table: pa.Table, label: str, index: int) -> str:
-    values = {value or "" for value in pc.unique(table[label]).to_pylist()}
-    if len(values) > 1:
-        raise CorruptFile(f"shard {index} mixes values of {label}: {sorted(values)[:5]}")
-    return str(values.pop())
-
-
-def label_of(by: str) -> str:
-    """The label that parts are made by: the one named, or the folders, where these are counted."""
-    return FOLDERS if by.isascii() and by.isdecimal() else by
+            writer.add(fold, table.select([*ENTRY_COLUMNS, *labels]))
+    return writer.manifest(sink.getvalue().to_pybytes())
 
 
 def find_entries(
-    source: Any, wanted: Collection[tuple[str, str]], name: str, going: Callable[[], bool]
+    source: Any, wanted: Collection[tuple[str, str]], name: str, keep_going: Callable[[], bool]
 ) -> dict[tuple[str, str], Entry]:
-    """The candidates of these (uri, member) in an open manifest file, a shard in memory at a time.
+    """Looks candidates up by their names, with one shard in memory at a time.
 
-    `going`: asked before each shard; where it says no, the others are not looked through.
+    Args:
+        source: A manifest: a seekable binary file.
+        wanted: The uri and member of each candidate.
+        name: The file's name for error messages.
+        keep_going: Asked before each shard. The search ends when it returns False.
+
+    Returns:
+        The candidates that were found, by uri and member.
+
+    Raises:
+        CorruptFile: The file is damaged.
     """
-    file, _ = _open(source, name)
+    file, _ = open_manifest(source, name)
     uris = pa.array(sorted({uri for uri, _ in wanted}), pa.string())
     found: dict[tuple[str, str], Entry] = {}
     for index in range(file.num_row_groups):
-        if len(found) == len(wanted) or not going():
+        if len(found) == len(wanted) or not keep_going():
             break
-        table = _read_rows(file, index, name)
-        for entry in _entries(table.filter(pc.is_in(table["uri"], uris))):
+        _, table = read_row_group(file, index, name)
+        for entry in entries_of(table.filter(pc.is_in(table["uri"], uris))):
             if (entry.uri, entry.member) in wanted:
                 found[entry.uri, entry.member] = entry
     return found
-
-
-def default_shard_images(candidates: int) -> int:
-    """Two shards a fold, within bounds, and whole micro-batches of a CPU.
-
-    Below 1,000 images the folds, 16 of them, make shards smaller still. Small shards waste work on
-    half-empty micro-batches; large ones lose much when a worker dies.
-    """
-    even = -(-candidates // (2 * FOLDS * SHARD_MULTIPLE)) * SHARD_MULTIPLE
-    return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))
-
-
-def _members_digest(
-    uris: Sequence[str],
-    members: Sequence[str],
-    sizes: Sequence[int],
-    identities: Sequence[str],
-    positions: Sequence[int],
-    accesses: Sequence[str],
-) -> str:
-    lines = [
-        [uri, member, size, identity, *([position, access] if access else [])]
-        for uri, member, size, identity, position, access in zip(
-            uris, members, sizes, identities, positions, accesses, strict=True
-        )
-    ]
-    return digest_of("members", lines)
-
-
-def _head(index: int, fold: int, table: pa.Table) -> ShardHead:
-    columns = ("uri", "member", "size", "identity", "position", "access")
-    digest = _members_digest(*(table[name].to_pylist() for name in columns))
-    return ShardHead(index, fold, table.num_rows, digest)
-
-
-def _labels(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if name not in SCHEMA.names)
-
-
-def _entry_schema() -> pa.Schema:
-    return pa.schema([SCHEMA.field(name) for name in ENTRY_COLUMNS])
-
-
-def _open(source: Any, name: str) -> tuple[pq.ParquetFile, dict[str, Any]]:
-    try:
-        file = pq.ParquetFile(source, page_checksum_verification=True)
-        metadata = json.loads(file.metadata.metadata[b"vdna"])
-        kind, version, shards = metadata["kind"], metadata["format"], metadata["shards"]
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{name}: torn, or not a manifest: {error}") from error
-    if kind != "manifest" or version not in READS:
-        raise CorruptFile(
-            f"{name}: {kind!r} of format {version}; this version of vdna reads manifests "
-            f"{', '.join(map(str, READS))}"
-        )
-    if shards != file.num_row_groups:
-        raise CorruptFile(f"{name}: states {shards} shards, holds {file.num_row_groups}")
-    return file, metadata
-
-
-def _read_rows(file: pq.ParquetFile, index: int, name: str) -> pa.Table:
-    try:
-        table = _whole(file.read_row_group(index))
-        held = table.select(SCHEMA.names).cast(SCHEMA)
-        held.validate(full=True)  # text that is none would only be found when it is used
-        for field in SCHEMA:
-            at = table.column_names.index(field.name)
-            table = table.set_column(at, field, held[field.name])
-    except (pa.ArrowException, OSError, IndexError, KeyError) as error:
-        raise CorruptFile(f"{name}: shard {index} cannot be read: {error}") from error
-    if any(column.null_count for column in held.columns):
-        raise CorruptFile(f"{name}: shard {index} lacks a value")
-    return table
-
-
-def _whole(table: pa.Table) -> pa.Table:
-    """With the columns that an older format lacks."""
-    for name, value in (("position", 0), ("access", "")):
-        if name not in table.column_names:
-            values = pa.array([value] * table.num_rows, SCHEMA.field(name).type)
-            table = table.append_column(name, values)
-    return table
-
-
-def _fold_of(table: pa.Table, index: int, name: str) -> int:
-    folds = set(table["fold"].to_pylist())
-    if len(folds) != 1 or set(table["shard"].to_pylist()) != {index}:
-        raise CorruptFile(f"{name}: row group {index} is not one whole shard of one fold")
-    return int(folds.pop())
-
-
-def _entries(table: pa.Table) -> Iterator[Entry]:
-    columns = [table[name].to_pylist() for name in ENTRY_COLUMNS]
-    names = dict(zip(ENTRY_COLUMNS, columns, strict=True))
-    for row in zip(*(names[name] for name in Entry.__dataclass_fields__), strict=True):
-        yield Entry(*row)

@@ -1,4 +1,10 @@
-"""sources.rules: TODO-DOC"""
+"""Decides which files of a source are candidates, and how they are grouped and labelled.
+
+>>> other_kind("photos/README.md"), other_kind("photos/cat.jpg")
+('.md', None)
+>>> Rules(exclude="*.png").selects("day1/cat.png")
+False
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,6 @@ from fnmatch import fnmatchcase
 from posixpath import basename, splitext
 
 from pipeline.errors import UsageError
-from pipeline.sources.manifest import label_of
 
 _OTHER_KINDS = """
 .txt .json .jsonl .ndjson .md .rst .csv .tsv .xml .html .htm .css .js .yaml .yml .toml .ini .cfg
@@ -24,15 +29,21 @@ OTHER_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", ".gitignore", 
 
 OTHER_STEMS = frozenset({"readme", "license", "licence", "changelog", "copying", "notice"})
 
+FOLDERS = "folder"
+"""The name of the label that is made of an image's leading folders."""
+
 
 @dataclass(frozen=True)
 class Rules:
-    """What of a source counts, and how it is grouped.
+    """Which candidates of a source count, and how they are grouped and labelled.
 
-    `include`, `exclude`: shell patterns against the path below the source, and against the bare
-    name; an archive's members are below it, as in a folder. `group_by`: so many leading folders, or
-    a column of a table. `by`: what parts are made by, likewise; so many folders become a label,
-    `FOLDERS`. `image_column`: of Parquet and Arrow files that have several.
+    Attributes:
+        include: A shell pattern. Only files count whose path below the source, or whose bare name,
+            matches it. The members of an archive lie below it, as in a folder.
+        exclude: A shell pattern for files that do not count.
+        group_by: The number of leading folders that name a group, or a column of a table.
+        image_column: The column that holds images, if Parquet or Arrow files have several.
+        by: What parts are made by: the number of leading folders, or a column of a table.
     """
 
     include: str | None = None
@@ -50,40 +61,56 @@ class Rules:
                 )
 
     @property
-    def depth(self) -> int | None:
-        """Leading folders that name a group."""
+    def group_depth(self) -> int | None:
+        """How many leading folders name a group. None if groups are not made of folders."""
         return folder_depth(self.group_by)
 
     @property
-    def column(self) -> str | None:
-        return self.group_by if self.depth is None else None
+    def group_column(self) -> str | None:
+        """The column of a table that names a group. None if groups are not made of a column."""
+        return self.group_by if self.group_depth is None else None
 
     @property
     def label(self) -> str | None:
-        """The label that parts are made by."""
+        """The name of the label that parts are made by. None if no parts are made."""
         return label_of(self.by) if self.by else None
 
     @property
     def label_depth(self) -> int | None:
+        """How many leading folders make the label. None if it is not made of folders."""
         return folder_depth(self.by)
 
     def selects(self, path: str) -> bool:
-        return (self.include is None or _matches(path, self.include)) and not self.leaves_out(path)
+        """Returns whether a file counts, by its path below the source."""
+        return (self.include is None or _matches(path, self.include)) and not self.excludes(path)
 
-    def leaves_out(self, path: str) -> bool:
+    def excludes(self, path: str) -> bool:
+        """Returns whether the pattern `exclude` matches a path below the source."""
         return self.exclude is not None and _matches(path, self.exclude)
 
 
-def folder_depth(text: str | None) -> int | None:
-    return int(text) if text is not None and re.fullmatch(r"-?[0-9]+", text) else None
+def folder_depth(option: str | None) -> int | None:
+    """Returns the number of folders that an option states. None if it is not a whole number."""
+    return int(option) if option is not None and re.fullmatch(r"-?[0-9]+", option) else None
+
+
+def label_of(by: str) -> str:
+    """Returns the name of the label that parts are made by.
+
+    Args:
+        by: A column of a table, or a number of folders.
+    """
+    return FOLDERS if by.isascii() and by.isdecimal() else by
 
 
 def other_kind(uri: str) -> str | None:
-    """The kind of a file that is certainly no image, by its name; None for a candidate."""
+    """Returns the kind of a file that is certainly no image, by its name. None for a candidate."""
     name = basename(uri).lower()
     stem, extension = splitext(name)
-    if name in OTHER_NAMES or name.startswith("._"):
-        return name if name in OTHER_NAMES else "._*"
+    if name in OTHER_NAMES:
+        return name
+    if name.startswith("._"):
+        return "._*"
     if extension in OTHER_KINDS:
         return extension
     return stem if not extension and stem in OTHER_STEMS else None

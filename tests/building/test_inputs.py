@@ -19,9 +19,11 @@ from pipeline.catalogue import Catalogue, verify
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import SourceError, TransientError
-from pipeline.sources import Entry, Members, Rules, list_source, plan, source
-from pipeline.sources.archives import indexing as archive
+from pipeline.sources import Entry, Listing, Members, Rules, list_source, plan
+from pipeline.sources.archives import contents
+from pipeline.sources.archives.index import ArchiveIndex
 from pipeline.spec import Resources
+from pipeline.storage import Stored
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo
 
@@ -131,13 +133,13 @@ def test_an_archive_is_looked_into_once(
     folder = mixed(tmp_path / "images")
     made(network, place, folder)
     looked: list[str] = []
-    real = archive.index
+    real = contents.index_archive
 
-    def index(item: archive.Stored, column: str | None) -> archive.Index | None:
+    def index(item: Stored, column: str | None) -> ArchiveIndex | None:
         looked.append(item.uri.rpartition("/")[2])
         return real(item, column)
 
-    monkeypatch.setattr(archive, "index", index)
+    monkeypatch.setattr(contents, "index_archive", index)
     _, again = made(network, place, folder)
     assert (again.changed, looked) == (False, ["notes.parquet"]), (
         "tables without images are not kept"
@@ -242,7 +244,7 @@ def test_a_member_named_twice_counts_once_and_with_one_label(tmp_path: Path) -> 
     folder = mixed(tmp_path / "images")
     name = next(iter(part(3, 4)))
 
-    def listed(labels: Sequence[str]) -> source.Listing:
+    def listed(labels: Sequence[str]) -> Listing:
         columns = {"uri": [f"{folder}/a.tar"] * 2, "member": [name] * 2, "kind": list(labels)}
         pyarrow.csv.write_csv(pa.table(columns), tmp_path / "t.csv")
         return list_source(tmp_path / "t.csv")
@@ -299,7 +301,7 @@ def test_one_that_cannot_be_listed_again_ends_with_that_error_alone(
     Changing(folder / "day0" / "photo-000.jpg", 9, monkeypatch)
     real, listed = planner.list_source, []
 
-    def list_once(*args: object, **options: object) -> source.Listing:
+    def list_once(*args: object, **options: object) -> Listing:
         listed.append(1)
         if len(listed) > 1:
             raise TransientError("the store is away")

@@ -25,7 +25,8 @@ from pipeline.comparing import shared_source_notes
 from pipeline.counting import Counter
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, GateError, UsageError, VdnaError
-from pipeline.sources import FOLDS, Listing, Manifest, Parts, Rules, list_source, plan
+from pipeline.sources import FOLDS, Listing, Manifest, Rules, list_source, plan
+from pipeline.sources.listing import ListingWriter
 from pipeline.spec import Resources
 from tests.building.test_build import Killed, killer, same_counts
 from tests.support import tiny_network as tiny
@@ -420,7 +421,7 @@ labelled = st.lists(
 
 def listing_of(rows: list[tuple[int, str, str, bool]]) -> Listing:
     """Row: number, value, group, whether it is a member of an archive."""
-    parts = Parts(["weather", "other"])
+    parts = ListingWriter(["weather", "other"])
     for number, value, group, member in rows:
         uri, name = ("s3://b/a.tar", f"{number:04d}") if member else (f"s3://b/{number:04d}", "")
         access = "range" if member else ""

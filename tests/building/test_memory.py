@@ -24,7 +24,7 @@ from benchmarks.measure import phase
 from pipeline import buffers, storage
 from pipeline.sources import Manifest, list_source, listing
 from pipeline.sources.manifest import ManifestWriter
-from pipeline.sources.sharding import _Spill
+from pipeline.sources.fold_assignment import FoldFile
 
 count, most, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 listing.PART_ENTRIES = 1_000  # held, and so few that few images fill it too
@@ -49,15 +49,14 @@ def tables():
 
 def write():
     with tempfile.TemporaryFile() as file:
-        with ManifestWriter(file, ["note"]) as writer:
+        with ManifestWriter(file, 200, labels=["note"]) as writer:
             for table in tables():
                 writer.add(0, table)
-            writer.note(200, "", {}, 0)
         file.flush()
-        return writer.manifest(mmap(file.fileno(), 0, access=ACCESS_READ), 200, "", {}, 0)
+        return writer.manifest(mmap(file.fileno(), 0, access=ACCESS_READ))
 
 def spill():
-    spilled = _Spill(f"{folder}/spill")
+    spilled = FoldFile(f"{folder}/spill")
     for table in tables():
         spilled.write(table.to_batches()[0])
     return sum(rows.num_rows for rows in spilled.batches())

@@ -31,13 +31,12 @@ from pipeline.counting import Counter, Extractor
 from pipeline.dna import DNA
 from pipeline.errors import BadImage, SourceError, TransientError
 from pipeline.images import REASONS
-from pipeline.sources import Entry, Index, Members, Shard, index, kind_of
+from pipeline.sources import Entry, Members, Shard
+from pipeline.sources.archives import archive_file, image_column, spans, tar_stream
 from pipeline.sources.archives import arrow as arrow_files
-from pipeline.sources.archives import file as archive_file
 from pipeline.sources.archives import index as archive_index
-from pipeline.sources.archives import parquet as parquet_files
-from pipeline.sources.archives import spans
-from pipeline.sources.archives import tar as tar_files
+from pipeline.sources.archives.contents import archive_kind, index_archive
+from pipeline.sources.archives.index import ArchiveIndex
 from pipeline.spec import Resources
 from tests.counting.test_shard import NETWORK, RANGES, SPEC
 from tests.support.builders import photo
@@ -122,8 +121,8 @@ def put(folder: Path, name: str, data: bytes) -> str:
     return path.as_uri()
 
 
-def indexed(uri: str, image_column: str | None = None) -> Index:
-    found = index(storage.info(uri), image_column)
+def indexed(uri: str, image_column: str | None = None) -> ArchiveIndex:
+    found = index_archive(storage.info(uri), image_column)
     assert found is not None
     positions = found.members["position"].to_pylist()
     assert positions == sorted(positions)
@@ -131,7 +130,7 @@ def indexed(uri: str, image_column: str | None = None) -> Index:
     return found
 
 
-def entries_of(uri: str, found: Index) -> list[Entry]:
+def entries_of(uri: str, found: ArchiveIndex) -> list[Entry]:
     identity = storage.info(uri).identity
     return [
         Entry(uri, r["member"], r["size"], identity, "", r["position"], r["access"])
@@ -170,13 +169,15 @@ def expected(name: str, pairs: Pairs) -> list[tuple[str, bytes]]:
 
 
 def test_kinds_are_told_by_the_name() -> None:
-    kinds = {name: kind_of(f"s3://bucket/{name}") for name in ("a.TAR", "a.tgz", "a.jpg", *WRITERS)}
+    kinds = {
+        name: archive_kind(f"s3://bucket/{name}") for name in ("a.TAR", "a.tgz", "a.jpg", *WRITERS)
+    }
     assert kinds["a.TAR"] == kinds["a.tgz"] == kinds["a.tar.xz"] == "tar"
     assert kinds["deflated.ZIP"] == "zip"
     assert kinds["struct.parquet"] == "parquet"
     assert kinds["zstd.feather"] == kinds["file.arrow"] == "arrow"
     assert kinds["a.jpg"] is None
-    assert kind_of("s3://bucket/tar") is None
+    assert archive_kind("s3://bucket/tar") is None
 
 
 NAME = st.text(
@@ -322,7 +323,7 @@ def test_a_byte_changed_anywhere_ends_no_job(
     data = bytearray(WRITERS[name](SOME))
     data[int(at * len(data))] ^= value
     uri = put(tmp_path, name, bytes(data))
-    found = index(storage.info(uri))
+    found = index_archive(storage.info(uri))
     if found is None:  # the column's type, in a table
         assert name in NUMBERED
         return
@@ -495,19 +496,19 @@ def test_a_bomb_is_not_unpacked_to_its_end(pack: Callable[[bytes], bytes], tmp_p
     data = pack(GOOD + header("bomb.jpg", 1 << 32)) + zeros * (4 if pack is lzma.compress else 256)
     uri = put(tmp_path, "a.tgz", data)
     unpacked = 0
-    read = tar_files._Unpacked.readinto
+    read = tar_stream._Unpacker.readinto
 
-    def count(self: tar_files._Unpacked, buffer: bytearray) -> int:
+    def count(self: tar_stream._Unpacker, buffer: bytearray) -> int:
         nonlocal unpacked
         got = read(self, buffer)
         unpacked += got
         return got
 
-    tar_files._Unpacked.readinto = count  # type: ignore[method-assign]  # counted in its place
+    tar_stream._Unpacker.readinto = count  # type: ignore[method-assign]  # counted in its place
     try:
         assert contents(uri) == [YES, ("", "too_many_bytes")]
     finally:
-        tar_files._Unpacked.readinto = read  # type: ignore[method-assign]  # as it was
+        tar_stream._Unpacker.readinto = read  # type: ignore[method-assign]  # as it was
     assert unpacked < 3 * 1200 * len(data)
 
 
@@ -688,8 +689,8 @@ def test_a_table_without_images_is_no_source(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     pyarrow.feather.write_feather(table, tmp_path / "a.feather")
     for name in ("a.parquet", "a.feather"):
-        assert index(storage.info((tmp_path / name).as_uri())) is None
-        assert index(storage.info((tmp_path / name).as_uri()), "image") is None
+        assert index_archive(storage.info((tmp_path / name).as_uri())) is None
+        assert index_archive(storage.info((tmp_path / name).as_uri()), "image") is None
 
 
 def test_the_image_column_is_named_where_there_are_several(tmp_path: Path) -> None:
@@ -699,9 +700,9 @@ def test_the_image_column_is_named_where_there_are_several(tmp_path: Path) -> No
     for name in ("a.parquet", "a.feather"):
         uri = (tmp_path / name).as_uri()
         with pytest.raises(SourceError, match=r"image, mask, small; name one by --image-column"):
-            index(storage.info(uri))
+            index_archive(storage.info(uri))
         with pytest.raises(SourceError, match="no single column 'picture' of bytes"):
-            index(storage.info(uri), "picture")
+            index_archive(storage.info(uri), "picture")
         assert contents(uri, "mask, small") == [("0", b"2")]
 
 
@@ -720,7 +721,7 @@ def test_a_damaged_row_group_fails_and_the_others_count(tmp_path: Path) -> None:
 def test_a_table_that_states_absurd_numbers_of_rows_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_files, "_MAX_SPARE_ROWS", 2)
+    monkeypatch.setattr(image_column, "MAX_SPARE_ROWS", 2)
     for name in NUMBERED:
         nulls = pa.table({"image": pa.nulls(50_000, pa.binary())})
         if name.endswith("parquet"):
@@ -791,8 +792,8 @@ def test_no_error_of_storage_is_taken_for_the_archive_s(
     entries = entries_of(uri, right)
     monkeypatch.setattr(storage, "open_random", open_failing)
     monkeypatch.setattr(storage, "read_range", read_nothing)
-    found, errors = tried(lambda: index(storage.info(uri)), monkeypatch)
-    assert isinstance(found, Index)
+    found, errors = tried(lambda: index_archive(storage.info(uri)), monkeypatch)
+    assert isinstance(found, ArchiveIndex)
     assert found.members.equals(right.members)
     assert errors > 0
     with members(entries) as read:
@@ -807,7 +808,7 @@ def test_no_error_of_storage_is_taken_for_the_archive_s(
 
 def test_an_error_of_storage_that_a_library_swallows_is_raised() -> None:
     file = archive_file.ArchiveFile(Failing(b"abc"), "s3://bucket/a.zip")
-    with pytest.raises(ConnectionResetError), archive_file.blaming_archive(file), suppress(OSError):
+    with pytest.raises(ConnectionResetError), archive_file.archive_defects(file), suppress(OSError):
         file.read()
 
 
@@ -820,7 +821,7 @@ def test_from_s3_and_never_of_two_versions(name: str, bucket: str) -> None:
     item = storage.info(uri)
     storage.replace(uri, WRITERS[name]([(n, d[::-1] + b"!") for n, d in SOME]))
     with pytest.raises(SourceError, match="changed between listing and reading"):
-        index(item)
+        index_archive(item)
     with members(entries) as read:
         for entry in entries:
             with pytest.raises(SourceError, match=f"{name} changed between listing and reading"):
@@ -893,7 +894,7 @@ def test_a_tar_of_many_members_is_listed_in_little_memory(
         file.write(END)
     item = storage.info(path.as_uri())
     tracemalloc.start()
-    found = index(item)
+    found = index_archive(item)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found is not None

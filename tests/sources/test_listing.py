@@ -22,18 +22,17 @@ from pipeline.engine import InProcess
 from pipeline.errors import SourceError, StorageError
 from pipeline.sources import (
     Entry,
-    Kept,
     Listing,
-    Parts,
-    Span,
+    ListingCheckpoint,
+    list_pages,
     list_source,
     listing,
-    listing_pages,
-    midpoint,
-    pages,
+    parallel_listing,
     plan,
     source,
 )
+from pipeline.sources.listing import ListingWriter
+from pipeline.sources.parallel_listing import KeyRange, midpoint
 from pipeline.storage import Stored, s3
 
 ROOT = "s3://bucket/some/prefix"
@@ -115,11 +114,11 @@ def test_every_key_is_listed_once(keys: list[str], page: int) -> None:
     patch = served(Store(keys, page))
     try:
         if keys:
-            found = [item.uri for items in pages(ROOT) for item in items]
+            found = [item.uri for items in list_pages(ROOT) for item in items]
             assert sorted(found) == sorted(f"{ROOT}/{key}" for key in keys)
         else:
             with pytest.raises(SourceError, match="prefix does not exist"):
-                list(pages(ROOT))
+                list(list_pages(ROOT))
     finally:
         patch.undo()
 
@@ -131,14 +130,14 @@ def test_an_interrupted_listing_goes_on_from_any_page(
 ) -> None:
     patch = served(Store(keys, page))
     try:
-        spans: dict[int, Span] = {}
+        spans: dict[int, KeyRange] = {}
         found: list[str] = []
-        first = pages(ROOT, spans)
+        first = list_pages(ROOT, spans)
         for _, items in zip(range(taken), first, strict=False):
             found += [item.uri for item in items]
         kept = dict(spans) if taken else {}
         first.close()
-        found += [item.uri for items in pages(ROOT, kept) for item in items]
+        found += [item.uri for items in list_pages(ROOT, kept) for item in items]
         assert sorted(found) == sorted(f"{ROOT}/{key}" for key in keys)
     finally:
         patch.undo()
@@ -158,9 +157,9 @@ def test_a_flat_folder_is_listed_from_many_places_at_once(serve: Any) -> None:
             under_way -= 1
 
     store = serve(Store([f"frame-{i:09d}.jpg" for i in range(20_000)], 100, before))
-    assert sum(len(items) for items in pages(ROOT)) == 20_000
-    assert most >= listing_pages.LISTERS // 2
-    assert store.asked < 2 * 200 + 10 * listing_pages.LISTERS
+    assert sum(len(items) for items in list_pages(ROOT)) == 20_000
+    assert most >= parallel_listing.LISTERS // 2
+    assert store.asked < 2 * 200 + 10 * parallel_listing.LISTERS
 
 
 def test_a_store_that_refuses_in_the_middle_ends_the_listing(serve: Any) -> None:
@@ -170,7 +169,7 @@ def test_a_store_that_refuses_in_the_middle_ends_the_listing(serve: Any) -> None
 
     serve(Store([f"{i:05d}" for i in range(5000)], 10, before))
     with pytest.raises(StorageError, match="access denied"):
-        list(pages(ROOT))
+        list(list_pages(ROOT))
     assert not [t for t in threading.enumerate() if t.name.startswith("list_") and t.is_alive()]
 
 
@@ -188,10 +187,10 @@ def test_parts_are_written_as_they_come_and_go_with_the_listing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(listing, "PART_ENTRIES", 10)
-    parts = Parts(labels=["weather"])
+    parts = ListingWriter(labels=["weather"])
     for i in range(34):
         parts.add(f"s3://b/{i}", "", i, "e", labels=["rain"])
-        parts.checkpoint()
+        parts.end_page()
     found = parts.listing("s3://b")
     assert [pq.read_metadata(path).num_rows for path in found.parts] == [10, 10, 10, 4]
     assert pq.read_table(found.parts[0])["label_0"].to_pylist() == ["rain"] * 10
@@ -212,8 +211,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 NOW = datetime.now(UTC)
 
 
-def kept_in(folder: str, now: datetime | None = None, **options: Any) -> Kept:
-    return Kept(folder, now or datetime.now(UTC), **options)
+def checkpoint_in(folder: str, now: datetime | None = None, **options: Any) -> ListingCheckpoint:
+    return ListingCheckpoint(folder, now or datetime.now(UTC), **options)
 
 
 def interrupted(serve: Any, folder: str, at: int, keys: list[str]) -> None:
@@ -223,7 +222,7 @@ def interrupted(serve: Any, folder: str, at: int, keys: list[str]) -> None:
 
     serve(Store(keys, 20, before))
     with pytest.raises(StorageError, match="the machine is gone"):
-        list_source(ROOT, kept=kept_in(folder))
+        list_source(ROOT, checkpoint=checkpoint_in(folder))
 
 
 FRAMES = [f"video{i % 7}/frame-{i:06d}.{'jpg' if i % 10 else 'txt'}" for i in range(3000)]
@@ -235,8 +234,8 @@ def test_an_interrupted_listing_is_taken_up(serve: Any, small: None, tmp_path: A
     kept = len(list(storage.walk(folder)))
     assert kept >= 3
     whole = serve(Store(FRAMES, 20))
-    again = kept_in(folder)
-    found = list_source(ROOT, kept=again)
+    again = checkpoint_in(folder)
+    found = list_source(ROOT, checkpoint=again)
     assert len(whole.told) < len(FRAMES) - 2 * 200
     manifest = plan(found)
     assert (manifest.candidates, manifest.duplicates) == (2700, 0)
@@ -257,7 +256,7 @@ def test_what_is_no_use_is_begun_anew(serve: Any, small: None, tmp_path: Any, wh
         storage.delete(first.uri)
     store = serve(Store(FRAMES[:1000], 20))
     later = datetime.now(UTC) + timedelta(hours=2) if why == "old" else None
-    found = list_source(ROOT, kept=kept_in(folder, later, relist=why == "asked for"))
+    found = list_source(ROOT, checkpoint=checkpoint_in(folder, later, relist=why == "asked for"))
     assert plan(found).candidates == 900
     assert store.asked >= 50
 
@@ -267,12 +266,12 @@ def test_two_that_list_the_same_do_not_harm_each_other(
 ) -> None:
     folder = (tmp_path / "kept").as_uri()
     serve(Store(FRAMES, 20))
-    first, second = kept_in(folder), kept_in(folder)
-    assert plan(list_source(ROOT, kept=first)).candidates == 2700
-    assert plan(list_source(ROOT, kept=second)).candidates == 2700
+    first, second = checkpoint_in(folder), checkpoint_in(folder)
+    assert plan(list_source(ROOT, checkpoint=first)).candidates == 2700
+    assert plan(list_source(ROOT, checkpoint=second)).candidates == 2700
     first.remove()
     second.remove()
-    assert plan(list_source(ROOT, kept=kept_in(folder))).candidates == 2700
+    assert plan(list_source(ROOT, checkpoint=checkpoint_in(folder))).candidates == 2700
 
 
 def test_parts_of_two_listings_are_never_taken_for_one(
@@ -299,7 +298,7 @@ def test_parts_of_two_listings_are_never_taken_for_one(
     assert storage.read(first.uri) == others[0]
     assert storage.read(last.uri) not in others, "the first has gone on after the other"
     serve(Store(FRAMES, 20))
-    assert plan(list_source(ROOT, kept=kept_in(folder))).candidates == 2700
+    assert plan(list_source(ROOT, checkpoint=checkpoint_in(folder))).candidates == 2700
 
 
 def test_what_cannot_be_kept_ends_no_listing(
@@ -310,7 +309,7 @@ def test_what_cannot_be_kept_ends_no_listing(
 
     serve(Store(FRAMES, 20))
     monkeypatch.setattr(storage, "create", refuse)
-    listed = list_source(ROOT, kept=kept_in((tmp_path / "kept").as_uri()))
+    listed = list_source(ROOT, checkpoint=checkpoint_in((tmp_path / "kept").as_uri()))
     assert plan(listed).candidates == 2700
 
 
@@ -320,7 +319,7 @@ def test_a_disk_without_room_is_told(serve: Any, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(pq, "write_table", full)
     serve(Store(FRAMES, 20))
-    with pytest.raises(StorageError, match=r"the listing does not go to .*; set TMPDIR"):
+    with pytest.raises(StorageError, match=r"the listing cannot be written to .*; set TMPDIR"):
         list_source(ROOT)
 
 
@@ -334,7 +333,7 @@ def test_a_page_with_the_marker_of_the_folder_alone_is_not_the_end(
         {"Contents": [row("some/prefix/x.jpg", 1)], "IsTruncated": False},
     ]
     monkeypatch.setattr(s3, "_call", lambda *_, **__: answers.pop(0))
-    assert [item.uri for items in pages(ROOT) for item in items] == [f"{ROOT}/x.jpg"]
+    assert [item.uri for items in list_pages(ROOT) for item in items] == [f"{ROOT}/x.jpg"]
     assert answers == []
 
 
@@ -349,12 +348,12 @@ def test_archives_found_before_the_interruption_are_looked_into_after_it(
     names = [*FRAMES, *(f"video{i}/more.tar" for i in range(7))]
     looked: list[str] = []
     monkeypatch.setattr(
-        source, "_look_into", lambda item, **_: (looked.append(item.uri), (item.uri, None))[1]
+        source, "encoded_index", lambda item, **_: (looked.append(item.uri), (item.uri, None))[1]
     )
     interrupted(serve, folder, 120, names)
     assert looked == []
     serve(Store(names, 20))
-    list_source(ROOT, kept=kept_in(folder))
+    list_source(ROOT, checkpoint=checkpoint_in(folder))
     assert sorted(looked) == [f"{ROOT}/video{i}/more.tar" for i in range(7)]
 
 

@@ -19,11 +19,11 @@ from pipeline.sources import (
     Entry,
     Manifest,
     Shard,
-    default_shard_images,
     find_entries,
     plan,
     read_shard,
 )
+from pipeline.sources.sharding import default_shard_images
 from tests.support.builders import with_digest
 
 
@@ -53,11 +53,11 @@ def by_hand(
     folds: list[list[Entry]] = [[] for _ in range(FOLDS)]
     for name in sorted(groups, key=lambda n: (hashlib.sha256(n.encode()).hexdigest(), n)):
         fold = known.get(name, loads.index(min(loads)))
-        folds[fold] += sorted(groups[name], key=lambda e: e.place)
+        folds[fold] += sorted(groups[name], key=lambda e: e.sort_key)
         loads[fold] += len(groups[name])
     for fold, of_fold in enumerate(folds):
         for start in range(0, len(of_fold), size):
-            shards.append((fold, sorted(of_fold[start : start + size], key=lambda e: e.place)))
+            shards.append((fold, sorted(of_fold[start : start + size], key=lambda e: e.sort_key)))
     return shards
 
 
@@ -74,7 +74,7 @@ def members(manifest: Manifest) -> list[Entry]:
 def test_every_entry_is_in_exactly_one_shard(count: int, size: int | None, groups: int) -> None:
     found = entries(count, groups=groups)
     manifest = plan(found, shard_images=size)
-    assert sorted(members(manifest), key=lambda e: e.place) == found
+    assert sorted(members(manifest), key=lambda e: e.sort_key) == found
     assert manifest.candidates == count
     assert all(len(shard.members) <= manifest.shard_images for shard in manifest.shards)
     assert [shard.index for shard in manifest.shards] == list(range(len(manifest.shards)))
@@ -178,10 +178,10 @@ def test_members_of_an_archive_are_spread_in_runs_as_they_lie(
 ) -> None:
     found = in_archives(sizes) + entries(single)
     manifest = plan(found)
-    assert {e.place: e for e in members(manifest)} == {e.place: e for e in found}
+    assert {e.sort_key: e for e in members(manifest)} == {e.sort_key: e for e in found}
     assert len(members(manifest)) == len(found)
     for shard in manifest.shards:
-        assert list(shard.members) == sorted(shard.members, key=lambda e: e.place)
+        assert list(shard.members) == sorted(shard.members, key=lambda e: e.sort_key)
     loads = Counter()
     for shard in manifest.shards:
         loads[shard.fold] += len(shard.members)

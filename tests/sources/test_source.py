@@ -169,7 +169,7 @@ def test_listings_with_labels_and_without_are_one(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
     labelled = list_source(write_table(tmp_path / "t.csv", {"uri": ["a.png"], "x": ["1"]}))
     for listings in ([labelled, list_source(tmp_path)], [list_source(tmp_path), labelled]):
-        manifest = plan(Listing.all(listings))
+        manifest = plan(Listing.joined(listings))
         assert (manifest.candidates, manifest.duplicates, manifest.labels) == (2, 1, ())
 
 

@@ -1,31 +1,47 @@
-"""sources.archives.arrow: TODO-DOC"""
+"""Lists and reads the images in a column of an Arrow IPC file or stream (Feather version 2, too).
+
+The messages are walked here, because the library would read every body.
+"""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
 from pipeline.errors import BadImage
-from pipeline.sources.archives.file import ArchiveFile, Contents, blaming_archive
-from pipeline.sources.archives.index import IndexRows
-from pipeline.sources.archives.parquet import column_contents, find_image_column, require_rows
-from pipeline.sources.manifest import Entry
+from pipeline.sources.archives.access import column_details
+from pipeline.sources.archives.archive_file import ArchiveFile, Contents, archive_defects
+from pipeline.sources.archives.image_column import add_rows, column_contents, find_image_column
+from pipeline.sources.archives.index import IndexBuilder
+from pipeline.sources.entry import Entry
 
 MAX_BATCH_BYTES = 2**31
+"""Limit for a record batch, which is unpacked whole."""
 
 _SCHEMA_MESSAGE, _BATCH_MESSAGE = 1, 3
 
 
-def index_arrow(file: ArchiveFile, rows: IndexRows, uri: str, named: str | None) -> bool:
-    """Walks the messages of a file or a stream of Arrow's IPC; bodies are passed over."""
+def index_arrow(file: ArchiveFile, builder: IndexBuilder, named: str | None) -> bool:
+    """Lists the rows of an Arrow file or stream, without reading the bodies of its messages.
+
+    Args:
+        file: The file.
+        builder: Gets the rows.
+        named: The column of images that the user names, or None.
+
+    Returns:
+        False if no column holds images.
+
+    Raises:
+        BadImage: The file is damaged.
+    """
     column = None
     for at, metadata, kind, header in _messages(file):
         if kind == _SCHEMA_MESSAGE:
-            column = find_image_column(_arrow_schema(file, at), named, uri)
+            column = find_image_column(_schema(file, at), named, file.uri)
             if column is None:
                 return False
         elif kind == _BATCH_MESSAGE:
@@ -33,18 +49,16 @@ def index_arrow(file: ArchiveFile, rows: IndexRows, uri: str, named: str | None)
                 raise BadImage("corrupt", "there are rows before the schema")
             place = _field(metadata, header, 0)
             count = struct.unpack_from("<q", metadata, place)[0] if place else 0
-            require_rows(rows.end + count if count >= 0 else count, file)
-            access = f"arrow {at} {rows.end} {quote(column, safe='')}"
-            rows.add_numbered(rows.end, count, access)
+            add_rows(file, builder, count, "arrow", at, builder.end, column=column)
     if column is None:
         raise BadImage("corrupt", "there is no schema")
     return True
 
 
 def _messages(file: ArchiveFile) -> Iterator[tuple[int, bytes, int, int]]:
-    """(offset in the file, metadata, type, place of the header in the metadata) of each message.
+    """Yields each message's offset, its metadata, its type, and where in these its header is.
 
-    https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format
+    See https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format.
     """
     magic = b"ARROW1"
     at, end = 0, file.size
@@ -80,7 +94,7 @@ def _messages(file: ArchiveFile) -> Iterator[tuple[int, bytes, int, int]]:
 
 
 def _field(data: bytes, table: int, number: int) -> int:
-    """Where a field of a table of Flatbuffers lies; 0 where it has its default."""
+    """Returns where a field of a Flatbuffers table is; 0 if it has its default value."""
     vtable = table - struct.unpack_from("<i", data, table)[0]
     (length,) = struct.unpack_from("<H", data, vtable)
     slot = 4 + 2 * number
@@ -88,8 +102,8 @@ def _field(data: bytes, table: int, number: int) -> int:
     return table + offset if offset else 0
 
 
-def _arrow_schema(file: ArchiveFile, at: int) -> pa.Schema:
-    """With the indices of dictionaries in their place: their values are of no interest."""
+def _schema(file: ArchiveFile, at: int) -> pa.Schema:
+    """Reads the schema, with dictionaries replaced by their indices: their values do not matter."""
     file.seek(at)
     schema = pa.ipc.read_schema(pa.ipc.read_message(file))
     return pa.schema(
@@ -98,16 +112,25 @@ def _arrow_schema(file: ArchiveFile, at: int) -> pa.Schema:
 
 
 def rows_of_arrow(file: ArchiveFile, entries: Sequence[Entry]) -> Contents:
-    with blaming_archive(file):
-        schema = _arrow_schema(file, next(_messages(file))[0])
-    for access, group in groupby(entries, lambda entry: entry.access):
-        _, at, first, column = access.split(" ")
-        piece = _arrow_column(file, int(at), schema, unquote(column))
-        yield from column_contents(file, tuple(group), int(first), piece)
+    """Reads images out of an Arrow file or stream.
+
+    Args:
+        file: The file.
+        entries: The wanted rows, in order of position.
+
+    Yields:
+        Each entry with its bytes. A defect fails the rows behind it in the same record batch.
+    """
+    with archive_defects(file):
+        schema = _schema(file, next(_messages(file))[0])
+    for access, of_batch in groupby(entries, lambda entry: entry.access):
+        (at, first_row), column = column_details(access)
+        piece = _column(file, at, schema, column)
+        yield from column_contents(file, tuple(of_batch), first_row, piece)
 
 
-def _arrow_column(file: ArchiveFile, at: int, schema: pa.Schema, name: str) -> Iterator[pa.Array]:
-    """A record batch is read whole: it is what can be read of a stream."""
+def _column(file: ArchiveFile, at: int, schema: pa.Schema, name: str) -> Iterator[pa.Array]:
+    """Reads a record batch, which can only be read whole, and yields one column."""
     file.seek(at)
     message = pa.ipc.read_message(file)
     size = _unpacked_bytes(message)
@@ -122,7 +145,7 @@ def _arrow_column(file: ArchiveFile, at: int, schema: pa.Schema, name: str) -> I
 
 
 def _unpacked_bytes(message: pa.Message) -> int:
-    """Of the body, or what its compressed buffers state."""
+    """Returns the size of a message's body once its compressed buffers are unpacked."""
     metadata, body = message.metadata.to_pybytes(), message.body
     (root,) = struct.unpack_from("<I", metadata)
     header = _field(metadata, root, 2)

@@ -1,4 +1,10 @@
-"""sources.archives.index: TODO-DOC"""
+"""Holds what an archive contains: the name, size and place of each member.
+
+>>> builder = IndexBuilder()
+>>> builder.add("cat.jpg", size=4096, position=512, access="tar")
+>>> builder.index().members.column_names
+['member', 'size', 'position', 'access']
+"""
 
 from __future__ import annotations
 
@@ -6,19 +12,19 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import BadImage, CorruptFile
-from pipeline.sources.manifest import Entry
+from pipeline.sources.archives.access import broken_access
 
 INDEX_FORMAT = 1
-"""Of an encoded index; of how archives are looked into, too: another one looks again."""
+"""Version of an encoded index, and of how archives are looked into: a change looks anew."""
 
 ROWS_AT_ONCE = 65_536
+"""Rows that are held as Python objects before they become an Arrow table."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -29,15 +35,16 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
-_DETAIL_CHARACTERS = 200
-
 
 @dataclass(frozen=True, eq=False)
-class Index:
-    """`members`: member, size, position, access, in order of position; a member's name only once.
+class ArchiveIndex:
+    """What an archive contains.
 
-    `ignored`: what lies in the archive and is no file, by kind. `duplicates`: earlier members of a
-    name that occurs again, which extracting would overwrite.
+    Attributes:
+        members: The columns of `INDEX_SCHEMA`, in order of position. Each name is there once.
+        ignored: How many things in the archive are no files, by kind.
+        duplicates: How many members were dropped because a later one has the same name, as
+            unpacking would overwrite them.
     """
 
     members: pa.Table
@@ -45,7 +52,7 @@ class Index:
     duplicates: int
 
     def encode(self) -> bytes:
-        """A Parquet file."""
+        """Returns the index as a Parquet file."""
         notes = {"format": INDEX_FORMAT, "ignored": self.ignored, "duplicates": self.duplicates}
         sink = pa.BufferOutputStream()
         table = self.members.replace_schema_metadata({"vdna": json.dumps(notes)})
@@ -55,8 +62,16 @@ class Index:
         return bytes(sink.getvalue().to_pybytes())
 
     @classmethod
-    def decode(cls, data: bytes, name: str) -> Index:
-        """Raises `CorruptFile` with `name`."""
+    def decode(cls, data: bytes, name: str) -> ArchiveIndex:
+        """Reads an index.
+
+        Args:
+            data: The Parquet file.
+            name: The file's name for error messages.
+
+        Raises:
+            CorruptFile: The file is damaged, or has another format.
+        """
         try:
             source = pa.BufferReader(data)
             table = pq.read_table(source, page_checksum_verification=True)
@@ -71,26 +86,35 @@ class Index:
             raise CorruptFile(f"{name}: torn, or not the index of an archive: {error}") from error
 
 
-class IndexRows:
-    """An index in the making: plain rows are turned into Arrow's as soon as they are many."""
+class IndexBuilder:
+    """Collects the members of an archive in little memory.
+
+    Attributes:
+        ignored: How many things are no files so far, by kind.
+        end: A position behind all members so far.
+    """
 
     def __init__(self) -> None:
         self.ignored: Counter[str] = Counter()
         self.end = 0
-        """A position behind all rows."""
         self._rows: list[tuple[str, int, int, str]] = []
         self._tables: list[pa.Table] = []
 
     def add(self, member: str, size: int, position: int, access: str) -> None:
+        """Adds a member (see `Entry` for the values)."""
         self._rows.append((member, size, position, access))
         self.end = max(self.end, position + 1)
         if len(self._rows) >= ROWS_AT_ONCE:
             self._flush()
 
-    def add_numbered(self, first: int, count: int, access: str) -> None:
-        """Rows of a table, named by their number."""
+    def add_broken(self, member: str, position: int, bad: BadImage) -> None:
+        """Adds a member that cannot be read, with the reason."""
+        self.add(member, 0, position, broken_access(bad))
+
+    def add_rows(self, count: int, access: str) -> None:
+        """Adds the next rows of a table; each is named by its number."""
         self._flush()
-        numbers = pa.array(np.arange(first, first + count, dtype=np.int64))
+        numbers = pa.array(np.arange(self.end, self.end + count, dtype=np.int64))
         columns = [
             numbers.cast(pa.string()),
             pa.array(np.zeros(count, np.int64)),
@@ -98,15 +122,16 @@ class IndexRows:
             pa.repeat(pa.scalar(access, pa.string()), count),
         ]
         self._tables.append(pa.table(columns, schema=INDEX_SCHEMA))
-        self.end = max(self.end, first + count)
+        self.end += count
 
-    def condemn(self, bad: BadImage) -> None:
-        """All rows so far fail."""
+    def mark_all_broken(self, bad: BadImage) -> None:
+        """Marks all members so far as unreadable, with the reason."""
         self._flush()
         access = pa.scalar(broken_access(bad), pa.string())
         self._tables = [t.set_column(3, "access", pa.repeat(access, len(t))) for t in self._tables]
 
-    def index(self) -> Index:
+    def index(self) -> ArchiveIndex:
+        """Returns the index; of several members with one name, only the last is in it."""
         self._flush()
         table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *self._tables])
         numbered = table.select(["member"]).append_column("row", pa.array(np.arange(len(table))))
@@ -118,7 +143,7 @@ class IndexRows:
         positions = table["position"].to_numpy()
         if (positions[1:] < positions[:-1]).any():
             table = table.sort_by("position")
-        return Index(table, dict(self.ignored), duplicates)
+        return ArchiveIndex(table, dict(self.ignored), duplicates)
 
     def _flush(self) -> None:
         if self._rows:
@@ -127,21 +152,11 @@ class IndexRows:
             self._rows.clear()
 
 
-def broken_access(bad: BadImage) -> str:
-    detail = bad.detail[:_DETAIL_CHARACTERS].encode("utf-8", "backslashreplace")
-    return f"broken {bad.reason} {quote(detail, safe='')}"
+def printable_name(raw: bytes) -> str:
+    r"""Returns the name of a member as text, so that no two names become the same.
 
-
-def access_kind(entry: Entry) -> str:
-    """As in `access`; of a compressed tar "tar gz" and so on."""
-    kind, _, details = entry.access.partition(" ")
-    return f"{kind} {details}" if kind == "tar" and details else kind
-
-
-def printable_member(raw: bytes) -> str:
-    r"""A name in UTF-8 as it is; others with `\xff` for a byte that is none; no two alike.
-
-    A backslash is doubled in the latter, and in a name that looks like one of them.
+    A name in UTF-8 stays as it is. Others get `\xff` for each byte that is not UTF-8, and their
+    backslashes are doubled; so are those of a name that looks like one of them.
     """
     if not raw:
         return "\\x"

@@ -1,4 +1,8 @@
-"""sources.archives.spans: TODO-DOC"""
+"""Reads adjacent members of a tar or a zip together, by one request.
+
+>>> spans = spans_of(entries)                                     # doctest: +SKIP
+>>> spans[0].take(entries[0], spans[0].begin(pool))               # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
@@ -8,35 +12,42 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipeline import storage
 from pipeline.errors import BadImage
-from pipeline.sources.archives.index import access_kind
+from pipeline.sources.archives.access import access_kind, zip_details
+from pipeline.sources.archives.tar import require_whole
 from pipeline.sources.archives.zip import LOCAL_EXTRA_BYTES, LOCAL_HEADER, unzip_member
-from pipeline.sources.manifest import Entry
+from pipeline.sources.entry import Entry
 
 SPAN_BYTES = 8 * 2**20
-"""Adjacent members are read together, up to so many bytes a request."""
+"""Adjacent members are read together, up to this many bytes a request."""
 
 GAP_BYTES = 128 * 2**10
-"""What lies between two members is read along, where it is less than another request costs."""
+"""A gap between two members is read along if it is smaller: another request would cost more."""
 
 
-# Spans of a tar or a zip
+class Span:
+    """Adjacent members of one archive, which one request reads.
 
+    The bytes are dropped when each member has been taken.
 
-class _Span:
-    """Adjacent members, read by one request, and dropped when each was taken."""
+    Attributes:
+        entries: The members, in order of position.
+
+    Args:
+        first: The first member.
+    """
 
     def __init__(self, first: Entry) -> None:
         self.entries = [first]
         self._uri = first.uri
         self._identity = first.identity
-        self._start, self._end = first.position, _reach(first)
+        self._start, self._end = first.position, _end_of(first)
         self._lock = threading.Lock()
-        self._left = {first.place}
+        self._left = {first.sort_key}
         self._reading: Future[bytes] | None = None
 
     def join(self, entry: Entry) -> bool:
-        """Whether the entry follows closely enough; if so, it is read along."""
-        end = _reach(entry)
+        """Adds a member if it follows closely enough, and returns whether it was added."""
+        end = _end_of(entry)
         if (
             entry.uri != self._uri
             or not self.entries[-1].position <= entry.position <= self._end + GAP_BYTES
@@ -44,32 +55,40 @@ class _Span:
         ):
             return False
         self.entries.append(entry)
-        self._left.add(entry.place)
+        self._left.add(entry.sort_key)
         self._end = max(self._end, end)
         return True
 
     @property
     def untouched(self) -> bool:
+        """Whether nothing was read yet."""
         return self._reading is None and len(self._left) == len(self.entries)
 
     def begin(self, pool: ThreadPoolExecutor) -> Future[bytes]:
+        """Starts reading in a thread of a pool, unless it has started, and returns the result."""
         with self._lock:
             if self._reading is None:
+                length = self._end - self._start
                 self._reading = pool.submit(
-                    storage.read_range,
-                    self._uri,
-                    self._start,
-                    self._end - self._start,
-                    self._identity,
+                    storage.read_range, self._uri, self._start, length, self._identity
                 )
             return self._reading
 
     def take(self, entry: Entry, reading: Future[bytes]) -> bytes:
+        """Returns the bytes of a member.
+
+        Args:
+            entry: The member.
+            reading: The result of `begin`.
+
+        Raises:
+            BadImage: The member is damaged.
+        """
         try:
             return self._member(entry, reading.result())
         finally:
             with self._lock:
-                self._left.discard(entry.place)
+                self._left.discard(entry.sort_key)
                 if not self._left:
                     self._reading = None
 
@@ -77,38 +96,42 @@ class _Span:
         view = memoryview(data)
         at = entry.position - self._start
         if access_kind(entry) == "tar":
-            return bytes(require_whole(view[at : at + entry.size], entry.size))
-        header = require_whole(view[at : at + LOCAL_HEADER.size], LOCAL_HEADER.size)
-        magic, name, extra = LOCAL_HEADER.unpack(header)
+            return bytes(_piece(view, at, entry.size))
+        magic, name, extra = LOCAL_HEADER.unpack(_piece(view, at, LOCAL_HEADER.size))
         if magic != b"PK\x03\x04":
             raise BadImage("corrupt", "there is no header where the directory says")
-        packed = int(entry.access.split(" ")[1])
+        packed, _, _ = zip_details(entry)
         at += LOCAL_HEADER.size + name + extra
         if at + packed > self._end - self._start:
             start = self._start + at
             view = memoryview(storage.read_range(self._uri, start, packed, self._identity))
             at = 0
-        return unzip_member(entry, require_whole(view[at : at + packed], packed))
+        return unzip_member(entry, _piece(view, at, packed))
 
 
-def require_whole(data: memoryview, size: int) -> memoryview:
-    if len(data) < size:
-        raise BadImage("truncated", f"{len(data)} of its {size} bytes are in the archive")
-    return data
+def spans_of(entries: Iterable[Entry]) -> list[Span]:
+    """Groups members into spans.
 
-
-def _reach(entry: Entry) -> int:
-    """Where the entry ends, at the latest as a rule."""
-    if access_kind(entry) == "tar":
-        return entry.position + entry.size
-    name = len(entry.member.encode())
-    packed = int(entry.access.split(" ")[1])
-    return entry.position + LOCAL_HEADER.size + name + LOCAL_EXTRA_BYTES + packed
-
-
-def spans_of(entries: Iterable[Entry]) -> list[_Span]:
-    spans: list[_Span] = []
+    Args:
+        entries: Members of tars and zips, in the order of `Entry.sort_key`.
+    """
+    spans: list[Span] = []
     for entry in entries:
         if not spans or not spans[-1].join(entry):
-            spans.append(_Span(entry))
+            spans.append(Span(entry))
     return spans
+
+
+def _piece(view: memoryview, start: int, size: int) -> memoryview:
+    piece = view[start : start + size]
+    require_whole(len(piece), size)
+    return piece
+
+
+def _end_of(entry: Entry) -> int:
+    """Returns where a member ends; for a zip's local header of unknown length, as a rule."""
+    if access_kind(entry) == "tar":
+        return entry.position + entry.size
+    packed, _, _ = zip_details(entry)
+    name = len(entry.member.encode())
+    return entry.position + LOCAL_HEADER.size + name + LOCAL_EXTRA_BYTES + packed

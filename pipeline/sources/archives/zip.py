@@ -1,4 +1,4 @@
-"""sources.archives.zip: TODO-DOC"""
+"""Lists the members of a zip, and unpacks one."""
 
 from __future__ import annotations
 
@@ -9,34 +9,42 @@ import zlib
 from typing import Any, cast
 
 from pipeline.errors import BadImage
-from pipeline.sources.archives.file import ArchiveFile
-from pipeline.sources.archives.index import IndexRows, broken_access, printable_member
-from pipeline.sources.manifest import Entry
-
-# Zip
-
+from pipeline.sources.archives.access import broken_access, zip_access, zip_details
+from pipeline.sources.archives.archive_file import ArchiveFile
+from pipeline.sources.archives.index import IndexBuilder, printable_name
+from pipeline.sources.entry import Entry
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Magic number, length of the name, length of the extra fields."""
 
-_ZIP_METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
+LOCAL_EXTRA_BYTES = 1024
+"""Room for what a local header holds beyond the name. If it holds more, it is read again."""
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 _ENCRYPTED, _PATCHED = 0x41, 0x20
 
-LOCAL_EXTRA_BYTES = 1024
-"""Room for what a local header holds beyond the directory's name; where it holds more, it is read
-again."""
 
+def index_zip(file: ArchiveFile, builder: IndexBuilder) -> None:
+    """Lists the members of a zip by its central directory.
 
-def index_zip(file: ArchiveFile, rows: IndexRows) -> None:
-    """The central directory. `zipfile` keeps an object for each member while it is read."""
+    `zipfile` keeps an object for each member while the directory is read.
+
+    Args:
+        file: The archive.
+        builder: Gets the members.
+
+    Raises:
+        BadImage: The archive was cut short.
+        BadZipFile: The archive is no zip.
+    """
     starts = file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
     try:
         archive = zipfile.ZipFile(cast(Any, file))
     except zipfile.BadZipFile as error:
         if starts and "not a zip file" in str(error):
-            raise BadImage(
-                "truncated", "a zip without its directory, which stands at its end"
-            ) from (error)
+            detail = "a zip without its directory, which stands at its end"
+            raise BadImage("truncated", detail) from error
         raise
     ordered = sorted(archive.filelist, key=lambda info: info.header_offset)
     ends = [*(info.header_offset for info in ordered[1:]), cast(Any, archive).start_dir]
@@ -45,40 +53,44 @@ def index_zip(file: ArchiveFile, rows: IndexRows) -> None:
         # The decoded name as it is stored: `filename` stops at a NUL.
         name = info.orig_filename.encode("utf-8", "surrogatepass")
         if name.endswith(b"/"):
-            rows.ignored["folder"] += 1
+            builder.ignored["folder"] += 1
         elif info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):
-            rows.ignored["link"] += 1
+            builder.ignored["link"] += 1
         else:
             size = info.file_size if info.file_size < 2**63 else 0
             position = info.header_offset if 0 <= info.header_offset < 2**63 else 0
-            rows.add(
-                printable_member(name),
-                size,
-                position,
-                _zip_access(info, len(name), end_of[id(info)]),
-            )
+            bad = _defect(info, end_of[id(info)])
+            packed = zip_access(info.compress_size, info.compress_type, info.CRC)
+            builder.add(printable_name(name), size, position, broken_access(bad) if bad else packed)
 
 
-def _zip_access(info: zipfile.ZipInfo, name_bytes: int, end: int) -> str:
+def _defect(info: zipfile.ZipInfo, end: int) -> BadImage | None:
+    """Returns why a member cannot be read. `end` is where the next one or the directory starts."""
     method, packed, size = info.compress_type, info.compress_size, info.file_size
     if info.flag_bits & (_ENCRYPTED | _PATCHED):
-        return broken_access(BadImage("unsupported", "an encrypted or patched member"))
-    if method not in _ZIP_METHODS:
-        return broken_access(BadImage("unsupported", f"compressed by method {method}"))
+        return BadImage("unsupported", "an encrypted or patched member")
+    if method not in _METHODS:
+        return BadImage("unsupported", f"compressed by method {method}")
     if info.header_offset < 0 or info.header_offset + LOCAL_HEADER.size + packed > end:
-        return broken_access(BadImage("corrupt", "it overlaps the next member or the directory"))
+        return BadImage("corrupt", "it overlaps the next member or the directory")
     if size >= 2**63 or packed > (size if method == zipfile.ZIP_STORED else 2 * size + 4096):
-        return broken_access(
-            BadImage("corrupt", f"{size} bytes are said to be {packed} compressed ones")
-        )
-    return f"zip {packed} {method} {info.CRC}"
+        return BadImage("corrupt", f"{size} bytes are said to be {packed} compressed ones")
+    return None
 
 
 def unzip_member(entry: Entry, data: memoryview) -> bytes:
-    """Never more than the size that is stated, and checked by its CRC."""
-    _, _, method, crc = entry.access.split(" ")
+    """Unpacks a member, and never more than the size that it states.
+
+    Args:
+        entry: The member.
+        data: Its packed bytes.
+
+    Raises:
+        BadImage: The size or the checksum is not the one that is stated.
+    """
+    _, method, crc = zip_details(entry)
     content = bytes(data)
-    if int(method) == zipfile.ZIP_DEFLATED:
+    if method == zipfile.ZIP_DEFLATED:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             content = inflater.decompress(content, entry.size + 1)
@@ -88,6 +100,6 @@ def unzip_member(entry: Entry, data: memoryview) -> bytes:
         more = len(content) > entry.size
         found = f"over {entry.size}" if more else str(len(content))
         raise BadImage("corrupt", f"it holds {found} bytes, and states {entry.size}")
-    if zlib.crc32(content) != int(crc):
+    if zlib.crc32(content) != crc:
         raise BadImage("corrupt", "its checksum is not the one that is stated")
     return content

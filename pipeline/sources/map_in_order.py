@@ -1,9 +1,9 @@
-"""sources.map_ahead: TODO-DOC"""
+"""Applies a function to many items in threads, and yields the results in order."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,23 +11,25 @@ T = TypeVar("T")
 
 R = TypeVar("R")
 
-AT_ONCE = 32
-"""Objects of a list that are looked at together."""
-
-
-def map_in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    with ThreadPoolExecutor(AT_ONCE, "archive") as pool:
-        yield from pool.map(function, items)
+THREADS = 32
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """In order, so many at a time, and never far ahead of whoever takes them."""
-    with ThreadPoolExecutor(AT_ONCE, "look") as pool:
+    """Applies a function to items in threads.
+
+    Args:
+        function: Mostly waits, as for a store.
+        items: Taken as results are: never more than a few hundred ahead.
+
+    Yields:
+        The results, in the order of the items.
+    """
+    with ThreadPoolExecutor(THREADS, "look") as pool:
         waiting: deque[Future[R]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 4 * AT_ONCE:
+                if len(waiting) > 4 * THREADS:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

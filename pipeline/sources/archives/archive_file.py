@@ -1,4 +1,4 @@
-"""sources.archives.file: TODO-DOC"""
+"""Opens archives so that errors of storage and defects of the archive are told apart."""
 
 from __future__ import annotations
 
@@ -9,37 +9,51 @@ from typing import IO
 
 from pipeline import storage
 from pipeline.errors import BadImage, SourceError, VdnaError
-from pipeline.sources.manifest import Entry
+from pipeline.sources.entry import Entry
 
 Contents = Generator[tuple[Entry, bytes | BadImage], None, None]
+"""Members in the order in which they lie: each with its bytes, or why it cannot be read."""
 
 CHUNK_BYTES = 2**20
 
 
-# What archives are read through.
-
-
 class ArchiveFile:
-    """A seekable file that keeps in mind what storage raised, whatever a library makes of it."""
+    """A seekable file for the libraries that read archives.
+
+    Libraries may hide or replace an error that reading raised, so it is kept here.
+
+    Attributes:
+        uri: The archive.
+        size: Its size in bytes.
+        error: What reading raised, or None.
+    """
 
     mode = "rb"
     closed = False
 
     def __init__(self, file: IO[bytes], uri: str) -> None:
         self._file = file
-        self._uri = uri
         self._at = 0
+        self.uri = uri
         self.error: Exception | None = None
         self.size = file.seek(0, io.SEEK_END)
 
     def read(self, length: int | None = -1) -> bytes:
+        """Reads from the position.
+
+        Args:
+            length: How many bytes; negative or None for all that is left.
+
+        Raises:
+            SourceError: The file became shorter.
+        """
         left = max(0, self.size - self._at)
         length = left if length is None or length < 0 else min(length, left)
         try:
             self._file.seek(self._at)
             data = self._file.read(length)
             if len(data) < length:
-                raise SourceError(f"{self._uri} became shorter while it was read; rerun")
+                raise SourceError(f"{self.uri} became shorter while it was read; rerun")
         except Exception as error:
             self.error = error
             raise
@@ -47,6 +61,7 @@ class ArchiveFile:
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves the position, as files do, and returns it."""
         at = offset + (0, self._at, self.size)[whence]
         if at < 0:
             raise OSError(f"position {at} of a file")
@@ -54,27 +69,46 @@ class ArchiveFile:
         return at
 
     def tell(self) -> int:
+        """Returns the position."""
         return self._at
 
     def seekable(self) -> bool:
+        """Returns True."""
         return True
 
     def readable(self) -> bool:
+        """Returns True."""
         return True
 
     def close(self) -> None:
-        """Libraries close what they are given; the file is closed by who opened it."""
+        """Does nothing: libraries close what they are given, but the file is the caller's."""
 
 
 @contextmanager
 def open_archive(uri: str, identity: str) -> Iterator[ArchiveFile]:
+    """Opens an archive.
+
+    Args:
+        uri: The archive.
+        identity: The identity that it had when it was listed.
+
+    Yields:
+        The open file.
+    """
     with storage.open_random(uri, identity) as file:
         yield ArchiveFile(file, uri)
 
 
 @contextmanager
-def blaming_archive(file: ArchiveFile) -> Iterator[None]:
-    """What a library raises is the archive's fault, a `BadImage`, unless it was storage's."""
+def archive_defects(file: ArchiveFile) -> Iterator[None]:
+    """Turns what a library raises into a defect of the archive, unless storage raised it.
+
+    Args:
+        file: The archive that the library reads.
+
+    Raises:
+        BadImage: The archive is damaged or not supported.
+    """
     try:
         yield
     except MemoryError:

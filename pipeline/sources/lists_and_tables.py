@@ -1,4 +1,8 @@
-"""sources.tables: TODO-DOC"""
+"""Reads a user's list of images (text) or table of images (CSV or Parquet).
+
+>>> for item in objects_in_list("s3://bucket/list.txt", "s3://bucket"):   # doctest: +SKIP
+...     print(item.uri, item.size)
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from posixpath import splitext
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -16,9 +20,9 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError, VdnaError
-from pipeline.sources.archives import indexing as archive
-from pipeline.sources.manifest import SCHEMA
-from pipeline.sources.map_ahead import map_in_order
+from pipeline.sources.archives.contents import archive_kind
+from pipeline.sources.manifest_file import SCHEMA
+from pipeline.sources.map_in_order import map_in_order
 from pipeline.sources.rules import Rules
 from pipeline.storage import Stored
 
@@ -27,25 +31,34 @@ LIST_EXTENSION = ".txt"
 TABLE_EXTENSIONS = frozenset({".csv", ".parquet"})
 
 TABLE_COLUMNS = ("uri", "member", "size", "identity")
-"""Of a user's table that mean something to us; all others are labels."""
+"""Columns of a user's table that have a meaning; all others are labels."""
 
 SHARED_STORES = ("s3", "gs", "gcs", "abfs", "az", "http", "https")
-"""What a list that comes from a store may name: whoever wrote it may not have this machine's files
-read (`file`, and others of fsspec's that lead to them, as `local`, `zip`, `reference`, `sftp`)."""
+"""What a list that lies in a store may name. Its author must not make this machine read its own
+files: `file`, and schemes of fsspec that lead to them, such as `local`, `zip` and `reference`."""
 
 
-# Lists and tables.
+def objects_in_list(uri: str, parent: str) -> Iterator[Stored]:
+    """Looks up the objects of a text list.
 
+    Args:
+        uri: The list: one path or url a line; `#` starts a comment.
+        parent: The folder that relative paths start from.
 
-def uris_of_list(uri: str, parent: str) -> Iterator[Stored]:
-    """Objects of a text list: one path or url a line, relative ones to the list's folder."""
+    Yields:
+        The objects, in the order of the list.
 
-    def look(numbered: tuple[int, str]) -> Stored:
-        number, name = numbered
-        with _naming(f"{uri}, line {number}"):
+    Raises:
+        SourceError: The list is no text, or an object does not exist; the message has the line.
+        UsageError: A line names what must not be read.
+    """
+
+    def look_up(line: tuple[int, str]) -> Stored:
+        number, name = line
+        with _named_in_errors(f"{uri}, line {number}"):
             return storage.info(_absolute(name, parent))
 
-    def named() -> Iterator[tuple[int, str]]:
+    def lines() -> Iterator[tuple[int, str]]:
         for number, line in enumerate(text, 1):
             name = line.strip()
             if name and not name.startswith("#"):
@@ -54,13 +67,21 @@ def uris_of_list(uri: str, parent: str) -> Iterator[Stored]:
     try:
         with storage.open_random(uri) as file:
             text = io.TextIOWrapper(cast(Any, file), encoding="utf-8", newline="\n")
-            yield from map_in_order(look, named())
+            yield from map_in_order(look_up, lines())
     except UnicodeDecodeError as error:
         raise SourceError(f"{uri} is not a list of paths in UTF-8: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Row:
+class TableRow(NamedTuple):
+    """What a row of a table names.
+
+    Attributes:
+        item: The object.
+        member: The name of a member, if the object is an archive; empty for all members.
+        group: The group. None if the table has no column for it.
+        labels: The value of each label.
+    """
+
     item: Stored
     member: str
     group: str | None
@@ -69,10 +90,16 @@ class _Row:
 
 @dataclass(frozen=True)
 class SourceTable:
-    """A user's table of images: Parquet or CSV, one row an image, with a column `uri`.
+    """A user's table of images: Parquet or CSV, with a column `uri` and one image a row.
 
-    `member` names one of an archive's. Where `size` and `identity` are given they are not looked
-    up; a wrong one is found when the image is read. All other columns are labels.
+    A column `member` names a member of an archive. If `size` and `identity` are given, the object
+    is not looked up; a wrong identity is found when the image is read. All other columns are
+    labels.
+
+    Attributes:
+        uri: The table.
+        columns: The names of its columns.
+        group: The column that names groups, or None.
     """
 
     uri: str
@@ -80,8 +107,19 @@ class SourceTable:
     group: str | None
 
     @classmethod
-    def of(cls, uri: str, rules: Rules) -> SourceTable | None:
-        """None where the object is no table: a folder, or a Parquet file of images."""
+    def open(cls, uri: str, rules: Rules) -> SourceTable | None:
+        """Reads the columns of a table.
+
+        Args:
+            uri: The table.
+            rules: What names a group.
+
+        Returns:
+            The table, or None if the object is none: a folder, or a Parquet file of images.
+
+        Raises:
+            UsageError: A column that is needed is missing, or a name is there twice.
+        """
         extension = splitext(uri)[1].lower()
         if extension not in TABLE_EXTENSIONS:
             return None
@@ -94,9 +132,6 @@ class SourceTable:
                 columns = tuple(pyarrow.csv.open_csv(file).schema.names)
             else:
                 columns = tuple(pq.ParquetFile(file).schema_arrow.names)
-        twice = sorted({name for name in columns if columns.count(name) > 1})
-        if "uri" in columns and (twice or "" in columns):
-            raise UsageError(f"{uri} has a column without a name, or names twice: {twice or ['']}")
         if "uri" not in columns:
             if extension == ".parquet":
                 return None
@@ -104,21 +139,34 @@ class SourceTable:
                 f"{uri} has no column uri, with one image's path or url a row; it has: "
                 f"{', '.join(columns)}"
             )
-        if rules.column is not None and rules.column not in columns:
+        twice = sorted({name for name in columns if columns.count(name) > 1})
+        if twice or "" in columns:
+            raise UsageError(f"{uri} has a column without a name, or names twice: {twice or ['']}")
+        if rules.group_column is not None and rules.group_column not in columns:
             raise UsageError(
-                f"group-by is {rules.column!r}; {uri} has no such column, but: {', '.join(columns)}"
+                f"group-by is {rules.group_column!r}; {uri} has no such column, but: "
+                f"{', '.join(columns)}"
             )
-        return cls(uri, columns, rules.column)
+        return cls(uri, columns, rules.group_column)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of ours are not for labels."""
+        """The names of the labels: all columns without a meaning of their own."""
         return tuple(n for n in self.columns if n not in (*TABLE_COLUMNS, *SCHEMA.names))
 
-    def rows(self, parent: str) -> Iterator[_Row]:
-        def look(numbered: tuple[int, dict[str, Any]]) -> _Row:
+    def rows(self, parent: str) -> Iterator[TableRow]:
+        """Looks up what the rows name.
+
+        Args:
+            parent: The folder that relative paths start from.
+
+        Yields:
+            The rows, in their order.
+        """
+
+        def look_up(numbered: tuple[int, dict[str, Any]]) -> TableRow:
             number, row = numbered
-            with _naming(f"{self.uri}, row {number}"):
+            with _named_in_errors(f"{self.uri}, row {number}"):
                 if not row["uri"]:
                     raise SourceError("it names no uri")
                 name = _absolute(str(row["uri"]), parent)
@@ -126,13 +174,13 @@ class SourceTable:
                     item = Stored(name, int(row["size"]), str(row["identity"]), None)
                 else:
                     item = storage.info(name)
-                if row.get("member") and archive.kind_of(name) is None:
+                if row.get("member") and archive_kind(name) is None:
                     raise SourceError(f"{name} is no archive, and cannot have a member")
                 group = None if self.group is None else _text(row[self.group]) or ""
                 labels = tuple(_text(row[label]) for label in self.labels)
-                return _Row(item, str(row.get("member") or ""), group, labels)
+                return TableRow(item, str(row.get("member") or ""), group, labels)
 
-        yield from map_in_order(look, enumerate(self._read(), 1))
+        yield from map_in_order(look_up, enumerate(self._read(), 1))
 
     def _read(self) -> Iterator[dict[str, Any]]:
         with _as_table(self.uri), storage.open_random(self.uri) as file:
@@ -161,8 +209,8 @@ def _as_table(uri: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """An error, with the line or row that it is of."""
+def _named_in_errors(where: str) -> Iterator[None]:
+    """Adds the line or the row to an error."""
     try:
         yield
     except VdnaError as error:
@@ -172,12 +220,14 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def _absolute(name: str, parent: str) -> str:
-    """Raises `UsageError` where a list of a store names what only this machine can read."""
+    """Returns a canonical uri, unless a list in a store names what only this machine can read."""
     is_local = storage.store_of(parent).is_local
-    plain = "://" not in name and not name.startswith(("/", "~"))
-    if plain and is_local:
+    relative = "://" not in name and not name.startswith(("/", "~"))
+    if relative and is_local:
         name = os.path.join(storage.local_path(parent), name)
-    uri = storage.canonical(storage.join(parent, name) if plain and not is_local else name)
+    elif relative:
+        name = storage.join(parent, name)
+    uri = storage.canonical(name)
     allowed = (storage.protocol_of(parent), *SHARED_STORES)
     if not is_local and storage.protocol_of(uri) not in allowed:
         raise UsageError(

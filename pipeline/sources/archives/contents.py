@@ -1,0 +1,114 @@
+"""Looks into an archive and lists its members.
+
+    >>> found = index_archive(storage.info("s3://bucket/shard-000.tar"))     # doctest: +SKIP
+    >>> found.members.column_names                                           # doctest: +SKIP
+    ['member', 'size', 'position', 'access']
+
+Errors of storage are raised as always. A defect of the archive becomes a candidate that fails: no
+member that was listed is lost, and no archive ends a build. Nothing is unpacked to disk.
+"""
+
+from __future__ import annotations
+
+from pipeline import storage
+from pipeline.errors import BadImage, CorruptFile, SourceError
+from pipeline.sources.archives.archive_file import archive_defects, open_archive
+from pipeline.sources.archives.arrow import index_arrow
+from pipeline.sources.archives.index import INDEX_FORMAT, ArchiveIndex, IndexBuilder
+from pipeline.sources.archives.parquet import index_parquet
+from pipeline.sources.archives.tar import index_tar
+from pipeline.sources.archives.zip import index_zip
+from pipeline.spec import digest_of
+from pipeline.storage import Stored
+
+TABLES = ("parquet", "arrow")
+"""Kinds of archives whose members are rows."""
+
+_EXTENSIONS = {
+    "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
+    "zip": (".zip",),
+    "parquet": (".parquet",),
+    "arrow": (".arrow", ".feather"),
+}
+
+
+def archive_kind(uri: str) -> str | None:
+    """Returns "tar", "zip", "parquet" or "arrow" by an object's name. None if it is no archive."""
+    name = uri.lower()
+    return next((kind for kind, ends in _EXTENSIONS.items() if name.endswith(ends)), None)
+
+
+def index_archive(item: Stored, image_column: str | None = None) -> ArchiveIndex | None:
+    """Lists every candidate in an archive.
+
+    A damaged archive has one more candidate, with an empty name, which fails; the members before
+    the defect are candidates like others. The sizes of a table's rows are 0, for unknown: they
+    stand only beside the images.
+
+    Args:
+        item: The archive.
+        image_column: The column that holds images, if a table has several.
+
+    Returns:
+        The index, or None for a table without a column of images.
+
+    Raises:
+        SourceError: A table has several columns that may be images, or not the one that is named.
+    """
+    builder = IndexBuilder()
+    with open_archive(item.uri, item.identity) as file:
+        try:
+            with archive_defects(file):
+                if not file.size:
+                    raise BadImage("empty", "the archive has no bytes")
+                match archive_kind(item.uri):
+                    case "tar":
+                        index_tar(file, builder)
+                    case "zip":
+                        index_zip(file, builder)
+                    case "parquet":
+                        if not index_parquet(file, builder, image_column):
+                            return None
+                    case "arrow":
+                        if not index_arrow(file, builder, image_column):
+                            return None
+                    case _:
+                        raise BadImage("unsupported", "not the name of an archive")
+        except BadImage as bad:
+            builder.add_broken("", max(file.size, builder.end), bad)
+    return builder.index()
+
+
+def encoded_index(
+    item: Stored, image_column: str | None, cache: str | None
+) -> tuple[str, bytes | None]:
+    """Lists an archive, or finds what an earlier run has listed.
+
+    Args:
+        item: The archive.
+        image_column: The column that holds images, if a table has several.
+        cache: The uri of a folder that keeps indices by the archive's identity, or None.
+
+    Returns:
+        The archive's uri, and its encoded index (None for a table without a column of images).
+
+    Raises:
+        SourceError: See `index_archive`.
+    """
+    kept_at = ""
+    if cache is not None:
+        name = digest_of("index", INDEX_FORMAT, item.uri, item.identity, image_column)
+        kept_at = storage.join(cache, f"{name}.parquet")
+        try:
+            data = storage.read(kept_at)
+            ArchiveIndex.decode(data, kept_at)
+            return item.uri, data
+        except (SourceError, CorruptFile):
+            pass  # not looked into yet, or damaged
+    index = index_archive(item, image_column)
+    if index is None:
+        return item.uri, None
+    data = index.encode()
+    if kept_at:
+        storage.replace(kept_at, data)
+    return item.uri, data

@@ -1,0 +1,118 @@
+"""Defines the units of a plan: a candidate image (`Entry`) and a group of them (`Shard`).
+
+    >>> Entry("s3://bucket/a.tar", "cat.jpg", 4096, "etag", position=512, access="tar").member
+    'cat.jpg'
+
+A shard is counted as a whole, and its result is stored under the shard's key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pipeline.spec import PRODUCTS, digest_of
+
+IDENTITY_COLUMNS = ("uri", "member", "size", "identity", "position", "access")
+"""The fields of an entry that decide what bytes are read: a shard's digest covers them."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One candidate image.
+
+    Attributes:
+        uri: The canonical uri of the object: an image, or the archive that holds it.
+        member: The image's name inside the archive; empty if the object is an image.
+        size: Size of the image in bytes; 0 if it is not known before reading (rows of a table).
+        identity: Changes when the object's content does: an ETag, a generation, or the size and
+            modification time of a local file. For a member it is the identity of its archive.
+        group: Images of one group stay in one fold; empty if the image is its own group.
+        position: Where in the archive the member starts, in bytes or rows; 0 outside archives.
+        access: How the member is read (see `pipeline.sources.archives.access`); empty outside
+            archives.
+    """
+
+    uri: str
+    member: str
+    size: int
+    identity: str
+    group: str = ""
+    position: int = 0
+    access: str = ""
+
+    @property
+    def sort_key(self) -> tuple[str, int, str]:
+        """Sorts entries in the order in which they lie in storage."""
+        return self.uri, self.position, self.member
+
+
+@dataclass(frozen=True)
+class ShardHead:
+    """Describes a shard without its members.
+
+    Attributes:
+        index: The number of the shard in its manifest, from 0.
+        fold: The fold that the shard belongs to.
+        candidates: How many members the shard has.
+        digest: The digest of the members (see `members_digest`).
+    """
+
+    index: int
+    fold: int
+    candidates: int
+    digest: str
+
+    def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
+        """Returns the name of the shard's partial result.
+
+        Args:
+            spec_digest: Digest of the spec, which says what is counted.
+            products: What is kept beside the histograms.
+        """
+        return digest_of("shard", spec_digest, list(products), self.digest)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of work.
+
+    Attributes:
+        index: The number of the shard in its manifest, from 0.
+        fold: The fold that the shard belongs to.
+        members: The candidates, in the order in which they are counted.
+    """
+
+    index: int
+    fold: int
+    members: tuple[Entry, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the members."""
+        return members_digest(
+            (e.uri, e.member, e.size, e.identity, e.position, e.access) for e in self.members
+        )
+
+    @property
+    def head(self) -> ShardHead:
+        """The description of the shard without its members."""
+        return ShardHead(self.index, self.fold, len(self.members), self.digest)
+
+    def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
+        """Returns the name of the shard's partial result (see `ShardHead.key`)."""
+        return self.head.key(spec_digest, products)
+
+
+def members_digest(members: Iterable[tuple[str, str, int, str, int, str]]) -> str:
+    """Returns one digest for the members of a shard.
+
+    Args:
+        members: The values of `IDENTITY_COLUMNS` for each member, in the order of counting.
+    """
+    lines = [
+        [uri, member, size, identity, *([position, access] if access else [])]
+        for uri, member, size, identity, position, access in members
+    ]
+    return digest_of("members", lines)
