@@ -15,7 +15,7 @@ THREADS = 2
 
 
 def connect(folder: str) -> duckdb.DuckDBPyConnection:
-    """Opens a database in bounded memory.
+    """Returns a new database in bounded memory.
 
     Args:
         folder: Where DuckDB puts what does not fit into memory.
@@ -32,5 +32,5 @@ def connect(folder: str) -> duckdb.DuckDBPyConnection:
 
 
 def quoted(name: str) -> str:
-    """Quotes the name of a column for SQL."""
+    """Returns the name of a column, quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'

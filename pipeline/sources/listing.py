@@ -60,7 +60,7 @@ class Listing:
     def of(
         cls, entries: Iterable[Entry], source: str = "", ignored: Mapping[str, int] | None = None
     ) -> Listing:
-        """Makes a listing of entries in memory.
+        """Returns a listing of entries in memory.
 
         Args:
             entries: The candidates.
@@ -75,7 +75,7 @@ class Listing:
 
     @classmethod
     def joined(cls, listings: Sequence[Listing]) -> Listing:
-        """Joins listings into one without labels, named for the first of them.
+        """Returns several listings as one without labels, named for the first of them.
 
         Args:
             listings: At least one. A candidate that is in several of them will count once.
@@ -92,7 +92,11 @@ class Listing:
 
     @property
     def entries(self) -> Iterator[Entry]:
-        """The candidates one by one, in the order of the parts."""
+        """The candidates one by one, in the order of the parts.
+
+        Yields:
+            Each candidate.
+        """
         for part in self.parts:
             for row in pq.read_table(part, columns=list(ENTRY_COLUMNS)).to_pylist():
                 yield Entry(**row)

@@ -62,7 +62,7 @@ class ListingCheckpoint:
         self._last_sha256 = ""
 
     def _load(self, items: Sequence[Stored]) -> bool:
-        """Reads the parts, and returns whether they are whole and recent."""
+        """Returns whether the parts are whole and recent, after reading them."""
         for number, item in enumerate(items):
             data = storage.read(item.uri)
             try:

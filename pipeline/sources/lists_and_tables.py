@@ -210,7 +210,15 @@ def _as_table(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _named_in_errors(where: str) -> Iterator[None]:
-    """Adds the line or the row to an error."""
+    """Adds the line or the row to an error.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SourceError: A value is out of place.
+        VdnaError: Another error, of the type that was raised.
+    """
     try:
         yield
     except VdnaError as error:
@@ -220,7 +228,11 @@ def _named_in_errors(where: str) -> Iterator[None]:
 
 
 def _absolute(name: str, parent: str) -> str:
-    """Returns a canonical uri, unless a list in a store names what only this machine can read."""
+    """Returns the canonical uri of what a list or table names.
+
+    Raises:
+        UsageError: A list in a store names what only this machine can read.
+    """
     is_local = storage.store_of(parent).is_local
     relative = "://" not in name and not name.startswith(("/", "~"))
     if relative and is_local:

@@ -121,7 +121,7 @@ class Manifest:
         ignored: Mapping[str, int] | None = None,
         duplicates: int = 0,
     ) -> Manifest:
-        """Makes a manifest of shards in memory, which are numbered anew (see the attributes)."""
+        """Returns a manifest of shards in memory, which are numbered anew (see the attributes)."""
         sink = pa.BufferOutputStream()
         with ManifestWriter(sink, shard_images, source, ignored, duplicates) as writer:
             for shard in shards:
@@ -131,7 +131,7 @@ class Manifest:
 
     @classmethod
     def decode(cls, data: Any, name: str) -> Manifest:
-        """Reads a whole file and checks it, one shard at a time.
+        """Returns the manifest in a file, after reading all of it, one shard at a time.
 
         Args:
             data: The file: bytes, or a memory map.
@@ -276,7 +276,7 @@ class ManifestWriter:
 
 
 def read_shard(source: Any, index: int, name: str) -> Shard:
-    """Reads one shard of a manifest, and none of the other rows.
+    """Returns one shard of a manifest, and reads none of the other rows.
 
     Args:
         source: A seekable binary file.
@@ -306,7 +306,7 @@ def count_shards(source: Any, name: str) -> int:
 
 
 def read_part(source: Any, indices: Iterable[int], label: str, value: str, name: str) -> Manifest:
-    """Makes a manifest of those shards that have one value of a label.
+    """Returns a manifest of those shards that have one value of a label.
 
     Args:
         source: A manifest: a seekable binary file.

@@ -139,7 +139,7 @@ def read_row_group(file: pq.ParquetFile, index: int, name: str) -> tuple[int, pa
 
 
 def with_archive_columns(table: pa.Table) -> pa.Table:
-    """Adds the columns that a manifest of format 1 lacks."""
+    """Returns the rows with the columns that a manifest of format 1 lacks."""
     for name, value in (("position", 0), ("access", "")):
         if name not in table.column_names:
             values = pa.array([value] * table.num_rows, SCHEMA.field(name).type)
@@ -148,7 +148,7 @@ def with_archive_columns(table: pa.Table) -> pa.Table:
 
 
 def head_of(index: int, fold: int, table: pa.Table) -> ShardHead:
-    """Describes the shard whose rows these are."""
+    """Returns the description of the shard whose rows these are."""
     columns = (table[name].to_pylist() for name in IDENTITY_COLUMNS)
     digest = members_digest(zip(*columns, strict=True))
     return ShardHead(index, fold, table.num_rows, digest)

@@ -67,34 +67,16 @@ def list_pages(uri: str, ranges: dict[int, KeyRange] | None = None) -> Iterator[
     if not state:
         state[0] = KeyRange("")
     found = any(of_range.after for of_range in state.values())
-    for page in _ParallelLister(uri, state).pages():
-        for split in page.splits:
-            state[split.origin] = replace(state[split.origin], until=split.new.after)
-            state[split.number] = split.new
-        state[page.number] = page.rest
-        found = found or bool(page.items)
-        yield page.items
+    for items, changes in _ParallelLister(uri, state).pages():
+        state.update(changes)
+        found = found or bool(items)
+        yield items
     if not found:
         yield storage.alone(uri)
 
 
-@dataclass(frozen=True)
-class _Split:
-    """The end of the range `origin` has become the range `number`."""
-
-    origin: int
-    number: int
-    new: KeyRange
-
-
-@dataclass(frozen=True)
-class _Page:
-    """Items of a range, what is left of the range, and all splits since the page before."""
-
-    number: int
-    items: list[Stored]
-    rest: KeyRange
-    splits: list[_Split]
+_Page = tuple[list[Stored], dict[int, KeyRange]]
+"""The objects of a page, and the ranges that have changed since the page before."""
 
 
 class _ParallelLister:
@@ -102,13 +84,13 @@ class _ParallelLister:
 
     def __init__(self, uri: str, ranges: Mapping[int, KeyRange]) -> None:
         self._uri = uri
-        self._change = Condition()
+        self._condition = Condition()
         self._turn = Lock()
         self._ranges = dict(ranges)
         self._todo = deque(sorted(n for n, of_range in ranges.items() if not of_range.done))
         self._active: list[int] = []
         self._read: set[int] = set()  # ranges of which a page was read
-        self._splits: list[_Split] = []
+        self._changes: dict[int, KeyRange] = {}
         self._next = max(ranges) + 1
         self._out: Queue[_Page | BaseException | None] = Queue(PAGES_AHEAD)
         self._stopped = False
@@ -131,9 +113,9 @@ class _ParallelLister:
                 self._stop()
 
     def _stop(self) -> None:
-        with self._change:
+        with self._condition:
             self._stopped = True
-            self._change.notify_all()
+            self._condition.notify_all()
         with contextlib.suppress(Empty):
             while True:  # frees threads that wait to hand over a page
                 self._out.get_nowait()
@@ -149,26 +131,25 @@ class _ParallelLister:
 
     def _next_range(self) -> int | None:
         """Returns a range to list, or None when everything is listed."""
-        with self._change:
+        with self._condition:
             while not self._stopped and (self._todo or self._active):
                 number = self._todo.popleft() if self._todo else self._split()
                 if number is not None:
                     self._active.append(number)
                     return number
-                self._change.wait()
+                self._condition.wait()
             return None
 
     def _split(self) -> int | None:
-        """Splits a range that is being listed, and returns the number of its second half."""
+        """Returns the number of a new range: the second half of one that is being listed."""
         for number in self._active:
             of_range = self._ranges[number]
             middle = midpoint(of_range.after, of_range.until) if number in self._read else None
             if middle is None:
                 continue
             new, self._next = self._next, self._next + 1
-            self._ranges[new] = KeyRange(middle, of_range.until)
-            self._ranges[number] = replace(of_range, until=middle)
-            self._splits.append(_Split(number, new, self._ranges[new]))
+            self._set_range(number, replace(of_range, until=middle))
+            self._set_range(new, KeyRange(middle, of_range.until))
             # The range that was split last is split again after all others.
             self._active.remove(number)
             self._active.append(number)
@@ -180,20 +161,22 @@ class _ParallelLister:
         while more and not self._stopped:
             items, last, more = storage.list_page(self._uri, self._ranges[number].after)
             with self._turn:  # pages are handed over in the order in which ranges changed
-                with self._change:
+                with self._condition:
                     until = self._ranges[number].until
                     if until is not None and last > until:
                         end = storage.join(self._uri, until)
                         items = [item for item in items if item.uri <= end]
                         more = False
-                    rest = KeyRange(last, until, done=not more)
-                    self._ranges[number] = rest
-                    splits, self._splits = self._splits, []
+                    self._set_range(number, KeyRange(last, until, done=not more))
+                    changes, self._changes = self._changes, {}
                     self._read.add(number)
                     if not more:
                         self._active.remove(number)
-                    self._change.notify_all()
-                self._out.put(_Page(number, items, rest, splits))
+                    self._condition.notify_all()
+                self._out.put((items, changes))
+
+    def _set_range(self, number: int, of_range: KeyRange) -> None:
+        self._ranges[number] = self._changes[number] = of_range
 
 
 def midpoint(after: str, until: str | None) -> str | None:

@@ -1,17 +1,17 @@
-"""Real photos that come inside the dependencies, as folders of image files.
+"""Writes real photos that come inside the dependencies as folders of image files.
 
-    >>> from pipeline.samples import write_datasets
+    >>> from pipeline.sources import write_datasets
     >>> folders = write_datasets(Path("samples"))      # needs vdna-pipeline[demo], no network
     >>> folders["photos/darker"]
     PosixPath('samples/photos/darker')
 
 An image is a square crop, at its own resolution, of a picture that the installed scikit-image or
-scikit-learn carries; only files inside the two packages are read, nothing is downloaded.
+scikit-learn carries. Only files inside the two packages are read; nothing is downloaded.
 
 Each dataset is an independent sample, as error bars suppose: for every image a picture of the
-dataset's, a side and a place are drawn anew, from random numbers of the dataset's own. So
-`photos/other-crops` differs from `photos/original` by sampling alone; the other variants by their
-change, and by sampling.
+dataset, a side and a place are drawn anew, from random numbers of the dataset's own. So
+`photos/other-crops` differs from `photos/original` by sampling alone; the other variants differ by
+their change, and by sampling.
 
 `china.jpg` and `flower.jpg` are CC BY 2.0 (their README in scikit-learn names the authors).
 """
@@ -52,7 +52,7 @@ _MARKER = "samples.json"
 
 @dataclass(frozen=True)
 class _Picture:
-    """A file inside a package; `margin` pixels are cut from each side before cropping."""
+    """A file inside a package. `margin` pixels are cut from each side before cropping."""
 
     package: str
     file: str
@@ -83,7 +83,7 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """So many images, of equally likely pictures and sides; shorter where a picture is."""
+    """How to make a dataset; pictures and sides are equally likely."""
 
     pictures: tuple[_Picture, ...]
     images: int
@@ -125,11 +125,18 @@ _RECIPES: dict[str, _Recipe] = {
 
 
 def write_datasets(folder: Path, *, seed: int = 0) -> dict[str, Path]:
-    """Write each dataset as a folder of JPEG or PNG files; returns name -> its folder.
+    """Writes each dataset as a folder of JPEG or PNG files. Nothing is ever deleted.
 
-    Same seed, same crops; same Pillow, same bytes. Datasets that are there already are left as they
-    are, untouched. `UsageError` where the packages are missing, or `folder` holds anything else
-    under a dataset's name: nothing is ever deleted. `StorageError` where the disk refuses.
+    Args:
+        folder: Where the datasets go. Datasets that are there already are left as they are.
+        seed: Decides the crops. With the same Pillow the files have the same bytes, too.
+
+    Returns:
+        The folder of each dataset, by its name.
+
+    Raises:
+        UsageError: A package is missing, or other files lie under the name of a dataset.
+        StorageError: The disk refuses.
     """
     folders = {name: folder / name for name in DATASETS}
     marker = folder / _MARKER
@@ -153,7 +160,7 @@ def _marker_text(counts: dict[str, int], seed: int) -> str:
 
 
 def _listing(folder: Path) -> set[str]:
-    """Names in a folder, but for hidden files, which desktops add."""
+    """Returns the names in a folder, without hidden files, which desktops add."""
     if not folder.is_dir():
         return set()
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -183,7 +190,11 @@ def _write(marker: Path, folders: dict[str, Path], seed: int) -> None:
 
 
 def _crops(name: str, seed: int) -> Iterator[tuple[str, Image.Image]]:
-    """File name and pixels of each image; the name says picture, side, and left and upper edge."""
+    """Draws the images of a dataset.
+
+    Yields:
+        The file's name (picture, side, left and upper edge) and the pixels of each image.
+    """
     recipe = _RECIPES[name]
     rng = random.Random(f"{seed}/{name}")  # of its own: no other dataset's draws change these
     sources = {picture.name: recipe.change(picture.open()) for picture in recipe.pictures}

@@ -141,7 +141,14 @@ class _Planner:
         self._has_previous = False
 
     def load_listing(self, limit: int | None) -> None:
-        """Fills the table `listing`."""
+        """Fills the table `listing`.
+
+        Args:
+            limit: Takes only this many candidates.
+
+        Raises:
+            SourceError: There are no candidates, or one is listed with two groups or labels.
+        """
         parts = [part.replace("'", "''") for part in self._listing.parts]
         if not parts:
             raise SourceError("there is no image to plan for")
@@ -176,7 +183,11 @@ class _Planner:
         self._size = self._shard_images or default_shard_images(candidates)
 
     def _refuse_conflicts(self) -> None:
-        """Raises `SourceError` if a candidate is listed with two groups or two labels."""
+        """Checks that no candidate is listed with two groups or two labels.
+
+        Raises:
+            SourceError: One is.
+        """
         labels = zip(self._columns[len(ENTRY_COLUMNS) :], self._listing.labels, strict=True)
         for name, printed in (("group", "group"), *labels):
             column = f"coalesce({quoted(name)}, '')"
@@ -213,7 +224,11 @@ class _Planner:
             self._db.execute("create view fresh as select * from listing")
 
     def write(self, file: Any) -> Manifest:
-        """Writes the kept shards in their order, then the new ones fold by fold."""
+        """Writes the kept shards in their order, then the new ones fold by fold.
+
+        Returns:
+            The manifest.
+        """
         names = [*ENTRY_COLUMNS, *self._listing.labels]
         sizes = FoldSizes()
         files = [FoldFile(os.path.join(self._folder, f"{fold}.arrow")) for fold in range(FOLDS)]
@@ -236,7 +251,11 @@ class _Planner:
         return writer.manifest(mmap(file.fileno(), 0, access=ACCESS_READ))
 
     def _kept_shards(self) -> Iterator[tuple[int, pa.Table]]:
-        """Yields the fold and the remaining members of each shard of the previous plan."""
+        """Finds the shards of the previous plan that still have members.
+
+        Yields:
+            Each shard's fold and remaining members.
+        """
         if not self._has_previous:
             return
         columns = ", ".join(f"l.{quoted(name)}" for name in self._columns)
@@ -315,7 +334,11 @@ class _Planner:
         return self._size if even > self._size - SHARD_MULTIPLE else even
 
     def _new_shards(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-        """Cuts the rows of a fold into shards of one value each; the last one is smaller."""
+        """Cuts the rows of a fold into shards of one value each.
+
+        Yields:
+            The members of each shard; the last one of a value is smaller.
+        """
         for _, of_value in groupby(self._by_value(batches), self._value_of):
             held: list[pa.RecordBatch] = []
             for batch in of_value:
@@ -328,7 +351,11 @@ class _Planner:
                 yield _sorted(pa.Table.from_batches(held))
 
     def _by_value(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Sorts the rows of a fold by value, and yields batches of one value each."""
+        """Sorts the rows of a fold by value.
+
+        Yields:
+            Batches of one value each.
+        """
         if self._by is None:
             yield from batches
             return
@@ -359,7 +386,11 @@ class _Planner:
 
 
 def _cut_at_changes(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[pa.RecordBatch]:
-    """Cuts batches so that each piece has one value in a column."""
+    """Cuts batches where the value of a column changes.
+
+    Yields:
+        Pieces of one value each.
+    """
     for batch in batches:
         values = batch[column]
         changes = pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
@@ -373,7 +404,7 @@ def _sorted(table: pa.Table) -> pa.Table:
 
 
 def _rows_of(manifest: Manifest) -> pa.RecordBatchReader:
-    """Reads a plan for the database; `place` is a member's number in its shard."""
+    """Returns a plan's rows for the database; `place` is a member's number in its shard."""
     names = ("uri", "member", "group", "shard", "fold")
     schema = pa.schema([SCHEMA.field(name) for name in names])
 

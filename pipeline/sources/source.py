@@ -199,7 +199,11 @@ class _SourceLister:
             self._say()
 
     def listing(self) -> Listing:
-        """Returns the listing of everything that was found."""
+        """Returns the listing of everything that was found.
+
+        Raises:
+            SourceError: Nothing was found.
+        """
         found = self._candidates.listing(self._source)
         if not self._candidates.total:
             raise SourceError(
@@ -235,7 +239,11 @@ class _SourceLister:
     def _add_archive(
         self, item: Stored, member: str, group: str | None, labels: Sequence[str | None]
     ) -> None:
-        """Notes an archive, or one member of it that a table names."""
+        """Notes an archive, or one member of it that a table names.
+
+        Raises:
+            SourceError: It was named before with another group or label.
+        """
         members = self._archives.setdefault(item.uri, _NamedArchive(item, {})).members
         described = (group, tuple(labels))
         if member in members:
@@ -248,7 +256,11 @@ class _SourceLister:
         members[member] = described
 
     def _add_members(self, archive: _NamedArchive, index: ArchiveIndex | None) -> None:
-        """Adds those members of an archive that are named and selected."""
+        """Adds those members of an archive that are named and selected.
+
+        Raises:
+            SourceError: A member that is named does not exist.
+        """
         item, path = archive.item, self._relative(archive.item.uri)
         if index is None:  # a table without images
             self._candidates.ignored[splitext(item.uri)[1].lower()] += 1

@@ -44,6 +44,9 @@ class ArchiveFile:
         Args:
             length: How many bytes; negative or None for all that is left.
 
+        Returns:
+            The bytes; fewer only at the end of the file.
+
         Raises:
             SourceError: The file became shorter.
         """
@@ -61,7 +64,18 @@ class ArchiveFile:
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves the position, as files do, and returns it."""
+        """Moves the position, as `io.IOBase.seek` does.
+
+        Args:
+            offset: The new position, relative to `whence`.
+            whence: `io.SEEK_SET`, `io.SEEK_CUR` or `io.SEEK_END`.
+
+        Returns:
+            The new position.
+
+        Raises:
+            OSError: It lies before the start of the file.
+        """
         at = offset + (0, self._at, self.size)[whence]
         if at < 0:
             raise OSError(f"position {at} of a file")
@@ -106,14 +120,18 @@ def archive_defects(file: ArchiveFile) -> Iterator[None]:
     Args:
         file: The archive that the library reads.
 
+    Yields:
+        Nothing; the library is to be called in the block.
+
     Raises:
         BadImage: The archive is damaged or not supported.
+        Exception: What storage raised, as it was.
     """
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:  # readers of archives raise nearly anything on hostile bytes
+        if isinstance(error, MemoryError):  # says nothing of the archive
+            raise
         if file.error is not None:
             raise file.error from None
         if isinstance(error, VdnaError):

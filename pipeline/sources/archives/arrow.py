@@ -56,9 +56,15 @@ def index_arrow(file: ArchiveFile, builder: IndexBuilder, named: str | None) -> 
 
 
 def _messages(file: ArchiveFile) -> Iterator[tuple[int, bytes, int, int]]:
-    """Yields each message's offset, its metadata, its type, and where in these its header is.
+    """Walks the messages of a file or stream.
 
     See https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format.
+
+    Yields:
+        The offset of each message, its metadata, its type, and where its header is in the metadata.
+
+    Raises:
+        BadImage: The file is damaged.
     """
     magic = b"ARROW1"
     at, end = 0, file.size
@@ -103,7 +109,7 @@ def _field(data: bytes, table: int, number: int) -> int:
 
 
 def _schema(file: ArchiveFile, at: int) -> pa.Schema:
-    """Reads the schema, with dictionaries replaced by their indices: their values do not matter."""
+    """Returns the schema, with dictionaries replaced by their indices, as values do not matter."""
     file.seek(at)
     schema = pa.ipc.read_schema(pa.ipc.read_message(file))
     return pa.schema(
@@ -130,7 +136,14 @@ def rows_of_arrow(file: ArchiveFile, entries: Sequence[Entry]) -> Contents:
 
 
 def _column(file: ArchiveFile, at: int, schema: pa.Schema, name: str) -> Iterator[pa.Array]:
-    """Reads a record batch, which can only be read whole, and yields one column."""
+    """Reads one column of a record batch, which can only be read whole.
+
+    Yields:
+        The column, as the only piece.
+
+    Raises:
+        BadImage: The batch is too large.
+    """
     file.seek(at)
     message = pa.ipc.read_message(file)
     size = _unpacked_bytes(message)

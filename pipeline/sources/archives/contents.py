@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pipeline import storage
 from pipeline.errors import BadImage, CorruptFile, SourceError
-from pipeline.sources.archives.archive_file import archive_defects, open_archive
+from pipeline.sources.archives.archive_file import ArchiveFile, archive_defects, open_archive
 from pipeline.sources.archives.arrow import index_arrow
 from pipeline.sources.archives.index import INDEX_FORMAT, ArchiveIndex, IndexBuilder
 from pipeline.sources.archives.parquet import index_parquet
@@ -59,24 +59,36 @@ def index_archive(item: Stored, image_column: str | None = None) -> ArchiveIndex
     with open_archive(item.uri, item.identity) as file:
         try:
             with archive_defects(file):
-                if not file.size:
-                    raise BadImage("empty", "the archive has no bytes")
-                match archive_kind(item.uri):
-                    case "tar":
-                        index_tar(file, builder)
-                    case "zip":
-                        index_zip(file, builder)
-                    case "parquet":
-                        if not index_parquet(file, builder, image_column):
-                            return None
-                    case "arrow":
-                        if not index_arrow(file, builder, image_column):
-                            return None
-                    case _:
-                        raise BadImage("unsupported", "not the name of an archive")
+                if not _add_members(file, builder, image_column):
+                    return None
         except BadImage as bad:
             builder.add_broken("", max(file.size, builder.end), bad)
     return builder.index()
+
+
+def _add_members(file: ArchiveFile, builder: IndexBuilder, image_column: str | None) -> bool:
+    """Lists an archive by its kind.
+
+    Returns:
+        False for a table without a column of images.
+
+    Raises:
+        BadImage: The archive is damaged.
+    """
+    if not file.size:
+        raise BadImage("empty", "the archive has no bytes")
+    match archive_kind(file.uri):
+        case "tar":
+            index_tar(file, builder)
+        case "zip":
+            index_zip(file, builder)
+        case "parquet":
+            return index_parquet(file, builder, image_column)
+        case "arrow":
+            return index_arrow(file, builder, image_column)
+        case _:
+            raise BadImage("unsupported", "not the name of an archive")
+    return True
 
 
 def encoded_index(

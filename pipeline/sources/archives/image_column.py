@@ -106,7 +106,7 @@ def column_contents(
                     left.popleft()
                 row += len(column)
                 if not left:
-                    return
+                    break
         bad = BadImage("truncated", "the table ends before this row")
     except BadImage as error:
         bad = error

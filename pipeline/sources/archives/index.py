@@ -69,6 +69,9 @@ class ArchiveIndex:
             data: The Parquet file.
             name: The file's name for error messages.
 
+        Returns:
+            The index.
+
         Raises:
             CorruptFile: The file is damaged, or has another format.
         """

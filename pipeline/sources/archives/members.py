@@ -60,7 +60,8 @@ class Members:
             return storage.read(entry.uri, entry.identity)
         kind = access_kind(entry)
         if kind == "broken":
-            raise broken_reason(entry.access)
+            bad = broken_reason(entry.access)
+            raise bad
         if kind in READERS:
             return self._pass_of[entry.uri].fetch(entry)
         if kind not in ("tar", "zip"):
@@ -78,7 +79,7 @@ class Members:
             each.close()
 
     def _begin(self, entry: Entry) -> Future[bytes]:
-        """Begins reading the entry's span, and the next ones, too."""
+        """Returns the reading of the entry's span, and begins that of the next ones, too."""
         at = self._span_of[entry.sort_key]
         with self._lock:
             first, *others = self._spans[at : at + SPANS_AHEAD]

@@ -46,7 +46,7 @@ class Span:
         self._reading: Future[bytes] | None = None
 
     def join(self, entry: Entry) -> bool:
-        """Adds a member if it follows closely enough, and returns whether it was added."""
+        """Returns whether a member follows closely enough; if so, it was added."""
         end = _end_of(entry)
         if (
             entry.uri != self._uri
@@ -65,7 +65,7 @@ class Span:
         return self._reading is None and len(self._left) == len(self.entries)
 
     def begin(self, pool: ThreadPoolExecutor) -> Future[bytes]:
-        """Starts reading in a thread of a pool, unless it has started, and returns the result."""
+        """Returns the bytes to come, which a thread of the pool reads once."""
         with self._lock:
             if self._reading is None:
                 length = self._end - self._start
@@ -110,7 +110,7 @@ class Span:
 
 
 def spans_of(entries: Iterable[Entry]) -> list[Span]:
-    """Groups members into spans.
+    """Returns members grouped into spans.
 
     Args:
         entries: Members of tars and zips, in the order of `Entry.sort_key`.

@@ -44,7 +44,11 @@ def index_tar(file: ArchiveFile, builder: IndexBuilder) -> None:
 
 
 def _list_members(stream: ForwardStream, access: str, builder: IndexBuilder) -> None:
-    """Reads the headers with `tarfile`, which takes a defect for the end; here it is told apart."""
+    """Reads the headers with `tarfile`, which takes a defect for the end; here it is told apart.
+
+    Raises:
+        BadImage: The archive is damaged.
+    """
     tar = tarfile.TarFile(fileobj=cast(Any, stream), encoding="utf-8", errors="surrogateescape")
     while (info := tar.next()) is not None:
         cast(Any, tar).members.clear()  # it keeps every member

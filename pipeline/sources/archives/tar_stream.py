@@ -60,7 +60,7 @@ class ForwardStream:
         return self._at
 
     def read(self, length: int) -> bytes:
-        """Reads a piece of a header.
+        """Returns the next piece of a header.
 
         Args:
             length: How many bytes.
@@ -77,7 +77,7 @@ class ForwardStream:
         return self.last
 
     def read_content(self, length: int) -> bytes:
-        """Reads up to `length` bytes that are no header."""
+        """Returns up to `length` bytes that are no header."""
         data = self._stream.read(length) if self._stream else self._file.read(length)
         self._at += len(data)
         return data
@@ -96,7 +96,7 @@ class ForwardStream:
         self.skip(position)
 
     def skip(self, position: int) -> bool:
-        """Moves forward as far as there is content, and returns whether `position` was reached."""
+        """Returns whether a position was reached, moving forward as far as there is content."""
         if self._stream is None:
             self._at = self._file.seek(min(position, self._file.size))
         while self._at < position and self.read_content(min(CHUNK_BYTES, position - self._at)):

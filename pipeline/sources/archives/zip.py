@@ -79,7 +79,7 @@ def _defect(info: zipfile.ZipInfo, end: int) -> BadImage | None:
 
 
 def unzip_member(entry: Entry, data: memoryview) -> bytes:
-    """Unpacks a member, and never more than the size that it states.
+    """Returns the bytes of a member, and never unpacks more than the size that it states.
 
     Args:
         entry: The member.
