@@ -130,7 +130,7 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
     written = time.perf_counter() - start
     nothing = {"load": 0.0, "compare": 0.0, "estimate": 0.0, "loads": 0, "pairs": 0}
     spent = dict(nothing)
-    real_load, real_distances, real_sums = tiles._Shelf._load, tiles.distances, tiles.fold_sums
+    real_load, real_distances, real_sums = tiles._Cache._load, tiles.distances, tiles.fold_sums
     real_estimates = tiles._estimates
     real_compute = tiles.compute
 
@@ -151,7 +151,7 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
         spent["pairs"] += tile.pairs
         return real_compute(tile)
 
-    tiles._Shelf._load = loading  # type: ignore[method-assign, assignment] - timed in its place
+    tiles._Cache._load = loading  # type: ignore[method-assign, assignment] - timed in its place
     tiles.distances = timed("compare", real_distances)
     tiles.fold_sums = timed("compare", real_sums)
     tiles._estimates = timed("estimate", real_estimates)

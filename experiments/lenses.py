@@ -297,17 +297,17 @@ def build(
 def lenses(sizes: Sequence[int], scored: int, work: Path, cache: Path) -> dict[str, Any]:
     from pipeline.catalogue import Catalogue
     from pipeline.events import ignore
-    from pipeline.explaining import Role, Seen
+    from pipeline.explaining import AttributeDistances, Role
 
     place = Catalogue(str(work / "catalogue"))
     began = time.perf_counter()
     commits = build(place, work, sizes, scored, corpora.corpus("photos", cache))
     names = list(ATTRIBUTES)
 
-    def seen(of: str, at: int) -> Seen:
+    def seen(of: str, at: int) -> AttributeDistances:
         sign = ":" if of == "apart" else "="
         pairs = [f"{of}/{name}{sign}{of}/{NONE}" for name in names]
-        return Seen.of(place, pairs, None, at, ignore)
+        return AttributeDistances.of(place, pairs, None, at, ignore)
 
     fresh = Fresh.of(place, names)
     result: dict[str, Any] = {
@@ -339,7 +339,7 @@ def lenses(sizes: Sequence[int], scored: int, work: Path, cache: Path) -> dict[s
                     "draw": of,
                     "kind": kind,
                     "images": size,
-                    "seen": int(fit.told.sum()),
+                    "seen": int(fit.detected.sum()),
                     **_summary(through[-1]),
                     "scored": [
                         {"images": images, **_summary(some)}

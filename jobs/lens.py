@@ -24,7 +24,7 @@ from jobs.shell import (
 if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue
     from pipeline.dna import Lens
-    from pipeline.explaining import Fitted, Score
+    from pipeline.explaining import FittedLens, Score
     from pipeline.storage import Stored
 
 lens = typer.Typer(
@@ -173,7 +173,7 @@ def _told(of: Lens) -> dict[str, Any]:
     }
 
 
-def _sentences(found: Fitted) -> list[str]:
+def _sentences(found: FittedLens) -> list[str]:
     lines = [_line(score) for score in found.scores]
     seen = {score.role for score in found.scores if score.seen}
     if all(score.role == "focus" for score in found.scores):

@@ -29,7 +29,7 @@ from jobs.shell import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.explaining import Placed, Ranking
+    from pipeline.explaining import RankedImage, Ranking
 
 
 @guarded
@@ -138,7 +138,7 @@ def summary(found: Ranking) -> dict[str, object]:
         "undefined": found.undefined,
         "nearest": [row_of(image, found) for image in found.nearest],
         "farthest": [row_of(image, found) for image in found.farthest],
-        "errors": [vars(image) for image in found.unplaced],
+        "errors": [vars(image) for image in found.unranked],
         "counted_shards": found.counted_shards,
         "ignored": dict(found.ignored),
         "duplicates": found.duplicates,
@@ -146,7 +146,7 @@ def summary(found: Ranking) -> dict[str, object]:
     }
 
 
-def row_of(image: Placed, found: Ranking) -> dict[str, Any]:
+def row_of(image: RankedImage, found: Ranking) -> dict[str, Any]:
     """The columns of the file."""
     from pipeline.explaining import column_of
 
@@ -171,8 +171,8 @@ def print_ranking(found: Ranking) -> None:
             distances = "".join(f"  {each:8.2f}" for each in (image.emd, *image.layers))
             print(f"{image.rank:>{wide},}{distances}  {image.name}")
     print(sentence(found))
-    for unplaced in found.unplaced:
-        print(f"  not ranked: {unplaced}")
+    for unranked in found.unranked:
+        print(f"  not ranked: {unranked}")
 
 
 def sentence(found: Ranking) -> str:

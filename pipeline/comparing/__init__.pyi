@@ -43,8 +43,8 @@ from .significance import CONFIDENCE as CONFIDENCE
 from .significance import FALSE_DISCOVERY_RATE as FALSE_DISCOVERY_RATE
 from .significance import LEAST_FOLDS as LEAST_FOLDS
 from .significance import adjusted as adjusted
-from .significance import differences as differences
-from .significance import differences_of as differences_of
+from .significance import curve_difference_gram as curve_difference_gram
+from .significance import difference_gram as difference_gram
 from .significance import estimate as estimate
 from .significance import false_discovery as false_discovery
 from .significance import flip_test as flip_test

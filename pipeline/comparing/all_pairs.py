@@ -1,9 +1,10 @@
-"""All pairs: the distances of a snapshot, by layer.
+"""Compares all pairs of datasets of a snapshot, by layer.
 
-    >>> compare(Catalogue("dnas"), ["a", "b"]).table.to_pandas()      # doctest: +SKIP
+    >>> compare(Catalogue("dnas"), ["a", "b"]).to_pandas()            # doctest: +SKIP
 
-A whole matrix is kept, and the next one takes from it the pairs of DNAs that have not changed. What
-is left to compute is cut into tiles, each a task that commits its numbers: see `pipeline.tiles`.
+A finished matrix is kept, and the next one takes from it the pairs of DNAs that have not changed.
+The pairs that are left are cut into tiles, each a task that commits its numbers; see
+`pipeline.comparing.tiles`.
 """
 
 from __future__ import annotations
@@ -38,16 +39,18 @@ from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper, SerialMapper
 
 ROUNDS = 3
-"""Times that tiles are spread, those again that are gone by then; the rest is computed here."""
+"""How often missing tiles are spread over workers, before the rest is computed here."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How pairs are computed; never what.
+    """How pairs are computed, but not what.
 
-    `open_engine`: opens the engine for so many values of pairs; by default this process, with all
-    its cores. An engine elsewhere gives each tile one thread.
-    `memory`: bytes for each process. `device`: of its torch (`cuda`), or the CPU.
+    Attributes:
+        open_engine: Opens what computes so many values of pairs.
+        memory: Bytes that each process may use.
+        device: Where EMDs are computed: `cpu`, or a CUDA device.
+        progress: Is told of each tile.
     """
 
     open_engine: Callable[[int], AbstractContextManager[Mapper]] = lambda values: nullcontext(
@@ -70,14 +73,32 @@ def compare(
     error_bars: bool = True,
     effort: Effort | None = None,
 ) -> Matrix:
-    """All pairs of the datasets named, or of a whole snapshot; kept where the store lets us write.
+    """Computes the distances of all pairs of datasets, by layer.
 
-    `fd`: the Fréchet distance of layers too, for datasets built with layer Gaussians: seconds a
-    pair for wide layers. `lens`: weighs the neurons. `error_bars`: what the folds say of a
-    distance, for some 30 times its arithmetic; through a lens with negative weights there are none.
-    Raises `NotFound` for unknown names, `SpecMismatch` naming the fields where one is known under
-    other specs only, `UsageError` for fewer than two, unknown layers, a lens on other neurons or
-    beside `fd`, and a device that is not there.
+    The matrix is kept in the catalogue if the store can be written, so that the same comparison
+    later only reads it.
+
+    Args:
+        catalogue: Where the datasets are.
+        names: The datasets to compare; none for the whole snapshot.
+        layers: The layers to compare; None for all of them, and their mean.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the spec; None for the one that the names share, or the default.
+        fd: Whether to compute the Fréchet distance of layers too, for datasets built with layer
+            Gaussians. It takes seconds a pair for wide layers.
+        lens: Weighs the neurons.
+        error_bars: Whether to compute estimates from the folds, for about 30 times the arithmetic.
+            Through a lens with negative weights there are none.
+        effort: How to compute; None for this process with all its cores.
+
+    Returns:
+        The matrix.
+
+    Raises:
+        NotFound: If a name is unknown.
+        SpecMismatch: If a dataset is only known under other specs; the message names the fields.
+        UsageError: For fewer than two datasets, an unknown layer, a lens on other neurons or beside
+            `fd`, and a device that is not there.
     """
     effort = effort or Effort()
     require_device(effort.device)
@@ -87,7 +108,7 @@ def compare(
 
 
 def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) -> Matrix:
-    # What is kept of all layers, one by one, has a choice of them, too.
+    # A matrix of all layers has those of any choice of layers, too.
     full = replace(job, layers=tuple(job.spec.layers), whole=True)
     kinds = [full] if job.whole else [job, full]
     uri = matrix_uri(catalogue, wanted, job)
@@ -107,7 +128,7 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
         grid.take(known if job.whole else slice_matrix(known, job), rows)
     old = [member for member in wanted.versions.items() if member[0] in rows]
     new = [member for member in wanted.versions.items() if member[0] not in rows]
-    if not new:  # nothing to keep: all of it is
+    if not new:  # all pairs are in a kept matrix already
         return grid.matrix()
     pairs = len(new) * (len(new) - 1) // 2 + len(new) * len(old)
     try:
@@ -115,7 +136,7 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
             threads = None if engine.in_process else 1
             job = replace(job, memory=effort.memory, threads=threads, device=effort.device)
             made = tiles.cut(job, old, new, engine.workers)
-            # What this process computes in the time of one tile is not worth an object.
+            # A comparison that is as short as one tile is not worth any objects.
             alone = engine.in_process and (len(made) < 2 or pairs * job.values <= TILE_WORK)
             if alone:
                 for tile in made:
@@ -123,7 +144,7 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
             else:
                 kept = _shared(grid, made, engine, effort.progress, finished)
     finally:
-        tiles.let_go()
+        tiles.clear_cache()
     matrix = grid.matrix() if kept is None else kept
     if kept is None and not keep_matrix(uri, matrix, effort.progress):
         return matrix  # the tiles stay, for the next time
@@ -139,10 +160,11 @@ def _shared(
     progress: Listener,
     finished: Callable[[], Matrix | None],
 ) -> Matrix | None:
-    """Fills the grid by way of committed tiles, which other comparisons of these DNAs share.
+    """Returns a matrix that another comparison finished, or fills the grid and returns None.
 
-    The first to finish removes them; the others return its matrix, instead of doing it all again.
-    Where there is none, what was removed is spread once more.
+    It works by way of committed tiles, which other comparisons of these DNAs share. The first
+    comparison to finish removes the tiles, and the others return its matrix. If there is no matrix,
+    tiles that were removed are computed once more.
     """
     for _ in range(ROUNDS):
         there = tiles.present(made[0].job.root)
@@ -175,14 +197,14 @@ class _Grid:
         return cls(wanted, job, {name: np.full(shape, np.nan) for name in job.columns})
 
     def take(self, known: Matrix, rows: Mapping[str, int]) -> None:
-        """Pairs of the datasets of these rows."""
+        """Copies the pairs of some datasets from a known matrix, where they have these rows."""
         mine, theirs = [self._place[name] for name in rows], list(rows.values())
         for name, values in self.columns.items():
             stacked = known.stacked(cast(Any, name))
             values[:, np.array(mine)[:, None], mine] = stacked[:, np.array(theirs)[:, None], theirs]
 
     def put(self, tile: Tile, block: tiles.Block) -> None:
-        """In its place, and the one opposite."""
+        """Puts a tile's numbers in their place, and in the place opposite the diagonal."""
         rows, others = ([self._place[name] for name, _ in side] for side in (tile.a, tile.b))
         for name, values in self.columns.items():
             values[np.ix_(range(self.job.planes), rows, others)] = block[name]
@@ -191,7 +213,7 @@ class _Grid:
                 values[np.ix_(range(self.job.planes), others, rows)] = opposite
 
     def fetch(self, tile: Tile) -> bool:
-        """Whether the tile was there, and is in its place."""
+        """Returns whether the tile was committed, and puts it in its place if so."""
         block = tiles.fetch(tile)
         if block is not None:
             self.put(tile, block)
@@ -202,6 +224,7 @@ class _Grid:
         return {name: row for row, name in enumerate(self.wanted.versions)}
 
     def matrix(self) -> Matrix:
+        """Returns the finished matrix, with q over its pairs."""
         job, columns = self.job, dict(self.columns)
         emd, nfd, fd = (columns.pop(name) for name in get_args(Measure))
         if job.error_bars:

@@ -272,7 +272,7 @@ def fd(a: DNA, b: DNA, *, layer: str | None = None, per_neuron: bool = False) ->
 
 
 def _distance(measure: Measure, each: Floats, dna: DNA, lens: Lens | None = None) -> Distance:
-    """Averages the neurons' distances over each layer of a DNA, and over all of it."""
+    """Returns the mean over a DNA's neurons, with those of each layer."""
     slices = {name: dna.slice_of(name) for name in dna.layers}
     if lens is None:
         layers = {name: float(each[at].mean()) for name, at in slices.items()}

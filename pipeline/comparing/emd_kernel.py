@@ -1,18 +1,18 @@
-"""The arithmetic of all pairs: cumulative distributions in fixed point, rows against rows.
+"""Computes the EMD of all pairs: cumulative distributions in fixed point, rows against rows.
 
     >>> pairwise_emd([a, b, c])[0, 1]                                   # doctest: +SKIP
     >>> curves = Curves.of([a, b]); distances(curves, curves, weights)  # doctest: +SKIP
 
 The Earth Mover's Distance of two histograms is the L1 distance of their cumulative distributions,
 and sum |x - y| = 2 sum max(x, y) - sum x - sum y. The last two sums are known once per row, so a
-pair costs one maximum and one addition a bin; in fixed point neither rounds. Sums of integers have
-no order: a distance is the same to the last bit in whatever block, tile, thread or device it is
-computed, as long as its weight is an integer.
+pair costs one maximum and one addition a bin. In fixed point neither of them rounds. Sums of
+integers have no order: a distance is the same to the last bit in whatever block, tile, thread or
+device it is computed, as long as its weight is an integer.
 
-Rounding to fixed point is all that is lost: a neuron's distance is within (bins - 1) x 2^-26 bins
-of the exact one, 1.5e-5 for a thousand bins, and so is any mean over neurons. That bound is
-absolute: of DNAs that are nearly the same, a hundredth of a bin apart or less, the distance may be
-off by more than a millionth of itself.
+Only the conversion to fixed point rounds: a neuron's distance is within (bins - 1) x 2^-26 bins of
+the exact one, 1.5e-5 for a thousand bins, and so is any mean over neurons. That bound is absolute:
+for DNAs that are nearly the same, a hundredth of a bin apart or less, the error may be more than a
+millionth of the distance.
 """
 
 from __future__ import annotations
@@ -40,41 +40,61 @@ from pipeline.spec import available_cpus
 T = TypeVar("T")
 
 ONE = 2**26
-"""A cumulative value of 1. Values are off by 2^-27 at most: less than float32's, up to there."""
+"""Fixed-point value of 1. Values are off by 2^-27 at most, which is less than float32's error."""
 
 HELD = 2**20
-"""Values that a thread makes at a time of DNAs in memory: 4 MB, which its caches hold."""
+"""Values that a thread makes at a time, for DNAs in memory: 4 MB, which its caches hold."""
 
 COUNTED = ("counts", "underflow", "overflow")
+"""Fields of a DNA that enter the EMD."""
 
 LANES = 16
-"""Values in a vector, as AVX-512 has it; elsewhere the compiler takes several smaller ones."""
+"""Values in a vector, as in AVX-512. On other processors several smaller ones are taken."""
 
 ROWS = 4
-"""Rows against as many at once: their 16 running sums fill half of the registers."""
+"""Rows that are compared with as many at once: their 16 sums fill half of the registers."""
 
 _SPAN = 63
-"""Vectors until a lane's 32 bits could overflow: 63 x 2^26 < 2^32."""
+"""Vectors that can be added before a lane's 32 bits overflow: 63 x 2^26 < 2^32."""
 
 Words = NDArray[np.uint32]
 
 
 def width_of(bins: int) -> int:
-    """Values of a row: the last cumulative value is 1 for all, and left out; whole vectors."""
+    """Computes the length of a row of curves.
+
+    The last cumulative value is 1 for all, and is left out.
+
+    Args:
+        bins: Bins of a histogram.
+
+    Returns:
+        The number of values, in whole vectors.
+    """
     return -(-(bins - 1) // LANES) * LANES
 
 
 def padded(rows: int) -> int:
+    """Rounds a number of rows up to what the kernel takes at a time.
+
+    Args:
+        rows: Number of rows.
+
+    Returns:
+        A multiple of `ROWS`.
+    """
     return -(-rows // ROWS) * ROWS
 
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Cumulative distributions of the same neurons, one row per DNA (or what else has counts).
+    """Cumulative distributions of the same neurons, one row per DNA (or whatever else has counts).
 
-    `values` (neurons, padded rows, width) uint32, `ONE` being 1; `sums` (neurons, padded rows)
-    int64, of each row; `undefined` (neurons, rows): no finite activation. `rows`: without padding,
-    whose content does not matter.
+    Attributes:
+        values: (neurons, padded rows, width) uint32, in which `ONE` stands for 1. The content of
+            padding does not matter.
+        sums: (neurons, padded rows) int64 sum of each row.
+        undefined: (neurons, rows) whether there is no finite activation.
     """
 
     values: Words
@@ -83,6 +103,16 @@ class Curves:
 
     @classmethod
     def empty(cls, neurons: int, rows: int, bins: int) -> Curves:
+        """Makes room for rows.
+
+        Args:
+            neurons: Number of neurons.
+            rows: Number of rows.
+            bins: Bins of a histogram.
+
+        Returns:
+            Curves to be filled.
+        """
         shape = (neurons, padded(rows), width_of(bins))
         values = np.empty(shape, np.uint32)
         values[:, rows:] = 0
@@ -91,7 +121,14 @@ class Curves:
 
     @classmethod
     def of(cls, dnas: Sequence[DNA]) -> Curves:
-        """One row a DNA, each filled by one thread; they have the same neurons."""
+        """Makes one row a DNA, each filled by one thread.
+
+        Args:
+            dnas: DNAs of the same neurons.
+
+        Returns:
+            Their curves.
+        """
         neurons, bins = dnas[0].counts.shape
         curves = cls.empty(neurons, len(dnas), bins)
 
@@ -105,14 +142,23 @@ class Curves:
 
     @property
     def rows(self) -> int:
+        """Number of rows without padding."""
         return int(self.undefined.shape[1])
 
     @property
     def nbytes(self) -> int:
+        """Size of all arrays in bytes."""
         return self.values.nbytes + self.sums.nbytes + self.undefined.nbytes
 
-    def undefined_in(self, neurons: Ints) -> NDArray[np.bool_]:
-        """(rows,) whether any of these neurons has no finite activation there."""
+    def any_undefined(self, neurons: Ints) -> NDArray[np.bool_]:
+        """Tells in which rows a neuron has no finite activation.
+
+        Args:
+            neurons: Numbers of the neurons to look at.
+
+        Returns:
+            (rows,) True if any of these neurons has none.
+        """
         return np.asarray(self.undefined[neurons].any(axis=0))
 
     def fill(
@@ -122,7 +168,14 @@ class Curves:
         underflow: Sequence[Ints],
         overflow: Sequence[Ints],
     ) -> None:
-        """Rows from `first` on: of counts (neurons, bins), and (neurons,) beyond their ends."""
+        """Writes rows from histograms.
+
+        Args:
+            first: Number of the first row.
+            counts: A (neurons, bins) histogram for each row.
+            underflow: (neurons,) activations below the first bin, for each row.
+            overflow: (neurons,) activations above the last bin, for each row.
+        """
         held = [np.ascontiguousarray(array, np.int64) for array in counts]
         at = np.array([array.ctypes.data for array in held], np.int64)
         below, above = np.array(underflow), np.array(overflow)
@@ -132,10 +185,16 @@ class Curves:
 
 
 def pairwise_emd(dnas: Sequence[DNA], lens: Lens | None = None) -> Floats:
-    """(D, D) float64: `emd` of every pair of DNAs in memory, in bins: the mean over their neurons.
+    """Computes the EMD of every pair of DNAs in memory, as `emd` does.
 
-    `lens`: weighs them. Curves are made of so few neurons at a time that caches hold them. Raises
-    as `emd` does.
+    Curves are made of so few neurons at a time that caches hold them. Raises as `emd` does.
+
+    Args:
+        dnas: DNAs under one spec.
+        lens: Weighs the neurons.
+
+    Returns:
+        (D, D) float64 means over neurons, in bins.
     """
     if not dnas:
         return np.empty((0, 0))
@@ -157,7 +216,7 @@ def pairwise_emd(dnas: Sequence[DNA], lens: Lens | None = None) -> Floats:
             curves.fill(0, *([getattr(dna, name)[rows] for dna in dnas] for name in COUNTED))
             x, sums, at = curves.values, curves.sums, np.arange(len(some))
             _distances(at, x, sums, x, sums, weights[some], True, total)
-            undefined |= curves.undefined_in(at)
+            undefined |= curves.any_undefined(at)
         return total, undefined
 
     parts = _in_parts(part, np.flatnonzero(weights), padded(size) ** 2)
@@ -170,10 +229,22 @@ def pairwise_emd(dnas: Sequence[DNA], lens: Lens | None = None) -> Floats:
 def distances(
     a: Curves, b: Curves, weights: Floats, *, threads: int | None = None, device: str = "cpu"
 ) -> Floats:
-    """(a.rows, b.rows) float64: Earth Mover's Distances in bins, summed with `weights` (neurons,).
+    """Computes weighted sums over neurons of the EMD of rows.
 
-    Of curves with themselves (`a is b`) half of the pairs are computed. `threads`: all cores where
-    none are given. `device`: the CPU's kernel, or torch on that device.
+    If `a is b`, half of the pairs are computed.
+
+    Args:
+        a: Curves of A rows.
+        b: Curves of B rows, of the same neurons and bins.
+        weights: (neurons,) weights.
+        threads: Threads to use; None for all cores.
+        device: The CPU's own kernel, or torch on a CUDA device.
+
+    Returns:
+        (A, B) float64 sums, in bins; NaN if a weighed neuron has no finite activation.
+
+    Raises:
+        UsageError: If the shapes do not fit.
     """
     if a.values.shape[0::2] != b.values.shape[0::2] or len(weights) != len(a.values):
         raise UsageError(
@@ -192,17 +263,18 @@ def distances(
         sums = np.sum(_in_parts(part, used, shape[0] * shape[1], threads), axis=0)
     else:
         sums = _on_device(a, b, used, weights, device)
-    return _whole(sums, a.undefined_in(used), b.undefined_in(used), upper=a is b)
+    return _whole(sums, a.any_undefined(used), b.any_undefined(used), upper=a is b)
 
 
 def _in_parts(
     work: Callable[[Ints], T], used: Ints, results: int, threads: int | None = None
 ) -> list[T]:
-    """`work` on shares of the neurons, in their order, by threads that take the next as they end.
+    """Returns the results of `work` on shares of the neurons, in their order.
 
-    The shares are the same whatever the threads, so that sums with float weights repeat. Threads
-    of our own, since those of a parallel loop wait spinning for each other, on a busy machine for
-    longer than they work. `results`: numbers of each part, whose memory is bounded.
+    Threads take the next share as they end. The shares are the same whatever the number of threads,
+    so that sums with float weights repeat. The threads are our own, since those of a parallel loop
+    wait spinning for each other, on a busy machine for longer than they work. `results` is the size
+    of each result, whose memory is bounded.
     """
     parts = max(1, min(len(used), 32, max(8, 2**25 // results)))
     shares = np.array_split(used, parts)
@@ -213,7 +285,7 @@ def _in_parts(
 def _whole(
     sums: Floats, above: NDArray[np.bool_], beside: NDArray[np.bool_], *, upper: bool
 ) -> Floats:
-    """The kernel's blocks -> without padding, both triangles, NaN in undefined rows and columns."""
+    """Returns the kernel's sums without padding, in both triangles, with NaN if undefined."""
     sums = sums[: len(above), : len(beside)]
     sums = np.triu(sums) + np.triu(sums, 1).T if upper else sums.copy()
     sums[above, :] = np.nan
@@ -222,9 +294,9 @@ def _whole(
 
 
 def _on_device(a: Curves, b: Curves, used: Ints, weights: Floats, device: str) -> Floats:
-    """The same integers by torch, a row of `a` at a time.
+    """Returns the same integers as the kernel, by torch, a row of `a` at a time.
 
-    Tested on the CPU, with which it agrees to the last bit; no GPU has run it yet.
+    It is tested on the CPU, where it agrees to the last bit; no GPU has run it yet.
     """
     import torch
 
@@ -243,11 +315,18 @@ def _on_device(a: Curves, b: Curves, used: Ints, weights: Floats, device: str) -
 
 
 DEVICE_BYTES = 2**28
-"""Of differences at a time on a device."""
+"""Bytes of differences at a time on a device."""
 
 
 def require_device(device: str) -> None:
-    """Raises `UsageError` unless it is the CPU, or a CUDA device that torch has here."""
+    """Checks that a device can be used.
+
+    Args:
+        device: `cpu`, `cuda`, or one of several: `cuda:1`.
+
+    Raises:
+        UsageError: Unless it is the CPU, or a CUDA device that torch has here.
+    """
     if device == "cpu":
         return
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
@@ -264,7 +343,7 @@ def require_device(device: str) -> None:
 
 
 def _to_pointer(context: Any, address: Any) -> Any:
-    """int64* at an address: numba takes no list of arrays."""
+    """Returns code that makes an int64 pointer of an address; numba takes no list of arrays."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -278,10 +357,11 @@ pointer: Any = intrinsic(_to_pointer)
 def _add_maxima(
     context: Any, a: Any, i: Any, b: Any, j: Any, start: Any, stop: Any, out: Any
 ) -> Any:
-    """Adds to out[4 r + c] the sums over vectors `start` to `stop` of max(a[i + r], b[j + c]).
+    """Returns code that adds maxima: to out[4 r + c] the sum of max(a[i + r], b[j + c]).
 
-    `a`, `b` (rows, width) uint32 and `out` (16,) int64, contiguous; at most `_SPAN` vectors. In
-    LLVM's own words, since numba widens every sum of 32-bit integers to 64.
+    The sum is over vectors `start` to `stop`, `_SPAN` at most. `a` and `b` are (rows, width) uint32
+    and `out` is (16,) int64, all contiguous. It is written in LLVM's own terms, since numba widens
+    every sum of 32-bit integers to 64 bits.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -341,9 +421,10 @@ _maxima: Any = intrinsic(_add_maxima)
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def _accumulate(counts: Ints, below: int, above: int, running: Ints, out: Words) -> tuple[int, int]:
-    """counts (bins,) -> out (width,); its sum, and all activations. Exact until the end.
+    """Returns the sum of a curve and the number of activations, and writes the curve.
 
-    Underflow belongs to the first bin; overflow, to the last, whose cumulative value is 1.
+    counts (bins,) become out (width,); sums are exact until the end. Underflow belongs to the first
+    bin, and overflow to the last, whose cumulative value is 1.
     """
     last = len(counts) - 1
     for k in range(last):
@@ -363,7 +444,7 @@ def _accumulate(counts: Ints, below: int, above: int, running: Ints, out: Words)
 def _add(
     a: Words, a_sums: Ints, b: Words, b_sums: Ints, scale: float, upper: bool, to: Floats
 ) -> None:
-    """One neuron's distances of a (A, width) from b (B, width), times `scale`, to (A, B)."""
+    """Adds one neuron's distances of a (A, width) from b (B, width), times `scale`, to (A, B)."""
     vectors = a.shape[1] // LANES
     greater = np.zeros(ROWS * ROWS, np.int64)
     for i in range(0, a.shape[0], ROWS):
@@ -390,7 +471,11 @@ def _fill(
     sums: Ints,
     undefined: NDArray[np.bool_],
 ) -> None:
-    """counts: addresses (rows,) of int64 of that shape; the flows (rows, neurons)."""
+    """Writes rows of curves.
+
+    `counts` holds the addresses (rows,) of int64 arrays of that shape; the flows are (rows,
+    neurons).
+    """
     running = np.zeros(shape[1], np.int64)
     for n in range(len(counts)):
         table = carray(pointer(counts[n]), shape)
@@ -417,9 +502,10 @@ def _distances(
     upper: bool,
     total: Floats,
 ) -> None:
-    """a (neurons, A, width), b (neurons, B, width), A and B multiples of `ROWS`, to (A, B).
+    """Adds distances of a (neurons, A, width) from b (neurons, B, width) to `total` (A, B).
 
-    `upper`: that triangle only, and what of the lower one shares its blocks.
+    A and B are multiples of `ROWS`. With `upper` only the upper triangle is computed, and what of
+    the lower one shares its blocks.
     """
     for at in used:
         scale = weights[at] / ONE

@@ -1,11 +1,12 @@
-"""What the folds of two DNAs say of their distance: raw sums, additive over neurons and layers.
+"""Computes what the folds of two DNAs say of their distance: sums over neurons and layers.
 
     >>> a, b = (FoldCurves.of([whole], [folds]) for whole, folds in ...)        # doctest: +SKIP
     >>> fold_sums(a, b, weights).theta                                          # doctest: +SKIP
 
-Each side with one fold left out, against the other side whole, for the jackknife; the halves of
-each DNA against each other, for the floor; and the inner products of all folds' cumulative
-distributions, from which any relabelling of the folds can be judged without another look at them.
+There are three kinds of sums. Each side with one fold left out, against the other side whole,
+serves the jackknife. The halves of each DNA against each other serve the floor. The inner products
+of all folds' cumulative distributions serve the test: from them any relabelling of the folds can be
+judged without another look at the folds.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 
 from pipeline.comparing.emd_kernel import ONE, Curves, Words, distances, pointer
 from pipeline.comparing.significance import (
-    differences,
-    differences_of,
+    curve_difference_gram,
+    difference_gram,
     estimate,
     flip_test,
     floor,
@@ -33,28 +34,37 @@ from pipeline.comparing.significance import (
 from pipeline.dna import DNA, Floats, Ints
 
 FOLDS = 16
+"""Most folds that a DNA has."""
 
 SPLITS = FOLDS - 1
+"""Balanced ways to cut that many folds in halves; see `significance.splits`."""
 
 GRID = 128
-"""Points of a cumulative distribution that enter an inner product, at most."""
+"""Most points of a cumulative distribution that enter an inner product."""
 
 FEW_NEURONS = 256
-"""Whose inner products are in float64."""
+"""Up to so many neurons, inner products are computed in float64."""
 
 
 @dataclass(frozen=True, eq=False)
 class FoldSums:
-    """Of DNAs A against DNAs B, in P planes; all float64 but the images, in bins.
+    """Sums over neurons for A DNAs against B DNAs, in P planes (layers, and their mean).
 
-    `theta` (P, A, B): the distance. `drop_a`, `drop_b` (P, A, B, 16): the distance without that
-    fold of a, or of b. `half_a` (P, A, 15), `half_b` (P, B, 15): the distance between the halves
-    of a DNA, in each of its most balanced splits. `gram_aa` (P, A, 16, 16), `gram_bb`
-    (P, B, 16, 16), `gram_ab` (P, A, B, 16, 16): inner products of the folds' cumulative
-    distributions, as sums over bins. `images_a` (A, 16), `images_b` (B, 16) int64.
+    All are float64 and in bins, except the images. NaN stands for folds that a DNA does not have,
+    and for everything but `theta` if a DNA has fewer than two folds, or a neuron without a finite
+    activation in a fold.
 
-    NaN stands for folds that a DNA has not, and for everything but `theta` where it has fewer than
-    two, or a neuron without a finite activation in a fold.
+    Attributes:
+        theta: (P, A, B) distances.
+        drop_a: (P, A, B, 16) distances without each fold of a.
+        drop_b: (P, A, B, 16) distances without each fold of b.
+        half_a: (P, A, 15) distances between the halves of a DNA, for each of its balanced splits.
+        half_b: (P, B, 15) the same of b.
+        gram_aa: (P, A, 16, 16) inner products of the folds' cumulative distributions.
+        gram_bb: (P, B, 16, 16) the same of b.
+        gram_ab: (P, A, B, 16, 16) inner products of a's folds with b's.
+        images_a: (A, 16) int64 images of each fold of a.
+        images_b: (B, 16) int64 images of each fold of b.
     """
 
     theta: Floats
@@ -70,9 +80,16 @@ class FoldSums:
 
     @classmethod
     def stack(cls, layers: Sequence[FoldSums], totals: Sequence[float], *, whole: bool) -> FoldSums:
-        """Sums of single planes -> means; with `whole`, the mean over all of them as the last.
+        """Divides the sums of single planes by their weights.
 
-        `totals`: the weights that each plane's sums are divided by; NaN unless above 0.
+        Args:
+            layers: Sums of one plane each.
+            totals: The weight that each plane's sums are divided by. The result is NaN unless it is
+                above 0.
+            whole: Whether to add the mean over all planes as the last.
+
+        Returns:
+            The means, in one plane a layer.
         """
         scales = np.array([*totals, *([sum(totals)] if whole else [])])
         stacked: dict[str, Any] = {}
@@ -89,7 +106,15 @@ class FoldSums:
 
     @classmethod
     def empty(cls, a: int, b: int) -> FoldSums:
-        """Of one plane, all unknown."""
+        """Makes sums of one plane in which all is unknown.
+
+        Args:
+            a: Number of DNAs A.
+            b: Number of DNAs B.
+
+        Returns:
+            Arrays of NaN, and of no images.
+        """
 
         def unknown(*shape: int) -> Floats:
             return np.full((1, *shape), np.nan)
@@ -108,13 +133,27 @@ class FoldSums:
         )
 
     def fill(self, a: slice, b: slice, part: FoldSums) -> None:
-        """Put in what is known of some of the DNAs on either side."""
+        """Writes the sums of some of the DNAs into their place.
+
+        Args:
+            a: Which DNAs of side a.
+            b: Which DNAs of side b.
+            part: Their sums.
+        """
         here = self.select(a, b)
         for field in fields(self):
             getattr(here, field.name)[...] = getattr(part, field.name)
 
     def select(self, a: slice, b: slice) -> FoldSums:
-        """Of some of the DNAs on either side."""
+        """Takes some of the DNAs of either side.
+
+        Args:
+            a: Which DNAs of side a.
+            b: Which DNAs of side b.
+
+        Returns:
+            Views of their sums.
+        """
         return FoldSums(
             self.theta[:, a, b],
             self.drop_a[:, a, b],
@@ -131,19 +170,24 @@ class FoldSums:
 
 @dataclass(frozen=True, eq=False)
 class FoldCurves:
-    """D DNAs of one layer, whole and by folds; C neurons.
+    """Cumulative distributions of D DNAs in one layer of C neurons, whole and by folds.
 
-    `whole`: D rows. `dropped`: 16 D rows, each DNA without each fold. `marks` (D, 16, C, G)
-    float32: what the folds' cumulative distributions are above the whole one's, on the grid;
-    `level` (D, C, G) float64: the whole one's. `halves` (C, D, 15) float64: distances between
-    halves. `images` (D, 16), 0 for folds that there are not. `unknown` (C, D): neurons without a
-    finite activation in some fold; `without` (D,): DNAs of fewer than two folds.
+    Attributes:
+        whole: Curves of D rows.
+        dropped: Curves of 16 D rows: each DNA without each fold.
+        offsets: (D, 16, C, G) float32: by how much the folds' cumulative distributions lie above
+            the whole one's, at the points of `grid`.
+        whole_curve: (D, C, G) float64: the whole cumulative distribution at these points.
+        halves: (C, D, 15) float64 distances between halves.
+        images: (D, 16) int64 images of each fold; 0 for folds that a DNA does not have.
+        unknown: (C, D) whether the neuron has no finite activation in some fold.
+        bins: Bins of a histogram.
     """
 
     whole: Curves
     dropped: Curves
-    marks: NDArray[np.float32]
-    level: Floats
+    offsets: NDArray[np.float32]
+    whole_curve: Floats
     halves: Floats
     images: Ints
     unknown: NDArray[np.bool_]
@@ -151,16 +195,28 @@ class FoldCurves:
 
     @property
     def nbytes(self) -> int:
+        """Size of all arrays in bytes."""
         return sum(
             getattr(self, field.name).nbytes for field in fields(self) if field.name != "bins"
         )
 
     @property
-    def without(self) -> NDArray[np.bool_]:
+    def lacks_folds(self) -> NDArray[np.bool_]:
+        """(D,) whether a DNA has fewer than two folds."""
         return np.asarray((self.images > 0).sum(axis=1) < 2)
 
     @classmethod
     def empty(cls, neurons: int, size: int, bins: int) -> FoldCurves:
+        """Makes room for some DNAs.
+
+        Args:
+            neurons: Neurons of the layer.
+            size: Number of DNAs.
+            bins: Bins of a histogram.
+
+        Returns:
+            Curves to be filled.
+        """
         points = len(grid(bins))
         return cls(
             Curves.empty(neurons, size, bins),
@@ -175,6 +231,15 @@ class FoldCurves:
 
     @classmethod
     def of(cls, dnas: Sequence[DNA], folds: Sequence[Mapping[int, DNA]]) -> FoldCurves:
+        """Makes the curves of some DNAs.
+
+        Args:
+            dnas: DNAs of the same layer.
+            folds: The folds of each DNA, by number; none if it has none.
+
+        Returns:
+            The curves, in the order of the DNAs.
+        """
         neurons, bins = dnas[0].counts.shape
         curves = cls.empty(neurons, len(dnas), bins)
         for slot, (dna, parts) in enumerate(zip(dnas, folds, strict=True)):
@@ -182,7 +247,14 @@ class FoldCurves:
         return curves
 
     def fill(self, slot: int, dna: DNA, folds: Mapping[int, DNA]) -> None:
-        """One DNA's place: its folds with images, in order, 16 at most; they sum to it."""
+        """Writes the curves of one DNA into their place.
+
+        Args:
+            slot: Position of the DNA.
+            dna: The DNA.
+            folds: Its folds by number, 16 at most. They sum to the DNA; those without images are
+                left out.
+        """
         self.whole.fill(slot, [dna.counts], [dna.underflow], [dna.overflow])
         parts = [part for _, part in sorted(folds.items()) if part.images]
         self.images[slot, : len(parts)] = [part.images for part in parts]
@@ -202,15 +274,22 @@ class FoldCurves:
             self.dropped.values,
             self.dropped.sums,
             slot,
-            self.marks[slot],
-            self.level[slot],
+            self.offsets[slot],
+            self.whole_curve[slot],
             self.halves,
             self.unknown,
         )
 
 
 def grid(bins: int) -> Ints:
-    """The bins at whose ends the inner products look: every eighth of a thousand."""
+    """Chooses the bins at whose ends cumulative distributions enter inner products.
+
+    Args:
+        bins: Bins of a histogram.
+
+    Returns:
+        (G,) numbers of bins: every eighth of a thousand.
+    """
     step = -(-bins // GRID)
     return np.arange(step - 1, bins - 1, step)
 
@@ -223,9 +302,19 @@ def fold_sums(
     threads: int | None = None,
     device: str = "cpu",
 ) -> FoldSums:
-    """Of one layer, in a plane of its own: sums over neurons with `weights` (C,), undivided.
+    """Computes the sums of one layer for all DNAs of a against all of b.
 
-    34 evaluations a pair; of DNAs with themselves (`a is b`), half as many.
+    It takes 34 evaluations a pair, and half as many if `a` is `b`.
+
+    Args:
+        a: DNAs on one side.
+        b: DNAs on the other side.
+        weights: (C,) weights of the neurons.
+        threads: Threads to use; None for all cores.
+        device: The CPU, or a device of torch.
+
+    Returns:
+        Weighted sums over neurons, undivided, in a single plane.
     """
     used = np.flatnonzero(weights)
 
@@ -257,13 +346,21 @@ def fold_sums(
 
 
 PAIR_ESTIMATES = ("emd_corrected", "se", "low", "high", "floor", "p")
-"""What is known of a pair without the other pairs."""
+"""Estimates of a pair that do not depend on other pairs."""
 
 NEURON_COLUMNS = ("emd", "shift", *PAIR_ESTIMATES)
+"""What is known of a neuron's distance."""
 
 
 def estimates(sums: FoldSums) -> dict[str, Floats]:
-    """(P, A, B) of each; NaN where a DNA has fewer than two folds. Weights may not be negative."""
+    """Computes all estimates of pairs from their sums.
+
+    Args:
+        sums: Means over neurons whose weights are not negative.
+
+    Returns:
+        (P, A, B) of each of `PAIR_ESTIMATES`; NaN if a DNA has fewer than two folds.
+    """
     found = {name: np.full(sums.theta.shape, np.nan) for name in PAIR_ESTIMATES}
     folds_a, folds_b = ((images > 0).sum(axis=1) for images in (sums.images_a, sums.images_b))
     for k_a, k_b in product(np.unique(folds_a).tolist(), np.unique(folds_b).tolist()):
@@ -287,7 +384,7 @@ def estimates(sums: FoldSums) -> dict[str, Floats]:
             sums.half_b[:, None, b, : len(splits(k_b))],
             images_b,
         )
-        apart = differences(
+        apart = difference_gram(
             sums.gram_aa[:, a, None, :k_a, :k_a],
             sums.gram_bb[:, None, b, :k_b, :k_b],
             sums.gram_ab[here][..., :k_a, :k_b],
@@ -299,12 +396,17 @@ def estimates(sums: FoldSums) -> dict[str, Floats]:
 
 
 def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict[str, Floats]:
-    """(C,) of `NEURON_COLUMNS`: what `estimates` says of a pair, of each neuron alone.
+    """Computes the estimates of each neuron alone, for one pair of DNAs.
 
-    Of the first DNA of `a` against the first of `b`; NaN as there. `emd` is in bins, and `shift` is
-    how far the mean of b's activations lies above a's: as far as `emd` where one of the
-    distributions lies above the other everywhere. Without `test`, which takes most of the time,
-    `p` stays NaN.
+    Args:
+        a: Curves whose first DNA is taken.
+        b: Curves whose first DNA is taken.
+        test: Whether to test, which takes most of the time. Without it `p` is NaN.
+
+    Returns:
+        (C,) of each of `NEURON_COLUMNS`, in bins. `shift` is by how much the mean of b's
+        activations lies above a's; it is as large as `emd` if one distribution lies above the other
+        everywhere. Estimates are NaN if a DNA has fewer than two folds.
     """
     rows = [side.whole.values[:, 0].astype(np.int64) for side in (a, b)]
     shifted = rows[0] - rows[1]
@@ -321,7 +423,7 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict
         return np.stack(each, axis=1) / ONE
 
     def curves(side: FoldCurves, folds: int) -> Floats:
-        each = side.marks[0, :folds].astype(np.float64) + side.level[0]
+        each = side.offsets[0, :folds].astype(np.float64) + side.whole_curve[0]
         return np.asarray(each.transpose(1, 0, 2))
 
     images_a, images_b = a.images[:, :folds_a], b.images[:, :folds_b]
@@ -332,7 +434,7 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict
     halves = [side.halves[:, 0, : len(splits(k))] for side, k in ((a, folds_a), (b, folds_b))]
     found["floor"] = floor(halves[0], images_a, halves[1], images_b)
     if test:
-        apart = differences_of(curves(a, folds_a), curves(b, folds_b), images_a, images_b)
+        apart = curve_difference_gram(curves(a, folds_a), curves(b, folds_b), images_a, images_b)
         found["p"] = flip_test(apart)
     unknown = undefined | a.unknown[:, 0] | b.unknown[:, 0]
     for name in PAIR_ESTIMATES:
@@ -341,10 +443,16 @@ def neuron_estimates(a: FoldCurves, b: FoldCurves, *, test: bool = True) -> dict
 
 
 def paired_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
-    """(C,) `emd` and `se` of each neuron, of the same images with a change and without.
+    """Computes the distance of each neuron between the same images with a change and without.
 
-    Of the first DNA of `a` against the first of `b`, whose folds are of the same images: each is
-    left out on both sides. Two of them at least.
+    The folds of both DNAs have the same images. So each fold is left out on both sides at once.
+
+    Args:
+        a: Curves whose first DNA is taken, of two folds at least.
+        b: Curves whose first DNA is taken, of the same folds.
+
+    Returns:
+        (C,) `emd` and its standard error `se`, in bins.
     """
     folds = int((a.images[0] > 0).sum())
     sides = [(side.whole.values[:, 0], side.dropped.values[:, :folds]) for side in (a, b)]
@@ -358,10 +466,12 @@ def paired_estimates(a: FoldCurves, b: FoldCurves) -> dict[str, Floats]:
 
 
 def _unknown(side: FoldCurves, used: Ints) -> NDArray[np.bool_]:
-    return np.asarray(side.unknown[used].any(axis=0) | side.without)
+    """Returns (D,) whether a DNA's sums over these neurons are unknown."""
+    return np.asarray(side.unknown[used].any(axis=0) | side.lacks_folds)
 
 
 def _halves(side: FoldCurves, used: Ints, weights: Floats) -> Floats:
+    """Returns the (D, 15) weighted sums of the distances between halves."""
     sums = np.einsum("n,nds->ds", weights[used], side.halves[used])
     sums[_unknown(side, used)] = np.nan
     return cast(Floats, sums)
@@ -370,10 +480,11 @@ def _halves(side: FoldCurves, used: Ints, weights: Floats) -> Floats:
 def _grams(
     a: FoldCurves, b: FoldCurves, used: Ints, weights: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """From what the folds are above the whole in float32, and the whole in float64.
+    """Returns the inner products of all folds: a with a, b with b, and a with b.
 
-    So differences of folds keep their digits, which inner products of values near 1 would lose. Of
-    few neurons all is in float64: folds in which these hardly fire would differ by rounding.
+    The curve of a fold is the whole curve in float64 plus its offset in float32. So differences of
+    folds keep their digits, which inner products of values near 1 would lose. For few neurons all
+    is in float64: folds in which these hardly fire would differ by rounding.
     """
     bins_a_point = weights[used] * _step(a)
     size_a, size_b = len(a.images), len(b.images)
@@ -381,17 +492,19 @@ def _grams(
 
     kind: Any = np.float64 if len(used) <= FEW_NEURONS else np.float32
 
-    def marks(side: FoldCurves) -> NDArray[Any]:
-        seen = side.marks if len(used) == side.marks.shape[2] else side.marks[:, :, used]
+    def offsets(side: FoldCurves) -> NDArray[Any]:
+        seen = side.offsets if len(used) == side.offsets.shape[2] else side.offsets[:, :, used]
         return seen.astype(kind, copy=False).reshape(len(side.images) * FOLDS, -1)
 
-    def level(side: FoldCurves) -> Floats:
-        return side.level[:, used].reshape(len(side.images), -1)
+    def whole_curve(side: FoldCurves) -> Floats:
+        return side.whole_curve[:, used].reshape(len(side.images), -1)
 
-    scale = np.repeat(bins_a_point, a.marks.shape[3])
+    scale = np.repeat(bins_a_point, a.offsets.shape[3])
     by = scale[0] if even and len(scale) else scale
-    marks_a, level_a = marks(a), level(a)
-    marks_b, level_b = (marks_a, level_a) if a is b else (marks(b), level(b))
+    offsets_a, whole_curve_a = offsets(a), whole_curve(a)
+    offsets_b, whole_curve_b = (
+        (offsets_a, whole_curve_a) if a is b else (offsets(b), whole_curve(b))
+    )
 
     def inner(x: Any, y: Any) -> Floats:
         if not len(used):
@@ -400,23 +513,26 @@ def _grams(
             return np.asarray((x @ y.T) * by, np.float64)
         return np.asarray((x * by.astype(x.dtype)) @ y.T, np.float64)
 
-    levels = inner(np.concatenate([level_a, level_b]), np.concatenate([level_a, level_b]))
-    flat = np.concatenate([level_a, level_b]).astype(kind)
-    tilt_a = inner(marks_a, flat).reshape(size_a, FOLDS, -1)
-    tilt_b = tilt_a if a is b else inner(marks_b, flat).reshape(size_b, FOLDS, -1)
-    cross = inner(marks_a, marks_b).reshape(size_a, FOLDS, size_b, FOLDS).transpose(0, 2, 1, 3)
+    between_wholes = inner(
+        np.concatenate([whole_curve_a, whole_curve_b]),
+        np.concatenate([whole_curve_a, whole_curve_b]),
+    )
+    flat = np.concatenate([whole_curve_a, whole_curve_b]).astype(kind)
+    tilt_a = inner(offsets_a, flat).reshape(size_a, FOLDS, -1)
+    tilt_b = tilt_a if a is b else inner(offsets_b, flat).reshape(size_b, FOLDS, -1)
+    cross = inner(offsets_a, offsets_b).reshape(size_a, FOLDS, size_b, FOLDS).transpose(0, 2, 1, 3)
     ab = (
         cross
         + tilt_a[:, :, size_a:].transpose(0, 2, 1)[:, :, :, None]
         + tilt_b[:, :, :size_a].transpose(2, 0, 1)[:, :, None, :]
-        + levels[:size_a, size_a:, None, None]
+        + between_wholes[:size_a, size_a:, None, None]
     )
     own = []
-    for side, flow, tilt, at in ((a, marks_a, tilt_a, 0), (b, marks_b, tilt_b, size_a)):
+    for side, flow, tilt, at in ((a, offsets_a, tilt_a, 0), (b, offsets_b, tilt_b, size_a)):
         each = flow.reshape(len(side.images), FOLDS, -1)
         self_tilt = np.stack([tilt[d, :, at + d] for d in range(len(each))])
         squares = np.stack([inner(rows, rows) for rows in each])
-        base = np.diagonal(levels)[at : at + len(each)]
+        base = np.diagonal(between_wholes)[at : at + len(each)]
         own.append(squares + self_tilt[:, :, None] + self_tilt[:, None, :] + base[:, None, None])
     lacking = [(side.images == 0) | _unknown(side, used)[:, None] for side in (a, b)]
     ab[lacking[0][:, None, :, None] | lacking[1][None, :, None, :]] = np.nan
@@ -441,12 +557,15 @@ def _fill_folds(
     dropped: Words,
     sums: Ints,
     slot: int,
-    marks: NDArray[np.float32],
-    level: Floats,
+    offsets: NDArray[np.float32],
+    whole_curve: Floats,
     halves: Floats,
     unknown: NDArray[np.bool_],
 ) -> None:
-    """counts: addresses (K,) of (neurons, bins); the flows (K, neurons). Exact until the end."""
+    """Fills the arrays of one DNA. Sums are exact until the end.
+
+    `counts` holds the addresses (K,) of arrays (neurons, bins); the flows are (K, neurons).
+    """
     folds, bins = len(counts), shape[1]
     below = np.zeros((folds, bins), np.int64)
     whole = np.zeros(bins, np.int64)
@@ -466,11 +585,11 @@ def _fill_folds(
         total = totals.sum()
         scale = 1.0 / max(total, 1)
         for g in range(len(at)):
-            level[neuron, g] = whole[at[g]] * scale
+            whole_curve[neuron, g] = whole[at[g]] * scale
         for k in range(folds):
             own = 1.0 / max(totals[k], 1)
             for g in range(len(at)):
-                marks[k, neuron, g] = below[k, at[g]] * own - level[neuron, g]
+                offsets[k, neuron, g] = below[k, at[g]] * own - whole_curve[neuron, g]
             left_over = max(total - totals[k], 1)
             fixed = ONE / left_over
             area = 0

@@ -1,4 +1,4 @@
-"""comparing.kept_matrices: TODO-DOC"""
+"""Finds and keeps matrices in the catalogue, so that pairs are not computed twice."""
 
 from __future__ import annotations
 
@@ -21,11 +21,23 @@ from pipeline.events import Listener, Said
 from pipeline.spec import digest_of
 
 RECENT = 16
-"""Kept matrices that are looked at for pairs to take: so many of the newest, and of the largest."""
+"""How many of the newest, and of the largest, kept matrices are searched for known pairs."""
 
 
 def keep_matrix(uri: str, matrix: Matrix, progress: Listener) -> bool:
-    """For the next time; who may only read the catalogue has the matrix all the same."""
+    """Writes a matrix for the next time.
+
+    Args:
+        uri: Where it is kept.
+        matrix: The matrix.
+        progress: Is told if the catalogue cannot be written; the comparison goes on then.
+
+    Returns:
+        Whether the matrix is kept.
+
+    Raises:
+        TransientError: If the store does not answer for now.
+    """
     try:
         storage.create(uri, matrix.encode())
     except TransientError:
@@ -37,17 +49,38 @@ def keep_matrix(uri: str, matrix: Matrix, progress: Listener) -> bool:
 
 
 def matrix_uri(catalogue: Catalogue, wanted: Selection, job: Job) -> str:
+    """Names the object that keeps the matrix of a job.
+
+    Args:
+        catalogue: The catalogue.
+        wanted: The datasets that are compared.
+        job: What is computed of them.
+
+    Returns:
+        The uri, made of the spec, the DNAs, the lens, the layers and the kind of numbers.
+    """
     through = UNIFORM if job.lens is None else job.lens.digest
     name = f"{through}{'-fd' if job.fd else ''}{'' if job.error_bars else '-plain'}"
     if job.lens is not None and (job.lens.weights < 0).any():
-        name += "-signed"  # those of old were divided by another sum
+        name += "-signed"
     if not job.whole:
         name += f"-layers-{digest_of('layers', job.layers)}"
     return catalogue.matrix_uri(wanted.spec_digest, wanted.members, name)
 
 
 def find_kept(uri: str, wanted: Selection, job: Job) -> Matrix | None:
-    """The matrix that is there, if it is this one; another is removed, to be computed again."""
+    """Reads a kept matrix, if it is the one that is wanted.
+
+    One that does not fit, or is damaged, is removed, to be computed again.
+
+    Args:
+        uri: Where it is kept.
+        wanted: The datasets that are compared.
+        job: What is computed of them.
+
+    Returns:
+        The matrix in the order of `wanted`, or None if there is none.
+    """
     if not storage.exists(uri):
         return None
     try:
@@ -55,12 +88,10 @@ def find_kept(uri: str, wanted: Selection, job: Job) -> Matrix | None:
             current = _is_current(matrix_metadata(file), job)
         if current:
             kept = Matrix.decode(storage.read(uri), uri)
-            if len(kept.planes) != job.planes:
-                raise CorruptFile(f"{uri} has {len(kept.planes)} planes, not {job.planes}")
-            if kept.members == wanted.members and kept.names == tuple(wanted.versions):
-                return _named(kept, job)
-            if kept.members == wanted.members:  # of the same datasets in another order
-                return _reordered(_named(kept, job), tuple(wanted.versions))
+            if len(kept.planes) == job.planes and kept.members == wanted.members:
+                named = _named(kept, job)
+                order = tuple(wanted.versions)
+                return named if named.names == order else _reordered(named, order)
     except SourceError:  # removed since
         return None
     except CorruptFile:
@@ -70,11 +101,12 @@ def find_kept(uri: str, wanted: Selection, job: Job) -> Matrix | None:
 
 
 def _named(matrix: Matrix, job: Job) -> Matrix:
-    """By the name that the lens has now."""
+    """Returns the matrix with the name that the lens has now."""
     return replace(matrix, lens=job.lens.name if job.lens else UNIFORM)
 
 
 def _reordered(matrix: Matrix, names: tuple[str, ...]) -> Matrix:
+    """Returns the matrix with its datasets in the order of `names`."""
     at = [matrix.names.index(name) for name in names]
 
     def moved(values: Floats) -> Floats:
@@ -91,7 +123,15 @@ def _reordered(matrix: Matrix, names: tuple[str, ...]) -> Matrix:
 
 
 def slice_matrix(matrix: Matrix, job: Job) -> Matrix:
-    """Some of its layers: of each, all numbers are its own, q among them."""
+    """Takes some layers of a matrix. All their numbers, q among them, are their own.
+
+    Args:
+        matrix: A matrix of all layers.
+        job: The job that names the layers.
+
+    Returns:
+        The matrix of these layers, without the mean over all.
+    """
     at = [matrix.layers.index(layer) for layer in job.layers]
     return replace(
         matrix,
@@ -104,7 +144,7 @@ def slice_matrix(matrix: Matrix, job: Job) -> Matrix:
 
 
 def _is_current(metadata: Mapping[str, Any], job: Job) -> bool:
-    """Whether its numbers are what this job would compute; those of format 1 were not in full."""
+    """Returns whether a matrix's numbers are those that this job would compute."""
     lens = job.lens.digest if job.lens else ""
     return (
         metadata["format"] == MATRIX_FORMAT
@@ -114,9 +154,18 @@ def _is_current(metadata: Mapping[str, Any], job: Job) -> bool:
 
 
 def nearest_kept(catalogue: Catalogue, wanted: Selection, job: Job) -> Matrix | None:
-    """Of the kept matrices of this kind, the one that has most of the DNAs; two or more.
+    """Finds the kept matrix of this kind that has the most DNAs of a selection.
 
-    Of the newest and of the largest, since small comparisons may be many: a listing tells both.
+    The newest and the largest are looked at, as one listing shows them, since there may be many
+    small comparisons.
+
+    Args:
+        catalogue: The catalogue.
+        wanted: The datasets that are compared.
+        job: What is computed of them.
+
+    Returns:
+        The matrix, or None if none has two of the DNAs or more.
     """
     name = matrix_uri(catalogue, wanted, job).rpartition("/")[2]
     try:
@@ -139,7 +188,9 @@ def nearest_kept(catalogue: Catalogue, wanted: Selection, job: Job) -> Matrix | 
         return (digests & Counter(metadata["members"].values())).total()
 
     with ThreadPoolExecutor(READERS) as pool:
-        found = sorted(zip(pool.map(shared, chosen), chosen, strict=True), key=lambda of: -of[0])
+        found = sorted(
+            zip(pool.map(shared, chosen), chosen, strict=True), key=lambda each: -each[0]
+        )
     for count, uri in found:
         if count < 2:
             break
@@ -151,7 +202,16 @@ def nearest_kept(catalogue: Catalogue, wanted: Selection, job: Job) -> Matrix | 
 
 
 def most_shared(wanted: Selection, there: Sequence[Matrix]) -> tuple[Matrix | None, dict[str, int]]:
-    """The matrix that has most of the datasets, and their rows in it."""
+    """Finds the matrix that has the most datasets of a selection.
+
+    Args:
+        wanted: The datasets that are compared.
+        there: Matrices to look at.
+
+    Returns:
+        The matrix, and the rows in it of the datasets that it has; None and no rows if there is
+        none.
+    """
     best: tuple[Matrix | None, dict[str, int]] = (None, {})
     for matrix in there:
         rows = _rows(matrix, wanted.members)
@@ -161,9 +221,9 @@ def most_shared(wanted: Selection, there: Sequence[Matrix]) -> tuple[Matrix | No
 
 
 def _rows(matrix: Matrix, members: Mapping[str, str]) -> dict[str, int]:
-    """dataset -> the matrix's row of its DNA.
+    """Returns the matrix's row of each dataset's DNA, and no row twice.
 
-    Each row once: two datasets of the same images are a pair, which a row with itself is not.
+    Two datasets of the same images are a pair, which a row with itself is not.
     """
     there: dict[str, list[int]] = {}
     for row, name in reversed(list(enumerate(matrix.names))):

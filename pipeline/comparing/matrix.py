@@ -1,4 +1,8 @@
-"""comparing.matrix: TODO-DOC"""
+"""The matrix: distances of all pairs of datasets, by layer, with error bars.
+
+>>> matrix = compare(Catalogue("dnas"))                             # doctest: +SKIP
+>>> matrix.of("blocks.3")[0, 1], matrix.to_pandas().query("q < 0.05")  # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +18,24 @@ import pyarrow.parquet as pq
 
 from pipeline.catalogue import MATRIX_FORMAT, MATRIX_READS
 from pipeline.comparing.distance import Measure
+from pipeline.comparing.notebook import html_table
 from pipeline.dna import UNIFORM, Floats, encode_tables
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.spec import digest_of
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
 ALL = "all"
+"""Name of the plane that holds the means over all neurons."""
 
 Estimate = Literal["emd_corrected", "se", "low", "high", "floor", "p", "q"]
 
 ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
+
+SHOWN = 20
+"""Most datasets that a notebook shows as a table, or a plot with numbers."""
 
 SCHEMA = pa.schema(
     [
@@ -47,12 +60,24 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Distances of every ordered pair and the diagonal, per layer and over `all` neurons.
+    """Distances of every ordered pair of D datasets and the diagonal, by layer and in all.
 
-    `emd`, `nfd`, `fd`: (planes, D, D) float64 in the order of `layers` and `names`; the last plane
-    is `all`, unless the layers are a choice of the network's. NaN where a DNA lacks what a distance
-    needs, or it was not asked for. `members`: dataset -> dna digest. `lens`: the name of what it
-    was seen through, with its digest where it is one; `method`: that of the estimates.
+    Distances are (planes, D, D) float64 in the order of `planes` and `names`. They are NaN if a DNA
+    lacks what a distance needs, or if it was not asked for.
+
+    Attributes:
+        names: The datasets.
+        layers: The layers.
+        emd: Earth Mover's Distance, in bins.
+        nfd: Neuron-wise Fréchet distance, in squared activation.
+        fd: Fréchet distance of layers, in squared activation.
+        bins: Bins of a neuron's range.
+        members: Digest of each dataset's DNA.
+        spec_digest: Digest of the spec.
+        lens: Name of the lens; `uniform` without one.
+        estimates: What error bars and tests say, of the same shape as the distances.
+        lens_digest: Digest of the lens, or empty.
+        method: Version of the estimates.
     """
 
     names: tuple[str, ...]
@@ -70,19 +95,85 @@ class Matrix:
 
     @property
     def planes(self) -> tuple[str, ...]:
-        """What the distances hold, in order: the layers, and `all` where they are all there."""
+        """Names of the planes: the layers, and `all` as the last if they are all layers."""
         return self.layers if len(self.emd) == len(self.layers) else (*self.layers, ALL)
 
     def of(self, layer: str = ALL, column: Measure | Estimate = "emd") -> Floats:
-        """(D, D) distances or estimates of a layer. Raises `UsageError` for an unknown one."""
+        """Takes the distances or estimates of one plane.
+
+        Args:
+            layer: A layer, or `all`.
+            column: Which distance or estimate.
+
+        Returns:
+            (D, D) values in the order of `names`.
+
+        Raises:
+            UsageError: If the matrix does not have the layer.
+        """
         if layer not in self.planes:
             raise UsageError(f"no layer {layer!r} in this matrix; it has {', '.join(self.layers)}")
         return cast(Floats, self.stacked(column)[self.planes.index(layer)])
 
     def stacked(self, column: Measure | Estimate) -> Floats:
-        """(planes, D, D) of a column; NaN where it is not known."""
+        """Takes a column for all planes.
+
+        Args:
+            column: Which distance or estimate.
+
+        Returns:
+            (planes, D, D) values; NaN if it is not known.
+        """
         values = self._known(column)
         return np.full_like(self.emd, np.nan) if values is None else values
+
+    def __repr__(self) -> str:
+        through = "" if self.lens == UNIFORM else f" through {self.lens}"
+        return (
+            f"<Matrix of {len(self.names)} datasets{through} in {len(self.layers)} layers: "
+            f"{', '.join(self.names[:8])}{', …' if len(self.names) > 8 else ''}>"
+        )
+
+    def _repr_html_(self) -> str:
+        plane, shown = self.planes[-1], range(min(SHOWN, len(self.names)))
+        values = self.of(plane)
+        rows = [(self.names[a], *(f"{values[a, b]:.3g}" for b in shown)) for a in shown]
+        left = len(self.names) - len(shown)
+        caption = f"emd, {plane}, in bins{f'; {left} more datasets' if left else ''}"
+        return html_table(caption, ("", *self.names[: len(shown)]), rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns one row for each ordered pair and plane, with the columns `SCHEMA`."""
+        return cast("pd.DataFrame", self.table.to_pandas())
+
+    def plot(
+        self, layer: str = ALL, column: Measure | Estimate = "emd", ax: Axes | None = None
+    ) -> Axes:
+        """Draws one plane as a heat map, with the number in each cell.
+
+        Args:
+            layer: A layer, or `all`.
+            column: Which distance or estimate.
+            ax: Axes to draw on. None makes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+        """
+        values, size = self.of(layer, column), len(self.names)
+        if ax is None:
+            from matplotlib.figure import Figure
+
+            ax = Figure(figsize=(2 + 0.6 * size, 1.5 + 0.6 * size), layout="constrained").subplots()
+        ax.imshow(values, cmap="viridis")
+        ax.set_xticks(range(size), self.names, rotation=90)
+        ax.set_yticks(range(size), self.names)
+        if size <= SHOWN:
+            middle = np.nanmean(values)
+            for (row, at), value in np.ndenumerate(values):
+                color = "white" if value < middle else "black"
+                ax.text(at, row, f"{value:.3g}", ha="center", va="center", color=color)
+        ax.set_title(f"{column}, {layer}")
+        return ax
 
     def _known(self, column: Measure | Estimate) -> Floats | None:
         if column in ESTIMATES:
@@ -91,7 +182,7 @@ class Matrix:
 
     @property
     def table(self) -> pa.Table:
-        """The named columns; what is not known is null."""
+        """All numbers as an Arrow table with the columns `SCHEMA`; unknown ones are null."""
         return pa.concat_tables([self._table_of(plane) for plane in range(len(self.planes))])
 
     def _table_of(self, plane: int) -> pa.Table:
@@ -114,16 +205,20 @@ class Matrix:
         return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
 
     def _checksum(self, metadata: Mapping[str, Any]) -> str:
-        """Of all that the file states, and of the numbers."""
+        """Returns a hash of all that the file states, and of the numbers."""
         numbers = hashlib.sha256()
         kept = [self.estimates[column] for column in ESTIMATES if column in self.estimates]
         for values in (self.emd, self.nfd, self.fd, *kept):
-            same = np.where(np.isnan(values), np.nan, values)  # a NaN has a sign
+            same = np.where(np.isnan(values), np.nan, values)  # NaNs may differ in their sign
             numbers.update(np.ascontiguousarray(same, "<f8").data)
         return digest_of("matrix", dict(metadata), numbers.hexdigest())
 
     def encode(self) -> bytes:
-        """A row group per plane."""
+        """Encodes the matrix as Parquet, with a row group per plane.
+
+        Returns:
+            The bytes of the file.
+        """
         metadata: dict[str, Any] = {
             "format": MATRIX_FORMAT,
             "kind": "matrix",
@@ -143,7 +238,18 @@ class Matrix:
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Matrix:
-        """Raises `CorruptFile` where it is no whole matrix."""
+        """Reads a matrix from Parquet.
+
+        Args:
+            data: The bytes of the file.
+            name: What messages call it.
+
+        Returns:
+            The matrix.
+
+        Raises:
+            CorruptFile: If it is not a whole matrix.
+        """
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             metadata = json.loads(file.metadata.metadata[b"vdna"])

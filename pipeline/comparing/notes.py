@@ -1,7 +1,6 @@
-"""What a reader of distances should know of the datasets that they are between.
+r"""Says what a reader of distances should know about the datasets that they are between.
 
->>> print("
-".join(notes_of(versions, lenses=[lens])))         # doctest: +SKIP
+>>> print(*notes_of(versions, lenses=[lens]), sep="\n")            # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from pipeline.comparing.significance import CHECKED_IMAGES
 from pipeline.dna import Lens
 
 LISTS = (".txt", ".csv")
-"""Sources that hold no image, and name some of where they lie, as far as anyone knows."""
+"""Suffixes of sources that hold no image, but the names of images somewhere near them."""
 
 NAMED = 3
-"""Datasets that a note names, of several that it is of."""
+"""Number of datasets that a note names at most, before it counts the others."""
 
 
 def notes_of(
@@ -26,8 +25,16 @@ def notes_of(
     lenses: Iterable[Lens | None] = (),
     barred: bool = True,
 ) -> list[str]:
-    """A sentence each. `apart`: datasets that were left out unasked; `lenses`: that these are
-    looked at through; `barred`: whether there are error bars.
+    """Lists all notes on a comparison, one sentence each.
+
+    Args:
+        versions: The version of each dataset that is compared.
+        apart: Datasets that were left out without being asked, as they have another spec.
+        lenses: The lenses through which the datasets are compared; None stands for no lens.
+        barred: Whether the comparison has error bars.
+
+    Returns:
+        The sentences; none if there is nothing to note.
     """
     notes = []
     if apart:
@@ -45,9 +52,15 @@ def notes_of(
 
 
 def numerics_notes(versions: Mapping[str, Version]) -> list[str]:
-    """A sentence for each way in which the hardware or libraries of these versions differ.
+    """Says in which ways the hardware or the libraries of these versions differ.
 
-    It moves counts by rounding at the edges of bins, no more; but it should be known.
+    Such a difference moves counts only by rounding at the edges of bins, but it should be known.
+
+    Args:
+        versions: The version of each dataset.
+
+    Returns:
+        A sentence for each field of the numerics with more than one value.
     """
     seen: dict[str, dict[str, set[str]]] = {}
     for name, version in versions.items():
@@ -64,7 +77,15 @@ def numerics_notes(versions: Mapping[str, Version]) -> list[str]:
 
 
 def lens_notes(lens: Lens, versions: Mapping[str, Version]) -> list[str]:
-    """Sentences where a lens is looked through at what it was fitted on, or counted otherwise."""
+    """Says if a lens is used on what it was fitted on, or under another spec.
+
+    Args:
+        lens: The lens.
+        versions: The version of each dataset that is seen through it.
+
+    Returns:
+        Up to two sentences.
+    """
     fitted_on = lens.provenance.get("members") or {}
     seen = [name for name, version in versions.items() if fitted_on.get(name) == version.dna]
     notes = []
@@ -84,7 +105,14 @@ def lens_notes(lens: Lens, versions: Mapping[str, Version]) -> list[str]:
 
 
 def few_images_notes(versions: Mapping[str, Version]) -> list[str]:
-    """A sentence where samples are smaller than those that error bars were checked on."""
+    """Says which samples are smaller than those on which error bars were checked.
+
+    Args:
+        versions: The version of each dataset.
+
+    Returns:
+        One sentence, or none.
+    """
     few = [
         f"{name} ({version.images})"
         for name, version in versions.items()
@@ -98,14 +126,20 @@ def few_images_notes(versions: Mapping[str, Version]) -> list[str]:
 
 
 def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
-    """A sentence for each source that several of these versions are of, itself or within it.
+    """Says which versions come from one source, or from a source within another's.
 
-    Error bars suppose samples that are independent; nested sources may have images in common. Only
-    the outermost is told, with a few of its datasets: a catalogue may hold hundreds of them. Parts
-    of one dataset have none in common.
+    Error bars suppose independent samples, and nested sources may have images in common. Only the
+    outermost source is named, with a few of its datasets, since a catalogue may hold hundreds of
+    them. Parts of one dataset have no images in common.
+
+    Args:
+        versions: The version of each dataset.
+
+    Returns:
+        A sentence for each such source.
     """
-    # By segments, and in their order: what lies within a source follows it, and `a` holds no `ab`.
-    # A version that was imported has no images of a source, but a file.
+    # Sorted by segments, so that what lies within a source follows it, and `ab` is not within `a`.
+    # The source of an imported version is a file, and not images.
     places = sorted(
         (_place(version.source), name)
         for name, version in versions.items()
@@ -125,19 +159,34 @@ def shared_source_notes(versions: Mapping[str, Version]) -> list[str]:
 
 
 def is_nested(one: str, other: str) -> bool:
-    """Whether either source is the other, or a place within it."""
+    """Tells whether two sources are the same, or one lies within the other.
+
+    Args:
+        one: A source.
+        other: Another source. An empty one is nested with nothing.
+
+    Returns:
+        True if they are nested.
+    """
     pairs = zip(_place(one), _place(other), strict=False)
     return bool(one and other) and all(a == b for a, b in pairs)
 
 
 def _place(source: str) -> list[str]:
-    """The names that lead to its images: of a list to the folder that it is in."""
+    """Returns the names that lead to a source's images; a list stands for its folder."""
     segments = source.rstrip("/").split("/")
     return segments[:-1] if source.lower().endswith(LISTS) else segments
 
 
 def some_of(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Writes a list of names in short.
+
+    Args:
+        names: One name or more.
+
+    Returns:
+        The first names, and how many more there are.
+    """
     if len(names) == 1:
         return names[0]
     if len(names) <= NAMED + 1:

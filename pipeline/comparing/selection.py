@@ -1,4 +1,4 @@
-"""comparing.selection: TODO-DOC"""
+"""Chooses the versions to compare, all under one spec, and states the job that compares them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,43 @@ from pipeline.spec import LAYER_GAUSSIAN, Spec
 
 @dataclass(frozen=True)
 class Selection:
-    """The versions to compare, in order, all under one spec."""
+    """The versions to compare, in order, all under one spec.
+
+    Attributes:
+        spec_digest: Digest of the spec.
+        versions: The version of each dataset.
+    """
 
     spec_digest: str
     versions: Mapping[str, Version]
 
     @property
     def members(self) -> dict[str, str]:
+        """The digest of each dataset's DNA."""
         return {name: version.dna for name, version in self.versions.items()}
 
     @classmethod
     def of(
         cls, catalogue: Catalogue, names: Sequence[str], at: int | str | None, spec: str | None
     ) -> Selection:
+        """Chooses versions by the names of datasets.
+
+        Args:
+            catalogue: Where they are.
+            names: The datasets; none for all of the snapshot that have the spec.
+            at: The commit or time to look at; None for the newest.
+            spec: Digest of the spec. None takes the only one that all names share, or else the
+                default.
+
+        Returns:
+            The selection.
+
+        Raises:
+            NotFound: If a dataset is unknown, or has no version under the spec.
+            SpecMismatch: If a dataset is only known under other specs; the message names the
+                fields.
+            UsageError: If fewer than two datasets are left.
+        """
         commit = catalogue.at(at)
         for name in names:
             if name not in commit.datasets:
@@ -70,6 +94,23 @@ class Selection:
         lens: Lens | None,
         error_bars: bool,
     ) -> Job:
+        """States what is computed of every pair of this selection.
+
+        Args:
+            catalogue: Where the datasets are.
+            layers: The layers to compare; None for all of them, and their mean.
+            fd: Whether the Fréchet distance of layers is asked for.
+            lens: Weighs the neurons.
+            error_bars: Whether estimates from folds are asked for. A lens with negative weights has
+                none.
+
+        Returns:
+            The job, with resources left at their defaults.
+
+        Raises:
+            UsageError: If no layer is chosen or one is unknown, if the lens is on other neurons, or
+                if `fd` is asked for with a lens or without layer Gaussians.
+        """
         spec = catalogue.spec(self.spec_digest)
         if layers is not None and not layers:
             raise UsageError(f"no layer is chosen; {spec.extractor} has {', '.join(spec.layers)}")
@@ -100,7 +141,17 @@ def resolve(
     at: int | str | None = None,
     spec: str | None = None,
 ) -> tuple[str, Mapping[str, Version]]:
-    """The spec digest and versions that `compare` takes for these names. Raises as it does."""
+    """Chooses the versions that `compare` takes for these names. Raises as `compare` does.
+
+    Args:
+        catalogue: Where they are.
+        names: The datasets; none for all.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the spec; None to choose it as `compare` does.
+
+    Returns:
+        The digest of the spec, and the version of each dataset.
+    """
     chosen = Selection.of(catalogue, names, at, spec)
     return chosen.spec_digest, chosen.versions
 
@@ -112,11 +163,21 @@ def spec_of(
     at: int | str | None = None,
     spec: str | None = None,
 ) -> Spec:
-    """The spec under which `compare` compares these. Raises as it does."""
+    """Finds the spec under which `compare` compares these names. Raises as `compare` does.
+
+    Args:
+        catalogue: Where they are.
+        names: The datasets; none for all.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the spec; None to choose it as `compare` does.
+
+    Returns:
+        The spec.
+    """
     return catalogue.spec(resolve(catalogue, names, at=at, spec=spec)[0])
 
 
 def _shared_spec(commit: Commit, names: Sequence[str]) -> str | None:
-    """The only spec that all of them have a version under; None for none, or for a choice."""
+    """Returns the only spec under which all names have a version, or None."""
     shared = set.intersection(*(set(commit.datasets[name]) for name in names))
     return shared.pop() if len(shared) == 1 else None

@@ -1,32 +1,33 @@
-"""What the folds of two datasets say of their distance: how sure it is, and whether it is any.
+"""Estimates from folds how sure a distance is, and whether two datasets differ at all.
 
     >>> import numpy as np
-    >>> gram = np.eye(8) + 2.0                       # eight differences that point the same way
-    >>> float(flip_test(gram))                       # of 128 choices of signs none adds up so far
+    >>> gram = np.eye(8) + 2.0                 # eight differences that point the same way
+    >>> float(flip_test(gram))                 # no other of the 128 choices of signs adds up so far
     0.0078125
 
-A DNA is kept in folds, up to 16 parts of its images, so that no estimate needs another pass.
+A DNA is kept in folds, up to 16 parts of its images, so that no estimate needs another pass over
+the images.
 
-`emd` is a sum of absolute differences: noise only ever adds to it, and two samples of one
-distribution are apart, too. What noise adds to its *square* is proportional to 1 / images at the
-null, where all of `emd` is noise, and far from it: that the jackknife takes away, and hence the
-correction is of the square (Quenouille, 1956; folds of unequal size: Busing, Meijer and van der
-Leeden, 1999, "Delete-m jackknife for unequal m"). The interval is a score interval on the square's
-scale, with Student's t at Satterthwaite's degrees of freedom.
+**Correction.** `emd` is a sum of absolute differences, to which noise only ever adds: two samples
+of one distribution have a distance, too. What noise adds to the *square* of `emd` is proportional
+to 1 / images, both at the null, where all of `emd` is noise, and far from it. The jackknife
+removes such a bias, and so the square is corrected (Quenouille, 1956; for folds of unequal size:
+Busing, Meijer and van der Leeden, 1999, "Delete-m jackknife for unequal m"). The interval is a
+score interval for the square, with Student's t at Satterthwaite's degrees of freedom.
 
-It goes part of the way only where a few neurons differ much and all others not at all: these add to
-`emd` in proportion to 1 / sqrt(images), and `low` may lie above the truth. Of each neuron alone it
-holds (`pipeline.explain`).
+The correction goes only part of the way if a few neurons differ much and all others not at all.
+These others add to `emd` in proportion to 1 / sqrt(images), so that `low` may lie above the truth.
+It holds for each neuron alone (`pipeline.explaining`).
 
-Whether two datasets differ at all is a test of its own: under the null hypothesis the differences
-of paired folds, each an average over images of its own, are as likely as their negatives, so that
-all ways of giving them signs are compared (Fisher, 1935). The statistic is the squared norm of
-their sum, of cumulative distributions the energy distance of Szekely and Rizzo (2013), which needs
-inner products only, with a term for the skewness of differences (Johnson, 1978). That is exact for
-datasets of equal size, and nearly so for others; a permutation of folds would mix samples of
-unequal noise. Fewer than six pairs of folds cannot tell anything at 5%, and are not tested.
+**Test.** Under the null hypothesis the differences of paired folds, each an average over images of
+its own, are as likely as their negatives. So all ways of giving them signs are compared (Fisher,
+1935). The statistic is the squared norm of the sum of the differences. Computed on cumulative
+distributions it is the energy distance of Szekely and Rizzo (2013), which needs inner products
+only; a term corrects for the skewness of differences (Johnson, 1978). The test is exact for
+datasets of equal size, and nearly so for others. A permutation of folds would mix samples of
+unequal noise. Fewer than six pairs of folds cannot show anything at 5%, and are not tested.
 
-`experiments.statistics` measures all of it on real images: coverage, false alarms, power.
+`experiments.statistics` measures coverage, false alarms and power on real images.
 """
 
 from __future__ import annotations
@@ -44,35 +45,44 @@ from scipy.special import stdtrit
 from pipeline.dna import Floats
 
 METHOD = "3"
-"""Version of what is estimated, and how: of another, a matrix is computed anew."""
+"""Version of the estimates. A kept matrix with another version is computed anew."""
 
 CONFIDENCE = 0.95
+"""Coverage of the interval from `low` to `high`."""
 
 FALSE_DISCOVERY_RATE = 0.05
-"""Of the pairs that are said to differ, the share that may do so by chance."""
+"""Share of the pairs called different that may be so by chance."""
 
 CHECKED_IMAGES = 16
-"""Of the smaller sample: false alarms were measured down to here (docs/statistics.md)."""
+"""Smallest sample on which false alarms were measured (docs/statistics.md)."""
 
 LEAST_FOLDS = 6
-"""Whose least p, 1 / 2^5, is below 5%."""
+"""Fewest folds that are tested: their least p, 1 / 2^5, is below 5%."""
 
 _SKEWNESS = 2.0
-"""Of the cubes in the statistic of a test; `_straightened` says why."""
+"""Factor of the cubes in the statistic of a test; `_correct_skewness` derives it."""
 
 _SPLIT = 8
+"""Folds whose signs are enumerated apart from those of the other folds."""
 
 _CHUNK = 4
-"""Tests at a time: 32,768 sums of each stay in the cache."""
+"""Tests computed at a time, so that the 32,768 sums of each stay in the cache."""
 
 
 Images = NDArray[Any]
-"""How many of each fold, (..., K)."""
+"""(..., K) number of images of each of K folds."""
 
 
 @dataclass(frozen=True, eq=False)
 class Estimates:
-    """Of distances of any one shape; see `pipeline.matrix.Matrix`."""
+    """Estimates of distances, in arrays of one shape, in bins.
+
+    Attributes:
+        emd_corrected: The distance that samples without end would show.
+        se: Standard error of the uncorrected distance.
+        low: Lower end of the 95% interval of the corrected distance.
+        high: Upper end of that interval.
+    """
 
     emd_corrected: Floats
     se: Floats
@@ -82,14 +92,28 @@ class Estimates:
 
 @dataclass(frozen=True, eq=False)
 class _Jackknife:
-    """Of a statistic of one sample in folds: what it is biased by, and its variance."""
+    """What the jackknife says of a statistic of one sample in folds.
+
+    Attributes:
+        bias: How much the statistic is too large on average.
+        variance: Its variance.
+    """
 
     bias: Floats
     variance: Floats
 
     @classmethod
     def of(cls, whole: Floats, dropped: Floats, images: Floats) -> _Jackknife:
-        """`whole` (...), `dropped` (..., K) without each fold of `images` (..., K) images."""
+        """Computes the delete-m jackknife (Busing, Meijer and van der Leeden, 1999).
+
+        Args:
+            whole: (...) the statistic of all images.
+            dropped: (..., K) the statistic without each fold.
+            images: (..., K) images of each fold.
+
+        Returns:
+            Bias and variance, (...) each.
+        """
         total = images.sum(axis=-1, keepdims=True)
         kept = 1 - images / total
         inverse = total / images
@@ -107,14 +131,20 @@ def estimate(
     images_a: Images,
     images_b: Images,
 ) -> Estimates:
-    """The distance that samples without end would show, and its 95% interval.
+    """Estimates the distance that samples without end would show, and its 95% interval.
 
-    `emd` (...): of all images. `dropped_a` (..., K_a): without each fold of a; `images_a`: how many
-    images that fold has, of a shape that broadcasts to it. The same of b. A distance of which a
-    dataset has fewer than two folds has NaN.
+    Near the null, where `low` is 0, `high` is an upper bound. `experiments.statistics` measures how
+    often the interval holds the truth.
 
-    Near the null, where `low` is 0, `high` is an upper bound; `experiments.statistics` shows how
-    both cover.
+    Args:
+        emd: (...) distances of all images.
+        dropped_a: (..., K_a) distances without each fold of a.
+        dropped_b: (..., K_b) distances without each fold of b.
+        images_a: Images of each fold of a, of a shape that broadcasts to `dropped_a`.
+        images_b: Images of each fold of b, of a shape that broadcasts to `dropped_b`.
+
+    Returns:
+        Estimates of shape (...). All are NaN if a dataset has fewer than two folds.
     """
     if dropped_a.shape[-1] < 2 or dropped_b.shape[-1] < 2:
         unknown = np.full_like(emd, np.nan)
@@ -132,9 +162,9 @@ def estimate(
         squares[0].variance, dropped_a.shape[-1] - 1, squares[1].variance, dropped_b.shape[-1] - 1
     )
     quantile: Floats = stdtrit(freedom, (1 + CONFIDENCE) / 2)
-    # All v with |square - v| <= quantile x sd(v), where sd(v)^2 = 4 v variance + what is left of
-    # `of_square` at v = 0: the noise of a square grows with it.
-    # A square below zero, which is chance, has the upper end of zero's interval: there is no point.
+    # The interval holds all v with |square - v| <= quantile x sd(v), where sd(v)^2 is 4 v variance
+    # + `of_square` at v = 0, since the noise of a square grows with it. A square below zero, which
+    # is chance, gets the upper end of zero's interval.
     shift = 2 * quantile**2 * variance
     reach = np.sqrt(shift**2 + quantile**2 * of_square)
     return Estimates(
@@ -146,9 +176,15 @@ def estimate(
 
 
 def jackknife(whole: Floats, dropped: Floats, images: Images) -> tuple[Floats, Floats]:
-    """A statistic of one sample without its bias, and its standard error; (...) each.
+    """Removes the bias of a statistic of one sample, and finds its standard error.
 
-    `whole` (...): of all images. `dropped` (..., K): without each fold.
+    Args:
+        whole: (...) the statistic of all images.
+        dropped: (..., K) the statistic without each fold.
+        images: Images of each fold, of a shape that broadcasts to `dropped`.
+
+    Returns:
+        The corrected statistic and its standard error, (...) each.
     """
     sizes = np.broadcast_to(images, dropped.shape).astype(np.float64)
     found = _Jackknife.of(whole, dropped, sizes)
@@ -156,7 +192,7 @@ def jackknife(whole: Floats, dropped: Floats, images: Images) -> tuple[Floats, F
 
 
 def _satterthwaite(one: Floats, of_one: int, other: Floats, of_other: int) -> Floats:
-    """Degrees of freedom of the sum of two variances."""
+    """Returns the degrees of freedom of the sum of two variances (Satterthwaite, 1946)."""
     scale = one**2 / of_one + other**2 / of_other
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = (one + other) ** 2 / scale
@@ -168,10 +204,16 @@ def _root(square: Floats) -> Floats:
 
 
 def splits(folds: int) -> NDArray[np.int64]:
-    """(S, K) of 1 and -1: ways to cut K folds in halves, 15 of 16 folds.
+    """Finds balanced ways to cut folds in halves.
 
-    Rows of a Hadamard matrix, those that halve best: in the rows for 16 folds, any two are as often
-    on the same side as not, but for one time.
+    They are rows of a Hadamard matrix, those that halve best. Any two of 16 folds are on the same
+    side as often as not, but for one time.
+
+    Args:
+        folds: Number of folds K.
+
+    Returns:
+        (S, K) int64 of 1 and -1, the side of each fold. For 16 folds S is 15.
     """
     size = 1 << (folds - 1).bit_length()
     rows = hadamard(size, dtype=np.int64)[1:, :folds]
@@ -180,11 +222,19 @@ def splits(folds: int) -> NDArray[np.int64]:
 
 
 def floor(halves_a: Floats, images_a: Images, halves_b: Floats, images_b: Images) -> Floats:
-    """The `emd` that two samples of one distribution would show at these sizes, (...).
+    """Computes the `emd` that two samples of one distribution would show at these sizes.
 
-    `halves_a` (..., S): distances between the sides of each of the `splits` of a's folds, of
-    `images_a` (..., K) images. Sides of n1 and n2 images are sqrt(1 / n1 + 1 / n2) apart where
-    samples of n_a and n_b are sqrt(1 / n_a + 1 / n_b).
+    The distance between halves of n1 and n2 images grows with sqrt(1 / n1 + 1 / n2), and that of
+    samples of n_a and n_b images with sqrt(1 / n_a + 1 / n_b).
+
+    Args:
+        halves_a: (..., S) distances between the two sides of each of the `splits` of a's folds.
+        images_a: (..., K_a) images of each fold of a.
+        halves_b: The same of b.
+        images_b: The same of b.
+
+    Returns:
+        (...) distances, in bins.
     """
     square = 0.0
     for apart, images in ((halves_a, images_a), (halves_b, images_b)):
@@ -194,15 +244,24 @@ def floor(halves_a: Floats, images_a: Images, halves_b: Floats, images_b: Images
     return cast(Floats, np.sqrt(square))
 
 
-def differences(
+def difference_gram(
     gram_aa: Floats, gram_bb: Floats, gram_ab: Floats, images_a: Images, images_b: Images
 ) -> Floats:
-    """(..., K, K) inner products of the differences of paired folds, K the lesser number of them.
+    """Computes inner products of the differences of paired folds, from those of the folds.
 
-    `gram_aa` (..., K_a, K_a), `gram_bb`, `gram_ab` (..., K_a, K_b): of the folds' own cumulative
-    distributions. Where one dataset has more folds, several make one, weighted by their images.
-    Differences that may be rounding are zero, or a test would make something of their signs: those
-    that are below a thousandth of what folds of one dataset differ by, or 3e-7 of what they are.
+    If one dataset has more folds, several of them make one, weighted by their images. Differences
+    that may be rounding are set to zero, as a test would make something of their signs: those below
+    a thousandth of what folds of one dataset differ by, or below 3e-7 of what they are.
+
+    Args:
+        gram_aa: (..., K_a, K_a) inner products of the cumulative distributions of a's folds.
+        gram_bb: (..., K_b, K_b) those of b's folds.
+        gram_ab: (..., K_a, K_b) those of a's folds with b's.
+        images_a: (..., K_a) images of each fold of a.
+        images_b: (..., K_b) images of each fold of b.
+
+    Returns:
+        (..., K, K) inner products, with K the smaller number of folds.
     """
     pairs = min(gram_ab.shape[-2:])
     of_a, of_b = _merged(images_a, pairs), _merged(images_b, pairs)
@@ -217,12 +276,22 @@ def differences(
     return difference
 
 
-def differences_of(
+def curve_difference_gram(
     curves_a: Floats, curves_b: Floats, images_a: Images, images_b: Images
 ) -> Floats:
-    """The same, of the folds' cumulative distributions themselves, (..., K_a, G) and (..., K_b, G).
+    """Computes inner products of the differences of paired folds, from the folds' curves.
 
-    So nothing cancels. Values are up to 1: differences of 1e-12 are rounding.
+    Nothing cancels here, unlike in `difference_gram`. Values are up to 1, so that differences of
+    1e-12 are rounding.
+
+    Args:
+        curves_a: (..., K_a, G) cumulative distributions of a's folds.
+        curves_b: (..., K_b, G) those of b's folds.
+        images_a: (..., K_a) images of each fold of a.
+        images_b: (..., K_b) images of each fold of b.
+
+    Returns:
+        (..., K, K) inner products, with K the smaller number of folds.
     """
     pairs = min(curves_a.shape[-2], curves_b.shape[-2])
     apart = _merged(images_a, pairs) @ curves_a - _merged(images_b, pairs) @ curves_b
@@ -236,42 +305,48 @@ def _trace(gram: Floats) -> Floats:
 
 
 def _merged(images: Images, pairs: int) -> Floats:
-    """(..., pairs, K): which folds make up each of `pairs`, in shares that sum to one."""
+    """Returns the (..., pairs, K) share of each fold in each of `pairs` folds; rows sum to one."""
     folds = images.shape[-1]
     shares = (np.arange(folds) % pairs == np.arange(pairs)[:, None]) * images[..., None, :]
     return cast(Floats, shares / shares.sum(axis=-1, keepdims=True))
 
 
 def flip_test(gram: Floats) -> Floats:
-    """(...) the share of all choices of signs under which the differences agree as well as found.
+    """Tests whether differences agree more than chance makes them.
 
-    `gram` (..., K, K): inner products of K differences. At least 1 / 2^(K - 1), which is 3e-5 for
-    16; NaN for unknown ones, and for fewer than `LEAST_FOLDS`, which could show nothing.
+    Args:
+        gram: (..., K, K) inner products of K differences.
+
+    Returns:
+        (...) p: the share of all choices of signs under which the differences agree as well as
+        found.
+        It is at least 1 / 2^(K - 1), which is 3e-5 for 16. NaN for unknown products, and for fewer
+        than `LEAST_FOLDS` differences, which could show nothing.
     """
     folds = gram.shape[-1]
     flat = np.ascontiguousarray(gram, np.float64).reshape(-1, folds, folds)
     if folds < LEAST_FOLDS:
         return np.full(gram.shape[:-2], np.nan)
     chunks = (flat[i : i + _CHUNK] for i in range(0, len(flat), _CHUNK))
-    values = [_flip_tests(_straightened(chunk)) for chunk in chunks]
+    values = [_flip_tests(_correct_skewness(chunk)) for chunk in chunks]
     found = np.concatenate(values) if values else np.empty(0)
     found[~np.isfinite(flat).all(axis=(1, 2))] = np.nan
     return found.reshape(gram.shape[:-2])
 
 
-def _straightened(gram: Floats) -> Floats:
-    """(N, K, K) h + 2 h^3 / (sum of all h^2) of the inner product h of each two differences.
+def _correct_skewness(gram: Floats) -> Floats:
+    """Returns h + 2 h^3 / (sum of all h^2) for the inner product h of each two differences.
 
     Let W be the sum of h over all pairs, in units of its deviation under random signs. Differences
     of few images from many are skewed, so that h^3 has a mean above zero: c in those units, over
     all pairs. To the first order, W then has a mean of -c / 2 and a third cumulant that is 2 c too
     low, as Student's t has for a skewed sample, and too few are as large as they should be.
     Johnson's remedy (1978, "Modified t tests and confidence intervals for asymmetrical
-    populations"; Hall, 1992, "On the removal of skewness by transformation") is to add
-    c (1 / 2 + (W^2 - 1) / 3) with the sample's own c: between once and three times c where p is 5%
-    to 1%. A constant twice c is a sum over pairs again, and so costs nothing; it does too much
-    where p is 20% and nothing hangs on it. Cubes change their sign as h does, so that the test
-    stays exact for differences that are symmetric.
+    populations"; Hall, 1992, "On the removal of skewness by transformation") is to add c (1 / 2 +
+    (W^2 - 1) / 3) with the sample's own c: between once and three times c where p is 5% to 1%. A
+    constant twice c is a sum over pairs again, and so costs nothing; it does too much where p is
+    20% and nothing depends on it. Cubes change their sign as h does, so that the test stays exact
+    for differences that are symmetric.
     """
     folds = gram.shape[-1]
     squares = gram**2
@@ -283,8 +358,10 @@ def _straightened(gram: Floats) -> Floats:
 
 
 def _flip_tests(gram: Floats) -> Floats:
-    """Signs of the first folds and of the others, apart: their own squares, and twice their cross
-    products, in one product of matrices.
+    """Returns the (N,) p of N grams at once.
+
+    Signs of the first folds and of the others are enumerated apart. The squared lengths are then
+    one matrix product of their own squares and twice their cross products.
     """
     at = min(_SPLIT, gram.shape[-1] - 1)
     one, other = _signs(at, fixed=True), _signs(gram.shape[-1] - at, fixed=False)
@@ -300,23 +377,31 @@ def _flip_tests(gram: Floats) -> Floats:
         axis=1,
     )
     length = left @ right
-    slack = 1e-6 * _trace(gram)  # equal ones differ by rounding
+    slack = 1e-6 * _trace(gram)  # equal lengths differ by rounding
     found = length[:, 0, 0] - slack  # all signs as they are
     return cast(Floats, (length >= found[:, None, None]).mean(axis=(1, 2)))
 
 
 @cache
 def _signs(folds: int, *, fixed: bool) -> Floats:
-    """All choices of signs, the unchanged one first; `fixed`: the first fold keeps its sign."""
+    """Returns all (2^n, folds) choices of signs, the unchanged one first.
+
+    With `fixed`, the first fold keeps its sign.
+    """
     free = folds - 1 if fixed else folds
     rows = np.array(list(itertools.product((1.0, -1.0), repeat=free))).reshape(2**free, free)
     return np.hstack([np.ones((len(rows), 1)), rows]) if fixed else rows
 
 
 def false_discovery(p: Floats) -> Floats:
-    """(planes, D, D) q of symmetric p, `adjusted` over the pairs of each plane.
+    """Adjusts the p of all pairs of a matrix, plane by plane.
 
-    The diagonal, and pairs of unknown p, are no pairs: NaN.
+    Args:
+        p: (planes, D, D) symmetric p.
+
+    Returns:
+        (planes, D, D) q, `adjusted` over the pairs of each plane. NaN on the diagonal and for pairs
+        of unknown p, which are no tests.
     """
     q = np.full_like(p, np.nan)
     rows, columns = np.triu_indices(p.shape[-1], 1)
@@ -326,7 +411,18 @@ def false_discovery(p: Floats) -> Floats:
 
 
 def adjusted(p: Floats) -> Floats:
-    """(N,) q of p, after Benjamini and Hochberg (1995); NaN for NaN, which is no test."""
+    """Adjusts p for the number of tests (Benjamini and Hochberg, 1995).
+
+    `scipy.stats.false_discovery_control` computes the same, but multiplies in another order, which
+    moves a third of all values by up to two units in the last place; it also takes no NaN, and
+    SciPy's statistics are slow to import.
+
+    Args:
+        p: (N,) p; NaN where there is no test.
+
+    Returns:
+        (N,) q; NaN where there is no test.
+    """
     q = np.full_like(p, np.nan)
     known = np.flatnonzero(np.isfinite(p))
     order = known[np.argsort(p[known], kind="stable")]

@@ -5,10 +5,11 @@
     >>> blocks = [fetch(tile) for tile in tiles]                        # doctest: +SKIP
 
 A tile is named by a hash of what goes into it (the digests of its DNAs, the lens, the layers, the
-products), and created exclusively, so that a comparison which died goes on from the tiles that are
-there, and two that run at once share them, where both have the same workers and memory, which
-decide on the cut. It holds numbers of pairs, never of the whole matrix.
-Datasets of the same images have one DNA: the pair of them is in a rectangle, and no diagonal.
+products), and is created exclusively. So a comparison that died goes on from the tiles that are
+there. Two that run at once share them, if both have the same number of workers and the same memory,
+which decide how pairs are cut. A tile holds numbers of pairs only, and none that depend on the
+whole matrix. Datasets of the same images have one DNA: the pair of them is in a rectangle, and not
+on a diagonal.
 """
 
 from __future__ import annotations
@@ -48,15 +49,16 @@ from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 FORMAT = 3
 
 FOLDER = "_tiles"
-"""Below the catalogue's `_work`, whose leftovers `gc` removes."""
+"""Folder below the catalogue's `_work`, whose leftovers `vdna gc` removes."""
 
 MEMORY = 4 * 2**30
+"""Bytes that a process may hold of DNAs, if nothing else is said."""
 
 TILE_WORK = 10**12
-"""Values compared in a tile: a minute of a core or less, which is what a kill can cost."""
+"""Most values compared in a tile: a minute of a core, which is what a kill can cost."""
 
 STREAMED = 4
-"""DNAs that are loaded at a time where a layer's are not all held: as many as a kernel's rows."""
+"""DNAs loaded at a time if those of a layer are not all held; the kernel takes as many rows."""
 
 Member = tuple[str, Version]
 """A dataset's name and the version of it."""
@@ -64,11 +66,21 @@ Member = tuple[str, Version]
 
 @dataclass(frozen=True)
 class Job:
-    """What is computed of every pair, and with what. Only the first six decide numbers.
+    """What is computed of every pair, and with what.
 
-    `layers`: of the spec; with `whole`, which takes all of them, the mean over all neurons makes
-    another plane. `memory`: bytes that a process may hold of DNAs, or the least that three take.
-    `threads`: of a process; all cores for None.
+    Only the fields up to `error_bars` decide numbers.
+
+    Attributes:
+        root: Root of the catalogue.
+        spec: Spec of the DNAs.
+        layers: Layers that are compared.
+        whole: Whether these are all layers; then their mean makes another plane.
+        fd: Whether the Fréchet distance of layers is computed.
+        lens: Weighs the neurons.
+        error_bars: Whether estimates from folds are computed.
+        memory: Bytes that a process may hold of DNAs; it takes at least what three DNAs need.
+        threads: Threads of a process; None for all cores.
+        device: Where EMDs are computed: `cpu`, or a CUDA device.
     """
 
     root: str
@@ -90,41 +102,57 @@ class Job:
 
     @property
     def method(self) -> str:
-        """Of the estimates; empty for none."""
+        """Version of the estimates; empty without error bars."""
         return METHOD if self.error_bars else ""
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """Names of what is computed of a pair."""
         return ("emd", "nfd", "fd", *(PAIR_ESTIMATES if self.error_bars else ()))
 
     @property
     def planes(self) -> int:
+        """Number of planes: the layers, and their mean if they are all layers."""
         return len(self.layers) + self.whole
 
     def weights(self, layer: str) -> Floats:
-        """(C,) of the layer's neurons."""
+        """Finds the weights of a layer's neurons.
+
+        Args:
+            layer: Name of the layer.
+
+        Returns:
+            (C,) weights; ones without a lens.
+        """
         if self.lens is None:
             return np.ones(self.spec.tap(layer).neurons)
         return self.lens.of_layer(layer)
 
     @property
     def values(self) -> int:
-        """Values compared for a pair."""
+        """Number of values that are compared for a pair."""
         neurons = sum(int(np.count_nonzero(self.weights(layer))) for layer in self.layers)
         return max(1, neurons) * self.spec.bins * (1 + 2 * FOLDS if self.error_bars else 1)
 
     @property
     def side(self) -> int:
-        """DNAs on a side of a tile, whose results take a quarter of the memory.
+        """Number of DNAs on a side of a tile.
 
-        They are held twice while layers are put together. The DNAs need not be in memory together:
-        see `Tile.steps`.
+        Results then take a quarter of the memory. They are held twice while layers are put
+        together. The DNAs need not be in memory together; see `Tile.steps`.
         """
         results = 2 * 8 * self.planes * (FOLDS * (FOLDS + 4) if self.error_bars else 4)
         return max(1, int(min(TILE_WORK / self.values, self.memory / 4 / results) ** 0.5))
 
     def held(self, layer: str) -> int:
-        """DNAs whose curves of a layer take half of the memory."""
+        """Computes how many DNAs of a layer are held at a time.
+
+        Args:
+            layer: Name of the layer.
+
+        Returns:
+            The number of DNAs whose curves take half of the memory.
+        """
         bins = self.spec.bins
         row = width_of(bins) * 4
         each = row
@@ -135,9 +163,16 @@ class Job:
         return self.memory // (2 * neurons * each)
 
     def loaders(self, layer: str) -> int:
-        """DNAs of a layer that are read at a time: in a quarter of the memory, or one."""
+        """Computes how many DNAs of a layer are read at a time.
+
+        Args:
+            layer: Name of the layer.
+
+        Returns:
+            The number of DNAs that a quarter of the memory takes, or one.
+        """
         neurons = self.spec.tap(layer).neurons
-        counts = neurons * self.spec.bins * 8 * 2  # as much is in the reader
+        counts = neurons * self.spec.bins * 8 * 2  # the reader holds as much again
         each = counts * (1 + FOLDS if self.error_bars else 1)
         each += 4 * 8 * neurons**2 if self.fd else 0  # a covariance, its eigenvectors and room
         most = max(4, available_cpus()) if self.threads is None else self.threads
@@ -146,7 +181,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Tile:
-    """All pairs of `a` with `b`; of `a` with itself, the diagonal included, where `b` is `a`."""
+    """All pairs of some DNAs with others.
+
+    Attributes:
+        job: What is computed.
+        a: The DNAs of the rows.
+        b: The DNAs of the columns. If they are the same as `a`, the diagonal is included.
+    """
 
     job: Job
     a: tuple[Member, ...]
@@ -154,15 +195,23 @@ class Tile:
 
     @property
     def square(self) -> bool:
+        """Whether the DNAs are compared with each other."""
         return self.a == self.b
 
     @property
     def pairs(self) -> int:
+        """Number of pairs of different DNAs."""
         return len(self.a) * (len(self.a) - 1) // 2 if self.square else len(self.a) * len(self.b)
 
     def steps(self, layer: str) -> list[Step]:
-        """All pairs, by what is in memory for them: all DNAs of this layer and of the next, or else
-        as many of `a` as there is room for, and `b` a few at a time.
+        """Splits a layer of this tile into steps that fit the memory.
+
+        Args:
+            layer: Name of the layer.
+
+        Returns:
+            One step if there is room for all DNAs of this layer and of the next. Otherwise each
+            step has as many of `a` as there is room for, and a few of `b`.
         """
         a, b = len(self.a), len(self.b)
         held = self.job.held(layer)
@@ -182,19 +231,25 @@ class Tile:
 
     @cached_property
     def digest(self) -> str:
+        """Hash of all that goes into the tile; its name."""
         sides = [[version.dna for _, version in side] for side in (self.a, self.b)]
         return digest_of("tile", self.job.key, *sides, self.square)
 
     @property
     def uri(self) -> str:
+        """Where the tile is committed."""
         return storage.join(folder_of(self.job.root), f"{self.digest}.parquet")
 
 
 @dataclass(frozen=True)
 class Step:
-    """Pairs of some DNAs of a tile, in one layer; of those with themselves where both are the same.
+    """Pairs of some DNAs of a tile, in one layer.
 
-    `beside`: whether there is room for them while the step before is compared.
+    Attributes:
+        layer: Name of the layer.
+        a: Positions of DNAs among those of the tile's rows.
+        b: Positions of DNAs among those of its columns; the same as `a` for pairs among each other.
+        beside: Whether the DNAs may be loaded while the step before is computed.
     """
 
     layer: str
@@ -208,12 +263,26 @@ def _runs(start: int, stop: int, most: int) -> list[range]:
 
 
 def folder_of(root: str) -> str:
+    """Names the folder of a catalogue's tiles.
+
+    Args:
+        root: Root of the catalogue.
+
+    Returns:
+        The uri of the folder.
+    """
     return storage.join(root, "_work", FOLDER)
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A tile that is committed, and the pairs that were computed for it: none if it was there."""
+    """A tile that is committed.
+
+    Attributes:
+        digest: Digest of the tile.
+        pairs: Number of its pairs.
+        computed: How many of them were computed for it: none if the tile was there.
+    """
 
     digest: str
     pairs: int
@@ -221,13 +290,20 @@ class Receipt:
 
 
 Block = dict[str, Floats]
-"""Columns of a tile, each (planes, A, B)."""
+"""Columns of a tile by name, each (planes, A, B) float64."""
 
 
 def cut(job: Job, old: Sequence[Member], new: Sequence[Member], workers: int = 1) -> list[Tile]:
-    """Tiles of all pairs with one of `new` or more: with each other, and with each of `old`.
+    """Cuts pairs into tiles of about equal sides: all pairs with at least one new dataset.
 
-    Of about equal sides; at least three for each of several workers.
+    Args:
+        job: What is computed.
+        old: Datasets whose pairs with each other are known.
+        new: Datasets that are compared with each other and with each of `old`.
+        workers: Number of workers; several get at least three tiles each.
+
+    Returns:
+        The tiles.
     """
     pairs = len(new) * (len(new) - 1) / 2 + len(new) * len(old)
     side = job.side
@@ -242,13 +318,21 @@ def cut(job: Job, old: Sequence[Member], new: Sequence[Member], workers: int = 1
 
 
 def _even(members: Sequence[Member], side: int) -> list[tuple[Member, ...]]:
+    """Returns the members in as few blocks as this side allows, of about equal size."""
     blocks = -(-len(members) // side)
     edges = [len(members) * i // max(1, blocks) for i in range(blocks + 1)]
     return [tuple(members[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def present(root: str) -> set[str]:
-    """Uris of the tiles that are there, by one listing."""
+    """Lists the tiles that are committed.
+
+    Args:
+        root: Root of the catalogue.
+
+    Returns:
+        Their uris.
+    """
     try:
         return {item.uri for item in storage.walk(folder_of(root))}
     except SourceError:
@@ -256,7 +340,14 @@ def present(root: str) -> set[str]:
 
 
 def run(tile: Tile) -> Receipt:
-    """Compute and commit a tile, unless it is there."""
+    """Computes and commits a tile, unless it is there.
+
+    Args:
+        tile: The tile.
+
+    Returns:
+        What was done.
+    """
     if storage.exists(tile.uri):
         return Receipt(tile.digest, tile.pairs, 0)
     storage.create(tile.uri, encode(tile, compute(tile)))
@@ -264,7 +355,14 @@ def run(tile: Tile) -> Receipt:
 
 
 def fetch(tile: Tile) -> Block | None:
-    """A committed tile's numbers; None for one that is gone, or lies and goes now."""
+    """Reads a committed tile. A damaged one is removed.
+
+    Args:
+        tile: The tile.
+
+    Returns:
+        Its numbers, or None if it is gone or was damaged.
+    """
     try:
         return decode(storage.read(tile.uri), tile)
     except SourceError:
@@ -275,6 +373,15 @@ def fetch(tile: Tile) -> Block | None:
 
 
 def encode(tile: Tile, block: Block) -> bytes:
+    """Encodes a tile's numbers as Parquet.
+
+    Args:
+        tile: The tile.
+        block: Its numbers.
+
+    Returns:
+        The bytes of the file.
+    """
     columns = {name: pa.array(block[name].reshape(-1)) for name in tile.job.columns}
     table = pa.table(columns)
     metadata = {
@@ -288,7 +395,18 @@ def encode(tile: Tile, block: Block) -> bytes:
 
 
 def decode(data: bytes, tile: Tile) -> Block:
-    """Raises `CorruptFile` unless it is the tile of these inputs, whole."""
+    """Reads a tile's numbers from Parquet.
+
+    Args:
+        data: The bytes of the file.
+        tile: The tile that they should be of.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        CorruptFile: Unless it is the tile of these inputs, and whole.
+    """
     shape = (tile.job.planes, len(tile.a), len(tile.b))
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
@@ -311,19 +429,26 @@ def decode(data: bytes, tile: Tile) -> Block:
 def _checksum(metadata: Mapping[str, Any], block: Block) -> str:
     numbers = hashlib.sha256()
     for name in sorted(block):
-        same = np.where(np.isnan(block[name]), np.nan, block[name])  # a NaN has a sign
+        same = np.where(np.isnan(block[name]), np.nan, block[name])  # NaNs may differ in their sign
         numbers.update(np.ascontiguousarray(same, "<f8").data)
     return digest_of("tile", dict(metadata), numbers.hexdigest())
 
 
-# Computing one.
+# Computing one tile.
 
 
 def compute(tile: Tile) -> Block:
-    """All numbers of a tile; what is compared next is loaded meanwhile."""
+    """Computes all numbers of a tile. What is compared next is loaded meanwhile.
+
+    Args:
+        tile: The tile.
+
+    Returns:
+        Its numbers.
+    """
     job = tile.job
     keep_memory()
-    _shelf.turn_to(tile)
+    _cache.keep_only(tile)
     found = {layer: _Layer.empty(tile) for layer in job.layers}
     steps = [step for layer in job.layers for step in tile.steps(layer)]
     with ThreadPoolExecutor(1, "next-step") as ahead:
@@ -352,18 +477,23 @@ def compute(tile: Tile) -> Block:
     return block
 
 
-def _load(tile: Tile, step: Step) -> tuple[_Panel, _Panel]:
-    a = _shelf.panel(tile.job, tile.a[step.a.start : step.a.stop], step.layer)
+def _load(tile: Tile, step: Step) -> tuple[_LayerData, _LayerData]:
+    a = _cache.layer_data(tile.job, tile.a[step.a.start : step.a.stop], step.layer)
     if tile.square and step.a == step.b:
         return a, a
-    return a, _shelf.panel(tile.job, tile.b[step.b.start : step.b.stop], step.layer)
+    return a, _cache.layer_data(tile.job, tile.b[step.b.start : step.b.stop], step.layer)
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """What a tile knows of one layer: sums over its neurons (A, B), filled step by step.
+    """What a tile knows of one layer: (A, B) sums over neurons, filled step by step.
 
-    `sums`: None without error bars; of a square tile, above the diagonal.
+    Attributes:
+        emd: Sums of the EMD, in bins.
+        nfd: Sums of the Fréchet distance of neurons.
+        fd: Fréchet distance of the layer.
+        sums: What error bars are computed from, above the diagonal of a square tile. None without
+            error bars.
     """
 
     emd: Floats
@@ -377,7 +507,7 @@ class _Layer:
         emd, nfd, fd = (np.full(shape, np.nan) for _ in range(3))
         return cls(emd, nfd, fd, FoldSums.empty(*shape) if tile.job.error_bars else None)
 
-    def fill(self, job: Job, step: Step, a: _Panel, b: _Panel, *, square: bool) -> None:
+    def fill(self, job: Job, step: Step, a: _LayerData, b: _LayerData, *, square: bool) -> None:
         weights = job.weights(step.layer)
         distance: dict[str, Any] = {"threads": job.threads, "device": job.device}
         rows, columns = (slice(side.start, side.stop) for side in (step.a, step.b))
@@ -395,14 +525,17 @@ class _Layer:
 
 
 def _means(sums: Sequence[Floats], totals: Sequence[float], *, whole: bool) -> Floats:
-    """Weighted sums of layers -> (planes, A, B) means; NaN for a layer of no positive weight."""
+    """Returns (planes, A, B) weighted means; NaN for a layer of no positive weight."""
     scales = np.array([*totals, *([sum(totals)] if whole else [])])
     planes = np.stack([*sums, *([np.sum(sums, axis=0)] if whole else [])])
     return np.asarray(planes / np.where(scales > 0, scales, np.nan)[:, None, None])
 
 
 def _estimates(sums: FoldSums, *, square: bool) -> Block:
-    """Row by row, which bounds memory; in a square each pair once, and NaN on the diagonal."""
+    """Returns the estimates of all pairs, computed row by row, which bounds memory.
+
+    A square has each pair once, and NaN on the diagonal.
+    """
     planes, rows, columns = sums.theta.shape
     block = {name: np.full((planes, rows, columns), np.nan) for name in PAIR_ESTIMATES}
     for row in range(rows):
@@ -417,8 +550,8 @@ def _estimates(sums: FoldSums, *, square: bool) -> Block:
     return block
 
 
-def _nfd(a: _Panel, b: _Panel, weights: Floats) -> Floats:
-    """(A, B) sums over neurons of the Fréchet distance; NaN for a DNA without Gaussians."""
+def _nfd(a: _LayerData, b: _LayerData, weights: Floats) -> Floats:
+    """Returns (A, B) sums over neurons of the Fréchet distance; NaN for a DNA without Gaussians."""
     used = np.flatnonzero(weights)
     sums = np.empty((len(a.means), len(b.means)))
     means, variances, weights = b.means[:, used], b.variances[:, used], weights[used]
@@ -428,8 +561,8 @@ def _nfd(a: _Panel, b: _Panel, weights: Floats) -> Floats:
     return sums
 
 
-def _fd(a: _Panel, b: _Panel, job: Job) -> Floats:
-    """(A, B) Fréchet distances of one layer; NaN for a DNA without layer Gaussians."""
+def _fd(a: _LayerData, b: _LayerData, job: Job) -> Floats:
+    """Returns (A, B) Fréchet distances of a layer; NaN for a DNA without layer Gaussians."""
     found = np.full((len(a.means), len(b.means)), np.nan)
     for i, root in a.roots.items():
         for j, other in b.roots.items():
@@ -443,8 +576,16 @@ def _fd(a: _Panel, b: _Panel, job: Job) -> Floats:
 
 
 @dataclass(frozen=True, eq=False)
-class _Panel:
-    """What is compared of some DNAs in one layer. `roots`: of covariances, by position."""
+class _LayerData:
+    """What is compared of some DNAs in one layer of C neurons.
+
+    Attributes:
+        curves: Their cumulative distributions.
+        folds: The same with their folds; None without error bars.
+        means: (D, C) means of spatially averaged activations.
+        variances: (D, C) variances of them.
+        roots: Roots of the layer's covariance, by position of the DNA.
+    """
 
     curves: Curves
     folds: FoldCurves | None
@@ -454,41 +595,44 @@ class _Panel:
 
     @property
     def nbytes(self) -> int:
+        """Size of all arrays in bytes."""
         roots = sum(root.nbytes for root in self.roots.values())
         return self.means.nbytes * 2 + roots + (self.folds or self.curves).nbytes
 
 
 @dataclass
-class _Shelf:
-    """Of this process: open files of the tile at hand, and the panels that still fit.
+class _Cache:
+    """Open files of the tile at hand, and the layers of DNAs that still fit into memory.
 
-    A file's layers that the job is of are read once, and lie on disk from then on.
+    There is one in each process. The layers of a file that the job needs are read once, and lie on
+    disk from then on.
     """
 
     files: dict[tuple[str, str, str, str, tuple[str, ...] | None], DnaFile] = field(
         default_factory=dict
     )
-    panels: dict[tuple[object, ...], _Panel] = field(default_factory=dict)
+    loaded: dict[tuple[object, ...], _LayerData] = field(default_factory=dict)
 
-    def turn_to(self, tile: Tile) -> None:
-        """Let go of files of other DNAs."""
+    def keep_only(self, tile: Tile) -> None:
+        """Closes the files of DNAs that are not in this tile."""
         held = {(tile.job.root, name, version.dna) for name, version in (*tile.a, *tile.b)}
         self.files = {key: file for key, file in self.files.items() if key[:3] in held}
 
-    def panel(self, job: Job, members: tuple[Member, ...], layer: str) -> _Panel:
+    def layer_data(self, job: Job, members: tuple[Member, ...], layer: str) -> _LayerData:
+        """Returns a layer of some DNAs, from memory if it is there."""
         digests = tuple((name, version.dna) for name, version in members)
         key = (job.root, job.spec.digest, digests, layer, job.fd, job.error_bars)
-        if key in self.panels:
-            self.panels[key] = self.panels.pop(key)  # the newest stands last
-            return self.panels[key]
+        if key in self.loaded:
+            self.loaded[key] = self.loaded.pop(key)  # the newest is last
+            return self.loaded[key]
         made = self._load(job, members, layer)
-        self.panels[key] = made
+        self.loaded[key] = made
         room = job.memory // 2
-        while sum(panel.nbytes for panel in self.panels.values()) > room and len(self.panels) > 1:
-            self.panels.pop(next(iter(self.panels)))
+        while sum(data.nbytes for data in self.loaded.values()) > room and len(self.loaded) > 1:
+            self.loaded.pop(next(iter(self.loaded)))
         return made
 
-    def _load(self, job: Job, members: tuple[Member, ...], layer: str) -> _Panel:
+    def _load(self, job: Job, members: tuple[Member, ...], layer: str) -> _LayerData:
         neurons, size = job.spec.tap(layer).neurons, len(members)
         bins = job.spec.bins
         folds = FoldCurves.empty(neurons, size, bins) if job.error_bars else None
@@ -514,7 +658,7 @@ class _Shelf:
         with ThreadPoolExecutor(job.loaders(layer), "load") as pool:
             list(pool.map(load, range(size)))
         pa.default_memory_pool().release_unused()
-        return _Panel(curves, folds, means, variances, dict(sorted(roots.items())))
+        return _LayerData(curves, folds, means, variances, dict(sorted(roots.items())))
 
     def _open(self, job: Job, kind: str, name: str, version: Version) -> DnaFile:
         layers = None if set(job.layers) >= set(job.spec.layers) else job.layers
@@ -525,13 +669,14 @@ class _Shelf:
         return self.files[key]
 
     def clear(self) -> None:
+        """Drops everything."""
         self.files.clear()
-        self.panels.clear()
+        self.loaded.clear()
 
 
-_shelf = _Shelf()
+_cache = _Cache()
 
 
-def let_go() -> None:
-    """Of what this process holds of DNAs between tiles."""
-    _shelf.clear()
+def clear_cache() -> None:
+    """Drops what this process holds of DNAs between tiles."""
+    _cache.clear()

@@ -1,12 +1,12 @@
-from .image_emd import LayerNearness as LayerNearness
+from .image_emd import LayerEmd as LayerEmd
 from .lens_fit import FOCUS_NEURONS as FOCUS_NEURONS
 from .lens_fit import RIDGES as RIDGES
 from .lens_fit import Attribute as Attribute
-from .lens_fit import Fitted as Fitted
+from .lens_fit import AttributeDistances as AttributeDistances
+from .lens_fit import FittedLens as FittedLens
+from .lens_fit import NeuronDistances as NeuronDistances
 from .lens_fit import Role as Role
 from .lens_fit import Score as Score
-from .lens_fit import Seen as Seen
-from .lens_fit import View as View
 from .lens_fit import fit_focus as fit_focus
 from .lens_fit import fit_ignoring as fit_ignoring
 from .rank_shard import Ranker as Ranker
@@ -15,7 +15,7 @@ from .rank_shard import Target as Target
 from .rank_shard import column_of as column_of
 from .ranking import Ranking as Ranking
 from .ranking import rank as rank
-from .ranking_order import Placed as Placed
+from .ranking_order import RankedImage as RankedImage
 from .sensitivity import LAYERS as LAYERS
 from .sensitivity import NEURONS as NEURONS
 from .sensitivity import PARTS as PARTS

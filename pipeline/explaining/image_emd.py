@@ -1,6 +1,6 @@
 """One image's activations of a layer -> how far each neuron's are from a dataset's.
 
-    >>> near = LayerNearness(low, high, counts, positions=49)             # doctest: +SKIP
+    >>> near = LayerEmd(low, high, counts, positions=49)             # doctest: +SKIP
     >>> near.distances(activations)                                       # (images, neurons) EMD
 
 `pipeline.distance.emd` of the DNA of one image and that of the dataset, without the former's
@@ -45,7 +45,7 @@ WORD = 64
 Indices = NDArray[np.int32]
 
 
-class LayerNearness:
+class LayerEmd:
     """A layer of a dataset, to be compared with images.
 
     `low`, `high`: float64 (C,). `counts`: int64 (C, bins), of all finite activations of the

@@ -55,10 +55,10 @@ from pipeline.spec import Spec
 RIDGES = tuple(float(value) for value in np.logspace(1, -5, 19))
 """The first that does best is taken: where nothing is seen, the one that hardly moves a weight."""
 
-URGENCY = 10.0
+IGNORED_WEIGHT = 10.0
 """What an ignored attribute counts, of a kept one's 1."""
 
-EVEN = 0.1
+EVEN_SHARE = 0.1
 """The part of the ridge that is the same for all neurons."""
 
 FOCUS_NEURONS = 20
@@ -113,7 +113,7 @@ class Score:
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class FittedLens:
     """A lens, and how it does on images that it was not fitted on. `ridge`: 0 for chosen ones."""
 
     lens: Lens
@@ -146,7 +146,7 @@ def fit_ignoring(
     spec: str | None = None,
     at: int | str | None = None,
     progress: Listener | None = None,
-) -> Fitted:
+) -> FittedLens:
     """Weights that take distances of the `ignored` attributes to zero, and leave the `kept` ones.
 
     `non_negative`: of a lens that stays a metric. `by_layer`: the same for all neurons of a layer.
@@ -155,7 +155,7 @@ def fit_ignoring(
     """
     if not ignored or not kept:
         raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
-    seen = Seen.of(catalogue, [*ignored, *kept], spec, at, progress or ignore)
+    seen = AttributeDistances.of(catalogue, [*ignored, *kept], spec, at, progress or ignore)
     roles: list[Role] = ["ignored" if text in ignored else "kept" for text in seen.attributes]
     return seen.fit(name, roles, non_negative=non_negative, by_layer=by_layer)
 
@@ -170,7 +170,7 @@ def fit_focus(
     spec: str | None = None,
     at: int | str | None = None,
     progress: Listener | None = None,
-) -> Fitted:
+) -> FittedLens:
     """The `top` neurons that are most sensitive to an attribute, alike.
 
     Only such that differ at a false discovery rate of 5%: a `UsageError` says where none does.
@@ -178,7 +178,7 @@ def fit_focus(
     """
     if top < 1:
         raise UsageError(f"top is {top}; a lens takes at least one neuron")
-    seen = Seen.of(catalogue, [attribute], spec, at, progress or ignore)
+    seen = AttributeDistances.of(catalogue, [attribute], spec, at, progress or ignore)
     for layer in layers or ():
         seen.spec.tap(layer)
     among = [seen.spec.layers.index(layer) for layer in layers or seen.spec.layers]
@@ -207,7 +207,7 @@ def fit_focus(
     (score,) = seen.scores(["focus"], np.array([_mean(through)]))
     scores = (replace(score, seen=True),)  # by these layers' neurons, of which some differ
     how = {"kind": "focus", "top": top, "layers": list(layers or ())}
-    return Fitted(Lens(name, seen.taps, weights, seen.provenance(how, scores)), scores)
+    return FittedLens(Lens(name, seen.taps, weights, seen.provenance(how, scores)), scores)
 
 
 def _first(values: Floats, count: int) -> NDArray[np.intp]:
@@ -222,7 +222,7 @@ def _swapped(halves: Sequence[Any]) -> list[Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class NeuronDistances:
     """What neurons see of attributes, (A, N): distances, and their variances."""
 
     distances: Floats
@@ -230,10 +230,10 @@ class View:
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class _FitProblem:
     """Attributes' distances by neuron (A, N), each row divided by its sum."""
 
-    view: View
+    view: NeuronDistances
     roles: Sequence[Role]
 
     @cached_property
@@ -249,15 +249,19 @@ class _Rows:
     def _shares(self) -> Floats:
         """What each attribute counts: those of a role are as one."""
         roles = np.array(self.roles)
-        counts = {"ignored": URGENCY, "kept": 1.0}
+        counts = {"ignored": IGNORED_WEIGHT, "kept": 1.0}
         return np.array([counts[role] / np.count_nonzero(roles == role) for role in roles])
 
     @cached_property
-    def stiffness(self) -> Floats:
+    def ridge_shares(self) -> Floats:
         """(N,) of sum 1: what the ridge makes of each neuron."""
         varies = self._shares @ (self.view.variances / self._total**2)
         even = np.full(len(varies), 1 / len(varies))
-        return EVEN * even + (1 - EVEN) * varies / varies.sum() if varies.sum() > 0 else even
+        return (
+            EVEN_SHARE * even + (1 - EVEN_SHARE) * varies / varies.sum()
+            if varies.sum() > 0
+            else even
+        )
 
     @cached_property
     def _wanted(self) -> Floats:
@@ -270,7 +274,7 @@ class _Rows:
         scale = np.sqrt(self._shares)[:, None]
         rows, wanted = summed * scale, self._wanted * scale[:, 0]
         share = sizes / sizes.sum()  # of the mean that each group is
-        stiff = np.asarray(np.bincount(place, self.stiffness), np.float64)
+        stiff = np.asarray(np.bincount(place, self.ridge_shares), np.float64)
         if non_negative:
             return _non_negative(rows, wanted, ridge * stiff, share)[place]
         # In d = x - 1, of mean 0, with the ridge on sqrt(stiff) d: least squares of least norm.
@@ -326,7 +330,7 @@ def _non_negative(rows: Floats, wanted: Floats, ridge: Floats, share: Floats) ->
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class AttributeDistances:
     """What neurons see of attributes, which lenses are fitted to without another look.
 
     `whole`: of all folds; `halves`: of half of them, each followed by its other half. `p` (A, N):
@@ -338,8 +342,8 @@ class Seen:
     spec: Spec
     members: Mapping[str, str]
     images: Mapping[str, int]
-    whole: View
-    halves: tuple[View, ...]
+    whole: NeuronDistances
+    halves: tuple[NeuronDistances, ...]
     p: Floats
 
     @property
@@ -347,7 +351,7 @@ class Seen:
         return np.repeat(np.arange(len(self.spec.taps)), [tap.neurons for tap in self.spec.taps])
 
     @cached_property
-    def told(self) -> NDArray[np.bool_]:
+    def detected(self) -> NDArray[np.bool_]:
         return np.array([bool((adjusted(row) < FALSE_DISCOVERY_RATE).any()) for row in self.p])
 
     @classmethod
@@ -358,7 +362,7 @@ class Seen:
         spec: str | None,
         at: int | str | None,
         progress: Listener,
-    ) -> Seen:
+    ) -> AttributeDistances:
         parsed = [Attribute.parse(text) for text in attributes]
         if len({frozenset((of.with_it, of.without)) for of in parsed}) != len(parsed):
             raise UsageError(f"an attribute is named twice among {', '.join(attributes)}")
@@ -378,7 +382,7 @@ class Seen:
             for layers in zip(*parts, strict=True)
         ]
         p, *columns = (np.array(rows) for rows in zip(*of_attributes, strict=True))
-        whole, *halves = map(View, columns[::2], columns[1::2])
+        whole, *halves = map(NeuronDistances, columns[::2], columns[1::2])
         return cls(
             tuple(map(str, parsed)),
             network,
@@ -396,18 +400,18 @@ class Seen:
         *,
         non_negative: bool = False,
         by_layer: bool = False,
-    ) -> Fitted:
+    ) -> FittedLens:
         """A lens that ignores and keeps these attributes, each by its role."""
         groups = self.layers if by_layer else np.arange(self.spec.neurons)
-        whole, *halves = (_Rows(of, roles) for of in (self.whole, *self.halves))
+        whole, *halves = (_FitProblem(of, roles) for of in (self.whole, *self.halves))
 
-        def fitted(ridge: float) -> list[tuple[Floats, _Rows]]:
+        def fitted(ridge: float) -> list[tuple[Floats, _FitProblem]]:
             """Weights of each half, and the other half."""
             weights = (of.fit(ridge, groups, non_negative=non_negative) for of in halves)
             return list(zip(weights, _swapped(halves), strict=True))
 
         def lost(ridge: float) -> float:
-            return _mean([of.loss(x, self.told) for x, of in fitted(ridge)])
+            return _mean([of.loss(x, self.detected) for x, of in fitted(ridge)])
 
         ridge = min(RIDGES, key=lost)
         weights = whole.fit(ridge, groups, non_negative=non_negative) / self.spec.neurons
@@ -419,7 +423,9 @@ class Seen:
             "by": "layer" if by_layer else "neuron",
             "ridge": ridge,
         }
-        return Fitted(Lens(name, self.taps, weights, self.provenance(how, scores)), scores, ridge)
+        return FittedLens(
+            Lens(name, self.taps, weights, self.provenance(how, scores)), scores, ridge
+        )
 
     @property
     def taps(self) -> tuple[tuple[str, int], ...]:
@@ -427,7 +433,7 @@ class Seen:
 
     def scores(self, roles: Sequence[Role], through: Floats) -> tuple[Score, ...]:
         plain = np.mean([half.distances.mean(axis=1) for half in self.halves], axis=0)
-        columns = (self.attributes, roles, plain.tolist(), through.tolist(), self.told.tolist())
+        columns = (self.attributes, roles, plain.tolist(), through.tolist(), self.detected.tolist())
         return tuple(Score(*row) for row in zip(*columns, strict=True))
 
     def provenance(self, how: Mapping[str, Any], scores: Sequence[Score]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import Extractor, Fetch, Made, Prepared, Stream
 from pipeline.dna import Failure, Floats, Ints, Lens, Ranges, encode_tables, neuron_name
 from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, UsageError
-from pipeline.explaining.image_emd import LayerNearness
+from pipeline.explaining.image_emd import LayerEmd
 from pipeline.sources import Shard
 from pipeline.spec import Numerics, Resources, Spec, digest_of
 
@@ -200,7 +200,7 @@ class Ranker:
         self._near = [
             None
             if counts is None
-            else LayerNearness(
+            else LayerEmd(
                 ranges.low[at], ranges.high[at], counts, tap.positions, self._weights[at] != 0
             )
             for tap, at, counts in counted
@@ -236,9 +236,9 @@ class Ranker:
     def close(self) -> None:
         self._stream.close()
 
-    def _observe(self, pixels: Prepared) -> list[_Seen]:
+    def _observe(self, pixels: Prepared) -> list[_ImageSums]:
         """Of each image of a micro-batch; nothing of it depends on the others."""
-        found = [_Seen(np.zeros(len(self._near))) for _ in pixels]
+        found = [_ImageSums(np.zeros(len(self._near))) for _ in pixels]
 
         def visit(index: int, x: torch.Tensor) -> None:
             near = self._near[index]
@@ -258,7 +258,7 @@ class Ranker:
         self._stream.extractor.observe(pixels, visit)
         return found
 
-    def _distances(self, seen: _Seen) -> dict[str, Any]:
+    def _distances(self, seen: _ImageSums) -> dict[str, Any]:
         """The image's columns."""
         if seen.undefined >= 0:
             taps = [(tap.name, tap.neurons) for tap in self._spec.taps]
@@ -273,7 +273,7 @@ class Ranker:
 
 
 @dataclass(eq=False)
-class _Seen:
+class _ImageSums:
     """One image: its weighted sum of each layer, and the first neuron, if any, of no distance."""
 
     sums: Floats

@@ -35,7 +35,7 @@ from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, GateError, NotFound, SourceError, SpecMismatch, UsageError
 from pipeline.events import Listener, Said, ignore
 from pipeline.explaining.rank_shard import RANKS, Target, counts_of
-from pipeline.explaining.ranking_order import Placed, RankingOrder, Unplaced
+from pipeline.explaining.ranking_order import RankedImage, RankingOrder, UnrankedImage
 from pipeline.networks import decode as decode_ranges
 from pipeline.networks import network_of
 from pipeline.sources import Manifest, list_source, plan
@@ -51,7 +51,7 @@ TOP = 10
 class Ranking:
     """What became of a source: every candidate is `ranked`, `failed` or `undefined`.
 
-    `nearest`, `farthest`: the images at either end, that end first. `unplaced`: the first few of
+    `nearest`, `farthest`: the images at either end, that end first. `unranked`: the first few of
     those at no distance. `counted_shards`: those that were not there already.
     """
 
@@ -64,9 +64,9 @@ class Ranking:
     ranked: int
     failed: int
     undefined: int
-    nearest: tuple[Placed, ...]
-    farthest: tuple[Placed, ...]
-    unplaced: tuple[Unplaced, ...]
+    nearest: tuple[RankedImage, ...]
+    farthest: tuple[RankedImage, ...]
+    unranked: tuple[UnrankedImage, ...]
     counted_shards: int
     ignored: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
@@ -166,8 +166,8 @@ def rank(
     with RankingOrder(manifest, job, chosen) as all_of_them:
         all_of_them.load()
         ranked, failed, undefined = all_of_them.totals()
-        unplaced = all_of_them.unplaced()
-        _gate(request, ranked, failed, manifest.candidates, unplaced)
+        unranked = all_of_them.unranked()
+        _gate(request, ranked, failed, manifest.candidates, unranked)
         lens_name = lens.name if lens else UNIFORM
         if target_uri is not None:
             stated = {
@@ -201,7 +201,7 @@ def rank(
             undefined,
             all_of_them.nearest(top),
             all_of_them.farthest(top),
-            unplaced,
+            unranked,
             ran.shards,
             dict(manifest.ignored),
             manifest.duplicates,
@@ -291,9 +291,9 @@ def _planned(
 
 
 def _gate(
-    request: Request, ranked: int, failed: int, candidates: int, unplaced: Sequence[Unplaced]
+    request: Request, ranked: int, failed: int, candidates: int, unranked: Sequence[UnrankedImage]
 ) -> None:
-    some = "\n  ".join(str(of) for of in unplaced[:5])
+    some = "\n  ".join(str(of) for of in unranked[:5])
     if not ranked:
         raise SourceError(
             f"{request.source}: none of {candidates} candidates is an image at a distance from "

@@ -34,7 +34,7 @@ READERS = 16
 
 
 @dataclass(frozen=True)
-class Placed:
+class RankedImage:
     """An image and its distances: `emd` of all, `layers` of each layer asked for.
 
     `entry`: where it is, to be read again.
@@ -51,7 +51,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Unplaced:
+class UnrankedImage:
     """An image at no distance, and why."""
 
     uri: str
@@ -118,19 +118,19 @@ class RankingOrder:
             )
         return ranked, failed, undefined
 
-    def nearest(self, count: int) -> tuple[Placed, ...]:
-        return tuple(self._placed("emd, uri, member", count, 1, 1))
+    def nearest(self, count: int) -> tuple[RankedImage, ...]:
+        return tuple(self._ranked("emd, uri, member", count, 1, 1))
 
-    def farthest(self, count: int) -> tuple[Placed, ...]:
+    def farthest(self, count: int) -> tuple[RankedImage, ...]:
         ranked, _, _ = self.totals()
-        return tuple(self._placed("emd desc, uri desc, member desc", count, ranked, -1))
+        return tuple(self._ranked("emd desc, uri desc, member desc", count, ranked, -1))
 
-    def unplaced(self) -> tuple[Unplaced, ...]:
+    def unranked(self) -> tuple[UnrankedImage, ...]:
         rows = self._rows(
             "select uri, member, error from images where error is not null "
             f"order by uri, member limit {FAILURES}"
         )
-        return tuple(Unplaced(*row) for row in rows)
+        return tuple(UnrankedImage(*row) for row in rows)
 
     def write(self, file: IO[bytes], metadata: Mapping[str, Any]) -> None:
         """The ranking as Parquet: the nearest first, those at no distance last."""
@@ -190,7 +190,7 @@ class RankingOrder:
         with self._disk():
             return self._db.execute(query).fetchall()
 
-    def _placed(self, order: str, count: int, first: int, step: int) -> Iterator[Placed]:
+    def _ranked(self, order: str, count: int, first: int, step: int) -> Iterator[RankedImage]:
         distances = "".join(f", {name}" for name in self._distances)
         rows = self._rows(
             f"select emd, shard, place{distances} from images where emd is not null "
@@ -198,7 +198,7 @@ class RankingOrder:
         )
         for i, (emd, shard, place, *own) in enumerate(rows):
             entry = self._manifest.shards[shard].members[place]
-            yield Placed(first + step * i, emd, tuple(own), entry)
+            yield RankedImage(first + step * i, emd, tuple(own), entry)
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:

@@ -137,7 +137,7 @@ from pipeline.comparing import Effort, compare, tiles
 
 place = Catalogue(sys.argv[1])
 compare(place, ["set/0", "set/1"], effort=Effort(memory=1))  # compiles
-tiles.let_go()
+tiles.clear_cache()
 with phase(idle := {}):
     pass
 with phase(after := {}):

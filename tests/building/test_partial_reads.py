@@ -346,7 +346,7 @@ def test_a_worker_goes_on_with_other_layers_of_the_same_files(sound: Catalogue) 
         job = Job(sound.root, SPEC, layers, whole=False)
         emd = tiles.compute(Tile(job, members, members))["emd"]
         found |= {(layers, layer): emd[at] for at, layer in enumerate(layers)}
-    tiles.let_go()
+    tiles.clear_cache()
     for (_, layer), emd in found.items():
         assert np.array_equal(emd, found[SPEC.layers, layer])
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+from scipy.spatial.distance import squareform
 
 from pipeline.comparing import clusters, defined, neighbours, plane_map
 from pipeline.dna import Floats
@@ -71,6 +73,15 @@ def test_no_other_order_of_the_tree_is_shorter(seed: int, count: int) -> None:
     assert len(orders) == 2 ** (count - 1)
     shortest = min(length(distances, order) for order in orders)
     assert length(distances, found.order) == pytest.approx(shortest)
+
+
+def test_scipy_s_own_leaf_order_is_not_the_shortest() -> None:
+    """Why `clusters` has its own; once this fails, SciPy's may take its place (its issue 11227)."""
+    distances = distances_of(points(0, 20, 4))
+    condensed = squareform(distances)
+    theirs = leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed))
+    ours = length(distances, clusters(distances).order)
+    assert length(distances, tuple(theirs)) > 1.01 * ours
 
 
 def test_a_line_is_walked_from_end_to_end() -> None:

@@ -22,7 +22,7 @@ from pipeline.comparing import (
     all_pairs,
     compare,
     cumulative,
-    differences,
+    difference_gram,
     emd,
     estimate,
     flip_test,
@@ -320,7 +320,7 @@ def test_estimates_are_those_of_the_folds_one_by_one(finite: Catalogue) -> None:
             np.array([cumulative(d if chosen is None else d.select([chosen])).ravel() for d in of])
             for of in (folds[a], folds[b])
         ]
-        apart = differences(
+        apart = difference_gram(
             curves[0] @ curves[0].T, curves[1] @ curves[1].T, curves[0] @ curves[1].T, n_a, n_b
         )
         expected["p"] = flip_test(apart)
@@ -644,3 +644,32 @@ def test_names_that_share_a_spec_are_compared_under_it(place: Catalogue) -> None
     assert compare(place, ["x", "y"]).spec_digest == other_spec.digest
     with pytest.raises(NotFound, match=r"has no dataset 'z'; it has: .*x, y"):
         compare(place, ["x", "z"])
+
+
+# A matrix shows itself.
+
+
+def small_matrix(count: int = 2) -> Matrix:
+    names = tuple(f"<{at}>" for at in range(count))
+    values = np.arange(2.0 * count**2).reshape(2, count, count)
+    unknown = np.full_like(values, np.nan)
+    members = dict.fromkeys(names, "")
+    return Matrix(names, ("stem",), values, unknown, unknown, 5, members, "")
+
+
+def test_a_matrix_shows_itself() -> None:
+    matrix = small_matrix()
+    assert repr(matrix) == "<Matrix of 2 datasets in 1 layers: <0>, <1>>"
+    assert "<caption>emd, all, in bins</caption>" in matrix._repr_html_()
+    assert "<td>&lt;1&gt;</td><td>6</td><td>7</td>" in matrix._repr_html_()
+    assert "; 5 more datasets" in small_matrix(25)._repr_html_()
+    table = matrix.to_pandas()
+    assert table.query("layer == 'all'")["emd"].tolist() == [4, 5, 6, 7]
+
+
+def test_a_matrix_is_plotted_with_its_numbers() -> None:
+    axes = small_matrix().plot("stem")
+    assert [text.get_text() for text in axes.texts] == ["0", "1", "2", "3"]
+    assert axes.get_title() == "emd, stem"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["<0>", "<1>"]
+    assert small_matrix(25).plot(ax=axes) is axes

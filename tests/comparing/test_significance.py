@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pipeline.comparing import (
     FALSE_DISCOVERY_RATE,
     LEAST_FOLDS,
-    differences,
-    differences_of,
+    adjusted,
+    curve_difference_gram,
+    difference_gram,
     estimate,
     false_discovery,
     flip_test,
@@ -216,9 +217,9 @@ def test_differences_pair_folds_and_merge_what_is_over(seed: int, of_a: int, of_
         return np.array(rows)
 
     d = merged(a, n_a) - merged(b, n_b)
-    found = differences(a @ a.T, b @ b.T, a @ b.T, n_a, n_b)
+    found = difference_gram(a @ a.T, b @ b.T, a @ b.T, n_a, n_b)
     np.testing.assert_allclose(found, d @ d.T, atol=1e-9)
-    np.testing.assert_allclose(differences_of(a, b, n_a, n_b), d @ d.T, atol=1e-9)
+    np.testing.assert_allclose(curve_difference_gram(a, b, n_a, n_b), d @ d.T, atol=1e-9)
 
 
 @given(seeds, st.sampled_from([0.0, 1e-4, 0.1]), st.booleans())
@@ -231,15 +232,15 @@ def test_rounding_is_no_difference(seed: int, spread: float, dead: bool) -> None
     images = sizes(chance, 16)
     rounding = chance.normal(0, 2e-16, (3, 16, 16)) * 99
     grams = [x @ y.T for x, y in ((a, a), (b, b), (a, b))]
-    found = differences(*(g + r for g, r in zip(grams, rounding, strict=True)), images, images)
-    for gram in (found, differences_of(a, b, images, images)):
+    found = difference_gram(*(g + r for g, r in zip(grams, rounding, strict=True)), images, images)
+    for gram in (found, curve_difference_gram(a, b, images, images)):
         assert (gram == 0).all()
         assert float(flip_test(gram)) == 1
     if spread:
         b = b + 0.01 * spread  # as little as would be found of paired ones
         for gram in (
-            differences(a @ a.T, b @ b.T, a @ b.T, images, images),
-            differences_of(a, b, images, images),
+            difference_gram(a @ a.T, b @ b.T, a @ b.T, images, images),
+            curve_difference_gram(a, b, images, images),
         ):
             assert float(flip_test(gram)) == 2.0**-15
 
@@ -377,3 +378,12 @@ def test_near_the_null_the_upper_bound_holds_and_the_correction_takes_most_away(
         plain.append(float(emd))
     assert np.mean(corrected) < np.mean(plain) / 2
     assert np.mean(high) < 1.5 * np.mean(plain)
+
+
+def test_adjusted_p_is_scipy_s_up_to_rounding() -> None:
+    from scipy.stats import false_discovery_control
+
+    rng = np.random.default_rng(0)
+    for tests in (1, 2, 3, 66, 1000):
+        p = rng.random(tests) ** 3
+        np.testing.assert_allclose(adjusted(p), false_discovery_control(p), rtol=1e-15)

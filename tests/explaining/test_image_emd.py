@@ -14,7 +14,7 @@ from pipeline.comparing import emd
 from pipeline.counting import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts
 from pipeline.dna import DNA, Ranges
 from pipeline.errors import UsageError
-from pipeline.explaining import LayerNearness
+from pipeline.explaining import LayerEmd
 from pipeline.explaining import image_emd as nearness
 from pipeline.spec import Spec, Tap
 from tests.support.builders import NUMERICS, RULE
@@ -37,11 +37,11 @@ def dna_of(x: np.ndarray, ranges: Ranges, spec: Spec) -> DNA:
     )
 
 
-def near_to(dna: DNA, ranges: Ranges, seen: np.ndarray | None = None) -> LayerNearness:
+def near_to(dna: DNA, ranges: Ranges, seen: np.ndarray | None = None) -> LayerEmd:
     counts = dna.counts.copy()
     counts[:, 0] += dna.underflow
     counts[:, -1] += dna.overflow
-    return LayerNearness(ranges.low, ranges.high, counts, dna.spec.taps[0].positions, seen)
+    return LayerEmd(ranges.low, ranges.high, counts, dna.spec.taps[0].positions, seen)
 
 
 def case(
@@ -131,17 +131,17 @@ def test_counts_whose_sums_would_not_be_exact_are_walked() -> None:
     low, high = np.zeros(1), np.ones(1)
     few = np.full((1, 1000), 10**9)
     many = np.full((1, 1000), 10**15)
-    assert LayerNearness(low, high, few, 49)._few
-    huge = LayerNearness(low, high, many, 49)
+    assert LayerEmd(low, high, few, 49)._few
+    huge = LayerEmd(low, high, many, 49)
     assert not huge._few
     x = np.random.default_rng(0).random((2, 49, 1)).astype(np.float32)
     np.testing.assert_allclose(
-        huge.distances(x), LayerNearness(low, high, few, 49).distances(x), rtol=1e-9
+        huge.distances(x), LayerEmd(low, high, few, 49).distances(x), rtol=1e-9
     )
 
 
 def test_activations_of_another_shape_are_refused() -> None:
-    near = LayerNearness(np.zeros(2), np.ones(2), np.ones((2, 10), np.int64), 4)
+    near = LayerEmd(np.zeros(2), np.ones(2), np.ones((2, 10), np.int64), 4)
     for wrong in (np.zeros((1, 4, 3), np.float32), np.zeros((1, 5, 2), np.float32)):
         with pytest.raises(UsageError, match="expected float32"):
             near.distances(wrong)

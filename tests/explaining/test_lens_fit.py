@@ -22,18 +22,19 @@ from pipeline.catalogue import Catalogue, find_lens, keep
 from pipeline.comparing import compare
 from pipeline.dna import Lens
 from pipeline.errors import NotFound, UsageError
+from pipeline.events import ignore
 from pipeline.explaining import (
     RIDGES,
     Attribute,
-    Fitted,
+    AttributeDistances,
+    FittedLens,
+    NeuronDistances,
     Role,
     Score,
-    Seen,
-    View,
     fit_focus,
     fit_ignoring,
 )
-from pipeline.explaining.lens_fit import _Rows
+from pipeline.explaining.lens_fit import _FitProblem
 from pipeline.reporting import gather_matrix_page
 from pipeline.sources import Entry, Manifest, Shard, plan
 from tests.explaining.test_sensitivity import RANGES, SPEC, put
@@ -65,27 +66,19 @@ def attribute(name: str, of: str = "fit") -> str:
 
 def through(place: Catalogue, lens: Lens, name: str) -> float:
     """What the lens leaves of an attribute on images that nothing was fitted on."""
-    (row,) = Seen.of(place, [attribute(name, "fresh")], None, None, Quiet()).whole.distances
+    (row,) = AttributeDistances.of(
+        place, [attribute(name, "fresh")], None, None, ignore
+    ).whole.distances
     return float(row @ lens.weights / lens.weights.sum() / row.mean())
 
 
-class Quiet:
-    def start(self, *, images: int, shards: int, present: int) -> None: ...
-
-    def advance(self, images: int, failures: int) -> None: ...
-
-    def say(self, message: str) -> None: ...
-
-    def finish(self) -> None: ...
-
-
 @pytest.fixture(scope="module")
-def signed(place: Catalogue) -> Fitted:
+def signed(place: Catalogue) -> FittedLens:
     others = [attribute("dark"), attribute("turned")]
     return fit_ignoring(place, "no-fog", [attribute("fog")], others)
 
 
-def test_what_is_ignored_goes_and_the_others_stay(place: Catalogue, signed: Fitted) -> None:
+def test_what_is_ignored_goes_and_the_others_stay(place: Catalogue, signed: FittedLens) -> None:
     assert signed.lens.weights.sum() == pytest.approx(1)
     assert abs(through(place, signed.lens, "fog")) < 0.1
     for name in ("dark", "turned"):
@@ -109,7 +102,7 @@ def test_a_lens_of_weights_from_zero_up_is_a_metric(place: Catalogue) -> None:
     assert weights[0] < weights[19]
 
 
-def test_held_out_scores_are_those_of_other_images(place: Catalogue, signed: Fitted) -> None:
+def test_held_out_scores_are_those_of_other_images(place: Catalogue, signed: FittedLens) -> None:
     for score, name in zip(signed.scores, ("fog", "dark", "turned"), strict=True):
         assert score.through == pytest.approx(through(place, signed.lens, name), abs=0.15)
         truth = compare(place, ["fresh/none", f"fresh/{name}"]).of("all", "emd_corrected")[0, 1]
@@ -121,15 +114,15 @@ def test_the_ridge_is_the_one_that_does_best_on_images_that_it_was_not_fitted_on
 ) -> None:
     """Of the folds' other half; and so are the scores. What is not seen has no say in it."""
     names = [attribute(name) for name in ("fog", "dark", "turned", "same")]
-    seen = Seen.of(place, names, None, None, Quiet())
-    assert seen.told.tolist() == [True, True, True, False]
+    seen = AttributeDistances.of(place, names, None, None, ignore)
+    assert seen.detected.tolist() == [True, True, True, False]
     rng, truth = np.random.default_rng(2), np.ones((4, seen.spec.neurons))
     truth[0, :6] = truth[1, 6:12] = truth[2, 12:16] = 6
     truth[3] = 0.3
     noisy = (truth + rng.normal(0, 1, truth.shape) for _ in seen.halves)
-    seen = replace(seen, halves=tuple(View(of, np.ones_like(of)) for of in noisy))
+    seen = replace(seen, halves=tuple(NeuronDistances(of, np.ones_like(of)) for of in noisy))
     roles: list[Role] = ["ignored", "kept", "kept", "kept"]
-    halves = [_Rows(of, roles) for of in seen.halves]
+    halves = [_FitProblem(of, roles) for of in seen.halves]
     alone = np.arange(seen.spec.neurons)
 
     def fits(ridge: float) -> list[np.ndarray]:
@@ -139,7 +132,7 @@ def test_the_ridge_is_the_one_that_does_best_on_images_that_it_was_not_fitted_on
         return float(np.mean([halves[at ^ 1].loss(x, told) for at, x in enumerate(fits(ridge))]))
 
     found = seen.fit("x", roles)
-    best = {bool(all_): min(RIDGES, key=lambda r: left(r, seen.told | all_)) for all_ in (0, 1)}
+    best = {bool(all_): min(RIDGES, key=lambda r: left(r, seen.detected | all_)) for all_ in (0, 1)}
     assert found.ridge == best[False] != best[True]
     weights = fits(found.ridge)
     held_out, fitted = (
@@ -182,13 +175,13 @@ def test_weights_are_those_of_least_loss(
 ) -> None:
     """Against scipy's general solver, on the loss as it is stated."""
     rng = np.random.default_rng(seed)
-    view = View(rng.random((4, neurons)) ** 3, rng.random((4, neurons)) ** 3)
-    of = _Rows(view, ["ignored", "kept", "kept", "kept"])
+    view = NeuronDistances(rng.random((4, neurons)) ** 3, rng.random((4, neurons)) ** 3)
+    of = _FitProblem(view, ["ignored", "kept", "kept", "kept"])
     group = rng.integers(0, 3, neurons) if groups else np.arange(neurons)
     names, place = np.unique(group, return_inverse=True)
 
     def loss(x: np.ndarray) -> float:
-        return of.loss(x, np.ones(4, bool)) + ridge * float(of.stiffness @ (x - 1) ** 2)
+        return of.loss(x, np.ones(4, bool)) + ridge * float(of.ridge_shares @ (x - 1) ** 2)
 
     for non_negative in (False, True):
         found = of.fit(ridge, group, non_negative=non_negative)
@@ -216,8 +209,8 @@ def test_what_noisy_neurons_say_counts_less() -> None:
         noise = rng.choice([0.05, 1.0], size=neurons) * truth.mean()
         seen = truth + rng.normal(0, noise, truth.shape)
         for name, variances in (("by noise", noise**2), ("even", np.ones(neurons))):
-            of = _Rows(View(seen, np.broadcast_to(variances, truth.shape)), roles)
-            exact = _Rows(View(truth, np.zeros_like(truth)), roles)
+            of = _FitProblem(NeuronDistances(seen, np.broadcast_to(variances, truth.shape)), roles)
+            exact = _FitProblem(NeuronDistances(truth, np.zeros_like(truth)), roles)
             fits = (of.fit(r, np.arange(neurons), non_negative=False) for r in RIDGES)
             left[name].append(min(exact.loss(x, np.ones(10, bool)) for x in fits))
     assert np.mean(left["by noise"]) < 0.7 * np.mean(left["even"])
@@ -273,13 +266,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
 
 
 def test_of_the_same_images_only_the_change_is_seen(pairs: Catalogue) -> None:
-    seen = Seen.of(pairs, [pair("fog")], None, None, Quiet())
+    seen = AttributeDistances.of(pairs, [pair("fog")], None, None, ignore)
     moved = np.isin(np.arange(20), list(ATTRIBUTES["fog"]))
     for found in (view.distances[0] for view in (seen.whole, *seen.halves)):
         assert (found[~moved] == 0).all()
         np.testing.assert_allclose(found[moved], 5, atol=0.05)  # but for what is clipped
-    assert seen.told == [True]
-    apart = Seen.of(pairs, [attribute("fog", "apart")], None, None, Quiet())
+    assert seen.detected == [True]
+    apart = AttributeDistances.of(pairs, [attribute("fog", "apart")], None, None, ignore)
     assert (apart.whole.distances[0][~moved] > 0).any()
     assert (seen.whole.variances[0] < 0.1 * apart.whole.variances[0])[moved].all()
     assert (seen.whole.variances[0][~moved] == 0).all()
@@ -334,8 +327,10 @@ def test_what_is_said_to_be_the_same_images_and_is_not_is_refused(pairs: Catalog
         with pytest.raises(
             UsageError, match=f"odd/{name}=few/none is not of the same images: {says}"
         ):
-            Seen.of(pairs, [f"odd/{name}=few/none"], None, None, Quiet())
-    Seen.of(pairs, ["odd/failed=odd/failed-too"], None, None, Quiet())  # without the failed one
+            AttributeDistances.of(pairs, [f"odd/{name}=few/none"], None, None, ignore)
+    AttributeDistances.of(
+        pairs, ["odd/failed=odd/failed-too"], None, None, ignore
+    )  # without the failed one
     root = ["-c", pairs.root]
     done = CliRunner().invoke(app, ["lens", "fit", "x", "--focus", "odd/fewer=few/none", *root])
     assert done.exit_code == 2
@@ -346,12 +341,12 @@ def test_what_is_said_to_be_the_same_images_and_is_not_is_refused(pairs: Catalog
 
 def test_an_attribute_that_nothing_shows_is_said_to_be_so(pairs: Catalogue) -> None:
     root = ["-c", pairs.root]
-    for ignore, other in (("same", "dark"), ("fog", "same")):
-        said = run("fit", "x", "--ignore", pair(ignore), "--keep", pair(other), *root)
+    for ignored, other in (("same", "dark"), ("fog", "same")):
+        said = run("fit", "x", "--ignore", pair(ignored), "--keep", pair(other), *root)
         assert "nan" not in said
         unseen = "nothing of what is to be ignored is seen: the lens is of no use"
-        assert (unseen in said) == (ignore == "same")
-        assert ("is gone, nothing of what is to be kept is seen" in said) == (ignore == "fog")
+        assert (unseen in said) == (ignored == "same")
+        assert ("is gone, nothing of what is to be kept is seen" in said) == (ignored == "fog")
 
 
 def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
@@ -378,7 +373,7 @@ def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
 # In the catalogue.
 
 
-def test_a_lens_carries_what_it_was_fitted_on(place: Catalogue, signed: Fitted) -> None:
+def test_a_lens_carries_what_it_was_fitted_on(place: Catalogue, signed: FittedLens) -> None:
     keep(place, signed.lens)
     found = find_lens(place, "no-fog", SPEC)
     assert found.digest == signed.lens.digest
@@ -389,7 +384,7 @@ def test_a_lens_carries_what_it_was_fitted_on(place: Catalogue, signed: Fitted) 
     assert replace(found, provenance={}).digest == found.digest
 
 
-def test_the_lens_kept_last_is_the_one_of_its_name(place: Catalogue, signed: Fitted) -> None:
+def test_the_lens_kept_last_is_the_one_of_its_name(place: Catalogue, signed: FittedLens) -> None:
     other = replace(signed.lens, name="again", weights=signed.lens.weights[::-1].copy())
     first = replace(signed.lens, name="again")
     for lens in (first, other, first):
@@ -402,17 +397,21 @@ def test_a_focus_among_a_layer_s_neurons_is_seen_by_them(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of eight that differ is none of twenty."""
-    seen = Seen.of(place, [attribute("fog")], None, None, Quiet())
+    seen = AttributeDistances.of(place, [attribute("fog")], None, None, ignore)
     p = np.full((1, seen.spec.neurons), 0.9)
     p[0, 12] = 0.005
     weak = replace(seen, p=p)
-    assert not weak.told.any()
-    monkeypatch.setattr(Seen, "of", lambda *_: weak)
+    assert not weak.detected.any()
+    monkeypatch.setattr(AttributeDistances, "of", lambda *_: weak)
     (score,) = fit_focus(place, "x", "a:b", layers=["head"]).scores
     assert score.seen
     distances = seen.whole.distances.copy()
     distances[0, 12] = 0  # of what differs nothing is left
-    monkeypatch.setattr(Seen, "of", lambda *_: replace(weak, whole=View(distances, distances)))
+    monkeypatch.setattr(
+        AttributeDistances,
+        "of",
+        lambda *_: replace(weak, whole=NeuronDistances(distances, distances)),
+    )
     with pytest.raises(UsageError, match="nothing is left of the distance of the 1 neurons"):
         fit_focus(place, "x", "a:b", layers=["head"])
 
@@ -440,7 +439,7 @@ def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> No
     assert done.output.startswith("error: give --layer or --neurons")
 
 
-def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: Fitted) -> None:
+def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: FittedLens) -> None:
     keep(place, signed.lens)
     note = (
         "note: lens no-fog was fitted on fit/none and fit/fog: between them it does better than on"
@@ -456,7 +455,7 @@ def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: 
             assert (note in done.stderr.replace("\n", " ")) == (of == "fit"), command
 
 
-def test_the_page_says_so_too(place: Catalogue, signed: Fitted) -> None:
+def test_the_page_says_so_too(place: Catalogue, signed: FittedLens) -> None:
     for of in ("fit", "fresh"):
         matrix = compare(place, [f"{of}/none", f"{of}/fog"], lens=signed.lens)
         page = gather_matrix_page(place, [matrix], lenses=[signed.lens], samples=0)

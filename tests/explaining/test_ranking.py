@@ -39,7 +39,7 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.explaining import LayerNearness, Ranking, Ranks, Reaction, rank
+from pipeline.explaining import LayerEmd, Ranking, Ranks, Reaction, rank
 from pipeline.explaining import ranking as rank_module
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import Gallery, Row, gallery_of, write_gallery
@@ -175,7 +175,7 @@ def test_every_candidate_is_ranked_once_or_listed_with_its_reason(
     assert [image.entry.uri for image in found.nearest] == [row["uri"] for row in good[:10]]
     assert [image.rank for image in found.farthest] == list(range(12, 2, -1))
     assert [image.entry.uri for image in found.farthest] == [row["uri"] for row in good[:1:-1]]
-    assert [of.error for of in found.unplaced] == [row["error"] for row in bad]
+    assert [of.error for of in found.unranked] == [row["error"] for row in bad]
 
 
 def test_members_of_archives_are_ranked_as_files_are(
@@ -262,18 +262,18 @@ def test_layers_that_weigh_nothing_cost_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made, asked = [], []
-    init, distances = LayerNearness.__init__, LayerNearness.distances
+    init, distances = LayerEmd.__init__, LayerEmd.distances
 
-    def spy(self: LayerNearness, *args: Any) -> None:
+    def spy(self: LayerEmd, *args: Any) -> None:
         made.append(args[-1].tolist())
         init(self, *args)
 
-    def counted(self: LayerNearness, x: Any) -> Any:
+    def counted(self: LayerEmd, x: Any) -> Any:
         asked.append(x.shape[2])
         return distances(self, x)
 
-    monkeypatch.setattr(LayerNearness, "__init__", spy)
-    monkeypatch.setattr(LayerNearness, "distances", counted)
+    monkeypatch.setattr(LayerEmd, "__init__", spy)
+    monkeypatch.setattr(LayerEmd, "distances", counted)
     lens = lens_of(catalogue, [0, 0, 0, 0, 0, 1, 2])
     ranked(catalogue, source, engine, place, lens=lens, layers=["b"])
     assert made == [[False, True, True]]

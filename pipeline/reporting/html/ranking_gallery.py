@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pipeline import storage
 from pipeline.catalogue import Catalogue, software
 from pipeline.dna import UNIFORM
-from pipeline.explaining import Placed, Ranking
+from pipeline.explaining import RankedImage, Ranking
 from pipeline.reporting.html.dataset_panels import spec_facts
 from pipeline.reporting.html.gallery import Gallery, Row, look, render
 from pipeline.sources import Entry
@@ -51,7 +51,7 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> G
         ("ranked", f"{ranking.ranked:,}"),
         ("could not be read", f"{ranking.failed:,}"),
         ("at no distance", f"{ranking.undefined:,}"),
-        *(("not ranked", str(unplaced)) for unplaced in ranking.unplaced),
+        *(("not ranked", str(unranked)) for unranked in ranking.unranked),
     ]
     facts = [
         ("source", ranking.source),
@@ -73,7 +73,7 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> G
 
 
 def _captioned(
-    images: Sequence[Placed], ranking: Ranking
+    images: Sequence[RankedImage], ranking: Ranking
 ) -> Iterator[tuple[Entry, tuple[str, ...]]]:
     for image in images:
         own = zip(ranking.layers, image.layers, strict=True)
