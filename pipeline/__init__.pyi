@@ -17,6 +17,7 @@ from .dna.ranges import Ranges as Ranges
 from .dna.value import DNA as DNA
 from .engine.in_process import InProcess as InProcess
 from .errors import VdnaError as VdnaError
+from .images.decoders import register_decoder as register_decoder
 from .networks.registry import register_network as register_network
 from .spec import Preprocess as Preprocess
 from .spec import Resources as Resources

@@ -62,7 +62,7 @@ class Preprocess:
     `height`, `width`: of the network's input. `mean`, `std`: of channels scaled to [0, 1].
     `crop`: the largest square in the middle, or none, before the resize. `exif`: whether a stated
     orientation turns the image. `max_bytes`, `max_pixels`: an image beyond them is listed as a
-    failure, unread.
+    failure, unread. `decoder`: `NAME@VERSION` of the user's own, or None for ours.
     """
 
     height: int
@@ -75,6 +75,14 @@ class Preprocess:
     exif: Exif = "apply"
     max_bytes: int = 256 * 2**20
     max_pixels: int = 89_478_485
+    decoder: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields by name; the decoder only if it is the user's own."""
+        data = asdict(self)
+        if self.decoder is None:
+            del data["decoder"]
+        return data
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ class Spec:
         raise UsageError(f"no layer {layer!r} in {self.extractor}; it has {', '.join(self.layers)}")
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
+        data = asdict(self) | {"preprocess": self.preprocess.to_json()}
         if self.bf16_numerics is not None:
             data["bf16_numerics"] = self.bf16_numerics.to_json()
         return cast(dict[str, Any], json.loads(json.dumps(data)))

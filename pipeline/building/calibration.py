@@ -17,7 +17,7 @@ next one from below the one quantile's bin to above the other's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -173,7 +173,7 @@ def calibrate(
         include=include,
         exclude=exclude,
         limit=limit,
-        preprocess=asdict(first.spec.preprocess),
+        preprocess=first.spec.preprocess.to_json(),
         widened=files.WIDEN,
         widened_about="centre",
         quantile=quantile,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Protocol
 
-from pipeline import storage
+from pipeline import images, storage
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.shard import Counter
 from pipeline.counting.stream import Made
@@ -68,6 +68,12 @@ class Recipe:
     resources: Resources
     products: tuple[str, ...] = PRODUCTS
     task: ShardTask | None = None
+    decoder: str = ""
+
+    def __post_init__(self) -> None:
+        stated = self.spec.preprocess.decoder
+        if stated and not self.decoder:  # found where it is registered, and then shipped
+            object.__setattr__(self, "decoder", images.decoder_function(stated))
 
     @property
     def device(self) -> str:
@@ -173,6 +179,8 @@ class Worker:
 
 def _load(recipe: Recipe) -> ShardMaker:
     spec = recipe.spec
+    if spec.preprocess.decoder:
+        images.use_decoder(spec.preprocess.decoder, recipe.decoder)
     extractor = Extractor(recipe.network, spec.precision, recipe.device)
     if spec.bf16_numerics not in (None, extractor.numerics):
         raise SpecMismatch(

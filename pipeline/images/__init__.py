@@ -1,4 +1,4 @@
-"""Bytes become pixels, or a failure with its reason.
+"""Bytes of an image file become pixels, or a failure with its reason.
 
 In: the bytes of an image file.
 Out: an array of pixels, resized and normalised; or BadImage.

@@ -1,28 +1,30 @@
-"""Bytes -> pixels, or `BadImage` with its reason.
+"""Turns the bytes of a file into pixels, or raises `BadImage` with its reason.
 
     >>> from pipeline.spec import Preprocess
     >>> rule = Preprocess(height=224, width=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     >>> load(Path("cat.jpg").read_bytes(), rule).shape                       # doctest: +SKIP
     (224, 224, 3)
 
-The format is told by the content, never by a name. Every image becomes 8-bit RGB by one rule,
+The content tells the format, never the file's name. Every image becomes 8-bit RGB by one rule,
 `spec.COLOUR_RULE` "rgb8-1":
 
 - 8 bits and less, as PIL's `convert("RGB")`: grey is replicated, palettes are looked up, CMYK and
   YCCK (with Adobe's inversion) and YCbCr are computed. No ICC profile is applied.
-- Alpha, and a palette's or a colour key's transparency, is dropped: the colour stored under it
+- Alpha, and the transparency of a palette or a colour key, is dropped: the colour stored under it
   counts, as in the reference. Premultiplied alpha is divided out first.
 - 16-bit grey is scaled, round(v / 257), where PIL would clip it to white. 16-bit colour, and grey
   with alpha, keeps its high byte, as PIL reads it.
 - Floats, 32-bit or signed integers, 12-bit or inverted 16-bit TIFF, and CIE Lab are "unsupported":
   nothing in the file says which value is white, or PIL does not heed it.
-- Of an animation or several pages, the first.
-- EXIF orientation is applied, unless the rule's `exif` is "ignore" as in the reference; one that is
-  unreadable or not in 1..8 is none. A TIFF's is always applied, by PIL, on loading.
+- The first picture of an animation, and the first of several pages, is the image.
+- EXIF orientation is applied, unless the rule's `exif` is "ignore" as in the reference. A value
+  that is unreadable or not in 1..8 changes nothing. PIL always applies a TIFF's, on loading.
 
-Decoding (PIL) and resizing (numba) leave Python's lock, so that threads scale. Memory is bounded:
+A decoder of the user's own (`pipeline.images.decoders`) may take the place of PIL and of this rule.
+
+Decoding (PIL) and resizing (numba) release Python's lock, so that threads scale. Memory is bounded:
 large images share `ROOM`, and are converted and resized in strips, without copies of the whole.
-What becomes of which hostile file stands in docs/hostile.md.
+docs/hostile.md says what becomes of which hostile file.
 """
 
 from __future__ import annotations
@@ -39,12 +41,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from pipeline.errors import BadImage, UsageError
+from pipeline.errors import BadImage, UsageError, VdnaError
+from pipeline.images.decoders import Pixels, own_decoder
 from pipeline.images.signatures import blame
 from pipeline.spec import COLOUR_RULE, Exif, Preprocess
 
 NONDETERMINISTIC: tuple[str, ...] = ("decoder_crashed", "timeout")
-"""Reasons that may be the machine's fault as well as the image's."""
+"""Reasons for which the machine may be to blame instead of the image."""
 
 REASONS: tuple[str, ...] = (
     "empty",
@@ -75,9 +78,7 @@ FORMATS: tuple[str, ...] = (
     "DIB",
     "TGA",
 )
-"""PIL's names, in the order tried; TGA has no signature and comes last. None calls a program."""
-
-Pixels = NDArray[np.uint8]
+"""PIL's names, in the order tried. TGA has no signature, so it is last. None runs a program."""
 
 Floats32 = NDArray[np.float32]
 
@@ -87,18 +88,31 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go
 
 
 def decode(data: bytes, rule: Preprocess) -> Pixels:
-    """The image as RGB (H, W, 3), upright unless EXIF is ignored; may be read-only.
+    """Decodes an image, upright unless the rule ignores EXIF.
 
-    Raises `BadImage`.
+    The limit on pixels is checked before any pixel is decoded. PIL's own limit of 178,956,970
+    pixels holds in any case.
 
-    `rule.max_pixels` is checked before any pixel is decoded; PIL's own limit, 178,956,970, holds
-    in any case. Running out of memory raises `MemoryError`: it is not the image's fault.
+    Args:
+        data: The bytes of the file.
+        rule: Its limits, EXIF rule and decoder are used.
+
+    Returns:
+        RGB pixels, uint8 (height, width, 3); maybe read-only.
+
+    Raises:
+        BadImage: If the image cannot be decoded through its own fault.
+        MemoryError: If memory runs out, which is not the image's fault.
+        UsageError: If a setting of the process would decide what counts, if the rule is not one of
+            this version's, or if the decoder is unknown or returns no RGB pixels.
     """
     check_rule(rule)
     if not data:
         raise BadImage("empty", "the file has no bytes")
     if len(data) > rule.max_bytes:
         raise BadImage("too_many_bytes", f"{len(data)} bytes; the limit is {rule.max_bytes}")
+    if rule.decoder is not None:
+        return _decode_by_own(data, rule, rule.decoder)
     _quieten_pil()
     _check_process(rule)
     try:
@@ -111,11 +125,46 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
     except (MemoryError, BadImage):
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on hostile bytes
-        raise blame(data, error) from error
+        bad = blame(data, error)
+        raise bad from error
+
+
+def _decode_by_own(data: bytes, rule: Preprocess, decoder: str) -> Pixels:
+    function = own_decoder(decoder)
+    try:
+        pixels = function(data)
+    except BadImage as bad:
+        if bad.reason in REASONS and bad.reason not in NONDETERMINISTIC:
+            raise
+        raise BadImage("corrupt", f"{decoder}: {bad}") from bad
+    except (MemoryError, VdnaError):
+        raise
+    except Exception as error:  # a decoder of the user's raises anything
+        raise BadImage("corrupt", f"{decoder}: {type(error).__name__}: {error}") from error
+    shape: tuple[int, ...] = getattr(pixels, "shape", ())
+    kind = getattr(pixels, "dtype", type(pixels).__name__)
+    if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise UsageError(
+            f"the decoder {decoder} returned {kind} of shape {shape}; it must return an array of "
+            "uint8 of shape (height, width, 3)"
+        )
+    _require_within("", shape[1], shape[0], rule)
+    return pixels
 
 
 def pixels_of(image: Image.Image, exif: Exif = "apply") -> Pixels:
-    """(H, W, 3) of an image that PIL has opened, by the same rule. Raises `BadImage`."""
+    """Returns the pixels of an image that PIL has opened, by the same rule.
+
+    Args:
+        image: The image; it is loaded, and its `info` changed.
+        exif: Whether EXIF orientation turns it.
+
+    Returns:
+        RGB pixels, uint8 (height, width, 3); maybe read-only.
+
+    Raises:
+        BadImage: If nothing says which of its values is white.
+    """
     image.load()
     _check_mode(image)
     # It would be dropped anyway, and converting it may fail or warn.
@@ -134,9 +183,6 @@ def pixels_of(image: Image.Image, exif: Exif = "apply") -> Pixels:
     return upright
 
 
-# Decoding
-
-
 MODES: tuple[str, ...] = (
     "1",
     "L",
@@ -149,7 +195,7 @@ MODES: tuple[str, ...] = (
     "CMYK",
     "YCbCr",
 )
-"""Of 8 bits or less a channel; PIL converts them."""
+"""Modes of PIL with 8 bits or less a channel; PIL converts them."""
 
 MODES_16: tuple[str, ...] = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -159,28 +205,33 @@ BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, TILE_WIDTH, TILE_LENGTH = 258, 262, 2
 PIL_MODULES = r"PIL\."
 
 PIL_PIXELS = 178_956_970
-"""PIL's own limit, as it stands unless someone sets another."""
+"""PIL's own limit of pixels, unless someone sets another."""
 
 STRIP = 1 << 22
 """Pixels that are converted at a time."""
 
 ROOM = 100_000_000
-"""Pixels that may be in decoders at a time, in all threads; PIL holds 4 to 16 bytes for each."""
+"""Pixels that all threads together may decode at a time; PIL holds 4 to 16 bytes for each."""
 
 LEASE_SECONDS = 30.0
-"""A decoder that takes longer no longer keeps others waiting: it may be stuck."""
+"""After so long a decoder no longer keeps others waiting: it may be stuck."""
 
 
 def check_rule(rule: Preprocess) -> None:
+    """Checks that this version knows the colour rule.
+
+    Raises:
+        UsageError: If it does not.
+    """
     if rule.colour != COLOUR_RULE:
         raise UsageError(f"the colour rule is {rule.colour!r}; this version knows {COLOUR_RULE!r}")
 
 
 def _quieten_pil() -> None:
-    """PIL's warnings (odd EXIF, odd chunks) are neither printed nor raised.
+    """Keeps PIL's warnings (odd EXIF, odd chunks) from being printed or raised.
 
-    Looked at before every image, as others reset the filters; `warnings.catch_warnings` is no help
-    among threads.
+    This is called before every image, as other code may reset the filters, and
+    `warnings.catch_warnings` does not work among threads.
     """
     first = warnings.filters[0] if warnings.filters else None
     if first is None or first[0] != "ignore" or getattr(first[3], "pattern", "") != PIL_MODULES:
@@ -188,7 +239,11 @@ def _quieten_pil() -> None:
 
 
 def _check_process(rule: Preprocess) -> None:
-    """PIL's switches are the process's: what one set elsewhere must not decide what counts."""
+    """Checks that no setting of PIL, made elsewhere in the process, decides what counts.
+
+    Raises:
+        UsageError: If one does.
+    """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process: truncated images would "
@@ -219,14 +274,14 @@ def _require_within(what: str, width: int, height: int, rule: Preprocess) -> Non
 
 
 _decoding: dict[object, tuple[float, int]] = {}
-"""When each decoder under way began, and its pixels."""
+"""When each decoder under way began, and how many pixels it decodes."""
 
 _room_changed = threading.Condition()
 
 
 @contextlib.contextmanager
 def _room(pixels: int) -> Iterator[None]:
-    """Waits until that many pixels more may be decoded beside the others; small ones never do."""
+    """Waits until so many pixels may be decoded beside the others. Small images never wait."""
     if pixels <= STRIP:
         yield
         return
@@ -264,7 +319,7 @@ def _is_16_bit(image: Image.Image) -> bool:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """Of a mode that has been checked; a strip has lost its format."""
+    """Returns RGB of an image whose mode was checked; a strip no longer knows its format."""
     if image.mode in MODES_16 or image.mode == "I":
         grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -295,10 +350,7 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _as_stored(upright: Pixels, orientation: object) -> Pixels:
-    """The view of upright pixels in which the stored image's stand in their places.
-
-    `orientation` as in EXIF: which edges of the stored image are the top and the left.
-    """
+    """Returns the view of upright pixels that has the layout of the stored image."""
     stored = upright
     if orientation in (3, 4, 7, 8):
         stored = stored[::-1]

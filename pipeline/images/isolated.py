@@ -1,4 +1,8 @@
-"""images.isolated: TODO-DOC"""
+"""Decodes images in a process apart, so that one that crashes or stalls costs no worker.
+
+>>> load_isolated(Path("cat.jpg").read_bytes(), rule, seconds=60).shape      # doctest: +SKIP
+(224, 224, 3)
+"""
 
 from __future__ import annotations
 
@@ -20,22 +24,41 @@ from typing import ClassVar
 
 import numpy as np
 
+from pipeline import errors
 from pipeline.errors import BadImage, VdnaError
-from pipeline.images.decoding import Floats32, Pixels, check_rule, decode
+from pipeline.images.decoders import Pixels, decoder_function, use_decoder
+from pipeline.images.decoding import Floats32, check_rule, decode
 from pipeline.images.resize import prepare
 from pipeline.spec import Preprocess
 
 
 def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int = 3) -> Floats32:
-    """`load`, bit for bit, with the decoder in a process of its own; for images that kill or stall.
+    """Does what `load` does, bit for bit, with the decoder in another process.
 
-    The process answers for many images. One that crashes, or takes more than `seconds` (its start
-    included), is followed by a new one, up to `attempts` in all; then raises `BadImage`
-    "decoder_crashed" or "timeout". The resize stays here: only the decoder is foreign code that
-    trusts the bytes.
+    The process answers for many images. After a crash, or `seconds` without an answer, a new one
+    gets the image. The resize stays in this process: only the decoder is foreign code that trusts
+    the bytes.
+
+    Args:
+        data: The bytes of the file.
+        rule: How it becomes the network's input.
+        seconds: The time limit of one attempt, including the start of the process.
+        attempts: How many processes may be tried.
+
+    Returns:
+        The network's input, float32 (height, width, 3), normalised.
+
+    Raises:
+        BadImage: If the image cannot be decoded. After the last attempt the reason is
+            "decoder_crashed" or "timeout".
+        VdnaError: If the process cannot start, or the user's own decoder cannot be used.
     """
     check_rule(rule)
-    question = json.dumps(asdict(rule) | {"bytes": len(data)}).encode() + b"\n" + data
+    asked = asdict(rule) | {"bytes": len(data)}
+    if rule.decoder is not None:
+        path = [os.path.abspath(folder) for folder in sys.path]
+        asked |= {"function": decoder_function(rule.decoder), "path": path}
+    question = json.dumps(asked).encode() + b"\n" + data
     failure = BadImage("decoder_crashed", f"{attempts} attempts allowed")
     for attempt in range(attempts):
         # What another image has spoilt must not count against this one.
@@ -73,13 +96,13 @@ def _isolated_command() -> list[str]:
 
 
 def _isolated_environment() -> dict[str, str]:
-    """Ours, with this package first on the path, from wherever it was imported."""
+    """Returns this process's environment, with this package first on the path."""
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 class _Decoder:
-    """A process that decodes one image after the other, as it is asked."""
+    """A process that decodes one image after the other when it is asked to."""
 
     _at_rest: ClassVar[list[_Decoder]] = []
     _lock: ClassVar[threading.Lock] = threading.Lock()
@@ -105,7 +128,7 @@ class _Decoder:
 
     @classmethod
     def resting(cls) -> _Decoder:
-        """One that has ended well with another image, of the same making; a new one else."""
+        """Returns a process that has answered well before, or a new one."""
         made_by = _isolated_command(), _isolated_environment()
         while True:
             with cls._lock:
@@ -115,7 +138,7 @@ class _Decoder:
                 cls._at_rest.remove(found)
             if found._child.poll() is None:
                 return found
-            found.end()  # died at rest: where memory runs out, the system takes these first
+            found.end()  # it died while it waited: when memory runs out, these are killed first
 
     def rest(self) -> None:
         with self._lock:
@@ -126,9 +149,10 @@ class _Decoder:
             oldest.end()
 
     def ask(self, question: bytes, seconds: float) -> bytes | None:
-        """The answer; None where the process ended, or answered otherwise than agreed.
+        """Returns the answer, or None if the process ended or answered in an unknown form.
 
-        Raises `TimeoutError`.
+        Raises:
+            TimeoutError: If there is no whole answer after so many seconds; the process is killed.
         """
         deadline = monotonic() + seconds
         left, answer = memoryview(question), bytearray()
@@ -156,7 +180,7 @@ class _Decoder:
         raise TimeoutError
 
     def end(self) -> tuple[str, str]:
-        """How it ended, if by itself, and the last line that it wrote to standard error."""
+        """Returns how it ended, if by itself, and the last line of its standard error."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(1)
         ending = _ending(self._child.poll())
@@ -182,16 +206,25 @@ os.register_at_fork(after_in_child=_Decoder._at_rest.clear)  # they answer to th
 
 
 def _pixel_bytes(head: bytes | bytearray) -> int:
-    """How much follows the first line of an answer."""
+    """Returns how many bytes follow the first line of an answer."""
     return math.prod(json.loads(head).get("shape", (0,)))
 
 
 def _answer(output: bytes) -> Pixels:
-    """A line of JSON, then pixels; or `BadImage`, of which there is only the line."""
+    """Reads a line of JSON and the pixels after it.
+
+    Returns:
+        RGB pixels, uint8 (height, width, 3).
+
+    Raises:
+        BadImage: If the line states one; other errors of ours likewise.
+    """
     end = output.index(b"\n")
     said = json.loads(output[:end])
     if "reason" in said:
         raise BadImage(**said)
+    if "error" in said:
+        raise vars(errors)[said["error"]](said["message"])
     return np.frombuffer(output, np.uint8, offset=end + 1).reshape(said["shape"])
 
 
@@ -205,20 +238,26 @@ def _ending(status: int | None) -> str:
 
 
 def _serve() -> None:
-    """Answer questions of `load_isolated`: a rule and an image, with pixels or why not."""
-    with contextlib.suppress(OSError):  # where memory runs out, let it end here
+    """Answers the questions of `load_isolated`: a rule and an image, with pixels or an error."""
+    with contextlib.suppress(OSError):  # if memory runs out, kill this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a C library prints
     while question := sys.stdin.buffer.readline():
         fields = json.loads(question)
         data = sys.stdin.buffer.read(fields.pop("bytes"))
+        function = fields.pop("function", "")
+        sys.path += [folder for folder in fields.pop("path", []) if folder not in sys.path]
         rule = Preprocess(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         try:
+            if rule.decoder is not None:
+                use_decoder(rule.decoder, function)
             pixels = np.ascontiguousarray(decode(data, rule))
-        except BadImage as bad:
-            said = json.dumps({"reason": bad.reason, "detail": bad.detail})
-            output.write(said.encode() + b"\n")
+        except VdnaError as error:
+            said = {"error": type(error).__name__, "message": str(error)}
+            if isinstance(error, BadImage):
+                said = {"reason": error.reason, "detail": error.detail}
+            output.write(json.dumps(said).encode() + b"\n")
         else:
             output.write(json.dumps({"shape": pixels.shape}).encode() + b"\n")
             output.write(pixels.data)

@@ -1,4 +1,4 @@
-"""images.loading: TODO-DOC"""
+"""Turns the bytes of a file into the network's input, in one call."""
 
 from __future__ import annotations
 
@@ -8,5 +8,12 @@ from pipeline.spec import Preprocess
 
 
 def load(data: bytes, rule: Preprocess) -> Floats32:
-    """`prepare` of `decode`."""
+    """Decodes an image and prepares it for the network; see `decode` and `prepare`.
+
+    Returns:
+        The network's input, float32 (rule.height, rule.width, 3), normalised.
+
+    Raises:
+        BadImage: If the image cannot be decoded through its own fault.
+    """
     return prepare(decode(data, rule), rule)

@@ -1,4 +1,4 @@
-"""images.resize: TODO-DOC"""
+"""Resizes and normalises pixels to the input of a network."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.images.decoding import Floats32, Pixels
+from pipeline.images.decoders import Pixels
+from pipeline.images.decoding import Floats32
 from pipeline.spec import Preprocess
 
 
 def prepare(pixels: Pixels, rule: Preprocess) -> Floats32:
-    """RGB (H, W, 3) -> the network's input (rule.height, rule.width, 3), normalised.
+    """Crops, resizes and normalises pixels to the network's input.
 
-    `crop` "center" takes the largest square in the middle first, as the reference's
-    `crop_to_square_pre_resize`.
-    `clean` is the resize of clean-fid, which the reference uses: PIL's antialiased bicubic on
-    float channels to the target size, whatever the proportions, clipped to [0, 255]; equal to
-    within 1e-4 grey levels. `fast` is torch's on uint8, which rounds in between; of an image longer
-    than `MAX_FAST`, for which torch takes memory without bound, `clean` rounded.
+    `clean` is the resize of clean-fid, which the reference uses: PIL's antialiased bicubic on float
+    channels to the target size, whatever the proportions, clipped to [0, 255]. It is equal to PIL's
+    to within 1e-4 grey levels. `fast` is torch's on uint8, which rounds in between. An image longer
+    than `MAX_FAST`, for which torch takes memory without bound, gets `clean`, rounded.
+
+    Args:
+        pixels: RGB, uint8 (H, W, 3).
+        rule: The size, the crop, the resize, mean and standard deviation. The crop "center" takes
+            the largest square in the middle first, as the reference's `crop_to_square_pre_resize`.
+
+    Returns:
+        float32 (rule.height, rule.width, 3), normalised.
+
+    Raises:
+        UsageError: If the pixels have another type or shape.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise UsageError(
@@ -61,13 +71,13 @@ def _square(pixels: Pixels) -> Pixels:
 
 
 MAX_SHRINK = 32
-"""Beyond it float32 sums of so many weights drift: sums are in float64."""
+"""If a side shrinks by more, sums are in float64: float32 sums of so many weights drift."""
 
 MAX_WIDTH = 1 << 15
-"""Of the input; beyond it the kernel's rows leave the cache."""
+"""Widest input of the fast kernel; rows of wider ones do not fit the cache."""
 
 MAX_FAST = 1 << 17
-"""Of the input's longer side."""
+"""Longest side of an input that torch resizes."""
 
 ROWS = 8
 """Output rows computed at a time: the lanes of a vector register."""
@@ -75,9 +85,11 @@ ROWS = 8
 
 @lru_cache(maxsize=256)
 def _weights(n_in: int, n_out: int) -> tuple[Floats32, NDArray[np.int32], NDArray[np.int32]]:
-    """PIL's antialiased bicubic (Resample.c, a = -0.5): weights (n_out, k), first input, how many.
+    """Computes the weights of PIL's antialiased bicubic (Resample.c, a = -0.5) along one axis.
 
-    Read-only, as they are shared.
+    Returns:
+        The weights (n_out, k), and for each output its first input and its number of inputs.
+        Read-only, as they are shared.
     """
     step = n_in / n_out
     stretch = max(step, 1.0)
@@ -111,7 +123,7 @@ def _resize_clean(
     scale: Floats32,
     shift: Floats32,
 ) -> None:
-    """flat (H, W*3) -> out (h, w, 3) = clip(resized, 0, 255) * scale + shift."""
+    """Writes clip(resized, 0, 255) * scale + shift of flat (H, W*3) into out (h, w, 3)."""
     height, width, _ = out.shape
     length = flat.shape[1]
     rows = np.empty((ROWS, length), np.float32)
@@ -183,10 +195,8 @@ def _resize_clean(
 
 
 def _resize_extreme(pixels: Pixels, height: int, width: int) -> Floats32:
-    """The definition of `clean`, as PIL computes it, for extreme sizes.
-
-    PIL itself would take 32 bytes for each pixel of a side, and fail beyond 2 GB.
-    """
+    """Returns an image of extreme size resized as `clean` is defined: as PIL computes it."""
+    # PIL itself would take 32 bytes for each pixel of a side, and fail beyond 2 GB.
     rows, columns, _ = pixels.shape
     if columns * height < rows * width:  # whatever leaves less for the second pass
         resized = _resized_rows(_resized_rows(pixels, height, 0), width, 1)
@@ -196,7 +206,7 @@ def _resize_extreme(pixels: Pixels, height: int, width: int) -> Floats32:
 
 
 def _resized_rows(image: NDArray[Any], length: int, axis: int) -> Floats32:
-    """(H, W, 3) with one axis resized; the sums are float64, as PIL's."""
+    """Returns (H, W, 3) with one axis resized; the sums are float64, as PIL's."""
     shape = list(image.shape)
     if shape[axis] == length:
         return image.astype(np.float32)
@@ -213,7 +223,7 @@ def _resized_rows(image: NDArray[Any], length: int, axis: int) -> Floats32:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _resize_axis(image: NDArray[Any], out: Floats32) -> None:
-    """(outer, n, inner) -> (outer, m, inner); weights as `_weights`, made as they are needed."""
+    """Resizes (outer, n, inner) to (outer, m, inner), by the weights of `_weights`."""
     outer, n_out, inner = out.shape
     n_in = image.shape[1]
     step = n_in / n_out

@@ -1,4 +1,4 @@
-"""images.signatures: TODO-DOC"""
+"""Says what a file is that PIL cannot decode, by the first bytes of its content."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.errors import BadImage
 
 CUT = re.compile("truncat|not enough", re.IGNORECASE)
-"""In PIL's messages about a file that ends too early."""
+"""Found in PIL's messages about a file that ends too early."""
 
 LONG_NOTES = re.compile("MAX_TEXT_CHUNK|MAX_TEXT_MEMORY")
-"""In its messages about a PNG whose texts or profile are longer than it reads."""
+"""Found in PIL's messages about a PNG whose texts or profile are longer than it reads."""
 
 BOM, MARKUP = rb"(\xef\xbb\xbf)?\s*", rb"(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)?"
-"""What may stand before a text, and before a page, begins."""
+"""What may precede a text, and a page."""
 
 OTHER_KINDS: tuple[tuple[str, bytes, str], ...] = (
     ("unsupported", rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
@@ -53,11 +53,20 @@ OTHER_KINDS: tuple[tuple[str, bytes, str], ...] = (
     ("not_an_image", rb"\0{64}", "zeros, as a failed write leaves them"),
     ("not_an_image", rb"[\t\n\r -\x7e\x80-\xf4]{1,256}\Z", "text"),
 )
-"""(reason, pattern of the first 512 bytes, kind) of what PIL cannot open; the first match tells."""
+"""(reason, pattern of the first 512 bytes, kind) of files that PIL cannot open; the first match is
+taken."""
 
 
 def blame(data: bytes, error: Exception) -> Exception:
-    """What PIL's exception on opening or decoding `data` means."""
+    """Returns the error that PIL's exception stands for.
+
+    Args:
+        data: The bytes of the file.
+        error: What PIL raised when it opened or decoded them.
+
+    Returns:
+        A `BadImage`, or a `MemoryError` if memory ran out.
+    """
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return BadImage("too_many_pixels", str(error))
     unidentified = isinstance(error, UnidentifiedImageError)
@@ -84,9 +93,10 @@ def _unidentified(data: bytes) -> tuple[str, str]:
 
 
 def _ends_early(data: bytes) -> bool:
-    """Whether a WebP's length or a TIFF's directory lies past the end, or a box of AVIF does.
+    """Returns whether the file states that it is longer than it is.
 
-    JPEG 2000 ends with its marker.
+    WebP states its length, TIFF the place of its directory, AVIF the lengths of its boxes.
+    JPEG 2000 ends with a marker.
     """
     if data[:4] == b"RIFF":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
@@ -102,7 +112,7 @@ def _ends_early(data: bytes) -> bool:
 
 
 def _boxes_end(data: bytes) -> int:
-    """Where the boxes of ISO media end, by their own lengths."""
+    """Returns where the boxes of an ISO media file end, by the lengths that they state."""
     at = 0
     while at < len(data):
         size = int.from_bytes(data[at : at + 4], "big")

@@ -33,6 +33,7 @@ def test_exported_names() -> None:
         "make_dna",
         "nfd",
         "pairwise_emd",
+        "register_decoder",
         "register_network",
     ]
     for name in pipeline.__all__:
