@@ -1,12 +1,11 @@
-"""The files of the reference package (`vdna` 0.1.1), both ways.
+"""Imports files of the reference package (`vdna` 0.1.1).
 
     >>> import_file(Catalogue("dnas"), "old/cityscapes.npz", "cityscapes")     # doctest: +SKIP
-    >>> export_file(Catalogue("dnas"), "cityscapes", "new/cityscapes.npz")     # doctest: +SKIP
 
-A DNA is two files there: NAME.npz holds the arrays of one kind of distribution, NAME.json says what
-they are of. They name neither the weights nor the ranges, so a spec is assumed for them, which
-compares with others of the same origin only, unless the user states it. What a kind does not tell
-is `DNA.unknown`.
+There, a DNA is two files: NAME.npz holds the arrays of one kind of distribution, NAME.json says
+what they are of. They name neither weights nor ranges. So a spec is assumed for them, which
+compares with others of the same origin only, unless the user states the spec. What a kind of file
+does not tell is listed in `DNA.unknown`.
 """
 
 from __future__ import annotations
@@ -24,28 +23,32 @@ from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, f
 from pipeline.counting import digest_of_dna
 from pipeline.dna import DNA, Ranges, encode, encode_dna, header, to_gaussian_table
 from pipeline.errors import Conflict
-from pipeline.interop.converting import (
-    StatedSpec,
-    assume,
+from pipeline.interop.converting import to_dna
+from pipeline.interop.file_spec import (
+    FileSpec,
+    assume_spec,
     find_ranges,
     find_spec,
     own_spec,
-    stated,
-    to_dna,
+    require_fit,
 )
-from pipeline.interop.reading import PRODUCTS_OF, ReferenceFile, read_file
+from pipeline.interop.reading import ReferenceFile, read_file
+from pipeline.interop.reference_metadata import PRODUCTS_OF
 from pipeline.networks import ASSUMED, Network
 from pipeline.networks import ranges_file as ranges_module
 from pipeline.spec import Spec
 
-# Import.
-
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported. `changed`: whether it was committed, or had been before.
+    """What was imported.
 
-    `ranges`: digest of the file of ranges that extremes make, for `vdna build --ranges`.
+    Attributes:
+        name: The dataset.
+        version: Its version.
+        changed: Whether something was committed; False if the same file had been imported before.
+        ranges: For a file of extremes, the digest of the ranges made of them, which
+            `vdna build --ranges` takes.
     """
 
     name: str
@@ -54,46 +57,73 @@ class Imported:
     ranges: str | None = None
 
 
-def read(url: str, spec: Spec | None = None, ranges: Ranges | None = None) -> DNA:
-    """The DNA of NAME.npz, without a catalogue; of an assumed spec where none is stated."""
+def read_dna(url: str, spec: Spec | None = None, ranges: Ranges | None = None) -> DNA:
+    """Reads the DNA of NAME.npz without a catalogue.
+
+    Args:
+        url: The path or url of NAME.npz; NAME.json must lie beside it.
+        spec: The spec that the file was made by. None assumes one, unless the file was exported
+            from here and states its own.
+        ranges: The spec's ranges, if they are known.
+
+    Returns:
+        The DNA.
+
+    Raises:
+        CorruptFile: If one of the files is torn or wrong.
+        UsageError: If the spec does not fit the file, or none can be assumed.
+    """
     file = read_file(url)
-    return to_dna(file, stated(file, spec, ranges) if spec is not None else _by_itself(file))[0]
+    return to_dna(file, require_fit(file, spec, ranges) if spec else _spec_of_file(file))[0]
 
 
-def _by_itself(file: ReferenceFile, catalogue: Catalogue | None = None) -> StatedSpec:
-    """The spec that one of our exports states, else what the reference's names stand for."""
+def _spec_of_file(file: ReferenceFile, catalogue: Catalogue | None = None) -> FileSpec:
+    """Returns the spec that an export of ours states, or else assumes one."""
     spec = own_spec(file)
     if spec is None:
-        return assume(file)
-    return stated(file, spec, find_ranges(catalogue, spec) if catalogue else None)
+        return assume_spec(file)
+    return require_fit(file, spec, find_ranges(catalogue, spec) if catalogue else None)
 
 
 def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = None) -> Imported:
-    """NAME.npz -> a version of the dataset in the catalogue.
+    """Imports NAME.npz as a version of a dataset.
 
-    `spec`: a digest of this catalogue, or a file of JSON, that says how the file was made. Raises
-    `Conflict` where the dataset was built here under the same spec: what was counted is not given
-    away for what is only said.
+    Args:
+        catalogue: The catalogue.
+        url: The path or url of NAME.npz; NAME.json must lie beside it.
+        name: The dataset's name.
+        spec: How the file was made: the beginning of the digest of a spec in the catalogue, or a
+            JSON file. None assumes it.
+
+    Returns:
+        What was imported.
+
+    Raises:
+        Conflict: If the dataset was built here under the same spec. An import never replaces what
+            was counted here.
+        CorruptFile: If one of the files is torn or wrong.
+        NotFound: If there is no such spec.
+        UsageError: If the spec does not fit the file, or the name is not allowed.
     """
     check_name(name)
     file = read_file(url)
     if spec is None:
-        by = _by_itself(file, catalogue)
+        file_spec = _spec_of_file(file, catalogue)
     else:
         chosen = find_spec(catalogue, spec)
-        by = stated(file, chosen, find_ranges(catalogue, chosen))
-    dna, notes = to_dna(file, by)
-    digest = by.spec.digest
+        file_spec = require_fit(file, chosen, find_ranges(catalogue, chosen))
+    dna, notes = to_dna(file, file_spec)
+    digest = file_spec.spec.digest
     base = catalogue.head().datasets.get(name, {}).get(digest)
     if base is not None and not base.imported:
         raise Conflict(
-            f"{name} was built here under spec {digest[:12]}, which {file.name} is of, too; import "
-            "it under another name. Nothing was changed"
+            f"{name} was built here under spec {digest[:12]}, which {file.name} has too; import it "
+            "under another name. Nothing was changed"
         )
     products = PRODUCTS_OF[file.kind]
     content = digest_of_dna(dna, "", products)
     storage.require_exclusive(catalogue.root)
-    storage.create(catalogue.spec_uri(digest), canonical_json(by.spec.to_json()))
+    storage.create(catalogue.spec_uri(digest), canonical_json(file_spec.spec.to_json()))
     ranges = _store_ranges(catalogue, dna) if file.kind == "activation-ranges" else None
     hashes, files = {}, _files(dna, name, content, products)
     for kind, data in files.items():
@@ -115,9 +145,9 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
         numerics=(),
         origin={
             "software": file.software,
-            "assumed": by.assumed,
+            "assumed": file_spec.assumed,
             "stated": spec is not None,
-            "notes": [*by.notes, *notes],
+            "notes": [*file_spec.notes, *notes],
             "kind": file.kind,
             "file": file.name,
             "images_from": file.source,
@@ -146,7 +176,7 @@ def _files(dna: DNA, name: str, digest: str, products: Sequence[str]) -> dict[st
 
 
 def _store_ranges(catalogue: Catalogue, dna: DNA) -> str:
-    """The extremes as a file of ranges, scaled as the reference scales them: about zero."""
+    """Stores extremes as ranges, widened about zero as the reference does; returns the digest."""
     taps = tuple((tap.name, tap.neurons) for tap in dna.spec.taps)
     measured = Ranges(taps, dna.min.astype(np.float64), dna.max.astype(np.float64))
     ranges = ranges_module.widen_about_zero(measured)

@@ -1,53 +1,26 @@
-"""interop.reading: TODO-DOC"""
+"""Reads the two files of the reference package: NAME.npz with the arrays, NAME.json beside it.
+
+>>> read_file("old/cityscapes.npz").arrays["block_0"].shape      # doctest: +SKIP
+(768, 1000)
+
+The sizes and types of arrays are checked before they are loaded, and nothing is unpickled.
+"""
 
 from __future__ import annotations
 
 import io
-import json
-import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.errors import CorruptFile, UsageError, redact
-from pipeline.interop.reference_networks import OTHER_RESIZES
-from pipeline.spec import LAYER_GAUSSIAN, MAX_BINS
-
-Kind = Literal["histogram", "gaussian", "layer-gaussian", "activation-ranges"]
-
-PRODUCTS_OF: dict[Kind, tuple[str, ...]] = {
-    "histogram": ("histogram",),
-    "gaussian": ("neuron_gaussian",),
-    "layer-gaussian": ("neuron_gaussian", LAYER_GAUSSIAN),
-    "activation-ranges": ("activation_ranges",),
-}
-
-KINDS = tuple(PRODUCTS_OF)
-
-TELLS: dict[Kind, tuple[str, ...]] = {
-    "histogram": ("counts",),
-    "layer-gaussian": ("mean", "m2"),
-    "gaussian": ("mean", "m2"),
-    "activation-ranges": ("min", "max"),
-}
-"""The columns of a DNA that a file of each kind has; the scatter matrices are a file of ours."""
-
-WRAP = 2**32
-
-MAX_INT32 = 2**31 - 1
-
-MAX_IMAGES = 10**12
-
-MAX_ACTIVATIONS = 2**61
-"""Of a neuron; twice as many are still an int64."""
-
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+from pipeline.errors import CorruptFile, UsageError
+from pipeline.interop.reference_metadata import Kind, read_metadata
 
 _TORN = (
     *(zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError),
@@ -56,12 +29,26 @@ _TORN = (
 """What a zip of arrays that is torn, encrypted or made up may raise."""
 
 
-# The two files.
-
-
 @dataclass(frozen=True, eq=False)
 class ReferenceFile:
-    """What NAME.json and NAME.npz hold, checked against each other."""
+    """What NAME.json and NAME.npz hold, checked against each other.
+
+    Attributes:
+        name: The path or url of NAME.npz.
+        kind: The kind of the arrays.
+        version: The version of the package that saved them.
+        extractor: The reference's name of the network.
+        images: The number of images.
+        neurons: The number of neurons in each layer.
+        bins: The number of bins; None for files without histograms.
+        crop: `none`, `center` or `random`.
+        resize: `clean`, `fast`, or a mode that only the reference has.
+        batch: The number of images in a batch; None if it is not told.
+        source: Where the images are from, for people.
+        stated_spec: The spec, in a file that was exported from here.
+        arrays: The arrays by name: of the layer, or of a quantity and the layer, such as
+            `mu-block_0`.
+    """
 
     name: str
     kind: Kind
@@ -74,137 +61,64 @@ class ReferenceFile:
     resize: str
     batch: int | None
     source: str
-    stated_spec: dict[str, Any] | None
+    stated_spec: Any
     arrays: dict[str, NDArray[Any]]
 
     @property
     def software(self) -> str:
+        """Name and version of the package that saved the file."""
         return self.version if self.version.startswith("vdna") else f"vdna {self.version}"
 
 
 def read_file(url: str) -> ReferenceFile:
-    """NAME.npz and NAME.json beside it, from anywhere that storage reads.
+    """Reads NAME.npz and NAME.json beside it, from anywhere that storage reads.
 
-    Raises `CorruptFile` naming the file and the field or array that is wrong; objects that would
-    have to be unpickled are refused unread.
+    Args:
+        url: The path or url of NAME.npz.
+
+    Returns:
+        What the two files hold.
+
+    Raises:
+        CorruptFile: If a field or an array is wrong. Objects that would have to be unpickled are
+            refused unread.
+        SourceError: If one of the files is missing.
+        UsageError: If the url does not end in `.npz`.
     """
     uri = npz_uri(url)
-    about = storage.readable(json_uri(uri))
-    data = storage.read(uri)
-    metadata = Metadata(storage.read(json_uri(uri)), about)
-    kind = metadata.kind()
-    settings = metadata.table("data_settings")
-    bins = metadata.bins() if kind == "histogram" else None
-    neurons = metadata.neurons()
-    name = storage.readable(uri)
+    name, data = storage.readable(uri), storage.read(uri)
+    metadata = read_metadata(storage.read(json_uri(uri)), storage.readable(json_uri(uri)))
+    kind, neurons, settings = metadata.type, metadata.neurons_list, metadata.data_settings
+    batch = metadata.extraction_settings.batch_size
     return ReferenceFile(
-        name,
-        kind,
-        metadata.text("vdna_version"),
-        metadata.text("feature_extractor_name"),
-        metadata.number("num_images", MAX_IMAGES),
-        neurons,
-        bins,
-        _choice(settings, "crop_to_square_pre_resize", ("none", "center", "random"), about),
-        _choice(settings, "resize_mode", ("clean", "fast", *OTHER_RESIZES), about),
-        _batch(metadata.table("extraction_settings")),
-        _images_from(settings.get("source")),
-        metadata.data.get("spec"),
-        _read_arrays(data, _expected(kind, neurons, bins), set(neurons), name),
+        name=name,
+        kind=kind,
+        version=metadata.vdna_version,
+        extractor=metadata.feature_extractor_name,
+        images=metadata.num_images,
+        neurons=neurons,
+        bins=metadata.bins,
+        crop=settings.crop_to_square_pre_resize,
+        resize=settings.resize_mode,
+        batch=batch if type(batch) is int and batch > 0 else None,
+        source=settings.images_from,
+        stated_spec=metadata.spec,
+        arrays=_read_arrays(data, _expected(kind, neurons, metadata.bins), set(neurons), name),
     )
 
 
-class Metadata:
-    """Fields of NAME.json, each checked when it is asked for."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        self.name = name
-        try:
-            self.data = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{name}: torn, or not JSON: {error}") from error
-        if not isinstance(self.data, dict):
-            raise CorruptFile(f"{name}: not the metadata of a VDNA, but a {type_name(self.data)}")
-
-    def kind(self) -> Kind:
-        kind = self.text("type")
-        if kind not in KINDS:
-            raise self.wrong("type", kind, f"one of {', '.join(KINDS)}")
-        return kind
-
-    def bins(self) -> int:
-        distribution = self.table("distribution")
-        bins: Any = distribution.get("hist_nb_bins")
-        if not is_count(bins) or not 2 <= bins <= MAX_BINS:
-            raise self.wrong("distribution.hist_nb_bins", bins, f"a number from 2 to {MAX_BINS}")
-        return int(bins)
-
-    def neurons(self) -> dict[str, int]:
-        neurons = self.table("neurons_list")
-        for layer, count in neurons.items():
-            if not is_text(layer) or not is_count(count) or not count:
-                raise self.wrong(f"neurons_list.{layer}", count, "a positive number")
-        if not neurons:
-            raise self.wrong("neurons_list", neurons, "at least one layer")
-        return neurons
-
-    def text(self, field: str) -> str:
-        value = self.data.get(field)
-        if not is_text(value):
-            raise self.wrong(field, value, "text")
-        return cast(str, value)
-
-    def number(self, field: str, most: int) -> int:
-        value: Any = self.data.get(field)
-        if not is_count(value) or not 1 <= value <= most:
-            raise self.wrong(field, value, f"a number from 1 to {most}")
-        return int(value)
-
-    def table(self, field: str) -> dict[str, Any]:
-        value = self.data.get(field)
-        if not isinstance(value, dict):
-            raise self.wrong(field, value, "an object")
-        return value
-
-    def wrong(self, field: str, value: object, wanted: str) -> CorruptFile:
-        found = repr(value)[:80] if field.partition(".")[0] in self.data else "missing"
-        return CorruptFile(f"{self.name}: {field} is {found}; it must be {wanted}")
-
-
-def is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def is_text(value: object) -> bool:
-    """Not empty, and no half of a character, which JSON can name and no file can hold."""
-    return isinstance(value, str) and bool(value) and not _HALF_CHARACTER.search(value)
-
-
-def type_name(value: object) -> str:
-    return type(value).__name__
-
-
-def _choice(settings: Mapping[str, Any], field: str, choices: Sequence[str], name: str) -> str:
-    value = settings.get(field, choices[0])
-    if value not in choices:
-        raise CorruptFile(
-            f"{name}: data_settings.{field} is {value!r}; it must be one of {', '.join(choices)}"
-        )
-    return cast(str, value)
-
-
-def _batch(settings: Mapping[str, Any]) -> int | None:
-    batch = settings.get("batch_size")
-    return batch if is_count(batch) and batch else None
-
-
-def _images_from(source: object) -> str:
-    if isinstance(source, str):
-        return redact(source)
-    return f"{len(source)} files" if isinstance(source, list) else "not told"
-
-
 def npz_uri(url: str) -> str:
+    """Returns the canonical url of NAME.npz.
+
+    Args:
+        url: Its path or url.
+
+    Returns:
+        The url.
+
+    Raises:
+        UsageError: If it does not end in `.npz`.
+    """
     uri = storage.canonical(url)
     if not uri.endswith(".npz"):
         raise UsageError(f"{url}: the reference's files are NAME.npz and NAME.json; name the .npz")
@@ -212,14 +126,16 @@ def npz_uri(url: str) -> str:
 
 
 def json_uri(uri: str) -> str:
+    """Returns the url of NAME.json beside NAME.npz."""
     return f"{uri.removesuffix('.npz')}.json"
 
 
 Expected = dict[str, tuple[tuple[int, ...], str]]
-"""Name of an array -> its shape, and the kind of its type (`i` integers, `f` floats)."""
+"""Each array's name with its shape and the kind of its type: `i` integers, `f` floats."""
 
 
 def _expected(kind: Kind, neurons: Mapping[str, int], bins: int | None) -> Expected:
+    """Tells which arrays a file of a kind must hold."""
     expected: Expected = {}
     for layer, n in neurons.items():
         if kind == "histogram":
@@ -236,35 +152,53 @@ def _expected(kind: Kind, neurons: Mapping[str, int], bins: int | None) -> Expec
 def _read_arrays(
     data: bytes, expected: Expected, layers: set[str], name: str
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz; their headers are checked before anything is made of them.
+    """Reads the arrays of an npz, after checking their headers.
 
-    Beside those of a Gaussian or of extremes the reference saves a pickled empty dict by the name
-    of each layer, which it does not load either.
+    Beside the arrays of a Gaussian or of extremes, the reference saves a pickled empty dict named
+    for each layer. It is passed over, as the reference does when it loads the file.
+
+    Args:
+        data: The npz.
+        expected: The arrays that it must hold.
+        layers: The layers, whose names such dicts have.
+        name: How errors name the file.
+
+    Returns:
+        The expected arrays, by name.
+
+    Raises:
+        CorruptFile: If the file is torn, or holds other arrays than expected.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             present = {member.removesuffix(".npy") for member in archive.namelist()}
             if missing := sorted(expected.keys() - present):
-                raise CorruptFile(f"{name}: no array {', '.join(missing[:5])}; its json names it")
+                raise CorruptFile(
+                    f"{name}: has no array {', '.join(missing[:5])}, which its json names"
+                )
             if odd := sorted(present - expected.keys() - layers):
-                raise CorruptFile(f"{name}: holds {', '.join(odd[:5])}, which its json names not")
+                raise CorruptFile(
+                    f"{name}: holds {', '.join(odd[:5])}, which its json does not name"
+                )
             for key, (shape, kind) in expected.items():
                 with archive.open(f"{key}.npy") as stream:
                     _check_header(stream, shape, kind, f"{name}: array {key}")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {
-                key: _numbers(arrays[key], kind).reshape(shape)
+                key: _native(arrays[key], kind).reshape(shape)
                 for key, (shape, kind) in expected.items()
             }
     except _TORN as error:
         raise CorruptFile(f"{name}: torn, or not a file of arrays: {error!r}") from error
 
 
-def _numbers(array: NDArray[Any], kind: str) -> NDArray[Any]:
+def _native(array: NDArray[Any], kind: str) -> NDArray[Any]:
+    """Converts an array to this machine's byte order."""
     return array.astype(np.dtype(f"{kind}{array.dtype.itemsize}"), copy=False)
 
 
 def _check_header(stream: Any, shape: tuple[int, ...], kind: str, name: str) -> None:
+    """Refuses an array of another shape or type, and pickled objects, by the header alone."""
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -275,6 +209,7 @@ def _check_header(stream: Any, shape: tuple[int, ...], kind: str, name: str) -> 
     if dtype.kind != kind or dtype.itemsize not in (4, 8):
         wanted = "int32 or int64" if kind == "i" else "float32 or float64"
         raise CorruptFile(f"{name} has type {dtype}; it must have {wanted}")
-    squeezed = found == () and kind == "f" and set(shape) == {1}  # torch drops what is 1 long
+    # torch drops the dimension of an array with one element
+    squeezed = found == () and kind == "f" and set(shape) == {1}
     if found != shape and not squeezed:
         raise CorruptFile(f"{name} has shape {found}; by its json it must have {shape}")

@@ -1,4 +1,8 @@
-"""interop.reference_networks: TODO-DOC"""
+"""The networks of the reference package, as far as its files need: no weights are loaded.
+
+>>> NETWORKS["vgg16"].positions["relu_1_1"]
+50176
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,16 @@ from dataclasses import dataclass
 
 from pipeline.networks import CLIP_RULE, HALF_RULE, IMAGENET_RULE, Rule
 
-# What the reference's networks are, so that no weights need to be there.
-
 
 @dataclass(frozen=True)
 class ReferenceNetwork:
-    """The side of its square input, its normalisation, and positions an image by layer."""
+    """One network.
+
+    Attributes:
+        side: The side of its square input, in pixels.
+        rule: Mean and standard deviation that channels are normalised by.
+        positions: The spatial positions or tokens of each layer in an image.
+    """
 
     side: int
     rule: Rule
@@ -65,7 +73,7 @@ _CLIP_RN50 = _grids(
 
 _INCEPTION = _grids(299, HALF_RULE, {"block_0": 73, "block_1": 35, "block_2": 17, "block_3": 1})
 
-NETWORKS = {
+NETWORKS: Mapping[str, ReferenceNetwork] = {
     **dict.fromkeys(
         ("mugs_vit_small", "mugs_vit_base", "dino_vit_small", "dino_vit_base"), _vit(12)
     ),
@@ -79,7 +87,5 @@ NETWORKS = {
     "inception": _INCEPTION,
 }
 
-OTHER_RESIZES = ("legacy_tensorflow", "legacy_pytorch")
-
 UNKNOWN_NETWORK = ReferenceNetwork(0, ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), {})
-"""Of an extractor of the user's own: the reference's own defaults."""
+"""A network of the user's own: its input's size is not known, and its values are not normalised."""

@@ -1,4 +1,8 @@
-"""interop.writing: TODO-DOC"""
+"""Exports DNAs as files of the reference package (`vdna` 0.1.1).
+
+>>> export_file(Catalogue("dnas"), "cityscapes", "new/cityscapes.npz").kind    # doctest: +SKIP
+'histogram'
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,22 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, software
 from pipeline.dna import DNA
 from pipeline.errors import UsageError
-from pipeline.interop.reading import KINDS, MAX_INT32, TELLS, Kind, json_uri, npz_uri
+from pipeline.interop.reading import json_uri, npz_uri
+from pipeline.interop.reference_metadata import KINDS, TELLS, Kind
 from pipeline.spec import LAYER_GAUSSIAN
-
-# Export.
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The two files written, and what they do not say."""
+    """What was exported.
+
+    Attributes:
+        npz: The path or url of NAME.npz.
+        json: The path or url of NAME.json.
+        kind: The kind of distribution.
+        images: The number of images.
+        notes: What the files do not say.
+    """
 
     npz: str
     json: str
@@ -42,19 +53,50 @@ def export_file(
     spec: str | None = None,
     at: int | str | None = None,
 ) -> Exported:
-    """A dataset's DNA -> NAME.npz and NAME.json, as the reference reads them."""
+    """Exports a dataset's DNA as NAME.npz and NAME.json, which the reference reads.
+
+    Args:
+        catalogue: The catalogue.
+        name: The dataset.
+        url: The path or url of NAME.npz.
+        kind: `histogram`, `gaussian`, `layer-gaussian` or `activation-ranges`; None for the one
+            that tells most.
+        spec: The beginning of the spec's digest; None for the default.
+        at: The state of the catalogue: a commit's number or a time; None for the newest.
+
+    Returns:
+        What was exported.
+
+    Raises:
+        NotFound: If there is no such dataset.
+        UsageError: If the DNA has nothing of that kind, or the url does not end in `.npz`.
+    """
     npz_uri(url)
     version = catalogue.find(name, at, spec)
     dna = catalogue.load_version(name, version)
     if LAYER_GAUSSIAN in version.products and (kind or "histogram") not in kinds_of(dna):
         dna = catalogue.load_version(name, version, layer_gaussian=True)
-    return write(dna, url, kind, source=version.source, name=name)
+    return write_dna(dna, url, kind, source=version.source, name=name)
 
 
-def write(
+def write_dna(
     dna: DNA, url: str, kind: str | None = None, *, source: str = "", name: str = "this DNA"
 ) -> Exported:
-    """Raises `UsageError` where the DNA has nothing of that kind (by default, what tells most)."""
+    """Writes a DNA as NAME.npz and NAME.json.
+
+    Args:
+        dna: The DNA.
+        url: The path or url of NAME.npz.
+        kind: As in `export_file`.
+        source: Where the images are from, for NAME.json.
+        name: How errors name the DNA.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: If the DNA has nothing of that kind, or the url does not end in `.npz`.
+    """
     uri = npz_uri(url)
     has = kinds_of(dna)
     chosen = kind or has[0]
@@ -73,7 +115,14 @@ def write(
 
 
 def kinds_of(dna: DNA) -> list[Kind]:
-    """What the DNA can be exported as; the one that tells most, first."""
+    """Lists the kinds that a DNA can be exported as, first the one that tells most.
+
+    Args:
+        dna: The DNA.
+
+    Returns:
+        The kinds.
+    """
     return [
         kind
         for kind, columns in TELLS.items()
@@ -86,12 +135,12 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def _write_histograms(dna: DNA) -> tuple[Arrays, list[str]]:
-    """Clamped, as the reference's: what fell below is in the first bin, above, in the last."""
+    """Puts what fell below a range into the first bin and above into the last, as they do."""
     counts = dna.counts.copy()
     counts[:, 0] += dna.underflow
     counts[:, -1] += dna.overflow
-    fits = counts.max() <= MAX_INT32
-    notes = [] if fits else ["counts are int64: int32, as the reference saves, would wrap"]
+    fits = counts.max() < 2**31
+    notes = [] if fits else ["counts are int64, as int32, which the reference saves, would wrap"]
     if lost := int(dna.nonfinite.sum()):
         notes.append(f"{lost} activations that are not finite are left out")
     stored = counts.astype(np.int32) if fits else counts
@@ -140,7 +189,7 @@ _WRITERS: dict[Kind, Callable[[DNA], tuple[Arrays, list[str]]]] = {
 
 
 def _metadata(dna: DNA, kind: Kind, source: str) -> dict[str, Any]:
-    """NAME.json: the fields that the reference reads, and the spec, which it leaves alone."""
+    """Makes NAME.json: the fields that the reference reads, and the spec, which it ignores."""
     spec, bins, histogram = dna.spec, dna.spec.bins, kind == "histogram"
     return {
         "time_of_compute": datetime.now(UTC).strftime("%I:%M%p on %B %d, %Y"),

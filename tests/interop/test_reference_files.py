@@ -29,7 +29,7 @@ from pipeline.comparing import compare
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
-from pipeline.interop import converting, importing, reading, reference_networks
+from pipeline.interop import converting, reading, reference_metadata, reference_networks
 from pipeline.networks import decode, describe, probe, registry, resolve
 from pipeline.spec import LAYER_GAUSSIAN, Preprocess, Resources
 from tests.jobs.test_cli import run, vdna, vdna_json
@@ -224,21 +224,21 @@ def test_exported_and_imported_is_equal(
     spec, ranges = tiny_spec(bins, taps)
     dna = random_dna(spec, ranges, images, seed)
     url = str(tmp_path / "x.npz")
-    reference.write(dna, url, "histogram")
-    again = importing.read(url)
+    reference.write_dna(dna, url, "histogram")
+    again = reference.read_dna(url)
     assert again.spec == spec
     clamped = dna.counts.copy()
     clamped[:, 0] += dna.underflow
     clamped[:, -1] += dna.overflow
     np.testing.assert_array_equal(again.counts, clamped)
     np.testing.assert_array_equal(again.distributions(), dna.distributions())
-    reference.write(dna, url, "gaussian")
-    again = importing.read(url, spec, ranges)
+    reference.write_dna(dna, url, "gaussian")
+    again = reference.read_dna(url, spec, ranges)
     np.testing.assert_array_equal(again.mean, dna.mean.astype(np.float32))
     if images > 1:
         np.testing.assert_allclose(again.m2, dna.m2, rtol=1e-7)
-    reference.write(dna, url, "activation-ranges")
-    again = importing.read(url, spec, ranges)
+    reference.write_dna(dna, url, "activation-ranges")
+    again = reference.read_dna(url, spec, ranges)
     np.testing.assert_array_equal(again.min, dna.min)
     np.testing.assert_array_equal(again.max, dna.max)
     np.testing.assert_array_equal(again.low, ranges.low)
@@ -305,13 +305,13 @@ def test_counts_beyond_int32_are_exported_whole(tmp_path: Path) -> None:
         numerics=((dna.numerics[0][0], images),),
     )
     big.check()
-    done = reference.write(big, str(tmp_path / "big.npz"))
+    done = reference.write_dna(big, str(tmp_path / "big.npz"))
     assert "int64" in done.notes[0]
     loaded = theirs.load_vdna_from_files(tmp_path / "big")
     assert loaded.data["stem"].dtype == torch.int64
     np.testing.assert_array_equal(loaded.data["stem"].numpy(), counts)
     assert float(theirs.EMD(loaded, loaded)) == 0
-    np.testing.assert_array_equal(importing.read(str(tmp_path / "big.npz")).counts, counts)
+    np.testing.assert_array_equal(reference.read_dna(str(tmp_path / "big.npz")).counts, counts)
 
 
 def test_export_says_what_it_leaves_out(tmp_path: Path) -> None:
@@ -319,10 +319,10 @@ def test_export_says_what_it_leaves_out(tmp_path: Path) -> None:
     dna = random_dna(spec, ranges, 3, 0)
     lost = int(dna.nonfinite.sum())
     assert lost
-    done = reference.write(dna, str(tmp_path / "x.npz"))
+    done = reference.write_dna(dna, str(tmp_path / "x.npz"))
     assert done.notes == (f"{lost} activations that are not finite are left out",)
     one = random_dna(spec, ranges, 1, 0)
-    assert "one image" in reference.write(one, str(tmp_path / "x.npz"), "gaussian").notes[0]
+    assert "one image" in reference.write_dna(one, str(tmp_path / "x.npz"), "gaussian").notes[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -350,7 +350,7 @@ def vgg(true: Any, path: Path, images: int) -> Path:
     return saved(path, data, extractor="vgg16", images=images)
 
 
-def test_counts_that_wrapped_once_are_mended(tmp_path: Path) -> None:
+def test_counts_that_wrapped_once_are_repaired(tmp_path: Path) -> None:
     """50,000 images: 2.5 thousand million activations a neuron, most of a ReLU's in one bin."""
     images = 50_000
     total = images * 224 * 224
@@ -362,7 +362,8 @@ def test_counts_that_wrapped_once_are_mended(tmp_path: Path) -> None:
     done = reference.import_file(place, str(vgg(true, tmp_path / "v", images)), "a")
     assert (np.load(tmp_path / "v.npz")["relu_1_1"] < 0).sum() == 63
     np.testing.assert_array_equal(place.load("a").counts, true)
-    assert done.version.notes == ("relu_1_1: counts of 63 of 64 neurons wrapped at int32, mended",)
+    (note,) = done.version.notes
+    assert note == "relu_1_1: counts of 63 of 64 neurons wrapped at int32, and were repaired"
 
 
 @pytest.mark.parametrize(
@@ -375,7 +376,7 @@ def test_counts_that_wrapped_out_of_sight_are_refused(tmp_path: Path, big: int, 
     rest = images * 224 * 224 - big
     true[7] = [big, 0, rest // 2, rest - rest // 2]
     path = vgg(true, tmp_path / "v", images)
-    with pytest.raises(CorruptFile, match=rf"v\.npz: layer relu_1_1, neuron 7: {why}.*mended"):
+    with pytest.raises(CorruptFile, match=rf"v\.npz: layer relu_1_1, neuron 7: {why}.*repaired"):
         reference.import_file(place_at(tmp_path), str(path), "a")
     assert place_at(tmp_path).names() == []
 
@@ -388,12 +389,12 @@ def test_counts_that_wrapped_out_of_sight_are_refused(tmp_path: Path, big: int, 
         max_size=6,
     )
 )
-def test_mending_is_right_or_refused(rows: list[list[int]]) -> None:
-    """Whatever the counts were: what `mend` says it mended, or left, is what they were."""
+def test_unwrapping_is_right_or_refused(rows: list[list[int]]) -> None:
+    """Whatever the counts were: what it says it repaired, or left, is what they were."""
     most = max(sum(row) for row in rows)
     true = np.array([[*row, most - sum(row)] for row in rows], np.int64)
     found = true.astype(np.int32).astype(np.int64)
-    wrapped = converting.mend(found, most)
+    wrapped = converting.unwrap_int32(found, most)
     for row, was, times in zip(found, true, wrapped, strict=True):
         if times >= 0:
             np.testing.assert_array_equal(row, was)
@@ -414,7 +415,7 @@ def test_edges_that_small_batches_count_twice_are_noted(tmp_path: Path) -> None:
     over, apart = done.version.notes
     assert "block_0: 1 of 3 neurons hold up to 9 activations more than 5 images x 197" in over
     assert "twice" in over
-    assert "disagree, and hold 985 to 994" in apart
+    assert "different totals, 985 to 994" in apart
     np.testing.assert_array_equal(place_at(tmp_path).load("a").counts, rows.numpy())
 
 
@@ -438,7 +439,7 @@ def test_clip_averages_its_last_norm_over_batches(tmp_path: Path) -> None:
     (bins, note) = reference.import_file(place_at(tmp_path), str(path), "a").version.notes
     assert "1000 bins" in bins
     assert "last_norm" in note
-    assert "the means of 2 batches, not of 100 images" in note
+    assert "the means of 2 batches, not 100 images" in note
 
 
 # What is assumed, and what is stated.
@@ -486,7 +487,7 @@ def test_positions_of_the_references_networks(tmp_path: Path) -> None:
         ("inception", "block_3", 1),
     ):
         path = saved(tmp_path / "x", gaussians(layers={layer: 2}), "gaussian", extractor=extractor)
-        spec = importing.read(str(path)).spec
+        spec = reference.read_dna(str(path)).spec
         assert spec.tap(layer).positions == positions, (extractor, layer)
         assert spec.preprocess.height == (299 if extractor == "inception" else 224)
 
@@ -507,7 +508,7 @@ def test_positions_of_the_users_own_extractor_are_those_of_the_rows(tmp_path: Pa
     path = saved(tmp_path / "x", data, extractor="my_net")
     version = reference.import_file(place_at(tmp_path), str(path), "a").version
     assert place_at(tmp_path).spec(version.spec).tap("mine").positions == TOKENS
-    assert "my_net is no network of the reference" in version.notes[0]
+    assert "my_net is not a network of the reference" in version.notes[0]
 
 
 def test_positions_are_whole_numbers(tmp_path: Path) -> None:
@@ -619,7 +620,7 @@ BF16 = {"precision": "bf16", "bf16_numerics": NUMERICS.to_json()}
         (
             lambda d: d["preprocess"].update(exif="apply"),
             UsageError,
-            "EXIF, of which vdna 0.1.1 takes no notice: 'ignore' against 'apply'",
+            "EXIF, which vdna 0.1.1 ignores: 'ignore' against 'apply'",
         ),
         (lambda d: d["preprocess"].update(colour="lab"), UsageError, "'rgb8-1' against 'lab'"),
         (lambda d: d["preprocess"].update(height=384), UsageError, r"\(224, 224\) against \(384"),
@@ -714,8 +715,8 @@ def test_an_export_of_ours_is_of_its_own_spec_and_no_other(
     with pytest.raises(SpecMismatch, match=r"weights_sha256: .* against 'abab"):
         reference.import_file(place_at(tmp_path), str(file), "a", str(path))
     upright = replace(spec, preprocess=replace(spec.preprocess, exif="apply"))
-    reference.write(replace(built.load("a"), spec=upright), str(tmp_path / "upright.npz"))
-    assert importing.read(str(tmp_path / "upright.npz")).spec == upright
+    reference.write_dna(replace(built.load("a"), spec=upright), str(tmp_path / "upright.npz"))
+    assert reference.read_dna(str(tmp_path / "upright.npz")).spec == upright
 
 
 def test_an_assumed_spec_that_an_export_states_gives_way(tmp_path: Path) -> None:
@@ -846,8 +847,8 @@ def test_what_is_unknown(tmp_path: Path, kind: str) -> None:
     dna = place_at(tmp_path).load("a")
     columns = {"counts", "underflow", "overflow", "nonfinite", "low", "high"}
     columns |= {"min", "max", "mean", "m2", "numerics"}
-    assert set(dna.unknown) == columns - set(reading.TELLS[kind])
-    assert version.products == reading.PRODUCTS_OF[kind]
+    assert set(dna.unknown) == columns - set(reference_metadata.TELLS[kind])
+    assert version.products == reference_metadata.PRODUCTS_OF[kind]
     assert (LAYER_GAUSSIAN in version.products) == (kind == "layer-gaussian")
     uri = storage.join(place_at(tmp_path).root, "layer_gaussians")
     assert storage.exists(uri) == (kind == "layer-gaussian")
@@ -952,7 +953,7 @@ def test_one_neuron_whose_dimension_torch_dropped(tmp_path: Path) -> None:
         "activation-ranges",
     )
     np.savez(path, **{"min-block_0": np.float32(1), "max-block_0": np.float32(2)})
-    assert importing.read(str(path)).max.tolist() == [2.0]
+    assert reference.read_dna(str(path)).max.tolist() == [2.0]
 
 
 # Files that lie, and files that bite.
@@ -1060,8 +1061,8 @@ def test_arrays_that_are_not_what_the_json_says(tmp_path: Path, kind: str) -> No
         with pytest.raises(CorruptFile, match=message):
             reference.read_file(str(npz))
 
-    refused({k: v for k, v in arrays.items() if k != name}, rf"x\.npz: no array {name}")
-    refused(arrays | {"odd": arrays[name]}, "holds odd, which its json names not")
+    refused({k: v for k, v in arrays.items() if k != name}, rf"x\.npz: has no array {name}")
+    refused(arrays | {"odd": arrays[name]}, "holds odd, which its json does not name")
     refused(arrays | {name: arrays[name][:-1]}, rf"array {name} has shape \(2.* must have \(3")
     refused(arrays | {name: arrays[name][None]}, rf"array {name} has shape \(1, 3")
     other = np.float32 if kind == "histogram" else np.int32
@@ -1092,11 +1093,17 @@ def test_numbers_that_cannot_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"type": ...}, "type is missing; it must be text"),
-        ({"type": "median"}, "type is 'median'; it must be one of histogram, gaussian"),
+        ({"type": ...}, "type is missing in {"),
+        ({"type": "median"}, "type is 'median': Input should be 'histogram', 'gaussian'"),
         ({"vdna_version": ...}, "vdna_version is missing"),
-        ({"feature_extractor_name": 3}, "feature_extractor_name is 3; it must be text"),
-        ({"feature_extractor_name": "\ud800"}, "feature_extractor_name is .*; it must be text"),
+        (
+            {"feature_extractor_name": 3},
+            "extractor_name is 3: Input should be a valid string",
+        ),
+        (
+            {"feature_extractor_name": "\ud800"},
+            "extractor_name is .*: Input should be a valid string",
+        ),
         ({"num_images": ...}, "num_images is missing"),
         ({"num_images": 0}, "num_images is 0"),
         ({"num_images": True}, "num_images is True"),
@@ -1105,11 +1112,11 @@ def test_numbers_that_cannot_be(tmp_path: Path) -> None:
         ({"neurons_list": ...}, "neurons_list is missing"),
         ({"neurons_list": {}}, "neurons_list is {}"),
         ({"neurons_list": {"block_0": -3}}, "neurons_list.block_0 is -3"),
-        ({"neurons_list": {"\ud800": 3}}, "neurons_list.* is 3; it must be"),
+        ({"neurons_list": {"\ud800": 3}}, "neurons_list.* is .*: Input should be a valid string"),
         ({"neurons_list": {"block_0": 2.5}}, "neurons_list.block_0 is 2.5"),
-        ({"distribution": {}}, "distribution.hist_nb_bins is None"),
+        ({"distribution": {}}, "distribution.hist_nb_bins is missing in {}"),
         ({"distribution": {"hist_nb_bins": 1}}, "distribution.hist_nb_bins is 1"),
-        ({"data_settings": []}, r"data_settings is \[\]; it must be an object"),
+        ({"data_settings": []}, r"data_settings is \[\]: Input should be a valid dict"),
         ({"data_settings": {"crop_to_square_pre_resize": "left"}}, "crop_.* is 'left'"),
         ({"data_settings": {"resize_mode": ["clean"]}}, "resize_mode is .'clean'."),
         ({"extraction_settings": None}, "extraction_settings is None"),
@@ -1140,7 +1147,7 @@ def test_legacy_resizes_are_refused(tmp_path: Path) -> None:
     npz = saved(tmp_path / "x", histograms())
     edit_json(npz, data_settings={"resize_mode": "legacy_pytorch"})
     with pytest.raises(UsageError, match="resize_mode is 'legacy_pytorch'"):
-        importing.read(str(npz))
+        reference.read_dna(str(npz))
 
 
 def test_any_url_that_storage_reads(tmp_path: Path) -> None:

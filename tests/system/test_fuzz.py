@@ -30,7 +30,7 @@ from pipeline.comparing import Matrix
 from pipeline.dna import Failure, Partial, encode_dna, encode_failures
 from pipeline.errors import BadImage, ConservationError, CorruptFile
 from pipeline.images import NONDETERMINISTIC, REASONS, decode, load, load_isolated
-from pipeline.interop import ReferenceFile, read_file, write
+from pipeline.interop import ReferenceFile, read_file, write_dna
 from pipeline.networks import ranges_file as ranges_module
 from pipeline.sources import Manifest
 from pipeline.spec import Spec
@@ -217,7 +217,7 @@ def _readers() -> dict[str, Reader]:
         footers=footers_of(files),
     )
     commit = Commit(3, "2026-01-01", "build a", spec.digest, {"a": {spec.digest: version}})
-    write(dna, "memory://fuzz/written.npz", "histogram")
+    write_dna(dna, "memory://fuzz/written.npz", "histogram")
     npz, about = (storage.read(f"memory://fuzz/written.{end}") for end in ("npz", "json"))
     network: Any = SimpleNamespace(name="tiny", weights_sha256="ab" * 32)
     return {
