@@ -1,4 +1,4 @@
-"""`datasets.yaml`: the datasets that a scheduled refresh keeps up to date, validated.
+"""Reads and checks `datasets.yaml`: the datasets that a scheduled refresh keeps up to date.
 
 >>> load_config("datasets.yaml").requests()[0].name          # doctest: +SKIP
 """
@@ -9,23 +9,25 @@ from collections import Counter
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pipeline import storage
 from pipeline.building import DEFAULT_MAX_FAILURES, Request
 from pipeline.comparing import ALL
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, shortened, wrong_fields
 
 MAX_BYTES = 2**19
+"""The largest file that is read."""
 
 MAX_NODES = 100_000
-"""Of the document with its aliases written out: each may repeat all that stands above it."""
+"""The most values of a document once its aliases are written out."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only, of a bounded size, and no key twice."""
+    """Loads plain data of a bounded size, and refuses a key that is given twice."""
 
     def get_single_node(self) -> yaml.Node | None:
+        """Returns the document, which must not be too large once its aliases are written out."""
         node: yaml.Node | None = super().get_single_node()
         if node is not None and _size(node, {}) >= MAX_NODES:
             raise yaml.composer.ComposerError(
@@ -36,9 +38,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """The nodes that there are once aliases are followed, without following them twice."""
+    """Counts the nodes that there are once aliases are followed, following each only once."""
     if id(node) not in known:
-        known[id(node)] = MAX_NODES  # of one that holds itself
+        known[id(node)] = MAX_NODES  # for a node that holds itself
         parts: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             parts = node.value
@@ -50,13 +52,13 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _require_distinct(keys: list[yaml.Node]) -> None:
-    """YAML's own loader takes the last of two in silence."""
+    """Refuses a key that is given twice, of which YAML's loader silently takes the last."""
     first: dict[tuple[str, str], yaml.Node] = {}
     for key in keys:
         seen = first.setdefault((key.tag, str(key.value)), key)
         if seen is not key:
             raise yaml.constructor.ConstructorError(
-                problem=f"the key {key.value!r} stands there twice, first in line "
+                problem=f"the key {key.value!r} is given twice, first in line "
                 f"{seen.start_mark.line + 1}",
                 problem_mark=key.start_mark,
             )
@@ -90,12 +92,27 @@ class Settings(BaseModel):
 
 
 class Dataset(Settings):
+    """A dataset's entry.
+
+    Attributes:
+        name: Its name in the catalogue.
+        source: Where its images are.
+    """
+
     name: str
     source: str
 
 
 class Bound(BaseModel):
-    """Of the gate: how far, in bins, two datasets may surely be apart; see `pipeline.gate`."""
+    """A bound of the gate: how far apart two datasets may be.
+
+    Attributes:
+        a: One dataset.
+        b: The other.
+        lens: The name or the file of a lens to compare through.
+        layer: The layer to compare, or `all`.
+        max: The largest distance that is accepted, in bins.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -110,7 +127,14 @@ class Bound(BaseModel):
 
 
 class Config(BaseModel):
-    """`catalogue` may be left to `--catalogue` or VDNA_CATALOGUE."""
+    """The datasets that a refresh keeps up to date, and the gate.
+
+    Attributes:
+        catalogue: The url of the catalogue; `--catalogue` or VDNA_CATALOGUE come before it.
+        defaults: Settings of every dataset that does not say otherwise.
+        datasets: The datasets.
+        gate: The bounds on distances between them.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -118,9 +142,41 @@ class Config(BaseModel):
     defaults: Settings = Settings()
     datasets: list[Dataset] = Field(min_length=1)
     gate: list[Bound] = []
+    _path: str = PrivateAttr("the configuration")
+
+    @property
+    def path(self) -> str:
+        """The path of the file that it is from, as errors name it."""
+        return self._path
+
+    def catalogue_url(self, chosen: str | None = None) -> str:
+        """Returns the url of the catalogue.
+
+        Args:
+            chosen: A url that comes before the configuration's.
+
+        Returns:
+            The url.
+
+        Raises:
+            UsageError: If neither is given.
+        """
+        url = chosen or self.catalogue
+        if url is None:
+            raise UsageError(
+                f"{self.path} names no catalogue; add `catalogue:`, or give --catalogue"
+            )
+        return url
 
     def requests(self) -> list[Request]:
-        """One request a dataset: its own settings over the defaults."""
+        """Makes a request for each dataset, of its own settings over the defaults.
+
+        Returns:
+            The requests, in the order of the file.
+
+        Raises:
+            UsageError: If a setting is wrong.
+        """
         defaults = self.defaults.model_dump(exclude_unset=True)
         requests = []
         for dataset in self.datasets:
@@ -133,7 +189,19 @@ class Config(BaseModel):
 
 
 def load_config(path: str) -> Config:
-    """Raises `UsageError` naming the file, the field and the value that is wrong."""
+    """Reads a configuration.
+
+    Args:
+        path: The path or url of the file.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UsageError: If the file is not YAML, or a setting is wrong. The message names the file, the
+            field and the value.
+        SourceError: If there is no such file.
+    """
     text = storage.read_range(storage.canonical(path), 0, MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
         raise UsageError(f"{path} is larger than {MAX_BYTES} bytes; split it into several")
@@ -143,16 +211,13 @@ def load_config(path: str) -> Config:
         raise UsageError(f"{path} is nested too deeply") from error
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
         # The others come of numbers, dates and truths that are none, under a tag that says so.
-        raise UsageError(f"{path} is not YAML: {_told(error)}") from error
+        raise UsageError(f"{path} is not YAML: {_problem(error)}") from error
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'the whole'} is {_shortened(e['input'])}: {e['msg']}"
-            f"{_bound_at(data, e['loc'])}"
-            for e in error.errors()
-        )
-        raise UsageError(f"{path}: {wrong}") from error
+        bounds = "".join(dict.fromkeys(_bound_at(data, one["loc"]) for one in error.errors()))
+        raise UsageError(f"{path}: {wrong_fields(error)}{bounds}") from error
+    config._path = path
     names = Counter(dataset.name for dataset in config.datasets)
     twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
@@ -167,8 +232,8 @@ def load_config(path: str) -> Config:
     return config
 
 
-def _told(error: Exception) -> str:
-    """Without the piece of the file that YAML quotes, which is cut anywhere: in a secret, too."""
+def _problem(error: Exception) -> str:
+    """Says what is wrong, without the excerpt that YAML quotes, which may hold half a secret."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return str(error)
     mark = error.problem_mark or error.context_mark
@@ -177,13 +242,8 @@ def _told(error: Exception) -> str:
 
 
 def _bound_at(data: Any, place: tuple[str | int, ...]) -> str:
-    """The bound of the gate that a mistake lies in: one of its values says little by itself."""
+    """Quotes the bound of the gate that a mistake is in, as its value says little by itself."""
     match place:
         case ("gate", int() as at, _, *_):
-            return f" (in {_shortened(data['gate'][at])})"
+            return f" (in {shortened(data['gate'][at])})"
     return ""
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"

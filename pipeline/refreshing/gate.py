@@ -1,13 +1,15 @@
 """The gate of a refresh: bounds on distances between datasets, judged after the matrix.
 
-    >>> [str(of) for of in judge(place, config.gate, requests, results, matrices)]  # doctest: +SKIP
+    >>> [str(verdict) for verdict in judge(catalogue, config.gate)]            # doctest: +SKIP
     ['day and night, all neurons: 6.7 bins [5.1, 8.4], at most 10: holds']
 
-A bound is broken where the distance is surely above it: where `low` is, the lower end of the 95%
-interval of the corrected distance. So noise alone breaks one that is just met in one run of forty.
-Where no interval is known (fewer than two folds, an imported DNA, a lens with negative weights) or
-none is valid (a dataset and its own part share images) the plain distance is judged, and where that
-is not defined the bound is broken: a gate that cannot see says no.
+A bound is broken if the distance is surely larger: if `low`, the lower end of the 95% interval of
+the corrected distance, is above the bound. So noise alone breaks a bound that is just met in one
+run of forty.
+
+The plain distance is judged where there is no interval (fewer than two folds, an imported DNA, a
+lens with negative weights), or no valid one (a dataset and its own part share images). A distance
+that is not defined breaks the bound: a gate that cannot measure says no.
 """
 
 from __future__ import annotations
@@ -28,10 +30,17 @@ from pipeline.refreshing.config import Bound
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A bound, and the distance as the matrix has it; NaN for what is not known.
+class Verdict:
+    """What the gate says of one bound. Numbers that are not known are NaN.
 
-    `nested`: one dataset is a part of the other. `error`: why the bound could not be judged.
+    Attributes:
+        bound: The bound.
+        emd: The distance, in bins.
+        emd_corrected: The distance without what two samples of one distribution would show.
+        low: The lower end of its 95% interval.
+        high: The upper end.
+        nested: Whether one dataset is a part of the other.
+        error: Why the bound could not be judged; None if it was.
     """
 
     bound: Bound
@@ -44,69 +53,78 @@ class Judged:
 
     @property
     def value(self) -> float:
-        """What is judged."""
+        """The distance that is judged: `low` if it is known, else `emd`."""
         return self.low if isfinite(self.low) else self.emd
 
     @property
     def holds(self) -> bool:
+        """Whether the bound is kept."""
         return self.value <= self.bound.max
 
     @property
     def row(self) -> dict[str, Any]:
-        """For JSON, which has no NaN."""
+        """The verdict for JSON, with None for NaN."""
         numbers = ("emd", "emd_corrected", "low", "high", "value")
-        told = {name: float(getattr(self, name)) for name in numbers}
-        known = {name: value if isfinite(value) else None for name, value in told.items()}
+        values = {name: float(getattr(self, name)) for name in numbers}
+        known = {name: value if isfinite(value) else None for name, value in values.items()}
         error = str(self.error) if self.error else None
         return {**self.bound.model_dump(), **known, "holds": self.holds, "error": error}
 
     def __str__(self) -> str:
         bound = self.bound
-        of = [] if bound.layer == ALL else [bound.layer]
-        of += [f"through lens {bound.lens}"] if bound.lens else []
-        what = " ".join(of) or "all neurons"
+        words = [] if bound.layer == ALL else [bound.layer]
+        words += [f"through lens {bound.lens}"] if bound.lens else []
+        what = " ".join(words) or "all neurons"
         if self.error:
             return f"{bound.a} and {bound.b}, {what}: not judged: {self.error}"
         if isfinite(self.low):
-            told = f"{self.emd_corrected:.4g} bins [{self.low:.4g}, {self.high:.4g}]"
-            said = "surely more" if not self.holds else "holds"
+            distance = f"{self.emd_corrected:.4g} bins [{self.low:.4g}, {self.high:.4g}]"
+            outcome = "surely more" if not self.holds else "holds"
             if self.holds and self.emd_corrected > bound.max:
-                said = "holds, as it is not surely more"
+                outcome = "holds, as it is not surely more"
         elif isfinite(self.emd):
-            told = f"{self.emd:.4g} bins, without an interval"
-            told += ", as one is a part of the other" if self.nested else ""
-            said = "holds" if self.holds else "more"
+            distance = f"{self.emd:.4g} bins, without an interval"
+            distance += ", as one is a part of the other" if self.nested else ""
+            outcome = "holds" if self.holds else "more"
         else:
-            told, said = "a distance that is not defined", "cannot hold"
+            distance, outcome = "a distance that is not defined", "cannot hold"
         limit = f"at most {bound.max:.4g}"
-        return f"{bound.a} and {bound.b}, {what}: {told}, {limit}: {said}"
+        return f"{bound.a} and {bound.b}, {what}: {distance}, {limit}: {outcome}"
 
 
 def require_known(
     bounds: Sequence[Bound], catalogue: Catalogue, requests: Sequence[Request]
 ) -> None:
-    """Before anything is built: raises `UsageError` naming the bound that asks for what is not.
+    """Checks, before anything is built, that the bounds name what there is or will be.
 
-    A layer is looked for in the networks that the two are built with. What may become a part of a
-    dataset (`by`) is known after its build only.
+    A layer is looked for in the networks that the two datasets are built with. A name that may
+    become a part of a dataset (`by`) is accepted, as its parts are known only after its build.
+
+    Args:
+        bounds: The bounds.
+        catalogue: The catalogue.
+        requests: The datasets that will be built.
+
+    Raises:
+        UsageError: If a bound names an unknown dataset, lens or layer.
     """
     lenses = newest_lenses(catalogue) if any(bound.lens for bound in bounds) else {}
     if not bounds:
         return
     head = catalogue.head()
-    there = head.datasets.keys() | {request.name for request in requests}
+    known = head.datasets.keys() | {request.name for request in requests}
     for bound in bounds:
-        builds = [_build_of(name, requests, head) for name in (bound.a, bound.b)]
+        builds = [_request_for(name, requests, head) for name in (bound.a, bound.b)]
         for name, request in zip((bound.a, bound.b), builds, strict=True):
-            if name not in there and request is None:
+            if name not in known and request is None:
                 raise UsageError(
-                    f"{bound}: there is no dataset {name!r}; there are {', '.join(sorted(there))}"
+                    f"{bound}: there is no dataset {name!r}; there are {', '.join(sorted(known))}"
                 )
         if bound.lens and not _has_lens(bound.lens, lenses):
-            has = ", ".join(sorted(lenses)) or "none"
+            present = ", ".join(sorted(lenses)) or "none"
             raise UsageError(
-                f"{bound}: there is no lens {bound.lens!r}; {catalogue.root} has {has}, and a "
-                "file's name ends in .parquet"
+                f"{bound}: there is no lens {bound.lens!r}; {catalogue.root} has {present}. The "
+                "name of a file must end in .parquet"
             )
         for request in filter(None, builds if bound.layer != ALL else ()):
             layers = _layers(request)
@@ -116,16 +134,16 @@ def require_known(
                 )
 
 
-def _build_of(name: str, requests: Sequence[Request], head: Commit) -> Request | None:
-    """The request that builds a dataset: as a whole, or as what is or may become a part of it."""
+def _request_for(name: str, requests: Sequence[Request], head: Commit) -> Request | None:
+    """Finds the request that builds a dataset, be it whole or a part; None if there is none."""
     for request in requests:
         if request.name == name:
             return request
-    there = head.datasets.get(name, {}).values()
+    versions = head.datasets.get(name, {}).values()
     for request in requests:
-        if there and any(version.part_of == request.name for version in there):
+        if any(version.part_of == request.name for version in versions):
             return request
-        if not there and request.by and name.startswith(f"{request.name}/"):
+        if not versions and request.by and name.startswith(f"{request.name}/"):
             return request
     return None
 
@@ -137,7 +155,7 @@ def _has_lens(name: str, lenses: Mapping[str, object]) -> bool:
 
 
 def _layers(request: Request) -> list[str]:
-    """Empty where the network cannot be described: the build tells why."""
+    """Lists a network's layers; none if it cannot be described, which its build will explain."""
     try:
         taps = describe(request.extractor, request.weights, request.taps).taps
     except VdnaError:
@@ -152,63 +170,87 @@ def judge(
     results: Sequence[Result] = (),
     matrices: Sequence[Matrix] = (),
     effort: Effort | None = None,
-) -> list[Judged]:
-    """Each bound, by the matrix of its two datasets; through lenses they are computed here.
+) -> list[Verdict]:
+    """Judges each bound by the matrix of its two datasets.
 
-    `results`: what became of `requests`; a dataset of one without is not judged as it was before.
-    `matrices`: of all neurons alike, which are not computed again. Raises nothing of one bound, so
-    that the others are judged: see `require_held`.
+    Args:
+        catalogue: The catalogue.
+        bounds: The bounds.
+        requests: The datasets that were to be built. A bound on one that was not is not judged, as
+            its old version would be misleading.
+        results: What was built.
+        matrices: Matrices without a lens that were computed already. Others are computed here.
+        effort: How to compute.
+
+    Returns:
+        A verdict for each bound. An error of one bound is kept in its verdict, so that the others
+        are judged too: see `require_kept`.
     """
     if not bounds:
         return []
     specs = {result.name: result.version.spec for result in results}
-    specs |= {part: of.spec for result in results for part, of in result.parts.items()}
+    specs |= {part: v.spec for result in results for part, v in result.parts.items()}
     head = catalogue.head()
-    judged = []
+    verdicts = []
     for bound in bounds:
         try:
             for name in (bound.a, bound.b):
-                _require_built(name, specs, _build_of(name, requests, head))
+                _require_built(name, specs, _request_for(name, requests, head))
             spec = _spec_of(catalogue, bound, specs)
-            matrix = _at_hand(bound, spec, matrices) or _compared(catalogue, bound, spec, effort)
-            judged.append(_judged(catalogue, bound, matrix))
+            matrix = _find_matrix(bound, spec, matrices)
+            if matrix is None:
+                matrix = _compare_pair(catalogue, bound, spec, effort)
+            verdicts.append(_verdict(catalogue, bound, matrix))
         except VdnaError as error:
-            judged.append(Judged(bound, error=error))
-    return judged
+            verdicts.append(Verdict(bound, error=error))
+    return verdicts
 
 
-def require_held(judged: Sequence[Judged], name: str) -> None:
-    """Raises `GateError` where a bound of the gate `name` does not hold; what kept one from being
-    judged, if anything did, naming the others too."""
-    said = "; ".join(str(one) for one in judged if not one.error and not one.holds)
-    broken = [f"the gate of {name} says no: {said}"] if said else []
-    errors = [one for one in judged if one.error]
+def require_kept(verdicts: Sequence[Verdict], name: str) -> None:
+    """Checks that every bound was judged and is kept.
+
+    Args:
+        verdicts: The verdicts.
+        name: How errors name the gate's file.
+
+    Raises:
+        GateError: If bounds are broken.
+        VdnaError: If bounds could not be judged: an error of the kind that kept the first of them,
+            which names them all and the broken ones.
+    """
+    broken = "; ".join(str(one) for one in verdicts if not one.error and not one.holds)
+    lines = [f"the gate of {name} says no: {broken}"] if broken else []
+    errors = [(one.bound, one.error) for one in verdicts if one.error]
     if errors:
-        first = next((one for one in errors if isinstance(one.error, UsageError)), errors[0])
-        told = [f"{one.bound}: {one.error}" for one in errors]
-        raise type(first.error or VdnaError())("\n".join([*told, *broken])) from first.error
-    if broken:
-        raise GateError(*broken)
+        kinds = [error for _, error in errors]
+        first = next((error for error in kinds if isinstance(error, UsageError)), kinds[0])
+        raise type(first)("\n".join([*(f"{b}: {e}" for b, e in errors), *lines])) from first
+    if lines:
+        raise GateError(*lines)
 
 
 def _require_built(name: str, specs: Mapping[str, str], request: Request | None) -> None:
-    """Raises `NotFound` for what this refresh was to build, and has not."""
+    """Refuses a dataset that this refresh was to build, and has not."""
     if request is None or name in specs:
         return
     if request.name in specs:
         raise NotFound(f"{request.name} has no part {name} any more, or never had one")
-    raise NotFound(f"{request.name} was not built, and what there may be of {name} is of before")
+    raise NotFound(
+        f"{request.name} was not built by this refresh, and an older version of {name} is not "
+        "judged; see why its build failed"
+    )
 
 
 def _spec_of(catalogue: Catalogue, bound: Bound, specs: Mapping[str, str]) -> str | None:
-    """The digest of the one under which both were built. Raises `SpecMismatch` for two."""
+    """Returns the digest of the spec of both datasets, which must be one; None if not built."""
     a, b = specs.get(bound.a), specs.get(bound.b)
     if a and b and a != b:
         catalogue.spec(a).require_same(catalogue.spec(b), bound.a, bound.b)
     return a or b
 
 
-def _at_hand(bound: Bound, spec: str | None, matrices: Sequence[Matrix]) -> Matrix | None:
+def _find_matrix(bound: Bound, spec: str | None, matrices: Sequence[Matrix]) -> Matrix | None:
+    """Finds the matrix without a lens that has both datasets of a bound."""
     pair = {bound.a, bound.b}
     for matrix in matrices:
         if not bound.lens and matrix.spec_digest == spec and pair <= set(matrix.names):
@@ -216,7 +258,7 @@ def _at_hand(bound: Bound, spec: str | None, matrices: Sequence[Matrix]) -> Matr
     return None
 
 
-def _compared(
+def _compare_pair(
     catalogue: Catalogue, bound: Bound, spec: str | None, effort: Effort | None
 ) -> Matrix:
     names = [bound.a, bound.b]
@@ -226,13 +268,13 @@ def _compared(
     return compare(catalogue, names, spec=spec, lens=lens, effort=effort)
 
 
-def _judged(catalogue: Catalogue, bound: Bound, matrix: Matrix) -> Judged:
+def _verdict(catalogue: Catalogue, bound: Bound, matrix: Matrix) -> Verdict:
     at = matrix.names.index(bound.a), matrix.names.index(bound.b)
     emd, corrected, low, high = (
         float(matrix.of(bound.layer, column)[at])
         for column in ("emd", "emd_corrected", "low", "high")
     )
     a, b = (catalogue.find(name, spec=matrix.spec_digest) for name in (bound.a, bound.b))
-    if a.part_of == bound.b or b.part_of == bound.a:  # estimates suppose independent samples
-        return Judged(bound, emd, nested=True)
-    return Judged(bound, emd, corrected, low, high)
+    if a.part_of == bound.b or b.part_of == bound.a:  # intervals suppose independent samples
+        return Verdict(bound, emd, nested=True)
+    return Verdict(bound, emd, corrected, low, high)

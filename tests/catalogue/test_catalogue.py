@@ -126,18 +126,22 @@ def test_states_by_time(place: Catalogue) -> None:
         place.at(9)
 
 
-def test_commits_that_lie_are_refused(place: Catalogue) -> None:
+def test_forged_commits_are_refused(place: Catalogue) -> None:
     place.put_version("a", version("1"), None)
     uri = place.log_uri(1)
     body = json.loads(storage.read(uri))
-    lies = [
+    forgeries = [
         sealed(body | change)
         for change in ({"format": 99}, {"number": 5}, {"datasets": {"a": {"s1": {}}}}, {"x": 1})
     ]
     unsealed = {name: value for name, value in body.items() if name != "checksum"}
-    lies += [json.dumps(unsealed).encode(), json.dumps(body | {"action": "x"}).encode(), b"{torn"]
-    for lie in lies:
-        storage.replace(uri, lie)
+    forgeries += [
+        json.dumps(unsealed).encode(),
+        json.dumps(body | {"action": "x"}).encode(),
+        b"{torn",
+    ]
+    for forged in forgeries:
+        storage.replace(uri, forged)
         with pytest.raises(CorruptFile, match="_log"):
             place.head()
 

@@ -1,4 +1,4 @@
-"""`verify --deep`: what lies consistently is found by counting the images again."""
+"""`verify --deep`: counting the images again finds changes that agree with each other."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_sample_is_chosen_by_its_seed(place: Place) -> None:
     assert len({tuple(chosen(seed)) for seed in range(4)}) > 1
 
 
-def test_a_partial_that_lies_consistently_is_found(place: Place) -> None:
+def test_a_partial_forged_with_its_sums_is_found(place: Place) -> None:
     index = readable(place)[1]
     uri = place.partial(index)
     storage.replace(uri, moved(load_partial(uri)).encode())

@@ -47,7 +47,7 @@ NAME = "photos"
 
 
 class Copy:
-    """A catalogue to spoil: its one version, its files, and its commit to lie in."""
+    """A copy of a catalogue to forge: its one version, its files, and its commit."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
@@ -77,7 +77,7 @@ class Copy:
         keys = manifest.keys(self.version.spec, self.version.products)
         return [partial_uri(work, key) for key in keys]
 
-    def lie(self, **changes: Any) -> None:
+    def forge_commit(self, **changes: Any) -> None:
         """The commit states something else about the version."""
         uri = self.catalogue.log_uri(self.catalogue.head().number)
         body = json.loads(storage.read(uri))
@@ -90,7 +90,7 @@ class Copy:
         version = self.catalogue.find(NAME)
         kept = {of: footer for of, footer in version.footers.items() if of != kind}
         kept |= footers_of({kind: data} if data[-4:] == b"PAR1" else {})
-        self.lie(
+        self.forge_commit(
             sha256={**version.sha256, kind: hashlib.sha256(data).hexdigest()},
             footers={of: asdict(footer) for of, footer in kept.items()},
         )
@@ -133,7 +133,7 @@ def run(copy: Copy) -> dict[str, Finding]:
     return {finding.check: finding for finding in findings}
 
 
-def wrong(copy: Copy) -> dict[str, str]:
+def failed_checks(copy: Copy) -> dict[str, str]:
     return {check: f.detail for check, f in run(copy).items() if not f.ok}
 
 
@@ -147,7 +147,7 @@ def not_checked(found: Mapping[str, str], expected: Sequence[str], of: str) -> N
 
 def test_a_whole_catalogue_is_found_whole(copy: Copy) -> None:
     found = run(copy)
-    assert wrong(copy) == {}
+    assert failed_checks(copy) == {}
     assert found["counts"].detail.startswith("20 images x positions = activations counted, for 5")
     assert found["manifest"].detail == "21 candidates, each once, in 16 shards"
     assert found["failures"].detail.startswith("1 failures, each of a candidate")
@@ -208,7 +208,7 @@ def test_a_spoiled_file_is_named(copy: Copy, kind: str, how: str) -> None:
         storage.delete(copy.uri(kind))
     else:
         storage.replace(copy.uri(kind), data)
-    found = wrong(copy)
+    found = failed_checks(copy)
     check, followers = BLAMED[kind]
     assert set(found) == {check, *followers}
     assert copy.uri(kind) in found[check]
@@ -227,7 +227,7 @@ def test_a_spoiled_spec_ranges_or_partial_is_named(copy: Copy, place: str, how: 
     uris = {"spec": copy.spec_uri, "ranges": copy.ranges_uri, "partial": copy.partials[4]}
     uri = uris[place]
     storage.replace(uri, SPOILED[how](storage.read(uri)) or b"")
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"partials" if place == "partial" else "spec"}
     assert uri in next(iter(found.values()))
 
@@ -238,24 +238,24 @@ def test_another_valid_dna_is_not_the_one_committed(copy: Copy) -> None:
     extra = {key: metadata[key] for key in ("dataset", "digest", "manifest", "products", "folds")}
     data = encode_dna(other, **extra)
     storage.replace(copy.uri("dna"), data)
-    assert "was committed" in wrong(copy)["counts"]
+    assert "was committed" in failed_checks(copy)["counts"]
     copy.put("dna", data)
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"counts", "folds", "partials"}
     assert f"{copy.uri('dna')}: its numbers have digest" in found["counts"]
     copy.put("dna", encode_dna(dna, **extra))
-    assert wrong(copy) == {}
+    assert failed_checks(copy) == {}
 
 
 def test_a_dna_of_another_dataset_is_refused(copy: Copy) -> None:
     dna, _ = decode_dna(copy.read("dna"), "dna")
     copy.put("dna", encode_dna(dna, dataset="paintings"))
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"counts", "folds", "partials"}
     assert f"{copy.uri('dna')} is of paintings under spec" in found["counts"]
 
 
-# Files that lie, with a commit that vouches for them.
+# Forged files, with a commit that states their sha256.
 
 
 def folds_with(copy: Copy, change: Callable[[np.ndarray], None], column: str = "counts") -> bytes:
@@ -291,9 +291,9 @@ def test_folds_that_do_not_sum_to_the_dna(
     copy: Copy, column: str, change: Callable[[np.ndarray], None]
 ) -> None:
     copy.put("folds", folds_with(copy, lambda values: None))
-    assert wrong(copy) == {}
+    assert failed_checks(copy) == {}
     copy.put("folds", folds_with(copy, change, column))
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"folds"}
     assert copy.uri("folds") in found["folds"]
     assert "layer stem do not sum to the DNA" in found["folds"]
@@ -304,7 +304,7 @@ def test_folds_that_do_not_conserve(copy: Copy) -> None:
         counts[1, 1] += 1
 
     copy.put("folds", folds_with(copy, lose))
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"folds"}
     assert f"{copy.uri('folds')}, fold 0: neuron stem[1]" in found["folds"]
 
@@ -327,9 +327,9 @@ def test_failures_that_do_not_fit(
     copy: Copy, listed: Callable[[Failure], Sequence[Failure]]
 ) -> None:
     copy.put("failures", encode_failures([failure(copy)]))
-    assert wrong(copy) == {}
+    assert failed_checks(copy) == {}
     copy.put("failures", encode_failures(listed(failure(copy))))
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"failures"}
     assert "failures" in found["failures"]
 
@@ -337,8 +337,8 @@ def test_failures_that_do_not_fit(
 def test_a_failure_listed_twice(copy: Copy) -> None:
     """Two in the commit, two in the list, one candidate."""
     copy.put("failures", encode_failures([failure(copy)] * 2))
-    copy.lie(failed=2)
-    assert "listed twice" in wrong(copy)["failures"]
+    copy.forge_commit(failed=2)
+    assert "listed twice" in failed_checks(copy)["failures"]
 
 
 def manifest_of(copy: Copy) -> Manifest:
@@ -349,9 +349,9 @@ def test_a_manifest_without_one_of_its_shards(copy: Copy) -> None:
     manifest = manifest_of(copy)
     fewer = Manifest.of(manifest.shards[:-1], manifest.shard_images)
     storage.replace(copy.uri("manifests"), fewer.data)
-    assert copy.uri("manifests") in wrong(copy)["manifest"]
+    assert copy.uri("manifests") in failed_checks(copy)["manifest"]
     copy.put("manifests", fewer.data)
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert "manifest" in found
     assert set(found) <= {"manifest", "failures", "partials"}
 
@@ -360,7 +360,7 @@ def test_a_manifest_whose_stated_digest_is_not_its_own(copy: Copy) -> None:
     manifest = manifest_of(copy)
     lying = Manifest.of(manifest.shards[::-1], manifest.shard_images)
     copy.put("manifests", with_digest(lying, manifest.digest))
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"manifest", "failures", "partials"}
     assert copy.uri("manifests") in found["manifest"]
 
@@ -369,7 +369,7 @@ def test_a_manifest_that_lists_a_candidate_twice(copy: Copy) -> None:
     first, second, *rest = manifest_of(copy).shards
     twice = Shard(second.index, second.fold, (first.members[0], *second.members[1:]))
     copy.put("manifests", Manifest.of((first, twice, *rest), 64).data)
-    assert "manifest" in wrong(copy)
+    assert "manifest" in failed_checks(copy)
 
 
 def test_another_manifest_of_as_many_candidates(copy: Copy) -> None:
@@ -377,7 +377,7 @@ def test_another_manifest_of_as_many_candidates(copy: Copy) -> None:
     bad = failure(copy).uri
     others = [replace(e, uri=bad) if i == 0 else e for i, e in enumerate(entries("other", 21))]
     copy.put("manifests", plan(others).data)
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert "manifest" in found
     assert copy.uri("manifests") in found["manifest"]
 
@@ -391,11 +391,11 @@ def changed_spec(copy: Copy, **changes: Any) -> bytes:
 
 def test_another_spec(copy: Copy) -> None:
     storage.replace(copy.spec_uri, changed_spec(copy, bins=6))
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"spec"}
     assert f"{copy.spec_uri} holds spec" in found["spec"]
     storage.delete(copy.spec_uri)
-    assert copy.spec_uri in wrong(copy)["spec"]
+    assert copy.spec_uri in failed_checks(copy)["spec"]
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{}", b"null", b"1", "bins", "precision", "strange"])
@@ -403,7 +403,7 @@ def test_what_is_no_spec_is_named(copy: Copy, data: bytes | str) -> None:
     if isinstance(data, str):
         data = changed_spec(copy, **{data: 1})
     storage.replace(copy.spec_uri, data)
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"spec"}
     assert copy.spec_uri in found["spec"]
 
@@ -412,11 +412,11 @@ def test_other_ranges(copy: Copy) -> None:
     moved = Ranges(RANGES.taps, RANGES.low - 1, RANGES.high)
     uri = copy.ranges_uri
     storage.replace(uri, ranges_module.encode(moved, NETWORK))
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"spec"}
     assert found["spec"] == f"{uri} holds ranges {moved.digest}"
     storage.delete(uri)
-    assert uri in wrong(copy)["spec"]
+    assert uri in failed_checks(copy)["spec"]
 
 
 # Partials.
@@ -470,9 +470,9 @@ def a_failure_more(partial: Partial) -> Partial:
         a_failure_more,
     ],
 )
-def test_a_partial_that_lies_consistently(copy: Copy, change: Callable[[Partial], Partial]) -> None:
+def test_a_partial_forged_with_its_sums(copy: Copy, change: Callable[[Partial], Partial]) -> None:
     copy.change_partial(3, change)
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"partials"}
     assert "do not sum to the DNA" in found["partials"]
 
@@ -484,14 +484,14 @@ def test_a_partial_whose_counts_do_not_add_up(copy: Copy) -> None:
         return replace(partial, dna=replace(partial.dna, counts=counts))
 
     copy.change_partial(3, lose)
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"partials"}
     assert f"{copy.partials[3]}: neuron head[1]" in found["partials"]
 
 
 def test_a_partial_that_stands_for_another(copy: Copy) -> None:
     storage.replace(copy.partials[3], storage.read(copy.partials[5]))
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"partials"}
     assert copy.partials[5].rpartition("/")[2].removesuffix(".parquet") in found["partials"]
 
@@ -500,7 +500,7 @@ def test_a_partial_of_another_spec(copy: Copy) -> None:
     other, ranges = tiny_spec(bins=9)
     partial = Partial(random_dna(other, ranges, 1, 1), ("x",), ())
     storage.replace(copy.partials[3], partial.encode())
-    assert set(wrong(copy)) == {"partials"}
+    assert set(failed_checks(copy)) == {"partials"}
 
 
 @pytest.mark.parametrize("removed", [1, 15, 16])
@@ -517,16 +517,16 @@ def test_partials_that_are_gone_are_no_fault(copy: Copy, removed: int) -> None:
 def test_a_partial_of_a_strange_shard_beside_a_missing_one(copy: Copy) -> None:
     storage.delete(copy.partials[0])
     copy.change_partial(3, lambda partial: replace(partial, shards=("zzz",)))
-    found = wrong(copy)
+    found = failed_checks(copy)
     assert set(found) == {"partials"}
     assert copy.partials[3] in found["partials"]
 
 
-# Commits that lie.
+# Forged commits.
 
 
 @pytest.mark.parametrize(
-    ("lie", "blamed"),
+    ("forged", "blamed"),
     [
         ({"images": 21}, {"counts", "manifest"}),
         ({"images": 19}, {"counts", "manifest"}),
@@ -536,18 +536,18 @@ def test_a_partial_of_a_strange_shard_beside_a_missing_one(copy: Copy) -> None:
         ({"products": ["histogram"]}, {"counts"}),
     ],
 )
-def test_a_commit_that_lies_about_totals(copy: Copy, lie: dict[str, Any], blamed: set[str]) -> None:
-    copy.lie(**lie)
-    found = wrong(copy)
+def test_a_commit_with_forged_totals(copy: Copy, forged: dict[str, Any], blamed: set[str]) -> None:
+    copy.forge_commit(**forged)
+    found = failed_checks(copy)
     not_checked(found, ["folds", "partials"], "DNA")
     assert set(found) == blamed | {"folds", "partials"}
     assert copy.uri("dna") in found["counts"]
 
 
 @pytest.mark.parametrize("kind", BLAMED)
-def test_a_commit_that_lies_about_a_sha256(copy: Copy, kind: str) -> None:
-    copy.lie(sha256={**copy.version.sha256, kind: "00" * 32})
-    found = wrong(copy)
+def test_a_commit_with_forged_a_sha256(copy: Copy, kind: str) -> None:
+    copy.forge_commit(sha256={**copy.version.sha256, kind: "00" * 32})
+    found = failed_checks(copy)
     check, followers = BLAMED[kind]
     assert set(found) == {check, *followers}
     assert f"{copy.uri(kind)} has sha256" in found[check]
@@ -555,23 +555,23 @@ def test_a_commit_that_lies_about_a_sha256(copy: Copy, kind: str) -> None:
 
 
 def test_a_commit_whose_version_is_under_another_spec_is_refused_by_all(copy: Copy) -> None:
-    copy.lie(spec="0123")
+    copy.forge_commit(spec="0123")
     with pytest.raises(CorruptFile, match=r"_log/0+1\.json: .* states spec 0123"):
         copy.catalogue.head()
 
 
 @pytest.mark.parametrize("field", ["dna", "manifest"])
 def test_a_commit_that_names_what_is_not_there(copy: Copy, field: str) -> None:
-    copy.lie(**{field: "0123"})
-    found = wrong(copy)
+    copy.forge_commit(**{field: "0123"})
+    found = failed_checks(copy)
     check = {"dna": "counts", "manifest": "manifest"}[field]
     assert "0123" in found[check]
     assert check in found
 
 
-def test_a_commit_that_lies_about_numerics(copy: Copy) -> None:
-    copy.lie(numerics=[{"numerics": OTHER_NUMERICS.to_json(), "images": 20}])
-    assert wrong(copy)
+def test_a_commit_with_forged_numerics(copy: Copy) -> None:
+    copy.forge_commit(numerics=[{"numerics": OTHER_NUMERICS.to_json(), "images": 20}])
+    assert failed_checks(copy)
 
 
 def test_a_commit_that_cannot_be_read_is_named(copy: Copy) -> None:
@@ -582,7 +582,7 @@ def test_a_commit_that_cannot_be_read_is_named(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "forged",
     [
         {"sha256": {}},
         {"sha256": None},
@@ -595,12 +595,12 @@ def test_a_commit_that_cannot_be_read_is_named(copy: Copy) -> None:
     ids=str,
 )
 def test_a_commit_of_the_wrong_shape_is_refused_in_our_own_words(
-    copy: Copy, lie: dict[str, Any]
+    copy: Copy, forged: dict[str, Any]
 ) -> None:
-    copy.lie(**lie)
+    copy.forge_commit(**forged)
     refused = None
     try:
-        found = wrong(copy)
+        found = failed_checks(copy)
     except VdnaError as error:
         refused = str(error)
     assert found if refused is None else "_log" in refused
@@ -617,7 +617,7 @@ def test_a_commit_that_vouches_for_rubbish(copy: Copy, kind: str, what: str) -> 
         "a plain parquet": plain_parquet(),
     }
     copy.put(kind, rubbish[what])
-    found = wrong(copy)
+    found = failed_checks(copy)
     check, followers = BLAMED[kind]
     assert set(found) == {check, *followers}
     assert copy.uri(kind) in found[check]
@@ -651,7 +651,7 @@ def test_metadata_that_lacks_a_field(copy: Copy, kind: str, field: str) -> None:
     metadata = dict(metadata)
     del metadata[field]
     copy.put(kind, encode(metadata, groups))
-    found = wrong(copy)
+    found = failed_checks(copy)
     check, followers = BLAMED[kind]
     assert set(found) == {check, *followers}
     assert copy.uri(kind) in found[check]
@@ -685,11 +685,11 @@ def test_a_real_build_that_was_tampered_with(real: Path, tmp_path: Path, how: st
     copy = copied(real, tmp_path / "copy")
     if how == "dna":
         storage.replace(copy.uri("dna"), flipped(copy.read("dna")))
-        found = wrong(copy)
+        found = failed_checks(copy)
         assert set(found) == {"counts", "exemplars", "folds", "partials"}
         assert copy.uri("dna") in found["counts"]
     else:
         # The folder's name decides which shard is of the bad image alone.
         held = (Partial.decode(storage.read(uri), uri).dna.images > 0 for uri in copy.partials)
         copy.change_partial(list(held).index(True), counts_moved)
-        assert set(wrong(copy)) == {"partials"}
+        assert set(failed_checks(copy)) == {"partials"}

@@ -36,7 +36,7 @@ from tests.jobs.test_cli import run, vdna, vdna_json
 from tests.support.builders import NUMERICS, random_dna, tiny_spec, write_photos
 
 torch = pytest.importorskip("torch")
-theirs = pytest.importorskip("vdna")
+original = pytest.importorskip("vdna")
 from vdna import vdnas  # noqa: E402
 from vdna.utils.settings import DataSettings  # noqa: E402
 from vdna.utils.stats import histogram_per_channel  # noqa: E402
@@ -138,7 +138,7 @@ def saved_kind(path: Path, kind: str, seed: int = 0) -> Path:
 
 def their_arrays(path: Path | str) -> dict[str, Any]:
     """What the reference loads, by the names that it saves by."""
-    loaded = theirs.load_vdna_from_files(str(path).removesuffix(".npz"))
+    loaded = original.load_vdna_from_files(str(path).removesuffix(".npz"))
     found = {}
     for layer, value in loaded.data.items():
         parts = value if isinstance(value, dict) else {"": value}
@@ -248,19 +248,19 @@ def test_a_built_dna_there(built: Catalogue, exported: Path) -> None:
     """The reference's distances, of what we export, are ours."""
     ours = {name: whole(built, name) for name in ("a", "b")}
     loaded = {
-        (kind, name): theirs.load_vdna_from_files(str(exported / f"{kind}-{name}"))
+        (kind, name): original.load_vdna_from_files(str(exported / f"{kind}-{name}"))
         for kind in KINDS
         for name in ("a", "b")
     }
     a, b = ours["a"], ours["b"]
-    emd = theirs.EMD(loaded["histogram", "a"], loaded["histogram", "b"])
+    emd = original.EMD(loaded["histogram", "a"], loaded["histogram", "b"])
     assert float(emd) == pytest.approx(pipeline.emd(a, b), rel=1e-12)
-    nfd = theirs.NFD(loaded["layer-gaussian", "a"], loaded["layer-gaussian", "b"])
+    nfd = original.NFD(loaded["layer-gaussian", "a"], loaded["layer-gaussian", "b"])
     assert float(nfd) == pytest.approx(pipeline.nfd(a, b), rel=1e-9)
-    nfd = theirs.NFD(loaded["gaussian", "a"], loaded["gaussian", "b"])
+    nfd = original.NFD(loaded["gaussian", "a"], loaded["gaussian", "b"])
     assert float(nfd) == pytest.approx(pipeline.nfd(a, b), rel=1e-4)
     pair = loaded["layer-gaussian", "a"], loaded["layer-gaussian", "b"]
-    fd = float(theirs.FD(*pair, use_neurons_from_layer="blocks.0.0"))
+    fd = float(original.FD(*pair, use_neurons_from_layer="blocks.0.0"))
     assert fd == pytest.approx(pipeline.fd(a, b, layer="blocks.0.0"), rel=1e-3, abs=1e-6)
     low = loaded["activation-ranges", "a"].get_all_neurons_dists()["min"].numpy()
     np.testing.assert_array_equal(low, a.min)
@@ -277,14 +277,14 @@ def test_what_the_reference_saved_has_its_distances_here(tmp_path: Path) -> None
             saved(tmp_path / f"{kind}-{name}", data, kind)
             reference.import_file(place, str(tmp_path / f"{kind}-{name}.npz"), f"{kind}/{name}")
     loaded = {
-        k: [theirs.load_vdna_from_files(tmp_path / f"{k}-{n}") for n in "ab"] for k in KINDS[:3]
+        k: [original.load_vdna_from_files(tmp_path / f"{k}-{n}") for n in "ab"] for k in KINDS[:3]
     }
     a, b = place.load("histogram/a"), place.load("histogram/b")
-    assert pipeline.emd(a, b) == pytest.approx(float(theirs.EMD(*loaded["histogram"])), rel=1e-12)
+    assert pipeline.emd(a, b) == pytest.approx(float(original.EMD(*loaded["histogram"])), rel=1e-12)
     a, b = place.load("gaussian/a"), place.load("gaussian/b")
-    assert pipeline.nfd(a, b) == pytest.approx(float(theirs.NFD(*loaded["gaussian"])), rel=1e-5)
+    assert pipeline.nfd(a, b) == pytest.approx(float(original.NFD(*loaded["gaussian"])), rel=1e-5)
     a, b = whole(place, "layer-gaussian/a"), whole(place, "layer-gaussian/b")
-    expected = float(theirs.FD(*loaded["layer-gaussian"], use_neurons_from_layer="block_0"))
+    expected = float(original.FD(*loaded["layer-gaussian"], use_neurons_from_layer="block_0"))
     assert pipeline.fd(a, b, layer="block_0") == pytest.approx(expected, rel=1e-6)
 
 
@@ -307,10 +307,10 @@ def test_counts_beyond_int32_are_exported_whole(tmp_path: Path) -> None:
     big.check()
     done = reference.write_dna(big, str(tmp_path / "big.npz"))
     assert "int64" in done.notes[0]
-    loaded = theirs.load_vdna_from_files(tmp_path / "big")
+    loaded = original.load_vdna_from_files(tmp_path / "big")
     assert loaded.data["stem"].dtype == torch.int64
     np.testing.assert_array_equal(loaded.data["stem"].numpy(), counts)
-    assert float(theirs.EMD(loaded, loaded)) == 0
+    assert float(original.EMD(loaded, loaded)) == 0
     np.testing.assert_array_equal(reference.read_dna(str(tmp_path / "big.npz")).counts, counts)
 
 
@@ -956,7 +956,7 @@ def test_one_neuron_whose_dimension_torch_dropped(tmp_path: Path) -> None:
     assert reference.read_dna(str(path)).max.tolist() == [2.0]
 
 
-# Files that lie, and files that bite.
+# Forged files, and files that would run code.
 
 
 class Bomb:
@@ -980,7 +980,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(CorruptFile, match=r"x\.npz: torn, or not a file of arrays"):
         reference.read_file(str(npz))
     assert not mark.exists()
-    pickle.loads(npz.read_bytes())  # it does bite
+    pickle.loads(npz.read_bytes())  # it does run
     assert mark.exists()
 
 
@@ -1242,7 +1242,7 @@ def test_commands(tmp_path: Path) -> None:
     vdna("gc", "-c", place)
     out = vdna("export", "x", tmp_path / "out.npz", "-c", place).stdout
     assert f"x: histogram of 5 images in {tmp_path / 'out.npz'}" in out
-    assert theirs.load_vdna_from_files(tmp_path / "out").num_images == 5
+    assert original.load_vdna_from_files(tmp_path / "out").num_images == 5
     told = vdna_json("export", "x", tmp_path / "o.npz", "-c", place, "--as", "histogram")
     assert told["kind"] == "histogram"
     failed = vdna("export", "x", tmp_path / "o.npz", "-c", place, "--as", "gaussian", exits=2)

@@ -127,7 +127,7 @@ def test_a_wrong_setting_is_named_with_its_value(
         ("defaults: {name: x}\n" + one(), "defaults.name", "'x'"),
         ("datasets: []\n", "datasets", "[]"),
         ("datasets: photos\n", "datasets", "'photos'"),
-        ("catalogue: x\n", "datasets", "Field required"),
+        ("catalogue: x\n", "datasets", "is missing in"),
         ("", "the whole", "None"),
         ("just words", "the whole", "'just words'"),
     ],
@@ -227,7 +227,7 @@ def test_a_key_that_stands_twice_is_named_with_both_its_lines(
     tmp_path: Path, text: str, key: str, lines: tuple[int, int]
 ) -> None:
     message = refusal(tmp_path, text)
-    assert f"the key {key!r} stands there twice, first in line {lines[0]}" in message
+    assert f"the key {key!r} is given twice, first in line {lines[0]}" in message
     assert f"line {lines[1]}," in message
 
 

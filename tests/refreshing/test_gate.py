@@ -17,7 +17,7 @@ from pipeline.catalogue import Catalogue, keep
 from pipeline.comparing import Matrix, compare
 from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError
-from pipeline.refreshing import Bound, Judged, judge, load_config, require_held, require_known
+from pipeline.refreshing import Bound, Verdict, judge, load_config, require_kept, require_known
 from tests.explaining.test_sensitivity import MOVED, SPEC, put
 from tests.jobs.test_cli import Outcome, refused, vdna
 from tests.refreshing.test_config import one, refusal, write
@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     return catalogue
 
 
-def judged(place: Catalogue, **bound: Any) -> Judged:
+def judged(place: Catalogue, **bound: Any) -> Verdict:
     (found,) = judge(place, [Bound(**{"a": "a", "b": "b", **bound})])
     return found
 
@@ -88,7 +88,7 @@ def test_without_an_interval_the_plain_distance_is_judged(
 
 
 def test_what_is_not_defined_does_not_hold() -> None:
-    found = Judged(Bound(a="a", b="b", max=1000), nan, nan, nan, nan)
+    found = Verdict(Bound(a="a", b="b", max=1000), nan, nan, nan, nan)
     assert not found.holds
     assert "a distance that is not defined, at most 1000: cannot hold" in str(found)
     row = json.loads(json.dumps(found.row, allow_nan=False))
@@ -120,11 +120,11 @@ def test_errors_name_the_bound(place: Catalogue) -> None:
     assert "not judged: " in str(found[0])
     assert "at most 0: surely more" in str(found[1])
     with pytest.raises(UsageError, match=r"gate .*'max': 3.0.*another network") as told:
-        require_held(found, "x.yaml")
+        require_kept(found, "x.yaml")
     assert "the gate of x.yaml says no: a and b, all neurons: " in str(told.value)
     assert "not judged" not in str(told.value)
     with pytest.raises(GateError, match="says no"):
-        require_held(found[1:], "x.yaml")
+        require_kept(found[1:], "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_what_there_is_not_is_refused_before_anything_is_built(
     with pytest.raises(UsageError, match="there is no dataset 'parts/rain'"):
         require_known([part], place, [*requests, Request("parts", "photos")])
     with pytest.raises(NotFound, match=r"gate {.*'parts/rain'.*parts/rain"):
-        require_held(judge(place, [part]), "x.yaml")
+        require_kept(judge(place, [part]), "x.yaml")
     requests = [Request("b", "photos"), Request("parts", "photos", by="weather")]
     for first, second in (("single", "b"), ("parts/rain", "a"), ("a", "parts/rain")):
         wrong = Bound(a=first, b=second, layer="stem", max=1)
@@ -161,7 +161,7 @@ def test_what_there_is_not_is_refused_before_anything_is_built(
 @pytest.mark.parametrize(
     ("entry", "field", "value"),
     [
-        ("{a: a, b: b}", "gate.0.max", "Field required"),
+        ("{a: a, b: b}", "gate.0.max", "is missing in"),
         ("{a: a, b: b, max: -1}", "gate.0.max", "-1"),
         ("{a: a, b: b, max: .nan}", "gate.0.max", "nan"),
         ("{a: a, b: b, max: .inf}", "gate.0.max", "inf"),

@@ -177,7 +177,7 @@ def spec_swapped(copy: Copy) -> str:
 
 def other_sha256(kind: str) -> Callable[[Copy], str]:
     def lie(copy: Copy) -> str:
-        copy.lie(sha256={**copy.version.sha256, kind: "00" * 32})
+        copy.forge_commit(sha256={**copy.version.sha256, kind: "00" * 32})
         return copy.uri(kind)
 
     return lie
@@ -190,7 +190,7 @@ AFTER = BEFORE | {"start": 9}
 def other_footer(kind: str) -> Callable[[Copy], str]:
     def lie(copy: Copy) -> str:
         stated = {of: asdict(footer) for of, footer in copy.version.footers.items()}
-        copy.lie(footers={**stated, kind: {**stated[kind], "sha256": "00" * 32}})
+        copy.forge_commit(footers={**stated, kind: {**stated[kind], "sha256": "00" * 32}})
         return copy.uri(kind)
 
     return lie
@@ -547,7 +547,7 @@ def test_a_dna_of_other_ranges_is_found(copy: Copy) -> None:
     for kind in ("folds", "failures"):
         uri = copy.catalogue.uri(kind, SPEC.digest, NAME, digest)
         storage.create(uri, copy.read(kind))
-    copy.lie(dna=digest)
+    copy.forge_commit(dna=digest)
     copy.version = copy.catalogue.find(NAME)
     copy.put("dna", encode(metadata, groups))
     wrong = found(copy)

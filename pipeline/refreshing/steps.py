@@ -1,0 +1,111 @@
+"""The steps of a refresh: build what changed, compare all pairs, judge the gate.
+
+    >>> done = refresh("datasets.yaml")                              # doctest: +SKIP
+    >>> [str(verdict) for verdict in done.verdicts], done.error
+
+One dataset that cannot be built does not keep the others from being built, compared and judged.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from pipeline.building import Result, build_datasets
+from pipeline.catalogue import Catalogue
+from pipeline.comparing import Effort, Matrix, compare
+from pipeline.engine import Engine, InProcess
+from pipeline.errors import UsageError, VdnaError
+from pipeline.events import Listener
+from pipeline.refreshing.config import Config, load_config
+from pipeline.refreshing.gate import Verdict, judge, require_kept, require_known
+from pipeline.spec import Resources
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh did.
+
+    Attributes:
+        catalogue: The catalogue.
+        datasets: What became of each dataset that could be built, in the order of their commits.
+        matrices: One matrix for each spec with two datasets or more.
+        verdicts: What the gate says of each bound.
+        error: The first thing that went wrong; None if all is well.
+    """
+
+    catalogue: Catalogue
+    datasets: tuple[Result, ...]
+    matrices: tuple[Matrix, ...]
+    verdicts: tuple[Verdict, ...]
+    error: VdnaError | None = None
+
+    def require_ok(self) -> None:
+        """Raises the first error of the refresh, if there was one.
+
+        Raises:
+            VdnaError: What kept a dataset from being built or a bound from being judged; a
+                `GateError` if bounds are broken.
+        """
+        if self.error is not None:
+            raise self.error
+
+
+def refresh(
+    config: Config | str,
+    catalogue: Catalogue | None = None,
+    engine: AbstractContextManager[Engine] | None = None,
+    *,
+    resources: Resources | None = None,
+    effort: Effort | None = None,
+    progress: Listener | None = None,
+    relist: bool = False,
+) -> Refreshed:
+    """Brings every dataset of a configuration up to date, then the matrix, then the gate.
+
+    Args:
+        config: The configuration, or the path or url of its file.
+        catalogue: The catalogue; None for the one that the configuration names.
+        engine: Opens the engine that builds, which is closed before the matrix is computed. None
+            builds in this process.
+        resources: How fast to build.
+        effort: How to compare.
+        progress: Told what is done.
+        relist: Whether to list the sources anew, whatever an interrupted build has left.
+
+    Returns:
+        What was done. An error of one dataset, or of the gate, is in its `error` and not raised,
+        so that the rest is not lost: see `Refreshed.require_ok`.
+
+    Raises:
+        UsageError: If the configuration is wrong; nothing was built then.
+    """
+    if isinstance(config, str):
+        config = load_config(config)
+    place = catalogue or Catalogue(config.catalogue_url())
+    requests = config.requests()
+    try:
+        require_known(config.gate, place, requests)
+    except UsageError as error:
+        raise UsageError(f"{config.path}: {error}") from error
+    results: list[Result] = []
+    matrices: list[Matrix] = []
+    verdicts: list[Verdict] = []
+    failed: VdnaError | None = None
+    with engine or nullcontext(InProcess()) as builder:
+        try:
+            build_datasets(
+                place, requests, builder, resources, progress, results.append, relist=relist
+            )
+        except VdnaError as error:
+            failed = error
+    try:
+        # One matrix for each spec, as datasets of different specs cannot be compared.
+        for spec in sorted({result.version.spec for result in results}):
+            if len(place.names(spec=spec)) > 1:
+                matrices.append(compare(place, spec=spec, effort=effort))
+        verdicts = judge(place, config.gate, requests, results, matrices, effort)
+        require_kept(verdicts, config.path)
+    except VdnaError as error:
+        failed = failed or error
+    return Refreshed(place, tuple(results), tuple(matrices), tuple(verdicts), failed)
