@@ -25,18 +25,17 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Remove objects that no kept version needs and that are older than the grace period."""
-    from pipeline.catalogue import Catalogue
-    from pipeline.catalogue import garbage_collection as collector
+    from pipeline.catalogue import Catalogue, collect, garbage
 
     place, grace = Catalogue(catalogue), timedelta(days=min(grace_days, MAX_GRACE_DAYS))
     if dry_run:
-        items = list(collector.garbage(place, keep=keep, grace=grace))
+        items = list(garbage(place, keep=keep, grace=grace))
         count, size = len(items), sum(item.size for item in items)
         if not as_json:
             for item in items:
                 print(item.uri)
     else:
-        count, size = collector.collect(place, keep=keep, grace=grace)
+        count, size = collect(place, keep=keep, grace=grace)
     if as_json:
         print_json({"objects": count, "bytes": size, "removed": not dry_run})
     else:

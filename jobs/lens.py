@@ -81,11 +81,11 @@ def fit(
     WITH=WITHOUT in place of WITH:WITHOUT says that they are the same images, with a change and
     without, paired by their names.
     """
-    from pipeline.catalogue import Catalogue, check_lens
+    from pipeline.catalogue import Catalogue, check_lens_name
     from pipeline.errors import UsageError
     from pipeline.explaining import FOCUS_NEURONS, fit_focus, fit_ignoring
 
-    check_lens(name)
+    check_lens_name(name)
     if (focus is None) == (not ignore):
         raise UsageError("give either --focus, or --ignore and --keep")
     if focus is not None and (keep or non_negative or by_layer):
@@ -132,11 +132,11 @@ def choose(
     as_json: JsonOption = False,
 ) -> None:
     """Keep a lens of whole layers, of neurons by their numbers, or of both, all alike."""
-    from pipeline.catalogue import Catalogue, check_lens
+    from pipeline.catalogue import Catalogue, check_lens_name
     from pipeline.dna import Lens
     from pipeline.errors import UsageError
 
-    check_lens(name)
+    check_lens_name(name)
     if not layer and not neurons:
         raise UsageError("give --layer or --neurons: what the lens is to see")
     place = Catalogue(catalogue)
@@ -148,10 +148,10 @@ def choose(
 
 def _keep(place: Catalogue, found: Lens, lines: Sequence[str], as_json: bool) -> None:
     """Store it, and tell of it; and of the one that its name was of until now."""
-    from pipeline.catalogue import keep, newest_lenses
+    from pipeline.catalogue import keep_lens, newest_lenses
 
     before = newest_lenses(place).get(found.name)
-    uri = keep(place, found)
+    uri = keep_lens(place, found)
     replaced = before.uri if before and before.uri != uri else None
     if as_json:
         print_json({"uri": uri, "replaced": replaced, **_told(found)})

@@ -13,9 +13,9 @@ from .commit import software as software
 from .garbage_collection import GRACE as GRACE
 from .garbage_collection import collect as collect
 from .garbage_collection import garbage as garbage
-from .lenses import check_lens as check_lens
+from .lenses import check_lens_name as check_lens_name
 from .lenses import find_lens as find_lens
-from .lenses import keep as keep
+from .lenses import keep_lens as keep_lens
 from .lenses import newest_lenses as newest_lenses
 from .lenses import spec_of_lens as spec_of_lens
 from .matrix_files import MATRIX_FORMAT as MATRIX_FORMAT
@@ -26,7 +26,7 @@ from .matrix_files import matrix_statement as matrix_statement
 from .names import check_name as check_name
 from .names import part_name as part_name
 from .recounting import MOVED_BY_ROUNDING as MOVED_BY_ROUNDING
-from .recounting import compared as compared
+from .recounting import compare_partials as compare_partials
 from .recounting import recount as recount
 from .verification import Finding as Finding
 from .verification import verify as verify

@@ -1,6 +1,6 @@
 """The lenses of a catalogue, by name: the newest of a name is the one that is used.
 
->>> keep(Catalogue("dnas"), lens)                                # doctest: +SKIP
+>>> keep_lens(Catalogue("dnas"), lens)                           # doctest: +SKIP
 >>> find_lens(Catalogue("dnas"), "no-fog", spec)                 # doctest: +SKIP
 """
 
@@ -19,7 +19,7 @@ from pipeline.errors import CorruptFile, NotFound, SourceError, SpecMismatch, Us
 from pipeline.spec import Spec
 
 
-def check_lens(name: str) -> str:
+def check_lens_name(name: str) -> str:
     """Checks the name under which a lens is to be kept.
 
     Args:
@@ -39,7 +39,7 @@ def check_lens(name: str) -> str:
     return check_name(name, "lens")
 
 
-def keep(catalogue: Catalogue, lens: Lens) -> str:
+def keep_lens(catalogue: Catalogue, lens: Lens) -> str:
     """Stores a lens in the catalogue, as the newest of its name.
 
     Args:
@@ -52,7 +52,7 @@ def keep(catalogue: Catalogue, lens: Lens) -> str:
     Raises:
         UsageError: If no lens may have its name.
     """
-    uri = storage.join(catalogue.lenses_uri(check_lens(lens.name)), f"{lens.digest}.parquet")
+    uri = storage.join(catalogue.lenses_uri(check_lens_name(lens.name)), f"{lens.digest}.parquet")
     written, before = datetime.now(UTC), newest_lenses(catalogue).get(lens.name)
     if before is not None:  # its time may be of a clock that runs ahead of ours
         written = max(written, _age(before)[1] + timedelta(microseconds=1))

@@ -194,7 +194,7 @@ class _DatasetRecount:
             stored = load_partial(kept)
         except VdnaError as error:
             return self._finding(index, False, str(error))
-        ok, detail = compared(stored, again)
+        ok, detail = compare_partials(stored, again)
         return self._finding(index, ok, f"{kept}: {detail}" if not ok else detail)
 
     def _compare_sum(self, work: str) -> Finding:
@@ -205,7 +205,7 @@ class _DatasetRecount:
         again = sum_of_partials(self._manifest, work, self._version)
         kept = "exemplars" in self._version.sha256
         exemplars = self._catalogue.exemplars(self._name, self._version) if kept else None
-        ok, detail = compared(Partial(dna, again.shards, failures, exemplars), again)
+        ok, detail = compare_partials(Partial(dna, again.shards, failures, exemplars), again)
         return Finding(self._name, "recounted sum", ok, detail)
 
     def _finding(self, index: int, ok: bool, detail: str) -> Finding:
@@ -226,7 +226,7 @@ def _changed_images(shard: Shard) -> list[str]:
     return changed
 
 
-def compared(stored: Partial, again: Partial) -> tuple[bool, str]:
+def compare_partials(stored: Partial, again: Partial) -> tuple[bool, str]:
     """Compares a stored partial with one that was counted again.
 
     Equal numerics must give equal numbers, to the last bit. Other numerics may move a share of

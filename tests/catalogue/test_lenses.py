@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from pipeline import storage
-from pipeline.catalogue import Catalogue, check_lens, find_lens, keep
+from pipeline.catalogue import Catalogue, check_lens_name, find_lens, keep_lens
 from pipeline.dna import Lens
 from pipeline.errors import SpecMismatch, UsageError
 from tests.golden.handmade import SPEC
@@ -25,12 +25,12 @@ def test_the_newest_lens_of_a_name_is_the_one_that_was_kept_last(tmp_path: Path)
     choices = ("stem:0", "stem:1", "stem:2", "head:0", "head:1")
     lenses = [replace(Lens.chosen(SPEC, [choice]), name="eyes") for choice in choices]
     for lens in lenses:
-        keep(catalogue, lens)
+        keep_lens(catalogue, lens)
     for at, lens in enumerate(lenses):
         path = Path(storage.local_path(catalogue.lenses_uri("eyes"))) / f"{lens.digest}.parquet"
         os.utime(path, (10**9 - at, 10**9 - at))
     assert find_lens(catalogue, "eyes", SPEC).digest == lenses[-1].digest
-    keep(catalogue, lenses[2])
+    keep_lens(catalogue, lenses[2])
     assert find_lens(catalogue, "eyes", SPEC).digest == lenses[2].digest
     done = CliRunner().invoke(app, ["lens", "ls", "--json", "-c", catalogue.root])
     (row,) = json.loads(done.stdout)
@@ -39,7 +39,7 @@ def test_the_newest_lens_of_a_name_is_the_one_that_was_kept_last(tmp_path: Path)
     folder = catalogue.lenses_uri("eyes")
     storage.replace(f"{folder}/{lenses[0].digest}.parquet", lenses[0].encode(written=ahead))
     assert find_lens(catalogue, "eyes", SPEC).digest == lenses[0].digest
-    keep(catalogue, lenses[1])
+    keep_lens(catalogue, lenses[1])
     assert find_lens(catalogue, "eyes", SPEC).digest == lenses[1].digest
     storage.replace(f"{folder}/{lenses[3].digest}.parquet", lenses[3].encode())  # says no time
     assert find_lens(catalogue, "eyes", SPEC).digest == lenses[1].digest
@@ -48,7 +48,7 @@ def test_the_newest_lens_of_a_name_is_the_one_that_was_kept_last(tmp_path: Path)
 def test_names_that_are_no_lens_s_are_refused() -> None:
     for name, why in (("uniform", "is reserved"), ("x.parquet", "looks like a file")):
         with pytest.raises(UsageError, match=why):
-            check_lens(name)
+            check_lens_name(name)
 
 
 def test_a_lens_on_neurons_of_other_weights_is_refused(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_lens_on_neurons_of_other_weights_is_refused(tmp_path: Path) -> None:
     chosen = replace(Lens.chosen(SPEC, ["stem:0"]), name="eyes")
     for of in (SPEC, replace(SPEC, bins=SPEC.bins + 1)):
         how = {"spec": of.digest, "weights_sha256": of.weights_sha256}
-        keep(catalogue, replace(chosen, provenance={"kind": "focus", **how}))
+        keep_lens(catalogue, replace(chosen, provenance={"kind": "focus", **how}))
         assert find_lens(catalogue, "eyes", SPEC).digest == chosen.digest
         with pytest.raises(SpecMismatch, match=f"lens eyes was fitted .*{SPEC.weights_sha256}.*ff"):
             find_lens(catalogue, "eyes", theirs)

@@ -23,7 +23,7 @@ from pipeline.catalogue import (
     Catalogue,
     Finding,
     Version,
-    compared,
+    compare_partials,
     recount,
     verify,
 )
@@ -237,7 +237,7 @@ def two(numerics: Any, share: float) -> tuple[Partial, Partial]:
 def test_rounding_is_allowed_for_where_numerics_differ(
     numerics: Any, share: float, holds: bool
 ) -> None:
-    ok, detail = compared(*two(numerics, share))
+    ok, detail = compare_partials(*two(numerics, share))
     assert ok == holds
     if share:
         assert ("other numerics than were recorded" in detail) == (numerics is OTHER_NUMERICS)

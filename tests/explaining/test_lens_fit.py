@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline.catalogue import Catalogue, find_lens, keep
+from pipeline.catalogue import Catalogue, find_lens, keep_lens
 from pipeline.comparing import compare
 from pipeline.dna import Lens
 from pipeline.errors import NotFound, UsageError
@@ -374,7 +374,7 @@ def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
 
 
 def test_a_lens_carries_what_it_was_fitted_on(place: Catalogue, signed: FittedLens) -> None:
-    keep(place, signed.lens)
+    keep_lens(place, signed.lens)
     found = find_lens(place, "no-fog", SPEC)
     assert found.digest == signed.lens.digest
     told = found.provenance
@@ -388,7 +388,7 @@ def test_the_lens_kept_last_is_the_one_of_its_name(place: Catalogue, signed: Fit
     other = replace(signed.lens, name="again", weights=signed.lens.weights[::-1].copy())
     first = replace(signed.lens, name="again")
     for lens in (first, other, first):
-        keep(place, lens)
+        keep_lens(place, lens)
         time.sleep(0.01)  # by their files' times
         assert find_lens(place, "again", SPEC).digest == lens.digest
 
@@ -440,7 +440,7 @@ def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> No
 
 
 def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: FittedLens) -> None:
-    keep(place, signed.lens)
+    keep_lens(place, signed.lens)
     note = (
         "note: lens no-fog was fitted on fit/none and fit/fog: between them it does better than on"
     )
@@ -533,13 +533,13 @@ def test_the_commands(place: Catalogue, tmp_path: Path) -> None:
 def test_lenses_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -> None:
     catalogue = Catalogue(str(tmp_path))
     chosen = Lens.of("chosen", SPEC, [("stem", 1, 1.0), ("stem", 2, -0.5)])
-    keep(catalogue, chosen)
+    keep_lens(catalogue, chosen)
     for name, provenance in (
         ("odd", {"kind": 5, "held_out": [{"attribute": "a:b"}]}),
         ("odder", {"images": ["a"]}),
         ("oddest", {"images": {"a": "many"}}),
     ):
-        keep(catalogue, replace(chosen, name=name, provenance=provenance))
+        keep_lens(catalogue, replace(chosen, name=name, provenance=provenance))
     (tmp_path / "lenses/torn").mkdir()
     (tmp_path / "lenses/torn/00.parquet").write_bytes(b"torn")
     lines = run("ls", "-c", str(tmp_path)).splitlines()[1:]

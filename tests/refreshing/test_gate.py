@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from pipeline.building import Request, Result
-from pipeline.catalogue import Catalogue, keep
+from pipeline.catalogue import Catalogue, keep_lens
 from pipeline.comparing import Matrix, compare
 from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError
@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     for name, images, moved in (("a", 320, {}), ("b", 240, MOVED), ("single", 1, {})):
         put(catalogue, name, images, moved)
     for name, weights in (("moved", {5: 1.0}), ("still", {0: 1.0}), ("signed", {5: 2.0, 0: -1.0})):
-        keep(catalogue, Lens.of(name, SPEC, [("stem", *of) for of in weights.items()]))
+        keep_lens(catalogue, Lens.of(name, SPEC, [("stem", *of) for of in weights.items()]))
     return catalogue
 
 
@@ -247,7 +247,7 @@ def test_a_lens_in_the_gate(tmp_path: Path) -> None:
     refresh(config(tmp_path, "{a: day, b: night, max: 99}"))
     catalogue = Catalogue(str(tmp_path / "c"))
     spec = catalogue.spec(catalogue.find("day").spec)
-    keep(catalogue, Lens.of("one", spec, [("bn1", 1, 1.0)]))
+    keep_lens(catalogue, Lens.of("one", spec, [("bn1", 1, 1.0)]))
     done = refresh(config(tmp_path, "{a: day, b: night, lens: one, max: 99}"))
     assert "gate: day and night, through lens one: " in done.stdout
     done = refresh(config(tmp_path, "{a: day, b: night, lens: one, max: 0}"), exits=3)

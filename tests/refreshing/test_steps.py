@@ -1,0 +1,51 @@
+"""A refresh from Python: what it returns, and what it raises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import GateError, SourceError, UsageError
+from pipeline.refreshing import load_config, refresh
+from pipeline.spec import Resources
+from tests.refreshing.test_config import one, write
+from tests.refreshing.test_gate import PARTS, parted
+
+RESOURCES = Resources(workers=0, threads=2)
+
+
+def test_a_refresh_returns_what_it_did(tmp_path: Path) -> None:
+    file = parted(tmp_path, {"day": 100}, PARTS)
+    done = refresh(str(file), resources=RESOURCES)
+    done.require_ok()
+    (day,) = done.datasets
+    assert (day.name, day.changed, sorted(day.parts)) == ("day", True, ["day/rain", "day/sun"])
+    (matrix,) = done.matrices
+    assert set(matrix.names) == {"day", "day/rain", "day/sun"}
+    assert [verdict.holds for verdict in done.verdicts] == [True]
+    broken = refresh(
+        load_config(str(parted(tmp_path, {"day": 100}, PARTS.replace("99", "0")))),
+        done.catalogue,
+        resources=RESOURCES,
+    )
+    assert not broken.datasets[0].changed
+    assert isinstance(broken.error, GateError)
+    with pytest.raises(GateError, match="says no: day/rain and day/sun"):
+        broken.require_ok()
+
+
+def test_what_cannot_be_built_is_kept_as_an_error(tmp_path: Path) -> None:
+    file = parted(tmp_path, {"day": 100, "night": 100}, PARTS)
+    (tmp_path / "night").rename(tmp_path / "away")
+    done = refresh(str(file), resources=RESOURCES)
+    assert [result.name for result in done.datasets] == ["day"]
+    assert [verdict.holds for verdict in done.verdicts] == [True]
+    with pytest.raises(SourceError, match="night does not exist"):
+        done.require_ok()
+
+
+def test_a_refresh_needs_a_catalogue(tmp_path: Path) -> None:
+    file = write(tmp_path, one())
+    with pytest.raises(UsageError, match=f"{file} names no catalogue"):
+        refresh(file)
