@@ -267,9 +267,11 @@ class Commit:
                             f"{version.spec}"
                         )
         except ValidationError as error:
-            raise CorruptFile(f"{name}: not a commit: {wrong_fields(error)}") from error
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-            raise CorruptFile(f"{name}: not a commit: {error!r}") from error
+            raise CorruptFile(
+                f"{name}: not a commit: {wrong_fields(error)}; restore the file"
+            ) from error
+        except (LookupError, TypeError, ValueError, RecursionError, UsageError) as error:
+            raise CorruptFile(f"{name}: not a commit: {error!r}; restore the file") from error
         return commit
 
 

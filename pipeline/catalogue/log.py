@@ -167,6 +167,6 @@ class CommitLog(Layout):
 
 def _gap(uri: str) -> str:
     return (
-        f"{uri} is missing, though later commits exist; restore it from a version or a copy of "
-        "the bucket"
+        f"{uri} is missing, though later commits exist: the log has a gap. Restore it from a "
+        "version or a copy of the bucket"
     )

@@ -1,7 +1,7 @@
 """A file of datasets that are kept up to date, and the gate that judges them.
 
 In: datasets.yaml.
-Out: build requests, and the verdict of each bound.
+Out: built datasets, their matrices, and a verdict on each bound.
 May import: explaining and below.
 """
 
