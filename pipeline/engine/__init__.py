@@ -1,7 +1,7 @@
 """Where work runs: in this process, or on Ray.
 
 In: shards to count, or functions to map over items.
-Out: receipts and results, in the order in which they end.
+Out: receipts and results, as they end.
 May import: counting and below.
 """
 

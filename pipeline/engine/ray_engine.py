@@ -1,20 +1,17 @@
-"""The only module that imports Ray: spreads shards and reductions over a cluster. No logic.
+"""Spreads shards and functions over a Ray cluster; it wires Ray and computes nothing.
 
     >>> with RayEngine(Resources()) as engine:                  # doctest: +SKIP
     ...     build_datasets(catalogue, requests, engine)
 
 One row of a Ray dataset is one shard: (recipe, manifest, work folder, number). An actor of the
-pool counts it and commits its partial; what comes back is a receipt. Ray runs a row at least once;
-that it counts once is the affair of the commit, not of Ray.
+pool counts the shard, commits its partial and returns a receipt. Ray runs a row at least once; the
+commit sees to it that the shard counts once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -22,16 +19,14 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import ray
-from ray._private.node import Node
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.counting import MALLOC_ENVIRONMENT, OVERLAP, Receipt, Recipe, ShardJob, Worker
+from pipeline.engine.ray_start import start_with_retries, without_stderr
 from pipeline.errors import ConservationError, TransientError, UsageError
 from pipeline.spec import Resources, available_cpus
 from pipeline.storage import retry
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -52,17 +47,22 @@ FORWARDED = (
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
     *retry.VARIABLES,
 )
-"""Settings of the driver that workers get too; no secrets, which the dashboard would show."""
+"""Settings of the driver that workers get, too. None is a secret: Ray's dashboard shows them."""
 
 OBJECT_STORE_BYTES = 256 * 2**20
-"""On a laptop; only receipts pass through it."""
-
-STARTS = 3
-"""Of Ray on this machine, before it is said that it does not start."""
+"""Size of Ray's object store on this machine; only receipts and small results pass through it."""
 
 
 class RayEngine:
-    """A cluster by address, that of RAY_ADDRESS, or one on this machine, ended with the context."""
+    """Runs work on a Ray cluster, or on a Ray of its own on this machine.
+
+    It is a context manager: Ray is connected or started when the context begins, and disconnected
+    or ended with it. A Ray that this process had connected before is used as it is.
+
+    Args:
+        resources: How many workers, and what each of them gets.
+        address: A cluster's address, or `local`. None takes `RAY_ADDRESS`, or else this machine.
+    """
 
     in_process = False
 
@@ -79,15 +79,15 @@ class RayEngine:
         if ray.is_initialized():
             return self
         self._ours = True
-        if self._address and self._address != "local":
+        if not self._local:
             try:
-                with _without_stderr():
+                with without_stderr():
                     ray.init(address=self._address, **quiet)
             except ConnectionError as error:
                 raise UsageError(f"no Ray cluster answers at {self._address}: {error}") from error
         else:
-            # One more than there are: a pool that fills a machine's CPUs exactly can stall it.
-            started(
+            # One CPU more than there is: a pool that takes all CPUs exactly can stall.
+            start_with_retries(
                 lambda: ray.init(
                     address="local",
                     num_cpus=available_cpus() + 1,
@@ -104,8 +104,20 @@ class RayEngine:
             self._ours = False
 
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
-        """Receipts as shards end. Raises `TransientError` where nothing ended for too long, and the
-        `ConservationError` of a worker.
+        """Runs shards on a pool of actors, each of which keeps its networks loaded.
+
+        Any other error of a worker is raised here, too, as its own kind.
+
+        Args:
+            work: For each shard its job, and its index in the job's manifest.
+
+        Yields:
+            A receipt for each shard, as they end.
+
+        Raises:
+            ConservationError: If a worker found counts that do not add up.
+            TransientError: If no shard ended for `stall_seconds`.
+            UsageError: If this machine lacks the CPUs or GPUs that a worker takes.
         """
         resources = self._sized()
         recipes: dict[Recipe, int] = {}
@@ -124,7 +136,7 @@ class RayEngine:
         self._require_gpus()
         actors = self._actors(resources, len(rows))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Ray's own, of its own settings
+            warnings.simplefilter("ignore", DeprecationWarning)  # Ray warns of its own settings
             context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = resources.stall_seconds
@@ -151,17 +163,31 @@ class RayEngine:
                     raise ConservationError(row["error"])
                 yield Receipt(**row)
         except RayTaskError as error:
-            raise _cause(error) from error
+            cause = _cause(error)
+            raise cause from error
         except TimeoutError as error:
             raise TransientError(
                 f"no shard ended for {resources.stall_seconds:g} s; rerun the same command to go "
                 f"on from what is committed: {error}"
             ) from error
-        finally:  # what still runs ends now, and not while Ray goes down
+        finally:  # ends the shards that still run; while Ray shuts down it would be too late
             rows_of_all.close()  # type: ignore[attr-defined]  # a generator
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """One task an item, at most two for each worker under way."""
+        """Calls a function on each item, as one Ray task; at most two tasks a worker are under way.
+
+        An error of the function is raised here, as its own kind.
+
+        Args:
+            function: What is called. It and its results must pickle.
+            items: Its arguments, which must pickle, too.
+
+        Yields:
+            The results, as they come.
+
+        Raises:
+            TransientError: If workers were lost so often that Ray gave up.
+        """
 
         def call(item: T) -> R:  # Ray takes functions, and no other callables
             return function(item)
@@ -177,7 +203,8 @@ class RayEngine:
                 done, running = ray.wait(running)
                 yield from ray.get(done)
         except RayTaskError as error:
-            raise _cause(error) from error
+            cause = _cause(error)
+            raise cause from error
         except RayError as error:
             raise TransientError(
                 f"a worker was lost, and others after it; rerun the same command to go on: {error}"
@@ -185,7 +212,7 @@ class RayEngine:
 
     @property
     def workers(self) -> int:
-        """Tasks of one CPU that can run at a time."""
+        """How many tasks of one CPU can run at a time."""
         cpus = self._cpus()
         return min(cpus, self._resources.workers or cpus)
 
@@ -194,10 +221,16 @@ class RayEngine:
         return not self._address or self._address == "local"
 
     def _sized(self) -> Resources:
-        """Threads that a node has CPUs for, and as many workers as leave each node one CPU.
+        """Chooses threads that the smallest node has, and workers that leave each node a CPU.
 
-        Raises `UsageError` where this machine cannot give a worker its threads; a cluster may yet
-        add a node that can, so there an explicit number is taken as it is.
+        An explicit number of threads is checked on this machine alone: a cluster may yet add a node
+        that is large enough.
+
+        Returns:
+            The resources, with `threads` and `workers` filled in.
+
+        Raises:
+            UsageError: If this machine has too few CPUs for a worker's threads.
         """
         nodes = [int(n["Resources"].get("CPU", 0)) for n in _nodes() if n["Alive"]]
         nodes = [cpus for cpus in nodes if cpus > 0] or [2]
@@ -210,7 +243,11 @@ class RayEngine:
         return replace(self._resources, threads=threads, workers=workers)
 
     def _require_gpus(self) -> None:
-        """On this machine what is not there will not come; a cluster may add a node."""
+        """Checks this machine's GPUs; a cluster may yet add a node that has some.
+
+        Raises:
+            UsageError: If a worker takes more GPUs than there are.
+        """
         if self._local and _cluster().get("GPU", 0) < self._resources.gpus_per_worker:
             raise UsageError(
                 f"gpus_per_worker is {self._resources.gpus_per_worker:g}; Ray sees "
@@ -218,9 +255,7 @@ class RayEngine:
             )
 
     def _cpus(self) -> int:
-        if self._address and self._address != "local":
-            return max(1, int(_cluster().get("CPU", 1)))
-        return available_cpus()
+        return available_cpus() if self._local else max(1, int(_cluster().get("CPU", 1)))
 
     def _actors(self, resources: Resources, shards: int) -> int:
         wanted = resources.workers or 1
@@ -231,7 +266,7 @@ class RayEngine:
 
 
 class _ShardActor:
-    """One actor of the pool: a worker, kept between rows with its extractor loaded."""
+    """One actor of the pool: a worker that keeps its networks loaded from row to row."""
 
     def __init__(self, recipes: list[Recipe]) -> None:
         self._recipes = recipes
@@ -246,46 +281,10 @@ class _ShardActor:
         index, unsound = int(batch["index"][0]), False
         try:
             receipt = self._worker.run(job, index)
-        except ConservationError as error:  # raised here, it would reach the driver as Ray's own
+        except ConservationError as error:  # raised, it would reach the driver as Ray's kind
             receipt, unsound = Receipt(job.manifest_uri, index, error=str(error)), True
         row = asdict(receipt) | {"unsound": unsound}
         return {name: np.array([value]) for name, value in row.items()}
-
-
-def started(start: Callable[[], T]) -> T:
-    """What `start` returns, tried again where a node that it starts does not come up.
-
-    A raylet ends itself where its agents take above 15 s to start, as they may on a busy machine,
-    and Ray tells after 30 s (github.com/ray-project/ray/issues/65983). Raises `TransientError`
-    after `STARTS` times; nothing of a node that failed is left running.
-    """
-    starts = 0
-    while True:
-        starts += 1
-        try:
-            with _without_stderr():
-                return start()
-        except Exception as error:  # Ray raises no kind of its own
-            node = _node_of(error)
-            if node is None:
-                raise
-            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-            problem = f"Ray did not start on this machine ({node.get_logs_dir_path()} has its logs)"
-            if starts == STARTS:
-                raise TransientError(
-                    f"{problem}, {starts} times: {error} Rerun the same command when the machine "
-                    "is less busy, or with --workers 0, without Ray"
-                ) from error
-            logger.warning("%s; starting it again", problem)
-
-
-def _node_of(error: Exception) -> Any:
-    """The node that raised while its processes started; Ray keeps no other way to it."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        node = frame.f_locals.get("self")
-        if isinstance(node, Node) and getattr(node, "all_processes", None):
-            return node
-    return None
 
 
 # Ray leaves these two without types.
@@ -299,26 +298,11 @@ def _cluster() -> dict[str, float]:
     return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]  # Ray's
 
 
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Ray's core writes past Python that it took its log level; errors are raised all the same."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
 def _environment() -> dict[str, str]:
     return WORKER_ENVIRONMENT | {k: os.environ[k] for k in FORWARDED if k in os.environ}
 
 
 def _cause(error: RayTaskError) -> BaseException:
-    """What the worker raised, as its own kind."""
+    """Returns the error that the worker raised, instead of Ray's wrapper."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, BaseException) else error

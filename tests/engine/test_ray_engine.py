@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA, Partial
-from pipeline.engine import STARTS, InProcess, started
+from pipeline.engine import MAX_STARTS, InProcess, start_with_retries
 from pipeline.explaining import rank
 from pipeline.spec import Resources
 from tests.support.builders import photo, write_photos
@@ -174,17 +174,17 @@ def test_a_ray_that_is_slow_to_start_is_started_again(
 def test_a_ray_that_never_starts_is_said_so_and_nothing_of_it_stays(
     folder: Path, small: Small, tmp_path: Path, slow_starts: Callable[[int], None]
 ) -> None:
-    slow_starts(STARTS)
+    slow_starts(MAX_STARTS)
     process = small.start(folder, tmp_path / "c", patch=SLOW_TO_START)
     with ended(process):
         out, err = process.communicate(timeout=240)
     assert process.returncode == 1
     assert json.loads(out)["error"] == "TransientError"
-    assert f"{STARTS} times" in err
+    assert f"{MAX_STARTS} times" in err
     assert "--workers 0" in err
     assert "Traceback" not in err
     logs = re.findall(r"\((\S+) has its logs\)", err)
-    assert len(set(logs)) == STARTS
+    assert len(set(logs)) == MAX_STARTS
     last_words = [(Path(log) / "raylet.err").read_text() for log in logs]
     assert any("Timed out waiting for file" in words for words in last_words)
     commands = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
@@ -200,7 +200,7 @@ def test_what_no_second_start_would_mend_is_raised_at_once() -> None:
         raise ValueError("of an argument")
 
     with pytest.raises(ValueError, match="of an argument"):
-        started(start)
+        start_with_retries(start)
     assert len(starts) == 1
 
 
@@ -262,6 +262,7 @@ def test_a_reduction_of_several_levels_runs_on_ray(small: Small, tmp_path: Path)
 
 
 LOSING = """
+import builtins, sys
 real = builtins.__import__
 def patching(name, *args, **kwargs):
     module = real(name, *args, **kwargs)
@@ -361,7 +362,7 @@ def cluster(small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
     cluster = Cluster()
     try:
-        started(lambda: cluster.add_node(**head))
+        start_with_retries(lambda: cluster.add_node(**head))
         yield cluster
     finally:
         cluster.shutdown()
@@ -394,13 +395,13 @@ def test_a_node_is_lost_and_another_comes(
     cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
     """Three workers where the head has room for two: one at least goes with its node."""
-    node = started(lambda: cluster.add_node(num_cpus=2))
+    node = start_with_retries(lambda: cluster.add_node(num_cpus=2))
     process = on(3)
     with ended(process):
         for shards in (3, 12):
             wait_for(tmp_path / "c", shards, process)
             cluster.remove_node(node, allow_graceful=False)
-            node = started(lambda: cluster.add_node(num_cpus=2))
+            node = start_with_retries(lambda: cluster.add_node(num_cpus=2))
         finish(process)
     same_bits(tmp_path / "c", clean, truth)
 
@@ -409,7 +410,7 @@ def test_a_node_is_lost_and_another_comes(
 def test_two_jobs_at_once_on_one_cluster(
     cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
-    started(lambda: cluster.add_node(num_cpus=2))
+    start_with_retries(lambda: cluster.add_node(num_cpus=2))
     jobs = [on(1) for _ in range(2)]
     with ended(jobs[0]), ended(jobs[1]):
         dnas = [finish(job)["dna"] for job in jobs]
@@ -422,7 +423,7 @@ def test_two_jobs_at_once_on_one_cluster(
 def test_a_driver_dies_and_the_cluster_s_workers_meet_the_next_one_s(
     cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
-    started(lambda: cluster.add_node(num_cpus=2))
+    start_with_retries(lambda: cluster.add_node(num_cpus=2))
     for shards in (2, 8):
         process = on(1)
         with ended(process):
