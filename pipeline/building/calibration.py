@@ -124,7 +124,7 @@ def calibrate(
             list_source(
                 source,
                 Rules(include, exclude, image_column=image_column),
-                spread=None if engine.in_process else engine.map,
+                mapper=engine,
                 cache=place.archives_uri,
                 progress=progress,
             )

@@ -148,7 +148,7 @@ class Planner:
             request.source,
             request.rules,
             checkpoint=checkpoint,
-            spread=None if self.engine.in_process else self.engine.map,
+            mapper=self.engine,
             cache=self.catalogue.archives_uri,
             progress=self.progress,
         )

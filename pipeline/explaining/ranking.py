@@ -283,7 +283,7 @@ def _planned(
     listing = list_source(
         request.source,
         request.rules,
-        spread=None if engine.in_process else engine.map,
+        mapper=engine,
         cache=catalogue.archives_uri,
         progress=progress,
     )

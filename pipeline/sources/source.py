@@ -12,7 +12,7 @@ whatever its name says: its content decides when it is decoded (see `pipeline.im
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -25,17 +25,16 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError
 from pipeline.events import Listener, Said, ignore
+from pipeline.mapper import Mapper
 from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_index
 from pipeline.sources.archives.index import ArchiveIndex
 from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list
-from pipeline.sources.map_in_order import R, T, map_in_order
+from pipeline.sources.map_in_order import map_in_order
 from pipeline.sources.parallel_listing import list_pages
 from pipeline.sources.rules import FOLDERS, Rules, other_kind
 from pipeline.storage import Stored
-
-Spread = Callable[[Callable[[T], R], Sequence[T]], Iterable[R]]
 
 PAGE_OBJECTS = 1000
 
@@ -48,7 +47,7 @@ def list_source(
     rules: Rules | None = None,
     *,
     checkpoint: ListingCheckpoint | None = None,
-    spread: Spread[Any, Any] | None = None,
+    mapper: Mapper | None = None,
     cache: str | None = None,
     progress: Listener | None = None,
 ) -> Listing:
@@ -59,7 +58,8 @@ def list_source(
         rules: Which candidates count, and how they are grouped and labelled.
         checkpoint: Where parts of the listing are kept, so that it can be interrupted and go on.
             Only listings of S3 prefixes use it.
-        spread: Applies a function to many archives at a time. None uses threads of this process.
+        mapper: An engine whose workers look into the archives. None, or an engine that works in
+            this process, uses threads of this process.
         cache: The uri of a folder where the contents of archives are kept by their identity.
         progress: Is told how far the listing has come.
 
@@ -75,7 +75,7 @@ def list_source(
         raise UsageError("the source is empty; give a folder, a glob, a list or a url")
     lister = _SourceLister(text, rules or Rules(), checkpoint, progress or ignore)
     lister.list_objects()
-    lister.list_archives(spread or map_in_order, cache)
+    lister.list_archives(mapper, cache)
     return lister.listing()
 
 
@@ -187,13 +187,14 @@ class _SourceLister:
         while some := list(islice(rows, PAGE_OBJECTS)):
             yield some
 
-    def list_archives(self, spread: Spread[Any, Any], cache: str | None) -> None:
+    def list_archives(self, mapper: Mapper | None, cache: str | None) -> None:
         """Lists the members of the archives."""
         if not self._archives:
             return
         self._progress(Said(f"looking into {len(self._archives):,} archives"))
         task = partial(encoded_index, image_column=self._rules.image_column, cache=cache)
-        for uri, data in spread(task, [found.item for found in self._archives.values()]):
+        many = map_in_order if mapper is None or mapper.in_process else mapper.map
+        for uri, data in many(task, [found.item for found in self._archives.values()]):
             index = None if data is None else ArchiveIndex.decode(data, uri)
             self._add_members(self._archives[uri], index)
             self._say()
