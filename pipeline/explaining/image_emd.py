@@ -1,21 +1,21 @@
-"""One image's activations of a layer -> how far each neuron's are from a dataset's.
+"""Measures how far one image's activations are from a dataset, for each neuron of a layer.
 
-    >>> near = LayerEmd(low, high, counts, positions=49)             # doctest: +SKIP
+    >>> near = LayerEmd(low, high, counts, positions=49)                  # doctest: +SKIP
     >>> near.distances(activations)                                       # (images, neurons) EMD
 
-`pipeline.distance.emd` of the DNA of one image and that of the dataset, without the former's
-histograms: bins are those of `pipeline.histogram`; underflow is in the first, overflow in the last,
-non-finite in none. A neuron that has no finite activation has no distance (NaN).
+The result is the `emd` of the DNA of the one image and that of the dataset, without making the
+former. Bins are those of `pipeline.counting.histogram`: underflow is in the first, overflow in the
+last, and non-finite values in none. A neuron without a finite activation has no distance (NaN).
 
-The image's cumulative distribution is a staircase of at most as many steps as there are positions,
-and the dataset's, F, only rises; so between two steps, at bins from s to e, where the image's is
-k/n,
+The image's cumulative distribution is a staircase with at most as many steps as there are
+positions, and the dataset's, F, only rises. So between two steps, at bins from s to e, where the
+image's is k/n,
 
     sum |k/n - F| = (k/n)(j - s) - (S[j] - S[s]) + (S[e] - S[j]) - (k/n)(e - j)
 
-with S the sums of F up to each bin, and j where F passes k/n, of which there is one for each k. So
-few positions are summed in as many steps, and exactly, in integers. Where there are many, all bins
-are walked.
+with S the sums of F up to each bin, and j the bin where F passes k/n, of which there is one for
+each k. So few positions are summed in as many steps, and exactly, in integers. If there are many
+positions, all bins are walked instead.
 """
 
 from __future__ import annotations
@@ -34,24 +34,20 @@ if TYPE_CHECKING:
     import torch
 
 FEW = 15
-"""Bins for each position, from which on steps are quicker than the walk."""
+"""Bins for each position from which on steps are faster than walking all bins."""
 
 EXACT = 2**62
-"""Sums of integers stay below; others are walked."""
+"""Bound on sums of integers; if they could reach it, all bins are walked."""
 
 WORD = 64
-"""Bins that a word of the set of those hit tells of."""
+"""Bins in a word of the bit set of bins that are hit."""
 
 Indices = NDArray[np.int32]
+"""Numbers of bins."""
 
 
 class LayerEmd:
-    """A layer of a dataset, to be compared with images.
-
-    `low`, `high`: float64 (C,). `counts`: int64 (C, bins), of all finite activations of the
-    dataset, underflow and overflow in the end bins. `positions`: of an image. `seen`: (C,) which
-    neurons are asked for; no work is done for others, and their distances are NaN.
-    """
+    """One layer of a dataset, to compare images with."""
 
     def __init__(
         self,
@@ -61,6 +57,17 @@ class LayerEmd:
         positions: int,
         seen: NDArray[np.bool_] | None = None,
     ) -> None:
+        """Prepares the tables that all images share.
+
+        Args:
+            low: (C,) lower ends of the neurons' ranges.
+            high: (C,) upper ends.
+            counts: (C, bins) int64 of all finite activations of the dataset, with underflow and
+                overflow in the end bins.
+            positions: Positions of an image in this layer.
+            seen: (C,) which neurons are asked for; None for all. Others cost no work, and their
+                distances are NaN.
+        """
         self._bins = counts.shape[1]
         self._low, self._high = checked_ranges(low, high, self._bins)
         self._scale = scale_of(self._low, self._high)
@@ -70,7 +77,7 @@ class LayerEmd:
         self._total = sums[:, -1].copy()
         most = int(self._total.max(initial=0)) * positions * self._bins
         self._few = positions * FEW <= self._bins and most < EXACT
-        # Of either way of summing only what it needs: a table of this size for each.
+        # Each way of summing needs a table of this size, so only the one in use is made.
         if self._few:
             self._crossings = _crossings(sums, self._total, positions)
             self._areas = np.zeros((len(low), self._bins + 1), np.int64)
@@ -81,7 +88,17 @@ class LayerEmd:
         self._on_device: torch.Tensor | None = None
 
     def distances(self, x: NDArray[np.float32]) -> Floats:
-        """Of activations (images, positions, C) those of each image, (images, C) in bin widths."""
+        """Computes the distances of images.
+
+        Args:
+            x: (images, positions, C) float32 activations.
+
+        Returns:
+            (images, C) distances, in bin widths.
+
+        Raises:
+            UsageError: If the activations have another type or shape.
+        """
         if x.shape[1:] != (self._positions, len(self._low)) or x.dtype != np.float32:
             raise UsageError(
                 f"activations are {x.dtype} of shape {x.shape}; expected float32 (images, "
@@ -97,7 +114,14 @@ class LayerEmd:
         return out
 
     def distances_torch(self, x: torch.Tensor) -> Floats:
-        """The same on the device of `x`, equal up to the order of float64 additions."""
+        """Computes the same on the device of `x`, equal up to the order of float64 additions.
+
+        Args:
+            x: (images, positions, C) float32 activations.
+
+        Returns:
+            (images, C) distances, in bin widths.
+        """
         import torch
 
         if self._on_device is None:
@@ -118,8 +142,9 @@ class LayerEmd:
 
 
 def _crossings(sums: Ints, total: Ints, positions: int) -> Indices:
-    """(C, positions + 1): of k positions of an image, the bins whose cumulative share is at most
-    k / positions.
+    """Returns (C, positions + 1) bins where the dataset passes each share that an image may have.
+
+    Entry k is the number of bins whose cumulative share is at most k / positions.
     """
     found = np.empty((len(sums), positions + 1), np.int32)
     levels = np.arange(positions + 1)
@@ -130,7 +155,10 @@ def _crossings(sums: Ints, total: Ints, positions: int) -> Indices:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _walk(bins: Indices, seen: NDArray[np.bool_], shares: Floats, out: Floats) -> None:
-    """Over all bins of each neuron. `bins` (C, positions), of no bin where it is their number."""
+    """Adds up the distance over all bins of each neuron.
+
+    `bins` is (C, positions); the number of bins stands for no bin.
+    """
     neurons, positions = bins.shape
     last = shares.shape[1]
     counts = np.zeros(last + 1, np.int64)
@@ -149,7 +177,7 @@ def _walk(bins: Indices, seen: NDArray[np.bool_], shares: Floats, out: Floats) -
 
 
 _LOWEST = np.uint64(0x03F79D71B4CB0A89)
-"""De Bruijn's sequence: its product with a power of two has in its first six bits which one."""
+"""De Bruijn sequence: its product with a power of two has the exponent in its first six bits."""
 
 _BITS = np.zeros(WORD, np.int64)
 
@@ -166,8 +194,9 @@ def _step(
     crossings: Indices,
     out: Floats,
 ) -> None:
-    """From each bin that is hit to the next, in order; in integers, which are `finite` x `total`
-    times what they stand for.
+    """Adds up the distance from each bin that is hit to the next, in order.
+
+    All is in integers, which are `finite` x `total` times what they stand for.
     """
     neurons, positions = bins.shape
     last = areas.shape[1] - 1
@@ -208,9 +237,10 @@ def _step(
 def _between(
     area: Ints, start: int, end: int, below: int, finite: int, total: int, known: Indices
 ) -> int:
-    """Sum over bins from start to end of |below x total - finite x (the dataset's count so far)|.
+    """Returns the sum over bins from start to end of |below x total - finite x so_far|.
 
-    `known`: where the dataset's share passes that of each `below`; empty where it is to be sought.
+    `so_far` is the dataset's count up to the bin. `known` tells where the dataset's share passes
+    that of each `below`; if it is empty, the bin is searched.
     """
     if len(known):
         cross = min(max(known[below], start), end)

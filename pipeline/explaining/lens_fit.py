@@ -1,12 +1,13 @@
-"""Lenses fitted to attributes: the few neurons that see one, or weights that do not see it.
+"""Fits lenses to attributes: the few neurons that see one, or weights that do not see it.
 
-    >>> fitted = fit_ignoring(place, "no-fog", ["foggy:clear"], ["dark:clear"])  # doctest: +SKIP
-    >>> fitted.lens, fitted.suppression, fitted.change                           # doctest: +SKIP
+    >>> fitted = fit_lens(catalogue, "no-fog", ignore=["foggy:clear"], keep=["dark:clear"])
+    ... # doctest: +SKIP
+    >>> fitted.lens, fitted.suppression, fitted.change                  # doctest: +SKIP
 
 An attribute is a pair of datasets, with it and without. What neurons see of it is their distance
-between the two, corrected for the sizes of the samples, as noise is no signal to be cancelled. Of
-the very same images with a change and without (WITH=WITHOUT) it is their distance as it stands, as
-chance drew them once; how differently images take the change adds to it, less with more of them.
+between the two, corrected for the sizes of the samples, as noise is no signal to be cancelled. If
+the two are the very same images with a change and without (WITH=WITHOUT), it is their plain
+distance. How differently images take the change adds to that, the less the more images there are.
 
 To ignore some attributes and keep others (Ramtoula et al., CVPR 2023, section 5.3), weights x of
 mean 1 minimise
@@ -14,13 +15,13 @@ mean 1 minimise
     10 mean over ignored (r x)^2 + mean over kept (r x - 1)^2 + ridge sum v (x - 1)^2
 
 where r is an attribute's row of distances, divided by their sum: r x is its distance through the
-lens over that of all neurons alike. What is left of an attribute is looked at first, hence the 10.
-v, of sum 1, is how much a neuron's distances vary from image to image, by the jackknife over folds,
-nine parts of ten, and one part the same for all: a weight on a neuron that varies does on other
-images what it did not do on these. It is convex: solved in closed form where weights may be
-negative, else by its dual, with scipy's trust region method. The ridge is the one that does best,
-fitted on half of the folds of every dataset and scored on the other half; those are also the scores
-that are told, and which a lens carries.
+lens over that of all neurons alike. The factor 10 says that ignoring is more urgent than keeping.
+v, of sum 1, is by how much a neuron's distances vary from image to image, by the jackknife over
+folds, nine parts of ten, and one part the same for all: a weight on a neuron that varies does
+something else on other images. The problem is convex. It is solved in closed form if weights may be
+negative, and by its dual otherwise, with SciPy's trust region method. The ridge is the one that
+does best if fitted on half of the folds of every dataset and scored on the other half. These scores
+are also the ones that are reported, and that a lens carries.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, reduce
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,7 @@ from pipeline.comparing import (
     LEAST_FOLDS,
     FoldCurves,
     adjusted,
+    html_table,
     neuron_estimates,
     paired_estimates,
     resolve,
@@ -52,27 +54,38 @@ from pipeline.errors import UsageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.spec import Spec
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
 RIDGES = tuple(float(value) for value in np.logspace(1, -5, 19))
-"""The first that does best is taken: where nothing is seen, the one that hardly moves a weight."""
+"""Ridges that are tried, the strongest first, which hardly moves a weight; the first best wins."""
 
 IGNORED_WEIGHT = 10.0
-"""What an ignored attribute counts, of a kept one's 1."""
+"""How much an ignored attribute counts, where a kept one counts 1."""
 
 EVEN_SHARE = 0.1
-"""The part of the ridge that is the same for all neurons."""
+"""Part of the ridge that is the same for all neurons."""
 
 FOCUS_NEURONS = 20
-"""The poster's "wearing hat" took as many."""
+"""Neurons of a focus, as many as in the paper's example "wearing hat"."""
 
 NEEDED_FOLDS = 2 * LEAST_FOLDS
-"""Of a dataset: halves of them are fitted on and scored on."""
+"""Fewest folds of a dataset: one half of them is fitted on, the other is scored on."""
 
 Role = Literal["focus", "ignored", "kept"]
+"""What a lens should do with an attribute."""
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """Two datasets: with it, and without. `paired`: they are the same images but for it."""
+    """Two datasets that differ in an attribute.
+
+    Attributes:
+        with_it: Name of the dataset with the attribute.
+        without: Name of the dataset without it.
+        paired: Whether they are the same images but for the attribute.
+    """
 
     with_it: str
     without: str
@@ -80,7 +93,17 @@ class Attribute:
 
     @classmethod
     def parse(cls, text: str) -> Attribute:
-        """Of WITH:WITHOUT, or of WITH=WITHOUT, which are paired."""
+        """Reads an attribute.
+
+        Args:
+            text: WITH:WITHOUT, or WITH=WITHOUT for the same images.
+
+        Returns:
+            The attribute.
+
+        Raises:
+            UsageError: If the text is none of these, or names one dataset twice.
+        """
         found = re.fullmatch("([^:=]+)([:=])(.+)", text)
         if found is None:
             raise UsageError(
@@ -98,11 +121,16 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Score:
-    """An attribute, held out: fitted on half of the folds, told of the other half; the mean of all
-    such halves.
+    """How a lens does on an attribute: fitted on half of the folds, scored on the others.
 
-    `plain`: its distance, of all neurons alike, in bins; `through`: what the lens makes
-    of it, as a share of that. `seen`: whether it is told from noise at all.
+    Numbers are means over all such halves.
+
+    Attributes:
+        attribute: The attribute as text.
+        role: What the lens should do with it.
+        plain: Distance over all neurons alike, in bins.
+        through: Distance through the lens, as a share of `plain`.
+        seen: Whether the attribute is told from noise at all.
     """
 
     attribute: str
@@ -114,20 +142,68 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class FittedLens:
-    """A lens, and how it does on images that it was not fitted on. `ridge`: 0 for chosen ones."""
+    """A lens, and how it does on images that it was not fitted on.
+
+    Attributes:
+        lens: The lens.
+        scores: One score for each attribute.
+        ridge: The ridge that did best; 0 for a focus.
+    """
 
     lens: Lens
     scores: tuple[Score, ...]
     ridge: float = 0.0
 
+    def __repr__(self) -> str:
+        neurons = np.count_nonzero(self.lens.weights)
+        scores = ", ".join(
+            f"{score.role} {score.attribute}: {score.through:.1%}" for score in self.scores
+        )
+        return f"<FittedLens {self.lens.name} of {neurons} neurons, {scores} of the distance left>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (s.attribute, s.role, f"{s.plain:.4g}", f"{s.through:.1%}", "yes" if s.seen else "no")
+            for s in self.scores
+        ]
+        columns = ("attribute", "role", "distance, bins", "left through the lens", "seen")
+        return html_table(f"lens {self.lens.name}, on images held out", columns, rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns one row for each attribute, with the fields of `Score` as columns."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(score) for score in self.scores])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws what the lens leaves of each attribute's distance, beside the line of no change.
+
+        Args:
+            ax: Axes to draw on. None makes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+        """
+        if ax is None:
+            from matplotlib.figure import Figure
+
+            height = 1 + 0.3 * len(self.scores)
+            ax = Figure(figsize=(6, height), layout="constrained").subplots()
+        labels = [f"{score.attribute} ({score.role})" for score in self.scores]
+        ax.barh(labels, [score.through for score in self.scores])
+        ax.axvline(1, color="grey", linewidth=1)
+        ax.invert_yaxis()
+        ax.set_xlabel(f"share of the distance left through {self.lens.name}")
+        return ax
+
     @property
     def suppression(self) -> float:
-        """Mean over the ignored attributes that are seen; 1 where nothing is left of them."""
+        """Mean share that is gone of the ignored attributes that are seen; 1 if nothing is left."""
         return _mean([1 - abs(s.through) for s in self.scores if s.role == "ignored" and s.seen])
 
     @property
     def change(self) -> float:
-        """Mean over the kept attributes that are seen; 0 where they are what they were."""
+        """Mean change of the kept attributes that are seen; 0 if they are as before."""
         return _mean([abs(s.through - 1) for s in self.scores if s.role == "kept" and s.seen])
 
 
@@ -147,11 +223,27 @@ def fit_ignoring(
     at: int | str | None = None,
     progress: Listener | None = None,
 ) -> FittedLens:
-    """Weights that take distances of the `ignored` attributes to zero, and leave the `kept` ones.
+    """Fits weights that take the distances of some attributes to zero and leave others as they are.
 
-    `non_negative`: of a lens that stays a metric. `by_layer`: the same for all neurons of a layer.
-    Raises `UsageError` where nothing is ignored, a dataset has fewer than 12 folds, or what is said
-    to be the same images is not, and as `compare` does.
+    Raises as `compare` does, too.
+
+    Args:
+        catalogue: Where the datasets are.
+        name: Name of the lens.
+        ignored: Attributes to ignore, as WITH:WITHOUT or WITH=WITHOUT.
+        kept: Attributes to keep.
+        non_negative: Whether weights may not be negative, so that the lens stays a metric.
+        by_layer: Whether all neurons of a layer have the same weight.
+        spec: Digest of the spec; None to choose it as `compare` does.
+        at: The commit or time to look at; None for the newest.
+        progress: Is told of each layer.
+
+    Returns:
+        The lens with its scores.
+
+    Raises:
+        UsageError: If nothing is ignored or nothing kept, if a dataset has fewer than 12 folds, or
+            if images that should be the same are not.
     """
     if not ignored or not kept:
         raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
@@ -171,10 +263,26 @@ def fit_focus(
     at: int | str | None = None,
     progress: Listener | None = None,
 ) -> FittedLens:
-    """The `top` neurons that are most sensitive to an attribute, alike.
+    """Chooses the neurons that are most sensitive to an attribute, all of one weight.
 
-    Only such that differ at a false discovery rate of 5%: a `UsageError` says where none does.
-    `layers`: of these only.
+    Only neurons that differ at a false discovery rate of 5% are taken. Raises as `compare` does,
+    too.
+
+    Args:
+        catalogue: Where the datasets are.
+        name: Name of the lens.
+        attribute: The attribute, as WITH:WITHOUT or WITH=WITHOUT.
+        top: Most neurons to take.
+        layers: Layers to choose from; None for all.
+        spec: Digest of the spec; None to choose it as `compare` does.
+        at: The commit or time to look at; None for the newest.
+        progress: Is told of each layer.
+
+    Returns:
+        The lens with its score.
+
+    Raises:
+        UsageError: If no neuron differs, or `top` is below 1.
     """
     if top < 1:
         raise UsageError(f"top is {top}; a lens takes at least one neuron")
@@ -205,25 +313,96 @@ def fit_focus(
         if len(chosen) and told.mean() > 0:
             through.append(told[chosen].mean() / told.mean())
     (score,) = seen.scores(["focus"], np.array([_mean(through)]))
-    scores = (replace(score, seen=True),)  # by these layers' neurons, of which some differ
+    scores = (replace(score, seen=True),)  # some neurons of these layers differ
     how = {"kind": "focus", "top": top, "layers": list(layers or ())}
     return FittedLens(Lens(name, seen.taps, weights, seen.provenance(how, scores)), scores)
 
 
 def _first(values: Floats, count: int) -> NDArray[np.intp]:
-    """Places of the largest that are above zero."""
+    """Returns the positions of the largest values that are above zero."""
     order = np.argsort(-values, kind="stable")[:count]
     return order[values[order] > 0]
 
 
 def _swapped(halves: Sequence[Any]) -> list[Any]:
-    """For each half of the folds, the other."""
+    """Returns the other half of the folds for each half."""
     return [halves[at ^ 1] for at in range(len(halves))]
+
+
+def fit_lens(
+    catalogue: Catalogue,
+    name: str,
+    *,
+    focus: str | None = None,
+    ignore: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    top: int | None = None,
+    layers: Sequence[str] | None = None,
+    non_negative: bool = False,
+    by_layer: bool = False,
+    spec: str | None = None,
+    at: int | str | None = None,
+    progress: Listener | None = None,
+) -> FittedLens:
+    """Fits a lens that focuses on one attribute, or that ignores some and keeps others.
+
+    An attribute is a pair of datasets: WITH:WITHOUT, or WITH=WITHOUT for the same images with a
+    change and without. The lens is not kept; `pipeline.catalogue.keep` does that. Raises as
+    `compare` does, too.
+
+    Args:
+        catalogue: Where the datasets are.
+        name: Name of the lens.
+        focus: The attribute to see.
+        ignore: Attributes that should not be seen.
+        keep: Attributes that should be seen as before.
+        top: Most neurons of a focus; None for 20.
+        layers: Layers that a focus chooses neurons from; None for all.
+        non_negative: Whether weights may not be negative, so that the lens stays a metric.
+        by_layer: Whether all neurons of a layer have the same weight.
+        spec: Digest of the spec; None to choose it as `compare` does.
+        at: The commit or time to look at; None for the newest.
+        progress: Is told of each layer.
+
+    Returns:
+        The lens with its scores.
+
+    Raises:
+        UsageError: Unless there is either a focus or attributes to ignore, with the options that
+            belong to it.
+    """
+    if (focus is None) == (not ignore):
+        raise UsageError("give either focus, or ignore and keep")
+    if focus is None:
+        if layers or top is not None:
+            raise UsageError("layers and top belong to focus; weights are fitted to all neurons")
+        return fit_ignoring(
+            catalogue,
+            name,
+            ignore,
+            keep,
+            non_negative=non_negative,
+            by_layer=by_layer,
+            spec=spec,
+            at=at,
+            progress=progress,
+        )
+    if keep or non_negative or by_layer:
+        raise UsageError("keep, non_negative and by_layer belong to ignore")
+    top = FOCUS_NEURONS if top is None else top
+    return fit_focus(
+        catalogue, name, focus, top=top, layers=layers, spec=spec, at=at, progress=progress
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class NeuronDistances:
-    """What neurons see of attributes, (A, N): distances, and their variances."""
+    """What neurons see of A attributes.
+
+    Attributes:
+        distances: (A, N) distances, in bins.
+        variances: (A, N) variances of these.
+    """
 
     distances: Floats
     variances: Floats
@@ -231,7 +410,12 @@ class NeuronDistances:
 
 @dataclass(frozen=True, eq=False)
 class _FitProblem:
-    """Attributes' distances by neuron (A, N), each row divided by its sum."""
+    """The least-squares problem of a lens that ignores and keeps attributes.
+
+    Attributes:
+        view: What neurons see of the attributes.
+        roles: What the lens should do with each attribute.
+    """
 
     view: NeuronDistances
     roles: Sequence[Role]
@@ -243,18 +427,19 @@ class _FitProblem:
 
     @cached_property
     def rows(self) -> Floats:
+        """(A, N) distances, each row divided by its sum."""
         return self.view.distances / self._total
 
     @cached_property
     def _shares(self) -> Floats:
-        """What each attribute counts: those of a role are as one."""
+        """(A,) how much each attribute counts; those of a role are averaged."""
         roles = np.array(self.roles)
         counts = {"ignored": IGNORED_WEIGHT, "kept": 1.0}
         return np.array([counts[role] / np.count_nonzero(roles == role) for role in roles])
 
     @cached_property
     def ridge_shares(self) -> Floats:
-        """(N,) of sum 1: what the ridge makes of each neuron."""
+        """(N,) of sum 1: how strongly the ridge holds each neuron's weight."""
         varies = self._shares @ (self.view.variances / self._total**2)
         even = np.full(len(varies), 1 / len(varies))
         return (
@@ -268,16 +453,26 @@ class _FitProblem:
         return np.array([0.0 if role == "ignored" else 1.0 for role in self.roles])
 
     def fit(self, ridge: float, groups: NDArray[Any], *, non_negative: bool) -> Floats:
-        """(N,) weights of mean 1. `groups` (N,): neurons of one number have one weight."""
+        """Solves the problem.
+
+        Args:
+            ridge: Strength of the ridge.
+            groups: (N,) numbers; neurons of one number have one weight.
+            non_negative: Whether weights may not be negative.
+
+        Returns:
+            (N,) weights of mean 1.
+        """
         _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         summed = np.array([np.bincount(place, row) for row in self.rows], np.float64)
         scale = np.sqrt(self._shares)[:, None]
         rows, wanted = summed * scale, self._wanted * scale[:, 0]
-        share = sizes / sizes.sum()  # of the mean that each group is
+        share = sizes / sizes.sum()  # of each group in the mean
         stiff = np.asarray(np.bincount(place, self.ridge_shares), np.float64)
         if non_negative:
             return _non_negative(rows, wanted, ridge * stiff, share)[place]
-        # In d = x - 1, of mean 0, with the ridge on sqrt(stiff) d: least squares of least norm.
+        # In terms of d = x - 1, of mean 0, with the ridge on sqrt(stiff) d, this is a least-squares
+        # problem of least norm.
         root = np.sqrt(stiff)
         fixed = share / root / np.linalg.norm(share / root)
         free = rows / root
@@ -288,19 +483,34 @@ class _FitProblem:
         return x[place]
 
     def loss(self, x: Floats, told: NDArray[np.bool_]) -> float:
-        """What is left of the ignored attributes and lost of the kept, of those that are seen."""
+        """Computes what is left of the ignored attributes and lost of the kept ones.
+
+        Args:
+            x: (N,) weights of mean 1.
+            told: (A,) which attributes count.
+
+        Returns:
+            The loss without the ridge.
+        """
         off = (self.rows @ x - self._wanted) ** 2
         shares = np.where(told, self._shares, 0.0)
         return float(off @ shares)
 
 
 def _non_negative(rows: Floats, wanted: Floats, ridge: Floats, share: Floats) -> Floats:
-    """x >= 0 of mean 1 that minimises |rows x - wanted|^2 + sum ridge (x - 1)^2, by its dual.
+    """Finds the x >= 0 of mean 1 that minimises |rows x - wanted|^2 + sum ridge (x - 1)^2.
 
-    Of the multipliers (v, e) of `rows x - wanted` and of the mean, x is max(0, 1 - (rows' v + e
-    share) / (2 ridge)): as few unknowns as there are attributes, and one more.
+    It is found by its dual. With the multipliers (v, e) of `rows x - wanted` and of the mean, x is
+    max(0, 1 - (rows' v + e share) / (2 ridge)). So there is one unknown for each attribute, and one
+    more.
+
+    Returns:
+        (N,) weights.
+
+    Raises:
+        VdnaError: If the search does not end.
     """
-    from scipy.optimize import minimize  # half a second, for who fits
+    from scipy.optimize import minimize  # slow to import
 
     by = np.vstack([rows, share])
     told = np.append(wanted, 1.0)
@@ -325,17 +535,25 @@ def _non_negative(rows: Floats, wanted: Floats, ridge: Floats, share: Floats) ->
     x = weights(found.x)
     total = share @ x
     if not abs(total - 1) < 1e-3:
-        raise VdnaError(f"the weights were not found: {found.message}, of mean {total:g}")
+        raise VdnaError(
+            f"no weights were found for this lens ({found.message}; their mean is {total:g}, "
+            "not 1); fit it without --non-negative"
+        )
     return np.asarray(x / total)
 
 
 @dataclass(frozen=True, eq=False)
 class AttributeDistances:
-    """What neurons see of attributes, which lenses are fitted to without another look.
+    """What neurons see of attributes. Lenses are fitted to it without another look at the datasets.
 
-    `whole`: of all folds; `halves`: of half of them, each followed by its other half. `p` (A, N):
-    of each neuron. `told` (A,): whether any neuron differs at the false discovery rate. `layers`
-    (N,): by their number.
+    Attributes:
+        attributes: The A attributes as text.
+        spec: Spec of the datasets.
+        members: Digest of each dataset's DNA.
+        images: Images of each dataset.
+        whole: Distances of all folds.
+        halves: Distances of half of the folds, each followed by those of its other half.
+        p: (A, N) p of each neuron.
     """
 
     attributes: tuple[str, ...]
@@ -348,10 +566,12 @@ class AttributeDistances:
 
     @property
     def layers(self) -> NDArray[np.intp]:
+        """(N,) number of each neuron's layer."""
         return np.repeat(np.arange(len(self.spec.taps)), [tap.neurons for tap in self.spec.taps])
 
     @cached_property
     def detected(self) -> NDArray[np.bool_]:
+        """(A,) whether any neuron differs at a false discovery rate of 5%."""
         return np.array([bool((adjusted(row) < FALSE_DISCOVERY_RATE).any()) for row in self.p])
 
     @classmethod
@@ -363,6 +583,22 @@ class AttributeDistances:
         at: int | str | None,
         progress: Listener,
     ) -> AttributeDistances:
+        """Measures attributes. Raises as `compare` does, too.
+
+        Args:
+            catalogue: Where the datasets are.
+            attributes: The attributes, as WITH:WITHOUT or WITH=WITHOUT.
+            spec: Digest of the spec; None to choose it as `compare` does.
+            at: The commit or time to look at; None for the newest.
+            progress: Is told of each layer.
+
+        Returns:
+            What neurons see of them.
+
+        Raises:
+            UsageError: If an attribute is named twice, a dataset has too few folds, or images that
+                should be the same are not.
+        """
         parsed = [Attribute.parse(text) for text in attributes]
         if len({frozenset((of.with_it, of.without)) for of in parsed}) != len(parsed):
             raise UsageError(f"an attribute is named twice among {', '.join(attributes)}")
@@ -401,12 +637,22 @@ class AttributeDistances:
         non_negative: bool = False,
         by_layer: bool = False,
     ) -> FittedLens:
-        """A lens that ignores and keeps these attributes, each by its role."""
+        """Fits a lens that ignores and keeps these attributes.
+
+        Args:
+            name: Name of the lens.
+            roles: What the lens should do with each attribute.
+            non_negative: Whether weights may not be negative.
+            by_layer: Whether all neurons of a layer have the same weight.
+
+        Returns:
+            The lens with its scores.
+        """
         groups = self.layers if by_layer else np.arange(self.spec.neurons)
         whole, *halves = (_FitProblem(of, roles) for of in (self.whole, *self.halves))
 
         def fitted(ridge: float) -> list[tuple[Floats, _FitProblem]]:
-            """Weights of each half, and the other half."""
+            """Returns weights of each half, with the other half."""
             weights = (of.fit(ridge, groups, non_negative=non_negative) for of in halves)
             return list(zip(weights, _swapped(halves), strict=True))
 
@@ -429,15 +675,33 @@ class AttributeDistances:
 
     @property
     def taps(self) -> tuple[tuple[str, int], ...]:
+        """Name and number of neurons of each layer."""
         return tuple((tap.name, tap.neurons) for tap in self.spec.taps)
 
     def scores(self, roles: Sequence[Role], through: Floats) -> tuple[Score, ...]:
+        """Scores a lens.
+
+        Args:
+            roles: What the lens should do with each attribute.
+            through: (A,) distances through the lens, as shares of the plain ones.
+
+        Returns:
+            A score for each attribute.
+        """
         plain = np.mean([half.distances.mean(axis=1) for half in self.halves], axis=0)
         columns = (self.attributes, roles, plain.tolist(), through.tolist(), self.detected.tolist())
         return tuple(Score(*row) for row in zip(*columns, strict=True))
 
     def provenance(self, how: Mapping[str, Any], scores: Sequence[Score]) -> dict[str, Any]:
-        """Of what it was fitted, how, and how it did where it was not."""
+        """States what a lens was fitted on, how, and how it does.
+
+        Args:
+            how: The options of the fit.
+            scores: Its scores.
+
+        Returns:
+            What the lens carries.
+        """
         return {
             **how,
             "members": dict(self.members),
@@ -452,16 +716,17 @@ class AttributeDistances:
 def _require_pairs(
     catalogue: Catalogue, attributes: Sequence[Attribute], versions: Mapping[str, Version]
 ) -> None:
-    """That each fold of one has images of the same names as that fold of the other.
+    """Checks that each fold of a dataset has images of the same names as that fold of the other.
 
-    Raises `UsageError` with the first name of which that is not so.
+    Raises:
+        UsageError: If not; the message has the first name that is missing.
     """
     held: dict[str, pa.Table] = {}
     for attribute in (of for of in attributes if of.paired):
         both = attribute.with_it, attribute.without
         held = {
             name: held[name] if name in held else _pictures(catalogue, name, versions[name])
-            for name in both  # the one without is most attributes'
+            for name in both  # most attributes share the dataset without
         }
         with_it, without = (held[name] for name in both)
         if with_it.equals(without):
@@ -478,7 +743,7 @@ def _require_pairs(
 
 
 def _pictures(catalogue: Catalogue, name: str, version: Version) -> pa.Table:
-    """Name and fold of each image that was counted, in order."""
+    """Returns name and fold of each image that was counted, in order."""
     tables = catalogue.manifest(name, version).tables()
     columns = ["uri", "member", "fold"]
     rows = pa.concat_tables(table.select(columns) for table in tables)
@@ -494,7 +759,14 @@ def _pictures(catalogue: Catalogue, name: str, version: Version) -> pa.Table:
 
 
 def _folds(catalogue: Catalogue, name: str, version: Version) -> DnaFile:
-    """Raises `UsageError` where there are too few."""
+    """Opens the folds of a dataset.
+
+    Returns:
+        The open file.
+
+    Raises:
+        UsageError: If there are too few folds.
+    """
     if "folds" not in version.sha256:
         raise UsageError(f"{name} has no folds, of which a lens is fitted: it was imported")
     file = catalogue.open_file("folds", name, version, on_disk=True)
@@ -509,12 +781,16 @@ def _folds(catalogue: Catalogue, name: str, version: Version) -> DnaFile:
 def _layer(
     files: Mapping[str, DnaFile], attributes: Sequence[Attribute], layer: str
 ) -> Iterator[list[Floats]]:
-    """Of each attribute, by neuron: p; distance and variance, of all folds and of each half."""
+    """Measures the attributes in one layer.
+
+    Yields:
+        For each attribute, by neuron: p, then distance and variance of all folds and of each half.
+    """
     held: dict[str, list[FoldCurves]] = {}
 
     def curves(name: str) -> list[FoldCurves]:
         if name not in held:
-            while len(held) > 1:  # attributes mostly share what they are without
+            while len(held) > 1:  # most attributes share the dataset without
                 last = attributes[-1].without
                 held.pop(next(of for of in held if of != last or len(held) == 1))
             folds = list(files[name].read_folds(layer).values())
@@ -534,7 +810,7 @@ def _layer(
 
 
 def _halves(folds: Sequence[DNA]) -> list[Sequence[DNA]]:
-    """Two ways to halve them: every other one, and every other two."""
+    """Returns two ways to halve folds: every other one, and every other two; each half in turn."""
     pairs = [[fold for k, fold in enumerate(folds) if k // 2 % 2 == side] for side in (0, 1)]
     return [folds[::2], folds[1::2], *pairs]
 

@@ -1,9 +1,9 @@
-"""One shard -> how near each of its images is to a dataset, as one committed object.
+"""Computes how near each image of a shard is to a dataset, as one committed object.
 
     >>> Ranker(extractor, spec, ranges, target).ranked(shard, key).table     # doctest: +SKIP
 
-The distance of an image is that of its own DNA, `pipeline.distance.emd`, which is never made: of
-each image a few numbers are kept, and it is gone (see `pipeline.nearness`).
+The distance of an image is the `emd` of its own DNA, which is never made: a few numbers of each
+image are kept (see `pipeline.explaining.image_emd`).
 """
 
 from __future__ import annotations
@@ -32,20 +32,25 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 RANKS = "ranks"
-"""The product of such a job: with the target's digest it stands in the key of every shard."""
+"""Product of such a job. With the target's digest it is part of the key of every shard."""
 
 UNDEFINED = "undefined"
-"""The reason of an image that could be read, and is at no distance."""
+"""Reason for an image that could be read, but has no distance."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What images are ranked against: a dataset as of a commit, and what is seen of it.
+    """What images are ranked against: a dataset as of a commit, and the lens it is seen through.
 
-    `numerics`: what moves distances by rounding; all workers have them, so that no ranking mixes
-    several.
-    `layers`: those that have a distance of their own beside that of all. `lens`: the bytes of its
-    file, or none.
+    Attributes:
+        root: Root of the catalogue.
+        name: Name of the dataset.
+        commit: Number of the commit.
+        dna: Digest of the dataset's DNA.
+        numerics: What moves distances by rounding. All workers must have these, so that no ranking
+            mixes several.
+        layers: Layers that have a distance of their own beside that of all neurons.
+        lens: The bytes of the lens's file, or none.
     """
 
     root: str
@@ -57,17 +62,45 @@ class Target:
     lens: bytes = b""
 
     def lens_on(self, spec: Spec) -> Lens | None:
+        """Decodes the lens.
+
+        Args:
+            spec: Spec of the dataset.
+
+        Returns:
+            The lens, or None.
+        """
         return Lens.decode(self.lens, "the lens", spec) if self.lens else None
 
     def weights(self, spec: Spec) -> Floats:
-        """(N,) of all neurons."""
+        """Finds the weights of the neurons.
+
+        Args:
+            spec: Spec of the dataset.
+
+        Returns:
+            (N,) weights of all neurons; ones without a lens.
+        """
         lens = self.lens_on(spec)
         return np.ones(spec.neurons) if lens is None else lens.weights
 
     def maker(
         self, extractor: Extractor, spec: Spec, ranges: Ranges, resources: Resources
     ) -> Ranker:
-        """Raises `SpecMismatch` where this worker's numerics are not the driver's."""
+        """Makes what ranks shards in a worker.
+
+        Args:
+            extractor: The worker's network.
+            spec: Spec of the dataset.
+            ranges: Ranges of the dataset.
+            resources: How much the worker may use.
+
+        Returns:
+            The ranker.
+
+        Raises:
+            SpecMismatch: If this worker's numerics are not the driver's.
+        """
         if self.numerics != extractor.numerics:
             raise SpecMismatch(
                 f"images are ranked under {self.numerics}, as the driver has them; this "
@@ -76,18 +109,40 @@ class Target:
         return Ranker(extractor, spec, ranges, self, resources)
 
     def digest(self, spec: Spec) -> str:
-        """Names what is computed of an image, whatever the lens and the dataset are called."""
+        """Names what is computed for an image, whatever the lens and the dataset are called.
+
+        Args:
+            spec: Spec of the dataset.
+
+        Returns:
+            A hash.
+        """
         lens = self.lens_on(spec)
         seen = [self.dna, lens.digest if lens else "", list(self.layers)]
         return digest_of(RANKS, FORMAT, spec.digest, *seen, self.numerics.to_json())
 
 
 def column_of(layer: str) -> str:
-    """A layer may be called as another column is."""
+    """Names the column of a layer's distances. Its prefix keeps it apart from the other columns.
+
+    Args:
+        layer: Name of the layer.
+
+    Returns:
+        Name of the column.
+    """
     return f"emd:{layer}"
 
 
 def schema_of(layers: Sequence[str]) -> pa.Schema:
+    """Lists the columns of a shard's ranks.
+
+    Args:
+        layers: Layers with a distance of their own.
+
+    Returns:
+        The Arrow schema.
+    """
     return pa.schema(
         [
             ("uri", pa.string()),
@@ -101,19 +156,43 @@ def schema_of(layers: Sequence[str]) -> pa.Schema:
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """A shard's images in its order, each with its distances, or with an `error`."""
+    """A shard's images in its order, each with its distances or with an error.
+
+    Attributes:
+        key: Key of the shard.
+        table: One row an image, with the columns of `schema_of`.
+    """
 
     key: str
     table: pa.Table
 
     def encode(self) -> bytes:
+        """Encodes the ranks as Parquet.
+
+        Returns:
+            The bytes of the file.
+        """
         metadata: dict[str, Any] = {"format": FORMAT, "kind": RANKS, "key": self.key}
         metadata["checksum"] = _checksum(metadata, self.table)
         return encode_tables(metadata, self.table.schema, [self.table])
 
     @classmethod
     def decode(cls, data: bytes, name: str, layers: Sequence[str], shard: Shard, key: str) -> Ranks:
-        """Raises `CorruptFile` with `name` unless it is what was written of this shard."""
+        """Reads the ranks of a shard from Parquet.
+
+        Args:
+            data: The bytes of the file.
+            name: What messages call it.
+            layers: Layers with a distance of their own.
+            shard: The shard that it should be of.
+            key: Key of that shard.
+
+        Returns:
+            The ranks.
+
+        Raises:
+            CorruptFile: Unless it is what was written for this shard.
+        """
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             metadata = json.loads(file.metadata.metadata[b"vdna"])
@@ -141,11 +220,22 @@ def _checksum(metadata: Mapping[str, Any], table: pa.Table) -> str:
 
 
 def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:
-    """(neurons, bins) of each layer of the dataset, underflow and overflow in the end bins; None of
-    one that weighs nothing, which is not even read.
+    """Reads the histograms of the dataset that images are ranked against.
 
-    Raises as `Catalogue.load_version`, and `UsageError` for a dataset that nothing is at a distance
-    from.
+    Raises as `Catalogue.load_version` too.
+
+    Args:
+        target: The dataset.
+        spec: Its spec.
+        ranges: Its ranges.
+
+    Returns:
+        (C, bins) counts of each layer, with underflow and overflow in the end bins. None for a
+        layer without weight, which is not even read.
+
+    Raises:
+        CorruptFile: If the catalogue holds another DNA, or one that was counted in other ranges.
+        UsageError: If the dataset has no histograms, or a weighed neuron has no finite activation.
     """
     place, weights = Catalogue(target.root), target.weights(spec)
     version = place.find(target.name, target.commit, spec.digest)
@@ -181,7 +271,7 @@ def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:
 
 
 class Ranker:
-    """An extractor, a dataset's DNA and threads; several shards may be ranked at a time."""
+    """Ranks the images of shards in a worker. Several shards may be ranked at a time."""
 
     def __init__(
         self,
@@ -191,7 +281,15 @@ class Ranker:
         target: Target,
         resources: Resources | None = None,
     ) -> None:
-        """Raises as `counts_of`."""
+        """Loads the dataset. Raises as `counts_of`.
+
+        Args:
+            extractor: The network.
+            spec: Spec of the dataset.
+            ranges: Ranges of the dataset.
+            target: The dataset.
+            resources: How much may be used; None for the defaults.
+        """
         self._spec = spec
         self._target = target
         self._weights = target.weights(spec)
@@ -210,7 +308,20 @@ class Ranker:
     def ranked(
         self, shard: Shard, key: str, fetch: Fetch | None = None, *, isolated: bool = False
     ) -> Ranks:
-        """Each member once, with its distances or why it has none. Raises as `Stream.observed`."""
+        """Ranks a shard. Raises as `Stream.observed` too.
+
+        Args:
+            shard: The shard.
+            key: Its key.
+            fetch: What reads an image; None for the store.
+            isolated: Whether images are decoded in a process apart.
+
+        Returns:
+            Each member once, with its distances or the reason why it has none.
+
+        Raises:
+            ConservationError: If an image got lost.
+        """
         rows: list[dict[str, Any]] = [
             {"uri": entry.uri, "member": entry.member} for entry in shard.members
         ]
@@ -229,15 +340,26 @@ class Ranker:
         return Ranks(key, pa.Table.from_pylist(rows, schema_of(self._target.layers)))
 
     def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+        """Ranks a shard, and encodes the result.
+
+        Args:
+            shard: The shard.
+            key: Its key.
+            isolated: Whether images are decoded in a process apart.
+
+        Returns:
+            The bytes, and the numbers of images with and without a distance.
+        """
         ranks = self.ranked(shard, key, isolated=isolated)
         failures = ranks.table.num_rows - ranks.table["error"].null_count
         return Made(ranks.encode(), ranks.table["error"].null_count, failures)
 
     def close(self) -> None:
+        """Stops the threads that fetch and decode."""
         self._stream.close()
 
     def _observe(self, pixels: Prepared) -> list[_ImageSums]:
-        """Of each image of a micro-batch; nothing of it depends on the others."""
+        """Returns the sums of each image of a micro-batch, independently of the others."""
         found = [_ImageSums(np.zeros(len(self._near))) for _ in pixels]
 
         def visit(index: int, x: torch.Tensor) -> None:
@@ -252,14 +374,14 @@ class Ranker:
                 undefined = seen[np.isnan(own)]
                 if len(undefined) and image.undefined < 0:
                     image.undefined = self._slices[index].start + int(undefined[0])
-                # Of one row: a sum of several at once is added in an order that they decide.
+                # Each row is summed alone, as the order of a joint sum depends on the rows.
                 image.sums[index] = (own * weights[seen]).sum()
 
         self._stream.extractor.observe(pixels, visit)
         return found
 
     def _distances(self, seen: _ImageSums) -> dict[str, Any]:
-        """The image's columns."""
+        """Returns the columns of an image."""
         if seen.undefined >= 0:
             taps = [(tap.name, tap.neurons) for tap in self._spec.taps]
             name = neuron_name(taps, seen.undefined)
@@ -274,7 +396,12 @@ class Ranker:
 
 @dataclass(eq=False)
 class _ImageSums:
-    """One image: its weighted sum of each layer, and the first neuron, if any, of no distance."""
+    """What is kept of one image.
+
+    Attributes:
+        sums: Weighted sum of the distances of each layer.
+        undefined: The first neuron without a distance; -1 if there is none.
+    """
 
     sums: Floats
     undefined: int = -1

@@ -1,10 +1,11 @@
-"""Images in order of their distance to a dataset of the catalogue.
+"""Orders images by their distance to a dataset of the catalogue.
 
     >>> rank(Catalogue("dnas"), "photos/", "cityscapes", InProcess()).nearest      # doctest: +SKIP
 
-As a build: listing, shards, one committed object a shard, so that a rerun does what is missing.
-Then all of them are checked and sorted, out of core, by distance, and by name where that is equal;
-so the same images give the same bytes, whatever the shards and workers.
+It runs as a build does: the source is listed and cut into shards, and each shard commits one
+object, so that a rerun only does what is missing. Then all images are checked and sorted on disk,
+by distance, and by name if that is equal. So the same images give the same bytes, whatever the
+shards and workers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.building import (
@@ -28,31 +29,49 @@ from pipeline.building import (
     store_manifest,
 )
 from pipeline.catalogue import Catalogue, Commit, Version, software
-from pipeline.comparing import is_nested, lens_notes, some_of
+from pipeline.comparing import html_table, is_nested, lens_notes, some_of
 from pipeline.counting import Recipe, ShardJob, device_kind, numerics
 from pipeline.dna import UNIFORM, Lens
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, GateError, NotFound, SourceError, SpecMismatch, UsageError
 from pipeline.events import Listener, Said, ignore
-from pipeline.explaining.rank_shard import RANKS, Target, counts_of
+from pipeline.explaining.rank_shard import RANKS, Target, column_of, counts_of
 from pipeline.explaining.ranking_order import RankedImage, RankingOrder, UnrankedImage
 from pipeline.networks import decode as decode_ranges
 from pipeline.networks import network_of
 from pipeline.sources import Manifest, list_source, plan
 from pipeline.spec import Numerics, Resources, Spec
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FORMAT = 1
 
 TOP = 10
-"""Images at either end that are told."""
+"""Images at either end that a result names."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What became of a source: every candidate is `ranked`, `failed` or `undefined`.
+    """What became of a source: every candidate is ranked, failed or undefined.
 
-    `nearest`, `farthest`: the images at either end, that end first. `unranked`: the first few of
-    those at no distance. `counted_shards`: those that were not there already.
+    Attributes:
+        name: The dataset that images are ranked against.
+        version: Its version.
+        source: Where the images are.
+        commit: Number of the catalogue's commit.
+        lens: Name of the lens; `uniform` without one.
+        layers: Layers with a distance of their own.
+        ranked: Number of images with a distance.
+        failed: Number of images that could not be read.
+        undefined: Number of images without a finite activation in some neuron.
+        nearest: The images of the smallest distance, the nearest first.
+        farthest: The images of the largest distance, the farthest first.
+        unranked: The first few images without a distance.
+        counted_shards: Number of shards that were not ranked already.
+        ignored: Number of files of other kinds, by suffix.
+        duplicates: Number of images that were listed more than once.
+        notes: What a reader should know, a sentence each.
     """
 
     name: str
@@ -71,6 +90,39 @@ class Ranking:
     ignored: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        through = "" if self.lens == UNIFORM else f" through {self.lens}"
+        ends = ""
+        if self.nearest:
+            ends = f", nearest {self.nearest[0].name} at {self.nearest[0].emd:.4g} bins"
+        return f"<Ranking of {self.ranked} images by {self.name}{through}{ends}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(image.rank, f"{image.emd:.4g}", image.name) for image in self._ends]
+        return html_table(
+            f"{self.ranked} images by their distance to {self.name}", ("rank", "emd", "image"), rows
+        )
+
+    @property
+    def _ends(self) -> list[RankedImage]:
+        """The images of both ends, each once, by rank."""
+        images = {image.rank: image for image in (*self.nearest, *self.farthest)}
+        return [images[rank] for rank in sorted(images)]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns the images of both ends, with the columns of the ranking's file.
+
+        The file itself, `out`, has all images.
+        """
+        import pandas as pd
+
+        names = ["uri", "member", "rank", "emd", *map(column_of, self.layers)]
+        rows = [
+            (image.entry.uri, image.entry.member, image.rank, image.emd, *image.layers)
+            for image in self._ends
+        ]
+        return pd.DataFrame(rows, columns=names)
 
 
 def rank(
@@ -95,44 +147,59 @@ def rank(
     resources: Resources | None = None,
     progress: Listener | None = None,
 ) -> Ranking:
-    """Images of a source by the distance of their own DNA to that of dataset `name`, the least
-    first; all of them in the Parquet file `out`, where one is asked for.
+    """Orders images of a source by the distance of their own DNA to that of a dataset.
 
-    They are read and counted as the dataset's own were, by its spec. `lens`: weighs the neurons;
-    layers that weigh nothing cost nothing. `layers`: each with a distance of its own, in the column
-    `emd:<layer>`. `weights`: of a dataset that was not built with its network's own. The other
-    arguments are those of `Request`.
+    Images are read and counted as the dataset's own were, by its spec. What was computed is kept:
+    the same call goes on from there.
 
-    Raises `SpecMismatch` where the dataset was counted in a way that cannot be repeated here,
-    naming the fields, `GateError` where too many images cannot be read, `TransientError` where some
-    could not be for now. What was computed is kept: the same call goes on from there.
+    Args:
+        catalogue: Where the dataset is.
+        source: Where the images are.
+        name: Name of the dataset.
+        engine: Where shards are ranked.
+        lens: Weighs the neurons. Layers without weight cost nothing.
+        layers: Layers with a distance of their own, in the column `emd:<layer>`.
+        out: Parquet file for the whole ranking, the smallest distance first; None for no file.
+        top: Number of images at either end that the result names.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the dataset's spec; None for the default.
+        weights: Where the network's weights are, if the dataset was not built with its own.
+        limit: Most images to rank; see `Request`.
+        include: Pattern of names to take; see `Request`.
+        exclude: Pattern of names to leave out; see `Request`.
+        image_column: Column of a table that holds the images; see `Request`.
+        max_failures: Images that may fail, as a fraction below 1 or a number from 1 up.
+        shard_images: Images of a shard; see `Request`.
+        resources: How much workers may use; None for the defaults.
+        progress: Is told of each shard.
+
+    Returns:
+        The numbers of images, those at either end, and notes.
+
+    Raises:
+        NotFound: If the catalogue does not have the dataset.
+        SpecMismatch: If the dataset was counted in a way that cannot be repeated here; the message
+            names the fields.
+        GateError: If too many images cannot be read.
+        TransientError: If some could not be read for now.
+        UsageError: If an argument is wrong.
+        CorruptFile: If a file of the catalogue is damaged.
     """
     resources = resources or Resources()
     progress = progress or ignore
-    if out is not None and not out.endswith(".parquet"):
-        raise UsageError(f"out is {out!r}; the ranking is written as Parquet (.parquet)")
-    target_uri = None if out is None else storage.canonical(out)  # refused before all the work
+    output = _checked_output(out)
     if top < 0:
         raise UsageError(f"top is {top}; it must be at least 0")
     if not engine.in_process:
         require_shared(catalogue.root, source)
     require_apart(catalogue.root, source)
-    commit = catalogue.at(at)
-    if not commit.datasets:
-        raise NotFound(f"{catalogue.root} holds no dataset yet; build {name} first")
-    version = catalogue.find(name, commit.number, spec)
-    counted = catalogue.spec(version.spec)
+    dataset = _Dataset.find(catalogue, name, at, spec)
     chosen = tuple(dict.fromkeys(layers))
-    _require_weight(counted, lens, chosen)
+    _require_weight(dataset.spec, lens, chosen)
     request = Request(
         name,
         source,
-        extractor=counted.extractor,
-        bins=counted.bins,
-        precision=counted.precision,
-        resize=counted.preprocess.resize,
-        exif=counted.preprocess.exif,
-        crop=counted.preprocess.crop,
+        **dataset.settings,
         limit=limit,
         include=include,
         exclude=exclude,
@@ -140,83 +207,175 @@ def rank(
         max_failures=max_failures,
         shard_images=shard_images,
     )
-    _require_known(catalogue, version, counted, name)
-    network = network_of(counted, weights)
-    repeated = make_spec(request, network, counted.ranges_digest, device_kind(resources))
-    counted.require_same(repeated, name, "an image that is counted here")
-    storage.require_exclusive(catalogue.root)
-    here = numerics(network, device_kind(resources))
-    lens_file = lens.encode() if lens else b""
-    target = Target(catalogue.root, name, commit.number, version.dna, here, chosen, lens_file)
-    ranges_uri = catalogue.ranges_uri(counted.ranges_digest)
-    ranges, _ = decode_ranges(storage.read(ranges_uri), ranges_uri)
-    if ranges.digest != counted.ranges_digest:
-        raise CorruptFile(f"{ranges_uri} holds ranges {ranges.digest}")
-    counts_of(target, counted, ranges)  # what is wrong with them is said once, and at once
+    target, recipe = _recipe(catalogue, dataset, request, lens, chosen, weights, resources)
     manifest = _planned(catalogue, request, engine, progress)
-    digest = target.digest(counted)
-    work = catalogue.ranks_uri(digest)
-    uri = storage.join(work, "manifests", f"{manifest.digest}.parquet")
-    store_manifest(uri, manifest.data, manifest.digest)
-    recipe = Recipe(counted, network, ranges_uri, resources, (RANKS, digest), target)
-    job = ShardJob(recipe, uri, work)
+    job = _job(catalogue, recipe, manifest)
     (ran,) = run_missing([(job, manifest)], engine, progress)
     if ran.errors:
-        raise not_counted(f"{source} to {name}", len(manifest.heads), ran.errors)
-    with RankingOrder(manifest, job, chosen) as all_of_them:
-        all_of_them.load()
-        ranked, failed, undefined = all_of_them.totals()
-        unranked = all_of_them.unranked()
+        error = not_counted(f"{source} to {name}", len(manifest.heads), ran.errors)
+        raise error
+    with RankingOrder(manifest, job, chosen) as order:
+        order.load()
+        ranked, failed, undefined = order.totals()
+        unranked = order.unranked()
         _gate(request, ranked, failed, manifest.candidates, unranked)
-        lens_name = lens.name if lens else UNIFORM
-        if target_uri is not None:
-            stated = {
-                "format": FORMAT,
-                "kind": "ranking",
-                "source": storage.readable(manifest.source),
-                "dataset": name,
-                "dna": version.dna,
-                "spec_digest": version.spec,
-                "lens": lens_name,
-                "lens_digest": lens.digest if lens else "",
-                "layers": chosen,
-                "ranked": ranked,
-                "failed": failed,
-                "undefined": undefined,
-                "numerics": here.to_json(),
-                "software": software(),
-            }
-            with tempfile.TemporaryFile() as file:
-                all_of_them.write(file, stated)
-                storage.replace(target_uri, mmap(file.fileno(), 0, access=ACCESS_READ))
-        return Ranking(
-            name,
-            version,
-            storage.readable(manifest.source),
-            commit.number,
-            lens_name,
-            chosen,
-            ranked,
-            failed,
-            undefined,
-            all_of_them.nearest(top),
-            all_of_them.farthest(top),
-            unranked,
-            ran.shards,
-            dict(manifest.ignored),
-            manifest.duplicates,
-            (
-                *_numerics_notes(name, version, here),
-                *_lens_notes(lens, commit, storage.readable(manifest.source)),
-                *(lens_notes(lens, {name: version}) if lens else ()),
+        readable = storage.readable(manifest.source)
+        ranking = Ranking(
+            name=name,
+            version=dataset.version,
+            source=readable,
+            commit=dataset.commit.number,
+            lens=lens.name if lens else UNIFORM,
+            layers=chosen,
+            ranked=ranked,
+            failed=failed,
+            undefined=undefined,
+            nearest=order.nearest(top),
+            farthest=order.farthest(top),
+            unranked=unranked,
+            counted_shards=ran.shards,
+            ignored=dict(manifest.ignored),
+            duplicates=manifest.duplicates,
+            notes=(
+                *_numerics_notes(name, dataset.version, target.numerics),
+                *_lens_notes(lens, dataset.commit, readable),
+                *(lens_notes(lens, {name: dataset.version}) if lens else ()),
             ),
         )
+        if output is not None:
+            _write(order, ranking, lens, target.numerics, output)
+    return ranking
 
 
-# What can be ranked against.
+def _checked_output(out: str | None) -> str | None:
+    """Checks where the file is to go, before any work.
+
+    Returns:
+        The canonical uri, or None for no file.
+
+    Raises:
+        UsageError: If it is no Parquet file.
+    """
+    if out is None:
+        return None
+    if not out.endswith(".parquet"):
+        raise UsageError(f"out is {out!r}; the ranking is written as Parquet (.parquet)")
+    return storage.canonical(out)
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """The dataset that images are ranked against, as of a commit."""
+
+    name: str
+    commit: Commit
+    version: Version
+    spec: Spec
+
+    @classmethod
+    def find(
+        cls, catalogue: Catalogue, name: str, at: int | str | None, spec: str | None
+    ) -> _Dataset:
+        commit = catalogue.at(at)
+        if not commit.datasets:
+            raise NotFound(f"{catalogue.root} holds no dataset yet; build {name} first")
+        version = catalogue.find(name, commit.number, spec)
+        return cls(name, commit, version, catalogue.spec(version.spec))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of a request that counts images as the dataset's were."""
+        preprocess = self.spec.preprocess
+        return {
+            "extractor": self.spec.extractor,
+            "bins": self.spec.bins,
+            "precision": self.spec.precision,
+            "resize": preprocess.resize,
+            "exif": preprocess.exif,
+            "crop": preprocess.crop,
+        }
+
+
+def _recipe(
+    catalogue: Catalogue,
+    dataset: _Dataset,
+    request: Request,
+    lens: Lens | None,
+    layers: tuple[str, ...],
+    weights: str | None,
+    resources: Resources,
+) -> tuple[Target, Recipe]:
+    """Checks that images can be counted as the dataset's were, and says what workers need for it.
+
+    Returns:
+        The target and the recipe.
+
+    Raises:
+        CorruptFile: If the catalogue's ranges are damaged.
+    """
+    _require_known(catalogue, dataset.version, dataset.spec, dataset.name)
+    spec, device = dataset.spec, device_kind(resources)
+    network = network_of(spec, weights)
+    repeated = make_spec(request, network, spec.ranges_digest, device)
+    spec.require_same(repeated, dataset.name, "an image that is counted here")
+    storage.require_exclusive(catalogue.root)
+    target = Target(
+        root=catalogue.root,
+        name=dataset.name,
+        commit=dataset.commit.number,
+        dna=dataset.version.dna,
+        numerics=numerics(network, device),
+        layers=layers,
+        lens=lens.encode() if lens else b"",
+    )
+    ranges_uri = catalogue.ranges_uri(spec.ranges_digest)
+    ranges, _ = decode_ranges(storage.read(ranges_uri), ranges_uri)
+    if ranges.digest != spec.ranges_digest:
+        raise CorruptFile(f"{ranges_uri} holds ranges {ranges.digest}")
+    counts_of(target, spec, ranges)  # raises here once, instead of in every worker
+    products = (RANKS, target.digest(spec))
+    return target, Recipe(spec, network, ranges_uri, resources, products, target)
+
+
+def _job(catalogue: Catalogue, recipe: Recipe, manifest: Manifest) -> ShardJob:
+    """Returns the job, and stores its manifest where workers read it."""
+    work = catalogue.ranks_uri(recipe.products[-1])
+    uri = storage.join(work, "manifests", f"{manifest.digest}.parquet")
+    store_manifest(uri, manifest.data, manifest.digest)
+    return ShardJob(recipe, uri, work)
+
+
+def _write(
+    order: RankingOrder, ranking: Ranking, lens: Lens | None, here: Numerics, uri: str
+) -> None:
+    """Writes the whole ranking to a file, which appears whole or not at all."""
+    stated = {
+        "format": FORMAT,
+        "kind": "ranking",
+        "source": ranking.source,
+        "dataset": ranking.name,
+        "dna": ranking.version.dna,
+        "spec_digest": ranking.version.spec,
+        "lens": ranking.lens,
+        "lens_digest": lens.digest if lens else "",
+        "layers": ranking.layers,
+        "ranked": ranking.ranked,
+        "failed": ranking.failed,
+        "undefined": ranking.undefined,
+        "numerics": here.to_json(),
+        "software": software(),
+    }
+    with tempfile.TemporaryFile() as file:
+        order.write(file, stated)
+        storage.replace(uri, mmap(file.fileno(), 0, access=ACCESS_READ))
 
 
 def _require_weight(spec: Spec, lens: Lens | None, layers: Sequence[str]) -> None:
+    """Checks that the spec has these layers, and that the lens gives them weight.
+
+    Raises:
+        UsageError: If a layer has no weight in sum.
+    """
     for layer in layers:
         spec.tap(layer)
     if lens is None:
@@ -231,7 +390,11 @@ def _require_weight(spec: Spec, lens: Lens | None, layers: Sequence[str]) -> Non
 
 
 def _require_known(catalogue: Catalogue, version: Version, spec: Spec, name: str) -> None:
-    """Raises `SpecMismatch` where the catalogue does not say how images are to be counted."""
+    """Checks that the catalogue says how images are to be counted.
+
+    Raises:
+        SpecMismatch: If it does not.
+    """
     if version.origin.get("assumed"):
         raise SpecMismatch(
             f"{name} was {version.provenance}; how images are to be counted for it is not known"
@@ -246,7 +409,11 @@ def _require_known(catalogue: Catalogue, version: Version, spec: Spec, name: str
 
 
 def _numerics_notes(name: str, version: Version, here: Numerics) -> Iterator[str]:
-    """Where the dataset was counted under others than the images are."""
+    """Says under which other numerics the dataset was counted.
+
+    Yields:
+        A sentence for each.
+    """
     now = _flat(here.to_json())
     for entry in version.numerics:
         then = _flat(entry["numerics"])
@@ -256,7 +423,11 @@ def _numerics_notes(name: str, version: Version, here: Numerics) -> Iterator[str
 
 
 def _lens_notes(lens: Lens | None, commit: Commit, source: str) -> Iterator[str]:
-    """Where images may be among those that the lens was fitted on."""
+    """Says if images may be among those that the lens was fitted on.
+
+    Yields:
+        A sentence.
+    """
     fitted_on = (lens.provenance.get("members") or {}) if lens else {}
     shared = [
         name
@@ -272,12 +443,14 @@ def _lens_notes(lens: Lens | None, commit: Commit, source: str) -> Iterator[str]
 
 
 def _flat(numerics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns numerics with the versions of libraries among the other fields."""
     return {k: v for k, v in numerics.items() if k != "versions"} | dict(numerics["versions"])
 
 
 def _planned(
     catalogue: Catalogue, request: Request, engine: Engine, progress: Listener
 ) -> Manifest:
+    """Returns the manifest of the source, listed and cut into shards."""
     storage.canonical(request.source)  # refuses what must not be shown
     progress(Said(f"listing {request.source}"))
     listing = list_source(
@@ -293,10 +466,16 @@ def _planned(
 def _gate(
     request: Request, ranked: int, failed: int, candidates: int, unranked: Sequence[UnrankedImage]
 ) -> None:
+    """Checks that enough images could be read.
+
+    Raises:
+        SourceError: If no image has a distance.
+        GateError: If more failed than are allowed.
+    """
     some = "\n  ".join(str(of) for of in unranked[:5])
     if not ranked:
         raise SourceError(
-            f"{request.source}: none of {candidates} candidates is an image at a distance from "
+            f"{request.source}: none of {candidates} candidates is an image with a distance to "
             f"{request.name}. First:\n  {some}"
         )
     if failed > allowed_failures(request.max_failures, candidates):

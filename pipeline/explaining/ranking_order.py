@@ -1,4 +1,4 @@
-"""explaining.ranking_order: TODO-DOC"""
+"""Sorts the images of all shards by distance, on disk, and writes the ranking."""
 
 from __future__ import annotations
 
@@ -25,19 +25,24 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 FAILURES = 10
-"""Images at no distance that are told; the file has them all."""
+"""Images without a distance that a result names; the file has them all."""
 
 ROWS = 65_536
-"""Of a row group of the file, and of what is sorted at a time."""
+"""Rows of a row group of the file, and of what is loaded at a time."""
 
 READERS = 16
+"""Shards that are read at a time."""
 
 
 @dataclass(frozen=True)
 class RankedImage:
-    """An image and its distances: `emd` of all, `layers` of each layer asked for.
+    """An image and its distances, in bins.
 
-    `entry`: where it is, to be read again.
+    Attributes:
+        rank: 1 for the nearest.
+        emd: Distance over all neurons.
+        layers: Distance in each layer asked for.
+        entry: Where the image is, to be read again.
     """
 
     rank: int
@@ -47,12 +52,19 @@ class RankedImage:
 
     @property
     def name(self) -> str:
+        """The image's uri, with its name inside an archive."""
         return storage.spelled(self.entry.uri, self.entry.member)
 
 
 @dataclass(frozen=True)
 class UnrankedImage:
-    """An image at no distance, and why."""
+    """An image without a distance.
+
+    Attributes:
+        uri: Where it is.
+        member: Its name inside an archive, or empty.
+        error: Why it has none.
+    """
 
     uri: str
     member: str
@@ -62,13 +74,17 @@ class UnrankedImage:
         return f"{storage.spelled(self.uri, self.member)}: {self.error}"
 
 
-# From shards to one order.
-
-
 class RankingOrder:
-    """All images of the manifest, each once, in a database that sorts them on disk."""
+    """All images of a manifest, each once, in a database that sorts them on disk."""
 
     def __init__(self, manifest: Manifest, job: ShardJob, layers: Sequence[str]) -> None:
+        """Opens an empty database in the temporary folder.
+
+        Args:
+            manifest: The images.
+            job: The job that ranked the shards.
+            layers: Layers with a distance of their own.
+        """
         self._manifest = manifest
         self._job = job
         self._layers = layers
@@ -85,7 +101,11 @@ class RankingOrder:
         self._folder.cleanup()
 
     def load(self) -> None:
-        """Takes in what is committed of every shard. Raises `CorruptFile` by its name."""
+        """Loads what is committed of every shard.
+
+        Raises:
+            CorruptFile: If a shard's object is damaged; the message names it.
+        """
         columns = [*("uri", "member", "emd"), *self._distances, *("error", "shard", "place")]
         self._columns = columns
         types = ["varchar", "varchar", "double", *("double" for _ in self._distances)]
@@ -102,7 +122,14 @@ class RankingOrder:
         self._insert(held)
 
     def totals(self) -> tuple[int, int, int]:
-        """Images ranked, failed and undefined; every candidate is one of them."""
+        """Counts the images. Every candidate is in one of the three numbers.
+
+        Returns:
+            How many are ranked, failed and undefined.
+
+        Raises:
+            CorruptFile: If they are not as many as were listed.
+        """
         counts = dict(
             self._rows(
                 "select case when error is null then 'ranked' when "
@@ -119,13 +146,34 @@ class RankingOrder:
         return ranked, failed, undefined
 
     def nearest(self, count: int) -> tuple[RankedImage, ...]:
+        """Finds the images of the smallest distance.
+
+        Args:
+            count: How many.
+
+        Returns:
+            The images, the nearest first.
+        """
         return tuple(self._ranked("emd, uri, member", count, 1, 1))
 
     def farthest(self, count: int) -> tuple[RankedImage, ...]:
+        """Finds the images of the largest distance.
+
+        Args:
+            count: How many.
+
+        Returns:
+            The images, the farthest first.
+        """
         ranked, _, _ = self.totals()
         return tuple(self._ranked("emd desc, uri desc, member desc", count, ranked, -1))
 
     def unranked(self) -> tuple[UnrankedImage, ...]:
+        """Finds the first images without a distance.
+
+        Returns:
+            Up to `FAILURES` images, by name.
+        """
         rows = self._rows(
             "select uri, member, error from images where error is not null "
             f"order by uri, member limit {FAILURES}"
@@ -133,7 +181,12 @@ class RankingOrder:
         return tuple(UnrankedImage(*row) for row in rows)
 
     def write(self, file: IO[bytes], metadata: Mapping[str, Any]) -> None:
-        """The ranking as Parquet: the nearest first, those at no distance last."""
+        """Writes the ranking as Parquet: the nearest first, those without a distance last.
+
+        Args:
+            file: Where to write.
+            metadata: What the file states of itself.
+        """
         known = schema_of(self._layers)
         at = known.get_field_index("emd")
         schema = known.insert(at, pa.field("rank", pa.int64()))
@@ -156,7 +209,7 @@ class RankingOrder:
         file.flush()
 
     def _tables(self) -> Iterator[pa.Table]:
-        """Of each shard its images, checked, with where they stand in the manifest."""
+        """Yields the images of each shard, checked, with their position in the manifest."""
         with ThreadPoolExecutor(READERS, "ranks") as pool:
             for start in range(0, len(self._keys), READERS):
                 keys = self._keys[start : start + READERS]
@@ -206,13 +259,13 @@ class RankingOrder:
             yield
         except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
             raise StorageError(
-                f"the ranking does not go to {tempfile.gettempdir()}: {error}; set TMPDIR to a "
-                "disk with more room"
+                f"the ranking cannot be sorted in {tempfile.gettempdir()}: {error}; set TMPDIR to "
+                "a disk with more room"
             ) from error
 
 
 def _regrouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The same rows, so many at a time that their number alone decides."""
+    """Yields the same rows in groups whose size depends on their number alone."""
     held: list[pa.RecordBatch] = []
     for batch in batches:
         held.append(batch)

@@ -1,12 +1,12 @@
-"""Why two datasets differ: their layers and neurons, those that are furthest apart first.
+"""Explains why two datasets differ: their layers and neurons, those that are furthest apart first.
 
     >>> found = explain(Catalogue("dnas"), "sunny", "rainy")              # doctest: +SKIP
-    >>> found.neurons.to_pandas().query("q < 0.05").head(20)              # doctest: +SKIP
+    >>> found.to_pandas().query("q < 0.05").head(20)                      # doctest: +SKIP
 
 The sensitivity of a neuron is its Earth Mover's Distance between the two (Ramtoula et al., CVPR
-2023, section 4). Thousands are looked at, so that some lie far apart by chance: each has an
-interval and a test of its own from the folds, and `q` bounds the share of false alarms among those
-that are called different (Benjamini and Hochberg).
+2023, section 4). Among thousands of neurons some lie far apart by chance. So each has an interval
+and a test of its own from the folds, and `q` bounds the share of false alarms among those that are
+called different (Benjamini and Hochberg, 1995).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,7 @@ from pipeline.comparing import (
     cumulative,
     estimates,
     fold_sums,
+    html_table,
     neuron_estimates,
     resolve,
 )
@@ -41,15 +42,20 @@ from pipeline.dna import DNA, UNIFORM, DnaFile, Floats, Ints, Lens, encode_table
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
 FORMAT = 1
 
 TOP = 20
+"""Neurons that are shown."""
 
 PARTS = 48
-"""Of a histogram that is shown."""
+"""Bars of a histogram that is shown."""
 
 TAIL = 5e-4
-"""Share of the activations, at either end, that a shown histogram may leave out."""
+"""Share of the activations that a shown histogram may leave out at either end."""
 
 _MEASURES = [(name, pa.float64()) for name in ("emd", "emd_range", *ESTIMATES)]
 
@@ -77,7 +83,14 @@ NEURONS = pa.schema(
 
 @dataclass(frozen=True)
 class Overlay:
-    """Two histograms on one axis from `low` to `high` in activations; heights of 999 at most."""
+    """Two histograms of a neuron on one axis.
+
+    Attributes:
+        low: Left end of the axis, as an activation.
+        high: Right end of the axis.
+        a: Heights of the bars of one dataset; the highest of both is 999.
+        b: Heights of the bars of the other.
+    """
 
     low: float
     high: float
@@ -87,7 +100,13 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Reaction:
-    """An image, and the mean of a neuron's activations over it."""
+    """An image, and how strongly a neuron reacts to it.
+
+    Attributes:
+        uri: Where the image is.
+        member: Its name inside an archive, or empty.
+        reaction: Mean of the neuron's activations over the image.
+    """
 
     uri: str
     member: str
@@ -98,20 +117,27 @@ class Reaction:
 
 
 Reactions = tuple[Reaction, ...] | None
-"""The largest first."""
+"""Images of the largest reactions, the largest first. None if none are kept."""
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What two `versions`, a and b, differ in; both tables begin with what is furthest apart.
+    """What two datasets, a and b, differ in. Both tables begin with what is furthest apart.
 
-    `layers`: a row per layer, and `all` first where they are all there: distances as a matrix has
-    them, `q` over the layers, and how many of its `neurons` are `differing` at a false discovery
-    rate of 5%. `neurons`: a row per neuron that weighs anything, `q` over all of them; `shift` is
-    the mean of `b` less that of `a`, in bins. `share`: of the sum of distances, each times its
-    weight's size. Null where it is not known. `shown`: histograms of the first neurons, in their
-    order; `reactions`: the images that those react to most in a and in b, or None where a dataset
-    keeps none of them.
+    Unknown values are null.
+
+    Attributes:
+        versions: The version of each dataset.
+        lens: Name of the lens; `uniform` without one.
+        layers: A row per layer, and `all` first if they are all layers. Distances are as in a
+            matrix, with `q` over the layers; `differing` is how many of its `neurons` differ at a
+            false discovery rate of 5%.
+        neurons: A row per neuron that has a weight, with `q` over all of them. `shift` is the mean
+            of b less that of a, in bins. `share` is of the sum of distances, each times the size of
+            its weight.
+        shown: Histograms of the first neurons, in their order.
+        reactions: The images that these neurons react to most in a and in b; None for a dataset
+            that keeps none of them.
     """
 
     versions: Mapping[str, Version]
@@ -121,18 +147,70 @@ class Explanation:
     shown: tuple[Overlay, ...]
     reactions: tuple[tuple[Reactions, Reactions], ...] = ()
 
+    def __repr__(self) -> str:
+        a, b = self.versions
+        through = "" if self.lens == UNIFORM else f" through {self.lens}"
+        tested = f", {self.differing} of them differ" if self.differing else ""
+        first = self.layers.slice(0, 1).to_pylist()
+        far = f"; {first[0]['layer']}: {first[0]['emd']:.4g} bins" if first else ""
+        return (
+            f"<Explanation of {a} and {b}{through}: {self.neurons.num_rows} neurons{tested}{far}>"
+        )
+
+    def _repr_html_(self) -> str:
+        columns = ("layer", "emd", "emd_corrected", "q", "differing", "neurons", "share")
+        rows = [
+            ["" if row[name] is None else _shown(row[name]) for name in columns]
+            for row in self.layers.to_pylist()
+        ]
+        return html_table(" and ".join(self.versions), columns, rows)
+
+    def to_pandas(self, table: Literal["neurons", "layers"] = "neurons") -> pd.DataFrame:
+        """Copies a table to pandas.
+
+        Args:
+            table: Which of the two tables.
+
+        Returns:
+            The neurons or the layers, those that are furthest apart first.
+        """
+        return cast("pd.DataFrame", getattr(self, table).to_pandas())
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the distance of each layer, the largest first.
+
+        Args:
+            ax: Axes to draw on. None makes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+        """
+        if ax is None:
+            from matplotlib.figure import Figure
+
+            height = 1 + 0.22 * self.layers.num_rows
+            ax = Figure(figsize=(6, height), layout="constrained").subplots()
+        ax.barh(self.layers["layer"].to_pylist(), self.layers["emd"].to_numpy())
+        ax.invert_yaxis()
+        ax.set_xlabel("emd (bins)")
+        return ax
+
     @cached_property
     def signed(self) -> bool:
-        """Whether the lens has weights below zero, through which nothing is a distance."""
+        """Whether the lens has weights below zero, so that nothing is a distance."""
         return bool((_floats(self.neurons, "weight") < 0).any())
 
     @cached_property
     def differing(self) -> int:
-        """Neurons that differ at the false discovery rate."""
+        """Number of neurons that differ at a false discovery rate of 5%."""
         return int((_floats(self.neurons, "q") < FALSE_DISCOVERY_RATE).sum())
 
     def encode(self) -> bytes:
-        """The neurons, in their order, as Parquet, with what was compared and through what."""
+        """Encodes the neurons as Parquet, in their order, with what was compared.
+
+        Returns:
+            The bytes of the file.
+        """
         metadata = {
             "format": FORMAT,
             "kind": "explanation",
@@ -143,7 +221,7 @@ class Explanation:
 
     @cached_property
     def half(self) -> int:
-        """The least number of neurons that make up half of the distance; 0 where there is none."""
+        """Least number of neurons that make up half of the distance; 0 if there is none."""
         shares = np.sort(np.nan_to_num(_floats(self.neurons, "share")))[::-1].cumsum()
         return int(np.searchsorted(shares, 0.5 - 1e-12) + 1) if (shares > 0).any() else 0
 
@@ -160,9 +238,26 @@ def explain(
     top: int = TOP,
     progress: Listener | None = None,
 ) -> Explanation:
-    """The layers and neurons of two datasets' distance. `lens`: weighs the neurons.
+    """Finds the layers and neurons that make up the distance of two datasets.
 
-    A layer of both is in memory at a time. Raises as `compare` does.
+    One layer of both is in memory at a time. Raises as `compare` does, too.
+
+    Args:
+        catalogue: Where the datasets are.
+        a: Name of one dataset.
+        b: Name of the other.
+        layers: The layers to look at; None for all.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the spec; None to choose it as `compare` does.
+        lens: Weighs the neurons.
+        top: Number of neurons whose histograms and images are shown.
+        progress: Is told of each layer.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        UsageError: If both datasets are the same.
     """
     if a == b:
         raise UsageError(f"explaining takes two datasets, and {a!r} is given twice")
@@ -200,7 +295,7 @@ def explain(
 def _reactions(
     catalogue: Catalogue, name: str, version: Version, neurons: Sequence[tuple[str, int]]
 ) -> list[Reactions]:
-    """The exemplars that a dataset keeps of each neuron; None of those that it keeps none of."""
+    """Returns the exemplars that a dataset keeps of each neuron; None if it keeps none of it."""
     if "exemplars" not in version.sha256:
         return [None] * len(neurons)
     kept = catalogue.exemplars(name, version)
@@ -213,13 +308,33 @@ def _reactions(
 
 
 def overlay(a: DNA, b: DNA, neuron: int) -> Overlay:
-    """Of a neuron of two DNAs, by its place in them."""
+    """Makes the histograms of a neuron of two DNAs.
+
+    Args:
+        a: One DNA.
+        b: The other DNA, under the same spec.
+        neuron: Position of the neuron in both.
+
+    Returns:
+        Both histograms on one axis.
+    """
     sums = [cumulative(dna, np.array([neuron]))[0] for dna in (a, b)]
     return overlaid(sums[0], sums[1], float(a.low[neuron]), float(a.high[neuron]))
 
 
 def overlaid(a: Floats, b: Floats, low: float, high: float, parts: int = PARTS) -> Overlay:
-    """Of a neuron's cumulative distributions (bins,) over [low, high], in equal parts."""
+    """Makes the histograms of a neuron from its cumulative distributions.
+
+    Args:
+        a: (bins,) cumulative distribution in one dataset.
+        b: (bins,) cumulative distribution in the other.
+        low: Lower end of the neuron's range.
+        high: Upper end of the range.
+        parts: Most bars to make, of equal width.
+
+    Returns:
+        Both histograms on one axis, without the empty ends.
+    """
     both, bins = (a + b) / 2, len(a)
     first = int(np.searchsorted(both, TAIL))
     last = min(bins, int(np.searchsorted(both, 1 - TAIL)) + 1)
@@ -233,7 +348,12 @@ def overlaid(a: Floats, b: Floats, low: float, high: float, parts: int = PARTS) 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """A dataset's files, open. `folds`: None where it has none, or they are not `tested`."""
+    """The open files of a dataset.
+
+    Attributes:
+        dna: The DNA.
+        folds: The folds. None if there are none, or if they are not needed.
+    """
 
     dna: DnaFile
     folds: DnaFile | None
@@ -248,6 +368,19 @@ class Side:
         *,
         tested: bool = True,
     ) -> Side:
+        """Opens the files of a dataset.
+
+        Args:
+            catalogue: Where it is.
+            name: Its name.
+            version: Its version.
+            layers: The layers that will be read.
+            tested: Whether the folds are needed.
+
+        Returns:
+            The open files.
+        """
+
         def opened(kind: str) -> DnaFile:
             return catalogue.open_file(kind, name, version, on_disk=True, layers=layers)
 
@@ -255,6 +388,14 @@ class Side:
         return cls(opened("dna"), opened("folds") if tested else None)
 
     def read(self, layer: str) -> tuple[DNA, FoldCurves]:
+        """Reads a layer.
+
+        Args:
+            layer: Name of the layer.
+
+        Returns:
+            The DNA of that layer, and its curves with those of the folds.
+        """
         dna = self.dna.read([layer])
         folds = {} if self.folds is None else self.folds.read_folds(layer)
         return dna, FoldCurves.of([dna], [folds])
@@ -262,7 +403,15 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """What is known of a layer. `columns`: of its neurons; `overlays`: of those furthest apart."""
+    """What is known of a layer.
+
+    Attributes:
+        name: Name of the layer.
+        weights: (C,) weights of its neurons.
+        sums: Sums over its neurons.
+        columns: Estimates of each of its neurons.
+        overlays: Histograms of the neurons that are furthest apart, by position.
+    """
 
     name: str
     weights: Floats
@@ -284,9 +433,14 @@ class _Layer:
 
 
 def furthest(columns: Mapping[str, Floats], weights: Floats) -> Ints:
-    """Places of neurons by what they add to the distance, the corrected one where it is known.
+    """Orders neurons by what they add to the distance, the corrected one if it is known.
 
-    `columns`: `emd` and `emd_corrected` (N,). Those whose distance is not defined come last.
+    Args:
+        columns: `emd` and `emd_corrected`, (N,) each.
+        weights: (N,) weights of the neurons.
+
+    Returns:
+        (N,) positions, the largest first. Those without a distance come last.
     """
     emd = np.nan_to_num(columns["emd"] * np.abs(weights), nan=-1.0)
     corrected = columns["emd_corrected"] * np.abs(weights)
@@ -294,7 +448,7 @@ def furthest(columns: Mapping[str, Floats], weights: Floats) -> Ints:
 
 
 def _neuron_table(parts: Sequence[_Layer], bins: int) -> tuple[pa.Table, Ints]:
-    """The neurons that weigh anything, and the order in which they stand in the table."""
+    """Returns the neurons that have a weight, and the order in which they stand in the table."""
     seen = [np.flatnonzero(part.weights) for part in parts]
     joined = {
         name: np.concatenate([part.columns[name][at] for part, at in zip(parts, seen, strict=True)])
@@ -316,7 +470,7 @@ def _neuron_table(parts: Sequence[_Layer], bins: int) -> tuple[pa.Table, Ints]:
 
 
 def _layer_table(parts: Sequence[_Layer], neurons: pa.Table, bins: int, *, whole: bool) -> pa.Table:
-    """Layers, the furthest first, below `all`."""
+    """Returns the layers, the furthest first, below `all`."""
     totals = [float(part.weights.sum()) for part in parts]
     sums = FoldSums.stack([part.sums for part in parts], totals, whole=whole)
     signed = any((part.weights < 0).any() for part in parts)
@@ -347,6 +501,10 @@ def _layer_table(parts: Sequence[_Layer], neurons: pa.Table, bins: int, *, whole
     )
     order = np.concatenate([np.arange(layers, len(names)), order])
     return _table(LAYERS, {name: values[order] for name, values in columns.items()})
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _shares(owed: Floats) -> Floats:

@@ -33,6 +33,7 @@ from pipeline.explaining import (
     Score,
     fit_focus,
     fit_ignoring,
+    fit_lens,
 )
 from pipeline.explaining.lens_fit import _FitProblem
 from pipeline.reporting import gather_matrix_page
@@ -553,3 +554,40 @@ def test_lenses_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -
     assert "torn, or not a lens" in lines[-1]
     rows = json.loads(run("ls", "--json", "-c", str(tmp_path)))
     assert [row.get("neurons") for row in rows] == [2, None, None, None, None]
+
+
+# One function for both kinds, and its result.
+
+
+def test_fit_lens_fits_both_kinds(place: Catalogue, signed: FittedLens) -> None:
+    others = [attribute("dark"), attribute("turned")]
+    found = fit_lens(place, "no-fog", ignore=[attribute("fog")], keep=others)
+    assert found.lens.digest == signed.lens.digest
+    assert found.scores == signed.scores
+    focus = fit_lens(place, "fog", focus=attribute("fog"), top=3)
+    assert focus.lens.digest == fit_focus(place, "fog", attribute("fog"), top=3).lens.digest
+    assert np.count_nonzero(focus.lens.weights) == 3
+
+
+def test_fit_lens_refuses_options_of_the_other_kind(place: Catalogue) -> None:
+    fog, dark = attribute("fog"), attribute("dark")
+    for wrong in ({}, {"focus": fog, "ignore": [dark]}):
+        with pytest.raises(UsageError, match="give either focus, or ignore and keep"):
+            fit_lens(place, "x", **wrong)
+    for option in ({"keep": [dark]}, {"non_negative": True}, {"by_layer": True}):
+        with pytest.raises(UsageError, match="belong to ignore"):
+            fit_lens(place, "x", focus=fog, **option)
+    for option in ({"top": 3}, {"layers": ["stem"]}):
+        with pytest.raises(UsageError, match="belong to focus"):
+            fit_lens(place, "x", ignore=[fog], keep=[dark], **option)
+
+
+def test_a_fitted_lens_shows_itself(signed: FittedLens) -> None:
+    assert repr(signed).startswith("<FittedLens no-fog of ")
+    assert f"ignored {attribute('fog')}" in repr(signed)
+    table = signed.to_pandas()
+    assert table["role"].tolist() == ["ignored", "kept", "kept"]
+    assert table["through"].tolist() == [score.through for score in signed.scores]
+    assert signed._repr_html_().count("<tr>") == 4
+    widths = [bar.get_width() for bar in signed.plot().patches]
+    assert widths == table["through"].tolist()

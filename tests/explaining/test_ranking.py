@@ -143,6 +143,23 @@ def test_each_image_s_distance_is_that_of_its_own_dna(
         assert row["emd:b"] == pytest.approx(layers["b"], rel=1e-9)
 
 
+def test_a_ranking_shows_its_two_ends(
+    catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
+) -> None:
+    found = ranked(catalogue, source, engine, place, layers=["b"], top=2)
+    nearest, farthest = found.nearest[0], found.farthest[0]
+    assert repr(found) == (
+        f"<Ranking of {found.ranked} images by {NAME}, "
+        f"nearest {nearest.name} at {nearest.emd:.4g} bins>"
+    )
+    table = found.to_pandas()
+    assert [*table.columns] == ["uri", "member", "rank", "emd", "emd:b"]
+    assert table["rank"].tolist() == [1, 2, found.ranked - 1, found.ranked]
+    assert table["emd"].tolist()[-1] == farthest.emd
+    assert len(ranked(catalogue, source, engine, place, top=99).to_pandas()) == found.ranked
+    assert found._repr_html_().count("<tr>") == 5
+
+
 def test_every_candidate_is_ranked_once_or_listed_with_its_reason(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
 ) -> None:

@@ -314,3 +314,16 @@ def dead(dna: DNA, neuron: int) -> DNA:
     nonfinite[neuron] += counts[neuron].sum()
     counts[neuron] = 0
     return replace(dna, counts=counts, nonfinite=nonfinite)
+
+
+def test_an_explanation_shows_itself(found: Explanation) -> None:
+    differing, first = found.differing, found.layers.to_pylist()[0]
+    assert repr(found) == (
+        f"<Explanation of a and b: 20 neurons, {differing} of them differ; "
+        f"all: {first['emd']:.4g} bins>"
+    )
+    assert found._repr_html_().count("<tr>") == 4
+    assert found.to_pandas()["neuron"].tolist()[:2] == [5, 2]
+    assert found.to_pandas("layers")["layer"].tolist()[0] == ALL
+    widths = [bar.get_width() for bar in found.plot().patches]
+    assert widths == [row["emd"] for row in found.layers.to_pylist()]
