@@ -81,7 +81,7 @@ class Selection:
             hint = f" under spec {digest}; {others} are under others (--spec)" if others else ""
             if names:
                 hint = f", {wanted[0]}; without a name all {len(have)} under its spec are compared"
-            raise UsageError(f"comparing takes two datasets or more; there is {len(wanted)}{hint}")
+            raise UsageError(f"compare needs two datasets or more; there is {len(wanted)}{hint}")
         versions = {name: commit.datasets[name][digest] for name in wanted}
         return cls(digest, versions)
 
@@ -120,14 +120,14 @@ class Selection:
             lens.require_fit(spec)
         if fd and lens is not None:
             raise UsageError(
-                f"a layer's Fréchet distance is of all its neurons, and none through lens "
-                f"{lens.name}; leave one of them out"
+                f"fd compares whole layers, and cannot be seen through lens {lens.name}; leave one "
+                "of them out"
             )
         kept = [version.products for version in self.versions.values()]
         if fd and not any(LAYER_GAUSSIAN in products for products in kept):
             raise UsageError(
-                f"no layer Gaussians are kept of {', '.join(self.versions)}; build with "
-                "--layer-gaussian"
+                f"no layer Gaussians are kept of {', '.join(self.versions)}; fd needs them: build "
+                "with --layer-gaussian"
             )
         chosen = tuple(spec.layers if layers is None else dict.fromkeys(layers))
         error_bars = error_bars and (lens is None or bool((lens.weights >= 0).all()))

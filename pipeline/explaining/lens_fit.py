@@ -768,12 +768,12 @@ def _folds(catalogue: Catalogue, name: str, version: Version) -> DnaFile:
         UsageError: If there are too few folds.
     """
     if "folds" not in version.sha256:
-        raise UsageError(f"{name} has no folds, of which a lens is fitted: it was imported")
+        raise UsageError(f"{name} was imported without folds, which fitting a lens needs")
     file = catalogue.open_file("folds", name, version, on_disk=True)
     if len(file.folds) < NEEDED_FOLDS:
         raise UsageError(
-            f"{name} has {len(file.folds)} folds; to fit a lens on half of them and to score it on "
-            f"the others takes {NEEDED_FOLDS}, which is as many images or more"
+            f"{name} has {len(file.folds)} folds; fitting a lens on half of them and scoring it on "
+            f"the others takes {NEEDED_FOLDS}, and so at least as many images"
         )
     return file
 

@@ -103,8 +103,8 @@ class Target:
         """
         if self.numerics != extractor.numerics:
             raise SpecMismatch(
-                f"images are ranked under {self.numerics}, as the driver has them; this "
-                f"worker has {extractor.numerics}. Give both the same libraries"
+                f"images are ranked under {self.numerics}, as the driver has them, and this worker "
+                f"has {extractor.numerics}; install the same libraries on both"
             )
         return Ranker(extractor, spec, ranges, self, resources)
 
@@ -207,7 +207,7 @@ class Ranks:
         named = [table[column].to_pylist() for column in ("uri", "member")]
         members = [(entry.uri, entry.member) for entry in shard.members]
         if metadata["key"] != key or list(zip(*named, strict=True)) != members:
-            raise CorruptFile(f"{name}: of other images than shard {shard.index}, {key}")
+            raise CorruptFile(f"{name}: its images are not those of shard {shard.index}, {key}")
         return cls(key, table)
 
 

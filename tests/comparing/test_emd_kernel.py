@@ -202,7 +202,7 @@ def in_folds(folds: list[int], neurons: int, bins: int, seed: int) -> tuple[DNA,
     return reduce(DNA.__add__, parts.values()), parts
 
 
-def brute(
+def brute_force(
     a: tuple[DNA, dict[int, DNA]], b: tuple[DNA, dict[int, DNA]], weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Each number in float64, by sums of DNAs and the plain distance."""
@@ -281,7 +281,7 @@ def test_fold_sums_are_those_by_brute_force(
     unknown = [any((parts_undefined(p)).any() for p in s[1].values() if p.images) for s in sides]
     scale = np.abs(weights).sum() * bins
     for i, j in ((0, 1), (0, 0), (len(sides) - 1, 0)):
-        expected = brute(sides[i], sides[j], weights)
+        expected = brute_force(sides[i], sides[j], weights)
         for column, values in expected.items():
             index = {"half_a": (0, i), "half_b": (0, j), "gram_aa": (0, i), "gram_bb": (0, j)}
             at = index.get(column, (0, i, j))
@@ -412,7 +412,7 @@ def test_dnas_in_memory_that_cannot_be_compared_are_refused_by_number() -> None:
 # Rounding.
 
 
-def rarely(seed: int, sizes: Sequence[int]) -> list[DNA]:
+def rarely_firing_folds(seed: int, sizes: Sequence[int]) -> list[DNA]:
     """Folds of images of which one in a hundred makes a neuron fire."""
     spec, ranges = tiny_spec(40, (Tap("stem", 300, 4),))
     rng = np.random.default_rng(seed)
@@ -426,7 +426,7 @@ def rarely(seed: int, sizes: Sequence[int]) -> list[DNA]:
     return folds
 
 
-def exactly(a: Sequence[DNA], b: Sequence[DNA], neuron: int) -> float:
+def exact_p(a: Sequence[DNA], b: Sequence[DNA], neuron: int) -> float:
     curves = [
         np.array([fold.counts[neuron, :-1].cumsum() / fold.counts[neuron].sum() for fold in folds])
         for folds in (a, b)
@@ -436,17 +436,17 @@ def exactly(a: Sequence[DNA], b: Sequence[DNA], neuron: int) -> float:
     return float(flip_test(apart @ apart.T))
 
 
-def summed(folds: Sequence[DNA]) -> tuple[DNA, dict[int, DNA]]:
+def with_folds(folds: Sequence[DNA]) -> tuple[DNA, dict[int, DNA]]:
     return reduce(DNA.__add__, folds), dict(enumerate(folds))
 
 
 def test_folds_in_which_a_neuron_hardly_fires_differ_by_nothing_but_counts() -> None:
-    """Of single neurons, and of a lens of one: their p is that of exact arithmetic."""
-    a, b = rarely(0, range(5, 21)), rarely(1, range(20, 4, -1))
-    p = np.array([exactly(a, b, neuron) for neuron in range(300)])
-    single = [FoldCurves.of([whole], [folds]) for whole, folds in (summed(a), summed(b))]
+    """The p of single neurons, and of a lens of one, is that of exact arithmetic."""
+    a, b = rarely_firing_folds(0, range(5, 21)), rarely_firing_folds(1, range(20, 4, -1))
+    p = np.array([exact_p(a, b, neuron) for neuron in range(300)])
+    single = [FoldCurves.of([whole], [folds]) for whole, folds in (with_folds(a), with_folds(b))]
     np.testing.assert_allclose(neuron_estimates(*single)["p"], p, atol=1e-12)
-    kept = [FoldCurves.of(*zip(*[summed(folds)] * 2, strict=True)) for folds in (a, b)]
+    kept = [FoldCurves.of(*zip(*[with_folds(folds)] * 2, strict=True)) for folds in (a, b)]
     for neuron in range(0, 300, 17):
         weights = (np.arange(300) == neuron).astype(float)
         found = estimates(fold_sums(*kept, weights))["p"]
@@ -456,11 +456,11 @@ def test_folds_in_which_a_neuron_hardly_fires_differ_by_nothing_but_counts() -> 
 def test_of_the_same_images_a_fold_is_left_out_on_both_sides() -> None:
     spec, ranges = tiny_spec(40, (Tap("stem", 30, 49),))
     sides = [[random_dna(spec, ranges, 5 + k, 10 * k + at) for k in range(7)] for at in (0, 1)]
-    sums = [summed(side) for side in sides]
+    sums = [with_folds(side) for side in sides]
     found = paired_estimates(*(FoldCurves.of([whole], [folds]) for whole, folds in sums))
     whole = emd(sums[0][0], sums[1][0], per_neuron=True)
     np.testing.assert_allclose(found["emd"], whole, rtol=1e-5)
-    rest = [[summed([*side[:k], *side[k + 1 :]])[0] for k in range(7)] for side in sides]
+    rest = [[with_folds([*side[:k], *side[k + 1 :]])[0] for k in range(7)] for side in sides]
     dropped = np.stack([emd(a, b, per_neuron=True) for a, b in zip(*rest, strict=True)], axis=1)
     _, se = jackknife(whole, dropped, np.arange(5, 12))
     np.testing.assert_allclose(found["se"], se, rtol=1e-3)
@@ -473,5 +473,5 @@ def test_of_the_same_images_a_fold_is_left_out_on_both_sides() -> None:
 def test_equal_folds_are_no_difference_in_float32_either(sizes: tuple[int, int]) -> None:
     spec, ranges = tiny_spec(40, (Tap("stem", 300, 49),))
     folds = [random_dna(spec, ranges, 5 + k % 3, k) for k in range(16)]
-    sides = [FoldCurves.of(*zip(*[summed(folds)] * size, strict=True)) for size in sizes]
+    sides = [FoldCurves.of(*zip(*[with_folds(folds)] * size, strict=True)) for size in sizes]
     assert (estimates(fold_sums(*sides, np.ones(300)))["p"] == 1).all()

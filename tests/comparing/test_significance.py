@@ -172,7 +172,7 @@ def test_the_floor_of_unequal_folds_is_that_of_their_images() -> None:
 
 @given(seeds, st.integers(LEAST_FOLDS, 11))
 def test_it_compares_all_choices_of_signs(seed: int, folds: int) -> None:
-    """Of each two differences the inner product h counts, and twice its cube in the test's unit."""
+    """The inner product h of each two differences counts, and twice its cube in the test's unit."""
     chance = np.random.default_rng(seed)
     vectors = chance.normal(size=(folds, 3)) + chance.normal(size=3)
     signs = np.array(list(itertools.product((1, -1), repeat=folds)))
@@ -224,7 +224,7 @@ def test_differences_pair_folds_and_merge_what_is_over(seed: int, of_a: int, of_
 
 @given(seeds, st.sampled_from([0.0, 1e-4, 0.1]), st.booleans())
 def test_rounding_is_no_difference(seed: int, spread: float, dead: bool) -> None:
-    """Of equal folds, and of a neuron that says the same of every image."""
+    """Folds are equal, or a neuron is the same for every image."""
     chance = np.random.default_rng(seed)
     level = np.ones(99) if dead else np.sort(chance.random(99))
     a = level + spread * chance.normal(size=(16, 99))

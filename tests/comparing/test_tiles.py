@@ -55,21 +55,21 @@ def filled(root: str, count: int = 6) -> Catalogue:
 
 
 @pytest.fixture(scope="module")
-def six() -> Catalogue:
+def six_datasets() -> Catalogue:
     return filled(f"memory://{uuid.uuid4().hex}")
 
 
 @pytest.fixture(scope="module")
-def untouched() -> dict[str, bytes]:
+def stored_objects() -> dict[str, bytes]:
     """The objects of such a catalogue, by their place in it."""
     root = filled(f"memory://{uuid.uuid4().hex}").root
     return {item.uri.removeprefix(root): storage.read(item.uri) for item in storage.walk(root)}
 
 
 @pytest.fixture
-def place(untouched: dict[str, bytes]) -> Catalogue:
+def place(stored_objects: dict[str, bytes]) -> Catalogue:
     root = f"memory://{uuid.uuid4().hex}"
-    for name, data in untouched.items():
+    for name, data in stored_objects.items():
         storage.create(root + name, data)
     return Catalogue(root)
 
@@ -126,17 +126,19 @@ def same(a: Matrix, b: Matrix) -> None:
     estimated=st.booleans(),
 )
 def test_any_cutting_gives_the_same_matrix(
-    six: Catalogue, names: list[int], memory: int, estimated: bool
+    six_datasets: Catalogue, names: list[int], memory: int, estimated: bool
 ) -> None:
     chosen = [f"set/{n}" for n in names]
-    whole = compare(without_kept(six), chosen, error_bars=estimated)
-    cut = compare(without_kept(six), chosen, error_bars=estimated, effort=Effort(memory=memory))
+    whole = compare(without_kept(six_datasets), chosen, error_bars=estimated)
+    cut = compare(
+        without_kept(six_datasets), chosen, error_bars=estimated, effort=Effort(memory=memory)
+    )
     same(cut, whole)
-    dnas = [six.load(name) for name in chosen]
+    dnas = [six_datasets.load(name) for name in chosen]
     for plane, layer in (("stem", "stem"), ("head", "head"), ("all", None)):
         plain = [[emd(a, b, layer=layer) for b in dnas] for a in dnas]
         assert np.allclose(cut.of(plane), plain, rtol=1e-6, atol=1e-6, equal_nan=True)
-    assert left(six) == []
+    assert left(six_datasets) == []
 
 
 def test_every_pair_is_in_one_tile() -> None:
@@ -169,7 +171,7 @@ def test_a_side_is_what_memory_and_time_allow() -> None:
 
 
 def test_covariances_are_in_the_memory_that_is_allowed() -> None:
-    """Of a wide layer they are larger than its curves."""
+    """The covariances of a wide layer are larger than its curves."""
     wide = replace(SPEC, taps=(Tap("wide", 2048, 4),), bins=1000)
     plain = Job("memory://x", wide, wide.layers, True, error_bars=False)
     job = replace(plain, fd=True)
@@ -185,7 +187,7 @@ def test_covariances_are_in_the_memory_that_is_allowed() -> None:
     held=st.integers(0, 170),
 )
 def test_steps_are_all_pairs_once_and_fit(a: int, b: int, held: int) -> None:
-    """Of a tile on the diagonal where `b` is 0."""
+    """The tile is on the diagonal if `b` is 0."""
     version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
     row = [(f"{n}", replace(version, dna=f"{n}")) for n in range(a + b)]
     job = Job("memory://x", SPEC, SPEC.layers, True)
@@ -357,18 +359,18 @@ def test_single_layers_are_taken_from_what_is_kept_of_all(
 def test_datasets_of_the_same_images_are_a_pair(
     place: Catalogue, computed: list[int], memory: int
 ) -> None:
-    def twin(name: str, of: str, images: int) -> None:
+    def build_same_images(name: str, of: str, images: int) -> None:
         manifest = plan(entries(of, images), shard_images=1)
         commit_dataset(place, name, manifest, [hand_made(s) for s in manifest.shards])
         assert place.find(name).dna == place.find(of).dna
 
     effort = Effort(memory=memory)
     compare(place, error_bars=True, effort=effort)
-    twin("twin/2", "set/2", 10)
+    build_same_images("twin/2", "set/2", 10)
     computed.clear()
     grown = compare(place, error_bars=True, effort=effort)
     assert sum(computed) == 6
-    twin("twin/0", "set/0", 8)
+    build_same_images("twin/0", "set/0", 8)
     again = compare(place, error_bars=True, effort=effort)
     few = compare(place, ["twin/2", "set/5", "set/2"], error_bars=True, effort=effort)
     # Of one dataset a tile, that of the twins with the third is one for both.
@@ -444,12 +446,12 @@ def test_a_torn_kept_matrix_is_no_reason_to_fail(place: Catalogue, computed: lis
 def test_tiles_that_are_there_are_not_computed_again(
     place: Catalogue, computed: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def dying(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+    def crash_at_a_write(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
         for item in items[:7]:
             yield function(item)
         raise InterruptedError("the engine died")
 
-    dead = Effort(lambda values: nullcontext(Workers(dying, 1)), memory=1)
+    dead = Effort(lambda values: nullcontext(Workers(crash_at_a_write, 1)), memory=1)
     with pytest.raises(InterruptedError):
         compare(place, effort=dead)
     before = sum(computed)
@@ -473,15 +475,15 @@ all_pairs.TILE_WORK = -1
 left = [int(sys.argv[2])]
 for name in ("create", "delete", "replace"):
     real = getattr(tiles.storage, name)
-    def dying(uri, *rest, real=real):
+    def crash_at_a_write(uri, *rest, real=real):
         if "_tiles" in uri or "/matrix/" in uri:
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
         return real(uri, *rest)
-    setattr(tiles.storage, name, dying)
+    setattr(tiles.storage, name, crash_at_a_write)
     if name == "delete":
-        tiles.storage.discard.__globals__[name] = dying
+        tiles.storage.discard.__globals__[name] = crash_at_a_write
 compare(Catalogue(sys.argv[1]), error_bars=False, effort=Effort(memory=1))
 """
 
@@ -513,7 +515,7 @@ def test_a_tile_that_lies_is_computed_again(
     true = compare(place, effort=SMALL)
     without_kept(place)
 
-    def lying(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+    def map_then_damage(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
         for item in items:
             yield function(item)
         if len(items) == 1:  # that one, again
@@ -532,7 +534,9 @@ def test_a_tile_that_lies_is_computed_again(
             tiles.decode(storage.read(uri), rectangles[0])
 
     computed.clear()
-    found = compare(place, effort=Effort(lambda values: nullcontext(Workers(lying, 1)), memory=1))
+    found = compare(
+        place, effort=Effort(lambda values: nullcontext(Workers(map_then_damage, 1)), memory=1)
+    )
     same(found, true)
     assert sum(computed) == 16
 
@@ -638,13 +642,13 @@ def test_a_kept_matrix_that_goes_while_it_is_read_is_computed(
     (uri,) = stored(place)
     real = storage.exists
 
-    def going(of: str) -> bool:
+    def vanish_when_seen(of: str) -> bool:
         there = real(of)
         if of == uri:
             storage.delete(of)
         return there
 
-    monkeypatch.setattr(storage, "exists", going)
+    monkeypatch.setattr(storage, "exists", vanish_when_seen)
     same(compare(place), right)
     assert sum(computed) == 30
 

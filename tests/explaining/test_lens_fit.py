@@ -113,7 +113,7 @@ def test_held_out_scores_are_those_of_other_images(place: Catalogue, signed: Fit
 def test_the_ridge_is_the_one_that_does_best_on_images_that_it_was_not_fitted_on(
     place: Catalogue,
 ) -> None:
-    """Of the folds' other half; and so are the scores. What is not seen has no say in it."""
+    """So are the scores, on the other half of the folds. What is not seen has no say in it."""
     names = [attribute(name) for name in ("fog", "dark", "turned", "same")]
     seen = AttributeDistances.of(place, names, None, None, ignore)
     assert seen.detected.tolist() == [True, True, True, False]
@@ -280,7 +280,7 @@ def test_of_the_same_images_only_the_change_is_seen(pairs: Catalogue) -> None:
 
 
 def test_pairs_take_few_images(pairs: Catalogue) -> None:
-    """Of as many images, what is ignored goes further where they are the same ones."""
+    """With as many images, more of what is ignored goes if they are the same images."""
     left = {}
     for of, named in (("few", pair), ("apart", attribute)):
         fog, *others = (named(name, of) for name in ("fog", "dark", "turned"))

@@ -214,7 +214,7 @@ def test_members_of_archives_are_ranked_as_files_are(
     assert all(p.image for row in gallery_of(catalogue, found).rows for p in row.pictures)
 
 
-class Otherwise(SerialMapper):
+class OtherOrder(SerialMapper):
     """An engine that takes shards in another order, some twice, each with a worker of its own."""
 
     def __init__(self, seed: int) -> None:
@@ -237,8 +237,8 @@ def test_shards_order_threads_and_retries_change_no_byte(
         (engine, {}),
         (engine, {"shard_images": 1}),
         (engine, {"shard_images": 5, "resources": Resources(workers=0, threads=1)}),
-        (Otherwise(1), {"shard_images": 64, "resources": Resources(threads=3, fetch_ahead=2)}),
-        (Otherwise(2), {"shard_images": 2}),
+        (OtherOrder(1), {"shard_images": 64, "resources": Resources(threads=3, fetch_ahead=2)}),
+        (OtherOrder(2), {"shard_images": 2}),
     ]
     found = []
     for number, (by, options) in enumerate(ways):
@@ -300,7 +300,7 @@ def test_layers_that_weigh_nothing_cost_nothing(
 # What goes on where it ended.
 
 
-class Dying(Otherwise):
+class CrashAfter(OtherOrder):
     """Ends after so many shards, as a killed driver does."""
 
     def __init__(self, after: int) -> None:
@@ -319,7 +319,7 @@ def test_a_rerun_does_what_is_missing(
 ) -> None:
     clean, out = tmp_path / "clean.parquet", tmp_path / "out.parquet"
     with pytest.raises(InterruptedError):
-        ranked(catalogue, source, Dying(5), place, out=str(out))
+        ranked(catalogue, source, CrashAfter(5), place, out=str(out))
     assert not out.exists()
     found = ranked(catalogue, source, engine, place, out=str(out))
     assert found.counted_shards == 14 - 6  # the last one was committed, and not yet told
@@ -339,15 +339,15 @@ def test_a_worker_that_dies_before_it_commits_leaves_nothing(
     create, out = storage.create, tmp_path / "out.parquet"
     left = iter(range(4))
 
-    def dies(uri: str, data: Any) -> bool:
+    def crash_at_the_fifth(uri: str, data: Any) -> bool:
         if "/_ranks/" in uri and "/partials/" in uri and next(left, None) is None:
             raise InterruptedError
         return create(uri, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "create", dies)
+        patch.setattr(storage, "create", crash_at_the_fifth)
         with pytest.raises(InterruptedError):
-            ranked(catalogue, source, Otherwise(4), place, out=str(out))
+            ranked(catalogue, source, OtherOrder(4), place, out=str(out))
     assert not out.exists()
     engine = InProcess()
     assert ranked(catalogue, source, engine, place, out=str(out)).counted_shards == 10
@@ -477,7 +477,7 @@ def test_what_cannot_be_repeated_here_is_refused(
 def test_a_spec_of_another_machine_or_version_is_refused_by_its_fields(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, change: str
 ) -> None:
-    """Of bf16 the numerics are part, and those of a GPU are not this CPU's."""
+    """In bf16 the numerics are part of the spec, and those of a GPU are not this CPU's."""
     version = catalogue.find(NAME)
     spec = catalogue.spec(version.spec)
     if change == "numerics":
