@@ -1,4 +1,4 @@
-"""Hostile candidates, made from code, each with what must become of it.
+"""Makes hostile candidates, each with the outcome that it must have.
 
     python -m tests.support.hostile_files docs/hostile.md      # writes the table
 
@@ -29,14 +29,18 @@ from pipeline.images import FORMATS, ORIENTATION
 from tests.support.builders import photo
 
 COUNTED, IGNORED, UNSEEN, REFUSED = "counted", "ignored", "not a candidate", "refused"
-"""Outcomes beside the words of `images.REASONS`."""
+"""Outcomes other than the reasons of a failure, `images.REASONS`."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of candidate. `make`: its files' contents by their names.
+    """A kind of candidate.
 
-    `slow`: its limits take seconds to reach.
+    Attributes:
+        title: What it is.
+        outcome: What must become of it.
+        make: Returns the contents of its files, by their names.
+        slow: Its limits take seconds to reach.
     """
 
     title: str
@@ -47,9 +51,13 @@ class Kind:
 
 @dataclass(frozen=True)
 class Place:
-    """A kind that is made of more than content: `make` puts it into an empty folder.
+    """A kind of candidate that needs a file system.
 
-    `counted`: how many candidates of it count. A list's `make` also returns the list.
+    Attributes:
+        title: What it is.
+        outcome: What must become of it.
+        make: Puts it into an empty folder. For a list, it also returns the list.
+        counted: How many of its candidates count.
     """
 
     title: str
@@ -916,14 +924,14 @@ ARCHIVES: tuple[tuple[str, str], ...] = (
         "an archive cut short: the whole members before the cut are counted, and beside them",
         "truncated",
     ),
-    ("what has an archive's name and is none", "corrupt, or truncated"),
+    ("a file with an archive's name that is no archive", "corrupt, or truncated"),
     ("an archive of no bytes", "empty"),
     ("an archive in an archive: it is not opened", "not_an_image"),
     (
-        "names that climb, are absolute, have 1,000 characters or line breaks, or are no text",
+        "names that lead upwards, are absolute, or have 1,000 characters, line breaks or no text",
         "counted",
     ),
-    ("of a name that occurs again in an archive, all but the last", "dropped as duplicates"),
+    ("members whose name occurs again in the archive, all but the last", "dropped as duplicates"),
     ("links, folders, devices and named pipes in a tar; folders and links in a zip", "ignored"),
     (
         "sparse members of a tar; encrypted members of a zip, or packed in unknown ways",
@@ -966,19 +974,21 @@ HEAD = """# What becomes of hostile files
 Each kind is made by `tests/support/hostile_files.py`, and its outcome is tested. The command
 `python -m tests.support.hostile_files docs/hostile.md` writes this table.
 
-- **counted**: it is an image that we read; its pixels count.
-- **ignored**: by its name it is certainly something else; the number of such is recorded.
-- **not a candidate**: no regular file; it is passed over.
+- **counted**: it is an image that can be read; its pixels count.
+- **ignored**: by its name it is certainly something else. The number of such files is recorded.
+- **not a candidate**: it is no regular file, and is passed over.
 - **refused**: the build ends with the reason, and nothing is counted.
-- anything else is the reason of a failure, listed with the dataset. `timeout` is for what takes
-  longer than `Resources.decode_seconds`, four times, the last three in a process of its own.
+- Any other word is the reason of a failure, which is listed with the dataset. `timeout` means that
+  decoding took longer than `Resources.decode_seconds` four times, the last three in a process of
+  its own.
 
-Decoding takes less than 2 GB beside the file itself, whatever the image: at most 100 million pixels
-are in decoders at a time, in all threads of a process.
+Decoding takes less than 2 GB beside the file itself, whatever the image: the decoders of a process
+hold at most 100 million pixels at a time, in all threads together.
 """
 
 
 def table() -> str:
+    """Returns the document."""
     sections: tuple[tuple[str, Iterable[Kind | Place]], ...] = (
         ("Files", FILES),
         ("Folders and names", (*PLACES, UNREADABLE)),
