@@ -1,17 +1,13 @@
-"""However images come, as files, in archives, by a table, mixed: they count the same, each once."""
+"""Images count the same, and each once, as files, in archives, named by a table, or mixed."""
 
 from __future__ import annotations
 
 import io
-import tarfile
-import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.building import Request, Result, build_datasets, datasets, planner, runner
@@ -19,12 +15,13 @@ from pipeline.catalogue import Catalogue, verify
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import SourceError, TransientError
-from pipeline.sources import Entry, Listing, Members, Rules, list_source, plan
+from pipeline.sources import Entry, Listing, Members, list_source
 from pipeline.sources.archives import contents
 from pipeline.sources.archives.index import ArchiveIndex
 from pipeline.spec import Resources
 from pipeline.storage import Stored
 from tests.support import tiny_network as tiny
+from tests.support.archives import tar_bytes, write_files, write_mixed_folder
 from tests.support.builders import photo
 
 IMAGES = 12
@@ -40,34 +37,8 @@ def jpeg(seed: int) -> bytes:
 PICTURES = {f"day{i % 3}/photo-{i:03d}.jpg": jpeg(i) for i in range(IMAGES)}
 
 
-def tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as file:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-
-
-def zipped(path: Path, members: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, data in members.items():
-            file.writestr(name, data)
-
-
-def parquet(path: Path, members: dict[str, bytes]) -> None:
-    """As Hugging Face's datasets write it."""
-    rows = [{"bytes": data, "path": name} for name, data in members.items()]
-    pq.write_table(pa.table({"image": rows, "label": list(range(len(rows)))}), path)
-
-
-def files(folder: Path, members: dict[str, bytes]) -> None:
-    for name, data in members.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-
-
-def part(first: int, last: int) -> dict[str, bytes]:
-    return dict(list(PICTURES.items())[first:last])
+def pictures(first: int, last: int) -> list[tuple[str, bytes]]:
+    return list(PICTURES.items())[first:last]
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +47,10 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> tiny.Place:
 
 
 @pytest.fixture(scope="module")
-def truth(network: tiny.Place, tmp_path_factory: pytest.TempPathFactory) -> DNA:
-    folder = tmp_path_factory.mktemp("truth")
-    files(folder / "images", PICTURES)
-    return made(network, Catalogue(str(folder / "c")), folder / "images")[0]
+def expected(network: tiny.Place, tmp_path_factory: pytest.TempPathFactory) -> DNA:
+    folder = tmp_path_factory.mktemp("expected")
+    write_files(folder / "images", PICTURES)
+    return build_and_load(network, Catalogue(str(folder / "c")), folder / "images")[0]
 
 
 @pytest.fixture
@@ -87,7 +58,7 @@ def place(tmp_path: Path) -> Catalogue:
     return Catalogue(str(tmp_path / "catalogue"))
 
 
-def made(
+def build_and_load(
     network: tiny.Place, place: Catalogue, images: Path, *, relist: bool = False, **options: object
 ) -> tuple[DNA, Result]:
     request = Request("x", str(images), **network.options, **options)
@@ -97,30 +68,18 @@ def made(
     return place.load("x"), result
 
 
-def same(a: DNA, b: DNA) -> bool:
+def same_counts(a: DNA, b: DNA) -> bool:
     names = ("counts", "underflow", "overflow", "nonfinite", "min", "max")
     return a.images == b.images and all(
         np.array_equal(getattr(a, name), getattr(b, name)) for name in names
     )
 
 
-def mixed(folder: Path) -> Path:
-    """All pictures, some of each kind, with what lies beside them."""
-    folder.mkdir()
-    files(folder, part(0, 3))
-    tar(folder / "a.tar", part(3, 6) | {"labels.json": b"{}", "3.cls": b"7"})
-    zipped(folder / "b.zip", part(6, 9) | {"README.md": b"words"})
-    parquet(folder / "c.parquet", part(9, 12))
-    pq.write_table(pa.table({"weather": ["rain"]}), folder / "notes.parquet")
-    (folder / "list.csv").write_text("not looked at")
-    return folder
-
-
 def test_a_folder_of_files_and_archives_counts_each_image_once(
-    network: tiny.Place, place: Catalogue, truth: DNA, tmp_path: Path
+    network: tiny.Place, place: Catalogue, expected: DNA, tmp_path: Path
 ) -> None:
-    dna, result = made(network, place, mixed(tmp_path / "images"))
-    assert same(dna, truth)
+    dna, result = build_and_load(network, place, write_mixed_folder(tmp_path / "images", PICTURES))
+    assert same_counts(dna, expected)
     assert result.ignored == {".json": 1, ".cls": 1, ".md": 1, ".parquet": 1, ".csv": 1}
     manifest = place.manifest("x", result.version)
     named = {(e.uri.rpartition("/")[2], e.member) for s in manifest.shards for e in s.members}
@@ -130,8 +89,8 @@ def test_a_folder_of_files_and_archives_counts_each_image_once(
 def test_an_archive_is_looked_into_once(
     network: tiny.Place, place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = mixed(tmp_path / "images")
-    made(network, place, folder)
+    folder = write_mixed_folder(tmp_path / "images", PICTURES)
+    build_and_load(network, place, folder)
     looked: list[str] = []
     real = contents.index_archive
 
@@ -140,27 +99,27 @@ def test_an_archive_is_looked_into_once(
         return real(item, column)
 
     monkeypatch.setattr(contents, "index_archive", index)
-    _, again = made(network, place, folder)
+    _, again = build_and_load(network, place, folder)
     assert (again.changed, looked) == (False, ["notes.parquet"]), (
         "tables without images are not kept"
     )
     looked.clear()
-    tar(folder / "a.tar", part(3, 6) | {"more.jpg": jpeg(99)})
-    dna, later = made(network, place, folder)
+    (folder / "a.tar").write_bytes(tar_bytes([*pictures(3, 6), ("more.jpg", jpeg(99))]))
+    dna, later = build_and_load(network, place, folder)
     assert sorted(looked) == ["a.tar", "notes.parquet"]
     assert dna.images == IMAGES + 1
     assert later.counted_shards < len(place.manifest("x", later.version).heads)
 
 
-def test_a_damaged_note_of_an_archive_is_made_again(
-    network: tiny.Place, place: Catalogue, truth: DNA, tmp_path: Path
+def test_a_damaged_index_of_an_archive_is_made_again(
+    network: tiny.Place, place: Catalogue, expected: DNA, tmp_path: Path
 ) -> None:
-    folder = mixed(tmp_path / "images")
-    made(network, place, folder)
+    folder = write_mixed_folder(tmp_path / "images", PICTURES)
+    build_and_load(network, place, folder)
     for path in (tmp_path / "catalogue" / "_work" / "_archives").iterdir():
         path.write_bytes(path.read_bytes()[:-40])
-    dna, again = made(network, place, folder)
-    assert same(dna, truth)
+    dna, again = build_and_load(network, place, folder)
+    assert same_counts(dna, expected)
     assert not again.changed
 
 
@@ -169,55 +128,28 @@ def test_a_member_that_cannot_be_read_is_listed_by_its_name(
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    tar(folder / "a.tar", {**part(0, 4), "broken.jpg": BAD})
-    whole = (folder / "a.tar").read_bytes()
+    whole = tar_bytes([*pictures(0, 4), ("broken.jpg", BAD)])
+    (folder / "a.tar").write_bytes(whole)
     (folder / "cut.tar").write_bytes(whole[: 512 + 600])
     (folder / "none.zip").write_bytes(b"PK\x03\x04 and no more")
-    dna, result = made(network, place, folder, max_failures=9)
+    dna, result = build_and_load(network, place, folder, max_failures=9)
     assert dna.images == 4
     failed = {f"{f.uri.rpartition('/')[2]}::{f.member}": f.reason for f in result.failures}
     assert failed.keys() == {"a.tar::broken.jpg", "cut.tar::", "none.zip::"}
     assert (failed["cut.tar::"], failed["a.tar::broken.jpg"]) == ("truncated", "corrupt")
 
 
-def test_rules_reach_into_archives(tmp_path: Path) -> None:
-    folder = mixed(tmp_path / "images")
-
-    def names(**rules: str) -> set[str]:
-        entries = list_source(folder, Rules(**rules)).entries
-        return {e.member or e.uri.rpartition("/")[2] for e in entries}
-
-    everything = names()
-    assert names(include="day1/*") == {"photo-001.jpg"}
-    assert names(include="*.jpg") == {n for n in everything if n.endswith(".jpg")}
-    assert names(include="a.tar/*") == {
-        "day0/photo-003.jpg",
-        "day1/photo-004.jpg",
-        "day2/photo-005.jpg",
-    }
-    assert names(exclude="*.tar") == {n for n in everything if n not in names(include="a.tar/*")}
-    by_depth = {
-        depth: {
-            e.group.rpartition("/images/")[2]
-            for e in list_source(folder, Rules(group_by=depth)).entries
-        }
-        for depth in ("1", "2")
-    }
-    assert by_depth["1"] == {"day0", "day1", "day2", "a.tar", "b.zip", "c.parquet"}
-    assert {"a.tar/day0", "b.zip/day2"} <= by_depth["2"]
-
-
 def test_a_table_names_members_with_labels(
-    network: tiny.Place, place: Catalogue, truth: DNA, tmp_path: Path
+    network: tiny.Place, place: Catalogue, expected: DNA, tmp_path: Path
 ) -> None:
-    folder = mixed(tmp_path / "images")
-    rows = [("images/" + name, "", "file") for name in part(0, 3)]
-    rows += [("images/a.tar", name, "tar") for name in part(3, 6)]
+    folder = write_mixed_folder(tmp_path / "images", PICTURES)
+    rows = [("images/" + name, "", "file") for name, _ in pictures(0, 3)]
+    rows += [("images/a.tar", name, "tar") for name, _ in pictures(3, 6)]
     rows += [("images/b.zip", "", "zip"), ("images/c.parquet", "", "rows")]
     columns = dict(zip(("uri", "member", "kind"), zip(*rows, strict=True), strict=True))
     pyarrow.csv.write_csv(pa.table({k: list(v) for k, v in columns.items()}), tmp_path / "t.csv")
-    dna, result = made(network, place, tmp_path / "t.csv", group_by="kind")
-    assert same(dna, truth)
+    dna, result = build_and_load(network, place, tmp_path / "t.csv", group_by="kind")
+    assert same_counts(dna, expected)
     manifest = place.manifest("x", result.version)
     kinds = [row["kind"] for table in manifest.tables() for row in table.to_pylist()]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(
@@ -240,25 +172,10 @@ def test_a_table_names_members_with_labels(
             list_source(tmp_path / "bad.csv")
 
 
-def test_a_member_named_twice_counts_once_and_with_one_label(tmp_path: Path) -> None:
-    folder = mixed(tmp_path / "images")
-    name = next(iter(part(3, 4)))
-
-    def listed(labels: Sequence[str]) -> Listing:
-        columns = {"uri": [f"{folder}/a.tar"] * 2, "member": [name] * 2, "kind": list(labels)}
-        pyarrow.csv.write_csv(pa.table(columns), tmp_path / "t.csv")
-        return list_source(tmp_path / "t.csv")
-
-    manifest = plan(listed(["a", "a"]))
-    assert (manifest.candidates, manifest.duplicates) == (1, 1)
-    with pytest.raises(SourceError, match=r"a\.tar::day0/photo-003\.jpg is listed twice"):
-        listed(["a", "b"])
-
-
 # A source that changes while it is read.
 
 
-class Changing:
+class ChangingFile:
     """Writes other pictures over one, so many times, just before it is read."""
 
     def __init__(self, path: Path, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,27 +195,27 @@ def test_a_source_that_changes_is_listed_again_on_request(
     network: tiny.Place, place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "images"
-    files(folder, PICTURES)
+    write_files(folder, PICTURES)
     path = folder / "day0" / "photo-000.jpg"
     monkeypatch.setattr(runner, "TRIES", 1)
-    changing = Changing(path, 1, monkeypatch)
+    changing = ChangingFile(path, 1, monkeypatch)
     with pytest.raises(TransientError, match=r"photo-000\.jpg changed between listing and reading"):
-        made(network, place, folder)
+        build_and_load(network, place, folder)
     assert place.head().number == 0
     changing.done, changing.times = 0, 2
-    dna, _ = made(network, place, folder, relist=True)
+    dna, _ = build_and_load(network, place, folder, relist=True)
     assert changing.done == 2
     other = Catalogue(str(tmp_path / "clean"))
-    assert same(dna, made(network, other, folder)[0])
+    assert same_counts(dna, build_and_load(network, other, folder)[0])
 
 
-def test_one_that_cannot_be_listed_again_ends_with_that_error_alone(
+def test_a_source_that_cannot_be_listed_again_ends_with_that_error_alone(
     network: tiny.Place, place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "images"
-    files(folder, PICTURES)
+    write_files(folder, PICTURES)
     monkeypatch.setattr(runner, "TRIES", 1)
-    Changing(folder / "day0" / "photo-000.jpg", 9, monkeypatch)
+    ChangingFile(folder / "day0" / "photo-000.jpg", 9, monkeypatch)
     real, listed = planner.list_source, []
 
     def list_once(*args: object, **options: object) -> Listing:
@@ -309,30 +226,30 @@ def test_one_that_cannot_be_listed_again_ends_with_that_error_alone(
 
     monkeypatch.setattr(planner, "list_source", list_once)
     with pytest.raises(TransientError, match=r"^x: the store is away$"):
-        made(network, place, folder, relist=True)
+        build_and_load(network, place, folder, relist=True)
     assert len(listed) == 2
     assert place.head().number == 0
 
 
-def test_one_that_does_not_stop_changing_ends_the_build(
+def test_a_source_that_does_not_stop_changing_ends_the_build(
     network: tiny.Place, place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "images"
-    files(folder, PICTURES)
+    write_files(folder, PICTURES)
     monkeypatch.setattr(runner, "TRIES", 1)
-    changing = Changing(folder / "day0" / "photo-000.jpg", 99, monkeypatch)
+    changing = ChangingFile(folder / "day0" / "photo-000.jpg", 99, monkeypatch)
     with pytest.raises(TransientError, match=r"photo-000\.jpg changed"):
-        made(network, place, folder, relist=True)
+        build_and_load(network, place, folder, relist=True)
     assert changing.done == 1 + datasets.RELISTS
     assert place.head().number == 0
 
 
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
-def test_ray_s_workers_look_into_archives_and_count_the_same(tmp_path: Path) -> None:
+def test_workers_of_ray_look_into_archives_and_count_the_same(tmp_path: Path) -> None:
     from pipeline.engine import RayEngine
 
-    folder = mixed(tmp_path / "images")
+    folder = write_mixed_folder(tmp_path / "images", PICTURES)
     alone, spread = Catalogue(str(tmp_path / "alone")), Catalogue(str(tmp_path / "spread"))
     resources = Resources(workers=1, threads=1)
     request = Request("x", str(folder))

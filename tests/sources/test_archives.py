@@ -1,4 +1,4 @@
-"""Members of archives: each is read as it was written, or listed with its reason; never lost."""
+"""Members of archives are read as they were written, or listed with the reason of their failure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from random import Random
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.feather
-import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -39,80 +38,37 @@ from pipeline.sources.archives.contents import archive_kind, index_archive
 from pipeline.sources.archives.index import ArchiveIndex
 from pipeline.spec import Resources
 from tests.counting.test_shard import NETWORK, RANGES, SPEC
+from tests.support.archives import (
+    Pairs,
+    arrow_bytes,
+    feather_bytes,
+    parquet_bytes,
+    tar_bytes,
+    zip_bytes,
+)
 from tests.support.builders import photo
 
-Pairs = Sequence[tuple[str, bytes]]
 MAX_BYTES = 1 << 20
-
-
-def tarred(pairs: Pairs, mode: str = "w", form: int = tarfile.PAX_FORMAT) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode=mode, format=form) as tar:
-        for name, data in pairs:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return sink.getvalue()
-
-
-def zipped(pairs: Pairs, method: int = zipfile.ZIP_STORED) -> bytes:
-    sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w", method) as file:
-        for name, data in pairs:
-            file.writestr(name, data)
-    return sink.getvalue()
-
-
-def as_table(pairs: Pairs, *, struct_of_bytes: bool = False) -> pa.Table:
-    """With a label in a dictionary, as tables of images have them."""
-    column: pa.Array = pa.array([data for _, data in pairs], pa.binary())
-    if struct_of_bytes:
-        paths = pa.array([name for name, _ in pairs], pa.string())
-        column = pa.StructArray.from_arrays([column, paths], ["bytes", "path"])
-    labels = pa.array(["cat"] * len(pairs), pa.string()).dictionary_encode()
-    return pa.table({"label": labels, "an image": column})
-
-
-def parquet(pairs: Pairs, *, struct_of_bytes: bool = False) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(as_table(pairs, struct_of_bytes=struct_of_bytes), sink, row_group_size=3)
-    return sink.getvalue()
-
-
-def arrow(pairs: Pairs, *, stream: bool, struct_of_bytes: bool = False) -> bytes:
-    sink = io.BytesIO()
-    table = as_table(pairs, struct_of_bytes=struct_of_bytes)
-    new = pa.ipc.new_stream if stream else pa.ipc.new_file
-    with new(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=2)
-    return sink.getvalue()
-
-
-def feather(pairs: Pairs) -> bytes:
-    sink = io.BytesIO()
-    pyarrow.feather.write_feather(as_table(pairs), sink, compression="zstd", chunksize=2)
-    return sink.getvalue()
-
 
 Writer = Callable[[Pairs], bytes]
 NAMED: dict[str, Writer] = {
-    "pax.tar": tarred,
-    "gnu.tar": lambda pairs: tarred(pairs, form=tarfile.GNU_FORMAT),
-    "a.tar.gz": lambda pairs: tarred(pairs, "w:gz"),
-    "a.tar.bz2": lambda pairs: tarred(pairs, "w:bz2"),
-    "a.tar.xz": lambda pairs: tarred(pairs, "w:xz"),
-    "stored.zip": zipped,
-    "deflated.ZIP": lambda pairs: zipped(pairs, zipfile.ZIP_DEFLATED),
+    "pax.tar": tar_bytes,
+    "gnu.tar": lambda pairs: tar_bytes(pairs, form=tarfile.GNU_FORMAT),
+    "a.tar.gz": lambda pairs: tar_bytes(pairs, "w:gz"),
+    "a.tar.bz2": lambda pairs: tar_bytes(pairs, "w:bz2"),
+    "a.tar.xz": lambda pairs: tar_bytes(pairs, "w:xz"),
+    "stored.zip": zip_bytes,
+    "deflated.ZIP": lambda pairs: zip_bytes(pairs, zipfile.ZIP_DEFLATED),
 }
 NUMBERED: dict[str, Writer] = {
-    "plain.parquet": parquet,
-    "struct.parquet": lambda pairs: parquet(pairs, struct_of_bytes=True),
-    "file.arrow": lambda pairs: arrow(pairs, stream=False),
-    "stream.arrow": lambda pairs: arrow(pairs, stream=True, struct_of_bytes=True),
-    "zstd.feather": feather,
+    "plain.parquet": parquet_bytes,
+    "struct.parquet": lambda pairs: parquet_bytes(pairs, struct_of_bytes=True),
+    "file.arrow": lambda pairs: arrow_bytes(pairs, stream=False),
+    "stream.arrow": lambda pairs: arrow_bytes(pairs, stream=True, struct_of_bytes=True),
+    "zstd.feather": feather_bytes,
 }
 WRITERS = NAMED | NUMBERED
-SOME = [(f"photos/{i}.jpg", bytes([65 + i]) * (700 * i + 1)) for i in range(8)]
+MEMBERS = [(f"photos/{i}.jpg", bytes([65 + i]) * (700 * i + 1)) for i in range(8)]
 
 
 def put(folder: Path, name: str, data: bytes) -> str:
@@ -168,7 +124,7 @@ def expected(name: str, pairs: Pairs) -> list[tuple[str, bytes]]:
 # What was written is what is read.
 
 
-def test_kinds_are_told_by_the_name() -> None:
+def test_an_archive_is_known_by_its_name() -> None:
     kinds = {
         name: archive_kind(f"s3://bucket/{name}") for name in ("a.TAR", "a.tgz", "a.jpg", *WRITERS)
     }
@@ -207,42 +163,37 @@ def test_any_members_are_read_as_they_were_written(name: str, pairs: Pairs, tmp_
         st.text("\\x41é\udcc3\udca9\udcff", min_size=1, max_size=6), min_size=1, unique=True
     )
 )
-def test_names_that_are_no_text_stay_apart(raw: list[str], tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_stay_different(raw: list[str], tmp_path: Path) -> None:
     names = {name.encode("utf-8", "surrogateescape"): name for name in raw}
     pairs = [(name, key) for key, name in names.items()]
-    uri = put(tmp_path, "a.tar", tarred(pairs, form=tarfile.GNU_FORMAT))
+    uri = put(tmp_path, "a.tar", tar_bytes(pairs, form=tarfile.GNU_FORMAT))
     found = contents(uri)
     assert [data for _, data in found] == list(names)
     for member, _ in found:
         member.encode()
 
 
-def test_a_name_that_is_no_text_is_printed_by_its_bytes(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_printed_with_escapes(tmp_path: Path) -> None:
     pairs = [("\udcff.jpg", b"1"), ("\\xff.jpg", b"2"), ("a\\b.jpg", b"3")]
-    uri = put(tmp_path, "a.tar", tarred(pairs, form=tarfile.GNU_FORMAT))
+    uri = put(tmp_path, "a.tar", tar_bytes(pairs, form=tarfile.GNU_FORMAT))
     assert [member for member, _ in contents(uri)] == ["\\xff.jpg", "\\\\xff.jpg", "a\\b.jpg"]
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_the_last_of_a_name_counts(name: str, tmp_path: Path) -> None:
+def test_of_members_with_one_name_the_last_counts(name: str, tmp_path: Path) -> None:
     pairs = [("a", b"old"), ("b", b"other"), ("a", b"new")]
-    with pytest.warns(UserWarning, match="Duplicate") if "zip" in name.lower() else nothing():
+    with pytest.warns(UserWarning, match="Duplicate") if "zip" in name.lower() else nullcontext():
         uri = put(tmp_path, name, WRITERS[name](pairs))
     assert contents(uri) == [("b", b"other"), ("a", b"new")]
     assert indexed(uri).duplicates == 1
 
 
-@contextmanager
-def nothing() -> Iterator[None]:
-    yield
-
-
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_any_order_from_many_threads_reads_the_same(name: str, ahead: int, tmp_path: Path) -> None:
-    uri = put(tmp_path, name, WRITERS[name](SOME))
+    uri = put(tmp_path, name, WRITERS[name](MEMBERS))
     entries = entries_of(uri, indexed(uri))
-    expected = [data for _, data in SOME]
+    expected = [data for _, data in MEMBERS]
     for order in (entries, entries[::-1], entries[1::2] + entries[::2]):
         with members(order, ahead) as read, ThreadPoolExecutor(4) as pool:
             found = dict(zip(order, pool.map(read.fetch, order), strict=True))
@@ -251,21 +202,21 @@ def test_any_order_from_many_threads_reads_the_same(name: str, ahead: int, tmp_p
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "plain.parquet", "stream.arrow"])
-def test_what_was_passed_and_not_asked_for_is_kept_within_bounds(name: str, tmp_path: Path) -> None:
-    uri = put(tmp_path, name, WRITERS[name](SOME))
+def test_members_that_were_passed_are_kept_up_to_a_limit(name: str, tmp_path: Path) -> None:
+    uri = put(tmp_path, name, WRITERS[name](MEMBERS))
     entries = entries_of(uri, indexed(uri))
     with members(entries, ahead=3) as read:
-        assert read.fetch(entries[-1]) == SOME[-1][1]
+        assert read.fetch(entries[-1]) == MEMBERS[-1][1]
         assert len(read._pass_of[uri]._kept) <= 3
-        assert [read.fetch(entry) for entry in entries] == [data for _, data in SOME]
+        assert [read.fetch(entry) for entry in entries] == [data for _, data in MEMBERS]
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_part_of_the_members_is_read_alone(name: str, tmp_path: Path) -> None:
-    uri = put(tmp_path, name, WRITERS[name](SOME))
+def test_some_of_the_members_are_read(name: str, tmp_path: Path) -> None:
+    uri = put(tmp_path, name, WRITERS[name](MEMBERS))
     entries = entries_of(uri, indexed(uri))[3:5]
     with members(entries) as read:
-        assert [read.fetch(entry) for entry in entries] == [data for _, data in SOME[3:5]]
+        assert [read.fetch(entry) for entry in entries] == [data for _, data in MEMBERS[3:5]]
 
 
 # An archive that is torn, or none.
@@ -285,22 +236,22 @@ def whole_before(name: str, data: bytes, cut: int) -> int:
 def test_a_truncated_archive_keeps_what_is_whole_and_fails(
     name: str, part: float, tmp_path: Path
 ) -> None:
-    data = WRITERS[name](SOME)
+    data = WRITERS[name](MEMBERS)
     cut = int(part * len(data))
     found = contents(put(tmp_path, name, data[:cut]))
-    whole = dict(expected(name, SOME))
+    whole = dict(expected(name, MEMBERS))
     good = [(member, content) for member, content in found if content == whole.get(member)]
-    assert good == found[: len(good)] == expected(name, SOME)[: len(good)]
+    assert good == found[: len(good)] == expected(name, MEMBERS)[: len(good)]
     assert len(good) >= whole_before(name, data, cut)
     bad = found[len(good) :]
-    assert [member for member, _ in bad] == [""] or len(good) == len(SOME)
+    assert [member for member, _ in bad] == [""] or len(good) == len(MEMBERS)
     assert all(reason in ("empty", "truncated", "corrupt") for _, reason in bad)
 
 
 def test_a_stream_without_its_end_marker_is_truncated(tmp_path: Path) -> None:
     """Whether rows are missing cannot be told."""
-    uri = put(tmp_path, "a.arrow", arrow(SOME, stream=True)[:-8])
-    assert contents(uri) == [*expected("stream.arrow", SOME), ("", "truncated")]
+    uri = put(tmp_path, "a.arrow", arrow_bytes(MEMBERS, stream=True)[:-8])
+    assert contents(uri) == [*expected("stream.arrow", MEMBERS), ("", "truncated")]
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
@@ -317,10 +268,10 @@ def test_a_packed_member_that_is_not_where_it_was_listed_fails(
 @pytest.mark.parametrize("name", WRITERS)
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255))
-def test_a_byte_changed_anywhere_ends_no_job(
+def test_a_changed_byte_never_raises_another_error(
     name: str, at: float, value: int, tmp_path: Path
 ) -> None:
-    data = bytearray(WRITERS[name](SOME))
+    data = bytearray(WRITERS[name](MEMBERS))
     data[int(at * len(data))] ^= value
     uri = put(tmp_path, name, bytes(data))
     found = index_archive(storage.info(uri))
@@ -332,13 +283,13 @@ def test_a_byte_changed_anywhere_ends_no_job(
         outcomes = [outcome(read, entry) for entry in entries if entry.size <= MAX_BYTES]
     if "zip" in name.lower():  # all that is counted has its checksum
         assert {content for content in outcomes if isinstance(content, bytes)} <= {
-            data for _, data in SOME
+            data for _, data in MEMBERS
         }
 
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("data", [b"", b"\0", b"no archive, only text" * 99, photo(1).tobytes()])
-def test_what_is_no_archive_is_one_failure(name: str, data: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_one_failure(name: str, data: bytes, tmp_path: Path) -> None:
     (failed,) = contents(put(tmp_path, name, data))
     assert failed in [("", "corrupt"), ("", "truncated"), ("", "empty")]
     assert (failed[1] == "empty") == (not data)
@@ -357,7 +308,7 @@ def broken_detail(uri: str) -> str:
     return bad.value.detail
 
 
-# Tars of ill will.
+# Hostile tars.
 
 
 def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
@@ -394,7 +345,7 @@ def test_links_folders_and_devices_are_ignored_and_counted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../up.jpg", "x" * 1000, "a//b/./c.jpg", " "])
-def test_a_name_is_only_a_name(name: str, tmp_path: Path) -> None:
+def test_names_like_paths_are_kept_as_they_are(name: str, tmp_path: Path) -> None:
     for kind in NAMED:
         assert contents(put(tmp_path, kind, NAMED[kind]([(name, b"x")]))) == [(name, b"x")]
 
@@ -491,7 +442,7 @@ def test_a_packed_tar_whose_checksum_is_wrong_counts_no_member(at: int, tmp_path
 
 
 @pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
-def test_a_bomb_is_not_unpacked_to_its_end(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_unpacking_stops_at_the_ratio_limit(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     zeros = pack(b"\0" * (1 << 24))
     data = pack(GOOD + header("bomb.jpg", 1 << 32)) + zeros * (4 if pack is lzma.compress else 256)
     uri = put(tmp_path, "a.tgz", data)
@@ -518,7 +469,7 @@ def test_an_xz_that_asks_for_gigabytes_is_refused(tmp_path: Path) -> None:
     assert contents(put(tmp_path, "a.tar.xz", data)) == [("", "corrupt")]
 
 
-# Zips of ill will.
+# Hostile zips.
 
 
 def central(data: bytes, at: int, form: str, value: int, member: int = 0) -> bytes:
@@ -531,8 +482,8 @@ def central(data: bytes, at: int, form: str, value: int, member: int = 0) -> byt
     return bytes(changed)
 
 
-TWO = zipped([("a.jpg", b"a" * 5000), ("b.jpg", b"b" * 5000)], zipfile.ZIP_DEFLATED)
-STORED = zipped([("a.jpg", b"a" * 5000), ("b.jpg", b"b" * 5000)])
+TWO = zip_bytes([("a.jpg", b"a" * 5000), ("b.jpg", b"b" * 5000)], zipfile.ZIP_DEFLATED)
+STORED = zip_bytes([("a.jpg", b"a" * 5000), ("b.jpg", b"b" * 5000)])
 B = ("b.jpg", b"b" * 5000)
 HOSTILE_ZIPS = {
     "encrypted": (central(TWO, 8, "<H", 1), "unsupported"),
@@ -557,7 +508,7 @@ def test_a_hostile_member_of_a_zip_fails_and_the_other_counts(case: str, tmp_pat
 
 def test_members_that_share_their_bytes_count_once(tmp_path: Path) -> None:
     """As in a zip bomb, whose few bytes are those of every member."""
-    same = zipped([("a.jpg", b"a" * 5000), ("b.jpg", b"a" * 5000)])
+    same = zip_bytes([("a.jpg", b"a" * 5000), ("b.jpg", b"a" * 5000)])
     data = central(same, 42, "<I", 0, member=1)
     found = contents(put(tmp_path, "a.zip", data))
     assert found == [("a.jpg", "corrupt"), ("b.jpg", b"a" * 5000)]
@@ -586,7 +537,10 @@ def test_a_member_of_too_many_bytes_is_not_read(
 
 def test_a_member_that_states_less_than_it_takes_is_not_read(tmp_path: Path) -> None:
     """Or a few bytes would have gigabytes read."""
-    for data in (central(STORED, 24, "<I", 10), central(zipped([("a", b"x" * 9000)]), 24, "<I", 1)):
+    for data in (
+        central(STORED, 24, "<I", 10),
+        central(zip_bytes([("a", b"x" * 9000)]), 24, "<I", 1),
+    ):
         first, *_ = entries_of(uri := put(tmp_path, "a.zip", data), indexed(uri))
         assert first.access.startswith("broken corrupt ")
 
@@ -594,7 +548,7 @@ def test_a_member_that_states_less_than_it_takes_is_not_read(tmp_path: Path) -> 
 def test_inflating_stops_at_the_stated_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bomb = zipped([("bomb.png", b"\0" * (1 << 26))], zipfile.ZIP_DEFLATED)
+    bomb = zip_bytes([("bomb.png", b"\0" * (1 << 26))], zipfile.ZIP_DEFLATED)
     lying = central(bomb, 24, "<I", 70_000)
     uri = put(tmp_path, "a.zip", lying)
     entries = entries_of(uri, indexed(uri))
@@ -652,7 +606,7 @@ def test_a_zip64_is_read(tmp_path: Path) -> None:
 
 
 def test_an_archive_in_an_archive_is_not_opened(tmp_path: Path) -> None:
-    inner = zipped([YES])
+    inner = zip_bytes([YES])
     for name in NAMED:
         assert contents(put(tmp_path, name, NAMED[name]([("a.zip", inner)]))) == [("a.zip", inner)]
 
@@ -708,7 +662,7 @@ def test_the_image_column_is_named_where_there_are_several(tmp_path: Path) -> No
 
 def test_a_damaged_row_group_fails_and_the_others_count(tmp_path: Path) -> None:
     pairs = [(str(i), Random(i).randbytes(5000)) for i in range(9)]
-    data = bytearray(parquet(pairs))
+    data = bytearray(parquet_bytes(pairs))
     at = data.index(pairs[4][1][:50])
     data[at - 3000 : at + 100] = b"\xff" * 3100
     found = contents(put(tmp_path, "a.parquet", bytes(data)))
@@ -735,14 +689,14 @@ def test_a_record_batch_of_gigabytes_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arrow_files, "MAX_BATCH_BYTES", 100_000)
-    data = feather([("a", b"\0" * 200_000), ("b", b"x"), ("c", b"y")])
+    data = feather_bytes([("a", b"\0" * 200_000), ("b", b"x"), ("c", b"y")])
     assert len(data) < 10_000
     found = contents(put(tmp_path, "a.feather", data))
     assert found == [("0", "too_many_bytes"), ("1", "too_many_bytes"), ("2", b"y")]
 
 
 def test_offsets_that_lead_out_of_a_batch_are_not_followed(tmp_path: Path) -> None:
-    data = arrow([("a", b"abcdefgh"), ("b", b"ijklmnop")], stream=True)
+    data = arrow_bytes([("a", b"abcdefgh"), ("b", b"ijklmnop")], stream=True)
     lying = data.replace(struct.pack("<iii", 0, 8, 16), struct.pack("<iii", 0, 8, 1 << 30))
     assert lying != data
     assert [content for _, content in contents(put(tmp_path, "a.arrow", lying))] == ["corrupt"] * 2
@@ -772,7 +726,9 @@ def read_nothing(uri: str, start: int, length: int, identity: str | None = None)
     raise TransientError("no answer")
 
 
-def tried(action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> tuple[object, int]:
+def retry_until_no_error(
+    action: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> tuple[object, int]:
     """What it returns in the end, and after how many errors of storage."""
     for answers in range(200):
         monkeypatch.setattr(Failing, "answers", answers)
@@ -784,15 +740,15 @@ def tried(action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> tupl
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_no_error_of_storage_is_taken_for_the_archive_s(
+def test_an_error_of_storage_is_never_a_defect_of_the_archive(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = put(tmp_path, name, WRITERS[name](SOME))
+    uri = put(tmp_path, name, WRITERS[name](MEMBERS))
     right = indexed(uri)
     entries = entries_of(uri, right)
     monkeypatch.setattr(storage, "open_random", open_failing)
     monkeypatch.setattr(storage, "read_range", read_nothing)
-    found, errors = tried(lambda: index_archive(storage.info(uri)), monkeypatch)
+    found, errors = retry_until_no_error(lambda: index_archive(storage.info(uri)), monkeypatch)
     assert isinstance(found, ArchiveIndex)
     assert found.members.equals(right.members)
     assert errors > 0
@@ -801,8 +757,10 @@ def test_no_error_of_storage_is_taken_for_the_archive_s(
             with pytest.raises(TransientError):
                 read.fetch(entries[0])
             return
-        found, errors = tried(lambda: [read.fetch(entry) for entry in entries], monkeypatch)
-    assert found == [data for _, data in SOME]
+        found, errors = retry_until_no_error(
+            lambda: [read.fetch(entry) for entry in entries], monkeypatch
+        )
+    assert found == [data for _, data in MEMBERS]
     assert errors > 0
 
 
@@ -813,13 +771,13 @@ def test_an_error_of_storage_that_a_library_swallows_is_raised() -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_from_s3_and_never_of_two_versions(name: str, bucket: str) -> None:
+def test_an_archive_that_changed_on_s3_is_refused(name: str, bucket: str) -> None:
     uri = f"{bucket}/{uuid.uuid4().hex}/ä {name}"
-    storage.create(uri, WRITERS[name](SOME))
-    assert contents(uri) == expected(name, SOME)
+    storage.create(uri, WRITERS[name](MEMBERS))
+    assert contents(uri) == expected(name, MEMBERS)
     entries = entries_of(uri, indexed(uri))
     item = storage.info(uri)
-    storage.replace(uri, WRITERS[name]([(n, d[::-1] + b"!") for n, d in SOME]))
+    storage.replace(uri, WRITERS[name]([(n, d[::-1] + b"!") for n, d in MEMBERS]))
     with pytest.raises(SourceError, match="changed between listing and reading"):
         index_archive(item)
     with members(entries) as read:
@@ -831,7 +789,7 @@ def test_from_s3_and_never_of_two_versions(name: str, bucket: str) -> None:
         read.fetch(entries[0])
 
 
-def test_an_access_of_a_later_version_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_access_is_refused(tmp_path: Path) -> None:
     entry = Entry(put(tmp_path, "a.tar", GOOD + END), "good.jpg", 3, "x", "", 512, "tar zst")
     with members([entry]) as read, pytest.raises(SourceError, match="'tar zst', which this"):
         read.fetch(entry)
@@ -851,7 +809,7 @@ def test_adjacent_members_are_read_by_one_request(
 
     monkeypatch.setattr(storage, "read_range", spy)
     for name in ("a.tar", "a.zip"):
-        uri = put(tmp_path, name, (tarred if name == "a.tar" else zipped)([*pairs, *far]))
+        uri = put(tmp_path, name, (tar_bytes if name == "a.tar" else zip_bytes)([*pairs, *far]))
         entries = [e for e in entries_of(uri, indexed(uri)) if e.member != "hole.bin"]
         asked.clear()
         with members(entries) as read:
@@ -872,7 +830,7 @@ def test_spans_are_dropped_when_their_members_are_taken(
 ) -> None:
     monkeypatch.setattr(spans, "SPAN_BYTES", 1 << 20)
     pairs = [(f"{i}", bytes([i]) * 250_000) for i in range(80)]
-    uri = put(tmp_path, "a.tar", tarred(pairs))
+    uri = put(tmp_path, "a.tar", tar_bytes(pairs))
     entries = entries_of(uri, indexed(uri))
     with members(entries) as read:
         tracemalloc.start()
@@ -950,7 +908,7 @@ def test_images_count_the_same_in_every_archive(
 
 
 def test_a_torn_archive_is_listed_beside_what_it_held(counter: Counter, tmp_path: Path) -> None:
-    uri = put(tmp_path, "a.tar", tarred([("0.jpg", jpeg(0)), ("1.jpg", jpeg(1))])[:3500])
+    uri = put(tmp_path, "a.tar", tar_bytes([("0.jpg", jpeg(0)), ("1.jpg", jpeg(1))])[:3500])
     bomb = Entry(uri, "bomb.jpg", SPEC.preprocess.max_bytes + 1, "", "", 1 << 40, "tar")
     entries = [*entries_of(uri, indexed(uri)), bomb]
     partial = counter.count(Shard(0, 0, tuple(entries)), "key")

@@ -1,4 +1,4 @@
-"""Listing: every object once, from many places at a time, and on from where it was interrupted."""
+"""A listing has every object once, runs in parallel, and goes on after an interruption."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 KEYS = st.lists(st.text(LETTERS, min_size=1, max_size=6), unique=True, max_size=60)
 
 
-class Store:
+class FakeStore:
     """Answers listings of keys, so many a page."""
 
     def __init__(self, keys: list[str], page: int, before: Callable[[int], None] = bool) -> None:
         self.keys = sorted(keys)
         self.page = page
         self.asked = 0
-        self.told: set[str] = set()
+        self.answered: set[str] = set()
         self._before = before
         self._lock = threading.Lock()
 
@@ -58,7 +58,7 @@ class Store:
         self._before(asked)
         first = bisect.bisect_right(self.keys, after) if after else 0
         taken = self.keys[first : first + self.page]
-        self.told.update(taken)
+        self.answered.update(taken)
         items = [Stored(f"{uri}/{key}", 1, "etag", None) for key in taken]
         return items, taken[-1] if taken else after, first + self.page < len(self.keys)
 
@@ -67,10 +67,10 @@ class Store:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Store], Store]]:
+def serve() -> Iterator[Callable[[FakeStore], FakeStore]]:
     with pytest.MonkeyPatch.context() as patch:
 
-        def put(store: Store) -> Store:
+        def put(store: FakeStore) -> FakeStore:
             patch.setattr(storage, "list_page", store.list_page)
             patch.setattr(storage, "alone", store.alone)
             return store
@@ -78,14 +78,14 @@ def serve() -> Iterator[Callable[[Store], Store]]:
         yield put
 
 
-def served(store: Store) -> Any:
+def patched_storage(store: FakeStore) -> Any:
     patch = pytest.MonkeyPatch()
     patch.setattr(storage, "list_page", store.list_page)
     patch.setattr(storage, "alone", store.alone)
     return patch
 
 
-# A place between two keys.
+# Midpoints.
 
 
 @given(st.text(max_size=12), st.one_of(st.none(), st.text(max_size=12)))
@@ -94,7 +94,7 @@ def test_a_midpoint_lies_between(after: str, until: str | None) -> None:
     assert middle is None or (after < middle and (until is None or middle < until))
 
 
-def test_halving_comes_to_the_end_of_any_names() -> None:
+def test_repeated_midpoints_reach_the_numbers_of_a_folder() -> None:
     """From the first key of a folder, the cut comes down to within its numbers."""
     after, until = "images/frame-000000001.jpg", None
     cuts = 0
@@ -111,7 +111,7 @@ def test_halving_comes_to_the_end_of_any_names() -> None:
 @settings(max_examples=40)
 @given(KEYS, st.integers(1, 9))
 def test_every_key_is_listed_once(keys: list[str], page: int) -> None:
-    patch = served(Store(keys, page))
+    patch = patched_storage(FakeStore(keys, page))
     try:
         if keys:
             found = [item.uri for items in list_pages(ROOT) for item in items]
@@ -128,7 +128,7 @@ def test_every_key_is_listed_once(keys: list[str], page: int) -> None:
 def test_an_interrupted_listing_goes_on_from_any_page(
     keys: list[str], page: int, taken: int
 ) -> None:
-    patch = served(Store(keys, page))
+    patch = patched_storage(FakeStore(keys, page))
     try:
         spans: dict[int, KeyRange] = {}
         found: list[str] = []
@@ -156,7 +156,7 @@ def test_a_flat_folder_is_listed_from_many_places_at_once(serve: Any) -> None:
         with lock:
             under_way -= 1
 
-    store = serve(Store([f"frame-{i:09d}.jpg" for i in range(20_000)], 100, before))
+    store = serve(FakeStore([f"frame-{i:09d}.jpg" for i in range(20_000)], 100, before))
     assert sum(len(items) for items in list_pages(ROOT)) == 20_000
     assert most >= parallel_listing.LISTERS // 2
     assert store.asked < 2 * 200 + 10 * parallel_listing.LISTERS
@@ -167,7 +167,7 @@ def test_a_store_that_refuses_in_the_middle_ends_the_listing(serve: Any) -> None
         if asked > 20:
             raise StorageError("access denied")
 
-    serve(Store([f"{i:05d}" for i in range(5000)], 10, before))
+    serve(FakeStore([f"{i:05d}" for i in range(5000)], 10, before))
     with pytest.raises(StorageError, match="access denied"):
         list(list_pages(ROOT))
     assert not [t for t in threading.enumerate() if t.name.startswith("list_") and t.is_alive()]
@@ -200,11 +200,11 @@ def test_parts_are_written_as_they_come_and_go_with_the_listing(
         pq.read_metadata(path)
 
 
-# Kept for an interrupted listing.
+# Checkpoints of an interrupted listing.
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "PART_ENTRIES", 200)
 
 
@@ -215,12 +215,12 @@ def checkpoint_in(folder: str, now: datetime | None = None, **options: Any) -> L
     return ListingCheckpoint(folder, now or datetime.now(UTC), **options)
 
 
-def interrupted(serve: Any, folder: str, at: int, keys: list[str]) -> None:
+def interrupt_listing(serve: Any, folder: str, at: int, keys: list[str]) -> None:
     def before(asked: int) -> None:
         if asked >= at:
             raise StorageError("the machine is gone")
 
-    serve(Store(keys, 20, before))
+    serve(FakeStore(keys, 20, before))
     with pytest.raises(StorageError, match="the machine is gone"):
         list_source(ROOT, checkpoint=checkpoint_in(folder))
 
@@ -228,15 +228,15 @@ def interrupted(serve: Any, folder: str, at: int, keys: list[str]) -> None:
 FRAMES = [f"video{i % 7}/frame-{i:06d}.{'jpg' if i % 10 else 'txt'}" for i in range(3000)]
 
 
-def test_an_interrupted_listing_is_taken_up(serve: Any, small: None, tmp_path: Any) -> None:
+def test_an_interrupted_listing_goes_on(serve: Any, small_parts: None, tmp_path: Any) -> None:
     folder = (tmp_path / "kept").as_uri()
-    interrupted(serve, folder, 100, FRAMES)
+    interrupt_listing(serve, folder, 100, FRAMES)
     kept = len(list(storage.walk(folder)))
     assert kept >= 3
-    whole = serve(Store(FRAMES, 20))
+    whole = serve(FakeStore(FRAMES, 20))
     again = checkpoint_in(folder)
     found = list_source(ROOT, checkpoint=again)
-    assert len(whole.told) < len(FRAMES) - 2 * 200
+    assert len(whole.answered) < len(FRAMES) - 2 * 200
     manifest = plan(found)
     assert (manifest.candidates, manifest.duplicates) == (2700, 0)
     assert dict(found.ignored) == {".txt": 300}
@@ -246,26 +246,28 @@ def test_an_interrupted_listing_is_taken_up(serve: Any, small: None, tmp_path: A
 
 
 @pytest.mark.parametrize("why", ["old", "asked for", "torn", "a part is gone"])
-def test_what_is_no_use_is_begun_anew(serve: Any, small: None, tmp_path: Any, why: str) -> None:
+def test_a_checkpoint_that_cannot_be_used_is_deleted(
+    serve: Any, small_parts: None, tmp_path: Any, why: str
+) -> None:
     folder = (tmp_path / "kept").as_uri()
-    interrupted(serve, folder, 100, FRAMES)
+    interrupt_listing(serve, folder, 100, FRAMES)
     first, second, *_ = sorted(storage.walk(folder), key=lambda item: item.uri)
     if why == "torn":
         storage.replace(second.uri, storage.read(second.uri)[:-30])
     if why == "a part is gone":
         storage.delete(first.uri)
-    store = serve(Store(FRAMES[:1000], 20))
+    store = serve(FakeStore(FRAMES[:1000], 20))
     later = datetime.now(UTC) + timedelta(hours=2) if why == "old" else None
     found = list_source(ROOT, checkpoint=checkpoint_in(folder, later, relist=why == "asked for"))
     assert plan(found).candidates == 900
     assert store.asked >= 50
 
 
-def test_two_that_list_the_same_do_not_harm_each_other(
-    serve: Any, small: None, tmp_path: Any
+def test_two_listings_of_one_source_do_not_harm_each_other(
+    serve: Any, small_parts: None, tmp_path: Any
 ) -> None:
     folder = (tmp_path / "kept").as_uri()
-    serve(Store(FRAMES, 20))
+    serve(FakeStore(FRAMES, 20))
     first, second = checkpoint_in(folder), checkpoint_in(folder)
     assert plan(list_source(ROOT, checkpoint=first)).candidates == 2700
     assert plan(list_source(ROOT, checkpoint=second)).candidates == 2700
@@ -275,11 +277,11 @@ def test_two_that_list_the_same_do_not_harm_each_other(
 
 
 def test_parts_of_two_listings_are_never_taken_for_one(
-    serve: Any, small: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    serve: Any, small_parts: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One begins, another lists anew in its place and dies, and the first goes on."""
     folder = (tmp_path / "kept").as_uri()
-    interrupted(serve, folder, 120, FRAMES[::-1])
+    interrupt_listing(serve, folder, 120, FRAMES[::-1])
     items = sorted(storage.walk(folder), key=lambda item: item.uri)
     others = [storage.read(item.uri) for item in items]
     storage.delete_tree(folder)
@@ -293,32 +295,32 @@ def test_parts_of_two_listings_are_never_taken_for_one(
         return real(uri, data)
 
     monkeypatch.setattr(storage, "create", create)
-    interrupted(serve, folder, 120, FRAMES)
+    interrupt_listing(serve, folder, 120, FRAMES)
     first, *_, last = sorted(storage.walk(folder), key=lambda item: item.uri)
     assert storage.read(first.uri) == others[0]
     assert storage.read(last.uri) not in others, "the first has gone on after the other"
-    serve(Store(FRAMES, 20))
+    serve(FakeStore(FRAMES, 20))
     assert plan(list_source(ROOT, checkpoint=checkpoint_in(folder))).candidates == 2700
 
 
-def test_what_cannot_be_kept_ends_no_listing(
-    serve: Any, small: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_listing_goes_on_if_its_parts_cannot_be_stored(
+    serve: Any, small_parts: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> bool:
         raise StorageError("no room")
 
-    serve(Store(FRAMES, 20))
+    serve(FakeStore(FRAMES, 20))
     monkeypatch.setattr(storage, "create", refuse)
     listed = list_source(ROOT, checkpoint=checkpoint_in((tmp_path / "kept").as_uri()))
     assert plan(listed).candidates == 2700
 
 
-def test_a_disk_without_room_is_told(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full)
-    serve(Store(FRAMES, 20))
+    serve(FakeStore(FRAMES, 20))
     with pytest.raises(StorageError, match=r"the listing cannot be written to .*; set TMPDIR"):
         list_source(ROOT)
 
@@ -342,7 +344,7 @@ def row(key: str, size: int) -> dict[str, Any]:
 
 
 def test_archives_found_before_the_interruption_are_looked_into_after_it(
-    serve: Any, small: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    serve: Any, small_parts: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = (tmp_path / "kept").as_uri()
     names = [*FRAMES, *(f"video{i}/more.tar" for i in range(7))]
@@ -350,15 +352,15 @@ def test_archives_found_before_the_interruption_are_looked_into_after_it(
     monkeypatch.setattr(
         source, "encoded_index", lambda item, **_: (looked.append(item.uri), (item.uri, None))[1]
     )
-    interrupted(serve, folder, 120, names)
+    interrupt_listing(serve, folder, 120, names)
     assert looked == []
-    serve(Store(names, 20))
+    serve(FakeStore(names, 20))
     list_source(ROOT, checkpoint=checkpoint_in(folder))
     assert sorted(looked) == [f"{ROOT}/video{i}/more.tar" for i in range(7)]
 
 
 def test_a_build_resumes_its_listing_and_leaves_nothing_of_it(
-    bucket: str, small: None, monkeypatch: pytest.MonkeyPatch
+    bucket: str, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a real server, whose pages are made small."""
     root = f"{bucket}/{random.randbytes(8).hex()}"

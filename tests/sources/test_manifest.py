@@ -1,4 +1,4 @@
-"""Plans: deterministic, additive, fair, and true to their digest."""
+"""Plans are deterministic, keep earlier shards, spread images fairly, and match their digest."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def entries(count: int, first: int = 0, groups: int = 0) -> list[Entry]:
     ]
 
 
-def by_hand(
+def plan_in_memory(
     found: list[Entry], size: int | None = None, previous: list[tuple[int, list[Entry]]] = ()
 ) -> list[tuple[int, list[Entry]]]:
-    """Fold and members of every shard, by the plain rules, all in memory; no archives."""
+    """A second implementation of the rules, in memory: fold and members of every shard."""
     size = size or default_shard_images(len(found))
     left = {(e.uri, e.member): e for e in found}
     shards, loads, known = [], [0] * FOLDS, {}
@@ -141,7 +141,7 @@ def test_a_later_listing_keeps_what_did_not_change(
             assert fold_of.get(entry.group, shard.fold) == shard.fold
 
 
-def test_planning_again_from_one_s_own_plan_changes_nothing() -> None:
+def test_planning_the_same_candidates_again_changes_nothing() -> None:
     first = plan(entries(100))
     assert plan(entries(100), previous=first).digest == first.digest
 
@@ -150,17 +150,17 @@ def test_planning_again_from_one_s_own_plan_changes_nothing() -> None:
 @given(
     st.integers(1, 300), st.one_of(st.none(), st.integers(1, 50)), st.integers(0, 40), st.randoms()
 )
-def test_it_is_what_the_plain_rules_make_in_memory(
+def test_a_plan_equals_that_of_a_second_implementation(
     count: int, size: int | None, groups: int, rng: random.Random
 ) -> None:
     found = entries(count, groups=groups)
     rng.shuffle(found)
     first = plan(found, shard_images=size)
-    assert shards_of(first) == by_hand(found, size)
+    assert shards_of(first) == plan_in_memory(found, size)
     later = rng.sample(found, max(1, count // 2)) + entries(count, first=1000, groups=groups)
     later[0] = replace(later[0], identity="another")
     second = plan(later, shard_images=size, previous=first)
-    assert shards_of(second) == by_hand(later, size, by_hand(found, size))
+    assert shards_of(second) == plan_in_memory(later, size, plan_in_memory(found, size))
 
 
 def in_archives(sizes: list[int]) -> list[Entry]:
@@ -208,14 +208,14 @@ def test_one_archive_runs_in_parallel_and_has_folds() -> None:
     assert [s.fold for s in again.shards[:32]] == [s.fold for s in manifest.shards]
 
 
-def test_what_is_listed_with_two_groups_is_refused_by_name() -> None:
+def test_a_candidate_with_two_groups_is_refused_by_name() -> None:
     one = Entry("s3://b/x.jpg", "", 1, "e", "left")
     with pytest.raises(SourceError, match=r"x\.jpg is listed twice, with group 'left' and 'right'"):
         plan([one, replace(one, group="right")])
     assert plan([one, one]).duplicates == 1
 
 
-def test_nothing_and_nonsense_are_refused() -> None:
+def test_no_candidates_and_options_out_of_range_are_refused() -> None:
     with pytest.raises(SourceError):
         plan([])
     with pytest.raises(UsageError, match="shard_images is 0"):
@@ -245,7 +245,7 @@ def test_a_sample_is_the_same_in_any_order_and_grows_by_adding() -> None:
     assert few != set(found[:10])
 
 
-def test_the_file_gives_back_the_plan_and_one_shard_alone() -> None:
+def test_a_plan_and_a_single_shard_are_read_from_the_file() -> None:
     manifest = plan(entries(50, groups=3), shard_images=4)
     data = bytes(manifest.data)
     again = Manifest.decode(data, "m")

@@ -13,6 +13,7 @@ import pytest
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError
 from pipeline.sources import Listing, Rules, list_source, other_kind, plan
+from tests.support.archives import write_mixed_folder
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -54,7 +55,7 @@ def test_a_glob(tmp_path: Path) -> None:
     assert names(list_source(f"{tmp_path}/**/*.png")) == ["a1.png", "a2.png", "a3.png"]
 
 
-def test_a_source_is_told_as_it_was_named(tmp_path: Path) -> None:
+def test_the_listing_states_its_source(tmp_path: Path) -> None:
     """A glob as the folder that it is in."""
     touch(tmp_path, "set/a.png", "set/b.png")
     (tmp_path / "set/list.txt").write_text("a.png\n")
@@ -136,7 +137,7 @@ def test_a_table_names_images_with_labels(tmp_path: Path, kind: str) -> None:
     assert other.keys("spec") == manifest.keys("spec"), "a label is no reason to count again"
 
 
-def test_labels_may_have_any_names_but_one_each(tmp_path: Path) -> None:
+def test_labels_may_have_any_names_but_not_the_same(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     odd = (
         "name",
@@ -165,7 +166,7 @@ def test_labels_may_have_any_names_but_one_each(tmp_path: Path) -> None:
             list_source(tmp_path / "t.csv")
 
 
-def test_listings_with_labels_and_without_are_one(tmp_path: Path) -> None:
+def test_joined_listings_have_no_labels(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
     labelled = list_source(write_table(tmp_path / "t.csv", {"uri": ["a.png"], "x": ["1"]}))
     for listings in ([labelled, list_source(tmp_path)], [list_source(tmp_path), labelled]):
@@ -185,7 +186,7 @@ def test_a_column_of_a_table_groups(tmp_path: Path) -> None:
         list_source(path, Rules(group_by="video"))
 
 
-def test_a_table_that_tells_size_and_identity_is_taken_at_its_word(tmp_path: Path) -> None:
+def test_objects_with_size_and_identity_in_a_table_are_not_looked_up(tmp_path: Path) -> None:
     """Until the image is read."""
     touch(tmp_path, "a.png")
     real = storage.info((tmp_path / "a.png").as_uri())
@@ -253,7 +254,7 @@ def test_groups_are_leading_folders(tmp_path: Path) -> None:
         list_source(tmp_path, Rules(group_by="video"))
 
 
-def test_kinds_by_name() -> None:
+def test_other_kinds_of_files_are_known_by_name() -> None:
     assert other_kind("s3://b/x/labels.CSV") == ".csv"
     assert other_kind("s3://b/LICENSE") == "license"
     assert other_kind("s3://b/x.jpg") is None
@@ -274,16 +275,14 @@ def test_kinds_by_name() -> None:
         "sftp://host/a.png",
     ],
 )
-def test_a_list_that_lies_in_a_store_may_not_name_what_only_this_machine_reads(
-    bucket: str, name: str
-) -> None:
+def test_a_list_in_a_store_may_not_name_local_files(bucket: str, name: str) -> None:
     uri = f"{bucket}/{uuid.uuid4().hex}/list.txt"
     storage.create(uri, f"# whoever wrote this\n{name}\n".encode())
     with pytest.raises(UsageError, match=r"list.txt, line 2: .* is not in a store"):
         list_source(uri)
 
 
-def test_a_list_that_lies_in_a_store_names_objects_of_stores(bucket: str) -> None:
+def test_a_list_in_a_store_names_objects_of_stores(bucket: str) -> None:
     folder = f"{bucket}/{uuid.uuid4().hex}"
     storage.create(f"{folder}/lists/a.png", b"x")
     storage.create(f"{folder}/b.png", b"x")
@@ -295,10 +294,56 @@ def test_a_list_that_lies_in_a_store_names_objects_of_stores(bucket: str) -> Non
     assert plan(list_source(f"memory://{key}/list.txt")).candidates == 1
 
 
-def test_a_file_has_one_name_only(tmp_path: Path) -> None:
+def test_one_file_under_several_urls_counts_once(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text(
         f"a.png\nlocal://{tmp_path}/a.png\nfile://{tmp_path}/a.png\n"
     )
     manifest = plan(list_source(tmp_path / "list.txt"))
     assert (manifest.candidates, manifest.duplicates) == (1, 2)
+
+
+# Members of archives.
+
+MIXED = {f"day{i % 3}/photo-{i:03d}.jpg": b"x" for i in range(12)}
+
+
+def test_rules_select_and_group_members_of_archives(tmp_path: Path) -> None:
+    folder = write_mixed_folder(tmp_path / "images", MIXED)
+
+    def selected(**rules: str) -> set[str]:
+        entries = list_source(folder, Rules(**rules)).entries
+        return {e.member or e.uri.rpartition("/")[2] for e in entries}
+
+    everything = selected()
+    in_tar = {"day0/photo-003.jpg", "day1/photo-004.jpg", "day2/photo-005.jpg"}
+    assert selected(include="day1/*") == {"photo-001.jpg"}
+    assert selected(include="*.jpg") == {n for n in everything if n.endswith(".jpg")}
+    assert selected(include="a.tar/*") == in_tar
+    assert selected(exclude="*.tar") == everything - in_tar
+    groups = {
+        depth: {
+            e.group.rpartition("/images/")[2]
+            for e in list_source(folder, Rules(group_by=depth)).entries
+        }
+        for depth in ("1", "2")
+    }
+    assert groups["1"] == {"day0", "day1", "day2", "a.tar", "b.zip", "c.parquet"}
+    assert {"a.tar/day0", "b.zip/day2"} <= groups["2"]
+
+
+def test_a_member_named_twice_counts_once_and_with_one_label(tmp_path: Path) -> None:
+    folder = write_mixed_folder(tmp_path / "images", MIXED)
+
+    def list_table(labels: list[object]) -> Listing:
+        columns = {
+            "uri": [f"{folder}/a.tar"] * 2,
+            "member": ["day0/photo-003.jpg"] * 2,
+            "kind": labels,
+        }
+        return list_source(write_table(tmp_path / "t.csv", columns))
+
+    manifest = plan(list_table(["a", "a"]))
+    assert (manifest.candidates, manifest.duplicates) == (1, 1)
+    with pytest.raises(SourceError, match=r"a\.tar::day0/photo-003\.jpg is listed twice"):
+        list_table(["a", "b"])
