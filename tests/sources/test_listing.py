@@ -230,7 +230,7 @@ FRAMES = [f"video{i % 7}/frame-{i:06d}.{'jpg' if i % 10 else 'txt'}" for i in ra
 
 def test_an_interrupted_listing_goes_on(serve: Any, small_parts: None, tmp_path: Any) -> None:
     folder = (tmp_path / "kept").as_uri()
-    interrupt_listing(serve, folder, 100, FRAMES)
+    interrupt_listing(serve, folder, 200, FRAMES)
     kept = len(list(storage.walk(folder)))
     assert kept >= 3
     whole = serve(FakeStore(FRAMES, 20))
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_cannot_be_used_is_deleted(
     serve: Any, small_parts: None, tmp_path: Any, why: str
 ) -> None:
     folder = (tmp_path / "kept").as_uri()
-    interrupt_listing(serve, folder, 100, FRAMES)
+    interrupt_listing(serve, folder, 200, FRAMES)
     first, second, *_ = sorted(storage.walk(folder), key=lambda item: item.uri)
     if why == "torn":
         storage.replace(second.uri, storage.read(second.uri)[:-30])
@@ -281,7 +281,7 @@ def test_parts_of_two_listings_are_never_taken_for_one(
 ) -> None:
     """One begins, another lists anew in its place and dies, and the first goes on."""
     folder = (tmp_path / "kept").as_uri()
-    interrupt_listing(serve, folder, 120, FRAMES[::-1])
+    interrupt_listing(serve, folder, 200, FRAMES[::-1])
     items = sorted(storage.walk(folder), key=lambda item: item.uri)
     others = [storage.read(item.uri) for item in items]
     storage.delete_tree(folder)
@@ -295,7 +295,7 @@ def test_parts_of_two_listings_are_never_taken_for_one(
         return real(uri, data)
 
     monkeypatch.setattr(storage, "create", create)
-    interrupt_listing(serve, folder, 120, FRAMES)
+    interrupt_listing(serve, folder, 200, FRAMES)
     first, *_, last = sorted(storage.walk(folder), key=lambda item: item.uri)
     assert storage.read(first.uri) == others[0]
     assert storage.read(last.uri) not in others, "the first has gone on after the other"
@@ -352,7 +352,7 @@ def test_archives_found_before_the_interruption_are_looked_into_after_it(
     monkeypatch.setattr(
         source, "encoded_index", lambda item, **_: (looked.append(item.uri), (item.uri, None))[1]
     )
-    interrupt_listing(serve, folder, 120, names)
+    interrupt_listing(serve, folder, 200, names)
     assert looked == []
     serve(FakeStore(names, 20))
     list_source(ROOT, checkpoint=checkpoint_in(folder))
