@@ -15,7 +15,6 @@ from .distance import root_covariance as root_covariance
 from .distance import variance as variance
 from .emd_kernel import Curves as Curves
 from .emd_kernel import distances as distances
-from .fold_statistics import FOLDS as FOLDS
 from .fold_statistics import NEURON_COLUMNS as NEURON_COLUMNS
 from .fold_statistics import PAIR_ESTIMATES as PAIR_ESTIMATES
 from .fold_statistics import FoldCurves as FoldCurves

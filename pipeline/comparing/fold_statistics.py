@@ -32,9 +32,7 @@ from pipeline.comparing.significance import (
     splits,
 )
 from pipeline.dna import DNA, Floats, Ints
-
-FOLDS = 16
-"""Most folds that a DNA has."""
+from pipeline.sources import FOLDS
 
 SPLITS = FOLDS - 1
 """Balanced ways to cut that many folds in halves; see `significance.splits`."""

@@ -32,7 +32,6 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.distance import frechet, frechet_1d, root_covariance, variance
 from pipeline.comparing.emd_kernel import Curves, distances, width_of
 from pipeline.comparing.fold_statistics import (
-    FOLDS,
     PAIR_ESTIMATES,
     FoldCurves,
     FoldSums,
@@ -44,6 +43,7 @@ from pipeline.comparing.significance import METHOD
 from pipeline.counting import keep_memory
 from pipeline.dna import DnaFile, Floats, Lens, encode_tables
 from pipeline.errors import CorruptFile, SourceError
+from pipeline.sources import FOLDS
 from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
 FORMAT = 3

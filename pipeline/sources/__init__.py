@@ -1,7 +1,7 @@
-"""A source becomes a listing of candidates, and the listing a manifest of shards.
+"""Lists the candidate images of a source, and plans them as a manifest of shards.
 
 In: the url of a folder, glob, list, table or archive.
-Out: a manifest, and the bytes of its images.
+Out: a manifest of shards, and the bytes of its images.
 May import: storage and below.
 """
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.comparing import (
-    FOLDS,
     Curves,
     FoldCurves,
     FoldSums,
@@ -31,6 +30,7 @@ from pipeline.comparing import (
 from pipeline.comparing import emd_kernel as pairwise
 from pipeline.dna import DNA, Lens
 from pipeline.errors import SpecMismatch, UsageError
+from pipeline.sources import FOLDS
 from pipeline.spec import Tap
 from tests.support.builders import random_dna, tiny_spec
 
