@@ -25,7 +25,7 @@ from pipeline.spec import Spec
 if TYPE_CHECKING:
     from mmap import mmap
 
-    from pipeline.dna import DNA, DnaFile, Exemplars, Failure
+    from pipeline.dna import DNA, DnaFile, Exemplars, Failure, Ranges
     from pipeline.sources import Manifest
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -426,6 +426,27 @@ class Catalogue(CommitLog):
         if spec.digest != digest:
             raise CorruptFile(f"{uri} holds spec {spec.digest}; restore the file")
         return spec
+
+    def ranges(self, digest: str) -> Ranges:
+        """Reads ranges.
+
+        Args:
+            digest: Their whole digest.
+
+        Returns:
+            The ranges.
+
+        Raises:
+            CorruptFile: If the file does not hold the ranges of that digest.
+            SourceError: If there is no such file.
+        """
+        from pipeline.networks import ranges_file
+
+        uri = self.ranges_uri(digest)
+        ranges, _ = ranges_file.decode(storage.read(uri), uri)
+        if ranges.digest != digest:
+            raise CorruptFile(f"{uri} holds ranges {ranges.digest}; restore the file")
+        return ranges
 
 
 def _manifest(data: bytes | mmap, uri: str, digest: str) -> Manifest:

@@ -34,7 +34,6 @@ from pipeline.dna import (
     neuron_name,
 )
 from pipeline.errors import ConservationError, CorruptFile, NotFound, VdnaError
-from pipeline.networks import ranges_file as ranges_module
 from pipeline.sources import Manifest, label_of
 from pipeline.spec import LAYER_GAUSSIAN
 
@@ -150,13 +149,10 @@ class _DatasetChecks:
             return (
                 f"spec {spec.digest} is what its digest says; it is assumed, and so are its ranges"
             )
-        uri = self._catalogue.ranges_uri(spec.ranges_digest)
-        if self._version.imported and not storage.exists(uri):
+        stored = storage.exists(self._catalogue.ranges_uri(spec.ranges_digest))
+        if self._version.imported and not stored:
             return f"spec {spec.digest} is what its digest says; its ranges are not here"
-        found, _ = ranges_module.decode(storage.read(uri), uri)
-        if found.digest != spec.ranges_digest:
-            raise CorruptFile(f"{uri} holds ranges {found.digest}")
-        self._ranges = found
+        self._ranges = self._catalogue.ranges(spec.ranges_digest)
         return f"spec {spec.digest} and its ranges are what their digests say"
 
     def _check_dna(self) -> str:

@@ -33,11 +33,10 @@ from pipeline.comparing import html_table, is_nested, lens_notes, some_of
 from pipeline.counting import Recipe, ShardJob, device_kind, numerics
 from pipeline.dna import UNIFORM, Lens
 from pipeline.engine import Engine
-from pipeline.errors import CorruptFile, GateError, NotFound, SourceError, SpecMismatch, UsageError
+from pipeline.errors import GateError, NotFound, SourceError, SpecMismatch, UsageError
 from pipeline.events import Listener, Said, ignore
 from pipeline.explaining.rank_shard import RANKS, Target, column_of, counts_of
 from pipeline.explaining.ranking_order import RankedImage, RankingOrder, UnrankedImage
-from pipeline.networks import decode as decode_ranges
 from pipeline.networks import network_of
 from pipeline.sources import Manifest, list_source, plan
 from pipeline.spec import Numerics, Resources, Spec
@@ -329,9 +328,7 @@ def _recipe(
         lens=lens.encode() if lens else b"",
     )
     ranges_uri = catalogue.ranges_uri(spec.ranges_digest)
-    ranges, _ = decode_ranges(storage.read(ranges_uri), ranges_uri)
-    if ranges.digest != spec.ranges_digest:
-        raise CorruptFile(f"{ranges_uri} holds ranges {ranges.digest}")
+    ranges = catalogue.ranges(spec.ranges_digest)
     counts_of(target, spec, ranges)  # raises here once, instead of in every worker
     products = (RANKS, target.digest(spec))
     return target, Recipe(spec, network, ranges_uri, resources, products, target)

@@ -26,7 +26,6 @@ from pipeline.interop.reading import ReferenceFile
 from pipeline.interop.reference_metadata import read_json
 from pipeline.interop.reference_networks import NETWORKS, UNKNOWN_NETWORK, ReferenceNetwork
 from pipeline.networks import ASSUMED, BUILT_IN
-from pipeline.networks import ranges_file as ranges_module
 from pipeline.spec import COLOUR_RULE, Preprocess, Spec, Tap
 
 DEFAULT_BINS = 1000
@@ -346,7 +345,4 @@ def find_ranges(catalogue: Catalogue, spec: Spec) -> Ranges | None:
     uri = catalogue.ranges_uri(spec.ranges_digest)
     if not _DIGEST.fullmatch(spec.ranges_digest) or not storage.exists(uri):
         return None
-    ranges, _ = ranges_module.decode(storage.read(uri), uri)
-    if ranges.digest != spec.ranges_digest:
-        raise CorruptFile(f"{uri} holds ranges {ranges.digest}; restore the file")
-    return ranges
+    return catalogue.ranges(spec.ranges_digest)

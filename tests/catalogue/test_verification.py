@@ -414,7 +414,7 @@ def test_other_ranges(copy: Copy) -> None:
     storage.replace(uri, ranges_module.encode(moved, NETWORK))
     found = failed_checks(copy)
     assert set(found) == {"spec"}
-    assert found["spec"] == f"{uri} holds ranges {moved.digest}"
+    assert found["spec"] == f"{uri} holds ranges {moved.digest}; restore the file"
     storage.delete(uri)
     assert uri in failed_checks(copy)["spec"]
 
