@@ -71,6 +71,9 @@ def build(
     taps: Annotated[
         str | None, typer.Option(help="Globs of modules to observe: 'blocks.*,norm'.")
     ] = None,
+    decoder: Annotated[
+        str | None, typer.Option(help="Name of an image decoder of your own.")
+    ] = None,
     include: Annotated[str | None, typer.Option(help="Only names that match this glob.")] = None,
     exclude: Annotated[str | None, typer.Option(help="No names that match this glob.")] = None,
     group_by: Annotated[
@@ -124,6 +127,7 @@ def build(
         exif=exif.value,
         crop=crop.value,
         taps=taps,
+        decoder=decoder,
         limit=limit,
         include=include,
         exclude=exclude,

@@ -52,6 +52,9 @@ def calibrate(
     taps: Annotated[
         str | None, typer.Option(help="What to observe: globs of module names, by commas.")
     ] = None,
+    decoder: Annotated[
+        str | None, typer.Option(help="Name of an image decoder of your own.")
+    ] = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     gpus_per_worker: GpusOption = 0.0,
@@ -79,6 +82,7 @@ def calibrate(
             exif=exif.value,
             crop=crop.value,
             taps=taps,
+            decoder=decoder,
             limit=limit,
             include=include,
             exclude=exclude,

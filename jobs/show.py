@@ -64,6 +64,7 @@ def show(
     layers = len(counted.taps)
     print(f"  counted    {counted.neurons:,} neurons of {layers} layers x {counted.bins} bins")
     how = f"{rule.resize} resize, crop {rule.crop}, EXIF {rule.exif}, {counted.precision}"
+    how += f", decoder {rule.decoder}" if rule.decoder else ""
     size = f"{rule.height} x {rule.width}" if rule.height else "of unknown size"
     print(f"  input      {size}, {how}")
     print(f"  keeps      {', '.join(version.products)}")

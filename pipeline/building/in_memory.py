@@ -42,6 +42,7 @@ def make_dna(
     exif: Exif = "apply",
     crop: Crop = "none",
     taps: str | None = None,
+    decoder: str | None = None,
     limit: int | None = None,
     include: str | None = None,
     exclude: str | None = None,
@@ -68,6 +69,10 @@ def make_dna(
         name = os.fspath(source)
         listing = list_source(name, Rules(include, exclude, image_column=image_column))
     else:
+        if decoder is not None:
+            raise UsageError(
+                f"decoder is {decoder!r}; images in memory are decoded already, so leave it out"
+            )
         held = {f"memory-{i:09d}": _pixels(image, i, exif) for i, image in enumerate(source)}
         entries = [Entry(uri, "", pixels.nbytes, "") for uri, pixels in held.items()]
         name, listing = "images in memory", Listing.of(entries[:limit], "memory")
@@ -83,6 +88,7 @@ def make_dna(
         exif=exif,
         crop=crop,
         taps=taps,
+        decoder=decoder,
         max_failures=max_failures,
         layer_gaussian=layer_gaussian,
         exemplars=0,

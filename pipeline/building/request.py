@@ -10,6 +10,7 @@ from pipeline.catalogue import Version, check_name
 from pipeline.counting import numerics
 from pipeline.dna import Failure
 from pipeline.errors import UsageError
+from pipeline.images import stated_decoder
 from pipeline.networks import Network
 from pipeline.sources import Rules
 from pipeline.spec import Crop, Exif, Precision, Preprocess, Resize, Spec
@@ -40,6 +41,7 @@ class Request:
     exif: Exif = "apply"
     crop: Crop = "none"
     taps: str | None = None
+    decoder: str | None = None
     limit: int | None = None
     include: str | None = None
     exclude: str | None = None
@@ -117,6 +119,7 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
             resize=request.resize,
             crop=request.crop,
             exif=request.exif,
+            decoder=stated_decoder(request.decoder) if request.decoder else None,
         ),
         ranges_digest=ranges_digest,
         bins=request.bins,

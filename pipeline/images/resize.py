@@ -91,6 +91,7 @@ def _weights(n_in: int, n_out: int) -> tuple[Floats32, NDArray[np.int32], NDArra
         The weights (n_out, k), and for each output its first input and its number of inputs.
         Read-only, as they are shared.
     """
+    # The algorithm is that of Pillow's Resample.c (MIT-CMU licence), written anew.
     step = n_in / n_out
     stretch = max(step, 1.0)
     centre = (np.arange(n_out) + 0.5) * step

@@ -1,9 +1,10 @@
-"""Batch norms into the convolutions before them, where the order of execution is known.
+"""Folds batch norms into the convolutions before them, if the order of execution is known.
 
     >>> fold_batch_norms(torchvision.models.resnet18())               # doctest: +SKIP
 
-A module says which parts it has, not in which order it runs them. In the families below they are
-registered in the order in which they run, so that a norm belongs to the convolution just before it.
+A module says which parts it has, but not in which order it runs them. In the families below the
+parts are registered in the order in which they run, so a norm belongs to the convolution just
+before it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pipeline.errors import CorruptFile
 
 @dataclass(frozen=True)
 class _Pair:
-    """`convolution` and `norm` are names inside `parent`, whose own is `path`."""
+    """Names a convolution and its norm inside their parent, and the path of the parent."""
 
     parent: Any
     convolution: str
@@ -29,11 +30,16 @@ class _Pair:
 
 
 def foldable(model: Any, observed: tuple[str, ...]) -> bool:
-    """Whether every batch norm of the model can be folded without a trace at the taps.
+    """Tells whether every batch norm of a model can be folded without changing what the taps see.
 
-    `observed`: names of the modules that are tapped. A convolution among them would show its
-    output after the norm, not before it; a part of a norm (timm's hold an activation) would go
-    with it.
+    Args:
+        model: The network.
+        observed: Names of the tapped modules. None may be a convolution before a norm, which would
+            show its output after the norm. None may be a part of a norm (timm's hold an
+            activation), which would disappear with it.
+
+    Returns:
+        True if the model is of a known family and no norm is left over or visible.
     """
     if not _known_family(model):
         return False
@@ -46,10 +52,18 @@ def foldable(model: Any, observed: tuple[str, ...]) -> bool:
 
 
 def fold_batch_norms(model: Any) -> Any:
-    """Each batch norm that follows a convolution becomes part of it; its activation stays.
+    """Makes each batch norm a part of the convolution before it; a norm's activation stays.
 
-    The folded module keeps the norm's name, so that taps on it still hold. Raises `CorruptFile`
-    where a norm is left.
+    The folded module keeps the norm's name, so that taps on it still hold.
+
+    Args:
+        model: The network, which is changed.
+
+    Returns:
+        The same network.
+
+    Raises:
+        CorruptFile: If a norm follows no convolution.
     """
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval

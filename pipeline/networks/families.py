@@ -1,4 +1,4 @@
-"""networks.families: TODO-DOC"""
+"""Describes the networks of timm and torchvision by their names there."""
 
 from __future__ import annotations
 
@@ -15,12 +15,26 @@ from pipeline.networks.weights import Hub, Source, Web
 
 
 def timm_architecture(name: str, model: str, size: int | None) -> Architecture:
+    """Describes a network of timm.
+
+    Args:
+        name: The whole name that was asked for, for messages.
+        model: The name in timm, maybe with a tag of weights after a dot.
+        size: The side of the input in pixels, or None for timm's.
+
+    Returns:
+        Its architecture, input and source of weights, as timm states them.
+
+    Raises:
+        UsageError: If timm has no such network or tag, or does not state its input.
+    """
     import timm
     from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 
     base = model.partition(".")[0]
     if not timm.is_model(base):
-        raise _unknown(name, base, timm.list_models(), "timm")
+        unknown = _unknown(name, base, timm.list_models(), "timm")
+        raise unknown
     try:
         cfg = get_pretrained_cfg(model, allow_unregistered=False)
     except RuntimeError as error:
@@ -45,6 +59,19 @@ def timm_architecture(name: str, model: str, size: int | None) -> Architecture:
 
 
 def build_timm(model: str, size: int | None, side: int | None) -> Any:
+    """Builds a network of timm with random weights.
+
+    Args:
+        model: The name in timm, maybe with a tag.
+        size: The side of the input in pixels, or None for timm's.
+        side: A side to use in place of `size`, or None.
+
+    Returns:
+        The module.
+
+    Raises:
+        TypeError: If timm cannot build it, unless only because it takes any size.
+    """
     import timm
 
     square = side or size
@@ -68,19 +95,41 @@ def _timm_source(cfg: Any) -> Source | None:
 
 
 def timm_filter(state: State, model: Any) -> State:
-    """timm's own conversion of foreign checkpoints (OpenAI's CLIP, DINOv2, other image sizes)."""
+    """Converts a state dict as timm does (OpenAI's CLIP, DINOv2, other image sizes).
+
+    Args:
+        state: Tensors by the names of a foreign checkpoint, or of timm's own.
+        model: The module of timm that they are for.
+
+    Returns:
+        Tensors by the model's names.
+    """
     module = sys.modules[type(model).__module__]
     convert = getattr(module, "checkpoint_filter_fn", None)
     return convert(state, model) if convert else state
 
 
 def torchvision_architecture(name: str, model: str, size: int | None) -> Architecture:
+    """Describes a network of torchvision.
+
+    Args:
+        name: The whole name that was asked for, for messages.
+        model: The name in torchvision, maybe with a name of weights after a dot.
+        size: The side of the input in pixels, or None for that of the weights.
+
+    Returns:
+        Its architecture, input and source of weights, as torchvision states them.
+
+    Raises:
+        UsageError: If torchvision has no such network or weights.
+    """
     from torchvision import models
 
     base, _, tag = model.partition(".")
     known = models.list_models(module=models)
     if base not in known:
-        raise _unknown(name, base, known, "torchvision")
+        unknown = _unknown(name, base, known, "torchvision")
+        raise unknown
     choices = models.get_model_weights(base)
     if tag and tag not in choices.__members__:
         raise UsageError(f"{name}: no weights {tag}; there are {', '.join(choices.__members__)}")
@@ -100,6 +149,16 @@ def torchvision_architecture(name: str, model: str, size: int | None) -> Archite
 
 
 def build_torchvision(base: str, size: int, side: int | None) -> Any:
+    """Builds a network of torchvision with random weights.
+
+    Args:
+        base: The name in torchvision.
+        size: The side of the input in pixels.
+        side: A side to use in place of `size`, or None.
+
+    Returns:
+        The module.
+    """
     from torchvision import models
 
     extra: dict[str, Any] = {}
@@ -116,11 +175,11 @@ def build_torchvision(base: str, size: int, side: int | None) -> Any:
 
 
 def _torchvision_filter(state: State, model: Any) -> State:
-    """What torchvision's own builders do to the files that they load."""
+    """Returns the state as torchvision's own builders convert the files that they load."""
     from torchvision.models import DenseNet, VisionTransformer
     from torchvision.models.vision_transformer import interpolate_embeddings
 
-    if isinstance(model, DenseNet):  # named for an older torch
+    if isinstance(model, DenseNet):  # named for an older torch; the pattern is torchvision's
         old = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
         return {old.sub(r"\1\2", key): value for key, value in state.items()}
     if isinstance(model, VisionTransformer):

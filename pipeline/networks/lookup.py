@@ -1,14 +1,14 @@
-"""Names -> networks: which architecture, which taps, which preprocessing, which weights.
+"""Turns a name into a network: its architecture, taps, preprocessing and weights.
 
     >>> describe("efficientnet_lite0").taps[0]                        # doctest: +SKIP
     Tap(name='bn1', neurons=32, positions=12544)
     >>> describe("timm:vit_base_patch14_dinov2.lvd142m@224")          # doctest: +SKIP
     >>> describe("torchvision:resnet50.IMAGENET1K_V2", taps="layer4.*")  # doctest: +SKIP
 
-Three kinds of names: the reference's own (`mugs_vit_base`, `vgg16`, `inception`, …), with its
-layer names; `timm:NAME[.TAG][@SIZE]`; and `torchvision:NAME[.WEIGHTS][@SIZE]`. All are built on
-timm's and torchvision's architectures. What a module puts out is found by running the architecture
-once without weights, on torch's meta device where it can.
+There are four kinds of names: the reference's (`mugs_vit_base`, `vgg16`, `inception`, …), with its
+layer names; `timm:NAME[.TAG][@SIZE]`; `torchvision:NAME[.WEIGHTS][@SIZE]`; and those that a user
+has registered. To find what a module puts out, the architecture is run once without weights, on
+torch's meta device if it can run there.
 """
 
 from __future__ import annotations
@@ -37,14 +37,24 @@ from pipeline.spec import Spec
 
 
 def describe(name: str, weights: str | None = None, taps: str | None = None) -> Network:
-    """The network of that name, with the digest of the weights that it will load.
+    """Describes the network of a name, with the digest of the weights that it will load.
 
-    `weights`: of a state dict, else the network's own are used, and fetched where they are not
-    here yet. `taps`: globs of what to observe, else the default layers. The embedded network as it
-    is costs no import of torch.
+    The embedded network with its default taps is described without an import of torch.
 
-    Raises `UsageError` for an unknown name or taps, listing known ones; `StorageError` or
-    `TransientError` where its own weights cannot be fetched.
+    Args:
+        name: The name of the network.
+        weights: Path or url of a state dict. None takes the network's own weights, and fetches them
+            if they are not here yet.
+        taps: Globs of what to observe, or None for the default layers.
+
+    Returns:
+        The description, without weights.
+
+    Raises:
+        UsageError: If the name or the taps are unknown; the message lists known ones.
+        CorruptFile: If the embedded weights are not those of this version.
+        StorageError: If the weights cannot be read.
+        TransientError: If the weights cannot be fetched now.
     """
     uri = storage.canonical(weights) if weights else None
     known = architecture(name)
@@ -77,9 +87,17 @@ def describe(name: str, weights: str | None = None, taps: str | None = None) -> 
 
 
 def network_of(spec: Spec, weights: str | None = None) -> Network:
-    """The network that a spec states, its weights fetched as a build fetches them.
+    """Describes the network that a spec states, its weights fetched as a build fetches them.
 
-    Raises `SpecMismatch` where it is another here, and as `describe`.
+    Args:
+        spec: The spec of a DNA.
+        weights: Path or url of the weights, or None for the network's own.
+
+    Returns:
+        The description, as `describe` makes it.
+
+    Raises:
+        SpecMismatch: If the name stands for other taps or weights here.
     """
     network = describe(spec.extractor, weights)
     if network.taps != spec.taps:
@@ -95,10 +113,19 @@ def network_of(spec: Spec, weights: str | None = None) -> Network:
 
 
 def load_model(network: Network) -> Any:
-    """The whole network, evaluation mode, as trained (nothing folded).
+    """Loads the whole network in evaluation mode, as it was trained (nothing folded).
 
-    A classifier that no tap needs, and that the weights lack, is left out. Raises `SpecMismatch`
-    where the weights are not those described, `CorruptFile` where they do not fit the architecture.
+    A classifier that no tap needs is left out if the weights lack it.
+
+    Args:
+        network: The description, maybe of another process.
+
+    Returns:
+        The module, on the CPU, its parameters frozen.
+
+    Raises:
+        SpecMismatch: If the weights are not those described.
+        CorruptFile: If the weights do not fit the architecture.
     """
     known = architecture_of(network)
     uri = network.weights_uri or fetch(known.source, network.name)
@@ -124,7 +151,12 @@ def load_model(network: Network) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def require_fit(network: Network) -> None:
-    """Raises what `load_model` raises; reads the weights once for all datasets of a process."""
+    """Checks that the weights can be loaded; reads them once for all datasets of a process.
+
+    Raises:
+        SpecMismatch: If the weights are not those described.
+        CorruptFile: If the weights do not fit the architecture.
+    """
     load_model(network)
 
 

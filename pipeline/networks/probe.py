@@ -1,4 +1,4 @@
-"""networks.probe: TODO-DOC"""
+"""Finds what the modules of a network put out, by running it once without weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LARGER = 64
 
 @dataclass(frozen=True)
 class FoundTaps:
-    """Fields of a `Network`."""
+    """What a trial run has found: the fields of a `Network` of the same names."""
 
     taps: tuple[Tap, ...]
     modules: tuple[str, ...]
@@ -34,10 +34,26 @@ class FoundTaps:
 
 
 def discover_taps(name: str, known: Architecture, patterns: str | None) -> FoundTaps:
+    """Runs an architecture once, and finds the shape of what each tap puts out.
+
+    Args:
+        name: The name of the network, for messages.
+        known: Its architecture.
+        patterns: Globs of the layers to tap, or None for the default layers.
+
+    Returns:
+        The taps, their modules, the classifier's parts that none needs, and whether norms can be
+            folded.
+
+    Raises:
+        UsageError: If the network does not run on images of its size, or if a pattern matches
+            nothing, or a module's output cannot be read as activations.
+    """
     try:
         model, on_meta = _bare(known, None)
     except Exception as error:  # architectures assert what they need of their size
-        raise _unable(name, known, error) from error
+        refusal = _unable(name, known, error)
+        raise refusal from error
     _require_whole_patches(name, known, model)
     names = tuple(module for module, _ in model.named_modules() if module)
     layers = dict(known.layers)
@@ -59,7 +75,8 @@ def discover_taps(name: str, known: Architecture, patterns: str | None) -> Found
         except UsageError as error:
             if patterns is not None or layers:
                 raise
-            raise no_default_taps(model, f", since {str(error).partition(';')[0]}") from error
+            refusal = no_default_taps(model, f", since {str(error).partition(';')[0]}")
+            raise refusal from error
         taps.append(Tap(tap, activations.shape[2], activations.shape[1]))
         modules.append(notation)
     own_names = all(tap.name == module for tap, module in zip(taps, modules, strict=True))
@@ -74,7 +91,7 @@ def discover_taps(name: str, known: Architecture, patterns: str | None) -> Found
 
 @dataclass(frozen=True)
 class _Shown:
-    """By module: what it put out, and the layout as a notation's end. And heads none needs."""
+    """Holds the outputs of modules, their layouts as notation, and the heads that no tap needs."""
 
     outputs: dict[str, Any]
     layouts: dict[str, str]
@@ -125,7 +142,11 @@ def _unable(name: str, known: Architecture, error: Exception) -> UsageError:
 
 
 def _require_whole_patches(name: str, known: Architecture, model: Any) -> None:
-    """timm would leave the rest at the right and the bottom unseen."""
+    """Checks that patches cover the image; timm would leave the rest unseen.
+
+    Raises:
+        UsageError: If they do not.
+    """
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if isinstance(patch, tuple) and len(patch) == 2:
         rows_left, columns_left = known.height % patch[0], known.width % patch[1]
@@ -137,7 +158,7 @@ def _require_whole_patches(name: str, known: Architecture, model: Any) -> None:
 
 
 def _bare(known: Architecture, side: int | None) -> tuple[Any, bool]:
-    """The architecture without weights, and whether it is on the meta device."""
+    """Returns the architecture without weights, and whether it is on the meta device."""
     import torch
 
     try:
@@ -150,9 +171,13 @@ def _bare(known: Architecture, side: int | None) -> tuple[Any, bool]:
 def _run(
     model: Any, height: int, width: int, observed: Iterable[str], heads: Iterable[str]
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Outputs of the observed modules, and the order in which they and the heads finished.
+    """Runs the model, and keeps what the observed modules put out.
 
-    Raises `UsageError` for an observed module that does not run exactly once.
+    Returns:
+        The outputs, and the order in which the observed modules and the heads finished.
+
+    Raises:
+        UsageError: If an observed module does not run exactly once.
     """
     import torch
 
@@ -191,7 +216,7 @@ def _run(
 
 
 def _larger(known: Architecture, observed: Iterable[str]) -> dict[str, Any]:
-    """Outputs on larger images; none where the network takes no others."""
+    """Returns the outputs on larger images, or none if the network takes no others."""
     try:
         model, on_meta = _bare(known, known.height + LARGER)
         if not on_meta:
@@ -203,7 +228,14 @@ def _larger(known: Architecture, observed: Iterable[str]) -> dict[str, Any]:
 
 
 def _layout(path: str, model: Any, output: Any, larger: Any) -> str:
-    """`[hwc]` where the last axis is the channels, which stay when the image grows."""
+    """Tells channels from positions: the number of channels stays when the image grows.
+
+    Returns:
+        `[hwc]` if the last axis is the channels, else nothing.
+
+    Raises:
+        UsageError: If the channels are in the middle.
+    """
     shape = tuple(output.shape)
     same = [i for i in (1, 2, 3) if larger is not None and larger.shape[i] == shape[i]]
     if len(same) != 1:  # pooled to one size whatever the image's

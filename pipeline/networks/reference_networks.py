@@ -1,4 +1,4 @@
-"""networks.reference_networks: TODO-DOC"""
+"""Describes the networks of the reference, vdna 0.1.1, built by timm and torchvision."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from pipeline.networks.weights import Hub, Source, Web
 
 if TYPE_CHECKING:
     import torch
-
-
-# The names of the reference (vdna 0.1.1), and the embedded network.
 
 
 Rule = tuple[Triple, Triple]
@@ -49,7 +46,7 @@ def _vit(
     norm: str = "norm",
     ignored: tuple[str, ...] = (),
 ) -> Architecture:
-    """All tokens of every block and of the last norm, the class token included."""
+    """Returns a ViT of which all tokens are counted, after every block and the last norm."""
 
     def build(side: int | None) -> Any:
         import timm
@@ -68,26 +65,61 @@ def _vit(
 
 
 def mugs_vit(size: str, depth: int = 12) -> Architecture:
+    """Describes a ViT of Mugs; its file also holds blocks that only the training used.
+
+    Args:
+        size: `small`, `base` or `large`.
+        depth: How many blocks it has.
+
+    Returns:
+        The architecture.
+    """
     source = Hub(REFERENCE_REPO, (f"Mugs/mugs_vit_{size}/weights.pth",))
     return _vit(f"vit_{size}_patch16_224", source, depth, ignored=("relation_blocks",))
 
 
 def dino_vit(size: str, file: str) -> Architecture:
+    """Describes a ViT of DINO.
+
+    Args:
+        size: `small` or `base`.
+        file: The name of the file of weights, without its ending.
+
+    Returns:
+        The architecture.
+    """
     return _vit(f"vit_{size}_patch16_224", Web(f"{DINO_URL}/{file}/{file}.pth"))
 
 
 def clip_vit(size: str, depth: int = 12) -> Architecture:
-    """The image tower; of its last norm the reference keeps the class token only.
+    """Describes the image tower of a CLIP.
 
-    The weights are OpenAI's in timm's copy: OpenAI's own file is a TorchScript archive, that is
-    code, and is not read.
+    As in the reference, only the class token of the last norm is counted. The weights are timm's
+    copy of OpenAI's. OpenAI's own file is a TorchScript archive, which is code, and is not read.
+
+    Args:
+        size: Size and patch in timm's spelling.
+        depth: How many blocks it has.
+
+    Returns:
+        The architecture.
     """
     source = Hub(f"timm/vit_{size}_clip_224.openai", ("model.safetensors", "pytorch_model.bin"))
     return _vit(f"vit_{size}_clip_quickgelu_224", source, depth, CLIP_RULE, norm="norm[0]")
 
 
 def reference_resnet50(source: Source) -> Architecture:
-    """torchvision's: the reference pads by 1, then by 2 in its first convolution, which is 3."""
+    """Describes torchvision's ResNet-50.
+
+    The reference pads by 1 and then by 2 in the first convolution, which together is the 3 of
+    torchvision.
+
+    Args:
+        source: Where its weights are.
+
+    Returns:
+        The architecture.
+    """
 
     def build(side: int | None) -> Any:
         from torchvision import models
@@ -105,6 +137,11 @@ def reference_resnet50(source: Source) -> Architecture:
 
 
 def reference_vgg16() -> Architecture:
+    """Describes torchvision's VGG-16, observed after each ReLU of its convolutions.
+
+    Returns:
+        The architecture.
+    """
     relus = [f"{stage}_{i + 1}" for stage, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(n)]
     places = (1, 3, 6, 8, 11, 13, 15, 18, 20, 22, 25, 27, 29)
     return Architecture(
@@ -119,6 +156,11 @@ def reference_vgg16() -> Architecture:
 
 
 def reference_inception() -> Architecture:
+    """Describes the Inception v3 of FID.
+
+    Returns:
+        The architecture.
+    """
     return Architecture(
         lambda side: _fid_inception(),
         *(299, 299, *HALF_RULE),
@@ -134,12 +176,11 @@ def reference_inception() -> Architecture:
 
 
 def _fid_inception() -> Any:
-    """torchvision's Inception v3, patched as FID's weights need it.
-
-    The patches are those of pytorch-fid (Seitzer, 2020; `FIDInceptionA`, `C`, `E_1`, `E_2`): the
-    TensorFlow network that the weights come from leaves padding out of its average pools, and
-    takes the maximum in the last block.
-    """
+    """Returns torchvision's Inception v3, patched as FID's weights need it."""
+    # The patches follow pytorch-fid (Maximilian Seitzer, 2020, Apache License 2.0): its classes
+    # FIDInceptionA, FIDInceptionC, FIDInceptionE_1 and FIDInceptionE_2, which change the forward
+    # passes of torchvision (BSD 3-Clause). The TensorFlow network that the weights come from leaves
+    # padding out of its average pools, and takes the maximum in the last block.
     import torch
     from torch.nn import functional
     from torchvision.models import Inception3, inception

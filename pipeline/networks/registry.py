@@ -102,7 +102,11 @@ class OwnNetwork:
     weights: str | None
 
     def architecture(self) -> Architecture:
-        """Describes it as other networks are described."""
+        """Describes it as other networks are described.
+
+        Returns:
+            The architecture.
+        """
         rule = self.preprocess
         return Architecture(
             functools.partial(_build, self.built_by),

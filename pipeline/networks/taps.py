@@ -1,4 +1,4 @@
-"""networks.taps: TODO-DOC"""
+"""Chooses the modules to tap, and reads what they put out as (images, positions, neurons)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ if TYPE_CHECKING:
 
 
 def default_modules(model: Any) -> tuple[str, ...]:
-    """The modules observed where none are asked for: the first rule that the structure fits.
+    """Chooses the modules to observe by the first rule that fits the network's structure.
 
-    docs/networks.md has the rules as a table. Raises `UsageError` where none fits.
+    docs/networks.md has the rules as a table.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The names of the modules.
+
+    Raises:
+        UsageError: If no rule fits.
     """
     from torch import nn
 
@@ -52,10 +61,20 @@ def default_modules(model: Any) -> tuple[str, ...]:
         return like(r"(stages|layers)\.\d+\.blocks\.\d+")
     if features:  # torchvision's others
         return features
-    raise no_default_taps(model, "")
+    refusal = no_default_taps(model, "")
+    raise refusal
 
 
 def no_default_taps(model: Any, why: str) -> UsageError:
+    """Makes the error that no rule chooses taps; it names some modules that could be tapped.
+
+    Args:
+        model: The network.
+        why: A clause that ends the statement, or nothing.
+
+    Returns:
+        The error, to be raised.
+    """
     from torch import nn
 
     some = [
@@ -70,10 +89,20 @@ def no_default_taps(model: Any, why: str) -> UsageError:
 
 
 def matching(patterns: str, names: Sequence[str]) -> tuple[str, ...]:
-    """The names that any of the comma-separated globs matches, in the order of `names`.
+    """Returns the names that any of the comma-separated globs matches.
 
-    `*` and `?` stay within a dotted part, `**` crosses dots. A glob ending in `[0]` asks for the
-    first token only. Raises `UsageError` for a glob that matches nothing, with near names.
+    `*` and `?` stay within a dotted part, `**` crosses dots. A glob that ends in `[0]` asks for the
+    first token only.
+
+    Args:
+        patterns: The globs.
+        names: The names of all modules or layers.
+
+    Returns:
+        The matching names in the order of `names`, each with the `[0]` of its glob.
+
+    Raises:
+        UsageError: If a glob matches nothing; the message shows similar names.
     """
     found: set[tuple[int, str]] = set()
     for pattern in (part.strip() for part in patterns.split(",")):
@@ -97,16 +126,32 @@ def _expression(glob: str) -> str:
 
 
 def parse(notation: str) -> tuple[str, str]:
-    """A module's name and `0`, `hwc` or nothing, of the notation in `Network.modules`."""
+    """Splits a module's notation, as `Network.modules` has it.
+
+    Args:
+        notation: The name of a module, maybe with `[0]` or `[hwc]` after it.
+
+    Returns:
+        The name, and `0`, `hwc` or nothing.
+    """
     parts = re.fullmatch(r"(.*?)(?:\[(0|hwc)\])?", notation, re.DOTALL)
     return (parts[1], parts[2] or "") if parts else (notation, "")
 
 
 def rows(output: Any, notation: str, batch: int) -> torch.Tensor:
-    """What a module put out as (batch, positions, neurons); a view where it can be.
+    """Reads a module's output as activations.
 
-    (B, C, H, W), or (B, H, W, C) where the notation says `hwc`: positions row by row.
-    (B, N, C): tokens. (B, C): one position. Raises `UsageError` for anything else.
+    Args:
+        output: (B, C, H, W), or (B, H, W, C) if the notation says `hwc`, whose positions are taken
+            row by row; (B, N, C), whose positions are tokens; or (B, C), which is one position.
+        notation: The module's notation.
+        batch: How many images it is of.
+
+    Returns:
+        (batch, positions, neurons); a view if possible.
+
+    Raises:
+        UsageError: If the output has another form.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Weights: where a network's own come from, and tensors of a file into its modules.
+"""Finds a network's own weights, and loads tensors of a file into its modules.
 
     >>> state = load_state(fetch(Hub("timm/resnet18.a1_in1k", ("model.safetensors",))))
     ... # doctest: +SKIP
@@ -34,9 +34,11 @@ KEEP_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Hub:
-    """Files of a repository of huggingface.co, of which the first that exists is taken.
+    """Files of a repository of huggingface.co; the first one that exists is taken.
 
-    `repo` may end in @REVISION.
+    Attributes:
+        repo: The repository, maybe with @REVISION.
+        files: The names of files, in the order in which they are tried.
     """
 
     repo: str
@@ -48,7 +50,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class Web:
-    """A file of the web. A hash in its name (`-6726825d.pth`) is checked."""
+    """A file of the web. If its name has a hash (`-6726825d.pth`), the hash is checked."""
 
     url: str
 
@@ -78,7 +80,7 @@ Source = Hub | Web | Wheel | File
 
 
 def sha256_of(uri: str) -> str:
-    """sha256 of the file's bytes, hex."""
+    """Returns the sha256 of the file's bytes, hex."""
     return _sha256_once(uri, storage.info(uri).identity)
 
 
@@ -88,7 +90,14 @@ def _sha256_once(uri: str, identity: str) -> str:
 
 
 def read(uri: str) -> bytes:
-    """The file's bytes; those of a store are kept until `forget`, so that they come over once."""
+    """Reads a file; the bytes of a remote store are kept until `forget`, to be read once.
+
+    Args:
+        uri: Where the file is.
+
+    Returns:
+        Its bytes.
+    """
     identity = storage.info(uri).identity
     if storage.store_of(uri).is_local:
         return storage.read(uri, identity)
@@ -96,7 +105,11 @@ def read(uri: str) -> bytes:
 
 
 def forget(data: bytes) -> None:
-    """Let go of a large file once its tensors are loaded."""
+    """Lets go of a large file once its tensors are loaded.
+
+    Args:
+        data: The bytes of the file.
+    """
     if len(data) > KEEP_BYTES:
         _read_once.cache_clear()
 
@@ -107,10 +120,19 @@ def _read_once(uri: str, identity: str) -> bytes:
 
 
 def fetch(source: Source | None, name: str) -> str:
-    """Uri of the local copy of the network's own weights, downloaded where it is not there yet.
+    """Downloads a network's own weights, unless they are here already.
 
-    Raises `UsageError` where it has none, `StorageError` where the store says no, `TransientError`
-    where it does not answer.
+    Args:
+        source: Where they are, or None if the network has none.
+        name: The name of the network, for messages.
+
+    Returns:
+        The uri of the local copy.
+
+    Raises:
+        UsageError: If the network has no weights of its own.
+        StorageError: If the store refuses them.
+        TransientError: If the store does not answer.
     """
     if source is None:
         raise UsageError(f"{name} has no weights of its own; give some by --weights URL")
@@ -158,7 +180,7 @@ def _from_web(source: Web) -> str:
 
 
 def _is_lasting(error: Exception) -> bool:
-    """Whether the store has answered that it will not give the file."""
+    """Returns whether the store has answered that it will not give the file."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if isinstance(error, LocalEntryNotFoundError):
@@ -171,10 +193,19 @@ def _is_lasting(error: Exception) -> bool:
 
 
 def load_state(data: bytes) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors or a PyTorch file; nothing else in it is ever unpickled.
+    """Loads the tensors of a safetensors or a PyTorch file; nothing else in it is ever unpickled.
 
-    Told apart by content: safetensors begin with the length of a JSON header, 8 bytes. A state
-    dict inside one of `WRAPPERS` is taken out where there is one only. Raises `CorruptFile`.
+    The two are told apart by content: safetensors begin with the length of a JSON header, 8 bytes.
+    A state dict inside one of `WRAPPERS` is taken out if there is only one.
+
+    Args:
+        data: The bytes of the file.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        CorruptFile: If the file is torn, or holds anything else than one state dict.
     """
     import torch
 
@@ -234,7 +265,15 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def without_prefix(state: dict[str, torch.Tensor], known: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The tensors without a prefix that all of them carry, and the `known` names do not."""
+    """Takes off a prefix that all names carry, unless the known names carry it too.
+
+    Args:
+        state: Tensors by name.
+        known: The model's own names.
+
+    Returns:
+        Tensors by the shorter names.
+    """
     known = list(known)
     for prefix in PREFIXES * 2:
         if state and all(key.startswith(prefix) for key in state):
@@ -247,10 +286,20 @@ def without_prefix(state: dict[str, torch.Tensor], known: Iterable[str]) -> dict
 def fit(
     model: Any, state: dict[str, torch.Tensor], spare: Iterable[str], name: str
 ) -> tuple[str, ...]:
-    """Load the tensors strictly, but for modules in `spare` (dotted names).
+    """Loads tensors strictly into a model, except for some modules.
 
-    A spare module's tensors may be missing, too many, or of another shape; then it is not loaded,
-    and its name returned. Raises `CorruptFile` naming what else does not fit.
+    Args:
+        model: The network, which is changed.
+        state: Tensors by name.
+        spare: Modules (dotted names) that need not fit: their tensors may be missing, too many, or
+            of another shape.
+        name: The name of the network, for messages.
+
+    Returns:
+        The spare modules that did not fit; they were put out of the model.
+
+    Raises:
+        CorruptFile: If anything else does not fit; the message names it.
     """
     import torch
 
@@ -282,7 +331,12 @@ def fit(
 
 
 def drop(model: Any, name: str) -> None:
-    """Put nothing in the place of a module, where the model has it."""
+    """Replaces a module by one that does nothing, if the model has it.
+
+    Args:
+        model: The network, which is changed.
+        name: The dotted name of the module.
+    """
     from torch import nn
 
     parent, _, child = name.rpartition(".")

@@ -78,6 +78,7 @@ class Settings(BaseModel):
     exif: Literal["apply", "ignore"] = "apply"
     crop: Literal["none", "center"] = "none"
     taps: str | None = None
+    decoder: str | None = None
     limit: int | None = Field(default=None, ge=1)
     include: str | None = None
     exclude: str | None = None

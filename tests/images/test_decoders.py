@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import subprocess
 import sys
 import uuid
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import images
+from pipeline import images, make_dna
+from pipeline.building import Request, build_datasets, make_spec
+from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe
+from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SpecMismatch, TransientError, UsageError
 from pipeline.images import decode, load, load_isolated, register_decoder, stated_decoder
 from pipeline.spec import Preprocess, Resources, Spec
 from tests.support import tiny_network as tiny
 from tests.support.builders import tiny_spec
 from tests.support.own_decoders import flat, odd, written
-from tests.support.ray_commands import REPOSITORY
+from tests.support.ray_commands import REPOSITORY, ended, start, write_distribution
 
 RULE = Preprocess(8, 8, (0.5,) * 3, (0.5,) * 3)
 EXAMPLE = REPOSITORY / "examples" / "own_decoder"
@@ -143,3 +149,91 @@ def test_a_recipe_carries_it_to_processes_that_know_no_name(tmp_path: Path) -> N
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout.strip() == str(pixels().sum()), done.stderr
+
+
+# In builds, by the example.
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve good files of the example's format, one cut and one of another format."""
+    folder = tmp_path_factory.mktemp("scans")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        grey = rng.integers(0, 5000, (10, 12)).astype("<u2")
+        data = struct.pack("<4sII", b"RAW1", 12, 10) + grey.tobytes()
+        (folder / f"{i}.raw16").write_bytes(data)
+    (folder / "cut.raw16").write_bytes(data[:-9])
+    (folder / "other.raw16").write_bytes(b"JUNK" + data[4:])
+    return folder
+
+
+@pytest.fixture
+def raw16(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(EXAMPLE)
+    import raw16
+
+    raw16.register()
+    return raw16
+
+
+def test_the_example_reads_its_format(scans: Path, raw16: Any) -> None:
+    values = np.array([[0, 4095, 2048], [4095, 65535, 1]], "<u2")
+    data = struct.pack("<4sII", b"RAW1", 3, 2) + values.tobytes()
+    assert decode(data, replace(RULE, decoder="raw16@1"))[:, :, 0].tolist() == [
+        [0, 255, 127],
+        [255, 255, 0],
+    ]
+
+
+def test_on_ray_it_counts_what_it_counts_in_process(
+    scans: Path, raw16: Any, tmp_path: Path
+) -> None:
+    """By an entry point, in a command and in Ray's workers; the reasons are listed."""
+    place = tiny.install(tmp_path)
+    options = place.options | {"decoder": "raw16"}
+    alone = Catalogue(str(tmp_path / "alone"))
+    request = Request("photos", str(scans), max_failures=2, shard_images=2, **options)
+    with closing(InProcess()) as engine:
+        (built,) = build_datasets(alone, [request], engine, Resources(workers=0, threads=1))
+    assert (built.version.images, built.version.failed) == (12, 2)
+    reasons = {Path(f.uri).name: f"{f.reason}: {f.detail}" for f in built.failures}
+    assert "corrupt: raw16@1: ValueError: buffer is smaller" in reasons["cut.raw16"]
+    assert "begins with RAW1, this one with b'JUNK'" in reasons["other.raw16"]
+    assert alone.load("photos").spec.preprocess.decoder == "raw16@1"
+
+    site = tmp_path / "site"
+    site.mkdir()
+    write_distribution(
+        site,
+        "[vdna.networks]\ntiny = tests.support.tiny_network:register\n"
+        "[vdna.decoders]\nraw16 = raw16:register\n",
+    )
+    paths = [str(site), str(EXAMPLE), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    words = [f"--{name}={value}" for name, value in options.items()]
+    process = start(
+        *(scans, tmp_path / "ray", *words),
+        env={"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+    with ended(process):
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert json.loads(out)["dna"] == built.version.dna
+    with pytest.warns(UserWarning, match="2 of 14"):
+        dna = make_dna(scans, max_failures=2, **options)  # type: ignore[arg-type]  # of any kind
+    assert np.array_equal(dna.counts, alone.load("photos").counts)
+
+
+def test_a_decoder_is_for_files(raw16: Any) -> None:
+    with pytest.raises(
+        UsageError, match="decoder is 'raw16'; images in memory are decoded already"
+    ):
+        make_dna([pixels()], decoder="raw16")
+
+
+def test_its_name_reaches_the_spec(raw16: Any, tmp_path: Path) -> None:
+    network = tiny.install(tmp_path).network
+    spec = make_spec(Request("x", "x", decoder="raw16"), network, "00", "cpu")
+    assert spec.preprocess.decoder == "raw16@1"
+    with pytest.raises(UsageError, match="no decoder 'nobody'"):
+        make_spec(Request("x", "x", decoder="nobody"), network, "00", "cpu")

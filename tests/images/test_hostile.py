@@ -224,7 +224,7 @@ def test_a_stuck_decoder_does_not_keep_the_process_from_ending(body: str) -> Non
         f"""
         import time
         from concurrent.futures import Future
-        from pipeline.stream import Decoders
+        from pipeline.counting.stream import Decoders
         def stuck(value):
             {body}
         first = Future()

@@ -35,7 +35,7 @@ from pipeline.dna import DNA
 from pipeline.networks import describe
 from pipeline.spec import Preprocess
 from tests.support.builders import photo
-from tests.support.reference_package import Theirs, bare, randomised
+from tests.support.reference_package import ReferenceNetworks, random_network, randomised
 
 BINS = 1000
 SETS = ("day", "night")
@@ -67,7 +67,7 @@ def random_weights(name: str, place: Path) -> str:
     """A file of seeded random weights of the real architecture."""
     path = place / "weights.pth"
     if not path.exists():
-        torch.save(randomised(bare(name).state_dict()), path)
+        torch.save(randomised(random_network(name).state_dict()), path)
     return str(path)
 
 
@@ -325,7 +325,7 @@ def test_the_whole_agrees_within_rounding(
 ) -> None:
     """Tolerances: 1 in 1,000 activations in another bin, and by one bin only; so 0.001 bins of EMD
     between both DNAs of one set, and distances of two sets equal to 1 in 10,000."""
-    theirs = Theirs(monkeypatch, tmp_path)
+    theirs = ReferenceNetworks(monkeypatch, tmp_path)
 
     def of(kind: str, folder: str) -> VDNA:
         theirs.settings = quiet_settings(5)  # anew: a DNA leaves its own choices in them

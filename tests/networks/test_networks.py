@@ -56,7 +56,12 @@ from pipeline.networks import ranges_file as ranges
 from pipeline.spec import Tap
 from tests.counting.test_extractor import Bomb, seen
 from tests.support.builders import photo, write_photos
-from tests.support.reference_package import Theirs, bare, observed_ranges, randomised
+from tests.support.reference_package import (
+    ReferenceNetworks,
+    observed_ranges,
+    random_network,
+    randomised,
+)
 
 State = dict[str, torch.Tensor]
 Weights = Callable[[str], str]
@@ -83,7 +88,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weights]:
     def of(name: str) -> str:
         if name not in files:
             files[name] = str(folder / f"{len(files)}.pt")
-            state = bare(name).state_dict()
+            state = random_network(name).state_dict()
             if "vgg" in name:  # most of its parameters, and no tap needs them
                 state = {key: v for key, v in state.items() if not key.startswith("classifier")}
             torch.save(randomised(state), files[name])
@@ -214,7 +219,7 @@ def test_the_reference_sees_the_same(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecated arguments of torchvision
-        theirs = Theirs(monkeypatch, tmp_path)
+        theirs = ReferenceNetworks(monkeypatch, tmp_path)
         model = getattr(theirs, name)().eval()
     network = describe(name, str(theirs.weights))
     pixels = inputs(network)
@@ -395,8 +400,8 @@ def test_heads_that_no_tap_needs_are_let_go(weights: Weights) -> None:
 
 def test_torchvisions_inception_takes_its_own_means(nothing: str) -> None:
     """torchvision undoes the usual normalisation in the network, wherever it loads weights."""
-    assert bare("torchvision:inception_v3").transform_input
-    assert not bare("inception").transform_input
+    assert random_network("torchvision:inception_v3").transform_input
+    assert not random_network("inception").transform_input
     assert describe("torchvision:inception_v3", nothing).mean == (0.485, 0.456, 0.406)
 
 
@@ -410,7 +415,7 @@ def test_a_size_resamples_position_embeddings(tmp_path: Path, weights: Weights) 
     model = load_model(network)
     torch.testing.assert_close(model.pos_embed.detach(), embedding)
     assert (network.height, network.taps[0].positions) == (112, 50)
-    state = randomised(bare("torchvision:vit_b_16@32").state_dict())
+    state = randomised(random_network("torchvision:vit_b_16@32").state_dict())
     torch.save(state, tmp_path / "vit.pt")
     larger = load_model(describe("torchvision:vit_b_16@64", str(tmp_path / "vit.pt")))
     assert larger.encoder.pos_embedding.shape == (1, 17, 768)
@@ -582,7 +587,7 @@ def test_names_that_mean_nothing(name: str, message: str, nothing: str) -> None:
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    return randomised(bare("timm:vit_tiny_patch16_224@32").state_dict())
+    return randomised(random_network("timm:vit_tiny_patch16_224@32").state_dict())
 
 
 VIT = "timm:vit_tiny_patch16_224@32"
@@ -687,7 +692,7 @@ def test_a_head_that_no_tap_needs_may_differ(tmp_path: Path, state: State, chang
 
 
 def test_relation_blocks_of_mugs_are_dropped_and_others_are_not(tmp_path: Path) -> None:
-    state = bare("mugs_vit_small").state_dict()
+    state = random_network("mugs_vit_small").state_dict()
     extra = {"relation_blocks.0.norm1.weight": torch.zeros(384), "head.mlp.0.bias": torch.zeros(9)}
     loaded(tmp_path / "w.pt", {"state_dict": state | extra}, "mugs_vit_small")
     with pytest.raises(CorruptFile, match=r"unknown: relation_blocks"):
@@ -695,14 +700,14 @@ def test_relation_blocks_of_mugs_are_dropped_and_others_are_not(tmp_path: Path) 
 
 
 def test_old_batch_norms_lack_their_counter(tmp_path: Path) -> None:
-    state = randomised(bare("timm:resnet18").state_dict())
+    state = randomised(random_network("timm:resnet18").state_dict())
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     model = loaded(tmp_path / "w.pt", old, "timm:resnet18")
     torch.testing.assert_close(model.bn1.running_var, state["bn1.running_var"])
 
 
 def test_old_names_of_densenet(tmp_path: Path) -> None:
-    state = randomised(bare("torchvision:densenet121").state_dict())
+    state = randomised(random_network("torchvision:densenet121").state_dict())
     old = {
         key.replace("norm1", "norm.1").replace("conv2", "conv.2") if "denselayer" in key else key: v
         for key, v in state.items()
@@ -845,7 +850,7 @@ def test_own_weights_are_those_fetched(
 
 
 def test_own_weights_of_the_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = randomised(bare("torchvision:mobilenet_v2").state_dict())
+    state = randomised(random_network("torchvision:mobilenet_v2").state_dict())
     torch.save(state, tmp_path / "w.pth")
     asked: list[str] = []
 

@@ -222,7 +222,7 @@ def test_the_embedded_ranges_are_those_of_the_network(network: Network, truth: R
     assert (found.high - found.low > 0).mean() > 0.99
     inside = (found.low <= truth.low) & (truth.high <= found.high)
     assert inside.mean() > 0.9
-    data = Path("pipeline/assets/efficientnet_lite0.ranges.parquet").read_bytes()
+    data = Path("pipeline/networks/assets/efficientnet_lite0.ranges.parquet").read_bytes()
     _, metadata = decode(data, "x")
     assert metadata["weights_sha256"] == network.weights_sha256
     assert resolve(network, None, {}).digest == found.digest

@@ -1,4 +1,4 @@
-"""Networks with random weights: ours, and the reference's own classes on the same files."""
+"""Networks with random weights: ours, and the reference package's classes on the same files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from pipeline.networks import architecture
 State = dict[str, torch.Tensor]
 
 
-def bare(name: str) -> Any:
+def random_network(name: str) -> Any:
+    """Builds one of our networks with random weights."""
     return architecture(name).build(None)
 
 
 def randomised(state: State, seed: int = 0) -> State:
-    """Weights under which every part of a network matters: no zero branch, no unit batch norm."""
+    """Makes weights under which every part of a network matters: no branch that is zero."""
     make = torch.Generator().manual_seed(seed)
     made: State = {}
     for key, value in state.items():
@@ -41,7 +42,7 @@ def randomised(state: State, seed: int = 0) -> State:
 
 
 def observed_ranges(extractor: Extractor, pixels: NDArray[np.float32]) -> Ranges:
-    """The extremes of every neuron over up to a micro-batch of prepared images."""
+    """Measures the extremes of every neuron over up to a micro-batch of prepared images."""
     low, high = {}, {}
 
     def visit(index: int, x: torch.Tensor) -> None:
@@ -55,8 +56,8 @@ def observed_ranges(extractor: Extractor, pixels: NDArray[np.float32]) -> Ranges
     )
 
 
-class Theirs:
-    """The reference with weights from local files, so that nothing is fetched."""
+class ReferenceNetworks:
+    """Builds the networks of the reference package, their weights taken from local files."""
 
     def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
         from vdna.utils.settings import ExtractionSettings
@@ -98,7 +99,7 @@ class Theirs:
 
         self.patch.setattr(inception_pytorch, "hf_hub_download", self.hub)
         self.patch.setattr(inception_pytorch, "load_state_dict_from_url", self.load)
-        self.save(randomised(bare("inception").state_dict()))
+        self.save(randomised(random_network("inception").state_dict()))
         return get_feature_extractor("inception", self.settings)
 
     def vgg16(self) -> Any:
@@ -117,7 +118,7 @@ class Theirs:
         from vdna.networks import random_resnet50
 
         self.patch.setattr(random_resnet50, "hf_hub_download", self.hub)
-        state = bare("rand_resnet50").state_dict()
+        state = random_network("rand_resnet50").state_dict()
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
         self.save({"model_state_dict": randomised(state)})
         return random_resnet50.resnet50_feat_extractor(self.settings)
@@ -133,6 +134,6 @@ class Theirs:
         self.save(state)
         self.patch.setattr(clip, "hf_hub_download", self.hub)
         self.patch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: model)
-        theirs = clip.CLIPImEncoder("vit_b16", self.settings)
-        theirs.model.float()
-        return theirs
+        encoder = clip.CLIPImEncoder("vit_b16", self.settings)
+        encoder.model.float()
+        return encoder

@@ -641,7 +641,7 @@ def deaths(
     command = [
         sys.executable,
         "-m",
-        "tests.support.dying",
+        "tests.support.killed_builds",
         tiny_folder,
         str(source.folder.parent),
         str(folder),

@@ -1,6 +1,6 @@
-"""Builds that kill themselves, each in a process of its own, at a stated write to a catalogue.
+"""Runs builds that kill themselves, each in its own process, at a stated write to a catalogue.
 
-    python -m tests.support.dying TINY SOURCE CATALOGUES STEP FIRST
+    python -m tests.support.killed_builds TINY SOURCE CATALOGUES STEP FIRST
 
 A write is what Python's audit hooks tell of: opening to write, linking, renaming, removing; and
 syncing a file, half of which is then cut off. For every STEP-th of them from FIRST on, a build into
@@ -38,8 +38,8 @@ def build(place: tiny.Place, source: str, root: str) -> None:
     engine._worker.close()
 
 
-def watch(root: str, at: int, tell: Callable[[str], None]) -> None:
-    """Dies at the write of that number below `root`."""
+def die_at_write(root: str, at: int, tell: Callable[[str], None]) -> None:
+    """Makes this process die at the write of that number below `root`."""
     numbers = itertools.count(1)  # each is taken by one thread
 
     def write(event: str) -> bool:
@@ -70,7 +70,7 @@ def watch(root: str, at: int, tell: Callable[[str], None]) -> None:
 
 
 def forked(work: Callable[[Callable[[str], None]], None]) -> tuple[int, str]:
-    """What `os.waitstatus_to_exitcode` says of a child that does the work, and what it told."""
+    """Does the work in a child process; returns its exit code and what it told."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -96,11 +96,11 @@ def main(folder: str, source: str, catalogues: str, step: int, first: int) -> No
     for at in itertools.count(first, step):
         root = f"{catalogues}/{at}"
 
-        def dying(tell: Callable[[str], None], root: str = root, at: int = at) -> None:
-            watch(root, at, tell)
+        def build_until_killed(tell: Callable[[str], None], root: str = root, at: int = at) -> None:
+            die_at_write(root, at, tell)
             build(place, source, root)
 
-        code, told = forked(dying)
+        code, told = forked(build_until_killed)
         if code == 0:
             break
         assert code == -signal.SIGKILL, f"write {at}: ended with {code}"
