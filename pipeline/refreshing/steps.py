@@ -8,7 +8,7 @@ One dataset that cannot be built does not keep the others from being built, comp
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from pipeline.building import Result, build_datasets
@@ -92,7 +92,7 @@ def refresh(
     matrices: list[Matrix] = []
     verdicts: list[Verdict] = []
     failed: VdnaError | None = None
-    with engine or nullcontext(InProcess()) as builder:
+    with engine or InProcess() as builder:
         try:
             build_datasets(
                 place, requests, builder, resources, progress, results.append, relist=relist

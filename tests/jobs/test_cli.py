@@ -835,7 +835,7 @@ def test_a_matrix_that_fails_hides_neither_builds_nor_their_errors(
     def full(*_: object, **__: object) -> object:
         raise StorageError("no space left")
 
-    monkeypatch.setattr("pipeline.comparing.compare", full)
+    monkeypatch.setattr("pipeline.refreshing.steps.compare", full)
     a, b, bad = sources("a", 0), sources("b", 50), sources("bad", 70)
     next(bad.iterdir()).write_bytes(b"")
     told = json.loads(refresh(config(tmp_path, network, a, b), "--json", exits=1).stdout)
