@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 
-from pipeline.comparing.notebook import html_table
+from pipeline.comparing.notebook import bar_chart, html_table
 from pipeline.dna import DNA, UNIFORM, Floats, Ints, Lens
 from pipeline.errors import UsageError
 
@@ -122,15 +122,8 @@ class Distance(float):
         Returns:
             The axes that were drawn on.
         """
-        if ax is None:
-            from matplotlib.figure import Figure
-
-            height = 1 + 0.22 * len(self.layers)
-            ax = Figure(figsize=(6, height), layout="constrained").subplots()
-        ax.barh([*self.layers], [*self.layers.values()])
-        ax.invert_yaxis()
-        ax.set_xlabel(f"{self.name} ({self.unit})")
-        return ax
+        unit = f"{self.name} ({self.unit})"
+        return bar_chart([*self.layers], [*self.layers.values()], unit, ax)
 
 
 def cumulative(dna: DNA, neurons: slice | Ints = slice(None)) -> Floats:

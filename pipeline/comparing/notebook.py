@@ -1,13 +1,50 @@
-"""Makes the small HTML tables that results show of themselves in a notebook."""
+"""Makes the small HTML tables and bar charts that results show of themselves in a notebook."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def bar_chart(
+    labels: Sequence[str], values: Sequence[float], unit: str, ax: Axes | None = None
+) -> Axes:
+    """Draws a horizontal bar for each value, the first at the top.
+
+    Args:
+        labels: Names of the bars.
+        values: Lengths of the bars.
+        unit: Label of the axis.
+        ax: Axes to draw on. None makes a new figure.
+
+    Returns:
+        The axes that were drawn on.
+    """
+    if ax is None:
+        from matplotlib.figure import Figure
+
+        ax = Figure(figsize=(6, 1 + 0.25 * len(labels)), layout="constrained").subplots()
+    ax.barh(labels, values)
+    ax.invert_yaxis()
+    ax.set_xlabel(unit)
+    return ax
 
 
 def html_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Returns an HTML table. Captions, names of columns and cells are escaped."""
+    """Makes an HTML table, with all text escaped.
+
+    Args:
+        caption: Text above the table.
+        columns: Names of the columns.
+        rows: Cells of each row.
+
+    Returns:
+        The element as HTML.
+    """
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows

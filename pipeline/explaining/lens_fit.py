@@ -44,6 +44,7 @@ from pipeline.comparing import (
     LEAST_FOLDS,
     FoldCurves,
     adjusted,
+    bar_chart,
     html_table,
     neuron_estimates,
     paired_estimates,
@@ -184,16 +185,10 @@ class FittedLens:
         Returns:
             The axes that were drawn on.
         """
-        if ax is None:
-            from matplotlib.figure import Figure
-
-            height = 1 + 0.3 * len(self.scores)
-            ax = Figure(figsize=(6, height), layout="constrained").subplots()
         labels = [f"{score.attribute} ({score.role})" for score in self.scores]
-        ax.barh(labels, [score.through for score in self.scores])
+        unit = f"share of the distance left through {self.lens.name}"
+        ax = bar_chart(labels, [score.through for score in self.scores], unit, ax)
         ax.axvline(1, color="grey", linewidth=1)
-        ax.invert_yaxis()
-        ax.set_xlabel(f"share of the distance left through {self.lens.name}")
         return ax
 
     @property
@@ -347,7 +342,7 @@ def fit_lens(
     """Fits a lens that focuses on one attribute, or that ignores some and keeps others.
 
     An attribute is a pair of datasets: WITH:WITHOUT, or WITH=WITHOUT for the same images with a
-    change and without. The lens is not kept; `pipeline.catalogue.keep` does that. Raises as
+    change and without. The lens is not kept; `pipeline.catalogue.keep_lens` does that. Raises as
     `compare` does, too.
 
     Args:

@@ -31,6 +31,7 @@ from pipeline.comparing import (
     FoldCurves,
     FoldSums,
     adjusted,
+    bar_chart,
     cumulative,
     estimates,
     fold_sums,
@@ -185,15 +186,8 @@ class Explanation:
         Returns:
             The axes that were drawn on.
         """
-        if ax is None:
-            from matplotlib.figure import Figure
-
-            height = 1 + 0.22 * self.layers.num_rows
-            ax = Figure(figsize=(6, height), layout="constrained").subplots()
-        ax.barh(self.layers["layer"].to_pylist(), self.layers["emd"].to_numpy())
-        ax.invert_yaxis()
-        ax.set_xlabel("emd (bins)")
-        return ax
+        values = self.layers["emd"].to_numpy().tolist()
+        return bar_chart(self.layers["layer"].to_pylist(), values, "emd (bins)", ax)
 
     @cached_property
     def signed(self) -> bool:
