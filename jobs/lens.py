@@ -83,7 +83,7 @@ def fit(
     """
     from pipeline.catalogue import Catalogue, check_lens_name
     from pipeline.errors import UsageError
-    from pipeline.explaining import FOCUS_NEURONS, fit_focus, fit_ignoring
+    from pipeline.explaining import fit_lens
 
     check_lens_name(name)
     if (focus is None) == (not ignore):
@@ -93,29 +93,20 @@ def fit(
     if ignore and (layer or top):
         raise UsageError("--layer and --top belong to --focus; weights are fitted to all neurons")
     place = Catalogue(catalogue)
-    if focus is not None:
-        found = fit_focus(
-            place,
-            name,
-            focus,
-            top=top or FOCUS_NEURONS,
-            layers=layer,
-            spec=spec,
-            at=at,
-            progress=progress(),
-        )
-    else:
-        found = fit_ignoring(
-            place,
-            name,
-            ignore or (),
-            keep or (),
-            non_negative=non_negative,
-            by_layer=by_layer,
-            spec=spec,
-            at=at,
-            progress=progress(),
-        )
+    found = fit_lens(
+        place,
+        name,
+        focus=focus,
+        ignore=ignore or (),
+        keep=keep or (),
+        top=top,
+        layers=layer,
+        non_negative=non_negative,
+        by_layer=by_layer,
+        spec=spec,
+        at=at,
+        progress=progress(),
+    )
     _keep(place, found.lens, _sentences(found), as_json)
 
 
