@@ -296,7 +296,7 @@ class _Store:
 
         from pipeline import storage
         from pipeline.catalogue import Version, footers_of
-        from pipeline.dna import DNA, encode, header, to_table
+        from pipeline.dna import DNA, encode_layers, header, to_table
 
         digest = hashlib.sha256(f"{name} {seed}".encode()).hexdigest()[:32]
         parts = [
@@ -312,17 +312,17 @@ class _Store:
                 for la in dna.layers
             ]
             heads = {
-                str(n): {k: header(p, "folds")[k] for k in ("images", "failed", "numerics")}
+                str(n): {k: header(p)[k] for k in ("images", "failed", "numerics")}
                 for n, p in enumerate(parts)
             }
             kinds["folds"] = (tables, {"folds": heads})
         files, sha256 = {}, {}
         for kind, (tables, more) in kinds.items():
-            data = encode(header(dna, kind, **shared, **more), tables)
+            data = encode_layers(kind, header(dna, **shared, **more), tables)
             storage.create(self.place.uri(kind, self.spec.digest, name, digest), data)
             files[kind] = data
             sha256[kind] = hashlib.sha256(data).hexdigest()
-        numerics = tuple(header(dna, "dna")["numerics"])
+        numerics = tuple(header(dna)["numerics"])
         origin = {"file": "random", "software": "benchmark", "notes": []}
         return Version(
             digest,

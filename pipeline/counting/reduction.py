@@ -31,7 +31,7 @@ from pipeline.dna import (
     Keep,
     Partial,
     add_exemplars,
-    encode,
+    encode_layers,
     hash_numbers,
     header,
     ledger,
@@ -229,7 +229,7 @@ def compose(
     }
     folds_of: dict[str, Any] = dict.fromkeys(groups, len(folds))
     folds_of["folds"] = {
-        str(index): {key: header(dna, "folds")[key] for key in ("images", "failed", "numerics")}
+        str(index): {key: header(dna)[key] for key in ("images", "failed", "numerics")}
         for index, dna in heads.items()
     }
     kept = {}
@@ -239,10 +239,10 @@ def compose(
         digest,
         total.images,
         tuple(sorted(failures)),
-        tuple(header(total, "dna")["numerics"]),
+        tuple(header(total)["numerics"]),
         kept
         | {
-            kind: encode(header(total, kind, folds=folds_of[kind], **shared), tables)
+            kind: encode_layers(kind, header(total, folds=folds_of[kind], **shared), tables)
             for kind, tables in groups.items()
         },
     )

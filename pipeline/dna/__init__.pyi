@@ -11,8 +11,8 @@ from .failures import decode_failures as decode_failures
 from .failures import encode_failures as encode_failures
 from .file import DnaFile as DnaFile
 from .file import decode_dna as decode_dna
-from .file import encode as encode
 from .file import encode_dna as encode_dna
+from .file import encode_layers as encode_layers
 from .file import encode_tables as encode_tables
 from .file import header as header
 from .file import to_gaussian_table as to_gaussian_table
@@ -26,6 +26,11 @@ from .partial import add_exemplars as add_exemplars
 from .partial import ledger as ledger
 from .ranges import Ranges as Ranges
 from .ranges import neuron_name as neuron_name
+from .sealed import Kind as Kind
+from .sealed import SealedFile as SealedFile
+from .sealed import SealedWriter as SealedWriter
+from .sealed import corrupt_if_unreadable as corrupt_if_unreadable
+from .sealed import encode_sealed as encode_sealed
 from .value import DNA as DNA
 from .value import FLOAT_SUMS as FLOAT_SUMS
 from .value import INT_COLUMNS as INT_COLUMNS

@@ -12,8 +12,6 @@ shard, not in the spec, for it changes no count.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -22,16 +20,14 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.buffers import Data
 from pipeline.dna.arrays import Ints
-from pipeline.dna.file import DnaFile, encode_tables
+from pipeline.dna.file import DnaFile
+from pipeline.dna.sealed import Kind, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from pipeline.spec import Spec, Tap
-
-FORMAT = 1
 
 DEFAULT_KEPT = 8
 
@@ -57,6 +53,8 @@ SCHEMA = pa.schema(
 """The columns of a dataset's exemplars, a row each; rank 1 is the image reacted to most."""
 
 COLUMN = "exemplars"
+
+_KIND = Kind(COLUMN)
 
 _CELL = pa.list_(pa.struct([("reaction", pa.float32()), *_NAMED]))
 """In a partial, of the neuron whose row it is."""
@@ -144,17 +142,6 @@ class Exemplars:
         first, last = np.searchsorted(held, [place, place + 1])
         return cast(list[dict[str, Any]], self.rows.slice(first, last - first).to_pylist())
 
-    @property
-    def digest(self) -> str:
-        """Of every row, alike on every machine."""
-        text = hashlib.sha256(self.keep.product.encode())
-        for name in ("neuron", "reaction"):
-            values = self.rows[name].to_numpy()
-            text.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
-        names = [self.rows[name].to_pylist() for name, _ in _NAMED]
-        text.update(json.dumps(names).encode())
-        return text.hexdigest()
-
     # In a partial: a cell in each neuron's row.
 
     def cells(self, layer: str) -> pa.Array:
@@ -173,28 +160,30 @@ class Exemplars:
 
     @classmethod
     def of_partial(cls, file: DnaFile) -> Exemplars | None:
-        """Those in a partial's file. Raises `CorruptFile` where they are not what it states."""
-        stated = file.metadata.get(COLUMN)
-        if stated is None:
+        """Reads the exemplars in a partial's file.
+
+        Args:
+            file: The open file of a partial.
+
+        Returns:
+            The exemplars, or None if the build keeps none.
+
+        Raises:
+            CorruptFile: They cannot be read.
+        """
+        product = file.metadata.get(COLUMN)
+        if product is None:
             return None
         cells = file.column(COLUMN).combine_chunks()
-        try:
-            keep = Keep.of([stated["product"]])
+        with corrupt_if_unreadable(f"{file.name}: its exemplars cannot be read"):
+            keep = Keep.of([product])
             values = cells.flatten()
             neurons = np.repeat(np.arange(len(cells)), np.asarray(cells.value_lengths()))
             columns = {name: pc.struct_field(values, name) for name in SUM.names[1:]}
             table = pa.table({"neuron": neurons.astype(np.int32), **columns}).cast(SUM)
-            found = cls(keep or Keep(), file.spec, table)
-            sound = found.digest == stated["digest"]
-        except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptFile(f"{file.name}: its exemplars cannot be read: {error!r}") from error
-        if not sound:
-            raise CorruptFile(f"{file.name}: its exemplars are not what was written")
-        return found
-
-    def stated(self) -> dict[str, str]:
-        """For a partial's metadata."""
-        return {"product": self.keep.product, "digest": self.digest}
+        if keep is None:
+            raise CorruptFile(f"{file.name}: {product!r} says nothing of exemplars")
+        return cls(keep, file.spec, table)
 
     # A dataset's file.
 
@@ -215,41 +204,53 @@ class Exemplars:
         return pa.table(columns, schema=SCHEMA)
 
     def encode(self, dataset: str, digest: str) -> bytes:
-        """A Parquet file with the rows of `table`: of a dataset, beside its DNA of that digest."""
+        """Makes the file of a dataset's exemplars in memory, with the rows of `table`.
+
+        Args:
+            dataset: The name of the dataset.
+            digest: The digest of the DNA that the file stands beside.
+
+        Returns:
+            The bytes of the file.
+        """
         metadata = {
-            "format": FORMAT,
-            "kind": COLUMN,
             "dataset": dataset,
             "digest": digest,
             "product": self.keep.product,
             "spec_digest": self.spec.digest,
         }
-        return encode_tables(metadata, SCHEMA, [self.table])
+        return encode_sealed(_KIND, metadata, [self.table])
 
     @classmethod
     def decode(cls, data: Data, name: str, spec: Spec) -> Exemplars:
-        """Raises `CorruptFile` with `name` where it is no such file of that spec."""
-        try:
-            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            metadata = json.loads(file.metadata.metadata[b"vdna"])
-            table = file.read().cast(SCHEMA)
-            kind = metadata["kind"], metadata["format"], metadata["spec_digest"]
-            keep = Keep.of([metadata["product"]])
+        """Reads the file of a dataset's exemplars.
+
+        Args:
+            data: The bytes of the file.
+            name: The name of the file in errors.
+            spec: The spec that the dataset was built under.
+
+        Returns:
+            The exemplars.
+
+        Raises:
+            CorruptFile: The file is torn, not what was written, or of another spec.
+        """
+        file = SealedFile(data, _KIND, name)
+        table = file.read(SCHEMA)
+        with corrupt_if_unreadable(f"{name}: torn, or not a file of exemplars"):
+            stated, product = file.metadata["spec_digest"], file.metadata["product"]
+            keep = Keep.of([product])
+        if keep is None:
+            raise CorruptFile(f"{name}: {product!r} says nothing of exemplars")
+        if stated != spec.digest:
+            raise CorruptFile(f"{name}: of spec {stated}, not {spec.digest}")
+        with corrupt_if_unreadable(f"{name}: torn, or not a file of exemplars"):
             starts = _starts(spec)
             first = np.array([starts[layer] for layer in table["layer"].to_pylist()], np.int32)
             columns: dict[str, Any] = {n: table[n] for n in SUM.names}
             columns["neuron"] = first + table["neuron"].to_numpy()
-            rows = pa.table(columns, schema=SUM)
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{name}: torn, or not a file of exemplars: {error!r}") from error
-        if kind[:2] != (COLUMN, FORMAT) or keep is None:
-            raise CorruptFile(
-                f"{name}: {kind[0]} of format {kind[1]}; this version of vdna reads {COLUMN} of "
-                f"format {FORMAT}"
-            )
-        if kind[2] != spec.digest:
-            raise CorruptFile(f"{name}: of spec {kind[2]}, not {spec.digest}")
-        found = cls(keep, spec, rows)
+            found = cls(keep, spec, pa.table(columns, schema=SUM))
         if not found.table.equals(table) or found + cls.empty(keep, spec) != found:
             raise CorruptFile(f"{name}: its rows are not in their order")
         return found

@@ -1,24 +1,28 @@
-"""dna.failures: TODO-DOC"""
+"""The candidates that could not be read, why, and the file that lists them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.buffers import Data
-from pipeline.dna.file import FORMAT, encode_tables
-from pipeline.errors import CorruptFile, printable
+from pipeline.dna.sealed import Kind, SealedFile, encode_sealed
+from pipeline.errors import printable
 
 
 @dataclass(frozen=True, order=True)
 class Failure:
-    """One candidate that could not be read, and why (`reason`: a word of `images.REASONS`).
+    """One candidate that could not be read, and why.
 
-    `nondeterministic`: the decoder crashed or timed out, three times, in a process of its own.
+    Attributes:
+        uri: The object.
+        member: The name inside an archive; empty for an object of its own.
+        reason: One word of `pipeline.images.REASONS`.
+        detail: What happened, for people.
+        nondeterministic: Whether the decoder crashed or timed out, three times, in a process of
+            its own, so that another run may find something else.
     """
 
     uri: str
@@ -32,32 +36,39 @@ class Failure:
         return printable(f"{name}: {self.reason}: {self.detail}")
 
 
-_FAILURES = pa.schema(
+_FAILURES = Kind("failures")
+
+_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("uri", "member", "reason", "detail")]
     + [("nondeterministic", pa.bool_())]
 )
 
 
 def encode_failures(failures: Iterable[Failure]) -> bytes:
-    """A Parquet file, one row a failure, columns as the fields of `Failure`."""
-    table = pa.Table.from_pylist([asdict(failure) for failure in failures], schema=_FAILURES)
-    metadata = {"format": FORMAT, "kind": "failures", "rows": table.num_rows}
-    return encode_tables(metadata, _FAILURES, [table])
+    """Makes a file of failures in memory: one row a failure, with the fields as columns.
+
+    Args:
+        failures: The failures, in the order of the rows.
+
+    Returns:
+        The bytes of the file.
+    """
+    table = pa.Table.from_pylist([asdict(failure) for failure in failures], schema=_SCHEMA)
+    return encode_sealed(_FAILURES, {}, [table])
 
 
 def decode_failures(data: Data, name: str) -> list[Failure]:
-    """Raises `CorruptFile` with `name` where it is no whole list of failures."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        metadata = json.loads(file.metadata.metadata[b"vdna"])
-        rows = file.read().to_pylist()
-        if (metadata["kind"], metadata["format"]) != ("failures", FORMAT):
-            raise CorruptFile(
-                f"{name}: {metadata['kind']!r} of format {metadata['format']}; this version of "
-                f"vdna reads failures of format {FORMAT}"
-            )
-        if metadata["rows"] != len(rows):
-            raise CorruptFile(f"{name}: states {metadata['rows']} failures, holds {len(rows)}")
-        return [Failure(**row) for row in rows]
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{name}: torn, or not a list of failures: {error}") from error
+    """Reads a file of failures.
+
+    Args:
+        data: The bytes of the file.
+        name: The name of the file in errors.
+
+    Returns:
+        The failures, in the order of the rows.
+
+    Raises:
+        CorruptFile: The file is torn, or not what was written.
+    """
+    table = SealedFile(data, _FAILURES, name).read(_SCHEMA)
+    return [Failure(**row) for row in table.to_pylist()]

@@ -1,12 +1,15 @@
-"""dna.file: TODO-DOC"""
+"""Files of DNAs, folds, layer Gaussians and partials: one row per neuron, one row group per layer.
+
+>>> data = encode_dna(dna)                                       # doctest: +SKIP
+>>> DnaFile(data, "dna", "s3://bucket/a.parquet").read()         # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from mmap import mmap
 from typing import Any, cast
 
@@ -15,23 +18,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.buffers import footer_start, let_go, sha256
 from pipeline.dna.arrays import Floats, Ints
-from pipeline.dna.value import ARROW_TYPES, DNA, SCALAR_COLUMNS, digest_of_layer, joined
+from pipeline.dna.sealed import (
+    Kind,
+    RowGroup,
+    SealedFile,
+    corrupt_if_unreadable,
+    encode_sealed,
+)
+from pipeline.dna.value import ARROW_TYPES, DNA, SCALAR_COLUMNS, joined
 from pipeline.errors import CorruptFile, VdnaError
-from pipeline.spec import Numerics, Spec, digest_of
-
-FORMAT = 1
-
-_FIRST = len("PAR1")
-"""Where in a file its first layer begins."""
-
-
-# The file. One row per neuron, one row group per layer.
+from pipeline.spec import Numerics, Spec
 
 
 def to_table(dna: DNA, fold: int | None = None) -> pa.Table:
-    """Rows of the DNA's layers; `fold` adds that column, for files that hold several folds."""
+    """Makes the rows of a file, one for each neuron of the DNA.
+
+    Args:
+        dna: The DNA.
+        fold: The value of a column `fold`, for files that hold several folds. None adds none.
+
+    Returns:
+        The rows, in the order of the DNA's layers.
+    """
     names = [layer for layer in dna.layers for _ in range(dna.spec.tap(layer).neurons)]
     index = [i for layer in dna.layers for i in range(dna.spec.tap(layer).neurons)]
     rows, bins = dna.counts.shape
@@ -52,7 +61,14 @@ def to_table(dna: DNA, fold: int | None = None) -> pa.Table:
 
 
 def to_gaussian_table(dna: DNA) -> pa.Table:
-    """Rows of the layers' Gaussians: each neuron's mean, and its scatter with those from it on."""
+    """Makes the rows of a file of layer Gaussians.
+
+    Args:
+        dna: A DNA with scatter matrices.
+
+    Returns:
+        For each neuron its mean, and its row of the upper triangle of the layer's scatter matrix.
+    """
     table = to_table(dna)
     return table.select(["layer", "neuron", "mean", "scatter"])
 
@@ -63,11 +79,17 @@ def _scatter_column(dna: DNA) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(dna.scatter))
 
 
-def header(dna: DNA, kind: str, **extra: object) -> dict[str, Any]:
-    """The `vdna` metadata of a file of this DNA."""
+def header(dna: DNA, **extra: object) -> dict[str, Any]:
+    """Makes the metadata of a file of this DNA.
+
+    Args:
+        dna: The DNA, of which the metadata states the spec and the totals.
+        **extra: Whatever else the file states.
+
+    Returns:
+        The metadata, of JSON's types.
+    """
     return {
-        "format": FORMAT,
-        "kind": kind,
         "spec": dna.spec.to_json(),
         "spec_digest": dna.spec.digest,
         "images": dna.images,
@@ -81,41 +103,34 @@ def header(dna: DNA, kind: str, **extra: object) -> dict[str, Any]:
     }
 
 
-def encode(metadata: Mapping[str, Any], groups: Iterable[pa.Table]) -> bytes:
-    """A Parquet file in memory: one row group per table; the same input gives the same bytes.
+def encode_layers(kind: str, metadata: Mapping[str, Any], layers: Iterable[pa.Table]) -> bytes:
+    """Makes a file of a DNA's layers in memory; the same input gives the same bytes.
 
-    Its metadata states the sha256 of each row group, so that one is checked without the others.
-    Bytes and not a stream, since a stream that fails half-way publishes a truncated object.
+    Args:
+        kind: `dna`, `folds`, `layer_gaussians` or `partial`.
+        metadata: What `header` made.
+        layers: The rows of each layer, in the order of the spec.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        ValueError: There are no layers.
     """
-    sink = io.BytesIO()
-    writer: pq.ParquetWriter | None = None
-    row_groups: list[dict[str, Any]] = []
-    stop = _FIRST
-    for table in groups:
-        if writer is None:
-            writer = pq.ParquetWriter(
-                sink,
-                table.schema,
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=False,
-                column_encoding=_encodings(table),
-                data_page_size=4 * 2**20,
-                write_page_checksum=True,
-                store_schema=False,
-            )
-        writer.write_table(table, row_group_size=max(1, table.num_rows))
-        start, stop = stop, sink.tell()
-        with sink.getbuffer() as held:
-            row_groups.append({"bytes": stop - start, "sha256": sha256(held[start:stop])})
-    if writer is None:
-        raise ValueError("a file needs at least one layer")
-    if metadata.get("kind") != "partial":  # which is read whole, and seals its numbers
-        metadata = {**metadata, "row_groups": row_groups}
-    sealed = {**metadata, "checksum": digest_of(metadata)}
-    writer.add_key_value_metadata({"vdna": json.dumps(sealed, sort_keys=True)})
-    writer.close()
-    return sink.getvalue()
+    rest = iter(layers)
+    first = next(rest, None)
+    if first is None:
+        raise ValueError(f"a {kind} file needs at least one layer")
+    return encode_sealed(
+        Kind(kind),
+        metadata,
+        chain([first], rest),
+        first.schema,
+        compression_level=1,
+        use_dictionary=False,
+        column_encoding=_encodings(first),
+        data_page_size=4 * 2**20,
+    )
 
 
 def encode_tables(
@@ -133,34 +148,33 @@ def encode_tables(
 
 
 def _encodings(table: pa.Table) -> dict[str, str]:
-    """Small steps for counts; for floats the bytes of equal weight together."""
+    """Stores small steps for counts; for floats, the bytes of equal weight together."""
     wanted = {"counts": "DELTA_BINARY_PACKED", "scatter": "BYTE_STREAM_SPLIT"}
     return {f"{c}.list.element": wanted[c] for c in table.column_names if c in wanted}
 
 
 def encode_dna(dna: DNA, kind: str = "dna", **extra: object) -> bytes:
-    return encode(header(dna, kind, **extra), (to_table(dna.select([la])) for la in dna.layers))
+    """Makes the file of a DNA in memory.
 
+    Args:
+        dna: The DNA.
+        kind: The kind of file.
+        **extra: What its metadata states beside the DNA's own.
 
-@dataclass(frozen=True)
-class RowGroup:
-    """Where the bytes of a layer stand in a file, and what they are."""
-
-    start: int
-    stop: int
-    sha256: str
+    Returns:
+        The bytes of the file.
+    """
+    tables = (to_table(dna.select([layer])) for layer in dna.layers)
+    return encode_layers(kind, header(dna, **extra), tables)
 
 
 class DnaFile:
-    """A file of a DNA, a partial, or folds, open to be read layer by layer.
+    """A file of a DNA, of its folds or Gaussians, or a partial, open to be read layer by layer.
 
-    `metadata`: as `header` made it. `row_groups`: none of a partial, nor of a file of old. Raises
-    `CorruptFile` with `name` and what is wrong; readers also raise `ConservationError` where the
-    counts do not add up.
-
-    `start`: where in the file `data` begins; its footer alone is enough for all but reading.
-    `layers`: those that `data` has bytes of, which are checked here. With all, for None, they are
-    not: whoever has the whole file knows it by its sha256.
+    Attributes:
+        name: The name of the file in errors.
+        metadata: What `header` made.
+        spec: The spec that the metadata states.
     """
 
     def __init__(
@@ -172,84 +186,100 @@ class DnaFile:
         start: int = 0,
         layers: Sequence[str] | None = None,
     ) -> None:
+        """Opens a file. A partial is checked whole, since no commit knows its sha256.
+
+        Args:
+            data: The bytes of the file, or those from `start` on.
+            kind: `dna`, `folds`, `layer_gaussians` or `partial`.
+            name: The name of the file in errors.
+            start: Where in the file the data begins. The footer alone is enough for all but
+                reading.
+            layers: The layers that the data has bytes of, which are checked. None means all of
+                them, unchecked: whoever has the whole file knows it by its sha256.
+
+        Raises:
+            CorruptFile: The file is torn, of another kind or format, or not what was written.
+        """
         self.name = name
-        self._data = data
         self._layers = layers
+        self._sealed = SealedFile(data, Kind(kind), name, start=start)
+        self.metadata = self._sealed.metadata
         try:
-            self._file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            self.metadata: dict[str, Any] = json.loads(self._file.metadata.metadata[b"vdna"])
-            found, version = self.metadata["kind"], self.metadata["format"]
-            stated, seal = self.metadata["spec_digest"], self.metadata.pop("checksum")
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{name}: torn, or not a file of vdna: {error}") from error
-        if found != kind:
-            raise CorruptFile(f"{name}: a {found!r} file where a {kind!r} file should be")
-        if version != FORMAT:
-            raise CorruptFile(f"{name}: format {version}; this version of vdna reads {FORMAT}")
-        if seal != digest_of(self.metadata):
-            raise CorruptFile(f"{name}: its metadata is not what was written; restore the file")
-        try:
+            stated = self.metadata["spec_digest"]
             self.spec = Spec.from_json(self.metadata["spec"])
             self._totals = {"": _Totals.of(self.metadata)}
             if kind == "folds":
                 folds = self.metadata["folds"].items()
                 self._totals |= {fold: _Totals.of(own) for fold, own in folds}
-            self.row_groups = _row_groups(self.metadata.get("row_groups", ()))
         except (VdnaError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptFile(f"{name}: its metadata cannot be read: {error!r}") from error
         if self.spec.digest != stated:
             raise CorruptFile(
                 f"{name}: states spec digest {stated}, but its spec has {self.spec.digest}"
             )
-        if self._file.num_row_groups != len(self.spec.layers):
-            raise CorruptFile(
-                f"{name}: {self._file.num_row_groups} layers, its spec has {len(self.spec.layers)}"
-            )
-        if len(self.row_groups) not in (0, len(self.spec.layers)):
-            raise CorruptFile(f"{name}: states the digests of {len(self.row_groups)} layers")
-        end = start + footer_start(data)
-        if self.row_groups and self.row_groups[-1].stop != end:
-            raise CorruptFile(
-                f"{name}: its layers end at {self.row_groups[-1].stop}, its footer begins at {end}"
-            )
+        found = len(self._sealed.row_groups)
+        if found != len(self.spec.layers):
+            raise CorruptFile(f"{name}: {found} layers, its spec has {len(self.spec.layers)}")
         if layers is not None:
             self.check_bytes(layers)
+        elif kind == "partial":
+            self.check_bytes()
+
+    @property
+    def row_groups(self) -> tuple[RowGroup, ...]:
+        """The place and the sha256 of each layer, in the order of the spec."""
+        return self._sealed.row_groups
 
     def span(self, layer: str) -> tuple[int, int]:
-        """Where the layer's bytes are."""
+        """Returns where the bytes of a layer begin and end in the file."""
         row_group = self.row_groups[self._index(layer)]
         return row_group.start, row_group.stop
 
     def check_bytes(self, layers: Sequence[str] | None = None) -> None:
-        """Raises `CorruptFile` unless layers are what the file states of them, to the last bit.
+        """Checks layers against what the footer states of them, to the last bit.
 
-        For None all of them; none of a file of old, which states nothing.
+        Args:
+            layers: The layers to check; all of them if None.
+
+        Raises:
+            CorruptFile: A bit of one of them differs.
         """
-        for layer in self.spec.layers[: len(self.row_groups)] if layers is None else layers:
-            stated = self.row_groups[self._index(layer)]
-            with memoryview(self._data) as view, view[stated.start : stated.stop] as bytes_of_it:
-                found = sha256(bytes_of_it)
-            let_go(self._data)
-            if found != stated.sha256:
-                raise CorruptFile(
-                    f"{self.name}: layer {layer} has sha256 {found}; its footer states "
-                    f"{stated.sha256}. Restore the file, or delete it and build the dataset again"
-                )
+        chosen = self.spec.layers if layers is None else layers
+        self._sealed.check({self._index(layer): f"layer {layer}" for layer in chosen})
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Of all layers' rows. Raises `CorruptFile` where there is none."""
-        try:
-            return self._file.read([name])[name]
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise CorruptFile(f"{self.name}: no column {name} that can be read: {error}") from error
+        """Reads one column of all layers' rows.
+
+        Args:
+            name: The column.
+
+        Returns:
+            Its values.
+
+        Raises:
+            CorruptFile: There is no such column, or it cannot be read.
+        """
+        with corrupt_if_unreadable(f"{self.name}: its column {name} cannot be read"):
+            return self._sealed.parquet.read([name])[name]
 
     @property
     def folds(self) -> list[int]:
-        """Of a file of folds: their numbers, in order."""
+        """The numbers of the folds that a file of folds holds, in order."""
         return sorted(int(fold) for fold in self._totals if fold)
 
     def read(self, layers: Sequence[str] | None = None) -> DNA:
-        """The DNA, of `layers` only where given."""
+        """Reads the DNA and checks that its counts add up.
+
+        Args:
+            layers: The layers to read; all of them if None.
+
+        Returns:
+            The DNA of those layers.
+
+        Raises:
+            CorruptFile: A layer cannot be read.
+            ConservationError: The counts do not add up to the images.
+        """
         wanted = self.spec.layers if layers is None else layers
         parts = [self._decode(self._group(layer), layer, self._totals[""]) for layer in wanted]
         dna = parts[0] if len(parts) == 1 else _concatenate(parts)
@@ -257,7 +287,18 @@ class DnaFile:
         return dna
 
     def read_folds(self, layer: str) -> dict[int, DNA]:
-        """Of a file of folds: each fold's DNA of one layer."""
+        """Reads one layer of a file of folds.
+
+        Args:
+            layer: The layer.
+
+        Returns:
+            The DNA of that layer, of each fold.
+
+        Raises:
+            CorruptFile: The layer cannot be read, or does not hold the folds in order.
+            ConservationError: The counts of a fold do not add up to its images.
+        """
         parts = {}
         for fold, rows in zip_longest(self.folds, self._batches(layer)):
             if fold is None or rows is None or pc.any(pc.not_equal(rows["fold"], fold)).as_py():
@@ -268,16 +309,23 @@ class DnaFile:
         return parts
 
     def read_gaussians(self, dna: DNA) -> DNA:
-        """Of a file of layer Gaussians: that DNA with them. Raises `CorruptFile` on another's."""
+        """Reads a file of layer Gaussians.
+
+        Args:
+            dna: The DNA that the Gaussians belong to.
+
+        Returns:
+            The DNA with the scatter matrices of its layers.
+
+        Raises:
+            CorruptFile: The file is of another DNA, or cannot be read.
+            ConservationError: The diagonals are not the DNA's sums of squares.
+        """
         parts = []
         for layer in dna.layers:
             rows = self._group(layer)
-            try:
+            with corrupt_if_unreadable(f"{self.name}: layer {layer} cannot be read"):
                 means, part = _gaussian(rows.combine_chunks(), self.spec, layer, self.name)
-            except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-                raise CorruptFile(
-                    f"{self.name}: layer {layer} cannot be read: {error!r}"
-                ) from error
             if not np.array_equal(means, dna.mean[dna.slice_of(layer)], equal_nan=True):
                 raise CorruptFile(f"{self.name}: layer {layer} has other means than the DNA")
             parts.append(part)
@@ -296,47 +344,27 @@ class DnaFile:
         return pa.concat_tables(batches)
 
     def _batches(self, layer: str) -> Iterator[pa.Table]:
-        """As many rows at a time as the layer has neurons.
+        """Yields as many rows at a time as the layer has neurons.
 
-        All at once take several times their memory while they are read.
+        All at once would take several times their memory while they are read.
         """
         if self._layers is not None and layer not in self._layers:
             raise CorruptFile(
                 f"{self.name}: layer {layer} was not read; only {', '.join(self._layers)} were"
             )
         neurons, groups = self.spec.tap(layer).neurons, [self._index(layer)]
-        try:
-            for batch in self._file.iter_batches(neurons, groups, use_threads=False):
+        with corrupt_if_unreadable(f"{self.name}: layer {layer} cannot be read"):
+            for batch in self._sealed.parquet.iter_batches(neurons, groups, use_threads=False):
                 yield pa.Table.from_batches([batch])
-        except (pa.ArrowException, OSError, IndexError) as error:
-            raise CorruptFile(f"{self.name}: layer {layer} cannot be read: {error}") from error
 
     def _decode(self, table: pa.Table, layer: str, totals: _Totals) -> DNA:
-        try:
-            dna = _from_rows(table.combine_chunks(), self.spec, layer, totals, self.name)
-            content = self.metadata.get("content")  # partials and nodes; the first had none
-            sealed = content is None or content[layer] == digest_of_layer(dna)
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{self.name}: layer {layer} cannot be read: {error!r}") from error
-        if not sealed:
-            raise CorruptFile(f"{self.name}: the numbers of layer {layer} are not what was written")
-        return dna
-
-
-def _row_groups(stated: Sequence[Mapping[str, Any]]) -> tuple[RowGroup, ...]:
-    found = []
-    stop = _FIRST
-    for row_group in stated:
-        if type(row_group["bytes"]) is not int or row_group["bytes"] < 0:
-            raise ValueError(f"a row group of {row_group['bytes']} bytes")
-        start, stop = stop, stop + row_group["bytes"]
-        found.append(RowGroup(start, stop, row_group["sha256"]))
-    return tuple(found)
+        with corrupt_if_unreadable(f"{self.name}: layer {layer} cannot be read"):
+            return _from_rows(table.combine_chunks(), self.spec, layer, totals, self.name)
 
 
 @dataclass(frozen=True)
 class _Totals:
-    """What a file states about all neurons at once."""
+    """The totals that a file states for all neurons at once."""
 
     images: int
     failed: int
@@ -359,7 +387,21 @@ class _Totals:
 def decode_dna(
     data: bytes, name: str, kind: str = "dna", layers: Sequence[str] | None = None
 ) -> tuple[DNA, dict[str, Any]]:
-    """A DNA (of `layers` only, where given) and its file's metadata; see `DnaFile`."""
+    """Reads a whole file of a DNA.
+
+    Args:
+        data: The bytes of the file.
+        name: The name of the file in errors.
+        kind: The kind of file.
+        layers: The layers to read; all of them if None.
+
+    Returns:
+        The DNA, and the metadata of its file.
+
+    Raises:
+        CorruptFile: The file is torn, or not what was written.
+        ConservationError: The counts do not add up to the images.
+    """
     file = DnaFile(data, kind, name)
     return file.read(layers), file.metadata
 

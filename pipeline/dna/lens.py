@@ -12,7 +12,6 @@ nothing.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,15 +21,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.dna.arrays import Floats
-from pipeline.dna.file import encode_tables
 from pipeline.dna.ranges import neuron_name
+from pipeline.dna.sealed import (
+    Kind,
+    SealedFile,
+    corrupt_if_unreadable,
+    encode_sealed,
+    is_sealed,
+    open_parquet,
+)
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.spec import Spec, digest_of
 
-FORMAT = 1
+_LENS = Kind("lens")
 
 UNIFORM = "uniform"
 """The name of all neurons alike, which is no lens."""
@@ -160,51 +165,65 @@ class Lens:
             }
         )
         metadata = {
-            "format": FORMAT,
-            "kind": "lens",
             "name": self.name,
             "taps": self.taps,
             "digest": self.digest,
             **({"provenance": dict(self.provenance)} if self.provenance else {}),
             **({"written": written.isoformat()} if written else {}),
         }
-        return encode_tables(metadata, table.schema, [table])
+        return encode_sealed(_LENS, metadata, [table])
 
     @staticmethod
     def stated(data: bytes, name: str) -> dict[str, Any]:
-        """What a lens's file says of itself, whatever the network: `neurons` that it weighs, the
-        `taps` they are of, the `provenance` of a fitted one, and when it was `written`; where it
-        says so. Raises `CorruptFile`.
+        """Reads what the file of a lens says of itself, whatever the network.
+
+        Args:
+            data: The bytes of the file.
+            name: The name of the file in errors.
+
+        Returns:
+            `neurons`: the number that it weighs; `provenance`: how it was fitted, or empty; where
+            the file says so, the `taps` that they are of, and when it was `written`.
+
+        Raises:
+            CorruptFile: It is torn, or not a lens.
         """
-        try:
-            file = pq.ParquetFile(pa.BufferReader(data)).metadata
-            text = (file.metadata or {}).get(b"vdna", b"{}")
-            metadata = json.loads(text)
-            provenance = metadata.get("provenance", {})
-            if not isinstance(provenance, dict):
-                raise CorruptFile(f"{name}: its provenance is {provenance!r}")
-            said = {"neurons": file.num_rows, "provenance": provenance}
-            said |= {"taps": metadata["taps"]} if "taps" in metadata else {}
-            if "written" in metadata:
+        parquet = open_parquet(data, name)
+        metadata = SealedFile(data, _LENS, name).metadata if is_sealed(parquet) else {}
+        provenance = metadata.get("provenance", {})
+        if not isinstance(provenance, dict):
+            raise CorruptFile(f"{name}: its provenance is {provenance!r}")
+        said = {"neurons": parquet.metadata.num_rows, "provenance": provenance}
+        said |= {"taps": metadata["taps"]} if "taps" in metadata else {}
+        if "written" in metadata:
+            with corrupt_if_unreadable(f"{name}: the time that it was written is not one"):
                 said["written"] = datetime.fromisoformat(metadata["written"])
-            return said
-        except (pa.ArrowException, OSError, AttributeError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{name}: torn, or not a lens: {error}") from error
+        return said
 
     @classmethod
     def decode(cls, data: bytes, name: str, spec: Spec) -> Lens:
-        """A file of ours, or any other with the three columns, which is then named `name`.
+        """Reads a lens from its own file, or from any other Parquet file with its three columns.
 
-        Raises `CorruptFile` where it is torn or lies, `UsageError` as `of`, and for neurons of
-        another network.
+        Args:
+            data: The bytes of the file.
+            name: The name of the file in errors; and of the lens, where the file states none.
+            spec: The spec whose neurons it weighs.
+
+        Returns:
+            The lens.
+
+        Raises:
+            CorruptFile: The file is torn, or not what was written.
+            UsageError: It weighs neurons of another network, or its weights are no lens.
         """
-        try:
-            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            stated = (file.metadata.metadata or {}).get(b"vdna")
-            metadata: dict[str, Any] = json.loads(stated) if stated else {}
-            if stated and (metadata["kind"], metadata["format"]) != ("lens", FORMAT):
-                raise CorruptFile(f"{name}: not a lens of format {FORMAT}")
-            table = file.read(["layer", "neuron", "weight"])
+        parquet = open_parquet(data, name)
+        metadata: dict[str, Any] = {}
+        if is_sealed(parquet):
+            sealed = SealedFile(data, _LENS, name)
+            sealed.check()
+            metadata = sealed.metadata
+        with corrupt_if_unreadable(f"{name}: torn, or not a lens"):
+            table = parquet.read(["layer", "neuron", "weight"])
             if len(table.column_names) != 3:
                 raise CorruptFile(f"{name}: a lens has the columns layer, neuron and weight")
             columns = [table[column].to_pylist() for column in ("layer", "neuron", "weight")]
@@ -212,13 +231,11 @@ class Lens:
                 (str(layer), int(neuron), float("nan") if weight is None else float(weight))
                 for layer, neuron, weight in zip(*columns, strict=True)
             ]
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{name}: torn, or not a lens: {error}") from error
+            own = tuple((layer, count) for layer, count in metadata.get("taps", ()))
+        if metadata and own != tuple((tap.name, tap.neurons) for tap in spec.taps):
+            raise UsageError(f"{name} is a lens on another network than {spec.extractor}")
         lens = cls.of(str(metadata.get("name", name)), spec, rows)
         lens = replace(lens, provenance=metadata.get("provenance", {}))
-        if stated and metadata.get("digest") != lens.digest:
-            own = tuple((layer, count) for layer, count in metadata.get("taps", ()))
-            if own != lens.taps:
-                raise UsageError(f"{name} is a lens on another network than {spec.extractor}")
+        if metadata and metadata.get("digest") != lens.digest:
             raise CorruptFile(f"{name}: its weights are not what was written")
         return lens

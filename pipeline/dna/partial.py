@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from pipeline.dna.exemplars import COLUMN, Exemplars
 from pipeline.dna.failures import Failure
-from pipeline.dna.file import DnaFile, encode, header, to_table
+from pipeline.dna.file import DnaFile, encode_layers, header, to_table
 from pipeline.dna.ranges import Ranges
-from pipeline.dna.value import DNA, digest_of_layer
+from pipeline.dna.value import DNA
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
 from pipeline.spec import Spec
 
@@ -69,15 +69,18 @@ class Partial:
         ) and self.dna.identical(other.dna)
 
     def encode(self) -> bytes:
+        """Makes the file of this partial in memory; the same partial gives the same bytes.
+
+        Returns:
+            The bytes of the file.
+        """
         metadata = header(
             self.dna,
-            "partial",
             shards=list(self.shards),
             failures=[asdict(failure) for failure in self.failures],
-            content={la: digest_of_layer(self.dna.select([la])) for la in self.dna.layers},
-            **({COLUMN: self.exemplars.stated()} if self.exemplars else {}),
+            **({COLUMN: self.exemplars.keep.product} if self.exemplars else {}),
         )
-        return encode(metadata, (self._rows(layer) for layer in self.dna.layers))
+        return encode_layers("partial", metadata, map(self._rows, self.dna.layers))
 
     def _rows(self, layer: str) -> pa.Table:
         table = to_table(self.dna.select([layer]))

@@ -15,7 +15,6 @@ reduce again over the partials that are kept.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -306,10 +305,3 @@ def hash_numbers(into: Any, dna: DNA) -> None:
         if name in FLOAT_SUMS:  # a NaN has a sign, which differs between processors
             values = np.where(np.isnan(values), np.nan, values)
         into.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
-
-
-def digest_of_layer(dna: DNA) -> str:
-    """Of a DNA of one layer: its neurons' numbers."""
-    numbers = hashlib.sha256()
-    hash_numbers(numbers, dna)
-    return numbers.hexdigest()

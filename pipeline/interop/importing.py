@@ -21,7 +21,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, footers_of, software
 from pipeline.counting import digest_of_dna
-from pipeline.dna import DNA, Ranges, encode, encode_dna, header, to_gaussian_table
+from pipeline.dna import DNA, Ranges, encode_dna, encode_layers, header, to_gaussian_table
 from pipeline.errors import Conflict
 from pipeline.interop.converting import to_dna
 from pipeline.interop.file_spec import (
@@ -168,8 +168,9 @@ def _files(dna: DNA, name: str, digest: str, products: Sequence[str]) -> dict[st
     }
     files = {"dna": encode_dna(replace(dna, scatter=None), **shared)}
     if dna.scatter is not None:
-        files["layer_gaussians"] = encode(
-            header(dna, "layer_gaussians", **shared),
+        files["layer_gaussians"] = encode_layers(
+            "layer_gaussians",
+            header(dna, **shared),
             (to_gaussian_table(dna.select([layer])) for layer in dna.layers),
         )
     return files

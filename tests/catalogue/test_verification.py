@@ -19,7 +19,16 @@ from pipeline import storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue, Finding, Version, footers_of, verify
 from pipeline.counting import partial_uri
-from pipeline.dna import DnaFile, Failure, Partial, Ranges, decode_dna, encode, encode_dna, to_table
+from pipeline.dna import (
+    DnaFile,
+    Failure,
+    Partial,
+    Ranges,
+    decode_dna,
+    encode_dna,
+    encode_layers,
+    to_table,
+)
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, VdnaError
 from pipeline.networks import ranges_file as ranges_module
@@ -270,7 +279,7 @@ def folds_with(copy: Copy, change: Callable[[np.ndarray], None], column: str = "
             change(values)
             parts[first] = replace(parts[first], **{column: values})
         groups.append(pa.concat_tables(to_table(dna, index) for index, dna in parts.items()))
-    return encode(file.metadata, groups)
+    return encode_layers("folds", file.metadata, groups)
 
 
 def move(counts: np.ndarray) -> None:
@@ -650,7 +659,7 @@ def test_metadata_that_lacks_a_field(copy: Copy, kind: str, field: str) -> None:
         ]
     metadata = dict(metadata)
     del metadata[field]
-    copy.put(kind, encode(metadata, groups))
+    copy.put(kind, encode_layers(kind, metadata, groups))
     found = failed_checks(copy)
     check, followers = BLAMED[kind]
     assert set(found) == {check, *followers}

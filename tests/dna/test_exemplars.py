@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from pipeline.explaining import explain
 from pipeline.sources import Manifest
 from tests.catalogue.test_verification import Copy
 from tests.support import tiny_network as tiny
-from tests.support.builders import random_dna, tiny_spec
+from tests.support.builders import random_dna, tiny_spec, with_row_groups
 
 SPEC, RANGES = tiny_spec()
 KEEP = Keep(3)
@@ -277,12 +278,8 @@ def test_a_partial_whose_exemplars_lie_is_refused(
     rows = partial.exemplars.rows
     at = rows.column_names.index("reaction")
     lie = rows.set_column(at, "reaction", pa.array(rows["reaction"].to_numpy() + 1))
-    stated = partial.exemplars.stated()
-
-    class Lying(Exemplars):
-        def stated(self) -> dict[str, str]:
-            return stated
-
-    lying = replace(partial, exemplars=Lying(partial.exemplars.keep, partial.dna.spec, lie))
-    with pytest.raises(CorruptFile, match="its exemplars are not what was written"):
-        Partial.decode(lying.encode(), "partial")
+    lying = replace(partial, exemplars=Exemplars(partial.exemplars.keep, partial.dna.spec, lie))
+    file = pq.ParquetFile(pa.BufferReader(lying.encode()))
+    others = [file.read_row_group(index) for index in range(file.num_row_groups)]
+    with pytest.raises(CorruptFile, match=r"its rows end at|has sha256"):
+        Partial.decode(with_row_groups(partial.encode(), others), "partial")

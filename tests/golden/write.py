@@ -35,8 +35,8 @@ from pipeline.dna import (
     Moments,
     Partial,
     Ranges,
-    encode,
     encode_dna,
+    encode_layers,
     header,
     to_gaussian_table,
 )
@@ -160,10 +160,12 @@ def write(folder: Path) -> None:
         (folder / name).write_bytes(storage.read(uri))
     gaussians = with_layer_gaussians()
     layers = [gaussians.select([layer]) for layer in gaussians.layers]
-    head = header(gaussians, "layer_gaussians")
+    head = header(gaussians)
     for name, data in {
         "partial-products.parquet": Partial(gaussians, ("0" * 32,), (), exemplars()).encode(),
-        "layer-gaussians.parquet": encode(head, [to_gaussian_table(layer) for layer in layers]),
+        "layer-gaussians.parquet": encode_layers(
+            "layer_gaussians", head, [to_gaussian_table(layer) for layer in layers]
+        ),
         "dna-imported.parquet": encode_dna(imported(gaussians)),
         "exemplars.parquet": exemplars().encode("few", "ab" * 16),
         "lens.parquet": lens().encode(),
@@ -285,7 +287,7 @@ def of_dna(dna: DNA) -> dict[str, Any]:
 
 def of_exemplars(exemplars: Exemplars) -> dict[str, Any]:
     rows = [row | {"reaction": hexes(row["reaction"])} for row in exemplars.rows.to_pylist()]
-    return {"product": exemplars.keep.product, "digest": exemplars.digest, "rows": rows}
+    return {"product": exemplars.keep.product, "rows": rows}
 
 
 def of_lens(lens: Lens) -> dict[str, Any]:

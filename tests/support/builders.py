@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,17 @@ def with_digest(manifest: Manifest, digest: str) -> bytes:
         for index in range(file.num_row_groups):
             writer.write_table(file.read_row_group(index))
         writer.add_key_value_metadata({"vdna": json.dumps(metadata)})
+    return sink.getvalue()
+
+
+def with_row_groups(data: bytes, tables: Sequence[pa.Table]) -> bytes:
+    """The file with other row groups, whose metadata is what it was, as if it were still theirs."""
+    stated = pq.read_metadata(io.BytesIO(data)).metadata[b"vdna"]
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, tables[0].schema, store_schema=False) as writer:
+        for table in tables:
+            writer.write_table(table)
+        writer.add_key_value_metadata({"vdna": stated})
     return sink.getvalue()
 
 

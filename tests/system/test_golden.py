@@ -65,10 +65,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def expected(folder: Path) -> dict[str, Any]:
-    stated = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
-    for shard in stated["manifest"]["shards"]:  # v1 and v2 knew no archives
-        shard["members"] = [{"position": 0, "access": ""} | entry for entry in shard["members"]]
-    return stated
+    return json.loads((folder / "expected.json").read_text(encoding="utf-8"))
 
 
 def read(folder: Path, name: str) -> tuple[bytes, str]:
@@ -183,13 +180,10 @@ def test_failures(folder: Path, expected: dict[str, Any]) -> None:
 
 
 def with_products(folder: Path) -> Partial:
-    old = folder / "partial-layer-gaussian.parquet"
-    return Partial.decode(*read(folder, old.name if old.exists() else "partial-products.parquet"))
+    return Partial.decode(*read(folder, "partial-products.parquet"))
 
 
 def test_layer_gaussians(folder: Path, expected: dict[str, Any]) -> None:
-    if "layer_gaussian" not in expected:
-        pytest.skip("this version had none")
     partial = with_products(folder)
     assert (
         of_dna(partial.dna) | {"scatter": hexes(partial.dna.scatter)} == expected["layer_gaussian"]
@@ -201,8 +195,6 @@ def test_layer_gaussians(folder: Path, expected: dict[str, Any]) -> None:
 
 
 def test_exemplars(folder: Path, expected: dict[str, Any]) -> None:
-    if "exemplars" not in expected:
-        pytest.skip("this version had none")
     data, name = read(folder, "exemplars.parquet")
     spec = Spec.from_json(json.loads(read(folder, "spec.json")[0]))
     assert of_exemplars(Exemplars.decode(data, name, spec)) == expected["exemplars"]
@@ -212,15 +204,11 @@ def test_exemplars(folder: Path, expected: dict[str, Any]) -> None:
 
 
 def test_lens(folder: Path, expected: dict[str, Any]) -> None:
-    if "lens" not in expected:
-        pytest.skip("this version had none")
     spec = Spec.from_json(json.loads(read(folder, "spec.json")[0]))
     assert of_lens(Lens.decode(*read(folder, "lens.parquet"), spec)) == expected["lens"]
 
 
 def test_imported_dna(folder: Path, expected: dict[str, Any]) -> None:
-    if "imported" not in expected:
-        pytest.skip("this version had none")
     dna, _ = decode_dna(*read(folder, "dna-imported.parquet"))
     assert of_dna(dna) | {"unknown": list(dna.unknown)} == expected["imported"]
 
@@ -241,12 +229,6 @@ def test_commit(folder: Path, expected: dict[str, Any]) -> None:
     for versions in found["datasets"].values():
         for version in versions.values():
             assert version["origin"] == {}
-            if folder.name == "v1":  # which did not write it
-                del version["origin"]
-            if folder.name in ("v1", "v2", "v3"):
-                assert version.pop("footers") == {}
-            if folder.name in ("v1", "v2", "v3", "v4"):
-                assert [version.pop(of) for of in ("by", "part_of", "value")] == [""] * 3
     assert found == expected["commit"]
     version = commit.datasets[NAME][commit.default_spec or ""]
     assert version.dna == expected["dna"]["digest"]
@@ -287,7 +269,7 @@ def test_digest_of_a_dna(folder: Path, expected: dict[str, Any]) -> None:
     assert digest_of_dna(dna, metadata["manifest"], PRODUCTS) == expected["dna"]["digest"]
 
 
-def test_old_partials_reduce_to_the_same_dna(folder: Path, expected: dict[str, Any]) -> None:
+def test_golden_partials_reduce_to_the_same_dna(folder: Path, expected: dict[str, Any]) -> None:
     """A job that began under an old version goes on under this one, to the last bit."""
     manifest, work = manifest_of(expected), f"memory://{uuid.uuid4().hex}"
     for key in expected["partials"]:
@@ -302,7 +284,7 @@ def test_old_partials_reduce_to_the_same_dna(folder: Path, expected: dict[str, A
     assert [asdict(failure) for failure in composed.failures] == expected["failures"]
 
 
-def test_an_old_catalogue_is_read_and_verified(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_golden_catalogue_is_read_and_verified(folder: Path, expected: dict[str, Any]) -> None:
     place = Catalogue(f"memory://{uuid.uuid4().hex}")
     commit = Commit.decode(*read(folder, "commit.json"))
     version = commit.datasets[NAME][expected["dna"]["spec"]]
@@ -342,19 +324,18 @@ READERS: dict[str, Callable[[bytes, str], object]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_format_of_the_future_is_refused_by_name(name: str) -> None:
+def test_a_newer_format_is_refused_by_name(name: str) -> None:
     folder = VERSIONS[-1]
     path = folder / (partial_names(folder)[0] if name == "partial.parquet" else name)
     if name.endswith(".json"):
         data = canonical_json(json.loads(path.read_bytes()) | {"format": 99})
     else:
-        table = pq.read_table(path)
-        metadata = json.loads(table.schema.metadata[b"vdna"]) | {"format": 99}
-        if name == "ranges.parquet":
-            del metadata["checksum"]
-            metadata["checksum"] = digest_of(metadata)
+        metadata = vdna(path) | {"format": 99}
+        metadata.pop("checksum", None)
+        metadata["checksum"] = digest_of(metadata)
+        table = pq.read_table(path).replace_schema_metadata({"vdna": json.dumps(metadata)})
         sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({"vdna": json.dumps(metadata)}), sink)
+        pq.write_table(table, sink)
         data = sink.getvalue().to_pybytes()
     READERS[name](path.read_bytes(), name)
     with pytest.raises(CorruptFile, match=f"some/{name}.*format"):
@@ -387,10 +368,26 @@ def test_this_version_writes_the_newest_format(tmp_path: Path) -> None:
     for name in now["sha256"]:
         old, new = VERSIONS[-1] / name, tmp_path / "now" / name
         if name.endswith(".parquet"):
-            assert pq.read_schema(old).equals(pq.read_schema(new)), name
-            assert vdna(old).keys() == vdna(new).keys(), name
+            assert layout(old) == layout(new), name
         elif name != "commit.json":
             assert old.read_bytes() == new.read_bytes(), name
+
+
+def layout(path: Path) -> dict[str, Any]:
+    """How a file is made, whatever its numbers are and whichever Parquet library wrote it."""
+    metadata, stated = pq.read_metadata(path), vdna(path)
+    chunks = [
+        (chunk.path_in_schema, chunk.physical_type, chunk.compression, set(chunk.encodings))
+        for group in map(metadata.row_group, range(metadata.num_row_groups))
+        for chunk in map(group.column, range(group.num_columns))
+    ]
+    return {
+        "columns": [(column.name, str(column.type)) for column in pq.read_schema(path)],
+        "chunks": chunks,
+        "rows": [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)],
+        "states": sorted(stated),
+        "kind": (stated["kind"], stated["format"]),
+    }
 
 
 def vdna(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import compare
 from pipeline.counting import add_up, compose, load_partial, numerics, partial_uri, plan_folds
-from pipeline.dna import DnaFile, Partial, Ranges, encode, encode_dna, to_table
+from pipeline.dna import DnaFile, Partial, Ranges, encode_layers, to_table
 from pipeline.errors import CorruptFile, SpecMismatch
 from pipeline.networks import ranges_file as ranges_module
 from pipeline.sources import Manifest, Shard, plan
@@ -36,7 +36,7 @@ from tests.golden.handmade import (
     hand_made,
 )
 from tests.golden.handmade import Place as HandMadePlace
-from tests.support.builders import photo, random_dna, sealed, tiny_spec
+from tests.support.builders import photo, random_dna, sealed, tiny_spec, with_row_groups
 
 NAME, OTHER = "photos", "others"
 
@@ -130,7 +130,7 @@ def rewritten(change: Callable[[list[pa.Table]], list[pa.Table]]) -> Callable[[C
 
     def lie(copy: Copy) -> str:
         metadata, groups = tables(copy)
-        return vouched(copy, "dna", encode(metadata, change(groups)))
+        return vouched(copy, "dna", encode_layers("dna", metadata, change(groups)))
 
     return lie
 
@@ -152,7 +152,7 @@ def swapped_rows(groups: list[pa.Table]) -> list[pa.Table]:
 def restated(**metadata: object) -> Callable[[Copy], str]:
     def lie(copy: Copy) -> str:
         stated, groups = tables(copy)
-        return vouched(copy, "dna", encode(stated | metadata, groups))
+        return vouched(copy, "dna", encode_layers("dna", stated | metadata, groups))
 
     return lie
 
@@ -406,9 +406,8 @@ def node(planned: tuple[Manifest, str]) -> str:
 
 def rows_of(partial: Partial, data: bytes) -> bytes:
     """A file with the metadata of `data` and the rows of the partial."""
-    metadata = dict(DnaFile(data, "partial", "x").metadata)
     dna = partial.dna
-    return encode(metadata, [to_table(dna.select([layer])) for layer in dna.layers])
+    return with_row_groups(data, [to_table(dna.select([layer])) for layer in dna.layers])
 
 
 @pytest.mark.parametrize("what", ["partial", "node"])
@@ -425,8 +424,7 @@ def test_a_file_whose_rows_are_not_those_written_is_refused_before_it_is_summed(
         other = random_dna(SPEC, RANGES, partial.dna.images, 77)
         spoiled = rows_of(replace(partial, dna=other), data)
     else:
-        metadata = dict(DnaFile(data, "partial", "x").metadata)
-        spoiled = encode(metadata, [to_table(partial.dna.select([SPEC.layers[0]]))])
+        spoiled = with_row_groups(data, [to_table(partial.dna.select([SPEC.layers[0]]))])
     storage.replace(uri, spoiled)
     with pytest.raises(CorruptFile, match=re.escape(uri)):
         reduced(planned)
@@ -467,14 +465,6 @@ def test_a_partial_of_another_spec_is_named_with_the_fields_that_differ(
     assert "bins" in str(caught.value)
 
 
-def test_older_partials_which_seal_no_numbers_are_read(planned: tuple[Manifest, str]) -> None:
-    uri = leaf(planned, 0)
-    partial = load_partial(uri)
-    data = encode_dna(partial.dna, "partial", shards=list(partial.shards), failures=[])
-    assert "content" not in DnaFile(data, "partial", "x").metadata
-    assert Partial.decode(data, uri).identical(partial)
-
-
 # Matrices, which are computed again where they lie.
 
 
@@ -485,13 +475,7 @@ def matrix_uri(copy: Copy) -> str:
 
 def with_table(data: bytes, change: Callable[[pa.Table], pa.Table]) -> bytes:
     """The matrix's file with its metadata as it was, and other rows."""
-    file = pq.ParquetFile(pa.BufferReader(data))
-    table = change(file.read())
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, store_schema=False) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({"vdna": file.metadata.metadata[b"vdna"].decode()})
-    return bytes(sink.getvalue().to_pybytes())
+    return with_row_groups(data, [change(pq.read_table(pa.BufferReader(data)))])
 
 
 def nearer(table: pa.Table) -> pa.Table:
@@ -549,7 +533,7 @@ def test_a_dna_of_other_ranges_is_found(copy: Copy) -> None:
         storage.create(uri, copy.read(kind))
     copy.forge_commit(dna=digest)
     copy.version = copy.catalogue.find(NAME)
-    copy.put("dna", encode(metadata, groups))
+    copy.put("dna", encode_layers("dna", metadata, groups))
     wrong = found(copy)
     assert f"neuron stem[1] was counted in [{low[1]}" in wrong["counts"]
     assert copy.uri("dna") in wrong["counts"]
@@ -568,7 +552,7 @@ def test_folds_of_other_candidates_than_the_manifest_s_are_found(copy: Copy) -> 
         groups.append(pa.concat_tables(to_table(dna, index) for index, dna in parts.items()))
     folds = metadata["folds"]
     folds[first], folds[second] = folds[second], folds[first]
-    copy.put("folds", encode(metadata, groups))
+    copy.put("folds", encode_layers("folds", metadata, groups))
     wrong = found(copy)
     assert set(wrong) == {"folds"}
     assert re.search(rf"fold ({first}|{second}) holds \d candidates", wrong["folds"])

@@ -1,0 +1,126 @@
+"""The codec of our files: what is read is what was written, or the file is refused by its name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.dna import Kind, SealedFile, SealedWriter, encode_sealed
+from pipeline.errors import CorruptFile
+from tests.support.builders import with_row_groups
+
+KIND = Kind("example")
+NAME = "s3://bucket/example.parquet"
+
+
+def tables() -> list[pa.Table]:
+    numbers = np.arange(40, dtype=np.int64) ** 3
+    return [
+        pa.table({"number": numbers[start : start + 10], "name": ["ä"] * 10})
+        for start in (0, 10, 20)
+    ]
+
+
+def data() -> bytes:
+    return encode_sealed(KIND, {"origin": {"a": [1, 2.5, None]}, "tuple": (1, 2)}, tables())
+
+
+def test_what_is_read_is_what_was_written() -> None:
+    file = SealedFile(data(), KIND, NAME)
+    assert file.metadata == {"origin": {"a": [1, 2.5, None]}, "tuple": [1, 2]}
+    assert file.read().equals(pa.concat_tables(tables()))
+    assert (file.rows, len(file.row_groups)) == (30, 3)
+
+
+def test_any_parquet_reader_reads_it() -> None:
+    assert pq.read_table(pa.BufferReader(data())).equals(pa.concat_tables(tables()))
+
+
+def test_the_same_input_gives_the_same_bytes_streamed_or_not() -> None:
+    sink = io.BytesIO()
+    with SealedWriter(sink, KIND, tables()[0].schema) as writer:
+        for table in tables():
+            writer.write(table)
+        writer.seal({"tuple": (1, 2), "origin": {"a": [1, 2.5, None]}})
+    assert sink.getvalue() == data() == data()
+
+
+def test_a_file_without_rows_is_a_file() -> None:
+    schema = tables()[0].schema
+    for empty in ([], [schema.empty_table()]):
+        file = SealedFile(encode_sealed(KIND, {}, empty, schema), KIND, NAME)
+        assert file.read(schema).equals(schema.empty_table())
+
+
+def test_every_cut_is_refused() -> None:
+    whole = data()
+    for stop in range(len(whole)):
+        with pytest.raises(CorruptFile, match=NAME):
+            SealedFile(whole[:stop], KIND, NAME).read()
+
+
+def test_no_flipped_bit_changes_what_is_read() -> None:
+    whole = data()
+    right = SealedFile(whole, KIND, NAME)
+    for at in range(len(whole)):
+        spoiled = whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :]
+        with contextlib.suppress(CorruptFile):
+            file = SealedFile(spoiled, KIND, NAME)
+            table = file.read(tables()[0].schema)
+            assert (file.metadata, file.row_groups) == (right.metadata, right.row_groups)
+            assert table.equals(right.read())
+
+
+def test_other_rows_under_the_same_metadata_are_refused() -> None:
+    first, second, third = tables()
+    for others in ([first, third, second], [first, second], [second, second, third]):
+        with pytest.raises(CorruptFile, match=NAME):
+            SealedFile(with_row_groups(data(), others), KIND, NAME).read()
+
+
+def test_one_row_group_is_checked_without_the_others() -> None:
+    whole = data()
+    at = SealedFile(whole, KIND, NAME).row_groups[1].start + 30
+    file = SealedFile(whole[:at] + b"?" + whole[at + 1 :], KIND, NAME)
+    file.check({0: "the first", 2: "the last"})
+    with pytest.raises(CorruptFile, match=f"{NAME}: the second has sha256 .*; its footer states"):
+        file.check({1: "the second"})
+
+
+def test_another_kind_and_another_format_are_refused() -> None:
+    with pytest.raises(CorruptFile, match=r"a 'example' file where a 'matrix' file should be"):
+        SealedFile(data(), Kind("matrix"), NAME)
+    with pytest.raises(CorruptFile, match=r"format 1 of example.*reads format 2"):
+        SealedFile(data(), Kind("example", 2), NAME)
+
+
+def test_metadata_that_was_changed_is_refused() -> None:
+    whole = data()
+    stated = json.loads(pq.read_metadata(io.BytesIO(whole)).metadata[b"vdna"])
+    for change in ({"tuple": [1, 3]}, {"row_groups": []}, {"checksum": 7}, {"more": 1}):
+        sink = io.BytesIO()
+        with pq.ParquetWriter(sink, tables()[0].schema, store_schema=False) as writer:
+            writer.add_key_value_metadata({"vdna": json.dumps(stated | change)})
+        with pytest.raises(CorruptFile, match="its metadata is not what was written"):
+            SealedFile(sink.getvalue(), KIND, NAME)
+
+
+def test_a_file_of_another_program_is_none_of_ours() -> None:
+    sink = io.BytesIO()
+    pq.write_table(tables()[0], sink)
+    with pytest.raises(CorruptFile, match=f"{NAME}: not a file of vdna"):
+        SealedFile(sink.getvalue(), KIND, NAME)
+    with pytest.raises(CorruptFile, match=f"{NAME}: torn, or not a Parquet file"):
+        SealedFile(b"no", KIND, NAME)
+
+
+def test_columns_that_are_not_there_are_told() -> None:
+    schema = pa.schema([("number", pa.int64()), ("weight", pa.float64())])
+    with pytest.raises(CorruptFile, match=f"{NAME}: its rows cannot be read"):
+        SealedFile(data(), KIND, NAME).read(schema)
