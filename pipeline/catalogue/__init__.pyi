@@ -18,8 +18,7 @@ from .lenses import find_lens as find_lens
 from .lenses import keep_lens as keep_lens
 from .lenses import newest_lenses as newest_lenses
 from .lenses import spec_of_lens as spec_of_lens
-from .matrix_files import MATRIX_FORMAT as MATRIX_FORMAT
-from .matrix_files import MATRIX_READS as MATRIX_READS
+from .matrix_files import MATRIX as MATRIX
 from .matrix_files import READERS as READERS
 from .matrix_files import matrix_metadata as matrix_metadata
 from .matrix_files import matrix_statement as matrix_statement

@@ -252,15 +252,13 @@ class Catalogue(CommitLog):
         from pipeline.dna import DnaFile
 
         uri = self.uri(kind, version.spec, name, version.dna)
-        footer = version.footers.get(kind)
-        file = None
-        if footer is not None and layers is not None:
-            file = _open_part(uri, kind, footer, layers)
+        _require_file(kind, name, version)
+        footer = version.footers[kind]
+        file = None if layers is None else _open_part(uri, kind, footer, layers)
         if file is None:
             data = self.read_checked(kind, name, version)
             file = DnaFile(storage.on_disk(data) if on_disk else data, kind, uri)
-            if footer is not None:
-                _require_footer(uri, Footer.of(data), footer)
+            _require_footer(uri, Footer.of(data), footer)
         dataset = file.metadata.get("dataset")
         if (dataset, file.spec.digest) != (name, version.spec):
             raise CorruptFile(
@@ -391,11 +389,8 @@ class Catalogue(CommitLog):
             CorruptFile: If it is not the file that was committed.
             NotFound: If the version has no file of that kind.
         """
-        stated = version.sha256.get(kind)
-        if stated is None:
-            option = {"layer_gaussians": "--layer-gaussian", "exemplars": "--exemplars 8"}
-            why = "it was imported" if version.imported else f"build it with {option[kind]}"
-            raise NotFound(f"{name} has no {kind.replace('_', ' ')}: {why}")
+        _require_file(kind, name, version)
+        stated = version.sha256[kind]
         uri = self.uri(kind, version.spec, name, version.digest_in(kind))
         data = storage.read_on_disk(uri) if kind in ON_DISK else storage.read(uri)
         found = sha256(data)
@@ -460,6 +455,13 @@ def _manifest(data: bytes | mmap, uri: str, digest: str) -> Manifest:
     return manifest
 
 
+def _require_file(kind: str, name: str, version: Version) -> None:
+    if kind not in version.sha256:
+        option = {"layer_gaussians": "--layer-gaussian", "exemplars": "--exemplars 8"}
+        why = "it was imported" if version.imported else f"build it with {option[kind]}"
+        raise NotFound(f"{name} has no {kind.replace('_', ' ')}: {why}")
+
+
 def _open_part(uri: str, kind: str, stated: Footer, layers: Sequence[str]) -> DnaFile | None:
     """Opens a file with these layers only.
 
@@ -467,14 +469,14 @@ def _open_part(uri: str, kind: str, stated: Footer, layers: Sequence[str]) -> Dn
     tell, unless the new file is the same.
 
     Returns:
-        The file. None if these are all its layers, or if it states no digests of its layers.
+        The file. None if these are all its layers.
     """
     from pipeline.dna import DnaFile
 
     tail = storage.read_range(uri, stated.start, stated.size)
     _require_footer(uri, Footer.of(tail, stated.start), stated)
     head = DnaFile(tail, kind, uri, start=stated.start)
-    if not head.row_groups or set(layers) >= set(head.spec.layers):
+    if set(layers) >= set(head.spec.layers):
         return None
     parts = storage.read_spans(uri, [head.span(layer) for layer in layers])
     data = storage.sparse(stated.start + stated.size, chain([(stated.start, tail)], parts))

@@ -21,10 +21,7 @@ from pipeline.catalogue.names import check_name
 from pipeline.errors import CorruptFile, UsageError, wrong_fields
 from pipeline.spec import digest_of
 
-FORMAT = 4
-
-READS = (1, 2, 3, 4)
-"""Commits of format 1 had no checksum, of format 2 no footers, of format 3 no parts."""
+FORMAT = 1
 
 FILES = ("dna", "failures", "folds", "manifests")
 """The files that every built version has. An imported one has a DNA only."""
@@ -180,14 +177,14 @@ class Version:
 
 
 def _require_files(version: Version) -> Version:
-    """Refuses a version that lacks a file, or states a footer of a file that it has not."""
+    """Refuses a version that lacks a file or a footer, or has one of an unknown kind."""
     required = ("dna",) if version.imported else FILES
     if missing := sorted(set(required) - version.sha256.keys()):
         raise ValueError(f"no sha256 is stated of its files {', '.join(missing)}")
     if unknown := sorted(version.sha256.keys() - set(KINDS)):
         raise ValueError(f"it has files of unknown kinds: {', '.join(unknown)}")
-    if unknown := sorted(version.footers.keys() - (version.sha256.keys() & set(IN_PART))):
-        raise ValueError(f"footers are stated of files without: {', '.join(unknown)}")
+    if odd := sorted(version.footers.keys() ^ (version.sha256.keys() & set(IN_PART))):
+        raise ValueError(f"footers and files do not match: {', '.join(odd)}")
     if not version.imported and not re.fullmatch(FILE_NAME, version.manifest):
         raise ValueError(f"its manifest {version.manifest!r} names no file")
     return version
@@ -247,12 +244,11 @@ class Commit:
         """
         try:
             body = json.loads(data)
-            if body["format"] not in READS:
+            if body["format"] != FORMAT:
                 raise CorruptFile(
-                    f"{name}: format {body['format']}; this version of vdna reads "
-                    f"{', '.join(map(str, READS))}"
+                    f"{name}: format {body['format']}; this version of vdna reads {FORMAT}"
                 )
-            checksum = body.pop("checksum") if body["format"] > 1 else digest_of(body)
+            checksum = body.pop("checksum")
             if checksum != digest_of(body):
                 raise CorruptFile(f"{name}: its content is not what was written; restore the file")
             del body["format"], body["nonce"]

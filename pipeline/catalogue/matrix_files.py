@@ -5,47 +5,41 @@ The numbers in them are read and written by `pipeline.comparing`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, cast
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import IO, Any
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
+from pipeline.dna import Kind, SealedFile, corrupt_if_unreadable
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.storage import Stored
 
-MATRIX_FORMAT = 2
+MATRIX = Kind("matrix")
 
-MATRIX_READS = (1, 2)
-"""Format 1 had no estimates."""
+_STATED = ("spec_digest", "layers", "lens_digest", "method")
 
 READERS = 8
 """How many matrices are looked into at once."""
 
 
-def matrix_metadata(file: IO[bytes]) -> dict[str, Any]:
-    """Reads the metadata of a matrix, without its numbers.
+def matrix_metadata(file: IO[bytes], name: str) -> dict[str, Any]:
+    """Reads what the file of a matrix states, without its numbers.
 
     Args:
-        file: The Parquet file.
+        file: The open file.
+        name: The name of the file in errors.
 
     Returns:
-        The metadata.
+        Its metadata; `members` maps datasets to the digests of their DNAs.
 
     Raises:
-        CorruptFile: If the file is torn, or not a matrix.
+        CorruptFile: It is torn, or not a matrix.
     """
-    try:
-        found = json.loads(pq.ParquetFile(file).metadata.metadata[b"vdna"])
-        if found["kind"] != "matrix" or not isinstance(found["members"], dict):
-            raise CorruptFile("not a matrix")
-        return cast(dict[str, Any], found)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"torn, or not a matrix: {error}") from error
+    found = SealedFile(file, MATRIX, name).metadata
+    with corrupt_if_unreadable(f"{name}: its metadata cannot be read"):
+        _ = [dict(found["members"]), *(found[key] for key in _STATED)]
+    return found
 
 
 def matrix_statement(uri: str) -> dict[str, Any] | None:
@@ -59,7 +53,7 @@ def matrix_statement(uri: str) -> dict[str, Any] | None:
     """
     try:
         with storage.open_random(uri) as file:
-            return matrix_metadata(file)
+            return matrix_metadata(file, uri)
     except (CorruptFile, SourceError):
         return None
 
@@ -91,7 +85,7 @@ def needless_matrices(catalogue: Catalogue, kept: Set[tuple[str, str]]) -> Itera
         spec, members = metadata["spec_digest"], set(metadata["members"].values())
         live = {dna for dna in members if (spec, dna) in kept}
         name = item.uri.rpartition("/")[2]
-        kind = (spec, name, metadata["format"], metadata.get("method"))
+        kind = (spec, name, metadata["method"])
         found.append((live != members, live, kind, item))
     staying: dict[tuple[object, ...], list[set[str]]] = {}
     for outdated, live, kind, item in sorted(found, key=lambda of: (of[0], -len(of[1]))):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.catalogue import MATRIX_FORMAT, READERS, Catalogue, matrix_metadata, matrix_statement
+from pipeline.catalogue import READERS, Catalogue, matrix_metadata, matrix_statement
 from pipeline.comparing.matrix import Matrix
 from pipeline.comparing.selection import Selection
 from pipeline.comparing.tiles import Job
@@ -61,8 +61,6 @@ def matrix_uri(catalogue: Catalogue, wanted: Selection, job: Job) -> str:
     """
     through = UNIFORM if job.lens is None else job.lens.digest
     name = f"{through}{'-fd' if job.fd else ''}{'' if job.error_bars else '-plain'}"
-    if job.lens is not None and (job.lens.weights < 0).any():
-        name += "-signed"
     if not job.whole:
         name += f"-layers-{digest_of('layers', job.layers)}"
     return catalogue.matrix_uri(wanted.spec_digest, wanted.members, name)
@@ -85,7 +83,7 @@ def find_kept(uri: str, wanted: Selection, job: Job) -> Matrix | None:
         return None
     try:
         with storage.open_random(uri) as file:
-            current = _is_current(matrix_metadata(file), job)
+            current = _is_current(matrix_metadata(file, uri), job)
         if current:
             kept = Matrix.decode(storage.read(uri), uri)
             if len(kept.planes) == job.planes and kept.members == wanted.members:
@@ -146,11 +144,9 @@ def slice_matrix(matrix: Matrix, job: Job) -> Matrix:
 def _is_current(metadata: Mapping[str, Any], job: Job) -> bool:
     """Returns whether a matrix's numbers are those that this job would compute."""
     lens = job.lens.digest if job.lens else ""
-    return (
-        metadata["format"] == MATRIX_FORMAT
-        and (metadata.get("method"), metadata.get("lens_digest")) == (job.method, lens)
-        and tuple(metadata["layers"]) == job.layers
-    )
+    return (metadata["method"], metadata["lens_digest"]) == (job.method, lens) and tuple(
+        metadata["layers"]
+    ) == job.layers
 
 
 def nearest_kept(catalogue: Catalogue, wanted: Selection, job: Job) -> Matrix | None:

@@ -6,22 +6,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.catalogue import MATRIX_FORMAT, MATRIX_READS
+from pipeline.catalogue import MATRIX
 from pipeline.comparing.distance import Measure
 from pipeline.comparing.notebook import html_table
-from pipeline.dna import UNIFORM, Floats, encode_tables
+from pipeline.dna import UNIFORM, Floats, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, UsageError
-from pipeline.spec import digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,24 +200,13 @@ class Matrix:
                 columns[column] = pa.array(values[plane].reshape(-1), from_pandas=True)
         return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
 
-    def _checksum(self, metadata: Mapping[str, Any]) -> str:
-        """Returns a hash of all that the file states, and of the numbers."""
-        numbers = hashlib.sha256()
-        kept = [self.estimates[column] for column in ESTIMATES if column in self.estimates]
-        for values in (self.emd, self.nfd, self.fd, *kept):
-            same = np.where(np.isnan(values), np.nan, values)  # NaNs may differ in their sign
-            numbers.update(np.ascontiguousarray(same, "<f8").data)
-        return digest_of("matrix", dict(metadata), numbers.hexdigest())
-
     def encode(self) -> bytes:
-        """Encodes the matrix as Parquet, with a row group per plane.
+        """Makes the file of the matrix in memory, with a row group per plane.
 
         Returns:
             The bytes of the file.
         """
         metadata: dict[str, Any] = {
-            "format": MATRIX_FORMAT,
-            "kind": "matrix",
             "names": self.names,
             "layers": self.layers,
             "bins": self.bins,
@@ -232,53 +217,45 @@ class Matrix:
             "estimates": [column for column in ESTIMATES if column in self.estimates],
             "method": self.method,
         }
-        metadata["checksum"] = self._checksum(metadata)
         planes = range(len(self.planes))
-        return encode_tables(metadata, SCHEMA, (self._table_of(plane) for plane in planes))
+        return encode_sealed(MATRIX, metadata, (self._table_of(plane) for plane in planes), SCHEMA)
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Matrix:
-        """Reads a matrix from Parquet.
+        """Reads the file of a matrix.
 
         Args:
             data: The bytes of the file.
-            name: What messages call it.
+            name: The name of the file in errors.
 
         Returns:
             The matrix.
 
         Raises:
-            CorruptFile: If it is not a whole matrix.
+            CorruptFile: The file is torn, or not what was written.
         """
-        try:
-            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            metadata = json.loads(file.metadata.metadata[b"vdna"])
-            if metadata["kind"] != "matrix" or metadata["format"] not in MATRIX_READS:
-                raise CorruptFile(
-                    f"{name}: not a matrix of formats {', '.join(map(str, MATRIX_READS))}"
-                )
-            table = file.read()
-            seal = metadata.pop("checksum", None)  # the first release wrote none
-            names, layers = tuple(metadata["names"]), tuple(metadata["layers"])
+        file = SealedFile(data, MATRIX, name)
+        metadata, table = file.metadata, file.read(SCHEMA)
+        with corrupt_if_unreadable(f"{name}: torn, or not a matrix"):
+            names = tuple(metadata["names"])
             shape = (-1, len(names), len(names))
 
             def stacked(column: str) -> Floats:
                 return cast(Floats, table[column].to_numpy().reshape(shape))
 
-            emd, nfd = stacked("emd"), stacked("nfd")
             matrix = cls(
                 names,
-                layers,
-                emd,
-                nfd,
-                stacked("fd") if "fd" in table.column_names else np.full_like(emd, np.nan),
+                tuple(metadata["layers"]),
+                stacked("emd"),
+                stacked("nfd"),
+                stacked("fd"),
                 metadata["bins"],
                 metadata["members"],
                 metadata["spec_digest"],
                 metadata["lens"],
-                {column: stacked(column) for column in metadata.get("estimates", ())},
-                metadata.get("lens_digest", ""),
-                metadata.get("method", ""),
+                {column: stacked(column) for column in metadata["estimates"]},
+                metadata["lens_digest"],
+                metadata["method"],
             )
             rows = ["a", "b", "layer", "lens"]
             for plane in range(len(matrix.planes)):
@@ -286,8 +263,4 @@ class Matrix:
                 stored = table.select(rows).slice(plane * len(names) ** 2, len(names) ** 2)
                 if not stored.equals(mine):
                     raise CorruptFile(f"{name}: its rows are not those of the datasets it states")
-            if seal not in (None, matrix._checksum(metadata)):
-                raise CorruptFile(f"{name}: its numbers are not what was written")
             return matrix
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{name}: torn, or not a matrix: {error}") from error

@@ -14,9 +14,7 @@ on a diagonal.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +23,6 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
@@ -41,12 +38,20 @@ from pipeline.comparing.fold_statistics import (
 )
 from pipeline.comparing.significance import METHOD
 from pipeline.counting import keep_memory
-from pipeline.dna import DnaFile, Floats, Lens, encode_tables
+from pipeline.dna import (
+    DnaFile,
+    Floats,
+    Kind,
+    Lens,
+    SealedFile,
+    corrupt_if_unreadable,
+    encode_sealed,
+)
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.sources import FOLDS
 from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
-FORMAT = 3
+TILE = Kind("tile")
 
 FOLDER = "_tiles"
 """Folder below the catalogue's `_work`, whose leftovers `vdna gc` removes."""
@@ -98,7 +103,7 @@ class Job:
     def key(self) -> tuple[object, ...]:
         """All that decides what is computed of a pair."""
         lens = self.lens.digest if self.lens else ""
-        return (FORMAT, self.spec.digest, self.layers, self.whole, self.fd, lens, self.method)
+        return (TILE.format, self.spec.digest, self.layers, self.whole, self.fd, lens, self.method)
 
     @property
     def method(self) -> str:
@@ -373,7 +378,7 @@ def fetch(tile: Tile) -> Block | None:
 
 
 def encode(tile: Tile, block: Block) -> bytes:
-    """Encodes a tile's numbers as Parquet.
+    """Makes the file of a tile's numbers in memory.
 
     Args:
         tile: The tile.
@@ -382,56 +387,34 @@ def encode(tile: Tile, block: Block) -> bytes:
     Returns:
         The bytes of the file.
     """
-    columns = {name: pa.array(block[name].reshape(-1)) for name in tile.job.columns}
-    table = pa.table(columns)
-    metadata = {
-        "format": FORMAT,
-        "kind": "tile",
-        "digest": tile.digest,
-        "shape": [tile.job.planes, len(tile.a), len(tile.b)],
-    }
-    metadata["checksum"] = _checksum(metadata, block)
-    return encode_tables(metadata, table.schema, [table])
+    table = pa.table({name: pa.array(block[name].reshape(-1)) for name in tile.job.columns})
+    shape = [tile.job.planes, len(tile.a), len(tile.b)]
+    return encode_sealed(TILE, {"digest": tile.digest, "shape": shape}, [table])
 
 
 def decode(data: bytes, tile: Tile) -> Block:
-    """Reads a tile's numbers from Parquet.
+    """Reads the file of a tile.
 
     Args:
         data: The bytes of the file.
-        tile: The tile that they should be of.
+        tile: The tile that it should be.
 
     Returns:
-        The numbers.
+        The numbers of the tile.
 
     Raises:
-        CorruptFile: Unless it is the tile of these inputs, and whole.
+        CorruptFile: The file is torn, not what was written, or another tile's.
     """
     shape = (tile.job.planes, len(tile.a), len(tile.b))
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        metadata = json.loads(file.metadata.metadata[b"vdna"])
-        seal = metadata.pop("checksum")
-        stated = (metadata["kind"], metadata["digest"], tuple(metadata["shape"]))
-        if stated != ("tile", tile.digest, shape):
-            raise CorruptFile(f"{tile.uri} is {stated}, not the tile that it is named for")
+    file = SealedFile(data, TILE, tile.uri)
+    with corrupt_if_unreadable(f"{tile.uri}: torn, or not a tile"):
+        stated = file.metadata["digest"], tuple(file.metadata["shape"])
+        if stated != (tile.digest, shape):
+            raise CorruptFile(f"{tile.uri} is tile {stated}, not the one that it is named for")
         table = file.read()
-        block = {
+        return {
             name: cast(Floats, table[name].to_numpy().reshape(shape)) for name in tile.job.columns
         }
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{tile.uri}: torn, or not a tile: {error}") from error
-    if seal != _checksum(metadata, block):
-        raise CorruptFile(f"{tile.uri}: its numbers are not what was written")
-    return block
-
-
-def _checksum(metadata: Mapping[str, Any], block: Block) -> str:
-    numbers = hashlib.sha256()
-    for name in sorted(block):
-        same = np.where(np.isnan(block[name]), np.nan, block[name])  # NaNs may differ in their sign
-        numbers.update(np.ascontiguousarray(same, "<f8").data)
-    return digest_of("tile", dict(metadata), numbers.hexdigest())
 
 
 # Computing one tile.

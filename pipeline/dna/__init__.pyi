@@ -13,7 +13,6 @@ from .file import DnaFile as DnaFile
 from .file import decode_dna as decode_dna
 from .file import encode_dna as encode_dna
 from .file import encode_layers as encode_layers
-from .file import encode_tables as encode_tables
 from .file import header as header
 from .file import to_gaussian_table as to_gaussian_table
 from .file import to_table as to_table
@@ -30,6 +29,7 @@ from .sealed import Kind as Kind
 from .sealed import SealedFile as SealedFile
 from .sealed import SealedWriter as SealedWriter
 from .sealed import corrupt_if_unreadable as corrupt_if_unreadable
+from .sealed import cut_rows as cut_rows
 from .sealed import encode_sealed as encode_sealed
 from .value import DNA as DNA
 from .value import FLOAT_SUMS as FLOAT_SUMS

@@ -6,17 +6,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from mmap import mmap
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.dna.arrays import Floats, Ints
 from pipeline.dna.sealed import (
@@ -131,20 +129,6 @@ def encode_layers(kind: str, metadata: Mapping[str, Any], layers: Iterable[pa.Ta
         column_encoding=_encodings(first),
         data_page_size=4 * 2**20,
     )
-
-
-def encode_tables(
-    metadata: Mapping[str, Any], schema: pa.Schema, tables: Iterable[pa.Table]
-) -> bytes:
-    """A Parquet file in memory of what is no DNA: a row group per table, metadata as given."""
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink, schema, compression="zstd", store_schema=False, write_page_checksum=True
-    ) as writer:
-        for table in tables:
-            writer.write_table(table, row_group_size=max(1, table.num_rows))
-        writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
-    return cast(bytes, sink.getvalue().to_pybytes())
 
 
 def _encodings(table: pa.Table) -> dict[str, str]:

@@ -7,7 +7,7 @@
 A file holds one row group for each table, compressed with zstd, with a checksum on every page.
 Its key-value metadata `vdna` is JSON: the `kind` and the `format` of the file, whatever that kind
 states, `row_groups` (how many rows and bytes each has, and their sha256), and a `checksum` of all
-this. So the footer proves itself and vouches for every row group, and a reader that needs one row group
+this. So the footer proves itself and vouches for every row group; a reader that needs one row group
 checks it without the others.
 """
 
@@ -44,6 +44,10 @@ _UNREADABLE = (
     AttributeError,
 )
 """What pyarrow and our own parsing raise for a file with wrong content."""
+
+
+ROWS = 2**20
+"""Rows of a row group where a table is cut into several."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,10 @@ class SealedWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes the footer."""
         self._writer.close()
 
     def write(self, table: pa.Table) -> None:
@@ -226,6 +234,12 @@ def encode_sealed(
             writer.write(table)
         writer.seal(metadata)
     return sink.getvalue()
+
+
+def cut_rows(table: pa.Table) -> Iterator[pa.Table]:
+    """Yields a table in pieces of 2**20 rows, one even of an empty table."""
+    for start in range(0, max(1, table.num_rows), ROWS):
+        yield table.slice(start, ROWS)
 
 
 class SealedFile:

@@ -8,19 +8,27 @@ image are kept (see `pipeline.explaining.image_emd`).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Extractor, Fetch, Made, Prepared, Stream
-from pipeline.dna import Failure, Floats, Ints, Lens, Ranges, encode_tables, neuron_name
+from pipeline.dna import (
+    Failure,
+    Floats,
+    Ints,
+    Kind,
+    Lens,
+    Ranges,
+    SealedFile,
+    encode_sealed,
+    neuron_name,
+)
 from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, UsageError
 from pipeline.explaining.image_emd import LayerEmd
 from pipeline.sources import Shard
@@ -29,10 +37,10 @@ from pipeline.spec import Numerics, Resources, Spec, digest_of
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
-
 RANKS = "ranks"
 """Product of such a job. With the target's digest it is part of the key of every shard."""
+
+_KIND = Kind(RANKS)
 
 UNDEFINED = "undefined"
 """Reason for an image that could be read, but has no distance."""
@@ -119,7 +127,7 @@ class Target:
         """
         lens = self.lens_on(spec)
         seen = [self.dna, lens.digest if lens else "", list(self.layers)]
-        return digest_of(RANKS, FORMAT, spec.digest, *seen, self.numerics.to_json())
+        return digest_of(RANKS, _KIND.format, spec.digest, *seen, self.numerics.to_json())
 
 
 def column_of(layer: str) -> str:
@@ -172,9 +180,7 @@ class Ranks:
         Returns:
             The bytes of the file.
         """
-        metadata: dict[str, Any] = {"format": FORMAT, "kind": RANKS, "key": self.key}
-        metadata["checksum"] = _checksum(metadata, self.table)
-        return encode_tables(metadata, self.table.schema, [self.table])
+        return encode_sealed(_KIND, {"key": self.key}, [self.table])
 
     @classmethod
     def decode(cls, data: bytes, name: str, layers: Sequence[str], shard: Shard, key: str) -> Ranks:
@@ -193,30 +199,15 @@ class Ranks:
         Raises:
             CorruptFile: Unless it is what was written for this shard.
         """
-        try:
-            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            metadata = json.loads(file.metadata.metadata[b"vdna"])
-            table = file.read().combine_chunks()
-            if (metadata["kind"], metadata["format"]) != (RANKS, FORMAT):
-                raise CorruptFile(f"{name}: not ranks of format {FORMAT}")
-            seal = metadata.pop("checksum")
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{name}: torn, or not ranks of images: {error}") from error
-        if table.schema != schema_of(layers) or seal != _checksum(metadata, table):
-            raise CorruptFile(f"{name}: its rows are not what was written")
+        file = SealedFile(data, _KIND, name)
+        table = file.read().combine_chunks()
+        if table.schema != schema_of(layers):
+            raise CorruptFile(f"{name}: its columns are not those of layers {', '.join(layers)}")
         named = [table[column].to_pylist() for column in ("uri", "member")]
         members = [(entry.uri, entry.member) for entry in shard.members]
-        if metadata["key"] != key or list(zip(*named, strict=True)) != members:
+        if file.metadata.get("key") != key or list(zip(*named, strict=True)) != members:
             raise CorruptFile(f"{name}: its images are not those of shard {shard.index}, {key}")
         return cls(key, table)
-
-
-def _checksum(metadata: Mapping[str, Any], table: pa.Table) -> str:
-    columns = {
-        name: [value.hex() if isinstance(value, float) else value for value in column.to_pylist()]
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
-    return digest_of(RANKS, dict(metadata), columns)
 
 
 def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:

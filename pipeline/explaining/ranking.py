@@ -44,8 +44,6 @@ from pipeline.spec import Numerics, Resources, Spec
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1
-
 TOP = 10
 """Images at either end that a result names."""
 
@@ -347,8 +345,6 @@ def _write(
 ) -> None:
     """Writes the whole ranking to a file, which appears whole or not at all."""
     stated = {
-        "format": FORMAT,
-        "kind": "ranking",
         "source": ranking.source,
         "dataset": ranking.name,
         "dna": ranking.version.dna,

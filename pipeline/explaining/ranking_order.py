@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +12,18 @@ from typing import IO, TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.counting import ShardJob, partial_uri
+from pipeline.dna import Kind, SealedWriter
 from pipeline.errors import CorruptFile, SourceError, StorageError, TransientError
 from pipeline.explaining.rank_shard import UNDEFINED, Ranks, schema_of
 from pipeline.sources import Entry, Manifest, Shard, connect
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+_RANKING = Kind("ranking")
 
 FAILURES = 10
 """Images without a distance that a result names; the file has them all."""
@@ -193,9 +194,7 @@ class RankingOrder:
         columns = ", ".join(name for name in self._columns if name not in ("shard", "place"))
         with (
             self._disk(),
-            pq.ParquetWriter(
-                file, schema, compression="zstd", store_schema=False, write_page_checksum=True
-            ) as writer,
+            SealedWriter(file, _RANKING, schema) as writer,
         ):
             query = f"select {columns} from images order by emd nulls last, uri, member"
             first = 1
@@ -203,9 +202,9 @@ class RankingOrder:
                 ranks = pa.array(range(first, first + rows.num_rows), pa.int64())
                 known = pc.if_else(rows["error"].is_null(), ranks, None)
                 table = rows.add_column(at, "rank", known).rename_columns(schema.names)
-                writer.write_table(table.cast(schema), row_group_size=ROWS)
+                writer.write(table.cast(schema))
                 first += rows.num_rows
-            writer.add_key_value_metadata({"vdna": json.dumps(dict(metadata), sort_keys=True)})
+            writer.seal(metadata)
         file.flush()
 
     def _tables(self) -> Iterator[pa.Table]:

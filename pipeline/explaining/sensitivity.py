@@ -39,7 +39,7 @@ from pipeline.comparing import (
     neuron_estimates,
     resolve,
 )
-from pipeline.dna import DNA, UNIFORM, DnaFile, Floats, Ints, Lens, encode_tables
+from pipeline.dna import DNA, UNIFORM, DnaFile, Floats, Ints, Kind, Lens, encode_sealed
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-FORMAT = 1
+_EXPLANATION = Kind("explanation")
 
 TOP = 20
 """Neurons that are shown."""
@@ -206,12 +206,10 @@ class Explanation:
             The bytes of the file.
         """
         metadata = {
-            "format": FORMAT,
-            "kind": "explanation",
             "members": {name: version.dna for name, version in self.versions.items()},
             "lens": self.lens,
         }
-        return encode_tables(metadata, NEURONS, [self.neurons])
+        return encode_sealed(_EXPLANATION, metadata, [self.neurons], NEURONS)
 
     @cached_property
     def half(self) -> int:

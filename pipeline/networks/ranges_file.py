@@ -20,16 +20,23 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dna import Floats, Ranges, encode_tables
+from pipeline.dna import Floats, Kind, Ranges, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, SpecMismatch, StorageError, UsageError
 from pipeline.networks.network import Network
 from pipeline.networks.reference_networks import REFERENCE_REPO
-from pipeline.spec import digest_of
 
-FORMAT = 1
+_RANGES = Kind("ranges")
+
+_SCHEMA = pa.schema(
+    [
+        ("layer", pa.string()),
+        ("neuron", pa.int32()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+    ]
+)
 
 WIDEN = 1.2
 
@@ -53,7 +60,7 @@ REFERENCE_MARGIN = 1e-8
 
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
-_OWN_FIELDS = frozenset({"format", "kind", "digest", "extractor", "weights_sha256"})
+_OWN_FIELDS = frozenset({"digest", "extractor", "weights_sha256"})
 """Metadata that `encode` states itself; the rest is provenance."""
 
 
@@ -69,44 +76,29 @@ def encode(ranges: Ranges, network: Network, **provenance: object) -> bytes:
     table = pa.table(
         {
             "layer": [layer for layer, neurons in ranges.taps for _ in range(neurons)],
-            "neuron": pa.array([i for _, n in ranges.taps for i in range(n)], pa.int32()),
+            "neuron": [i for _, n in ranges.taps for i in range(n)],
             "low": ranges.low,
             "high": ranges.high,
-        }
+        },
+        schema=_SCHEMA,
     )
     metadata = {
-        "format": FORMAT,
-        "kind": "ranges",
         "digest": ranges.digest,
         "extractor": network.name,
         "weights_sha256": network.weights_sha256,
         **provenance,
     }
-    sealed = metadata | {"checksum": digest_of(metadata)}
-    return encode_tables(sealed, table.schema, [table])
+    return encode_sealed(_RANGES, metadata, [table])
 
 
 def decode(data: bytes, name: str) -> tuple[Ranges, dict[str, Any]]:
     """Raises `CorruptFile` where the rows are not those of the digest stated."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        table = file.read()
-        metadata = json.loads(file.metadata.metadata[b"vdna"])
-        seal = metadata.pop("checksum", None)  # the first release wrote none
-        if seal not in (None, digest_of(metadata)):
-            raise CorruptFile(f"{name}: its metadata is not what was written; restore the file")
-        if (metadata["kind"], metadata["format"]) != ("ranges", FORMAT):
-            raise CorruptFile(
-                f"{name}: {metadata['kind']!r} of format {metadata['format']}; this version of "
-                f"vdna reads ranges of format {FORMAT}"
-            )
-        layers = table["layer"].cast(pa.string()).to_pylist()
-        neurons = table["neuron"].to_pylist()
-        low = table["low"].to_numpy().astype(np.float64)
-        high = table["high"].to_numpy().astype(np.float64)
+    file = SealedFile(data, _RANGES, name)
+    table, metadata = file.read(_SCHEMA), file.metadata
+    layers, neurons = table["layer"].to_pylist(), table["neuron"].to_pylist()
+    low, high = table["low"].to_numpy(), table["high"].to_numpy()
+    with corrupt_if_unreadable(f"{name}: torn, or not a file of ranges"):
         stated = metadata["digest"]
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{name}: torn, or not a file of ranges: {error}") from error
     taps: dict[str, int] = {}
     for layer, neuron in zip(layers, neurons, strict=True):
         if neuron != taps.get(layer, 0):

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 import weakref
@@ -24,9 +23,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dna import SealedFile, SealedWriter, cut_rows
 from pipeline.errors import StorageError
 from pipeline.sources.entry import Entry
-from pipeline.sources.listing_checkpoint import ListingCheckpoint, read_notes
+from pipeline.sources.listing_checkpoint import PART, ListingCheckpoint
 from pipeline.sources.manifest_file import ENTRY_COLUMNS, ENTRY_SCHEMA
 from pipeline.storage import Stored
 
@@ -207,9 +207,14 @@ class ListingWriter:
             notes["archives"] = [[item.uri, item.size, item.identity] for item in since]
             notes |= self._checkpoint.notes()
             self._archives_recorded = len(self.archives)
-        described = table.replace_schema_metadata({"vdna": json.dumps(notes)})
-        with _disk_errors():
-            pq.write_table(described, path, compression="zstd", write_statistics=False)
+        with (
+            _disk_errors(),
+            path.open("wb") as sink,
+            SealedWriter(sink, PART, self._schema, write_statistics=False) as writer,
+        ):
+            for piece in cut_rows(table):
+                writer.write(piece)
+            writer.seal(notes)
         return path
 
     def _new_path(self) -> Path:
@@ -222,14 +227,14 @@ class ListingWriter:
         path = self._new_path()
         with _disk_errors():
             path.write_bytes(data)
-        file = pq.ParquetFile(path)
-        notes = read_notes(file)
+        file = SealedFile(data, PART, path.name)
+        notes = file.metadata
         self.ignored = Counter(notes["ignored"])
         self.filtered = notes["filtered"]
         self.archives += [
             Stored(uri, size, identity, None) for uri, size, identity in notes["archives"]
         ]
-        self.total += file.metadata.num_rows
+        self.total += file.rows
 
 
 class _TemporaryFolder:

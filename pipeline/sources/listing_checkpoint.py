@@ -8,20 +8,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline import storage
-from pipeline.errors import SourceError, StorageError
+from pipeline.dna import Kind, SealedFile, corrupt_if_unreadable
+from pipeline.errors import CorruptFile, SourceError, StorageError
 from pipeline.sources.parallel_listing import KeyRange
 from pipeline.storage import Stored
+
+PART = Kind("listing")
 
 RESUME_WITHIN = timedelta(hours=1)
 """An interrupted listing that is older begins anew: the source may have changed meanwhile."""
@@ -66,12 +65,16 @@ class ListingCheckpoint:
         for number, item in enumerate(items):
             data = storage.read(item.uri)
             try:
-                notes = read_notes(pq.ParquetFile(pa.BufferReader(data)))
-                self.ranges = {
-                    int(name): KeyRange(**of_range) for name, of_range in notes["ranges"].items()
-                }
-                self.written = datetime.fromisoformat(notes["written"])
-            except (pa.ArrowException, KeyError, TypeError, ValueError):
+                file = SealedFile(data, PART, item.uri)
+                file.check()
+                with corrupt_if_unreadable(f"{item.uri}: its metadata cannot be read"):
+                    notes = file.metadata
+                    self.ranges = {
+                        int(name): KeyRange(**of_range)
+                        for name, of_range in notes["ranges"].items()
+                    }
+                    self.written = datetime.fromisoformat(notes["written"])
+            except CorruptFile:
                 return False
             if item.uri != self._uri(number) or notes.get("previous_sha256") != self._last_sha256:
                 return False
@@ -117,12 +120,6 @@ class ListingCheckpoint:
 
     def _uri(self, number: int) -> str:
         return storage.join(self._folder, f"{number:06d}.parquet")
-
-
-def read_notes(file: pq.ParquetFile) -> dict[str, Any]:
-    """Returns what a part states beside its candidates."""
-    notes: dict[str, Any] = json.loads(file.schema_arrow.metadata[b"vdna"])
-    return notes
 
 
 def _objects_in(folder: str) -> Iterator[Stored]:

@@ -11,7 +11,6 @@ manifest from a listing.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,21 +21,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.buffers import let_go
+from pipeline.dna import SealedFile, SealedWriter, corrupt_if_unreadable
 from pipeline.errors import CorruptFile
 from pipeline.sources.entry import Entry, Shard, ShardHead
 from pipeline.sources.manifest_file import (
     ENTRY_COLUMNS,
     ENTRY_SCHEMA,
-    FORMAT,
+    MANIFEST,
     SCHEMA,
     ManifestDigest,
     entries_of,
     head_of,
     label_names,
     label_value,
-    open_manifest,
     read_row_group,
-    with_archive_columns,
 )
 from pipeline.spec import PRODUCTS
 
@@ -109,7 +107,7 @@ class Manifest:
         """Yields the rows of each shard in turn, with all columns."""
         file = pq.ParquetFile(pa.BufferReader(self.data))
         for index in range(file.num_row_groups):
-            yield with_archive_columns(file.read_row_group(index))
+            yield file.read_row_group(index)
             let_go(self.data)
 
     @classmethod
@@ -140,15 +138,16 @@ class Manifest:
         Raises:
             CorruptFile: The content does not match the digest that the file states.
         """
-        file, metadata = open_manifest(pa.BufferReader(data), name)
+        file = SealedFile(data, MANIFEST, name)
+        metadata = file.metadata
         heads = []
         digest = ManifestDigest()
-        for index in range(file.num_row_groups):
-            fold, table = read_row_group(file, index, name)
+        for index in range(len(file.row_groups)):
+            fold, table = read_row_group(file, index)
             heads.append(head_of(index, fold, table))
             digest.add(heads[-1], table)
             let_go(data)
-        try:
+        with corrupt_if_unreadable(f"{name}: its metadata cannot be read"):
             manifest = cls(
                 data,
                 tuple(heads),
@@ -157,10 +156,8 @@ class Manifest:
                 str(metadata["source"]),
                 dict(metadata["ignored"]),
                 int(metadata["duplicates"]),
-                label_names(file.schema_arrow.names),
+                label_names(file.parquet.schema_arrow.names),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{name}: its metadata cannot be read: {error!r}") from error
         if manifest.digest != metadata.get("digest"):
             raise CorruptFile(
                 f"{name}: states digest {metadata.get('digest')}, its rows have {manifest.digest}"
@@ -187,7 +184,7 @@ class _ShardReader(Sequence[Shard]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         head = self._heads[index]
-        table = with_archive_columns(self._file.read_row_group(head.index))
+        table = self._file.read_row_group(head.index)
         let_go(self._data)
         return Shard(head.index, head.fold, tuple(entries_of(table)))
 
@@ -223,14 +220,7 @@ class ManifestWriter:
         }
         self._labels = tuple(labels)
         self._schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in labels)])
-        self._writer = pq.ParquetWriter(
-            sink,
-            self._schema,
-            compression="zstd",
-            store_schema=False,
-            write_statistics=False,
-            write_page_checksum=True,
-        )
+        self._writer = SealedWriter(sink, MANIFEST, self._schema, write_statistics=False)
         self._heads: list[ShardHead] = []
         self._digest = ManifestDigest()
 
@@ -248,21 +238,14 @@ class ManifestWriter:
         table = table.select(self._schema.names).cast(self._schema).combine_chunks()
         self._heads.append(head_of(index, fold, table))
         self._digest.add(self._heads[-1], table)
-        self._writer.write_table(table, row_group_size=rows)
+        self._writer.write(table)
 
     def __enter__(self) -> ManifestWriter:
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
         if error is None:
-            metadata = {
-                "format": FORMAT,
-                "kind": "manifest",
-                "digest": self._digest.hexdigest(),
-                "shards": len(self._heads),
-                **self._notes,
-            }
-            self._writer.add_key_value_metadata({"vdna": json.dumps(metadata, sort_keys=True)})
+            self._writer.seal({"digest": self._digest.hexdigest(), **self._notes})
         self._writer.close()
 
     def manifest(self, data: Any) -> Manifest:
@@ -286,8 +269,7 @@ def read_shard(source: Any, index: int, name: str) -> Shard:
     Raises:
         CorruptFile: The file or the shard is damaged.
     """
-    file, _ = open_manifest(source, name)
-    fold, table = read_row_group(file, index, name)
+    fold, table = read_row_group(SealedFile(source, MANIFEST, name), index)
     return Shard(index, fold, tuple(entries_of(table)))
 
 
@@ -301,8 +283,7 @@ def count_shards(source: Any, name: str) -> int:
     Raises:
         CorruptFile: The file is damaged.
     """
-    file, _ = open_manifest(source, name)
-    return int(file.num_row_groups)
+    return len(SealedFile(source, MANIFEST, name).row_groups)
 
 
 def read_part(source: Any, indices: Iterable[int], label: str, value: str, name: str) -> Manifest:
@@ -318,13 +299,13 @@ def read_part(source: Any, indices: Iterable[int], label: str, value: str, name:
     Raises:
         CorruptFile: The file is damaged, or one of the shards has another value.
     """
-    file, metadata = open_manifest(source, name)
+    file = SealedFile(source, MANIFEST, name)
     sink = pa.BufferOutputStream()
-    labels = label_names(file.schema_arrow.names)
-    shard_images, origin = metadata["shard_images"], metadata["source"]
+    labels = label_names(file.parquet.schema_arrow.names)
+    shard_images, origin = file.metadata["shard_images"], file.metadata["source"]
     with ManifestWriter(sink, shard_images, origin, labels=labels) as writer:
         for index in indices:
-            fold, table = read_row_group(file, index, name)
+            fold, table = read_row_group(file, index)
             if (found := label_value(table, label, index)) != value:
                 raise CorruptFile(f"{name}: shard {index} is of {label} {found!r}, not {value!r}")
             writer.add(fold, table.select([*ENTRY_COLUMNS, *labels]))
@@ -348,13 +329,13 @@ def find_entries(
     Raises:
         CorruptFile: The file is damaged.
     """
-    file, _ = open_manifest(source, name)
+    file = SealedFile(source, MANIFEST, name)
     uris = pa.array(sorted({uri for uri, _ in wanted}), pa.string())
     found: dict[tuple[str, str], Entry] = {}
-    for index in range(file.num_row_groups):
+    for index in range(len(file.row_groups)):
         if len(found) == len(wanted) or not keep_going():
             break
-        _, table = read_row_group(file, index, name)
+        _, table = read_row_group(file, index)
         for entry in entries_of(table.filter(pc.is_in(table["uri"], uris))):
             if (entry.uri, entry.member) in wanted:
                 found[entry.uri, entry.member] = entry

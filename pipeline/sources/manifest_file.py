@@ -1,7 +1,7 @@
 """Reads and checks the row groups of a manifest's Parquet file.
 
-    >>> file, metadata = open_manifest(binary_file, "s3://bucket/m.parquet")   # doctest: +SKIP
-    >>> fold, rows = read_row_group(file, 7, "s3://bucket/m.parquet")          # doctest: +SKIP
+    >>> file = SealedFile(binary_file, MANIFEST, "s3://bucket/m.parquet")   # doctest: +SKIP
+    >>> fold, rows = read_row_group(file, 7)                                # doctest: +SKIP
 
 One row is one candidate, one row group is one shard.
 """
@@ -11,19 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.dna import Kind, SealedFile, corrupt_if_unreadable
 from pipeline.errors import CorruptFile
 from pipeline.sources.entry import IDENTITY_COLUMNS, Entry, ShardHead, members_digest
 
-FORMAT = 2
-
-READS = (1, 2)
-"""Format 1 had neither `position` nor `access`: it knew no archives."""
+MANIFEST = Kind("manifest")
 
 SCHEMA = pa.schema(
     [
@@ -78,42 +74,12 @@ class ManifestDigest:
         return ended.hexdigest()[:32]
 
 
-def open_manifest(source: Any, name: str) -> tuple[pq.ParquetFile, dict[str, Any]]:
-    """Opens a manifest.
-
-    Args:
-        source: A seekable binary file.
-        name: The file's name for error messages.
-
-    Returns:
-        The Parquet file, and its `vdna` metadata.
-
-    Raises:
-        CorruptFile: The file is damaged, is no manifest, or has a format that is not known here.
-    """
-    try:
-        file = pq.ParquetFile(source, page_checksum_verification=True)
-        metadata = json.loads(file.metadata.metadata[b"vdna"])
-        kind, version, shards = metadata["kind"], metadata["format"], metadata["shards"]
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{name}: torn, or not a manifest: {error}") from error
-    if kind != "manifest" or version not in READS:
-        raise CorruptFile(
-            f"{name}: {kind!r} of format {version}; this version of vdna reads manifests "
-            f"{', '.join(map(str, READS))}"
-        )
-    if shards != file.num_row_groups:
-        raise CorruptFile(f"{name}: states {shards} shards, holds {file.num_row_groups}")
-    return file, metadata
-
-
-def read_row_group(file: pq.ParquetFile, index: int, name: str) -> tuple[int, pa.Table]:
+def read_row_group(file: SealedFile, index: int) -> tuple[int, pa.Table]:
     """Reads and checks the rows of one shard.
 
     Args:
         file: An open manifest.
         index: The number of the shard.
-        name: The file's name for error messages.
 
     Returns:
         The shard's fold, and its rows with all columns.
@@ -121,30 +87,20 @@ def read_row_group(file: pq.ParquetFile, index: int, name: str) -> tuple[int, pa
     Raises:
         CorruptFile: The rows cannot be read, or are not one whole shard of one fold.
     """
-    try:
-        table = with_archive_columns(file.read_row_group(index))
+    name = file.name
+    with corrupt_if_unreadable(f"{name}: shard {index} cannot be read"):
+        table = file.parquet.read_row_group(index)
         checked = table.select(SCHEMA.names).cast(SCHEMA)
         checked.validate(full=True)  # finds text that is not UTF-8 now and not when it is used
         for field in SCHEMA:
             at = table.column_names.index(field.name)
             table = table.set_column(at, field, checked[field.name])
-    except (pa.ArrowException, OSError, IndexError, KeyError) as error:
-        raise CorruptFile(f"{name}: shard {index} cannot be read: {error}") from error
     if any(column.null_count for column in checked.columns):
         raise CorruptFile(f"{name}: shard {index} lacks a value")
     folds = set(table["fold"].to_pylist())
     if len(folds) != 1 or set(table["shard"].to_pylist()) != {index}:
         raise CorruptFile(f"{name}: row group {index} is not one whole shard of one fold")
     return int(folds.pop()), table
-
-
-def with_archive_columns(table: pa.Table) -> pa.Table:
-    """Returns the rows with the columns that a manifest of format 1 lacks."""
-    for name, value in (("position", 0), ("access", "")):
-        if name not in table.column_names:
-            values = pa.array([value] * table.num_rows, SCHEMA.field(name).type)
-            table = table.append_column(name, values)
-    return table
 
 
 def head_of(index: int, fold: int, table: pa.Table) -> ShardHead:

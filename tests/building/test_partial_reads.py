@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.buffers import footer_start, sha256
-from pipeline.catalogue import IN_PART, Catalogue, Footer, Version, footers_of, verify
+from pipeline.catalogue import IN_PART, Catalogue, Footer, footers_of, verify
 from pipeline.comparing import Job, Matrix, Tile, tiles
 from pipeline.comparing import compare as compare_all
 from pipeline.counting import digest_of_dna
@@ -491,7 +491,7 @@ def moved_edge(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 MALFORMED: dict[str, tuple[Change, str]] = {
-    "fewer": (lambda groups: groups[:-1], "states the digests of 3 layers"),
+    "fewer": (lambda groups: groups[:-1], "row groups; states"),
     "of a gap": (
         lambda groups: [*groups[:-1], groups[-1] | {"bytes": groups[-1]["bytes"] - 1}],
         "its rows end at",
@@ -499,7 +499,11 @@ MALFORMED: dict[str, tuple[Change, str]] = {
     "of half a byte": (lambda groups: [groups[0] | {"bytes": 0.5}, *groups[1:]], "metadata"),
     "of less than nothing": (lambda groups: [groups[0] | {"bytes": -9}, *groups[1:]], "metadata"),
     "no list": (lambda groups: 7, "metadata"),
-    "without a digest": (lambda groups: [{"bytes": 1}] * 4, "metadata"),
+    "without a digest": (lambda groups: [{"rows": 1, "bytes": 1}] * 4, "metadata"),
+    "of other rows": (
+        lambda groups: [groups[0] | {"rows": groups[0]["rows"] + 1}, *groups[1:]],
+        "row groups; states",
+    ),
 }
 
 
@@ -554,41 +558,3 @@ def test_a_commit_of_no_footers_is_no_commit(place: Catalogue, footers: Any) -> 
     lie(place, footers=footers)
     with pytest.raises(CorruptFile, match=re.escape(place.log_uri(6))):
         place.head()
-
-
-# What was written before.
-
-
-def as_of_old(place: Catalogue, how: str) -> Version:
-    """Without footers in the commit; or with them, of a file that states no digests."""
-    if how == "footers":
-        lie(place, footers={})
-    for kind in IN_PART if how == "digests" else ():
-        data = storage.read(uri_of(place, kind))
-        file = pq.ParquetFile(pa.BufferReader(data))
-        metadata = json.loads(file.metadata.metadata[b"vdna"])
-        del metadata["checksum"], metadata["row_groups"]
-        vouched(place, kind, with_metadata(data, metadata))
-    return place.find(NAME)
-
-
-@pytest.mark.parametrize("how", ["footers", "digests"])
-def test_a_version_of_old_is_read_whole_and_compared_with_new_ones(
-    place: Catalogue, how: str, fetched: list[tuple[str, int, int]]
-) -> None:
-    right = compare(place, "b", "d")
-    dna = place.load(NAME, layers=["b"])
-    version = as_of_old(place, how)
-    fetched.clear()
-    assert place.load(NAME, layers=["b"]).identical(dna)
-    uri = uri_of(place, "dna")
-    assert max(length for of, _, length in fetched if of == uri) == len(storage.read(uri))
-    found = compare(place, "b", "d")
-    for column in ("emd", "nfd", "fd", *right.estimates):
-        assert np.array_equal(found.stacked(column), right.stacked(column), equal_nan=True)
-    assert wrong(place) == {}
-    data = storage.read(uri)
-    for at in places_in(*DnaFile(data, "dna", "x").span("d") if how == "footers" else (4, 99)):
-        storage.replace(uri, flipped(data, at))
-        with pytest.raises(CorruptFile, match=f"{re.escape(uri)} has sha256"):
-            place.open_file("dna", NAME, version, ["b"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.catalogue import FILES, Catalogue, Version, check_name
+from pipeline.catalogue import FILES, Catalogue, Footer, Version, check_name
 from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
 from tests.support.builders import sealed
 
@@ -26,6 +26,7 @@ def version(dna: str, spec: str = "s1") -> Version:
         failed=0,
         products=("histogram",),
         sha256=dict.fromkeys(FILES, "x"),
+        footers=dict.fromkeys(("dna", "folds"), Footer(0, 1, "x")),
         source="src",
         built="2026-01-01T00:00:00+00:00",
         software="vdna",
@@ -174,6 +175,7 @@ def version_of(spec: str, name: str, *, imported: bool) -> Version:
         failed=0,
         products=("histogram",),
         sha256={kind: "00" for kind in (("dna",) if imported else FILES)},
+        footers={kind: Footer(0, 1, "00") for kind in (("dna",) if imported else ("dna", "folds"))},
         source="s",
         built="2026-01-01T00:00:00+00:00",
         software="x",

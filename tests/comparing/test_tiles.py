@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +27,7 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, collect, find_lens
 from pipeline.comparing import Effort, Job, Matrix, Tile, all_pairs, emd, kept_matrices, tiles
 from pipeline.comparing import compare as compare_all
-from pipeline.dna import Lens
+from pipeline.dna import Kind, Lens
 from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
 from pipeline.reporting import Lines
 from pipeline.sources import plan
@@ -256,9 +254,9 @@ def test_a_tile_s_name_is_of_all_that_decides_it() -> None:
     }
     twin = (("twin", a[0][1]),)
     digests.add(Tile(job, a, twin).digest)  # the same DNAs, in a rectangle
-    for constant in ("FORMAT", "METHOD"):
+    for constant, other in (("TILE", Kind("tile", 2)), ("METHOD", "another")):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tiles, constant, "another")
+            patch.setattr(tiles, constant, other)
             digests.add(Tile(replace(job), a, b).digest)
     assert len(digests) == 13
     how = replace(job, memory=7, threads=3, device="cuda")
@@ -394,27 +392,6 @@ def test_numbers_of_another_kind_are_not_taken(
     monkeypatch.setattr(tiles, "METHOD", "another")
     computed.clear()
     compare(place, error_bars=True)
-    assert sum(computed) == 15
-
-
-def test_a_matrix_of_format_1_is_computed_anew(place: Catalogue, computed: list[int]) -> None:
-    right = compare(place)
-    (uri,) = stored(place)
-    file = pq.ParquetFile(io.BytesIO(storage.read(uri)))
-    metadata = json.loads(file.metadata.metadata[b"vdna"])
-    for extra in ("estimates", "method", "lens_digest", "checksum"):
-        metadata.pop(extra)
-    sink = io.BytesIO()
-    table = file.read()
-    with pq.ParquetWriter(sink, table.schema, store_schema=False) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({"vdna": json.dumps(metadata | {"format": 1})})
-    storage.replace(uri, sink.getvalue())
-    assert Matrix.decode(sink.getvalue(), "old").estimates == {}
-    computed.clear()
-    same(compare(place), right)
-    assert sum(computed) == 15
-    same(compare(place), right)
     assert sum(computed) == 15
 
 

@@ -46,6 +46,7 @@ from pipeline.reporting import Gallery, Row, gallery_of, write_gallery
 from pipeline.reporting.html.gallery import Picture, render
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
+from tests.support.builders import with_row_groups
 from tests.support.tiny_network import BINS, SIDE
 from tests.support.tiny_network import Picture as Pictured
 
@@ -607,15 +608,10 @@ def images_of(uri: str) -> list[str]:
 
 def rewritten(data: bytes, column: str, value: object) -> bytes:
     """Its first row with another value, and the metadata as it was."""
-    file = pq.ParquetFile(pa.BufferReader(data))
-    table = file.read()
+    table = pq.read_table(pa.BufferReader(data))
     rows = table.to_pylist()
     rows[0][column] = value
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, store_schema=False) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, table.schema))
-        writer.add_key_value_metadata({"vdna": file.metadata.metadata[b"vdna"].decode()})
-    return bytes(sink.getvalue().to_pybytes())
+    return with_row_groups(data, [pa.Table.from_pylist(rows, table.schema)])
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_a_torn_manifest_is_a_note_on_the_page(copy: tuple[Catalogue, Path], tor
         render_explanation(gather_explanation(catalogue, explain(catalogue, "all", "some")))
     )
     (note,) = data["datasets"][0]["notes"]
-    assert note.startswith(f"no sample images: {uri}: torn, or not a manifest")
+    assert note.startswith(f"no sample images: {uri}: torn, or not a Parquet file")
     assert data["datasets"][1]["samples"]
     assert data_of(render(gather_matrix_page(catalogue, [compare(catalogue)])))
 

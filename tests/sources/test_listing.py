@@ -319,7 +319,7 @@ def test_a_full_disk_is_reported(serve: Any, monkeypatch: pytest.MonkeyPatch) ->
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", full)
+    monkeypatch.setattr(pq, "ParquetWriter", full)
     serve(FakeStore(FRAMES, 20))
     with pytest.raises(StorageError, match=r"the listing cannot be written to .*; set TMPDIR"):
         list_source(ROOT)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.dna import DNA, Ranges
+from pipeline.dna import DNA, Kind, Ranges, SealedFile, encode_sealed
 from pipeline.sources import Manifest
 from pipeline.spec import Numerics, Preprocess, Spec, Tap, digest_of
 
@@ -83,14 +83,9 @@ def sealed(body: dict[str, Any]) -> bytes:
 
 def with_digest(manifest: Manifest, digest: str) -> bytes:
     """The manifest's file, with a digest that is not its own."""
-    file = pq.ParquetFile(pa.BufferReader(manifest.data))
-    metadata = json.loads(file.metadata.metadata[b"vdna"]) | {"digest": digest}
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, file.schema_arrow, store_schema=False) as writer:
-        for index in range(file.num_row_groups):
-            writer.write_table(file.read_row_group(index))
-        writer.add_key_value_metadata({"vdna": json.dumps(metadata)})
-    return sink.getvalue()
+    kind = Kind("manifest")
+    metadata = SealedFile(manifest.data, kind, "a manifest").metadata | {"digest": digest}
+    return encode_sealed(kind, metadata, manifest.tables())
 
 
 def with_row_groups(data: bytes, tables: Sequence[pa.Table]) -> bytes:

@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.errors import BadImage, CorruptFile, SourceError
 from pipeline.sources.archives.archive_file import ArchiveFile, archive_defects, open_archive
 from pipeline.sources.archives.arrow import index_arrow
-from pipeline.sources.archives.index import INDEX_FORMAT, ArchiveIndex, IndexBuilder
+from pipeline.sources.archives.index import INDEX, ArchiveIndex, IndexBuilder
 from pipeline.sources.archives.parquet import index_parquet
 from pipeline.sources.archives.tar import index_tar
 from pipeline.sources.archives.zip import index_zip
@@ -109,7 +109,7 @@ def encoded_index(
     """
     kept_at = ""
     if cache is not None:
-        name = digest_of("index", INDEX_FORMAT, item.uri, item.identity, image_column)
+        name = digest_of("index", INDEX.format, item.uri, item.identity, image_column)
         kept_at = storage.join(cache, f"{name}.parquet")
         try:
             data = storage.read(kept_at)

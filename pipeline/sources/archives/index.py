@@ -8,20 +8,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.errors import BadImage, CorruptFile
+from pipeline.dna import Kind, SealedFile, corrupt_if_unreadable, cut_rows, encode_sealed
+from pipeline.errors import BadImage
 from pipeline.sources.archives.access import broken_access
 
-INDEX_FORMAT = 1
-"""Version of an encoded index, and of how archives are looked into: a change looks anew."""
+INDEX = Kind("index")
+"""Its format is also the version of how archives are looked into: a change looks anew."""
 
 ROWS_AT_ONCE = 65_536
 """Rows that are held as Python objects before they become an Arrow table."""
@@ -53,13 +52,8 @@ class ArchiveIndex:
 
     def encode(self) -> bytes:
         """Returns the index as a Parquet file."""
-        notes = {"format": INDEX_FORMAT, "ignored": self.ignored, "duplicates": self.duplicates}
-        sink = pa.BufferOutputStream()
-        table = self.members.replace_schema_metadata({"vdna": json.dumps(notes)})
-        pq.write_table(
-            table, sink, compression="zstd", write_statistics=False, write_page_checksum=True
-        )
-        return bytes(sink.getvalue().to_pybytes())
+        notes = {"ignored": dict(self.ignored), "duplicates": self.duplicates}
+        return encode_sealed(INDEX, notes, cut_rows(self.members), write_statistics=False)
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> ArchiveIndex:
@@ -75,18 +69,10 @@ class ArchiveIndex:
         Raises:
             CorruptFile: The file is damaged, or has another format.
         """
-        try:
-            source = pa.BufferReader(data)
-            table = pq.read_table(source, page_checksum_verification=True)
-            notes = json.loads(table.schema.metadata[b"vdna"])
-            if notes["format"] != INDEX_FORMAT:
-                raise CorruptFile(
-                    f"{name}: an index of format {notes['format']}, not {INDEX_FORMAT}"
-                )
-            members = table.replace_schema_metadata(None).cast(INDEX_SCHEMA)
-            return cls(members, notes["ignored"], notes["duplicates"])
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{name}: torn, or not the index of an archive: {error}") from error
+        file = SealedFile(data, INDEX, name)
+        with corrupt_if_unreadable(f"{name}: its metadata cannot be read"):
+            ignored, duplicates = file.metadata["ignored"], file.metadata["duplicates"]
+        return cls(file.read(INDEX_SCHEMA), ignored, duplicates)
 
 
 class IndexBuilder:
