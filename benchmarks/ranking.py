@@ -31,8 +31,8 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import LayerCounts
 from pipeline.dna import Lens
 from pipeline.engine import InProcess
+from pipeline.explaining import RankRequest, rank
 from pipeline.explaining import image_emd as nearness
-from pipeline.explaining import rank
 from pipeline.spec import Resources
 
 LAYERS = {1: 2048, 49: 1280, 100: 1280, 197: 768, 784: 40, 12544: 32}
@@ -61,9 +61,8 @@ def rates(folder: Path, threads: int, rounds: int) -> dict[str, float]:
                 if work.exists():  # else there is nothing left to do
                     work.rename(f"{scratch}/done-{name}-{turn}")
                 return rank(
-                    *(place, str(folder), "near", engines[name]),
+                    *(place, RankRequest(str(folder), "near", limit=limit), engines[name]),
                     lens=through,
-                    limit=limit,
                     resources=resources,
                 ).ranked
 

@@ -6,141 +6,42 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from jobs.shell import (
     CatalogueOption,
-    GpusOption,
-    ImageColumnOption,
     JsonOption,
     LogFormat,
     LogFormatOption,
     RayOption,
     RelistOption,
-    ThreadsOption,
-    WorkersOption,
     guarded,
     print_json,
     progress,
     run_alone,
 )
+from pipeline.building import Request
+from pipeline.spec import Resources
 
 if TYPE_CHECKING:
     from pipeline.building import Result
     from pipeline.engine import Engine
-    from pipeline.spec import Resources
-
-
-class Precision(StrEnum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Resize(StrEnum):
-    clean = "clean"
-    fast = "fast"
-
-
-class Exif(StrEnum):
-    apply = "apply"
-    ignore = "ignore"
-
-
-class Crop(StrEnum):
-    none = "none"
-    centre = "center"
 
 
 @guarded
 def build(
-    name: Annotated[str, typer.Argument(help="Name of the dataset in the catalogue.")],
-    source: Annotated[str, typer.Argument(help="Folder, glob, list, table or archive of images.")],
+    request: Request,
+    resources: Resources,
     catalogue: CatalogueOption,
-    extractor: Annotated[str, typer.Option(help="The network.")] = "efficientnet_lite0",
-    weights: Annotated[str | None, typer.Option(help="Url of other weights for it.")] = None,
-    bins: Annotated[int, typer.Option(help="Bins of each neuron's histogram.")] = 1000,
-    precision: Annotated[Precision, typer.Option(help="Of the network.")] = Precision.fp32,
-    limit: Annotated[int | None, typer.Option(help="So many images, the same each run.")] = None,
-    ranges: Annotated[str | None, typer.Option(help="File or digest of ranges.")] = None,
-    resize: Annotated[Resize, typer.Option(help="How images are resized.")] = Resize.clean,
-    exif: Annotated[Exif, typer.Option(help="Whether EXIF turns images.")] = Exif.apply,
-    crop: Annotated[Crop, typer.Option(help="To a square, before the resize.")] = Crop.none,
-    taps: Annotated[
-        str | None, typer.Option(help="Globs of modules to observe: 'blocks.*,norm'.")
-    ] = None,
-    decoder: Annotated[
-        str | None, typer.Option(help="Name of an image decoder of your own.")
-    ] = None,
-    include: Annotated[str | None, typer.Option(help="Only names that match this glob.")] = None,
-    exclude: Annotated[str | None, typer.Option(help="No names that match this glob.")] = None,
-    group_by: Annotated[
-        str | None,
-        typer.Option(help="What is kept in one fold: by leading folders (1), or a table's column."),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            help="Each value's images are a dataset NAME/VALUE too: of a table's column, or of so "
-            "many leading folders (1)."
-        ),
-    ] = None,
-    image_column: ImageColumnOption = None,
-    max_failures: Annotated[
-        float, typer.Option(help="Unreadable images allowed: a fraction, or a number from 1 up.")
-    ] = 0.01,
-    shard_images: Annotated[int | None, typer.Option(help="Images a shard, of new shards.")] = None,
-    layer_gaussian: Annotated[
-        bool, typer.Option("--layer-gaussian", help="Keep each layer's covariance too, for FD.")
-    ] = False,
-    exemplars: Annotated[
-        int | None,
-        typer.Option(help="Images to remember by name of each neuron, those it reacts to most."),
-    ] = None,
-    exemplar_taps: Annotated[
-        str | None, typer.Option(help="Globs of the layers that remember any: 'blocks.*,head'.")
-    ] = None,
     relist: RelistOption = False,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = None,
-    gpus_per_worker: GpusOption = 0.0,
     ray_address: RayOption = None,
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Build a dataset's DNA and commit it. The same command again does only what is missing."""
-    from pipeline.building import Request, build_datasets
+    from pipeline.building import build_datasets
     from pipeline.catalogue import Catalogue
-    from pipeline.spec import Resources
 
-    request = Request(
-        name,
-        source,
-        extractor=extractor,
-        weights=weights,
-        bins=bins,
-        precision=precision.value,
-        ranges=ranges,
-        resize=resize.value,
-        exif=exif.value,
-        crop=crop.value,
-        taps=taps,
-        decoder=decoder,
-        limit=limit,
-        include=include,
-        exclude=exclude,
-        group_by=group_by,
-        image_column=image_column,
-        max_failures=max_failures,
-        shard_images=shard_images,
-        layer_gaussian=layer_gaussian,
-        exemplars=exemplars,
-        exemplar_taps=exemplar_taps,
-        by=by,
-    )
-    resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
     with engine_for(resources, ray_address) as engine:
         (result,) = build_datasets(
             Catalogue(catalogue), [request], engine, resources, progress(), relist=relist

@@ -15,12 +15,12 @@ from jobs.shell import (
     LogFormat,
     LogFormatOption,
     RayOption,
-    WorkersOption,
     guarded,
     print_json,
     progress,
     run_alone,
 )
+from pipeline.spec import Resources
 
 if TYPE_CHECKING:
     from pipeline.comparing import Matrix
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 @guarded
 def demo(
+    resources: Resources,
     out: Annotated[Path, typer.Option(help="Folder for all of it.")] = Path("vdna-demo"),
-    workers: WorkersOption = None,
     ray_address: RayOption = None,
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
@@ -40,12 +40,10 @@ def demo(
     from pipeline.comparing import compare
     from pipeline.reporting import write_matrix_page
     from pipeline.sources import DATASETS, write_datasets
-    from pipeline.spec import Resources
 
     folders = write_datasets(out / "images")
     catalogue = Catalogue(str(out / "catalogue"))
     requests = [Request(name, str(folder)) for name, folder in folders.items()]
-    resources = Resources(workers=workers)
     with engine_for(resources, ray_address) as engine:
         results = build_datasets(catalogue, requests, engine, resources, progress())
     commit = catalogue.head().number

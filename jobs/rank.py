@@ -11,8 +11,6 @@ from jobs.build import engine_for
 from jobs.shell import (
     AtOption,
     CatalogueOption,
-    GpusOption,
-    ImageColumnOption,
     JsonOption,
     LensOption,
     LogFormat,
@@ -20,13 +18,13 @@ from jobs.shell import (
     NeuronsOption,
     RayOption,
     SpecOption,
-    ThreadsOption,
-    WorkersOption,
     guarded,
     print_json,
     progress,
     run_alone,
 )
+from pipeline.explaining import RankRequest
+from pipeline.spec import Resources
 
 if TYPE_CHECKING:
     from pipeline.explaining import RankedImage, Ranking
@@ -34,38 +32,16 @@ if TYPE_CHECKING:
 
 @guarded
 def rank(
-    source: Annotated[str, typer.Argument(help="Folder, glob, list, table or archive of images.")],
-    to: Annotated[str, typer.Option("--to", help="The dataset of the catalogue to be near to.")],
+    request: RankRequest,
+    resources: Resources,
     catalogue: CatalogueOption,
     lens: LensOption = None,
     neurons: NeuronsOption = None,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(help="The distance in this layer beside that in all. Can be repeated."),
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(help="Write all images, the nearest first, as Parquet.")
-    ] = None,
     html: Annotated[
         str | None, typer.Option(help="Write a page of the images at either end (.html).")
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="Images to print, of either end.")] = 10,
-    weights: Annotated[
-        str | None, typer.Option(help="Url of the weights, where they were others.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="So many images, the same each run.")] = None,
-    include: Annotated[str | None, typer.Option(help="Only names that match this glob.")] = None,
-    exclude: Annotated[str | None, typer.Option(help="No names that match this glob.")] = None,
-    image_column: ImageColumnOption = None,
-    max_failures: Annotated[
-        float, typer.Option(help="Unreadable images allowed: a fraction, or a number from 1 up.")
-    ] = 0.01,
-    shard_images: Annotated[int | None, typer.Option(help="Images a shard.")] = None,
     spec: SpecOption = None,
     at: AtOption = None,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = None,
-    gpus_per_worker: GpusOption = 0.0,
     ray_address: RayOption = None,
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
@@ -79,40 +55,27 @@ def rank(
     from pipeline.catalogue import Catalogue
     from pipeline.explaining import rank as ranked
     from pipeline.reporting import GALLERY, require_html, write_gallery
-    from pipeline.spec import Resources
 
     if html:
         require_html(html)
         storage.canonical(html)  # what is no place is refused before all the work
     place = Catalogue(catalogue)
     number = commit_of(place, at)
-    counted = place.spec(place.find(to, number, spec).spec)
-    through = chosen_lens(place, lens, neurons or (), counted)
-    resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
+    counted = place.spec(place.find(request.to, number, spec).spec)
     with engine_for(resources, ray_address) as engine:
         found = ranked(
             place,
-            source,
-            to,
+            replace(request, top=max(request.top, GALLERY)) if html else request,
             engine,
-            lens=through,
-            layers=layer or (),
-            out=out,
-            top=max(top, GALLERY) if html else top,
+            lens=chosen_lens(place, lens, neurons or (), counted),
             at=number,
             spec=counted.digest,
-            weights=weights,
-            limit=limit,
-            include=include,
-            exclude=exclude,
-            image_column=image_column,
-            max_failures=max_failures,
-            shard_images=shard_images,
             resources=resources,
             progress=progress(),
         )
     if html:
         write_gallery(place, found, html)
+    top = request.top
     found = replace(found, nearest=found.nearest[:top], farthest=found.farthest[:top])
     if as_json:
         print_json(summary(found))
@@ -120,7 +83,7 @@ def rank(
     print_ranking(found)
     for note in found.notes:
         print(f"note: {note}")
-    for written in filter(None, (out, html)):
+    for written in filter(None, (request.out, html)):
         print(f"written to {written}")
 
 

@@ -11,7 +11,6 @@ import typer
 from jobs.build import engine_for, sentence, summary
 from jobs.compare import effort_for, print_notes, rows_of
 from jobs.shell import (
-    GpusOption,
     JsonOption,
     LogFormat,
     LogFormatOption,
@@ -19,18 +18,18 @@ from jobs.shell import (
     RayOption,
     RelistOption,
     Rows,
-    ThreadsOption,
-    WorkersOption,
     guarded,
     print_json,
     progress,
     run_alone,
     tell_error,
 )
+from pipeline.spec import Resources
 
 
 @guarded
 def refresh(
+    resources: Resources,
     config: Annotated[str, typer.Option(help="The datasets.")] = "datasets.yaml",
     catalogue: Annotated[
         str | None,
@@ -41,9 +40,6 @@ def refresh(
             help="Folder or url of the catalogue (default: the one that the file names).",
         ),
     ] = None,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = None,
-    gpus_per_worker: GpusOption = 0.0,
     ray_address: RayOption = None,
     relist: RelistOption = False,
     memory: MemoryOption = 4.0,
@@ -57,17 +53,15 @@ def refresh(
     from pipeline.refreshing import load_config
     from pipeline.refreshing import refresh as refresh_datasets
     from pipeline.reporting import print_matrix, summary_sentence
-    from pipeline.spec import Resources
 
     settings = load_config(config)
     root = settings.catalogue_url(catalogue)
-    resources = Resources(workers=workers, threads=threads, gpus_per_worker=gpus_per_worker)
     done = refresh_datasets(
         settings,
         Catalogue(root),
         engine_for(resources, ray_address),
         resources=resources,
-        effort=effort_for(root, workers, ray_address, memory),
+        effort=effort_for(root, resources.workers, ray_address, memory),
         progress=progress(),
         relist=relist,
     )

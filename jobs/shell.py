@@ -6,17 +6,19 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
+from inspect import Parameter, Signature, signature
 from itertools import chain, islice
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 from pipeline.errors import VdnaError
 from pipeline.events import Listener, ignore
+from pipeline.options import Field, Options, options_of
 
 
 class LogFormat(StrEnum):
@@ -24,7 +26,6 @@ class LogFormat(StrEnum):
     json = "json"
 
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 CatalogueOption = Annotated[
@@ -71,18 +72,6 @@ MemoryOption = Annotated[
         help="Gigabytes for each process's DNAs, when comparing; allocators may keep some more.",
     ),
 ]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        "--workers", help="Ray actors; 0 works in this process, without Ray (default: all cores)."
-    ),
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", help="Network threads a worker (default: up to 4).")
-]
-GpusOption = Annotated[
-    float, typer.Option("--gpus-per-worker", help="GPUs a worker takes; fractions share one.")
-]
 RelistOption = Annotated[
     bool, typer.Option("--relist", help="List anew, and again where the source changes.")
 ]
@@ -93,22 +82,34 @@ LogFormatOption = Annotated[
         help="What stderr gets: text, for people, or a line of JSON for each event and log record.",
     ),
 ]
-ImageColumnOption = Annotated[
-    str | None,
-    typer.Option("--image-column", help="Of Parquet and Arrow files that have several."),
-]
 
 
-def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Errors of ours become one message and their exit code; others stay tracebacks."""
+def guarded(command: Callable[..., R]) -> Callable[..., R]:
+    """Makes a function a command.
+
+    A parameter that is annotated with an `Options` class becomes that class's options on the
+    command line. An error of ours becomes one message and its exit code; others stay tracebacks.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    models = {name: hint for name, hint in hints.items() if _is_options(hint)}
+    parameters: list[Parameter] = []
+    for parameter in signature(command).parameters.values():
+        if parameter.name in models:
+            parameters += map(_on_the_command_line, options_of(models[parameter.name]))
+        else:
+            kind = Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
 
     @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _progress_shown(kwargs.get("log_format")):
+    def run(**given: Any) -> R:
+        with _progress_shown(given.get("log_format")):
             try:
-                return command(*args, **kwargs)
+                made: dict[str, Any] = {}
+                for name, model in models.items():
+                    made[name] = model(**{o.name: given.pop(o.name) for o in options_of(model)})
+                return command(**made, **given)
             except VdnaError as error:
-                as_json = bool(kwargs.get("as_json"))
+                as_json = bool(given.get("as_json"))
                 if as_json:
                     print_json({"error": type(error).__name__, "message": str(error)})
                 tell_error(error, as_json=as_json)
@@ -117,7 +118,30 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
                 _tell("interrupted; the same command goes on from here")
                 raise typer.Exit(130) from error
 
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _is_options(hint: object) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Options)
+
+
+def _on_the_command_line(field: Field) -> Parameter:
+    """Returns an option as Typer takes it."""
+    option, default = field.option, field.default
+    kind: Any = field.kind
+    if get_origin(kind) is Sequence:
+        kind = list.__class_getitem__(get_args(kind))
+        default = default if field.required else list(default)
+    if option.argument:
+        info = typer.Argument(help=option.help)
+    else:
+        name = option.flag or f"--{field.name.replace('_', '-')}"
+        info = typer.Option(name, help=option.help, rich_help_panel=field.group)
+    default = Parameter.empty if field.required else default
+    annotation = Annotated[kind, info]
+    return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 _shown: ContextVar[tuple[Listener, LogFormat]] = ContextVar("shown")

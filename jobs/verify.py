@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,19 +17,30 @@ from jobs.shell import (
     LogFormatOption,
     RayOption,
     SpecOption,
-    ThreadsOption,
     guarded,
     print_json,
     progress,
     run_alone,
 )
+from pipeline.options import Option
+from pipeline.spec import Resources
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Finding
 
 
+@dataclass(frozen=True)
+class DeepResources(Resources):
+    """How fast the work is done."""
+
+    workers: Annotated[
+        int | None, Option("With --deep: Ray actors; 0 counts in this process.", least=0)
+    ] = 0
+
+
 @guarded
 def verify(
+    resources: DeepResources,
     catalogue: CatalogueOption,
     names: Annotated[list[str] | None, typer.Argument(help="Datasets (default: all).")] = None,
     spec: SpecOption = None,
@@ -45,10 +56,6 @@ def verify(
     weights: Annotated[
         str | None, typer.Option(help="With --deep: url of the weights it was built with.")
     ] = None,
-    workers: Annotated[
-        int, typer.Option(help="With --deep: Ray actors; 0 counts in this process.")
-    ] = 0,
-    threads: ThreadsOption = None,
     ray_address: RayOption = None,
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
@@ -67,9 +74,7 @@ def verify(
         yield from recompute(place, names or (), spec)
         if deep:
             from pipeline.catalogue import recount
-            from pipeline.spec import Resources
 
-            resources = Resources(workers=workers, threads=threads)
             with engine_for(resources, ray_address) as engine:
                 yield from recount(
                     place,

@@ -17,9 +17,10 @@ import os
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
+from pipeline.options import Option, Options
 
 Precision = Literal["fp32", "bf16"]
 
@@ -42,8 +43,14 @@ def digest_of(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+DEFAULT_BINS = 1000
+"""Bins of a histogram, if nothing else is asked for; the reference's number."""
+
 MAX_BINS = 2**20
 """Keeps a histogram's indices within int32."""
+
+FOLDS = 16
+"""Groups of shards that are summed apart, for the error bars of distances."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ class Spec:
     taps: tuple[Tap, ...]
     preprocess: Preprocess
     ranges_digest: str
-    bins: int = 1000
+    bins: int = DEFAULT_BINS
     precision: Precision = "fp32"
     counting: int = COUNTING_RULE
     bf16_numerics: Numerics | None = None
@@ -230,27 +237,33 @@ LAYER_GAUSSIAN = "layer_gaussian"
 
 
 @dataclass(frozen=True)
-class Resources:
-    """How fast, never what. `None` means: as the machine or cluster allows.
+class Resources(Options):
+    """How fast the work is done.
 
-    `workers`: Ray actors; 0 runs in this process without Ray. `threads`: network threads in each,
-    on a CPU each with one intra-op thread. `fetch_ahead`: images read ahead of the decoder.
-    `decode_seconds`: time limit of one image, after which it is retried in a process of its own.
-    `stall_seconds`: no shard finished for so long ends the job; a rerun resumes.
+    `None` means: as the machine or cluster allows. Nothing of it is in a digest.
+
+    Attributes:
+        workers: Ray actors; 0 runs in this process, without Ray.
+        threads: Network threads in each worker. On a CPU each has one intra-op thread.
+        gpus_per_worker: GPUs that a worker takes.
+        fetch_ahead: Images read ahead of the decoder.
+        decode_seconds: Time limit of one image, after which it is retried in its own process.
+        stall_seconds: If no shard finishes for so long, the job ends; a rerun resumes.
     """
 
-    workers: int | None = None
-    threads: int | None = None
-    gpus_per_worker: float = 0.0
+    workers: Annotated[
+        int | None,
+        Option("Ray actors; 0 works in this process, without Ray (default: all cores).", least=0),
+    ] = None
+    threads: Annotated[
+        int | None, Option("Network threads of each worker (default: up to 4).", least=1)
+    ] = None
+    gpus_per_worker: Annotated[
+        float, Option("GPUs that a worker takes; with a fraction, workers share one.", least=0)
+    ] = 0.0
     fetch_ahead: int = 64
     decode_seconds: float = 60.0
     stall_seconds: float = 1800.0
-
-    def __post_init__(self) -> None:
-        for name, least in (("workers", 0), ("threads", 1), ("gpus_per_worker", 0)):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UsageError(f"{name} is {value}; it must be at least {least}")
 
     def with_cpus(self, cpus: int) -> Resources:
         """The unset fields, for `cpus` cores: up to 4 threads a worker, as Python's lock allows."""

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import Catalogue, Request, Resources, build_datasets, emd
-from pipeline.building import calibrate
+from pipeline.building import CalibrationRequest, calibrate
 from pipeline.engine import RayEngine
 
 
@@ -22,7 +22,7 @@ def main(a: str, b: str, root: str) -> None:
     small_convnet.register()
     ranges = f"{root}/small_convnet.ranges.parquet"
     with RayEngine(Resources()) as engine:
-        calibrate([a, b], ranges, engine, extractor="small_convnet")
+        calibrate(CalibrationRequest([a, b], ranges, extractor="small_convnet"), engine)
         requests = [
             Request(name, folder, extractor="small_convnet", ranges=ranges)
             for name, folder in (("a", a), ("b", b))

@@ -1,6 +1,7 @@
 """Images -> ranges: a build whose DNA holds every neuron's extremes, or several for its quantiles.
 
-    >>> calibrate(["photos/"], "ranges.parquet", InProcess()).images              # doctest: +SKIP
+    >>> request = CalibrationRequest(["photos/"], "ranges.parquet")
+    >>> calibrate(request, InProcess()).images                                    # doctest: +SKIP
 
 There is no counting here. A build records the least and greatest activation of every neuron beside
 its histograms, exactly once, over any number of workers, and resumes; so a calibration is a build
@@ -16,7 +17,6 @@ next one from below the one quantile's bin to above the other's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,19 +24,20 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import storage
-from pipeline.building.committer import allowed_failures
 from pipeline.building.datasets import build_datasets
+from pipeline.building.failure_gate import require_few_failures
 from pipeline.building.quantile_search import MAX_BINS, MAX_CELLS, Quantiles, extremes, quantiles
-from pipeline.building.request import DEFAULT_MAX_FAILURES, Request, require_shared
+from pipeline.building.request import CalibrationRequest, Request, require_shared
 from pipeline.catalogue import Catalogue, software
 from pipeline.dna import DNA, Failure, Ranges
 from pipeline.engine import Engine
-from pipeline.errors import ConservationError, GateError, UsageError
+from pipeline.errors import ConservationError, UsageError
 from pipeline.events import Listener, Said, ignore
 from pipeline.networks import Network, describe
 from pipeline.networks import ranges_file as files
-from pipeline.sources import Listing, Rules, list_source
-from pipeline.spec import Crop, Exif, Resize, Resources
+from pipeline.options import shared_values
+from pipeline.sources import Listing, list_source
+from pipeline.spec import Resources
 
 NAME = "calibration"
 """Of the dataset in the scratch catalogue."""
@@ -63,69 +64,48 @@ class Calibration:
 
 
 def calibrate(
-    sources: Sequence[str],
-    out: str,
+    request: CalibrationRequest,
     engine: Engine,
-    *,
-    extractor: str = "efficientnet_lite0",
-    weights: str | None = None,
-    quantile: float | None = None,
-    resize: Resize = "clean",
-    exif: Exif = "apply",
-    crop: Crop = "none",
-    taps: str | None = None,
-    decoder: str | None = None,
-    limit: int | None = None,
-    include: str | None = None,
-    exclude: str | None = None,
-    image_column: str | None = None,
-    max_failures: float = DEFAULT_MAX_FAILURES,
-    shard_images: int | None = None,
     resources: Resources | None = None,
     progress: Listener | None = None,
 ) -> Calibration:
-    """Measure over all images of the sources, widen about the centre, write the file `out`.
+    """Measures the ranges of a network's neurons, widens them about the centre, and writes a file.
 
-    An image that several sources list counts once. `limit`: so many of all images together, the
-    same ones on every run. The other arguments are those of `Request`. The same call again, after
-    whatever ended it, does what is missing; the same sources give the same bytes.
+    The same call again, after whatever ended it, does only what is missing; the same images give
+    the same bytes.
 
-    Raises `UsageError` where a neuron had no finite activation, `GateError` where too many images
-    could not be read, and whatever `build_datasets` raises.
+    Args:
+        request: Which images, which network, and where the file goes.
+        engine: Where the work runs.
+        resources: How fast it runs.
+        progress: Is told what happens.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        UsageError: A neuron had no finite activation, or `out` is no place for the file.
+        GateError: Too many images could not be read.
+        VdnaError: Whatever `build_datasets` raises.
     """
     progress = progress or ignore
-    target = storage.canonical(out)
+    target = storage.canonical(request.out)
     work = f"{target}.work"
-    _require_sound(sources, out, quantile)
-    request = Request(
-        NAME,
-        "",
-        extractor=extractor,
-        weights=weights,
-        bins=2,
-        resize=resize,
-        exif=exif,
-        crop=crop,
-        taps=taps,
-        decoder=decoder,
-        limit=limit,
-        max_failures=max_failures,
-        shard_images=shard_images,
-        exemplars=0,
-    )
+    _require_file(request.out, target)
+    build = Request(NAME, "", bins=2, exemplars=0, **shared_values(request, Request))
     if not engine.in_process:
-        require_shared(target, *sources)
-    for source in sources:
+        require_shared(target, *request.sources)
+    for source in request.sources:
         _require_outside(work, source)
-    network = describe(extractor, weights, taps)
+    network = describe(request.extractor, request.weights, request.taps)
     place = Catalogue(storage.join(work, FOLDER))
     listings = []
-    for source in sources:
+    for source in request.sources:
         progress(Said(f"listing {source}"))
         listings.append(
             list_source(
                 source,
-                Rules(include, exclude, image_column=image_column),
+                request.rules,
                 mapper=engine,
                 cache=place.archives_uri,
                 progress=progress,
@@ -139,11 +119,18 @@ def calibrate(
         nonlocal failures, duplicates
         # Whatever stands there is of other weights, or of a writer that died.
         storage.replace(place.ranges_uri(ranges.digest), files.encode(ranges, network))
-        asked = replace(request, bins=bins, ranges=ranges.digest)
+        asked = replace(build, bins=bins, ranges=ranges.digest)
         listings = {NAME: listing}
         (result,) = build_datasets(place, [asked], engine, resources, progress, listings=listings)
         failures, duplicates = result.failures, result.duplicates
-        _require_readable(failures, result.version.images + len(failures), max_failures)
+        # The pass may have been finished by an earlier call, under the limit of that call.
+        require_few_failures(
+            "calibration",
+            len(failures),
+            result.version.images + len(failures),
+            request.max_failures,
+            failures,
+        )
         return place.load_version(NAME, result.version)
 
     progress(Said("pass 1: each neuron's least and greatest activation"))
@@ -152,6 +139,7 @@ def calibrate(
         progress(Said(f"not measured: {failure}"))
     measured = extremes(first)
     found: Quantiles | None = None
+    quantile = request.quantile
     if quantile is not None:
 
         def again(ranges: Ranges, bins: int) -> DNA:
@@ -171,10 +159,10 @@ def calibrate(
         images=first.images,
         failed=first.failed,
         nonfinite=nonfinite,
-        sources=sorted({storage.readable(storage.canonical(source)) for source in sources}),
-        include=include,
-        exclude=exclude,
-        limit=limit,
+        sources=sorted({storage.readable(storage.canonical(source)) for source in request.sources}),
+        include=request.include,
+        exclude=request.exclude,
+        limit=request.limit,
         preprocess=first.spec.preprocess.to_json(),
         widened=files.WIDEN,
         widened_about="centre",
@@ -203,15 +191,10 @@ def calibrate(
 # What may be asked for.
 
 
-def _require_sound(sources: Sequence[str], out: str, quantile: float | None) -> None:
-    if not sources:
-        raise UsageError("ranges need at least one source of images")
-    target = storage.canonical(out)
+def _require_file(out: str, target: str) -> None:
     is_folder = storage.store_of(target).is_local and Path(storage.local_path(target)).is_dir()
     if not out or is_folder:
         raise UsageError(f"out is {out!r}, a folder; give the name of a file")
-    if quantile is not None and not 0 < quantile < 0.5:
-        raise UsageError(f"quantile is {quantile}; it must be above 0 and below 0.5 (as 0.001)")
 
 
 def _require_outside(work: str, source: str) -> None:
@@ -235,15 +218,6 @@ def _real(uri: str) -> str:
     """A local place without symbolic links."""
     local = storage.store_of(uri).is_local
     return Path(storage.local_path(uri)).resolve().as_uri() if local else uri
-
-
-def _require_readable(failures: Sequence[Failure], candidates: int, limit: float) -> None:
-    """A pass that an earlier call finished was let through by the limit of that call."""
-    if len(failures) > allowed_failures(limit, candidates):
-        raise GateError(
-            f"{len(failures)} of {candidates} images could not be read; the limit is {limit:g}. "
-            f"Mend them, or rerun with a higher --max-failures. First: {failures[0]}"
-        )
 
 
 def _require_same(first: DNA, other: DNA, work: str) -> None:

@@ -8,6 +8,7 @@ from time import monotonic
 
 from pipeline import storage
 from pipeline.buffers import sha256
+from pipeline.building.failure_gate import require_few_failures
 from pipeline.building.planner import SAY_SECONDS, DatasetPlan, store_manifest, store_version
 from pipeline.building.request import Result
 from pipeline.catalogue import Catalogue, Version, footers_of, part_name, parts_of, software
@@ -17,7 +18,6 @@ from pipeline.engine import Engine
 from pipeline.errors import (
     ConservationError,
     CorruptFile,
-    GateError,
     OverlapError,
     SourceError,
     SpecMismatch,
@@ -164,15 +164,10 @@ def _gate(p: DatasetPlan, composed: Composed) -> None:
             f"{p.request.name}: none of {failed} candidates is an image that can be read. First: "
             f"{composed.failures[0]}"
         )
-    if failed > allowed_failures(p.request.max_failures, p.manifest.candidates):
-        some = "\n  ".join(str(failure) for failure in composed.failures[:5])
-        raise GateError(
-            f"{p.request.name}: {failed} of {p.manifest.candidates} images could not be read; the "
-            f"limit is {p.request.max_failures:g}. Nothing was committed; mend them, or rerun with "
-            f"a higher --max-failures, which commits at once. First:\n  {some}"
-        )
-
-
-def allowed_failures(limit: float, candidates: int) -> int:
-    """A limit below 1 is a fraction of the candidates (rounded down), from 1 up a number."""
-    return int(limit * candidates) if limit < 1 else int(min(limit, candidates))
+    require_few_failures(
+        p.request.name,
+        failed,
+        p.manifest.candidates,
+        p.request.max_failures,
+        composed.failures,
+    )

@@ -1,4 +1,8 @@
-"""building.in_memory: TODO-DOC"""
+"""Makes a DNA in this process, without a catalogue.
+
+>>> make_dna("photos/", bins=100).images                          # doctest: +SKIP
+1200
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,20 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from pipeline import images
-from pipeline.building.committer import allowed_failures
-from pipeline.building.planner import products_of
-from pipeline.building.request import DEFAULT_MAX_FAILURES, Request, make_spec
+from pipeline.building.failure_gate import require_few_failures
+from pipeline.building.planner import make_spec, products_of
+from pipeline.building.request import MemoryOptions, Request
 from pipeline.counting import OVERLAP, Counter
 from pipeline.dna import DNA, Partial
-from pipeline.errors import BadImage, GateError, UsageError
+from pipeline.errors import BadImage, UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.networks import describe
 from pipeline.networks import ranges_file as ranges_module
-from pipeline.sources import Entry, Listing, Rules, Shard, list_source, plan
-from pipeline.spec import Crop, Exif, Precision, Resize, Resources
+from pipeline.sources import Entry, Listing, Shard, list_source, plan
+from pipeline.spec import Exif, Resources
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,82 +31,67 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-# In process, without a catalogue.
-
-
 def make_dna(
     source: str | os.PathLike[str] | Sequence[NDArray[np.uint8] | Image.Image],
     *,
-    extractor: str = "efficientnet_lite0",
-    weights: str | None = None,
-    bins: int = 1000,
-    precision: Precision = "fp32",
-    ranges: str | None = None,
-    resize: Resize = "clean",
-    exif: Exif = "apply",
-    crop: Crop = "none",
-    taps: str | None = None,
-    decoder: str | None = None,
-    limit: int | None = None,
-    include: str | None = None,
-    exclude: str | None = None,
-    image_column: str | None = None,
-    max_failures: float = DEFAULT_MAX_FAILURES,
-    layer_gaussian: bool = False,
     threads: int | None = None,
     progress: Listener | None = None,
+    **options: Unpack[MemoryOptions],
 ) -> DNA:
-    """The DNA of a source (as `vdna build` takes it), or of images in memory, in this process.
+    """Makes the DNA of a source, or of images in memory, in this process.
 
-    Images in memory: uint8 arrays (height, width, 3) or (height, width), or PIL images. Raises
-    `GateError` where more than `max_failures` candidates cannot be read; fewer are warned of, and
-    `DNA.failed` counts them. Leaves torch's TF32 and cuDNN switches, and glibc's allocator, set as
-    exact and quick counting needs them.
+    It leaves torch's TF32 and cuDNN switches, and glibc's allocator, set as exact and quick
+    counting needs them.
+
+    Args:
+        source: A source as `vdna build` takes it; or uint8 arrays (height, width, 3) or (height,
+            width), or PIL images.
+        threads: How many images are processed at a time. None takes all cores.
+        progress: Is told of each shard as it is counted.
+        **options: Options of `Request`: those that `MemoryOptions` names.
+
+    Returns:
+        The DNA. `DNA.failed` says how many images could not be read.
+
+    Raises:
+        GateError: More images than `max_failures` allows could not be read. If fewer could not,
+            a warning lists the first of them.
+        UsageError: An option is not allowed, or an image in memory is of the wrong kind.
+        TypeError: An option is not known.
     """
+    unknown = options.keys() - MemoryOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"make_dna() takes no option {', '.join(sorted(unknown))}")
     import torch
 
     from pipeline.counting import Extractor
     from pipeline.spec import available_cpus
 
     held: dict[str, NDArray[np.uint8]] = {}
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "images in memory"
+    request = Request("in-process", name, exemplars=0, **options)
     if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        listing = list_source(name, Rules(include, exclude, image_column=image_column))
+        listing = list_source(name, request.rules)
     else:
-        if decoder is not None:
+        if request.decoder is not None:
             raise UsageError(
-                f"decoder is {decoder!r}; images in memory are decoded already, so leave it out"
+                f"decoder is {request.decoder!r}; images in memory are decoded already, so leave "
+                "it out"
             )
+        exif = request.exif
         held = {f"memory-{i:09d}": _pixels(image, i, exif) for i, image in enumerate(source)}
         entries = [Entry(uri, "", pixels.nbytes, "") for uri, pixels in held.items()]
-        name, listing = "images in memory", Listing.of(entries[:limit], "memory")
-    request = Request(
-        "in-process",
-        name,
-        extractor=extractor,
-        weights=weights,
-        bins=bins,
-        precision=precision,
-        ranges=ranges,
-        resize=resize,
-        exif=exif,
-        crop=crop,
-        taps=taps,
-        decoder=decoder,
-        max_failures=max_failures,
-        layer_gaussian=layer_gaussian,
-        exemplars=0,
-    )
-    network = describe(extractor, weights, taps)
-    found = ranges_module.resolve(network, ranges, {})
+        listing = Listing.of(entries[: request.limit], "memory")
+    network = describe(request.extractor, request.weights, request.taps)
+    found = ranges_module.resolve(network, request.ranges, {})
     spec = make_spec(request, network, found.digest, "cpu")
-    manifest = plan(listing, limit=None if held else limit)
+    manifest = plan(listing, limit=None if held else request.limit)
     resources = Resources(threads=threads or available_cpus())
     threads_before = torch.get_num_threads()
     products = products_of(request, network, None)
-    counter = Counter(Extractor(network, precision), spec, found, resources, products)
+    counter = Counter(Extractor(network, request.precision), spec, found, resources, products)
     progress = progress or ignore
-    total = Partial.empty(spec, found, layer_gaussian=layer_gaussian)
+    total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
 
     def count(shard: Shard) -> Partial:
         key = shard.key(spec.digest, products)
@@ -121,17 +110,20 @@ def make_dna(
     finally:
         counter.close()
         torch.set_num_threads(threads_before)
-    if total.failures:
-        listed = "; ".join(str(failure) for failure in total.failures[:5])
-        message = f"{len(total.failures)} of {total.candidates} images could not be read: {listed}"
-        if len(total.failures) > allowed_failures(max_failures, total.candidates):
-            raise GateError(f"{name}: {message} (the limit is {max_failures:g})")
-        warnings.warn(message, stacklevel=2)
+    failures, candidates = total.failures, total.candidates
+    require_few_failures(
+        name, len(failures), candidates, request.max_failures, failures, resumes=False
+    )
+    if failures:
+        listed = "; ".join(str(failure) for failure in failures[:5])
+        warnings.warn(
+            f"{len(failures)} of {candidates} images could not be read: {listed}", stacklevel=2
+        )
     return total.dna
 
 
 def _pixels(image: NDArray[np.uint8] | Image.Image, index: int, exif: Exif) -> NDArray[np.uint8]:
-    """(height, width, 3) uint8. Raises `UsageError` naming the image that is something else."""
+    """Returns uint8 pixels (height, width, 3); raises `UsageError` for anything else."""
     import numpy as np
     from PIL import Image
 

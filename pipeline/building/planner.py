@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from pipeline import storage
 from pipeline.buffers import Data, sha256
-from pipeline.building.request import Request, Result, make_spec
+from pipeline.building.request import Request, Result
 from pipeline.catalogue import (
     Catalogue,
     Commit,
@@ -20,15 +20,16 @@ from pipeline.catalogue import (
     require_free,
     require_own,
 )
-from pipeline.counting import Recipe, ShardJob, device_kind
+from pipeline.counting import Recipe, ShardJob, device_kind, numerics
 from pipeline.dna import DEFAULT_KEPT, Keep
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, SourceError, UsageError, VdnaError
 from pipeline.events import Listener, Said
+from pipeline.images import stated_decoder
 from pipeline.networks import Network, describe, require_fit
 from pipeline.networks import ranges_file as ranges_module
 from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source, plan
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, digest_of
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Preprocess, Resources, Spec, digest_of
 
 MAX_PARTS = 4096
 """Of a dataset: a commit names them all."""
@@ -152,6 +153,36 @@ class Planner:
             cache=self.catalogue.archives_uri,
             progress=self.progress,
         )
+
+
+def make_spec(request: Request, network: Network, ranges_digest: str, device: str) -> Spec:
+    """Returns the spec of what a request counts.
+
+    Args:
+        request: What was asked for.
+        network: The network as it was looked up.
+        ranges_digest: Digest of the ranges to count in.
+        device: Kind of the device that computes (`cpu`, `cuda`); part of the spec in bf16 only.
+    """
+    return Spec(
+        extractor=network.name,
+        weights_sha256=network.weights_sha256,
+        taps=network.taps,
+        preprocess=Preprocess(
+            network.height,
+            network.width,
+            network.mean,
+            network.std,
+            resize=request.resize,
+            crop=request.crop,
+            exif=request.exif,
+            decoder=stated_decoder(request.decoder) if request.decoder else None,
+        ),
+        ranges_digest=ranges_digest,
+        bins=request.bins,
+        precision=request.precision,
+        bf16_numerics=numerics(network, device) if request.precision == "bf16" else None,
+    )
 
 
 def products_of(request: Request, network: Network, base: Version | None) -> tuple[str, ...]:

@@ -1,79 +1,260 @@
-"""building.request: TODO-DOC"""
+"""What a build may be asked for: every option once, with its type, default, help and limits.
+
+    >>> Request("photos", "s3://bucket/photos", bins=500).bins
+    500
+
+The options stand in groups, and each request is made of the groups that it needs. The command line
+and the entries of `datasets.yaml` are generated from them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
-from pipeline import storage
-from pipeline.catalogue import Version, check_name
-from pipeline.counting import numerics
-from pipeline.dna import Failure
+from pipeline import sources, storage
+from pipeline.catalogue import check_name
 from pipeline.errors import UsageError
-from pipeline.images import stated_decoder
-from pipeline.networks import Network
-from pipeline.sources import Rules
-from pipeline.spec import Crop, Exif, Precision, Preprocess, Resize, Spec
+from pipeline.options import Option, Options
+from pipeline.spec import DEFAULT_BINS, MAX_BINS, Crop, Exif, Precision, Resize
 
-DEFAULT_MAX_FAILURES = 0.01
+if TYPE_CHECKING:
+    from pipeline.catalogue import Version
+    from pipeline.dna import Failure
+
+DEFAULT_EXTRACTOR = "efficientnet_lite0"
+
+Weights = Annotated[str | None, Option("File or url of other weights than the network's own.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(Options):
+    """The network."""
+
+    extractor: Annotated[str, Option("Name of the network.")] = DEFAULT_EXTRACTOR
+    weights: Weights = None
+    taps: Annotated[
+        str | None, Option("Modules to observe: globs with commas between, as 'blocks.*,norm'.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistogramOptions(Options):
+    """What is counted."""
+
+    bins: Annotated[int, Option("Bins of each neuron's histogram.", least=2, most=MAX_BINS)] = (
+        DEFAULT_BINS
+    )
+    ranges: Annotated[
+        str | None, Option("File or digest of the histograms' ranges (see vdna calibrate).")
+    ] = None
+    precision: Annotated[Precision, Option("Numbers that the network computes with.")] = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelOptions(Options):
+    """From an image to the network's input."""
+
+    resize: Annotated[Resize, Option("How images are resized.")] = "clean"
+    crop: Annotated[Crop, Option("Square to cut out before the resize.")] = "none"
+    exif: Annotated[Exif, Option("Whether the EXIF orientation turns an image.")] = "apply"
+    decoder: Annotated[str | None, Option("Name of an image decoder of your own.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions(Options):
+    """Which images of the source."""
+
+    limit: Annotated[
+        int | None, Option("Take only this many images, the same ones in each run.", least=1)
+    ] = None
+    include: Annotated[str | None, Option("Take only names that match this glob.")] = None
+    exclude: Annotated[str | None, Option("Leave out names that match this glob.")] = None
+    image_column: Annotated[
+        str | None, Option("Column of the images, for Parquet and Arrow files that have several.")
+    ] = None
+
+    @property
+    def rules(self) -> sources.Rules:
+        """The rules by which the source is listed.
+
+        Raises:
+            UsageError: A number of folders is below 1.
+        """
+        return sources.Rules(self.include, self.exclude, image_column=self.image_column)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupingOptions(Options):
+    """Which images belong together."""
+
+    group_by: Annotated[
+        str | None,
+        Option(
+            "Keep a group of images in one fold. Groups: a column of a table, or a number of "
+            "leading folders.",
+            numeral=True,
+        ),
+    ] = None
+    by: Annotated[
+        str | None,
+        Option(
+            "Make a dataset NAME/VALUE, too, of the images of each value: of a column of a table, "
+            "or of a number of leading folders. '' ends it.",
+            numeral=True,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureOptions(Options):
+    """How much may fail."""
+
+    max_failures: Annotated[
+        float, Option("Unreadable images allowed: a fraction, or a number from 1 up.", least=0)
+    ] = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions(Options):
+    """How the work is divided."""
+
+    shard_images: Annotated[
+        int | None, Option("Images of each new shard (default: by the number of images).", least=1)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductOptions(Options):
+    """What is kept beside the histograms."""
+
+    layer_gaussian: Annotated[
+        bool, Option("Keep the covariance of each layer too, for Fréchet distances.")
+    ] = False
+    exemplars: Annotated[
+        int | None,
+        Option("Remember this many images of each neuron, those it reacts to most.", least=0),
+    ] = None
+    exemplar_taps: Annotated[
+        str | None, Option("Layers whose neurons remember images: globs, as 'blocks.*,head'.")
+    ] = None
 
 
 @dataclass(frozen=True)
-class Request:
-    """One dataset to build: its name, where its images are, and what decides the counts.
+class Request(
+    NetworkOptions,
+    HistogramOptions,
+    PixelOptions,
+    SelectionOptions,
+    GroupingOptions,
+    FailureOptions,
+    ShardOptions,
+    ProductOptions,
+):
+    """A dataset to build.
 
-    `max_failures`: candidates that may fail, as a fraction below 1 or a number from 1 up.
-    `layer_gaussian`: keep each layer's mean and scatter matrix too; a dataset that has them keeps
-    them from then on. `exemplars`: names to keep of the images that each neuron reacts to most, in
-    the layers that match `exemplar_taps`; for None as the dataset has them, or a new one's few.
-    `by`: a label of a table, or a number of leading folders; each value's images are a dataset too,
-    a part, `NAME/VALUE`, of the same pass. For None as the dataset has it; empty for no parts.
+    The fields that it inherits are the options of its bases, as keywords. `layer_gaussian`,
+    `exemplars`, `exemplar_taps` and `by` stay with a dataset: where they are not given, a later
+    build keeps what the dataset has.
+
+    Attributes:
+        name: Name of the dataset in the catalogue.
+        source: Where its images are.
+
+    Raises:
+        UsageError: A value is not allowed; the message names the field and the value.
     """
 
-    name: str
-    source: str
-    extractor: str = "efficientnet_lite0"
-    weights: str | None = None
-    bins: int = 1000
-    precision: Precision = "fp32"
-    ranges: str | None = None
-    resize: Resize = "clean"
-    exif: Exif = "apply"
-    crop: Crop = "none"
-    taps: str | None = None
-    decoder: str | None = None
-    limit: int | None = None
-    include: str | None = None
-    exclude: str | None = None
-    group_by: str | None = None
-    image_column: str | None = None
-    max_failures: float = DEFAULT_MAX_FAILURES
-    shard_images: int | None = None
-    layer_gaussian: bool = False
-    exemplars: int | None = None
-    exemplar_taps: str | None = None
-    by: str | None = None
+    name: Annotated[str, Option("Name of the dataset in the catalogue.", argument=True)]
+    source: Annotated[str, Option("Folder, glob, list, table or archive of images.", argument=True)]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(self.name)
-        if not self.max_failures >= 0:
-            raise UsageError(f"max_failures is {self.max_failures}; it must not be negative")
-        for setting in ("limit", "shard_images"):
-            value = getattr(self, setting)
-            if value is not None and value < 1:
-                raise UsageError(f"{setting} is {value}; it must be at least 1")
         _ = self.rules  # refuses what is no number of folders
 
     @property
-    def rules(self) -> Rules:
-        return Rules(self.include, self.exclude, self.group_by, self.image_column, self.by or None)
+    def rules(self) -> sources.Rules:
+        """The rules by which the source is listed and grouped."""
+        return sources.Rules(
+            self.include, self.exclude, self.group_by, self.image_column, self.by or None
+        )
+
+
+@dataclass(frozen=True)
+class CalibrationRequest(
+    NetworkOptions, PixelOptions, SelectionOptions, FailureOptions, ShardOptions
+):
+    """Ranges to measure.
+
+    The fields that it inherits are the options of its bases, as keywords. `limit` is the number of
+    images of all sources together.
+
+    Attributes:
+        sources: Where the images are. An image that several sources list counts once.
+        out: The file that the ranges are written to.
+        quantile: The share of activations to leave out at either end, or None.
+
+    Raises:
+        UsageError: A value is not allowed; the message names the field and the value.
+    """
+
+    sources: Annotated[
+        Sequence[str], Option("Folders, globs, lists, tables or archives of images.", argument=True)
+    ]
+    out: Annotated[str, Option("File to write the ranges to.")] = "ranges.parquet"
+    quantile: Annotated[
+        float | None, Option("Leave out this share of activations at either end, as 0.001.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources:
+            raise UsageError("ranges need at least one source of images")
+        if self.quantile is not None and not 0 < self.quantile < 0.5:
+            raise UsageError(
+                f"quantile is {self.quantile}; it must be above 0 and below 0.5 (as 0.001)"
+            )
+
+
+class MemoryOptions(TypedDict, total=False):
+    """The options of `Request` that `make_dna` takes, for type checkers.
+
+    A test holds it equal to `Request`; defaults and help are there.
+    """
+
+    extractor: str
+    weights: str | None
+    taps: str | None
+    bins: int
+    ranges: str | None
+    precision: Precision
+    resize: Resize
+    crop: Crop
+    exif: Exif
+    decoder: str | None
+    limit: int | None
+    include: str | None
+    exclude: str | None
+    image_column: str | None
+    max_failures: float
+    layer_gaussian: bool
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a request: `changed` is False where the catalogue held it already.
+    """What became of a request.
 
-    `parts`: the versions of its parts, by their names.
+    Attributes:
+        name: Name of the dataset.
+        version: Its version in the catalogue.
+        changed: Whether the version was committed now; False if the catalogue held it already.
+        counted_shards: How many shards were counted now.
+        failures: The images that could not be read.
+        ignored: How many files of other kinds were left out, by their extension.
+        duplicates: How many images were listed more than once.
+        parts: The versions of its parts, by their names.
     """
 
     name: str
@@ -87,42 +268,33 @@ class Result:
 
 
 def require_apart(root: str, source: str) -> None:
-    """A catalogue inside the folder that is listed would list, and change, itself."""
+    """Checks that a catalogue is not inside the folder that is listed.
+
+    Otherwise its own files would be listed as images, and change from run to run.
+
+    Args:
+        root: Url of the catalogue.
+        source: The source of images, as the user gave it.
+
+    Raises:
+        UsageError: The catalogue is inside the source.
+    """
     if source and f"{root}/".startswith(f"{storage.canonical(source)}/"):
         raise UsageError(
-            f"the catalogue {root} lies inside the source {source}, and would be counted with it; "
-            "put it elsewhere"
+            f"the catalogue {root} is inside the source {source}, and its files would be counted "
+            "as images; put it elsewhere"
         )
 
 
 def require_shared(*places: str) -> None:
-    """Raises `UsageError` for a place that only this process sees."""
+    """Checks that workers in other processes can see these places.
+
+    Raises:
+        UsageError: A place is in the memory of this process.
+    """
     for place in places:
         if not storage.store_of(place).is_shared:
             raise UsageError(
-                f"{place}: memory:// is seen by one process only; build in process (--workers 0), "
-                "or give a place that every worker can read"
+                f"{place}: other processes cannot see memory://; build in this process "
+                "(--workers 0), or give a place that every worker can read"
             )
-
-
-def make_spec(request: Request, network: Network, ranges_digest: str, device: str) -> Spec:
-    """What the request counts, as a spec."""
-    return Spec(
-        extractor=network.name,
-        weights_sha256=network.weights_sha256,
-        taps=network.taps,
-        preprocess=Preprocess(
-            network.height,
-            network.width,
-            network.mean,
-            network.std,
-            resize=request.resize,
-            crop=request.crop,
-            exif=request.exif,
-            decoder=stated_decoder(request.decoder) if request.decoder else None,
-        ),
-        ranges_digest=ranges_digest,
-        bins=request.bins,
-        precision=request.precision,
-        bf16_numerics=numerics(network, device) if request.precision == "bf16" else None,
-    )

@@ -10,6 +10,7 @@ from .lens_fit import Score as Score
 from .lens_fit import fit_focus as fit_focus
 from .lens_fit import fit_ignoring as fit_ignoring
 from .lens_fit import fit_lens as fit_lens
+from .rank_request import RankRequest as RankRequest
 from .rank_shard import Ranker as Ranker
 from .rank_shard import Ranks as Ranks
 from .rank_shard import Target as Target

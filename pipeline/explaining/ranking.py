@@ -1,6 +1,7 @@
 """Orders images by their distance to a dataset of the catalogue.
 
-    >>> rank(Catalogue("dnas"), "photos/", "cityscapes", InProcess()).nearest      # doctest: +SKIP
+    >>> request = RankRequest("photos/", "cityscapes")
+    >>> rank(Catalogue("dnas"), request, InProcess()).nearest                      # doctest: +SKIP
 
 It runs as a build does: the source is listed and cut into shards, and each shard commits one
 object, so that a rerun only does what is missing. Then all images are checked and sorted on disk,
@@ -18,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.building import (
-    DEFAULT_MAX_FAILURES,
     Request,
-    allowed_failures,
     make_spec,
     not_counted,
     require_apart,
+    require_few_failures,
     require_shared,
     run_missing,
     store_manifest,
@@ -33,19 +33,18 @@ from pipeline.comparing import html_table, is_nested, lens_notes, some_of
 from pipeline.counting import Recipe, ShardJob, device_kind, numerics
 from pipeline.dna import UNIFORM, Lens
 from pipeline.engine import Engine
-from pipeline.errors import GateError, NotFound, SourceError, SpecMismatch, UsageError
+from pipeline.errors import NotFound, SourceError, SpecMismatch, UsageError
 from pipeline.events import Listener, Said, ignore
+from pipeline.explaining.rank_request import RankRequest
 from pipeline.explaining.rank_shard import RANKS, Target, column_of, counts_of
 from pipeline.explaining.ranking_order import RankedImage, RankingOrder, UnrankedImage
 from pipeline.networks import network_of
+from pipeline.options import shared_values
 from pipeline.sources import Manifest, list_source, plan
 from pipeline.spec import Numerics, Resources, Spec
 
 if TYPE_CHECKING:
     import pandas as pd
-
-TOP = 10
-"""Images at either end that a result names."""
 
 
 @dataclass(frozen=True)
@@ -124,23 +123,12 @@ class Ranking:
 
 def rank(
     catalogue: Catalogue,
-    source: str,
-    name: str,
+    request: RankRequest,
     engine: Engine,
     *,
     lens: Lens | None = None,
-    layers: Sequence[str] = (),
-    out: str | None = None,
-    top: int = TOP,
     at: int | str | None = None,
     spec: str | None = None,
-    weights: str | None = None,
-    limit: int | None = None,
-    include: str | None = None,
-    exclude: str | None = None,
-    image_column: str | None = None,
-    max_failures: float = DEFAULT_MAX_FAILURES,
-    shard_images: int | None = None,
     resources: Resources | None = None,
     progress: Listener | None = None,
 ) -> Ranking:
@@ -151,22 +139,11 @@ def rank(
 
     Args:
         catalogue: Where the dataset is.
-        source: Where the images are.
-        name: Name of the dataset.
+        request: Which images, which dataset, and what is reported.
         engine: Where shards are ranked.
         lens: Weighs the neurons. Layers without weight cost nothing.
-        layers: Layers with a distance of their own, in the column `emd:<layer>`.
-        out: Parquet file for the whole ranking, the smallest distance first; None for no file.
-        top: Number of images at either end that the result names.
         at: The commit or time to look at; None for the newest.
         spec: Digest of the dataset's spec; None for the default.
-        weights: Where the network's weights are, if the dataset was not built with its own.
-        limit: Most images to rank; see `Request`.
-        include: Pattern of names to take; see `Request`.
-        exclude: Pattern of names to leave out; see `Request`.
-        image_column: Column of a table that holds the images; see `Request`.
-        max_failures: Images that may fail, as a fraction below 1 or a number from 1 up.
-        shard_images: Images of a shard; see `Request`.
         resources: How much workers may use; None for the defaults.
         progress: Is told of each shard.
 
@@ -184,33 +161,21 @@ def rank(
     """
     resources = resources or Resources()
     progress = progress or ignore
-    output = _checked_output(out)
-    if top < 0:
-        raise UsageError(f"top is {top}; it must be at least 0")
+    source, name, top = request.source, request.to, request.top
+    output = None if request.out is None else storage.canonical(request.out)
     if not engine.in_process:
         require_shared(catalogue.root, source)
     require_apart(catalogue.root, source)
     dataset = _Dataset.find(catalogue, name, at, spec)
-    chosen = tuple(dict.fromkeys(layers))
+    chosen = tuple(dict.fromkeys(request.layers))
     _require_weight(dataset.spec, lens, chosen)
-    request = Request(
-        name,
-        source,
-        **dataset.settings,
-        limit=limit,
-        include=include,
-        exclude=exclude,
-        image_column=image_column,
-        max_failures=max_failures,
-        shard_images=shard_images,
-    )
-    target, recipe = _recipe(catalogue, dataset, request, lens, chosen, weights, resources)
-    manifest = _planned(catalogue, request, engine, progress)
+    build = Request(name, **dataset.settings, **shared_values(request, Request))
+    target, recipe = _recipe(catalogue, dataset, build, lens, chosen, resources)
+    manifest = _planned(catalogue, build, engine, progress)
     job = _job(catalogue, recipe, manifest)
     (ran,) = run_missing([(job, manifest)], engine, progress)
     if ran.errors:
-        error = not_counted(f"{source} to {name}", len(manifest.heads), ran.errors)
-        raise error
+        raise not_counted(f"{source} to {name}", len(manifest.heads), ran.errors)
     with RankingOrder(manifest, job, chosen) as order:
         order.load()
         ranked, failed, undefined = order.totals()
@@ -244,22 +209,6 @@ def rank(
     return ranking
 
 
-def _checked_output(out: str | None) -> str | None:
-    """Checks where the file is to go, before any work.
-
-    Returns:
-        The canonical uri, or None for no file.
-
-    Raises:
-        UsageError: If it is no Parquet file.
-    """
-    if out is None:
-        return None
-    if not out.endswith(".parquet"):
-        raise UsageError(f"out is {out!r}; the ranking is written as Parquet (.parquet)")
-    return storage.canonical(out)
-
-
 @dataclass(frozen=True)
 class _Dataset:
     """The dataset that images are ranked against, as of a commit."""
@@ -290,6 +239,7 @@ class _Dataset:
             "resize": preprocess.resize,
             "exif": preprocess.exif,
             "crop": preprocess.crop,
+            "decoder": preprocess.decoder and preprocess.decoder.partition("@")[0],
         }
 
 
@@ -299,7 +249,6 @@ def _recipe(
     request: Request,
     lens: Lens | None,
     layers: tuple[str, ...],
-    weights: str | None,
     resources: Resources,
 ) -> tuple[Target, Recipe]:
     """Checks that images can be counted as the dataset's were, and says what workers need for it.
@@ -312,7 +261,7 @@ def _recipe(
     """
     _require_known(catalogue, dataset.version, dataset.spec, dataset.name)
     spec, device = dataset.spec, device_kind(resources)
-    network = network_of(spec, weights)
+    network = network_of(spec, request.weights)
     repeated = make_spec(request, network, spec.ranges_digest, device)
     spec.require_same(repeated, dataset.name, "an image that is counted here")
     storage.require_exclusive(catalogue.root)
@@ -457,7 +406,11 @@ def _planned(
 
 
 def _gate(
-    request: Request, ranked: int, failed: int, candidates: int, unranked: Sequence[UnrankedImage]
+    request: RankRequest,
+    ranked: int,
+    failed: int,
+    candidates: int,
+    unranked: Sequence[UnrankedImage],
 ) -> None:
     """Checks that enough images could be read.
 
@@ -469,11 +422,6 @@ def _gate(
     if not ranked:
         raise SourceError(
             f"{request.source}: none of {candidates} candidates is an image with a distance to "
-            f"{request.name}. First:\n  {some}"
+            f"{request.to}. First:\n  {some}"
         )
-    if failed > allowed_failures(request.max_failures, candidates):
-        raise GateError(
-            f"{request.source}: {failed} of {candidates} images could not be read; the limit is "
-            f"{request.max_failures:g}. Nothing was written; mend them, or rerun with a higher "
-            f"--max-failures, which goes on at once. First:\n  {some}"
-        )
+    require_few_failures(request.source, failed, candidates, request.max_failures, unranked)

@@ -26,10 +26,7 @@ from pipeline.interop.reading import ReferenceFile
 from pipeline.interop.reference_metadata import read_json
 from pipeline.interop.reference_networks import NETWORKS, UNKNOWN_NETWORK, ReferenceNetwork
 from pipeline.networks import ASSUMED, BUILT_IN
-from pipeline.spec import COLOUR_RULE, Preprocess, Spec, Tap
-
-DEFAULT_BINS = 1000
-"""The bins of the spec that is assumed for a file without histograms."""
+from pipeline.spec import COLOUR_RULE, DEFAULT_BINS, Preprocess, Spec, Tap
 
 MAX_ACTIVATIONS = 2**61
 """The most activations of a neuron; twice as many are still an int64."""

@@ -6,15 +6,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+)
+from pydantic_core import PydanticCustomError
 
 from pipeline import storage
-from pipeline.building import DEFAULT_MAX_FAILURES, Request
+from pipeline.building import Request
 from pipeline.comparing import ALL
 from pipeline.errors import UsageError, shortened, wrong_fields
+from pipeline.options import Field as OptionField
+from pipeline.options import options_of
 
 MAX_BYTES = 2**19
 """The largest file that is read."""
@@ -64,44 +76,35 @@ def _require_distinct(keys: list[yaml.Node]) -> None:
             )
 
 
-class Settings(BaseModel):
-    """What a dataset's entry may say beside its name and source, and what `defaults` may."""
+def _entry_field(option: OptionField) -> tuple[Any, Any]:
+    """Returns pydantic's declaration of an option of `Request`: type and check, default, help."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    def checked(value: Any) -> Any:
+        try:
+            return option.accepted(value)
+        except ValueError as error:
+            raise PydanticCustomError("option", "{problem}", {"problem": str(error)}) from error
 
-    extractor: str = "efficientnet_lite0"
-    weights: str | None = None
-    bins: int = Field(default=1000, ge=2)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    ranges: str | None = None
-    resize: Literal["clean", "fast"] = "clean"
-    exif: Literal["apply", "ignore"] = "apply"
-    crop: Literal["none", "center"] = "none"
-    taps: str | None = None
-    decoder: str | None = None
-    limit: int | None = Field(default=None, ge=1)
-    include: str | None = None
-    exclude: str | None = None
-    group_by: str | int | None = None
-    image_column: str | None = None
-    max_failures: float | int = Field(default=DEFAULT_MAX_FAILURES, ge=0)
-    shard_images: int | None = Field(default=None, ge=1)
-    layer_gaussian: bool = False
-    exemplars: int | None = Field(default=None, ge=0)
-    exemplar_taps: str | None = None
-    by: str | int | None = None
+    default = ... if option.required else option.default
+    help_ = option.option.help
+    return Annotated[option.kind, BeforeValidator(checked)], Field(default, description=help_)
 
 
-class Dataset(Settings):
-    """A dataset's entry.
+_STRICT = ConfigDict(extra="forbid", strict=True)
 
-    Attributes:
-        name: Its name in the catalogue.
-        source: Where its images are.
-    """
 
-    name: str
-    source: str
+def _entry(name: str, options: Iterable[OptionField]) -> Any:
+    """Returns a pydantic model that takes these options."""
+    fields: dict[str, Any] = {option.name: _entry_field(option) for option in options}
+    return create_model(name, __config__=_STRICT, **fields)
+
+
+class Settings(_entry("Settings", (o for o in options_of(Request) if not o.required))):  # type: ignore[misc]
+    """What `defaults` may say: the options of `Request` that have a default."""
+
+
+class Dataset(_entry("Dataset", options_of(Request))):  # type: ignore[misc]
+    """An entry of `datasets`: the options of `Request`."""
 
 
 class Bound(BaseModel):
@@ -179,14 +182,10 @@ class Config(BaseModel):
             UsageError: If a setting is wrong.
         """
         defaults = self.defaults.model_dump(exclude_unset=True)
-        requests = []
-        for dataset in self.datasets:
-            values = defaults | dataset.model_dump(exclude_unset=True)
-            for setting in ("group_by", "by"):
-                if values.get(setting) is not None:
-                    values[setting] = str(values[setting])
-            requests.append(Request(**values))
-        return requests
+        return [
+            Request(**(defaults | dataset.model_dump(exclude_unset=True)))
+            for dataset in self.datasets
+        ]
 
 
 def load_config(path: str) -> Config:

@@ -2,7 +2,6 @@ from .archives.members import Members as Members
 from .database import connect as connect
 from .entry import Entry as Entry
 from .entry import Shard as Shard
-from .fold_assignment import FOLDS as FOLDS
 from .listing import Listing as Listing
 from .listing_checkpoint import ListingCheckpoint as ListingCheckpoint
 from .manifest import Manifest as Manifest

@@ -8,8 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-FOLDS = 16
-"""Groups of shards of nearly equal size that are summed apart, for error bars."""
+from pipeline.spec import FOLDS
 
 
 class FoldSizes:

@@ -32,10 +32,11 @@ import pyarrow.compute as pc
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.sources.database import connect, quoted
 from pipeline.sources.entry import Entry
-from pipeline.sources.fold_assignment import FOLDS, FoldFile, FoldSizes
+from pipeline.sources.fold_assignment import FoldFile, FoldSizes
 from pipeline.sources.listing import Listing, label_columns
 from pipeline.sources.manifest import Manifest, ManifestWriter
 from pipeline.sources.manifest_file import ENTRY_COLUMNS, SCHEMA
+from pipeline.spec import FOLDS
 
 MAX_SHARD_IMAGES = 4096
 

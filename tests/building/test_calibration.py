@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import images, storage
-from pipeline.building import NAME, calibrate, extremes, quantiles
+from pipeline.building import NAME, CalibrationRequest, calibrate, extremes, quantiles
 from pipeline.counting import Extractor, LayerCounts, Receipt, ShardJob, partial_uri
 from pipeline.dna import DNA, Failure, Floats, Partial, Ranges
 from pipeline.engine import InProcess
@@ -310,7 +310,9 @@ def truth_of(made: Path, *folders: str, **changes: Any) -> list[Array]:
 
 def measure(made: Path, *sources: str, engine: MadeUp | None = None, **options: Any) -> bytes:
     out = made / options.pop("out", "ranges.parquet")
-    calibrate([str(made / s) for s in sources], str(out), engine or MadeUp(), **options)
+    progress = options.pop("progress", None)
+    request = CalibrationRequest([str(made / s) for s in sources], str(out), **options)
+    calibrate(request, engine or MadeUp(), progress=progress)
     return out.read_bytes()
 
 
@@ -375,7 +377,7 @@ def test_order_repeats_shards_and_overlaps_change_nothing(
 def test_duplicates_are_reported(made: Path) -> None:
     out = str(made / "r.parquet")
     sources = [str(made / "a"), str(made / "a"), str(made / "a" / "00*.jpg")]
-    assert calibrate(sources, out, MadeUp()).duplicates == 20
+    assert calibrate(CalibrationRequest(sources, out), MadeUp()).duplicates == 20
 
 
 def test_a_limit_is_of_all_images_and_the_same_each_run(made: Path) -> None:
@@ -463,13 +465,14 @@ def test_too_many_failures_are_gated_and_a_higher_limit_needs_no_counting(made: 
 def test_a_pass_let_through_by_another_limit_is_gated_again(made: Path) -> None:
     with pytest.raises(InterruptedError):
         measure(made, "spoilt", quantile=0.1, engine=MadeUp(6), max_failures=1)
-    with pytest.raises(GateError, match=r"1 of 4 images .* limit is 0\.01.*201-bad"):
+    with pytest.raises(GateError, match=r"(?s)1 of 4 images .* limit is 0\.01.*201-bad"):
         measure(made, "spoilt", quantile=0.1)
 
 
 def test_activations_that_are_not_finite_are_left_out_and_reported(made: Path) -> None:
-    options = {"quantile": 0.3, "max_failures": 1}
-    done = calibrate([str(made / "spoilt")], str(made / "r.parquet"), MadeUp(), **options)
+    out = str(made / "r.parquet")
+    request = CalibrationRequest([str(made / "spoilt")], out, quantile=0.3, max_failures=1)
+    done = calibrate(request, MadeUp())
     assert done.nonfinite == 40
     found, metadata = unwidened((made / "r.parquet").read_bytes())
     assert metadata["nonfinite"] == 40
@@ -549,17 +552,18 @@ def test_memory_is_for_one_process(made: Path) -> None:
     engine = MadeUp()
     engine.in_process = False
     for sources, out in ((["memory://x"], "r.parquet"), (["a"], "memory://r.parquet")):
-        with pytest.raises(UsageError, match="memory:// is seen by one process only"):
-            calibrate(sources, out, engine)
+        with pytest.raises(UsageError, match="other processes cannot see memory://"):
+            calibrate(CalibrationRequest(sources, out), engine)
 
 
 def test_on_an_object_store(made: Path, bucket: str) -> None:
     out = f"{bucket}/calibrated/ranges.parquet"
+    request = CalibrationRequest([str(made / "a")], out)
     with pytest.raises(InterruptedError):
-        calibrate([str(made / "a")], out, MadeUp(5))
+        calibrate(request, MadeUp(5))
     assert len(list(storage.walk(f"{out}.work"))) > 5
     engine = MadeUp()
-    calibrate([str(made / "a")], out, engine)
+    calibrate(request, engine)
     assert engine.counted == 5
     assert [item.uri for item in storage.walk(f"{bucket}/calibrated")] == [out]
     assert storage.read(out) == measure(made, "a")
@@ -594,7 +598,8 @@ def in_process(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     place = tmp_path_factory.mktemp("out")
     engine = InProcess()
     for name, quantile in (("extremes", None), ("quantiles", 0.001)):
-        calibrate([str(photos)], str(place / name), engine, quantile=quantile)
+        request = CalibrationRequest([str(photos)], str(place / name), quantile=quantile)
+        calibrate(request, engine)
     return {path.name: path.read_bytes() for path in place.iterdir()}
 
 
@@ -638,7 +643,8 @@ def test_an_image_that_changes_under_calibration_ends_it(
 def measured(photos: Path, out: Path, small: Small, quantile: float | None = None) -> bytes:
     """By the small network, in this process."""
     network = {"extractor": tiny.NAME, "weights": small.place.weights}
-    calibrate([str(photos)], str(out), InProcess(), quantile=quantile, **network)
+    request = CalibrationRequest([str(photos)], str(out), quantile=quantile, **network)
+    calibrate(request, InProcess())
     return out.read_bytes()
 
 

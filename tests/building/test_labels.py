@@ -25,9 +25,9 @@ from pipeline.comparing import shared_source_notes
 from pipeline.counting import Counter
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, GateError, UsageError, VdnaError
-from pipeline.sources import FOLDS, Listing, Manifest, Rules, list_source, plan
+from pipeline.sources import Listing, Manifest, Rules, list_source, plan
 from pipeline.sources.listing import ListingWriter
-from pipeline.spec import Resources
+from pipeline.spec import FOLDS, Resources
 from tests.building.test_build import Killed, killer, same_counts
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, write_photos

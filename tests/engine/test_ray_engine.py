@@ -25,7 +25,7 @@ from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.dna import DNA, Partial
 from pipeline.engine import MAX_STARTS, InProcess, start_with_retries
-from pipeline.explaining import rank
+from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
 from tests.support.builders import photo, write_photos
 from tests.support.ray_commands import (
@@ -455,13 +455,15 @@ def test_a_ranking_by_workers_is_that_of_one_process(
         alone = tmp_path / "alone.parquet"
         rank(
             Catalogue(str(built)),
-            str(source),
-            "near",
+            RankRequest(
+                str(source),
+                "near",
+                layers=["b"],
+                max_failures=1,
+                out=str(alone),
+                weights=small.place.weights,
+            ),
             engine,
-            layers=["b"],
-            max_failures=1,
-            out=str(alone),
-            weights=small.place.weights,
             resources=Resources(threads=2),
         )
     spread = tmp_path / "spread.parquet"

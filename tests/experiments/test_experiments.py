@@ -240,7 +240,7 @@ def test_every_attribute_can_be_seen_in_pixels(name: str) -> None:
 def test_an_images_distance_is_that_of_vdna_rank(observer: Observer, tmp_path: Path) -> None:
     from pipeline import Catalogue, InProcess, Request, build_datasets
     from pipeline.dna import Lens
-    from pipeline.explaining import rank
+    from pipeline.explaining import RankRequest, rank
 
     for folder, seeds in (("set", range(6)), ("pool", range(6, 11))):
         (tmp_path / folder).mkdir()
@@ -254,7 +254,7 @@ def test_an_images_distance_is_that_of_vdna_rank(observer: Observer, tmp_path: P
     spec = place.spec(place.find("set").spec)
     lens = Lens.chosen(spec, ["blocks.6.0:0-99"])
     for through, weights in ((None, np.ones(each.shape[1])), (lens, lens.weights)):
-        ranking = rank(place, str(tmp_path / "pool"), "set", engine, lens=through)
+        ranking = rank(place, RankRequest(str(tmp_path / "pool"), "set"), engine, lens=through)
         ours = dict(
             zip((f"{seed}.png" for seed in seeds), each @ weights / weights.sum(), strict=True)
         )

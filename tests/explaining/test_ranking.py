@@ -39,7 +39,7 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.explaining import LayerEmd, Ranking, Ranks, Reaction, rank
+from pipeline.explaining import LayerEmd, Ranking, RankRequest, Ranks, Reaction, rank
 from pipeline.explaining import ranking as rank_module
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import Gallery, Row, gallery_of, write_gallery
@@ -101,7 +101,10 @@ def ranked(
     catalogue: Catalogue, source: Path, engine: Any, place: tiny.Place, **options: Any
 ) -> Ranking:
     options = {"max_failures": 3, "resources": RESOURCES, **options}
-    return rank(catalogue, str(source), NAME, engine, weights=place.weights, **options)
+    others = ("lens", "at", "spec", "resources")
+    through = {name: options.pop(name) for name in others if name in options}
+    request = RankRequest(str(source), NAME, weights=place.weights, **options)
+    return rank(catalogue, request, engine, **through)
 
 
 def lens_of(catalogue: Catalogue, weights: Sequence[float], name: str = "some") -> Lens:
@@ -261,8 +264,9 @@ def test_real_photos_on_the_embedded_network(tmp_path: Path, engine: InProcess) 
     request = Request(NAME, str(tmp_path / "a"), exemplars=0, shard_images=8)
     build_datasets(catalogue, [request], engine, RESOURCES)
     out = tmp_path / "out.parquet"
-    options = {"layers": ["bn1", "blocks.6.0"], "resources": RESOURCES, "out": str(out)}
-    rank(catalogue, str(tmp_path / "b"), NAME, engine, **options)
+    layers = ["bn1", "blocks.6.0"]
+    ranking = RankRequest(str(tmp_path / "b"), NAME, layers=layers, out=str(out))
+    rank(catalogue, ranking, engine, resources=RESOURCES)
     dataset = catalogue.load(NAME)
     rows = {row["uri"]: row for row in pq.read_table(out).to_pylist()}
     for path in paths:
@@ -466,7 +470,7 @@ def test_what_cannot_be_repeated_here_is_refused(
     torch.save(tiny.Tiny().state_dict(), other / "tiny.pt")
     where = str(other / "tiny.pt")
     with pytest.raises(SpecMismatch, match=r"have sha256 .*Give those by --weights"):
-        rank(catalogue, str(source), NAME, engine, weights=where)
+        rank(catalogue, RankRequest(str(source), NAME, weights=where), engine)
     ranges = catalogue.ranges_uri(catalogue.spec(catalogue.find(NAME).spec).ranges_digest)
     storage.delete(ranges)
     with pytest.raises(SpecMismatch, match=f"no image can be counted in them|{ranges} is missing"):
@@ -500,8 +504,9 @@ def test_a_spec_of_another_machine_or_version_is_refused_by_its_fields(
         "colour": "preprocess.colour: 'rgb8-2' against 'rgb8-1'",
         "size": "preprocess.height: 16 against 8",
     }
+    request = RankRequest(str(source), "other", weights=place.weights)
     with pytest.raises(SpecMismatch, match=fields[change]):
-        rank(catalogue, str(source), "other", engine, weights=place.weights, resources=RESOURCES)
+        rank(catalogue, request, engine, resources=RESOURCES)
 
 
 def test_an_imported_dataset_that_lacks_its_ranges_or_spec_is_refused(
@@ -514,9 +519,9 @@ def test_an_imported_dataset_that_lacks_its_ranges_or_spec_is_refused(
         catalogue.put_version(f"of-{why[:3]}", imported, None)
     storage.delete(catalogue.ranges_uri(catalogue.spec(version.spec).ranges_digest))
     with pytest.raises(SpecMismatch, match="ranges and preprocessing are assumed; how images are"):
-        rank(catalogue, str(source), "of-its", engine, weights=place.weights)
+        rank(catalogue, RankRequest(str(source), "of-its", weights=place.weights), engine)
     with pytest.raises(SpecMismatch, match="since it was imported; no image can be counted"):
-        rank(catalogue, str(source), "of-imp", engine, weights=place.weights)
+        rank(catalogue, RankRequest(str(source), "of-imp", weights=place.weights), engine)
 
 
 def test_other_numerics_are_said_and_are_another_ranking(
@@ -574,14 +579,14 @@ def test_an_empty_catalogue_has_nothing_to_rank_by(
     source: Path, engine: InProcess, tmp_path: Path
 ) -> None:
     with pytest.raises(NotFound, match=r"empty holds no dataset yet; build near first"):
-        rank(Catalogue(str(tmp_path / "empty")), str(source), NAME, engine)
+        rank(Catalogue(str(tmp_path / "empty")), RankRequest(str(source), NAME), engine)
 
 
 def test_unknown_names_layers_and_lenses_without_weight_are_refused(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
 ) -> None:
     with pytest.raises(NotFound, match="has no dataset 'far'"):
-        rank(catalogue, str(source), "far", engine, weights=place.weights)
+        rank(catalogue, RankRequest(str(source), "far", weights=place.weights), engine)
     with pytest.raises(UsageError, match="no layer 'c'"):
         ranked(catalogue, source, engine, place, layers=["c"])
     lens = lens_of(catalogue, [1, 1, 1, 1, 1, -1, 0])
@@ -590,7 +595,7 @@ def test_unknown_names_layers_and_lenses_without_weight_are_refused(
     for options in ({"out": "x.csv"}, {"top": -1}, {"limit": 0}, {"max_failures": -1}):
         with pytest.raises(UsageError):
             ranked(catalogue, source, engine, place, **options)
-    with pytest.raises(UsageError, match="lies inside the source"):
+    with pytest.raises(UsageError, match="is inside the source"):
         ranked(catalogue, source.parent, engine, place)
 
 

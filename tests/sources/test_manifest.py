@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.sources import (
-    FOLDS,
     Entry,
     Manifest,
     Shard,
@@ -24,6 +23,7 @@ from pipeline.sources import (
     read_shard,
 )
 from pipeline.sources.sharding import default_shard_images
+from pipeline.spec import FOLDS
 from tests.support.builders import with_digest
 
 

@@ -1,0 +1,51 @@
+"""What a ranking may be asked for: every option once, as `pipeline.building.request` has a build's.
+
+>>> RankRequest("photos/", "cityscapes", limit=100).top
+10
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pipeline.building import FailureOptions, SelectionOptions, ShardOptions, Weights
+from pipeline.errors import UsageError
+from pipeline.options import Option
+
+
+@dataclass(frozen=True)
+class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
+    """Images to order by their distance to a dataset.
+
+    The fields that it inherits are the options of its bases, as keywords.
+
+    Attributes:
+        source: Where the images are.
+        to: Name of the dataset.
+        layers: Layers that get a distance of their own, in the column `emd:<layer>`.
+        top: How many images of either end are reported.
+        out: The Parquet file that all images are written to, or None.
+        weights: Other weights than the network's own, if the dataset was built with others.
+
+    Raises:
+        UsageError: A value is not allowed; the message names the field and the value.
+    """
+
+    source: Annotated[str, Option("Folder, glob, list, table or archive of images.", argument=True)]
+    to: Annotated[str, Option("Dataset of the catalogue to measure the distance to.")]
+    layers: Annotated[
+        Sequence[str],
+        Option("Give the distance in this layer, too. Can be repeated.", flag="--layer"),
+    ] = ()
+    top: Annotated[int, Option("Number of images to print of either end.", least=0)] = 10
+    out: Annotated[
+        str | None, Option("Parquet file to write all images to, the nearest first.")
+    ] = None
+    weights: Weights = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and not self.out.endswith(".parquet"):
+            raise UsageError(f"out is {self.out!r}; the ranking is written as Parquet (.parquet)")

@@ -1,0 +1,155 @@
+"""Declares an option once: a dataclass's fields carry their help and their limits.
+
+Python, the command line (`jobs.shell`) and `datasets.yaml` (`pipeline.refreshing`) all read them.
+
+    >>> @dataclass(frozen=True)
+    ... class Histogram(Options):
+    ...     bins: Annotated[int, Option("Bins of each neuron's histogram.", least=2)] = 1000
+    >>> [(field.name, field.default, field.option.help) for field in options_of(Histogram)]
+    [('bins', 1000, "Bins of each neuron's histogram.")]
+    >>> Histogram(bins=1)
+    Traceback (most recent call last):
+    pipeline.errors.UsageError: bins is 1; it must be at least 2
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pipeline.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field's type does not say.
+
+    Attributes:
+        help: One sentence for people, without the default.
+        least: The smallest value that is accepted.
+        most: The largest value that is accepted.
+        argument: Whether the command line takes it by its place, not by its name.
+        numeral: Whether a whole number may be given for the text.
+        flag: Its name on the command line, if that is not the field's.
+    """
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    argument: bool = False
+    numeral: bool = False
+    flag: str = ""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One option as it was declared.
+
+    Attributes:
+        name: The field's name; `shard_images` is `--shard-images` on the command line.
+        kind: Its type, without what `Annotated` adds, as `int | None`.
+        default: Its default; `dataclasses.MISSING` if it must be given.
+        option: Its help and limits.
+        group: The heading of the options that it was declared with.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    option: Option
+    group: str
+
+    @property
+    def required(self) -> bool:
+        """Whether a value must be given."""
+        return self.default is MISSING
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types that the value may have: `(int, NoneType)` for `int | None`."""
+        return get_args(self.kind) if isinstance(self.kind, UnionType) else (self.kind,)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values to choose from; empty if any value of the type will do."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    def accepted(self, value: Any) -> Any:
+        """Returns the value as it is kept.
+
+        Raises:
+            ValueError: The value is not allowed. The message says what is, as in "it must be at
+                least 2".
+        """
+        if value is None and NoneType in self.kinds:
+            return None
+        if self.choices:
+            if value not in self.choices:
+                raise ValueError(f"choose {' or '.join(self.choices)}")
+            return value
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if self.option.numeral and whole:
+            return str(value)
+        for kind, wanted in _WANTED.items():
+            right = whole if kind is int else isinstance(value, kind) or (kind is float and whole)
+            if kind in self.kinds and not right:
+                raise ValueError(f"it must be {wanted}")
+        least, most = self.option.least, self.option.most
+        if least is not None and not value >= least:
+            raise ValueError(f"it must be at least {least:g}")
+        if most is not None and not value <= most:
+            raise ValueError(f"it must be at most {most:,g}")
+        return value
+
+
+_WANTED: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+}
+
+
+class Options:
+    """Base of a frozen dataclass whose fields are checked by what their `Option` says."""
+
+    def __post_init__(self) -> None:
+        model: type = type(self)
+        for field in options_of(model):
+            value = getattr(self, field.name)
+            try:
+                object.__setattr__(self, field.name, field.accepted(value))
+            except ValueError as error:
+                raise UsageError(f"{field.name} is {value!r}; {error}") from error
+
+
+@cache
+def options_of(model: type) -> tuple[Field, ...]:
+    """Returns the options of a dataclass: its own first, then those of each base, in their order.
+
+    Fields without an `Option` are left out.
+    """
+    hints = get_type_hints(model, include_extras=True)
+    known = {field.name: field for field in fields(model)}
+    found = {}
+    for owner in model.__mro__:
+        for name in inspect.get_annotations(owner):
+            marks = getattr(hints.get(name), "__metadata__", ())
+            option = next((mark for mark in marks if isinstance(mark, Option)), None)
+            if option is not None and name in known and name not in found:
+                heading = (inspect.getdoc(owner) or "").partition("\n")[0].rstrip(".")
+                kind = get_args(hints[name])[0]
+                found[name] = Field(name, kind, known[name].default, option, heading)
+    return tuple(found.values())
+
+
+def shared_values(source: Options, target: type) -> dict[str, Any]:
+    """Returns the values of the options of `source` that `target` declares too, by their names."""
+    mine: type = type(source)
+    there = {field.name for field in options_of(target)}
+    shared = (field.name for field in options_of(mine) if field.name in there)
+    return {name: getattr(source, name) for name in shared}

@@ -1,0 +1,160 @@
+"""Every option stands once, and Python, the command line and datasets.yaml say the same of it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import typer
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from jobs.app import app
+from pipeline.building import (
+    CalibrationRequest,
+    MemoryOptions,
+    Request,
+    make_dna,
+)
+from pipeline.errors import UsageError
+from pipeline.explaining import RankRequest
+from pipeline.options import Field, Options, options_of
+from pipeline.refreshing import load_config
+from pipeline.refreshing.config import Dataset, Settings
+from pipeline.spec import Resources
+
+COMMANDS: list[tuple[str, type[Options]]] = [
+    ("build", Request),
+    ("calibrate", CalibrationRequest),
+    ("rank", RankRequest),
+    *((command, Resources) for command in ("build", "calibrate", "rank", "refresh", "demo")),
+]
+
+BAD_VALUES: list[tuple[str, Any, str]] = [
+    ("bins", 1, "it must be at least 2"),
+    ("bins", 2**21, "it must be at most"),
+    ("limit", 0, "it must be at least 1"),
+    ("max_failures", -0.5, "it must be at least 0"),
+    ("max_failures", float("nan"), "it must be at least 0"),
+    ("shard_images", -8, "it must be at least 1"),
+    ("exemplars", -1, "it must be at least 0"),
+]
+
+
+def parameters_of(command: str) -> dict[str, Any]:
+    group = get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return {parameter.name or "": parameter for parameter in group.commands[command].params}
+
+
+@pytest.mark.parametrize(("command", "model"), COMMANDS)
+def test_the_command_line_has_every_option_as_it_was_declared(
+    command: str, model: type[Options]
+) -> None:
+    parameters = parameters_of(command)
+    told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+    for option in options_of(model):
+        parameter = parameters[option.name]
+        assert parameter.help == option.option.help
+        assert parameter.required == option.required
+        if not option.required:
+            default = parameter.default
+            assert (tuple(default) if isinstance(default, list) else default) == option.default
+        if not option.option.argument:
+            name = option.option.flag or f"--{option.name.replace('_', '-')}"
+            assert parameter.opts == [name]
+        assert "|".join(option.choices) in told
+
+
+@pytest.mark.parametrize("model", [Request, CalibrationRequest, RankRequest])
+def test_python_has_every_option_and_no_field_is_without(model: type[Options]) -> None:
+    parameters = inspect.signature(model).parameters
+    options = {option.name: option for option in options_of(model)}
+    assert parameters.keys() == options.keys() == {field.name for field in fields(model)}  # type: ignore[arg-type]
+    for name, parameter in parameters.items():
+        default = MISSING if parameter.default is parameter.empty else parameter.default
+        assert default == options[name].default
+
+
+def test_datasets_yaml_has_every_option_as_it_was_declared() -> None:
+    options = {option.name: option for option in options_of(Request)}
+    assert Dataset.model_fields.keys() == options.keys()
+    optional = {name for name, option in options.items() if not option.required}
+    assert Settings.model_fields.keys() == optional
+    for name, field in Dataset.model_fields.items():
+        assert field.description == options[name].option.help
+        assert field.is_required() == options[name].required
+        assert field.is_required() or field.default == options[name].default
+
+
+def test_the_keywords_of_make_dna_are_options_of_a_request() -> None:
+    options = {option.name: option for option in options_of(Request)}
+    for name, kind in get_type_hints(MemoryOptions).items():
+        assert options[name].kind == kind
+
+
+def test_make_dna_refuses_what_is_no_option_of_it() -> None:
+    with pytest.raises(TypeError, match="takes no option binz"):
+        make_dna("photos", binz=100)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="takes no option shard_images"):
+        make_dna("photos", shard_images=100)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(("name", "value", "problem"), BAD_VALUES)
+def test_a_bad_value_is_refused_in_the_same_words_everywhere(
+    tmp_path: Path, name: str, value: Any, problem: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        Request("a", "photos", **{name: value})
+    by_python = str(caught.value)
+    assert by_python.startswith(f"{name} is {value!r}; {problem}")
+    words = ["build", "a", "photos", "-c", str(tmp_path / "c")]
+    flag = f"--{name.replace('_', '-')}"
+    done = CliRunner().invoke(app, [*words, flag, str(value)])
+    assert done.exit_code == 2
+    assert done.stderr == f"error: {by_python}\n"
+    config = tmp_path / "datasets.yaml"
+    text = ".nan" if value != value else value
+    config.write_text(f"datasets: [{{name: a, source: photos, {name}: {text}}}]\n")
+    with pytest.raises(UsageError) as refused:
+        load_config(str(config))
+    said = by_python.partition("; ")[2]
+    assert str(refused.value) == f"{config}: datasets.0.{name} is {value!r}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("bins", "many", "it must be a whole number"),
+        ("bins", True, "it must be a whole number"),
+        ("max_failures", "few", "it must be a number"),
+        ("layer_gaussian", 1, "it must be true or false"),
+        ("source", 7, "it must be text"),
+        ("include", ["*.png"], "it must be text"),
+        ("precision", "fp16", "choose fp32 or bf16"),
+        ("resize", None, "choose clean or fast"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name: str, value: Any, problem: str) -> None:
+    options = {"name": "a", "source": "photos", name: value}
+    with pytest.raises(UsageError) as caught:
+        Request(**options)
+    assert str(caught.value) == f"{name} is {value!r}; {problem}"
+
+
+def test_a_number_of_folders_may_be_a_number() -> None:
+    request = Request("a", "photos", by=1, group_by=2)  # type: ignore[arg-type]
+    assert (request.by, request.group_by) == ("1", "2")
+
+
+def test_every_option_has_a_sentence_of_help() -> None:
+    declared: list[Field] = []
+    for model in (Request, CalibrationRequest, RankRequest, Resources):
+        declared += options_of(model)
+    for option in declared:
+        text = option.option.help
+        assert text[0].isupper(), text
+        assert text.endswith((".", "'")), text
