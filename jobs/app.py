@@ -37,6 +37,7 @@ app = typer.Typer(
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
+    """Visual DNA of image datasets: build, catalogue, compare."""
     if version:
         from pipeline.catalogue import software
 

@@ -1,4 +1,4 @@
-"""The whole of it on real photographs, offline."""
+"""Show everything on real photographs, offline."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.build import engine_for
 from jobs.shell import (
     JsonOption,
     LogFormat,
     LogFormatOption,
     RayOption,
+    engine_for,
     guarded,
     print_json,
     progress,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @guarded
 def demo(
     resources: Resources,
-    out: Annotated[Path, typer.Option(help="Folder for all of it.")] = Path("vdna-demo"),
+    out: Annotated[Path, typer.Option(help="Folder to write everything to.")] = Path("vdna-demo"),
     ray_address: RayOption = None,
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
@@ -83,7 +83,7 @@ def demo(
 
 
 def _of_photos(matrix: Matrix) -> str:
-    """What was done to the photographs, and whether it shows."""
+    """Returns what was done to the photographs, and whether it shows in the distances."""
     from pipeline.comparing import CONFIDENCE, FALSE_DISCOVERY_RATE
     from pipeline.reporting import DIFFERENT, shown, verdicts
 

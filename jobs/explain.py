@@ -1,4 +1,4 @@
-"""Why two datasets differ: the layers and neurons behind their distance."""
+"""Explain why two datasets differ: by which layers and neurons, and in which images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from jobs.compare import commit_of, lens_for, print_notes
 from jobs.shell import (
     AtOption,
     CatalogueOption,
@@ -18,8 +17,11 @@ from jobs.shell import (
     LogFormatOption,
     NeuronsOption,
     SpecOption,
+    commit_of,
     guarded,
+    lens_for,
     print_json,
+    print_notes,
     progress,
     run_alone,
 )
@@ -29,19 +31,19 @@ from jobs.shell import (
 def explain(
     catalogue: CatalogueOption,
     a: Annotated[str, typer.Argument(help="A dataset.")],
-    b: Annotated[str, typer.Argument(help="The one that it is compared with.")],
-    top: Annotated[int, typer.Option(min=1, help="Neurons to show.")] = 20,
+    b: Annotated[str, typer.Argument(help="The dataset that it is compared with.")],
+    top: Annotated[int, typer.Option(min=1, help="Number of neurons to show.")] = 20,
     layer: Annotated[
         list[str] | None,
-        typer.Option(help="Of this layer only (all: the whole network). Can be repeated."),
+        typer.Option(help="Look at this layer only (all: the whole network). Can be repeated."),
     ] = None,
     lens: LensOption = None,
     neurons: NeuronsOption = None,
     out: Annotated[
-        str | None, typer.Option(help="Write all neurons, in order, as Parquet.")
+        str | None, typer.Option(help="Parquet file to write all neurons to, in order.")
     ] = None,
     html: Annotated[
-        str | None, typer.Option(help="Write a page to look at, with the images (.html).")
+        str | None, typer.Option(help="Page to write, with the images (.html).")
     ] = None,
     spec: SpecOption = None,
     at: AtOption = None,

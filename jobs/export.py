@@ -20,6 +20,8 @@ from jobs.shell import (
 
 
 class Kind(StrEnum):
+    """A distribution, as the reference package names it."""
+
     histogram = "histogram"
     gaussian = "gaussian"
     layer_gaussian = "layer-gaussian"
@@ -29,10 +31,13 @@ class Kind(StrEnum):
 @guarded
 def export(
     name: Annotated[str, typer.Argument(help="Name of the dataset.")],
-    file: Annotated[str, typer.Argument(help="FILE.npz to write, and FILE.json beside it.")],
+    file: Annotated[str, typer.Argument(help="FILE.npz to write, with FILE.json beside it.")],
     catalogue: CatalogueOption,
     kind: Annotated[
-        Kind | None, typer.Option("--as", help="Which distribution (default: the first it has).")
+        Kind | None,
+        typer.Option(
+            "--as", help="Distribution to export (default: the first that the dataset has)."
+        ),
     ] = None,
     spec: SpecOption = None,
     at: AtOption = None,

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from jobs.shell import CatalogueOption, JsonOption, guarded, print_json, run_alone
+from jobs.shell import (
+    CatalogueOption,
+    JsonOption,
+    guarded,
+    print_json,
+    run_alone,
+)
 
 MAX_GRACE_DAYS = 36_500.0
 
@@ -16,12 +22,14 @@ MAX_GRACE_DAYS = 36_500.0
 def gc(
     catalogue: CatalogueOption,
     keep: Annotated[
-        int | None, typer.Option(help="Versions of each dataset to keep (default: all).")
+        int | None, typer.Option(help="Number of versions of each dataset to keep (default: all).")
     ] = None,
     grace_days: Annotated[
-        float, typer.Option(min=0.0, help="Younger objects stay, for the sake of running jobs.")
+        float, typer.Option(min=0.0, help="Keep younger objects, which running jobs may need.")
     ] = 7.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove objects that no kept version needs and that are older than the grace period."""

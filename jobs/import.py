@@ -8,17 +8,25 @@ from typing import Annotated
 
 import typer
 
-from jobs.shell import CatalogueOption, JsonOption, guarded, print_json, run_alone
+from jobs.shell import (
+    CatalogueOption,
+    JsonOption,
+    guarded,
+    print_json,
+    run_alone,
+)
 
 
 @guarded
 def import_(
-    file: Annotated[str, typer.Argument(help="FILE.npz, with FILE.json beside it; any url.")],
+    file: Annotated[str, typer.Argument(help="FILE.npz, or its url; FILE.json must be beside it.")],
     name: Annotated[str, typer.Argument(help="Name of the dataset in the catalogue.")],
     catalogue: CatalogueOption,
     spec: Annotated[
         str | None,
-        typer.Option(help="How it was made: a spec's digest, or a file of JSON (else assumed)."),
+        typer.Option(
+            help="How it was made: digest of a spec, or a JSON file (default: it is assumed)."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The history of the catalogue."""
+"""Print the history of the catalogue."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from typing import Annotated
 
 import typer
 
-from jobs.shell import CatalogueOption, JsonOption, guarded, print_json, run_alone
+from jobs.shell import (
+    CatalogueOption,
+    JsonOption,
+    guarded,
+    print_json,
+    run_alone,
+)
 
 
 @guarded
 def log(
     catalogue: CatalogueOption,
-    limit: Annotated[int, typer.Option(min=1, help="So many commits, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Number of commits to print.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the commits, newest first."""
+    """Print the commits, the newest first."""
     from pipeline.catalogue import Catalogue
 
     commits = list(islice(Catalogue(catalogue).log(), limit))

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from jobs.shell import AtOption, CatalogueOption, JsonOption, guarded, print_json, run_alone
+from jobs.shell import (
+    AtOption,
+    CatalogueOption,
+    JsonOption,
+    guarded,
+    print_json,
+    run_alone,
+)
 
 
 @guarded
 def ls(catalogue: CatalogueOption, at: AtOption = None, as_json: JsonOption = False) -> None:
-    """List datasets: images, failures, spec, when built and from where."""
+    """List the datasets: images, failures, spec, time of the build, and source."""
     from pipeline.catalogue import Catalogue
 
     commit = Catalogue(catalogue).at(at)

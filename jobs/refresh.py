@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from jobs.build import engine_for, sentence, summary
-from jobs.compare import effort_for, print_notes, rows_of
 from jobs.shell import (
     JsonOption,
     LogFormat,
@@ -18,8 +16,11 @@ from jobs.shell import (
     RayOption,
     RelistOption,
     Rows,
+    effort_for,
+    engine_for,
     guarded,
     print_json,
+    print_notes,
     progress,
     run_alone,
     tell_error,
@@ -30,7 +31,7 @@ from pipeline.spec import Resources
 @guarded
 def refresh(
     resources: Resources,
-    config: Annotated[str, typer.Option(help="The datasets.")] = "datasets.yaml",
+    config: Annotated[str, typer.Option(help="File that names the datasets.")] = "datasets.yaml",
     catalogue: Annotated[
         str | None,
         typer.Option(
@@ -52,7 +53,13 @@ def refresh(
     from pipeline.catalogue import Catalogue
     from pipeline.refreshing import load_config
     from pipeline.refreshing import refresh as refresh_datasets
-    from pipeline.reporting import print_matrix, summary_sentence
+    from pipeline.reporting import (
+        build_json,
+        build_sentence,
+        matrix_rows,
+        print_matrix,
+        summary_sentence,
+    )
 
     settings = load_config(config)
     root = settings.catalogue_url(catalogue)
@@ -69,14 +76,14 @@ def refresh(
         print_json(
             {
                 "gate": [verdict.row for verdict in done.verdicts],
-                "datasets": [summary(result) for result in done.datasets],
-                "matrix": Rows(chain.from_iterable(map(rows_of, done.matrices))) or None,
+                "datasets": [build_json(result) for result in done.datasets],
+                "matrix": Rows(chain.from_iterable(map(matrix_rows, done.matrices))) or None,
                 "error": str(done.error) if done.error else None,
             }
         )
     else:
         for result in done.datasets:
-            print(sentence(result))
+            print(build_sentence(result))
         for matrix in done.matrices:
             print_matrix(matrix, Console())
             print(summary_sentence(matrix))

@@ -1,4 +1,4 @@
-"""The page of a snapshot: every distance, and what is behind it, in one HTML file."""
+"""Write the page of a snapshot: every distance, and what is behind it, in one HTML file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from jobs.compare import commit_of, effort_for, left_out, print_notes
 from jobs.shell import (
     AtOption,
     CatalogueOption,
@@ -17,8 +16,12 @@ from jobs.shell import (
     MemoryOption,
     RayOption,
     SpecOption,
+    commit_of,
+    effort_for,
     guarded,
+    left_out,
     print_json,
+    print_notes,
     progress,
     run_alone,
 )
@@ -27,18 +30,20 @@ from jobs.shell import (
 @guarded
 def report(
     catalogue: CatalogueOption,
-    out: Annotated[str, typer.Option(help="The page.")] = "vdna-report.html",
+    out: Annotated[str, typer.Option(help="Page to write (.html).")] = "vdna-report.html",
     samples: Annotated[
-        int, typer.Option(min=0, help="Images of each dataset on the page; 0 for none.")
+        int, typer.Option(min=0, help="Number of images of each dataset on the page.")
     ] = 4,
     lens: Annotated[
         list[str] | None,
         typer.Option(
-            help="Through this lens as well: a Parquet file, or one of the catalogue's by name. "
-            "Can be repeated."
+            help="Lens to look through as well: a Parquet file, or a name in the catalogue. Can be "
+            "repeated."
         ),
     ] = None,
-    fd: Annotated[bool, typer.Option("--fd", help="Fréchet distances of layers too.")] = False,
+    fd: Annotated[
+        bool, typer.Option("--fd", help="Compute Fréchet distances of layers too.")
+    ] = False,
     spec: SpecOption = None,
     at: AtOption = None,
     ray_address: RayOption = None,

@@ -1,18 +1,28 @@
-"""What every command shares: its options, how it prints, and how it exits."""
+"""What the commands share: options, engines, lenses, and how they print and exit."""
 
 from __future__ import annotations
 
 import functools
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from enum import StrEnum
 from inspect import Parameter, Signature, signature
 from itertools import chain, islice
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    TextIO,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import typer
 
@@ -20,13 +30,28 @@ from pipeline.errors import VdnaError
 from pipeline.events import Listener, ignore
 from pipeline.options import Field, Options, options_of
 
+if TYPE_CHECKING:
+    from pipeline.catalogue import Catalogue, Version
+    from pipeline.comparing import Effort
+    from pipeline.dna import Lens
+    from pipeline.engine import Engine
+    from pipeline.mapper import Mapper
+    from pipeline.spec import Resources, Spec
+
 
 class LogFormat(StrEnum):
+    """What stderr gets."""
+
     text = "text"
     json = "json"
 
 
 R = TypeVar("R")
+
+GIGABYTE = 2**30
+
+FEW_VALUES = 10**13
+"""Values of pairs that this process compares in minutes."""
 
 CatalogueOption = Annotated[
     str,
@@ -37,31 +62,32 @@ CatalogueOption = Annotated[
         help="Folder or url of the catalogue (s3://bucket/dnas).",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 SpecOption = Annotated[
     str | None,
     typer.Option("--spec", help="Digest of a spec, or its beginning (default: the catalogue's)."),
 ]
 AtOption = Annotated[
     str | None,
-    typer.Option("--at", help="A commit's number, or an ISO time (default: the newest)."),
+    typer.Option("--at", help="Number of a commit, or an ISO time (default: the newest commit)."),
 ]
 RayOption = Annotated[
     str | None,
     typer.Option(
-        "--ray-address", help="A Ray cluster (default: RAY_ADDRESS, or one on this machine)."
+        "--ray-address",
+        help="Address of a Ray cluster (default: RAY_ADDRESS, or Ray on this machine).",
     ),
 ]
 LensOption = Annotated[
     str | None,
     typer.Option(
-        "--lens", help="Weights of neurons: a Parquet file, or one of the catalogue's by name."
+        "--lens", help="Lens to look through: a Parquet file, or the name of one in the catalogue."
     ),
 ]
 NeuronsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--neurons", help="Only these, all of one weight: 'blocks.3.1:4,17,20-30'. Can be repeated."
+        "--neurons", help="Look at these neurons only: 'blocks.3.1:4,17,20-30'. Can be repeated."
     ),
 ]
 MemoryOption = Annotated[
@@ -69,11 +95,14 @@ MemoryOption = Annotated[
     typer.Option(
         "--memory",
         min=0.01,
-        help="Gigabytes for each process's DNAs, when comparing; allocators may keep some more.",
+        help="Gigabytes of each process for the DNAs that it compares; it may take some more.",
     ),
 ]
 RelistOption = Annotated[
-    bool, typer.Option("--relist", help="List anew, and again where the source changes.")
+    bool,
+    typer.Option(
+        "--relist", help="List from the beginning, and again if the source changes meanwhile."
+    ),
 ]
 LogFormatOption = Annotated[
     LogFormat,
@@ -89,6 +118,12 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
 
     A parameter that is annotated with an `Options` class becomes that class's options on the
     command line. An error of ours becomes one message and its exit code; others stay tracebacks.
+
+    Args:
+        command: The function. Its docstring is the command's help.
+
+    Returns:
+        A function that takes every option as a keyword, for Typer.
     """
     hints = get_type_hints(command, include_extras=True)
     models = {name: hint for name, hint in hints.items() if _is_options(hint)}
@@ -187,7 +222,7 @@ def _tell(line: str) -> None:
 
 
 class Rows(list[object]):
-    """Of JSON, each made as it is written: all of them may be gigabytes."""
+    """A list for `print_json` whose items are made as they are written; all may be gigabytes."""
 
     def __init__(self, rows: Iterable[object]) -> None:
         super().__init__()
@@ -202,13 +237,149 @@ class Rows(list[object]):
 
 
 def print_json(data: object) -> None:
-    """`data` may hold `Rows`."""
+    """Prints data as JSON on stdout; it may hold `Rows`."""
     json.dump(data, sys.stdout, indent=1, sort_keys=True, default=str)
     print()
 
 
+@contextmanager
+def engine_for(resources: Resources, ray_address: str | None) -> Iterator[Engine]:
+    """Opens the engine that these resources ask for.
+
+    Yields:
+        Ray, or this process if the number of workers is 0.
+    """
+    if resources.workers == 0:
+        from pipeline.engine import InProcess
+
+        with InProcess() as engine:
+            yield engine
+        return
+    from pipeline.engine import RayEngine
+
+    # Ray prints on stdout that a worker died, but stdout is the command's own, and may be JSON.
+    with redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
+        yield engine
+
+
+def effort_for(
+    catalogue: str,
+    workers: int | None,
+    ray_address: str | None,
+    memory: float,
+    device: str = "cpu",
+) -> Effort:
+    """Returns how distances are computed: where, with how much memory, and on which device.
+
+    A cluster is used only if one is named and the work would take this process more than minutes.
+    Ray's tasks reserve no device, and would crowd one, so a device is used by this process only.
+
+    Args:
+        catalogue: The catalogue, which every worker must be able to read.
+        workers: Ray tasks at a time; 0 for this process, None to choose.
+        ray_address: The cluster, or None.
+        memory: Gigabytes of each process.
+        device: `cpu`, or torch's name of a device.
+
+    Raises:
+        UsageError: A device is named, and Ray's workers too.
+    """
+    from pipeline.comparing import Effort
+    from pipeline.errors import UsageError
+    from pipeline.mapper import SerialMapper
+    from pipeline.spec import Resources
+
+    if device != "cpu":
+        if workers or ray_address:
+            raise UsageError(
+                f"device is {device!r}, but Ray's workers compare on the CPU only; "
+                "leave --workers and --ray-address out"
+            )
+        workers = 0
+
+    @contextmanager
+    def open_engine(values: int) -> Iterator[Mapper]:
+        named = ray_address or os.environ.get("RAY_ADDRESS")
+        if workers == 0 or (workers is None and (not named or values < FEW_VALUES)):
+            yield SerialMapper()
+            return
+        from pipeline.building import require_shared
+        from pipeline.engine import RayEngine
+
+        require_shared(catalogue)
+        resources = Resources(workers=workers)
+        # Ray prints on stdout that a worker died, but stdout is the command's own, and may be JSON.
+        with redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
+            yield engine
+
+    return Effort(open_engine, round(memory * GIGABYTE), device, progress())
+
+
+def commit_of(place: Catalogue, at: str | None) -> int | None:
+    """Returns the number of the commit that `at` means now, so that all is read from one commit."""
+    return place.at(at).number or None
+
+
+def left_out(
+    place: Catalogue, names: Sequence[str], number: int | None, spec: str | None
+) -> list[str]:
+    """Returns the datasets that a comparison of all leaves out because they have other specs."""
+    if names:
+        return []
+    return sorted(place.at(number).datasets.keys() - set(place.names(number, spec)))
+
+
+def lens_for(
+    place: Catalogue,
+    names: Sequence[str],
+    lens: str | None,
+    neurons: Sequence[str],
+    *,
+    at: int | str | None,
+    spec: str | None,
+) -> Lens | None:
+    """Returns the lens that is named or chosen, for the spec that the datasets share."""
+    from pipeline.comparing import spec_of
+
+    if lens is None and not neurons:
+        return None
+    return chosen_lens(place, lens, neurons, spec_of(place, names, at=at, spec=spec))
+
+
+def chosen_lens(
+    place: Catalogue, lens: str | None, neurons: Sequence[str], spec: Spec
+) -> Lens | None:
+    """Returns the lens that is named, or one of the chosen neurons; None for neither."""
+    from pipeline.catalogue import find_lens
+    from pipeline.dna import Lens
+    from pipeline.errors import UsageError
+
+    if lens is not None and neurons:
+        raise UsageError(f"lens is {lens!r}, and neurons are chosen, too; give only one of them")
+    if lens is not None:
+        return find_lens(place, lens, spec)
+    return Lens.chosen(spec, neurons) if neurons else None
+
+
+def print_notes(
+    versions: Mapping[str, Version],
+    *,
+    apart: Sequence[str] = (),
+    lenses: Sequence[Lens | None] = (),
+    barred: bool = True,
+    to: TextIO | None = None,
+) -> None:
+    """Prints what a reader of these versions' distances should know."""
+    from pipeline.comparing import notes_of
+
+    notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
+    notes += [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
+    for note in notes:
+        print(f"note: {note}", file=to)
+
+
 def run_alone(command: Callable[..., Any]) -> None:
-    """`python -m jobs.NAME`."""
+    """Runs one command, for `python -m jobs.NAME`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app()

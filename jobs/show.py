@@ -25,7 +25,7 @@ def show(
     catalogue: CatalogueOption,
     spec: SpecOption = None,
     at: AtOption = None,
-    failures: Annotated[int, typer.Option(help="Failures to list.")] = 10,
+    failures: Annotated[int, typer.Option(help="Number of failures to list.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
     """Show one dataset: what was counted, how, and what could not be."""

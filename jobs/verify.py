@@ -1,4 +1,4 @@
-"""Verify the catalogue."""
+"""Verify what the catalogue holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.build import engine_for
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
@@ -17,6 +16,7 @@ from jobs.shell import (
     LogFormatOption,
     RayOption,
     SpecOption,
+    engine_for,
     guarded,
     print_json,
     progress,
@@ -42,25 +42,33 @@ class DeepResources(Resources):
 def verify(
     resources: DeepResources,
     catalogue: CatalogueOption,
-    names: Annotated[list[str] | None, typer.Argument(help="Datasets (default: all).")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Datasets to check (default: all).")
+    ] = None,
     spec: SpecOption = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Count some shards again, from the images.")
     ] = False,
     sample: Annotated[
-        str, typer.Option(help="With --deep: so many shards of each dataset, or 'all'.")
+        str, typer.Option(help="With --deep: number of shards of each dataset to count, or 'all'.")
     ] = "3",
     seed: Annotated[
-        int | None, typer.Option(help="With --deep: which shards (default: printed).")
+        int | None,
+        typer.Option(
+            help="With --deep: seed of the choice of shards (default: a random one, printed)."
+        ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="With --deep: url of the weights it was built with.")
+        str | None,
+        typer.Option(
+            help="With --deep: file or url of the weights, if they are not the network's own."
+        ),
     ] = None,
     ray_address: RayOption = None,
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute what is promised from what is stored; exit 1 where anything does not hold."""
+    """Recompute the sums and hashes of what is stored; exit 1 if anything is wrong."""
     from pipeline.catalogue import Catalogue
     from pipeline.catalogue import verify as recompute
     from pipeline.errors import NotFound
@@ -89,7 +97,7 @@ def verify(
                 )
 
     findings = []
-    out = sys.stdout  # Ray's is another meanwhile
+    out = sys.stdout  # Ray's output replaces it meanwhile
     for finding in check():
         findings.append(finding)
         if not as_json:
@@ -103,6 +111,7 @@ def verify(
 
 
 def _shards(sample: str) -> int | None:
+    """Returns how many shards to count, or None for all."""
     from pipeline.errors import UsageError
 
     if sample == "all":

@@ -6,7 +6,6 @@ from .failure_gate import allowed_failures as allowed_failures
 from .failure_gate import require_few_failures as require_few_failures
 from .in_memory import make_dna as make_dna
 from .planner import make_spec as make_spec
-from .planner import store_manifest as store_manifest
 from .quantile_search import extremes as extremes
 from .quantile_search import quantiles as quantiles
 from .request import CalibrationRequest as CalibrationRequest
@@ -19,5 +18,6 @@ from .request import ShardOptions as ShardOptions
 from .request import Weights as Weights
 from .request import require_apart as require_apart
 from .request import require_shared as require_shared
-from .runner import not_counted as not_counted
+from .runner import counting_error as counting_error
 from .runner import run_missing as run_missing
+from .storing import store_manifest as store_manifest

@@ -1,18 +1,19 @@
-"""Images -> ranges: a build whose DNA holds every neuron's extremes, or several for its quantiles.
+"""Measures the ranges of a network's neurons over images.
 
     >>> request = CalibrationRequest(["photos/"], "ranges.parquet")
     >>> calibrate(request, InProcess()).images                                    # doctest: +SKIP
 
-There is no counting here. A build records the least and greatest activation of every neuron beside
-its histograms, exactly once, over any number of workers, and resumes; so a calibration is a build
-into a scratch catalogue beside the output, removed when the output is written. Nothing in it can be
-mistaken: a partial is named by what was counted (spec, and so weights, resize and ranges) and of
-which images, and a sum takes the shards of the plan at hand and no others. Other arguments hence
-make use of what they share with an earlier call, and of nothing else.
+Nothing is counted here. A build records the least and greatest activation of every neuron beside
+its histograms, exactly once, over any number of workers, and it resumes. So a calibration is a
+build into a scratch catalogue beside the output, which is removed when the output is written.
 
-Quantiles are found by counting again in narrower ranges. Between low and high lie all but a share
-`q` of the activations at either end; the first range is from the least to the greatest, and each
-next one from below the one quantile's bin to above the other's.
+A call with other options can safely use what an earlier call left there. A partial is named after
+its spec (and so weights, resize and ranges) and its images, and a sum takes only the shards of the
+plan at hand.
+
+Quantiles are found by counting again in narrower ranges. Between low and high lie all activations
+but a share `quantile` at either end. The first pass counts between the least and the greatest
+activation; each further pass counts between the bins in which the two quantiles were found.
 """
 
 from __future__ import annotations
@@ -40,17 +41,25 @@ from pipeline.sources import Listing, list_source
 from pipeline.spec import Resources
 
 NAME = "calibration"
-"""Of the dataset in the scratch catalogue."""
+"""Name of the dataset in the scratch catalogue."""
 
 FOLDER = "vdna-calibrate"
-"""Of the scratch catalogue; whatever else stands in `<out>.work` is left alone."""
+"""Folder of the scratch catalogue in `<out>.work`, where nothing else is touched."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured. `ranges` are widened. `nonfinite`: activations that were left out.
+    """What was measured.
 
-    `found`: how closely the quantiles are known, where they were asked for.
+    Attributes:
+        ranges: The widened ranges, as they were written.
+        images: How many images were measured.
+        failures: The images that could not be read.
+        ignored: How many files of other kinds were left out, by their extension.
+        duplicates: How many images were listed more than once.
+        nonfinite: How many activations were left out because they were not finite.
+        quantile: The share that was left out at either end, or None.
+        found: How closely the quantiles are known, or None if none were asked for.
     """
 
     ranges: Ranges
@@ -117,7 +126,7 @@ def calibrate(
 
     def count(ranges: Ranges, bins: int) -> DNA:
         nonlocal failures, duplicates
-        # Whatever stands there is of other weights, or of a writer that died.
+        # What is there may be for other weights, or by a writer that died.
         storage.replace(place.ranges_uri(ranges.digest), files.encode(ranges, network))
         asked = replace(build, bins=bins, ranges=ranges.digest)
         listings = {NAME: listing}
@@ -142,14 +151,14 @@ def calibrate(
     quantile = request.quantile
     if quantile is not None:
 
-        def again(ranges: Ranges, bins: int) -> DNA:
-            progress(Said(f"a further pass: the quantiles {quantile:g} and {1 - quantile:g}"))
+        def count_again(ranges: Ranges, bins: int) -> DNA:
+            progress(Said(f"next pass: the quantiles {quantile:g} and {1 - quantile:g}"))
             dna = count(ranges, bins)
             _require_same(first, dna, work)
             return dna
 
         finite = first.images * first.positions - first.nonfinite
-        found = quantiles(measured, finite, quantile, again, _bins(len(measured.low)))
+        found = quantiles(measured, finite, quantile, count_again, _bins(len(measured.low)))
         measured = found.ranges
     wide = files.widen(measured)
     nonfinite = int(first.nonfinite.sum())
@@ -188,9 +197,6 @@ def calibrate(
     )
 
 
-# What may be asked for.
-
-
 def _require_file(out: str, target: str) -> None:
     is_folder = storage.store_of(target).is_local and Path(storage.local_path(target)).is_dir()
     if not out or is_folder:
@@ -198,15 +204,15 @@ def _require_file(out: str, target: str) -> None:
 
 
 def _require_outside(work: str, source: str) -> None:
-    """What is written during the work would be listed as images of the source."""
+    """Raises `UsageError` if the work folder would be listed with the source."""
     uri = storage.canonical(source)
     inside = any(_below(real(work), real(uri)) for real in (str, _real)) or fnmatchcase(
         storage.readable(f"{work}/{FOLDER}"), storage.readable(uri)
     )
     if inside:
         raise UsageError(
-            f"the work in progress, {storage.readable(work)}, would lie inside the source "
-            f"{source}, and be listed with it; give another --out"
+            f"the folder for unfinished work, {storage.readable(work)}, would be inside the source "
+            f"{source} and be listed with it; give another --out"
         )
 
 
@@ -215,7 +221,7 @@ def _below(place: str, folder: str) -> bool:
 
 
 def _real(uri: str) -> str:
-    """A local place without symbolic links."""
+    """Returns the uri with symbolic links resolved, if it is local."""
     local = storage.store_of(uri).is_local
     return Path(storage.local_path(uri)).resolve().as_uri() if local else uri
 
@@ -224,20 +230,18 @@ def _require_same(first: DNA, other: DNA, work: str) -> None:
     if (other.images, other.failed) != (first.images, first.failed):
         raise ConservationError(
             f"one pass counted {first.images} images and {first.failed} failures, another "
-            f"{other.images} and {other.failed}: some images fail now and then. Leave them out, or "
+            f"{other.images} and {other.failed}: some images fail now and then. Exclude them, or "
             f"delete {storage.readable(work)} and run the same command again"
         )
 
 
-# What is counted, and of which images.
-
-
 def _points(network: Network) -> Ranges:
-    """Some ranges to build under, where the counts are not looked at."""
+    """Returns ranges of no width, for a build whose counts are not used."""
     taps = tuple((tap.name, tap.neurons) for tap in network.taps)
     zeros = np.zeros(sum(neurons for _, neurons in taps))
     return Ranges(taps, zeros, zeros)
 
 
 def _bins(neurons: int) -> int:
+    """Returns as many bins as the memory of one thread's table allows."""
     return max(256, min(MAX_BINS, MAX_CELLS // neurons))

@@ -1,4 +1,4 @@
-"""building.committer: TODO-DOC"""
+"""Reduces the counted shards of a dataset, checks the sum, and commits it, with its parts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from time import monotonic
 from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.building.failure_gate import require_few_failures
-from pipeline.building.planner import SAY_SECONDS, DatasetPlan, store_manifest, store_version
+from pipeline.building.planner import DatasetPlan
 from pipeline.building.request import Result
+from pipeline.building.storing import store_manifest, store_version
 from pipeline.catalogue import Catalogue, Version, footers_of, part_name, parts_of, software
 from pipeline.counting import Composed, Recipe, ShardJob, add_up, compose, plan_folds
 from pipeline.dna import encode_failures
@@ -26,28 +27,47 @@ from pipeline.events import Listener, Said
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.sources import Manifest, read_part
 
-# Committing.
+REPORT_SECONDS = 10.0
+"""How often the progress of many parts is reported."""
 
 
 def finish_dataset(
-    catalogue: Catalogue, p: DatasetPlan, counted: int, engine: Engine, progress: Listener
+    catalogue: Catalogue, plan: DatasetPlan, counted: int, engine: Engine, progress: Listener
 ) -> Result:
-    name, job = p.request.name, p.job
-    composed = _reduce(p.manifest, job.work_uri, job.recipe, name, engine)
-    _gate(p, composed)
-    version = _store_all(catalogue, name, p.manifest, p.manifest_sha256, composed, job.recipe)
-    whole = replace(version, by=p.request.by or "")
-    parts = _finish_parts(catalogue, p, engine, progress)
-    commit = catalogue.put_version(name, whole, p.base, parts=parts)
+    """Reduces a dataset's partials and commits the sum, and those of its parts.
+
+    Args:
+        catalogue: Where the dataset is committed.
+        plan: The dataset's plan; partials of all its shards are stored.
+        counted: How many of them were counted now, for the result.
+        engine: Where the sums are computed.
+        progress: Is told of the parts.
+
+    Returns:
+        What was committed.
+
+    Raises:
+        SourceError: No image could be read.
+        GateError: Too many images could not be read.
+        CorruptFile: A partial is damaged.
+        Conflict: Another job has changed the dataset.
+    """
+    name, job = plan.request.name, plan.job
+    composed = _reduce(plan.manifest, job.work_uri, job.recipe, name, engine)
+    _require_readable(plan, composed)
+    version = _store(catalogue, name, plan.manifest, plan.manifest_sha256, composed, job.recipe)
+    whole = replace(version, by=plan.request.by or "")
+    parts = _finish_parts(catalogue, plan, engine, progress)
+    commit = catalogue.put_version(name, whole, plan.base, parts=parts)
     return Result(
         name,
         commit.datasets[name][whole.spec],
-        True,
-        counted,
-        composed.failures,
-        dict(p.manifest.ignored),
-        p.manifest.duplicates,
-        parts_of(commit, name, whole.spec),
+        changed=True,
+        counted_shards=counted,
+        failures=composed.failures,
+        ignored=dict(plan.manifest.ignored),
+        duplicates=plan.manifest.duplicates,
+        parts=parts_of(commit, name, whole.spec),
     )
 
 
@@ -58,6 +78,7 @@ def _reduce(
     name: str,
     mapper: Mapper,
 ) -> Composed:
+    """Sums the partials of a manifest's shards, level by level of a tree."""
     levels, folds = plan_folds(manifest, work_uri, recipe.spec.digest, recipe.products)
     try:
         for level in levels:
@@ -67,11 +88,22 @@ def _reduce(
     except (CorruptFile, ConservationError, OverlapError, SpecMismatch) as error:
         raise type(error)(
             f"{name}: {error}\nNothing was committed. If that file is damaged, delete it and rerun "
-            "the same command: what it held is counted again"
+            "the same command, which counts its images again"
         ) from error
 
 
-def _store_all(
+def _require_readable(plan: DatasetPlan, composed: Composed) -> None:
+    name, failures = plan.request.name, composed.failures
+    if not composed.images:
+        raise SourceError(
+            f"{name}: none of {len(failures)} candidates is an image that can be read. First: "
+            f"{failures[0]}"
+        )
+    candidates, limit = plan.manifest.candidates, plan.request.max_failures
+    require_few_failures(name, len(failures), candidates, limit, failures)
+
+
+def _store(
     catalogue: Catalogue,
     name: str,
     manifest: Manifest,
@@ -79,7 +111,7 @@ def _store_all(
     composed: Composed,
     recipe: Recipe,
 ) -> Version:
-    """What is to be committed of it, all its files being stored."""
+    """Stores the files of a sum, and returns the version to commit."""
     spec = recipe.spec.digest
     files = {**composed.files, "failures": encode_failures(composed.failures)}
     stored = store_version(catalogue, name, spec, composed.digest, files)
@@ -102,7 +134,7 @@ def _store_all(
 
 @dataclass(frozen=True)
 class _PartJob:
-    """A part to be summed up: of which shards of the whole's manifest."""
+    """A part to be summed: some shards of the whole dataset's manifest."""
 
     root: str
     whole: str
@@ -114,29 +146,29 @@ class _PartJob:
 
 
 def _finish_parts(
-    catalogue: Catalogue, p: DatasetPlan, engine: Engine, progress: Listener
+    catalogue: Catalogue, plan: DatasetPlan, engine: Engine, progress: Listener
 ) -> dict[str, Version]:
-    """The parts' versions by their names, all their files stored; none of what cannot be read."""
-    by, label = p.request.by, p.request.rules.label
+    """Stores the files of all parts that have a readable image; returns their versions by name."""
+    by, label = plan.request.by, plan.request.rules.label
     if by is None or label is None:
         return {}
     jobs = [
-        _PartJob(catalogue.root, p.request.name, p.job, by, label, value, tuple(shards))
-        for value, shards in p.parts.items()
+        _PartJob(catalogue.root, plan.request.name, plan.job, by, label, value, tuple(shards))
+        for value, shards in plan.parts.items()
     ]
     found: dict[str, Version] = {}
-    started = said = monotonic()
+    started = reported = monotonic()
     for done, (name, version) in enumerate(engine.map(_finish_part, jobs), 1):
         if version is None:
-            progress(Said(f"{name}: no part, as none of its images could be read"))
+            progress(Said(f"{name} is left out: none of its images could be read"))
         else:
             found[name] = version
-        if (now := monotonic()) - said >= SAY_SECONDS:
-            said, rate = now, done / (now - started)
+        if (now := monotonic()) - reported >= REPORT_SECONDS:
+            reported, rate = now, done / (now - started)
             left = (len(jobs) - done) / rate
             progress(
                 Said(
-                    f"{p.request.name}: {done:,} of {len(jobs):,} parts, {rate:.1f} a second, "
+                    f"{plan.request.name}: {done:,} of {len(jobs):,} parts, {rate:.1f} a second, "
                     f"{left:,.0f} s left"
                 )
             )
@@ -144,6 +176,7 @@ def _finish_parts(
 
 
 def _finish_part(part: _PartJob) -> tuple[str, Version | None]:
+    """Returns a part's name and its version, or None if none of its images could be read."""
     catalogue, recipe = Catalogue(part.root), part.job.recipe
     name = part_name(part.whole, part.value)
     with storage.open_random(part.job.manifest_uri) as file:
@@ -153,21 +186,5 @@ def _finish_part(part: _PartJob) -> tuple[str, Version | None]:
         return name, None
     uri = catalogue.uri("manifests", recipe.spec.digest, name, manifest.digest)
     stored = store_manifest(uri, manifest.data, manifest.digest)
-    version = _store_all(catalogue, name, manifest, sha256(stored), composed, recipe)
+    version = _store(catalogue, name, manifest, sha256(stored), composed, recipe)
     return name, replace(version, by=part.by, part_of=part.whole, value=part.value)
-
-
-def _gate(p: DatasetPlan, composed: Composed) -> None:
-    failed = len(composed.failures)
-    if not composed.images:
-        raise SourceError(
-            f"{p.request.name}: none of {failed} candidates is an image that can be read. First: "
-            f"{composed.failures[0]}"
-        )
-    require_few_failures(
-        p.request.name,
-        failed,
-        p.manifest.candidates,
-        p.request.max_failures,
-        composed.failures,
-    )

@@ -1,9 +1,9 @@
-"""manifest -> shards -> reduction -> commit, for one dataset or many, by whatever engine.
+"""Builds datasets: plan, count, reduce, commit.
 
     >>> build_datasets(Catalogue("dnas"), [Request("a", "photos/")], InProcess())  # doctest: +SKIP
 
-Everything is planned first, then the missing shards of all datasets are counted in one go, then
-each dataset is reduced and committed. Whatever dies, the same call again does what is missing.
+All requests are planned first. Then the missing shards of all datasets are counted together, and
+each dataset is reduced and committed. After a crash, the same call does only what is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.building.committer import finish_dataset
 from pipeline.building.planner import Planner, unchanged_result
 from pipeline.building.request import Request, Result, require_apart, require_shared
-from pipeline.building.runner import CountedDataset, count_shards, not_counted
+from pipeline.building.runner import CountedDataset, count_shards, counting_error
 from pipeline.catalogue import Catalogue
 from pipeline.engine import Engine
 from pipeline.errors import GateError, UsageError, VdnaError
@@ -23,7 +23,7 @@ from pipeline.sources import Listing
 from pipeline.spec import Resources
 
 RELISTS = 3
-"""Times that a source which changes while it is read is listed again, where that is asked for."""
+"""How many times a source that changes while it is read is listed again, if `relist` is asked."""
 
 
 def build_datasets(
@@ -37,16 +37,30 @@ def build_datasets(
     *,
     relist: bool = False,
 ) -> list[Result]:
-    """Build and commit every request's dataset; results in the order of the requests.
+    """Builds every requested dataset and commits it.
 
-    `done` is told of each as it is committed, or found unchanged. `listings`: by a request's name,
-    its candidates, where the caller has listed them; its source is then not looked at. `relist`:
-    list sources anew, whatever an interrupted listing has left, and again, `RELISTS` times, where
-    they change while they are read.
+    An error of one dataset is raised only after the others are finished.
 
-    Raises `TransientError` where shards could not be read (a rerun resumes), and `GateError` where
-    too many images failed (their partials are kept: a rerun with a higher limit commits at once).
-    The other datasets of the call are finished first.
+    Args:
+        catalogue: Where the datasets are committed.
+        requests: What to build; each name once.
+        engine: Where the work runs.
+        resources: How fast it runs.
+        progress: Is told what happens.
+        done: Is called with each result, as soon as it is committed or found unchanged.
+        listings: Listings that the caller has, by the request's name. Those sources are not listed.
+        relist: Whether to list sources from the beginning, even if an interrupted listing could be
+            continued, and up to `RELISTS` times again if they change while they are read.
+
+    Returns:
+        What became of the requests, in their order.
+
+    Raises:
+        UsageError: A request cannot be built as it is.
+        TransientError: Some shards could not be read for now. A rerun goes on from there.
+        GateError: Too many images could not be read. What was counted is kept: a rerun with a
+            higher limit commits at once.
+        VdnaError: Something else went wrong. With several errors, their messages are joined.
     """
     resources = resources or Resources()
     progress = progress or ignore
@@ -59,37 +73,64 @@ def build_datasets(
         require_apart(catalogue.root, request.source)
     storage.require_exclusive(catalogue.root)
     planner = Planner(catalogue, engine, resources, progress, listings or {}, relist)
-    counted: dict[str, CountedDataset] = {}
-    unplanned: list[VdnaError] = []
-    again = list(requests)
-    for round_ in range(1 + (RELISTS if relist else 0)):
-        if round_:
-            progress(Said(f"changed while it was read: {', '.join(r.name for r in again)}"))
-        found = planner.plans(again, unplanned)
-        for request in again:
-            counted.pop(request.name, None)  # of a source as it no longer is
-        counted |= count_shards(found, engine, progress)
-        again = [c.plan.request for c in counted.values() if c.changed]
-        if not again:
-            break
-    problems = list(unplanned)
+    problems: list[VdnaError] = []
+    counted = _plan_and_count(planner, requests, problems)
     results: list[Result] = []
     for request in requests:
-        if (one := counted.get(request.name)) is None:
+        if request.name not in counted:
             continue
         try:
-            if one.plan.up_to_date:
-                results.append(unchanged_result(catalogue, one.plan, catalogue.head()))
-            elif one.errors:
-                raise not_counted(request.name, len(one.plan.manifest.heads), one.errors)
-            else:
-                results.append(finish_dataset(catalogue, one.plan, one.shards, engine, progress))
+            results.append(_finish(planner, counted[request.name]))
             done(results[-1])
         except VdnaError as error:
             problems.append(error)
+    _raise_worst(problems)
+    return results
+
+
+def _plan_and_count(
+    planner: Planner, requests: Sequence[Request], problems: list[VdnaError]
+) -> dict[str, CountedDataset]:
+    """Plans and counts the requests, and again those whose source changed, if it may be relisted.
+
+    Args:
+        planner: Plans, and knows whether to relist.
+        requests: What to count.
+        problems: Receives the error of each request that cannot be planned.
+
+    Returns:
+        What was counted, by the request's name.
+    """
+    counted: dict[str, CountedDataset] = {}
+    pending = list(requests)
+    for attempt in range(1 + (RELISTS if planner.relist else 0)):
+        if attempt:
+            names = ", ".join(request.name for request in pending)
+            planner.progress(Said(f"the source changed while it was read: {names}"))
+        plans = planner.plans(pending, problems)
+        for request in pending:
+            counted.pop(request.name, None)  # it was planned from an outdated listing
+        counted |= count_shards(plans, planner.engine, planner.progress)
+        pending = [each.plan.request for each in counted.values() if each.changed]
+        if not pending:
+            break
+    return counted
+
+
+def _finish(planner: Planner, counted: CountedDataset) -> Result:
+    """Commits a dataset whose shards are all counted."""
+    catalogue, plan = planner.catalogue, counted.plan
+    if plan.up_to_date:
+        return unchanged_result(catalogue, plan, catalogue.head())
+    if counted.errors:
+        raise counting_error(plan.request.name, len(plan.manifest.heads), counted.errors)
+    return finish_dataset(catalogue, plan, counted.shards, planner.engine, planner.progress)
+
+
+def _raise_worst(problems: Sequence[VdnaError]) -> None:
+    """Raises one error for all, of the first kind that is not a gate's, if there is such a kind."""
+    if len(problems) == 1:
+        raise problems[0]
     if problems:
-        if len(problems) == 1:
-            raise problems[0]
         worst = next((e for e in problems if not isinstance(e, GateError)), problems[0])
         raise type(worst)("\n".join(str(error) for error in problems)) from worst
-    return results

@@ -1,15 +1,15 @@
-"""building.planner: TODO-DOC"""
+"""Plans a request: looks up its network and ranges, lists its source, and cuts it into shards."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from pipeline import storage
-from pipeline.buffers import Data, sha256
+from pipeline.buffers import sha256
 from pipeline.building.request import Request, Result
+from pipeline.building.storing import store_manifest
 from pipeline.catalogue import (
     Catalogue,
     Commit,
@@ -28,18 +28,27 @@ from pipeline.events import Listener, Said
 from pipeline.images import stated_decoder
 from pipeline.networks import Network, describe, require_fit
 from pipeline.networks import ranges_file as ranges_module
-from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source, plan
+from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source
+from pipeline.sources import plan as plan_shards
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Preprocess, Resources, Spec, digest_of
 
 MAX_PARTS = 4096
-"""Of a dataset: a commit names them all."""
-
-SAY_SECONDS = 10.0
+"""The most parts of a dataset; each commit names them all."""
 
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """`parts`: of each value, the indices of its shards."""
+    """What is to be counted for a request.
+
+    Attributes:
+        request: The request; its `by` is what applies, asked for or kept from before.
+        manifest: Every image once, in shards.
+        job: What the workers need to count the shards.
+        base: The catalogue's version of the dataset under this spec, or None.
+        parts: The indices of each part's shards, by the part's value.
+        up_to_date: Whether `base` is of the same manifest and products, and all its files exist.
+        manifest_sha256: The hash of the manifest's stored bytes; empty if up to date.
+    """
 
     request: Request
     manifest: Manifest
@@ -50,12 +59,18 @@ class DatasetPlan:
     manifest_sha256: str = ""
 
 
-# Planning.
-
-
 @dataclass(frozen=True)
 class Planner:
-    """Lists sources, and plans what is to be counted."""
+    """Lists sources, and plans what is to be counted.
+
+    Attributes:
+        catalogue: Where the datasets are, or will be.
+        engine: Where archives are listed.
+        resources: How fast the shards are counted.
+        progress: Is told what is listed.
+        listings: Listings that the caller has, by the request's name.
+        relist: Whether to ignore what an interrupted listing has left.
+    """
 
     catalogue: Catalogue
     engine: Engine
@@ -65,7 +80,15 @@ class Planner:
     relist: bool
 
     def plans(self, requests: Sequence[Request], problems: list[VdnaError]) -> list[DatasetPlan]:
-        """Of the requests that can be planned; `problems` is told of the others, for good."""
+        """Plans the requests, each by itself.
+
+        Args:
+            requests: What to plan.
+            problems: Receives the error of each request that cannot be planned.
+
+        Returns:
+            The plans of the other requests, in their order.
+        """
         plans = []
         for request in requests:
             try:
@@ -85,30 +108,32 @@ class Planner:
         spec = make_spec(request, network, found.digest, device_kind(self.resources))
         base = head.datasets.get(request.name, {}).get(spec.digest)
         require_own(head, request.name)
-        manifest, parts = self._parted(request, spec.digest, base, head)
-        request = replace(request, by=_by(request, base))
+        manifest, parts = self._manifest_and_parts(request, spec.digest, base, head)
+        request = replace(request, by=_effective_by(request, base))
         uri = catalogue.uri("manifests", spec.digest, request.name, manifest.digest)
         ranges_uri = catalogue.ranges_uri(found.digest)
         work_uri = catalogue.work_uri(request.name, spec.digest)
         products = products_of(request, network, base)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)
         job = ShardJob(recipe, uri, work_uri)
-        if base is not None and _holds(catalogue, request, base, manifest, job, head):
+        if base is not None and _is_up_to_date(catalogue, request, base, manifest, job, head):
             return DatasetPlan(request, manifest, job, base, parts, up_to_date=True)
         source = storage.readable(manifest.source)
         if base is not None and not base.imported and base.source != source:
-            self.progress(Said(f"{request.name}: was of {base.source}, and is of {source} now"))
+            self.progress(
+                Said(f"{request.name}: its source was {base.source}, and is {source} now")
+            )
         storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
         storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
         stored = store_manifest(uri, manifest.data, manifest.digest)
         catalogue.note_plan(request.name, spec.digest, manifest.digest, products)
         return DatasetPlan(request, manifest, job, base, parts, manifest_sha256=sha256(stored))
 
-    def _parted(
+    def _manifest_and_parts(
         self, request: Request, spec: str, base: Version | None, head: Commit
     ) -> tuple[Manifest, Mapping[str, Sequence[int]]]:
-        """The plan, and of each value that there are parts by the indices of its shards."""
-        asked = replace(request, by=_by(request, base))
+        """Returns the manifest, and the indices of each part's shards by the part's value."""
+        asked = replace(request, by=_effective_by(request, base))
         try:
             manifest = self._manifest(asked, spec, base)
             return manifest, _parts(asked, manifest, head)
@@ -116,13 +141,13 @@ class Planner:
             if not asked.by or request.by is not None:
                 raise
             raise UsageError(
-                f"{error} (the dataset has parts by {asked.by!r}; --by '' ends them)"
+                f"{error} (the dataset has parts by {asked.by!r}; --by '' removes them)"
             ) from error
 
     def _manifest(self, request: Request, spec: str, base: Version | None) -> Manifest:
         checkpoint = self._checkpoint(request)
         listing = self.listings.get(request.name) or self._list(request, checkpoint)
-        manifest = plan(
+        manifest = plan_shards(
             listing,
             shard_images=request.shard_images,
             previous=_previous(self.catalogue, request.name, spec, base),
@@ -134,7 +159,7 @@ class Planner:
         return manifest
 
     def _checkpoint(self, request: Request) -> ListingCheckpoint | None:
-        """Where parts of the listing are kept: of S3, whose listing can go on from a key."""
+        """Returns where listed pages are kept; None if a listing cannot go on from a key."""
         if request.name in self.listings or not storage.store_of(request.source).lists_in_key_order:
             return None
         place = digest_of("listing", storage.canonical(request.source), asdict(request.rules))
@@ -186,9 +211,18 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
 
 
 def products_of(request: Request, network: Network, base: Version | None) -> tuple[str, ...]:
-    """What is asked for, and what the dataset has: a refresh must not drop what others read.
+    """Returns the products to keep: those asked for, and those that the dataset has.
 
-    Nor does it count all images of a dataset again for exemplars that nobody has asked for.
+    A refresh must not drop what others read. Nor should it count all images of a dataset again for
+    exemplars that nobody has asked for: a dataset without them stays without, unless asked.
+
+    Args:
+        request: What was asked for.
+        network: The network, whose layers `exemplar_taps` chooses from.
+        base: The catalogue's version of the dataset, or None.
+
+    Returns:
+        The names of the products, in their fixed order.
     """
     had = base.products if base is not None and not base.imported else None
     products = PRODUCTS
@@ -202,12 +236,13 @@ def products_of(request: Request, network: Network, base: Version | None) -> tup
     return (*products, keep.product) if keep else products
 
 
-def _by(request: Request, base: Version | None) -> str:
+def _effective_by(request: Request, base: Version | None) -> str:
+    """Returns what parts are made by: as asked, or else as the dataset has it; '' for no parts."""
     return request.by if request.by is not None else base.by if base is not None else ""
 
 
 def _parts(request: Request, manifest: Manifest, head: Commit) -> dict[str, Sequence[int]]:
-    """The shards of each value. Raises `UsageError` where values are too many or make no names."""
+    """Returns the indices of each part's shards; raises `UsageError` for values that cannot be."""
     label = request.rules.label
     if label is None:
         return {}
@@ -218,8 +253,8 @@ def _parts(request: Request, manifest: Manifest, head: Commit) -> dict[str, Sequ
         )
     if len(parts) > MAX_PARTS:
         raise UsageError(
-            f"{label} has {len(parts):,} values ({', '.join(list(parts)[:3])}, …); parts are "
-            f"made by at most {MAX_PARTS:,}"
+            f"{label} has {len(parts):,} values ({', '.join(list(parts)[:3])}, …); a dataset can "
+            f"have at most {MAX_PARTS:,} parts"
         )
     values: dict[str, str] = {}
     for value in parts:
@@ -234,7 +269,7 @@ def _parts(request: Request, manifest: Manifest, head: Commit) -> dict[str, Sequ
     return dict(parts)
 
 
-def _holds(
+def _is_up_to_date(
     catalogue: Catalogue,
     request: Request,
     base: Version,
@@ -242,9 +277,7 @@ def _holds(
     job: ShardJob,
     head: Commit,
 ) -> bool:
-    """Whether the catalogue's version is of these candidates, and all files of it and of its parts
-    are there.
-    """
+    """Returns whether `base` has this manifest, and all its files and its parts' files exist."""
     stated = (base.manifest, base.products, base.by)
     if stated != (manifest.digest, job.recipe.products, request.by or ""):
         return False
@@ -257,6 +290,7 @@ def _holds(
 
 
 def _known_ranges(catalogue: Catalogue, asked: str | None) -> dict[str, str]:
+    """Returns the uri of the ranges by their digest, if `asked` is a digest of the catalogue's."""
     uri = catalogue.ranges_uri(asked) if asked and asked.isalnum() else None
     return {asked: uri} if asked and uri and storage.exists(uri) else {}
 
@@ -264,7 +298,7 @@ def _known_ranges(catalogue: Catalogue, asked: str | None) -> dict[str, str]:
 def _previous(
     catalogue: Catalogue, name: str, spec_digest: str, base: Version | None
 ) -> Manifest | None:
-    """The plan to keep shards of: the one last begun here, else the one committed."""
+    """Returns the manifest whose shards are kept: the one last planned, else the one committed."""
     planned = catalogue.planned(name, spec_digest)
     if planned is not None:
         return planned[0]
@@ -273,71 +307,30 @@ def _previous(
     try:
         return catalogue.manifest(name, base)
     except SourceError:
-        return None  # lost: planned from the listing alone, as at first
+        return None  # it is lost, so the new plan starts from the listing alone
 
 
-def _store(uri: str, data: Data, stands: Callable[[Data], bool]) -> Data:
-    """Put an object that is named for its content, over a damaged one too; what then is there.
+def unchanged_result(catalogue: Catalogue, plan: DatasetPlan, head: Commit) -> Result:
+    """Returns the result of a request whose dataset is up to date.
 
-    One that `stands` keeps its bytes. It is written again all the same: it becomes young, and so
-    safe from a collection that runs beside this build.
+    Args:
+        catalogue: Where the dataset is.
+        plan: Its plan.
+        head: The newest commit.
+
+    Raises:
+        CorruptFile: The plan has no version to be up to date with.
     """
-    if storage.create(uri, data):
-        return data
-    there = storage.read_on_disk(uri)
-    kept = there if stands(there) else data
-    storage.replace(uri, kept)
-    return kept
-
-
-def store_manifest(uri: str, data: Data, digest: str) -> Data:
-    """A sound one stays as it is, since its notes on the listing are in no digest."""
-
-    def stands(there: Data) -> bool:
-        try:
-            return Manifest.decode(there, uri).digest == digest
-        except CorruptFile:
-            return False
-
-    return _store(uri, data, stands)
-
-
-def store_version(
-    catalogue: Catalogue, name: str, spec: str, digest: str, files: Mapping[str, bytes]
-) -> dict[str, Data]:
-    """What commits state of a version stays as it is: where the dataset comes back to an earlier
-    state, another release of a library may write the same numbers in other bytes.
-    """
-
-    @functools.cache
-    def committed() -> Mapping[str, str]:
-        for commit in catalogue.log():
-            version = commit.datasets.get(name, {}).get(spec)
-            if version is not None and version.dna == digest:
-                return version.sha256
-        return {}
-
-    def store(kind: str, data: bytes) -> Data:
-        def stands(there: Data) -> bool:
-            found = sha256(there)
-            return found != sha256(data) and found == committed().get(kind)
-
-        return _store(catalogue.uri(kind, spec, name, digest), data, stands)
-
-    return {kind: store(kind, data) for kind, data in files.items()}
-
-
-def unchanged_result(catalogue: Catalogue, p: DatasetPlan, head: Commit) -> Result:
-    if p.base is None:
-        raise CorruptFile(f"{p.request.name} has no version to be unchanged from")
-    failures = tuple(catalogue.failures(p.request.name, p.base)) if p.base.failed else ()
+    name, base = plan.request.name, plan.base
+    if base is None:
+        raise CorruptFile(f"{name} was planned as up to date, but has no version")
     return Result(
-        p.request.name,
-        p.base,
-        False,
-        0,
-        failures,
-        dict(p.manifest.ignored),
-        p.manifest.duplicates,
-        parts_of(head, p.request.name, p.base.spec),
+        name,
+        base,
+        changed=False,
+        counted_shards=0,
+        failures=tuple(catalogue.failures(name, base)) if base.failed else (),
+        ignored=dict(plan.manifest.ignored),
+        duplicates=plan.manifest.duplicates,
+        parts=parts_of(head, name, base.spec),
     )

@@ -1,4 +1,4 @@
-"""building.quantile_search: TODO-DOC"""
+"""Finds quantiles of every neuron's activations by counting in ever narrower ranges."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ from pipeline.errors import UsageError
 MAX_BINS = 4096
 
 MAX_CELLS = 2**25
-"""Of one thread's table: 256 MiB. Larger networks are counted in fewer bins."""
+"""The most cells of one thread's table (256 MiB). Larger networks are counted in fewer bins."""
 
 PASSES = 4
+"""The most passes over the images."""
 
 RESOLUTION = 0.01
-"""Of a quantile, in widths of the range between the two."""
+"""How closely a quantile is to be found, as a share of the distance between the two."""
 
 Count = Callable[[Ranges, int], DNA]
-"""Counts the same activations in these ranges and so many bins."""
+"""Counts the same activations in the given ranges and number of bins."""
 
 
 def extremes(dna: DNA) -> Ranges:
-    """The least and greatest finite activation of every neuron.
+    """Returns the least and greatest finite activation of every neuron.
 
-    Raises `UsageError` naming the first neuron that had none.
+    Args:
+        dna: Holds both, beside its counts.
+
+    Raises:
+        UsageError: A neuron had no finite activation; the message names it.
     """
     taps = tuple((tap.name, tap.neurons) for tap in dna.spec.taps)
     silent = np.flatnonzero(~(np.isfinite(dna.min) & np.isfinite(dna.max)))
@@ -42,16 +47,20 @@ def extremes(dna: DNA) -> Ranges:
     return Ranges(taps, dna.min.astype(np.float64), dna.max.astype(np.float64))
 
 
-# Quantiles.
-
-
 @dataclass(frozen=True, eq=False)
 class Quantiles:
-    """Per neuron, the activations below which, and above which, less than a share of all lie.
+    """The lower and upper quantile of each neuron's activations, and how closely they are known.
 
-    Each end stands outside of the true one, by at most `resolution` of the width between the two in
-    the worst of the neurons that were resolved to `RESOLUTION`. `unresolved` others were not; none
-    is off by more than `coarsest` of its width from the least activation to the greatest.
+    The bounds of a range are never inside the true quantiles, only at or outside of them.
+
+    Attributes:
+        ranges: From the lower quantile to the upper one, for each neuron.
+        resolution: The largest error among the neurons that were resolved to `RESOLUTION`, as a
+            share of the distance between the two quantiles.
+        unresolved: How many neurons were not resolved so closely.
+        coarsest: The largest error of all neurons, as a share of the distance between the least
+            and the greatest activation.
+        passes: How many passes it took.
     """
 
     ranges: Ranges
@@ -62,7 +71,7 @@ class Quantiles:
 
     @property
     def stated(self) -> dict[str, float | int]:
-        """For a file's metadata."""
+        """The numbers, for a file's metadata."""
         return {
             "resolution": self.resolution,
             "unresolved": self.unresolved,
@@ -73,9 +82,9 @@ class Quantiles:
 
 @dataclass(frozen=True, eq=False)
 class _Brackets:
-    """(N,) each: the lower quantile is in [a, b], the upper one in [c, d].
+    """Where the quantiles are: the lower one in [a, b], the upper one in [c, d].
 
-    All are float32 numbers, as activations are, held in float64.
+    Each array has shape (N,), and holds float32 numbers, as activations are, in float64.
     """
 
     a: Floats
@@ -89,7 +98,7 @@ class _Brackets:
 
     @property
     def between(self) -> Floats:
-        """The least that the quantiles lie apart."""
+        """The smallest distance that the two quantiles can have."""
         return np.maximum(self.c - self.b, 0.0)
 
     @property
@@ -100,11 +109,20 @@ class _Brackets:
 def quantiles(
     least_to_greatest: Ranges, finite: Ints, quantile: float, count: Count, bins: int = MAX_BINS
 ) -> Quantiles:
-    """Between the `quantile` and the `1 - quantile` quantile of each neuron's activations.
+    """Finds the quantiles `quantile` and `1 - quantile` of each neuron's activations.
 
-    `finite` (N,): how many activations a neuron has. A quantile is an activation that was observed:
-    the one at rank `ceil(quantile * finite)`, from below and from above (numpy's method
-    `inverted_cdf`). At most `PASSES` calls of `count`.
+    A quantile is an activation that was observed: the one at rank `ceil(quantile * finite)`, from
+    below and from above (numpy's method `inverted_cdf`).
+
+    Args:
+        least_to_greatest: The least and greatest activation of each neuron.
+        finite: How many finite activations each neuron has, shape (N,).
+        quantile: The share of activations below the lower quantile, and above the upper one.
+        count: Counts the activations in given ranges; called at most `PASSES` times.
+        bins: The number of bins to count in.
+
+    Returns:
+        The quantiles, and how closely they are known.
     """
     share = Fraction(str(quantile))
     distinct, where = np.unique(finite, return_inverse=True)
@@ -128,15 +146,17 @@ def quantiles(
 
 
 def _worst(width: Floats, whole: Floats) -> float:
+    """Returns the largest share of `width` in `whole`."""
     share = np.divide(width, whole, out=np.zeros_like(width), where=width > 0)
     return float(share.max(initial=0.0))
 
 
 def _window(brackets: _Brackets) -> tuple[Floats, Floats]:
-    """Where to count next: from the lower quantile's bracket to the upper one's, ends left out.
+    """Returns where to count next: from the lower bracket to the upper one, without their ends.
 
-    The ends fall to underflow and overflow, which thus tell whether a quantile is the end itself,
-    as where a neuron is mostly at the floor of its activation function.
+    Values at the ends are counted as underflow and overflow. These two counts tell whether a
+    quantile is at the end itself, as for a neuron that is mostly at the floor of its activation
+    function.
     """
     low, high = _next(brackets.a, 1), _next(brackets.d, -1)
     room = low < high
@@ -144,6 +164,7 @@ def _window(brackets: _Brackets) -> tuple[Floats, Floats]:
 
 
 def _narrowed(old: _Brackets, dna: DNA, rank: Ints) -> _Brackets:
+    """Returns the brackets that the counts of one more pass leave possible."""
     low, high, bins = dna.low, dna.high, dna.counts.shape[1]
     step = (high - low) / bins
     slack = 8 * np.spacing(np.maximum(abs(low), abs(high)))  # more than all rounding of the rule
@@ -169,21 +190,23 @@ def _narrowed(old: _Brackets, dna: DNA, rank: Ints) -> _Brackets:
 
 
 def _reached(before: Ints, counts: Ints, rank: Ints) -> Ints:
-    """The bin in which the sum of `before` and the bins comes to `rank`: -1 for `before` itself,
-    the number of bins where it never does."""
+    """Returns the bin in which the running sum, which starts at `before`, reaches `rank`.
+
+    It is -1 if `before` reaches it, and the number of bins if nothing does.
+    """
     short = before[:, None] + np.cumsum(counts, axis=1) < rank[:, None]
     index: Ints = short.sum(axis=1)
     return np.where(before >= rank, -1, index)
 
 
 def _next(values: Floats, direction: int) -> Floats:
-    """The float32 number next to each, upwards or downwards."""
+    """Returns the next float32 number above (1) or below (-1) each value."""
     with np.errstate(over="ignore"):
         near = np.nextafter(values.astype(np.float32), np.float32(direction * np.inf))
     return near.astype(np.float64)
 
 
 def _round32(values: Floats, direction: int) -> Floats:
-    """The nearest float32 number that is not below (1), or not above (-1)."""
+    """Returns the nearest float32 number that is not below (1), or not above (-1), each value."""
     near = values.astype(np.float32).astype(np.float64)
     return np.where((values - near) * direction > 0, _next(near, direction), near)

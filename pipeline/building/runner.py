@@ -1,4 +1,4 @@
-"""building.runner: TODO-DOC"""
+"""Runs the shards that are not counted yet, and tells what could not be counted."""
 
 from __future__ import annotations
 
@@ -14,26 +14,37 @@ from pipeline.events import Listener, Retried, Started, StepDone, StepFailed, st
 from pipeline.sources import Manifest
 
 TRIES = 2
-"""Rounds over the shards that could not be counted, in one run."""
+"""How many times a shard is tried in one run."""
 
 
-def not_counted(name: str, shards: int, failed: Sequence[Receipt]) -> VdnaError:
-    """What to raise of so many shards, some of which failed."""
+def counting_error(name: str, shards: int, failed: Sequence[Receipt]) -> VdnaError:
+    """Returns the error to raise if some shards could not be counted.
+
+    Args:
+        name: The dataset or source that the message names.
+        shards: How many shards there are.
+        failed: The receipts of those that could not be counted.
+
+    Returns:
+        A `TransientError` if a rerun may succeed, else a `VdnaError`.
+    """
     some = f"{name}: {len(failed)} of {shards} shards could not be counted"
     lasting = [receipt for receipt in failed if not receipt.transient]
     if lasting:
         return VdnaError(f"{some}; nothing was committed. First: {lasting[0].error}")
     return TransientError(
-        f"{some}; nothing was skipped, rerun the same command to go on. First: {failed[0].error}"
+        f"{some}; nothing was skipped: rerun the same command to go on. First: {failed[0].error}"
     )
-
-
-# Counting.
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What became of a job's shards: how many were missing, and which could not be done now."""
+    """What became of a job's shards.
+
+    Attributes:
+        shards: How many shards were missing before.
+        errors: The receipts of those that could not be counted.
+    """
 
     shards: int
     errors: tuple[Receipt, ...]
@@ -42,7 +53,16 @@ class Ran:
 def run_missing(
     work: Sequence[tuple[ShardJob, Manifest]], engine: Engine, progress: Listener
 ) -> list[Ran]:
-    """Run the shards of all jobs that nothing is committed of, those that fail once again."""
+    """Runs the shards of all jobs that are not stored yet; those that fail are tried again.
+
+    Args:
+        work: The jobs, each with its manifest.
+        engine: Where the shards run.
+        progress: Is told of each shard.
+
+    Returns:
+        What became of each job's shards, in the order of the jobs.
+    """
     sizes = {(job.manifest_uri, h.index): h.candidates for job, plan in work for h in plan.heads}
     todo = [_missing(one) for one in work]
     left = [(job, i) for (job, _), missing in zip(work, todo, strict=True) for i in missing]
@@ -72,7 +92,7 @@ def run_missing(
 
 
 def _missing(one: tuple[ShardJob, Manifest]) -> list[int]:
-    """Shards of which nothing is committed, found by one listing."""
+    """Returns the indices of the shards that are not stored yet, found by one listing."""
     job, manifest = one
     prefix = storage.join(job.work_uri, "partials")
     try:
@@ -85,7 +105,13 @@ def _missing(one: tuple[ShardJob, Manifest]) -> list[int]:
 
 @dataclass(frozen=True)
 class CountedDataset:
-    """What became of a plan's shards: how many were counted now, and which could not be."""
+    """What became of a plan's shards.
+
+    Attributes:
+        plan: The plan.
+        shards: How many shards were counted now.
+        errors: The receipts of those that could not be counted.
+    """
 
     plan: DatasetPlan
     shards: int = 0
@@ -93,14 +119,23 @@ class CountedDataset:
 
     @property
     def changed(self) -> bool:
-        """Whether all that stands in the way is that the source is no longer as it was listed."""
+        """Whether shards failed, all of them because the source changed since it was listed."""
         return bool(self.errors) and all(receipt.changed for receipt in self.errors)
 
 
 def count_shards(
     plans: Sequence[DatasetPlan], engine: Engine, progress: Listener
 ) -> dict[str, CountedDataset]:
-    """Run the missing shards of all plans; what became of each, by the name of its dataset."""
+    """Runs the missing shards of all plans.
+
+    Args:
+        plans: The plans, of different datasets.
+        engine: Where the shards run.
+        progress: Is told of each shard.
+
+    Returns:
+        What became of each plan's shards, by the name of its dataset.
+    """
     pending = [p for p in plans if not p.up_to_date]
     ran = run_missing([(p.job, p.manifest) for p in pending], engine, progress)
     counted = {p.request.name: CountedDataset(p) for p in plans}

@@ -32,7 +32,7 @@ from pipeline.comparing.significance import (
     splits,
 )
 from pipeline.dna import DNA, Floats, Ints
-from pipeline.sources import FOLDS
+from pipeline.spec import FOLDS
 
 SPLITS = FOLDS - 1
 """Balanced ways to cut that many folds in halves; see `significance.splits`."""

@@ -48,8 +48,7 @@ from pipeline.dna import (
     encode_sealed,
 )
 from pipeline.errors import CorruptFile, SourceError
-from pipeline.sources import FOLDS
-from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
+from pipeline.spec import FOLDS, LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
 TILE = Kind("tile")
 

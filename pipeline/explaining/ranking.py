@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.building import (
     Request,
+    counting_error,
     make_spec,
-    not_counted,
     require_apart,
     require_few_failures,
     require_shared,
@@ -175,7 +175,7 @@ def rank(
     job = _job(catalogue, recipe, manifest)
     (ran,) = run_missing([(job, manifest)], engine, progress)
     if ran.errors:
-        raise not_counted(f"{source} to {name}", len(manifest.heads), ran.errors)
+        raise counting_error(f"{source} to {name}", len(manifest.heads), ran.errors)
     with RankingOrder(manifest, job, chosen) as order:
         order.load()
         ranked, failed, undefined = order.totals()

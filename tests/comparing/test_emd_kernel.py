@@ -30,8 +30,7 @@ from pipeline.comparing import (
 from pipeline.comparing import emd_kernel as pairwise
 from pipeline.dna import DNA, Lens
 from pipeline.errors import SpecMismatch, UsageError
-from pipeline.sources import FOLDS
-from pipeline.spec import Tap
+from pipeline.spec import FOLDS, Tap
 from tests.support.builders import random_dna, tiny_spec
 
 

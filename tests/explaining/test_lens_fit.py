@@ -420,7 +420,7 @@ def test_a_focus_among_a_layer_s_neurons_is_seen_by_them(
 def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> None:
     root = ["-c", place.root]
     said = run("choose", "head", "--layer", "head", *root)
-    assert "8 neurons, alike" in said
+    assert "8 neurons of equal weight" in said
     among = [f"fresh/{name}" for name in ("none", "fog", "dark")]
     through_it = compare(place, among, lens=find_lens(place, "head", SPEC))
     assert through_it.of() == pytest.approx(compare(place, among).of("head"))
@@ -430,7 +430,7 @@ def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> No
     again = json.loads(run(*words))
     assert (again["uri"], again["replaced"]) == (both["uri"], None)
     other = run("choose", "b", "--layer", "stem", *root)
-    assert f"note: b was {both['uri']} until now, which stays" in other
+    assert f"note: b was {both['uri']} before; that file stays" in other
     stays = compare(place, among, lens=find_lens(place, both["uri"], SPEC))
     assert stays.of() != pytest.approx(compare(place, among, lens=find_lens(place, "b", SPEC)).of())
     done = CliRunner().invoke(app, ["lens", "choose", "x.parquet", "--layer", "head", *root])

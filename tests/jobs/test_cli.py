@@ -24,12 +24,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from jobs.app import app
-from jobs.compare import rows_of
 from jobs.shell import Rows, print_json
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import all_pairs
 from pipeline.errors import StorageError
 from pipeline.networks import describe
+from pipeline.reporting import matrix_rows
 from tests.reporting.test_report import matrix_of, with_estimates
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, write_photos
@@ -621,7 +621,7 @@ def test_a_matrix_as_json_is_printed_row_by_row(
     matrix.emd[1, 2, 3] = float("nan")
     rows = matrix.table.to_pylist()
     tracemalloc.start()
-    assert all(row == expected for row, expected in zip(rows_of(matrix), rows, strict=True))
+    assert all(row == expected for row, expected in zip(matrix_rows(matrix), rows, strict=True))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20 * 4  # and not some 8 MiB for every 4,000 rows
@@ -637,8 +637,8 @@ def test_a_matrix_as_json_is_printed_row_by_row(
         print_json({"z": 1, "rows": Rows(iter(some))})
         assert capsys.readouterr().out == whole
     print_json(Rows(telling()))
-    monkeypatch.setattr("jobs.compare.ROWS", 3)
-    assert list(rows_of(matrix)) == rows
+    monkeypatch.setattr("pipeline.reporting.outcomes.ROWS", 3)
+    assert list(matrix_rows(matrix)) == rows
     given: list[Any] = []
     for command in ("compare", "refresh"):
         monkeypatch.setattr(f"jobs.{command}.print_json", given.append)
@@ -677,7 +677,7 @@ def test_a_build_of_another_source_than_before_says_so(photos: Path, tmp_path: P
     build("x", tmp_path / "day.txt", place, *SMALL)
     assert vdna_json("show", "x", "-c", place)["source"] == str(tmp_path / "day.txt")
     said = build("x", tmp_path / "night.txt", place, *SMALL).stderr
-    assert f"x: was of {tmp_path}/day.txt, and is of {tmp_path}/night.txt now" in said
+    assert f"x: its source was {tmp_path}/day.txt, and is {tmp_path}/night.txt now" in said
 
 
 def test_compare_says_which_datasets_may_share_images(photos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""Says what a lens was fitted to and how it does on other images: as lines, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.dna import Lens, neuron_name
+from pipeline.errors import VdnaError
+from pipeline.explaining import FittedLens, Score
+from pipeline.storage import Stored
+
+HEAVIEST = 20
+"""How many neurons of a lens are shown."""
+
+LISTED = 3
+"""How many datasets and scores of a lens are listed."""
+
+TOLERANCE = 0.2
+"""How far a score may be from what was asked for."""
+
+WISHES = {"focus": "seen", "ignored": "ignored", "kept": "kept"}
+
+COLUMNS = ("name", "kind", "neurons", "written", "fitted on", "held out: through / plain")
+
+
+def lens_json(lens: Lens) -> dict[str, Any]:
+    """Returns what a lens is and where it comes from, for JSON."""
+    return {
+        "name": lens.name,
+        "digest": lens.digest,
+        "neurons": int((lens.weights != 0).sum()),
+        "negative": int((lens.weights < 0).sum()),
+        **lens.provenance,
+    }
+
+
+def fit_lines(fitted: FittedLens) -> list[str]:
+    """Returns how a lens does on images that it was not fitted to."""
+    lines = [_score_line(score) for score in fitted.scores]
+    seen = {score.role for score in fitted.scores if score.seen}
+    if all(score.role == "focus" for score in fitted.scores):
+        return lines
+    if "ignored" not in seen:
+        return [*lines, "no attribute that is to be ignored is seen: the lens is of no use"]
+    kept = "no attribute that is to be kept is seen"
+    if "kept" in seen:
+        kept = f"what is kept changes by {fitted.change:.1%}"
+    gone = f"{fitted.suppression:.1%} of what is ignored is gone"
+    return [*lines, f"held out: {gone}, {kept} (means of the attributes that are seen)"]
+
+
+def _score_line(score: Score) -> str:
+    wish = WISHES[score.role]
+    if not score.seen:
+        return f"{score.attribute}: to be {wish}; its signal is under the floor of so few images"
+    return (
+        f"{score.attribute}: to be {wish}; through the lens {score.through:.1%} of its "
+        f"{score.plain:.2f} bins, held out{'' if _is_as_wished(score) else ' - NOT as wished'}"
+    )
+
+
+def _is_as_wished(score: Score) -> bool:
+    if score.role == "focus":
+        return score.through > 1
+    return abs(score.through - (score.role == "kept")) < TOLERANCE
+
+
+def heaviest_neurons(lens: Lens) -> dict[str, float]:
+    """Returns the neurons of the largest weights, by magnitude, and their weights."""
+    order = np.argsort(-np.abs(lens.weights), kind="stable")[:HEAVIEST].tolist()
+    weights = {neuron_name(lens.taps, at): float(lens.weights[at]) for at in order}
+    return {neuron: weight for neuron, weight in weights.items() if weight}
+
+
+def lens_lines(lens: Lens) -> list[str]:
+    """Returns what a lens was fitted to, how it does, and the neurons that it weighs most."""
+    stated, origin = lens_json(lens), lens.provenance
+    lines = [f"{lens.name}: {stated['neurons']:,} neurons weighed, {stated['negative']:,} below 0"]
+    if origin:
+        how = [f"{key} {origin[key]}" for key in ("by", "top") if origin.get(key)]
+        lines.append(f"fitted to {origin['kind']}, {', '.join(how)}, by {origin['software']}")
+        lines += [
+            f"  {dataset}: {origin['images'][dataset]:,} images (dna {dna[:12]})"
+            for dataset, dna in origin["members"].items()
+        ]
+    lines += [_score_line(Score(**score)) for score in origin.get("held_out", ())]
+    return lines + [f"  {name}  {weight:+.3g}" for name, weight in heaviest_neurons(lens).items()]
+
+
+def listed_lens(name: str, stored: Stored) -> dict[str, Any]:
+    """Returns what the file of a lens says of itself, or why it cannot be read, for JSON."""
+    row: dict[str, Any] = {"name": name, "uri": stored.uri, "written": stored.modified}
+    try:
+        stated = Lens.stated(storage.read(stored.uri), stored.uri)
+        provenance = stated["provenance"]
+        return {
+            **row,
+            "written": stated.get("written", stored.modified),
+            "kind": str(provenance.get("kind", "weights")),
+            "neurons": stated["neurons"],
+            "fitted_on": {name: int(n) for name, n in provenance.get("images", {}).items()},
+            "held_out": [asdict(Score(**score)) for score in provenance.get("held_out", ())],
+        }
+    except VdnaError as error:
+        return {**row, "problem": str(error)}
+    except (AttributeError, TypeError, ValueError) as error:
+        return {**row, "problem": f"{stored.uri}: its provenance is none of ours: {error}"}
+
+
+def lens_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the lines of a table of lenses, as `listed_lens` describes each."""
+    cells = [COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(COLUMNS))]
+    return [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    written = f"{row['written']:%Y-%m-%d %H:%M}" if row["written"] else ""
+    if "problem" in row:
+        return row["name"], "unreadable", "", written, row["problem"], ""
+    fitted = [f"{name} ({images:,})" for name, images in row["fitted_on"].items()]
+    scores = [
+        f"{score['role']} {score['attribute']} {score['through']:.2f}"
+        if score["seen"]
+        else f"{score['role']} {score['attribute']} not seen"
+        for score in row["held_out"]
+    ]
+    neurons = f"{row['neurons']:,}"
+    return row["name"], row["kind"], neurons, written, _first(fitted), _first(scores)
+
+
+def _first(items: list[str]) -> str:
+    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return ", ".join(items[:LISTED]) + more

@@ -1,0 +1,167 @@
+"""Says what became of a build, a calibration, a ranking or a matrix: as lines, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from pipeline.building import Calibration, Result
+from pipeline.comparing import Matrix
+from pipeline.dna import UNIFORM
+from pipeline.explaining import RankedImage, Ranking, column_of
+from pipeline.sources import label_of
+
+LISTED = 10
+"""How many failures or parts are listed."""
+
+ROWS = 4096
+"""How many rows of a matrix are dictionaries at a time."""
+
+
+def build_json(result: Result) -> dict[str, object]:
+    """Returns what became of a build, for JSON."""
+    return {
+        "name": result.name,
+        "changed": result.changed,
+        "counted_shards": result.counted_shards,
+        "ignored": result.ignored,
+        "duplicates": result.duplicates,
+        "failures": [asdict(failure) for failure in result.failures],
+        "parts": {name: asdict(version) for name, version in result.parts.items()},
+        **asdict(result.version),
+    }
+
+
+def build_sentence(result: Result) -> str:
+    """Returns what became of a build in one line."""
+    version = result.version
+    notes = [f"{version.images:,} images"]
+    notes += [f"{version.failed:,} could not be read"] if version.failed else []
+    notes += _left_out(result.ignored, result.duplicates)
+    notes += [f"{len(result.parts):,} parts by {label_of(version.by)}"] if result.parts else []
+    state = "committed" if result.changed else "nothing to do, the source has not changed"
+    return f"{result.name}: {', '.join(notes)}; {state} (dna {version.dna[:12]})"
+
+
+def build_lines(result: Result) -> list[str]:
+    """Returns what became of a build, with its first failures and parts."""
+    lines = [build_sentence(result)]
+    lines += [f"  not counted: {failure}" for failure in result.failures[:LISTED]]
+    parts = list(result.parts.items())
+    lines += [f"  {name}: {version.images:,} images" for name, version in parts[:LISTED]]
+    if len(parts) > LISTED:
+        lines.append(f"  … and {len(parts) - LISTED:,} more (`vdna ls`)")
+    return lines
+
+
+def calibration_json(measured: Calibration) -> dict[str, object]:
+    """Returns what a calibration measured, for JSON."""
+    return {
+        "digest": measured.ranges.digest,
+        "images": measured.images,
+        "failed": len(measured.failures),
+        "failures": [asdict(failure) for failure in measured.failures],
+        "ignored": measured.ignored,
+        "duplicates": measured.duplicates,
+        "nonfinite": measured.nonfinite,
+        "quantile": measured.quantile,
+        **(measured.found.stated if measured.found else {}),
+    }
+
+
+def calibration_sentence(measured: Calibration) -> str:
+    """Returns what a calibration measured in one line."""
+    notes = [f"{len(measured.failures):,} could not be read"]
+    notes += _left_out(measured.ignored, measured.duplicates)
+    notes += [f"{measured.nonfinite:,} activations not finite"] if measured.nonfinite else []
+    if found := measured.found:
+        notes += [f"from quantile {measured.quantile:g}, to {found.resolution:.1%} of the range"]
+        notes += [f"{found.unresolved:,} neurons less closely"] if found.unresolved else []
+    return f"ranges {measured.ranges.digest} of {measured.images:,} images ({', '.join(notes)})"
+
+
+def ranking_json(ranking: Ranking) -> dict[str, object]:
+    """Returns a ranking for JSON, with the images that it holds of either end."""
+    return {
+        "source": ranking.source,
+        "to": ranking.name,
+        "dna": ranking.version.dna,
+        "spec": ranking.version.spec,
+        "commit": ranking.commit,
+        "lens": ranking.lens,
+        "layers": ranking.layers,
+        "ranked": ranking.ranked,
+        "failed": ranking.failed,
+        "undefined": ranking.undefined,
+        "nearest": [_ranked_row(image, ranking) for image in ranking.nearest],
+        "farthest": [_ranked_row(image, ranking) for image in ranking.farthest],
+        "errors": [vars(image) for image in ranking.unranked],
+        "counted_shards": ranking.counted_shards,
+        "ignored": dict(ranking.ignored),
+        "duplicates": ranking.duplicates,
+        "notes": ranking.notes,
+    }
+
+
+def _ranked_row(image: RankedImage, ranking: Ranking) -> dict[str, Any]:
+    """Returns the columns of the ranking's file."""
+    named = zip(ranking.layers, image.layers, strict=True)
+    return {
+        "uri": image.entry.uri,
+        "member": image.entry.member,
+        "rank": image.rank,
+        "emd": image.emd,
+        **{column_of(layer): distance for layer, distance in named},
+    }
+
+
+def ranking_lines(ranking: Ranking) -> list[str]:
+    """Returns the images of either end, and how many were ranked."""
+    width = len(f"{ranking.ranked:,}") + 2
+    columns = f" ({', '.join(('in all', *ranking.layers))})" if ranking.layers else ""
+    rest = [image for image in ranking.farthest if image.rank > len(ranking.nearest)]
+    lines = []
+    for end, images in (("nearest to", ranking.nearest), ("farthest from", rest)):
+        lines += [f"{end} {ranking.name}, in bins{columns}:"] if images else []
+        for image in images:
+            distances = "".join(f"  {each:8.2f}" for each in (image.emd, *image.layers))
+            lines.append(f"{image.rank:>{width},}{distances}  {image.name}")
+    lines.append(ranking_sentence(ranking))
+    lines += [f"  not ranked: {image}" for image in ranking.unranked]
+    return lines + [f"note: {note}" for note in ranking.notes]
+
+
+def ranking_sentence(ranking: Ranking) -> str:
+    """Returns how many images were ranked, and how many were not, in one line."""
+    dataset = f"{ranking.name} (dna {ranking.version.dna[:12]})"
+    through = f" through lens {ranking.lens}" if ranking.lens != UNIFORM else ""
+    notes = [f"{ranking.ranked:,} images ranked by their distance to {dataset}{through}"]
+    notes += [f"{ranking.failed:,} could not be read"] if ranking.failed else []
+    notes += [f"{ranking.undefined:,} without a distance"] if ranking.undefined else []
+    return ", ".join(notes + _left_out(ranking.ignored, ranking.duplicates))
+
+
+def _left_out(ignored: Mapping[str, int], duplicates: int) -> list[str]:
+    others = sum(ignored.values())
+    notes = [f"{others:,} files of other kinds ignored"] if others else []
+    return notes + ([f"{duplicates:,} duplicates dropped"] if duplicates else [])
+
+
+def matrix_rows(matrix: Matrix) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a matrix's table, in its order, for JSON.
+
+    All of them may be gigabytes, so only some are dictionaries at a time.
+    """
+    for at, plane in enumerate(matrix.planes):
+        one = slice(at, at + 1)
+        here = replace(
+            matrix,
+            layers=(plane,),
+            emd=matrix.emd[one],
+            nfd=matrix.nfd[one],
+            fd=matrix.fd[one],
+            estimates={column: values[one] for column, values in matrix.estimates.items()},
+        )
+        for batch in here.table.to_batches(max_chunksize=ROWS):
+            yield from batch.to_pylist()
