@@ -1,12 +1,12 @@
-"""Pixels -> activations: a frozen, pretrained network with named taps.
+"""Runs a frozen, pretrained network and shows what its taps put out.
 
     >>> net = describe("efficientnet_lite0")                          # doctest: +SKIP
     >>> Extractor(net).observe(pixels, lambda i, x: print(net.taps[i].name, x.shape))
 
-`pipeline.networks` says what a name means; an `Extractor` owns weights and is built where it is
-used. The network runs in channels-last order, with batch norms folded into the convolutions where
-`Network.folded` says so, always on micro-batches of one shape, so that an image's activations do
-not depend on its neighbours.
+`pipeline.networks` says what a name means. An `Extractor` owns weights and is built where it is
+used. The network runs in channels-last order, with batch norms folded into convolutions if
+`Network.folded` says so, and always on micro-batches of one shape, so that an image's activations
+do not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -29,16 +29,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 MICRO_BATCH = {"cpu": 8, "cuda": 64}
-"""Images per forward pass. Part of the numerics: oneDNN and cuDNN pick kernels by shape."""
+"""Images per forward pass; part of the numerics, as oneDNN and cuDNN pick kernels by shape."""
 
 INTRA_OP_THREADS = 1
-"""On a CPU, threads of one forward pass: one, and as many passes at once as there are cores."""
+"""Threads of one forward pass on a CPU; as many passes run at once as there are cores."""
 
 Visit = Callable[[int, "torch.Tensor"], None]
 
 
 def numerics(network: Network, device: str) -> Numerics:
-    """How the extractor computes a network on a device kind, `cpu` or `cuda`."""
+    """States how the extractor computes a network.
+
+    Args:
+        network: The network.
+        device: The kind of device, `cpu` or `cuda`.
+
+    Returns:
+        What may change the rounding of a count.
+    """
     libraries = ("numba", "numpy", "pillow", "timm", "torch", "torchvision")
     return Numerics(
         device=device,
@@ -54,7 +62,17 @@ class Extractor:
     """A network with its weights on a device, ready to be observed from several threads."""
 
     def __init__(self, network: Network, precision: Precision = "fp32", device: str = "cpu"):
-        """Raises `SpecMismatch` unless the weights and taps are those that `network` states."""
+        """Loads the weights and checks the taps.
+
+        Args:
+            network: The description of the network.
+            precision: The numbers that it computes with.
+            device: The kind of device, `cpu` or `cuda`.
+
+        Raises:
+            SpecMismatch: If the weights or the taps are not those that the description states.
+            UsageError: If there is no GPU that torch can use, or if a tapped module does not exist.
+        """
         import torch
 
         if device == "cuda" and not torch.cuda.is_available():
@@ -86,17 +104,24 @@ class Extractor:
 
     @property
     def micro_batch(self) -> int:
+        """Images per forward pass."""
         return MICRO_BATCH[self.device.type]
 
     @property
     def numerics(self) -> Numerics:
+        """How this extractor computes."""
         return numerics(self.network, self.device.type)
 
     def observe(self, pixels: NDArray[np.float32], visit: Visit) -> None:
-        """Run up to a micro-batch (B, height, width, 3), normalised, through the network.
+        """Runs up to a micro-batch through the network, and shows each tap's activations.
 
-        Calls `visit(index of the tap, activations (B, positions, neurons) float32)` for each tap
-        as it is computed; the tensor is only valid during the call.
+        Args:
+            pixels: Normalised images, float32 (B, height, width, 3).
+            visit: Called with the index of a tap and its activations, float32 (B, positions,
+                neurons), as soon as they are computed. The tensor is only valid during the call.
+
+        Raises:
+            ValueError: If there are no images, or more than a micro-batch.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""Activations -> counts: one rule, a kernel for CPUs and one for whatever device torch runs on.
+"""Counts activations by one rule, with a kernel for CPUs and one for any device of torch.
 
     >>> import numpy as np
     >>> counts = LayerCounts(low=np.array([0.0]), high=np.array([4.0]), bins=4)
@@ -22,8 +22,8 @@ Bins are closed below, the last one on both sides. In the range these are the co
 `torch.histc(v, bins, -1, 1)` in float64, as in the large path of vdna 0.1.1. A value exactly on an
 edge may land one bin low where v is rounded down; it does so in every kernel alike.
 
-Every value is counted on its own, so that counts depend on neither batch nor order. `LayerCounts`
-also sums each image's activations in the order of positions: its means are bit-equal in whatever
+Every value is counted on its own, so counts depend on neither batch nor order. `LayerCounts` also
+sums each image's activations in the order of positions: its means are bit-equal in whatever
 batch the image stands.
 """
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
 UNDERFLOW, OVERFLOW, NONFINITE = 0, 1, 2
-"""Columns of a table after its `bins`."""
+"""Columns of a table, counted from the end of its bins."""
 
 MAX_BINS = 1 << 20
 """Keeps a table's indices within int32."""
@@ -49,7 +49,7 @@ MAX_BINS = 1 << 20
 DEGENERATE_HALF_WIDTH = 1e-8
 
 BLOCK = 32
-"""Neurons counted at a time: their part of the table stays in the cache."""
+"""Neurons counted at a time, so that their part of the table stays in the cache."""
 
 TILE = 4096
 """Indices computed ahead of the increments: 16 KiB."""
@@ -60,8 +60,13 @@ Floats = NDArray[np.float64]
 class LayerCounts:
     """Counts of one layer, for one thread to add to.
 
-    `low`, `high`: float64 (C,). `table`: int64 (C, bins + 3). `minimum`, `maximum`: float32 (C,)
-    over the finite activations; +inf and -inf where there were none.
+    Attributes:
+        low: The lower end of each neuron's range, float64 (C,).
+        high: The upper end of each neuron's range, float64 (C,).
+        bins: How many bins a range is divided into.
+        table: int64 (C, bins + 3): the bins, then underflow, overflow and non-finite.
+        minimum: float32 (C,), of the finite activations; +inf if there were none.
+        maximum: float32 (C,), of the finite activations; -inf if there were none.
     """
 
     def __init__(self, low: Floats, high: Floats, bins: int) -> None:
@@ -74,9 +79,18 @@ class LayerCounts:
         self._scale = scale_of(self.low, self.high)
 
     def add(self, x: NDArray[np.float32]) -> Floats:
-        """Count activations (images, positions, C); returns the spatial means (images, C).
+        """Counts activations.
 
-        A mean with a NaN or an infinity in it is not finite.
+        Args:
+            x: C-contiguous float32 (images, positions, C).
+
+        Returns:
+            The mean over positions, float64 (images, C). If any activation is not finite, neither
+                is its
+            mean.
+
+        Raises:
+            UsageError: If the activations have another shape, type or order.
         """
         if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != len(self.low):
             raise UsageError(
@@ -96,7 +110,16 @@ class LayerCounts:
         minimum: NDArray[np.float32],
         maximum: NDArray[np.float32],
     ) -> None:
-        """Add what `count_torch` counted with the same ranges and bins."""
+        """Adds what `count_torch` counted with the same ranges and bins.
+
+        Args:
+            table: Its table.
+            minimum: Its minima.
+            maximum: Its maxima.
+
+        Raises:
+            UsageError: If the table has another shape.
+        """
         if table.shape != self.table.shape:
             raise UsageError(f"a table of shape {table.shape} added to one of {self.table.shape}")
         self.table += table
@@ -104,7 +127,14 @@ class LayerCounts:
         np.maximum(self.maximum, maximum, out=self.maximum)
 
     def merge(self, other: LayerCounts) -> None:
-        """Add what another thread counted of the same layer."""
+        """Adds what another thread counted of the same layer.
+
+        Args:
+            other: Its counts, which stay as they are.
+
+        Raises:
+            UsageError: If its ranges or bins differ.
+        """
         if not (np.array_equal(self.low, other.low) and np.array_equal(self.high, other.high)):
             raise UsageError("counts over different ranges do not add up")
         self.add_counted(other.table, other.minimum, other.maximum)
@@ -113,8 +143,17 @@ class LayerCounts:
 def bins_of(
     x: NDArray[np.float32], scale: tuple[Floats, Floats, Floats, Floats], bins: int
 ) -> NDArray[np.int32]:
-    """(C, positions) of an image's activations (positions, C), `scale` as `scale_of` makes it: the
-    bin of each, underflow in the first and overflow in the last; `bins` of what is not finite.
+    """Finds the bin of each activation of an image.
+
+    Args:
+        x: float32 (positions, C).
+        scale: As `scale_of` makes it.
+        bins: How many bins a range is divided into.
+
+    Returns:
+        int32 (C, positions). Underflow is in the first bin, overflow in the last; `bins` stands for
+            an
+        activation that is not finite.
     """
     out = np.empty(x.shape[::-1], np.int32)
     x = np.ascontiguousarray(x).view()
@@ -126,12 +165,24 @@ def bins_of(
 def count_torch(
     x: torch.Tensor, low: Floats, high: Floats, bins: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same rule in torch operations, on the device of `x` (images, positions, C) float32.
+    """Counts by the same rule in torch operations, on the device of the activations.
 
-    Returns table (C, bins + 3) int64, minimum and maximum (C,) float32, means (images, C) float64,
-    all on that device. Table, minimum and maximum equal the CPU kernel's; means are equal up to
-    the order of float64 additions. Needs a device with float64 (CUDA, not MPS). Its tests run on a
-    CPU: no GPU was at hand.
+    The table, minimum and maximum equal the CPU kernel's. Means are equal up to the order of
+    float64 additions. The device must have float64 (CUDA has, MPS has not).
+
+    Args:
+        x: float32 (images, positions, C).
+        low: The lower end of each neuron's range, float64 (C,).
+        high: The upper end of each neuron's range, float64 (C,).
+        bins: How many bins a range is divided into.
+
+    Returns:
+        The table, int64 (C, bins + 3); minimum and maximum, float32 (C,); means, float64 (images,
+            C).
+        All are on the device of `x`.
+
+    Raises:
+        UsageError: If the activations have another shape or type, or a range is not finite.
     """
     import torch
 
@@ -165,6 +216,20 @@ def count_torch(
 
 
 def checked_ranges(low: Floats, high: Floats, bins: int) -> tuple[Floats, Floats]:
+    """Checks ranges and the number of bins.
+
+    Args:
+        low: The lower end of each neuron's range (C,).
+        high: The upper end of each neuron's range (C,).
+        bins: How many bins a range is divided into.
+
+    Returns:
+        Copies of low and high in float64.
+
+    Raises:
+        UsageError: If a range is not finite or ends below its start, or bins are too few or too
+            many.
+    """
     low, high = np.array(low, np.float64), np.array(high, np.float64)
     if not 2 <= bins <= MAX_BINS:
         raise UsageError(f"bins is {bins}; it must be from 2 to {MAX_BINS}")
@@ -182,7 +247,15 @@ def checked_ranges(low: Floats, high: Floats, bins: int) -> tuple[Floats, Floats
 
 
 def scale_of(low: Floats, high: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Lowest and highest value in range, centre, half-width; (C,) each."""
+    """Computes what the rule needs of each range.
+
+    Args:
+        low: The lower end of each neuron's range, float64 (C,).
+        high: The upper end of each neuron's range, float64 (C,).
+
+    Returns:
+        The lowest and the highest value in range, the centre and the half-width; (C,) each.
+    """
     centre = (low + high) / 2
     half = (high - low) / 2
     point = half == 0
@@ -206,7 +279,7 @@ def _place(
     over: float,
     bad: float,
 ) -> float:
-    """The bin of a value, of `n` of which `last` is the last, or where it goes that has none."""
+    """Returns the bin of a value (of `n` bins, the last is `last`), or the column if outside."""
     at = (v - centre) / half
     # NaN fails every comparison, and so becomes -1: never an undefined cast.
     at = at if at > -1.0 else -1.0

@@ -1,13 +1,13 @@
-"""Partials -> folds and DNA: a tree over committed objects, and its checks.
+"""Sums partials into folds and a DNA: a tree over committed objects, with checks.
 
     >>> levels, folds = plan_folds(manifest, work_uri, spec.digest, PRODUCTS)    # doctest: +SKIP
     >>> for level in levels: list(engine.map(add_up, level))
     >>> compose(folds, manifest, PRODUCTS, "photos").digest
 
-Nodes are named by a hash of their inputs and created exclusively, so the tree resumes, and two
-jobs that reduce the same partials share it. Children are added in the order of the manifest, so
-float sums repeat to the last bit. What is summed is the manifest's list of shards, never what
-happens to lie under a prefix.
+Nodes are named by a hash of their inputs and created exclusively, so the tree resumes, and two jobs
+that reduce the same partials share it. Children are added in the order of the manifest, so float
+sums repeat to the last bit. The sum is over the manifest's list of shards, never over whatever lies
+under a prefix.
 """
 
 from __future__ import annotations
@@ -45,12 +45,18 @@ from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
 FAN_IN = 16
 
 LAST = 4
-"""Objects a fold may be left in for the last sum, which holds all folds' compressed."""
+"""How many objects of each fold are left for the last sum, which holds them all, compressed."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A sum to be made: of which objects, holding which shards, into which object."""
+    """A sum to be made.
+
+    Attributes:
+        uri: Where the sum goes.
+        children: The objects that are added.
+        shards: The keys of the shards that they hold.
+    """
 
     uri: str
     children: tuple[str, ...]
@@ -58,13 +64,19 @@ class Node:
 
 
 Leaf = tuple[str, tuple[str, ...]]
-"""An object and the shards that it holds."""
+"""The uri of an object, and the keys of the shards that it holds."""
 
 
 def tree(work_uri: str, leaves: Sequence[Leaf]) -> tuple[list[list[Node]], list[Leaf]]:
-    """Levels of sums from the leaves up, and the few objects that they end in.
+    """Plans the sums from the leaves up.
 
-    Those few are summed by `compose`; a small dataset needs no level at all.
+    Args:
+        work_uri: The folder of the sums.
+        leaves: The objects to add, with the shards that each holds.
+
+    Returns:
+        Levels of sums, and the few objects that they end in, which `compose` adds. A small dataset
+        needs no level at all.
     """
     levels: list[list[Node]] = []
     current = list(leaves)
@@ -87,7 +99,18 @@ def _node(work_uri: str, group: Sequence[Leaf]) -> Node:
 
 
 def add_up(node: Node) -> str:
-    """Make one node, unless it is there. Raises `OverlapError` or `CorruptFile` on a bad child."""
+    """Makes one node, unless it is there.
+
+    Args:
+        node: The sum to make.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        OverlapError: If two children hold the same shard.
+        CorruptFile: If a child is damaged, or the shards are not those planned.
+    """
     if not storage.exists(node.uri):
         total = fold_left(Partial.__add__, _of_one_spec(node.children))
         if total.shards != tuple(sorted(node.shards)):
@@ -100,7 +123,14 @@ def add_up(node: Node) -> str:
 
 
 def _of_one_spec(uris: Sequence[str]) -> Iterator[Partial]:
-    """Raises `SpecMismatch` with the names of two that were not made the same way."""
+    """Yields partials of one spec.
+
+    Yields:
+        The partials, in order.
+
+    Raises:
+        SpecMismatch: If two were not made the same way; the message names them.
+    """
     spec: Spec | None = None
     for uri in uris:
         partial = load_partial(uri)
@@ -110,7 +140,17 @@ def _of_one_spec(uris: Sequence[str]) -> Iterator[Partial]:
 
 
 def load_partial(uri: str) -> Partial:
-    """A shard's partial or a node. Raises `CorruptFile` where it is not what its name says."""
+    """Loads a shard's partial, or a node.
+
+    Args:
+        uri: Where it is.
+
+    Returns:
+        The partial.
+
+    Raises:
+        CorruptFile: If it is not what its name says.
+    """
     partial = Partial.decode(storage.read(uri), uri)
     name = uri.rpartition("/")[2].removesuffix(".parquet")
     if "/partials/" in uri and partial.shards != (name,):
@@ -120,7 +160,13 @@ def load_partial(uri: str) -> Partial:
 
 @dataclass(frozen=True)
 class Fold:
-    """The objects that sum up to a fold, in order, and the candidates that they account for."""
+    """A fold, as objects to add.
+
+    Attributes:
+        index: Its number.
+        parts: The objects that add up to it, in order.
+        candidates: How many candidates they account for.
+    """
 
     index: int
     parts: tuple[Leaf, ...]
@@ -130,7 +176,17 @@ class Fold:
 def plan_folds(
     manifest: Manifest, work_uri: str, spec_digest: str, products: Sequence[str]
 ) -> tuple[list[list[Node]], list[Fold]]:
-    """The levels of all folds' trees side by side, and the folds that they end in."""
+    """Plans the sums of all folds.
+
+    Args:
+        manifest: The manifest of the dataset.
+        work_uri: Where its partials and sums are.
+        spec_digest: The digest of the spec.
+        products: What is kept of each shard.
+
+    Returns:
+        The levels of all folds' trees side by side, and the folds that they end in.
+    """
     levels: list[list[Node]] = []
     folds = []
     for index, shards in manifest.folds().items():
@@ -146,7 +202,15 @@ def plan_folds(
 
 @dataclass(frozen=True)
 class Composed:
-    """A dataset version, ready to be stored: its files by kind, and the failures."""
+    """A dataset version, ready to be stored.
+
+    Attributes:
+        digest: The digest of the DNA.
+        images: How many images were counted.
+        failures: The images that could not be read.
+        numerics: How many images were counted with which numerics.
+        files: The files, by kind.
+    """
 
     digest: str
     images: int
@@ -158,12 +222,26 @@ class Composed:
 def compose(
     folds: Sequence[Fold], manifest: Manifest, products: Sequence[str], dataset: str
 ) -> Composed:
-    """The folds' parts -> the files of the DNA, its folds and, where the products have them, its
-    exemplars and its layers' Gaussians; one layer in memory at a time. Parts with scatter matrices
-    are large: they wait on this machine's disk.
+    """Adds the folds' parts up to the files of a dataset version.
 
-    Raises `ConservationError` unless every shard of the manifest is in exactly one part and every
-    candidate is counted or listed as a failure.
+    These are the DNA, its folds and, if the products have them, its exemplars and its layers'
+    Gaussians. One layer is in memory at a time. Parts with scatter matrices are large: they wait on
+    this machine's disk.
+
+    Args:
+        folds: The folds, as `plan_folds` planned them, all levels summed.
+        manifest: The manifest of the dataset.
+        products: What is kept of each shard.
+        dataset: The name of the dataset.
+
+    Returns:
+        The files and their digest.
+
+    Raises:
+        ConservationError: If a shard of the manifest is not in exactly one part, or a candidate is
+            neither counted nor listed as a failure.
+        OverlapError: If two folds hold the same shard.
+        CorruptFile: If a part does not hold what it should.
     """
     keep = storage.on_disk if LAYER_GAUSSIAN in products else lambda data: data
     files = {
@@ -251,7 +329,14 @@ def compose(
 def _exemplars(
     files: Mapping[str, DnaFile], products: Sequence[str], dataset: str
 ) -> Exemplars | None:
-    """Of all parts. Raises `CorruptFile` where they are not what the products say."""
+    """Adds the exemplars of all parts.
+
+    Returns:
+        The exemplars, or None if none are kept.
+
+    Raises:
+        CorruptFile: If they are not what the products say.
+    """
     wanted = Keep.of(products)
     found = [Exemplars.of_partial(file) for file in files.values()]
     if any((None if one is None else one.keep) != wanted for one in found):
@@ -268,7 +353,7 @@ def _add_all(parts: Iterable[DNA]) -> DNA:
 
 
 class ContentDigest:
-    """sha256 of a DNA's numbers, layer by layer in the spec's order, and of its totals."""
+    """The sha256 of a DNA's numbers, layer by layer in the spec's order, and of its totals."""
 
     def __init__(self, head: DNA) -> None:
         numerics = [[numerics.to_json(), count] for numerics, count in head.numerics]
@@ -277,19 +362,39 @@ class ContentDigest:
         self._hash = hashlib.sha256(text.encode())
 
     def add(self, dna: DNA) -> None:
+        """Takes in the numbers of the next layer."""
         hash_numbers(self._hash, dna)
 
     def hexdigest(self) -> str:
+        """Returns the digest of all that was taken in, hex."""
         return self._hash.hexdigest()
 
 
 def dna_digest(content: ContentDigest, manifest_digest: str, products: Sequence[str]) -> str:
-    """The name of a dataset version: its numbers, and the candidates that they are of."""
+    """Names a dataset version by its numbers, and by the candidates that they are of.
+
+    Args:
+        content: The digest of the numbers.
+        manifest_digest: The digest of the manifest.
+        products: What is kept.
+
+    Returns:
+        The digest, hex.
+    """
     return digest_of("dna", content.hexdigest(), manifest_digest, list(products))
 
 
 def digest_of_dna(dna: DNA, manifest_digest: str, products: Sequence[str]) -> str:
-    """The same, of a DNA that is loaded whole."""
+    """Computes the same digest of a DNA that is loaded whole.
+
+    Args:
+        dna: The DNA.
+        manifest_digest: The digest of the manifest.
+        products: What is kept.
+
+    Returns:
+        The digest, hex.
+    """
     content = ContentDigest(dna)
     for layer in dna.layers:
         content.add(dna.select([layer]))

@@ -1,4 +1,4 @@
-"""One shard -> one committed object: its partial, or its ranks (see `pipeline.ranker`).
+"""Counts one shard: its images become its partial.
 
 >>> Counter(extractor, spec, ranges).count(shard, key).dna.images        # doctest: +SKIP
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Counter:
-    """An extractor, its ranges and its threads; several shards may be counted at a time."""
+    """Holds an extractor, ranges and threads; several shards may be counted at a time."""
 
     def __init__(
         self,
@@ -47,9 +47,21 @@ class Counter:
     def count(
         self, shard: Shard, key: str, fetch: Fetch | None = None, *, isolated: bool = False
     ) -> Partial:
-        """The shard's partial, checked. `isolated`: images decoded in a process apart.
+        """Counts a shard, and checks the sum.
 
-        Raises as `Stream.observed`.
+        Args:
+            shard: The shard.
+            key: The shard's key, which the partial states.
+            fetch: Reads a member; None reads it from its store.
+            isolated: Whether images are decoded in a process apart.
+
+        Returns:
+            The shard's partial.
+
+        Raises:
+            ConservationError: If counted and failed images are not the shard's candidates.
+            TransientError: If an image could not be read through no fault of its own.
+            SourceError: If an image changed since it was listed.
         """
         tally = _Tally(self._spec, self._ranges, layerwise=LAYER_GAUSSIAN in self._products)
         names = [(entry.uri, entry.member) for entry in shard.members]
@@ -81,14 +93,20 @@ class Counter:
         return partial
 
     def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+        """Counts a shard and encodes its partial, for a worker to commit; see `count`.
+
+        Returns:
+            The file, and how many images are in it.
+        """
         partial = self.count(shard, key, isolated=isolated)
         return Made(partial.encode(), partial.dna.images, len(partial.failures))
 
     def close(self) -> None:
+        """Ends the threads."""
         self._stream.close()
 
     def _observe(self, pixels: NDArray[np.float32], tally: _Tally) -> Floats:
-        """(B, neurons) spatial means of a micro-batch, its activations counted on the way."""
+        """Returns the spatial means (B, neurons) of a micro-batch, and counts its activations."""
         means = np.empty((len(pixels), self._spec.neurons))
         counts = tally.of_this_thread()
 
@@ -100,14 +118,14 @@ class Counter:
 
 
 def _order(names: Sequence[tuple[str, str]]) -> Ints:
-    """Of each its place among all of them sorted."""
+    """Returns the place of each name among all names sorted."""
     order = np.empty(len(names), np.int64)
     order[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
     return order
 
 
 class _Tally:
-    """What one shard has counted: integers by thread, means in the order of the images."""
+    """What one shard has counted: integers for each thread, means in the order of the images."""
 
     def __init__(self, spec: Spec, ranges: Ranges, *, layerwise: bool) -> None:
         self._spec = spec
@@ -159,7 +177,7 @@ class _Tally:
 
 
 class _LayerTally:
-    """One layer's counts of one thread, by the kernel of the device the activations are on."""
+    """Counts one layer for one thread, by the kernel of the device that holds the activations."""
 
     def __init__(self, low: Floats, high: Floats, bins: int) -> None:
         self.counts = LayerCounts(low, high, bins)

@@ -1,11 +1,11 @@
-"""The images of a shard, in its order, through a network: fetch, decode, extract.
+"""Sends the images of a shard through a network, in order: fetch, decode, extract.
 
     >>> for found in Stream(extractor, rule).observed(shard, observe):       # doctest: +SKIP
     ...     places, seen = found
 
-Three pools of threads, each ahead of the next and bounded: fetching waits for storage, decoding
-and the network for cores. Whatever the threads do, images are taken in the order of the shard, so
-that every number comes out the same to the last bit.
+Three pools of threads work ahead of each other, within bounds: fetching waits for storage, decoding
+and the network wait for cores. Whatever the threads do, images are taken in the order of the shard,
+so that every number comes out the same to the last bit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ R = TypeVar("R")
 FETCH_THREADS = 16
 
 AHEAD_BYTES = 256 * 2**20
-"""Of a shard, in memory ahead of the network; a single image may be as large by itself."""
+"""Bytes of a shard in memory ahead of the network; a single image may be as large by itself."""
 
 Content = bytes | NDArray[np.uint8]
 
@@ -50,7 +50,13 @@ Prepared = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Made:
-    """What a shard came to: the object to commit, and how many of its images are in it, or not."""
+    """What a shard came to.
+
+    Attributes:
+        data: The object to commit.
+        images: How many images are in it.
+        failures: How many images could not be read.
+    """
 
     data: bytes
     images: int
@@ -58,10 +64,10 @@ class Made:
 
 
 class Decoders:
-    """Threads that decode. One that takes too long is left to itself: it cannot be stopped.
+    """Threads that decode; one that takes too long is left to itself, as it cannot be stopped.
 
-    The time counts from when it began, not from when it was asked for or waited for. Another
-    thread takes its place; being a daemon, it does not keep the process from ending.
+    Its time counts from when it began to decode. Another thread takes its place. Being a daemon, it
+    does not keep the process from ending.
     """
 
     def __init__(self, threads: int) -> None:
@@ -75,7 +81,16 @@ class Decoders:
     def after(
         self, first: Future[T], function: Callable[[T], R], seconds: float = inf
     ) -> Future[R]:
-        """`function` of what `first` brings, once it is there."""
+        """Calls a function with what another future brings, once it is there.
+
+        Args:
+            first: The other future.
+            function: What to call.
+            seconds: The time limit of the call.
+
+        Returns:
+            The future of the function's result.
+        """
         second: Future[R] = Future()
         first.add_done_callback(
             lambda _: self._tasks.put(lambda: self._run(second, first, function, seconds))
@@ -83,12 +98,23 @@ class Decoders:
         return second
 
     def result(self, future: Future[R]) -> R:
-        """What it brings. Raises `TimeoutError` where it was given up."""
+        """Waits for a future of `after`.
+
+        Args:
+            future: The future.
+
+        Returns:
+            What its function returned.
+
+        Raises:
+            TimeoutError: If the function took too long.
+        """
         while not future.done() and not wait([future], self._patience()).done:
             self._give_up()
         return future.result()
 
     def close(self) -> None:
+        """Ends the threads, once what was asked of them is done."""
         for _ in range(self._threads):
             self._tasks.put(lambda: False)
 
@@ -102,7 +128,7 @@ class Decoders:
     def _run(
         self, second: Future[R], first: Future[T], function: Callable[[T], R], seconds: float
     ) -> bool:
-        """Whether the thread still has its place."""
+        """Returns whether the thread still has its place."""
         if not second.set_running_or_notify_cancel():
             return True
         with self._lock:
@@ -122,7 +148,7 @@ class Decoders:
         return True
 
     def _patience(self) -> float:
-        """Seconds until the next decoder under way is to be given up, or to look again."""
+        """Returns the seconds to wait before the next decoder may have to be given up."""
         with self._lock:
             nearest = min(self._deadlines.values(), default=inf)
         return min(max(nearest - monotonic(), 0.01), 1.0)
@@ -139,7 +165,7 @@ class Decoders:
 
 
 class Stream:
-    """An extractor and its threads; several shards may be under way at a time."""
+    """Holds an extractor and its threads; several shards may be under way at a time."""
 
     def __init__(
         self, extractor: Extractor, rule: Preprocess, resources: Resources | None = None
@@ -162,11 +188,24 @@ class Stream:
         *,
         isolated: bool = False,
     ) -> Generator[tuple[list[int], R] | Failure, None, None]:
-        """Each micro-batch's places in the shard, in order, with what `observe` makes of it, called
-        in one of the threads; and each image that cannot be read through its own fault.
+        """Observes a shard's images, in micro-batches and in order.
 
-        `isolated`: images are decoded in a process apart. Raises `TransientError` or `SourceError`
-        where an image could not be read through no fault of its own; nothing is skipped for that.
+        Args:
+            shard: The shard.
+            observe: Called in one of the threads with each micro-batch, float32 (B, height, width,
+                3).
+            fetch: Reads a member; None reads it from its store.
+            isolated: Whether images are decoded in a process apart.
+
+        Yields:
+            The places of a micro-batch in the shard, with what `observe` returned; and a failure
+                for each
+            image that cannot be read through its own fault.
+
+        Raises:
+            TransientError: If an image could not be read through no fault of its own. None is
+                skipped.
+            SourceError: If an image changed since it was listed.
         """
         ahead = self._resources.fetch_ahead
         batch: list[tuple[int, Prepared]] = []
@@ -195,14 +234,18 @@ class Stream:
                 yield places, future.result()
 
     def close(self) -> None:
+        """Ends the threads."""
         for pool in (self._fetchers, self._networks):
             pool.shutdown(wait=False, cancel_futures=True)
         self._decoders.close()
 
     def _prepared(self, shard: Shard, fetch: Fetch, isolated: bool) -> Iterator[Prepared | Failure]:
-        """Members in order, as the network takes them.
+        """Yields the members in order, as the network takes them, or as failures.
 
-        At most `fetch_ahead` are under way, and `AHEAD_BYTES`, or else one.
+        At most `fetch_ahead` members and `AHEAD_BYTES` are under way, or else one member.
+
+        Yields:
+            Normalised images, float32 (height, width, 3), or failures.
         """
         ahead: deque[tuple[Entry, Future[Content], Future[Prepared]]] = deque()
         members = deque(shard.members)

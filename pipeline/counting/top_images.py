@@ -1,4 +1,4 @@
-"""Spatial means -> exemplars: of each neuron the images with the largest, one image at a time.
+"""Keeps, for each neuron, the images with the largest spatial means.
 
 >>> reactions = Reactions(Keep(8), spec, order)                      # doctest: +SKIP
 >>> reactions.add(means, np.arange(8))                               # (8, neurons) float64
@@ -20,9 +20,12 @@ from pipeline.spec import Spec
 
 
 class Reactions:
-    """The `keep` largest reactions of a growing number of images, which are known by number.
+    """The largest reactions to a growing number of images, which are known by number.
 
-    `order`: (images,) of each image its place in the order of their names, which settles ties.
+    Args:
+        keep: How many images of which neurons to keep.
+        spec: The spec that is counted by.
+        order: (images,) The place of each image in the order of their names, which settles ties.
     """
 
     def __init__(self, keep: Keep, spec: Spec, order: Ints) -> None:
@@ -33,13 +36,27 @@ class Reactions:
         self._order = order
 
     def add(self, means: Floats, images: Ints) -> None:
-        """Spatial means (B, N) of the images of those numbers; what is not finite is left out."""
+        """Looks at more images.
+
+        Args:
+            means: Spatial means (B, N); those that are not finite are left out.
+            images: The numbers of the images (B,).
+        """
         with np.errstate(over="ignore"):
             seen = means[:, self._neurons].astype(np.float32) + np.float32(0)  # no -0.0
         _insert(seen, images, self._order, self._reactions, self._images)
 
     def named(self, keep: Keep, spec: Spec, names: Sequence[tuple[str, str]]) -> Exemplars:
-        """With the images' names, by their numbers."""
+        """Returns what is kept, with the images' names.
+
+        Args:
+            keep: How many images of which neurons were kept.
+            spec: The spec that is counted by.
+            names: The uri and member of each image, by its number.
+
+        Returns:
+            The exemplars.
+        """
         filled = self._images >= 0
         images = self._images[filled]
         neurons = np.broadcast_to(self._neurons[:, None], filled.shape)[filled]
@@ -60,7 +77,7 @@ def _insert(
     reactions: NDArray[np.float32],
     kept: Ints,
 ) -> None:
-    """Insertion into rows that are sorted: few images are among the first of any neuron."""
+    """Inserts into sorted rows: few images are among the first of any neuron."""
     last = reactions.shape[1] - 1
     for i in range(len(images)):
         for neuron in range(len(reactions)):

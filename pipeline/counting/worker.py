@@ -1,4 +1,4 @@
-"""counting.worker: TODO-DOC"""
+"""Runs a worker: takes shards one after the other, and commits the partial of each."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from pipeline.sources import Shard, read_shard
 from pipeline.spec import PRODUCTS, Resources, Spec
 
 OVERLAP = 2
-"""Shards a worker has under way: the second fills the network while the first one ends."""
+"""How many shards a worker has under way: the second fills the network while the first ends."""
 
 ISOLATE_FROM_ATTEMPT = 3
-"""A shard whose worker died twice is read with its images decoded in a process apart."""
+"""From this attempt on, after two workers died, images are decoded in a process apart."""
 
 
 # One shard, as a worker is given it.
@@ -42,9 +42,11 @@ ISOLATE_FROM_ATTEMPT = 3
 class ShardMaker(Protocol):
     """Makes the one object that a worker commits for a shard."""
 
-    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made: ...
+    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+        """Makes the object of a shard; `isolated` decodes its images in a process apart."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends its threads."""
 
 
 class ShardTask(Protocol):
@@ -52,14 +54,25 @@ class ShardTask(Protocol):
 
     def maker(
         self, extractor: Extractor, spec: Spec, ranges: Ranges, resources: Resources
-    ) -> ShardMaker: ...
+    ) -> ShardMaker:
+        """Returns the maker of objects for such a task."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a worker loads before it can count, or do the `task` where there is one. No secrets.
+    """What a worker loads before it can count, or do a task. It holds no secrets.
 
-    Jobs of equal recipes share what is loaded, wherever the ranges lie.
+    Jobs of equal recipes share what is loaded, wherever the ranges are.
+
+    Attributes:
+        spec: What is counted.
+        network: The network.
+        ranges_uri: Where the ranges are.
+        resources: How fast.
+        products: What is kept beside the histograms.
+        task: What to do instead of counting, or None.
+        decoder: `module:function` of the decoder that the spec states, if it is a user's own. It is
+            found where the recipe is first made.
     """
 
     spec: Spec
@@ -77,6 +90,7 @@ class Recipe:
 
     @property
     def device(self) -> str:
+        """The kind of device that computes, `cpu` or `cuda`."""
         return device_kind(self.resources)
 
 
@@ -90,15 +104,23 @@ class ShardJob:
 
 
 def device_kind(resources: Resources) -> str:
+    """Returns the kind of device that computes, `cpu` or `cuda`."""
     return "cuda" if resources.gpus_per_worker > 0 else "cpu"
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a shard. `error`: why it could not be counted this time, else empty.
+    """What became of a shard.
 
-    `transient`: whether the same command may succeed later. `changed`: the source did, since it was
-    listed.
+    Attributes:
+        manifest_uri: The manifest that lists it.
+        index: Its number there.
+        images: How many images were counted now.
+        failures: How many images could not be read.
+        seconds: How long it took.
+        error: Why it could not be counted this time, or nothing.
+        transient: Whether the same command may succeed later.
+        changed: Whether the source has changed since it was listed.
     """
 
     manifest_uri: str
@@ -112,21 +134,31 @@ class Receipt:
 
 
 def partial_uri(work_uri: str, key: str) -> str:
+    """Returns where the partial of a shard of that key belongs."""
     return storage.join(work_uri, "partials", f"{key}.parquet")
 
 
 class Worker:
-    """Counts or ranks shards of any job, each extractor loaded once; several at a time if asked."""
+    """Counts or ranks shards of any job, several at a time if asked; loads each extractor once."""
 
     def __init__(self) -> None:
         self._makers: dict[Recipe, ShardMaker] = {}
         self._lock = threading.Lock()
 
     def run(self, job: ShardJob, index: int) -> Receipt:
-        """Commit the shard's partial, or its ranks, unless that is done already.
+        """Commits the shard's partial, or its ranks, unless that is done already.
 
-        What only concerns this attempt (storage that does not answer, a source that changed) is
-        returned in the receipt, so that other shards go on; a defect of ours raises.
+        Args:
+            job: The job.
+            index: The number of the shard in the manifest.
+
+        Returns:
+            A receipt. It also tells of errors that concern only this attempt (storage that does not
+                answer,
+            a source that changed), so that other shards go on.
+
+        Raises:
+            ConservationError: If the sum does not add up.
         """
         started = monotonic()
         try:
@@ -173,6 +205,7 @@ class Worker:
             return self._makers[one]
 
     def close(self) -> None:
+        """Ends the threads of all that was loaded."""
         for maker in self._makers.values():
             maker.close()
 
@@ -196,10 +229,13 @@ def _load(recipe: Recipe) -> ShardMaker:
 
 
 def _begin_attempt(work_uri: str, key: str) -> int:
-    """1 plus the workers that took the shard and neither finished nor gave it up; it is noted.
+    """Notes that this worker takes the shard; returns the number of its attempt.
 
-    A worker that dies leaves its note behind, and no other trace; without it, one that a bad image
+    A worker that dies leaves its note and no other trace. Without notes, workers that a bad image
     kills would be restarted for ever. The notes go when the shard is committed.
+
+    Returns:
+        1, plus the number of workers that took the shard and neither finished nor gave it up.
     """
     own = {"host": socket.gethostname(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}
     text = json.dumps(own).encode()
