@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.networks.batch_norms import foldable
@@ -12,15 +12,11 @@ from pipeline.networks.network import Architecture
 from pipeline.networks.taps import default_modules, matching, no_default_taps, parse, rows
 from pipeline.spec import Tap
 
-if TYPE_CHECKING:
-    pass
-
-
 BATCH = 2
-"""Images of a trial run: with one alone, windows or tokens could pass for the batch."""
+"""Images of a trial run. With a single one, windows or tokens could be taken for the batch."""
 
 LARGER = 64
-"""Pixels that a second trial run is larger by, to tell channels from positions."""
+"""By how many pixels a second trial run is larger, to tell channels from positions."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Files of ranges: ours, those that come with the package, and the reference's.
+"""Reads and writes files of ranges: ours, those that come with the package, and the reference's.
 
     >>> resolve(network, "activation_ranges.json", {}).digest               # doctest: +SKIP
 
-A range is measured by `pipeline.calibrate`, then widened by 1.2 about its centre. The paper and its
-reference widen about zero, which clips data where the minimum is above zero: (2, 5) becomes
-(2.4, 6). Their files hold what was measured; they are widened about zero when they are read, so
-that a build with them counts as the reference does.
+`vdna calibrate` measures a range, then widens it by 1.2 about its centre. The paper and its
+reference widen about zero, which clips data if the minimum is above zero: (2, 5) becomes (2.4, 6).
+Their files hold what was measured. They are widened about zero when they are read, so that a build
+with them counts as the reference does.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ REFERENCE_FILES = {
 """Where vdna 0.1.1 gets the ranges of each of its networks, in its repository on the hub."""
 
 ASSUMED = "assumed: "
-"""How the weights begin of specs and ranges that are only known by the reference's names."""
+"""What `weights_sha256` begins with if the weights are only known by the reference's name."""
 
 REFERENCE_MARGIN = 1e-8
-"""What the reference adds to half of a range, lest it be zero."""
+"""What the reference adds to half of a range, so that it is not zero."""
 
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -65,14 +65,31 @@ _OWN_FIELDS = frozenset({"digest", "extractor", "weights_sha256"})
 
 
 def widen(ranges: Ranges, factor: float = WIDEN) -> Ranges:
-    """Each range `factor` times as wide, about its centre."""
+    """Widens each range about its centre.
+
+    Args:
+        ranges: The ranges that were measured.
+        factor: How many times as wide they become.
+
+    Returns:
+        The wider ranges.
+    """
     centre = (ranges.low + ranges.high) / 2
     half = (ranges.high - ranges.low) / 2 * factor
     return Ranges(ranges.taps, centre - half, centre + half)
 
 
 def encode(ranges: Ranges, network: Network, **provenance: object) -> bytes:
-    """Columns `layer`, `neuron`, `low`, `high`; where they come from in the metadata."""
+    """Encodes ranges as a Parquet file with the columns `layer`, `neuron`, `low` and `high`.
+
+    Args:
+        ranges: The ranges.
+        network: The network that they are of.
+        **provenance: Where they come from, for the metadata.
+
+    Returns:
+        The file.
+    """
     table = pa.table(
         {
             "layer": [layer for layer, neurons in ranges.taps for _ in range(neurons)],
@@ -92,7 +109,18 @@ def encode(ranges: Ranges, network: Network, **provenance: object) -> bytes:
 
 
 def decode(data: bytes, name: str) -> tuple[Ranges, dict[str, Any]]:
-    """Raises `CorruptFile` where the rows are not those of the digest stated."""
+    """Decodes a file of ranges.
+
+    Args:
+        data: The file.
+        name: Its name, for messages.
+
+    Returns:
+        The ranges, and the metadata.
+
+    Raises:
+        CorruptFile: If the file is torn, or its rows are not those of the digest that it states.
+    """
     file = SealedFile(data, _RANGES, name)
     table, metadata = file.read(_SCHEMA), file.metadata
     layers, neurons = table["layer"].to_pylist(), table["neuron"].to_pylist()
@@ -115,7 +143,17 @@ def _asset(extractor: str) -> Traversable:
 
 
 def embedded(extractor: str) -> tuple[Ranges, dict[str, Any]]:
-    """The ranges that come with this package. Raises `UsageError` where there are none."""
+    """Returns the ranges that come with this package, and their metadata.
+
+    Args:
+        extractor: The name of the network.
+
+    Returns:
+        The ranges, and the metadata of their file.
+
+    Raises:
+        UsageError: If none come with this network.
+    """
     resource = _asset(extractor)
     if not resource.is_file():
         raise UsageError(f"no ranges come with {extractor}; measure some with `vdna calibrate`")
@@ -123,10 +161,20 @@ def embedded(extractor: str) -> tuple[Ranges, dict[str, Any]]:
 
 
 def resolve(network: Network, source: str | None, known: Mapping[str, str]) -> Ranges:
-    """Ranges by file, by digest (a key of `known`, to a uri), or the network's own.
+    """Finds ranges for a network.
 
-    Of a file that holds more layers than the network taps, those that it taps. Raises
-    `SpecMismatch` where they are of other weights, or lack a layer.
+    Args:
+        network: The network.
+        source: A file or a digest. None takes the network's own ranges.
+        known: Uris of ranges by their digests.
+
+    Returns:
+        The ranges of the layers that the network taps; a file may hold more.
+
+    Raises:
+        SpecMismatch: If the ranges are of other weights, or lack a layer.
+        CorruptFile: If the file is damaged.
+        UsageError: If the network has no ranges of its own.
     """
     return find(network, source, known)[0]
 
@@ -134,7 +182,21 @@ def resolve(network: Network, source: str | None, known: Mapping[str, str]) -> R
 def find(
     network: Network, source: str | None, known: Mapping[str, str]
 ) -> tuple[Ranges, dict[str, Any]]:
-    """As `resolve`, with where they come from, for `encode` to state."""
+    """Finds ranges for a network as `resolve` does, with where they come from.
+
+    Args:
+        network: The network.
+        source: A file or a digest. None takes the network's own ranges.
+        known: Uris of ranges by their digests.
+
+    Returns:
+        The ranges, and their provenance for `encode` to state.
+
+    Raises:
+        SpecMismatch: If the ranges are of other weights, or lack a layer.
+        CorruptFile: If the file is damaged.
+        UsageError: If the network has no ranges of its own.
+    """
     if source is None:
         name, (ranges, metadata) = f"of {network.name}", _own(network)
     else:
@@ -145,7 +207,7 @@ def find(
         if source in known and ranges.digest != source:
             raise CorruptFile(f"{name} holds ranges {ranges.digest}")
     if metadata["extractor"] == network.name and _names_no_weights(metadata):
-        pass  # that they are the network's is whoever gives them to say
+        pass  # whoever gives them states that they are the network's
     elif metadata["weights_sha256"] != network.weights_sha256:
         raise SpecMismatch(
             f"ranges {name} are of {metadata['extractor']} with weights "
@@ -155,13 +217,14 @@ def find(
         )
     shape = tuple((tap.name, tap.neurons) for tap in network.taps)
     if not set(shape) <= set(ranges.taps):
-        raise _lacking(f"the ranges {name}", network, dict(ranges.taps))
+        refusal = _lacking(f"the ranges {name}", network, dict(ranges.taps))
+        raise refusal
     provenance = {key: value for key, value in metadata.items() if key not in _OWN_FIELDS}
     return ranges.select(shape), provenance
 
 
 def _lacking(about: str, network: Network, held: Mapping[str, int]) -> SpecMismatch:
-    """Which layers are lacked, which are held (with how many neurons), and how to get the rest."""
+    """Returns the error that ranges lack layers: which ones, and how to get them."""
     wrong = [
         f"{tap.name} ({held[tap.name]} neurons there, {tap.neurons} tapped)"
         if tap.name in held
@@ -179,7 +242,7 @@ def _lacking(about: str, network: Network, held: Mapping[str, int]) -> SpecMisma
 
 
 def _some(names: list[str]) -> str:
-    """Up to five, the last among them: taps mostly are a sequence."""
+    """Returns up to five names. The last is among them, since taps mostly are a sequence."""
     return ", ".join(names if len(names) <= 5 else [*names[:4], "…", names[-1]])
 
 
@@ -188,7 +251,11 @@ def _names_no_weights(metadata: Mapping[str, Any]) -> bool:
 
 
 def _own(network: Network) -> tuple[Ranges, dict[str, Any]]:
-    """Those that come with the package, else those that the reference publishes."""
+    """Returns the ranges that come with the package, or those that the reference publishes.
+
+    Raises:
+        UsageError: If the network has none of its own for these weights.
+    """
     if network.name not in REFERENCE_FILES or _asset(network.name).is_file():
         return embedded(network.name)
     if network.weights_uri is not None:
@@ -207,7 +274,14 @@ def _own(network: Network) -> tuple[Ranges, dict[str, Any]]:
 
 
 def _from_hub(name: str, path: str) -> str:
-    """The local copy, by the hub's own cache and settings."""
+    """Downloads a file of the reference's repository, by the hub's own cache and settings.
+
+    Returns:
+        The path of the local copy.
+
+    Raises:
+        StorageError: If it cannot be had.
+    """
     import huggingface_hub
 
     try:
@@ -229,11 +303,22 @@ def _is_json(data: bytes) -> bool:
 
 
 def decode_reference(data: bytes, name: str, network: Network) -> tuple[Ranges, dict[str, Any]]:
-    """The extremes in an `activation_ranges.json` of vdna 0.1.1, widened as it widens them.
+    """Reads an `activation_ranges.json` of vdna 0.1.1, and widens its ranges as the reference does.
 
-    It names no weights: that they are `network`'s is whoever gives it to say, and the metadata
-    records it. Raises `CorruptFile` where it contradicts itself, `SpecMismatch` where its layers
-    and neurons are not those that the network taps.
+    The file names no weights. Whoever gives it states that they are the network's, and the metadata
+    says so.
+
+    Args:
+        data: The file.
+        name: Its name, for messages.
+        network: The network that it is taken for.
+
+    Returns:
+        The ranges, and what `decode` would return as metadata.
+
+    Raises:
+        CorruptFile: If the file contradicts itself.
+        SpecMismatch: If its layers and neurons are not those that the network taps.
     """
     try:
         content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct)
@@ -249,7 +334,8 @@ def decode_reference(data: bytes, name: str, network: Network) -> tuple[Ranges, 
     neurons = {tap.name: tap.neurons for tap in network.taps}
     if not neurons.keys() <= lows.keys():
         held = {layer: neurons.get(layer, 0) for layer in lows}
-        raise _lacking(f"the ranges {name}", network, held)
+        refusal = _lacking(f"the ranges {name}", network, held)
+        raise refusal
     low, high = [], []
     for tap in network.taps:
         minima = _column(lows[tap.name], tap.name, "minimum", name)
@@ -285,7 +371,11 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _column(values: object, layer: str, what: str, name: str) -> list[float]:
-    """One layer's numbers in the order of its neurons, whose names sort as text: 10 before 2."""
+    """Returns one layer's numbers in the order of its neurons; as texts, 10 comes before 2.
+
+    Raises:
+        CorruptFile: If one is missing, or is no number.
+    """
     if not isinstance(values, dict):
         raise CorruptFile(f"{name}: layer {layer} holds no {what} by neuron")
     column = []
@@ -302,10 +392,18 @@ def _column(values: object, layer: str, what: str, name: str) -> list[float]:
 
 
 def widen_about_zero(extremes: Ranges, factor: float = WIDEN) -> Ranges:
-    """As vdna 0.1.1 does: both ends times `factor`, and half the width made 1e-8 wider.
+    """Widens ranges as vdna 0.1.1 does: both ends times a factor, the half-width 1e-8 wider.
 
-    Low and high are set such that `pipeline.histogram` finds the reference's centre and half-width
-    again, to the last bit where any two floats give it, else within one unit of it.
+    Low and high are set such that the rule of `pipeline.counting.histogram` finds the reference's
+    centre and half-width again: to the last bit if any two floats give it, else within one unit of
+    it.
+
+    Args:
+        extremes: The least and greatest activations of each neuron.
+        factor: What both ends are multiplied by.
+
+    Returns:
+        The wider ranges.
     """
     low, high = extremes.low * factor, extremes.high * factor
     centre, half = (low + high) / 2, (high - low) / 2 + REFERENCE_MARGIN

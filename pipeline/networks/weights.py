@@ -26,10 +26,10 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student")
 """Keys under which training scripts keep the state dict itself."""
 
 PREFIXES = ("_orig_mod.", "module.", "backbone.")
-"""Of compiled and of parallel training, and of a network inside another."""
+"""Prefixes that compiled and parallel training add, and a network inside another."""
 
 KEEP_BYTES = 64 * 2**20
-"""A store's files up to so many bytes stay in memory after they are loaded."""
+"""Files of remote stores up to this size stay in memory after they are loaded."""
 
 
 @dataclass(frozen=True)
