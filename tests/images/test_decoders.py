@@ -23,6 +23,7 @@ from pipeline.counting import Recipe
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SpecMismatch, TransientError, UsageError
 from pipeline.images import decode, load, load_isolated, register_decoder, stated_decoder
+from pipeline.reporting.html.thumbnails import thumbnail
 from pipeline.spec import Preprocess, Resources, Spec
 from tests.support import tiny_network as tiny
 from tests.support.builders import tiny_spec
@@ -237,3 +238,10 @@ def test_its_name_reaches_the_spec(raw16: Any, tmp_path: Path) -> None:
     assert spec.preprocess.decoder == "raw16@1"
     with pytest.raises(UsageError, match="no decoder 'nobody'"):
         make_spec(Request("x", "x", decoder="nobody"), network, "00", "cpu")
+
+
+def test_pages_show_its_images(scans: Path, raw16: Any) -> None:
+    data = (scans / "0.raw16").read_bytes()
+    assert thumbnail(data, "raw16@1").startswith("data:image/webp;base64,")
+    with pytest.raises(BadImage, match="not_an_image"):
+        thumbnail(data)

@@ -223,7 +223,7 @@ def test_a_store_that_does_not_answer_is_asked_once_a_reader(
 ) -> None:
     asked: list[object] = []
 
-    def away(entry: object) -> str:
+    def away(entry: object, decoder: str | None) -> str:
         asked.append(entry)
         raise TransientError("the store did not answer")
 

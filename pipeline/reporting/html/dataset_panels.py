@@ -23,7 +23,13 @@ from pipeline.events import Listener
 from pipeline.reporting.html.matrix_page import render
 from pipeline.reporting.html.page_data import Page, Panel, Sample
 from pipeline.reporting.html.pair_neurons import PAIRS, neurons
-from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, is_far, short_name, small_image
+from pipeline.reporting.html.thumbnails import (
+    SAMPLING_SECONDS,
+    decoder_of,
+    is_far,
+    short_name,
+    small_image,
+)
 from pipeline.sources import Entry, count_shards, read_shard
 from pipeline.spec import Spec
 
@@ -245,11 +251,12 @@ def _samples(
     except VdnaError as error:
         return (), [f"no sample images: {error}"]
     why: list[str] = []
+    decoder = decoder_of(catalogue, version)
     for entry in entries:
         if monotonic() > deadline:
             return tuple(shown), [*why, "further samples are left out: reading took too long"]
         try:
-            shown.append(Sample(short_name(entry.uri, entry.member), small_image(entry)))
+            shown.append(Sample(short_name(entry.uri, entry.member), small_image(entry, decoder)))
         except BadImage as bad:
             why.append(f"no sample of {short_name(entry.uri, entry.member)}: {bad}")
         except (VdnaError, OSError, MemoryError) as error:

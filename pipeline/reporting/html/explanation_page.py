@@ -26,7 +26,7 @@ from pipeline.reporting.conclusions import explanation_sentence
 from pipeline.reporting.html.dataset_panels import SAMPLES, panel_of, spec_facts
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.page_data import Panel
-from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, short_name
+from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, decoder_of, short_name
 from pipeline.reporting.terminal import lacking_exemplars
 from pipeline.sources import Entry, find_entries
 
@@ -176,7 +176,8 @@ def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict
             listed, why = {}, f"the manifest cannot be read: {error}"
         entries |= listed
         lost |= dict.fromkeys(wanted - listed.keys(), why)
-    reader = SmallImages(deadline)
+    decoder = decoder_of(catalogue, next(iter(found.versions.values())))  # both have one spec
+    reader = SmallImages(deadline, decoder)
 
     def read(key: Key) -> Picture:
         name, place = _cut(short_name(*key)), _cut(storage.spelled(*key))

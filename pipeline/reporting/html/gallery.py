@@ -72,18 +72,21 @@ class Gallery:
     facts: Sequence[tuple[str, str]] = ()
 
 
-def look(captioned: Iterable[tuple[Entry, tuple[str, ...]]]) -> list[Picture]:
+def look(
+    captioned: Iterable[tuple[Entry, tuple[str, ...]]], decoder: str | None = None
+) -> list[Picture]:
     """Reads images again and makes them small.
 
     A store that does not answer is not asked again, and nothing is read after `SAMPLING_SECONDS`.
 
     Args:
         captioned: Images with the lines of their captions.
+        decoder: The user's own decoder, as the spec states it, or None.
 
     Returns:
         The pictures. One that cannot be read any more says why.
     """
-    reader = SmallImages(monotonic() + SAMPLING_SECONDS)
+    reader = SmallImages(monotonic() + SAMPLING_SECONDS, decoder)
     pictures = []
     for entry, lines in captioned:
         image, missing = reader.read(entry)

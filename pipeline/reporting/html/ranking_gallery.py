@@ -10,6 +10,7 @@ from pipeline.dna import UNIFORM
 from pipeline.explaining import RankedImage, Ranking
 from pipeline.reporting.html.dataset_panels import spec_facts
 from pipeline.reporting.html.gallery import Gallery, Row, look, render
+from pipeline.reporting.html.thumbnails import decoder_of
 from pipeline.sources import Entry
 
 GALLERY = 24
@@ -43,9 +44,12 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> G
     """
     version, nearest = ranking.version, ranking.nearest[:most]
     farthest = [image for image in ranking.farthest[:most] if image.rank > len(nearest)]
-    rows = [Row(f"Nearest to {ranking.name}", look(_captioned(nearest, ranking)))]
+    decoder = decoder_of(catalogue, version)
+    rows = [Row(f"Nearest to {ranking.name}", look(_captioned(nearest, ranking), decoder))]
     if farthest:
-        rows.append(Row(f"Farthest from {ranking.name}", look(_captioned(farthest, ranking))))
+        rows.append(
+            Row(f"Farthest from {ranking.name}", look(_captioned(farthest, ranking), decoder))
+        )
     through = "" if ranking.lens == UNIFORM else f" through lens {ranking.lens}"
     totals = [
         ("ranked", f"{ranking.ranked:,}"),

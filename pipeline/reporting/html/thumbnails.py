@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from contextlib import closing
+from dataclasses import replace
 from threading import Lock
 from time import monotonic
 
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import images, storage
+from pipeline.catalogue import Catalogue, Version
 from pipeline.errors import BadImage, TransientError, VdnaError
 from pipeline.sources import Entry, Members
 from pipeline.spec import Preprocess
@@ -35,6 +37,14 @@ NEAR = 64 * 2**20
 """Bytes of a compressed tar that are unpacked for a sample, at most."""
 
 
+def decoder_of(catalogue: Catalogue, version: Version) -> str | None:
+    """Returns the user's own decoder that a version's images need, or None."""
+    try:
+        return catalogue.spec(version.spec).preprocess.decoder
+    except VdnaError:  # a page can do without its images
+        return None
+
+
 def is_far(entry: Entry) -> bool:
     """Tells whether an image lies deep in a compressed tar, which must be read from its start."""
     return entry.access.startswith("tar ") and entry.position > NEAR
@@ -45,11 +55,12 @@ def short_name(uri: str, member: str) -> str:
     return (member or storage.readable(uri)).rpartition("/")[2]
 
 
-def small_image(entry: Entry) -> str:
+def small_image(entry: Entry, decoder: str | None = None) -> str:
     """Reads a candidate and returns its `thumbnail`.
 
     Args:
         entry: The candidate.
+        decoder: The user's own decoder, as the spec states it, or None.
 
     Returns:
         The `data:` URI of the small image.
@@ -60,7 +71,7 @@ def small_image(entry: Entry) -> str:
     if entry.size > THUMBNAIL.max_bytes:
         raise BadImage("too_many_bytes", f"{entry.size} bytes")
     with closing(Members([entry], THUMBNAIL.max_bytes, 1)) as members:
-        return thumbnail(members.fetch(entry))
+        return thumbnail(members.fetch(entry), decoder)
 
 
 class SmallImages:
@@ -68,10 +79,12 @@ class SmallImages:
 
     Args:
         deadline: When to stop, by the monotonic clock.
+        decoder: The user's own decoder, as the spec states it, or None.
     """
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, decoder: str | None = None) -> None:
         self._deadline = deadline
+        self._decoder = decoder
         self._away = ""
 
     def read(self, entry: Entry) -> tuple[str, str]:
@@ -83,7 +96,7 @@ class SmallImages:
         if is_far(entry):
             return "", "not read: it lies deep in a compressed archive"
         try:
-            return small_image(entry), ""
+            return small_image(entry, self._decoder), ""
         except BadImage as bad:
             return "", f"cannot be shown: {bad}"
         except (VdnaError, OSError, MemoryError) as error:
@@ -93,13 +106,14 @@ class SmallImages:
             return "", why
 
 
-def thumbnail(data: bytes) -> str:
+def thumbnail(data: bytes, decoder: str | None = None) -> str:
     """Makes a small square of an image.
 
     The image is decoded in a process of its own, within limits of bytes, pixels and seconds.
 
     Args:
         data: The bytes of the image's file.
+        decoder: The user's own decoder, as the spec states it, or None.
 
     Returns:
         The `data:` URI of the square.
@@ -107,8 +121,9 @@ def thumbnail(data: bytes) -> str:
     Raises:
         BadImage: The image cannot be decoded.
     """
+    rule = replace(THUMBNAIL, decoder=decoder)
     with _ONE_DECODER:
-        pixels = images.load_isolated(data, THUMBNAIL, DECODE_SECONDS, attempts=1)
+        pixels = images.load_isolated(data, rule, DECODE_SECONDS, attempts=1)
     out = io.BytesIO()
     Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(out, "WEBP", quality=70)
     return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
