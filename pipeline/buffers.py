@@ -19,23 +19,31 @@ Data = bytes | mmap | memoryview
 """Bytes to write: in memory, or mapped from a file."""
 
 FIRST_BLOCK = 64 * 2**10
-"""Asked for at once: small objects come whole, and most headers with them."""
+"""Bytes of the first request: small objects come whole, and most headers with them."""
 
 SHORTEST_BLOCK = 2**20
 
 LONGEST_BLOCK = 8 * 2**20
 
 BLOCKS_KEPT = 3
-"""A head, a tail (where Parquet and zip have their tables), and what lies between."""
+"""One at the head, one at the tail (where Parquet and zip have their tables), one between."""
 
 
 def size_of(data: Data) -> int:
+    """Returns the size of data in bytes."""
     with memoryview(data) as view:
         return view.nbytes
 
 
 def pieces(data: Data) -> Iterator[memoryview]:
-    """All of it in turn, a block at a time. What was taken of a mapping is let go."""
+    """Yields the data a block at a time, and lets go of what was taken of a mapped file.
+
+    Args:
+        data: The data.
+
+    Yields:
+        The next block, 8 MiB or less.
+    """
     with memoryview(data).cast("B") as view:
         for start in range(0, len(view), LONGEST_BLOCK):
             with view[start : start + LONGEST_BLOCK] as piece:
@@ -44,6 +52,7 @@ def pieces(data: Data) -> Iterator[memoryview]:
 
 
 def sha256(data: Data) -> str:
+    """Returns the sha256 of data, as hex."""
     found = hashlib.sha256()
     for piece in pieces(data):
         found.update(piece)
@@ -51,16 +60,26 @@ def sha256(data: Data) -> str:
 
 
 def footer_start(data: Data) -> int:
-    """Where in a Parquet file, or in its end, the footer begins: what describes all before it."""
+    """Finds the footer of a Parquet file, which describes all that stands before it.
+
+    Args:
+        data: The bytes of the file, or of its end.
+
+    Returns:
+        Where in the data the footer begins.
+    """
     with memoryview(data) as view:
         length = int.from_bytes(view[-8:-4], "little")
     return size_of(data) - len("....PAR1") - length
 
 
 def let_go(data: Data) -> None:
-    """What was read of a mapped file need not stay in memory: it is read again when it is needed.
+    """Lets the system drop the pages of a mapped file; they are read again when they are needed.
 
-    Else such pages count as the process's own, and a file that is read through is all in memory.
+    Otherwise they count as the process's own, and a file that is read through is all in memory.
+
+    Args:
+        data: The data; nothing happens unless it is mapped.
     """
     if isinstance(data, mmap):
         data.madvise(MADV_DONTNEED)
@@ -106,7 +125,7 @@ class _Seekable(io.RawIOBase):
 
 
 class Mapped(_Seekable):
-    """Bytes as a file, so that a client sends them in pieces and not in a copy."""
+    """Bytes as a file, so that a client sends them in pieces and makes no copy."""
 
     def __init__(self, data: Data) -> None:
         super().__init__(size_of(data))
@@ -122,20 +141,27 @@ class Mapped(_Seekable):
             return view[position : position + length]
 
     def close(self) -> None:
-        """Lets go of a mapping, which could not be closed otherwise."""
+        """Lets go of the data; a mapping could not be closed otherwise."""
         self._data = b""
         super().close()
 
 
 class BlockFile(_Seekable):
-    """Read by `fetch(start, length)`, which gives all of these bytes, in blocks.
+    """A file that lies elsewhere, read a block at a time.
 
-    `first`: the bytes that it begins with, as many as there are at hand. A block that follows the
-    last one closely, as those of a tar's headers do, is twice as long. Elsewhere reading begins
-    anew with a short one, which near the end reaches back so as to be of use.
+    A block that closely follows the last one, as the headers of a tar do, is twice as long.
+    Elsewhere reading begins again with a short block; near the end of the file, that block reaches
+    back, so that more of it is used.
     """
 
     def __init__(self, size: int, first: bytes, fetch: Callable[[int, int], bytes]) -> None:
+        """Opens a file.
+
+        Args:
+            size: The size of the file in bytes.
+            first: The bytes that it begins with, as many as are at hand.
+            fetch: Returns all bytes of (start, length).
+        """
         super().__init__(size)
         self._fetch = fetch
         self._blocks = [(0, first)]

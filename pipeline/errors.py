@@ -55,9 +55,15 @@ _PATTERNS = [(re.compile(pattern, re.IGNORECASE), shown) for pattern, shown in _
 
 
 def redact(text: str) -> str:
-    """The text without what looks like a secret: signatures, passwords, tokens, headers.
+    """Takes out what looks like a secret: signatures, passwords, tokens, headers.
 
-    The one place for it; every error of ours goes through here, with what it quotes of others.
+    Every error of this package goes through here, with what it quotes of other programs.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text, with `…` in place of each secret.
     """
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
@@ -65,7 +71,7 @@ def redact(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text in one line, with what would command a terminal written out."""
+    """Returns the text in one line, with what would command a terminal written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

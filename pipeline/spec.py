@@ -15,12 +15,17 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pipeline.errors import CorruptFile, SpecMismatch, UsageError
+from annotated_types import Ge, Lt, MinLen
+
+from pipeline.errors import CorruptFile, SpecMismatch, UsageError, wrong_fields
 from pipeline.options import Option, Options
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Precision = Literal["fp32", "bf16"]
 
@@ -31,20 +36,34 @@ Crop = Literal["none", "center"]
 Exif = Literal["apply", "ignore"]
 
 COUNTING_RULE = 1
-"""Version of the rule in `pipeline.histogram`; a change of a single count is a new version."""
+"""Version of the rule in `pipeline.counting.histogram`; a new one for any changed count."""
 
 COLOUR_RULE = "rgb8-1"
-"""Version of the rule in `pipeline.images` that takes any colour mode to 8-bit RGB."""
+"""Version of the rule in `pipeline.images.decoding` that takes any colour mode to 8-bit RGB."""
 
 
 def digest_of(*parts: object) -> str:
-    """128-bit hex digest of JSON-representable values: sha256 of their canonical JSON, cut."""
+    """Hashes values that JSON can hold.
+
+    Args:
+        *parts: The values.
+
+    Returns:
+        The first 128 bits, as hex, of the sha256 of their canonical JSON.
+    """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 DEFAULT_BINS = 1000
 """Bins of a histogram, if nothing else is asked for; the reference's number."""
+
+Count = Annotated[int, Ge(0), Lt(2**63)]
+
+Name = Annotated[str, MinLen(1)]
+
+Number = int | float
+"""A number as JSON has it: a digest tells 0 from 0.0."""
 
 MAX_BINS = 2**20
 """Keeps a histogram's indices within int32."""
@@ -53,36 +72,58 @@ FOLDS = 16
 """Groups of shards that are summed apart, for the error bars of distances."""
 
 
+_STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+"""How pydantic reads what follows from JSON: no unknown fields, and no value of another type."""
+
+
 @dataclass(frozen=True)
 class Tap:
-    """One observed module: its name, its channels, and spatial positions (or tokens) per image."""
+    """One observed module of a network.
 
-    name: str
-    neurons: int
-    positions: int
+    Attributes:
+        name: The path of the module.
+        neurons: The number of its channels.
+        positions: How many spatial positions, or tokens, it has per image.
+    """
+
+    name: Name
+    neurons: Count
+    positions: Count
+
+    __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From bytes to the network's input; every field changes pixels, or which images are counted.
+    """How bytes become the network's input.
 
-    `height`, `width`: of the network's input. `mean`, `std`: of channels scaled to [0, 1].
-    `crop`: the largest square in the middle, or none, before the resize. `exif`: whether a stated
-    orientation turns the image. `max_bytes`, `max_pixels`: an image beyond them is listed as a
-    failure, unread. `decoder`: `NAME@VERSION` of the user's own, or None for ours.
+    Every field changes pixels, or which images are counted.
+
+    Attributes:
+        height: The height of the network's input, in pixels.
+        width: The width of the network's input, in pixels.
+        mean: What is subtracted from each channel, which is scaled to [0, 1] before.
+        std: What each channel is divided by then.
+        resize: How the resize rounds: `clean` once at the end, `fast` in between as well.
+        crop: Whether the largest square in the middle is cut out before the resize.
+        colour: The version of the rule that takes any colour mode to RGB.
+        exif: Whether an orientation that the file states turns the image.
+        max_bytes: A larger image is listed as a failure, and not read.
+        max_pixels: An image with more pixels is listed as a failure, and not decoded.
+        decoder: The decoder of the user's own, as `NAME@VERSION`; None for ours.
     """
 
-    height: int
-    width: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    height: Count
+    width: Count
+    mean: tuple[Number, Number, Number]
+    std: tuple[Number, Number, Number]
     resize: Resize = "clean"
     crop: Crop = "none"
-    colour: str = COLOUR_RULE
+    colour: Name = COLOUR_RULE
     exif: Exif = "apply"
-    max_bytes: int = 256 * 2**20
-    max_pixels: int = 89_478_485
-    decoder: str | None = None
+    max_bytes: Count = 256 * 2**20
+    max_pixels: Count = 89_478_485
+    decoder: Name | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields by name; the decoder only if it is the user's own."""
@@ -91,42 +132,81 @@ class Preprocess:
             del data["decoder"]
         return data
 
+    __pydantic_config__ = _STRICT
+
 
 @dataclass(frozen=True)
 class Numerics:
-    """What moves a float32 count by rounding only; recorded, and compared as a warning.
+    """What moves a float32 count by rounding only.
 
-    In bf16 it moves nearly every activation, so there it is part of the spec.
+    It is recorded, and a comparison says where it differs. In bf16 it moves nearly every
+    activation, so there it is part of the spec.
+
+    Attributes:
+        device: The kind of device: `cpu` or `cuda`.
+        compiled: Whether the network is compiled.
+        folded: Whether batch normalisations are folded into convolutions.
+        micro_batch: How many images the network sees at a time.
+        threads: How many threads one operation of the network uses.
+        versions: The libraries and their versions, sorted by name.
     """
 
-    device: str
+    device: Name
     compiled: bool
     folded: bool
-    micro_batch: int
-    threads: int
-    versions: tuple[tuple[str, str], ...]
+    micro_batch: Count
+    threads: Count
+    versions: tuple[tuple[Name, Name], ...]
+
+    __pydantic_config__ = _STRICT
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON's types, the versions by name."""
         return asdict(self) | {"versions": dict(self.versions)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Numerics:
-        return cls(**(data | {"versions": tuple(sorted(data["versions"].items()))}))
+        """Reads what `to_json` made.
+
+        Args:
+            data: The decoded JSON.
+
+        Returns:
+            The numerics.
+
+        Raises:
+            CorruptFile: A field is missing, unknown, or of another type.
+        """
+        return cast(Numerics, _validated(cls, _with_pairs(data), "numerics"))
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything that decides what is counted. Equal digests mean comparable DNAs."""
+    """Everything that decides what is counted. DNAs of equal digests can be compared.
 
-    extractor: str
-    weights_sha256: str
+    Attributes:
+        extractor: The name of the network.
+        weights_sha256: The sha256 of its weights.
+        taps: The modules observed, in order.
+        preprocess: How bytes become the network's input.
+        ranges_digest: The digest of the ranges that histograms are cut from.
+        bins: How many bins a histogram has.
+        precision: What the network computes in.
+        counting: The version of the counting rule.
+        bf16_numerics: The numerics in bf16, where they decide counts; None in fp32.
+    """
+
+    extractor: Name
+    weights_sha256: Name
     taps: tuple[Tap, ...]
     preprocess: Preprocess
-    ranges_digest: str
-    bins: int = DEFAULT_BINS
+    ranges_digest: Name
+    bins: Count = DEFAULT_BINS
     precision: Precision = "fp32"
-    counting: int = COUNTING_RULE
+    counting: Count = COUNTING_RULE
     bf16_numerics: Numerics | None = None
+
+    __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
         if self.bins < 2:
@@ -149,30 +229,44 @@ class Spec:
 
     @cached_property
     def digest(self) -> str:
+        """What names the spec: a hash of all its fields."""
         return digest_of("spec", self.to_json())
 
     @property
     def layers(self) -> tuple[str, ...]:
+        """The names of the taps, in order."""
         return tuple(tap.name for tap in self.taps)
 
     @property
     def neurons(self) -> int:
-        """Neurons of all taps together."""
+        """How many neurons all taps have together."""
         return sum(tap.neurons for tap in self.taps)
 
     @property
     def slices(self) -> list[slice]:
-        """Where each layer's neurons stand among all."""
+        """The slices of all neurons that are each layer's."""
         ends = list(accumulate(tap.neurons for tap in self.taps))
         return [slice(end - tap.neurons, end) for tap, end in zip(self.taps, ends, strict=True)]
 
     def tap(self, layer: str) -> Tap:
+        """Finds a tap by its name.
+
+        Args:
+            layer: The name.
+
+        Returns:
+            The tap.
+
+        Raises:
+            UsageError: There is no such tap.
+        """
         for tap in self.taps:
             if tap.name == layer:
                 return tap
         raise UsageError(f"no layer {layer!r} in {self.extractor}; it has {', '.join(self.layers)}")
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON's types; the digest is made of them."""
         data = asdict(self) | {"preprocess": self.preprocess.to_json()}
         if self.bf16_numerics is not None:
             data["bf16_numerics"] = self.bf16_numerics.to_json()
@@ -180,26 +274,31 @@ class Spec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Spec:
-        """Raises `CorruptFile` where fields are missing or unknown."""
-        try:
-            rule = dict(data["preprocess"])
-            rule |= {"mean": tuple(rule["mean"]), "std": tuple(rule["std"])}
-            numerics = data["bf16_numerics"]
-            return cls(
-                **(
-                    data
-                    | {
-                        "taps": tuple(Tap(**tap) for tap in data["taps"]),
-                        "preprocess": Preprocess(**rule),
-                        "bf16_numerics": numerics and Numerics.from_json(numerics),
-                    }
-                )
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CorruptFile(f"not a spec that this version can read: {error!r}") from error
+        """Reads what `to_json` made.
+
+        Args:
+            data: The decoded JSON.
+
+        Returns:
+            The spec.
+
+        Raises:
+            CorruptFile: A field is missing, unknown, or of another type.
+            UsageError: The fields do not go together.
+        """
+        if isinstance(data, dict) and data.get("bf16_numerics") is not None:
+            data = data | {"bf16_numerics": _with_pairs(data["bf16_numerics"])}
+        return cast(Spec, _validated(cls, data, "a spec"))
 
     def differences(self, other: Spec) -> dict[str, tuple[object, object]]:
-        """Fields that differ, dotted, with both values."""
+        """Compares two specs field by field.
+
+        Args:
+            other: Another spec.
+
+        Returns:
+            The fields that differ, dotted, with the values here and there.
+        """
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
         return {
             name: (mine.get(name), theirs.get(name))
@@ -208,13 +307,50 @@ class Spec:
         }
 
     def require_same(self, other: Spec, mine: str, theirs: str) -> None:
-        """Raises `SpecMismatch` naming every differing field with both values."""
+        """Refuses a spec that differs from this one.
+
+        Args:
+            other: The other spec.
+            mine: What errors call this spec's owner.
+            theirs: What errors call the other's owner.
+
+        Raises:
+            SpecMismatch: They differ; it names every such field with both values.
+        """
         if self.digest == other.digest:
             return
         fields = "; ".join(
             f"{name}: {a!r} against {b!r}" for name, (a, b) in self.differences(other).items()
         )
         raise SpecMismatch(f"{mine} and {theirs} were not made the same way: {fields}")
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _validated(kind: type, data: object, about: str) -> object:
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise CorruptFile(f"not {about} that can be read: {wrong_fields(error)}") from error
+    except (TypeError, ValueError) as error:
+        raise CorruptFile(f"not {about} that can be read: {error}") from error
+
+
+def _with_pairs(numerics: object) -> object:
+    """Replaces the versions by sorted pairs, as `Numerics` holds them."""
+    if not isinstance(numerics, dict) or "versions" not in numerics:
+        return numerics
+    versions = numerics["versions"]
+    if not isinstance(versions, dict):
+        raise CorruptFile(f"versions is {versions!r:.80}; it must give the version of each library")
+    return numerics | {"versions": sorted(versions.items())}
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, object]:
@@ -266,12 +402,19 @@ class Resources(Options):
     stall_seconds: float = 1800.0
 
     def with_cpus(self, cpus: int) -> Resources:
-        """The unset fields, for `cpus` cores: up to 4 threads a worker, as Python's lock allows."""
+        """Fills in the fields that are None.
+
+        Args:
+            cpus: The number of cores.
+
+        Returns:
+            The resources, with up to 4 threads a worker, since Python's lock lets no more run well.
+        """
         threads = self.threads or max(1, min(4, cpus))
         workers = self.workers if self.workers is not None else max(1, cpus // threads)
         return replace(self, workers=workers, threads=threads)
 
 
 def available_cpus() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

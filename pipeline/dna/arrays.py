@@ -1,4 +1,4 @@
-"""dna.arrays: TODO-DOC"""
+"""Names for the types of arrays that the rooms pass on."""
 
 from __future__ import annotations
 

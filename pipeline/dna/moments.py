@@ -24,7 +24,22 @@ from pipeline.dna.arrays import Floats
 def merge_moments(
     n_a: int, mean_a: Floats, m2_a: Floats, n_b: int, mean_b: Floats, m2_b: Floats
 ) -> tuple[Floats, Floats]:
-    """Mean and sum of squared deviations of two samples together; an empty one is neutral."""
+    """Joins the means and sums of squared deviations of two samples.
+
+    An empty sample is neutral. Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise
+    algorithm for computing sample variances", 1979.
+
+    Args:
+        n_a: The size of the first sample.
+        mean_a: (N,) float64, its means.
+        m2_a: (N,) float64, its sums of squared deviations from the mean.
+        n_b: The size of the second sample.
+        mean_b: (N,) float64, its means.
+        m2_b: (N,) float64, its sums of squared deviations from the mean.
+
+    Returns:
+        The means and the sums of squared deviations of both samples together, (N,) each.
+    """
     if n_a == 0 or n_b == 0:
         return (mean_a, m2_a) if n_b == 0 else (mean_b, m2_b)
     total = n_a + n_b
@@ -36,13 +51,26 @@ def merge_moments(
 
 
 class Moments:
-    """Gaussians of a growing sample, of layers of the given widths.
+    """The Gaussians of a growing sample of images.
 
-    `images`; `mean`, `m2` (N,) float64; `scatter`: float64, each layer's upper triangle row by row,
-    or None.
+    The same images added in the same batches and order give the same bits, on any number of
+    threads; in other batches, the same up to rounding.
+
+    Attributes:
+        images: How many images were added.
+        mean: (N,) float64, the mean of each neuron.
+        m2: (N,) float64, its sum of squared deviations from the mean.
+        scatter: float64, the upper triangle of each layer's scatter matrix row by row, one layer
+            after the other; None unless it was asked for.
     """
 
     def __init__(self, widths: Sequence[int], *, layerwise: bool) -> None:
+        """Begins with no images.
+
+        Args:
+            widths: The number of neurons of each layer.
+            layerwise: Whether to keep the scatter matrix of each layer.
+        """
         neurons = sum(widths)
         self.images = 0
         self.mean: Floats = np.zeros(neurons)
@@ -53,7 +81,11 @@ class Moments:
         self._widths = np.array(widths, np.int64)
 
     def add(self, means: Floats) -> None:
-        """Add images' spatial means (B, N)."""
+        """Adds images.
+
+        Args:
+            means: (B, N) float64, each image's spatial mean of each neuron.
+        """
         n = len(means)
         mean = means.mean(axis=0)
         with np.errstate(invalid="ignore"):  # inf - inf, where a network overflowed
@@ -71,7 +103,7 @@ class Moments:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _add_products(x: Floats, weight: float, widths: NDArray[np.int64], out: Floats) -> None:
-    """out += weight x the products of all pairs within a layer, for each row of x (B, N)."""
+    """Adds to `out` the weighted products of all pairs in a layer, for each row of x (B, N)."""
     first = 0
     start = 0
     for width in widths:

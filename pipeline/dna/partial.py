@@ -26,7 +26,17 @@ from pipeline.spec import Spec
 
 @dataclass(frozen=True, eq=False)
 class Partial:
-    """`shards`: keys, sorted, distinct. `failures`: sorted. `candidates` = counted + failed."""
+    """What was counted of some shards.
+
+    Laws: `empty` is neutral; `+` is associative and commutative, to the last bit in all but the
+    float sums of the DNA; partials that share a shard cannot be added.
+
+    Attributes:
+        dna: The counts and sums of the shards' images.
+        shards: The keys of the shards, sorted, each once.
+        failures: The images that could not be read, sorted.
+        exemplars: The images that neurons react to most; None if the build keeps none.
+    """
 
     dna: DNA
     shards: tuple[str, ...]
@@ -42,14 +52,36 @@ class Partial:
 
     @classmethod
     def empty(cls, spec: Spec, ranges: Ranges, *, layer_gaussian: bool = False) -> Partial:
+        """Makes the partial of no shards.
+
+        Args:
+            spec: What will be counted.
+            ranges: The ranges that the spec names.
+            layer_gaussian: Whether to keep the scatter matrix of each layer.
+
+        Returns:
+            The neutral element of `+`.
+        """
         return cls(DNA.empty(spec, ranges, layer_gaussian=layer_gaussian), (), ())
 
     @property
     def candidates(self) -> int:
+        """How many images the shards list: those counted, and those that failed."""
         return self.dna.images + len(self.failures)
 
     def __add__(self, other: Partial) -> Partial:
-        """Raises `OverlapError` naming the shards that both hold."""
+        """Adds two partials.
+
+        Args:
+            other: A partial of other shards.
+
+        Returns:
+            The partial of the shards of both.
+
+        Raises:
+            OverlapError: Both hold a shard.
+            SpecMismatch: They were not made the same way.
+        """
         both = sorted(set(self.shards) & set(other.shards))
         if both:
             raise OverlapError(f"{len(both)} shards would count twice: {', '.join(both[:5])}")
@@ -61,7 +93,14 @@ class Partial:
         )
 
     def identical(self, other: Partial) -> bool:
-        """Equal to the last bit, numerics apart."""
+        """Compares two partials.
+
+        Args:
+            other: Another partial.
+
+        Returns:
+            Whether they are equal to the last bit, apart from the numerics.
+        """
         return (self.shards, self.failures, self.exemplars) == (
             other.shards,
             other.failures,
@@ -88,14 +127,38 @@ class Partial:
 
     @classmethod
     def decode(cls, data: bytes, name: str, layers: Sequence[str] | None = None) -> Partial:
-        """Raises `CorruptFile` or `ConservationError`, with `name`."""
+        """Reads the file of a partial.
+
+        Args:
+            data: The bytes of the file.
+            name: The name of the file in errors.
+            layers: The layers to read; all of them if None.
+
+        Returns:
+            The partial.
+
+        Raises:
+            CorruptFile: The file is torn, or not what was written.
+            ConservationError: Its counts do not add up.
+        """
         file = DnaFile(data, "partial", name)
         shards, failures = ledger(file.metadata, name)
         return cls(file.read(layers), shards, failures, Exemplars.of_partial(file))
 
 
 def add_exemplars(a: Exemplars | None, b: Exemplars | None) -> Exemplars | None:
-    """Raises `SpecMismatch` where only one side keeps them."""
+    """Adds the exemplars of two partials.
+
+    Args:
+        a: Those of the first, or None if it keeps none.
+        b: Those of the second, or None if it keeps none.
+
+    Returns:
+        The exemplars of both; None if neither keeps any.
+
+    Raises:
+        SpecMismatch: Only one keeps them.
+    """
     if a is None or b is None:
         if a is not b:
             raise SpecMismatch("a partial with exemplars cannot be added to one without")
@@ -104,7 +167,18 @@ def add_exemplars(a: Exemplars | None, b: Exemplars | None) -> Exemplars | None:
 
 
 def ledger(metadata: dict[str, Any], name: str) -> tuple[tuple[str, ...], tuple[Failure, ...]]:
-    """The shards and failures that a partial's metadata states."""
+    """Reads which shards a partial holds, and which images failed in them.
+
+    Args:
+        metadata: The metadata of the partial's file.
+        name: The name of the file in errors.
+
+    Returns:
+        The keys of the shards, sorted, and the failures.
+
+    Raises:
+        CorruptFile: They cannot be read, or the keys are not distinct and sorted.
+    """
     try:
         shards = tuple(metadata["shards"])
         failures = tuple(Failure(**failure) for failure in metadata["failures"])

@@ -1,4 +1,4 @@
-"""dna.ranges: TODO-DOC"""
+"""The ranges that histograms are cut from: an interval for each neuron."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from pipeline.spec import digest_of
 
 @dataclass(frozen=True, eq=False)
 class Ranges:
-    """Per neuron, the closed interval [low, high] (float64, shape (neurons,)) cut into bins.
+    """The closed interval [low, high] of each neuron, which its histogram cuts into bins.
 
-    Neurons stand in the order of the extractor's taps. Frozen before counting, so that histograms
-    made anywhere add up; `digest` is part of the spec.
+    Ranges are fixed before anything is counted, so that histograms made anywhere add up. Their
+    digest is part of the spec. They have no `+`: two sets of ranges are never joined.
+
+    Attributes:
+        taps: The layers, each with its number of neurons, in the order of the network's taps.
+        low: (N,) float64, the lower ends, one layer after the other.
+        high: (N,) float64, the upper ends; finite, and nowhere below `low`.
     """
 
     taps: tuple[tuple[str, int], ...]
@@ -40,6 +45,7 @@ class Ranges:
 
     @property
     def digest(self) -> str:
+        """What names the ranges: a hash of the layers and of every bit of the numbers."""
         return digest_of(
             "ranges",
             self.taps,
@@ -48,7 +54,14 @@ class Ranges:
         )
 
     def select(self, taps: Sequence[tuple[str, int]]) -> Ranges:
-        """Those of some layers, each with its number of neurons; all must be among these."""
+        """Takes the ranges of some layers.
+
+        Args:
+            taps: The layers, each with its number of neurons; all must be among these.
+
+        Returns:
+            Their ranges, in that order.
+        """
         starts = dict(zip(self.taps, np.cumsum([0, *(n for _, n in self.taps)]), strict=False))
         at = [np.arange(starts[tap], starts[tap] + tap[1]) for tap in taps]
         chosen = np.concatenate(at)
@@ -56,7 +69,18 @@ class Ranges:
 
 
 def neuron_name(taps: Sequence[tuple[str, int]], index: int) -> str:
-    """`layer[neuron]` of a position in the concatenation of all layers."""
+    """Names a neuron by its place among the neurons of all layers.
+
+    Args:
+        taps: The layers, each with its number of neurons.
+        index: The place, from 0.
+
+    Returns:
+        The name, as `layer[neuron]`.
+
+    Raises:
+        IndexError: There is no such place.
+    """
     for layer, neurons in taps:
         if index < neurons:
             return f"{layer}[{index}]"

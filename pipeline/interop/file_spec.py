@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
-from types import UnionType
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +30,6 @@ MAX_ACTIVATIONS = 2**61
 """The most activations of a neuron; twice as many are still an int64."""
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
-
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -263,46 +259,9 @@ def _spec_from_json(data: object, name: str) -> Spec:
     if not isinstance(data, dict):
         raise CorruptFile(f"{name}: holds a {type(data).__name__}, not the fields of a spec")
     try:
-        spec = Spec.from_json(data)
+        return Spec.from_json(data)
     except (CorruptFile, UsageError, ValueError) as error:
         raise CorruptFile(f"{name}: {error}") from error
-    for field, value in _misfits(spec, Spec):
-        raise CorruptFile(f"{name}: {field} is {value!r:.80}, which a spec cannot hold there")
-    return spec
-
-
-def _misfits(value: Any, kind: Any, name: str = "") -> Iterator[tuple[str, object]]:
-    """Yields the dotted fields whose values are not of their declared types, with the values."""
-    parts = get_args(kind)
-    if is_dataclass(kind):
-        if isinstance(value, cast(type, kind)):
-            for field, of in get_type_hints(kind).items():
-                yield from _misfits(getattr(value, field), of, f"{name}.{field}".lstrip("."))
-            return
-        fits = False
-    elif get_origin(kind) is UnionType:
-        if value is not None:
-            yield from _misfits(value, parts[0], name)
-        return
-    elif get_origin(kind) is tuple:
-        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
-        fits = len(value) == len(kinds)
-        for i, (part, of) in enumerate(zip(value, kinds, strict=False)):
-            yield from _misfits(part, of, f"{name}[{i}]")
-    elif get_origin(kind) is Literal:
-        fits = value in parts
-    elif kind is float:
-        fits = (
-            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < np.inf
-        )
-    elif kind is int:
-        fits = type(value) is int and 0 <= value < 2**63
-    else:
-        fits = isinstance(value, kind)
-        if kind is str:
-            fits = fits and bool(value) and not _HALF_CHARACTER.search(value)
-    if not fits:
-        yield name, value
 
 
 def find_spec(catalogue: Catalogue, text: str) -> Spec:
