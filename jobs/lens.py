@@ -81,17 +81,10 @@ def fit(
     a change and without it, which are then paired by their names.
     """
     from pipeline.catalogue import Catalogue, check_lens_name
-    from pipeline.errors import UsageError
     from pipeline.explaining import fit_lens
     from pipeline.reporting import fit_lines
 
     check_lens_name(name)
-    if (focus is None) == (not ignore):
-        raise UsageError("give either --focus, or --ignore and --keep")
-    if focus is not None and (keep or non_negative or by_layer):
-        raise UsageError("--keep, --non-negative and --by-layer belong to --ignore")
-    if ignore and (layer or top):
-        raise UsageError("--layer and --top belong to --focus; weights are fitted to all neurons")
     place = Catalogue(catalogue)
     found = fit_lens(
         place,
