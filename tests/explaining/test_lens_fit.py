@@ -345,9 +345,9 @@ def test_an_attribute_that_nothing_shows_is_said_to_be_so(pairs: Catalogue) -> N
     for ignored, other in (("same", "dark"), ("fog", "same")):
         said = run("fit", "x", "--ignore", pair(ignored), "--keep", pair(other), *root)
         assert "nan" not in said
-        unseen = "nothing of what is to be ignored is seen: the lens is of no use"
+        unseen = "no attribute that is to be ignored is seen: the lens is of no use"
         assert (unseen in said) == (ignored == "same")
-        assert ("is gone, nothing of what is to be kept is seen" in said) == (ignored == "fog")
+        assert ("is gone, no attribute that is to be kept is seen" in said) == (ignored == "fog")
 
 
 def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
@@ -551,7 +551,7 @@ def test_lenses_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -
         ["oddest", "unreadable"],
         ["torn", "unreadable"],
     ]
-    assert "torn, or not a lens" in lines[-1]
+    assert "torn, or not a Parquet file" in lines[-1]
     rows = json.loads(run("ls", "--json", "-c", str(tmp_path)))
     assert [row.get("neurons") for row in rows] == [2, None, None, None, None]
 
