@@ -198,6 +198,7 @@ def _require_made_by_the_reference(file: ReferenceFile, spec: Spec, about: str) 
     _require_equal(about, f"EXIF, which {file.software} ignores", "ignore", rule.exif)
     _require_equal(about, f"precision, as {file.software} has no bf16", "fp32", spec.precision)
     _require_equal(about, "colour", COLOUR_RULE, rule.colour)
+    _require_equal(about, f"decoder, as {file.software} has none but Pillow", None, rule.decoder)
     if file.extractor != spec.extractor:
         known = NETWORKS.keys() | BUILT_IN.keys()
         if {file.extractor, spec.extractor} <= known:

@@ -623,6 +623,7 @@ BF16 = {"precision": "bf16", "bf16_numerics": NUMERICS.to_json()}
             "EXIF, which vdna 0.1.1 ignores: 'ignore' against 'apply'",
         ),
         (lambda d: d["preprocess"].update(colour="lab"), UsageError, "'rgb8-1' against 'lab'"),
+        (lambda d: d["preprocess"].update(decoder="raw@1"), UsageError, "Pillow: None against 'ra"),
         (lambda d: d["preprocess"].update(height=384), UsageError, r"\(224, 224\) against \(384"),
         (lambda d: d["preprocess"].update(std=[1, 1, 1]), UsageError, r"0.225.* against .*1, 1"),
         (lambda d: d.update(BF16), UsageError, "precision, .*: 'fp32' against 'bf16'"),
