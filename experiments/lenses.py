@@ -9,20 +9,22 @@ them, in three draws:
     apart    crops of the same photographs, of each set its own; half as many at most
     fresh    as paired, of other photographs, which no lens has seen
 
-For each attribute a lens is fitted that ignores it and keeps the other 39 (`pipeline.fit`), to the
-first two draws, at rising numbers of images; with weights of any sign, and of most images with
-weights from zero up. Reported, of fresh photographs:
+For each attribute a lens is fitted that ignores it and keeps the other 39. It is fitted to the
+first two draws, at rising numbers of images (`pipeline.explaining.AttributeDistances.fit`). Weights
+may have any sign; with most images, lenses with weights from zero up are fitted too. Reported are
+two scores on the fresh photographs:
 
     suppression  1 - |distance through the lens / distance of all neurons alike|, of the ignored one
     change       |that ratio - 1|, of the others: mean and median
 
-Images take a change differently, which adds to the distance of every neuron, less with more of
-them: what is left of an attribute through any lens shrinks with the number of images that it is
-scored on. So it is told of some of the folds, too (`scored`).
+Images do not all take a change in the same way. This adds to the distance of every neuron, and adds
+less with more images. So what is left of an attribute through any lens shrinks with the number of
+images that it is scored on. For this reason some of the folds are scored by themselves, too
+(`scored`).
 
-Beside them the paper's figures for 40 attributes of CelebA (95.9% and 10.0%; it does not say that
-they are held out). With `--out`, all numbers as JSON, both against the number of images, and a
-heatmap of every attribute through every lens.
+The paper's figures for 40 attributes of CelebA stand beside these (95.9% and 10.0%; it does not say
+that they are held out). `--out` writes all numbers as JSON, a figure of both scores against the
+number of images, and a heatmap of every attribute through every lens.
 """
 
 from __future__ import annotations

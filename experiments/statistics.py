@@ -3,12 +3,12 @@
     python -m experiments.statistics [--images 4000] [--replicates 1000] [--nulls 10000] [--out DIR]
     python -m experiments.statistics --only "brighter 1000x1000" --replicates 10000
 
-A pool of crops of photographs is taken as the population, so that its distances are known; others
-are crops made 8% brighter, crops of textures, and photographs with one texture in twenty. A last
-one is no set of images: photographs with one neuron in twenty moved by hand and all others alike,
-where the correction goes part of the way only. Samples of 100 to 10,000 images are drawn with
-replacement, put into sixteen folds as a build does, and estimated by `pipeline.significance`.
-Reported for each pair, size and layer:
+A pool of crops of photographs is taken as the population, so that its distances are known. Other
+pools are crops made 8% brighter, crops of textures, and photographs with one texture in twenty. The
+last pool is no set of images: in photographs, one neuron in twenty is moved by hand, and all others
+are left alone. There the correction goes only part of the way. Samples of 100 to 10,000 images are
+drawn with replacement and put into sixteen folds, as a build does.
+`pipeline.comparing.significance` makes the estimates. Reported for each pair, size and layer:
 
     bias       of the plug-in EMD (the reference's figure) and of `emd_corrected`, in bins
     coverage   how often the 95% interval holds the pools' distance; of the plug-in, how often it
@@ -16,15 +16,15 @@ Reported for each pair, size and layer:
     below_high how often the distance is below the interval's upper end
     power      how often p <= 0.05
 
-False alarms are of two samples of one pool, of equal and unequal sizes, of single images and of
-images in groups (videos: crops of one photograph, never split between folds); at 5%, and further
-out, at 1% and 0.1%, where `q` of a matrix looks. Beside it, what does not hold: the same test with
-images of a group dealt to folds one by one.
+False alarms are measured on two samples of one pool, of equal and of unequal sizes. The samples are
+single images, or images in groups (as videos: crops of one photograph, never split between folds).
+Alarms are counted at 5%, and further out at 1% and 0.1%, where `q` of a matrix looks. One more case
+shows what does not work: images of a group that are dealt to folds one by one.
 
-`--only` takes the cases alone whose names match: that many replicates of each tell a rate that is
-truly off from one that is so by chance.
+`--only` runs only the cases whose names match. Many replicates of one case tell a rate that is
+truly off from one that is off by chance.
 
-With `--out`, the paper's curve (EMD against the number of images) as a figure, and all numbers as
+`--out` writes the paper's curve (EMD against the number of images) as a figure, and all numbers as
 JSON. The activations of the pools are kept in the cache of `benchmarks.corpora`.
 """
 
