@@ -119,7 +119,9 @@ def local() -> Callable[[], Cat]:
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: Cat(), local(), functools.partial(Cat), Cat().itself], ids=str
+    "build",
+    [lambda: Cat(), local(), functools.partial(Cat), Cat().itself],
+    ids=["lambda", "local", "partial", "bound method"],
 )
 def test_what_workers_cannot_import_is_refused(build: Callable[[], Any]) -> None:
     with pytest.raises(UsageError, match=r"cannot import .* top level of a module"):

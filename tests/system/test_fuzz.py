@@ -240,7 +240,7 @@ def _readers() -> dict[str, Reader]:
         ),
         "matrix": Reader(matrix.encode(), lambda d: Matrix.decode(d, "x"), _equal_fields),
         "manifest": Reader(
-            (ROOT / "tests" / "golden" / "v2" / "manifest.parquet").read_bytes(),
+            (ROOT / "tests" / "golden" / "v1" / "manifest.parquet").read_bytes(),
             lambda d: Manifest.decode(d, "x"),
             lambda a, b: a.digest == b.digest,
         ),
