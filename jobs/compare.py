@@ -47,14 +47,19 @@ def compare(
     ] = None,
     fd: Annotated[
         bool,
-        typer.Option("--fd", help="Compute Fréchet distances of layers too (FID on its network)."),
+        typer.Option(
+            "--fd",
+            help="Also compute Fréchet distances of layers; with Inception's last "
+            "block, this is FID.",
+        ),
     ] = False,
     lens: LensOption = None,
     neurons: NeuronsOption = None,
     error_bars: Annotated[
         bool,
         typer.Option(
-            help="Compute corrected distances, intervals, p and q: 30 times the arithmetic."
+            help="Also compute corrected distances, intervals, p and q, which takes 30 "
+            "times the arithmetic."
         ),
     ] = True,
     near: Annotated[
@@ -64,12 +69,12 @@ def compare(
         ),
     ] = None,
     out: Annotated[str | None, typer.Option(help="Parquet file to write the matrix to.")] = None,
-    html: Annotated[
-        str | None, typer.Option(help="Page to write, to look at in a browser (.html).")
-    ] = None,
+    html: Annotated[str | None, typer.Option(help="Page to write, for a browser (.html).")] = None,
     figure: Annotated[
         str | None,
-        typer.Option(help="Figure of the matrix to draw, for a paper (.svg, .png, .pdf)."),
+        typer.Option(
+            help="Figure of the matrix to draw, such as for a paper (.svg, .png or .pdf)."
+        ),
     ] = None,
     spec: SpecOption = None,
     at: AtOption = None,
@@ -78,15 +83,16 @@ def compare(
         int | None,
         typer.Option(
             min=0,
-            help="Ray tasks at a time; 0 works in this process, with all its cores (default: 0, "
-            "unless a cluster is named and the work would take longer than minutes).",
+            help="Number of Ray tasks at a time; 0 works in this process, on all cores (default: "
+            "0, unless a cluster is named and the work would take this process more than minutes).",
         ),
     ] = None,
     memory: MemoryOption = 4.0,
     device: Annotated[
         str,
         typer.Option(
-            help="Device of this process: cpu, or torch's cuda, cuda:1 (tested on a CPU only)."
+            help="Where this process compares: cpu, or a device of torch, such as "
+            "cuda:1 (tested on the CPU only)."
         ),
     ] = "cpu",
     log_format: LogFormatOption = LogFormat.text,

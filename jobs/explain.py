@@ -40,7 +40,8 @@ def explain(
     lens: LensOption = None,
     neurons: NeuronsOption = None,
     out: Annotated[
-        str | None, typer.Option(help="Parquet file to write all neurons to, in order.")
+        str | None,
+        typer.Option(help="Parquet file to write all neurons to, the most different first."),
     ] = None,
     html: Annotated[
         str | None, typer.Option(help="Page to write, with the images (.html).")

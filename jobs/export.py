@@ -43,7 +43,7 @@ def export(
     at: AtOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a dataset's DNA for the reference package (vdna 0.1.1), which loads both files."""
+    """Export a dataset's DNA as two files that the reference package (vdna 0.1.1) loads."""
     from pipeline.catalogue import Catalogue
     from pipeline.interop import export_file
 

@@ -25,7 +25,11 @@ def gc(
         int | None, typer.Option(help="Number of versions of each dataset to keep (default: all).")
     ] = None,
     grace_days: Annotated[
-        float, typer.Option(min=0.0, help="Keep younger objects, which running jobs may need.")
+        float,
+        typer.Option(
+            min=0.0,
+            help="Keep objects younger than this many days, because running jobs may need them.",
+        ),
     ] = 7.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be removed.")

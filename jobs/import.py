@@ -25,7 +25,8 @@ def import_(
     spec: Annotated[
         str | None,
         typer.Option(
-            help="How it was made: digest of a spec, or a JSON file (default: it is assumed)."
+            help="Spec that the DNA was made with: a digest in the catalogue, or a JSON "
+            "file (default: assumed from the file)."
         ),
     ] = None,
     as_json: JsonOption = False,

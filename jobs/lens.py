@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pipeline.dna import Lens
 
 lens = typer.Typer(
-    help="Fit, choose, list and show lenses: weights of neurons (--lens of compare, explain, "
-    "rank, report, and of a gate).",
+    help="Fit, choose, list and show lenses, which weigh neurons. Use one by --lens of compare, "
+    "explain, rank or report, or in a gate.",
     no_args_is_help=True,
 )
 LensName = Annotated[str, typer.Argument(help="Name of the lens in the catalogue.")]
@@ -46,19 +46,25 @@ def fit(
         ),
     ] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Number of neurons of a focus (default: 20).")
+        int | None,
+        typer.Option(min=1, help="Number of neurons that --focus chooses (default: 20)."),
     ] = None,
     layer: Annotated[
         list[str] | None,
-        typer.Option(help="Choose the neurons of a focus in this layer only. Can be repeated."),
+        typer.Option(help="Let --focus choose neurons of this layer only. Can be repeated."),
     ] = None,
     ignore: Annotated[
         list[str] | None,
-        typer.Option(metavar="WITH:WITHOUT", help="Ignore this attribute. Can be repeated."),
+        typer.Option(
+            metavar="WITH:WITHOUT", help="Take this attribute out of the distance. Can be repeated."
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option(metavar="WITH:WITHOUT", help="See this attribute as before. Can be repeated."),
+        typer.Option(
+            metavar="WITH:WITHOUT",
+            help="Keep the distance of this attribute as it is. Can be repeated.",
+        ),
     ] = None,
     non_negative: Annotated[
         bool,
@@ -75,7 +81,7 @@ def fit(
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a lens to attributes, and say how it does on images that it was not fitted to.
+    """Fit a lens to attributes, and say how well it works on images that it was not fitted to.
 
     An attribute is two datasets, WITH:WITHOUT. Write WITH=WITHOUT if they are the same images, with
     a change and without it, which are then paired by their names.
@@ -109,7 +115,7 @@ def choose(
     name: LensName,
     catalogue: CatalogueOption,
     layer: Annotated[
-        list[str] | None, typer.Option(help="All neurons of this layer. Can be repeated.")
+        list[str] | None, typer.Option(help="Take all neurons of this layer. Can be repeated.")
     ] = None,
     neurons: NeuronsOption = None,
     spec: SpecOption = None,
@@ -150,7 +156,7 @@ def _keep(place: Catalogue, found: Lens, lines: Sequence[str], as_json: bool) ->
 @lens.command()
 @guarded
 def ls(catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
-    """List the newest lens of each name: what it was fitted to, and how it does."""
+    """List the newest lens of each name: what it was fitted to, and how well it works."""
     from pipeline.catalogue import Catalogue, newest_lenses
     from pipeline.reporting import lens_table, listed_lens
 
@@ -172,7 +178,7 @@ def show(
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a lens was fitted to, how it does, and the neurons that it weighs most."""
+    """Show what a lens was fitted to, how well it works, and the neurons that it weighs most."""
     from pipeline.catalogue import Catalogue, find_lens, spec_of_lens
     from pipeline.reporting import heaviest_neurons, lens_json, lens_lines
 

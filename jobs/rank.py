@@ -37,7 +37,8 @@ def rank(
     lens: LensOption = None,
     neurons: NeuronsOption = None,
     html: Annotated[
-        str | None, typer.Option(help="Page to write, with the images of either end (.html).")
+        str | None,
+        typer.Option(help="Page to write, with the nearest and the farthest images (.html)."),
     ] = None,
     spec: SpecOption = None,
     at: AtOption = None,

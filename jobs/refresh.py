@@ -47,7 +47,7 @@ def refresh(
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
-    """List every dataset, build what changed, compare all pairs, and judge the gate."""
+    """Build every dataset whose source changed, compare all pairs, and check the gate."""
     from rich.console import Console
 
     from pipeline.catalogue import Catalogue

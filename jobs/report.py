@@ -37,12 +37,12 @@ def report(
     lens: Annotated[
         list[str] | None,
         typer.Option(
-            help="Lens to look through as well: a Parquet file, or a name in the catalogue. Can be "
-            "repeated."
+            help="Also show distances through this lens: its name in the catalogue, or a Parquet "
+            "file. Can be repeated."
         ),
     ] = None,
     fd: Annotated[
-        bool, typer.Option("--fd", help="Compute Fréchet distances of layers too.")
+        bool, typer.Option("--fd", help="Also compute Fréchet distances of layers.")
     ] = False,
     spec: SpecOption = None,
     at: AtOption = None,

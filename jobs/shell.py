@@ -65,11 +65,19 @@ CatalogueOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 SpecOption = Annotated[
     str | None,
-    typer.Option("--spec", help="Digest of a spec, or its beginning (default: the catalogue's)."),
+    typer.Option(
+        "--spec",
+        help="Use versions of this spec: its digest, or the beginning of it "
+        "(default: the catalogue's).",
+    ),
 ]
 AtOption = Annotated[
     str | None,
-    typer.Option("--at", help="Number of a commit, or an ISO time (default: the newest commit)."),
+    typer.Option(
+        "--at",
+        help="Look at the catalogue as of this commit: its number, or an ISO time "
+        "(default: the newest).",
+    ),
 ]
 RayOption = Annotated[
     str | None,
@@ -81,13 +89,14 @@ RayOption = Annotated[
 LensOption = Annotated[
     str | None,
     typer.Option(
-        "--lens", help="Lens to look through: a Parquet file, or the name of one in the catalogue."
+        "--lens", help="Lens that weighs the neurons: its name in the catalogue, or a Parquet file."
     ),
 ]
 NeuronsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--neurons", help="Look at these neurons only: 'blocks.3.1:4,17,20-30'. Can be repeated."
+        "--neurons",
+        help="Look at these neurons only, such as 'blocks.3.1:4,17,20-30'. Can be repeated.",
     ),
 ]
 MemoryOption = Annotated[
@@ -95,20 +104,23 @@ MemoryOption = Annotated[
     typer.Option(
         "--memory",
         min=0.01,
-        help="Gigabytes of each process for the DNAs that it compares; it may take some more.",
+        help="Gigabytes that each process may use for the DNAs that it compares; "
+        "the process needs some more.",
     ),
 ]
 RelistOption = Annotated[
     bool,
     typer.Option(
-        "--relist", help="List from the beginning, and again if the source changes meanwhile."
+        "--relist",
+        help="Begin an interrupted listing anew, and list again if the source changes meanwhile.",
     ),
 ]
 LogFormatOption = Annotated[
     LogFormat,
     typer.Option(
         "--log-format",
-        help="What stderr gets: text, for people, or a line of JSON for each event and log record.",
+        help="Format of messages on stderr: text for people, or a line of JSON for "
+        "each event and log record.",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""Show one dataset: what was counted, how, and what could not be."""
+"""Show one dataset: what was counted, how, and which images could not be read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def show(
     failures: Annotated[int, typer.Option(help="Number of failures to list.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one dataset: what was counted, how, and what could not be."""
+    """Show one dataset: what was counted, how, and which images could not be read."""
     from pipeline.catalogue import Catalogue
     from pipeline.sources import label_of
 

@@ -34,7 +34,7 @@ class DeepResources(Resources):
     """How fast the work is done."""
 
     workers: Annotated[
-        int | None, Option("With --deep: Ray actors; 0 counts in this process.", least=0)
+        int | None, Option("With --deep: number of Ray workers; 0 counts in this process.", least=0)
     ] = 0
 
 

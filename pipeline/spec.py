@@ -389,13 +389,18 @@ class Resources(Options):
 
     workers: Annotated[
         int | None,
-        Option("Ray actors; 0 works in this process, without Ray (default: all cores).", least=0),
+        Option(
+            "Number of Ray workers; 0 works in this process, without Ray (default: "
+            "as many as fit the cores).",
+            least=0,
+        ),
     ] = None
     threads: Annotated[
-        int | None, Option("Network threads of each worker (default: up to 4).", least=1)
+        int | None,
+        Option("Threads of each worker that run the network (default: up to 4).", least=1),
     ] = None
     gpus_per_worker: Annotated[
-        float, Option("GPUs that a worker takes; with a fraction, workers share one.", least=0)
+        float, Option("GPUs of each worker; with a fraction, workers share one.", least=0)
     ] = 0.0
     fetch_ahead: int = 64
     decode_seconds: float = 60.0

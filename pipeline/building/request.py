@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
 
-Weights = Annotated[str | None, Option("File or url of other weights than the network's own.")]
+Weights = Annotated[
+    str | None, Option("File or url of weights to use instead of the network's own.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,11 @@ class NetworkOptions(Options):
     extractor: Annotated[str, Option("Name of the network.")] = DEFAULT_EXTRACTOR
     weights: Weights = None
     taps: Annotated[
-        str | None, Option("Modules to observe: globs with commas between, as 'blocks.*,norm'.")
+        str | None,
+        Option(
+            "Layers to observe: globs over the network's modules, separated by "
+            "commas, such as 'blocks.*,norm' (default: chosen for each network)."
+        ),
     ] = None
 
 
@@ -47,18 +53,32 @@ class HistogramOptions(Options):
         DEFAULT_BINS
     )
     ranges: Annotated[
-        str | None, Option("File or digest of the histograms' ranges (see vdna calibrate).")
+        str | None,
+        Option(
+            "Ranges that the histograms cover: a file of vdna calibrate, or a digest "
+            "in the catalogue (default: those that come with the network)."
+        ),
     ] = None
-    precision: Annotated[Precision, Option("Numbers that the network computes with.")] = "fp32"
+    precision: Annotated[Precision, Option("Number format that the network computes with.")] = (
+        "fp32"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelOptions(Options):
     """From an image to the network's input."""
 
-    resize: Annotated[Resize, Option("How images are resized.")] = "clean"
-    crop: Annotated[Crop, Option("Square to cut out before the resize.")] = "none"
-    exif: Annotated[Exif, Option("Whether the EXIF orientation turns an image.")] = "apply"
+    resize: Annotated[
+        Resize,
+        Option("Filter of the resize: clean-fid's on floats (clean), or torch's on bytes (fast)."),
+    ] = "clean"
+    crop: Annotated[
+        Crop,
+        Option("Square to cut out before the resize; none squeezes the whole image into a square."),
+    ] = "none"
+    exif: Annotated[Exif, Option("Whether to turn an image as its EXIF orientation says.")] = (
+        "apply"
+    )
     decoder: Annotated[str | None, Option("Name of an image decoder of your own.")] = None
 
 
@@ -72,7 +92,8 @@ class SelectionOptions(Options):
     include: Annotated[str | None, Option("Take only names that match this glob.")] = None
     exclude: Annotated[str | None, Option("Leave out names that match this glob.")] = None
     image_column: Annotated[
-        str | None, Option("Column of the images, for Parquet and Arrow files that have several.")
+        str | None,
+        Option("Column with the images, if Parquet or Arrow files have several such columns."),
     ] = None
 
     @property
@@ -92,16 +113,16 @@ class GroupingOptions(Options):
     group_by: Annotated[
         str | None,
         Option(
-            "Keep a group of images in one fold. Groups: a column of a table, or a number of "
-            "leading folders.",
+            "Keep images together that depend on each other, such as frames of a video: by this "
+            "column of a table, or by this number of leading folders.",
             numeral=True,
         ),
     ] = None
     by: Annotated[
         str | None,
         Option(
-            "Make a dataset NAME/VALUE, too, of the images of each value: of a column of a table, "
-            "or of a number of leading folders. '' ends it.",
+            "Also build a dataset NAME/VALUE for each value of this column of a table, or of this "
+            "number of leading folders. '' ends it.",
             numeral=True,
         ),
     ] = None
@@ -112,7 +133,10 @@ class FailureOptions(Options):
     """How much may fail."""
 
     max_failures: Annotated[
-        float, Option("Unreadable images allowed: a fraction, or a number from 1 up.", least=0)
+        float,
+        Option(
+            "How many images may be unreadable: a fraction below 1, or a number of images.", least=0
+        ),
     ] = 0.01
 
 
@@ -121,7 +145,10 @@ class ShardOptions(Options):
     """How the work is divided."""
 
     shard_images: Annotated[
-        int | None, Option("Images of each new shard (default: by the number of images).", least=1)
+        int | None,
+        Option(
+            "Number of images in each new shard (default: chosen by the number of images).", least=1
+        ),
     ] = None
 
 
@@ -130,14 +157,19 @@ class ProductOptions(Options):
     """What is kept beside the histograms."""
 
     layer_gaussian: Annotated[
-        bool, Option("Keep the covariance of each layer too, for Fréchet distances.")
+        bool, Option("Also keep the covariance of each layer, for Fréchet distances.")
     ] = False
     exemplars: Annotated[
         int | None,
-        Option("Remember this many images of each neuron, those it reacts to most.", least=0),
+        Option(
+            "For each neuron, remember this many images that it reacts to most "
+            "(default: 8, or as the dataset has it).",
+            least=0,
+        ),
     ] = None
     exemplar_taps: Annotated[
-        str | None, Option("Layers whose neurons remember images: globs, as 'blocks.*,head'.")
+        str | None,
+        Option("Remember images only for neurons of these layers: globs, such as 'blocks.*,head'."),
     ] = None
 
 
@@ -205,7 +237,7 @@ class CalibrationRequest(
     ]
     out: Annotated[str, Option("File to write the ranges to.")] = "ranges.parquet"
     quantile: Annotated[
-        float | None, Option("Leave out this share of activations at either end, as 0.001.")
+        float | None, Option("Leave out this share of activations at either end, such as 0.001.")
     ] = None
 
     def __post_init__(self) -> None:

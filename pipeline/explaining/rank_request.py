@@ -34,12 +34,12 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
     """
 
     source: Annotated[str, Option("Folder, glob, list, table or archive of images.", argument=True)]
-    to: Annotated[str, Option("Dataset of the catalogue to measure the distance to.")]
+    to: Annotated[str, Option("Dataset that the distance is measured to.")]
     layers: Annotated[
         Sequence[str],
-        Option("Give the distance in this layer, too. Can be repeated.", flag="--layer"),
+        Option("Also give the distance in this layer. Can be repeated.", flag="--layer"),
     ] = ()
-    top: Annotated[int, Option("Number of images to print of either end.", least=0)] = 10
+    top: Annotated[int, Option("Number of nearest and of farthest images to print.", least=0)] = 10
     out: Annotated[
         str | None, Option("Parquet file to write all images to, the nearest first.")
     ] = None
