@@ -1,1 +1,1 @@
-"""Side by side with what a user would pick instead; see README.md beside this file."""
+"""Measures the product beside what a user would pick instead; README.md lists the commands."""

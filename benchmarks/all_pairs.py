@@ -3,14 +3,16 @@
     python -m benchmarks.all_pairs kernel [--dnas 40,100,400] [--neurons 64]
     python -m benchmarks.all_pairs catalogue [--dnas 1000] [--neurons 160] [--folds 0]
 
-`kernel`: values compared per second of one core's CPU time, cumulative distributions made already
-and made on the way, as a share of the floor: two float32 additions for each value, measured in the
-same run on rows that lie in the first cache. A share above 1 is no error: integers need one.
+`kernel` measures how many values one core compares per second of its CPU time, with cumulative
+distributions that are made already and with those that are made on the way. Each is a share of the
+floor: two float32 additions for each value, measured in the same run on rows that lie in the first
+cache. A share above 1 is no error, because integers need one addition.
 
-`catalogue`: random DNAs on disk, compared whole; then one is changed, and they are compared again.
-What it takes is modelled as loads x (`open` + values x `load`) + pairs x (values x `compare` +
-planes x `estimate`), the last with folds alone; the first two measured on DNAs of two sizes, all on
-a third of the number and checked on all of them; for larger networks it says what the model gives.
+`catalogue` compares all pairs of random DNAs on disk. Then one DNA is changed, and they are
+compared again. The time is modelled as loads x (`open` + values x `load`) + pairs x (values x
+`compare` + planes x `estimate`); `estimate` counts only with folds. The first two are measured on
+DNAs of two sizes. All are measured on a third of the DNAs, and checked on all of them. For larger
+networks the script says what the model gives.
 """
 
 from __future__ import annotations

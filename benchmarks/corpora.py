@@ -1,12 +1,13 @@
-"""Real images out of Debian packages, as plain folders; nothing is installed, root is not needed.
+"""Fetches real images out of Debian packages, as plain folders. Root is not needed.
 
     python -m benchmarks.corpora                         every corpus
     python -m benchmarks.corpora photos stamps           these
     python -m benchmarks.corpora jpegs --count 400       crops of the photos, for tests of speed
 
-A corpus is `<cache>/<name>/`, the images as they lie in the package, not encoded again. What is
-there already is left alone. Needs `apt-get` with package lists (`apt-get update`) and `dpkg-deb`.
-Each package's copyright file is copied to `<cache>/licences/`; none of the images belongs in git.
+A corpus is `<cache>/<name>/`, with the images as they lie in the package, not encoded again. What
+is there already is left alone. Nothing is installed. The script needs `apt-get` with package lists
+(`apt-get update`) and `dpkg-deb`. Each package's copyright file is copied to `<cache>/licences/`.
+None of the images belongs in git.
 """
 
 from __future__ import annotations

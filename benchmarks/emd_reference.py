@@ -2,12 +2,12 @@
 
     python -m benchmarks.emd_reference [--dnas 40] [--reference-dnas 5]
 
-The reference is timed on every pair of a few DNAs, with both allocators, and extrapolated by the
-pair to all of them, which it takes no shortcut for; its time is `extrapolated`, never measured.
-The product is timed on all of them: `memory` and `by_layer` start from counts in memory, as the
-reference does, `curves_made` from the cumulative distributions of each DNA, which are made once
-however many it is compared with. All end in the mean over neurons; the few DNAs that both have seen
-must agree.
+The reference is timed on every pair of a few DNAs, with both allocators. Its time for all DNAs is
+extrapolated by the number of pairs, because it takes no shortcut for them. So it is `extrapolated`,
+never measured. The product is timed on all DNAs. `memory` and `by_layer` start from counts in
+memory, as the reference does. `curves_made` starts from the cumulative distributions, which are
+made once for each DNA, however many it is compared with. All of them end in the mean over neurons.
+On the few DNAs that both have seen, the two must agree.
 """
 
 from __future__ import annotations

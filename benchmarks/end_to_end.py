@@ -2,7 +2,7 @@
 
     python -m benchmarks.end_to_end FOLDER [--ranges FILE] [--precision bf16] [--threads 2]
 
-Same images, network, taps, ranges, bins and resizing, each in a fresh process. Rows:
+All use the same images, network, taps, ranges, bins and resizing, each in a fresh process. Rows:
 
     forward     the network's forward pass alone, on random pixels: the ceiling
     make_dna    in process, after one image to warm up; includes building the network

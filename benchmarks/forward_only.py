@@ -1,10 +1,11 @@
-"""The forward pass alone, on random pixels: the ceiling that decoding and counting stay under.
+"""The forward pass alone, on random pixels: a build cannot be faster than this.
 
     python -m benchmarks.forward_only [--threads 2] [--seconds 10]
 
-Three rows: the product's extractor, T threads each passing micro-batches of 8 with one intra-op
-thread, under the tuned allocator that its workers run with; the same under glibc's default; and
-what one would write without it: timm's network, batch 32, T intra-op threads, default allocator.
+There are three rows. The first is the product's extractor: T threads pass micro-batches of 8, each
+with one intra-op thread, under the tuned allocator that its workers run with. The second is the
+same under glibc's default allocator. The third is what one would write without the product: timm's
+network, batch 32, T intra-op threads, default allocator.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python -m benchmarks.listing [--entries 10000000] [--out FILE]
 
-A store that answers listings from a formula stands in for S3, so that what is measured is the
-driver: its memory and its time, from the first page to the plan of the shards, and the plan of a
-second build that finds a thousandth of the images changed. Beside it, on a tenth of the entries,
-what a driver does that asks fsspec for all objects (`find`), sorts them and cuts them into shards.
-Each runs in a fresh process. What fails or loses its folder on the way ends that process alone, and
-takes nothing of what was measured before with it.
+A store that answers listings from a formula stands in for S3, so only the driver is measured: its
+memory and its time, from the first page to the plan of the shards. Then a second build is planned
+that finds a thousandth of the images changed. For comparison, on a tenth of the entries, a driver
+asks fsspec for all objects (`find`), sorts them and cuts them into shards. Each runs in a fresh
+process. If one fails, or loses its folder on the way, only that process ends, and the results of
+the others are kept.
 """
 
 from __future__ import annotations

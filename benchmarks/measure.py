@@ -1,9 +1,9 @@
-"""A measured child process: its own allocator settings, its own peak of memory.
+"""Runs work in a child process, with its own allocator settings, and measures its peak of memory.
 
     result = run("benchmarks.reference", {"folder": ...}, tuned_malloc=True)
 
-The module's `main` sees `--child` and calls `answer(work)`: settings come in on standard input as
-JSON, the result goes out on standard output as JSON; whatever the work prints goes to stderr.
+The module's `main` sees `--child` and calls `answer(work)`. Settings come in on standard input as
+JSON, and the result goes out on standard output as JSON. Whatever the work prints goes to stderr.
 """
 
 from __future__ import annotations

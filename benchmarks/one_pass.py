@@ -3,10 +3,10 @@
     python -m benchmarks.one_pass FOLDER [--threads 2]
 
 The product keeps histograms, neuron Gaussians, extremes and layer Gaussians in one pass. The
-reference makes one kind a pass: its histograms and its layer Gaussians (which hold the neurons')
-are timed one after the other, under a tuned allocator; it keeps every image's features until the
-end for the second. Each runs in a fresh process, on the whole folder and on a quarter of it, so
-that what memory grows by is seen.
+reference makes one kind in each pass. Its histograms and its layer Gaussians (which hold the
+neurons') are timed one after the other, under a tuned allocator. For the second it keeps every
+image's features until the end. Each runs in a fresh process, on the whole folder and on a quarter
+of it, which shows how much memory grows.
 """
 
 from __future__ import annotations

@@ -2,15 +2,16 @@
 
     python -m benchmarks.ranking FOLDER [--threads 2] [--rounds 3]
 
-In process, one extractor a row, which one image warms up; rows take turns, and the best of each
-counts. Rows:
+Everything runs in process. Each row has one extractor, which one image warms up. Rows take turns,
+and the best of each counts. Rows:
 
     build       a partial of every shard, as `vdna build` makes and commits them
     rank        the distance of every image to a DNA of the same folder, all neurons
     lens        the same through a lens of 20 neurons of the last layer
 
-`kernel`: nanoseconds a neuron of one image of random activations, by steps and by the walk over
-all 1,000 bins, for layers of so many positions; and which of them is taken.
+`kernel` has the nanoseconds for one neuron of one image of random activations, by steps and by the
+walk over all 1,000 bins, for layers of different numbers of positions. It also says which of the
+two is taken.
 """
 
 from __future__ import annotations

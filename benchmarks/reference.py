@@ -2,14 +2,14 @@
 
     python -m benchmarks.reference FOLDER [--ranges FILE] [--histograms FILE.npz]
 
-The network enters as the reference's docs/add_your_feature_extractor.md says: a subclass of its
-`FeatureExtractionModel`. It is timm's EfficientNet-lite0 with the weights that the product uses,
-the same 18 taps (3,120 neurons), mean and std 0.5; mapped and built here, apart from the product's
-own code, so that agreement between the two says something. Listing, decoding in DataLoader
-workers, resizing, normalising, counting: all the reference's own.
+The network is added as the reference's docs/add_your_feature_extractor.md says, by a subclass of
+its `FeatureExtractionModel`. It is timm's EfficientNet-lite0 with the weights that the product
+uses, the same 18 taps (3,120 neurons), and mean and std 0.5. It is mapped and built here, apart
+from the product's own code, so that agreement between the two says something. Listing, decoding in
+DataLoader workers, resizing, normalising and counting are all the reference's own.
 
-Runs with glibc's default allocator and with a tuned one: the first is what a user gets, the second
-is a fairer opponent.
+It runs with glibc's default allocator and with a tuned one. The first is what a user gets. The
+second is a fairer opponent.
 """
 
 from __future__ import annotations

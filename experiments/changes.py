@@ -1,28 +1,29 @@
-"""Global changes of photographs at rising strength: which measure notices them, and from where on.
+"""Which measure notices a global change of photographs, and from which strength on.
 
     python -m experiments.changes [--images 128] [--out DIR]
 
-Brightness, contrast, blur and hue of crops of photographs, unchanged against others that are
-changed. Two things are reported.
+Brightness, contrast, blur and hue of crops are changed. Unchanged crops are compared with other
+crops that are changed. Two things are reported.
 
-*Rise.* The corrected EMD of every layer, and its 95% interval, of one set against another, whose
-images are the same at each strength. Whether it rises with the strength is told in how many layers
-it never falls, from the strength on at which the interval leaves 0; under that, chance differences
-of the two sets may be made up for by a change, or made greater. Also, without any sampling: the EMD
-of the images against themselves, changed, and its rank correlation with the strength.
+*Rise.* The corrected EMD of every layer, and its 95% interval, between one set and another. The
+other set has the same images at each strength. Reported is in how many layers the EMD never falls,
+from the strength on at which the interval leaves 0. Below that strength, a change may make up for
+chance differences of the two sets, or make them larger. Also reported is the EMD of the images
+against themselves, changed, where nothing is sampled, and its rank correlation with the strength.
 
-*Notice.* Distances of different kinds have no common unit, so that each is held against its own
-null: twice as many unchanged crops are dealt into two halves, 200 times, and what 95% of these
-halves stay below is that measure's threshold, in that layer. Then one half is changed, in 40 such
-deals. A measure notices a strength if at least 80% of the deals are above its threshold, at that
-strength and at all greater ones. Measured in the same layers, of the same images:
+*Notice.* Distances of different kinds have no common unit, so each has a threshold of its own, in
+each layer. Twice as many unchanged crops are dealt into two halves, 200 times. The threshold is
+what 95% of these deals stay below. Then one half is changed, in 40 such deals. A measure notices a
+strength if at least 80% of the deals are above its threshold, at that strength and at all greater
+ones. These are measured in the same layers, on the same images:
 
     EMD     of neurons' distributions over images and positions, the mean over neurons
     FD      Fréchet distance of the Gaussians of spatially averaged features, as FID is
     cosine  1 - the cosine of the mean spatially averaged features
 
-`all`: the mean over all neurons; of FD, over layers, as `pipeline.fd`; of the cosine, of the
-features of all layers in one vector. With `--out`, all numbers as JSON, and a figure.
+`all` is the mean over all neurons for EMD. For FD it is the mean over layers, as in `pipeline.fd`.
+For the cosine, the features of all layers are one vector. `--out` writes all numbers as JSON, and a
+figure.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Images seen one by one: each image's own DNA, on a coarser grid, and its pooled features.
+"""Observes images one by one: each image's own DNA, on a coarser grid, and its pooled features.
 
     seen = Observer().see([lambda: pixels, ...])
     seen.curves, seen.means                # (images, neurons, POINTS), (images, neurons)
 
-What experiments draw from again and again: the DNA of any set of these images is the mean of their
-curves, its pooled features are the mean of theirs, and no image is run through the network twice.
-The distance of two sets is that of `vdna compare`, but that the cumulative distributions are read
-off at every tenth of 1,000 bins. Pixels, network, ranges and the counting rule are the pipeline's.
+Experiments draw many sets from the same images. The DNA of a set is the mean of its images' curves,
+and its pooled features are the mean of theirs, so no image goes through the network twice. The
+distance of two sets is that of `vdna compare`, except that the cumulative distributions are read
+at every tenth of 1,000 bins. Pixels, network, ranges and the counting rule are the pipeline's.
 """
 
 from __future__ import annotations

@@ -1,37 +1,39 @@
-"""How real a picture looks: its own DNA's distance to that of real ones, through a few neurons.
+"""How real a picture looks: the distance of its own DNA to that of real ones, by a few neurons.
 
     python -m experiments.realism [--images 160] [--out DIR]
 
-As in the paper, the neurons that tell real from synthetic pictures most are chosen, and pictures
-are ranked by the distance of their own DNA to that of the real set, through these neurons only.
-Everything is chosen on one half of each set, and told of the other half: other photographs, other
-files. Two matched tasks, so that neither the frame nor the resolution tells what is real:
+As in the paper, the neurons that best tell real from synthetic pictures are chosen. Pictures are
+then ranked by the distance of their own DNA to that of the real set, through these neurons only.
+Everything is chosen on one half of each set, and scored on the other half: other photographs, other
+files. There are two tasks. In each, real and synthetic pictures are matched, so that neither the
+frame nor the resolution tells which is which:
 
     scenes   crops of photographs | of a game's textures, of rendered and painted wallpapers;
              all of them shrunk to 96 pixels and brought back, and coded as JPEG
     cut-outs photographs cut out (`stamps`) | 3D renders of furniture, cartoons, painted portraits;
              all of them on white, by way of 128 pixels, and coded as JPEG
 
-Neurons are chosen of each task's synthetic sets together, by the EMD between real and synthetic
-DNAs; for `across`, without the set that is scored, whose kind of unreality is then new. Reported is
-the area under the ROC curve (AUC), held-out real against each held-out synthetic set, of the
-distance through so many neurons and through all, beside that of the same pooled features of the
-last layer:
+Neurons are chosen by the EMD between real and synthetic DNAs, on all synthetic sets of a task
+together. For `across`, the set that is scored is left out, so its kind is new to the neurons. The
+score is the area under the ROC curve (AUC) of held-out real pictures against each held-out
+synthetic set. It is reported for the distance through a number of neurons and through all neurons,
+and for these measures of the pooled features of the last layer:
 
-    FD           the Fréchet distance to the real set's Gaussian: one picture has no covariance, so
-                 that it is the squared distance to the mean, and a constant
+    FD           the Fréchet distance to the real set's Gaussian; one picture has no covariance, so
+                 this is the squared distance to the mean, and a constant
     Mahalanobis  to the real set's Gaussian (covariance shrunk after Ledoit and Wolf)
     cosine       to the real set's mean
     classifier   a logistic regression of real against synthetic: what could be told, given both
 
-The first neurons and the classifier have seen synthetic pictures; all neurons, FD, Mahalanobis and
-cosine have seen real ones only. 95% intervals by bootstrap over pictures (over photographs, where
-crops share one). For renders, held out, also: the rank correlation of realism with how textured the
-object is drawn (mean local contrast inside it, a measure of its own that no network has a part in),
-as nothing says which renders carry photographs as textures.
+The first neurons and the classifier have seen synthetic pictures. All neurons, FD, Mahalanobis and
+cosine have seen only real ones. The 95% intervals come from a bootstrap over pictures (over
+photographs, where crops share one). For held-out renders, the rank correlation of realism with the
+texture of the object is reported too. The texture is the mean local contrast inside the object, and
+no network takes part in this measure. It is used because nothing says which renders carry
+photographs as textures.
 
-With `--out`, all numbers as JSON, a figure, and a sheet of the most and least real renders, which
-is for looking at, not for git: licences are those of `benchmarks.corpora`.
+`--out` writes all numbers as JSON, a figure, and a sheet of the most and least real renders. The
+sheet is for looking at, not for git: licences are those of `benchmarks.corpora`.
 """
 
 from __future__ import annotations

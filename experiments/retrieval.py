@@ -1,26 +1,28 @@
-"""Finding pictures: a domain by a few examples, an attribute by a few neurons.
+"""Finds pictures: of a domain by a few examples, and with an attribute by a few neurons.
 
     python -m experiments.retrieval [--images 100] [--fit 128] [--out DIR]
 
-*Domains.* A pool of as many pictures of each of six domains (photographs, textures of a game,
-painted portraits, 3D renders, cut-out photographs, wallpapers). A query is a small set of other
-pictures of one domain: 1, 5 and 20, five times each. The pool is ranked by the distance of each
-picture's own DNA to that of the query, and by the same pooled features of the last layer: the
-cosine to the query's mean, and the Mahalanobis distance to its Gaussian (shrunk after Ledoit and
-Wolf; of two pictures or more). Reported: average precision (AP), its mean over domains and queries,
-with a 95% interval by bootstrap over domains. Cut-outs stand on white, as do renders and portraits.
+*Domains.* The pool has the same number of pictures of each of six domains (photographs, textures of
+a game, painted portraits, 3D renders, cut-out photographs, wallpapers). A query is a small set of
+other pictures of one domain: 1, 5 and 20, five times each. The pool is ranked by the distance of
+each picture's own DNA to that of the query. It is also ranked by the pooled features of the last
+layer: by the cosine to the query's mean, and by the Mahalanobis distance to the query's Gaussian
+(shrunk after Ledoit and Wolf; for two pictures or more). Reported are the average precision (AP),
+and its mean over domains and queries, with a 95% interval by bootstrap over domains. Cut-outs stand
+on white, as renders and portraits do.
 
-*Attributes.* For each of ten attributes that can be given to a photograph (no colour, a frame, fog,
-a line of text, …) two datasets are built as `vdna build` does, with it and without, of crops of one
-half of the photographs, and a lens is fitted as `vdna lens fit --focus` does: its 20 neurons. The
-pool is crops of the other half: as many of each attribute, and as many plain ones as all of these.
-It is ranked by the distance of each picture's own DNA to the DNA of the set with the attribute,
-through the lens, and, beside it, through all neurons; by cosine and Mahalanobis distance of pooled
-features to the set with it; and by a logistic regression of these features, with against without,
-which says what labels could do. Reported: precision among the first 1 and 20, and AP.
+*Attributes.* Ten attributes can be given to a photograph (no colour, a frame, fog, a line of text,
+…). For each one, two datasets are built as `vdna build` does: crops of one half of the photographs,
+with the attribute and without. A lens of 20 neurons is fitted as `vdna lens fit --focus` does. The
+pool is crops of the other half: equally many with each attribute, and as many plain ones as all of
+these. The pool is ranked by the distance of each picture's own DNA to the DNA of the set with the
+attribute, through the lens. For comparison it is ranked through all neurons, by the cosine and the
+Mahalanobis distance of pooled features to that set, and by a logistic regression of these features,
+with against without, which shows what labels could do. Reported are the precision among the first 1
+and 20, and the AP.
 
-Two-fold in what is compared: the lens and the regression know the set without the attribute; the
-other measures know only what is looked for. No choice was made on the pool.
+The comparison has one limit: the lens and the regression know the set without the attribute, while
+the other measures know only the set that is looked for. Nothing was chosen on the pool.
 """
 
 from __future__ import annotations

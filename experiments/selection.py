@@ -2,29 +2,31 @@
 
     python -m experiments.selection [--each 48] [--splits 5] [--out DIR]
 
-The paper orders the datasets of MSeg by distance to a target and relates the order to how well
-networks trained on them do there. What one can measure on two cores, with real images that share
-labels: cut-out photographs of six classes (`tuxpaint-stamps-default`, its folders: birds, mammals,
-clothes, household, plants, vehicles), each shown in 18 domains: before five backgrounds (white,
-black, grey, crops of photographs, textures of a game), and under thirteen changes of light, colour
-and sharpness. Every domain is a candidate and a target in turn. Of each of `splits` random halvings
-of the cut-outs, a logistic regression of a candidate's pooled features of the last layer learns the
-one half, and is tested on the other half in the target's domain: the same classes, never the same
-object, and no label of the target is seen by any distance. Candidates and targets are of one size.
+The paper orders the datasets of MSeg by their distance to a target, and relates this order to how
+well networks that were trained on them do there. This script does what two cores can, with real
+images that share labels. The images are cut-out photographs of six classes
+(`tuxpaint-stamps-default`, its folders: birds, mammals, clothes, household, plants, vehicles). Each
+is shown in 18 domains: before five backgrounds (white, black, grey, crops of photographs, textures
+of a game), and under thirteen changes of light, colour and sharpness. Every domain is a candidate
+and a target in turn. The cut-outs are halved at random, `splits` times. On one half, a logistic
+regression learns a candidate's pooled features of the last layer. It is tested on the other half,
+in the target's domain: the same classes, but never the same object. No distance sees a label of the
+target. Candidates and targets are of one size.
 
-Reported, of each distance: the rank correlation over candidates of nearness and balanced accuracy,
-the mean over targets and splits, with a 95% interval by bootstrap over targets; and regret: the
-accuracy that taking the nearest candidate loses to taking the best, beside that of a candidate
-taken at random. A target's own domain is no candidate. The distances:
+For each distance, two numbers are reported. One is the rank correlation, over candidates, of
+nearness and balanced accuracy: the mean over targets and splits, with a 95% interval by bootstrap
+over targets. The other is regret: how much accuracy is lost by taking the nearest candidate and not
+the best, beside that of a candidate taken at random. A target's own domain is not a candidate. The
+distances are:
 
     EMD of the last layer, of the last block, of all neurons alike
     EMD, class lens: all neurons, each weighed by the mean EMD of one class against all, over
         classes and candidates, on the halves that are learnt from
     FD, cosine: of the same pooled features as are learnt from
 
-Its limits: the domains are changes of one source, a smaller and tidier matter than datasets of
-different origin; the label space is one; only the linear layer is trained. Targets share their
-candidates, so that the interval is too narrow where these are what matters.
+Limits: the domains are changes of one source, which is smaller and tidier than datasets of
+different origin. There is only one set of labels, and only the linear layer is trained. Targets
+share their candidates, so the interval is too narrow where these are what matters.
 """
 
 from __future__ import annotations
