@@ -298,7 +298,7 @@ class _Store:
 
         from pipeline import storage
         from pipeline.catalogue import Version, footers_of
-        from pipeline.dna import DNA, encode_layers, header, to_table
+        from pipeline.dna import DNA, dna_metadata, encode_layers, to_table
 
         digest = hashlib.sha256(f"{name} {seed}".encode()).hexdigest()[:32]
         parts = [
@@ -314,17 +314,17 @@ class _Store:
                 for la in dna.layers
             ]
             heads = {
-                str(n): {k: header(p)[k] for k in ("images", "failed", "numerics")}
+                str(n): {k: dna_metadata(p)[k] for k in ("images", "failed", "numerics")}
                 for n, p in enumerate(parts)
             }
             kinds["folds"] = (tables, {"folds": heads})
         files, sha256 = {}, {}
         for kind, (tables, more) in kinds.items():
-            data = encode_layers(kind, header(dna, **shared, **more), tables)
+            data = encode_layers(kind, dna_metadata(dna, **shared, **more), tables)
             storage.create(self.place.uri(kind, self.spec.digest, name, digest), data)
             files[kind] = data
             sha256[kind] = hashlib.sha256(data).hexdigest()
-        numerics = tuple(header(dna)["numerics"])
+        numerics = tuple(dna_metadata(dna)["numerics"])
         origin = {"file": "random", "software": "benchmark", "notes": []}
         return Version(
             digest,

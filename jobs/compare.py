@@ -174,7 +174,7 @@ def print_all(matrix: Matrix, layer: str, lens: Lens | None, *, fd: bool) -> Non
     )
 
     print_matrix(matrix, Console(), layer, lens=lens)
-    if lens is None or lens.weighs(layer):
+    if lens is None or lens.has_positive_weight(layer):
         print(sentences_heading(matrix, layer))
         for line in nearest_sentences(matrix, layer):
             print(line)
@@ -187,7 +187,7 @@ def print_neighbours(matrix: Matrix, name: str, layer: str, lens: Lens | None) -
     """Prints the neighbours of one dataset, the nearest first."""
     from pipeline.reporting import WEIGHTLESS, neighbour_lines, sentences_heading
 
-    if lens is not None and not lens.weighs(layer):
+    if lens is not None and not lens.has_positive_weight(layer):
         print(WEIGHTLESS)
         return
     print(sentences_heading(matrix, layer, name))

@@ -1,4 +1,4 @@
-"""Seekable files over bytes that come in blocks, or that lie elsewhere in memory.
+"""Seekable files over bytes in memory, or over a remote file that is read in blocks.
 
 >>> io.BufferedReader(Mapped(b"abc")).read(2)
 b'ab'
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 Data = bytes | mmap | memoryview
-"""Bytes to write: in memory, or mapped from a file."""
+"""Bytes that are to be written; they are in memory or mapped from a file."""
 
 FIRST_BLOCK = 64 * 2**10
-"""Bytes of the first request: small objects come whole, and most headers with them."""
+"""The size of the first request. It fetches small objects whole, and most headers of large ones."""
 
 SHORTEST_BLOCK = 2**20
 
 LONGEST_BLOCK = 8 * 2**20
 
 BLOCKS_KEPT = 3
-"""One at the head, one at the tail (where Parquet and zip have their tables), one between."""
+"""How many blocks of a file are kept: its head, its tail (with the tables of Parquet and zip), and
+one between."""
 
 
 def size_of(data: Data) -> int:
@@ -36,7 +37,7 @@ def size_of(data: Data) -> int:
 
 
 def pieces(data: Data) -> Iterator[memoryview]:
-    """Yields the data a block at a time, and lets go of what was taken of a mapped file.
+    """Yields the data a block at a time, and releases the pages of a mapped file that were read.
 
     Args:
         data: The data.
@@ -48,7 +49,7 @@ def pieces(data: Data) -> Iterator[memoryview]:
         for start in range(0, len(view), LONGEST_BLOCK):
             with view[start : start + LONGEST_BLOCK] as piece:
                 yield piece
-            let_go(data)
+            release_pages(data)
 
 
 def sha256(data: Data) -> str:
@@ -60,23 +61,23 @@ def sha256(data: Data) -> str:
 
 
 def footer_start(data: Data) -> int:
-    """Finds the footer of a Parquet file, which describes all that stands before it.
+    """Finds the footer of a Parquet file.
 
     Args:
         data: The bytes of the file, or of its end.
 
     Returns:
-        Where in the data the footer begins.
+        The offset of the footer in the data.
     """
     with memoryview(data) as view:
         length = int.from_bytes(view[-8:-4], "little")
     return size_of(data) - len("....PAR1") - length
 
 
-def let_go(data: Data) -> None:
-    """Lets the system drop the pages of a mapped file; they are read again when they are needed.
+def release_pages(data: Data) -> None:
+    """Lets the system drop the pages of a mapped file. They are read again when they are needed.
 
-    Otherwise they count as the process's own, and a file that is read through is all in memory.
+    Otherwise a file that is read to its end would count as memory of the process.
 
     Args:
         data: The data; nothing happens unless it is mapped.
@@ -93,7 +94,7 @@ class _Seekable(io.RawIOBase):
         self._position = 0
 
     def _at(self, position: int, length: int) -> memoryview:
-        """Up to `length` bytes from there, at least one before the end."""
+        """Returns up to `length` bytes from a position before the end; at least one."""
         raise NotImplementedError
 
     def readable(self) -> bool:
@@ -125,7 +126,7 @@ class _Seekable(io.RawIOBase):
 
 
 class Mapped(_Seekable):
-    """Bytes as a file, so that a client sends them in pieces and makes no copy."""
+    """A seekable file over bytes in memory; a client sends it in pieces, without a copy."""
 
     def __init__(self, data: Data) -> None:
         super().__init__(size_of(data))
@@ -135,23 +136,23 @@ class Mapped(_Seekable):
     def _at(self, position: int, length: int) -> memoryview:
         self._taken += length
         if self._taken > LONGEST_BLOCK:
-            let_go(self._data)
+            release_pages(self._data)
             self._taken = length
         with memoryview(self._data).cast("B") as view:
             return view[position : position + length]
 
     def close(self) -> None:
-        """Lets go of the data; a mapping could not be closed otherwise."""
+        """Drops the data, since a mapping cannot be closed while it is in use."""
         self._data = b""
         super().close()
 
 
 class BlockFile(_Seekable):
-    """A file that lies elsewhere, read a block at a time.
+    """A remote file that is read a block at a time.
 
-    A block that closely follows the last one, as the headers of a tar do, is twice as long.
-    Elsewhere reading begins again with a short block; near the end of the file, that block reaches
-    back, so that more of it is used.
+    A block that closely follows the last one is twice as long; the headers of a tar are read like
+    this. Any other block is short. Near the end of the file it begins before the position that was
+    asked for, so that it has its full length.
     """
 
     def __init__(self, size: int, first: bytes, fetch: Callable[[int, int], bytes]) -> None:
@@ -159,8 +160,8 @@ class BlockFile(_Seekable):
 
         Args:
             size: The size of the file in bytes.
-            first: The bytes that it begins with, as many as are at hand.
-            fetch: Returns all bytes of (start, length).
+            first: Its first bytes, as many as the caller has.
+            fetch: Takes an offset and a length, and returns exactly those bytes.
         """
         super().__init__(size)
         self._fetch = fetch
@@ -176,7 +177,7 @@ class BlockFile(_Seekable):
         return memoryview(block)[position - start :][:length]
 
     def _next(self, position: int, length: int) -> tuple[int, int]:
-        """Where the block that is to hold the position starts, and its length."""
+        """Returns the start and the length of the block to fetch for a position."""
         start, block = self._blocks[0]
         end = start + len(block)
         if end <= position <= end + len(block):

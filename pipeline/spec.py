@@ -1,4 +1,4 @@
-"""What is counted (`Spec`), apart from how fast (`Resources`) and by which hardware (`Numerics`).
+"""Defines what is counted (`Spec`), on which hardware (`Numerics`), and how fast (`Resources`).
 
     >>> from pipeline.spec import Preprocess, Spec, Tap
     >>> rule = Preprocess(height=224, width=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -36,10 +36,10 @@ Crop = Literal["none", "center"]
 Exif = Literal["apply", "ignore"]
 
 COUNTING_RULE = 1
-"""Version of the rule in `pipeline.counting.histogram`; a new one for any changed count."""
+"""Version of the rule in `pipeline.counting.histogram`. Any change of a count needs a new one."""
 
 COLOUR_RULE = "rgb8-1"
-"""Version of the rule in `pipeline.images.decoding` that takes any colour mode to 8-bit RGB."""
+"""Version of the rule in `pipeline.images.decoding` that converts all colour modes to 8-bit RGB."""
 
 
 def digest_of(*parts: object) -> str:
@@ -56,24 +56,24 @@ def digest_of(*parts: object) -> str:
 
 
 DEFAULT_BINS = 1000
-"""Bins of a histogram, if nothing else is asked for; the reference's number."""
+"""The default number of bins of a histogram, which is the reference implementation's."""
 
 Count = Annotated[int, Ge(0), Lt(2**63)]
 
 Name = Annotated[str, MinLen(1)]
 
 Number = int | float
-"""A number as JSON has it: a digest tells 0 from 0.0."""
+"""A number of JSON. Digests of 0 and 0.0 differ."""
 
 MAX_BINS = 2**20
-"""Keeps a histogram's indices within int32."""
+"""The most bins of a histogram; more would not fit the int32 indices of its kernel."""
 
 FOLDS = 16
-"""Groups of shards that are summed apart, for the error bars of distances."""
+"""The number of groups of shards that are summed separately, for the error bars of distances."""
 
 
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-"""How pydantic reads what follows from JSON: no unknown fields, and no value of another type."""
+"""How pydantic reads these classes from JSON: without unknown fields or values of other types."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,16 @@ class Preprocess:
     Attributes:
         height: The height of the network's input, in pixels.
         width: The width of the network's input, in pixels.
-        mean: What is subtracted from each channel, which is scaled to [0, 1] before.
-        std: What each channel is divided by then.
+        mean: The number that is subtracted from each channel, after it is scaled to [0, 1].
+        std: The number that each channel is then divided by.
         resize: How the resize rounds: `clean` once at the end, `fast` in between as well.
         crop: Whether the largest square in the middle is cut out before the resize.
         colour: The version of the rule that takes any colour mode to RGB.
         exif: Whether an orientation that the file states turns the image.
-        max_bytes: A larger image is listed as a failure, and not read.
-        max_pixels: An image with more pixels is listed as a failure, and not decoded.
-        decoder: The decoder of the user's own, as `NAME@VERSION`; None for ours.
+        max_bytes: The most bytes of an image. A larger one is not read and counts as a failure.
+        max_pixels: The most pixels of an image. A larger one is not decoded and counts as a
+            failure.
+        decoder: The user's own decoder, as `NAME@VERSION`. None means the built-in one.
     """
 
     height: Count
@@ -126,7 +127,7 @@ class Preprocess:
     decoder: Name | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields by name; the decoder only if it is the user's own."""
+        """Returns the fields by name, without the decoder if it is the built-in one."""
         data = asdict(self)
         if self.decoder is None:
             del data["decoder"]
@@ -137,10 +138,10 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Numerics:
-    """What moves a float32 count by rounding only.
+    """The hardware, libraries and settings that change results by rounding only.
 
-    It is recorded, and a comparison says where it differs. In bf16 it moves nearly every
-    activation, so there it is part of the spec.
+    They are recorded, and a comparison warns if they differ. In bf16 they change nearly every
+    activation, so there they are part of the spec.
 
     Attributes:
         device: The kind of device: `cpu` or `cuda`.
@@ -161,7 +162,7 @@ class Numerics:
     __pydantic_config__ = _STRICT
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON's types, the versions by name."""
+        """Returns the fields as types of JSON, with the versions as a dictionary."""
         return asdict(self) | {"versions": dict(self.versions)}
 
     @classmethod
@@ -191,9 +192,9 @@ class Spec:
         preprocess: How bytes become the network's input.
         ranges_digest: The digest of the ranges that histograms are cut from.
         bins: How many bins a histogram has.
-        precision: What the network computes in.
+        precision: The number format that the network computes in.
         counting: The version of the counting rule.
-        bf16_numerics: The numerics in bf16, where they decide counts; None in fp32.
+        bf16_numerics: The numerics if the precision is bf16, and else None.
     """
 
     extractor: Name
@@ -229,7 +230,7 @@ class Spec:
 
     @cached_property
     def digest(self) -> str:
-        """What names the spec: a hash of all its fields."""
+        """A hash of all fields, which names the spec."""
         return digest_of("spec", self.to_json())
 
     @property
@@ -244,7 +245,7 @@ class Spec:
 
     @property
     def slices(self) -> list[slice]:
-        """The slices of all neurons that are each layer's."""
+        """For each layer, the slice of its neurons among those of all layers."""
         ends = list(accumulate(tap.neurons for tap in self.taps))
         return [slice(end - tap.neurons, end) for tap, end in zip(self.taps, ends, strict=True)]
 
@@ -266,7 +267,7 @@ class Spec:
         raise UsageError(f"no layer {layer!r} in {self.extractor}; it has {', '.join(self.layers)}")
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON's types; the digest is made of them."""
+        """Returns the fields as types of JSON. The digest is computed from them."""
         data = asdict(self) | {"preprocess": self.preprocess.to_json()}
         if self.bf16_numerics is not None:
             data["bf16_numerics"] = self.bf16_numerics.to_json()
@@ -284,7 +285,7 @@ class Spec:
 
         Raises:
             CorruptFile: A field is missing, unknown, or of another type.
-            UsageError: The fields do not go together.
+            UsageError: The fields contradict each other.
         """
         if isinstance(data, dict) and data.get("bf16_numerics") is not None:
             data = data | {"bf16_numerics": _with_pairs(data["bf16_numerics"])}
@@ -297,7 +298,8 @@ class Spec:
             other: Another spec.
 
         Returns:
-            The fields that differ, dotted, with the values here and there.
+            The fields that differ, by their dotted names, each with this spec's and the other's
+            value.
         """
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
         return {
@@ -315,7 +317,7 @@ class Spec:
             theirs: What errors call the other's owner.
 
         Raises:
-            SpecMismatch: They differ; it names every such field with both values.
+            SpecMismatch: They differ. The message names every such field with both values.
         """
         if self.digest == other.digest:
             return
@@ -366,25 +368,26 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, object]:
 
 
 PRODUCTS: tuple[str, ...] = ("histogram", "neuron_gaussian")
-"""What every build keeps of an image set; part of a shard's key, not of the spec."""
+"""The products that every build makes. They are part of a shard's key, not of the spec."""
 
 LAYER_GAUSSIAN = "layer_gaussian"
-"""The product kept only when asked for: mean vector and scatter matrix of each layer."""
+"""An optional product: the mean vector and the scatter matrix of each layer."""
 
 
 @dataclass(frozen=True)
 class Resources(Options):
-    """How fast the work is done.
+    """The settings that decide how fast the work is done, and no result.
 
-    `None` means: as the machine or cluster allows. Nothing of it is in a digest.
+    None means a value that suits the machine or the cluster. No field is part of a digest.
 
     Attributes:
-        workers: Ray actors; 0 runs in this process, without Ray.
-        threads: Network threads in each worker. On a CPU each has one intra-op thread.
-        gpus_per_worker: GPUs that a worker takes.
-        fetch_ahead: Images read ahead of the decoder.
-        decode_seconds: Time limit of one image, after which it is retried in its own process.
-        stall_seconds: If no shard finishes for so long, the job ends; a rerun resumes.
+        workers: The number of Ray actors. 0 works in this process, without Ray.
+        threads: The threads of each worker that run the network. On a CPU each of them runs one
+            operation on one core.
+        gpus_per_worker: The number of GPUs that a worker takes.
+        fetch_ahead: How many images are read ahead of the decoder.
+        decode_seconds: The time limit of one image, which is then retried in its own process.
+        stall_seconds: The job ends if no shard finishes for so long. A rerun resumes it.
     """
 
     workers: Annotated[

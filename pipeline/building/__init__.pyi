@@ -18,6 +18,6 @@ from .request import ShardOptions as ShardOptions
 from .request import Weights as Weights
 from .request import require_apart as require_apart
 from .request import require_shared as require_shared
-from .runner import counting_error as counting_error
+from .runner import require_counted as require_counted
 from .runner import run_missing as run_missing
 from .storing import store_manifest as store_manifest

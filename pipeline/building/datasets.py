@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.building.committer import finish_dataset
 from pipeline.building.planner import Planner, unchanged_result
 from pipeline.building.request import Request, Result, require_apart, require_shared
-from pipeline.building.runner import CountedDataset, count_shards, counting_error
+from pipeline.building.runner import CountedDataset, count_shards, require_counted
 from pipeline.catalogue import Catalogue
 from pipeline.engine import Engine
 from pipeline.errors import GateError, UsageError, VdnaError
@@ -122,8 +122,7 @@ def _finish(planner: Planner, counted: CountedDataset) -> Result:
     catalogue, plan = planner.catalogue, counted.plan
     if plan.up_to_date:
         return unchanged_result(catalogue, plan, catalogue.head())
-    if counted.errors:
-        raise counting_error(plan.request.name, len(plan.manifest.heads), counted.errors)
+    require_counted(plan.request.name, len(plan.manifest.heads), counted.errors)
     return finish_dataset(catalogue, plan, counted.shards, planner.engine, planner.progress)
 
 

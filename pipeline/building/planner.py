@@ -21,7 +21,7 @@ from pipeline.catalogue import (
     require_own,
 )
 from pipeline.counting import Recipe, ShardJob, device_kind, numerics
-from pipeline.dna import DEFAULT_KEPT, Keep
+from pipeline.dna import DEFAULT_EXEMPLARS, ExemplarSettings
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, SourceError, UsageError, VdnaError
 from pipeline.events import Listener, Said
@@ -229,11 +229,11 @@ def products_of(request: Request, network: Network, base: Version | None) -> tup
     if request.layer_gaussian or LAYER_GAUSSIAN in (had or ()):
         products = (*products, LAYER_GAUSSIAN)
     if had is not None and request.exemplars is None and request.exemplar_taps is None:
-        keep = Keep.of(had)
+        settings = ExemplarSettings.from_products(had)
     else:
-        number = DEFAULT_KEPT if request.exemplars is None else request.exemplars
-        keep = Keep.asked(number, request.exemplar_taps, network.taps)
-    return (*products, keep.product) if keep else products
+        number = DEFAULT_EXEMPLARS if request.exemplars is None else request.exemplars
+        settings = ExemplarSettings.from_options(number, request.exemplar_taps, network.taps)
+    return (*products, settings.product) if settings else products
 
 
 def _effective_by(request: Request, base: Version | None) -> str:

@@ -17,22 +17,25 @@ TRIES = 2
 """How many times a shard is tried in one run."""
 
 
-def counting_error(name: str, shards: int, failed: Sequence[Receipt]) -> VdnaError:
-    """Returns the error to raise if some shards could not be counted.
+def require_counted(name: str, shards: int, failed: Sequence[Receipt]) -> None:
+    """Refuses to go on if some shards could not be counted.
 
     Args:
         name: The dataset or source that the message names.
         shards: How many shards there are.
         failed: The receipts of those that could not be counted.
 
-    Returns:
-        A `TransientError` if a rerun may succeed, else a `VdnaError`.
+    Raises:
+        TransientError: Some could not be counted, but a rerun may succeed.
+        VdnaError: Some could not be counted, and a rerun would not help.
     """
+    if not failed:
+        return
     some = f"{name}: {len(failed)} of {shards} shards could not be counted"
     lasting = [receipt for receipt in failed if not receipt.transient]
     if lasting:
-        return VdnaError(f"{some}; nothing was committed. First: {lasting[0].error}")
-    return TransientError(
+        raise VdnaError(f"{some}; nothing was committed. First: {lasting[0].error}")
+    raise TransientError(
         f"{some}; nothing was skipped: rerun the same command to go on. First: {failed[0].error}"
     )
 

@@ -104,7 +104,7 @@ def spec_of_lens(catalogue: Catalogue, name: str) -> Spec:
         NotFound: If there is no such lens, or no dataset.
         CorruptFile: If its file is torn.
     """
-    stated = Lens.stated(*_read(catalogue, name))
+    stated = Lens.read_description(*_read(catalogue, name))
     fitted_under = stated["provenance"].get("spec")
     if isinstance(fitted_under, str) and storage.exists(catalogue.spec_uri(fitted_under)):
         return catalogue.spec(fitted_under)
@@ -161,7 +161,7 @@ def _age(item: storage.Stored) -> tuple[bool, datetime]:
     The stated time comes before the file's, because a copied catalogue has the times of copying.
     """
     with contextlib.suppress(CorruptFile, SourceError):
-        stated = Lens.stated(storage.read(item.uri), item.uri)
+        stated = Lens.read_description(storage.read(item.uri), item.uri)
         if written := stated.get("written"):
             return True, written
     return False, item.modified or datetime.min.replace(tzinfo=UTC)

@@ -27,8 +27,8 @@ from pipeline.dna import (
     SCALAR_COLUMNS,
     SCATTER,
     Exemplars,
+    ExemplarSettings,
     Failure,
-    Keep,
     Partial,
     Ranges,
     neuron_name,
@@ -131,7 +131,7 @@ class _DatasetChecks:
                 "failures": self._check_failures,
                 "folds": self._check_folds,
             }
-            if Keep.of(version.products) is not None:
+            if ExemplarSettings.from_products(version.products) is not None:
                 checks["exemplars"] = self._check_exemplars
             checks["partials"] = self._check_partials
             if version.by and not version.part_of:
@@ -252,17 +252,19 @@ class _DatasetChecks:
     def _check_exemplars(self) -> str:
         """Checks that every neuron has its exemplars, each an image that was counted."""
         version, dna = self._version, self._known_dna()
-        keep = Keep.of(version.products)
-        if keep is None:
+        settings = ExemplarSettings.from_products(version.products)
+        if settings is None:
             raise CorruptFile(f"the products {', '.join(version.products)} include no exemplars")
         self._known_manifest()
         self._exemplars = held = self._catalogue.exemplars(self._name, version)
         uri = self._catalogue.uri("exemplars", version.spec, self._name, version.dna)
-        if held.keep != keep:
-            raise CorruptFile(f"{uri} holds {held.keep.product}; {keep.product} was committed")
+        if held.settings != settings:
+            raise CorruptFile(
+                f"{uri} holds {held.settings.product}; {settings.product} was committed"
+            )
         counts = np.bincount(held.rows["neuron"].to_numpy(), minlength=len(dna.low))
-        finite = (dna.nonfinite == 0) & np.isin(np.arange(len(dna.low)), keep.neurons(dna.spec))
-        wrong = np.flatnonzero(finite & (counts != min(keep.number, dna.images)))
+        finite = (dna.nonfinite == 0) & np.isin(np.arange(len(dna.low)), settings.neurons(dna.spec))
+        wrong = np.flatnonzero(finite & (counts != min(settings.number, dna.images)))
         if len(wrong):
             at = int(wrong[0])
             neuron = neuron_name([(tap.name, tap.neurons) for tap in dna.spec.taps], at)

@@ -271,7 +271,7 @@ def _distance(measure: Measure, each: Floats, dna: DNA, lens: Lens | None = None
         layers = {name: float(each[at].mean()) for name, at in slices.items()}
         return Distance(float(each.mean()), measure, layers, each)
     lens.require_fit(dna.spec)
-    weights = lens.of_layers(dna.layers)
+    weights = lens.weights_of_layers(dna.layers)
     layers = {name: _weighted_mean(each[at], weights[at]) for name, at in slices.items()}
     return Distance(_weighted_mean(each, weights), measure, layers, each, lens.name)
 

@@ -203,7 +203,7 @@ def pairwise_emd(dnas: Sequence[DNA], lens: Lens | None = None) -> Floats:
         comparable(first, dna, None, "counts", ("DNA 1", f"DNA {number}"))
     if lens is not None:
         lens.require_fit(first.spec)
-    weights = np.ones(len(first.low)) if lens is None else lens.of_layers(first.layers)
+    weights = np.ones(len(first.low)) if lens is None else lens.weights_of_layers(first.layers)
 
     step = max(1, HELD // (padded(size) * width_of(first.spec.bins)))
 

@@ -130,7 +130,7 @@ class Job:
         """
         if self.lens is None:
             return np.ones(self.spec.tap(layer).neurons)
-        return self.lens.of_layer(layer)
+        return self.lens.weights_of(layer)
 
     @property
     def values(self) -> int:

@@ -23,18 +23,18 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.counting.worker import partial_uri
 from pipeline.dna import (
-    COLUMN,
     DNA,
+    EXEMPLAR_COLUMN,
     DnaFile,
     Exemplars,
+    ExemplarSettings,
     Failure,
-    Keep,
     Partial,
     add_exemplars,
+    dna_metadata,
     encode_layers,
     hash_numbers,
-    header,
-    ledger,
+    shards_and_failures,
     to_gaussian_table,
     to_table,
 )
@@ -256,7 +256,7 @@ def compose(
         for uri, keys in fold.parts:
             spec = spec or files[uri].spec
             spec.require_same(files[uri].spec, next(iter(files)), uri)
-            shards, listed = ledger(files[uri].metadata, uri)
+            shards, listed = shards_and_failures(files[uri].metadata, uri)
             if shards != tuple(sorted(keys)):
                 raise CorruptFile(f"{uri} does not hold the {len(keys)} shards that it should")
             held.extend(shards)
@@ -307,20 +307,20 @@ def compose(
     }
     folds_of: dict[str, Any] = dict.fromkeys(groups, len(folds))
     folds_of["folds"] = {
-        str(index): {key: header(dna)[key] for key in ("images", "failed", "numerics")}
+        str(index): {key: dna_metadata(dna)[key] for key in ("images", "failed", "numerics")}
         for index, dna in heads.items()
     }
     kept = {}
     if (exemplars := _exemplars(files, products, dataset)) is not None:
-        kept[COLUMN] = exemplars.encode(dataset, digest)
+        kept[EXEMPLAR_COLUMN] = exemplars.encode(dataset, digest)
     return Composed(
         digest,
         total.images,
         tuple(sorted(failures)),
-        tuple(header(total)["numerics"]),
+        tuple(dna_metadata(total)["numerics"]),
         kept
         | {
-            kind: encode_layers(kind, header(total, folds=folds_of[kind], **shared), tables)
+            kind: encode_layers(kind, dna_metadata(total, folds=folds_of[kind], **shared), tables)
             for kind, tables in groups.items()
         },
     )
@@ -337,9 +337,9 @@ def _exemplars(
     Raises:
         CorruptFile: If they are not what the products say.
     """
-    wanted = Keep.of(products)
-    found = [Exemplars.of_partial(file) for file in files.values()]
-    if any((None if one is None else one.keep) != wanted for one in found):
+    wanted = ExemplarSettings.from_products(products)
+    found = [Exemplars.from_partial(file) for file in files.values()]
+    if any((None if one is None else one.settings) != wanted for one in found):
         raise CorruptFile(f"{dataset}: the partials' exemplars are not {wanted}")
     return fold_left(add_exemplars, found)
 

@@ -18,7 +18,7 @@ from pipeline.counting.extractor import Extractor
 from pipeline.counting.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
 from pipeline.counting.stream import Fetch, Made, Prepared, Stream
 from pipeline.counting.top_images import Reactions
-from pipeline.dna import DNA, Failure, Floats, Ints, Keep, Moments, Partial, Ranges
+from pipeline.dna import DNA, ExemplarSettings, Failure, Floats, Ints, Moments, Partial, Ranges
 from pipeline.errors import ConservationError
 from pipeline.sources import Shard
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
@@ -65,8 +65,8 @@ class Counter:
         """
         tally = _Tally(self._spec, self._ranges, layerwise=LAYER_GAUSSIAN in self._products)
         names = [(entry.uri, entry.member) for entry in shard.members]
-        keep = Keep.of(self._products)
-        reactions = Reactions(keep, self._spec, _order(names)) if keep else None
+        settings = ExemplarSettings.from_products(self._products)
+        reactions = Reactions(settings, self._spec, _order(names)) if settings else None
         failures: list[Failure] = []
 
         def observe(pixels: Prepared) -> Floats:
@@ -82,7 +82,7 @@ class Counter:
                 if reactions:
                     reactions.add(means, np.array(images))
         dna = tally.dna(self._extractor.numerics, len(failures))
-        exemplars = reactions.named(keep, self._spec, names) if keep and reactions else None
+        exemplars = reactions.named(settings, self._spec, names) if settings and reactions else None
         partial = Partial(dna, (key,), tuple(sorted(failures)), exemplars)
         partial.dna.check(f"shard {shard.index}")
         if partial.candidates != len(shard.members):

@@ -1,8 +1,8 @@
 """Keeps, for each neuron, the images with the largest spatial means.
 
->>> reactions = Reactions(Keep(8), spec, order)                      # doctest: +SKIP
+>>> reactions = Reactions(ExemplarSettings(8), spec, order)          # doctest: +SKIP
 >>> reactions.add(means, np.arange(8))                               # (8, neurons) float64
->>> reactions.named(keep, spec, names).table                         # doctest: +SKIP
+>>> reactions.named(settings, spec, names).table             # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 from numba import njit
 from numpy.typing import NDArray
 
-from pipeline.dna import SUM, Exemplars, Floats, Ints, Keep
+from pipeline.dna import EXEMPLAR_ROWS_SCHEMA, Exemplars, ExemplarSettings, Floats, Ints
 from pipeline.spec import Spec
 
 
@@ -23,14 +23,14 @@ class Reactions:
     """The largest reactions to a growing number of images, which are known by number.
 
     Args:
-        keep: How many images of which neurons to keep.
+        settings: How many images of which neurons to keep.
         spec: The spec that is counted by.
         order: (images,) The place of each image in the order of their names, which settles ties.
     """
 
-    def __init__(self, keep: Keep, spec: Spec, order: Ints) -> None:
-        self._neurons = keep.neurons(spec)
-        shape = len(self._neurons), keep.number
+    def __init__(self, settings: ExemplarSettings, spec: Spec, order: Ints) -> None:
+        self._neurons = settings.neurons(spec)
+        shape = len(self._neurons), settings.number
         self._reactions = np.full(shape, -np.inf, np.float32)
         self._images = np.full(shape, -1, np.int64)
         self._order = order
@@ -46,11 +46,13 @@ class Reactions:
             seen = means[:, self._neurons].astype(np.float32) + np.float32(0)  # no -0.0
         _insert(seen, images, self._order, self._reactions, self._images)
 
-    def named(self, keep: Keep, spec: Spec, names: Sequence[tuple[str, str]]) -> Exemplars:
+    def named(
+        self, settings: ExemplarSettings, spec: Spec, names: Sequence[tuple[str, str]]
+    ) -> Exemplars:
         """Returns what is kept, with the images' names.
 
         Args:
-            keep: How many images of which neurons were kept.
+            settings: How many images of which neurons were kept.
             spec: The spec that is counted by.
             names: The uri and member of each image, by its number.
 
@@ -66,7 +68,7 @@ class Reactions:
             "uri": [names[image][0] for image in images],
             "member": [names[image][1] for image in images],
         }
-        return Exemplars(keep, spec, pa.table(columns, schema=SUM))
+        return Exemplars(settings, spec, pa.table(columns, schema=EXEMPLAR_ROWS_SCHEMA))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -24,7 +24,7 @@ from pipeline.dna.sealed import (
     corrupt_if_unreadable,
     encode_sealed,
 )
-from pipeline.dna.value import ARROW_TYPES, DNA, SCALAR_COLUMNS, joined
+from pipeline.dna.value import ARROW_TYPES, DNA, SCALAR_COLUMNS, concatenate_arrays
 from pipeline.errors import CorruptFile, VdnaError
 from pipeline.spec import Numerics, Spec
 
@@ -77,7 +77,7 @@ def _scatter_column(dna: DNA) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(dna.scatter))
 
 
-def header(dna: DNA, **extra: object) -> dict[str, Any]:
+def dna_metadata(dna: DNA, **extra: object) -> dict[str, Any]:
     """Makes the metadata of a file of this DNA.
 
     Args:
@@ -106,7 +106,7 @@ def encode_layers(kind: str, metadata: Mapping[str, Any], layers: Iterable[pa.Ta
 
     Args:
         kind: `dna`, `folds`, `layer_gaussians` or `partial`.
-        metadata: What `header` made.
+        metadata: What `dna_metadata` made.
         layers: The rows of each layer, in the order of the spec.
 
     Returns:
@@ -132,7 +132,7 @@ def encode_layers(kind: str, metadata: Mapping[str, Any], layers: Iterable[pa.Ta
 
 
 def _encodings(table: pa.Table) -> dict[str, str]:
-    """Stores small steps for counts; for floats, the bytes of equal weight together."""
+    """Returns the encodings of list columns: differences for counts, byte planes for floats."""
     wanted = {"counts": "DELTA_BINARY_PACKED", "scatter": "BYTE_STREAM_SPLIT"}
     return {f"{c}.list.element": wanted[c] for c in table.column_names if c in wanted}
 
@@ -149,15 +149,15 @@ def encode_dna(dna: DNA, kind: str = "dna", **extra: object) -> bytes:
         The bytes of the file.
     """
     tables = (to_table(dna.select([layer])) for layer in dna.layers)
-    return encode_layers(kind, header(dna, **extra), tables)
+    return encode_layers(kind, dna_metadata(dna, **extra), tables)
 
 
 class DnaFile:
-    """A file of a DNA, of its folds or Gaussians, or a partial, open to be read layer by layer.
+    """An open file of a DNA, its folds, its layer Gaussians or a partial, read layer by layer.
 
     Attributes:
         name: The name of the file in errors.
-        metadata: What `header` made.
+        metadata: What `dna_metadata` made.
         spec: The spec that the metadata states.
     """
 
@@ -170,16 +170,16 @@ class DnaFile:
         start: int = 0,
         layers: Sequence[str] | None = None,
     ) -> None:
-        """Opens a file. A partial is checked whole, since no commit knows its sha256.
+        """Opens a file. All bytes of a partial are checked, since no commit states its sha256.
 
         Args:
             data: The bytes of the file, or those from `start` on.
             kind: `dna`, `folds`, `layer_gaussians` or `partial`.
             name: The name of the file in errors.
-            start: Where in the file the data begins. The footer alone is enough for all but
-                reading.
-            layers: The layers that the data has bytes of, which are checked. None means all of
-                them, unchecked: whoever has the whole file knows it by its sha256.
+            start: The offset of the data in the file. The footer alone is enough for everything
+                except reading rows.
+            layers: The layers whose bytes the data holds; they are checked. None means that the
+                data is the whole file, whose sha256 the caller has checked.
 
         Raises:
             CorruptFile: The file is torn, of another kind or format, or not what was written.
@@ -191,10 +191,10 @@ class DnaFile:
         try:
             stated = self.metadata["spec_digest"]
             self.spec = Spec.from_json(self.metadata["spec"])
-            self._totals = {"": _Totals.of(self.metadata)}
+            self._totals = {"": _Totals.from_metadata(self.metadata)}
             if kind == "folds":
                 folds = self.metadata["folds"].items()
-                self._totals |= {fold: _Totals.of(own) for fold, own in folds}
+                self._totals |= {fold: _Totals.from_metadata(own) for fold, own in folds}
         except (VdnaError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptFile(f"{name}: its metadata cannot be read: {error!r}") from error
         if self.spec.digest != stated:
@@ -211,22 +211,29 @@ class DnaFile:
 
     @property
     def row_groups(self) -> tuple[RowGroup, ...]:
-        """The place and the sha256 of each layer, in the order of the spec."""
+        """The row group of each layer, in the order of the spec."""
         return self._sealed.row_groups
 
     def span(self, layer: str) -> tuple[int, int]:
-        """Returns where the bytes of a layer begin and end in the file."""
+        """Finds the bytes of a layer.
+
+        Args:
+            layer: The layer.
+
+        Returns:
+            The offset in the file of the first byte, and the offset after the last.
+        """
         row_group = self.row_groups[self._index(layer)]
         return row_group.start, row_group.stop
 
     def check_bytes(self, layers: Sequence[str] | None = None) -> None:
-        """Checks layers against what the footer states of them, to the last bit.
+        """Checks the bytes of layers against the sha256 that the footer states.
 
         Args:
             layers: The layers to check; all of them if None.
 
         Raises:
-            CorruptFile: A bit of one of them differs.
+            CorruptFile: A layer has another sha256.
         """
         chosen = self.spec.layers if layers is None else layers
         self._sealed.check({self._index(layer): f"layer {layer}" for layer in chosen})
@@ -313,7 +320,7 @@ class DnaFile:
             if not np.array_equal(means, dna.mean[dna.slice_of(layer)], equal_nan=True):
                 raise CorruptFile(f"{self.name}: layer {layer} has other means than the DNA")
             parts.append(part)
-        whole = replace(dna, scatter=joined(parts))
+        whole = replace(dna, scatter=concatenate_arrays(parts))
         whole.check(self.name)
         return whole
 
@@ -330,7 +337,10 @@ class DnaFile:
     def _batches(self, layer: str) -> Iterator[pa.Table]:
         """Yields as many rows at a time as the layer has neurons.
 
-        All at once would take several times their memory while they are read.
+        Reading all folds at once would need several times the memory of the rows.
+
+        Raises:
+            CorruptFile: The layer was not loaded, or cannot be read.
         """
         if self._layers is not None and layer not in self._layers:
             raise CorruptFile(
@@ -356,7 +366,7 @@ class _Totals:
     unknown: tuple[str, ...]
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> _Totals:
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> _Totals:
         return cls(
             int(metadata["images"]),
             int(metadata["failed"]),

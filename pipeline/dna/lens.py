@@ -1,13 +1,15 @@
-"""A lens: neurons weighed by name, and its file.
+"""A lens: weights of neurons, which distances can be computed with, and its file.
 
     >>> lens = Lens.chosen(spec, ["blocks.3.1:4,17,20-30"])             # doctest: +SKIP
     >>> emd(a, b, lens=lens), compare(catalogue, lens=lens)             # doctest: +SKIP
 
-A distance through a lens is sum w EMD / sum w over neurons: a weighted mean, in which neurons of
-negative weight make up for what others tell against their will. A layer is weighed by its own
-neurons' weights alone; one whose weights do not sum to more than zero has no distance. The file is
-Parquet: a row per neuron with `layer`, `neuron` and `weight`; neurons that have no row weigh
-nothing.
+A distance through a lens is the weighted mean sum(w * EMD) / sum(w) over neurons. Weights may be
+negative: such neurons cancel what other neurons react to but should not. The distance of a layer
+uses only the weights of its own neurons. A layer whose weights do not have a positive sum has no
+distance.
+
+The file is Parquet with a row per neuron and the columns `layer`, `neuron` and `weight`. Neurons
+without a row have weight 0.
 """
 
 from __future__ import annotations
@@ -38,19 +40,24 @@ from pipeline.spec import Spec, digest_of
 _LENS = Kind("lens")
 
 UNIFORM = "uniform"
-"""The name of all neurons alike, which is no lens."""
+"""The name of equal weights for all neurons. No lens may have this name."""
 
 _CHOICE = re.compile(r"(?P<layer>.+):(?P<neurons>\d+(-\d+)?(,\d+(-\d+)?)*)")
 
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """Weights (N,) float64 of the neurons of `taps` (layer, neurons), one layer after the other.
+    """Weights of the neurons of a network.
 
-    `provenance`: of one that was fitted, on what, and how it does on what it was not fitted on.
+    A lens is refused with a `UsageError` if a weight is not finite, if the weights do not have a
+    positive sum, or if its name is `uniform`. Lenses have no `+`: two lenses are never joined.
 
-    Raises `UsageError` where a weight is not finite, where they do not sum to more than zero, and
-    for the name of no lens.
+    Attributes:
+        name: The name of the lens.
+        taps: The layers, each with its number of neurons, in the order of the network's taps.
+        weights: (N,) float64, the weights of all neurons, one layer after the other.
+        provenance: For a fitted lens, what it was fitted on, and how well it does on data that it
+            was not fitted on. Empty for other lenses.
     """
 
     name: str
@@ -80,14 +87,27 @@ class Lens:
 
     @cached_property
     def digest(self) -> str:
-        """Of what it weighs, whatever its name."""
+        """A hash of the layers and the weights. The name of the lens is not part of it."""
         seen = np.flatnonzero(self.weights)
         weights = [float(weight).hex() for weight in self.weights[seen]]
         return digest_of("lens", self.taps, seen.tolist(), weights)
 
     @classmethod
-    def of(cls, name: str, spec: Spec, rows: Iterable[tuple[str, int, float]]) -> Lens:
-        """Of (layer, neuron, weight). Raises `UsageError` for what the spec lacks, and repeats."""
+    def from_rows(cls, name: str, spec: Spec, rows: Iterable[tuple[str, int, float]]) -> Lens:
+        """Makes a lens from the weights of single neurons. All other neurons have weight 0.
+
+        Args:
+            name: The name of the lens.
+            spec: The spec that has the neurons.
+            rows: For each neuron its layer, its index in the layer, and its weight.
+
+        Returns:
+            The lens.
+
+        Raises:
+            UsageError: The spec has no such neuron, a neuron comes twice, or the weights are not
+                those of a lens.
+        """
         taps = tuple((tap.name, tap.neurons) for tap in spec.taps)
         starts = dict(zip(spec.layers, np.cumsum([0, *(n for _, n in taps)]), strict=False))
         weights, seen = np.zeros(spec.neurons), np.zeros(spec.neurons, bool)
@@ -107,7 +127,18 @@ class Lens:
 
     @classmethod
     def chosen(cls, spec: Spec, choices: Sequence[str]) -> Lens:
-        """The same weight for each neuron named: `layer:4,17,100-120`, ends included."""
+        """Makes a lens with weight 1 for the chosen neurons and 0 for all others.
+
+        Args:
+            spec: The spec that has the neurons.
+            choices: Neurons of a layer, as `layer:4,17,100-120`. Both ends of a range belong to it.
+
+        Returns:
+            The lens, named after the choices.
+
+        Raises:
+            UsageError: A choice is not written so, or the spec has no such neuron.
+        """
         neurons: dict[tuple[str, int], None] = {}
         for choice in choices:
             match = _CHOICE.fullmatch(choice)
@@ -122,10 +153,20 @@ class Lens:
                 neurons |= dict.fromkeys((layer, n) for n in range(int(first), end + 1))
                 if int(first) > end:
                     neurons[(layer, int(first))] = None
-        return cls.of(" ".join(choices), spec, ((*neuron, 1.0) for neuron in neurons))
+        return cls.from_rows(" ".join(choices), spec, ((*neuron, 1.0) for neuron in neurons))
 
-    def of_layer(self, layer: str) -> Floats:
-        """(C,) weights of a layer's neurons. Raises `UsageError` for one that it does not know."""
+    def weights_of(self, layer: str) -> Floats:
+        """Returns the weights of a layer's neurons.
+
+        Args:
+            layer: The layer, with C neurons.
+
+        Returns:
+            (C,) float64.
+
+        Raises:
+            UsageError: The lens has no such layer.
+        """
         start = 0
         for name, neurons in self.taps:
             if name == layer:
@@ -133,27 +174,55 @@ class Lens:
             start += neurons
         raise UsageError(f"lens {self.name} knows no layer {layer!r}")
 
-    def weighs(self, layer: str) -> bool:
-        """Whether a layer has a distance through it; all layers together always have one."""
-        names = [name for name, _ in self.taps]
-        return layer not in names or bool(self.of_layer(layer).sum() > 0)
+    def has_positive_weight(self, layer: str) -> bool:
+        """Tells whether a distance through this lens exists for a layer.
 
-    def of_layers(self, layers: Sequence[str]) -> Floats:
-        """(N,) of the neurons of several, one layer after the other."""
-        return np.concatenate([self.of_layer(layer) for layer in layers])
+        Args:
+            layer: A layer, or the name of all layers together, for which it always exists.
+
+        Returns:
+            Whether the weights of the layer have a positive sum.
+        """
+        names = [name for name, _ in self.taps]
+        return layer not in names or bool(self.weights_of(layer).sum() > 0)
+
+    def weights_of_layers(self, layers: Sequence[str]) -> Floats:
+        """Returns the weights of several layers' neurons.
+
+        Args:
+            layers: The layers, with N neurons together.
+
+        Returns:
+            (N,) float64, one layer after the other.
+        """
+        return np.concatenate([self.weights_of(layer) for layer in layers])
 
     def require_fit(self, spec: Spec) -> None:
-        """Raises `UsageError` unless its neurons are those of the spec."""
+        """Refuses a spec that has other neurons.
+
+        Args:
+            spec: The spec of the DNAs that are to be compared through this lens.
+
+        Raises:
+            UsageError: A layer has another number of neurons.
+        """
         mine, theirs = dict(self.taps), {tap.name: tap.neurons for tap in spec.taps}
         for layer in [*theirs, *mine]:
             if mine.get(layer) != theirs.get(layer):
                 raise UsageError(
-                    f"lens {self.name} weighs {mine.get(layer, 0)} neurons in {layer}; "
+                    f"lens {self.name} has weights for {mine.get(layer, 0)} neurons in {layer}; "
                     f"{spec.extractor} has {theirs.get(layer, 0)}"
                 )
 
     def encode(self, written: datetime | None = None) -> bytes:
-        """The rows of neurons that weigh anything. `written`: to be kept, at this time."""
+        """Makes the file of this lens in memory, with a row for each weight that is not 0.
+
+        Args:
+            written: The time that a catalogue records for a lens that it keeps. None writes none.
+
+        Returns:
+            The bytes of the file.
+        """
         seen = np.flatnonzero(self.weights)
         layers = np.repeat([layer for layer, _ in self.taps], [count for _, count in self.taps])
         index = np.concatenate([np.arange(count) for _, count in self.taps])
@@ -174,25 +243,25 @@ class Lens:
         return encode_sealed(_LENS, metadata, [table])
 
     @staticmethod
-    def stated(data: bytes, name: str) -> dict[str, Any]:
-        """Reads what the file of a lens says of itself, whatever the network.
+    def read_description(data: bytes, name: str) -> dict[str, Any]:
+        """Reads the description in the file of a lens, without knowing the network.
 
         Args:
             data: The bytes of the file.
             name: The name of the file in errors.
 
         Returns:
-            `neurons`: the number that it weighs; `provenance`: how it was fitted, or empty; where
-            the file says so, the `taps` that they are of, and when it was `written`.
+            `neurons`, the number of rows; `provenance`, which is empty unless the lens was fitted;
+            `taps`, the network's layers, and `written`, the time, if the file states them.
 
         Raises:
-            CorruptFile: It is torn, or not a lens.
+            CorruptFile: The file is torn, or not a lens.
         """
         parquet = open_parquet(data, name)
         metadata = SealedFile(data, _LENS, name).metadata if is_sealed(parquet) else {}
         provenance = metadata.get("provenance", {})
         if not isinstance(provenance, dict):
-            raise CorruptFile(f"{name}: its provenance is {provenance!r}")
+            raise CorruptFile(f"{name}: its provenance is {provenance!r:.80}, not an object")
         said = {"neurons": parquet.metadata.num_rows, "provenance": provenance}
         said |= {"taps": metadata["taps"]} if "taps" in metadata else {}
         if "written" in metadata:
@@ -206,15 +275,15 @@ class Lens:
 
         Args:
             data: The bytes of the file.
-            name: The name of the file in errors; and of the lens, where the file states none.
-            spec: The spec whose neurons it weighs.
+            name: The name of the file in errors. It names the lens if the file states no name.
+            spec: The spec that has the neurons.
 
         Returns:
             The lens.
 
         Raises:
             CorruptFile: The file is torn, or not what was written.
-            UsageError: It weighs neurons of another network, or its weights are no lens.
+            UsageError: It is a lens for another network, or its weights are not those of a lens.
         """
         parquet = open_parquet(data, name)
         metadata: dict[str, Any] = {}
@@ -234,7 +303,7 @@ class Lens:
             own = tuple((layer, count) for layer, count in metadata.get("taps", ()))
         if metadata and own != tuple((tap.name, tap.neurons) for tap in spec.taps):
             raise UsageError(f"{name} is a lens on another network than {spec.extractor}")
-        lens = cls.of(str(metadata.get("name", name)), spec, rows)
+        lens = cls.from_rows(str(metadata.get("name", name)), spec, rows)
         lens = replace(lens, provenance=metadata.get("provenance", {}))
         if metadata and metadata.get("digest") != lens.digest:
             raise CorruptFile(f"{name}: its weights are not what was written")

@@ -1,10 +1,10 @@
-"""A partial: the DNA of some shards, which shards those are, and what they could not read.
+"""A partial: the DNA of some shards, the keys of those shards, and the images that failed.
 
     >>> (a + b).shards == tuple(sorted(a.shards + b.shards))      # doctest: +SKIP
 
-The same laws as a DNA's, and one more: adding partials that share a shard is an `OverlapError`, so
-no image can be counted twice by a sum. Its file is a DNA's file with the shards and the failures
-in its metadata, and with each neuron's exemplars in its row where a build keeps them.
+Partials that share a shard cannot be added, so no sum counts an image twice. The file of a partial
+is the file of its DNA, with the shards and the failures in the metadata. If the build keeps
+exemplars, each neuron's row has a cell with them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dna.exemplars import COLUMN, Exemplars
+from pipeline.dna.exemplars import EXEMPLAR_COLUMN, Exemplars
 from pipeline.dna.failures import Failure
-from pipeline.dna.file import DnaFile, encode_layers, header, to_table
+from pipeline.dna.file import DnaFile, dna_metadata, encode_layers, to_table
 from pipeline.dna.ranges import Ranges
 from pipeline.dna.value import DNA
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
@@ -26,10 +26,14 @@ from pipeline.spec import Spec
 
 @dataclass(frozen=True, eq=False)
 class Partial:
-    """What was counted of some shards.
+    """Everything that was counted in some shards.
 
-    Laws: `empty` is neutral; `+` is associative and commutative, to the last bit in all but the
-    float sums of the DNA; partials that share a shard cannot be added.
+    Laws:
+
+    - `empty` is neutral for `+` if the build keeps no exemplars.
+    - `+` is associative and commutative, with the same precision as that of `DNA`.
+    - `+` refuses partials that share a shard, partials that were not made the same way, and a
+      partial with exemplars and one without.
 
     Attributes:
         dna: The counts and sums of the shards' images.
@@ -113,17 +117,21 @@ class Partial:
         Returns:
             The bytes of the file.
         """
-        metadata = header(
+        metadata = dna_metadata(
             self.dna,
             shards=list(self.shards),
             failures=[asdict(failure) for failure in self.failures],
-            **({COLUMN: self.exemplars.keep.product} if self.exemplars else {}),
+            **({EXEMPLAR_COLUMN: self.exemplars.settings.product} if self.exemplars else {}),
         )
         return encode_layers("partial", metadata, map(self._rows, self.dna.layers))
 
     def _rows(self, layer: str) -> pa.Table:
         table = to_table(self.dna.select([layer]))
-        return table.append_column(COLUMN, self.exemplars.cells(layer)) if self.exemplars else table
+        return (
+            table.append_column(EXEMPLAR_COLUMN, self.exemplars.cells(layer))
+            if self.exemplars
+            else table
+        )
 
     @classmethod
     def decode(cls, data: bytes, name: str, layers: Sequence[str] | None = None) -> Partial:
@@ -142,8 +150,8 @@ class Partial:
             ConservationError: Its counts do not add up.
         """
         file = DnaFile(data, "partial", name)
-        shards, failures = ledger(file.metadata, name)
-        return cls(file.read(layers), shards, failures, Exemplars.of_partial(file))
+        shards, failures = shards_and_failures(file.metadata, name)
+        return cls(file.read(layers), shards, failures, Exemplars.from_partial(file))
 
 
 def add_exemplars(a: Exemplars | None, b: Exemplars | None) -> Exemplars | None:
@@ -166,7 +174,9 @@ def add_exemplars(a: Exemplars | None, b: Exemplars | None) -> Exemplars | None:
     return a + b
 
 
-def ledger(metadata: dict[str, Any], name: str) -> tuple[tuple[str, ...], tuple[Failure, ...]]:
+def shards_and_failures(
+    metadata: dict[str, Any], name: str
+) -> tuple[tuple[str, ...], tuple[Failure, ...]]:
     """Reads which shards a partial holds, and which images failed in them.
 
     Args:

@@ -1,4 +1,4 @@
-"""The one codec of this package's Parquet files: sealed when written, checked when read.
+"""Writes and reads all Parquet files of this package, with checksums over every byte.
 
     >>> data = encode_sealed(LENS, {"name": "snow"}, [table])             # doctest: +SKIP
     >>> file = SealedFile(data, LENS, "s3://bucket/lens.parquet")         # doctest: +SKIP
@@ -6,9 +6,9 @@
 
 A file holds one row group for each table, compressed with zstd, with a checksum on every page.
 Its key-value metadata `vdna` is JSON: the `kind` and the `format` of the file, whatever that kind
-states, `row_groups` (how many rows and bytes each has, and their sha256), and a `checksum` of all
-this. So the footer proves itself and vouches for every row group; a reader that needs one row group
-checks it without the others.
+states, `row_groups` (the number of rows and bytes of each, and the sha256 of its bytes), and a
+`checksum` of all this. So the footer can be checked by itself, and each row group without the
+others.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.buffers import footer_start, let_go, sha256
+from pipeline.buffers import footer_start, release_pages, sha256
 from pipeline.errors import CorruptFile
 from pipeline.spec import digest_of
 
 _KEY = b"vdna"
 
-_FIRST = len("PAR1")
+_DATA_START = len("PAR1")
 """Where the first row group begins in a file."""
 
 _UNREADABLE = (
@@ -46,8 +46,8 @@ _UNREADABLE = (
 """What pyarrow and our own parsing raise for a file with wrong content."""
 
 
-ROWS = 2**20
-"""Rows of a row group where a table is cut into several."""
+ROWS_PER_GROUP = 2**20
+"""The number of rows of a row group, if a table is cut into several."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,14 @@ class Kind:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The number of rows of a row group, its place in the file, and the sha256 of its bytes."""
+    """A row group of a sealed file.
+
+    Attributes:
+        rows: The number of its rows.
+        start: The offset of its first byte in the file.
+        stop: The offset after its last byte.
+        sha256: The sha256 of its bytes, as hex.
+    """
 
     rows: int
     start: int
@@ -111,7 +118,7 @@ def open_parquet(source: Any, name: str) -> pq.ParquetFile:
 
 
 def is_sealed(parquet: pq.ParquetFile) -> bool:
-    """Says whether an open Parquet file was written by this codec."""
+    """Tells whether an open Parquet file was written by this codec."""
     return _KEY in (parquet.metadata.metadata or {})
 
 
@@ -167,7 +174,7 @@ class SealedWriter:
 
 
 class _HashingSink(io.RawIOBase):
-    """Passes on what is written, and knows the size and the sha256 of what came since `take`."""
+    """Passes on what is written, and hashes and counts the bytes since the last `take`."""
 
     def __init__(self, sink: Any) -> None:
         self._sink = sink
@@ -237,9 +244,16 @@ def encode_sealed(
 
 
 def cut_rows(table: pa.Table) -> Iterator[pa.Table]:
-    """Yields a table in pieces of 2**20 rows, one even of an empty table."""
-    for start in range(0, max(1, table.num_rows), ROWS):
-        yield table.slice(start, ROWS)
+    """Cuts a table into row groups.
+
+    Args:
+        table: The table.
+
+    Yields:
+        The next 2**20 rows. An empty table yields one empty piece.
+    """
+    for start in range(0, max(1, table.num_rows), ROWS_PER_GROUP):
+        yield table.slice(start, ROWS_PER_GROUP)
 
 
 class SealedFile:
@@ -295,7 +309,7 @@ class SealedFile:
                 f"{len(self.row_groups)}"
             )
         if isinstance(source, bytes | mmap | memoryview):
-            stop = self.row_groups[-1].stop if self.row_groups else _FIRST
+            stop = self.row_groups[-1].stop if self.row_groups else _DATA_START
             if stop != (end := start + footer_start(source)):
                 raise CorruptFile(f"{name}: its rows end at {stop}, its footer begins at {end}")
 
@@ -319,7 +333,7 @@ class SealedFile:
             stated = self.row_groups[index]
             with memoryview(self._data) as view, view[stated.start : stated.stop] as held:
                 found = sha256(held)
-            let_go(self._data)
+            release_pages(self._data)
             if found != stated.sha256:
                 raise CorruptFile(
                     f"{self.name}: {about} has sha256 {found}; its footer states {stated.sha256}. "
@@ -346,7 +360,7 @@ class SealedFile:
 
 def _row_groups(stated: Sequence[Mapping[str, Any]]) -> tuple[RowGroup, ...]:
     found = []
-    stop = _FIRST
+    stop = _DATA_START
     for row_group in stated:
         for unit in ("rows", "bytes"):
             if type(row_group[unit]) is not int or row_group[unit] < 0:

@@ -1,16 +1,7 @@
-"""A DNA: what every neuron's activations were like over an image set; and its Parquet file.
+"""A DNA: how every neuron of a network reacted to a set of images.
 
-    >>> a, b = DNA.empty(spec, ranges), ...            # doctest: +SKIP
-    >>> (a + b).images == a.images + b.images          # doctest: +SKIP
-
-Everything the paper compares, of one pass over the images: a histogram, a Gaussian of the
-spatially averaged activation, and the extremes of each neuron; where asked for, the Gaussian of
-each layer with its full scatter matrix.
-
-Laws: `empty` is neutral; `+` is associative and commutative to the last bit in everything that is
-an integer, a minimum or a maximum. `mean`, `m2` and `scatter` are floats: equal to the last bit
-when added in the same order, which `pipeline.reduce` fixes. There is no `-`: to retract images,
-reduce again over the partials that are kept.
+>>> a, b = DNA.empty(spec, ranges), ...            # doctest: +SKIP
+>>> (a + b).images == a.images + b.images          # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -47,22 +38,48 @@ SCALAR_COLUMNS = tuple(ARROW_TYPES)
 SCATTER = ("scatter",)
 
 FLOAT_SUMS = ("mean", "m2", "scatter")
-"""Not finite where a network overflowed."""
+"""The columns that may be NaN or infinite, since a network may overflow."""
 
 
 @dataclass(frozen=True, eq=False)
 class DNA:
-    """Histograms of every neuron of `layers` over `images` images; N neurons in all.
+    """The histograms, Gaussians and extremes of every neuron over a set of images.
 
-    `counts` (N, bins) int64: activations inside [low, high]. `underflow`, `overflow`, `nonfinite`
-    (N,) int64: those outside. `low`, `high` (N,) float64. `min`, `max` (N,) float32: finite
-    values observed (+inf and -inf where there were none). `mean`, `m2` (N,) float64: mean and sum
-    of squared deviations, over images, of the spatially averaged activation. `failed`: candidates
-    that could not be read. `numerics`: how many images were counted under which.
+    One pass over the images gives everything that the paper (Ramtoula et al., CVPR 2023) compares.
 
-    `scatter`, where it was asked for: the layers' sums of products of deviations from the mean, of
-    the spatially averaged activation, float64; each layer's upper triangle row by row, one layer
-    after the other. `unknown`: columns that an imported file does not tell; their arrays are zero.
+    Laws:
+
+    - `empty` is neutral for `+`.
+    - `+` is associative and commutative. For integers, minima and maxima this holds to the last
+      bit. `mean`, `m2` and `scatter` are floats: they are equal to the last bit if the DNAs are
+      added in the same order, which `pipeline.counting.reduction` fixes, and else up to rounding.
+    - `+` refuses DNAs with different specs or layers, and a DNA with layer Gaussians and one
+      without.
+    - There is no `-`. To remove images, add up the kept partials without them.
+
+    N is the number of neurons in all layers.
+
+    Attributes:
+        spec: The spec that the images were counted under.
+        layers: The layers that were loaded, in the order of the arrays.
+        images: How many images were counted.
+        failed: How many images could not be read.
+        counts: (N, bins) int64, the activations in each bin of [low, high].
+        underflow: (N,) int64, the activations below `low`.
+        overflow: (N,) int64, the activations above `high`.
+        nonfinite: (N,) int64, the activations that are NaN or infinite.
+        low: (N,) float64, the lower ends of the ranges.
+        high: (N,) float64, the upper ends of the ranges.
+        min: (N,) float32, the smallest finite activation; +inf if there is none.
+        max: (N,) float32, the largest finite activation; -inf if there is none.
+        mean: (N,) float64, the mean over images of the spatially averaged activation. Like `m2`
+            and `scatter`, it is not finite if the network overflowed.
+        m2: (N,) float64, the sum of squared deviations from `mean` over images.
+        numerics: How many images were counted under each numerics.
+        scatter: float64, the sums of products of deviations from `mean` over images, for each pair
+            of neurons in a layer. The upper triangles are stored row by row, one layer after the
+            other. None unless the build kept layer Gaussians.
+        unknown: The columns that an imported file does not hold; their arrays are zero.
     """
 
     spec: Spec
@@ -85,6 +102,19 @@ class DNA:
 
     @classmethod
     def empty(cls, spec: Spec, ranges: Ranges, *, layer_gaussian: bool = False) -> DNA:
+        """Makes the DNA of no images.
+
+        Args:
+            spec: What will be counted.
+            ranges: The ranges that the spec names.
+            layer_gaussian: Whether to keep the scatter matrix of each layer.
+
+        Returns:
+            The neutral element of `+`.
+
+        Raises:
+            SpecMismatch: The spec names other ranges.
+        """
         if ranges.digest != spec.ranges_digest:
             raise SpecMismatch(f"ranges {ranges.digest} are not the spec's {spec.ranges_digest}")
         n = spec.neurons
@@ -102,18 +132,28 @@ class DNA:
             max=np.full(n, -np.inf, np.float32),
             mean=np.zeros(n),
             m2=np.zeros(n),
-            scatter=np.zeros(triangles(spec, spec.layers)) if layer_gaussian else None,
+            scatter=np.zeros(packed_scatter_size(spec, spec.layers)) if layer_gaussian else None,
         )
 
     def __add__(self, other: DNA) -> DNA:
-        """Raises `SpecMismatch` unless both were made the same way."""
+        """Adds the DNA of other images.
+
+        Args:
+            other: The DNA of images that this one does not hold.
+
+        Returns:
+            The DNA of all the images together.
+
+        Raises:
+            SpecMismatch: They were not made the same way.
+        """
         self.spec.require_same(other.spec, "the left DNA", "the right DNA")
         if self.layers != other.layers:
             raise SpecMismatch(f"layers {self.layers} cannot be added to {other.layers}")
         if (self.scatter is None) != (other.scatter is None):
             raise SpecMismatch("a DNA with layer Gaussians cannot be added to one without")
         images = self.images + other.images
-        mean, m2 = merge_dna_moments(self, other)
+        mean, m2 = _merge_dna_moments(self, other)
         used: defaultdict[Numerics, int] = defaultdict(int)
         for numerics, count in self.numerics + other.numerics:
             used[numerics] += count
@@ -135,7 +175,7 @@ class DNA:
         )
 
     def _merge_scatter(self, other: DNA) -> Floats | None:
-        """The pairwise update again, with the outer product of the difference of the means."""
+        """Adds the scatter matrices: `merge_moments` for pairs of neurons."""
         if self.scatter is None or other.scatter is None:
             return None
         if self.images == 0 or other.images == 0:
@@ -155,14 +195,25 @@ class DNA:
 
     @property
     def positions(self) -> Ints:
-        """(N,) positions per image of each neuron."""
+        """(N,) int64, how many spatial positions each neuron has per image."""
         taps = [self.spec.tap(layer) for layer in self.layers]
         return np.repeat(
             np.array([tap.positions for tap in taps], np.int64), [tap.neurons for tap in taps]
         )
 
     def slice_of(self, layer: str) -> slice:
-        """Where the layer's neurons stand in the arrays."""
+        """Finds a layer's neurons in the arrays.
+
+        Args:
+            layer: The layer.
+
+        Returns:
+            The slice of its neurons.
+
+        Raises:
+            UsageError: The network has no such layer.
+            CorruptFile: The layer was not loaded.
+        """
         start = 0
         for name in self.layers:
             neurons = self.spec.tap(name).neurons
@@ -173,39 +224,63 @@ class DNA:
         raise CorruptFile(f"layer {layer!r} was not loaded; only {', '.join(self.layers)} were")
 
     def select(self, layers: Sequence[str]) -> DNA:
-        """The same DNA, of some layers only (views, no copy where one layer is asked for)."""
+        """Takes some layers of the DNA.
+
+        Args:
+            layers: The layers, in the order wanted.
+
+        Returns:
+            The DNA of those layers. For a single layer its arrays are views, not copies.
+        """
         slices = [self.slice_of(layer) for layer in layers]
         arrays: dict[str, Any] = {
-            name: joined([getattr(self, name)[s] for s in slices])
+            name: concatenate_arrays([getattr(self, name)[s] for s in slices])
             for name in ("counts", *SCALAR_COLUMNS)
         }
         if self.scatter is not None:
-            arrays["scatter"] = joined([self._triangle(layer) for layer in layers])
+            arrays["scatter"] = concatenate_arrays([self._triangle(layer) for layer in layers])
         return replace(self, layers=tuple(layers), **arrays)
 
     def _triangle(self, layer: str) -> Floats:
-        """The layer's part of `scatter`."""
+        """Returns the part of `scatter` that belongs to one layer."""
         if self.scatter is None:
             raise UsageError(
                 "this DNA has no layer Gaussians; build it with --layer-gaussian, and load it with "
                 "layer_gaussian=True"
             )
         self.slice_of(layer)
-        start = triangles(self.spec, self.layers[: self.layers.index(layer)])
-        return self.scatter[start : start + triangles(self.spec, [layer])]
+        start = packed_scatter_size(self.spec, self.layers[: self.layers.index(layer)])
+        return self.scatter[start : start + packed_scatter_size(self.spec, [layer])]
 
     def scatter_of(self, layer: str) -> Floats:
-        """(C, C) scatter matrix of a layer. Raises `UsageError` where it was not asked for."""
+        """Returns the scatter matrix of a layer.
+
+        Args:
+            layer: The layer, with C neurons.
+
+        Returns:
+            (C, C) float64, symmetric.
+
+        Raises:
+            UsageError: The DNA was built or loaded without layer Gaussians.
+        """
         neurons = self.spec.tap(layer).neurons
         full = np.zeros((neurons, neurons))
         full[np.triu_indices(neurons)] = self._triangle(layer)
         return np.triu(full) + np.triu(full, 1).T
 
     def check(self, name: str = "this DNA") -> None:
-        """Conservation: every activation of every image is in exactly one place.
+        """Checks that every activation of every image was counted exactly once.
 
-        Raises `ConservationError` naming the first neuron where it does not hold. Of an imported
-        DNA, which does not tell what fell outside, no count may be negative.
+        An imported DNA does not hold the activations outside the ranges. There the check is only
+        that no count is negative.
+
+        Args:
+            name: What errors call this DNA.
+
+        Raises:
+            ConservationError: A neuron holds too many or too few activations, or a sum does not
+                agree with another that must be equal. The message names the first such neuron.
         """
         found = self.counts.sum(axis=1) + self.underflow + self.overflow + self.nonfinite
         expected = self.images * self.positions
@@ -229,7 +304,7 @@ class DNA:
         self._check_scatter(name)
 
     def _check_scatter(self, name: str) -> None:
-        """The diagonal of the scatter matrices is `m2`, which is added up apart."""
+        """Checks that the scatter matrices have `m2`, which is summed separately, as diagonals."""
         if self.scatter is None:
             return
         diagonal = np.concatenate([self._triangle(la)[_diagonal(self, la)] for la in self.layers])
@@ -245,7 +320,14 @@ class DNA:
             )
 
     def identical(self, other: DNA) -> bool:
-        """Equal to the last bit, numerics apart (NaN equals NaN)."""
+        """Compares two DNAs.
+
+        Args:
+            other: Another DNA.
+
+        Returns:
+            Whether they are equal to the last bit, apart from the numerics. NaN equals NaN.
+        """
         return (
             self.spec == other.spec
             and (self.layers, self.images, self.failed)
@@ -261,9 +343,16 @@ class DNA:
         )
 
     def distributions(self, neurons: slice | Ints = slice(None)) -> Floats:
-        """(N, bins) float64, rows summing to one: underflow in the first bin, overflow in the last.
+        """Returns histograms normalised to sum to 1.
 
-        That is the reference's clamp. A neuron without a finite activation has a row of NaN.
+        The first bin includes the underflow and the last bin the overflow, as if activations were
+        clamped to the range. The reference implementation does the same.
+
+        Args:
+            neurons: The neurons to return, as a slice or as indices. The default is all.
+
+        Returns:
+            (N, bins) float64. A neuron without a finite activation has a row of NaN.
         """
         filled = self.counts[neurons].astype(np.float64)
         filled[:, 0] += self.underflow[neurons]
@@ -278,28 +367,41 @@ class DNA:
         )
 
 
-def triangles(spec: Spec, layers: Sequence[str]) -> int:
-    """Values that the upper triangles of these layers' scatter matrices hold."""
+def packed_scatter_size(spec: Spec, layers: Sequence[str]) -> int:
+    """Returns how many numbers the upper triangles of scatter matrices hold.
+
+    Args:
+        spec: The spec that has the layers.
+        layers: The layers.
+
+    Returns:
+        The total over the layers.
+    """
     return sum((n := spec.tap(layer).neurons) * (n + 1) // 2 for layer in layers)
 
 
 def _diagonal(dna: DNA, layer: str) -> Ints:
-    """Where the diagonal stands in a layer's packed triangle."""
+    """Returns the indices of the diagonal in a layer's packed upper triangle."""
     neurons = dna.spec.tap(layer).neurons
     return cast(Ints, np.cumsum([0, *range(neurons, 1, -1)]))
 
 
-def joined(parts: Sequence[Any]) -> Any:
+def concatenate_arrays(parts: Sequence[Any]) -> Any:
+    """Concatenates arrays; a single one is returned without a copy."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def merge_dna_moments(a: DNA, b: DNA) -> tuple[Floats, Floats]:
-    """Pairwise update of Chan, Golub and LeVeque (1979): sums of squares never cancel."""
+def _merge_dna_moments(a: DNA, b: DNA) -> tuple[Floats, Floats]:
     return merge_moments(a.images, a.mean, a.m2, b.images, b.mean, b.m2)
 
 
 def hash_numbers(into: Any, dna: DNA) -> None:
-    """Feed a hash with all numbers of the DNA's neurons, alike on every machine."""
+    """Feeds a hash with all numbers of a DNA, in the same way on every machine.
+
+    Args:
+        into: A hash of `hashlib`.
+        dna: The DNA.
+    """
     for name in ("counts", *SCALAR_COLUMNS, *(() if dna.scatter is None else SCATTER)):
         values = np.ascontiguousarray(getattr(dna, name))
         if name in FLOAT_SUMS:  # a NaN has a sign, which differs between processors

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.building import (
     Request,
-    counting_error,
     make_spec,
     require_apart,
+    require_counted,
     require_few_failures,
     require_shared,
     run_missing,
@@ -156,6 +156,7 @@ def rank(
             names the fields.
         GateError: If too many images cannot be read.
         TransientError: If some could not be read for now.
+        VdnaError: If some shards could not be counted, and a rerun would not help.
         UsageError: If an argument is wrong.
         CorruptFile: If a file of the catalogue is damaged.
     """
@@ -174,8 +175,7 @@ def rank(
     manifest = _planned(catalogue, build, engine, progress)
     job = _job(catalogue, recipe, manifest)
     (ran,) = run_missing([(job, manifest)], engine, progress)
-    if ran.errors:
-        raise counting_error(f"{source} to {name}", len(manifest.heads), ran.errors)
+    require_counted(f"{source} to {name}", len(manifest.heads), ran.errors)
     with RankingOrder(manifest, job, chosen) as order:
         order.load()
         ranked, failed, undefined = order.totals()
@@ -324,7 +324,7 @@ def _require_weight(spec: Spec, lens: Lens | None, layers: Sequence[str]) -> Non
         return
     lens.require_fit(spec)
     for layer in layers:
-        if not lens.weighs(layer):
+        if not lens.has_positive_weight(layer):
             raise UsageError(
                 f"lens {lens.name} gives the neurons of {layer} no weight in sum, so that "
                 "there are no distances in it; leave that layer out"

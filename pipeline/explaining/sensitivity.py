@@ -264,7 +264,7 @@ def explain(
     parts = []
     with stage(progress, Started(sum(sizes), len(chosen), unit="neurons", step="layers")):
         for layer, neurons in zip(chosen, sizes, strict=True):
-            weights = np.ones(neurons) if lens is None else lens.of_layer(layer)
+            weights = np.ones(neurons) if lens is None else lens.weights_of(layer)
             parts.append(_Layer.of(layer, weights, sides, top))
             progress(StepDone(neurons, name=layer))
     table, order = _neuron_table(parts, network.bins)
@@ -292,8 +292,10 @@ def _reactions(
         return [None] * len(neurons)
     kept = catalogue.exemplars(name, version)
     return [
-        tuple(Reaction(row["uri"], row["member"], row["reaction"]) for row in kept.of(*neuron))
-        if not kept.keep.layers or neuron[0] in kept.keep.layers
+        tuple(
+            Reaction(row["uri"], row["member"], row["reaction"]) for row in kept.of_neuron(*neuron)
+        )
+        if not kept.settings.layers or neuron[0] in kept.settings.layers
         else None
         for neuron in neurons
     ]

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, canonical_json, check_name, footers_of, software
 from pipeline.counting import digest_of_dna
-from pipeline.dna import DNA, Ranges, encode_dna, encode_layers, header, to_gaussian_table
+from pipeline.dna import DNA, Ranges, dna_metadata, encode_dna, encode_layers, to_gaussian_table
 from pipeline.errors import Conflict
 from pipeline.interop.converting import to_dna
 from pipeline.interop.file_spec import (
@@ -170,7 +170,7 @@ def _files(dna: DNA, name: str, digest: str, products: Sequence[str]) -> dict[st
     if dna.scatter is not None:
         files["layer_gaussians"] = encode_layers(
             "layer_gaussians",
-            header(dna, **shared),
+            dna_metadata(dna, **shared),
             (to_gaussian_table(dna.select([layer])) for layer in dna.layers),
         )
     return files

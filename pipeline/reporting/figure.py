@@ -176,7 +176,7 @@ def _figure(matrix: Matrix, layer: str = ALL, lens: Lens | None = None) -> Any:
     title = figure.text(margin / width, 1 - 0.28 / height, what, size=10)
     title.set_parse_math(False)
     at = (margin / width, 0.02 / height)
-    if lens is not None and not lens.weighs(layer):
+    if lens is not None and not lens.has_positive_weight(layer):
         figure.text(*at, WEIGHTLESS, size=7, va="bottom")
         return figure
     if not tested:

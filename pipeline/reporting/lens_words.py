@@ -96,7 +96,7 @@ def listed_lens(name: str, stored: Stored) -> dict[str, Any]:
     """Returns what the file of a lens says of itself, or why it cannot be read, for JSON."""
     row: dict[str, Any] = {"name": name, "uri": stored.uri, "written": stored.modified}
     try:
-        stated = Lens.stated(storage.read(stored.uri), stored.uri)
+        stated = Lens.read_description(storage.read(stored.uri), stored.uri)
         provenance = stated["provenance"]
         return {
             **row,

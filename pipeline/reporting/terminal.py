@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.comparing import ALL, FALSE_DISCOVERY_RATE, Matrix, Measure
-from pipeline.dna import DEFAULT_KEPT, UNIFORM, Floats, Lens
+from pipeline.dna import DEFAULT_EXEMPLARS, UNIFORM, Floats, Lens
 from pipeline.explaining import Explanation, Overlay
 from pipeline.reporting.conclusions import (
     ALIKE,
@@ -77,7 +77,7 @@ def print_matrix(
     elif distance == "fd":  # which no lens weighs
         title = f"Fréchet distance of {'all layers, the mean' if layer == ALL else layer}"
     console.print(Text(title, style="bold"), soft_wrap=True)
-    if lens is not None and distance != "fd" and not lens.weighs(layer):
+    if lens is not None and distance != "fd" and not lens.has_positive_weight(layer):
         console.print(Text(WEIGHTLESS), soft_wrap=True)
         return
     narrowest = 2 * len(matrix.names)  # of thousands no table is made to know that it is too wide
@@ -310,7 +310,7 @@ def lacking_exemplars(found: Explanation) -> dict[str, str]:
     lacking = {}
     for side, (name, version) in enumerate(found.versions.items()):
         if found.reactions and all(sides[side] is None for sides in found.reactions):
-            why = f"which keeps none: build it with --exemplars {DEFAULT_KEPT}"
+            why = f"which keeps none: build it with --exemplars {DEFAULT_EXEMPLARS}"
             if version.imported:
                 why = "which was imported"
             elif "exemplars" in version.sha256:

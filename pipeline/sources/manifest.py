@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.buffers import let_go
+from pipeline.buffers import release_pages
 from pipeline.dna import SealedFile, SealedWriter, corrupt_if_unreadable
 from pipeline.errors import CorruptFile
 from pipeline.sources.entry import Entry, Shard, ShardHead
@@ -108,7 +108,7 @@ class Manifest:
         file = pq.ParquetFile(pa.BufferReader(self.data))
         for index in range(file.num_row_groups):
             yield file.read_row_group(index)
-            let_go(self.data)
+            release_pages(self.data)
 
     @classmethod
     def of(
@@ -146,7 +146,7 @@ class Manifest:
             fold, table = read_row_group(file, index)
             heads.append(head_of(index, fold, table))
             digest.add(heads[-1], table)
-            let_go(data)
+            release_pages(data)
         with corrupt_if_unreadable(f"{name}: its metadata cannot be read"):
             manifest = cls(
                 data,
@@ -185,7 +185,7 @@ class _ShardReader(Sequence[Shard]):
             return [self[i] for i in range(*index.indices(len(self)))]
         head = self._heads[index]
         table = self._file.read_row_group(head.index)
-        let_go(self._data)
+        release_pages(self._data)
         return Shard(head.index, head.fold, tuple(entries_of(table)))
 
 

@@ -28,12 +28,12 @@ from pipeline.counting import digest_of_dna
 from pipeline.dna import (
     DNA,
     DnaFile,
+    dna_metadata,
     encode_dna,
     encode_layers,
-    header,
+    packed_scatter_size,
     to_gaussian_table,
     to_table,
-    triangles,
 )
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.sources import plan
@@ -69,7 +69,7 @@ def with_gaussians(place: Catalogue, name: str) -> None:
         np.fill_diagonal(scatter, sums**2)
         parts.append(scatter[np.triu_indices(len(sums))])
     dna = replace(dna, scatter=np.concatenate(parts))
-    assert len(dna.scatter) == triangles(SPEC, SPEC.layers)
+    assert len(dna.scatter) == packed_scatter_size(SPEC, SPEC.layers)
     products = (*PRODUCTS, LAYER_GAUSSIAN)
     digest = digest_of_dna(dna, base.manifest, products)
     files: dict[str, bytes] = {}
@@ -89,10 +89,10 @@ def with_gaussians(place: Catalogue, name: str) -> None:
                 for layer in SPEC.layers
             ]
         elif kind == "dna":
-            metadata = header(dna, **shared)
+            metadata = dna_metadata(dna, **shared)
             groups = [to_table(replace(layer, scatter=None)) for layer in layers]
         else:
-            metadata = header(dna, **shared)
+            metadata = dna_metadata(dna, **shared)
             groups = [to_gaussian_table(layer) for layer in layers]
         files[kind] = encode_layers(kind, metadata, groups)
         storage.create(place.uri(kind, SPEC.digest, name, digest), files[kind])
@@ -207,7 +207,7 @@ def test_the_digests_cover_a_file_without_a_gap(sound: Catalogue, kind: str) -> 
 def test_the_same_input_gives_the_same_bytes(sound: Catalogue) -> None:
     dna = sound.load(NAME)
     assert encode_dna(dna) == encode_dna(dna)
-    restated = header(dna) | {"row_groups": [{"bytes": 1, "sha256": "a lie"}]}
+    restated = dna_metadata(dna) | {"row_groups": [{"bytes": 1, "sha256": "a lie"}]}
     groups = [to_table(dna.select([layer])) for layer in dna.layers]
     assert encode_layers("dna", restated, groups) == encode_dna(dna)
 

@@ -137,7 +137,7 @@ def test_a_lens_costs_the_room_of_its_own_neurons(
         return empty(neurons, rows, bins)
 
     monkeypatch.setattr(pairwise.Curves, "empty", spy)
-    through = Lens.of("some", dnas[0].spec, [("x", at, 1.0 + at) for at in lens])
+    through = Lens.from_rows("some", dnas[0].spec, [("x", at, 1.0 + at) for at in lens])
     found = pairwise.pairwise_emd(dnas, through)
     assert sum(made) == len(lens)
     expected = [[emd(a, b, lens=through) for b in dnas] for a in dnas]

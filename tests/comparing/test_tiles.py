@@ -687,7 +687,7 @@ def test_a_lens_is_known_by_its_digest(place: Catalogue, computed: list[int]) ->
     assert sum(computed) == 15
     assert (renamed.lens, first.lens) == ("mine", "stem:0")
     assert np.array_equal(renamed.emd, first.emd, equal_nan=True)
-    with pytest.raises(UsageError, match="lens other weighs 0 neurons in head"):
+    with pytest.raises(UsageError, match="lens other has weights for 0 neurons in head"):
         compare(place, lens=Lens("other", (("stem", 3),), np.ones(3)))
     with pytest.raises(UsageError, match="none through lens stem:0; leave one of them out"):
         compare(place, lens=lens, fd=True)

@@ -208,19 +208,19 @@ def test_a_flipped_bit_is_never_a_different_dna(data: st.DataObject) -> None:
     ],
 )
 def test_metadata_that_lies_is_refused(change, message) -> None:
-    from pipeline.dna import encode_layers, header, to_table
+    from pipeline.dna import dna_metadata, encode_layers, to_table
 
     dna = random_dna(SPEC, RANGES, 9, 3)
     groups = [to_table(dna.select([layer])) for layer in dna.layers]
-    data = encode_layers("dna", change(header(dna)), groups)
+    data = encode_layers("dna", change(dna_metadata(dna)), groups)
     with pytest.raises((CorruptFile, ConservationError), match=message):
         decode_dna(data, "some/dna")
 
 
 def test_a_missing_row_is_refused() -> None:
-    from pipeline.dna import encode_layers, header, to_table
+    from pipeline.dna import dna_metadata, encode_layers, to_table
 
     dna = random_dna(SPEC, RANGES, 9, 3)
     groups = [to_table(dna.select(["stem"])).slice(1), to_table(dna.select(["head"]))]
     with pytest.raises(CorruptFile, match="layer stem does not hold neurons 0 to 2"):
-        decode_dna(encode_layers("dna", header(dna), groups), "some/dna")
+        decode_dna(encode_layers("dna", dna_metadata(dna), groups), "some/dna")

@@ -20,7 +20,7 @@ from pipeline import storage
 from pipeline.building import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, verify
 from pipeline.counting import Reactions, load_partial, partial_uri
-from pipeline.dna import SCHEMA, Exemplars, Keep, Partial, add_exemplars
+from pipeline.dna import EXEMPLAR_TABLE_SCHEMA, Exemplars, ExemplarSettings, Partial, add_exemplars
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, SpecMismatch, UsageError
 from pipeline.explaining import explain
@@ -30,17 +30,17 @@ from tests.support import tiny_network as tiny
 from tests.support.builders import random_dna, tiny_spec, with_row_groups
 
 SPEC, RANGES = tiny_spec()
-KEEP = Keep(3)
+KEEP = ExemplarSettings(3)
 VALUES = (-1.5, -0.0, 0.0, 0.25, 0.25000001, 7.0, np.nan, np.inf, -np.inf)
 
 
-def truth(means: np.ndarray, names: list[tuple[str, str]], keep: Keep) -> list[dict]:
+def truth(means: np.ndarray, names: list[tuple[str, str]], wanted: ExemplarSettings) -> list[dict]:
     """The rows of the table, by sorting everything."""
     rows = []
     at = 0
     for tap in SPEC.taps:
         for neuron in range(tap.neurons):
-            if not keep.layers or tap.name in keep.layers:
+            if not wanted.layers or tap.name in wanted.layers:
                 seen = means[:, at].astype(np.float32)
                 order = sorted(
                     np.flatnonzero(np.isfinite(seen)), key=lambda i: (-seen[i], names[i])
@@ -48,24 +48,24 @@ def truth(means: np.ndarray, names: list[tuple[str, str]], keep: Keep) -> list[d
                 rows += [
                     {"layer": tap.name, "neuron": neuron, "rank": rank}
                     | {"reaction": float(seen[i]), "uri": names[i][0], "member": names[i][1]}
-                    for rank, i in enumerate(order[: keep.number], 1)
+                    for rank, i in enumerate(order[: wanted.number], 1)
                 ]
             at += 1
     return rows
 
 
 def kept(
-    means: np.ndarray, names: list[tuple[str, str]], keep: Keep, batches: list[int]
+    means: np.ndarray, names: list[tuple[str, str]], wanted: ExemplarSettings, batches: list[int]
 ) -> Exemplars:
     order = np.empty(len(names), np.int64)
     order[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    reactions = Reactions(keep, SPEC, order)
+    reactions = Reactions(wanted, SPEC, order)
     start = 0
     for size in [*batches, len(means)]:
         some = np.arange(start, min(start + size, len(means)))
         reactions.add(means[some], some)
         start += size
-    return reactions.named(keep, SPEC, names)
+    return reactions.named(wanted, SPEC, names)
 
 
 @settings(max_examples=60)
@@ -77,20 +77,24 @@ def test_whatever_the_shards_and_the_order_they_are_those_of_all(data: st.DataOb
     ).reshape(count, 5)
     names = [(f"s3://b/{i % 3}é", f"m{i // 3:02d}" if i % 2 else "") for i in range(count)]
     names = [(uri, f"{member}-{i}") for i, (uri, member) in enumerate(names)]
-    keep = data.draw(st.sampled_from([KEEP, Keep(1), Keep(40), Keep(2, ("head",))]))
-    whole = kept(means, names, keep, data.draw(st.lists(st.integers(1, 5), max_size=4)))
-    assert whole.table.to_pylist() == truth(means, names, keep)
-    assert whole.table.schema.equals(SCHEMA)
+    wanted = data.draw(
+        st.sampled_from(
+            [KEEP, ExemplarSettings(1), ExemplarSettings(40), ExemplarSettings(2, ("head",))]
+        )
+    )
+    whole = kept(means, names, wanted, data.draw(st.lists(st.integers(1, 5), max_size=4)))
+    assert whole.table.to_pylist() == truth(means, names, wanted)
+    assert whole.table.schema.equals(EXEMPLAR_TABLE_SCHEMA)
     order = data.draw(st.permutations(range(count)))
     cuts = sorted(data.draw(st.lists(st.integers(0, count), max_size=4)))
     parts = [
-        kept(means[some], [names[i] for i in some], keep, [])
+        kept(means[some], [names[i] for i in some], wanted, [])
         for a, b in zip([0, *cuts], [*cuts, count], strict=True)
         for some in [order[a:b]]
     ]
     assert reduce(Exemplars.__add__, parts) == whole
     assert reduce(Exemplars.__add__, parts[::-1]) == whole
-    assert whole + Exemplars.empty(keep, SPEC) == whole
+    assert whole + Exemplars.empty(wanted, SPEC) == whole
     dna = random_dna(SPEC, RANGES, count, 1)
     partial = Partial(dna, ("key",), (), whole)
     again = Partial.decode(partial.encode(), "partial")
@@ -100,7 +104,7 @@ def test_whatever_the_shards_and_the_order_they_are_those_of_all(data: st.DataOb
 
 
 def test_what_keeps_another_number_is_not_added() -> None:
-    a, b = Exemplars.empty(KEEP, SPEC), Exemplars.empty(Keep(4), SPEC)
+    a, b = Exemplars.empty(KEEP, SPEC), Exemplars.empty(ExemplarSettings(4), SPEC)
     with pytest.raises(SpecMismatch, match="exemplars-3 cannot be added to exemplars-4"):
         a + b
     with pytest.raises(SpecMismatch, match="exemplars cannot be added to one without"):
@@ -110,17 +114,19 @@ def test_what_keeps_another_number_is_not_added() -> None:
 
 
 def test_products_say_what_is_kept() -> None:
-    for keep in (Keep(8), Keep(2, ("stem", "head"))):
-        assert Keep.of(("histogram", keep.product)) == keep
-    assert Keep.of(("histogram",)) is None
-    with pytest.raises(CorruptFile, match="'exemplars-x' says no number"):
-        Keep.of(("exemplars-x",))
-    assert Keep.asked(4, "st*, head", SPEC.taps) == Keep(4, ("stem", "head"))
-    assert Keep.asked(0, None, SPEC.taps) is None
+    for wanted in (ExemplarSettings(8), ExemplarSettings(2, ("stem", "head"))):
+        assert ExemplarSettings.from_products(("histogram", wanted.product)) == wanted
+    assert ExemplarSettings.from_products(("histogram",)) is None
+    with pytest.raises(CorruptFile, match="'exemplars-x' has no number"):
+        ExemplarSettings.from_products(("exemplars-x",))
+    assert ExemplarSettings.from_options(4, "st*, head", SPEC.taps) == ExemplarSettings(
+        4, ("stem", "head")
+    )
+    assert ExemplarSettings.from_options(0, None, SPEC.taps) is None
     with pytest.raises(UsageError, match="exemplars is 101; it must be from 0 to 100"):
-        Keep.asked(101, None, SPEC.taps)
+        ExemplarSettings.from_options(101, None, SPEC.taps)
     with pytest.raises(UsageError, match="'tail' matches no layer; there are stem, head"):
-        Keep.asked(4, "tail", SPEC.taps)
+        ExemplarSettings.from_options(4, "tail", SPEC.taps)
 
 
 # In a build.
@@ -186,7 +192,7 @@ def test_a_dataset_without_them_keeps_none_until_it_is_asked_to(
     asked = build(place, network, source, exemplars=2, exemplar_taps="b")
     assert asked.changed
     held = place.exemplars("photos", asked.version)
-    assert held.keep == Keep(2, ("b",))
+    assert held.settings == ExemplarSettings(2, ("b",))
     assert set(held.table["layer"].to_pylist()) == {"b"}
     assert build(place, network, source).changed is False
     assert place.load("photos").identical(place.load_version("photos", grown.version))
@@ -205,7 +211,7 @@ def test_an_explanation_names_the_images_of_both_sides(
     rows = found.neurons.slice(0, 4).to_pylist()
     for row, sides in zip(rows, found.reactions, strict=True):
         for name, number, images in zip("ab", (8, 3), sides, strict=True):
-            held = place.exemplars(name, place.find(name)).of(row["layer"], row["neuron"])
+            held = place.exemplars(name, place.find(name)).of_neuron(row["layer"], row["neuron"])
             assert [(image.uri, image.reaction) for image in images or ()] == [
                 (of["uri"], of["reaction"]) for of in held
             ]
@@ -248,7 +254,7 @@ def test_lies_are_refused_by_name(place: Catalogue, network: tiny.Place, tmp_pat
         return bad[0].detail
 
     def lying(rows: pa.Table) -> bytes:
-        return Exemplars(held.keep, held.spec, rows).encode("photos", version.dna)
+        return Exemplars(held.settings, held.spec, rows).encode("photos", version.dna)
 
     assert f"{uri} has sha256" in found(sound[:-9], vouched=False)
     assert "neuron a[0] has 7 exemplars for 12 images" in found(lying(held.rows.slice(1)))
@@ -261,7 +267,9 @@ def test_lies_are_refused_by_name(place: Catalogue, network: tiny.Place, tmp_pat
     swapped = pa.concat_tables([held.rows.slice(1, 1), held.rows.slice(0, 1), held.rows.slice(2)])
     assert f"{uri}: its rows are not in their order" in found(lying(swapped))
     assert f"{uri} holds exemplars-4; exemplars-8" in found(
-        replace(held, keep=Keep(4), rows=held.rows.slice(0, 0)).encode("photos", version.dna)
+        replace(held, settings=ExemplarSettings(4), rows=held.rows.slice(0, 0)).encode(
+            "photos", version.dna
+        )
     )
 
 
@@ -278,7 +286,7 @@ def test_a_partial_whose_exemplars_lie_is_refused(
     rows = partial.exemplars.rows
     at = rows.column_names.index("reaction")
     lie = rows.set_column(at, "reaction", pa.array(rows["reaction"].to_numpy() + 1))
-    lying = replace(partial, exemplars=Exemplars(partial.exemplars.keep, partial.dna.spec, lie))
+    lying = replace(partial, exemplars=Exemplars(partial.exemplars.settings, partial.dna.spec, lie))
     file = pq.ParquetFile(pa.BufferReader(lying.encode()))
     others = [file.read_row_group(index) for index in range(file.num_row_groups)]
     with pytest.raises(CorruptFile, match=r"its rows end at|has sha256"):

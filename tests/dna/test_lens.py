@@ -30,7 +30,7 @@ def test_neurons_are_chosen_by_layer_and_number() -> None:
     chosen = Lens.chosen(SPEC, ["blocks.0:4,0,1-2", "a:b:2"])
     assert chosen.weights.tolist() == [1, 1, 1, 0, 1, 0, 0, 0, 1]
     assert chosen.name == "blocks.0:4,0,1-2 a:b:2"
-    assert chosen.of_layer("a:b").tolist() == [0, 0, 1]
+    assert chosen.weights_of("a:b").tolist() == [0, 0, 1]
     assert Lens.chosen(SPEC, ["a:b:1", "a:b:1-1"]).weights.sum() == 1
 
 
@@ -66,7 +66,7 @@ def test_weights_that_say_nothing_are_refused() -> None:
     with pytest.raises(UsageError, match="named uniform, which says that there is none; rename"):
         lens([1] * 9, "uniform")
     with pytest.raises(UsageError, match=r"two weights of neuron a:b\[0\]"):
-        Lens.of("twice", SPEC, [("a:b", 0, 1.0), ("a:b", 0, 1.0)])
+        Lens.from_rows("twice", SPEC, [("a:b", 0, 1.0), ("a:b", 0, 1.0)])
 
 
 def test_the_digest_is_of_the_weights_whatever_the_name() -> None:
@@ -155,7 +155,7 @@ def test_neurons_that_weigh_nothing_may_be_undefined() -> None:
 
 def test_a_lens_on_another_network_and_single_neurons_are_refused() -> None:
     other = Lens("other", (("blocks.0", 6),), np.ones(6))
-    with pytest.raises(UsageError, match="lens other weighs 0 neurons in a:b; tiny has 3"):
+    with pytest.raises(UsageError, match="lens other has weights for 0 neurons in a:b; tiny has 3"):
         emd(A, B, lens=other)
     with pytest.raises(UsageError, match="weighs neurons against each other"):
         emd(A, B, layer="a:b", per_neuron=True, lens=lens([1] * 9))

@@ -533,7 +533,7 @@ def test_the_commands(place: Catalogue, tmp_path: Path) -> None:
 
 def test_lenses_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -> None:
     catalogue = Catalogue(str(tmp_path))
-    chosen = Lens.of("chosen", SPEC, [("stem", 1, 1.0), ("stem", 2, -0.5)])
+    chosen = Lens.from_rows("chosen", SPEC, [("stem", 1, 1.0), ("stem", 2, -0.5)])
     keep_lens(catalogue, chosen)
     for name, provenance in (
         ("odd", {"kind": 5, "held_out": [{"attribute": "a:b"}]}),

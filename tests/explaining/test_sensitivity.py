@@ -96,7 +96,7 @@ def test_each_neuron_is_what_the_matrix_says_of_it_alone(
     place: Catalogue, found: Explanation
 ) -> None:
     for row in found.neurons.to_pylist():
-        lens = Lens.of("one", SPEC, [(row["layer"], row["neuron"], 1.0)])
+        lens = Lens.from_rows("one", SPEC, [(row["layer"], row["neuron"], 1.0)])
         matrix = compare(place, ["a", "b"], layers=[row["layer"]], lens=lens)
         assert row["emd"] == pytest.approx(matrix.of(row["layer"])[0, 1], rel=1e-9)
         for column in ("emd_corrected", "se", "low", "high", "floor"):
@@ -151,7 +151,7 @@ def test_a_shift_is_at_most_the_distance_and_equals_it_where_all_moved(
 
 def test_a_lens_leaves_out_what_weighs_nothing_and_ranks_by_weight(place: Catalogue) -> None:
     rows = [("stem", 5, 0.1), ("head", 2, 10.0), ("stem", 0, 1.0)]
-    lens = Lens.of("some", SPEC, rows)
+    lens = Lens.from_rows("some", SPEC, rows)
     seen = explain(place, "a", "b", lens=lens)
     assert seen.lens == "some"
     named = [(row["layer"], row["neuron"]) for row in seen.neurons.to_pylist()]
@@ -164,7 +164,7 @@ def test_a_lens_leaves_out_what_weighs_nothing_and_ranks_by_weight(place: Catalo
 
 
 def test_a_signed_lens_has_no_error_bars_for_layers_but_for_neurons(place: Catalogue) -> None:
-    lens = Lens.of("signed", SPEC, [("stem", 5, 2.0), ("head", 2, -1.0)])
+    lens = Lens.from_rows("signed", SPEC, [("stem", 5, 2.0), ("head", 2, -1.0)])
     seen = explain(place, "a", "b", lens=lens)
     assert seen.layers["p"].null_count == seen.layers.num_rows
     assert seen.neurons["p"].null_count == 0
@@ -202,7 +202,7 @@ def test_neurons_that_weigh_nothing_take_no_histogram_of_others() -> None:
             counts[11] = np.eye(1, SPEC.bins, dtype=counts.dtype) * counts[11].sum()
             partials.append(replace(made, dna=replace(made.dna, counts=counts)))
         commit_dataset(catalogue, name, manifest, partials, SPEC, RANGES)
-    lens = Lens.of("some", SPEC, [("stem", 5, 1.0), ("stem", 11, 1.0)])
+    lens = Lens.from_rows("some", SPEC, [("stem", 5, 1.0), ("stem", 11, 1.0)])
     found = explain(catalogue, "a", "b", lens=lens, top=2)
     assert found.neurons["emd"].to_pylist()[1] == 0
     assert len(found.shown) == found.neurons.num_rows == 2
@@ -230,7 +230,7 @@ def test_what_is_shown_are_the_histograms_of_the_first(
 
 
 def test_a_lens_is_named_and_layers_that_it_does_not_weigh_are_said(place: Catalogue) -> None:
-    lens = Lens.of("one", SPEC, [("stem", 5, 1.0)])
+    lens = Lens.from_rows("one", SPEC, [("stem", 5, 1.0)])
     for layers in (None, ["head"]):
         seen = explain(place, "a", "b", lens=lens, layers=layers)
         print_explanation(seen, Console(file=(out := io.StringIO()), width=100), 5)

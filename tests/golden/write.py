@@ -27,17 +27,17 @@ from pipeline.comparing import compare, emd, nfd
 from pipeline.counting import partial_uri, plan_folds
 from pipeline.dna import (
     DNA,
+    EXEMPLAR_ROWS_SCHEMA,
     SCALAR_COLUMNS,
-    SUM,
     Exemplars,
-    Keep,
+    ExemplarSettings,
     Lens,
     Moments,
     Partial,
     Ranges,
+    dna_metadata,
     encode_dna,
     encode_layers,
-    header,
     to_gaussian_table,
 )
 from pipeline.sources import Entry, Listing, Manifest, plan
@@ -121,13 +121,13 @@ def exemplars() -> Exemplars:
         "uri": uris,
         "member": ["été/a.png" if number % 3 else "" for number in range(len(neurons))],
     }
-    return Exemplars(Keep(2), SPEC, pa.table(columns, schema=SUM))
+    return Exemplars(ExemplarSettings(2), SPEC, pa.table(columns, schema=EXEMPLAR_ROWS_SCHEMA))
 
 
 def lens() -> Lens:
     rows = [("stem", 0, 0.25), ("stem", 2, -0.125), ("head", 1, 1 / 3)]
     return replace(
-        Lens.of("snow", SPEC, rows), provenance={"kind": "focus", "scores": {"few": 0.5}}
+        Lens.from_rows("snow", SPEC, rows), provenance={"kind": "focus", "scores": {"few": 0.5}}
     )
 
 
@@ -160,7 +160,7 @@ def write(folder: Path) -> None:
         (folder / name).write_bytes(storage.read(uri))
     gaussians = with_layer_gaussians()
     layers = [gaussians.select([layer]) for layer in gaussians.layers]
-    head = header(gaussians)
+    head = dna_metadata(gaussians)
     for name, data in {
         "partial-products.parquet": Partial(gaussians, ("0" * 32,), (), exemplars()).encode(),
         "layer-gaussians.parquet": encode_layers(
@@ -287,7 +287,7 @@ def of_dna(dna: DNA) -> dict[str, Any]:
 
 def of_exemplars(exemplars: Exemplars) -> dict[str, Any]:
     rows = [row | {"reaction": hexes(row["reaction"])} for row in exemplars.rows.to_pylist()]
-    return {"product": exemplars.keep.product, "rows": rows}
+    return {"product": exemplars.settings.product, "rows": rows}
 
 
 def of_lens(lens: Lens) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     for name, images, moved in (("a", 320, {}), ("b", 240, MOVED), ("single", 1, {})):
         put(catalogue, name, images, moved)
     for name, weights in (("moved", {5: 1.0}), ("still", {0: 1.0}), ("signed", {5: 2.0, 0: -1.0})):
-        keep_lens(catalogue, Lens.of(name, SPEC, [("stem", *of) for of in weights.items()]))
+        keep_lens(catalogue, Lens.from_rows(name, SPEC, [("stem", *of) for of in weights.items()]))
     return catalogue
 
 
@@ -49,7 +49,7 @@ def test_a_bound_breaks_where_the_lower_end_is_above_it(
         assert not judged(place, lens=lens, layer=layer, max=1000).holds  # no weight, no distance
         return
     weights = {"moved": 5, "still": 0}
-    through = Lens.of(lens, SPEC, [("stem", weights[lens], 1.0)]) if lens else None
+    through = Lens.from_rows(lens, SPEC, [("stem", weights[lens], 1.0)]) if lens else None
     matrix = compare(place, ["a", "b"], lens=through)
     low, high = (matrix.of(layer, column)[0, 1] for column in ("low", "high"))
     assert low < matrix.of(layer, "emd_corrected")[0, 1] < high or lens == "still"
@@ -247,7 +247,7 @@ def test_a_lens_in_the_gate(tmp_path: Path) -> None:
     refresh(config(tmp_path, "{a: day, b: night, max: 99}"))
     catalogue = Catalogue(str(tmp_path / "c"))
     spec = catalogue.spec(catalogue.find("day").spec)
-    keep_lens(catalogue, Lens.of("one", spec, [("bn1", 1, 1.0)]))
+    keep_lens(catalogue, Lens.from_rows("one", spec, [("bn1", 1, 1.0)]))
     done = refresh(config(tmp_path, "{a: day, b: night, lens: one, max: 99}"))
     assert "gate: day and night, through lens one: " in done.stdout
     done = refresh(config(tmp_path, "{a: day, b: night, lens: one, max: 0}"), exits=3)

@@ -329,7 +329,9 @@ def test_the_command_writes_it_through_a_lens_too(built: Catalogue, tmp_path: Pa
     assert done.exit_code == 0, done.output
     assert f"written to {out}" in done.output
     assert data_of(out.read_bytes())["title"] == "Why day and night differ"
-    lens = Lens.of("few", built.spec(built.find("day").spec), [("a", 1, 2.0), ("a", 3, -1.0)])
+    lens = Lens.from_rows(
+        "few", built.spec(built.find("day").spec), [("a", 1, 2.0), ("a", 3, -1.0)]
+    )
     (tmp_path / "few.parquet").write_bytes(lens.encode())
     done = CliRunner().invoke(app, [*words, "--lens", str(tmp_path / "few.parquet"), "--json"])
     assert done.exit_code == 0, done.output

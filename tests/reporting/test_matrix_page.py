@@ -342,7 +342,7 @@ def test_of_many_lenses_each_has_fewer_pairs(
 
 def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> None:
     weights = {0: 0.001, 1: -5.0, 3: 6.0}
-    lens = Lens.of(
+    lens = Lens.from_rows(
         "few", built.spec(built.find("mixed").spec), [("a", *w) for w in weights.items()]
     )
     matrices = [compare(built), compare(built, lens=lens)]

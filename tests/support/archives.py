@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.feather
-import pyarrow.ipc
 import pyarrow.parquet as pq
 
 Pairs = Iterable[tuple[str, bytes]]

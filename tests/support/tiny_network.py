@@ -148,7 +148,7 @@ class Truth:
 
     def _shown(self, exemplars: Exemplars) -> bool:
         """Whether they are of the largest means, each with its own."""
-        number = min(exemplars.keep.number, self.images)
+        number = min(exemplars.settings.number, self.images)
         rows = exemplars.rows.to_pylist()
         if len(rows) != number * sum(WIDTHS):
             return False

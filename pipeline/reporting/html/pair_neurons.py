@@ -84,7 +84,7 @@ def neurons(
             for layer in layers if wanted else ():
                 ones = np.ones(spec.tap(layer).neurons)
                 here = [
-                    (view, ones if view.lens is None else view.lens.of_layer(layer))
+                    (view, ones if view.lens is None else view.lens.weights_of(layer))
                     for view in views
                     if layer in view.matrix.layers
                 ]
@@ -159,7 +159,9 @@ class _View:
     def weightless(self) -> tuple[str, ...]:
         if self.lens is None:
             return ()
-        return tuple(layer for layer in self.matrix.layers if not self.lens.weighs(layer))
+        return tuple(
+            layer for layer in self.matrix.layers if not self.lens.has_positive_weight(layer)
+        )
 
     @property
     def tested(self) -> bool:
