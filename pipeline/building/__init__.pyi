@@ -5,6 +5,7 @@ from .datasets import build_datasets as build_datasets
 from .failure_gate import allowed_failures as allowed_failures
 from .failure_gate import require_few_failures as require_few_failures
 from .in_memory import make_dna as make_dna
+from .memory_images import MemorySource as MemorySource
 from .planner import make_spec as make_spec
 from .quantile_search import extremes as extremes
 from .quantile_search import quantiles as quantiles

@@ -7,33 +7,39 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from pipeline import images
+from pipeline import storage
 from pipeline.building.failure_gate import require_few_failures
+from pipeline.building.memory_images import MemoryImages, MemorySource
 from pipeline.building.planner import make_spec, products_of
 from pipeline.building.request import MemoryOptions, Request
 from pipeline.counting import OVERLAP, Counter
 from pipeline.dna import DNA, Partial
-from pipeline.errors import BadImage, UsageError
+from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.networks import describe
 from pipeline.networks import ranges_file as ranges_module
 from pipeline.sources import Entry, Listing, Shard, list_source, plan
-from pipeline.spec import Exif, Resources
+from pipeline.spec import Resources
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
 
 
 def make_dna(
-    source: str | os.PathLike[str] | Sequence[NDArray[np.uint8] | Image.Image],
+    source: str | os.PathLike[str] | MemorySource,
     *,
+    device: str = "cpu",
     threads: int | None = None,
     progress: Listener | None = None,
     **options: Unpack[MemoryOptions],
@@ -44,8 +50,13 @@ def make_dna(
     counting needs them.
 
     Args:
-        source: A source as `vdna build` takes it; or uint8 arrays (height, width, 3) or (height,
-            width), or PIL images.
+        source: A source as `vdna build` takes it (folder, glob, url, list, table, archive); or
+            paths and urls; or images: uint8 arrays (height, width, 3) or (height, width), PIL
+            images, or torch tensors (3, height, width) of uint8 or of floats from 0 to 1. Images
+            may come in any iterable, in a torch `Dataset` whose items are an image or a tuple that
+            begins with one, or in a Hugging Face `Dataset`, by its column `image` or the one that
+            `image_column` names. A dataset is read item by item; an iterator is held in memory.
+        device: The kind of device that the network runs on, `cpu` or `cuda`.
         threads: How many images are processed at a time. None takes all cores.
         progress: Is told of each shard as it is counted.
         **options: Options of `Request`: those that `MemoryOptions` names.
@@ -62,42 +73,49 @@ def make_dna(
     unknown = options.keys() - MemoryOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"make_dna() takes no option {', '.join(sorted(unknown))}")
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"device is {device!r}; it must be cpu or cuda")
     import torch
 
     from pipeline.counting import Extractor
     from pipeline.spec import available_cpus
 
-    held: dict[str, NDArray[np.uint8]] = {}
-    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "images in memory"
-    request = Request("in-process", name, exemplars=0, **options)
+    fetch: Callable[[Entry], NDArray[np.uint8]] | None = None
     if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        request = Request("in-process", name, exemplars=0, **options)
         listing = list_source(name, request.rules)
     else:
-        if request.decoder is not None:
-            raise UsageError(
-                f"decoder is {request.decoder!r}; images in memory are decoded already, so leave "
-                "it out"
-            )
-        exif = request.exif
-        held = {f"memory-{i:09d}": _pixels(image, i, exif) for i, image in enumerate(source)}
-        entries = [Entry(uri, "", pixels.nbytes, "") for uri, pixels in held.items()]
-        listing = Listing.of(entries[: request.limit], "memory")
+        name = "images in memory"
+        request = Request("in-process", name, exemplars=0, **options)
+        held = MemoryImages.of(source, request.exif, request.image_column)
+        if held.names:
+            name = "the files"
+            with _list_file(held.names) as path:
+                listing = list_source(path, request.rules)
+        else:
+            if request.decoder is not None:
+                raise UsageError(
+                    f"decoder is {request.decoder!r}; images in memory are decoded already, so "
+                    "leave it out"
+                )
+            fetch = held.fetch
+            listing = Listing.of(held.entries[: request.limit], "memory")
     network = describe(request.extractor, request.weights, request.taps)
     found = ranges_module.resolve(network, request.ranges, {})
-    spec = make_spec(request, network, found.digest, "cpu")
-    manifest = plan(listing, limit=None if held else request.limit)
+    spec = make_spec(request, network, found.digest, device)
+    manifest = plan(listing, limit=None if fetch else request.limit)
     resources = Resources(threads=threads or available_cpus())
     threads_before = torch.get_num_threads()
     products = products_of(request, network, None)
-    counter = Counter(Extractor(network, request.precision), spec, found, resources, products)
+    counter = Counter(
+        Extractor(network, request.precision, device), spec, found, resources, products
+    )
     progress = progress or ignore
     total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
 
     def count(shard: Shard) -> Partial:
-        key = shard.key(spec.digest, products)
-        if held:
-            return counter.count(shard, key, lambda entry: held[entry.uri])
-        return counter.count(shard, key)
+        return counter.count(shard, shard.key(spec.digest, products), fetch)
 
     try:
         with (
@@ -122,28 +140,10 @@ def make_dna(
     return total.dna
 
 
-def _pixels(image: NDArray[np.uint8] | Image.Image, index: int, exif: Exif) -> NDArray[np.uint8]:
-    """Returns uint8 pixels (height, width, 3); raises `UsageError` for anything else."""
-    import numpy as np
-    from PIL import Image
-
-    if isinstance(image, np.ndarray):
-        array = image
-    elif isinstance(image, Image.Image):
-        try:
-            array = images.pixels_of(image, exif)
-        except BadImage as bad:
-            raise UsageError(f"image {index} cannot be counted: {bad}") from bad
-    else:
-        raise UsageError(
-            f"image {index} is a {type(image).__name__}; give arrays or PIL images (files are read "
-            "by a folder, a glob, or a .txt list of their names)"
-        )
-    if array.ndim == 2:
-        array = np.repeat(array[:, :, None], 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
-        raise UsageError(
-            f"image {index} has shape {array.shape} and type {array.dtype}; give uint8 of "
-            "(height, width, 3) or (height, width)"
-        )
-    return np.ascontiguousarray(array)
+@contextmanager
+def _list_file(names: list[str]) -> Iterator[str]:
+    """Writes names to a temporary list, which sources read like any other list."""
+    with tempfile.TemporaryDirectory(prefix="vdna-list-") as folder:
+        path = Path(folder, "names.txt")
+        path.write_text("".join(f"{storage.canonical(name)}\n" for name in names))
+        yield str(path)

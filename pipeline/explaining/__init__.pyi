@@ -21,6 +21,7 @@ from .ranking_order import RankedImage as RankedImage
 from .sensitivity import LAYERS as LAYERS
 from .sensitivity import NEURONS as NEURONS
 from .sensitivity import PARTS as PARTS
+from .sensitivity import TOP as TOP
 from .sensitivity import Explanation as Explanation
 from .sensitivity import Overlay as Overlay
 from .sensitivity import Reaction as Reaction

@@ -1,5 +1,6 @@
 from .config import MAX_BYTES as MAX_BYTES
 from .config import Bound as Bound
+from .config import Config as Config
 from .config import load_config as load_config
 from .gate import Verdict as Verdict
 from .gate import judge as judge

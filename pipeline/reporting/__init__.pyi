@@ -21,10 +21,12 @@ from .html.explanation_page import gather_explanation as gather_explanation
 from .html.explanation_page import render_explanation as render_explanation
 from .html.explanation_page import write_explanation_page as write_explanation_page
 from .html.frame import require_html as require_html
+from .html.frame import save_page as save_page
 from .html.gallery import Gallery as Gallery
 from .html.gallery import Row as Row
 from .html.matrix_page import COLUMNS as COLUMNS
 from .html.matrix_page import RATES as RATES
+from .html.matrix_page import render_matrix_page as render_matrix_page
 from .html.packing import BITS as BITS
 from .html.packing import BITS_OF_A_TEST as BITS_OF_A_TEST
 from .html.packing import EXACT as EXACT

@@ -18,9 +18,8 @@ from pipeline.comparing import Matrix, clusters
 from pipeline.dna import Floats
 from pipeline.reporting import Gallery, Neuron, Page, Panel, Row, Sample, Seen
 from pipeline.reporting import conclusions as report
-from pipeline.reporting.html.gallery import Picture
-from pipeline.reporting.html.gallery import render as render_gallery
-from pipeline.reporting.html.matrix_page import render
+from pipeline.reporting.html.gallery import Picture, render_gallery
+from pipeline.reporting.html.matrix_page import render_matrix_page
 from tests.reporting.test_report import matrix_of, with_estimates, with_single
 from tests.support import browser
 from tests.support.browser import Reader
@@ -60,7 +59,7 @@ def panels(matrix: Matrix) -> list[Panel]:
 
 def write(path: Path, matrix: Matrix, **more: Any) -> Path:
     page = Page([matrix], panels(matrix))
-    path.write_bytes(render(replace(page, **more)))
+    path.write_bytes(render_matrix_page(replace(page, **more)))
     return path
 
 
@@ -204,7 +203,7 @@ def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path)
     seen = Seen({(0, 1): [neuron]}, HOSTILE, (HOSTILE,))
     page = Page([matrix, matrix], [panel] * 3, [seen] * 2, HOSTILE, (HOSTILE,), HOSTILE)
     path = tmp_path / "page.html"
-    path.write_bytes(render(page))
+    path.write_bytes(render_matrix_page(page))
     reader.open(path)
     reader.choose("layer", HOSTILE)
     reader.run("for (const closed of document.querySelectorAll('details')) closed.open = true")
@@ -274,7 +273,7 @@ def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path:
         for layer, weight, no in (("blocks.1", 1.0, ()), ("blocks.2", -3.0, ("blocks.0",)))
     ]
     path = tmp_path / "page.html"
-    path.write_bytes(render(Page([through], panels(matrix), shown[1:])))
+    path.write_bytes(render_matrix_page(Page([through], panels(matrix), shown[1:])))
     reader.open(path)
     reader.wait(lambda: "blocks.2, neuron 5" in reader.text("pair-body"))
     for identity in ("title", "matrix-title", "selected", "pair-title", "stress"):
@@ -283,7 +282,7 @@ def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path:
     assert "all neurons" not in reader.run("return document.body.innerText")
     reader.choose("layer", "blocks.1")
     assert reader.text("matrix-title").endswith(": blocks.1 through lens sharp")
-    path.write_bytes(render(Page([matrix, through], panels(matrix), shown)))
+    path.write_bytes(render_matrix_page(Page([matrix, through], panels(matrix), shown)))
     reader.open(path)
     reader.wait(lambda: "blocks.1, neuron 5: 2.500 bins" in reader.text("pair-body"))
     assert "weight" not in reader.text("pair-body")
@@ -581,7 +580,7 @@ def test_three_hundred_datasets_take_a_page_that_can_be_used(
     }
     page = Page([matrix], [Panel("7 images", facts, samples=(sample,))] * 300, [Seen(neurons)])
     path = tmp_path / "page.html"
-    path.write_bytes(render(page))
+    path.write_bytes(render_matrix_page(page))
     assert 9_000_000 < path.stat().st_size < 10_000_000
     reader.open(path)
     left = reader.text("notes").partition("Left out of this page for its size")[2]
@@ -599,7 +598,9 @@ def test_three_hundred_datasets_take_a_page_that_can_be_used(
     assert f"{matrix.names[i]} and {matrix.names[j]}" in reader.text("selected")
     shown = float(reader.text("selected").partition(" emd ")[2].partition(" ")[0])
     assert shown == pytest.approx(matrix.of("blocks.3")[i, j], rel=1e-3)
-    two = render(replace(page, matrices=[matrix, replace(matrix, lens="sharp")], seen=()))
+    two = render_matrix_page(
+        replace(page, matrices=[matrix, replace(matrix, lens="sharp")], seen=())
+    )
     assert len(two) < 10_000_000
     assert b"emd of" not in two  # of every layer, through both
     reader.find("filter").send_keys("12")

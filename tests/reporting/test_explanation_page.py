@@ -39,7 +39,7 @@ from pipeline.reporting.html import explanation_page as explained
 from pipeline.reporting.html import thumbnails
 from pipeline.reporting.html.dataset_panels import gather_matrix_page
 from pipeline.reporting.html.explanation_page import Picture
-from pipeline.reporting.html.matrix_page import render
+from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.spec import Resources
 from tests.reporting.test_browser import HOSTILE, PIXEL
 from tests.reporting.test_matrix_page import data_of
@@ -204,7 +204,7 @@ def test_a_torn_manifest_is_a_note_on_the_page(copy: tuple[Catalogue, Path], tor
     (note,) = data["datasets"][0]["notes"]
     assert note.startswith(f"no sample images: {uri}: torn, or not a Parquet file")
     assert data["datasets"][1]["samples"]
-    assert data_of(render(gather_matrix_page(catalogue, [compare(catalogue)])))
+    assert data_of(render_matrix_page(gather_matrix_page(catalogue, [compare(catalogue)])))
 
 
 def test_names_that_would_command_a_terminal_are_written_out_on_the_page(

@@ -52,7 +52,7 @@ from pipeline.reporting import (
 )
 from pipeline.reporting.html import dataset_panels as panels
 from pipeline.reporting.html import pair_neurons, thumbnails
-from pipeline.reporting.html.matrix_page import render
+from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.sources import plan
 from pipeline.spec import Resources
 from tests.golden.handmade import commit_dataset, entries, hand_made
@@ -88,7 +88,7 @@ def unpacked(text: str, size: int) -> Floats:
 
 
 def test_it_names_nothing_outside_itself() -> None:
-    text = render(page_of(matrix_of("a", "b", "c"))).decode()
+    text = render_matrix_page(page_of(matrix_of("a", "b", "c"))).decode()
     assert re.findall(r"(?:src|href|url|@import)\s*[=(]\s*[\"']?([^\"')\s]+)", text) == ["data:,"]
     assert "default-src 'none'" in text
     assert "unsafe" not in text.partition("<title>")[0]
@@ -98,7 +98,7 @@ def test_it_names_nothing_outside_itself() -> None:
 
 def test_numbers_are_those_of_the_matrix() -> None:
     matrix = with_estimates(matrix_of("a", "b", "c", "d"), (0, 1))
-    data = data_of(render(page_of(matrix)))
+    data = data_of(render_matrix_page(page_of(matrix)))
     (content,) = data["matrices"]
     assert content["planes"] == ["stem", "head", "all"]
     upper = np.triu_indices(4, 1)
@@ -109,7 +109,7 @@ def test_numbers_are_those_of_the_matrix() -> None:
     assert sorted(content["arranged"][0]["order"]) == [0, 1, 2, 3]
     stress = plane_map(shown(matrix, "stem")).stress  # and of distances that none corrects, 0
     assert content["maps"][0]["stress"] == pytest.approx(stress, abs=1e-6)
-    plain = data_of(render(page_of(matrix_of("a", "b", "c", "d"))))["matrices"][0]
+    plain = data_of(render_matrix_page(page_of(matrix_of("a", "b", "c", "d"))))["matrices"][0]
     assert plain["maps"][0]["stress"] == pytest.approx(0, abs=1e-6)
     assert [content["arranged"][0]["corrected"], plain["arranged"][0]["corrected"]] == [True, False]
 
@@ -142,16 +142,16 @@ def test_no_rounding_moves_a_pair_across_a_rate(seed: int) -> None:
 
 def test_what_is_known_of_no_pair_takes_no_room() -> None:
     assert pack(np.full((3, 3), np.nan)) == ""
-    (content,) = data_of(render(page_of(matrix_of("a", "b"))))["matrices"]
+    (content,) = data_of(render_matrix_page(page_of(matrix_of("a", "b"))))["matrices"]
     assert set(content["columns"]) == {"emd", "nfd", "fd"}
 
 
 def test_columns_of_least_use_are_left_out_for_room_and_named() -> None:
     matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(30)]), (0, 1))
-    whole = data_of(render(page_of(matrix)))
+    whole = data_of(render_matrix_page(page_of(matrix)))
     assert whole["notes"] == []
     most = sum(len(t) for c in whole["matrices"][0]["columns"].values() for t in c.values())
-    data = data_of(render(page_of(matrix), room=most // 2))
+    data = data_of(render_matrix_page(page_of(matrix), room=most // 2))
     columns = data["matrices"][0]["columns"]
     assert all("2" in of for of in columns.values())  # the plane that it opens with
     assert set(columns["emd"]) == {"0", "1", "2"}
@@ -164,7 +164,7 @@ def test_columns_of_least_use_are_left_out_for_room_and_named() -> None:
     assert all(f"{column} of " in note for column in left)
     two = with_estimates(matrix_of("a", "b"), (0, 1))
     all_but_one = len(pack(two.emd[0])) * (3 * len(COLUMNS) - 1)
-    (note,) = data_of(render(page_of(two), room=all_but_one))["notes"]
+    (note,) = data_of(render_matrix_page(page_of(two), room=all_but_one))["notes"]
     assert note.endswith(" of 1 layer.")
 
 
@@ -176,25 +176,27 @@ def test_of_a_layer_whose_distances_are_left_out_nothing_is_there() -> None:
     matrix = replace(matrix, emd=matrix.emd * (noise + np.swapaxes(noise, 1, 2)))
     planes = [pack(matrix.emd[at]) for at in range(3)]
     last = sum(len(pack(matrix.stacked(column)[2])) for column in COLUMNS)
-    data = data_of(render(page_of(matrix), room=last + len(planes[0]) - 1))["matrices"][0]
+    data = data_of(render_matrix_page(page_of(matrix), room=last + len(planes[0]) - 1))["matrices"][
+        0
+    ]
     assert all(set(of) == {"2"} for of in data["columns"].values())
     assert data["left_out"]["emd"] == list(matrix.planes[:2])
-    assert data_of(render(page_of(matrix)))["matrices"][0]["left_out"] == {}
+    assert data_of(render_matrix_page(page_of(matrix)))["matrices"][0]["left_out"] == {}
 
 
 def test_a_dataset_that_cannot_be_corrected_is_named() -> None:
-    data = data_of(render(page_of(with_single(matrix_of("a", "b", "tiny"), 2))))
+    data = data_of(render_matrix_page(page_of(with_single(matrix_of("a", "b", "tiny"), 2))))
     (note,) = data["notes"]
     assert note.startswith("Distances of tiny are not corrected")
     assert [plane["corrected"] for plane in data["matrices"][0]["arranged"]] == [True] * 3
 
 
 def test_datasets_without_distances_are_named_and_stand_last() -> None:
-    data = data_of(render(page_of(with_nan(matrix_of("a", "b", "c", "d"), 1))))
+    data = data_of(render_matrix_page(page_of(with_nan(matrix_of("a", "b", "c", "d"), 1))))
     assert "b at no distance that is defined in all; last in order." in data["notes"]
     assert all(arranged["order"][-1] == 1 for arranged in data["matrices"][0]["arranged"])
     assert data["matrices"][0]["maps"][0]["points"][1] is None
-    render(page_of(with_nan(matrix_of("a", "b"), 0, 1)))
+    render_matrix_page(page_of(with_nan(matrix_of("a", "b"), 0, 1)))
 
 
 def test_hostile_and_secret_strings_are_data() -> None:
@@ -204,7 +206,7 @@ def test_hostile_and_secret_strings_are_data() -> None:
         HOSTILE, ((HOSTILE, secret),), ((HOSTILE, 1),), (f"data:{secret}",), notes=(secret,)
     )
     page = Page([matrix], [panel] * 2, [Seen({}, secret)], secret, (secret, HOSTILE), HOSTILE)
-    html = render(page)
+    html = render_matrix_page(page)
     assert html.count(b"</script>") == 2
     assert b"<!--" not in html
     assert b"0123456789abcdef" not in html
@@ -217,12 +219,12 @@ def test_hostile_and_secret_strings_are_data() -> None:
 
 def test_two_lenses_on_one_page_and_no_other_datasets() -> None:
     matrix = matrix_of("a", "b", "c")
-    data = data_of(render(page_of(matrix, replace(matrix, lens="sharp"))))
+    data = data_of(render_matrix_page(page_of(matrix, replace(matrix, lens="sharp"))))
     assert [content["lens"] for content in data["matrices"]] == ["uniform", "sharp"]
     with pytest.raises(UsageError, match="same datasets"):
-        render(page_of(matrix, matrix_of("a", "b", "x")))
+        render_matrix_page(page_of(matrix, matrix_of("a", "b", "x")))
     with pytest.raises(UsageError, match="3 datasets takes as many panels"):
-        render(Page([matrix], [Panel("")]))
+        render_matrix_page(Page([matrix], [Panel("")]))
     with pytest.raises(UsageError, match=r"'page.txt'; name it \.html"):
         require_html("page.txt")
 
@@ -354,12 +356,14 @@ def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> N
     for (i, j), found in seen.neurons.items():
         assert {neuron.neuron for neuron in found} == set(weights)
         agree(found, explain(built, names[i], names[j], lens=lens, top=pair_neurons.NEURONS))
-    data = data_of(render(page))
+    data = data_of(render_matrix_page(page))
     assert [len(of["neurons"]["0-1"]) for of in data["matrices"]] == [6, 3]
     assert data["matrices"][1]["weightless"] == ["b"]
     (few,) = data["notes"]  # and none for each dataset of a layer without weight
     assert few.startswith("error bars were checked on 16 images or more")
-    only = data_of(render(gather_matrix_page(built, matrices[1:], lenses=[lens], samples=0)))
+    only = data_of(
+        render_matrix_page(gather_matrix_page(built, matrices[1:], lenses=[lens], samples=0))
+    )
     assert only["title"] == "Visual DNA of 3 datasets through lens few"
     for lenses in ([], [None, None], [lens]):
         with pytest.raises(UsageError, match="takes"):
@@ -483,7 +487,7 @@ def test_histograms_that_cannot_be_read_are_said(
     assert page.seen == [Seen({}, "Histograms cannot be read: the file is gone")]
     (note, *_) = page.panels[matrix.names.index("mixed")].notes
     assert note == "the failures cannot be read: the file is gone"
-    render(page)
+    render_matrix_page(page)
 
 
 def test_a_thumbnail_is_decoded_within_limits() -> None:

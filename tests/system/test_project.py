@@ -73,3 +73,9 @@ def test_the_doors_export_what_exists_and_no_module_hides_a_name() -> None:
         assert not set(names) & modules, stub
         asked.append(f"import {package} as p; [getattr(p, name) for name in {names}]")
     subprocess.run([sys.executable, "-c", "\n".join(asked)], check=True)
+
+
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    names = re.findall(r"import \w+ as (\w+)", (ROOT / "pipeline" / "__init__.pyi").read_text())
+    told = re.findall(r"^::: pipeline\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert sorted(told) == sorted(names)

@@ -20,7 +20,8 @@ from pipeline.comparing import Matrix, notes_of
 from pipeline.dna import Lens
 from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.events import Listener
-from pipeline.reporting.html.matrix_page import render
+from pipeline.reporting.html.frame import save_page
+from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.reporting.html.page_data import Page, Panel, Sample
 from pipeline.reporting.html.pair_neurons import PAIRS, neurons
 from pipeline.reporting.html.thumbnails import (
@@ -132,9 +133,7 @@ def write_matrix_page(
         samples=samples,
         progress=progress,
     )
-    data = render(page)
-    storage.replace(storage.canonical(out), data)
-    return len(data)
+    return save_page(render_matrix_page(page), out)
 
 
 def _require_same(

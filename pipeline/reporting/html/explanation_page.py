@@ -24,7 +24,7 @@ from pipeline.errors import VdnaError
 from pipeline.explaining import Explanation, Reactions
 from pipeline.reporting.conclusions import explanation_sentence
 from pipeline.reporting.html.dataset_panels import SAMPLES, panel_of, spec_facts
-from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
+from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain, save_page
 from pipeline.reporting.html.page_data import Panel
 from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, decoder_of, short_name
 from pipeline.reporting.terminal import lacking_exemplars
@@ -147,8 +147,7 @@ def write_explanation_page(
         The page's size in bytes.
     """
     page = render_explanation(gather_explanation(catalogue, found, lens=lens, samples=samples))
-    storage.replace(storage.canonical(out), page)
-    return len(page)
+    return save_page(page, out)
 
 
 # Images.

@@ -11,6 +11,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from pipeline import storage
 from pipeline.errors import UsageError, redact
 from pipeline.reporting.html.page_data import Neuron, Panel
 
@@ -32,6 +33,20 @@ def require_html(out: str) -> None:
     """
     if not out.endswith((".html", ".htm")):
         raise UsageError(f"the page is to be {out!r}; name it .html")
+
+
+def save_page(page: bytes, out: str) -> int:
+    """Writes a page to a file or an object.
+
+    Args:
+        page: The bytes of the page.
+        out: The path or url to write.
+
+    Returns:
+        The page's size in bytes.
+    """
+    storage.replace(storage.canonical(out), page)
+    return len(page)
 
 
 def framed(name: str, title: str, data: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
 """Renders images with captions as one HTML file that opens offline and asks for nothing.
 
     >>> row = Row("nearest", look([(entry, ("1", "7.8 bins"))]))                 # doctest: +SKIP
-    >>> Path("near.html").write_bytes(render(Gallery("Photos", (row,))))         # doctest: +SKIP
+    >>> Path("near.html").write_bytes(render_gallery(Gallery("Photos", (row,))))  # doctest: +SKIP
 
 No script runs: the policy in its head allows its one style, by its sha256, and images that are in
 the file. All text is escaped and redacted. It looks like the page of a snapshot (`page.css`).
@@ -94,7 +94,7 @@ def look(
     return pictures
 
 
-def render(gallery: Gallery) -> bytes:
+def render_gallery(gallery: Gallery) -> bytes:
     """Renders the page.
 
     Args:

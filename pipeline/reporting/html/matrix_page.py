@@ -1,6 +1,6 @@
 """Renders the page of a snapshot: one HTML file that opens offline and asks for nothing.
 
-    >>> Path("report.html").write_bytes(render(Page([matrix], panels)))      # doctest: +SKIP
+    >>> Path("report.html").write_bytes(render_matrix_page(page))  # doctest: +SKIP
 
 `head.html`, `page.html`, `page.css`, `draw.js` and `page.js` beside this module are its frame, and
 all that runs. The policy in its head allows that one style and that one script, by their sha256,
@@ -38,7 +38,9 @@ RATES = (0.01, 0.05, 0.1)
 """False discovery rates to choose from, beside the one that the page opens with."""
 
 
-def render(page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None = None) -> bytes:
+def render_matrix_page(
+    page: Page, *, rate: float = FALSE_DISCOVERY_RATE, room: int | None = None
+) -> bytes:
     """Renders a page.
 
     Args:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline import storage
 from pipeline.catalogue import Catalogue, software
 from pipeline.dna import UNIFORM
 from pipeline.explaining import RankedImage, Ranking
 from pipeline.reporting.html.dataset_panels import spec_facts
-from pipeline.reporting.html.gallery import Gallery, Row, look, render
+from pipeline.reporting.html.frame import save_page
+from pipeline.reporting.html.gallery import Gallery, Row, look, render_gallery
 from pipeline.reporting.html.thumbnails import decoder_of
 from pipeline.sources import Entry
 
@@ -26,7 +26,7 @@ def write_gallery(catalogue: Catalogue, ranking: Ranking, out: str, most: int = 
         out: The path or url to write.
         most: How many images of either end to show.
     """
-    storage.replace(storage.canonical(out), render(gallery_of(catalogue, ranking, most)))
+    save_page(render_gallery(gallery_of(catalogue, ranking, most)), out)
 
 
 def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> Gallery:

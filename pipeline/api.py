@@ -1,0 +1,576 @@
+"""Everything that the commands do, as functions.
+
+    >>> build("dnas", Request("sunny", "photos/sunny"))                      # doctest: +SKIP
+    >>> compare("dnas").to_pandas()                                          # doctest: +SKIP
+
+Each function takes a catalogue by its url, or as a `Catalogue`. Work runs in this process unless an
+`engine` is given, as `with RayEngine() as engine`. `progress=True` shows a bar or lines on stderr.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Unpack
+
+from pipeline import building, comparing, explaining, refreshing, reporting
+from pipeline import catalogue as catalogues
+from pipeline.building import Calibration, CalibrationRequest, MemoryOptions, Request, Result
+from pipeline.catalogue import Catalogue, Finding
+from pipeline.comparing import Effort, Matrix, html_table
+from pipeline.dna import DNA, Lens
+from pipeline.engine import Engine, InProcess
+from pipeline.events import Listener, ignore
+from pipeline.explaining import Explanation, FittedLens, Ranking, RankRequest
+from pipeline.refreshing import Config, Refreshed
+from pipeline.spec import Resources
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.building import MemorySource
+
+Progress = Listener | bool
+"""A listener that is told what happens; True for a bar or lines on stderr, False for silence."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification found.
+
+    Attributes:
+        findings: A finding for each check, good or bad.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return all(finding.ok for finding in self.findings)
+
+    def __repr__(self) -> str:
+        wrong = [finding for finding in self.findings if not finding.ok]
+        state = f"{len(wrong)} wrong: {wrong[0].detail}" if wrong else "all hold"
+        return f"<Verification of {len(self.findings)} checks, {state}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (finding.dataset, finding.check, "ok" if finding.ok else "WRONG", finding.detail)
+            for finding in self.findings
+        ]
+        return html_table(repr(self).strip("<>"), ("dataset", "check", "state", "detail"), rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns a row for each check: dataset, check, ok, detail."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(finding) for finding in self.findings])
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """The page of a snapshot.
+
+    Attributes:
+        html: The bytes of the file.
+        matrices: The matrices on it: of all neurons, then through each lens.
+    """
+
+    html: bytes
+    matrices: tuple[Matrix, ...]
+
+    def __repr__(self) -> str:
+        return f"<Report of {len(self.matrices[0].names)} datasets, {len(self.html) / 1e6:.1f} MB>"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        page = html.escape(self.html.decode(), quote=True)
+        return f'<iframe srcdoc="{page}" width="100%" height="700" style="border:0"></iframe>'
+
+
+def make_dna(
+    source: str | os.PathLike[str] | MemorySource,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Progress = False,
+    **options: Unpack[MemoryOptions],
+) -> DNA:
+    """Makes the DNA of a source, or of images in memory, in this process.
+
+    It leaves torch's TF32 and cuDNN switches, and glibc's allocator, set as exact and quick
+    counting needs them.
+
+    Args:
+        source: A source as `vdna build` takes it (folder, glob, url, list, table, archive); or
+            paths and urls; or images: uint8 arrays (height, width, 3) or (height, width), PIL
+            images, or torch tensors (3, height, width) of uint8 or of floats from 0 to 1. Images
+            may come in any iterable, in a torch `Dataset` whose items are an image or a tuple that
+            begins with one, or in a Hugging Face `Dataset`, by its column `image` or the one that
+            `image_column` names. A dataset is read item by item; an iterator is held in memory.
+        device: The kind of device that the network runs on, `cpu` or `cuda`.
+        threads: How many images are processed at a time. None takes all cores.
+        progress: Whether to show progress; or a listener.
+        **options: Options of `Request`: those that `MemoryOptions` names.
+
+    Returns:
+        The DNA. `DNA.failed` says how many images could not be read.
+
+    Raises:
+        GateError: More images than `max_failures` allows could not be read. If fewer could not,
+            a warning lists the first of them.
+        UsageError: An option is not allowed, or an image in memory is of the wrong kind.
+        TypeError: An option is not known.
+    """
+    with _shown(progress) as listener:
+        return building.make_dna(
+            source, device=device, threads=threads, progress=listener, **options
+        )
+
+
+def build(
+    catalogue: Catalogue | str,
+    request: Request,
+    *,
+    engine: Engine | None = None,
+    resources: Resources | None = None,
+    relist: bool = False,
+    progress: Progress = False,
+) -> Result:
+    """Builds a dataset's DNA and commits it. The same call again does only what is missing.
+
+    Args:
+        catalogue: Where the dataset is committed.
+        request: What to build.
+        engine: Where the work runs; None for this process.
+        resources: How fast it runs.
+        relist: Whether to list the source from the beginning, and again if it changes meanwhile.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        What became of the request.
+
+    Raises:
+        VdnaError: Whatever `build_datasets` raises.
+    """
+    with _shown(progress) as listener, _opened(engine) as opened:
+        (result,) = building.build_datasets(
+            _at(catalogue), [request], opened, resources, listener, relist=relist
+        )
+    return result
+
+
+def calibrate(
+    request: CalibrationRequest,
+    *,
+    engine: Engine | None = None,
+    resources: Resources | None = None,
+    progress: Progress = False,
+) -> Calibration:
+    """Measures the ranges of a network's neurons, and writes a file of them.
+
+    Args:
+        request: Which images, which network, and where the file goes.
+        engine: Where the work runs; None for this process.
+        resources: How fast it runs.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        UsageError: A neuron had no finite activation, or `out` is no place for the file.
+        GateError: Too many images could not be read.
+    """
+    with _shown(progress) as listener, _opened(engine) as opened:
+        return building.calibrate(request, opened, resources, listener)
+
+
+def refresh(
+    config: Config | str,
+    catalogue: Catalogue | str | None = None,
+    *,
+    engine: Engine | None = None,
+    resources: Resources | None = None,
+    relist: bool = False,
+    progress: Progress = False,
+) -> Refreshed:
+    """Brings every dataset of a configuration up to date, then the matrix, then the gate.
+
+    Args:
+        config: The configuration, or the path or url of its file.
+        catalogue: The catalogue; None for the one that the configuration names.
+        engine: Where the builds run; None for this process.
+        resources: How fast to build.
+        relist: Whether to list the sources from the beginning.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        What was done. An error of one dataset, or of the gate, is in its `error` and is not raised:
+        see `Refreshed.require_ok`.
+
+    Raises:
+        UsageError: The configuration is wrong; nothing was built then.
+    """
+    place = None if catalogue is None else _at(catalogue)
+    with _shown(progress) as listener:
+        return refreshing.refresh(
+            config,
+            place,
+            None if engine is None else nullcontext(engine),
+            resources=resources,
+            effort=Effort(progress=listener),
+            progress=listener,
+            relist=relist,
+        )
+
+
+def compare(
+    catalogue: Catalogue | str,
+    names: Sequence[str] = (),
+    *,
+    layers: Sequence[str] | None = None,
+    at: int | str | None = None,
+    spec: str | None = None,
+    fd: bool = False,
+    lens: Lens | str | None = None,
+    error_bars: bool = True,
+    effort: Effort | None = None,
+    progress: Progress = False,
+) -> Matrix:
+    """Computes the distances of all pairs of datasets, by layer.
+
+    Args:
+        catalogue: Where the datasets are.
+        names: The datasets to compare; none for all of them.
+        layers: The layers to compare; None for all of them, and their mean.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the spec; None for the one that the names share, or the default.
+        fd: Whether to compute the Fréchet distance of layers too.
+        lens: Weighs the neurons: a lens, or the name or file of one.
+        error_bars: Whether to compute estimates from the folds.
+        effort: How to compute; None for this process with all its cores.
+        progress: Whether to show progress; or a listener. It is not used if `effort` is given.
+
+    Returns:
+        The matrix.
+
+    Raises:
+        NotFound: A name is unknown.
+        SpecMismatch: A dataset is only known under other specs; the message names the fields.
+        UsageError: There are fewer than two datasets, or an argument is wrong.
+    """
+    place = _at(catalogue)
+    with _shown(progress) as listener:
+        return comparing.compare(
+            place,
+            names,
+            layers=layers,
+            at=at,
+            spec=spec,
+            fd=fd,
+            lens=_lens(place, lens, names, at, spec),
+            error_bars=error_bars,
+            effort=effort or Effort(progress=listener),
+        )
+
+
+def explain(
+    catalogue: Catalogue | str,
+    a: str,
+    b: str,
+    *,
+    layers: Sequence[str] | None = None,
+    at: int | str | None = None,
+    spec: str | None = None,
+    lens: Lens | str | None = None,
+    top: int = explaining.TOP,
+    progress: Progress = False,
+) -> Explanation:
+    """Finds the layers, neurons and images behind the distance of two datasets.
+
+    Args:
+        catalogue: Where the datasets are.
+        a: Name of one dataset.
+        b: Name of the other.
+        layers: The layers to look at; None for all.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the spec; None to choose it as `compare` does.
+        lens: Weighs the neurons: a lens, or the name or file of one.
+        top: Number of neurons whose histograms and images are shown.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        NotFound: A name is unknown.
+        UsageError: Both datasets are the same, or an argument is wrong.
+    """
+    place = _at(catalogue)
+    with _shown(progress) as listener:
+        return explaining.explain(
+            place,
+            a,
+            b,
+            layers=layers,
+            at=at,
+            spec=spec,
+            lens=_lens(place, lens, (a, b), at, spec),
+            top=top,
+            progress=listener,
+        )
+
+
+def rank(
+    catalogue: Catalogue | str,
+    request: RankRequest,
+    *,
+    engine: Engine | None = None,
+    lens: Lens | str | None = None,
+    at: int | str | None = None,
+    spec: str | None = None,
+    resources: Resources | None = None,
+    progress: Progress = False,
+) -> Ranking:
+    """Orders images of a source by the distance of their own DNA to that of a dataset.
+
+    Args:
+        catalogue: Where the dataset is.
+        request: Which images, which dataset, and what is reported.
+        engine: Where the work runs; None for this process.
+        lens: Weighs the neurons: a lens, or the name or file of one.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the dataset's spec; None for the default.
+        resources: How fast the work runs.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        The numbers of images, those at either end, and notes.
+
+    Raises:
+        NotFound: The catalogue does not have the dataset.
+        SpecMismatch: The dataset was counted in a way that cannot be repeated here.
+        GateError: Too many images cannot be read.
+        UsageError: An argument is wrong.
+    """
+    place = _at(catalogue)
+    with _shown(progress) as listener, _opened(engine) as opened:
+        return explaining.rank(
+            place,
+            request,
+            opened,
+            lens=_lens(place, lens, (request.to,), at, spec),
+            at=at,
+            spec=spec,
+            resources=resources,
+            progress=listener,
+        )
+
+
+def fit_lens(
+    catalogue: Catalogue | str,
+    name: str,
+    *,
+    focus: str | None = None,
+    ignore: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    top: int | None = None,
+    layers: Sequence[str] | None = None,
+    non_negative: bool = False,
+    by_layer: bool = False,
+    spec: str | None = None,
+    at: int | str | None = None,
+    save: bool = True,
+    progress: Progress = False,
+) -> FittedLens:
+    """Fits a lens that focuses on one attribute, or that ignores some and keeps others.
+
+    An attribute is a pair of datasets: WITH:WITHOUT, or WITH=WITHOUT for the same images with a
+    change and without.
+
+    Args:
+        catalogue: Where the datasets are.
+        name: Name of the lens.
+        focus: The attribute to see.
+        ignore: Attributes that should not be seen.
+        keep: Attributes that should be seen as before.
+        top: Most neurons of a focus; None for 20.
+        layers: Layers that a focus chooses neurons from; None for all.
+        non_negative: Whether weights may not be negative, so that the lens stays a metric.
+        by_layer: Whether all neurons of a layer have the same weight.
+        spec: Digest of the spec; None to choose it as `compare` does.
+        at: The commit or time to look at; None for the newest.
+        save: Whether to store the lens in the catalogue, as the newest of its name.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        The lens with its scores.
+
+    Raises:
+        UsageError: There is neither a focus nor an attribute to ignore, or an argument is wrong.
+    """
+    place = _at(catalogue)
+    catalogues.check_lens_name(name)
+    with _shown(progress) as listener:
+        fitted = explaining.fit_lens(
+            place,
+            name,
+            focus=focus,
+            ignore=ignore,
+            keep=keep,
+            top=top,
+            layers=layers,
+            non_negative=non_negative,
+            by_layer=by_layer,
+            spec=spec,
+            at=at,
+            progress=listener,
+        )
+    if save:
+        catalogues.keep_lens(place, fitted.lens)
+    return fitted
+
+
+def verify(
+    catalogue: Catalogue | str,
+    names: Sequence[str] = (),
+    *,
+    spec: str | None = None,
+    deep: bool = False,
+    sample: int | None = 3,
+    seed: int | None = None,
+    weights: str | None = None,
+    engine: Engine | None = None,
+    resources: Resources | None = None,
+    progress: Progress = False,
+) -> Verification:
+    """Checks datasets against all that is stored of them, and on request against their images.
+
+    Args:
+        catalogue: Where the datasets are.
+        names: The datasets; none for all.
+        spec: Digest of a spec, or its beginning; None for all specs.
+        deep: Whether to count some shards again, from the images.
+        sample: How many shards of each dataset to count again; None for all.
+        seed: Chooses the shards; None for a random choice.
+        weights: The weights' url, for datasets that were not built with their network's own.
+        engine: Where shards are counted again; None for this process.
+        resources: How fast to count.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        A finding for each check.
+
+    Raises:
+        NotFound: There is no such dataset or spec.
+    """
+    place = _at(catalogue)
+    found = list(catalogues.verify(place, names, spec))
+    if deep:
+        with _shown(progress) as listener, _opened(engine) as opened:
+            found += catalogues.recount(
+                place,
+                names,
+                spec,
+                engine=opened,
+                sample=sample,
+                seed=seed,
+                weights=weights,
+                resources=resources,
+                progress=listener,
+            )
+    return Verification(tuple(found))
+
+
+def report(
+    catalogue: Catalogue | str,
+    out: str | None = None,
+    *,
+    lenses: Sequence[Lens | str] = (),
+    fd: bool = False,
+    at: int | str | None = None,
+    spec: str | None = None,
+    samples: int = 4,
+    progress: Progress = False,
+) -> Report:
+    """Makes the page of a snapshot: every distance, and what is behind it, in one HTML file.
+
+    Args:
+        catalogue: Where the datasets are.
+        out: The file or object to write (.html); None to write none.
+        lenses: Lenses to look through as well: lenses, or names or files of some.
+        fd: Whether to compute Fréchet distances of layers too.
+        at: The commit or time to look at; None for the newest.
+        spec: Digest of the spec; None for the default.
+        samples: Number of images of each dataset on the page.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        The page; a notebook shows it.
+
+    Raises:
+        UsageError: There are fewer than two datasets, or `out` is no name of a page.
+    """
+    place = _at(catalogue)
+    if out is not None:
+        reporting.require_html(out)
+    number = place.at(at).number or None
+    through = [None, *(_lens(place, lens, (), number, spec) for lens in lenses)]
+    with _shown(progress) as listener:
+        effort = Effort(progress=listener)
+        matrices = [
+            comparing.compare(
+                place, at=number, spec=spec, fd=fd and lens is None, lens=lens, effort=effort
+            )
+            for lens in through
+        ]
+        apart = sorted(place.at(number).datasets.keys() - set(matrices[0].names))
+        page = reporting.gather_matrix_page(
+            place,
+            matrices,
+            lenses=through,
+            apart=apart,
+            at=number,
+            samples=samples,
+            progress=listener,
+        )
+    made = Report(reporting.render_matrix_page(page), tuple(matrices))
+    if out is not None:
+        reporting.save_page(made.html, out)
+    return made
+
+
+def _at(catalogue: Catalogue | str) -> Catalogue:
+    return Catalogue(catalogue) if isinstance(catalogue, str) else catalogue
+
+
+def _lens(
+    place: Catalogue,
+    lens: Lens | str | None,
+    names: Sequence[str],
+    at: int | str | None,
+    spec: str | None,
+) -> Lens | None:
+    """Finds a lens by its name, for the spec that the datasets share."""
+    if not isinstance(lens, str):
+        return lens
+    return catalogues.find_lens(place, lens, comparing.spec_of(place, names, at=at, spec=spec))
+
+
+@contextmanager
+def _shown(progress: Progress) -> Iterator[Listener]:
+    if progress is True:
+        with reporting.show_progress() as listener:
+            yield listener
+    else:
+        yield progress or ignore
+
+
+def _opened(engine: Engine | None) -> AbstractContextManager[Engine]:
+    """Opens an engine in this process, unless there is one, which stays open."""
+    return InProcess() if engine is None else nullcontext(engine)

@@ -1,0 +1,44 @@
+"""A program of a user's, which mypy checks as one would: strictly, against the package's types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import (
+    DNA,
+    Catalogue,
+    Distance,
+    Explanation,
+    Matrix,
+    RankRequest,
+    Request,
+    Result,
+    build,
+    compare,
+    emd,
+    explain,
+    make_dna,
+    rank,
+    report,
+    verify,
+)
+
+
+def run(root: str, images: Path) -> float:
+    """Uses what a program would use."""
+    built: Result = build(root, Request("a", str(images), bins=100, include="*.png"))
+    matrix: Matrix = compare(root, ["a", "b"], layers=["head"], progress=True)
+    found: Explanation = explain(Catalogue(root), "a", "b", lens="sharp", top=3)
+    ranking = rank(root, RankRequest(str(images), "a", top=2))
+    if not verify(root, ["a"], deep=True).ok:
+        raise SystemExit(report(root, "page.html").html.decode())
+    dna: DNA = make_dna([np.zeros((8, 8, 3), np.uint8)], bins=100, device="cpu")
+    distance: Distance = emd(dna, Catalogue(root).load("a"))
+    per_neuron: NDArray[np.float64] = emd(dna, dna, per_neuron=True)
+    layers: Mapping[str, float] = distance.layers
+    print(built.version.dna, matrix.names, found.half, ranking.nearest[0].emd, per_neuron.max())
+    return distance + sum(layers.values())

@@ -1,0 +1,231 @@
+"""Everything that the commands do, from Python: functions, types, results that show themselves."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import pipeline
+from pipeline import (
+    Catalogue,
+    RankRequest,
+    Request,
+    build,
+    compare,
+    explain,
+    fit_lens,
+    make_dna,
+    rank,
+    refresh,
+    report,
+    verify,
+)
+from pipeline.dna import DNA
+from pipeline.errors import UsageError
+from tests.support import tiny_network
+from tests.support.builders import write_photos
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tiny_network.Place:
+    return tiny_network.install(tmp_path_factory.mktemp("network"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder / "a", 24)
+    for path in write_photos(folder / "b", 24, first_seed=100):  # brighter, so that they differ
+        Image.open(path).point(lambda value: 128 + value // 2).save(path, quality=90)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(place: tiny_network.Place, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = str(tmp_path_factory.mktemp("catalogue"))
+    for name in ("a", "b"):
+        result = build(root, Request(name, str(photos / name), **options(place)))
+        assert (result.changed, result.version.images) == (True, 24)
+    return root
+
+
+def options(place: tiny_network.Place) -> dict[str, Any]:
+    return dict(place.options)
+
+
+def test_a_dataset_is_built_once(root: str, place: tiny_network.Place, photos: Path) -> None:
+    result = build(Catalogue(root), Request("a", str(photos / "a"), **options(place)))
+    assert not result.changed
+
+
+def test_all_commands_work_from_python(
+    root: str, place: tiny_network.Place, photos: Path, tmp_path: Path
+) -> None:
+    matrix = compare(root)
+    assert list(matrix.names) == ["a", "b"]
+    assert explain(root, "a", "b").versions.keys() == {"a", "b"}
+    ranking = rank(root, RankRequest(str(photos / "b"), "a", weights=place.weights))
+    assert ranking.ranked == 24
+    fitted = fit_lens(root, "sees-b", focus="b:a", top=3)
+    assert compare(root, lens="sees-b").lens_digest == fitted.lens.digest
+    checked = verify(root, deep=True, sample=1, seed=0, weights=place.weights)
+    assert checked.ok, checked.findings
+    page = report(root, str(tmp_path / "page.html"), samples=1)
+    assert (tmp_path / "page.html").read_bytes() == page.html
+    config = tmp_path / "datasets.yaml"
+    defaults = {name: str(value) for name, value in place.options.items()} | {"bins": 8}
+    config.write_text(f"datasets: [{{name: a, source: {photos / 'a'}}}]\ndefaults: {defaults}\n")
+    done = refresh(str(config), root)
+    done.require_ok()
+    assert [result.changed for result in done.datasets] == [False]
+
+
+def test_results_show_themselves(root: str) -> None:
+    results = [compare(root), explain(root, "a", "b"), verify(root), report(root, samples=0)]
+    for result in results:
+        assert type(result).__name__ in repr(result)
+        assert result._repr_html_().startswith(("<table", "<iframe"))
+        if hasattr(result, "to_pandas"):
+            assert len(result.to_pandas())
+
+
+def test_a_wrong_check_is_in_the_verification(root: str, tmp_path: Path) -> None:
+    finding = pipeline.catalogue.Finding("a", "sum", False, "a<b")  # type: ignore[attr-defined]
+    wrong = pipeline.Verification((finding,))
+    assert not wrong.ok
+    assert "1 wrong: a<b" in repr(wrong)
+    assert "a&lt;b" in wrong._repr_html_()
+
+
+def test_progress_is_shown_if_asked(
+    place: tiny_network.Place, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dna(photos / "a", progress=True, **options(place))
+    assert "24/24 images" in capsys.readouterr().err
+    make_dna(photos / "a", **options(place))
+    assert capsys.readouterr().err == ""
+
+
+class Tensors(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """A torch dataset of (image, label)."""
+
+    def __init__(self, pixels: list[NDArray[np.uint8]], *, floats: bool) -> None:
+        self._pixels, self._floats = pixels, floats
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        tensor = torch.tensor(self._pixels[index]).permute(2, 0, 1)
+        return (tensor.float() / 255 if self._floats else tensor), index
+
+
+@pytest.fixture(scope="module")
+def pixels(photos: Path) -> list[NDArray[np.uint8]]:
+    return [np.asarray(Image.open(path)) for path in sorted((photos / "a").iterdir())]
+
+
+@pytest.fixture(scope="module")
+def expected(pixels: list[NDArray[np.uint8]], place: tiny_network.Place) -> DNA:
+    return make_dna(pixels, **options(place))
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_a_torch_dataset_counts_as_its_arrays_do(
+    pixels: list[NDArray[np.uint8]], expected: DNA, place: tiny_network.Place, floats: bool
+) -> None:
+    assert make_dna(Tensors(pixels, floats=floats), **options(place)).identical(expected)
+
+
+def test_a_hugging_face_dataset_counts_as_its_arrays_do(
+    pixels: list[NDArray[np.uint8]], expected: DNA, place: tiny_network.Place
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    images = [Image.fromarray(array) for array in pixels]
+    features = datasets.Features({"photo": datasets.Image(), "n": datasets.Value("int64")})
+    rows = {"photo": images, "n": list(range(len(images)))}
+    found = datasets.Dataset.from_dict(rows, features=features)
+    with pytest.raises(UsageError, match=r"image \d+ has no column 'image'; it has photo, n"):
+        make_dna(found, **options(place))
+    assert make_dna(found, image_column="photo", **options(place)).identical(expected)
+
+
+def test_paths_urls_and_iterators_are_sources(
+    photos: Path, expected: DNA, pixels: list[NDArray[np.uint8]], place: tiny_network.Place
+) -> None:
+    paths = sorted((photos / "a").iterdir())
+    by_folder = make_dna(photos / "a", **options(place))
+    assert make_dna(paths, **options(place)).identical(by_folder)
+    urls = [path.as_uri() for path in paths]
+    assert make_dna(urls, **options(place)).identical(by_folder)
+    relative = [os.path.relpath(path) for path in paths]
+    assert make_dna(relative, **options(place)).identical(by_folder)
+    assert np.array_equal(by_folder.counts, expected.counts)
+    assert make_dna((array for array in pixels), **options(place)).identical(expected)
+    as_pictures = [Image.fromarray(array) for array in pixels]
+    assert make_dna(as_pictures, **options(place)).identical(expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([np.zeros((4, 4, 3), np.uint8), "a.jpg"], r"image 0 is a ndarray, and others are paths"),
+        ([torch.full((3, 4, 4), 2.0)], r"image 0 is a tensor of floats outside 0 to 1"),
+        ([object()], r"image 0 is a object; give arrays"),
+        (7, r"the source is a int; give a path or url"),
+    ],
+    ids=["mixed", "normalised", "no image", "number"],
+)
+def test_what_is_no_source_is_refused(source: Any, message: str, place: tiny_network.Place) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_dna(source, **options(place))
+
+
+def test_a_device_is_named_or_refused(place: tiny_network.Place, photos: Path) -> None:
+    with pytest.raises(UsageError, match=r"device is 'tpu'; it must be cpu or cuda"):
+        make_dna(photos / "a", device="tpu", **options(place))
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="no GPU"):
+            make_dna(photos / "a", device="cuda", **options(place))
+
+
+def test_a_consumer_is_type_checked(tmp_path: Path) -> None:
+    """Checks the types that a user sees: mypy, strict, on a small program and on a wrong one."""
+    program = (ROOT / "tests" / "system" / "consumer.py").read_text()
+    mistake = program.replace("bins=100, include", 'bins="many", include')
+    assert mistake != program
+    (tmp_path / "right.py").write_text(program)
+    (tmp_path / "wrong.py").write_text(mistake)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary"]
+    command += ["--ignore-missing-imports", "--follow-imports=silent"]
+    command += ["--cache-dir", str(ROOT / ".mypy_cache" / "consumer")]
+    done = subprocess.run(
+        [*command, "right.py", "wrong.py"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+        cwd=tmp_path,
+    )
+    (error,) = done.stdout.splitlines()
+    assert error.startswith("wrong.py:")
+    assert 'incompatible type "str"; expected "int"' in error
+
+
+def test_functions_that_wrap_a_room_repeat_its_words() -> None:
+    """`pipeline.make_dna` and the room's own are documented alike."""
+    from pipeline.building import make_dna as rooms_own
+
+    ours = inspect.signature(make_dna).parameters
+    assert list(ours) == list(inspect.signature(rooms_own).parameters)
