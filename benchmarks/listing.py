@@ -25,10 +25,10 @@ from benchmarks import measure
 
 PAGE = 1000
 DRIVE = 5000
-"""Images of a folder."""
+"""The number of images in a folder."""
 BUILDS = ("first", "second")
 PHASES = ("list", "plan", "store", "read")
-"""Of a build: `store` puts the plan where a later one finds it, `read` is that one's."""
+"""The phases of a build. `store` puts the plan where a later build finds it; `read` reads it."""
 
 
 def key(index: int) -> str:

@@ -128,7 +128,7 @@ def _forget_peak() -> bool:
 
 
 def _status() -> dict[str, int]:
-    """Of this process, in bytes."""
+    """Returns the fields of this process's status that are sizes, in bytes."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
 

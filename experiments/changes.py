@@ -95,7 +95,7 @@ def dealt(images: int, deals: int, seed: int) -> Array:
 
 
 def distances(layers: Layers, first: Seen, second: Seen, halves: Array) -> dict[str, Array]:
-    """Of each measure (deals, layers + 1): the half of `first` against the others of `second`."""
+    """Measures each half of `first` against the rest of `second`, as (deals, layers + 1)."""
     share = halves / halves.sum(axis=1, keepdims=True)
     rest = ~halves / (~halves).sum(axis=1, keepdims=True)
     emds, cosines = [], []
@@ -143,7 +143,7 @@ def _root(x: Array) -> Array:
 
 
 def estimated(layers: Layers, first: Seen, second: Seen, half: Array) -> dict[str, Array]:
-    """Of one deal (layers + 1): the EMD, corrected, its interval and floor, as of `compare`."""
+    """Returns (layers + 1) estimates for one deal, as `compare` makes them."""
     folds = np.arange(len(half) // 2) % FOLDS
     sides = []
     for seen, members in ((first, np.flatnonzero(half)), (second, np.flatnonzero(~half))):

@@ -381,7 +381,12 @@ class Fresh:
 
     @classmethod
     def apart(cls, differences: Iterable[NDArray[np.float64]], images: NDArray[np.int64]) -> Fresh:
-        """Of each attribute's curves less those without it (K, N, bins), each times its images."""
+        """Makes it from the differences of curves with and without each attribute.
+
+        Args:
+            differences: For each attribute (K, N, bins); each fold is multiplied by its images.
+            images: (K,), the number of images in each fold.
+        """
         scored = np.array([images[:folds].sum() for folds in PARTS])
         distances = [
             [
@@ -427,7 +432,7 @@ def _summary(through: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def best(result: dict[str, Any], kind: str = "signed") -> dict[str, Any]:
-    """Of the same images, as many as there are."""
+    """Returns the row with paired images and the largest number of them."""
     last = [row for row in result["rows"] if (row["draw"], row["kind"]) == ("paired", kind)][-1]
     return dict(last)
 

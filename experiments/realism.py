@@ -85,7 +85,7 @@ def _cartoon(path: Path) -> bool:
 
 
 def _photographed(path: Path) -> bool:
-    """Of stamps, the folders of things, not of signs and letters."""
+    """Tells whether it is a photograph, or a stamp of a thing (not of a sign or letter)."""
     things = {"animals", "clothes", "food", "household", "plants", "vehicles", "hobbies"}
     return not _cartoon(path) and bool(things & set(path.parts))
 
@@ -168,7 +168,7 @@ def textured(path: Path) -> float:
 
 @dataclass(frozen=True)
 class Half:
-    """Of a set: `paths` of each picture (a photograph may be there as several crops)."""
+    """Half of a set, with the path of each picture; several may be crops of one photograph."""
 
     paths: list[Path]
     seen: Seen
@@ -321,7 +321,7 @@ def _layers(
 
 
 def _textured(half: Half, scores: dict[str, Array]) -> dict[str, Any]:
-    """Of each score: rank correlation of realism with texture, and its 95% interval."""
+    """Returns each score's rank correlation of realism with texture, and its 95% interval."""
     texture = np.array([textured(path) for path in half.paths])
     chance = np.random.default_rng(0)
     found = {}

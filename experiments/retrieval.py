@@ -92,7 +92,7 @@ PLAIN = "plain"
 
 
 def average_precision(scores: Array, relevant: Array) -> float:
-    """Of an ordering by rising scores; ties as numpy's stable sort leaves them."""
+    """Returns the average precision of the order by rising scores; ties keep their order."""
     hits = relevant[np.argsort(scores, kind="stable")]
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     return float(precision[hits].mean())

@@ -219,7 +219,10 @@ def apart(
 
 
 def agreement(distance: Array, accuracy: Array) -> tuple[Array, Array]:
-    """Of each target, the mean over splits: rank correlation of nearness and accuracy; regret."""
+    """Returns, for each target, the rank correlation of nearness with accuracy, and the regret.
+
+    Both are means over splits.
+    """
     splits, domains, _ = distance.shape
     rho, regret = np.empty((splits, domains)), np.empty((splits, domains))
     for j in range(domains):

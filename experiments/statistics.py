@@ -52,7 +52,7 @@ from pipeline.comparing import CONFIDENCE, significance
 LAYERS = ("blocks.2.1", "blocks.4.2", "blocks.6.0")
 MOST_NEURONS = 160
 POINTS = 40
-"""Of each neuron's cumulative distribution: every 25th of 1,000 bins."""
+"""The points that are kept of each neuron's cumulative distribution: every 25th of 1,000 bins."""
 BINS = 1000
 FOLDS = 16
 SIZES = (100, 316, 1000, 3162, 10_000)
@@ -82,7 +82,7 @@ NULLS = (
 ESTIMATES = tuple((name, *sizes) for name in POPULATIONS for sizes in PAIRS)
 
 Case = tuple[str, int, int]
-"""Of which images, and how many on either side."""
+"""The name of a population, and the number of images on either side."""
 
 Array = NDArray[Any]
 
@@ -474,8 +474,9 @@ def _grouped(
 
 
 def needed(pools: dict[str, Pool]) -> dict[str, dict[str, float]]:
-    """Of every layer: the floor at 100, 1,000 and 10,000 images a side, and how many images bring
-    it under one bin in a thousand of a neuron's range.
+    """Returns, for every layer, the floor and the number of images that makes it small.
+
+    The floor is given at 100, 1,000 and 10,000 images a side. Small means below one bin of 1,000.
     """
     return {
         layer: {

@@ -51,7 +51,7 @@ R = TypeVar("R")
 GIGABYTE = 2**30
 
 FEW_VALUES = 10**13
-"""Values of pairs that this process compares in minutes."""
+"""How many values of pairs this process can compare in minutes."""
 
 CatalogueOption = Annotated[
     str,

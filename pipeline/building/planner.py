@@ -33,7 +33,7 @@ from pipeline.sources import plan as plan_shards
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Preprocess, Resources, Spec, digest_of
 
 MAX_PARTS = 4096
-"""The most parts of a dataset; each commit names them all."""
+"""The most parts of a dataset. Every commit lists all of them."""
 
 
 @dataclass(frozen=True)

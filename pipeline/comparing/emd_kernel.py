@@ -315,7 +315,7 @@ def _on_device(a: Curves, b: Curves, used: Ints, weights: Floats, device: str) -
 
 
 DEVICE_BYTES = 2**28
-"""Bytes of differences at a time on a device."""
+"""The most bytes of differences that are on a device at a time."""
 
 
 def require_device(device: str) -> None:

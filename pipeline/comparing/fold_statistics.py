@@ -41,7 +41,7 @@ GRID = 128
 """Most points of a cumulative distribution that enter an inner product."""
 
 FEW_NEURONS = 256
-"""Up to so many neurons, inner products are computed in float64."""
+"""Inner products of up to so many neurons are computed in float64."""
 
 
 @dataclass(frozen=True, eq=False)

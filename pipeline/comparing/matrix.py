@@ -31,7 +31,7 @@ Estimate = Literal["emd_corrected", "se", "low", "high", "floor", "p", "q"]
 ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
 
 SHOWN = 20
-"""Most datasets that a notebook shows as a table, or a plot with numbers."""
+"""The most datasets that a notebook shows as a table, or a plot shows with numbers."""
 
 SCHEMA = pa.schema(
     [

@@ -15,7 +15,7 @@ MALLOC_SETTINGS = {
     "MALLOC_TOP_PAD_": (-2, 256 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
 }
-"""By variable that glibc reads when a process starts: `mallopt`'s number for it, and the value."""
+"""The settings, by the variable that glibc reads: the parameter of `mallopt`, and the value."""
 
 MALLOC_ENVIRONMENT = {name: str(value) for name, (_, value) in MALLOC_SETTINGS.items()}
 """The same settings as the environment of a process to be started."""

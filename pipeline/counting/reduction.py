@@ -45,7 +45,7 @@ from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
 FAN_IN = 16
 
 LAST = 4
-"""How many objects of each fold are left for the last sum, which holds them all, compressed."""
+"""How many objects of each fold are left for the last sum, which has all of them in memory."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ R = TypeVar("R")
 FETCH_THREADS = 16
 
 AHEAD_BYTES = 256 * 2**20
-"""Bytes of a shard in memory ahead of the network; a single image may be as large by itself."""
+"""The most bytes of a shard that are read ahead of the network; a single image may be larger."""
 
 Content = bytes | NDArray[np.uint8]
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 WORKER_ENVIRONMENT = MALLOC_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-"""What every worker's process is started with."""
+"""The environment variables that every worker's process is started with."""
 
 FORWARDED = (
     "AWS_ENDPOINT_URL",

@@ -43,7 +43,7 @@ WORD = 64
 """Bins in a word of the bit set of bins that are hit."""
 
 Indices = NDArray[np.int32]
-"""Numbers of bins."""
+"""An array of bins' indices."""
 
 
 class LayerEmd:

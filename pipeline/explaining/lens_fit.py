@@ -60,19 +60,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RIDGES = tuple(float(value) for value in np.logspace(1, -5, 19))
-"""Ridges that are tried, the strongest first, which hardly moves a weight; the first best wins."""
+"""The ridges that are tried. The strongest comes first, so it wins a tie."""
 
 IGNORED_WEIGHT = 10.0
-"""How much an ignored attribute counts, where a kept one counts 1."""
+"""The weight of an ignored attribute in the fit; a kept one has weight 1."""
 
 EVEN_SHARE = 0.1
-"""Part of the ridge that is the same for all neurons."""
+"""The part of the ridge that is the same for all neurons."""
 
 FOCUS_NEURONS = 20
 """Neurons of a focus, as many as in the paper's example "wearing hat"."""
 
 NEEDED_FOLDS = 2 * LEAST_FOLDS
-"""Fewest folds of a dataset: one half of them is fitted on, the other is scored on."""
+"""The fewest folds of a dataset. A lens is fitted on half of them and scored on the other half."""
 
 Role = Literal["focus", "ignored", "kept"]
 """What a lens should do with an attribute."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _RANKING = Kind("ranking")
 
 FAILURES = 10
-"""Images without a distance that a result names; the file has them all."""
+"""The most images without a distance that a result names. The file has all of them."""
 
 ROWS = 65_536
 """Rows of a row group of the file, and of what is loaded at a time."""

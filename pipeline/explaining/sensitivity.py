@@ -50,10 +50,10 @@ if TYPE_CHECKING:
 _EXPLANATION = Kind("explanation")
 
 TOP = 20
-"""Neurons that are shown."""
+"""The default number of neurons that are shown."""
 
 PARTS = 48
-"""Bars of a histogram that is shown."""
+"""The number of bars in a histogram that is shown."""
 
 TAIL = 5e-4
 """Share of the activations that a shown histogram may leave out at either end."""

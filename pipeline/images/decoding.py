@@ -78,7 +78,8 @@ FORMATS: tuple[str, ...] = (
     "DIB",
     "TGA",
 )
-"""PIL's names, in the order tried. TGA has no signature, so it is last. None runs a program."""
+"""The formats by PIL's names, in the order in which they are tried. TGA is last, as it has no
+signature. None of these runs another program."""
 
 Floats32 = NDArray[np.float32]
 
@@ -214,7 +215,7 @@ ROOM = 100_000_000
 """Pixels that all threads together may decode at a time; PIL holds 4 to 16 bytes for each."""
 
 LEASE_SECONDS = 30.0
-"""After so long a decoder no longer keeps others waiting: it may be stuck."""
+"""A decoder that takes longer may be stuck, so others no longer wait for it."""
 
 
 def check_rule(rule: Preprocess) -> None:

@@ -71,7 +71,8 @@ def _square(pixels: Pixels) -> Pixels:
 
 
 MAX_SHRINK = 32
-"""If a side shrinks by more, sums are in float64: float32 sums of so many weights drift."""
+"""If a side shrinks by more than this factor, sums are in float64: float32 sums of so many weights
+would not be exact enough."""
 
 MAX_WIDTH = 1 << 15
 """Widest input of the fast kernel; rows of wider ones do not fit the cache."""

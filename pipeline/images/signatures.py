@@ -9,13 +9,13 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.errors import BadImage
 
 CUT = re.compile("truncat|not enough", re.IGNORECASE)
-"""Found in PIL's messages about a file that ends too early."""
+"""Words in PIL's messages about a file that ends too early."""
 
 LONG_NOTES = re.compile("MAX_TEXT_CHUNK|MAX_TEXT_MEMORY")
-"""Found in PIL's messages about a PNG whose texts or profile are longer than it reads."""
+"""Words in PIL's messages about a PNG with a text or profile that is too long for PIL."""
 
 BOM, MARKUP = rb"(\xef\xbb\xbf)?\s*", rb"(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)?"
-"""What may precede a text, and a page."""
+"""Patterns of the bytes that may precede a text, and an HTML page."""
 
 OTHER_KINDS: tuple[tuple[str, bytes, str], ...] = (
     ("unsupported", rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),

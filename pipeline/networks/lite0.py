@@ -29,7 +29,7 @@ LITE0_TAPS = (
     *(Tap(f"blocks.{name}", neurons, side * side) for name, neurons, side in _LITE0_BLOCKS),
     Tap("bn2", 1280, 7 * 7),
 )
-"""The stem after its activation, every block's output, and the head's feature map."""
+"""The taps: the stem after its activation, every block's output, and the head's feature map."""
 
 
 def efficientnet_lite0() -> Architecture:

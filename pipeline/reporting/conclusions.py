@@ -24,10 +24,10 @@ from pipeline.dna import UNIFORM, Floats
 from pipeline.explaining import Explanation
 
 NAMED = 3
-"""Datasets that a sentence names as not told apart."""
+"""The most datasets that a sentence names as not told apart."""
 
 DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
-"""Verdicts on a pair. Alike: not told apart, which is no proof that they are the same."""
+"""Verdicts on a pair. Alike means not told apart, which is no proof that they are the same."""
 
 ALIKE_MARK, UNTESTED_MARK = "~", "?"
 

@@ -33,12 +33,12 @@ DPI = 200
 _ALIKE: dict[str, Any] = {"fill": False, "hatch": "////", "edgecolor": "0.45", "linewidth": 0}
 
 _CELL, _MOST = 0.42, 11.0
-"""Inches: the side of a cell, and of all cells together, beyond which they shrink."""
+"""The side of a cell and the longest side of the whole matrix, in inches."""
 
 _TREE, _BAR, _GAP = 0.9, 0.14, 0.12
 
 _WITH_NUMBERS, _WITH_MARKS, _WITH_NAMES = 16, 50, 90
-"""Datasets up to which cells hold their number, or a mark, and rows and columns their name."""
+"""The most datasets with numbers in cells, with marks in cells, and with names at the sides."""
 
 
 def kind_of(path: str) -> str:

@@ -16,7 +16,7 @@ LISTED = 10
 """How many failures or parts are listed."""
 
 ROWS = 4096
-"""How many rows of a matrix are dictionaries at a time."""
+"""How many rows of a matrix are turned into dictionaries at a time."""
 
 
 def build_json(result: Result) -> dict[str, object]:

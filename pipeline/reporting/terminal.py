@@ -37,10 +37,10 @@ from pipeline.reporting.conclusions import (
 )
 
 PAIRS = 20
-"""Listed where the table is too wide."""
+"""The most pairs that are listed if the table of all pairs is too wide."""
 
 SHOWN_NEURONS, SHOWN_IMAGES = 5, 2
-"""Whose exemplars are named, and how many on either side."""
+"""How many neurons have their exemplars named, and how many exemplars of each dataset."""
 
 # Ends and middle of matplotlib's cividis, which the colour-blind see as others do: near to far.
 _SCALE = ((254, 232, 56), (124, 123, 120), (0, 34, 78))
@@ -185,7 +185,7 @@ def _nearest_pairs(matrix: Matrix, layer: str, distance: Measure) -> list[Text]:
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 _NARROWEST, _WIDEST = 8, 24
-"""Characters of a histogram; where there is room for fewer, none is drawn."""
+"""The width of a histogram in characters. If there is less room, none is drawn."""
 
 
 def print_explanation(found: Explanation, console: Console, top: int) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import duckdb
 
 MEMORY = "256MiB"
-"""What DuckDB may hold; beyond it, it sorts and joins on disk."""
+"""The memory that DuckDB may use. What does not fit is sorted and joined on disk."""
 
 THREADS = 2
-"""Each thread holds blocks of its own while it sorts: four had no room for six million images."""
+"""The threads of DuckDB. Each needs memory of its own while it sorts; with four threads, the
+limit was too low for six million images."""
 
 
 def connect(folder: str) -> duckdb.DuckDBPyConnection:

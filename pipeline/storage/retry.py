@@ -258,8 +258,11 @@ _SECRETS = (
     (re.compile(r"(\w://[^\s'\"<>?]*)\?[^\s'\"<>)\]]*"), r"\1?…"),
     (re.compile(r"<(\w*(?:Sign|Token|Canonical|AccessKey|Secret)\w*)>[^<]*", re.I), r"<\1>…"),
 )
-"""What is left out beside what every error leaves out: queries of urls (a redirect may lead to a
-presigned one), and elements of S3's refusals that repeat what was signed."""
+"""Patterns of secrets in errors of storage, and what replaces them.
+
+They are queries of urls, since a redirect may lead to a presigned url, and the elements of S3's
+refusals that repeat what was signed. `redact` removes what every error may contain.
+"""
 
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -279,8 +282,8 @@ def quoted(error: BaseException) -> str:
 
 
 _HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
-"""Libraries below fsspec's file systems that let their own errors through. They are known by their
-names, because they need not be installed."""
+"""HTTP libraries whose errors fsspec's file systems let through. They are known by their names,
+because they need not be installed."""
 
 _BAD_URL = {"InvalidURL", "UnsupportedProtocol", "TooManyRedirects"}
 

@@ -22,13 +22,13 @@ from pipeline.storage.retry import Settings, attempt, status_of
 from pipeline.storage.store import Answer, Stored
 
 CONNECTIONS = 64
-"""To one store; more than a worker has threads that fetch, so that none waits for another."""
+"""The most connections to one store. A worker has fewer threads, so none waits for another."""
 
 DELETED_AT_ONCE = 1000
-"""As many as S3 takes in one request."""
+"""The most keys that S3 deletes in one request."""
 
 PAGE_BYTES = 2**20
-"""A thousand keys in XML, at most."""
+"""The most bytes of a page of a listing, which is XML with up to a thousand keys."""
 
 _PRECONDITION_FAILED = 412
 

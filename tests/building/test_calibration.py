@@ -73,7 +73,7 @@ def counting(x: Array) -> Callable[[Ranges, int], DNA]:
 
 
 def dna_of(spec: Spec, ranges: Ranges, layers: Sequence[Array], failed: int = 0) -> DNA:
-    """Of one image, or of none where there are no layers."""
+    """Makes the DNA of one image, or of none if there are no layers."""
     empty = DNA.empty(spec, ranges)
     if not layers:
         return replace(empty, failed=failed)

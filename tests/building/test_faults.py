@@ -179,9 +179,9 @@ def place(root: str) -> Catalogue:
 
 
 def build(place: Catalogue, source: str) -> Result:
-    """Of few bins: what is at stake is whether they are right, not how many there are.
+    """Builds with few bins, which is faster; their number does not matter here.
 
-    A new worker each time: one that has read the ranges does not read them again.
+    Each build has a new worker, since one that has read the ranges does not read them again.
     """
     request = Request("photos", source, bins=16)
     with contextlib.closing(InProcess()) as engine:

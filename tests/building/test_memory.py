@@ -148,7 +148,7 @@ print(after["peak_mb"] - idle["peak_mb"])
 
 @pytest.mark.soak
 def test_a_comparison_s_memory_is_bounded_by_its_setting(tmp_path: Path) -> None:
-    """Of DNAs that take 870 MB, with their folds."""
+    """The DNAs take 870 MB with their folds."""
     place = tmp_path / "catalogue"
     child(WRITE, place)
     bounded = float(child(COMPARE, place, 256 * 2**20, *(f"set/{n}" for n in range(2, 9))))

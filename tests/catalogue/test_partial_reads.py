@@ -382,7 +382,7 @@ def refused(place: Catalogue, kind: str) -> str:
 
 @pytest.mark.parametrize("kind", IN_PART)
 def test_a_flipped_bit_of_what_is_read_is_refused(place: Catalogue, kind: str) -> None:
-    """Of the layer, of the footer, and so of the digests that stand in it."""
+    """A bit is flipped in the layer, in the footer, and in the digests that the footer holds."""
     uri, file = uri_of(place, kind), whole(place, kind)
     data = storage.read(uri)
     footer = place.find(NAME).footers[kind].start
@@ -510,7 +510,7 @@ MALFORMED: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("kind", IN_PART)
 @pytest.mark.parametrize("change", [other_digest, moved_edge])
 def test_digests_that_lie_are_found(place: Catalogue, kind: str, change: Change) -> None:
-    """Of a file that the commit vouches for, and whose numbers are right."""
+    """The numbers of the file are right, and the commit states its sha256."""
     vouched(place, kind, restated(storage.read(uri_of(place, kind)), change))
     assert re.search(r"layer b has sha256 \w+; its footer states", refused(place, kind))
     found = wrong(place)["folds" if kind == "folds" else "counts"]

@@ -53,7 +53,7 @@ RAY_SESSIONS = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
 
 
 def test_a_build_on_ray_is_the_build_in_process(folder: Path, tmp_path: Path) -> None:
-    """Of the network that is the default."""
+    """The default network is used."""
     process = start(
         *(folder, tmp_path / "ray", "--layer-gaussian", "--limit", "20", "--bins", "100"),
         shard_images=1,
@@ -308,7 +308,7 @@ def _partials(catalogue: Path) -> list[Partial]:
 
 
 def _failures(catalogue: Path) -> list[dict[str, object]]:
-    """Of all partials: what a build lists when its gate lets it."""
+    """Returns the failures in all partials, which a build lists if its gate passes."""
     return [asdict(f) for partial in _partials(catalogue) for f in partial.failures]
 
 

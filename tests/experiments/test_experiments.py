@@ -26,7 +26,7 @@ def picture(seed: int, side: int = 128, blobs: int = 6) -> Image.Image:
 
 
 def seen(images: int, seed: int, shift: float = 0.0) -> Seen:
-    """Of eight neurons, normal activations of several means, in [-5, 5]."""
+    """Makes normal activations of eight neurons with different means, in [-5, 5]."""
     chance = np.random.default_rng(seed)
     x = chance.normal(0, 1, (images, 8, 30)) + np.linspace(-1, 1, 8)[:, None] + shift
     edges = np.linspace(-5, 5, POINTS + 1)[1:]
@@ -358,7 +358,7 @@ def test_lenses_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_is_left_of_an_attribute_shrinks_with_the_images_it_is_scored_on() -> None:
-    """Of neurons of which half take the change differently from image to image."""
+    """Half of the neurons react to the change differently from image to image."""
     rng = np.random.default_rng(0)
     folds, neurons, bins, images = 16, 40, 30, np.full(16, 50)
     varies = np.repeat([0.3, 0.0], neurons // 2)[:, None]

@@ -95,7 +95,7 @@ def with_an_undefined_neuron(manifest: Manifest) -> list[Partial]:
 
 
 def with_layer_gaussians() -> DNA:
-    """Of seven images, by hand."""
+    """Makes a DNA of seven images by hand."""
     moments = Moments([tap.neurons for tap in SPEC.taps], layerwise=True)
     for count, seed in ((4, 1), (3, 2)):
         moments.add(np.random.default_rng(seed).normal(size=(count, SPEC.neurons)))

@@ -289,8 +289,11 @@ def test_distances_of_equal_inputs_are_equal(
 @pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
 def test_fd_of_equal_inputs_is_equal(ours: dict[str, DNA]) -> None:
-    """Of whole layers as far as its square root goes: of ten images their covariances are singular,
-    and there it loses half of the digits. Of a few neurons of each they are not."""
+    """The reference's matrix square root bounds the agreement on whole layers.
+
+    The covariance of ten images is singular there, which costs half of the digits. The covariance
+    of a few neurons is not.
+    """
     a, b = ours.values()
     layer = min(a.layers, key=lambda name: a.spec.tap(name).neurons)
     x, y = as_theirs(a.select([layer]), "layer-gaussian"), as_theirs(b, "layer-gaussian")

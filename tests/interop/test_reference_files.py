@@ -173,7 +173,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
 
 @pytest.fixture(scope="module")
 def exported(built: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of every kind of `a` and `b`: `histogram-a.npz`, …"""
+    """Exports `a` and `b` as every kind: `histogram-a.npz` and so on."""
     folder = tmp_path_factory.mktemp("exported")
     for kind in KINDS:
         for name in ("a", "b"):
@@ -219,7 +219,7 @@ def test_saved_there_imported_exported_loaded_there(tmp_path: Path, kind: str, s
 def test_exported_and_imported_is_equal(
     tmp_path: Path, seed: int, bins: int, images: int, neurons: list[int]
 ) -> None:
-    """Of any DNA, and every kind: what the kind tells, under the very spec."""
+    """For any DNA and kind, all that the kind holds comes back, under the same spec."""
     taps = tuple(pipeline.Tap(f"layer{i}", n, i + 1) for i, n in enumerate(neurons))
     spec, ranges = tiny_spec(bins, taps)
     dna = random_dna(spec, ranges, images, seed)
@@ -856,7 +856,7 @@ def test_what_is_unknown(tmp_path: Path, kind: str) -> None:
 
 
 def test_distances_that_need_what_is_unknown_are_refused_or_null(tmp_path: Path) -> None:
-    """Of all kinds under one assumed spec, of the bins that those without histograms get."""
+    """All kinds get one assumed spec, with the bins of the kinds that have no histograms."""
     place = place_at(tmp_path)
     for kind in KINDS:
         for name in "ab":

@@ -423,7 +423,7 @@ def test_our_rule_finds_the_references_scaling_again(kind: str) -> None:
 def test_counts_are_those_of_the_reference(
     network: Network, extractor: Extractor, prepared: NDArray[np.float32], truth: Ranges
 ) -> None:
-    """Of real activations, some of them outside; ranges are of the first of the images."""
+    """Some real activations are outside, since the ranges are those of the first image."""
     seen: list[list[NDArray[np.float32]]] = [[] for _ in network.taps]
     for image in prepared[:3]:
         extractor.observe(image[None], lambda i, x: seen[i].append(x.numpy().copy()))

@@ -358,7 +358,7 @@ const [ground] = [...counts].sort((a, b) => b[1] - a[1])[0];
 const other = [...places].filter(([of]) => of !== ground).flatMap(([, at]) => at);
 return { ground: ground.split(",").map(Number), other, wide };
 """
-"""Of a cell: its commonest colour, and where it has others."""
+"""A script that returns a cell's commonest colour, and the places that have another."""
 
 
 def legend(reader: Reader) -> list[list[int]]:

@@ -253,7 +253,7 @@ def why_of(found: Explanation, pictures: dict[tuple[str, str], Picture], text: s
 
 
 def hand_made(neurons: int, images: int, text: str = "s3://b/é") -> Explanation:
-    """Of neurons that each react to images of their own, with names of that text."""
+    """Makes an explanation in which each neuron has images of its own, with the text as names."""
     rows = [
         {"layer": text, "neuron": k, "emd": 2.0, "q": 0.01 if k else 0.5, "weight": 1.0}
         for k in range(neurons)

@@ -70,7 +70,7 @@ def random_dna(
 
 
 def peak_mb() -> float:
-    """Of this process since its start; `getrusage` knows what the process that forked it had."""
+    """Returns this process's peak memory; `getrusage` would include the process that forked it."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition("VmHWM:")[2].split()[0]) / 1024
 

@@ -81,7 +81,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """Of a PNG."""
+    """Makes a chunk of a PNG."""
     crc = zlib.crc32(kind + content)
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
 
@@ -178,7 +178,7 @@ def tiled_tiff(width: int, height: int, tile: int, body: bytes) -> bytes:
 
 
 def segment(marker: int, content: bytes) -> bytes:
-    """Of a JPEG."""
+    """Makes a segment of a JPEG."""
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 

@@ -74,7 +74,7 @@ class Small:
         return [word for name, value in words.items() for word in (f"--{name}", str(value))]
 
     def environment(self, patch: str = "") -> dict[str, str]:
-        """Of processes that know the network, and run the patch before all else."""
+        """Returns the environment of processes that know the network and first run the patch."""
         site = self.folder / hashlib.sha256(patch.encode()).hexdigest()[:8]
         if not site.exists():  # else processes that start may read it at this moment
             site.mkdir()

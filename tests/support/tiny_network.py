@@ -103,7 +103,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Of a set of pictures, by name: every number that a DNA must have."""
+    """Every number that the DNA of a set of pictures, given by name, must have."""
 
     table: np.ndarray
     least: np.ndarray

@@ -574,7 +574,7 @@ class Schedule:
 
 
 def _require_parts(versions: Mapping[str, Version]) -> None:
-    """Of one commit: every image of the whole is in a part, since all lie in a folder."""
+    """Checks that every image is in a part, since all images lie in folders."""
     for name in NAMES:
         parts = [version for version in versions.values() if version.part_of == name]
         if parts:

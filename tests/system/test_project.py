@@ -79,3 +79,10 @@ def test_every_public_name_is_on_the_page_of_the_api() -> None:
     names = re.findall(r"import \w+ as (\w+)", (ROOT / "pipeline" / "__init__.pyi").read_text())
     told = re.findall(r"^::: pipeline\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
     assert sorted(told) == sorted(names)
+
+
+def test_no_docstring_opens_with_of() -> None:
+    """Such a docstring cannot be read without the code."""
+    for folder in ("pipeline", "jobs", "tests", "benchmarks", "experiments"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not re.search('"{3}Of ', path.read_text()), path

@@ -35,9 +35,10 @@ from pipeline.sources import Entry, count_shards, read_shard
 from pipeline.spec import Spec
 
 SAMPLES = 4
-"""Images of a dataset; fewer where there are many datasets, as all pages are to stay small."""
+"""The default number of images shown for a dataset."""
 
 ALL_SAMPLES = 400
+"""The most images of all datasets together, so that a page stays small."""
 
 FAILURES = 5
 

@@ -31,15 +31,15 @@ from pipeline.reporting.terminal import lacking_exemplars
 from pipeline.sources import Entry, find_entries
 
 MOST_NEURONS = 100
-"""On a page, the first ones; the file that --out writes has them all."""
+"""The most neurons on a page, which are the first ones. The file of --out has all of them."""
 
 MOST_IMAGES = 8
-"""Of a neuron and a dataset, those that it reacts to most."""
+"""The most images that are shown for a neuron and a dataset."""
 
 READERS = 8
 
 LONGEST = 300
-"""Characters of an image's place, and of why it is not shown: a store's keys may have thousands."""
+"""The most characters of an image's uri, which may have thousands, or of an error."""
 
 Key = tuple[str, str]
 """An image's uri and member."""

@@ -16,10 +16,10 @@ from pipeline.errors import UsageError, redact
 from pipeline.reporting.html.page_data import Neuron, Panel
 
 MOST = 9_700_000
-"""Bytes of a page; of distances, columns of the least use are left out first."""
+"""The most bytes of a page. If distances do not fit, the least useful columns are left out."""
 
 FRAME = 100_000
-"""Of them, for the script, the style and the names."""
+"""The bytes of a page that are kept free for the script, the style and the names."""
 
 
 def require_html(out: str) -> None:

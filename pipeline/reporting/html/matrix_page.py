@@ -27,15 +27,15 @@ from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT, pack
 from pipeline.reporting.html.page_data import Page, Seen
 
 LEAST_NUMBERS = 1_000_000
-"""What distances may take all the same, on a page that is full without them."""
+"""The bytes that distances may take even if the page is full without them."""
 
 COLUMNS: tuple[Measure | Estimate, ...] = (
     *("emd", "q", "emd_corrected", "low", "high", "se", "nfd", "fd", "floor", "p"),
 )
-"""In the order in which they get room."""
+"""The columns of distances. The first ones are kept if there is not room for all."""
 
 RATES = (0.01, 0.05, 0.1)
-"""False discovery rates to choose from, beside the one that the page opens with."""
+"""The false discovery rates that a reader can choose, besides the one that was asked for."""
 
 
 def render_matrix_page(

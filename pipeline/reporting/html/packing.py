@@ -12,12 +12,13 @@ import numpy as np
 from pipeline.dna import Floats
 
 EXACT = 60
-"""Datasets up to which distances keep all of float32; beyond, so many significant bits."""
+"""Distances of up to so many datasets are packed as they are; those of more are rounded."""
 
 BITS = 12
+"""The significant bits that rounding keeps, which are more than three decimal digits."""
 
 BITS_OF_A_TEST = 7
-"""Of p and q."""
+"""The significant bits that rounding keeps of p and q."""
 
 
 def pack(distances: Floats, bits: int = BITS, borders: Sequence[float] = ()) -> str:

@@ -20,25 +20,28 @@ from pipeline.reporting.html.page_data import Neuron, Seen
 from pipeline.spec import available_cpus
 
 PAIRS, MOST_PAIRS = 66, 300
-"""Whose neurons are told: all of 12 datasets; of more, those of each and its nearest, up to as many
-as the second, and the next nearest up to the first."""
+"""How many pairs are shown with their neurons. 66 pairs are all pairs of 12 datasets.
+
+With more datasets, each dataset and its nearest one are shown, up to `MOST_PAIRS`, and then the
+nearest other pairs, up to `PAIRS`.
+"""
 
 LENSES = 4
-"""Of more on a page, each has the neurons of fewer pairs."""
+"""If a page has more lenses than this, fewer pairs are shown through each."""
 
 TESTS = 1_000_000
-"""Neurons of pairs that are tested for a page, minutes of a core; but for few datasets."""
+"""How many neurons, counted for each pair, are tested for a page; this takes minutes of a core."""
 
 NEURONS = 6
 
 CACHED = 2**30
-"""Bytes of what is read of one layer that are kept at a time."""
+"""The most bytes of one layer's DNAs that are in memory at a time."""
 
 COMPARED = 4
-"""Pairs at a time, where there are as many cores."""
+"""The most pairs that are compared at a time; a machine with fewer cores compares fewer."""
 
 RANKED = ("emd", "emd_corrected")
-"""What neurons are ranked by."""
+"""The measures that neurons may be ranked by."""
 
 
 # Neurons.

@@ -14,7 +14,7 @@ from pipeline.reporting.html.thumbnails import decoder_of
 from pipeline.sources import Entry
 
 GALLERY = 24
-"""Of a page, of either end."""
+"""The default number of images shown of the nearest ones, and of the farthest."""
 
 
 def write_gallery(catalogue: Catalogue, ranking: Ranking, out: str, most: int = GALLERY) -> None:

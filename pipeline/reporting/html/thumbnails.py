@@ -23,18 +23,18 @@ SIDE = 96
 THUMBNAIL = Preprocess(
     SIDE, SIDE, (0.0,) * 3, (1.0,) * 3, crop="center", max_bytes=32 * 2**20, max_pixels=50_000_000
 )
-"""From an image to its small square, by the rules and the decoder of every other image."""
+"""How an image becomes a thumbnail: by the same rules and decoders as all other images."""
 
 DECODE_SECONDS = 10.0
 
 _ONE_DECODER = Lock()
-"""Each more would be a process that takes a second to start, for images of milliseconds."""
+"""Held while an image is decoded. A second decoding process would start longer than it works."""
 
 SAMPLING_SECONDS = 120.0
-"""For all samples together; a store that does not answer must not hold up the page."""
+"""The time limit for all images of a page, in case a store does not answer."""
 
 NEAR = 64 * 2**20
-"""Bytes of a compressed tar that are unpacked for a sample, at most."""
+"""The most bytes of a compressed tar that are unpacked for a sample."""
 
 
 def decoder_of(catalogue: Catalogue, version: Version) -> str | None:

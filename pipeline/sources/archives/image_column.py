@@ -15,7 +15,7 @@ from pipeline.sources.archives.index import IndexBuilder
 from pipeline.sources.entry import Entry
 
 MAX_SPARE_ROWS = 1_000_000
-"""A table that states more rows than this, and than it has bytes, is damaged."""
+"""A table that states more rows than this, and more rows than it has bytes, is damaged."""
 
 
 def find_image_column(schema: pa.Schema, named: str | None, uri: str) -> str | None:

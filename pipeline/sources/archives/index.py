@@ -20,10 +20,11 @@ from pipeline.errors import BadImage
 from pipeline.sources.archives.access import broken_access
 
 INDEX = Kind("index")
-"""Its format is also the version of how archives are looked into: a change looks anew."""
+"""The kind of an index file. Its format changes if archives are listed in another way, so that old
+indices are not used."""
 
 ROWS_AT_ONCE = 65_536
-"""Rows that are held as Python objects before they become an Arrow table."""
+"""How many rows are collected as Python objects before they become an Arrow table."""
 
 INDEX_SCHEMA = pa.schema(
     [

@@ -18,7 +18,8 @@ from pipeline.sources.archives.tar_stream import ForwardStream, packing_of
 from pipeline.sources.entry import Entry
 
 _GNU_OTHER = (b"D", b"N", b"V")
-"""A dumped directory, old long names, a volume's label: no files, though of no standard type."""
+"""Types that are no files although no standard names them: a dumped directory, old long names, and
+the label of a volume."""
 
 
 def index_tar(file: ArchiveFile, builder: IndexBuilder) -> None:

@@ -17,7 +17,7 @@ MAX_HEADER_BYTES = 2**20
 """Limit for one member's headers: a long name, extended attributes, the map of a sparse file."""
 
 _DIGITS = re.compile(rb"\d{256}")
-"""No real number or file name; older versions of Python search such a run in quadratic time."""
+"""A run that is no real number or file name. Old versions of Python search it in quadratic time."""
 
 _MAX_RATIO = 1100
 """How many times its size an archive may unpack to: gzip's own limit; bzip2 and xz have none."""

@@ -15,7 +15,7 @@ from pipeline.sources.archives.index import IndexBuilder, printable_name
 from pipeline.sources.entry import Entry
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Magic number, length of the name, length of the extra fields."""
+"""The layout of a local header: magic number, length of the name, length of the extra fields."""
 
 LOCAL_EXTRA_BYTES = 1024
 """Room for what a local header holds beyond the name. If it holds more, it is read again."""
