@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DeepResources(Resources):
-    """How fast the work is done."""
+    """The resources of a deep verification, which uses no Ray unless it is asked to."""
 
     workers: Annotated[
         int | None, Option("With --deep: number of Ray workers; 0 counts in this process.", least=0)

@@ -82,7 +82,7 @@ class Quantiles:
 
 @dataclass(frozen=True, eq=False)
 class _Brackets:
-    """Where the quantiles are: the lower one in [a, b], the upper one in [c, d].
+    """The intervals that hold the quantiles: [a, b] the lower one, [c, d] the upper one.
 
     Each array has shape (N,), and holds float32 numbers, as activations are, in float64.
     """

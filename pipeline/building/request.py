@@ -32,7 +32,7 @@ Weights = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions(Options):
-    """The network."""
+    """The options that choose the network."""
 
     extractor: Annotated[str, Option("Name of the network.")] = DEFAULT_EXTRACTOR
     weights: Weights = None
@@ -47,7 +47,7 @@ class NetworkOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class HistogramOptions(Options):
-    """What is counted."""
+    """The options that decide how activations are counted."""
 
     bins: Annotated[int, Option("Bins of each neuron's histogram.", least=2, most=MAX_BINS)] = (
         DEFAULT_BINS
@@ -66,7 +66,7 @@ class HistogramOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelOptions(Options):
-    """From an image to the network's input."""
+    """The options that decide how an image becomes the network's input."""
 
     resize: Annotated[
         Resize,
@@ -84,7 +84,7 @@ class PixelOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionOptions(Options):
-    """Which images of the source."""
+    """The options that choose images of the source."""
 
     limit: Annotated[
         int | None, Option("Take only this many images, the same ones in each run.", least=1)
@@ -108,7 +108,7 @@ class SelectionOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupingOptions(Options):
-    """Which images belong together."""
+    """The options that say which images belong together."""
 
     group_by: Annotated[
         str | None,
@@ -130,7 +130,7 @@ class GroupingOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class FailureOptions(Options):
-    """How much may fail."""
+    """The option that says how many images may fail."""
 
     max_failures: Annotated[
         float,
@@ -142,7 +142,7 @@ class FailureOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOptions(Options):
-    """How the work is divided."""
+    """The option that says how the work is divided."""
 
     shard_images: Annotated[
         int | None,
@@ -154,7 +154,7 @@ class ShardOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ProductOptions(Options):
-    """What is kept beside the histograms."""
+    """The options that say what is kept beside the histograms."""
 
     layer_gaussian: Annotated[
         bool, Option("Also keep the covariance of each layer, for Fréchet distances.")

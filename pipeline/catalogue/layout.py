@@ -1,4 +1,4 @@
-"""Where everything lies under the root of a catalogue.
+"""Defines the place of every object under the root of a catalogue.
 
 >>> Layout("s3://bucket/dnas").log_uri(42)
 's3://bucket/dnas/_log/00000000000000000042.json'

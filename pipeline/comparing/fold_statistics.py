@@ -38,7 +38,7 @@ SPLITS = FOLDS - 1
 """Balanced ways to cut that many folds in halves; see `significance.splits`."""
 
 GRID = 128
-"""Most points of a cumulative distribution that enter an inner product."""
+"""The most points of a cumulative distribution that enter an inner product."""
 
 FEW_NEURONS = 256
 """Inner products of up to so many neurons are computed in float64."""

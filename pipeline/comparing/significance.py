@@ -54,10 +54,10 @@ FALSE_DISCOVERY_RATE = 0.05
 """Share of the pairs called different that may be so by chance."""
 
 CHECKED_IMAGES = 16
-"""Smallest sample on which false alarms were measured (docs/statistics.md)."""
+"""The smallest sample on which false alarms were measured (docs/statistics.md)."""
 
 LEAST_FOLDS = 6
-"""Fewest folds that are tested: their least p, 1 / 2^5, is below 5%."""
+"""The fewest folds that are tested. Their smallest possible p is 1 / 2^5, which is below 5%."""
 
 _SKEWNESS = 2.0
 """Factor of the cubes in the statistic of a test; `_correct_skewness` derives it."""

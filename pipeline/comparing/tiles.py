@@ -59,7 +59,8 @@ MEMORY = 4 * 2**30
 """Bytes that a process may hold of DNAs, if nothing else is said."""
 
 TILE_WORK = 10**12
-"""Most values compared in a tile: a minute of a core, which is what a kill can cost."""
+"""The most values that a tile compares. One tile is a minute's work of a core, and a killed process
+loses no more than that."""
 
 STREAMED = 4
 """DNAs loaded at a time if those of a layer are not all held; the kernel takes as many rows."""

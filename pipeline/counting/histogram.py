@@ -44,7 +44,7 @@ UNDERFLOW, OVERFLOW, NONFINITE = 0, 1, 2
 """Columns of a table, counted from the end of its bins."""
 
 MAX_BINS = 1 << 20
-"""Keeps a table's indices within int32."""
+"""The most bins of a table; more would not fit its int32 indices."""
 
 DEGENERATE_HALF_WIDTH = 1e-8
 

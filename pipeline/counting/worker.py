@@ -33,7 +33,7 @@ OVERLAP = 2
 """How many shards a worker has under way: the second fills the network while the first ends."""
 
 ISOLATE_FROM_ATTEMPT = 3
-"""From this attempt on, after two workers died, images are decoded in a process apart."""
+"""The attempt from which on images are decoded in a separate process, as two workers have died."""
 
 
 # One shard, as a worker is given it.
@@ -96,7 +96,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Where a dataset's shards are listed, and where their partials go."""
+    """The shards of a dataset that are to be counted.
+
+    Attributes:
+        recipe: How to count them.
+        manifest_uri: The uri of the manifest that lists them.
+        work_uri: The uri of the folder that their partials are written to.
+    """
 
     recipe: Recipe
     manifest_uri: str

@@ -53,8 +53,8 @@ OTHER_KINDS: tuple[tuple[str, bytes, str], ...] = (
     ("not_an_image", rb"\0{64}", "zeros, as a failed write leaves them"),
     ("not_an_image", rb"[\t\n\r -\x7e\x80-\xf4]{1,256}\Z", "text"),
 )
-"""(reason, pattern of the first 512 bytes, kind) of files that PIL cannot open; the first match is
-taken."""
+"""The kinds of files that PIL cannot open: the reason, a pattern of the first 512 bytes, and the
+name of the kind. The first match is taken."""
 
 
 def blame(data: bytes, error: Exception) -> Exception:

@@ -21,7 +21,7 @@ LARGER = 64
 
 @dataclass(frozen=True)
 class FoundTaps:
-    """What a trial run has found: the fields of a `Network` of the same names."""
+    """The taps that a trial run has found. The fields are those of a `Network`."""
 
     taps: tuple[Tap, ...]
     modules: tuple[str, ...]

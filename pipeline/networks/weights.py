@@ -50,7 +50,11 @@ class Hub:
 
 @dataclass(frozen=True)
 class Web:
-    """A file of the web. If its name has a hash (`-6726825d.pth`), the hash is checked."""
+    """A file on the web.
+
+    Attributes:
+        url: Its url. If the name has a hash (`-6726825d.pth`), the hash is checked.
+    """
 
     url: str
 
@@ -68,7 +72,11 @@ class Wheel:
 
 @dataclass(frozen=True)
 class File:
-    """A file at an address that storage reads, which every machine reaches by itself."""
+    """A file in storage, which every machine reads by itself.
+
+    Attributes:
+        uri: The uri of the file.
+    """
 
     uri: str
 
