@@ -675,7 +675,7 @@ def test_a_matrix_through_a_lens_is_the_distance_through_it(place: Catalogue) ->
         assert found.lens_digest == lens.digest
     assert np.isnan(found.of("head")).all()
     assert {uri.rpartition("/")[2] for uri in stored(place)} == {
-        f"{signed.digest}-plain-signed.parquet",
+        f"{signed.digest}-plain.parquet",
         f"{chosen.digest}-plain.parquet",
     }
 
@@ -689,7 +689,7 @@ def test_a_lens_is_known_by_its_digest(place: Catalogue, computed: list[int]) ->
     assert np.array_equal(renamed.emd, first.emd, equal_nan=True)
     with pytest.raises(UsageError, match="lens other has weights for 0 neurons in head"):
         compare(place, lens=Lens("other", (("stem", 3),), np.ones(3)))
-    with pytest.raises(UsageError, match="none through lens stem:0; leave one of them out"):
+    with pytest.raises(UsageError, match="cannot be seen through lens stem:0; leave one of"):
         compare(place, lens=lens, fd=True)
 
 
@@ -725,7 +725,7 @@ def test_the_command_looks_through_a_lens(tmp_path: Path) -> None:
     assert {row["lens"] for row in by_file} == {"stem:0"}
     both = run("--neurons", "stem:0", "--lens", str(path))
     assert both.exit_code == 2
-    assert "give one of them" in both.output
+    assert "give only one of them" in both.output
     assert run("--neurons", "stem:9").exit_code == 2
     assert run("--memory", "0.01", "--layer", "stem").exit_code == 0
     assert os.environ.get("RAY_ADDRESS") is None

@@ -209,8 +209,10 @@ def test_an_opened_image_that_no_rule_covers_is_refused() -> None:
     floats = Image.fromarray(np.zeros((8, 8), np.float32))
     with pytest.raises(UsageError, match="image 0 cannot be counted: unsupported"):
         make_dna([floats])
-    with pytest.raises(UsageError, match="image 0 is a str"):
-        make_dna(["a.jpg"])
+    with pytest.raises(UsageError, match="image 1 is a Image, and others are paths"):
+        make_dna(["a.jpg", floats])
+    with pytest.raises(UsageError, match="image 0 is a bytes; give arrays"):
+        make_dna([b"a.jpg"])
 
 
 def test_a_process_that_lets_truncated_images_pass_is_refused(
