@@ -917,3 +917,16 @@ def test_a_torn_archive_is_listed_beside_what_it_held(counter: Counter, tmp_path
         ("", "truncated"),
         ("bomb.jpg", "too_many_bytes"),
     ]
+
+
+def test_a_library_that_nests_too_deeply_blames_the_archive(tmp_path: Path) -> None:
+    """Where the depth runs out is chance: also inside the reading of storage."""
+
+    class Deep(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise RecursionError("maximum recursion depth exceeded")
+
+    file = archive_file.ArchiveFile(Deep(b"0123456789"), "file:///a.tar")
+    with pytest.raises(BadImage), archive_file.archive_defects(file):
+        file.read(5)
+    assert file.error is None

@@ -214,7 +214,7 @@ def _readers() -> dict[str, Reader]:
         *(7, 3, ("histogram",)),
         dict.fromkeys(FILES, "0" * 64) | hashes,
         *("file:///a", "2026-01-01", "vdna", ()),
-        footers=footers_of(files),
+        footers=footers_of(files | {"folds": files["dna"]}),
     )
     commit = Commit(3, "2026-01-01", "build a", spec.digest, {"a": {spec.digest: version}})
     write_dna(dna, "memory://fuzz/written.npz", "histogram")

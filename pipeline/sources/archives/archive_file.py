@@ -58,7 +58,8 @@ class ArchiveFile:
             if len(data) < length:
                 raise SourceError(f"{self.uri} became shorter while it was read; rerun")
         except Exception as error:
-            self.error = error
+            # A library that nests too deeply runs out of depth anywhere: that is the archive's.
+            self.error = None if isinstance(error, RecursionError) else error
             raise
         self._at += len(data)
         return data
