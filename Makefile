@@ -5,13 +5,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test soak lint docs bench clean
+.PHONY: demo test coverage soak lint docs bench clean
 
 demo: $(SETUP)-demo
 	$(BIN)/vdna demo --out vdna-demo
 
 test: $(SETUP)-test
 	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder
+
+coverage: $(SETUP)-test
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder \
+	    --cov --cov-report=term:skip-covered -q
 
 soak: $(SETUP)-test
 	$(BIN)/python -m pytest -m soak -n 2 --dist loadfile --no-loadscope-reorder --timeout 1500
