@@ -24,6 +24,7 @@ LONGEST = [
         "faults",
         "ceph",
         "demo",
+        "notebooks",
         "networks",
     )
 ]

@@ -298,6 +298,12 @@ class Result:
     duplicates: int = 0
     parts: Mapping[str, Version] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        version = self.version
+        failed = f", {version.failed:,} could not be read" if version.failed else ""
+        state = "committed" if self.changed else "unchanged"
+        return f"<Result {self.name}: {version.images:,} images{failed}, {state}>"
+
 
 def require_apart(root: str, source: str) -> None:
     """Checks that a catalogue is not inside the folder that is listed.

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.catalogue import MATRIX
 from pipeline.comparing.distance import Measure
-from pipeline.comparing.notebook import html_table
+from pipeline.comparing.notebook import html_table, new_axes
 from pipeline.dna import UNIFORM, Floats, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, UsageError
 
@@ -157,9 +157,7 @@ class Matrix:
         """
         values, size = self.of(layer, column), len(self.names)
         if ax is None:
-            from matplotlib.figure import Figure
-
-            ax = Figure(figsize=(2 + 0.6 * size, 1.5 + 0.6 * size), layout="constrained").subplots()
+            ax = new_axes(2 + 0.6 * size, 1.5 + 0.6 * size)
         ax.imshow(values, cmap="viridis")
         ax.set_xticks(range(size), self.names, rotation=90)
         ax.set_yticks(range(size), self.names)

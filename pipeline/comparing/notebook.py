@@ -25,13 +25,26 @@ def bar_chart(
         The axes that were drawn on.
     """
     if ax is None:
-        from matplotlib.figure import Figure
-
-        ax = Figure(figsize=(6, 1 + 0.25 * len(labels)), layout="constrained").subplots()
+        ax = new_axes(6, 1 + 0.25 * len(labels))
     ax.barh(labels, values)
     ax.invert_yaxis()
     ax.set_xlabel(unit)
     return ax
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Makes a figure of pyplot, which a notebook shows and `pyplot.show` opens.
+
+    Args:
+        width: Width of the figure in inches.
+        height: Height of the figure in inches.
+
+    Returns:
+        The axes that fill the figure.
+    """
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def html_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.building import Result, build_datasets
 from pipeline.catalogue import Catalogue
-from pipeline.comparing import Effort, Matrix, compare
+from pipeline.comparing import Effort, Matrix, compare, html_table
 from pipeline.engine import Engine, InProcess
 from pipeline.errors import UsageError, VdnaError
 from pipeline.events import Listener
@@ -39,6 +39,17 @@ class Refreshed:
     matrices: tuple[Matrix, ...]
     verdicts: tuple[Verdict, ...]
     error: VdnaError | None = None
+
+    def __repr__(self) -> str:
+        changed = sum(result.changed for result in self.datasets)
+        wrong = f"; {type(self.error).__name__}: {self.error}" if self.error else ", all is well"
+        return f"<Refreshed: {len(self.datasets)} datasets built, {changed} changed{wrong}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("dataset", repr(result).strip("<>")) for result in self.datasets]
+        rows += [("gate", str(verdict)) for verdict in self.verdicts]
+        rows += [("error", str(self.error))] if self.error else []
+        return html_table(repr(self).strip("<>"), ("", "what was found"), rows)
 
     def require_ok(self) -> None:
         """Raises the first error of the refresh, if there was one.

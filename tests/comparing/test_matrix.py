@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
@@ -669,6 +670,8 @@ def test_a_matrix_shows_itself() -> None:
 
 def test_a_matrix_is_plotted_with_its_numbers() -> None:
     axes = small_matrix().plot("stem")
+    assert pyplot.gcf() is axes.figure  # so a notebook shows it
+    pyplot.close()
     assert [text.get_text() for text in axes.texts] == ["0", "1", "2", "3"]
     assert axes.get_title() == "emd, stem"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["<0>", "<1>"]

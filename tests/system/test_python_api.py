@@ -68,6 +68,7 @@ def options(place: tiny_network.Place) -> dict[str, Any]:
 def test_a_dataset_is_built_once(root: str, place: tiny_network.Place, photos: Path) -> None:
     result = build(Catalogue(root), Request("a", str(photos / "a"), **options(place)))
     assert not result.changed
+    assert repr(result) == "<Result a: 24 images, unchanged>"
 
 
 def test_all_commands_work_from_python(
@@ -90,6 +91,8 @@ def test_all_commands_work_from_python(
     done = refresh(str(config), root)
     done.require_ok()
     assert [result.changed for result in done.datasets] == [False]
+    assert repr(done) == "<Refreshed: 1 datasets built, 0 changed, all is well>"
+    assert "Result a: 24 images, unchanged" in done._repr_html_()
 
 
 def test_results_show_themselves(root: str) -> None:
