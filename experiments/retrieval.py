@@ -199,7 +199,7 @@ def attributes(
     from pipeline.catalogue import Catalogue
     from pipeline.engine import InProcess
     from pipeline.errors import UsageError
-    from pipeline.explaining import fit_focus
+    from pipeline.explaining import fit_lens
     from pipeline.spec import Resources, available_cpus
 
     last = observer.layers.slices[LAST]
@@ -232,7 +232,7 @@ def attributes(
         scores |= pooled.to(features)
         scores["classifier"] = pooled.told(features, fitted[PLAIN].means[:, last])
         try:
-            lens = fit_focus(place, "sought", f"{own_name(name)}:{PLAIN}", top=TOP).lens
+            lens = fit_lens(place, "sought", focus=f"{own_name(name)}:{PLAIN}", top=TOP).lens
             scores[LENS] = each @ lens.weights / lens.weights.sum()
             seen = int(np.count_nonzero(lens.weights))
         except UsageError:  # no neuron differs: nothing to look through

@@ -140,11 +140,12 @@ def compare(
     if figure and kind:
         storage.replace(storage.canonical(figure), draw(matrix, kind, layer or ALL, through))
     if html:
-        from pipeline.reporting import write_matrix_page
+        from pipeline.reporting import gather_matrix_page, render_matrix_page, save_page
 
-        write_matrix_page(
-            place, [matrix], html, lenses=[through], apart=apart, at=number, progress=progress()
+        page = gather_matrix_page(
+            place, [matrix], lenses=[through], apart=apart, at=number, progress=progress()
         )
+        save_page(render_matrix_page(page), html)
     versions = place.find_all(matrix.names, number, matrix.spec_digest)
     notes = partial(
         print_notes, versions, apart=apart, lenses=[through], barred=bool(matrix.estimates)
@@ -166,19 +167,11 @@ def print_all(matrix: Matrix, layer: str, lens: Lens | None, *, fd: bool) -> Non
     """Prints the matrix, and the nearest pairs in words."""
     from rich.console import Console
 
-    from pipeline.reporting import (
-        nearest_sentences,
-        print_matrix,
-        sentences_heading,
-        summary_sentence,
-    )
+    from pipeline.reporting import matrix_sentences, print_matrix
 
     print_matrix(matrix, Console(), layer, lens=lens)
     if lens is None or lens.has_positive_weight(layer):
-        print(sentences_heading(matrix, layer))
-        for line in nearest_sentences(matrix, layer):
-            print(line)
-        print(summary_sentence(matrix, layer))
+        print(*matrix_sentences(matrix, layer), sep="\n")
     if fd:
         print_matrix(matrix, Console(), layer, "fd")
 
@@ -191,8 +184,7 @@ def print_neighbours(matrix: Matrix, name: str, layer: str, lens: Lens | None) -
         print(WEIGHTLESS)
         return
     print(sentences_heading(matrix, layer, name))
-    for line in neighbour_lines(matrix, name, layer):
-        print(line)
+    print(*neighbour_lines(matrix, name, layer), sep="\n")
 
 
 if __name__ == "__main__":

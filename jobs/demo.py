@@ -38,7 +38,7 @@ def demo(
     from pipeline.building import Request, build_datasets
     from pipeline.catalogue import Catalogue
     from pipeline.comparing import compare
-    from pipeline.reporting import write_matrix_page
+    from pipeline.reporting import gather_matrix_page, render_matrix_page, save_page
     from pipeline.sources import DATASETS, write_datasets
 
     folders = write_datasets(out / "images")
@@ -51,19 +51,14 @@ def demo(
     table = out / "matrix.parquet"
     table.write_bytes(matrix.encode())
     page = out / "report.html"
-    write_matrix_page(catalogue, [matrix], str(page), at=commit, progress=progress())
+    content = gather_matrix_page(catalogue, [matrix], at=commit, progress=progress())
+    save_page(render_matrix_page(content), str(page))
     if as_json:
         print_json(matrix.table.to_pylist())
         return
     from rich.console import Console
 
-    from pipeline.reporting import (
-        draw,
-        nearest_sentences,
-        print_matrix,
-        sentences_heading,
-        summary_sentence,
-    )
+    from pipeline.reporting import draw, matrix_sentences, print_matrix
 
     (out / "matrix.svg").write_bytes(draw(matrix, "svg"))
     width = max(len(name) for name in DATASETS)
@@ -71,10 +66,7 @@ def demo(
         print(f"{result.name:{width}}  {result.version.images:>3} images: {DATASETS[result.name]}")
     print()
     print_matrix(matrix, Console())
-    print(sentences_heading(matrix))
-    for line in nearest_sentences(matrix):
-        print(line)
-    print(summary_sentence(matrix))
+    print(*matrix_sentences(matrix), sep="\n")
     print(f"\n{_of_photos(matrix)}")
     print(f"\nOpen {page} in a browser: the matrix, its pairs, and the datasets.")
     print(f"The matrix is in {table} and {out / 'matrix.svg'}; the catalogue in {catalogue.root}")

@@ -80,9 +80,9 @@ def explain(
     if out:
         storage.replace(storage.canonical(out), found.encode())
     if html:
-        from pipeline.reporting import write_explanation_page
+        from pipeline.reporting import gather_explanation, render_explanation, save_page
 
-        write_explanation_page(place, found, html, lens=through)
+        save_page(render_explanation(gather_explanation(place, found, lens=through)), html)
     if as_json:
         first = found.neurons.slice(0, top).to_pylist()
         for row, (of_a, of_b) in zip(first, found.reactions, strict=True):
@@ -91,12 +91,7 @@ def explain(
                 "b": None if of_b is None else [asdict(image) for image in of_b],
             }
         for row, shown in zip(first, found.shown, strict=False):
-            row["histograms"] = {
-                "low": shown.low,
-                "high": shown.high,
-                "a": shown.a,
-                "b": shown.b,
-            }
+            row["histograms"] = asdict(shown)
         print_json(
             {
                 "a": a,
@@ -115,9 +110,7 @@ def explain(
     from pipeline.reporting import explanation_sentence, print_explanation, reaction_lines
 
     print_explanation(found, Console(), top)
-    print(explanation_sentence(found))
-    for line in reaction_lines(found):
-        print(line)
+    print(explanation_sentence(found), *reaction_lines(found), sep="\n")
     print_notes(found.versions, lenses=[through])
     for written in filter(None, (out, html)):
         print(f"written to {written}")

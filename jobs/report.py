@@ -54,7 +54,13 @@ def report(
     """Write the page of a snapshot: one HTML file that opens offline."""
     from pipeline.catalogue import Catalogue, find_lens
     from pipeline.comparing import compare, spec_of
-    from pipeline.reporting import require_html, summary_sentence, write_matrix_page
+    from pipeline.reporting import (
+        gather_matrix_page,
+        render_matrix_page,
+        require_html,
+        save_page,
+        summary_sentence,
+    )
 
     require_html(out)
     place = Catalogue(catalogue)
@@ -67,14 +73,16 @@ def report(
         for through in lenses
     ]
     matrix, apart = matrices[0], left_out(place, (), number, spec)
-    size = write_matrix_page(
-        *(place, matrices, out),
+    page = gather_matrix_page(
+        place,
+        matrices,
         lenses=lenses,
         apart=apart,
         at=number,
         samples=samples,
         progress=progress(),
     )
+    size = save_page(render_matrix_page(page), out)
     versions = place.find_all(matrix.names, number, matrix.spec_digest)
     print_notes(versions, apart=apart, lenses=lenses, to=sys.stderr if as_json else None)
     if as_json:

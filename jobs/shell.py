@@ -316,12 +316,9 @@ def effort_for(
             yield SerialMapper()
             return
         from pipeline.building import require_shared
-        from pipeline.engine import RayEngine
 
         require_shared(catalogue)
-        resources = Resources(workers=workers)
-        # Ray prints on stdout that a worker died, but stdout is the command's own, and may be JSON.
-        with redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
+        with engine_for(Resources(workers=workers), ray_address) as engine:
             yield engine
 
     return Effort(open_engine, round(memory * GIGABYTE), device, progress())

@@ -17,7 +17,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from annotated_types import Ge, Lt, MinLen
 
@@ -214,14 +214,11 @@ class Spec:
             raise UsageError(f"bins is {self.bins}; a histogram needs at least 2")
         if self.bins > MAX_BINS:
             raise UsageError(f"bins is {self.bins}; the most is {MAX_BINS}")
-        if self.precision not in ("fp32", "bf16"):
-            raise UsageError(f"precision is {self.precision!r}; choose fp32 or bf16")
-        if self.preprocess.resize not in ("clean", "fast"):
-            raise UsageError(f"resize is {self.preprocess.resize!r}; choose clean or fast")
-        if self.preprocess.crop not in ("none", "center"):
-            raise UsageError(f"crop is {self.preprocess.crop!r}; choose none or center")
-        if self.preprocess.exif not in ("apply", "ignore"):
-            raise UsageError(f"exif is {self.preprocess.exif!r}; choose apply or ignore")
+        choices = {"precision": Precision, "resize": Resize, "crop": Crop, "exif": Exif}
+        for name, allowed in choices.items():
+            value = getattr(self if name == "precision" else self.preprocess, name)
+            if value not in get_args(allowed):
+                raise UsageError(f"{name} is {value!r}; choose {' or '.join(get_args(allowed))}")
         if (self.precision == "bf16") != (self.bf16_numerics is not None):
             raise UsageError("bf16_numerics belongs to a bf16 spec, and only to one")
         names = [tap.name for tap in self.taps]
@@ -237,6 +234,11 @@ class Spec:
     def layers(self) -> tuple[str, ...]:
         """The names of the taps, in order."""
         return tuple(tap.name for tap in self.taps)
+
+    @property
+    def shape(self) -> tuple[tuple[str, int], ...]:
+        """The name of each tap and the number of its neurons, in order."""
+        return tuple((tap.name, tap.neurons) for tap in self.taps)
 
     @property
     def neurons(self) -> int:

@@ -267,7 +267,7 @@ class _DatasetChecks:
         wrong = np.flatnonzero(finite & (counts != min(settings.number, dna.images)))
         if len(wrong):
             at = int(wrong[0])
-            neuron = neuron_name([(tap.name, tap.neurons) for tap in dna.spec.taps], at)
+            neuron = neuron_name(dna.spec.shape, at)
             raise ConservationError(
                 f"{uri}: neuron {neuron} has {counts[at]} exemplars for {dna.images} images"
             )

@@ -110,14 +110,7 @@ def _reordered(matrix: Matrix, names: tuple[str, ...]) -> Matrix:
     def moved(values: Floats) -> Floats:
         return np.ascontiguousarray(values[:, at][:, :, at])
 
-    return replace(
-        matrix,
-        names=names,
-        emd=moved(matrix.emd),
-        nfd=moved(matrix.nfd),
-        fd=moved(matrix.fd),
-        estimates={column: moved(values) for column, values in matrix.estimates.items()},
-    )
+    return matrix.mapped(moved, names=names)
 
 
 def slice_matrix(matrix: Matrix, job: Job) -> Matrix:
@@ -131,14 +124,7 @@ def slice_matrix(matrix: Matrix, job: Job) -> Matrix:
         The matrix of these layers, without the mean over all.
     """
     at = [matrix.layers.index(layer) for layer in job.layers]
-    return replace(
-        matrix,
-        layers=job.layers,
-        emd=matrix.emd[at],
-        nfd=matrix.nfd[at],
-        fd=matrix.fd[at],
-        estimates={column: values[at] for column, values in matrix.estimates.items()},
-    )
+    return matrix.mapped(lambda values: values[at], layers=job.layers)
 
 
 def _is_current(metadata: Mapping[str, Any], job: Job) -> bool:

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
@@ -122,6 +122,25 @@ class Matrix:
         """
         values = self._known(column)
         return np.full_like(self.emd, np.nan) if values is None else values
+
+    def mapped(self, take: Callable[[Floats], Floats], **changes: Any) -> Matrix:
+        """Applies a function to the (planes, D, D) values of each column.
+
+        Args:
+            take: The function, such as one that takes some planes.
+            **changes: Other fields of the new matrix.
+
+        Returns:
+            The new matrix.
+        """
+        return replace(
+            self,
+            emd=take(self.emd),
+            nfd=take(self.nfd),
+            fd=take(self.fd),
+            estimates={column: take(values) for column, values in self.estimates.items()},
+            **changes,
+        )
 
     def __repr__(self) -> str:
         through = "" if self.lens == UNIFORM else f" through {self.lens}"

@@ -286,12 +286,10 @@ class Receipt:
     Attributes:
         digest: Digest of the tile.
         pairs: Number of its pairs.
-        computed: How many of them were computed for it: none if the tile was there.
     """
 
     digest: str
     pairs: int
-    computed: int
 
 
 Block = dict[str, Floats]
@@ -351,12 +349,11 @@ def run(tile: Tile) -> Receipt:
         tile: The tile.
 
     Returns:
-        What was done.
+        The receipt of the committed tile.
     """
-    if storage.exists(tile.uri):
-        return Receipt(tile.digest, tile.pairs, 0)
-    storage.create(tile.uri, encode(tile, compute(tile)))
-    return Receipt(tile.digest, tile.pairs, tile.pairs)
+    if not storage.exists(tile.uri):
+        storage.create(tile.uri, encode(tile, compute(tile)))
+    return Receipt(tile.digest, tile.pairs)
 
 
 def fetch(tile: Tile) -> Block | None:

@@ -108,7 +108,7 @@ class Lens:
             UsageError: The spec has no such neuron, a neuron comes twice, or the weights are not
                 those of a lens.
         """
-        taps = tuple((tap.name, tap.neurons) for tap in spec.taps)
+        taps = spec.shape
         starts = dict(zip(spec.layers, np.cumsum([0, *(n for _, n in taps)]), strict=False))
         weights, seen = np.zeros(spec.neurons), np.zeros(spec.neurons, bool)
         for layer, neuron, weight in rows:
@@ -301,7 +301,7 @@ class Lens:
                 for layer, neuron, weight in zip(*columns, strict=True)
             ]
             own = tuple((layer, count) for layer, count in metadata.get("taps", ()))
-        if metadata and own != tuple((tap.name, tap.neurons) for tap in spec.taps):
+        if metadata and own != spec.shape:
             raise UsageError(f"{name} is a lens on another network than {spec.extractor}")
         lens = cls.from_rows(str(metadata.get("name", name)), spec, rows)
         lens = replace(lens, provenance=metadata.get("provenance", {}))

@@ -7,8 +7,6 @@ from .lens_fit import FittedLens as FittedLens
 from .lens_fit import NeuronDistances as NeuronDistances
 from .lens_fit import Role as Role
 from .lens_fit import Score as Score
-from .lens_fit import fit_focus as fit_focus
-from .lens_fit import fit_ignoring as fit_ignoring
 from .lens_fit import fit_lens as fit_lens
 from .rank_request import RankRequest as RankRequest
 from .rank_shard import Ranker as Ranker

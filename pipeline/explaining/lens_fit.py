@@ -206,84 +206,22 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def fit_ignoring(
-    catalogue: Catalogue,
-    name: str,
-    ignored: Sequence[str],
-    kept: Sequence[str],
-    *,
-    non_negative: bool = False,
-    by_layer: bool = False,
-    spec: str | None = None,
-    at: int | str | None = None,
-    progress: Listener | None = None,
-) -> FittedLens:
-    """Fits weights that take the distances of some attributes to zero and leave others as they are.
-
-    Raises as `compare` does, too.
-
-    Args:
-        catalogue: Where the datasets are.
-        name: Name of the lens.
-        ignored: Attributes to ignore, as WITH:WITHOUT or WITH=WITHOUT.
-        kept: Attributes to keep.
-        non_negative: Whether weights may not be negative, so that the lens stays a metric.
-        by_layer: Whether all neurons of a layer have the same weight.
-        spec: Digest of the spec; None to choose it as `compare` does.
-        at: The commit or time to look at; None for the newest.
-        progress: Is told of each layer.
-
-    Returns:
-        The lens with its scores.
-
-    Raises:
-        UsageError: If nothing is ignored or nothing kept, if a dataset has fewer than 12 folds, or
-            if images that should be the same are not.
-    """
-    if not ignored or not kept:
-        raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
-    seen = AttributeDistances.of(catalogue, [*ignored, *kept], spec, at, progress or ignore)
-    roles: list[Role] = ["ignored" if text in ignored else "kept" for text in seen.attributes]
-    return seen.fit(name, roles, non_negative=non_negative, by_layer=by_layer)
-
-
-def fit_focus(
-    catalogue: Catalogue,
-    name: str,
-    attribute: str,
-    *,
-    top: int = FOCUS_NEURONS,
-    layers: Sequence[str] | None = None,
-    spec: str | None = None,
-    at: int | str | None = None,
-    progress: Listener | None = None,
+def _fit_focus(
+    name: str, seen: AttributeDistances, top: int, layers: Sequence[str] | None
 ) -> FittedLens:
     """Chooses the neurons that are most sensitive to an attribute, all of one weight.
 
-    Only neurons that differ at a false discovery rate of 5% are taken. Raises as `compare` does,
-    too.
-
-    Args:
-        catalogue: Where the datasets are.
-        name: Name of the lens.
-        attribute: The attribute, as WITH:WITHOUT or WITH=WITHOUT.
-        top: Most neurons to take.
-        layers: Layers to choose from; None for all.
-        spec: Digest of the spec; None to choose it as `compare` does.
-        at: The commit or time to look at; None for the newest.
-        progress: Is told of each layer.
+    Only neurons that differ at a false discovery rate of 5% are taken.
 
     Returns:
         The lens with its score.
 
     Raises:
-        UsageError: If no neuron differs, or `top` is below 1.
+        UsageError: If no neuron differs.
     """
-    if top < 1:
-        raise UsageError(f"top is {top}; a lens takes at least one neuron")
-    seen = AttributeDistances.of(catalogue, [attribute], spec, at, progress or ignore)
     for layer in layers or ():
         seen.spec.tap(layer)
+    (attribute,) = seen.attributes
     among = [seen.spec.layers.index(layer) for layer in layers or seen.spec.layers]
     allowed = np.isin(seen.layers, among)
     q = np.where(allowed, adjusted(np.where(allowed, seen.p[0], np.nan)), np.nan)
@@ -310,7 +248,7 @@ def fit_focus(
     (score,) = seen.scores(["focus"], np.array([_mean(through)]))
     scores = (replace(score, seen=True),)  # some neurons of these layers differ
     how = {"kind": "focus", "top": top, "layers": list(layers or ())}
-    return FittedLens(Lens(name, seen.taps, weights, seen.provenance(how, scores)), scores)
+    return FittedLens(Lens(name, seen.spec.shape, weights, seen.provenance(how, scores)), scores)
 
 
 def _first(values: Floats, count: int) -> NDArray[np.intp]:
@@ -368,26 +306,21 @@ def fit_lens(
     """
     if (focus is None) == (not ignore):
         raise UsageError("give either focus, or ignore and keep")
-    if focus is None:
-        if layers or top is not None:
-            raise UsageError("layers and top belong to focus; weights are fitted to all neurons")
-        return fit_ignoring(
-            catalogue,
-            name,
-            ignore,
-            keep,
-            non_negative=non_negative,
-            by_layer=by_layer,
-            spec=spec,
-            at=at,
-            progress=progress,
-        )
-    if keep or non_negative or by_layer:
-        raise UsageError("keep, non_negative and by_layer belong to ignore")
-    top = FOCUS_NEURONS if top is None else top
-    return fit_focus(
-        catalogue, name, focus, top=top, layers=layers, spec=spec, at=at, progress=progress
-    )
+    if focus is not None:
+        if keep or non_negative or by_layer:
+            raise UsageError("keep, non_negative and by_layer belong to ignore")
+        top = FOCUS_NEURONS if top is None else top
+        if top < 1:
+            raise UsageError(f"top is {top}; a lens takes at least one neuron")
+        seen = AttributeDistances.of(catalogue, [focus], spec, at, progress)
+        return _fit_focus(name, seen, top, layers)
+    if layers or top is not None:
+        raise UsageError("layers and top belong to focus; weights are fitted to all neurons")
+    if not keep:
+        raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
+    seen = AttributeDistances.of(catalogue, [*ignore, *keep], spec, at, progress)
+    roles: list[Role] = ["ignored" if text in ignore else "kept" for text in seen.attributes]
+    return seen.fit(name, roles, non_negative=non_negative, by_layer=by_layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -576,7 +509,7 @@ class AttributeDistances:
         attributes: Sequence[str],
         spec: str | None,
         at: int | str | None,
-        progress: Listener,
+        progress: Listener | None = None,
     ) -> AttributeDistances:
         """Measures attributes. Raises as `compare` does, too.
 
@@ -594,6 +527,7 @@ class AttributeDistances:
             UsageError: If an attribute is named twice, a dataset has too few folds, or images that
                 should be the same are not.
         """
+        progress = progress or ignore
         parsed = [Attribute.parse(text) for text in attributes]
         if len({frozenset((of.with_it, of.without)) for of in parsed}) != len(parsed):
             raise UsageError(f"an attribute is named twice among {', '.join(attributes)}")
@@ -665,13 +599,8 @@ class AttributeDistances:
             "ridge": ridge,
         }
         return FittedLens(
-            Lens(name, self.taps, weights, self.provenance(how, scores)), scores, ridge
+            Lens(name, self.spec.shape, weights, self.provenance(how, scores)), scores, ridge
         )
-
-    @property
-    def taps(self) -> tuple[tuple[str, int], ...]:
-        """Name and number of neurons of each layer."""
-        return tuple((tap.name, tap.neurons) for tap in self.spec.taps)
 
     def scores(self, roles: Sequence[Role], through: Floats) -> tuple[Score, ...]:
         """Scores a lens.

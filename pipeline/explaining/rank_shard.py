@@ -374,8 +374,7 @@ class Ranker:
     def _distances(self, seen: _ImageSums) -> dict[str, Any]:
         """Returns the columns of an image."""
         if seen.undefined >= 0:
-            taps = [(tap.name, tap.neurons) for tap in self._spec.taps]
-            name = neuron_name(taps, seen.undefined)
+            name = neuron_name(self._spec.shape, seen.undefined)
             return {"error": f"{UNDEFINED}: no activation of {name} is finite"}
         distances = {"emd": float(seen.sums.sum() / self._weights.sum())}
         for layer in self._target.layers:

@@ -204,7 +204,7 @@ def _check_extremes(
 
 
 def _neuron(spec: Spec, at: int) -> str:
-    return neuron_name([(tap.name, tap.neurons) for tap in spec.taps], int(at))
+    return neuron_name(spec.shape, int(at))
 
 
 def _batch_means(file: ReferenceFile) -> list[str]:

@@ -178,8 +178,7 @@ def _files(dna: DNA, name: str, digest: str, products: Sequence[str]) -> dict[st
 
 def _store_ranges(catalogue: Catalogue, dna: DNA) -> str:
     """Stores extremes as ranges, widened about zero as the reference does; returns the digest."""
-    taps = tuple((tap.name, tap.neurons) for tap in dna.spec.taps)
-    measured = Ranges(taps, dna.min.astype(np.float64), dna.max.astype(np.float64))
+    measured = Ranges(dna.spec.shape, dna.min.astype(np.float64), dna.max.astype(np.float64))
     ranges = ranges_module.widen_about_zero(measured)
     spec, rule = dna.spec, dna.spec.preprocess
     network = Network(

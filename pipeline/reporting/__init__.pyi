@@ -3,6 +3,7 @@ from .conclusions import DIFFERENT as DIFFERENT
 from .conclusions import UNTESTED as UNTESTED
 from .conclusions import WEIGHTLESS as WEIGHTLESS
 from .conclusions import explanation_sentence as explanation_sentence
+from .conclusions import matrix_sentences as matrix_sentences
 from .conclusions import nearest_sentences as nearest_sentences
 from .conclusions import neighbour_lines as neighbour_lines
 from .conclusions import plain_note as plain_note
@@ -14,12 +15,10 @@ from .conclusions import verdicts as verdicts
 from .figure import draw as draw
 from .figure import kind_of as kind_of
 from .html.dataset_panels import gather_matrix_page as gather_matrix_page
-from .html.dataset_panels import write_matrix_page as write_matrix_page
 from .html.explanation_page import MOST_IMAGES as MOST_IMAGES
 from .html.explanation_page import Why as Why
 from .html.explanation_page import gather_explanation as gather_explanation
 from .html.explanation_page import render_explanation as render_explanation
-from .html.explanation_page import write_explanation_page as write_explanation_page
 from .html.frame import require_html as require_html
 from .html.frame import save_page as save_page
 from .html.gallery import Gallery as Gallery

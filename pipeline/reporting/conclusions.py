@@ -261,6 +261,15 @@ def _distances_told(matrix: Matrix, layer: str) -> Callable[[int, int], str]:
     return told
 
 
+def matrix_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
+    """Returns the heading, the nearest and farthest of each dataset, and how many pairs differ."""
+    return [
+        sentences_heading(matrix, layer),
+        *nearest_sentences(matrix, layer),
+        summary_sentence(matrix, layer),
+    ]
+
+
 def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE) -> str:
     """Says how many pairs differ, or that none could be tested.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 from pipeline.building import Calibration, Result
@@ -154,14 +155,6 @@ def matrix_rows(matrix: Matrix) -> Iterator[dict[str, Any]]:
     All of them may be gigabytes, so only some are dictionaries at a time.
     """
     for at, plane in enumerate(matrix.planes):
-        one = slice(at, at + 1)
-        here = replace(
-            matrix,
-            layers=(plane,),
-            emd=matrix.emd[one],
-            nfd=matrix.nfd[one],
-            fd=matrix.fd[one],
-            estimates={column: values[one] for column, values in matrix.estimates.items()},
-        )
+        here = matrix.mapped(itemgetter(slice(at, at + 1)), layers=(plane,))
         for batch in here.table.to_batches(max_chunksize=ROWS):
             yield from batch.to_pylist()

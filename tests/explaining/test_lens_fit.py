@@ -31,8 +31,6 @@ from pipeline.explaining import (
     NeuronDistances,
     Role,
     Score,
-    fit_focus,
-    fit_ignoring,
     fit_lens,
 )
 from pipeline.explaining.lens_fit import _FitProblem
@@ -76,7 +74,7 @@ def through(place: Catalogue, lens: Lens, name: str) -> float:
 @pytest.fixture(scope="module")
 def signed(place: Catalogue) -> FittedLens:
     others = [attribute("dark"), attribute("turned")]
-    return fit_ignoring(place, "no-fog", [attribute("fog")], others)
+    return fit_lens(place, "no-fog", ignore=[attribute("fog")], keep=others)
 
 
 def test_what_is_ignored_goes_and_the_others_stay(place: Catalogue, signed: FittedLens) -> None:
@@ -91,13 +89,15 @@ def test_what_is_ignored_goes_and_the_others_stay(place: Catalogue, signed: Fitt
 
 def test_a_lens_of_weights_from_zero_up_is_a_metric(place: Catalogue) -> None:
     others = [attribute("dark"), attribute("turned")]
-    found = fit_ignoring(place, "no-fog", [attribute("fog")], others, non_negative=True)
+    found = fit_lens(place, "no-fog", ignore=[attribute("fog")], keep=others, non_negative=True)
     assert (found.lens.weights >= 0).all()
     assert found.lens.weights.sum() == pytest.approx(1)
     assert through(place, found.lens, "fog") < 0.3
     matrix = compare(place, ["fit/none", "fit/fog", "fit/dark"], lens=found.lens)
     assert np.isfinite(matrix.of("all", "p")[0, 1])  # with error bars, as metrics have
-    by_layer = fit_ignoring(place, "x", [attribute("fog")], [attribute("turned")], by_layer=True)
+    by_layer = fit_lens(
+        place, "x", ignore=[attribute("fog")], keep=[attribute("turned")], by_layer=True
+    )
     weights = by_layer.lens.weights
     assert len(np.unique(weights[:12])) == len(np.unique(weights[12:])) == 1
     assert weights[0] < weights[19]
@@ -145,20 +145,20 @@ def test_the_ridge_is_the_one_that_does_best_on_images_that_it_was_not_fitted_on
 
 
 def test_a_signal_under_the_floor_is_said_to_be_so(place: Catalogue) -> None:
-    found = fit_ignoring(place, "x", [attribute("same")], [attribute("fog")])
+    found = fit_lens(place, "x", ignore=[attribute("same")], keep=[attribute("fog")])
     assert [score.seen for score in found.scores] == [False, True]
     assert np.isnan(found.suppression)
     with pytest.raises(UsageError, match=r"fit/same:fit/none: no neuron differs .* the floor"):
-        fit_focus(place, "x", attribute("same"))
+        fit_lens(place, "x", focus=attribute("same"))
 
 
 def test_a_focus_is_on_the_neurons_that_were_moved(place: Catalogue) -> None:
-    found = fit_focus(place, "fog", attribute("fog"), top=6)
+    found = fit_lens(place, "fog", focus=attribute("fog"), top=6)
     assert set(np.flatnonzero(found.lens.weights)) == set(ATTRIBUTES["fog"])
     assert set(found.lens.weights) == {0.0, 1.0}
     (score,) = found.scores
     assert score.through == pytest.approx(20 / 6, rel=0.1)  # of 20 neurons 6 see it all
-    head = fit_focus(place, "fog", attribute("dark"), top=99, layers=["head"])
+    head = fit_lens(place, "fog", focus=attribute("dark"), top=99, layers=["head"])
     assert set(np.flatnonzero(head.lens.weights)) == {12}
     distances = compare(place, [f"fresh/{name}" for name in ATTRIBUTES], lens=found.lens)
     assert distances.of()[0].argmax() == 1
@@ -284,17 +284,17 @@ def test_pairs_take_few_images(pairs: Catalogue) -> None:
     left = {}
     for of, named in (("few", pair), ("apart", attribute)):
         fog, *others = (named(name, of) for name in ("fog", "dark", "turned"))
-        found = fit_ignoring(pairs, "x", [fog], others)
+        found = fit_lens(pairs, "x", ignore=[fog], keep=others)
         left[of] = abs(through(pairs, found.lens, "fog"))
         assert found.scores[0].attribute == fog
     assert left["few"] < 0.01
     assert left["apart"] > 0.02
-    mixed = fit_ignoring(pairs, "x", [pair("fog")], [attribute("dark", "apart")])
+    mixed = fit_lens(pairs, "x", ignore=[pair("fog")], keep=[attribute("dark", "apart")])
     assert abs(through(pairs, mixed.lens, "fog")) < 0.01
-    focus = fit_focus(pairs, "x", pair("dark"), top=20)
+    focus = fit_lens(pairs, "x", focus=pair("dark"), top=20)
     assert set(np.flatnonzero(focus.lens.weights)) == set(ATTRIBUTES["dark"])
     with pytest.raises(UsageError, match="few/same=few/none: no neuron differs"):
-        fit_focus(pairs, "x", pair("same"))
+        fit_lens(pairs, "x", focus=pair("same"))
 
 
 def test_what_is_said_to_be_the_same_images_and_is_not_is_refused(pairs: Catalogue) -> None:
@@ -357,18 +357,18 @@ def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
         with pytest.raises(UsageError, match=f"attribute is '{text}'; name two datasets"):
             Attribute.parse(text)
     with pytest.raises(NotFound, match="nothing"):
-        fit_focus(place, "x", "nothing:fit/none")
+        fit_lens(place, "x", focus="nothing:fit/none")
     with pytest.raises(UsageError, match=r"few has 7 folds; .* takes 12"):
-        fit_focus(place, "x", "few:fit/none")
+        fit_lens(place, "x", focus="few:fit/none")
     with pytest.raises(UsageError, match="takes an attribute to ignore, and others to keep"):
-        fit_ignoring(place, "x", [attribute("fog")], [])
+        fit_lens(place, "x", ignore=[attribute("fog")], keep=[])
     for again in (attribute("fog"), "fit/none:fit/fog", "fit/none=fit/fog"):  # distances are alike
         with pytest.raises(UsageError, match="an attribute is named twice"):
-            fit_ignoring(place, "x", [attribute("fog")], [again])
+            fit_lens(place, "x", ignore=[attribute("fog")], keep=[again])
     with pytest.raises(UsageError, match="no layer 'tail'"):
-        fit_focus(place, "x", attribute("fog"), layers=["tail"])
+        fit_lens(place, "x", focus=attribute("fog"), layers=["tail"])
     with pytest.raises(UsageError, match="top is 0"):
-        fit_focus(place, "x", attribute("fog"), top=0)
+        fit_lens(place, "x", focus=attribute("fog"), top=0)
 
 
 # In the catalogue.
@@ -404,7 +404,7 @@ def test_a_focus_among_a_layer_s_neurons_is_seen_by_them(
     weak = replace(seen, p=p)
     assert not weak.detected.any()
     monkeypatch.setattr(AttributeDistances, "of", lambda *_: weak)
-    (score,) = fit_focus(place, "x", "a:b", layers=["head"]).scores
+    (score,) = fit_lens(place, "x", focus="a:b", layers=["head"]).scores
     assert score.seen
     distances = seen.whole.distances.copy()
     distances[0, 12] = 0  # of what differs nothing is left
@@ -414,7 +414,7 @@ def test_a_focus_among_a_layer_s_neurons_is_seen_by_them(
         lambda *_: replace(weak, whole=NeuronDistances(distances, distances)),
     )
     with pytest.raises(UsageError, match="nothing is left of the distance of the 1 neurons"):
-        fit_focus(place, "x", "a:b", layers=["head"])
+        fit_lens(place, "x", focus="a:b", layers=["head"])
 
 
 def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> None:
@@ -565,7 +565,7 @@ def test_fit_lens_fits_both_kinds(place: Catalogue, signed: FittedLens) -> None:
     assert found.lens.digest == signed.lens.digest
     assert found.scores == signed.scores
     focus = fit_lens(place, "fog", focus=attribute("fog"), top=3)
-    assert focus.lens.digest == fit_focus(place, "fog", attribute("fog"), top=3).lens.digest
+    assert focus.lens.digest == fit_lens(place, "fog", focus=attribute("fog"), top=3).lens.digest
     assert np.count_nonzero(focus.lens.weights) == 3
 
 

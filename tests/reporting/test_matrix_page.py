@@ -46,9 +46,9 @@ from pipeline.reporting import (
     gather_matrix_page,
     pack,
     require_html,
+    save_page,
     shown,
     thumbnail,
-    write_matrix_page,
 )
 from pipeline.reporting.html import dataset_panels as panels
 from pipeline.reporting.html import pair_neurons, thumbnails
@@ -456,7 +456,7 @@ def test_images_that_are_gone_are_said_and_the_page_is_whole(tmp_path: Path) -> 
         (note,) = panel.notes
         assert note.startswith("sample images cannot be read: ")
         assert "gone-" in note
-    size = write_matrix_page(catalogue, [compare(catalogue)], str(tmp_path / "page.html"))
+    size = save_page(render_matrix_page(page), str(tmp_path / "page.html"))
     assert (tmp_path / "page.html").stat().st_size == size
 
 

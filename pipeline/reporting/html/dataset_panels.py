@@ -20,8 +20,6 @@ from pipeline.comparing import Matrix, notes_of
 from pipeline.dna import Lens
 from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.events import Listener
-from pipeline.reporting.html.frame import save_page
-from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.reporting.html.page_data import Page, Panel, Sample
 from pipeline.reporting.html.pair_neurons import PAIRS, neurons
 from pipeline.reporting.html.thumbnails import (
@@ -97,44 +95,6 @@ def gather_matrix_page(
         f"bins, spec {spec.digest}; {commit.software}"
     )
     return Page(matrices, panels, seen, about, tuple(notes), shared=tuple(spec_facts(spec)))
-
-
-def write_matrix_page(
-    catalogue: Catalogue,
-    matrices: Sequence[Matrix],
-    out: str,
-    *,
-    lenses: Sequence[Lens | None] = (),
-    apart: Sequence[str] = (),
-    at: int | str | None = None,
-    samples: int = SAMPLES,
-    progress: Listener | None = None,
-) -> int:
-    """Writes the page of some matrices to a file or an object; see `gather_matrix_page`.
-
-    Args:
-        catalogue: The catalogue of the datasets.
-        matrices: Matrices of the same datasets, through different lenses.
-        out: The path or url to write.
-        lenses: One for each matrix; None counts all neurons alike.
-        apart: Datasets that were left out of the comparison unasked.
-        at: The commit that was compared.
-        samples: Images per dataset; 0 for none.
-        progress: Is told how far the work is.
-
-    Returns:
-        The page's size in bytes.
-    """
-    page = gather_matrix_page(
-        catalogue,
-        matrices,
-        lenses=lenses,
-        apart=apart,
-        at=at,
-        samples=samples,
-        progress=progress,
-    )
-    return save_page(render_matrix_page(page), out)
 
 
 def _require_same(

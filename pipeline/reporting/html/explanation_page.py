@@ -1,6 +1,6 @@
 """Renders why two datasets differ: layers, neurons and images, in one HTML file.
 
-    >>> write_explanation_page(Catalogue("dnas"), explain(…), "why.html")    # doctest: +SKIP
+    >>> render_explanation(gather_explanation(Catalogue("dnas"), explain(…)))  # doctest: +SKIP
 
 The page is made like the page of a matrix (see `matrix_page`): it opens offline and asks for
 nothing. A catalogue names the images that a neuron reacts to most and keeps none of them. They are
@@ -24,7 +24,7 @@ from pipeline.errors import VdnaError
 from pipeline.explaining import Explanation, Reactions
 from pipeline.reporting.conclusions import explanation_sentence
 from pipeline.reporting.html.dataset_panels import SAMPLES, panel_of, spec_facts
-from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain, save_page
+from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.page_data import Panel
 from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, decoder_of, short_name
 from pipeline.reporting.terminal import lacking_exemplars
@@ -124,30 +124,6 @@ def gather_explanation(
         tuple(notes),
         tuple(spec_facts(spec)),
     )
-
-
-def write_explanation_page(
-    catalogue: Catalogue,
-    found: Explanation,
-    out: str,
-    *,
-    lens: Lens | None = None,
-    samples: int = SAMPLES,
-) -> int:
-    """Writes the page of an explanation to a file or an object.
-
-    Args:
-        catalogue: The catalogue of the datasets.
-        found: The explanation.
-        out: The path or url to write.
-        lens: The lens of the explanation.
-        samples: Images per dataset; 0 for none.
-
-    Returns:
-        The page's size in bytes.
-    """
-    page = render_explanation(gather_explanation(catalogue, found, lens=lens, samples=samples))
-    return save_page(page, out)
 
 
 # Images.
