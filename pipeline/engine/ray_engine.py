@@ -66,8 +66,8 @@ class RayEngine:
 
     in_process = False
 
-    def __init__(self, resources: Resources, address: str | None = None) -> None:
-        self._resources = resources
+    def __init__(self, resources: Resources | None = None, address: str | None = None) -> None:
+        self._resources = resources or Resources()
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._ours = False
 
