@@ -115,7 +115,7 @@ def make_dna(
     total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
 
     def count(shard: Shard) -> Partial:
-        return counter.count(shard, shard.key(spec.digest, products), fetch)
+        return counter.count(shard, shard.key(spec.digest, products), fetch=fetch)
 
     try:
         with (
