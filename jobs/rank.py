@@ -57,7 +57,7 @@ def rank(
 
     if html:
         require_html(html)
-        storage.canonical(html)  # what is no place is refused before all the work
+        storage.canonical(html)  # a wrong url is refused before the work begins
     place = Catalogue(catalogue)
     number = commit_of(place, at)
     counted = place.spec(place.find(request.to, number, spec).spec)

@@ -147,7 +147,7 @@ def build(
         catalogue: Where the dataset is committed.
         request: What to build.
         engine: Where the work runs; None for this process.
-        resources: How fast it runs.
+        resources: How fast it runs; None for the engine's own.
         relist: Whether to list the source from the beginning, and again if it changes meanwhile.
         progress: Whether to show progress; or a listener.
 
@@ -159,7 +159,12 @@ def build(
     """
     with _shown(progress) as listener, _opened(engine) as opened:
         (result,) = building.build_datasets(
-            _at(catalogue), [request], opened, resources, listener, relist=relist
+            _at(catalogue),
+            [request],
+            opened,
+            _resources(resources, engine),
+            listener,
+            relist=relist,
         )
     return result
 
@@ -176,7 +181,7 @@ def calibrate(
     Args:
         request: Which images, which network, and where the file goes.
         engine: Where the work runs; None for this process.
-        resources: How fast it runs.
+        resources: How fast it runs; None for the engine's own.
         progress: Whether to show progress; or a listener.
 
     Returns:
@@ -187,7 +192,7 @@ def calibrate(
         GateError: Too many images could not be read.
     """
     with _shown(progress) as listener, _opened(engine) as opened:
-        return building.calibrate(request, opened, resources, listener)
+        return building.calibrate(request, opened, _resources(resources, engine), listener)
 
 
 def refresh(
@@ -205,7 +210,7 @@ def refresh(
         config: The configuration, or the path or url of its file.
         catalogue: The catalogue; None for the one that the configuration names.
         engine: Where the builds run; None for this process.
-        resources: How fast to build.
+        resources: How fast to build; None for the engine's own.
         relist: Whether to list the sources from the beginning.
         progress: Whether to show progress; or a listener.
 
@@ -222,7 +227,7 @@ def refresh(
             config,
             place,
             None if engine is None else nullcontext(engine),
-            resources=resources,
+            resources=_resources(resources, engine),
             effort=Effort(progress=listener),
             progress=listener,
             relist=relist,
@@ -346,7 +351,7 @@ def rank(
         lens: Weighs the neurons: a lens, or the name or file of one.
         at: The commit or time to look at; None for the newest.
         spec: Digest of the dataset's spec; None for the default.
-        resources: How fast the work runs.
+        resources: How fast the work runs; None for the engine's own.
         progress: Whether to show progress; or a listener.
 
     Returns:
@@ -359,15 +364,19 @@ def rank(
         UsageError: An argument is wrong.
     """
     place = _at(catalogue)
+    number = place.at(at).number or None  # all is read from one commit
+    counted = place.spec(place.find(request.to, number, spec).spec)
+    if isinstance(lens, str):
+        lens = catalogues.find_lens(place, lens, counted)
     with _shown(progress) as listener, _opened(engine) as opened:
         return explaining.rank(
             place,
             request,
             opened,
-            lens=_lens(place, lens, (request.to,), at, spec),
-            at=at,
-            spec=spec,
-            resources=resources,
+            lens=lens,
+            at=number,
+            spec=counted.digest,
+            resources=_resources(resources, engine),
             progress=listener,
         )
 
@@ -460,7 +469,7 @@ def verify(
         seed: Chooses the shards; None for a random choice.
         weights: The weights' url, for datasets that were not built with their network's own.
         engine: Where shards are counted again; None for this process.
-        resources: How fast to count.
+        resources: How fast to count; None for the engine's own.
         progress: Whether to show progress; or a listener.
 
     Returns:
@@ -481,7 +490,7 @@ def verify(
                 sample=sample,
                 seed=seed,
                 weights=weights,
-                resources=resources,
+                resources=_resources(resources, engine),
                 progress=listener,
             )
     return Verification(tuple(found))
@@ -574,3 +583,11 @@ def _shown(progress: Progress) -> Iterator[Listener]:
 def _opened(engine: Engine | None) -> AbstractContextManager[Engine]:
     """Opens an engine in this process, unless there is one, which stays open."""
     return InProcess() if engine is None else nullcontext(engine)
+
+
+def _resources(given: Resources | None, engine: Engine | None) -> Resources | None:
+    """Returns what an engine was opened with, unless other resources are given.
+
+    They also decide the device, which is part of what is counted in bf16.
+    """
+    return engine.resources if given is None and engine is not None else given

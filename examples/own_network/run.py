@@ -9,9 +9,7 @@ import small_convnet
 import torch
 from safetensors.torch import save_file
 
-from pipeline import Catalogue, Request, Resources, build_datasets, emd
-from pipeline.building import CalibrationRequest, calibrate
-from pipeline.engine import RayEngine
+from pipeline import CalibrationRequest, Catalogue, RayEngine, Request, build, calibrate, emd
 
 
 def main(a: str, b: str, root: str) -> None:
@@ -21,13 +19,12 @@ def main(a: str, b: str, root: str) -> None:
         save_file(small_convnet.SmallConvNet().state_dict(), small_convnet.WEIGHTS)
     small_convnet.register()
     ranges = f"{root}/small_convnet.ranges.parquet"
-    with RayEngine(Resources()) as engine:
-        calibrate(CalibrationRequest([a, b], ranges, extractor="small_convnet"), engine)
-        requests = [
-            Request(name, folder, extractor="small_convnet", ranges=ranges)
-            for name, folder in (("a", a), ("b", b))
-        ]
-        build_datasets(Catalogue(root), requests, engine)
+    with RayEngine() as engine:
+        request = CalibrationRequest([a, b], ranges, extractor="small_convnet")
+        calibrate(request, engine=engine)
+        for name, folder in (("a", a), ("b", b)):
+            built = Request(name, folder, extractor="small_convnet", ranges=ranges)
+            build(root, built, engine=engine)
     of_a, of_b = Catalogue(root).load("a"), Catalogue(root).load("b")
     for layer in of_a.layers:
         print(f"{layer}: {float(emd(of_a, of_b, layer=layer)):.2f} bins")

@@ -135,7 +135,7 @@ def make_dna(
     if failures:
         listed = "; ".join(str(failure) for failure in failures[:5])
         warnings.warn(
-            f"{len(failures)} of {candidates} images could not be read: {listed}", stacklevel=2
+            f"{len(failures)} of {candidates} images could not be read: {listed}", stacklevel=3
         )
     return total.dna
 

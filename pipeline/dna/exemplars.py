@@ -332,7 +332,7 @@ class Exemplars:
         if settings is None:
             raise CorruptFile(f"{name}: {product!r} is not a product of exemplars")
         if stated != spec.digest:
-            raise CorruptFile(f"{name}: of spec {stated}, not {spec.digest}")
+            raise CorruptFile(f"{name} was made under spec {stated}; the dataset has {spec.digest}")
         with corrupt_if_unreadable(f"{name}: torn, or not a file of exemplars"):
             starts = _starts(spec)
             first = np.array([starts[layer] for layer in table["layer"].to_pylist()], np.int32)

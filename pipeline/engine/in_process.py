@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.counting import OVERLAP, Receipt, ShardJob, Worker
 from pipeline.mapper import SerialMapper
+from pipeline.spec import Resources
 
 
 class InProcess(SerialMapper):
@@ -15,6 +16,8 @@ class InProcess(SerialMapper):
     Networks and their threads stay loaded until the engine is closed; it is also a context manager
     that closes itself.
     """
+
+    resources = Resources()
 
     def __init__(self) -> None:
         self._worker = Worker()

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pipeline.counting import Receipt, ShardJob
 from pipeline.mapper import Mapper
+from pipeline.spec import Resources
 
 
 class Engine(Mapper, Protocol):
@@ -15,6 +16,10 @@ class Engine(Mapper, Protocol):
     Work that ends early, by an exception or because its results are no longer asked for, leaves
     what is committed; the same call later does the rest.
     """
+
+    @property
+    def resources(self) -> Resources:
+        """What workers were asked for when the engine was opened."""
 
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
         """Runs shards on workers that keep their networks loaded from one shard to the next.

@@ -67,7 +67,7 @@ class RayEngine:
     in_process = False
 
     def __init__(self, resources: Resources | None = None, address: str | None = None) -> None:
-        self._resources = resources or Resources()
+        self.resources = resources or Resources()
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._ours = False
 
@@ -214,7 +214,7 @@ class RayEngine:
     def workers(self) -> int:
         """How many tasks of one CPU can run at a time."""
         cpus = self._cpus()
-        return min(cpus, self._resources.workers or cpus)
+        return min(cpus, self.resources.workers or cpus)
 
     @property
     def _local(self) -> bool:
@@ -234,13 +234,13 @@ class RayEngine:
         """
         nodes = [int(n["Resources"].get("CPU", 0)) for n in _nodes() if n["Alive"]]
         nodes = [cpus for cpus in nodes if cpus > 0] or [2]
-        threads = self._resources.threads or max(1, min(4, min(nodes) - 1))
+        threads = self.resources.threads or max(1, min(4, min(nodes) - 1))
         if self._local and threads > available_cpus():
             raise UsageError(f"threads is {threads}; this machine has {available_cpus()} CPUs")
-        workers = self._resources.workers
+        workers = self.resources.workers
         if workers is None:
             workers = max(1, sum((cpus - 1) // threads for cpus in nodes))
-        return replace(self._resources, threads=threads, workers=workers)
+        return replace(self.resources, threads=threads, workers=workers)
 
     def _require_gpus(self) -> None:
         """Checks this machine's GPUs; a cluster may yet add a node that has some.
@@ -248,9 +248,9 @@ class RayEngine:
         Raises:
             UsageError: If a worker takes more GPUs than there are.
         """
-        if self._local and _cluster().get("GPU", 0) < self._resources.gpus_per_worker:
+        if self._local and _cluster().get("GPU", 0) < self.resources.gpus_per_worker:
             raise UsageError(
-                f"gpus_per_worker is {self._resources.gpus_per_worker:g}; Ray sees "
+                f"gpus_per_worker is {self.resources.gpus_per_worker:g}; Ray sees "
                 f"{_cluster().get('GPU', 0):g} GPUs on this machine"
             )
 
@@ -259,7 +259,7 @@ class RayEngine:
 
     def _actors(self, resources: Resources, shards: int) -> int:
         wanted = resources.workers or 1
-        if self._resources.workers is None and resources.gpus_per_worker:
+        if self.resources.workers is None and resources.gpus_per_worker:
             gpus = _cluster().get("GPU", 0)
             wanted = max(1, int(gpus / resources.gpus_per_worker))
         return max(1, min(wanted, shards))

@@ -237,7 +237,7 @@ def load_state(data: bytes) -> dict[str, torch.Tensor]:
         raise CorruptFile(f"weights hold a {type(state).__name__}, not a state dict")
     strange = [key for key in state if not isinstance(key, str)]
     if strange:
-        raise CorruptFile(f"weights hold a parameter of the name {strange[0]!r}, no string")
+        raise CorruptFile(f"weights hold a parameter named {strange[0]!r}; names must be text")
     return state
 
 

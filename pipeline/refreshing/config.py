@@ -210,7 +210,7 @@ def load_config(path: str) -> Config:
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deeply") from error
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
-        # The others come of numbers, dates and truths that are none, under a tag that says so.
+        # PyYAML raises the others if a tag says number, date or boolean, and the value is none.
         raise UsageError(f"{path} is not YAML: {_problem(error)}") from error
     try:
         config = Config.model_validate(data)

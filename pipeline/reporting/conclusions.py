@@ -135,8 +135,8 @@ def no_test(matrix: Matrix) -> str:
     if not matrix.estimates:
         if through(matrix):
             return (
-                "there are no error bars, which a lens with negative weights has not (vdna lens "
-                "fit --non-negative makes one that has), nor has --no-error-bars"
+                "there are no error bars. --no-error-bars leaves them out; a lens with negative "
+                "weights has none (vdna lens fit --non-negative makes a lens that has)"
             )
         return "there are no error bars (--no-error-bars)"
     return _TOO_FEW_FOLDS

@@ -1,7 +1,8 @@
 """Mutated files: an image gives pixels or its reason, a file of ours its value or `CorruptFile`.
 
 Mutations know the structure: they flip bits, edit lengths, swap, repeat and drop pieces, and splice
-two files. What found something is kept in tests/fuzz and replayed. `VDNA_FUZZ_SEED` repeats a run.
+two files. What found something is kept in tests/system/fuzz and replayed. `VDNA_FUZZ_SEED` repeats
+a run.
 """
 
 from __future__ import annotations

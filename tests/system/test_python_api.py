@@ -19,8 +19,11 @@ import pipeline
 from pipeline import (
     Catalogue,
     RankRequest,
+    RayEngine,
     Request,
+    Resources,
     build,
+    building,
     compare,
     explain,
     fit_lens,
@@ -81,6 +84,8 @@ def test_all_commands_work_from_python(
     assert ranking.ranked == 24
     fitted = fit_lens(root, "sees-b", focus="b:a", top=3)
     assert compare(root, lens="sees-b").lens_digest == fitted.lens.digest
+    seen = rank(root, RankRequest(str(photos / "b"), "a", weights=place.weights), lens="sees-b")
+    assert seen.lens == "sees-b"
     checked = verify(root, deep=True, sample=1, seed=0, weights=place.weights)
     assert checked.ok, checked.findings
     page = report(root, str(tmp_path / "page.html"), samples=1)
@@ -232,3 +237,21 @@ def test_functions_that_wrap_a_room_repeat_its_words() -> None:
 
     ours = inspect.signature(make_dna).parameters
     assert list(ours) == list(inspect.signature(rooms_own).parameters)
+
+
+def test_an_engine_brings_its_resources(
+    root: str, place: tiny_network.Place, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They decide the device, so a build must plan with those that its workers have."""
+    asked: list[Resources | None] = []
+
+    def spy(*arguments: Any, **_: Any) -> list[Any]:
+        asked.append(arguments[3])
+        return [None]
+
+    monkeypatch.setattr(building, "build_datasets", spy)
+    request = Request("a", str(photos / "a"), **options(place))
+    engine = RayEngine(Resources(threads=3))
+    build(root, request, engine=engine)
+    build(root, request, engine=engine, resources=Resources(threads=1))
+    assert [of and of.threads for of in asked] == [3, 1]
