@@ -79,7 +79,7 @@ def request_of(folder: Path | str, name: str = "photos", **options: object) -> R
 
 
 def clean_pass(folder: Path, **options: Any) -> DNA:
-    """Without shards on disk, reduction or catalogue."""
+    """Counts the images in memory, without shards on disk, reduction or catalogue."""
     return make_dna(folder, threads=2, **(COUNTING | options))
 
 
@@ -152,7 +152,7 @@ def test_folds_are_kept_apart_and_sum_up(place: Catalogue, folder: Path) -> None
 
 
 class Killed(BaseException):
-    """As little to be caught as a SIGKILL."""
+    """Ends a build as a SIGKILL does: no handler of ours catches it."""
 
 
 @pytest.fixture

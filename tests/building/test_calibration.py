@@ -641,7 +641,7 @@ def test_an_image_that_changes_under_calibration_ends_it(
 
 
 def measured(photos: Path, out: Path, small: Small, quantile: float | None = None) -> bytes:
-    """By the small network, in this process."""
+    """Measures ranges with the small network, in this process."""
     network = {"extractor": tiny.NAME, "weights": small.place.weights}
     request = CalibrationRequest([str(photos)], str(out), quantile=quantile, **network)
     calibrate(request, InProcess())

@@ -353,7 +353,7 @@ def test_every_fault_at_every_place(
 def test_a_quarter_of_all_requests_fails(
     seed: int, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
 ) -> None:
-    """By chance, and each in one of several ways; as many runs as it takes."""
+    """Requests fail by chance, in several ways, for as many runs as the build needs."""
     chaos.calm(seed)
     for action in (reset, slow_down, internal, cut(20), answer_lost):
         chaos.on(action, ".*", "", times=None, share=0.06)
@@ -492,7 +492,7 @@ def test_a_comparison_is_exact_or_its_error_is_clean(
     totals: Totals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By tiles that are committed; what was done before the error is not done again."""
+    """Tiles that are committed before an error are not computed again."""
     monkeypatch.setenv("VDNA_STORAGE_READ_SECONDS", str(PATIENT))
     monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
     row, place = COMPARISONS[name], Catalogue(compared)

@@ -85,7 +85,7 @@ def table(source: Path, **labels: dict[str, str]) -> Path:
 
 
 def holds(place: Catalogue, source: Path, *, failed: bool = True) -> None:
-    """All that is promised of a folder of folders, by one clean pass over each."""
+    """Checks the whole and its parts against one clean pass over each."""
     warned = pytest.warns(UserWarning, match="could not be read") if failed else nullcontext()
     with warned:
         whole = make_dna(source, max_failures=100, threads=2, **NETWORK)
@@ -320,7 +320,7 @@ def test_another_builder_neither_ends_parts_nor_takes_their_names(
 def test_the_same_numbers_without_the_parts_are_another_version(
     place: Catalogue, source: Path
 ) -> None:
-    """As a refresh has them that planned while the builder of the parts was not done."""
+    """A refresh that planned before the parts were committed must not take them away unnoticed."""
     run(place, source, max_failures=100)
     head = place.head()
     whole = place.find("photos")

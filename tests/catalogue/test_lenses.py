@@ -20,7 +20,7 @@ from tests.golden.handmade import SPEC
 
 
 def test_the_newest_lens_of_a_name_is_the_one_that_was_kept_last(tmp_path: Path) -> None:
-    """Also of a catalogue's copy, whose files have other times, and within a second."""
+    """This holds for a copy of a catalogue, whose files have other times, and within one second."""
     catalogue = Catalogue(str(tmp_path / "c"))
     choices = ("stem:0", "stem:1", "stem:2", "head:0", "head:1")
     lenses = [replace(Lens.chosen(SPEC, [choice]), name="eyes") for choice in choices]
@@ -52,7 +52,7 @@ def test_names_that_are_no_lens_s_are_refused() -> None:
 
 
 def test_a_lens_on_neurons_of_other_weights_is_refused(tmp_path: Path) -> None:
-    """Their layers and numbers are the same, and what they see is not."""
+    """Layers and numbers of neurons are the same, but the neurons see other things."""
     catalogue, theirs = Catalogue(str(tmp_path)), replace(SPEC, weights_sha256="f" * 64)
     chosen = replace(Lens.chosen(SPEC, ["stem:0"]), name="eyes")
     for of in (SPEC, replace(SPEC, bins=SPEC.bins + 1)):

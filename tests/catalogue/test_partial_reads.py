@@ -117,13 +117,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sound(built: Path) -> Catalogue:
-    """To be read only."""
+    """A catalogue that tests only read."""
     return Catalogue(str(built))
 
 
 @pytest.fixture
 def place(built: Path, tmp_path: Path) -> Catalogue:
-    """To be spoiled."""
+    """A catalogue that a test may damage."""
     shutil.copytree(built, tmp_path / "copy")
     return Catalogue(str(tmp_path / "copy"))
 
@@ -137,7 +137,7 @@ def whole(place: Catalogue, kind: str, name: str = NAME) -> DnaFile:
 
 
 def read(place: Catalogue, kind: str, layers: Sequence[str]) -> dict[str, Any]:
-    """All numbers of these layers, by a file opened for them alone."""
+    """Reads all numbers of these layers from a file that is opened for them alone."""
     file = place.open_file(kind, NAME, place.find(NAME), layers)
     return {layer: numbers(place, file, kind, layer) for layer in layers}
 
@@ -453,7 +453,7 @@ def restated(data: bytes, change: Change) -> bytes:
 
 
 def with_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
-    """As `encode` would, were it to take any word for the digests."""
+    """Encodes a file with these metadata, and believes whatever digests they state."""
     file = pq.ParquetFile(pa.BufferReader(data))
     metadata = metadata | {"checksum": digest_of(metadata)}
     encodings = {"counts": "DELTA_BINARY_PACKED", "scatter": "BYTE_STREAM_SPLIT"}
@@ -532,7 +532,7 @@ def test_digests_that_make_no_sense_are_refused(place: Catalogue, how: str) -> N
 def test_a_commit_that_lies_of_a_footer_is_refused(
     place: Catalogue, kind: str, change: dict[str, Any]
 ) -> None:
-    """By whoever reads the whole file, too."""
+    """Readers of the whole file refuse it, too."""
     stated = {of: asdict(footer) for of, footer in place.find(NAME).footers.items()}
     lie(place, footers=stated | {kind: stated[kind] | change})
     assert "was committed" in refused(place, kind)

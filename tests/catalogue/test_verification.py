@@ -382,7 +382,7 @@ def test_a_manifest_that_lists_a_candidate_twice(copy: Copy) -> None:
 
 
 def test_another_manifest_of_as_many_candidates(copy: Copy) -> None:
-    """Its keys are others, so that no partial is found, which is no fault either."""
+    """The other manifest has other keys, so no partial is found for it; that alone is no fault."""
     bad = failure(copy).uri
     others = [replace(e, uri=bad) if i == 0 else e for i, e in enumerate(entries("other", 21))]
     copy.put("manifests", plan(others).data)

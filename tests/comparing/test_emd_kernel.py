@@ -152,7 +152,7 @@ def replace_neurons(dna: DNA, at: slice) -> DNA:
 @settings(max_examples=30)
 @given(shape=some_shapes, seed=seeds, signed=st.booleans())
 def test_torch_gives_the_same_bits(shape: tuple[int, int, int], seed: int, signed: bool) -> None:
-    """Its code for a device, run on the CPU."""
+    """The code for GPUs runs on the CPU here."""
     size, neurons, bins = shape
     dnas = some_dnas(size, neurons, bins, seed)
     a, b = Curves.of(dnas), Curves.of(dnas[::-1][: size // 2 + 1])
@@ -168,7 +168,7 @@ def test_torch_gives_the_same_bits(shape: tuple[int, int, int], seed: int, signe
 
 
 def test_a_histogram_at_its_ends_and_bins_past_a_span() -> None:
-    """All cumulative values 1, against all 0 but the last: no sum of 32 bits overflows."""
+    """One curve is all ones, the other all zeros but the last; no 32-bit sum may overflow."""
     for bins in (2, 17, 1008, 1009, 1010, 5000):
         spec, ranges = tiny_spec(bins, (Tap("x", 3, 1),))
         empty = DNA.empty(spec, ranges)

@@ -288,7 +288,7 @@ def put_finite(catalogue: Catalogue, name: str, of: str, images: int) -> None:
 
 
 def test_estimates_are_those_of_the_folds_one_by_one(finite: Catalogue) -> None:
-    """In float64, with what is left of a DNA when each fold's counts are taken out of it."""
+    """The truth is computed in float64, by taking each fold's counts out of the DNA."""
     place = finite
     matrix = compare(place, ["photos", "group/paintings"])
     whole, left, folds, images = {}, {}, {}, {}
@@ -635,7 +635,7 @@ def test_specs_apart(place: Catalogue) -> None:
 
 
 def test_names_that_share_a_spec_are_compared_under_it(place: Catalogue) -> None:
-    """Not only under the default: whoever names datasets of another means that one."""
+    """Names that are only known under another spec than the default mean that one."""
     other_spec, other_ranges = tiny_spec(bins=7)
     for name in ("x", "y"):
         manifest = plan(entries(name, 3))

@@ -23,7 +23,7 @@ NEURONS = 5
 
 
 def dna_of(x: np.ndarray, ranges: Ranges, spec: Spec) -> DNA:
-    """By the kernel that builds count with."""
+    """Counts one image with the kernel that builds use."""
     counts = LayerCounts(ranges.low, ranges.high, spec.bins)
     counts.add(np.ascontiguousarray(x))
     table, bins = counts.table, spec.bins
@@ -75,7 +75,7 @@ def case(
 def test_it_is_the_distance_of_the_image_s_own_dna(
     seed: int, bins: int, positions: int, images: int, bad: float, few: bool
 ) -> None:
-    """By steps and by the walk, whichever is the quicker one."""
+    """Both algorithms are used: steps, and the walk over bins, whichever is quicker."""
     spec, ranges, x, y = case(np.random.default_rng(seed), bins, positions, images, bad)
     dataset = dna_of(x, ranges, spec)
     with pytest.MonkeyPatch.context() as patch:

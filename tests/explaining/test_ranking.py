@@ -115,7 +115,7 @@ def lens_of(catalogue: Catalogue, weights: Sequence[float], name: str = "some") 
 def truth_of(
     catalogue: Catalogue, image: Path, place: tiny.Place, lens: Lens | None = None
 ) -> tuple[float, dict[str, float]]:
-    """By way of the DNA of the one image."""
+    """Computes the distance of one image through a DNA of that image alone."""
     alone = make_dna(str(image), threads=1, **place.options)
     dataset = catalogue.load(NAME)
     distance = emd(alone, dataset, lens=lens)
@@ -612,7 +612,7 @@ def images_of(uri: str) -> list[str]:
 
 
 def rewritten(data: bytes, column: str, value: object) -> bytes:
-    """Its first row with another value, and the metadata as it was."""
+    """Changes a value in the first row, and leaves the metadata as they were."""
     table = pq.read_table(pa.BufferReader(data))
     rows = table.to_pylist()
     rows[0][column] = value

@@ -71,7 +71,7 @@ def photos() -> Manifest:
 
 
 def counted(manifest: Manifest) -> list[Partial]:
-    """By hand, under two numerics."""
+    """Counts by hand, under two numerics."""
     partials = [hand_made(shard) for shard in manifest.shards]
     last = partials[-1]
     other = replace(last.dna, numerics=((OTHER_NUMERICS, last.dna.images),))
@@ -308,7 +308,7 @@ def of_partial(partial: Partial) -> dict[str, Any]:
 
 
 def distances(a: DNA, b: DNA) -> dict[str, str | None]:
-    """In bins, of the stem; and of all Gaussians, where both have two images."""
+    """Computes the stem's distance in bins, and those of Gaussians that have two images."""
     both = min(a.images, b.images) >= 2
     return {"emd": hexes(emd(a, b, layer="stem")), "nfd": hexes(nfd(a, b)) if both else None}
 

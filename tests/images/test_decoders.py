@@ -190,7 +190,7 @@ def test_the_example_reads_its_format(scans: Path, raw16: Any) -> None:
 def test_on_ray_it_counts_what_it_counts_in_process(
     scans: Path, raw16: Any, tmp_path: Path
 ) -> None:
-    """By an entry point, in a command and in Ray's workers; the reasons are listed."""
+    """An entry point brings the decoder to a command and to Ray's workers; failures are listed."""
     place = tiny.install(tmp_path)
     options = place.options | {"decoder": "raw16"}
     alone = Catalogue(str(tmp_path / "alone"))

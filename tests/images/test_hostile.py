@@ -48,7 +48,7 @@ SLOW = [kind for kind in FILES if kind.slow]
 
 
 class Corpus:
-    """All quick files and all places in one folder, built once."""
+    """One folder with all quick files and all places, built once."""
 
     def __init__(self, folder: Path) -> None:
         self.outcomes = hostile.write_files(folder / "files", QUICK)

@@ -619,7 +619,7 @@ SIZES = [
 
 
 def pils(array: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float64]:
-    """As clean-fid has it."""
+    """Resizes with Pillow, as clean-fid does."""
     channels = [
         Image.fromarray(array[:, :, c].astype(np.float32), mode=None).resize(
             (width, height), Image.Resampling.BICUBIC

@@ -81,7 +81,7 @@ def gaussians(seed: int = 0, layers: dict[str, int] | None = None) -> Data:
 
 
 def layer_gaussians(seed: int = 0, layers: dict[str, int] | None = None) -> Data:
-    """By the reference's own estimator."""
+    """Computes layer Gaussians with the reference's own estimator."""
     from vdna.vdnas.vdna_layer_gauss import _get_gaussian_params
 
     rng = np.random.default_rng(seed)
@@ -390,7 +390,7 @@ def test_counts_that_wrapped_out_of_sight_are_refused(tmp_path: Path, big: int, 
     )
 )
 def test_unwrapping_is_right_or_refused(rows: list[list[int]]) -> None:
-    """Whatever the counts were: what it says it repaired, or left, is what they were."""
+    """For any counts, what is reported as repaired or as left is what they were."""
     most = max(sum(row) for row in rows)
     true = np.array([[*row, most - sum(row)] for row in rows], np.int64)
     found = true.astype(np.int32).astype(np.int64)
@@ -404,7 +404,7 @@ def test_unwrapping_is_right_or_refused(rows: list[list[int]]) -> None:
 
 
 def test_edges_that_small_batches_count_twice_are_noted(tmp_path: Path) -> None:
-    """By the reference's own histogram of a small batch: 0 is an inner edge of 4 bins."""
+    """The reference counts a small batch here; 0 is an inner edge of 4 bins."""
     one_draw = torch.Generator().manual_seed(0)  # in which no other value is an edge
     values = torch.rand(IMAGES, 3, TOKENS, 1, generator=one_draw) * 2 - 1
     values[0, 1, :9] = 0.0
@@ -530,7 +530,7 @@ def test_positions_that_nothing_tells_are_asked_for(tmp_path: Path, kind: str) -
 def test_a_stated_spec_compares_with_a_built_dna(
     built: Catalogue, exported: Path, tmp_path: Path
 ) -> None:
-    """By digest, its beginning, and file; as if it had been made by the reference."""
+    """The spec is stated by its digest, the beginning of it, and a file."""
     spec = built.find("a").spec
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(built.spec(spec).to_json()))

@@ -898,7 +898,7 @@ def test_each_command_is_a_module_too(tmp_path: Path, others: Path, place: Path)
 
 
 def test_on_a_terminal_an_error_is_told_once(place: Path) -> None:
-    """As JSON where that was asked for; in a pipe it stands in the log beside it, too."""
+    """The error is JSON if that was asked for; in a pipe the log has it, too."""
     words = [sys.executable, "-m", "jobs.compare", "a", "nowhere", "-c", str(place)]
     for options, stands in (([], "error: "), (["--json"], '"error": "NotFound"')):
         ours, theirs = os.openpty()

@@ -367,7 +367,7 @@ def test_a_part_of_a_norm_is_tapped_before_it_is_folded_away(
 
 
 def test_a_squeezed_norm_is_not_folded_across_what_lies_between() -> None:
-    """Only what is nothing may lie between a convolution and its norm."""
+    """Between a convolution and its norm there may only be modules that do nothing."""
     between = torch.nn.Sequential(
         torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU(), torch.nn.BatchNorm2d(3)
     )
@@ -658,7 +658,7 @@ def test_a_file_that_would_run_code_runs_nothing(tmp_path: Path, name: str, zipp
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
-    """As which OpenAI publishes CLIP: it holds code."""
+    """OpenAI publishes CLIP as such an archive, and it holds code."""
     file = tmp_path / "script.pt"
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), file)
     with pytest.raises(CorruptFile, match="TorchScript"):

@@ -77,7 +77,7 @@ def prepared(folder: Path, network: Network) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def truth(extractor: Extractor, prepared: NDArray[np.float32]) -> Ranges:
-    """By numpy, over every activation of each image alone."""
+    """Finds the extremes with NumPy, over every activation of each image alone."""
     low, high = [], []
     for image in prepared:
         found: list[NDArray[np.float32]] = []

@@ -195,7 +195,7 @@ def run(*words: str, path: tuple[Path, ...] = (), stdin: bytes = b"") -> Any:
 
 
 def test_a_process_that_is_sent_it_needs_no_registration(weights: str) -> None:
-    """As Ray's workers are."""
+    """Ray's workers get the network this way."""
     network = describe(registered(taps="tail", weights=weights))
     code = (
         "import pickle, sys\n"

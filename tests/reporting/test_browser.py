@@ -550,7 +550,7 @@ def test_no_section_covers_another_wherever_the_page_is_scrolled(
 
 
 def measured(matrix: Matrix, seed: int) -> Matrix:
-    """With estimates that say nothing of each other, as far as a file's size goes."""
+    """Makes a matrix with random estimates, which make the file as large as real ones do."""
     rng = np.random.default_rng(seed)
 
     def scattered(least: float, most: float) -> Floats:
@@ -568,7 +568,7 @@ def measured(matrix: Matrix, seed: int) -> Matrix:
 def test_three_hundred_datasets_take_a_page_that_can_be_used(
     reader: Reader, tmp_path: Path
 ) -> None:
-    """With 18 layers, all estimates, neurons of 300 pairs, samples and provenance."""
+    """The page has 18 layers, all estimates, the neurons of 300 pairs, samples and provenance."""
     rng = np.random.default_rng(1)
     matrix = measured(matrix_at(300, layers=18), 2)
     sample = Sample("photo.jpg", f"data:image/webp;base64,{'A' * 3500}")

@@ -81,7 +81,7 @@ def page(built: Catalogue) -> bytes:
 
 @pytest.fixture
 def copy(built: Catalogue, tmp_path: Path) -> tuple[Catalogue, Path]:
-    """With its images elsewhere, so that they can be spoilt."""
+    """Copies the catalogue with its images, so that a test may damage them."""
     source = tmp_path / "day"
     shutil.copytree(Path(storage.local_path(built.root)).parent / "day", source)
     catalogue = Catalogue(str(tmp_path / "catalogue"))

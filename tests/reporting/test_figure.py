@@ -74,7 +74,7 @@ def test_undefined_and_equal_distances_are_drawn() -> None:
 
 
 def test_distances_below_zero_are_drawn() -> None:
-    """As through a lens of negative weights, of a pair that it ignores."""
+    """A lens with negative weights gives such distances for a pair that it ignores."""
     matrix = matrix_of("a", "b")
     assert "-0.3" in texts(replace(matrix, emd=-0.3 * (matrix.emd > 0)))
 

@@ -102,7 +102,7 @@ def test_nothing_stays_when_the_block_ends(log_format: Any) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_build_tells_its_shards_in_json(small: Small, tmp_path: Path, workers: int) -> None:
-    """In this process and on Ray, whose workers keep their own logs."""
+    """The build runs in this process and on Ray, whose workers keep their own logs."""
     photos = tmp_path / "photos"
     write_photos(photos, 6)
     options = (*small.options, "--log-format", "json")

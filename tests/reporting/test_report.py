@@ -65,7 +65,7 @@ def with_estimates(matrix: Matrix, *alike: tuple[int, int]) -> Matrix:
 
 
 def with_single(matrix: Matrix, at: int) -> Matrix:
-    """With estimates, but for a dataset of a single fold."""
+    """Adds estimates to all datasets but one, which has a single fold."""
     matrix = with_estimates(matrix)
     for column in ESTIMATES:
         matrix.estimates[column][:, at] = matrix.estimates[column][:, :, at] = np.nan

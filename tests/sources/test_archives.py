@@ -351,7 +351,7 @@ def test_names_like_paths_are_kept_as_they_are(name: str, tmp_path: Path) -> Non
 
 
 def bad_size(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """In base 256, where a tar may state any number."""
+    """Writes a size in base 256, which lets a tar state any number."""
     raw = bytearray(header("lies.jpg", kind=kind))
     raw[124:136] = (size % (1 << 96)).to_bytes(12, "big")
     raw[124] |= 0x80
@@ -507,7 +507,7 @@ def test_a_hostile_member_of_a_zip_fails_and_the_other_counts(case: str, tmp_pat
 
 
 def test_members_that_share_their_bytes_count_once(tmp_path: Path) -> None:
-    """As in a zip bomb, whose few bytes are those of every member."""
+    """A zip bomb's few bytes belong to every member."""
     same = zip_bytes([("a.jpg", b"a" * 5000), ("b.jpg", b"a" * 5000)])
     data = central(same, 42, "<I", 0, member=1)
     found = contents(put(tmp_path, "a.zip", data))
@@ -920,7 +920,7 @@ def test_a_torn_archive_is_listed_beside_what_it_held(counter: Counter, tmp_path
 
 
 def test_a_library_that_nests_too_deeply_blames_the_archive(tmp_path: Path) -> None:
-    """Where the depth runs out is chance: also inside the reading of storage."""
+    """The depth may run out anywhere, also while storage reads."""
 
     class Deep(io.BytesIO):
         def read(self, *_: object) -> bytes:

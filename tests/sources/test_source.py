@@ -187,7 +187,7 @@ def test_a_column_of_a_table_groups(tmp_path: Path) -> None:
 
 
 def test_objects_with_size_and_identity_in_a_table_are_not_looked_up(tmp_path: Path) -> None:
-    """Until the image is read."""
+    """They are not asked for until the image is read."""
     touch(tmp_path, "a.png")
     real = storage.info((tmp_path / "a.png").as_uri())
     columns = {"uri": ["a.png", "not-there.png"], "size": [5, 6], "identity": ["x", "y"]}

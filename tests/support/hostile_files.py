@@ -111,7 +111,7 @@ def png(
 
 
 def deflated(zeros: int) -> bytes:
-    """That many zero bytes, without ever holding them."""
+    """Makes that many zero bytes, compressed, without ever holding them."""
     packer = zlib.compressobj(9)
     block = bytes(min(zeros, 1 << 20))
     parts = [packer.compress(block) for _ in range(zeros // len(block))] if block else []
@@ -327,7 +327,7 @@ def _j2k_size(at: int, width: int, height: int) -> bytes:
 
 
 def _signed(data: bytes) -> bytes:
-    """With a first byte that begins no format."""
+    """Makes bytes whose first one begins no format."""
     return b"\xee" + data[1:]
 
 
@@ -956,7 +956,7 @@ ARCHIVES: tuple[tuple[str, str], ...] = (
 
 
 def write_files(folder: Path, kinds: Iterable[Kind]) -> dict[Path, str]:
-    """All files of the kinds, a folder for each; the outcome by path."""
+    """Writes all files of the kinds, a folder for each, and returns the outcome by path."""
     outcomes = {}
     for i, kind in enumerate(kinds):
         for name, data in kind.make().items():

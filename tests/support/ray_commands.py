@@ -139,7 +139,7 @@ def start(
 
 @contextlib.contextmanager
 def ended(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Whatever a test leaves of a command and its Ray is killed."""
+    """Kills whatever a test leaves of a command and its Ray."""
     children: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(process.pid).children(recursive=True)
@@ -177,7 +177,7 @@ def running(catalogue: Path) -> list[int]:
 
 
 def wait_for(catalogue: Path, shards: int, process: subprocess.Popen[str]) -> list[int]:
-    """Until so many are committed, and some are under way: by these processes."""
+    """Waits until that many shards are committed; returns the processes that have others."""
     deadline = time.monotonic() + 120
     while not (pids := running(catalogue)) or committed(catalogue) < shards:
         assert process.poll() is None, process.communicate()

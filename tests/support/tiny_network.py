@@ -44,7 +44,7 @@ class Tiny(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the weights and ranges of the network are."""
+    """Where the weights and ranges of the small network are."""
 
     weights: str
     ranges: str

@@ -52,7 +52,7 @@ FIGURES: Counter[str] = Counter()
 
 
 class Killed(BaseException):
-    """As little to be caught as a SIGKILL."""
+    """Ends a build as a SIGKILL does: no handler of ours catches it."""
 
 
 @dataclass

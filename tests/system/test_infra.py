@@ -561,7 +561,7 @@ def test_dockerfile_copies_what_exists() -> None:
 
 
 def test_image_has_the_workers_environment() -> None:
-    """Also where Ray does not start the process: `docker run … vdna build`."""
+    """Processes that Ray does not start have it, too: `docker run … vdna build`."""
     from pipeline.engine import WORKER_ENVIRONMENT
 
     [settings] = (line for line in dockerfile() if line.startswith("ENV "))
@@ -659,7 +659,7 @@ def test_second_try_finds_the_first_ones_rayjob(api: Callable[..., Any]) -> None
     ],
 )
 def test_failed_refresh_is_final(end: Answer, api: Callable[..., Any]) -> None:
-    """Its exit code is the one that the CronJob's podFailurePolicy does not retry."""
+    """The CronJob's podFailurePolicy does not retry this exit code."""
     code, _ = api((201, {}), status("Retrying"), end)
     policy = CRONJOB["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]
     assert policy["action"] == "FailJob"

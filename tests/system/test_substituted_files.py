@@ -280,7 +280,7 @@ class NoNetwork:
 def test_a_lie_is_refused_by_name_by_every_command_that_reads_it(
     copy: Copy, lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the others are none the worse for it."""
+    """Commands that do not read it still work."""
     monkeypatch.setattr("pipeline.explaining.ranking.network_of", lambda *_: NETWORK)
     monkeypatch.setattr("pipeline.counting.worker.Extractor", NoNetwork)
     (tmp_path / "images").mkdir()
@@ -304,7 +304,7 @@ def test_a_lie_is_refused_by_name_by_every_command_that_reads_it(
 
 
 def test_a_gap_is_not_written_over(copy: Copy) -> None:
-    """Without the hint the log would seem to end before the gap."""
+    """The hint shows that the log goes on behind the gap."""
     storage.delete(storage.join(copy.catalogue.root, "_log", "_latest"))
     uri = gap(copy)
     for action in (copy.catalogue.head, lambda: copy.catalogue.append("x", lambda h: replace(h))):
