@@ -80,6 +80,7 @@ def test_a_notebook_is_listed_and_links_to_what_is_there(path: Path) -> None:
         assert (path.parent / link).exists(), link
 
 
+@pytest.mark.soak
 def test_the_first_matrix(folder: Path) -> None:
     cells = run("first_matrix.ipynb", folder)
     assert "to itself: 0.0 bins" in text_of(cells["distance"])

@@ -43,7 +43,7 @@ from pipeline.explaining import LayerEmd, Ranking, RankRequest, Ranks, Reaction,
 from pipeline.explaining import ranking as rank_module
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import Gallery, Row, gallery_of, write_gallery
-from pipeline.reporting.html.gallery import Picture, render
+from pipeline.reporting.html.gallery import Picture, render_gallery
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import with_row_groups
@@ -743,7 +743,7 @@ def test_the_page_shows_both_ends_and_says_what_is_gone(
 def test_a_gallery_escapes_what_it_shows_and_allows_nothing_but_its_style() -> None:
     evil = "</style><script>alert('x')</script>\"onload=1 {style} https://me:secret@host/x"
     picture = Picture(evil, (evil, evil), missing=evil)
-    page = render(
+    page = render_gallery(
         Gallery(evil, [Row(evil, [picture], evil)], evil, [evil], [(evil, evil)])
     ).decode()
     assert "<script" not in page

@@ -100,7 +100,7 @@ def test_nothing_stays_when_the_block_ends(log_format: Any) -> None:
     assert out.getvalue() == ""
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_build_tells_its_shards_in_json(small: Small, tmp_path: Path, workers: int) -> None:
     """The build runs in this process and on Ray, whose workers keep their own logs."""
     photos = tmp_path / "photos"

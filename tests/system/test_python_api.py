@@ -209,6 +209,7 @@ def test_a_device_is_named_or_refused(place: tiny_network.Place, photos: Path) -
             make_dna(photos / "a", device="cuda", **options(place))
 
 
+@pytest.mark.soak
 def test_a_consumer_is_type_checked(tmp_path: Path) -> None:
     """Checks the types that a user sees: mypy, strict, on a small program and on a wrong one."""
     program = (ROOT / "tests" / "system" / "consumer.py").read_text()
