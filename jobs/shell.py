@@ -165,7 +165,7 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
                 _tell("interrupted; the same command goes on from here")
                 raise typer.Exit(130) from error
 
-    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 

@@ -99,11 +99,11 @@ def _entry(name: str, options: Iterable[OptionField]) -> Any:
     return create_model(name, __config__=_STRICT, **fields)
 
 
-class Settings(_entry("Settings", (o for o in options_of(Request) if not o.required))):  # type: ignore[misc]
+class Settings(_entry("Settings", (o for o in options_of(Request) if not o.required))):  # type: ignore[misc]  # made at run time
     """What `defaults` may say: the options of `Request` that have a default."""
 
 
-class Dataset(_entry("Dataset", options_of(Request))):  # type: ignore[misc]
+class Dataset(_entry("Dataset", options_of(Request))):  # type: ignore[misc]  # the same
     """An entry of `datasets`: the options of `Request`."""
 
 
