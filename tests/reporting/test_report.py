@@ -296,7 +296,7 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
     plain = summary_sentence(matrix_of("a", "b"))
     assert plain == ("None of 1 pair is tested: there are no error bars (--no-error-bars).")
     lensed = replace(matrix_of("a", "b"), lens="sharp", lens_digest="5a")
-    assert "fit --non-negative makes one that has" in summary_sentence(lensed)
+    assert "fit --non-negative makes a lens that has" in summary_sentence(lensed)
     few = with_estimates(matrix_of("a", "b"))
     few.estimates["q"][:] = np.nan
     assert summary_sentence(few) == (
