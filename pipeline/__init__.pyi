@@ -38,7 +38,7 @@ from .explaining.sensitivity import Explanation as Explanation
 from .images.decoders import register_decoder as register_decoder
 from .networks.registry import register_network as register_network
 from .refreshing.steps import Refreshed as Refreshed
-from .reporting.logs import show_progress as show_progress
+from .reporting.event_output import show_progress as show_progress
 from .spec import Preprocess as Preprocess
 from .spec import Resources as Resources
 from .spec import Spec as Spec

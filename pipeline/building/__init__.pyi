@@ -4,7 +4,6 @@ from .calibration import calibrate as calibrate
 from .datasets import build_datasets as build_datasets
 from .failure_gate import allowed_failures as allowed_failures
 from .failure_gate import require_few_failures as require_few_failures
-from .in_memory import make_dna as make_dna
 from .memory_images import MemorySource as MemorySource
 from .planner import make_spec as make_spec
 from .quantile_search import extremes as extremes
@@ -22,3 +21,4 @@ from .request import require_shared as require_shared
 from .runner import require_counted as require_counted
 from .runner import run_missing as run_missing
 from .storing import store_manifest as store_manifest
+from .without_catalogue import make_dna as make_dna

@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.catalogue.changes import with_version
 from pipeline.catalogue.commit import ON_DISK, Commit, Footer, Version, canonical_json
-from pipeline.catalogue.log import CommitLog
+from pipeline.catalogue.commit_log import CommitLog
 from pipeline.errors import CorruptFile, NotFound, SourceError, UsageError
 from pipeline.spec import Spec
 

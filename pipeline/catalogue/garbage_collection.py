@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import KINDS, Commit, Version
-from pipeline.catalogue.matrix_files import needless_matrices
+from pipeline.catalogue.matrix_header import needless_matrices
 from pipeline.counting import partial_uri
 from pipeline.errors import SourceError, UsageError
 from pipeline.storage import Stored

@@ -20,9 +20,9 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue
 from pipeline.dna import Ranges
 from pipeline.errors import CorruptFile, UsageError
+from pipeline.interop.network_shapes import NETWORKS, UNKNOWN_NETWORK, ReferenceNetwork
 from pipeline.interop.reading import ReferenceFile
 from pipeline.interop.reference_metadata import read_json
-from pipeline.interop.reference_networks import NETWORKS, UNKNOWN_NETWORK, ReferenceNetwork
 from pipeline.networks import ASSUMED, BUILT_IN
 from pipeline.spec import COLOUR_RULE, DEFAULT_BINS, Preprocess, Spec, Tap
 

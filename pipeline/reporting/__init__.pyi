@@ -12,6 +12,9 @@ from .conclusions import shown as shown
 from .conclusions import summary_sentence as summary_sentence
 from .conclusions import uncorrected as uncorrected
 from .conclusions import verdicts as verdicts
+from .event_output import JsonLines as JsonLines
+from .event_output import LogFormat as LogFormat
+from .event_output import show_progress as show_progress
 from .figure import draw as draw
 from .figure import kind_of as kind_of
 from .html.dataset_panels import gather_matrix_page as gather_matrix_page
@@ -47,9 +50,6 @@ from .lens_words import lens_json as lens_json
 from .lens_words import lens_lines as lens_lines
 from .lens_words import lens_table as lens_table
 from .lens_words import listed_lens as listed_lens
-from .logs import JsonLines as JsonLines
-from .logs import LogFormat as LogFormat
-from .logs import show_progress as show_progress
 from .outcomes import build_json as build_json
 from .outcomes import build_lines as build_lines
 from .outcomes import build_sentence as build_sentence

@@ -29,7 +29,7 @@ from pipeline.comparing import compare
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
-from pipeline.interop import converting, reading, reference_metadata, reference_networks
+from pipeline.interop import converting, network_shapes, reading, reference_metadata
 from pipeline.networks import decode, describe, probe, registry, resolve
 from pipeline.spec import LAYER_GAUSSIAN, Preprocess, Resources
 from tests.jobs.test_cli import run, vdna, vdna_json
@@ -1303,9 +1303,9 @@ def test_importing_needs_no_torch_and_no_network(tmp_path: Path) -> None:
 
 def test_the_networks_of_the_reference_are_those_that_are_built() -> None:
     """The table's positions, sizes and normalisations, against the architectures themselves."""
-    assert reference_networks.NETWORKS.keys() - registry.BUILT_IN.keys() == {"clip_im_rn50"}
-    for name in reference_networks.NETWORKS.keys() & registry.BUILT_IN.keys():
-        known, table = networks.architecture(name), reference_networks.NETWORKS[name]
+    assert network_shapes.NETWORKS.keys() - registry.BUILT_IN.keys() == {"clip_im_rn50"}
+    for name in network_shapes.NETWORKS.keys() & registry.BUILT_IN.keys():
+        known, table = networks.architecture(name), network_shapes.NETWORKS[name]
         taps = probe.discover_taps(name, known, None).taps
         assert {tap.name: tap.positions for tap in taps} == dict(table.positions), name
         assert (known.height, known.width) == (table.side, table.side)
