@@ -19,7 +19,7 @@ from jobs.shell import (
 )
 
 
-class Kind(StrEnum):
+class ExportedKind(StrEnum):
     """A distribution, as the reference package names it."""
 
     histogram = "histogram"
@@ -34,7 +34,7 @@ def export(
     file: Annotated[str, typer.Argument(help="FILE.npz to write, with FILE.json beside it.")],
     catalogue: CatalogueOption,
     kind: Annotated[
-        Kind | None,
+        ExportedKind | None,
         typer.Option(
             "--as", help="Distribution to export (default: the first that the dataset has)."
         ),

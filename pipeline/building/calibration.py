@@ -27,7 +27,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.building.datasets import build_datasets
 from pipeline.building.failure_gate import require_few_failures
-from pipeline.building.quantile_search import MAX_BINS, MAX_CELLS, Quantiles, extremes, quantiles
+from pipeline.building.quantile_search import MAX_CELLS, SEARCH_BINS, Quantiles, extremes, quantiles
 from pipeline.building.request import CalibrationRequest, Request, require_shared
 from pipeline.catalogue import Catalogue, software
 from pipeline.dna import DNA, Failure, Ranges
@@ -244,4 +244,4 @@ def _points(network: Network) -> Ranges:
 
 def _bins(neurons: int) -> int:
     """Returns as many bins as the memory of one thread's table allows."""
-    return max(256, min(MAX_BINS, MAX_CELLS // neurons))
+    return max(256, min(SEARCH_BINS, MAX_CELLS // neurons))

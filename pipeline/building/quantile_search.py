@@ -12,7 +12,8 @@ import numpy as np
 from pipeline.dna import DNA, Floats, Ints, Ranges, neuron_name
 from pipeline.errors import UsageError
 
-MAX_BINS = 4096
+SEARCH_BINS = 4096
+"""The most bins of a pass. They are not those of a DNA, which `Spec.bins` says."""
 
 MAX_CELLS = 2**25
 """The most cells of one thread's table (256 MiB). Larger networks are counted in fewer bins."""
@@ -23,7 +24,7 @@ PASSES = 4
 RESOLUTION = 0.01
 """How closely a quantile is to be found, as a share of the distance between the two."""
 
-Count = Callable[[Ranges, int], DNA]
+CountActivations = Callable[[Ranges, int], DNA]
 """Counts the same activations in the given ranges and number of bins."""
 
 
@@ -107,7 +108,11 @@ class _Brackets:
 
 
 def quantiles(
-    least_to_greatest: Ranges, finite: Ints, quantile: float, count: Count, bins: int = MAX_BINS
+    least_to_greatest: Ranges,
+    finite: Ints,
+    quantile: float,
+    count: CountActivations,
+    bins: int = SEARCH_BINS,
 ) -> Quantiles:
     """Finds the quantiles `quantile` and `1 - quantile` of each neuron's activations.
 

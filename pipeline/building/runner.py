@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.building.planner import DatasetPlan
-from pipeline.counting import Receipt, ShardJob
+from pipeline.counting import ShardJob, ShardReceipt
 from pipeline.engine import Engine
 from pipeline.errors import SourceError, TransientError, VdnaError
 from pipeline.events import Listener, Retried, Started, StepDone, StepFailed, stage
@@ -17,7 +17,7 @@ TRIES = 2
 """How many times a shard is tried in one run."""
 
 
-def require_counted(name: str, shards: int, failed: Sequence[Receipt]) -> None:
+def require_counted(name: str, shards: int, failed: Sequence[ShardReceipt]) -> None:
     """Refuses to go on if some shards could not be counted.
 
     Args:
@@ -50,7 +50,7 @@ class Ran:
     """
 
     shards: int
-    errors: tuple[Receipt, ...]
+    errors: tuple[ShardReceipt, ...]
 
 
 def run_missing(
@@ -71,7 +71,7 @@ def run_missing(
     left = [(job, i) for (job, _), missing in zip(work, todo, strict=True) for i in missing]
     jobs = {job.manifest_uri: job for job, _ in work}
     total = sum(sizes[job.manifest_uri, index] for job, index in left)
-    errors: dict[str, list[Receipt]] = {}
+    errors: dict[str, list[ShardReceipt]] = {}
     with stage(progress, Started(total, len(left), len(sizes) - len(left))):
         for attempt in range(1, TRIES + 1):
             errors = {}
@@ -118,7 +118,7 @@ class CountedDataset:
 
     plan: DatasetPlan
     shards: int = 0
-    errors: tuple[Receipt, ...] = ()
+    errors: tuple[ShardReceipt, ...] = ()
 
     @property
     def changed(self) -> bool:

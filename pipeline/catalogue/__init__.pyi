@@ -19,9 +19,9 @@ from .kept_lenses import keep_lens as keep_lens
 from .kept_lenses import newest_lenses as newest_lenses
 from .kept_lenses import spec_of_lens as spec_of_lens
 from .matrix_header import MATRIX as MATRIX
-from .matrix_header import READERS as READERS
+from .matrix_header import MATRIX_READERS as MATRIX_READERS
+from .matrix_header import find_matrix_metadata as find_matrix_metadata
 from .matrix_header import matrix_metadata as matrix_metadata
-from .matrix_header import matrix_statement as matrix_statement
 from .names import check_name as check_name
 from .names import part_name as part_name
 from .recounting import MOVED_BY_ROUNDING as MOVED_BY_ROUNDING

@@ -35,7 +35,7 @@ ON_DISK = ("manifests", "layer_gaussians")
 IN_PART = ("dna", "folds", "layer_gaussians")
 """Files that can be read layer by layer; their footers state the sha256 of each layer's bytes."""
 
-Count = Annotated[int, Field(strict=True, ge=0)]
+WholeNumber = Annotated[int, Field(strict=True, ge=0)]
 
 FILE_NAME = r"[A-Za-z0-9]+"
 """The pattern of a name that cannot lead out of its folder."""
@@ -56,8 +56,8 @@ class Footer:
         sha256: The sha256 of its bytes.
     """
 
-    start: Count
-    size: Count
+    start: WholeNumber
+    size: WholeNumber
     sha256: str
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -115,8 +115,8 @@ class Version:
     dna: FileName
     manifest: str
     spec: FileName
-    images: Count
-    failed: Count
+    images: WholeNumber
+    failed: WholeNumber
     products: tuple[str, ...]
     sha256: Mapping[str, str]
     source: str
@@ -206,7 +206,7 @@ class Commit:
         software: The name and version of the software that made the commit.
     """
 
-    number: Count
+    number: WholeNumber
     time: str
     action: str
     default_spec: str | None

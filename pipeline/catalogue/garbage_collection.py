@@ -9,13 +9,14 @@ the grace period.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import KINDS, Commit, Version
-from pipeline.catalogue.matrix_header import needless_matrices
+from pipeline.catalogue.matrix_header import MATRIX_READERS, find_matrix_metadata
 from pipeline.counting import partial_uri
 from pipeline.errors import SourceError, UsageError
 from pipeline.storage import Stored
@@ -97,7 +98,7 @@ def _unneeded(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> It
                 if item.uri not in needed:
                     yield item
     dnas = {(version.spec, version.dna) for versions in kept.values() for version in versions}
-    yield from needless_matrices(catalogue, dnas)
+    yield from _needless_matrices(catalogue, dnas)
     yield from storage.leftovers(catalogue.root)
 
 
@@ -172,3 +173,41 @@ def _wholes_first(commit: Commit) -> Iterator[tuple[str, str, Version]]:
     """Yields all versions of a commit with name and spec, whole datasets before parts."""
     versions = [(n, s, v) for n, specs in commit.datasets.items() for s, v in specs.items()]
     yield from sorted(versions, key=lambda entry: bool(entry[2].part_of))
+
+
+def _needless_matrices(catalogue: Catalogue, kept: Set[tuple[str, str]]) -> Iterator[Stored]:
+    """Finds the kept matrices that no comparison will take a number from any more.
+
+    A matrix with DNAs that are gone stays as long as no other one of its kind has all pairs of
+    its DNAs that are left, because the next comparison takes them from it.
+
+    Args:
+        catalogue: The catalogue.
+        kept: The DNAs that stay, each as the digests of its spec and of itself.
+
+    Yields:
+        Each matrix to delete.
+    """
+    try:
+        there = list(storage.walk(storage.join(catalogue.root, "matrix")))
+    except SourceError:
+        return
+    there.sort(key=lambda item: (item.modified is None, item.modified), reverse=True)
+    with ThreadPoolExecutor(MATRIX_READERS) as pool:
+        stated = pool.map(find_matrix_metadata, (item.uri for item in there))
+    found = []
+    for item, metadata in zip(there, stated, strict=True):
+        if metadata is None:  # torn: the next comparison of these datasets replaces it
+            continue
+        spec, members = metadata["spec_digest"], set(metadata["members"].values())
+        live = {dna for dna in members if (spec, dna) in kept}
+        name = item.uri.rpartition("/")[2]
+        kind = (spec, name, metadata["method"])
+        found.append((live != members, live, kind, item))
+    staying: dict[tuple[object, ...], list[set[str]]] = {}
+    for outdated, live, kind, item in sorted(found, key=lambda of: (of[0], -len(of[1]))):
+        others = staying.setdefault(kind, [])
+        if outdated and (len(live) < 2 or any(live <= other for other in others)):
+            yield item
+        else:
+            others.append(live)

@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Version
 from pipeline.catalogue.verification import Finding, newest_versions, same_numbers, sum_of_partials
-from pipeline.counting import Receipt, Recipe, ShardJob, load_partial, partial_uri
+from pipeline.counting import Recipe, ShardJob, ShardReceipt, load_partial, partial_uri
 from pipeline.dna import DNA, INT_COLUMNS, Partial
 from pipeline.engine import Engine
 from pipeline.errors import SourceError, VdnaError
@@ -180,7 +180,7 @@ class _DatasetRecount:
                 progress(StepDone(sizes[receipt.index], receipt.failures, receipt.seconds, name))
                 yield self._compare_shard(receipt, work)
 
-    def _compare_shard(self, receipt: Receipt, work: str) -> Finding:
+    def _compare_shard(self, receipt: ShardReceipt, work: str) -> Finding:
         index = receipt.index
         if receipt.error:
             return self._finding(index, False, f"could not be counted again: {receipt.error}")

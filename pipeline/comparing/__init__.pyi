@@ -37,7 +37,7 @@ from .notes import notes_of as notes_of
 from .notes import numerics_notes as numerics_notes
 from .notes import shared_source_notes as shared_source_notes
 from .notes import some_of as some_of
-from .selection import resolve as resolve
+from .selection import resolve_versions as resolve_versions
 from .selection import spec_of as spec_of
 from .significance import CONFIDENCE as CONFIDENCE
 from .significance import FALSE_DISCOVERY_RATE as FALSE_DISCOVERY_RATE

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.catalogue import READERS, Catalogue, matrix_metadata, matrix_statement
+from pipeline.catalogue import MATRIX_READERS, Catalogue, find_matrix_metadata, matrix_metadata
 from pipeline.comparing.matrix import Matrix
 from pipeline.comparing.selection import Selection
 from pipeline.comparing.tiles import Job
@@ -164,12 +164,12 @@ def nearest_kept(catalogue: Catalogue, wanted: Selection, job: Job) -> Matrix | 
     digests = Counter(wanted.members.values())
 
     def shared(uri: str) -> int:
-        metadata = matrix_statement(uri)
+        metadata = find_matrix_metadata(uri)
         if metadata is None or not _is_current(metadata, job):
             return 0
         return (digests & Counter(metadata["members"].values())).total()
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(MATRIX_READERS) as pool:
         found = sorted(
             zip(pool.map(shared, chosen), chosen, strict=True), key=lambda each: -each[0]
         )

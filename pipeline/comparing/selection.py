@@ -134,7 +134,7 @@ class Selection:
         return Job(catalogue.root, spec, chosen, layers is None, fd, lens, error_bars)
 
 
-def resolve(
+def resolve_versions(
     catalogue: Catalogue,
     names: Sequence[str] = (),
     *,
@@ -174,7 +174,7 @@ def spec_of(
     Returns:
         The spec.
     """
-    return catalogue.spec(resolve(catalogue, names, at=at, spec=spec)[0])
+    return catalogue.spec(resolve_versions(catalogue, names, at=at, spec=spec)[0])
 
 
 def _shared_spec(commit: Commit, names: Sequence[str]) -> str | None:

@@ -40,8 +40,8 @@ from pipeline.comparing.significance import METHOD
 from pipeline.counting import keep_memory
 from pipeline.dna import (
     DnaFile,
+    FileKind,
     Floats,
-    Kind,
     Lens,
     SealedFile,
     corrupt_if_unreadable,
@@ -50,7 +50,7 @@ from pipeline.dna import (
 from pipeline.errors import CorruptFile, SourceError
 from pipeline.spec import FOLDS, LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
-TILE = Kind("tile")
+TILE = FileKind("tile")
 
 FOLDER = "_tiles"
 """Folder below the catalogue's `_work`, whose leftovers `vdna gc` removes."""
@@ -280,7 +280,7 @@ def folder_of(root: str) -> str:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class TileReceipt:
     """A tile that is committed.
 
     Attributes:
@@ -342,7 +342,7 @@ def present(root: str) -> set[str]:
         return set()
 
 
-def run(tile: Tile) -> Receipt:
+def run(tile: Tile) -> TileReceipt:
     """Computes and commits a tile, unless it is there.
 
     Args:
@@ -353,7 +353,7 @@ def run(tile: Tile) -> Receipt:
     """
     if not storage.exists(tile.uri):
         storage.create(tile.uri, encode(tile, compute(tile)))
-    return Receipt(tile.digest, tile.pairs)
+    return TileReceipt(tile.digest, tile.pairs)
 
 
 def fetch(tile: Tile) -> Block | None:
@@ -429,7 +429,7 @@ def compute(tile: Tile) -> Block:
     job = tile.job
     keep_memory()
     _cache.keep_only(tile)
-    found = {layer: _Layer.empty(tile) for layer in job.layers}
+    found = {layer: _TileLayer.empty(tile) for layer in job.layers}
     steps = [step for layer in job.layers for step in tile.steps(layer)]
     with ThreadPoolExecutor(1, "next-step") as ahead:
         waiting = None
@@ -465,7 +465,7 @@ def _load(tile: Tile, step: Step) -> tuple[_LayerData, _LayerData]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class _TileLayer:
     """What a tile knows of one layer: (A, B) sums over neurons, filled step by step.
 
     Attributes:
@@ -482,7 +482,7 @@ class _Layer:
     sums: FoldSums | None
 
     @classmethod
-    def empty(cls, tile: Tile) -> _Layer:
+    def empty(cls, tile: Tile) -> _TileLayer:
         shape = len(tile.a), len(tile.b)
         emd, nfd, fd = (np.full(shape, np.nan) for _ in range(3))
         return cls(emd, nfd, fd, FoldSums.empty(*shape) if tile.job.error_bars else None)

@@ -29,11 +29,11 @@ from .stream import Fetch as Fetch
 from .stream import Made as Made
 from .stream import Prepared as Prepared
 from .stream import Stream as Stream
-from .top_images import Reactions as Reactions
+from .top_images import TopImages as TopImages
 from .worker import OVERLAP as OVERLAP
-from .worker import Receipt as Receipt
 from .worker import Recipe as Recipe
 from .worker import ShardJob as ShardJob
+from .worker import ShardReceipt as ShardReceipt
 from .worker import Worker as Worker
 from .worker import device_kind as device_kind
 from .worker import partial_uri as partial_uri

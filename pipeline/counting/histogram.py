@@ -35,16 +35,15 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.dna import Floats
 from pipeline.errors import UsageError
+from pipeline.spec import MAX_BINS
 
 if TYPE_CHECKING:
     import torch
 
 UNDERFLOW, OVERFLOW, NONFINITE = 0, 1, 2
 """Columns of a table, counted from the end of its bins."""
-
-MAX_BINS = 1 << 20
-"""The most bins of a table; more would not fit its int32 indices."""
 
 DEGENERATE_HALF_WIDTH = 1e-8
 
@@ -53,8 +52,6 @@ BLOCK = 32
 
 TILE = 4096
 """Indices computed ahead of the increments: 16 KiB."""
-
-Floats = NDArray[np.float64]
 
 
 class LayerCounts:

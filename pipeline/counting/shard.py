@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
 from pipeline.counting.stream import Fetch, Made, Prepared, Stream
-from pipeline.counting.top_images import Reactions
+from pipeline.counting.top_images import TopImages
 from pipeline.dna import DNA, ExemplarSettings, Failure, Floats, Ints, Moments, Partial, Ranges
 from pipeline.errors import ConservationError
 from pipeline.sources import Shard
@@ -66,7 +66,7 @@ class Counter:
         tally = _Tally(self._spec, self._ranges, layerwise=LAYER_GAUSSIAN in self._products)
         names = [(entry.uri, entry.member) for entry in shard.members]
         settings = ExemplarSettings.from_products(self._products)
-        reactions = Reactions(settings, self._spec, _order(names)) if settings else None
+        reactions = TopImages(settings, self._spec, _order(names)) if settings else None
         failures: list[Failure] = []
 
         def observe(pixels: Prepared) -> Floats:

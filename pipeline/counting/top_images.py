@@ -1,8 +1,8 @@
 """Keeps, for each neuron, the images with the largest spatial means.
 
->>> reactions = Reactions(ExemplarSettings(8), spec, order)          # doctest: +SKIP
->>> reactions.add(means, np.arange(8))                               # (8, neurons) float64
->>> reactions.named(settings, spec, names).table             # doctest: +SKIP
+>>> top = TopImages(ExemplarSettings(8), spec, order)          # doctest: +SKIP
+>>> top.add(means, np.arange(8))                               # (8, neurons) float64
+>>> top.named(settings, spec, names).table             # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.dna import EXEMPLAR_ROWS_SCHEMA, Exemplars, ExemplarSettings, Floa
 from pipeline.spec import Spec
 
 
-class Reactions:
+class TopImages:
     """The largest reactions to a growing number of images, which are known by number.
 
     Args:

@@ -115,7 +115,7 @@ def device_kind(resources: Resources) -> str:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class ShardReceipt:
     """What became of a shard.
 
     Attributes:
@@ -151,7 +151,7 @@ class Worker:
         self._makers: dict[Recipe, ShardMaker] = {}
         self._lock = threading.Lock()
 
-    def run(self, job: ShardJob, index: int) -> Receipt:
+    def run(self, job: ShardJob, index: int) -> ShardReceipt:
         """Commits the shard's partial, or its ranks, unless that is done already.
 
         Args:
@@ -173,7 +173,7 @@ class Worker:
             key = shard.key(job.recipe.spec.digest, job.recipe.products)
             uri = partial_uri(job.work_uri, key)
             if storage.exists(uri):
-                return Receipt(job.manifest_uri, index)
+                return ShardReceipt(job.manifest_uri, index)
             attempt = _begin_attempt(job.work_uri, key)
             try:
                 isolated = attempt >= ISOLATE_FROM_ATTEMPT
@@ -187,7 +187,7 @@ class Worker:
             raise
         except VdnaError as error:
             message = f"{type(error).__name__}: {error}"
-            return Receipt(
+            return ShardReceipt(
                 job.manifest_uri,
                 index,
                 seconds=monotonic() - started,
@@ -195,7 +195,7 @@ class Worker:
                 transient=isinstance(error, TransientError | SourceError),
                 changed=isinstance(error, SourceError),
             )
-        return Receipt(
+        return ShardReceipt(
             job.manifest_uri,
             index,
             made.images,

@@ -25,7 +25,7 @@ from .partial import add_exemplars as add_exemplars
 from .partial import shards_and_failures as shards_and_failures
 from .ranges import Ranges as Ranges
 from .ranges import neuron_name as neuron_name
-from .sealed import Kind as Kind
+from .sealed import FileKind as FileKind
 from .sealed import SealedFile as SealedFile
 from .sealed import SealedWriter as SealedWriter
 from .sealed import corrupt_if_unreadable as corrupt_if_unreadable

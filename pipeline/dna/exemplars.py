@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipeline.buffers import Data
 from pipeline.dna.arrays import Ints
 from pipeline.dna.file import DnaFile
-from pipeline.dna.sealed import Kind, SealedFile, corrupt_if_unreadable, encode_sealed
+from pipeline.dna.sealed import FileKind, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from pipeline.spec import Spec, Tap
 
@@ -55,7 +55,7 @@ EXEMPLAR_TABLE_SCHEMA = pa.schema(
 
 EXEMPLAR_COLUMN = "exemplars"
 
-_KIND = Kind(EXEMPLAR_COLUMN)
+_KIND = FileKind(EXEMPLAR_COLUMN)
 
 _CELL = pa.list_(pa.struct([("reaction", pa.float32()), *_NAMED]))
 """The type of the exemplars of one neuron, which stand in its row in a partial's file."""

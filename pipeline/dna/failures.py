@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 
 from pipeline.buffers import Data
-from pipeline.dna.sealed import Kind, SealedFile, encode_sealed
+from pipeline.dna.sealed import FileKind, SealedFile, encode_sealed
 from pipeline.errors import printable
 
 
@@ -36,7 +36,7 @@ class Failure:
         return printable(f"{name}: {self.reason}: {self.detail}")
 
 
-_FAILURES = Kind("failures")
+_FAILURES = FileKind("failures")
 
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("uri", "member", "reason", "detail")]

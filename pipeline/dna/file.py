@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.dna.arrays import Floats, Ints
 from pipeline.dna.sealed import (
-    Kind,
+    FileKind,
     RowGroup,
     SealedFile,
     corrupt_if_unreadable,
@@ -120,7 +120,7 @@ def encode_layers(kind: str, metadata: Mapping[str, Any], layers: Iterable[pa.Ta
     if first is None:
         raise ValueError(f"a {kind} file needs at least one layer")
     return encode_sealed(
-        Kind(kind),
+        FileKind(kind),
         metadata,
         chain([first], rest),
         first.schema,
@@ -186,7 +186,7 @@ class DnaFile:
         """
         self.name = name
         self._layers = layers
-        self._sealed = SealedFile(data, Kind(kind), name, start=start)
+        self._sealed = SealedFile(data, FileKind(kind), name, start=start)
         self.metadata = self._sealed.metadata
         try:
             stated = self.metadata["spec_digest"]

@@ -27,7 +27,7 @@ import pyarrow as pa
 from pipeline.dna.arrays import Floats
 from pipeline.dna.ranges import neuron_name
 from pipeline.dna.sealed import (
-    Kind,
+    FileKind,
     SealedFile,
     corrupt_if_unreadable,
     encode_sealed,
@@ -37,7 +37,7 @@ from pipeline.dna.sealed import (
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.spec import Spec, digest_of
 
-_LENS = Kind("lens")
+_LENS = FileKind("lens")
 
 UNIFORM = "uniform"
 """The name of equal weights for all neurons. No lens may have this name."""

@@ -51,7 +51,7 @@ ROWS_PER_GROUP = 2**20
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """One kind of file.
 
     Attributes:
@@ -130,7 +130,7 @@ class SealedWriter:
     ...     writer.seal({"shards": 1})
     """
 
-    def __init__(self, sink: Any, kind: Kind, schema: pa.Schema, **layout: Any) -> None:
+    def __init__(self, sink: Any, kind: FileKind, schema: pa.Schema, **layout: Any) -> None:
         """Begins a file.
 
         Args:
@@ -202,7 +202,7 @@ class _HashingSink(io.RawIOBase):
 
 
 def encode_sealed(
-    kind: Kind,
+    kind: FileKind,
     metadata: Mapping[str, Any],
     tables: Iterable[pa.Table],
     schema: pa.Schema | None = None,
@@ -266,7 +266,7 @@ class SealedFile:
         parquet: The open Parquet file.
     """
 
-    def __init__(self, source: Any, kind: Kind, name: str, *, start: int = 0) -> None:
+    def __init__(self, source: Any, kind: FileKind, name: str, *, start: int = 0) -> None:
         """Opens a file.
 
         Args:
@@ -286,7 +286,7 @@ class SealedFile:
             raise CorruptFile(f"{name}: not a file of vdna; its metadata has no key 'vdna'")
         with corrupt_if_unreadable(f"{name}: torn, or not a file of vdna"):
             self.metadata: dict[str, Any] = json.loads(self.parquet.metadata.metadata[_KEY])
-            found = Kind(self.metadata["kind"], self.metadata["format"])
+            found = FileKind(self.metadata["kind"], self.metadata["format"])
             stated = self.metadata.pop("checksum")
         if found.name != kind.name:
             raise CorruptFile(f"{name}: a {found.name!r} file where a {kind.name!r} file should be")

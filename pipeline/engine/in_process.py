@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.counting import OVERLAP, Receipt, ShardJob, Worker
+from pipeline.counting import OVERLAP, ShardJob, ShardReceipt, Worker
 from pipeline.mapper import SerialMapper
 from pipeline.spec import Resources
 
@@ -28,7 +28,7 @@ class InProcess(SerialMapper):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         """Runs shards, `OVERLAP` at a time.
 
         Args:

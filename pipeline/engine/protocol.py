@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from pipeline.counting import Receipt, ShardJob
+from pipeline.counting import ShardJob, ShardReceipt
 from pipeline.mapper import Mapper
 from pipeline.spec import Resources
 
@@ -21,7 +21,7 @@ class Engine(Mapper, Protocol):
     def resources(self) -> Resources:
         """What workers were asked for when the engine was opened."""
 
-    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         """Runs shards on workers that keep their networks loaded from one shard to the next.
 
         Args:

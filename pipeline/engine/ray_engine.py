@@ -22,7 +22,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.counting import MALLOC_ENVIRONMENT, OVERLAP, Receipt, Recipe, ShardJob, Worker
+from pipeline.counting import MALLOC_ENVIRONMENT, OVERLAP, Recipe, ShardJob, ShardReceipt, Worker
 from pipeline.engine.ray_start import start_with_retries, without_stderr
 from pipeline.errors import ConservationError, TransientError, UsageError
 from pipeline.spec import Resources, available_cpus
@@ -103,7 +103,7 @@ class RayEngine:
             ray.shutdown()
             self._ours = False
 
-    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         """Runs shards on a pool of actors, each of which keeps its networks loaded.
 
         Any other error of a worker is raised here, too, as its own kind.
@@ -161,7 +161,7 @@ class RayEngine:
             for row in rows_of_all:
                 if row.pop("unsound"):
                     raise ConservationError(row["error"])
-                yield Receipt(**row)
+                yield ShardReceipt(**row)
         except RayTaskError as error:
             cause = _cause(error)
             raise cause from error
@@ -282,7 +282,7 @@ class _ShardActor:
         try:
             receipt = self._worker.run(job, index)
         except ConservationError as error:  # raised, it would reach the driver as Ray's kind
-            receipt, unsound = Receipt(job.manifest_uri, index, error=str(error)), True
+            receipt, unsound = ShardReceipt(job.manifest_uri, index, error=str(error)), True
         row = asdict(receipt) | {"unsound": unsound}
         return {name: np.array([value]) for name, value in row.items()}
 

@@ -48,7 +48,7 @@ from pipeline.comparing import (
     html_table,
     neuron_estimates,
     paired_estimates,
-    resolve,
+    resolve_versions,
 )
 from pipeline.dna import DNA, DnaFile, Floats, Lens
 from pipeline.errors import UsageError, VdnaError
@@ -532,7 +532,7 @@ class AttributeDistances:
         if len({frozenset((of.with_it, of.without)) for of in parsed}) != len(parsed):
             raise UsageError(f"an attribute is named twice among {', '.join(attributes)}")
         names = dict.fromkeys(name for of in parsed for name in (of.with_it, of.without))
-        digest, versions = resolve(catalogue, list(names), at=at, spec=spec)
+        digest, versions = resolve_versions(catalogue, list(names), at=at, spec=spec)
         network = catalogue.spec(digest)
         files = {name: _folds(catalogue, name, version) for name, version in versions.items()}
         _require_pairs(catalogue, parsed, versions)

@@ -20,9 +20,9 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import Extractor, Fetch, Made, Prepared, Stream
 from pipeline.dna import (
     Failure,
+    FileKind,
     Floats,
     Ints,
-    Kind,
     Lens,
     Ranges,
     SealedFile,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 RANKS = "ranks"
 """Product of such a job. With the target's digest it is part of the key of every shard."""
 
-_KIND = Kind(RANKS)
+_KIND = FileKind(RANKS)
 
 UNDEFINED = "undefined"
 """Reason for an image that could be read, but has no distance."""

@@ -167,7 +167,7 @@ def rank(
     if not engine.in_process:
         require_shared(catalogue.root, source)
     require_apart(catalogue.root, source)
-    dataset = _Dataset.find(catalogue, name, at, spec)
+    dataset = _TargetDataset.find(catalogue, name, at, spec)
     chosen = tuple(dict.fromkeys(request.layers))
     _require_weight(dataset.spec, lens, chosen)
     build = Request(name, **dataset.settings, **shared_values(request, Request))
@@ -210,7 +210,7 @@ def rank(
 
 
 @dataclass(frozen=True)
-class _Dataset:
+class _TargetDataset:
     """The dataset that images are ranked against, as of a commit."""
 
     name: str
@@ -221,7 +221,7 @@ class _Dataset:
     @classmethod
     def find(
         cls, catalogue: Catalogue, name: str, at: int | str | None, spec: str | None
-    ) -> _Dataset:
+    ) -> _TargetDataset:
         commit = catalogue.at(at)
         if not commit.datasets:
             raise NotFound(f"{catalogue.root} holds no dataset yet; build {name} first")
@@ -245,7 +245,7 @@ class _Dataset:
 
 def _recipe(
     catalogue: Catalogue,
-    dataset: _Dataset,
+    dataset: _TargetDataset,
     request: Request,
     lens: Lens | None,
     layers: tuple[str, ...],

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.counting import ShardJob, partial_uri
-from pipeline.dna import Kind, SealedWriter
+from pipeline.dna import FileKind, SealedWriter
 from pipeline.errors import CorruptFile, SourceError, StorageError, TransientError
 from pipeline.explaining.rank_shard import UNDEFINED, Ranks, schema_of
 from pipeline.sources import Entry, Manifest, Shard, connect
@@ -23,7 +23,7 @@ from pipeline.sources import Entry, Manifest, Shard, connect
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_RANKING = Kind("ranking")
+_RANKING = FileKind("ranking")
 
 FAILURES = 10
 """The most images without a distance that a result names. The file has all of them."""

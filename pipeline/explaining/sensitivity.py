@@ -37,9 +37,9 @@ from pipeline.comparing import (
     fold_sums,
     html_table,
     neuron_estimates,
-    resolve,
+    resolve_versions,
 )
-from pipeline.dna import DNA, UNIFORM, DnaFile, Floats, Ints, Kind, Lens, encode_sealed
+from pipeline.dna import DNA, UNIFORM, DnaFile, FileKind, Floats, Ints, Lens, encode_sealed
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-_EXPLANATION = Kind("explanation")
+_EXPLANATION = FileKind("explanation")
 
 TOP = 20
 """The default number of neurons that are shown."""
@@ -253,7 +253,7 @@ def explain(
     """
     if a == b:
         raise UsageError(f"explaining takes two datasets, and {a!r} is given twice")
-    digest, versions = resolve(catalogue, [a, b], at=at, spec=spec)
+    digest, versions = resolve_versions(catalogue, [a, b], at=at, spec=spec)
     network = catalogue.spec(digest)
     chosen = tuple(dict.fromkeys(layers or network.layers))
     sizes = [network.tap(layer).neurons for layer in chosen]
@@ -265,7 +265,7 @@ def explain(
     with stage(progress, Started(sum(sizes), len(chosen), unit="neurons", step="layers")):
         for layer, neurons in zip(chosen, sizes, strict=True):
             weights = np.ones(neurons) if lens is None else lens.weights_of(layer)
-            parts.append(_Layer.of(layer, weights, sides, top))
+            parts.append(_ComparedLayer.of(layer, weights, sides, top))
             progress(StepDone(neurons, name=layer))
     table, order = _neuron_table(parts, network.bins)
     of_neuron = [
@@ -396,7 +396,7 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class _ComparedLayer:
     """What is known of a layer.
 
     Attributes:
@@ -414,7 +414,7 @@ class _Layer:
     overlays: Mapping[int, Overlay]
 
     @classmethod
-    def of(cls, name: str, weights: Floats, sides: Sequence[Side], top: int) -> _Layer:
+    def of(cls, name: str, weights: Floats, sides: Sequence[Side], top: int) -> _ComparedLayer:
         with ThreadPoolExecutor(2, "read") as pool:
             (dna_a, a), (dna_b, b) = pool.map(lambda side: side.read(name), sides)
         columns = neuron_estimates(a, b)
@@ -441,7 +441,7 @@ def furthest(columns: Mapping[str, Floats], weights: Floats) -> Ints:
     return np.lexsort((-emd, -np.where(np.isfinite(corrected), corrected, emd)))
 
 
-def _neuron_table(parts: Sequence[_Layer], bins: int) -> tuple[pa.Table, Ints]:
+def _neuron_table(parts: Sequence[_ComparedLayer], bins: int) -> tuple[pa.Table, Ints]:
     """Returns the neurons that have a weight, and the order in which they stand in the table."""
     seen = [np.flatnonzero(part.weights) for part in parts]
     joined = {
@@ -463,7 +463,9 @@ def _neuron_table(parts: Sequence[_Layer], bins: int) -> tuple[pa.Table, Ints]:
     return _table(NEURONS, {name: values[order] for name, values in columns.items()}), order
 
 
-def _layer_table(parts: Sequence[_Layer], neurons: pa.Table, bins: int, *, whole: bool) -> pa.Table:
+def _layer_table(
+    parts: Sequence[_ComparedLayer], neurons: pa.Table, bins: int, *, whole: bool
+) -> pa.Table:
     """Returns the layers, the furthest first, below `all`."""
     totals = [float(part.weights.sum()) for part in parts]
     sums = FoldSums.stack([part.sums for part in parts], totals, whole=whole)

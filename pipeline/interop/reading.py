@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.errors import CorruptFile, UsageError
-from pipeline.interop.reference_metadata import Kind, read_metadata
+from pipeline.interop.reference_metadata import ReferenceKind, read_metadata
 
 _TORN = (
     *(zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError),
@@ -51,7 +51,7 @@ class ReferenceFile:
     """
 
     name: str
-    kind: Kind
+    kind: ReferenceKind
     version: str
     extractor: str
     images: int
@@ -134,7 +134,7 @@ Expected = dict[str, tuple[tuple[int, ...], str]]
 """Each array's name with its shape and the kind of its type: `i` integers, `f` floats."""
 
 
-def _expected(kind: Kind, neurons: Mapping[str, int], bins: int | None) -> Expected:
+def _expected(kind: ReferenceKind, neurons: Mapping[str, int], bins: int | None) -> Expected:
     """Tells which arrays a file of a kind must hold."""
     expected: Expected = {}
     for layer, n in neurons.items():

@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from pipeline.errors import CorruptFile, redact, wrong_fields
 from pipeline.spec import LAYER_GAUSSIAN, MAX_BINS
 
-Kind = Literal["histogram", "gaussian", "layer-gaussian", "activation-ranges"]
+ReferenceKind = Literal["histogram", "gaussian", "layer-gaussian", "activation-ranges"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[ReferenceKind, ...] = get_args(ReferenceKind)
 """The kinds of distributions that the reference package saves."""
 
-PRODUCTS_OF: dict[Kind, tuple[str, ...]] = {
+PRODUCTS_OF: dict[ReferenceKind, tuple[str, ...]] = {
     "histogram": ("histogram",),
     "gaussian": ("neuron_gaussian",),
     "layer-gaussian": ("neuron_gaussian", LAYER_GAUSSIAN),
@@ -27,7 +27,7 @@ PRODUCTS_OF: dict[Kind, tuple[str, ...]] = {
 }
 """What a version that was imported from a file of each kind states as its products."""
 
-TELLS: dict[Kind, tuple[str, ...]] = {
+TELLS: dict[ReferenceKind, tuple[str, ...]] = {
     "histogram": ("counts",),
     "layer-gaussian": ("mean", "m2"),
     "gaussian": ("mean", "m2"),
@@ -97,7 +97,7 @@ class Metadata(_Model):
         spec: The spec, in a file that was exported from here.
     """
 
-    type: Kind
+    type: ReferenceKind
     vdna_version: Text
     feature_extractor_name: Text
     num_images: Annotated[int, Field(ge=1, le=10**12)]

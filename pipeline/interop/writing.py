@@ -21,7 +21,7 @@ from pipeline.catalogue import Catalogue, software
 from pipeline.dna import DNA
 from pipeline.errors import UsageError
 from pipeline.interop.reading import json_uri, npz_uri
-from pipeline.interop.reference_metadata import KINDS, TELLS, Kind
+from pipeline.interop.reference_metadata import KINDS, TELLS, ReferenceKind
 from pipeline.spec import LAYER_GAUSSIAN
 
 
@@ -39,7 +39,7 @@ class Exported:
 
     npz: str
     json: str
-    kind: Kind
+    kind: ReferenceKind
     images: int
     notes: tuple[str, ...]
 
@@ -114,7 +114,7 @@ def write_dna(
     return Exported(*paths, chosen, dna.images, tuple(notes))
 
 
-def kinds_of(dna: DNA) -> list[Kind]:
+def kinds_of(dna: DNA) -> list[ReferenceKind]:
     """Lists the kinds that a DNA can be exported as, first the one that tells most.
 
     Args:
@@ -180,7 +180,7 @@ def _write_extremes(dna: DNA) -> tuple[Arrays, list[str]]:
     return arrays, [f"{none} neurons have no finite activation: inf to -inf"] if none else []
 
 
-_WRITERS: dict[Kind, Callable[[DNA], tuple[Arrays, list[str]]]] = {
+_WRITERS: dict[ReferenceKind, Callable[[DNA], tuple[Arrays, list[str]]]] = {
     "histogram": _write_histograms,
     "gaussian": _write_gaussians,
     "layer-gaussian": _write_layer_gaussians,
@@ -188,7 +188,7 @@ _WRITERS: dict[Kind, Callable[[DNA], tuple[Arrays, list[str]]]] = {
 }
 
 
-def _metadata(dna: DNA, kind: Kind, source: str) -> dict[str, Any]:
+def _metadata(dna: DNA, kind: ReferenceKind, source: str) -> dict[str, Any]:
     """Makes NAME.json: the fields that the reference reads, and the spec, which it ignores."""
     spec, bins, histogram = dna.spec, dna.spec.bins, kind == "histogram"
     return {

@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.dna import Floats, Kind, Ranges, SealedFile, corrupt_if_unreadable, encode_sealed
+from pipeline.dna import FileKind, Floats, Ranges, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, SpecMismatch, StorageError, UsageError
 from pipeline.networks.network import Network
 from pipeline.networks.reference_networks import REFERENCE_REPO
 
-_RANGES = Kind("ranges")
+_RANGES = FileKind("ranges")
 
 _SCHEMA = pa.schema(
     [

@@ -99,11 +99,11 @@ def _entry(name: str, options: Iterable[OptionField]) -> Any:
     return create_model(name, __config__=_STRICT, **fields)
 
 
-class Settings(_entry("Settings", (o for o in options_of(Request) if not o.required))):  # type: ignore[misc]  # made at run time
+class Defaults(_entry("Defaults", (o for o in options_of(Request) if not o.required))):  # type: ignore[misc]  # made at run time
     """What `defaults` may say: the options of `Request` that have a default."""
 
 
-class Dataset(_entry("Dataset", options_of(Request))):  # type: ignore[misc]  # the same
+class DatasetEntry(_entry("DatasetEntry", options_of(Request))):  # type: ignore[misc]  # the same
     """An entry of `datasets`: the options of `Request`."""
 
 
@@ -135,7 +135,7 @@ class Config(BaseModel):
 
     Attributes:
         catalogue: The url of the catalogue; `--catalogue` or VDNA_CATALOGUE come before it.
-        defaults: Settings of every dataset that does not say otherwise.
+        defaults: The options of every dataset that does not say otherwise.
         datasets: The datasets.
         gate: The bounds on distances between them.
     """
@@ -143,8 +143,8 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     catalogue: str | None = None
-    defaults: Settings = Settings()
-    datasets: list[Dataset] = Field(min_length=1)
+    defaults: Defaults = Defaults()
+    datasets: list[DatasetEntry] = Field(min_length=1)
     gate: list[Bound] = []
     _path: str = PrivateAttr("the configuration")
 

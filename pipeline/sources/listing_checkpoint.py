@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.dna import Kind, SealedFile, corrupt_if_unreadable
+from pipeline.dna import FileKind, SealedFile, corrupt_if_unreadable
 from pipeline.errors import CorruptFile, SourceError, StorageError
 from pipeline.sources.parallel_listing import KeyRange
 from pipeline.storage import Stored
 
-PART = Kind("listing")
+PART = FileKind("listing")
 
 RESUME_WITHIN = timedelta(hours=1)
 """An interrupted listing that is older begins anew: the source may have changed meanwhile."""

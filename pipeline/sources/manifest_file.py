@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dna import Kind, SealedFile, corrupt_if_unreadable
+from pipeline.dna import FileKind, SealedFile, corrupt_if_unreadable
 from pipeline.errors import CorruptFile
 from pipeline.sources.entry import IDENTITY_COLUMNS, Entry, ShardHead, members_digest
 
-MANIFEST = Kind("manifest")
+MANIFEST = FileKind("manifest")
 
 SCHEMA = pa.schema(
     [

@@ -51,7 +51,7 @@ _MARKER = "samples.json"
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _PackagedImage:
     """A file inside a package. `margin` pixels are cut from each side before cropping."""
 
     package: str
@@ -82,45 +82,47 @@ class _Picture:
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _DatasetRecipe:
     """How to make a dataset; pictures and sides are equally likely."""
 
-    pictures: tuple[_Picture, ...]
+    pictures: tuple[_PackagedImage, ...]
     images: int
     sides: tuple[int, ...] = (128, 192, 256, 320)
     change: Callable[[Image.Image], Image.Image] = Image.Image.copy
     suffix: str = "jpg"
 
 
-def _skimage(*files: str, margin: int = 0) -> tuple[_Picture, ...]:
-    return tuple(_Picture("skimage", f"data/{file}", margin) for file in files)
+def _skimage(*files: str, margin: int = 0) -> tuple[_PackagedImage, ...]:
+    return tuple(_PackagedImage("skimage", f"data/{file}", margin) for file in files)
 
 
-def _sklearn(*files: str) -> tuple[_Picture, ...]:
-    return tuple(_Picture("sklearn", f"datasets/images/{file}") for file in files)
+def _sklearn(*files: str) -> tuple[_PackagedImage, ...]:
+    return tuple(_PackagedImage("sklearn", f"datasets/images/{file}") for file in files)
 
 
-def _photos(change: Callable[[Image.Image], Image.Image] = Image.Image.copy) -> _Recipe:
+def _photos(change: Callable[[Image.Image], Image.Image] = Image.Image.copy) -> _DatasetRecipe:
     pictures = _skimage(
         "astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"
     )
-    return _Recipe(pictures + _sklearn("china.jpg", "flower.jpg"), 120, change=change)
+    return _DatasetRecipe(pictures + _sklearn("china.jpg", "flower.jpg"), 120, change=change)
 
 
 _RETINA_MARGIN = 210  # leaves the square inside the disc, without the black around it
 
-_RECIPES: dict[str, _Recipe] = {
+_RECIPES: dict[str, _DatasetRecipe] = {
     "photos/original": _photos(),
     "photos/brighter": _photos(lambda image: ImageEnhance.Brightness(image).enhance(2.0)),
     "photos/darker": _photos(lambda image: ImageEnhance.Brightness(image).enhance(0.5)),
     "photos/contrast": _photos(lambda image: ImageEnhance.Contrast(image).enhance(2.0)),
     "photos/blurred": _photos(lambda image: image.filter(ImageFilter.GaussianBlur(3))),
     "photos/other-crops": _photos(),
-    "textures": _Recipe(_skimage("brick.png", "grass.png", "gravel.png"), 50),
-    "astronomy": _Recipe(_skimage("hubble_deep_field.jpg", "moon.png"), 50),
-    "microscopy": _Recipe(_skimage("cell.png", "ihc.png"), 50),
-    "retina": _Recipe(_skimage("retina.jpg", margin=_RETINA_MARGIN), 50),
-    "text": _Recipe(_skimage("page.png", "text.png"), 50, sides=(96, 128, 160), suffix="png"),
+    "textures": _DatasetRecipe(_skimage("brick.png", "grass.png", "gravel.png"), 50),
+    "astronomy": _DatasetRecipe(_skimage("hubble_deep_field.jpg", "moon.png"), 50),
+    "microscopy": _DatasetRecipe(_skimage("cell.png", "ihc.png"), 50),
+    "retina": _DatasetRecipe(_skimage("retina.jpg", margin=_RETINA_MARGIN), 50),
+    "text": _DatasetRecipe(
+        _skimage("page.png", "text.png"), 50, sides=(96, 128, 160), suffix="png"
+    ),
 }
 
 

@@ -95,7 +95,7 @@ def plan(
             tempfile.TemporaryFile() as file,
             connect(folder) as database,
         ):
-            planner = _Planner(database, folder, listing, shard_images, by)
+            planner = _ShardPlanner(database, folder, listing, shard_images, by)
             planner.load_listing(limit)
             planner.load_previous(previous)
             return planner.write(file)
@@ -116,7 +116,7 @@ def default_shard_images(candidates: int) -> int:
     return min(MAX_SHARD_IMAGES, max(MIN_SHARD_IMAGES, even))
 
 
-class _Planner:
+class _ShardPlanner:
     """Plans one listing in a database.
 
     Its tables: `listing` (every candidate once), `previous` (the members of shards that are kept)

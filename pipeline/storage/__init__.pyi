@@ -19,7 +19,7 @@ from .objects import walk as walk
 from .probes import clock as clock
 from .probes import require_exclusive as require_exclusive
 from .retry import VARIABLES as VARIABLES
-from .retry import Settings as Settings
+from .retry import RetrySettings as RetrySettings
 from .retry import attempt as attempt
 from .store import Store as Store
 from .store import Stored as Stored

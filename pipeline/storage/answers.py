@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from pipeline.buffers import SHORTEST_BLOCK
-from pipeline.storage.retry import Settings
+from pipeline.storage.retry import RetrySettings
 
 RANGE_NOT_SATISFIABLE = 416
 
@@ -58,7 +58,7 @@ async def read_body(
 
 async def _taken(take: Callable[[int], Awaitable[bytes]], start: int, length: int | None) -> bytes:
     """Reads bytes [start, start + length) of a body, and gives up one that trickles in."""
-    settings = Settings.from_environment()
+    settings = RetrySettings.from_environment()
     loop = asyncio.get_running_loop()
     began = loop.time()
     pieces: list[bytes] = []

@@ -11,7 +11,7 @@ from fsspec.asyn import sync
 from pipeline.errors import StorageError
 from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body, within
 from pipeline.storage.other import Details, FsspecStore, identity_of, nothing
-from pipeline.storage.retry import Settings, attempt
+from pipeline.storage.retry import RetrySettings, attempt
 from pipeline.storage.store import Answer, Stored
 
 _PARTIAL = 206
@@ -29,7 +29,7 @@ class HttpStore(FsspecStore):
         """Adds our time limits to fsspec's own settings for http, such as headers."""
         from aiohttp import ClientTimeout
 
-        settings = Settings.from_environment()
+        settings = RetrySettings.from_environment()
         timeout = ClientTimeout(
             total=None, sock_connect=settings.connect_seconds, sock_read=settings.read_seconds
         )
@@ -44,7 +44,7 @@ class HttpStore(FsspecStore):
     def get(self, uri: str, start: int, length: int | None) -> Answer:
         """Reads with one GET."""
         fs, _ = self.open(uri)
-        settings = Settings.from_environment()
+        settings = RetrySettings.from_environment()
 
         async def get() -> Answer:
             if length == 0:
@@ -84,7 +84,7 @@ async def _head(fs: Any, uri: str) -> Details:
     """Asks by HEAD, and by GET if a server has no HEAD, or one that does not tell the length."""
     session = await fs.set_session()
     for ask in (session.head, session.get):
-        async with within(Settings.from_environment().seconds_for(0)):
+        async with within(RetrySettings.from_environment().seconds_for(0)):
             answer = await ask(
                 fs.encode_url(uri), headers={"Accept-Encoding": "identity"}, allow_redirects=True
             )

@@ -57,7 +57,7 @@ LONGEST_QUOTE = 500
 
 
 @dataclass(frozen=True)
-class Settings:
+class RetrySettings:
     """How long to wait for storage. The variable `VDNA_STORAGE_<NAME>` sets each of these.
 
     Attributes:
@@ -86,7 +86,7 @@ class Settings:
                 )
 
     @classmethod
-    def from_environment(cls) -> Settings:
+    def from_environment(cls) -> RetrySettings:
         """Reads the variables that are set, and takes the defaults for the others.
 
         Returns:
@@ -120,13 +120,13 @@ def variable(name: str) -> str:
     return f"VDNA_STORAGE_{name.upper()}"
 
 
-VARIABLES = tuple(variable(setting.name) for setting in fields(Settings))
+VARIABLES = tuple(variable(setting.name) for setting in fields(RetrySettings))
 
 
 def attempt(uri: str, action: Callable[[], T]) -> T:
     """Runs an action, again and again while its errors are transient.
 
-    The variables `VDNA_STORAGE_*` say how often and for how long (see `Settings`).
+    The variables `VDNA_STORAGE_*` say how often and for how long (see `RetrySettings`).
 
     Args:
         uri: What the action is about, for the errors.
@@ -140,7 +140,7 @@ def attempt(uri: str, action: Callable[[], T]) -> T:
         SourceError: There is no such object.
         StorageError: The store refuses.
     """
-    settings = Settings.from_environment()
+    settings = RetrySettings.from_environment()
     half = settings.wait_seconds / 2
     retrying = Retrying(
         stop=stop_after_attempt(settings.attempts) | stop_after_delay(settings.total_seconds),
@@ -167,7 +167,7 @@ def attempt(uri: str, action: Callable[[], T]) -> T:
         raise
 
 
-def _log_retry(uri: str, settings: Settings, state: RetryCallState) -> None:
+def _log_retry(uri: str, settings: RetrySettings, state: RetryCallState) -> None:
     """Logs that a try failed, and when the next one begins."""
     error = state.outcome.exception() if state.outcome else None
     logger.warning(

@@ -18,7 +18,7 @@ from pipeline.buffers import Data, Mapped, size_of
 from pipeline.errors import StorageError
 from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body, within
 from pipeline.storage.other import Details, FsspecStore, identity_of, is_folder_marker, nothing
-from pipeline.storage.retry import Settings, attempt, status_of
+from pipeline.storage.retry import RetrySettings, attempt, status_of
 from pipeline.storage.store import Answer, Stored
 
 CONNECTIONS = 64
@@ -47,7 +47,7 @@ class S3Store(FsspecStore):
 
     def options(self) -> dict[str, Any]:
         """Gives our time limits. Endpoint, profile and keys are those of S3's own settings."""
-        settings = Settings.from_environment()
+        settings = RetrySettings.from_environment()
         return {
             "use_listings_cache": False,
             "skip_instance_cache": False,
@@ -211,7 +211,7 @@ class S3Store(FsspecStore):
 async def _in_time(fs: Any, call: Callable[[], Awaitable[Any]], size: int = 0) -> Any:
     """Makes one call, within the time for `size` bytes, once there is a client to make it."""
     await fs.set_session()
-    async with within(Settings.from_environment().seconds_for(size)):
+    async with within(RetrySettings.from_environment().seconds_for(size)):
         return await call()
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline import images, storage
 from pipeline.building import NAME, CalibrationRequest, calibrate, extremes, quantiles
-from pipeline.counting import Extractor, LayerCounts, Receipt, ShardJob, partial_uri
+from pipeline.counting import Extractor, LayerCounts, ShardJob, ShardReceipt, partial_uri
 from pipeline.dna import DNA, Failure, Floats, Partial, Ranges
 from pipeline.engine import InProcess
 from pipeline.errors import (
@@ -251,7 +251,7 @@ class MadeUp(SerialMapper):
         self.left = stop_after
         self.counted = 0
 
-    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         for job, index in work:
             if self.left == self.counted:
                 raise InterruptedError("the engine died")
@@ -261,7 +261,7 @@ class MadeUp(SerialMapper):
             partial = self.count(job, shard)
             uri = partial_uri(job.work_uri, partial.shards[0])
             storage.create(uri, partial.encode())
-            yield Receipt(job.manifest_uri, index, partial.dna.images, len(partial.failures))
+            yield ShardReceipt(job.manifest_uri, index, partial.dna.images, len(partial.failures))
 
     def count(self, job: ShardJob, shard: Shard) -> Partial:
         spec = job.recipe.spec

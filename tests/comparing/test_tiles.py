@@ -27,7 +27,7 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, collect, find_lens
 from pipeline.comparing import Effort, Job, Matrix, Tile, all_pairs, emd, kept_matrices, tiles
 from pipeline.comparing import compare as compare_all
-from pipeline.dna import Kind, Lens
+from pipeline.dna import FileKind, Lens
 from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
 from pipeline.reporting import Lines
 from pipeline.sources import plan
@@ -254,7 +254,7 @@ def test_a_tile_s_name_is_of_all_that_decides_it() -> None:
     }
     twin = (("twin", a[0][1]),)
     digests.add(Tile(job, a, twin).digest)  # the same DNAs, in a rectangle
-    for constant, other in (("TILE", Kind("tile", 2)), ("METHOD", "another")):
+    for constant, other in (("TILE", FileKind("tile", 2)), ("METHOD", "another")):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tiles, constant, other)
             digests.add(Tile(replace(job), a, b).digest)
@@ -423,7 +423,7 @@ def test_a_torn_kept_matrix_is_no_reason_to_fail(place: Catalogue, computed: lis
 def test_tiles_that_are_there_are_not_computed_again(
     place: Catalogue, computed: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def crash_at_a_write(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+    def crash_at_a_write(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
         for item in items[:7]:
             yield function(item)
         raise InterruptedError("the engine died")
@@ -492,7 +492,7 @@ def test_a_tile_that_lies_is_computed_again(
     true = compare(place, effort=SMALL)
     without_kept(place)
 
-    def map_then_damage(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+    def map_then_damage(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
         for item in items:
             yield function(item)
         if len(items) == 1:  # that one, again
@@ -528,7 +528,7 @@ def test_who_may_not_remove_compares_all_the_same(
     def deny(uri: str) -> None:
         raise StorageError(f"{uri}: access denied")
 
-    def torn(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+    def torn(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
         for item in items:
             yield function(item)
         if items:  # none is missing the next time
@@ -548,7 +548,7 @@ class Beside:
         self.after, self.act, self.times = after, act, times
         self.spread: list[int] = []
 
-    def __call__(self, function: Any, items: Sequence[Tile], /) -> Iterator[tiles.Receipt]:
+    def __call__(self, function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
         self.spread.append(len(items))
         for number, item in enumerate(items):
             yield function(item)

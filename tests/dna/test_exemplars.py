@@ -19,7 +19,7 @@ from jobs.app import app
 from pipeline import storage
 from pipeline.building import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, verify
-from pipeline.counting import Reactions, load_partial, partial_uri
+from pipeline.counting import TopImages, load_partial, partial_uri
 from pipeline.dna import EXEMPLAR_TABLE_SCHEMA, Exemplars, ExemplarSettings, Partial, add_exemplars
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, SpecMismatch, UsageError
@@ -59,7 +59,7 @@ def kept(
 ) -> Exemplars:
     order = np.empty(len(names), np.int64)
     order[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    reactions = Reactions(wanted, SPEC, order)
+    reactions = TopImages(wanted, SPEC, order)
     start = 0
     for size in [*batches, len(means)]:
         some = np.arange(start, min(start + size, len(means)))

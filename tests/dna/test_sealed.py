@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dna import Kind, SealedFile, SealedWriter, encode_sealed
+from pipeline.dna import FileKind, SealedFile, SealedWriter, encode_sealed
 from pipeline.errors import CorruptFile
 from tests.support.builders import with_row_groups
 
-KIND = Kind("example")
+KIND = FileKind("example")
 NAME = "s3://bucket/example.parquet"
 
 
@@ -95,9 +95,9 @@ def test_one_row_group_is_checked_without_the_others() -> None:
 
 def test_another_kind_and_another_format_are_refused() -> None:
     with pytest.raises(CorruptFile, match=r"a 'example' file where a 'matrix' file should be"):
-        SealedFile(data(), Kind("matrix"), NAME)
+        SealedFile(data(), FileKind("matrix"), NAME)
     with pytest.raises(CorruptFile, match=r"format 1 of example.*reads format 2"):
-        SealedFile(data(), Kind("example", 2), NAME)
+        SealedFile(data(), FileKind("example", 2), NAME)
 
 
 def test_metadata_that_was_changed_is_refused() -> None:

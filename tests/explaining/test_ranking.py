@@ -25,7 +25,7 @@ from pipeline import storage
 from pipeline.building import Request, build_datasets, make_dna
 from pipeline.catalogue import Catalogue, canonical_json, collect
 from pipeline.comparing import emd
-from pipeline.counting import Extractor, Receipt, ShardJob, Worker
+from pipeline.counting import Extractor, ShardJob, ShardReceipt, Worker
 from pipeline.counting import extractor as extractor_module
 from pipeline.dna import Failure, Lens
 from pipeline.engine import InProcess
@@ -43,12 +43,11 @@ from pipeline.explaining import LayerEmd, Ranking, RankRequest, Ranks, Reaction,
 from pipeline.explaining import ranking as rank_module
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import Gallery, Row, gallery_of, write_gallery
-from pipeline.reporting.html.gallery import Picture, render_gallery
+from pipeline.reporting.html.gallery import GalleryImage, render_gallery
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import with_row_groups
-from tests.support.tiny_network import BINS, SIDE
-from tests.support.tiny_network import Picture as Pictured
+from tests.support.tiny_network import BINS, SIDE, Picture
 
 RESOURCES = Resources(workers=0, threads=2)
 NAME = "near"
@@ -63,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tiny.Place:
 def write(folder: Path, kinds: Sequence[str], first: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i, kind in enumerate(kinds):
-        (folder / f"{kind}-{i:02d}.png").write_bytes(Pictured(kind, first + i).data)
+        (folder / f"{kind}-{i:02d}.png").write_bytes(Picture(kind, first + i).data)
     return folder
 
 
@@ -224,7 +223,7 @@ class OtherOrder(SerialMapper):
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
 
-    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         for at in self._random.permutation(len(work)):
             worker = Worker()
             for _ in range(1 + int(self._random.integers(2))):
@@ -312,7 +311,7 @@ class CrashAfter(OtherOrder):
         super().__init__(3)
         self._after = after
 
-    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         for done, receipt in enumerate(super().run_shards(work)):
             if done == self._after:
                 raise InterruptedError
@@ -382,7 +381,7 @@ def test_an_image_that_changed_is_ranked_again(
 ) -> None:
     ranked(catalogue, source, engine, place, shard_images=1)
     path = source / "good-03.png"
-    path.write_bytes(Pictured("good", 77).data)
+    path.write_bytes(Picture("good", 77).data)
     os.utime(path, ns=(1, 1))
     found = ranked(catalogue, source, engine, place, shard_images=1)
     assert found.counted_shards == 1
@@ -718,7 +717,7 @@ def test_the_page_shows_both_ends_and_says_what_is_gone(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
 ) -> None:
     odd = source / "<script>alert(1)&\n.png"
-    odd.write_bytes(Pictured("good", 40).data)
+    odd.write_bytes(Picture("good", 40).data)
     found = ranked(catalogue, source, engine, place, layers=["b"], top=4)
     gone = Path(storage.local_path(found.nearest[1].entry.uri))
     gone.unlink()
@@ -742,7 +741,7 @@ def test_the_page_shows_both_ends_and_says_what_is_gone(
 
 def test_a_gallery_escapes_what_it_shows_and_allows_nothing_but_its_style() -> None:
     evil = "</style><script>alert('x')</script>\"onload=1 {style} https://me:secret@host/x"
-    picture = Picture(evil, (evil, evil), missing=evil)
+    picture = GalleryImage(evil, (evil, evil), missing=evil)
     page = render_gallery(
         Gallery(evil, [Row(evil, [picture], evil)], evil, [evil], [(evil, evil)])
     ).decode()

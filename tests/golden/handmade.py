@@ -10,7 +10,15 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.building import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, Version, canonical_json, footers_of
-from pipeline.counting import Composed, Receipt, ShardJob, add_up, compose, partial_uri, plan_folds
+from pipeline.counting import (
+    Composed,
+    ShardJob,
+    ShardReceipt,
+    add_up,
+    compose,
+    partial_uri,
+    plan_folds,
+)
 from pipeline.dna import DNA, Failure, Partial, Ranges, encode_failures
 from pipeline.mapper import SerialMapper
 from pipeline.networks import Network
@@ -110,7 +118,7 @@ class HandMade(SerialMapper):
     def __init__(self, stop_after: int | None = None) -> None:
         self._left = stop_after
 
-    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[Receipt]:
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         for job, index in work:
             if self._left == 0:
                 raise InterruptedError("the engine died")
@@ -119,7 +127,7 @@ class HandMade(SerialMapper):
                 shard = read_shard(file, index, job.manifest_uri)
             partial = hand_made(shard)
             put_partials(job.work_uri, [partial])
-            yield Receipt(job.manifest_uri, index, partial.dna.images, len(partial.failures))
+            yield ShardReceipt(job.manifest_uri, index, partial.dna.images, len(partial.failures))
 
 
 class Place:

@@ -23,7 +23,7 @@ from pipeline.errors import UsageError
 from pipeline.explaining import RankRequest
 from pipeline.options import Field, Options, options_of
 from pipeline.refreshing import load_config
-from pipeline.refreshing.config import Dataset, Settings
+from pipeline.refreshing.config import DatasetEntry, Defaults
 from pipeline.spec import Resources
 
 COMMANDS: list[tuple[str, type[Options]]] = [
@@ -81,10 +81,10 @@ def test_python_has_every_option_and_no_field_is_without(model: type[Options]) -
 
 def test_datasets_yaml_has_every_option_as_it_was_declared() -> None:
     options = {option.name: option for option in options_of(Request)}
-    assert Dataset.model_fields.keys() == options.keys()
+    assert DatasetEntry.model_fields.keys() == options.keys()
     optional = {name for name, option in options.items() if not option.required}
-    assert Settings.model_fields.keys() == optional
-    for name, field in Dataset.model_fields.items():
+    assert Defaults.model_fields.keys() == optional
+    for name, field in DatasetEntry.model_fields.items():
         assert field.description == options[name].option.help
         assert field.is_required() == options[name].required
         assert field.is_required() or field.default == options[name].default

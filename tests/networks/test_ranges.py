@@ -23,7 +23,7 @@ from pipeline import images, storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import OVERFLOW, UNDERFLOW, Extractor, LayerCounts
-from pipeline.dna import Kind, Ranges, SealedFile, encode_sealed
+from pipeline.dna import FileKind, Ranges, SealedFile, encode_sealed
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, StorageError, UsageError
 from pipeline.networks import (
@@ -144,8 +144,8 @@ def forged(network: Network, **changes: object) -> bytes:
     for name, values in changes.items():
         index = table.column_names.index(name)
         table = table.set_column(index, name, pa.array(values, table.schema.field(name).type))
-    metadata = SealedFile(data, Kind("ranges"), "ranges").metadata
-    return encode_sealed(Kind("ranges"), metadata, [table])
+    metadata = SealedFile(data, FileKind("ranges"), "ranges").metadata
+    return encode_sealed(FileKind("ranges"), metadata, [table])
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,11 @@ def test_a_flipped_bit_in_a_page_is_told_by_its_checksum(network: Network) -> No
 
 def test_another_kind_or_format_is_refused(network: Network) -> None:
     data = encode(SMALL, network)
-    metadata = SealedFile(data, Kind("ranges"), "x").metadata
-    for kind, message in ((Kind("dna"), "x: a 'dna' file"), (Kind("ranges", 2), "x: format 2")):
+    metadata = SealedFile(data, FileKind("ranges"), "x").metadata
+    for kind, message in (
+        (FileKind("dna"), "x: a 'dna' file"),
+        (FileKind("ranges", 2), "x: format 2"),
+    ):
         with pytest.raises(CorruptFile, match=message):
             decode(encode_sealed(kind, metadata, [pq.read_table(pa.BufferReader(data))]), "x")
     sink = pa.BufferOutputStream()

@@ -18,7 +18,7 @@ from pipeline.comparing import Matrix, clusters
 from pipeline.dna import Floats
 from pipeline.reporting import Gallery, Neuron, Page, Panel, Row, Sample, Seen
 from pipeline.reporting import conclusions as report
-from pipeline.reporting.html.gallery import Picture, render_gallery
+from pipeline.reporting.html.gallery import GalleryImage, render_gallery
 from pipeline.reporting.html.matrix_page import render_matrix_page
 from tests.reporting.test_report import matrix_of, with_estimates, with_single
 from tests.support import browser
@@ -611,8 +611,8 @@ def test_three_hundred_datasets_take_a_page_that_can_be_used(
 def test_a_gallery_is_read_in_any_width_colour_and_by_keyboard(
     reader: Reader, tmp_path: Path
 ) -> None:
-    shown = [Picture("p" * 300, ("#1: 7.77", HOSTILE), PIXEL)] * 11
-    gone = Picture(HOSTILE, ("#2: 7.78",), missing="cannot be read again: " + HOSTILE)
+    shown = [GalleryImage("p" * 300, ("#1: 7.77", HOSTILE), PIXEL)] * 11
+    gone = GalleryImage(HOSTILE, ("#2: 7.78",), missing="cannot be read again: " + HOSTILE)
     gallery = Gallery(HOSTILE, [Row("Nearest", [*shown, gone]), Row(HOSTILE, shown)], HOSTILE)
     path = tmp_path / "gallery.html"
     path.write_bytes(render_gallery(gallery))

@@ -38,7 +38,7 @@ from pipeline.reporting import (
 from pipeline.reporting.html import explanation_page as explained
 from pipeline.reporting.html import thumbnails
 from pipeline.reporting.html.dataset_panels import gather_matrix_page
-from pipeline.reporting.html.explanation_page import Picture
+from pipeline.reporting.html.explanation_page import ShownImage
 from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.spec import Resources
 from tests.reporting.test_browser import HOSTILE, PIXEL
@@ -247,7 +247,7 @@ def test_a_store_that_does_not_answer_is_asked_once_a_reader(
     }
 
 
-def why_of(found: Explanation, pictures: dict[tuple[str, str], Picture], text: str = "") -> Why:
+def why_of(found: Explanation, pictures: dict[tuple[str, str], ShownImage], text: str = "") -> Why:
     panel = Panel(text, ((text, text),), ((text, 1),), (text,), (), (text,))
     return Why(found, 8, [panel] * 2, pictures, text, (text,), ((text, text),))
 
@@ -288,7 +288,9 @@ def keys_of(found: Explanation) -> list[tuple[str, str]]:
 def test_the_file_stays_small_and_names_the_images_that_it_leaves_out() -> None:
     found = hand_made(explained.MOST_NEURONS + 50, MOST_IMAGES, "é" * 200)
     image = f"data:image/webp;base64,{'A' * 20_000}"
-    pictures = {key: Picture("name", explained._cut(key[0] * 9), image) for key in keys_of(found)}
+    pictures = {
+        key: ShownImage("name", explained._cut(key[0] * 9), image) for key in keys_of(found)
+    }
     written = render_explanation(why_of(found, pictures))
     assert 9_000_000 < len(written) < 10_000_000
     data = data_of(written)
@@ -457,7 +459,7 @@ def test_hostile_names_are_shown_and_never_run_at_any_width(reader: Reader, tmp_
     broken = hand_made(1, 1, HOSTILE).reactions[0]
     found = replace(found, reactions=(*found.reactions[:2], (None, broken[1])))
     pictures = {
-        key: Picture(HOSTILE, HOSTILE * 3, PIXEL if at % 2 else "", "" if at % 2 else HOSTILE)
+        key: ShownImage(HOSTILE, HOSTILE * 3, PIXEL if at % 2 else "", "" if at % 2 else HOSTILE)
         for at, key in enumerate(keys_of(found))
     }
     path = tmp_path / "why.html"

@@ -64,7 +64,7 @@ def named(name: str, path: Path) -> Image.Image:
 
 
 @cache
-def opened(picture: samples._Picture) -> Image.Image:
+def opened(picture: samples._PackagedImage) -> Image.Image:
     return picture.open()
 
 
@@ -271,6 +271,6 @@ def test_a_missing_package_is_named_with_the_remedy(
 def test_a_package_without_its_pictures_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hollow = samples._Picture("skimage", "data/absent.png")
+    hollow = samples._PackagedImage("skimage", "data/absent.png")
     with pytest.raises(UsageError, match=r"'skimage' lacks data/absent\.png"):
         hollow.open()

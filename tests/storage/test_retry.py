@@ -15,7 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
-from pipeline.storage import VARIABLES, Settings, attempt, retry
+from pipeline.storage import VARIABLES, RetrySettings, attempt, retry
 
 URI = "s3://bucket/key"
 
@@ -169,14 +169,14 @@ def test_a_setting_that_is_no_such_number_is_named(
 def test_tries_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "2.5")
     with pytest.raises(UsageError, match=r"ATTEMPTS is '2.5'; it must be a whole number"):
-        Settings.from_environment()
+        RetrySettings.from_environment()
 
 
 def test_settings_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, variable in enumerate(VARIABLES, 1):
         monkeypatch.setenv(variable, str(number))
-    assert Settings.from_environment() == Settings(1, 2, 3, 4, 5, 6)
-    assert Settings(1, 2, 3, 4, 5, 6).seconds_for(50) == 3 + 4 + 10
+    assert RetrySettings.from_environment() == RetrySettings(1, 2, 3, 4, 5, 6)
+    assert RetrySettings(1, 2, 3, 4, 5, 6).seconds_for(50) == 3 + 4 + 10
 
 
 SECRET = "planted/secret+of=this-test"

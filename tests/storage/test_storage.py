@@ -28,7 +28,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
-from pipeline.storage import Settings, objects, probes, s3
+from pipeline.storage import RetrySettings, objects, probes, s3
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Answer
 
@@ -159,7 +159,7 @@ def test_transient_errors_are_tried_again_and_then_named(monkeypatch, tmp_path: 
     fail_first = 99
     with pytest.raises(TransientError, match=r"a: no answer after 8 tries.*reset"):
         storage.read(path.as_uri())
-    assert len(calls) == Settings().attempts
+    assert len(calls) == RetrySettings().attempts
 
 
 def test_a_put_whose_answer_is_lost_is_known_as_our_own(
@@ -317,7 +317,7 @@ def test_errors_of_http_clients_get_our_names(
         assert type(caught.value) is kind
         assert uri in str(caught.value)
         assert message in str(caught.value)
-        assert Failing.asked == (Settings().attempts if kind is TransientError else 1)
+        assert Failing.asked == (RetrySettings().attempts if kind is TransientError else 1)
     if kind is SourceError:
         assert not storage.exists(uri)
         storage.delete(uri)

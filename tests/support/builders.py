@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.dna import DNA, Kind, Ranges, SealedFile, encode_sealed
+from pipeline.dna import DNA, FileKind, Ranges, SealedFile, encode_sealed
 from pipeline.sources import Manifest
 from pipeline.spec import Numerics, Preprocess, Spec, Tap, digest_of
 
@@ -83,7 +83,7 @@ def sealed(body: dict[str, Any]) -> bytes:
 
 def with_digest(manifest: Manifest, digest: str) -> bytes:
     """The manifest's file, with a digest that is not its own."""
-    kind = Kind("manifest")
+    kind = FileKind("manifest")
     metadata = SealedFile(manifest.data, kind, "a manifest").metadata | {"digest": digest}
     return encode_sealed(kind, metadata, manifest.tables())
 

@@ -46,7 +46,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ShownImage:
     """An image that is named on the page.
 
     Attributes:
@@ -79,7 +79,7 @@ class Why:
     found: Explanation
     bins: int
     panels: Sequence[Panel]
-    pictures: Mapping[Key, Picture]
+    pictures: Mapping[Key, ShownImage]
     about: str
     notes: tuple[str, ...]
     shared: tuple[tuple[str, str], ...]
@@ -90,7 +90,7 @@ def gather_explanation(
 ) -> Why:
     """Gathers the images of the first neurons, and some of each dataset.
 
-    An image that cannot be read becomes a `Picture` that says why; nothing is raised for it.
+    An image that cannot be read becomes a `ShownImage` that says why; nothing is raised for it.
 
     Args:
         catalogue: The catalogue of the datasets.
@@ -134,7 +134,7 @@ def _shown(reactions: Reactions) -> list[tuple[Key, float]]:
     return [((of.uri, of.member), of.reaction) for of in (reactions or ())[:MOST_IMAGES]]
 
 
-def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict[Key, Picture]:
+def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict[Key, ShownImage]:
     """Reads each image once, those of the first neurons first."""
     shown = [[_shown(side) for side in sides] for sides in found.reactions[:MOST_NEURONS]]
     order = list(dict.fromkeys(key for sides in shown for side in sides for key, _ in side))
@@ -154,10 +154,10 @@ def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict
     decoder = decoder_of(catalogue, next(iter(found.versions.values())))  # both have one spec
     reader = SmallImages(deadline, decoder)
 
-    def read(key: Key) -> Picture:
+    def read(key: Key) -> ShownImage:
         name, place = _cut(short_name(*key)), _cut(storage.spelled(*key))
         image, why = reader.read(entries[key]) if key in entries else ("", lost[key])
-        return Picture(name, place, image, _cut(why))
+        return ShownImage(name, place, image, _cut(why))
 
     with ThreadPoolExecutor(READERS, "read") as pool:
         return dict(zip(order, pool.map(read, order), strict=True))
@@ -229,7 +229,7 @@ def _neurons(found: Explanation, places: Mapping[Key, int]) -> Iterable[dict[str
         yield row
 
 
-def _embedded(pictures: Iterable[Picture], fits: Callable[[str], bool]) -> list[dict[str, str]]:
+def _embedded(pictures: Iterable[ShownImage], fits: Callable[[str], bool]) -> list[dict[str, str]]:
     rows = []
     for picture in pictures:
         image, why = picture.image, picture.why

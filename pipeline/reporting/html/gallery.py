@@ -22,7 +22,7 @@ from pipeline.sources import Entry
 
 
 @dataclass(frozen=True)
-class Picture:
+class GalleryImage:
     """An image and its caption.
 
     Attributes:
@@ -49,7 +49,7 @@ class Row:
     """
 
     title: str
-    pictures: Sequence[Picture]
+    pictures: Sequence[GalleryImage]
     about: str = ""
 
 
@@ -74,7 +74,7 @@ class Gallery:
 
 def look(
     captioned: Iterable[tuple[Entry, tuple[str, ...]]], decoder: str | None = None
-) -> list[Picture]:
+) -> list[GalleryImage]:
     """Reads images again and makes them small.
 
     A store that does not answer is not asked again, and nothing is read after `SAMPLING_SECONDS`.
@@ -90,7 +90,9 @@ def look(
     pictures = []
     for entry, lines in captioned:
         image, missing = reader.read(entry)
-        pictures.append(Picture(storage.spelled(entry.uri, entry.member), lines, image, missing))
+        pictures.append(
+            GalleryImage(storage.spelled(entry.uri, entry.member), lines, image, missing)
+        )
     return pictures
 
 
@@ -123,7 +125,7 @@ def _row(at: int, row: Row) -> str:
     )
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: GalleryImage) -> str:
     name = _text(picture.name)
     shown = (
         f'<img src="{escape(picture.image)}" alt="{name}" width="96" height="96">'

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dna import Kind, SealedFile, corrupt_if_unreadable, cut_rows, encode_sealed
+from pipeline.dna import FileKind, SealedFile, corrupt_if_unreadable, cut_rows, encode_sealed
 from pipeline.errors import BadImage
 from pipeline.sources.archives.access import broken_access
 
-INDEX = Kind("index")
+INDEX = FileKind("index")
 """The kind of an index file. Its format changes if archives are listed in another way, so that old
 indices are not used."""
 
