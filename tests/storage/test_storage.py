@@ -28,7 +28,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
-from pipeline.storage import RetrySettings, objects, probes, s3
+from pipeline.storage import RetrySettings, objects, s3, store_checks
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Answer
 
@@ -116,7 +116,7 @@ def test_a_store_that_overwrites_is_refused(monkeypatch, tmp_path: Path) -> None
         storage.replace(uri, data)
         return True
 
-    monkeypatch.setattr(probes, "create", overwrite)
+    monkeypatch.setattr(store_checks, "create", overwrite)
     with pytest.raises(StorageError, match="overwrites"):
         storage.require_exclusive(tmp_path.as_uri())
 

@@ -39,12 +39,12 @@ from pipeline.dna import DNA, Exemplars, Failure
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, GateError, SourceError, TransientError
 from pipeline.spec import LAYER_GAUSSIAN, Resources
-from pipeline.storage import objects, probes
+from pipeline.storage import objects, store_checks
 from tests.support import tiny_network as tiny
 from tests.support.tiny_network import Oracle, Picture, Place, Truth
 
 RESOURCES = Resources(workers=0, threads=2, fetch_ahead=4)
-MODULES = (objects, probes)
+MODULES = (objects, store_checks)
 """Modules of `pipeline.storage` whose functions touch a store."""
 NAMES = ("photos", "videos")
 FOLDERS = ("a", "b")
