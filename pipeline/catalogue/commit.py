@@ -42,6 +42,8 @@ FILE_NAME = r"[A-Za-z0-9]+"
 
 FileName = Annotated[str, Field(pattern=f"^{FILE_NAME}$")]
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
 
 @dataclass(frozen=True)
 class Footer:
@@ -203,6 +205,7 @@ class Commit:
         action: What was done, such as `build photos`.
         default_spec: Digest of the spec that commands take where none is given.
         datasets: Each dataset's versions by the digest of their spec.
+        previous: The sha256 of the bytes of the commit before this one; None for the first.
         software: The name and version of the software that made the commit.
     """
 
@@ -211,6 +214,7 @@ class Commit:
     action: str
     default_spec: str | None
     datasets: Mapping[str, Mapping[str, WholeVersion]]
+    previous: Sha256 | None
     software: str = field(default_factory=lambda: software())
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -254,6 +258,11 @@ class Commit:
             del body["format"], body["nonce"]
             commit = _COMMIT.validate_python(body)
             datetime.fromisoformat(commit.time)
+            if (commit.previous is None) != (commit.number == 1):
+                raise CorruptFile(
+                    f"{name}: commit {commit.number} names {commit.previous or 'no commit'} as the "
+                    "one before it; the first commit alone names none. Restore the file"
+                )
             for dataset, versions in commit.datasets.items():
                 check_name(dataset)
                 for spec, version in versions.items():
@@ -275,7 +284,7 @@ _VERSION = TypeAdapter[Version](WholeVersion)
 
 _COMMIT = TypeAdapter(Commit)
 
-EMPTY = Commit(0, "", "", None, {}, "")
+EMPTY = Commit(0, "", "", None, {}, None, "")
 """The state of a catalogue without commits."""
 
 

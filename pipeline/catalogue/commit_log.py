@@ -5,8 +5,10 @@
     >>> [commit.action for commit in log.log()]
 
 Each commit `_log/<number>.json` holds all datasets. It is created only if the number is free, so
-that two writers cannot both write number 42. `_log/_latest` is a hint: looking for the newest
-commit starts there. What no commit names is not in the catalogue, whatever lies under the root.
+that two writers cannot both write number 42. It names the sha256 of the commit before it, so that
+reading the log from its end finds every commit that was changed or removed before the last one.
+`_log/_latest` is a hint: looking for the newest commit starts there. What no commit names is not in
+the catalogue, whatever lies under the root.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline import storage
+from pipeline.buffers import sha256
 from pipeline.catalogue.commit import EMPTY, Commit, software
 from pipeline.catalogue.layout import Layout
 from pipeline.errors import CorruptFile, NoBucket, NotFound, SourceError, UsageError
@@ -37,10 +40,7 @@ class CommitLog(Layout):
             CorruptFile: If a commit cannot be read, or one before the last is missing.
             NoBucket: If the catalogue's bucket does not exist.
         """
-        number = self._hinted_number() or self._last_number()
-        while storage.exists(self.log_uri(number + 1)):
-            number += 1
-        return self.commit(number) if number else EMPTY
+        return self._head()[0]
 
     def commit(self, number: int) -> Commit:
         """Reads one commit.
@@ -55,14 +55,7 @@ class CommitLog(Layout):
             NotFound: If the log has no such number.
             CorruptFile: If the file is not the commit of that number.
         """
-        uri = self.log_uri(number)
-        try:
-            commit = Commit.decode(storage.read(uri), uri)
-        except SourceError as error:
-            raise NotFound(f"{self.root} has no commit {number}") from error
-        if commit.number != number:
-            raise CorruptFile(f"{uri} holds commit {commit.number}; restore the file")
-        return commit
+        return self._read(number)[0]
 
     def log(self) -> Iterator[Commit]:
         """Reads all commits.
@@ -71,13 +64,42 @@ class CommitLog(Layout):
             Each commit, the newest first.
 
         Raises:
-            CorruptFile: If one is missing or cannot be read.
+            CorruptFile: If one is missing, cannot be read, or is not the one that the next one
+                names.
         """
-        for number in range(self.head().number, 0, -1):
+        commit = self.head()
+        if commit.number:
+            yield commit
+        while commit.previous is not None:
+            number, named = commit.number, commit.previous
+            uri = self.log_uri(number - 1)
             try:
-                yield self.commit(number)
+                commit, found = self._read(number - 1)
             except NotFound as error:
-                raise CorruptFile(_gap(self.log_uri(number))) from error
+                raise CorruptFile(_gap(uri)) from error
+            if found != named:
+                raise CorruptFile(
+                    f"{uri} has sha256 {found}; commit {number} was made upon one of sha256 "
+                    f"{named}. Restore it from a version or a copy of the bucket"
+                )
+            yield commit
+
+    def require_end(self) -> None:
+        """Refuses a log whose last commits are missing, as far as `_latest` tells.
+
+        `_latest` is written after the commit that it names. It is not protected itself: whoever
+        removes the last commits and changes it too is not found.
+
+        Raises:
+            CorruptFile: If `_latest` names a commit that is not there.
+        """
+        named = self._hint()
+        if named and not storage.exists(self.log_uri(named)):
+            raise CorruptFile(
+                f"{self.hint_uri} names commit {named}, and {self.log_uri(named)} is missing: the "
+                "last commits were removed. Restore them from a version or a copy of the bucket; "
+                f"if they are lost for good, delete {self.hint_uri}"
+            )
 
     def at(self, at: int | str | None = None) -> Commit:
         """Reads one state of the catalogue.
@@ -119,7 +141,7 @@ class CommitLog(Layout):
             The new commit, or the newest one if nothing was changed.
         """
         while True:
-            head = self.head()
+            head, digest = self._head()
             changed = change(head)
             if changed is head:
                 return head
@@ -128,21 +150,45 @@ class CommitLog(Layout):
                 number=head.number + 1,
                 time=datetime.now(UTC).isoformat(timespec="seconds"),
                 action=action,
+                previous=digest,
                 software=software(),
             )
             if storage.create(self.log_uri(commit.number), commit.encode()):
                 storage.replace(self.hint_uri, str(commit.number).encode())
                 return commit
 
-    def _hinted_number(self) -> int:
-        """Returns the number that the hint names; 0 if there is no hint, or it is wrong."""
+    def _head(self) -> tuple[Commit, str | None]:
+        """Reads the newest commit, and the sha256 of its bytes."""
+        number = self._hinted_number() or self._last_number()
+        while storage.exists(self.log_uri(number + 1)):
+            number += 1
+        return self._read(number) if number else (EMPTY, None)
+
+    def _read(self, number: int) -> tuple[Commit, str]:
+        """Reads one commit, and the sha256 of its bytes."""
+        uri = self.log_uri(number)
         try:
-            number = int(storage.read(self.hint_uri))
+            data = storage.read(uri)
+        except SourceError as error:
+            raise NotFound(f"{self.root} has no commit {number}") from error
+        commit = Commit.decode(data, uri)
+        if commit.number != number:
+            raise CorruptFile(f"{uri} holds commit {commit.number}; restore the file")
+        return commit, sha256(data)
+
+    def _hint(self) -> int:
+        """Returns the number that `_latest` names; 0 if it is missing or names none."""
+        try:
+            return max(0, int(storage.read(self.hint_uri)))
         except NoBucket:  # a mistyped url, and not a catalogue that is still empty
             raise
         except (SourceError, ValueError):
             return 0
-        return number if number > 0 and storage.exists(self.log_uri(number)) else 0
+
+    def _hinted_number(self) -> int:
+        """Returns the number that the hint names; 0 if there is no such commit."""
+        number = self._hint()
+        return number if number and storage.exists(self.log_uri(number)) else 0
 
     def _last_number(self) -> int:
         """Lists the log.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import uuid
@@ -145,6 +146,80 @@ def test_forged_commits_are_refused(place: Catalogue) -> None:
         storage.replace(uri, forged)
         with pytest.raises(CorruptFile, match="_log"):
             place.head()
+
+
+def test_each_commit_names_the_one_before_it(place: Catalogue) -> None:
+    for i in range(3):
+        place.put_version(f"d{i}", version(str(i)), None)
+    bodies = [storage.read(place.log_uri(number)) for number in (1, 2, 3)]
+    digests = [hashlib.sha256(body).hexdigest() for body in bodies]
+    assert [commit.previous for commit in place.log()] == [digests[1], digests[0], None]
+
+
+def changed(place: Catalogue, number: int, **change: object) -> str:
+    uri = place.log_uri(number)
+    storage.replace(uri, sealed(json.loads(storage.read(uri)) | change))
+    return uri
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_old_commit_that_was_edited_is_named(place: Catalogue, number: int) -> None:
+    """Its own checksum fits; the commit after it knows better."""
+    for i in range(3):
+        place.put_version(f"d{i}", version(str(i)), None)
+    uri = changed(place, number, action="nothing")
+    assert place.head().number == 3
+    with pytest.raises(CorruptFile, match=f"{uri} has sha256 .* commit {number + 1} was made upon"):
+        list(place.log())
+    with pytest.raises(CorruptFile, match=uri):
+        place.at("1999-01-01")
+
+
+@pytest.mark.parametrize(("number", "previous"), [(1, "0" * 64), (2, None)])
+def test_the_first_commit_alone_has_none_before_it(
+    place: Catalogue, number: int, previous: str | None
+) -> None:
+    """Else a log that was cut in two would look whole."""
+    for i in range(number):
+        place.put_version(f"d{i}", version(str(i)), None)
+    changed(place, number, previous=previous)
+    with pytest.raises(CorruptFile, match="the first commit alone names none"):
+        place.head()
+
+
+def test_a_writer_who_was_late_builds_upon_the_commit_that_won(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = storage.create
+
+    def late(uri: str, data: bytes) -> bool:
+        monkeypatch.setattr(storage, "create", real)
+        place.put_version("winner", version("1"), None)
+        return real(uri, data)
+
+    monkeypatch.setattr(storage, "create", late)
+    place.put_version("late", version("2"), None)
+    assert [sorted(commit.datasets) for commit in place.log()] == [["late", "winner"], ["winner"]]
+
+
+def test_the_last_commits_are_missed_where_the_hint_names_them(place: Catalogue) -> None:
+    for i in range(3):
+        place.put_version(f"d{i}", version(str(i)), None)
+    place.require_end()
+    storage.delete(place.log_uri(3))
+    assert place.head().number == 2
+    with pytest.raises(CorruptFile, match=f"names commit 3, and {place.log_uri(3)} is missing"):
+        place.require_end()
+    storage.delete(place.hint_uri)
+    place.require_end()
+
+
+@pytest.mark.parametrize("hint", [b"1", b"garbage", b"", b"-3"])
+def test_a_hint_that_names_no_later_commit_says_nothing(place: Catalogue, hint: bytes) -> None:
+    place.put_version("a", version("1"), None)
+    storage.replace(place.hint_uri, hint)
+    place.require_end()
+    assert place.head().number == 1
 
 
 def test_commits_read_back_as_written(place: Catalogue) -> None:

@@ -217,7 +217,9 @@ def _readers() -> dict[str, Reader]:
         *("file:///a", "2026-01-01", "vdna", ()),
         footers=footers_of(files | {"folds": files["dna"]}),
     )
-    commit = Commit(3, "2026-01-01", "build a", spec.digest, {"a": {spec.digest: version}})
+    commit = Commit(
+        3, "2026-01-01", "build a", spec.digest, {"a": {spec.digest: version}}, "0" * 64
+    )
     write_dna(dna, "memory://fuzz/written.npz", "histogram")
     npz, about = (storage.read(f"memory://fuzz/written.{end}") for end in ("npz", "json"))
     network: Any = SimpleNamespace(name="tiny", weights_sha256="ab" * 32)

@@ -219,6 +219,10 @@ def led_elsewhere(copy: Copy) -> str:
     return change_commit(copy, change)
 
 
+def edited(body: dict) -> None:
+    body["action"] = "build another"
+
+
 ALL = set(COMMANDS)
 READ_DNA = {"compare", "explain", "rank", "verify", "export"}
 READ_FOLDS = {"compare", "explain", "verify"}
@@ -260,6 +264,7 @@ LIES: dict[str, tuple[Callable[[Copy], str], set[str]]] = {
     "a commit of no time": (lambda c: change_commit(c, lambda b: b.update(time="now")), ALL),
     "a commit in another's place": (renumbered, ALL),
     "a gap in the log": (gap, {"log", "gc"}),
+    "an old commit that was edited": (lambda c: change_commit(c, edited, 1), {"log", "gc"}),
 }
 
 
