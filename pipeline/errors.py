@@ -20,18 +20,23 @@ Messages name the culprit, the value, and what to do; they hold no secret, whate
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+QUERY_VARIABLE = "VDNA_QUERY_"
+"""How the names of variables begin whose values are sent in queries. Their values are secret."""
+
 _SECRET_NAME = (
-    r"[\w.%\[\]-]*(?:signature|sig|token|secret|passw(?:or)?d|passphrase|pwd|jwt|auth"
+    r"[\w.%\[\]-]*(?:signature|sig|token|secret|passw(?:or)?d|passphrase|pwd|jwt|auth|hmac"
     r"|(?:api|access|account|private)[_-]?key(?:[_-]?id)?)"
 )
 
-_VALUE = r"[^\s'\"&;,<>)}…]+"
+_VALUE = r"(?!\$\{)[^\s'\"&;,<>)}…]+"
 
 _SECRETS = (
     # scheme://user:password@host; a password may hold unescaped slashes, as AWS's often do.
@@ -51,6 +56,17 @@ _SECRETS = (
     (r"\bhf_[A-Za-z0-9]{16,}", "hf_…"),
 )
 
+# The query or fragment of a url. In the key of an object, a `?` or `#` may stand for itself.
+_QUERY = re.compile(
+    r"((?:\bhttps?://[^\s'\"<>?#]*|\b[a-z][a-z0-9+.-]*://[^\s'\"<>?#]*(?=[?#][^\s'\"<>/?#]*=))[?#])"
+    r"([^\s'\"<>]*)",
+    re.IGNORECASE,
+)
+_PARAMETER = re.compile(r"([^=&;#]+)(=?)([^&;#]*)")
+
+# What may be shown of a query: numbers, such as that of an image, and references to variables.
+_PLAIN = re.compile(r"\d{1,12}|(?:\$\{\w+\})+|…?")
+
 _PATTERNS = [(re.compile(pattern, re.IGNORECASE), shown) for pattern, shown in _SECRETS]
 
 
@@ -65,9 +81,25 @@ def redact(text: str) -> str:
     Returns:
         The text, with `…` in place of each secret.
     """
+    for variable, value in os.environ.items():
+        if variable.startswith(QUERY_VARIABLE) and value:
+            text = text.replace(value, "…").replace(quote(value, safe=""), "…")
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
-    return text
+    return _QUERY.sub(lambda url: url[1] + _PARAMETER.sub(_shown, url[2]), text)
+
+
+def _shown(parameter: re.Match[str]) -> str:
+    name, equals, value = parameter.groups()
+    if not equals:
+        return name if _PLAIN.fullmatch(name) else "…"
+    return f"{name}={value if _PLAIN.fullmatch(value) else '…'}"
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Tells whether a parameter of a query holds a secret by its name, and not a reference."""
+    secret = re.fullmatch(_SECRET_NAME, unquote(name), re.IGNORECASE)
+    return secret is not None and not re.fullmatch(r"(?:\$\{\w+\})+", value)
 
 
 def printable(text: str) -> str:

@@ -37,7 +37,7 @@ from pipeline.events import Listener, Said, ignore
 from pipeline.networks import Network, describe
 from pipeline.networks import ranges_file as files
 from pipeline.options import shared_values
-from pipeline.sources import Listing, list_source
+from pipeline.sources import Listing, Rules, list_source
 from pipeline.spec import Resources
 
 NAME = "calibration"
@@ -105,7 +105,7 @@ def calibrate(
     if not engine.in_process:
         require_shared(target, *request.sources)
     for source in request.sources:
-        _require_outside(work, source)
+        _require_outside(work, source, request.rules)
     network = describe(request.extractor, request.weights, request.taps)
     place = Catalogue(storage.join(work, FOLDER))
     listings = []
@@ -168,7 +168,9 @@ def calibrate(
         images=first.images,
         failed=first.failed,
         nonfinite=nonfinite,
-        sources=sorted({storage.readable(storage.canonical(source)) for source in request.sources}),
+        sources=sorted(
+            {storage.readable(request.rules.canonical(source)) for source in request.sources}
+        ),
         include=request.include,
         exclude=request.exclude,
         limit=request.limit,
@@ -203,9 +205,9 @@ def _require_file(out: str, target: str) -> None:
         raise UsageError(f"out is {out!r}, a folder; give the name of a file")
 
 
-def _require_outside(work: str, source: str) -> None:
+def _require_outside(work: str, source: str, rules: Rules) -> None:
     """Raises `UsageError` if the work folder would be listed with the source."""
-    uri = storage.canonical(source)
+    uri = rules.canonical(source)
     inside = any(_below(real(work), real(uri)) for real in (str, _real)) or fnmatchcase(
         storage.readable(f"{work}/{FOLDER}"), storage.readable(uri)
     )

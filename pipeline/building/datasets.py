@@ -70,7 +70,7 @@ def build_datasets(
     if not engine.in_process:
         require_shared(catalogue.root, *(request.source for request in requests))
     for request in requests:
-        require_apart(catalogue.root, request.source)
+        require_apart(catalogue.root, request.source, request.rules)
     storage.require_exclusive(catalogue.root)
     planner = Planner(catalogue, engine, resources, progress, listings or {}, relist)
     problems: list[VdnaError] = []

@@ -162,13 +162,13 @@ class Planner:
         """Returns where listed pages are kept; None if a listing cannot go on from a key."""
         if request.name in self.listings or not storage.store_of(request.source).lists_in_key_order:
             return None
-        place = digest_of("listing", storage.canonical(request.source), asdict(request.rules))
+        place = digest_of("listing", request.rules.canonical(request.source), asdict(request.rules))
         uri = self.catalogue.listing_uri(place)
         return ListingCheckpoint(uri, datetime.now(UTC), relist=self.relist)
 
     def _list(self, request: Request, checkpoint: ListingCheckpoint | None) -> Listing:
         if request.source:
-            storage.canonical(request.source)  # refuses what must not be shown
+            request.rules.canonical(request.source)  # refuses what must not be shown
         self.progress(Said(f"{request.name}: listing {request.source}"))
         return list_source(
             request.source,

@@ -95,6 +95,14 @@ class SelectionOptions(Options):
         str | None,
         Option("Column with the images, if Parquet or Arrow files have several such columns."),
     ] = None
+    allow_query: Annotated[
+        str | None,
+        Option(
+            "Take urls whose query (after ?) has these parameters, separated by commas. Queries "
+            "are kept in the catalogue, so write a secret as key=${VDNA_QUERY_KEY}; it is read "
+            "from that environment variable."
+        ),
+    ] = None
 
     @property
     def rules(self) -> sources.Rules:
@@ -103,7 +111,12 @@ class SelectionOptions(Options):
         Raises:
             UsageError: A number of folders is below 1.
         """
-        return sources.Rules(self.include, self.exclude, image_column=self.image_column)
+        return sources.Rules(
+            self.include,
+            self.exclude,
+            image_column=self.image_column,
+            allow_query=self.allow_query,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +223,12 @@ class Request(
     def rules(self) -> sources.Rules:
         """The rules by which the source is listed and grouped."""
         return sources.Rules(
-            self.include, self.exclude, self.group_by, self.image_column, self.by or None
+            self.include,
+            self.exclude,
+            self.group_by,
+            self.image_column,
+            self.by or None,
+            self.allow_query,
         )
 
 
@@ -270,6 +288,7 @@ class MemoryOptions(TypedDict, total=False):
     include: str | None
     exclude: str | None
     image_column: str | None
+    allow_query: str | None
     max_failures: float
     layer_gaussian: bool
 
@@ -305,7 +324,7 @@ class Result:
         return f"<Result {self.name}: {version.images:,} images{failed}, {state}>"
 
 
-def require_apart(root: str, source: str) -> None:
+def require_apart(root: str, source: str, rules: sources.Rules) -> None:
     """Checks that a catalogue is not inside the folder that is listed.
 
     Otherwise its own files would be listed as images, and change from run to run.
@@ -313,11 +332,12 @@ def require_apart(root: str, source: str) -> None:
     Args:
         root: Url of the catalogue.
         source: The source of images, as the user gave it.
+        rules: The rules by which it is listed.
 
     Raises:
         UsageError: The catalogue is inside the source.
     """
-    if source and f"{root}/".startswith(f"{storage.canonical(source)}/"):
+    if source and f"{root}/".startswith(f"{rules.canonical(source)}/"):
         raise UsageError(
             f"the catalogue {root} is inside the source {source}, and its files would be counted "
             "as images; put it elsewhere"

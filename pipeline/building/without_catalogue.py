@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from pipeline import storage
 from pipeline.building.failure_gate import require_few_failures
 from pipeline.building.memory_images import MemoryImages, MemorySource
 from pipeline.building.planner import make_spec, products_of
@@ -26,7 +25,7 @@ from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.networks import describe
 from pipeline.networks import ranges_file as ranges_module
-from pipeline.sources import Entry, Listing, Shard, list_source, plan
+from pipeline.sources import Entry, Listing, Rules, Shard, list_source, plan
 from pipeline.spec import Resources
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def make_dna(
         held = MemoryImages.of(source, request.exif, request.image_column)
         if held.names:
             name = "the files"
-            with _list_file(held.names) as path:
+            with _list_file(held.names, request.rules) as path:
                 listing = list_source(path, request.rules)
         else:
             if request.decoder is not None:
@@ -141,9 +140,9 @@ def make_dna(
 
 
 @contextmanager
-def _list_file(names: list[str]) -> Iterator[str]:
+def _list_file(names: list[str], rules: Rules) -> Iterator[str]:
     """Writes names to a temporary list, which sources read like any other list."""
     with tempfile.TemporaryDirectory(prefix="vdna-list-") as folder:
         path = Path(folder, "names.txt")
-        path.write_text("".join(f"{storage.canonical(name)}\n" for name in names))
+        path.write_text("".join(f"{rules.canonical(name)}\n" for name in names))
         yield str(path)

@@ -166,7 +166,7 @@ def rank(
     output = None if request.out is None else storage.canonical(request.out)
     if not engine.in_process:
         require_shared(catalogue.root, source)
-    require_apart(catalogue.root, source)
+    require_apart(catalogue.root, source, request.rules)
     dataset = _TargetDataset.find(catalogue, name, at, spec)
     chosen = tuple(dict.fromkeys(request.layers))
     _require_weight(dataset.spec, lens, chosen)
@@ -393,7 +393,7 @@ def _planned(
     catalogue: Catalogue, request: Request, engine: Engine, progress: Listener
 ) -> Manifest:
     """Returns the manifest of the source, listed and cut into shards."""
-    storage.canonical(request.source)  # refuses what must not be shown
+    request.rules.canonical(request.source)  # refuses what must not be shown
     progress(Said(f"listing {request.source}"))
     listing = list_source(
         request.source,

@@ -38,12 +38,13 @@ SHARED_STORES = ("s3", "gs", "gcs", "abfs", "az", "http", "https")
 files: `file`, and schemes of fsspec that lead to them, such as `local`, `zip` and `reference`."""
 
 
-def objects_in_list(uri: str, parent: str) -> Iterator[Stored]:
+def objects_in_list(uri: str, parent: str, rules: Rules) -> Iterator[Stored]:
     """Looks up the objects of a text list.
 
     Args:
         uri: The list: one path or url a line; `#` starts a comment.
         parent: The folder that relative paths start from.
+        rules: What the query of a url may have.
 
     Yields:
         The objects, in the order of the list.
@@ -56,7 +57,7 @@ def objects_in_list(uri: str, parent: str) -> Iterator[Stored]:
     def look_up(line: tuple[int, str]) -> Stored:
         number, name = line
         with _named_in_errors(f"{uri}, line {number}"):
-            return storage.info(_absolute(name, parent))
+            return storage.info(_absolute(name, parent, rules))
 
     def lines() -> Iterator[tuple[int, str]]:
         for number, line in enumerate(text, 1):
@@ -154,11 +155,12 @@ class SourceTable:
         """The names of the labels: all columns without a meaning of their own."""
         return tuple(n for n in self.columns if n not in (*TABLE_COLUMNS, *SCHEMA.names))
 
-    def rows(self, parent: str) -> Iterator[TableRow]:
+    def rows(self, parent: str, rules: Rules) -> Iterator[TableRow]:
         """Looks up what the rows name.
 
         Args:
             parent: The folder that relative paths start from.
+            rules: What the query of a url may have.
 
         Yields:
             The rows, in their order.
@@ -169,7 +171,7 @@ class SourceTable:
             with _named_in_errors(f"{self.uri}, row {number}"):
                 if not row["uri"]:
                     raise SourceError("it names no uri")
-                name = _absolute(str(row["uri"]), parent)
+                name = _absolute(str(row["uri"]), parent, rules)
                 if row.get("identity") and row.get("size") not in (None, ""):
                     item = Stored(name, int(row["size"]), str(row["identity"]), None)
                 else:
@@ -227,7 +229,7 @@ def _named_in_errors(where: str) -> Iterator[None]:
         raise SourceError(f"{where}: {error}") from error
 
 
-def _absolute(name: str, parent: str) -> str:
+def _absolute(name: str, parent: str, rules: Rules) -> str:
     """Returns the canonical uri of what a list or table names.
 
     Raises:
@@ -239,7 +241,7 @@ def _absolute(name: str, parent: str) -> str:
         name = os.path.join(storage.local_path(parent), name)
     elif relative:
         name = storage.join(parent, name)
-    uri = storage.canonical(name)
+    uri = rules.canonical(name)
     allowed = (storage.protocol_of(parent), *SHARED_STORES)
     if not is_local and storage.protocol_of(uri) not in allowed:
         raise UsageError(

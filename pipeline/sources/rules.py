@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from posixpath import basename, splitext
 
+from pipeline import storage
 from pipeline.errors import UsageError
 
 _OTHER_KINDS = """
@@ -44,6 +45,7 @@ class Rules:
         group_by: The number of leading folders that name a group, or a column of a table.
         image_column: The column that holds images, if Parquet or Arrow files have several.
         by: What parts are made by: the number of leading folders, or a column of a table.
+        allow_query: Names of parameters, with commas between, that queries of urls may have.
     """
 
     include: str | None = None
@@ -51,6 +53,7 @@ class Rules:
     group_by: str | None = None
     image_column: str | None = None
     by: str | None = None
+    allow_query: str | None = None
 
     def __post_init__(self) -> None:
         for option, value in (("group-by", self.group_by), ("by", self.by)):
@@ -59,6 +62,15 @@ class Rules:
                     f"{option} is {value!r}; give the number of leading folders below the source "
                     "that name a group (1 for source/video17/frame.jpg), or a column of a table"
                 )
+
+    def canonical(self, url: str) -> str:
+        """Returns the one spelling of a place of images. A query may have what `allow_query` names.
+
+        Raises:
+            UsageError: The url may carry a secret.
+        """
+        allowed = {name.strip() for name in (self.allow_query or "").split(",")}
+        return storage.canonical(url, queries=allowed - {""})
 
     @property
     def group_depth(self) -> int | None:

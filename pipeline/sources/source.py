@@ -100,7 +100,7 @@ class _SourceLister:
         self._text = text
         self._rules = rules
         self._progress = progress
-        self._uri = storage.canonical(text)
+        self._uri = rules.canonical(text)
         self._table = SourceTable.open(self._uri, rules)
         self._labels = self._choose_labels()
         self._kind = self._find_kind()
@@ -109,7 +109,7 @@ class _SourceLister:
             self._root = self._uri.rpartition("/")[0]
         elif self._kind == "glob":
             fixed = text.split("*")[0].split("?")[0].split("[")[0]
-            self._source = self._root = storage.canonical(fixed.rpartition("/")[0] or ".")
+            self._source = self._root = rules.canonical(fixed.rpartition("/")[0] or ".")
         self._checkpoint = checkpoint if self._kind == "prefix" else None
         self._candidates = ListingWriter(self._labels, self._checkpoint)
         self._archives: dict[str, _NamedArchive] = {}
@@ -176,9 +176,9 @@ class _SourceLister:
                 yield zip(page, strict=True)
             return
         if self._table is not None:
-            rows = self._table.rows(self._root)
+            rows = self._table.rows(self._root, self._rules)
         elif self._kind == "list":
-            rows = zip(objects_in_list(self._uri, self._root), strict=True)
+            rows = zip(objects_in_list(self._uri, self._root, self._rules), strict=True)
         elif self._kind == "glob":
             local = storage.store_of(self._uri).is_local
             rows = zip(storage.glob(self._text if local else self._uri), strict=True)

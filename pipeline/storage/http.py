@@ -13,6 +13,7 @@ from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body
 from pipeline.storage.other import Details, FsspecStore, identity_of, nothing
 from pipeline.storage.retry import RetrySettings, attempt
 from pipeline.storage.store import Answer, Stored
+from pipeline.storage.uris import with_query
 
 _PARTIAL = 206
 
@@ -54,7 +55,7 @@ class HttpStore(FsspecStore):
                 asked["Range"] = f"bytes={start}-{start + length - 1}"
             session = await fs.set_session()
             async with within(settings.seconds_for(0)):
-                answer = await session.get(fs.encode_url(uri), headers=asked)
+                answer = await session.get(fs.encode_url(with_query(uri)), headers=asked)
             async with answer:
                 if answer.status == RANGE_NOT_SATISFIABLE:
                     return nothing(uri, start, length, await _head(fs, uri))
@@ -86,7 +87,9 @@ async def _head(fs: Any, uri: str) -> Details:
     for ask in (session.head, session.get):
         async with within(RetrySettings.from_environment().seconds_for(0)):
             answer = await ask(
-                fs.encode_url(uri), headers={"Accept-Encoding": "identity"}, allow_redirects=True
+                fs.encode_url(with_query(uri)),
+                headers={"Accept-Encoding": "identity"},
+                allow_redirects=True,
             )
         async with answer:
             size = _plain_length(answer)

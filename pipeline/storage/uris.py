@@ -9,35 +9,42 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
-from pipeline.errors import UsageError, printable, redact
+from pipeline.errors import (
+    QUERY_VARIABLE,
+    SourceError,
+    UsageError,
+    looks_secret,
+    printable,
+    redact,
+)
+
+_REFERENCE = re.compile(r"\$\{(\w*)\}")
+"""A reference to a variable of the environment, in the query of a url."""
 
 
-def canonical(url: str | os.PathLike[str]) -> str:
+def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> str:
     """Gives the one spelling of a place.
 
     Args:
         url: A path (relative, absolute or below `~`) or a url of any scheme.
+        queries: Names of the parameters that the query of a url may have. See `--allow-query`.
 
     Returns:
         `file:///abs/path`, percent-encoded, for a local path; `scheme://path` for anything else.
 
     Raises:
-        UsageError: The url carries a secret: a password, or the signature of a presigned url, which
-            changes with every run.
+        UsageError: The url may carry a secret: a user name or a password, or a query or a fragment
+            that `queries` does not allow.
     """
     text = os.fspath(url)
-    shown = redact(text)
     protocol = protocol_of(text)
-    if protocol != "file" and (shown != text or redact(unquote(text)) != unquote(text)):
-        bare = shown.split("?", 1)[0]
-        raise UsageError(
-            f"{bare}{'?…' if '?' in text else ''} carries a signature, a token, a name or a "
-            "password, which would expire or leak into the catalogue; give the plain url, and "
-            "credentials by the store's own settings"
-        )
+    if protocol != "file":
+        _require_no_secret(text, protocol, queries)
     if protocol == "file":
         path = text if "://" not in text else local_path(text)
         return Path(os.path.abspath(os.path.expanduser(path))).as_uri()
@@ -45,6 +52,70 @@ def canonical(url: str | os.PathLike[str]) -> str:
     if protocol == "memory":
         rest = rest.lstrip("/")
     return f"{head.lower()}://{rest.rstrip('/')}"
+
+
+def _require_no_secret(text: str, protocol: str, queries: Collection[str]) -> None:
+    plain, mark, rest = _cut(text, protocol)
+    shown = redact(plain)
+    if shown != plain or redact(unquote(plain)) != unquote(plain):
+        raise UsageError(
+            f"{shown}{mark and mark + '…'} carries a user name, a token or a password, which would "
+            "expire or leak into the catalogue; give the plain url, and credentials by the store's "
+            "own settings"
+        )
+    for parameter in re.split("[&;]", rest) if mark else ():
+        name, _, value = parameter.partition("=")
+        wrong = [v for v in _REFERENCE.findall(value) if not v.startswith(QUERY_VARIABLE)]
+        if wrong:
+            raise UsageError(
+                f"{plain}?{name}=… refers to the variable {wrong[0]}; only variables whose names "
+                f"begin with {QUERY_VARIABLE} may be sent"
+            )
+        if mark == "#" or "#" in parameter or name not in queries or looks_secret(name, value):
+            raise UsageError(
+                f"{plain}{mark}… has a query or a fragment, which may hold a secret and would be "
+                "kept in the catalogue. Leave it out. If the images of a source need it, allow its "
+                "parameters by their names (--allow-query id,key), and write a secret as "
+                f"key=${{{QUERY_VARIABLE}KEY}}, with its value in that variable of the environment"
+            )
+
+
+def _cut(text: str, protocol: str) -> tuple[str, str, str]:
+    """Cuts a url before its query or fragment.
+
+    A `?` or `#` in the key of an object, or in a pattern, begins neither.
+
+    Returns:
+        What comes before, the `?` or `#` or nothing, and what comes after.
+    """
+    web = protocol in ("http", "https")
+    found = re.search(r"[?#]" if web else r"[?#](?=[^/?#]*=)", text)
+    if found is None:
+        return text, "", ""
+    return text[: found.start()], found[0], text[found.end() :]
+
+
+def with_query(uri: str) -> str:
+    """Puts the values of variables into the query of a url, to send a request.
+
+    Returns:
+        The url with its secrets. It must not be kept or shown.
+
+    Raises:
+        SourceError: A variable is not set on this machine.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if not name.startswith(QUERY_VARIABLE) or not os.environ.get(name):
+            raise SourceError(
+                f"{uri} needs the variable {name}, which is not set on this machine; set it "
+                "wherever images are read"
+            )
+        return os.environ[name]
+
+    plain, mark, rest = _cut(uri, protocol_of(uri))
+    return plain + mark + _REFERENCE.sub(value, rest) if mark == "?" else uri
 
 
 def protocol_of(url: str) -> str:

@@ -229,6 +229,9 @@ SECRET_URLS = {
     "session token": f"https://host/x.jpg?X-Amz-Security-Token={quote(SESSION)}",
     "another token": f"https://host/x.jpg?access_token={SIGNATURE}",
     "an api key": f"https://host/x.jpg?api_key={SIGNATURE}",
+    "a name that says nothing": f"https://host/x.jpg?q={SIGNATURE}",
+    "after a semicolon": f"https://host/x.jpg?n=1;q={SIGNATURE}",
+    "a fragment": f"https://host/x.jpg#{SIGNATURE}",
     "a password": f"https://user:{quote(PASSWORD, '')}@host/x.jpg",
     "a password with a slash": f"s3://AKIA0:{PASSWORD}@bucket/x",
     "a token as the name": f"https://{HUB}@host/x.jpg",
@@ -388,6 +391,13 @@ def test_the_source_that_a_file_of_the_reference_states_is_stored_without_secret
         ("url='https://h/x?X-Amz-Signature=ab&n=1'", "url='https://h/x?X-Amz-Signature=…&n=1'"),
         ("headers={'Authorization': 'Basic dXNlcg==', 'a': 'b'}",
          "headers={'Authorization': …, 'a': 'b'}"),
+        ("cannot read https://h/x?key=ab&n=12;code=cd.", "cannot read https://h/x?key=…&n=12;code=…"),
+        ("https://h/x#ab", "https://h/x#…"),
+        ("https://h/x?ab", "https://h/x?…"),
+        ("s3://b/x?versionId=ab", "s3://b/x?versionId=…"),
+        ("s3://b/a?.jpg and s3://b/a#1.jpg", "s3://b/a?.jpg and s3://b/a#1.jpg"),
+        ("https://h/x?key=${VDNA_QUERY_KEY}&n=1", "https://h/x?key=${VDNA_QUERY_KEY}&n=1"),
+        ("a=1;secret=ab", "a=1;secret=…"),
         ("Authorization: AWS4-HMAC-SHA256 Credential=A, Signature=b\nx", "Authorization: …\nx"),
         ("Bearer abcdefgh12", "Bearer …"),
         ("datasets.0.password is 'x y': Extra", "datasets.0.password is '… y': Extra"),
@@ -399,6 +409,58 @@ def test_redaction(text: str, expected: str) -> None:
     assert redact(text) == expected
     assert redact(expected) == expected
     assert str(SourceError(text)) == expected
+
+
+def test_values_that_are_sent_in_queries_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDNA_QUERY_KEY", "pl/anted")
+    assert redact("at pl/anted, or pl%2Fanted") == "at …, or …"
+
+
+class NeedsKey(BaseHTTPRequestHandler):
+    """A web server with one image, for whoever sends the right key."""
+
+    image = b""
+
+    def do_GET(self) -> None:
+        allowed = self.path in (f"/x.jpg?id={number}&key={SIGNATURE}" for number in (1, 2))
+        self.send_response(200 if allowed else 403)
+        body = NeedsKey.image if allowed else b"no"
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"1"')
+        self.end_headers()
+        self.wfile.write(body if self.command == "GET" else b"")
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_secret_of_a_query_is_sent_and_never_kept(
+    out: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "1")
+    NeedsKey.image = next(images.iterdir()).read_bytes()
+    with ThreadingHTTPServer(("127.0.0.1", 0), NeedsKey) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{httpd.server_address[1]}/x.jpg"
+        lines = (f"{place}?id={number}&key=${{VDNA_QUERY_KEY}}\n" for number in (1, 2))
+        (out / "list.txt").write_text("".join(lines))
+        build = ("build", "a", out / "list.txt", "-c", out / "c", "--workers", 0, "--bins", 8)
+        said = vdna(*build, exits=(2,))
+        assert "line 1: " in said
+        assert "--allow-query" in said
+        build = (*build, "--allow-query", "id,key")
+        said = vdna(*build, exits=(1,))
+        assert "VDNA_QUERY_KEY, which is not set" in said
+        monkeypatch.setenv("VDNA_QUERY_KEY", SIGNATURE)
+        assert "2 images" in vdna(*build)
+        vdna("verify", "-c", out / "c", "--deep")
+        monkeypatch.setenv("VDNA_QUERY_KEY", SIGNATURE[::-1])
+        monkeypatch.setenv("VDNA_QUERY_OTHER", SIGNATURE)
+        vdna("verify", "-c", out / "c", "--deep", exits=(1,))
+        httpd.shutdown()
+    assert all_clean((out / "c").as_uri()) > 3
 
 
 def test_errors_travel_between_processes_as_they_are() -> None:

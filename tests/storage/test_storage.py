@@ -396,10 +396,49 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     storage.readable(item.uri).encode()
 
 
-def test_presigned_urls_are_refused_without_their_secret() -> None:
-    with pytest.raises(UsageError, match="carries a signature") as caught:
-        storage.canonical("https://b.s3.amazonaws.com/k.jpg?X-Amz-Signature=topsecret")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://b.s3.amazonaws.com/k.jpg?X-Amz-Signature=topsecret",
+        *(f"https://host/x.jpg?{name}=topsecret" for name in ("key", "subscription-key", "pass")),
+        *(f"https://host/x.jpg?{name}=topsecret" for name in ("code", "secretkey", "hmac", "n")),
+        "https://host/x.jpg?session=topsecret",
+        "https://host/x.jpg?topsecret",
+        "https://host/x.jpg#access_token=topsecret",
+        "https://host/x.jpg#topsecret",
+        "s3://bucket/x.jpg?code=topsecret",
+        "gs://bucket/x.jpg#token=topsecret",
+    ],
+)
+def test_a_query_or_a_fragment_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(UsageError, match="--allow-query") as caught:
+        storage.canonical(url)
     assert "topsecret" not in str(caught.value)
+    assert "topsecret" not in str(UsageError(f"cannot read {url}"))
+
+
+def test_an_allowed_parameter_is_kept_and_a_reference_stays_a_reference() -> None:
+    url = "https://host/x.jpg?id=ab12&key=${VDNA_QUERY_KEY}"
+    assert storage.canonical(url, queries={"id", "key"}) == url
+    for queries in ((), {"id"}, {"key"}):
+        with pytest.raises(UsageError, match="--allow-query"):
+            storage.canonical(url, queries=queries)
+
+
+@pytest.mark.parametrize("rest", ["id=1;sig=x", "id=1&sig=x", "sig=x", "id=1#a", "id=1&token=x"])
+def test_what_is_not_allowed_by_name_is_refused_beside_what_is(rest: str) -> None:
+    with pytest.raises(UsageError, match="--allow-query"):
+        storage.canonical(f"https://host/x.jpg?{rest}", queries={"id", "token"})
+
+
+def test_a_list_cannot_ask_for_any_variable_of_the_environment() -> None:
+    with pytest.raises(UsageError, match="AWS_SECRET_ACCESS_KEY; only variables"):
+        storage.canonical("https://host/x?id=${AWS_SECRET_ACCESS_KEY}", queries={"id"})
+
+
+def test_keys_of_a_store_may_have_question_marks_and_hashes() -> None:
+    for url in ("s3://bucket/a?.jpg", "s3://bucket/a#1.jpg", "s3://bucket/day?/x=1/a.jpg"):
+        assert storage.canonical(url) == url
 
 
 @pytest.mark.parametrize(
