@@ -42,7 +42,7 @@ class LocalStore:
         """Describes a file, or the one that a link leads to."""
         entry = entry_of(local_path(uri))
         if entry is None:
-            raise SourceError(f"{uri} does not exist, or is not a file")
+            raise SourceError(_no_file(uri))
         return entry
 
     def exists(self, uri: str) -> bool:
@@ -51,7 +51,7 @@ class LocalStore:
 
     def get(self, uri: str, start: int, length: int | None) -> Answer:
         """Reads bytes, and looks at the file before and after, in case it is being written."""
-        with open(local_path(uri), "rb") as file:
+        with open(local_path(uri), "rb", opener=_open_at_once) as file:
             before = os.fstat(file.fileno())
             file.seek(start)
             data = file.read(-1 if length is None else length)
@@ -122,7 +122,7 @@ class LocalStore:
                 yield entry
             return
         if not os.path.isdir(root):
-            raise SourceError(f"{uri} does not exist")
+            raise SourceError(_no_file(uri) if os.path.exists(root) else f"{uri} does not exist")
         seen: set[tuple[int, int]] = set()
         for folder, folders, names in os.walk(root, followlinks=True, onerror=_not_listed):
             status = os.stat(folder)
@@ -156,7 +156,7 @@ class LocalFile(io.FileIO):
     """
 
     def __init__(self, uri: str, identity: str | None) -> None:
-        super().__init__(local_path(uri), "rb")
+        super().__init__(local_path(uri), "rb", opener=_open_at_once)
         self._uri = uri
         self._expected = identity or _identity(os.fstat(self.fileno()))
         try:
@@ -210,6 +210,52 @@ def entry_of(path: str) -> Stored | None:
             return None
         raise StorageError(f"{path!r} cannot be looked at: {error.strerror}") from error
     return _stored(path, status) if stat.S_ISREG(status.st_mode) else None
+
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+"""What a name may lead to that is no regular file."""
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a regular file.
+
+    Anything else is refused before a byte is read: a named pipe would wait for a writer for ever,
+    and a device may have no end.
+
+    Returns:
+        The file's descriptor.
+
+    Raises:
+        SourceError: It is no regular file.
+        OSError: It cannot be opened.
+    """
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise SourceError(_no_file(Path(path).as_uri())) from error
+        raise
+    if not stat.S_ISREG(os.stat(handle).st_mode):
+        os.close(handle)
+        raise SourceError(_no_file(Path(path).as_uri()))
+    return handle
+
+
+def _no_file(uri: str) -> str:
+    """Says why a place cannot be read as a file."""
+    try:
+        kind = _KINDS.get(stat.S_IFMT(os.stat(local_path(uri)).st_mode))
+    except (OSError, ValueError):
+        kind = None
+    if kind is None:
+        return f"{uri} does not exist, or is not a file"
+    return f"{uri} is {kind}; only regular files are read, give one"
 
 
 def _stored(path: str, status: os.stat_result) -> Stored:

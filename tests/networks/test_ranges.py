@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +243,15 @@ def test_ranges_by_file_and_by_digest(tmp_path: Path, network: Network, truth: R
     assert resolve(network, truth.digest, {truth.digest: file.as_uri()}).digest == truth.digest
     with pytest.raises(SourceError, match=r"nowhere\.parquet does not exist"):
         resolve(network, str(tmp_path / "nowhere.parquet"), {})
+
+
+@pytest.mark.timeout(20)
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path, network: Network) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="pipe is a named pipe"):
+        resolve(network, str(tmp_path / "pipe"), {})
+    with pytest.raises(SourceError, match="pipe is a named pipe"):
+        describe("efficientnet_lite0", str(tmp_path / "pipe"))
 
 
 def test_ranges_of_other_weights_are_refused_with_both(

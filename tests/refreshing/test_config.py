@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from time import monotonic
@@ -239,6 +240,13 @@ def test_two_datasets_of_one_name_are_refused_with_the_file(tmp_path: Path) -> N
     text = one() + "  - {name: b, source: x}\n  - {name: a, source: y}\n"
     message = refusal(tmp_path, text)
     assert "'a'" in message
+
+
+@pytest.mark.timeout(20)
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "datasets.yaml")
+    with pytest.raises(SourceError, match=r"datasets.yaml is a named pipe"):
+        load_config(str(tmp_path / "datasets.yaml"))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 
@@ -89,6 +90,20 @@ def test_a_list_names_the_line_that_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SourceError, match="not a list of paths in UTF-8"):
         list_source(tmp_path / "list.txt")
+
+
+@pytest.mark.timeout(20)  # a pipe that is waited for would be waited for for ever
+@pytest.mark.parametrize("name", ["x", "x.jpg", "x.tar", "list.txt", "table.csv", "table.parquet"])
+def test_a_named_pipe_is_no_source_and_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(SourceError, match=rf"{name} is a named pipe; only regular files"):
+        list_source(tmp_path / name)
+    for kind in ("list.txt", "table.csv"):
+        listed = tmp_path / "sub" / kind
+        listed.parent.mkdir(exist_ok=True)
+        listed.write_text(f"uri\n../{name}\n" if kind == "table.csv" else f"\n../{name}\n")
+        with pytest.raises(SourceError, match=rf"{kind}, (line 2|row 1): .*is a named pipe"):
+            list_source(listed)
 
 
 def test_a_list_refuses_secrets_by_line_without_showing_them(tmp_path: Path) -> None:

@@ -582,9 +582,47 @@ def test_a_folder_is_no_object(root: str) -> None:
     storage.create(storage.join(root, "folder", "a"), b"x")
     folder = storage.join(root, "folder")
     assert storage.exists(folder)
+    local = storage.store_of(root).is_local  # others cannot tell a folder from nothing
+    said = "folder is a folder" if local else "folder does not exist, or is not a file"
     for action in (storage.info, storage.read, lambda uri: storage.read_range(uri, 0, 3)):
-        with pytest.raises(SourceError, match="folder does not exist, or is not a file"):
+        with pytest.raises(SourceError, match=said):
             action(folder)
+
+
+def read_at_random(uri: str) -> None:
+    with storage.open_random(uri) as file:
+        file.read(1)
+
+
+@pytest.mark.timeout(20)  # one that waits for a writer would wait for ever
+@pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device"])
+@pytest.mark.parametrize("linked", [False, True], ids=["itself", "by-a-link"])
+def test_what_is_no_regular_file_is_refused_by_its_kind_at_once(
+    kind: str, linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.jpg"
+    if kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path = Path("/dev/zero")
+    else:
+        monkeypatch.chdir(tmp_path)  # a socket's path may not be long
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    if linked:
+        (tmp_path / "link.jpg").symlink_to(path)
+        path = tmp_path / "link.jpg"
+    for action in (
+        storage.info,
+        storage.read,
+        lambda uri: storage.read_range(uri, 0, 3),
+        read_at_random,
+        storage.read_on_disk,
+        lambda uri: list(storage.walk(uri)),
+    ):
+        with pytest.raises(SourceError, match=rf"{path.name} is {kind}; only regular files"):
+            action(path.as_uri())
+    assert list(storage.glob(f"{path}*")) == []
 
 
 def mapped(path: Path, size: int) -> mmap:

@@ -876,6 +876,16 @@ def _spellings(folder: Path) -> Path:
     )
 
 
+def _pipe_in_list(folder: Path) -> Path:
+    _specials(folder)
+    return _listed(folder, "A/a.jpg", "fifo.jpg", "socket.jpg", "/dev/zero")
+
+
+def _pipe_as_list(folder: Path) -> Path:
+    os.mkfifo(folder / "list.txt")
+    return folder / "list.txt"
+
+
 PLACES: tuple[Place, ...] = (
     Place("links that lead in circles, to a folder above, or to themselves", COUNTED, _links, 1),
     Place("a link to nothing", UNSEEN, _dangling),
@@ -913,6 +923,8 @@ LISTS: tuple[Place, ...] = (
     ),
     Place("a name that is not there", REFUSED, lambda folder: _listed(folder, "A/a.jpg", "b.jpg")),
     Place("a folder", REFUSED, lambda folder: _listed(folder, "A")),
+    Place("a named pipe, a socket, a device", REFUSED, _pipe_in_list),
+    Place("a list that is a named pipe itself", REFUSED, _pipe_as_list),
     Place("a list that is not UTF-8", REFUSED, lambda folder: _listed(folder, b"A/\xe9.jpg")),
 )
 
