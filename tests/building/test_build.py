@@ -111,7 +111,7 @@ def test_a_build_counts_what_one_clean_pass_counts(place: Catalogue, folder: Pat
         holds(place, clean_pass(folder, max_failures=1, **LITE0))
 
 
-def test_the_same_again_does_nothing(
+def test_a_build_of_an_unchanged_source_does_nothing(
     place: Catalogue, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (first,) = run(place, request_of(folder))
@@ -129,7 +129,7 @@ def test_the_same_again_does_nothing(
     assert place.head().number == 1
 
 
-def test_two_catalogues_hold_the_same_bytes(tmp_path: Path, folder: Path) -> None:
+def test_two_builds_of_the_same_images_write_the_same_bytes(tmp_path: Path, folder: Path) -> None:
     hashes = []
     for name in "ab":
         place = Catalogue(str(tmp_path / name))
@@ -138,7 +138,7 @@ def test_two_catalogues_hold_the_same_bytes(tmp_path: Path, folder: Path) -> Non
     assert hashes[0] == hashes[1]
 
 
-def test_folds_are_kept_apart_and_sum_up(place: Catalogue, folder: Path) -> None:
+def test_folds_are_stored_and_sum_to_the_dna(place: Catalogue, folder: Path) -> None:
     from functools import reduce
 
     from pipeline.dna import DnaFile
@@ -186,7 +186,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, bool], list
 
 
 @pytest.mark.soak
-def test_death_at_every_write_then_a_rerun(
+def test_a_build_killed_at_any_write_is_completed_by_a_rerun(
     tmp_path: Path, killer: Callable[[int | None, bool], list[str]]
 ) -> None:
     folder = tmp_path / "photos"
@@ -278,7 +278,7 @@ def test_two_jobs_at_once_commit_one_version(place: Catalogue, folder: Path, tru
     holds(place, truth)
 
 
-def test_a_version_built_upon_an_older_state_is_not_forced_in(
+def test_a_build_does_not_replace_a_newer_version_committed_meanwhile(
     place: Catalogue, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "source"
@@ -318,7 +318,9 @@ def test_too_many_failures_are_not_committed_and_a_higher_limit_commits_at_once(
     ("limit", "candidates", "allowed"),
     [(0.01, 99, 0), (0.01, 100, 1), (0, 100, 0), (1, 100, 1), (5, 100, 5), (0.5, 3, 1)],
 )
-def test_limits_of_failures(limit: float, candidates: int, allowed: int) -> None:
+def test_the_number_of_failures_that_a_limit_allows(
+    limit: float, candidates: int, allowed: int
+) -> None:
     assert allowed_failures(limit, candidates) == allowed
 
 
@@ -350,7 +352,7 @@ def test_storage_that_does_not_answer_ends_the_build_and_a_rerun_goes_on(
     holds(place, truth)
 
 
-def test_a_source_that_changes_under_the_job_is_not_counted_as_a_mixture(
+def test_a_source_that_changes_during_a_build_is_not_counted_in_two_states(
     place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "source"
@@ -448,7 +450,7 @@ def test_a_committed_file_that_is_gone_is_made_again_from_the_partials(
     holds(place, truth)
 
 
-def test_a_false_file_under_a_dna_s_name_is_not_committed(
+def test_a_wrong_file_under_the_name_of_the_dna_is_not_committed(
     place: Catalogue, folder: Path, truth: DNA, tmp_path: Path
 ) -> None:
     """Whatever stands under the digest: what is committed is what was summed."""
@@ -461,7 +463,7 @@ def test_a_false_file_under_a_dna_s_name_is_not_committed(
     holds(place, truth)
 
 
-def test_images_grouped_otherwise_are_planned_anew(place: Catalogue, tmp_path: Path) -> None:
+def test_another_grouping_of_images_makes_a_new_plan(place: Catalogue, tmp_path: Path) -> None:
     for video in range(3):
         write_photos(tmp_path / "source" / f"video{video}", 3, first_seed=10 * video)
     (plain,) = run(place, request_of(tmp_path / "source"))
@@ -497,7 +499,7 @@ def test_weights_need_their_own_ranges(tmp_path: Path, folder: Path) -> None:
         make_dna(folder, weights=str(tmp_path / "other.pt"), max_failures=1)
 
 
-def test_errors_that_last_are_not_called_passing(
+def test_permanent_errors_are_not_reported_as_transient(
     place: Catalogue, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -510,7 +512,7 @@ def test_errors_that_last_are_not_called_passing(
     assert "rerun" not in str(caught.value)
 
 
-def test_asking_twice_for_a_name_is_refused(place: Catalogue, folder: Path) -> None:
+def test_two_requests_with_one_name_are_refused(place: Catalogue, folder: Path) -> None:
     with pytest.raises(UsageError, match="asked for twice"):
         run(place, request_of(folder), request_of(folder))
 
@@ -528,7 +530,7 @@ def test_wrong_arguments_are_refused_by_name(folder: Path) -> None:
         clean_pass(folder)
 
 
-def test_a_file_being_written_is_not_taken_for_the_listed_one(tmp_path: Path) -> None:
+def test_a_file_that_changed_after_the_listing_is_not_read(tmp_path: Path) -> None:
     write_photos(tmp_path, 1)
     path = tmp_path / "photo-0000.jpg"
     listed = storage.info(path.as_uri())
@@ -581,7 +583,7 @@ def test_random_schedules_of_faults(
     assert not again.changed
 
 
-def test_a_state_that_comes_back_leaves_commits_on_it_as_they_are(
+def test_a_source_that_returns_to_an_earlier_state_does_not_break_old_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same numbers in other bytes, as another release of a library writes them."""
@@ -607,7 +609,7 @@ def test_a_state_that_comes_back_leaves_commits_on_it_as_they_are(
         assert hand_made.catalogue.load("photos", at=number).images in (28, 32)
 
 
-def test_a_damaged_file_of_a_state_that_comes_back_is_written_anew(
+def test_a_source_that_returns_to_an_earlier_state_repairs_damaged_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)

@@ -156,7 +156,7 @@ def neurons(seed: int, n: int = 20_000) -> dict[str, Array]:
 
 @pytest.mark.parametrize("bins", [4096, 1024])
 @pytest.mark.parametrize("q", [0.001, 0.01, 0.25, 0.499, 1e-6])
-def test_quantiles_are_those_of_numpy(q: float, bins: int) -> None:
+def test_quantiles_equal_those_of_numpy(q: float, bins: int) -> None:
     kinds = neurons(seed=1)
     x = np.stack(list(kinds.values()), axis=1)
     measured, finite = whole(x)
@@ -184,7 +184,7 @@ def test_quantiles_are_those_of_numpy(q: float, bins: int) -> None:
         np.testing.assert_allclose((low[0], high[0]), linear, atol=0.03)
 
 
-def test_most_neurons_need_one_pass_more() -> None:
+def test_most_neurons_need_one_more_pass() -> None:
     x = np.stack([neurons(seed)["normal"] for seed in range(5)], axis=1)
     assert quantiles(*whole(x), 0.001, counting(x)).passes == 1
     far = x.copy()
@@ -202,7 +202,7 @@ def test_ranks_are_exact() -> None:
         assert (found.low.round(), found.high.round()) == (percent - 1, 100 - percent)
 
 
-def test_few_activations() -> None:
+def test_quantiles_of_few_activations_are_right() -> None:
     for n in range(1, 8):
         x = np.random.default_rng(n).normal(size=(n, 4)).astype(np.float32)
         for q in (0.001, 0.3, 0.499):
@@ -214,7 +214,7 @@ def test_few_activations() -> None:
             np.testing.assert_allclose(found.ranges.high, upper, atol=0.01 * np.ptp(x))
 
 
-def test_what_four_passes_cannot_resolve_is_said() -> None:
+def test_quantiles_that_four_passes_cannot_resolve_are_reported() -> None:
     """Almost all activations are 0, which is no end of the range, and is never told from 1e-30."""
     x = np.zeros((10_000, 1), np.float32)
     x[:5, 0], x[5:9, 0] = 1.0, -1.0
@@ -326,7 +326,7 @@ def unwidened(data: bytes) -> tuple[Ranges, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("options", [{}, {"resize": "fast"}, {"weights": "other.pt"}])
-def test_a_calibration_is_the_extremes_widened(made: Path, options: dict[str, str]) -> None:
+def test_calibrated_ranges_are_the_widened_extremes(made: Path, options: dict[str, str]) -> None:
     found, metadata = files.decode(measure(made, "a", "b", **options), "x")
     layers = truth_of(made, "a", "b", **options)
     low = np.concatenate([x.min(axis=0) for x in layers]).astype(np.float64)
@@ -343,7 +343,7 @@ def test_a_calibration_is_the_extremes_widened(made: Path, options: dict[str, st
     assert files.resolve(network, str(made / "ranges.parquet"), {}).digest == found.digest
 
 
-def test_quantiles_of_a_calibration(made: Path) -> None:
+def test_a_calibration_with_quantiles_finds_those_of_all_activations(made: Path) -> None:
     found, metadata = unwidened(measure(made, "a", "b", quantile=0.02))
     lower, upper = (
         np.concatenate(x)
@@ -360,7 +360,7 @@ def test_quantiles_of_a_calibration(made: Path) -> None:
 
 
 @pytest.mark.parametrize("quantile", [None, 0.01])
-def test_order_repeats_shards_and_overlaps_change_nothing(
+def test_order_repeated_sources_and_shard_size_do_not_change_the_ranges(
     made: Path, quantile: float | None
 ) -> None:
     """Byte for byte, except that an overlapping source is named in the file."""
@@ -380,14 +380,16 @@ def test_duplicates_are_reported(made: Path) -> None:
     assert calibrate(CalibrationRequest(sources, out), MadeUp()).duplicates == 20
 
 
-def test_a_limit_is_of_all_images_and_the_same_each_run(made: Path) -> None:
+def test_a_limit_applies_to_all_sources_and_selects_the_same_images_each_run(made: Path) -> None:
     truth = measure(made, "a", "b", limit=7)
     assert files.decode(truth, "x")[1]["images"] == 7
     assert measure(made, "b", "a", limit=7, out="again.parquet") == truth
 
 
 @pytest.mark.parametrize("quantile", [None, 0.01])
-def test_what_dies_is_resumed_to_the_same_bytes(made: Path, quantile: float | None) -> None:
+def test_an_interrupted_calibration_resumes_to_the_same_bytes(
+    made: Path, quantile: float | None
+) -> None:
     clean = MadeUp()
     truth = measure(made, "a", "b", quantile=quantile, engine=clean, out="clean.parquet")
     assert not work(made, "clean.parquet").exists()
@@ -406,7 +408,7 @@ def test_what_dies_is_resumed_to_the_same_bytes(made: Path, quantile: float | No
     assert not work(made).exists()
 
 
-def test_nothing_of_a_call_with_other_arguments_is_mistaken(made: Path) -> None:
+def test_results_of_a_call_with_other_arguments_are_not_reused(made: Path) -> None:
     """Most of them die on the way; the scratch place is the same for all."""
     truth = measure(made, "a", quantile=0.01, out="clean.parquet")
     others: list[tuple[tuple[str, ...], dict[str, Any]]] = [
@@ -443,14 +445,14 @@ def test_an_image_that_changed_is_measured_again(made: Path) -> None:
     assert engine.counted == 10
 
 
-def test_only_its_own_scratch_is_removed(made: Path) -> None:
+def test_calibration_removes_only_its_own_work_files(made: Path) -> None:
     work(made).mkdir()
     (work(made) / "mine.txt").write_text("dear")
     measure(made, "a")
     assert [path.name for path in work(made).iterdir()] == ["mine.txt"]
 
 
-def test_too_many_failures_are_gated_and_a_higher_limit_needs_no_counting(made: Path) -> None:
+def test_too_many_failures_are_refused_and_a_higher_limit_needs_no_recounting(made: Path) -> None:
     with pytest.raises(GateError, match=r"1 of 8 images could not be read; the limit is 0\.01"):
         measure(made, "b", "spoilt")
     assert not (made / "ranges.parquet").exists()
@@ -462,7 +464,7 @@ def test_too_many_failures_are_gated_and_a_higher_limit_needs_no_counting(made: 
     assert [line for line in said.lines if "201-bad.jpg: truncated" in line]
 
 
-def test_a_pass_let_through_by_another_limit_is_gated_again(made: Path) -> None:
+def test_a_pass_accepted_under_another_limit_is_checked_again(made: Path) -> None:
     with pytest.raises(InterruptedError):
         measure(made, "spoilt", quantile=0.1, engine=MadeUp(6), max_failures=1)
     with pytest.raises(GateError, match=r"(?s)1 of 4 images .* limit is 0\.01.*201-bad"):
@@ -488,7 +490,7 @@ def test_a_neuron_without_a_finite_activation_is_refused_by_name() -> None:
         extremes(dna)
 
 
-def test_nothing_readable_or_nothing_there(made: Path) -> None:
+def test_unreadable_or_missing_sources_and_invalid_options_are_refused(made: Path) -> None:
     with pytest.raises(SourceError, match="none of 2 candidates is an image"):
         measure(made, "hopeless", max_failures=5)
     with pytest.raises(SourceError, match="nowhere does not exist"):
@@ -505,7 +507,7 @@ def test_nothing_readable_or_nothing_there(made: Path) -> None:
         measure(made, "a", out="b")
 
 
-def test_images_that_fail_now_and_then_end_it(made: Path) -> None:
+def test_images_that_fail_in_only_some_passes_end_the_calibration(made: Path) -> None:
     class Moody(MadeUp):
         def count(self, job: ShardJob, shard: Shard) -> Partial:
             if job.recipe.spec.bins > 2 and shard.index == 0:
@@ -530,7 +532,7 @@ def test_images_that_fail_now_and_then_end_it(made: Path) -> None:
         ("a", "link/ranges.parquet"),
     ],
 )
-def test_the_scratch_place_never_lies_in_a_source(made: Path, source: str, out: str) -> None:
+def test_a_work_folder_inside_a_source_is_refused(made: Path, source: str, out: str) -> None:
     (made / "link").symlink_to(made / "a")
     engine = MadeUp()
     with pytest.raises(UsageError) as caught:
@@ -541,14 +543,14 @@ def test_the_scratch_place_never_lies_in_a_source(made: Path, source: str, out: 
     assert not work(made, out).exists()
 
 
-def test_a_place_beside_a_source_is_fine(made: Path) -> None:
+def test_a_work_folder_beside_a_source_is_accepted(made: Path) -> None:
     (made / "list.txt").write_text("a/001.jpg\n")
     measure(made, "list.txt", "a", "b/*.jpg", out="a.parquet")
     measure(made, "a", out="ab/ranges.parquet")
     measure(made, "b/*.jpg", out="b/ranges.parquet")
 
 
-def test_memory_is_for_one_process(made: Path) -> None:
+def test_memory_urls_are_refused_if_other_processes_count(made: Path) -> None:
     engine = MadeUp()
     engine.in_process = False
     for sources, out in ((["memory://x"], "r.parquet"), (["a"], "memory://r.parquet")):
@@ -556,7 +558,7 @@ def test_memory_is_for_one_process(made: Path) -> None:
             calibrate(CalibrationRequest(sources, out), engine)
 
 
-def test_on_an_object_store(made: Path, bucket: str) -> None:
+def test_calibration_resumes_on_an_object_store(made: Path, bucket: str) -> None:
     out = f"{bucket}/calibrated/ranges.parquet"
     request = CalibrationRequest([str(made / "a")], out)
     with pytest.raises(InterruptedError):
@@ -603,7 +605,7 @@ def in_process(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {path.name: path.read_bytes() for path in place.iterdir()}
 
 
-def test_the_extremes_are_those_that_an_extractor_observes(
+def test_the_extremes_equal_those_that_an_extractor_observes(
     observed: list[Array], in_process: dict[str, bytes]
 ) -> None:
     found, metadata = files.decode(in_process["extremes"], "x")
@@ -615,7 +617,7 @@ def test_the_extremes_are_those_that_an_extractor_observes(
     assert metadata["images"] == 3
 
 
-def test_the_quantiles_are_those_of_what_an_extractor_observes(
+def test_the_quantiles_equal_those_of_observed_activations(
     observed: list[Array], in_process: dict[str, bytes]
 ) -> None:
     found, metadata = unwidened(in_process["quantiles"])
@@ -627,7 +629,7 @@ def test_the_quantiles_are_those_of_what_an_extractor_observes(
     assert (abs(found.high - upper) <= allowed).all()
 
 
-def test_an_image_that_changes_under_calibration_ends_it(
+def test_an_image_that_changes_during_calibration_ends_it(
     photos: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = storage.read
@@ -654,7 +656,7 @@ def command(photos: Path, out: Path, *options: object) -> list[str]:
 
 
 @pytest.mark.soak
-def test_on_ray_it_is_the_same_to_the_byte(
+def test_calibration_on_ray_writes_the_same_bytes(
     photos: Path, in_process: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "ranges.parquet"
@@ -701,7 +703,7 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(
 # By its command
 
 
-def test_the_command(
+def test_the_calibrate_command_writes_ranges(
     photos: Path, tmp_path: Path, in_process: dict[str, bytes], small: Small
 ) -> None:
     out = tmp_path / "ranges.parquet"
@@ -731,7 +733,7 @@ def test_the_command(
         (("{}/nowhere",), 1, ["nowhere does not exist"]),
     ],
 )
-def test_the_command_says_no(
+def test_the_calibrate_command_refuses_wrong_input(
     photos: Path, tmp_path: Path, options: tuple[str, ...], exits: int, parts: list[str]
 ) -> None:
     words = ("calibrate", photos, "--workers", 0, "--out", tmp_path / "r.parquet")
@@ -739,7 +741,7 @@ def test_the_command_says_no(
     refused(done, *parts)
 
 
-def test_weights_that_yield_no_number_are_refused(photos: Path, tmp_path: Path) -> None:
+def test_weights_that_give_no_finite_activation_are_refused(photos: Path, tmp_path: Path) -> None:
     state = load_model(describe("efficientnet_lite0")).state_dict()
     state["bn1.bias"] = state["bn1.bias"].clone()
     state["bn1.bias"][3] = torch.nan

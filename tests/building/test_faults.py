@@ -321,7 +321,7 @@ def test_the_counts_are_exact_or_the_error_is_clean(
 
 
 @pytest.mark.parametrize("fault", [reset, slow_down, internal, cut(10)])
-def test_one_layer_tries_again(fault: Action, chaos: Chaos, images: str) -> None:
+def test_only_one_layer_of_the_code_retries(fault: Action, chaos: Chaos, images: str) -> None:
     """What the layers below would make of it multiplies: 24 connections, by their defaults."""
     chaos.on(fault, "GET", IMAGE, times=None)
     with pytest.raises(TransientError, match="no answer after 4 tries"):
@@ -332,7 +332,9 @@ def test_one_layer_tries_again(fault: Action, chaos: Chaos, images: str) -> None
 
 @pytest.mark.soak
 @pytest.mark.parametrize("fault", [black_hole, trickles])
-def test_what_never_ends_is_given_up_in_time(fault: Action, chaos: Chaos, images: str) -> None:
+def test_an_answer_that_never_ends_is_given_up_in_time(
+    fault: Action, chaos: Chaos, images: str
+) -> None:
     chaos.on(fault, "GET", IMAGE, times=None)
     began = time.monotonic()
     with pytest.raises(TransientError, match="no answer after 4 tries"):
@@ -342,7 +344,7 @@ def test_what_never_ends_is_given_up_in_time(fault: Action, chaos: Chaos, images
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", EVERY)
-def test_every_fault_at_every_place(
+def test_every_fault_at_every_place_gives_exact_counts_or_a_clean_error(
     name: str, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
 ) -> None:
     run(EVERY[name], chaos, place, images, clean, totals)
@@ -350,7 +352,7 @@ def test_every_fault_at_every_place(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(8))
-def test_a_quarter_of_all_requests_fails(
+def test_a_build_succeeds_though_a_quarter_of_all_requests_fail(
     seed: int, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
 ) -> None:
     """Requests fail by chance, in several ways, for as many runs as the build needs."""
@@ -370,7 +372,7 @@ def test_a_quarter_of_all_requests_fails(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("change", ["overwritten", "deleted"])
-def test_an_object_that_changes_after_the_listing(
+def test_an_object_that_changes_after_the_listing_is_not_counted(
     change: str, chaos: Chaos, place: Catalogue, root: str, s3_server: str, totals: Totals
 ) -> None:
     """Just before its bytes are asked for. Neither the old nor the new ones are counted."""
@@ -398,7 +400,7 @@ def test_an_object_that_changes_after_the_listing(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("faults", [False, True], ids=["slow", "slow-and-failing"])
-def test_two_jobs_at_once(
+def test_two_jobs_at_once_on_one_dataset_both_end_cleanly(
     faults: bool,
     chaos: Chaos,
     place: Catalogue,

@@ -86,7 +86,7 @@ def test_a_folder_of_files_and_archives_counts_each_image_once(
     assert {("a.tar", "day0/photo-003.jpg"), ("c.parquet", "0")} <= named
 
 
-def test_an_archive_is_looked_into_once(
+def test_an_archive_is_indexed_once(
     network: tiny.Place, place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_mixed_folder(tmp_path / "images", PICTURES)
@@ -246,7 +246,7 @@ def test_a_source_that_does_not_stop_changing_ends_the_build(
 
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
-def test_workers_of_ray_look_into_archives_and_count_the_same(tmp_path: Path) -> None:
+def test_ray_workers_index_archives_and_count_the_same(tmp_path: Path) -> None:
     from pipeline.engine import RayEngine
 
     folder = write_mixed_folder(tmp_path / "images", PICTURES)

@@ -102,7 +102,7 @@ def holds(place: Catalogue, source: Path, *, failed: bool = True) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:1 of 5 images could not be read")
-def test_parts_are_those_of_a_clean_pass_and_each_image_is_read_once(
+def test_each_part_equals_a_pass_over_it_alone_and_each_image_is_read_once(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: Tally[str] = Tally()
@@ -168,7 +168,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.filterwarnings("ignore:1 of . images could not be read")
-def test_what_moves_from_one_part_to_another_is_all_that_is_counted_again(
+def test_only_images_that_moved_to_another_part_are_counted_again(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(place, source)
@@ -184,7 +184,7 @@ def test_what_moves_from_one_part_to_another_is_all_that_is_counted_again(
     holds(place, source)
 
 
-def test_a_new_label_cuts_the_shards_that_mix_and_no_other(
+def test_a_new_label_splits_only_the_shards_with_mixed_values(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two groups, and so two folds, of a shard of four images each."""
@@ -213,7 +213,9 @@ def list_of(source: Path, names: list[str]) -> Path:
 
 
 @pytest.mark.soak
-def test_death_at_every_write_then_a_rerun(tmp_path: Path, killer: Killer) -> None:
+def test_a_build_with_parts_killed_at_any_write_is_completed_by_a_rerun(
+    tmp_path: Path, killer: Killer
+) -> None:
     source = tmp_path / "source"
     write_photos(source / "rain", 2)
     write_photos(source / "sun", 1, first_seed=10)
@@ -238,7 +240,7 @@ def test_death_at_every_write_then_a_rerun(tmp_path: Path, killer: Killer) -> No
 
 
 @pytest.mark.filterwarnings("ignore:1 of . images could not be read")
-def test_a_lost_file_of_a_part_is_made_again_and_a_collection_spares_the_partials(
+def test_a_lost_file_of_a_part_is_made_again_and_gc_keeps_the_partials(
     place: Catalogue, source: Path
 ) -> None:
     result = run(place, source)
@@ -255,7 +257,7 @@ def test_a_lost_file_of_a_part_is_made_again_and_a_collection_spares_the_partial
     assert findings[-1].ok, findings
 
 
-def test_a_false_part_is_found(place: Catalogue, source: Path) -> None:
+def test_verify_finds_a_wrong_part(place: Catalogue, source: Path) -> None:
     result = run(place, source)
     head = place.head()
     sun, rain = (result.parts[f"photos/{name}"] for name in ("sun", "rain"))
@@ -268,7 +270,7 @@ def test_a_false_part_is_found(place: Catalogue, source: Path) -> None:
         assert "parts" in [f.check for f in verify(place, ["photos"]) if not f.ok]
 
 
-def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> None:
+def test_part_names_that_are_taken_or_invalid_are_refused(place: Catalogue, source: Path) -> None:
     photos = Request("photos/sun", str(source / "sun"), **NETWORK)
     build_datasets(place, [photos], ENGINE, RESOURCES)
     with pytest.raises(Conflict, match="photos/sun is already a dataset of its own, so it cannot"):
@@ -291,7 +293,7 @@ def test_names_that_are_taken_or_make_none(place: Catalogue, source: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore:1 of . images could not be read")
-def test_another_builder_neither_ends_parts_nor_takes_their_names(
+def test_a_concurrent_build_neither_removes_parts_nor_takes_their_names(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who planned before the parts were committed, and commits after, of the very same images."""
@@ -317,7 +319,7 @@ def test_another_builder_neither_ends_parts_nor_takes_their_names(
         assert not run(root, source, by=None).changed
 
 
-def test_the_same_numbers_without_the_parts_are_another_version(
+def test_a_version_without_parts_differs_from_the_same_numbers_with_parts(
     place: Catalogue, source: Path
 ) -> None:
     """A refresh that planned before the parts were committed must not take them away unnoticed."""
@@ -331,7 +333,7 @@ def test_the_same_numbers_without_the_parts_are_another_version(
     assert sorted(place.head().datasets) == ["photos"]
 
 
-def test_labels_of_a_dataset_that_has_parts_are_asked_for_by_name(
+def test_a_table_without_the_label_of_the_existing_parts_is_refused(
     place: Catalogue, source: Path
 ) -> None:
     run(place, source)
@@ -339,7 +341,7 @@ def test_labels_of_a_dataset_that_has_parts_are_asked_for_by_name(
         run(place, table(source, weather={}), by=None)
 
 
-def test_a_value_is_no_longer_than_a_file_s_name(place: Catalogue, source: Path) -> None:
+def test_a_label_value_too_long_for_a_file_name_is_refused(place: Catalogue, source: Path) -> None:
     path = table(source, weather={"photo-0000.jpg": "r" * 201})
     with pytest.raises(UsageError, match=r"'rrr.*makes a name of 201 characters"):
         run(place, path, by="weather")
@@ -347,7 +349,7 @@ def test_a_value_is_no_longer_than_a_file_s_name(place: Catalogue, source: Path)
 
 
 @pytest.mark.filterwarnings("ignore:1 of . images could not be read")
-def test_a_collection_frees_parts_that_are_gone(place: Catalogue, source: Path) -> None:
+def test_gc_removes_parts_that_no_kept_version_has(place: Catalogue, source: Path) -> None:
     gone = run(place, source).parts["photos/sun"]
     shutil.rmtree(source / "sun")
     run(place, source)
@@ -388,12 +390,12 @@ def test_too_many_failures_commit_neither_whole_nor_parts(place: Catalogue, sour
         ("weather", "by is 'weather', and .* is no table"),
     ],
 )
-def test_what_makes_no_parts_is_refused(source: Path, by: str, message: str) -> None:
+def test_a_by_option_that_makes_no_parts_is_refused(source: Path, by: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         list_source(source, Rules(by=by))
 
 
-def test_a_table_has_the_labels_that_it_has(source: Path) -> None:
+def test_a_label_that_a_table_lacks_is_refused(source: Path) -> None:
     path = table(source, weather={})
     with pytest.raises(UsageError, match=r"by is '1', a number of folders, and .* is a table"):
         list_source(path, Rules(by="1"))
@@ -441,7 +443,7 @@ def by_value(manifest: Manifest) -> dict[str, list[str]]:
 
 @settings(max_examples=40)
 @given(labelled, st.booleans(), st.integers(1, 9), st.randoms())
-def test_shards_are_of_one_value_and_folds_split_no_group(
+def test_each_shard_has_one_label_value_and_no_group_is_split_over_folds(
     images: list[tuple[str, int, bool]], grouped: bool, size: int, rng: random.Random
 ) -> None:
     rows = [
@@ -496,12 +498,12 @@ def test_a_later_plan_keeps_every_shard_that_is_still_of_one_value(
     assert again.digest == second.digest
 
 
-def test_a_plan_that_mixes_values_makes_no_parts() -> None:
+def test_a_plan_whose_shards_mix_values_has_no_parts() -> None:
     mixed = plan(listing_of([(0, "a", "g", False), (1, "b", "g", False)]))
     with pytest.raises(CorruptFile, match="mixes values of weather"):
         mixed.parts("weather")
 
 
-def test_errors_are_ours() -> None:
+def test_an_unknown_label_is_a_vdna_error() -> None:
     with pytest.raises(VdnaError, match="by is 'x'; the candidates' labels are: weather, other"):
         plan(listing_of([(0, "a", "", False)]), by="x")

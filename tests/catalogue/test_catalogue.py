@@ -54,13 +54,13 @@ def test_commits_are_numbered_and_each_holds_everything(place: Catalogue) -> Non
     assert place.names() == ["a", "b/c"]
 
 
-def test_the_same_version_again_is_no_commit(place: Catalogue) -> None:
+def test_committing_the_same_version_again_makes_no_commit(place: Catalogue) -> None:
     place.put_version("a", version("1"), None)
     place.put_version("a", version("1"), None)
     assert place.head().number == 1
 
 
-def test_a_version_built_upon_an_outdated_one_is_refused(place: Catalogue) -> None:
+def test_a_version_based_on_an_outdated_one_is_refused(place: Catalogue) -> None:
     place.put_version("a", version("1"), None)
     place.put_version("a", version("2"), version("1"))
     with pytest.raises(Conflict, match="another job committed 2 while this one built upon 1"):
@@ -68,7 +68,7 @@ def test_a_version_built_upon_an_outdated_one_is_refused(place: Catalogue) -> No
     assert place.find("a").dna == "2"
 
 
-def test_a_second_spec_stands_beside_the_first(place: Catalogue) -> None:
+def test_versions_of_two_specs_exist_side_by_side(place: Catalogue) -> None:
     place.put_version("a", version("1", "aa11"), None)
     place.put_version("a", version("2", "bb22"), None)
     assert place.find("a").dna == "1"
@@ -106,7 +106,9 @@ def test_many_writers_at_once_lose_nothing(
 
 
 @pytest.mark.parametrize("hint", [b"1", b"7", b"garbage", b"", b"-3", None])
-def test_the_hint_is_only_a_hint(place: Catalogue, hint: bytes | None) -> None:
+def test_the_latest_commit_is_found_whatever_the_hint_says(
+    place: Catalogue, hint: bytes | None
+) -> None:
     for i in range(3):
         place.put_version(f"d{i}", version(str(i)), None)
     uri = storage.join(place.root, "_log", "_latest")
@@ -117,7 +119,7 @@ def test_the_hint_is_only_a_hint(place: Catalogue, hint: bytes | None) -> None:
     assert place.head().number == 3
 
 
-def test_states_by_time(place: Catalogue) -> None:
+def test_a_state_is_found_by_its_time_or_number(place: Catalogue) -> None:
     place.put_version("a", version("1"), None)
     assert place.at("2999-01-01").number == 1
     with pytest.raises(NotFound, match="as old as 1999"):
@@ -228,7 +230,7 @@ def test_commits_read_back_as_written(place: Catalogue) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "a-b_c.d", "x/y/z", "1", "a..b"])
-def test_good_names(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     assert check_name(name) == name
 
 
@@ -259,7 +261,7 @@ def version_of(spec: str, name: str, *, imported: bool) -> Version:
     )
 
 
-def test_an_import_is_the_default_only_until_something_is_built() -> None:
+def test_an_imported_spec_is_the_default_only_until_the_first_build() -> None:
     place = Catalogue(f"memory://{uuid.uuid4().hex}")
     place.put_version("old", version_of("a", "1", imported=True), None)
     assert place.head().default_spec == "a" * 32

@@ -109,7 +109,7 @@ def test_an_empty_catalogue_has_no_garbage(place: Place) -> None:
     assert collect(place.catalogue) == (0, 0)
 
 
-def test_orphans_go_when_they_are_old_and_not_before(place: Place) -> None:
+def test_orphans_are_removed_only_when_they_are_old(place: Place) -> None:
     place.photos("a", 20)
     place.build("a")
     lost = orphans(place)
@@ -126,7 +126,7 @@ def test_orphans_go_when_they_are_old_and_not_before(place: Place) -> None:
 
 
 @pytest.mark.parametrize("days", [-30, 30])
-def test_ages_are_by_the_clock_of_the_store(
+def test_ages_are_measured_by_the_clock_of_the_store(
     days: int, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which may be far behind this machine's: what is young there must stay; and far ahead."""
@@ -165,7 +165,7 @@ def test_a_store_that_lists_fractions_of_seconds_is_collected(
     assert collect(place.catalogue) == (len(lost), 6 * len(lost))
 
 
-def test_the_grace_period_is_to_the_second(place: Place) -> None:
+def test_the_grace_period_is_exact_to_the_second(place: Place) -> None:
     place.photos("a", 2)
     place.build("a")
     uri = put(place, "_work", "probe-0123")
@@ -175,7 +175,7 @@ def test_the_grace_period_is_to_the_second(place: Place) -> None:
     assert uri in old_garbage(place, now=made + GRACE + timedelta(seconds=1))
 
 
-def test_what_is_listed_is_what_is_removed(place: Place) -> None:
+def test_gc_removes_exactly_what_it_lists(place: Place) -> None:
     place.photos("a", 85)
     place.build("a", shard_images=1)
     place.photos("a", 88)
@@ -260,7 +260,7 @@ def test_going_back_to_an_older_version_makes_it_the_newest(place: Place) -> Non
     assert removed
 
 
-def test_a_version_that_comes_back_is_safe_from_a_collection_beside_it(
+def test_a_version_that_is_committed_again_is_safe_from_a_concurrent_gc(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its files are there, old, and of no kept version. Stored again they are no younger, and a
@@ -283,7 +283,7 @@ def test_a_version_that_comes_back_is_safe_from_a_collection_beside_it(
     assert [finding for finding in verify(place.catalogue) if not finding.ok] == []
 
 
-def test_each_spec_keeps_its_newest(place: Place) -> None:
+def test_the_newest_version_of_each_spec_is_kept(place: Place) -> None:
     place.photos("a", 6)
     mine = place.build("a").version
     spec, ranges = tiny_spec(bins=9)
@@ -295,7 +295,7 @@ def test_each_spec_keeps_its_newest(place: Place) -> None:
     assert files_of(place, "a", mine) | files_of(place, "a", other) <= everything(place)
 
 
-def test_tree_nodes_and_notes_of_attempts_go(place: Place) -> None:
+def test_tree_nodes_and_notes_of_attempts_are_removed(place: Place) -> None:
     place.photos("a", 85)
     version = place.build("a", shard_images=1).version
     work = place.catalogue.work_uri("a", version.spec)
@@ -332,7 +332,7 @@ def test_a_plan_that_follows_a_version_is_protected_beside_it(place: Place) -> N
     assert (result.counted_shards, result.version.images) == (6, 30)
 
 
-def test_a_plan_given_up_for_another_is_garbage(place: Place) -> None:
+def test_a_plan_that_was_replaced_by_another_is_garbage(place: Place) -> None:
     place.photos("a", 20)
     with pytest.raises(InterruptedError):
         place.build("a", HandMade(stop_after=9), shard_images=1)
@@ -346,7 +346,7 @@ def test_a_plan_given_up_for_another_is_garbage(place: Place) -> None:
 
 
 @pytest.mark.parametrize("hint", [b"", b"0123456789abcdef", b"../../x", b"\xff\xfe"])
-def test_a_hint_of_nothing_is_no_reason_to_fail(place: Place, hint: bytes) -> None:
+def test_a_plan_hint_that_names_no_plan_does_not_stop_gc(place: Place, hint: bytes) -> None:
     place.photos("a", 20)
     version = place.build("a").version
     storage.replace(storage.join(place.catalogue.work_uri("a", version.spec), "_plan"), hint)
@@ -355,7 +355,7 @@ def test_a_hint_of_nothing_is_no_reason_to_fail(place: Place, hint: bytes) -> No
     assert old_garbage(place) == {lost}
 
 
-def test_after_collecting_all_is_well(place: Place) -> None:
+def test_a_catalogue_passes_verify_after_gc(place: Place) -> None:
     place.photos("a", 85, bad=2)
     place.build("a", shard_images=1)
     place.photos("b", 20)
@@ -382,7 +382,7 @@ def test_after_collecting_all_is_well(place: Place) -> None:
     assert place.build("a", shard_images=1).counted_shards == 1
 
 
-def test_matrices_go_once_no_kept_version_takes_pairs_from_them(place: Place) -> None:
+def test_matrices_are_removed_once_no_kept_version_uses_their_pairs(place: Place) -> None:
     c = place.catalogue
     for count, name in enumerate("abc"):
         place.photos(name, 20 + count)
@@ -424,7 +424,7 @@ def test_keeping_nothing_is_refused(place: Place, keep: int) -> None:
         collect(place.catalogue, keep=keep)
 
 
-def test_a_kept_version_whose_manifest_is_gone_stops_everything(place: Place) -> None:
+def test_gc_removes_nothing_if_a_kept_version_lacks_its_manifest(place: Place) -> None:
     """The newest version's needs are unknown then: rather nothing is removed."""
     place.photos("a", 20)
     version = place.build("a").version

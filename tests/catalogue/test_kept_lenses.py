@@ -19,7 +19,7 @@ from pipeline.errors import SpecMismatch, UsageError
 from tests.golden.handmade import SPEC
 
 
-def test_the_newest_lens_of_a_name_is_the_one_that_was_kept_last(tmp_path: Path) -> None:
+def test_a_lens_name_means_the_lens_that_was_kept_last(tmp_path: Path) -> None:
     """This holds for a copy of a catalogue, whose files have other times, and within one second."""
     catalogue = Catalogue(str(tmp_path / "c"))
     choices = ("stem:0", "stem:1", "stem:2", "head:0", "head:1")
@@ -45,7 +45,7 @@ def test_the_newest_lens_of_a_name_is_the_one_that_was_kept_last(tmp_path: Path)
     assert find_lens(catalogue, "eyes", SPEC).digest == lenses[1].digest
 
 
-def test_names_that_are_no_lens_s_are_refused() -> None:
+def test_reserved_names_and_file_names_are_refused_as_lens_names() -> None:
     for name, why in (("uniform", "is reserved"), ("x.parquet", "looks like a file")):
         with pytest.raises(UsageError, match=why):
             check_lens_name(name)

@@ -220,7 +220,9 @@ def test_the_same_input_gives_the_same_bytes(sound: Catalogue) -> None:
     layers=st.lists(st.sampled_from(SPEC.layers), min_size=1, unique=True),
     kind=st.sampled_from(IN_PART),
 )
-def test_a_part_is_what_it_is_of_the_whole(sound: Catalogue, layers: list[str], kind: str) -> None:
+def test_layers_read_alone_equal_those_of_the_whole_file(
+    sound: Catalogue, layers: list[str], kind: str
+) -> None:
     file = whole(sound, kind)
     for layer, found in read(sound, kind, layers).items():
         assert same(found, numbers(sound, file, kind, layer))
@@ -271,7 +273,7 @@ def of_files(seen: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]
     return sorted(got for got in seen if any(f"/{kind}/" in got[0] for kind in IN_PART))
 
 
-def test_one_layer_is_compared_by_its_footers_and_its_bytes(
+def test_comparing_one_layer_fetches_only_footers_and_that_layer(
     stored: Catalogue, fetched: list[tuple[str, int, int]]
 ) -> None:
     wanted = set[Any]().union(
@@ -286,7 +288,7 @@ def test_one_layer_is_compared_by_its_footers_and_its_bytes(
         assert np.array_equal(alone.stacked(column)[0], of_all, equal_nan=True), column
 
 
-def test_layers_that_touch_are_fetched_together(
+def test_adjacent_layers_are_fetched_together(
     sound: Catalogue, fetched: list[tuple[str, int, int]]
 ) -> None:
     for layers, runs in (
@@ -304,7 +306,7 @@ def test_layers_that_touch_are_fetched_together(
     assert of_files(fetched) == sorted(set[Any]().union(*of_both))
 
 
-def test_a_long_layer_comes_in_blocks(
+def test_a_long_layer_is_fetched_in_blocks(
     sound: Catalogue, fetched: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = whole(sound, "folds")
@@ -318,7 +320,7 @@ def test_a_long_layer_comes_in_blocks(
     assert same(found, file.read_folds("c"))
 
 
-def test_all_layers_are_fetched_as_one(
+def test_all_layers_are_fetched_as_one_file(
     stored: Catalogue, fetched: list[tuple[str, int, int]]
 ) -> None:
     """The whole file, and no footer of its own: one sha256 is of it all."""
@@ -333,7 +335,7 @@ def test_all_layers_are_fetched_as_one(
     assert [length for _, _, length in fetched].count(size) == 3
 
 
-def test_a_worker_goes_on_with_other_layers_of_the_same_files(sound: Catalogue) -> None:
+def test_a_worker_reads_further_layers_of_the_same_files(sound: Catalogue) -> None:
     members = tuple((name, sound.find(name)) for name in NAMES)
     found = {}
     for layers in (("b",), ("a", "c"), SPEC.layers):
@@ -345,7 +347,7 @@ def test_a_worker_goes_on_with_other_layers_of_the_same_files(sound: Catalogue) 
         assert np.array_equal(emd, found[SPEC.layers, layer])
 
 
-def test_of_a_part_no_other_layer_is_read(sound: Catalogue) -> None:
+def test_a_layer_that_was_not_opened_cannot_be_read(sound: Catalogue) -> None:
     uri, version = uri_of(sound, "dna"), sound.find(NAME)
     file = sound.open_file("dna", NAME, version, ["b", "c"])
     with pytest.raises(CorruptFile, match=f"{re.escape(uri)}: layer d was not read; only b, c"):
@@ -413,7 +415,7 @@ def test_a_flipped_bit_of_what_is_not_read_is_left_to_verify(place: Catalogue, k
 
 @pytest.mark.parametrize("kind", IN_PART)
 @pytest.mark.parametrize("how", ["empty", "torn", "longer", "another's", "shifted"])
-def test_another_file_is_refused(place: Catalogue, kind: str, how: str) -> None:
+def test_a_file_with_other_content_is_refused(place: Catalogue, kind: str, how: str) -> None:
     data = storage.read(uri_of(place, kind))
     lies = {
         "empty": b"",
@@ -426,7 +428,7 @@ def test_another_file_is_refused(place: Catalogue, kind: str, how: str) -> None:
     assert "its footer has sha256" in refused(place, kind)
 
 
-def test_a_forgery_that_agrees_with_itself_is_refused(place: Catalogue) -> None:
+def test_a_forged_file_is_refused_even_if_its_own_digests_agree(place: Catalogue) -> None:
     """Sound by all that stands in it: the commit alone knows better."""
     dna = place.load(NAME)
     counts = dna.counts[:, ::-1].copy()
@@ -509,7 +511,7 @@ MALFORMED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("kind", IN_PART)
 @pytest.mark.parametrize("change", [other_digest, moved_edge])
-def test_digests_that_lie_are_found(place: Catalogue, kind: str, change: Change) -> None:
+def test_wrong_digests_of_layers_are_found(place: Catalogue, kind: str, change: Change) -> None:
     """The numbers of the file are right, and the commit states its sha256."""
     vouched(place, kind, restated(storage.read(uri_of(place, kind)), change))
     assert re.search(r"layer b has sha256 \w+; its footer states", refused(place, kind))
@@ -519,7 +521,7 @@ def test_digests_that_lie_are_found(place: Catalogue, kind: str, change: Change)
 
 
 @pytest.mark.parametrize("how", MALFORMED)
-def test_digests_that_make_no_sense_are_refused(place: Catalogue, how: str) -> None:
+def test_malformed_digests_of_layers_are_refused(place: Catalogue, how: str) -> None:
     change, message = MALFORMED[how]
     vouched(place, "dna", restated(storage.read(uri_of(place, "dna")), change))
     assert message in refused(place, "dna")
@@ -529,7 +531,7 @@ def test_digests_that_make_no_sense_are_refused(place: Catalogue, how: str) -> N
 
 @pytest.mark.parametrize("kind", IN_PART)
 @pytest.mark.parametrize("change", [{"sha256": "00" * 32}, {"start": 5}, {"size": 9}])
-def test_a_commit_that_lies_of_a_footer_is_refused(
+def test_a_commit_that_states_a_wrong_footer_is_refused(
     place: Catalogue, kind: str, change: dict[str, Any]
 ) -> None:
     """Readers of the whole file refuse it, too."""
@@ -554,7 +556,7 @@ def test_a_commit_that_lies_of_a_footer_is_refused(
         ["dna"],
     ],
 )
-def test_a_commit_of_no_footers_is_no_commit(place: Catalogue, footers: Any) -> None:
+def test_a_commit_without_valid_footers_is_refused(place: Catalogue, footers: Any) -> None:
     lie(place, footers=footers)
     with pytest.raises(CorruptFile, match=re.escape(place.log_uri(6))):
         place.head()

@@ -140,7 +140,7 @@ def test_a_sample_is_chosen_by_its_seed(place: Place) -> None:
     assert len({tuple(chosen(seed)) for seed in range(4)}) > 1
 
 
-def test_a_partial_forged_with_its_sums_is_found(place: Place) -> None:
+def test_a_forged_partial_with_correct_sums_is_found(place: Place) -> None:
     index = readable(place)[1]
     uri = place.partial(index)
     storage.replace(uri, moved(load_partial(uri)).encode())
@@ -153,7 +153,7 @@ def test_a_partial_forged_with_its_sums_is_found(place: Place) -> None:
     assert found["recount"] == "6 of 6 shards looked at again (all), 1 findings"
 
 
-def test_an_image_replaced_under_its_size_and_time_is_found(place: Place) -> None:
+def test_an_image_replaced_with_the_same_size_and_time_is_found(place: Place) -> None:
     index = readable(place)[0]
     replaced_in_place(place.image(index), 999)
     assert wrong(list(verify(place.catalogue))) == {}  # it looks at what is stored alone
@@ -176,7 +176,9 @@ def test_an_image_that_became_unreadable_in_place_is_found(place: Place) -> None
 
 @pytest.mark.soak
 @pytest.mark.parametrize("how", ["changed", "gone"])
-def test_an_image_that_changed_since_is_named_as_such(place: Place, how: str) -> None:
+def test_an_image_that_changed_since_the_build_is_reported_as_changed(
+    place: Place, how: str
+) -> None:
     path = place.image(2)
     if how == "changed":
         photo(998).save(path)
@@ -190,7 +192,7 @@ def test_an_image_that_changed_since_is_named_as_such(place: Place, how: str) ->
 
 
 @pytest.mark.soak
-def test_where_partials_were_collected_the_sum_is_compared(place: Place) -> None:
+def test_without_partials_the_recounted_sum_is_compared(place: Place) -> None:
     first = readable(place)[0]
     for index in range(6):
         storage.delete(place.partial(index))
@@ -245,7 +247,7 @@ def test_rounding_is_allowed_for_where_numerics_differ(
 
 
 @pytest.mark.soak
-def test_the_command(place: Place) -> None:
+def test_the_verify_deep_command(place: Place) -> None:
     words = ["verify", "-c", place.catalogue.root, "--deep", "--threads", "2"]
     good = CliRunner().invoke(app, [*words, "--sample", "1", "--seed", "5"])
     assert good.exit_code == 0, good.output

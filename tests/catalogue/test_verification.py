@@ -154,7 +154,7 @@ def not_checked(found: Mapping[str, str], expected: Sequence[str], of: str) -> N
 # All is well.
 
 
-def test_a_whole_catalogue_is_found_whole(copy: Copy) -> None:
+def test_an_intact_catalogue_passes(copy: Copy) -> None:
     found = run(copy)
     assert failed_checks(copy) == {}
     assert found["counts"].detail.startswith("20 images x positions = activations counted, for 5")
@@ -170,7 +170,7 @@ def test_verifying_changes_nothing(copy: Copy) -> None:
     assert {i.uri: i.identity for i in storage.walk(copy.catalogue.root)} == before
 
 
-def test_names_and_specs_are_chosen(copy: Copy) -> None:
+def test_datasets_and_specs_can_be_chosen(copy: Copy) -> None:
     spec, ranges = tiny_spec(bins=9)
     for name in (NAME, "z/last"):
         manifest = plan(entries(name, 3))
@@ -211,7 +211,7 @@ BLAMED = {
 
 @pytest.mark.parametrize("kind", BLAMED)
 @pytest.mark.parametrize("how", SPOILED)
-def test_a_spoiled_file_is_named(copy: Copy, kind: str, how: str) -> None:
+def test_a_damaged_file_is_named(copy: Copy, kind: str, how: str) -> None:
     data = SPOILED[how](copy.read(kind))
     if data is None:
         storage.delete(copy.uri(kind))
@@ -232,7 +232,7 @@ def test_a_spoiled_file_is_named(copy: Copy, kind: str, how: str) -> None:
         *((place, "a byte flipped") for place in ("spec", "ranges")),
     ],
 )
-def test_a_spoiled_spec_ranges_or_partial_is_named(copy: Copy, place: str, how: str) -> None:
+def test_damaged_specs_ranges_and_partials_are_named(copy: Copy, place: str, how: str) -> None:
     uris = {"spec": copy.spec_uri, "ranges": copy.ranges_uri, "partial": copy.partials[4]}
     uri = uris[place]
     storage.replace(uri, SPOILED[how](storage.read(uri)) or b"")
@@ -296,7 +296,7 @@ def scale(values: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("column", "change"), [("counts", move), ("mean", scale), ("m2", scale), ("low", scale)]
 )
-def test_folds_that_do_not_sum_to_the_dna(
+def test_folds_that_do_not_sum_to_the_dna_are_found(
     copy: Copy, column: str, change: Callable[[np.ndarray], None]
 ) -> None:
     copy.put("folds", folds_with(copy, lambda values: None))
@@ -308,7 +308,7 @@ def test_folds_that_do_not_sum_to_the_dna(
     assert "layer stem do not sum to the DNA" in found["folds"]
 
 
-def test_folds_that_do_not_conserve(copy: Copy) -> None:
+def test_folds_whose_counts_are_not_conserved_are_found(copy: Copy) -> None:
     def lose(counts: np.ndarray) -> None:
         counts[1, 1] += 1
 
@@ -332,7 +332,7 @@ def failure(copy: Copy) -> Failure:
         lambda f: [replace(f, member="inside")],
     ],
 )
-def test_failures_that_do_not_fit(
+def test_failures_that_do_not_match_the_commit_are_found(
     copy: Copy, listed: Callable[[Failure], Sequence[Failure]]
 ) -> None:
     copy.put("failures", encode_failures([failure(copy)]))
@@ -343,7 +343,7 @@ def test_failures_that_do_not_fit(
     assert "failures" in found["failures"]
 
 
-def test_a_failure_listed_twice(copy: Copy) -> None:
+def test_a_failure_listed_twice_is_found(copy: Copy) -> None:
     """Two in the commit, two in the list, one candidate."""
     copy.put("failures", encode_failures([failure(copy)] * 2))
     copy.forge_commit(failed=2)
@@ -354,7 +354,7 @@ def manifest_of(copy: Copy) -> Manifest:
     return Manifest.decode(copy.read("manifests"), "m")
 
 
-def test_a_manifest_without_one_of_its_shards(copy: Copy) -> None:
+def test_a_manifest_without_one_of_its_shards_is_found(copy: Copy) -> None:
     manifest = manifest_of(copy)
     fewer = Manifest.of(manifest.shards[:-1], manifest.shard_images)
     storage.replace(copy.uri("manifests"), fewer.data)
@@ -365,7 +365,7 @@ def test_a_manifest_without_one_of_its_shards(copy: Copy) -> None:
     assert set(found) <= {"manifest", "failures", "partials"}
 
 
-def test_a_manifest_whose_stated_digest_is_not_its_own(copy: Copy) -> None:
+def test_a_manifest_that_states_a_wrong_digest_is_found(copy: Copy) -> None:
     manifest = manifest_of(copy)
     lying = Manifest.of(manifest.shards[::-1], manifest.shard_images)
     copy.put("manifests", with_digest(lying, manifest.digest))
@@ -374,14 +374,14 @@ def test_a_manifest_whose_stated_digest_is_not_its_own(copy: Copy) -> None:
     assert copy.uri("manifests") in found["manifest"]
 
 
-def test_a_manifest_that_lists_a_candidate_twice(copy: Copy) -> None:
+def test_a_manifest_that_lists_a_candidate_twice_is_found(copy: Copy) -> None:
     first, second, *rest = manifest_of(copy).shards
     twice = Shard(second.index, second.fold, (first.members[0], *second.members[1:]))
     copy.put("manifests", Manifest.of((first, twice, *rest), 64).data)
     assert "manifest" in failed_checks(copy)
 
 
-def test_another_manifest_of_as_many_candidates(copy: Copy) -> None:
+def test_another_manifest_with_as_many_candidates_is_found(copy: Copy) -> None:
     """The other manifest has other keys, so no partial is found for it; that alone is no fault."""
     bad = failure(copy).uri
     others = [replace(e, uri=bad) if i == 0 else e for i, e in enumerate(entries("other", 21))]
@@ -398,7 +398,7 @@ def changed_spec(copy: Copy, **changes: Any) -> bytes:
     return json.dumps(json.loads(storage.read(copy.spec_uri)) | changes).encode()
 
 
-def test_another_spec(copy: Copy) -> None:
+def test_another_spec_is_found(copy: Copy) -> None:
     storage.replace(copy.spec_uri, changed_spec(copy, bins=6))
     found = failed_checks(copy)
     assert set(found) == {"spec"}
@@ -408,7 +408,7 @@ def test_another_spec(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{}", b"null", b"1", "bins", "precision", "strange"])
-def test_what_is_no_spec_is_named(copy: Copy, data: bytes | str) -> None:
+def test_a_file_that_is_not_a_spec_is_named(copy: Copy, data: bytes | str) -> None:
     if isinstance(data, str):
         data = changed_spec(copy, **{data: 1})
     storage.replace(copy.spec_uri, data)
@@ -417,7 +417,7 @@ def test_what_is_no_spec_is_named(copy: Copy, data: bytes | str) -> None:
     assert copy.spec_uri in found["spec"]
 
 
-def test_other_ranges(copy: Copy) -> None:
+def test_other_ranges_are_found(copy: Copy) -> None:
     moved = Ranges(RANGES.taps, RANGES.low - 1, RANGES.high)
     uri = copy.ranges_uri
     storage.replace(uri, ranges_module.encode(moved, NETWORK))
@@ -479,14 +479,16 @@ def a_failure_more(partial: Partial) -> Partial:
         a_failure_more,
     ],
 )
-def test_a_partial_forged_with_its_sums(copy: Copy, change: Callable[[Partial], Partial]) -> None:
+def test_a_forged_partial_with_correct_sums_is_found(
+    copy: Copy, change: Callable[[Partial], Partial]
+) -> None:
     copy.change_partial(3, change)
     found = failed_checks(copy)
     assert set(found) == {"partials"}
     assert "do not sum to the DNA" in found["partials"]
 
 
-def test_a_partial_whose_counts_do_not_add_up(copy: Copy) -> None:
+def test_a_partial_whose_counts_do_not_add_up_is_found(copy: Copy) -> None:
     def lose(partial: Partial) -> Partial:
         counts = partial.dna.counts.copy()
         counts[4, 0] += 1
@@ -498,14 +500,14 @@ def test_a_partial_whose_counts_do_not_add_up(copy: Copy) -> None:
     assert f"{copy.partials[3]}: neuron head[1]" in found["partials"]
 
 
-def test_a_partial_that_stands_for_another(copy: Copy) -> None:
+def test_a_partial_in_the_place_of_another_is_found(copy: Copy) -> None:
     storage.replace(copy.partials[3], storage.read(copy.partials[5]))
     found = failed_checks(copy)
     assert set(found) == {"partials"}
     assert copy.partials[5].rpartition("/")[2].removesuffix(".parquet") in found["partials"]
 
 
-def test_a_partial_of_another_spec(copy: Copy) -> None:
+def test_a_partial_of_another_spec_is_found(copy: Copy) -> None:
     other, ranges = tiny_spec(bins=9)
     partial = Partial(random_dna(other, ranges, 1, 1), ("x",), ())
     storage.replace(copy.partials[3], partial.encode())
@@ -513,7 +515,7 @@ def test_a_partial_of_another_spec(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize("removed", [1, 15, 16])
-def test_partials_that_are_gone_are_no_fault(copy: Copy, removed: int) -> None:
+def test_missing_partials_are_accepted(copy: Copy, removed: int) -> None:
     for uri in copy.partials[:removed]:
         storage.delete(uri)
     found = run(copy)
@@ -523,7 +525,7 @@ def test_partials_that_are_gone_are_no_fault(copy: Copy, removed: int) -> None:
     assert found["partials"].detail == remark
 
 
-def test_a_partial_of_a_strange_shard_beside_a_missing_one(copy: Copy) -> None:
+def test_a_partial_of_an_unknown_shard_is_found_beside_a_missing_one(copy: Copy) -> None:
     storage.delete(copy.partials[0])
     copy.change_partial(3, lambda partial: replace(partial, shards=("zzz",)))
     found = failed_checks(copy)
@@ -545,7 +547,9 @@ def test_a_partial_of_a_strange_shard_beside_a_missing_one(copy: Copy) -> None:
         ({"products": ["histogram"]}, {"counts"}),
     ],
 )
-def test_a_commit_with_forged_totals(copy: Copy, forged: dict[str, Any], blamed: set[str]) -> None:
+def test_a_commit_with_forged_totals_is_found(
+    copy: Copy, forged: dict[str, Any], blamed: set[str]
+) -> None:
     copy.forge_commit(**forged)
     found = failed_checks(copy)
     not_checked(found, ["folds", "partials"], "DNA")
@@ -554,7 +558,7 @@ def test_a_commit_with_forged_totals(copy: Copy, forged: dict[str, Any], blamed:
 
 
 @pytest.mark.parametrize("kind", BLAMED)
-def test_a_commit_with_forged_a_sha256(copy: Copy, kind: str) -> None:
+def test_a_commit_with_a_forged_sha256_is_found(copy: Copy, kind: str) -> None:
     copy.forge_commit(sha256={**copy.version.sha256, kind: "00" * 32})
     found = failed_checks(copy)
     check, followers = BLAMED[kind]
@@ -563,14 +567,14 @@ def test_a_commit_with_forged_a_sha256(copy: Copy, kind: str) -> None:
     assert "00" * 32 in found[check]
 
 
-def test_a_commit_whose_version_is_under_another_spec_is_refused_by_all(copy: Copy) -> None:
+def test_a_commit_whose_version_is_under_another_spec_is_refused(copy: Copy) -> None:
     copy.forge_commit(spec="0123")
     with pytest.raises(CorruptFile, match=r"_log/0+1\.json: .* states spec 0123"):
         copy.catalogue.head()
 
 
 @pytest.mark.parametrize("field", ["dna", "manifest"])
-def test_a_commit_that_names_what_is_not_there(copy: Copy, field: str) -> None:
+def test_a_commit_that_names_missing_files_is_found(copy: Copy, field: str) -> None:
     copy.forge_commit(**{field: "0123"})
     found = failed_checks(copy)
     check = {"dna": "counts", "manifest": "manifest"}[field]
@@ -578,7 +582,7 @@ def test_a_commit_that_names_what_is_not_there(copy: Copy, field: str) -> None:
     assert check in found
 
 
-def test_a_commit_with_forged_numerics(copy: Copy) -> None:
+def test_a_commit_with_forged_numerics_is_found(copy: Copy) -> None:
     copy.forge_commit(numerics=[{"numerics": OTHER_NUMERICS.to_json(), "images": 20}])
     assert failed_checks(copy)
 
@@ -603,9 +607,7 @@ def test_a_commit_that_cannot_be_read_is_named(copy: Copy) -> None:
     ],
     ids=str,
 )
-def test_a_commit_of_the_wrong_shape_is_refused_in_our_own_words(
-    copy: Copy, forged: dict[str, Any]
-) -> None:
+def test_a_commit_of_the_wrong_shape_is_a_vdna_error(copy: Copy, forged: dict[str, Any]) -> None:
     copy.forge_commit(**forged)
     refused = None
     try:
@@ -617,7 +619,9 @@ def test_a_commit_of_the_wrong_shape_is_refused_in_our_own_words(
 
 @pytest.mark.parametrize("kind", BLAMED)
 @pytest.mark.parametrize("what", ["nothing", "text", "another kind", "a plain parquet"])
-def test_a_commit_that_vouches_for_rubbish(copy: Copy, kind: str, what: str) -> None:
+def test_an_unreadable_file_is_found_even_if_its_sha256_is_right(
+    copy: Copy, kind: str, what: str
+) -> None:
     kinds = list(BLAMED)
     rubbish = {
         "nothing": b"",
@@ -645,7 +649,7 @@ def plain_parquet() -> bytes:
         *(("folds", field) for field in ("spec", "images", "numerics", "folds")),
     ],
 )
-def test_metadata_that_lacks_a_field(copy: Copy, kind: str, field: str) -> None:
+def test_metadata_that_lacks_a_field_is_found(copy: Copy, kind: str, field: str) -> None:
     """A file that is whole but for its metadata, with a commit that vouches for it."""
     if kind == "dna":
         dna, metadata = decode_dna(copy.read("dna"), "dna")
@@ -680,7 +684,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "catalogue"
 
 
-def test_a_real_build_is_found_whole(real: Path) -> None:
+def test_a_real_build_passes(real: Path) -> None:
     copy = Copy(Catalogue(str(real)))
     found = run(copy)
     assert [finding for finding in found.values() if not finding.ok] == []
@@ -690,7 +694,7 @@ def test_a_real_build_is_found_whole(real: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["dna", "partial"])
-def test_a_real_build_that_was_tampered_with(real: Path, tmp_path: Path, how: str) -> None:
+def test_a_change_to_a_real_build_is_found(real: Path, tmp_path: Path, how: str) -> None:
     copy = copied(real, tmp_path / "copy")
     if how == "dna":
         storage.replace(copy.uri("dna"), flipped(copy.read("dna")))

@@ -84,7 +84,7 @@ def test_scipy_s_own_leaf_order_is_not_the_shortest() -> None:
     assert length(distances, tuple(theirs)) > 1.01 * ours
 
 
-def test_a_line_is_walked_from_end_to_end() -> None:
+def test_datasets_on_a_line_are_ordered_from_end_to_end() -> None:
     at = np.array([5.0, 0.0, 9.0, 1.0, 6.5])
     found = clusters(np.abs(at[:, None] - at))
     assert sorted((found.order, found.order[::-1])) == [(1, 3, 0, 4, 2), (2, 4, 0, 3, 1)]
@@ -123,7 +123,7 @@ def test_a_map_of_points_in_the_plane_is_faithful(seed: int, count: int, dimensi
 
 
 @given(seed=seeds, count=st.integers(5, 25))
-def test_stress_says_what_the_plane_cannot_hold(seed: int, count: int) -> None:
+def test_stress_measures_how_badly_the_map_fits(seed: int, count: int) -> None:
     distances = distances_of(points(seed, count, 20))
     found = plane_map(distances)
     drawn = distances_of(found.points)
@@ -133,7 +133,7 @@ def test_stress_says_what_the_plane_cannot_hold(seed: int, count: int) -> None:
 
 
 @given(seed=seeds, count=st.integers(2, 12), hole=st.integers(0, 11))
-def test_what_is_undefined_has_no_place_on_the_map(seed: int, count: int, hole: int) -> None:
+def test_datasets_without_distances_are_not_on_the_map(seed: int, count: int, hole: int) -> None:
     distances = distances_of(points(seed, count, 2))
     found = plane_map(with_holes(distances, hole % count))
     if count > 2:
@@ -157,14 +157,14 @@ def test_neighbours_come_nearest_first(seed: int, count: int) -> None:
     assert neighbours(holed, 0) == found[1:]
 
 
-def test_one_hole_takes_one_dataset() -> None:
+def test_one_undefined_distance_excludes_one_dataset() -> None:
     distances = distances_of(points(1, 4, 2))
     distances[1, 3] = distances[3, 1] = np.nan
     assert defined(distances) == (0, 1, 2)
     assert clusters(distances).undefined == (3,)
 
 
-def test_identical_datasets_and_few_of_them() -> None:
+def test_identical_or_very_few_datasets_are_arranged() -> None:
     for count in range(4):
         same = np.zeros((count, count))
         assert sorted(clusters(same).order) == list(range(count))

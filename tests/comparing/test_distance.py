@@ -73,7 +73,7 @@ def all_in(place: str | int, images: int = 3) -> DNA:
 
 
 @given(dnas, dnas)
-def test_emd_is_the_work_of_moving_the_earth(a: DNA, b: DNA) -> None:
+def test_emd_equals_the_work_of_moving_counts_by_hand(a: DNA, b: DNA) -> None:
     found = emd(a, b, per_neuron=True)
     for value, p, q in zip(found, clamped(a), clamped(b), strict=True):
         expected = transport(p, q)
@@ -85,7 +85,7 @@ def test_emd_is_the_work_of_moving_the_earth(a: DNA, b: DNA) -> None:
 
 @settings(max_examples=50)
 @given(dnas, dnas)
-def test_emd_is_scipy_s_on_bin_numbers(a: DNA, b: DNA) -> None:
+def test_emd_equals_the_wasserstein_distance_of_scipy(a: DNA, b: DNA) -> None:
     bins = np.arange(SPEC.bins)
     for value, p, q in zip(emd(a, b, per_neuron=True), clamped(a), clamped(b), strict=True):
         if sum(p) and sum(q):
@@ -93,7 +93,7 @@ def test_emd_is_scipy_s_on_bin_numbers(a: DNA, b: DNA) -> None:
 
 
 @given(dnas)
-def test_no_distance_from_itself(a: DNA) -> None:
+def test_the_distance_of_a_dna_from_itself_is_zero(a: DNA) -> None:
     found = emd(a, a, per_neuron=True)
     assert np.all((found == 0) | np.isnan(found))
     defined = [sum(row) > 0 for row in clamped(a)]
@@ -101,7 +101,7 @@ def test_no_distance_from_itself(a: DNA) -> None:
 
 
 @given(dnas, dnas)
-def test_symmetric_and_within_bounds(a: DNA, b: DNA) -> None:
+def test_emd_is_symmetric_and_bounded(a: DNA, b: DNA) -> None:
     there, back = emd(a, b, per_neuron=True), emd(b, a, per_neuron=True)
     assert np.array_equal(there, back, equal_nan=True)
     assert np.nanmin(there, initial=0) >= 0
@@ -109,7 +109,7 @@ def test_symmetric_and_within_bounds(a: DNA, b: DNA) -> None:
 
 
 @given(dnas, dnas, dnas)
-def test_the_triangle_holds_for_every_neuron(a: DNA, b: DNA, c: DNA) -> None:
+def test_the_triangle_inequality_holds_for_every_neuron(a: DNA, b: DNA, c: DNA) -> None:
     detour = emd(a, b, per_neuron=True) + emd(b, c, per_neuron=True)
     direct = emd(a, c, per_neuron=True)
     known = ~np.isnan(detour)
@@ -117,7 +117,7 @@ def test_the_triangle_holds_for_every_neuron(a: DNA, b: DNA, c: DNA) -> None:
 
 
 @given(dnas, st.integers(2, 9))
-def test_more_of_the_same_is_at_no_distance(a: DNA, times: int) -> None:
+def test_repeating_the_same_images_gives_no_distance(a: DNA, times: int) -> None:
     many = a
     for _ in range(times - 1):
         many = many + a
@@ -137,13 +137,13 @@ def test_more_of_the_same_is_at_no_distance(a: DNA, times: int) -> None:
         ("overflow", 3, 1),
     ],
 )
-def test_what_is_outside_counts_in_the_end_bins(
+def test_values_outside_the_range_count_in_the_end_bins(
     one: str | int, other: str | int, expected: float
 ) -> None:
     assert emd(all_in(one), all_in(other, images=5)) == expected
 
 
-def test_what_is_not_finite_is_left_out() -> None:
+def test_nonfinite_values_are_left_out() -> None:
     a = all_in(2)
     nonfinite = a.nonfinite.copy()
     nonfinite[:] = a.positions
@@ -191,7 +191,7 @@ def of_samples(means: NDArray[np.float64]) -> DNA:
 
 
 @given(SEEDS, st.integers(2, 30), st.integers(2, 30), st.floats(0, 100))
-def test_nfd_is_the_textbook_s(seed: int, n: int, m: int, shift: float) -> None:
+def test_nfd_equals_the_textbook_formula(seed: int, n: int, m: int, shift: float) -> None:
     rng = np.random.default_rng(seed)
     x, y = rng.normal(0, 2, (n, 5)), rng.normal(shift, 0.5, (m, 5))
     found = nfd(of_samples(x), of_samples(y), per_neuron=True)
@@ -207,19 +207,19 @@ def test_nfd_is_symmetric_not_negative_and_zero_on_itself(a: DNA, b: DNA) -> Non
     assert (nfd(a, b, per_neuron=True) >= 0).all()
 
 
-def test_nfd_never_comes_out_below_zero() -> None:
+def test_nfd_is_never_negative() -> None:
     """var + var - 2 sqrt(var var) does, by rounding."""
     var = np.random.default_rng(0).random(10_000) * 1e6
     mean = np.zeros_like(var)
     assert (frechet_1d(mean, var, mean, var * (1 + 1e-15)) >= 0).all()
 
 
-def test_variance_has_one_degree_of_freedom_less() -> None:
+def test_variance_divides_by_the_images_less_one() -> None:
     x = np.random.default_rng(1).normal(3, 2, (7, 5))
     assert np.allclose(variance(of_samples(x)), x.var(axis=0, ddof=1), rtol=1e-12)
 
 
-def test_an_infinite_mean_warns_of_nothing() -> None:
+def test_an_infinite_mean_gives_no_warning() -> None:
     """A network that overflowed: the distance is unknown, not an error (warnings are errors)."""
     a = random_dna(SPEC, RANGES, 4, 1)
     mean, m2 = a.mean.copy(), a.m2.copy()
@@ -270,7 +270,7 @@ def test_one_image_has_an_emd_and_no_gaussian() -> None:
 # The result of a distance: a number that knows its layers and neurons.
 
 
-def test_a_distance_is_the_number_that_it_is() -> None:
+def test_a_distance_behaves_as_a_float() -> None:
     a, b = (random_dna(SPEC, RANGES, 4, seed) for seed in (1, 2))
     found = emd(a, b)
     value = float(found)
@@ -293,7 +293,7 @@ def test_a_distance_has_its_layers_and_neurons(measure) -> None:
     assert np.array_equal(measure(a, b, layer="head").neurons, found.neurons[3:])
 
 
-def test_a_lens_weighs_the_means_and_not_the_neurons() -> None:
+def test_a_lens_weights_the_means_and_not_single_neurons() -> None:
     a, b = (random_dna(SPEC, RANGES, 4, seed) for seed in (1, 2))
     lens = Lens("some", (("stem", 3), ("head", 2)), np.array([1.0, 0, 3, 0, 2]))
     found, plain = emd(a, b, lens=lens), emd(a, b)
@@ -313,7 +313,7 @@ def test_a_distance_survives_copies_and_pickles() -> None:
         assert np.array_equal(again.neurons, found.neurons)
 
 
-def test_a_distance_shows_itself() -> None:
+def test_a_distance_has_a_readable_repr_and_table() -> None:
     found = Distance(2.5, "emd", {"stem": 2.0, "<head>": 3.0}, np.array([1.0, 3.0, 3.0]))
     assert repr(found) == "<emd = 2.5 bins, 3 neurons in 2 layers, largest in <head>: 3>"
     one = Distance(2.0, "nfd", {"stem": 2.0}, np.array([1.0, 3.0]), "blue")

@@ -102,7 +102,7 @@ def test_laws_of_a_distance_hold_to_the_last_bit(
 
 @settings(max_examples=30)
 @given(shape=some_shapes, seed=seeds, threads=st.integers(1, 5))
-def test_parts_and_threads_change_nothing(
+def test_blocks_and_threads_do_not_change_distances(
     shape: tuple[int, int, int], seed: int, threads: int
 ) -> None:
     size, neurons, bins = shape
@@ -124,7 +124,7 @@ def test_parts_and_threads_change_nothing(
 
 
 @pytest.mark.parametrize("lens", [[0, 39], [3, 4, 5], [0, 1, 20, 21, 38]])
-def test_a_lens_costs_the_room_of_its_own_neurons(
+def test_a_lens_takes_memory_for_its_own_neurons_only(
     lens: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However far from each other they lie."""
@@ -167,7 +167,7 @@ def test_torch_gives_the_same_bits(shape: tuple[int, int, int], seed: int, signe
         assert np.array_equal(found, expected, equal_nan=True)
 
 
-def test_a_histogram_at_its_ends_and_bins_past_a_span() -> None:
+def test_extreme_histograms_and_many_bins_do_not_overflow() -> None:
     """One curve is all ones, the other all zeros but the last; no 32-bit sum may overflow."""
     for bins in (2, 17, 1008, 1009, 1010, 5000):
         spec, ranges = tiny_spec(bins, (Tap("x", 3, 1),))
@@ -184,7 +184,7 @@ def test_a_histogram_at_its_ends_and_bins_past_a_span() -> None:
         assert np.array_equal(pairwise_emd([*ends, below, above]), 3 * (bins - 1) * at_ends)
 
 
-def test_no_weight_and_other_neurons() -> None:
+def test_zero_weights_give_zero_and_other_neurons_are_refused() -> None:
     dnas = some_dnas(3, 4, 9)
     assert np.array_equal(pairwise_emd(dnas, np.zeros(4)), np.zeros((3, 3)))
     with pytest.raises(UsageError, match=r"\(4, 16\) neurons x bins against \(5, 16\)"):
@@ -342,7 +342,7 @@ def test_splits_are_orthogonal_and_balanced() -> None:
     assert np.array_equal(splits(16) @ splits(16).T, 16 * np.eye(15))
 
 
-def test_planes_are_means_and_the_last_is_of_all() -> None:
+def test_stacked_sums_are_means_of_each_layer_and_then_of_all() -> None:
     sides = [in_folds([3, 4, 5, 6], 4, 20, i) for i in (0, 10, 20)]
     curves = FoldCurves.of(*zip(*sides, strict=True))
     weights = [np.array([1.0, 2, 0, 0]), np.array([0, 0, 1.0, -1]), np.zeros(4)]
@@ -439,7 +439,7 @@ def with_folds(folds: Sequence[DNA]) -> tuple[DNA, dict[int, DNA]]:
     return reduce(DNA.__add__, folds), dict(enumerate(folds))
 
 
-def test_folds_in_which_a_neuron_hardly_fires_differ_by_nothing_but_counts() -> None:
+def test_p_values_of_rarely_firing_neurons_are_exact() -> None:
     """The p of single neurons, and of a lens of one, is that of exact arithmetic."""
     a, b = rarely_firing_folds(0, range(5, 21)), rarely_firing_folds(1, range(20, 4, -1))
     p = np.array([exact_p(a, b, neuron) for neuron in range(300)])
@@ -452,7 +452,7 @@ def test_folds_in_which_a_neuron_hardly_fires_differ_by_nothing_but_counts() -> 
         np.testing.assert_allclose(found, p[neuron], atol=1e-12)
 
 
-def test_of_the_same_images_a_fold_is_left_out_on_both_sides() -> None:
+def test_paired_estimates_leave_out_a_fold_on_both_sides() -> None:
     spec, ranges = tiny_spec(40, (Tap("stem", 30, 49),))
     sides = [[random_dna(spec, ranges, 5 + k, 10 * k + at) for k in range(7)] for at in (0, 1)]
     sums = [with_folds(side) for side in sides]
@@ -469,7 +469,7 @@ def test_of_the_same_images_a_fold_is_left_out_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (2, 3)])
-def test_equal_folds_are_no_difference_in_float32_either(sizes: tuple[int, int]) -> None:
+def test_equal_folds_show_no_difference_in_float32(sizes: tuple[int, int]) -> None:
     spec, ranges = tiny_spec(40, (Tap("stem", 300, 49),))
     folds = [random_dna(spec, ranges, 5 + k % 3, k) for k in range(16)]
     sides = [FoldCurves.of(*zip(*[with_folds(folds)] * size, strict=True)) for size in sizes]

@@ -140,7 +140,7 @@ def test_the_error_is_as_small_as_stated(shares: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("moved", [1, 10, 10**3, 10**5])
-def test_the_error_of_near_identical_dnas_is_bounded_in_bins_alone(moved: int) -> None:
+def test_the_error_for_near_identical_dnas_is_bounded_in_bins(moved: int) -> None:
     """Far nearer than a hundredth of a bin, where a millionth of the distance is not to be had."""
     rng = np.random.default_rng(moved)
     counts = rng.integers(10**6, 10**7, (1, 1000))
@@ -156,7 +156,7 @@ def test_the_error_of_near_identical_dnas_is_bounded_in_bins_alone(moved: int) -
     assert error > 1e-6 * exact  # or the docstring promises too little
 
 
-def test_counts_past_32_bits() -> None:
+def test_counts_above_32_bits_do_not_overflow() -> None:
     huge = 2**40
     a = of_counts(np.array([[huge, 0, 0, 0]], np.int64), 1)
     b = of_counts(np.array([[0, 0, huge // 2, huge // 2]], np.int64), 1)
@@ -227,7 +227,7 @@ def test_a_torn_matrix_is_refused_with_its_name(data: st.DataObject) -> None:
         Matrix.decode(whole[:cut], "some/matrix")
 
 
-def test_what_is_no_matrix_is_refused() -> None:
+def test_a_file_that_is_not_a_matrix_is_refused() -> None:
     with pytest.raises(CorruptFile, match="some/file"):
         Matrix.decode(plan(entries("x", 3)).data, "some/file")
 
@@ -354,7 +354,7 @@ def halved(folds: list[DNA], layer: str | None) -> np.ndarray:
     return np.array(found)
 
 
-def test_without_error_bars_nothing_of_them_is_known(finite: Catalogue) -> None:
+def test_without_error_bars_there_are_no_estimates(finite: Catalogue) -> None:
     place = finite
     plain = compare(place, ["photos", "group/paintings"], error_bars=False)
     full = compare(place, ["photos", "group/paintings"])
@@ -397,7 +397,7 @@ def test_all_is_the_mean_over_neurons_not_over_layers(place: Catalogue) -> None:
     )
 
 
-def test_it_opens_in_duckdb_polars_and_pandas(place: Catalogue, tmp_path: Path) -> None:
+def test_a_matrix_file_opens_in_duckdb_polars_and_pandas(place: Catalogue, tmp_path: Path) -> None:
     import duckdb
     import pandas as pd
     import polars as pl
@@ -436,7 +436,7 @@ def test_fewer_than_two_are_refused(place: Catalogue, names: list[str]) -> None:
         compare(place, names)
 
 
-def test_what_is_under_other_specs_is_counted(place: Catalogue) -> None:
+def test_the_error_counts_datasets_under_other_specs(place: Catalogue) -> None:
     other, ranges = tiny_spec(bins=8)
     for name in ("photos", "new"):
         manifest = plan(entries(name, 3))
@@ -461,7 +461,7 @@ def test_the_order_of_the_names_is_kept(place: Catalogue) -> None:
     assert compare(place, ["photos", "group/paintings", "photos"]).names == there.names
 
 
-def test_one_layer_alone_is_kept_for_itself(place: Catalogue) -> None:
+def test_a_matrix_of_one_layer_is_kept_separately(place: Catalogue) -> None:
     one = compare(place, layers=["head"])
     assert one.layers == ("head",)
     assert one.emd.shape == (1, 3, 3)
@@ -518,7 +518,7 @@ def test_a_matrix_is_computed_once_for_the_same_members(
     assert np.array_equal(less.emd, first.emd[:, 1:, 1:], equal_nan=True)
 
 
-def test_who_may_only_read_has_the_matrix_and_is_told_that_it_is_not_kept(
+def test_read_only_access_gets_the_matrix_and_a_note_that_it_is_not_kept(
     place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def deny(uri: str, data: bytes) -> bool:
@@ -539,7 +539,7 @@ def test_who_may_only_read_has_the_matrix_and_is_told_that_it_is_not_kept(
 
 
 @pytest.mark.parametrize("bad", ["of-old", "torn"])
-def test_who_may_only_read_compares_where_a_matrix_of_old_lies(
+def test_read_only_access_compares_despite_an_unusable_kept_matrix(
     bad: str, place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def deny(uri: str, *_: bytes) -> bool:
@@ -557,7 +557,7 @@ def test_who_may_only_read_compares_where_a_matrix_of_old_lies(
     assert np.array_equal(found.emd, expected.emd, equal_nan=True)
 
 
-def test_tiles_stay_where_the_matrix_is_not_kept(
+def test_tiles_are_kept_if_the_matrix_cannot_be_written(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created = storage.create
@@ -577,7 +577,9 @@ def test_tiles_stay_where_the_matrix_is_not_kept(
     assert not tiles.present(place.root)
 
 
-def test_a_changed_member_costs_its_own_pairs(place: Catalogue, computed: list[int]) -> None:
+def test_a_changed_dataset_recomputes_only_its_own_pairs(
+    place: Catalogue, computed: list[int]
+) -> None:
     before = compare(place)
     old = place.head().number
     put(place, "photos", 9)
@@ -595,7 +597,7 @@ def test_a_changed_member_costs_its_own_pairs(place: Catalogue, computed: list[i
     assert then.members == before.members
 
 
-def test_a_matrix_of_others_under_the_same_name_is_not_believed(
+def test_a_kept_matrix_with_other_members_is_not_used(
     place: Catalogue, computed: list[int]
 ) -> None:
     right = compare(place)
@@ -620,7 +622,7 @@ def test_a_corrupted_dna_is_refused_by_name(place: Catalogue) -> None:
         compare(place)
 
 
-def test_specs_apart(place: Catalogue) -> None:
+def test_datasets_of_different_specs_are_compared_separately(place: Catalogue) -> None:
     other, ranges = tiny_spec(bins=8)
     for name in ("photos", "new"):
         manifest = plan(entries(name, 3))
@@ -658,7 +660,7 @@ def small_matrix(count: int = 2) -> Matrix:
     return Matrix(names, ("stem",), values, unknown, unknown, 5, members, "")
 
 
-def test_a_matrix_shows_itself() -> None:
+def test_a_matrix_has_a_readable_repr_and_table() -> None:
     matrix = small_matrix()
     assert repr(matrix) == "<Matrix of 2 datasets in 1 layers: <0>, <1>>"
     assert "<caption>emd, all, in bins</caption>" in matrix._repr_html_()

@@ -31,7 +31,7 @@ def test_numerics_that_differ_are_named_with_both_values() -> None:
     ]
 
 
-def test_one_dataset_may_be_of_two_numerics() -> None:
+def test_one_dataset_may_have_two_numerics() -> None:
     (note,) = numerics_notes({"a": noted(NUMERICS, OTHER_NUMERICS)})
     assert note == "compiled was False for a; True for a"
     assert numerics_notes({}) == []
@@ -48,7 +48,7 @@ def shared(**sources: str) -> list[str]:
     return shared_source_notes({name: of_source(source) for name, source in sources.items()})
 
 
-def test_one_source_and_one_within_another_are_noted() -> None:
+def test_equal_and_nested_sources_are_noted() -> None:
     assert shared(a="s3://b/a", same="s3://b/a") == [
         "a and same are of the source s3://b/a, or of places within it"
     ]
@@ -63,7 +63,7 @@ def test_one_source_and_one_within_another_are_noted() -> None:
     ]
 
 
-def test_lists_name_images_of_where_they_lie() -> None:
+def test_a_list_counts_as_the_folder_that_it_is_in() -> None:
     folder = "are of the source /b, or of places within it"
     assert shared(a="/b/a.txt", b="/b/B.CSV") == [f"a and b {folder}"]
     assert shared(a="/b/a.csv", whole="/b") == [f"a and whole {folder}"]
@@ -81,7 +81,7 @@ def test_siblings_and_names_that_begin_alike_are_not_nested() -> None:
     assert note == "a and within are of the source s3://b/a, or of places within it"
 
 
-def test_versions_without_images_of_a_source_share_none() -> None:
+def test_versions_without_a_source_share_no_images() -> None:
     imported = of_source("a.npz", origin={"file": "a.npz"})
     assert shared_source_notes({"a": imported, "b": imported}) == []
     assert shared(a="", b="") == []
@@ -115,7 +115,7 @@ def lens_of(**provenance: object) -> Lens:
     return Lens("no-fog", (("stem", 2),), np.ones(2), provenance)
 
 
-def test_a_lens_of_these_or_of_another_spec_is_noted() -> None:
+def test_a_lens_fitted_on_these_datasets_or_for_another_spec_is_noted() -> None:
     versions = {name: replace(noted(), dna=f"dna {name}", images=99) for name in ("a", "b", "c")}
     members = {"a": "dna a", "b": "dna b", "c": "another"}
     (fitted,) = notes_of(versions, lenses=[None, lens_of(members=members, spec="s")])
@@ -136,6 +136,6 @@ def test_what_was_left_out_and_few_images_are_noted() -> None:
     assert notes_of(versions, barred=False) == []
 
 
-def test_names_are_listed_shortly() -> None:
+def test_long_lists_of_names_are_shortened() -> None:
     found = [some_of([f"d{i}" for i in range(count)]) for count in (1, 2, 4, 5)]
     assert found == ["d0", "d0 and d1", "d0, d1, d2 and d3", "d0, d1, d2 and 2 more"]

@@ -37,7 +37,7 @@ def sizes(chance: np.random.Generator, folds: int) -> Array:
 
 
 @given(seeds, st.integers(2, 16), st.integers(2, 16), st.floats(0, 50), st.floats(0, 500))
-def test_what_noise_adds_to_the_square_is_taken_away_exactly(
+def test_the_correction_removes_exactly_what_noise_adds_to_the_square(
     seed: int, folds_a: int, folds_b: int, distance: float, noise: float
 ) -> None:
     """A square of d^2 + c / n_a + c / n_b, whatever the sizes of the folds, gives d."""
@@ -129,7 +129,7 @@ def test_an_unknown_distance_has_unknown_estimates() -> None:
     assert np.isnan(found.high).tolist() == [True, False]
 
 
-def test_equal_datasets_are_at_no_distance_for_sure() -> None:
+def test_equal_datasets_have_distance_zero_without_uncertainty() -> None:
     found = estimate(np.zeros(1), np.zeros((1, 4)), np.zeros((1, 4)), np.ones(4), np.ones(4))
     assert [float(v[0]) for v in (found.emd_corrected, found.se, found.low, found.high)] == [0] * 4
 
@@ -171,7 +171,7 @@ def test_the_floor_of_unequal_folds_is_that_of_their_images() -> None:
 
 
 @given(seeds, st.integers(LEAST_FOLDS, 11))
-def test_it_compares_all_choices_of_signs(seed: int, folds: int) -> None:
+def test_the_flip_test_compares_all_choices_of_signs(seed: int, folds: int) -> None:
     """The inner product h of each two differences counts, and twice its cube in the test's unit."""
     chance = np.random.default_rng(seed)
     vectors = chance.normal(size=(folds, 3)) + chance.normal(size=3)
@@ -185,20 +185,20 @@ def test_it_compares_all_choices_of_signs(seed: int, folds: int) -> None:
 
 
 @given(seeds, st.floats(1e-9, 1e9))
-def test_units_do_not_matter(seed: int, factor: float) -> None:
+def test_the_flip_test_does_not_depend_on_units(seed: int, factor: float) -> None:
     vectors = np.random.default_rng(seed).normal(size=(6, 4))
     gram = vectors @ vectors.T
     assert flip_test(gram * factor) == flip_test(gram)
 
 
-def test_the_least_p_and_the_greatest() -> None:
+def test_the_smallest_and_the_greatest_p() -> None:
     assert float(flip_test(np.ones((16, 16)))) == 2.0**-15
     assert float(flip_test(np.zeros((16, 16)))) == 1.0
     assert np.isnan(flip_test(np.full((1, 8, 8), np.nan))).all()
     assert flip_test(np.zeros((0, 8, 8))).shape == (0,)
 
 
-def test_what_could_not_show_a_difference_is_not_tested() -> None:
+def test_too_few_folds_to_show_a_difference_give_no_p() -> None:
     """Five differences, however plain, have a p of 1/16; that is no finding of no difference."""
     for folds in range(1, LEAST_FOLDS):
         assert np.isnan(flip_test(np.ones((3, folds, folds)))).all()
@@ -206,7 +206,9 @@ def test_what_could_not_show_a_difference_is_not_tested() -> None:
 
 
 @given(seeds, st.integers(2, 6), st.integers(2, 6))
-def test_differences_pair_folds_and_merge_what_is_over(seed: int, of_a: int, of_b: int) -> None:
+def test_differences_pair_folds_and_merge_the_remaining_ones(
+    seed: int, of_a: int, of_b: int
+) -> None:
     chance = np.random.default_rng(seed)
     a, b = chance.normal(size=(of_a, 5)), chance.normal(size=(of_b, 5))
     n_a, n_b = sizes(chance, of_a), sizes(chance, of_b)
@@ -223,7 +225,7 @@ def test_differences_pair_folds_and_merge_what_is_over(seed: int, of_a: int, of_
 
 
 @given(seeds, st.sampled_from([0.0, 1e-4, 0.1]), st.booleans())
-def test_rounding_is_no_difference(seed: int, spread: float, dead: bool) -> None:
+def test_rounding_is_not_taken_for_a_difference(seed: int, spread: float, dead: bool) -> None:
     """Folds are equal, or a neuron is the same for every image."""
     chance = np.random.default_rng(seed)
     level = np.ones(99) if dead else np.sort(chance.random(99))

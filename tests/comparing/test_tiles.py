@@ -123,7 +123,7 @@ def same(a: Matrix, b: Matrix) -> None:
     memory=st.sampled_from([1, 4000, 10**9]),
     estimated=st.booleans(),
 )
-def test_any_cutting_gives_the_same_matrix(
+def test_any_division_into_tiles_gives_the_same_matrix(
     six_datasets: Catalogue, names: list[int], memory: int, estimated: bool
 ) -> None:
     chosen = [f"set/{n}" for n in names]
@@ -158,7 +158,7 @@ def test_every_pair_is_in_one_tile() -> None:
                     assert len(made) >= 3 * workers
 
 
-def test_a_side_is_what_memory_and_time_allow() -> None:
+def test_the_side_of_a_tile_fits_the_memory_and_the_time() -> None:
     wide = Job("memory://x", replace(SPEC, bins=1000), SPEC.layers, True, error_bars=False)
     for job in (wide, replace(wide, error_bars=True)):
         assert replace(job, memory=1).side == 1
@@ -168,7 +168,7 @@ def test_a_side_is_what_memory_and_time_allow() -> None:
         assert len(set(sides)) > 10
 
 
-def test_covariances_are_in_the_memory_that_is_allowed() -> None:
+def test_covariances_fit_in_the_allowed_memory() -> None:
     """The covariances of a wide layer are larger than its curves."""
     wide = replace(SPEC, taps=(Tap("wide", 2048, 4),), bins=1000)
     plain = Job("memory://x", wide, wide.layers, True, error_bars=False)
@@ -184,7 +184,7 @@ def test_covariances_are_in_the_memory_that_is_allowed() -> None:
     b=st.integers(0, 40),
     held=st.integers(0, 170),
 )
-def test_steps_are_all_pairs_once_and_fit(a: int, b: int, held: int) -> None:
+def test_steps_cover_all_pairs_once_and_fit_in_memory(a: int, b: int, held: int) -> None:
     """The tile is on the diagonal if `b` is 0."""
     version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
     row = [(f"{n}", replace(version, dna=f"{n}")) for n in range(a + b)]
@@ -235,7 +235,7 @@ def test_a_layer_that_does_not_fit_is_compared_in_steps(
     same(compare(place, effort=effort), whole)
 
 
-def test_a_tile_s_name_is_of_all_that_decides_it() -> None:
+def test_the_name_of_a_tile_depends_on_all_that_decides_it() -> None:
     version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
     a, b, c = (((n, replace(version, dna=f"dna-{n}")),) for n in "abc")
     job = Job("memory://x", SPEC, SPEC.layers, True)
@@ -266,7 +266,9 @@ def test_a_tile_s_name_is_of_all_that_decides_it() -> None:
 # What changed alone is computed.
 
 
-def test_one_changed_of_six_costs_five_pairs(place: Catalogue, computed: list[int]) -> None:
+def test_changing_one_of_six_datasets_recomputes_five_pairs(
+    place: Catalogue, computed: list[int]
+) -> None:
     compare(place, error_bars=True)
     assert sum(computed) == 15
     put(place, "set/3", 20)
@@ -294,7 +296,7 @@ def test_the_kept_matrix_with_most_in_common_is_taken(
     assert sum(computed) == 5
 
 
-def test_of_many_kept_the_newest_and_the_largest_are_looked_at(
+def test_of_many_kept_matrices_the_newest_and_largest_are_read(
     place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_matrices, "RECENT", 1)
@@ -316,7 +318,7 @@ def test_of_many_kept_the_newest_and_the_largest_are_looked_at(
     assert sum(computed) == 15 - 6
 
 
-def test_small_comparisons_do_not_cost_the_large_one(computed: list[int]) -> None:
+def test_small_comparisons_do_not_hide_the_large_kept_matrix(computed: list[int]) -> None:
     place = filled(f"memory://{uuid.uuid4().hex}", 20)
     compare(place)
     assert sum(computed) == 190
@@ -330,7 +332,7 @@ def test_small_comparisons_do_not_cost_the_large_one(computed: list[int]) -> Non
     assert sum(computed) == 19
 
 
-def test_single_layers_are_taken_from_what_is_kept_of_all(
+def test_single_layers_are_taken_from_a_kept_matrix_of_all_layers(
     place: Catalogue, computed: list[int]
 ) -> None:
     fresh = compare(place, layers=["head"], error_bars=True)
@@ -354,7 +356,7 @@ def test_single_layers_are_taken_from_what_is_kept_of_all(
 
 
 @pytest.mark.parametrize("memory", [1, 10**9])
-def test_datasets_of_the_same_images_are_a_pair(
+def test_two_datasets_of_the_same_images_are_compared_as_a_pair(
     place: Catalogue, computed: list[int], memory: int
 ) -> None:
     def build_same_images(name: str, of: str, images: int) -> None:
@@ -380,7 +382,7 @@ def test_datasets_of_the_same_images_are_a_pair(
         assert found.of("all", "emd")[i, j] == 0
 
 
-def test_numbers_of_another_kind_are_not_taken(
+def test_kept_numbers_of_another_kind_are_not_reused(
     place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(place)
@@ -395,7 +397,9 @@ def test_numbers_of_another_kind_are_not_taken(
     assert sum(computed) == 15
 
 
-def test_a_torn_kept_matrix_is_no_reason_to_fail(place: Catalogue, computed: list[int]) -> None:
+def test_a_torn_kept_matrix_does_not_stop_a_comparison(
+    place: Catalogue, computed: list[int]
+) -> None:
     compare(place)
     (uri,) = stored(place)
     data = storage.read(uri)
@@ -420,7 +424,7 @@ def test_a_torn_kept_matrix_is_no_reason_to_fail(place: Catalogue, computed: lis
 # What died goes on.
 
 
-def test_tiles_that_are_there_are_not_computed_again(
+def test_existing_tiles_are_not_computed_again(
     place: Catalogue, computed: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def crash_at_a_write(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
@@ -466,7 +470,9 @@ compare(Catalogue(sys.argv[1]), error_bars=False, effort=Effort(memory=1))
 
 
 @pytest.mark.parametrize("at", [0, 4, 6, 8])
-def test_killed_at_any_write_and_rerun(tmp_path: Path, at: int, computed: list[int]) -> None:
+def test_a_comparison_killed_at_any_write_is_completed_by_a_rerun(
+    tmp_path: Path, at: int, computed: list[int]
+) -> None:
     """Six tiles, the matrix, and six that are removed."""
     place = filled(str(tmp_path / "dnas"), 3)
     code = subprocess.run(
@@ -486,9 +492,7 @@ def test_killed_at_any_write_and_rerun(tmp_path: Path, at: int, computed: list[i
 
 
 @pytest.mark.parametrize("lie", ["torn", "empty", "another's", "flipped"])
-def test_a_tile_that_lies_is_computed_again(
-    place: Catalogue, lie: str, computed: list[int]
-) -> None:
+def test_a_wrong_tile_is_computed_again(place: Catalogue, lie: str, computed: list[int]) -> None:
     true = compare(place, effort=SMALL)
     without_kept(place)
 
@@ -518,7 +522,7 @@ def test_a_tile_that_lies_is_computed_again(
     assert sum(computed) == 16
 
 
-def test_who_may_not_remove_compares_all_the_same(
+def test_a_comparison_works_without_permission_to_delete(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tile that lies stays, and so do the others, for a collection."""
@@ -562,7 +566,7 @@ class Beside:
 
 
 @pytest.mark.parametrize("after", [1, 7, 20, 21])
-def test_of_two_at_once_the_second_returns_the_first_s_matrix(
+def test_of_two_comparisons_at_once_the_second_returns_the_matrix_of_the_first(
     place: Catalogue, computed: list[int], after: int
 ) -> None:
     """Interleaved: one of 21 tiles goes so far, another starts and finishes, the first goes on."""
@@ -575,7 +579,9 @@ def test_of_two_at_once_the_second_returns_the_first_s_matrix(
     same(found, others[0])
 
 
-def test_of_two_at_once_one_layer_is_computed_once(place: Catalogue, computed: list[int]) -> None:
+def test_two_comparisons_of_one_layer_at_once_compute_it_once(
+    place: Catalogue, computed: list[int]
+) -> None:
     others: list[Matrix] = []
     beside = Beside(21, lambda: others.append(compare(place, layers=["stem"], effort=SMALL)))
     found = compare(place, layers=["stem"], effort=beside.effort)
@@ -584,7 +590,7 @@ def test_of_two_at_once_one_layer_is_computed_once(place: Catalogue, computed: l
     same(found, others[0])
 
 
-def test_of_one_layer_too_only_what_changed_is_computed(
+def test_only_changed_pairs_of_one_layer_are_computed(
     place: Catalogue, computed: list[int]
 ) -> None:
     compare(place, ["set/0", "set/1", "set/2"], layers=["stem"])
@@ -600,7 +606,9 @@ def test_of_one_layer_too_only_what_changed_is_computed(
     assert sum(computed) == 1
 
 
-def test_tiles_that_never_stay_are_computed_here(place: Catalogue, computed: list[int]) -> None:
+def test_tiles_that_are_always_removed_are_computed_by_the_driver(
+    place: Catalogue, computed: list[int]
+) -> None:
     def removed() -> None:
         for uri in left(place):
             storage.delete(uri)
@@ -612,7 +620,7 @@ def test_tiles_that_never_stay_are_computed_here(place: Catalogue, computed: lis
     same(found, compare(without_kept(place)))
 
 
-def test_a_kept_matrix_that_goes_while_it_is_read_is_computed(
+def test_a_kept_matrix_removed_while_it_is_read_is_computed_again(
     place: Catalogue, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = compare(place)
@@ -630,7 +638,7 @@ def test_a_kept_matrix_that_goes_while_it_is_read_is_computed(
     assert sum(computed) == 30
 
 
-def test_gc_removes_tiles_that_nobody_came_back_for(place: Catalogue) -> None:
+def test_gc_removes_abandoned_tiles(place: Catalogue) -> None:
     versions = list(place.head().datasets["set/0"].values())
     job = Job(place.root, SPEC, SPEC.layers, True)
     tile = Tile(job, (("set/0", versions[0]),), (("set/0", versions[0]),))
@@ -644,7 +652,7 @@ def test_gc_removes_tiles_that_nobody_came_back_for(place: Catalogue) -> None:
 
 
 @pytest.mark.soak
-def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
+def test_a_ray_cluster_computes_the_same_matrix(tmp_path: Path) -> None:
     from pipeline.engine import RayEngine
     from pipeline.spec import Resources
 
@@ -680,7 +688,7 @@ def test_a_matrix_through_a_lens_is_the_distance_through_it(place: Catalogue) ->
     }
 
 
-def test_a_lens_is_known_by_its_digest(place: Catalogue, computed: list[int]) -> None:
+def test_a_lens_is_identified_by_its_digest(place: Catalogue, computed: list[int]) -> None:
     lens = Lens.chosen(SPEC, ["stem:0"])
     first = compare(place, lens=lens)
     renamed = compare(place, lens=replace(lens, name="mine"))
@@ -693,7 +701,7 @@ def test_a_lens_is_known_by_its_digest(place: Catalogue, computed: list[int]) ->
         compare(place, lens=lens, fd=True)
 
 
-def test_a_lens_of_the_catalogue_or_of_a_file(place: Catalogue, tmp_path: Path) -> None:
+def test_a_lens_is_read_from_the_catalogue_or_a_file(place: Catalogue, tmp_path: Path) -> None:
     lens = Lens.chosen(SPEC, ["stem:0", "head:1"])
     path = tmp_path / "mine.parquet"
     path.write_bytes(replace(lens, name="mine").encode())
@@ -710,7 +718,7 @@ def test_a_lens_of_the_catalogue_or_of_a_file(place: Catalogue, tmp_path: Path) 
         find_lens(place, "nose", SPEC)
 
 
-def test_the_command_looks_through_a_lens(tmp_path: Path) -> None:
+def test_the_compare_command_uses_a_lens(tmp_path: Path) -> None:
     place = filled(str(tmp_path / "dnas"), 3)
     lens = Lens.chosen(SPEC, ["stem:0"])
     path = tmp_path / "mine.parquet"
@@ -731,7 +739,7 @@ def test_the_command_looks_through_a_lens(tmp_path: Path) -> None:
     assert os.environ.get("RAY_ADDRESS") is None
 
 
-def test_the_command_s_device_reaches_the_arithmetic(
+def test_the_device_option_reaches_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No GPU is needed here: what torch would do on one is tested with the kernels."""

@@ -89,7 +89,9 @@ def weights_file(path: Path, state: object) -> str:
 
 
 @pytest.mark.parametrize(("picture", "classes"), [("chelsea", CATS), ("coffee", CUPS)])
-def test_it_recognises_photographs(network: Network, picture: str, classes: set[int]) -> None:
+def test_the_default_network_recognises_photographs(
+    network: Network, picture: str, classes: set[int]
+) -> None:
     import skimage
 
     file = Path(skimage.__file__).parent / "data" / f"{picture}.png"
@@ -109,7 +111,7 @@ def test_a_description_names_the_weights_and_taps(network: Network) -> None:
     assert sum(tap.neurons for tap in network.taps) == 3120
 
 
-def test_describing_costs_no_import_of_torch() -> None:
+def test_describing_a_network_does_not_import_torch() -> None:
     code = (
         "import sys; from pipeline.networks import describe; describe('efficientnet_lite0');"
         "print(sorted({'torch', 'timm', 'ray', 'torchvision'} & set(sys.modules)))"
@@ -134,9 +136,7 @@ def test_every_tap_has_the_shape_it_states(
         assert np.isfinite(found).all()
 
 
-def test_positions_are_those_of_the_image_row_by_row(
-    network: Network, extractor: Extractor
-) -> None:
+def test_positions_follow_the_image_row_by_row(network: Network, extractor: Extractor) -> None:
     """An image that is bright in its upper half only differs at upper positions."""
     dark = np.full((1, 224, 224, 3), -1, np.float32)
     half = dark.copy()
@@ -148,7 +148,7 @@ def test_positions_are_those_of_the_image_row_by_row(
 
 
 @pytest.mark.parametrize("fill", range(1, 9))
-def test_an_image_is_seen_alike_whatever_its_neighbours(
+def test_activations_of_an_image_do_not_depend_on_its_batch(
     extractor: Extractor, pixels: Pixels, fill: int
 ) -> None:
     alone = seen(extractor, pixels[:1])
@@ -158,7 +158,7 @@ def test_an_image_is_seen_alike_whatever_its_neighbours(
             np.testing.assert_array_equal(one[0], among[position])
 
 
-def test_neighbours_that_are_not_finite_change_nothing(
+def test_nonfinite_images_in_a_batch_do_not_change_others(
     extractor: Extractor, pixels: Pixels
 ) -> None:
     batch = pixels[:3].copy()
@@ -167,7 +167,9 @@ def test_neighbours_that_are_not_finite_change_nothing(
         np.testing.assert_array_equal(one[0], among[0])
 
 
-def test_threads_at_once_see_what_one_sees(extractor: Extractor, pixels: Pixels) -> None:
+def test_several_threads_give_the_same_activations_as_one(
+    extractor: Extractor, pixels: Pixels
+) -> None:
     alone = [seen(extractor, pixels[i : i + 1]) for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda i: seen(extractor, pixels[i : i + 1]), range(4)))
@@ -176,16 +178,14 @@ def test_threads_at_once_see_what_one_sees(extractor: Extractor, pixels: Pixels)
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_second_extractor_sees_the_same(
+def test_a_second_extractor_gives_the_same_activations(
     network: Network, extractor: Extractor, pixels: Pixels
 ) -> None:
     for a, b in zip(seen(extractor, pixels), seen(Extractor(network), pixels), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_network_runs_on_one_shape_whatever_is_in_it(
-    extractor: Extractor, pixels: Pixels
-) -> None:
+def test_the_network_always_runs_on_one_batch_shape(extractor: Extractor, pixels: Pixels) -> None:
     """Libraries pick kernels by shape, and round differently in each."""
     shapes: set[tuple[int, ...]] = set()
     stem = extractor._model.conv_stem
@@ -197,7 +197,9 @@ def test_the_network_runs_on_one_shape_whatever_is_in_it(
 
 
 @pytest.mark.parametrize("count", [0, 9])
-def test_only_a_micro_batch_at_a_time(extractor: Extractor, count: int) -> None:
+def test_too_few_or_too_many_images_for_a_micro_batch_are_refused(
+    extractor: Extractor, count: int
+) -> None:
     with pytest.raises(ValueError, match=f"{count} images do not make a micro-batch of 8"):
         extractor.observe(np.zeros((count, 224, 224, 3), np.float32), lambda i, x: None)
     assert extractor.micro_batch == MICRO_BATCH["cpu"] == 8
@@ -222,7 +224,7 @@ def test_folding_changes_no_tap_by_more_than_rounding(
         assert a.std() > 0.01
 
 
-def test_folding_leaves_no_batch_norm_and_refuses_a_stray_one(network: Network) -> None:
+def test_folding_removes_all_batch_norms_and_refuses_an_unexpected_one(network: Network) -> None:
     folded = fold_batch_norms(load_model(network))
     assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     stray = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.BatchNorm2d(3)).eval()
@@ -230,7 +232,7 @@ def test_folding_leaves_no_batch_norm_and_refuses_a_stray_one(network: Network) 
         fold_batch_norms(stray)
 
 
-def test_bf16_computes_otherwise_and_nearly_the_same(
+def test_bf16_gives_different_but_near_activations(
     network: Network, extractor: Extractor, pixels: Pixels
 ) -> None:
     few = pixels[:2]
@@ -243,7 +245,7 @@ def test_bf16_computes_otherwise_and_nearly_the_same(
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.97, tap.name
 
 
-def test_the_numerics_tell_how_it_computes(network: Network, extractor: Extractor) -> None:
+def test_numerics_state_how_an_extractor_computes(network: Network, extractor: Extractor) -> None:
     assert extractor.numerics == numerics(network, "cpu")
     assert (extractor.numerics.micro_batch, extractor.numerics.threads) == (8, 1)
     assert extractor.numerics.folded
@@ -255,7 +257,7 @@ def test_the_numerics_tell_how_it_computes(network: Network, extractor: Extracto
     assert torch.backends.cudnn.deterministic
 
 
-def test_taps_that_are_not_the_networks_are_refused(network: Network) -> None:
+def test_taps_that_the_network_lacks_are_refused(network: Network) -> None:
     with pytest.raises(UsageError, match=r"efficientnet_lite0 has no module 'blocks.9' to tap"):
         Extractor(replace(network, taps=(Tap("blocks.9", 1, 1),)))
     first, *others = network.taps
@@ -284,7 +286,7 @@ def test_a_wheel_with_other_weights_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert tampered in str(caught.value)
 
 
-def test_weights_by_url(
+def test_weights_are_read_from_a_url(
     tmp_path: Path,
     network: Network,
     extractor: Extractor,
@@ -305,7 +307,7 @@ def test_weights_by_url(
     assert not np.array_equal(seen(extractor, pixels[:1])[0], seen(Extractor(other), pixels[:1])[0])
 
 
-def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"nowhere.pt does not exist"):
         describe("efficientnet_lite0", str(tmp_path / "nowhere.pt"))
 
@@ -386,7 +388,7 @@ def test_a_torn_or_damaged_file_is_refused_by_its_own_name() -> None:
             load_state(wrong)
 
 
-def test_damaged_bytes_never_raise_anything_else() -> None:
+def test_damaged_weights_raise_no_unexpected_error() -> None:
     old = io.BytesIO()
     torch.save({"a": torch.arange(4.0)}, old, _use_new_zipfile_serialization=False)
     rng = np.random.default_rng(0)

@@ -115,7 +115,7 @@ def test_every_kernel_counts_as_the_rule_says(
 
 
 @pytest.mark.parametrize("bins", [2, 3, 10, 255, 256, 1000, 1999])
-def test_in_range_counts_are_those_of_histc(bins: int) -> None:
+def test_in_range_counts_equal_those_of_histc(bins: int) -> None:
     x = activations(bins, 4, 300, 5)
     low, high = np.linspace(-3, -0.1, 5), np.linspace(0.05, 4, 5)
     table = counted(x, low, high, bins).table
@@ -131,7 +131,9 @@ def test_in_range_counts_are_those_of_histc(bins: int) -> None:
 @pytest.mark.parametrize(
     ("positions", "neurons"), [(1, 1), (1, 31), (7, 32), (129, 33), (50, 64), (3, 100), (4100, 1)]
 )
-def test_blocks_and_tiles_of_every_size(positions: int, neurons: int) -> None:
+def test_counts_are_right_for_any_number_of_positions_and_neurons(
+    positions: int, neurons: int
+) -> None:
     x = activations(positions, 2, positions, neurons)
     x[0, 0, 0] = np.nan
     low, high = np.full(neurons, -2.0), np.linspace(0.5, 3, neurons)
@@ -177,7 +179,7 @@ def test_a_mean_with_a_nonfinite_value_in_it_is_not_finite() -> None:
     assert means[2].tolist() == [0, 0]
 
 
-def test_nothing_seen() -> None:
+def test_counts_without_images_or_finite_values() -> None:
     counts = LayerCounts(np.zeros(2), np.ones(2), 4)
     means = counts.add(np.empty((0, 5, 2), np.float32))
     assert means.shape == (0, 2)
@@ -199,7 +201,7 @@ def test_no_count_wraps_at_32_bits() -> None:
         assert counts.table[0, 1] == start + 12
 
 
-def test_adding_what_torch_counted_is_counting() -> None:
+def test_adding_a_table_that_torch_counted_equals_counting() -> None:
     x = activations(5, 4, 60, 3)
     low, high = np.full(3, -1.0), np.full(3, 2.0)
     direct, added = counted(x, low, high, 50), LayerCounts(low, high, 50)
@@ -211,7 +213,7 @@ def test_adding_what_torch_counted_is_counting() -> None:
     assert np.array_equal(added.maximum, direct.maximum)
 
 
-def test_read_only_activations_are_counted_and_left_alone() -> None:
+def test_read_only_activations_are_counted_and_not_changed() -> None:
     x = activations(3, 2, 5, 4)
     before = x.copy()
     x.flags.writeable = False

@@ -152,7 +152,7 @@ def test_a_tree_resumes_to_the_same_bytes(count: int, rng: random.Random) -> Non
     assert {node.uri: storage.read(node.uri) for node in nodes} == before
 
 
-def test_a_tree_that_dies_half_way_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_that_is_interrupted_half_way_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     work = new_work()
     leaves = put_leaves(work, 3 * FAN_IN)
     levels, last = tree(work, leaves)
@@ -343,7 +343,7 @@ def folds_of(data: bytes) -> dict[int, DNA]:
     return joined
 
 
-def test_composing_repeats_to_the_last_bit_through_trees() -> None:
+def test_composing_through_trees_repeats_to_the_last_bit() -> None:
     manifest = planned(85, bad=3, shard_images=1)
     levels, _ = plan_folds(manifest, new_work(), SPEC.digest, PRODUCTS)
     assert len(levels) == 1
@@ -351,7 +351,7 @@ def test_composing_repeats_to_the_last_bit_through_trees() -> None:
     assert composed(manifest) == composed(manifest)
 
 
-def test_levels_of_all_folds_stand_side_by_side() -> None:
+def test_the_trees_of_all_folds_share_their_levels() -> None:
     manifest = plan(entries("photos", 16 * 70), shard_images=1)
     levels, folds = plan_folds(manifest, new_work(), SPEC.digest, PRODUCTS)
     assert [len(level) for level in levels] == [16 * 5, 16]
@@ -360,7 +360,7 @@ def test_levels_of_all_folds_stand_side_by_side() -> None:
     assert sorted(held) == sorted(manifest.keys(SPEC.digest))
 
 
-def test_the_digest_is_of_the_numbers_and_of_the_candidates() -> None:
+def test_the_digest_depends_on_the_numbers_and_the_candidates() -> None:
     manifest = planned(20)
     made = composed(manifest)
     dna, _ = decode_dna(made.files["dna"], "dna")
@@ -405,7 +405,7 @@ def test_a_missing_leaf_says_what_to_do() -> None:
         reduce_all(manifest, work, "photos")
 
 
-def test_leaves_that_changed_places_are_refused() -> None:
+def test_swapped_leaves_are_refused() -> None:
     manifest = planned(40)
     work, uris = put_all(manifest)
     one, other = storage.read(uris[2]), storage.read(uris[9])
@@ -452,7 +452,7 @@ def test_a_leaf_that_accounts_for_other_candidates_is_refused(change: str) -> No
         reduce_all(manifest, work, "photos")
 
 
-def test_two_folds_that_err_in_opposite_ways_are_refused() -> None:
+def test_two_folds_with_opposite_errors_are_refused() -> None:
     """The sum over all folds is right; each fold is not."""
     manifest = planned(40)
     work, uris = put_all(manifest)
@@ -464,7 +464,7 @@ def test_two_folds_that_err_in_opposite_ways_are_refused() -> None:
         reduce_all(manifest, work, "photos")
 
 
-def test_a_manifest_with_a_shard_more_is_refused() -> None:
+def test_a_manifest_with_a_shard_more_or_less_is_refused() -> None:
     manifest = planned(40)
     work, _ = put_all(manifest)
     extra = Shard(len(manifest.shards), 3, tuple(entries("more", 2)))
@@ -485,7 +485,7 @@ def test_a_fold_counted_twice_is_refused() -> None:
         compose([*folds, replace(folds[3], index=17)], manifest, PRODUCTS, "photos")
 
 
-def test_nothing_is_refused() -> None:
+def test_composing_no_folds_is_refused() -> None:
     with pytest.raises(ConservationError, match="photos has no folds"):
         compose([], planned(4), PRODUCTS, "photos")
 
@@ -498,7 +498,7 @@ def test_partials_of_other_products_are_not_used() -> None:
         compose(folds, manifest, ("histogram",), "photos")
 
 
-def test_what_lies_beside_the_manifest_s_partials_is_not_summed() -> None:
+def test_partials_outside_the_manifest_are_not_summed() -> None:
     manifest = planned(40)
     work, _ = put_all(manifest)
     expected = reduce_all(manifest, work, "photos")
@@ -506,7 +506,7 @@ def test_what_lies_beside_the_manifest_s_partials_is_not_summed() -> None:
     assert reduce_all(manifest, work, "photos") == expected
 
 
-def test_a_spoiled_node_is_refused_by_its_name() -> None:
+def test_a_damaged_node_is_refused_by_its_name() -> None:
     manifest = planned(85, shard_images=1)
     work, _ = put_all(manifest)
     reduce_all(manifest, work, "photos")

@@ -195,9 +195,7 @@ LISTED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_a_file_counts_as_it_does_opened_and_as_the_picture_that_it_shows(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_file_an_opened_image_and_its_pixels_count_the_same(name: str, tmp_path: Path) -> None:
     data, shown = COUNTED[name]
     (tmp_path / name).write_bytes(data)
     of_file = make_dna(tmp_path, bins=BINS, threads=1)
@@ -205,7 +203,7 @@ def test_a_file_counts_as_it_does_opened_and_as_the_picture_that_it_shows(
         assert same_counts(of_file, make_dna([image], bins=BINS, threads=1))
 
 
-def test_an_opened_image_that_no_rule_covers_is_refused() -> None:
+def test_unsupported_images_in_memory_are_refused() -> None:
     floats = Image.fromarray(np.zeros((8, 8), np.float32))
     with pytest.raises(UsageError, match="image 0 cannot be counted: unsupported"):
         make_dna([floats])
@@ -215,7 +213,7 @@ def test_an_opened_image_that_no_rule_covers_is_refused() -> None:
         make_dna([b"a.jpg"])
 
 
-def test_a_process_that_lets_truncated_images_pass_is_refused(
+def test_a_process_with_load_truncated_images_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from PIL import ImageFile
@@ -236,7 +234,7 @@ def test_bad_images_are_listed_each_with_its_reason(counter: Counter, tmp_path: 
     assert set(found.values()) <= set(images.REASONS)
 
 
-def test_the_good_ones_count_as_if_the_bad_were_not_there(
+def test_bad_images_do_not_change_the_counts_of_good_ones(
     counter: Counter, folder: Path, truth: Partial, tmp_path: Path
 ) -> None:
     for path in folder.iterdir():
@@ -248,19 +246,19 @@ def test_the_good_ones_count_as_if_the_bad_were_not_there(
     assert len(partial.failures) == len(LISTED)
 
 
-def test_a_shard_of_bad_images_only(counter: Counter, tmp_path: Path) -> None:
+def test_a_shard_of_bad_images_only_counts_none(counter: Counter, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"nothing")
     partial = counter.count(one_shard(tmp_path), "key")
     assert (partial.dna.images, len(partial.failures), partial.dna.counts.sum()) == (0, 1, 0)
 
 
-def test_an_image_of_too_many_bytes_is_not_even_read(counter: Counter) -> None:
+def test_an_image_of_too_many_bytes_is_not_read(counter: Counter) -> None:
     huge = Entry("s3://nowhere/huge.jpg", "", SPEC.preprocess.max_bytes + 1, "etag")
     partial = counter.count(Shard(0, 0, (huge,)), "key")
     assert [f.reason for f in partial.failures] == ["too_many_bytes"]
 
 
-def test_what_is_not_the_image_s_fault_is_never_skipped(counter: Counter, folder: Path) -> None:
+def test_errors_that_are_not_the_image_s_fault_are_raised(counter: Counter, folder: Path) -> None:
     shard = one_shard(folder)
     for error in (TransientError("no answer"), SourceError("changed"), RuntimeError("ours")):
 
@@ -273,7 +271,7 @@ def test_what_is_not_the_image_s_fault_is_never_skipped(counter: Counter, folder
             counter.count(shard, "key", fetch)
 
 
-def test_a_slow_decoder_is_retried_apart_and_then_listed(
+def test_a_slow_image_is_decoded_again_in_isolation_and_then_listed(
     extractor: Extractor, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import threading
@@ -351,7 +349,7 @@ def list_names(uri: str) -> list[str]:
     return sorted(p.name for p in root.iterdir() if any(p.iterdir()))
 
 
-def test_a_worker_reports_what_it_could_not_read_and_leaves_no_trace(
+def test_a_worker_raises_read_errors_and_leaves_no_notes(
     job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, _ = job()
@@ -371,7 +369,7 @@ def test_a_worker_reports_what_it_could_not_read_and_leaves_no_trace(
     assert list_names(task.work_uri) == []
 
 
-def test_a_shard_that_killed_two_workers_is_decoded_apart(
+def test_a_shard_that_killed_two_workers_is_decoded_in_isolation(
     job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, manifest = job()
@@ -394,7 +392,7 @@ def test_a_shard_that_killed_two_workers_is_decoded_apart(
     assert seen == [True, False]
 
 
-def test_workers_that_died_in_an_earlier_job_cost_time_only(
+def test_notes_of_workers_that_died_earlier_do_not_change_counts(
     job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reclaimed node leaves the same notes as a bad image: each image is decoded in a process of
@@ -424,7 +422,7 @@ def test_workers_that_died_in_an_earlier_job_cost_time_only(
     assert list_names(task.work_uri) == ["partials"]
 
 
-def test_a_defect_of_ours_is_not_committed(
+def test_counts_that_are_not_conserved_are_not_committed(
     job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.counting import histogram
@@ -445,7 +443,7 @@ def test_a_defect_of_ours_is_not_committed(
     assert list_names(task.work_uri) == []
 
 
-def test_the_spec_says_all_that_decides_a_count() -> None:
+def test_a_spec_survives_json() -> None:
     assert isinstance(SPEC, Spec)
     assert SPEC.neurons == 3120
     assert Spec.from_json(SPEC.to_json()) == SPEC

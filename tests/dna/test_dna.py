@@ -53,7 +53,7 @@ def test_empty_is_neutral_to_the_last_bit(a: DNA) -> None:
 
 
 @given(dnas, dnas)
-def test_sums_conserve_and_leave_the_terms_alone(a: DNA, b: DNA) -> None:
+def test_sums_conserve_counts_and_do_not_change_their_terms(a: DNA, b: DNA) -> None:
     before = a.counts.copy()
     total = a + b
     total.check()
@@ -130,7 +130,7 @@ def test_failures_and_their_number_agree() -> None:
         Partial(replace(random_dna(SPEC, RANGES, 2, 1), failed=2), ("x",), ())
 
 
-def test_what_was_made_differently_is_not_added() -> None:
+def test_dnas_of_different_specs_are_not_added() -> None:
     other, other_ranges = tiny_spec(bins=7)
     with pytest.raises(SpecMismatch, match="bins: 5 against 7"):
         DNA.empty(SPEC, RANGES) + DNA.empty(other, other_ranges)
@@ -150,7 +150,7 @@ def test_conservation_names_the_neuron(column: str) -> None:
         dna.check()
 
 
-def test_negative_counts_are_refused_though_they_sum_up() -> None:
+def test_negative_counts_are_refused_even_if_the_sum_is_right() -> None:
     dna = random_dna(SPEC, RANGES, 4, 2)
     dna.counts[0, 0] -= 1000
     dna.counts[0, 1] += 1000
@@ -160,7 +160,7 @@ def test_negative_counts_are_refused_though_they_sum_up() -> None:
 
 @settings(max_examples=30)
 @given(dnas, st.integers(0, 3))
-def test_files_give_back_what_was_put_in(a: DNA, failures: int) -> None:
+def test_a_file_gives_back_the_dna(a: DNA, failures: int) -> None:
     x = partial("x", a, failures)
     data = x.encode()
     assert data == x.encode()
@@ -207,7 +207,7 @@ def test_a_flipped_bit_is_never_a_different_dna(data: st.DataObject) -> None:
         (lambda m: m | {"images": 10}, "numerics account for|holds"),
     ],
 )
-def test_metadata_that_lies_is_refused(change, message) -> None:
+def test_wrong_metadata_is_refused(change, message) -> None:
     from pipeline.dna import dna_metadata, encode_layers, to_table
 
     dna = random_dna(SPEC, RANGES, 9, 3)

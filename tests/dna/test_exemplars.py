@@ -70,7 +70,7 @@ def kept(
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_whatever_the_shards_and_the_order_they_are_those_of_all(data: st.DataObject) -> None:
+def test_exemplars_do_not_depend_on_shards_or_order(data: st.DataObject) -> None:
     count = data.draw(st.integers(0, 24))
     means = np.array(
         data.draw(st.lists(st.sampled_from(VALUES), min_size=5 * count, max_size=5 * count))
@@ -103,7 +103,7 @@ def test_whatever_the_shards_and_the_order_they_are_those_of_all(data: st.DataOb
     assert Exemplars.decode(whole.encode("photos", "ab"), "file", SPEC) == whole
 
 
-def test_what_keeps_another_number_is_not_added() -> None:
+def test_exemplars_with_other_settings_are_not_added() -> None:
     a, b = Exemplars.empty(KEEP, SPEC), Exemplars.empty(ExemplarSettings(4), SPEC)
     with pytest.raises(SpecMismatch, match="exemplars-3 cannot be added to exemplars-4"):
         a + b
@@ -113,7 +113,7 @@ def test_what_keeps_another_number_is_not_added() -> None:
         a + Exemplars.empty(KEEP, replace(SPEC, bins=9))
 
 
-def test_products_say_what_is_kept() -> None:
+def test_products_state_the_exemplar_settings() -> None:
     for wanted in (ExemplarSettings(8), ExemplarSettings(2, ("stem", "head"))):
         assert ExemplarSettings.from_products(("histogram", wanted.product)) == wanted
     assert ExemplarSettings.from_products(("histogram",)) is None
@@ -177,7 +177,7 @@ def test_a_build_names_the_images_of_the_largest_means(
     assert again.spec == version.spec
 
 
-def test_a_dataset_without_them_keeps_none_until_it_is_asked_to(
+def test_a_dataset_without_exemplars_gets_them_only_if_asked(
     place: Catalogue, network: tiny.Place, tmp_path: Path
 ) -> None:
     source = fill(tmp_path / "images", 6)
@@ -238,7 +238,9 @@ def test_an_explanation_names_the_images_of_both_sides(
     assert "No images are named for d, which keeps those of other layers (vdna build --" in said
 
 
-def test_lies_are_refused_by_name(place: Catalogue, network: tiny.Place, tmp_path: Path) -> None:
+def test_wrong_exemplars_are_refused_by_name(
+    place: Catalogue, network: tiny.Place, tmp_path: Path
+) -> None:
     version = build(place, network, fill(tmp_path / "images", 12)).version
     uri = place.uri("exemplars", version.spec, "photos", version.dna)
     held = place.exemplars("photos", version)
@@ -273,7 +275,7 @@ def test_lies_are_refused_by_name(place: Catalogue, network: tiny.Place, tmp_pat
     )
 
 
-def test_a_partial_whose_exemplars_lie_is_refused(
+def test_a_partial_with_wrong_exemplars_is_refused(
     place: Catalogue, network: tiny.Place, tmp_path: Path
 ) -> None:
     version = build(place, network, fill(tmp_path / "images", 12)).version

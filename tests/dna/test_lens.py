@@ -47,12 +47,12 @@ def test_neurons_are_chosen_by_layer_and_number() -> None:
         ("blocks.0:-1", "write them as"),
     ],
 )
-def test_what_the_network_lacks_is_refused_by_name(choice: str, message: str) -> None:
+def test_neurons_that_the_network_lacks_are_refused_by_name(choice: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Lens.chosen(SPEC, [choice])
 
 
-def test_weights_that_say_nothing_are_refused() -> None:
+def test_invalid_weights_are_refused() -> None:
     with pytest.raises(UsageError, match=r"lens some: the weight of a:b\[1\] is nan \(1 are"):
         lens([0, 0, 0, 0, 0, 0, 1, float("nan"), 1])
     with pytest.raises(UsageError, match=r"blocks.0\[2\] is inf"):
@@ -69,7 +69,7 @@ def test_weights_that_say_nothing_are_refused() -> None:
         Lens.from_rows("twice", SPEC, [("a:b", 0, 1.0), ("a:b", 0, 1.0)])
 
 
-def test_the_digest_is_of_the_weights_whatever_the_name() -> None:
+def test_the_digest_depends_on_the_weights_and_not_on_the_name() -> None:
     one = lens([1, 2, 0, 0, 0, 0, 0, 0, -1])
     assert one.digest == replace(one, name="other").digest
     assert one.digest != lens([1, 2, 0, 0, 0, 0, 0, 0, 1]).digest
@@ -94,7 +94,7 @@ def plain_file(rows: list[tuple[str, int, float | None]]) -> bytes:
     return sink.getvalue()
 
 
-def test_a_file_of_another_tool_will_do() -> None:
+def test_a_plain_parquet_file_is_read_as_a_lens() -> None:
     read = Lens.decode(plain_file([("a:b", 2, 0.5), ("blocks.0", 0, -0.25)]), "mine", SPEC)
     assert (read.name, read.weights.tolist()) == ("mine", [-0.25, 0, 0, 0, 0, 0, 0, 0, 0.5])
     with pytest.raises(UsageError, match=r"no neuron a:b\[3\]"):
@@ -107,7 +107,7 @@ def test_a_file_of_another_tool_will_do() -> None:
         Lens.decode(table.getvalue(), "mine", SPEC)
 
 
-def test_torn_or_lying_files_are_refused() -> None:
+def test_torn_or_wrong_files_are_refused() -> None:
     data = lens([1, 2, 3, 4, 5, 6, 7, 8, 9]).encode()
     for cut in range(0, len(data), 50):
         with pytest.raises(CorruptFile, match="file"):
@@ -137,7 +137,7 @@ def test_the_distance_is_the_weighted_mean() -> None:
     assert emd(A, B, lens=lens([1] * 9)) == pytest.approx(emd(A, B))
 
 
-def test_neurons_that_weigh_nothing_may_be_undefined() -> None:
+def test_neurons_of_weight_zero_may_be_undefined() -> None:
     counts, flows = A.counts.copy(), A.nonfinite.copy()
     counts[2] = 0
     flows[2] = 80

@@ -106,7 +106,7 @@ def test_parts_of_any_size_have_the_covariance_of_the_whole(
         assert np.allclose(found, expected, rtol=1e-9, atol=tolerance)
 
 
-def test_the_outer_product_belongs_where_means_differ() -> None:
+def test_a_sum_adds_the_outer_product_of_the_difference_of_means() -> None:
     """With an elementwise square in its place, neurons that move together would seem apart."""
     a, b = of_samples(np.zeros((2, 8))), of_samples(np.ones((2, 8)))
     assert np.array_equal((a + b).scatter_of("head"), np.ones((5, 5)))
@@ -137,7 +137,7 @@ def test_deviations_do_not_cancel_far_from_zero() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_overflowing_network_gives_no_number_and_no_warning() -> None:
+def test_an_overflowing_network_gives_nan_and_no_warning() -> None:
     means = samples(1, 6)
     means[2, 4] = np.inf
     dna = of_samples(means[:3]) + of_samples(means[3:])
@@ -148,7 +148,7 @@ def test_an_overflowing_network_gives_no_number_and_no_warning() -> None:
     assert fd(dna, dna, layer="stem") == pytest.approx(0, abs=1e-12)
 
 
-def test_a_dna_with_and_one_without_are_not_added() -> None:
+def test_dnas_with_and_without_scatter_are_not_added() -> None:
     with pytest.raises(SpecMismatch, match="layer Gaussians"):
         of_samples(samples(0, 3)) + DNA.empty(SPEC, RANGES)
 
@@ -173,7 +173,7 @@ def test_a_partial_s_file_gives_back_every_bit(dna: DNA) -> None:
     assert head.identical(dna.select(["head"]))
 
 
-def test_selecting_a_layer_takes_its_triangle() -> None:
+def test_selecting_a_layer_keeps_its_scatter() -> None:
     dna = of_samples(samples(5, 7))
     assert np.array_equal(dna.select(["head"]).scatter_of("head"), dna.scatter_of("head"))
     both = dna.select(["head", "stem"])
@@ -194,7 +194,7 @@ def numbers(dna: DNA, layer: str) -> tuple[Floats, Floats]:
 @THEIR_SQUARE_ROOT
 @settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(20, 40), st.integers(20, 40), st.floats(0, 20))
-def test_fd_is_that_of_three_other_packages(seed: int, n: int, m: int, shift: float) -> None:
+def test_fd_equals_that_of_three_other_packages(seed: int, n: int, m: int, shift: float) -> None:
     from cleanfid.fid import frechet_distance
     from torch_fidelity.metric_fid import fid_statistics_to_metric
     from vdna.utils.stats import frechet_distance_multidim
@@ -265,7 +265,7 @@ def test_fd_is_symmetric_not_negative_and_zero_on_itself(seed: int, n: int, m: i
     assert fd(a, a) == pytest.approx(0, abs=1e-9 * float(np.abs(a.m2).max()))
 
 
-def test_fd_in_all_its_forms() -> None:
+def test_fd_of_one_layer_of_all_layers_and_of_neurons() -> None:
     a, b = of_samples(samples(0, 12)), of_samples(samples(1, 9, 1.0))
     by_layer = fd(a, b).layers
     assert by_layer == {layer: fd(a, b, layer=layer) for layer in ("stem", "head")}
@@ -329,7 +329,7 @@ def test_a_build_has_the_covariance_of_the_images_features(built: Catalogue, fol
     assert np.array_equal(dna.counts, direct.counts)
 
 
-def test_the_dna_is_that_of_a_build_without_and_the_rest_is_a_file_of_its_own(
+def test_layer_gaussians_are_a_separate_file_and_do_not_change_the_dna(
     built: Catalogue, folder: Path, tmp_path: Path
 ) -> None:
     plain = Catalogue(str(tmp_path / "plain"))
@@ -361,7 +361,7 @@ def test_any_number_of_threads_gives_the_same_bits(built: Catalogue, folder: Pat
     assert other.find("a").sha256 == built.find("a").sha256
 
 
-def test_verify_recomputes_it_and_finds_a_change(built: Catalogue, tmp_path: Path) -> None:
+def test_verify_recomputes_the_scatter_and_finds_a_change(built: Catalogue, tmp_path: Path) -> None:
     assert [f for f in verify(built, ["a"]) if not f.ok] == []
     copy = tmp_path / "copy"
     shutil.copytree(storage_path(built.root), copy)
@@ -385,7 +385,7 @@ def test_another_dataset_s_gaussians_are_refused(built: Catalogue) -> None:
     assert a.dna != b.dna
 
 
-def test_partials_hold_it_and_a_rerun_that_asks_for_it_does_not_reuse_those_without(
+def test_a_build_with_layer_gaussians_does_not_reuse_partials_without_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Catalogue(str(tmp_path / "c"))
@@ -410,7 +410,7 @@ def test_partials_hold_it_and_a_rerun_that_asks_for_it_does_not_reuse_those_with
     assert third.version == second.version
 
 
-def test_the_matrix_has_fd_where_both_have_it(built: Catalogue) -> None:
+def test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians(built: Catalogue) -> None:
     matrix = compare(built, ["a", "b", "without"], fd=True)
     a, b = (built.load(name, layer_gaussian=True) for name in ("a", "b"))
     assert matrix.of("bn2", "fd")[0, 1] == pytest.approx(fd(a, b, layer="bn2"), rel=1e-9)
@@ -422,7 +422,7 @@ def test_the_matrix_has_fd_where_both_have_it(built: Catalogue) -> None:
     assert np.isnan(compare(built, ["a", "b"]).fd).all()
 
 
-def test_the_digest_of_a_dna_is_of_its_scatter_too(built: Catalogue) -> None:
+def test_the_digest_of_a_dna_depends_on_its_scatter(built: Catalogue) -> None:
     dna = built.load("a", layer_gaussian=True)
     version = built.find("a")
     assert digest_of_dna(dna, version.manifest, version.products) == version.dna
@@ -434,7 +434,7 @@ def test_the_digest_of_a_dna_is_of_its_scatter_too(built: Catalogue) -> None:
     assert digest_of_dna(changed, version.manifest, version.products) != version.dna
 
 
-def test_verify_finds_a_partial_whose_scatter_is_another(built: Catalogue, tmp_path: Path) -> None:
+def test_verify_finds_a_partial_with_another_scatter(built: Catalogue, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(storage_path(built.root), copy)
     place = Catalogue(str(copy))
@@ -449,7 +449,7 @@ def test_verify_finds_a_partial_whose_scatter_is_another(built: Catalogue, tmp_p
     assert bad.check == "partials"
 
 
-def test_partials_that_lack_it_are_never_composed_as_if_they_had_it(
+def test_partials_without_scatter_are_not_composed_as_if_they_had_it(
     built: Catalogue, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
@@ -466,9 +466,7 @@ def test_partials_that_lack_it_are_never_composed_as_if_they_had_it(
         compose(folds, manifest, version.products, "a")
 
 
-def test_gc_keeps_what_the_version_needs_and_takes_what_it_does_not(
-    built: Catalogue, tmp_path: Path
-) -> None:
+def test_gc_keeps_only_what_the_version_needs(built: Catalogue, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(storage_path(built.root), copy)
     place = Catalogue(str(copy))
@@ -528,7 +526,7 @@ def test_a_commit_holds_one_layer_in_memory_and_the_rest_on_disk(tmp_path: Path)
     assert set(composed.files) == {"dna", "folds", "layer_gaussians"}
 
 
-def test_a_disk_without_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bytes(storage.on_disk(b"some bytes")) == b"some bytes"
 
     def full(*_: object, **__: object) -> None:

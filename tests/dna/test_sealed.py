@@ -51,14 +51,14 @@ def test_the_same_input_gives_the_same_bytes_streamed_or_not() -> None:
     assert sink.getvalue() == data() == data()
 
 
-def test_a_file_without_rows_is_a_file() -> None:
+def test_a_file_without_rows_is_valid() -> None:
     schema = tables()[0].schema
     for empty in ([], [schema.empty_table()]):
         file = SealedFile(encode_sealed(KIND, {}, empty, schema), KIND, NAME)
         assert file.read(schema).equals(schema.empty_table())
 
 
-def test_every_cut_is_refused() -> None:
+def test_a_file_cut_short_anywhere_is_refused() -> None:
     whole = data()
     for stop in range(len(whole)):
         with pytest.raises(CorruptFile, match=NAME):
@@ -111,7 +111,7 @@ def test_metadata_that_was_changed_is_refused() -> None:
             SealedFile(sink.getvalue(), KIND, NAME)
 
 
-def test_a_file_of_another_program_is_none_of_ours() -> None:
+def test_a_file_of_another_program_is_refused() -> None:
     sink = io.BytesIO()
     pq.write_table(tables()[0], sink)
     with pytest.raises(CorruptFile, match=f"{NAME}: not a file of vdna"):
@@ -120,7 +120,7 @@ def test_a_file_of_another_program_is_none_of_ours() -> None:
         SealedFile(b"no", KIND, NAME)
 
 
-def test_columns_that_are_not_there_are_told() -> None:
+def test_missing_columns_are_named() -> None:
     schema = pa.schema([("number", pa.int64()), ("weight", pa.float64())])
     with pytest.raises(CorruptFile, match=f"{NAME}: its rows cannot be read"):
         SealedFile(data(), KIND, NAME).read(schema)

@@ -30,7 +30,7 @@ __all__ = ["folder", "small", "truth"]  # fixtures
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(10))
-def test_random_kills_until_it_is_done(
+def test_builds_with_random_kills_end_with_exact_counts(
     folder: Path, truth: DNA, small: Small, tmp_path: Path, seed: int
 ) -> None:
     """Workers and drivers die at random moments, several times a build."""

@@ -52,7 +52,7 @@ On = Callable[[int], subprocess.Popen[str]]
 RAY_SESSIONS = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
 
 
-def test_a_build_on_ray_is_the_build_in_process(folder: Path, tmp_path: Path) -> None:
+def test_a_build_on_ray_equals_the_build_in_process(folder: Path, tmp_path: Path) -> None:
     """The default network is used."""
     process = start(
         *(folder, tmp_path / "ray", "--layer-gaussian", "--limit", "20", "--bins", "100"),
@@ -150,7 +150,7 @@ def slow_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[in
 
 
 @pytest.mark.soak
-def test_a_ray_that_is_slow_to_start_is_started_again(
+def test_ray_is_started_again_if_it_is_slow_to_start(
     folder: Path,
     truth: DNA,
     small: Small,
@@ -171,7 +171,7 @@ def test_a_ray_that_is_slow_to_start_is_started_again(
 
 
 @pytest.mark.soak
-def test_a_ray_that_never_starts_is_said_so_and_nothing_of_it_stays(
+def test_a_ray_that_never_starts_is_an_error_and_leaves_no_process(
     folder: Path, small: Small, tmp_path: Path, slow_starts: Callable[[int], None]
 ) -> None:
     slow_starts(MAX_STARTS)
@@ -192,7 +192,7 @@ def test_a_ray_that_never_starts_is_said_so_and_nothing_of_it_stays(
     assert committed(tmp_path / "c") == 0
 
 
-def test_what_no_second_start_would_mend_is_raised_at_once() -> None:
+def test_an_error_that_a_second_start_would_not_fix_is_raised_at_once() -> None:
     starts = []
 
     def start() -> None:
@@ -314,7 +314,7 @@ def _failures(catalogue: Path) -> list[dict[str, object]]:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("workers", [2, 0])
-def test_two_killers_are_listed_and_what_crashes_once_is_counted(
+def test_images_that_always_crash_are_listed_and_one_that_crashes_once_counts(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     source, good, catalogue = tmp_path / "source", tmp_path / "good", tmp_path / "c"
@@ -391,7 +391,7 @@ def same_bits(catalogue: Path, clean: dict[str, object], truth: DNA) -> None:
 
 
 @pytest.mark.soak
-def test_a_node_is_lost_and_another_comes(
+def test_a_build_survives_the_loss_of_a_node(
     cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
     """Three workers where the head has room for two: one at least goes with its node."""
@@ -420,7 +420,7 @@ def test_two_jobs_at_once_on_one_cluster(
 
 
 @pytest.mark.soak
-def test_a_driver_dies_and_the_cluster_s_workers_meet_the_next_one_s(
+def test_workers_of_a_killed_driver_do_not_disturb_the_next_one(
     cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
     start_with_retries(lambda: cluster.add_node(num_cpus=2))
@@ -436,7 +436,7 @@ def test_a_driver_dies_and_the_cluster_s_workers_meet_the_next_one_s(
 
 
 @pytest.mark.soak
-def test_a_ranking_by_workers_is_that_of_one_process(
+def test_a_ranking_by_workers_equals_that_of_one_process(
     folder: Path, small: Small, tmp_path: Path
 ) -> None:
     """From the same command, of which one lost its driver on the way."""

@@ -73,7 +73,7 @@ def test_a_notebook_is_kept_without_outputs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_listed_and_links_to_what_is_there(path: Path) -> None:
+def test_a_notebook_is_listed_and_its_links_exist(path: Path) -> None:
     for page in ("examples/README.md", "docs/guide.md"):
         assert path.name in (ROOT / page).read_text()
     for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
@@ -81,7 +81,7 @@ def test_a_notebook_is_listed_and_links_to_what_is_there(path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_the_first_matrix(folder: Path) -> None:
+def test_the_notebook_of_a_first_matrix_runs(folder: Path) -> None:
     cells = run("first_matrix.ipynb", folder)
     assert "to itself: 0.0 bins" in text_of(cells["distance"])
     assert "<Matrix of 3 datasets in 18 layers" in text_of(cells["matrix"])
@@ -96,7 +96,7 @@ def test_the_first_matrix(folder: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_a_catalogue_on_s3(folder: Path) -> None:
+def test_the_notebook_of_a_catalogue_on_s3_runs(folder: Path) -> None:
     cells = run("catalogue_on_s3.ipynb", folder)
     first, second = map(int, re.findall(r"(\d+) shards", text_of(cells["second"])))
     assert 0 < second < first

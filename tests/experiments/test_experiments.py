@@ -38,7 +38,7 @@ def observer() -> Observer:
     return Observer()
 
 
-def test_a_mean_of_curves_is_the_dna_that_a_build_makes(observer: Observer, tmp_path: Path) -> None:
+def test_a_mean_of_curves_equals_the_dna_of_a_build(observer: Observer, tmp_path: Path) -> None:
     sets = {"a": range(6), "b": range(6, 17)}
     curves = {}
     for name, seeds in sets.items():
@@ -66,7 +66,7 @@ def test_the_order_of_pictures_is_kept(observer: Observer) -> None:
 # Changes.
 
 
-def test_a_deal_is_two_halves() -> None:
+def test_images_are_dealt_into_two_halves() -> None:
     halves = changes.dealt(7, 30, seed=0)
     assert halves.shape == (30, 14)
     assert (halves.sum(axis=1) == 7).all()
@@ -83,7 +83,7 @@ def test_the_frechet_distance_is_the_textbooks_whatever_the_rank(images: int) ->
     assert changes.gaussian_distance(a, b) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_shift_is_above_every_threshold_and_no_shift_above_one_in_twenty() -> None:
+def test_a_shift_exceeds_every_threshold_and_no_shift_does_so_rarely() -> None:
     plain, same, moved = seen(80, 0), seen(80, 0), seen(80, 0, 0.5)
     null = changes.distances(LAYERS, plain, plain, changes.dealt(40, 200, 1))
     halves = changes.dealt(40, 200, 2)
@@ -95,7 +95,7 @@ def test_a_shift_is_above_every_threshold_and_no_shift_above_one_in_twenty() -> 
         assert (changes.distances(LAYERS, plain, moved, halves)[of] > threshold).all(), of
 
 
-def test_the_corrected_distance_is_of_the_shift_and_not_of_the_noise() -> None:
+def test_the_corrected_distance_measures_the_shift_and_not_the_noise() -> None:
     half = changes.dealt(80, 1, 3)[0]
     found = changes.estimated(LAYERS, seen(160, 4), seen(160, 5, 0.5), half)
     assert found["emd"].shape == found["corrected"].shape == (3,)
@@ -111,7 +111,7 @@ def test_the_corrected_distance_is_of_the_shift_and_not_of_the_noise() -> None:
     ("power", "expected"),
     [([0, 1, 1], 2), ([1, 0, 1], 3), ([1, 1, 0], None), ([0.8, 0.9, 1], 1), ([0, 0, 0.79], None)],
 )
-def test_a_change_is_noticed_from_where_it_is_noticed_throughout(
+def test_the_smallest_noticed_change_is_where_all_stronger_ones_are_noticed(
     power: list[float], expected: float | None
 ) -> None:
     assert changes.noticed(power, [1, 2, 3]) == expected
@@ -134,14 +134,14 @@ def test_a_stronger_change_moves_pixels_further(name: str) -> None:
     assert moved[-1].mean() > 5 * moved[0].mean()
 
 
-def test_a_hue_turned_by_nothing_is_every_pixel_as_it_was() -> None:
+def test_a_hue_turned_by_zero_changes_no_pixel() -> None:
     assert np.array_equal(changes.turned(picture(2), 0), picture(2))
 
 
 # Selection.
 
 
-def test_nothing_that_is_learnt_is_tested() -> None:
+def test_learning_takes_half_of_each_class() -> None:
     labels = np.repeat([0, 1, 2], [10, 6, 8])
     learnt = selection.halves(labels, 5, seed=0)
     for half in learnt:
@@ -159,7 +159,7 @@ def test_a_distance_that_orders_as_accuracy_does_has_no_regret() -> None:
     assert (regret > 0.3).all()
 
 
-def test_the_own_domain_is_no_candidate() -> None:
+def test_a_domain_is_no_candidate_for_itself() -> None:
     accuracy = np.random.default_rng(0).random((1, 5, 5))
     distance = 1 - accuracy
     for at in range(5):
@@ -168,7 +168,7 @@ def test_the_own_domain_is_no_candidate() -> None:
     assert selection.agreement(distance, accuracy)[1] == pytest.approx(np.zeros(5))
 
 
-def test_a_domain_shows_the_same_object_always_alike() -> None:
+def test_a_domain_always_shows_an_object_in_the_same_way() -> None:
     cutout = picture(3, 90).convert("RGBA")
     cutout.putalpha(200)
     behind = picture(4, 224)
@@ -191,7 +191,7 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_order() -> None:
     assert realism.auc(np.ones(3), np.ones(4)) == 0.5
 
 
-def test_realism_prefers_the_neurons_that_tell_and_scores_are_of_one_sign() -> None:
+def test_realism_prefers_informative_neurons_and_scores_have_one_sign() -> None:
     def half(seed: int, shift: float) -> realism.Half:
         found = seen(60, seed)
         moved = seen(60, seed + 100, shift)
@@ -237,7 +237,9 @@ def test_every_attribute_can_be_seen_in_pixels(name: str) -> None:
 
 
 @pytest.mark.soak
-def test_an_images_distance_is_that_of_vdna_rank(observer: Observer, tmp_path: Path) -> None:
+def test_the_distance_of_an_image_equals_that_of_vdna_rank(
+    observer: Observer, tmp_path: Path
+) -> None:
     from pipeline import Catalogue, InProcess, Request, build_datasets
     from pipeline.dna import Lens
     from pipeline.explaining import RankRequest, rank
@@ -286,7 +288,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.soak
-def test_changes_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_of_changes_runs_on_few_images(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unit, change, _ = changes.CHANGES["brightness"]
     monkeypatch.setattr(changes, "CHANGES", {"brightness": (unit, change, (0.001, 3.0))})
     result = changes.study(16, cache / "photos", nulls=20, deals=10)
@@ -300,7 +304,9 @@ def test_changes_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.soak
-def test_selection_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_of_selection_runs_on_few_images(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = {name: selection.DOMAINS[name] for name in ("white", "dark", "photos", "blur")}
     monkeypatch.setattr(selection, "DOMAINS", few)
     result = selection.study(4, 2, cache)
@@ -312,7 +318,9 @@ def test_selection_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.soak
-def test_realism_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_of_realism_runs_on_few_images(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(realism, "BOOTSTRAPS", 10)
     looked: dict[str, Any] = {}
     original = realism.look
@@ -331,7 +339,9 @@ def test_realism_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.soak
-def test_lenses_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_of_lenses_runs_on_few_images(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = {name: lenses.ATTRIBUTES[name] for name in ("dark-2", "grey", "blur-4")}
     monkeypatch.setattr(lenses, "ATTRIBUTES", few)
     result = lenses.lenses([36, 72], 48, tmp_path, cache)
@@ -357,7 +367,7 @@ def test_lenses_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert lenses.told(best).startswith(f"{best['suppression']:.1%} suppression (least ")
 
 
-def test_what_is_left_of_an_attribute_shrinks_with_the_images_it_is_scored_on() -> None:
+def test_the_rest_of_an_attribute_shrinks_with_the_images_it_is_scored_on() -> None:
     """Half of the neurons react to the change differently from image to image."""
     rng = np.random.default_rng(0)
     folds, neurons, bins, images = 16, 40, 30, np.full(16, 50)
@@ -374,7 +384,9 @@ def test_what_is_left_of_an_attribute_shrinks_with_the_images_it_is_scored_on() 
 
 
 @pytest.mark.soak
-def test_retrieval_in_little(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_of_retrieval_runs_on_few_images(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = {"black frame": retrieval.SOUGHT["black frame"]}
     monkeypatch.setattr(retrieval, "SOUGHT", few)
     monkeypatch.setattr(retrieval, "DOMAINS", ("textures", "cut-outs"))

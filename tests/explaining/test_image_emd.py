@@ -72,7 +72,7 @@ def case(
     st.sampled_from([0.0, 0.0, 0.3]),
     st.booleans(),
 )
-def test_it_is_the_distance_of_the_image_s_own_dna(
+def test_the_distance_of_an_image_is_that_of_its_own_dna(
     seed: int, bins: int, positions: int, images: int, bad: float, few: bool
 ) -> None:
     """Both algorithms are used: steps, and the walk over bins, whichever is quicker."""
@@ -93,7 +93,7 @@ def test_it_is_the_distance_of_the_image_s_own_dna(
 
 
 @pytest.mark.parametrize("few", [0, 10**9])
-def test_the_dataset_s_only_image_is_at_no_distance_at_all(
+def test_the_only_image_of_a_dataset_has_distance_zero(
     monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     monkeypatch.setattr(nearness, "FEW", few)
@@ -102,7 +102,9 @@ def test_the_dataset_s_only_image_is_at_no_distance_at_all(
 
 
 @pytest.mark.parametrize("few", [0, 10**9])
-def test_an_image_s_numbers_are_its_own(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+def test_distances_of_an_image_do_not_depend_on_its_batch(
+    monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
     """To the last bit, in whatever company; nothing is left behind by the one before."""
     monkeypatch.setattr(nearness, "FEW", few)
     spec, ranges, x, y = case(np.random.default_rng(2), 100, 9, 5, 0.1)
@@ -127,7 +129,7 @@ def test_neurons_that_are_not_asked_for_are_left_out(
     assert np.array_equal(np.isnan(by_torch), np.isnan(found))
 
 
-def test_counts_whose_sums_would_not_be_exact_are_walked() -> None:
+def test_huge_counts_use_the_exact_walk_over_bins() -> None:
     low, high = np.zeros(1), np.ones(1)
     few = np.full((1, 1000), 10**9)
     many = np.full((1, 1000), 10**15)

@@ -77,7 +77,9 @@ def signed(place: Catalogue) -> FittedLens:
     return fit_lens(place, "no-fog", ignore=[attribute("fog")], keep=others)
 
 
-def test_what_is_ignored_goes_and_the_others_stay(place: Catalogue, signed: FittedLens) -> None:
+def test_a_fitted_lens_hides_the_ignored_attribute_and_keeps_the_others(
+    place: Catalogue, signed: FittedLens
+) -> None:
     assert signed.lens.weights.sum() == pytest.approx(1)
     assert abs(through(place, signed.lens, "fog")) < 0.1
     for name in ("dark", "turned"):
@@ -87,7 +89,7 @@ def test_what_is_ignored_goes_and_the_others_stay(place: Catalogue, signed: Fitt
     assert [score.seen for score in signed.scores] == [True] * 3
 
 
-def test_a_lens_of_weights_from_zero_up_is_a_metric(place: Catalogue) -> None:
+def test_a_lens_without_negative_weights_is_a_metric(place: Catalogue) -> None:
     others = [attribute("dark"), attribute("turned")]
     found = fit_lens(place, "no-fog", ignore=[attribute("fog")], keep=others, non_negative=True)
     assert (found.lens.weights >= 0).all()
@@ -110,7 +112,7 @@ def test_held_out_scores_are_those_of_other_images(place: Catalogue, signed: Fit
         assert score.plain == pytest.approx(truth, rel=0.25)
 
 
-def test_the_ridge_is_the_one_that_does_best_on_images_that_it_was_not_fitted_on(
+def test_the_ridge_is_chosen_on_images_that_were_not_fitted_on(
     place: Catalogue,
 ) -> None:
     """So are the scores, on the other half of the folds. What is not seen has no say in it."""
@@ -144,7 +146,7 @@ def test_the_ridge_is_the_one_that_does_best_on_images_that_it_was_not_fitted_on
     assert abs(held_out[0]) > 2 * abs(fitted[0])
 
 
-def test_a_signal_under_the_floor_is_said_to_be_so(place: Catalogue) -> None:
+def test_an_attribute_below_the_floor_is_reported_as_not_seen(place: Catalogue) -> None:
     found = fit_lens(place, "x", ignore=[attribute("same")], keep=[attribute("fog")])
     assert [score.seen for score in found.scores] == [False, True]
     assert np.isnan(found.suppression)
@@ -171,9 +173,7 @@ def test_a_focus_is_on_the_neurons_that_were_moved(place: Catalogue) -> None:
     ridge=st.sampled_from([1e-4, 0.1, 3.0]),
     groups=st.booleans(),
 )
-def test_weights_are_those_of_least_loss(
-    seed: int, neurons: int, ridge: float, groups: bool
-) -> None:
+def test_weights_minimise_the_loss(seed: int, neurons: int, ridge: float, groups: bool) -> None:
     """Against scipy's general solver, on the loss as it is stated."""
     rng = np.random.default_rng(seed)
     view = NeuronDistances(rng.random((4, neurons)) ** 3, rng.random((4, neurons)) ** 3)
@@ -200,7 +200,7 @@ def test_weights_are_those_of_least_loss(
         assert loss(found) <= loss(best.x[place]) + 1e-6
 
 
-def test_what_noisy_neurons_say_counts_less() -> None:
+def test_noisy_neurons_get_less_weight() -> None:
     """On distances without noise, of lenses fitted to noisy ones: against a ridge that is even."""
     rng = np.random.default_rng(0)
     neurons, roles = 200, ["ignored", *["kept"] * 9]
@@ -266,7 +266,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     return catalogue
 
 
-def test_of_the_same_images_only_the_change_is_seen(pairs: Catalogue) -> None:
+def test_pairs_of_the_same_images_show_only_the_change(pairs: Catalogue) -> None:
     seen = AttributeDistances.of(pairs, [pair("fog")], None, None, ignore)
     moved = np.isin(np.arange(20), list(ATTRIBUTES["fog"]))
     for found in (view.distances[0] for view in (seen.whole, *seen.halves)):
@@ -279,7 +279,7 @@ def test_of_the_same_images_only_the_change_is_seen(pairs: Catalogue) -> None:
     assert (seen.whole.variances[0][~moved] == 0).all()
 
 
-def test_pairs_take_few_images(pairs: Catalogue) -> None:
+def test_pairs_of_the_same_images_need_fewer_images(pairs: Catalogue) -> None:
     """With as many images, more of what is ignored goes if they are the same images."""
     left = {}
     for of, named in (("few", pair), ("apart", attribute)):
@@ -297,7 +297,7 @@ def test_pairs_take_few_images(pairs: Catalogue) -> None:
         fit_lens(pairs, "x", focus=pair("same"))
 
 
-def test_what_is_said_to_be_the_same_images_and_is_not_is_refused(pairs: Catalogue) -> None:
+def test_pairs_that_are_not_of_the_same_images_are_refused(pairs: Catalogue) -> None:
     some = grouped("odd", 48)
     bad = replace(some[5], uri="s3://bucket/odd/bad.jpg")
     with_bad = [*some[:5], bad, *some[6:]]
@@ -340,7 +340,7 @@ def test_what_is_said_to_be_the_same_images_and_is_not_is_refused(pairs: Catalog
     assert "few/fog=few/none: to be ignored" in run("show", "no-fog", *root)
 
 
-def test_an_attribute_that_nothing_shows_is_said_to_be_so(pairs: Catalogue) -> None:
+def test_an_attribute_that_no_neuron_shows_is_reported(pairs: Catalogue) -> None:
     root = ["-c", pairs.root]
     for ignored, other in (("same", "dark"), ("fog", "same")):
         said = run("fit", "x", "--ignore", pair(ignored), "--keep", pair(other), *root)
@@ -374,7 +374,7 @@ def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
 # In the catalogue.
 
 
-def test_a_lens_carries_what_it_was_fitted_on(place: Catalogue, signed: FittedLens) -> None:
+def test_a_lens_records_what_it_was_fitted_on(place: Catalogue, signed: FittedLens) -> None:
     keep_lens(place, signed.lens)
     found = find_lens(place, "no-fog", SPEC)
     assert found.digest == signed.lens.digest
@@ -394,7 +394,7 @@ def test_the_lens_kept_last_is_the_one_of_its_name(place: Catalogue, signed: Fit
         assert find_lens(place, "again", SPEC).digest == lens.digest
 
 
-def test_a_focus_among_a_layer_s_neurons_is_seen_by_them(
+def test_a_focus_on_one_layer_is_tested_on_its_neurons_alone(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of eight that differ is none of twenty."""
@@ -440,7 +440,9 @@ def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> No
     assert done.output.startswith("error: give --layer or --neurons")
 
 
-def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: FittedLens) -> None:
+def test_comparing_datasets_that_a_lens_was_fitted_on_is_noted(
+    place: Catalogue, signed: FittedLens
+) -> None:
     keep_lens(place, signed.lens)
     note = (
         "note: lens no-fog was fitted on fit/none and fit/fog: between them it does better than on"
@@ -456,7 +458,9 @@ def test_looking_at_what_a_lens_was_fitted_on_is_said(place: Catalogue, signed: 
             assert (note in done.stderr.replace("\n", " ")) == (of == "fit"), command
 
 
-def test_the_page_says_so_too(place: Catalogue, signed: FittedLens) -> None:
+def test_the_page_notes_datasets_that_a_lens_was_fitted_on(
+    place: Catalogue, signed: FittedLens
+) -> None:
     for of in ("fit", "fresh"):
         matrix = compare(place, [f"{of}/none", f"{of}/fog"], lens=signed.lens)
         page = gather_matrix_page(place, [matrix], lenses=[signed.lens], samples=0)
@@ -470,7 +474,7 @@ def run(*words: str) -> str:
     return done.stdout
 
 
-def test_the_commands(place: Catalogue, tmp_path: Path) -> None:
+def test_the_lens_commands_fit_list_and_show(place: Catalogue, tmp_path: Path) -> None:
     root = ["-c", place.root]
     said = run(
         "fit", "clear-of-fog", "--ignore", attribute("fog"), "--keep", attribute("dark"), *root
@@ -582,7 +586,7 @@ def test_fit_lens_refuses_options_of_the_other_kind(place: Catalogue) -> None:
             fit_lens(place, "x", ignore=[fog], keep=[dark], **option)
 
 
-def test_a_fitted_lens_shows_itself(signed: FittedLens) -> None:
+def test_a_fitted_lens_has_a_readable_repr_table_and_plot(signed: FittedLens) -> None:
     assert repr(signed).startswith("<FittedLens no-fog of ")
     assert f"ignored {attribute('fog')}" in repr(signed)
     table = signed.to_pandas()

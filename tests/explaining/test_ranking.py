@@ -275,7 +275,7 @@ def test_real_photos_on_the_embedded_network(tmp_path: Path, engine: InProcess) 
             assert row[f"emd:{layer}"] == pytest.approx(emd(alone, dataset, layer=layer), rel=1e-9)
 
 
-def test_layers_that_weigh_nothing_cost_nothing(
+def test_layers_of_weight_zero_are_not_computed(
     catalogue: Catalogue,
     source: Path,
     engine: InProcess,
@@ -318,7 +318,7 @@ class CrashAfter(OtherOrder):
             yield receipt
 
 
-def test_a_rerun_does_what_is_missing(
+def test_a_rerun_computes_only_what_is_missing(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
 ) -> None:
     clean, out = tmp_path / "clean.parquet", tmp_path / "out.parquet"
@@ -390,7 +390,7 @@ def test_an_image_that_changed_is_ranked_again(
     assert own == pytest.approx(whole, rel=1e-9)
 
 
-def test_too_many_failures_write_nothing_and_cost_nothing_twice(
+def test_too_many_failures_write_nothing_and_a_higher_limit_needs_no_recounting(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.parquet"
@@ -460,7 +460,7 @@ def test_an_image_without_a_finite_activation_is_listed_by_the_neuron(
 # What cannot be ranked against.
 
 
-def test_what_cannot_be_repeated_here_is_refused(
+def test_a_ranking_without_the_weights_or_ranges_of_the_spec_is_refused(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -523,7 +523,7 @@ def test_an_imported_dataset_that_lacks_its_ranges_or_spec_is_refused(
         rank(catalogue, RankRequest(str(source), "of-imp", weights=place.weights), engine)
 
 
-def test_other_numerics_are_said_and_are_another_ranking(
+def test_other_numerics_are_noted_and_make_another_ranking(
     catalogue: Catalogue,
     source: Path,
     engine: InProcess,
@@ -541,7 +541,7 @@ def test_other_numerics_are_said_and_are_another_ranking(
     assert found.counted_shards == 14
 
 
-def test_ranking_what_the_lens_was_fitted_on_is_said(
+def test_ranking_by_a_dataset_that_the_lens_was_fitted_on_is_noted(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place
 ) -> None:
     version = catalogue.find(NAME)
@@ -631,7 +631,7 @@ def rewritten(data: bytes, column: str, value: object) -> bytes:
         "empty",
     ],
 )
-def test_ranks_that_lie_are_refused_by_name_and_nothing_is_written(
+def test_wrong_ranks_of_a_shard_are_refused_by_name_and_nothing_is_written(
     catalogue: Catalogue,
     source: Path,
     engine: InProcess,
@@ -675,7 +675,7 @@ def _dna(catalogue: Catalogue) -> tuple[str, str, str]:
     return version.spec, NAME, version.dna
 
 
-def test_ranks_that_were_removed_meanwhile_are_said_to_be_gone(
+def test_ranks_of_a_shard_that_were_removed_meanwhile_are_a_transient_error(
     catalogue: Catalogue,
     source: Path,
     engine: InProcess,
@@ -690,7 +690,7 @@ def test_ranks_that_were_removed_meanwhile_are_said_to_be_gone(
 
 
 @pytest.mark.parametrize("kind", ["dna", "ranges", "spec"])
-def test_a_dataset_that_lies_is_refused_before_anything_is_listed(
+def test_a_forged_dataset_is_refused_before_anything_is_listed(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, kind: str
 ) -> None:
     version = catalogue.find(NAME)
@@ -713,7 +713,7 @@ def test_a_dataset_that_lies_is_refused_before_anything_is_listed(
 # The page.
 
 
-def test_the_page_shows_both_ends_and_says_what_is_gone(
+def test_the_page_shows_both_ends_and_notes_missing_images(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
 ) -> None:
     odd = source / "<script>alert(1)&\n.png"
@@ -757,7 +757,7 @@ def test_a_gallery_escapes_what_it_shows_and_allows_nothing_but_its_style() -> N
     assert allowed == dict.fromkeys(("default-src", "base-uri", "form-action"), "'none'")
 
 
-def test_names_that_would_command_a_terminal_are_written_out() -> None:
+def test_control_characters_in_names_are_escaped() -> None:
     assert storage.spelled("file:///a%1b%5B2J%0Ab.png", "m\x1b") == "/a\\x1b[2J\\nb.png::m\\x1b"
     failure = Failure("s3://b/x\x1b.tar", "m\x1b", "truncated", "at \x1b[2J")
     assert str(failure) == "s3://b/x\\x1b.tar::m\\x1b: truncated: at \\x1b[2J"

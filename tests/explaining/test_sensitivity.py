@@ -71,7 +71,7 @@ def found(place: Catalogue) -> Explanation:
     return explain(place, "a", "b")
 
 
-def test_the_neurons_that_were_moved_come_first_and_are_told_apart(found: Explanation) -> None:
+def test_changed_neurons_come_first_and_are_significant(found: Explanation) -> None:
     assert found.neurons.schema == NEURONS
     first, second = found.neurons.slice(0, 2).to_pylist()
     assert (first["layer"], first["neuron"]) == ("stem", 5)
@@ -92,7 +92,7 @@ def test_nothing_differs_between_two_samples_of_one_distribution(place: Catalogu
     assert same.neurons.num_rows == 20
 
 
-def test_each_neuron_is_what_the_matrix_says_of_it_alone(
+def test_each_neuron_has_the_numbers_of_a_matrix_of_it_alone(
     place: Catalogue, found: Explanation
 ) -> None:
     for row in found.neurons.to_pylist():
@@ -124,7 +124,7 @@ def test_layers_are_those_of_the_matrix(place: Catalogue, found: Explanation) ->
     assert rows["stem"]["neurons"] == 12
 
 
-def test_the_other_way_round_only_the_shift_has_another_sign(
+def test_swapping_the_datasets_changes_only_the_sign_of_the_shift(
     place: Catalogue, found: Explanation
 ) -> None:
     back = explain(place, "b", "a")
@@ -149,7 +149,7 @@ def test_a_shift_is_at_most_the_distance_and_equals_it_where_all_moved(
         assert row["shift"] == pytest.approx(means[1][at] - means[0][at], abs=1e-5)
 
 
-def test_a_lens_leaves_out_what_weighs_nothing_and_ranks_by_weight(place: Catalogue) -> None:
+def test_a_lens_leaves_out_neurons_of_weight_zero_and_ranks_by_weight(place: Catalogue) -> None:
     rows = [("stem", 5, 0.1), ("head", 2, 10.0), ("stem", 0, 1.0)]
     lens = Lens.from_rows("some", SPEC, rows)
     seen = explain(place, "a", "b", lens=lens)
@@ -190,7 +190,7 @@ def test_a_layer_that_is_named_twice_counts_once(place: Catalogue) -> None:
     assert twice.layers.equals(once.layers)
 
 
-def test_neurons_that_weigh_nothing_take_no_histogram_of_others() -> None:
+def test_neurons_of_weight_zero_take_no_place_among_the_histograms() -> None:
     """Not even of one that is the same in both."""
     catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
     for name, moved in (("a", {}), ("b", MOVED)):
@@ -208,7 +208,7 @@ def test_neurons_that_weigh_nothing_take_no_histogram_of_others() -> None:
     assert len(found.shown) == found.neurons.num_rows == 2
 
 
-def test_without_folds_nothing_is_tested_and_that_is_said(place: Catalogue) -> None:
+def test_without_folds_nothing_is_tested_and_a_note_says_so(place: Catalogue) -> None:
     bare = explain(place, "a", "single")
     assert bare.neurons["p"].null_count == bare.neurons.num_rows
     assert bare.neurons["emd"].null_count == 0
@@ -218,7 +218,7 @@ def test_without_folds_nothing_is_tested_and_that_is_said(place: Catalogue) -> N
     assert "stem" in out.getvalue()
 
 
-def test_what_is_shown_are_the_histograms_of_the_first(
+def test_the_histograms_of_the_first_neurons_are_shown(
     place: Catalogue, found: Explanation
 ) -> None:
     assert len(found.shown) == 20
@@ -229,7 +229,7 @@ def test_what_is_shown_are_the_histograms_of_the_first(
     assert len(found.shown[0].a) <= PARTS
 
 
-def test_a_lens_is_named_and_layers_that_it_does_not_weigh_are_said(place: Catalogue) -> None:
+def test_a_lens_and_layers_without_weight_are_named(place: Catalogue) -> None:
     lens = Lens.from_rows("one", SPEC, [("stem", 5, 1.0)])
     for layers in (None, ["head"]):
         seen = explain(place, "a", "b", lens=lens, layers=layers)
@@ -261,7 +261,7 @@ def test_the_printed_tables_keep_their_numbers_at_any_width(found: Explanation, 
     assert sentence.startswith(f"{found.differing} of 20 neurons differ")
 
 
-def test_the_command(place: Catalogue, tmp_path: Path) -> None:
+def test_the_explain_command(place: Catalogue, tmp_path: Path) -> None:
     out = tmp_path / "neurons.parquet"
     words = ["explain", "a", "b", "-c", place.root, "--top", "2"]
     done = CliRunner().invoke(app, [*words, "--out", str(out)])
@@ -283,7 +283,7 @@ def test_the_command(place: Catalogue, tmp_path: Path) -> None:
     assert len(json.loads(done.stdout)["neurons"]) == 4
 
 
-def test_bad_questions_are_refused_by_name(place: Catalogue) -> None:
+def test_wrong_datasets_layers_and_lenses_are_refused(place: Catalogue) -> None:
     with pytest.raises(NotFound, match="no dataset 'c'"):
         explain(place, "a", "c")
     with pytest.raises(UsageError, match="takes two datasets, and 'a' is given twice"):
@@ -316,7 +316,7 @@ def dead(dna: DNA, neuron: int) -> DNA:
     return replace(dna, counts=counts, nonfinite=nonfinite)
 
 
-def test_an_explanation_shows_itself(found: Explanation) -> None:
+def test_an_explanation_has_a_readable_repr_table_and_plot(found: Explanation) -> None:
     differing, first = found.differing, found.layers.to_pylist()[0]
     assert repr(found) == (
         f"<Explanation of a and b: 20 neurons, {differing} of them differ; "

@@ -44,13 +44,13 @@ def rule_of(function: Any, version: str = "1") -> Preprocess:
     return replace(RULE, decoder=stated_decoder(name))
 
 
-def test_its_pixels_are_those_that_count() -> None:
+def test_the_pixels_of_an_own_decoder_are_counted() -> None:
     rule = rule_of(flat)
     assert np.array_equal(decode(written(pixels()), rule), pixels())
     assert np.array_equal(load(written(pixels()), rule), images.prepare(pixels(), rule))
 
 
-def test_in_a_process_apart_it_is_the_same_to_the_last_bit() -> None:
+def test_an_own_decoder_gives_the_same_pixels_in_isolation() -> None:
     rule = rule_of(flat)
     assert np.array_equal(load_isolated(written(pixels()), rule, 60), load(written(pixels()), rule))
 
@@ -70,14 +70,14 @@ def test_in_a_process_apart_it_is_the_same_to_the_last_bit() -> None:
         ("np.ones((0, 4, 3), np.uint8)", UsageError, r"returned uint8 of shape \(0, 4, 3\)"),
     ],
 )
-def test_what_it_raises_or_returns_is_told(
+def test_errors_and_wrong_results_of_an_own_decoder_are_reported(
     how: Any, task: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         how(task.encode(), rule_of(odd))
 
 
-def test_the_rules_limits_hold_for_it() -> None:
+def test_the_limits_on_size_apply_to_an_own_decoder() -> None:
     rule = rule_of(flat)
     data = written(pixels())
     with pytest.raises(BadImage, match="too_many_pixels: 7 x 9 is 63 pixels; the limit is 62"):
@@ -93,13 +93,13 @@ def test_memory_running_out_is_not_the_images_fault() -> None:
         decode(b"raise MemoryError()", rule_of(odd))
 
 
-def test_one_that_kills_its_process() -> None:
+def test_an_own_decoder_that_kills_its_process_is_a_failure_of_the_image() -> None:
     with pytest.raises(BadImage, match="killed by SIGKILL, 2 times") as caught:
         load_isolated(b"die", rule_of(odd), 60, attempts=2)
     assert caught.value.reason == "decoder_crashed"
 
 
-def test_names_and_versions() -> None:
+def test_names_and_versions_of_decoders_are_checked() -> None:
     rule = rule_of(flat, "2.0")
     name, _, version = str(rule.decoder).partition("@")
     assert version == "2.0"
@@ -122,7 +122,7 @@ def test_names_and_versions() -> None:
 # In the spec.
 
 
-def test_specs_without_one_are_what_they_were() -> None:
+def test_a_spec_mentions_the_decoder_only_if_there_is_one() -> None:
     spec, _ = tiny_spec()
     assert "decoder" not in spec.to_json()["preprocess"]
     assert spec.digest == Spec.from_json(spec.to_json()).digest
@@ -132,7 +132,7 @@ def test_specs_without_one_are_what_they_were() -> None:
     assert spec.differences(with_one) == {"preprocess.decoder": (None, "raw16@1")}
 
 
-def test_a_recipe_carries_it_to_processes_that_know_no_name(tmp_path: Path) -> None:
+def test_a_recipe_brings_the_decoder_to_processes_that_did_not_register_it(tmp_path: Path) -> None:
     place = tiny.install(tmp_path)
     rule = rule_of(flat)
     spec, _ = tiny_spec()
@@ -178,7 +178,7 @@ def raw16(monkeypatch: pytest.MonkeyPatch) -> Any:
     return raw16
 
 
-def test_the_example_reads_its_format(scans: Path, raw16: Any) -> None:
+def test_the_example_decoder_reads_its_format(scans: Path, raw16: Any) -> None:
     values = np.array([[0, 4095, 2048], [4095, 65535, 1]], "<u2")
     data = struct.pack("<4sII", b"RAW1", 3, 2) + values.tobytes()
     assert decode(data, replace(RULE, decoder="raw16@1"))[:, :, 0].tolist() == [
@@ -187,9 +187,7 @@ def test_the_example_reads_its_format(scans: Path, raw16: Any) -> None:
     ]
 
 
-def test_on_ray_it_counts_what_it_counts_in_process(
-    scans: Path, raw16: Any, tmp_path: Path
-) -> None:
+def test_an_own_decoder_counts_the_same_on_ray(scans: Path, raw16: Any, tmp_path: Path) -> None:
     """An entry point brings the decoder to a command and to Ray's workers; failures are listed."""
     place = tiny.install(tmp_path)
     options = place.options | {"decoder": "raw16"}
@@ -225,14 +223,14 @@ def test_on_ray_it_counts_what_it_counts_in_process(
     assert np.array_equal(dna.counts, alone.load("photos").counts)
 
 
-def test_a_decoder_is_for_files(raw16: Any) -> None:
+def test_a_decoder_is_refused_for_images_in_memory(raw16: Any) -> None:
     with pytest.raises(
         UsageError, match="decoder is 'raw16'; images in memory are decoded already"
     ):
         make_dna([pixels()], decoder="raw16")
 
 
-def test_its_name_reaches_the_spec(raw16: Any, tmp_path: Path) -> None:
+def test_the_decoder_is_stated_in_the_spec(raw16: Any, tmp_path: Path) -> None:
     network = tiny.install(tmp_path).network
     spec = make_spec(Request("x", "x", decoder="raw16"), network, "00", "cpu")
     assert spec.preprocess.decoder == "raw16@1"
@@ -240,7 +238,7 @@ def test_its_name_reaches_the_spec(raw16: Any, tmp_path: Path) -> None:
         make_spec(Request("x", "x", decoder="nobody"), network, "00", "cpu")
 
 
-def test_pages_show_its_images(scans: Path, raw16: Any) -> None:
+def test_pages_show_images_of_an_own_decoder(scans: Path, raw16: Any) -> None:
     data = (scans / "0.raw16").read_bytes()
     assert thumbnail(data, "raw16@1").startswith("data:image/webp;base64,")
     with pytest.raises(BadImage, match="not_an_image"):

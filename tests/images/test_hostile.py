@@ -77,7 +77,7 @@ def failures(result: Result) -> dict[Path, str]:
     return {Path(local_path(f.uri)): f.reason for f in result.failures}
 
 
-def test_there_are_many_kinds() -> None:
+def test_the_corpus_has_many_kinds_of_hostile_files() -> None:
     kinds = [*FILES, *PLACES, *LISTS]
     assert len(kinds) >= 45
     assert len({kind.title for kind in kinds}) == len(kinds)
@@ -88,7 +88,7 @@ def test_there_are_many_kinds() -> None:
     }
 
 
-def test_each_fails_by_its_stated_reason_and_no_other_does(corpus: Corpus) -> None:
+def test_each_hostile_file_fails_for_its_stated_reason(corpus: Corpus) -> None:
     stated = {
         path: outcome
         for path, outcome in corpus.outcomes.items()
@@ -102,7 +102,7 @@ def test_each_fails_by_its_stated_reason_and_no_other_does(corpus: Corpus) -> No
     )
 
 
-def test_ignored_ones_are_told_by_kind(corpus: Corpus) -> None:
+def test_ignored_files_are_counted_by_kind(corpus: Corpus) -> None:
     kinds = Tally(other_kind(path.as_uri()) for path in corpus.of(IGNORED))
     assert corpus.result.ignored == kinds
     assert sum(kinds.values()) == 5
@@ -116,7 +116,9 @@ def test_counted_and_failed_are_all_candidates(corpus: Corpus) -> None:
     assert candidates == len(corpus.outcomes) - len(corpus.of(IGNORED)) + corpus.places
 
 
-def test_the_counted_ones_count_as_if_they_were_alone(corpus: Corpus, tmp_path: Path) -> None:
+def test_hostile_files_do_not_change_the_counts_of_the_others(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     for i, path in enumerate(corpus.of(COUNTED)):
         shutil.copy(path, tmp_path / f"{i}{path.suffix}")
     for i in range(corpus.places):
@@ -126,7 +128,7 @@ def test_the_counted_ones_count_as_if_they_were_alone(corpus: Corpus, tmp_path: 
     assert same_counts(corpus.catalogue.load("hostile"), alone)
 
 
-def test_a_listing_in_another_order_is_the_same_dataset(corpus: Corpus) -> None:
+def test_a_listing_in_another_order_gives_the_same_dataset(corpus: Corpus) -> None:
     uris = [entry.uri for entry in list_source(corpus.source).entries]
     assert len(set(uris)) == len(uris)
     request = Request("hostile", str(corpus.source), max_failures=10**6)
@@ -137,7 +139,7 @@ def test_a_listing_in_another_order_is_the_same_dataset(corpus: Corpus) -> None:
 
 
 @pytest.mark.parametrize("place", LISTS, ids=lambda place: place.title[:30])
-def test_a_list_of_names(place: Place, tmp_path: Path) -> None:
+def test_a_hostile_list_of_names_is_counted_or_refused(place: Place, tmp_path: Path) -> None:
     made = place.make(tmp_path)
     assert made is not None
     if place.outcome == REFUSED:
@@ -152,13 +154,13 @@ def test_a_list_of_names(place: Place, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_what_may_not_be_read_ends_the_build(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_ends_the_build(tmp_path: Path) -> None:
     hostile.UNREADABLE.make(tmp_path)
     with pytest.raises(StorageError, match=r"secret\.jpg"):
         make_dna(tmp_path)
 
 
-def test_the_document_is_up_to_date() -> None:
+def test_the_document_of_hostile_files_is_up_to_date() -> None:
     document = ROOT / "docs" / "hostile.md"
     assert document.read_text() == hostile.table(), (
         "python -m tests.support.hostile_files docs/hostile.md"
@@ -181,7 +183,7 @@ def decoders() -> Iterator[Decoders]:
     decoders.close()
 
 
-def test_time_counts_from_when_decoding_began(decoders: Decoders) -> None:
+def test_the_time_limit_starts_when_decoding_begins(decoders: Decoders) -> None:
     """Neither waiting for a thread nor for storage is the image's fault."""
 
     def decode(value: int) -> int:
@@ -196,7 +198,7 @@ def test_time_counts_from_when_decoding_began(decoders: Decoders) -> None:
     assert decoders.result(late) == 6
 
 
-def test_one_that_is_stuck_is_left_and_holds_up_no_other(decoders: Decoders) -> None:
+def test_a_stuck_decoder_does_not_hold_up_other_images(decoders: Decoders) -> None:
     release = threading.Event()
     stuck = decoders.after(done(1), lambda value: release.wait(60) and value, 0.2)
     other = decoders.after(done(2), lambda value: value, 5)
@@ -209,7 +211,7 @@ def test_one_that_is_stuck_is_left_and_holds_up_no_other(decoders: Decoders) -> 
         decoders.result(stuck)
 
 
-def test_what_a_decoder_or_its_fetch_raises_is_raised(decoders: Decoders) -> None:
+def test_errors_of_a_decoder_or_its_fetch_are_raised(decoders: Decoders) -> None:
     failed: Future[int] = Future()
     failed.set_exception(BadImage("empty", "by the fetch"))
     with pytest.raises(BadImage, match="by the fetch"):
@@ -242,7 +244,7 @@ def test_a_stuck_decoder_does_not_keep_the_process_from_ending(body: str) -> Non
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "left\n", "")
 
 
-def test_a_shard_s_bytes_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_are_fetched_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.counting import stream
     from pipeline.sources import Entry
 
@@ -308,7 +310,7 @@ def decode_all(paths: list[Path], address_space: int) -> list[tuple[float, int, 
     return [(float(seconds), int(peak), name) for seconds, peak, name in rows]
 
 
-def test_memory_and_time_of_the_quick_ones_are_bounded(corpus: Corpus) -> None:
+def test_memory_and_time_of_quick_hostile_files_are_bounded(corpus: Corpus) -> None:
     measured = decode_all(list(corpus.outcomes), 6 * 2**30)
     assert len(measured) == len(corpus.outcomes)
     assert max(seconds for seconds, _, _ in measured) < 5
@@ -316,7 +318,7 @@ def test_memory_and_time_of_the_quick_ones_are_bounded(corpus: Corpus) -> None:
 
 
 @pytest.mark.soak
-def test_memory_and_time_of_the_largest_are_bounded(tmp_path: Path) -> None:
+def test_memory_and_time_of_the_largest_hostile_files_are_bounded(tmp_path: Path) -> None:
     large = [kind for kind in SLOW if kind.outcome == COUNTED]
     for path in hostile.write_files(tmp_path, large):
         ((_, _, _), (seconds, peak, _)) = decode_all([_small(tmp_path), path], 8 * 2**30)
@@ -330,7 +332,7 @@ def _small(folder: Path) -> Path:
 
 
 @pytest.mark.soak
-def test_what_takes_too_long_is_listed_and_the_rest_counts(tmp_path: Path) -> None:
+def test_an_image_that_takes_too_long_is_listed_and_the_others_count(tmp_path: Path) -> None:
     source, good = tmp_path / "source", tmp_path / "good"
     for folder in (source, good):
         folder.mkdir()

@@ -91,7 +91,7 @@ def png_of(width: int, height: int, body: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "DIB", "TIFF", "PPM", "TGA", "SGI", "PCX", "DDS"])
-def test_lossless_formats_come_back_whole(kind: str) -> None:
+def test_lossless_formats_are_decoded_exactly(kind: str) -> None:
     assert np.array_equal(decode(saved(pixels(), kind), RULE), pixels())
 
 
@@ -105,7 +105,7 @@ def test_lossless_formats_come_back_whole(kind: str) -> None:
         ("TGA", {"compression": "tga_rle"}),
     ],
 )
-def test_lossless_options_come_back_whole(kind: str, options: dict[str, Any]) -> None:
+def test_lossless_options_are_decoded_exactly(kind: str, options: dict[str, Any]) -> None:
     assert np.array_equal(decode(saved(pixels(), kind, **options), RULE), pixels())
 
 
@@ -118,14 +118,14 @@ def test_lossy_formats_are_as_pil_decodes_them(kind: str) -> None:
     assert np.array_equal(decode(data, RULE), expected)
 
 
-def test_the_first_picture_of_an_mpo() -> None:
+def test_the_first_picture_of_an_mpo_is_decoded() -> None:
     second = Image.fromarray(pixels(seed=1))
     data = saved(pixels(), "MPO", save_all=True, append_images=[second])
     assert np.array_equal(decode(data, RULE), np.asarray(Image.open(io.BytesIO(data))))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "WEBP"])
-def test_grey_is_replicated(kind: str) -> None:
+def test_grey_is_copied_to_three_channels(kind: str) -> None:
     grey = pixels()[:, :, 0]
     options = {"lossless": True} if kind == "WEBP" else {}
     out = decode(saved(grey, kind, **options), RULE)
@@ -134,7 +134,7 @@ def test_grey_is_replicated(kind: str) -> None:
     assert np.array_equal(out[:, :, 0], out[:, :, 2])
 
 
-def test_one_bit() -> None:
+def test_one_bit_images_become_black_and_white() -> None:
     bits = pixels()[:, :, 0] > 127
     for kind in ("PNG", "TIFF", "BMP"):
         out = decode(saved(Image.fromarray(bits), kind), RULE)
@@ -191,7 +191,7 @@ def test_16_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
     assert decode(saved(between, kind), RULE)[0, :, 1].tolist() == expected
 
 
-def test_16_bit_big_endian_tiff() -> None:
+def test_16_bit_big_endian_tiff_is_scaled() -> None:
     levels = np.arange(256, dtype=">u2").reshape(16, 16) * 257
     data = saved(Image.frombytes("I;16B", (16, 16), levels.astype(">u2").tobytes()), "TIFF")
     assert decode(data, RULE)[..., 0].ravel().tolist() == list(range(256))
@@ -212,7 +212,7 @@ def tiff16(photometric: int, bits: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4) + bytes(range(4))
 
 
-def test_what_says_not_where_white_is_is_unsupported() -> None:
+def test_formats_that_do_not_define_white_are_unsupported() -> None:
     assert decode(tiff16(photometric=1, bits=16), RULE).shape == (1, 2, 3)
     for data in (
         saved(np.zeros((4, 4), np.float32), "TIFF"),
@@ -226,7 +226,7 @@ def test_what_says_not_where_white_is_is_unsupported() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_the_first_frame_or_page(kind: str) -> None:
+def test_the_first_frame_or_page_is_decoded(kind: str) -> None:
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this PIL has no AVIF")
     colours = [(200, 30, 40), (10, 200, 30), (0, 0, 250)]
@@ -240,7 +240,7 @@ def test_the_first_frame_or_page(kind: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_exif_orientation(kind: str, orientation: int) -> None:
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[decoding.ORIENTATION] = orientation
     data = saved(pixels(), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
@@ -275,7 +275,7 @@ def test_exif_may_be_ignored(kind: str) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (61, 40), (41, 60), (40, 40), (1, 9)])
 @pytest.mark.parametrize("resize", ["clean", "fast"])
-def test_cropping_to_the_square_in_the_middle_is_as_the_references(
+def test_the_crop_of_the_central_square_equals_the_references(
     height: int, width: int, resize: Any
 ) -> None:
     from vdna.utils.im import _make_np_img_square
@@ -291,7 +291,7 @@ def test_cropping_to_the_square_in_the_middle_is_as_the_references(
         assert not np.array_equal(load(data, rule), load(data, replace(rule, crop="none")))
 
 
-def test_exif_comes_before_the_crop() -> None:
+def test_exif_orientation_is_applied_before_the_crop() -> None:
     exif = Image.Exif()
     exif[decoding.ORIENTATION] = 6
     upright = np.rot90(pixels(41, 60), -1)
@@ -300,13 +300,13 @@ def test_exif_comes_before_the_crop() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_unknown_orientation_is_none(value: int) -> None:
+def test_an_unknown_orientation_is_ignored(value: int) -> None:
     exif = Image.Exif()
     exif[decoding.ORIENTATION] = value
     assert np.array_equal(decode(saved(pixels(), exif=exif), RULE), pixels())
 
 
-def test_damaged_exif_is_no_fault_of_the_pixels() -> None:
+def test_damaged_exif_does_not_fail_the_image() -> None:
     good = saved(pixels(), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01")
     assert np.array_equal(decode(good, RULE), pixels())
     jpeg = saved(pixels(), "JPEG")
@@ -330,7 +330,7 @@ def test_pils_warnings_are_neither_raised_nor_printed(capfd: pytest.CaptureFixtu
 # Bad images
 
 
-def test_no_bytes() -> None:
+def test_empty_data_fails_as_empty() -> None:
     assert reason(b"") == "empty"
 
 
@@ -359,7 +359,9 @@ def test_no_bytes() -> None:
         (b"GIF89a", "corrupt", "GIF"),
     ],
 )
-def test_what_is_no_image_that_we_read(data: bytes, expected: str, kind: str) -> None:
+def test_data_that_is_no_supported_image_fails_with_its_reason(
+    data: bytes, expected: str, kind: str
+) -> None:
     assert reason(data) == expected
     assert kind in detail(data)
 
@@ -385,26 +387,26 @@ def test_eps_is_never_given_to_ghostscript() -> None:
         ("SGI", {}),
     ],
 )
-def test_truncated(kind: str, options: dict[str, Any]) -> None:
+def test_truncated_images_fail_as_truncated(kind: str, options: dict[str, Any]) -> None:
     data = saved(pixels(), kind, **options)
     for share in (0.5, 0.8, 0.97):
         assert reason(data[: int(len(data) * share)]) == "truncated"
 
 
-def test_damaged_in_the_middle() -> None:
+def test_images_damaged_in_the_middle_fail() -> None:
     data = bytearray(saved(pixels()))
     data[len(data) // 2] ^= 0x55
     assert reason(bytes(data)) == "corrupt"
 
 
-def test_too_many_bytes() -> None:
+def test_an_image_of_too_many_bytes_fails() -> None:
     data = saved(pixels())
     rule = replace(RULE, max_bytes=len(data))
     decode(data, rule)
     assert reason(data + b"\0", rule) == "too_many_bytes"
 
 
-def test_too_many_pixels_is_told_from_the_header() -> None:
+def test_too_many_pixels_are_recognised_from_the_header() -> None:
     data = saved(pixels())
     decode(data, replace(RULE, max_pixels=2400))
     assert reason(data, replace(RULE, max_pixels=2399)) == "too_many_pixels"
@@ -427,7 +429,9 @@ def test_a_decompression_bomb_is_not_unpacked() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", [*decoding.MODES, "I;16"])
-def test_strips_are_the_whole(mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_converting_in_strips_gives_the_same_pixels(
+    mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Large images are converted in strips, straight into their upright places."""
     image = Image.fromarray(pixels())
     if mode == "P":
@@ -447,7 +451,7 @@ def test_strips_are_the_whole(mode: str, orientation: int, monkeypatch: pytest.M
         assert np.array_equal(images.pixels_of(image), expected)
 
 
-def test_large_images_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_share_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that would overfill it take turns; small ones do not wait, nor for one that is stuck."""
     monkeypatch.setattr(decoding, "STRIP", 100)
     monkeypatch.setattr(decoding, "ROOM", 4000)
@@ -471,7 +475,7 @@ def test_large_images_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
         decode(data, RULE)
 
 
-def test_what_the_process_set_for_pil_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_global_settings_of_pil_do_not_decide_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert reason(png_of(9_500, 9_500)) == "too_many_pixels"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -479,7 +483,7 @@ def test_what_the_process_set_for_pil_decides_nothing(monkeypatch: pytest.Monkey
         decode(saved(pixels(8, 8)), RULE)
 
 
-def test_a_tile_is_an_image_too() -> None:
+def test_the_limit_on_pixels_applies_to_tiles() -> None:
     assert "a tile of 40000 x 40000" in detail(tiled_tiff(96, 72, 40_000, deflated(10**6)))
     assert decode(tiled_tiff(96, 72, 96, deflated(96 * 96)), RULE).shape == (72, 96, 3)
 
@@ -630,7 +634,7 @@ def pils(array: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float6
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_clean_resize_is_pils(size: tuple[int, int]) -> None:
+def test_clean_resize_equals_pils(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(sum(size))
     noise = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     stark = ((noise > 127) * 255).astype(np.uint8)
@@ -653,7 +657,7 @@ def test_a_kernel_wider_than_the_cache_is_not_used() -> None:
 
 @settings(max_examples=60)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40))
-def test_clean_resize_is_pils_at_any_size(h: int, w: int, height: int, width: int) -> None:
+def test_clean_resize_equals_pils_at_any_size(h: int, w: int, height: int, width: int) -> None:
     array = np.random.default_rng(h * 91 + w).integers(0, 256, (h, w, 3), dtype=np.uint8)
     rule = replace(GREY_LEVELS, height=height, width=width)
     assert np.abs(prepare(array, rule) - pils(array, height, width)).max() < 1e-4
@@ -667,7 +671,7 @@ def test_a_flat_image_stays_flat(value: int) -> None:
 
 @pytest.mark.parametrize("resize", ["clean", "fast"])
 @pytest.mark.parametrize("size", [(32, 48), (200, 100), (9, 11), (4000, 3)])
-def test_normalisation(resize: Any, size: tuple[int, int]) -> None:
+def test_pixels_are_normalised_by_mean_and_deviation(resize: Any, size: tuple[int, int]) -> None:
     array = pixels(*size)
     rule = replace(RULE, resize=resize)
     levels = prepare(array, replace(rule, mean=(0, 0, 0), std=(1 / 255,) * 3))
@@ -679,7 +683,7 @@ def test_normalisation(resize: Any, size: tuple[int, int]) -> None:
     np.testing.assert_allclose(out, expected, atol=2e-6)
 
 
-def test_beyond_torchs_reach_fast_is_clean_rounded() -> None:
+def test_fast_resize_of_huge_images_is_the_rounded_clean_resize() -> None:
     rule = replace(GREY_LEVELS, height=20, width=30)
     rng = np.random.default_rng(0)
     for shape in ((resize.MAX_FAST + 1, 2, 3), (2, resize.MAX_FAST + 1, 3)):
@@ -696,7 +700,7 @@ def test_fast_resize_is_near_clean() -> None:
     assert np.abs(fast - prepare(array, rule)).mean() < 0.6
 
 
-def test_pixels_of_any_layout_are_read_and_left_alone() -> None:
+def test_pixels_of_any_memory_layout_are_read_and_not_changed() -> None:
     array = pixels(50, 60).copy()
     before = array.copy()
     expected = prepare(array, RULE)
@@ -725,7 +729,7 @@ def test_bad_pixels_are_refused(array: Array) -> None:
         prepare(array, RULE)
 
 
-def test_threads_give_what_one_thread_gives() -> None:
+def test_many_threads_give_the_same_pixels_as_one() -> None:
     many = [saved(pixels(50 + i, 70 + 3 * i, i), "JPEG") for i in range(40)]
     alone = [load(data, RULE) for data in many]
     with ThreadPoolExecutor(8) as pool:
@@ -741,7 +745,7 @@ def command(script: str) -> Callable[[], list[str]]:
 
 
 @pytest.mark.parametrize("resize", ["clean", "fast"])
-def test_isolated_is_the_same_to_the_last_bit(
+def test_isolated_decoding_gives_the_same_pixels(
     resize: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)  # another `pipeline` there must not be taken for ours
@@ -751,7 +755,7 @@ def test_isolated_is_the_same_to_the_last_bit(
     assert np.array_equal(load_isolated(data, rule, 60), load(data, rule))
 
 
-def test_isolated_tells_the_same_reason() -> None:
+def test_isolated_decoding_gives_the_same_reason() -> None:
     data = saved(pixels(), "JPEG")[:-200]
     with pytest.raises(BadImage) as here:
         load(data, RULE)
@@ -760,7 +764,9 @@ def test_isolated_tells_the_same_reason() -> None:
     assert there.value.args == here.value.args
 
 
-def test_a_decoder_that_crashes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_decoder_that_crashes_is_a_failure_of_the_image(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     log = tmp_path / "log"
     script = f"open({str(log)!r}, 'a').write('x'); import os, signal; os.kill(os.getpid(), 11)"
     monkeypatch.setattr(isolated, "_isolated_command", command(script))
@@ -771,7 +777,9 @@ def test_a_decoder_that_crashes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) 
 
 
 @pytest.mark.parametrize("script", ["print('odd')", "raise MemoryError('no room')", ""])
-def test_a_decoder_that_answers_badly(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_answers_badly_is_a_failure_of_the_image(
+    script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(isolated, "_isolated_command", command(script))
     with pytest.raises(BadImage) as caught:
         load_isolated(saved(pixels()), RULE, 60, attempts=2)
@@ -780,7 +788,9 @@ def test_a_decoder_that_answers_badly(script: str, monkeypatch: pytest.MonkeyPat
     assert ("no room" in caught.value.detail) == ("no room" in script)
 
 
-def test_a_decoder_that_stalls(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_decoder_that_stalls_is_a_failure_of_the_image(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     log = tmp_path / "log"
     script = f"import os, time; open({str(log)!r}, 'a').write(f'{{os.getpid()}} '); time.sleep(99)"
     monkeypatch.setattr(isolated, "_isolated_command", command(script))
@@ -794,7 +804,9 @@ def test_a_decoder_that_stalls(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -
             os.kill(pid, 0)
 
 
-def test_a_crash_that_does_not_repeat(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_crash_that_does_not_repeat_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     good, calls = isolated._isolated_command(), []
 
     def flaky() -> list[str]:
@@ -828,7 +840,7 @@ def test_one_process_decodes_many_images_until_it_dies(tmp_path: Any) -> None:
         assert len(seen) <= 6
 
 
-def test_processes_that_died_at_rest_blame_no_image() -> None:
+def test_decoder_processes_that_died_while_idle_are_replaced() -> None:
     data = saved(pixels(), "JPEG")
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda data: load_isolated(data, RULE, 60), [data] * 12))
@@ -847,7 +859,7 @@ def counting(seen: list[int]) -> type:
     return Counting
 
 
-def test_a_broken_installation_blames_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_installation_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "_isolated_command", command("import no_such_module_at_all"))
     with pytest.raises(VdnaError, match=r"cannot start.*no_such_module") as caught:
         load_isolated(saved(pixels()), RULE, 60)

@@ -216,7 +216,7 @@ def test_extremes_are_equal_to_the_last_bit(both: Both, ours: dict[str, DNA]) ->
         assert np.array_equal(part.max, values["max"].numpy())
 
 
-def test_gaussians_are_equal_to_its_rounding(
+def test_gaussians_are_equal_up_to_the_references_rounding(
     ours: dict[str, DNA], theirs: dict[str, dict[str, VDNA]]
 ) -> None:
     """It averages positions and images in float32; we in float64."""
@@ -323,7 +323,7 @@ OWN = ("vgg16", "mugs_vit_small", "inception")
 @pytest.mark.soak
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.filterwarnings("ignore")
-def test_the_whole_agrees_within_rounding(
+def test_whole_pipelines_agree_within_rounding(
     name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tolerances: 1 in 1,000 activations in another bin, and by one bin only; so 0.001 bins of EMD

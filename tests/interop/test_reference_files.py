@@ -191,7 +191,9 @@ def whole(place: Catalogue, name: str) -> DNA:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(3))
-def test_saved_there_imported_exported_loaded_there(tmp_path: Path, kind: str, seed: int) -> None:
+def test_a_file_of_the_reference_survives_import_and_export(
+    tmp_path: Path, kind: str, seed: int
+) -> None:
     """Equal arrays of equal types; a covariance may lose its last bit, as its divisor is undone."""
     first = saved_kind(tmp_path / "first", kind, seed)
     place = place_at(tmp_path)
@@ -216,7 +218,7 @@ def test_saved_there_imported_exported_loaded_there(tmp_path: Path, kind: str, s
     images=st.integers(1, 40),
     neurons=st.lists(st.integers(1, 4), min_size=1, max_size=3),
 )
-def test_exported_and_imported_is_equal(
+def test_exporting_and_importing_a_dna_changes_nothing(
     tmp_path: Path, seed: int, bins: int, images: int, neurons: list[int]
 ) -> None:
     """For any DNA and kind, all that the kind holds comes back, under the same spec."""
@@ -244,7 +246,9 @@ def test_exported_and_imported_is_equal(
     np.testing.assert_array_equal(again.low, ranges.low)
 
 
-def test_a_built_dna_there(built: Catalogue, exported: Path) -> None:
+def test_the_reference_computes_our_distances_from_our_exports(
+    built: Catalogue, exported: Path
+) -> None:
     """The reference's distances, of what we export, are ours."""
     ours = {name: whole(built, name) for name in ("a", "b")}
     loaded = {
@@ -269,7 +273,7 @@ def test_a_built_dna_there(built: Catalogue, exported: Path) -> None:
     assert loaded["histogram", "a"].neurons_list == {t.name: t.neurons for t in a.spec.taps}
 
 
-def test_what_the_reference_saved_has_its_distances_here(tmp_path: Path) -> None:
+def test_imported_files_have_the_distances_of_the_reference(tmp_path: Path) -> None:
     place = place_at(tmp_path)
     for kind in KINDS[:3]:
         for name, seed in (("a", 1), ("b", 2)):
@@ -326,7 +330,7 @@ def test_export_says_what_it_leaves_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_export_of_what_is_not_there_is_refused(tmp_path: Path, kind: str) -> None:
+def test_exporting_a_kind_that_the_dataset_lacks_is_refused(tmp_path: Path, kind: str) -> None:
     reference.import_file(place_at(tmp_path), str(saved_kind(tmp_path / "x", kind)), "a")
     has = {"layer-gaussian": {"layer-gaussian", "gaussian"}}.get(kind, {kind})
     for other in KINDS:
@@ -369,7 +373,7 @@ def test_counts_that_wrapped_once_are_repaired(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("big", "why"), [(2**32 + 5, "0 counts are negative"), (2**32 + 2**31 + 5, "1 counts are")]
 )
-def test_counts_that_wrapped_out_of_sight_are_refused(tmp_path: Path, big: int, why: str) -> None:
+def test_counts_whose_wrapping_is_ambiguous_are_refused(tmp_path: Path, big: int, why: str) -> None:
     """Round to a positive number again, or twice round to a negative one."""
     images = 150_000
     true = np.full((64, 4), images * 224 * 224 // 4, np.int64)
@@ -419,7 +423,7 @@ def test_edges_that_small_batches_count_twice_are_noted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(place_at(tmp_path).load("a").counts, rows.numpy())
 
 
-def test_rows_that_fall_short_are_noted(tmp_path: Path) -> None:
+def test_rows_with_too_few_activations_are_noted(tmp_path: Path) -> None:
     data = histograms()
     data["block_0"][2, data["block_0"][2].argmax()] -= 4
     path = saved(tmp_path / "x", data)
@@ -428,7 +432,7 @@ def test_rows_that_fall_short_are_noted(tmp_path: Path) -> None:
     assert "NaN" in notes[0]
 
 
-def test_rows_of_far_more_than_there_can_be_are_refused(tmp_path: Path) -> None:
+def test_rows_with_impossibly_many_activations_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x", histograms(), images=2)
     with pytest.raises(UsageError, match="more than twice 2 images x 197 positions = 394"):
         reference.import_file(place_at(tmp_path), str(path), "a")
@@ -445,7 +449,7 @@ def test_clip_averages_its_last_norm_over_batches(tmp_path: Path) -> None:
 # What is assumed, and what is stated.
 
 
-def test_the_assumed_spec(tmp_path: Path) -> None:
+def test_an_import_assumes_the_spec_of_the_reference(tmp_path: Path) -> None:
     path = saved(tmp_path / "x", histograms(), crop="center")
     version = reference.import_file(place_at(tmp_path), str(path), "a").version
     spec = place_at(tmp_path).spec(version.spec)
@@ -492,7 +496,7 @@ def test_positions_of_the_references_networks(tmp_path: Path) -> None:
         assert spec.preprocess.height == (299 if extractor == "inception" else 224)
 
 
-def test_crops_are_told_apart(tmp_path: Path) -> None:
+def test_different_crops_make_different_specs(tmp_path: Path) -> None:
     specs = set()
     for crop in ("none", "center", "random"):
         path = saved(tmp_path / crop, histograms(), crop=crop)
@@ -502,7 +506,7 @@ def test_crops_are_told_apart(tmp_path: Path) -> None:
     assert len(specs) == 3
 
 
-def test_positions_of_the_users_own_extractor_are_those_of_the_rows(tmp_path: Path) -> None:
+def test_positions_of_an_own_extractor_follow_from_the_rows(tmp_path: Path) -> None:
     data = histograms(layers={"mine": 5})
     data["mine"][2, 0] += 1
     path = saved(tmp_path / "x", data, extractor="my_net")
@@ -518,7 +522,7 @@ def test_positions_are_whole_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_positions_that_nothing_tells_are_asked_for(tmp_path: Path, kind: str) -> None:
+def test_unknown_positions_must_be_stated(tmp_path: Path, kind: str) -> None:
     data = MAKERS[kind]()
     if kind == "histogram":
         data["block_0"][:, 0] += torch.arange(3)
@@ -644,7 +648,7 @@ BF16 = {"precision": "bf16", "bf16_numerics": NUMERICS.to_json()}
     ],
 )
 @pytest.mark.parametrize("kind", ["histogram", "gaussian"])
-def test_a_stated_spec_must_fit(
+def test_a_stated_spec_must_fit_the_file(
     tmp_path: Path,
     kind: str,
     change: Callable[[dict[str, Any]], None],
@@ -663,7 +667,7 @@ def test_a_stated_spec_must_fit(
     assert place_at(tmp_path).names() == []
 
 
-def test_of_the_users_own_extractor_the_rows_and_the_name_are_what_is_told(tmp_path: Path) -> None:
+def test_a_stated_spec_of_an_own_extractor_is_checked_by_rows_and_name(tmp_path: Path) -> None:
     """Its input and its name are the user's to say; how many positions there were is not."""
     path = saved(tmp_path / "x", histograms(), extractor="my_net")
 
@@ -678,7 +682,7 @@ def test_of_the_users_own_extractor_the_rows_and_the_name_are_what_is_told(tmp_p
         reference.import_file(place_at(tmp_path), str(path), "b", spec)
 
 
-def test_most_rows_tell_the_positions(tmp_path: Path) -> None:
+def test_positions_follow_from_most_rows(tmp_path: Path) -> None:
     """Rows that disagree with the rest are noted; a spec that disagrees with most, refused."""
     layers = {"mine": 5}
     data = histograms(layers=layers)
@@ -706,7 +710,7 @@ def test_clip_in_half_precision_is_noted(tmp_path: Path) -> None:
     assert any("vdna 0.1.1 runs CLIP in fp16" in note for note in notes)
 
 
-def test_an_export_of_ours_is_of_its_own_spec_and_no_other(
+def test_our_export_is_imported_under_its_own_spec_only(
     built: Catalogue, exported: Path, tmp_path: Path
 ) -> None:
     file = exported / "histogram-a.npz"
@@ -720,7 +724,7 @@ def test_an_export_of_ours_is_of_its_own_spec_and_no_other(
     assert reference.read_dna(str(tmp_path / "upright.npz")).spec == upright
 
 
-def test_an_assumed_spec_that_an_export_states_gives_way(tmp_path: Path) -> None:
+def test_a_stated_spec_replaces_the_assumed_one_of_an_export(tmp_path: Path) -> None:
     place = place_at(tmp_path)
     reference.import_file(place, str(saved(tmp_path / "x", histograms())), "a")
     again = str(tmp_path / "again.npz")
@@ -842,7 +846,7 @@ def test_an_unknown_stated_spec_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_unknown(tmp_path: Path, kind: str) -> None:
+def test_columns_that_a_kind_lacks_are_unknown(tmp_path: Path, kind: str) -> None:
     path = saved_kind(tmp_path / "x", kind)
     version = reference.import_file(place_at(tmp_path), str(path), "a").version
     dna = place_at(tmp_path).load("a")
@@ -945,7 +949,7 @@ def test_imported_ranges_of_another_network_are_refused(tmp_path: Path) -> None:
         resolve(describe("efficientnet_lite0"), digest, known)
 
 
-def test_one_neuron_whose_dimension_torch_dropped(tmp_path: Path) -> None:
+def test_a_single_neuron_without_its_dimension_is_read(tmp_path: Path) -> None:
     data = {"block_0": {"min": torch.tensor(1.0), "max": torch.tensor(2.0)}}
     path = tmp_path / "x.npz"
     saved(
@@ -985,7 +989,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
     assert mark.exists()
 
 
-def test_numpy_refuses_them_too_should_the_first_lock_fail(
+def test_numpy_refuses_pickled_objects_even_without_our_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     npz, mark = saved(tmp_path / "x", histograms()), tmp_path / "ran"
@@ -1012,7 +1016,7 @@ def test_the_pickled_dicts_that_the_reference_saves_are_not_run(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.6, 0.9, 0.999])
-def test_torn_npz(tmp_path: Path, part: float) -> None:
+def test_a_torn_npz_is_refused(tmp_path: Path, part: float) -> None:
     npz = saved(tmp_path / "x", histograms())
     data = npz.read_bytes()
     npz.write_bytes(data[: int(len(data) * part)])
@@ -1036,7 +1040,7 @@ def test_any_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
     assert found > 50
 
 
-def test_a_header_that_claims_more_than_there_is(tmp_path: Path) -> None:
+def test_a_header_that_claims_more_data_than_the_file_has_is_refused(tmp_path: Path) -> None:
     npz = saved(tmp_path / "x", histograms())
     edit_json(npz, neurons_list={"block_0": 10**9, "last_norm": 2})
     buffer = io.BytesIO()
@@ -1052,7 +1056,7 @@ def test_a_header_that_claims_more_than_there_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_arrays_that_are_not_what_the_json_says(tmp_path: Path, kind: str) -> None:
+def test_arrays_that_contradict_the_json_are_refused(tmp_path: Path, kind: str) -> None:
     npz = saved_kind(tmp_path / "x", kind)
     arrays = dict(reference.read_file(str(npz)).arrays)
     name = sorted(arrays)[0]
@@ -1071,7 +1075,7 @@ def test_arrays_that_are_not_what_the_json_says(tmp_path: Path, kind: str) -> No
     refused(arrays | {name: arrays[name].astype("U4")}, rf"array {name} has type <U4")
 
 
-def test_numbers_that_cannot_be(tmp_path: Path) -> None:
+def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
     def refused(data: Data, kind: str, message: str) -> None:
         path = saved(tmp_path / "x", data, kind)
         with pytest.raises(CorruptFile, match=message):
@@ -1123,14 +1127,16 @@ def test_numbers_that_cannot_be(tmp_path: Path) -> None:
         ({"extraction_settings": None}, "extraction_settings is None"),
     ],
 )
-def test_json_without_its_fields(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_json_without_required_fields_is_refused(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
     npz = saved(tmp_path / "x", histograms())
     edit_json(npz, **fields)
     with pytest.raises(CorruptFile, match=rf"x\.json: .*{message}"):
         reference.read_file(str(npz))
 
 
-def test_json_that_is_none(tmp_path: Path) -> None:
+def test_invalid_or_missing_json_is_refused(tmp_path: Path) -> None:
     npz = saved(tmp_path / "x", histograms())
     about = npz.with_suffix(".json")
     for text in (b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000):
@@ -1151,7 +1157,7 @@ def test_legacy_resizes_are_refused(tmp_path: Path) -> None:
         reference.read_dna(str(npz))
 
 
-def test_any_url_that_storage_reads(tmp_path: Path) -> None:
+def test_files_are_read_from_any_url_that_storage_reads(tmp_path: Path) -> None:
     npz = saved(tmp_path / "x", histograms())
     for suffix in (".npz", ".json"):
         storage.replace(f"memory://ref/x{suffix}", npz.with_suffix(suffix).read_bytes())
@@ -1163,14 +1169,14 @@ def test_any_url_that_storage_reads(tmp_path: Path) -> None:
 # In the catalogue.
 
 
-def test_nothing_built_is_replaced(built: Catalogue, exported: Path) -> None:
+def test_an_import_never_replaces_a_built_dataset(built: Catalogue, exported: Path) -> None:
     before = built.head()
     with pytest.raises(Conflict, match=r"a was built here under spec .*another name"):
         reference.import_file(built, str(exported / "histogram-b.npz"), "a")
     assert built.head() == before
 
 
-def test_imported_ones_are_replaced_and_kept_in_the_history(tmp_path: Path) -> None:
+def test_an_import_replaces_an_imported_dataset_and_keeps_its_history(tmp_path: Path) -> None:
     place = place_at(tmp_path)
     first, second = (saved(tmp_path / f"{i}", histograms(i)) for i in range(2))
     assert reference.import_file(place, str(first), "a").changed
@@ -1182,7 +1188,9 @@ def test_imported_ones_are_replaced_and_kept_in_the_history(tmp_path: Path) -> N
     assert [commit.action for commit in place.log()] == ["import a", "import a"]
 
 
-def test_a_build_over_an_imported_one(built: Catalogue, exported: Path, tmp_path: Path) -> None:
+def test_a_build_replaces_an_imported_dataset(
+    built: Catalogue, exported: Path, tmp_path: Path
+) -> None:
     """The built one takes its place; to import over that is refused again."""
     place = place_at(tmp_path)
     reference.import_file(place, str(exported / "layer-gaussian-a.npz"), "a")
@@ -1199,7 +1207,7 @@ def test_a_build_over_an_imported_one(built: Catalogue, exported: Path, tmp_path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_verify_and_gc(tmp_path: Path, kind: str) -> None:
+def test_verify_and_gc_work_on_imported_datasets(tmp_path: Path, kind: str) -> None:
     place = place_at(tmp_path)
     reference.import_file(place, str(saved_kind(tmp_path / "x", kind)), "a")
     found = list(verify(place))
@@ -1217,7 +1225,7 @@ def test_verify_and_gc(tmp_path: Path, kind: str) -> None:
 # The commands.
 
 
-def test_commands(tmp_path: Path) -> None:
+def test_the_import_and_export_commands(tmp_path: Path) -> None:
     data = histograms()
     data["block_0"][2, data["block_0"][2].argmax()] -= 4
     x, y, place = saved(tmp_path / "x", data), saved(tmp_path / "y", histograms(9)), tmp_path / "c"
@@ -1256,7 +1264,7 @@ def test_commands(tmp_path: Path) -> None:
     assert "export" in helped
 
 
-def test_whose_word_a_spec_is(tmp_path: Path) -> None:
+def test_commands_say_who_stated_the_spec(tmp_path: Path) -> None:
     """Wherever its distances are read: stated by the user, by an export of ours, or by nobody."""
     x, place = saved(tmp_path / "x", histograms()), tmp_path / "c"
     spec = stated_in(tmp_path, lambda d: None)
@@ -1280,7 +1288,7 @@ def broken(npz: Path) -> Path:
     return npz
 
 
-def test_modules_run_alone(tmp_path: Path) -> None:
+def test_the_modules_of_the_commands_run(tmp_path: Path) -> None:
     npz = saved(tmp_path / "x", histograms())
     done = run(sys.executable, "-m", "jobs.import", npz, "x", "-c", tmp_path / "c")
     assert done.returncode == 0, done.stderr

@@ -180,7 +180,7 @@ def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
     assert (spec.preprocess.exif, spec.preprocess.crop) == ("ignore", "center")
 
 
-def test_failures_that_are_let_through_are_listed(tmp_path: Path, spoilt: Path) -> None:
+def test_allowed_failures_are_listed(tmp_path: Path, spoilt: Path) -> None:
     done = build("x", spoilt, tmp_path / "c", *SMALL, "--max-failures", 1)
     first, second = done.stdout.splitlines()
     assert first.startswith("x: 3 images, 1 could not be read; committed")
@@ -317,12 +317,12 @@ def test_any_number_of_failures_may_be_allowed(tmp_path: Path, spoilt: Path) -> 
     assert result["failed"] == 1
 
 
-def test_a_grace_without_end_removes_nothing(place: Path) -> None:
+def test_an_infinite_grace_period_removes_nothing(place: Path) -> None:
     words = ("gc", "-c", place, "--grace-days", "inf", "--dry-run")
     assert vdna_json(*words) == {"objects": 0, "bytes": 0, "removed": False}
 
 
-def test_a_catalogue_that_cannot_be_written_is_an_error_of_ours(
+def test_a_catalogue_that_cannot_be_written_is_an_error_without_traceback(
     tmp_path: Path, photos: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -378,7 +378,9 @@ def test_rank_prints_both_ends_and_writes_all(place: Path, photos: Path, tmp_pat
     assert len(again["nearest"]) == len(again["farthest"]) == 2
 
 
-def test_rank_exits_as_the_others_do(place: Path, spoilt: Path, tmp_path: Path) -> None:
+def test_rank_uses_the_exit_codes_of_the_other_commands(
+    place: Path, spoilt: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "near.parquet"
     lens = ("--neurons", "blocks.6.0:0-9")
     refused(near(spoilt, place, *lens, "--out", out, exits=3), "1 of 4 images could not be read")
@@ -415,7 +417,7 @@ def test_ls_lists_every_dataset_under_every_spec(
     assert [row["name"] for row in first] == ["a"]
 
 
-def test_an_empty_catalogue_says_so(tmp_path: Path) -> None:
+def test_ls_says_that_a_catalogue_is_empty(tmp_path: Path) -> None:
     assert "vdna build NAME SOURCE" in vdna("ls", "-c", tmp_path).stdout
     assert "no commits yet" in vdna("log", "-c", tmp_path).stdout
     refused(vdna("verify", "-c", tmp_path, exits=1), "no dataset", str(tmp_path))
@@ -448,7 +450,7 @@ def test_show_tells_how_a_dataset_was_counted(
     assert "x 100 bins" in vdna("show", "a", "-c", place, "--spec", specs[100]).stdout
 
 
-def test_log_is_newest_first(place: Path) -> None:
+def test_log_lists_the_newest_commit_first(place: Path) -> None:
     commits = vdna_json("log", "-c", place)
     assert [(c["number"], c["action"]) for c in commits] == [
         (3, "build a"), (2, "build b/other"), (1, "build a"),
@@ -459,7 +461,7 @@ def test_log_is_newest_first(place: Path) -> None:
     assert len(vdna_json("log", "-c", place, "--limit", 2)) == 2
 
 
-def test_verify_finds_a_sound_catalogue_sound(place: Path) -> None:
+def test_verify_passes_an_intact_catalogue(place: Path) -> None:
     findings = vdna_json("verify", "-c", place)
     assert findings
     assert all(finding["ok"] for finding in findings)
@@ -504,7 +506,7 @@ def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:
 # compare
 
 
-def test_compare_prints_pairs_and_what_is_known_of_them(place: Path) -> None:
+def test_compare_prints_pairs_with_their_estimates(place: Path) -> None:
     text = vdna("compare", "-c", place).stdout
     rows = vdna_json("compare", "-c", place)
     row = next(r for r in rows if (r["a"], r["b"], r["layer"]) == ("a", "b/other", "all"))
@@ -523,7 +525,7 @@ def test_compare_prints_pairs_and_what_is_known_of_them(place: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["compare", "report"])
-def test_the_memory_asked_for_is_the_memory_taken(
+def test_the_memory_option_reaches_the_comparison(
     command: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
@@ -723,7 +725,7 @@ def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
     refused(vdna("compare", "--near", "a", "-c", place / "none", exits=1), "holds no dataset")
 
 
-def test_compare_keeps_to_one_spec(
+def test_compare_uses_one_spec(
     place: Path, others: Path, specs: dict[int, str], tmp_path: Path
 ) -> None:
     """`a` under 100 bins neither joins nor breaks the default's matrix."""
@@ -882,7 +884,7 @@ def test_refresh_needs_a_catalogue_and_a_sound_file(
 
 
 @pytest.mark.soak
-def test_each_command_is_a_module_too(tmp_path: Path, others: Path, place: Path) -> None:
+def test_each_command_runs_as_a_module_too(tmp_path: Path, others: Path, place: Path) -> None:
     module = (sys.executable, "-m")
     built = run(*module, "jobs.build", "b", others, "-c", tmp_path, "--workers", 0, "--json")
     assert built.returncode == 0, built.stderr
@@ -897,7 +899,7 @@ def test_each_command_is_a_module_too(tmp_path: Path, others: Path, place: Path)
     assert "b/other: 4 images; nothing to do" in refreshed.stdout
 
 
-def test_on_a_terminal_an_error_is_told_once(place: Path) -> None:
+def test_an_error_appears_once_on_a_terminal(place: Path) -> None:
     """The error is JSON if that was asked for; in a pipe the log has it, too."""
     words = [sys.executable, "-m", "jobs.compare", "a", "nowhere", "-c", str(place)]
     for options, stands in (([], "error: "), (["--json"], '"error": "NotFound"')):
@@ -978,7 +980,9 @@ def test_ctrl_c_in_the_middle_exits_130_and_the_rerun_goes_on(tmp_path: Path, sm
 
 
 @pytest.mark.parametrize("words", [("ls",), ("show", "a"), ("log",)])
-def test_looking_costs_no_import_of_the_heavy(place: Path, words: tuple[str, ...]) -> None:
+def test_commands_that_only_read_import_no_heavy_package(
+    place: Path, words: tuple[str, ...]
+) -> None:
     code = (
         "import sys; from jobs.app import app; app(sys.argv[1:], standalone_mode=False);"
         "print(sorted({'torch', 'ray', 'timm', 'torchvision', 'numba'} & set(sys.modules)))"

@@ -165,7 +165,7 @@ REFERENCE: dict[str, tuple[tuple[str, ...], int, Tap, Tap]] = {
 }
 
 
-def test_the_reference_offers_no_other_name() -> None:
+def test_every_network_name_of_the_reference_is_known() -> None:
     assert set(REFERENCE) == set(BUILT_IN) - {"efficientnet_lite0"}
 
 
@@ -214,7 +214,7 @@ def test_networks_of_the_reference_run(name: str, weights: Weights) -> None:
         ["dino_vit_base", "clip_im_vit_b16", "vgg16"],
     ),
 )
-def test_the_reference_sees_the_same(
+def test_networks_of_the_reference_give_the_same_activations(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with warnings.catch_warnings():
@@ -282,7 +282,9 @@ FAMILIES: list[tuple[str, int, Tap, Tap]] = [
 
 
 @pytest.mark.parametrize(("name", "count", "first", "last"), FAMILIES, ids=lambda v: str(v)[:24])
-def test_default_taps(name: str, count: int, first: Tap, last: Tap, nothing: str) -> None:
+def test_default_taps_follow_the_architecture(
+    name: str, count: int, first: Tap, last: Tap, nothing: str
+) -> None:
     network = describe(name, nothing)
     assert len(network.taps) == count
     assert (network.taps[0], network.taps[-1]) == (first, last)
@@ -302,7 +304,9 @@ def test_default_taps(name: str, count: int, first: Tap, last: Tap, nothing: str
         ],
     ),
 )
-def test_an_extractor_sees_what_the_plain_network_computes(name: str, weights: Weights) -> None:
+def test_an_extractor_gives_the_activations_of_the_plain_network(
+    name: str, weights: Weights
+) -> None:
     network = describe(name, weights(name))
     pixels = inputs(network)
     extractor = Extractor(network)
@@ -388,7 +392,7 @@ def test_in_place_activations_after_a_tap_do_not_change_it(weights: Weights) -> 
     assert norm.min() < 0
 
 
-def test_heads_that_no_tap_needs_are_let_go(weights: Weights) -> None:
+def test_heads_that_no_tap_needs_are_removed(weights: Weights) -> None:
     for name, parameters in (("torchvision:vgg11_bn", 10e6), ("inception", 22e6)):
         extractor = Extractor(describe(name, weights(name)))
         assert sum(p.numel() for p in extractor._model.parameters()) < parameters
@@ -442,24 +446,24 @@ NAMES = ("a", "a.b", "a.b.c", "a.bc", "norm", "blocks.0", "blocks.10")
         ("a,a,*", ["a", "norm"]),
     ],
 )
-def test_patterns(patterns: str, found: list[str]) -> None:
+def test_patterns_match_module_names(patterns: str, found: list[str]) -> None:
     assert list(matching(patterns, NAMES)) == found
 
 
 @pytest.mark.parametrize("patterns", ["", "a,", "nor", "a.d", "blocks.0[1]", "a.b.c.*", "[a]"])
-def test_patterns_that_match_nothing(patterns: str) -> None:
+def test_patterns_that_match_nothing_are_refused(patterns: str) -> None:
     with pytest.raises(UsageError, match=r"match no module; near it: .*[a-z]"):
         matching(patterns, NAMES)
 
 
-def test_near_names_are_told(nothing: str) -> None:
+def test_errors_suggest_similar_module_names(nothing: str) -> None:
     with pytest.raises(UsageError, match=r"taps 'block.11' match no module; near it: .*blocks\.11"):
         describe("timm:vit_tiny_patch16_224", nothing, "block.11")
     with pytest.raises(UsageError, match=r"'block_4' match no module; near it: .*block_3"):
         describe("inception", nothing, "block_4")
 
 
-def test_the_first_token_only(weights: Weights) -> None:
+def test_a_tap_can_take_the_first_token_only(weights: Weights) -> None:
     name = "timm:vit_tiny_patch16_224"
     network = describe(name, weights(name), "norm,norm[0]")
     assert network.taps == (Tap("norm", 192, 197), Tap("norm[0]", 192, 1))
@@ -477,7 +481,7 @@ def test_layers_of_the_reference_are_asked_for_by_its_names(nothing: str) -> Non
     assert [tap.positions for tap in network.taps] == [1, 197, 197, 1]
 
 
-def test_channels_are_told_from_positions(nothing: str) -> None:
+def test_channels_are_distinguished_from_positions(nothing: str) -> None:
     """By what stays when the image grows; a network's own layout says little of its parts."""
     inner = describe(
         "timm:convnext_tiny", nothing, "stages.0.blocks.0.mlp,stages.0.blocks.0.conv_dw"
@@ -534,7 +538,9 @@ def test_channels_last_are_read_row_by_row(weights: Weights) -> None:
         ),
     ],
 )
-def test_what_cannot_be_tapped(name: str, taps: str | None, message: str, nothing: str) -> None:
+def test_outputs_that_cannot_be_tapped_are_refused(
+    name: str, taps: str | None, message: str, nothing: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         describe(name, nothing, taps)
 
@@ -547,7 +553,7 @@ def test_other_shapes_are_refused(shape: tuple[int, ...], notation: str) -> None
         rows(torch.zeros(shape), notation, 2)
 
 
-def test_shapes_that_are_rows() -> None:
+def test_outputs_are_turned_into_rows() -> None:
     x = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     torch.testing.assert_close(rows(x, "m", 2)[1, 7], x[1, :, 1, 2])
     torch.testing.assert_close(rows(x, "m[hwc]", 2)[1, 7], x[1, 1, 3])
@@ -577,7 +583,7 @@ def test_shapes_that_are_rows() -> None:
         ("vgg16@64", "no extractor 'vgg16@64'"),
     ],
 )
-def test_names_that_mean_nothing(name: str, message: str, nothing: str) -> None:
+def test_unknown_network_names_are_refused(name: str, message: str, nothing: str) -> None:
     with pytest.raises(UsageError, match=message):
         describe(name, nothing)
 
@@ -603,7 +609,7 @@ def assert_holds(model: Any, state: State) -> None:
         torch.testing.assert_close(value, state[key], rtol=0, atol=0)
 
 
-def test_safetensors(tmp_path: Path, state: State) -> None:
+def test_safetensors_are_read(tmp_path: Path, state: State) -> None:
     path = tmp_path / "weights.of-any-name"
     path.write_bytes(safetensors.torch.save(state))
     assert_holds(load_model(describe(VIT, str(path))), state)
@@ -621,12 +627,12 @@ def test_safetensors(tmp_path: Path, state: State) -> None:
         ("state_dict", "_orig_mod."),
     ],
 )
-def test_wrapped_weights(tmp_path: Path, state: State, wrapper: str, prefix: str) -> None:
+def test_wrapped_weights_are_read(tmp_path: Path, state: State, wrapper: str, prefix: str) -> None:
     content = {wrapper: {prefix + key: v for key, v in state.items()}, "epoch": 7}
     assert_holds(loaded(tmp_path / "w.pt", content), state)
 
 
-def test_weights_wrapped_twice(tmp_path: Path, state: State) -> None:
+def test_weights_wrapped_twice_are_read(tmp_path: Path, state: State) -> None:
     assert_holds(loaded(tmp_path / "w.pt", {"model": {"state_dict": state, "step": 1}}), state)
 
 
@@ -637,7 +643,7 @@ def test_ambiguous_wrappers_are_refused(tmp_path: Path, state: State) -> None:
         loaded(tmp_path / "w.pt", {"odd": state})
 
 
-def test_a_prefix_that_only_some_carry_stays(tmp_path: Path, state: State) -> None:
+def test_a_prefix_of_only_some_weights_is_not_removed(tmp_path: Path, state: State) -> None:
     content = {f"module.{key}": value for key, value in state.items()}
     content["norm.bias"] = content.pop("module.norm.bias")
     with pytest.raises(CorruptFile, match=r"w.pt: weights do not fit .*unknown: module\."):
@@ -699,14 +705,14 @@ def test_relation_blocks_of_mugs_are_dropped_and_others_are_not(tmp_path: Path) 
         loaded(tmp_path / "w.pt", {"state_dict": state | extra}, "dino_vit_small")
 
 
-def test_old_batch_norms_lack_their_counter(tmp_path: Path) -> None:
+def test_old_batch_norms_without_a_counter_are_read(tmp_path: Path) -> None:
     state = randomised(random_network("timm:resnet18").state_dict())
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     model = loaded(tmp_path / "w.pt", old, "timm:resnet18")
     torch.testing.assert_close(model.bn1.running_var, state["bn1.running_var"])
 
 
-def test_old_names_of_densenet(tmp_path: Path) -> None:
+def test_old_names_of_densenet_are_read(tmp_path: Path) -> None:
     state = randomised(random_network("torchvision:densenet121").state_dict())
     old = {
         key.replace("norm1", "norm.1").replace("conv2", "conv.2") if "denselayer" in key else key: v
@@ -724,7 +730,7 @@ def test_weights_that_change_are_noticed(tmp_path: Path, state: State) -> None:
         load_model(network)
 
 
-def test_weights_are_tried_once_a_process(
+def test_weights_are_checked_once_per_process(
     tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[Network] = []
@@ -777,7 +783,7 @@ def answer(status: int) -> Any:
         (EntryNotFoundError("no way there"), StorageError),
     ],
 )
-def test_a_hub_that_does_not_give(
+def test_errors_of_the_hub_name_another_way_to_get_weights(
     error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**_: object) -> str:
@@ -803,7 +809,7 @@ def test_a_hub_that_does_not_give(
         (RuntimeError("invalid hash value, no way there"), TransientError),
     ],
 )
-def test_a_site_that_does_not_give(
+def test_errors_of_a_web_site_name_another_way_to_get_weights(
     error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(url: str, **_: object) -> str:
@@ -825,7 +831,7 @@ def test_a_network_without_weights_says_so() -> None:
         describe("timm:mixer_s32_224")
 
 
-def test_own_weights_are_those_fetched(
+def test_pretrained_weights_come_from_the_hub(
     tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hub's safetensors, else its pickle of tensors; the digest is of the file."""
@@ -849,7 +855,9 @@ def test_own_weights_are_those_fetched(
     assert (asked[-1], path) == ("a/b x.bin v2", storage.canonical(str(tmp_path / "x.bin")))
 
 
-def test_own_weights_of_the_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_weights_come_from_the_web(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = randomised(random_network("torchvision:mobilenet_v2").state_dict())
     torch.save(state, tmp_path / "w.pth")
     asked: list[str] = []
@@ -866,7 +874,7 @@ def test_own_weights_of_the_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # From images to DNAs
 
 
-def test_a_dataset_is_built_with_it(tmp_path: Path, weights: Weights) -> None:
+def test_a_dataset_is_built_with_a_network_from_timm(tmp_path: Path, weights: Weights) -> None:
     name, taps = "timm:resnet18@64", "layer3.*,layer4.1"
     network = describe(name, weights("timm:resnet18"), taps)
     extractor = Extractor(network)
@@ -908,7 +916,7 @@ def test_rules_that_are_unknown_are_refused(field: str, value: str, nothing: str
         make_spec(Request("a", "b", **wrong), network, "00", "cpu")
 
 
-def test_images_in_memory_heed_exif(weights: Weights, tmp_path: Path) -> None:
+def test_exif_applies_to_images_in_memory(weights: Weights, tmp_path: Path) -> None:
     name = "timm:resnet18@64"
     network = describe(name, weights("timm:resnet18"), "layer1.0")
     measured = observed_ranges(Extractor(network), inputs(network))

@@ -16,7 +16,9 @@ from tests.support.builders import write_photos
 from tests.support.ray_commands import REPOSITORY
 
 
-def test_it_builds_on_ray_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_network_builds_on_ray_and_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     example = shutil.copytree(REPOSITORY / "examples" / "own_network", tmp_path / "example")
     write_photos(tmp_path / "a", 12)
     write_photos(tmp_path / "b", 12, first_seed=100)

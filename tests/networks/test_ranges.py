@@ -100,7 +100,7 @@ def test_widening_is_about_the_centre() -> None:
     np.testing.assert_allclose((half.low, half.high), ([0.5] * 5, [1.5] * 5))
 
 
-def test_widened_ranges_hold_what_they_came_from() -> None:
+def test_widened_ranges_contain_the_original_ones() -> None:
     wide = widen(SMALL)
     assert (wide.low <= SMALL.low).all()
     assert (wide.high >= SMALL.high).all()
@@ -123,7 +123,7 @@ def test_a_file_reads_back_to_the_last_bit(network: Network) -> None:
     assert metadata["weights_sha256"] == network.weights_sha256
 
 
-def test_a_file_is_a_table_that_others_read(network: Network) -> None:
+def test_other_programs_read_a_ranges_file(network: Network) -> None:
     table = pq.read_table(pa.BufferReader(encode(SMALL, network)))
     assert table.column_names == ["layer", "neuron", "low", "high"]
     assert table["layer"].to_pylist() == ["stem"] * 2 + ["head"] * 3
@@ -189,7 +189,7 @@ def test_a_flipped_byte_is_refused_or_harmless(network: Network) -> None:
         assert found.digest == SMALL.digest
 
 
-def test_a_flipped_bit_in_a_page_is_told_by_its_checksum(network: Network) -> None:
+def test_a_flipped_bit_in_a_page_is_found_by_its_checksum(network: Network) -> None:
     whole = encode(SMALL, network)
     group = pq.ParquetFile(pa.BufferReader(whole)).metadata.row_group(0)
     for column in map(group.column, range(4)):
@@ -218,7 +218,7 @@ def test_another_kind_or_format_is_refused(network: Network) -> None:
 # Which ranges a build uses
 
 
-def test_the_embedded_ranges_are_those_of_the_network(network: Network, truth: Ranges) -> None:
+def test_the_embedded_ranges_fit_the_network(network: Network, truth: Ranges) -> None:
     found, _ = embedded("efficientnet_lite0")
     assert found.taps == tuple((tap.name, tap.neurons) for tap in network.taps)
     assert (found.high - found.low >= 0).all()
@@ -231,7 +231,7 @@ def test_the_embedded_ranges_are_those_of_the_network(network: Network, truth: R
     assert resolve(network, None, {}).digest == found.digest
 
 
-def test_a_network_without_embedded_ranges() -> None:
+def test_a_network_without_embedded_ranges_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no ranges come with resnet; .* `vdna calibrate`"):
         embedded("resnet")
 
@@ -417,7 +417,7 @@ EXTREMES = {  # kinds of neurons, with the share whose scaling two floats can ex
 
 
 @pytest.mark.parametrize("kind", EXTREMES)
-def test_our_rule_finds_the_references_scaling_again(kind: str) -> None:
+def test_our_ranges_reproduce_the_scaling_of_the_reference(kind: str) -> None:
     least, greatest, share = EXTREMES[kind]
     rng = np.random.default_rng(0)
     low = least(rng, 2000).astype(np.float32).astype(np.float64)
@@ -467,7 +467,7 @@ def test_counts_are_those_of_the_reference(
     assert outside > 100
 
 
-def test_a_catalogue_keeps_where_its_ranges_come_from(
+def test_a_catalogue_records_where_its_ranges_come_from(
     tmp_path: Path, folder: Path, network: Network, truth: Ranges, reference_file: Any
 ) -> None:
     file = reference_file(reference_content(network, truth.low, truth.high))
@@ -521,7 +521,7 @@ def test_the_names_of_those_files_are_the_references() -> None:
 @pytest.mark.parametrize(
     "error", [LocalEntryNotFoundError("no\nconnection"), ConnectionError("offline"), OSError("x")]
 )
-def test_a_hub_that_fails_leaves_two_ways_out(
+def test_an_error_of_the_hub_names_two_alternatives(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def download(repo_id: str, filename: str) -> str:
@@ -545,7 +545,7 @@ def test_other_weights_of_a_network_of_the_reference_need_their_own_ranges(
     resolve(network, reference_file(reference_content()), {})  # by a user who says so
 
 
-def test_of_more_layers_those_that_are_tapped_are_taken(
+def test_only_ranges_of_tapped_layers_are_taken(
     reference_file: Callable[..., str], network: Network, tmp_path: Path
 ) -> None:
     whole = resolve(REFERENCE, reference_file(reference_content()), {})

@@ -74,7 +74,7 @@ def registered(build: Callable[[], torch.nn.Module] = Cat, **options: Any) -> st
     return name
 
 
-def test_it_is_described_like_any_other(weights: str) -> None:
+def test_a_registered_network_is_described_like_any_other(weights: str) -> None:
     name = registered(taps="**", weights=weights)
     network = describe(name)
     assert network.name == name
@@ -105,7 +105,9 @@ def test_without_taps_a_rule_or_the_build_must_choose_them(weights: str) -> None
 
 
 @pytest.mark.parametrize("build", [Cat, Cat.grown])
-def test_a_class_or_its_method_builds_it(build: Callable[[], Any], weights: str) -> None:
+def test_a_class_or_its_method_builds_a_registered_network(
+    build: Callable[[], Any], weights: str
+) -> None:
     network = describe(registered(build, taps="tail", weights=weights))
     assert isinstance(load_model(network), Cat)
     assert network.built_by == f"{__name__}:{build.__qualname__}"
@@ -123,12 +125,12 @@ def local() -> Callable[[], Cat]:
     [lambda: Cat(), local(), functools.partial(Cat), Cat().itself],
     ids=["lambda", "local", "partial", "bound method"],
 )
-def test_what_workers_cannot_import_is_refused(build: Callable[[], Any]) -> None:
+def test_a_network_that_workers_cannot_import_is_refused(build: Callable[[], Any]) -> None:
     with pytest.raises(UsageError, match=r"cannot import .* top level of a module"):
         registered(build)
 
 
-def test_the_program_that_runs_is_no_module(tmp_path: Path) -> None:
+def test_a_network_defined_in_the_running_program_is_refused(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "from pipeline import Preprocess, register_network\n"
@@ -153,12 +155,12 @@ def test_a_name_that_exists_is_refused(weights: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "timm:cat", "a/b", "../cat", "-cat", "two words"])
-def test_names_are_plain(name: str) -> None:
+def test_names_with_special_characters_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name of a network"):
         register_network(name, Cat, preprocess=RULE)
 
 
-def test_what_a_build_chooses_is_not_registered() -> None:
+def test_options_of_a_build_cannot_be_registered() -> None:
     rule = Preprocess(8, 8, RULE.mean, RULE.std, resize="fast")
     with pytest.raises(UsageError, match=r"resize='fast'.*a build chooses the rest"):
         register_network(unused(), Cat, preprocess=rule)
@@ -170,7 +172,7 @@ def test_an_unknown_name_lists_those_that_are_registered() -> None:
         describe("cot")
 
 
-def test_batch_norms_of_an_unknown_forward_pass_stay(tmp_path: Path) -> None:
+def test_batch_norms_of_an_unknown_forward_pass_are_not_folded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(Shuffled().state_dict(), tmp_path / "w.pt")
     name = registered(Shuffled, taps="bn1,layer1.0", weights=tmp_path / "w.pt")
@@ -194,7 +196,7 @@ def run(*words: str, path: tuple[Path, ...] = (), stdin: bytes = b"") -> Any:
     return done
 
 
-def test_a_process_that_is_sent_it_needs_no_registration(weights: str) -> None:
+def test_a_process_that_receives_a_network_needs_no_registration(weights: str) -> None:
     """Ray's workers get the network this way."""
     network = describe(registered(taps="tail", weights=weights))
     code = (
@@ -240,7 +242,7 @@ def distribution(
     patch.syspath_prepend(folder)
 
 
-def test_an_entry_point_makes_it_known_to_any_process(weights: str, tmp_path: Path) -> None:
+def test_an_entry_point_registers_a_network_in_every_process(weights: str, tmp_path: Path) -> None:
     write_distribution(tmp_path, "[vdna.networks]\ntiny = tests.support.tiny_network:register")
     place = tiny.install(tmp_path)
     code = f"from pipeline.networks import describe; print(describe('tiny', {place.weights!r}))"

@@ -63,7 +63,7 @@ def one(**settings: str) -> str:
     return "datasets:\n  - " + "\n    ".join(f"{k}: {v}" for k, v in lines.items()) + "\n"
 
 
-def test_a_good_file(tmp_path: Path) -> None:
+def test_a_valid_file_is_read(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, GOOD))
     assert config.catalogue == "s3://bucket/dnas"
     day, night = config.requests()
@@ -77,13 +77,13 @@ def test_a_good_file(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_the_least_that_a_file_says(tmp_path: Path) -> None:
+def test_the_smallest_valid_file_is_read(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, one()))
     assert config.catalogue is None
     assert config.requests() == [Request("a", "photos")]
 
 
-def test_a_dataset_may_take_a_default_back(tmp_path: Path) -> None:
+def test_a_dataset_may_reset_a_default(tmp_path: Path) -> None:
     text = "defaults: {limit: 5}\n" + one(limit="null")
     assert load_config(write(tmp_path, text)).requests() == [Request("a", "photos")]
 
@@ -139,7 +139,7 @@ def test_a_wrong_shape_is_named(tmp_path: Path, text: str, field: str, value: st
     assert value in message
 
 
-def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_several_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     message = refusal(tmp_path, one(bins="1", resize="dirty") + "  - name: b\n")
     for field in ("datasets.0.bins", "datasets.0.resize", "datasets.1.source"):
         assert field in message
@@ -187,7 +187,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_a_hostile_document_is_refused_soon_and_in_little_memory(tmp_path: Path, what: str) -> None:
+def test_a_hostile_document_is_refused_quickly_and_in_little_memory(
+    tmp_path: Path, what: str
+) -> None:
     text, message = HOSTILE[what]
     began, held = monotonic(), getrusage(RUSAGE_SELF).ru_maxrss
     found = refusal(tmp_path, text)
@@ -197,14 +199,14 @@ def test_a_hostile_document_is_refused_soon_and_in_little_memory(tmp_path: Path,
     assert getrusage(RUSAGE_SELF).ru_maxrss - held < 128 * 2**10  # in KiB
 
 
-def test_the_largest_document_that_is_read_is_read_soon(tmp_path: Path) -> None:
+def test_the_largest_accepted_document_is_read_quickly(tmp_path: Path) -> None:
     lines = [f"  - {{name: d{i}, source: s}}\n" for i in range(2000)]
     began = monotonic()
     assert len(load_config(write(tmp_path, "datasets:\n" + "".join(lines))).datasets) == 2000
     assert monotonic() - began < 20
 
 
-def test_aliases_that_repeat_little_are_taken(tmp_path: Path) -> None:
+def test_aliases_that_repeat_little_are_accepted(tmp_path: Path) -> None:
     text = (
         "defaults: &all {bins: 5, resize: fast}\n"
         "datasets:\n"
@@ -224,7 +226,7 @@ def test_aliases_that_repeat_little_are_taken(tmp_path: Path) -> None:
         ("defaults: {limit: 1, 'limit': 2}\n" + one(), "limit", (1, 1)),
     ],
 )
-def test_a_key_that_stands_twice_is_named_with_both_its_lines(
+def test_a_repeated_key_is_named_with_both_its_lines(
     tmp_path: Path, text: str, key: str, lines: tuple[int, int]
 ) -> None:
     message = refusal(tmp_path, text)

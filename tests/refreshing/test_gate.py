@@ -42,7 +42,7 @@ def judged(place: Catalogue, **bound: Any) -> Verdict:
 
 @pytest.mark.parametrize("layer", ["all", "stem", "head"])
 @pytest.mark.parametrize("lens", [None, "moved", "still"])
-def test_a_bound_breaks_where_the_lower_end_is_above_it(
+def test_a_bound_breaks_if_the_lower_end_of_the_interval_is_above_it(
     place: Catalogue, layer: str, lens: str | None
 ) -> None:
     if lens and layer == "head":
@@ -59,7 +59,7 @@ def test_a_bound_breaks_where_the_lower_end_is_above_it(
             assert (found.value, found.holds) == (low, holds)
 
 
-def test_through_lenses_the_same_pair_is_judged_apart(place: Catalogue) -> None:
+def test_a_pair_is_judged_separately_through_each_lens(place: Catalogue) -> None:
     moved, still = (judged(place, lens=lens, max=3) for lens in ("moved", "still"))
     assert (moved.holds, still.holds) == (False, True)
     assert "a and b, through lens moved: " in str(moved)
@@ -67,7 +67,7 @@ def test_through_lenses_the_same_pair_is_judged_apart(place: Catalogue) -> None:
     assert str(still).endswith(" at most 3: holds")
 
 
-def test_what_looks_more_but_not_surely_holds_and_is_said(place: Catalogue) -> None:
+def test_a_bound_inside_the_interval_holds_and_says_so(place: Catalogue) -> None:
     found = judged(place, max=0)
     between = replace(found, bound=Bound(a="a", b="b", max=(found.low + found.emd_corrected) / 2))
     assert between.holds
@@ -87,7 +87,7 @@ def test_without_an_interval_the_plain_distance_is_judged(
     assert judged(place, **bound, max=found.emd).holds
 
 
-def test_what_is_not_defined_does_not_hold() -> None:
+def test_an_undefined_distance_does_not_hold() -> None:
     found = Verdict(Bound(a="a", b="b", max=1000), nan, nan, nan, nan)
     assert not found.holds
     assert "a distance that is not defined, at most 1000: cannot hold" in str(found)
@@ -95,7 +95,7 @@ def test_what_is_not_defined_does_not_hold() -> None:
     assert (row["value"], row["holds"], row["max"], row["lens"]) == (None, False, 1000, None)
 
 
-def test_the_matrix_at_hand_is_not_computed_again(
+def test_a_matrix_that_is_given_is_not_computed_again(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matrix = compare(place)
@@ -136,7 +136,7 @@ def test_errors_name_the_bound(place: Catalogue) -> None:
         ({"a": "new", "layer": "stem"}, "there is no layer 'stem'; there are bn1, "),
     ],
 )
-def test_what_there_is_not_is_refused_before_anything_is_built(
+def test_unknown_datasets_layers_and_lenses_are_refused_before_a_build(
     place: Catalogue, bound: dict[str, str], said: str
 ) -> None:
     wrong = Bound(**{"a": "a", "b": "b", "max": 3.0, **bound})  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ def test_what_there_is_not_is_refused_before_anything_is_built(
         ("hello", "gate.0", "'hello'"),
     ],
 )
-def test_a_wrong_bound_is_named_with_what_it_says(
+def test_a_wrong_bound_is_named_with_its_text(
     tmp_path: Path, entry: str, field: str, value: str
 ) -> None:
     message = refusal(tmp_path, f"{one()}gate:\n  - {entry}\n")
@@ -256,7 +256,7 @@ def test_a_lens_in_the_gate(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_gate_between_specs_is_no_gate(tmp_path: Path) -> None:
+def test_a_gate_between_two_specs_is_an_error(tmp_path: Path) -> None:
     file = config(tmp_path, "{a: day, b: night, max: 99}")
     file.write_text(file.read_text().replace("name: night,", "name: night, bins: 50,"))
     done = refresh(file, exits=1)
@@ -302,7 +302,7 @@ def test_parts_are_judged_as_this_refresh_counted_them(tmp_path: Path) -> None:
     assert told["gate"][0]["emd"] == matrix.of("all", "emd")[0, 1]
 
 
-def test_a_version_of_before_is_not_judged_for_one_built_under_another_spec(tmp_path: Path) -> None:
+def test_an_old_version_is_not_judged_instead_of_one_under_another_spec(tmp_path: Path) -> None:
     bounds = ["{a: day, b: night, max: 99}", "{a: night, b: day/sun, max: 99}", PARTS]
     refresh(parted(tmp_path, {"day": 100, "night": 100}, *bounds))
     broken = "{a: day/sun, b: day/rain, max: 0}"
@@ -329,7 +329,7 @@ def test_a_part_is_judged_against_its_whole_without_an_interval(tmp_path: Path) 
         assert row["holds"] == (row["max"] > 0)
 
 
-def test_what_could_not_be_built_is_not_judged_as_it_was(tmp_path: Path) -> None:
+def test_a_dataset_whose_build_failed_is_not_judged_by_its_old_version(tmp_path: Path) -> None:
     bounds = ["{a: day, b: night, max: 99}", "{a: night, b: day/sun, max: 99}"]
     bins = {"day": 100, "night": 100}
     refresh(parted(tmp_path, bins, *bounds))
@@ -341,7 +341,7 @@ def test_what_could_not_be_built_is_not_judged_as_it_was(tmp_path: Path) -> None
     assert [one["holds"] for one in told["gate"]] == [False, False]
 
 
-def test_a_part_that_is_no_more_is_not_judged(tmp_path: Path) -> None:
+def test_a_part_that_no_longer_exists_is_not_judged(tmp_path: Path) -> None:
     refresh(parted(tmp_path, {"day": 100}, PARTS))
     (tmp_path / "day" / "sun").rename(tmp_path / "day" / "fog")
     done = refresh(parted(tmp_path, {"day": 50}, PARTS), exits=1)

@@ -35,7 +35,7 @@ def test_a_refresh_returns_what_it_did(tmp_path: Path) -> None:
         broken.require_ok()
 
 
-def test_what_cannot_be_built_is_kept_as_an_error(tmp_path: Path) -> None:
+def test_a_build_that_fails_is_returned_as_an_error(tmp_path: Path) -> None:
     file = parted(tmp_path, {"day": 100, "night": 100}, PARTS)
     (tmp_path / "night").rename(tmp_path / "away")
     done = refresh(str(file), resources=RESOURCES)

@@ -219,7 +219,7 @@ def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path)
     reader.kept_to_itself(path)
 
 
-def test_what_runs_in_the_page_is_what_was_written_alone(reader: Reader, tmp_path: Path) -> None:
+def test_the_content_policy_blocks_injected_scripts(reader: Reader, tmp_path: Path) -> None:
     """The policy holds where the escaping does not."""
     path = write(tmp_path / "page.html", matrix_of("a", "b", "c"))
     added = (
@@ -235,7 +235,7 @@ def test_what_runs_in_the_page_is_what_was_written_alone(reader: Reader, tmp_pat
 
 
 @pytest.mark.parametrize("count", [2, 11])
-def test_on_a_telephone_in_the_dark(reader: Reader, tmp_path: Path, count: int) -> None:
+def test_the_page_fits_a_phone_in_dark_mode(reader: Reader, tmp_path: Path, count: int) -> None:
     matrix = with_estimates(matrix_at(count, layers=12), (0, 1))
     path = write(tmp_path / "page.html", matrix)
     background = "return getComputedStyle(document.body).backgroundColor"
@@ -299,7 +299,7 @@ def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path:
     reader.kept_to_itself(path)
 
 
-def test_plain_and_corrected_numbers_are_called_so(reader: Reader, tmp_path: Path) -> None:
+def test_plain_and_corrected_numbers_are_labelled(reader: Reader, tmp_path: Path) -> None:
     matrix = with_estimates(matrix_at(4), (0, 1))
     matrix.estimates["emd_corrected"][1] = np.nan  # as where it is left out for size
     reader.open(write(tmp_path / "page.html", matrix))
@@ -565,9 +565,7 @@ def measured(matrix: Matrix, seed: int) -> Matrix:
 
 
 @pytest.mark.soak
-def test_three_hundred_datasets_take_a_page_that_can_be_used(
-    reader: Reader, tmp_path: Path
-) -> None:
+def test_a_page_of_three_hundred_datasets_is_usable(reader: Reader, tmp_path: Path) -> None:
     """The page has 18 layers, all estimates, the neurons of 300 pairs, samples and provenance."""
     rng = np.random.default_rng(1)
     matrix = measured(matrix_at(300, layers=18), 2)
@@ -608,7 +606,7 @@ def test_three_hundred_datasets_take_a_page_that_can_be_used(
     reader.kept_to_itself(path)
 
 
-def test_a_gallery_is_read_in_any_width_colour_and_by_keyboard(
+def test_a_gallery_works_at_any_width_in_both_schemes_and_by_keyboard(
     reader: Reader, tmp_path: Path
 ) -> None:
     shown = [GalleryImage("p" * 300, ("#1: 7.77", HOSTILE), PIXEL)] * 11

@@ -103,7 +103,7 @@ def shown_by(data: Any) -> set[int]:
     }
 
 
-def test_its_numbers_are_those_of_the_explanation(built: Catalogue, page: bytes) -> None:
+def test_the_page_has_the_numbers_of_the_explanation(built: Catalogue, page: bytes) -> None:
     found, data = explain(built, "day", "night"), data_of(page)
     assert data["layers"] == found.layers.to_pylist()
     assert data["names"] == ["day", "night"]
@@ -150,7 +150,7 @@ def test_each_image_is_embedded_once_and_is_its_thumbnail(built: Catalogue, page
     assert page.count(b"<script") == 2  # the hostile name is data
 
 
-def test_images_that_cannot_be_read_any_more_are_said_with_the_reason(
+def test_images_that_are_no_longer_readable_are_noted_with_the_reason(
     copy: tuple[Catalogue, Path],
 ) -> None:
     catalogue, source = copy
@@ -207,7 +207,7 @@ def test_a_torn_manifest_is_a_note_on_the_page(copy: tuple[Catalogue, Path], tor
     assert data_of(render_matrix_page(gather_matrix_page(catalogue, [compare(catalogue)])))
 
 
-def test_names_that_would_command_a_terminal_are_written_out_on_the_page(
+def test_control_characters_in_names_are_escaped_on_the_page(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = explain(built, "day", "night")
@@ -218,7 +218,7 @@ def test_names_that_would_command_a_terminal_are_written_out_on_the_page(
     assert why.pictures["s3://b/x.tar", "m\x1b[2J"].place == "s3://b/x.tar::m\\x1b[2J"
 
 
-def test_a_store_that_does_not_answer_is_asked_once_a_reader(
+def test_each_reader_asks_a_store_that_does_not_answer_only_once(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
@@ -303,7 +303,7 @@ def test_the_file_stays_small_and_names_the_images_that_it_leaves_out() -> None:
     assert said == {"left out for the size of this page"}
 
 
-def test_a_dataset_without_exemplars_is_said_to_have_none(built: Catalogue) -> None:
+def test_a_dataset_without_exemplars_is_noted(built: Catalogue) -> None:
     data = data_of(
         render_explanation(gather_explanation(built, explain(built, "bare", "night"), samples=0))
     )
@@ -313,7 +313,7 @@ def test_a_dataset_without_exemplars_is_said_to_have_none(built: Catalogue) -> N
     assert all(len(neuron["images"][1]) == MOST_IMAGES for neuron in data["neurons"])
 
 
-def test_of_more_neurons_than_a_page_shows_that_is_said(
+def test_neurons_beyond_the_limit_of_a_page_are_noted(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(explained, "MOST_NEURONS", 2)
@@ -346,7 +346,7 @@ def test_the_command_writes_it_through_a_lens_too(built: Catalogue, tmp_path: Pa
     assert "'why.txt'; name it .html" in done.output
 
 
-def test_its_size_is_told(page: bytes, tmp_path: Path) -> None:
+def test_saving_a_page_returns_its_size(page: bytes, tmp_path: Path) -> None:
     out = tmp_path / "why.html"
     assert save_page(page, str(out)) == out.stat().st_size
 

@@ -43,7 +43,7 @@ def test_names_stand_in_cluster_order_at_both_sides_with_their_numbers() -> None
     assert "3 datasets, all neurons; not corrected: tiny" in tiny
 
 
-def test_marks_are_explained_and_missing_error_bars_are_said() -> None:
+def test_marks_are_explained_and_missing_error_bars_are_noted() -> None:
     marked = texts(with_estimates(matrix_of("a", "b", "c"), (0, 1)))
     assert "differs (q < 0.05)" in marked
     assert "not told apart (q ≥ 0.05)" in marked
@@ -51,7 +51,7 @@ def test_marks_are_explained_and_missing_error_bars_are_said() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 60, 120])
-def test_any_number_of_datasets(count: int) -> None:
+def test_any_number_of_datasets_is_drawn(count: int) -> None:
     names = [f"group/{i:03d}" for i in range(count)]
     matrix = with_estimates(matrix_of(*names), (0, 1))
     data = draw(matrix, "png")
@@ -79,13 +79,13 @@ def test_distances_below_zero_are_drawn() -> None:
     assert "-0.3" in texts(replace(matrix, emd=-0.3 * (matrix.emd > 0)))
 
 
-def test_a_layer_may_be_called_anything() -> None:
+def test_a_layer_may_have_any_name() -> None:
     matrix = replace(matrix_of("a", "b"), layers=("$\\frac{$ <script>&", "層"))
     assert "2 datasets, $\\frac{$ <script>&" in texts(matrix, "$\\frac{$ <script>&")
     draw(matrix, "png", "層")
 
 
-def test_a_lens_is_named_and_a_layer_that_it_does_not_weigh_is_said_to_be_so() -> None:
+def test_a_lens_and_a_layer_without_weight_are_named() -> None:
     matrix = replace(matrix_of("a", "b"), lens="sharp", lens_digest=LENS.digest)
     assert "2 datasets, through lens sharp" in texts(matrix)
     assert "2 datasets, head through lens sharp" in texts(matrix, "head")

@@ -87,7 +87,7 @@ def unpacked(text: str, size: int) -> Floats:
 # The file.
 
 
-def test_it_names_nothing_outside_itself() -> None:
+def test_the_page_refers_to_nothing_outside_itself() -> None:
     text = render_matrix_page(page_of(matrix_of("a", "b", "c"))).decode()
     assert re.findall(r"(?:src|href|url|@import)\s*[=(]\s*[\"']?([^\"')\s]+)", text) == ["data:,"]
     assert "default-src 'none'" in text
@@ -96,7 +96,7 @@ def test_it_names_nothing_outside_itself() -> None:
     assert len(text) < 100_000
 
 
-def test_numbers_are_those_of_the_matrix() -> None:
+def test_the_page_has_the_numbers_of_the_matrix() -> None:
     matrix = with_estimates(matrix_of("a", "b", "c", "d"), (0, 1))
     data = data_of(render_matrix_page(page_of(matrix)))
     (content,) = data["matrices"]
@@ -127,7 +127,7 @@ def test_many_distances_keep_their_first_digits(size: int, seed: int) -> None:
 
 
 @given(seed=st.integers(0, 2**31))
-def test_no_rounding_moves_a_pair_across_a_rate(seed: int) -> None:
+def test_rounding_moves_no_pair_across_a_significance_level(seed: int) -> None:
     rng = np.random.default_rng(seed)
     q = rng.choice(RATES, (90, 90)) * (
         1 + rng.choice([1, -1], (90, 90)) * 10 ** rng.uniform(-17, -1, (90, 90))
@@ -140,13 +140,13 @@ def test_no_rounding_moves_a_pair_across_a_rate(seed: int) -> None:
     np.testing.assert_allclose(seen, exact, rtol=1.01 * 2.0**-BITS_OF_A_TEST)
 
 
-def test_what_is_known_of_no_pair_takes_no_room() -> None:
+def test_columns_without_numbers_take_no_space() -> None:
     assert pack(np.full((3, 3), np.nan)) == ""
     (content,) = data_of(render_matrix_page(page_of(matrix_of("a", "b"))))["matrices"]
     assert set(content["columns"]) == {"emd", "nfd", "fd"}
 
 
-def test_columns_of_least_use_are_left_out_for_room_and_named() -> None:
+def test_the_least_useful_columns_are_left_out_for_size_and_named() -> None:
     matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(30)]), (0, 1))
     whole = data_of(render_matrix_page(page_of(matrix)))
     assert whole["notes"] == []
@@ -168,7 +168,7 @@ def test_columns_of_least_use_are_left_out_for_room_and_named() -> None:
     assert note.endswith(" of 1 layer.")
 
 
-def test_of_a_layer_whose_distances_are_left_out_nothing_is_there() -> None:
+def test_a_layer_whose_distances_are_left_out_has_no_other_columns() -> None:
     """Also where other numbers of it would find room, as they are packed better."""
     rng = np.random.default_rng(0)
     matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(30)]), (0, 1))
@@ -191,7 +191,7 @@ def test_a_dataset_that_cannot_be_corrected_is_named() -> None:
     assert [plane["corrected"] for plane in data["matrices"][0]["arranged"]] == [True] * 3
 
 
-def test_datasets_without_distances_are_named_and_stand_last() -> None:
+def test_datasets_without_distances_are_named_and_come_last() -> None:
     data = data_of(render_matrix_page(page_of(with_nan(matrix_of("a", "b", "c", "d"), 1))))
     assert "b at no distance that is defined in all; last in order." in data["notes"]
     assert all(arranged["order"][-1] == 1 for arranged in data["matrices"][0]["arranged"])
@@ -251,7 +251,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     return catalogue
 
 
-def test_a_page_tells_what_the_catalogue_knows(built: Catalogue) -> None:
+def test_a_page_shows_what_the_catalogue_knows(built: Catalogue) -> None:
     page = gather_matrix_page(built, [compare(built)])
     mixed, day, night = page.panels
     assert (mixed.line, day.line) == ("9 images, 2 failed", "40 images")
@@ -321,7 +321,7 @@ def test_without_error_bars_neurons_are_ranked_plain_and_not_tested(built: Catal
         assert {(n.corrected, n.q) for n in found} == {(None, None)}
 
 
-def test_of_wide_networks_fewer_pairs_are_tested(
+def test_fewer_pairs_are_tested_for_wide_networks(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pair_neurons, "TESTS", sum(tiny.WIDTHS))
@@ -330,7 +330,7 @@ def test_of_wide_networks_fewer_pairs_are_tested(
     assert seen.note.startswith("For its size, this page has the neurons of 1 of 3 pairs")
 
 
-def test_of_many_lenses_each_has_fewer_pairs(
+def test_with_many_lenses_each_has_fewer_pairs(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pair_neurons, "MOST_PAIRS", 2)
@@ -342,7 +342,7 @@ def test_of_many_lenses_each_has_fewer_pairs(
         assert [len(seen.neurons) for seen in page.seen] == [pairs] * lenses
 
 
-def test_through_a_lens_neurons_are_told_by_what_they_add(built: Catalogue) -> None:
+def test_through_a_lens_neurons_are_ranked_by_what_they_add(built: Catalogue) -> None:
     weights = {0: 0.001, 1: -5.0, 3: 6.0}
     lens = Lens.from_rows(
         "few", built.spec(built.find("mixed").spec), [("a", *w) for w in weights.items()]
@@ -395,7 +395,7 @@ def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
     return catalogue
 
 
-def test_a_page_tells_only_of_the_versions_that_were_compared(growing: Catalogue) -> None:
+def test_a_page_describes_only_the_versions_that_were_compared(growing: Catalogue) -> None:
     old = growing.find("a")
     matrix = matrix_module.compare(growing)
     assert growing.find("a").dna != old.dna == matrix.members["a"]
@@ -420,7 +420,7 @@ def test_a_commit_made_meanwhile_is_not_on_the_page(
     assert data["datasets"][0]["line"] == "5 images"
 
 
-def test_of_many_pairs_each_dataset_has_its_nearest(built: Catalogue) -> None:
+def test_with_many_pairs_each_dataset_has_its_nearest(built: Catalogue) -> None:
     matrix = compare(built)
     page = gather_matrix_page(built, [matrix], samples=0, pairs=1)
     upper = {(i, j): shown(matrix)[i, j] for i in range(3) for j in range(i + 1, 3)}
@@ -441,7 +441,7 @@ def test_pairs_are_filled_up_with_the_next_nearest() -> None:
     }
 
 
-def test_images_that_are_gone_are_said_and_the_page_is_whole(tmp_path: Path) -> None:
+def test_missing_images_are_noted_and_the_page_is_complete(tmp_path: Path) -> None:
     catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
     for name, first in (("a", 0), ("b", 50)):
         here = [
@@ -460,7 +460,7 @@ def test_images_that_are_gone_are_said_and_the_page_is_whole(tmp_path: Path) -> 
     assert (tmp_path / "page.html").stat().st_size == size
 
 
-def test_one_bad_sample_leaves_the_others_and_far_ones_are_not_unpacked(
+def test_one_bad_sample_does_not_remove_others_and_far_ones_are_not_unpacked(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(thumbnails, "THUMBNAIL", replace(THUMBNAIL, max_bytes=2_000))
@@ -474,7 +474,7 @@ def test_one_bad_sample_leaves_the_others_and_far_ones_are_not_unpacked(
     assert thumbnails.is_far(replace(near, position=2**40, access="tar gz"))
 
 
-def test_histograms_that_cannot_be_read_are_said(
+def test_histograms_that_cannot_be_read_are_noted(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: object, **__: object) -> bytes:

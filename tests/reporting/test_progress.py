@@ -51,7 +51,7 @@ def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         (90061, "25:01:01"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_are_written_in_hours_minutes_and_seconds(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -60,13 +60,13 @@ def test_a_line_tells_rate_shards_failures_and_time_left() -> None:
     assert line == "1,200/4,000 images  75.0/s  10/32 shards  1 failed  0:00:37 left"
 
 
-def test_a_line_that_is_done_tells_how_long_it_took() -> None:
+def test_the_last_line_tells_how_long_the_stage_took() -> None:
     line = line_of(STAGE, 4000, 32, 0, 61.0)
     assert line == "4,000/4,000 images  65.6/s  32/32 shards  0 failed  in 0:01:01"
 
 
 @pytest.mark.parametrize(("images", "elapsed"), [(0, 0.0), (0, 5.0), (3, 0.0)])
-def test_nothing_yet_or_no_time_divides_by_nothing(images: int, elapsed: float) -> None:
+def test_no_images_or_no_time_does_not_divide_by_zero(images: int, elapsed: float) -> None:
     line = line_of(Started(total=10, steps=2), images, 0, 0, elapsed)
     assert "time left unknown" in line
     assert "0.0/s" in line
@@ -166,7 +166,7 @@ def test_an_exception_ends_the_bar_and_gives_the_cursor_back(terminal: Console) 
     assert written(terminal).count(SHOW_CURSOR) == 1
 
 
-def test_resuming_says_what_is_there_and_counts_only_the_rest(
+def test_resuming_says_what_exists_and_counts_only_the_rest(
     sleep: Callable[[float], None],
 ) -> None:
     out = io.StringIO()
@@ -202,7 +202,7 @@ def test_a_second_start_counts_from_zero(sleep: Callable[[float], None]) -> None
     ]
 
 
-def test_steps_that_fail_and_are_tried_again_are_said() -> None:
+def test_steps_that_fail_and_are_tried_again_are_reported() -> None:
     out = io.StringIO()
     progress = Lines(out)
     progress(Started(total=6, steps=2))
@@ -228,7 +228,7 @@ def test_a_stage_that_an_exception_ends_has_no_last_line() -> None:
     assert out.getvalue() == ""
 
 
-def test_a_stage_is_told_of_from_its_start_to_its_end() -> None:
+def test_a_stage_is_announced_at_its_start_and_at_its_end() -> None:
     events: list[Event] = []
     with stage(events.append, Started(total=6, steps=1)):
         events.append(StepDone(6))
@@ -238,7 +238,7 @@ def test_a_stage_is_told_of_from_its_start_to_its_end() -> None:
     assert events[-1] == Finished(ok=False)
 
 
-def test_silence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_ignoring_listener_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ignore
     progress(Said("anything"))
     progress(Started(total=1, steps=1, present=1))
@@ -247,7 +247,7 @@ def test_silence(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_goes_to_stderr_where_machines_do_not_look(
+def test_progress_goes_to_stderr(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Lines()(Said("hello"))

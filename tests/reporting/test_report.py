@@ -106,7 +106,7 @@ def test_eleven_datasets_fit_eighty_columns() -> None:
     assert rows(matrix)[0] == ["0", *(f"{180 * j / 10:.0f}" for j in range(1, 11))]
 
 
-def test_a_decimal_where_there_is_room() -> None:
+def test_a_decimal_is_shown_if_there_is_room() -> None:
     matrix = matrix_of(*DATASETS, scale=180.0)
     assert rows(matrix, width=120)[0] == ["0", *(f"{18.0 * j:.1f}" for j in range(1, 11))]
     few = matrix_of("a", "b", "c", scale=12.34)
@@ -114,7 +114,7 @@ def test_a_decimal_where_there_is_room() -> None:
 
 
 @pytest.mark.parametrize("width", [10, 20, 80, 250])
-def test_what_does_not_fit_gives_way_to_the_nearest_pairs(width: int) -> None:
+def test_a_table_that_does_not_fit_is_replaced_by_the_nearest_pairs(width: int) -> None:
     names = [f"some/long-group/of-datasets/number-{i:02d}" for i in range(60)]
     lines = printed(matrix_of(*names, scale=999.0), width)
     assert lines[0].endswith("too wide for here; the nearest 20 pairs of 1,770:")
@@ -130,7 +130,7 @@ def test_pairs_without_a_distance_are_counted_where_pairs_are_listed() -> None:
     assert lines[4:] == ["3 pairs have no distance that is defined"]
 
 
-def test_of_a_thousand_datasets_no_table_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_table_is_made_of_many_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "_table", lambda *_: pytest.fail("it takes minutes"))
     assert printed(matrix_of(*[f"d{i}" for i in range(41)]))[0].startswith("41 datasets make a")
 
@@ -226,7 +226,7 @@ def test_undefined_distances_are_printed_as_such() -> None:
     assert len(nearest_sentences(all_undefined)) == 1
 
 
-def test_undefined_distances_are_nobodys_nearest_or_farthest() -> None:
+def test_undefined_distances_are_never_nearest_or_farthest() -> None:
     first, second, *_ = nearest_sentences(with_nan(matrix_of("x", "a", "b", "c"), 0))[1:]
     assert first == "a  nearest b 33.3, farthest c 66.7"
     assert second == "b  nearest a 33.3, farthest c 33.3"
@@ -241,7 +241,7 @@ def test_sentences_name_the_nearest_and_the_farthest() -> None:
     ]
 
 
-def test_one_distance_is_said_once() -> None:
+def test_one_distance_is_printed_once() -> None:
     pair = matrix_of("a", "b")
     assert nearest_sentences(pair, "stem") == ["a to b 50.0"]
     assert sentences_heading(pair) == (
@@ -260,7 +260,7 @@ def test_one_distance_is_said_once() -> None:
     assert nearest_sentences(matrix)[2].startswith("c  nearest b 49.0 [48.5, 49.5], farthest a")
 
 
-def test_sentences_have_what_the_folds_say() -> None:
+def test_sentences_have_intervals_and_q() -> None:
     matrix = with_estimates(matrix_of("a", "b", "c", "d", scale=30.0), (0, 1))
     alike = "; not told apart from"
     assert nearest_sentences(matrix) == [
@@ -271,7 +271,7 @@ def test_sentences_have_what_the_folds_say() -> None:
     ]
 
 
-def test_where_none_is_told_apart_the_nearest_is_named_all_the_same() -> None:
+def test_the_nearest_is_named_even_if_no_pair_is_told_apart() -> None:
     pairs = [(i, j) for i in range(6) for j in range(i)]
     matrix = with_estimates(matrix_of(*"abcdef", scale=2.0), *pairs)
     assert nearest_sentences(matrix)[0] == (
@@ -306,7 +306,7 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
     assert verdicts(matrix).tolist()[0] == [UNTESTED, ALIKE, UNTESTED, DIFFERENT]
 
 
-def test_of_one_pair_it_is_said_so() -> None:
+def test_one_pair_is_described_in_the_singular() -> None:
     (heading, *_) = printed(matrix_of("a", "b" * 90))
     assert heading == "2 datasets make a table too wide for here; the only pair:"
     lines = printed(with_nan(matrix_of("a", "b", "c" * 90), 1))
@@ -326,7 +326,7 @@ def test_of_one_pair_it_is_said_so() -> None:
     assert summary_sentence(three).startswith("1 of 3 pairs differs at")
 
 
-def test_plain_and_corrected_numbers_are_called_so() -> None:
+def test_plain_and_corrected_numbers_are_labelled() -> None:
     plain, corrected = matrix_of("a", "b"), with_estimates(matrix_of("a", "b"))
     assert "not corrected" not in title_of(plain)
     assert title_of(corrected).endswith(", corrected for the sizes of the samples")
@@ -360,7 +360,7 @@ def test_a_dataset_too_small_to_correct_is_named_and_the_others_are_corrected() 
 LENS = Lens("sharp", (("stem", 2), ("head", 1)), np.array([1.0, -1.0, 2.0]))
 
 
-def test_a_lens_is_named_and_a_layer_that_it_does_not_weigh_is_said_to_be_so() -> None:
+def test_a_lens_and_a_layer_without_weight_are_named() -> None:
     matrix = replace(matrix_of("a", "b"), lens="sharp", lens_digest=LENS.digest)
     assert title_of(matrix).startswith("Earth Mover's Distance through lens sharp, in bins")
     assert title_of(matrix, "head").startswith("Earth Mover's Distance of head through lens sharp,")

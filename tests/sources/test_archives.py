@@ -124,7 +124,7 @@ def expected(name: str, pairs: Pairs) -> list[tuple[str, bytes]]:
 # What was written is what is read.
 
 
-def test_an_archive_is_known_by_its_name() -> None:
+def test_an_archive_is_recognised_by_its_name() -> None:
     kinds = {
         name: archive_kind(f"s3://bucket/{name}") for name in ("a.TAR", "a.tgz", "a.jpg", *WRITERS)
     }
@@ -180,7 +180,7 @@ def test_a_name_that_is_not_utf8_is_printed_with_escapes(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_of_members_with_one_name_the_last_counts(name: str, tmp_path: Path) -> None:
+def test_of_members_with_the_same_name_the_last_counts(name: str, tmp_path: Path) -> None:
     pairs = [("a", b"old"), ("b", b"other"), ("a", b"new")]
     with pytest.warns(UserWarning, match="Duplicate") if "zip" in name.lower() else nullcontext():
         uri = put(tmp_path, name, WRITERS[name](pairs))
@@ -202,7 +202,7 @@ def test_any_order_from_many_threads_reads_the_same(name: str, ahead: int, tmp_p
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "plain.parquet", "stream.arrow"])
-def test_members_that_were_passed_are_kept_up_to_a_limit(name: str, tmp_path: Path) -> None:
+def test_skipped_members_are_kept_up_to_a_limit(name: str, tmp_path: Path) -> None:
     uri = put(tmp_path, name, WRITERS[name](MEMBERS))
     entries = entries_of(uri, indexed(uri))
     with members(entries, ahead=3) as read:
@@ -212,7 +212,7 @@ def test_members_that_were_passed_are_kept_up_to_a_limit(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_some_of_the_members_are_read(name: str, tmp_path: Path) -> None:
+def test_some_members_can_be_read_without_the_others(name: str, tmp_path: Path) -> None:
     uri = put(tmp_path, name, WRITERS[name](MEMBERS))
     entries = entries_of(uri, indexed(uri))[3:5]
     with members(entries) as read:
@@ -233,7 +233,7 @@ def whole_before(name: str, data: bytes, cut: int) -> int:
 @pytest.mark.parametrize("name", WRITERS)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(part=st.floats(0, 1, exclude_max=True))
-def test_a_truncated_archive_keeps_what_is_whole_and_fails(
+def test_a_truncated_archive_gives_its_whole_members_and_a_failure(
     name: str, part: float, tmp_path: Path
 ) -> None:
     data = WRITERS[name](MEMBERS)
@@ -421,7 +421,7 @@ def test_a_sparse_member_is_unsupported_and_the_next_is_read(tmp_path: Path) -> 
     assert contents(uri) == [("holes.jpg", "unsupported"), YES]
 
 
-def test_a_packed_tar_is_known_by_its_content(tmp_path: Path) -> None:
+def test_a_packed_tar_is_recognised_by_its_content(tmp_path: Path) -> None:
     assert contents(put(tmp_path, "a.tar", gzip.compress(GOOD + END))) == [YES]
     assert contents(put(tmp_path, "a.tgz", GOOD + END)) == [YES]
 
@@ -535,7 +535,7 @@ def test_a_member_of_too_many_bytes_is_not_read(
     assert sum(asked) < MAX_BYTES
 
 
-def test_a_member_that_states_less_than_it_takes_is_not_read(tmp_path: Path) -> None:
+def test_a_member_that_is_larger_than_it_states_is_not_read(tmp_path: Path) -> None:
     """Or a few bytes would have gigabytes read."""
     for data in (
         central(STORED, 24, "<I", 10),
@@ -614,7 +614,7 @@ def test_an_archive_in_an_archive_is_not_opened(tmp_path: Path) -> None:
 # Tables.
 
 
-def test_a_null_row_is_empty(tmp_path: Path) -> None:
+def test_a_null_row_fails_as_empty(tmp_path: Path) -> None:
     plain = pa.table({"image": pa.array([b"1", None, b""], pa.binary())})
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rows = [{"bytes": b"1", "path": "x"}, None, {"bytes": None, "path": "/elsewhere.jpg"}]
@@ -825,7 +825,7 @@ def test_adjacent_members_are_read_by_one_request(
         monkeypatch.setattr(storage, "read_range", spy)
 
 
-def test_spans_are_dropped_when_their_members_are_taken(
+def test_spans_are_released_when_their_members_have_been_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spans, "SPAN_BYTES", 1 << 20)
@@ -919,7 +919,7 @@ def test_a_torn_archive_is_listed_beside_what_it_held(counter: Counter, tmp_path
     ]
 
 
-def test_a_library_that_nests_too_deeply_blames_the_archive(tmp_path: Path) -> None:
+def test_a_recursion_error_of_a_library_is_a_defect_of_the_archive(tmp_path: Path) -> None:
     """The depth may run out anywhere, also while storage reads."""
 
     class Deep(io.BytesIO):

@@ -89,7 +89,7 @@ def patched_storage(store: FakeStore) -> Any:
 
 
 @given(st.text(max_size=12), st.one_of(st.none(), st.text(max_size=12)))
-def test_a_midpoint_lies_between(after: str, until: str | None) -> None:
+def test_a_midpoint_is_between_its_two_keys(after: str, until: str | None) -> None:
     middle = midpoint(after, until)
     assert middle is None or (after < middle and (until is None or middle < until))
 
@@ -183,7 +183,7 @@ def test_parts_hold_what_was_added() -> None:
     assert (found.source, found.ignored) == ("s3://b", {".txt": 2})
 
 
-def test_parts_are_written_as_they_come_and_go_with_the_listing(
+def test_parts_are_written_while_listing_and_removed_with_the_listing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(listing, "PART_ENTRIES", 10)
@@ -276,7 +276,7 @@ def test_two_listings_of_one_source_do_not_harm_each_other(
     assert plan(list_source(ROOT, checkpoint=checkpoint_in(folder))).candidates == 2700
 
 
-def test_parts_of_two_listings_are_never_taken_for_one(
+def test_parts_of_two_listings_are_never_mixed(
     serve: Any, small_parts: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One begins, another lists anew in its place and dies, and the first goes on."""
@@ -325,7 +325,7 @@ def test_a_full_disk_is_reported(serve: Any, monkeypatch: pytest.MonkeyPatch) ->
         list_source(ROOT)
 
 
-def test_a_page_with_the_marker_of_the_folder_alone_is_not_the_end(
+def test_a_page_with_only_the_folder_marker_does_not_end_the_listing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nor is it asked for ever again."""
@@ -343,7 +343,7 @@ def row(key: str, size: int) -> dict[str, Any]:
     return {"Key": key, "Size": size, "ETag": '"e"', "LastModified": NOW}
 
 
-def test_archives_found_before_the_interruption_are_looked_into_after_it(
+def test_archives_found_before_the_interruption_are_indexed_after_it(
     serve: Any, small_parts: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = (tmp_path / "kept").as_uri()

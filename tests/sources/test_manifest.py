@@ -173,7 +173,7 @@ def in_archives(sizes: list[int]) -> list[Entry]:
 
 @settings(max_examples=20)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=5), st.integers(0, 30))
-def test_members_of_an_archive_are_spread_in_runs_as_they_lie(
+def test_members_of_an_archive_are_split_into_contiguous_runs(
     sizes: list[int], single: int
 ) -> None:
     found = in_archives(sizes) + entries(single)

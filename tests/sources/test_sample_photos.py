@@ -90,7 +90,9 @@ def pairs(written: dict[str, Path], name: str) -> list[tuple[Image.Image, Image.
     return [(named(name, path).convert("L"), grey(path)) for path in written[name].iterdir()]
 
 
-def test_names_and_numbers(folder: Path, written: dict[str, Path]) -> None:
+def test_the_datasets_have_the_stated_names_and_numbers_of_images(
+    folder: Path, written: dict[str, Path]
+) -> None:
     assert list(written) == list(DATASETS)
     assert len(DATASETS) >= 8
     assert {"photos/original", "photos/other-crops", "textures", *VARIANTS} <= DATASETS.keys()
@@ -117,7 +119,7 @@ def test_every_file_is_a_small_square_image_named_for_its_crop(written: dict[str
     assert kinds == {(".jpg", "JPEG"), (".png", "PNG")}
 
 
-def test_no_image_twice_in_a_dataset(written: dict[str, Path]) -> None:
+def test_no_dataset_has_an_image_twice(written: dict[str, Path]) -> None:
     for name, folder in written.items():
         files = digests(folder)
         # A doubled sky is white all over, wherever it was cropped.
@@ -127,12 +129,14 @@ def test_no_image_twice_in_a_dataset(written: dict[str, Path]) -> None:
         assert len(set(once)) == len(once), name
 
 
-def test_same_bytes_twice(folder: Path, written: dict[str, Path], tmp_path: Path) -> None:
+def test_writing_twice_gives_the_same_bytes(
+    folder: Path, written: dict[str, Path], tmp_path: Path
+) -> None:
     write_datasets(tmp_path)
     assert digests(tmp_path) == digests(folder)
 
 
-def test_another_seed_other_crops(written: dict[str, Path], tmp_path: Path) -> None:
+def test_another_seed_gives_other_crops(written: dict[str, Path], tmp_path: Path) -> None:
     other = write_datasets(tmp_path, seed=1)
     for name, folder in written.items():
         first, second = set(digests(folder)), set(digests(other[name]))
@@ -140,7 +144,7 @@ def test_another_seed_other_crops(written: dict[str, Path], tmp_path: Path) -> N
         assert len(first & second) < len(first) / 4, name
 
 
-def test_a_dataset_is_drawn_without_regard_to_the_others(
+def test_a_dataset_does_not_depend_on_the_others(
     files: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in reversed(DATASETS):
@@ -159,7 +163,7 @@ def test_no_two_datasets_are_drawn_alike(files: dict[str, list[str]]) -> None:
         assert 0.04 < same / 120 < 0.27, (one, other)  # one in seven
 
 
-def test_pictures_and_sides_are_drawn_and_not_dealt(files: dict[str, list[str]]) -> None:
+def test_pictures_and_sizes_are_drawn_independently(files: dict[str, list[str]]) -> None:
     photos = [files[name] for name in PHOTOS]
     numbers = [Counter(file.split("-s")[0] for file in of).values() for of in photos]
     assert {len(of) for of in numbers} == {7}
@@ -177,7 +181,9 @@ def test_other_crops_are_unchanged_and_drawn_from_the_same(written: dict[str, Pa
     assert one == other
 
 
-def test_brighter_and_darker(written: dict[str, Path]) -> None:
+def test_brighter_and_darker_crops_have_twice_and_half_the_brightness(
+    written: dict[str, Path],
+) -> None:
     doubled = [min(255, 2 * value) for value in range(256)] * 3
     for path in written["photos/brighter"].iterdir():
         crop = named("photos/brighter", path).point(doubled).convert("L")
@@ -199,7 +205,7 @@ def test_blurred_has_weaker_edges(written: dict[str, Path]) -> None:
         assert edges(blurred) < edges(original) * 0.8
 
 
-def test_finished_datasets_are_left_alone(
+def test_finished_datasets_are_not_written_again(
     folder: Path, written: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -29,7 +29,7 @@ def names(listing) -> list[str]:
     return [storage.readable(uri).rpartition("/")[2] for uri in uris]
 
 
-def test_a_folder_is_searched_in_depth_whatever_the_extension(tmp_path: Path) -> None:
+def test_a_folder_is_searched_recursively_whatever_the_extensions(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.JPEG", "c/d.PnG", "c/e/f", "odd.xyz", "x.txt", "y.JSON", "README")
     touch(tmp_path, ".DS_Store", "._a.jpg", "z.md")
     listing = list_source(tmp_path)
@@ -50,7 +50,7 @@ def test_include_and_exclude_match_names_and_paths(tmp_path: Path) -> None:
     assert names(list_source(tmp_path, Rules(include="with space/*"))) == ["c.png"]
 
 
-def test_a_glob(tmp_path: Path) -> None:
+def test_a_glob_selects_files(tmp_path: Path) -> None:
     touch(tmp_path, "a1.png", "a2.png", "b/a3.png", "c.txt")
     assert names(list_source(f"{tmp_path}/a*.png")) == ["a1.png", "a2.png"]
     assert names(list_source(f"{tmp_path}/**/*.png")) == ["a1.png", "a2.png", "a3.png"]
@@ -66,7 +66,7 @@ def test_the_listing_states_its_source(tmp_path: Path) -> None:
     assert storage.readable(list_source(f"{tmp_path}/set/*.png").source) == str(tmp_path / "set")
 
 
-def test_a_folder_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
+def test_a_folder_whose_name_looks_like_a_glob_is_listed(tmp_path: Path) -> None:
     touch(tmp_path, "set [1]/a.png")
     assert names(list_source(tmp_path / "set [1]")) == ["a.png"]
 
@@ -201,7 +201,7 @@ def test_a_column_of_a_table_groups(tmp_path: Path) -> None:
         list_source(path, Rules(group_by="video"))
 
 
-def test_objects_with_size_and_identity_in_a_table_are_not_looked_up(tmp_path: Path) -> None:
+def test_objects_whose_size_and_identity_are_in_a_table_are_not_asked_for(tmp_path: Path) -> None:
     """They are not asked for until the image is read."""
     touch(tmp_path, "a.png")
     real = storage.info((tmp_path / "a.png").as_uri())
@@ -227,7 +227,7 @@ def test_a_table_names_the_row_that_is_wrong(tmp_path: Path) -> None:
         list_source(tmp_path / "t.csv")
 
 
-def test_one_file_and_other_stores(tmp_path: Path, bucket: str) -> None:
+def test_single_files_and_other_stores_are_sources(tmp_path: Path, bucket: str) -> None:
     touch(tmp_path, "a.png")
     assert names(list_source(tmp_path / "a.png")) == ["a.png"]
     assert names(list_source((tmp_path / "a.png").as_uri())) == ["a.png"]
@@ -253,7 +253,7 @@ def test_missing_and_empty_sources_are_refused_by_name(tmp_path: Path) -> None:
         list_source("")
 
 
-def test_a_bucket_that_is_not_there(bucket: str) -> None:
+def test_a_missing_bucket_is_named(bucket: str) -> None:
     with pytest.raises(SourceError, match="no-such-bucket-of-ours"):
         list_source("s3://no-such-bucket-of-ours/x")
 
@@ -269,7 +269,7 @@ def test_groups_are_leading_folders(tmp_path: Path) -> None:
         list_source(tmp_path, Rules(group_by="video"))
 
 
-def test_other_kinds_of_files_are_known_by_name() -> None:
+def test_files_of_other_kinds_are_recognised_by_name() -> None:
     assert other_kind("s3://b/x/labels.CSV") == ".csv"
     assert other_kind("s3://b/LICENSE") == "license"
     assert other_kind("s3://b/x.jpg") is None

@@ -106,7 +106,9 @@ def running_in(folder: Path) -> list[str]:
     return found
 
 
-def test_which_server_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_server_of_the_tests_is_chosen_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv(s3.CHOICE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert s3.chosen() == "moto"
@@ -265,7 +267,9 @@ def test_the_error_of_a_mistake_comes_at_once_and_says_what_to_do(
 
 @only_ceph(DENIED)
 @pytest.mark.soak
-def test_the_permissions_of_the_runbook_are_enough_and_needed(use: Callable[..., None]) -> None:
+def test_the_permissions_of_the_runbook_are_sufficient_and_necessary(
+    use: Callable[..., None],
+) -> None:
     """An image that may not be read does not count as a failure of the image."""
     images, dnas = new_bucket("images"), new_bucket("dnas")
     fill(images, 2)
@@ -486,7 +490,7 @@ def test_a_bucket_that_drops_the_condition_is_refused() -> None:
 
 
 @pytest.mark.soak
-def test_the_whole_job_by_commands() -> None:
+def test_a_whole_job_runs_by_commands() -> None:
     """One dataset is built on Ray and one without. Images and catalogue have a bucket each."""
     images, dnas = new_bucket("images"), new_bucket("dnas")
     fill(f"{images}/day", 5)

@@ -75,7 +75,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         (416, "InvalidRange", 1),
     ],
 )
-def test_which_answers_of_s3_are_tried_again(status: int, code: str, expected: int) -> None:
+def test_transient_answers_of_s3_are_tried_again(status: int, code: str, expected: int) -> None:
     assert tries(s3_error(status, code)) == expected
 
 
@@ -93,7 +93,7 @@ def test_pauses_grow_and_are_not_all_the_same(monkeypatch: pytest.MonkeyPatch) -
     assert len({waited[0] for waited in pauses}) > 10
 
 
-def test_no_try_begins_after_the_time_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_try_begins_after_the_total_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDNA_STORAGE_TOTAL_SECONDS", "0.5")
     monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "1000")
     monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.2")
@@ -102,7 +102,7 @@ def test_no_try_begins_after_the_time_that_there_is(monkeypatch: pytest.MonkeyPa
     assert time.monotonic() - began < 5
 
 
-def test_the_number_of_tries_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_tells_the_number_of_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     def action() -> None:
         raise ConnectionResetError("reset")
 
@@ -158,7 +158,7 @@ def test_a_program_that_asks_for_no_log_gets_none() -> None:
 
 @pytest.mark.parametrize("value", ["", "x", "0", "-1", "nan", "inf"])
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_a_setting_that_is_no_such_number_is_named(
+def test_an_invalid_setting_is_named(
     variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -166,13 +166,13 @@ def test_a_setting_that_is_no_such_number_is_named(
         attempt(URI, lambda: 1)
 
 
-def test_tries_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_tries_must_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "2.5")
     with pytest.raises(UsageError, match=r"ATTEMPTS is '2.5'; it must be a whole number"):
         RetrySettings.from_environment()
 
 
-def test_settings_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, variable in enumerate(VARIABLES, 1):
         monkeypatch.setenv(variable, str(number))
     assert RetrySettings.from_environment() == RetrySettings(1, 2, 3, 4, 5, 6)
@@ -245,7 +245,7 @@ def dated(ahead: float) -> str:
         ("403", "no date", "access denied; check the credentials"),
     ],
 )
-def test_a_clock_that_is_off_is_told(code: str, date: str | int, message: str) -> None:
+def test_a_wrong_clock_is_reported(code: str, date: str | int, message: str) -> None:
     """A refusal of a HEAD has no message. A number is by how many seconds the clock is ahead."""
     date = dated(date) if isinstance(date, int) else date
     error = s3_error(403, code, "", **({"date": date} if date else {}))

@@ -177,7 +177,7 @@ def test_an_overwritten_key_recomputes_its_shard_only(place: Catalogue, root: st
     assert place.head().number == 3
 
 
-def test_an_added_key_leaves_the_shards_that_there_were(place: Catalogue, root: str) -> None:
+def test_an_added_key_does_not_change_existing_shards(place: Catalogue, root: str) -> None:
     """It is listed first, so every shard would change if the shards were planned again."""
     video = fill(f"{root}/images/video", 4, first_seed=10)
     request = small_request("photos", f"{root}/images", group_by="1", shard_images=2)
@@ -213,7 +213,7 @@ def test_a_build_whose_object_disappears_after_planning_names_it(
     assert result.version.images == (3 if change == "deleted" else 4)
 
 
-def test_what_is_not_there_is_named(place: Catalogue, root: str, images: str) -> None:
+def test_missing_objects_and_buckets_are_named(place: Catalogue, root: str, images: str) -> None:
     with pytest.raises(
         SourceError, match="s3://no-such-bucket/images: there is no bucket no-such-bucket"
     ):
@@ -225,7 +225,7 @@ def test_what_is_not_there_is_named(place: Catalogue, root: str, images: str) ->
         run(Catalogue("s3://no-such-bucket/catalogue"), small_request("photos", images))
 
 
-def test_globs_and_lists_of_keys(place: Catalogue, root: str, images: str) -> None:
+def test_globs_and_lists_of_keys_are_sources(place: Catalogue, root: str, images: str) -> None:
     put(f"{root}/list.txt", f"{images}/photo-0001.jpg\n{images}/photo-0002.jpg\n".encode())
     globbed, listed = run(
         place,
@@ -272,7 +272,7 @@ def test_the_secret_is_nowhere_in_the_catalogue_nor_in_what_is_printed(
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://nowhere.invalid"])
-def test_a_store_that_is_away_is_an_error_without_the_secret(
+def test_an_unreachable_store_is_an_error_without_the_secret(
     images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
     """An error of the connection holds its request, which we print without the secret."""
@@ -310,6 +310,6 @@ def test_the_settings_that_workers_are_given_are_no_secrets() -> None:
     assert set(retry.VARIABLES) < named
 
 
-def test_create_is_exclusive_here(root: str) -> None:
+def test_create_is_exclusive_on_the_test_server(root: str) -> None:
     storage.require_exclusive(root)
     assert contents(root) == {}

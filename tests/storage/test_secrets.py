@@ -162,7 +162,7 @@ def vdna(*words: object, exits: tuple[int, ...] = (0,)) -> str:
 
 
 @pytest.mark.soak
-def test_commands_that_end_well(opened: str, planted: None, tmp_path: Path) -> None:
+def test_successful_commands_reveal_no_secret(opened: str, planted: None, tmp_path: Path) -> None:
     """Runs all of them, in a bucket that the secrets open."""
     bucket = opened
     root = f"{bucket}/{uuid.uuid4().hex}"
@@ -314,7 +314,9 @@ def test_a_url_with_a_secret_in_a_list_or_a_config_is_refused_by_its_line(
 @pytest.mark.parametrize(
     "path", ["redirect.jpg", "403.jpg", "404.jpg", "500.jpg", "redirect/list.txt"]
 )
-def test_a_web_server_that_refuses(out: Path, planted: None, server: str, path: str) -> None:
+def test_a_refusal_of_a_web_server_reveals_no_secret(
+    out: Path, planted: None, server: str, path: str
+) -> None:
     Answers.seen.clear()
     vdna("build", "a", f"{server}/{path}", "-c", out / "c", "--workers", 0, exits=(1, 2))
     with pytest.raises((VdnaError, UsageError)) as caught:
@@ -325,7 +327,7 @@ def test_a_web_server_that_refuses(out: Path, planted: None, server: str, path: 
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
-def test_an_object_store_that_refuses(
+def test_a_refusal_of_an_object_store_reveals_no_secret(
     out: Path, planted: None, server: str, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
@@ -340,7 +342,9 @@ def test_an_object_store_that_refuses(
         vdna(*words, *more, exits=(0, 1, 2) if status == 404 else (1, 2))
 
 
-def test_a_store_that_is_away(out: Path, planted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_reveals_no_secret(
+    out: Path, planted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     forget_clients()
     for argument in ("source", "ls", "verify", "gc"):
@@ -405,7 +409,7 @@ def test_the_source_that_a_file_of_the_reference_states_is_stored_without_secret
         (f"the token {HUB}", "the token hf_…"),
     ],
 )  # fmt: skip
-def test_redaction(text: str, expected: str) -> None:
+def test_secrets_in_texts_are_redacted(text: str, expected: str) -> None:
     assert redact(text) == expected
     assert redact(expected) == expected
     assert str(SourceError(text)) == expected
@@ -475,7 +479,7 @@ def test_errors_travel_between_processes_as_they_are() -> None:
 
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
-def test_ray_is_told_no_secret(
+def test_ray_receives_no_secret(
     opened: str, planted: None, server: str, tmp_path: Path, images: Path
 ) -> None:
     """Neither the files of its session nor its state hold one, after good and bad builds."""

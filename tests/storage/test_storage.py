@@ -87,7 +87,7 @@ def test_walk_info_read_replace_delete(root: str) -> None:
     assert found == [storage.join(root, "x", "2.bin")]
 
 
-def test_what_is_not_there_is_a_source_error(root: str) -> None:
+def test_a_missing_object_is_a_source_error(root: str) -> None:
     missing = storage.join(root, "missing")
     for action in (storage.read, storage.info, lambda u: list(storage.walk(u))):
         with pytest.raises(SourceError, match="missing"):
@@ -231,7 +231,7 @@ class LosingProxy:
             each.close()
 
 
-def test_denied_is_not_tried_again(monkeypatch, tmp_path: Path) -> None:
+def test_a_denied_request_is_not_tried_again(monkeypatch, tmp_path: Path) -> None:
     calls = []
 
     def denied(_: LocalStore, uri: str, *part: int | None) -> NoReturn:
@@ -303,7 +303,7 @@ HUB = "HfHubHTTPError OSError"
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_errors_of_http_clients_get_our_names(
+def test_errors_of_http_clients_become_vdna_errors(
     error: Exception, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
@@ -329,7 +329,7 @@ def test_errors_of_http_clients_get_our_names(
             pass
 
 
-def test_errors_of_a_real_web_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_real_web_server_become_vdna_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """The errors above imitate what a real client raises here."""
     monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
 
@@ -375,12 +375,12 @@ def test_errors_of_a_real_web_server(monkeypatch: pytest.MonkeyPatch) -> None:
         ("memory:///x", "memory://x"),
     ],
 )
-def test_a_place_has_one_spelling(url: str, expected: str) -> None:
+def test_a_url_has_one_canonical_form(url: str, expected: str) -> None:
     assert storage.canonical(url) == expected
     assert storage.canonical(expected) == expected
 
 
-def test_relative_and_home_paths(monkeypatch, tmp_path: Path) -> None:
+def test_relative_and_home_paths_become_file_urls(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.canonical("x/./y") == (tmp_path / "x" / "y").as_uri()
     assert storage.canonical("~/x").startswith("file:///")
@@ -557,7 +557,7 @@ def test_a_file_that_changes_while_it_is_read_in_part_is_noticed(root: str, list
             file.read(10)
 
 
-def test_a_file_that_is_written_again_while_it_is_read_is_not_taken(
+def test_a_file_that_is_written_again_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy may set the time back at its end, so that the file looks as it was listed."""
@@ -578,7 +578,7 @@ def test_a_file_that_is_written_again_while_it_is_read_is_not_taken(
         storage.read(listed.uri, listed.identity)
 
 
-def test_a_folder_is_no_object(root: str) -> None:
+def test_a_folder_cannot_be_read_as_an_object(root: str) -> None:
     storage.create(storage.join(root, "folder", "a"), b"x")
     folder = storage.join(root, "folder")
     assert storage.exists(folder)
@@ -814,7 +814,7 @@ def test_a_full_disk_is_named_and_nothing_is_half_written(
     assert storage.create(path.as_uri(), b"x")
 
 
-def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+def test_a_write_that_the_kernel_refuses_leaves_nothing(tmp_path: Path) -> None:
     """The kernel itself refuses in the middle of a write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "a"
@@ -827,7 +827,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_without_links_is_told_from_a_full_one(
+def test_a_disk_without_hard_links_is_not_reported_as_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_links(*_: object) -> NoReturn:
@@ -864,7 +864,7 @@ getattr(storage, sys.argv[1])(sys.argv[2], b"x" * 1000)
 
 
 @pytest.mark.parametrize("write", ["create", "replace"])
-def test_a_writer_that_dies_before_the_end_leaves_nothing_to_be_seen(
+def test_a_writer_that_dies_before_the_end_leaves_no_visible_object(
     write: str, tmp_path: Path
 ) -> None:
     uri = (tmp_path / "a").as_uri()
@@ -879,7 +879,7 @@ def test_a_writer_that_dies_before_the_end_leaves_nothing_to_be_seen(
 
 
 @pytest.mark.parametrize("action", [storage.delete, storage.delete_tree])
-def test_what_cannot_be_removed_is_named(
+def test_an_object_that_cannot_be_removed_is_named(
     action: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_only(*_: object, **__: object) -> NoReturn:
@@ -986,7 +986,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
         fsspec.filesystem("http").clear_instance_cache()
 
 
-def test_a_web_page_is_one_get_that_tells_its_own_identity(site: Callable[..., str]) -> None:
+def test_a_web_page_takes_one_request_that_also_gives_its_identity(
+    site: Callable[..., str],
+) -> None:
     uri = site()
     listed = storage.info(uri)
     assert (listed.size, listed.identity) == (len(Site.data), "one")
@@ -1005,7 +1007,9 @@ SERVERS = [(), ("no-ranges",), ("no-ranges", "chunked"), ("no-head",), ("no-etag
 
 
 @pytest.mark.parametrize("how", SERVERS, ids="+".join)
-def test_ranges_of_all_kinds_of_servers(how: tuple[str, ...], site: Callable[..., str]) -> None:
+def test_byte_ranges_work_with_all_kinds_of_servers(
+    how: tuple[str, ...], site: Callable[..., str]
+) -> None:
     uri = site(*how)
     size = len(Site.data)
     identity = storage.info(uri).identity
@@ -1048,7 +1052,7 @@ def test_files_of_the_web_are_read_in_part(how: tuple[str, ...], site: Callable[
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
 )
-def test_an_answer_that_may_be_incomplete_is_not_taken(
+def test_an_answer_that_may_be_incomplete_is_refused(
     how: tuple[str, ...], kind: type[Exception], message: str, site: Callable[..., str]
 ) -> None:
     uri = site(*how)
@@ -1063,7 +1067,7 @@ def test_an_answer_that_may_be_incomplete_is_not_taken(
         assert type(caught.value) is kind
 
 
-def test_compressed_answers_have_no_ranges(site: Callable[..., str]) -> None:
+def test_compressed_answers_are_not_read_in_ranges(site: Callable[..., str]) -> None:
     uri = site("compressed")
     with pytest.raises(StorageError, match="the server sends it compressed"):
         storage.read_range(uri, 0, 10)

@@ -44,7 +44,7 @@ def noise(size: int, seed: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 1, FIRST_BLOCK, FIRST_BLOCK + 1, 3 * MIB, 20 * MIB + 7])
-def test_whatever_is_read_in_whatever_order_is_what_is_there(size: int) -> None:
+def test_reads_in_any_order_return_the_right_bytes(size: int) -> None:
     data = noise(size)
     counted, truth = Counted(data), io.BytesIO(data)
     chance = random.Random(1)
@@ -62,7 +62,7 @@ def test_whatever_is_read_in_whatever_order_is_what_is_there(size: int) -> None:
         counted.file.seek(-1)
 
 
-def test_reading_on_asks_for_longer_and_longer_blocks() -> None:
+def test_sequential_reads_fetch_longer_and_longer_blocks() -> None:
     counted = Counted(noise(40 * MIB))
     while counted.file.read(64 * 1024):
         pass
@@ -71,7 +71,7 @@ def test_reading_on_asks_for_longer_and_longer_blocks() -> None:
     assert sum(lengths) == 40 * MIB - FIRST_BLOCK
 
 
-def test_jumps_ask_for_short_ones() -> None:
+def test_jumps_fetch_short_blocks() -> None:
     counted = Counted(noise(200 * MIB // 8))
     for at in (20 * MIB, 3 * MIB, 11 * MIB):
         counted.file.seek(at)
@@ -153,7 +153,7 @@ def test_formats_that_are_read_in_part_take_few_requests(
     assert len(counted.asked) <= requests
 
 
-def test_an_error_of_a_block_is_the_readers_own() -> None:
+def test_an_error_of_a_fetch_reaches_the_reader_unchanged() -> None:
     class OurError(Exception):
         pass
 
@@ -167,7 +167,7 @@ def test_an_error_of_a_block_is_the_readers_own() -> None:
             use(file) if use != hop_tar else file.read()
 
 
-def test_mapped_bytes_are_read_in_pieces_and_let_go() -> None:
+def test_mapped_bytes_are_read_in_pieces_and_released() -> None:
     data = bytearray(noise(3 * MIB))
     with io.BufferedReader(Mapped(memoryview(data))) as file:
         assert file.read(10) == data[:10]

@@ -322,7 +322,7 @@ def test_mutated_files_of_ours_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dna", "dna in part", "partial", "ranges", "matrix", "failures"])
-def test_no_footer_of_ours_can_change(name: str) -> None:
+def test_a_changed_footer_of_our_files_is_refused(name: str) -> None:
     """It says where columns begin and what they are; no page checksum covers it."""
     reader = READERS[name]
     data = reader.data
@@ -332,7 +332,7 @@ def test_no_footer_of_ours_can_change(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(KEPT.iterdir()), ids=lambda path: path.name)
-def test_what_once_found_something(path: Path) -> None:
+def test_inputs_that_once_found_a_defect_are_handled(path: Path) -> None:
     """`image-*` are images; others begin with the name of their reader."""
     kind = path.name.partition("-")[0]
     if kind == "image":
@@ -341,11 +341,11 @@ def test_what_once_found_something(path: Path) -> None:
         check_reader(READERS[kind], path.read_bytes())
 
 
-def test_what_is_kept_is_small() -> None:
+def test_the_kept_inputs_are_small() -> None:
     assert sum(path.stat().st_size for path in KEPT.iterdir()) < 64 * 1024
 
 
-def test_isolated_is_the_same_of_mutants_too() -> None:
+def test_isolated_decoding_of_mutants_gives_the_same_outcome() -> None:
     for number in range(3):
         chance = random.Random(f"isolated/{number}")
         data = mutated(chance.choice(IMAGES), chance, IMAGES)
@@ -360,7 +360,7 @@ def test_isolated_is_the_same_of_mutants_too() -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("what", ["images", "ours"])
-def test_fuzz(what: str) -> None:
+def test_fuzzing_finds_no_defect(what: str) -> None:
     """In a process of its own, which a decoder may crash, and whose memory is looked at."""
     seed = os.environ.get("VDNA_FUZZ_SEED", str(random.SystemRandom().randrange(10**9)))
     done = subprocess.run(

@@ -91,11 +91,11 @@ def partial_names(folder: Path) -> list[str]:
 # The files are what they were.
 
 
-def test_there_are_some() -> None:
+def test_there_are_golden_files() -> None:
     assert [path.name for path in VERSIONS][:1] == ["v1"]
 
 
-def test_nobody_touched_them(folder: Path, expected: dict[str, Any]) -> None:
+def test_golden_files_are_unchanged(folder: Path, expected: dict[str, Any]) -> None:
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     del files["expected.json"]
     found = {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files.items()}
@@ -106,22 +106,22 @@ def test_nobody_touched_them(folder: Path, expected: dict[str, Any]) -> None:
 # Every number in them is read.
 
 
-def test_specs(folder: Path, expected: dict[str, Any]) -> None:
+def test_golden_specs_are_read(folder: Path, expected: dict[str, Any]) -> None:
     for name, stated in expected["specs"].items():
         assert of_spec(Spec.from_json(json.loads(read(folder, name)[0]))) == stated
 
 
-def test_ranges(folder: Path, expected: dict[str, Any]) -> None:
+def test_golden_ranges_are_read(folder: Path, expected: dict[str, Any]) -> None:
     ranges, metadata = ranges_module.decode(*read(folder, "ranges.parquet"))
     assert of_ranges(ranges) == expected["ranges"]
     assert (metadata["extractor"], metadata["weights_sha256"]) == ("tiny", "ab" * 32)
 
 
-def test_manifest(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_golden_manifest_is_read(folder: Path, expected: dict[str, Any]) -> None:
     assert of_manifest(Manifest.decode(*read(folder, "manifest.parquet"))) == expected["manifest"]
 
 
-def test_partials(folder: Path, expected: dict[str, Any]) -> None:
+def test_golden_partials_are_read(folder: Path, expected: dict[str, Any]) -> None:
     found = [Partial.decode(*read(folder, name)) for name in partial_names(folder)]
     assert {p.shards[0]: of_partial(p) for p in found} == expected["partials"]
     assert {f"partials/{key}.parquet" for key in expected["partials"]} == set(partial_names(folder))
@@ -129,7 +129,7 @@ def test_partials(folder: Path, expected: dict[str, Any]) -> None:
     assert any(p.failures for p in found)
 
 
-def test_dna(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_golden_dna_is_read(folder: Path, expected: dict[str, Any]) -> None:
     dna, metadata = decode_dna(*read(folder, "dna.parquet"))
     stated = expected["dna"]
     assert of_dna(dna) | {"digest": metadata["digest"]} == stated
@@ -159,7 +159,7 @@ def folds_of(folder: Path) -> dict[str, DNA]:
     return {str(fold): whole([parts[fold] for parts in by_layer]) for fold in file.folds}
 
 
-def test_folds(folder: Path, expected: dict[str, Any]) -> None:
+def test_golden_folds_are_read(folder: Path, expected: dict[str, Any]) -> None:
     total, _ = decode_dna(*read(folder, "dna.parquet"))
     found = folds_of(folder)
     assert list(found) == list(expected["folds"])
@@ -173,7 +173,7 @@ def test_folds(folder: Path, expected: dict[str, Any]) -> None:
                 assert float.fromhex(now) == pytest.approx(float.fromhex(before[kind]), rel=1e-12)
 
 
-def test_failures(folder: Path, expected: dict[str, Any]) -> None:
+def test_golden_failures_are_read(folder: Path, expected: dict[str, Any]) -> None:
     rows = pq.read_table(folder / "failures.parquet").to_pylist()
     assert [asdict(Failure(**row)) for row in rows] == expected["failures"]
     assert len(rows) == 1
@@ -183,7 +183,7 @@ def with_products(folder: Path) -> Partial:
     return Partial.decode(*read(folder, "partial-products.parquet"))
 
 
-def test_layer_gaussians(folder: Path, expected: dict[str, Any]) -> None:
+def test_golden_layer_gaussians_are_read(folder: Path, expected: dict[str, Any]) -> None:
     partial = with_products(folder)
     assert (
         of_dna(partial.dna) | {"scatter": hexes(partial.dna.scatter)} == expected["layer_gaussian"]
@@ -194,7 +194,7 @@ def test_layer_gaussians(folder: Path, expected: dict[str, Any]) -> None:
     assert file.read_gaussians(replace(partial.dna, scatter=None)).identical(partial.dna)
 
 
-def test_exemplars(folder: Path, expected: dict[str, Any]) -> None:
+def test_golden_exemplars_are_read(folder: Path, expected: dict[str, Any]) -> None:
     data, name = read(folder, "exemplars.parquet")
     spec = Spec.from_json(json.loads(read(folder, "spec.json")[0]))
     assert of_exemplars(Exemplars.decode(data, name, spec)) == expected["exemplars"]
@@ -203,17 +203,17 @@ def test_exemplars(folder: Path, expected: dict[str, Any]) -> None:
     assert of_exemplars(partial.exemplars) == expected["exemplars"]
 
 
-def test_lens(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_golden_lens_is_read(folder: Path, expected: dict[str, Any]) -> None:
     spec = Spec.from_json(json.loads(read(folder, "spec.json")[0]))
     assert of_lens(Lens.decode(*read(folder, "lens.parquet"), spec)) == expected["lens"]
 
 
-def test_imported_dna(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_golden_imported_dna_is_read(folder: Path, expected: dict[str, Any]) -> None:
     dna, _ = decode_dna(*read(folder, "dna-imported.parquet"))
     assert of_dna(dna) | {"unknown": list(dna.unknown)} == expected["imported"]
 
 
-def test_matrix(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_golden_matrix_is_read(folder: Path, expected: dict[str, Any]) -> None:
     matrix = Matrix.decode(*read(folder, "matrix.parquet"))
     stated = expected["matrix"]
     assert (list(matrix.names), list(matrix.layers)) == (stated["names"], stated["layers"])
@@ -223,7 +223,7 @@ def test_matrix(folder: Path, expected: dict[str, Any]) -> None:
         assert getattr(matrix, field) == stated[field]
 
 
-def test_commit(folder: Path, expected: dict[str, Any]) -> None:
+def test_a_golden_commit_is_read(folder: Path, expected: dict[str, Any]) -> None:
     commit = Commit.decode(*read(folder, "commit.json"))
     found = json.loads(json.dumps(asdict(commit)))
     for versions in found["datasets"].values():
@@ -240,7 +240,7 @@ def test_commit(folder: Path, expected: dict[str, Any]) -> None:
 # What names things never changes: computed here and now, from plain numbers.
 
 
-def test_digests_of_specs_and_ranges(expected: dict[str, Any]) -> None:
+def test_digests_of_specs_and_ranges_are_unchanged(expected: dict[str, Any]) -> None:
     for stated in expected["specs"].values():
         assert Spec.from_json(stated["fields"]).digest == stated["digest"]
     stated = expected["ranges"]
@@ -249,7 +249,9 @@ def test_digests_of_specs_and_ranges(expected: dict[str, Any]) -> None:
     assert Ranges(taps, low, high).digest == stated["digest"]
 
 
-def test_digest_of_a_manifest_and_keys_of_its_shards(expected: dict[str, Any]) -> None:
+def test_the_digest_of_a_manifest_and_its_shard_keys_are_unchanged(
+    expected: dict[str, Any],
+) -> None:
     manifest, stated = manifest_of(expected), expected["manifest"]
     assert manifest.digest == stated["digest"]
     assert list(manifest.keys(expected["specs"]["spec.json"]["digest"])) == stated["keys"]
@@ -264,7 +266,7 @@ def test_the_same_entries_are_cut_into_the_same_shards(expected: dict[str, Any])
         assert plan(order, shard_images=1, previous=old).digest == old.digest
 
 
-def test_digest_of_a_dna(folder: Path, expected: dict[str, Any]) -> None:
+def test_the_digest_of_a_dna_is_unchanged(folder: Path, expected: dict[str, Any]) -> None:
     dna, metadata = decode_dna(*read(folder, "dna.parquet"))
     assert digest_of_dna(dna, metadata["manifest"], PRODUCTS) == expected["dna"]["digest"]
 

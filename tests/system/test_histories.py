@@ -609,7 +609,7 @@ def run_schedule(seed: int, folder: Path, place: Place, oracle: Oracle) -> None:
 
 @pytest.mark.usefixtures("faulty")
 @pytest.mark.parametrize("seed", range(8))
-def test_whatever_happens_each_image_counts_once(
+def test_each_image_counts_once_whatever_happens(
     tmp_path: Path, place: Place, oracle: Oracle, seed: int
 ) -> None:
     run_schedule(seed, tmp_path, place, oracle)
@@ -618,7 +618,7 @@ def test_whatever_happens_each_image_counts_once(
 @pytest.mark.soak
 @pytest.mark.usefixtures("faulty")
 @pytest.mark.parametrize("seed", range(100, 307))
-def test_long_whatever_happens_each_image_counts_once(
+def test_each_image_counts_once_in_long_schedules(
     tmp_path: Path, place: Place, oracle: Oracle, seed: int
 ) -> None:
     run_schedule(seed, tmp_path, place, oracle)
@@ -673,12 +673,16 @@ def deaths(
     return len(told)
 
 
-def test_killed_at_some_writes(place: Place, oracle: Oracle, tmp_path: Path) -> None:
+def test_a_build_killed_at_some_writes_is_completed_by_reruns(
+    place: Place, oracle: Oracle, tmp_path: Path
+) -> None:
     """At three of them, others in each run of the tests."""
     first = random.randint(1, 30)
     assert 2 <= deaths(place, oracle, tmp_path, 35, first, random.Random(1)) <= 4
 
 
 @pytest.mark.soak
-def test_killed_at_every_write(place: Place, oracle: Oracle, tmp_path: Path) -> None:
+def test_a_build_killed_at_every_write_is_completed_by_reruns(
+    place: Place, oracle: Oracle, tmp_path: Path
+) -> None:
     assert deaths(place, oracle, tmp_path, 1, 1, random.Random(1)) > 80

@@ -91,7 +91,7 @@ def pods(job: Document) -> dict[str, Document]:
     return {group["groupName"]: group["template"]["spec"] for group in groups}
 
 
-def test_everything_is_covered() -> None:
+def test_every_kubernetes_file_is_tested() -> None:
     assert len(RAYJOBS) == 3
     kinds = {"ConfigMap", "CronJob", "Namespace", "Role", "RoleBinding", "ServiceAccount"}
     assert {d["kind"] for d in CORE.values()} == kinds
@@ -170,7 +170,7 @@ WORKER_POD = f"{WORKERS}.template.spec"
         ),
     ],
 )
-def test_crd_catches(path: str, value: object, message: str) -> None:
+def test_crd_refuses_wrong_values(path: str, value: object, message: str) -> None:
     [error] = schema_errors(rayjob(path, value))
     assert message in error
 
@@ -227,7 +227,7 @@ def test_rayjob_metadata(document: Document) -> None:
         ),
     ],
 )
-def test_core_schema_catches(path: str, value: object, message: str) -> None:
+def test_core_schema_refuses_wrong_values(path: str, value: object, message: str) -> None:
     assert message in core_error(planted(CRONJOB, path, value))
 
 
@@ -403,7 +403,7 @@ def test_references_resolve() -> None:
         assert mounted == volumes.keys()
 
 
-def test_role_is_the_least_that_does() -> None:
+def test_role_has_no_permission_that_is_not_needed() -> None:
     [role] = (d for d in CORE.values() if d["kind"] == "Role")
     assert role["rules"] == [
         {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}

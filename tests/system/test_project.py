@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = sorted(path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py"))
 
 
-def test_the_ci_workflow_is_one() -> None:
+def test_the_ci_workflow_is_valid() -> None:
     workflow = ROOT / ".github" / "workflows" / "ci.yml"
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
     done = subprocess.run(
@@ -27,7 +27,7 @@ def test_the_ci_workflow_is_one() -> None:
     assert pythons == named
 
 
-def test_the_licence_is_the_one_that_is_stated() -> None:
+def test_the_licence_file_is_that_of_the_metadata() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text()[:200]

@@ -100,7 +100,7 @@ def test_all_commands_work_from_python(
     assert "Result a: 24 images, unchanged" in done._repr_html_()
 
 
-def test_results_show_themselves(root: str) -> None:
+def test_results_have_a_readable_repr_and_table(root: str) -> None:
     results = [compare(root), explain(root, "a", "b"), verify(root), report(root, samples=0)]
     for result in results:
         assert type(result).__name__ in repr(result)
@@ -109,7 +109,7 @@ def test_results_show_themselves(root: str) -> None:
             assert len(result.to_pandas())
 
 
-def test_a_wrong_check_is_in_the_verification(root: str, tmp_path: Path) -> None:
+def test_a_failed_check_is_shown_by_the_verification(root: str, tmp_path: Path) -> None:
     finding = pipeline.catalogue.Finding("a", "sum", False, "a<b")  # type: ignore[attr-defined]
     wrong = pipeline.Verification((finding,))
     assert not wrong.ok
@@ -232,7 +232,7 @@ def test_a_consumer_is_type_checked(tmp_path: Path) -> None:
     assert 'incompatible type "str"; expected "int"' in error
 
 
-def test_functions_that_wrap_a_room_repeat_its_words() -> None:
+def test_a_function_that_wraps_another_has_the_same_parameters() -> None:
     """`pipeline.make_dna` and the room's own are documented alike."""
     from pipeline.building import make_dna as rooms_own
 
@@ -240,7 +240,7 @@ def test_functions_that_wrap_a_room_repeat_its_words() -> None:
     assert list(ours) == list(inspect.signature(rooms_own).parameters)
 
 
-def test_an_engine_brings_its_resources(
+def test_a_build_is_planned_with_the_resources_of_its_engine(
     root: str, place: tiny_network.Place, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They decide the device, so a build must plan with those that its workers have."""

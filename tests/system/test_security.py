@@ -186,14 +186,14 @@ def test_files_of_a_catalogue_are_named_and_not_run(
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_a_pickle_that_is_named_as_an_image_is_none(mark: Path, wrapping: str) -> None:
+def test_a_pickle_that_is_named_as_an_image_is_refused(mark: Path, wrapping: str) -> None:
     from pipeline.errors import BadImage
 
     with pytest.raises(BadImage):
         load(planted(mark)[wrapping], Preprocess(8, 8, (0.5,) * 3, (0.5,) * 3))
 
 
-def test_a_list_and_a_config_are_text(mark: Path, tmp_path: Path) -> None:
+def test_a_list_and_a_config_are_read_as_text(mark: Path, tmp_path: Path) -> None:
     for data in planted(mark).values():
         (tmp_path / "list.txt").write_bytes(data)
         (tmp_path / "datasets.yaml").write_bytes(data)
@@ -292,7 +292,7 @@ def test_no_module_runs_what_it_reads() -> None:
         "from tempfile import mktemp",
     ],
 )
-def test_what_none_may_do_is_seen(code: str) -> None:
+def test_forbidden_calls_in_code_are_found(code: str) -> None:
     assert faults(code)
 
 

@@ -282,7 +282,7 @@ class NoNetwork:
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lie_is_refused_by_name_by_every_command_that_reads_it(
+def test_every_command_that_reads_a_wrong_file_refuses_it_by_name(
     copy: Copy, lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Commands that do not read it still work."""
@@ -308,7 +308,7 @@ def test_a_lie_is_refused_by_name_by_every_command_that_reads_it(
 # The log.
 
 
-def test_a_gap_is_not_written_over(copy: Copy) -> None:
+def test_a_gap_in_the_log_is_not_written_over(copy: Copy) -> None:
     """The hint shows that the log goes on behind the gap."""
     storage.delete(storage.join(copy.catalogue.root, "_log", "_latest"))
     uri = gap(copy)
@@ -328,7 +328,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HandMadePlace:
 
 
 @pytest.mark.parametrize("how", ["another dataset's", "of other folds", "of other sizes"])
-def test_a_plan_that_lies_is_refused_by_a_build_and_by_gc(place: HandMadePlace, how: str) -> None:
+def test_a_wrong_plan_is_refused_by_a_build_and_by_gc(place: HandMadePlace, how: str) -> None:
     """A collection would else remove what the true plan needs."""
     place.photos(NAME, 6)
     place.photos(OTHER, 6)
@@ -351,7 +351,7 @@ def test_a_plan_that_lies_is_refused_by_a_build_and_by_gc(place: HandMadePlace, 
     assert uri in done.output
 
 
-def test_ranges_under_another_s_digest_are_refused(copy: Copy) -> None:
+def test_ranges_under_the_digest_of_others_are_refused(copy: Copy) -> None:
     """A build that asks for them by digest, and the worker of one that has them already."""
     from pipeline.counting import Recipe, Worker
     from pipeline.spec import Resources
@@ -445,7 +445,7 @@ def test_a_partial_renamed_to_another_shard_s_key_is_refused(
         reduced(planned)
 
 
-def test_two_partials_that_changed_names_are_refused_though_the_sum_is_right(
+def test_two_partials_with_swapped_names_are_refused_though_the_sum_is_right(
     planned: tuple[Manifest, str],
 ) -> None:
     manifest, _ = planned
@@ -502,7 +502,7 @@ def relabelled(table: pa.Table) -> pa.Table:
     "change",
     [nearer, reordered, relabelled, lambda t: t.slice(0, t.num_rows - 9), lambda t: t.slice(9)],
 )
-def test_a_matrix_that_lies_is_computed_again(
+def test_a_wrong_kept_matrix_is_computed_again(
     copy: Copy, change: Callable[[pa.Table], pa.Table]
 ) -> None:
     uri = matrix_uri(copy)
