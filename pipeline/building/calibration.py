@@ -208,24 +208,12 @@ def _require_file(out: str, target: str) -> None:
 def _require_outside(work: str, source: str, rules: Rules) -> None:
     """Raises `UsageError` if the work folder would be listed with the source."""
     uri = rules.canonical(source)
-    inside = any(_below(real(work), real(uri)) for real in (str, _real)) or fnmatchcase(
-        storage.readable(f"{work}/{FOLDER}"), storage.readable(uri)
-    )
-    if inside:
+    matched = fnmatchcase(storage.readable(f"{work}/{FOLDER}"), storage.readable(uri))
+    if matched or storage.lies_in(work, uri):
         raise UsageError(
             f"the folder for unfinished work, {storage.readable(work)}, would be inside the source "
             f"{source} and be listed with it; give another --out"
         )
-
-
-def _below(place: str, folder: str) -> bool:
-    return f"{place}/".startswith(f"{folder.rstrip('/')}/")
-
-
-def _real(uri: str) -> str:
-    """Returns the uri with symbolic links resolved, if it is local."""
-    local = storage.store_of(uri).is_local
-    return Path(storage.local_path(uri)).resolve().as_uri() if local else uri
 
 
 def _require_same(first: DNA, other: DNA, work: str) -> None:

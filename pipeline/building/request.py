@@ -325,7 +325,7 @@ class Result:
 
 
 def require_apart(root: str, source: str, rules: sources.Rules) -> None:
-    """Checks that a catalogue is not inside the folder that is listed.
+    """Checks that a catalogue is not inside the folder that is listed, nor by symbolic links.
 
     Otherwise its own files would be listed as images, and change from run to run.
 
@@ -337,7 +337,7 @@ def require_apart(root: str, source: str, rules: sources.Rules) -> None:
     Raises:
         UsageError: The catalogue is inside the source.
     """
-    if source and f"{root}/".startswith(f"{rules.canonical(source)}/"):
+    if source and storage.lies_in(root, rules.canonical(source)):
         raise UsageError(
             f"the catalogue {root} is inside the source {source}, and its files would be counted "
             "as images; put it elsewhere"

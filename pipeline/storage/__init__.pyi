@@ -27,6 +27,7 @@ from .temporary import on_disk as on_disk
 from .temporary import sparse as sparse
 from .uris import canonical as canonical
 from .uris import join as join
+from .uris import lies_in as lies_in
 from .uris import local_path as local_path
 from .uris import protocol_of as protocol_of
 from .uris import readable as readable

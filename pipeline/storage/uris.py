@@ -118,6 +118,26 @@ def with_query(uri: str) -> str:
     return plain + mark + _REFERENCE.sub(value, rest) if mark == "?" else uri
 
 
+def lies_in(place: str, folder: str) -> bool:
+    """Tells whether a place is a folder or lies in it.
+
+    Args:
+        place: A canonical uri.
+        folder: A canonical uri.
+
+    Returns:
+        Whether it does, as it is written or once symbolic links are followed.
+    """
+    return any(
+        f"{spell(place)}/".startswith(f"{spell(folder).rstrip('/')}/") for spell in (str, _resolved)
+    )
+
+
+def _resolved(uri: str) -> str:
+    """Gives the uri with symbolic links followed, if it is local."""
+    return Path(os.path.realpath(local_path(uri))).as_uri() if protocol_of(uri) == "file" else uri
+
+
 def protocol_of(url: str) -> str:
     """Gives the scheme of a url in lower case.
 

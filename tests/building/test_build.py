@@ -488,6 +488,25 @@ def test_a_catalogue_inside_its_source_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["photo-0000.jpg"]
 
 
+def test_a_catalogue_inside_its_source_by_a_link_is_refused(tmp_path: Path) -> None:
+    photos, link = tmp_path / "photos", tmp_path / "link"
+    write_photos(photos, 1)
+    (photos / "catalogue").mkdir()
+    link.symlink_to(photos)
+    (tmp_path / "kept").symlink_to(photos / "catalogue")
+    for root, source in (
+        (photos / "catalogue", link),
+        (photos / "deep" / "catalogue", link),
+        (link / "catalogue", photos),
+        (tmp_path / "kept", photos),
+        (tmp_path / "kept" / "deep", link),
+    ):
+        with pytest.raises(UsageError, match="is inside the source"):
+            run(Catalogue(str(root)), request_of(source))
+    assert sorted(path.name for path in photos.iterdir()) == ["catalogue", "photo-0000.jpg"]
+    assert list((photos / "catalogue").iterdir()) == []
+
+
 def test_weights_need_their_own_ranges(tmp_path: Path, folder: Path) -> None:
     import torch
 

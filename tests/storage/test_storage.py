@@ -380,6 +380,23 @@ def test_a_url_has_one_canonical_form(url: str, expected: str) -> None:
     assert storage.canonical(expected) == expected
 
 
+def test_a_place_lies_in_a_folder_by_its_name_or_by_links(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "out").symlink_to(tmp_path / "elsewhere")
+    a, link = (tmp_path / "a").as_uri(), (tmp_path / "link").as_uri()
+    for place, folder in ((a, a), (f"{a}/b", a), (f"{a}/b/c", link), (f"{link}/b", a), (link, a)):
+        assert storage.lies_in(place, folder)
+        assert storage.lies_in(place, "file:///")
+    assert storage.lies_in(f"{a}/out/x", a)  # listed there, wherever its bytes are
+    assert storage.lies_in((tmp_path / "elsewhere" / "x").as_uri(), f"{a}/out")
+    assert not storage.lies_in(a, f"{a}/b")
+    assert not storage.lies_in(f"{a}bc", a)
+    assert storage.lies_in("s3://bucket/a/b", "s3://bucket/a")
+    assert not storage.lies_in("s3://bucket/ab", "s3://bucket/a")
+    assert not storage.lies_in("s3://bucket/a", a)
+
+
 def test_relative_and_home_paths_become_file_urls(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.canonical("x/./y") == (tmp_path / "x" / "y").as_uri()
