@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.shell import (
-    AtOption,
     CatalogueOption,
     JsonOption,
     LensOption,
     LogFormat,
     LogFormatOption,
-    MemoryOption,
     NeuronsOption,
     RayOption,
     Rows,
-    SpecOption,
-    commit_of,
     effort_for,
     guarded,
     left_out,
     lens_for,
+    pinned,
     print_json,
     print_notes,
     progress,
     run_alone,
 )
+from pipeline.comparing import CompareOptions, MemoryLimit
 
 if TYPE_CHECKING:
     from pipeline.comparing import Matrix
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 
 @guarded
 def compare(
+    options: CompareOptions,
+    memory: MemoryLimit,
     catalogue: CatalogueOption,
     names: Annotated[
         list[str] | None, typer.Argument(help="Datasets to compare (default: all).")
@@ -45,23 +46,8 @@ def compare(
     layer: Annotated[
         str | None, typer.Option(help="Print one layer only (all: the whole network).")
     ] = None,
-    fd: Annotated[
-        bool,
-        typer.Option(
-            "--fd",
-            help="Also compute Fréchet distances of layers; with Inception's last "
-            "block, this is FID.",
-        ),
-    ] = False,
     lens: LensOption = None,
     neurons: NeuronsOption = None,
-    error_bars: Annotated[
-        bool,
-        typer.Option(
-            help="Also compute corrected distances, intervals, p and q, which takes 30 "
-            "times the arithmetic."
-        ),
-    ] = True,
     near: Annotated[
         str | None,
         typer.Option(
@@ -76,8 +62,6 @@ def compare(
             help="Figure of the matrix to draw, such as for a paper (.svg, .png or .pdf)."
         ),
     ] = None,
-    spec: SpecOption = None,
-    at: AtOption = None,
     ray_address: RayOption = None,
     workers: Annotated[
         int | None,
@@ -87,7 +71,6 @@ def compare(
             "0, unless a cluster is named and the work would take this process more than minutes).",
         ),
     ] = None,
-    memory: MemoryOption = 4.0,
     device: Annotated[
         str,
         typer.Option(
@@ -112,13 +95,13 @@ def compare(
     if html:
         require_html(html)
     place = Catalogue(catalogue)
-    layers = [layer] if layer and layer != ALL else None
-    number = commit_of(place, at)
-    through = lens_for(place, names or (), lens, neurons or (), at=number, spec=spec)
+    options = pinned(place, options)
+    options = replace(options, layers=[layer] if layer and layer != ALL else None)
+    through = lens_for(place, names or (), lens, neurons or (), options)
     if near is not None:
-        if fd:
+        if options.fd:
             raise UsageError("--near lists Earth Mover's Distances only; leave --near or --fd out")
-        among = names or place.names(number, spec)
+        among = names or place.names(options.at, options.spec)
         if among and near not in among:
             raise UsageError(
                 f"near is {near!r}, which is not among those compared: {some_of(among)}"
@@ -126,15 +109,11 @@ def compare(
     matrix = compare_all(
         place,
         names or (),
-        layers=layers,
-        at=number,
-        spec=spec,
-        fd=fd,
         lens=through,
-        error_bars=error_bars,
         effort=effort_for(catalogue, workers, ray_address, memory, device),
+        **vars(options),
     )
-    apart = left_out(place, names or (), number, spec)
+    apart = left_out(place, names or (), options)
     if out:
         storage.replace(storage.canonical(out), matrix.encode())
     if figure and kind:
@@ -143,10 +122,10 @@ def compare(
         from pipeline.reporting import gather_matrix_page, render_matrix_page, save_page
 
         page = gather_matrix_page(
-            place, [matrix], lenses=[through], apart=apart, at=number, progress=progress()
+            place, [matrix], lenses=[through], apart=apart, at=options.at, progress=progress()
         )
         save_page(render_matrix_page(page), html)
-    versions = place.find_all(matrix.names, number, matrix.spec_digest)
+    versions = place.find_all(matrix.names, options.at, matrix.spec_digest)
     notes = partial(
         print_notes, versions, apart=apart, lenses=[through], barred=bool(matrix.estimates)
     )
@@ -157,7 +136,7 @@ def compare(
     if near is not None:
         print_neighbours(matrix, near, layer or ALL, through)
     else:
-        print_all(matrix, layer or ALL, through, fd=fd)
+        print_all(matrix, layer or ALL, through, fd=options.fd)
     notes()
     for written in filter(None, (out, html, figure)):
         print(f"written to {written}")

@@ -9,34 +9,29 @@ from typing import Annotated
 import typer
 
 from jobs.shell import (
-    AtOption,
     CatalogueOption,
     JsonOption,
     LensOption,
     LogFormat,
     LogFormatOption,
     NeuronsOption,
-    SpecOption,
-    commit_of,
     guarded,
     lens_for,
+    pinned,
     print_json,
     print_notes,
     progress,
     run_alone,
 )
+from pipeline.explaining import ExplainOptions
 
 
 @guarded
 def explain(
+    options: ExplainOptions,
     catalogue: CatalogueOption,
     a: Annotated[str, typer.Argument(help="A dataset.")],
     b: Annotated[str, typer.Argument(help="The dataset that it is compared with.")],
-    top: Annotated[int, typer.Option(min=1, help="Number of neurons to show.")] = 20,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(help="Look at this layer only (all: the whole network). Can be repeated."),
-    ] = None,
     lens: LensOption = None,
     neurons: NeuronsOption = None,
     out: Annotated[
@@ -46,15 +41,12 @@ def explain(
     html: Annotated[
         str | None, typer.Option(help="Page to write, with the images (.html).")
     ] = None,
-    spec: SpecOption = None,
-    at: AtOption = None,
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Rank the layers and neurons in which two datasets differ; show how, and in which images."""
     from pipeline import storage
     from pipeline.catalogue import Catalogue
-    from pipeline.comparing import ALL
     from pipeline.errors import UsageError
     from pipeline.explaining import explain as explained
     from pipeline.reporting import require_html
@@ -64,19 +56,9 @@ def explain(
     if html:
         require_html(html)
     place = Catalogue(catalogue)
-    number = commit_of(place, at)
-    through = lens_for(place, (a, b), lens, neurons or (), at=number, spec=spec)
-    found = explained(
-        place,
-        a,
-        b,
-        layers=None if ALL in (layer or ()) else layer,
-        at=number,
-        spec=spec,
-        lens=through,
-        top=top,
-        progress=progress(),
-    )
+    options = pinned(place, options)
+    through = lens_for(place, (a, b), lens, neurons or (), options)
+    found = explained(place, a, b, lens=through, progress=progress(), **vars(options))
     if out:
         storage.replace(storage.canonical(out), found.encode())
     if html:
@@ -84,7 +66,7 @@ def explain(
 
         save_page(render_explanation(gather_explanation(place, found, lens=through)), html)
     if as_json:
-        first = found.neurons.slice(0, top).to_pylist()
+        first = found.neurons.slice(0, options.top).to_pylist()
         for row, (of_a, of_b) in zip(first, found.reactions, strict=True):
             row["exemplars"] = {
                 "a": None if of_a is None else [asdict(image) for image in of_a],
@@ -109,7 +91,7 @@ def explain(
 
     from pipeline.reporting import explanation_sentence, print_explanation, reaction_lines
 
-    print_explanation(found, Console(), top)
+    print_explanation(found, Console(), options.top)
     print(explanation_sentence(found), *reaction_lines(found), sep="\n")
     print_notes(found.versions, lenses=[through])
     for written in filter(None, (out, html)):

@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 
 from jobs.shell import (
-    AtOption,
     CatalogueOption,
     JsonOption,
-    SpecOption,
     guarded,
     print_json,
     run_alone,
 )
+from pipeline.catalogue import SnapshotOptions
 
 
 class ExportedKind(StrEnum):
@@ -30,6 +29,7 @@ class ExportedKind(StrEnum):
 
 @guarded
 def export(
+    snapshot: SnapshotOptions,
     name: Annotated[str, typer.Argument(help="Name of the dataset.")],
     file: Annotated[str, typer.Argument(help="FILE.npz to write, with FILE.json beside it.")],
     catalogue: CatalogueOption,
@@ -39,8 +39,6 @@ def export(
             "--as", help="Distribution to export (default: the first that the dataset has)."
         ),
     ] = None,
-    spec: SpecOption = None,
-    at: AtOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a dataset's DNA as two files that the reference package (vdna 0.1.1) loads."""
@@ -48,7 +46,7 @@ def export(
     from pipeline.interop import export_file
 
     chosen = kind.value if kind else None
-    done = export_file(Catalogue(catalogue), name, file, chosen, spec=spec, at=at)
+    done = export_file(Catalogue(catalogue), name, file, chosen, **vars(snapshot))
     if as_json:
         print_json({"name": name, **asdict(done)})
         return

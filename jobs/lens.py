@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.shell import (
-    AtOption,
     CatalogueOption,
     JsonOption,
     LogFormat,
     LogFormatOption,
     NeuronsOption,
-    SpecOption,
     guarded,
     print_json,
     progress,
 )
+from pipeline.catalogue import SpecOptions
+from pipeline.explaining import FitOptions
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue
@@ -36,48 +36,9 @@ LensName = Annotated[str, typer.Argument(help="Name of the lens in the catalogue
 @lens.command()
 @guarded
 def fit(
+    options: FitOptions,
     name: LensName,
     catalogue: CatalogueOption,
-    focus: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WITH:WITHOUT",
-            help="See this attribute: give equal weight to the few neurons that react to it most.",
-        ),
-    ] = None,
-    top: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of neurons that --focus chooses (default: 20)."),
-    ] = None,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(help="Let --focus choose neurons of this layer only. Can be repeated."),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="WITH:WITHOUT", help="Take this attribute out of the distance. Can be repeated."
-        ),
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="WITH:WITHOUT",
-            help="Keep the distance of this attribute as it is. Can be repeated.",
-        ),
-    ] = None,
-    non_negative: Annotated[
-        bool,
-        typer.Option(
-            "--non-negative",
-            help="Allow no negative weights: distances stay a metric, but less is ignored.",
-        ),
-    ] = False,
-    by_layer: Annotated[
-        bool, typer.Option("--by-layer", help="Give all neurons of a layer the same weight.")
-    ] = False,
-    spec: SpecOption = None,
-    at: AtOption = None,
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,39 +47,25 @@ def fit(
     An attribute is two datasets, WITH:WITHOUT. Write WITH=WITHOUT if they are the same images, with
     a change and without it, which are then paired by their names.
     """
-    from pipeline.catalogue import Catalogue, check_lens_name
-    from pipeline.explaining import fit_lens
+    from pipeline import api
+    from pipeline.catalogue import Catalogue
     from pipeline.reporting import fit_lines
 
-    check_lens_name(name)
     place = Catalogue(catalogue)
-    found = fit_lens(
-        place,
-        name,
-        focus=focus,
-        ignore=ignore or (),
-        keep=keep or (),
-        top=top,
-        layers=layer,
-        non_negative=non_negative,
-        by_layer=by_layer,
-        spec=spec,
-        at=at,
-        progress=progress(),
-    )
+    found = api.fit_lens(place, name, save=False, progress=progress(), **vars(options))
     _keep(place, found.lens, fit_lines(found), as_json)
 
 
 @lens.command()
 @guarded
 def choose(
+    spec: SpecOptions,
     name: LensName,
     catalogue: CatalogueOption,
     layer: Annotated[
         list[str] | None, typer.Option(help="Take all neurons of this layer. Can be repeated.")
     ] = None,
     neurons: NeuronsOption = None,
-    spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a lens of whole layers, of neurons by their numbers, or of both, with equal weights."""
@@ -130,7 +77,7 @@ def choose(
     if not layer and not neurons:
         raise UsageError("give --layer or --neurons, to say what the lens sees")
     place = Catalogue(catalogue)
-    of = place.spec(place.spec_digest(place.head(), spec))
+    of = place.spec(place.spec_digest(place.head(), spec.spec))
     whole = [f"{each}:0-{of.tap(each).neurons - 1}" for each in layer or ()]
     found = replace(Lens.chosen(of, [*whole, *(neurons or ())]), name=name)
     _keep(place, found, [f"{int((found.weights != 0).sum()):,} neurons of equal weight"], as_json)
@@ -173,9 +120,9 @@ def ls(catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
 @lens.command()
 @guarded
 def show(
+    spec: SpecOptions,
     name: LensName,
     catalogue: CatalogueOption,
-    spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a lens was fitted to, how well it works, and the neurons that it weighs most."""
@@ -183,7 +130,8 @@ def show(
     from pipeline.reporting import heaviest_neurons, lens_json, lens_lines
 
     place = Catalogue(catalogue)
-    of = place.spec(place.spec_digest(place.head(), spec)) if spec else spec_of_lens(place, name)
+    digest = spec.spec and place.spec_digest(place.head(), spec.spec)
+    of = place.spec(digest) if digest else spec_of_lens(place, name)
     found = find_lens(place, name, of)
     if as_json:
         print_json({**lens_json(found), "most": heaviest_neurons(found)})

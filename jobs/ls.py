@@ -5,25 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from jobs.shell import (
-    AtOption,
     CatalogueOption,
     JsonOption,
     guarded,
     print_json,
     run_alone,
 )
+from pipeline.catalogue import CommitOptions
 
 
 @guarded
-def ls(catalogue: CatalogueOption, at: AtOption = None, as_json: JsonOption = False) -> None:
+def ls(commit: CommitOptions, catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
     """List the datasets: images, failures, spec, time of the build, and source."""
     from pipeline.catalogue import Catalogue
 
-    commit = Catalogue(catalogue).at(at)
+    datasets = Catalogue(catalogue).at(commit.at).datasets
     versions = [
-        (name, version)
-        for name, specs in sorted(commit.datasets.items())
-        for version in specs.values()
+        (name, version) for name, specs in sorted(datasets.items()) for version in specs.values()
     ]
     if as_json:
         print_json([{"name": name} | asdict(version) for name, version in versions])

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from jobs.shell import (
-    AtOption,
     CatalogueOption,
     JsonOption,
     LensOption,
@@ -16,15 +15,15 @@ from jobs.shell import (
     LogFormatOption,
     NeuronsOption,
     RayOption,
-    SpecOption,
     chosen_lens,
-    commit_of,
     engine_for,
     guarded,
+    pinned,
     print_json,
     progress,
     run_alone,
 )
+from pipeline.catalogue import SnapshotOptions
 from pipeline.explaining import RankRequest
 from pipeline.spec import Resources
 
@@ -33,6 +32,7 @@ from pipeline.spec import Resources
 def rank(
     request: RankRequest,
     resources: Resources,
+    snapshot: SnapshotOptions,
     catalogue: CatalogueOption,
     lens: LensOption = None,
     neurons: NeuronsOption = None,
@@ -40,8 +40,6 @@ def rank(
         str | None,
         typer.Option(help="Page to write, with the nearest and the farthest images (.html)."),
     ] = None,
-    spec: SpecOption = None,
-    at: AtOption = None,
     ray_address: RayOption = None,
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
@@ -59,15 +57,15 @@ def rank(
         require_html(html)
         storage.canonical(html)  # a wrong url is refused before the work begins
     place = Catalogue(catalogue)
-    number = commit_of(place, at)
-    counted = place.spec(place.find(request.to, number, spec).spec)
+    snapshot = pinned(place, snapshot)
+    counted = place.spec(place.find(request.to, snapshot.at, snapshot.spec).spec)
     with engine_for(resources, ray_address) as engine:
         found = ranked(
             place,
             replace(request, top=max(request.top, GALLERY)) if html else request,
             engine,
             lens=chosen_lens(place, lens, neurons or (), counted),
-            at=number,
+            at=snapshot.at,
             spec=counted.digest,
             resources=resources,
             progress=progress(),

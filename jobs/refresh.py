@@ -12,7 +12,6 @@ from jobs.shell import (
     JsonOption,
     LogFormat,
     LogFormatOption,
-    MemoryOption,
     RayOption,
     RelistOption,
     Rows,
@@ -25,12 +24,14 @@ from jobs.shell import (
     run_alone,
     tell_error,
 )
+from pipeline.comparing import MemoryLimit
 from pipeline.spec import Resources
 
 
 @guarded
 def refresh(
     resources: Resources,
+    memory: MemoryLimit,
     config: Annotated[str, typer.Option(help="File that names the datasets.")] = "datasets.yaml",
     catalogue: Annotated[
         str | None,
@@ -43,7 +44,6 @@ def refresh(
     ] = None,
     ray_address: RayOption = None,
     relist: RelistOption = False,
-    memory: MemoryOption = 4.0,
     log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
+from dataclasses import replace
 from enum import StrEnum
 from inspect import Parameter, Signature, signature
 from itertools import chain, islice
@@ -31,8 +33,8 @@ from pipeline.events import Listener, ignore
 from pipeline.options import Field, Options, options_of
 
 if TYPE_CHECKING:
-    from pipeline.catalogue import Catalogue, Version
-    from pipeline.comparing import Effort
+    from pipeline.catalogue import Catalogue, SnapshotOptions, Version
+    from pipeline.comparing import Effort, MemoryLimit
     from pipeline.dna import Lens
     from pipeline.engine import Engine
     from pipeline.mapper import Mapper
@@ -47,8 +49,7 @@ class LogFormat(StrEnum):
 
 
 R = TypeVar("R")
-
-GIGABYTE = 2**30
+S = TypeVar("S", bound="SnapshotOptions")
 
 FEW_VALUES = 10**13
 """How many values of pairs this process can compare in minutes."""
@@ -63,22 +64,6 @@ CatalogueOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-SpecOption = Annotated[
-    str | None,
-    typer.Option(
-        "--spec",
-        help="Use versions of this spec: its digest, or the beginning of it "
-        "(default: the catalogue's).",
-    ),
-]
-AtOption = Annotated[
-    str | None,
-    typer.Option(
-        "--at",
-        help="Look at the catalogue as of this commit: its number, or an ISO time "
-        "(default: the newest).",
-    ),
-]
 RayOption = Annotated[
     str | None,
     typer.Option(
@@ -97,15 +82,6 @@ NeuronsOption = Annotated[
     typer.Option(
         "--neurons",
         help="Look at these neurons only, such as 'blocks.3.1:4,17,20-30'. Can be repeated.",
-    ),
-]
-MemoryOption = Annotated[
-    float,
-    typer.Option(
-        "--memory",
-        min=0.01,
-        help="Gigabytes that each process may use for the DNAs that it compares; "
-        "the process needs some more.",
     ),
 ]
 RelistOption = Annotated[
@@ -177,18 +153,33 @@ def _is_options(hint: object) -> bool:
 def _on_the_command_line(field: Field) -> Parameter:
     """Returns an option as Typer takes it."""
     option, default = field.option, field.default
-    kind: Any = field.kind
-    if get_origin(kind) is Sequence:
-        kind = list.__class_getitem__(get_args(kind))
-        default = default if field.required else list(default)
+    if str in field.kinds and isinstance(default, int):
+        default = str(default)
+    elif isinstance(default, Sequence) and not isinstance(default, str):
+        default = list(default)
+    info: Any
     if option.argument:
         info = typer.Argument(help=option.help)
     else:
         name = option.flag or f"--{field.name.replace('_', '-')}"
-        info = typer.Option(name, help=option.help, rich_help_panel=field.group)
+        name += f"/--no-{name[2:]}" if default is True else ""
+        info = typer.Option(
+            name, help=option.help, metavar=option.metavar, rich_help_panel=field.group
+        )
     default = Parameter.empty if field.required else default
+    kind: Any = _command_line_kind(field)
     annotation = Annotated[kind, info]
     return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _command_line_kind(field: Field) -> Any:
+    """Returns the type as Typer takes it: a list for a sequence, text for text or a number."""
+    kinds = [
+        list.__class_getitem__(get_args(kind)) if get_origin(kind) is Sequence else kind
+        for kind in field.kinds
+        if kind is not int or str not in field.kinds
+    ]
+    return functools.reduce(operator.or_, kinds)
 
 
 _shown: ContextVar[tuple[Listener, LogFormat]] = ContextVar("shown")
@@ -278,7 +269,7 @@ def effort_for(
     catalogue: str,
     workers: int | None,
     ray_address: str | None,
-    memory: float,
+    memory: MemoryLimit,
     device: str = "cpu",
 ) -> Effort:
     """Returns how distances are computed: where, with how much memory, and on which device.
@@ -290,7 +281,7 @@ def effort_for(
         catalogue: The catalogue, which every worker must be able to read.
         workers: Ray tasks at a time; 0 for this process, None to choose.
         ray_address: The cluster, or None.
-        memory: Gigabytes of each process.
+        memory: What each process may use.
         device: `cpu`, or torch's name of a device.
 
     Raises:
@@ -321,21 +312,23 @@ def effort_for(
         with engine_for(Resources(workers=workers), ray_address) as engine:
             yield engine
 
-    return Effort(open_engine, round(memory * GIGABYTE), device, progress())
+    return Effort(open_engine, memory.bytes, device, progress())
 
 
-def commit_of(place: Catalogue, at: str | None) -> int | None:
-    """Returns the number of the commit that `at` means now, so that all is read from one commit."""
-    return place.at(at).number or None
+def pinned(place: Catalogue, options: S) -> S:
+    """Returns the options with the number of the commit that `at` means now.
+
+    So all is read from one commit.
+    """
+    return replace(options, at=place.at(options.at).number or None)
 
 
-def left_out(
-    place: Catalogue, names: Sequence[str], number: int | None, spec: str | None
-) -> list[str]:
+def left_out(place: Catalogue, names: Sequence[str], options: SnapshotOptions) -> list[str]:
     """Returns the datasets that a comparison of all leaves out because they have other specs."""
     if names:
         return []
-    return sorted(place.at(number).datasets.keys() - set(place.names(number, spec)))
+    compared = place.names(options.at, options.spec)
+    return sorted(place.at(options.at).datasets.keys() - set(compared))
 
 
 def lens_for(
@@ -343,16 +336,15 @@ def lens_for(
     names: Sequence[str],
     lens: str | None,
     neurons: Sequence[str],
-    *,
-    at: int | str | None,
-    spec: str | None,
+    options: SnapshotOptions,
 ) -> Lens | None:
     """Returns the lens that is named or chosen, for the spec that the datasets share."""
     from pipeline.comparing import spec_of
 
     if lens is None and not neurons:
         return None
-    return chosen_lens(place, lens, neurons, spec_of(place, names, at=at, spec=spec))
+    spec = spec_of(place, names, at=options.at, spec=options.spec)
+    return chosen_lens(place, lens, neurons, spec)
 
 
 def chosen_lens(

@@ -9,22 +9,20 @@ from typing import Annotated
 import typer
 
 from jobs.shell import (
-    AtOption,
     CatalogueOption,
     JsonOption,
-    SpecOption,
     guarded,
     print_json,
     run_alone,
 )
+from pipeline.catalogue import SnapshotOptions
 
 
 @guarded
 def show(
+    snapshot: SnapshotOptions,
     name: Annotated[str, typer.Argument(help="Name of the dataset.")],
     catalogue: CatalogueOption,
-    spec: SpecOption = None,
-    at: AtOption = None,
     failures: Annotated[int, typer.Option(help="Number of failures to list.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,7 +31,7 @@ def show(
     from pipeline.sources import label_of
 
     place = Catalogue(catalogue)
-    version = place.find(name, at, spec)
+    version = place.find(name, snapshot.at, snapshot.spec)
     counted = place.spec(version.spec)
     listed = place.failures(name, version) if version.failed else []
     if as_json:

@@ -16,7 +16,10 @@ from .building.request import CalibrationRequest as CalibrationRequest
 from .building.request import Request as Request
 from .building.request import Result as Result
 from .catalogue.catalogue import Catalogue as Catalogue
+from .catalogue.version_options import SnapshotOptions as SnapshotOptions
+from .catalogue.version_options import VerifyOptions as VerifyOptions
 from .comparing.all_pairs import Effort as Effort
+from .comparing.compare_options import CompareOptions as CompareOptions
 from .comparing.distance import Distance as Distance
 from .comparing.distance import emd as emd
 from .comparing.distance import fd as fd
@@ -31,6 +34,8 @@ from .dna.value import DNA as DNA
 from .engine.in_process import InProcess as InProcess
 from .engine.ray_engine import RayEngine as RayEngine
 from .errors import VdnaError as VdnaError
+from .explaining.explain_options import ExplainOptions as ExplainOptions
+from .explaining.explain_options import FitOptions as FitOptions
 from .explaining.lens_fit import FittedLens as FittedLens
 from .explaining.rank_request import RankRequest as RankRequest
 from .explaining.ranking import Ranking as Ranking
@@ -39,6 +44,7 @@ from .images.decoders import register_decoder as register_decoder
 from .networks.registry import register_network as register_network
 from .refreshing.steps import Refreshed as Refreshed
 from .reporting.event_output import show_progress as show_progress
+from .reporting.report_options import ReportOptions as ReportOptions
 from .spec import Preprocess as Preprocess
 from .spec import Resources as Resources
 from .spec import Spec as Spec

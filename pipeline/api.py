@@ -10,7 +10,7 @@ Each function takes a catalogue by its url, or as a `Catalogue`. Work runs in th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
@@ -18,13 +18,28 @@ from typing import TYPE_CHECKING, Unpack
 from pipeline import building, comparing, explaining, refreshing, reporting
 from pipeline import catalogue as catalogues
 from pipeline.building import Calibration, CalibrationRequest, MemoryOptions, Request, Result
-from pipeline.catalogue import Catalogue, Finding
-from pipeline.comparing import Effort, Matrix, html_table
+from pipeline.catalogue import (
+    Catalogue,
+    Finding,
+    SnapshotKeywords,
+    SnapshotOptions,
+    VerifyKeywords,
+    VerifyOptions,
+)
+from pipeline.comparing import CompareKeywords, Effort, Matrix, html_table
 from pipeline.dna import DNA, Lens
 from pipeline.engine import Engine, InProcess
 from pipeline.events import Listener, ignore
-from pipeline.explaining import Explanation, FittedLens, Ranking, RankRequest
+from pipeline.explaining import (
+    ExplainKeywords,
+    Explanation,
+    FitKeywords,
+    FittedLens,
+    Ranking,
+    RankRequest,
+)
 from pipeline.refreshing import Config, Refreshed
+from pipeline.reporting import ReportKeywords, ReportOptions
 from pipeline.spec import Resources
 
 if TYPE_CHECKING:
@@ -77,10 +92,12 @@ class Report:
     Attributes:
         html: The bytes of the file.
         matrices: The matrices on it: of all neurons, then through each lens.
+        notes: What a reader of the distances should know, a sentence each.
     """
 
     html: bytes
     matrices: tuple[Matrix, ...]
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Report of {len(self.matrices[0].names)} datasets, {len(self.html) / 1e6:.1f} MB>"
@@ -238,28 +255,21 @@ def compare(
     catalogue: Catalogue | str,
     names: Sequence[str] = (),
     *,
-    layers: Sequence[str] | None = None,
-    at: int | str | None = None,
-    spec: str | None = None,
-    fd: bool = False,
     lens: Lens | str | None = None,
-    error_bars: bool = True,
     effort: Effort | None = None,
     progress: Progress = False,
+    **options: Unpack[CompareKeywords],
 ) -> Matrix:
     """Computes the distances of all pairs of datasets, by layer.
 
     Args:
         catalogue: Where the datasets are.
         names: The datasets to compare; none for all of them.
-        layers: The layers to compare; None for all of them, and their mean.
-        at: The commit or time to look at; None for the newest.
-        spec: Digest of the spec; None for the one that the names share, or the default.
-        fd: Whether to compute the Fréchet distance of layers too.
         lens: Weighs the neurons: a lens, or the name or file of one.
-        error_bars: Whether to compute estimates from the folds.
         effort: How to compute; None for this process with all its cores.
         progress: Whether to show progress; or a listener. It is not used if `effort` is given.
+        **options: The options of `CompareOptions`. Without `spec` it is the one that the names
+            share, or the default.
 
     Returns:
         The matrix.
@@ -274,13 +284,9 @@ def compare(
         return comparing.compare(
             place,
             names,
-            layers=layers,
-            at=at,
-            spec=spec,
-            fd=fd,
-            lens=_lens(place, lens, names, at, spec),
-            error_bars=error_bars,
+            lens=_lens(place, lens, names, options.get("at"), options.get("spec")),
             effort=effort or Effort(progress=listener),
+            **options,
         )
 
 
@@ -289,12 +295,9 @@ def explain(
     a: str,
     b: str,
     *,
-    layers: Sequence[str] | None = None,
-    at: int | str | None = None,
-    spec: str | None = None,
     lens: Lens | str | None = None,
-    top: int = explaining.TOP,
     progress: Progress = False,
+    **options: Unpack[ExplainKeywords],
 ) -> Explanation:
     """Finds the layers, neurons and images behind the distance of two datasets.
 
@@ -302,12 +305,9 @@ def explain(
         catalogue: Where the datasets are.
         a: Name of one dataset.
         b: Name of the other.
-        layers: The layers to look at; None for all.
-        at: The commit or time to look at; None for the newest.
-        spec: Digest of the spec; None to choose it as `compare` does.
         lens: Weighs the neurons: a lens, or the name or file of one.
-        top: Number of neurons whose histograms and images are shown.
         progress: Whether to show progress; or a listener.
+        **options: The options of `ExplainOptions`.
 
     Returns:
         The explanation.
@@ -322,12 +322,9 @@ def explain(
             place,
             a,
             b,
-            layers=layers,
-            at=at,
-            spec=spec,
-            lens=_lens(place, lens, (a, b), at, spec),
-            top=top,
+            lens=_lens(place, lens, (a, b), options.get("at"), options.get("spec")),
             progress=listener,
+            **options,
         )
 
 
@@ -337,10 +334,9 @@ def rank(
     *,
     engine: Engine | None = None,
     lens: Lens | str | None = None,
-    at: int | str | None = None,
-    spec: str | None = None,
     resources: Resources | None = None,
     progress: Progress = False,
+    **options: Unpack[SnapshotKeywords],
 ) -> Ranking:
     """Orders images of a source by the distance of their own DNA to that of a dataset.
 
@@ -349,10 +345,9 @@ def rank(
         request: Which images, which dataset, and what is reported.
         engine: Where the work runs; None for this process.
         lens: Weighs the neurons: a lens, or the name or file of one.
-        at: The commit or time to look at; None for the newest.
-        spec: Digest of the dataset's spec; None for the default.
         resources: How fast the work runs; None for the engine's own.
         progress: Whether to show progress; or a listener.
+        **options: The options of `SnapshotOptions`, which choose the dataset's version.
 
     Returns:
         The numbers of images, those at either end, and notes.
@@ -364,8 +359,9 @@ def rank(
         UsageError: An argument is wrong.
     """
     place = _at(catalogue)
-    number = place.at(at).number or None  # all is read from one commit
-    counted = place.spec(place.find(request.to, number, spec).spec)
+    chosen = SnapshotOptions(**options)
+    number = place.at(chosen.at).number or None  # all is read from one commit
+    counted = place.spec(place.find(request.to, number, chosen.spec).spec)
     if isinstance(lens, str):
         lens = catalogues.find_lens(place, lens, counted)
     with _shown(progress) as listener, _opened(engine) as opened:
@@ -385,17 +381,9 @@ def fit_lens(
     catalogue: Catalogue | str,
     name: str,
     *,
-    focus: str | None = None,
-    ignore: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    top: int | None = None,
-    layers: Sequence[str] | None = None,
-    non_negative: bool = False,
-    by_layer: bool = False,
-    spec: str | None = None,
-    at: int | str | None = None,
     save: bool = True,
     progress: Progress = False,
+    **options: Unpack[FitKeywords],
 ) -> FittedLens:
     """Fits a lens that focuses on one attribute, or that ignores some and keeps others.
 
@@ -405,17 +393,9 @@ def fit_lens(
     Args:
         catalogue: Where the datasets are.
         name: Name of the lens.
-        focus: The attribute to see.
-        ignore: Attributes that should not be seen.
-        keep: Attributes that should be seen as before.
-        top: Most neurons of a focus; None for 20.
-        layers: Layers that a focus chooses neurons from; None for all.
-        non_negative: Whether weights may not be negative, so that the lens stays a metric.
-        by_layer: Whether all neurons of a layer have the same weight.
-        spec: Digest of the spec; None to choose it as `compare` does.
-        at: The commit or time to look at; None for the newest.
         save: Whether to store the lens in the catalogue, as the newest of its name.
         progress: Whether to show progress; or a listener.
+        **options: The options of `FitOptions`.
 
     Returns:
         The lens with its scores.
@@ -426,20 +406,7 @@ def fit_lens(
     place = _at(catalogue)
     catalogues.check_lens_name(name)
     with _shown(progress) as listener:
-        fitted = explaining.fit_lens(
-            place,
-            name,
-            focus=focus,
-            ignore=ignore,
-            keep=keep,
-            top=top,
-            layers=layers,
-            non_negative=non_negative,
-            by_layer=by_layer,
-            spec=spec,
-            at=at,
-            progress=listener,
-        )
+        fitted = explaining.fit_lens(place, name, progress=listener, **options)
     if save:
         catalogues.keep_lens(place, fitted.lens)
     return fitted
@@ -449,28 +416,22 @@ def verify(
     catalogue: Catalogue | str,
     names: Sequence[str] = (),
     *,
-    spec: str | None = None,
-    deep: bool = False,
-    sample: int | None = 3,
-    seed: int | None = None,
-    weights: str | None = None,
     engine: Engine | None = None,
     resources: Resources | None = None,
+    tell: Callable[[Finding], object] | None = None,
     progress: Progress = False,
+    **options: Unpack[VerifyKeywords],
 ) -> Verification:
     """Checks datasets against all that is stored of them, and on request against their images.
 
     Args:
         catalogue: Where the datasets are.
         names: The datasets; none for all.
-        spec: Digest of a spec, or its beginning; None for all specs.
-        deep: Whether to count some shards again, from the images.
-        sample: How many shards of each dataset to count again; None for all.
-        seed: Chooses the shards; None for a random choice.
-        weights: The weights' url, for datasets that were not built with their network's own.
         engine: Where shards are counted again; None for this process.
         resources: How fast to count; None for the engine's own.
+        tell: Is called with each finding as soon as it is known.
         progress: Whether to show progress; or a listener.
+        **options: The options of `VerifyOptions`.
 
     Returns:
         A finding for each check.
@@ -479,19 +440,30 @@ def verify(
         NotFound: There is no such dataset or spec.
     """
     place = _at(catalogue)
-    found = list(catalogues.verify(place, names, spec))
-    if deep:
+    chosen = VerifyOptions(**options)
+    found = []
+
+    def note(findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            found.append(finding)
+            if tell is not None:
+                tell(finding)
+
+    note(catalogues.verify(place, names, chosen.spec))
+    if chosen.deep:
         with _shown(progress) as listener, _opened(engine) as opened:
-            found += catalogues.recount(
-                place,
-                names,
-                spec,
-                engine=opened,
-                sample=sample,
-                seed=seed,
-                weights=weights,
-                resources=_resources(resources, engine),
-                progress=listener,
+            note(
+                catalogues.recount(
+                    place,
+                    names,
+                    chosen.spec,
+                    engine=opened,
+                    sample=chosen.shards,
+                    seed=chosen.seed,
+                    weights=chosen.weights,
+                    resources=_resources(resources, engine),
+                    progress=listener,
+                )
             )
     return Verification(tuple(found))
 
@@ -501,11 +473,9 @@ def report(
     out: str | None = None,
     *,
     lenses: Sequence[Lens | str] = (),
-    fd: bool = False,
-    at: int | str | None = None,
-    spec: str | None = None,
-    samples: int = 4,
+    effort: Effort | None = None,
     progress: Progress = False,
+    **options: Unpack[ReportKeywords],
 ) -> Report:
     """Makes the page of a snapshot: every distance, and what is behind it, in one HTML file.
 
@@ -513,11 +483,9 @@ def report(
         catalogue: Where the datasets are.
         out: The file or object to write (.html); None to write none.
         lenses: Lenses to look through as well: lenses, or names or files of some.
-        fd: Whether to compute Fréchet distances of layers too.
-        at: The commit or time to look at; None for the newest.
-        spec: Digest of the spec; None for the default.
-        samples: Number of images of each dataset on the page.
+        effort: How to compute; None for this process with all its cores.
         progress: Whether to show progress; or a listener.
+        **options: The options of `ReportOptions`.
 
     Returns:
         The page; a notebook shows it.
@@ -528,27 +496,34 @@ def report(
     place = _at(catalogue)
     if out is not None:
         reporting.require_html(out)
-    number = place.at(at).number or None
+    chosen = ReportOptions(**options)
+    number, spec = place.at(chosen.at).number or None, chosen.spec  # all is read from one commit
     through = [None, *(_lens(place, lens, (), number, spec) for lens in lenses)]
     with _shown(progress) as listener:
-        effort = Effort(progress=listener)
+        effort = effort or Effort(progress=listener)
         matrices = [
             comparing.compare(
-                place, at=number, spec=spec, fd=fd and lens is None, lens=lens, effort=effort
+                place,
+                at=number,
+                spec=spec,
+                fd=chosen.fd and lens is None,
+                lens=lens,
+                effort=effort,
             )
             for lens in through
         ]
-        apart = sorted(place.at(number).datasets.keys() - set(matrices[0].names))
         page = reporting.gather_matrix_page(
             place,
             matrices,
             lenses=through,
-            apart=apart,
+            apart=sorted(place.at(number).datasets.keys() - set(matrices[0].names)),
             at=number,
-            samples=samples,
+            samples=chosen.samples,
             progress=listener,
         )
-    made = Report(reporting.render_matrix_page(page), tuple(matrices))
+    versions = place.find_all(matrices[0].names, number, matrices[0].spec_digest)
+    notes = [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
+    made = Report(reporting.render_matrix_page(page), tuple(matrices), (*page.notes, *notes))
     if out is not None:
         reporting.save_page(made.html, out)
     return made

@@ -15,7 +15,7 @@ Python, the command line (`jobs.shell`) and `datasets.yaml` (`pipeline.refreshin
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
@@ -35,6 +35,7 @@ class Option:
         argument: Whether the command line takes it by its place, not by its name.
         numeral: Whether a whole number may be given for the text.
         flag: Its name on the command line, if that is not the field's.
+        metavar: What the command line's help writes for its value, if not the type.
     """
 
     help: str
@@ -43,6 +44,7 @@ class Option:
     argument: bool = False
     numeral: bool = False
     flag: str = ""
+    metavar: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,11 @@ class Field:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if self.option.numeral and whole:
             return str(value)
-        for kind, wanted in _WANTED.items():
-            right = whole if kind is int else isinstance(value, kind) or (kind is float and whole)
-            if kind in self.kinds and not right:
-                raise ValueError(f"it must be {wanted}")
+        wanted = [kind for kind in _WANTED if kind in self.kinds]
+        if wanted and not any(_is_of(value, kind) for kind in wanted):
+            raise ValueError(f"it must be {' or '.join(_WANTED[kind] for kind in wanted)}")
+        if isinstance(value, str) and any(get_origin(kind) is Sequence for kind in self.kinds):
+            raise ValueError("it must be a list")
         least, most = self.option.least, self.option.most
         if least is not None and not value >= least:
             raise ValueError(f"it must be at least {least:g}")
@@ -112,6 +115,13 @@ _WANTED: Mapping[type, str] = {
     float: "a number",
     str: "text",
 }
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    """Tells whether a value is of a type, where a whole number may stand for a fraction."""
+    if kind in (int, float) and isinstance(value, int):
+        return not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 class Options:

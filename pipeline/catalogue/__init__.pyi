@@ -29,3 +29,9 @@ from .recounting import compare_partials as compare_partials
 from .recounting import recount as recount
 from .verification import Finding as Finding
 from .verification import verify as verify
+from .version_options import CommitOptions as CommitOptions
+from .version_options import SnapshotKeywords as SnapshotKeywords
+from .version_options import SnapshotOptions as SnapshotOptions
+from .version_options import SpecOptions as SpecOptions
+from .version_options import VerifyKeywords as VerifyKeywords
+from .version_options import VerifyOptions as VerifyOptions

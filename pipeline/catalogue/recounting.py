@@ -21,6 +21,7 @@ from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Version
 from pipeline.catalogue.verification import Finding, newest_versions, same_numbers, sum_of_partials
+from pipeline.catalogue.version_options import SAMPLE
 from pipeline.counting import Recipe, ShardJob, ShardReceipt, load_partial, partial_uri
 from pipeline.dna import DNA, INT_COLUMNS, Partial
 from pipeline.engine import Engine
@@ -29,9 +30,6 @@ from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import network_of
 from pipeline.sources import Manifest, Shard
 from pipeline.spec import Resources
-
-SAMPLE = 3
-"""How many shards of each dataset are counted again by default."""
 
 MOVED_BY_ROUNDING = 1e-3
 """The share of activations that may fall into another bin when numerics differ."""

@@ -4,6 +4,10 @@ from .arrangement import clusters as clusters
 from .arrangement import defined as defined
 from .arrangement import neighbours as neighbours
 from .arrangement import plane_map as plane_map
+from .compare_options import CompareKeywords as CompareKeywords
+from .compare_options import CompareOptions as CompareOptions
+from .compare_options import FrechetOptions as FrechetOptions
+from .compare_options import MemoryLimit as MemoryLimit
 from .distance import Distance as Distance
 from .distance import Measure as Measure
 from .distance import cumulative as cumulative

@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast, get_args
+from typing import Any, Unpack, cast, get_args
 
 import numpy as np
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import tiles
+from pipeline.comparing.compare_options import CompareKeywords, CompareOptions, MemoryLimit
 from pipeline.comparing.distance import Measure
 from pipeline.comparing.emd_kernel import require_device
 from pipeline.comparing.kept_matrices import (
@@ -33,7 +34,7 @@ from pipeline.comparing.kept_matrices import (
 from pipeline.comparing.matrix import Estimate, Matrix
 from pipeline.comparing.selection import Selection
 from pipeline.comparing.significance import false_discovery
-from pipeline.comparing.tiles import MEMORY, TILE_WORK, Job, Tile
+from pipeline.comparing.tiles import TILE_WORK, Job, Tile
 from pipeline.dna import UNIFORM, Floats, Lens
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper, SerialMapper
@@ -56,7 +57,7 @@ class Effort:
     open_engine: Callable[[int], AbstractContextManager[Mapper]] = lambda values: nullcontext(
         SerialMapper()
     )
-    memory: int = MEMORY
+    memory: int = MemoryLimit().bytes
     device: str = "cpu"
     progress: Listener = ignore
 
@@ -65,13 +66,9 @@ def compare(
     catalogue: Catalogue,
     names: Sequence[str] = (),
     *,
-    layers: Sequence[str] | None = None,
-    at: int | str | None = None,
-    spec: str | None = None,
-    fd: bool = False,
     lens: Lens | None = None,
-    error_bars: bool = True,
     effort: Effort | None = None,
+    **options: Unpack[CompareKeywords],
 ) -> Matrix:
     """Computes the distances of all pairs of datasets, by layer.
 
@@ -81,15 +78,11 @@ def compare(
     Args:
         catalogue: Where the datasets are.
         names: The datasets to compare; none for the whole snapshot.
-        layers: The layers to compare; None for all of them, and their mean.
-        at: The commit or time to look at; None for the newest.
-        spec: Digest of the spec; None for the one that the names share, or the default.
-        fd: Whether to compute the Fréchet distance of layers too, for datasets built with layer
-            Gaussians. It takes seconds a pair for wide layers.
-        lens: Weighs the neurons.
-        error_bars: Whether to compute estimates from the folds, for about 30 times the arithmetic.
-            Through a lens with negative weights there are none.
+        lens: Weighs the neurons. With negative weights there are no error bars.
         effort: How to compute; None for this process with all its cores.
+        **options: The options of `CompareOptions`. Without `spec` it is the one that the names
+            share, or the default. `fd` takes seconds a pair for wide layers, and datasets that
+            were built with layer Gaussians.
 
     Returns:
         The matrix.
@@ -102,8 +95,11 @@ def compare(
     """
     effort = effort or Effort()
     require_device(effort.device)
-    wanted = Selection.of(catalogue, names, at, spec)
-    job = wanted.job(catalogue, layers, fd=fd, lens=lens, error_bars=error_bars)
+    chosen = CompareOptions(**options)
+    wanted = Selection.of(catalogue, names, chosen.at, chosen.spec)
+    job = wanted.job(
+        catalogue, chosen.layers, fd=chosen.fd, lens=lens, error_bars=chosen.error_bars
+    )
     return _compare(catalogue, wanted, job, effort)
 
 

@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
+from pipeline.comparing.compare_options import MemoryLimit
 from pipeline.comparing.distance import frechet, frechet_1d, root_covariance, variance
 from pipeline.comparing.emd_kernel import Curves, distances, width_of
 from pipeline.comparing.fold_statistics import (
@@ -54,9 +55,6 @@ TILE = FileKind("tile")
 
 FOLDER = "_tiles"
 """Folder below the catalogue's `_work`, whose leftovers `vdna gc` removes."""
-
-MEMORY = 4 * 2**30
-"""Bytes that a process may hold of DNAs, if nothing else is said."""
 
 TILE_WORK = 10**12
 """The most values that a tile compares. One tile is a minute's work of a core, and a killed process
@@ -95,7 +93,7 @@ class Job:
     fd: bool = False
     lens: Lens | None = None
     error_bars: bool = True
-    memory: int = MEMORY
+    memory: int = MemoryLimit().bytes
     threads: int | None = None
     device: str = "cpu"
 

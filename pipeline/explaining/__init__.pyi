@@ -1,3 +1,7 @@
+from .explain_options import ExplainKeywords as ExplainKeywords
+from .explain_options import ExplainOptions as ExplainOptions
+from .explain_options import FitKeywords as FitKeywords
+from .explain_options import FitOptions as FitOptions
 from .image_emd import LayerEmd as LayerEmd
 from .lens_fit import FOCUS_NEURONS as FOCUS_NEURONS
 from .lens_fit import RIDGES as RIDGES
@@ -19,7 +23,6 @@ from .ranking_order import RankedImage as RankedImage
 from .sensitivity import LAYERS as LAYERS
 from .sensitivity import NEURONS as NEURONS
 from .sensitivity import PARTS as PARTS
-from .sensitivity import TOP as TOP
 from .sensitivity import Explanation as Explanation
 from .sensitivity import Overlay as Overlay
 from .sensitivity import Reaction as Reaction

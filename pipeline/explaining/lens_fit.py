@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,7 @@ from pipeline.comparing import (
 from pipeline.dna import DNA, DnaFile, Floats, Lens
 from pipeline.errors import UsageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.explaining.explain_options import FitKeywords, FitOptions
 from pipeline.spec import Spec
 
 if TYPE_CHECKING:
@@ -266,16 +267,8 @@ def fit_lens(
     catalogue: Catalogue,
     name: str,
     *,
-    focus: str | None = None,
-    ignore: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    top: int | None = None,
-    layers: Sequence[str] | None = None,
-    non_negative: bool = False,
-    by_layer: bool = False,
-    spec: str | None = None,
-    at: int | str | None = None,
     progress: Listener | None = None,
+    **options: Unpack[FitKeywords],
 ) -> FittedLens:
     """Fits a lens that focuses on one attribute, or that ignores some and keeps others.
 
@@ -286,16 +279,8 @@ def fit_lens(
     Args:
         catalogue: Where the datasets are.
         name: Name of the lens.
-        focus: The attribute to see.
-        ignore: Attributes that should not be seen.
-        keep: Attributes that should be seen as before.
-        top: Most neurons of a focus; None for 20.
-        layers: Layers that a focus chooses neurons from; None for all.
-        non_negative: Whether weights may not be negative, so that the lens stays a metric.
-        by_layer: Whether all neurons of a layer have the same weight.
-        spec: Digest of the spec; None to choose it as `compare` does.
-        at: The commit or time to look at; None for the newest.
         progress: Is told of each layer.
+        **options: The options of `FitOptions`.
 
     Returns:
         The lens with its scores.
@@ -304,23 +289,23 @@ def fit_lens(
         UsageError: Unless there is either a focus or attributes to ignore, with the options that
             belong to it.
     """
-    if (focus is None) == (not ignore):
+    how = FitOptions(**options)
+    focus = how.focus
+    if (focus is None) == (not how.ignore):
         raise UsageError("give either focus, or ignore and keep")
     if focus is not None:
-        if keep or non_negative or by_layer:
+        if how.keep or how.non_negative or how.by_layer:
             raise UsageError("keep, non_negative and by_layer belong to ignore")
-        top = FOCUS_NEURONS if top is None else top
-        if top < 1:
-            raise UsageError(f"top is {top}; a lens takes at least one neuron")
-        seen = AttributeDistances.of(catalogue, [focus], spec, at, progress)
-        return _fit_focus(name, seen, top, layers)
-    if layers or top is not None:
+        seen = AttributeDistances.of(catalogue, [focus], how.spec, how.at, progress)
+        return _fit_focus(name, seen, how.top or FOCUS_NEURONS, how.layers)
+    if how.layers or how.top is not None:
         raise UsageError("layers and top belong to focus; weights are fitted to all neurons")
-    if not keep:
+    if not how.keep:
         raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
-    seen = AttributeDistances.of(catalogue, [*ignore, *keep], spec, at, progress)
-    roles: list[Role] = ["ignored" if text in ignore else "kept" for text in seen.attributes]
-    return seen.fit(name, roles, non_negative=non_negative, by_layer=by_layer)
+    attributes = [*how.ignore, *how.keep]
+    seen = AttributeDistances.of(catalogue, attributes, how.spec, how.at, progress)
+    roles: list[Role] = ["ignored" if text in how.ignore else "kept" for text in seen.attributes]
+    return seen.fit(name, roles, non_negative=how.non_negative, by_layer=how.by_layer)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 import numpy as np
 import pyarrow as pa
@@ -42,15 +42,13 @@ from pipeline.comparing import (
 from pipeline.dna import DNA, UNIFORM, DnaFile, FileKind, Floats, Ints, Lens, encode_sealed
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.explaining.explain_options import ExplainKeywords, ExplainOptions
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 _EXPLANATION = FileKind("explanation")
-
-TOP = 20
-"""The default number of neurons that are shown."""
 
 PARTS = 48
 """The number of bars in a histogram that is shown."""
@@ -223,12 +221,9 @@ def explain(
     a: str,
     b: str,
     *,
-    layers: Sequence[str] | None = None,
-    at: int | str | None = None,
-    spec: str | None = None,
     lens: Lens | None = None,
-    top: int = TOP,
     progress: Listener | None = None,
+    **options: Unpack[ExplainKeywords],
 ) -> Explanation:
     """Finds the layers and neurons that make up the distance of two datasets.
 
@@ -238,12 +233,9 @@ def explain(
         catalogue: Where the datasets are.
         a: Name of one dataset.
         b: Name of the other.
-        layers: The layers to look at; None for all.
-        at: The commit or time to look at; None for the newest.
-        spec: Digest of the spec; None to choose it as `compare` does.
         lens: Weighs the neurons.
-        top: Number of neurons whose histograms and images are shown.
         progress: Is told of each layer.
+        **options: The options of `ExplainOptions`.
 
     Returns:
         The explanation.
@@ -253,7 +245,9 @@ def explain(
     """
     if a == b:
         raise UsageError(f"explaining takes two datasets, and {a!r} is given twice")
-    digest, versions = resolve_versions(catalogue, [a, b], at=at, spec=spec)
+    asked = ExplainOptions(**options)
+    layers = None if ALL in (asked.layers or ()) else asked.layers
+    digest, versions = resolve_versions(catalogue, [a, b], at=asked.at, spec=asked.spec)
     network = catalogue.spec(digest)
     chosen = tuple(dict.fromkeys(layers or network.layers))
     sizes = [network.tap(layer).neurons for layer in chosen]
@@ -265,14 +259,15 @@ def explain(
     with stage(progress, Started(sum(sizes), len(chosen), unit="neurons", step="layers")):
         for layer, neurons in zip(chosen, sizes, strict=True):
             weights = np.ones(neurons) if lens is None else lens.weights_of(layer)
-            parts.append(_ComparedLayer.of(layer, weights, sides, top))
+            parts.append(_ComparedLayer.of(layer, weights, sides, asked.top))
             progress(StepDone(neurons, name=layer))
     table, order = _neuron_table(parts, network.bins)
     of_neuron = [
         part.overlays.get(at) for part in parts for at in np.flatnonzero(part.weights).tolist()
     ]
-    shown = (of_neuron[at] for at in order[:top])
-    first = list(zip(*(table[name].to_pylist()[:top] for name in ("layer", "neuron")), strict=True))
+    shown = (of_neuron[at] for at in order[: asked.top])
+    named = (table[name].to_pylist()[: asked.top] for name in ("layer", "neuron"))
+    first = list(zip(*named, strict=True))
     of_a, of_b = (_reactions(catalogue, *version, first) for version in versions.items())
     return Explanation(
         versions,

@@ -63,6 +63,8 @@ from .progress import Bar as Bar
 from .progress import Lines as Lines
 from .progress import duration as duration
 from .progress import line_of as line_of
+from .report_options import ReportKeywords as ReportKeywords
+from .report_options import ReportOptions as ReportOptions
 from .terminal import print_explanation as print_explanation
 from .terminal import print_matrix as print_matrix
 from .terminal import reaction_lines as reaction_lines

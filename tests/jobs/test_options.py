@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -19,17 +20,34 @@ from pipeline.building import (
     Request,
     make_dna,
 )
+from pipeline.catalogue import SnapshotKeywords, SnapshotOptions, VerifyKeywords, VerifyOptions
+from pipeline.comparing import CompareKeywords, CompareOptions, MemoryLimit, compare
 from pipeline.errors import UsageError
-from pipeline.explaining import RankRequest
+from pipeline.explaining import (
+    ExplainKeywords,
+    ExplainOptions,
+    FitKeywords,
+    FitOptions,
+    RankRequest,
+)
 from pipeline.options import Field, Options, options_of
 from pipeline.refreshing import load_config
 from pipeline.refreshing.config import DatasetEntry, Defaults
+from pipeline.reporting import ReportKeywords, ReportOptions
 from pipeline.spec import Resources
 
 COMMANDS: list[tuple[str, type[Options]]] = [
     ("build", Request),
     ("calibrate", CalibrationRequest),
     ("rank", RankRequest),
+    ("compare", CompareOptions),
+    ("compare", MemoryLimit),
+    ("explain", ExplainOptions),
+    ("report", ReportOptions),
+    ("report", MemoryLimit),
+    ("refresh", MemoryLimit),
+    ("verify", VerifyOptions),
+    *((command, SnapshotOptions) for command in ("rank", "show", "export")),
     *((command, Resources) for command in ("build", "calibrate", "rank", "refresh", "demo")),
 ]
 
@@ -42,6 +60,23 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("shard_images", -8, "it must be at least 1"),
     ("exemplars", -1, "it must be at least 0"),
 ]
+
+
+KEYWORDS: list[tuple[type, type[Options]]] = [
+    (SnapshotKeywords, SnapshotOptions),
+    (CompareKeywords, CompareOptions),
+    (ExplainKeywords, ExplainOptions),
+    (FitKeywords, FitOptions),
+    (VerifyKeywords, VerifyOptions),
+    (ReportKeywords, ReportOptions),
+]
+
+
+def as_declared(default: Any, option: Field) -> Any:
+    """Turns a default of the command line, which knows neither tuples nor unions, back."""
+    if isinstance(default, list):
+        return tuple(default)
+    return int(default) if isinstance(option.default, int) and str in option.kinds else default
 
 
 def parameters_of(command: str) -> dict[str, Any]:
@@ -61,8 +96,7 @@ def test_the_command_line_has_every_option_as_it_was_declared(
         assert parameter.help == option.option.help
         assert parameter.required == option.required
         if not option.required:
-            default = parameter.default
-            assert (tuple(default) if isinstance(default, list) else default) == option.default
+            assert as_declared(parameter.default, option) == option.default
         if not option.option.argument:
             name = option.option.flag or f"--{option.name.replace('_', '-')}"
             assert parameter.opts == [name]
@@ -94,6 +128,43 @@ def test_the_keywords_of_make_dna_are_options_of_a_request() -> None:
     options = {option.name: option for option in options_of(Request)}
     for name, kind in get_type_hints(MemoryOptions).items():
         assert options[name].kind == kind
+
+
+@pytest.mark.parametrize(("keywords", "model"), KEYWORDS)
+def test_keywords_have_the_names_and_types_of_the_options(
+    keywords: type, model: type[Options]
+) -> None:
+    assert get_type_hints(keywords) == get_type_hints(model)
+
+
+@pytest.mark.parametrize(("keywords", "model"), KEYWORDS)
+def test_only_the_layers_of_a_comparison_are_not_on_the_command_line(
+    keywords: type, model: type[Options]
+) -> None:
+    python_alone = get_type_hints(keywords).keys() - {option.name for option in options_of(model)}
+    assert python_alone == ({"layers"} if model is CompareOptions else set())
+
+
+def test_a_function_refuses_what_is_no_option_of_it() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'layer'"):
+        compare("memory://nothing", layer="head")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: SnapshotOptions(at=1.5), "at is 1.5; it must be a whole number or text"),  # type: ignore[arg-type]
+        (lambda: ExplainOptions(layers="head"), "layers is 'head'; it must be a list"),
+        (lambda: FitOptions(top=0), "top is 0; it must be at least 1"),
+        (lambda: ReportOptions(samples=-1), "samples is -1; it must be at least 0"),
+        (lambda: MemoryLimit(memory=0), "memory is 0; it must be at least 0.01"),
+        (lambda: VerifyOptions(sample=0), "sample is 0; give a number of shards from 1 up"),
+        (lambda: VerifyOptions(sample="few"), "sample is 'few'; give a number of shards"),
+    ],
+)
+def test_an_option_of_a_function_has_its_limits(make: Callable[[], Options], problem: str) -> None:
+    with pytest.raises(UsageError, match=f"^{problem}"):
+        make()
 
 
 def test_make_dna_refuses_what_is_no_option_of_it() -> None:
@@ -152,7 +223,8 @@ def test_a_number_of_folders_may_be_a_number() -> None:
 
 def test_every_option_has_a_sentence_of_help() -> None:
     declared: list[Field] = []
-    for model in (Request, CalibrationRequest, RankRequest, Resources):
+    models = (Request, CalibrationRequest, RankRequest, Resources, MemoryLimit)
+    for model in (*models, *(model for _, model in KEYWORDS)):
         declared += options_of(model)
     for option in declared:
         text = option.option.help

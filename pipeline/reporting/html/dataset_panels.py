@@ -29,11 +29,9 @@ from pipeline.reporting.html.thumbnails import (
     short_name,
     small_image,
 )
+from pipeline.reporting.report_options import SAMPLES
 from pipeline.sources import Entry, count_shards, read_shard
 from pipeline.spec import Spec
-
-SAMPLES = 4
-"""The default number of images shown for a dataset."""
 
 ALL_SAMPLES = 400
 """The most images of all datasets together, so that a page stays small."""

@@ -23,10 +23,11 @@ from pipeline.dna import UNIFORM, Lens
 from pipeline.errors import VdnaError
 from pipeline.explaining import Explanation, Reactions
 from pipeline.reporting.conclusions import explanation_sentence
-from pipeline.reporting.html.dataset_panels import SAMPLES, panel_of, spec_facts
+from pipeline.reporting.html.dataset_panels import panel_of, spec_facts
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.page_data import Panel
 from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, decoder_of, short_name
+from pipeline.reporting.report_options import SAMPLES
 from pipeline.reporting.terminal import lacking_exemplars
 from pipeline.sources import Entry, find_entries
 

@@ -1,0 +1,99 @@
+"""The options that choose versions of datasets, and how they are verified: each declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, TypedDict
+
+from pipeline.errors import UsageError
+from pipeline.options import Option, Options
+
+SAMPLE = 3
+"""How many shards of each dataset are counted again by default."""
+
+EVERY_SHARD = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecOptions(Options):
+    """The option that chooses the spec."""
+
+    spec: Annotated[
+        str | None,
+        Option(
+            "Use versions of this spec: its digest, or the beginning of it "
+            "(default: the catalogue's)."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitOptions(Options):
+    """The option that chooses the commit."""
+
+    at: Annotated[
+        int | str | None,
+        Option(
+            "Look at the catalogue as of this commit: its number, or an ISO time "
+            "(default: the newest)."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotOptions(CommitOptions, SpecOptions):
+    """The options that choose versions of datasets."""
+
+
+class SnapshotKeywords(TypedDict, total=False):
+    """The options of `SnapshotOptions` as keywords of a function, for type checkers.
+
+    A test holds it equal to `SnapshotOptions`; defaults and help are there.
+    """
+
+    at: int | str | None
+    spec: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(SpecOptions):
+    """The options of a verification."""
+
+    deep: Annotated[bool, Option("Count some shards again, from the images.")] = False
+    sample: Annotated[
+        int | str,
+        Option("With --deep: number of shards of each dataset to count, or 'all'."),
+    ] = SAMPLE
+    seed: Annotated[
+        int | None,
+        Option("With --deep: seed of the choice of shards (default: a random one, printed)."),
+    ] = None
+    weights: Annotated[
+        str | None,
+        Option("With --deep: file or url of the weights, if they are not the network's own."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sample != EVERY_SHARD and not (str(self.sample).isdecimal() and int(self.sample)):
+            raise UsageError(
+                f"sample is {self.sample!r}; give a number of shards from 1 up, or 'all'"
+            )
+
+    @property
+    def shards(self) -> int | None:
+        """How many shards of each dataset are counted again; None for all."""
+        return None if self.sample == EVERY_SHARD else int(self.sample)
+
+
+class VerifyKeywords(TypedDict, total=False):
+    """The options of `VerifyOptions` as keywords of a function, for type checkers.
+
+    A test holds it equal to `VerifyOptions`; defaults and help are there.
+    """
+
+    deep: bool
+    sample: int | str
+    seed: int | None
+    weights: str | None
+    spec: str | None

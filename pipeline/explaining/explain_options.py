@@ -1,0 +1,92 @@
+"""The options of an explanation and of the fit of a lens: each declared once.
+
+>>> ExplainOptions().top, FitOptions(ignore=["foggy:clear"]).focus
+(20, None)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pipeline.catalogue import SnapshotKeywords, SnapshotOptions
+from pipeline.options import Option
+
+ATTRIBUTE = "WITH:WITHOUT"
+"""How an attribute is written: two datasets, with it and without."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(SnapshotOptions):
+    """The options of an explanation."""
+
+    top: Annotated[int, Option("Number of neurons to show.", least=1)] = 20
+    layers: Annotated[
+        Sequence[str] | None,
+        Option(
+            "Look at this layer only (all: the whole network). Can be repeated.", flag="--layer"
+        ),
+    ] = None
+
+
+class ExplainKeywords(SnapshotKeywords, total=False):
+    """The options of `ExplainOptions` as keywords of a function, for type checkers.
+
+    A test holds it equal to `ExplainOptions`; defaults and help are there.
+    """
+
+    top: int
+    layers: Sequence[str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(SnapshotOptions):
+    """The options of the fit of a lens.
+
+    An attribute is two datasets, WITH:WITHOUT, or WITH=WITHOUT for the same images with a change
+    and without.
+    """
+
+    focus: Annotated[
+        str | None,
+        Option(
+            "See this attribute: give equal weight to the few neurons that react to it most.",
+            metavar=ATTRIBUTE,
+        ),
+    ] = None
+    top: Annotated[
+        int | None, Option("Number of neurons that --focus chooses (default: 20).", least=1)
+    ] = None
+    layers: Annotated[
+        Sequence[str] | None,
+        Option("Let --focus choose neurons of this layer only. Can be repeated.", flag="--layer"),
+    ] = None
+    ignore: Annotated[
+        Sequence[str],
+        Option("Take this attribute out of the distance. Can be repeated.", metavar=ATTRIBUTE),
+    ] = ()
+    keep: Annotated[
+        Sequence[str],
+        Option("Keep the distance of this attribute as it is. Can be repeated.", metavar=ATTRIBUTE),
+    ] = ()
+    non_negative: Annotated[
+        bool,
+        Option("Allow no negative weights: distances stay a metric, but less is ignored."),
+    ] = False
+    by_layer: Annotated[bool, Option("Give all neurons of a layer the same weight.")] = False
+
+
+class FitKeywords(SnapshotKeywords, total=False):
+    """The options of `FitOptions` as keywords of a function, for type checkers.
+
+    A test holds it equal to `FitOptions`; defaults and help are there.
+    """
+
+    focus: str | None
+    top: int | None
+    layers: Sequence[str] | None
+    ignore: Sequence[str]
+    keep: Sequence[str]
+    non_negative: bool
+    by_layer: bool
