@@ -27,6 +27,7 @@ from .names import part_name as part_name
 from .recounting import MOVED_BY_ROUNDING as MOVED_BY_ROUNDING
 from .recounting import compare_partials as compare_partials
 from .recounting import recount as recount
+from .verification import NEWEST_ONLY as NEWEST_ONLY
 from .verification import Finding as Finding
 from .verification import verify as verify
 from .version_options import CommitOptions as CommitOptions

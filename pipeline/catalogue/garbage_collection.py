@@ -9,16 +9,19 @@ the grace period.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
-from pipeline.catalogue.commit import KINDS, Commit, Version
+from pipeline.catalogue.commit import KINDS
+from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
 from pipeline.catalogue.matrix_header import MATRIX_READERS, find_matrix_metadata
+from pipeline.catalogue.verification import require_whole
 from pipeline.counting import partial_uri
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import CorruptFile, SourceError, UsageError
+from pipeline.events import Listener, ignore
 from pipeline.storage import Stored
 
 GRACE = timedelta(days=7)
@@ -45,28 +48,51 @@ def garbage(
 
     Raises:
         UsageError: If `keep` is less than 1.
+        CorruptFile: If the log is not whole.
     """
-    if keep is not None and keep < 1:
-        raise UsageError(f"keep is {keep}; it must be at least 1, as the newest version is kept")
-    for item in _unneeded(catalogue, _kept_versions(catalogue, keep)):
+    for item in _unneeded(catalogue, _kept(catalogue, keep)):
         now = now or storage.clock(catalogue.root)
         if item.modified is not None and now - item.modified > grace:
             yield item
 
 
 def collect(
-    catalogue: Catalogue, *, keep: int | None = None, grace: timedelta = GRACE
+    catalogue: Catalogue,
+    *,
+    keep: int | None = None,
+    grace: timedelta = GRACE,
+    progress: Listener = ignore,
 ) -> tuple[int, int]:
-    """Deletes the garbage.
+    """Deletes the garbage, if there is any and all that stays is whole.
+
+    What is garbage may be what a damaged version could be mended with. So every kept version is
+    verified before anything is removed.
 
     Args:
         catalogue: The catalogue.
         keep: As in `garbage`.
         grace: As in `garbage`.
+        progress: Told what is verified.
 
     Returns:
         The number of objects removed, and of their bytes.
+
+    Raises:
+        CorruptFile: If the log or a kept version is not whole. Nothing is removed then.
+        UsageError: If `keep` is less than 1.
     """
+    if next(garbage(catalogue, keep=keep, grace=grace), None) is None:
+        return 0, 0
+    verified: set[tuple[str, ...]] = set()
+    while new := [kept for kept in _kept(catalogue, keep) if kept.identity not in verified]:
+        try:
+            require_whole(catalogue, new, progress)
+        except CorruptFile as error:
+            raise CorruptFile(
+                f"nothing was removed, because a version is damaged: {error}"
+            ) from error
+        verified.update(kept.identity for kept in new)
+    # What is garbage is looked up once more: a build may have needed some of it meanwhile.
     count = size = 0
     for item in list(garbage(catalogue, keep=keep, grace=grace)):
         if _changed_since_listed(item):
@@ -75,6 +101,15 @@ def collect(
         count += 1
         size += item.size
     return count, size
+
+
+def _kept(catalogue: Catalogue, keep: int | None) -> list[KeptVersion]:
+    """Reads the whole log, and finds the versions to keep."""
+    if keep is not None and keep < 1:
+        raise UsageError(f"keep is {keep}; it must be at least 1, as the newest version is kept")
+    kept = list(kept_versions(catalogue.log(), keep))
+    catalogue.require_end()
+    return kept
 
 
 def _changed_since_listed(item: Stored) -> bool:
@@ -89,7 +124,7 @@ def _changed_since_listed(item: Stored) -> bool:
     return now is None or item.modified is None or abs(now - item.modified) >= timedelta(seconds=1)
 
 
-def _unneeded(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> Iterator[Stored]:
+def _unneeded(catalogue: Catalogue, kept: Sequence[KeptVersion]) -> Iterator[Stored]:
     """Yields the objects that neither the kept versions nor running builds need, of any age."""
     needed = {*_needed_by_versions(catalogue, kept), *_needed_by_builds(catalogue)}
     for folder in (*KINDS, "_work"):
@@ -97,29 +132,27 @@ def _unneeded(catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]) -> It
             for item in storage.walk(storage.join(catalogue.root, folder)):
                 if item.uri not in needed:
                     yield item
-    dnas = {(version.spec, version.dna) for versions in kept.values() for version in versions}
+    dnas = {(of.version.spec, of.version.dna) for of in kept}
     yield from _needless_matrices(catalogue, dnas)
     yield from storage.leftovers(catalogue.root)
 
 
-def _needed_by_versions(
-    catalogue: Catalogue, kept: Mapping[str, Sequence[Version]]
-) -> Iterator[str]:
+def _needed_by_versions(catalogue: Catalogue, kept: Sequence[KeptVersion]) -> Iterator[str]:
     """Yields the urls of the kept versions' files and partials."""
     current = catalogue.head().datasets
-    for name, versions in kept.items():
-        for version in versions:
-            for kind in version.sha256:
-                yield catalogue.uri(kind, version.spec, name, version.digest_in(kind))
-            if version.imported:
-                continue
-            uri = catalogue.uri("manifests", version.spec, name, version.manifest)
-            if version != current.get(name, {}).get(version.spec) and not storage.exists(uri):
-                continue  # an old version, removed by an earlier collection
-            manifest = catalogue.manifest(name, version)
-            work = catalogue.partials_uri(name, version)
-            for key in manifest.keys(version.spec, version.products):
-                yield partial_uri(work, key)
+    for of in kept:
+        name, version = of.name, of.version
+        for kind in version.sha256:
+            yield catalogue.uri(kind, version.spec, name, version.digest_in(kind))
+        if version.imported:
+            continue
+        uri = catalogue.uri("manifests", version.spec, name, version.manifest)
+        if version != current.get(name, {}).get(version.spec) and not storage.exists(uri):
+            continue  # an old version, removed by an earlier collection
+        manifest = catalogue.manifest(name, version)
+        work = catalogue.partials_uri(name, version)
+        for key in manifest.keys(version.spec, version.products):
+            yield partial_uri(work, key)
 
 
 def _needed_by_builds(catalogue: Catalogue) -> Iterator[str]:
@@ -139,40 +172,6 @@ def _needed_by_builds(catalogue: Catalogue) -> Iterator[str]:
             manifest, products = planned
             yield catalogue.uri("manifests", spec, dataset, manifest.digest)
             yield from (partial_uri(work, key) for key in manifest.keys(spec, products))
-
-
-def _kept_versions(catalogue: Catalogue, keep: int | None) -> dict[str, list[Version]]:
-    """Finds the newest `keep` versions of each dataset and spec in the log, with their parts.
-
-    Returns:
-        The versions by the name of the dataset or part.
-    """
-    found: dict[tuple[str, str], list[Version]] = {}
-
-    def is_kept(name: str, version: Version) -> bool:
-        kept = found.setdefault((name, version.spec), [])
-        return (version.dna, version.by) in {(other.dna, other.by) for other in kept}
-
-    for commit in catalogue.log():
-        for name, spec, version in _wholes_first(commit):
-            versions = found.setdefault((name, spec), [])
-            if version.part_of:
-                whole = commit.datasets.get(version.part_of, {}).get(spec)
-                wanted = whole is None or is_kept(version.part_of, whole)
-            else:
-                wanted = keep is None or len(versions) < keep
-            if wanted and not is_kept(name, version):
-                versions.append(version)
-    kept: dict[str, list[Version]] = {}
-    for (name, _), versions in found.items():
-        kept.setdefault(name, []).extend(versions)
-    return kept
-
-
-def _wholes_first(commit: Commit) -> Iterator[tuple[str, str, Version]]:
-    """Yields all versions of a commit with name and spec, whole datasets before parts."""
-    versions = [(n, s, v) for n, specs in commit.datasets.items() for s, v in specs.items()]
-    yield from sorted(versions, key=lambda entry: bool(entry[2].part_of))
 
 
 def _needless_matrices(catalogue: Catalogue, kept: Set[tuple[str, str]]) -> Iterator[Stored]:

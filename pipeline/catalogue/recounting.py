@@ -68,7 +68,8 @@ def recount(
         NotFound: If there is no such dataset or spec.
     """
     seed = secrets.randbelow(10**9) if seed is None else seed
-    for name, version in newest_versions(catalogue, names, spec):
+    for kept in newest_versions(catalogue, names, spec):
+        name, version = kept.name, kept.version
         if version.imported:
             yield Finding(name, "recount", True, "imported: it has no images to count again")
             continue

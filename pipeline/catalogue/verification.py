@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.buffers import sha256
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.changes import parts_of
 from pipeline.catalogue.commit import Version
+from pipeline.catalogue.kept_versions import KeptVersion, kept_versions, missing_files
 from pipeline.catalogue.names import part_name
 from pipeline.counting import digest_of_dna, load_partial, partial_uri, plan_folds
 from pipeline.dna import (
@@ -33,37 +35,54 @@ from pipeline.dna import (
     Ranges,
     neuron_name,
 )
-from pipeline.errors import ConservationError, CorruptFile, NotFound, VdnaError
+from pipeline.errors import ConservationError, CorruptFile, NotFound, StorageError, VdnaError
+from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.sources import Manifest, label_of
 from pipeline.spec import LAYER_GAUSSIAN
+
+NEWEST_ONLY = (
+    "only the newest version of each dataset was checked; `vdna verify --all` checks the log, and "
+    "every version that is kept"
+)
+"""What a reader of the findings should know, unless all versions were checked."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check of one dataset version.
+    """The result of one check.
 
     Attributes:
-        dataset: The dataset.
+        dataset: The dataset; empty for a check of the log.
         check: What was checked.
         ok: Whether it holds.
         detail: What was seen, for people.
+        at: For an older version, the newest commit that holds it; None for the newest version.
     """
 
     dataset: str
     check: str
     ok: bool
     detail: str
+    at: int | None = None
 
 
 def verify(
-    catalogue: Catalogue, names: Sequence[str] = (), spec: str | None = None
+    catalogue: Catalogue,
+    names: Sequence[str] = (),
+    spec: str | None = None,
+    *,
+    all_versions: bool = False,
+    progress: Listener = ignore,
 ) -> Iterator[Finding]:
-    """Checks the newest versions of datasets against all that is stored of them.
+    """Checks versions of datasets against all that is stored of them.
 
     Args:
         catalogue: The catalogue.
         names: The datasets; none for all.
         spec: The beginning of a spec's digest; None for all specs.
+        all_versions: Whether to check every version that is kept, and the log. The newest versions
+            alone are checked otherwise.
+        progress: Told what is done.
 
     Yields:
         A finding for each check, good or bad, when the check ends.
@@ -71,13 +90,69 @@ def verify(
     Raises:
         NotFound: If there is no such dataset or spec.
     """
-    for name, version in newest_versions(catalogue, names, spec):
-        yield from _DatasetChecks(catalogue, name, version).run()
+    newest = list(newest_versions(catalogue, names, spec))
+    head = newest[0].commit if newest else 0
+    older: list[KeptVersion] = []
+    if all_versions:
+        known, of_log = _read_log(catalogue)
+        specs, checked = {kept.version.spec for kept in newest}, {kept.identity for kept in newest}
+        older, of_files = _with_files(
+            catalogue,
+            [
+                kept
+                for kept in known
+                if kept.identity not in checked
+                and (not names or kept.name in names)
+                and (spec is None or kept.version.spec in specs)
+            ],
+        )
+        yield from (of_log, *of_files)
+    for kept, check, run in _checks(catalogue, [*newest, *older], progress):
+        at = None if kept.commit == head else kept.commit
+        try:
+            yield Finding(kept.name, check, True, run(), at)
+        except VdnaError as error:
+            yield Finding(kept.name, check, False, str(error), at)
+
+
+def require_whole(
+    catalogue: Catalogue, versions: Iterable[KeptVersion], progress: Listener = ignore
+) -> None:
+    """Refuses a catalogue in which something is wrong with one of these versions.
+
+    Older versions that lack a file are left out: a collection has removed them, or had begun to.
+
+    Args:
+        catalogue: The catalogue.
+        versions: The versions to check.
+        progress: Told what is done.
+
+    Raises:
+        CorruptFile: If a check of a version fails.
+        StorageError: If the store does not answer.
+    """
+    head = catalogue.head().datasets
+    there = [
+        kept
+        for kept in versions
+        if kept.version == head.get(kept.name, {}).get(kept.version.spec)
+        or not missing_files(catalogue, kept)
+    ]
+    for kept, check, run in _checks(catalogue, there, progress):
+        try:
+            run()
+        except StorageError:
+            raise
+        except VdnaError as error:
+            raise CorruptFile(
+                f"{kept.name}, commit {kept.commit}, {check}: {error}. `vdna verify --all` lists "
+                "all that is wrong"
+            ) from error
 
 
 def newest_versions(
     catalogue: Catalogue, names: Sequence[str], spec: str | None
-) -> Iterator[tuple[str, Version]]:
+) -> Iterator[KeptVersion]:
     """Finds the newest versions of datasets.
 
     Args:
@@ -86,7 +161,7 @@ def newest_versions(
         spec: The beginning of a spec's digest; None for all specs.
 
     Yields:
-        Each dataset with its version under one spec.
+        Each version.
 
     Raises:
         NotFound: If there is no such dataset or spec.
@@ -101,16 +176,69 @@ def newest_versions(
             raise NotFound(f"{name} has no version under spec {chosen}")
         for digest, version in sorted(versions.items()):
             if chosen in (None, digest):
-                yield name, version
+                yield KeptVersion(name, version, commit.number)
 
 
-class _DatasetChecks:
+def _read_log(catalogue: Catalogue) -> tuple[list[KeptVersion], Finding]:
+    """Reads the whole log, or as much of it as can be trusted, and finds its versions."""
+    known: list[KeptVersion] = []
+    try:
+        for kept in kept_versions(catalogue.log()):
+            known.append(kept)
+        catalogue.require_end()
+    except VdnaError as error:
+        return known, Finding("", "log", False, str(error))
+    number = known[0].commit if known else 0
+    digest = sha256(storage.read(catalogue.log_uri(number))) if number else "none"
+    detail = f"{number} commits, each made upon the one before; the last has sha256 {digest}"
+    return known, Finding("", "log", True, detail)
+
+
+def _with_files(
+    catalogue: Catalogue, older: Iterable[KeptVersion]
+) -> tuple[list[KeptVersion], list[Finding]]:
+    """Returns the older versions that have all their files, and findings on the others."""
+    there, findings, removed = [], [], Counter[str]()
+    for kept in older:
+        files, missing = set(kept.version.sha256), set(missing_files(catalogue, kept))
+        if not missing:
+            there.append(kept)
+        elif missing >= files - {"manifests"}:  # a manifest may be another version's too
+            removed[kept.name] += 1
+        else:
+            detail = (
+                f"{', '.join(sorted(missing))} missing, {', '.join(sorted(files - missing))} left. "
+                "If a `vdna gc --keep` or a build was interrupted, run it again; else restore them"
+            )
+            findings.append(Finding(kept.name, "files", False, detail, kept.commit))
+    for name, count in sorted(removed.items()):
+        detail = f"{count} older versions have no files left, as after `vdna gc --keep`"
+        findings.append(Finding(name, "history", True, detail))
+    return there, findings
+
+
+def _checks(
+    catalogue: Catalogue, versions: Sequence[KeptVersion], progress: Listener
+) -> Iterator[tuple[KeptVersion, str, Callable[[], str]]]:
+    """Yields the checks of all versions, and tells the listener of each version that is done."""
+    total = sum(len(_VersionChecks(catalogue, kept).checks) for kept in versions)
+    started = Started(total, len(versions), unit="checks", step="versions")
+    with stage(progress, started):
+        for kept in versions:
+            checks = _VersionChecks(catalogue, kept).checks
+            for check, run in checks.items():
+                yield kept, check, run
+            progress(StepDone(len(checks), name=kept.name))
+
+
+class _VersionChecks:
     """The checks of one version. Each keeps what it has read for those that follow."""
 
-    def __init__(self, catalogue: Catalogue, name: str, version: Version) -> None:
+    def __init__(self, catalogue: Catalogue, kept: KeptVersion) -> None:
         self._catalogue = catalogue
-        self._name = name
-        self._version = version
+        self._name = kept.name
+        self._version = kept.version
+        self._commit = kept.commit
         self._ranges: Ranges | None = None
         self._image_hashes: NDArray[np.void] = _hashes(())
         self._dna: DNA | None = None
@@ -118,29 +246,27 @@ class _DatasetChecks:
         self._failures: list[Failure] | None = None
         self._exemplars: Exemplars | None = None
 
-    def run(self) -> Iterator[Finding]:
-        """Runs the checks that the version's files allow, and yields a finding for each."""
+    @property
+    def checks(self) -> dict[str, Callable[[], str]]:
+        """The checks that the version's files allow, by name, in the order to run them in."""
         version = self._version
         checks: dict[str, Callable[[], str]] = {
             "spec": self._check_spec,
             "counts": self._check_dna,
         }
-        if not version.imported:
-            checks |= {
-                "manifest": self._check_manifest,
-                "failures": self._check_failures,
-                "folds": self._check_folds,
-            }
-            if ExemplarSettings.from_products(version.products) is not None:
-                checks["exemplars"] = self._check_exemplars
-            checks["partials"] = self._check_partials
-            if version.by and not version.part_of:
-                checks["parts"] = self._check_parts
-        for check, run in checks.items():
-            try:
-                yield Finding(self._name, check, True, run())
-            except VdnaError as error:
-                yield Finding(self._name, check, False, str(error))
+        if version.imported:
+            return checks
+        checks |= {
+            "manifest": self._check_manifest,
+            "failures": self._check_failures,
+            "folds": self._check_folds,
+        }
+        if ExemplarSettings.from_products(version.products) is not None:
+            checks["exemplars"] = self._check_exemplars
+        checks["partials"] = self._check_partials
+        if version.by and not version.part_of:
+            checks["parts"] = self._check_parts
+        return checks
 
     def _check_spec(self) -> str:
         """Checks that spec and ranges are what their digests say."""
@@ -308,7 +434,8 @@ class _DatasetChecks:
         label = label_of(version.by)
         if label not in manifest.labels:
             raise CorruptFile(f"the manifest has no label {label}, by which the parts are made")
-        parts = parts_of(self._catalogue.head(), self._name, version.spec)
+        commit = self._catalogue.commit(self._commit)
+        parts = parts_of(commit, self._name, version.spec)
         failed = {(failure.uri, failure.member) for failure in self._failures or ()}
         for value, indices in manifest.parts(label).items():
             name = part_name(self._name, value)

@@ -356,6 +356,10 @@ def test_gc_removes_parts_that_no_kept_version_has(place: Catalogue, source: Pat
     uri = place.uri("dna", gone.spec, "photos/sun", gone.dna)
     collect(place, keep=2, grace=timedelta(0))
     assert storage.exists(uri)
+    findings = list(verify(place, all_versions=True))
+    assert all(finding.ok for finding in findings)
+    assert ("photos", "parts", 1) in {(f.dataset, f.check, f.at) for f in findings}
+    assert ("photos/sun", "counts", 1) in {(f.dataset, f.check, f.at) for f in findings}
     collect(place, keep=1, grace=timedelta(0))
     assert not storage.exists(uri)
     holds(place, source)

@@ -1,0 +1,84 @@
+"""Finds the versions that a catalogue keeps: those that its log names and `gc` has not removed.
+
+>>> [(kept.name, kept.commit) for kept in kept_versions(catalogue.log(), keep=2)]  # doctest: +SKIP
+[('photos', 9), ('photos', 4)]
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.catalogue.catalogue import Catalogue
+from pipeline.catalogue.commit import Commit, Version
+
+
+@dataclass(frozen=True)
+class KeptVersion:
+    """One version of a dataset, and where the log names it.
+
+    Attributes:
+        name: The dataset, or the part of one.
+        version: The version.
+        commit: Number of the newest commit that holds the version.
+    """
+
+    name: str
+    version: Version
+    commit: int
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What tells the version from all others of the catalogue."""
+        return self.name, self.version.spec, self.version.dna, self.version.by
+
+
+def kept_versions(commits: Iterable[Commit], keep: int | None = None) -> Iterator[KeptVersion]:
+    """Finds the newest versions of each dataset and spec in a log, with their parts.
+
+    Args:
+        commits: The commits, the newest first.
+        keep: How many versions of each dataset and spec to find; None for all.
+
+    Yields:
+        Each version once, as the newest commit that holds it states it; the newest first.
+    """
+    found: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+    for commit in commits:
+        for name, version in _wholes_first(commit):
+            versions = found[name, version.spec]
+            if version.part_of:
+                whole = commit.datasets.get(version.part_of, {}).get(version.spec)
+                known = found[version.part_of, version.spec]
+                wanted = whole is None or (whole.dna, whole.by) in known
+            else:
+                wanted = keep is None or len(versions) < keep
+            if wanted and (version.dna, version.by) not in versions:
+                versions.add((version.dna, version.by))
+                yield KeptVersion(name, version, commit.number)
+
+
+def _wholes_first(commit: Commit) -> Iterator[tuple[str, Version]]:
+    """Yields all versions of a commit with their names, whole datasets before parts."""
+    versions = [(name, v) for name, specs in commit.datasets.items() for v in specs.values()]
+    yield from sorted(versions, key=lambda entry: bool(entry[1].part_of))
+
+
+def missing_files(catalogue: Catalogue, kept: KeptVersion) -> list[str]:
+    """Finds which files of a version are not there.
+
+    Args:
+        catalogue: The catalogue.
+        kept: The version.
+
+    Returns:
+        The kinds of the missing files, in the order of their names.
+    """
+    version = kept.version
+    return [
+        kind
+        for kind in sorted(version.sha256)
+        if not storage.exists(catalogue.uri(kind, version.spec, kept.name, version.digest_in(kind)))
+    ]

@@ -1,0 +1,284 @@
+"""Older versions and the log: what `verify` finds with all of them, and what stops a collection."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Finding, Version, collect, garbage, verify
+from pipeline.catalogue.kept_versions import kept_versions
+from pipeline.counting import partial_uri
+from pipeline.errors import CorruptFile, NotFound, TransientError
+from pipeline.events import Event, Finished, Started, StepDone
+from pipeline.sources import plan
+from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
+from tests.support.builders import sealed
+
+NAME = "photos"
+NOW = timedelta(seconds=-60)
+"""A grace period that makes all that is there old."""
+
+
+def put(catalogue: Catalogue, count: int, name: str = NAME) -> Version:
+    manifest = plan(entries(name, count))
+    return commit_dataset(catalogue, name, manifest, [hand_made(s) for s in manifest.shards])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three versions of one dataset, then one of another."""
+    folder = tmp_path_factory.mktemp("built") / "catalogue"
+    for count in (3, 4, 5):
+        put(Catalogue(str(folder)), count)
+    put(Catalogue(str(folder)), 2, "others")
+    return folder
+
+
+@pytest.fixture
+def place(built: Path, tmp_path: Path) -> Catalogue:
+    shutil.copytree(built, tmp_path / "copy")
+    return Catalogue(str(tmp_path / "copy"))
+
+
+def all_findings(place: Catalogue) -> list[Finding]:
+    return list(verify(place, all_versions=True))
+
+
+def wrong(place: Catalogue) -> list[tuple[str, str, int | None]]:
+    return [(f.dataset, f.check, f.at) for f in all_findings(place) if not f.ok]
+
+
+def version_at(place: Catalogue, number: int) -> Version:
+    return place.commit(number).datasets[NAME][SPEC.digest]
+
+
+def uri_of(place: Catalogue, kind: str, number: int) -> str:
+    version = version_at(place, number)
+    if kind == "partial":
+        (key, *_) = place.manifest(NAME, version).keys(version.spec, version.products)
+        return partial_uri(place.partials_uri(NAME, version), key)
+    return place.uri(kind, version.spec, NAME, version.digest_in(kind))
+
+
+def flip(uri: str) -> None:
+    data = bytearray(storage.read(uri))
+    data[len(data) // 4] ^= 1
+    storage.replace(uri, bytes(data))
+
+
+def edit_commit(place: Catalogue, number: int) -> None:
+    uri = place.log_uri(number)
+    storage.replace(uri, sealed(json.loads(storage.read(uri)) | {"action": "build something"}))
+
+
+def orphan(place: Catalogue) -> str:
+    uri = storage.join(place.root, "_work", "probe-0123")
+    storage.create(uri, b"orphan")
+    return uri
+
+
+# All is well.
+
+
+def test_every_version_and_the_log_are_checked(place: Catalogue) -> None:
+    findings = all_findings(place)
+    assert all(finding.ok for finding in findings)
+    assert {(f.dataset, f.at) for f in findings} == {
+        ("", None), (NAME, None), ("others", None), (NAME, 1), (NAME, 2),
+    }  # fmt: skip
+    newest = list(verify(place))
+    assert [f for f in findings if f.dataset and f.at is None] == newest
+    assert {f.check for f in findings if f.at == 1} == {f.check for f in newest}
+    log = findings[0]
+    last = hashlib.sha256(storage.read(place.log_uri(4))).hexdigest()
+    assert (log.check, log.detail) == (
+        "log", f"4 commits, each made upon the one before; the last has sha256 {last}",
+    )  # fmt: skip
+
+
+def test_names_choose_among_older_versions_too(place: Catalogue) -> None:
+    named = list(verify(place, ["others"], all_versions=True))
+    assert {(f.dataset, f.at) for f in named} == {("", None), ("others", None)}
+    of_spec = list(verify(place, [NAME], SPEC.digest[:6], all_versions=True))
+    assert {f.at for f in of_spec} == {None, 1, 2}
+    with pytest.raises(NotFound):
+        list(verify(place, ["x"], all_versions=True))
+
+
+def test_an_empty_catalogue_has_an_empty_log(tmp_path: Path) -> None:
+    (finding,) = all_findings(Catalogue(str(tmp_path)))
+    assert finding.ok
+    assert finding.detail.startswith("0 commits")
+
+
+def test_the_listener_is_told_of_each_version(place: Catalogue) -> None:
+    told: list[Event] = []
+    findings = list(verify(place, all_versions=True, progress=told.append))
+    checks = [f for f in findings if f.dataset]
+    assert told[0] == Started(len(checks), 4, unit="checks", step="versions")
+    assert [e.units for e in told if isinstance(e, StepDone)] == [len(checks) // 4] * 4
+    assert told[-1] == Finished(ok=True)
+
+
+# What is wrong is found, with all versions alone.
+
+DAMAGES: dict[str, tuple[Callable[[Catalogue], object], tuple[str, str, int | None]]] = {
+    **{
+        f"a flipped bit in the {kind} of version {number}": (
+            lambda place, kind=kind, number=number: flip(uri_of(place, kind, number)),
+            (NAME, check, number),
+        )
+        for number in (1, 2)
+        for kind, check in (
+            ("dna", "counts"),
+            ("folds", "folds"),
+            ("failures", "failures"),
+            ("manifests", "manifest"),
+        )
+    },
+    "an old commit edited": (
+        lambda place: edit_commit(place, 2),
+        ("", "log", None),
+    ),
+    "an old commit deleted": (
+        lambda place: storage.delete(place.log_uri(2)),
+        ("", "log", None),
+    ),
+    "the first commit deleted": (
+        lambda place: storage.delete(place.log_uri(1)),
+        ("", "log", None),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_history_is_found_and_stops_a_collection(place: Catalogue, damage: str) -> None:
+    spoil, expected = DAMAGES[damage]
+    lost = orphan(place)
+    spoil(place)
+    assert [f for f in verify(place) if not f.ok] == []
+    assert expected in wrong(place)
+    with pytest.raises(CorruptFile):
+        collect(place, grace=NOW)
+    assert storage.exists(lost)
+
+
+def test_the_last_commit_deleted_is_found_by_the_hint(place: Catalogue) -> None:
+    """Its versions would be garbage."""
+    storage.delete(place.log_uri(4))
+    assert wrong(place) == [("", "log", None)]
+    for act in (collect, lambda place, grace: list(garbage(place, grace=grace))):
+        with pytest.raises(CorruptFile, match="the last commits were removed"):
+            act(place, grace=NOW)
+
+
+def test_versions_behind_a_sound_piece_of_the_log_are_still_checked(place: Catalogue) -> None:
+    flip(uri_of(place, "dna", 2))
+    storage.delete(place.log_uri(1))
+    assert ("", "log", None) in wrong(place)
+    assert (NAME, "counts", 2) in wrong(place)
+
+
+def test_the_version_is_named_where_a_collection_stops(place: Catalogue) -> None:
+    orphan(place)
+    flip(uri_of(place, "dna", 1))
+    named = f"nothing was removed.*{NAME}, commit 1, counts: .*{uri_of(place, 'dna', 1)}.*--all"
+    with pytest.raises(CorruptFile, match=named):
+        collect(place, grace=NOW)
+    assert collect(place, keep=2, grace=NOW)[0] > 0  # the damaged one is not among the kept
+    assert wrong(place) == []
+
+
+def test_a_damaged_newest_version_keeps_the_older_ones(place: Catalogue) -> None:
+    flip(uri_of(place, "folds", 3))
+    before = {item.uri for item in storage.walk(place.root)}
+    with pytest.raises(CorruptFile, match="commit 4, folds"):
+        collect(place, keep=1, grace=NOW)
+    assert {item.uri for item in storage.walk(place.root)} == before
+
+
+def test_without_garbage_nothing_is_read_again(place: Catalogue) -> None:
+    flip(uri_of(place, "dna", 1))
+    assert collect(place, grace=NOW) == (0, 0)
+
+
+def test_a_store_that_does_not_answer_is_not_damage(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = orphan(place)
+
+    def silent(uri: str) -> bytes:
+        raise TransientError(f"{uri}: no answer")
+
+    monkeypatch.setattr("pipeline.catalogue.verification.load_partial", silent)
+    with pytest.raises(TransientError, match="no answer"):
+        collect(place, grace=NOW)
+    assert storage.exists(lost)
+
+
+# What a collection removed.
+
+
+def test_versions_that_a_collection_removed_are_no_fault(place: Catalogue) -> None:
+    assert collect(place, keep=1, grace=NOW)[0] > 0
+    findings = all_findings(place)
+    assert all(finding.ok for finding in findings)
+    assert {f.at for f in findings} == {None}
+    (history,) = [f for f in findings if f.check == "history"]
+    assert history.dataset == NAME
+    assert history.detail.startswith("2 older versions have no files left")
+    orphan(place)
+    assert collect(place, grace=NOW) == (1, 6)
+
+
+@pytest.mark.parametrize("kind", ["dna", "folds", "failures", "manifests"])
+def test_an_older_version_that_lacks_a_file_is_wrong_and_stops_no_collection(
+    place: Catalogue, kind: str
+) -> None:
+    """A collection that was interrupted leaves it so, and is run again."""
+    storage.delete(uri_of(place, kind, 1))
+    (finding,) = [f for f in all_findings(place) if not f.ok]
+    assert (finding.dataset, finding.check, finding.at) == (NAME, "files", 1)
+    assert finding.detail.startswith(f"{kind} missing, ")
+    orphan(place)
+    left = {item.uri for item in storage.walk(place.root) if "/dna/" in item.uri}
+    assert collect(place, grace=NOW)[0] >= 1
+    assert left <= {item.uri for item in storage.walk(place.root)}
+    collect(place, keep=2, grace=NOW)
+    assert wrong(place) == []
+
+
+def test_a_version_that_is_committed_during_the_checks_is_checked_too(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.catalogue import garbage_collection
+
+    orphan(place)
+    real = garbage_collection.require_whole
+    seen = []
+
+    def meanwhile(catalogue: Catalogue, versions: list, progress: object) -> None:
+        seen.append([kept.commit for kept in versions])
+        real(catalogue, versions)
+        if len(seen) == 1:
+            put(catalogue, 6)
+
+    monkeypatch.setattr(garbage_collection, "require_whole", meanwhile)
+    collect(place, grace=NOW)
+    assert [sorted(commits) for commits in seen] == [[1, 2, 4, 4], [5]]
+
+
+def test_kept_versions_are_each_found_once_with_their_newest_commit(place: Catalogue) -> None:
+    def found(keep: int | None) -> list[tuple[str, int]]:
+        return sorted((kept.name, kept.commit) for kept in kept_versions(place.log(), keep))
+
+    assert found(None) == [("others", 4), (NAME, 1), (NAME, 2), (NAME, 4)]
+    assert found(2) == [("others", 4), (NAME, 2), (NAME, 4)]
+    assert found(1) == [("others", 4), (NAME, 4)]
