@@ -10,8 +10,11 @@ import typer
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
+    LogFormat,
+    LogFormatOption,
     guarded,
     print_json,
+    progress,
     run_alone,
 )
 
@@ -34,9 +37,14 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be removed.")
     ] = False,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove objects that no kept version needs and that are older than the grace period."""
+    """Remove objects that no kept version needs and that are older than the grace period.
+
+    All that is kept is verified first, as by verify --all. If something is damaged, nothing is
+    removed.
+    """
     from pipeline.catalogue import Catalogue, collect, garbage
 
     place, grace = Catalogue(catalogue), timedelta(days=min(grace_days, MAX_GRACE_DAYS))
@@ -47,7 +55,7 @@ def gc(
             for item in items:
                 print(item.uri)
     else:
-        count, size = collect(place, keep=keep, grace=grace)
+        count, size = collect(place, keep=keep, grace=grace, progress=progress())
     if as_json:
         print_json({"objects": count, "bytes": size, "removed": not dry_run})
     else:

@@ -62,9 +62,7 @@ def verify(
 
     def tell(finding: Finding) -> None:
         if not as_json:
-            state = "ok    " if finding.ok else "WRONG "
-            line = f"{state} {finding.dataset}  {finding.check}: {finding.detail}"
-            print(line, file=out, flush=True)
+            print(_line(finding), file=out, flush=True)
 
     with engine_for(resources, ray_address) if options.deep else nullcontext() as engine:
         done = api.verify(
@@ -77,9 +75,18 @@ def verify(
             **vars(options),
         )
     if as_json:
-        print_json([asdict(finding) for finding in done.findings])
+        print_json(asdict(done) | {"note": done.note})
+    elif done.note:
+        print(f"note   {done.note}")
     if not done.ok:
         raise typer.Exit(1)
+
+
+def _line(finding: Finding) -> str:
+    of = f"{finding.dataset}  " if finding.dataset else ""
+    if finding.at is not None:
+        of = f"{finding.dataset} at commit {finding.at}  "
+    return f"{'ok    ' if finding.ok else 'WRONG '} {of}{finding.check}: {finding.detail}"
 
 
 if __name__ == "__main__":

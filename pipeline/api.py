@@ -19,6 +19,7 @@ from pipeline import building, comparing, explaining, refreshing, reporting
 from pipeline import catalogue as catalogues
 from pipeline.building import Calibration, CalibrationRequest, MemoryOptions, Request, Result
 from pipeline.catalogue import (
+    NEWEST_ONLY,
     Catalogue,
     Finding,
     SnapshotKeywords,
@@ -57,29 +58,45 @@ class Verification:
 
     Attributes:
         findings: A finding for each check, good or bad.
+        all_versions: Whether every version that is kept was checked, and the log; and not the
+            newest versions alone.
     """
 
     findings: tuple[Finding, ...]
+    all_versions: bool = False
 
     @property
     def ok(self) -> bool:
         """Whether every check holds."""
         return all(finding.ok for finding in self.findings)
 
+    @property
+    def note(self) -> str:
+        """What was not checked, and how to check it; empty if everything was."""
+        return "" if self.all_versions else NEWEST_ONLY
+
     def __repr__(self) -> str:
         wrong = [finding for finding in self.findings if not finding.ok]
         state = f"{len(wrong)} wrong: {wrong[0].detail}" if wrong else "all hold"
-        return f"<Verification of {len(self.findings)} checks, {state}>"
+        what = "all kept versions" if self.all_versions else "the newest versions"
+        return f"<Verification of {what} in {len(self.findings)} checks, {state}>"
 
     def _repr_html_(self) -> str:
         rows = [
-            (finding.dataset, finding.check, "ok" if finding.ok else "WRONG", finding.detail)
+            (
+                finding.dataset,
+                "" if finding.at is None else finding.at,
+                finding.check,
+                "ok" if finding.ok else "WRONG",
+                finding.detail,
+            )
             for finding in self.findings
         ]
-        return html_table(repr(self).strip("<>"), ("dataset", "check", "state", "detail"), rows)
+        head = ("dataset", "at", "check", "state", "detail")
+        return html_table(repr(self).strip("<>"), head, rows)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Returns a row for each check: dataset, check, ok, detail."""
+        """Returns a row for each check: dataset, check, ok, detail, at."""
         import pandas as pd
 
         return pd.DataFrame([vars(finding) for finding in self.findings])
@@ -449,7 +466,12 @@ def verify(
             if tell is not None:
                 tell(finding)
 
-    note(catalogues.verify(place, names, chosen.spec))
+    with _shown(progress) as listener:
+        note(
+            catalogues.verify(
+                place, names, chosen.spec, all_versions=chosen.all_versions, progress=listener
+            )
+        )
     if chosen.deep:
         with _shown(progress) as listener, _opened(engine) as opened:
             note(
@@ -465,7 +487,7 @@ def verify(
                     progress=listener,
                 )
             )
-    return Verification(tuple(found))
+    return Verification(tuple(found), chosen.all_versions)
 
 
 def report(

@@ -59,6 +59,9 @@ class SnapshotKeywords(TypedDict, total=False):
 class VerifyOptions(SpecOptions):
     """The options of a verification."""
 
+    all_versions: Annotated[
+        bool, Option("Check every version that is kept, and the log.", flag="--all")
+    ] = False
     deep: Annotated[bool, Option("Count some shards again, from the images.")] = False
     sample: Annotated[
         int | str,
@@ -92,6 +95,7 @@ class VerifyKeywords(TypedDict, total=False):
     A test holds it equal to `VerifyOptions`; defaults and help are there.
     """
 
+    all_versions: bool
     deep: bool
     sample: int | str
     seed: int | None

@@ -462,13 +462,46 @@ def test_log_lists_the_newest_commit_first(place: Path) -> None:
 
 
 def test_verify_passes_an_intact_catalogue(place: Path) -> None:
-    findings = vdna_json("verify", "-c", place)
-    assert findings
-    assert all(finding["ok"] for finding in findings)
-    assert {finding["dataset"] for finding in findings} == {"a", "b/other"}
-    lines = vdna("verify", "b/other", "-c", place).stdout.splitlines()
+    told = vdna_json("verify", "-c", place)
+    assert all(finding["ok"] for finding in told["findings"])
+    assert {finding["dataset"] for finding in told["findings"]} == {"a", "b/other"}
+    assert {finding["at"] for finding in told["findings"]} == {None}
+    *lines, note = vdna("verify", "b/other", "-c", place).stdout.splitlines()
     assert lines
     assert all(line.startswith("ok     b/other  ") for line in lines)
+    assert note.startswith("note   only the newest version of each dataset was checked")
+    assert "--all" in note
+    assert note.removeprefix("note   ") == told["note"]
+    assert told["all_versions"] is False
+
+
+def test_verify_all_checks_older_versions_and_the_log(tmp_path: Path, others: Path) -> None:
+    source, place = tmp_path / "photos", tmp_path / "c"
+    write_photos(source, 2)
+    build("a", source, place, *SMALL)
+    photo(90).save(source / "photo-0000.jpg")
+    build("a", source, place, *SMALL)
+    told = vdna_json("verify", "-c", place, "--all")
+    assert all(finding["ok"] for finding in told["findings"])
+    assert {finding["at"] for finding in told["findings"]} == {None, 1}
+    assert (told["all_versions"], told["note"]) == (True, "")
+    done = vdna("verify", "-c", place, "--all")
+    log, *lines = done.stdout.splitlines()
+    assert log.startswith("ok     log: 2 commits")
+    assert any(line.startswith("ok     a at commit 1  counts: ") for line in lines)
+    assert not any(line.startswith("note") for line in lines)
+    assert "2/2 versions" in done.stderr
+    first = Catalogue(str(place)).at(1).datasets["a"].popitem()[1]
+    (file,) = place.glob(f"dna/*/a/{first.dna}.parquet")
+    file.write_bytes(file.read_bytes()[:-40])
+    vdna("verify", "-c", place)
+    assert "WRONG  a at commit 1  counts: " in vdna("verify", "-c", place, "--all", exits=1).stdout
+    removing = ("gc", "-c", place, "--grace-days", 0)
+    (place / "_work" / "probe-0123").write_bytes(b"orphan")
+    refused(vdna(*removing, exits=1), "nothing was removed", str(file))
+    assert (place / "_work" / "probe-0123").exists()
+    vdna(*removing, "--keep", 1)
+    vdna("verify", "-c", place, "--all")
 
 
 def test_verify_exits_1_where_a_file_was_changed(tmp_path: Path, others: Path) -> None:
@@ -478,7 +511,8 @@ def test_verify_exits_1_where_a_file_was_changed(tmp_path: Path, others: Path) -
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     assert "WRONG  b" in vdna("verify", "-c", tmp_path, exits=1).stdout
-    assert not all(finding["ok"] for finding in vdna_json("verify", "-c", tmp_path, exits=1))
+    told = vdna_json("verify", "-c", tmp_path, exits=1)
+    assert not all(finding["ok"] for finding in told["findings"])
     build("c", others, tmp_path, *SMALL)
     refused(vdna("compare", "-c", tmp_path, exits=1), str(file), "sha256")
 
@@ -499,7 +533,7 @@ def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:
     assert last == f"{planned['objects']:,} objects, {planned['bytes']:,} bytes to remove"
     assert vdna(*words).stdout == last.replace("to remove", "removed") + "\n"
     assert vdna_json(*words)["objects"] == 0
-    assert all(finding["ok"] for finding in vdna_json("verify", "-c", place))
+    assert all(finding["ok"] for finding in vdna_json("verify", "-c", place, "--all")["findings"])
     assert build_json("a", source, place, *SMALL)["changed"] is False
 
 

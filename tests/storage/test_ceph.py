@@ -518,9 +518,9 @@ def test_a_whole_job_runs_by_commands() -> None:
     assert [row["name"] for row in json.loads(vdna("ls", "--json"))] == ["day", "night"]
     assert "cut.jpg" in vdna("show", "day")
     vdna("compare", "--out", f"{dnas}/matrix.parquet")
-    assert all(finding["ok"] for finding in json.loads(vdna("verify", "--json")))
+    assert all(finding["ok"] for finding in json.loads(vdna("verify", "--json"))["findings"])
     vdna("gc", "--grace-days", "0")
-    assert all(finding["ok"] for finding in json.loads(vdna("verify", "--json")))
+    assert all(finding["ok"] for finding in json.loads(vdna("verify", "--json"))["findings"])
     table = pandas.read_parquet(f"{dnas}/matrix.parquet")
     apart = table.query("layer == 'all' and a == 'day' and b == 'night'")["emd"].item()
     assert apart > 0

@@ -88,6 +88,10 @@ def test_all_commands_work_from_python(
     assert seen.lens == "sees-b"
     checked = verify(root, deep=True, sample=1, seed=0, weights=place.weights)
     assert checked.ok, checked.findings
+    assert "--all" in checked.note
+    everything = verify(root, all_versions=True)
+    assert everything.ok, everything.findings
+    assert (everything.note, everything.findings[0].check) == ("", "log")
     page = report(root, str(tmp_path / "page.html"), samples=1)
     assert (tmp_path / "page.html").read_bytes() == page.html
     config = tmp_path / "datasets.yaml"
