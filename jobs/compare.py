@@ -89,8 +89,8 @@ def compare(
     from pipeline.errors import UsageError
     from pipeline.reporting import draw, kind_of, matrix_rows, require_html
 
-    if out and not out.endswith(".parquet"):
-        raise UsageError(f"out is {out!r}; the matrix is written as Parquet, name it so (.parquet)")
+    if out:
+        storage.parquet_uri(out, "the matrix is")
     kind = kind_of(figure) if figure else None
     if html:
         require_html(html)
@@ -115,7 +115,7 @@ def compare(
     )
     apart = left_out(place, names or (), options)
     if out:
-        storage.replace(storage.canonical(out), matrix.encode())
+        matrix.save(out)
     if figure and kind:
         storage.replace(storage.canonical(figure), draw(matrix, kind, layer or ALL, through))
     if html:

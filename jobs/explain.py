@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from jobs.shell import (
     run_alone,
 )
 from pipeline.explaining import ExplainOptions
+
+if TYPE_CHECKING:
+    from pipeline.explaining import Reaction
 
 
 @guarded
@@ -47,12 +50,11 @@ def explain(
     """Rank the layers and neurons in which two datasets differ; show how, and in which images."""
     from pipeline import storage
     from pipeline.catalogue import Catalogue
-    from pipeline.errors import UsageError
     from pipeline.explaining import explain as explained
     from pipeline.reporting import require_html
 
-    if out and not out.endswith(".parquet"):
-        raise UsageError(f"out is {out!r}; the neurons are written as Parquet (.parquet)")
+    if out:
+        storage.parquet_uri(out, "the neurons are")
     if html:
         require_html(html)
     place = Catalogue(catalogue)
@@ -60,17 +62,17 @@ def explain(
     through = lens_for(place, (a, b), lens, neurons or (), options)
     found = explained(place, a, b, lens=through, progress=progress(), **vars(options))
     if out:
-        storage.replace(storage.canonical(out), found.encode())
+        found.save(out)
     if html:
-        from pipeline.reporting import gather_explanation, render_explanation, save_page
+        from pipeline import api
 
-        save_page(render_explanation(gather_explanation(place, found, lens=through)), html)
+        api.html_page(place, found, lens=through).save(html)
     if as_json:
         first = found.neurons.slice(0, options.top).to_pylist()
         for row, (of_a, of_b) in zip(first, found.reactions, strict=True):
             row["exemplars"] = {
-                "a": None if of_a is None else [asdict(image) for image in of_a],
-                "b": None if of_b is None else [asdict(image) for image in of_b],
+                "a": None if of_a is None else [_image_json(image) for image in of_a],
+                "b": None if of_b is None else [_image_json(image) for image in of_b],
             }
         for row, shown in zip(first, found.shown, strict=False):
             row["histograms"] = asdict(shown)
@@ -96,6 +98,10 @@ def explain(
     print_notes(found.versions, lenses=[through])
     for written in filter(None, (out, html)):
         print(f"written to {written}")
+
+
+def _image_json(image: Reaction) -> dict[str, object]:
+    return {"uri": image.uri, "member": image.member, "reaction": image.reaction}
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+from .api import HtmlPage as HtmlPage
 from .api import Report as Report
 from .api import Verification as Verification
 from .api import build as build
@@ -5,6 +6,7 @@ from .api import calibrate as calibrate
 from .api import compare as compare
 from .api import explain as explain
 from .api import fit_lens as fit_lens
+from .api import html_page as html_page
 from .api import make_dna as make_dna
 from .api import rank as rank
 from .api import refresh as refresh

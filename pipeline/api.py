@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Unpack
 
 from pipeline import building, comparing, explaining, refreshing, reporting
@@ -27,7 +27,7 @@ from pipeline.catalogue import (
     VerifyKeywords,
     VerifyOptions,
 )
-from pipeline.comparing import CompareKeywords, Effort, Matrix, html_table
+from pipeline.comparing import CompareKeywords, Effort, Matrix
 from pipeline.dna import DNA, Lens
 from pipeline.engine import Engine, InProcess
 from pipeline.events import Listener, ignore
@@ -39,6 +39,7 @@ from pipeline.explaining import (
     Ranking,
     RankRequest,
 )
+from pipeline.notebook import data_frame, html_table
 from pipeline.refreshing import Config, Refreshed
 from pipeline.reporting import ReportKeywords, ReportOptions
 from pipeline.spec import Resources
@@ -97,33 +98,52 @@ class Verification:
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns a row for each check: dataset, check, ok, detail, at."""
-        import pandas as pd
-
-        return pd.DataFrame([vars(finding) for finding in self.findings])
+        columns = [column.name for column in fields(Finding)]
+        return data_frame(columns, map(astuple, self.findings))
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
-    """The page of a snapshot.
+class HtmlPage:
+    """A page that opens offline: one HTML file. A notebook shows it.
 
     Attributes:
         html: The bytes of the file.
-        matrices: The matrices on it: of all neurons, then through each lens.
-        notes: What a reader of the distances should know, a sentence each.
     """
 
     html: bytes
-    matrices: tuple[Matrix, ...]
-    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<Report of {len(self.matrices[0].names)} datasets, {len(self.html) / 1e6:.1f} MB>"
+        return f"<HtmlPage of {len(self.html) / 1e6:.1f} MB>"
 
     def _repr_html_(self) -> str:
         import html
 
         page = html.escape(self.html.decode(), quote=True)
         return f'<iframe srcdoc="{page}" width="100%" height="700" style="border:0"></iframe>'
+
+    def save(self, out: str) -> None:
+        """Writes the page.
+
+        Args:
+            out: The path or url to write (.html).
+        """
+        reporting.save_page(self.html, out)
+
+
+@dataclass(frozen=True, repr=False)
+class Report(HtmlPage):
+    """The page of a snapshot.
+
+    Attributes:
+        matrices: The matrices on it: of all neurons, then through each lens.
+        notes: What a reader of the distances should know, a sentence each.
+    """
+
+    matrices: tuple[Matrix, ...]
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Report of {len(self.matrices[0].names)} datasets, {len(self.html) / 1e6:.1f} MB>"
 
 
 def make_dna(
@@ -547,8 +567,49 @@ def report(
     notes = [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
     made = Report(reporting.render_matrix_page(page), tuple(matrices), (*page.notes, *notes))
     if out is not None:
-        reporting.save_page(made.html, out)
+        made.save(out)
     return made
+
+
+def html_page(
+    catalogue: Catalogue | str,
+    found: Matrix | Explanation | Ranking,
+    *,
+    lens: Lens | str | None = None,
+    at: int | str | None = None,
+    progress: Progress = False,
+) -> HtmlPage:
+    """Makes the page of a matrix, an explanation or a ranking, as `--html` of the commands does.
+
+        >>> html_page("dnas", explain("dnas", "sunny", "rainy")).save("why.html")  # doctest: +SKIP
+
+    Args:
+        catalogue: Where the datasets are.
+        found: What to show.
+        lens: The lens that it was computed through: a lens, or the name or file of one.
+        at: The commit or time that a matrix is of; None for the newest.
+        progress: Whether to show progress; or a listener.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: The lens is another one, or a version at that commit is.
+    """
+    place = _at(catalogue)
+    if isinstance(found, Ranking):
+        return HtmlPage(reporting.render_gallery(reporting.gallery_of(place, found)))
+    if isinstance(found, Explanation):
+        of = next(iter(found.versions.values())).spec
+        why = reporting.gather_explanation(place, found, lens=_lens_under(place, lens, of))
+        return HtmlPage(reporting.render_explanation(why))
+    number = place.at(at).number or None
+    through = _lens_under(place, lens, found.spec_digest)
+    with _shown(progress) as listener:
+        page = reporting.gather_matrix_page(
+            place, [found], lenses=[through], at=number, progress=listener
+        )
+    return HtmlPage(reporting.render_matrix_page(page))
 
 
 def _at(catalogue: Catalogue | str) -> Catalogue:
@@ -566,6 +627,13 @@ def _lens(
     if not isinstance(lens, str):
         return lens
     return catalogues.find_lens(place, lens, comparing.spec_of(place, names, at=at, spec=spec))
+
+
+def _lens_under(place: Catalogue, lens: Lens | str | None, spec: str) -> Lens | None:
+    """Finds a lens by its name, for a spec."""
+    if not isinstance(lens, str):
+        return lens
+    return catalogues.find_lens(place, lens, place.spec(spec))
 
 
 @contextmanager

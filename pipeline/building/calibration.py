@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,9 +37,13 @@ from pipeline.errors import ConservationError, UsageError
 from pipeline.events import Listener, Said, ignore
 from pipeline.networks import Network, describe
 from pipeline.networks import ranges_file as files
+from pipeline.notebook import data_frame, html_table
 from pipeline.options import shared_values
 from pipeline.sources import Listing, Rules, list_source
 from pipeline.spec import Resources
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAME = "calibration"
 """Name of the dataset in the scratch catalogue."""
@@ -70,6 +75,30 @@ class Calibration:
     nonfinite: int
     quantile: float | None = None
     found: Quantiles | None = None
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures):,} could not be read" if self.failures else ""
+        neurons, layers = len(self.ranges.low), len(self.ranges.taps)
+        return (
+            f"<Calibration of {neurons:,} neurons in {layers} layers on {self.images:,} "
+            f"images{failed}>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows, start = [], 0
+        for layer, neurons in self.ranges.taps:
+            here = slice(start, start + neurons)
+            low, high = self.ranges.low[here].min(), self.ranges.high[here].max()
+            rows.append((layer, f"{neurons:,}", f"{low:.4g}", f"{high:.4g}"))
+            start += neurons
+        return html_table(repr(self).strip("<>"), ("layer", "neurons", "lowest", "highest"), rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns a row for each neuron: layer, neuron, low, high."""
+        names = [(layer, at) for layer, neurons in self.ranges.taps for at in range(neurons)]
+        ends = zip(self.ranges.low.tolist(), self.ranges.high.tolist(), strict=True)
+        rows = [(*name, *end) for name, end in zip(names, ends, strict=True)]
+        return data_frame(("layer", "neuron", "low", "high"), rows)
 
 
 def calibrate(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 from pipeline import sources, storage
 from pipeline.catalogue import check_name
 from pipeline.errors import UsageError
+from pipeline.notebook import html_table
 from pipeline.options import Option, Options
 from pipeline.spec import DEFAULT_BINS, MAX_BINS, Crop, Exif, Precision, Resize
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pipeline.dna import Failure
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
+
+SHOWN = 10
+"""How many failures a result shows in a notebook."""
 
 Weights = Annotated[
     str | None, Option("File or url of weights to use instead of the network's own.")
@@ -322,6 +326,20 @@ class Result:
         failed = f", {version.failed:,} could not be read" if version.failed else ""
         state = "committed" if self.changed else "unchanged"
         return f"<Result {self.name}: {version.images:,} images{failed}, {state}>"
+
+    def _repr_html_(self) -> str:
+        version, ignored = self.version, sum(self.ignored.values())
+        rows: list[tuple[str, object]] = [
+            ("images", f"{version.images:,}"),
+            ("could not be read", f"{version.failed:,}"),
+            ("files of other kinds", f"{ignored:,}"),
+            ("listed more than once", f"{self.duplicates:,}"),
+            ("dna", version.dna),
+            ("spec", version.spec),
+        ]
+        rows += [(f"part {name}", f"{part.images:,} images") for name, part in self.parts.items()]
+        rows += [("not counted", failure) for failure in self.failures[:SHOWN]]
+        return html_table(repr(self).strip("<>"), ("", self.name), rows)
 
 
 def require_apart(root: str, source: str, rules: sources.Rules) -> None:

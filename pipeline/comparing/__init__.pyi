@@ -33,8 +33,6 @@ from .matrix import ESTIMATES as ESTIMATES
 from .matrix import SCHEMA as SCHEMA
 from .matrix import Estimate as Estimate
 from .matrix import Matrix as Matrix
-from .notebook import bar_chart as bar_chart
-from .notebook import html_table as html_table
 from .notes import is_nested as is_nested
 from .notes import lens_notes as lens_notes
 from .notes import notes_of as notes_of

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 
-from pipeline.comparing.notebook import bar_chart, html_table
 from pipeline.dna import DNA, UNIFORM, Floats, Ints, Lens
 from pipeline.errors import UsageError
+from pipeline.notebook import bar_chart, data_frame, html_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,9 +109,7 @@ class Distance(float):
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns a table with one row a layer, and the columns `layer` and `distance`."""
-        import pandas as pd
-
-        return pd.DataFrame({"layer": [*self.layers], "distance": [*self.layers.values()]})
+        return data_frame(("layer", "distance"), self.layers.items())
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws one bar a layer, in the order of the network.

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.catalogue import MATRIX
 from pipeline.comparing.distance import Measure
-from pipeline.comparing.notebook import html_table, new_axes
 from pipeline.dna import UNIFORM, Floats, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, UsageError
+from pipeline.notebook import arrow_data_frame, html_table, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,7 +160,7 @@ class Matrix:
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns one row for each ordered pair and plane, with the columns `SCHEMA`."""
-        return cast("pd.DataFrame", self.table.to_pandas())
+        return arrow_data_frame(self.table)
 
     def plot(
         self, layer: str = ALL, column: Measure | Estimate = "emd", ax: Axes | None = None
@@ -236,6 +237,17 @@ class Matrix:
         }
         planes = range(len(self.planes))
         return encode_sealed(MATRIX, metadata, (self._table_of(plane) for plane in planes), SCHEMA)
+
+    def save(self, out: str) -> None:
+        """Writes the matrix as Parquet, which every reader of tables opens.
+
+        Args:
+            out: The path or url to write (.parquet).
+
+        Raises:
+            UsageError: The name does not end in .parquet.
+        """
+        storage.replace(storage.parquet_uri(out, "the matrix is"), self.encode())
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Matrix:

@@ -20,13 +20,13 @@ from .rank_shard import column_of as column_of
 from .ranking import Ranking as Ranking
 from .ranking import rank as rank
 from .ranking_order import RankedImage as RankedImage
+from .reactions import Reaction as Reaction
+from .reactions import Reactions as Reactions
 from .sensitivity import LAYERS as LAYERS
 from .sensitivity import NEURONS as NEURONS
 from .sensitivity import PARTS as PARTS
 from .sensitivity import Explanation as Explanation
 from .sensitivity import Overlay as Overlay
-from .sensitivity import Reaction as Reaction
-from .sensitivity import Reactions as Reactions
 from .sensitivity import Side as Side
 from .sensitivity import explain as explain
 from .sensitivity import furthest as furthest

@@ -29,7 +29,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -44,8 +44,6 @@ from pipeline.comparing import (
     LEAST_FOLDS,
     FoldCurves,
     adjusted,
-    bar_chart,
-    html_table,
     neuron_estimates,
     paired_estimates,
     resolve_versions,
@@ -54,6 +52,7 @@ from pipeline.dna import DNA, DnaFile, Floats, Lens
 from pipeline.errors import UsageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.explain_options import FitKeywords, FitOptions
+from pipeline.notebook import bar_chart, data_frame, html_table
 from pipeline.spec import Spec
 
 if TYPE_CHECKING:
@@ -173,9 +172,8 @@ class FittedLens:
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns one row for each attribute, with the fields of `Score` as columns."""
-        import pandas as pd
-
-        return pd.DataFrame([asdict(score) for score in self.scores])
+        columns = [column.name for column in fields(Score)]
+        return data_frame(columns, map(astuple, self.scores))
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws what the lens leaves of each attribute's distance, beside the line of no change.

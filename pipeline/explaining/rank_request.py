@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from pipeline import storage
 from pipeline.building import FailureOptions, SelectionOptions, ShardOptions, Weights
-from pipeline.errors import UsageError
 from pipeline.options import Option
 
 
@@ -47,5 +47,5 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.out is not None and not self.out.endswith(".parquet"):
-            raise UsageError(f"out is {self.out!r}; the ranking is written as Parquet (.parquet)")
+        if self.out is not None:
+            storage.parquet_uri(self.out, "the ranking is")

@@ -29,7 +29,7 @@ from pipeline.building import (
     store_manifest,
 )
 from pipeline.catalogue import Catalogue, Commit, Version, software
-from pipeline.comparing import html_table, is_nested, lens_notes, some_of
+from pipeline.comparing import is_nested, lens_notes, some_of
 from pipeline.counting import Recipe, ShardJob, device_kind, numerics
 from pipeline.dna import UNIFORM, Lens
 from pipeline.engine import Engine
@@ -39,6 +39,7 @@ from pipeline.explaining.rank_request import RankRequest
 from pipeline.explaining.rank_shard import RANKS, Target, column_of, counts_of
 from pipeline.explaining.ranking_order import RankedImage, RankingOrder, UnrankedImage
 from pipeline.networks import network_of
+from pipeline.notebook import data_frame, html_table
 from pipeline.options import shared_values
 from pipeline.sources import Manifest, list_source, plan
 from pipeline.spec import Numerics, Resources, Spec
@@ -111,14 +112,12 @@ class Ranking:
 
         The file itself, `out`, has all images.
         """
-        import pandas as pd
-
         names = ["uri", "member", "rank", "emd", *map(column_of, self.layers)]
         rows = [
             (image.entry.uri, image.entry.member, image.rank, image.emd, *image.layers)
             for image in self._ends
         ]
-        return pd.DataFrame(rows, columns=names)
+        return data_frame(names, rows)
 
 
 def rank(

@@ -31,11 +31,9 @@ from pipeline.comparing import (
     FoldCurves,
     FoldSums,
     adjusted,
-    bar_chart,
     cumulative,
     estimates,
     fold_sums,
-    html_table,
     neuron_estimates,
     resolve_versions,
 )
@@ -43,6 +41,8 @@ from pipeline.dna import DNA, UNIFORM, DnaFile, FileKind, Floats, Ints, Lens, en
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.explain_options import ExplainKeywords, ExplainOptions
+from pipeline.explaining.reactions import Reactions, strongest_reactions
+from pipeline.notebook import arrow_data_frame, bar_chart, html_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,28 +95,6 @@ class Overlay:
     high: float
     a: tuple[int, ...]
     b: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Reaction:
-    """An image, and how strongly a neuron reacts to it.
-
-    Attributes:
-        uri: Where the image is.
-        member: Its name inside an archive, or empty.
-        reaction: Mean of the neuron's activations over the image.
-    """
-
-    uri: str
-    member: str
-    reaction: float
-
-    def __str__(self) -> str:
-        return storage.spelled(self.uri, self.member)
-
-
-Reactions = tuple[Reaction, ...] | None
-"""Images of the largest reactions, the largest first. None if none are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +151,7 @@ class Explanation:
         Returns:
             The neurons or the layers, those that are furthest apart first.
         """
-        return cast("pd.DataFrame", getattr(self, table).to_pandas())
+        return arrow_data_frame(getattr(self, table))
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws the distance of each layer, the largest first.
@@ -208,6 +186,17 @@ class Explanation:
             "lens": self.lens,
         }
         return encode_sealed(_EXPLANATION, metadata, [self.neurons], NEURONS)
+
+    def save(self, out: str) -> None:
+        """Writes all neurons as Parquet, the most different first.
+
+        Args:
+            out: The path or url to write (.parquet).
+
+        Raises:
+            UsageError: The name does not end in .parquet.
+        """
+        storage.replace(storage.parquet_uri(out, "the neurons are"), self.encode())
 
     @cached_property
     def half(self) -> int:
@@ -268,7 +257,7 @@ def explain(
     shown = (of_neuron[at] for at in order[: asked.top])
     named = (table[name].to_pylist()[: asked.top] for name in ("layer", "neuron"))
     first = list(zip(*named, strict=True))
-    of_a, of_b = (_reactions(catalogue, *version, first) for version in versions.items())
+    of_a, of_b = (strongest_reactions(catalogue, *version, first) for version in versions.items())
     return Explanation(
         versions,
         UNIFORM if lens is None else lens.name,
@@ -277,23 +266,6 @@ def explain(
         tuple(overlay for overlay in shown if overlay is not None),
         tuple(zip(of_a, of_b, strict=True)),
     )
-
-
-def _reactions(
-    catalogue: Catalogue, name: str, version: Version, neurons: Sequence[tuple[str, int]]
-) -> list[Reactions]:
-    """Returns the exemplars that a dataset keeps of each neuron; None if it keeps none of it."""
-    if "exemplars" not in version.sha256:
-        return [None] * len(neurons)
-    kept = catalogue.exemplars(name, version)
-    return [
-        tuple(
-            Reaction(row["uri"], row["member"], row["reaction"]) for row in kept.of_neuron(*neuron)
-        )
-        if not kept.settings.layers or neuron[0] in kept.settings.layers
-        else None
-        for neuron in neurons
-    ]
 
 
 def overlay(a: DNA, b: DNA, neuron: int) -> Overlay:

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.building import Result, build_datasets
 from pipeline.catalogue import Catalogue
-from pipeline.comparing import Effort, Matrix, compare, html_table
+from pipeline.comparing import Effort, Matrix, compare
 from pipeline.engine import Engine, InProcess
 from pipeline.errors import UsageError, VdnaError
 from pipeline.events import Listener
+from pipeline.notebook import data_frame, html_table
 from pipeline.refreshing.config import Config, load_config
 from pipeline.refreshing.gate import Verdict, judge, require_kept, require_known
 from pipeline.spec import Resources
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,35 @@ class Refreshed:
         rows += [("gate", str(verdict)) for verdict in self.verdicts]
         rows += [("error", str(self.error))] if self.error else []
         return html_table(repr(self).strip("<>"), ("", "what was found"), rows)
+
+    def to_pandas(self, table: Literal["datasets", "gate"] = "datasets") -> pd.DataFrame:
+        """Makes a table of what was done.
+
+        Args:
+            table: Which table: the datasets, or what the gate says of each bound.
+
+        Returns:
+            A row for each dataset, or for each bound.
+        """
+        if table == "gate":
+            rows = [verdict.row for verdict in self.verdicts]
+            columns = [*rows[0]] if rows else []
+            return data_frame(columns, ([*row.values()] for row in rows))
+        columns = ["dataset", "images", "failed", "changed", "dna", "spec"]
+        return data_frame(
+            columns,
+            (
+                (
+                    of.name,
+                    of.version.images,
+                    of.version.failed,
+                    of.changed,
+                    of.version.dna,
+                    of.version.spec,
+                )
+                for of in self.datasets
+            ),
+        )
 
     def require_ok(self) -> None:
         """Raises the first error of the refresh, if there was one.

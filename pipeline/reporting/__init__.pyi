@@ -26,6 +26,7 @@ from .html.frame import require_html as require_html
 from .html.frame import save_page as save_page
 from .html.gallery import Gallery as Gallery
 from .html.gallery import Row as Row
+from .html.gallery import render_gallery as render_gallery
 from .html.matrix_page import COLUMNS as COLUMNS
 from .html.matrix_page import RATES as RATES
 from .html.matrix_page import render_matrix_page as render_matrix_page

@@ -29,6 +29,7 @@ from .uris import canonical as canonical
 from .uris import join as join
 from .uris import lies_in as lies_in
 from .uris import local_path as local_path
+from .uris import parquet_uri as parquet_uri
 from .uris import protocol_of as protocol_of
 from .uris import readable as readable
 from .uris import spelled as spelled

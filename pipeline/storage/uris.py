@@ -184,3 +184,21 @@ def join(root: str, *parts: str) -> str:
         The names, joined by slashes.
     """
     return "/".join([root.rstrip("/"), *parts])
+
+
+def parquet_uri(out: str, what: str) -> str:
+    """Gives the canonical uri of a Parquet file that a user asked for.
+
+    Args:
+        out: The path or url, as the user gave it.
+        what: What is written there, for the message.
+
+    Returns:
+        The canonical uri.
+
+    Raises:
+        UsageError: The name does not end in .parquet.
+    """
+    if not out.endswith(".parquet"):
+        raise UsageError(f"out is {out!r}; {what} written as Parquet (.parquet)")
+    return canonical(out)

@@ -21,6 +21,7 @@ from pipeline import (
     compare,
     emd,
     explain,
+    html_page,
     make_dna,
     rank,
     report,
@@ -34,7 +35,8 @@ def run(root: str, images: Path) -> float:
     matrix: Matrix = compare(root, ["a", "b"], layers=["head"], progress=True)
     found: Explanation = explain(Catalogue(root), "a", "b", lens="sharp", top=3)
     ranking = rank(root, RankRequest(str(images), "a", top=2))
-    if not verify(root, ["a"], deep=True).ok:
+    html_page(root, found, lens="sharp").save("why.html")
+    if not verify(root, ["a"], deep=True, sample="all").ok:
         raise SystemExit(report(root, "page.html").html.decode())
     dna: DNA = make_dna([np.zeros((8, 8, 3), np.uint8)], bins=100, device="cpu")
     distance: Distance = emd(dna, Catalogue(root).load("a"))

@@ -14,10 +14,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from typer.testing import CliRunner
 
 import pipeline
+from jobs.app import app
 from pipeline import (
+    Calibration,
     Catalogue,
+    Failure,
+    Ranges,
     RankRequest,
     RayEngine,
     Request,
@@ -27,14 +32,18 @@ from pipeline import (
     compare,
     explain,
     fit_lens,
+    html_page,
     make_dna,
+    notebook,
     rank,
     refresh,
     report,
     verify,
 )
 from pipeline.dna import DNA
-from pipeline.errors import UsageError
+from pipeline.errors import NotFound, UsageError
+from pipeline.explaining import Reaction
+from pipeline.storage import local_path
 from tests.support import tiny_network
 from tests.support.builders import write_photos
 
@@ -102,6 +111,10 @@ def test_all_commands_work_from_python(
     assert [result.changed for result in done.datasets] == [False]
     assert repr(done) == "<Refreshed: 1 datasets built, 0 changed, all is well>"
     assert "Result a: 24 images, unchanged" in done._repr_html_()
+    assert done.datasets[0]._repr_html_().startswith("<table><caption>Result a: 24 images")
+    rows = done.to_pandas()[["dataset", "images", "changed"]].to_numpy().tolist()
+    assert rows == [["a", 24, False]]
+    assert done.to_pandas("gate").empty
 
 
 def test_results_have_a_readable_repr_and_table(root: str) -> None:
@@ -111,6 +124,80 @@ def test_results_have_a_readable_repr_and_table(root: str) -> None:
         assert result._repr_html_().startswith(("<table", "<iframe"))
         if hasattr(result, "to_pandas"):
             assert len(result.to_pandas())
+
+
+def test_a_page_of_each_result_is_saved_as_its_command_does(
+    root: str, place: tiny_network.Place, photos: Path, tmp_path: Path
+) -> None:
+    fit_lens(root, "sees-b", focus="b:a", top=3)
+    found = explain(root, "a", "b", lens="sees-b", top=2)
+    ranking = rank(root, RankRequest(str(photos / "b"), "a", weights=place.weights))
+    pages = {
+        "compare a b": html_page(root, compare(root)),
+        "explain a b --lens sees-b --top 2": html_page(root, found, lens="sees-b"),
+        f"rank {photos / 'b'} --to a --weights {place.weights} --workers 0": html_page(
+            root, ranking
+        ),
+    }
+    for words, page in pages.items():
+        page.save(str(tmp_path / "python.html"))
+        command = [*words.split(), "-c", root, "--html", str(tmp_path / "command.html")]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        title = (tmp_path / "command.html").read_text().partition("</title>")[0]
+        assert (tmp_path / "python.html").read_text().partition("</title>")[0] == title
+        assert page._repr_html_().startswith("<iframe")
+    with pytest.raises(UsageError, match="takes that lens"):
+        html_page(root, compare(root, lens="sees-b"))
+
+
+def test_tables_are_saved_as_the_commands_do(root: str, tmp_path: Path) -> None:
+    for result, words in (
+        (compare(root), ["compare", "a", "b"]),
+        (explain(root, "a", "b"), ["explain", "a", "b"]),
+    ):
+        out = str(tmp_path / "python.parquet")
+        result.save(out)
+        command = [*words, "-c", root, "--out", str(tmp_path / "command.parquet")]
+        assert CliRunner().invoke(app, command).exit_code == 0
+        assert Path(out).read_bytes() == (tmp_path / "command.parquet").read_bytes()
+        with pytest.raises(UsageError, match=r"out is 'a\.csv'; .* written as Parquet"):
+            result.save("a.csv")
+
+
+def test_an_image_that_a_neuron_reacts_to_is_read_again(root: str, photos: Path) -> None:
+    (of_a, of_b), *_ = explain(root, "a", "b", top=1).reactions
+    assert of_a
+    assert of_b
+    for reaction in (of_a[0], of_b[0]):
+        read = reaction.image()
+        with Image.open(local_path(reaction.uri)) as stored:
+            assert np.array_equal(np.asarray(read), np.asarray(stored.convert("RGB")))
+    with pytest.raises(NotFound, match=r"it is not known how .* was listed"):
+        Reaction(of_a[0].uri, "", 1.0).image()
+
+
+def test_a_calibration_has_a_readable_repr_and_table() -> None:
+    ranges = Ranges((("stem", 2), ("head", 1)), np.array([-1.0, -3.0, 0.0]), np.arange(1.0, 4.0))
+    failure = Failure("file:///a.jpg", "", "truncated", "it ends early")
+    measured = Calibration(ranges, 1200, (failure,), {}, 0, 0)
+    assert repr(measured) == (
+        "<Calibration of 3 neurons in 2 layers on 1,200 images, 1 could not be read>"
+    )
+    assert "<td>stem</td><td>2</td><td>-3</td><td>2</td>" in measured._repr_html_()
+    table = measured.to_pandas()
+    assert table.to_numpy().tolist() == [
+        ["stem", 0, -1.0, 1.0],
+        ["stem", 1, -3.0, 2.0],
+        ["head", 0, 0.0, 3.0],
+    ]
+
+
+def test_without_pandas_a_table_names_the_extra(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notebook, "find_spec", lambda name: None)
+    for result in (compare(root), verify(root), explain(root, "a", "b")):
+        with pytest.raises(UsageError, match=r"pip install \"vdna-pipeline\[notebook\]\""):
+            result.to_pandas()
 
 
 def test_a_failed_check_is_shown_by_the_verification(root: str, tmp_path: Path) -> None:

@@ -1,13 +1,64 @@
-"""Makes the small HTML tables and bar charts that results show of themselves in a notebook."""
+"""What results show of themselves in a notebook: HTML tables, bar charts, tables of pandas.
+
+>>> html_table("two", ("name", "n"), [("<a>", 1)])[-42:]
+'<td>&lt;a&gt;</td><td>1</td></tr></tbody></table>'
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, cast
+
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
     from matplotlib.axes import Axes
+
+
+def data_frame(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> pd.DataFrame:
+    """Makes a table of pandas.
+
+    Args:
+        columns: Names of the columns.
+        rows: Cells of each row.
+
+    Returns:
+        The table.
+    """
+    require_pandas()
+    import pandas as pd
+
+    return pd.DataFrame(list(rows), columns=list(columns))
+
+
+def arrow_data_frame(table: pa.Table) -> pd.DataFrame:
+    """Copies an Arrow table to pandas.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The copy.
+    """
+    require_pandas()
+    return cast("pd.DataFrame", table.to_pandas())
+
+
+def require_pandas() -> None:
+    """Checks that pandas is there, which only notebooks need.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    if find_spec("pandas") is None:
+        raise UsageError(
+            "to_pandas needs the package pandas, which is not installed: "
+            'pip install "vdna-pipeline[notebook]"'
+        )
 
 
 def bar_chart(
