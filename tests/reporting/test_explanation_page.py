@@ -173,7 +173,7 @@ def test_images_that_are_no_longer_readable_are_noted_with_the_reason(
         gone: "does not exist",
         changed: "changed",
         empty: "not_an_image",
-        hidden: "not a file",
+        hidden: "is a folder",
     }
     assert set(told) & set(pictures)
     for name, picture in pictures.items():
