@@ -6,6 +6,7 @@
     │   └── NoBucket                  ... as is the bucket that they should be in
     ├── BadImage                      one image is unreadable by its own fault; never ends a job
     ├── StorageError                  a store or a disk does not do what was asked of it
+    │   ├── TooManyBytes              an object is longer than whoever reads it takes
     │   └── TransientError            ... after all retries; the same command goes on from there
     ├── CorruptFile                   a stored file is torn, lies, or has an unknown version
     ├── NotFound                      the catalogue has no such dataset, spec or version
@@ -177,6 +178,10 @@ class BadImage(VdnaError):
 
 class StorageError(VdnaError):
     """Storage refused, or does not keep a property that exactness rests on."""
+
+
+class TooManyBytes(StorageError):
+    """An object is longer than whoever reads it takes. What is beyond the limit was not read."""
 
 
 class TransientError(StorageError):

@@ -18,6 +18,9 @@ from pipeline.dna import UNIFORM, Lens
 from pipeline.errors import CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
 from pipeline.spec import Spec
 
+MAX_LENS_BYTES = 2**26
+"""The largest file of a lens that is read. A million neurons take less than half of it."""
+
 
 def check_lens_name(name: str) -> str:
     """Checks the name under which a lens is to be kept.
@@ -119,7 +122,7 @@ def spec_of_lens(catalogue: Catalogue, name: str) -> Spec:
 def _read(catalogue: Catalogue, name: str) -> tuple[bytes, str]:
     """Reads the file of a lens, and returns it with the name that errors give it."""
     if name.endswith(".parquet"):
-        data = storage.read(storage.canonical(name))
+        data = storage.read(storage.canonical(name), most=MAX_LENS_BYTES)
         return data, name.rpartition("/")[2].removesuffix(".parquet")
     newest = newest_lenses(catalogue)
     if check_name(name, "lens") not in newest:

@@ -41,6 +41,9 @@ FETCH_THREADS = 16
 AHEAD_BYTES = 256 * 2**20
 """The most bytes of a shard that are read ahead of the network; a single image may be larger."""
 
+UNKNOWN_BYTES = AHEAD_BYTES // 4
+"""What an image of unknown size is taken for until it is read: few of them are read at a time."""
+
 Content = bytes | NDArray[np.uint8]
 
 Fetch = Callable[[Entry], Content]
@@ -249,35 +252,29 @@ class Stream:
         """
         ahead: deque[tuple[Entry, Future[Content], Future[Prepared]]] = deque()
         members = deque(shard.members)
-        size = 0
+
+        def has_room(entry: Entry) -> bool:
+            held = sum(_size(*each[:2]) for each in ahead)
+            return (
+                len(ahead) < self._resources.fetch_ahead
+                and held + (entry.size or UNKNOWN_BYTES) <= AHEAD_BYTES
+            )
+
         try:
             while members or ahead:
-                while members and (not ahead or self._has_room(len(ahead), size + members[0].size)):
+                while members and (not ahead or has_room(members[0])):
                     entry = members.popleft()
-                    size += entry.size
                     ahead.append((entry, *self._start(entry, fetch, isolated)))
-                first = ahead.popleft()
-                yield self._finish(*first)
-                size -= first[0].size
+                yield self._finish(*ahead.popleft())
         finally:
             for _, fetched, prepared in ahead:
                 fetched.cancel()
                 prepared.cancel()
 
-    def _has_room(self, images: int, size: int) -> bool:
-        return images < self._resources.fetch_ahead and size <= AHEAD_BYTES
-
     def _start(
         self, entry: Entry, fetch: Fetch, isolated: bool
     ) -> tuple[Future[Content], Future[Prepared]]:
         rule = self._rule
-
-        def guarded() -> Content:
-            if entry.size > rule.max_bytes:
-                raise BadImage(
-                    "too_many_bytes", f"{entry.size} bytes; the limit is {rule.max_bytes}"
-                )
-            return fetch(entry)
 
         def prepare(content: Content) -> Prepared:
             if isinstance(content, np.ndarray):
@@ -286,7 +283,7 @@ class Stream:
                 return images.load_isolated(content, rule, self._resources.decode_seconds)
             return images.load(content, rule)
 
-        fetched = self._fetchers.submit(guarded)
+        fetched = self._fetchers.submit(fetch, entry)
         limit = inf if isolated else self._resources.decode_seconds
         return fetched, self._decoders.after(fetched, prepare, limit)
 
@@ -305,6 +302,16 @@ class Stream:
         except BadImage as bad:
             crashed = bad.reason in images.NONDETERMINISTIC
             return Failure(entry.uri, entry.member, bad.reason, _printable(bad.detail), crashed)
+
+
+def _size(entry: Entry, fetched: Future[Content]) -> int:
+    """Returns how many bytes an image takes, as it was listed or else as it was read."""
+    if entry.size or not fetched.done():
+        return entry.size or UNKNOWN_BYTES
+    if fetched.exception() is not None:
+        return 0
+    content = fetched.result()
+    return content.nbytes if isinstance(content, np.ndarray) else len(content)
 
 
 def _printable(text: str) -> str:

@@ -38,6 +38,9 @@ _SCHEMA = pa.schema(
     ]
 )
 
+MAX_RANGES_BYTES = 2**26
+"""The largest file of ranges that is read. A million neurons take less than half of it."""
+
 WIDEN = 1.2
 
 REFERENCE_FILES = {
@@ -201,7 +204,7 @@ def find(
         name, (ranges, metadata) = f"of {network.name}", _own(network)
     else:
         name = known.get(source) or storage.canonical(source)
-        data = storage.read(name)
+        data = storage.read(name, most=MAX_RANGES_BYTES)
         read = decode_reference(data, name, network) if _is_json(data) else decode(data, name)
         ranges, metadata = read
         if source in known and ranges.digest != source:

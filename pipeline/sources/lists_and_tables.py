@@ -28,6 +28,9 @@ from pipeline.storage import Stored
 
 LIST_EXTENSION = ".txt"
 
+LONGEST_LINE = 2**16
+"""The most characters of a line. A file without line breaks would be held whole otherwise."""
+
 TABLE_EXTENSIONS = frozenset({".csv", ".parquet"})
 
 TABLE_COLUMNS = ("uri", "member", "size", "identity")
@@ -60,7 +63,12 @@ def objects_in_list(uri: str, parent: str, rules: Rules) -> Iterator[Stored]:
             return storage.info(_absolute(name, parent, rules))
 
     def lines() -> Iterator[tuple[int, str]]:
-        for number, line in enumerate(text, 1):
+        for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE + 1), ""), 1):
+            if len(line) > LONGEST_LINE:
+                raise SourceError(
+                    f"{uri}, line {number} has over {LONGEST_LINE} characters; a list has one path "
+                    "or url a line"
+                )
             name = line.strip()
             if name and not name.startswith("#"):
                 yield number, name

@@ -14,6 +14,10 @@ RANGE_NOT_SATISFIABLE = 416
 
 NO_LENGTH = "the answer has no Content-Length; whether it all arrived cannot be known"
 
+MOST_UNTOLD = 2**30
+"""The most bytes that are read of an object whose size the server does not tell, if no limit is
+given. It might have no end."""
+
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
@@ -23,8 +27,9 @@ async def read_body(
     content_range: str | None,
     start: int,
     length: int | None,
+    most: int | None,
 ) -> tuple[bytes, int]:
-    """Reads the bytes that were asked for from the body of an answer.
+    """Reads the bytes that were asked for from the body of an answer, and hardly more.
 
     Args:
         take: Called with a number, gives up to so many bytes of the body, none at its end.
@@ -33,6 +38,8 @@ async def read_body(
             know ranges sends that even if a part was asked for.
         start: Where the bytes begin in the object.
         length: How many were asked for. None means all that follow.
+        most: The longest object that is wanted whole, or None. Nothing is read of one that is said
+            to be longer, and one byte more of one that turns out to be.
 
     Returns:
         The bytes, and the size of the whole object (-1 if the answer does not tell).
@@ -41,33 +48,38 @@ async def read_body(
         ConnectionError: The body ends early, comes too slowly, or is another part.
     """
     if content_range is None:
-        data = await _taken(take, start, length)
         size = -1 if content_length is None else content_length
     else:
         found = _CONTENT_RANGE.fullmatch(content_range.strip())
         if not found or int(found[1]) != start:
             raise ConnectionError(f"bytes {start}- were asked for, {content_range} answered")
-        data = await _taken(take, 0, None)
         size = -1 if found[2] == "*" else int(found[2])
-    rest = max(0, size - start)
-    expected = rest if length is None else min(length, rest)
-    if size >= 0 and len(data) != expected:
-        raise ConnectionError(f"{len(data)} of {expected} bytes arrived")
+    if most is not None and size > most:
+        return b"", size
+    bounds = [length] if length is not None else []
+    if size >= 0:
+        bounds.append(max(0, size - start))
+    wanted = min(bounds, default=MOST_UNTOLD if most is None else most)
+    if content_range is None and length is not None:
+        data = await _taken(take, start, wanted)
+    else:  # one byte more shows that the body goes on; its end has a client check what came
+        data = await _taken(take, 0 if content_range else start, wanted + 1)
+    if size >= 0 and len(data) != wanted:
+        raise ConnectionError(f"{len(data)} of {wanted} bytes arrived")
     return data, size
 
 
-async def _taken(take: Callable[[int], Awaitable[bytes]], start: int, length: int | None) -> bytes:
+async def _taken(take: Callable[[int], Awaitable[bytes]], start: int, length: int) -> bytes:
     """Reads bytes [start, start + length) of a body, and gives up one that trickles in."""
     settings = RetrySettings.from_environment()
     loop = asyncio.get_running_loop()
     began = loop.time()
     pieces: list[bytes] = []
-    position, end = 0, None if length is None else start + length
+    position, end = 0, start + length
     try:
         async with asyncio.timeout(settings.seconds_for(0)) as limit:
-            while (end is None or position < end) and (piece := await take(SHORTEST_BLOCK)):
-                last = None if end is None else end - position
-                pieces.append(piece[max(0, start - position) : last])
+            while position < end and (piece := await take(min(SHORTEST_BLOCK, end - position))):
+                pieces.append(piece[max(0, start - position) :])
                 position += len(piece)
                 limit.reschedule(began + settings.seconds_for(position))
     except TimeoutError as error:

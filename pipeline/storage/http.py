@@ -9,7 +9,13 @@ import fsspec
 from fsspec.asyn import sync
 
 from pipeline.errors import StorageError
-from pipeline.storage.answers import NO_LENGTH, RANGE_NOT_SATISFIABLE, read_body, within
+from pipeline.storage.answers import (
+    MOST_UNTOLD,
+    NO_LENGTH,
+    RANGE_NOT_SATISFIABLE,
+    read_body,
+    within,
+)
 from pipeline.storage.other import Details, FsspecStore, identity_of, nothing
 from pipeline.storage.retry import RetrySettings, attempt
 from pipeline.storage.store import Answer, Stored
@@ -42,7 +48,7 @@ class HttpStore(FsspecStore):
         fs, _ = self.open(uri)
         return cast(Details, sync(fs.loop, _head, fs, uri))
 
-    def get(self, uri: str, start: int, length: int | None) -> Answer:
+    def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads with one GET."""
         fs, _ = self.open(uri)
         settings = RetrySettings.from_environment()
@@ -68,9 +74,16 @@ class HttpStore(FsspecStore):
                     )
                 if told is None and not _marks_its_end(answer):
                     raise StorageError(f"{uri}: {NO_LENGTH}")
-                data, size = await read_body(answer.content.read, told, part, start, length)
+                data, size = await read_body(answer.content.read, told, part, start, length, most)
+                if most is None and size < 0 and len(data) > MOST_UNTOLD:
+                    raise StorageError(
+                        f"{uri}: over {MOST_UNTOLD} bytes, and the server does not tell how many "
+                        "follow; copy it to one that does"
+                    )
                 details = {**_told(answer), "size": None if size < 0 else size}
-                return Answer(data, identity_of(details), size if length is not None else len(data))
+                if size < 0 and length is None and (most is None or len(data) <= most):
+                    size = len(data)
+                return Answer(data, identity_of(details), size)
 
         return cast(Answer, sync(fs.loop, get))
 

@@ -49,12 +49,15 @@ class LocalStore:
         """Tells whether there is a file or a folder."""
         return os.path.exists(local_path(uri))
 
-    def get(self, uri: str, start: int, length: int | None) -> Answer:
+    def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads bytes, and looks at the file before and after, in case it is being written."""
         with open(local_path(uri), "rb", opener=_open_at_once) as file:
             before = os.fstat(file.fileno())
+            if length is None and most is not None and before.st_size > most:
+                return Answer(b"", _identity(before), before.st_size)
+            rest = max(0, before.st_size - start)  # what is appended meanwhile may never end
             file.seek(start)
-            data = file.read(-1 if length is None else length)
+            data = file.read(rest if length is None else min(length, rest))
             after = os.fstat(file.fileno())
         rest = max(0, after.st_size - start)
         expected = rest if length is None else min(length, rest)

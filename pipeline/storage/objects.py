@@ -20,7 +20,7 @@ from mmap import mmap
 from typing import IO
 
 from pipeline.buffers import FIRST_BLOCK, LONGEST_BLOCK, BlockFile, Data, size_of
-from pipeline.errors import SourceError, StorageError, TransientError
+from pipeline.errors import SourceError, StorageError, TooManyBytes, TransientError
 from pipeline.storage import local
 from pipeline.storage.http import HttpStore
 from pipeline.storage.local import LocalFile, LocalStore
@@ -137,28 +137,42 @@ def exists(uri: str) -> bool:
 # Reading
 
 
-def _get(uri: str, identity: str | None, start: int = 0, length: int | None = None) -> Answer:
+def _get(
+    uri: str,
+    identity: str | None,
+    start: int = 0,
+    length: int | None = None,
+    most: int | None = None,
+) -> Answer:
     """Reads bytes from `start` on, all that follow if there is no `length`."""
     store = store_of(uri)
-    answer = attempt(uri, lambda: store.get(uri, start, length))
+    answer = attempt(uri, lambda: store.get(uri, start, length, most))
     require_identity(uri, identity, answer.identity)
     return answer
 
 
-def read(uri: str, identity: str | None = None) -> bytes:
+def read(uri: str, identity: str | None = None, most: int | None = None) -> bytes:
     """Reads a whole object.
 
     Args:
         uri: The object.
         identity: What the object must be, as it was listed. None accepts any content.
+        most: The most bytes that it may have. Reading stops after one more, whatever its size was
+            said to be. None sets no limit, except for an object whose size the server does not
+            tell (`pipeline.storage.answers.MOST_UNTOLD`).
 
     Returns:
         Its bytes.
 
     Raises:
         SourceError: It is not there, or it has changed.
+        TooManyBytes: It is longer than `most`.
     """
-    return _get(uri, identity).data
+    answer = _get(uri, identity, most=most)
+    if most is not None and max(answer.size, len(answer.data)) > most:
+        found = answer.size if answer.size > most else f"over {most}"
+        raise TooManyBytes(f"{uri} has {found} bytes; the limit is {most}")
+    return answer.data
 
 
 def read_range(uri: str, start: int, length: int, identity: str | None = None) -> bytes:

@@ -18,7 +18,7 @@ import fsspec
 
 from pipeline.buffers import Data
 from pipeline.errors import StorageError, UsageError
-from pipeline.storage.retry import attempt
+from pipeline.storage.retry import RetrySettings, attempt
 from pipeline.storage.store import Answer, Stored
 from pipeline.storage.uris import protocol_of
 
@@ -95,16 +95,19 @@ class FsspecStore:
         self.details(uri)  # fsspec's own `exists` takes any error for an absence
         return True
 
-    def get(self, uri: str, start: int, length: int | None) -> Answer:
+    def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads bytes, then asks what they were of, because fsspec does not tell."""
         fs, path = self.open(uri)
+        wanted = most + 1 if length is None and most is not None else length
         try:
-            if length is None:
+            if wanted is None:
                 data = fs.cat_file(path)
             else:
-                data = fs.cat_file(path, start, start + length) if length else b""
+                data = _cat(fs, path, start, wanted) if wanted else b""
         except (OSError, ValueError):
-            if not start or fs.info(path)["size"] > start:
+            found = {} if wanted is None else fs.info(path)
+            size = None if found.get("type") == "directory" else found.get("size")
+            if size is None or size > start:
                 raise
             data = b""
         details = fs.info(path)
@@ -200,6 +203,13 @@ class MemoryStore(FsspecStore):
                 return False
             fs.pipe_file(path, bytes(data))
             return True
+
+
+def _cat(fs: Any, path: str, start: int, length: int) -> bytes:
+    """Reads a part, and gives up one that trickles in, if the client can be told to."""
+    seconds = RetrySettings.from_environment().seconds_for(length)
+    limit = {"timeout": seconds} if getattr(fs, "async_impl", False) else {}
+    return cast(bytes, fs.cat_file(path, start, start + length, **limit))
 
 
 def is_folder_marker(item: Stored) -> bool:

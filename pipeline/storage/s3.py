@@ -64,7 +64,7 @@ class S3Store(FsspecStore):
         fs, path = self.open(uri)
         return cast(Details, sync(fs.loop, _in_time, fs, lambda: fs._info(path)))
 
-    def get(self, uri: str, start: int, length: int | None) -> Answer:
+    def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
         """Reads with one GET."""
         fs, path = self.open(uri)
         bucket, key = _bucket_and_key(path)
@@ -86,7 +86,7 @@ class S3Store(FsspecStore):
                     raise StorageError(f"{uri}: {NO_LENGTH}")
                 data, size = await read_body(
                     *(body.read, answer["ContentLength"], answer.get("ContentRange")),
-                    *(start, length),
+                    *(start, length, most),
                 )
             return Answer(data, identity_of({**answer, "size": size}), size)
 

@@ -70,8 +70,19 @@ class Store(Protocol):
     def exists(self, uri: str) -> bool:
         """Tells whether there is an object or a folder. May raise instead of returning False."""
 
-    def get(self, uri: str, start: int, length: int | None) -> Answer:
-        """Reads `length` bytes from `start` on; all that follow if `length` is None."""
+    def get(self, uri: str, start: int, length: int | None, most: int | None = None) -> Answer:
+        """Reads `length` bytes from `start` on; all that follow if `length` is None.
+
+        Args:
+            uri: The object.
+            start: Where to begin.
+            length: How many bytes to read.
+            most: The longest object that is read whole. Of a longer one the answer has its size, or
+                one byte more than this.
+
+        Returns:
+            The bytes, and what they are of.
+        """
 
     def put(self, uri: str, data: Data, *, exclusive: bool) -> bool:
         """Writes an object. Returns False if `exclusive` and there is one of that name."""

@@ -634,8 +634,8 @@ def test_an_image_that_changes_during_calibration_ends_it(
 ) -> None:
     read = storage.read
 
-    def changed(uri: str, identity: str | None = None) -> bytes:
-        return read(uri, "another" if uri.endswith("photo-0002.jpg") else identity)
+    def changed(uri: str, identity: str | None = None, most: int | None = None) -> bytes:
+        return read(uri, "another" if uri.endswith("photo-0002.jpg") else identity, most)
 
     monkeypatch.setattr(storage, "read", changed)
     with pytest.raises(TransientError, match=r"photo-0002\.jpg changed between listing and read"):

@@ -354,10 +354,10 @@ def test_a_worker_raises_read_errors_and_leaves_no_notes(
 ) -> None:
     task, _ = job()
 
-    def gone(uri: str, identity: str | None = None) -> bytes:
+    def gone(uri: str, *listed: Any) -> bytes:
         if uri.endswith(".jpg"):
             raise TransientError(f"{uri}: no answer")
-        return read(uri, identity)
+        return read(uri, *listed)
 
     read = storage.read
     monkeypatch.setattr(storage, "read", gone)

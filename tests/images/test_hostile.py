@@ -270,6 +270,44 @@ def test_bytes_that_are_fetched_ahead_are_bounded(monkeypatch: pytest.MonkeyPatc
     assert taken == len(begun) == len(sizes)
 
 
+def test_few_images_of_unknown_size_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may turn out to be as large as an image may be. What was read counts as what it is."""
+    from pipeline.counting import stream
+    from pipeline.sources import Entry
+
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 4 * 10_000)
+    monkeypatch.setattr(stream, "UNKNOWN_BYTES", 10_000)
+    entries = tuple(Entry(f"memory://{i}", "", 0, "") for i in range(40))
+    begun, release = [], threading.Event()
+
+    def fetch(entry: Entry) -> bytes:
+        begun.append(entry.uri)
+        assert release.wait(60)
+        return hostile.JPEG
+
+    class NoNetwork:
+        micro_batch = 8
+
+    images = stream.Stream(NoNetwork(), SPEC.preprocess, Resources(threads=1))  # type: ignore[arg-type]
+    taking: Future[int] = Future()
+
+    def take() -> None:
+        taken = 0
+        for _ in images._prepared(Shard(0, 0, entries), fetch, False):
+            held = (len(begun) - taken) * len(hostile.JPEG)
+            assert held <= 4 * 10_000
+            taken += 1
+        taking.set_result(taken)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    time.sleep(0.3)
+    assert len(begun) == 4
+    release.set()
+    assert taking.result(60) == len(begun) == len(entries)
+    images.close()
+
+
 # Memory and time of a decode
 
 

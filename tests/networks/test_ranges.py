@@ -26,7 +26,14 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import OVERFLOW, UNDERFLOW, Extractor, LayerCounts
 from pipeline.dna import FileKind, Ranges, SealedFile, encode_sealed
 from pipeline.engine import InProcess
-from pipeline.errors import CorruptFile, SourceError, SpecMismatch, StorageError, UsageError
+from pipeline.errors import (
+    CorruptFile,
+    SourceError,
+    SpecMismatch,
+    StorageError,
+    TooManyBytes,
+    UsageError,
+)
 from pipeline.networks import (
     REFERENCE_FILES,
     Network,
@@ -252,6 +259,13 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path, network: Network) -> Non
         resolve(network, str(tmp_path / "pipe"), {})
     with pytest.raises(SourceError, match="pipe is a named pipe"):
         describe("efficientnet_lite0", str(tmp_path / "pipe"))
+
+
+def test_a_file_that_is_too_large_for_ranges_is_not_read(tmp_path: Path, network: Network) -> None:
+    with (tmp_path / "ranges.json").open("wb") as file:
+        file.truncate(3 * 10**9)
+    with pytest.raises(TooManyBytes, match=r"ranges.json has 3000000000 bytes; the limit is 6710"):
+        resolve(network, str(tmp_path / "ranges.json"), {})
 
 
 def test_ranges_of_other_weights_are_refused_with_both(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 import uuid
 from pathlib import Path
 
@@ -90,6 +91,14 @@ def test_a_list_names_the_line_that_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SourceError, match="not a list of paths in UTF-8"):
         list_source(tmp_path / "list.txt")
+    with (tmp_path / "list.txt").open("wb") as file:
+        file.write(b"# one\n")
+        file.truncate(3 * 10**9)
+    tracemalloc.start()
+    with pytest.raises(SourceError, match=r"list.txt, line 2 has over 65536 characters"):
+        list_source(tmp_path / "list.txt")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 @pytest.mark.timeout(20)  # a pipe that is waited for would be waited for for ever

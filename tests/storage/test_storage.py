@@ -145,11 +145,11 @@ def test_transient_errors_are_tried_again_and_then_named(monkeypatch, tmp_path: 
 
     real = LocalStore.get
 
-    def flaky(store: LocalStore, uri: str, start: int, length: int | None) -> Answer:
+    def flaky(store: LocalStore, uri: str, *part: Any) -> Answer:
         calls.append(uri)
         if len(calls) < fail_first:
             raise ConnectionResetError("reset")
-        return real(store, uri, start, length)
+        return real(store, uri, *part)
 
     monkeypatch.setattr(LocalStore, "get", flaky)
     fail_first = 3

@@ -68,8 +68,6 @@ def small_image(entry: Entry, decoder: str | None = None) -> str:
     Raises:
         BadImage: It is too large, or cannot be decoded.
     """
-    if entry.size > THUMBNAIL.max_bytes:
-        raise BadImage("too_many_bytes", f"{entry.size} bytes")
     with closing(Members([entry], THUMBNAIL.max_bytes, 1)) as members:
         return thumbnail(members.fetch(entry), decoder)
 

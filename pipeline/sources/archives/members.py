@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 
 from pipeline import storage
-from pipeline.errors import SourceError
+from pipeline.errors import BadImage, SourceError, TooManyBytes
 from pipeline.sources.archives.access import access_kind, broken_reason
 from pipeline.sources.archives.one_pass import READERS, OnePass
 from pipeline.sources.archives.spans import spans_of
@@ -29,7 +29,7 @@ class Members:
 
     Args:
         entries: The members of the shard.
-        max_bytes: Members that are larger are not read.
+        max_bytes: What is larger is not read, whatever its size was said to be.
         ahead: How many members are kept that were passed and not asked for yet.
     """
 
@@ -37,6 +37,7 @@ class Members:
         wanted = [e for e in entries if e.access and e.size <= max_bytes]
         self._spans = spans_of([e for e in wanted if access_kind(e) in ("tar", "zip")])
         self._span_of = {e.sort_key: i for i, span in enumerate(self._spans) for e in span.entries}
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(SPANS_AHEAD, "span")
         self._pass_of: dict[str, OnePass] = {}
@@ -44,7 +45,7 @@ class Members:
             (e for e in wanted if access_kind(e) in READERS), key=lambda e: e.sort_key
         )
         for uri, of_archive in groupby(in_passes, lambda e: e.uri):
-            self._pass_of[uri] = OnePass(tuple(of_archive), ahead)
+            self._pass_of[uri] = OnePass(tuple(of_archive), ahead, max_bytes)
 
     def fetch(self, entry: Entry) -> bytes:
         """Returns the bytes of a candidate, exactly those that were listed.
@@ -53,11 +54,13 @@ class Members:
             entry: A member of the shard: in an archive, or an object of its own.
 
         Raises:
-            BadImage: The member or its archive is damaged.
-            SourceError: The archive is not what was listed.
+            BadImage: The member or its archive is damaged, or the image is too large.
+            SourceError: The object or the archive is not what was listed.
         """
+        if entry.size > self._max_bytes:
+            raise BadImage("too_many_bytes", f"{entry.size} bytes; the limit is {self._max_bytes}")
         if not entry.access:
-            return storage.read(entry.uri, entry.identity)
+            return self._object(entry)
         kind = access_kind(entry)
         if kind == "broken":
             bad = broken_reason(entry.access)
@@ -71,6 +74,29 @@ class Members:
             )
         span = self._spans[self._span_of[entry.sort_key]]
         return span.take(entry, self._begin(entry))
+
+    def _object(self, entry: Entry) -> bytes:
+        """Reads an object of its own, and not much more of it than what was listed.
+
+        Returns:
+            Its bytes.
+
+        Raises:
+            BadImage: Its size is not known, and is beyond the limit.
+            SourceError: It does not have the size that was listed.
+        """
+        most = entry.size or self._max_bytes
+        try:
+            data = storage.read(entry.uri, entry.identity, most)
+        except TooManyBytes as error:
+            if entry.size:
+                refusal = _of_another_size(entry, "more")
+                raise refusal from error
+            raise BadImage("too_many_bytes", f"over {most} bytes, which is the limit") from error
+        if len(data) < entry.size:
+            refusal = _of_another_size(entry, str(len(data)))
+            raise refusal
+        return data
 
     def close(self) -> None:
         """Ends all reading."""
@@ -88,3 +114,11 @@ class Members:
                 if span.untouched:
                     span.begin(self._pool)
         return reading
+
+
+def _of_another_size(entry: Entry, found: str) -> SourceError:
+    """Returns the error that an object has the identity, and not the size, that was listed."""
+    return SourceError(
+        f"{entry.uri} was listed with {entry.size} bytes and has {found}, under the identity that "
+        f"was listed ({entry.identity}); if a table states its size, correct it there"
+    )

@@ -30,11 +30,13 @@ class OnePass:
     Args:
         entries: The members of one archive, in order of position.
         keep: How many members are kept that were passed and not asked for yet.
+        max_bytes: Members that turn out to be larger are not kept, and fail.
     """
 
-    def __init__(self, entries: Sequence[Entry], keep: int) -> None:
+    def __init__(self, entries: Sequence[Entry], keep: int, max_bytes: int) -> None:
         self._entries = entries
         self._keep = keep
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, int, str], bytes | BadImage] = OrderedDict()
         self._contents: Contents | None = None
@@ -70,7 +72,7 @@ class OnePass:
         try:
             for found, content in self._contents:
                 self._passed = found.sort_key
-                self._kept[found.sort_key] = content
+                self._kept[found.sort_key] = self._bounded(content)
                 while len(self._kept) > self._keep:
                     self._kept.popitem(last=False)
                 if found == entry:
@@ -78,6 +80,11 @@ class OnePass:
         except BaseException:
             self._contents = None
             raise
+
+    def _bounded(self, content: bytes | BadImage) -> bytes | BadImage:
+        if isinstance(content, BadImage) or len(content) <= self._max_bytes:
+            return content
+        return BadImage("too_many_bytes", f"{len(content)} bytes; the limit is {self._max_bytes}")
 
     def _begin(self) -> Contents:
         first = self._entries[0]
