@@ -79,6 +79,10 @@ def refresh(
                 "datasets": [build_json(result) for result in done.datasets],
                 "matrix": Rows(chain.from_iterable(map(matrix_rows, done.matrices))) or None,
                 "error": str(done.error) if done.error else None,
+                "failed": [
+                    {"name": name, "error": type(error).__name__, "message": str(error)}
+                    for name, error in done.failed.items()
+                ],
             }
         )
     else:

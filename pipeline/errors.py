@@ -14,6 +14,7 @@
     ├── SpecMismatch                  two DNAs that must not be added or compared, and why
     ├── OverlapError                  a sum that would count a shard twice
     ├── ConservationError             a sum that does not add up to the images counted
+    ├── UnexpectedError               what no one foresaw: a bug, a broken device, a full memory
     └── GateError            exit 3   a stated limit says no; what was computed is kept
 
 Messages name the culprit, the value, and what to do; they hold no secret, whatever they quote.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
@@ -210,6 +212,32 @@ class OverlapError(VdnaError):
 
 class ConservationError(VdnaError):
     """Counts do not add up to images x positions, or images to candidates."""
+
+
+class UnexpectedError(VdnaError):
+    """Something that this package did not foresee: a bug, a broken device, a full memory.
+
+    Attributes:
+        details: The traceback, without secrets.
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = redact(details)
+
+    def __reduce__(self) -> tuple[type[UnexpectedError], tuple[str, str]]:
+        return (UnexpectedError, (str(self), self.details))
+
+
+def known_error(error: Exception) -> VdnaError:
+    """Returns an error of this package: the one that was raised, or one that stands for it."""
+    if isinstance(error, VdnaError):
+        return error
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" (in {os.path.basename(line.filename)}:{line.lineno})" for line in last)
+    name = type(error).__name__
+    details = "".join(traceback.format_exception(error))
+    return UnexpectedError(f"unexpected {name}: {error}{where}", details)
 
 
 class GateError(VdnaError):

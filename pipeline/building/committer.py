@@ -15,7 +15,6 @@ from pipeline.building.storing import store_manifest, store_version
 from pipeline.catalogue import Catalogue, Version, footers_of, part_name, parts_of, software
 from pipeline.counting import Composed, Recipe, ShardJob, add_up, compose, plan_folds
 from pipeline.dna import encode_failures
-from pipeline.engine import Engine
 from pipeline.errors import (
     ConservationError,
     CorruptFile,
@@ -32,7 +31,7 @@ REPORT_SECONDS = 10.0
 
 
 def finish_dataset(
-    catalogue: Catalogue, plan: DatasetPlan, counted: int, engine: Engine, progress: Listener
+    catalogue: Catalogue, plan: DatasetPlan, counted: int, mapper: Mapper, progress: Listener
 ) -> Result:
     """Reduces a dataset's partials and commits the sum, and those of its parts.
 
@@ -40,7 +39,7 @@ def finish_dataset(
         catalogue: Where the dataset is committed.
         plan: The dataset's plan; partials of all its shards are stored.
         counted: How many of them were counted now, for the result.
-        engine: Where the sums are computed.
+        mapper: Where the sums are computed.
         progress: Is told of the parts.
 
     Returns:
@@ -53,11 +52,11 @@ def finish_dataset(
         Conflict: Another job has changed the dataset.
     """
     name, job = plan.request.name, plan.job
-    composed = _reduce(plan.manifest, job.work_uri, job.recipe, name, engine)
+    composed = _reduce(plan.manifest, job.work_uri, job.recipe, name, mapper)
     _require_readable(plan, composed)
     version = _store(catalogue, name, plan.manifest, plan.manifest_sha256, composed, job.recipe)
     whole = replace(version, by=plan.request.by or "")
-    parts = _finish_parts(catalogue, plan, engine, progress)
+    parts = _finish_parts(catalogue, plan, mapper, progress)
     commit = catalogue.put_version(name, whole, plan.base, parts=parts)
     return Result(
         name,
@@ -146,7 +145,7 @@ class _PartJob:
 
 
 def _finish_parts(
-    catalogue: Catalogue, plan: DatasetPlan, engine: Engine, progress: Listener
+    catalogue: Catalogue, plan: DatasetPlan, mapper: Mapper, progress: Listener
 ) -> dict[str, Version]:
     """Stores the files of all parts that have a readable image; returns their versions by name."""
     by, label = plan.request.by, plan.request.rules.label
@@ -158,7 +157,7 @@ def _finish_parts(
     ]
     found: dict[str, Version] = {}
     started = reported = monotonic()
-    for done, (name, version) in enumerate(engine.map(_finish_part, jobs), 1):
+    for done, (name, version) in enumerate(mapper.map(_finish_part, jobs), 1):
         if version is None:
             progress(Said(f"{name} is left out: none of its images could be read"))
         else:

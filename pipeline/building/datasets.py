@@ -3,7 +3,8 @@
     >>> build_datasets(Catalogue("dnas"), [Request("a", "photos/")], InProcess())  # doctest: +SKIP
 
 All requests are planned first. Then the missing shards of all datasets are counted together, and
-each dataset is reduced and committed. After a crash, the same call does only what is missing.
+each dataset is reduced and committed as soon as its last shard is counted. After a crash, the same
+call does only what is missing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pipeline.building.request import Request, Result, require_apart, require_sh
 from pipeline.building.runner import CountedDataset, count_shards, require_counted
 from pipeline.catalogue import Catalogue
 from pipeline.engine import Engine
-from pipeline.errors import GateError, UsageError, VdnaError
+from pipeline.errors import GateError, UnexpectedError, UsageError, VdnaError, known_error
 from pipeline.events import Listener, Said, ignore
+from pipeline.mapper import Mapper
 from pipeline.sources import Listing
 from pipeline.spec import Resources
 
@@ -33,13 +35,15 @@ def build_datasets(
     resources: Resources | None = None,
     progress: Listener | None = None,
     done: Callable[[Result], None] = lambda result: None,
+    failed: Callable[[str, VdnaError], None] = lambda name, error: None,
     listings: Mapping[str, Listing] | None = None,
     *,
     relist: bool = False,
 ) -> list[Result]:
     """Builds every requested dataset and commits it.
 
-    An error of one dataset is raised only after the others are finished.
+    Each dataset is committed as soon as its last shard is counted. An error of one dataset is
+    raised only after the others are finished.
 
     Args:
         catalogue: Where the datasets are committed.
@@ -48,6 +52,7 @@ def build_datasets(
         resources: How fast it runs.
         progress: Is told what happens.
         done: Is called with each result, as soon as it is committed or found unchanged.
+        failed: Is called with the name of each dataset that cannot be built, and why.
         listings: Listings that the caller has, by the request's name. Those sources are not listed.
         relist: Whether to list sources from the beginning, even if an interrupted listing could be
             continued, and up to `RELISTS` times again if they change while they are read.
@@ -60,6 +65,8 @@ def build_datasets(
         TransientError: Some shards could not be read for now. A rerun goes on from there.
         GateError: Too many images could not be read. What was counted is kept: a rerun with a
             higher limit commits at once.
+        ConservationError: The counts of a shard do not add up; nothing of its dataset is committed.
+        UnexpectedError: Something that nobody foresaw; see its `details`.
         VdnaError: Something else went wrong. With several errors, their messages are joined.
     """
     resources = resources or Resources()
@@ -73,30 +80,47 @@ def build_datasets(
         require_apart(catalogue.root, request.source, request.rules)
     storage.require_exclusive(catalogue.root)
     planner = Planner(catalogue, engine, resources, progress, listings or {}, relist)
-    problems: list[VdnaError] = []
-    counted = _plan_and_count(planner, requests, problems)
-    results: list[Result] = []
-    for request in requests:
-        if request.name not in counted:
-            continue
+    results: dict[str, Result] = {}
+    problems: dict[str, VdnaError] = {}
+
+    def fail(name: str, error: Exception) -> None:
+        problems[name] = _named(name, error)
+        failed(name, problems[name])
+
+    def finish(counted: CountedDataset, mapper: Mapper) -> None:
+        name = counted.plan.request.name
         try:
-            results.append(_finish(planner, counted[request.name]))
-            done(results[-1])
-        except VdnaError as error:
-            problems.append(error)
-    _raise_worst(problems)
-    return results
+            results[name] = _finish(planner, counted, mapper)
+        except Exception as error:
+            fail(name, error)
+        else:
+            done(results[name])
+
+    def landed(counted: CountedDataset) -> None:
+        finish(counted, engine.beside_shards())
+
+    counted = _plan_and_count(planner, requests, landed, fail)
+    for request in requests:
+        name = request.name
+        if name in counted and name not in results and name not in problems:
+            finish(counted[name], engine)
+    _raise_worst([problems[name] for name in names if name in problems])
+    return [results[name] for name in names]
 
 
 def _plan_and_count(
-    planner: Planner, requests: Sequence[Request], problems: list[VdnaError]
+    planner: Planner,
+    requests: Sequence[Request],
+    landed: Callable[[CountedDataset], None],
+    failed: Callable[[str, Exception], None],
 ) -> dict[str, CountedDataset]:
     """Plans and counts the requests, and again those whose source changed, if it may be relisted.
 
     Args:
         planner: Plans, and knows whether to relist.
         requests: What to count.
-        problems: Receives the error of each request that cannot be planned.
+        landed: Is called with each dataset whose shards are all stored while others still run.
+        failed: Is called with the name of each request that cannot be planned, and why.
 
     Returns:
         What was counted, by the request's name.
@@ -107,23 +131,37 @@ def _plan_and_count(
         if attempt:
             names = ", ".join(request.name for request in pending)
             planner.progress(Said(f"the source changed while it was read: {names}"))
-        plans = planner.plans(pending, problems)
+        plans = planner.plans(pending, failed)
         for request in pending:
             counted.pop(request.name, None)  # it was planned from an outdated listing
-        counted |= count_shards(plans, planner.engine, planner.progress)
+        counted |= count_shards(plans, planner.engine, planner.progress, landed)
         pending = [each.plan.request for each in counted.values() if each.changed]
         if not pending:
             break
     return counted
 
 
-def _finish(planner: Planner, counted: CountedDataset) -> Result:
+def _finish(planner: Planner, counted: CountedDataset, mapper: Mapper) -> Result:
     """Commits a dataset whose shards are all counted."""
     catalogue, plan = planner.catalogue, counted.plan
     if plan.up_to_date:
         return unchanged_result(catalogue, plan, catalogue.head())
     require_counted(plan.request.name, len(plan.manifest.heads), counted.errors)
-    return finish_dataset(catalogue, plan, counted.shards, planner.engine, planner.progress)
+    return finish_dataset(catalogue, plan, counted.shards, mapper, planner.progress)
+
+
+def _named(name: str, error: Exception) -> VdnaError:
+    """Returns an error of this package whose message begins with the dataset's name."""
+    known = known_error(error)
+    if str(known).startswith(f"{name}: "):
+        return known
+    return _reworded(known, f"{name}: {known}")
+
+
+def _reworded(error: VdnaError, message: str) -> VdnaError:
+    if isinstance(error, UnexpectedError):
+        return UnexpectedError(message, error.details)
+    return type(error)(message)
 
 
 def _raise_worst(problems: Sequence[VdnaError]) -> None:
@@ -132,4 +170,4 @@ def _raise_worst(problems: Sequence[VdnaError]) -> None:
         raise problems[0]
     if problems:
         worst = next((e for e in problems if not isinstance(e, GateError)), problems[0])
-        raise type(worst)("\n".join(str(error) for error in problems)) from worst
+        raise _reworded(worst, "\n".join(map(str, problems))) from worst

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
@@ -23,7 +23,7 @@ from pipeline.catalogue import (
 from pipeline.counting import Recipe, ShardJob, device_kind, numerics
 from pipeline.dna import DEFAULT_EXEMPLARS, ExemplarSettings
 from pipeline.engine import Engine
-from pipeline.errors import CorruptFile, SourceError, UsageError, VdnaError
+from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.events import Listener, Said
 from pipeline.images import stated_decoder
 from pipeline.networks import Network, describe, require_fit
@@ -79,12 +79,14 @@ class Planner:
     listings: Mapping[str, Listing]
     relist: bool
 
-    def plans(self, requests: Sequence[Request], problems: list[VdnaError]) -> list[DatasetPlan]:
+    def plans(
+        self, requests: Sequence[Request], failed: Callable[[str, Exception], None]
+    ) -> list[DatasetPlan]:
         """Plans the requests, each by itself.
 
         Args:
             requests: What to plan.
-            problems: Receives the error of each request that cannot be planned.
+            failed: Is called with the name of each request that cannot be planned, and why.
 
         Returns:
             The plans of the other requests, in their order.
@@ -93,8 +95,8 @@ class Planner:
         for request in requests:
             try:
                 plans.append(self._plan(request))
-            except VdnaError as error:
-                problems.append(type(error)(f"{request.name}: {error}"))
+            except Exception as error:
+                failed(request.name, error)
         return plans
 
     def _plan(self, request: Request) -> DatasetPlan:

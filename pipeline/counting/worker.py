@@ -22,7 +22,8 @@ from pipeline.errors import (
     SourceError,
     SpecMismatch,
     TransientError,
-    VdnaError,
+    UnexpectedError,
+    known_error,
 )
 from pipeline.networks import Network
 from pipeline.networks import decode as decode_ranges
@@ -125,8 +126,9 @@ class ShardReceipt:
         failures: How many images could not be read.
         seconds: How long it took.
         error: Why it could not be counted this time, or nothing.
+        kind: The name of the error's class, or nothing.
+        details: The traceback of an error that was not foreseen, or nothing.
         transient: Whether the same command may succeed later.
-        changed: Whether the source has changed since it was listed.
     """
 
     manifest_uri: str
@@ -135,8 +137,24 @@ class ShardReceipt:
     failures: int = 0
     seconds: float = 0.0
     error: str = ""
+    kind: str = ""
+    details: str = ""
     transient: bool = False
-    changed: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether the source has changed since it was listed."""
+        return self.kind == SourceError.__name__
+
+    @property
+    def unexpected(self) -> bool:
+        """Whether nobody foresaw the error; another worker may do better."""
+        return self.kind == UnexpectedError.__name__
+
+    @property
+    def unsound(self) -> bool:
+        """Whether counts did not add up."""
+        return self.kind == ConservationError.__name__
 
 
 def partial_uri(work_uri: str, key: str) -> str:
@@ -149,6 +167,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._makers: dict[Recipe, ShardMaker] = {}
+        self._given_up: list[ShardMaker] = []
         self._lock = threading.Lock()
 
     def run(self, job: ShardJob, index: int) -> ShardReceipt:
@@ -159,12 +178,8 @@ class Worker:
             index: The number of the shard in the manifest.
 
         Returns:
-            A receipt. It also tells of errors that concern only this attempt (storage that does not
-                answer,
-            a source that changed), so that other shards go on.
-
-        Raises:
-            ConservationError: If the sum does not add up.
+            A receipt. Whatever was raised is in it, so that other shards go on. After an error that
+            was not foreseen, the next shard loads its network again.
         """
         started = monotonic()
         try:
@@ -183,17 +198,18 @@ class Worker:
                 storage.delete(_note_uri(job.work_uri, key, attempt))
             for dead in range(1, attempt):
                 storage.delete(_note_uri(job.work_uri, key, dead))
-        except ConservationError:
-            raise
-        except VdnaError as error:
-            message = f"{type(error).__name__}: {error}"
+        except Exception as raised:
+            error = known_error(raised)
+            if isinstance(error, UnexpectedError):
+                self._give_up(job.recipe)
             return ShardReceipt(
                 job.manifest_uri,
                 index,
                 seconds=monotonic() - started,
-                error=message,
-                transient=isinstance(error, TransientError | SourceError),
-                changed=isinstance(error, SourceError),
+                error=f"{type(error).__name__}: {error}",
+                kind=type(error).__name__,
+                details=error.details if isinstance(error, UnexpectedError) else "",
+                transient=isinstance(error, TransientError | SourceError | UnexpectedError),
             )
         return ShardReceipt(
             job.manifest_uri,
@@ -210,9 +226,15 @@ class Worker:
                 self._makers[one] = _load(recipe)
             return self._makers[one]
 
+    def _give_up(self, recipe: Recipe) -> None:
+        """Forgets what was loaded, which may be broken. Another thread may still be using it."""
+        with self._lock:
+            maker = self._makers.pop(replace(recipe, ranges_uri=""), None)
+            self._given_up += [] if maker is None else [maker]
+
     def close(self) -> None:
         """Ends the threads of all that was loaded."""
-        for maker in self._makers.values():
+        for maker in (*self._makers.values(), *self._given_up):
             maker.close()
 
 

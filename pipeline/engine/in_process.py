@@ -40,6 +40,10 @@ class InProcess(SerialMapper):
         with ThreadPoolExecutor(OVERLAP, "shard") as pool:
             yield from pool.map(lambda shard: self._worker.run(*shard), work)
 
+    def beside_shards(self) -> SerialMapper:
+        """Returns itself: functions run in the thread that asks for their results."""
+        return self
+
     def close(self) -> None:
         """Ends the threads and processes of the loaded networks."""
         self._worker.close()

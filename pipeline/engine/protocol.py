@@ -29,9 +29,11 @@ class Engine(Mapper, Protocol):
 
         Returns:
             A receipt for each shard, as they end. A shard that could not be done this time is a
-            receipt with an error, so that the others go on.
+            receipt with an error, whatever the error, so that the others go on.
 
         Raises:
-            ConservationError: If a worker found counts that do not add up.
             TransientError: If no shard ended for too long.
         """
+
+    def beside_shards(self) -> Mapper:
+        """Returns what can map functions while shards run: this engine, if it has CPUs to spare."""

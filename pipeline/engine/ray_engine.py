@@ -24,7 +24,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.counting import MALLOC_ENVIRONMENT, OVERLAP, Recipe, ShardJob, ShardReceipt, Worker
 from pipeline.engine.ray_start import start_with_retries, without_stderr
-from pipeline.errors import ConservationError, TransientError, UsageError
+from pipeline.errors import TransientError, UsageError
+from pipeline.mapper import Mapper, SerialMapper
 from pipeline.spec import Resources, available_cpus
 from pipeline.storage import retry
 
@@ -106,8 +107,6 @@ class RayEngine:
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         """Runs shards on a pool of actors, each of which keeps its networks loaded.
 
-        Any other error of a worker is raised here, too, as its own kind.
-
         Args:
             work: For each shard its job, and its index in the job's manifest.
 
@@ -115,7 +114,6 @@ class RayEngine:
             A receipt for each shard, as they end.
 
         Raises:
-            ConservationError: If a worker found counts that do not add up.
             TransientError: If no shard ended for `stall_seconds`.
             UsageError: If this machine lacks the CPUs or GPUs that a worker takes.
         """
@@ -159,8 +157,6 @@ class RayEngine:
         rows_of_all = iter(dataset.iter_rows())
         try:
             for row in rows_of_all:
-                if row.pop("unsound"):
-                    raise ConservationError(row["error"])
                 yield ShardReceipt(**row)
         except RayTaskError as error:
             cause = _cause(error)
@@ -209,6 +205,13 @@ class RayEngine:
             raise TransientError(
                 f"a worker was lost, and others after it; rerun the same command to go on: {error}"
             ) from error
+
+    def beside_shards(self) -> Mapper:
+        """Returns this engine if the cluster has a CPU that shards do not take; else this process.
+
+        If shards take every CPU, a task would wait until the last of them has ended.
+        """
+        return self if _free().get("CPU", 0) >= 1 else SerialMapper()
 
     @property
     def workers(self) -> int:
@@ -271,6 +274,7 @@ class _ShardActor:
     def __init__(self, recipes: list[Recipe]) -> None:
         self._recipes = recipes
         self._worker = Worker()
+        self._device_is_lost = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         job = ShardJob(
@@ -278,16 +282,16 @@ class _ShardActor:
             str(batch["manifest"][0]),
             str(batch["work"][0]),
         )
-        index, unsound = int(batch["index"][0]), False
-        try:
-            receipt = self._worker.run(job, index)
-        except ConservationError as error:  # raised, it would reach the driver as Ray's kind
-            receipt, unsound = ShardReceipt(job.manifest_uri, index, error=str(error)), True
-        row = asdict(receipt) | {"unsound": unsound}
-        return {name: np.array([value]) for name, value in row.items()}
+        if self._device_is_lost:
+            # Only a new process gets a sound context of the device. Ray starts one, and gives the
+            # shard to it.
+            os._exit(1)
+        receipt = self._worker.run(job, int(batch["index"][0]))
+        self._device_is_lost |= receipt.unexpected and job.recipe.device != "cpu"
+        return {name: np.array([value]) for name, value in asdict(receipt).items()}
 
 
-# Ray leaves these two without types.
+# Ray leaves these three without types.
 
 
 def _nodes() -> list[dict[str, Any]]:
@@ -296,6 +300,10 @@ def _nodes() -> list[dict[str, Any]]:
 
 def _cluster() -> dict[str, float]:
     return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]  # Ray's
+
+
+def _free() -> dict[str, float]:
+    return cast(dict[str, float], ray.available_resources())  # type: ignore[no-untyped-call]  # Ray's
 
 
 def _environment() -> dict[str, str]:

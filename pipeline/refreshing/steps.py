@@ -8,8 +8,9 @@ One dataset that cannot be built does not keep the others from being built, comp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.building import Result, build_datasets
@@ -37,6 +38,7 @@ class Refreshed:
         matrices: One matrix for each spec with two datasets or more.
         verdicts: What the gate says of each bound.
         error: The first thing that went wrong; None if all is well.
+        failed: Why a dataset could not be built, by its name.
     """
 
     catalogue: Catalogue
@@ -44,6 +46,7 @@ class Refreshed:
     matrices: tuple[Matrix, ...]
     verdicts: tuple[Verdict, ...]
     error: VdnaError | None = None
+    failed: Mapping[str, VdnaError] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         changed = sum(result.changed for result in self.datasets)
@@ -136,14 +139,22 @@ def refresh(
     results: list[Result] = []
     matrices: list[Matrix] = []
     verdicts: list[Verdict] = []
-    failed: VdnaError | None = None
+    problem: VdnaError | None = None
+    failed: dict[str, VdnaError] = {}
     with engine or InProcess() as builder:
         try:
             build_datasets(
-                place, requests, builder, resources, progress, results.append, relist=relist
+                place,
+                requests,
+                builder,
+                resources,
+                progress,
+                results.append,
+                failed.__setitem__,
+                relist=relist,
             )
         except VdnaError as error:
-            failed = error
+            problem = error
     try:
         # One matrix for each spec, as datasets of different specs cannot be compared.
         for spec in sorted({result.version.spec for result in results}):
@@ -152,5 +163,5 @@ def refresh(
         verdicts = judge(place, config.gate, requests, results, matrices, effort)
         require_kept(verdicts, config.path)
     except VdnaError as error:
-        failed = failed or error
-    return Refreshed(place, tuple(results), tuple(matrices), tuple(verdicts), failed)
+        problem = problem or error
+    return Refreshed(place, tuple(results), tuple(matrices), tuple(verdicts), problem, failed)

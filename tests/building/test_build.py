@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,19 +23,22 @@ from pipeline import building as build_module
 from pipeline import storage
 from pipeline.building import Request, allowed_failures, build_datasets, committer, make_dna, runner
 from pipeline.catalogue import Catalogue, verify
-from pipeline.counting import Counter
-from pipeline.dna import DNA, encode_dna
+from pipeline.counting import Counter, worker
+from pipeline.dna import DNA, Partial, encode_dna
 from pipeline.engine import InProcess
 from pipeline.errors import (
     Conflict,
+    ConservationError,
     CorruptFile,
     GateError,
     SourceError,
     SpecMismatch,
     TransientError,
+    UnexpectedError,
     UsageError,
     VdnaError,
 )
+from pipeline.sources import Shard
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, Place
 from tests.support import tiny_network as tiny
@@ -645,3 +649,107 @@ def test_a_source_that_returns_to_an_earlier_state_repairs_damaged_files(
     (tmp_path / "photos" / "photo-030.jpg").unlink()
     assert hand_made.build("photos").version.sha256 == first.sha256
     assert hand_made.catalogue.load("photos", at=1).images == 30
+
+
+# What nobody foresaw.
+
+
+class Broken:
+    """Breaks the counting of a dataset's shards `times` times, as a broken device would."""
+
+    def __init__(self, name: str, times: int, patch: pytest.MonkeyPatch) -> None:
+        self.name, self.times, self.tried = name, times, 0
+        self._count = Counter.count
+        broken = self
+
+        def count(counter: Counter, shard: Shard, *args: Any, **options: Any) -> Partial:
+            if f"/{broken.name}/" in shard.members[0].uri and broken.tried < broken.times:
+                broken.tried += 1
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            return broken._count(counter, shard, *args, **options)
+
+        patch.setattr(Counter, "count", count)
+
+
+def three_sets(tmp_path: Path, **options: object) -> list[Request]:
+    requests = []
+    for seed, name in enumerate("abc"):
+        write_photos(tmp_path / name, 3, first_seed=10 * seed)
+        requests.append(request_of(tmp_path / name, name, **options))
+    return requests
+
+
+def test_an_error_that_nobody_foresaw_fails_one_dataset_and_the_others_are_committed(
+    place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = three_sets(tmp_path, shard_images=10**6)
+    broken = Broken("b", 10**6, monkeypatch)
+    failed: dict[str, VdnaError] = {}
+    with pytest.raises(UnexpectedError, match=r"^b: .*RuntimeError: CUDA error: .*\.py:\d+") as got:
+        build_datasets(place, requests, ENGINE, RESOURCES, failed=failed.__setitem__)
+    assert "Traceback" in got.value.details
+    assert failed == {"b": got.value}
+    assert sorted(place.head().datasets) == ["a", "c"]
+    shards = len(list(Path(storage.local_path(place.root)).glob("_work/b/*/attempts/*")))
+    assert shards == 0, "a shard that was given up is not counted as one that killed its worker"
+    assert broken.tried % runner.UNEXPECTED_TRIES == 0
+    broken.times = 0
+    run(place, *requests)
+    for request in requests:
+        holds(place, clean_pass(request.source), request.name)
+
+
+def test_a_device_that_works_again_costs_nothing_but_time(
+    place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = three_sets(tmp_path)
+    loads = []
+    load = worker._load
+    monkeypatch.setattr(worker, "_load", lambda recipe: loads.append(recipe) or load(recipe))
+    broken = Broken("b", runner.UNEXPECTED_TRIES - 1, monkeypatch)
+    with contextlib.closing(InProcess()) as engine:
+        build_datasets(place, requests, engine, RESOURCES)
+    assert broken.tried == broken.times
+    assert len(loads) > 1, "a network that may be broken is loaded again"
+    for request in requests:
+        holds(place, clean_pass(request.source), request.name)
+
+
+def test_a_dataset_is_committed_while_the_shards_of_another_are_still_counted(
+    place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = three_sets(tmp_path, shard_images=1)
+    count = Counter.count
+    seen: list[set[str]] = []
+
+    def wait_for_the_others(counter: Counter, shard: Shard, *args: Any, **options: Any) -> Partial:
+        if "/c/" in shard.members[0].uri and not seen:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and len(place.head().datasets) < 2:
+                time.sleep(0.05)
+            seen.append(set(place.head().datasets))
+        return count(counter, shard, *args, **options)
+
+    monkeypatch.setattr(Counter, "count", wait_for_the_others)
+    results = run(place, *requests)
+    assert seen[0] == {"a", "b"}
+    assert [result.name for result in results] == ["a", "b", "c"]
+
+
+def test_counts_that_do_not_add_up_are_not_tried_again(
+    place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = three_sets(tmp_path, shard_images=10**6)
+    count, tried = Counter.count, []
+
+    def lose(counter: Counter, shard: Shard, *args: Any, **options: Any) -> Partial:
+        if "/b/" in shard.members[0].uri:
+            tried.append(shard.index)
+            raise ConservationError("a[0] counts 3 activations of 4")
+        return count(counter, shard, *args, **options)
+
+    monkeypatch.setattr(Counter, "count", lose)
+    with pytest.raises(ConservationError, match=r"^b: .*counts 3 activations of 4"):
+        run(place, *requests)
+    assert len(tried) == len(set(tried))
+    assert sorted(place.head().datasets) == ["a", "c"]

@@ -23,10 +23,12 @@ from ray.cluster_utils import Cluster
 
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
+from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.dna import DNA, Partial
-from pipeline.engine import MAX_STARTS, InProcess, start_with_retries
+from pipeline.engine import MAX_STARTS, InProcess, ray_engine, start_with_retries
 from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
+from tests.golden.handmade import NETWORK, SPEC
 from tests.support.builders import photo, write_photos
 from tests.support.ray_commands import (
     REPOSITORY,
@@ -259,6 +261,33 @@ def test_a_reduction_of_several_levels_runs_on_ray(small: Small, tmp_path: Path)
         finish(process)
     assert len(list((tmp_path / "c").glob("_work/photos/*/nodes/*.parquet"))) == 16
     holds(tmp_path / "c", small.clean_pass(source))
+
+
+def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A CUDA error stays with its process. Ray starts a new one, and gives the shard to it."""
+
+    class Ended(Exception):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    batch = {"recipe": [0], "manifest": ["m"], "work": ["w"], "index": [1]}
+    for gpus, kind, ends in (
+        (1.0, "UnexpectedError", True),
+        (0.0, "UnexpectedError", False),
+        (1.0, "TransientError", False),
+    ):
+        receipt = ShardReceipt("m", 1, error="e", kind=kind)
+        monkeypatch.setattr(Worker, "run", lambda *_, receipt=receipt: receipt)
+        recipe = Recipe(SPEC, NETWORK, "ranges", Resources(gpus_per_worker=gpus))
+        actor = ray_engine._ShardActor([recipe])
+        assert actor(batch)["kind"] == [kind]
+        with pytest.raises(Ended) if ends else contextlib.nullcontext():
+            assert actor(batch)["index"] == [1]
 
 
 LOSING = """

@@ -12,7 +12,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 
 import click.testing
@@ -876,7 +876,11 @@ def test_a_matrix_that_fails_hides_neither_builds_nor_their_errors(
     next(bad.iterdir()).write_bytes(b"")
     told = json.loads(refresh(config(tmp_path, network, a, b), "--json", exits=1).stdout)
     assert ([d["name"] for d in told["datasets"]], told["matrix"]) == (["a", "b"], None)
+    assert told["failed"] == []
     assert told["error"] == "no space left"
+    told = json.loads(refresh(config(tmp_path, network, a, bad, b), "--json", exits=3).stdout)
+    (failed,) = told["failed"]
+    assert (failed["name"], failed["error"]) == ("bad", "GateError")
     done = refresh(config(tmp_path, network, a, bad, b), exits=3)
     assert done.stdout.startswith("a: 2 images; nothing to do")
     assert "error: bad: 1 of 2" in done.stderr
@@ -999,8 +1003,7 @@ def test_ctrl_c_in_the_middle_exits_130_and_the_rerun_goes_on(tmp_path: Path, sm
         # A shell that starts the tests in the background has SIGINT ignored, and so its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    end = monotonic() + 60
-    while not list(place.glob("_work/a/*/partials/*")) and monotonic() < end:
+    while not list(place.glob("_work/a/*/partials/*")) and job.poll() is None:
         sleep(0.02)
     job.send_signal(signal.SIGINT)
     out, err = job.communicate(timeout=60)

@@ -41,6 +41,7 @@ def test_a_build_that_fails_is_returned_as_an_error(tmp_path: Path) -> None:
     done = refresh(str(file), resources=RESOURCES)
     assert [result.name for result in done.datasets] == ["day"]
     assert [verdict.holds for verdict in done.verdicts] == [True]
+    assert {name: type(error) for name, error in done.failed.items()} == {"night": SourceError}
     with pytest.raises(SourceError, match="night does not exist"):
         done.require_ok()
 
