@@ -1,4 +1,4 @@
-"""An S3 server over real HTTP, started once; which browser there is."""
+"""Starts an S3 server over real HTTP once, and reports which browser there is."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ LONGEST = [
 ]
 settings.register_profile("unhurried", parent=settings(), deadline=None)  # machines are busy
 settings.load_profile("unhurried")
-# Made once, and not by each of a thousand calls anew.
+# Made once, and not again by each of a thousand calls.
 typer.testing._get_command = cache(typer.testing._get_command)
 STARTED = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure() -> None:
-    s3.chosen()  # what cannot be had is said at once
+    s3.chosen()  # a server that is asked for and missing is an error at once
     browser.chosen()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file is one worker's: the longest first, or the other waits for it in the end."""
+    """Runs the longest files first, because one worker runs a whole file."""
     order = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
@@ -57,7 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Xdist's workers share one Ceph."""
+    """Lets the workers of xdist share one Ceph."""
     if s3.chosen() == "ceph":
         if STARTED not in node.config.stash:
             stack = ExitStack()
@@ -68,7 +68,7 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.fixture(scope="session")
 def s3_server(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Its endpoint. It is reached by the standard settings, as any store is."""
+    """Yields the endpoint of the server, which the standard settings name, as for any store."""
     with ExitStack() as stack:
         settings = getattr(request.config, "workerinput", {}).get("s3") or stack.enter_context(
             ceph.started() if s3.chosen() == "ceph" else s3.moto()

@@ -1,4 +1,4 @@
-"""The whole build in process: whatever dies, is rerun or raced, the counts are one clean pass's."""
+"""Tests a whole build in one process: interrupted, repeated or concurrent builds count exactly."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ENGINE = InProcess()
 RESOURCES = Resources(workers=0, threads=2)
 
 COUNTING: dict[str, Any] = {}
-"""How images are counted here, where a test does not say: fields of a request, once it is there."""
+"""Fields of a request that say how images are counted here; the fixture `small` fills it."""
 
 LITE0 = {"extractor": "efficientnet_lite0", "weights": None, "ranges": None, "bins": 1000}
 
@@ -457,7 +457,7 @@ def test_a_committed_file_that_is_gone_is_made_again_from_the_partials(
 def test_a_wrong_file_under_the_name_of_the_dna_is_not_committed(
     place: Catalogue, folder: Path, truth: DNA, tmp_path: Path
 ) -> None:
-    """Whatever stands under the digest: what is committed is what was summed."""
+    """The build commits what it summed, whatever file has the name of the digest already."""
     (first,) = run(place, request_of(folder))
     uri = place.uri("dna", first.version.spec, "photos", first.version.dna)
     false = replace(place.load("photos"), counts=place.load("photos").counts[:, ::-1].copy())
@@ -570,8 +570,10 @@ def test_random_schedules_of_faults(
     monkeypatch: pytest.MonkeyPatch,
     seed: int,
 ) -> None:
-    """Deaths at random writes, reads that fail, sources that grow, jobs at once; then one that
-    is left alone. Whatever came before, it commits the counts of one clean pass."""
+    """Runs builds that die, cannot read, see the source grow or run at once, and then one alone.
+
+    Whatever came before, the last build commits the counts of one clean pass.
+    """
     chance = random.Random(seed)
     source, place = tmp_path / "source", Catalogue(str(tmp_path / "catalogue"))
     write_photos(source, chance.randint(1, 4), first_seed=10 * seed)
@@ -609,7 +611,7 @@ def test_random_schedules_of_faults(
 def test_a_source_that_returns_to_an_earlier_state_does_not_break_old_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same numbers in other bytes, as another release of a library writes them."""
+    """The same numbers are written in other bytes, as another version of a library writes them."""
     monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
     hand_made = Place(tmp_path)
     hand_made.photos("photos", 30, bad=2)

@@ -1,4 +1,4 @@
-"""Calibration: the extremes and quantiles that numpy finds, whatever dies, mixes or repeats."""
+"""Tests that calibration finds the extremes and quantiles of numpy, and survives interruptions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Lines:
 
 
 def counting(x: Array) -> Callable[[Ranges, int], DNA]:
-    """`count` of activations (positions, neurons)."""
+    """Returns a function that counts activations of shape (positions, neurons)."""
 
     def count(ranges: Ranges, bins: int) -> DNA:
         tap = Tap("x", x.shape[1], x.shape[0])
@@ -101,7 +101,7 @@ def dna_of(spec: Spec, ranges: Ranges, layers: Sequence[Array], failed: int = 0)
 
 
 def by_numpy(x: Array, q: float) -> tuple[Floats, Floats]:
-    """The activations at rank ceil(q n) from below and from above."""
+    """Returns the activations at rank ceil(q n) from below and from above."""
     lower, upper = [], []
     for column in x.T.astype(np.float64):
         finite = column[np.isfinite(column)]
@@ -118,7 +118,7 @@ def whole(x: Array) -> tuple[Ranges, NDArray[np.int64]]:
 
 
 def neurons(seed: int, n: int = 20_000) -> dict[str, Array]:
-    """Activations of every kind that is hard for histograms."""
+    """Makes activations of every kind that is hard for histograms."""
     rng = np.random.default_rng(seed)
     normal = rng.normal(2, 1, n)
     one_far, both_far, many_orders = normal.copy(), normal.copy(), normal.copy()
@@ -165,7 +165,7 @@ def test_quantiles_equal_those_of_numpy(q: float, bins: int) -> None:
     low, high = found.ranges.low, found.ranges.high
     assert found.passes <= 4
     assert 0 <= found.resolution <= 0.01
-    if q != 0.499:  # where little lies between the two, beside what lies outside
+    if q != 0.499:  # there, little lies between the two
         assert found.unresolved == 0
     for i, kind in enumerate(kinds):
         allowed = found.resolution * (upper[i] - lower[i])
@@ -195,7 +195,7 @@ def test_most_neurons_need_one_more_pass() -> None:
 
 
 def test_ranks_are_exact() -> None:
-    """0.07 x 100 is 7.000000000000001 in floats; the seventh value is meant."""
+    """In floats 0.07 x 100 is 7.000000000000001, but the seventh value is meant."""
     x = np.random.default_rng(0).permutation(100).astype(np.float32)[:, None]
     for percent in range(1, 50):
         found = quantiles(*whole(x), percent / 100, counting(x)).ranges
@@ -215,7 +215,7 @@ def test_quantiles_of_few_activations_are_right() -> None:
 
 
 def test_quantiles_that_four_passes_cannot_resolve_are_reported() -> None:
-    """Almost all activations are 0, which is no end of the range, and is never told from 1e-30."""
+    """Almost all activations are 0, which four passes cannot distinguish from 1e-30."""
     x = np.zeros((10_000, 1), np.float32)
     x[:5, 0], x[5:9, 0] = 1.0, -1.0
     found = quantiles(*whole(x), 0.001, counting(x), 256)
@@ -278,7 +278,7 @@ class MadeUp(SerialMapper):
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folders of names: the engine looks at nothing else."""
+    """Makes folders of file names: the engine of these tests looks at nothing else."""
     for module in ("pipeline.building.planner", "pipeline.building.calibration"):
         monkeypatch.setattr(
             f"{module}.describe", lambda name, weights, taps: OTHER if weights else TINY
@@ -297,7 +297,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def truth_of(made: Path, *folders: str, **changes: Any) -> list[Array]:
-    """Every activation of each layer, (all positions, neurons)."""
+    """Returns every activation of each layer, as (all positions, neurons)."""
     rule = Preprocess(8, 8, HALF, HALF, resize=changes.get("resize", "clean"))
     weights = OTHER.weights_sha256 if changes.get("weights") else TINY.weights_sha256
     spec = Spec("tiny", weights, TAPS, rule, "00")
@@ -363,7 +363,7 @@ def test_a_calibration_with_quantiles_finds_those_of_all_activations(made: Path)
 def test_order_repeated_sources_and_shard_size_do_not_change_the_ranges(
     made: Path, quantile: float | None
 ) -> None:
-    """Byte for byte, except that an overlapping source is named in the file."""
+    """The files are equal byte by byte, except that an overlapping source is named in the file."""
     truth = measure(made, "a", "b", quantile=quantile)
     assert measure(made, "b", "a", "a", quantile=quantile, shard_images=1) == truth
     (made / "list.txt").write_text("a/001.jpg\nb/101.jpg\n")
@@ -409,7 +409,7 @@ def test_an_interrupted_calibration_resumes_to_the_same_bytes(
 
 
 def test_results_of_a_call_with_other_arguments_are_not_reused(made: Path) -> None:
-    """Most of them die on the way; the scratch place is the same for all."""
+    """Most of these calls are interrupted, and all of them use the same work folder."""
     truth = measure(made, "a", quantile=0.01, out="clean.parquet")
     others: list[tuple[tuple[str, ...], dict[str, Any]]] = [
         (("a",), {"quantile": 0.02}),
@@ -583,7 +583,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def observed(photos: Path) -> list[Array]:
-    """Every activation of each layer, (all positions, neurons), each image alone."""
+    """Returns every activation of each layer, as (all positions, neurons), each image alone."""
     network = describe("efficientnet_lite0")
     extractor = Extractor(network)
     rule = Preprocess(network.height, network.width, network.mean, network.std)
@@ -596,7 +596,7 @@ def observed(photos: Path) -> list[Array]:
 
 @pytest.fixture(scope="module")
 def in_process(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The file of each kind, by one clean run."""
+    """Returns the file of each kind that one undisturbed run writes."""
     place = tmp_path_factory.mktemp("out")
     engine = InProcess()
     for name, quantile in (("extremes", None), ("quantiles", 0.001)):
@@ -676,7 +676,7 @@ def test_calibration_on_ray_writes_the_same_bytes(
 def test_a_killed_process_is_resumed_to_the_same_bytes(
     photos: Path, small: Small, tmp_path: Path
 ) -> None:
-    """Killed in the second pass, when the first of its shards is there."""
+    """The process is killed in the second pass, after its first shard."""
     clean = measured(photos, tmp_path / "clean.parquet", small, quantile=0.001)
     out = tmp_path / "ranges.parquet"
     options = ("--workers", 0, "--threads", 1, "--quantile", 0.001)

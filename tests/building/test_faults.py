@@ -1,8 +1,8 @@
-"""Builds through a network and a store that fail: the counts are exact, or the error is clean.
+"""Tests builds through a failing network and store: exact counts, or a clean error.
 
-A row is a fault and where it strikes. Either the build mends it by itself, or it ends with an error
-that names the object, commits nothing, and the same call without the fault commits exactly what a
-build without faults does. Totals are printed at the end:
+A row is a fault and where it strikes. Either the build repairs it by itself, or the build ends
+with an error that names the object and commits nothing. The same call without the fault then
+commits exactly what a build without faults commits. Totals are printed at the end:
 `pytest -m soak tests/building/test_faults.py`.
 """
 
@@ -61,10 +61,10 @@ SETTINGS = {
     "READ_SECONDS": 1,
     "BYTES_PER_SECOND": 100_000,
 }
-"""Three faults in a row are mended, four are not."""
+"""Three faults in a row are repaired, four are not."""
 
 PATIENT = 30
-"""Seconds of silence that are borne where no fault is silence: a busy machine is not one."""
+"""Seconds without an answer that are allowed if the fault is another: a machine may be busy."""
 
 trickles = trickle(20)
 slow_down = answers(503, "SlowDown", "Please reduce your request rate.")
@@ -76,7 +76,7 @@ denied = answers(403, "AccessDenied", "Access Denied")
 
 @dataclass
 class Totals:
-    """What is told of all rows together."""
+    """Sums up what happened in all rows together."""
 
     clean: list[float] = field(default_factory=list)
     faulty: list[float] = field(default_factory=list)
@@ -99,9 +99,9 @@ class Totals:
 
 
 class PixelsAgain(Extractor):
-    """Activations that are the pixels, over and over: of every image others, and at no cost.
+    """Replaces the network: its activations are the repeated pixels of each image, at no cost.
 
-    All else of a build is real.
+    Everything else of a build is real.
     """
 
     def __init__(self, network: Network, precision: str = "fp32", device: str = "cpu") -> None:
@@ -141,7 +141,7 @@ def proxy(s3_server: str) -> Iterator[Chaos]:
 
 @pytest.fixture
 def chaos(proxy: Chaos, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chaos]:
-    """The proxy, with our own storage going through it; boto3's default client does too."""
+    """Returns the proxy, through which our own storage goes, and so does boto3's default client."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     for name, value in SETTINGS.items():
         monkeypatch.setenv(f"VDNA_STORAGE_{name}", str(value))
@@ -159,7 +159,7 @@ def images(bucket: str) -> str:
 
 @pytest.fixture(scope="module")
 def clean(bucket: str, images: str, cheap_network: None, totals: Totals) -> DNA:
-    """What a build without faults counts."""
+    """Returns what a build without faults counts."""
     for _ in range(3):
         place = Catalogue(f"{bucket}/{uuid.uuid4().hex}/catalogue")
         began = time.monotonic()
@@ -181,7 +181,7 @@ def place(root: str) -> Catalogue:
 def build(place: Catalogue, source: str) -> Result:
     """Builds with few bins, which is faster; their number does not matter here.
 
-    Each build has a new worker, since one that has read the ranges does not read them again.
+    Each build has a new worker, since a worker that has read the ranges does not read them again.
     """
     request = Request("photos", source, bins=16)
     with contextlib.closing(InProcess()) as engine:
@@ -209,7 +209,10 @@ def check(place: Catalogue, result: Result, clean: DNA, totals: Totals) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """`ends`: the pattern of the error that it ends with; empty where the build mends it."""
+    """A fault and the requests that it strikes.
+
+    `ends` is the pattern of the error that the build ends with, or empty if the build repairs it.
+    """
 
     fault: Action
     method: str
@@ -281,7 +284,7 @@ def rows() -> Iterator[tuple[str, Row]]:
         faults |= WRITES if where in WRITTEN_ONCE else {}
         for fault, (action, times) in faults.items():
             yield f"{where}-{fault}", Row(action, method, path, times)
-        # What is left of an attempt is of no consequence once the shard is counted.
+        # What is left of an attempt does not matter once the shard is counted.
         ends = "" if where == "attempt-delete" else "no answer after 4 tries"
         yield f"{where}-gone", Row(reset, method, path, None, ends)
         if where in WITH_MORE:
@@ -322,7 +325,7 @@ def test_the_counts_are_exact_or_the_error_is_clean(
 
 @pytest.mark.parametrize("fault", [reset, slow_down, internal, cut(10)])
 def test_only_one_layer_of_the_code_retries(fault: Action, chaos: Chaos, images: str) -> None:
-    """What the layers below would make of it multiplies: 24 connections, by their defaults."""
+    """Retries of the layers below would multiply: 24 connections with their defaults."""
     chaos.on(fault, "GET", IMAGE, times=None)
     with pytest.raises(TransientError, match="no answer after 4 tries"):
         storage.read(f"{images}/photo-0001.jpg")
@@ -355,7 +358,7 @@ def test_every_fault_at_every_place_gives_exact_counts_or_a_clean_error(
 def test_a_build_succeeds_though_a_quarter_of_all_requests_fail(
     seed: int, chaos: Chaos, place: Catalogue, images: str, clean: DNA, totals: Totals
 ) -> None:
-    """Requests fail by chance, in several ways, for as many runs as the build needs."""
+    """Requests fail at random, in several ways, for as many runs as the build needs."""
     chaos.calm(seed)
     for action in (reset, slow_down, internal, cut(20), answer_lost):
         chaos.on(action, ".*", "", times=None, share=0.06)
@@ -375,7 +378,7 @@ def test_a_build_succeeds_though_a_quarter_of_all_requests_fail(
 def test_an_object_that_changes_after_the_listing_is_not_counted(
     change: str, chaos: Chaos, place: Catalogue, root: str, s3_server: str, totals: Totals
 ) -> None:
-    """Just before its bytes are asked for. Neither the old nor the new ones are counted."""
+    """The object changes just before it is read. Neither the old nor the new bytes are counted."""
     source = fill(f"{root}/images", IMAGES)
     bucket, _, key = f"{source}/photo-0001.jpg".removeprefix("s3://").partition("/")
     client = boto3.client("s3", endpoint_url=s3_server)
@@ -409,7 +412,7 @@ def test_two_jobs_at_once_on_one_dataset_both_end_cleanly(
     totals: Totals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On one catalogue and dataset: both end well, or one is told of the other."""
+    """Both end well, or one of them reports the other in its error."""
     monkeypatch.setenv("VDNA_STORAGE_READ_SECONDS", str(PATIENT))
     if faults:
         chaos.on(answer_lost, "PUT", "", times=None, share=0.2)
@@ -438,7 +441,7 @@ def test_two_jobs_at_once_on_one_dataset_both_end_cleanly(
 
 @pytest.fixture(scope="module")
 def compared(bucket: str) -> str:
-    """A catalogue of four datasets, each of two shards and more folds."""
+    """Makes a catalogue of four datasets, each with shards of two images and several folds."""
     root = f"{bucket}/{uuid.uuid4().hex}/compared"
     for n in range(4):
         manifest = plan(entries(f"set/{n}", 20 + n), shard_images=2)
@@ -494,7 +497,7 @@ def test_a_comparison_is_exact_or_its_error_is_clean(
     totals: Totals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Tiles that are committed before an error are not computed again."""
+    """Tiles that were committed before an error are not computed again."""
     monkeypatch.setenv("VDNA_STORAGE_READ_SECONDS", str(PATIENT))
     monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
     row, place = COMPARISONS[name], Catalogue(compared)
@@ -522,5 +525,5 @@ def test_a_comparison_is_exact_or_its_error_is_clean(
         found = compare_all()
     for column in ("emd", "nfd", *found.estimates):
         assert np.array_equal(found.stacked(column), distances.stacked(column), equal_nan=True)
-    # What only its removal failed for is a collection's.
+    # Garbage collection removes what could not be removed here.
     assert tiles.present(compared) == set() or name == "tile-delete-gone"

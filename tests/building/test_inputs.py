@@ -1,4 +1,4 @@
-"""Images count the same, and each once, as files, in archives, named by a table, or mixed."""
+"""Tests that images count the same, each once, as files, in archives, from tables, or mixed."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_table_names_members_with_labels(
 
 
 class ChangingFile:
-    """Writes other pictures over one, so many times, just before it is read."""
+    """Overwrites a picture with others, a given number of times, just before it is read."""
 
     def __init__(self, path: Path, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self.times, self.done = path, times, 0
@@ -245,7 +245,7 @@ def test_a_source_that_does_not_stop_changing_ends_the_build(
 
 
 @pytest.mark.soak
-@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own warning
 def test_ray_workers_index_archives_and_count_the_same(tmp_path: Path) -> None:
     from pipeline.engine import RayEngine
 

@@ -1,4 +1,4 @@
-"""Parts by a label: one pass over the images, and each part's DNA that of a pass over it alone."""
+"""Tests parts by a label: one pass gives each part the DNA of a pass over that part alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Killer = Callable[[int | None, bool], list[str]]
 
 
 NETWORK: dict[str, Any] = {}
-"""How images are counted here: fields of a request, once the network is there."""
+"""Fields of a request that say how images are counted here; the fixture `network` fills it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +62,7 @@ def place(tmp_path: Path) -> Catalogue:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Rain and sun, one image of neither, and one of rain that cannot be read."""
+    """Makes images of rain and of sun, one of neither, and one of rain that cannot be read."""
     source = tmp_path / "source"
     write_photos(source / "rain", 4)
     write_photos(source / "sun", 3, first_seed=10)
@@ -74,7 +74,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def table(source: Path, **labels: dict[str, str]) -> Path:
-    """A table of all images of a folder, with labels by the image's name; others have none."""
+    """Writes a table of all images of a folder: some have labels, by name, and the others none."""
     path = source / "images.csv"
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -139,7 +139,7 @@ def test_a_column_of_a_table_makes_parts_too(place: Catalogue, source: Path) -> 
     weather = dict.fromkeys(names, "heavy rain") | {"other.jpg": "sun/low", "cut.jpg": "night"}
     path = table(source, weather=weather, camera={"other.jpg": "left"})
     result = run(place, path, by="weather")
-    # Of the night, no image could be read: there is nothing to be compared.
+    # No image of the night could be read, so there is nothing to compare.
     assert {name: part.images for name, part in result.parts.items()} == {
         "photos/heavy-rain": 6,
         "photos/sun/low": 1,
@@ -155,7 +155,7 @@ def test_a_column_of_a_table_makes_parts_too(place: Catalogue, source: Path) -> 
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The images of each shard that is counted from now on."""
+    """Collects the number of images of each shard that is counted from now on."""
     counted: list[int] = []
     count = Counter.count
 
@@ -187,7 +187,7 @@ def test_only_images_that_moved_to_another_part_are_counted_again(
 def test_a_new_label_splits_only_the_shards_with_mixed_values(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two groups, and so two folds, of a shard of four images each."""
+    """There are two groups, and so two folds, each with a shard of four images."""
     (source / "rain" / "cut.jpg").unlink()
     for number, image in enumerate(sorted(source.rglob("*.jpg"))):
         image.rename(image.with_name(f"{number}.jpg"))
@@ -278,7 +278,7 @@ def test_part_names_that_are_taken_or_invalid_are_refused(place: Catalogue, sour
     assert list(place.head().datasets) == ["photos/sun"]
     other = Catalogue(f"{place.root}-2")
     run(other, source)
-    for options in ({}, {"bins": 5}):  # under whatever spec
+    for options in ({}, {"bins": 5}):  # under any spec
         with pytest.raises(Conflict, match="photos/sun is the part 'sun' of photos; build photos"):
             build_datasets(other, [replace(photos, **options)], ENGINE, RESOURCES)
     assert len(other.head().datasets["photos/sun"]) == 1
@@ -296,7 +296,7 @@ def test_part_names_that_are_taken_or_invalid_are_refused(place: Catalogue, sour
 def test_a_concurrent_build_neither_removes_parts_nor_takes_their_names(
     place: Catalogue, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who planned before the parts were committed, and commits after, of the very same images."""
+    """The other build plans before the parts are committed, and commits the same images later."""
     reduce = committer.compose
     for late in ("photos", "photos/sun"):
         root = Catalogue(f"{place.root}-{late.replace('/', '-')}")
@@ -322,7 +322,7 @@ def test_a_concurrent_build_neither_removes_parts_nor_takes_their_names(
 def test_a_version_without_parts_differs_from_the_same_numbers_with_parts(
     place: Catalogue, source: Path
 ) -> None:
-    """A refresh that planned before the parts were committed must not take them away unnoticed."""
+    """A refresh that was planned before the parts existed must not remove them unnoticed."""
     run(place, source, max_failures=100)
     head = place.head()
     whole = place.find("photos")
@@ -426,7 +426,7 @@ labelled = st.lists(
 
 
 def listing_of(rows: list[tuple[int, str, str, bool]]) -> Listing:
-    """Row: number, value, group, whether it is a member of an archive."""
+    """Makes a listing of rows (number, value, group, whether it is a member of an archive)."""
     parts = ListingWriter(["weather", "other"])
     for number, value, group, member in rows:
         uri, name = ("s3://b/a.tar", f"{number:04d}") if member else (f"s3://b/{number:04d}", "")

@@ -1,4 +1,4 @@
-"""What a driver holds does not grow with what it lists, writes and reads: that is on disk."""
+"""Tests that the memory of a driver does not grow with the images that it lists and counts."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ print(json.dumps({"mb": len(done["write"].data) / 1e6, "peaks": peaks}))
 
 
 ALLOCATORS = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
-"""Others keep what is freed, by chance tens of MB of it."""
+"""Other allocators keep what is freed, sometimes tens of MB of it."""
 
 
 def child(code: str, *arguments: object) -> str:
-    """What it prints."""
+    """Runs code in a child process, and returns what it prints."""
     words = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(
         words, capture_output=True, text=True, timeout=240, env=os.environ | ALLOCATORS
@@ -148,7 +148,7 @@ print(after["peak_mb"] - idle["peak_mb"])
 
 @pytest.mark.soak
 def test_a_comparison_s_memory_is_bounded_by_its_setting(tmp_path: Path) -> None:
-    """The DNAs take 870 MB with their folds."""
+    """The DNAs with their folds have 870 MB."""
     place = tmp_path / "catalogue"
     child(WRITE, place)
     bounded = float(child(COMPARE, place, 256 * 2**20, *(f"set/{n}" for n in range(2, 9))))

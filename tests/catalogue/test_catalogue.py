@@ -1,4 +1,4 @@
-"""The log: numbered, exclusive, whole; and what is refused."""
+"""Tests the commit log: commits are numbered, exclusive and complete; forged ones are refused."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def changed(place: Catalogue, number: int, **change: object) -> str:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_an_old_commit_that_was_edited_is_named(place: Catalogue, number: int) -> None:
-    """Its own checksum fits; the commit after it knows better."""
+    """Its own checksum is right, but the commit after it states another one."""
     for i in range(3):
         place.put_version(f"d{i}", version(str(i)), None)
     uri = changed(place, number, action="nothing")
@@ -181,7 +181,7 @@ def test_an_old_commit_that_was_edited_is_named(place: Catalogue, number: int) -
 def test_the_first_commit_alone_has_none_before_it(
     place: Catalogue, number: int, previous: str | None
 ) -> None:
-    """Else a log that was cut in two would look whole."""
+    """Otherwise a log that was cut in two would look complete."""
     for i in range(number):
         place.put_version(f"d{i}", version(str(i)), None)
     changed(place, number, previous=previous)

@@ -1,4 +1,4 @@
-"""What goes, and above all what stays."""
+"""Tests which objects garbage collection removes, and which it keeps."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def age_all(place: Place, days: float = 30) -> None:
 
 
 def files_of(place: Place, name: str, version: Version) -> set[str]:
-    """The files that a version needs, partials included."""
+    """Returns the files that a version needs, partials included."""
     c = place.catalogue
     uris = {
         c.uri(kind, version.spec, name, version.manifest if kind == "manifests" else version.dna)
@@ -129,7 +129,7 @@ def test_orphans_are_removed_only_when_they_are_old(place: Place) -> None:
 def test_ages_are_measured_by_the_clock_of_the_store(
     days: int, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which may be far behind this machine's: what is young there must stay; and far ahead."""
+    """The clock of the store may be far behind or far ahead of this machine's."""
     place.photos("a", 20)
     place.build("a")
     lost = orphans(place)
@@ -151,7 +151,7 @@ def test_ages_are_measured_by_the_clock_of_the_store(
 def test_a_store_that_lists_fractions_of_seconds_is_collected(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ceph does, and tells whole seconds of a single object: that is no change."""
+    """Ceph lists fractions, but states whole seconds of a single object: that is no change."""
     lost = orphans(place)
     age_all(place)
     real = storage.info
@@ -230,7 +230,7 @@ def test_keep_one_removes_what_only_older_versions_need(place: Place) -> None:
 
 
 def test_a_later_run_without_keep_still_works(place: Place) -> None:
-    """The log names versions whose files are gone; that is no reason to fail."""
+    """The log names versions whose files were removed; that must not make a run fail."""
     place.photos("a", 20)
     place.build("a")
     place.photos("a", 25)
@@ -263,8 +263,11 @@ def test_going_back_to_an_older_version_makes_it_the_newest(place: Place) -> Non
 def test_a_version_that_is_committed_again_is_safe_from_a_concurrent_gc(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files are there, old, and of no kept version. Stored again they are no younger, and a
-    collection just before the commit removes them."""
+    """Its files exist, are old, and belong to no kept version.
+
+    Storing them again does not make them younger, and a collection just before the commit removes
+    them.
+    """
     place.photos("a", 20)
     place.build("a")
     place.photos("a", 25)
@@ -307,7 +310,7 @@ def test_tree_nodes_and_notes_of_attempts_are_removed(place: Place) -> None:
 
 
 def test_a_plan_that_has_begun_is_protected(place: Place) -> None:
-    """A build died after days, and is rerun after more days: nothing is counted again."""
+    """A build that died after days is rerun days later, and counts nothing again."""
     place.photos("a", 20)
     with pytest.raises(InterruptedError):
         place.build("a", HandMade(stop_after=9), shard_images=1)
@@ -425,7 +428,7 @@ def test_keeping_nothing_is_refused(place: Place, keep: int) -> None:
 
 
 def test_gc_removes_nothing_if_a_kept_version_lacks_its_manifest(place: Place) -> None:
-    """The newest version's needs are unknown then: rather nothing is removed."""
+    """What the newest version needs is unknown then, so nothing is removed."""
     place.photos("a", 20)
     version = place.build("a").version
     storage.delete(place.catalogue.uri("manifests", version.spec, "a", version.manifest))

@@ -1,4 +1,4 @@
-"""The lenses of a catalogue: which one a name means, and of what it may be used."""
+"""Tests the lenses of a catalogue: which lens a name means, and with which specs it may be used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.golden.handmade import SPEC
 
 
 def test_a_lens_name_means_the_lens_that_was_kept_last(tmp_path: Path) -> None:
-    """This holds for a copy of a catalogue, whose files have other times, and within one second."""
+    """This also holds for a copy of a catalogue, and for lenses that were kept in one second."""
     catalogue = Catalogue(str(tmp_path / "c"))
     choices = ("stem:0", "stem:1", "stem:2", "head:0", "head:1")
     lenses = [replace(Lens.chosen(SPEC, [choice]), name="eyes") for choice in choices]
@@ -52,7 +52,7 @@ def test_reserved_names_and_file_names_are_refused_as_lens_names() -> None:
 
 
 def test_a_lens_on_neurons_of_other_weights_is_refused(tmp_path: Path) -> None:
-    """Layers and numbers of neurons are the same, but the neurons see other things."""
+    """Layers and numbers of neurons are the same, but the neurons react to other things."""
     catalogue, theirs = Catalogue(str(tmp_path)), replace(SPEC, weights_sha256="f" * 64)
     chosen = replace(Lens.chosen(SPEC, ["stem:0"]), name="eyes")
     for of in (SPEC, replace(SPEC, bins=SPEC.bins + 1)):

@@ -1,4 +1,4 @@
-"""Files read in part: nothing but what is asked for is fetched, and all of that is checked."""
+"""Tests files that are read in part: only what is needed is fetched, and all of it is checked."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NAME = NAMES[0]
 
 
 def filled(root: str) -> Catalogue:
-    """Three datasets with folds and layer Gaussians."""
+    """Makes three datasets with folds and layer Gaussians."""
     place = Catalogue(root)
     for n, name in enumerate(NAMES):
         manifest = plan(entries(name, 6 + n, 100 * n), shard_images=1)
@@ -59,7 +59,7 @@ def filled(root: str) -> Catalogue:
 
 
 def with_gaussians(place: Catalogue, name: str) -> None:
-    """The version again with layer Gaussians, by hand; its folds are the same."""
+    """Commits the version again with layer Gaussians made by hand; its folds stay the same."""
     base = place.find(name)
     dna = place.load(name)
     parts = []
@@ -117,13 +117,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sound(built: Path) -> Catalogue:
-    """A catalogue that tests only read."""
+    """Returns a catalogue that tests only read."""
     return Catalogue(str(built))
 
 
 @pytest.fixture
 def place(built: Path, tmp_path: Path) -> Catalogue:
-    """A catalogue that a test may damage."""
+    """Returns a catalogue that a test may damage."""
     shutil.copytree(built, tmp_path / "copy")
     return Catalogue(str(tmp_path / "copy"))
 
@@ -155,7 +155,7 @@ def same(a: dict[int, DNA], b: dict[int, DNA]) -> bool:
 
 
 def lie(place: Catalogue, **changes: object) -> None:
-    """The newest commit states something else of the version."""
+    """Lets the newest commit state something else about the version."""
     uri = place.log_uri(place.head().number)
     body = json.loads(storage.read(uri))
     body["datasets"][NAME][SPEC.digest] |= changes
@@ -163,7 +163,7 @@ def lie(place: Catalogue, **changes: object) -> None:
 
 
 def vouched(place: Catalogue, kind: str, data: bytes) -> None:
-    """Other bytes, and a commit that vouches for them."""
+    """Replaces a file of the version, and lets the commit state the digests of the new bytes."""
     storage.replace(uri_of(place, kind), data)
     version = place.find(NAME)
     footers = version.footers | footers_of({kind: data})
@@ -234,7 +234,7 @@ def test_layers_read_alone_equal_those_of_the_whole_file(
 
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
-    """Each answer of the store: of what object, from where on, how many bytes."""
+    """Collects each answer of the store as (object, first byte, number of bytes)."""
     seen: list[tuple[str, int, int]] = []
     real = objects._get
 
@@ -257,7 +257,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Catalogue:
 
 
 def expected(place: Catalogue, kind: str, name: str, *runs: tuple[str, str]) -> set[Any]:
-    """The footer, and a run of layers from one to another."""
+    """Returns the span of the footer, and the spans of runs of layers."""
     uri, file = uri_of(place, kind, name), whole(place, kind, name)
     footer = place.find(name).footers[kind]
     spans = [(file.span(first)[0], file.span(last)[1]) for first, last in runs]
@@ -323,7 +323,7 @@ def test_a_long_layer_is_fetched_in_blocks(
 def test_all_layers_are_fetched_as_one_file(
     stored: Catalogue, fetched: list[tuple[str, int, int]]
 ) -> None:
-    """The whole file, and no footer of its own: one sha256 is of it all."""
+    """The footer is not fetched separately, since one sha256 covers the whole file."""
     starts = {stored.find(name).footers[kind].start for name in NAMES for kind in IN_PART}
     fetched.clear()
     compare_all(stored, layers=SPEC.layers, fd=True)
@@ -370,7 +370,7 @@ def flipped(data: bytes, at: int) -> bytes:
 
 
 def places_in(start: int, stop: int) -> Iterator[int]:
-    """Some thirty, the first and the last among them."""
+    """Returns some thirty places, the first and the last among them."""
     yield from range(start, stop, max(1, (stop - start) // 30))
     yield stop - 1
 
@@ -429,7 +429,7 @@ def test_a_file_with_other_content_is_refused(place: Catalogue, kind: str, how: 
 
 
 def test_a_forged_file_is_refused_even_if_its_own_digests_agree(place: Catalogue) -> None:
-    """Sound by all that stands in it: the commit alone knows better."""
+    """Everything in the file agrees; only the commit shows that it is forged."""
     dna = place.load(NAME)
     counts = dna.counts[:, ::-1].copy()
     metadata = whole(place, "dna").metadata
@@ -446,7 +446,7 @@ Change = Callable[[list[dict[str, Any]]], Any]
 
 
 def restated(data: bytes, change: Change) -> bytes:
-    """The file with other digests of its layers, and all else as it was."""
+    """Returns the file with other digests of its layers, and everything else unchanged."""
     file = pq.ParquetFile(pa.BufferReader(data))
     metadata = json.loads(file.metadata.metadata[b"vdna"])
     del metadata["checksum"]
@@ -455,7 +455,7 @@ def restated(data: bytes, change: Change) -> bytes:
 
 
 def with_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
-    """Encodes a file with these metadata, and believes whatever digests they state."""
+    """Encodes a file with these metadata, whatever digests they state."""
     file = pq.ParquetFile(pa.BufferReader(data))
     metadata = metadata | {"checksum": digest_of(metadata)}
     encodings = {"counts": "DELTA_BINARY_PACKED", "scatter": "BYTE_STREAM_SPLIT"}

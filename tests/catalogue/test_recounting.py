@@ -1,4 +1,4 @@
-"""`verify --deep`: counting the images again finds changes that agree with each other."""
+"""Tests `verify --deep`: counting the images again finds forgeries that agree with each other."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ RESOURCES = Resources(workers=0, threads=2)
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5 photos and one that is cut short, in 6 shards, and the catalogue beside them."""
+    """Makes 5 photos and a truncated one, in 6 shards, and the catalogue beside them."""
     folder = tmp_path_factory.mktemp("original")
     cut = write_photos(folder / "images", 6)[-1]
     cut.write_bytes(cut.read_bytes()[:-200])
@@ -57,7 +57,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Place:
-    """The catalogue to spoil, and the images that it is of."""
+    """A catalogue to damage, and the images that it was built from."""
 
     def __init__(self, folder: Path) -> None:
         self.images = folder / "images"
@@ -81,7 +81,7 @@ class Place:
 
 @pytest.fixture
 def place(original: Path) -> Iterator[Place]:
-    """Images stay where they are, since the manifest names them; all is put back afterwards."""
+    """Yields the catalogue; the images stay in place, and are restored afterwards."""
     kept = original.parent / f"{original.name}-kept"
     shutil.copytree(original, kept, copy_function=shutil.copy2)
     yield Place(original)
@@ -94,12 +94,12 @@ def wrong(findings: list[Finding]) -> dict[str, str]:
 
 
 def readable(place: Place) -> list[int]:
-    """Shards whose image is one."""
+    """Returns the shards whose image can be read."""
     return [i for i in range(6) if load_partial(place.partial(i)).dna.images]
 
 
 def replaced_in_place(path: Path, seed: int) -> None:
-    """Another image under the same size and time, as a copy with `touch -r` would leave it."""
+    """Replaces an image, keeping size and time, as a copy with `touch -r` would."""
     status = path.stat()
     photo(seed).save(path, quality=5)
     data = path.read_bytes()
@@ -109,7 +109,7 @@ def replaced_in_place(path: Path, seed: int) -> None:
 
 
 def moved(partial: Partial) -> Partial:
-    """One activation from one bin to another: all sums stay."""
+    """Moves one activation to another bin: all sums stay."""
     counts = partial.dna.counts.copy()
     at = int(np.flatnonzero(counts[7])[0])
     counts[7, at] -= 1

@@ -1,4 +1,4 @@
-"""Every kind of tampering is found, by the check that it concerns, and nothing else is blamed."""
+"""Tests that verify finds every kind of tampering by the right check, and blames nothing else."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ NAME = "photos"
 
 
 class Copy:
-    """A copy of a catalogue to forge: its one version, its files, and its commit."""
+    """A copy of a catalogue to forge: its only version, its files, and its commit."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
@@ -80,21 +80,21 @@ class Copy:
 
     @property
     def partials(self) -> list[str]:
-        """Their uris, in the order of the manifest."""
+        """Returns the uris of the partials, in the order of the manifest."""
         work = self.catalogue.work_uri(NAME, self.version.spec)
         manifest = Manifest.decode(self.read("manifests"), "m")
         keys = manifest.keys(self.version.spec, self.version.products)
         return [partial_uri(work, key) for key in keys]
 
     def forge_commit(self, **changes: Any) -> None:
-        """The commit states something else about the version."""
+        """Lets the commit state something else about the version."""
         uri = self.catalogue.log_uri(self.catalogue.head().number)
         body = json.loads(storage.read(uri))
         body["datasets"][NAME][self.version.spec] |= changes
         storage.replace(uri, sealed(body))
 
     def put(self, kind: str, data: bytes) -> None:
-        """Other bytes, and a commit that vouches for them."""
+        """Replaces a file, and lets the commit state the digest of the new bytes."""
         storage.replace(self.uri(kind), data)
         version = self.catalogue.find(NAME)
         kept = dict(version.footers)
@@ -116,7 +116,7 @@ def copied(source: Path, folder: Path) -> Copy:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 photos and one bad one, in 16 shards, of counts made by hand: the same on every run."""
+    """Makes 20 photos and a bad one, in 16 shards, with hand-made counts, the same on every run."""
     folder = tmp_path_factory.mktemp("built") / "catalogue"
     first, *others = entries(NAME, 21)
     bad = replace(first, uri="s3://bucket/photos/bad.jpg")
@@ -151,7 +151,7 @@ def not_checked(found: Mapping[str, str], expected: Sequence[str], of: str) -> N
         assert found[check] == f"not checked, since the {of} itself could not be read"
 
 
-# All is well.
+# Intact catalogues.
 
 
 def test_an_intact_catalogue_passes(copy: Copy) -> None:
@@ -191,7 +191,7 @@ def test_datasets_and_specs_can_be_chosen(copy: Copy) -> None:
 
 
 def flipped(data: bytes) -> bytes:
-    at = len(data) // 4  # among the rows of a Parquet file
+    at = len(data) // 4  # in the rows of a Parquet file
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
@@ -268,7 +268,7 @@ def test_a_dna_of_another_dataset_is_refused(copy: Copy) -> None:
 
 
 def folds_with(copy: Copy, change: Callable[[np.ndarray], None], column: str = "counts") -> bytes:
-    """The folds' file, with something moved in the first fold of layer `stem`."""
+    """Returns the folds' file, with a change in the first fold of layer `stem`."""
     file = DnaFile(copy.read("folds"), "folds", "folds")
     groups = []
     for layer in SPEC.layers:
@@ -283,7 +283,7 @@ def folds_with(copy: Copy, change: Callable[[np.ndarray], None], column: str = "
 
 
 def move(counts: np.ndarray) -> None:
-    """One activation from one bin to another: conservation holds."""
+    """Moves one activation to another bin: the number of activations stays right."""
     at = int(np.flatnonzero(counts[1])[0])
     counts[1, at] -= 1
     counts[1, (at + 1) % counts.shape[1]] += 1
@@ -344,7 +344,7 @@ def test_failures_that_do_not_match_the_commit_are_found(
 
 
 def test_a_failure_listed_twice_is_found(copy: Copy) -> None:
-    """Two in the commit, two in the list, one candidate."""
+    """The commit states two failures, and the list has two, but of one candidate."""
     copy.put("failures", encode_failures([failure(copy)] * 2))
     copy.forge_commit(failed=2)
     assert "listed twice" in failed_checks(copy)["failures"]
@@ -650,7 +650,7 @@ def plain_parquet() -> bytes:
     ],
 )
 def test_metadata_that_lacks_a_field_is_found(copy: Copy, kind: str, field: str) -> None:
-    """A file that is whole but for its metadata, with a commit that vouches for it."""
+    """The rest of the file is right, and the commit states its digest."""
     if kind == "dna":
         dna, metadata = decode_dna(copy.read("dna"), "dna")
         groups = [to_table(dna.select([layer])) for layer in dna.layers]
@@ -702,7 +702,7 @@ def test_a_change_to_a_real_build_is_found(real: Path, tmp_path: Path, how: str)
         assert set(found) == {"counts", "exemplars", "folds", "partials"}
         assert copy.uri("dna") in found["counts"]
     else:
-        # The folder's name decides which shard is of the bad image alone.
+        # The folder's name decides which shard has only the bad image.
         held = (Partial.decode(storage.read(uri), uri).dna.images > 0 for uri in copy.partials)
         copy.change_partial(list(held).index(True), counts_moved)
         assert set(failed_checks(copy)) == {"partials"}

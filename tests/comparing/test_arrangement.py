@@ -1,4 +1,4 @@
-"""Clusters, neighbours and the map of datasets: laws that hold for any distances."""
+"""Tests clusters, neighbours and the map of datasets by laws that hold for any distances."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def points(seed: int, count: int, dimensions: int) -> Floats:
 
 
 def length(distances: Floats, order: tuple[int, ...]) -> float:
-    """The way through datasets in that order: what `clusters` makes short."""
+    """Returns the length of the path through datasets in that order; `clusters` makes it short."""
     return float(sum(distances[a, b] for a, b in pairwise(order)))
 
 
@@ -76,7 +76,7 @@ def test_no_other_order_of_the_tree_is_shorter(seed: int, count: int) -> None:
 
 
 def test_scipy_s_own_leaf_order_is_not_the_shortest() -> None:
-    """Why `clusters` has its own; once this fails, SciPy's may take its place (its issue 11227)."""
+    """This is why `clusters` has its own order; once this fails, use SciPy's (its issue 11227)."""
     distances = distances_of(points(0, 20, 4))
     condensed = squareform(distances)
     theirs = leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed))
@@ -92,7 +92,7 @@ def test_datasets_on_a_line_are_ordered_from_end_to_end() -> None:
 
 @given(seed=seeds, count=st.integers(2, 25))
 def test_brackets_join_neighbouring_branches_upwards(seed: int, count: int) -> None:
-    """Drawn without a crossing: each joins two stretches of the order that touch."""
+    """They can be drawn without a crossing: each joins two adjacent stretches of the order."""
     found = clusters(distances_of(points(seed, count, 3)))
     assert found.merges.shape == (count - 1, 5)
     stretches = {(float(i), 0.0): (i, i) for i in range(count)}

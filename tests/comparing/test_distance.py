@@ -1,4 +1,4 @@
-"""Distances against slow and textbook ones, and the laws of a metric."""
+"""Tests distances against slow and textbook implementations, and the laws of a metric."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ dnas_of_two = st.builds(
 
 
 def clamped(dna: DNA) -> list[list[int]]:
-    """Counts by neuron with what is outside in the end bins, in Python's own integers."""
+    """Returns counts by neuron as Python integers, with values outside in the end bins."""
     rows = []
     for i in range(len(dna.low)):
         row = [int(count) for count in dna.counts[i]]
@@ -41,7 +41,7 @@ def clamped(dna: DNA) -> list[list[int]]:
 
 
 def transport(p: list[int], q: list[int]) -> Fraction | None:
-    """Work of moving p onto q by hand: the leftmost earth to the leftmost hole, exactly."""
+    """Returns the exact work of moving p onto q: the leftmost count to the leftmost gap."""
     if not sum(p) or not sum(q):
         return None
     earth = [Fraction(value, sum(p)) for value in p]
@@ -60,7 +60,7 @@ def transport(p: list[int], q: list[int]) -> Fraction | None:
 
 
 def all_in(place: str | int, images: int = 3) -> DNA:
-    """A DNA whose every activation is in one bin, or in `underflow`, `overflow`, `nonfinite`."""
+    """Makes a DNA with every activation in one bin, or in `underflow`, `overflow`, `nonfinite`."""
     dna = replace(DNA.empty(SPEC, RANGES), images=images, numerics=((NUMERICS, images),))
     if isinstance(place, int):
         counts = np.zeros_like(dna.counts)
@@ -183,7 +183,7 @@ def test_unknown_and_unloaded_layers_are_refused(distance) -> None:
 
 
 def of_samples(means: NDArray[np.float64]) -> DNA:
-    """A DNA whose neurons had these spatial means, (images, 5)."""
+    """Makes a DNA whose neurons had these spatial means, (images, 5)."""
     images = len(means)
     dna = random_dna(SPEC, RANGES, images, 0)
     mean = means.mean(axis=0)
@@ -208,7 +208,7 @@ def test_nfd_is_symmetric_not_negative_and_zero_on_itself(a: DNA, b: DNA) -> Non
 
 
 def test_nfd_is_never_negative() -> None:
-    """var + var - 2 sqrt(var var) does, by rounding."""
+    """The formula var + var - 2 sqrt(var var) would be, by rounding."""
     var = np.random.default_rng(0).random(10_000) * 1e6
     mean = np.zeros_like(var)
     assert (frechet_1d(mean, var, mean, var * (1 + 1e-15)) >= 0).all()
@@ -220,7 +220,7 @@ def test_variance_divides_by_the_images_less_one() -> None:
 
 
 def test_an_infinite_mean_gives_no_warning() -> None:
-    """A network that overflowed: the distance is unknown, not an error (warnings are errors)."""
+    """A network overflowed: the distance is unknown, and warnings would be errors here."""
     a = random_dna(SPEC, RANGES, 4, 1)
     mean, m2 = a.mean.copy(), a.m2.copy()
     mean[2], m2[2] = np.inf, np.nan

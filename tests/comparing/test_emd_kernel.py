@@ -1,4 +1,4 @@
-"""The arithmetic of all pairs: laws, the plain distance, and the folds by brute force."""
+"""Tests the arithmetic of all pairs: laws, the plain distance, and folds by brute force."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_blocks_and_threads_do_not_change_distances(
 def test_a_lens_takes_memory_for_its_own_neurons_only(
     lens: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However far from each other they lie."""
+    """This holds however far apart the neurons are."""
     dnas = some_dnas(7, 40, 30)
     made: list[int] = []
     empty = Curves.empty
@@ -195,7 +195,7 @@ def test_zero_weights_give_zero_and_other_neurons_are_refused() -> None:
 
 
 def in_folds(folds: list[int], neurons: int, bins: int, seed: int) -> tuple[DNA, dict[int, DNA]]:
-    """A DNA of folds of so many images."""
+    """Makes a DNA with folds of the given numbers of images."""
     spec, ranges = tiny_spec(bins, (Tap("x", neurons, 8),))
     parts = {2 * k: random_dna(spec, ranges, images, seed + k) for k, images in enumerate(folds)}
     return reduce(DNA.__add__, parts.values()), parts
@@ -204,7 +204,7 @@ def in_folds(folds: list[int], neurons: int, bins: int, seed: int) -> tuple[DNA,
 def brute_force(
     a: tuple[DNA, dict[int, DNA]], b: tuple[DNA, dict[int, DNA]], weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Each number in float64, by sums of DNAs and the plain distance."""
+    """Computes each number in float64, by sums of DNAs and the plain distance."""
 
     def apart(x: DNA, y: DNA) -> float:
         return float(np.nansum(emd(x, y, per_neuron=True) * weights))
@@ -269,7 +269,7 @@ def brute_force(
 def test_fold_sums_are_those_by_brute_force(
     sizes: list[list[int]], neurons: int, bins: int, seed: int, signed: bool
 ) -> None:
-    """Folds of any number and size, empty ones among them."""
+    """There are folds of any number and size, also empty ones."""
     rng = np.random.default_rng(seed)
     weights = rng.normal(0, 1, neurons) if signed else np.ones(neurons)
     sides = [in_folds(folds, neurons, bins, seed + 100 * i) for i, folds in enumerate(sizes)]
@@ -328,7 +328,7 @@ def test_fewer_than_two_folds_and_undefined_folds_are_nan() -> None:
     assert np.isnan(sums.gram_aa[0, 1:]).all()
     assert np.isnan(sums.gram_ab[0, 0, 1:]).all()
     assert np.isfinite(sums.gram_ab[0, 0, 0, :3, :3]).all()
-    seeing = fold_sums(curves, curves, np.array([1.0, 0, 1]))  # not through the neuron
+    seeing = fold_sums(curves, curves, np.array([1.0, 0, 1]))  # without the undefined neuron
     assert np.isfinite(seeing.drop_a[0, 3, :, :4]).all()
 
 
@@ -387,7 +387,7 @@ def test_all_pairs_of_dnas_in_memory_are_the_plain_distance(
         found = pairwise.pairwise_emd(dnas, lens)
     expected = np.array([[emd(a, b, lens=lens) for b in dnas] for a in dnas])
     defined = np.isfinite(expected)
-    # A row with a neuron that is undefined is undefined throughout, its diagonal included.
+    # A dataset with an undefined neuron has no defined distance, not even to itself.
     assert np.array_equal(np.isfinite(found), defined)
     np.testing.assert_allclose(found[defined], expected[defined], rtol=0, atol=bins * 2.0**-26)
 
@@ -412,7 +412,7 @@ def test_dnas_in_memory_that_cannot_be_compared_are_refused_by_number() -> None:
 
 
 def rarely_firing_folds(seed: int, sizes: Sequence[int]) -> list[DNA]:
-    """Folds of images of which one in a hundred makes a neuron fire."""
+    """Makes folds of images of which one in a hundred makes a neuron fire."""
     spec, ranges = tiny_spec(40, (Tap("stem", 300, 4),))
     rng = np.random.default_rng(seed)
     folds = []
@@ -440,7 +440,7 @@ def with_folds(folds: Sequence[DNA]) -> tuple[DNA, dict[int, DNA]]:
 
 
 def test_p_values_of_rarely_firing_neurons_are_exact() -> None:
-    """The p of single neurons, and of a lens of one, is that of exact arithmetic."""
+    """This holds for single neurons, and for a lens of one neuron."""
     a, b = rarely_firing_folds(0, range(5, 21)), rarely_firing_folds(1, range(20, 4, -1))
     p = np.array([exact_p(a, b, neuron) for neuron in range(300)])
     single = [FoldCurves.of([whole], [folds]) for whole, folds in (with_folds(a), with_folds(b))]

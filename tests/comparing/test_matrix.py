@@ -1,4 +1,4 @@
-"""All pairs against the plain distance; the table, its file, and comparing over a catalogue."""
+"""Tests matrices against the plain distance, their table and file, and comparing in a catalogue."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def put(catalogue: Catalogue, name: str, images: int, first: int = 0) -> Version
 
 @pytest.fixture
 def place() -> Catalogue:
-    """Three datasets, `single` being of one image."""
+    """Makes three datasets, of which `single` has one image."""
     catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
     for name, images in (("photos", 7), ("group/paintings", 4), ("single", 1)):
         put(catalogue, name, images)
@@ -73,7 +73,7 @@ def place() -> Catalogue:
 
 
 def rounding(bins: int) -> float:
-    """What a distance may be off by: two values by 2^-27, in all bins but the last."""
+    """Returns how far off a distance may be: two values by 2^-27, in all bins but the last."""
     return (bins - 1) * 2.0**-26
 
 
@@ -141,7 +141,7 @@ def test_the_error_is_as_small_as_stated(shares: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("moved", [1, 10, 10**3, 10**5])
 def test_the_error_for_near_identical_dnas_is_bounded_in_bins(moved: int) -> None:
-    """Far nearer than a hundredth of a bin, where a millionth of the distance is not to be had."""
+    """They are nearer than a hundredth of a bin, where no relative error of 1e-6 is possible."""
     rng = np.random.default_rng(moved)
     counts = rng.integers(10**6, 10**7, (1, 1000))
     other = counts.copy()
@@ -153,7 +153,7 @@ def test_the_error_for_near_identical_dnas_is_bounded_in_bins(moved: int) -> Non
     assert 0 < exact < 0.01
     error = abs(pairwise_emd([a, b])[0, 1] - exact)
     assert error <= rounding(1000)
-    assert error > 1e-6 * exact  # or the docstring promises too little
+    assert error > 1e-6 * exact  # otherwise the docstring promises too little
 
 
 def test_counts_above_32_bits_do_not_overflow() -> None:
@@ -268,7 +268,7 @@ def test_the_table_has_the_named_columns_for_every_ordered_pair(place: Catalogue
 
 @pytest.fixture
 def finite() -> Catalogue:
-    """Two datasets, one of sixteen folds and one of nine, whose activations are all finite."""
+    """Makes datasets of sixteen and of nine folds, whose activations are all finite."""
     catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
     for name, images in (("photos", 40), ("group/paintings", 9)):
         put_finite(catalogue, name, name, images)
@@ -365,7 +365,7 @@ def test_without_error_bars_there_are_no_estimates(finite: Catalogue) -> None:
 
 
 def test_the_same_images_under_two_names_are_not_told_apart(finite: Catalogue) -> None:
-    """A pair, unlike the diagonal; whether it was computed, or is of kept matrices."""
+    """Unlike the diagonal they are a pair, whether it is computed or taken from kept matrices."""
     alone = compare(finite)
     put_finite(finite, "twin", "photos", 40)
     assert finite.find("twin").dna == finite.find("photos").dna
@@ -475,7 +475,7 @@ def test_a_matrix_of_one_layer_is_kept_separately(place: Catalogue) -> None:
     assert whole.layers == ("stem", "head")
     assert np.array_equal(whole.of("head"), one.of("head"), equal_nan=True)
     assert len(stored(place)) == 2
-    # A matrix of all layers is none of one, whatever its name says.
+    # A matrix of all layers must not be taken for one of a single layer, whatever its name says.
     storage.replace(kept, whole.encode())
     again = compare(place, layers=["head"])
     assert np.array_equal(again.emd, one.emd, equal_nan=True)
@@ -491,7 +491,7 @@ def stored(place: Catalogue) -> list[str]:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the pairs of every tile that is computed."""
+    """Collects the number of pairs of every tile that is computed."""
     calls: list[int] = []
     real = tiles.compute
 
@@ -637,7 +637,7 @@ def test_datasets_of_different_specs_are_compared_separately(place: Catalogue) -
 
 
 def test_names_that_share_a_spec_are_compared_under_it(place: Catalogue) -> None:
-    """Names that are only known under another spec than the default mean that one."""
+    """Names that exist only under another spec than the default are compared under that one."""
     other_spec, other_ranges = tiny_spec(bins=7)
     for name in ("x", "y"):
         manifest = plan(entries(name, 3))
@@ -649,7 +649,7 @@ def test_names_that_share_a_spec_are_compared_under_it(place: Catalogue) -> None
         compare(place, ["x", "z"])
 
 
-# A matrix shows itself.
+# Repr, table and plot.
 
 
 def small_matrix(count: int = 2) -> Matrix:

@@ -1,4 +1,4 @@
-"""What a reader of distances is told of the datasets that they are between."""
+"""Tests the notes that readers of distances get about the datasets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_one_dataset_may_have_two_numerics() -> None:
     assert numerics_notes({}) == []
 
 
-# Notes on sources that overlap, of which error bars do not hold.
+# Notes on sources that overlap, for which error bars do not hold.
 
 
 def of_source(source: str, **changes: Any) -> Version:
@@ -76,7 +76,7 @@ def test_siblings_and_names_that_begin_alike_are_not_nested() -> None:
     assert shared(a="/b/a", ab="/b/ab", s3="s3://b/a", gs="gs://b/a") == []
     assert shared(a="s3://b/x/a", b="s3://b/x/b") == []
     assert shared() == []
-    # Of a place within, though a name that begins alike sorts between the two.
+    # The source is nested, though a name with the same beginning sorts between the two.
     (note,) = shared(a="s3://b/a", between="s3://b/a-c", within="s3://b/a/c")
     assert note == "a and within are of the source s3://b/a, or of places within it"
 

@@ -1,4 +1,4 @@
-"""Tiles: any cutting gives the same matrix; what dies goes on; what changed alone is computed."""
+"""Tests tiles: any division gives the same matrix, and only what changed is computed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 
 compare = partial(compare_all, error_bars=False)
 SMALL = Effort(memory=1)
-"""One DNA on a side of each tile."""
+"""Allows one DNA on a side of each tile."""
 
 
 def put(catalogue: Catalogue, name: str, images: int, first: int = 0) -> Version:
@@ -59,7 +59,7 @@ def six_datasets() -> Catalogue:
 
 @pytest.fixture(scope="module")
 def stored_objects() -> dict[str, bytes]:
-    """The objects of such a catalogue, by their place in it."""
+    """Returns the objects of such a catalogue, by their path in it."""
     root = filled(f"memory://{uuid.uuid4().hex}").root
     return {item.uri.removeprefix(root): storage.read(item.uri) for item in storage.walk(root)}
 
@@ -74,13 +74,13 @@ def place(stored_objects: dict[str, bytes]) -> Catalogue:
 
 @pytest.fixture(autouse=True)
 def committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles however small their work."""
+    """Lets tiles be committed however small their work is."""
     monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The pairs of each tile that is computed."""
+    """Collects the number of pairs of each tile that is computed."""
     calls: list[int] = []
     real = tiles.compute
 
@@ -114,7 +114,7 @@ def same(a: Matrix, b: Matrix) -> None:
         assert np.array_equal(a.stacked(column), b.stacked(column), equal_nan=True), column
 
 
-# Any cutting is the same.
+# Any division gives the same.
 
 
 @settings(max_examples=15)
@@ -263,7 +263,7 @@ def test_the_name_of_a_tile_depends_on_all_that_decides_it() -> None:
     assert Tile(how, a, b).digest == Tile(job, a, b).digest
 
 
-# What changed alone is computed.
+# Only what changed is computed.
 
 
 def test_changing_one_of_six_datasets_recomputes_five_pairs(
@@ -312,7 +312,7 @@ def test_of_many_kept_matrices_the_newest_and_largest_are_read(
     assert sum(computed) == 15 - 6
     for n in (4, 5):
         put(place, f"set/{n}", 20)
-    compare(place, ["set/4", "set/5"])  # of which the newest has nothing else
+    compare(place, ["set/4", "set/5"])  # the newest one has nothing more
     computed.clear()
     compare(place)
     assert sum(computed) == 15 - 6
@@ -325,7 +325,7 @@ def test_small_comparisons_do_not_hide_the_large_kept_matrix(computed: list[int]
     for n in range(kept_matrices.RECENT):
         compare(place, [f"set/{n}", f"set/{n + 1}"])
     assert sum(computed) == 190
-    assert len(stored(place)) == 1  # nothing was computed, and nothing is kept of it
+    assert len(stored(place)) == 1  # nothing was computed, so nothing is kept
     put(place, "set/3", 40)
     computed.clear()
     compare(place)
@@ -373,7 +373,7 @@ def test_two_datasets_of_the_same_images_are_compared_as_a_pair(
     build_same_images("twin/0", "set/0", 8)
     again = compare(place, error_bars=True, effort=effort)
     few = compare(place, ["twin/2", "set/5", "set/2"], error_bars=True, effort=effort)
-    # Of one dataset a tile, that of the twins with the third is one for both.
+    # With one dataset a tile, one tile serves both twins with the third dataset.
     assert sum(computed) == 6 + (6 if memory == 1 else 7)
     for found in (grown, again, few):
         without_kept(place)
@@ -421,7 +421,7 @@ def test_a_torn_kept_matrix_does_not_stop_a_comparison(
         assert np.isfinite(torn.of()).all()
 
 
-# What died goes on.
+# Interrupted comparisons are resumed.
 
 
 def test_existing_tiles_are_not_computed_again(
@@ -473,7 +473,7 @@ compare(Catalogue(sys.argv[1]), error_bars=False, effort=Effort(memory=1))
 def test_a_comparison_killed_at_any_write_is_completed_by_a_rerun(
     tmp_path: Path, at: int, computed: list[int]
 ) -> None:
-    """Six tiles, the matrix, and six that are removed."""
+    """The writes are six tiles, the matrix, and six removals."""
     place = filled(str(tmp_path / "dnas"), 3)
     code = subprocess.run(
         [sys.executable, "-c", KILLED, place.root, str(at)], capture_output=True, check=False
@@ -485,7 +485,7 @@ def test_a_comparison_killed_at_any_write_is_completed_by_a_rerun(
     again = compare(place, effort=SMALL)
     assert len(computed) == (6 - at if at < 7 else 0)
     assert len(stored(place)) == 1
-    for uri in left(place):  # of one that died while it removed them
+    for uri in left(place):  # left by one that died while it removed them
         storage.delete(uri)
     without_kept(place)
     same(again, compare(place))
@@ -499,7 +499,7 @@ def test_a_wrong_tile_is_computed_again(place: Catalogue, lie: str, computed: li
     def map_then_damage(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
         for item in items:
             yield function(item)
-        if len(items) == 1:  # that one, again
+        if len(items) == 1:  # the damaged tile alone, again
             return
         rectangles = [item for item in items if not item.square]
         uri, data = rectangles[0].uri, storage.read(rectangles[0].uri)
@@ -525,7 +525,7 @@ def test_a_wrong_tile_is_computed_again(place: Catalogue, lie: str, computed: li
 def test_a_comparison_works_without_permission_to_delete(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tile that lies stays, and so do the others, for a collection."""
+    """A wrong tile stays, as do the others, until garbage collection."""
     true = compare(place, effort=SMALL)
     without_kept(place)
 
@@ -535,7 +535,7 @@ def test_a_comparison_works_without_permission_to_delete(
     def torn(function: Any, items: Sequence[Tile], /) -> Iterator[tiles.TileReceipt]:
         for item in items:
             yield function(item)
-        if items:  # none is missing the next time
+        if items:  # no tile is missing the next time
             storage.replace(items[0].uri, b"torn")
 
     monkeypatch.setitem(storage.discard.__globals__, "delete", deny)
@@ -546,7 +546,7 @@ def test_a_comparison_works_without_permission_to_delete(
 
 
 class Beside:
-    """A crew that works here, and does something else after so many tiles: once, or each time."""
+    """A crew that works in this process, and calls `act` after a number of tiles."""
 
     def __init__(self, after: int, act: Callable[[], object], times: int = 1) -> None:
         self.after, self.act, self.times = after, act, times
@@ -569,7 +569,7 @@ class Beside:
 def test_of_two_comparisons_at_once_the_second_returns_the_matrix_of_the_first(
     place: Catalogue, computed: list[int], after: int
 ) -> None:
-    """Interleaved: one of 21 tiles goes so far, another starts and finishes, the first goes on."""
+    """The first computes some of 21 tiles, the other starts and finishes, and the first goes on."""
     others: list[Matrix] = []
     beside = Beside(after, lambda: others.append(compare(place, effort=SMALL)))
     found = compare(place, effort=beside.effort)
@@ -601,7 +601,7 @@ def test_only_changed_pairs_of_one_layer_are_computed(
     assert sum(computed) == 3 + 12
     same(grown, compare(without_kept(place), layers=["stem"]))
     computed.clear()
-    compare(place, ["set/0", "set/1"])  # of all layers: none of those will do
+    compare(place, ["set/0", "set/1"])  # tiles of all layers, none of which can be used
     compare(place, ["set/0", "set/1", "set/3"], layers=["stem"])
     assert sum(computed) == 1
 
@@ -742,7 +742,7 @@ def test_the_compare_command_uses_a_lens(tmp_path: Path) -> None:
 def test_the_device_option_reaches_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No GPU is needed here: what torch would do on one is tested with the kernels."""
+    """No GPU is needed here: the kernels have their own tests of torch."""
     place = filled(str(tmp_path / "dnas"), 2)
     asked: list[str] = []
     real = tiles.distances

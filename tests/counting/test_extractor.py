@@ -1,4 +1,4 @@
-"""The network: that it is the one stated, that it sees, and that neighbours change nothing."""
+"""Tests that the network is the stated one, and that images of a batch do not affect each other."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def extractor(network: Network) -> Extractor:
 
 @pytest.fixture(scope="module")
 def state(network: Network) -> dict[str, torch.Tensor]:
-    """The weights under the names of the architecture."""
+    """Returns the weights under the names of the architecture."""
     return load_model(network).state_dict()
 
 
@@ -137,7 +137,7 @@ def test_every_tap_has_the_shape_it_states(
 
 
 def test_positions_follow_the_image_row_by_row(network: Network, extractor: Extractor) -> None:
-    """An image that is bright in its upper half only differs at upper positions."""
+    """An image that is bright only in its upper half differs only at upper positions."""
     dark = np.full((1, 224, 224, 3), -1, np.float32)
     half = dark.copy()
     half[:, :112] = 1
@@ -186,7 +186,7 @@ def test_a_second_extractor_gives_the_same_activations(
 
 
 def test_the_network_always_runs_on_one_batch_shape(extractor: Extractor, pixels: Pixels) -> None:
-    """Libraries pick kernels by shape, and round differently in each."""
+    """Libraries choose kernels by shape, and kernels round differently."""
     shapes: set[tuple[int, ...]] = set()
     stem = extractor._model.conv_stem
     handle = stem.register_forward_pre_hook(lambda _, inputs: shapes.add(tuple(inputs[0].shape)))
@@ -313,7 +313,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Unpickling it would make a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -335,7 +335,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(
     with pytest.raises(CorruptFile, match="not a state dict of tensors"):
         load_model(bomb)
     assert not planted.exists()
-    torch.load(file, weights_only=False)  # it is a bomb indeed
+    torch.load(file, weights_only=False)  # the bomb does work
     assert planted.exists()
 
 

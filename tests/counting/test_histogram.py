@@ -1,4 +1,4 @@
-"""The counting rule, against an oracle written from its text; its laws; and one rule everywhere."""
+"""Tests the counting rule against an oracle written from its text, and the laws of counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 
 def oracle(x: NDArray[np.float32], low: Floats, high: Floats, bins: int) -> NDArray[np.int64]:
-    """One value at a time, in Python's float64."""
+    """Counts one value at a time, in Python's float64."""
     table = np.zeros((len(low), bins + 3), np.int64)
     for neuron, (lo, hi) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
         centre, half = (lo + hi) / 2, (hi - lo) / 2
@@ -47,7 +47,7 @@ def counted(x: NDArray[np.float32], low: Floats, high: Floats, bins: int) -> Lay
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, NaN and the sign of zero included."""
+    """Compares to the last bit, including NaN and the sign of zero."""
     return bool(np.asarray(a).tobytes() == np.asarray(b).tobytes())
 
 
@@ -67,7 +67,7 @@ ends = st.one_of(
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[NDArray[np.float32], Floats, Floats, int]:
-    """Ranges, and values on, beside and far from the edges of their bins."""
+    """Draws ranges, and values on, near and far from the edges of their bins."""
     bins = draw(st.one_of(st.integers(2, 12), st.integers(2, 2000)))
     neurons = draw(st.integers(1, 3))
     pairs = [sorted([draw(ends), draw(ends)]) for _ in range(neurons)]

@@ -1,4 +1,4 @@
-"""The tree of sums: exact, repeatable, resumable; and everything that it refuses."""
+"""Tests the tree of sums: it is exact, repeatable and resumable, and refuses wrong inputs."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_tree_of_any_size_sums_to_the_flat_sum(count: int) -> None:
 
 @pytest.mark.parametrize("count", [LAST + 1, FAN_IN, 2 * FAN_IN + 1, 80])
 def test_floats_are_added_in_the_order_of_the_leaves(count: int) -> None:
-    """Bit for bit those of adding groups of FAN_IN from the left, level by level."""
+    """They equal, to the last bit, sums of groups of FAN_IN from the left, level by level."""
     work = new_work()
     _, last = run(work, put_leaves(work, count))
     sums = [leaf_partial(i) for i in range(count)]
@@ -188,7 +188,7 @@ def test_few_leaves_need_no_tree(count: int) -> None:
 
 
 def tampered(partial: Partial) -> bytes:
-    """A file whose counts do not add up (`encode` does not check; reading must)."""
+    """Returns a file whose counts do not add up (`encode` does not check; reading must)."""
     counts = partial.dna.counts.copy()
     counts[1, 2] += 1
     return replace(partial, dna=replace(partial.dna, counts=counts)).encode()
@@ -453,7 +453,7 @@ def test_a_leaf_that_accounts_for_other_candidates_is_refused(change: str) -> No
 
 
 def test_two_folds_with_opposite_errors_are_refused() -> None:
-    """The sum over all folds is right; each fold is not."""
+    """The sum over all folds is right, but each fold is wrong."""
     manifest = planned(40)
     work, uris = put_all(manifest)
     for uri, more in ((uris[0], 1), (uris[-1], -1)):

@@ -1,5 +1,7 @@
-"""One shard: every candidate counted by a stated rule or listed with its reason, and the same
-counts whatever the threads, batches, shards and order."""
+"""Tests one shard: every candidate is counted by a rule or listed with its reason.
+
+Counts are the same whatever the threads, batches, shards and order.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +143,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that states absurd dimensions."""
+    """Makes a PNG of a few bytes that states absurd dimensions."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -166,7 +168,7 @@ ALPHA = PHOTO.convert("RGBA")
 ALPHA.putalpha(GREY)
 PALETTE = PHOTO.quantize(64)
 
-# What is counted, and the picture that it must count as.
+# Files, and the pictures that they must count as.
 COUNTED: dict[str, tuple[bytes, Image.Image]] = {
     "cmyk.jpg": (
         encoded(PHOTO.convert("CMYK"), "JPEG", quality=95),
@@ -395,8 +397,11 @@ def test_a_shard_that_killed_two_workers_is_decoded_in_isolation(
 def test_notes_of_workers_that_died_earlier_do_not_change_counts(
     job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reclaimed node leaves the same notes as a bad image: each image is decoded in a process of
-    its own, to the same bits, and once the shard is committed the notes are gone."""
+    """A reclaimed node leaves the same notes as a bad image.
+
+    So each image is decoded in its own process, to the same bits, and the notes are removed once
+    the shard is committed.
+    """
     task, manifest = job()
     key = manifest.shards[0].key(SPEC.digest)
     uri = partial_uri(task.work_uri, key)

@@ -1,4 +1,4 @@
-"""Merge laws of DNAs and partials, conservation, and their files."""
+"""Tests the merge laws of DNAs and partials, conservation, and their files."""
 
 from __future__ import annotations
 
@@ -188,8 +188,10 @@ def test_a_torn_file_is_refused_with_its_name(data: st.DataObject) -> None:
 @settings(max_examples=200)
 @given(st.data())
 def test_a_flipped_bit_is_never_a_different_dna(data: st.DataObject) -> None:
-    """Either it is refused, or it changed nothing that is read, or (a sum that still holds) the
-    sha256 in the commit catches it: here, that nothing but our own errors comes out."""
+    """The bit is refused, or changes nothing that is read, or is left to the sha256 in the commit.
+
+    The last is so for a sum that still holds. Here, nothing but our own errors may be raised.
+    """
     whole = bytearray(encode_dna(random_dna(SPEC, RANGES, 9, 3)))
     at = data.draw(st.integers(0, len(whole) - 1))
     whole[at] ^= 1 << data.draw(st.integers(0, 7))

@@ -1,4 +1,4 @@
-"""Exemplars: the images that each neuron reacts to most, whatever the shards, batches and order."""
+"""Tests exemplars, the images that each neuron reacts to most, in any shards and order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VALUES = (-1.5, -0.0, 0.0, 0.25, 0.25000001, 7.0, np.nan, np.inf, -np.inf)
 
 
 def truth(means: np.ndarray, names: list[tuple[str, str]], wanted: ExemplarSettings) -> list[dict]:
-    """The rows of the table, by sorting everything."""
+    """Returns the rows of the table by sorting everything."""
     rows = []
     at = 0
     for tap in SPEC.taps:

@@ -1,4 +1,4 @@
-"""Lenses: which neurons, what is refused, the file, and distances through one."""
+"""Tests lenses: the choice of neurons, what is refused, the file, and distances through a lens."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Layer Gaussians: one pass, merged exactly, through shards, folds and files, to a Fréchet distance
-that equals those of other packages."""
+"""Tests layer Gaussians: one pass, exact merging through shards, folds and files.
+
+Their Fréchet distance equals that of other packages.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ Floats = NDArray[np.float64]
 
 
 def of_samples(means: Floats) -> DNA:
-    """The DNA of images with these spatial means (images, 8), all activations in the first bin."""
+    """Makes the DNA of images with these spatial means (images, 8), counted in the first bin."""
     moments = Moments([tap.neurons for tap in TAPS], layerwise=True)
     for start in range(0, len(means), 3):
         moments.add(means[start : start + 3])
@@ -107,7 +109,7 @@ def test_parts_of_any_size_have_the_covariance_of_the_whole(
 
 
 def test_a_sum_adds_the_outer_product_of_the_difference_of_means() -> None:
-    """With an elementwise square in its place, neurons that move together would seem apart."""
+    """With an elementwise square instead, neurons that move together would seem uncorrelated."""
     a, b = of_samples(np.zeros((2, 8))), of_samples(np.ones((2, 8)))
     assert np.array_equal((a + b).scatter_of("head"), np.ones((5, 5)))
 
@@ -218,7 +220,7 @@ def test_fd_equals_that_of_three_other_packages(seed: int, n: int, m: int, shift
 @THEIR_SQUARE_ROOT
 @pytest.mark.parametrize("images", [40, 700])
 def test_fd_of_wide_layers_with_few_images_and_with_many(images: int) -> None:
-    """A product of singular covariances: ours is exact, the others lose half of their digits."""
+    """Their covariances are singular: our result is exact, the others lose half of their digits."""
     from cleanfid.fid import frechet_distance
 
     rng = np.random.default_rng(images)
@@ -496,7 +498,7 @@ def test_gc_keeps_the_partials_of_a_build_that_has_begun(
 
 
 def test_a_commit_holds_one_layer_in_memory_and_the_rest_on_disk(tmp_path: Path) -> None:
-    """Sixteen folds of four layers of 512 neurons: 67 MB of scatter matrices."""
+    """Sixteen folds of four layers of 512 neurons have 67 MB of scatter matrices."""
     taps = tuple(Tap(f"layer.{i}", 512, 1) for i in range(4))
     spec, ranges = tiny_spec(taps=taps)
     manifest = plan([Entry(f"s3://b/{i:03d}.jpg", "", 1, f"{i}") for i in range(16)])

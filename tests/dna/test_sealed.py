@@ -1,4 +1,4 @@
-"""The codec of our files: what is read is what was written, or the file is refused by its name."""
+"""Tests the codec of our files: a file gives back what was written, or is refused by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds on Ray whose workers and drivers are killed at random, until one is done."""
+"""Tests builds on Ray whose workers and drivers are killed at random, until one is done."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["folder", "small", "truth"]  # fixtures
 def test_builds_with_random_kills_end_with_exact_counts(
     folder: Path, truth: DNA, small: Small, tmp_path: Path, seed: int
 ) -> None:
-    """Workers and drivers die at random moments, several times a build."""
+    """Workers and drivers die at random moments, several times during each build."""
     chance = random.Random(seed)
     for _ in range(chance.randint(1, 3)):
         process = small.start(folder, tmp_path)

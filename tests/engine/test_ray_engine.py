@@ -1,4 +1,4 @@
-"""On Ray, in real processes that are really killed: the counts are those of one clean pass."""
+"""Tests builds on Ray, in real processes that are killed: they count as one clean pass does."""
 
 from __future__ import annotations
 
@@ -134,12 +134,12 @@ if any(word.endswith(os.path.join("dashboard", "agent.py")) for word in sys.orig
         time.sleep(25)
         break
 """
-"""Ray's raylet gives this process of its own 15 s, then ends itself."""
+"""Ray's raylet waits 15 s for this process, and then ends itself."""
 
 
 @pytest.fixture
 def slow_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets how many starts of Ray are to be too slow, of those still to come."""
+    """Returns a function that sets how many of the next starts of Ray are too slow."""
     folder = tmp_path / "slow"
     folder.mkdir()
     monkeypatch.setenv("SLOW_STARTS", str(folder))
@@ -226,14 +226,14 @@ def deadly(file, *args, **kwargs):
     return real(file, *args, **kwargs)
 module.open = deadly
 """
-"""Put into every process of a build, before all else: hostile files as PIL's next bug has it."""
+"""Runs first in every process of a build: some files make PIL die, as its next bug might."""
 
 
 @pytest.mark.soak
 def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
     folder: Path, small: Small, tmp_path: Path
 ) -> None:
-    """PIL is made to die on one image, in every process, as a hostile file might make it."""
+    """PIL dies on one image in every process, as a hostile file might make it do."""
     source = tmp_path / "source"
     source.mkdir()
     for path in folder.iterdir():
@@ -253,7 +253,7 @@ def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
 
 @pytest.mark.soak
 def test_a_reduction_of_several_levels_runs_on_ray(small: Small, tmp_path: Path) -> None:
-    """More shards a fold than the last sum takes: nodes are made by Ray's tasks."""
+    """A fold has more shards than one sum takes, so tasks of Ray make nodes."""
     source = tmp_path / "source"
     write_photos(source, 80)
     process = small.start(source, tmp_path / "c", patch="", shard_images=1)
@@ -313,7 +313,7 @@ builtins.__import__ = patching
 def test_counts_that_do_not_add_up_end_the_job_by_their_name(
     folder: Path, small: Small, tmp_path: Path
 ) -> None:
-    """One activation is lost in a worker's table: a defect of ours, which no retry mends."""
+    """One activation is lost in a worker: a defect of our code, which no retry repairs."""
     process = small.start(folder, tmp_path / "c", patch=LOSING)
     with ended(process):
         out, err = process.communicate(timeout=240)
@@ -324,7 +324,7 @@ def test_counts_that_do_not_add_up_end_the_job_by_their_name(
     assert "a[0]" in told["message"]
     assert "Traceback" not in err
     assert Catalogue(str(tmp_path / "c")).head().number == 0
-    # Of a shard whose only image cannot be read nothing was lost.
+    # A shard whose only image cannot be read has lost nothing.
     assert [partial.dna.images for partial in _partials(tmp_path / "c") if partial.dna.images] == []
     assert running(tmp_path / "c") == []
     # A stream that went on while Ray went down would have started another Ray.
@@ -399,7 +399,7 @@ def cluster(small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 @pytest.fixture
 def clean(folder: Path, small: Small, tmp_path: Path) -> dict[str, object]:
-    """What a build commits that nothing disturbs, without Ray."""
+    """Returns what an undisturbed build without Ray commits."""
     process = small.start(folder, tmp_path / "clean", patch="", workers=0)
     with ended(process):
         return finish(process)
@@ -407,7 +407,7 @@ def clean(folder: Path, small: Small, tmp_path: Path) -> dict[str, object]:
 
 @pytest.fixture
 def on(cluster: Cluster, folder: Path, small: Small, tmp_path: Path) -> On:
-    """Starts a build by so many workers."""
+    """Returns a function that starts a build with the given number of workers."""
     address = ("--ray-address", cluster.address)
     return lambda workers: small.start(folder, tmp_path / "c", *address, workers=workers)
 
@@ -423,7 +423,7 @@ def same_bits(catalogue: Path, clean: dict[str, object], truth: DNA) -> None:
 def test_a_build_survives_the_loss_of_a_node(
     cluster: Cluster, on: On, truth: DNA, clean: dict[str, object], tmp_path: Path
 ) -> None:
-    """Three workers where the head has room for two: one at least goes with its node."""
+    """The head has room for two of three workers, so at least one is lost with its node."""
     node = start_with_retries(lambda: cluster.add_node(num_cpus=2))
     process = on(3)
     with ended(process):
@@ -468,7 +468,7 @@ def test_workers_of_a_killed_driver_do_not_disturb_the_next_one(
 def test_a_ranking_by_workers_equals_that_of_one_process(
     folder: Path, small: Small, tmp_path: Path
 ) -> None:
-    """From the same command, of which one lost its driver on the way."""
+    """The same command is run again after its driver was killed."""
     source = tmp_path / "source"
     write_photos(source, 16, first_seed=300)
     path = source / "photo-0303.jpg"

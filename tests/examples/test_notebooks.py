@@ -1,4 +1,4 @@
-"""The notebooks of `examples/`: they run from beginning to end, and are kept without outputs."""
+"""Tests that the notebooks of `examples/` run to the end, and are stored without outputs."""
 
 from __future__ import annotations
 

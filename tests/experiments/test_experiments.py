@@ -1,4 +1,4 @@
-"""The experiments: what they measure, not what came out."""
+"""Tests the experiments: what they measure, and not their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYERS = Layers(("first", "second"), (3, 5))
 
 
 def picture(seed: int, side: int = 128, blobs: int = 6) -> Image.Image:
-    """Blobs of chance colours, that no two seeds share."""
+    """Draws blobs of random colours, different for every seed."""
     chance = np.random.default_rng(seed)
     small = Image.fromarray(chance.integers(0, 256, (blobs, blobs, 3), np.uint8))
     return small.resize((side, side), Image.Resampling.BICUBIC)
@@ -266,7 +266,7 @@ def test_the_distance_of_an_image_equals_that_of_vdna_rank(
     engine.close()
 
 
-# Each in little, of pictures made up.
+# Each study with few made-up pictures.
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The distance of an image's activations is that of its histograms, which are never made."""
+"""Tests that the distance of an image's activations is that of its histograms."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def near_to(dna: DNA, ranges: Ranges, seen: np.ndarray | None = None) -> LayerEm
 def case(
     rng: np.random.Generator, bins: int, positions: int, images: int, bad: float
 ) -> tuple[Spec, Ranges, np.ndarray, np.ndarray]:
-    """Ranges, one of them a point; a dataset and some images, partly beyond them or not finite."""
+    """Draws ranges (one is a point), a dataset, and images with values outside or not finite."""
     low = np.array([-1.0, -0.5, 0.0, 0.25, -3.0])
     high = np.array([1.0, 0.5, 2.0, 0.25, 3.0])
     ranges = Ranges((("tap", NEURONS),), low, high)
@@ -75,7 +75,7 @@ def case(
 def test_the_distance_of_an_image_is_that_of_its_own_dna(
     seed: int, bins: int, positions: int, images: int, bad: float, few: bool
 ) -> None:
-    """Both algorithms are used: steps, and the walk over bins, whichever is quicker."""
+    """Both algorithms are tested: steps, and the walk over bins."""
     spec, ranges, x, y = case(np.random.default_rng(seed), bins, positions, images, bad)
     dataset = dna_of(x, ranges, spec)
     with pytest.MonkeyPatch.context() as patch:
@@ -105,7 +105,7 @@ def test_the_only_image_of_a_dataset_has_distance_zero(
 def test_distances_of_an_image_do_not_depend_on_its_batch(
     monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
-    """To the last bit, in whatever company; nothing is left behind by the one before."""
+    """They are equal to the last bit, and no image affects the next one."""
     monkeypatch.setattr(nearness, "FEW", few)
     spec, ranges, x, y = case(np.random.default_rng(2), 100, 9, 5, 0.1)
     near = near_to(dna_of(x, ranges, spec), ranges)

@@ -1,4 +1,4 @@
-"""Lenses that are fitted: what was planted is seen, or not, on images that were not fitted on."""
+"""Tests fitted lenses with planted attributes, on images that were not used for fitting."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def attribute(name: str, of: str = "fit") -> str:
 
 
 def through(place: Catalogue, lens: Lens, name: str) -> float:
-    """What the lens leaves of an attribute on images that nothing was fitted on."""
+    """Returns what the lens leaves of an attribute on images that nothing was fitted on."""
     (row,) = AttributeDistances.of(
         place, [attribute(name, "fresh")], None, None, ignore
     ).whole.distances
@@ -115,7 +115,7 @@ def test_held_out_scores_are_those_of_other_images(place: Catalogue, signed: Fit
 def test_the_ridge_is_chosen_on_images_that_were_not_fitted_on(
     place: Catalogue,
 ) -> None:
-    """So are the scores, on the other half of the folds. What is not seen has no say in it."""
+    """Scores are from the other half of the folds. Attributes that are not seen do not count."""
     names = [attribute(name) for name in ("fog", "dark", "turned", "same")]
     seen = AttributeDistances.of(place, names, None, None, ignore)
     assert seen.detected.tolist() == [True, True, True, False]
@@ -174,7 +174,7 @@ def test_a_focus_is_on_the_neurons_that_were_moved(place: Catalogue) -> None:
     groups=st.booleans(),
 )
 def test_weights_minimise_the_loss(seed: int, neurons: int, ridge: float, groups: bool) -> None:
-    """Against scipy's general solver, on the loss as it is stated."""
+    """They are compared with those of scipy's general solver for the stated loss."""
     rng = np.random.default_rng(seed)
     view = NeuronDistances(rng.random((4, neurons)) ** 3, rng.random((4, neurons)) ** 3)
     of = _FitProblem(view, ["ignored", "kept", "kept", "kept"])
@@ -201,7 +201,7 @@ def test_weights_minimise_the_loss(seed: int, neurons: int, ridge: float, groups
 
 
 def test_noisy_neurons_get_less_weight() -> None:
-    """On distances without noise, of lenses fitted to noisy ones: against a ridge that is even."""
+    """Lenses fitted to noisy distances are scored on exact ones, against those of an even ridge."""
     rng = np.random.default_rng(0)
     neurons, roles = 200, ["ignored", *["kept"] * 9]
     left: dict[str, list[float]] = {"by noise": [], "even": []}
@@ -221,13 +221,13 @@ def test_noisy_neurons_get_less_weight() -> None:
 
 
 def grouped(name: str, images: int, prefix: str = "scene") -> list[Entry]:
-    """Three images of each scene."""
+    """Makes three images of each scene."""
     of = entries(name, images)
     return [replace(entry, group=f"{prefix}-{at // 3}") for at, entry in enumerate(of)]
 
 
 def changed(shard: Shard, moved: dict[int, int]) -> Any:
-    """What images of these names show, whatever the dataset: some neurons moved."""
+    """Makes a shard whose images have some neurons moved, whatever the dataset is called."""
     made = hand_made(shard, SPEC, RANGES)
     counts = np.zeros_like(made.dna.counts)
     for entry in (entry for entry in shard.members if "bad" not in entry.uri):
@@ -280,7 +280,7 @@ def test_pairs_of_the_same_images_show_only_the_change(pairs: Catalogue) -> None
 
 
 def test_pairs_of_the_same_images_need_fewer_images(pairs: Catalogue) -> None:
-    """With as many images, more of what is ignored goes if they are the same images."""
+    """With as many images, pairs of the same images remove more of what is ignored."""
     left = {}
     for of, named in (("few", pair), ("apart", attribute)):
         fog, *others = (named(name, of) for name in ("fog", "dark", "turned"))
@@ -390,14 +390,14 @@ def test_the_lens_kept_last_is_the_one_of_its_name(place: Catalogue, signed: Fit
     first = replace(signed.lens, name="again")
     for lens in (first, other, first):
         keep_lens(place, lens)
-        time.sleep(0.01)  # by their files' times
+        time.sleep(0.01)  # by the times of their files
         assert find_lens(place, "again", SPEC).digest == lens.digest
 
 
 def test_a_focus_on_one_layer_is_tested_on_its_neurons_alone(
     place: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of eight that differ is none of twenty."""
+    """One of eight neurons may be significant where one of twenty is not."""
     seen = AttributeDistances.of(place, [attribute("fog")], None, None, ignore)
     p = np.full((1, seen.spec.neurons), 0.9)
     p[0, 12] = 0.005
@@ -407,7 +407,7 @@ def test_a_focus_on_one_layer_is_tested_on_its_neurons_alone(
     (score,) = fit_lens(place, "x", focus="a:b", layers=["head"]).scores
     assert score.seen
     distances = seen.whole.distances.copy()
-    distances[0, 12] = 0  # of what differs nothing is left
+    distances[0, 12] = 0  # no neuron that differs is left
     monkeypatch.setattr(
         AttributeDistances,
         "of",
@@ -560,7 +560,7 @@ def test_lenses_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -
     assert [row.get("neurons") for row in rows] == [2, None, None, None, None]
 
 
-# One function for both kinds, and its result.
+# `fit_lens` fits both kinds.
 
 
 def test_fit_lens_fits_both_kinds(place: Catalogue, signed: FittedLens) -> None:

@@ -1,5 +1,7 @@
-"""Images in order of their distance: the distance of each one's own DNA, every candidate once, and
-the same bytes whatever the shards, order, threads and crashes."""
+"""Tests rankings: each image has the distance of its own DNA, and every candidate appears once.
+
+The bytes are the same whatever the shards, order, threads and crashes.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ def write(folder: Path, kinds: Sequence[str], first: int = 0) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, place: tiny.Place) -> str:
-    """A catalogue of one dataset of 9 images, not to be changed."""
+    """Makes a catalogue of one dataset of 9 images, which tests do not change."""
     folder = tmp_path_factory.mktemp("built")
     source = write(folder / "images", ["good"] * 9, first=500)
     engine = InProcess()
@@ -218,7 +220,7 @@ def test_members_of_archives_are_ranked_as_files_are(
 
 
 class OtherOrder(SerialMapper):
-    """An engine that takes shards in another order, some twice, each with a worker of its own."""
+    """An engine that takes shards in another order, some twice, each with its own worker."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -235,7 +237,7 @@ class OtherOrder(SerialMapper):
 def test_shards_order_threads_and_retries_change_no_byte(
     built: str, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
 ) -> None:
-    """Each from an empty work folder; the log, the spec and the DNA are the same."""
+    """Each run has an empty work folder; the log, the spec and the DNA are the same."""
     ways: list[tuple[Any, dict[str, Any]]] = [
         (engine, {}),
         (engine, {"shard_images": 1}),
@@ -254,7 +256,7 @@ def test_shards_order_threads_and_retries_change_no_byte(
 
 
 def test_real_photos_on_the_embedded_network(tmp_path: Path, engine: InProcess) -> None:
-    """Layers of 12,544 to 49 positions, and micro-batches that others share."""
+    """Its layers have 12,544 to 49 positions, and images share micro-batches."""
     from tests.support.builders import write_photos
 
     write_photos(tmp_path / "a", 5)
@@ -301,11 +303,11 @@ def test_layers_of_weight_zero_are_not_computed(
     assert set(asked) == {3}
 
 
-# What goes on where it ended.
+# Interrupted rankings are resumed.
 
 
 class CrashAfter(OtherOrder):
-    """Ends after so many shards, as a killed driver does."""
+    """An engine that ends after a number of shards, as a killed driver does."""
 
     def __init__(self, after: int) -> None:
         super().__init__(3)
@@ -326,7 +328,7 @@ def test_a_rerun_computes_only_what_is_missing(
         ranked(catalogue, source, CrashAfter(5), place, out=str(out))
     assert not out.exists()
     found = ranked(catalogue, source, engine, place, out=str(out))
-    assert found.counted_shards == 14 - 6  # the last one was committed, and not yet told
+    assert found.counted_shards == 14 - 6  # the last one was committed, but not yet reported
     again = ranked(catalogue, source, engine, place, out=str(clean))
     assert again.counted_shards == 0
     assert clean.read_bytes() == out.read_bytes()
@@ -339,7 +341,7 @@ def test_a_worker_that_dies_before_it_commits_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is not committed was not done, and nothing of it is counted twice."""
+    """Its shard is counted again, and no image twice."""
     create, out = storage.create, tmp_path / "out.parquet"
     left = iter(range(4))
 
@@ -421,7 +423,7 @@ def test_gc_collects_the_work_after_its_grace(
     assert ranked(catalogue, source, engine, place).counted_shards == 14
 
 
-# An image that can be read, and is at no distance.
+# An image that can be read, but has no defined distance.
 
 
 def test_an_image_without_a_finite_activation_is_listed_by_the_neuron(
@@ -457,7 +459,7 @@ def test_an_image_without_a_finite_activation_is_listed_by_the_neuron(
     assert ranked(catalogue, source, engine, place, lens=lens).undefined == 0
 
 
-# What cannot be ranked against.
+# Datasets and specs that cannot be ranked by.
 
 
 def test_a_ranking_without_the_weights_or_ranges_of_the_spec_is_refused(
@@ -481,7 +483,7 @@ def test_a_ranking_without_the_weights_or_ranges_of_the_spec_is_refused(
 def test_a_spec_of_another_machine_or_version_is_refused_by_its_fields(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, change: str
 ) -> None:
-    """In bf16 the numerics are part of the spec, and those of a GPU are not this CPU's."""
+    """In bf16 the numerics are part of the spec, and a GPU has others than this CPU."""
     version = catalogue.find(NAME)
     spec = catalogue.spec(version.spec)
     if change == "numerics":
@@ -598,7 +600,7 @@ def test_unknown_names_layers_and_lenses_without_weight_are_refused(
         ranked(catalogue, source.parent, engine, place)
 
 
-# Files that lie.
+# Wrong files.
 
 
 def parts(catalogue: Catalogue) -> list[str]:

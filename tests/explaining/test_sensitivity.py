@@ -1,4 +1,4 @@
-"""What two datasets differ in: each neuron as a matrix of it alone says; planted differences."""
+"""Tests explanations with planted differences: each neuron has the numbers of its own matrix."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.support.builders import tiny_spec
 
 SPEC, RANGES = tiny_spec(40, (Tap("stem", 12, 4), Tap("head", 8, 1)))
 MOVED = {5: 6, 14: -5}
-"""Neurons of `b` whose activations lie so many bins higher: stem[5] and head[2]."""
+"""By how many bins the activations of neurons of `b` are higher: stem[5] and head[2]."""
 
 
 def partial_of(shard: Shard, moved: dict[int, int]) -> Any:
-    """Activations of a shard's images: normal about a middle of the image's own."""
+    """Makes normal activations of a shard's images, around a centre of each image's own."""
     made = hand_made(shard, SPEC, RANGES)
     rng = np.random.default_rng(int(shard.key(SPEC.digest)[:12], 16))
     counts = np.zeros_like(made.dna.counts)
@@ -102,7 +102,7 @@ def test_each_neuron_has_the_numbers_of_a_matrix_of_it_alone(
         for column in ("emd_corrected", "se", "low", "high", "floor"):
             value = matrix.of(row["layer"], column)[0, 1]
             assert row[column] == pytest.approx(value, rel=1e-6, abs=1e-9), column
-        # Of 32,768 choices of signs, a few that are all but as long may fall on either side.
+        # A few of 32,768 choices of signs give nearly the same sum, and may fall on either side.
         assert row["p"] == pytest.approx(matrix.of(row["layer"], "p")[0, 1], abs=1e-3)
 
 
@@ -191,7 +191,7 @@ def test_a_layer_that_is_named_twice_counts_once(place: Catalogue) -> None:
 
 
 def test_neurons_of_weight_zero_take_no_place_among_the_histograms() -> None:
-    """Not even of one that is the same in both."""
+    """This holds even for a neuron that is the same in both datasets."""
     catalogue = Catalogue(f"memory://{uuid.uuid4().hex}")
     for name, moved in (("a", {}), ("b", MOVED)):
         manifest = plan(entries(name, 40))

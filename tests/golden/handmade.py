@@ -1,4 +1,4 @@
-"""Catalogues of hand-made DNAs: everything real but the images and the network."""
+"""Makes catalogues of hand-made DNAs: everything is real but the images and the network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def entries(name: str, count: int, first: int = 0) -> list[Entry]:
 
 
 def hand_made(shard: Shard, spec: Spec = SPEC, ranges: Ranges = RANGES) -> Partial:
-    """Random counts, the same for the same key; members called `bad…` are failures."""
+    """Makes random counts, the same for the same key; members called `bad…` are failures."""
     key = shard.key(spec.digest)
     failures = tuple(
         sorted(
@@ -78,7 +78,7 @@ def commit_dataset(
     spec: Spec = SPEC,
     ranges: Ranges = RANGES,
 ) -> Version:
-    """Store a dataset version as a build does, from partials made by hand."""
+    """Stores a dataset version as a build does, from partials made by hand."""
     work = catalogue.work_uri(name, spec.digest)
     put_partials(work, partials)
     composed = reduce_all(manifest, work, name, spec)

@@ -49,7 +49,7 @@ BF16 = replace(SPEC, precision="bf16", bf16_numerics=NUMERICS)
 
 
 def photos() -> Manifest:
-    """Three groups, each its own fold: one in four shards, the last of which is a failure only."""
+    """Makes three groups, each in its own fold; one has four shards, the last of a failure only."""
     named = [
         ("file:///data/caf%C3%A9/a.jpg", "", "drive-1"),
         ("file:///data/caf%C3%A9/b.jpg", "", "drive-1"),
@@ -71,7 +71,7 @@ def photos() -> Manifest:
 
 
 def counted(manifest: Manifest) -> list[Partial]:
-    """Counts by hand, under two numerics."""
+    """Makes counts by hand, under two numerics."""
     partials = [hand_made(shard) for shard in manifest.shards]
     last = partials[-1]
     other = replace(last.dna, numerics=((OTHER_NUMERICS, last.dna.images),))
@@ -79,7 +79,7 @@ def counted(manifest: Manifest) -> list[Partial]:
 
 
 def with_an_undefined_neuron(manifest: Manifest) -> list[Partial]:
-    """One image, whose first neuron has no finite activation."""
+    """Makes one image whose first neuron has no finite activation."""
     (shard,) = manifest.shards
     dna = random_dna(SPEC, RANGES, 1, 7)
     first = np.arange(SPEC.neurons) == 0
@@ -104,14 +104,14 @@ def with_layer_gaussians() -> DNA:
 
 
 def imported(dna: DNA) -> DNA:
-    """What a file of the reference's histograms tells of it."""
+    """Returns what a file of the reference's histograms states of it."""
     unknown = ("max", "mean", "min", "m2", "nonfinite", "overflow", "underflow")
     zeros = {name: np.zeros_like(getattr(dna, name)) for name in unknown}
     return replace(dna, **zeros, scatter=None, numerics=(), unknown=tuple(sorted(unknown)))
 
 
 def exemplars() -> Exemplars:
-    """Two of each of the first neurons, by hand."""
+    """Makes two exemplars of each of the first neurons, by hand."""
     neurons = np.repeat(np.arange(3), 2)
     reactions = np.float32(4) - np.arange(len(neurons), dtype=np.float32) / 3
     uris = [f"s3://bucket/{number}.tar" for number in range(len(neurons))]
@@ -211,7 +211,7 @@ def write(folder: Path) -> None:
 def stored_files(
     place: Catalogue, name: str, version: Version, manifest: Manifest
 ) -> dict[str, str]:
-    """A file's name here -> where a catalogue has it; of one dataset version."""
+    """Maps a file's name here to its uri in a catalogue, for one dataset version."""
     spec = version.spec
     work = place.work_uri(name, spec)
     keys = manifest.keys(spec, version.products)
@@ -238,7 +238,7 @@ def folds_of(manifest: Manifest, partials: Sequence[Partial]) -> dict[int, DNA]:
 
 
 def hexes(values: Any) -> Any:
-    """Nested lists of floats as text that gives back every bit; integers stay."""
+    """Turns nested floats into text that gives back every bit; integers stay as they are."""
     values = values.tolist() if isinstance(values, np.ndarray) else values
     if isinstance(values, list):
         return [hexes(value) for value in values]

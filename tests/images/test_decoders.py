@@ -1,4 +1,4 @@
-"""An image decoder of the user's own: registered by name, stated by specs, run in any process."""
+"""Tests a user's own image decoder: registered by name, stated in specs, run in any process."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_recipe_brings_the_decoder_to_processes_that_did_not_register_it(tmp_p
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve good files of the example's format, one cut and one of another format."""
+    """Writes twelve good files of the example's format, a truncated one and one of another."""
     folder = tmp_path_factory.mktemp("scans")
     rng = np.random.default_rng(0)
     for i in range(12):

@@ -1,4 +1,4 @@
-"""The hostile corpus, counted as one dataset; every outcome is the one its table states."""
+"""Tests the hostile corpus as one dataset: every outcome is the one that its table states."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def decoders() -> Iterator[Decoders]:
 
 
 def test_the_time_limit_starts_when_decoding_begins(decoders: Decoders) -> None:
-    """Neither waiting for a thread nor for storage is the image's fault."""
+    """Waiting for a thread or for storage does not count as the image's time."""
 
     def decode(value: int) -> int:
         time.sleep(0.3)
@@ -335,7 +335,7 @@ for name in sys.argv[1:]:
 
 
 def decode_all(paths: list[Path], address_space: int) -> list[tuple[float, int, str]]:
-    """(CPU seconds, peak so far in MB above the start, path) of each, in one process."""
+    """Returns (CPU seconds, MB of peak memory above the start, path) of each, in one process."""
     done = subprocess.run(
         [sys.executable, "-c", DECODE_ALL, *map(str, paths)],
         capture_output=True,

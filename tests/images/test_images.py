@@ -1,4 +1,4 @@
-"""Every kind of good and bad image, built here; the resize against PIL's; hostile bytes."""
+"""Tests every kind of good and bad image, the resize against PIL's, and hostile bytes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def detail(data: bytes, rule: Preprocess = RULE) -> str:
 
 
 def png_of(width: int, height: int, body: bytes = b"") -> bytes:
-    """A PNG of 8-bit grey whose header claims the size."""
+    """Makes a PNG of 8-bit grey whose header states the size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         crc = zlib.crc32(kind + content)
@@ -432,7 +432,7 @@ def test_a_decompression_bomb_is_not_unpacked() -> None:
 def test_converting_in_strips_gives_the_same_pixels(
     mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Large images are converted in strips, straight into their upright places."""
+    """Large images are converted in strips, directly into their upright places."""
     image = Image.fromarray(pixels())
     if mode == "P":
         image = image.quantize(77)
@@ -452,7 +452,7 @@ def test_converting_in_strips_gives_the_same_pixels(
 
 
 def test_large_images_share_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two that would overfill it take turns; small ones do not wait, nor for one that is stuck."""
+    """Two images that exceed it together take turns; small ones never wait for a stuck one."""
     monkeypatch.setattr(decoding, "STRIP", 100)
     monkeypatch.setattr(decoding, "ROOM", 4000)
     data, inside, most = saved(pixels()), [0], [0]
@@ -543,7 +543,7 @@ SAMPLES: list[bytes] = [
 
 @st.composite
 def hostile(draw: st.DrawFn) -> bytes:
-    """A small image with bytes changed, cut out, doubled or cut off, often near the header."""
+    """Draws a small image with bytes changed, cut out, doubled or cut off, often in the header."""
     data = bytearray(draw(st.sampled_from(SAMPLES)))
     for _ in range(draw(st.integers(1, 4))):
         near = st.integers(0, min(60, len(data) - 1))
@@ -820,7 +820,7 @@ def test_a_crash_that_does_not_repeat_is_no_failure(
 
 
 def test_one_process_decodes_many_images_until_it_dies(tmp_path: Any) -> None:
-    """Its start costs more than a hundred images; many threads have one each."""
+    """Starting it costs more than a hundred images; each of many threads has one."""
     seen, reasons = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "Popen", counting(seen))

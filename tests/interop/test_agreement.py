@@ -1,10 +1,10 @@
-"""That we agree with the reference, vdna 0.1.1: the same network, weights, ranges and images.
+"""Tests that we agree with the reference, vdna 0.1.1: network, weights, ranges and images.
 
-Two claims, apart. *The rule is the same*: where both see the same activations, histograms are equal
-to the last count, extremes to the last bit, Gaussians to the rounding of its float32. There the
-reference runs its own loader, loop, normalisation, counting and fitting, on a network that gives
-our extractor's activations. *The whole is the same*: its own network, resize and arithmetic on
-files of its own choosing, end to end, within a stated tolerance.
+There are two separate claims. *The rule is the same*: where both see the same activations,
+histograms are equal to the last count, extremes to the last bit, and Gaussians to the rounding of
+its float32. For this the reference runs its own loader, loop, normalisation, counting and fitting
+on a network that gives our extractor's activations. *The whole is the same*: its own network,
+resize and arithmetic agree with ours from files to distances, within a stated tolerance.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SETS = ("day", "night")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two sets of photographs of several sizes, as lossless files."""
+    """Writes two sets of photographs of several sizes, as lossless files."""
     found = {}
     for number, name in enumerate(SETS):
         folder = tmp_path_factory.mktemp(name)
@@ -64,7 +64,7 @@ NETWORKS = (
 
 
 def random_weights(name: str, place: Path) -> str:
-    """A file of seeded random weights of the real architecture."""
+    """Writes a file of seeded random weights of the real architecture."""
     path = place / "weights.pth"
     if not path.exists():
         torch.save(randomised(random_network(name).state_dict()), path)
@@ -72,7 +72,7 @@ def random_weights(name: str, place: Path) -> str:
 
 
 class Both:
-    """One network for both sides, with ranges that both read from one file of the reference's."""
+    """One network for both sides, whose ranges both read from one file of the reference."""
 
     def __init__(self, name: str, place: Path, folders: dict[str, Path]) -> None:
         self.options: dict[str, Any] = {"extractor": name, "bins": BINS, "threads": 2}
@@ -103,7 +103,7 @@ class Both:
 
 
 def as_ranges(extremes: VDNA) -> dict[str, Any]:
-    """What the reference's `activation_ranges.json` holds."""
+    """Returns what the reference's `activation_ranges.json` holds."""
     return {
         f"{end}s_per_neuron": {
             layer: {str(i): float(value) for i, value in enumerate(values[end])}
@@ -118,7 +118,7 @@ def quiet_settings(batch_size: int) -> ExtractionSettings:
 
 
 class _Observed(FeatureExtractionModel):
-    """The reference's model, whose features are what our extractor gives for its batch."""
+    """A model of the reference whose features are what our extractor gives for its batch."""
 
     def __init__(self, extractor: Extractor, ranges: dict[str, Any]) -> None:
         network = extractor.network
@@ -137,7 +137,7 @@ class _Observed(FeatureExtractionModel):
         self._extractor = extractor
 
     seen: ClassVar[dict[tuple[str, bytes], dict[str, torch.Tensor]]] = {}
-    """By network and pixels: every kind of DNA asks for the same again."""
+    """Activations by network and pixels, since every kind of DNA needs the same ones."""
 
     def get_features(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         key = (self.name, hashlib.sha256(batch.numpy().tobytes()).digest())
@@ -157,7 +157,7 @@ class _Observed(FeatureExtractionModel):
 
 
 def same_pixels(network: Any, patch: pytest.MonkeyPatch) -> None:
-    """The reference's dataset gives our pixels: its own differ by rounding, and so would counts."""
+    """Lets the reference's dataset give our pixels, since its own differ by rounding."""
     rule = Preprocess(network.height, network.width, network.mean, network.std, exif="ignore")
 
     def item(dataset: ResizeDataset, index: int) -> torch.Tensor:
@@ -189,7 +189,7 @@ def theirs(both: Both) -> dict[str, dict[str, VDNA]]:
 
 
 def clamped(dna: DNA, layer: str) -> NDArray[np.int64]:
-    """Counts with what is outside in the end bins, where the reference counts it."""
+    """Returns counts with values outside in the end bins, where the reference counts them."""
     part = dna.select([layer])
     counts = part.counts.copy()
     counts[:, 0] += part.underflow
@@ -206,7 +206,7 @@ def test_histograms_are_equal_to_the_last_count(
         for layer, counts in histograms.items():
             assert np.array_equal(clamped(dna, layer), counts.numpy()), layer
     night = ours["night"]
-    assert night.underflow.sum() + night.overflow.sum() > 0  # the end bins are put to the test
+    assert night.underflow.sum() + night.overflow.sum() > 0  # so that the end bins are tested
 
 
 def test_extremes_are_equal_to_the_last_bit(both: Both, ours: dict[str, DNA]) -> None:
@@ -219,7 +219,7 @@ def test_extremes_are_equal_to_the_last_bit(both: Both, ours: dict[str, DNA]) ->
 def test_gaussians_are_equal_up_to_the_references_rounding(
     ours: dict[str, DNA], theirs: dict[str, dict[str, VDNA]]
 ) -> None:
-    """It averages positions and images in float32; we in float64."""
+    """The reference averages positions and images in float32; we do so in float64."""
     for name, dna in ours.items():
         for layer, found in theirs[name]["gaussian"].data.items():
             part = dna.select([layer])
@@ -235,7 +235,7 @@ def test_gaussians_are_equal_up_to_the_references_rounding(
 
 
 def as_theirs(dna: DNA, kind: str) -> VDNA:
-    """The reference's object of our numbers, in float64."""
+    """Makes the reference's object of our numbers, in float64."""
     vdna = get_vdna(kind)
     vdna.feature_extractor_name = dna.spec.extractor
     vdna.neurons_list = {tap.name: tap.neurons for tap in dna.spec.taps}
@@ -289,7 +289,7 @@ def test_distances_of_equal_inputs_are_equal(
 @pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
 def test_fd_of_equal_inputs_is_equal(ours: dict[str, DNA]) -> None:
-    """The reference's matrix square root bounds the agreement on whole layers.
+    """The reference's matrix square root limits the agreement on whole layers.
 
     The covariance of ten images is singular there, which costs half of the digits. The covariance
     of a few neurons is not.
@@ -326,12 +326,15 @@ OWN = ("vgg16", "mugs_vit_small", "inception")
 def test_whole_pipelines_agree_within_rounding(
     name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tolerances: 1 in 1,000 activations in another bin, and by one bin only; so 0.001 bins of EMD
-    between both DNAs of one set, and distances of two sets equal to 1 in 10,000."""
+    """At most 1 in 1,000 activations is in another bin, and by one bin only.
+
+    So both DNAs of one set differ by less than 0.001 bins of EMD, and distances of two sets are
+    equal to 1 in 10,000.
+    """
     theirs = ReferenceNetworks(monkeypatch, tmp_path)
 
     def of(kind: str, folder: str) -> VDNA:
-        theirs.settings = quiet_settings(5)  # anew: a DNA leaves its own choices in them
+        theirs.settings = quiet_settings(5)  # a DNA changes them, so each needs its own
         model = getattr(theirs, name)().eval()
         model.name = name
         if name == "mugs_vit_small":  # the reference publishes no ranges for it, and reads none

@@ -1,4 +1,4 @@
-"""The reference package's files, both ways: made by it, read by it, and torn by hand."""
+"""Tests files of the reference package, both ways: made by it, read by it, and damaged by hand."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ Data = dict[str, Any]
 def histograms(
     seed: int = 0, bins: int = 7, images: int = IMAGES, layers: dict[str, int] | None = None
 ) -> Data:
-    """Every row holds images x 197 activations."""
+    """Makes histograms in which every row holds images x 197 activations."""
     rng = np.random.default_rng(seed)
     shares = {la: rng.dirichlet(np.ones(bins), n) for la, n in (layers or LAYERS).items()}
     return {
@@ -117,7 +117,7 @@ def saved(
     images: int = IMAGES,
     crop: str = "none",
 ) -> Path:
-    """PATH.npz and PATH.json, by the reference itself; the path of the npz."""
+    """Saves PATH.npz and PATH.json with the reference itself, and returns the path of the npz."""
     bins = next(iter(data.values())).shape[1] if kind == "histogram" else 0
     dna = vdnas.get_vdna(f"histogram-{bins}" if kind == "histogram" else kind)
     dna.data = data
@@ -137,7 +137,7 @@ def saved_kind(path: Path, kind: str, seed: int = 0) -> Path:
 
 
 def their_arrays(path: Path | str) -> dict[str, Any]:
-    """What the reference loads, by the names that it saves by."""
+    """Returns what the reference loads, by the names that it saves by."""
     loaded = original.load_vdna_from_files(str(path).removesuffix(".npz"))
     found = {}
     for layer, value in loaded.data.items():
@@ -194,7 +194,7 @@ def whole(place: Catalogue, name: str) -> DNA:
 def test_a_file_of_the_reference_survives_import_and_export(
     tmp_path: Path, kind: str, seed: int
 ) -> None:
-    """Equal arrays of equal types; a covariance may lose its last bit, as its divisor is undone."""
+    """Arrays and types are equal; a covariance may lose its last bit, as its divisor is undone."""
     first = saved_kind(tmp_path / "first", kind, seed)
     place = place_at(tmp_path)
     version = reference.import_file(place, str(first), "a").version
@@ -249,7 +249,7 @@ def test_exporting_and_importing_a_dna_changes_nothing(
 def test_the_reference_computes_our_distances_from_our_exports(
     built: Catalogue, exported: Path
 ) -> None:
-    """The reference's distances, of what we export, are ours."""
+    """The reference's distances of our exported files equal ours."""
     ours = {name: whole(built, name) for name in ("a", "b")}
     loaded = {
         (kind, name): original.load_vdna_from_files(str(exported / f"{kind}-{name}"))
@@ -345,17 +345,17 @@ def test_exporting_a_kind_that_the_dataset_lacks_is_refused(tmp_path: Path, kind
         reference.export_file(place_at(tmp_path), "a", str(tmp_path / "x.parquet"))
 
 
-# Counts that the reference spoilt.
+# Counts that overflowed in the reference.
 
 
 def vgg(true: Any, path: Path, images: int) -> Path:
-    """relu_1_1 of VGG16, 224 x 224 positions, saved as the reference saves it: cut to int32."""
+    """Saves relu_1_1 of VGG16, of 224 x 224 positions, as the reference does: cut to int32."""
     data = {"relu_1_1": torch.tensor(true)}
     return saved(path, data, extractor="vgg16", images=images)
 
 
 def test_counts_that_wrapped_once_are_repaired(tmp_path: Path) -> None:
-    """50,000 images: 2.5 thousand million activations a neuron, most of a ReLU's in one bin."""
+    """50,000 images give 2.5 thousand million activations a neuron, mostly in one bin of a ReLU."""
     images = 50_000
     total = images * 224 * 224
     true = np.zeros((64, 4), np.int64)
@@ -374,7 +374,7 @@ def test_counts_that_wrapped_once_are_repaired(tmp_path: Path) -> None:
     ("big", "why"), [(2**32 + 5, "0 counts are negative"), (2**32 + 2**31 + 5, "1 counts are")]
 )
 def test_counts_whose_wrapping_is_ambiguous_are_refused(tmp_path: Path, big: int, why: str) -> None:
-    """Round to a positive number again, or twice round to a negative one."""
+    """The count wrapped to a positive number again, or twice to a negative one."""
     images = 150_000
     true = np.full((64, 4), images * 224 * 224 // 4, np.int64)
     rest = images * 224 * 224 - big
@@ -394,7 +394,7 @@ def test_counts_whose_wrapping_is_ambiguous_are_refused(tmp_path: Path, big: int
     )
 )
 def test_unwrapping_is_right_or_refused(rows: list[list[int]]) -> None:
-    """For any counts, what is reported as repaired or as left is what they were."""
+    """For any counts, what is reported as repaired or as unchanged is the true count."""
     most = max(sum(row) for row in rows)
     true = np.array([[*row, most - sum(row)] for row in rows], np.int64)
     found = true.astype(np.int32).astype(np.int64)
@@ -534,7 +534,7 @@ def test_unknown_positions_must_be_stated(tmp_path: Path, kind: str) -> None:
 def test_a_stated_spec_compares_with_a_built_dna(
     built: Catalogue, exported: Path, tmp_path: Path
 ) -> None:
-    """The spec is stated by its digest, the beginning of it, and a file."""
+    """The spec is stated by its digest, by the start of its digest, and by a file."""
     spec = built.find("a").spec
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(built.spec(spec).to_json()))
@@ -592,7 +592,7 @@ def copied(npz: Path, to: Path) -> Path:
 
 
 def reference_spec(layers: dict[str, int] | None = None, **fields: Any) -> pipeline.Spec:
-    """As the reference makes `saved`'s files, of weights and ranges that it does not tell."""
+    """Makes the spec of `saved`'s files, with weights and ranges that the files do not state."""
     taps = tuple(pipeline.Tap(layer, n, TOKENS) for layer, n in (layers or LAYERS).items())
     rule = Preprocess(224, 224, *networks.IMAGENET_RULE, exif="ignore")
     return replace(
@@ -601,7 +601,7 @@ def reference_spec(layers: dict[str, int] | None = None, **fields: Any) -> pipel
 
 
 def stated_in(tmp_path: Path, change: Callable[[dict[str, Any]], None], **fields: Any) -> str:
-    """A file of spec JSON that fits `saved`'s, changed."""
+    """Writes a spec file that fits the files of `saved`, after a change."""
     data = reference_spec(**fields).to_json()
     change(data)
     path = tmp_path / "spec.json"
@@ -661,14 +661,14 @@ def test_a_stated_spec_must_fit_the_file(
         assert (version.origin["assumed"], version.origin["stated"]) == (False, True)
         return
     if kind == "gaussian" and "bins" in message:
-        return  # it has none
+        return  # that kind has no such field
     with pytest.raises(error, match=message):
         reference.import_file(place_at(tmp_path), str(path), "a", spec)
     assert place_at(tmp_path).names() == []
 
 
 def test_a_stated_spec_of_an_own_extractor_is_checked_by_rows_and_name(tmp_path: Path) -> None:
-    """Its input and its name are the user's to say; how many positions there were is not."""
+    """The user states its input and name; the number of positions must be that of the rows."""
     path = saved(tmp_path / "x", histograms(), extractor="my_net")
 
     def own(data: dict[str, Any]) -> None:
@@ -683,7 +683,7 @@ def test_a_stated_spec_of_an_own_extractor_is_checked_by_rows_and_name(tmp_path:
 
 
 def test_positions_follow_from_most_rows(tmp_path: Path) -> None:
-    """Rows that disagree with the rest are noted; a spec that disagrees with most, refused."""
+    """Rows that disagree with the rest are noted; a spec that disagrees with most is refused."""
     layers = {"mine": 5}
     data = histograms(layers=layers)
     data["mine"][:2, 0] += IMAGES * 3
@@ -783,11 +783,11 @@ FITTING = {
     "bf16_numerics.versions": ({},),
     "bf16_numerics.versions.torch": ("text",),
 }
-"""Every field of a bf16 spec, and what of `WRONG` is right there."""
+"""The values of `WRONG` that are right for some fields of a bf16 spec, by field."""
 
 
 def put(data: Any, field: str, value: Any) -> Any:
-    """A copy of the JSON with that in place of the field."""
+    """Returns a copy of the JSON with another value in the field."""
     head, _, rest = field.partition(".")
     copy = list(data) if isinstance(data, list) else dict(data)
     at: Any = int(head) if isinstance(data, list) else head
@@ -797,7 +797,7 @@ def put(data: Any, field: str, value: Any) -> Any:
 
 @pytest.mark.parametrize("field", FITTING)
 def test_a_spec_with_wrong_types_is_corrupt(tmp_path: Path, field: str) -> None:
-    """In a file of its own, and in the json of an export; it is never a traceback."""
+    """This holds for a spec file and for the JSON of an export; there is never a traceback."""
     good = replace(reference_spec(), precision="bf16", bf16_numerics=NUMERICS).to_json()
     npz, path = saved(tmp_path / "x", histograms()), tmp_path / "spec.json"
     for value in WRONG:
@@ -842,7 +842,7 @@ def test_an_unknown_stated_spec_is_named(tmp_path: Path) -> None:
         reference.import_file(place_at(tmp_path), str(path), "a", "abc")
 
 
-# What a kind does not tell.
+# What a kind does not state.
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -860,7 +860,7 @@ def test_columns_that_a_kind_lacks_are_unknown(tmp_path: Path, kind: str) -> Non
 
 
 def test_distances_that_need_what_is_unknown_are_refused_or_null(tmp_path: Path) -> None:
-    """All kinds get one assumed spec, with the bins of the kinds that have no histograms."""
+    """All kinds get one assumed spec, also those without histograms."""
     place = place_at(tmp_path)
     for kind in KINDS:
         for name in "ab":
@@ -920,7 +920,7 @@ def test_extremes_make_ranges_as_the_reference_scales_them(tmp_path: Path) -> No
 def test_a_build_counts_with_the_ranges_of_imported_extremes(
     built: Catalogue, exported: Path, tmp_path: Path
 ) -> None:
-    """Named for the network, and of weights that no file names: the user says that they are its."""
+    """The ranges are named for the network, but for no weights: the user says that they fit."""
     place, source = place_at(tmp_path), built.find("a").source
     file = copied(exported / "activation-ranges-a.npz", tmp_path / "x.npz")
     edit_json(file, spec=..., spec_digest=..., vdna_version="0.1.1")
@@ -965,7 +965,7 @@ def test_a_single_neuron_without_its_dimension_is_read(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Unpickling it writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -985,7 +985,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(CorruptFile, match=r"x\.npz: torn, or not a file of arrays"):
         reference.read_file(str(npz))
     assert not mark.exists()
-    pickle.loads(npz.read_bytes())  # it does run
+    pickle.loads(npz.read_bytes())  # the bomb does work
     assert mark.exists()
 
 
@@ -1002,7 +1002,7 @@ def test_numpy_refuses_pickled_objects_even_without_our_check(
 
 
 def test_the_pickled_dicts_that_the_reference_saves_are_not_run(tmp_path: Path) -> None:
-    """One empty dict a layer, beside the arrays of Gaussians and extremes; or whatever it is."""
+    """The reference saves an empty dict a layer beside the arrays of Gaussians and extremes."""
     npz = saved_kind(tmp_path / "x", "gaussian")
     with np.load(npz) as arrays:
         assert "block_0" in arrays.files
@@ -1025,7 +1025,7 @@ def test_a_torn_npz_is_refused(tmp_path: Path, part: float) -> None:
 
 
 def test_any_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
-    """The zip's checksums: never other numbers, never another kind of error."""
+    """The zip's checksums find it: numbers never change, and no other kind of error is raised."""
     npz = saved(tmp_path / "x", histograms())
     good, data = reference.read_file(str(npz)).arrays, npz.read_bytes()
     found = 0
@@ -1191,7 +1191,7 @@ def test_an_import_replaces_an_imported_dataset_and_keeps_its_history(tmp_path: 
 def test_a_build_replaces_an_imported_dataset(
     built: Catalogue, exported: Path, tmp_path: Path
 ) -> None:
-    """The built one takes its place; to import over that is refused again."""
+    """An import that would replace the built dataset is refused."""
     place = place_at(tmp_path)
     reference.import_file(place, str(exported / "layer-gaussian-a.npz"), "a")
     source = built.find("a").source
@@ -1218,7 +1218,7 @@ def test_verify_and_gc_work_on_imported_datasets(tmp_path: Path, kind: str) -> N
     data = files[0].read_bytes()
     files[0].write_bytes(data[:-20] + data[-20:][::-1])
     assert not all(finding.ok for finding in verify(place))
-    reference.import_file(place, str(tmp_path / "x.npz"), "a")  # mends it
+    reference.import_file(place, str(tmp_path / "x.npz"), "a")  # repairs the catalogue
     assert all(finding.ok for finding in verify(place))
 
 
@@ -1265,7 +1265,7 @@ def test_the_import_and_export_commands(tmp_path: Path) -> None:
 
 
 def test_commands_say_who_stated_the_spec(tmp_path: Path) -> None:
-    """Wherever its distances are read: stated by the user, by an export of ours, or by nobody."""
+    """Every command that shows distances says so: the user, an export of ours, or nobody."""
     x, place = saved(tmp_path / "x", histograms()), tmp_path / "c"
     spec = stated_in(tmp_path, lambda d: None)
     vdna("import", x, "x", "-c", place, "--spec", spec)
@@ -1310,7 +1310,7 @@ def test_importing_needs_no_torch_and_no_network(tmp_path: Path) -> None:
 
 
 def test_the_networks_of_the_reference_are_those_that_are_built() -> None:
-    """The table's positions, sizes and normalisations, against the architectures themselves."""
+    """Compares the table's positions, sizes and normalisations with the real architectures."""
     assert network_shapes.NETWORKS.keys() - registry.BUILT_IN.keys() == {"clip_im_rn50"}
     for name in network_shapes.NETWORKS.keys() & registry.BUILT_IN.keys():
         known, table = networks.architecture(name), network_shapes.NETWORKS[name]

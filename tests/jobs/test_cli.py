@@ -1,4 +1,4 @@
-"""The commands as people and scripts run them: what they print, where, and how they exit."""
+"""Tests the commands as people and scripts run them: their output and their exit codes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RUNNER = CliRunner()
 Outcome = click.testing.Result
 
 SMALL: list[object] = []
-"""Options of a build by a small network, where what is counted is not the point."""
+"""Options of a build with a small network, for tests in which the counts do not matter."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +54,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> tiny.Place:
 
 
 def vdna(*words: object, exits: int = 0, env: dict[str, str] | None = None) -> Outcome:
-    """The command in this process; errors of ours end in their exit code, never a traceback."""
+    """Runs the command in this process; our errors end in an exit code, never in a traceback."""
     done = RUNNER.invoke(app, [str(word) for word in words], env=env)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
     assert done.exit_code == exits, done.output
@@ -62,7 +62,7 @@ def vdna(*words: object, exits: int = 0, env: dict[str, str] | None = None) -> O
 
 
 def vdna_json(*words: object, exits: int = 0) -> Any:
-    """What it prints on stdout, which is one JSON text and nothing beside it."""
+    """Returns what the command prints on stdout, which is one JSON text and nothing else."""
     return json.loads(vdna(*words, "--json", exits=exits).stdout)
 
 
@@ -87,7 +87,7 @@ def run(*command: object, env: dict[str, str] | None = None) -> subprocess.Compl
 
 
 def refused(done: Outcome, *parts: str) -> None:
-    """One message on stderr, and no traceback anywhere."""
+    """Checks that there is one message on stderr, and no traceback anywhere."""
     assert done.stdout == ""
     assert "error: " in done.stderr
     assert "Traceback" not in done.output
@@ -112,7 +112,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four images, one of them cut short."""
+    """Writes four images, one of them truncated."""
     folder = tmp_path_factory.mktemp("spoilt")
     cut = write_photos(folder, 4, first_seed=700)[-1]
     cut.write_bytes(cut.read_bytes()[:-200])
@@ -121,7 +121,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, photos: Path, others: Path) -> Path:
-    """`a` and `b/other` under the default spec, and `a` with 100 bins beside it."""
+    """Builds `a` and `b/other` under the default spec, and `a` again with 100 bins."""
     place = tmp_path_factory.mktemp("catalogue")
     build("a", photos, place)
     build("b/other", others, place)
@@ -131,7 +131,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, photos: Path, others: Path) 
 
 @pytest.fixture(scope="module")
 def specs(place: Path) -> dict[int, str]:
-    """Bins -> digest."""
+    """Maps the number of bins to the digest of the spec."""
     catalogue = Catalogue(str(place))
     digests = catalogue.head().datasets["a"]
     return {catalogue.spec(digest).bins: digest for digest in digests}
@@ -762,7 +762,7 @@ def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
 def test_compare_uses_one_spec(
     place: Path, others: Path, specs: dict[int, str], tmp_path: Path
 ) -> None:
-    """`a` under 100 bins neither joins nor breaks the default's matrix."""
+    """`a` under 100 bins is not in the matrix of the default spec, and does not break it."""
     rows = vdna_json("compare", "-c", place)
     assert {row["a"] for row in rows} == {"a", "b/other"}
     refused(vdna("compare", "-c", place, "--spec", specs[100], exits=2), "there is 1")
@@ -938,7 +938,7 @@ def test_each_command_runs_as_a_module_too(tmp_path: Path, others: Path, place: 
 
 
 def test_an_error_appears_once_on_a_terminal(place: Path) -> None:
-    """The error is JSON if that was asked for; in a pipe the log has it, too."""
+    """The error is JSON if that was asked for; in a pipe it is in the log, too."""
     words = [sys.executable, "-m", "jobs.compare", "a", "nowhere", "-c", str(place)]
     for options, stands in (([], "error: "), (["--json"], '"error": "NotFound"')):
         ours, theirs = os.openpty()
@@ -948,7 +948,7 @@ def test_an_error_appears_once_on_a_terminal(place: Path) -> None:
             assert it.wait(timeout=120) == 1
         os.close(theirs)
         said = b""
-        with contextlib.suppress(OSError):  # where it ends
+        with contextlib.suppress(OSError):  # the error at the end
             while piece := os.read(ours, 10**5):
                 said += piece
         text = said.decode()
@@ -979,7 +979,7 @@ def test_the_script_the_application_and_the_module_are_the_same_thing(
     application = run(sys.executable, "-m", "jobs.app", *words, env=env)
     ours = (script.returncode, script.stdout, script.stderr)
     theirs = (application.returncode, application.stdout, application.stderr)
-    if words == ("--help",):  # which names the program
+    if words == ("--help",):  # the usage names the program
         theirs = (theirs[0], theirs[1].replace("python -m jobs.app", "vdna"), theirs[2])
         ours, theirs = ((o[0], o[1].split(), o[2]) for o in (ours, theirs))
     assert ours == theirs

@@ -1,4 +1,4 @@
-"""`vdna demo`, whole, on Ray: what it prints is so."""
+"""Tests that the whole `vdna demo` on Ray does what it prints."""
 
 from __future__ import annotations
 

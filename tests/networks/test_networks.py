@@ -1,4 +1,4 @@
-"""Every network a name may mean: its layers, its weights, and that the reference sees the same."""
+"""Tests every network name: its layers, its weights, and agreement with the reference."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_batches() -> Iterator[None]:
-    """Two images a pass: nothing tested here depends on it, and it is four times as fast."""
+    """Uses two images a pass, which is four times as fast; no test here depends on it."""
     patch = pytest.MonkeyPatch()
     patch.setitem(MICRO_BATCH, "cpu", 2)
     yield
@@ -81,7 +81,7 @@ def _small_batches() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weights]:
-    """A file of random weights for a name, made once."""
+    """Returns a function that writes random weights for a name, once."""
     folder = tmp_path_factory.mktemp("weights")
     files: dict[str, str] = {}
 
@@ -101,7 +101,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weights]:
 
 @pytest.fixture
 def nothing(tmp_path: Path) -> str:
-    """A file that describing a network only takes the digest of."""
+    """Writes a file of which describing a network only takes the digest."""
     path = tmp_path / "nothing.pt"
     path.write_bytes(b"nothing")
     return str(path)
@@ -113,7 +113,7 @@ def inputs(network: Network, count: int = 2) -> NDArray[np.float32]:
 
 
 def plain(network: Network, pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """What the modules put out in torch's own hands: nothing folded, no Extractor."""
+    """Returns what the modules put out in plain torch: nothing folded, no Extractor."""
     model, found = load_model(network), {}
     modules = dict(model.named_modules())
     for notation in network.observed:
@@ -218,7 +218,7 @@ def test_networks_of_the_reference_give_the_same_activations(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of deprecated arguments of torchvision
+        warnings.simplefilter("ignore")  # torchvision warns about its own deprecated arguments
         theirs = ReferenceNetworks(monkeypatch, tmp_path)
         model = getattr(theirs, name)().eval()
     network = describe(name, str(theirs.weights))
@@ -328,14 +328,14 @@ def test_an_extractor_gives_the_activations_of_the_plain_network(
         ("torchvision:resnet18", True),
         ("torchvision:vgg11_bn", True),
         ("torchvision:inception_v3", True),
-        ("vgg16", False),  # there is none
+        ("vgg16", False),  # it has no norms
         ("dino_vit_small", False),
         ("timm:resnet26d", False),  # its stem's last norm is in another module
         ("timm:res2net50_26w_4s", False),
         ("timm:skresnet18", False),  # a ResNet of other blocks
         ("timm:densenet121", False),  # norms come before convolutions
         ("torchvision:densenet121", False),
-        ("torchvision:mobilenet_v2", False),  # a family nobody has looked at
+        ("torchvision:mobilenet_v2", False),  # a family whose order is not known
     ],
 )
 def test_folding_only_where_the_order_is_known(name: str, folded: bool, nothing: str) -> None:
@@ -482,7 +482,7 @@ def test_layers_of_the_reference_are_asked_for_by_its_names(nothing: str) -> Non
 
 
 def test_channels_are_distinguished_from_positions(nothing: str) -> None:
-    """By what stays when the image grows; a network's own layout says little of its parts."""
+    """Channels keep their number when the image grows; a network's layout alone says little."""
     inner = describe(
         "timm:convnext_tiny", nothing, "stages.0.blocks.0.mlp,stages.0.blocks.0.conv_dw"
     )
@@ -761,10 +761,10 @@ def test_weights_are_checked_once_per_process(
     refused("w.pt", "empty", "c")
     assert loads == [network]
     refused("wrong.pt", "weights do not fit", "a")
-    refused("wrong.pt", "weights do not fit", "a")  # found again: only what fits is remembered
+    refused("wrong.pt", "weights do not fit", "a")  # only a fit is remembered
 
 
-# Weights of a network's own
+# Pretrained weights
 
 
 def answer(status: int) -> Any:
@@ -834,7 +834,7 @@ def test_a_network_without_weights_says_so() -> None:
 def test_pretrained_weights_come_from_the_hub(
     tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub's safetensors, else its pickle of tensors; the digest is of the file."""
+    """They are the hub's safetensors, or else its pickle of tensors; the digest is of that file."""
     name = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@32"
     asked: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The documented example of a network of one's own, as a user runs it."""
+"""Tests the documented example of a network of one's own, as a user runs it."""
 
 from __future__ import annotations
 

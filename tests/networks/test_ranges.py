@@ -1,4 +1,4 @@
-"""Ranges: widened one way or the other, files that cannot lie, and the reference's own."""
+"""Tests ranges: widening, files whose errors are found, and ranges of the reference."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_the_same_ranges_make_the_same_file_and_digest(network: Network) -> None
 
 
 def forged(network: Network, **changes: object) -> bytes:
-    """A sealed file whose columns are changed, and which states the digest of others."""
+    """Makes a sealed file whose columns are changed, and which states the digest of others."""
     data = encode(SMALL, network)
     table = pq.read_table(pa.BufferReader(data))
     for name, values in changes.items():
@@ -306,7 +306,7 @@ REFERENCE = Network(
 def reference_content(
     network: Network = REFERENCE, low: Any = None, high: Any = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Neurons in the order of their names as text, as a JSON writer with sorted keys has them."""
+    """Orders neurons by their names as text, as a JSON writer with sorted keys does."""
     total = sum(tap.neurons for tap in network.taps)
     low = -1.0 - np.arange(total) if low is None else low
     high = 2.0 * np.arange(total) if high is None else high
@@ -349,7 +349,7 @@ def test_the_references_file_is_known_by_its_content(reference_file: Callable[..
 
 
 def changed(*path: str, to: Any = None) -> dict[str, Any]:
-    """The good content with one value changed, or removed."""
+    """Returns the good content with one value changed or removed."""
     content: dict[str, Any] = reference_content()
     place = content
     for key in path[:-1]:
@@ -411,7 +411,7 @@ def test_a_file_of_the_reference_that_does_not_fit_is_refused_by_name(
 def scaled_by_the_reference(
     network: Network, content: dict[str, Any], layer: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centre and half-width, shape (1, C, 1, 1); it wants the neurons in their order."""
+    """Returns centre and half-width, shape (1, C, 1, 1), of neurons in their order."""
     in_order = {
         side: {la: {str(i): of[str(i)] for i in range(len(of))} for la, of in layers.items()}
         for side, layers in content.items()
@@ -495,7 +495,7 @@ def test_a_catalogue_records_where_its_ranges_come_from(
     assert kept.digest == digest
     assert metadata["assumed_weights"] is True
     assert metadata["widened_about"] == "zero"
-    # A build by digest then hands the same on.
+    # A build with ranges by digest then passes the same on.
     assert find(network, digest, {digest: uri})[1] == find(network, file, {})[1]
 
 
@@ -556,7 +556,7 @@ def test_other_weights_of_a_network_of_the_reference_need_their_own_ranges(
     network = replace(REFERENCE, weights_uri="file:///w/other.pt")
     with pytest.raises(UsageError, match=r"not of /w/other\.pt; .*`vdna calibrate --weights.*json"):
         resolve(network, None, {})
-    resolve(network, reference_file(reference_content()), {})  # by a user who says so
+    resolve(network, reference_file(reference_content()), {})  # if a user states it
 
 
 def test_only_ranges_of_tapped_layers_are_taken(

@@ -1,4 +1,4 @@
-"""A network of the user's own: registered by a call or an entry point, and built by any process."""
+"""Tests a user's own network, registered by a call or an entry point, built in any process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Cat(torch.nn.Module):
 
 
 class Shuffled(ResNet):
-    """A ResNet to its class, and none to its forward pass."""
+    """A network that is a ResNet by its class, but not by its forward pass."""
 
     def __init__(self) -> None:
         super().__init__(BasicBlock, [1, 1, 1, 1], width_per_group=64)
@@ -64,7 +64,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def unused() -> str:
-    """A name that no other test has registered."""
+    """Returns a name that no other test has registered."""
     return f"cat-{uuid.uuid4().hex}"
 
 
@@ -228,7 +228,7 @@ def test_other_weights_than_described_are_refused(weights: str, tmp_path: Path) 
 
 
 def register_silently() -> None:
-    """Forgets to register anything."""
+    """Is an entry point that registers nothing."""
 
 
 def register_badly() -> None:

@@ -1,4 +1,4 @@
-"""datasets.yaml: what it may say, and that every error names the file, the field and the value."""
+"""Tests datasets.yaml: every error names the file, the field and the value."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write(folder: Path, text: str | bytes) -> str:
 
 
 def refusal(folder: Path, text: str | bytes) -> str:
-    """The message, which always names the file."""
+    """Returns the message of the error, which always names the file."""
     path = write(folder, text)
     with pytest.raises(UsageError) as caught:
         load_config(path)
@@ -163,7 +163,7 @@ def test_tags_that_would_run_code_are_refused_and_run_nothing(tmp_path: Path, ta
 
 
 def laughs(levels: int, form: str) -> str:
-    """Each line refers nine times to the one above it: 9^levels values in all."""
+    """Makes a document whose lines refer nine times to the one above: 9^levels values in all."""
     lines = ["a0: &a0 {x: 1}"]
     lines += [f"a{i}: &a{i} {form.format(', '.join([f'*a{i - 1}'] * 9))}" for i in range(1, levels)]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The gate of a refresh: what it judges by, and that it says no with both names and the numbers."""
+"""Tests the gate of a refresh: what it judges by, and that it names both datasets and numbers."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_errors_name_the_bound(place: Catalogue) -> None:
     path = Path(place.root.removeprefix("file://")) / "other.parquet"
     path.write_bytes(other.encode())
     found = judge(place, [Bound(a="a", b="b", lens=str(path), max=3), Bound(a="a", b="b", max=0)])
-    assert [of.holds for of in found] == [False, False]  # the second is judged all the same
+    assert [of.holds for of in found] == [False, False]  # the second bound is judged nevertheless
     assert "not judged: " in str(found[0])
     assert "at most 0: surely more" in str(found[1])
     with pytest.raises(UsageError, match=r"gate .*'max': 3.0.*another network") as told:
@@ -225,7 +225,7 @@ def test_refresh_judges_and_exits_3_with_names_value_and_bound(tmp_path: Path) -
     done = refresh(config(tmp_path, wide, tight), exits=3)
     assert "at most 99: holds" in done.stdout
     assert "at most 0.001: " in done.stdout
-    assert "(100 to a neuron's range)" in done.stdout  # the matrix all the same
+    assert "(100 to a neuron's range)" in done.stdout  # the matrix is made nevertheless
     for told in ("says no: night and day, bn1: ", "bins", "at most 0.001"):
         assert told in done.stderr
     assert "at most 99" not in done.stderr
@@ -265,11 +265,11 @@ def test_a_gate_between_two_specs_is_an_error(tmp_path: Path) -> None:
     assert "'max': 99.0" in done.stderr
 
 
-# What is judged is what this refresh built.
+# The gate judges what this refresh built.
 
 
 def parted(folder: Path, bins: dict[str, int], *bounds: str) -> Path:
-    """`day` with its parts `day/rain` and `day/sun`, and `night`, on the tiny network."""
+    """Makes `day` with its parts `day/rain` and `day/sun`, and `night`, on the tiny network."""
     if not (folder / "day").exists():
         for first, name in enumerate(("day/rain", "day/sun", "night")):
             write_photos(folder / name, 12, 50 * first)

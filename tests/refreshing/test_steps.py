@@ -1,4 +1,4 @@
-"""A refresh from Python: what it returns, and what it raises."""
+"""Tests a refresh from Python: what it returns, and what it raises."""
 
 from __future__ import annotations
 

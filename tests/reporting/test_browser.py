@@ -1,4 +1,4 @@
-"""The page in a browser: acted upon by keyboard and mouse, it shows the matrix's numbers."""
+"""Tests the page in a browser: used by keyboard and mouse, it shows the matrix's numbers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 def matrix_at(count: int, layers: int = 3, seed: int = 0) -> Matrix:
-    """Points in five dimensions, seen by each layer in its own way."""
+    """Makes points in five dimensions, which each layer sees differently."""
     rng = np.random.default_rng(seed)
     at = rng.normal(0, 10, (count, 5))
     planes = []
@@ -156,7 +156,7 @@ def test_the_page_opens_with_the_nearest_pair_that_differs(reader: Reader, tmp_p
 
     assert opened({}) == title(telling[0])
     neuron = Neuron("blocks.0", 1, 2.0, 0.0, 1.0, (1,), (2,))
-    # One whose neurons are on the page tells more than one that is nearer.
+    # A pair whose neurons are on the page is more useful than a nearer one.
     some = {pair: [neuron] for pair in (nearest[0], telling[7], telling[4])}
     assert opened(some) == title(telling[4])
     assert opened({nearest[0]: [neuron]}) == title(nearest[0])
@@ -220,7 +220,7 @@ def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path)
 
 
 def test_the_content_policy_blocks_injected_scripts(reader: Reader, tmp_path: Path) -> None:
-    """The policy holds where the escaping does not."""
+    """The policy protects where escaping does not."""
     path = write(tmp_path / "page.html", matrix_of("a", "b", "c"))
     added = (
         "<script>window.hurt=1</script><img src='https://example.com/x.png'>"
@@ -337,7 +337,7 @@ def test_plain_and_corrected_numbers_are_labelled(reader: Reader, tmp_path: Path
     assert reader.text("summary").startswith("1 of 1 pair differs at")
 
 
-# What is drawn.
+# The drawing.
 
 INKS = """
 const [row, column] = arguments;
@@ -370,7 +370,7 @@ def legend(reader: Reader) -> list[list[int]]:
 def test_cells_have_the_colours_of_the_legend_and_their_marks(
     reader: Reader, tmp_path: Path
 ) -> None:
-    """Cells of 18 pixels: too small for numbers, so that all that is in them are marks."""
+    """Cells of 18 pixels are too small for numbers, so they contain only marks."""
     alike = (2, 7)
     matrix = with_estimates(matrix_of(*[f"d{i:02d}" for i in range(12)]), alike)
     reader.open(write(tmp_path / "page.html", matrix))
@@ -396,7 +396,7 @@ def test_cells_have_the_colours_of_the_legend_and_their_marks(
                 assert len(at) > 40
                 assert np.ptp(at[:, 0]) > 12
                 assert np.ptp(at[:, 1]) > 12
-            else:  # a dot in a corner, and no more
+            else:  # only a dot in a corner
                 assert 2 <= len(at) <= 16, (i, j)
                 assert corner.all(), (i, j)
     assert seen[0, 1] < seen[0, 6] < seen[0, 11]
@@ -424,7 +424,7 @@ def test_small_cells_are_grey_where_a_pair_is_not_told_apart(
 def test_the_tree_joins_what_is_near_and_begins_beside_its_rows(
     reader: Reader, tmp_path: Path
 ) -> None:
-    """Its lines as they are drawn, and pixels where they lead."""
+    """The test looks at the lines that are drawn, and at pixels at their ends."""
     matrix = matrix_at(6)
     reader.open(write(tmp_path / "page.html", matrix))
     drawn = reader.run("""
@@ -504,7 +504,7 @@ def test_the_map_places_datasets_as_far_apart_as_they_are(reader: Reader, tmp_pa
     at = rng.normal(0, 10, (7, 2))
     away = np.sqrt(((at[:, None] - at) ** 2).sum(axis=2))
     matrix = matrix_of(*"abcdefg")
-    matrix.emd[:] = away + 1 - np.eye(7)  # and corrected by 1
+    matrix.emd[:] = away + 1 - np.eye(7)  # the correction subtracts 1
     reader.open(write(tmp_path / "page.html", with_estimates(matrix, (1, 4))))
     spots = reader.run(
         "return [...document.querySelectorAll('#map circle')].map((spot) =>"

@@ -1,4 +1,4 @@
-"""Stderr as JSON lines for machines, or as text for people: events and log records alike."""
+"""Tests stderr as JSON lines for machines or as text for people: events and log records."""
 
 from __future__ import annotations
 

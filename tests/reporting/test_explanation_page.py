@@ -1,4 +1,4 @@
-"""The page of an explanation: its numbers, its images, read or not; and acted upon in a browser."""
+"""Tests the page of an explanation: its numbers, its images, and its use in a browser."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ from tests.support.builders import write_photos
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    """Photos as files, of which one has a hostile name, and dark ones in an archive; `bare` has no
-    exemplars.
+    """Builds photos as files, one with a hostile name, and dark ones in an archive.
+
+    `bare` has no exemplars.
     """
     folder = tmp_path_factory.mktemp("built")
     network = tiny.install(folder)
@@ -159,7 +160,7 @@ def test_images_that_are_no_longer_readable_are_noted_with_the_reason(
     (source / gone).unlink()
     (source / changed).write_bytes(b"no image any more")
     times = (source / empty).stat()
-    (source / empty).write_bytes(b"\0" * times.st_size)  # what a size and a time do not tell
+    (source / empty).write_bytes(b"\0" * times.st_size)  # a change that size and time do not show
     os.utime(source / empty, ns=(times.st_atime_ns, times.st_mtime_ns))
     (source / hidden).unlink()
     (source / hidden).mkdir()
@@ -320,7 +321,7 @@ def test_neurons_beyond_the_limit_of_a_page_are_noted(
     why = gather_explanation(built, explain(built, "day", "night"), samples=0)
     data = data_of(render_explanation(why))
     assert len(data["neurons"]) == 2
-    assert shown_by(data) == set(range(len(data["pictures"])))  # of no other neuron's
+    assert shown_by(data) == set(range(len(data["pictures"])))  # no images of other neurons
     assert any("the first 2 of 7 neurons" in note for note in data["notes"])
 
 
@@ -381,7 +382,7 @@ def test_the_keyboard_walks_the_images_and_names_them(
     assert reader.run(count, "#cards svg path.first") == neurons
     assert reader.run(count, "#cards svg path.second") == neurons
     assert reader.run(count, ".strip") == 2 * neurons
-    assert reader.run(count, ".strip button[tabindex='0']") == 2 * neurons  # a stop each
+    assert reader.run(count, ".strip button[tabindex='0']") == 2 * neurons  # one tab stop each
     loaded = "return [...document.querySelectorAll('.strip img')].map((of) => of.naturalWidth)"
     reader.wait(lambda: set(reader.run(loaded)) == {thumbnails.SIDE})
     reader.find("which").send_keys(Keys.TAB)

@@ -1,4 +1,4 @@
-"""The matrix as a picture: everything is in it, in cluster order, whatever the numbers."""
+"""Tests the matrix as a picture: everything is in it, in cluster order, for any numbers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_lens_and_a_layer_without_weight_are_named() -> None:
 
 
 def scattered(count: int, *alike: tuple[int, int]) -> Matrix:
-    """Datasets on a line, in no order."""
+    """Makes datasets on a line, in no order."""
     matrix = matrix_of(*[f"d{i:02d}" for i in range(count)])
     at = np.random.default_rng(count).permutation(count)
     matrix = replace(matrix, emd=matrix.emd[:, at][:, :, at])
@@ -156,7 +156,7 @@ def test_small_cells_are_grey_where_a_pair_is_not_told_apart() -> None:
 
 
 def test_the_picture_has_the_colours_of_its_scale() -> None:
-    """Pixels of the file: the farther, the darker."""
+    """Pixels of the file are darker the farther the pair is."""
     matrix = scattered(9, (0, 1))
     order = clusters(shown(matrix)).order
     figure = figure_of(matrix)

@@ -1,4 +1,4 @@
-"""The page's file: whole, small, without secrets; and what is gathered for it, read or not."""
+"""Tests the page's file, which is complete, small and without secrets, and what is gathered."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def data_of(html: bytes) -> Any:
 
 
 def unpacked(text: str, size: int) -> Floats:
-    """The page's `unpack`, in numpy."""
+    """Does in numpy what the page's `unpack` does."""
     raw = zlib.decompress(base64.b64decode(text))
     sorted_by_weight = np.frombuffer(raw, np.uint8).reshape(4, -1)
     values = np.ascontiguousarray(sorted_by_weight.T).view("<f4").ravel()
@@ -107,7 +107,7 @@ def test_the_page_has_the_numbers_of_the_matrix() -> None:
             found = unpacked(content["columns"][column][str(plane)], 4)
             assert found == pytest.approx(matrix.of(layer, column)[upper], rel=1e-7), column  # type: ignore[arg-type]
     assert sorted(content["arranged"][0]["order"]) == [0, 1, 2, 3]
-    stress = plane_map(shown(matrix, "stem")).stress  # and of distances that none corrects, 0
+    stress = plane_map(shown(matrix, "stem")).stress  # and 0 for distances without a correction
     assert content["maps"][0]["stress"] == pytest.approx(stress, abs=1e-6)
     plain = data_of(render_matrix_page(page_of(matrix_of("a", "b", "c", "d"))))["matrices"][0]
     assert plain["maps"][0]["stress"] == pytest.approx(0, abs=1e-6)
@@ -169,7 +169,7 @@ def test_the_least_useful_columns_are_left_out_for_size_and_named() -> None:
 
 
 def test_a_layer_whose_distances_are_left_out_has_no_other_columns() -> None:
-    """Also where other numbers of it would find room, as they are packed better."""
+    """This holds even if its other numbers, which are packed better, would fit."""
     rng = np.random.default_rng(0)
     matrix = with_estimates(matrix_of(*[f"d{i}" for i in range(30)]), (0, 1))
     noise = rng.random(matrix.emd.shape)
@@ -234,7 +234,7 @@ def test_two_lenses_on_one_page_and_no_other_datasets() -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    """Three datasets of real images, one of which holds two that are none."""
+    """Builds three datasets of real images, of which one has two files that are no images."""
     folder = tmp_path_factory.mktemp("built")
     network = tiny.install(folder)
     write_photos(folder / "photos/day", 40)
@@ -275,7 +275,7 @@ def test_a_page_shows_what_the_catalogue_knows(built: Catalogue) -> None:
 
 
 def agree(found: Sequence[Neuron], explained: Explanation) -> None:
-    """The page's neurons of a pair are the first of its explanation, with the same numbers."""
+    """Checks that the page's neurons of a pair are the first of its explanation."""
     rows = explained.neurons.slice(0, pair_neurons.NEURONS).to_pylist()
     for neuron, row, drawn in zip(found, rows, explained.shown, strict=False):
         assert (neuron.layer, neuron.neuron) == (row["layer"], row["neuron"])
@@ -359,7 +359,7 @@ def test_through_a_lens_neurons_are_ranked_by_what_they_add(built: Catalogue) ->
     data = data_of(render_matrix_page(page))
     assert [len(of["neurons"]["0-1"]) for of in data["matrices"]] == [6, 3]
     assert data["matrices"][1]["weightless"] == ["b"]
-    (few,) = data["notes"]  # and none for each dataset of a layer without weight
+    (few,) = data["notes"]  # and not one note for each dataset of a layer without weight
     assert few.startswith("error bars were checked on 16 images or more")
     only = data_of(
         render_matrix_page(gather_matrix_page(built, matrices[1:], lenses=[lens], samples=0))
@@ -372,7 +372,7 @@ def test_through_a_lens_neurons_are_ranked_by_what_they_add(built: Catalogue) ->
 
 @pytest.fixture
 def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
-    """`a` and `b`; of `a` there is another version as soon as the two are compared."""
+    """Makes `a` and `b`, where `a` gets another version as soon as the two are compared."""
     catalogue = Catalogue(str(tmp_path / "catalogue"))
 
     def commit(name: str, count: int, first: int) -> None:

@@ -1,4 +1,4 @@
-"""What a long job says of itself: one line that is rewritten, or plain lines for a log."""
+"""Tests the progress of a long job: one line that is rewritten, or plain lines for a log."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def written(terminal: Console) -> str:
 
 
 def plain(text: str) -> str:
-    """The text without what colours it and moves the cursor."""
+    """Returns the text without codes for colours and the cursor."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 

@@ -1,4 +1,4 @@
-"""The printed matrix: never broken at any width, whatever the names and the numbers; sentences."""
+"""Tests the printed matrix, which is never broken at any width, and the printed sentences."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pipeline.sources import DATASETS
 
 
 def matrix_of(*names: str, scale: float = 100.0, bins: int = 1000) -> Matrix:
-    """Two layers; the distance of the datasets i and j is scale * |i - j| / (the most)."""
+    """Makes two layers in which datasets i and j have a distance of scale * |i - j| / (n - 1)."""
     at = np.arange(len(names))
     plane = scale * np.abs(at[:, None] - at) / max(1, len(names) - 1)
     emd = np.stack([plane / 2, plane * 1.5, plane])
@@ -49,7 +49,7 @@ def with_nan(matrix: Matrix, *undefined: int) -> Matrix:
 
 
 def with_estimates(matrix: Matrix, *alike: tuple[int, int]) -> Matrix:
-    """Corrected by 1, give or take 0.5; pairs `alike` have q 0.41, others 0.001."""
+    """Adds estimates: corrected by 1, +- 0.5; pairs `alike` have q 0.41, others 0.001."""
     estimates = {column: np.full_like(matrix.emd, np.nan) for column in ESTIMATES}
     off = ~np.eye(len(matrix.names), dtype=bool)
     estimates["emd_corrected"][:, off] = matrix.emd[:, off] - 1
@@ -73,7 +73,7 @@ def with_single(matrix: Matrix, at: int) -> Matrix:
 
 
 def printed(matrix: Matrix, width: int = 80, layer: str = "all") -> list[str]:
-    """Lines of the table, its header line first."""
+    """Returns the lines of the table, its header line first."""
     out = io.StringIO()
     print_matrix(matrix, Console(file=out, width=width), layer)
     title, *lines = out.getvalue().splitlines()
@@ -88,7 +88,7 @@ def title_of(matrix: Matrix, layer: str = "all", distance: Measure = "emd") -> s
 
 
 def rows(matrix: Matrix, width: int = 80, layer: str = "all") -> list[list[str]]:
-    """Cells after the row's number and name."""
+    """Returns the cells after the row's number and name."""
     header, *lines = printed(matrix, width, layer)
     assert header.split() == ["dataset", *(str(i + 1) for i in range(len(matrix.names)))]
     found = []
@@ -166,7 +166,7 @@ def test_pairs_not_told_apart_are_marked_dim_and_explained() -> None:
     assert out.getvalue().count("\x1b[2m~49.0") == 2
     assert not any("~" in line for line in printed(with_estimates(matrix_of("a", "b"))))
     print_matrix(matrix, Console(file=(other := io.StringIO()), width=80), distance="fd")
-    assert "~" not in other.getvalue()  # it is the Earth Mover's Distance that was tested
+    assert "~" not in other.getvalue()  # the test was of the Earth Mover's Distance
     matrix.estimates["q"][:, 0, 2] = matrix.estimates["q"][:, 2, 0] = np.nan
     marked = printed(matrix)
     assert marked[1].split()[2:] == ["0", "~49.0", "?99.0"]

@@ -99,7 +99,7 @@ def members(entries: Sequence[Entry], ahead: int = 64) -> closing[Members]:
 
 
 def outcome(read: Members, entry: Entry) -> bytes | str:
-    """The bytes, or the reason why there are none."""
+    """Returns the bytes, or the reason why there are none."""
     try:
         return read.fetch(entry)
     except BadImage as error:
@@ -121,7 +121,7 @@ def expected(name: str, pairs: Pairs) -> list[tuple[str, bytes]]:
     return list(pairs)
 
 
-# What was written is what is read.
+# Members are read as they were written.
 
 
 def test_an_archive_is_recognised_by_its_name() -> None:
@@ -219,11 +219,11 @@ def test_some_members_can_be_read_without_the_others(name: str, tmp_path: Path) 
         assert [read.fetch(entry) for entry in entries] == [data for _, data in MEMBERS[3:5]]
 
 
-# An archive that is torn, or none.
+# Damaged archives, and files that are none.
 
 
 def whole_before(name: str, data: bytes, cut: int) -> int:
-    """How many members of a tar are whole in its first `cut` bytes, as another reader counts."""
+    """Counts with another reader how many members of a tar are whole in its first `cut` bytes."""
     if not name.endswith(".tar"):
         return 0
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -249,7 +249,7 @@ def test_a_truncated_archive_gives_its_whole_members_and_a_failure(
 
 
 def test_a_stream_without_its_end_marker_is_truncated(tmp_path: Path) -> None:
-    """Whether rows are missing cannot be told."""
+    """It is impossible to know whether rows are missing."""
     uri = put(tmp_path, "a.arrow", arrow_bytes(MEMBERS, stream=True)[:-8])
     assert contents(uri) == [*expected("stream.arrow", MEMBERS), ("", "truncated")]
 
@@ -281,7 +281,7 @@ def test_a_changed_byte_never_raises_another_error(
     entries = entries_of(uri, found)
     with members(entries) as read:
         outcomes = [outcome(read, entry) for entry in entries if entry.size <= MAX_BYTES]
-    if "zip" in name.lower():  # all that is counted has its checksum
+    if "zip" in name.lower():  # every counted member has its checksum
         assert {content for content in outcomes if isinstance(content, bytes)} <= {
             data for _, data in MEMBERS
         }
@@ -473,7 +473,7 @@ def test_an_xz_that_asks_for_gigabytes_is_refused(tmp_path: Path) -> None:
 
 
 def central(data: bytes, at: int, form: str, value: int, member: int = 0) -> bytes:
-    """The zip with one field of its directory changed."""
+    """Returns the zip with one field of its directory changed."""
     changed = bytearray(data)
     place = -1
     for _ in range(member + 1):
@@ -507,7 +507,7 @@ def test_a_hostile_member_of_a_zip_fails_and_the_other_counts(case: str, tmp_pat
 
 
 def test_members_that_share_their_bytes_count_once(tmp_path: Path) -> None:
-    """A zip bomb's few bytes belong to every member."""
+    """In a zip bomb, all members share the same few bytes."""
     same = zip_bytes([("a.jpg", b"a" * 5000), ("b.jpg", b"a" * 5000)])
     data = central(same, 42, "<I", 0, member=1)
     found = contents(put(tmp_path, "a.zip", data))
@@ -536,7 +536,7 @@ def test_a_member_of_too_many_bytes_is_not_read(
 
 
 def test_a_member_that_is_larger_than_it_states_is_not_read(tmp_path: Path) -> None:
-    """Or a few bytes would have gigabytes read."""
+    """Otherwise a few bytes would make us read gigabytes."""
     for data in (
         central(STORED, 24, "<I", 10),
         central(zip_bytes([("a", b"x" * 9000)]), 24, "<I", 1),
@@ -706,7 +706,7 @@ def test_offsets_that_lead_out_of_a_batch_are_not_followed(tmp_path: Path) -> No
 
 
 class Failing(io.BytesIO):
-    """Answers so many readings, and then no more."""
+    """A store that answers a number of reads, and then fails."""
 
     answers = 0
 
@@ -729,7 +729,7 @@ def read_nothing(uri: str, start: int, length: int, identity: str | None = None)
 def retry_until_no_error(
     action: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[object, int]:
-    """What it returns in the end, and after how many errors of storage."""
+    """Returns the result, and how many errors of storage came before it."""
     for answers in range(200):
         monkeypatch.setattr(Failing, "answers", answers)
         try:
@@ -860,7 +860,7 @@ def test_a_tar_of_many_members_is_listed_in_little_memory(
     assert peak < 6 << 20  # Python's objects of 1,000 members; those of all take 22 MB
 
 
-# The same images count the same, wherever they lie.
+# The same images count the same in any container.
 
 
 def jpeg(seed: int) -> bytes:
@@ -878,7 +878,7 @@ def counter() -> Iterator[Counter]:
 
 @pytest.fixture(scope="module")
 def pictures(counter: Counter, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pairs, DNA]:
-    """Photos, one of them torn, and what they count as files."""
+    """Makes photos, one of them truncated, and the counts of the same files."""
     pairs = [(f"{i}.jpg", jpeg(i)) for i in range(5)]
     pairs.insert(2, ("2-bad.jpg", pairs[2][1][:-300]))
     folder = tmp_path_factory.mktemp("pictures")
@@ -920,7 +920,7 @@ def test_a_torn_archive_is_listed_beside_what_it_held(counter: Counter, tmp_path
 
 
 def test_a_recursion_error_of_a_library_is_a_defect_of_the_archive(tmp_path: Path) -> None:
-    """The depth may run out anywhere, also while storage reads."""
+    """The recursion limit may be reached anywhere, also while storage reads."""
 
     class Deep(io.BytesIO):
         def read(self, *_: object) -> bytes:

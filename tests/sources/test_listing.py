@@ -1,4 +1,4 @@
-"""A listing has every object once, runs in parallel, and goes on after an interruption."""
+"""Tests that a listing has every object once, runs in parallel, and can be resumed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KEYS = st.lists(st.text(LETTERS, min_size=1, max_size=6), unique=True, max_size=
 
 
 class FakeStore:
-    """Answers listings of keys, so many a page."""
+    """A store that answers listings of keys, a number of keys a page."""
 
     def __init__(self, keys: list[str], page: int, before: Callable[[int], None] = bool) -> None:
         self.keys = sorted(keys)
@@ -95,7 +95,7 @@ def test_a_midpoint_is_between_its_two_keys(after: str, until: str | None) -> No
 
 
 def test_repeated_midpoints_reach_the_numbers_of_a_folder() -> None:
-    """From the first key of a folder, the cut comes down to within its numbers."""
+    """Starting at the first key of a folder, cuts soon fall between its numbered files."""
     after, until = "images/frame-000000001.jpg", None
     cuts = 0
     while until is None or until > "images/frame-1":
@@ -279,7 +279,7 @@ def test_two_listings_of_one_source_do_not_harm_each_other(
 def test_parts_of_two_listings_are_never_mixed(
     serve: Any, small_parts: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One begins, another lists anew in its place and dies, and the first goes on."""
+    """One starts, another lists anew in the same place and dies, and the first goes on."""
     folder = (tmp_path / "kept").as_uri()
     interrupt_listing(serve, folder, 200, FRAMES[::-1])
     items = sorted(storage.walk(folder), key=lambda item: item.uri)
@@ -328,7 +328,7 @@ def test_a_full_disk_is_reported(serve: Any, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_page_with_only_the_folder_marker_does_not_end_the_listing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nor is it asked for ever again."""
+    """The same page is not asked for again, either."""
     answers = [
         {"Contents": [row("some/prefix/", 0)], "IsTruncated": True, "NextContinuationToken": "a"},
         {"Contents": [], "IsTruncated": True, "NextContinuationToken": "b"},
@@ -362,7 +362,7 @@ def test_archives_found_before_the_interruption_are_indexed_after_it(
 def test_a_build_resumes_its_listing_and_leaves_nothing_of_it(
     bucket: str, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a real server, whose pages are made small."""
+    """A real server is used, whose pages are made small."""
     root = f"{bucket}/{random.randbytes(8).hex()}"
     for i in range(12):
         storage.create(f"{root}/images/{i:02d}.jpg", b"no image")

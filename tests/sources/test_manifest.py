@@ -1,4 +1,4 @@
-"""Plans are deterministic, keep earlier shards, spread images fairly, and match their digest."""
+"""Tests that plans are deterministic, keep earlier shards, and spread images fairly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def entries(count: int, first: int = 0, groups: int = 0) -> list[Entry]:
 def plan_in_memory(
     found: list[Entry], size: int | None = None, previous: list[tuple[int, list[Entry]]] = ()
 ) -> list[tuple[int, list[Entry]]]:
-    """A second implementation of the rules, in memory: fold and members of every shard."""
+    """Is a second implementation of the rules: it returns fold and members of every shard."""
     size = size or default_shard_images(len(found))
     left = {(e.uri, e.member): e for e in found}
     shards, loads, known = [], [0] * FOLDS, {}

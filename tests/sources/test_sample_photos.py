@@ -1,4 +1,4 @@
-"""The sample images: independent draws, the same every time, each dataset what its name says."""
+"""Tests the sample images: independent draws, the same every time, as their names say."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def grey(path: Path) -> Image.Image:
 
 
 def named(name: str, path: Path) -> Image.Image:
-    """The crop that a file is named for, unchanged."""
+    """Returns the crop that a file is named for, unchanged."""
     found = re.fullmatch(r"(.+)-s(\d+)-x(\d+)-y(\d+)", path.stem)
     assert found
     side, x, y = map(int, found.groups()[1:])
@@ -69,7 +69,7 @@ def opened(picture: samples._PackagedImage) -> Image.Image:
 
 
 def drawn(name: str, seed: int = 0) -> list[str]:
-    """Files in the order in which they are drawn."""
+    """Returns the files in the order in which they are drawn."""
     return [file for file, _ in samples._crops(name, seed)]
 
 
@@ -86,7 +86,7 @@ def edges(image: Image.Image) -> float:
 
 
 def pairs(written: dict[str, Path], name: str) -> list[tuple[Image.Image, Image.Image]]:
-    """Each crop unchanged, and as it was written; in grey."""
+    """Yields each crop unchanged, and as it was written, in grey."""
     return [(named(name, path).convert("L"), grey(path)) for path in written[name].iterdir()]
 
 
@@ -158,7 +158,7 @@ def test_a_dataset_does_not_depend_on_the_others(
 def test_no_two_datasets_are_drawn_alike(files: dict[str, list[str]]) -> None:
     pictures = {name: [file.split("-s")[0] for file in files[name]] for name in PHOTOS}
     for one, other in combinations(PHOTOS, 2):
-        assert len(set(files[one]) & set(files[other])) <= 2, (one, other)  # as chance has it
+        assert len(set(files[one]) & set(files[other])) <= 2, (one, other)  # by chance
         same = sum(a == b for a, b in zip(pictures[one], pictures[other], strict=True))
         assert 0.04 < same / 120 < 0.27, (one, other)  # one in seven
 
@@ -176,7 +176,7 @@ def test_pictures_and_sizes_are_drawn_independently(files: dict[str, list[str]])
 def test_other_crops_are_unchanged_and_drawn_from_the_same(written: dict[str, Path]) -> None:
     for name in ("photos/original", "photos/other-crops"):
         for crop, image in pairs(written, name):
-            assert mean(ImageChops.difference(crop, image)) < 2  # as JPEG has it
+            assert mean(ImageChops.difference(crop, image)) < 2  # by JPEG's rounding
     one, other = (samples._RECIPES[name] for name in ("photos/original", "photos/other-crops"))
     assert one == other
 

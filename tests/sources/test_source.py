@@ -1,4 +1,4 @@
-"""What a source names: folders, globs, lists, urls; what is ignored, and what is refused."""
+"""Tests sources: folders, globs, lists and urls, what is ignored, and what is refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_glob_selects_files(tmp_path: Path) -> None:
 
 
 def test_the_listing_states_its_source(tmp_path: Path) -> None:
-    """A glob as the folder that it is in."""
+    """A glob is stated as the folder that it is in."""
     touch(tmp_path, "set/a.png", "set/b.png")
     (tmp_path / "set/list.txt").write_text("a.png\n")
     (tmp_path / "set/table.csv").write_text("uri\na.png\n")
@@ -101,7 +101,7 @@ def test_a_list_names_the_line_that_is_wrong(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
-@pytest.mark.timeout(20)  # a pipe that is waited for would be waited for for ever
+@pytest.mark.timeout(20)  # reading a pipe would wait for ever
 @pytest.mark.parametrize("name", ["x", "x.jpg", "x.tar", "list.txt", "table.csv", "table.parquet"])
 def test_a_named_pipe_is_no_source_and_is_refused_at_once(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
@@ -211,7 +211,7 @@ def test_a_column_of_a_table_groups(tmp_path: Path) -> None:
 
 
 def test_objects_whose_size_and_identity_are_in_a_table_are_not_asked_for(tmp_path: Path) -> None:
-    """They are not asked for until the image is read."""
+    """The store is not asked for them until the image is read."""
     touch(tmp_path, "a.png")
     real = storage.info((tmp_path / "a.png").as_uri())
     columns = {"uri": ["a.png", "not-there.png"], "size": [5, 6], "identity": ["x", "y"]}

@@ -251,7 +251,7 @@ def test_the_error_of_a_mistake_comes_at_once_and_says_what_to_do(
     words, settings, message = MISTAKES[mistake]
     secrets = {os.environ[n] for n in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     use(settings)
-    if by is commanded:  # what is tried again is not told at once
+    if by is commanded:  # an error that is tried again would not come at once
         monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: pytest.fail("it waits"))
     began = time.monotonic()
     exits, out, err = by(tuple(word.format(**places) for word in words))
@@ -270,7 +270,7 @@ def test_the_error_of_a_mistake_comes_at_once_and_says_what_to_do(
 def test_the_permissions_of_the_runbook_are_sufficient_and_necessary(
     use: Callable[..., None],
 ) -> None:
-    """An image that may not be read does not count as a failure of the image."""
+    """An image without read permission does not count as a failure of the image."""
     images, dnas = new_bucket("images"), new_bucket("dnas")
     fill(images, 2)
     name = f"job-{uuid.uuid4().hex}"
@@ -293,7 +293,7 @@ def test_the_permissions_of_the_runbook_are_sufficient_and_necessary(
 
 
 def allow(user: str, bucket: str, *actions: str) -> None:
-    """By the server's own user, and nothing else to that user there."""
+    """Grants actions to the user, as the server's own user, and nothing else there."""
     name = bucket.removeprefix("s3://")
     policy = {
         "Version": "2012-10-17",
@@ -337,7 +337,7 @@ def test_every_key_that_s3_allows_is_listed_and_counted(root: str) -> None:
 
 
 def test_markers_of_folders_are_not_counted_as_images(root: str) -> None:
-    """Consoles make one for each folder, often more than the limit of failures."""
+    """Consoles make one for each folder, often more than the limit of failures allows."""
     for key in ("images/", "images/a/", "images/a/b/", "images/empty/"):
         put(f"{root}/{key}", b"")
     put(f"{root}/images/a/photo.jpg", jpeg(1))
@@ -356,7 +356,7 @@ def test_a_hundred_thousand_keys_are_listed(s3_server: str) -> None:
     keys = [f"p/{number % 97:02d}/{number:06d}.jpg" for number in range(count)]
 
     def put_some(first: int) -> None:
-        """Unsigned: signing would take ten times as long as storing."""
+        """Puts objects unsigned, since signing would take ten times as long as storing."""
         connection = http.client.HTTPConnection(s3_server.removeprefix("http://"))
         for key in keys[first::threads]:
             connection.request("PUT", f"/{bucket}/{key}", body=b"x")

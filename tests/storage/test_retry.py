@@ -202,7 +202,7 @@ SECRET = "planted/secret+of=this-test"
 def test_neither_errors_nor_logs_quote_credentials(
     text: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether they are in a client's error, or in the message of an answer."""
+    """The credentials are in a client's error, or in the message of an answer."""
     if "the secret is" in text:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     for error in (OSError(text), s3_error(403, "AccessDenied", text), s3_error(500, "X", text)):
@@ -246,7 +246,7 @@ def dated(ahead: float) -> str:
     ],
 )
 def test_a_wrong_clock_is_reported(code: str, date: str | int, message: str) -> None:
-    """A refusal of a HEAD has no message. A number is by how many seconds the clock is ahead."""
+    """A refused HEAD has no message. A number is how many seconds the clock is ahead."""
     date = dated(date) if isinstance(date, int) else date
     error = s3_error(403, code, "", **({"date": date} if date else {}))
     with pytest.raises(StorageError, match=message):

@@ -38,11 +38,11 @@ RESOURCES = Resources(workers=0, threads=2)
 IMAGES = 6
 REPOSITORY = Path(__file__).parents[2]
 ODD = "more/ä b::c%20?#.jpg"
-"""A key that url parsers stumble over."""
+"""A key that many url parsers read wrongly."""
 
 
 COUNTING: dict[str, Any] = {}
-"""How images are counted where numbers are not the point: fields of a request, once it is there."""
+"""Fields of a request for tests whose counts do not matter; the fixture `small` fills it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,7 +131,7 @@ def test_a_second_build_has_nothing_to_do(
 
 
 @pytest.mark.soak
-@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own warning
 def test_ray_in_its_own_processes_makes_the_same_dna(
     built: tuple[Catalogue, Result], place: Catalogue, images: str
 ) -> None:
@@ -279,7 +279,7 @@ def test_an_unreachable_store_is_an_error_without_the_secret(
     secret = "planted/secret+of=this-test"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "1")  # else it takes half a minute to give up
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "1")  # otherwise it takes half a minute to give up
     words = ("build", "photos", images, "-c", str(tmp_path / "c"), "--workers", "0", "--json")
     done = subprocess.run(
         [sys.executable, "-m", "jobs.app", *words],

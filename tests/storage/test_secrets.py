@@ -158,7 +158,7 @@ def vdna(*words: object, exits: tuple[int, ...] = (0,)) -> str:
     return said
 
 
-# Commands that end well.
+# Successful commands.
 
 
 @pytest.mark.soak
@@ -218,7 +218,7 @@ def storage_spec(root: str) -> str:
     return digest
 
 
-# Commands that end badly.
+# Failing commands.
 
 SECRET_URLS = {
     "presigned": f"https://host/x.jpg?X-Amz-Signature={SIGNATURE}",
@@ -338,7 +338,7 @@ def test_a_refusal_of_an_object_store_reveals_no_secret(
     for argument in ("source", "catalogue", "weights", "ls", "verify", "gc", "import", "calibrate"):
         words = ARGUMENTS[argument](url, out)
         more = ("--workers", 0) if words[0] in ("build", "calibrate") else ()
-        # To `ls` a catalogue that is not there is empty.
+        # For `ls`, a catalogue that does not exist is empty.
         vdna(*words, *more, exits=(0, 1, 2) if status == 404 else (1, 2))
 
 
@@ -352,7 +352,7 @@ def test_an_unreachable_store_reveals_no_secret(
         vdna(*words, *(("--workers", 0) if words[0] == "build" else ()), exits=(1,))
 
 
-# What a foreign file tells of itself.
+# What a foreign file states about itself.
 
 
 def test_the_source_that_a_file_of_the_reference_states_is_stored_without_secrets(
@@ -377,7 +377,7 @@ def test_the_source_that_a_file_of_the_reference_states_is_stored_without_secret
     assert all_clean((tmp_path / "c").as_uri()) > 2
 
 
-# The one place that takes them out.
+# The one function that removes secrets.
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_errors_travel_between_processes_as_they_are() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's of its own settings
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own warning
 def test_ray_receives_no_secret(
     opened: str, planted: None, server: str, tmp_path: Path, images: Path
 ) -> None:
@@ -519,7 +519,7 @@ def test_ray_receives_no_secret(
         clean(known, "state")
         folder = Path(global_worker.node.get_session_dir_path())
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert any(b"MALLOC_ARENA_MAX" in path.read_bytes() for path in files)  # the runtime_env's
+    assert any(b"MALLOC_ARENA_MAX" in path.read_bytes() for path in files)  # from the runtime_env
     for path in files:
         clean(path.read_bytes(), path)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] == KEY

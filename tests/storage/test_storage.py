@@ -165,7 +165,7 @@ def test_transient_errors_are_tried_again_and_then_named(monkeypatch, tmp_path: 
 def test_a_put_whose_answer_is_lost_is_known_as_our_own(
     s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client's own layers repeat the PUT, and are told that the object is there."""
+    """The client repeats the PUT, and is told that the object exists."""
     host, _, port = s3_server.removeprefix("http://").partition(":")
     with LosingProxy((host, int(port))) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
@@ -324,7 +324,7 @@ def test_errors_of_http_clients_become_vdna_errors(
     else:
         with pytest.raises(kind):
             storage.exists(uri)
-    if not isinstance(error, ValueError | NotImplementedError):  # a reader's own, maybe
+    if not isinstance(error, ValueError | NotImplementedError):  # errors of readers themselves
         with pytest.raises(kind, match=uri), storage.open_random(uri):
             pass
 
@@ -488,7 +488,7 @@ def test_symbolic_link_loops_end(tmp_path: Path) -> None:
     assert len(list(storage.walk(tmp_path.as_uri()))) == 1
 
 
-# Parts of objects, and what they are of.
+# Parts of objects, and the identity of their object.
 
 
 def test_a_range_ends_with_the_object_and_has_its_identity(root: str) -> None:
@@ -566,7 +566,7 @@ def test_a_file_that_changes_while_it_is_read_in_part_is_noticed(root: str, list
         assert file.read(10) == b"a" * 10
         storage.delete(uri)
         storage.create(uri, b"b" * 5_000_000)
-        local = uri.startswith("file:")  # there the old file is still open, and still itself
+        local = uri.startswith("file:")  # there, the old file stays open and unchanged
         if local:
             os.utime(file.fileno())
         file.seek(3_000_000)
@@ -599,7 +599,7 @@ def test_a_folder_cannot_be_read_as_an_object(root: str) -> None:
     storage.create(storage.join(root, "folder", "a"), b"x")
     folder = storage.join(root, "folder")
     assert storage.exists(folder)
-    local = storage.store_of(root).is_local  # others cannot tell a folder from nothing
+    local = storage.store_of(root).is_local  # other stores cannot distinguish a folder from nothing
     said = "folder is a folder" if local else "folder does not exist, or is not a file"
     for action in (storage.info, storage.read, lambda uri: storage.read_range(uri, 0, 3)):
         with pytest.raises(SourceError, match=said):
@@ -611,7 +611,7 @@ def read_at_random(uri: str) -> None:
         file.read(1)
 
 
-@pytest.mark.timeout(20)  # one that waits for a writer would wait for ever
+@pytest.mark.timeout(20)  # reading a pipe would wait for ever
 @pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device"])
 @pytest.mark.parametrize("linked", [False, True], ids=["itself", "by-a-link"])
 def test_what_is_no_regular_file_is_refused_by_its_kind_at_once(
@@ -673,7 +673,7 @@ def test_a_mapped_file_is_written_and_recognised(root: str, tmp_path: Path) -> N
 def test_a_mapped_file_is_not_copied_into_memory(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looks at what is given to the client only; the client may copy it."""
+    """The test looks at what the client is given; the client itself may copy it."""
 
     def client(fs: object, method: str, size: int, **arguments: Any) -> dict[str, Any]:
         assert (method, size) == ("put_object", 64 * 2**20)
@@ -734,7 +734,7 @@ def test_a_folder_with_the_name_of_an_object_is_walked_too() -> None:
 def test_pages_are_followed_and_each_is_tried_again(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault costs a page and not the listing, which may have ten thousand of them."""
+    """A fault costs one page and not the whole listing, which may have ten thousand pages."""
     monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.001")
     root = f"{bucket}/{uuid.uuid4().hex}"
     names = sorted([f"{i:02d}.jpg" for i in range(12)] + ["ä.jpg", "b c.jpg", "sub/x.jpg"])
@@ -775,7 +775,7 @@ def test_a_listing_that_goes_round_in_circles_ends(
 
 
 def test_markers_of_folders_are_not_listed(bucket: str) -> None:
-    """Consoles make them. One that holds bytes is an object with an odd name."""
+    """Consoles make them. A marker that has bytes is an object with an odd name."""
     root = f"{bucket}/{uuid.uuid4().hex}"
     client = boto3.client("s3")
     for key, body in (("", b""), ("sub/", b""), ("odd/", b"x"), ("sub/a.jpg", b"x")):
@@ -914,7 +914,7 @@ def test_an_object_that_cannot_be_removed_is_named(
 
 
 class Site(BaseHTTPRequestHandler):
-    """Serves one object in the way that `how` says, and notes what was asked."""
+    """Serves one object in the way that `how` says, and records the requests."""
 
     protocol_version = "HTTP/1.1"
     data = bytes(range(256)) * 1000
@@ -1033,7 +1033,7 @@ def test_byte_ranges_work_with_all_kinds_of_servers(
     assert storage.read(uri, identity) == Site.data
     for start, length in ((0, 10), (5, 7), (size - 3, 10), (size, 1), (size + 99, 5), (3, 0)):
         if "chunked" in how and start >= size:
-            continue  # nothing tells how long it is
+            continue  # the length is not stated
         assert storage.read_range(uri, start, length, identity) == Site.data[start:][:length]
 
 

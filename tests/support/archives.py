@@ -35,7 +35,7 @@ def zip_bytes(pairs: Pairs, method: int = zipfile.ZIP_STORED) -> bytes:
 
 
 def image_table(pairs: Pairs, *, struct_of_bytes: bool = False) -> pa.Table:
-    """A table with a column of images, and a label in a dictionary.
+    """Makes a table with a column of images, and a label in a dictionary.
 
     With `struct_of_bytes` the column is as Hugging Face's datasets write it.
     """
@@ -78,7 +78,7 @@ def write_files(folder: Path, images: Mapping[str, bytes]) -> None:
 def write_mixed_folder(folder: Path, images: Mapping[str, bytes]) -> Path:
     """Writes twelve images: three as files, three each in a tar, a zip and a Parquet file.
 
-    Other files lie beside them.
+    Files of other kinds are written beside them.
     """
     pairs = list(images.items())
     assert len(pairs) == 12

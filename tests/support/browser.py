@@ -1,4 +1,4 @@
-"""Chromium without a screen, by keyboard and mouse: what a reader of the page sees."""
+"""Opens pages in Chromium without a screen, and uses them by keyboard and mouse."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ FLAGS = (
 
 
 def chosen() -> str | None:
-    """`chromium`, or None. Raises `pytest.UsageError` where `VDNA_TEST_BROWSER` insists."""
+    """Returns `chromium`, or None if there is no browser.
+
+    Raises `pytest.UsageError` if `VDNA_TEST_BROWSER` requires one that is missing.
+    """
     wanted = os.environ.get(CHOICE)
     if wanted not in (None, "none", "chromium"):
         raise pytest.UsageError(f"{CHOICE}={wanted}: give chromium or none")
@@ -53,7 +56,7 @@ needed = pytest.mark.skipif(chosen() is None, reason=f"needs chromium: {INSTALL}
 
 
 class Reader:
-    """A page, open."""
+    """A browser with an open page."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
@@ -80,7 +83,7 @@ class Reader:
         return str(self.find(identity).get_property("textContent"))
 
     def choose(self, identity: str, text: str) -> None:
-        """An option of a select, as a person does, and until it is drawn."""
+        """Chooses an option of a select as a person does, and waits until the page is drawn."""
         before = self.run("return document.body.dataset.drawn")
         for option in self.find(identity).find_elements(By.TAG_NAME, "option"):
             if option.get_property("textContent") == text:
@@ -97,11 +100,11 @@ class Reader:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def complaints(self) -> list[str]:
-        """What the console holds."""
+        """Returns the messages of the console."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> set[str]:
-        """What was asked for; not what the page's policy stopped before it left."""
+        """Returns what was requested, without what the page's policy stopped."""
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
@@ -112,14 +115,14 @@ class Reader:
         return {url for url in self.asked.values() if not url.startswith(own)}
 
     def kept_to_itself(self, path: Path) -> None:
-        """Nothing was asked for but the file itself, and nothing complained of."""
+        """Checks that only the file itself was requested, and that the console has no message."""
         assert self.complaints() == []
         assert self.requests() == {path.as_uri()}
 
 
 @contextmanager
 def reader(profile: Path) -> Iterator[Reader]:
-    """A browser of its own, with an empty profile."""
+    """Starts a browser of its own, with an empty profile."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for flag in (*FLAGS, f"--user-data-dir={profile}"):

@@ -1,4 +1,4 @@
-"""Small specs, DNAs and images that tests are made of."""
+"""Makes small specs, DNAs and images for tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tiny_spec(bins: int = 5, taps: tuple[Tap, ...] | None = None) -> tuple[Spec,
 def random_dna(
     spec: Spec, ranges: Ranges, images: int, seed: int, numerics: Numerics = NUMERICS
 ) -> DNA:
-    """A DNA that obeys conservation: every activation thrown into some bin, or outside."""
+    """Makes a DNA that obeys conservation: every activation is in some bin, or outside."""
     rng = np.random.default_rng(seed)
     empty = DNA.empty(spec, ranges)
     if images == 0:
@@ -70,26 +70,26 @@ def random_dna(
 
 
 def peak_mb() -> float:
-    """Returns this process's peak memory; `getrusage` would include the process that forked it."""
+    """Returns this process's peak memory in MB; `getrusage` would include the parent's."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def sealed(body: dict[str, Any]) -> bytes:
-    """A commit's JSON, with the checksum of what it says now."""
+    """Returns a commit's JSON, with the checksum of its present content."""
     body = {name: value for name, value in body.items() if name != "checksum"}
     return json.dumps(body | {"checksum": digest_of(body)}).encode()
 
 
 def with_digest(manifest: Manifest, digest: str) -> bytes:
-    """The manifest's file, with a digest that is not its own."""
+    """Returns the manifest's file, with a digest that is not its own."""
     kind = FileKind("manifest")
     metadata = SealedFile(manifest.data, kind, "a manifest").metadata | {"digest": digest}
     return encode_sealed(kind, metadata, manifest.tables())
 
 
 def with_row_groups(data: bytes, tables: Sequence[pa.Table]) -> bytes:
-    """The file with other row groups, whose metadata is what it was, as if it were still theirs."""
+    """Returns the file with other row groups under unchanged metadata."""
     stated = pq.read_metadata(io.BytesIO(data)).metadata[b"vdna"]
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, tables[0].schema, store_schema=False) as writer:
@@ -100,7 +100,7 @@ def with_row_groups(data: bytes, tables: Sequence[pa.Table]) -> bytes:
 
 
 def photo(seed: int, width: int = 96, height: int = 72) -> Image.Image:
-    """Smooth colour noise: different for every seed, cheap, and photo-like to a network."""
+    """Makes smooth colour noise: different for every seed, cheap, and like a photo to a network."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

@@ -1,11 +1,11 @@
-"""A real S3 server: Ceph's RADOS Gateway, from Debian's packages, in memory, on free local ports.
+"""Starts a real S3 server: Ceph's RADOS Gateway, from Debian's packages, in memory.
 
-    $ python -m tests.support.ceph             # prints its settings, and runs until Ctrl-C
+    $ python -m tests.support.ceph  # prints its settings, and runs until Ctrl-C
     AWS_ENDPOINT_URL=http://127.0.0.1:41675
     ...
 
-A monitor, a storage daemon and a gateway. They end with the process that started them, however it
-ends, and leave nothing behind.
+It consists of a monitor, a storage daemon and a gateway, on free local ports. They end with the
+process that started them, however it ends, and leave nothing behind.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ HEAD_LIMIT = 2**20
 
 
 class Exchange:
-    """A request that arrived whole, and the ways to answer it."""
+    """A request that arrived completely, and the ways to answer it."""
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ def png(
     before: bytes = b"",
     interlaced: bool = False,
 ) -> bytes:
-    """A PNG whose header says so. `body`: its compressed rows; black ones by default."""
+    """Makes a PNG with such a header. `body` holds its compressed rows, black ones by default."""
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     if body is None:
         body = deflated(height * (1 + -(-width * samples * bits // 8)))
@@ -119,7 +119,7 @@ def deflated(zeros: int) -> bytes:
 
 
 def after_header(data: bytes, extra: bytes) -> bytes:
-    """A PNG with chunks put in after its first."""
+    """Returns a PNG with chunks put in after its first one."""
     return data[:33] + extra + data[33:]
 
 
@@ -128,7 +128,10 @@ _LAYOUT = {SHORT: "H", LONG: "I", RATIONAL: "I", FLOAT: "f"}
 
 
 def tiff(tags: Mapping[int, tuple[int, list[int]]], body: bytes, *, following: int = 0) -> bytes:
-    """A little-endian TIFF: header, `body` at byte 8, then its directory. `following`: the next."""
+    """Makes a little-endian TIFF: header, `body` at byte 8, then its directory.
+
+    `following` is the offset of the next directory.
+    """
     body += b"\0" * (len(body) % 2)
     at = 8 + len(body)
     rows, spill = [], b""
@@ -144,7 +147,7 @@ def tiff(tags: Mapping[int, tuple[int, list[int]]], body: bytes, *, following: i
 
 
 def grey_tiff(width: int, height: int, body: bytes, **more: tuple[int, list[int]]) -> bytes:
-    """8-bit grey in one strip, uncompressed; `more` tags by `t` and their number."""
+    """Makes 8-bit grey in one strip, uncompressed; `more` are further tags."""
     tags: dict[int, tuple[int, list[int]]] = {
         256: (LONG, [width]),
         257: (LONG, [height]),
@@ -187,7 +190,7 @@ def with_segments(data: bytes, *segments: bytes) -> bytes:
 
 
 def resized_jpeg(width: int, height: int) -> bytes:
-    """A JPEG whose frame header claims another size."""
+    """Makes a JPEG whose frame header states another size."""
     data = bytearray(encoded(GREY, "JPEG"))
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", height, width)
@@ -195,7 +198,7 @@ def resized_jpeg(width: int, height: int) -> bytes:
 
 
 def many_scans(side: int, scans: int) -> bytes:
-    """A progressive JPEG of grey whose scans refine nothing, each over all blocks again."""
+    """Makes a progressive grey JPEG whose scans refine nothing, each over all blocks again."""
     blocks = (side // 8) ** 2
     frame = struct.pack(">BHHB3B", 8, side, side, 1, 1, 0x11, 0)
     # One code of one bit in each table: DC "no difference", AC "16384 + 14 bits blocks are ended".
@@ -215,13 +218,13 @@ def many_scans(side: int, scans: int) -> bytes:
 
 
 def exif_of(entries: int, size: int) -> bytes:
-    """EXIF whose entries all claim the same `size` bytes."""
+    """Makes EXIF whose entries all claim the same `size` bytes."""
     rows = b"".join(struct.pack("<HHII", 0x9000 + i % 0x6000, 7, size, 26) for i in range(entries))
     return b"II*\0\x08\0\0\0" + struct.pack("<H", entries) + rows + bytes(4) + bytes(size)
 
 
 def gif(width: int, height: int, frame: tuple[int, int, int, int], codes: bytes) -> bytes:
-    """Two colours; one frame at (left, top, width, height)."""
+    """Makes a GIF of two colours, with one frame at (left, top, width, height)."""
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
     blocks = b"".join(
         bytes([len(codes[i : i + 255])]) + codes[i : i + 255] for i in range(0, len(codes), 255)
@@ -230,7 +233,7 @@ def gif(width: int, height: int, frame: tuple[int, int, int, int], codes: bytes)
 
 
 def bmp(width: int, height: int) -> bytes:
-    """24 bits, black; `height` below zero: the first row is the top."""
+    """Makes a black BMP of 24 bits; if `height` is below zero, the first row is the top."""
     row = -(-width * 3 // 4) * 4
     body = bytes(row * abs(height))
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, len(body), 0, 0, 0, 0)
@@ -277,7 +280,7 @@ def _frames(kind: str, **options: Any) -> bytes:
 
 
 def _cut(share: float) -> Callable[[], dict[str, bytes]]:
-    """Those whose headers are whole there, and whose pixels are not."""
+    """Makes images that are cut where their headers are complete and their pixels are not."""
     return lambda: {
         f"cut-{share}.{EXTENSIONS[kind]}": data[: int(len(data) * share)]
         for kind, data in WHOLE.items()
@@ -301,7 +304,7 @@ def _sixteen_bits() -> bytes:
 
 
 def _without_adobe(data: bytes) -> bytes:
-    """A JPEG without its APP14, which says how four channels are meant."""
+    """Removes the APP14 of a JPEG, which says how four channels are meant."""
     at = data.index(b"\xff\xee")
     return data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
 
@@ -320,7 +323,7 @@ def _pages(count: int) -> bytes:
 
 
 def _j2k_size(at: int, width: int, height: int) -> bytes:
-    """A JPEG 2000 whose codestream claims a size, of its image (2) or of its tiles (18)."""
+    """Makes a JPEG 2000 whose codestream states a size, of its image (2) or of its tiles (18)."""
     data = WHOLE["JPEG2000"]
     at += data.index(b"\xff\x51") + 4
     return _patched(data, at, struct.pack(">II", width, height))
@@ -343,7 +346,7 @@ FLOATS = struct.pack("<16f", *[float("nan"), float("inf"), -1e38, 0.5] * 4)
 DEFLATE = (SHORT, [8])
 
 FILES: tuple[Kind, ...] = (
-    # Whole, whatever they are called
+    # Intact files with any names
     Kind(
         f"every format that is read, whole: {', '.join(FORMATS)}",
         COUNTED,
@@ -448,7 +451,7 @@ FILES: tuple[Kind, ...] = (
         lambda: {
             f"wrong.{EXTENSIONS[kind]}": _signed(WHOLE[kind])
             for kind in FORMATS
-            if kind not in ("AVIF", "JPEG2000", "TGA")  # do not begin with it
+            if kind not in ("AVIF", "JPEG2000", "TGA")  # files that do not begin with it
         },
     ),
     Kind(
@@ -709,7 +712,7 @@ FILES: tuple[Kind, ...] = (
         },
         slow=True,
     ),
-    # No images
+    # Files that are no images
     Kind("no bytes", "empty", lambda: _same(b"", "empty.jpg", "empty")),
     Kind(
         "zeros, one byte, 0xff",
@@ -772,7 +775,7 @@ FILES: tuple[Kind, ...] = (
 
 
 def _lzw(pixels: int) -> bytes:
-    """GIF's compression of that many zeros, with codes of 3 bits and a clear before each."""
+    """Compresses that many zeros as GIF does, with codes of 3 bits and a clear before each."""
     bits = "".join(format(code, "03b")[::-1] for code in [4, 0] * pixels + [5])
     return bytes(int(bits[i : i + 8].ljust(8, "0")[::-1], 2) for i in range(0, len(bits), 8))
 
@@ -848,7 +851,7 @@ def _hard_links(folder: Path) -> None:
 
 
 def _listed(folder: Path, *lines: str | bytes) -> Path:
-    """A list of names, beside a folder `A` with `a.jpg`."""
+    """Makes a list of names, beside a folder `A` with `a.jpg`."""
     _put(folder, "A/a.jpg")
     path = folder / "list.txt"
     path.write_bytes(b"\n".join(os.fsencode(line) for line in lines))
@@ -929,7 +932,7 @@ LISTS: tuple[Place, ...] = (
 )
 
 UNREADABLE = Place("a file or folder without permission to read", REFUSED, _unreadable)
-"""Root reads it all the same."""
+"""Root can read it nevertheless."""
 
 ARCHIVES: tuple[tuple[str, str], ...] = (
     (

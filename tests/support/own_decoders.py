@@ -1,4 +1,4 @@
-"""Decoders for tests; any process imports them quickly."""
+"""Provides decoders for tests, in a module that any process imports quickly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def written(values: np.ndarray) -> bytes:
 
 
 def odd(data: bytes) -> Any:
-    """Does what its data say."""
+    """Does what its data say, for example dying."""
     task = data.decode()
     if task == "die":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""Builds by the command, in processes of their own, which a test may kill.
+"""Runs builds by the command, in their own processes, which a test may kill.
 
-An installed distribution makes a small network known to them, by an entry point.
+An entry point of an installed distribution makes a small network known to them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).parents[2]
 IMAGES = 48
 SHARD_IMAGES = 2
 SHARDS = 32
-"""Folds are of 3 images, hence of two shards."""
+"""A fold has 3 images, and so two shards."""
 
 ENTRY_POINTS = """
 [vdna.networks]
@@ -49,7 +49,7 @@ def slowly(*args, **kwargs):
     return opened(*args, **kwargs)
 PIL.Image.open = slowly
 """
-"""Images that take a while to decode, and no time of a CPU: what dies, dies in the middle."""
+"""Decoding takes a while and no CPU time, so that a killed process dies in the middle."""
 
 
 def write_distribution(folder: Path, entry_points: str, name: str = "vdna_tests") -> None:
@@ -62,7 +62,7 @@ def write_distribution(folder: Path, entry_points: str, name: str = "vdna_tests"
 
 @dataclass(frozen=True)
 class Small:
-    """The small network, for commands."""
+    """The files of the small network, and commands that use it."""
 
     place: tiny.Place
     folder: Path
@@ -76,7 +76,7 @@ class Small:
     def environment(self, patch: str = "") -> dict[str, str]:
         """Returns the environment of processes that know the network and first run the patch."""
         site = self.folder / hashlib.sha256(patch.encode()).hexdigest()[:8]
-        if not site.exists():  # else processes that start may read it at this moment
+        if not site.exists():  # otherwise a process that starts may read half of it
             site.mkdir()
             (site / "sitecustomize.py").write_text(patch)
             write_distribution(site, ENTRY_POINTS)
@@ -123,7 +123,7 @@ def start(
     env: dict[str, str] | None = None,
     shard_images: int = SHARD_IMAGES,
 ) -> subprocess.Popen[str]:
-    """The command, in a session of its own so that all of it can be found."""
+    """Starts the command in a session of its own, so that all its processes can be found."""
     command = [sys.executable, "-m", "jobs.build", "photos", str(folder), "-c", str(catalogue)]
     command += ["--shard-images", str(shard_images), "--max-failures", "2", "--json"]
     command += ["--workers", str(workers), "--threads", "1", *options]
@@ -168,7 +168,7 @@ def committed(catalogue: Path) -> int:
 
 
 def running(catalogue: Path) -> list[int]:
-    """Processes that have shards under way, as their notes say."""
+    """Returns the processes that have shards under way, by their notes."""
     pids = set()
     for note in catalogue.glob("_work/photos/*/attempts/*.json"):
         with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Networks with random weights: ours, and the reference package's classes on the same files."""
+"""Makes networks with random weights: ours, and the reference's classes on the same files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def random_network(name: str) -> Any:
 
 
 def randomised(state: State, seed: int = 0) -> State:
-    """Makes weights under which every part of a network matters: no branch that is zero."""
+    """Makes weights under which every part of a network matters, so that no branch is zero."""
     make = torch.Generator().manual_seed(seed)
     made: State = {}
     for key, value in state.items():

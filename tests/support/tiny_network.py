@@ -1,7 +1,7 @@
-"""A network of seven neurons, so that a build takes milliseconds, and the truth by another way.
+"""A network of seven neurons, whose builds take milliseconds, and another way to the truth.
 
-The truth of a set of pictures is added up image by image in numpy: no shard, partial, sum or file
-of the pipeline's has a part in it.
+The truth of a set of pictures is added up image by image in numpy, without shards, partials, sums
+or files of the pipeline.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Place:
 
     @property
     def options(self) -> dict[str, object]:
-        """Fields of a request."""
+        """Returns fields of a request."""
         return {"extractor": NAME, "bins": BINS, "weights": self.weights, "ranges": self.ranges}
 
     @functools.cached_property
@@ -65,7 +65,7 @@ def register() -> None:
 
 
 def install(folder: Path) -> Place:
-    """The same, and writes the files unless they are there."""
+    """Registers the network, and writes its files unless they exist."""
     register()
     weights, limits = folder / "tiny.pt", folder / "tiny.ranges.parquet"
     place = Place(str(weights), str(limits))
@@ -84,7 +84,7 @@ def install(folder: Path) -> Place:
 
 @dataclass(frozen=True)
 class Picture:
-    """A file's content: `good`, or bad in one of three ways."""
+    """The content of a file: `good`, or bad in one of three ways."""
 
     kind: str
     seed: int
@@ -103,7 +103,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Every number that the DNA of a set of pictures, given by name, must have."""
+    """Every number that the DNA of a set of named pictures must have."""
 
     table: np.ndarray
     least: np.ndarray
@@ -120,7 +120,7 @@ class Truth:
     def differences(
         self, dna: DNA, failures: Iterable[Failure], exemplars: Exemplars | None = None
     ) -> list[str]:
-        """What is not as it should be; integers, minima and maxima to the last bit."""
+        """Lists what is wrong; integers, minima and maxima must be equal to the last bit."""
         if dna.images != self.images:
             return [f"{dna.images} images for {self.images}"]
         pairs = {
@@ -147,14 +147,14 @@ class Truth:
         return wrong + ([] if exemplars is None or self._shown(exemplars) else ["exemplars"])
 
     def _shown(self, exemplars: Exemplars) -> bool:
-        """Whether they are of the largest means, each with its own."""
+        """Returns whether the exemplars are those of the largest means, each with its own mean."""
         number = min(exemplars.settings.number, self.images)
         rows = exemplars.rows.to_pylist()
         if len(rows) != number * sum(WIDTHS):
             return False
         largest = -np.sort(-self.means, axis=0)[:number].T.ravel()
         at = {name: place for place, name in enumerate(self.names)}
-        if any(row["uri"] not in at for row in rows):  # of other images, which look alike
+        if any(row["uri"] not in at for row in rows):  # they are other images, with the same pixels
             return False
         own = [self.means[at[row["uri"]], row["neuron"]] for row in rows]
         found = [row["reaction"] for row in rows]
@@ -173,7 +173,7 @@ class Oracle:
         self._known: dict[Picture, tuple[np.ndarray, ...]] = {}
 
     def truth(self, pictures: Mapping[str, Picture]) -> Truth:
-        """`pictures`: by uri."""
+        """Returns the truth of `pictures`, given by uri."""
         good = [self._count(picture) for picture in pictures.values() if picture.kind == "good"]
         bad = {uri: picture.kind for uri, picture in pictures.items() if picture.kind != "good"}
         neurons = sum(WIDTHS)

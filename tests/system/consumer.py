@@ -1,4 +1,4 @@
-"""A program of a user's, which mypy checks as one would: strictly, against the package's types."""
+"""A user's program, which mypy checks strictly against the package's types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files in blocks: every byte where it belongs, and few requests for the ways formats are read."""
+"""Tests files read in blocks: every byte is right, and common formats need few requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 2**20
 
 
 class Counted:
-    """A block file over bytes, and what was asked of them."""
+    """A block file over bytes, which records what was requested."""
 
     def __init__(self, data: bytes) -> None:
         self.asked: list[tuple[int, int]] = []

@@ -1,8 +1,8 @@
-"""Mutated files: an image gives pixels or its reason, a file of ours its value or `CorruptFile`.
+"""Tests mutated files: an image gives pixels or a reason, our file its value or `CorruptFile`.
 
 Mutations know the structure: they flip bits, edit lengths, swap, repeat and drop pieces, and splice
-two files. What found something is kept in tests/system/fuzz and replayed. `VDNA_FUZZ_SEED` repeats
-a run.
+two files. Inputs that found a defect are kept in tests/system/fuzz and run again.
+`VDNA_FUZZ_SEED` repeats a run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SMALL = replace(RULE, max_pixels=10**6)
 
 
 def mutated(data: bytes, chance: random.Random, others: list[bytes]) -> bytes:
-    """A file changed in one to four places."""
+    """Returns a file changed in one to four places."""
     for _ in range(chance.choice([1, 1, 1, 2, 4])):
         if not data:
             break
@@ -64,8 +64,10 @@ def _flip(data: bytes, chance: random.Random, others: list[bytes]) -> bytes:
 
 
 def _set(data: bytes, chance: random.Random, others: list[bytes]) -> bytes:
-    """A number of 1, 2, 4 or 8 bytes becomes an extreme one, or its neighbour; near the start or
-    the end more often, where headers and footers are."""
+    """Sets a number of 1, 2, 4 or 8 bytes to an extreme one, or to its neighbour.
+
+    It is more often near the start or the end, where headers and footers are.
+    """
     width = chance.choice([1, 2, 4, 8])
     span = min(len(data), 100)
     at = chance.choice(
@@ -83,7 +85,7 @@ def _set(data: bytes, chance: random.Random, others: list[bytes]) -> bytes:
 
 
 def _pieces(data: bytes, chance: random.Random) -> list[bytes]:
-    """Cut where structure begins: chunks, boxes, markers, text; or anywhere."""
+    """Cuts where structure begins: at chunks, boxes, markers or text, or anywhere."""
     marks = [match.start() for match in re.finditer(rb"[A-Za-z]{4}|\xff[\xc0-\xfe]|,|PK", data)]
     cuts = [*chance.sample(marks, min(len(marks), 3)), chance.randrange(len(data) + 1)]
     ends = sorted({0, *cuts, len(data)})
@@ -145,7 +147,7 @@ def check_image(data: bytes) -> None:
 
 
 def _outcome(read: Callable[[], np.ndarray]) -> np.ndarray | BadImage | None:
-    """Pixels, or why there are none; None where memory ran out."""
+    """Returns the pixels, or why there are none, or None if memory ran out."""
     try:
         return read()
     except BadImage as bad:
@@ -161,7 +163,7 @@ PLACE = Catalogue("memory://fuzz")
 
 @dataclass(frozen=True)
 class Reader:
-    """`data` as written; `same`: whether what is read of a mutation is what was written."""
+    """One format of ours: `data` as written, and `same`, which compares what is read with it."""
 
     data: bytes
     read: Callable[[bytes], Any]
@@ -239,7 +241,7 @@ def _readers() -> dict[str, Reader]:
         "ranges": Reader(
             ranges_module.encode(ranges, network, images=5),
             lambda d: ranges_module.decode(d, "x"),
-            lambda a, b: a[0].digest == b[0].digest,  # where they are from is for people
+            lambda a, b: a[0].digest == b[0].digest,  # their origin is only for people
         ),
         "matrix": Reader(matrix.encode(), lambda d: Matrix.decode(d, "x"), _equal_fields),
         "manifest": Reader(
@@ -296,7 +298,7 @@ def check_reader(reader: Reader, data: bytes) -> None:
 def run(
     check: Callable[[bytes], None], bases: list[bytes], seed: int, until: Callable[[int], bool]
 ) -> int:
-    """Mutants, each made from the seed and its number alone, so that one can be made again."""
+    """Checks mutants, each made from the seed and its number alone, so that it can be repeated."""
     number = 0
     while not until(number):
         chance = random.Random(f"{seed}/{number}")
@@ -323,7 +325,7 @@ def test_mutated_files_of_ours_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dna", "dna in part", "partial", "ranges", "matrix", "failures"])
 def test_a_changed_footer_of_our_files_is_refused(name: str) -> None:
-    """It says where columns begin and what they are; no page checksum covers it."""
+    """The footer says where columns begin and what they are, and no page checksum covers it."""
     reader = READERS[name]
     data = reader.data
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
@@ -361,7 +363,7 @@ def test_isolated_decoding_of_mutants_gives_the_same_outcome() -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("what", ["images", "ours"])
 def test_fuzzing_finds_no_defect(what: str) -> None:
-    """In a process of its own, which a decoder may crash, and whose memory is looked at."""
+    """It runs in a process of its own, which a decoder may crash, and whose memory is measured."""
     seed = os.environ.get("VDNA_FUZZ_SEED", str(random.SystemRandom().randrange(10**9)))
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-m", "tests.system.test_fuzz", what, seed],

@@ -73,7 +73,7 @@ def read(folder: Path, name: str) -> tuple[bytes, str]:
 
 
 def manifest_of(expected: dict[str, Any]) -> Manifest:
-    """Made here and now, of what stands in `expected.json`."""
+    """Plans anew what stands in `expected.json`."""
     stated = expected["manifest"]
     shards = tuple(
         Shard(i, shard["fold"], tuple(Entry(**entry) for entry in shard["members"]))
@@ -88,7 +88,7 @@ def partial_names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.glob("partials/*"))
 
 
-# The files are what they were.
+# The files are unchanged.
 
 
 def test_there_are_golden_files() -> None:
@@ -144,7 +144,7 @@ def test_a_golden_dna_is_read(folder: Path, expected: dict[str, Any]) -> None:
 
 
 def whole(parts: list[DNA]) -> DNA:
-    """Layers read one by one, as one DNA."""
+    """Joins layers that were read one by one into one DNA."""
     arrays: dict[str, Any] = {
         column: np.concatenate([getattr(part, column) for part in parts])
         for column in ("counts", *SCALAR_COLUMNS)
@@ -237,7 +237,7 @@ def test_a_golden_commit_is_read(folder: Path, expected: dict[str, Any]) -> None
         assert version.sha256[kind] == expected["sha256"][name]
 
 
-# What names things never changes: computed here and now, from plain numbers.
+# Digests, which are names, never change; they are computed again from plain numbers.
 
 
 def test_digests_of_specs_and_ranges_are_unchanged(expected: dict[str, Any]) -> None:
@@ -258,7 +258,7 @@ def test_the_digest_of_a_manifest_and_its_shard_keys_are_unchanged(
 
 
 def test_the_same_entries_are_cut_into_the_same_shards(expected: dict[str, Any]) -> None:
-    """Else every dataset would be counted again."""
+    """Otherwise every dataset would be counted again."""
     old = manifest_of(expected)
     entries = [entry for shard in old.shards for entry in shard.members]
     for order in (entries, entries[::-1]):
@@ -359,7 +359,7 @@ def test_every_parquet_file_states_its_format(name: str) -> None:
 
 
 def test_this_version_writes_the_newest_format(tmp_path: Path) -> None:
-    """Else a new `v*` is due. Numbers thrown at random are another numpy's to change."""
+    """If it fails, a new `v*` is needed. Random numbers may change with numpy and are ignored."""
     write(tmp_path / "now")
     now = json.loads((tmp_path / "now" / "expected.json").read_text(encoding="utf-8"))
     then = json.loads((VERSIONS[-1] / "expected.json").read_text(encoding="utf-8"))
@@ -376,7 +376,7 @@ def test_this_version_writes_the_newest_format(tmp_path: Path) -> None:
 
 
 def layout(path: Path) -> dict[str, Any]:
-    """How a file is made, whatever its numbers are and whichever Parquet library wrote it."""
+    """Returns how a file is built, whatever its numbers and the Parquet library are."""
     metadata, stated = pq.read_metadata(path), vdna(path)
     chunks = [
         (chunk.path_in_schema, chunk.physical_type, chunk.compression, set(chunk.encodings))

@@ -57,12 +57,12 @@ class Killed(BaseException):
 
 @dataclass
 class Process:
-    """A builder as storage sees it: it may die at any of its operations, threads and all.
+    """A builder as storage sees it: it may die at any of its operations, with all its threads.
 
-    `die_at`: the operation before which, or after which where `after`, it is dead. `trouble`: the
-    share of operations that get no answer, performed or not. `change`: what happens to an image
-    that was read, and to the one that is about to be, at the reading of that number. `meet`: where
-    builders wait for each other before they commit.
+    `die_at`: the operation before which, or after which if `after`, it dies. `trouble`: the share
+    of operations that get no answer, performed or not. `change`: what happens to an image that was
+    read, and to the one that is about to be, at the reading of that number. `meet`: where builders
+    wait for each other before they commit.
     """
 
     seed: int
@@ -135,7 +135,7 @@ class Process:
                 self.change(uri)
 
     def _leave_torn(self, name: str, args: Any) -> None:
-        """What a local writer that dies half-way leaves behind."""
+        """Leaves what a local writer that dies half-way leaves behind."""
         if name in ("create", "replace") and storage.protocol_of(args[0]) == "file":
             path = Path(storage.local_path(args[0]))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,10 +183,10 @@ def figures() -> Iterator[None]:
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storage in which a process can die or get no answer; threads belong to who started them."""
+    """Provides storage in which a process, with its threads, can die or get no answer."""
     for name in REAL:
         for module in (storage, *MODULES):
-            if hasattr(module, name):  # they call each other
+            if hasattr(module, name):  # these functions call each other
                 monkeypatch.setattr(module, name, _watched(name))
     submit = ThreadPoolExecutor.submit
 
@@ -198,14 +198,14 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
         return images.load(data, rule)
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", inherit)
-    monkeypatch.setattr(images, "load_isolated", isolated)  # its own process costs a second
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # no power is cut here
+    monkeypatch.setattr(images, "load_isolated", isolated)  # a process of its own takes a second
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # the tests do not cut the power
     monkeypatch.setattr(reduce_module, "FAN_IN", 2)  # small sets have trees too
     monkeypatch.setattr(reduce_module, "LAST", 2)
 
 
 class Source:
-    """A folder of pictures, of which contents repeat; every file ever written has its own time."""
+    """A folder of pictures with repeated contents; every file ever written has its own time."""
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder = folder
@@ -226,7 +226,7 @@ class Source:
         self._write(self.folder / name)
 
     def overwrite(self, uri: str = "") -> None:
-        """By another picture: a good one, or one that is corrupt."""
+        """Overwrites a picture with another one, good or corrupt."""
         if self.pictures:
             self._write(Path(storage.local_path(uri or self._any())))
 
@@ -237,11 +237,11 @@ class Source:
             os.unlink(storage.local_path(uri))
 
     def restore(self) -> None:
-        """A file as it once was, its time too."""
+        """Writes a file as it once was, with its old time."""
         self._put(self._chance.randrange(len(self._written)))
 
     def chosen(self, limit: int | None) -> dict[str, Picture]:
-        """What `--limit` takes."""
+        """Returns what `--limit` selects."""
         ranked = sorted(self.pictures, key=lambda u: hashlib.sha256(f"{u}\0".encode()).digest())
         return {uri: self.pictures[uri] for uri in ranked[:limit]}
 
@@ -265,14 +265,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Wish:
-    """A request, without its place."""
+    """The options of a request, without its place."""
 
     name: str
     options: Mapping[str, Any]
 
 
 class Schedule:
-    """One catalogue and two sources, and what happens to them."""
+    """One catalogue and two sources, and the steps that happen to them."""
 
     def __init__(self, seed: int, folder: Path, place: Place, oracle: Oracle) -> None:
         self.chance = random.Random(seed)
@@ -369,7 +369,7 @@ class Schedule:
         engine: int = 0,
         meanwhile: tuple[type[Exception], ...] = (),
     ) -> bool:
-        """Whether it came to its end; no other errors than those of the faults may come out."""
+        """Returns whether the build ended well; only errors that the faults cause may be raised."""
         context = copy_context()
         context.run(CURRENT.set, process)
         requests = [self._request(wish) for wish in wishes]
@@ -394,14 +394,14 @@ class Schedule:
         return False
 
     def _alone(self, wishes: Sequence[Wish]) -> None:
-        """Without a fault each dataset is built, or refused for a reason that it has."""
+        """Builds without a fault: each dataset is built, or refused for a right reason."""
         for wish in wishes:
             truth = self._truth(wish)
             good = truth.images > 0 and ("max_failures" not in wish.options or not truth.failed)
             process = Process(self.chance.randrange(2**32))
             before = self.catalogue.head().number
             built = self._build([wish], process)
-            # A stricter limit does not take back what is in the catalogue as it is.
+            # A stricter limit does not remove a version that is in the catalogue already.
             held = truth.images > 0 and built and self.catalogue.head().number == before
             assert built == good or held, "a build without a fault"
             if good:
@@ -411,7 +411,7 @@ class Schedule:
                 FIGURES["failures listed"] += len(truth.failed)
 
     def _both(self) -> None:
-        """Two builders at once, asked for the same or not, one of which may die."""
+        """Runs two builders at once, with the same requests or not, one of which may die."""
         mine = self._wishes()
         yours = self.chance.choice([mine, self._wishes(), [Wish(NAMES[1], self.usual)]])
         mine = mine if yours is mine or len(yours) > 1 else [Wish(NAMES[0], self.usual)]
@@ -440,7 +440,7 @@ class Schedule:
             possible[name] += truths
 
     def _collect(self) -> None:
-        """Between builds: nothing is safe by its youth."""
+        """Collects garbage between builds, when no object is safe because it is young."""
         process = self._process(self.chance.choice(["live", "die", "trouble"]))
         process.die_at = process.die_at and process.die_at // 2 + 1
         keep = self.chance.choice([None, None, 1, 2])
@@ -451,7 +451,7 @@ class Schedule:
             context.run(collect, self.catalogue, keep=keep, grace=timedelta(0))
 
     def _beside_gc(self) -> None:
-        """All that is there is older than the grace period when a build and a collection meet."""
+        """Runs a build and a collection at once, when all objects are past the grace period."""
         if not self.memory:
             past = time.time() - 10 * 86400
             root = storage.local_path(self.catalogue.root)
@@ -466,12 +466,10 @@ class Schedule:
             collect(self.catalogue, keep=self.chance.choice([None, 1]))
             job.result()
 
-    # What must hold.
+    # What must be true.
 
     def _possible(self) -> dict[str, list[Truth]]:
-        """What a build of now may commit: today's pictures, all or as many as it may ask for, and
-        those of each of its folders.
-        """
+        """Returns what a build may commit now: today's pictures, limited or not, or a folder."""
         possible: dict[str, list[Truth]] = {}
         for name, source in self.sources.items():
             for part in ("", *FOLDERS):
@@ -488,8 +486,7 @@ class Schedule:
         return self.oracle.truth(self.sources[wish.name].chosen(limit))
 
     def _check(self, possible: Mapping[str, Sequence[Truth]]) -> None:
-        """Every version that this step committed, or told as the newest, then all that the newest
-        commit holds."""
+        """Checks every version that this step committed, and all that the newest commit holds."""
         head = self.catalogue.head()
         states = [self._versions(n) for n in range(self.seen, head.number + 1)]
         for told in self.told:
@@ -527,7 +524,7 @@ class Schedule:
         return dna, self.catalogue.failures(name, version), exemplars
 
     def end(self) -> None:
-        """Left alone, it comes to the truth, and stays there; what the dead left goes."""
+        """Builds until the truth of today is committed, and collects what dead builds left."""
         for name, source in self.sources.items():
             static = self.static and any(p.kind == "good" for p in source.pictures.values())
             while not any(p.kind == "good" for p in source.pictures.values()):
@@ -560,7 +557,7 @@ class Schedule:
         assert folders == {"partials"}
 
     def _same_as_undisturbed(self, wish: Wish, version: Version) -> None:
-        """The same shards, and so the same bits, floats too."""
+        """Checks that the shards, and so all bits, are those of an undisturbed build."""
         other = Catalogue(f"memory://{uuid.uuid4().hex}")
         (clean,) = build_datasets(other, [self._request(wish)], self.engines[0], RESOURCES)
         assert (clean.version.dna, clean.version.sha256) == (version.dna, version.sha256)
@@ -589,7 +586,7 @@ def _layerwise(versions: Sequence[tuple[str, Version]]) -> set[str]:
 
 
 def tiny_specs(schedule: Schedule) -> set[str]:
-    """Folders that hold the notes of plans."""
+    """Returns the folders that hold the notes of plans."""
     return {spec for specs in schedule.catalogue.head().datasets.values() for spec in specs}
 
 
@@ -624,13 +621,13 @@ def test_each_image_counts_once_in_long_schedules(
     run_schedule(seed, tmp_path, place, oracle)
 
 
-# Real processes, really killed.
+# Real processes that are killed.
 
 
 def deaths(
     place: Place, oracle: Oracle, folder: Path, step: int, first: int, chance: random.Random
 ) -> int:
-    """Dies at some of the writes of a build, and does the same again; each time it is the truth."""
+    """Kills a build at some of its writes and runs it again; each result must be the truth."""
     source = Source(folder / "source" / "all", chance)
     while len(source.pictures) < 6:
         source.add()
@@ -676,7 +673,7 @@ def deaths(
 def test_a_build_killed_at_some_writes_is_completed_by_reruns(
     place: Place, oracle: Oracle, tmp_path: Path
 ) -> None:
-    """At three of them, others in each run of the tests."""
+    """It is killed at three writes, others in each run of the tests."""
     first = random.randint(1, 30)
     assert 2 <= deaths(place, oracle, tmp_path, 35, first, random.Random(1)) <= 4
 

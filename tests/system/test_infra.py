@@ -39,14 +39,14 @@ Document = dict[str, Any]
 
 
 def unavailable(reason: str) -> None:
-    """Skips here; fails in CI, where everything must have run."""
+    """Skips the test here; fails in CI, where everything must have run."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI must run this: {reason}")
     pytest.skip(reason)
 
 
 def documents() -> Iterator[tuple[str, Document]]:
-    """Every Kubernetes document, those inside ConfigMaps included, with where it stands."""
+    """Returns every Kubernetes document, also those inside ConfigMaps, by where it stands."""
     for path in sorted((INFRA / "kuberay").glob("*.yaml")):
         for document in yaml.load_all(path.read_text(), yaml.CSafeLoader):
             name = f"{path.name}:{document['kind']}/{document['metadata']['name']}"
@@ -70,7 +70,7 @@ def each(named: dict[str, Document]) -> pytest.MarkDecorator:
 
 
 def planted(document: Document, path: str, value: object) -> Document:
-    """A copy with one value set: `spec.workerGroupSpecs.0.replicas`."""
+    """Returns a copy with one value set, such as `spec.workerGroupSpecs.0.replicas`."""
     document = copy.deepcopy(document)
     *parents, last = [int(p) if p.isdecimal() else p for p in path.split(".")]
     place: Any = document
@@ -85,7 +85,7 @@ def rayjob(path: str, value: object) -> Document:
 
 
 def pods(job: Document) -> dict[str, Document]:
-    """The pod specs of a RayJob, by group."""
+    """Returns the pod specs of a RayJob, by group."""
     cluster = job["spec"]["rayClusterSpec"]
     groups = [{"groupName": "head", **cluster["headGroupSpec"]}, *cluster["workerGroupSpecs"]]
     return {group["groupName"]: group["template"]["spec"] for group in groups}
@@ -104,7 +104,7 @@ def test_every_kubernetes_file_is_tested() -> None:
 
 
 def strict(schema: Document) -> Document:
-    """A structural schema as a JSON schema that refuses unknown fields, as strict apply does."""
+    """Turns a structural schema into one that refuses unknown fields, as strict apply does."""
     schema = dict(schema)
     if schema.pop("x-kubernetes-int-or-string", False):
         schema.pop("anyOf", None)
@@ -190,7 +190,7 @@ def test_crd_default_stands_in_for_required() -> None:
 
 
 def core_error(document: Document) -> str:
-    """The first error, or nothing."""
+    """Returns the first error, or nothing."""
     try:
         import kubernetes_validate
     except ImportError:
@@ -209,7 +209,7 @@ def test_core_object_fits_its_schema(document: Document) -> None:
 
 @each(RAYJOBS)
 def test_rayjob_metadata(document: Document) -> None:
-    """The CRD leaves metadata open; any core object's schema closes it."""
+    """The CRD leaves metadata open; the schema of any core object closes it."""
     carrier = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": document["metadata"]}
     assert core_error(carrier) == ""
     assert "lables" in core_error(planted(carrier, "metadata.lables", {}))
@@ -235,7 +235,7 @@ def test_core_schema_refuses_wrong_values(path: str, value: object, message: str
 
 
 def broken_rules(job: Document) -> list[str]:
-    """KubeRay's validation.go (ray-operator/controllers/ray/utils), as far as it concerns us."""
+    """Applies KubeRay's validation.go (ray-operator/controllers/ray/utils), as far as needed."""
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     shutdown = spec.get("shutdownAfterJobFinishes", False)
     broken = []
@@ -311,7 +311,7 @@ def test_cronjob_leaves_room_in_the_rayjobs_name() -> None:
 
 
 def unsound(job: Document) -> list[str]:
-    """Settings that any schema would take, and that would hurt."""
+    """Lists settings that any schema would accept, but that would do harm."""
     found = []
 
     def need(holds: bool, text: str) -> None:
@@ -387,7 +387,7 @@ def test_images_have_our_version() -> None:
 
 
 def test_references_resolve() -> None:
-    """Names that one object uses of another; Kubernetes would notice only when it is too late."""
+    """One object uses names of another, and Kubernetes would notice a mistake only when running."""
     assert {d["metadata"]["namespace"] for d in ALL.values() if d["kind"] != "Namespace"} == {
         "vdna"
     }
@@ -414,7 +414,7 @@ def test_role_has_no_permission_that_is_not_needed() -> None:
 
 
 def parse(entrypoint: str) -> None:
-    """As the real command line would, running nothing; raises the `UsageError` of Typer's Click."""
+    """Parses as the real command line does, running nothing; raises Typer's `UsageError`."""
     from jobs.app import app
 
     program, name, *arguments = shlex.split(entrypoint)
@@ -424,7 +424,7 @@ def parse(entrypoint: str) -> None:
 
 
 def head_environment(job: Document, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the entrypoint runs with: it runs in the head's pod."""
+    """Returns the environment of the head's pod, in which the entrypoint runs."""
     monkeypatch.delenv("VDNA_CATALOGUE", raising=False)
     for variable in pods(job)["head"]["containers"][0]["env"]:
         monkeypatch.setenv(variable["name"], variable["value"])
@@ -486,7 +486,7 @@ def test_cronjob_refreshes_the_example() -> None:
 
 
 def dockerfile() -> list[str]:
-    """Instructions, with continued lines joined."""
+    """Returns the instructions, with continued lines joined."""
     text = (INFRA / "Dockerfile").read_text()
     text = re.sub(r"^\s*#.*\n", "", text, flags=re.M)
     return [
@@ -533,7 +533,7 @@ def test_base_image_has_a_version() -> None:
 
 
 def ignored(path: str) -> bool:
-    """Docker's rule, for our patterns: the last one that matches the path or a parent decides."""
+    """Applies Docker's rule for our patterns: the last match of the path or a parent decides."""
     verdict = False
     for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines():
         if line and not line.startswith("#"):
@@ -583,7 +583,7 @@ Answer = tuple[int, Document]
 
 @pytest.fixture
 def api(tmp_path: Path, run_rayjob: ModuleType) -> Iterator[Callable[..., tuple[int, list[Any]]]]:
-    """Runs the script against scripted answers: its exit code, and the requests it made."""
+    """Runs the script against scripted answers; returns its exit code and its requests."""
     import certifi
 
     answers: list[Answer] = []

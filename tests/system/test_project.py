@@ -1,4 +1,4 @@
-"""The project's own files: they agree with the code, and with each other."""
+"""Tests that the project's own files agree with the code, and with each other."""
 
 from __future__ import annotations
 

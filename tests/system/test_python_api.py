@@ -1,4 +1,4 @@
-"""Everything that the commands do, from Python: functions, types, results that show themselves."""
+"""Tests that everything the commands do works from Python, with types and readable results."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tiny_network.Place:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     write_photos(folder / "a", 24)
-    for path in write_photos(folder / "b", 24, first_seed=100):  # brighter, so that they differ
+    for path in write_photos(folder / "b", 24, first_seed=100):  # brighter, so they differ
         Image.open(path).point(lambda value: 128 + value // 2).save(path, quality=90)
     return folder
 
@@ -302,7 +302,7 @@ def test_a_device_is_named_or_refused(place: tiny_network.Place, photos: Path) -
 
 @pytest.mark.soak
 def test_a_consumer_is_type_checked(tmp_path: Path) -> None:
-    """Checks the types that a user sees: mypy, strict, on a small program and on a wrong one."""
+    """mypy checks the types that a user sees, strictly, on a small program and on a wrong one."""
     program = (ROOT / "tests" / "system" / "consumer.py").read_text()
     mistake = program.replace("bins=100, include", 'bins="many", include')
     assert mistake != program
@@ -324,7 +324,7 @@ def test_a_consumer_is_type_checked(tmp_path: Path) -> None:
 
 
 def test_a_function_that_wraps_another_has_the_same_parameters() -> None:
-    """`pipeline.make_dna` and the room's own are documented alike."""
+    """`pipeline.make_dna` and the function that it wraps take the same arguments."""
     from pipeline.building import make_dna as rooms_own
 
     ours = inspect.signature(make_dna).parameters
@@ -334,7 +334,7 @@ def test_a_function_that_wraps_another_has_the_same_parameters() -> None:
 def test_a_build_is_planned_with_the_resources_of_its_engine(
     root: str, place: tiny_network.Place, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They decide the device, so a build must plan with those that its workers have."""
+    """Resources decide the device, so a build must plan with those of its workers."""
     asked: list[Resources | None] = []
 
     def spy(*arguments: Any, **_: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Nothing that is read is ever run: planted pickles, and what the code may not call."""
+"""Tests that nothing that is read is ever run: planted pickles, and forbidden calls in code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Bomb:
-    """Writes a file where it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -43,7 +43,7 @@ def _explode(path: str, data: bytes) -> None:
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Iterator[Path]:
-    """What a bomb leaves behind; that it does bite is tried at the end."""
+    """Returns the file that a bomb writes; at the end, the fixture checks that the bomb works."""
     mark = tmp_path / "it ran"
     yield mark
     assert not mark.exists()
@@ -73,7 +73,7 @@ def npz(value: object) -> bytes:
 
 
 def planted(mark: Path) -> dict[str, bytes]:
-    """A bomb in every wrapping that some library would open."""
+    """Returns a bomb in every wrapping that some library would open."""
     bomb = Bomb(mark)
     return {
         "pickle": pickle.dumps(bomb),  # as joblib's files are, too
@@ -103,7 +103,7 @@ def test_weights_are_tensors_or_refused(mark: Path, wrapping: str) -> None:
 def test_weights_of_every_family_are_named_and_not_run(
     mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extractor: str, whose: str
 ) -> None:
-    """`own`: where a cache or a hub gives a file that someone has replaced."""
+    """`own` is a file from a cache or a hub that someone has replaced."""
     path = tmp_path / "planted.pth"
     path.write_bytes(saved({"weight": Bomb(mark)}))
     uri = path.as_uri()
@@ -145,7 +145,7 @@ def test_ranges_and_files_of_the_reference_are_named_and_not_run(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Every file of a catalogue, by its path."""
+    """Returns every file of a catalogue, by its path."""
     folder = tmp_path_factory.mktemp("catalogue")
     for name in ("a", "b"):
         manifest = plan(entries(name, 5))
@@ -222,7 +222,7 @@ LOADERS = {"_Loader"}
 
 
 def faults(code: str) -> list[str]:
-    """What a module does that none may."""
+    """Returns what a module does that no module may do."""
     found = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):

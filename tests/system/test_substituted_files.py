@@ -1,4 +1,4 @@
-"""Files of a catalogue that lie are refused by their names, by every command that reads them."""
+"""Tests that wrong files of a catalogue are refused by name, by every command that reads them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NAME, OTHER = "photos", "others"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two datasets of 20 candidates, one of them bad; the matrix of both; three commits."""
+    """Makes two datasets of 20 candidates, one of them bad, their matrix, and three commits."""
     folder = tmp_path_factory.mktemp("built") / "catalogue"
     place = Catalogue(str(folder))
     for name, first in ((NAME, 0), (OTHER, 100), ("third", 200)):
@@ -94,7 +94,7 @@ def other_s(copy: Copy, kind: str) -> str:
 
 
 def vouched(copy: Copy, kind: str, data: bytes) -> str:
-    """Other bytes, and a commit that vouches for them."""
+    """Replaces a file, and lets the commit state the digest of the new bytes."""
     uri = copy.uri(kind)
     copy.put(kind, data)
     return uri
@@ -126,7 +126,7 @@ def tables(copy: Copy) -> tuple[dict, list[pa.Table]]:
 
 
 def rewritten(change: Callable[[list[pa.Table]], list[pa.Table]]) -> Callable[[Copy], str]:
-    """The DNA's file with other rows and the same metadata, and a commit that vouches for it."""
+    """Gives the DNA's file other rows and old metadata, and lets the commit state its digest."""
 
     def lie(copy: Copy) -> str:
         metadata, groups = tables(copy)
@@ -136,7 +136,7 @@ def rewritten(change: Callable[[list[pa.Table]], list[pa.Table]]) -> Callable[[C
 
 
 def negative(groups: list[pa.Table]) -> list[pa.Table]:
-    """Two counts of one neuron moved below zero and up again: the sum holds."""
+    """Moves two counts of one neuron below zero and up again, so that the sum holds."""
     first = groups[0]
     counts = np.array(first["counts"].to_pylist())
     counts[0, 0] -= 10**6
@@ -158,7 +158,7 @@ def restated(**metadata: object) -> Callable[[Copy], str]:
 
 
 def of_version(**fields: object) -> Callable[[Copy], str]:
-    """A commit that states something else of the version."""
+    """Lets a commit state something else of the version."""
 
     def lie(copy: Copy) -> str:
         def change(body: dict) -> None:
@@ -269,7 +269,7 @@ LIES: dict[str, tuple[Callable[[Copy], str], set[str]]] = {
 
 
 class NoNetwork:
-    """What is ranked against is real; the activations of the images are all zero."""
+    """Replaces the network: the activations of all images are zero."""
 
     micro_batch = 8
 
@@ -291,7 +291,7 @@ def test_every_command_that_reads_a_wrong_file_refuses_it_by_name(
     (tmp_path / "images").mkdir()
     photo(1, 8, 8).save(tmp_path / "images" / "one.png")
     for item in storage.walk(storage.join(copy.catalogue.root, "matrix")):
-        storage.delete(item.uri)  # else it need not be computed
+        storage.delete(item.uri)  # otherwise it would not be computed
     tell, readers = LIES[lie]
     uri = tell(copy)
     for command, words in COMMANDS.items():
@@ -329,7 +329,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HandMadePlace:
 
 @pytest.mark.parametrize("how", ["another dataset's", "of other folds", "of other sizes"])
 def test_a_wrong_plan_is_refused_by_a_build_and_by_gc(place: HandMadePlace, how: str) -> None:
-    """A collection would else remove what the true plan needs."""
+    """A collection would otherwise remove what the true plan needs."""
     place.photos(NAME, 6)
     place.photos(OTHER, 6)
     version, other = place.build(NAME).version, place.build(OTHER).version
@@ -352,7 +352,7 @@ def test_a_wrong_plan_is_refused_by_a_build_and_by_gc(place: HandMadePlace, how:
 
 
 def test_ranges_under_the_digest_of_others_are_refused(copy: Copy) -> None:
-    """A build that asks for them by digest, and the worker of one that has them already."""
+    """A build that asks for them by digest refuses them, and so does a worker that has them."""
     from pipeline.counting import Recipe, Worker
     from pipeline.spec import Resources
 
@@ -379,7 +379,7 @@ def test_ranges_under_the_digest_of_others_are_refused(copy: Copy) -> None:
 
 @pytest.fixture
 def planned(tmp_path: Path) -> tuple[Manifest, str]:
-    """85 candidates in as many shards: so many that there are nodes."""
+    """Makes 85 candidates in as many shards, enough for nodes of the tree."""
     manifest = plan(entries(NAME, 85), shard_images=1)
     work = storage.join(storage.canonical(str(tmp_path)), "_work", NAME, SPEC.digest)
     for shard in manifest.shards:
@@ -410,7 +410,7 @@ def node(planned: tuple[Manifest, str]) -> str:
 
 
 def rows_of(partial: Partial, data: bytes) -> bytes:
-    """A file with the metadata of `data` and the rows of the partial."""
+    """Makes a file with the metadata of `data` and the rows of the partial."""
     dna = partial.dna
     return with_row_groups(data, [to_table(dna.select([layer])) for layer in dna.layers])
 
@@ -470,7 +470,7 @@ def test_a_partial_of_another_spec_is_named_with_the_fields_that_differ(
     assert "bins" in str(caught.value)
 
 
-# Matrices, which are computed again where they lie.
+# Wrong kept matrices are computed again.
 
 
 def matrix_uri(copy: Copy) -> str:
@@ -479,7 +479,7 @@ def matrix_uri(copy: Copy) -> str:
 
 
 def with_table(data: bytes, change: Callable[[pa.Table], pa.Table]) -> bytes:
-    """The matrix's file with its metadata as it was, and other rows."""
+    """Returns the matrix's file with unchanged metadata, and other rows."""
     return with_row_groups(data, [change(pq.read_table(pa.BufferReader(data)))])
 
 
@@ -493,7 +493,7 @@ def reordered(table: pa.Table) -> pa.Table:
 
 
 def relabelled(table: pa.Table) -> pa.Table:
-    """The numbers stay where they are, and are said to be of others."""
+    """Keeps the numbers in place, and swaps the datasets that they are about."""
     names = table["a"].to_pylist()
     return table.set_column(0, "a", pa.array(names[::-1]))
 
@@ -512,7 +512,7 @@ def test_a_wrong_kept_matrix_is_computed_again(
     assert pq.read_table(pa.BufferReader(storage.read(uri))).equals(true)
 
 
-# What verify alone finds: lies that agree with each other.
+# Wrong files that agree with each other, which only verify finds.
 
 
 def found(copy: Copy) -> dict[str, str]:
@@ -522,7 +522,7 @@ def found(copy: Copy) -> dict[str, str]:
 
 
 def test_a_dna_of_other_ranges_is_found(copy: Copy) -> None:
-    """The file and its commit agree; the ranges that the spec names say otherwise."""
+    """The file and its commit agree, but the spec names other ranges."""
     from pipeline.counting import digest_of_dna
 
     metadata, _ = tables(copy)
