@@ -244,7 +244,7 @@ def made_up(spec: Spec, entry: Entry) -> list[Array]:
     return layers
 
 
-class MadeUp(SerialMapper):
+class EngineWithoutNetwork(SerialMapper):
     """An engine without a network; it dies after `stop_after` shards, where given."""
 
     def __init__(self, stop_after: int | None = None) -> None:
@@ -308,15 +308,17 @@ def truth_of(made: Path, *folders: str, **changes: Any) -> list[Array]:
     return [np.concatenate([layers[i] for layers in found]) for i in range(len(TAPS))]
 
 
-def measure(made: Path, *sources: str, engine: MadeUp | None = None, **options: Any) -> bytes:
+def measure(
+    made: Path, *sources: str, engine: EngineWithoutNetwork | None = None, **options: Any
+) -> bytes:
     out = made / options.pop("out", "ranges.parquet")
     progress = options.pop("progress", None)
     request = CalibrationRequest([str(made / s) for s in sources], str(out), **options)
-    calibrate(request, engine or MadeUp(), progress=progress)
+    calibrate(request, engine or EngineWithoutNetwork(), progress=progress)
     return out.read_bytes()
 
 
-def work(made: Path, out: str = "ranges.parquet") -> Path:
+def work_folder(made: Path, out: str = "ranges.parquet") -> Path:
     return made / f"{out}.work"
 
 
@@ -377,7 +379,7 @@ def test_order_repeated_sources_and_shard_size_do_not_change_the_ranges(
 def test_duplicates_are_reported(made: Path) -> None:
     out = str(made / "r.parquet")
     sources = [str(made / "a"), str(made / "a"), str(made / "a" / "00*.jpg")]
-    assert calibrate(CalibrationRequest(sources, out), MadeUp()).duplicates == 20
+    assert calibrate(CalibrationRequest(sources, out), EngineWithoutNetwork()).duplicates == 20
 
 
 def test_a_limit_applies_to_all_sources_and_selects_the_same_images_each_run(made: Path) -> None:
@@ -390,22 +392,22 @@ def test_a_limit_applies_to_all_sources_and_selects_the_same_images_each_run(mad
 def test_an_interrupted_calibration_resumes_to_the_same_bytes(
     made: Path, quantile: float | None
 ) -> None:
-    clean = MadeUp()
+    clean = EngineWithoutNetwork()
     truth = measure(made, "a", "b", quantile=quantile, engine=clean, out="clean.parquet")
-    assert not work(made, "clean.parquet").exists()
+    assert not work_folder(made, "clean.parquet").exists()
     counted = 0
     for _ in range(100):
-        engine = MadeUp(stop_after=7)
+        engine = EngineWithoutNetwork(stop_after=7)
         try:
             found = measure(made, "a", "b", quantile=quantile, engine=engine)
             break
         except InterruptedError:
-            assert work(made).exists()
+            assert work_folder(made).exists()
         finally:
             counted += engine.counted
     assert found == truth
     assert counted == clean.counted  # no shard twice
-    assert not work(made).exists()
+    assert not work_folder(made).exists()
 
 
 def test_results_of_a_call_with_other_arguments_are_not_reused(made: Path) -> None:
@@ -424,39 +426,39 @@ def test_results_of_a_call_with_other_arguments_are_not_reused(made: Path) -> No
     ]
     for sources, options in others:
         with contextlib.suppress(InterruptedError):
-            measure(made, *sources, engine=MadeUp(4), **{"quantile": 0.01} | options)
-    assert work(made).exists()
+            measure(made, *sources, engine=EngineWithoutNetwork(4), **{"quantile": 0.01} | options)
+    assert work_folder(made).exists()
     assert measure(made, "a", quantile=0.01) == truth
     for sources, options in others[:6:2]:
         options = {"quantile": 0.01} | options
         with pytest.raises(InterruptedError):
-            measure(made, "a", engine=MadeUp(13), quantile=0.01)
+            measure(made, "a", engine=EngineWithoutNetwork(13), quantile=0.01)
         fresh = measure(made, *sources, out="fresh.parquet", **options)
         assert measure(made, *sources, **options) == fresh != truth
 
 
 def test_an_image_that_changed_is_measured_again(made: Path) -> None:
     with pytest.raises(InterruptedError):
-        measure(made, "a", engine=MadeUp(5))
+        measure(made, "a", engine=EngineWithoutNetwork(5))
     for path in (made / "a").iterdir():
         path.write_text("something else of another size")
-    engine = MadeUp()
+    engine = EngineWithoutNetwork()
     measure(made, "a", engine=engine)
     assert engine.counted == 10
 
 
 def test_calibration_removes_only_its_own_work_files(made: Path) -> None:
-    work(made).mkdir()
-    (work(made) / "mine.txt").write_text("dear")
+    work_folder(made).mkdir()
+    (work_folder(made) / "mine.txt").write_text("dear")
     measure(made, "a")
-    assert [path.name for path in work(made).iterdir()] == ["mine.txt"]
+    assert [path.name for path in work_folder(made).iterdir()] == ["mine.txt"]
 
 
 def test_too_many_failures_are_refused_and_a_higher_limit_needs_no_recounting(made: Path) -> None:
     with pytest.raises(GateError, match=r"1 of 8 images could not be read; the limit is 0\.01"):
         measure(made, "b", "spoilt")
     assert not (made / "ranges.parquet").exists()
-    engine, said = MadeUp(), Lines()
+    engine, said = EngineWithoutNetwork(), Lines()
     data = measure(made, "b", "spoilt", engine=engine, max_failures=1, progress=said)
     assert engine.counted == 0
     _, metadata = files.decode(data, "x")
@@ -466,7 +468,7 @@ def test_too_many_failures_are_refused_and_a_higher_limit_needs_no_recounting(ma
 
 def test_a_pass_accepted_under_another_limit_is_checked_again(made: Path) -> None:
     with pytest.raises(InterruptedError):
-        measure(made, "spoilt", quantile=0.1, engine=MadeUp(6), max_failures=1)
+        measure(made, "spoilt", quantile=0.1, engine=EngineWithoutNetwork(6), max_failures=1)
     with pytest.raises(GateError, match=r"(?s)1 of 4 images .* limit is 0\.01.*201-bad"):
         measure(made, "spoilt", quantile=0.1)
 
@@ -474,7 +476,7 @@ def test_a_pass_accepted_under_another_limit_is_checked_again(made: Path) -> Non
 def test_activations_that_are_not_finite_are_left_out_and_reported(made: Path) -> None:
     out = str(made / "r.parquet")
     request = CalibrationRequest([str(made / "spoilt")], out, quantile=0.3, max_failures=1)
-    done = calibrate(request, MadeUp())
+    done = calibrate(request, EngineWithoutNetwork())
     assert done.nonfinite == 40
     found, metadata = unwidened((made / "r.parquet").read_bytes())
     assert metadata["nonfinite"] == 40
@@ -508,7 +510,7 @@ def test_unreadable_or_missing_sources_and_invalid_options_are_refused(made: Pat
 
 
 def test_images_that_fail_in_only_some_passes_end_the_calibration(made: Path) -> None:
-    class Moody(MadeUp):
+    class Moody(EngineWithoutNetwork):
         def count(self, job: ShardJob, shard: Shard) -> Partial:
             if job.recipe.spec.bins > 2 and shard.index == 0:
                 bad = tuple(replace(e, uri=e.uri + "-bad") for e in shard.members)
@@ -534,13 +536,13 @@ def test_images_that_fail_in_only_some_passes_end_the_calibration(made: Path) ->
 )
 def test_a_work_folder_inside_a_source_is_refused(made: Path, source: str, out: str) -> None:
     (made / "link").symlink_to(made / "a")
-    engine = MadeUp()
+    engine = EngineWithoutNetwork()
     with pytest.raises(UsageError) as caught:
         measure(made, "b", source, out=out, engine=engine)
-    assert str(work(made, out)) in str(caught.value)
+    assert str(work_folder(made, out)) in str(caught.value)
     assert str(made / source) in str(caught.value)
     assert engine.counted == 0
-    assert not work(made, out).exists()
+    assert not work_folder(made, out).exists()
 
 
 def test_a_work_folder_beside_a_source_is_accepted(made: Path) -> None:
@@ -551,7 +553,7 @@ def test_a_work_folder_beside_a_source_is_accepted(made: Path) -> None:
 
 
 def test_memory_urls_are_refused_if_other_processes_count(made: Path) -> None:
-    engine = MadeUp()
+    engine = EngineWithoutNetwork()
     engine.in_process = False
     for sources, out in ((["memory://x"], "r.parquet"), (["a"], "memory://r.parquet")):
         with pytest.raises(UsageError, match="other processes cannot see memory://"):
@@ -562,9 +564,9 @@ def test_calibration_resumes_on_an_object_store(made: Path, bucket: str) -> None
     out = f"{bucket}/calibrated/ranges.parquet"
     request = CalibrationRequest([str(made / "a")], out)
     with pytest.raises(InterruptedError):
-        calibrate(request, MadeUp(5))
+        calibrate(request, EngineWithoutNetwork(5))
     assert len(list(storage.walk(f"{out}.work"))) > 5
-    engine = MadeUp()
+    engine = EngineWithoutNetwork()
     calibrate(request, engine)
     assert engine.counted == 5
     assert [item.uri for item in storage.walk(f"{bucket}/calibrated")] == [out]

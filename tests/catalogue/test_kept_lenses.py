@@ -53,11 +53,11 @@ def test_reserved_names_and_file_names_are_refused_as_lens_names() -> None:
 
 def test_a_lens_on_neurons_of_other_weights_is_refused(tmp_path: Path) -> None:
     """Layers and numbers of neurons are the same, but the neurons react to other things."""
-    catalogue, theirs = Catalogue(str(tmp_path)), replace(SPEC, weights_sha256="f" * 64)
+    catalogue, other_spec = Catalogue(str(tmp_path)), replace(SPEC, weights_sha256="f" * 64)
     chosen = replace(Lens.chosen(SPEC, ["stem:0"]), name="eyes")
     for of in (SPEC, replace(SPEC, bins=SPEC.bins + 1)):
         how = {"spec": of.digest, "weights_sha256": of.weights_sha256}
         keep_lens(catalogue, replace(chosen, provenance={"kind": "focus", **how}))
         assert find_lens(catalogue, "eyes", SPEC).digest == chosen.digest
         with pytest.raises(SpecMismatch, match=f"lens eyes was fitted .*{SPEC.weights_sha256}.*ff"):
-            find_lens(catalogue, "eyes", theirs)
+            find_lens(catalogue, "eyes", other_spec)

@@ -154,7 +154,7 @@ def same(a: dict[int, DNA], b: dict[int, DNA]) -> bool:
     return a.keys() == b.keys() and all(a[key].identical(b[key]) for key in a)
 
 
-def lie(place: Catalogue, **changes: object) -> None:
+def change_commit(place: Catalogue, **changes: object) -> None:
     """Lets the newest commit state something else about the version."""
     uri = place.log_uri(place.head().number)
     body = json.loads(storage.read(uri))
@@ -162,12 +162,12 @@ def lie(place: Catalogue, **changes: object) -> None:
     storage.replace(uri, sealed(body))
 
 
-def vouched(place: Catalogue, kind: str, data: bytes) -> None:
+def replace_with_commit(place: Catalogue, kind: str, data: bytes) -> None:
     """Replaces a file of the version, and lets the commit state the digests of the new bytes."""
     storage.replace(uri_of(place, kind), data)
     version = place.find(NAME)
     footers = version.footers | footers_of({kind: data})
-    lie(
+    change_commit(
         place,
         sha256={**version.sha256, kind: sha256(data)},
         footers={of: asdict(footer) for of, footer in footers.items()},
@@ -207,7 +207,7 @@ def test_the_digests_cover_a_file_without_a_gap(sound: Catalogue, kind: str) -> 
 def test_the_same_input_gives_the_same_bytes(sound: Catalogue) -> None:
     dna = sound.load(NAME)
     assert encode_dna(dna) == encode_dna(dna)
-    restated = dna_metadata(dna) | {"row_groups": [{"bytes": 1, "sha256": "a lie"}]}
+    restated = dna_metadata(dna) | {"row_groups": [{"bytes": 1, "sha256": "another"}]}
     groups = [to_table(dna.select([layer])) for layer in dna.layers]
     assert encode_layers("dna", restated, groups) == encode_dna(dna)
 
@@ -417,14 +417,14 @@ def test_a_flipped_bit_of_what_is_not_read_is_left_to_verify(place: Catalogue, k
 @pytest.mark.parametrize("how", ["empty", "torn", "longer", "another's", "shifted"])
 def test_a_file_with_other_content_is_refused(place: Catalogue, kind: str, how: str) -> None:
     data = storage.read(uri_of(place, kind))
-    lies = {
+    contents = {
         "empty": b"",
         "torn": data[:-20],
         "longer": data[:9] + data[8:],
         "another's": storage.read(uri_of(place, kind, NAMES[1])),
         "shifted": data[1:],
     }
-    storage.replace(uri_of(place, kind), lies[how])
+    storage.replace(uri_of(place, kind), contents[how])
     assert "its footer has sha256" in refused(place, kind)
 
 
@@ -438,7 +438,7 @@ def test_a_forged_file_is_refused_even_if_its_own_digests_agree(place: Catalogue
     DnaFile(forged, "dna", "x", layers=SPEC.layers).read()
     storage.replace(uri_of(place, "dna"), forged)
     assert "its footer has sha256" in refused(place, "dna")
-    vouched(place, "dna", forged)
+    replace_with_commit(place, "dna", forged)
     assert np.array_equal(place.load(NAME, layers=["b"]).counts, counts[dna.slice_of("b")])
 
 
@@ -513,7 +513,7 @@ MALFORMED: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("change", [other_digest, moved_edge])
 def test_wrong_digests_of_layers_are_found(place: Catalogue, kind: str, change: Change) -> None:
     """The numbers of the file are right, and the commit states its sha256."""
-    vouched(place, kind, restated(storage.read(uri_of(place, kind)), change))
+    replace_with_commit(place, kind, restated(storage.read(uri_of(place, kind)), change))
     assert re.search(r"layer b has sha256 \w+; its footer states", refused(place, kind))
     found = wrong(place)["folds" if kind == "folds" else "counts"]
     assert uri_of(place, kind) in found
@@ -523,7 +523,7 @@ def test_wrong_digests_of_layers_are_found(place: Catalogue, kind: str, change: 
 @pytest.mark.parametrize("how", MALFORMED)
 def test_malformed_digests_of_layers_are_refused(place: Catalogue, how: str) -> None:
     change, message = MALFORMED[how]
-    vouched(place, "dna", restated(storage.read(uri_of(place, "dna")), change))
+    replace_with_commit(place, "dna", restated(storage.read(uri_of(place, "dna")), change))
     assert message in refused(place, "dna")
     with pytest.raises(CorruptFile, match=message):
         place.load(NAME)
@@ -536,7 +536,7 @@ def test_a_commit_that_states_a_wrong_footer_is_refused(
 ) -> None:
     """Readers of the whole file refuse it, too."""
     stated = {of: asdict(footer) for of, footer in place.find(NAME).footers.items()}
-    lie(place, footers=stated | {kind: stated[kind] | change})
+    change_commit(place, footers=stated | {kind: stated[kind] | change})
     assert "was committed" in refused(place, kind)
     assert uri_of(place, kind) in wrong(place)["folds" if kind == "folds" else "counts"]
     with pytest.raises(CorruptFile, match=re.escape(uri_of(place, kind))):
@@ -557,6 +557,6 @@ def test_a_commit_that_states_a_wrong_footer_is_refused(
     ],
 )
 def test_a_commit_without_valid_footers_is_refused(place: Catalogue, footers: Any) -> None:
-    lie(place, footers=footers)
+    change_commit(place, footers=footers)
     with pytest.raises(CorruptFile, match=re.escape(place.log_uri(6))):
         place.head()

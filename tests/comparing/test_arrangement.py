@@ -79,9 +79,9 @@ def test_scipy_s_own_leaf_order_is_not_the_shortest() -> None:
     """This is why `clusters` has its own order; once this fails, use SciPy's (its issue 11227)."""
     distances = distances_of(points(0, 20, 4))
     condensed = squareform(distances)
-    theirs = leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed))
+    scipy_order = leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed))
     ours = length(distances, clusters(distances).order)
-    assert length(distances, tuple(theirs)) > 1.01 * ours
+    assert length(distances, tuple(scipy_order)) > 1.01 * ours
 
 
 def test_datasets_on_a_line_are_ordered_from_end_to_end() -> None:

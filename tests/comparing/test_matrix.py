@@ -602,8 +602,8 @@ def test_a_kept_matrix_with_other_members_is_not_used(
 ) -> None:
     right = compare(place)
     (uri,) = stored(place)
-    lying = replace(right, members={**right.members, "photos": "another"}, emd=right.emd + 1)
-    storage.replace(uri, lying.encode())
+    wrong = replace(right, members={**right.members, "photos": "another"}, emd=right.emd + 1)
+    storage.replace(uri, wrong.encode())
     assert np.array_equal(compare(place).emd, right.emd, equal_nan=True)
 
 

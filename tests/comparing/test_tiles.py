@@ -405,13 +405,13 @@ def test_a_torn_kept_matrix_does_not_stop_a_comparison(
     data = storage.read(uri)
     at = len(data) // 3
     put(place, "set/3", 20)
-    for lie in (
+    for damaged in (
         data[:-9],
         data[: len(data) // 2],
         b"",
         bytes([*data[:at], data[at] ^ 1, *data[at + 1 :]]),
     ):
-        storage.replace(uri, lie)
+        storage.replace(uri, damaged)
         computed.clear()
         torn = compare(place)
         assert sum(computed) == 15
@@ -491,8 +491,8 @@ def test_a_comparison_killed_at_any_write_is_completed_by_a_rerun(
     same(again, compare(place))
 
 
-@pytest.mark.parametrize("lie", ["torn", "empty", "another's", "flipped"])
-def test_a_wrong_tile_is_computed_again(place: Catalogue, lie: str, computed: list[int]) -> None:
+@pytest.mark.parametrize("how", ["torn", "empty", "another's", "flipped"])
+def test_a_wrong_tile_is_computed_again(place: Catalogue, how: str, computed: list[int]) -> None:
     true = compare(place, effort=SMALL)
     without_kept(place)
 
@@ -510,7 +510,7 @@ def test_a_wrong_tile_is_computed_again(place: Catalogue, lie: str, computed: li
             "another's": storage.read(rectangles[1].uri),
             "flipped": data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
         }
-        storage.replace(uri, changed[lie])
+        storage.replace(uri, changed[how])
         with pytest.raises(CorruptFile, match=rectangles[0].digest):
             tiles.decode(storage.read(uri), rectangles[0])
 
@@ -545,7 +545,7 @@ def test_a_comparison_works_without_permission_to_delete(
     assert len(stored(place)) == 1
 
 
-class Beside:
+class InterruptedCrew:
     """A crew that works in this process, and calls `act` after a number of tiles."""
 
     def __init__(self, after: int, act: Callable[[], object], times: int = 1) -> None:
@@ -571,10 +571,10 @@ def test_of_two_comparisons_at_once_the_second_returns_the_matrix_of_the_first(
 ) -> None:
     """The first computes some of 21 tiles, the other starts and finishes, and the first goes on."""
     others: list[Matrix] = []
-    beside = Beside(after, lambda: others.append(compare(place, effort=SMALL)))
-    found = compare(place, effort=beside.effort)
+    crew = InterruptedCrew(after, lambda: others.append(compare(place, effort=SMALL)))
+    found = compare(place, effort=crew.effort)
     assert len(computed) == 21 + (after < 21)  # the tile that it was at
-    assert beside.spread == [21]
+    assert crew.spread == [21]
     assert left(place) == []
     same(found, others[0])
 
@@ -583,9 +583,9 @@ def test_two_comparisons_of_one_layer_at_once_compute_it_once(
     place: Catalogue, computed: list[int]
 ) -> None:
     others: list[Matrix] = []
-    beside = Beside(21, lambda: others.append(compare(place, layers=["stem"], effort=SMALL)))
-    found = compare(place, layers=["stem"], effort=beside.effort)
-    assert beside.spread == [21]
+    crew = InterruptedCrew(21, lambda: others.append(compare(place, layers=["stem"], effort=SMALL)))
+    found = compare(place, layers=["stem"], effort=crew.effort)
+    assert crew.spread == [21]
     assert len(computed) == 21
     same(found, others[0])
 
@@ -613,9 +613,9 @@ def test_tiles_that_are_always_removed_are_computed_by_the_driver(
         for uri in left(place):
             storage.delete(uri)
 
-    beside = Beside(21, removed, times=99)
-    found = compare(place, effort=beside.effort)
-    assert beside.spread == [21] * all_pairs.ROUNDS
+    crew = InterruptedCrew(21, removed, times=99)
+    found = compare(place, effort=crew.effort)
+    assert crew.spread == [21] * all_pairs.ROUNDS
     assert len(computed) == 21 * (all_pairs.ROUNDS + 1)
     same(found, compare(without_kept(place)))
 

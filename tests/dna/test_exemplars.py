@@ -255,19 +255,22 @@ def test_wrong_exemplars_are_refused_by_name(
         assert bad[0].check == "exemplars"
         return bad[0].detail
 
-    def lying(rows: pa.Table) -> bytes:
+    def with_rows(rows: pa.Table) -> bytes:
         return Exemplars(held.settings, held.spec, rows).encode("photos", version.dna)
 
+    def with_uris(uris: pa.Array) -> bytes:
+        at = held.rows.column_names.index("uri")
+        return with_rows(held.rows.set_column(at, "uri", uris))
+
     assert f"{uri} has sha256" in found(sound[:-9], vouched=False)
-    assert "neuron a[0] has 7 exemplars for 12 images" in found(lying(held.rows.slice(1)))
+    assert "neuron a[0] has 7 exemplars for 12 images" in found(with_rows(held.rows.slice(1)))
     names = held.rows["uri"].to_pylist()
     other = pa.array(["file:///elsewhere.png", *names[1:]])
-    at = held.rows.column_names.index("uri")
-    assert "that are not images counted" in found(lying(held.rows.set_column(at, "uri", other)))
+    assert "that are not images counted" in found(with_uris(other))
     failed = pa.array([f"{(tmp_path / 'images').as_uri()}/bad.png", *names[1:]])
-    assert "that are not images counted" in found(lying(held.rows.set_column(at, "uri", failed)))
+    assert "that are not images counted" in found(with_uris(failed))
     swapped = pa.concat_tables([held.rows.slice(1, 1), held.rows.slice(0, 1), held.rows.slice(2)])
-    assert f"{uri}: its rows are not in their order" in found(lying(swapped))
+    assert f"{uri}: its rows are not in their order" in found(with_rows(swapped))
     assert f"{uri} holds exemplars-4; exemplars-8" in found(
         replace(held, settings=ExemplarSettings(4), rows=held.rows.slice(0, 0)).encode(
             "photos", version.dna
@@ -287,9 +290,11 @@ def test_a_partial_with_wrong_exemplars_is_refused(
     assert partial.exemplars is not None
     rows = partial.exemplars.rows
     at = rows.column_names.index("reaction")
-    lie = rows.set_column(at, "reaction", pa.array(rows["reaction"].to_numpy() + 1))
-    lying = replace(partial, exemplars=Exemplars(partial.exemplars.settings, partial.dna.spec, lie))
-    file = pq.ParquetFile(pa.BufferReader(lying.encode()))
+    wrong_rows = rows.set_column(at, "reaction", pa.array(rows["reaction"].to_numpy() + 1))
+    wrong = replace(
+        partial, exemplars=Exemplars(partial.exemplars.settings, partial.dna.spec, wrong_rows)
+    )
+    file = pq.ParquetFile(pa.BufferReader(wrong.encode()))
     others = [file.read_row_group(index) for index in range(file.num_row_groups)]
     with pytest.raises(CorruptFile, match=r"its rows end at|has sha256"):
         Partial.decode(with_row_groups(partial.encode(), others), "partial")

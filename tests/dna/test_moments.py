@@ -204,7 +204,7 @@ def test_fd_equals_that_of_three_other_packages(seed: int, n: int, m: int, shift
     a, b = of_samples(samples(seed, n)), of_samples(samples(seed + 1, m, shift))
     for layer in ("stem", "head"):
         (mean_a, cov_a), (mean_b, cov_b) = numbers(a, layer), numbers(b, layer)
-        theirs = float(
+        expected = float(
             frechet_distance_multidim(*map(torch.from_numpy, (mean_a, cov_a, mean_b, cov_b)))
         )
         fidelity = fid_statistics_to_metric(
@@ -212,7 +212,7 @@ def test_fd_equals_that_of_three_other_packages(seed: int, n: int, m: int, shift
         )["frechet_inception_distance"]
         clean = float(frechet_distance(mean_a, cov_a, mean_b, cov_b))
         ours = fd(a, b, layer=layer)
-        assert ours == pytest.approx(theirs, rel=1e-9)
+        assert ours == pytest.approx(expected, rel=1e-9)
         assert ours == pytest.approx(fidelity, rel=1e-9)
         assert ours == pytest.approx(clean, rel=1e-9)
 
@@ -383,7 +383,7 @@ def test_another_dataset_s_gaussians_are_refused(built: Catalogue) -> None:
     data = built.read_checked("layer_gaussians", "b", b)
     dna = built.load("a")
     with pytest.raises(CorruptFile, match="other means than the DNA"):
-        DnaFile(data, "layer_gaussians", "theirs").read_gaussians(dna)
+        DnaFile(data, "layer_gaussians", "another").read_gaussians(dna)
     assert a.dna != b.dna
 
 

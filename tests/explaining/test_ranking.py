@@ -652,9 +652,9 @@ def test_wrong_ranks_of_a_shard_are_refused_by_name_and_nothing_is_written(
     if how == "of other layers":
         key = json.loads(pq.ParquetFile(pa.BufferReader(data)).metadata.metadata[b"vdna"])["key"]
         table = pq.ParquetFile(pa.BufferReader(data)).read().drop_columns("emd:a")
-        lie = Ranks(key, table).encode()
+        wrong = Ranks(key, table).encode()
     else:
-        lie = {
+        wrong = {
             "truncated": data[:-20],
             "another's": storage.read(other),
             "of another lens": storage.read(other),
@@ -663,7 +663,7 @@ def test_wrong_ranks_of_a_shard_are_refused_by_name_and_nothing_is_written(
             "no ranks": storage.read(catalogue.uri("dna", *_dna(catalogue))),
             "empty": b"",
         }[how]
-    storage.replace(one, lie)
+    storage.replace(one, wrong)
     with pytest.raises(CorruptFile, match=re.escape(one)) as caught:
         ranked(catalogue, source, engine, place, layers=["a"], out=str(out))
     assert "Delete that file, and rerun the same command" in str(caught.value)

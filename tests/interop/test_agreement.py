@@ -71,7 +71,7 @@ def random_weights(name: str, place: Path) -> str:
     return str(path)
 
 
-class Both:
+class BothSides:
     """One network for both sides, whose ranges both read from one file of the reference."""
 
     def __init__(self, name: str, place: Path, folders: dict[str, Path]) -> None:
@@ -82,13 +82,13 @@ class Both:
         self.network = describe(name, self.options.get("weights"))
         self.extractor = Extractor(self.network)
         self.folders = folders
-        self.extremes = self.theirs("activation-ranges", "day")
+        self.extremes = self.reference_dna("activation-ranges", "day")
         self.ranges = as_ranges(self.extremes)
         file = place / "activation_ranges.json"
         file.write_text(json.dumps(self.ranges))
         self.options["ranges"] = str(file)
 
-    def theirs(self, kind: str, name: str) -> VDNA:
+    def reference_dna(self, kind: str, name: str) -> VDNA:
         vdna = get_vdna(kind)
         ranges = getattr(self, "ranges", {"mins_per_neuron": {}, "maxs_per_neuron": {}})
         with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +98,7 @@ class Both:
             )
         return vdna
 
-    def ours(self, name: str) -> DNA:
+    def our_dna(self, name: str) -> DNA:
         return make_dna(self.folders[name], **self.options)
 
 
@@ -172,20 +172,20 @@ def both(
     request: pytest.FixtureRequest,
     folders: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Both]:
-    yield Both(request.param, tmp_path_factory.mktemp("network"), folders)
+) -> Iterator[BothSides]:
+    yield BothSides(request.param, tmp_path_factory.mktemp("network"), folders)
     _Observed.seen.clear()
 
 
 @pytest.fixture(scope="module")
-def ours(both: Both) -> dict[str, DNA]:
-    return {name: both.ours(name) for name in SETS}
+def our_dnas(both: BothSides) -> dict[str, DNA]:
+    return {name: both.our_dna(name) for name in SETS}
 
 
 @pytest.fixture(scope="module")
-def theirs(both: Both) -> dict[str, dict[str, VDNA]]:
+def reference_dnas(both: BothSides) -> dict[str, dict[str, VDNA]]:
     kinds = (f"histogram-{BINS}", "gaussian", "layer-gaussian")
-    return {name: {kind: both.theirs(kind, name) for kind in kinds} for name in SETS}
+    return {name: {kind: both.reference_dna(kind, name) for kind in kinds} for name in SETS}
 
 
 def clamped(dna: DNA, layer: str) -> NDArray[np.int64]:
@@ -198,43 +198,43 @@ def clamped(dna: DNA, layer: str) -> NDArray[np.int64]:
 
 
 def test_histograms_are_equal_to_the_last_count(
-    ours: dict[str, DNA], theirs: dict[str, dict[str, VDNA]]
+    our_dnas: dict[str, DNA], reference_dnas: dict[str, dict[str, VDNA]]
 ) -> None:
-    for name, dna in ours.items():
-        histograms = theirs[name][f"histogram-{BINS}"].data
+    for name, dna in our_dnas.items():
+        histograms = reference_dnas[name][f"histogram-{BINS}"].data
         assert list(histograms) == list(dna.layers)
         for layer, counts in histograms.items():
             assert np.array_equal(clamped(dna, layer), counts.numpy()), layer
-    night = ours["night"]
+    night = our_dnas["night"]
     assert night.underflow.sum() + night.overflow.sum() > 0  # so that the end bins are tested
 
 
-def test_extremes_are_equal_to_the_last_bit(both: Both, ours: dict[str, DNA]) -> None:
+def test_extremes_are_equal_to_the_last_bit(both: BothSides, our_dnas: dict[str, DNA]) -> None:
     for layer, values in both.extremes.data.items():
-        part = ours["day"].select([layer])
+        part = our_dnas["day"].select([layer])
         assert np.array_equal(part.min, values["min"].numpy())
         assert np.array_equal(part.max, values["max"].numpy())
 
 
 def test_gaussians_are_equal_up_to_the_references_rounding(
-    ours: dict[str, DNA], theirs: dict[str, dict[str, VDNA]]
+    our_dnas: dict[str, DNA], reference_dnas: dict[str, dict[str, VDNA]]
 ) -> None:
     """The reference averages positions and images in float32; we do so in float64."""
-    for name, dna in ours.items():
-        for layer, found in theirs[name]["gaussian"].data.items():
+    for name, dna in our_dnas.items():
+        for layer, found in reference_dnas[name]["gaussian"].data.items():
             part = dna.select([layer])
             variance = part.m2 / (part.images - 1)
             scale = float(np.abs(part.mean).max() + np.sqrt(variance.max()))
             assert np.allclose(found["mu"], part.mean, rtol=1e-5, atol=1e-6 * scale)
             assert np.allclose(found["var"], variance, rtol=1e-3, atol=1e-6 * scale**2)
-        for layer, found in theirs[name]["layer-gaussian"].data.items():
+        for layer, found in reference_dnas[name]["layer-gaussian"].data.items():
             part = dna.select([layer])
             covariance = part.scatter_of(layer) / (part.images - 1)
             scale = float(np.abs(covariance).max() + np.abs(part.mean).max() ** 2)
             assert np.allclose(found["sigma"], covariance, rtol=1e-3, atol=1e-6 * scale)
 
 
-def as_theirs(dna: DNA, kind: str) -> VDNA:
+def as_reference_dna(dna: DNA, kind: str) -> VDNA:
     """Makes the reference's object of our numbers, in float64."""
     vdna = get_vdna(kind)
     vdna.feature_extractor_name = dna.spec.extractor
@@ -259,46 +259,52 @@ def as_theirs(dna: DNA, kind: str) -> VDNA:
 
 
 @pytest.mark.parametrize(
-    ("ours_of", "theirs_of", "kind"),
+    ("our_distance", "reference_distance", "kind"),
     [(emd, EMD, f"histogram-{BINS}"), (nfd, NFD, "gaussian")],
     ids=["emd", "nfd"],
 )
 def test_distances_of_equal_inputs_are_equal(
-    ours: dict[str, DNA], ours_of: Callable[..., Any], theirs_of: Callable[..., Any], kind: str
+    our_dnas: dict[str, DNA],
+    our_distance: Callable[..., Any],
+    reference_distance: Callable[..., Any],
+    kind: str,
 ) -> None:
-    a, b = ours.values()
-    x, y = as_theirs(a, kind), as_theirs(b, kind)
+    a, b = our_dnas.values()
+    x, y = as_reference_dna(a, kind), as_reference_dna(b, kind)
     layer = a.layers[len(a.layers) // 2]
     exact = {"rel": 1e-9, "abs": 1e-12}
-    assert ours_of(a, b) == pytest.approx(float(theirs_of(x, y)), **exact)
-    each = theirs_of(x, y, return_neuron_wise=True)
-    per_layer = ours_of(a, b).layers
+    assert our_distance(a, b) == pytest.approx(float(reference_distance(x, y)), **exact)
+    each = reference_distance(x, y, return_neuron_wise=True)
+    per_layer = our_distance(a, b).layers
     for name, found in each.items():
         found = found.double().numpy()
-        one = theirs_of(x, y, use_neurons_from_layer=name)
+        one = reference_distance(x, y, use_neurons_from_layer=name)
         assert per_layer[name] == pytest.approx(float(one), **exact)
         if kind == "gaussian":  # which it stores in float32
             exact_each = {"rel": 1e-6, "abs": 1e-6 * float(found.max())}
         else:
             exact_each = exact
-        assert ours_of(a, b, layer=name, per_neuron=True) == pytest.approx(found, **exact_each)
-    chosen = theirs_of(x, y, use_neurons_from_layer=layer, use_neuron_index=3)
-    assert ours_of(a, b, layer=layer).neurons[3] == pytest.approx(float(chosen), **exact)
+        assert our_distance(a, b, layer=name, per_neuron=True) == pytest.approx(found, **exact_each)
+    chosen = reference_distance(x, y, use_neurons_from_layer=layer, use_neuron_index=3)
+    assert our_distance(a, b, layer=layer).neurons[3] == pytest.approx(float(chosen), **exact)
 
 
 @pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
-def test_fd_of_equal_inputs_is_equal(ours: dict[str, DNA]) -> None:
+def test_fd_of_equal_inputs_is_equal(our_dnas: dict[str, DNA]) -> None:
     """The reference's matrix square root limits the agreement on whole layers.
 
     The covariance of ten images is singular there, which costs half of the digits. The covariance
     of a few neurons is not.
     """
-    a, b = ours.values()
+    a, b = our_dnas.values()
     layer = min(a.layers, key=lambda name: a.spec.tap(name).neurons)
-    x, y = as_theirs(a.select([layer]), "layer-gaussian"), as_theirs(b, "layer-gaussian")
-    theirs = float(FD(x, y, use_neurons_from_layer=layer))
-    assert fd(a, b, layer=layer) == pytest.approx(theirs, rel=1e-5)
+    x, y = (
+        as_reference_dna(a.select([layer]), "layer-gaussian"),
+        as_reference_dna(b, "layer-gaussian"),
+    )
+    expected = float(FD(x, y, use_neurons_from_layer=layer))
+    assert fd(a, b, layer=layer) == pytest.approx(expected, rel=1e-5)
     for name in a.layers:
         numbers = []
         for dna in (a, b):
@@ -309,10 +315,10 @@ def test_fd_of_equal_inputs_is_equal(ours: dict[str, DNA]) -> None:
         few = sorted(numbers[0][2] & numbers[1][2])[::7][:4]
         parts = [(mean[few], covariance[np.ix_(few, few)]) for mean, covariance, _ in numbers]
         tensors = [torch.from_numpy(v) for part in parts for v in part]
-        theirs = float(frechet_distance_multidim(*tensors))
+        expected = float(frechet_distance_multidim(*tensors))
         roots = [np.linalg.cholesky(covariance) for _, covariance in parts]
         ours_of_few = frechet(parts[0][0], roots[0], parts[1][0], roots[1])
-        assert ours_of_few == pytest.approx(theirs, rel=1e-9), name
+        assert ours_of_few == pytest.approx(expected, rel=1e-9), name
 
 
 # End to end: its own networks, files, resize and arithmetic.
@@ -331,30 +337,30 @@ def test_whole_pipelines_agree_within_rounding(
     So both DNAs of one set differ by less than 0.001 bins of EMD, and distances of two sets are
     equal to 1 in 10,000.
     """
-    theirs = ReferenceNetworks(monkeypatch, tmp_path)
+    reference = ReferenceNetworks(monkeypatch, tmp_path)
 
     def of(kind: str, folder: str) -> VDNA:
-        theirs.settings = quiet_settings(5)  # a DNA changes them, so each needs its own
-        model = getattr(theirs, name)().eval()
+        reference.settings = quiet_settings(5)  # a DNA changes them, so each needs its own
+        model = getattr(reference, name)().eval()
         model.name = name
         if name == "mugs_vit_small":  # the reference publishes no ranges for it, and reads none
             model.norm_means_per_layer, model.norm_stds_per_layer = (
-                get_pre_hist_norm_params_from_min_max(json.loads(theirs.ranges.read_text()), 1.2)
+                get_pre_hist_norm_params_from_min_max(json.loads(reference.ranges.read_text()), 1.2)
             )
         vdna = get_vdna(kind)
         vdna.fill_vdna(model, DataSettings(source=str(folders[folder])))
         return vdna
 
     extremes = of("activation-ranges", "day")
-    theirs.ranges.write_text(json.dumps(as_ranges(extremes)))
+    reference.ranges.write_text(json.dumps(as_ranges(extremes)))
     kinds = (f"histogram-{BINS}", "gaussian", "layer-gaussian")
     found = {folder: {kind: of(kind, folder) for kind in kinds} for folder in SETS}
     ours = {
         folder: make_dna(
             folders[folder],
             extractor=name,
-            weights=str(theirs.weights),
-            ranges=str(theirs.ranges),
+            weights=str(reference.weights),
+            ranges=str(reference.ranges),
             exif="ignore",
             layer_gaussian=True,
             threads=2,
@@ -376,11 +382,11 @@ def test_whole_pipelines_agree_within_rounding(
     a, b = ours.values()
     (x, y) = (found[folder] for folder in SETS)
     close = {"rel": 1e-4}
-    theirs_emd = EMD(x[f"histogram-{BINS}"], y[f"histogram-{BINS}"])
-    assert emd(a, b) == pytest.approx(float(theirs_emd), **close)
-    theirs_nfd = NFD(x["gaussian"], y["gaussian"])
-    assert nfd(a, b) == pytest.approx(float(theirs_nfd), rel=1e-3)
+    reference_emd = EMD(x[f"histogram-{BINS}"], y[f"histogram-{BINS}"])
+    assert emd(a, b) == pytest.approx(float(reference_emd), **close)
+    reference_nfd = NFD(x["gaussian"], y["gaussian"])
+    assert nfd(a, b) == pytest.approx(float(reference_nfd), rel=1e-3)
     last = a.layers[-1]
-    theirs_fd = FD(x["layer-gaussian"], y["layer-gaussian"], use_neurons_from_layer=last)
-    assert fd(a, b, layer=last) == pytest.approx(float(theirs_fd), rel=1e-3)
-    theirs.weights.unlink()
+    reference_fd = FD(x["layer-gaussian"], y["layer-gaussian"], use_neurons_from_layer=last)
+    assert fd(a, b, layer=last) == pytest.approx(float(reference_fd), rel=1e-3)
+    reference.weights.unlink()

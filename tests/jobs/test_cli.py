@@ -941,18 +941,18 @@ def test_an_error_appears_once_on_a_terminal(place: Path) -> None:
     """The error is JSON if that was asked for; in a pipe it is in the log, too."""
     words = [sys.executable, "-m", "jobs.compare", "a", "nowhere", "-c", str(place)]
     for options, stands in (([], "error: "), (["--json"], '"error": "NotFound"')):
-        ours, theirs = os.openpty()
+        terminal, end_of_command = os.openpty()
         with subprocess.Popen(
-            [*words, *options], stdout=theirs, stderr=theirs, cwd=REPOSITORY
+            [*words, *options], stdout=end_of_command, stderr=end_of_command, cwd=REPOSITORY
         ) as it:
             assert it.wait(timeout=120) == 1
-        os.close(theirs)
+        os.close(end_of_command)
         said = b""
         with contextlib.suppress(OSError):  # the error at the end
-            while piece := os.read(ours, 10**5):
+            while piece := os.read(terminal, 10**5):
                 said += piece
         text = said.decode()
-        os.close(ours)
+        os.close(terminal)
         assert text.count("has no dataset 'nowhere'") == 1
         assert stands in text
 
@@ -978,11 +978,11 @@ def test_the_script_the_application_and_the_module_are_the_same_thing(
     script = run(Path(sys.executable).parent / "vdna", *words, env=env)
     application = run(sys.executable, "-m", "jobs.app", *words, env=env)
     ours = (script.returncode, script.stdout, script.stderr)
-    theirs = (application.returncode, application.stdout, application.stderr)
+    expected = (application.returncode, application.stdout, application.stderr)
     if words == ("--help",):  # the usage names the program
-        theirs = (theirs[0], theirs[1].replace("python -m jobs.app", "vdna"), theirs[2])
-        ours, theirs = ((o[0], o[1].split(), o[2]) for o in (ours, theirs))
-    assert ours == theirs
+        expected = (expected[0], expected[1].replace("python -m jobs.app", "vdna"), expected[2])
+        ours, expected = ((o[0], o[1].split(), o[2]) for o in (ours, expected))
+    assert ours == expected
     if words[0] != "--help":
         module = run(sys.executable, "-m", f"jobs.{words[0]}", *words[1:], env=env)
         assert (module.returncode, module.stdout, module.stderr) == ours

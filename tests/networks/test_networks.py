@@ -128,9 +128,9 @@ def plain(network: Network, pixels: NDArray[np.float32]) -> list[NDArray[np.floa
 
 
 def assert_alike(
-    network: Network, ours: list[NDArray[np.float32]], theirs: list[NDArray[np.float32]]
+    network: Network, ours: list[NDArray[np.float32]], expected: list[NDArray[np.float32]]
 ) -> None:
-    for tap, a, b in zip(network.taps, ours, theirs, strict=True):
+    for tap, a, b in zip(network.taps, ours, expected, strict=True):
         assert a.shape == b.shape == (len(a), tap.positions, tap.neurons), tap
         assert np.isfinite(b).all(), tap
         assert b.std() > 1e-6, tap
@@ -219,9 +219,9 @@ def test_networks_of_the_reference_give_the_same_activations(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision warns about its own deprecated arguments
-        theirs = ReferenceNetworks(monkeypatch, tmp_path)
-        model = getattr(theirs, name)().eval()
-    network = describe(name, str(theirs.weights))
+        reference = ReferenceNetworks(monkeypatch, tmp_path)
+        model = getattr(reference, name)().eval()
+    network = describe(name, str(reference.weights))
     pixels = inputs(network)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
@@ -234,7 +234,7 @@ def test_networks_of_the_reference_give_the_same_activations(
         found["last_norm"] = found["last_norm"].permute(2, 1, 0, 3)
     expected = [x.permute(0, 2, 3, 1).flatten(1, 2).numpy() for x in found.values()]
     assert_alike(network, seen(Extractor(network), pixels), expected)
-    theirs.weights.unlink()
+    reference.weights.unlink()
 
 
 # timm and torchvision

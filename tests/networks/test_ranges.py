@@ -468,7 +468,7 @@ def test_counts_are_those_of_the_reference(
         normalised = (features - mean) / std
         assert normalised.dtype == torch.float64
         assert normalised.numel() * 1000 >= 2e6
-        theirs = histogram_per_channel(normalised, 1000, [-1, 1]).numpy()
+        reference_counts = histogram_per_channel(normalised, 1000, [-1, 1]).numpy()
         stop = start + tap.neurons
         ours = LayerCounts(found.low[start:stop], found.high[start:stop], 1000)
         ours.add(x)
@@ -476,7 +476,7 @@ def test_counts_are_those_of_the_reference(
         outside += int(table[:, 1000:].sum())
         table[:, 0] += table[:, 1000 + UNDERFLOW]
         table[:, 999] += table[:, 1000 + OVERFLOW]
-        np.testing.assert_array_equal(table[:, :1000], theirs, err_msg=tap.name)
+        np.testing.assert_array_equal(table[:, :1000], reference_counts, err_msg=tap.name)
         start = stop
     assert outside > 100
 

@@ -84,7 +84,7 @@ def test_the_keyboard_walks_the_matrix_and_opens_a_pair(reader: Reader, tmp_path
     for _ in range(30):
         cursor.send_keys(Keys.ARROW_UP)
     assert matrix.names[order[0]] in reader.text("selected")
-    reader.kept_to_itself(path)
+    reader.assert_no_request_and_no_message(path)
 
 
 def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path)
     assert reader.run("return window.hurt === undefined")
     assert reader.run("return document.querySelectorAll('script').length") == 2
     assert reader.run("return document.querySelectorAll('img:not(.samples img)').length") == 0
-    reader.kept_to_itself(path)
+    reader.assert_no_request_and_no_message(path)
 
 
 def test_the_content_policy_blocks_injected_scripts(reader: Reader, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_the_content_policy_blocks_injected_scripts(reader: Reader, tmp_path: Pa
     path.write_text(path.read_text().replace("<header>", f"<header>{added}"))
     reader.open(path)
     assert reader.run("return window.hurt === undefined")
-    refused = "\n".join(reader.complaints())
+    refused = "\n".join(reader.console_messages())
     assert refused.count("Content Security Policy") >= 3
     assert reader.requests() == {path.as_uri()}
 
@@ -241,11 +241,11 @@ def test_the_page_fits_a_phone_in_dark_mode(reader: Reader, tmp_path: Path, coun
     background = "return getComputedStyle(document.body).backgroundColor"
     reader.open(path)
     light = reader.run(background)
-    reader.look(400, scheme="dark")
+    reader.set_window(400, scheme="dark")
     reader.open(path)
     reader.run("for (const closed of document.querySelectorAll('details')) closed.open = true")
     for width in (400, 1600):
-        reader.look(width, scheme="dark")
+        reader.set_window(width, scheme="dark")
         reader.wait(partial(reader.run, f"return innerWidth === {width}"))
         wide = "return document.documentElement.scrollWidth <= innerWidth"
         reader.wait(partial(reader.run, wide))
@@ -256,7 +256,7 @@ def test_the_page_fits_a_phone_in_dark_mode(reader: Reader, tmp_path: Path, coun
         < 150
         < sum(map(int, light.strip("rgb()").split(",")))
     )
-    reader.kept_to_itself(path)
+    reader.assert_no_request_and_no_message(path)
 
 
 def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path:
     none = "he lens gives this layer no weight"
     for identity in ("summary", "marks", "selected", "stress", "sentences", "pair-body"):
         assert none in reader.text(identity), identity
-    reader.kept_to_itself(path)
+    reader.assert_no_request_and_no_message(path)
 
 
 def test_plain_and_corrected_numbers_are_labelled(reader: Reader, tmp_path: Path) -> None:
@@ -529,7 +529,7 @@ def test_no_section_covers_another_wherever_the_page_is_scrolled(
     reader: Reader, tmp_path: Path, width: int
 ) -> None:
     matrix = with_estimates(matrix_at(12, layers=19), (0, 1))
-    reader.look(width, 600)
+    reader.set_window(width, 600)
     reader.open(write(tmp_path / "page.html", matrix))
     reader.wait(lambda: "neurons that differ most" in reader.text("pair-body").lower())
     height = reader.run("return document.documentElement.scrollHeight")
@@ -603,7 +603,7 @@ def test_a_page_of_three_hundred_datasets_is_usable(reader: Reader, tmp_path: Pa
     assert b"emd of" not in two  # of every layer, through both
     reader.find("filter").send_keys("12")
     reader.wait(lambda: reader.run("return view.order.length") == 13)
-    reader.kept_to_itself(path)
+    reader.assert_no_request_and_no_message(path)
 
 
 def test_a_gallery_works_at_any_width_in_both_schemes_and_by_keyboard(
@@ -617,7 +617,7 @@ def test_a_gallery_works_at_any_width_in_both_schemes_and_by_keyboard(
     for width in (400, 1600):
         papers = set()
         for scheme in ("light", "dark"):
-            reader.look(width, scheme=scheme)
+            reader.set_window(width, scheme=scheme)
             reader.driver.get(path.as_uri())
             assert reader.run("return document.documentElement.scrollWidth") <= width
             papers.add(reader.run("return getComputedStyle(document.body).backgroundColor"))
@@ -629,4 +629,4 @@ def test_a_gallery_works_at_any_width_in_both_schemes_and_by_keyboard(
         assert expected in reader.run("return document.activeElement.textContent")
     assert reader.run("return document.activeElement.tagName") == "FIGURE"
     assert reader.run("return window.hurt") is None
-    reader.kept_to_itself(path)
+    reader.assert_no_request_and_no_message(path)

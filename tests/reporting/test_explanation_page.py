@@ -417,7 +417,7 @@ def test_the_keyboard_walks_the_images_and_names_them(
     reader.driver.switch_to.active_element.send_keys(Keys.TAB)
     second = [picture for picture, _ in data["neurons"][0]["images"][1]]
     assert reader.run(focused) == second[0]
-    reader.kept_to_itself(path)
+    reader.assert_no_request_and_no_message(path)
 
 
 @browser.needed
@@ -468,7 +468,7 @@ def test_hostile_names_are_shown_and_never_run_at_any_width(reader: Reader, tmp_
     backgrounds = set()
     for scheme in ("light", "dark"):
         for width in (400, 1600):
-            reader.look(width, scheme=scheme)
+            reader.set_window(width, scheme=scheme)
             reader.open(path)
             reader.run(
                 "for (const closed of document.querySelectorAll('details')) closed.open = true"
@@ -485,4 +485,4 @@ def test_hostile_names_are_shown_and_never_run_at_any_width(reader: Reader, tmp_
     assert reader.run("return window.hurt === undefined")
     assert reader.run("return document.querySelectorAll('script').length") == 2
     assert reader.run("return document.querySelectorAll('img:not(.strip img)').length") == 0
-    reader.kept_to_itself(path)
+    reader.assert_no_request_and_no_message(path)

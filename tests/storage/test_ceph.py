@@ -154,13 +154,13 @@ MISTAKES = {
         "{dnas}/_log/_latest: no credentials were found; set AWS_ACCESS_KEY_ID",
     ),
     "images of another": (
-        ("build", "a", "{theirs}/images", "-c", "{dnas}", "--workers", "0"),
+        ("build", "a", "{foreign}/images", "-c", "{dnas}", "--workers", "0"),
         {},
-        "a: {theirs}/images: access denied (AccessDenied): these credentials may not do this "
+        "a: {foreign}/images: access denied (AccessDenied): these credentials may not do this "
         "there; images need s3:ListBucket",
     ),
     "catalogue of another": (
-        ("build", "a", "{images}", "-c", "{theirs}/dnas", "--workers", "0"),
+        ("build", "a", "{images}", "-c", "{foreign}/dnas", "--workers", "0"),
         {},
         "access denied (AccessDenied): these credentials may not do this there",
     ),
@@ -199,14 +199,14 @@ SEEN_BY_MOTO += ("no bucket of the catalogue", "nothing to remove", "no such pre
 def places(s3_server: str) -> dict[str, str]:
     images, dnas = new_bucket("images"), new_bucket("dnas")
     fill(f"{images}/photos", 2)
-    theirs = "s3://another"
+    foreign = "s3://another"
     if s3.chosen() == "ceph":
         access, secret = ceph.new_user(f"other-{uuid.uuid4().hex}")
-        theirs = f"s3://vdna-theirs-{uuid.uuid4().hex[:8]}"
+        foreign = f"s3://vdna-foreign-{uuid.uuid4().hex[:8]}"
         boto3.client("s3", aws_access_key_id=access, aws_secret_access_key=secret).create_bucket(
-            Bucket=theirs.removeprefix("s3://")
+            Bucket=foreign.removeprefix("s3://")
         )
-    return {"images": f"{images}/photos", "dnas": f"{dnas}/dnas", "theirs": theirs}
+    return {"images": f"{images}/photos", "dnas": f"{dnas}/dnas", "foreign": foreign}
 
 
 @pytest.fixture

@@ -93,13 +93,13 @@ class Reader:
             raise AssertionError(f"{identity} has no {text!r}")
         self.wait(lambda: self.run("return document.body.dataset.drawn") != before)
 
-    def look(self, width: int, height: int = 900, scheme: str = "light") -> None:
+    def set_window(self, width: int, height: int = 900, scheme: str = "light") -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
-    def complaints(self) -> list[str]:
+    def console_messages(self) -> list[str]:
         """Returns the messages of the console."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
@@ -114,9 +114,9 @@ class Reader:
         own = ("data:", "chrome:")  # the browser's first tab
         return {url for url in self.asked.values() if not url.startswith(own)}
 
-    def kept_to_itself(self, path: Path) -> None:
+    def assert_no_request_and_no_message(self, path: Path) -> None:
         """Checks that only the file itself was requested, and that the console has no message."""
-        assert self.complaints() == []
+        assert self.console_messages() == []
         assert self.requests() == {path.as_uri()}
 
 

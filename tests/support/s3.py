@@ -97,11 +97,11 @@ class Barrier(Protocol):
     def wait(self, timeout: float) -> int: ...
 
 
-class Told(Protocol):
+class ResultQueue(Protocol):
     def put(self, item: tuple[str, list[int]]) -> None: ...
 
 
-def race(root: str, mine: str, rounds: int, barrier: Barrier, told: Told) -> None:
+def race(root: str, mine: str, rounds: int, barrier: Barrier, told: ResultQueue) -> None:
     """Creates the same objects as others at the same time, and tells which this one wrote."""
     won = []
     for number in range(rounds):

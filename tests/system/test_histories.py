@@ -264,7 +264,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Wish:
+class WantedBuild:
     """The options of a request, without its place."""
 
     name: str
@@ -315,14 +315,14 @@ class Schedule:
         elif kind == "beside gc":
             self._beside_gc()
         elif kind == "alone":
-            self._alone(self._wishes())
+            self._alone(self._choose_wanted())
         elif kind == "both":
             self._both()
         else:
             process = self._process(kind)
             if kind == "change amid":
                 process.change = lambda uri: self._change_amid(uri, possible)
-            self._build(self._wishes(), process)
+            self._build(self._choose_wanted(), process)
         self._check(possible)
 
     def _process(self, kind: str) -> Process:
@@ -336,11 +336,11 @@ class Schedule:
             like_s3=self.chance.random() < 0.5,
         )
 
-    def _wishes(self) -> list[Wish]:
+    def _choose_wanted(self) -> list[WantedBuild]:
         names = self.chance.choice([NAMES[:1], NAMES[1:], NAMES, NAMES[::-1]])
         if self.static:
-            return [Wish(name, self.usual) for name in names]
-        wishes = []
+            return [WantedBuild(name, self.usual) for name in names]
+        all_wanted = []
         for name in names:
             options = dict(self.usual)
             if self.chance.random() < 0.2:
@@ -355,16 +355,16 @@ class Schedule:
                 options["layer_gaussian"] = True
             if self.chance.random() < 0.15:
                 options["max_failures"] = 0
-            wishes.append(Wish(name, options))
-        return wishes
+            all_wanted.append(WantedBuild(name, options))
+        return all_wanted
 
-    def _request(self, wish: Wish) -> Request:
-        options = {"max_failures": 1000, **self.place.options, **wish.options}
-        return Request(wish.name, str(self.sources[wish.name].folder), **options)
+    def _request(self, wanted: WantedBuild) -> Request:
+        options = {"max_failures": 1000, **self.place.options, **wanted.options}
+        return Request(wanted.name, str(self.sources[wanted.name].folder), **options)
 
     def _build(
         self,
-        wishes: Sequence[Wish],
+        all_wanted: Sequence[WantedBuild],
         process: Process,
         engine: int = 0,
         meanwhile: tuple[type[Exception], ...] = (),
@@ -372,7 +372,7 @@ class Schedule:
         """Returns whether the build ended well; only errors that the faults cause may be raised."""
         context = copy_context()
         context.run(CURRENT.set, process)
-        requests = [self._request(wish) for wish in wishes]
+        requests = [self._request(wanted) for wanted in all_wanted]
         FIGURES["builds"] += 1
         try:
             results = context.run(
@@ -393,28 +393,30 @@ class Schedule:
                 process.meet.abort()
         return False
 
-    def _alone(self, wishes: Sequence[Wish]) -> None:
+    def _alone(self, all_wanted: Sequence[WantedBuild]) -> None:
         """Builds without a fault: each dataset is built, or refused for a right reason."""
-        for wish in wishes:
-            truth = self._truth(wish)
-            good = truth.images > 0 and ("max_failures" not in wish.options or not truth.failed)
+        for wanted in all_wanted:
+            truth = self._truth(wanted)
+            good = truth.images > 0 and ("max_failures" not in wanted.options or not truth.failed)
             process = Process(self.chance.randrange(2**32))
             before = self.catalogue.head().number
-            built = self._build([wish], process)
+            built = self._build([wanted], process)
             # A stricter limit does not remove a version that is in the catalogue already.
             held = truth.images > 0 and built and self.catalogue.head().number == before
             assert built == good or held, "a build without a fault"
             if good:
-                version = self.catalogue.find(wish.name)
+                version = self.catalogue.find(wanted.name)
                 assert (version.images, version.failed) == (truth.images, len(truth.failed))
                 FIGURES["images counted"] += truth.images
                 FIGURES["failures listed"] += len(truth.failed)
 
     def _both(self) -> None:
         """Runs two builders at once, with the same requests or not, one of which may die."""
-        mine = self._wishes()
-        yours = self.chance.choice([mine, self._wishes(), [Wish(NAMES[1], self.usual)]])
-        mine = mine if yours is mine or len(yours) > 1 else [Wish(NAMES[0], self.usual)]
+        mine = self._choose_wanted()
+        yours = self.chance.choice(
+            [mine, self._choose_wanted(), [WantedBuild(NAMES[1], self.usual)]]
+        )
+        mine = mine if yours is mine or len(yours) > 1 else [WantedBuild(NAMES[0], self.usual)]
         dies = self.chance.random() < 0.4
         processes = [self._process("die" if dies else "live"), self._process("live")]
         barrier = threading.Barrier(2)
@@ -422,14 +424,14 @@ class Schedule:
             process.slow, process.meet = 0.3, barrier
         with ThreadPoolExecutor(2) as pool:
             jobs = [
-                pool.submit(self._build, wishes, process, engine, (Conflict,))
-                for engine, (wishes, process) in enumerate(
+                pool.submit(self._build, all_wanted, process, engine, (Conflict,))
+                for engine, (all_wanted, process) in enumerate(
                     zip((mine, yours), processes, strict=True)
                 )
             ]
             ended = [job.result() for job in jobs]
         plain = mine is yours and not dies and all("max_failures" not in w.options for w in mine)
-        if plain and all(self._truth(wish).images for wish in mine):
+        if plain and all(self._truth(wanted).images for wanted in mine):
             assert ended == [True, True], "two builders of the same disturbed each other"
 
     def _change_amid(self, uri: str, possible: dict[str, list[Truth]]) -> None:
@@ -462,7 +464,7 @@ class Schedule:
         process.slow = 0.3
         with ThreadPoolExecutor(1) as pool:
             gone = (SourceError,)
-            job = pool.submit(self._build, self._wishes(), process, 0, gone)
+            job = pool.submit(self._build, self._choose_wanted(), process, 0, gone)
             collect(self.catalogue, keep=self.chance.choice([None, 1]))
             job.result()
 
@@ -481,9 +483,9 @@ class Schedule:
                 ]
         return possible
 
-    def _truth(self, wish: Wish) -> Truth:
-        limit = wish.options.get("limit")
-        return self.oracle.truth(self.sources[wish.name].chosen(limit))
+    def _truth(self, wanted: WantedBuild) -> Truth:
+        limit = wanted.options.get("limit")
+        return self.oracle.truth(self.sources[wanted.name].chosen(limit))
 
     def _check(self, possible: Mapping[str, Sequence[Truth]]) -> None:
         """Checks every version that this step committed, and all that the newest commit holds."""
@@ -530,24 +532,24 @@ class Schedule:
             while not any(p.kind == "good" for p in source.pictures.values()):
                 source.add()
             possible = self._possible()
-            wish = Wish(name, self.usual)
+            wanted = WantedBuild(name, self.usual)
             process = Process(self.chance.randrange(2**32))
             started = time.monotonic()
-            assert self._build([wish], process)
+            assert self._build([wanted], process)
             FIGURES["recoveries"] += 1
             FIGURES["recovery milliseconds"] += round(1000 * (time.monotonic() - started))
             FIGURES["recovery operations"] += process.operations
             self._check(possible)
-            version, truth = self.catalogue.find(name), self._truth(wish)
+            version, truth = self.catalogue.find(name), self._truth(wanted)
             assert truth.differences(*self._read(name, version)) == []
             FIGURES["images counted"] += truth.images
             FIGURES["failures listed"] += len(truth.failed)
             (again,) = build_datasets(
-                self.catalogue, [self._request(wish)], self.engines[0], RESOURCES
+                self.catalogue, [self._request(wanted)], self.engines[0], RESOURCES
             )
             assert not again.changed
             if static:
-                self._same_as_undisturbed(wish, version)
+                self._same_as_undisturbed(wanted, version)
         assert [f for f in verify(self.catalogue) if not f.ok] == []
         collect(self.catalogue, keep=1, grace=timedelta(0))
         self._check({})
@@ -556,10 +558,10 @@ class Schedule:
         folders = {item.uri.split("/")[-2] for item in storage.walk(work)} - set(tiny_specs(self))
         assert folders == {"partials"}
 
-    def _same_as_undisturbed(self, wish: Wish, version: Version) -> None:
+    def _same_as_undisturbed(self, wanted: WantedBuild, version: Version) -> None:
         """Checks that the shards, and so all bits, are those of an undisturbed build."""
         other = Catalogue(f"memory://{uuid.uuid4().hex}")
-        (clean,) = build_datasets(other, [self._request(wish)], self.engines[0], RESOURCES)
+        (clean,) = build_datasets(other, [self._request(wanted)], self.engines[0], RESOURCES)
         assert (clean.version.dna, clean.version.sha256) == (version.dna, version.sha256)
         FIGURES["versions equal to the last bit to an undisturbed build's"] += 1
 

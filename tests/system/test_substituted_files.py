@@ -93,7 +93,7 @@ def other_s(copy: Copy, kind: str) -> str:
     return copy.catalogue.uri(kind, version.spec, OTHER, version.digest_in(kind))
 
 
-def vouched(copy: Copy, kind: str, data: bytes) -> str:
+def replace_with_commit(copy: Copy, kind: str, data: bytes) -> str:
     """Replaces a file, and lets the commit state the digest of the new bytes."""
     uri = copy.uri(kind)
     copy.put(kind, data)
@@ -101,22 +101,22 @@ def vouched(copy: Copy, kind: str, data: bytes) -> str:
 
 
 def swapped(kind: str, *, vouch: bool = False) -> Callable[[Copy], str]:
-    def lie(copy: Copy) -> str:
+    def substitute(copy: Copy) -> str:
         data = storage.read(other_s(copy, kind))
         if vouch:
-            return vouched(copy, kind, data)
+            return replace_with_commit(copy, kind, data)
         storage.replace(copy.uri(kind), data)
         return copy.uri(kind)
 
-    return lie
+    return substitute
 
 
 def truncated(kind: str) -> Callable[[Copy], str]:
-    def lie(copy: Copy) -> str:
+    def substitute(copy: Copy) -> str:
         storage.replace(copy.uri(kind), copy.read(kind)[:-30])
         return copy.uri(kind)
 
-    return lie
+    return substitute
 
 
 def tables(copy: Copy) -> tuple[dict, list[pa.Table]]:
@@ -128,11 +128,11 @@ def tables(copy: Copy) -> tuple[dict, list[pa.Table]]:
 def rewritten(change: Callable[[list[pa.Table]], list[pa.Table]]) -> Callable[[Copy], str]:
     """Gives the DNA's file other rows and old metadata, and lets the commit state its digest."""
 
-    def lie(copy: Copy) -> str:
+    def substitute(copy: Copy) -> str:
         metadata, groups = tables(copy)
-        return vouched(copy, "dna", encode_layers("dna", metadata, change(groups)))
+        return replace_with_commit(copy, "dna", encode_layers("dna", metadata, change(groups)))
 
-    return lie
+    return substitute
 
 
 def negative(groups: list[pa.Table]) -> list[pa.Table]:
@@ -150,23 +150,23 @@ def swapped_rows(groups: list[pa.Table]) -> list[pa.Table]:
 
 
 def restated(**metadata: object) -> Callable[[Copy], str]:
-    def lie(copy: Copy) -> str:
+    def substitute(copy: Copy) -> str:
         stated, groups = tables(copy)
-        return vouched(copy, "dna", encode_layers("dna", stated | metadata, groups))
+        return replace_with_commit(copy, "dna", encode_layers("dna", stated | metadata, groups))
 
-    return lie
+    return substitute
 
 
 def of_version(**fields: object) -> Callable[[Copy], str]:
     """Lets a commit state something else of the version."""
 
-    def lie(copy: Copy) -> str:
+    def substitute(copy: Copy) -> str:
         def change(body: dict) -> None:
             body["datasets"][NAME][SPEC.digest] |= fields
 
         return change_commit(copy, change)
 
-    return lie
+    return substitute
 
 
 def spec_swapped(copy: Copy) -> str:
@@ -176,11 +176,11 @@ def spec_swapped(copy: Copy) -> str:
 
 
 def other_sha256(kind: str) -> Callable[[Copy], str]:
-    def lie(copy: Copy) -> str:
+    def substitute(copy: Copy) -> str:
         copy.forge_commit(sha256={**copy.version.sha256, kind: "00" * 32})
         return copy.uri(kind)
 
-    return lie
+    return substitute
 
 
 BEFORE = {"start": -9, "size": 9, "sha256": "00"}
@@ -188,18 +188,18 @@ AFTER = BEFORE | {"start": 9}
 
 
 def other_footer(kind: str) -> Callable[[Copy], str]:
-    def lie(copy: Copy) -> str:
+    def substitute(copy: Copy) -> str:
         stated = {of: asdict(footer) for of, footer in copy.version.footers.items()}
         copy.forge_commit(footers={**stated, kind: {**stated[kind], "sha256": "00" * 32}})
         return copy.uri(kind)
 
-    return lie
+    return substitute
 
 
 def a_failure_less(copy: Copy) -> str:
     from pipeline.dna import encode_failures
 
-    return vouched(copy, "failures", encode_failures([]))
+    return replace_with_commit(copy, "failures", encode_failures([]))
 
 
 def gap(copy: Copy) -> str:
@@ -226,7 +226,7 @@ def edited(body: dict) -> None:
 ALL = set(COMMANDS)
 READ_DNA = {"compare", "explain", "rank", "verify", "export"}
 READ_FOLDS = {"compare", "explain", "verify"}
-LIES: dict[str, tuple[Callable[[Copy], str], set[str]]] = {
+SUBSTITUTIONS: dict[str, tuple[Callable[[Copy], str], set[str]]] = {
     "another dataset's dna": (swapped("dna"), READ_DNA),
     "another dataset's dna, vouched for": (swapped("dna", vouch=True), READ_DNA),
     "another dataset's folds": (swapped("folds"), READ_FOLDS),
@@ -281,9 +281,9 @@ class NoNetwork:
             visit(index, torch.zeros((len(pixels), tap.positions, tap.neurons)))
 
 
-@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("substitution", SUBSTITUTIONS)
 def test_every_command_that_reads_a_wrong_file_refuses_it_by_name(
-    copy: Copy, lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Copy, substitution: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Commands that do not read it still work."""
     monkeypatch.setattr("pipeline.explaining.ranking.network_of", lambda *_: NETWORK)
@@ -292,8 +292,8 @@ def test_every_command_that_reads_a_wrong_file_refuses_it_by_name(
     photo(1, 8, 8).save(tmp_path / "images" / "one.png")
     for item in storage.walk(storage.join(copy.catalogue.root, "matrix")):
         storage.delete(item.uri)  # otherwise it would not be computed
-    tell, readers = LIES[lie]
-    uri = tell(copy)
+    substitute, readers = SUBSTITUTIONS[substitution]
+    uri = substitute(copy)
     for command, words in COMMANDS.items():
         arguments = [word.format(out=tmp_path) for word in words]
         done = CliRunner().invoke(app, [*arguments, "-c", copy.catalogue.root])
@@ -337,13 +337,13 @@ def test_a_wrong_plan_is_refused_by_a_build_and_by_gc(place: HandMadePlace, how:
     manifest = place.catalogue.manifest(NAME, version)
     first, *rest = manifest.shards
     if how == "another dataset's":
-        lying = place.catalogue.manifest(OTHER, other)
+        wrong = place.catalogue.manifest(OTHER, other)
     elif how == "of other folds":
-        lying = Manifest.of((Shard(0, 15, first.members), *rest), 64)
+        wrong = Manifest.of((Shard(0, 15, first.members), *rest), 64)
     else:
         longer = replace(first.members[0], size=10**6)
-        lying = Manifest.of((Shard(0, first.fold, (longer, *first.members[1:])), *rest), 64)
-    storage.replace(uri, lying.data)
+        wrong = Manifest.of((Shard(0, first.fold, (longer, *first.members[1:])), *rest), 64)
+    storage.replace(uri, wrong.data)
     with pytest.raises(CorruptFile, match=re.escape(f"{uri} holds the manifest")):
         place.build(NAME)
     done = CliRunner().invoke(app, ["gc", "-c", place.catalogue.root])
