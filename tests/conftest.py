@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -85,3 +86,9 @@ def s3_server(request: pytest.FixtureRequest) -> Iterator[str]:
 def bucket(s3_server: str) -> str:
     boto3.client("s3").create_bucket(Bucket="vdna-tests")
     return "s3://vdna-tests"
+
+
+@pytest.fixture
+def root(bucket: str) -> str:
+    """Returns a prefix in the bucket that no other test uses."""
+    return f"{bucket}/{uuid.uuid4().hex}"

@@ -42,7 +42,10 @@ from pipeline.sources import Shard
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, Place
 from tests.support import tiny_network as tiny
-from tests.support.builders import photo, write_photos
+from tests.support.builders import photo, same_counts_and_failures, write_photos
+from tests.support.killer import Killed, killer
+
+__all__ = ["killer"]  # a fixture
 
 ENGINE = InProcess()
 RESOURCES = Resources(workers=0, threads=2)
@@ -91,15 +94,8 @@ def run(place: Catalogue, *requests: Request) -> list[build_module.Result]:
     return build_datasets(place, requests, ENGINE, RESOURCES)
 
 
-def same_counts(a: DNA, b: DNA) -> bool:
-    names = ("counts", "underflow", "overflow", "nonfinite", "min", "max")
-    return (a.images, a.failed) == (b.images, b.failed) and all(
-        np.array_equal(getattr(a, n), getattr(b, n)) for n in names
-    )
-
-
 def holds(place: Catalogue, truth: DNA, name: str = "photos") -> None:
-    assert same_counts(place.load(name), truth)
+    assert same_counts_and_failures(place.load(name), truth)
     assert [f for f in verify(place, [name]) if not f.ok] == []
 
 
@@ -152,41 +148,7 @@ def test_folds_are_stored_and_sum_to_the_dna(place: Catalogue, folder: Path) -> 
     parts = list(DnaFile(data, "folds", "folds").read_folds("b").values())
     assert len(parts) == 10
     assert sorted({part.images + part.failed for part in parts}) == [1]
-    assert same_counts(reduce(DNA.__add__, parts), place.load("photos", layers=["b"]))
-
-
-class Killed(BaseException):
-    """Ends a build as a SIGKILL does: no handler of ours catches it."""
-
-
-@pytest.fixture
-def killer(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, bool], list[str]]:
-    """Counts writes to storage, and dies before or after the given one."""
-    originals = {name: getattr(storage, name) for name in ("create", "replace")}
-
-    def arm(at: int | None, after: bool = False) -> list[str]:
-        writes: list[str] = []
-        lock = threading.Lock()
-
-        def wrap(name: str) -> Callable[[str, bytes], object]:
-            def write(uri: str, data: bytes) -> object:
-                with lock:
-                    writes.append(uri)
-                    mine = len(writes)
-                if at is not None and mine == at and not after:
-                    raise Killed
-                done = originals[name](uri, data)
-                if at is not None and mine >= at:
-                    raise Killed
-                return done
-
-            return write
-
-        for name in originals:
-            monkeypatch.setattr(storage, name, wrap(name))
-        return writes
-
-    return arm
+    assert same_counts_and_failures(reduce(DNA.__add__, parts), place.load("photos", layers=["b"]))
 
 
 @pytest.mark.soak
@@ -210,7 +172,7 @@ def test_a_build_killed_at_any_write_is_completed_by_a_rerun(
         (result,) = run(place, request_of(folder))
         assert place.head().number == 1
         assert result.changed == (before == 0)
-        assert same_counts(place.load("photos"), truth)
+        assert same_counts_and_failures(place.load("photos"), truth)
         shutil.rmtree(tmp_path / f"at-{at}")
 
 
@@ -479,7 +441,7 @@ def test_another_grouping_of_images_makes_a_new_plan(place: Catalogue, tmp_path:
             folds.setdefault(entry.group, set()).add(shard.fold)
     assert len(folds) == 3
     assert all(len(of) == 1 for of in folds.values())
-    assert same_counts(place.load("photos"), place.load("photos", at=1))
+    assert same_counts_and_failures(place.load("photos"), place.load("photos", at=1))
     assert plain.version.manifest != grouped.version.manifest
     holds(place, clean_pass(tmp_path / "source"))
 

@@ -37,7 +37,7 @@ from pipeline.networks import Network
 from pipeline.sources import plan
 from pipeline.spec import Resources
 from tests.golden.handmade import commit_dataset, entries, hand_made
-from tests.storage.test_s3 import fill, jpeg, same_counts
+from tests.support.builders import jpeg, same_counts_and_failures
 from tests.support.chaos import (
     Action,
     Chaos,
@@ -51,6 +51,7 @@ from tests.support.chaos import (
     short,
     trickle,
 )
+from tests.support.s3 import fill
 
 IMAGES = 4
 RESOURCES = Resources(workers=0, threads=2)
@@ -169,11 +170,6 @@ def clean(bucket: str, images: str, cheap_network: None, totals: Totals) -> DNA:
 
 
 @pytest.fixture
-def root(bucket: str) -> str:
-    return f"{bucket}/{uuid.uuid4().hex}"
-
-
-@pytest.fixture
 def place(root: str) -> Catalogue:
     return Catalogue(f"{root}/catalogue")
 
@@ -198,7 +194,7 @@ def timed(seconds: list[float], function: Callable[[], Result]) -> Result:
 
 
 def check(place: Catalogue, result: Result, clean: DNA, totals: Totals) -> None:
-    exact = same_counts(place.load("photos"), clean)
+    exact = same_counts_and_failures(place.load("photos"), clean)
     totals.images += result.version.images
     totals.failures += len(result.failures)
     totals.wrong += not exact

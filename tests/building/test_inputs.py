@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
@@ -22,19 +20,14 @@ from pipeline.spec import Resources
 from pipeline.storage import Stored
 from tests.support import tiny_network as tiny
 from tests.support.archives import tar_bytes, write_files, write_mixed_folder
-from tests.support.builders import photo
+from tests.support.builders import jpeg, same_counts
 
 IMAGES = 12
 BAD = b"\xff\xd8\xff no more than a beginning"
 
 
-def jpeg(seed: int) -> bytes:
-    data = io.BytesIO()
-    photo(seed, 24, 16).save(data, "JPEG", quality=90)
-    return data.getvalue()
-
-
-PICTURES = {f"day{i % 3}/photo-{i:03d}.jpg": jpeg(i) for i in range(IMAGES)}
+SIZE = (24, 16)
+PICTURES = {f"day{i % 3}/photo-{i:03d}.jpg": jpeg(i, *SIZE) for i in range(IMAGES)}
 
 
 def pictures(first: int, last: int) -> list[tuple[str, bytes]]:
@@ -68,13 +61,6 @@ def build_and_load(
     return place.load("x"), result
 
 
-def same_counts(a: DNA, b: DNA) -> bool:
-    names = ("counts", "underflow", "overflow", "nonfinite", "min", "max")
-    return a.images == b.images and all(
-        np.array_equal(getattr(a, name), getattr(b, name)) for name in names
-    )
-
-
 def test_a_folder_of_files_and_archives_counts_each_image_once(
     network: tiny.Place, place: Catalogue, expected: DNA, tmp_path: Path
 ) -> None:
@@ -104,7 +90,7 @@ def test_an_archive_is_indexed_once(
         "tables without images are not kept"
     )
     looked.clear()
-    (folder / "a.tar").write_bytes(tar_bytes([*pictures(3, 6), ("more.jpg", jpeg(99))]))
+    (folder / "a.tar").write_bytes(tar_bytes([*pictures(3, 6), ("more.jpg", jpeg(99, *SIZE))]))
     dna, later = build_and_load(network, place, folder)
     assert sorted(looked) == ["a.tar", "notes.parquet"]
     assert dna.images == IMAGES + 1
@@ -185,7 +171,7 @@ class ChangingFile:
         def fetch(members: Members, entry: Entry) -> bytes:
             if entry.uri == path.as_uri() and self.done < self.times:
                 self.done += 1
-                path.write_bytes(jpeg(1000 + self.done))
+                path.write_bytes(jpeg(1000 + self.done, *SIZE))
             return real(members, entry)
 
         monkeypatch.setattr(Members, "fetch", fetch)

@@ -7,7 +7,6 @@ import random
 import shutil
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -28,15 +27,14 @@ from pipeline.errors import Conflict, CorruptFile, GateError, UsageError, VdnaEr
 from pipeline.sources import Listing, Manifest, Rules, list_source, plan
 from pipeline.sources.listing import ListingWriter
 from pipeline.spec import FOLDS, Resources
-from tests.building.test_build import Killed, killer, same_counts
 from tests.support import tiny_network as tiny
-from tests.support.builders import photo, write_photos
+from tests.support.builders import photo, same_counts_and_failures, write_photos
+from tests.support.killer import Killed, Killer, killer
 
 __all__ = ["killer"]  # a fixture
 
 ENGINE = InProcess()
 RESOURCES = Resources(workers=0, threads=2)
-Killer = Callable[[int | None, bool], list[str]]
 
 
 NETWORK: dict[str, Any] = {}
@@ -89,13 +87,13 @@ def holds(place: Catalogue, source: Path, *, failed: bool = True) -> None:
     warned = pytest.warns(UserWarning, match="could not be read") if failed else nullcontext()
     with warned:
         whole = make_dna(source, max_failures=100, threads=2, **NETWORK)
-    assert same_counts(place.load("photos"), whole)
+    assert same_counts_and_failures(place.load("photos"), whole)
     folders = sorted(path for path in source.iterdir() if path.is_dir())
     parts = parts_of(place.head(), "photos", place.find("photos").spec)
     assert sorted(parts) == [f"photos/{folder.name}" for folder in folders]
     for folder in folders:
         dna = make_dna(folder, max_failures=0.9, threads=2, **NETWORK)
-        assert same_counts(place.load(f"photos/{folder.name}"), dna)
+        assert same_counts_and_failures(place.load(f"photos/{folder.name}"), dna)
     findings = list(verify(place))
     assert [finding for finding in findings if not finding.ok] == []
     assert [f.dataset for f in findings if f.check == "parts"] == ["photos"]
@@ -148,7 +146,7 @@ def test_a_column_of_a_table_makes_parts_too(place: Catalogue, source: Path) -> 
     assert [finding for finding in verify(place) if not finding.ok] == []
     run(place, path, by="camera")
     assert sorted(place.head().datasets) == ["photos", "photos/left"]
-    assert same_counts(place.load("photos"), place.load("photos", at=1))
+    assert same_counts_and_failures(place.load("photos"), place.load("photos", at=1))
     run(place, path, by="")
     assert sorted(place.head().datasets) == ["photos"]
     assert [finding for finding in verify(place) if not finding.ok] == []
@@ -202,7 +200,7 @@ def test_a_new_label_splits_only_the_shards_with_mixed_values(
     for value in ("rain", "sun"):
         images = list_of(source, [n for n in weather if weather[n] == value])
         dna = make_dna(images, threads=2, **NETWORK)
-        assert same_counts(place.load(f"photos/{value}"), dna)
+        assert same_counts_and_failures(place.load(f"photos/{value}"), dna)
     assert [finding for finding in verify(place) if not finding.ok] == []
 
 
@@ -235,7 +233,7 @@ def test_a_build_with_parts_killed_at_any_write_is_completed_by_a_rerun(
         run(place, source)
         assert place.head().number == 1
         assert place.names() == sorted(truth)
-        assert all(same_counts(place.load(name), truth[name]) for name in truth)
+        assert all(same_counts_and_failures(place.load(name), truth[name]) for name in truth)
         shutil.rmtree(tmp_path / f"at-{at}")
 
 

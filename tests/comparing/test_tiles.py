@@ -32,8 +32,10 @@ from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
 from pipeline.reporting import Lines
 from pipeline.sources import plan
 from pipeline.spec import Tap
-from tests.comparing.test_matrix import stored
+from tests.comparing.test_matrix import computed, stored
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
+
+__all__ = ["computed"]  # a fixture
 
 compare = partial(compare_all, error_bars=False)
 SMALL = Effort(memory=1)
@@ -76,20 +78,6 @@ def place(stored_objects: dict[str, bytes]) -> Catalogue:
 def committed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets tiles be committed however small their work is."""
     monkeypatch.setattr(all_pairs, "TILE_WORK", -1)
-
-
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collects the number of pairs of each tile that is computed."""
-    calls: list[int] = []
-    real = tiles.compute
-
-    def spy(tile: Tile) -> tiles.Block:
-        calls.append(tile.pairs)
-        return real(tile)
-
-    monkeypatch.setattr(tiles, "compute", spy)
-    return calls
 
 
 def left(catalogue: Catalogue) -> list[str]:

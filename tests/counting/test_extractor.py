@@ -31,6 +31,7 @@ from pipeline.networks import (
 )
 from pipeline.spec import Preprocess, Tap
 from tests.support.builders import photo
+from tests.support.pickle_bomb import PickleBomb
 
 CATS = {281, 282, 285}  # tabby, tiger cat, Egyptian cat
 CUPS = {967, 968, 504, 550}  # espresso, cup, coffee mug, espresso maker
@@ -312,25 +313,13 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
         describe("efficientnet_lite0", str(tmp_path / "nowhere.pt"))
 
 
-class Bomb:
-    """An object that makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        import os
-
-        return os.mkdir, (str(self.path),)
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_that_would_run_code_is_refused_and_runs_nothing(
     tmp_path: Path, zipped: bool
 ) -> None:
     planted = tmp_path / "planted"
     file = tmp_path / "bomb.pt"
-    torch.save({"x": Bomb(planted)}, file, _use_new_zipfile_serialization=zipped)
+    torch.save({"x": PickleBomb(planted)}, file, _use_new_zipfile_serialization=zipped)
     bomb = describe("efficientnet_lite0", str(file))
     with pytest.raises(CorruptFile, match="not a state dict of tensors"):
         load_model(bomb)

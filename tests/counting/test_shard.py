@@ -20,12 +20,13 @@ from PIL import Image
 from pipeline import images, storage
 from pipeline.building import Request, make_dna, make_spec
 from pipeline.counting import Counter, Extractor, Recipe, ShardJob, Worker, partial_uri
-from pipeline.dna import DNA, Partial
+from pipeline.dna import Partial
 from pipeline.errors import BadImage, ConservationError, SourceError, TransientError, UsageError
 from pipeline.networks import describe, embedded
 from pipeline.sources import Entry, Manifest, Shard, list_source, plan
 from pipeline.spec import Resources, Spec
-from tests.support.builders import photo, write_photos
+from tests.support.builders import photo, same_counts, write_photos
+from tests.support.hostile_files import encoded
 
 BINS = 100
 NETWORK = describe("efficientnet_lite0")
@@ -59,11 +60,6 @@ def one_shard(folder: Path) -> Shard:
 @pytest.fixture(scope="module")
 def truth(counter: Counter, folder: Path) -> Partial:
     return counter.count(one_shard(folder), "key")
-
-
-def same_counts(a: DNA, b: DNA) -> bool:
-    names = ("counts", "underflow", "overflow", "nonfinite", "min", "max")
-    return a.images == b.images and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in names)
 
 
 # Invariance.
@@ -134,12 +130,6 @@ def test_images_in_memory_count_as_their_files(folder: Path) -> None:
 
 
 # Every image counted by a rule, or listed.
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, kind, **options)
-    return sink.getvalue()
 
 
 def bomb(width: int, height: int) -> bytes:

@@ -26,8 +26,9 @@ from pipeline.errors import BadImage, SourceError, StorageError, UsageError
 from pipeline.sources import Shard, list_source, other_kind
 from pipeline.spec import Resources
 from pipeline.storage import local_path
-from tests.counting.test_shard import SPEC, same_counts
+from tests.counting.test_shard import SPEC
 from tests.support import hostile_files as hostile
+from tests.support.builders import same_counts
 from tests.support.hostile_files import (
     COUNTED,
     FILES,

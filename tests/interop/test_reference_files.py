@@ -34,6 +34,7 @@ from pipeline.networks import decode, describe, probe, registry, resolve
 from pipeline.spec import LAYER_GAUSSIAN, Preprocess, Resources
 from tests.jobs.test_cli import run, vdna, vdna_json
 from tests.support.builders import NUMERICS, random_dna, tiny_spec, write_photos
+from tests.support.pickle_bomb import PickleBomb
 
 torch = pytest.importorskip("torch")
 original = pytest.importorskip("vdna")
@@ -964,24 +965,14 @@ def test_a_single_neuron_without_its_dimension_is_read(tmp_path: Path) -> None:
 # Forged files, and files that would run code.
 
 
-class Bomb:
-    """An object that writes a file when it is unpickled."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path(self.path),)
-
-
 def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
     npz = saved(tmp_path / "x", histograms())
     mark = tmp_path / "ran"
-    objects = np.array([Bomb(str(mark))] * 3, dtype=object)
+    objects = np.array([PickleBomb(mark)] * 3, dtype=object)
     np.savez(npz, block_0=objects, last_norm=np.zeros((2, 7), np.int32))
     with pytest.raises(CorruptFile, match=r"x\.npz: array block_0 holds pickled Python objects"):
         reference.read_file(str(npz))
-    npz.write_bytes(pickle.dumps(Bomb(str(mark))))
+    npz.write_bytes(pickle.dumps(PickleBomb(mark)))
     with pytest.raises(CorruptFile, match=r"x\.npz: torn, or not a file of arrays"):
         reference.read_file(str(npz))
     assert not mark.exists()
@@ -993,7 +984,7 @@ def test_numpy_refuses_pickled_objects_even_without_our_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     npz, mark = saved(tmp_path / "x", histograms()), tmp_path / "ran"
-    objects = np.array([Bomb(str(mark))] * 3, dtype=object)
+    objects = np.array([PickleBomb(mark)] * 3, dtype=object)
     np.savez(npz, block_0=objects, last_norm=np.zeros((2, 7), np.int32))
     monkeypatch.setattr(reading, "_check_header", lambda *args: None)
     with pytest.raises(CorruptFile, match=r"x\.npz: torn"):
@@ -1007,7 +998,7 @@ def test_the_pickled_dicts_that_the_reference_saves_are_not_run(tmp_path: Path) 
     with np.load(npz) as arrays:
         assert "block_0" in arrays.files
     mark = tmp_path / "ran"
-    bite = np.array([Bomb(str(mark))], dtype=object)
+    bite = np.array([PickleBomb(mark)], dtype=object)
     np.savez(npz, block_0=bite, **reference.read_file(str(npz)).arrays)
     assert set(reference.read_file(str(npz)).arrays) == {
         f"{what}-{layer}" for what in ("mu", "var") for layer in LAYERS

@@ -54,8 +54,9 @@ from pipeline.networks import (
 )
 from pipeline.networks import ranges_file as ranges
 from pipeline.spec import Tap
-from tests.counting.test_extractor import Bomb, seen
+from tests.counting.test_extractor import seen
 from tests.support.builders import photo, write_photos
+from tests.support.pickle_bomb import PickleBomb
 from tests.support.reference_package import (
     ReferenceNetworks,
     observed_ranges,
@@ -655,7 +656,7 @@ def test_a_prefix_of_only_some_weights_is_not_removed(tmp_path: Path, state: Sta
 def test_a_file_that_would_run_code_runs_nothing(tmp_path: Path, name: str, zipped: bool) -> None:
     planted = tmp_path / "planted"
     file = tmp_path / "bomb.pt"
-    for content in ({"x": Bomb(planted)}, {"state_dict": {"x": Bomb(planted)}}):
+    for content in ({"x": PickleBomb(planted)}, {"state_dict": {"x": PickleBomb(planted)}}):
         torch.save(content, file, _use_new_zipfile_serialization=zipped)
         with pytest.raises(CorruptFile, match="not a state dict of tensors"):
             load_model(describe(name, str(file)))

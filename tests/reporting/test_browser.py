@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,13 +26,6 @@ from tests.support.browser import Reader
 pytestmark = browser.needed
 PIXEL = "data:image/webp;base64,UklGRiQAAABXRUJQVlA4IBgAAAAwAQCdASoBAAEAAUAmJaQAA3AA/v02aAA="
 HOSTILE = "</script><script>window.hurt=1</script><img src=x onerror='window.hurt=1'>\"&\u2028é層"
-
-
-@pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
-    with browser.reader(tmp_path / "profile") as opened:
-        opened.look(1600)
-        yield opened
 
 
 def matrix_at(count: int, layers: int = 3, seed: int = 0) -> Matrix:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -353,13 +352,6 @@ def test_saving_a_page_returns_its_size(page: bytes, tmp_path: Path) -> None:
 
 
 # In a browser.
-
-
-@pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
-    with browser.reader(tmp_path / "profile") as opened:
-        opened.look(1600)
-        yield opened
 
 
 @browser.needed

@@ -46,7 +46,7 @@ from tests.support.archives import (
     tar_bytes,
     zip_bytes,
 )
-from tests.support.builders import photo
+from tests.support.builders import jpeg, photo
 
 MAX_BYTES = 1 << 20
 
@@ -861,12 +861,6 @@ def test_a_tar_of_many_members_is_listed_in_little_memory(
 
 
 # The same images count the same in any container.
-
-
-def jpeg(seed: int) -> bytes:
-    sink = io.BytesIO()
-    photo(seed).save(sink, "JPEG", quality=90)
-    return sink.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,8 @@ from pipeline.errors import SourceError, StorageError, VdnaError
 from pipeline.sources import list_source, plan
 from pipeline.spec import Resources
 from tests.support import ceph, s3
-from tests.support.s3 import contents, fill, jpeg, only_ceph, put, race, remove
+from tests.support.builders import jpeg
+from tests.support.s3 import contents, fill, only_ceph, put, race, remove
 
 RESOURCES = Resources(workers=0, threads=2)
 REPOSITORY = Path(__file__).parents[2]
@@ -44,12 +45,6 @@ KILLED = "moto runs in the process that starts it"
 DENIED = "moto takes every key for any other's"
 
 pytestmark = pytest.mark.usefixtures("s3_server")
-
-
-@pytest.fixture
-def root(bucket: str) -> str:
-    """Gives a prefix that no other test uses."""
-    return f"{bucket}/{uuid.uuid4().hex}"
 
 
 def new_bucket(name: str) -> str:

@@ -24,14 +24,13 @@ from pipeline.building.planner import DatasetPlan
 from pipeline.catalogue import Catalogue, verify
 from pipeline.comparing import compare
 from pipeline.counting import Counter
-from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import SourceError, TransientError
 from pipeline.spec import Resources
 from pipeline.storage import retry
 from tests.support import tiny_network as tiny
-from tests.support.builders import write_photos
-from tests.support.s3 import contents, fill, jpeg, put, remove
+from tests.support.builders import jpeg, same_counts_and_failures, write_photos
+from tests.support.s3 import contents, fill, put, remove
 
 ENGINE = InProcess()
 RESOURCES = Resources(workers=0, threads=2)
@@ -56,19 +55,6 @@ def small_request(name: str, source: str, **options: Any) -> Request:
 
 def run(place: Catalogue, *requests: Request) -> list[Result]:
     return build_datasets(place, requests, ENGINE, RESOURCES)
-
-
-def same_counts(a: DNA, b: DNA) -> bool:
-    names = ("counts", "underflow", "overflow", "nonfinite", "min", "max")
-    return (a.images, a.failed) == (b.images, b.failed) and all(
-        np.array_equal(getattr(a, n), getattr(b, n)) for n in names
-    )
-
-
-@pytest.fixture
-def root(bucket: str) -> str:
-    """Gives a prefix that no other test uses."""
-    return f"{bucket}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture
@@ -97,7 +83,7 @@ def test_the_counts_are_those_of_the_same_files_on_disk(
     place, result = built
     write_photos(tmp_path, IMAGES)
     (tmp_path / "odd.jpg").write_bytes(jpeg(80))
-    assert same_counts(place.load("photos"), make_dna(tmp_path, threads=2))
+    assert same_counts_and_failures(place.load("photos"), make_dna(tmp_path, threads=2))
     assert (result.version.images, result.version.failed) == (IMAGES + 1, 0)
     assert result.ignored == {".md": 1}
     assert result.version.source == images
@@ -233,7 +219,7 @@ def test_globs_and_lists_of_keys_are_sources(place: Catalogue, root: str, images
         small_request("listed", f"{root}/list.txt"),
     )
     assert (globbed.version.images, listed.version.images) == (2, 2)
-    assert same_counts(place.load("globbed"), place.load("listed"))
+    assert same_counts_and_failures(place.load("globbed"), place.load("listed"))
 
 
 # The secret

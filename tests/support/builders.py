@@ -99,11 +99,27 @@ def with_row_groups(data: bytes, tables: Sequence[pa.Table]) -> bytes:
     return sink.getvalue()
 
 
+def same_counts(a: DNA, b: DNA) -> bool:
+    """Compares the numbers of images and all counts and extremes."""
+    names = ("counts", "underflow", "overflow", "nonfinite", "min", "max")
+    return a.images == b.images and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in names)
+
+
+def same_counts_and_failures(a: DNA, b: DNA) -> bool:
+    return a.failed == b.failed and same_counts(a, b)
+
+
 def photo(seed: int, width: int = 96, height: int = 72) -> Image.Image:
     """Makes smooth colour noise: different for every seed, cheap, and like a photo to a network."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg(seed: int, width: int = 96, height: int = 72) -> bytes:
+    data = io.BytesIO()
+    photo(seed, width, height).save(data, "JPEG", quality=90)
+    return data.getvalue()
 
 
 def write_photos(folder: Path, count: int, first_seed: int = 0) -> list[Path]:

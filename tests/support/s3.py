@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import pytest
 
 from pipeline import storage
 from tests.support import ceph
-from tests.support.builders import photo
+from tests.support.builders import jpeg
 
 CHOICE = "VDNA_TEST_S3"
 
@@ -58,12 +57,6 @@ def moto() -> Iterator[dict[str, str]]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     server.stop()
-
-
-def jpeg(seed: int) -> bytes:
-    data = io.BytesIO()
-    photo(seed).save(data, "JPEG", quality=90)
-    return data.getvalue()
 
 
 def put(uri: str, data: bytes) -> None:

@@ -41,6 +41,7 @@ from pipeline.errors import Conflict, GateError, SourceError, TransientError
 from pipeline.spec import LAYER_GAUSSIAN, Resources
 from pipeline.storage import objects, store_checks
 from tests.support import tiny_network as tiny
+from tests.support.killer import Killed
 from tests.support.tiny_network import Oracle, Picture, Place, Truth
 
 RESOURCES = Resources(workers=0, threads=2, fetch_ahead=4)
@@ -49,10 +50,6 @@ MODULES = (objects, store_checks)
 NAMES = ("photos", "videos")
 FOLDERS = ("a", "b")
 FIGURES: Counter[str] = Counter()
-
-
-class Killed(BaseException):
-    """Ends a build as a SIGKILL does: no handler of ours catches it."""
 
 
 @dataclass

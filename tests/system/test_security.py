@@ -23,22 +23,9 @@ from pipeline.networks import lookup, weights
 from pipeline.sources import plan
 from pipeline.spec import Preprocess
 from tests.golden.handmade import commit_dataset, entries, hand_made
+from tests.support.pickle_bomb import PickleBomb
 
 ROOT = Path(__file__).parents[2]
-
-
-class Bomb:
-    """An object that writes a file when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[str, bytes]]:
-        return (_explode, (str(self.mark), b"run"))
-
-
-def _explode(path: str, data: bytes) -> None:
-    Path(path).write_bytes(data)
 
 
 @pytest.fixture
@@ -47,7 +34,7 @@ def mark(tmp_path: Path) -> Iterator[Path]:
     mark = tmp_path / "it ran"
     yield mark
     assert not mark.exists()
-    pickle.loads(pickle.dumps(Bomb(mark)))
+    pickle.loads(pickle.dumps(PickleBomb(mark)))
     assert mark.exists()
 
 
@@ -74,7 +61,7 @@ def npz(value: object) -> bytes:
 
 def planted(mark: Path) -> dict[str, bytes]:
     """Returns a bomb in every wrapping that some library would open."""
-    bomb = Bomb(mark)
+    bomb = PickleBomb(mark)
     return {
         "pickle": pickle.dumps(bomb),  # as joblib's files are, too
         "old pickle": pickle.dumps(bomb, 0),
@@ -105,7 +92,7 @@ def test_weights_of_every_family_are_named_and_not_run(
 ) -> None:
     """`own` is a file from a cache or a hub that someone has replaced."""
     path = tmp_path / "planted.pth"
-    path.write_bytes(saved({"weight": Bomb(mark)}))
+    path.write_bytes(saved({"weight": PickleBomb(mark)}))
     uri = path.as_uri()
     monkeypatch.setattr(lookup, "fetch", lambda *_: uri)
     monkeypatch.setattr(lookup, "EFFICIENTNET_LITE0_SHA256", weights.sha256_of(uri))
