@@ -286,6 +286,41 @@ def test_a_version_that_is_committed_again_is_safe_from_a_concurrent_gc(
     assert [finding for finding in verify(place.catalogue) if not finding.ok] == []
 
 
+def test_an_object_that_was_written_again_since_it_was_listed_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build needs it, and has made it young."""
+    lost = [put(place, "_work", f"probe-{number}") for number in range(3)]
+    age_all(place)
+    real = storage.delete
+    removed: list[str] = []
+
+    def and_another_is_written(uri: str) -> None:
+        removed.append(uri)
+        for other in set(lost) - set(removed):
+            storage.replace(other, b"orphan")
+        real(uri)
+
+    monkeypatch.setattr(storage, "delete", and_another_is_written)
+    assert collect(place.catalogue) == (1, 6)
+    assert everything(place) == set(lost) - set(removed)
+
+
+def test_an_object_that_is_gone_since_it_was_listed_is_not_counted(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (put(place, "_work", f"probe-{number}") for number in range(2))
+    age_all(place)
+    real = storage.delete
+
+    def both(uri: str) -> None:
+        real(first)
+        real(second)
+
+    monkeypatch.setattr(storage, "delete", both)
+    assert collect(place.catalogue) == (1, 6)
+
+
 def test_the_newest_version_of_each_spec_is_kept(place: Place) -> None:
     place.photos("a", 6)
     mine = place.build("a").version

@@ -376,9 +376,13 @@ def test_a_manifest_that_states_a_wrong_digest_is_found(copy: Copy) -> None:
 
 def test_a_manifest_that_lists_a_candidate_twice_is_found(copy: Copy) -> None:
     first, second, *rest = manifest_of(copy).shards
-    twice = Shard(second.index, second.fold, (first.members[0], *second.members[1:]))
-    copy.put("manifests", Manifest.of((first, twice, *rest), 64).data)
-    assert "manifest" in failed_checks(copy)
+    shard = Shard(second.index, second.fold, (first.members[0], *second.members[1:]))
+    twice = Manifest.of((first, shard, *rest), 64)
+    copy.put("manifests", twice.data)
+    assert f"holds the manifest {twice.digest}" in failed_checks(copy)["manifest"]
+    copy.forge_commit(manifest=twice.digest)
+    storage.create(copy.catalogue.uri("manifests", SPEC.digest, NAME, twice.digest), twice.data)
+    assert failed_checks(copy)["manifest"] == "the manifest lists a candidate twice"
 
 
 def test_another_manifest_with_as_many_candidates_is_found(copy: Copy) -> None:

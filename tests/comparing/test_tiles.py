@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +36,7 @@ from pipeline.sources import plan
 from pipeline.spec import Tap
 from tests.comparing.test_matrix import computed, stored
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
+from tests.support.builders import with_row_groups
 
 __all__ = ["computed"]  # a fixture
 
@@ -235,7 +238,9 @@ def test_the_name_of_a_tile_depends_on_all_that_decides_it() -> None:
         Tile(job, a, a).digest,
         Tile(job, (*a, *b), c).digest,
         Tile(replace(job, fd=True), a, b).digest,
+        Tile(replace(job, whole=False), a, b).digest,
         Tile(replace(job, layers=("stem",), whole=False), a, b).digest,
+        Tile(replace(job, layers=("head",), whole=False), a, b).digest,
         Tile(replace(job, lens=lens), a, b).digest,
         Tile(replace(job, error_bars=False), a, b).digest,
         Tile(replace(job, spec=replace(SPEC, bins=7)), a, b).digest,
@@ -246,7 +251,7 @@ def test_the_name_of_a_tile_depends_on_all_that_decides_it() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tiles, constant, other)
             digests.add(Tile(replace(job), a, b).digest)
-    assert len(digests) == 13
+    assert len(digests) == 15
     how = replace(job, memory=7, threads=3, device="cuda")
     assert Tile(how, a, b).digest == Tile(job, a, b).digest
 
@@ -508,6 +513,20 @@ def test_a_wrong_tile_is_computed_again(place: Catalogue, how: str, computed: li
     )
     same(found, true)
     assert sum(computed) == 16
+
+
+def test_other_numbers_in_the_place_of_a_tile_are_refused(place: Catalogue) -> None:
+    """Parquet's own checksums fit them, and so do the tile's digest and shape."""
+    version = place.find("set/0")
+    tile = Tile(Job(place.root, SPEC, SPEC.layers, True, error_bars=False), (("set/0", version),),
+                (("set/1", place.find("set/1")),))  # fmt: skip
+    block = tiles.compute(tile)
+    data = tiles.encode(tile, block)
+    assert tiles.decode(data, tile)["emd"].tolist() == block["emd"].tolist()
+    table = pq.read_table(pa.BufferReader(data))
+    other = table.set_column(0, table.column_names[0], pa.array(block["emd"].reshape(-1) / 2))
+    with pytest.raises(CorruptFile, match=rf"{tile.digest}.* has sha256 .*; its footer states"):
+        tiles.decode(with_row_groups(data, [other]), tile)
 
 
 def test_a_comparison_works_without_permission_to_delete(

@@ -1,0 +1,73 @@
+"""Files of a version: bytes that a commit states are kept, and whatever is stored is young."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.building.storing import store_manifest, store_version
+from pipeline.catalogue import Catalogue
+from pipeline.sources import plan
+from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Catalogue:
+    return Catalogue(str(tmp_path))
+
+
+def make_old(uri: str) -> None:
+    then = (datetime.now(UTC) - timedelta(days=30)).timestamp()
+    os.utime(storage.local_path(uri), (then, then))
+
+
+def is_young(uri: str) -> bool:
+    modified = storage.info(uri).modified
+    assert modified is not None
+    return datetime.now(UTC) - modified < timedelta(days=1)
+
+
+def test_a_file_that_is_stored_again_is_young(place: Catalogue) -> None:
+    """A collection that listed it when it was old leaves it then."""
+    uri = place.uri("dna", "s", "a", "d")
+    for data in (b"first", b"first", b"other"):
+        assert store_version(place, "a", "s", "d", {"dna": data}) == {"dna": data}
+        assert (storage.read(uri), is_young(uri)) == (data, True)
+        make_old(uri)
+        assert not is_young(uri)
+
+
+def test_bytes_that_a_commit_states_are_kept_and_are_young(place: Catalogue) -> None:
+    """Another release of a library wrote the same numbers in other bytes."""
+    manifest = plan(entries("a", 3))
+    version = commit_dataset(place, "a", manifest, [hand_made(s) for s in manifest.shards])
+    uri = place.uri("dna", SPEC.digest, "a", version.dna)
+    committed = storage.read(uri)
+    make_old(uri)
+    stored = store_version(place, "a", SPEC.digest, version.dna, {"dna": b"the same numbers"})
+    assert bytes(stored["dna"]) == storage.read(uri) == committed
+    assert is_young(uri)
+
+
+def test_bytes_that_no_commit_states_are_replaced(place: Catalogue) -> None:
+    manifest = plan(entries("a", 3))
+    version = commit_dataset(place, "a", manifest, [hand_made(s) for s in manifest.shards])
+    uri = place.uri("dna", SPEC.digest, "a", version.dna)
+    storage.replace(uri, b"damaged")
+    store_version(place, "a", SPEC.digest, version.dna, {"dna": b"the same numbers"})
+    assert storage.read(uri) == b"the same numbers"
+
+
+def test_a_sound_manifest_is_kept_and_is_young_and_another_is_replaced(place: Catalogue) -> None:
+    manifest = plan(entries("a", 3))
+    uri = place.uri("manifests", "s", "a", manifest.digest)
+    data = bytes(manifest.data)
+    for there in (data, data[:-9], bytes(plan(entries("a", 4)).data)):
+        storage.replace(uri, there)
+        make_old(uri)
+        assert bytes(store_manifest(uri, manifest.data, manifest.digest)) == data
+        assert (storage.read(uri), is_young(uri)) == (data, True)
