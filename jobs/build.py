@@ -5,17 +5,15 @@ from __future__ import annotations
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
-    LogFormat,
-    LogFormatOption,
     RayOption,
     RelistOption,
     engine_for,
     guarded,
     print_json,
-    progress,
     run_alone,
 )
 from pipeline.building import Request
+from pipeline.events import Listener
 from pipeline.spec import Resources
 
 
@@ -23,10 +21,10 @@ from pipeline.spec import Resources
 def build(
     request: Request,
     resources: Resources,
+    progress: Listener,
     catalogue: CatalogueOption,
     relist: RelistOption = False,
     ray_address: RayOption = None,
-    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Build a dataset's DNA and commit it. The same command again does only what is missing."""
@@ -36,7 +34,7 @@ def build(
 
     with engine_for(resources, ray_address) as engine:
         (result,) = build_datasets(
-            Catalogue(catalogue), [request], engine, resources, progress(), relist=relist
+            Catalogue(catalogue), [request], engine, resources, progress, relist=relist
         )
     if as_json:
         print_json(build_json(result))

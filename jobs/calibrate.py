@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from jobs.shell import (
     JsonOption,
-    LogFormat,
-    LogFormatOption,
     RayOption,
     engine_for,
     guarded,
     print_json,
-    progress,
     run_alone,
 )
 from pipeline.building import CalibrationRequest
+from pipeline.events import Listener
 from pipeline.spec import Resources
 
 
@@ -21,8 +19,8 @@ from pipeline.spec import Resources
 def calibrate(
     request: CalibrationRequest,
     resources: Resources,
+    progress: Listener,
     ray_address: RayOption = None,
-    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Measure each neuron's range, widen it by 1.2 about the centre, and write all to a file.
@@ -33,7 +31,7 @@ def calibrate(
     from pipeline.reporting import calibration_json, calibration_sentence
 
     with engine_for(resources, ray_address) as engine:
-        measured = measure(request, engine, resources, progress())
+        measured = measure(request, engine, resources, progress)
     if as_json:
         print_json(calibration_json(measured) | {"out": request.out})
     else:

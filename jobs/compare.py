@@ -13,8 +13,6 @@ from jobs.shell import (
     CatalogueOption,
     JsonOption,
     LensOption,
-    LogFormat,
-    LogFormatOption,
     NeuronsOption,
     RayOption,
     Rows,
@@ -25,10 +23,10 @@ from jobs.shell import (
     pinned,
     print_json,
     print_notes,
-    progress,
     run_alone,
 )
 from pipeline.comparing import CompareOptions, MemoryLimit
+from pipeline.events import Listener
 
 if TYPE_CHECKING:
     from pipeline.comparing import Matrix
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
 def compare(
     options: CompareOptions,
     memory: MemoryLimit,
+    progress: Listener,
     catalogue: CatalogueOption,
     names: Annotated[
         list[str] | None, typer.Argument(help="Datasets to compare (default: all).")
@@ -78,7 +77,6 @@ def compare(
             "cuda:1 (tested on the CPU only)."
         ),
     ] = "cpu",
-    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Print the distance of every pair of datasets: the Earth Mover's Distance of its neurons."""
@@ -110,7 +108,7 @@ def compare(
         place,
         names or (),
         lens=through,
-        effort=effort_for(catalogue, workers, ray_address, memory, device),
+        effort=effort_for(catalogue, workers, ray_address, memory, progress, device),
         **vars(options),
     )
     apart = left_out(place, names or (), options)
@@ -122,7 +120,7 @@ def compare(
         from pipeline.reporting import gather_matrix_page, render_matrix_page, save_page
 
         page = gather_matrix_page(
-            place, [matrix], lenses=[through], apart=apart, at=options.at, progress=progress()
+            place, [matrix], lenses=[through], apart=apart, at=options.at, progress=progress
         )
         save_page(render_matrix_page(page), html)
     versions = place.find_all(matrix.names, options.at, matrix.spec_digest)

@@ -11,15 +11,13 @@ import typer
 
 from jobs.shell import (
     JsonOption,
-    LogFormat,
-    LogFormatOption,
     RayOption,
     engine_for,
     guarded,
     print_json,
-    progress,
     run_alone,
 )
+from pipeline.events import Listener
 from pipeline.spec import Resources
 
 if TYPE_CHECKING:
@@ -29,9 +27,9 @@ if TYPE_CHECKING:
 @guarded
 def demo(
     resources: Resources,
+    progress: Listener,
     out: Annotated[Path, typer.Option(help="Folder to write everything to.")] = Path("vdna-demo"),
     ray_address: RayOption = None,
-    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Build the DNAs of eleven small datasets of real images and compare all pairs."""
@@ -45,13 +43,13 @@ def demo(
     catalogue = Catalogue(str(out / "catalogue"))
     requests = [Request(name, str(folder)) for name, folder in folders.items()]
     with engine_for(resources, ray_address) as engine:
-        results = build_datasets(catalogue, requests, engine, resources, progress())
+        results = build_datasets(catalogue, requests, engine, resources, progress)
     commit = catalogue.head().number
     matrix = compare(catalogue, list(folders), at=commit)
     table = out / "matrix.parquet"
     table.write_bytes(matrix.encode())
     page = out / "report.html"
-    content = gather_matrix_page(catalogue, [matrix], at=commit, progress=progress())
+    content = gather_matrix_page(catalogue, [matrix], at=commit, progress=progress)
     save_page(render_matrix_page(content), str(page))
     if as_json:
         print_json(matrix.table.to_pylist())

@@ -12,17 +12,15 @@ from jobs.shell import (
     CatalogueOption,
     JsonOption,
     LensOption,
-    LogFormat,
-    LogFormatOption,
     NeuronsOption,
     guarded,
     lens_for,
     pinned,
     print_json,
     print_notes,
-    progress,
     run_alone,
 )
+from pipeline.events import Listener
 from pipeline.explaining import ExplainOptions
 
 if TYPE_CHECKING:
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 def explain(
     options: ExplainOptions,
     catalogue: CatalogueOption,
+    progress: Listener,
     a: Annotated[str, typer.Argument(help="A dataset.")],
     b: Annotated[str, typer.Argument(help="The dataset that it is compared with.")],
     lens: LensOption = None,
@@ -44,7 +43,6 @@ def explain(
     html: Annotated[
         str | None, typer.Option(help="Page to write, with the images (.html).")
     ] = None,
-    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Rank the layers and neurons in which two datasets differ; show how, and in which images."""
@@ -60,7 +58,7 @@ def explain(
     place = Catalogue(catalogue)
     options = pinned(place, options)
     through = lens_for(place, (a, b), lens, neurons or (), options)
-    found = explained(place, a, b, lens=through, progress=progress(), **vars(options))
+    found = explained(place, a, b, lens=through, progress=progress, **vars(options))
     if out:
         found.save(out)
     if html:

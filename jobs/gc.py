@@ -10,13 +10,11 @@ import typer
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
-    LogFormat,
-    LogFormatOption,
     guarded,
     print_json,
-    progress,
     run_alone,
 )
+from pipeline.events import Listener
 
 MAX_GRACE_DAYS = 36_500.0
 
@@ -24,6 +22,7 @@ MAX_GRACE_DAYS = 36_500.0
 @guarded
 def gc(
     catalogue: CatalogueOption,
+    progress: Listener,
     keep: Annotated[
         int | None, typer.Option(help="Number of versions of each dataset to keep (default: all).")
     ] = None,
@@ -37,7 +36,6 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be removed.")
     ] = False,
-    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Remove objects that no kept version needs and that are older than the grace period.
@@ -55,7 +53,7 @@ def gc(
             for item in items:
                 print(item.uri)
     else:
-        count, size = collect(place, keep=keep, grace=grace, progress=progress())
+        count, size = collect(place, keep=keep, grace=grace, progress=progress)
     if as_json:
         print_json({"objects": count, "bytes": size, "removed": not dry_run})
     else:

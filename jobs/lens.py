@@ -11,14 +11,12 @@ import typer
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
-    LogFormat,
-    LogFormatOption,
     NeuronsOption,
     guarded,
     print_json,
-    progress,
 )
 from pipeline.catalogue import SpecOptions
+from pipeline.events import Listener
 from pipeline.explaining import FitOptions
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def fit(
     options: FitOptions,
     name: LensName,
     catalogue: CatalogueOption,
-    log_format: LogFormatOption = LogFormat.text,
+    progress: Listener,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a lens to attributes, and say how well it works on images that it was not fitted to.
@@ -52,7 +50,7 @@ def fit(
     from pipeline.reporting import fit_lines
 
     place = Catalogue(catalogue)
-    found = api.fit_lens(place, name, save=False, progress=progress(), **vars(options))
+    found = api.fit_lens(place, name, save=False, progress=progress, **vars(options))
     _keep(place, found.lens, fit_lines(found), as_json)
 
 

@@ -11,8 +11,6 @@ from jobs.shell import (
     CatalogueOption,
     JsonOption,
     LensOption,
-    LogFormat,
-    LogFormatOption,
     NeuronsOption,
     RayOption,
     chosen_lens,
@@ -20,10 +18,10 @@ from jobs.shell import (
     guarded,
     pinned,
     print_json,
-    progress,
     run_alone,
 )
 from pipeline.catalogue import SnapshotOptions
+from pipeline.events import Listener
 from pipeline.explaining import RankRequest
 from pipeline.spec import Resources
 
@@ -34,6 +32,7 @@ def rank(
     resources: Resources,
     snapshot: SnapshotOptions,
     catalogue: CatalogueOption,
+    progress: Listener,
     lens: LensOption = None,
     neurons: NeuronsOption = None,
     html: Annotated[
@@ -41,7 +40,6 @@ def rank(
         typer.Option(help="Page to write, with the nearest and the farthest images (.html)."),
     ] = None,
     ray_address: RayOption = None,
-    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Order images by the distance of their own DNA to a dataset's, the nearest first.
@@ -68,7 +66,7 @@ def rank(
             at=snapshot.at,
             spec=counted.digest,
             resources=resources,
-            progress=progress(),
+            progress=progress,
         )
     if html:
         write_gallery(place, found, html)

@@ -10,8 +10,6 @@ import typer
 
 from jobs.shell import (
     JsonOption,
-    LogFormat,
-    LogFormatOption,
     RayOption,
     RelistOption,
     Rows,
@@ -20,17 +18,18 @@ from jobs.shell import (
     guarded,
     print_json,
     print_notes,
-    progress,
     run_alone,
     tell_error,
 )
 from pipeline.comparing import MemoryLimit
+from pipeline.events import Listener
 from pipeline.spec import Resources
 
 
 @guarded
 def refresh(
     resources: Resources,
+    progress: Listener,
     memory: MemoryLimit,
     config: Annotated[str, typer.Option(help="File that names the datasets.")] = "datasets.yaml",
     catalogue: Annotated[
@@ -44,7 +43,6 @@ def refresh(
     ] = None,
     ray_address: RayOption = None,
     relist: RelistOption = False,
-    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Build every dataset whose source changed, compare all pairs, and check the gate."""
@@ -68,8 +66,8 @@ def refresh(
         Catalogue(root),
         engine_for(resources, ray_address),
         resources=resources,
-        effort=effort_for(root, resources.workers, ray_address, memory),
-        progress=progress(),
+        effort=effort_for(root, resources.workers, ray_address, memory, progress),
+        progress=progress,
         relist=relist,
     )
     if as_json:

@@ -10,16 +10,14 @@ import typer
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
-    LogFormat,
-    LogFormatOption,
     RayOption,
     effort_for,
     guarded,
     print_json,
-    progress,
     run_alone,
 )
 from pipeline.comparing import MemoryLimit
+from pipeline.events import Listener
 from pipeline.reporting import ReportOptions
 
 
@@ -27,6 +25,7 @@ from pipeline.reporting import ReportOptions
 def report(
     options: ReportOptions,
     memory: MemoryLimit,
+    progress: Listener,
     catalogue: CatalogueOption,
     out: Annotated[str, typer.Option(help="Page to write (.html).")] = "vdna-report.html",
     lens: Annotated[
@@ -37,7 +36,6 @@ def report(
         ),
     ] = None,
     ray_address: RayOption = None,
-    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Write the page of a snapshot: one HTML file that opens offline."""
@@ -48,8 +46,8 @@ def report(
         catalogue,
         out,
         lenses=lens or (),
-        effort=effort_for(catalogue, None, ray_address, memory),
-        progress=progress(),
+        effort=effort_for(catalogue, None, ray_address, memory, progress),
+        progress=progress,
         **vars(options),
     )
     size, matrix = len(made.html), made.matrices[0]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import replace
-from enum import StrEnum
 from inspect import Parameter, Signature, signature
 from itertools import chain, islice
 from typing import (
@@ -29,7 +28,7 @@ from typing import (
 import typer
 
 from pipeline.errors import VdnaError
-from pipeline.events import Listener, ignore
+from pipeline.events import Listener, LogFormat, ignore
 from pipeline.options import Field, Options, options_of
 
 if TYPE_CHECKING:
@@ -39,13 +38,6 @@ if TYPE_CHECKING:
     from pipeline.engine import Engine
     from pipeline.mapper import Mapper
     from pipeline.spec import Resources, Spec
-
-
-class LogFormat(StrEnum):
-    """What stderr gets."""
-
-    text = "text"
-    json = "json"
 
 
 R = TypeVar("R")
@@ -91,21 +83,29 @@ RelistOption = Annotated[
         help="Begin an interrupted listing anew, and list again if the source changes meanwhile.",
     ),
 ]
-LogFormatOption = Annotated[
-    LogFormat,
-    typer.Option(
-        "--log-format",
-        help="Format of messages on stderr: text for people, or a line of JSON for "
-        "each event and log record.",
-    ),
-]
+_LOG_FORMAT = Parameter(
+    "log_format",
+    Parameter.KEYWORD_ONLY,
+    default="text",
+    annotation=Annotated[
+        LogFormat,
+        typer.Option(
+            "--log-format",
+            help="Format of messages on stderr: text for people, or a line of JSON for "
+            "each event and log record.",
+        ),
+    ],
+)
+"""The option of commands that show progress."""
 
 
 def guarded(command: Callable[..., R]) -> Callable[..., R]:
     """Makes a function a command.
 
     A parameter that is annotated with an `Options` class becomes that class's options on the
-    command line. An error of ours becomes one message and its exit code; others stay tracebacks.
+    command line. One that is annotated with `Listener` becomes `--log-format`, and is given what
+    shows events in that format. An error of ours becomes one message and its exit code; others stay
+    tracebacks.
 
     Args:
         command: The function. Its docstring is the command's help.
@@ -115,19 +115,22 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
     """
     hints = get_type_hints(command, include_extras=True)
     models = {name: hint for name, hint in hints.items() if _is_options(hint)}
+    listeners = [name for name, hint in hints.items() if hint == Listener]
     parameters: list[Parameter] = []
     for parameter in signature(command).parameters.values():
         if parameter.name in models:
             parameters += map(_on_the_command_line, options_of(models[parameter.name]))
+        elif parameter.name in listeners:
+            parameters.append(_LOG_FORMAT)
         else:
             kind = Parameter.KEYWORD_ONLY
             parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
 
     @functools.wraps(command)
     def run(**given: Any) -> R:
-        with _progress_shown(given.get("log_format")):
+        with _shown(given.pop(_LOG_FORMAT.name, None)) as listener:
             try:
-                made: dict[str, Any] = {}
+                made: dict[str, Any] = dict.fromkeys(listeners, listener)
                 for name, model in models.items():
                     made[name] = model(**{o.name: given.pop(o.name) for o in options_of(model)})
                 return command(**made, **given)
@@ -182,29 +185,23 @@ def _command_line_kind(field: Field) -> Any:
     return functools.reduce(operator.or_, kinds)
 
 
-_shown: ContextVar[tuple[Listener, LogFormat]] = ContextVar("shown")
-
-
-def progress() -> Listener:
-    """Returns the listener that shows the progress of the command that runs."""
-    listener, _ = _shown.get((ignore, LogFormat.text))
-    return listener
+_log_format: ContextVar[LogFormat] = ContextVar("log_format", default="text")
 
 
 @contextmanager
-def _progress_shown(log_format: object) -> Iterator[None]:
-    """Shows progress and log records on stderr, if the command has the option for it."""
-    if not isinstance(log_format, LogFormat):
-        yield
+def _shown(log_format: LogFormat | None) -> Iterator[Listener]:
+    """Shows events and log records on stderr, if the command has the option for it."""
+    if log_format is None:
+        yield ignore
         return
     from pipeline.reporting import show_progress
 
-    with show_progress(log_format.value) as listener:
-        before = _shown.set((listener, log_format))
+    with show_progress(log_format) as listener:
+        before = _log_format.set(log_format)
         try:
-            yield
+            yield listener
         finally:
-            _shown.reset(before)
+            _log_format.reset(before)
 
 
 def tell_error(error: VdnaError, *, as_json: bool) -> None:
@@ -217,8 +214,7 @@ def tell_error(error: VdnaError, *, as_json: bool) -> None:
 
 
 def _tell(line: str) -> None:
-    _, log_format = _shown.get((ignore, LogFormat.text))
-    if log_format is LogFormat.json:
+    if _log_format.get() == "json":
         logging.getLogger(__name__).error(line)
     else:
         print(line, file=sys.stderr)
@@ -270,6 +266,7 @@ def effort_for(
     workers: int | None,
     ray_address: str | None,
     memory: MemoryLimit,
+    progress: Listener,
     device: str = "cpu",
 ) -> Effort:
     """Returns how distances are computed: where, with how much memory, and on which device.
@@ -282,6 +279,7 @@ def effort_for(
         workers: Ray tasks at a time; 0 for this process, None to choose.
         ray_address: The cluster, or None.
         memory: What each process may use.
+        progress: Is told of each tile.
         device: `cpu`, or torch's name of a device.
 
     Raises:
@@ -312,7 +310,7 @@ def effort_for(
         with engine_for(Resources(workers=workers), ray_address) as engine:
             yield engine
 
-    return Effort(open_engine, memory.bytes, device, progress())
+    return Effort(open_engine, memory.bytes, device, progress)
 
 
 def pinned(place: Catalogue, options: S) -> S:

@@ -12,16 +12,14 @@ import typer
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
-    LogFormat,
-    LogFormatOption,
     RayOption,
     engine_for,
     guarded,
     print_json,
-    progress,
     run_alone,
 )
 from pipeline.catalogue import VerifyOptions
+from pipeline.events import Listener
 from pipeline.options import Option
 from pipeline.spec import Resources
 
@@ -42,12 +40,12 @@ class DeepResources(Resources):
 def verify(
     options: VerifyOptions,
     resources: DeepResources,
+    progress: Listener,
     catalogue: CatalogueOption,
     names: Annotated[
         list[str] | None, typer.Argument(help="Datasets to check (default: all).")
     ] = None,
     ray_address: RayOption = None,
-    log_format: LogFormatOption = LogFormat.text,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute the sums and hashes of what is stored; exit 1 if anything is wrong."""
@@ -71,7 +69,7 @@ def verify(
             engine=engine,
             resources=resources,
             tell=tell,
-            progress=progress(),
+            progress=progress,
             **vars(options),
         )
     if as_json:

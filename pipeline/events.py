@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ Event = Said | Started | StepDone | StepFailed | Retried | Finished
 
 Listener = Callable[[Event], None]
 """Takes each event as it happens. A listener must return quickly and must not raise."""
+
+
+LogFormat = Literal["text", "json"]
+"""How events and log records are written: for people, or for machines."""
 
 
 def ignore(event: Event) -> None:

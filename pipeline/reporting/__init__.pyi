@@ -13,7 +13,6 @@ from .conclusions import summary_sentence as summary_sentence
 from .conclusions import uncorrected as uncorrected
 from .conclusions import verdicts as verdicts
 from .event_output import JsonLines as JsonLines
-from .event_output import LogFormat as LogFormat
 from .event_output import show_progress as show_progress
 from .figure import draw as draw
 from .figure import kind_of as kind_of

@@ -14,14 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Literal, TextIO
+from typing import TextIO
 
 from rich.console import Console
 
-from pipeline.events import Event, Listener, Retried, Said, StepFailed
+from pipeline.events import Event, Listener, LogFormat, Retried, Said, StepFailed
 from pipeline.reporting.progress import Bar, Lines, text_of
-
-LogFormat = Literal["text", "json"]
 
 LOGGER = "pipeline.events"
 """The name of the logger that events have in JSON lines."""
