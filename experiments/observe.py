@@ -87,15 +87,14 @@ class Observer:
         from threadpoolctl import threadpool_limits
 
         from pipeline.counting import Extractor
-        from pipeline.networks import describe
-        from pipeline.networks import ranges_file as ranges
+        from pipeline.networks import describe, find_ranges
         from pipeline.spec import Preprocess
 
         # On busy cores, BLAS's threads wait for each other: 40 times the CPU time, measured.
         threadpool_limits(1, "blas")
         network = describe(name)
         self._extractor = Extractor(network)
-        self._ranges, _ = ranges.find(network, None, {})
+        self._ranges, _ = find_ranges(network, None, {})
         self._rule = Preprocess(network.height, network.width, network.mean, network.std)
         self.layers = Layers(
             tuple(tap.name for tap in network.taps), tuple(tap.neurons for tap in network.taps)

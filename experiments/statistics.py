@@ -167,13 +167,12 @@ def _starts(widths: Sequence[int]) -> Iterator[tuple[int, int]]:
 def _observe(folder: Path, count: int, brightness: float, seed: int) -> dict[str, Array]:
     from pipeline.counting import Extractor, LayerCounts
     from pipeline.images import prepare
-    from pipeline.networks import describe
-    from pipeline.networks import ranges_file as ranges
+    from pipeline.networks import describe, find_ranges
     from pipeline.spec import Preprocess
 
     network = describe("efficientnet_lite0")
     extractor = Extractor(network)
-    known, _ = ranges.find(network, None, {})
+    known, _ = find_ranges(network, None, {})
     rule = Preprocess(network.height, network.width, network.mean, network.std)
     starts = np.cumsum([0, *(tap.neurons for tap in network.taps)])
     chosen = {

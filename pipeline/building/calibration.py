@@ -35,8 +35,7 @@ from pipeline.dna import DNA, Failure, Ranges
 from pipeline.engine import Engine
 from pipeline.errors import ConservationError, UsageError
 from pipeline.events import Listener, Said, ignore
-from pipeline.networks import Network, describe
-from pipeline.networks import ranges_file as files
+from pipeline.networks import WIDENING, Network, describe, encode_ranges, widen_ranges
 from pipeline.notebook import data_frame, html_table
 from pipeline.options import shared_values
 from pipeline.sources import Listing, Rules, list_source
@@ -156,7 +155,7 @@ def calibrate(
     def count(ranges: Ranges, bins: int) -> DNA:
         nonlocal failures, duplicates
         # What is there may be for other weights, or by a writer that died.
-        storage.replace(place.ranges_uri(ranges.digest), files.encode(ranges, network))
+        storage.replace(place.ranges_uri(ranges.digest), encode_ranges(ranges, network))
         asked = replace(build, bins=bins, ranges=ranges.digest)
         listings = {NAME: listing}
         (result,) = build_datasets(place, [asked], engine, resources, progress, listings=listings)
@@ -189,9 +188,9 @@ def calibrate(
         finite = first.images * first.positions - first.nonfinite
         found = quantiles(measured, finite, quantile, count_again, _bins(len(measured.low)))
         measured = found.ranges
-    wide = files.widen(measured)
+    wide = widen_ranges(measured)
     nonfinite = int(first.nonfinite.sum())
-    data = files.encode(
+    data = encode_ranges(
         wide,
         network,
         images=first.images,
@@ -204,7 +203,7 @@ def calibrate(
         exclude=request.exclude,
         limit=request.limit,
         preprocess=first.spec.preprocess.to_json(),
-        widened=files.WIDEN,
+        widened=WIDENING,
         widened_about="centre",
         quantile=quantile,
         **(found.stated if found else {}),

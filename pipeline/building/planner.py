@@ -26,8 +26,7 @@ from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.events import Listener, Said
 from pipeline.images import stated_decoder
-from pipeline.networks import Network, describe, require_fit
-from pipeline.networks import ranges_file as ranges_module
+from pipeline.networks import Network, describe, encode_ranges, find_ranges, require_fit
 from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source
 from pipeline.sources import plan as plan_shards
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Preprocess, Resources, Spec, digest_of
@@ -106,7 +105,7 @@ class Planner:
             require_fit(network)  # wrong weights are found before anything is listed
         head = catalogue.head()
         known = _known_ranges(catalogue, request.ranges)
-        found, provenance = ranges_module.find(network, request.ranges, known)
+        found, provenance = find_ranges(network, request.ranges, known)
         spec = make_spec(request, network, found.digest, device_kind(self.resources))
         base = head.datasets.get(request.name, {}).get(spec.digest)
         require_own(head, request.name)
@@ -125,7 +124,7 @@ class Planner:
             self.progress(
                 Said(f"{request.name}: its source was {base.source}, and is {source} now")
             )
-        storage.create(ranges_uri, ranges_module.encode(found, network, **provenance))
+        storage.create(ranges_uri, encode_ranges(found, network, **provenance))
         storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
         stored = store_manifest(uri, manifest.data, manifest.digest)
         catalogue.note_plan(request.name, spec.digest, manifest.digest, products)

@@ -23,8 +23,7 @@ from pipeline.counting import OVERLAP, Counter
 from pipeline.dna import DNA, Partial
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
-from pipeline.networks import describe
-from pipeline.networks import ranges_file as ranges_module
+from pipeline.networks import describe, find_ranges
 from pipeline.sources import Entry, Listing, Rules, Shard, list_source, plan
 from pipeline.spec import Resources
 
@@ -101,7 +100,7 @@ def make_dna(
             fetch = held.fetch
             listing = Listing.of(held.entries[: request.limit], "memory")
     network = describe(request.extractor, request.weights, request.taps)
-    found = ranges_module.resolve(network, request.ranges, {})
+    found, _ = find_ranges(network, request.ranges, {})
     spec = make_spec(request, network, found.digest, device)
     manifest = plan(listing, limit=None if fetch else request.limit)
     resources = Resources(threads=threads or available_cpus())

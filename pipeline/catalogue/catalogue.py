@@ -435,12 +435,14 @@ class Catalogue(CommitLog):
             CorruptFile: If the file does not hold the ranges of that digest.
             SourceError: If there is no such file.
         """
-        from pipeline.networks import ranges_file
+        from pipeline.networks import decode_ranges
 
         uri = self.ranges_uri(digest)
-        ranges, _ = ranges_file.decode(storage.read(uri), uri)
+        ranges, _ = decode_ranges(storage.read(uri), uri)
         if ranges.digest != digest:
-            raise CorruptFile(f"{uri} holds ranges {ranges.digest}; restore the file")
+            raise CorruptFile(
+                f"{uri} should hold ranges {digest}, but holds {ranges.digest}; restore the file"
+            )
         return ranges
 
 

@@ -25,8 +25,7 @@ from pipeline.errors import (
     UnexpectedError,
     known_error,
 )
-from pipeline.networks import Network
-from pipeline.networks import decode as decode_ranges
+from pipeline.networks import Network, decode_ranges
 from pipeline.sources import Shard, read_shard
 from pipeline.spec import PRODUCTS, Resources, Spec
 
@@ -250,7 +249,10 @@ def _load(recipe: Recipe) -> ShardMaker:
         )
     ranges, _ = decode_ranges(storage.read(recipe.ranges_uri), recipe.ranges_uri)
     if ranges.digest != spec.ranges_digest:
-        raise CorruptFile(f"{recipe.ranges_uri} holds ranges {ranges.digest}")
+        raise CorruptFile(
+            f"{recipe.ranges_uri} should hold ranges {spec.ranges_digest}, but holds "
+            f"{ranges.digest}"
+        )
     if recipe.task is not None:
         return recipe.task.maker(extractor, spec, ranges, recipe.resources)
     return Counter(extractor, spec, ranges, recipe.resources, recipe.products)

@@ -34,8 +34,7 @@ from pipeline.interop.file_spec import (
 )
 from pipeline.interop.reading import ReferenceFile, read_file
 from pipeline.interop.reference_metadata import PRODUCTS_OF
-from pipeline.networks import ASSUMED, Network
-from pipeline.networks import ranges_file as ranges_module
+from pipeline.networks import ASSUMED, WIDENING, Network, encode_ranges, widen_about_zero
 from pipeline.spec import Spec
 
 
@@ -179,7 +178,7 @@ def _files(dna: DNA, name: str, digest: str, products: Sequence[str]) -> dict[st
 def _store_ranges(catalogue: Catalogue, dna: DNA) -> str:
     """Stores extremes as ranges, widened about zero as the reference does; returns the digest."""
     measured = Ranges(dna.spec.shape, dna.min.astype(np.float64), dna.max.astype(np.float64))
-    ranges = ranges_module.widen_about_zero(measured)
+    ranges = widen_about_zero(measured)
     spec, rule = dna.spec, dna.spec.preprocess
     network = Network(
         spec.extractor,
@@ -192,10 +191,10 @@ def _store_ranges(catalogue: Catalogue, dna: DNA) -> str:
     )
     provenance = {
         "images": dna.images,
-        "widened": ranges_module.WIDEN,
+        "widened": WIDENING,
         "widened_about": "zero",
         "assumed_weights": spec.weights_sha256.startswith(ASSUMED),
     }
-    data = ranges_module.encode(ranges, network, **provenance)
+    data = encode_ranges(ranges, network, **provenance)
     storage.create(catalogue.ranges_uri(ranges.digest), data)
     return ranges.digest

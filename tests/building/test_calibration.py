@@ -34,8 +34,14 @@ from pipeline.errors import (
 )
 from pipeline.events import Event, Said
 from pipeline.mapper import SerialMapper
-from pipeline.networks import Network, describe, load_model
-from pipeline.networks import ranges_file as files
+from pipeline.networks import (
+    Network,
+    decode_ranges,
+    describe,
+    find_ranges,
+    load_model,
+    widen_ranges,
+)
 from pipeline.sources import Entry, Shard, read_shard
 from pipeline.spec import Preprocess, Spec, Tap
 from tests.jobs.test_cli import refused, vdna, vdna_json
@@ -265,7 +271,7 @@ class EngineWithoutNetwork(SerialMapper):
 
     def count(self, job: ShardJob, shard: Shard) -> Partial:
         spec = job.recipe.spec
-        ranges, _ = files.decode(storage.read(job.recipe.ranges_uri), job.recipe.ranges_uri)
+        ranges, _ = decode_ranges(storage.read(job.recipe.ranges_uri), job.recipe.ranges_uri)
         total = Partial.empty(spec, ranges)
         for i, entry in enumerate(shard.members):
             failures, layers = [], made_up(spec, entry)
@@ -323,18 +329,18 @@ def work_folder(made: Path, out: str = "ranges.parquet") -> Path:
 
 
 def unwidened(data: bytes) -> tuple[Ranges, dict[str, Any]]:
-    wide, metadata = files.decode(data, "x")
-    return files.widen(wide, 1 / 1.2), metadata
+    wide, metadata = decode_ranges(data, "x")
+    return widen_ranges(wide, 1 / 1.2), metadata
 
 
 @pytest.mark.parametrize("options", [{}, {"resize": "fast"}, {"weights": "other.pt"}])
 def test_calibrated_ranges_are_the_widened_extremes(made: Path, options: dict[str, str]) -> None:
-    found, metadata = files.decode(measure(made, "a", "b", **options), "x")
+    found, metadata = decode_ranges(measure(made, "a", "b", **options), "x")
     layers = truth_of(made, "a", "b", **options)
     low = np.concatenate([x.min(axis=0) for x in layers]).astype(np.float64)
     high = np.concatenate([x.max(axis=0) for x in layers]).astype(np.float64)
     taps = tuple((tap.name, tap.neurons) for tap in TAPS)
-    assert found.digest == files.widen(Ranges(taps, low, high)).digest
+    assert found.digest == widen_ranges(Ranges(taps, low, high)).digest
     assert (metadata["images"], metadata["failed"], metadata["nonfinite"]) == (14, 0, 0)
     assert (metadata["widened"], metadata["widened_about"]) == (1.2, "centre")
     assert metadata["sources"] == [str(made / "a"), str(made / "b")]
@@ -342,7 +348,7 @@ def test_calibrated_ranges_are_the_widened_extremes(made: Path, options: dict[st
     assert metadata["quantile"] is None
     assert metadata["numerics"] == [{"numerics": NUMERICS.to_json(), "images": 14}]
     network = OTHER if "weights" in options else TINY
-    assert files.resolve(network, str(made / "ranges.parquet"), {}).digest == found.digest
+    assert find_ranges(network, str(made / "ranges.parquet"), {})[0].digest == found.digest
 
 
 def test_a_calibration_with_quantiles_finds_those_of_all_activations(made: Path) -> None:
@@ -369,10 +375,10 @@ def test_order_repeated_sources_and_shard_size_do_not_change_the_ranges(
     truth = measure(made, "a", "b", quantile=quantile)
     assert measure(made, "b", "a", "a", quantile=quantile, shard_images=1) == truth
     (made / "list.txt").write_text("a/001.jpg\nb/101.jpg\n")
-    found, metadata = files.decode(
+    found, metadata = decode_ranges(
         measure(made, "list.txt", "a", "a/0*.jpg", "b", quantile=quantile), "x"
     )
-    assert found.digest == files.decode(truth, "x")[0].digest
+    assert found.digest == decode_ranges(truth, "x")[0].digest
     assert metadata["images"] == 14
 
 
@@ -384,7 +390,7 @@ def test_duplicates_are_reported(made: Path) -> None:
 
 def test_a_limit_applies_to_all_sources_and_selects_the_same_images_each_run(made: Path) -> None:
     truth = measure(made, "a", "b", limit=7)
-    assert files.decode(truth, "x")[1]["images"] == 7
+    assert decode_ranges(truth, "x")[1]["images"] == 7
     assert measure(made, "b", "a", limit=7, out="again.parquet") == truth
 
 
@@ -461,7 +467,7 @@ def test_too_many_failures_are_refused_and_a_higher_limit_needs_no_recounting(ma
     engine, said = EngineWithoutNetwork(), Lines()
     data = measure(made, "b", "spoilt", engine=engine, max_failures=1, progress=said)
     assert engine.counted == 0
-    _, metadata = files.decode(data, "x")
+    _, metadata = decode_ranges(data, "x")
     assert (metadata["images"], metadata["failed"]) == (7, 1)
     assert [line for line in said.lines if "201-bad.jpg: truncated" in line]
 
@@ -610,12 +616,12 @@ def in_process(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_the_extremes_equal_those_that_an_extractor_observes(
     observed: list[Array], in_process: dict[str, bytes]
 ) -> None:
-    found, metadata = files.decode(in_process["extremes"], "x")
+    found, metadata = decode_ranges(in_process["extremes"], "x")
     taps = describe("efficientnet_lite0").taps
     low = np.concatenate([x.min(axis=0) for x in observed]).astype(np.float64)
     high = np.concatenate([x.max(axis=0) for x in observed]).astype(np.float64)
     truth = Ranges(tuple((tap.name, tap.neurons) for tap in taps), low, high)
-    assert found.digest == files.widen(truth).digest
+    assert found.digest == widen_ranges(truth).digest
     assert metadata["images"] == 3
 
 
@@ -713,7 +719,7 @@ def test_the_calibrate_command_writes_ranges(
     found = vdna_json(*words)
     assert (found["images"], found["failed"], found["out"]) == (3, 0, str(out))
     assert out.read_bytes() == in_process["extremes"]
-    assert found["digest"] == files.decode(out.read_bytes(), "x")[0].digest
+    assert found["digest"] == decode_ranges(out.read_bytes(), "x")[0].digest
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     mixed = ("calibrate", photos / "photo-000[01].jpg", tmp_path / "bad", "--workers", 0)

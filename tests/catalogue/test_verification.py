@@ -31,7 +31,7 @@ from pipeline.dna import (
 )
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, VdnaError
-from pipeline.networks import ranges_file as ranges_module
+from pipeline.networks import encode_ranges
 from pipeline.sources import Manifest, Shard, plan
 from tests.golden.handmade import (
     NETWORK,
@@ -424,10 +424,12 @@ def test_a_file_that_is_not_a_spec_is_named(copy: Copy, data: bytes | str) -> No
 def test_other_ranges_are_found(copy: Copy) -> None:
     moved = Ranges(RANGES.taps, RANGES.low - 1, RANGES.high)
     uri = copy.ranges_uri
-    storage.replace(uri, ranges_module.encode(moved, NETWORK))
+    storage.replace(uri, encode_ranges(moved, NETWORK))
     found = failed_checks(copy)
     assert set(found) == {"spec"}
-    assert found["spec"] == f"{uri} holds ranges {moved.digest}; restore the file"
+    assert found["spec"] == (
+        f"{uri} should hold ranges {RANGES.digest}, but holds {moved.digest}; restore the file"
+    )
     storage.delete(uri)
     assert uri in failed_checks(copy)["spec"]
 

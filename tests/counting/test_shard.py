@@ -23,7 +23,7 @@ from pipeline.building import Request, make_dna, make_spec
 from pipeline.counting import Counter, Extractor, Recipe, ShardJob, Worker, partial_uri
 from pipeline.dna import Failure, Partial
 from pipeline.errors import BadImage, ConservationError, SourceError, TransientError, UsageError
-from pipeline.networks import describe, embedded
+from pipeline.networks import describe, embedded_ranges
 from pipeline.sources import Entry, Manifest, Shard, list_source, plan
 from pipeline.spec import Resources, Spec
 from tests.support.builders import photo, same_counts, write_photos
@@ -31,7 +31,7 @@ from tests.support.hostile_files import encoded
 
 BINS = 100
 NETWORK = describe("efficientnet_lite0")
-RANGES, _ = embedded("efficientnet_lite0")
+RANGES, _ = embedded_ranges("efficientnet_lite0")
 SPEC = make_spec(Request("x", "x", bins=BINS), NETWORK, RANGES.digest, "cpu")
 
 
@@ -312,12 +312,12 @@ def test_isolated_decoding_counts_the_same(counter: Counter, tmp_path: Path) -> 
 
 @pytest.fixture
 def job(tmp_path: Path, folder: Path) -> Callable[[], tuple[ShardJob, Manifest]]:
-    from pipeline.networks import encode
+    from pipeline.networks import encode_ranges
 
     manifest = plan(list_source(folder), shard_images=2)
     places = {name: (tmp_path / name).as_uri() for name in ("manifest", "ranges", "work")}
     storage.create(places["manifest"], manifest.data)
-    storage.create(places["ranges"], encode(RANGES, NETWORK))
+    storage.create(places["ranges"], encode_ranges(RANGES, NETWORK))
     recipe = Recipe(SPEC, NETWORK, places["ranges"], Resources(threads=1))
     return lambda: (ShardJob(recipe, places["manifest"], places["work"]), manifest)
 

@@ -43,7 +43,7 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
-from pipeline.networks import describe, embedded
+from pipeline.networks import describe, embedded_ranges
 from pipeline.sources import Entry, Shard, list_source, plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, Tap
 from tests.support.builders import NUMERICS, random_dna, tiny_spec, write_photos
@@ -318,7 +318,7 @@ def request_of(folder: Path, name: str = "a") -> Request:
 def test_a_build_has_the_covariance_of_the_images_features(built: Catalogue, folder: Path) -> None:
     dna = built.load("a", layer_gaussian=True)
     network = describe("efficientnet_lite0")
-    counter = Counter(Extractor(network), dna.spec, embedded(network.name)[0])
+    counter = Counter(Extractor(network), dna.spec, embedded_ranges(network.name)[0])
     entries = list_source(str(folder)).entries
     features = np.stack([counter.count(Shard(0, 0, (e,)), "k").dna.mean for e in entries])
     counter.close()

@@ -21,8 +21,7 @@ from pipeline.counting import (
 )
 from pipeline.dna import DNA, Failure, Partial, Ranges, encode_failures
 from pipeline.mapper import SerialMapper
-from pipeline.networks import Network
-from pipeline.networks import ranges_file as ranges_module
+from pipeline.networks import Network, encode_ranges
 from pipeline.sources import Entry, Manifest, Shard, read_shard
 from pipeline.spec import PRODUCTS, Spec
 from tests.support.builders import RULE, random_dna, tiny_spec
@@ -82,7 +81,7 @@ def commit_dataset(
     work = catalogue.work_uri(name, spec.digest)
     put_partials(work, partials)
     composed = reduce_all(manifest, work, name, spec)
-    storage.create(catalogue.ranges_uri(ranges.digest), ranges_module.encode(ranges, NETWORK))
+    storage.create(catalogue.ranges_uri(ranges.digest), encode_ranges(ranges, NETWORK))
     storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
     files = {
         "dna": composed.files["dna"],
@@ -139,7 +138,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.catalogue = Catalogue(str(folder / "catalogue"))
-        (folder / "tiny.ranges.parquet").write_bytes(ranges_module.encode(RANGES, NETWORK))
+        (folder / "tiny.ranges.parquet").write_bytes(encode_ranges(RANGES, NETWORK))
 
     def photos(self, name: str, count: int, bad: int = 0) -> None:
         source = self.folder / name

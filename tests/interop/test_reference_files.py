@@ -30,7 +30,7 @@ from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, NotFound, SourceError, SpecMismatch, UsageError
 from pipeline.interop import converting, network_shapes, reading, reference_metadata
-from pipeline.networks import decode, describe, probe, registry, resolve
+from pipeline.networks import decode_ranges, describe, find_ranges, probe, registry
 from pipeline.spec import LAYER_GAUSSIAN, Preprocess, Resources
 from tests.jobs.test_cli import run, vdna, vdna_json
 from tests.support.builders import NUMERICS, random_dna, tiny_spec, write_photos
@@ -905,7 +905,7 @@ def test_extremes_make_ranges_as_the_reference_scales_them(tmp_path: Path) -> No
     path = saved(tmp_path / "x", data, "activation-ranges")
     done = reference.import_file(place_at(tmp_path), str(path), "a")
     uri = place_at(tmp_path).ranges_uri(done.ranges or "")
-    ranges, metadata = decode(storage.read(uri), uri)
+    ranges, metadata = decode_ranges(storage.read(uri), uri)
     assert metadata["weights_sha256"] == "assumed: mugs_vit_base of vdna 0.1.1"
     ends = {
         end: {la: dict(enumerate(d[end[:3]].double().tolist())) for la, d in data.items()}
@@ -947,7 +947,7 @@ def test_imported_ranges_of_another_network_are_refused(tmp_path: Path) -> None:
     digest = reference.import_file(place_at(tmp_path), str(path), "a").ranges or ""
     known = {digest: place_at(tmp_path).ranges_uri(digest)}
     with pytest.raises(SpecMismatch, match=r"mugs_vit_base with weights.*assumed"):
-        resolve(describe("efficientnet_lite0"), digest, known)
+        find_ranges(describe("efficientnet_lite0"), digest, known)
 
 
 def test_a_single_neuron_without_its_dimension_is_read(tmp_path: Path) -> None:

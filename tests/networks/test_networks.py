@@ -44,6 +44,7 @@ from pipeline.networks import (
     Hub,
     Network,
     describe,
+    encode_ranges,
     fetch,
     fold_batch_norms,
     load_model,
@@ -52,7 +53,6 @@ from pipeline.networks import (
     matching,
     rows,
 )
-from pipeline.networks import ranges_file as ranges
 from pipeline.spec import Tap
 from tests.counting.test_extractor import seen
 from tests.support.builders import photo, write_photos
@@ -757,7 +757,7 @@ def test_weights_are_checked_once_per_process(
     taps = tuple((tap.name, tap.neurons) for tap in network.taps)
     total = sum(tap.neurons for tap in network.taps)
     some = Ranges(taps, np.zeros(total), np.ones(total))
-    (tmp_path / "r.parquet").write_bytes(ranges.encode(some, network))
+    (tmp_path / "r.parquet").write_bytes(encode_ranges(some, network))
     refused("w.pt", "empty", "a", "b")
     refused("w.pt", "empty", "c")
     assert loads == [network]
@@ -881,7 +881,7 @@ def test_a_dataset_is_built_with_a_network_from_timm(tmp_path: Path, weights: We
     extractor = Extractor(network)
     measured = observed_ranges(extractor, inputs(network))
     file = tmp_path / "ranges.parquet"
-    file.write_bytes(ranges.encode(measured, network))
+    file.write_bytes(encode_ranges(measured, network))
     write_photos(tmp_path / "photos", 5)
     options: dict[str, Any] = {
         "extractor": name,
@@ -921,7 +921,7 @@ def test_exif_applies_to_images_in_memory(weights: Weights, tmp_path: Path) -> N
     name = "timm:resnet18@64"
     network = describe(name, weights("timm:resnet18"), "layer1.0")
     measured = observed_ranges(Extractor(network), inputs(network))
-    (tmp_path / "r.parquet").write_bytes(ranges.encode(measured, network))
+    (tmp_path / "r.parquet").write_bytes(encode_ranges(measured, network))
     picture = photo(0)
     picture.getexif()[0x0112] = 6
 

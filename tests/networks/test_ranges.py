@@ -37,17 +37,21 @@ from pipeline.errors import (
 from pipeline.networks import (
     REFERENCE_FILES,
     Network,
-    decode,
+    decode_ranges,
     describe,
-    embedded,
-    encode,
-    find,
-    resolve,
-    widen,
+    embedded_ranges,
+    encode_ranges,
+    find_ranges,
     widen_about_zero,
+    widen_ranges,
 )
 from pipeline.spec import Preprocess, Tap
 from tests.support.builders import write_photos
+
+
+def ranges_for(network: Network, source: str | None, known: dict[str, str]) -> Ranges:
+    return find_ranges(network, source, known)[0]
+
 
 TAPS = (("stem", 2), ("head", 3))
 HALF = (0.5, 0.5, 0.5)
@@ -99,16 +103,16 @@ def truth(extractor: Extractor, prepared: NDArray[np.float32]) -> Ranges:
 
 
 def test_widening_is_about_the_centre() -> None:
-    wide = widen(ranges_of([2, 0, -1, 4, -6], [5, 10, 1, 4, -2]))
+    wide = widen_ranges(ranges_of([2, 0, -1, 4, -6], [5, 10, 1, 4, -2]))
     np.testing.assert_allclose(wide.low, [1.7, -1, -1.2, 4, -6.4])
     np.testing.assert_allclose(wide.high, [5.3, 11, 1.2, 4, -1.6])
     assert wide.taps == TAPS
-    half = widen(ranges_of([0] * 5, [2] * 5), 0.5)
+    half = widen_ranges(ranges_of([0] * 5, [2] * 5), 0.5)
     np.testing.assert_allclose((half.low, half.high), ([0.5] * 5, [1.5] * 5))
 
 
 def test_widened_ranges_contain_the_original_ones() -> None:
-    wide = widen(SMALL)
+    wide = widen_ranges(SMALL)
     assert (wide.low <= SMALL.low).all()
     assert (wide.high >= SMALL.high).all()
     np.testing.assert_allclose(wide.high - wide.low, 1.2 * (SMALL.high - SMALL.low))
@@ -119,7 +123,7 @@ def test_widened_ranges_contain_the_original_ones() -> None:
 
 def test_a_file_reads_back_to_the_last_bit(network: Network) -> None:
     odd = ranges_of([np.pi, -1e300, 5e-324, -0.0, 0.1], [4, 1e300, 1e-300, 0.0, 0.3])
-    found, metadata = decode(encode(odd, network, images=7, widened=1.2), "x")
+    found, metadata = decode_ranges(encode_ranges(odd, network, images=7, widened=1.2), "x")
     assert found.taps == TAPS
     assert found.digest == odd.digest
     assert found.low.tobytes() == odd.low.tobytes()
@@ -131,7 +135,7 @@ def test_a_file_reads_back_to_the_last_bit(network: Network) -> None:
 
 
 def test_other_programs_read_a_ranges_file(network: Network) -> None:
-    table = pq.read_table(pa.BufferReader(encode(SMALL, network)))
+    table = pq.read_table(pa.BufferReader(encode_ranges(SMALL, network)))
     assert table.column_names == ["layer", "neuron", "low", "high"]
     assert table["layer"].to_pylist() == ["stem"] * 2 + ["head"] * 3
     assert table["neuron"].to_pylist() == [0, 1, 0, 1, 2]
@@ -140,14 +144,14 @@ def test_other_programs_read_a_ranges_file(network: Network) -> None:
 
 def test_the_same_ranges_make_the_same_file_and_digest(network: Network) -> None:
     again = ranges_of(SMALL.low.tolist(), SMALL.high.tolist())
-    assert encode(SMALL, network) == encode(again, network)
+    assert encode_ranges(SMALL, network) == encode_ranges(again, network)
     nudged = replace(SMALL, low=np.nextafter(SMALL.low, -np.inf))
     assert len({SMALL.digest, nudged.digest, replace(SMALL, taps=(("a", 5),)).digest}) == 3
 
 
 def forged(network: Network, **changes: object) -> bytes:
     """Makes a sealed file whose columns are changed, and which states the digest of others."""
-    data = encode(SMALL, network)
+    data = encode_ranges(SMALL, network)
     table = pq.read_table(pa.BufferReader(data))
     for name, values in changes.items():
         index = table.column_names.index(name)
@@ -174,82 +178,84 @@ def test_rows_that_were_changed_are_refused(
     network: Network, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(CorruptFile, match=message):
-        decode(forged(network, **changes), "forged.parquet")
+        decode_ranges(forged(network, **changes), "forged.parquet")
 
 
 def test_a_torn_file_is_refused_by_name(network: Network) -> None:
-    whole = encode(SMALL, network)
+    whole = encode_ranges(SMALL, network)
     for wrong in (b"", b"PAR1", whole[:-1], whole[: len(whole) // 2], whole[10:], b"x" * 500):
         with pytest.raises(CorruptFile, match=r"torn\.parquet: (torn, or not|its rows end)"):
-            decode(wrong, "torn.parquet")
+            decode_ranges(wrong, "torn.parquet")
 
 
 def test_a_flipped_byte_is_refused_or_harmless(network: Network) -> None:
-    whole = encode(SMALL, network)
+    whole = encode_ranges(SMALL, network)
     for at in range(0, len(whole), 7):
         damaged = bytearray(whole)
         damaged[at] ^= 0x55
         try:
-            found, _ = decode(bytes(damaged), "x")
+            found, _ = decode_ranges(bytes(damaged), "x")
         except CorruptFile:
             continue
         assert found.digest == SMALL.digest
 
 
 def test_a_flipped_bit_in_a_page_is_found_by_its_checksum(network: Network) -> None:
-    whole = encode(SMALL, network)
+    whole = encode_ranges(SMALL, network)
     group = pq.ParquetFile(pa.BufferReader(whole)).metadata.row_group(0)
     for column in map(group.column, range(4)):
         damaged = bytearray(whole)
         first = column.dictionary_page_offset or column.data_page_offset
         damaged[first + column.total_compressed_size - 1] ^= 1
         with pytest.raises(CorruptFile, match="row group 0 has sha256"):
-            decode(bytes(damaged), "x")
+            decode_ranges(bytes(damaged), "x")
 
 
 def test_another_kind_or_format_is_refused(network: Network) -> None:
-    data = encode(SMALL, network)
+    data = encode_ranges(SMALL, network)
     metadata = SealedFile(data, FileKind("ranges"), "x").metadata
     for kind, message in (
         (FileKind("dna"), "x: a 'dna' file"),
         (FileKind("ranges", 2), "x: format 2"),
     ):
         with pytest.raises(CorruptFile, match=message):
-            decode(encode_sealed(kind, metadata, [pq.read_table(pa.BufferReader(data))]), "x")
+            decode_ranges(
+                encode_sealed(kind, metadata, [pq.read_table(pa.BufferReader(data))]), "x"
+            )
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1]}), sink)
     with pytest.raises(CorruptFile, match="x: not a file of vdna"):
-        decode(sink.getvalue().to_pybytes(), "x")
+        decode_ranges(sink.getvalue().to_pybytes(), "x")
 
 
 # Which ranges a build uses
 
 
 def test_the_embedded_ranges_fit_the_network(network: Network, truth: Ranges) -> None:
-    found, _ = embedded("efficientnet_lite0")
+    found, _ = embedded_ranges("efficientnet_lite0")
     assert found.taps == tuple((tap.name, tap.neurons) for tap in network.taps)
     assert (found.high - found.low >= 0).all()
     assert (found.high - found.low > 0).mean() > 0.99
     inside = (found.low <= truth.low) & (truth.high <= found.high)
     assert inside.mean() > 0.9
     data = Path("pipeline/networks/assets/efficientnet_lite0.ranges.parquet").read_bytes()
-    _, metadata = decode(data, "x")
+    _, metadata = decode_ranges(data, "x")
     assert metadata["weights_sha256"] == network.weights_sha256
-    assert resolve(network, None, {}).digest == found.digest
+    assert ranges_for(network, None, {}).digest == found.digest
 
 
 def test_a_network_without_embedded_ranges_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no ranges come with resnet; .* `vdna calibrate`"):
-        embedded("resnet")
+        embedded_ranges("resnet")
 
 
 def test_ranges_by_file_and_by_digest(tmp_path: Path, network: Network, truth: Ranges) -> None:
     file = tmp_path / "ranges.parquet"
-    file.write_bytes(encode(truth, network))
-    assert resolve(network, str(file), {}).digest == truth.digest
-    assert resolve(network, truth.digest, {truth.digest: file.as_uri()}).digest == truth.digest
+    file.write_bytes(encode_ranges(truth, network))
+    assert ranges_for(network, str(file), {}).digest == truth.digest
+    assert ranges_for(network, truth.digest, {truth.digest: file.as_uri()}).digest == truth.digest
     with pytest.raises(SourceError, match=r"nowhere\.parquet does not exist"):
-        resolve(network, str(tmp_path / "nowhere.parquet"), {})
+        ranges_for(network, str(tmp_path / "nowhere.parquet"), {})
 
 
 @pytest.mark.timeout(20)
@@ -272,28 +278,30 @@ def test_ranges_of_other_weights_are_refused_with_both(
     tmp_path: Path, network: Network, truth: Ranges
 ) -> None:
     file = tmp_path / "ranges.parquet"
-    file.write_bytes(encode(truth, replace(network, name="other", weights_sha256="cd" * 32)))
+    file.write_bytes(encode_ranges(truth, replace(network, name="other", weights_sha256="cd" * 32)))
     with pytest.raises(SpecMismatch) as caught:
-        resolve(network, str(file), {})
+        ranges_for(network, str(file), {})
     for part in ("ranges.parquet", "other", "cd" * 32, network.name, network.weights_sha256):
         assert part in str(caught.value)
 
 
 def test_ranges_of_other_taps_are_refused(tmp_path: Path, network: Network) -> None:
     file = tmp_path / "ranges.parquet"
-    file.write_bytes(encode(SMALL, network))
+    file.write_bytes(encode_ranges(SMALL, network))
     with pytest.raises(
         SpecMismatch,
         match=r"lack 18 of the 18 .*: bn1, blocks\.0\.0, .*, …, bn2; they hold stem, head\. "
         r"Measure some with `vdna calibrate --extractor efficientnet_lite0 --taps …`, .* --ranges$",
     ) as caught:
-        resolve(network, str(file), {})
+        ranges_for(network, str(file), {})
     assert len(str(caught.value)) < 400
     other = replace(network, taps=(Tap("stem", 7, 4), Tap("head", SMALL.taps[1][1], 1)))
     with pytest.raises(SpecMismatch, match=r"1 of the 2 .*: stem \(\d neurons there, 7 tapped"):
-        resolve(other, str(file), {})
-    with pytest.raises(SpecMismatch, match=r"ranges of efficientnet_lite0 lack 1 of .*: bn1\[0"):
-        resolve(replace(network, taps=(Tap("bn1[0]", 32, 1),)), None, {})
+        ranges_for(other, str(file), {})
+    with pytest.raises(
+        SpecMismatch, match=r"that come with efficientnet_lite0 lack 1 of .*: bn1\[0"
+    ):
+        ranges_for(replace(network, taps=(Tap("bn1[0]", 32, 1),)), None, {})
 
 
 # The reference's files
@@ -332,7 +340,7 @@ def reference_file(tmp_path: Path) -> Callable[..., str]:
 
 
 def test_the_references_file_is_widened_about_zero(reference_file: Callable[..., str]) -> None:
-    found, provenance = find(REFERENCE, reference_file(reference_content()), {})
+    found, provenance = find_ranges(REFERENCE, reference_file(reference_content()), {})
     assert found.taps == (("block_0", 12), ("last_norm", 3))
     np.testing.assert_allclose(found.low, 1.2 * (-1 - np.arange(15)) - 1e-8, rtol=1e-15)
     np.testing.assert_allclose(found.high, 2.4 * np.arange(15) + 1e-8, rtol=1e-15, atol=1e-15)
@@ -341,11 +349,11 @@ def test_the_references_file_is_widened_about_zero(reference_file: Callable[...,
 
 
 def test_the_references_file_is_known_by_its_content(reference_file: Callable[..., str]) -> None:
-    truth = resolve(REFERENCE, reference_file(reference_content()), {}).digest
+    truth = ranges_for(REFERENCE, reference_file(reference_content()), {}).digest
     text = json.dumps(reference_content(), indent=2)
     for name in ("ranges.parquet", "noname"):
-        assert resolve(REFERENCE, reference_file(text, name), {}).digest == truth
-    assert resolve(REFERENCE, reference_file("\ufeff \n" + text), {}).digest == truth
+        assert ranges_for(REFERENCE, reference_file(text, name), {}).digest == truth
+    assert ranges_for(REFERENCE, reference_file("\ufeff \n" + text), {}).digest == truth
 
 
 def changed(*path: str, to: Any = None) -> dict[str, Any]:
@@ -392,7 +400,7 @@ LOW, HIGH = "mins_per_neuron", "maxs_per_neuron"
         (changed(HIGH, "block_0", "7", to=float("inf")), CorruptFile, r"block_0\[7\] is inf"),
         (changed(HIGH, "block_0", "7", to=10**400), CorruptFile, r"block_0\[7\] is 1000"),
         (changed(HIGH, "block_0", "7", to=-99), CorruptFile, r"block_0\[7\] ranges from -8.* to"),
-        (changed(HIGH, "last_norm"), CorruptFile, "not of the same layers: last_norm"),
+        (changed(HIGH, "last_norm"), CorruptFile, "have only minima, or only maxima: last_norm"),
         (
             with_layers(lambda s: s.pop("last_norm")),
             SpecMismatch,
@@ -405,7 +413,7 @@ def test_a_file_of_the_reference_that_does_not_fit_is_refused_by_name(
     reference_file: Callable[..., str], content: object, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=rf"activation_ranges\.json.*{message}"):
-        resolve(REFERENCE, reference_file(content), {})
+        ranges_for(REFERENCE, reference_file(content), {})
 
 
 def scaled_by_the_reference(
@@ -489,14 +497,14 @@ def test_a_catalogue_records_where_its_ranges_come_from(
     request = Request("a", str(folder), ranges=file, limit=1, bins=8)
     (result,) = build_datasets(place, [request], InProcess())
     digest = place.spec(result.version.spec).ranges_digest
-    assert digest == resolve(network, file, {}).digest
+    assert digest == ranges_for(network, file, {}).digest
     uri = place.ranges_uri(digest)
-    kept, metadata = decode(storage.read(uri), uri)
+    kept, metadata = decode_ranges(storage.read(uri), uri)
     assert kept.digest == digest
     assert metadata["assumed_weights"] is True
     assert metadata["widened_about"] == "zero"
     # A build with ranges by digest then passes the same on.
-    assert find(network, digest, {digest: uri})[1] == find(network, file, {})[1]
+    assert find_ranges(network, digest, {digest: uri})[1] == find_ranges(network, file, {})[1]
 
 
 # ... from the hub, where no others are given
@@ -514,8 +522,8 @@ def test_networks_of_the_reference_get_its_ranges(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     network = replace(REFERENCE, name=name)
-    found, provenance = find(network, None, {})
-    assert found.digest == resolve(network, reference_file(reference_content()), {}).digest
+    found, provenance = find_ranges(network, None, {})
+    assert found.digest == ranges_for(network, reference_file(reference_content()), {}).digest
     assert asked == [("bramtoula/visual-dna-models", REFERENCE_FILES[name])]
     assert provenance["origin"] == "huggingface.co/bramtoula/visual-dna-models/" + asked[0][1]
 
@@ -543,7 +551,7 @@ def test_an_error_of_the_hub_names_two_alternatives(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(StorageError) as caught:
-        resolve(REFERENCE, None, {})
+        ranges_for(REFERENCE, None, {})
     for part in ("dino_vit_base", type(error).__name__, "--ranges FILE", "`vdna calibrate`"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -555,23 +563,23 @@ def test_other_weights_of_a_network_of_the_reference_need_their_own_ranges(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
     network = replace(REFERENCE, weights_uri="file:///w/other.pt")
     with pytest.raises(UsageError, match=r"not of /w/other\.pt; .*`vdna calibrate --weights.*json"):
-        resolve(network, None, {})
-    resolve(network, reference_file(reference_content()), {})  # if a user states it
+        ranges_for(network, None, {})
+    ranges_for(network, reference_file(reference_content()), {})  # if a user states it
 
 
 def test_only_ranges_of_tapped_layers_are_taken(
     reference_file: Callable[..., str], network: Network, tmp_path: Path
 ) -> None:
-    whole = resolve(REFERENCE, reference_file(reference_content()), {})
-    last = resolve(
+    whole = ranges_for(REFERENCE, reference_file(reference_content()), {})
+    last = ranges_for(
         replace(REFERENCE, taps=REFERENCE.taps[1:]), reference_file(reference_content()), {}
     )
     assert last.taps == (("last_norm", 3),)
     assert (last.low == whole.low[12:]).all()
     assert (last.high == whole.high[12:]).all()
-    own, _ = embedded(network.name)
+    own, _ = embedded_ranges(network.name)
     turned = (network.taps[5], network.taps[2])
-    some = resolve(replace(network, taps=turned), None, {})
+    some = ranges_for(replace(network, taps=turned), None, {})
     assert some.taps == tuple((tap.name, tap.neurons) for tap in turned)
     start = sum(tap.neurons for tap in network.taps[:5])
     assert (some.low[: turned[0].neurons] == own.low[start : start + turned[0].neurons]).all()

@@ -20,8 +20,7 @@ from PIL import Image
 from pipeline import images, storage
 from pipeline.counting import Extractor
 from pipeline.dna import DNA, Exemplars, Failure, Ranges
-from pipeline.networks import Network, describe, register_network
-from pipeline.networks import ranges_file as ranges
+from pipeline.networks import Network, describe, encode_ranges, find_ranges, register_network
 from pipeline.spec import Preprocess
 
 NAME = "tiny"
@@ -77,7 +76,7 @@ def install(folder: Path) -> Place:
         # Narrow enough for some activations to lie outside.
         low, high = np.linspace(-0.7, -0.3, sum(WIDTHS)), np.linspace(0.3, 0.6, sum(WIDTHS))
         storage.create(
-            limits.as_uri(), ranges.encode(Ranges(shape, low, high), place.network, origin="tests")
+            limits.as_uri(), encode_ranges(Ranges(shape, low, high), place.network, origin="tests")
         )
     return place
 
@@ -168,7 +167,7 @@ class Oracle:
 
     def __init__(self, place: Place) -> None:
         self._extractor = Extractor(place.network)
-        found = ranges.resolve(place.network, place.ranges, {})
+        found, _ = find_ranges(place.network, place.ranges, {})
         self._low, self._high = found.low, found.high
         self._known: dict[Picture, tuple[np.ndarray, ...]] = {}
 

@@ -32,7 +32,7 @@ from pipeline.dna import Failure, Partial, encode_dna, encode_failures
 from pipeline.errors import BadImage, ConservationError, CorruptFile
 from pipeline.images import NONDETERMINISTIC, REASONS, decode, load, load_isolated
 from pipeline.interop import ReferenceFile, read_file, write_dna
-from pipeline.networks import ranges_file as ranges_module
+from pipeline.networks import decode_ranges, encode_ranges
 from pipeline.sources import Manifest
 from pipeline.spec import Spec
 from tests.images.test_images import RULE, SAMPLES
@@ -239,8 +239,8 @@ def _readers() -> dict[str, Reader]:
             files["failures"], lambda d: _stored("failures", d).failures("a", version), _equal
         ),
         "ranges": Reader(
-            ranges_module.encode(ranges, network, images=5),
-            lambda d: ranges_module.decode(d, "x"),
+            encode_ranges(ranges, network, images=5),
+            lambda d: decode_ranges(d, "x"),
             lambda a, b: a[0].digest == b[0].digest,  # their origin is only for people
         ),
         "matrix": Reader(matrix.encode(), lambda d: Matrix.decode(d, "x"), _equal_fields),

@@ -35,7 +35,7 @@ from pipeline.dna import (
     decode_dna,
 )
 from pipeline.errors import CorruptFile
-from pipeline.networks import ranges_file as ranges_module
+from pipeline.networks import decode_ranges
 from pipeline.sources import Entry, Manifest, Shard, plan
 from pipeline.spec import PRODUCTS, Spec, digest_of
 from tests.golden.handmade import SPEC
@@ -112,7 +112,7 @@ def test_golden_specs_are_read(folder: Path, expected: dict[str, Any]) -> None:
 
 
 def test_golden_ranges_are_read(folder: Path, expected: dict[str, Any]) -> None:
-    ranges, metadata = ranges_module.decode(*read(folder, "ranges.parquet"))
+    ranges, metadata = decode_ranges(*read(folder, "ranges.parquet"))
     assert of_ranges(ranges) == expected["ranges"]
     assert (metadata["extractor"], metadata["weights_sha256"]) == ("tiny", "ab" * 32)
 
@@ -313,7 +313,7 @@ def test_a_golden_catalogue_is_read_and_verified(folder: Path, expected: dict[st
 
 
 READERS: dict[str, Callable[[bytes, str], object]] = {
-    "ranges.parquet": ranges_module.decode,
+    "ranges.parquet": decode_ranges,
     "manifest.parquet": Manifest.decode,
     "partial.parquet": Partial.decode,
     "dna.parquet": decode_dna,

@@ -23,7 +23,7 @@ from pipeline.comparing import compare
 from pipeline.counting import add_up, compose, load_partial, numerics, partial_uri, plan_folds
 from pipeline.dna import DnaFile, Partial, Ranges, encode_layers, to_table
 from pipeline.errors import CorruptFile, SpecMismatch
-from pipeline.networks import ranges_file as ranges_module
+from pipeline.networks import encode_ranges, find_ranges
 from pipeline.sources import Manifest, Shard, plan
 from pipeline.spec import PRODUCTS
 from tests.catalogue.test_verification import Copy, counts_moved
@@ -358,10 +358,10 @@ def test_ranges_under_the_digest_of_others_are_refused(copy: Copy) -> None:
 
     moved = Ranges(RANGES.taps, RANGES.low - 1, RANGES.high)
     uri = copy.ranges_uri
-    storage.replace(uri, ranges_module.encode(moved, NETWORK))
-    message = f"{re.escape(uri)} holds ranges {moved.digest}"
+    storage.replace(uri, encode_ranges(moved, NETWORK))
+    message = f"{re.escape(uri)} should hold ranges {RANGES.digest}, but holds {moved.digest}"
     with pytest.raises(CorruptFile, match=message):
-        ranges_module.find(NETWORK, RANGES.digest, {RANGES.digest: uri})
+        find_ranges(NETWORK, RANGES.digest, {RANGES.digest: uri})
     from pipeline.counting import worker as shard_module
 
     class Loaded:
