@@ -75,10 +75,10 @@ def demo(
 def _of_photos(matrix: Matrix) -> str:
     """Returns what was done to the photographs, and whether it shows in the distances."""
     from pipeline.comparing import CONFIDENCE, FALSE_DISCOVERY_RATE
-    from pipeline.reporting import DIFFERENT, shown, verdicts
+    from pipeline.reporting import DIFFERENT, verdicts
 
     at = matrix.names.index("photos/original")
-    verdict, values = verdicts(matrix)[at], shown(matrix)[at]
+    verdict, values = verdicts(matrix)[at], matrix.corrected()[at]
     low, high = matrix.of(column="low")[at], matrix.of(column="high")[at]
     told: dict[bool, list[str]] = {True: [], False: []}
     for i, name in enumerate(matrix.names):

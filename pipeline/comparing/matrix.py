@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.catalogue import MATRIX
@@ -123,6 +124,33 @@ class Matrix:
         """
         values = self._known(column)
         return np.full_like(self.emd, np.nan) if values is None else values
+
+    def is_corrected(self, layer: str = ALL) -> NDArray[np.bool_]:
+        """Tells which distances of one plane are known to be corrected for the samples' sizes.
+
+        Args:
+            layer: A layer, or `all`.
+
+        Returns:
+            (D, D) booleans; the diagonal is False.
+        """
+        known = np.isfinite(self.of(layer, "emd_corrected"))
+        return known & ~np.eye(len(known), dtype=bool)
+
+    def corrected(self, layer: str = ALL) -> Floats:
+        """Takes the distances of one plane that people should see.
+
+        A distance is corrected for the sizes of the samples where the correction is known
+        (`is_corrected`). Elsewhere it is the plain one, which is large for small samples.
+
+        Args:
+            layer: A layer, or `all`.
+
+        Returns:
+            (D, D) Earth Mover's Distances, in bins.
+        """
+        corrected = self.of(layer, "emd_corrected")
+        return np.where(self.is_corrected(layer), corrected, self.of(layer))
 
     def mapped(self, take: Callable[[Floats], Floats], **changes: Any) -> Matrix:
         """Applies a function to the (planes, D, D) values of each column.

@@ -12,6 +12,10 @@ from .lens_fit import NeuronDistances as NeuronDistances
 from .lens_fit import Role as Role
 from .lens_fit import Score as Score
 from .lens_fit import fit_lens as fit_lens
+from .pair_neurons import PAIRS as PAIRS
+from .pair_neurons import NearestPairs as NearestPairs
+from .pair_neurons import PairNeuron as PairNeuron
+from .pair_neurons import find_pair_neurons as find_pair_neurons
 from .rank_request import RankRequest as RankRequest
 from .rank_shard import Ranker as Ranker
 from .rank_shard import Ranks as Ranks

@@ -1,4 +1,8 @@
-"""Finds the neurons that differ most in the nearest pairs of a page."""
+"""Finds the neurons that differ most in the nearest pairs of matrices.
+
+>>> (found,) = find_pair_neurons(catalogue, [matrix], [None], versions)  # doctest: +SKIP
+>>> found.neurons[0, 1][0].layer                                         # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
@@ -12,27 +16,25 @@ import numpy as np
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import FoldCurves, Matrix, adjusted, clusters, neighbours, neuron_estimates
 from pipeline.dna import DNA, Floats, Lens
-from pipeline.errors import VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
-from pipeline.explaining import Overlay, Side, furthest, overlay
-from pipeline.reporting.conclusions import shown
-from pipeline.reporting.html.page_data import Neuron, Seen
+from pipeline.explaining.sensitivity import Overlay, Side, furthest, overlay
 from pipeline.spec import available_cpus
 
 PAIRS, MOST_PAIRS = 66, 300
-"""How many pairs are shown with their neurons. 66 pairs are all pairs of 12 datasets.
+"""How many pairs are looked into. 66 pairs are all pairs of 12 datasets.
 
-With more datasets, each dataset and its nearest one are shown, up to `MOST_PAIRS`, and then the
-nearest other pairs, up to `PAIRS`.
+Of more datasets, each dataset and its nearest one are a pair, up to `MOST_PAIRS` pairs, and then
+the nearest other pairs are added, up to `PAIRS`.
 """
 
 LENSES = 4
-"""If a page has more lenses than this, fewer pairs are shown through each."""
+"""If there are more lenses than this, fewer pairs are looked into through each."""
 
 TESTS = 1_000_000
-"""How many neurons, counted for each pair, are tested for a page; this takes minutes of a core."""
+"""How many neurons, counted for each pair, are tested at most; this takes minutes of a core."""
 
 NEURONS = 6
+"""How many neurons of each pair are found."""
 
 CACHED = 2**30
 """The most bytes of one layer's DNAs that are in memory at a time."""
@@ -44,17 +46,56 @@ RANKED = ("emd", "emd_corrected")
 """The measures that neurons may be ranked by."""
 
 
-# Neurons.
+@dataclass(frozen=True)
+class PairNeuron:
+    """A neuron of a pair, with its distance and both histograms.
+
+    Attributes:
+        layer: The neuron's layer.
+        neuron: Its index in the layer.
+        emd: Its distance, in bins.
+        low: Where the histograms begin. They leave out next to nothing.
+        high: Where they end.
+        a: The first dataset's activations in equal intervals, 0 to 999 of the larger peak.
+        b: The second dataset's.
+        weight: The weight that the lens gives the neuron.
+        corrected: The corrected distance and the ends of its 95% interval, if they are known.
+        q: The neuron's q over all neurons of the pair, if it is known.
+    """
+
+    layer: str
+    neuron: int
+    emd: float
+    low: float
+    high: float
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    weight: float = 1.0
+    corrected: tuple[float, float, float] | None = None
+    q: float | None = None
 
 
-def neurons(
+@dataclass(frozen=True)
+class NearestPairs:
+    """The nearest pairs of a matrix, with the neurons that differ most in each.
+
+    Attributes:
+        neurons: For each pair (i < j) of datasets, by their numbers in the matrix, its neurons.
+        pairs: How many pairs of the matrix have a distance; these are the nearest of them.
+    """
+
+    neurons: Mapping[tuple[int, int], Sequence[PairNeuron]]
+    pairs: int
+
+
+def find_pair_neurons(
     catalogue: Catalogue,
     matrices: Sequence[Matrix],
     lenses: Sequence[Lens | None],
     versions: Mapping[str, Version],
     pairs: int = PAIRS,
     progress: Listener | None = None,
-) -> list[Seen]:
+) -> list[NearestPairs]:
     """Finds the neurons that add most to the distances of the nearest pairs.
 
     They are ranked and tested as `explain` does, over all neurons of the pair. The work goes layer
@@ -69,8 +110,7 @@ def neurons(
         progress: Is told how far the work is.
 
     Returns:
-        What each matrix shows: the neurons of each chosen pair (i < j), and what is said of the
-        others.
+        For each matrix, its nearest pairs with their neurons.
     """
     spec = catalogue.spec(matrices[0].spec_digest)
     room = MOST_PAIRS * LENSES // max(LENSES, len(matrices))
@@ -82,34 +122,31 @@ def neurons(
     progress = progress or ignore
     total = sum(spec.tap(layer).neurons for layer in layers) * len(wanted)
     steps = len(layers) if wanted else 0
-    try:
-        with stage(progress, Started(total, steps, unit="neurons", step="layers")):
-            for layer in layers if wanted else ():
-                ones = np.ones(spec.tap(layer).neurons)
-                here = [
-                    (view, ones if view.lens is None else view.lens.weights_of(layer))
-                    for view in views
-                    if layer in view.matrix.layers
-                ]
-                here = [(view, weights) for view, weights in here if weights.any()]
-                if here:
-                    read = _Reads(catalogue, versions, layer, tested=tested)
-                    _add(here, wanted, read, layer)
-                progress(StepDone(spec.tap(layer).neurons * len(wanted), name=layer))
-    except VdnaError as error:
-        return [Seen({}, f"Histograms cannot be read: {error}", v.weightless) for v in views]
-    return [Seen(view.told, view.note, view.weightless) for view in views]
+    with stage(progress, Started(total, steps, unit="neurons", step="layers")):
+        for layer in layers if wanted else ():
+            ones = np.ones(spec.tap(layer).neurons)
+            here = [
+                (view, ones if view.lens is None else view.lens.weights_of(layer))
+                for view in views
+                if layer in view.matrix.layers
+            ]
+            here = [(view, weights) for view, weights in here if weights.any()]
+            if here:
+                cache = _LayerCache(catalogue, versions, layer, tested=tested)
+                _add(here, wanted, cache, layer)
+            progress(StepDone(spec.tap(layer).neurons * len(wanted), name=layer))
+    return [NearestPairs(view.with_q(), view.pairs) for view in views]
 
 
 def _add(
     views: Sequence[tuple[_View, Floats]],
     wanted: Sequence[tuple[int, int]],
-    read: _Reads,
+    cache: _LayerCache,
     layer: str,
 ) -> None:
     """Adds one layer of all chosen pairs. Several are compared at a time, each read once."""
 
-    def compared(pair: tuple[int, int], a: _Read, b: _Read) -> None:
+    def compared(pair: tuple[int, int], a: _HeldLayer, b: _HeldLayer) -> None:
         columns = neuron_estimates(a.folds, b.folds)
         for view, weights in views:
             if pair in view.found:
@@ -119,7 +156,7 @@ def _add(
     with ThreadPoolExecutor(workers, "compare") as pool:
         running: deque[Future[None]] = deque()
         for pair in wanted:
-            running.append(pool.submit(compared, pair, *(read[i] for i in pair)))
+            running.append(pool.submit(compared, pair, *(cache[i] for i in pair)))
             if len(running) > workers:  # what is read waits for what is compared
                 running.popleft().result()
         for one in running:
@@ -135,36 +172,23 @@ class _View:
         lens: Its lens, or None.
         found: For each pair, the first neurons so far.
         p: For each pair, the p-values of all neurons that have a weight.
-        note: What is said for the other pairs.
+        pairs: How many pairs have a distance.
     """
 
     matrix: Matrix
     lens: Lens | None
-    found: dict[tuple[int, int], list[_Neuron]]
+    found: dict[tuple[int, int], list[_FoundNeuron]]
     p: dict[tuple[int, int], list[Floats]]
-    note: str
+    pairs: int
 
     @classmethod
     def of(cls, matrix: Matrix, lens: Lens | None, pairs: int, most: int) -> _View:
-        overall = shown(matrix, matrix.planes[-1])
+        overall = matrix.corrected(matrix.planes[-1])
         upper = np.argwhere(np.triu(np.isfinite(overall), 1))
         known = [(int(i), int(j)) for i, j in upper]
         chosen = _nearest(overall, known, pairs, most)
-        note = "A distance that is not defined has no neurons that differ most."
-        if len(chosen) < len(known):
-            note = (
-                f"For its size, this page has the neurons of {len(chosen)} of {len(known):,} "
-                "pairs, the nearest."
-            )
-        return cls(matrix, lens, {pair: [] for pair in chosen}, {pair: [] for pair in chosen}, note)
-
-    @property
-    def weightless(self) -> tuple[str, ...]:
-        if self.lens is None:
-            return ()
-        return tuple(
-            layer for layer in self.matrix.layers if not self.lens.has_positive_weight(layer)
-        )
+        found: dict[tuple[int, int], list[_FoundNeuron]] = {pair: [] for pair in chosen}
+        return cls(matrix, lens, found, {pair: [] for pair in chosen}, len(known))
 
     @property
     def tested(self) -> bool:
@@ -186,7 +210,7 @@ class _View:
         self.p[pair].append(columns["p"][seen])
         best = seen[furthest({name: columns[name][seen] for name in RANKED}, weights[seen])]
         rows = [
-            _Neuron.of(layer, at, columns, float(weights[at]), a, b)
+            _FoundNeuron.of(layer, at, columns, float(weights[at]), a, b)
             for at in best[:NEURONS].tolist()
             if np.isfinite(columns["emd"][at])
         ]
@@ -195,21 +219,20 @@ class _View:
         order = furthest(ranked, np.array([of.weight for of in both])) if both else ()
         self.found[pair] = [both[at] for at in order[:NEURONS]]
 
-    @property
-    def told(self) -> dict[tuple[int, int], list[Neuron]]:
-        """The neurons with q, once all layers were looked at."""
-        told = {}
+    def with_q(self) -> dict[tuple[int, int], list[PairNeuron]]:
+        """Returns the neurons with q, once all layers were looked at."""
+        neurons = {}
         for pair, found in self.found.items():
             p = np.concatenate(self.p[pair] or [np.empty(0)])
             q = dict(zip(p.tolist(), adjusted(p).tolist(), strict=True))  # alike for the same p
-            told[pair] = [of.told(q.get(of.columns["p"])) for of in found]
-        return told
+            neurons[pair] = [of.with_q(q.get(of.columns["p"])) for of in found]
+        return neurons
 
 
 def _nearest(
     overall: Floats, known: Sequence[tuple[int, int]], pairs: int, most: int
 ) -> list[tuple[int, int]]:
-    """Chooses the pairs whose neurons are shown.
+    """Chooses the pairs that are looked into.
 
     If there are few pairs, these are all. Otherwise they are each dataset's nearest, up to `most`,
     and then the nearest of the others, up to `pairs`.
@@ -230,7 +253,7 @@ def _nearest(
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
+class _HeldLayer:
     """A dataset's layer in memory."""
 
     dna: DNA
@@ -241,7 +264,7 @@ class _Read:
         return self.folds.nbytes + self.dna.counts.nbytes
 
 
-class _Reads:
+class _LayerCache:
     """Reads one layer of datasets, and keeps those used last."""
 
     def __init__(
@@ -249,14 +272,14 @@ class _Reads:
     ) -> None:
         self._catalogue, self._versions = catalogue, list(versions.items())
         self._layer, self._tested = layer, tested
-        self._kept: OrderedDict[int, _Read] = OrderedDict()
+        self._kept: OrderedDict[int, _HeldLayer] = OrderedDict()
 
-    def __getitem__(self, dataset: int) -> _Read:
+    def __getitem__(self, dataset: int) -> _HeldLayer:
         if dataset not in self._kept:
             side = Side.open(
                 self._catalogue, *self._versions[dataset], [self._layer], tested=self._tested
             )
-            found = self._kept[dataset] = _Read(*side.read(self._layer))
+            found = self._kept[dataset] = _HeldLayer(*side.read(self._layer))
             while len(self._kept) > max(2, CACHED // found.nbytes):
                 self._kept.popitem(last=False)
         self._kept.move_to_end(dataset)
@@ -264,7 +287,7 @@ class _Reads:
 
 
 @dataclass(frozen=True, eq=False)
-class _Neuron:
+class _FoundNeuron:
     """One of a pair's first neurons so far, with its columns and both histograms."""
 
     layer: str
@@ -276,14 +299,14 @@ class _Neuron:
     @classmethod
     def of(
         cls, layer: str, at: int, columns: Mapping[str, Floats], weight: float, a: DNA, b: DNA
-    ) -> _Neuron:
+    ) -> _FoundNeuron:
         of_it = {name: float(values[at]) for name, values in columns.items()}
         return cls(layer, at, of_it, weight, overlay(a, b, at))
 
-    def told(self, q: float | None) -> Neuron:
+    def with_q(self, q: float | None) -> PairNeuron:
         seen, of = self.histograms, self.columns
         interval = of["emd_corrected"], of["low"], of["high"]
-        return Neuron(
+        return PairNeuron(
             self.layer,
             self.neuron,
             of["emd"],

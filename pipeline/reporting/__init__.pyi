@@ -8,7 +8,6 @@ from .conclusions import nearest_sentences as nearest_sentences
 from .conclusions import neighbour_lines as neighbour_lines
 from .conclusions import plain_note as plain_note
 from .conclusions import sentences_heading as sentences_heading
-from .conclusions import shown as shown
 from .conclusions import summary_sentence as summary_sentence
 from .conclusions import uncorrected as uncorrected
 from .conclusions import verdicts as verdicts
@@ -33,7 +32,6 @@ from .html.packing import BITS as BITS
 from .html.packing import BITS_OF_A_TEST as BITS_OF_A_TEST
 from .html.packing import EXACT as EXACT
 from .html.packing import pack as pack
-from .html.page_data import Neuron as Neuron
 from .html.page_data import Page as Page
 from .html.page_data import Panel as Panel
 from .html.page_data import Sample as Sample

@@ -20,7 +20,7 @@ from pipeline.comparing import (
     neighbours,
     some_of,
 )
-from pipeline.dna import UNIFORM, Floats
+from pipeline.dna import UNIFORM
 from pipeline.explaining import Explanation
 
 NAMED = 3
@@ -68,29 +68,13 @@ def verdicts(
     return found
 
 
-def shown(matrix: Matrix, layer: str = ALL) -> Floats:
-    """Returns the distances that are shown to people.
-
-    A distance is corrected for the sizes of the samples where the correction is known. The plain
-    distance of small samples is large by itself; `uncorrected` names the datasets concerned.
-
-    Args:
-        matrix: The matrix.
-        layer: The layer that is looked at, or `ALL`.
-
-    Returns:
-        (D, D) Earth Mover's Distances, in bins.
-    """
-    return np.where(_corrected(matrix, layer), matrix.of(layer, "emd_corrected"), matrix.of(layer))
-
-
 def any_corrected(matrix: Matrix, layer: str = ALL) -> bool:
-    """Tells whether `shown` corrects any distance of the layer."""
-    return bool(_corrected(matrix, layer).any())
+    """Tells whether `Matrix.corrected` corrects any distance of the layer."""
+    return bool(matrix.is_corrected(layer).any())
 
 
 def correction(matrix: Matrix, layer: str = ALL) -> str:
-    """Says whether the distances of `shown` are corrected, and names the datasets that are not."""
+    """Says whether distances are corrected, and names the datasets whose distances are not."""
     if not any_corrected(matrix, layer):
         return "not corrected for the sizes of the samples"
     plain = uncorrected(matrix, layer)
@@ -116,18 +100,13 @@ def uncorrected(matrix: Matrix, layer: str = ALL) -> str:
         The names, of datasets with one fold or none. The text is empty if there are none, or if no
         distance is corrected.
     """
-    corrected = _corrected(matrix, layer)
+    corrected = matrix.is_corrected(layer)
     lacking = np.isfinite(matrix.of(layer)) & ~corrected & ~np.eye(len(corrected), dtype=bool)
     never = np.logical_not(corrected.any(axis=1))
     causes = never[:, None] | ~never  # not who is compared to one that never is
     whose = np.any(lacking & causes, axis=1)
     names = [name for name, its in zip(matrix.names, whose, strict=True) if its]
     return some_of(names) if names and not never.all() else ""
-
-
-def _corrected(matrix: Matrix, layer: str) -> NDArray[np.bool_]:
-    known = np.isfinite(matrix.of(layer, "emd_corrected"))
-    return known & ~np.eye(len(known), dtype=bool)
 
 
 def no_test(matrix: Matrix) -> str:
@@ -186,7 +165,7 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
     Returns:
         One line per dataset.
     """
-    values, verdict = shown(matrix, layer), verdicts(matrix, layer)
+    values, verdict = matrix.corrected(layer), verdicts(matrix, layer)
     q, distance = matrix.of(layer, "q"), _distances_told(matrix, layer)
     width = max(len(name) for name in matrix.names)
 
@@ -228,7 +207,7 @@ def neighbour_lines(matrix: Matrix, name: str, layer: str = ALL) -> list[str]:
     Returns:
         One line per neighbour. Those that are not told apart are marked.
     """
-    i, values, verdict = matrix.names.index(name), shown(matrix, layer), verdicts(matrix, layer)
+    i, values, verdict = matrix.names.index(name), matrix.corrected(layer), verdicts(matrix, layer)
     q, told = matrix.of(layer, "q")[i], _distances_told(matrix, layer)
     others = neighbours(values, i)
     wide = max((len(matrix.names[j]) for j in others), default=0)
@@ -246,7 +225,7 @@ def neighbour_lines(matrix: Matrix, name: str, layer: str = ALL) -> list[str]:
 
 def _distances_told(matrix: Matrix, layer: str) -> Callable[[int, int], str]:
     """Returns a function that formats a pair's distance, with its 95% interval if known."""
-    values, corrected = shown(matrix, layer), _corrected(matrix, layer)
+    values, corrected = matrix.corrected(layer), matrix.is_corrected(layer)
     low, high = (matrix.of(layer, column) for column in ("low", "high"))
     known = np.isfinite(low) & np.isfinite(high) & corrected
 

@@ -21,7 +21,6 @@ from pipeline.reporting.conclusions import (
     WEIGHTLESS,
     any_corrected,
     seen,
-    shown,
     uncorrected,
     verdicts,
 )
@@ -99,7 +98,7 @@ def _figure(matrix: Matrix, layer: str = ALL, lens: Lens | None = None) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
 
-    distances = shown(matrix, layer)
+    distances = matrix.corrected(layer)
     found = clusters(distances)
     size = len(found.order)
     values = distances[np.ix_(found.order, found.order)].copy()

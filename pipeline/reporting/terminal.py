@@ -31,7 +31,6 @@ from pipeline.reporting.conclusions import (
     decimals_of,
     format_number,
     seen,
-    shown,
     through,
     verdicts,
 )
@@ -109,7 +108,7 @@ def _marks(matrix: Matrix, layer: str, distance: Measure) -> NDArray[np.str_]:
 
 
 def _values(matrix: Matrix, layer: str, distance: Measure) -> Floats:
-    return shown(matrix, layer) if distance == "emd" else matrix.of(layer, distance)
+    return matrix.corrected(layer) if distance == "emd" else matrix.of(layer, distance)
 
 
 def table_width(

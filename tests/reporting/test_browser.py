@@ -15,7 +15,8 @@ from selenium.webdriver.common.keys import Keys
 
 from pipeline.comparing import Matrix, clusters
 from pipeline.dna import Floats
-from pipeline.reporting import Gallery, Neuron, Page, Panel, Row, Sample, Seen
+from pipeline.explaining import PairNeuron
+from pipeline.reporting import Gallery, Page, Panel, Row, Sample, Seen
 from pipeline.reporting import conclusions as report
 from pipeline.reporting.html.gallery import GalleryImage, render_gallery
 from pipeline.reporting.html.matrix_page import render_matrix_page
@@ -59,7 +60,7 @@ def test_the_keyboard_walks_the_matrix_and_opens_a_pair(reader: Reader, tmp_path
     matrix = with_estimates(matrix_at(6), (0, 1))
     path = write(tmp_path / "page.html", matrix)
     reader.open(path)
-    order = clusters(report.shown(matrix)).order
+    order = clusters(matrix.corrected()).order
     cursor = reader.find("cursor")
     cursor.send_keys(Keys.HOME, Keys.PAGE_UP, *[Keys.ARROW_DOWN] * 2, Keys.ARROW_RIGHT)
     i, j = order[2], order[1]
@@ -85,7 +86,7 @@ def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_pa
     reader.run("document.getElementById('numbers').open = true")
     for layer in ("blocks.1", "blocks.0"):
         reader.choose("layer", layer)
-        order = clusters(report.shown(matrix, layer)).order
+        order = clusters(matrix.corrected(layer)).order
         rows = reader.wait(
             lambda: reader.run(
                 "return [...document.querySelectorAll('#numbers tbody tr')]"
@@ -93,7 +94,7 @@ def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_pa
             )
         )
         assert [row[0] for row in rows] == [matrix.names[i] for i in order]
-        values = report.shown(matrix, layer)[np.ix_(order, order)]
+        values = matrix.corrected(layer)[np.ix_(order, order)]
         found = [[float(text.lstrip("~")) for text in row[1:]] for row in rows]
         assert np.array(found) == pytest.approx(values, rel=5e-4)
         assert sum(text.startswith("~") for row in rows for text in row) == 2
@@ -110,8 +111,8 @@ def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_pa
 
 def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -> None:
     matrix = matrix_at(4)
-    neuron = Neuron("blocks.2", 7, 12.5, -1.0, 2.0, (0, 999, 3), (999, 0, 1))
-    order = clusters(report.shown(matrix)).order
+    neuron = PairNeuron("blocks.2", 7, 12.5, -1.0, 2.0, (0, 999, 3), (999, 0, 1))
+    order = clusters(matrix.corrected()).order
     pair = (min(order[0], order[3]), max(order[0], order[3]))
     reader.open(write(tmp_path / "page.html", matrix, seen=[Seen({pair: [neuron]})]))
     where = reader.run(
@@ -131,7 +132,7 @@ def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -
 
 def test_the_page_opens_with_the_nearest_pair_that_differs(reader: Reader, tmp_path: Path) -> None:
     matrix = with_estimates(matrix_at(20), (0, 1))
-    shown = report.shown(matrix)
+    shown = matrix.corrected()
     pairs = [(i, j) for i in range(20) for j in range(i + 1, 20)]
     nearest = sorted(pairs, key=lambda pair: shown[pair])
     for near in nearest[:3]:  # not told apart
@@ -139,7 +140,7 @@ def test_the_page_opens_with_the_nearest_pair_that_differs(reader: Reader, tmp_p
     matrix.estimates["q"][-1][0, 1] = matrix.estimates["q"][-1][1, 0] = 0.6
     telling = [pair for pair in nearest if matrix.of("all", "q")[pair] < 0.05]
 
-    def opened(neurons: dict[tuple[int, int], list[Neuron]]) -> str:
+    def opened(neurons: dict[tuple[int, int], list[PairNeuron]]) -> str:
         reader.open(write(tmp_path / "page.html", matrix, seen=[Seen(neurons)]))
         return reader.text("pair-title")
 
@@ -147,7 +148,7 @@ def test_the_page_opens_with_the_nearest_pair_that_differs(reader: Reader, tmp_p
         return f"{matrix.names[pair[0]]} and {matrix.names[pair[1]]}, all neurons"
 
     assert opened({}) == title(telling[0])
-    neuron = Neuron("blocks.0", 1, 2.0, 0.0, 1.0, (1,), (2,))
+    neuron = PairNeuron("blocks.0", 1, 2.0, 0.0, 1.0, (1,), (2,))
     # A pair whose neurons are on the page is more useful than a nearer one.
     some = {pair: [neuron] for pair in (nearest[0], telling[7], telling[4])}
     assert opened(some) == title(telling[4])
@@ -161,7 +162,7 @@ def test_the_page_opens_with_the_nearest_pair_that_differs(reader: Reader, tmp_p
 def test_neurons_that_are_not_told_apart_are_marked(reader: Reader, tmp_path: Path) -> None:
     matrix = with_estimates(matrix_at(2), (0, 1))
     neurons = [
-        replace(Neuron("blocks.0", k, 9.0, 0.0, 1.0, (1,), (2,)), corrected=interval, q=q)
+        replace(PairNeuron("blocks.0", k, 9.0, 0.0, 1.0, (1,), (2,)), corrected=interval, q=q)
         for k, (interval, q) in enumerate(
             [((8.5, 7.0, 9.75), 0.001), ((5.0, 0.0, 6.0), 0.07), (None, None)]
         )
@@ -191,7 +192,7 @@ def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path)
         (Sample(HOSTILE, PIXEL),),
         (HOSTILE,),
     )
-    neuron = Neuron(HOSTILE, 7, 12.5, -1.0, 2.0, (1,), (2,))
+    neuron = PairNeuron(HOSTILE, 7, 12.5, -1.0, 2.0, (1,), (2,))
     seen = Seen({(0, 1): [neuron]}, HOSTILE, (HOSTILE,))
     page = Page([matrix, matrix], [panel] * 3, [seen] * 2, HOSTILE, (HOSTILE,), HOSTILE)
     path = tmp_path / "page.html"
@@ -260,7 +261,9 @@ def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path:
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
     shown = [
         Seen(
-            {pair: [Neuron(layer, 5, 2.5, 0.0, 1.0, (1,), (2,), weight)] for pair in pairs}, "", no
+            {pair: [PairNeuron(layer, 5, 2.5, 0.0, 1.0, (1,), (2,), weight)] for pair in pairs},
+            "",
+            no,
         )
         for layer, weight, no in (("blocks.1", 1.0, ()), ("blocks.2", -3.0, ("blocks.0",)))
     ]
@@ -367,11 +370,11 @@ def test_cells_have_the_colours_of_the_legend_and_their_marks(
     matrix = with_estimates(matrix_of(*[f"d{i:02d}" for i in range(12)]), alike)
     reader.open(write(tmp_path / "page.html", matrix))
     reader.run("state.cells = 18; return update()")
-    order = clusters(report.shown(matrix)).order
+    order = clusters(matrix.corrected()).order
     scale = legend(reader)
     assert scale[0] == [254, 232, 56]
     assert scale[-1] == [0, 34, 78]
-    values = report.shown(matrix)
+    values = matrix.corrected()
     most = np.nanmax(values)
     seen = {}
     for row, i in enumerate(order):
@@ -404,7 +407,7 @@ def test_small_cells_are_grey_where_a_pair_is_not_told_apart(
     matrix = with_estimates(matrix_of(*[f"d{i:02d}" for i in range(12)]), (2, 7))
     reader.open(write(tmp_path / "page.html", matrix))
     reader.run("state.cells = 6; return update()")
-    order = clusters(report.shown(matrix)).order
+    order = clusters(matrix.corrected()).order
     grey = [0xC9, 0xCE, 0xD4]
     for row, i in enumerate(order):
         for column, j in enumerate(order):
@@ -465,7 +468,7 @@ SIDES = {"first": "a", "second": "b"}
 
 def test_histograms_are_those_of_a_and_of_b(reader: Reader, tmp_path: Path) -> None:
     matrix = matrix_at(3)
-    neuron = Neuron("blocks.0", 1, 2.0, 0.0, 1.0, (0, 900, 225, 0), (100, 0, 0, 400))
+    neuron = PairNeuron("blocks.0", 1, 2.0, 0.0, 1.0, (0, 900, 225, 0), (100, 0, 0, 400))
     every = {pair: [neuron] for pair in ((0, 1), (0, 2), (1, 2))}
     reader.open(write(tmp_path / "page.html", matrix, seen=[Seen(every)]))
     reader.wait(lambda: "neuron 1" in reader.text("pair-body"))
@@ -565,7 +568,9 @@ def test_a_page_of_three_hundred_datasets_is_usable(reader: Reader, tmp_path: Pa
     facts = tuple((f"fact {n}", "0123456789abcdef" * 4) for n in range(10))
     rows = rng.integers(0, 999, (300, 6, 2, 48)).tolist()
     neurons = {
-        (i, i + 1): [Neuron("blocks.3", 7, 1.5, 0.0, 1.0, tuple(a), tuple(b)) for a, b in rows[i]]
+        (i, i + 1): [
+            PairNeuron("blocks.3", 7, 1.5, 0.0, 1.0, tuple(a), tuple(b)) for a, b in rows[i]
+        ]
         for i in range(299)
     }
     page = Page([matrix], [Panel("7 images", facts, samples=(sample,))] * 300, [Seen(neurons)])
@@ -581,7 +586,7 @@ def test_a_page_of_three_hundred_datasets_is_usable(reader: Reader, tmp_path: Pa
         f"{taken} update().then(() => done(performance.now() - begin))"
     )
     assert milliseconds < 5000  # a tenth of a second on a machine at rest
-    i, j = clusters(report.shown(matrix, "blocks.3")).order[:2]
+    i, j = clusters(matrix.corrected("blocks.3")).order[:2]
     reader.find("cursor").send_keys(Keys.HOME)
     reader.find("cursor").send_keys(*[Keys.PAGE_UP] * 30)
     reader.find("cursor").send_keys(Keys.ARROW_RIGHT)

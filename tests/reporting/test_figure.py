@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.comparing import Matrix, clusters
 from pipeline.errors import UsageError
-from pipeline.reporting import draw, kind_of, shown
+from pipeline.reporting import draw, kind_of
 from pipeline.reporting.figure import _figure as figure_of
 from tests.reporting.test_report import LENS, matrix_of, with_estimates, with_nan, with_single
 
@@ -33,7 +33,7 @@ def test_names_stand_in_cluster_order_at_both_sides_with_their_numbers() -> None
         emd=matrix.emd[:, shuffled][:, :, shuffled],
     )
     found = [text for text in texts(matrix) if text in matrix.names]
-    order = [matrix.names[i] for i in clusters(shown(matrix)).order]
+    order = [matrix.names[i] for i in clusters(matrix.corrected()).order]
     assert found == order * 2
     assert order in (["e", "a", "c", "group/d"], ["group/d", "c", "a", "e"])
     assert texts(matrix).count("123.4") == 2
@@ -108,9 +108,9 @@ def scattered(count: int, *alike: tuple[int, int]) -> Matrix:
 @pytest.mark.parametrize("layer", ["all", "stem"])
 def test_cells_tree_and_marks_are_those_of_the_matrix(layer: str) -> None:
     matrix = scattered(9, (0, 1), (2, 5))
-    found = clusters(shown(matrix, layer))
+    found = clusters(matrix.corrected(layer))
     order = list(found.order)
-    expected = shown(matrix, layer)[np.ix_(order, order)].copy()
+    expected = matrix.corrected(layer)[np.ix_(order, order)].copy()
     np.fill_diagonal(expected, np.nan)
     main, tree, bar = figure_of(matrix, layer).axes[:3]
     (image,) = main.images
@@ -145,7 +145,7 @@ def test_cells_tree_and_marks_are_those_of_the_matrix(layer: str) -> None:
 
 def test_small_cells_are_grey_where_a_pair_is_not_told_apart() -> None:
     matrix = scattered(60, (3, 40))
-    order = clusters(shown(matrix)).order
+    order = clusters(matrix.corrected()).order
     main = figure_of(matrix).axes[0]
     values = main.images[0].get_array().filled(np.nan)
     rows, columns = np.nonzero(np.isnan(values))
@@ -158,7 +158,7 @@ def test_small_cells_are_grey_where_a_pair_is_not_told_apart() -> None:
 def test_the_picture_has_the_colours_of_its_scale() -> None:
     """Pixels of the file are darker the farther the pair is."""
     matrix = scattered(9, (0, 1))
-    order = clusters(shown(matrix)).order
+    order = clusters(matrix.corrected()).order
     figure = figure_of(matrix)
     with Image.open(io.BytesIO(draw(matrix, "png"))) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)

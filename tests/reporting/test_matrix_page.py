@@ -29,7 +29,7 @@ from pipeline.comparing import Matrix, compare, emd, plane_map
 from pipeline.dna import Floats, Lens
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, UsageError
-from pipeline.explaining import Explanation, explain
+from pipeline.explaining import Explanation, PairNeuron, explain, pair_neurons
 from pipeline.images import load
 from pipeline.reporting import (
     BITS,
@@ -39,7 +39,6 @@ from pipeline.reporting import (
     RATES,
     SIDE,
     THUMBNAIL,
-    Neuron,
     Page,
     Panel,
     Seen,
@@ -47,11 +46,10 @@ from pipeline.reporting import (
     pack,
     require_html,
     save_page,
-    shown,
     thumbnail,
 )
 from pipeline.reporting.html import dataset_panels as panels
-from pipeline.reporting.html import pair_neurons, thumbnails
+from pipeline.reporting.html import thumbnails
 from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.sources import plan
 from pipeline.spec import Resources
@@ -107,7 +105,7 @@ def test_the_page_has_the_numbers_of_the_matrix() -> None:
             found = unpacked(content["columns"][column][str(plane)], 4)
             assert found == pytest.approx(matrix.of(layer, column)[upper], rel=1e-7), column  # type: ignore[arg-type]
     assert sorted(content["arranged"][0]["order"]) == [0, 1, 2, 3]
-    stress = plane_map(shown(matrix, "stem")).stress  # and 0 for distances without a correction
+    stress = plane_map(matrix.corrected("stem")).stress  # and 0 for distances without a correction
     assert content["maps"][0]["stress"] == pytest.approx(stress, abs=1e-6)
     plain = data_of(render_matrix_page(page_of(matrix_of("a", "b", "c", "d"))))["matrices"][0]
     assert plain["maps"][0]["stress"] == pytest.approx(0, abs=1e-6)
@@ -274,7 +272,7 @@ def test_a_page_shows_what_the_catalogue_knows(built: Catalogue) -> None:
     assert "commit 3 of" in page.about
 
 
-def agree(found: Sequence[Neuron], explained: Explanation) -> None:
+def agree(found: Sequence[PairNeuron], explained: Explanation) -> None:
     """Checks that the page's neurons of a pair are the first of its explanation."""
     rows = explained.neurons.slice(0, pair_neurons.NEURONS).to_pylist()
     for neuron, row, drawn in zip(found, rows, explained.shown, strict=False):
@@ -327,7 +325,9 @@ def test_fewer_pairs_are_tested_for_wide_networks(
     monkeypatch.setattr(pair_neurons, "TESTS", sum(tiny.WIDTHS))
     (seen,) = gather_matrix_page(built, [compare(built)], samples=0, pairs=1).seen
     assert len(seen.neurons) == 1
-    assert seen.note.startswith("For its size, this page has the neurons of 1 of 3 pairs")
+    assert seen.note.startswith(
+        "To keep this page small, it has the neurons of only the 1 nearest of 3 pairs"
+    )
 
 
 def test_with_many_lenses_each_has_fewer_pairs(
@@ -423,10 +423,12 @@ def test_a_commit_made_meanwhile_is_not_on_the_page(
 def test_with_many_pairs_each_dataset_has_its_nearest(built: Catalogue) -> None:
     matrix = compare(built)
     page = gather_matrix_page(built, [matrix], samples=0, pairs=1)
-    upper = {(i, j): shown(matrix)[i, j] for i in range(3) for j in range(i + 1, 3)}
+    upper = {(i, j): matrix.corrected()[i, j] for i in range(3) for j in range(i + 1, 3)}
     farthest = max(upper, key=lambda pair: upper[pair])
     assert set(page.seen[0].neurons) == set(upper) - {farthest}
-    assert page.seen[0].note.startswith("For its size, this page has the neurons of 2 of 3 pairs")
+    assert page.seen[0].note.startswith(
+        "To keep this page small, it has the neurons of only the 2 nearest of 3 pairs"
+    )
 
 
 def test_pairs_are_filled_up_with_the_next_nearest() -> None:

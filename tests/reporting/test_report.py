@@ -24,7 +24,6 @@ from pipeline.reporting import (
     plain_note,
     print_matrix,
     sentences_heading,
-    shown,
     summary_sentence,
     terminal,
     uncorrected,
@@ -344,7 +343,7 @@ def test_a_dataset_too_small_to_correct_is_named_and_the_others_are_corrected() 
     but = ", but for tiny (too few images, or imported)"
     assert title_of(matrix).endswith(f", corrected for the sizes of the samples{but}")
     assert f"the samples{but} [95% interval]:" in sentences_heading(matrix)
-    assert shown(matrix)[0].tolist() == [0, 49, 100]
+    assert matrix.corrected()[0].tolist() == [0, 49, 100]
     assert nearest_sentences(matrix) == [
         "a     nearest b 49.0 [48.5, 49.5], farthest tiny 100.0 (not corrected)",
         "b     nearest a 49.0 [48.5, 49.5], farthest tiny 50.0 (not corrected)",

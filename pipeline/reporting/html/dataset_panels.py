@@ -20,8 +20,8 @@ from pipeline.comparing import Matrix, notes_of
 from pipeline.dna import Lens
 from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.events import Listener
-from pipeline.reporting.html.page_data import Page, Panel, Sample
-from pipeline.reporting.html.pair_neurons import PAIRS, neurons
+from pipeline.explaining import PAIRS, NearestPairs, find_pair_neurons
+from pipeline.reporting.html.page_data import Page, Panel, Sample, Seen
 from pipeline.reporting.html.thumbnails import (
     SAMPLING_SECONDS,
     decoder_of,
@@ -82,7 +82,7 @@ def gather_matrix_page(
 
     with ThreadPoolExecutor(8) as pool:
         panels = list(pool.map(panel, versions.items()))
-    seen = neurons(catalogue, matrices, lenses, versions, pairs, progress)
+    seen = _seen(catalogue, matrices, lenses, versions, pairs, progress)
     barred = any(of.estimates for of in matrices)
     notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
     if some < samples:
@@ -93,6 +93,40 @@ def gather_matrix_page(
         f"bins, spec {spec.digest}; {commit.software}"
     )
     return Page(matrices, panels, seen, about, tuple(notes), shared=tuple(spec_facts(spec)))
+
+
+def _seen(
+    catalogue: Catalogue,
+    matrices: Sequence[Matrix],
+    lenses: Sequence[Lens | None],
+    versions: Mapping[str, Version],
+    pairs: int,
+    progress: Listener | None,
+) -> list[Seen]:
+    """Finds what each matrix shows of its pairs' neurons. What cannot be read becomes a note."""
+    weightless = [
+        tuple(layer for layer in matrix.layers if lens and not lens.has_positive_weight(layer))
+        for matrix, lens in zip(matrices, lenses, strict=True)
+    ]
+    try:
+        found = find_pair_neurons(catalogue, matrices, lenses, versions, pairs, progress)
+    except VdnaError as error:
+        return [Seen({}, f"Histograms cannot be read: {error}", layers) for layers in weightless]
+    return [
+        Seen(nearest.neurons, _note_of_pairs(nearest), layers)
+        for nearest, layers in zip(found, weightless, strict=True)
+    ]
+
+
+def _note_of_pairs(nearest: NearestPairs) -> str:
+    """Says why a pair has no neurons on the page."""
+    shown = len(nearest.neurons)
+    if shown < nearest.pairs:
+        return (
+            f"To keep this page small, it has the neurons of only the {shown} nearest of "
+            f"{nearest.pairs:,} pairs."
+        )
+    return "A pair whose distance is not defined has no neurons that differ most."
 
 
 def _require_same(

@@ -109,7 +109,7 @@ def gather_explanation(
     notes = notes_of(versions, lenses=[lens])
     if len(found.reactions) > MOST_NEURONS:
         notes.append(
-            f"For its size, this page has the first {MOST_NEURONS} of {len(found.reactions)} "
+            f"To keep this page small, it has the first {MOST_NEURONS} of {len(found.reactions)} "
             "neurons that were asked for; vdna explain --out writes them all."
         )
     about = (

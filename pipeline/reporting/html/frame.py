@@ -13,7 +13,8 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import UsageError, redact
-from pipeline.reporting.html.page_data import Neuron, Panel
+from pipeline.explaining import PairNeuron
+from pipeline.reporting.html.page_data import Panel
 
 MOST = 9_700_000
 """The most bytes of a page. If distances do not fit, the least useful columns are left out."""
@@ -128,7 +129,7 @@ def _redacted(data: Any) -> Any:
     return data
 
 
-def plain(of: Panel | Neuron) -> dict[str, Any]:
+def plain(of: Panel | PairNeuron) -> dict[str, Any]:
     """Returns the fields of a panel or a neuron as JSON has them."""
     fields = dict(vars(of))
     if isinstance(of, Panel):

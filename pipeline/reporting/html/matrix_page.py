@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.comparing import FALSE_DISCOVERY_RATE, Estimate, Matrix, Measure, clusters, plane_map
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
-from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, shown, through
+from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, through
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT, pack
 from pipeline.reporting.html.page_data import Page, Seen
@@ -100,8 +100,8 @@ def _through_all(matrices: Sequence[Matrix]) -> str:
 def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
     """Returns a matrix's part of the data without its numbers, and the notes about it."""
     planes = matrix.planes
-    arranged = [clusters(shown(matrix, plane)) for plane in planes]
-    maps = [plane_map(shown(matrix, plane)) for plane in planes]
+    arranged = [clusters(matrix.corrected(plane)) for plane in planes]
+    maps = [plane_map(matrix.corrected(plane)) for plane in planes]
     content = {
         "lens": matrix.lens,
         "through": through(matrix),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.comparing import Matrix
+from pipeline.explaining import PairNeuron
 
 
 @dataclass(frozen=True)
@@ -43,35 +44,6 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Neuron:
-    """A neuron of a pair, with its distance and both histograms.
-
-    Attributes:
-        layer: The neuron's layer.
-        neuron: Its index in the layer.
-        emd: Its distance, in bins.
-        low: Where the histograms begin. They leave out next to nothing.
-        high: Where they end.
-        a: The first dataset's activations in equal intervals, 0 to 999 of the larger peak.
-        b: The second dataset's.
-        weight: The weight that the lens gives the neuron.
-        corrected: The corrected distance and the ends of its 95% interval, if they are known.
-        q: The neuron's q over all neurons of the pair, if it is known.
-    """
-
-    layer: str
-    neuron: int
-    emd: float
-    low: float
-    high: float
-    a: tuple[int, ...]
-    b: tuple[int, ...]
-    weight: float = 1.0
-    corrected: tuple[float, float, float] | None = None
-    q: float | None = None
-
-
-@dataclass(frozen=True)
 class Seen:
     """What one matrix shows through its lens.
 
@@ -81,7 +53,7 @@ class Seen:
         weightless: The layers that the lens gives no weight.
     """
 
-    neurons: Mapping[tuple[int, int], Sequence[Neuron]] = field(default_factory=dict)
+    neurons: Mapping[tuple[int, int], Sequence[PairNeuron]] = field(default_factory=dict)
     note: str = "No histograms were read for this page."
     weightless: tuple[str, ...] = ()
 
