@@ -1,13 +1,9 @@
-from .calibration import NAME as NAME
 from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
 from .datasets import build_datasets as build_datasets
-from .failure_gate import allowed_failures as allowed_failures
 from .failure_gate import require_few_failures as require_few_failures
 from .memory_images import MemorySource as MemorySource
 from .planner import make_spec as make_spec
-from .quantile_search import extremes as extremes
-from .quantile_search import quantiles as quantiles
 from .request import CalibrationRequest as CalibrationRequest
 from .request import FailureOptions as FailureOptions
 from .request import MemoryOptions as MemoryOptions

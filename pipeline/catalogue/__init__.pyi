@@ -2,15 +2,11 @@ from .catalogue import Catalogue as Catalogue
 from .changes import parts_of as parts_of
 from .changes import require_free as require_free
 from .changes import require_own as require_own
-from .commit import FILES as FILES
-from .commit import IN_PART as IN_PART
 from .commit import Commit as Commit
-from .commit import Footer as Footer
 from .commit import Version as Version
 from .commit import canonical_json as canonical_json
 from .commit import footers_of as footers_of
 from .commit import software as software
-from .garbage_collection import GRACE as GRACE
 from .garbage_collection import collect as collect
 from .garbage_collection import garbage as garbage
 from .kept_lenses import check_lens_name as check_lens_name
@@ -24,8 +20,6 @@ from .matrix_header import find_matrix_metadata as find_matrix_metadata
 from .matrix_header import matrix_metadata as matrix_metadata
 from .names import check_name as check_name
 from .names import part_name as part_name
-from .recounting import MOVED_BY_ROUNDING as MOVED_BY_ROUNDING
-from .recounting import compare_partials as compare_partials
 from .recounting import recount as recount
 from .verification import NEWEST_ONLY as NEWEST_ONLY
 from .verification import Finding as Finding

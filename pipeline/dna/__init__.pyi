@@ -3,14 +3,12 @@ from .arrays import Ints as Ints
 from .exemplars import DEFAULT_EXEMPLARS as DEFAULT_EXEMPLARS
 from .exemplars import EXEMPLAR_COLUMN as EXEMPLAR_COLUMN
 from .exemplars import EXEMPLAR_ROWS_SCHEMA as EXEMPLAR_ROWS_SCHEMA
-from .exemplars import EXEMPLAR_TABLE_SCHEMA as EXEMPLAR_TABLE_SCHEMA
 from .exemplars import Exemplars as Exemplars
 from .exemplars import ExemplarSettings as ExemplarSettings
 from .failures import Failure as Failure
 from .failures import decode_failures as decode_failures
 from .failures import encode_failures as encode_failures
 from .file import DnaFile as DnaFile
-from .file import decode_dna as decode_dna
 from .file import dna_metadata as dna_metadata
 from .file import encode_dna as encode_dna
 from .file import encode_layers as encode_layers
@@ -19,7 +17,6 @@ from .file import to_table as to_table
 from .lens import UNIFORM as UNIFORM
 from .lens import Lens as Lens
 from .moments import Moments as Moments
-from .moments import merge_moments as merge_moments
 from .partial import Partial as Partial
 from .partial import add_exemplars as add_exemplars
 from .partial import shards_and_failures as shards_and_failures
@@ -37,4 +34,3 @@ from .value import INT_COLUMNS as INT_COLUMNS
 from .value import SCALAR_COLUMNS as SCALAR_COLUMNS
 from .value import SCATTER as SCATTER
 from .value import hash_numbers as hash_numbers
-from .value import packed_scatter_size as packed_scatter_size

@@ -378,28 +378,6 @@ class _Totals:
         )
 
 
-def decode_dna(
-    data: bytes, name: str, kind: str = "dna", layers: Sequence[str] | None = None
-) -> tuple[DNA, dict[str, Any]]:
-    """Reads a whole file of a DNA.
-
-    Args:
-        data: The bytes of the file.
-        name: The name of the file in errors.
-        kind: The kind of file.
-        layers: The layers to read; all of them if None.
-
-    Returns:
-        The DNA, and the metadata of its file.
-
-    Raises:
-        CorruptFile: The file is torn, or not what was written.
-        ConservationError: The counts do not add up to the images.
-    """
-    file = DnaFile(data, kind, name)
-    return file.read(layers), file.metadata
-
-
 def _from_rows(rows: pa.Table, spec: Spec, layer: str, totals: _Totals, name: str) -> DNA:
     tap = spec.tap(layer)
     _require_order(rows, layer, tap.neurons, name)

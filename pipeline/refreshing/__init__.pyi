@@ -1,10 +1,4 @@
-from .config import MAX_BYTES as MAX_BYTES
-from .config import Bound as Bound
 from .config import Config as Config
 from .config import load_config as load_config
-from .gate import Verdict as Verdict
-from .gate import judge as judge
-from .gate import require_kept as require_kept
-from .gate import require_known as require_known
 from .steps import Refreshed as Refreshed
 from .steps import refresh as refresh

@@ -12,7 +12,6 @@ from .manifest import read_shard as read_shard
 from .parallel_listing import list_pages as list_pages
 from .rules import Rules as Rules
 from .rules import label_of as label_of
-from .rules import other_kind as other_kind
 from .sample_photos import DATASETS as DATASETS
 from .sample_photos import write_datasets as write_datasets
 from .sharding import plan as plan

@@ -16,10 +16,6 @@ from .objects import read_spans as read_spans
 from .objects import replace as replace
 from .objects import store_of as store_of
 from .objects import walk as walk
-from .retry import VARIABLES as VARIABLES
-from .retry import RetrySettings as RetrySettings
-from .retry import attempt as attempt
-from .store import Store as Store
 from .store import Stored as Stored
 from .store_checks import clock as clock
 from .store_checks import require_exclusive as require_exclusive

@@ -21,7 +21,8 @@ import pytest
 
 from pipeline import building as build_module
 from pipeline import storage
-from pipeline.building import Request, allowed_failures, build_datasets, committer, make_dna, runner
+from pipeline.building import Request, build_datasets, committer, make_dna, runner
+from pipeline.building.failure_gate import allowed_failures
 from pipeline.catalogue import Catalogue, verify
 from pipeline.counting import Counter, worker
 from pipeline.dna import DNA, Partial, encode_dna

@@ -21,7 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import images, storage
-from pipeline.building import NAME, CalibrationRequest, calibrate, extremes, quantiles
+from pipeline.building import CalibrationRequest, calibrate
+from pipeline.building.calibration import NAME
+from pipeline.building.quantile_search import extremes, quantiles
 from pipeline.counting import Extractor, LayerCounts, ShardJob, ShardReceipt, partial_uri
 from pipeline.dna import DNA, Failure, Floats, Partial, Ranges
 from pipeline.engine import InProcess

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.building import Request, Result, build_datasets, committer, make_dna, planner
 from pipeline.catalogue import Catalogue, collect, part_name, parts_of, recount, verify
-from pipeline.comparing import shared_source_notes
+from pipeline.comparing.notes import shared_source_notes
 from pipeline.counting import Counter
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, GateError, UsageError, VdnaError

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.catalogue import FILES, Catalogue, Footer, Version, check_name
+from pipeline.catalogue import Catalogue, Version, check_name
+from pipeline.catalogue.commit import FILES, Footer
 from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
 from tests.support.builders import sealed
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pipeline import storage
-from pipeline.catalogue import GRACE, Catalogue, Commit, Version, collect, garbage, verify
+from pipeline.catalogue import Catalogue, Commit, Version, collect, garbage, verify
+from pipeline.catalogue.garbage_collection import GRACE
 from pipeline.comparing import compare
 from pipeline.counting import partial_uri
 from pipeline.errors import SourceError, UsageError

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.buffers import footer_start, sha256
-from pipeline.catalogue import IN_PART, Catalogue, Footer, footers_of, verify
-from pipeline.comparing import Job, Matrix, Tile, tiles
+from pipeline.catalogue import Catalogue, footers_of, verify
+from pipeline.catalogue.commit import IN_PART, Footer
+from pipeline.comparing import Matrix, tiles
 from pipeline.comparing import compare as compare_all
+from pipeline.comparing.tiles import Job, Tile
 from pipeline.counting import digest_of_dna
 from pipeline.dna import (
     DNA,
@@ -31,10 +33,10 @@ from pipeline.dna import (
     dna_metadata,
     encode_dna,
     encode_layers,
-    packed_scatter_size,
     to_gaussian_table,
     to_table,
 )
+from pipeline.dna.value import packed_scatter_size
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.sources import plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Tap, digest_of

@@ -18,15 +18,8 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import storage
 from pipeline.building import Request, build_datasets
-from pipeline.catalogue import (
-    MOVED_BY_ROUNDING,
-    Catalogue,
-    Finding,
-    Version,
-    compare_partials,
-    recount,
-    verify,
-)
+from pipeline.catalogue import Catalogue, Finding, Version, recount, verify
+from pipeline.catalogue.recounting import MOVED_BY_ROUNDING, compare_partials
 from pipeline.counting import load_partial, partial_uri
 from pipeline.dna import Partial
 from pipeline.engine import InProcess

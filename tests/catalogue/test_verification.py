@@ -19,16 +19,7 @@ from pipeline import storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue, Finding, Version, footers_of, verify
 from pipeline.counting import partial_uri
-from pipeline.dna import (
-    DnaFile,
-    Failure,
-    Partial,
-    Ranges,
-    decode_dna,
-    encode_dna,
-    encode_layers,
-    to_table,
-)
+from pipeline.dna import DnaFile, Failure, Partial, Ranges, encode_dna, encode_layers, to_table
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, VdnaError
 from pipeline.networks import encode_ranges
@@ -44,6 +35,7 @@ from tests.golden.handmade import (
 )
 from tests.support.builders import (
     OTHER_NUMERICS,
+    decode_dna,
     random_dna,
     sealed,
     tiny_spec,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
-from pipeline.comparing import clusters, defined, neighbours, plane_map
+from pipeline.comparing import clusters, neighbours, plane_map
+from pipeline.comparing.arrangement import defined
 from pipeline.dna import Floats
 
 

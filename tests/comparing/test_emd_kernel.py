@@ -17,17 +17,15 @@ from pipeline.comparing import (
     FoldSums,
     cumulative,
     distances,
-    emd,
     estimates,
-    flip_test,
     fold_sums,
-    grid,
-    jackknife,
     neuron_estimates,
     paired_estimates,
-    splits,
 )
 from pipeline.comparing import emd_kernel as pairwise
+from pipeline.comparing.distance import emd
+from pipeline.comparing.fold_statistics import grid
+from pipeline.comparing.significance import flip_test, jackknife, splits
 from pipeline.dna import DNA, Lens
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.spec import FOLDS, Tap

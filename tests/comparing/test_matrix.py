@@ -15,23 +15,10 @@ from matplotlib import pyplot
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.comparing import (
-    ESTIMATES,
-    SCHEMA,
-    Effort,
-    Matrix,
-    all_pairs,
-    compare,
-    cumulative,
-    difference_gram,
-    emd,
-    estimate,
-    flip_test,
-    floor,
-    nfd,
-    splits,
-    tiles,
-)
+from pipeline.comparing import ESTIMATES, Effort, Matrix, all_pairs, compare, cumulative, tiles
+from pipeline.comparing.distance import emd, nfd
+from pipeline.comparing.matrix import SCHEMA
+from pipeline.comparing.significance import difference_gram, estimate, flip_test, floor, splits
 from pipeline.dna import DNA
 from pipeline.dna.file import _concatenate
 from pipeline.errors import (

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.catalogue import Version
-from pipeline.comparing import is_nested, notes_of, numerics_notes, shared_source_notes, some_of
+from pipeline.comparing import is_nested, notes_of, some_of
+from pipeline.comparing.notes import numerics_notes, shared_source_notes
 from pipeline.dna import Lens
 from tests.support.builders import NUMERICS, OTHER_NUMERICS
 

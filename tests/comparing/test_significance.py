@@ -12,10 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.comparing import (
-    FALSE_DISCOVERY_RATE,
-    LEAST_FOLDS,
-    adjusted,
+from pipeline.comparing import FALSE_DISCOVERY_RATE, LEAST_FOLDS, adjusted
+from pipeline.comparing.significance import (
     curve_difference_gram,
     difference_gram,
     estimate,

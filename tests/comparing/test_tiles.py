@@ -27,11 +27,13 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, collect, find_lens
-from pipeline.comparing import Effort, Job, Matrix, Tile, all_pairs, emd, kept_matrices, tiles
+from pipeline.comparing import Effort, Matrix, all_pairs, kept_matrices, tiles
 from pipeline.comparing import compare as compare_all
+from pipeline.comparing.distance import emd
+from pipeline.comparing.tiles import Job, Tile
 from pipeline.dna import FileKind, Lens
 from pipeline.errors import CorruptFile, NotFound, StorageError, UsageError
-from pipeline.reporting import Lines
+from pipeline.reporting.progress import Lines
 from pipeline.sources import plan
 from pipeline.spec import Tap
 from tests.comparing.test_matrix import computed, stored

@@ -17,18 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import storage
-from pipeline.counting import MICRO_BATCH, Extractor, numerics
+from pipeline.counting import Extractor, numerics
+from pipeline.counting.extractor import MICRO_BATCH
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, UsageError
 from pipeline.images import load
-from pipeline.networks import (
-    EFFICIENTNET_LITE0_SHA256,
-    Network,
-    describe,
-    fold_batch_norms,
-    load_model,
-    load_state,
-    lookup,
-)
+from pipeline.networks import Network, describe, fold_batch_norms, load_model, lookup
+from pipeline.networks.lite0 import EFFICIENTNET_LITE0_SHA256
+from pipeline.networks.weights import load_state
 from pipeline.spec import Preprocess, Tap
 from tests.support.builders import photo
 from tests.support.pickle_bomb import PickleBomb

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.counting import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
+from pipeline.counting import OVERFLOW, UNDERFLOW, LayerCounts, count_torch
+from pipeline.counting.histogram import NONFINITE
 from pipeline.errors import UsageError
 
 Floats = NDArray[np.float64]

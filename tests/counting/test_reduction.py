@@ -15,20 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.counting import (
-    FAN_IN,
-    LAST,
-    Composed,
-    Leaf,
-    Node,
-    add_up,
-    compose,
-    digest_of_dna,
-    partial_uri,
-    plan_folds,
-    tree,
-)
-from pipeline.dna import DNA, Failure, Partial, decode_dna, encode_dna
+from pipeline.counting import Composed, add_up, compose, digest_of_dna, partial_uri, plan_folds
+from pipeline.counting.reduction import FAN_IN, LAST, Leaf, Node, tree
+from pipeline.dna import DNA, Failure, Partial, encode_dna
 from pipeline.errors import (
     ConservationError,
     CorruptFile,
@@ -48,7 +37,7 @@ from tests.golden.handmade import (
     reduce_all,
     with_failures,
 )
-from tests.support.builders import NUMERICS, OTHER_NUMERICS, random_dna, tiny_spec
+from tests.support.builders import NUMERICS, OTHER_NUMERICS, decode_dna, random_dna, tiny_spec
 
 INTEGER_LIKE = ("counts", "underflow", "overflow", "nonfinite", "min", "max", "low", "high")
 

@@ -23,7 +23,9 @@ from pipeline.building import Request, make_dna, make_spec
 from pipeline.counting import Counter, Extractor, Recipe, ShardJob, Worker, partial_uri
 from pipeline.dna import Failure, Partial
 from pipeline.errors import BadImage, ConservationError, SourceError, TransientError, UsageError
-from pipeline.networks import describe, embedded_ranges
+from pipeline.images.decoding import REASONS
+from pipeline.networks import describe
+from pipeline.networks.ranges_file import embedded_ranges
 from pipeline.sources import Entry, Manifest, Shard, list_source, plan
 from pipeline.spec import Resources, Spec
 from tests.support.builders import photo, same_counts, write_photos
@@ -224,7 +226,7 @@ def test_bad_images_are_listed_each_with_its_reason(counter: Counter, tmp_path: 
     found = {Path(storage.local_path(f.uri)).name: f.reason for f in partial.failures}
     assert found == {name: reason for name, (_, reason) in LISTED.items()}
     assert all(f.detail and not f.nondeterministic for f in partial.failures)
-    assert set(found.values()) <= set(images.REASONS)
+    assert set(found.values()) <= set(REASONS)
 
 
 def test_bad_images_do_not_change_the_counts_of_good_ones(

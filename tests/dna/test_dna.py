@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dna import DNA, Failure, Partial, Ranges, decode_dna, encode_dna, merge_moments
+from pipeline.dna import DNA, Failure, Partial, Ranges, encode_dna
+from pipeline.dna.moments import merge_moments
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
-from tests.support.builders import NUMERICS, OTHER_NUMERICS, random_dna, tiny_spec
+from tests.support.builders import NUMERICS, OTHER_NUMERICS, decode_dna, random_dna, tiny_spec
 
 SPEC, RANGES = tiny_spec()
 INTEGER_LIKE = ("counts", "underflow", "overflow", "nonfinite", "min", "max", "low", "high")

@@ -19,8 +19,10 @@ from jobs.app import app
 from pipeline import storage
 from pipeline.building import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, verify
-from pipeline.counting import TopImages, load_partial, partial_uri
-from pipeline.dna import EXEMPLAR_TABLE_SCHEMA, Exemplars, ExemplarSettings, Partial, add_exemplars
+from pipeline.counting import load_partial, partial_uri
+from pipeline.counting.top_images import TopImages
+from pipeline.dna import Exemplars, ExemplarSettings, Partial, add_exemplars
+from pipeline.dna.exemplars import EXEMPLAR_TABLE_SCHEMA
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, SpecMismatch, UsageError
 from pipeline.explaining import explain

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.comparing import emd
+from pipeline.comparing.distance import emd
 from pipeline.dna import Lens
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.spec import Spec, Tap

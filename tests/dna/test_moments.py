@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from pipeline import fd, make_dna, nfd, storage
 from pipeline.building import Request, build_datasets, committer
-from pipeline.catalogue import GRACE, Catalogue, garbage, verify
-from pipeline.comparing import Matrix, compare, frechet, root_covariance
+from pipeline.catalogue import Catalogue, garbage, verify
+from pipeline.catalogue.garbage_collection import GRACE
+from pipeline.comparing import Matrix, compare, frechet
+from pipeline.comparing.distance import root_covariance
 from pipeline.counting import (
     Counter,
     Extractor,
@@ -33,7 +35,7 @@ from pipeline.counting import (
     partial_uri,
     plan_folds,
 )
-from pipeline.dna import DNA, DnaFile, Moments, Partial, decode_dna, encode_dna
+from pipeline.dna import DNA, DnaFile, Moments, Partial, encode_dna
 from pipeline.engine import InProcess
 from pipeline.errors import (
     ConservationError,
@@ -43,10 +45,11 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
-from pipeline.networks import describe, embedded_ranges
+from pipeline.networks import describe
+from pipeline.networks.ranges_file import embedded_ranges
 from pipeline.sources import Entry, Shard, list_source, plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, Tap
-from tests.support.builders import NUMERICS, random_dna, tiny_spec, write_photos
+from tests.support.builders import NUMERICS, decode_dna, random_dna, tiny_spec, write_photos
 
 TAPS = (Tap("stem", 3, 4), Tap("head", 5, 1))
 SPEC, RANGES = tiny_spec(taps=TAPS)

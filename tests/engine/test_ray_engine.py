@@ -25,7 +25,8 @@ from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.dna import DNA, Partial
-from pipeline.engine import MAX_STARTS, InProcess, ray_engine, start_with_retries
+from pipeline.engine import InProcess, ray_engine
+from pipeline.engine.ray_start import MAX_STARTS, start_with_retries
 from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, SPEC

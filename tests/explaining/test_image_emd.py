@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.comparing import emd
-from pipeline.counting import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts
+from pipeline.comparing.distance import emd
+from pipeline.counting import OVERFLOW, UNDERFLOW, LayerCounts
+from pipeline.counting.histogram import NONFINITE
 from pipeline.dna import DNA, Ranges
 from pipeline.errors import UsageError
-from pipeline.explaining import LayerEmd
 from pipeline.explaining import image_emd as nearness
+from pipeline.explaining.image_emd import LayerEmd
 from pipeline.spec import Spec, Tap
 from tests.support.builders import NUMERICS, RULE
 

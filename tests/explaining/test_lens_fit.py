@@ -23,17 +23,8 @@ from pipeline.comparing import compare
 from pipeline.dna import Lens
 from pipeline.errors import NotFound, UsageError
 from pipeline.events import ignore
-from pipeline.explaining import (
-    RIDGES,
-    Attribute,
-    AttributeDistances,
-    FittedLens,
-    NeuronDistances,
-    Role,
-    Score,
-    fit_lens,
-)
-from pipeline.explaining.lens_fit import _FitProblem
+from pipeline.explaining import AttributeDistances, FittedLens, Role, Score, fit_lens
+from pipeline.explaining.lens_fit import RIDGES, Attribute, NeuronDistances, _FitProblem
 from pipeline.reporting import gather_matrix_page
 from pipeline.sources import Entry, Manifest, Shard, plan
 from tests.explaining.test_sensitivity import RANGES, SPEC, put

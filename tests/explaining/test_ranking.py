@@ -26,7 +26,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.building import Request, build_datasets, make_dna
 from pipeline.catalogue import Catalogue, canonical_json, collect
-from pipeline.comparing import emd
+from pipeline.comparing.distance import emd
 from pipeline.counting import Extractor, ShardJob, ShardReceipt, Worker
 from pipeline.counting import extractor as extractor_module
 from pipeline.dna import Failure, Lens
@@ -41,11 +41,15 @@ from pipeline.errors import (
     UsageError,
     VdnaError,
 )
-from pipeline.explaining import LayerEmd, Ranking, RankRequest, Ranks, Reaction, rank
+from pipeline.explaining import Ranking, RankRequest, rank
 from pipeline.explaining import ranking as rank_module
+from pipeline.explaining.image_emd import LayerEmd
+from pipeline.explaining.rank_shard import Ranks
+from pipeline.explaining.sensitivity import Reaction
 from pipeline.mapper import SerialMapper
-from pipeline.reporting import Gallery, Row, gallery_of, write_gallery
-from pipeline.reporting.html.gallery import GalleryImage, render_gallery
+from pipeline.reporting import write_gallery
+from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, render_gallery
+from pipeline.reporting.html.ranking_gallery import gallery_of
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import with_row_groups

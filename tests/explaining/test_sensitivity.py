@@ -20,7 +20,8 @@ from pipeline.catalogue import Catalogue
 from pipeline.comparing import ALL, ESTIMATES, compare, cumulative
 from pipeline.dna import DNA, Lens
 from pipeline.errors import NotFound, UsageError
-from pipeline.explaining import LAYERS, NEURONS, PARTS, Explanation, explain, overlaid
+from pipeline.explaining import Explanation, explain
+from pipeline.explaining.sensitivity import LAYERS, NEURONS, PARTS, overlaid
 from pipeline.reporting import explanation_sentence, print_explanation
 from pipeline.sources import Shard, plan
 from pipeline.spec import Tap

@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, canonical_json
-from pipeline.comparing import compare, emd, nfd
+from pipeline.comparing import compare
+from pipeline.comparing.distance import emd, nfd
 from pipeline.counting import partial_uri, plan_folds
 from pipeline.dna import (
     DNA,

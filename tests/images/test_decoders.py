@@ -22,7 +22,9 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SpecMismatch, TransientError, UsageError
-from pipeline.images import decode, load, load_isolated, register_decoder, stated_decoder
+from pipeline.images import load, load_isolated, stated_decoder
+from pipeline.images.decoders import register_decoder
+from pipeline.images.decoding import decode
 from pipeline.reporting.html.thumbnails import thumbnail
 from pipeline.spec import Preprocess, Resources, Spec
 from tests.support import tiny_network as tiny

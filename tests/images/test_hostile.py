@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import images
 from pipeline.building import Request, Result, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
-from pipeline.counting import Decoders
+from pipeline.counting.stream import Decoders
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, StorageError, UsageError
-from pipeline.sources import Shard, list_source, other_kind
+from pipeline.images.decoding import REASONS
+from pipeline.sources import Shard, list_source
+from pipeline.sources.rules import other_kind
 from pipeline.spec import Resources
 from pipeline.storage import local_path
 from tests.counting.test_shard import SPEC
@@ -82,7 +83,7 @@ def test_the_corpus_has_many_kinds_of_hostile_files() -> None:
     kinds = [*FILES, *PLACES, *LISTS]
     assert len(kinds) >= 45
     assert len({kind.title for kind in kinds}) == len(kinds)
-    words = {COUNTED, IGNORED, UNSEEN, REFUSED, *images.REASONS}
+    words = {COUNTED, IGNORED, UNSEEN, REFUSED, *REASONS}
     assert {kind.outcome for kind in kinds} <= words
     assert {"empty", "truncated", "corrupt", "not_an_image", "unsupported", "too_many_pixels"} <= {
         kind.outcome for kind in QUICK

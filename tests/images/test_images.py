@@ -24,16 +24,8 @@ from PIL import Image, ImageOps, features
 
 from pipeline import images
 from pipeline.errors import BadImage, UsageError, VdnaError
-from pipeline.images import (
-    REASONS,
-    decode,
-    decoding,
-    isolated,
-    load,
-    load_isolated,
-    prepare,
-    resize,
-)
+from pipeline.images import decoding, isolated, load, load_isolated, prepare, resize
+from pipeline.images.decoding import REASONS, decode
 from pipeline.spec import Preprocess
 from tests.support.hostile_files import deflated, grey_tiff, tiled_tiff
 

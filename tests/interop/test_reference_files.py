@@ -971,10 +971,10 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
     objects = np.array([PickleBomb(mark)] * 3, dtype=object)
     np.savez(npz, block_0=objects, last_norm=np.zeros((2, 7), np.int32))
     with pytest.raises(CorruptFile, match=r"x\.npz: array block_0 holds pickled Python objects"):
-        reference.read_file(str(npz))
+        reading.read_file(str(npz))
     npz.write_bytes(pickle.dumps(PickleBomb(mark)))
     with pytest.raises(CorruptFile, match=r"x\.npz: torn, or not a file of arrays"):
-        reference.read_file(str(npz))
+        reading.read_file(str(npz))
     assert not mark.exists()
     pickle.loads(npz.read_bytes())  # the bomb does work
     assert mark.exists()
@@ -988,7 +988,7 @@ def test_numpy_refuses_pickled_objects_even_without_our_check(
     np.savez(npz, block_0=objects, last_norm=np.zeros((2, 7), np.int32))
     monkeypatch.setattr(reading, "_check_header", lambda *args: None)
     with pytest.raises(CorruptFile, match=r"x\.npz: torn"):
-        reference.read_file(str(npz))
+        reading.read_file(str(npz))
     assert not mark.exists()
 
 
@@ -999,8 +999,8 @@ def test_the_pickled_dicts_that_the_reference_saves_are_not_run(tmp_path: Path) 
         assert "block_0" in arrays.files
     mark = tmp_path / "ran"
     bite = np.array([PickleBomb(mark)], dtype=object)
-    np.savez(npz, block_0=bite, **reference.read_file(str(npz)).arrays)
-    assert set(reference.read_file(str(npz)).arrays) == {
+    np.savez(npz, block_0=bite, **reading.read_file(str(npz)).arrays)
+    assert set(reading.read_file(str(npz)).arrays) == {
         f"{what}-{layer}" for what in ("mu", "var") for layer in LAYERS
     }
     assert not mark.exists()
@@ -1012,18 +1012,18 @@ def test_a_torn_npz_is_refused(tmp_path: Path, part: float) -> None:
     data = npz.read_bytes()
     npz.write_bytes(data[: int(len(data) * part)])
     with pytest.raises(CorruptFile, match=r"x\.npz: torn"):
-        reference.read_file(str(npz))
+        reading.read_file(str(npz))
 
 
 def test_any_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
     """The zip's checksums find it: numbers never change, and no other kind of error is raised."""
     npz = saved(tmp_path / "x", histograms())
-    good, data = reference.read_file(str(npz)).arrays, npz.read_bytes()
+    good, data = reading.read_file(str(npz)).arrays, npz.read_bytes()
     found = 0
     for at in range(0, len(data), 5):
         npz.write_bytes(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
         try:
-            arrays = reference.read_file(str(npz)).arrays
+            arrays = reading.read_file(str(npz)).arrays
         except CorruptFile:
             found += 1
         else:
@@ -1043,19 +1043,19 @@ def test_a_header_that_claims_more_data_than_the_file_has_is_refused(tmp_path: P
         np.save(small, np.zeros((2, 7), np.int32))
         archive.writestr("last_norm.npy", small.getvalue())
     with pytest.raises(CorruptFile, match=r"x\.npz: torn"):
-        reference.read_file(str(npz))
+        reading.read_file(str(npz))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_arrays_that_contradict_the_json_are_refused(tmp_path: Path, kind: str) -> None:
     npz = saved_kind(tmp_path / "x", kind)
-    arrays = dict(reference.read_file(str(npz)).arrays)
+    arrays = dict(reading.read_file(str(npz)).arrays)
     name = sorted(arrays)[0]
 
     def refused(changed: dict[str, Any], message: str) -> None:
         np.savez(npz, **changed)
         with pytest.raises(CorruptFile, match=message):
-            reference.read_file(str(npz))
+            reading.read_file(str(npz))
 
     refused({k: v for k, v in arrays.items() if k != name}, rf"x\.npz: has no array {name}")
     refused(arrays | {"odd": arrays[name]}, "holds odd, which its json does not name")
@@ -1124,7 +1124,7 @@ def test_json_without_required_fields_is_refused(
     npz = saved(tmp_path / "x", histograms())
     edit_json(npz, **fields)
     with pytest.raises(CorruptFile, match=rf"x\.json: .*{message}"):
-        reference.read_file(str(npz))
+        reading.read_file(str(npz))
 
 
 def test_invalid_or_missing_json_is_refused(tmp_path: Path) -> None:
@@ -1133,12 +1133,12 @@ def test_invalid_or_missing_json_is_refused(tmp_path: Path) -> None:
     for text in (b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000):
         about.write_bytes(text)
         with pytest.raises(CorruptFile, match=r"x\.json: "):
-            reference.read_file(str(npz))
+            reading.read_file(str(npz))
     about.unlink()
     with pytest.raises(SourceError, match=r"x\.json"):
-        reference.read_file(str(npz))
+        reading.read_file(str(npz))
     with pytest.raises(UsageError, match=r"name the \.npz"):
-        reference.read_file(str(about))
+        reading.read_file(str(about))
 
 
 def test_legacy_resizes_are_refused(tmp_path: Path) -> None:
@@ -1152,7 +1152,7 @@ def test_files_are_read_from_any_url_that_storage_reads(tmp_path: Path) -> None:
     npz = saved(tmp_path / "x", histograms())
     for suffix in (".npz", ".json"):
         storage.replace(f"memory://ref/x{suffix}", npz.with_suffix(suffix).read_bytes())
-    found = reference.read_file("memory://ref/x.npz")
+    found = reading.read_file("memory://ref/x.npz")
     assert found.name == "memory://ref/x.npz"
     assert found.images == IMAGES
 
@@ -1304,7 +1304,7 @@ def test_the_networks_of_the_reference_are_those_that_are_built() -> None:
     """Compares the table's positions, sizes and normalisations with the real architectures."""
     assert network_shapes.NETWORKS.keys() - registry.BUILT_IN.keys() == {"clip_im_rn50"}
     for name in network_shapes.NETWORKS.keys() & registry.BUILT_IN.keys():
-        known, table = networks.architecture(name), network_shapes.NETWORKS[name]
+        known, table = registry.architecture(name), network_shapes.NETWORKS[name]
         taps = probe.discover_taps(name, known, None).taps
         assert {tap.name: tap.positions for tap in taps} == dict(table.positions), name
         assert (known.height, known.width) == (table.side, table.side)

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from pipeline import networks, storage
 from pipeline.building import Request, build_datasets, make_dna, make_spec
 from pipeline.catalogue import Catalogue
-from pipeline.counting import MICRO_BATCH, Extractor, numerics
+from pipeline.counting import Extractor, numerics
+from pipeline.counting.extractor import MICRO_BATCH
 from pipeline.dna import Ranges
 from pipeline.engine import InProcess
 from pipeline.errors import (
@@ -41,18 +42,16 @@ from pipeline.errors import (
 )
 from pipeline.networks import (
     BUILT_IN,
-    Hub,
     Network,
     describe,
     encode_ranges,
-    fetch,
     fold_batch_norms,
     load_model,
-    load_state,
     lookup,
-    matching,
     rows,
 )
+from pipeline.networks.taps import matching
+from pipeline.networks.weights import Hub, fetch, load_state
 from pipeline.spec import Tap
 from tests.counting.test_extractor import seen
 from tests.support.builders import photo, write_photos

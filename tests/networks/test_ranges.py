@@ -35,16 +35,16 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.networks import (
-    REFERENCE_FILES,
     Network,
     decode_ranges,
     describe,
-    embedded_ranges,
     encode_ranges,
     find_ranges,
     widen_about_zero,
     widen_ranges,
 )
+from pipeline.networks.ranges_file import embedded_ranges
+from pipeline.networks.reference_ranges import REFERENCE_FILES
 from pipeline.spec import Preprocess, Tap
 from tests.support.builders import write_photos
 

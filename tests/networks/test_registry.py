@@ -21,7 +21,8 @@ from torchvision.models.resnet import BasicBlock
 
 from pipeline.counting import Extractor
 from pipeline.errors import SpecMismatch, UsageError
-from pipeline.networks import Network, describe, load_model, register_network
+from pipeline.networks import Network, describe, load_model
+from pipeline.networks.registry import register_network
 from pipeline.spec import Preprocess, Tap
 from tests.support import tiny_network as tiny
 from tests.support.ray_commands import REPOSITORY, write_distribution

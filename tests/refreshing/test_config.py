@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.building import Request
 from pipeline.errors import SourceError, UsageError
-from pipeline.refreshing import MAX_BYTES, load_config
+from pipeline.refreshing import load_config
+from pipeline.refreshing.config import MAX_BYTES
 
 GOOD = """
 catalogue: s3://bucket/dnas

@@ -17,7 +17,9 @@ from pipeline.catalogue import Catalogue, keep_lens
 from pipeline.comparing import Matrix, compare
 from pipeline.dna import Lens
 from pipeline.errors import GateError, NotFound, UsageError
-from pipeline.refreshing import Bound, Verdict, judge, load_config, require_kept, require_known
+from pipeline.refreshing import load_config
+from pipeline.refreshing.config import Bound
+from pipeline.refreshing.gate import Verdict, judge, require_kept, require_known
 from tests.explaining.test_sensitivity import MOVED, SPEC, put
 from tests.jobs.test_cli import Outcome, refused, vdna
 from tests.refreshing.test_config import one, refusal, write

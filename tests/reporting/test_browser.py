@@ -16,10 +16,10 @@ from selenium.webdriver.common.keys import Keys
 from pipeline.comparing import Matrix, clusters
 from pipeline.dna import Floats
 from pipeline.explaining import PairNeuron
-from pipeline.reporting import Gallery, Page, Panel, Row, Sample, Seen
 from pipeline.reporting import conclusions as report
-from pipeline.reporting.html.gallery import GalleryImage, render_gallery
+from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, render_gallery
 from pipeline.reporting.html.matrix_page import render_matrix_page
+from pipeline.reporting.html.page_data import Page, Panel, Sample, Seen
 from tests.reporting.test_report import matrix_of, with_estimates, with_single
 from tests.support import browser
 from tests.support.browser import Reader

@@ -24,21 +24,16 @@ from pipeline.comparing import compare
 from pipeline.dna import Lens
 from pipeline.engine import InProcess
 from pipeline.errors import StorageError, TransientError
-from pipeline.explaining import Explanation, Overlay, Reaction, explain
-from pipeline.reporting import (
-    MOST_IMAGES,
-    Panel,
-    Why,
-    gather_explanation,
-    render_explanation,
-    save_page,
-    thumbnail,
-)
+from pipeline.explaining import Explanation, Overlay, explain
+from pipeline.explaining.sensitivity import Reaction
+from pipeline.reporting import gather_explanation, render_explanation, save_page
 from pipeline.reporting.html import explanation_page as explained
 from pipeline.reporting.html import thumbnails
 from pipeline.reporting.html.dataset_panels import gather_matrix_page
-from pipeline.reporting.html.explanation_page import ShownImage
+from pipeline.reporting.html.explanation_page import MOST_IMAGES, ShownImage, Why
 from pipeline.reporting.html.matrix_page import render_matrix_page
+from pipeline.reporting.html.page_data import Panel
+from pipeline.reporting.html.thumbnails import thumbnail
 from pipeline.spec import Resources
 from tests.reporting.test_browser import HOSTILE, PIXEL
 from tests.reporting.test_matrix_page import data_of
@@ -275,7 +270,7 @@ def hand_made(neurons: int, images: int, text: str = "s3://b/é") -> Explanation
 
 
 def explain_schema(name: str) -> pa.Schema:
-    from pipeline.explaining import LAYERS, NEURONS
+    from pipeline.explaining.sensitivity import LAYERS, NEURONS
 
     return {"layers": LAYERS, "neurons": NEURONS}[name]
 

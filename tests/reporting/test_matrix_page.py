@@ -25,32 +25,20 @@ from jobs.app import app
 from pipeline import comparing as matrix_module
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
-from pipeline.comparing import Matrix, compare, emd, plane_map
+from pipeline.comparing import Matrix, compare, plane_map
+from pipeline.comparing.distance import emd
 from pipeline.dna import Floats, Lens
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, UsageError
 from pipeline.explaining import Explanation, PairNeuron, explain, pair_neurons
 from pipeline.images import load
-from pipeline.reporting import (
-    BITS,
-    BITS_OF_A_TEST,
-    COLUMNS,
-    EXACT,
-    RATES,
-    SIDE,
-    THUMBNAIL,
-    Page,
-    Panel,
-    Seen,
-    gather_matrix_page,
-    pack,
-    require_html,
-    save_page,
-    thumbnail,
-)
+from pipeline.reporting import gather_matrix_page, require_html, save_page
 from pipeline.reporting.html import dataset_panels as panels
 from pipeline.reporting.html import thumbnails
-from pipeline.reporting.html.matrix_page import render_matrix_page
+from pipeline.reporting.html.matrix_page import COLUMNS, RATES, render_matrix_page
+from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT, pack
+from pipeline.reporting.html.page_data import Page, Panel, Seen
+from pipeline.reporting.html.thumbnails import SIDE, THUMBNAIL, thumbnail
 from pipeline.sources import plan
 from pipeline.spec import Resources
 from tests.golden.handmade import commit_dataset, entries, hand_made

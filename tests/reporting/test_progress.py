@@ -20,7 +20,7 @@ from pipeline.events import (
     ignore,
     stage,
 )
-from pipeline.reporting import LINE_SECONDS, Bar, Lines, duration, line_of
+from pipeline.reporting.progress import LINE_SECONDS, Bar, Lines, duration, line_of
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 

@@ -16,18 +16,20 @@ from pipeline.comparing import ESTIMATES, Matrix, Measure
 from pipeline.dna import Lens
 from pipeline.errors import UsageError
 from pipeline.reporting import (
-    ALIKE,
     DIFFERENT,
-    UNTESTED,
-    nearest_sentences,
     neighbour_lines,
-    plain_note,
     print_matrix,
     sentences_heading,
     summary_sentence,
     terminal,
-    uncorrected,
     verdicts,
+)
+from pipeline.reporting.conclusions import (
+    ALIKE,
+    UNTESTED,
+    nearest_sentences,
+    plain_note,
+    uncorrected,
 )
 from pipeline.sources import DATASETS
 

@@ -29,7 +29,7 @@ from pipeline import storage
 from pipeline.counting import Counter, Extractor
 from pipeline.dna import DNA
 from pipeline.errors import BadImage, SourceError, TransientError
-from pipeline.images import REASONS
+from pipeline.images.decoding import REASONS
 from pipeline.sources import Entry, Members, Shard
 from pipeline.sources.archives import archive_file, image_column, spans, tar_stream
 from pipeline.sources.archives import arrow as arrow_files

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError
-from pipeline.sources import Listing, Rules, list_source, other_kind, plan
+from pipeline.sources import Listing, Rules, list_source, plan
+from pipeline.sources.rules import other_kind
 from tests.support.archives import write_mixed_folder
 
 

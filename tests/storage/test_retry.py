@@ -15,7 +15,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
-from pipeline.storage import VARIABLES, RetrySettings, attempt, retry
+from pipeline.storage import retry
+from pipeline.storage.retry import VARIABLES, RetrySettings, attempt
 
 URI = "s3://bucket/key"
 
@@ -139,7 +140,7 @@ def test_neither_the_first_try_nor_a_refusal_is_logged(caplog: pytest.LogCapture
 
 
 QUIET = """
-from pipeline.storage import attempt
+from pipeline.storage.retry import attempt
 
 def action(answers=[ConnectionResetError("reset"), None]):
     if error := answers.pop(0):

@@ -289,7 +289,7 @@ def assert_without(secret: str, *texts: str) -> None:
 
 
 def test_the_settings_that_workers_are_given_are_no_secrets() -> None:
-    from pipeline.engine import FORWARDED, WORKER_ENVIRONMENT
+    from pipeline.engine.ray_engine import FORWARDED, WORKER_ENVIRONMENT
 
     named = {*FORWARDED, *WORKER_ENVIRONMENT}
     assert not [name for name in named if "SECRET" in name or "TOKEN" in name or "KEY" in name]

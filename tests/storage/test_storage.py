@@ -28,9 +28,10 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
-from pipeline.storage import RetrySettings, objects, s3, store_checks
+from pipeline.storage import objects, s3, store_checks
 from pipeline.storage.local import LocalStore
-from pipeline.storage.store import Answer
+from pipeline.storage.retry import RetrySettings
+from pipeline.storage.store import Answer, Store
 
 
 @pytest.fixture(params=["file", "memory", "s3"])
@@ -471,7 +472,7 @@ def test_keys_of_a_store_may_have_question_marks_and_hashes() -> None:
 )
 def test_the_scheme_of_a_url_decides_what_its_store_can_do(url: str, facts: tuple[str]) -> None:
     store = storage.store_of(url)
-    assert {name for name in storage.Store.__annotations__ if getattr(store, name)} == {*facts}
+    assert {name for name in Store.__annotations__ if getattr(store, name)} == {*facts}
 
 
 def test_an_unknown_protocol_is_a_usage_error() -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.dna import DNA, FileKind, Ranges, SealedFile, encode_sealed
+from pipeline.dna import DNA, DnaFile, FileKind, Ranges, SealedFile, encode_sealed
 from pipeline.sources import Manifest
 from pipeline.spec import Numerics, Preprocess, Spec, Tap, digest_of
 
@@ -32,6 +32,14 @@ def tiny_spec(bins: int = 5, taps: tuple[Tap, ...] | None = None) -> tuple[Spec,
     taps = taps or (Tap("stem", 3, 4), Tap("head", 2, 1))
     ranges = tiny_ranges(taps)
     return Spec("tiny", "ab" * 32, taps, RULE, ranges.digest, bins), ranges
+
+
+def decode_dna(
+    data: bytes, name: str, layers: Sequence[str] | None = None
+) -> tuple[DNA, dict[str, Any]]:
+    """A DNA and its metadata, read from the bytes of its file."""
+    file = DnaFile(data, "dna", name)
+    return file.read(layers), file.metadata
 
 
 def random_dna(

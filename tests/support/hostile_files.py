@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.images import FORMATS, ORIENTATION
+from pipeline.images.decoding import FORMATS, ORIENTATION
 from tests.support.builders import photo
 
 COUNTED, IGNORED, UNSEEN, REFUSED = "counted", "ignored", "not a candidate", "refused"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.counting import Extractor
 from pipeline.dna import Ranges
-from pipeline.networks import architecture
+from pipeline.networks.registry import architecture
 
 State = dict[str, torch.Tensor]
 

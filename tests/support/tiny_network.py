@@ -20,7 +20,8 @@ from PIL import Image
 from pipeline import images, storage
 from pipeline.counting import Extractor
 from pipeline.dna import DNA, Exemplars, Failure, Ranges
-from pipeline.networks import Network, describe, encode_ranges, find_ranges, register_network
+from pipeline.networks import Network, describe, encode_ranges, find_ranges
+from pipeline.networks.registry import register_network
 from pipeline.spec import Preprocess
 
 NAME = "tiny"

@@ -26,12 +26,15 @@ import numpy as np
 import pytest
 
 from pipeline import storage
-from pipeline.catalogue import FILES, Catalogue, Commit, Version, canonical_json, footers_of
+from pipeline.catalogue import Catalogue, Commit, Version, canonical_json, footers_of
+from pipeline.catalogue.commit import FILES
 from pipeline.comparing import Matrix
 from pipeline.dna import Failure, Partial, encode_dna, encode_failures
 from pipeline.errors import BadImage, ConservationError, CorruptFile
-from pipeline.images import NONDETERMINISTIC, REASONS, decode, load, load_isolated
-from pipeline.interop import ReferenceFile, read_file, write_dna
+from pipeline.images import NONDETERMINISTIC, load, load_isolated
+from pipeline.images.decoding import REASONS, decode
+from pipeline.interop import write_dna
+from pipeline.interop.reading import ReferenceFile, read_file
 from pipeline.networks import decode_ranges, encode_ranges
 from pipeline.sources import Manifest
 from pipeline.spec import Spec

@@ -23,17 +23,7 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit, canonical_json, verify
 from pipeline.comparing import Matrix
 from pipeline.counting import compose, digest_of_dna, partial_uri, plan_folds
-from pipeline.dna import (
-    DNA,
-    SCALAR_COLUMNS,
-    DnaFile,
-    Exemplars,
-    Failure,
-    Lens,
-    Partial,
-    Ranges,
-    decode_dna,
-)
+from pipeline.dna import DNA, SCALAR_COLUMNS, DnaFile, Exemplars, Failure, Lens, Partial, Ranges
 from pipeline.errors import CorruptFile
 from pipeline.networks import decode_ranges
 from pipeline.sources import Entry, Manifest, Shard, plan
@@ -52,6 +42,7 @@ from tests.golden.write import (
     stored_files,
     write,
 )
+from tests.support.builders import decode_dna
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VERSIONS = sorted(path for path in GOLDEN.glob("v*") if path.is_dir())

@@ -562,7 +562,7 @@ def test_dockerfile_copies_what_exists() -> None:
 
 def test_image_has_the_workers_environment() -> None:
     """Processes that Ray does not start have it, too: `docker run … vdna build`."""
-    from pipeline.engine import WORKER_ENVIRONMENT
+    from pipeline.engine.ray_engine import WORKER_ENVIRONMENT
 
     [settings] = (line for line in dockerfile() if line.startswith("ENV "))
     assert WORKER_ENVIRONMENT.items() <= dict(re.findall(r"(\w+)=(\S+)", settings)).items()

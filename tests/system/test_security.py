@@ -19,7 +19,7 @@ from pipeline import networks, storage
 from pipeline.catalogue import Catalogue
 from pipeline.errors import CorruptFile
 from pipeline.images import load
-from pipeline.networks import lookup, weights
+from pipeline.networks import lookup, registry, weights
 from pipeline.sources import plan
 from pipeline.spec import Preprocess
 from tests.golden.handmade import commit_dataset, entries, hand_made
@@ -97,7 +97,7 @@ def test_weights_of_every_family_are_named_and_not_run(
     monkeypatch.setattr(lookup, "fetch", lambda *_: uri)
     monkeypatch.setattr(lookup, "EFFICIENTNET_LITE0_SHA256", weights.sha256_of(uri))
     network = networks.describe(extractor, str(path) if whose == "given" else None)
-    source = "planted.pth" if whose == "given" else str(networks.architecture(extractor).source)
+    source = "planted.pth" if whose == "given" else str(registry.architecture(extractor).source)
     with pytest.raises(CorruptFile, match="holds Python objects") as caught:
         networks.load_model(network)
     assert source in str(caught.value)
