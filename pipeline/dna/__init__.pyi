@@ -1,5 +1,11 @@
 from .arrays import Floats as Floats
 from .arrays import Ints as Ints
+from .dna_file import DnaFile as DnaFile
+from .dna_file import dna_metadata as dna_metadata
+from .dna_file import encode_dna as encode_dna
+from .dna_file import encode_layers as encode_layers
+from .dna_file import to_gaussian_table as to_gaussian_table
+from .dna_file import to_table as to_table
 from .exemplars import DEFAULT_EXEMPLARS as DEFAULT_EXEMPLARS
 from .exemplars import EXEMPLAR_COLUMN as EXEMPLAR_COLUMN
 from .exemplars import EXEMPLAR_ROWS_SCHEMA as EXEMPLAR_ROWS_SCHEMA
@@ -8,12 +14,6 @@ from .exemplars import ExemplarSettings as ExemplarSettings
 from .failures import Failure as Failure
 from .failures import decode_failures as decode_failures
 from .failures import encode_failures as encode_failures
-from .file import DnaFile as DnaFile
-from .file import dna_metadata as dna_metadata
-from .file import encode_dna as encode_dna
-from .file import encode_layers as encode_layers
-from .file import to_gaussian_table as to_gaussian_table
-from .file import to_table as to_table
 from .lens import UNIFORM as UNIFORM
 from .lens import Lens as Lens
 from .moments import Moments as Moments

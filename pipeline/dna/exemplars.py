@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.buffers import Data
 from pipeline.dna.arrays import Ints
-from pipeline.dna.file import DnaFile
+from pipeline.dna.dna_file import DnaFile
 from pipeline.dna.sealed import FileKind, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from pipeline.spec import Spec, Tap

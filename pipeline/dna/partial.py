@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.dna.dna_file import DnaFile, dna_metadata, encode_layers, to_table
 from pipeline.dna.exemplars import EXEMPLAR_COLUMN, Exemplars
 from pipeline.dna.failures import Failure
-from pipeline.dna.file import DnaFile, dna_metadata, encode_layers, to_table
 from pipeline.dna.ranges import Ranges
 from pipeline.dna.value import DNA
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch

@@ -20,7 +20,7 @@ from pipeline.comparing.distance import emd, nfd
 from pipeline.comparing.matrix import SCHEMA
 from pipeline.comparing.significance import difference_gram, estimate, flip_test, floor, splits
 from pipeline.dna import DNA
-from pipeline.dna.file import _concatenate
+from pipeline.dna.dna_file import _concatenate
 from pipeline.errors import (
     CorruptFile,
     NotFound,
