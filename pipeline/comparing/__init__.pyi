@@ -9,7 +9,6 @@ from .compare_options import FrechetOptions as FrechetOptions
 from .compare_options import MemoryLimit as MemoryLimit
 from .distance import Measure as Measure
 from .distance import cumulative as cumulative
-from .distance import frechet as frechet
 from .emd_kernel import Curves as Curves
 from .emd_kernel import distances as distances
 from .fold_statistics import NEURON_COLUMNS as NEURON_COLUMNS
@@ -20,6 +19,7 @@ from .fold_statistics import estimates as estimates
 from .fold_statistics import fold_sums as fold_sums
 from .fold_statistics import neuron_estimates as neuron_estimates
 from .fold_statistics import paired_estimates as paired_estimates
+from .gaussians import frechet as frechet
 from .matrix import ALL as ALL
 from .matrix import ESTIMATES as ESTIMATES
 from .matrix import Estimate as Estimate

@@ -27,7 +27,6 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.compare_options import MemoryLimit
-from pipeline.comparing.distance import frechet, frechet_1d, root_covariance, variance
 from pipeline.comparing.emd_kernel import Curves, distances, width_of
 from pipeline.comparing.fold_statistics import (
     PAIR_ESTIMATES,
@@ -37,6 +36,7 @@ from pipeline.comparing.fold_statistics import (
     fold_sums,
     grid,
 )
+from pipeline.comparing.gaussians import frechet, frechet_1d, root_covariance, variance
 from pipeline.comparing.significance import METHOD
 from pipeline.counting import keep_memory
 from pipeline.dna import (

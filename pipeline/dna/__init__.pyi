@@ -1,11 +1,11 @@
 from .arrays import Floats as Floats
 from .arrays import Ints as Ints
+from .dna_encoding import dna_metadata as dna_metadata
+from .dna_encoding import encode_dna as encode_dna
+from .dna_encoding import encode_layers as encode_layers
+from .dna_encoding import to_gaussian_table as to_gaussian_table
+from .dna_encoding import to_table as to_table
 from .dna_file import DnaFile as DnaFile
-from .dna_file import dna_metadata as dna_metadata
-from .dna_file import encode_dna as encode_dna
-from .dna_file import encode_layers as encode_layers
-from .dna_file import to_gaussian_table as to_gaussian_table
-from .dna_file import to_table as to_table
 from .exemplars import DEFAULT_EXEMPLARS as DEFAULT_EXEMPLARS
 from .exemplars import EXEMPLAR_COLUMN as EXEMPLAR_COLUMN
 from .exemplars import EXEMPLAR_ROWS_SCHEMA as EXEMPLAR_ROWS_SCHEMA

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from pipeline.comparing.distance import Distance, emd, frechet_1d, nfd, variance
+from pipeline.comparing.distance import Distance, emd, nfd
+from pipeline.comparing.gaussians import frechet_1d, variance
 from pipeline.dna import DNA, Lens
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from tests.support.builders import NUMERICS, random_dna, tiny_spec

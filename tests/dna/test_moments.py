@@ -25,7 +25,7 @@ from pipeline.building import Request, build_datasets, committer
 from pipeline.catalogue import Catalogue, garbage, verify
 from pipeline.catalogue.garbage_collection import GRACE
 from pipeline.comparing import Matrix, compare, frechet
-from pipeline.comparing.distance import root_covariance
+from pipeline.comparing.gaussians import root_covariance
 from pipeline.counting import (
     Counter,
     Extractor,
