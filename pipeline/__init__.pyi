@@ -38,10 +38,10 @@ from .engine.ray_engine import RayEngine as RayEngine
 from .errors import VdnaError as VdnaError
 from .explaining.explain_options import ExplainOptions as ExplainOptions
 from .explaining.explain_options import FitOptions as FitOptions
+from .explaining.explanation import Explanation as Explanation
 from .explaining.lens_fit import FittedLens as FittedLens
 from .explaining.rank_request import RankRequest as RankRequest
-from .explaining.ranking import Ranking as Ranking
-from .explaining.sensitivity import Explanation as Explanation
+from .explaining.rank_result import Ranking as Ranking
 from .images.decoders import register_decoder as register_decoder
 from .networks.registry import register_network as register_network
 from .refreshing.steps import Refreshed as Refreshed

@@ -2,6 +2,8 @@ from .explain_options import ExplainKeywords as ExplainKeywords
 from .explain_options import ExplainOptions as ExplainOptions
 from .explain_options import FitKeywords as FitKeywords
 from .explain_options import FitOptions as FitOptions
+from .explanation import Explanation as Explanation
+from .histogram_overlay import Overlay as Overlay
 from .lens_fit import AttributeDistances as AttributeDistances
 from .lens_fit import FittedLens as FittedLens
 from .lens_fit import Role as Role
@@ -12,12 +14,10 @@ from .pair_neurons import NearestPairs as NearestPairs
 from .pair_neurons import PairNeuron as PairNeuron
 from .pair_neurons import find_pair_neurons as find_pair_neurons
 from .rank_request import RankRequest as RankRequest
+from .rank_result import Ranking as Ranking
 from .rank_shard import column_of as column_of
-from .ranking import Ranking as Ranking
 from .ranking import rank as rank
 from .ranking_order import RankedImage as RankedImage
 from .reactions import Reaction as Reaction
 from .reactions import Reactions as Reactions
-from .sensitivity import Explanation as Explanation
-from .sensitivity import Overlay as Overlay
 from .sensitivity import explain as explain

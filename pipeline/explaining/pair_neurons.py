@@ -17,7 +17,8 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import FoldCurves, Matrix, adjusted, clusters, neighbours, neuron_estimates
 from pipeline.dna import DNA, Floats, Lens
 from pipeline.events import Listener, Started, StepDone, ignore, stage
-from pipeline.explaining.sensitivity import Overlay, Side, furthest, overlay
+from pipeline.explaining.histogram_overlay import Overlay, overlay
+from pipeline.explaining.sensitivity import Side, furthest
 from pipeline.spec import available_cpus
 
 PAIRS, MOST_PAIRS = 66, 300

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import storage
 from pipeline.building import (
@@ -36,88 +36,13 @@ from pipeline.engine import Engine
 from pipeline.errors import NotFound, SourceError, SpecMismatch, UsageError
 from pipeline.events import Listener, Said, ignore
 from pipeline.explaining.rank_request import RankRequest
-from pipeline.explaining.rank_shard import RANKS, Target, column_of, counts_of
-from pipeline.explaining.ranking_order import RankedImage, RankingOrder, UnrankedImage
+from pipeline.explaining.rank_result import Ranking
+from pipeline.explaining.rank_shard import RANKS, Target, counts_of
+from pipeline.explaining.ranking_order import RankingOrder, UnrankedImage
 from pipeline.networks import network_of
-from pipeline.notebook import data_frame, html_table
 from pipeline.options import shared_values
 from pipeline.sources import Manifest, list_source, plan
 from pipeline.spec import Numerics, Resources, Spec
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """What became of a source: every candidate is ranked, failed or undefined.
-
-    Attributes:
-        name: The dataset that images are ranked against.
-        version: Its version.
-        source: Where the images are.
-        commit: Number of the catalogue's commit.
-        lens: Name of the lens; `uniform` without one.
-        layers: Layers with a distance of their own.
-        ranked: Number of images with a distance.
-        failed: Number of images that could not be read.
-        undefined: Number of images without a finite activation in some neuron.
-        nearest: The images of the smallest distance, the nearest first.
-        farthest: The images of the largest distance, the farthest first.
-        unranked: The first few images without a distance.
-        counted_shards: Number of shards that were not ranked already.
-        ignored: Number of files of other kinds, by suffix.
-        duplicates: Number of images that were listed more than once.
-        notes: What a reader should know, a sentence each.
-    """
-
-    name: str
-    version: Version
-    source: str
-    commit: int
-    lens: str
-    layers: tuple[str, ...]
-    ranked: int
-    failed: int
-    undefined: int
-    nearest: tuple[RankedImage, ...]
-    farthest: tuple[RankedImage, ...]
-    unranked: tuple[UnrankedImage, ...]
-    counted_shards: int
-    ignored: Mapping[str, int] = field(default_factory=dict)
-    duplicates: int = 0
-    notes: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        through = "" if self.lens == UNIFORM else f" through {self.lens}"
-        ends = ""
-        if self.nearest:
-            ends = f", nearest {self.nearest[0].name} at {self.nearest[0].emd:.4g} bins"
-        return f"<Ranking of {self.ranked} images by {self.name}{through}{ends}>"
-
-    def _repr_html_(self) -> str:
-        rows = [(image.rank, f"{image.emd:.4g}", image.name) for image in self._ends]
-        return html_table(
-            f"{self.ranked} images by their distance to {self.name}", ("rank", "emd", "image"), rows
-        )
-
-    @property
-    def _ends(self) -> list[RankedImage]:
-        """The images of both ends, each once, by rank."""
-        images = {image.rank: image for image in (*self.nearest, *self.farthest)}
-        return [images[rank] for rank in sorted(images)]
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Returns the images of both ends, with the columns of the ranking's file.
-
-        The file itself, `out`, has all images.
-        """
-        names = ["uri", "member", "rank", "emd", *map(column_of, self.layers)]
-        rows = [
-            (image.entry.uri, image.entry.member, image.rank, image.emd, *image.layers)
-            for image in self._ends
-        ]
-        return data_frame(names, rows)
 
 
 def rank(

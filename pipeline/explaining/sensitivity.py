@@ -14,195 +14,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import (
     ALL,
-    ESTIMATES,
     FALSE_DISCOVERY_RATE,
     NEURON_COLUMNS,
     PAIR_ESTIMATES,
     FoldCurves,
     FoldSums,
     adjusted,
-    cumulative,
     estimates,
     fold_sums,
     neuron_estimates,
     resolve_versions,
 )
-from pipeline.dna import DNA, UNIFORM, DnaFile, FileKind, Floats, Ints, Lens, encode_sealed
+from pipeline.dna import DNA, UNIFORM, DnaFile, Floats, Ints, Lens
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.explain_options import ExplainKeywords, ExplainOptions
-from pipeline.explaining.reactions import Reactions, strongest_reactions
-from pipeline.notebook import arrow_data_frame, bar_chart, html_table
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-
-_EXPLANATION = FileKind("explanation")
-
-PARTS = 48
-"""The number of bars in a histogram that is shown."""
-
-TAIL = 5e-4
-"""Share of the activations that a shown histogram may leave out at either end."""
-
-_MEASURES = [(name, pa.float64()) for name in ("emd", "emd_range", *ESTIMATES)]
-
-LAYERS = pa.schema(
-    [
-        ("layer", pa.string()),
-        ("neurons", pa.int64()),
-        ("differing", pa.int64()),
-        *_MEASURES,
-        ("share", pa.float64()),
-    ]
-)
-
-NEURONS = pa.schema(
-    [
-        ("layer", pa.string()),
-        ("neuron", pa.int32()),
-        *_MEASURES,
-        ("shift", pa.float64()),
-        ("weight", pa.float64()),
-        ("share", pa.float64()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Overlay:
-    """Two histograms of a neuron on one axis.
-
-    Attributes:
-        low: Left end of the axis, as an activation.
-        high: Right end of the axis.
-        a: Heights of the bars of one dataset; the highest of both is 999.
-        b: Heights of the bars of the other.
-    """
-
-    low: float
-    high: float
-    a: tuple[int, ...]
-    b: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """What two datasets, a and b, differ in. Both tables begin with what is furthest apart.
-
-    Unknown values are null.
-
-    Attributes:
-        versions: The version of each dataset.
-        lens: Name of the lens; `uniform` without one.
-        layers: A row per layer, and `all` first if they are all layers. Distances are as in a
-            matrix, with `q` over the layers; `differing` is how many of its `neurons` differ at a
-            false discovery rate of 5%.
-        neurons: A row per neuron that has a weight, with `q` over all of them. `shift` is the mean
-            of b less that of a, in bins. `share` is of the sum of distances, each times the size of
-            its weight.
-        shown: Histograms of the first neurons, in their order.
-        reactions: The images that these neurons react to most in a and in b; None for a dataset
-            that keeps none of them.
-    """
-
-    versions: Mapping[str, Version]
-    lens: str
-    layers: pa.Table
-    neurons: pa.Table
-    shown: tuple[Overlay, ...]
-    reactions: tuple[tuple[Reactions, Reactions], ...] = ()
-
-    def __repr__(self) -> str:
-        a, b = self.versions
-        through = "" if self.lens == UNIFORM else f" through {self.lens}"
-        tested = f", {self.differing} of them differ" if self.differing else ""
-        first = self.layers.slice(0, 1).to_pylist()
-        far = f"; {first[0]['layer']}: {first[0]['emd']:.4g} bins" if first else ""
-        return (
-            f"<Explanation of {a} and {b}{through}: {self.neurons.num_rows} neurons{tested}{far}>"
-        )
-
-    def _repr_html_(self) -> str:
-        columns = ("layer", "emd", "emd_corrected", "q", "differing", "neurons", "share")
-        rows = [
-            ["" if row[name] is None else _shown(row[name]) for name in columns]
-            for row in self.layers.to_pylist()
-        ]
-        return html_table(" and ".join(self.versions), columns, rows)
-
-    def to_pandas(self, table: Literal["neurons", "layers"] = "neurons") -> pd.DataFrame:
-        """Copies a table to pandas.
-
-        Args:
-            table: Which of the two tables.
-
-        Returns:
-            The neurons or the layers, those that are furthest apart first.
-        """
-        return arrow_data_frame(getattr(self, table))
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws the distance of each layer, the largest first.
-
-        Args:
-            ax: Axes to draw on. None makes a new figure.
-
-        Returns:
-            The axes that were drawn on.
-        """
-        values = self.layers["emd"].to_numpy().tolist()
-        return bar_chart(self.layers["layer"].to_pylist(), values, "emd (bins)", ax)
-
-    @cached_property
-    def signed(self) -> bool:
-        """Whether the lens has weights below zero, so that nothing is a distance."""
-        return bool((_floats(self.neurons, "weight") < 0).any())
-
-    @cached_property
-    def differing(self) -> int:
-        """Number of neurons that differ at a false discovery rate of 5%."""
-        return int((_floats(self.neurons, "q") < FALSE_DISCOVERY_RATE).sum())
-
-    def encode(self) -> bytes:
-        """Encodes the neurons as Parquet, in their order, with what was compared.
-
-        Returns:
-            The bytes of the file.
-        """
-        metadata = {
-            "members": {name: version.dna for name, version in self.versions.items()},
-            "lens": self.lens,
-        }
-        return encode_sealed(_EXPLANATION, metadata, [self.neurons], NEURONS)
-
-    def save(self, out: str) -> None:
-        """Writes all neurons as Parquet, the most different first.
-
-        Args:
-            out: The path or url to write (.parquet).
-
-        Raises:
-            UsageError: The name does not end in .parquet.
-        """
-        storage.replace(storage.parquet_uri(out, "the neurons are"), self.encode())
-
-    @cached_property
-    def half(self) -> int:
-        """Least number of neurons that make up half of the distance; 0 if there is none."""
-        shares = np.sort(np.nan_to_num(_floats(self.neurons, "share")))[::-1].cumsum()
-        return int(np.searchsorted(shares, 0.5 - 1e-12) + 1) if (shares > 0).any() else 0
+from pipeline.explaining.explanation import LAYERS, NEURONS, Explanation, floats
+from pipeline.explaining.histogram_overlay import Overlay, overlay
+from pipeline.explaining.reactions import strongest_reactions
 
 
 def explain(
@@ -266,45 +103,6 @@ def explain(
         tuple(overlay for overlay in shown if overlay is not None),
         tuple(zip(of_a, of_b, strict=True)),
     )
-
-
-def overlay(a: DNA, b: DNA, neuron: int) -> Overlay:
-    """Makes the histograms of a neuron of two DNAs.
-
-    Args:
-        a: One DNA.
-        b: The other DNA, under the same spec.
-        neuron: Position of the neuron in both.
-
-    Returns:
-        Both histograms on one axis.
-    """
-    sums = [cumulative(dna, np.array([neuron]))[0] for dna in (a, b)]
-    return overlaid(sums[0], sums[1], float(a.low[neuron]), float(a.high[neuron]))
-
-
-def overlaid(a: Floats, b: Floats, low: float, high: float, parts: int = PARTS) -> Overlay:
-    """Makes the histograms of a neuron from its cumulative distributions.
-
-    Args:
-        a: (bins,) cumulative distribution in one dataset.
-        b: (bins,) cumulative distribution in the other.
-        low: Lower end of the neuron's range.
-        high: Upper end of the range.
-        parts: Most bars to make, of equal width.
-
-    Returns:
-        Both histograms on one axis, without the empty ends.
-    """
-    both, bins = (a + b) / 2, len(a)
-    first = int(np.searchsorted(both, TAIL))
-    last = min(bins, int(np.searchsorted(both, 1 - TAIL)) + 1)
-    edges = np.unique(np.linspace(first, last, parts + 1).round().astype(int))
-    shares = [np.diff(np.concatenate([[0.0], sums])[edges]) / np.diff(edges) for sums in (a, b)]
-    most = max(float(share.max()) for share in shares) or 1.0
-    heights = [tuple(int(v) for v in np.rint(share / most * 999)) for share in shares]
-    width = (high - low) / bins
-    return Overlay(low + first * width, low + last * width, *heights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -445,8 +243,8 @@ def _layer_table(
     layers = len(parts)
     columns["q"] = np.concatenate([adjusted(columns["p"][:layers]), columns["p"][layers:]])
     of = np.array(neurons["layer"].to_pylist(), object)
-    differing = _floats(neurons, "q") < FALSE_DISCOVERY_RATE
-    share = np.nan_to_num(_floats(neurons, "share"))
+    differing = floats(neurons, "q") < FALSE_DISCOVERY_RATE
+    share = np.nan_to_num(floats(neurons, "share"))
     names = [part.name for part in parts]
     rows = [
         (int((of == name).sum()), int(differing[of == name].sum()), float(share[of == name].sum()))
@@ -466,10 +264,6 @@ def _layer_table(
     return _table(LAYERS, {name: values[order] for name, values in columns.items()})
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def _shares(owed: Floats) -> Floats:
     total = np.nansum(owed)
     return owed / total if total else np.where(np.isnan(owed), np.nan, 0.0)
@@ -483,7 +277,3 @@ def _table(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
         },
         schema=schema,
     )
-
-
-def _floats(table: pa.Table, column: str) -> Floats:
-    return cast(Floats, table[column].to_numpy())

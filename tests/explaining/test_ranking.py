@@ -45,7 +45,7 @@ from pipeline.explaining import Ranking, RankRequest, rank
 from pipeline.explaining import ranking as rank_module
 from pipeline.explaining.image_emd import LayerEmd
 from pipeline.explaining.rank_shard import Ranks
-from pipeline.explaining.sensitivity import Reaction
+from pipeline.explaining.reactions import Reaction
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import write_gallery
 from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, render_gallery

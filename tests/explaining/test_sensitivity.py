@@ -21,7 +21,8 @@ from pipeline.comparing import ALL, ESTIMATES, compare, cumulative
 from pipeline.dna import DNA, Lens
 from pipeline.errors import NotFound, UsageError
 from pipeline.explaining import Explanation, explain
-from pipeline.explaining.sensitivity import LAYERS, NEURONS, PARTS, overlaid
+from pipeline.explaining.explanation import LAYERS, NEURONS
+from pipeline.explaining.histogram_overlay import PARTS, overlaid
 from pipeline.reporting import explanation_sentence, print_explanation
 from pipeline.sources import Shard, plan
 from pipeline.spec import Tap

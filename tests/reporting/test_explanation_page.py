@@ -25,7 +25,7 @@ from pipeline.dna import Lens
 from pipeline.engine import InProcess
 from pipeline.errors import StorageError, TransientError
 from pipeline.explaining import Explanation, Overlay, explain
-from pipeline.explaining.sensitivity import Reaction
+from pipeline.explaining.reactions import Reaction
 from pipeline.reporting import gather_explanation, render_explanation, save_page
 from pipeline.reporting.html import explanation_page as explained
 from pipeline.reporting.html import thumbnails
@@ -270,7 +270,7 @@ def hand_made(neurons: int, images: int, text: str = "s3://b/é") -> Explanation
 
 
 def explain_schema(name: str) -> pa.Schema:
-    from pipeline.explaining.sensitivity import LAYERS, NEURONS
+    from pipeline.explaining.explanation import LAYERS, NEURONS
 
     return {"layers": LAYERS, "neurons": NEURONS}[name]
 

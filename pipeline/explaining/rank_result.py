@@ -1,0 +1,91 @@
+"""The result of a ranking: how many images there are, and those at either end.
+
+>>> ranking.nearest[0].name                                      # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.catalogue import Version
+from pipeline.dna import UNIFORM
+from pipeline.explaining.rank_shard import column_of
+from pipeline.explaining.ranking_order import RankedImage, UnrankedImage
+from pipeline.notebook import data_frame, html_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What became of a source: every candidate is ranked, failed or undefined.
+
+    Attributes:
+        name: The dataset that images are ranked against.
+        version: Its version.
+        source: Where the images are.
+        commit: Number of the catalogue's commit.
+        lens: Name of the lens; `uniform` without one.
+        layers: Layers with a distance of their own.
+        ranked: Number of images with a distance.
+        failed: Number of images that could not be read.
+        undefined: Number of images without a finite activation in some neuron.
+        nearest: The images of the smallest distance, the nearest first.
+        farthest: The images of the largest distance, the farthest first.
+        unranked: The first few images without a distance.
+        counted_shards: Number of shards that were not ranked already.
+        ignored: Number of files of other kinds, by suffix.
+        duplicates: Number of images that were listed more than once.
+        notes: What a reader should know, a sentence each.
+    """
+
+    name: str
+    version: Version
+    source: str
+    commit: int
+    lens: str
+    layers: tuple[str, ...]
+    ranked: int
+    failed: int
+    undefined: int
+    nearest: tuple[RankedImage, ...]
+    farthest: tuple[RankedImage, ...]
+    unranked: tuple[UnrankedImage, ...]
+    counted_shards: int
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        through = "" if self.lens == UNIFORM else f" through {self.lens}"
+        ends = ""
+        if self.nearest:
+            ends = f", nearest {self.nearest[0].name} at {self.nearest[0].emd:.4g} bins"
+        return f"<Ranking of {self.ranked} images by {self.name}{through}{ends}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(image.rank, f"{image.emd:.4g}", image.name) for image in self._ends]
+        return html_table(
+            f"{self.ranked} images by their distance to {self.name}", ("rank", "emd", "image"), rows
+        )
+
+    @property
+    def _ends(self) -> list[RankedImage]:
+        """The images of both ends, each once, by rank."""
+        images = {image.rank: image for image in (*self.nearest, *self.farthest)}
+        return [images[rank] for rank in sorted(images)]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns the images of both ends, with the columns of the ranking's file.
+
+        The file itself, `out`, has all images.
+        """
+        names = ["uri", "member", "rank", "emd", *map(column_of, self.layers)]
+        rows = [
+            (image.entry.uri, image.entry.member, image.rank, image.emd, *image.layers)
+            for image in self._ends
+        ]
+        return data_frame(names, rows)
