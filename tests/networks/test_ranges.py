@@ -262,7 +262,7 @@ def test_ranges_by_file_and_by_digest(tmp_path: Path, network: Network, truth: R
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path, network: Network) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SourceError, match="pipe is a named pipe"):
-        resolve(network, str(tmp_path / "pipe"), {})
+        find_ranges(network, str(tmp_path / "pipe"), {})
     with pytest.raises(SourceError, match="pipe is a named pipe"):
         describe("efficientnet_lite0", str(tmp_path / "pipe"))
 
