@@ -69,7 +69,7 @@ class MemoryImages:
         indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
         if not indexed and not hasattr(source, "__iter__"):
             raise UsageError(
-                f"the source is a {type(source).__name__}; give a path or url, a list of them, "
+                f"the source has type {type(source).__name__}; give a path or url, a list of them, "
                 "images, or a dataset of images"
             )
         return cls(source if indexed else list(source), exif, column)  # type: ignore[arg-type]  # it has both methods
@@ -85,7 +85,7 @@ class MemoryImages:
         if not all(paths):
             index = paths.index(False)
             raise UsageError(
-                f"image {index} is a {type(self.items[index]).__name__}, and others are paths; "
+                f"image {index} has type {type(self.items[index]).__name__}, and others are paths; "
                 "give only paths or only images"
             )
         return [os.fspath(item) for item in self.items]
@@ -151,7 +151,8 @@ def pixels_of_item(item: Any, index: int, exif: Exif, column: str | None) -> NDA
         array = _pixels_of_tensor(item, index)
     else:
         raise UsageError(
-            f"image {index} is a {type(item).__name__}; give arrays, PIL images, torch tensors, or "
+            f"image {index} has type {type(item).__name__}; give arrays, PIL images, torch "
+            "tensors, or "
             "paths and urls of files"
         )
     if array.ndim == 2:

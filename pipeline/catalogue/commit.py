@@ -182,7 +182,7 @@ def _require_files(version: Version) -> Version:
     """Refuses a version that lacks a file or a footer, or has one of an unknown kind."""
     required = ("dna",) if version.imported else FILES
     if missing := sorted(set(required) - version.sha256.keys()):
-        raise ValueError(f"no sha256 is stated of its files {', '.join(missing)}")
+        raise ValueError(f"the sha256 is missing of its files {', '.join(missing)}")
     if unknown := sorted(version.sha256.keys() - set(KINDS)):
         raise ValueError(f"it has files of unknown kinds: {', '.join(unknown)}")
     if odd := sorted(version.footers.keys() ^ (version.sha256.keys() & set(IN_PART))):

@@ -402,7 +402,7 @@ class _VersionChecks:
         failed = _hashes((failure.uri, failure.member) for failure in self._failures or ())
         unknown = len(shown) - len(np.intersect1d(shown, self._image_hashes))
         if unknown or len(np.intersect1d(shown, failed)):
-            raise ConservationError(f"{uri} names exemplars that are not images counted")
+            raise ConservationError(f"{uri} names exemplars that are not counted images")
         return (
             f"{held.rows.num_rows} names for {np.count_nonzero(counts)} neurons, all of images "
             "that were counted"

@@ -96,7 +96,7 @@ class VersionFiles(CommitLog):
         dataset = file.metadata.get("dataset")
         if (dataset, file.spec.digest) != (name, version.spec):
             raise CorruptFile(
-                f"{uri} is of {dataset} under spec {file.spec.digest}, not of {name} under "
+                f"{uri} belongs to {dataset} under spec {file.spec.digest}, not to {name} under "
                 f"{version.spec}"
             )
         committed = {
@@ -218,7 +218,9 @@ class VersionFiles(CommitLog):
         except (ValueError, TypeError, CorruptFile, UsageError) as error:
             raise CorruptFile(f"{uri}: not a spec: {error}") from error
         if spec.digest != digest:
-            raise CorruptFile(f"{uri} holds spec {spec.digest}; restore the file")
+            raise CorruptFile(
+                f"{uri} should hold spec {digest}, but holds {spec.digest}; restore the file"
+            )
         return spec
 
     def ranges(self, digest: str) -> Ranges:
@@ -252,7 +254,9 @@ def decode_manifest(data: bytes | mmap, uri: str, digest: str) -> Manifest:
     manifest = Manifest.decode(data, uri)
     if manifest.digest != digest:
         raise CorruptFile(
-            f"{uri} holds the manifest {manifest.digest}; delete it and build the dataset again"
+            f"{uri} should hold manifest {digest}, but holds {manifest.digest}; delete "
+            "it and build "
+            "the dataset again"
         )
     return manifest
 

@@ -315,7 +315,7 @@ def comparable(
     a.spec.require_same(b.spec, *names)
     for name, dna in zip(names, (a, b), strict=True):
         if dna.images == 0:
-            raise UsageError(f"{name} has no images, so that it is at no distance from anything")
+            raise UsageError(f"{name} has no images, so there is no distance from it")
         if column in dna.unknown or (column == "scatter" and dna.scatter is None):
             raise UsageError(f"{name} {_MISSING[column]}")
     if layer is not None:

@@ -248,8 +248,8 @@ def distances(
     """
     if a.values.shape[0::2] != b.values.shape[0::2] or len(weights) != len(a.values):
         raise UsageError(
-            f"{a.values.shape[0::2]} neurons x bins against {b.values.shape[0::2]}, with "
-            f"{len(weights)} weights"
+            f"histograms of (neurons, bins) {a.values.shape[0::2]} and {b.values.shape[0::2]} with "
+            f"{len(weights)} weights do not fit together"
         )
     used = np.flatnonzero(weights)
     shape = a.values.shape[1], b.values.shape[1]
@@ -331,7 +331,9 @@ def require_device(device: str) -> None:
         return
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
-        raise UsageError(f"device is {device!r}; it is cpu, cuda, or one of several: cuda:1")
+        raise UsageError(
+            f"device is {device!r}; it must be cpu, cuda, or one of several GPUs, such as cuda:1"
+        )
     import torch
 
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0

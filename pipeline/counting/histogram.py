@@ -118,7 +118,9 @@ class LayerCounts:
             UsageError: If the table has another shape.
         """
         if table.shape != self.table.shape:
-            raise UsageError(f"a table of shape {table.shape} added to one of {self.table.shape}")
+            raise UsageError(
+                f"a table of shape {table.shape} cannot be added to one of {self.table.shape}"
+            )
         self.table += table
         np.minimum(self.minimum, minimum, out=self.minimum)
         np.maximum(self.maximum, maximum, out=self.maximum)

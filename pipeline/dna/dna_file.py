@@ -78,7 +78,9 @@ class DnaFile:
             )
         found = len(self._sealed.row_groups)
         if found != len(self.spec.layers):
-            raise CorruptFile(f"{name}: {found} layers, its spec has {len(self.spec.layers)}")
+            raise CorruptFile(
+                f"{name}: holds {found} layers, but its spec has {len(self.spec.layers)}"
+            )
         if layers is not None:
             self.check_bytes(layers)
         elif kind == "partial":
@@ -260,7 +262,8 @@ def _from_rows(rows: pa.Table, spec: Spec, layer: str, totals: _Totals, name: st
     stated = set(totals.unknown) & set(rows.column_names)
     if nulls != stated or any(rows[column].null_count < tap.neurons for column in nulls):
         raise CorruptFile(
-            f"{name}: layer {layer} has nulls in {', '.join(sorted(nulls)) or 'none'}"
+            f"{name}: layer {layer} has nulls in {_listed(nulls)}, but its metadata states that "
+            f"there are some in {_listed(stated)}"
         )
     arrays: dict[str, Any] = {
         column: np.zeros(tap.neurons, kind.to_pandas_dtype())
@@ -280,6 +283,10 @@ def _from_rows(rows: pa.Table, spec: Spec, layer: str, totals: _Totals, name: st
         numerics=totals.numerics,
         unknown=totals.unknown,
     )
+
+
+def _listed(columns: set[str]) -> str:
+    return ", ".join(sorted(columns)) or "no column"
 
 
 def _require_order(rows: pa.Table, layer: str, neurons: int, name: str) -> None:
@@ -311,7 +318,7 @@ def _scatter(rows: pa.Table, spec: Spec, layer: str, name: str) -> Floats:
     lists = rows["scatter"].combine_chunks()
     lengths = np.asarray(pc.list_value_length(lists))
     if lists.flatten().null_count or not np.array_equal(lengths, np.arange(neurons, 0, -1)):
-        raise CorruptFile(f"{name}: layer {layer} has no whole triangle of its scatter matrix")
+        raise CorruptFile(f"{name}: layer {layer} lacks a part of its scatter matrix")
     return np.asarray(lists.flatten(), np.float64)
 
 

@@ -67,10 +67,15 @@ class Lens:
 
     def __post_init__(self) -> None:
         if self.name == UNIFORM:
-            raise UsageError(f"a lens is named {UNIFORM}, which says that there is none; rename it")
+            raise UsageError(
+                f"lens name {UNIFORM!r} is reserved for comparing without a lens; rename it"
+            )
         neurons = sum(count for _, count in self.taps)
         if self.weights.shape != (neurons,):
-            raise UsageError(f"lens {self.name}: {len(self.weights)} weights, {neurons} neurons")
+            raise UsageError(
+                f"lens {self.name} has {len(self.weights)} weights for {neurons} neurons; give "
+                "each neuron one"
+            )
         bad = np.flatnonzero(~np.isfinite(self.weights))
         if len(bad):
             raise UsageError(
@@ -121,7 +126,9 @@ class Lens:
                 raise UsageError(f"lens {name}: no neuron {layer}[{neuron}]; {layer} has {has}")
             at = starts[layer] + neuron
             if seen[at]:
-                raise UsageError(f"lens {name}: two weights of neuron {layer}[{neuron}]")
+                raise UsageError(
+                    f"lens {name}: neuron {layer}[{neuron}] has two weights; give it one"
+                )
             weights[at], seen[at] = weight, True
         return cls(name, taps, weights)
 
@@ -172,7 +179,7 @@ class Lens:
             if name == layer:
                 return self.weights[start : start + neurons]
             start += neurons
-        raise UsageError(f"lens {self.name} knows no layer {layer!r}")
+        raise UsageError(f"lens {self.name} has no weights for layer {layer!r}")
 
     def has_positive_weight(self, layer: str) -> bool:
         """Tells whether a distance through this lens exists for a layer.
@@ -261,11 +268,11 @@ class Lens:
         metadata = SealedFile(data, _LENS, name).metadata if is_sealed(parquet) else {}
         provenance = metadata.get("provenance", {})
         if not isinstance(provenance, dict):
-            raise CorruptFile(f"{name}: its provenance is {provenance!r:.80}, not an object")
+            raise CorruptFile(f"{name}: its provenance is {provenance!r:.80}, not a JSON object")
         said = {"neurons": parquet.metadata.num_rows, "provenance": provenance}
         said |= {"taps": metadata["taps"]} if "taps" in metadata else {}
         if "written" in metadata:
-            with corrupt_if_unreadable(f"{name}: the time that it was written is not one"):
+            with corrupt_if_unreadable(f"{name}: the time at which it was written cannot be read"):
                 said["written"] = datetime.fromisoformat(metadata["written"])
         return said
 
@@ -302,7 +309,7 @@ class Lens:
             ]
             own = tuple((layer, count) for layer, count in metadata.get("taps", ()))
         if metadata and own != spec.shape:
-            raise UsageError(f"{name} is a lens on another network than {spec.extractor}")
+            raise UsageError(f"{name} is a lens for another network than {spec.extractor}")
         lens = cls.from_rows(str(metadata.get("name", name)), spec, rows)
         lens = replace(lens, provenance=metadata.get("provenance", {}))
         if metadata and metadata.get("digest") != lens.digest:

@@ -113,7 +113,7 @@ class Attribute:
             )
         with_it, sign, without = found.groups()
         if with_it == without:
-            raise UsageError(f"attribute is {text!r}: the same dataset with it and without")
+            raise UsageError(f"attribute is {text!r}; name two different datasets")
         return cls(check_name(with_it), check_name(without), sign == "=")
 
     def __str__(self) -> str:
@@ -228,7 +228,7 @@ def _fit_focus(
     if not differ.any():
         raise UsageError(
             f"{attribute}: no neuron differs at a false discovery rate of "
-            f"{FALSE_DISCOVERY_RATE:.0%}; its signal is under the floor of so few images"
+            f"{FALSE_DISCOVERY_RATE:.0%}; give more images"
         )
     places = _first(np.where(differ, seen.whole.distances[0], -1.0), top)
     if not len(places):
@@ -293,13 +293,17 @@ def fit_lens(
         raise UsageError("give either focus, or ignore and keep")
     if focus is not None:
         if how.keep or how.non_negative or how.by_layer:
-            raise UsageError("keep, non_negative and by_layer belong to ignore")
+            raise UsageError(
+                "keep, non_negative and by_layer are for a lens that ignores; give ignore, too"
+            )
         seen = AttributeDistances.of(catalogue, [focus], how.spec, how.at, progress)
         return _fit_focus(name, seen, how.top or FOCUS_NEURONS, how.layers)
     if how.layers or how.top is not None:
-        raise UsageError("layers and top belong to focus; weights are fitted to all neurons")
+        raise UsageError(
+            "layers and top are for a lens that focuses; give focus, or leave them out"
+        )
     if not how.keep:
-        raise UsageError("a lens that ignores takes an attribute to ignore, and others to keep")
+        raise UsageError("to ignore an attribute, name others to keep")
     attributes = [*how.ignore, *how.keep]
     seen = AttributeDistances.of(catalogue, attributes, how.spec, how.at, progress)
     roles: list[Role] = ["ignored" if text in how.ignore else "kept" for text in seen.attributes]
@@ -642,10 +646,12 @@ def _require_pairs(
         picture, fold = min((rows[0] - rows[1]) + (rows[1] - rows[0]))
         here, there = both if rows[0][picture, fold] > rows[1][picture, fold] else both[::-1]
         raise UsageError(
-            f"{attribute} is not of the same images: {picture} is in fold {fold} of {here} and not "
-            f"in that of {there}. Images are paired by their file's name, its suffix aside, and by "
-            "their fold: build both anew, of tables with a column of what makes a pair (--group-by "
-            "COLUMN), without a limit; or write a colon, for other images"
+            f"{attribute}: the two datasets do not hold the same images: {picture} is in "
+            f"fold {fold} "
+            f"of {here}, but not of {there}. Images are paired by the name of their file, without "
+            "its suffix, and by their fold. Build both again from tables with a column that is "
+            "the same for both images of a pair (--group-by COLUMN), without a limit; or write a "
+            "colon, for datasets of different images"
         )
 
 

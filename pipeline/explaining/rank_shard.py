@@ -232,7 +232,7 @@ def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:
     version = place.find(target.name, target.commit, spec.digest)
     if version.dna != target.dna:
         raise CorruptFile(
-            f"{place.log_uri(target.commit)} is of {target.name} as {version.dna}; images are "
+            f"{place.log_uri(target.commit)} states dna {version.dna} of {target.name}; images are "
             f"ranked against {target.dna}"
         )
     slices = dict(zip(spec.layers, spec.slices, strict=True))

@@ -127,7 +127,7 @@ def _found(name: str) -> OwnDecoder:
     found = _OWN.find(name)
     if found is None:
         raise UsageError(
-            f"no decoder {name!r}; there are: {', '.join(_OWN.names()) or 'none'}. Your own is "
-            "made known by `register_decoder`"
+            f"no decoder {name!r}; there are: {', '.join(_OWN.names()) or 'none'}. Register "
+            "your own with `register_decoder`"
         )
     return found

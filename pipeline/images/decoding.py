@@ -310,7 +310,8 @@ def _check_mode(image: Image.Image) -> None:
         _check_plain_16_bit(image)
     elif image.mode not in MODES:
         raise BadImage(
-            "unsupported", f"a {image.format} of mode {image.mode}: no value of it is white"
+            "unsupported",
+            f"{image.format} images of mode {image.mode} do not say which value is white",
         )
 
 

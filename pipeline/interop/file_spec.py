@@ -172,7 +172,7 @@ def require_fit(file: ReferenceFile, spec: Spec, ranges: Ranges | None) -> FileS
         notes.append(f"its ranges {spec.ranges_digest} are not in this catalogue")
     if ranges is not None and ranges.taps != tuple(neurons.items()):
         raise UsageError(
-            f"ranges {ranges.digest} are of {dict(ranges.taps)}; the spec, of {neurons}"
+            f"ranges {ranges.digest} have {dict(ranges.taps)} neurons, but the spec has {neurons}"
         )
     return FileSpec(spec, ranges, tuple(notes))
 
@@ -258,7 +258,9 @@ def _spec_from_json(data: object, name: str) -> Spec:
     if isinstance(data, dict) and isinstance(data.get("spec"), dict):
         data = data["spec"]
     if not isinstance(data, dict):
-        raise CorruptFile(f"{name}: holds a {type(data).__name__}, not the fields of a spec")
+        raise CorruptFile(
+            f"{name}: holds JSON of type {type(data).__name__}, not the fields of a spec"
+        )
     try:
         return Spec.from_json(data)
     except (CorruptFile, UsageError, ValueError) as error:

@@ -167,5 +167,7 @@ def read_json(data: bytes, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{name}: torn, or not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise CorruptFile(f"{name}: holds a {type(fields).__name__}, not an object with fields")
+        raise CorruptFile(
+            f"{name}: holds JSON of type {type(fields).__name__}, not an object with fields"
+        )
     return fields

@@ -41,7 +41,7 @@ def timm_architecture(name: str, model: str, size: int | None) -> Architecture:
         tags = [key.partition(".")[2] for key in get_arch_pretrained_cfgs(base)]
         raise UsageError(f"{name}: {error} Its tags: {', '.join(tags)}") from error
     if cfg is None:
-        raise UsageError(f"{name}: timm says neither its input's size nor its mean")
+        raise UsageError(f"{name}: timm does not state the size of its input or its mean")
     channels, height, width = cfg.input_size
     if channels != 3:
         raise UsageError(f"{name} takes images of {channels} channels, not of 3")
@@ -189,7 +189,7 @@ def _torchvision_filter(state: State, model: Any) -> State:
 
 def _unknown(name: str, base: str, known: Sequence[str], library: str) -> UsageError:
     near = difflib.get_close_matches(base, known, 5, 0.5)
-    hint = f"; near it: {', '.join(near)}" if near else ""
+    hint = f"; similar names: {', '.join(near)}" if near else ""
     return UsageError(f"no extractor {name!r}: {library} has no model {base!r}{hint}")
 
 

@@ -86,4 +86,6 @@ def _timm_key(key: str) -> str:
         module, _, parameter = key.partition(".")
         return f"{_LITE0_OUTER[module]}.{parameter}"
     except (KeyError, IndexError) as error:
-        raise CorruptFile(f"weights hold {key!r}, which EfficientNet-lite0 has not") from error
+        raise CorruptFile(
+            f"weights hold {key!r}, which EfficientNet-lite0 does not have"
+        ) from error

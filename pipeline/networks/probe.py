@@ -132,8 +132,8 @@ def _shown(
 def _unable(name: str, known: Architecture, error: Exception) -> UsageError:
     why = " ".join(str(error).split())[:300]
     return UsageError(
-        f"{name} does not run on images of {known.height} x {known.width}: {why}. Another size is "
-        "asked for by NAME@SIZE"
+        f"{name} does not run on images of {known.height} x {known.width}: {why}. Ask for "
+        "another size by NAME@SIZE"
     )
 
 
@@ -148,8 +148,8 @@ def _require_whole_patches(name: str, known: Architecture, model: Any) -> None:
         rows_left, columns_left = known.height % patch[0], known.width % patch[1]
         if rows_left or columns_left:
             raise UsageError(
-                f"{name} cuts images into patches of {patch[0]} x {patch[1]}, and its size "
-                f"{known.height} x {known.width} is no multiple of them"
+                f"{name} cuts images into patches of {patch[0]} x {patch[1]}, but its size "
+                f"{known.height} x {known.width} is not a multiple of them"
             )
 
 
@@ -240,6 +240,7 @@ def _layout(path: str, model: Any, output: Any, larger: Any) -> str:
         same = [3 if getattr(model, "output_fmt", "") == "NHWC" else 1]
     if same == [2]:
         raise UsageError(
-            f"{path} puts out {shape}, with channels in the middle; tap another module by --taps"
+            f"module {path} returns shape {shape}, with channels in the middle; tap another "
+            "module by --taps"
         )
     return "[hwc]" if same == [3] else ""

@@ -129,7 +129,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [key for key, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands there twice")
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is given twice")
     return found
 
 
@@ -140,16 +140,21 @@ def _column(values: object, layer: str, what: str, name: str) -> list[float]:
         CorruptFile: If one is missing, or is no number.
     """
     if not isinstance(values, dict):
-        raise CorruptFile(f"{name}: layer {layer} holds no {what} by neuron")
+        raise CorruptFile(f"{name}: layer {layer} does not state the {what} of each neuron")
     column = []
     for i in range(len(values)):
         if str(i) not in values:
             odd = next(key for key in values if key not in set(map(str, range(len(values)))))
-            raise CorruptFile(f"{name}: layer {layer} has a neuron {odd!r}, and no {what} of {i}")
+            raise CorruptFile(
+                f"{name}: layer {layer} has a neuron {odd!r}, but no {what} of neuron {i}"
+            )
         value = values[str(i)]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not abs(value) <= _MAX_FLOAT32:
-            raise CorruptFile(f"{name}: the {what} of neuron {layer}[{i}] is {value!r}")
+            raise CorruptFile(
+                f"{name}: the {what} of neuron {layer}[{i}] is {value!r}; it must be a "
+                "finite number"
+            )
         column.append(float(value))
     return column
 

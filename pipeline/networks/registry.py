@@ -131,7 +131,9 @@ def architecture(name: str) -> Architecture:
     if family in FAMILIES and rest:
         model, at, size = rest.partition("@")
         if at and not re.fullmatch(r"[1-9]\d{0,4}", size):
-            raise UsageError(f"{name}: the size {size!r} is no number of pixels; write {model}@224")
+            raise UsageError(
+                f"{name}: the size {size!r} is not a number of pixels; write {model}@224"
+            )
         return FAMILIES[family](name, model, int(size) if at else None)
     if name in BUILT_IN:
         return BUILT_IN[name]()
@@ -139,8 +141,8 @@ def architecture(name: str) -> Architecture:
     if own is None:
         raise UsageError(
             f"no extractor {name!r}; there are: {', '.join([*BUILT_IN, *_OWN.names()])}, "
-            "timm:NAME[.TAG][@SIZE] and torchvision:NAME[.WEIGHTS][@SIZE]. Your own is made known "
-            "by `register_network`"
+            "timm:NAME[.TAG][@SIZE] and torchvision:NAME[.WEIGHTS][@SIZE]. Register your own with "
+            "`register_network`"
         )
     return own.architecture()
 

@@ -111,7 +111,7 @@ def matching(patterns: str, names: Sequence[str]) -> tuple[str, ...]:
         hits = [i for i, name in enumerate(names) if rule.fullmatch(name)]
         if not hits:
             near = difflib.get_close_matches(bare, names, 5, 0.4) or list(names[:5])
-            raise UsageError(f"taps {pattern!r} match no module; near it: {', '.join(near)}")
+            raise UsageError(f"taps {pattern!r} match no module; similar names: {', '.join(near)}")
         found |= {(i, names[i] + pattern[len(bare) :]) for i in hits}
     return tuple(name for _, name in sorted(found))
 
@@ -158,17 +158,18 @@ def rows(output: Any, notation: str, batch: int) -> torch.Tensor:
     name, part = parse(notation)
     if not isinstance(output, torch.Tensor):
         raise UsageError(
-            f"{name} puts out a {type(output).__name__}, no tensor; tap another module by --taps"
+            f"module {name} returns a value of type {type(output).__name__}, not a tensor; tap "
+            "another module by --taps"
         )
     shape = tuple(output.shape)
     if not shape or shape[0] != batch or not 2 <= len(shape) <= 4 or 0 in shape:
         raise UsageError(
-            f"{name} puts out {shape} for {batch} images, which is none of (B, C, H, W), "
-            "(B, H, W, C), (B, tokens, C) and (B, C); tap another module by --taps"
+            f"module {name} returns shape {shape} for {batch} images; it must be (B, C, H, W), "
+            "(B, H, W, C), (B, tokens, C) or (B, C). Tap another module by --taps"
         )
     if part == "0":
         if len(shape) != 3:
-            raise UsageError(f"{name}[0] asks for a token, and {name} puts out {shape}")
+            raise UsageError(f"{name}[0] asks for a token, but module {name} returns shape {shape}")
         return output[:, :1]
     if len(shape) == 2:
         return output[:, None]

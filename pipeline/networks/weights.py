@@ -234,7 +234,9 @@ def load_state(data: bytes) -> dict[str, torch.Tensor]:
         raise CorruptFile(f"weights are not a state dict of tensors: {error!r}") from error
     state = _unwrapped(state)
     if not isinstance(state, dict):
-        raise CorruptFile(f"weights hold a {type(state).__name__}, not a state dict")
+        raise CorruptFile(
+            f"weights hold an object of type {type(state).__name__}, not a state dict"
+        )
     strange = [key for key in state if not isinstance(key, str)]
     if strange:
         raise CorruptFile(f"weights hold a parameter named {strange[0]!r}; names must be text")
@@ -314,7 +316,7 @@ def fit(
     odd = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if odd:
         raise CorruptFile(
-            f"weights hold a {type(state[odd[0]]).__name__} as {odd[0]}, where a tensor belongs"
+            f"weights hold {odd[0]} as type {type(state[odd[0]]).__name__}, where a tensor belongs"
         )
     wanted = {
         key: tuple(value.shape)

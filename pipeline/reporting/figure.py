@@ -54,7 +54,7 @@ def kind_of(path: str) -> str:
     """
     kind = path.rpartition(".")[2].lower()
     if kind not in KINDS or "." not in path:
-        raise UsageError(f"figure is {path!r}; name it .{', .'.join(KINDS)}")
+        raise UsageError(f"figure is {path!r}; its name must end in one of .{', .'.join(KINDS)}")
     return kind
 
 

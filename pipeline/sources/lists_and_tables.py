@@ -150,10 +150,12 @@ class SourceTable:
             )
         twice = sorted({name for name in columns if columns.count(name) > 1})
         if twice or "" in columns:
-            raise UsageError(f"{uri} has a column without a name, or names twice: {twice or ['']}")
+            raise UsageError(
+                f"{uri} must have columns of different names; these are not: {twice or ['']}"
+            )
         if rules.group_column is not None and rules.group_column not in columns:
             raise UsageError(
-                f"group-by is {rules.group_column!r}; {uri} has no such column, but: "
+                f"group-by is {rules.group_column!r}; {uri} has no such column; it has: "
                 f"{', '.join(columns)}"
             )
         return cls(uri, columns, rules.group_column)
@@ -185,7 +187,7 @@ class SourceTable:
                 else:
                     item = storage.info(name)
                 if row.get("member") and archive_kind(name) is None:
-                    raise SourceError(f"{name} is no archive, and cannot have a member")
+                    raise SourceError(f"{name} is not an archive, so it cannot have a member")
                 group = None if self.group is None else _text(row[self.group]) or ""
                 labels = tuple(_text(row[label]) for label in self.labels)
                 return TableRow(item, str(row.get("member") or ""), group, labels)

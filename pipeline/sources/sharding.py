@@ -152,7 +152,7 @@ class _ShardPlanner:
         """
         parts = [part.replace("'", "''") for part in self._listing.parts]
         if not parts:
-            raise SourceError("there is no image to plan for")
+            raise SourceError("the source has no image")
         files = "[" + ", ".join(f"'{part}'" for part in parts) + "]"
         self._db.execute(
             f"create view listed as select * from read_parquet({files}, union_by_name = true)"
@@ -180,7 +180,7 @@ class _ShardPlanner:
             )
         candidates = self._number("select count(*) from listing")
         if not candidates:
-            raise SourceError("there is no image to plan for")
+            raise SourceError("the source has no image")
         self._size = self._shard_images or default_shard_images(candidates)
 
     def _refuse_conflicts(self) -> None:

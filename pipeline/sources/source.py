@@ -124,7 +124,8 @@ class _SourceLister:
             for option, column in (("group-by", rules.group_column), ("by", by_column)):
                 if column is not None:
                     raise UsageError(
-                        f"{option} is {column!r}, and {self._text} is no table; give a number of "
+                        f"{option} is {column!r}, and {self._text} is not a table; give "
+                        "a number of "
                         "leading folders, or a table (Parquet or CSV) that has the column"
                     )
             return (FOLDERS,) if rules.label_depth else ()

@@ -52,7 +52,9 @@ async def read_body(
     else:
         found = _CONTENT_RANGE.fullmatch(content_range.strip())
         if not found or int(found[1]) != start:
-            raise ConnectionError(f"bytes {start}- were asked for, {content_range} answered")
+            raise ConnectionError(
+                f"bytes from {start} on were asked for, but {content_range!r} was sent"
+            )
         size = -1 if found[2] == "*" else int(found[2])
     if most is not None and size > most:
         return b"", size

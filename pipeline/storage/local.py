@@ -211,7 +211,7 @@ def entry_of(path: str) -> Stored | None:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             return None
-        raise StorageError(f"{path!r} cannot be looked at: {error.strerror}") from error
+        raise StorageError(f"{path!r} cannot be read: {error.strerror}") from error
     return _stored(path, status) if stat.S_ISREG(status.st_mode) else None
 
 

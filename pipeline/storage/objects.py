@@ -246,8 +246,9 @@ def _file_of_blocks(uri: str, identity: str | None) -> BlockFile:
         data = _get(uri, first.identity, start, length).data
         if len(data) != length:
             raise StorageError(
-                f"{uri}: {len(data)} bytes came for {length} from {start} on, of {first.size}; "
-                "this server answers one identity with two contents"
+                f"{uri}: the server sent {len(data)} bytes where {length} were asked "
+                "for (from byte "
+                f"{start} of {first.size}), though it says that the object has not changed"
             )
         return data
 
@@ -321,7 +322,7 @@ def replace(uri: str, data: Data) -> None:
 
 def _require_single_put(uri: str, data: Data) -> None:
     if size_of(data) > MAX_SINGLE_PUT:
-        raise StorageError(f"{uri}: {size_of(data)} bytes do not fit one PUT")
+        raise StorageError(f"{uri}: {size_of(data)} bytes are too many for one PUT request")
 
 
 def _holds(uri: str, data: Data) -> bool:

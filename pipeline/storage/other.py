@@ -123,7 +123,9 @@ class FsspecStore:
         except FileExistsError:
             return False
         except (NotImplementedError, TypeError) as error:
-            raise StorageError(f"{uri}: {protocol_of(uri)}:// has no exclusive create") from error
+            raise StorageError(
+                f"{uri}: {protocol_of(uri)}:// cannot create a file only if it is new"
+            ) from error
 
     def delete(self, uri: str) -> None:
         """Removes an object."""

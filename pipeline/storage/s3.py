@@ -161,7 +161,7 @@ class S3Store(FsspecStore):
         stem = re.split(r"[*?\[]", path, maxsplit=1)[0]
         bucket, slash, prefix = stem.partition("/")
         if not slash:
-            raise StorageError(f"{pattern}: a bucket must be named whole")
+            raise StorageError(f"{pattern}: a bucket must be named without wildcards")
         try:
             matches = re.compile(glob_translate(path)).match
         except ValueError as error:

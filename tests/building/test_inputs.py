@@ -146,7 +146,7 @@ def test_a_table_names_members_with_labels(
         for entry in shard.members:
             folds[entry.group].add(shard.fold)
     assert all(len(of_group) == 1 for of_group in folds.values())
-    for member, what in (("gone.jpg", "has no member 'gone.jpg'"), ("", "is no archive")):
+    for member, what in (("gone.jpg", "has no member 'gone.jpg'"), ("", "is not an archive")):
         bad = pa.table(
             {
                 "uri": [f"{folder}/{'a.tar' if member else 'day0/photo-000.jpg'}"],

@@ -389,7 +389,7 @@ def test_too_many_failures_commit_neither_whole_nor_parts(place: Catalogue, sour
     ("by", "message"),
     [
         ("0", "by is '0'; give the number"),
-        ("weather", "by is 'weather', and .* is no table"),
+        ("weather", "by is 'weather', and .* is not a table"),
     ],
 )
 def test_a_by_option_that_makes_no_parts_is_refused(source: Path, by: str, message: str) -> None:

@@ -253,7 +253,7 @@ def test_a_dna_of_another_dataset_is_refused(copy: Copy) -> None:
     copy.put("dna", encode_dna(dna, dataset="paintings"))
     found = failed_checks(copy)
     assert set(found) == {"counts", "folds", "partials"}
-    assert f"{copy.uri('dna')} is of paintings under spec" in found["counts"]
+    assert f"{copy.uri('dna')} belongs to paintings under spec" in found["counts"]
 
 
 # Forged files, with a commit that states their sha256.
@@ -398,7 +398,7 @@ def test_another_spec_is_found(copy: Copy) -> None:
     storage.replace(copy.spec_uri, changed_spec(copy, bins=6))
     found = failed_checks(copy)
     assert set(found) == {"spec"}
-    assert f"{copy.spec_uri} holds spec" in found["spec"]
+    assert f"{copy.spec_uri} should hold spec" in found["spec"]
     storage.delete(copy.spec_uri)
     assert copy.spec_uri in failed_checks(copy)["spec"]
 

@@ -185,7 +185,7 @@ def test_extreme_histograms_and_many_bins_do_not_overflow() -> None:
 def test_zero_weights_give_zero_and_other_neurons_are_refused() -> None:
     dnas = some_dnas(3, 4, 9)
     assert np.array_equal(pairwise_emd(dnas, np.zeros(4)), np.zeros((3, 3)))
-    with pytest.raises(UsageError, match=r"\(4, 16\) neurons x bins against \(5, 16\)"):
+    with pytest.raises(UsageError, match=r"\(neurons, bins\) \(4, 16\) and \(5, 16\)"):
         distances(Curves.of(dnas), Curves.of(some_dnas(3, 5, 9)), np.ones(4))
 
 

@@ -769,8 +769,8 @@ def test_the_device_option_reaches_the_kernel(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for device, message in (
         ("cuda", "torch has no CUDA devices here"),
-        ("gpu", "it is cpu, cuda, or one of several: cuda:1"),
-        ("cuda:x", "it is cpu, cuda, or"),
+        ("gpu", "it must be cpu, cuda, or one of several GPUs, such as cuda:1"),
+        ("cuda:x", "it must be cpu, cuda, or"),
     ):
         refused = run("--device", device)
         assert refused.exit_code == 2

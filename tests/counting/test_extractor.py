@@ -355,7 +355,9 @@ def test_weights_of_another_kind_are_refused() -> None:
     for value, kind in (([torch.zeros(1)], "list"), (torch.zeros(1), "Tensor")):
         data = io.BytesIO()
         torch.save(value, data)
-        with pytest.raises(CorruptFile, match=f"weights hold a {kind}, not a state dict"):
+        with pytest.raises(
+            CorruptFile, match=f"weights hold an object of type {kind}, not a state dict"
+        ):
             load_state(data.getvalue())
 
 

@@ -61,11 +61,13 @@ def test_invalid_weights_are_refused() -> None:
         lens([0] * 9)
     with pytest.raises(UsageError, match=r"weights sum to -1; .* must be more than zero"):
         lens([1, -2, 0, 0, 0, 0, 0, 0, 0])
-    with pytest.raises(UsageError, match="2 weights, 9 neurons"):
+    with pytest.raises(UsageError, match="2 weights for 9 neurons"):
         lens([1, 1])
-    with pytest.raises(UsageError, match="named uniform, which says that there is none; rename"):
+    with pytest.raises(
+        UsageError, match="'uniform' is reserved for comparing without a lens; rename"
+    ):
         lens([1] * 9, "uniform")
-    with pytest.raises(UsageError, match=r"two weights of neuron a:b\[0\]"):
+    with pytest.raises(UsageError, match=r"neuron a:b\[0\] has two weights"):
         Lens.from_rows("twice", SPEC, [("a:b", 0, 1.0), ("a:b", 0, 1.0)])
 
 
@@ -117,7 +119,7 @@ def test_torn_or_wrong_files_are_refused() -> None:
     with pytest.raises(CorruptFile, match=r"file: (row group 0 has sha256|its rows end at)"):
         Lens.decode(with_row_groups(data, [table]), "file", SPEC)
     other, _ = tiny_spec(9, (Tap("blocks.0", 7, 4), Tap("a:b", 3, 1)))
-    with pytest.raises(UsageError, match="a lens on another network than tiny"):
+    with pytest.raises(UsageError, match="a lens for another network than tiny"):
         Lens.decode(data, "file", other)
 
 

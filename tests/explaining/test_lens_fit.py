@@ -317,7 +317,8 @@ def test_pairs_that_are_not_of_the_same_images_are_refused(pairs: Catalogue) -> 
         "folds": r"\d+ is in fold \d+ of .* and not in that of ",
     }.items():
         with pytest.raises(
-            UsageError, match=f"odd/{name}=few/none is not of the same images: {says}"
+            UsageError,
+            match=f"odd/{name}=few/none: the two datasets do not hold the same images: {says}",
         ):
             AttributeDistances.of(pairs, [f"odd/{name}=few/none"], None, None, ignore)
     AttributeDistances.of(
@@ -326,7 +327,7 @@ def test_pairs_that_are_not_of_the_same_images_are_refused(pairs: Catalogue) -> 
     root = ["-c", pairs.root]
     done = CliRunner().invoke(app, ["lens", "fit", "x", "--focus", "odd/fewer=few/none", *root])
     assert done.exit_code == 2
-    assert "is not of the same images" in done.output
+    assert "do not hold the same images" in done.output
     run("fit", "no-fog", "--ignore", pair("fog"), "--keep", pair("dark"), *root)
     assert "few/fog=few/none: to be ignored" in run("show", "no-fog", *root)
 
@@ -342,7 +343,7 @@ def test_an_attribute_that_no_neuron_shows_is_reported(pairs: Catalogue) -> None
 
 
 def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
-    with pytest.raises(UsageError, match="'fog:fog': the same dataset with it and without"):
+    with pytest.raises(UsageError, match="'fog:fog'; name two different datasets"):
         Attribute.parse("fog:fog")
     for text in ("fog", ":none", "fog:", "fog="):
         with pytest.raises(UsageError, match=f"attribute is '{text}'; name two datasets"):
@@ -351,7 +352,7 @@ def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
         fit_lens(place, "x", focus="nothing:fit/none")
     with pytest.raises(UsageError, match=r"few has 7 folds; .* takes 12"):
         fit_lens(place, "x", focus="few:fit/none")
-    with pytest.raises(UsageError, match="takes an attribute to ignore, and others to keep"):
+    with pytest.raises(UsageError, match="to ignore an attribute, name others to keep"):
         fit_lens(place, "x", ignore=[attribute("fog")], keep=[])
     for again in (attribute("fog"), "fit/none:fit/fog", "fit/none=fit/fog"):  # distances are alike
         with pytest.raises(UsageError, match="an attribute is named twice"):
@@ -570,10 +571,10 @@ def test_fit_lens_refuses_options_of_the_other_kind(place: Catalogue) -> None:
         with pytest.raises(UsageError, match="give either focus, or ignore and keep"):
             fit_lens(place, "x", **wrong)
     for option in ({"keep": [dark]}, {"non_negative": True}, {"by_layer": True}):
-        with pytest.raises(UsageError, match="belong to ignore"):
+        with pytest.raises(UsageError, match="are for a lens that ignores"):
             fit_lens(place, "x", focus=fog, **option)
     for option in ({"top": 3}, {"layers": ["stem"]}):
-        with pytest.raises(UsageError, match="belong to focus"):
+        with pytest.raises(UsageError, match="are for a lens that focuses"):
             fit_lens(place, "x", ignore=[fog], keep=[dark], **option)
 
 

@@ -744,7 +744,7 @@ def test_ranges_of_other_layers_than_the_specs_are_refused(
     path = saved(tmp_path / "x", histograms())
     other = built.spec(built.find("a").spec).ranges_digest
     spec = stated_in(tmp_path, lambda d: d.update(ranges_digest=other))
-    with pytest.raises(UsageError, match=f"ranges {other} are of .*block_0"):
+    with pytest.raises(UsageError, match=f"ranges {other} have .*block_0"):
         reference.import_file(built, str(path), "z", spec)
 
 

@@ -390,7 +390,7 @@ def test_rank_uses_the_exit_codes_of_the_other_commands(
     assert "through lens blocks.6.0:0-9, 1 could not be read" in done.stdout
     assert "photo-0703.jpg: truncated: " in done.stdout
     refused(near(spoilt, place, "--out", "x.csv", exits=2), "Parquet")
-    refused(near(spoilt, place, "--html", "x.txt", exits=2), "name it .html")
+    refused(near(spoilt, place, "--html", "x.txt", exits=2), "'x.txt' must end in .html")
     refused(near(spoilt, place, "--layer", "nope", exits=2), "no layer 'nope'")
     refused(near(spoilt, place, *lens, "--layer", "bn1", exits=2), "no weight")
     refused(vdna("rank", spoilt, "--to", "x", "-c", place, exits=1), "has no dataset 'x'")

@@ -452,14 +452,16 @@ def test_patterns_match_module_names(patterns: str, found: list[str]) -> None:
 
 @pytest.mark.parametrize("patterns", ["", "a,", "nor", "a.d", "blocks.0[1]", "a.b.c.*", "[a]"])
 def test_patterns_that_match_nothing_are_refused(patterns: str) -> None:
-    with pytest.raises(UsageError, match=r"match no module; near it: .*[a-z]"):
+    with pytest.raises(UsageError, match=r"match no module; similar names: .*[a-z]"):
         matching(patterns, NAMES)
 
 
 def test_errors_suggest_similar_module_names(nothing: str) -> None:
-    with pytest.raises(UsageError, match=r"taps 'block.11' match no module; near it: .*blocks\.11"):
+    with pytest.raises(
+        UsageError, match=r"taps 'block.11' match no module; similar names: .*blocks\.11"
+    ):
         describe("timm:vit_tiny_patch16_224", nothing, "block.11")
-    with pytest.raises(UsageError, match=r"'block_4' match no module; near it: .*block_3"):
+    with pytest.raises(UsageError, match=r"'block_4' match no module; similar names: .*block_3"):
         describe("inception", nothing, "block_4")
 
 
@@ -512,12 +514,12 @@ def test_channels_last_are_read_row_by_row(weights: Weights) -> None:
         (
             "timm:swin_tiny_patch4_window7_224",
             "**.attn.qkv",
-            r"layers.0.blocks.0.attn.qkv puts out",
+            r"layers.0.blocks.0.attn.qkv returns shape",
         ),
         (
             "torchvision:vit_b_16",
             "**.self_attention",
-            "encoder_layer_0.self_attention puts out a tup",
+            "encoder_layer_0.self_attention returns a value of type tup",
         ),
         (
             "torchvision:googlenet",
@@ -527,10 +529,15 @@ def test_channels_last_are_read_row_by_row(weights: Weights) -> None:
         (
             "timm:mvitv2_tiny",
             None,
-            "no rule says what to tap in a MultiScaleVit, since stages.0.blocks.0 puts out a "
-            "tuple, no tensor; name modules by --taps, such as patch_embed,.* norm",
+            "no rule says what to tap in a MultiScaleVit, since module stages.0.blocks.0 returns a "
+            "value of type tuple, not a tensor; name modules by --taps, such as "
+            "patch_embed,.* norm",
         ),
-        ("timm:mvitv2_tiny", "stages.1.*.*", "a tuple, no tensor; tap another module by --taps"),
+        (
+            "timm:mvitv2_tiny",
+            "stages.1.*.*",
+            "type tuple, not a tensor; tap another module by --taps",
+        ),
         (
             "torchvision:inception_v3",
             "AuxLogits",
@@ -571,13 +578,13 @@ def test_outputs_are_turned_into_rows() -> None:
         ("resnet18", "no extractor 'resnet18'; there are: efficientnet_lite0, mugs.*timm:NAME"),
         ("timm:", "no extractor 'timm:'"),
         ("keras:resnet50", "no extractor 'keras:resnet50'"),
-        ("timm:resnet19", "timm has no model 'resnet19'; near it: .*resnet1"),
+        ("timm:resnet19", "timm has no model 'resnet19'; similar names: .*resnet1"),
         ("timm:resnet18.nope", r"Invalid pretrained tag \(nope\).*Its tags: .*a1_in1k"),
-        ("timm:resnet18@big", "size 'big' is no number of pixels; write resnet18@224"),
+        ("timm:resnet18@big", "size 'big' is not a number of pixels; write resnet18@224"),
         ("timm:resnet18@0", "size '0'"),
         ("torchvision:vit_b_16@100", "does not run on images of 100 x 100: .*@SIZE"),
-        ("timm:vit_tiny_patch16_224@100", "patches of 16 x 16, and its size 100 x 100 is no"),
-        ("torchvision:resnet9", "torchvision has no model 'resnet9'; near it: "),
+        ("timm:vit_tiny_patch16_224@100", "patches of 16 x 16, but its size 100 x 100 is not"),
+        ("torchvision:resnet9", "torchvision has no model 'resnet9'; similar names: "),
         ("torchvision:resnet50.V9", "no weights V9; there are IMAGENET1K_V1, IMAGENET1K_V2"),
         ("torchvision:fasterrcnn_resnet50_fpn", "torchvision has no model"),
         ("vgg16@64", "no extractor 'vgg16@64'"),
@@ -639,7 +646,7 @@ def test_weights_wrapped_twice_are_read(tmp_path: Path, state: State) -> None:
 def test_ambiguous_wrappers_are_refused(tmp_path: Path, state: State) -> None:
     with pytest.raises(CorruptFile, match="several state dicts, teacher and student"):
         loaded(tmp_path / "w.pt", {"teacher": state, "student": state})
-    with pytest.raises(CorruptFile, match=r"w.pt: weights hold a dict as odd"):
+    with pytest.raises(CorruptFile, match=r"w.pt: weights hold odd as type dict"):
         loaded(tmp_path / "w.pt", {"odd": state})
 
 

@@ -385,7 +385,7 @@ LOW, HIGH = "mins_per_neuron", "maxs_per_neuron"
         ("{", CorruptFile, "torn, or not the reference's JSON"),
         ("[1]", CorruptFile, "torn, or not the reference's JSON"),
         ("{}", CorruptFile, "KeyError"),
-        ('{"a": 1, "a": 2}', CorruptFile, "'a' stands there twice"),
+        ('{"a": 1, "a": 2}', CorruptFile, "'a' is given twice"),
         ("[" * 100_000, CorruptFile, "torn, or not"),
         ({LOW: 1, HIGH: 2}, CorruptFile, "torn, or not"),
         (changed(HIGH), CorruptFile, HIGH),

@@ -338,7 +338,7 @@ def test_the_command_writes_it_through_a_lens_too(built: Catalogue, tmp_path: Pa
     assert {row["layer"]: row["neurons"] for row in data["layers"]} == {"all": 2, "a": 2, "b": 0}
     done = CliRunner().invoke(app, [*words[:-1], "why.txt"])
     assert done.exit_code == 2
-    assert "'why.txt'; name it .html" in done.output
+    assert "'why.txt' must end in .html" in done.output
 
 
 def test_saving_a_page_returns_its_size(page: bytes, tmp_path: Path) -> None:

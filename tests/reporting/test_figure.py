@@ -182,7 +182,7 @@ def test_the_picture_has_the_colours_of_its_scale() -> None:
 def test_other_files_are_refused() -> None:
     assert kind_of("a/b.SVG") == "svg"
     for name in ("matrix.jpg", "svg", "matrix"):
-        with pytest.raises(UsageError, match=r"figure is .*name it \.svg, \.png, \.pdf"):
+        with pytest.raises(UsageError, match=r"figure is .*must end in one of \.svg, \.png, \.pdf"):
             kind_of(name)
     with pytest.raises(UsageError, match="no layer 'x'"):
         draw(matrix_of("a", "b"), "svg", "x")

@@ -209,7 +209,7 @@ def test_two_lenses_on_one_page_and_no_other_datasets() -> None:
     assert [content["lens"] for content in data["matrices"]] == ["uniform", "sharp"]
     with pytest.raises(UsageError, match="same datasets"):
         render_matrix_page(page_of(matrix, matrix_of("a", "b", "x")))
-    with pytest.raises(UsageError, match="3 datasets takes as many panels"):
+    with pytest.raises(UsageError, match="3 datasets needs as many panels"):
         render_matrix_page(Page([matrix], [Panel("")]))
     with pytest.raises(UsageError, match=r"'page.txt'; name it \.html"):
         require_html("page.txt")

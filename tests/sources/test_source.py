@@ -187,7 +187,7 @@ def test_labels_may_have_any_names_but_not_the_same(tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text(
             f"{header}\n{','.join(['a.png'] * (header.count(',') + 1))}\n"
         )
-        with pytest.raises(UsageError, match="without a name, or names twice"):
+        with pytest.raises(UsageError, match="must have columns of different names"):
             list_source(tmp_path / "t.csv")
 
 
@@ -275,7 +275,7 @@ def test_groups_are_leading_folders(tmp_path: Path) -> None:
         assert len({entry.group for entry in listing.entries}) == groups
     with pytest.raises(UsageError, match="group-by is '0'"):
         list_source(tmp_path, Rules(group_by="0"))
-    with pytest.raises(UsageError, match=r"group-by is 'video', and .* is no table"):
+    with pytest.raises(UsageError, match=r"group-by is 'video', and .* is not a table"):
         list_source(tmp_path, Rules(group_by="video"))
 
 

@@ -280,10 +280,13 @@ def test_paths_urls_and_iterators_are_sources(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([np.zeros((4, 4, 3), np.uint8), "a.jpg"], r"image 0 is a ndarray, and others are paths"),
+        (
+            [np.zeros((4, 4, 3), np.uint8), "a.jpg"],
+            r"image 0 has type ndarray, and others are paths",
+        ),
         ([torch.full((3, 4, 4), 2.0)], r"image 0 is a tensor of floats outside 0 to 1"),
-        ([object()], r"image 0 is a object; give arrays"),
-        (7, r"the source is a int; give a path or url"),
+        ([object()], r"image 0 has type object; give arrays"),
+        (7, r"the source has type int; give a path or url"),
     ],
     ids=["mixed", "normalised", "no image", "number"],
 )

@@ -344,7 +344,7 @@ def test_a_wrong_plan_is_refused_by_a_build_and_by_gc(place: HandMadePlace, how:
         longer = replace(first.members[0], size=10**6)
         wrong = Manifest.of((Shard(0, first.fold, (longer, *first.members[1:])), *rest), 64)
     storage.replace(uri, wrong.data)
-    with pytest.raises(CorruptFile, match=re.escape(f"{uri} holds the manifest")):
+    with pytest.raises(CorruptFile, match=re.escape(f"{uri} should hold manifest")):
         place.build(NAME)
     done = CliRunner().invoke(app, ["gc", "-c", place.catalogue.root])
     assert done.exit_code == 1

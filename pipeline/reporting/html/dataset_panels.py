@@ -136,10 +136,14 @@ def _require_same(
     number: int,
 ) -> None:
     if len(lenses) != len(matrices):
-        raise UsageError(f"a page of {len(matrices)} matrices takes as many lenses")
+        raise UsageError(
+            f"a page of {len(matrices)} matrices has {len(lenses)} lenses; it needs one for each"
+        )
     for matrix, lens in zip(matrices, lenses, strict=True):
         if matrix.lens_digest != (lens.digest if lens else ""):
-            raise UsageError(f"the page of a matrix through lens {matrix.lens} takes that lens")
+            raise UsageError(
+                f"the matrix was computed through lens {matrix.lens}; give the page that lens"
+            )
         for name, version in versions.items():
             if matrix.members.get(name) != version.dna:
                 raise UsageError(

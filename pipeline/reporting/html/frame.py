@@ -33,7 +33,7 @@ def require_html(out: str) -> None:
         UsageError: The name does not end in `.html` or `.htm`.
     """
     if not out.endswith((".html", ".htm")):
-        raise UsageError(f"the page is to be {out!r}; name it .html")
+        raise UsageError(f"the page is written as HTML, so the name {out!r} must end in .html")
 
 
 def save_page(page: bytes, out: str) -> int:

@@ -59,10 +59,14 @@ def render_matrix_page(
         if matrix.names != names or matrix.bins != page.matrices[0].bins:
             raise UsageError("a page shows matrices of the same datasets and bins only")
     if len(page.panels) != len(names):
-        raise UsageError(f"a page of {len(names)} datasets takes as many panels")
+        raise UsageError(
+            f"a page of {len(names)} datasets needs as many panels; it has {len(page.panels)}"
+        )
     seen = page.seen or [Seen()] * len(page.matrices)
     if len(seen) != len(page.matrices):
-        raise UsageError(f"a page of {len(page.matrices)} matrices takes as many lenses")
+        raise UsageError(
+            f"a page of {len(page.matrices)} matrices has {len(seen)} lenses; it needs one for each"
+        )
     datasets = [plain(panel) for panel in page.panels]
     told = [_told(*of) for of in zip(page.matrices, seen, strict=True)]
     if room is None:

@@ -72,7 +72,7 @@ def _messages(file: ArchiveFile) -> Iterator[tuple[int, bytes, int, int]]:
         file.seek(max(0, end - 10))
         length, tail = struct.unpack("<i6s", file.read(10).rjust(10, b"\0"))
         if tail != magic:
-            raise BadImage("truncated", "a file of Arrow's without its end")
+            raise BadImage("truncated", "an Arrow file without its end")
         at, end = 8, end - 10 - length
     while at != end:
         file.seek(at)
@@ -81,10 +81,10 @@ def _messages(file: ArchiveFile) -> Iterator[tuple[int, bytes, int, int]]:
             raise BadImage("truncated", "the stream ends without its end marker")
         mark, length = struct.unpack("<Ii", prefix)
         if mark != 0xFFFFFFFF or length < 0 or length > file.size:
-            raise BadImage("corrupt", f"there is no message of Arrow's at byte {at}")
+            raise BadImage("corrupt", f"there is no Arrow message at byte {at}")
         if length == 0:
             if at + 8 < end:
-                raise BadImage("corrupt", "after the end marker more follows; it is not read")
+                raise BadImage("corrupt", "more data follows the end marker; it is not read")
             return
         metadata = file.read(length)
         (root,) = struct.unpack_from("<I", metadata)

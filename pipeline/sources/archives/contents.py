@@ -87,7 +87,7 @@ def _add_members(file: ArchiveFile, builder: IndexBuilder, image_column: str | N
         case "arrow":
             return index_arrow(file, builder, image_column)
         case _:
-            raise BadImage("unsupported", "not the name of an archive")
+            raise BadImage("unsupported", "its name is not that of an archive")
     return True
 
 

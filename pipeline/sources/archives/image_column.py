@@ -43,7 +43,7 @@ def find_image_column(schema: pa.Schema, named: str | None, uri: str) -> str | N
         )
     if named is not None and found.count(named) != 1:
         raise SourceError(
-            f"{uri} has no single column {named!r} of bytes, as --image-column names it; it has "
+            f"{uri} has no column {named!r} of bytes, or several; give --image-column one of "
             f"{listed}"
         )
     return named or found[0]
@@ -78,7 +78,7 @@ def add_rows(
     """
     total = builder.end + rows if rows >= 0 else rows
     if not 0 <= total <= max(MAX_SPARE_ROWS, file.size):
-        raise BadImage("corrupt", f"it states {total} rows in {file.size} bytes")
+        raise BadImage("corrupt", f"it states {total} rows, which do not fit its {file.size} bytes")
     builder.add_rows(rows, column_access(kind, *numbers, column=column))
 
 

@@ -99,7 +99,7 @@ class Span:
             return bytes(_piece(view, at, entry.size))
         magic, name, extra = LOCAL_HEADER.unpack(_piece(view, at, LOCAL_HEADER.size))
         if magic != b"PK\x03\x04":
-            raise BadImage("corrupt", "there is no header where the directory says")
+            raise BadImage("corrupt", "there is no header at the place that the directory states")
         packed, _, _ = zip_details(entry)
         at += LOCAL_HEADER.size + name + extra
         if at + packed > self._end - self._start:

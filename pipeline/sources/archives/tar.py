@@ -74,7 +74,7 @@ def _list_members(stream: ForwardStream, access: str, builder: IndexBuilder) -> 
         if tail.strip(b"\0"):
             raise BadImage(
                 "unsupported",
-                "after the end marker more follows, such as a second tar; it is not read",
+                "more data, such as a second tar, follows the end marker; it is not read",
             )
 
 
@@ -123,4 +123,4 @@ def require_whole(found: int, size: int) -> None:
         BadImage: Bytes are missing.
     """
     if found < size:
-        raise BadImage("truncated", f"{found} of its {size} bytes are in the archive")
+        raise BadImage("truncated", f"only {found} of its {size} bytes are in the archive")

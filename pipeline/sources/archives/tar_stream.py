@@ -70,10 +70,12 @@ class ForwardStream:
         """
         self._header_bytes_left -= length
         if length < 0 or self._header_bytes_left < 0:
-            raise BadImage("corrupt", f"a header at byte {self._at} of over {MAX_HEADER_BYTES}")
+            raise BadImage(
+                "corrupt", f"the header at byte {self._at} has over {MAX_HEADER_BYTES} bytes"
+            )
         self.last = self.read_content(length)
         if length > tarfile.BLOCKSIZE and _DIGITS.search(self.last):
-            raise BadImage("corrupt", f"a header at byte {self._at} with a number of 256 digits")
+            raise BadImage("corrupt", f"the header at byte {self._at} has a number of 256 digits")
         return self.last
 
     def read_content(self, length: int) -> bytes:
