@@ -556,7 +556,7 @@ def test_outputs_that_cannot_be_tapped_are_refused(
     ("shape", "notation"), [((3, 4), "m"), ((2,), "m"), ((2, 3, 4, 5, 6), "m"), ((), "m")]
 )
 def test_other_shapes_are_refused(shape: tuple[int, ...], notation: str) -> None:
-    with pytest.raises(UsageError, match="m puts out"):
+    with pytest.raises(UsageError, match="m returns shape"):
         rows(torch.zeros(shape), notation, 2)
 
 

@@ -211,7 +211,7 @@ def test_two_lenses_on_one_page_and_no_other_datasets() -> None:
         render_matrix_page(page_of(matrix, matrix_of("a", "b", "x")))
     with pytest.raises(UsageError, match="3 datasets needs as many panels"):
         render_matrix_page(Page([matrix], [Panel("")]))
-    with pytest.raises(UsageError, match=r"'page.txt'; name it \.html"):
+    with pytest.raises(UsageError, match=r"'page.txt' must end in \.html"):
         require_html("page.txt")
 
 
