@@ -271,7 +271,7 @@ def test_a_file_that_is_too_large_for_ranges_is_not_read(tmp_path: Path, network
     with (tmp_path / "ranges.json").open("wb") as file:
         file.truncate(3 * 10**9)
     with pytest.raises(TooManyBytes, match=r"ranges.json has 3000000000 bytes; the limit is 6710"):
-        resolve(network, str(tmp_path / "ranges.json"), {})
+        find_ranges(network, str(tmp_path / "ranges.json"), {})
 
 
 def test_ranges_of_other_weights_are_refused_with_both(
