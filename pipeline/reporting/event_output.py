@@ -81,9 +81,7 @@ class _ToListener(logging.Handler):
 
 
 @contextmanager
-def show_progress(
-    log_format: Literal["text", "json"] = "text", out: TextIO | None = None
-) -> Iterator[Listener]:
+def show_progress(log_format: LogFormat = "text", out: TextIO | None = None) -> Iterator[Listener]:
     """Shows what a job says until the block ends: its events, and the records of all loggers.
 
     As text, a terminal has a bar and a log has plain lines; log records from WARNING up are lines
