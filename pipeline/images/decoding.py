@@ -39,9 +39,17 @@ from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import (
+    IcoImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+)
 
 from pipeline.errors import BadImage, UsageError, VdnaError
+from pipeline.images import file_damage
 from pipeline.images.decoders import Pixels, own_decoder
 from pipeline.images.signatures import blame
 from pipeline.spec import COLOUR_RULE, Exif, Preprocess
@@ -120,7 +128,7 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, rule)
             with _room(image.width * image.height):
-                image.load()
+                _load(image, data)
                 _check_size(image, rule)  # an ICO's directory may lie about the image in it
                 return pixels_of(image, rule.exif)
     except (MemoryError, BadImage):
@@ -128,6 +136,21 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
     except Exception as error:  # PIL's decoders raise nearly anything on hostile bytes
         bad = blame(data, error)
         raise bad from error
+
+
+def _load(image: Image.Image, data: bytes) -> None:
+    """Loads the pixels, and looks for damage that PIL passes over (see docs/hostile.md)."""
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        file_damage.load_png(image, data)
+        return
+    image.load()
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        file_damage.require_jpeg_end(data)
+    elif isinstance(image, IcoImagePlugin.IcoImageFile):
+        start = image.ico.entry[0].offset  # the largest, which PIL takes
+        if data.startswith(file_damage.PNG_SIGNATURE, start):
+            file_damage.require_png_checksums(data, start)
+            file_damage.require_png_rows(data, start)
 
 
 def _decode_by_own(data: bytes, rule: Preprocess, decoder: str) -> Pixels:

@@ -303,6 +303,13 @@ def _sixteen_bits() -> bytes:
     return encoded(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257), "PNG")
 
 
+def _fewer_rows(data: bytes) -> tuple[bytes, bytes]:
+    """The chunks with the pixels of a PNG, and one with too few rows in their place."""
+    start, end = data.index(b"IDAT") - 4, data.rindex(b"IDAT") - 4
+    end += 12 + int.from_bytes(data[end : end + 4], "big")
+    return data[start:end], chunk(b"IDAT", deflated(289 * 71))
+
+
 def _without_adobe(data: bytes) -> bytes:
     """Removes the APP14 of a JPEG, which says how four channels are meant."""
     at = data.index(b"\xff\xee")
@@ -455,12 +462,26 @@ FILES: tuple[Kind, ...] = (
         },
     ),
     Kind(
-        "a PNG with a wrong checksum, of its header, its pixels or a text",
+        "a PNG with a wrong checksum: of its header, its pixels, a text before or behind them",
         "corrupt",
         lambda: {
             "header.png": _patched(PNG, 29, b"????"),
-            "pixels.png": _patched(PNG, len(PNG) - 20, b"????"),
+            "stream.png": _patched(PNG, len(PNG) - 20, b"????"),
+            "pixels.png": _patched(PNG, len(PNG) - 16, b"????"),
             "text.png": after_header(PNG, chunk(b"tEXt", b"a\0b")[:-1] + b"?"),
+            "behind.png": PNG[:-12] + chunk(b"tEXt", b"a\0b")[:-1] + b"?" + PNG[-12:],
+            "icon.ico": ico(96, 72, _patched(PNG, len(PNG) - 16, b"????")),
+        },
+    ),
+    Kind(
+        "a PNG whose pixels end before its last row, or that ends before its own end",
+        "truncated",
+        lambda: {
+            "rows.png": png(96, 72, deflated(71 * 97)),
+            "interlaced.png": png(9, 9, deflated(41), bits=1, interlaced=True),
+            "animated.png": _frames("PNG").replace(*_fewer_rows(_frames("PNG"))),
+            "icon.ico": ico(96, 72, png(96, 72, deflated(71 * 97))),
+            "end.png": PNG[:-12],
         },
     ),
     Kind(
@@ -774,6 +795,211 @@ FILES: tuple[Kind, ...] = (
 )
 
 
+# Damage
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What the files of a format tell of their own damage.
+
+    Attributes:
+        formats: PIL's names of the formats.
+        told: What is found, as the reason of a failure.
+        untold: What is not found, and counts.
+        make_told: Returns files with such damage, by the reason that each must have.
+        make_untold: Returns files with damage that counts.
+    """
+
+    formats: tuple[str, ...]
+    told: str
+    untold: str
+    make_told: Callable[[], Mapping[str, Iterable[bytes]]]
+    make_untold: Callable[[], Iterable[bytes]]
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    """The bytes with one bit changed; `at` may count from the end."""
+    changed = bytearray(data)
+    changed[at] ^= 4
+    return bytes(changed)
+
+
+def _rle_bmp(rows: int) -> bytes:
+    """8 x 8 pixels in runs, of which so many rows are there, and then the mark of the end."""
+    palette = b"".join(bytes([i, i, i, 0]) for i in range(256))
+    body = b"".join(bytes([8, 100 + i, 0, 0]) for i in range(rows)) + b"\0\1"
+    head = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 8, 1, len(body), 0, 0, 256, 0)
+    size = 14 + len(head) + len(palette)
+    return b"BM" + struct.pack("<IHHI", size + len(body), 0, 0, size) + head + palette + body
+
+
+def _packed_tiff(kind: str, *, share: float = 1.0) -> bytes:
+    """A TIFF of one strip, of which the directory states only a share."""
+    image = PHOTO.convert("1") if kind == "group4" else PHOTO
+    data = encoded(image, "TIFF", compression=kind, strip_size=1 << 20)
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, directory)
+    for at in range(directory + 2, directory + 2 + 12 * entries, 12):
+        tag, _, count, value = struct.unpack_from("<HHII", data, at)
+        if tag == 279:
+            assert count == 1
+            stated = int(value * share)
+            data = _patched(data, at + 8, struct.pack("<I", stated))
+    return data
+
+
+def _short_webp(share: float, **options: Any) -> bytes:
+    """A WebP whose lengths are right, and whose pixels end early."""
+    data = encoded(PHOTO, "WEBP", **options)
+    body = data[20 : 20 + int((len(data) - 20) * share) // 2 * 2]
+    return riff(b"WEBP", data[12:16] + struct.pack("<I", len(body)) + body)
+
+
+DAMAGE: tuple[Damage, ...] = (
+    Damage(
+        ("PNG",),
+        "a wrong checksum of any chunk (CRC-32), so every changed bit; pixels that end before the "
+        "last row; a file that ends before its end (IEND)",
+        "what follows the end",
+        lambda: {
+            "corrupt": [flipped(PNG, at) for at in (20, 30, 100, len(PNG) // 2, -14, -18, -6)],
+            "truncated": [png(96, 72, deflated(71 * 97)), PNG[:-12], PNG[:-1], PNG[:-14]],
+        },
+        lambda: [flipped(PNG + bytes(99), -9)],
+    ),
+    Damage(
+        ("ICO",),
+        "of a PNG in it, as of any PNG; a bitmap that ends early",
+        "changed pixels of a bitmap in it; a wrong directory, if an image is where it says",
+        lambda: {
+            "corrupt": [
+                *(flipped(WHOLE["ICO"], at) for at in (100, -14, -18)),
+                ico(9, 7, bmp(9, 14)[14:-250]),
+            ],
+            "truncated": [
+                WHOLE["ICO"][:-12],
+                ico(96, 72, png(96, 72, deflated(71 * 97))),
+            ],
+        },
+        lambda: [ico(9, 7, flipped(bmp(9, 14)[14:], 60)), ico(16, 16, PNG)],
+    ),
+    Damage(
+        ("JPEG",),
+        "a file without its end marker (EOI), such as one filled up with zeros; damaged headers "
+        "and tables of codes",
+        "changed pixels: there is no checksum, and libjpeg goes on after a wrong code; pixels that "
+        "end early by a marker: libjpeg fills in grey, and Pillow does not pass on its warning",
+        lambda: {
+            "truncated": [JPEG[:-2], JPEG[:-1], JPEG[: len(JPEG) // 2] + bytes(9999)],
+            "corrupt": [_patched(JPEG, JPEG.index(b"\xff\xc4") + 5, b"\xff" * 16)],
+        },
+        lambda: [flipped(JPEG, -300), JPEG[: len(JPEG) // 2] + b"\xff\xd9"],
+    ),
+    Damage(
+        ("WEBP",),
+        "a file that is shorter than it states; pixels that end early, lossless or not",
+        "changed pixels: there is no checksum",
+        lambda: {
+            "truncated": [WHOLE["WEBP"][:-1]],
+            "corrupt": [
+                _short_webp(share, **options)
+                for share in (0.3, 0.9)
+                for options in ({"lossless": True}, {"quality": 80})
+            ],
+        },
+        lambda: [flipped(WHOLE["WEBP"], 5000)],
+    ),
+    Damage(
+        ("GIF",),
+        "pixels that end before the last row, by the end of the file or by a code",
+        "changed pixels: there is no checksum; the last byte (the trailer) missing",
+        lambda: {
+            "truncated": [WHOLE["GIF"][:-9], gif(8, 8, (0, 0, 8, 8), _lzw(63))],
+        },
+        lambda: [flipped(WHOLE["GIF"], -300), WHOLE["GIF"][:-1]],
+    ),
+    Damage(
+        ("TIFF",),
+        "pixels beyond the end of the file; a wrong checksum of Deflate (Adler-32); pixels that "
+        "end early, if they are packed by Deflate, LZW, PackBits or Zstandard",
+        "changed pixels, unless packed by Deflate; lengths of strips that are not packed; pixels "
+        "that end early if packed as JPEG, or as fax (Group 4)",
+        lambda: {
+            "truncated": [grey_tiff(96, 72, bytes(96 * 30))],
+            "corrupt": [
+                grey_tiff(96, 72, deflated(96 * 71), t259=DEFLATE),
+                grey_tiff(96, 72, deflated(96 * 72)[:-4] + b"????", t259=DEFLATE),
+                *(
+                    _packed_tiff(kind, share=0.5)
+                    for kind in ("tiff_adobe_deflate", "tiff_lzw", "packbits", "zstd")
+                ),
+            ],
+        },
+        lambda: [
+            flipped(WHOLE["TIFF"], 5000),
+            flipped(_packed_tiff("packbits"), 5000),
+            grey_tiff(96, 72, bytes(96 * 72), t279=(LONG, [96])),
+            _packed_tiff("jpeg", share=0.5),
+            _packed_tiff("group4", share=0.5),
+        ],
+    ),
+    Damage(
+        ("AVIF",),
+        "a file that is shorter than its boxes state",
+        "changed pixels: there is no checksum",
+        lambda: {"truncated": [WHOLE["AVIF"][:-1]]},
+        lambda: [flipped(WHOLE["AVIF"], -700)],
+    ),
+    Damage(
+        ("JPEG2000",),
+        "a file without its end marker (EOC); pixels that end early",
+        "changed pixels: there is no checksum",
+        lambda: {
+            "truncated": [WHOLE["JPEG2000"][:-1]],
+            "corrupt": [WHOLE["JPEG2000"][:5000] + b"\xff\xd9"],
+        },
+        lambda: [flipped(WHOLE["JPEG2000"], -300)],
+    ),
+    Damage(
+        ("BMP", "DIB"),
+        "fewer bytes than the size asks for; runs (RLE) that end before the last row",
+        "changed pixels: there is no checksum",
+        lambda: {"truncated": [WHOLE["BMP"][:-1], WHOLE["DIB"][:-1], _rle_bmp(7)]},
+        lambda: [flipped(WHOLE["BMP"], -300), flipped(WHOLE["DIB"], -300)],
+    ),
+    Damage(
+        ("PPM",),
+        "fewer values than the size asks for",
+        "changed pixels: there is no checksum",
+        lambda: {
+            "truncated": [WHOLE["PPM"][:-1], b"P3 2 2 255 " + b"1 " * 11],
+        },
+        lambda: [flipped(WHOLE["PPM"], -300)],
+    ),
+    Damage(
+        ("DDS", "SGI", "PCX"),
+        "fewer bytes than the size asks for",
+        "changed pixels: there is no checksum",
+        lambda: {"truncated": [WHOLE[kind][:-1] for kind in ("DDS", "SGI", "PCX")]},
+        lambda: [flipped(WHOLE[kind], -300) for kind in ("DDS", "SGI")],
+    ),
+    Damage(
+        ("TGA",),
+        "fewer bytes than the size asks for, packed (RLE) or not",
+        "changed pixels: there is no checksum; its footer missing or cut, since older files have "
+        "none",
+        lambda: {
+            "truncated": [
+                WHOLE["TGA"][:-27],
+                encoded(PHOTO, "TGA", compression="tga_rle")[:-27],
+            ]
+        },
+        lambda: [flipped(WHOLE["TGA"], -300), WHOLE["TGA"][:-9]],
+    ),
+)
+"""What can be known of damage, by format; `tests/images/test_damage.py` tests each cell."""
+
+
 def _lzw(pixels: int) -> bytes:
     """Compresses that many zeros as GIF does, with codes of 3 bits and a clear before each."""
     bits = "".join(format(code, "03b")[::-1] for code in [4, 0] * pixels + [5])
@@ -1002,6 +1228,19 @@ hold at most 100 million pixels at a time, in all threads together.
 """
 
 
+DAMAGE_HEAD = """## Damage that a file can tell
+
+Each image is asked what its file can tell of its own damage before it counts. Changed pixels in a
+file of the right length are another matter: most formats have no checksum of them.
+
+The checksums of a PNG cost 1 to 2% of decoding it. Its rows are counted by unpacking them once
+more, but only where the last row looks as if it was never written, in interlaced and animated
+ones, and in images of up to 64 x 64.
+
+| format | found: `corrupt` or `truncated` | not found for certain: counted |
+|---|---|---|"""
+
+
 def table() -> str:
     """Returns the document."""
     sections: tuple[tuple[str, Iterable[Kind | Place]], ...] = (
@@ -1016,6 +1255,8 @@ def table() -> str:
         rows = [f"| {title} | {outcome} |" for title, outcome in told]
         if rows:
             parts.append("\n".join([f"## {heading}\n", "| kind | outcome |", "|---|---|", *rows]))
+    rows = [f"| {', '.join(d.formats)} | {d.told} | {d.untold} |" for d in DAMAGE]
+    parts.append("\n".join([DAMAGE_HEAD, *rows]))
     return "\n".join(parts[:1] + [f"{part}\n" for part in parts[1:]])
 
 
