@@ -8,7 +8,7 @@ from typing import Any, cast
 import fsspec
 from fsspec.asyn import sync
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.storage.answers import (
     MOST_UNTOLD,
     NO_LENGTH,
@@ -17,7 +17,7 @@ from pipeline.storage.answers import (
     within,
 )
 from pipeline.storage.other import Details, FsspecStore, identity_of, nothing
-from pipeline.storage.retry import RetrySettings, attempt
+from pipeline.storage.retry import RetrySettings
 from pipeline.storage.store import Answer, Stored
 from pipeline.storage.uris import with_query
 
@@ -88,10 +88,18 @@ class HttpStore(FsspecStore):
         return cast(Answer, sync(fs.loop, get))
 
     def pages(self, uri: str) -> Iterator[list[Stored]]:
-        """Yields the files that a page links to, as the client finds them."""
-        fs, path = self.open(uri)
-        found = attempt(uri, lambda: cast(dict[str, Details], fs.find(path, detail=True)))
-        yield [self.stored(uri, row | {"name": name}) for name, row in found.items()]
+        """Yields nothing: servers of the web have no listings, and a page may have no end."""
+        yield from ()
+
+    def glob(self, pattern: str) -> Iterator[Stored]:
+        """Refuses, as there is no listing that names could be sought in.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            f"{pattern}: a server of the web lists no files; name each of them in a list or a table"
+        )
 
 
 async def _head(fs: Any, uri: str) -> Details:

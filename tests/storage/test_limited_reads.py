@@ -14,7 +14,7 @@ import fsspec
 import pytest
 
 from pipeline import storage
-from pipeline.errors import SourceError, StorageError, TooManyBytes, TransientError
+from pipeline.errors import SourceError, StorageError, TooManyBytes, TransientError, UsageError
 from pipeline.storage import answers, http
 from tests.support.endless import EndlessServer, endless_server
 
@@ -120,23 +120,37 @@ def test_an_answer_that_trickles_without_end_ends_by_time(
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.timeout(60)  # a page without end would be read for ever
+def test_a_web_page_is_not_searched_for_links(server: EndlessServer) -> None:
+    found = list(storage.walk(server.url))
+    assert [(item.uri, item.size, item.identity) for item in found] == [(server.url, 0, "endless")]
+    with pytest.raises(UsageError, match="a server of the web lists no files; name each of them"):
+        list(storage.glob(f"{server.url}*.jpg"))
+
+
 class Growing(fsspec.AbstractFileSystem):
     """A store of one object that is longer than it says, and notes what was asked for."""
 
     protocol = "growing"
-    asked: ClassVar[list[tuple[Any, Any]]] = []
+    asked: ClassVar[list[tuple[Any, Any, Any]]] = []
 
     def info(self, path: str, **_: object) -> dict[str, Any]:
         return {"name": path, "size": 1, "type": "file", "ETag": "e"}
 
-    def cat_file(self, path: str, start: Any = None, end: Any = None, **_: object) -> bytes:
-        Growing.asked.append((start, end))
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **limit: Any) -> bytes:
+        Growing.asked.append((start, end, limit.get("timeout")))
         return bytes(10**9 if end is None else end - start)
 
 
-def test_a_store_of_another_kind_is_asked_for_no_more_than_the_limit() -> None:
+@pytest.mark.parametrize("client", ["can be told a time", "cannot"])
+def test_a_store_of_another_kind_is_asked_for_no_more_than_the_limit(
+    client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = client == "can be told a time"
+    monkeypatch.setattr(Growing, "async_impl", timed)
     fsspec.register_implementation("growing", Growing, clobber=True)
     Growing.asked.clear()
     with pytest.raises(TooManyBytes, match=re.escape("growing://a/b.jpg has over 1048576 bytes")):
         storage.read("growing://a/b.jpg", "e", MOST)
-    assert Growing.asked == [(0, MOST + 1)]
+    seconds = storage.RetrySettings().seconds_for(MOST + 1) if timed else None
+    assert Growing.asked == [(0, MOST + 1, seconds)]
