@@ -119,7 +119,7 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
     parameters: list[Parameter] = []
     for parameter in signature(command).parameters.values():
         if parameter.name in models:
-            parameters += map(_on_the_command_line, options_of(models[parameter.name]))
+            parameters += map(_on_the_command_line, _options_of(models[parameter.name]))
         elif parameter.name in listeners:
             parameters.append(_LOG_FORMAT)
         else:
@@ -132,7 +132,7 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
             try:
                 made: dict[str, Any] = dict.fromkeys(listeners, listener)
                 for name, model in models.items():
-                    made[name] = model(**{o.name: given.pop(o.name) for o in options_of(model)})
+                    made[name] = model(**{o.name: given.pop(o.name) for o in _options_of(model)})
                 return command(**made, **given)
             except VdnaError as error:
                 as_json = bool(given.get("as_json"))
@@ -151,6 +151,11 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
 
 def _is_options(hint: object) -> bool:
     return isinstance(hint, type) and issubclass(hint, Options)
+
+
+def _options_of(model: type) -> list[Field]:
+    """Returns the options of a dataclass that the command line has."""
+    return [field for field in options_of(model) if not field.option.python_only]
 
 
 def _on_the_command_line(field: Field) -> Parameter:

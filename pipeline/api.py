@@ -27,19 +27,22 @@ from pipeline.catalogue import (
     VerifyKeywords,
     VerifyOptions,
 )
-from pipeline.comparing import CompareKeywords, Effort, Matrix
+from pipeline.comparing import CompareKeywords, CompareOptions, Effort, Matrix
 from pipeline.dna import DNA, Lens
 from pipeline.engine import Engine, InProcess
 from pipeline.events import Listener, ignore
 from pipeline.explaining import (
     ExplainKeywords,
+    ExplainOptions,
     Explanation,
     FitKeywords,
+    FitOptions,
     FittedLens,
     Ranking,
     RankRequest,
 )
 from pipeline.notebook import data_frame, html_table
+from pipeline.options import takes_options
 from pipeline.refreshing import Config, Refreshed
 from pipeline.reporting import ReportKeywords, ReportOptions
 from pipeline.spec import Resources
@@ -146,6 +149,7 @@ class Report(HtmlPage):
         return f"<Report of {len(self.matrices[0].names)} datasets, {len(self.html) / 1e6:.1f} MB>"
 
 
+@takes_options(Request, MemoryOptions.__annotations__)
 def make_dna(
     source: str | os.PathLike[str] | MemorySource,
     *,
@@ -255,6 +259,7 @@ def refresh(
     *,
     engine: Engine | None = None,
     resources: Resources | None = None,
+    effort: Effort | None = None,
     relist: bool = False,
     progress: Progress = False,
 ) -> Refreshed:
@@ -265,6 +270,7 @@ def refresh(
         catalogue: The catalogue; None for the one that the configuration names.
         engine: Where the builds run; None for this process.
         resources: How fast to build; None for the engine's own.
+        effort: How to compare; None for this process with all its cores.
         relist: Whether to list the sources from the beginning.
         progress: Whether to show progress; or a listener.
 
@@ -282,12 +288,13 @@ def refresh(
             place,
             None if engine is None else nullcontext(engine),
             resources=_resources(resources, engine),
-            effort=Effort(progress=listener),
+            effort=effort or Effort(progress=listener),
             progress=listener,
             relist=relist,
         )
 
 
+@takes_options(CompareOptions)
 def compare(
     catalogue: Catalogue | str,
     names: Sequence[str] = (),
@@ -327,6 +334,7 @@ def compare(
         )
 
 
+@takes_options(ExplainOptions)
 def explain(
     catalogue: Catalogue | str,
     a: str,
@@ -365,6 +373,7 @@ def explain(
         )
 
 
+@takes_options(SnapshotOptions)
 def rank(
     catalogue: Catalogue | str,
     request: RankRequest,
@@ -414,6 +423,7 @@ def rank(
         )
 
 
+@takes_options(FitOptions)
 def fit_lens(
     catalogue: Catalogue | str,
     name: str,
@@ -449,6 +459,7 @@ def fit_lens(
     return fitted
 
 
+@takes_options(VerifyOptions)
 def verify(
     catalogue: Catalogue | str,
     names: Sequence[str] = (),
@@ -510,6 +521,7 @@ def verify(
     return Verification(tuple(found), chosen.all_versions)
 
 
+@takes_options(ReportOptions)
 def report(
     catalogue: Catalogue | str,
     out: str | None = None,

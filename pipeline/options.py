@@ -15,13 +15,15 @@ Python, the command line (`jobs.shell`) and `datasets.yaml` (`pipeline.refreshin
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pipeline.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Option:
         numeral: Whether a whole number may be given for the text.
         flag: Its name on the command line, if that is not the field's.
         metavar: What the command line's help writes for its value, if not the type.
+        python_only: Whether the command line leaves it out.
     """
 
     help: str
@@ -45,6 +48,7 @@ class Option:
     numeral: bool = False
     flag: str = ""
     metavar: str | None = None
+    python_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,3 +167,35 @@ def shared_values(source: Options, target: type) -> dict[str, Any]:
     there = {field.name for field in options_of(target)}
     shared = (field.name for field in options_of(mine) if field.name in there)
     return {name: getattr(source, name) for name in shared}
+
+
+def takes_options(model: type, names: Collection[str] | None = None) -> Callable[[F], F]:
+    """Makes a function say which options its `**options` are.
+
+    Type checkers know them from a `TypedDict`. `help` and notebooks show a function's signature
+    and docstring, so the options are added to both, with their defaults and help.
+
+    Args:
+        model: The dataclass of the options.
+        names: The options that the function takes; None for all.
+
+    Returns:
+        A decorator, which returns the function itself.
+    """
+    taken = [field for field in options_of(model) if names is None or field.name in names]
+    kind = inspect.Parameter.KEYWORD_ONLY
+
+    def told(function: F) -> F:
+        signature = inspect.signature(function)
+        shown = [of for of in signature.parameters.values() if of.kind is not of.VAR_KEYWORD]
+        text = [inspect.getdoc(function) or "", "", "Options:"]
+        for field in taken:
+            text.append(f"    {field.name}: {field.option.help}")
+            shown.append(
+                inspect.Parameter(field.name, kind, default=field.default, annotation=field.kind)
+            )
+        function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]  # help reads it
+        function.__doc__ = "\n".join(text)
+        return function
+
+    return told

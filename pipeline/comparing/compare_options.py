@@ -28,14 +28,12 @@ class FrechetOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(SnapshotOptions, FrechetOptions):
-    """The options of a comparison.
+    """The options of a comparison."""
 
-    Attributes:
-        layers: The layers to compare; None for all of them, and their mean. The command line has
-            them all, and prints one.
-    """
-
-    layers: Sequence[str] | None = None
+    layers: Annotated[
+        Sequence[str] | None,
+        Option("Compare these layers (default: all of them, and their mean).", python_only=True),
+    ] = None
     error_bars: Annotated[
         bool,
         Option(

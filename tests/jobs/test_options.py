@@ -14,6 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from jobs.app import app
+from pipeline import api
 from pipeline.building import (
     CalibrationRequest,
     MemoryOptions,
@@ -92,6 +93,8 @@ def test_the_command_line_has_every_option_as_it_was_declared(
     parameters = parameters_of(command)
     told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
     for option in options_of(model):
+        if option.option.python_only:
+            continue
         parameter = parameters[option.name]
         assert parameter.help == option.option.help
         assert parameter.required == option.required
@@ -141,8 +144,38 @@ def test_keywords_have_the_names_and_types_of_the_options(
 def test_only_the_layers_of_a_comparison_are_not_on_the_command_line(
     keywords: type, model: type[Options]
 ) -> None:
-    python_alone = get_type_hints(keywords).keys() - {option.name for option in options_of(model)}
-    assert python_alone == ({"layers"} if model is CompareOptions else set())
+    assert get_type_hints(keywords).keys() == {option.name for option in options_of(model)}
+    python_only = {option.name for option in options_of(model) if option.option.python_only}
+    assert python_only == ({"layers"} if model is CompareOptions else set())
+
+
+@pytest.mark.parametrize(
+    ("function", "model"),
+    [
+        (api.compare, CompareOptions),
+        (api.explain, ExplainOptions),
+        (api.rank, SnapshotOptions),
+        (api.fit_lens, FitOptions),
+        (api.verify, VerifyOptions),
+        (api.report, ReportOptions),
+    ],
+)
+def test_the_help_of_a_function_shows_its_options(
+    function: Callable[..., Any], model: type[Options]
+) -> None:
+    parameters = inspect.signature(function).parameters
+    for name, field in inspect.signature(model).parameters.items():
+        assert parameters[name].default == field.default
+    assert "options" not in parameters
+    for option in options_of(model):
+        assert f"    {option.name}: {option.option.help}" in (function.__doc__ or "")
+
+
+def test_the_help_of_make_dna_shows_only_options_that_it_takes() -> None:
+    parameters = inspect.signature(api.make_dna).parameters
+    assert parameters["bins"].default == Request("a", "photos").bins
+    assert parameters.keys() > MemoryOptions.__annotations__.keys()
+    assert "shard_images" not in parameters
 
 
 def test_a_function_refuses_what_is_no_option_of_it() -> None:
@@ -154,6 +187,7 @@ def test_a_function_refuses_what_is_no_option_of_it() -> None:
     ("make", "problem"),
     [
         (lambda: SnapshotOptions(at=1.5), "at is 1.5; it must be a whole number or text"),  # type: ignore[arg-type]
+        (lambda: CompareOptions(layers="head"), "layers is 'head'; it must be a list"),
         (lambda: ExplainOptions(layers="head"), "layers is 'head'; it must be a list"),
         (lambda: FitOptions(top=0), "top is 0; it must be at least 1"),
         (lambda: ReportOptions(samples=-1), "samples is -1; it must be at least 0"),

@@ -147,7 +147,7 @@ def test_a_page_of_each_result_is_saved_as_its_command_does(
         title = (tmp_path / "command.html").read_text().partition("</title>")[0]
         assert (tmp_path / "python.html").read_text().partition("</title>")[0] == title
         assert page._repr_html_().startswith("<iframe")
-    with pytest.raises(UsageError, match="takes that lens"):
+    with pytest.raises(UsageError, match="through lens sees-b"):
         html_page(root, compare(root, lens="sees-b"))
 
 
