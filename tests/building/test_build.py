@@ -304,10 +304,10 @@ def test_storage_that_does_not_answer_ends_the_build_and_a_rerun_goes_on(
 ) -> None:
     read = storage.read
 
-    def broken(uri: str, *listed: Any) -> bytes:
+    def broken(uri: str, *args: Any, **kwargs: Any) -> bytes:
         if uri.endswith("photo-0004.jpg"):
             raise TransientError(f"{uri}: no answer after 5 tries")
-        return read(uri, *listed)
+        return read(uri, *args, **kwargs)
 
     monkeypatch.setattr(storage, "read", broken)
     with pytest.raises(TransientError, match=r"photos: 1 of 10 shards .*photo-0004.jpg"):
@@ -548,10 +548,10 @@ def test_random_schedules_of_faults(
         elif fault == "unreadable":
             bad = chance.random()
 
-            def flaky(uri: str, *listed: Any, bad: float = bad) -> bytes:
+            def flaky(uri: str, *args: Any, bad: float = bad, **kwargs: Any) -> bytes:
                 if uri.endswith(".jpg") and chance.random() < bad:
                     raise TransientError(f"{uri}: no answer")
-                return read(uri, *listed)
+                return read(uri, *args, **kwargs)
 
             monkeypatch.setattr(storage, "read", flaky)
         elif fault == "grow":
