@@ -24,6 +24,7 @@ from pipeline.dna import DNA, Partial
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.networks import describe, find_ranges
+from pipeline.options import takes_options
 from pipeline.sources import Entry, Listing, Rules, Shard, list_source, plan
 from pipeline.spec import Resources
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@takes_options(Request, MemoryOptions.__annotations__)
 def make_dna(
     source: str | os.PathLike[str] | MemorySource,
     *,
