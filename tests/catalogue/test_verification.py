@@ -371,7 +371,7 @@ def test_a_manifest_that_lists_a_candidate_twice_is_found(copy: Copy) -> None:
     shard = Shard(second.index, second.fold, (first.members[0], *second.members[1:]))
     twice = Manifest.of((first, shard, *rest), 64)
     copy.put("manifests", twice.data)
-    assert f"holds the manifest {twice.digest}" in failed_checks(copy)["manifest"]
+    assert f"but holds {twice.digest}" in failed_checks(copy)["manifest"]
     copy.forge_commit(manifest=twice.digest)
     storage.create(copy.catalogue.uri("manifests", SPEC.digest, NAME, twice.digest), twice.data)
     assert failed_checks(copy)["manifest"] == "the manifest lists a candidate twice"

@@ -202,7 +202,7 @@ def test_unsupported_images_in_memory_are_refused() -> None:
     floats = Image.fromarray(np.zeros((8, 8), np.float32))
     with pytest.raises(UsageError, match="image 0 cannot be counted: unsupported"):
         make_dna([floats])
-    with pytest.raises(UsageError, match="image 1 is a Image, and others are paths"):
+    with pytest.raises(UsageError, match="image 1 has type Image, and others are paths"):
         make_dna(["a.jpg", floats])
     with pytest.raises(UsageError, match="image 0 is a bytes; give arrays"):
         make_dna([b"a.jpg"])

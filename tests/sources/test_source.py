@@ -207,7 +207,7 @@ def test_a_column_of_a_table_groups(tmp_path: Path) -> None:
     )
     entries = list_source(path, Rules(group_by="drive")).entries
     assert {entry.group for entry in entries} == {"d0", "d1", "d2"}
-    with pytest.raises(UsageError, match=r"group-by is 'video'; .* no such column, .*: uri, dr"):
+    with pytest.raises(UsageError, match=r"group-by is 'video'; .*; it has: uri, drive"):
         list_source(path, Rules(group_by="video"))
 
 
