@@ -354,7 +354,7 @@ def test_through_a_lens_neurons_are_ranked_by_what_they_add(built: Catalogue) ->
     )
     assert only["title"] == "Visual DNA of 3 datasets through lens few"
     for lenses in ([], [None, None], [lens]):
-        with pytest.raises(UsageError, match="give the page that lens"):
+        with pytest.raises(UsageError, match=r"give the page that lens|needs one for each"):
             gather_matrix_page(built, matrices, lenses=lenses, samples=0)
 
 
