@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
@@ -33,6 +33,7 @@ from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
 from pipeline.comparing.distance import comparable
+from pipeline.compiled import compiled
 from pipeline.dna import DNA, Floats, Ints, Lens
 from pipeline.errors import UsageError
 from pipeline.spec import available_cpus
@@ -421,7 +422,7 @@ def _add_maxima(
 _maxima: Any = intrinsic(_add_maxima)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled
 def _accumulate(counts: Ints, below: int, above: int, running: Ints, out: Words) -> tuple[int, int]:
     """Returns the sum of a curve and the number of activations, and writes the curve.
 
@@ -442,7 +443,7 @@ def _accumulate(counts: Ints, below: int, above: int, running: Ints, out: Words)
     return area, total
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled
 def _add(
     a: Words, a_sums: Ints, b: Words, b_sums: Ints, scale: float, upper: bool, to: Floats
 ) -> None:
@@ -460,7 +461,7 @@ def _add(
                     to[i + r, j + c] += scale * apart
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled
 def _fill(
     first: int,
     end: int,
@@ -493,7 +494,7 @@ def _fill(
             undefined[neuron, row + n] = total == 0
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled
 def _distances(
     used: Ints,
     a: Words,

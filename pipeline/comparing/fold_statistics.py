@@ -17,7 +17,6 @@ from itertools import product
 from typing import Any, cast
 
 import numpy as np
-from numba import njit
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
@@ -31,6 +30,7 @@ from pipeline.comparing.significance import (
     jackknife,
     splits,
 )
+from pipeline.compiled import compiled
 from pipeline.dna import DNA, Floats, Ints
 from pipeline.spec import FOLDS
 
@@ -543,7 +543,7 @@ def _step(side: FoldCurves) -> int:
     return -(-side.bins // GRID)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled
 def _fill_folds(
     counts: Ints,
     shape: tuple[int, int],

@@ -32,9 +32,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
 from pipeline.spec import MAX_BINS
@@ -264,7 +264,7 @@ def scale_of(low: Floats, high: Floats) -> tuple[Floats, Floats, Floats, Floats]
     return least, most, centre, half
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _place(
     v: float,
     finite: bool,
@@ -291,7 +291,7 @@ def _place(
     return at
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _bins_of(
     x: NDArray[np.float32],
     least: Floats,
@@ -328,7 +328,7 @@ def _bins_of(
                     out[start + j, top + i] = tile[i, j]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _count(
     x: NDArray[np.float32],
     least: Floats,

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.dna import EXEMPLAR_ROWS_SCHEMA, Exemplars, ExemplarSettings, Floats, Ints
 from pipeline.spec import Spec
 
@@ -71,7 +71,7 @@ class TopImages:
         return Exemplars(settings, spec, pa.table(columns, schema=EXEMPLAR_ROWS_SCHEMA))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _insert(
     seen: NDArray[np.float32],
     images: Ints,

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.dna.arrays import Floats
 
 
@@ -101,7 +101,7 @@ class Moments:
         self.images += n
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _add_products(x: Floats, weight: float, widths: NDArray[np.int64], out: Floats) -> None:
     """Adds to `out` the weighted products of all pairs in a layer, for each row of x (B, N)."""
     first = 0

@@ -23,9 +23,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.counting import OVERFLOW, UNDERFLOW, bins_of, checked_ranges, count_torch, scale_of
 from pipeline.dna import Floats, Ints
 from pipeline.errors import UsageError
@@ -153,7 +153,7 @@ def _crossings(sums: Ints, total: Ints, positions: int) -> Indices:
     return found
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _walk(bins: Indices, seen: NDArray[np.bool_], shares: Floats, out: Floats) -> None:
     """Adds up the distance over all bins of each neuron.
 
@@ -185,7 +185,7 @@ for _power in range(WORD):
     _BITS[(int(_LOWEST) << _power) % 2**WORD >> 58] = _power
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _step(
     bins: Indices,
     seen: NDArray[np.bool_],
@@ -233,7 +233,7 @@ def _step(
         out[neuron] = distance / (finite * total)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _between(
     area: Ints, start: int, end: int, below: int, finite: int, total: int, known: Indices
 ) -> int:

@@ -6,9 +6,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.errors import UsageError
 from pipeline.images.decoders import Pixels
 from pipeline.images.decoding import Floats32
@@ -112,7 +112,7 @@ def _weights(n_in: int, n_out: int) -> tuple[Floats32, NDArray[np.int32], NDArra
 
 
 # No reassociation: four products are added up before they meet the sum, which rounds less.
-@njit(nogil=True, cache=True, fastmath={"contract", "nnan", "nsz"}, error_model="numpy")
+@compiled(fastmath={"contract", "nnan", "nsz"})
 def _resize_clean(
     flat: Pixels,
     down: Floats32,
@@ -223,7 +223,7 @@ def _resized_rows(image: NDArray[Any], length: int, axis: int) -> Floats32:
     return out
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def _resize_axis(image: NDArray[Any], out: Floats32) -> None:
     """Resizes (outer, n, inner) to (outer, m, inner), by the weights of `_weights`."""
     outer, n_out, inner = out.shape

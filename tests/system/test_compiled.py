@@ -1,0 +1,48 @@
+"""Kernels work where numba can keep no machine code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import compiled as module
+from pipeline.compiled import compiled
+
+REPOSITORY = Path(__file__).parents[2]
+
+ALL_KERNELS = """
+import numpy as np
+import pipeline.comparing.fold_statistics, pipeline.comparing.emd_kernel
+import pipeline.counting.top_images, pipeline.counting.histogram
+import pipeline.dna.moments, pipeline.explaining.image_emd
+from pipeline.images.resize import prepare
+from pipeline.spec import Preprocess
+rule = Preprocess(4, 4, (0.0,) * 3, (1.0,) * 3)
+print(prepare(np.full((9, 7, 3), 255, np.uint8), rule).mean())
+"""
+
+
+def test_a_disk_on_which_nothing_can_be_kept_does_not_stop_a_command() -> None:
+    nowhere = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "IPythonCacheLocator"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALL_KERNELS],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=nowhere,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "1.0\n"), done.stderr
+
+
+def test_another_error_of_the_compiler_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> object:
+        raise RuntimeError("numba is broken")
+
+    monkeypatch.setattr(module, "njit", broken)
+    with pytest.raises(RuntimeError, match="numba is broken"):
+        compiled(lambda: 0)
