@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from numba import njit
 
@@ -43,12 +43,12 @@ def compiled(function: F | None = None, **options: Any) -> F | Callable[[F], F]:
 
 
 def _compile(function: F, **options: Any) -> F:
-    make = functools.partial(njit, nogil=True, error_model="numpy", **options)
+    make: Any = functools.partial(njit, nogil=True, error_model="numpy", **options)
     try:
-        kernel: F = make(cache=True)(function)
+        kernel = make(cache=True)(function)
     except RuntimeError as error:  # numba has no kind of its own for it
         if "cannot cache" not in str(error):
             raise
         logger.info("%s; it is compiled anew in each process", error)
         kernel = make()(function)
-    return kernel
+    return cast(F, kernel)

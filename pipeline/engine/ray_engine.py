@@ -23,7 +23,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.counting import MALLOC_ENVIRONMENT, OVERLAP, Recipe, ShardJob, ShardReceipt, Worker
-from pipeline.engine.ray_start import start_with_retries, without_stderr
+from pipeline.engine.ray_start import require_answer, start_with_retries, without_stderr
 from pipeline.errors import TransientError, UsageError
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.spec import Resources, available_cpus
@@ -81,6 +81,7 @@ class RayEngine:
             return self
         self._ours = True
         if not self._local:
+            require_answer(str(self._address))
             try:
                 with without_stderr():
                     ray.init(address=self._address, **quiet)

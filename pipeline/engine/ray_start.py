@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from ray._private.node import Node
 
-from pipeline.errors import TransientError
+from pipeline.errors import TransientError, UsageError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+CONNECT_SECONDS = 10.0
 
 MAX_STARTS = 3
 """How often Ray is started on this machine before the job gives up."""
@@ -56,6 +60,30 @@ def start_with_retries(start: Callable[[], T]) -> T:
                     "is less busy, or with --workers 0, without Ray"
                 ) from error
             logger.warning("%s; starting it again", problem)
+
+
+def require_answer(address: str) -> None:
+    """Checks that something listens at a cluster's address. Ray itself tries for minutes.
+
+    Args:
+        address: `host:port` or `ray://host:port`. Others, such as `auto`, are left to Ray.
+
+    Raises:
+        UsageError: The host is not known, or nothing answers at the port.
+    """
+    try:
+        place = urlsplit(address if "://" in address else f"//{address}")
+        host, port = place.hostname, place.port
+    except ValueError as error:
+        raise UsageError(f"ray-address is {address!r}; give host:port ({error})") from error
+    if not host or not port:
+        return
+    try:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address}: {error}; check --ray-address and RAY_ADDRESS"
+        ) from error
 
 
 def _node_of(error: Exception) -> Any:

@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import isnan
 from posixpath import splitext
 from typing import Any, NamedTuple, cast
 
@@ -19,7 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.errors import SourceError, UsageError, VdnaError
+from pipeline.errors import SourceError, UsageError, VdnaError, shortened
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.manifest_file import SCHEMA
 from pipeline.sources.map_in_order import map_in_order
@@ -75,7 +76,7 @@ def objects_in_list(uri: str, parent: str, rules: Rules) -> Iterator[Stored]:
 
     try:
         with storage.open_random(uri) as file:
-            text = io.TextIOWrapper(cast(Any, file), encoding="utf-8", newline="\n")
+            text = io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig", newline="\n")
             yield from map_in_order(look_up, lines())
     except UnicodeDecodeError as error:
         raise SourceError(f"{uri} is not a list of paths in UTF-8: {error}") from error
@@ -179,11 +180,11 @@ class SourceTable:
         def look_up(numbered: tuple[int, dict[str, Any]]) -> TableRow:
             number, row = numbered
             with _named_in_errors(f"{self.uri}, row {number}"):
-                if not row["uri"]:
-                    raise SourceError("it names no uri")
-                name = _absolute(str(row["uri"]), parent, rules)
-                if row.get("identity") and row.get("size") not in (None, ""):
-                    item = Stored(name, int(row["size"]), str(row["identity"]), None)
+                if not isinstance(row["uri"], str) or not row["uri"]:
+                    raise SourceError(f"it names no uri: {shortened(row['uri'])} is no text")
+                name = _absolute(row["uri"], parent, rules)
+                if row.get("identity") and not _is_missing(row.get("size")):
+                    item = Stored(name, _size(row["size"]), str(row["identity"]), None)
                 else:
                     item = storage.info(name)
                 if row.get("member") and archive_kind(name) is None:
@@ -206,6 +207,24 @@ class SourceTable:
                 batches = pq.ParquetFile(file).iter_batches(batch_size=4096)
             for batch in batches:
                 yield from batch.to_pylist()
+
+
+def _is_missing(value: object) -> bool:
+    return value in (None, "") or (isinstance(value, float) and isnan(value))
+
+
+def _size(value: object) -> int:
+    """Returns the size of an object that a table states.
+
+    Raises:
+        SourceError: It is no number of bytes.
+    """
+    if isinstance(value, float) and value.is_integer():  # pandas has no integers beside gaps
+        value = int(value)
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and int(text) < 2**63):
+        raise SourceError(f"size is {shortened(value)}; it must be a whole number of bytes")
+    return int(text)
 
 
 def _text(value: object) -> str | None:

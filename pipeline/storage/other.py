@@ -17,13 +17,16 @@ from typing import Any, cast
 import fsspec
 
 from pipeline.buffers import Data
-from pipeline.errors import StorageError, UsageError
+from pipeline.errors import StorageError, UsageError, shortened
 from pipeline.storage.retry import RetrySettings, attempt
 from pipeline.storage.store import Answer, Stored
 from pipeline.storage.uris import protocol_of
 
 MAX_SINGLE_PUT = 5 * 2**30 - 1
 """The most bytes that S3 takes in one request."""
+
+NO_STORES = frozenset({"data", "reference"})
+"""Schemes of fsspec whose urls hold the content itself, or lead somewhere else."""
 
 WALKERS = 16
 """Folders that are listed at the same time."""
@@ -55,10 +58,12 @@ class FsspecStore:
             UsageError: fsspec does not know the scheme, or lacks the package for it.
         """
         protocol, path = uri.split("://", 1)
+        if protocol in NO_STORES:
+            raise UsageError(f"{shortened(uri)}: {protocol}:// is no store of objects")
         try:
             return fsspec.filesystem(protocol, **self.options()), path
-        except (ValueError, ImportError) as error:
-            raise UsageError(f"{uri}: {error}") from error
+        except Exception as error:  # some need arguments, and complain in their own ways
+            raise UsageError(f"{uri}: {protocol}:// cannot be opened: {error}") from error
 
     def options(self) -> dict[str, Any]:
         """Gives the arguments of the file system. The rest comes from the store's own settings."""

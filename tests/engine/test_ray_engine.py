@@ -27,6 +27,7 @@ from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.dna import DNA, Partial
 from pipeline.engine import InProcess, ray_engine
 from pipeline.engine.ray_start import MAX_STARTS, start_with_retries
+from pipeline.errors import UsageError
 from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, SPEC
@@ -531,3 +532,13 @@ def test_a_ranking_by_workers_equals_that_of_one_process(
     assert (found["ranked"], found["failed"]) == (15, 1)
     assert found["counted_shards"] <= 16 - there  # its workers may have gone on for a while
     assert spread.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "address", ["nowhere.invalid:6379", "127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:sixty"]
+)
+def test_an_address_at_which_nothing_answers_is_refused_at_once(address: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(UsageError, match=re.escape(address)):
+        ray_engine.RayEngine(Resources(), address).__enter__()
+    assert time.monotonic() - started < 60

@@ -372,3 +372,49 @@ def test_a_member_named_twice_counts_once_and_with_one_label(tmp_path: Path) -> 
     assert (manifest.candidates, manifest.duplicates) == (1, 1)
     with pytest.raises(SourceError, match=r"a\.tar::day0/photo-003\.jpg is listed twice"):
         list_table(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "size",
+    [[1, 2], 2**64 - 1, -1, 1.5, float("inf"), True],
+    ids=["list", "huge", "-1", "1.5", "inf", "bool"],
+)
+def test_a_size_that_is_no_number_of_bytes_is_refused_by_its_row(
+    tmp_path: Path, size: object
+) -> None:
+    kind = pa.uint64() if size == 2**64 - 1 else None
+    table = pa.table({"uri": ["a.png"], "identity": ["x"], "size": pa.array([size], kind)})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match=r"t\.parquet, row 1: size is .*whole number of bytes"):
+        list_source(tmp_path / "t.parquet")
+
+
+def test_a_size_may_be_a_whole_float_and_a_missing_one_is_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "b.png").write_bytes(b"12345")
+    columns = {"uri": ["a.png", "b.png"], "identity": ["x", "y"], "size": [3.0, float("nan")]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    entries = list_source(tmp_path / "t.parquet").entries
+    assert sorted(entry.size for entry in entries) == [3, 5]
+
+
+@pytest.mark.parametrize("uri", [["a.png"], b"a.png", {"a": 1}])
+def test_a_uri_that_is_no_text_is_refused_by_its_row(tmp_path: Path, uri: object) -> None:
+    table = pa.table({"uri": pa.array([uri]), "identity": ["x"], "size": [1]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match=r"t\.parquet, row 1: it names no uri"):
+        list_source(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    "url", ["data://image/png;base64,iVBOR", "reference://x/y", "github://x/y", "jupyter://x/y"]
+)
+def test_a_scheme_that_is_no_store_is_refused_by_its_line(tmp_path: Path, url: str) -> None:
+    (tmp_path / "list.txt").write_text(url)
+    with pytest.raises(UsageError, match=r"list\.txt, line 1: "):
+        list_source(tmp_path / "list.txt")
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\n")
+    assert [Path(e.uri).name for e in list_source(tmp_path / "list.txt").entries] == ["a.png"]
