@@ -145,6 +145,7 @@ def calibrate(
                 request.rules,
                 mapper=engine,
                 cache=place.archives_uri,
+                outside=work,
                 progress=progress,
             )
         )

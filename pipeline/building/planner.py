@@ -177,6 +177,7 @@ class Planner:
             checkpoint=checkpoint,
             mapper=self.engine,
             cache=self.catalogue.archives_uri,
+            outside=self.catalogue.root,
             progress=self.progress,
         )
 

@@ -324,6 +324,7 @@ def _planned(
         request.rules,
         mapper=engine,
         cache=catalogue.archives_uri,
+        outside=catalogue.root,
         progress=progress,
     )
     return plan(listing, shard_images=request.shard_images, limit=request.limit)

@@ -49,6 +49,7 @@ def list_source(
     checkpoint: ListingCheckpoint | None = None,
     mapper: Mapper | None = None,
     cache: str | None = None,
+    outside: str | None = None,
     progress: Listener | None = None,
 ) -> Listing:
     """Lists the candidates of a source.
@@ -61,20 +62,22 @@ def list_source(
         mapper: An engine whose workers look into the archives. None, or an engine that works in
             this process, uses threads of this process.
         cache: The uri of a folder where the contents of archives are kept by their identity.
+        outside: The uri of a folder of results, which no link in the source may lead into.
         progress: Is told how far the listing has come.
 
     Returns:
         The candidates. One that the source names twice may be there twice.
 
     Raises:
-        UsageError: The source is empty, or an option does not go with it.
+        UsageError: The source is empty, an option does not go with it, or a link leads into
+            `outside`.
         SourceError: The source does not exist, or holds no candidate.
     """
     text = os.fspath(source)
     if not text:
         raise UsageError("the source is empty; give a folder, a glob, a list or a url")
     lister = _SourceLister(text, rules or Rules(), checkpoint, progress or ignore)
-    lister.list_objects()
+    lister.list_objects(outside and storage.resolved(outside))
     lister.list_archives(mapper, cache)
     return lister.listing()
 
@@ -152,8 +155,12 @@ class _SourceLister:
             return "glob"
         return "prefix" if store.lists_in_key_order else "folder or object"
 
-    def list_objects(self) -> None:
-        """Lists the single images. Archives are noted for later."""
+    def list_objects(self, outside: str | None) -> None:
+        """Lists the single images. Archives are noted for later.
+
+        Args:
+            outside: The folder that no link may lead into, with links followed.
+        """
         if self._checkpoint and self._checkpoint.written:
             self._progress(
                 Said(
@@ -162,13 +169,13 @@ class _SourceLister:
                     f"({self._candidates.resumed:,} candidates)"
                 )
             )
-        for page in self._pages():
+        for page in self._pages(outside):
             for row in page:
                 self._add_object(*row)
             self._candidates.end_page()
             self._say()
 
-    def _pages(self) -> Iterator[Iterable[tuple[Any, ...]]]:
+    def _pages(self, outside: str | None) -> Iterator[Iterable[tuple[Any, ...]]]:
         """Yields pages of arguments for `_add_object`."""
         rows: Iterator[tuple[Any, ...]]
         if self._kind == "prefix":
@@ -182,11 +189,30 @@ class _SourceLister:
             rows = zip(objects_in_list(self._uri, self._root, self._rules), strict=True)
         elif self._kind == "glob":
             local = storage.store_of(self._uri).is_local
-            rows = zip(storage.glob(self._text if local else self._uri), strict=True)
+            rows = self._found(storage.glob(self._text if local else self._uri), outside)
         else:
-            rows = zip(storage.walk(self._uri), strict=True)
+            rows = self._found(storage.walk(self._uri), outside)
         while some := list(islice(rows, PAGE_OBJECTS)):
             yield some
+
+    def _found(self, items: Iterable[Stored], outside: str | None) -> Iterator[tuple[Stored]]:
+        """Yields the objects that a search finds.
+
+        Raises:
+            UsageError: A link led the search into `outside`.
+        """
+        last = ""
+        for item in items:
+            folder = item.uri.rpartition("/")[0]
+            if outside is not None and folder != last:
+                last = folder
+                if f"{storage.resolved(folder)}/".startswith(f"{outside}/"):
+                    raise UsageError(
+                        f"a link in {self._text} leads to {storage.readable(outside)}: "
+                        f"{storage.readable(item.uri)} would be listed with the images. Remove the "
+                        "link, or put the results elsewhere"
+                    )
+            yield (item,)
 
     def list_archives(self, mapper: Mapper | None, cache: str | None) -> None:
         """Lists the members of the archives."""

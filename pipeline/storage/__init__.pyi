@@ -28,4 +28,5 @@ from .uris import local_path as local_path
 from .uris import parquet_uri as parquet_uri
 from .uris import protocol_of as protocol_of
 from .uris import readable as readable
+from .uris import resolved as resolved
 from .uris import spelled as spelled

@@ -119,7 +119,7 @@ def with_query(uri: str) -> str:
 
 
 def lies_in(place: str, folder: str) -> bool:
-    """Tells whether a place is a folder or lies in it.
+    """Tells whether a place is a folder, or is found by searching it.
 
     Args:
         place: A canonical uri.
@@ -128,14 +128,22 @@ def lies_in(place: str, folder: str) -> bool:
     Returns:
         Whether it does, as it is written or once symbolic links are followed.
     """
-    return any(
-        f"{spell(place)}/".startswith(f"{spell(folder).rstrip('/')}/") for spell in (str, _resolved)
-    )
+    if _begins(place, folder):
+        return True
+    if protocol_of(place) != "file" or protocol_of(folder) != "file":
+        return False
+    real = resolved(folder)
+    above = Path(local_path(place)).parents  # one of them may be a link to the folder
+    return _begins(resolved(place), real) or any(resolved(p.as_uri()) == real for p in above)
 
 
-def _resolved(uri: str) -> str:
+def resolved(uri: str) -> str:
     """Gives the uri with symbolic links followed, if it is local."""
     return Path(os.path.realpath(local_path(uri))).as_uri() if protocol_of(uri) == "file" else uri
+
+
+def _begins(uri: str, folder: str) -> bool:
+    return f"{uri}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def protocol_of(url: str) -> str:

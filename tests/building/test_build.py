@@ -470,8 +470,30 @@ def test_a_catalogue_inside_its_source_by_a_link_is_refused(tmp_path: Path) -> N
     ):
         with pytest.raises(UsageError, match="is inside the source"):
             run(Catalogue(str(root)), request_of(source))
+    (photos / "away").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is inside the source"):
+        run(Catalogue(str(link / "away" / "catalogue")), request_of(photos))
+    (photos / "away").unlink()
     assert sorted(path.name for path in photos.iterdir()) == ["catalogue", "photo-0000.jpg"]
     assert list((photos / "catalogue").iterdir()) == []
+
+
+def test_a_link_in_the_source_that_leads_into_the_catalogue_is_refused(
+    place: Catalogue, folder: Path, tmp_path: Path
+) -> None:
+    run(place, request_of(folder))
+    root = Path(storage.local_path(place.root))
+    source = tmp_path / "source"
+    write_photos(source / "sub", 1)
+    for target, files in ((root, "_log/*"), (root.parent, "*/_log/*"), (root / "_log", "*")):
+        (source / "sub" / "link").symlink_to(target)
+        for text in (source, f"{source}/sub/link/{files}"):
+            with pytest.raises(UsageError, match=rf"a link in .* leads to {root}: .*/sub/link/"):
+                run(place, request_of(text, "other"))
+        (source / "sub" / "link").unlink()
+    (source / "sub" / "link").symlink_to(folder)
+    (result,) = run(place, request_of(source, "other"))
+    assert (result.version.images, result.version.failed) == (10, 1)
 
 
 def test_weights_need_their_own_ranges(tmp_path: Path, folder: Path) -> None:

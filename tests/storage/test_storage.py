@@ -391,6 +391,7 @@ def test_a_place_lies_in_a_folder_by_its_name_or_by_links(tmp_path: Path) -> Non
         assert storage.lies_in(place, "file:///")
     assert storage.lies_in(f"{a}/out/x", a)  # listed there, wherever its bytes are
     assert storage.lies_in((tmp_path / "elsewhere" / "x").as_uri(), f"{a}/out")
+    assert storage.lies_in(f"{link}/out/x", a)  # found there by both links
     assert not storage.lies_in(a, f"{a}/b")
     assert not storage.lies_in(f"{a}bc", a)
     assert storage.lies_in("s3://bucket/a/b", "s3://bucket/a")
