@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import BadImage
-from pipeline.images import FORMATS, decode, file_damage
+from pipeline.images import decode, file_damage
+from pipeline.images.decoding import FORMATS
 from tests.images.test_images import RULE
 from tests.support.hostile_files import (
     DAMAGE,

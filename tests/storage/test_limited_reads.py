@@ -16,6 +16,7 @@ import pytest
 from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TooManyBytes, TransientError, UsageError
 from pipeline.storage import answers, http
+from pipeline.storage.retry import RetrySettings
 from tests.support.endless import EndlessServer, endless_server
 
 MOST = 2**20
@@ -152,5 +153,5 @@ def test_a_store_of_another_kind_is_asked_for_no_more_than_the_limit(
     Growing.asked.clear()
     with pytest.raises(TooManyBytes, match=re.escape("growing://a/b.jpg has over 1048576 bytes")):
         storage.read("growing://a/b.jpg", "e", MOST)
-    seconds = storage.RetrySettings().seconds_for(MOST + 1) if timed else None
+    seconds = RetrySettings().seconds_for(MOST + 1) if timed else None
     assert Growing.asked == [(0, MOST + 1, seconds)]
