@@ -20,6 +20,7 @@ from jobs.ls import ls
 from jobs.rank import rank
 from jobs.refresh import refresh
 from jobs.report import report
+from jobs.shell import say
 from jobs.show import show
 from jobs.verify import verify
 
@@ -41,7 +42,7 @@ def main(
     if version:
         from pipeline.catalogue import software
 
-        print(software())
+        say(software())
         raise typer.Exit
 
 

@@ -11,6 +11,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 from pipeline.building import Request
 from pipeline.events import Listener
@@ -39,7 +40,7 @@ def build(
     if as_json:
         print_json(build_json(result))
     else:
-        print(*build_lines(result), sep="\n")
+        say(*build_lines(result))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 from pipeline.building import CalibrationRequest
 from pipeline.events import Listener
@@ -35,7 +36,7 @@ def calibrate(
     if as_json:
         print_json(calibration_json(measured) | {"out": request.out})
     else:
-        print(f"{calibration_sentence(measured)} in {request.out}")
+        say(f"{calibration_sentence(measured)} in {request.out}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from jobs.shell import (
     print_json,
     print_notes,
     run_alone,
+    say,
 )
 from pipeline.comparing import CompareOptions, MemoryLimit
 from pipeline.events import Listener
@@ -137,7 +138,7 @@ def compare(
         print_all(matrix, layer or ALL, through, fd=options.fd)
     notes()
     for written in filter(None, (out, html, figure)):
-        print(f"written to {written}")
+        say(f"written to {written}")
 
 
 def print_all(matrix: Matrix, layer: str, lens: Lens | None, *, fd: bool) -> None:
@@ -148,7 +149,7 @@ def print_all(matrix: Matrix, layer: str, lens: Lens | None, *, fd: bool) -> Non
 
     print_matrix(matrix, Console(), layer, lens=lens)
     if lens is None or lens.has_positive_weight(layer):
-        print(*matrix_sentences(matrix, layer), sep="\n")
+        say(*matrix_sentences(matrix, layer))
     if fd:
         print_matrix(matrix, Console(), layer, "fd")
 
@@ -158,10 +159,10 @@ def print_neighbours(matrix: Matrix, name: str, layer: str, lens: Lens | None) -
     from pipeline.reporting import WEIGHTLESS, neighbour_lines, sentences_heading
 
     if lens is not None and not lens.has_positive_weight(layer):
-        print(WEIGHTLESS)
+        say(WEIGHTLESS)
         return
-    print(sentences_heading(matrix, layer, name))
-    print(*neighbour_lines(matrix, name, layer), sep="\n")
+    say(sentences_heading(matrix, layer, name))
+    say(*neighbour_lines(matrix, name, layer))
 
 
 if __name__ == "__main__":

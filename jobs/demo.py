@@ -16,6 +16,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 from pipeline.events import Listener
 from pipeline.spec import Resources
@@ -61,15 +62,15 @@ def demo(
     (out / "matrix.svg").write_bytes(draw(matrix, "svg"))
     width = max(len(name) for name in DATASETS)
     for result in results:
-        print(f"{result.name:{width}}  {result.version.images:>3} images: {DATASETS[result.name]}")
-    print()
+        say(f"{result.name:{width}}  {result.version.images:>3} images: {DATASETS[result.name]}")
+    say("")
     print_matrix(matrix, Console())
-    print(*matrix_sentences(matrix), sep="\n")
-    print(f"\n{_of_photos(matrix)}")
-    print(f"\nOpen {page} in a browser: the matrix, its pairs, and the datasets.")
-    print(f"The matrix is in {table} and {out / 'matrix.svg'}; the catalogue in {catalogue.root}")
+    say(*matrix_sentences(matrix))
+    say("", _of_photos(matrix))
+    say("", f"Open {page} in a browser: the matrix, its pairs, and the datasets.")
+    say(f"The matrix is in {table} and {out / 'matrix.svg'}; the catalogue in {catalogue.root}")
     vdna = "vdna" if shutil.which("vdna") else Path(sys.executable).with_name("vdna")
-    print(f"Next: {vdna} compare -c {out / 'catalogue'} --layer blocks.3.1")
+    say(f"Next: {vdna} compare -c {out / 'catalogue'} --layer blocks.3.1")
 
 
 def _of_photos(matrix: Matrix) -> str:

@@ -19,6 +19,7 @@ from jobs.shell import (
     print_json,
     print_notes,
     run_alone,
+    say,
 )
 from pipeline.events import Listener
 from pipeline.explaining import ExplainOptions
@@ -92,10 +93,10 @@ def explain(
     from pipeline.reporting import explanation_sentence, print_explanation, reaction_lines
 
     print_explanation(found, Console(), options.top)
-    print(explanation_sentence(found), *reaction_lines(found), sep="\n")
+    say(explanation_sentence(found), *reaction_lines(found))
     print_notes(found.versions, lenses=[through])
     for written in filter(None, (out, html)):
-        print(f"written to {written}")
+        say(f"written to {written}")
 
 
 def _image_json(image: Reaction) -> dict[str, object]:

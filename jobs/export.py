@@ -14,6 +14,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 from pipeline.catalogue import SnapshotOptions
 
@@ -50,9 +51,9 @@ def export(
     if as_json:
         print_json({"name": name, **asdict(done)})
         return
-    print(f"{name}: {done.kind} of {done.images:,} images in {done.npz} and {done.json}")
+    say(f"{name}: {done.kind} of {done.images:,} images in {done.npz} and {done.json}")
     for note in done.notes:
-        print(f"  note: {note}")
+        say(f"  note: {note}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 from pipeline.events import Listener
 
@@ -51,13 +52,13 @@ def gc(
         count, size = len(items), sum(item.size for item in items)
         if not as_json:
             for item in items:
-                print(item.uri)
+                say(item.uri)
     else:
         count, size = collect(place, keep=keep, grace=grace, progress=progress)
     if as_json:
         print_json({"objects": count, "bytes": size, "removed": not dry_run})
     else:
-        print(f"{count:,} objects, {size:,} bytes {'to remove' if dry_run else 'removed'}")
+        say(f"{count:,} objects, {size:,} bytes {'to remove' if dry_run else 'removed'}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 
 
@@ -44,13 +45,13 @@ def import_(
         return
     state = "committed" if done.changed else "nothing to do, it had been imported"
     kind = version.origin["kind"]
-    print(f"{name}: {version.images:,} images, {kind}; {state} (dna {version.dna[:12]})")
+    say(f"{name}: {version.images:,} images, {kind}; {state} (dna {version.dna[:12]})")
     if done.ranges:
-        print(f"  ranges {done.ranges}, for `vdna build --ranges`")
+        say(f"  ranges {done.ranges}, for `vdna build --ranges`")
     if version.origin["assumed"]:
-        print("  note: its weights, ranges and preprocessing are assumed; --spec states them")
+        say("  note: its weights, ranges and preprocessing are assumed; --spec states them")
     for note in version.notes:
-        print(f"  note: {note}")
+        say(f"  note: {note}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from jobs.shell import (
     NeuronsOption,
     guarded,
     print_json,
+    say,
 )
 from pipeline.catalogue import SpecOptions
 from pipeline.events import Listener
@@ -92,10 +93,10 @@ def _keep(place: Catalogue, found: Lens, lines: Sequence[str], as_json: bool) ->
     if as_json:
         print_json({"uri": uri, "replaced": replaced, **lens_json(found)})
         return
-    print(*lines, sep="\n")
-    print(f"written to {uri}; see through it with --lens {found.name}")
+    say(*lines)
+    say(f"written to {uri}; see through it with --lens {found.name}")
     if replaced:
-        print(f"note: {found.name} was {replaced} before; that file stays, under its own uri")
+        say(f"note: {found.name} was {replaced} before; that file stays, under its own uri")
 
 
 @lens.command()
@@ -110,9 +111,9 @@ def ls(catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        print("no lenses yet; vdna lens fit NAME makes one")
+        say("no lenses yet; vdna lens fit NAME makes one")
     else:
-        print(*lens_table(rows), sep="\n")
+        say(*lens_table(rows))
 
 
 @lens.command()
@@ -134,7 +135,7 @@ def show(
     if as_json:
         print_json({**lens_json(found), "most": heaviest_neurons(found)})
     else:
-        print(*lens_lines(found), sep="\n")
+        say(*lens_lines(found))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 
 
@@ -35,9 +36,9 @@ def log(
         )
         return
     for c in commits:
-        print(f"{c.number:>6}  {c.time[:19]}  {c.action}  ({c.software})")
+        say(f"{c.number:>6}  {c.time[:19]}  {c.action}  ({c.software})")
     if not commits:
-        print("no commits yet")
+        say("no commits yet")
 
 
 if __name__ == "__main__":

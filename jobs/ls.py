@@ -10,6 +10,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 from pipeline.catalogue import CommitOptions
 
@@ -27,12 +28,12 @@ def ls(commit: CommitOptions, catalogue: CatalogueOption, as_json: JsonOption = 
         print_json([{"name": name} | asdict(version) for name, version in versions])
         return
     if not versions:
-        print(f"there is nothing at {catalogue} yet; `vdna build NAME SOURCE` adds a dataset")
+        say(f"there is nothing at {catalogue} yet; `vdna build NAME SOURCE` adds a dataset")
         return
     width = max(len("dataset"), *(len(name) for name, _ in versions))
-    print(f"{'dataset':{width}}  {'images':>12}  {'failed':>8}  {'spec':12}  {'built':19}  source")
+    say(f"{'dataset':{width}}  {'images':>12}  {'failed':>8}  {'spec':12}  {'built':19}  source")
     for name, version in versions:
-        print(
+        say(
             f"{name:{width}}  {version.images:>12,}  {version.failed:>8,}  {version.spec[:12]}  "
             f"{version.built[:19]}  {version.source}"
         )

@@ -19,6 +19,7 @@ from jobs.shell import (
     pinned,
     print_json,
     run_alone,
+    say,
 )
 from pipeline.catalogue import SnapshotOptions
 from pipeline.events import Listener
@@ -75,9 +76,9 @@ def rank(
     if as_json:
         print_json(ranking_json(found))
         return
-    print(*ranking_lines(found), sep="\n")
+    say(*ranking_lines(found))
     for written in filter(None, (request.out, html)):
-        print(f"written to {written}")
+        say(f"written to {written}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from jobs.shell import (
     print_json,
     print_notes,
     run_alone,
+    say,
     tell_error,
 )
 from pipeline.comparing import MemoryLimit
@@ -85,12 +86,12 @@ def refresh(
         )
     else:
         for result in done.datasets:
-            print(build_sentence(result))
+            say(build_sentence(result))
         for matrix in done.matrices:
             print_matrix(matrix, Console())
-            print(summary_sentence(matrix))
+            say(summary_sentence(matrix))
         for verdict in done.verdicts:
-            print(f"gate: {verdict}")
+            say(f"gate: {verdict}")
     for matrix in done.matrices:
         versions = done.catalogue.find_all(matrix.names, spec=matrix.spec_digest)
         print_notes(versions, to=sys.stderr if as_json else None)

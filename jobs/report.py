@@ -15,6 +15,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 from pipeline.comparing import MemoryLimit
 from pipeline.events import Listener
@@ -52,12 +53,12 @@ def report(
     )
     size, matrix = len(made.html), made.matrices[0]
     for note in made.notes:
-        print(f"note: {note}", file=sys.stderr if as_json else None)
+        say(f"note: {note}", to=sys.stderr if as_json else None)
     if as_json:
         print_json({"out": out, "bytes": size, "datasets": len(matrix.names)})
         return
-    print(summary_sentence(matrix))
-    print(f"The page of {len(matrix.names)} datasets is in {out} ({size / 1e6:.1f} MB)")
+    say(summary_sentence(matrix))
+    say(f"The page of {len(matrix.names)} datasets is in {out} ({size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import logging
 import operator
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
@@ -20,14 +21,22 @@ from typing import (
     Any,
     TextIO,
     TypeVar,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
 )
 
+import click
 import typer
 
-from pipeline.errors import VdnaError
+from pipeline.errors import (
+    StorageError,
+    UnexpectedError,
+    VdnaError,
+    known_error,
+    printable,
+)
 from pipeline.events import Listener, LogFormat, ignore
 from pipeline.options import Field, Options, options_of
 
@@ -104,8 +113,8 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
 
     A parameter that is annotated with an `Options` class becomes that class's options on the
     command line. One that is annotated with `Listener` becomes `--log-format`, and is given what
-    shows events in that format. An error of ours becomes one message and its exit code; others stay
-    tracebacks.
+    shows events in that format. An error becomes one message and an exit code; if nobody foresaw
+    it, the message names a file with the details.
 
     Args:
         command: The function. Its docstring is the command's help.
@@ -128,25 +137,54 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(command)
     def run(**given: Any) -> R:
-        with _shown(given.pop(_LOG_FORMAT.name, None)) as listener:
+        with _checked_output(), _shown(given.pop(_LOG_FORMAT.name, None)) as listener:
             try:
                 made: dict[str, Any] = dict.fromkeys(listeners, listener)
                 for name, model in models.items():
                     made[name] = model(**{o.name: given.pop(o.name) for o in _options_of(model)})
-                return command(**made, **given)
-            except VdnaError as error:
-                as_json = bool(given.get("as_json"))
-                if as_json:
-                    print_json({"error": type(error).__name__, "message": str(error)})
-                tell_error(error, as_json=as_json)
-                raise typer.Exit(error.exit_code) from error
+                result = command(**made, **given)
+                sys.stdout.flush()
+                return result
+            except (typer.Exit, typer.Abort, click.ClickException):
+                raise
             except KeyboardInterrupt as error:
                 _tell("interrupted; the same command goes on from here")
                 raise typer.Exit(130) from error
+            except Exception as raised:
+                raise typer.Exit(_end_badly(raised, as_json=bool(given.get("as_json")))) from raised
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _end_badly(raised: Exception, *, as_json: bool) -> int:
+    """Prints an error, and where its details are if nobody foresaw it; returns the exit code."""
+    if isinstance(raised, _OutputError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it ends
+        if not isinstance(
+            raised.__cause__, BrokenPipeError
+        ):  # else a reader such as `head` is done
+            _tell(f"error: {raised}")
+        return raised.exit_code
+    error = known_error(raised)
+    if isinstance(error, UnexpectedError):
+        error = UnexpectedError(f"{error}{_details_place(error)}", error.details)
+    if as_json:
+        print_json({"error": type(error).__name__, "message": str(error)})
+    tell_error(error, as_json=as_json)
+    return error.exit_code
+
+
+def _details_place(error: UnexpectedError) -> str:
+    """Writes the traceback to a file; returns where it is, as the end of a message."""
+    try:
+        number, path = tempfile.mkstemp(prefix="vdna-error-", suffix=".txt")
+        with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(error.details)
+    except OSError as problem:
+        return f" (its details could not be written: {problem})"
+    return f" ({path} has the details, for a report)"
 
 
 def _is_options(hint: object) -> bool:
@@ -218,11 +256,63 @@ def tell_error(error: VdnaError, *, as_json: bool) -> None:
         _tell(f"error: {error}")
 
 
-def _tell(line: str) -> None:
+def _tell(text: str) -> None:
     if _log_format.get() == "json":
-        logging.getLogger(__name__).error(line)
+        logging.getLogger(__name__).error(text)
     else:
-        print(line, file=sys.stderr)
+        say(*text.split("\n"), to=sys.stderr)
+
+
+def say(*lines: str, to: TextIO | None = None) -> None:
+    r"""Prints lines. All text for people goes through here, or through the listeners of progress.
+
+    Args:
+        lines: What to print. A name may hold what would command a terminal, or end the line; it is
+            written out, as `\x1b` or `\n`.
+        to: Where to; stdout if None.
+    """
+    for line in lines:
+        print(printable(line), file=to, flush=True)
+
+
+class _OutputError(StorageError):
+    """Stdout does not take what a command prints."""
+
+
+class _Output:
+    """Stdout, as the commands and rich print to it.
+
+    What its encoding lacks is written out, and an error of its disk or pipe is an `_OutputError`.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+    def write(self, text: str) -> int:
+        encoding = self._out.encoding or "utf-8"
+        with self._telling():
+            return self._out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def flush(self) -> None:
+        with self._telling():
+            self._out.flush()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _OutputError(f"cannot write to stdout: {error.strerror}") from error
+
+
+@contextmanager
+def _checked_output() -> Iterator[None]:
+    """Lets the block print to an `_Output`."""
+    with redirect_stdout(cast(TextIO, _Output(sys.stdout))):
+        yield
 
 
 class Rows(list[object]):
@@ -243,7 +333,7 @@ class Rows(list[object]):
 def print_json(data: object) -> None:
     """Prints data as JSON on stdout; it may hold `Rows`."""
     json.dump(data, sys.stdout, indent=1, sort_keys=True, default=str)
-    print()
+    say("")
 
 
 @contextmanager
@@ -379,7 +469,7 @@ def print_notes(
     notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
     notes += [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
     for note in notes:
-        print(f"note: {note}", file=to)
+        say(f"note: {note}", to=to)
 
 
 def run_alone(command: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 from pipeline.catalogue import SnapshotOptions
 
@@ -45,35 +46,35 @@ def show(
         )
         return
     rule = counted.preprocess
-    print(f"{name}: {version.images:,} images, {version.failed:,} failed, from {version.source}")
-    print(f"  built      {version.built} by {version.software}")
-    print(f"  dna        {version.dna}")
+    say(f"{name}: {version.images:,} images, {version.failed:,} failed, from {version.source}")
+    say(f"  built      {version.built} by {version.software}")
+    say(f"  dna        {version.dna}")
     if version.part_of:
-        print(f"  part of    {version.part_of}, where {label_of(version.by)} is {version.value!r}")
+        say(f"  part of    {version.part_of}, where {label_of(version.by)} is {version.value!r}")
     elif version.by:
-        print(f"  parts by   {label_of(version.by)}")
+        say(f"  parts by   {label_of(version.by)}")
     if version.imported:
-        print(f"  imported   {version.origin['kind']} of {version.origin['software']}")
-        print(f"  images     {version.origin['images_from']}")
+        say(f"  imported   {version.origin['kind']} of {version.origin['software']}")
+        say(f"  images     {version.origin['images_from']}")
     else:
-        print(f"  manifest   {version.manifest}")
-    print(f"  spec       {version.spec}")
-    print(f"  extractor  {counted.extractor}, weights sha256 {counted.weights_sha256}")
+        say(f"  manifest   {version.manifest}")
+    say(f"  spec       {version.spec}")
+    say(f"  extractor  {counted.extractor}, weights sha256 {counted.weights_sha256}")
     layers = len(counted.taps)
-    print(f"  counted    {counted.neurons:,} neurons of {layers} layers x {counted.bins} bins")
+    say(f"  counted    {counted.neurons:,} neurons of {layers} layers x {counted.bins} bins")
     how = f"{rule.resize} resize, crop {rule.crop}, EXIF {rule.exif}, {counted.precision}"
     how += f", decoder {rule.decoder}" if rule.decoder else ""
     size = f"{rule.height} x {rule.width}" if rule.height else "of unknown size"
-    print(f"  input      {size}, {how}")
-    print(f"  keeps      {', '.join(version.products)}")
+    say(f"  input      {size}, {how}")
+    say(f"  keeps      {', '.join(version.products)}")
     if version.imported:
-        print(f"  note: {version.provenance}")
+        say(f"  note: {version.provenance}")
     for note in version.notes:
-        print(f"  note: {note}")
+        say(f"  note: {note}")
     for reason, count in Counter(failure.reason for failure in listed).most_common():
-        print(f"  {count:,} x {reason}")
+        say(f"  {count:,} x {reason}")
     for failure in listed[:failures]:
-        print(f"    {failure}")
+        say(f"    {failure}")
 
 
 if __name__ == "__main__":

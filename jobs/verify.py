@@ -17,6 +17,7 @@ from jobs.shell import (
     guarded,
     print_json,
     run_alone,
+    say,
 )
 from pipeline.catalogue import VerifyOptions
 from pipeline.events import Listener
@@ -60,7 +61,7 @@ def verify(
 
     def tell(finding: Finding) -> None:
         if not as_json:
-            print(_line(finding), file=out, flush=True)
+            say(_line(finding), to=out)
 
     with engine_for(resources, ray_address) if options.deep else nullcontext() as engine:
         done = api.verify(
@@ -75,7 +76,7 @@ def verify(
     if as_json:
         print_json(asdict(done) | {"note": done.note})
     elif done.note:
-        print(f"note   {done.note}")
+        say(f"note   {done.note}")
     if not done.ok:
         raise typer.Exit(1)
 

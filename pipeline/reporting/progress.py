@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pipeline.errors import printable
 from pipeline.events import Event, Finished, Retried, Said, Started, StepDone, StepFailed
 
 LINE_SECONDS = 10.0
@@ -35,8 +36,13 @@ def text_of(event: Event) -> str:
         event: Any event.
 
     Returns:
-        One line of text, or "" for the events that only move the numbers of a bar.
+        One line of text, or "" for the events that only move the numbers of a bar. What would
+        command a terminal is written out, as a name may hold it.
     """
+    return printable(_words(event))
+
+
+def _words(event: Event) -> str:
     match event:
         case Said(message):
             return message
@@ -92,7 +98,8 @@ class Lines:
         self._print(line_of(self._stage, self._units, self._steps, self._failures, elapsed))
 
     def _print(self, line: str) -> None:
-        print(line, file=self._out, flush=True)
+        self._out.write(f"{line}\n")
+        self._out.flush()
 
 
 class Bar:

@@ -1,0 +1,146 @@
+"""What a command prints: no name commands the terminal, and no error is a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs import shell
+from jobs.app import app
+from pipeline import storage
+from pipeline.catalogue import Catalogue
+from pipeline.events import Said, StepFailed
+from pipeline.reporting.progress import Lines, text_of
+from tests.support.builders import write_photos
+from tests.support.tiny_network import install
+
+REPOSITORY = Path(__file__).parents[2]
+EVIL = "evil\x1b]0;owned\x07\nok     all is well\r\x9b2J"
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two datasets, from folders and with an image whose names command a terminal."""
+    folder = tmp_path_factory.mktemp("terminal")
+    options = [w for k, v in install(folder).options.items() for w in (f"--{k}", v)]
+    for name in "ab":
+        source = folder / f"größe {name} {EVIL}"
+        write_photos(source, 2, ord(name))
+        (source / f"{EVIL}.jpg").write_bytes(b"no image")
+        words = ["build", name, source, "-c", folder / "c", "--workers", 0, "--max-failures", 2]
+        done = CliRunner().invoke(app, [*map(str, [*words, *options])])
+        assert done.exit_code == 0, done.output
+        assert "not counted: " in done.output
+        harmless(done.output)
+    return folder / "c"
+
+
+def harmless(text: str) -> None:
+    assert [c for c in text if not c.isprintable() and c != "\n"] == []
+    assert "\nok     all is well" not in text
+
+
+@pytest.mark.parametrize("words", [["ls"], ["show", "a"], ["log"], ["verify"], ["gc"]])
+def test_names_cannot_command_the_terminal_nor_forge_a_line(
+    catalogue: Path, words: list[str]
+) -> None:
+    for options in ([], ["--json"]):
+        done = CliRunner().invoke(app, [*words, "-c", str(catalogue), *options])
+        assert done.exit_code == 0, done.output
+        harmless(done.output)
+    for missing in (EVIL, f"{catalogue}/{EVIL}/x"):
+        harmless(CliRunner().invoke(app, ["show", missing, "-c", str(catalogue)]).output)
+        harmless(CliRunner().invoke(app, ["build", "b", missing, "-c", str(catalogue)]).output)
+
+
+def test_names_in_messages_of_progress_cannot_command_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for event in (Said(f"listing {EVIL}"), StepFailed(EVIL, EVIL, transient=True)):
+        harmless(text_of(event))
+        Lines()(event)
+        harmless(capsys.readouterr().err)
+
+
+def vdna(*words: object, stdout: int, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.app", *map(str, words)]
+    return subprocess.run(
+        command,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+@pytest.mark.parametrize("words", [["ls"], ["ls", "--json"], ["compare", "--no-error-bars"]])
+def test_a_full_disk_behind_stdout_is_one_message(catalogue: Path, words: list[str]) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = vdna(*words, "-c", catalogue, stdout=full)
+    finally:
+        os.close(full)
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write to stdout: No space left on device\n"
+
+
+def test_a_reader_that_is_done_ends_a_command_quietly(catalogue: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = vdna("ls", "-c", catalogue, stdout=writing)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_terminal_without_unicode_gets_escapes(catalogue: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "out", "wb") as out:
+        done = vdna("ls", "-c", catalogue, stdout=out.fileno(), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert rb"gr\xf6\xdfe" in (tmp_path / "out").read_bytes()
+
+
+def test_an_error_that_nobody_foresaw_is_a_message_and_its_details_are_in_a_file(
+    catalogue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug, with password='topsecret'")
+
+    monkeypatch.setattr(Catalogue, "at", fail)
+    monkeypatch.setattr(Catalogue, "head", fail)
+    done = CliRunner().invoke(app, ["ls", "-c", str(catalogue), "--json"])
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert told["error"] == "UnexpectedError"
+    assert told["message"].startswith("unexpected ZeroDivisionError: a bug")
+    path = Path(told["message"].rpartition("(")[2].split()[0])
+    text = path.read_text()
+    path.unlink()
+    assert "Traceback" in text
+    assert "topsecret" not in text + done.output
+    assert "Traceback" not in done.output
+
+
+def test_details_that_cannot_be_written_do_not_hide_the_error(
+    catalogue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(shell.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(storage, "exists", lambda uri: 1 / 0)
+    monkeypatch.setattr(Catalogue, "head", lambda place: 1 / 0)
+    done = CliRunner().invoke(app, ["ls", "-c", str(catalogue)])
+    assert done.exit_code == 1
+    assert "unexpected ZeroDivisionError: division by zero" in done.stderr
+    assert "could not be written: read-only" in done.stderr
