@@ -28,6 +28,7 @@ from pipeline.networks import describe
 from pipeline.networks.ranges_file import embedded_ranges
 from pipeline.sources import Entry, Manifest, Shard, list_source, plan
 from pipeline.spec import Resources, Spec
+from tests.support import tiny_network as tiny
 from tests.support.builders import photo, same_counts, write_photos
 from tests.support.hostile_files import encoded
 
@@ -123,13 +124,19 @@ def test_the_moments_are_those_of_the_images(
     assert np.allclose(truth.dna.m2, stacked.var(axis=0) * len(rows), rtol=1e-6, atol=1e-9)
 
 
-def test_images_in_memory_count_as_their_files(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A small network, for what is about images and not about activations."""
+    return tiny.install(tmp_path_factory.mktemp("tiny")).options
+
+
+def test_images_in_memory_count_as_their_files(folder: Path, small: dict[str, Any]) -> None:
     paths = sorted(folder.iterdir())
-    as_files = make_dna(folder, bins=BINS, threads=2)
+    as_files = make_dna(folder, threads=2, **small)
     opened = [Image.open(path) for path in paths]
     arrays = [np.asarray(image.convert("RGB")) for image in opened]
-    assert same_counts(make_dna(opened, bins=BINS, threads=2), as_files)
-    assert same_counts(make_dna(arrays, bins=BINS, threads=1), as_files)
+    assert same_counts(make_dna(opened, threads=2, **small), as_files)
+    assert same_counts(make_dna(arrays, threads=1, **small), as_files)
 
 
 # Every image counted by a rule, or listed.
@@ -190,12 +197,14 @@ LISTED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_a_file_an_opened_image_and_its_pixels_count_the_same(name: str, tmp_path: Path) -> None:
+def test_a_file_an_opened_image_and_its_pixels_count_the_same(
+    name: str, small: dict[str, Any], tmp_path: Path
+) -> None:
     data, shown = COUNTED[name]
     (tmp_path / name).write_bytes(data)
-    of_file = make_dna(tmp_path, bins=BINS, threads=1)
+    of_file = make_dna(tmp_path, threads=1, **small)
     for image in (shown, Image.open(io.BytesIO(data))):
-        assert same_counts(of_file, make_dna([image], bins=BINS, threads=1))
+        assert same_counts(of_file, make_dna([image], threads=1, **small))
 
 
 def test_unsupported_images_in_memory_are_refused() -> None:
@@ -204,7 +213,7 @@ def test_unsupported_images_in_memory_are_refused() -> None:
         make_dna([floats])
     with pytest.raises(UsageError, match="image 1 has type Image, and others are paths"):
         make_dna(["a.jpg", floats])
-    with pytest.raises(UsageError, match="image 0 is a bytes; give arrays"):
+    with pytest.raises(UsageError, match="image 0 has type bytes; give arrays"):
         make_dna([b"a.jpg"])
 
 

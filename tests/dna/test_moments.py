@@ -318,6 +318,7 @@ def request_of(folder: Path, name: str = "a") -> Request:
     return Request(name, str(folder), bins=50, shard_images=2, layer_gaussian=True)
 
 
+@pytest.mark.soak
 def test_a_build_has_the_covariance_of_the_images_features(built: Catalogue, folder: Path) -> None:
     dna = built.load("a", layer_gaussian=True)
     network = describe("efficientnet_lite0")
@@ -334,6 +335,7 @@ def test_a_build_has_the_covariance_of_the_images_features(built: Catalogue, fol
     assert np.array_equal(dna.counts, direct.counts)
 
 
+@pytest.mark.soak
 def test_layer_gaussians_are_a_separate_file_and_do_not_change_the_dna(
     built: Catalogue, folder: Path, tmp_path: Path
 ) -> None:
@@ -360,6 +362,7 @@ def storage_path(uri: str) -> str:
     return uri.removeprefix("file://")
 
 
+@pytest.mark.soak
 def test_any_number_of_threads_gives_the_same_bits(built: Catalogue, folder: Path, tmp_path: Path):
     other = Catalogue(str(tmp_path / "other"))
     build_datasets(other, [request_of(folder)], ENGINE, Resources(workers=0, threads=1))

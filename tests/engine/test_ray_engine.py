@@ -56,6 +56,7 @@ On = Callable[[int], subprocess.Popen[str]]
 RAY_SESSIONS = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
 
 
+@pytest.mark.soak
 def test_a_build_on_ray_equals_the_build_in_process(folder: Path, tmp_path: Path) -> None:
     """The default network is used."""
     process = start(

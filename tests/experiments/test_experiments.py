@@ -38,6 +38,7 @@ def observer() -> Observer:
     return Observer()
 
 
+@pytest.mark.soak
 def test_a_mean_of_curves_equals_the_dna_of_a_build(observer: Observer, tmp_path: Path) -> None:
     sets = {"a": range(6), "b": range(6, 17)}
     curves = {}

@@ -259,6 +259,7 @@ def test_shards_order_threads_and_retries_change_no_byte(
     assert len(set(found)) == 1
 
 
+@pytest.mark.soak
 def test_real_photos_on_the_embedded_network(tmp_path: Path, engine: InProcess) -> None:
     """Its layers have 12,544 to 49 positions, and images share micro-batches."""
     from tests.support.builders import write_photos

@@ -189,6 +189,7 @@ def test_the_example_decoder_reads_its_format(scans: Path, raw16: Any) -> None:
     ]
 
 
+@pytest.mark.soak
 def test_an_own_decoder_counts_the_same_on_ray(scans: Path, raw16: Any, tmp_path: Path) -> None:
     """An entry point brings the decoder to a command and to Ray's workers; failures are listed."""
     place = tiny.install(tmp_path)

@@ -16,6 +16,7 @@ from tests.support.builders import write_photos
 from tests.support.ray_commands import REPOSITORY
 
 
+@pytest.mark.soak
 def test_the_example_network_builds_on_ray_and_compares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,7 +204,8 @@ def config(folder: Path, *bounds: str) -> Path:
                 with Image.open(path) as image:
                     dark = ImageEnhance.Brightness(image).enhance(1 - 0.8 * first)
                 dark.save(path)
-    lines = [f"catalogue: {folder / 'c'}", "defaults: {bins: 100}", "datasets:"]
+    small = json.dumps(tiny.install(folder).options | {"bins": 100})
+    lines = [f"catalogue: {folder / 'c'}", f"defaults: {small}", "datasets:"]
     lines += [f"  - {{name: {source.name}, source: '{source}'}}" for source in sources]
     lines += ["gate:", *(f"  - {bound}" for bound in bounds)]
     path = folder / "datasets.yaml"
@@ -220,7 +221,7 @@ def test_refresh_judges_and_exits_3_with_names_value_and_bound(tmp_path: Path) -
     unknown = "{a: day, b: nigth, max: 3}"
     refused(refresh(config(tmp_path, unknown), exits=2), "datasets.yaml", "'nigth'", "'max': 3.0")
     assert not (tmp_path / "c" / "_log").exists()  # nothing was built
-    wide, tight = "{a: day, b: night, max: 99}", "{a: night, b: day, layer: bn1, max: 0.001}"
+    wide, tight = "{a: day, b: night, max: 99}", "{a: night, b: day, layer: a, max: 0.001}"
     done = refresh(config(tmp_path, wide))
     assert "gate: day and night, all neurons: " in done.stdout
     assert "at most 99: holds" in done.stdout
@@ -228,7 +229,7 @@ def test_refresh_judges_and_exits_3_with_names_value_and_bound(tmp_path: Path) -
     assert "at most 99: holds" in done.stdout
     assert "at most 0.001: " in done.stdout
     assert "(100 to a neuron's range)" in done.stdout  # the matrix is made nevertheless
-    for told in ("says no: night and day, bn1: ", "bins", "at most 0.001"):
+    for told in ("says no: night and day, a: ", "bins", "at most 0.001"):
         assert told in done.stderr
     assert "at most 99" not in done.stderr
     told = json.loads(refresh(config(tmp_path, wide, tight), "--json", exits=3).stdout)
@@ -237,7 +238,7 @@ def test_refresh_judges_and_exits_3_with_names_value_and_bound(tmp_path: Path) -
         next(
             row["low"]
             for row in told["matrix"]
-            if (row["a"], row["b"], row["layer"]) == ("day", "night", "bn1")
+            if (row["a"], row["b"], row["layer"]) == ("day", "night", "a")
         )
     )
     assert "says no" in told["error"]
@@ -249,7 +250,7 @@ def test_a_lens_in_the_gate(tmp_path: Path) -> None:
     refresh(config(tmp_path, "{a: day, b: night, max: 99}"))
     catalogue = Catalogue(str(tmp_path / "c"))
     spec = catalogue.spec(catalogue.find("day").spec)
-    keep_lens(catalogue, Lens.from_rows("one", spec, [("bn1", 1, 1.0)]))
+    keep_lens(catalogue, Lens.from_rows("one", spec, [("a", 1, 1.0)]))
     done = refresh(config(tmp_path, "{a: day, b: night, lens: one, max: 99}"))
     assert "gate: day and night, through lens one: " in done.stdout
     done = refresh(config(tmp_path, "{a: day, b: night, lens: one, max: 0}"), exits=3)

@@ -263,6 +263,7 @@ def test_a_checkpoint_that_cannot_be_used_is_deleted(
     assert store.asked >= 50
 
 
+@pytest.mark.soak
 def test_two_listings_of_one_source_do_not_harm_each_other(
     serve: Any, small_parts: None, tmp_path: Any
 ) -> None:

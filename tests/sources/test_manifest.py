@@ -150,6 +150,7 @@ def test_planning_the_same_candidates_again_changes_nothing() -> None:
 @given(
     st.integers(1, 300), st.one_of(st.none(), st.integers(1, 50)), st.integers(0, 40), st.randoms()
 )
+@pytest.mark.soak
 def test_a_plan_equals_that_of_a_second_implementation(
     count: int, size: int | None, groups: int, rng: random.Random
 ) -> None:

@@ -129,6 +129,7 @@ def test_no_dataset_has_an_image_twice(written: dict[str, Path]) -> None:
         assert len(set(once)) == len(once), name
 
 
+@pytest.mark.soak
 def test_writing_twice_gives_the_same_bytes(
     folder: Path, written: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ def test_writing_twice_gives_the_same_bytes(
     assert digests(tmp_path) == digests(folder)
 
 
+@pytest.mark.soak
 def test_another_seed_gives_other_crops(written: dict[str, Path], tmp_path: Path) -> None:
     other = write_datasets(tmp_path, seed=1)
     for name, folder in written.items():

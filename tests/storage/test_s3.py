@@ -232,6 +232,7 @@ def vdna(*words: object, exits: int) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.soak
 def test_the_secret_is_nowhere_in_the_catalogue_nor_in_what_is_printed(
     place: Catalogue, root: str
 ) -> None:
