@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test soak lint docs bench clean
+.PHONY: demo test soak mutants mutants-sample lint docs bench clean
 
 demo: $(SETUP)-demo
 	$(BIN)/vdna demo --out vdna-demo
@@ -17,6 +17,13 @@ test: $(SETUP)-test
 
 soak: $(SETUP)-test
 	$(BIN)/python -m pytest -m soak -n 2 --dist loadfile --no-loadscope-reorder --timeout 1500
+
+# Small faults in the code that holds the promises: some test must notice each (docs/mutants.md).
+mutants: $(SETUP)-test
+	$(BIN)/python -m tests.mutants
+
+mutants-sample: $(SETUP)-test
+	$(BIN)/python -m tests.mutants --seconds 240
 
 docs: $(SETUP)-docs
 	$(BIN)/mkdocs build --strict --quiet --site-dir site

@@ -61,7 +61,7 @@ _SECRETS = (
 
 # The query or fragment of a url. In the key of an object, a `?` or `#` may stand for itself.
 _QUERY = re.compile(
-    r"((?:\bhttps?://[^\s'\"<>?#]*|\b[a-z][a-z0-9+.-]*://[^\s'\"<>?#]*(?=[?#][^\s'\"<>/?#]*=))[?#])"
+    r"((?:\bhttps?://[^\s'\"<>?#]*|\b[a-z][a-z0-9+.-]*://[^\s'\"<>]*?(?=[?#][^\s'\"<>/?#]*=))[?#])"
     r"([^\s'\"<>]*)",
     re.IGNORECASE,
 )

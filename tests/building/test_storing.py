@@ -41,25 +41,31 @@ def test_a_file_that_is_stored_again_is_young(place: Catalogue) -> None:
         assert not is_young(uri)
 
 
+def committed(place: Catalogue, count: int) -> tuple[str, bytes]:
+    """Commits a version, and returns the digest of its DNA and the bytes of that file."""
+    manifest = plan(entries("a", count))
+    version = commit_dataset(place, "a", manifest, [hand_made(s) for s in manifest.shards])
+    return version.dna, storage.read(place.uri("dna", SPEC.digest, "a", version.dna))
+
+
 def test_bytes_that_a_commit_states_are_kept_and_are_young(place: Catalogue) -> None:
     """Another release of a library wrote the same numbers in other bytes."""
-    manifest = plan(entries("a", 3))
-    version = commit_dataset(place, "a", manifest, [hand_made(s) for s in manifest.shards])
-    uri = place.uri("dna", SPEC.digest, "a", version.dna)
-    committed = storage.read(uri)
-    make_old(uri)
-    stored = store_version(place, "a", SPEC.digest, version.dna, {"dna": b"the same numbers"})
-    assert bytes(stored["dna"]) == storage.read(uri) == committed
-    assert is_young(uri)
+    versions = [committed(place, count) for count in (3, 4)]
+    for dna, data in versions:
+        uri = place.uri("dna", SPEC.digest, "a", dna)
+        make_old(uri)
+        stored = store_version(place, "a", SPEC.digest, dna, {"dna": b"the same numbers"})
+        assert bytes(stored["dna"]) == storage.read(uri) == data
+        assert is_young(uri)
 
 
 def test_bytes_that_no_commit_states_are_replaced(place: Catalogue) -> None:
-    manifest = plan(entries("a", 3))
-    version = commit_dataset(place, "a", manifest, [hand_made(s) for s in manifest.shards])
-    uri = place.uri("dna", SPEC.digest, "a", version.dna)
-    storage.replace(uri, b"damaged")
-    store_version(place, "a", SPEC.digest, version.dna, {"dna": b"the same numbers"})
-    assert storage.read(uri) == b"the same numbers"
+    dna, data = committed(place, 3)
+    for name, there in (("a", b"damaged"), ("unknown", data)):
+        uri = place.uri("dna", SPEC.digest, name, dna)
+        storage.replace(uri, there)
+        store_version(place, name, SPEC.digest, dna, {"dna": b"the same numbers"})
+        assert storage.read(uri) == b"the same numbers"
 
 
 def test_a_sound_manifest_is_kept_and_is_young_and_another_is_replaced(place: Catalogue) -> None:

@@ -8,6 +8,7 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version, check_name
 from pipeline.catalogue.commit import FILES, Footer
-from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
+from pipeline.errors import Conflict, CorruptFile, NoBucket, NotFound, UsageError
 from tests.support.builders import sealed
 
 
@@ -122,7 +123,8 @@ def test_the_latest_commit_is_found_whatever_the_hint_says(
 
 def test_a_state_is_found_by_its_time_or_number(place: Catalogue) -> None:
     place.put_version("a", version("1"), None)
-    assert place.at("2999-01-01").number == 1
+    assert place.at("2999-01-01").number == place.at("1").number == place.at(1).number == 1
+    assert place.at(place.head().time).number == 1
     with pytest.raises(NotFound, match="as old as 1999"):
         place.at("1999-01-01")
     with pytest.raises(UsageError, match="at is 'yesterday'"):
@@ -137,7 +139,13 @@ def test_forged_commits_are_refused(place: Catalogue) -> None:
     body = json.loads(storage.read(uri))
     forgeries = [
         sealed(body | change)
-        for change in ({"format": 99}, {"number": 5}, {"datasets": {"a": {"s1": {}}}}, {"x": 1})
+        for change in (
+            {"format": 99},
+            {"number": 5},
+            {"number": 5, "previous": "0" * 64},
+            {"datasets": {"a": {"s1": {}}}},
+            {"x": 1},
+        )
     ]
     unsealed = {name: value for name, value in body.items() if name != "checksum"}
     forgeries += [
@@ -157,6 +165,19 @@ def test_each_commit_names_the_one_before_it(place: Catalogue) -> None:
     bodies = [storage.read(place.log_uri(number)) for number in (1, 2, 3)]
     digests = [hashlib.sha256(body).hexdigest() for body in bodies]
     assert [commit.previous for commit in place.log()] == [digests[1], digests[0], None]
+
+
+def test_each_commit_states_its_time_and_its_own_software(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for release in ("1", "2"):
+        monkeypatch.setattr("pipeline.catalogue.commit_log.software", lambda r=release: r)
+        place.put_version(f"d{release}", version(release), None)
+    assert [commit.software for commit in place.log()] == ["2", "1"]
+    for commit in place.log():
+        moment = datetime.fromisoformat(commit.time)
+        assert abs(datetime.now(UTC) - moment) < timedelta(hours=1)
+        assert commit.time == moment.isoformat(timespec="seconds")
 
 
 def changed(place: Catalogue, number: int, **change: object) -> str:
@@ -203,6 +224,29 @@ def test_a_writer_who_was_late_builds_upon_the_commit_that_won(
     monkeypatch.setattr(storage, "create", late)
     place.put_version("late", version("2"), None)
     assert [sorted(commit.datasets) for commit in place.log()] == [["late", "winner"], ["winner"]]
+
+
+def test_a_missing_bucket_is_not_an_empty_catalogue(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_bucket(uri: str) -> bytes:
+        raise NoBucket(f"{uri}: there is no bucket")
+
+    monkeypatch.setattr(storage, "read", no_bucket)
+    with pytest.raises(NoBucket):
+        place.head()
+
+
+def test_a_gap_is_found_without_the_hint(place: Catalogue) -> None:
+    """Whoever took the missing number would hide all later commits."""
+    for i in range(3):
+        place.put_version(f"d{i}", version(str(i)), None)
+    storage.delete(place.hint_uri)
+    assert place.head().number == 3
+    storage.delete(place.log_uri(2))
+    for action in (place.head, lambda: place.put_version("x", version("x"), None)):
+        with pytest.raises(CorruptFile, match=f"{place.log_uri(2)} is missing.*has a gap"):
+            action()
 
 
 def test_the_last_commits_are_missed_where_the_hint_names_them(place: Catalogue) -> None:

@@ -402,6 +402,21 @@ def test_the_source_that_a_file_of_the_reference_states_is_stored_without_secret
         ("s3://b/a?.jpg and s3://b/a#1.jpg", "s3://b/a?.jpg and s3://b/a#1.jpg"),
         ("https://h/x?key=${VDNA_QUERY_KEY}&n=1", "https://h/x?key=${VDNA_QUERY_KEY}&n=1"),
         *((f"a{mark}secret=ab", f"a{mark}secret=…") for mark in "?&;,{ '\""),
+        *((f"secret=ab{mark}b=cd", f"secret=…{mark}b=cd") for mark in "&;,<>)}'\""),
+        *((f"{{{q}secret{q}: {q}ab{q}}}", f"{{{q}secret{q}: {q}…{q}}}") for q in "'\""),
+        ('password is "ab"', 'password is "…"'),
+        ("a https://ab@h/x b", "a https://…@h/x b"),
+        ("'s3://b','x:y@z' and s3://b:p','x@z", "'s3://b','x:y@z' and s3://b:p','x@z"),
+        ("http://h:80?x=a/b@c and http://h:80#a/b@c", "http://h:80?x=… and http://h:80#…"),
+        ("('Authorization', 'Basic dXNlcg==')", "('Authorization', …)"),
+        ("x-api-key: ab'cd", "x-api-key: …'cd"),
+        ("a?x-amz-credential=ab&x-goog-credential=cd", "a?x-amz-credential=…&x-goog-credential=…"),
+        ("'https://h/a','?b=cd' and 's3://h/a','?b=cd'", "'https://h/a','?b=cd' and 's3://h/a','?b=cd'"),
+        *((f"{url}?b=xy?c=zz", f"{url}?b=…") for url in ("https://h/a", "s3://h/a")),
+        *((f"{url}#b=xy#c=zz", f"{url}#b=…#c=…") for url in ("https://h/a", "s3://h/a")),
+        ("s3://h/a?x'y=z", "s3://h/a?x'y=z"),
+        *((f"s3://h/a{mark}x{mark}y=z", f"s3://h/a{mark}x{mark}y=…") for mark in "?#"),
+        *((f"https://h/x?a{mark}b=cd", f"https://h/x?…{mark}b=…") for mark in "&;#"),
         *((f"a{mark}secret is 'ab'", f"a{mark}secret is '…'") for mark in "?&;,{ '\""),
         ("Authorization: AWS4-HMAC-SHA256 Credential=A, Signature=b\nx", "Authorization: …\nx"),
         ("Bearer abcdefgh12", "Bearer …"),
@@ -418,6 +433,7 @@ def test_secrets_in_texts_are_redacted(text: str, expected: str) -> None:
 
 def test_values_that_are_sent_in_queries_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDNA_QUERY_KEY", "pl/anted")
+    monkeypatch.setenv("VDNA_QUERY_EMPTY", "")
     assert redact("at pl/anted, or pl%2Fanted") == "at …, or …"
 
 

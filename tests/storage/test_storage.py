@@ -439,6 +439,8 @@ def test_a_query_or_a_fragment_is_refused_without_being_shown(url: str) -> None:
 def test_an_allowed_parameter_is_kept_and_a_reference_stays_a_reference() -> None:
     url = "https://host/x.jpg?id=ab12&key=${VDNA_QUERY_KEY}"
     assert storage.canonical(url, queries={"id", "key"}) == url
+    by_its_name = "https://host/x.jpg?api_key=${VDNA_QUERY_KEY}"
+    assert storage.canonical(by_its_name, queries={"api_key"}) == by_its_name
     for queries in ((), {"id"}, {"key"}):
         with pytest.raises(UsageError, match="--allow-query"):
             storage.canonical(url, queries=queries)

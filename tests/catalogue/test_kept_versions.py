@@ -1,0 +1,112 @@
+"""Which versions a log names: each once, the newest of each dataset and spec, with their parts."""
+
+from __future__ import annotations
+
+import uuid
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Commit, Version
+from pipeline.catalogue.commit import FILES, Footer
+from pipeline.catalogue.kept_versions import KeptVersion, kept_versions, missing_files
+
+
+def version(dna: str, spec: str = "s", by: str = "", part_of: str = "") -> Version:
+    return Version(
+        dna=dna,
+        manifest=f"m{dna}",
+        spec=spec,
+        images=3,
+        failed=0,
+        products=("histogram",),
+        sha256=dict.fromkeys(FILES, "x"),
+        footers=dict.fromkeys(("dna", "folds"), Footer(0, 1, "x")),
+        source="src",
+        built="2026-01-01T00:00:00+00:00",
+        software="vdna",
+        numerics=(),
+        by=by,
+        part_of=part_of,
+    )
+
+
+def log(*states: dict[str, list[Version]]) -> list[Commit]:
+    """The commits of these states, the newest first as a log gives them."""
+    commits = [
+        Commit(n, "", "", None, {name: {v.spec: v for v in of} for name, of in state.items()}, None)
+        for n, state in enumerate(states, 1)
+    ]
+    return commits[::-1]
+
+
+def found(commits: list[Commit], keep: int | None = None) -> list[tuple[str, str, int]]:
+    return [(kept.name, kept.version.dna, kept.commit) for kept in kept_versions(commits, keep)]
+
+
+THREE = log(
+    {"a": [version("1")]},
+    {"a": [version("2")], "b": [version("1")]},
+    {"a": [version("3")], "b": [version("1")]},
+)
+
+
+def test_each_version_is_found_once_with_the_newest_commit_that_holds_it() -> None:
+    assert found(THREE) == [("a", "3", 3), ("b", "1", 3), ("a", "2", 2), ("a", "1", 1)]
+
+
+def test_so_many_versions_of_each_dataset_are_kept() -> None:
+    assert found(THREE, 1) == [("a", "3", 3), ("b", "1", 3)]
+    assert found(THREE, 2) == [("a", "3", 3), ("b", "1", 3), ("a", "2", 2)]
+    assert found(THREE, 3) == found(THREE)
+
+
+def test_a_version_that_came_back_is_the_newest_and_counts_once() -> None:
+    commits = log({"a": [version("1")]}, {"a": [version("2")]}, {"a": [version("1")]})
+    assert found(commits) == [("a", "1", 3), ("a", "2", 2)]
+    assert found(commits, 1) == [("a", "1", 3)]
+
+
+def test_each_spec_has_its_own_versions() -> None:
+    commits = log({"a": [version("1", "s")]}, {"a": [version("1", "s"), version("2", "t")]})
+    assert found(commits, 1) == [("a", "1", 2), ("a", "2", 2)]
+    identities = {kept.identity for kept in kept_versions(commits)}
+    assert identities == {("a", "s", "1", ""), ("a", "t", "2", "")}
+
+
+def test_parts_stay_with_the_dataset_that_they_belong_to() -> None:
+    """However many versions a part has; and it may stand before its dataset in the commit."""
+    commits = log(
+        {"a/x": [version("x1", part_of="b")], "b": [version("1", by="l")]},
+        {"a/x": [version("x2", part_of="b")], "b": [version("2", by="l")]},
+    )
+    newest = [("b", "2", 2), ("a/x", "x2", 2)]
+    assert found(commits, 1) == newest
+    assert found(commits, 2) == found(commits) == [*newest, ("b", "1", 1), ("a/x", "x1", 1)]
+
+
+def test_a_part_that_changed_beside_a_kept_dataset_is_kept() -> None:
+    commits = log(
+        {"a": [version("1", by="l")], "a/x": [version("x1", part_of="a")]},
+        {"a": [version("1", by="l")], "a/x": [version("x2", part_of="a")]},
+    )
+    assert ("a/x", "x1", 1) in found(commits, 1)
+
+
+def test_another_division_into_parts_is_another_version() -> None:
+    commits = log({"a": [version("1", by="l")]}, {"a": [version("1", by="")]})
+    assert found(commits) == [("a", "1", 2), ("a", "1", 1)]
+    assert found(commits, 1) == [("a", "1", 2)]
+
+
+def test_a_part_whose_dataset_is_not_in_the_commit_is_kept() -> None:
+    assert found(log({"a/x": [version("x1", part_of="a")]}), 1) == [("a/x", "x1", 1)]
+
+
+def test_missing_files_are_named_in_order() -> None:
+    place = Catalogue(f"memory://{uuid.uuid4().hex}")
+    kept = KeptVersion("a", version("1"), 1)
+    assert missing_files(place, kept) == sorted(FILES)
+    for kind in FILES:
+        storage.create(place.uri(kind, "s", "a", "m1" if kind == "manifests" else "1"), b"x")
+    assert missing_files(place, kept) == []
+    storage.delete(place.uri("manifests", "s", "a", "m1"))
+    assert missing_files(place, kept) == ["manifests"]

@@ -1,0 +1,43 @@
+"""The modules that hold the promises, each with the quick tests that must notice a fault in it."""
+
+from __future__ import annotations
+
+MODULES: dict[str, tuple[str, ...]] = {
+    "catalogue/commit.py": ("catalogue/test_catalogue.py", "system/test_golden.py"),
+    "catalogue/commit_log.py": ("catalogue/test_catalogue.py", "catalogue/test_history.py"),
+    "catalogue/garbage_collection.py": (
+        "catalogue/test_garbage_collection.py",
+        "catalogue/test_history.py",
+        "comparing/test_tiles.py::test_gc_removes_abandoned_tiles",
+    ),
+    "catalogue/kept_versions.py": ("catalogue/test_kept_versions.py",),
+    "catalogue/verification.py": (
+        "catalogue/test_verification.py",
+        "catalogue/test_history.py",
+        "building/test_labels.py",
+    ),
+    "building/storing.py": ("building/test_storing.py",),
+    "counting/reduction.py": ("counting/test_reduction.py",),
+    "counting/shard.py": ("counting/test_shard.py",),
+    "comparing/tiles.py": ("comparing/test_tiles.py",),
+    "dna/sealed.py": ("dna/test_sealed.py",),
+    "errors.py": (
+        "storage/test_secrets.py::test_secrets_in_texts_are_redacted",
+        "storage/test_secrets.py::test_values_that_are_sent_in_queries_are_taken_out",
+        "storage/test_storage.py",
+    ),
+    "storage/uris.py": ("storage/test_storage.py",),
+}
+"""Files of `pipeline/`, and what to run of `tests/`: files, or single tests."""
+
+ONLY: dict[str, tuple[str, ...]] = {"errors.py": ("module", "redact", "_shown", "looks_secret")}
+"""The functions of some modules that hold a promise; `module` is what lies outside of all."""
+
+IN_FULL: tuple[str, ...] = (
+    "building/storing.py",
+    "catalogue/commit_log.py",
+    "catalogue/kept_versions.py",
+    "errors.py",
+)
+"""Modules of which every mutant was run, and every one that survived is explained. A sample is of
+these alone: so a sample is refused only if the change at hand let a fault pass."""
