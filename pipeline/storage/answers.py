@@ -28,7 +28,7 @@ async def read_body(
     start: int,
     length: int | None,
     most: int | None,
-) -> tuple[bytes, int]:
+) -> tuple[bytes | None, int]:
     """Reads the bytes that were asked for from the body of an answer, and hardly more.
 
     Args:
@@ -42,7 +42,9 @@ async def read_body(
             to be longer, and one byte more of one that turns out to be.
 
     Returns:
-        The bytes, and the size of the whole object (-1 if the answer does not tell).
+        The bytes, or None if the object is longer than `most`, or than `MOST_UNTOLD` without a
+            limit and a known size; and the size of the whole object (-1 if the answer does not
+            tell).
 
     Raises:
         ConnectionError: The body ends early, comes too slowly, or is another part.
@@ -57,21 +59,24 @@ async def read_body(
             )
         size = -1 if found[2] == "*" else int(found[2])
     if most is not None and size > most:
-        return b"", size
+        return None, size
     bounds = [length] if length is not None else []
     if size >= 0:
         bounds.append(max(0, size - start))
     wanted = min(bounds, default=MOST_UNTOLD if most is None else most)
     if content_range is None and length is not None:
-        data = await _taken(take, start, wanted)
+        pieces = await _taken(take, start, wanted)
     else:  # one byte more shows that the body goes on; its end has a client check what came
-        data = await _taken(take, 0 if content_range else start, wanted + 1)
-    if size >= 0 and len(data) != wanted:
-        raise ConnectionError(f"{len(data)} of {wanted} bytes arrived")
-    return data, size
+        pieces = await _taken(take, 0 if content_range else start, wanted + 1)
+    arrived = sum(map(len, pieces))
+    if not bounds and arrived > wanted:
+        return None, size
+    if size >= 0 and arrived != wanted:
+        raise ConnectionError(f"{arrived} of {wanted} bytes arrived")
+    return b"".join(pieces), size
 
 
-async def _taken(take: Callable[[int], Awaitable[bytes]], start: int, length: int) -> bytes:
+async def _taken(take: Callable[[int], Awaitable[bytes]], start: int, length: int) -> list[bytes]:
     """Reads bytes [start, start + length) of a body, and gives up one that trickles in."""
     settings = RetrySettings.from_environment()
     loop = asyncio.get_running_loop()
@@ -87,7 +92,7 @@ async def _taken(take: Callable[[int], Awaitable[bytes]], start: int, length: in
     except TimeoutError as error:
         seconds = loop.time() - began
         raise ConnectionError(f"{position} bytes in {seconds:.1f} s, and no more") from error
-    return b"".join(pieces)
+    return pieces
 
 
 @contextlib.asynccontextmanager

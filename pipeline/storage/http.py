@@ -75,15 +75,16 @@ class HttpStore(FsspecStore):
                 if told is None and not _marks_its_end(answer):
                     raise StorageError(f"{uri}: {NO_LENGTH}")
                 data, size = await read_body(answer.content.read, told, part, start, length, most)
-                if most is None and size < 0 and len(data) > MOST_UNTOLD:
+                if data is None and most is None:
                     raise StorageError(
                         f"{uri}: over {MOST_UNTOLD} bytes, and the server does not tell how many "
                         "follow; copy it to one that does"
                     )
                 details = {**_told(answer), "size": None if size < 0 else size}
-                if size < 0 and length is None and (most is None or len(data) <= most):
-                    size = len(data)
-                return Answer(data, identity_of(details), size)
+                identity = identity_of(details)
+                if data is None:
+                    return Answer(b"", identity, size, is_too_long=True)
+                return Answer(data, identity, len(data) if length is None else size)
 
         return cast(Answer, sync(fs.loop, get))
 

@@ -54,7 +54,7 @@ class LocalStore:
         with open(local_path(uri), "rb", opener=_open_at_once) as file:
             before = os.fstat(file.fileno())
             if length is None and most is not None and before.st_size > most:
-                return Answer(b"", _identity(before), before.st_size)
+                return Answer(b"", _identity(before), before.st_size, is_too_long=True)
             rest = max(0, before.st_size - start)  # what is appended meanwhile may never end
             file.seek(start)
             data = file.read(rest if length is None else min(length, rest))

@@ -169,8 +169,8 @@ def read(uri: str, identity: str | None = None, most: int | None = None) -> byte
         TooManyBytes: It is longer than `most`.
     """
     answer = _get(uri, identity, most=most)
-    if most is not None and max(answer.size, len(answer.data)) > most:
-        found = answer.size if answer.size > most else f"over {most}"
+    if answer.is_too_long:
+        found = answer.size if answer.size > (most or 0) else f"over {most}"
         raise TooManyBytes(f"{uri} has {found} bytes; the limit is {most}")
     return answer.data
 

@@ -116,7 +116,9 @@ class FsspecStore:
                 raise
             data = b""
         details = fs.info(path)
-        return Answer(data, identity_of(details), int(details.get("size") or 0))
+        too_long = length is None and most is not None and len(data) > most
+        data, size = b"" if too_long else data, int(details.get("size") or 0)
+        return Answer(data, identity_of(details), size, too_long)
 
     def put(self, uri: str, data: Data, *, exclusive: bool) -> bool:
         """Writes in one piece, with fsspec's mode `create` if it is to be exclusive."""

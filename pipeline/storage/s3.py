@@ -88,7 +88,8 @@ class S3Store(FsspecStore):
                     *(body.read, answer["ContentLength"], answer.get("ContentRange")),
                     *(start, length, most),
                 )
-            return Answer(data, identity_of({**answer, "size": size}), size)
+            identity = identity_of({**answer, "size": size})
+            return Answer(data or b"", identity, size, is_too_long=data is None)
 
         async def past_the_end() -> Answer:
             return nothing(uri, start, length, await _in_time(fs, lambda: fs._info(path)))

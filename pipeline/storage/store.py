@@ -36,11 +36,13 @@ class Answer:
         data: The bytes that were asked for, fewer if the object ends before.
         identity: The identity of the object that they come from.
         size: The length of the whole object in bytes, -1 if the answer does not tell.
+        is_too_long: Whether the object is longer than what was wanted whole; `data` is empty then.
     """
 
     data: bytes
     identity: str
     size: int
+    is_too_long: bool = False
 
 
 class Store(Protocol):
@@ -77,8 +79,8 @@ class Store(Protocol):
             uri: The object.
             start: Where to begin.
             length: How many bytes to read.
-            most: The longest object that is read whole. Of a longer one the answer has its size, or
-                one byte more than this.
+            most: The longest object that is wanted whole. Of a longer one nothing is kept, and
+                hardly more than this is read.
 
         Returns:
             The bytes, and what they are of.
