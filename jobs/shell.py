@@ -7,8 +7,10 @@ import json
 import logging
 import operator
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
@@ -137,7 +139,11 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(command)
     def run(**given: Any) -> R:
-        with _checked_output(), _shown(given.pop(_LOG_FORMAT.name, None)) as listener:
+        with (
+            _ended_by_sigterm(),
+            _checked_output(),
+            _shown(given.pop(_LOG_FORMAT.name, None)) as listener,
+        ):
             try:
                 made: dict[str, Any] = dict.fromkeys(listeners, listener)
                 for name, model in models.items():
@@ -149,13 +155,34 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
                 raise
             except KeyboardInterrupt as error:
                 _tell("interrupted; the same command goes on from here")
-                raise typer.Exit(130) from error
+                raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from error
             except Exception as raised:
                 raise typer.Exit(_end_badly(raised, as_json=bool(given.get("as_json")))) from raised
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came, as it does before a node is taken away."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Ends the block by SIGTERM as by Ctrl-C, so that no temporary folder is left."""
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end_badly(raised: Exception, *, as_json: bool) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from pipeline import storage
 from pipeline.catalogue.commit import Version
+from pipeline.errors import UsageError
 from pipeline.spec import digest_of
 
 
@@ -18,9 +19,14 @@ class Layout:
 
     Attributes:
         root: The canonical url of the catalogue.
+
+    Raises:
+        UsageError: The url is empty, or may carry a secret.
     """
 
     def __init__(self, root: str) -> None:
+        if not root:
+            raise UsageError("the catalogue is empty; give its folder or url (--catalogue)")
         self.root = storage.canonical(root)
 
     def _uri(self, *parts: str) -> str:

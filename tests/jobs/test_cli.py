@@ -988,8 +988,12 @@ def test_the_script_the_application_and_the_module_are_the_same_thing(
         assert (module.returncode, module.stdout, module.stderr) == ours
 
 
-def test_ctrl_c_in_the_middle_exits_130_and_the_rerun_goes_on(tmp_path: Path, small: Small) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle_ends_the_command_and_the_rerun_goes_on(
+    tmp_path: Path, small: Small, number: int, code: int
+) -> None:
     source, place = tmp_path / "photos", tmp_path / "c"
+    (tmp_path / "temporary").mkdir()
     write_photos(source, 20)
     command = [sys.executable, "-m", "jobs.build", "a", source, "-c", place, "--workers", "0"]
     command += ["--threads", "1", "--shard-images", "1", *small.options]  # a shard an image
@@ -999,17 +1003,18 @@ def test_ctrl_c_in_the_middle_exits_130_and_the_rerun_goes_on(tmp_path: Path, sm
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
-        env=os.environ | small.environment(SLOW),
+        env=os.environ | small.environment(SLOW) | {"TMPDIR": str(tmp_path / "temporary")},
         # A shell that starts the tests in the background has SIGINT ignored, and so its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(place.glob("_work/a/*/partials/*")) and job.poll() is None:
         sleep(0.02)
-    job.send_signal(signal.SIGINT)
+    job.send_signal(number)
     out, err = job.communicate(timeout=60)
-    assert (job.returncode, out) == (130, ""), err
+    assert (job.returncode, out) == (code, ""), err
     assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
     assert "Traceback" not in err
+    assert [*(tmp_path / "temporary").glob("vdna-*")] == []
     kept = len(list(place.glob("_work/a/*/partials/*")))
     assert 0 < kept < 20
     result = build_json("a", source, place, "--shard-images", "1", *small.options)
@@ -1095,3 +1100,9 @@ def test_every_command_and_option_in_the_docs_exists() -> None:
                 assert option in known[name], f"{page.name}: vdna {name}{rest}"
                 told += 1
     assert told > 50
+
+
+def test_an_empty_name_of_a_catalogue_is_refused(tmp_path: Path) -> None:
+    write_photos(tmp_path, 1)
+    refused(vdna("build", "a", tmp_path, "-c", "", exits=2), "the catalogue is empty")
+    refused(vdna("ls", "-c", "", exits=2), "the catalogue is empty")
