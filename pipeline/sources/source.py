@@ -149,10 +149,8 @@ class _SourceLister:
             return "table"
         if splitext(self._uri)[1].lower() == LIST_EXTENSION and storage.exists(self._uri):
             return "list"
-        if any(mark in self._text for mark in "*?[") and not (
-            store.is_local and storage.exists(self._uri)
-        ):
-            return "glob"
+        if any(mark in self._text for mark in "*?[") and not storage.exists(self._uri):
+            return "glob"  # a mark may also be part of a name, and a `?` begin a query
         return "prefix" if store.lists_in_key_order else "folder or object"
 
     def list_objects(self, outside: str | None) -> None:
