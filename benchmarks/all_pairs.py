@@ -177,7 +177,7 @@ def _catalogue(folder: str, dnas: int, neurons: int, folds: int) -> dict[str, An
     store.commit({names[7]: store.put(names[7], dnas + 1)})
     changed = run([])
     values = neurons * BINS
-    evaluations = 1 + 2 * tiles.FOLDS if folds else 1
+    evaluations = 1 + tiles.NOISE_WORK if folds else 1
     each, of_wide = (row["load"] / row["loads"] for row in (third, wider))
     load = max(0.0, of_wide - each) / ((WIDER - 1) * values)
     opening = max(0.0, each - values * load)
@@ -243,7 +243,7 @@ def _model(
                 taken = len(step.a) * fresh + len(step.b) * beside
                 loaded += taken * spec.tap(layer).neurons * BINS
     pairs, values, planes = dnas * (dnas - 1) // 2, spec.neurons * BINS, len(taps) + 1
-    evaluations = 1 + 2 * tiles.FOLDS if folds else 1
+    evaluations = 1 + tiles.NOISE_WORK if folds else 1
     one = opening + values * (load + evaluations * rate) + planes * estimate
     return {
         "neurons": spec.neurons,

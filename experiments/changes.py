@@ -40,9 +40,10 @@ from PIL import Image, ImageEnhance, ImageFilter
 from scipy.stats import spearmanr
 
 from benchmarks import corpora, measure
-from experiments.observe import Layers, Observer, Seen, emd
+from experiments.intervals import noise_by_layer, noise_of
+from experiments.observe import BINS, POINTS, Layers, Observer, Seen, emd
 from experiments.statistics import crops
-from pipeline.comparing import frechet, significance
+from pipeline.comparing import frechet, intervals
 
 Array = NDArray[Any]
 Picture = Image.Image
@@ -150,22 +151,27 @@ def estimated(layers: Layers, first: Seen, second: Seen, half: Array) -> dict[st
         shares = np.zeros((FOLDS, len(half)))
         shares[folds, members] = 1
         sides.append((seen, shares, shares.sum(axis=1)))
-    parts: dict[str, list[Array]] = {name: [] for name in ("emd", "a", "b", "halves_a", "halves_b")}
-    split = (significance.splits(FOLDS) + 1) // 2
+    parts: dict[str, list[Array]] = {name: [] for name in ("emd", "halves_a", "halves_b")}
+    split = (intervals.splits(FOLDS) + 1) // 2
+    folds_of: list[list[Array]] = [[], []]
     for mine in layers.slices.values():
         (sums_a, n_a), (sums_b, n_b) = (
             (_mixed(shares, seen.curves[:, mine]), images) for seen, shares, images in sides
         )
-        a, b = sums_a.sum(0) / n_a.sum(), sums_b.sum(0) / n_b.sum()
-        parts["emd"].append(emd(a - b))
-        parts["a"].append(emd(_without(sums_a, n_a) - b))
-        parts["b"].append(emd(a - _without(sums_b, n_b)))
+        parts["emd"].append(emd(sums_a.sum(0) / n_a.sum() - sums_b.sum(0) / n_b.sum()))
         parts["halves_a"].append(emd(_halves(split, sums_a, n_a)))
         parts["halves_b"].append(emd(_halves(split, sums_b, n_b)))
+        for held, sums, images in zip(folds_of, (sums_a, sums_b), (n_a, n_b), strict=True):
+            held.append(sums / images[:, None, None])
     by_layer = {name: layers.mean(np.concatenate(of, axis=-1)) for name, of in parts.items()}
     (_, _, n_a), (_, _, n_b) = sides
-    found = significance.estimate(by_layer["emd"], by_layer["a"].T, by_layer["b"].T, n_a, n_b)
-    floor = significance.floor(by_layer["halves_a"].T, n_a, by_layer["halves_b"].T, n_b)
+    one, other = (
+        noise_of(np.concatenate(held, axis=1), images)
+        for held, images in zip(folds_of, (n_a, n_b), strict=True)
+    )
+    noise = noise_by_layer(one, other, layers.widths, BINS / POINTS)
+    found = intervals.estimate(by_layer["emd"], *noise, FOLDS, FOLDS)
+    floor = intervals.floor(by_layer["halves_a"].T, n_a, by_layer["halves_b"].T, n_b)
     return {
         "emd": by_layer["emd"],
         "corrected": found.emd_corrected,
@@ -173,11 +179,6 @@ def estimated(layers: Layers, first: Seen, second: Seen, half: Array) -> dict[st
         "high": found.high,
         "floor": floor,
     }
-
-
-def _without(sums: Array, images: Array) -> Array:
-    """(folds, neurons, points): the distribution without each fold."""
-    return (sums.sum(axis=0) - sums) / (images.sum() - images)[:, None, None]
 
 
 def _halves(split: Array, sums: Array, images: Array) -> Array:

@@ -11,15 +11,17 @@ from .distance import Measure as Measure
 from .distance import cumulative as cumulative
 from .emd_kernel import Curves as Curves
 from .emd_kernel import distances as distances
+from .fold_curves import FoldCurves as FoldCurves
 from .fold_statistics import NEURON_COLUMNS as NEURON_COLUMNS
 from .fold_statistics import PAIR_ESTIMATES as PAIR_ESTIMATES
-from .fold_statistics import FoldCurves as FoldCurves
 from .fold_statistics import FoldSums as FoldSums
 from .fold_statistics import estimates as estimates
 from .fold_statistics import fold_sums as fold_sums
 from .fold_statistics import neuron_estimates as neuron_estimates
 from .fold_statistics import paired_estimates as paired_estimates
 from .gaussians import frechet as frechet
+from .intervals import CONFIDENCE as CONFIDENCE
+from .intervals import is_wide as is_wide
 from .matrix import ALL as ALL
 from .matrix import ESTIMATES as ESTIMATES
 from .matrix import Estimate as Estimate
@@ -30,7 +32,6 @@ from .notes import notes_of as notes_of
 from .notes import some_of as some_of
 from .selection import resolve_versions as resolve_versions
 from .selection import spec_of as spec_of
-from .significance import CONFIDENCE as CONFIDENCE
 from .significance import FALSE_DISCOVERY_RATE as FALSE_DISCOVERY_RATE
 from .significance import LEAST_FOLDS as LEAST_FOLDS
 from .significance import adjusted as adjusted

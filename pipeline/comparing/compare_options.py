@@ -37,7 +37,7 @@ class CompareOptions(SnapshotOptions, FrechetOptions):
     error_bars: Annotated[
         bool,
         Option(
-            "Also compute corrected distances, intervals, p and q, which takes 30 times the "
+            "Also compute corrected distances, intervals, p and q, which takes 60 times the "
             "arithmetic."
         ),
     ] = True

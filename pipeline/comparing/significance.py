@@ -1,54 +1,34 @@
-"""Estimates from folds how sure a distance is, and whether two datasets differ at all.
+"""Tests from folds whether two datasets differ at all, and adjusts p for many tests.
 
     >>> import numpy as np
     >>> gram = np.eye(8) + 2.0                 # eight differences that point the same way
     >>> float(flip_test(gram))                 # no other of the 128 choices of signs adds up so far
     0.0078125
 
-A DNA is kept in folds, up to 16 parts of its images, so that no estimate needs another pass over
-the images.
+Under the null hypothesis the differences of paired folds, each an average over images of its own,
+are as likely as their negatives. So all ways of giving them signs are compared (Fisher, 1935). The
+statistic is the squared norm of the sum of the differences. Computed on cumulative distributions it
+is the energy distance of Szekely and Rizzo (2013), which needs inner products only; a term corrects
+for the skewness of differences (Johnson, 1978). The test is exact for datasets of equal size, and
+nearly so for others. A permutation of folds would mix samples of unequal noise. Fewer than six
+pairs of folds cannot show anything at 5%, and are not tested.
 
-**Correction.** `emd` is a sum of absolute differences, to which noise only ever adds: two samples
-of one distribution have a distance, too. What noise adds to the *square* of `emd` is proportional
-to 1 / images, both at the null, where all of `emd` is noise, and far from it. The jackknife
-removes such a bias, and so the square is corrected (Quenouille, 1956; for folds of unequal size:
-Busing, Meijer and van der Leeden, 1999, "Delete-m jackknife for unequal m"). The interval is a
-score interval for the square, with Student's t at Satterthwaite's degrees of freedom.
-
-The correction goes only part of the way if a few neurons differ much and all others not at all.
-These others add to `emd` in proportion to 1 / sqrt(images), so that `low` may lie above the truth.
-It holds for each neuron alone (`pipeline.explaining`).
-
-**Test.** Under the null hypothesis the differences of paired folds, each an average over images of
-its own, are as likely as their negatives. So all ways of giving them signs are compared (Fisher,
-1935). The statistic is the squared norm of the sum of the differences. Computed on cumulative
-distributions it is the energy distance of Szekely and Rizzo (2013), which needs inner products
-only; a term corrects for the skewness of differences (Johnson, 1978). The test is exact for
-datasets of equal size, and nearly so for others. A permutation of folds would mix samples of
-unequal noise. Fewer than six pairs of folds cannot show anything at 5%, and are not tested.
-
-`experiments.statistics` measures coverage, false alarms and power on real images.
+`experiments.statistics` measures false alarms and power on real images.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.linalg import hadamard
-from scipy.special import stdtrit
 
+from pipeline.comparing.intervals import Images
 from pipeline.dna import Floats
 
-METHOD = "3"
-"""Version of the estimates. A kept matrix with another version is computed anew."""
-
-CONFIDENCE = 0.95
-"""Coverage of the interval from `low` to `high`."""
+METHOD = "4"
+"""Version of the estimates and tests. A kept matrix with another version is computed anew."""
 
 FALSE_DISCOVERY_RATE = 0.05
 """Share of the pairs called different that may be so by chance."""
@@ -67,181 +47,6 @@ _SPLIT = 8
 
 _CHUNK = 4
 """Tests computed at a time, so that the 32,768 sums of each stay in the cache."""
-
-
-Images = NDArray[Any]
-"""(..., K) number of images of each of K folds."""
-
-
-@dataclass(frozen=True, eq=False)
-class Estimates:
-    """Estimates of distances, in arrays of one shape, in bins.
-
-    Attributes:
-        emd_corrected: The distance that samples without end would show.
-        se: Standard error of the uncorrected distance.
-        low: Lower end of the 95% interval of the corrected distance.
-        high: Upper end of that interval.
-    """
-
-    emd_corrected: Floats
-    se: Floats
-    low: Floats
-    high: Floats
-
-
-@dataclass(frozen=True, eq=False)
-class _Jackknife:
-    """What the jackknife says of a statistic of one sample in folds.
-
-    Attributes:
-        bias: How much the statistic is too large on average.
-        variance: Its variance.
-    """
-
-    bias: Floats
-    variance: Floats
-
-    @classmethod
-    def of(cls, whole: Floats, dropped: Floats, images: Floats) -> _Jackknife:
-        """Computes the delete-m jackknife (Busing, Meijer and van der Leeden, 1999).
-
-        Args:
-            whole: (...) the statistic of all images.
-            dropped: (..., K) the statistic without each fold.
-            images: (..., K) images of each fold.
-
-        Returns:
-            Bias and variance, (...) each.
-        """
-        total = images.sum(axis=-1, keepdims=True)
-        kept = 1 - images / total
-        inverse = total / images
-        folds = images.shape[-1]
-        bias = (kept * dropped).sum(axis=-1) - (folds - 1) * whole
-        pseudo = inverse * whole[..., None] - (inverse - 1) * dropped
-        spread = (pseudo - (whole - bias)[..., None]) ** 2 / (inverse - 1)
-        return cls(bias, spread.mean(axis=-1))
-
-
-def estimate(
-    emd: Floats,
-    dropped_a: Floats,
-    dropped_b: Floats,
-    images_a: Images,
-    images_b: Images,
-) -> Estimates:
-    """Estimates the distance that samples without end would show, and its 95% interval.
-
-    Near the null, where `low` is 0, `high` is an upper bound. `experiments.statistics` measures how
-    often the interval holds the truth.
-
-    Args:
-        emd: (...) distances of all images.
-        dropped_a: (..., K_a) distances without each fold of a.
-        dropped_b: (..., K_b) distances without each fold of b.
-        images_a: Images of each fold of a, of a shape that broadcasts to `dropped_a`.
-        images_b: Images of each fold of b, of a shape that broadcasts to `dropped_b`.
-
-    Returns:
-        Estimates of shape (...). All are NaN if a dataset has fewer than two folds.
-    """
-    if dropped_a.shape[-1] < 2 or dropped_b.shape[-1] < 2:
-        unknown = np.full_like(emd, np.nan)
-        return Estimates(unknown, unknown, unknown, unknown)
-    sizes_a = np.broadcast_to(images_a, dropped_a.shape).astype(np.float64)
-    sizes_b = np.broadcast_to(images_b, dropped_b.shape).astype(np.float64)
-    plain = [_Jackknife.of(emd, d, n) for d, n in ((dropped_a, sizes_a), (dropped_b, sizes_b))]
-    squares = [
-        _Jackknife.of(emd**2, d**2, n) for d, n in ((dropped_a, sizes_a), (dropped_b, sizes_b))
-    ]
-    variance = plain[0].variance + plain[1].variance
-    square = emd**2 - squares[0].bias - squares[1].bias
-    of_square = squares[0].variance + squares[1].variance
-    freedom = _satterthwaite(
-        squares[0].variance, dropped_a.shape[-1] - 1, squares[1].variance, dropped_b.shape[-1] - 1
-    )
-    quantile: Floats = stdtrit(freedom, (1 + CONFIDENCE) / 2)
-    # The interval holds all v with |square - v| <= quantile x sd(v), where sd(v)^2 is 4 v variance
-    # + `of_square` at v = 0, since the noise of a square grows with it. A square below zero, which
-    # is chance, gets the upper end of zero's interval.
-    shift = 2 * quantile**2 * variance
-    reach = np.sqrt(shift**2 + quantile**2 * of_square)
-    return Estimates(
-        _root(square),
-        np.sqrt(variance),
-        _root(square + shift - reach),
-        _root(np.maximum(square, 0) + shift + reach),
-    )
-
-
-def jackknife(whole: Floats, dropped: Floats, images: Images) -> tuple[Floats, Floats]:
-    """Removes the bias of a statistic of one sample, and finds its standard error.
-
-    Args:
-        whole: (...) the statistic of all images.
-        dropped: (..., K) the statistic without each fold.
-        images: Images of each fold, of a shape that broadcasts to `dropped`.
-
-    Returns:
-        The corrected statistic and its standard error, (...) each.
-    """
-    sizes = np.broadcast_to(images, dropped.shape).astype(np.float64)
-    found = _Jackknife.of(whole, dropped, sizes)
-    return whole - found.bias, np.sqrt(found.variance)
-
-
-def _satterthwaite(one: Floats, of_one: int, other: Floats, of_other: int) -> Floats:
-    """Returns the degrees of freedom of the sum of two variances (Satterthwaite, 1946)."""
-    scale = one**2 / of_one + other**2 / of_other
-    with np.errstate(invalid="ignore", divide="ignore"):
-        freedom = (one + other) ** 2 / scale
-    return np.where(scale > 0, freedom, float(of_one + of_other))
-
-
-def _root(square: Floats) -> Floats:
-    return cast(Floats, np.sqrt(np.maximum(square, 0)))  # NaN stays
-
-
-def splits(folds: int) -> NDArray[np.int64]:
-    """Finds balanced ways to cut folds in halves.
-
-    They are rows of a Hadamard matrix, those that halve best. Any two of 16 folds are on the same
-    side as often as not, but for one time.
-
-    Args:
-        folds: Number of folds K.
-
-    Returns:
-        (S, K) int64 of 1 and -1, the side of each fold. For 16 folds S is 15.
-    """
-    size = 1 << (folds - 1).bit_length()
-    rows = hadamard(size, dtype=np.int64)[1:, :folds]
-    uneven = np.abs(rows.sum(axis=1))
-    return np.ascontiguousarray(rows[uneven == uneven.min()])
-
-
-def floor(halves_a: Floats, images_a: Images, halves_b: Floats, images_b: Images) -> Floats:
-    """Computes the `emd` that two samples of one distribution would show at these sizes.
-
-    The distance between halves of n1 and n2 images grows with sqrt(1 / n1 + 1 / n2), and that of
-    samples of n_a and n_b images with sqrt(1 / n_a + 1 / n_b).
-
-    Args:
-        halves_a: (..., S) distances between the two sides of each of the `splits` of a's folds.
-        images_a: (..., K_a) images of each fold of a.
-        halves_b: The same of b.
-        images_b: The same of b.
-
-    Returns:
-        (...) distances, in bins.
-    """
-    square = 0.0
-    for apart, images in ((halves_a, images_a), (halves_b, images_b)):
-        one = (splits(images.shape[-1]) + 1) // 2
-        share = (images @ one.T) / images.sum(axis=-1, keepdims=True)
-        square = square + (apart**2 * share * (1 - share)).mean(axis=-1)
-    return cast(Floats, np.sqrt(square))
 
 
 def difference_gram(

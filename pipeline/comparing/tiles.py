@@ -28,15 +28,11 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.compare_options import MemoryLimit
 from pipeline.comparing.emd_kernel import Curves, distances, width_of
-from pipeline.comparing.fold_statistics import (
-    PAIR_ESTIMATES,
-    FoldCurves,
-    FoldSums,
-    estimates,
-    fold_sums,
-    grid,
-)
+from pipeline.comparing.fold_curves import FoldCurves, grid
+from pipeline.comparing.fold_statistics import PAIR_ESTIMATES, FoldSums, estimates, fold_sums
 from pipeline.comparing.gaussians import frechet, frechet_1d, root_covariance, variance
+from pipeline.comparing.intervals import CHANGES, DRAWS, PATTERNS
+from pipeline.comparing.noise_kernel import padded_points
 from pipeline.comparing.significance import METHOD
 from pipeline.counting import keep_memory
 from pipeline.dna import (
@@ -59,6 +55,9 @@ FOLDER = "_tiles"
 TILE_WORK = 10**12
 """The most values that a tile compares. One tile is a minute's work of a core, and a killed process
 loses no more than that."""
+
+NOISE_WORK = 64
+"""The noise of a pair takes about as long as so many comparisons of its curves."""
 
 STREAMED = 4
 """DNAs loaded at a time if those of a layer are not all held; the kernel takes as many rows."""
@@ -135,7 +134,7 @@ class Job:
     def values(self) -> int:
         """Number of values that are compared for a pair."""
         neurons = sum(int(np.count_nonzero(self.weights(layer))) for layer in self.layers)
-        return max(1, neurons) * self.spec.bins * (1 + 2 * FOLDS if self.error_bars else 1)
+        return max(1, neurons) * self.spec.bins * (1 + NOISE_WORK if self.error_bars else 1)
 
     @property
     def side(self) -> int:
@@ -144,7 +143,8 @@ class Job:
         Results then take a quarter of the memory. They are held twice while layers are put
         together. The DNAs need not be in memory together; see `Tile.steps`.
         """
-        results = 2 * 8 * self.planes * (FOLDS * (FOLDS + 4) if self.error_bars else 4)
+        barred = FOLDS**2 + DRAWS * len(CHANGES) + 4 * FOLDS
+        results = 2 * 8 * self.planes * (barred if self.error_bars else 4)
         return max(1, int(min(TILE_WORK / self.values, self.memory / 4 / results) ** 0.5))
 
     def held(self, layer: str) -> int:
@@ -160,7 +160,8 @@ class Job:
         row = width_of(bins) * 4
         each = row
         if self.error_bars:
-            each = (1 + FOLDS) * row + len(grid(bins)) * (4 * FOLDS + 8) + 8 * FOLDS
+            points = len(grid(bins))
+            each += padded_points(points) * (8 + 4 * PATTERNS + 4) + points * 4 * FOLDS + 8 * FOLDS
         neurons = self.spec.tap(layer).neurons
         each += 8 * neurons if self.fd else 0  # the root of its covariance
         return self.memory // (2 * neurons * each)

@@ -17,6 +17,7 @@ from pipeline.comparing import (
     LEAST_FOLDS,
     Matrix,
     Measure,
+    is_wide,
     neighbours,
     some_of,
 )
@@ -90,6 +91,25 @@ def plain_note(matrix: Matrix, layer: str = ALL) -> str:
     return (
         f"Distances of {plain} are not corrected for the size of the sample, and large for that "
         f"({_WHY_PLAIN})."
+    )
+
+
+def wide_note(matrix: Matrix, layer: str = ALL) -> str:
+    """Returns a note on how many pairs have a wide interval, or an empty text if none has.
+
+    An interval that begins at 0 is an upper bound anyway, and is not counted.
+    """
+    low, high, se = (matrix.of(layer, column) for column in ("low", "high", "se"))
+    pairs = np.triu_indices(len(low), 1)
+    known = np.isfinite(low[pairs])
+    wide = (is_wide(low, high, se) & (low > 0))[pairs]
+    if not wide.any():
+        return ""
+    count = int(wide.sum())
+    return (
+        f"{count:,} of {known.sum():,} intervals {'is' if count == 1 else 'are'} wide: the folds "
+        "do not tell whether few neurons differ much or many differ a little. Such an interval is "
+        "a bound rather than a 95% interval, and holds the true distance more often."
     )
 
 
@@ -241,11 +261,15 @@ def _distances_told(matrix: Matrix, layer: str) -> Callable[[int, int], str]:
 
 
 def matrix_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
-    """Returns the heading, the nearest and farthest of each dataset, and how many pairs differ."""
+    """Returns the heading, the nearest and farthest of each dataset, and how many pairs differ.
+
+    A note on wide intervals comes last, if there are some.
+    """
     return [
         sentences_heading(matrix, layer),
         *nearest_sentences(matrix, layer),
         summary_sentence(matrix, layer),
+        *([note] if (note := wide_note(matrix, layer)) else []),
     ]
 
 

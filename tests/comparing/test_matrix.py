@@ -17,8 +17,9 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import ESTIMATES, Effort, Matrix, all_pairs, compare, cumulative, tiles
 from pipeline.comparing.distance import emd, nfd
+from pipeline.comparing.intervals import estimate, floor, splits
 from pipeline.comparing.matrix import SCHEMA
-from pipeline.comparing.significance import difference_gram, estimate, flip_test, floor, splits
+from pipeline.comparing.significance import difference_gram, flip_test
 from pipeline.dna import DNA
 from pipeline.dna.dna_file import _concatenate
 from pipeline.errors import (
@@ -35,6 +36,7 @@ from pipeline.spec import Tap
 from tests.comparing.test_emd_kernel import pairwise_emd
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 from tests.support.builders import NUMERICS, random_dna, tiny_spec
+from tests.support.fold_noise import brute_noise
 
 NAMED_COLUMNS = [
     "a", "b", "layer", "emd", "emd_range", "nfd", "fd", "emd_corrected", "se", "floor", "p", "q",
@@ -275,28 +277,28 @@ def put_finite(catalogue: Catalogue, name: str, of: str, images: int) -> None:
 
 
 def test_estimates_are_those_of_the_folds_one_by_one(finite: Catalogue) -> None:
-    """The truth is computed in float64, by taking each fold's counts out of the DNA."""
+    """The truth is computed in float64, from the histograms of the folds."""
     place = finite
     matrix = compare(place, ["photos", "group/paintings"])
-    whole, left, folds, images = {}, {}, {}, {}
+    whole, folds, images = {}, {}, {}
     for name in matrix.names:
         whole[name] = place.load(name)
         file = place.open_file("folds", name, place.find(name))
         parts = [file.read_folds(layer) for layer in whole[name].layers]
         folds[name] = [_concatenate([part[fold] for part in parts]) for fold in sorted(parts[0])]
-        left[name] = [less(whole[name], fold) for fold in folds[name]]
         images[name] = np.array([fold.images for fold in folds[name]])
     (a, b), (n_a, n_b) = matrix.names, images.values()
     assert (len(n_a), len(n_b)) == (16, 9)
     for layer in matrix.planes:
         chosen = None if layer == "all" else layer
-        found = estimate(
-            np.asarray(emd(whole[a], whole[b], layer=chosen)),
-            np.array([emd(dna, whole[b], layer=chosen) for dna in left[a]]),
-            np.array([emd(whole[a], dna, layer=chosen) for dna in left[b]]),
-            n_a,
-            n_b,
-        )
+        sides = [
+            [fold if chosen is None else fold.select([chosen]) for fold in folds[name]]
+            for name in (a, b)
+        ]
+        neurons = len(sides[0][0].counts)
+        added, changes = brute_noise(*sides, np.full(neurons, 1 / neurons))
+        distance = np.asarray(emd(whole[a], whole[b], layer=chosen))
+        found = estimate(distance, added, changes, 16, 9)
         expected = {
             "emd_corrected": found.emd_corrected,
             "se": found.se,
@@ -317,17 +319,6 @@ def test_estimates_are_those_of_the_folds_one_by_one(finite: Catalogue) -> None:
             assert mine == pytest.approx(float(value), rel=1e-4, abs=1e-4), (layer, column)
             assert matrix.of(layer, column)[1, 0] == mine
         assert matrix.of(layer, "q")[0, 1] == matrix.of(layer, "p")[0, 1]
-
-
-def less(dna: DNA, fold: DNA) -> DNA:
-    return replace(
-        dna,
-        images=dna.images - fold.images,
-        counts=dna.counts - fold.counts,
-        underflow=dna.underflow - fold.underflow,
-        overflow=dna.overflow - fold.overflow,
-        nonfinite=dna.nonfinite - fold.nonfinite,
-    )
 
 
 def halved(folds: list[DNA], layer: str | None) -> np.ndarray:

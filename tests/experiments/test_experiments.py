@@ -104,7 +104,11 @@ def test_the_corrected_distance_measures_the_shift_and_not_the_noise() -> None:
     assert (found["low"] < found["corrected"]).all()
     assert (found["corrected"] < found["high"]).all()
     null = changes.estimated(LAYERS, seen(160, 4), seen(160, 5), half)
-    assert (null["low"] == 0).all()
+    others = [
+        changes.estimated(LAYERS, seen(160, k), seen(160, k + 1), half) for k in range(6, 86, 2)
+    ]
+    zero = [(of["low"] == 0).mean() for of in (null, *others)]
+    assert np.mean(zero) >= 0.95  # each with a chance of 2.5% not to be
     assert (null["floor"] < 2 * null["emd"]).all()
 
 

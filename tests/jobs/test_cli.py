@@ -547,8 +547,9 @@ def test_compare_prints_pairs_with_their_estimates(place: Path) -> None:
     assert row["emd"] > 0
     assert row["q"] is None  # of four images there are four folds
     assert "of all neurons, in bins (1000 to a neuron's range)" in text
-    assert f"{row['emd_corrected']:.1f}" in text
-    assert f"[{row['low']:.2f}, {row['high']:.2f}]" in text
+    digits = 1 if row["emd_corrected"] >= 1 else 2
+    assert f"{row['emd_corrected']:.{digits}f} [{row['low']:.{digits}f}, " in text
+    assert f", {row['high']:.{digits}f}]" in text
     assert "None of 1 pair is tested: that takes 6 folds of each dataset" in text
     assert "range), corrected for the sizes of the samples\n" in text
     assert "Distance, in bins, corrected for the sizes of the samples" in text

@@ -27,9 +27,11 @@ from pipeline.reporting import (
 from pipeline.reporting.conclusions import (
     ALIKE,
     UNTESTED,
+    matrix_sentences,
     nearest_sentences,
     plain_note,
     uncorrected,
+    wide_note,
 )
 from pipeline.sources import DATASETS
 
@@ -404,3 +406,17 @@ def test_the_matrix_opens_as_the_guide_shows(
     assert pivoted.shape == (3, 3)
     assert sorted_.filter(sorted_["emd"] == 2.0).select("a", "b").rows() == [("c", "b"), ("b", "c")]
     assert os.listdir(tmp_path) == ["matrix.parquet"]
+
+
+def test_wide_intervals_are_counted_in_words_unless_they_begin_at_zero() -> None:
+    matrix = with_estimates(matrix_of("a", "b", "c", "d"))
+    assert wide_note(matrix) == ""
+    for low, (i, j) in ((10.0, (0, 2)), (0.0, (0, 3))):
+        for at in ((i, j), (j, i)):
+            matrix.estimates["low"][(-1, *at)] = low
+            matrix.estimates["high"][(-1, *at)] = low + 1.6
+    assert wide_note(matrix).startswith("1 of 6 intervals is wide: the folds do not tell whether")
+    assert matrix_sentences(matrix)[-1] == wide_note(matrix)
+    matrix.estimates["high"][-1, 1, 2] = matrix.emd[-1, 1, 2] + 10
+    assert wide_note(matrix).startswith("2 of 6 intervals are wide")
+    assert wide_note(with_single(matrix_of("a", "b"), 0)) == ""

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.comparing import FALSE_DISCOVERY_RATE, Estimate, Matrix, Measure, clusters, plane_map
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
-from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, through
+from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, through, wide_note
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT, pack
 from pipeline.reporting.html.page_data import Page, Seen
@@ -129,7 +129,8 @@ def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
         ],
     }
     plain_ones = plain_note(matrix, planes[-1])
-    notes = [plain_ones] if plain_ones else []
+    wide_ones = wide_note(matrix, planes[-1])
+    notes = [note for note in (plain_ones, wide_ones) if note]
     for plane, found in zip(planes, arranged, strict=True):
         if found.undefined and plane not in seen.weightless:
             lacking = ", ".join(matrix.names[i] for i in found.undefined[:5])

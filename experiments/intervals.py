@@ -1,0 +1,328 @@
+"""How often the 95% interval holds the truth, for synthetic images whose true distance is known.
+
+    python -m experiments.intervals [--neurons 24,160] [--images 100,300] [--factors 0,5] [--old]
+    python -m experiments.intervals --only "uniform 160 neurons, 100 images" --replicates 5000
+
+An image gives each neuron one normal activation. With common factors, half of its variance is a
+random mixture of as many factors, which all neurons share. The second dataset is shifted:
+
+    uniform      every neuron by the same amount
+    half         every second neuron, the others not at all
+    sparse       one neuron in twenty
+    normal       by normally distributed amounts
+    exponential  by exponentially distributed amounts
+
+Sizes of shifts are given as the root mean square over neurons, in standard errors of the mean of a
+neuron. For each number of neurons and factors they are chosen so that the test finds the smallest
+in somewhat more than half of the replicates; the largest is a few times as large.
+
+Activations are counted in 25 bins, and their images are dealt to sixteen folds. From there on all
+is the product's own: `pipeline.comparing.noise_kernel`, `intervals` and `significance`. Reported
+are the coverage, how often the truth is below and above the interval, the means of its ends, and
+the share of intervals that are called wide. `--old` adds the coverage of the method before this
+one, which took the jackknife of the square for all (docs/statistics.md). `--out FILE` adds each
+case to a JSON file as it is done, so that a long run can be cut into several.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri, stdtrit
+
+from benchmarks import measure
+from pipeline.comparing import intervals, noise_kernel, significance
+from pipeline.comparing.noise_kernel import NoiseCurves
+
+Array = NDArray[Any]
+
+FOLDS = 16
+LOW, WIDTH, POINTS = -3.6, 0.3, 24
+EDGES = LOW + WIDTH * np.arange(1, POINTS + 1)
+TABLE = ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
+"""Quantiles of the normal distribution, of which activations are drawn."""
+
+KINDS = ("uniform", "half", "sparse", "normal", "exponential")
+NEURONS, FACTORS, IMAGES = (24, 160, 3120), (0, 5, 50), (100, 300, 1000, 3000)
+SHIFTS = {
+    (1, 0): (2.5, 5.0),
+    (24, 0): (0.9, 2.0, 5.0),
+    (24, 5): (1.2, 3.0, 6.0),
+    (24, 50): (1.0, 2.5, 5.5),
+    (160, 0): (0.55, 1.5, 4.0),
+    (160, 5): (0.9, 2.5, 5.0),
+    (160, 50): (0.6, 1.7, 4.5),
+    (3120, 0): (0.26, 1.0, 4.0),
+    (3120, 5): (0.85, 2.5, 5.0),
+    (3120, 50): (0.5, 1.5, 4.5),
+}
+"""Root mean squares of shifts, in standard errors of a neuron's mean, by neurons and factors."""
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind and size of shift between two datasets of so many images."""
+
+    kind: str
+    neurons: int
+    factors: int
+    images: int
+    shift: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} {self.neurons} neurons, {self.images} images, {self.factors} factors, "
+            f"shift {self.shift}"
+        )
+
+
+def cases(neurons: Sequence[int], factors: Sequence[int], images: Sequence[int]) -> Iterator[Case]:
+    for count in neurons:
+        for common in factors:
+            for size in images:
+                for shift in SHIFTS.get((count, common), ()):
+                    yield from (Case(kind, count, common, size, shift) for kind in KINDS)
+
+
+def shifts(kind: str, neurons: int, size: float, seed: int) -> Array:
+    """(neurons,) shifts whose root mean square is `size`."""
+    at = np.random.default_rng(seed).permutation(neurons)
+    spread = (at + 0.5) / neurons
+    each = {
+        "uniform": np.ones(neurons),
+        "half": np.where(at % 2 == 0, 1.0, 0.0),
+        "sparse": np.where(at % 20 == 0, 1.0, 0.0),
+        "normal": ndtri(spread),
+        "exponential": -np.log(spread),
+    }[kind]
+    return np.asarray(each * size / np.sqrt((each**2).mean()))
+
+
+def distance(moved: Array) -> float:
+    """The EMD of populations whose neurons are shifted so, in bins."""
+    return float(np.abs(ndtr(EDGES - moved[:, None]) - ndtr(EDGES)).sum(axis=1).mean())
+
+
+@njit(error_model="numpy", cache=True)
+def _count(counts: Array, common: Array, moved: Array, own: float, seed: int, table: Array) -> None:
+    """Adds the activations of images to counts (16, neurons, bins), by xorshift64*."""
+    state = np.uint64(seed)
+    bins = counts.shape[2]
+    for i in range(common.shape[0]):
+        of = counts[i % counts.shape[0]]
+        for first in range(0, common.shape[1], 4):
+            state ^= state << np.uint64(13)
+            state ^= state >> np.uint64(7)
+            state ^= state << np.uint64(17)
+            random = state * np.uint64(2685821657736338717)
+            for k in range(4):
+                n = first + k
+                if n < common.shape[1]:
+                    at = (random >> np.uint64(16 * k)) & np.uint64(65535)
+                    x = own * table[at] + common[i, n] + moved[n]
+                    bin = int((x - LOW) / WIDTH) if x > LOW else 0
+                    of[n, min(bin, bins - 1)] += 1
+
+
+def sample(
+    chance: np.random.Generator, images: int, moved: Array, loadings: Array | None
+) -> tuple[Array, Array]:
+    """(16, neurons, points) cumulative distributions of folds, and their images."""
+    neurons = len(moved)
+    if loadings is None:
+        common, own = np.zeros((images, neurons), np.float32), 1.0
+    else:
+        common = chance.standard_normal((images, len(loadings)), np.float32) @ loadings
+        own = np.sqrt(0.5)
+    counts = np.zeros((FOLDS, neurons, POINTS + 1), np.int32)
+    _count(counts, common, moved, own, int(chance.integers(1, 2**62)), TABLE)
+    sizes = np.bincount(np.arange(images) % FOLDS, minlength=FOLDS).astype(float)
+    sums = np.cumsum(counts, axis=2, dtype=np.float32)[:, :, :POINTS]
+    return sums / sizes[:, None, None].astype(np.float32), sizes
+
+
+def noise_of(folds: Array, images: Array) -> NoiseCurves:
+    """Returns the curves of one DNA from those of its folds (K, neurons, points)."""
+    count, neurons, points = folds.shape
+    made = NoiseCurves.empty(neurons, 1, points)
+    share = (images / images.sum()).astype(folds.dtype)
+    whole = np.tensordot(share, folds, 1)
+    deviations = (folds - whole) * share[:, None, None]
+    rows = np.tensordot(intervals.patterns(count).astype(folds.dtype), deviations, 1)
+    made.whole[0, :, :points] = whole
+    made.rows[:, 0, :, :points] = rows.transpose(1, 0, 2)
+    made.variance[:, 0, :points] = (rows**2).mean(axis=0)
+    return made
+
+
+def noise_by_layer(
+    a: NoiseCurves, b: NoiseCurves, widths: Sequence[int], step: float
+) -> tuple[Array, Array]:
+    """(layers + 1, 6) and (layers + 1, 30, 8): noise of the mean of each layer, and of all neurons.
+
+    `step` is how many bins a point stands for.
+    """
+    sums, ends = [], np.cumsum(widths)
+    for end, width in zip(ends, widths, strict=True):
+        weights = np.zeros(ends[-1])
+        weights[end - width : end] = step
+        sums.append(noise_kernel.noise_sums(a, b, weights, threads=1))
+    added, changes = (np.stack([of[0, 0] for of in part]) for part in zip(*sums, strict=True))
+    scales = np.array([*widths, ends[-1]])
+    return (
+        np.concatenate([added, added.sum(axis=0, keepdims=True)]) / scales[:, None],
+        np.concatenate([changes, changes.sum(axis=0, keepdims=True)]) / scales[:, None, None],
+    )
+
+
+def old_interval(a: Array, b: Array, images_a: Array, images_b: Array) -> tuple[float, float]:
+    """The interval by the jackknife of the square, which was used before."""
+
+    def apart(x: Array, y: Array) -> Array:
+        return np.abs(x - y).sum(axis=(-1, -2)) / x.shape[-2]
+
+    def left_out(folds: Array, images: Array) -> tuple[Array, Array]:
+        sums = folds * images[:, None, None]
+        total = sums.sum(axis=0)
+        return total / images.sum(), (total - sums) / (images.sum() - images)[:, None, None]
+
+    (whole_a, dropped_a), (whole_b, dropped_b) = left_out(a, images_a), left_out(b, images_b)
+    emd = apart(whole_a, whole_b)
+    square, variance, scale, plain = emd**2, 0.0, 0.0, 0.0
+    for dropped, other, images in ((dropped_a, whole_b, images_a), (dropped_b, whole_a, images_b)):
+        without, h = apart(dropped, other), images.sum() / images
+        folds = len(images)
+
+        def jackknifed(value: Any, parts: Array, h: Array = h, folds: int = folds) -> Any:
+            bias = ((1 - 1 / h) * parts).sum() - (folds - 1) * value
+            pseudo = h * value - (h - 1) * parts
+            return bias, ((pseudo - (value - bias)) ** 2 / (h - 1)).mean()
+
+        bias, of_square = jackknifed(emd**2, without**2)
+        square, variance, scale = (
+            square - bias, variance + of_square, scale + of_square**2 / (folds - 1),
+        )  # fmt: skip
+        plain += jackknifed(emd, without)[1]
+    quantile = stdtrit(variance**2 / scale, (1 + intervals.CONFIDENCE) / 2)
+    moved = 2 * quantile**2 * plain
+    reach = np.sqrt(moved**2 + quantile**2 * variance)
+    ends = square + moved - reach, max(square, 0) + moved + reach
+    return float(np.sqrt(max(ends[0], 0))), float(np.sqrt(max(ends[1], 0)))
+
+
+def measured(case: Case, replicates: int, seed: int, *, old: bool) -> dict[str, Any]:
+    """Draws so many pairs of datasets, and counts how often intervals hold the truth."""
+    chance = np.random.default_rng(seed)
+    moved = shifts(case.kind, case.neurons, case.shift * np.sqrt(2 / case.images), seed)
+    truth = distance(moved)
+    loadings = None
+    if case.factors:
+        mixed = chance.standard_normal((case.factors, case.neurons))
+        loadings = (mixed * np.sqrt(0.5 / (mixed**2).sum(axis=0))).astype(np.float32)
+    emds, added, changes, grams, before = [], [], [], [], []
+    for _ in range(replicates):
+        (a, images), (b, _) = (
+            sample(chance, case.images, by, loadings) for by in (np.zeros_like(moved), moved)
+        )
+        one, other = noise_of(a, images), noise_of(b, images)
+        emds.append(np.abs(one.whole - other.whole).sum() / case.neurons)
+        weights = np.full(case.neurons, 1 / case.neurons)
+        of_pair = noise_kernel.noise_sums(one, other, weights, threads=1)
+        added.append(of_pair[0][0, 0])
+        changes.append(of_pair[1][0, 0])
+        apart = (a - b).reshape(FOLDS, -1)
+        grams.append((apart @ apart.T).astype(np.float64))
+        if old:
+            before.append(old_interval(a, b, images, images))
+    found = intervals.estimate(np.array(emds), np.array(added), np.array(changes), FOLDS, FOLDS)
+    held = (found.low <= truth) & (truth <= found.high)
+    wide = intervals.is_wide(found.low, found.high, found.se)
+    row = {
+        **asdict(case),
+        "replicates": replicates,
+        "power": float((significance.flip_test(np.array(grams)) <= LEVEL).mean()),
+        "true": truth,
+        "emd": float(np.mean(emds)),
+        "emd_sd": float(np.std(emds)),
+        "se": float(found.se.mean()),
+        "corrected": float(found.emd_corrected.mean()),
+        "low": float(found.low.mean()),
+        "high": float(found.high.mean()),
+        "coverage": float(held.mean()),
+        "truth_below": float((truth < found.low).mean()),
+        "truth_above": float((truth > found.high).mean()),
+        "wide": float(wide.mean()),
+        "held_if_not_wide": float(held[~wide].mean()) if not wide.all() else None,
+    }
+    if old:
+        ends = np.array(before)
+        row["old_coverage"] = float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
+    return row
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    told = [row for row in rows if row["power"] >= 0.5]
+    if not told:
+        return "no case is told apart in half of the replicates"
+    said = []
+    for wide, which in ((False, "mostly not wide"), (True, "mostly wide")):
+        held = [row["coverage"] for row in told if (row["wide"] > 0.5) == wide]
+        if held:
+            said.append(
+                f"intervals that are {which} hold the truth {min(held):.1%} to {max(held):.1%} of "
+                f"the time ({len(held)} cases)"
+            )
+    return "; ".join(said)
+
+
+def main() -> None:
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--neurons", type=numbers, default=NEURONS)
+    parser.add_argument("--factors", type=numbers, default=FACTORS)
+    parser.add_argument("--images", type=numbers, default=IMAGES)
+    parser.add_argument("--only", type=re.compile, help="cases, as 'sparse 160 neurons, 100 '")
+    parser.add_argument("--replicates", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--old", action="store_true", help="also the method that was used before")
+    parser.add_argument("--out", type=Path, help="a JSON file, to which the cases are added")
+    arguments = parser.parse_args()
+    chosen = [
+        case
+        for case in cases(arguments.neurons, arguments.factors, arguments.images)
+        if arguments.only is None or arguments.only.search(str(case))
+    ]
+    if not chosen:
+        parser.error("there is no such case")
+    rows = []
+    for case in chosen:
+        started = time.monotonic()
+        row = measured(case, arguments.replicates, arguments.seed, old=arguments.old)
+        rows.append(row)
+        line = f"{case}: power {row['power']:.0%}, coverage {row['coverage']:.1%} "
+        line += f"(below {row['truth_below']:.1%}, above {row['truth_above']:.1%}), "
+        line += f"wide {row['wide']:.0%}, {time.monotonic() - started:.0f} s"
+        print(line, file=sys.stderr, flush=True)
+        if arguments.out:
+            known = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+            arguments.out.write_text(json.dumps([*known, row], indent=1) + "\n")
+    measure.emit({"cases": rows}, summary(rows))
+
+
+if __name__ == "__main__":
+    main()
