@@ -240,8 +240,8 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     seen: list[tuple[str, int, int]] = []
     real = objects._get
 
-    def spy(uri: str, *rest: Any) -> Any:
-        answer = real(uri, *rest)
+    def spy(uri: str, *rest: Any, **options: Any) -> Any:
+        answer = real(uri, *rest, **options)
         seen.append((uri, rest[1] if len(rest) > 1 else 0, len(answer.data)))
         return answer
 

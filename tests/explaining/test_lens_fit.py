@@ -141,7 +141,7 @@ def test_an_attribute_below_the_floor_is_reported_as_not_seen(place: Catalogue) 
     found = fit_lens(place, "x", ignore=[attribute("same")], keep=[attribute("fog")])
     assert [score.seen for score in found.scores] == [False, True]
     assert np.isnan(found.suppression)
-    with pytest.raises(UsageError, match=r"fit/same:fit/none: no neuron differs .* the floor"):
+    with pytest.raises(UsageError, match=r"fit/same:fit/none: no neuron differs at .* 5%"):
         fit_lens(place, "x", focus=attribute("same"))
 
 

@@ -53,6 +53,7 @@ from pipeline.reporting.html.ranking_gallery import gallery_of
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import with_row_groups
+from tests.support.killer import Killed
 from tests.support.tiny_network import BINS, SIDE, Picture
 
 RESOURCES = Resources(workers=0, threads=2)
@@ -321,7 +322,7 @@ class CrashAfter(OtherOrder):
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         for done, receipt in enumerate(super().run_shards(work)):
             if done == self._after:
-                raise InterruptedError
+                raise Killed
             yield receipt
 
 
@@ -329,7 +330,7 @@ def test_a_rerun_computes_only_what_is_missing(
     catalogue: Catalogue, source: Path, engine: InProcess, place: tiny.Place, tmp_path: Path
 ) -> None:
     clean, out = tmp_path / "clean.parquet", tmp_path / "out.parquet"
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Killed):
         ranked(catalogue, source, CrashAfter(5), place, out=str(out))
     assert not out.exists()
     found = ranked(catalogue, source, engine, place, out=str(out))
@@ -352,12 +353,12 @@ def test_a_worker_that_dies_before_it_commits_leaves_nothing(
 
     def crash_at_the_fifth(uri: str, data: Any) -> bool:
         if "/_ranks/" in uri and "/partials/" in uri and next(left, None) is None:
-            raise InterruptedError
+            raise Killed
         return create(uri, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "create", crash_at_the_fifth)
-        with pytest.raises(InterruptedError):
+        with pytest.raises(Killed):
             ranked(catalogue, source, OtherOrder(4), place, out=str(out))
     assert not out.exists()
     engine = InProcess()
