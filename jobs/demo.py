@@ -66,15 +66,15 @@ def demo(
     say("")
     print_matrix(matrix, Console())
     say(*matrix_sentences(matrix))
-    say("", _of_photos(matrix))
+    say("", *_of_photos(matrix))
     say("", f"Open {page} in a browser: the matrix, its pairs, and the datasets.")
     say(f"The matrix is in {table} and {out / 'matrix.svg'}; the catalogue in {catalogue.root}")
     vdna = "vdna" if shutil.which("vdna") else Path(sys.executable).with_name("vdna")
     say(f"Next: {vdna} compare -c {out / 'catalogue'} --layer blocks.3.1")
 
 
-def _of_photos(matrix: Matrix) -> str:
-    """Returns what was done to the photographs, and whether it shows in the distances."""
+def _of_photos(matrix: Matrix) -> list[str]:
+    """Returns lines on what was done to the photographs, and whether it shows."""
     from pipeline.comparing import CONFIDENCE, FALSE_DISCOVERY_RATE
     from pipeline.reporting import DIFFERENT, verdicts
 
@@ -86,12 +86,13 @@ def _of_photos(matrix: Matrix) -> str:
         if name.startswith("photos/") and i != at:
             text = f"{name.removeprefix('photos/')} {values[i]:.1f} [{low[i]:.1f}, {high[i]:.1f}]"
             told[bool(verdict[i] == DIFFERENT)].append(text)
-    return (
+    return [
         f"Bins from photos/original, with {CONFIDENCE:.0%} intervals. At a false discovery rate of "
-        f"{FALSE_DISCOVERY_RATE:.0%}\nthese differ from it: {', '.join(told[True]) or 'none'};\n"
-        f"these are not told apart: {', '.join(told[False]) or 'none'}.\n"
-        "(other-crops differs by sampling alone.)"
-    )
+        f"{FALSE_DISCOVERY_RATE:.0%}",
+        f"these differ from it: {', '.join(told[True]) or 'none'};",
+        f"these are not told apart: {', '.join(told[False]) or 'none'}.",
+        "(other-crops differs by sampling alone.)",
+    ]
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def test_the_demo_makes_the_files_and_numbers_that_it_prints(tmp_path: Path) -> 
     q = dict(zip(matrix.names, matrix.of("all", "q")[original], strict=True))
     assert q["photos/other-crops"] > 0.05  # 0.42; the folder's name decides on the folds
     assert max(q[name] for name in (*variants, *others)) < 0.01
+    assert "\\n" not in done.stdout
     told = done.stdout.partition("these differ from it: ")[2]
     differ, _, alike = told.partition("these are not told apart: ")
     for name in variants:
