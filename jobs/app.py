@@ -17,10 +17,10 @@ from jobs.gc import gc
 from jobs.lens import lens
 from jobs.log import log
 from jobs.ls import ls
+from jobs.output import say
 from jobs.rank import rank
 from jobs.refresh import refresh
 from jobs.report import report
-from jobs.shell import say
 from jobs.show import show
 from jobs.verify import verify
 

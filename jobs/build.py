@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.output import print_json, say
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
@@ -9,9 +10,7 @@ from jobs.shell import (
     RelistOption,
     engine_for,
     guarded,
-    print_json,
     run_alone,
-    say,
 )
 from pipeline.building import Request
 from pipeline.events import Listener

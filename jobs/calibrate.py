@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from jobs.shell import (
-    JsonOption,
-    RayOption,
-    engine_for,
-    guarded,
-    print_json,
-    run_alone,
-    say,
-)
+from jobs.output import print_json, say
+from jobs.shell import JsonOption, RayOption, engine_for, guarded, run_alone
 from pipeline.building import CalibrationRequest
 from pipeline.events import Listener
 from pipeline.spec import Resources

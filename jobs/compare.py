@@ -9,22 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.output import Rows, print_json, print_notes, say
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
     LensOption,
     NeuronsOption,
     RayOption,
-    Rows,
     effort_for,
     guarded,
     left_out,
     lens_for,
     pinned,
-    print_json,
-    print_notes,
     run_alone,
-    say,
 )
 from pipeline.comparing import CompareOptions, MemoryLimit
 from pipeline.events import Listener

@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.shell import (
-    JsonOption,
-    RayOption,
-    engine_for,
-    guarded,
-    print_json,
-    run_alone,
-    say,
-)
+from jobs.output import print_json, say
+from jobs.shell import JsonOption, RayOption, engine_for, guarded, run_alone
 from pipeline.events import Listener
 from pipeline.spec import Resources
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.output import print_json, print_notes, say
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
@@ -16,10 +17,7 @@ from jobs.shell import (
     guarded,
     lens_for,
     pinned,
-    print_json,
-    print_notes,
     run_alone,
-    say,
 )
 from pipeline.events import Listener
 from pipeline.explaining import ExplainOptions

@@ -8,14 +8,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.shell import (
-    CatalogueOption,
-    JsonOption,
-    guarded,
-    print_json,
-    run_alone,
-    say,
-)
+from jobs.output import print_json, say
+from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
 
 
 @guarded

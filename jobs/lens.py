@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.shell import (
-    CatalogueOption,
-    JsonOption,
-    NeuronsOption,
-    guarded,
-    print_json,
-    say,
-)
+from jobs.output import print_json, say
+from jobs.shell import CatalogueOption, JsonOption, NeuronsOption, guarded
 from pipeline.catalogue import SpecOptions
 from pipeline.events import Listener
 from pipeline.explaining import FitOptions

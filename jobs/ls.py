@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from jobs.shell import (
-    CatalogueOption,
-    JsonOption,
-    guarded,
-    print_json,
-    run_alone,
-    say,
-)
+from jobs.output import print_json, say
+from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
 from pipeline.catalogue import CommitOptions
 
 

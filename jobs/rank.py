@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.output import print_json, say
 from jobs.shell import (
     CatalogueOption,
     JsonOption,
@@ -17,9 +18,7 @@ from jobs.shell import (
     engine_for,
     guarded,
     pinned,
-    print_json,
     run_alone,
-    say,
 )
 from pipeline.catalogue import SnapshotOptions
 from pipeline.events import Listener

@@ -8,19 +8,15 @@ from typing import Annotated
 
 import typer
 
+from jobs.output import Rows, print_json, print_notes, say, tell_error
 from jobs.shell import (
     JsonOption,
     RayOption,
     RelistOption,
-    Rows,
     effort_for,
     engine_for,
     guarded,
-    print_json,
-    print_notes,
     run_alone,
-    say,
-    tell_error,
 )
 from pipeline.comparing import MemoryLimit
 from pipeline.events import Listener

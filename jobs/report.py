@@ -7,16 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.shell import (
-    CatalogueOption,
-    JsonOption,
-    RayOption,
-    effort_for,
-    guarded,
-    print_json,
-    run_alone,
-    say,
-)
+from jobs.output import print_json, say
+from jobs.shell import CatalogueOption, JsonOption, RayOption, effort_for, guarded, run_alone
 from pipeline.comparing import MemoryLimit
 from pipeline.events import Listener
 from pipeline.reporting import ReportOptions

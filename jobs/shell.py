@@ -1,29 +1,22 @@
-"""What the commands share: options, engines, lenses, and how they print and exit."""
+"""What the commands share: options, engines and lenses, and how they end."""
 
 from __future__ import annotations
 
 import functools
-import json
-import logging
 import operator
 import os
 import signal
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from contextvars import ContextVar
 from dataclasses import replace
 from inspect import Parameter, Signature, signature
-from itertools import chain, islice
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
-    TextIO,
     TypeVar,
-    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -32,18 +25,12 @@ from typing import (
 import click
 import typer
 
-from pipeline.errors import (
-    StorageError,
-    UnexpectedError,
-    VdnaError,
-    known_error,
-    printable,
-)
-from pipeline.events import Listener, LogFormat, ignore
+from jobs.output import checked_output, end_badly, shown_progress, tell
+from pipeline.events import Listener, LogFormat
 from pipeline.options import Field, Options, options_of
 
 if TYPE_CHECKING:
-    from pipeline.catalogue import Catalogue, SnapshotOptions, Version
+    from pipeline.catalogue import Catalogue, SnapshotOptions
     from pipeline.comparing import Effort, MemoryLimit
     from pipeline.dna import Lens
     from pipeline.engine import Engine
@@ -141,8 +128,8 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
     def run(**given: Any) -> R:
         with (
             _ended_by_sigterm(),
-            _checked_output(),
-            _shown(given.pop(_LOG_FORMAT.name, None)) as listener,
+            checked_output(),
+            shown_progress(given.pop(_LOG_FORMAT.name, None)) as listener,
         ):
             try:
                 made: dict[str, Any] = dict.fromkeys(listeners, listener)
@@ -154,10 +141,10 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
             except (typer.Exit, typer.Abort, click.ClickException):
                 raise
             except KeyboardInterrupt as error:
-                _tell("interrupted; the same command goes on from here")
+                tell("interrupted; the same command goes on from here")
                 raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from error
             except Exception as raised:
-                raise typer.Exit(_end_badly(raised, as_json=bool(given.get("as_json")))) from raised
+                raise typer.Exit(end_badly(raised, as_json=bool(given.get("as_json")))) from raised
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -183,35 +170,6 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _end_badly(raised: Exception, *, as_json: bool) -> int:
-    """Prints an error, and where its details are if nobody foresaw it; returns the exit code."""
-    if isinstance(raised, _OutputError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it ends
-        if not isinstance(
-            raised.__cause__, BrokenPipeError
-        ):  # else a reader such as `head` is done
-            _tell(f"error: {raised}")
-        return raised.exit_code
-    error = known_error(raised)
-    if isinstance(error, UnexpectedError):
-        error = UnexpectedError(f"{error}{_details_place(error)}", error.details)
-    if as_json:
-        print_json({"error": type(error).__name__, "message": str(error)})
-    tell_error(error, as_json=as_json)
-    return error.exit_code
-
-
-def _details_place(error: UnexpectedError) -> str:
-    """Writes the traceback to a file; returns where it is, as the end of a message."""
-    try:
-        number, path = tempfile.mkstemp(prefix="vdna-error-", suffix=".txt")
-        with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(error.details)
-    except OSError as problem:
-        return f" (its details could not be written: {problem})"
-    return f" ({path} has the details, for a report)"
 
 
 def _is_options(hint: object) -> bool:
@@ -253,114 +211,6 @@ def _command_line_kind(field: Field) -> Any:
         if kind is not int or str not in field.kinds
     ]
     return functools.reduce(operator.or_, kinds)
-
-
-_log_format: ContextVar[LogFormat] = ContextVar("log_format", default="text")
-
-
-@contextmanager
-def _shown(log_format: LogFormat | None) -> Iterator[Listener]:
-    """Shows events and log records on stderr, if the command has the option for it."""
-    if log_format is None:
-        yield ignore
-        return
-    from pipeline.reporting import show_progress
-
-    with show_progress(log_format) as listener:
-        before = _log_format.set(log_format)
-        try:
-            yield listener
-        finally:
-            _log_format.reset(before)
-
-
-def tell_error(error: VdnaError, *, as_json: bool) -> None:
-    """Prints an error on stderr, for logs.
-
-    If stdout has it as JSON already, and is a terminal, too, nothing is printed.
-    """
-    if not (as_json and sys.stdout.isatty()):
-        _tell(f"error: {error}")
-
-
-def _tell(text: str) -> None:
-    if _log_format.get() == "json":
-        logging.getLogger(__name__).error(text)
-    else:
-        say(*text.split("\n"), to=sys.stderr)
-
-
-def say(*lines: str, to: TextIO | None = None) -> None:
-    r"""Prints lines. All text for people goes through here, or through the listeners of progress.
-
-    Args:
-        lines: What to print. A name may hold what would command a terminal, or end the line; it is
-            written out, as `\x1b` or `\n`.
-        to: Where to; stdout if None.
-    """
-    for line in lines:
-        print(printable(line), file=to, flush=True)
-
-
-class _OutputError(StorageError):
-    """Stdout does not take what a command prints."""
-
-
-class _Output:
-    """Stdout, as the commands and rich print to it.
-
-    What its encoding lacks is written out, and an error of its disk or pipe is an `_OutputError`.
-    """
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._out, name)
-
-    def write(self, text: str) -> int:
-        encoding = self._out.encoding or "utf-8"
-        with self._telling():
-            return self._out.write(text.encode(encoding, "backslashreplace").decode(encoding))
-
-    def flush(self) -> None:
-        with self._telling():
-            self._out.flush()
-
-    @contextmanager
-    def _telling(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise _OutputError(f"cannot write to stdout: {error.strerror}") from error
-
-
-@contextmanager
-def _checked_output() -> Iterator[None]:
-    """Lets the block print to an `_Output`."""
-    with redirect_stdout(cast(TextIO, _Output(sys.stdout))):
-        yield
-
-
-class Rows(list[object]):
-    """A list for `print_json` whose items are made as they are written; all may be gigabytes."""
-
-    def __init__(self, rows: Iterable[object]) -> None:
-        super().__init__()
-        self._rest = iter(rows)
-        self._first = list(islice(self._rest, 1))
-
-    def __bool__(self) -> bool:
-        return bool(self._first)
-
-    def __iter__(self) -> Iterator[object]:
-        return chain(self._first, self._rest)
-
-
-def print_json(data: object) -> None:
-    """Prints data as JSON on stdout; it may hold `Rows`."""
-    json.dump(data, sys.stdout, indent=1, sort_keys=True, default=str)
-    say("")
 
 
 @contextmanager
@@ -480,23 +330,6 @@ def chosen_lens(
     if lens is not None:
         return find_lens(place, lens, spec)
     return Lens.chosen(spec, neurons) if neurons else None
-
-
-def print_notes(
-    versions: Mapping[str, Version],
-    *,
-    apart: Sequence[str] = (),
-    lenses: Sequence[Lens | None] = (),
-    barred: bool = True,
-    to: TextIO | None = None,
-) -> None:
-    """Prints what a reader of these versions' distances should know."""
-    from pipeline.comparing import notes_of
-
-    notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
-    notes += [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
-    for note in notes:
-        say(f"note: {note}", to=to)
 
 
 def run_alone(command: Callable[..., Any]) -> None:

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.shell import (
-    CatalogueOption,
-    JsonOption,
-    RayOption,
-    engine_for,
-    guarded,
-    print_json,
-    run_alone,
-    say,
-)
+from jobs.output import print_json, say
+from jobs.shell import CatalogueOption, JsonOption, RayOption, engine_for, guarded, run_alone
 from pipeline.catalogue import VerifyOptions
 from pipeline.events import Listener
 from pipeline.options import Option

@@ -24,7 +24,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from jobs.app import app
-from jobs.shell import Rows, print_json
+from jobs.output import Rows, print_json
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import all_pairs
 from pipeline.errors import StorageError

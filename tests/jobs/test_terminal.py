@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs import shell
+from jobs import output
 from jobs.app import app
 from pipeline import storage
 from pipeline.catalogue import Catalogue
@@ -137,7 +137,7 @@ def test_details_that_cannot_be_written_do_not_hide_the_error(
     def refuse(*_: object, **__: object) -> None:
         raise OSError("read-only")
 
-    monkeypatch.setattr(shell.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(output.tempfile, "mkstemp", refuse)
     monkeypatch.setattr(storage, "exists", lambda uri: 1 / 0)
     monkeypatch.setattr(Catalogue, "head", lambda place: 1 / 0)
     done = CliRunner().invoke(app, ["ls", "-c", str(catalogue)])
