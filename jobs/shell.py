@@ -326,7 +326,9 @@ def chosen_lens(
     from pipeline.errors import UsageError
 
     if lens is not None and neurons:
-        raise UsageError(f"lens is {lens!r}, and neurons are chosen, too; give only one of them")
+        raise UsageError(
+            f"lens is {lens!r}, and neurons are chosen, too; give --lens or --neurons, not both"
+        )
     if lens is not None:
         return find_lens(place, lens, spec)
     return Lens.chosen(spec, neurons) if neurons else None

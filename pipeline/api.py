@@ -1,4 +1,4 @@
-"""Everything that the commands do, as functions.
+"""What the commands compute, as functions.
 
     >>> build("dnas", Request("sunny", "photos/sunny"))                      # doctest: +SKIP
     >>> compare("dnas").to_pandas()                                          # doctest: +SKIP
@@ -30,6 +30,7 @@ from pipeline.catalogue import (
 from pipeline.comparing import CompareKeywords, CompareOptions, Effort, Matrix
 from pipeline.dna import DNA, Lens
 from pipeline.engine import Engine, InProcess
+from pipeline.errors import NotFound
 from pipeline.events import Listener, ignore
 from pipeline.explaining import (
     ExplainKeywords,
@@ -324,6 +325,7 @@ def compare(
         UsageError: There are fewer than two datasets, or an argument is wrong.
     """
     place = _at(catalogue)
+    options["at"] = place.at(options.get("at")).number or None  # all is read from one commit
     with _shown(progress) as listener:
         return comparing.compare(
             place,
@@ -362,6 +364,7 @@ def explain(
         UsageError: Both datasets are the same, or an argument is wrong.
     """
     place = _at(catalogue)
+    options["at"] = place.at(options.get("at")).number or None  # all is read from one commit
     with _shown(progress) as listener:
         return explaining.explain(
             place,
@@ -485,9 +488,11 @@ def verify(
         A finding for each check.
 
     Raises:
-        NotFound: There is no such dataset or spec.
+        NotFound: There is no such dataset or spec, or no dataset at all.
     """
     place = _at(catalogue)
+    if not place.head().datasets:
+        raise NotFound(f"there is no dataset in a catalogue at {place.root}")
     chosen = VerifyOptions(**options)
     found = []
 

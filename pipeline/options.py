@@ -31,7 +31,7 @@ class Option:
     """What a field's type does not say.
 
     Attributes:
-        help: One sentence for people, without the default.
+        help: For people, in a sentence or two.
         least: The smallest value that is accepted.
         most: The largest value that is accepted.
         argument: Whether the command line takes it by its place, not by its name.

@@ -110,11 +110,7 @@ class SelectionOptions(Options):
 
     @property
     def rules(self) -> sources.Rules:
-        """The rules by which the source is listed.
-
-        Raises:
-            UsageError: A number of folders is below 1.
-        """
+        """The rules by which the source is listed."""
         return sources.Rules(
             self.include,
             self.exclude,
@@ -268,14 +264,14 @@ class CalibrationRequest(
             raise UsageError("ranges need at least one source of images")
         if self.quantile is not None and not 0 < self.quantile < 0.5:
             raise UsageError(
-                f"quantile is {self.quantile}; it must be above 0 and below 0.5 (as 0.001)"
+                f"quantile is {self.quantile}; it must be above 0 and below 0.5, such as 0.001"
             )
 
 
 class MemoryOptions(TypedDict, total=False):
     """The options of `Request` that `make_dna` takes, for type checkers.
 
-    A test holds it equal to `Request`; defaults and help are there.
+    Defaults and help are in `Request`. A test holds the two equal.
     """
 
     extractor: str

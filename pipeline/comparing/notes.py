@@ -41,7 +41,7 @@ def notes_of(
         notes.append(f"not compared, as built under other specs (--spec): {some_of(apart)}")
     notes += [f"numerics differ: {note}" for note in numerics_notes(versions)]
     notes += [
-        f"images may be shared, and error bars not hold: {note}"
+        f"these may share images, and then error bars do not hold: {note}"
         for note in shared_source_notes(versions)
     ]
     notes += [note for lens in lenses if lens for note in lens_notes(lens, versions)]

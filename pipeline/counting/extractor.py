@@ -76,7 +76,10 @@ class Extractor:
         import torch
 
         if device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("torch finds no GPU on this machine; leave gpus_per_worker at 0")
+            raise UsageError(
+                "torch finds no GPU on this machine; compute on the CPU "
+                "(device 'cpu', gpus_per_worker 0)"
+            )
         keep_memory()
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False

@@ -4,8 +4,8 @@
     ['day and night, all neurons: 6.7 bins [5.1, 8.4], at most 10: holds']
 
 A bound is broken if the distance is surely larger: if `low`, the lower end of the 95% interval of
-the corrected distance, is above the bound. So noise alone breaks a bound that is just met in one
-run of forty.
+the true distance, is above the bound. So noise alone breaks a bound that is just met in one run of
+forty, or more rarely.
 
 The plain distance is judged where there is no interval (fewer than two folds, an imported DNA, a
 lens with negative weights), or no valid one (a dataset and its own part share images). A distance

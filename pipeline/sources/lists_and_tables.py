@@ -181,7 +181,9 @@ class SourceTable:
             number, row = numbered
             with _named_in_errors(f"{self.uri}, row {number}"):
                 if not isinstance(row["uri"], str) or not row["uri"]:
-                    raise SourceError(f"it names no uri: {shortened(row['uri'])} is no text")
+                    raise SourceError(
+                        f"the column uri must hold text; here it is {shortened(row['uri'])}"
+                    )
                 name = _absolute(row["uri"], parent, rules)
                 if row.get("identity") and not _is_missing(row.get("size")):
                     item = Stored(name, _size(row["size"]), str(row["identity"]), None)

@@ -60,7 +60,7 @@ class Rules:
             if (depth := folder_depth(value)) is not None and depth < 1:
                 raise UsageError(
                     f"{option} is {value!r}; give the number of leading folders below the source "
-                    "that name a group (1 for source/video17/frame.jpg), or a column of a table"
+                    "to go by (1 for source/video17/frame.jpg), or a column of a table"
                 )
 
     def canonical(self, url: str) -> str:

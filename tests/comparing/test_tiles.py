@@ -746,7 +746,7 @@ def test_the_compare_command_uses_a_lens(tmp_path: Path) -> None:
     assert {row["lens"] for row in by_file} == {"stem:0"}
     both = run("--neurons", "stem:0", "--lens", str(path))
     assert both.exit_code == 2
-    assert "give only one of them" in both.output
+    assert "give --lens or --neurons, not both" in both.output
     assert run("--neurons", "stem:9").exit_code == 2
     assert run("--memory", "0.01", "--layer", "stem").exit_code == 0
     assert os.environ.get("RAY_ADDRESS") is None

@@ -132,7 +132,7 @@ class HandMade(SerialMapper):
 class Place:
     """A folder of files called photos, and a catalogue that the real `build` fills by hand.
 
-    `pipeline.build.describe` must give `NETWORK` meanwhile.
+    `pipeline.building.planner.describe` must give `NETWORK` meanwhile.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -723,7 +723,7 @@ def test_compare_says_which_datasets_may_share_images(photos: Path, tmp_path: Pa
         build(name, photos, place, *SMALL, "--limit", limit)
     note = f"few and more are of the source {photos}, or of places within it"
     text = vdna("compare", "-c", place, "--html", page).stdout
-    assert f"note: images may be shared, and error bars not hold: {note}" in text
+    assert f"note: these may share images, and then error bars do not hold: {note}" in text
     assert note in page.read_text()
 
 

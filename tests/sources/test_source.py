@@ -225,7 +225,10 @@ def test_objects_whose_size_and_identity_are_in_a_table_are_not_asked_for(tmp_pa
 
 def test_a_table_names_the_row_that_is_wrong(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
-    for uri, what in (("gone.png", "gone.png does not exist"), ("", "it names no uri")):
+    for uri, what in (
+        ("gone.png", "gone.png does not exist"),
+        ("", "uri must hold text"),
+    ):
         path = write_table(tmp_path / "t.csv", {"uri": ["a.png", uri], "x": ["1", "2"]})
         with pytest.raises(SourceError, match=rf"t\.csv, row 2: .*{what}"):
             list_source(path)
@@ -401,7 +404,7 @@ def test_a_size_may_be_a_whole_float_and_a_missing_one_is_looked_up(tmp_path: Pa
 def test_a_uri_that_is_no_text_is_refused_by_its_row(tmp_path: Path, uri: object) -> None:
     table = pa.table({"uri": pa.array([uri]), "identity": ["x"], "size": [1]})
     pq.write_table(table, tmp_path / "t.parquet")
-    with pytest.raises(SourceError, match=r"t\.parquet, row 1: it names no uri"):
+    with pytest.raises(SourceError, match=r"t\.parquet, row 1: the column uri must hold text"):
         list_source(tmp_path / "t.parquet")
 
 

@@ -350,3 +350,8 @@ def test_a_build_is_planned_with_the_resources_of_its_engine(
     build(root, request, engine=engine)
     build(root, request, engine=engine, resources=Resources(threads=1))
     assert [of and of.threads for of in asked] == [3, 1]
+
+
+def test_to_verify_a_catalogue_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="there is no dataset in a catalogue at"):
+        pipeline.verify(str(tmp_path / "mistyped"))
