@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pipeline.errors import printable
+from pipeline.errors import printable, redact
 from pipeline.events import Event, Finished, Retried, Said, Started, StepDone, StepFailed
 
 LINE_SECONDS = 10.0
@@ -36,10 +36,10 @@ def text_of(event: Event) -> str:
         event: Any event.
 
     Returns:
-        One line of text, or "" for the events that only move the numbers of a bar. What would
-        command a terminal is written out, as a name may hold it.
+        One line of text without secrets, or "" for the events that only move the numbers of a bar.
+        What would command a terminal is written out, as a name may hold it.
     """
-    return printable(_words(event))
+    return printable(redact(_words(event)))
 
 
 def _words(event: Event) -> str:

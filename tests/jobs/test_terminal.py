@@ -144,3 +144,8 @@ def test_details_that_cannot_be_written_do_not_hide_the_error(
     assert done.exit_code == 1
     assert "unexpected ZeroDivisionError: division by zero" in done.stderr
     assert "could not be written: read-only" in done.stderr
+
+
+def test_messages_of_progress_hold_no_secret() -> None:
+    told = text_of(Said("listing https://host/a.png?key=topsecret&id=7"))
+    assert told == "listing https://host/a.png?key=…&id=7"
