@@ -251,7 +251,7 @@ def test_the_verify_deep_command(place: Place) -> None:
     replaced_in_place(place.image(index), 996)
     bad = CliRunner().invoke(app, [*words, "--sample", "all", "--json"])
     assert bad.exit_code == 1, bad.output
-    found = {f["check"] for f in json.loads(bad.stdout) if not f["ok"]}
+    found = {f["check"] for f in json.loads(bad.stdout)["findings"] if not f["ok"]}
     assert found == {f"shard {index}", "recount"}
     for sample in ("0", "-1", "some"):
         refused = CliRunner().invoke(app, [*words, "--sample", sample])
