@@ -178,7 +178,7 @@ def running(catalogue: Path) -> list[int]:
 
 def wait_for(catalogue: Path, shards: int, process: subprocess.Popen[str]) -> list[int]:
     """Waits until that many shards are committed; returns the processes that have others."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (pids := running(catalogue)) or committed(catalogue) < shards:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no progress"
