@@ -46,27 +46,18 @@ def make_dna(
 ) -> DNA:
     """Makes the DNA of a source, or of images in memory, in this process.
 
-    It leaves torch's TF32 and cuDNN switches, and glibc's allocator, set as exact and quick
-    counting needs them.
-
     Args:
-        source: A source as `vdna build` takes it (folder, glob, url, list, table, archive); or
-            paths and urls; or images: uint8 arrays (height, width, 3) or (height, width), PIL
-            images, or torch tensors (3, height, width) of uint8 or of floats from 0 to 1. Images
-            may come in any iterable, in a torch `Dataset` whose items are an image or a tuple that
-            begins with one, or in a Hugging Face `Dataset`, by its column `image` or the one that
-            `image_column` names. A dataset is read item by item; an iterator is held in memory.
+        source: What `pipeline.make_dna` takes, which says more of each argument.
         device: The kind of device that the network runs on, `cpu` or `cuda`.
         threads: How many images are processed at a time. None takes all cores.
         progress: Is told of each shard as it is counted.
         **options: Options of `Request`: those that `MemoryOptions` names.
 
     Returns:
-        The DNA. `DNA.failed` says how many images could not be read.
+        The DNA.
 
     Raises:
-        GateError: More images than `max_failures` allows could not be read. If fewer could not,
-            a warning lists the first of them.
+        GateError: More images than `max_failures` allows could not be read.
         UsageError: An option is not allowed, or an image in memory is of the wrong kind.
         TypeError: An option is not known.
     """

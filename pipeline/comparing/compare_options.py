@@ -37,8 +37,8 @@ class CompareOptions(SnapshotOptions, FrechetOptions):
     error_bars: Annotated[
         bool,
         Option(
-            "Also compute corrected distances, intervals, p and q, which takes 60 times the "
-            "arithmetic."
+            "Also compute corrected distances, intervals, p and q, which takes some 20 times as "
+            "long."
         ),
     ] = True
 

@@ -115,7 +115,7 @@ class Estimates:
     Attributes:
         emd_corrected: The distance that samples without end would show.
         se: Standard error of the uncorrected distance.
-        low: Lower end of the 95% interval of the corrected distance.
+        low: Lower end of the 95% interval of the distance that samples without end would show.
         high: Upper end of that interval.
     """
 

@@ -60,7 +60,8 @@ class PairNeuron:
         a: The first dataset's activations in equal intervals, 0 to 999 of the larger peak.
         b: The second dataset's.
         weight: The weight that the lens gives the neuron.
-        corrected: The corrected distance and the ends of its 95% interval, if they are known.
+        corrected: The corrected distance, and the ends of the 95% interval of the true one, if they
+            are known.
         q: The neuron's q over all neurons of the pair, if it is known.
     """
 

@@ -18,23 +18,7 @@ from pipeline.catalogue import Catalogue, Version, check_name
 from pipeline.catalogue.commit import FILES, Footer
 from pipeline.errors import Conflict, CorruptFile, NoBucket, NotFound, UsageError
 from tests.support.builders import sealed
-
-
-def version(dna: str, spec: str = "s1") -> Version:
-    return Version(
-        dna=dna,
-        manifest="m",
-        spec=spec,
-        images=3,
-        failed=0,
-        products=("histogram",),
-        sha256=dict.fromkeys(FILES, "x"),
-        footers=dict.fromkeys(("dna", "folds"), Footer(0, 1, "x")),
-        source="src",
-        built="2026-01-01T00:00:00+00:00",
-        software="vdna",
-        numerics=(),
-    )
+from tests.support.builders import version_without_files as version
 
 
 @pytest.fixture

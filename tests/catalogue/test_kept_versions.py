@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit, Version
-from pipeline.catalogue.commit import FILES, Footer
+from pipeline.catalogue.commit import FILES
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions, missing_files
+from tests.support.builders import version_without_files
 
 
 def version(dna: str, spec: str = "s", by: str = "", part_of: str = "") -> Version:
-    return Version(
-        dna=dna,
-        manifest=f"m{dna}",
-        spec=spec,
-        images=3,
-        failed=0,
-        products=("histogram",),
-        sha256=dict.fromkeys(FILES, "x"),
-        footers=dict.fromkeys(("dna", "folds"), Footer(0, 1, "x")),
-        source="src",
-        built="2026-01-01T00:00:00+00:00",
-        software="vdna",
-        numerics=(),
-        by=by,
-        part_of=part_of,
-    )
+    return replace(version_without_files(dna, spec), manifest=f"m{dna}", by=by, part_of=part_of)
 
 
 def log(*states: dict[str, list[Version]]) -> list[Commit]:
-    """The commits of these states, the newest first as a log gives them."""
+    """Returns the commits of these states, the newest first as a log gives them."""
     commits = [
         Commit(n, "", "", None, {name: {v.spec: v for v in of} for name, of in state.items()}, None)
         for n, state in enumerate(states, 1)

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.catalogue import Version
+from pipeline.catalogue.commit import FILES, Footer
 from pipeline.dna import DNA, DnaFile, FileKind, Ranges, SealedFile, encode_sealed
 from pipeline.sources import Manifest
 from pipeline.spec import Numerics, Preprocess, Spec, Tap, digest_of
@@ -105,6 +107,24 @@ def with_row_groups(data: bytes, tables: Sequence[pa.Table]) -> bytes:
             writer.write_table(table)
         writer.add_key_value_metadata({"vdna": stated})
     return sink.getvalue()
+
+
+def version_without_files(dna: str, spec: str = "s1") -> Version:
+    """Returns a version as a commit states it; none of its files is there."""
+    return Version(
+        dna=dna,
+        manifest="m",
+        spec=spec,
+        images=3,
+        failed=0,
+        products=("histogram",),
+        sha256=dict.fromkeys(FILES, "x"),
+        footers=dict.fromkeys(("dna", "folds"), Footer(0, 1, "x")),
+        source="src",
+        built="2026-01-01T00:00:00+00:00",
+        software="vdna",
+        numerics=(),
+    )
 
 
 def same_counts(a: DNA, b: DNA) -> bool:
