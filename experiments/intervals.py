@@ -1,6 +1,7 @@
 """How often the 95% interval holds the truth, for synthetic images whose true distance is known.
 
-    python -m experiments.intervals [--neurons 24,160] [--images 100,300] [--factors 0,5] [--old]
+    python -m experiments.intervals [--neurons 24,160] [--images 100,300] [--factors 0,5]
+    python -m experiments.intervals --jackknife
     python -m experiments.intervals --only "uniform 160 neurons, 100 images" --replicates 5000
 
 An image gives each neuron one normal activation. With common factors, half of its variance is a
@@ -19,9 +20,9 @@ in somewhat more than half of the replicates; the largest is a few times as larg
 Activations are counted in 25 bins, and their images are dealt to sixteen folds. From there on all
 is the product's own: `pipeline.comparing.noise_kernel`, `intervals` and `significance`. Reported
 are the coverage, how often the truth is below and above the interval, the means of its ends, and
-the share of intervals that are called wide. `--old` adds the coverage of the method before this
-one, which took the jackknife of the square for all (docs/statistics.md). `--out FILE` adds each
-case to a JSON file as it is done, so that a long run can be cut into several.
+the share of intervals that are called wide. `--jackknife` adds the coverage of the textbook's
+interval, by the jackknife of the square (docs/statistics.md). `--out FILE` adds each case to a JSON
+file as it is done, so that a long run can be cut into several.
 """
 
 from __future__ import annotations
@@ -188,8 +189,8 @@ def noise_by_layer(
     )
 
 
-def old_interval(a: Array, b: Array, images_a: Array, images_b: Array) -> tuple[float, float]:
-    """The interval by the jackknife of the square, which was used before."""
+def jackknife_interval(a: Array, b: Array, images_a: Array, images_b: Array) -> tuple[float, float]:
+    """The interval by the jackknife of the square, taken back to the distance."""
 
     def apart(x: Array, y: Array) -> Array:
         return np.abs(x - y).sum(axis=(-1, -2)) / x.shape[-2]
@@ -223,7 +224,7 @@ def old_interval(a: Array, b: Array, images_a: Array, images_b: Array) -> tuple[
     return float(np.sqrt(max(ends[0], 0))), float(np.sqrt(max(ends[1], 0)))
 
 
-def measured(case: Case, replicates: int, seed: int, *, old: bool) -> dict[str, Any]:
+def measured(case: Case, replicates: int, seed: int, *, jackknife: bool) -> dict[str, Any]:
     """Draws so many pairs of datasets, and counts how often intervals hold the truth."""
     chance = np.random.default_rng(seed)
     moved = shifts(case.kind, case.neurons, case.shift * np.sqrt(2 / case.images), seed)
@@ -232,7 +233,7 @@ def measured(case: Case, replicates: int, seed: int, *, old: bool) -> dict[str, 
     if case.factors:
         mixed = chance.standard_normal((case.factors, case.neurons))
         loadings = (mixed * np.sqrt(0.5 / (mixed**2).sum(axis=0))).astype(np.float32)
-    emds, added, changes, grams, before = [], [], [], [], []
+    emds, added, changes, grams, by_jackknife = [], [], [], [], []
     for _ in range(replicates):
         (a, images), (b, _) = (
             sample(chance, case.images, by, loadings) for by in (np.zeros_like(moved), moved)
@@ -245,8 +246,8 @@ def measured(case: Case, replicates: int, seed: int, *, old: bool) -> dict[str, 
         changes.append(of_pair[1][0, 0])
         apart = (a - b).reshape(FOLDS, -1)
         grams.append((apart @ apart.T).astype(np.float64))
-        if old:
-            before.append(old_interval(a, b, images, images))
+        if jackknife:
+            by_jackknife.append(jackknife_interval(a, b, images, images))
     found = intervals.estimate(np.array(emds), np.array(added), np.array(changes), FOLDS, FOLDS)
     held = (found.low <= truth) & (truth <= found.high)
     wide = intervals.is_wide(found.low, found.high, found.se)
@@ -267,9 +268,9 @@ def measured(case: Case, replicates: int, seed: int, *, old: bool) -> dict[str, 
         "wide": float(wide.mean()),
         "held_if_not_wide": float(held[~wide].mean()) if not wide.all() else None,
     }
-    if old:
-        ends = np.array(before)
-        row["old_coverage"] = float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
+    if jackknife:
+        ends = np.array(by_jackknife)
+        row["jackknife_coverage"] = float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
     return row
 
 
@@ -299,7 +300,7 @@ def main() -> None:
     parser.add_argument("--only", type=re.compile, help="cases, as 'sparse 160 neurons, 100 '")
     parser.add_argument("--replicates", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--old", action="store_true", help="also the method that was used before")
+    parser.add_argument("--jackknife", action="store_true", help="also the textbook's interval")
     parser.add_argument("--out", type=Path, help="a JSON file, to which the cases are added")
     arguments = parser.parse_args()
     chosen = [
@@ -312,7 +313,7 @@ def main() -> None:
     rows = []
     for case in chosen:
         started = time.monotonic()
-        row = measured(case, arguments.replicates, arguments.seed, old=arguments.old)
+        row = measured(case, arguments.replicates, arguments.seed, jackknife=arguments.jackknife)
         rows.append(row)
         line = f"{case}: power {row['power']:.0%}, coverage {row['coverage']:.1%} "
         line += f"(below {row['truth_below']:.1%}, above {row['truth_above']:.1%}), "
