@@ -198,6 +198,11 @@ def fold_sums(
     )
 
 
+METHOD = "1"
+"""Version of the estimates. Raise it with any change of how one is computed, here, in `intervals`,
+in `noise_kernel` or in `significance`: kept matrices and tiles of another version are computed
+anew."""
+
 PAIR_ESTIMATES = ("emd_corrected", "se", "low", "high", "floor", "p")
 """Estimates of a pair that do not depend on other pairs."""
 

@@ -27,9 +27,6 @@ import numpy as np
 from pipeline.comparing.intervals import Images
 from pipeline.dna import Floats
 
-METHOD = "4"
-"""Version of the estimates and tests. A kept matrix with another version is computed anew."""
-
 FALSE_DISCOVERY_RATE = 0.05
 """Share of the pairs called different that may be so by chance."""
 

@@ -29,11 +29,16 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing.compare_options import MemoryLimit
 from pipeline.comparing.emd_kernel import Curves, distances, width_of
 from pipeline.comparing.fold_curves import FoldCurves, grid
-from pipeline.comparing.fold_statistics import PAIR_ESTIMATES, FoldSums, estimates, fold_sums
+from pipeline.comparing.fold_statistics import (
+    METHOD,
+    PAIR_ESTIMATES,
+    FoldSums,
+    estimates,
+    fold_sums,
+)
 from pipeline.comparing.gaussians import frechet, frechet_1d, root_covariance, variance
 from pipeline.comparing.intervals import CHANGES, DRAWS, PATTERNS
 from pipeline.comparing.noise_kernel import padded_points
-from pipeline.comparing.significance import METHOD
 from pipeline.counting import keep_memory
 from pipeline.dna import (
     DnaFile,
