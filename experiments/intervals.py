@@ -21,13 +21,14 @@ Activations are counted in 25 bins, and their images are dealt to sixteen folds.
 is the product's own: `pipeline.comparing.noise_kernel`, `intervals` and `significance`. Reported
 are the coverage, how often the truth is below and above the interval, the means of its ends, and
 the share of intervals that are called wide. `--jackknife` adds the coverage of the textbook's
-interval, by the jackknife of the square (docs/statistics.md). `--out FILE` adds each case to a JSON
-file as it is done, so that a long run can be cut into several.
+interval, by the jackknife of the square (docs/statistics.md). `--out FILE` adds cases to a JSON
+file as they are done, so that a long run can be cut into several.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -50,6 +51,7 @@ Array = NDArray[Any]
 
 FOLDS = 16
 LOW, WIDTH, POINTS = -3.6, 0.3, 24
+PER_WIDTH = 1 / WIDTH
 EDGES = LOW + WIDTH * np.arange(1, POINTS + 1)
 TABLE = ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 """Quantiles of the normal distribution, of which activations are drawn."""
@@ -118,55 +120,98 @@ def distance(moved: Array) -> float:
 
 
 @njit(error_model="numpy", cache=True)
-def _count(counts: Array, common: Array, moved: Array, own: float, seed: int, table: Array) -> None:
-    """Adds the activations of images to counts (16, neurons, bins), by xorshift64*."""
+def _count(folds: Array, common: Array, moved: Array, own: float, seed: int, table: Array) -> None:
+    """Writes the cumulative distributions (16, neurons, points) of images, by xorshift64*.
+
+    `common` (neurons, images) is what images share between neurons.
+    """
     state = np.uint64(seed)
-    bins = counts.shape[2]
-    for i in range(common.shape[0]):
-        of = counts[i % counts.shape[0]]
-        for first in range(0, common.shape[1], 4):
+    count, neurons, points = folds.shape
+    images = common.shape[1]
+    counts = np.empty((count, points + 1), np.int32)
+    for n in range(neurons):
+        counts[:] = 0
+        for first in range(0, images, 4):
             state ^= state << np.uint64(13)
             state ^= state >> np.uint64(7)
             state ^= state << np.uint64(17)
             random = state * np.uint64(2685821657736338717)
-            for k in range(4):
-                n = first + k
-                if n < common.shape[1]:
-                    at = (random >> np.uint64(16 * k)) & np.uint64(65535)
-                    x = own * table[at] + common[i, n] + moved[n]
-                    bin = int((x - LOW) / WIDTH) if x > LOW else 0
-                    of[n, min(bin, bins - 1)] += 1
+            for i in range(first, min(first + 4, images)):
+                x = own * table[random & np.uint64(65535)] + common[n, i] + moved[n]
+                counts[i % count, int(min(max((x - LOW) * PER_WIDTH, 0.0), points))] += 1
+                random >>= np.uint64(16)
+        for k in range(count):
+            share, below = 1 / len(range(k, images, count)), 0
+            for p in range(points):
+                below += counts[k, p]
+                folds[k, n, p] = below * share
 
 
-def sample(
-    chance: np.random.Generator, images: int, moved: Array, loadings: Array | None
-) -> tuple[Array, Array]:
-    """(16, neurons, points) cumulative distributions of folds, and their images."""
-    neurons = len(moved)
-    if loadings is None:
-        common, own = np.zeros((images, neurons), np.float32), 1.0
-    else:
-        common = chance.standard_normal((images, len(loadings)), np.float32) @ loadings
-        own = np.sqrt(0.5)
-    counts = np.zeros((FOLDS, neurons, POINTS + 1), np.int32)
-    _count(counts, common, moved, own, int(chance.integers(1, 2**62)), TABLE)
-    sizes = np.bincount(np.arange(images) % FOLDS, minlength=FOLDS).astype(float)
-    sums = np.cumsum(counts, axis=2, dtype=np.float32)[:, :, :POINTS]
-    return sums / sizes[:, None, None].astype(np.float32), sizes
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images that are drawn, but not yet shifted.
+
+    `common` (neurons, images) is what each image adds to its neurons by common factors, `own` the
+    standard deviation of the rest, and `seed` makes the rest.
+    """
+
+    common: Array
+    own: float
+    seed: int
+
+    @classmethod
+    def draw(cls, chance: np.random.Generator, images: int, loadings: Array) -> Images:
+        """Draws images; `loadings` (factors, neurons) mix the common factors."""
+        factors = chance.standard_normal((len(loadings), images), np.float32)
+        own = np.sqrt(0.5) if len(loadings) else 1.0
+        common = (
+            loadings.T @ factors
+            if len(loadings)
+            else np.zeros((loadings.shape[1], images), np.float32)
+        )
+        return cls(common, own, int(chance.integers(1, 2**62)))
+
+    def folds(self, moved: Array) -> Array:
+        """(16, neurons, points) cumulative distributions of the folds of the shifted images."""
+        folds = np.empty((FOLDS, len(moved), POINTS), np.float32)
+        _count(folds, self.common, moved, self.own, self.seed, TABLE)
+        return folds
+
+    @property
+    def sizes(self) -> Array:
+        """(16,) images of each fold."""
+        return np.bincount(np.arange(self.common.shape[1]) % FOLDS, minlength=FOLDS).astype(float)
 
 
 def noise_of(folds: Array, images: Array) -> NoiseCurves:
     """Returns the curves of one DNA from those of its folds (K, neurons, points)."""
     count, neurons, points = folds.shape
     made = NoiseCurves.empty(neurons, 1, points)
-    share = (images / images.sum()).astype(folds.dtype)
-    whole = np.tensordot(share, folds, 1)
-    deviations = (folds - whole) * share[:, None, None]
-    rows = np.tensordot(intervals.patterns(count).astype(folds.dtype), deviations, 1)
-    made.whole[0, :, :points] = whole
-    made.rows[:, 0, :, :points] = rows.transpose(1, 0, 2)
-    made.variance[:, 0, :points] = (rows**2).mean(axis=0)
+    signs = intervals.patterns(count).astype(np.float32)
+    _add_folds(folds, images / images.sum(), signs, made.whole[0], made.rows, made.variance)
     return made
+
+
+@njit(error_model="numpy", cache=True, fastmath={"contract"})
+def _add_folds(
+    folds: Array, share: Array, signs: Array, whole: Array, rows: Array, variance: Array
+) -> None:
+    count, neurons, points = folds.shape
+    deviations = np.empty((count, points), np.float32)
+    for n in range(neurons):
+        for k in range(count):
+            for p in range(points):
+                whole[n, p] += share[k] * folds[k, n, p]
+        for k in range(count):
+            for p in range(points):
+                deviations[k, p] = (folds[k, n, p] - whole[n, p]) * share[k]
+        for j in range(len(signs)):
+            row = rows[n, 0, j]
+            for k in range(count):
+                for p in range(points):
+                    row[p] += signs[j, k] * deviations[k, p]
+            for p in range(points):
+                variance[n, 0, p] += row[p] * row[p] / len(signs)
 
 
 def noise_by_layer(
@@ -224,37 +269,68 @@ def jackknife_interval(a: Array, b: Array, images_a: Array, images_b: Array) -> 
     return float(np.sqrt(max(ends[0], 0))), float(np.sqrt(max(ends[1], 0)))
 
 
-def measured(case: Case, replicates: int, seed: int, *, jackknife: bool) -> dict[str, Any]:
-    """Draws so many pairs of datasets, and counts how often intervals hold the truth."""
-    chance = np.random.default_rng(seed)
-    moved = shifts(case.kind, case.neurons, case.shift * np.sqrt(2 / case.images), seed)
-    truth = distance(moved)
-    loadings = None
-    if case.factors:
-        mixed = chance.standard_normal((case.factors, case.neurons))
-        loadings = (mixed * np.sqrt(0.5 / (mixed**2).sum(axis=0))).astype(np.float32)
-    emds, added, changes, grams, by_jackknife = [], [], [], [], []
-    for _ in range(replicates):
-        (a, images), (b, _) = (
-            sample(chance, case.images, by, loadings) for by in (np.zeros_like(moved), moved)
-        )
-        one, other = noise_of(a, images), noise_of(b, images)
-        emds.append(np.abs(one.whole - other.whole).sum() / case.neurons)
-        weights = np.full(case.neurons, 1 / case.neurons)
-        of_pair = noise_kernel.noise_sums(one, other, weights, threads=1)
-        added.append(of_pair[0][0, 0])
-        changes.append(of_pair[1][0, 0])
+@dataclass(frozen=True)
+class Pair:
+    """What a pair of datasets shows: the distance, its noise, and products of folds."""
+
+    emd: float
+    added: Array
+    changes: Array
+    gram: Array
+    jackknife: tuple[float, float]
+
+    @classmethod
+    def of(cls, a: Array, b: Array, one: NoiseCurves, images: Array, *, jackknife: bool) -> Pair:
+        """Compares folds (16, neurons, points); `one` has the curves of a."""
+        other, neurons = noise_of(b, images), a.shape[1]
+        weights = np.full(neurons, 1 / neurons)
+        added, changes = noise_kernel.noise_sums(one, other, weights, threads=1)
         apart = (a - b).reshape(FOLDS, -1)
-        grams.append((apart @ apart.T).astype(np.float64))
-        if jackknife:
-            by_jackknife.append(jackknife_interval(a, b, images, images))
-    found = intervals.estimate(np.array(emds), np.array(added), np.array(changes), FOLDS, FOLDS)
+        return cls(
+            float(np.abs(one.whole - other.whole).sum() / neurons),
+            added[0, 0],
+            changes[0, 0],
+            (apart @ apart.T).astype(np.float64),
+            jackknife_interval(a, b, images, images) if jackknife else (np.nan, np.nan),
+        )
+
+
+def measured(
+    cases: Sequence[Case], replicates: int, seed: int, *, jackknife: bool
+) -> Iterator[dict[str, Any]]:
+    """Draws so many pairs of datasets, and counts how often intervals hold the truth.
+
+    All cases have as many neurons, factors and images. So they are of the same images, which only
+    are shifted in other ways.
+    """
+    chance = np.random.default_rng(seed)
+    neurons, factors, images = cases[0].neurons, cases[0].factors, cases[0].images
+    moved = [shifts(case.kind, neurons, case.shift * np.sqrt(2 / images), seed) for case in cases]
+    mixed = chance.standard_normal((factors, neurons))
+    loadings = (mixed / np.sqrt(2 * (mixed**2).sum(axis=0))).astype(np.float32)
+    pairs: list[list[Pair]] = [[] for _ in cases]
+    for _ in range(replicates):
+        drawn = [Images.draw(chance, images, loadings) for _ in "ab"]
+        a = drawn[0].folds(np.zeros(neurons))
+        one = noise_of(a, drawn[0].sizes)
+        for found, by in zip(pairs, moved, strict=True):
+            found.append(Pair.of(a, drawn[1].folds(by), one, drawn[1].sizes, jackknife=jackknife))
+    for case, found, by in zip(cases, pairs, moved, strict=True):
+        yield reported(case, distance(by), found, jackknife=jackknife)
+
+
+def reported(case: Case, truth: float, pairs: Sequence[Pair], *, jackknife: bool) -> dict[str, Any]:
+    """Says of one case how often the test finds it, and intervals hold the truth."""
+    emds = np.array([pair.emd for pair in pairs])
+    added, changes = (np.array([getattr(p, of) for p in pairs]) for of in ("added", "changes"))
+    found = intervals.estimate(emds, added, changes, FOLDS, FOLDS)
     held = (found.low <= truth) & (truth <= found.high)
     wide = intervals.is_wide(found.low, found.high, found.se)
+    p = significance.flip_test(np.array([pair.gram for pair in pairs]))
     row = {
         **asdict(case),
-        "replicates": replicates,
-        "power": float((significance.flip_test(np.array(grams)) <= LEVEL).mean()),
+        "replicates": len(pairs),
+        "power": float((p <= LEVEL).mean()),
         "true": truth,
         "emd": float(np.mean(emds)),
         "emd_sd": float(np.std(emds)),
@@ -269,7 +345,7 @@ def measured(case: Case, replicates: int, seed: int, *, jackknife: bool) -> dict
         "held_if_not_wide": float(held[~wide].mean()) if not wide.all() else None,
     }
     if jackknife:
-        ends = np.array(by_jackknife)
+        ends = np.array([pair.jackknife for pair in pairs])
         row["jackknife_coverage"] = float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
     return row
 
@@ -311,17 +387,23 @@ def main() -> None:
     if not chosen:
         parser.error("there is no such case")
     rows = []
-    for case in chosen:
-        started = time.monotonic()
-        row = measured(case, arguments.replicates, arguments.seed, jackknife=arguments.jackknife)
-        rows.append(row)
-        line = f"{case}: power {row['power']:.0%}, coverage {row['coverage']:.1%} "
-        line += f"(below {row['truth_below']:.1%}, above {row['truth_above']:.1%}), "
-        line += f"wide {row['wide']:.0%}, {time.monotonic() - started:.0f} s"
-        print(line, file=sys.stderr, flush=True)
+    for _, alike in itertools.groupby(
+        chosen, lambda each: (each.neurons, each.factors, each.images)
+    ):
+        together, started = list(alike), time.monotonic()
+        found = list(
+            measured(together, arguments.replicates, arguments.seed, jackknife=arguments.jackknife)
+        )
+        rows += found
+        for case, row in zip(together, found, strict=True):
+            line = f"{case}: power {row['power']:.0%}, coverage {row['coverage']:.1%} "
+            line += f"(below {row['truth_below']:.1%}, above {row['truth_above']:.1%}), "
+            line += f"wide {row['wide']:.0%}"
+            print(line, file=sys.stderr, flush=True)
+        print(f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         if arguments.out:
             known = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-            arguments.out.write_text(json.dumps([*known, row], indent=1) + "\n")
+            arguments.out.write_text(json.dumps([*known, *found], indent=1) + "\n")
     measure.emit({"cases": rows}, summary(rows))
 
 
