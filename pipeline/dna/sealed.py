@@ -158,7 +158,7 @@ class SealedWriter:
 
     def write(self, table: pa.Table) -> None:
         """Adds a table as the next row group."""
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self._writer.write_table(table, row_group_size=table.num_rows or None)
         self._row_groups.append({"rows": table.num_rows, **self._sink.take()})
 
     def seal(self, metadata: Mapping[str, Any]) -> None:
@@ -178,26 +178,24 @@ class _HashingSink(io.RawIOBase):
 
     def __init__(self, sink: Any) -> None:
         self._sink = sink
-        self._total = 0
-        self._taken = 0
-        self._hash = new_sha256()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._size, self._hash = 0, new_sha256()
 
     def writable(self) -> bool:
         return True
 
-    def tell(self) -> int:
-        return self._total
-
     def write(self, data: Any) -> int:
         self._sink.write(data)
         self._hash.update(data)
-        self._total += len(data)
+        self._size += len(data)
         return len(data)
 
     def take(self) -> dict[str, Any]:
         """Returns the size and the sha256 of the bytes since the last call."""
-        found = {"bytes": self._total - self._taken, "sha256": self._hash.hexdigest()}
-        self._taken, self._hash = self._total, new_sha256()
+        found = {"bytes": self._size, "sha256": self._hash.hexdigest()}
+        self._begin()
         return found
 
 
@@ -230,7 +228,7 @@ def encode_sealed(
     first = next(rest, None)
     if schema is None:
         if first is None:
-            raise ValueError(f"a {kind.name} file needs at least one table")
+            raise ValueError(f"a file of the kind {kind.name!r} needs a table or a schema")
         schema = first.schema
     sink = io.BytesIO()
     with SealedWriter(sink, kind, schema, **layout) as writer:

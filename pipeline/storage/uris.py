@@ -56,8 +56,8 @@ def canonical(url: str | os.PathLike[str], *, queries: Collection[str] = ()) -> 
 
 def _require_no_secret(text: str, protocol: str, queries: Collection[str]) -> None:
     plain, mark, rest = _cut(text, protocol)
-    shown = redact(plain)
-    if shown != plain or redact(unquote(plain)) != unquote(plain):
+    shown = redact(unquote(redact(plain)))
+    if shown != unquote(plain):
         raise UsageError(
             f"{shown}{mark and mark + '…'} carries a user name, a token or a password, which would "
             "expire or leak into the catalogue; give the plain url, and credentials by the store's "
@@ -130,7 +130,7 @@ def lies_in(place: str, folder: str) -> bool:
     """
     if _begins(place, folder):
         return True
-    if protocol_of(place) != "file" or protocol_of(folder) != "file":
+    if protocol_of(place) != "file":
         return False
     real = resolved(folder)
     above = Path(local_path(place)).parents  # one of them may be a link to the folder
@@ -152,7 +152,8 @@ def protocol_of(url: str) -> str:
     Returns:
         `file` for a plain path and for `local://`, which is fsspec's other name for it.
     """
-    protocol = url.split("://", 1)[0].lower() if "://" in url else "file"
+    head, mark, _ = url.partition("://")
+    protocol = head.lower() if mark else "file"
     return "file" if protocol == "local" else protocol
 
 

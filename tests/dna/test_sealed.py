@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dna import FileKind, SealedFile, SealedWriter, encode_sealed
+from pipeline.dna import FileKind, SealedFile, SealedWriter, cut_rows, encode_sealed
+from pipeline.dna.sealed import corrupt_if_unreadable, open_parquet
 from pipeline.errors import CorruptFile
+from pipeline.spec import digest_of
 from tests.support.builders import with_row_groups
 
 KIND = FileKind("example")
@@ -51,6 +53,38 @@ def test_the_same_input_gives_the_same_bytes_streamed_or_not() -> None:
     assert sink.getvalue() == data() == data()
 
 
+def test_a_file_is_compressed_and_has_no_schema_of_arrow_beside_that_of_parquet() -> None:
+    footer = pq.read_metadata(io.BytesIO(data()))
+    assert set(footer.metadata) == {b"vdna"}
+    assert footer.row_group(0).column(0).compression == "ZSTD"
+    plain = encode_sealed(KIND, {}, tables(), compression="none")
+    assert pq.read_metadata(io.BytesIO(plain)).row_group(0).column(0).compression == "UNCOMPRESSED"
+
+
+def test_a_table_of_any_size_is_one_row_group() -> None:
+    large = pa.table({"number": np.zeros(2**20 + 1, np.int8)})
+    file = SealedFile(encode_sealed(KIND, {}, [large]), KIND, NAME)
+    assert [group.rows for group in file.row_groups] == [2**20 + 1]
+    assert file.read().equals(large)
+    assert [piece.num_rows for piece in cut_rows(large)] == [2**20, 1]
+    assert pa.concat_tables(cut_rows(large)).equals(large)
+    assert [piece.num_rows for piece in cut_rows(large.slice(0, 0))] == [0]
+
+
+def test_a_file_needs_a_table_or_a_schema() -> None:
+    with pytest.raises(ValueError, match="a file of the kind 'example' needs a table or a schema"):
+        encode_sealed(KIND, {}, [])
+
+
+def test_a_file_is_opened_by_its_footer_or_from_a_file_object_too() -> None:
+    whole = data()
+    stop = SealedFile(whole, KIND, NAME).row_groups[-1].stop
+    assert SealedFile(whole[stop:], KIND, NAME, start=stop).rows == 30
+    assert SealedFile(io.BytesIO(whole), KIND, NAME).rows == 30
+    with pytest.raises(CorruptFile, match=r"its rows end at .*, its footer begins at"):
+        SealedFile(whole[stop:], KIND, NAME, start=stop + 1)
+
+
 def test_a_file_without_rows_is_valid() -> None:
     schema = tables()[0].schema
     for empty in ([], [schema.empty_table()]):
@@ -84,6 +118,34 @@ def test_other_rows_under_the_same_metadata_are_refused() -> None:
             SealedFile(with_row_groups(data(), others), KIND, NAME).read()
 
 
+def test_bytes_between_rows_and_footer_are_refused() -> None:
+    whole = data()
+    stop = SealedFile(whole, KIND, NAME).row_groups[-1].stop
+    with pytest.raises(CorruptFile, match=r"its rows end at .*, its footer begins at"):
+        SealedFile(whole[:stop] + b"more" + whole[stop:], KIND, NAME)
+
+
+def test_rows_are_read_only_if_they_have_their_sha256() -> None:
+    """Here nothing else could tell."""
+    layout = {"compression": "none", "write_page_checksum": False, "use_dictionary": False}
+    numbers = pa.table({"number": np.arange(1000, dtype=np.int64)})
+    whole = encode_sealed(KIND, {}, [numbers], **layout)
+    at = whole.index(np.int64(777).tobytes())
+    file = SealedFile(whole[:at] + b"?" + whole[at + 1 :], KIND, NAME)
+    assert file.parquet.read() != numbers
+    with pytest.raises(CorruptFile, match="row group 0 has sha256"):
+        file.read()
+
+
+def test_every_page_has_a_checksum_that_reading_verifies() -> None:
+    numbers = pa.table({"number": np.arange(1000, dtype=np.int64)})
+    whole = encode_sealed(KIND, {}, [numbers], compression="none", use_dictionary=False)
+    at = whole.index(np.int64(777).tobytes())
+    assert open_parquet(whole, NAME).read().equals(numbers)
+    with pytest.raises(OSError, match="CRC"):
+        open_parquet(whole[:at] + b"?" + whole[at + 1 :], NAME).read()
+
+
 def test_one_row_group_is_checked_without_the_others() -> None:
     whole = data()
     at = SealedFile(whole, KIND, NAME).row_groups[1].start + 30
@@ -109,6 +171,31 @@ def test_metadata_that_was_changed_is_refused() -> None:
             writer.add_key_value_metadata({"vdna": json.dumps(stated | change)})
         with pytest.raises(CorruptFile, match="its metadata is not what was written"):
             SealedFile(sink.getvalue(), KIND, NAME)
+
+
+@pytest.mark.parametrize("stated", [{"rows": True}, {"bytes": 1.0}, {"rows": -1}, {"bytes": -1}])
+def test_sizes_of_row_groups_that_are_no_sizes_are_refused(stated: dict[str, object]) -> None:
+    row_group = {"rows": 1, "bytes": 1, "sha256": "x"} | stated
+    metadata = {"kind": KIND.name, "format": KIND.format, "row_groups": [row_group]}
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, tables()[0].schema, store_schema=False) as writer:
+        writer.write_table(tables()[0].slice(0, 1))
+        sealed = metadata | {"checksum": digest_of(metadata)}
+        writer.add_key_value_metadata({"vdna": json.dumps(sealed)})
+    with pytest.raises(CorruptFile, match=r"its metadata cannot be read: .*a row group of"):
+        SealedFile(sink.getvalue(), KIND, NAME)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [pa.ArrowException, OSError, KeyError, IndexError, TypeError, ValueError, AttributeError],
+)
+def test_whatever_wrong_content_raises_names_the_file(error: type[Exception]) -> None:
+    with (
+        pytest.raises(CorruptFile, match=f"{NAME}: torn: {error.__name__}"),
+        corrupt_if_unreadable(f"{NAME}: torn"),
+    ):
+        raise error("wrong")
 
 
 def test_a_file_of_another_program_is_refused() -> None:

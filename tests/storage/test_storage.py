@@ -365,47 +365,6 @@ def test_errors_of_a_real_web_server_become_vdna_errors(monkeypatch: pytest.Monk
             fsspec.filesystem("http").clear_instance_cache()
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("/a/b/../c.jpg", "file:///a/c.jpg"),
-        ("file:///a//b/", "file:///a/b"),
-        ("/a/ä b#c?.jpg", "file:///a/%C3%A4%20b%23c%3F.jpg"),
-        ("s3://bucket/a::b.jpg", "s3://bucket/a::b.jpg"),
-        ("S3://bucket/x/", "s3://bucket/x"),
-        ("memory:///x", "memory://x"),
-    ],
-)
-def test_a_url_has_one_canonical_form(url: str, expected: str) -> None:
-    assert storage.canonical(url) == expected
-    assert storage.canonical(expected) == expected
-
-
-def test_a_place_lies_in_a_folder_by_its_name_or_by_links(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    (tmp_path / "a" / "out").symlink_to(tmp_path / "elsewhere")
-    a, link = (tmp_path / "a").as_uri(), (tmp_path / "link").as_uri()
-    for place, folder in ((a, a), (f"{a}/b", a), (f"{a}/b/c", link), (f"{link}/b", a), (link, a)):
-        assert storage.lies_in(place, folder)
-        assert storage.lies_in(place, "file:///")
-    assert storage.lies_in(f"{a}/out/x", a)  # listed there, wherever its bytes are
-    assert storage.lies_in((tmp_path / "elsewhere" / "x").as_uri(), f"{a}/out")
-    assert storage.lies_in(f"{link}/out/x", a)  # found there by both links
-    assert not storage.lies_in(a, f"{a}/b")
-    assert not storage.lies_in(f"{a}bc", a)
-    assert storage.lies_in("s3://bucket/a/b", "s3://bucket/a")
-    assert not storage.lies_in("s3://bucket/ab", "s3://bucket/a")
-    assert not storage.lies_in("s3://bucket/a", a)
-
-
-def test_relative_and_home_paths_become_file_urls(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert storage.canonical("x/./y") == (tmp_path / "x" / "y").as_uri()
-    assert storage.canonical("~/x").startswith("file:///")
-    assert storage.local_path(storage.canonical("ä b")) == str(tmp_path / "ä b")
-
-
 def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     name = os.fsdecode(b"bad-\xff.jpg")
     (tmp_path / name).write_bytes(b"x")
@@ -413,53 +372,6 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     item.uri.encode("ascii")
     assert storage.read(item.uri, item.identity) == b"x"
     storage.readable(item.uri).encode()
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://b.s3.amazonaws.com/k.jpg?X-Amz-Signature=topsecret",
-        *(f"https://host/x.jpg?{name}=topsecret" for name in ("key", "subscription-key", "pass")),
-        *(f"https://host/x.jpg?{name}=topsecret" for name in ("code", "secretkey", "hmac", "n")),
-        "https://host/x.jpg?session=topsecret",
-        "https://host/x.jpg?topsecret",
-        "https://host/x.jpg#access_token=topsecret",
-        "https://host/x.jpg#topsecret",
-        "s3://bucket/x.jpg?code=topsecret",
-        "gs://bucket/x.jpg#token=topsecret",
-    ],
-)
-def test_a_query_or_a_fragment_is_refused_without_being_shown(url: str) -> None:
-    with pytest.raises(UsageError, match="--allow-query") as caught:
-        storage.canonical(url)
-    assert "topsecret" not in str(caught.value)
-    assert "topsecret" not in str(UsageError(f"cannot read {url}"))
-
-
-def test_an_allowed_parameter_is_kept_and_a_reference_stays_a_reference() -> None:
-    url = "https://host/x.jpg?id=ab12&key=${VDNA_QUERY_KEY}"
-    assert storage.canonical(url, queries={"id", "key"}) == url
-    by_its_name = "https://host/x.jpg?api_key=${VDNA_QUERY_KEY}"
-    assert storage.canonical(by_its_name, queries={"api_key"}) == by_its_name
-    for queries in ((), {"id"}, {"key"}):
-        with pytest.raises(UsageError, match="--allow-query"):
-            storage.canonical(url, queries=queries)
-
-
-@pytest.mark.parametrize("rest", ["id=1;sig=x", "id=1&sig=x", "sig=x", "id=1#a", "id=1&token=x"])
-def test_what_is_not_allowed_by_name_is_refused_beside_what_is(rest: str) -> None:
-    with pytest.raises(UsageError, match="--allow-query"):
-        storage.canonical(f"https://host/x.jpg?{rest}", queries={"id", "token"})
-
-
-def test_a_list_cannot_ask_for_any_variable_of_the_environment() -> None:
-    with pytest.raises(UsageError, match="AWS_SECRET_ACCESS_KEY; only variables"):
-        storage.canonical("https://host/x?id=${AWS_SECRET_ACCESS_KEY}", queries={"id"})
-
-
-def test_keys_of_a_store_may_have_question_marks_and_hashes() -> None:
-    for url in ("s3://bucket/a?.jpg", "s3://bucket/a#1.jpg", "s3://bucket/day?/x=1/a.jpg"):
-        assert storage.canonical(url) == url
 
 
 @pytest.mark.parametrize(
