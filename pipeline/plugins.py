@@ -19,7 +19,7 @@ from pipeline.errors import UsageError
 
 T = TypeVar("T")
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+PLUGIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Registry(Generic[T]):
@@ -42,7 +42,7 @@ class Registry(Generic[T]):
         Raises:
             UsageError: If the name has unusual characters, or stands for another value already.
         """
-        if not NAME.fullmatch(name):
+        if not PLUGIN_NAME.fullmatch(name):
             raise UsageError(
                 f"{name!r} cannot be the name of a {self.kind}; use letters, digits, '.', '_' and "
                 "'-', and begin with a letter or a digit"

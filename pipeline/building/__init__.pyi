@@ -4,6 +4,7 @@ from .datasets import build_datasets as build_datasets
 from .failure_gate import require_few_failures as require_few_failures
 from .memory_images import MemorySource as MemorySource
 from .planner import make_spec as make_spec
+from .request import LISTED as LISTED
 from .request import CalibrationRequest as CalibrationRequest
 from .request import FailureOptions as FailureOptions
 from .request import MemoryOptions as MemoryOptions

@@ -44,10 +44,10 @@ from pipeline.spec import Resources
 if TYPE_CHECKING:
     import pandas as pd
 
-NAME = "calibration"
+SCRATCH_NAME = "calibration"
 """Name of the dataset in the scratch catalogue."""
 
-FOLDER = "vdna-calibrate"
+SCRATCH_FOLDER = "vdna-calibrate"
 """Folder of the scratch catalogue in `<out>.work`, where nothing else is touched."""
 
 
@@ -129,13 +129,13 @@ def calibrate(
     target = storage.canonical(request.out)
     work = f"{target}.work"
     _require_file(request.out, target)
-    build = Request(NAME, "", bins=2, exemplars=0, **shared_values(request, Request))
+    build = Request(SCRATCH_NAME, "", bins=2, exemplars=0, **shared_values(request, Request))
     if not engine.in_process:
         require_shared(target, *request.sources)
     for source in request.sources:
         _require_outside(work, source, request.rules)
     network = describe(request.extractor, request.weights, request.taps)
-    place = Catalogue(storage.join(work, FOLDER))
+    place = Catalogue(storage.join(work, SCRATCH_FOLDER))
     listings = []
     for source in request.sources:
         progress(Said(f"listing {source}"))
@@ -158,7 +158,7 @@ def calibrate(
         # What is there may be for other weights, or by a writer that died.
         storage.replace(place.ranges_uri(ranges.digest), encode_ranges(ranges, network))
         asked = replace(build, bins=bins, ranges=ranges.digest)
-        listings = {NAME: listing}
+        listings = {SCRATCH_NAME: listing}
         (result,) = build_datasets(place, [asked], engine, resources, progress, listings=listings)
         failures, duplicates = result.failures, result.duplicates
         # The pass may have been finished by an earlier call, under the limit of that call.
@@ -169,7 +169,7 @@ def calibrate(
             request.max_failures,
             failures,
         )
-        return place.load_version(NAME, result.version)
+        return place.load_version(SCRATCH_NAME, result.version)
 
     progress(Said("pass 1: each neuron's least and greatest activation"))
     first = count(_points(network), 2)
@@ -237,7 +237,7 @@ def _require_file(out: str, target: str) -> None:
 def _require_outside(work: str, source: str, rules: Rules) -> None:
     """Raises `UsageError` if the work folder would be listed with the source."""
     uri = rules.canonical(source)
-    matched = fnmatchcase(storage.readable(f"{work}/{FOLDER}"), storage.readable(uri))
+    matched = fnmatchcase(storage.readable(f"{work}/{SCRATCH_FOLDER}"), storage.readable(uri))
     if matched or storage.lies_in(work, uri):
         raise UsageError(
             f"the folder for unfinished work, {storage.readable(work)}, would be inside the source "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.errors import GateError
 
-SHOWN = 5
+GATE_FAILURES = 5
 """How many failures the message lists."""
 
 
@@ -44,7 +44,7 @@ def require_few_failures(
     """
     if failed <= allowed_failures(limit, candidates):
         return
-    first = "\n  ".join(str(failure) for failure in failures[:SHOWN])
+    first = "\n  ".join(str(failure) for failure in failures[:GATE_FAILURES])
     higher = ", which goes on from here" if resumes else ""
     raise GateError(
         f"{what}: {failed} of {candidates} images could not be read; the limit is {limit:g}. "

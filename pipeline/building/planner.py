@@ -26,7 +26,7 @@ from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.events import Listener, Said
 from pipeline.images import stated_decoder
-from pipeline.networks import Network, describe, encode_ranges, find_ranges, require_fit
+from pipeline.networks import Network, describe, encode_ranges, find_ranges, require_loadable
 from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source
 from pipeline.sources import plan as plan_shards
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Preprocess, Resources, Spec, digest_of
@@ -102,7 +102,7 @@ class Planner:
         catalogue = self.catalogue
         network = describe(request.extractor, request.weights, request.taps)
         if network.weights_uri:
-            require_fit(network)  # wrong weights are found before anything is listed
+            require_loadable(network)  # wrong weights are found before anything is listed
         head = catalogue.head()
         known = _known_ranges(catalogue, request.ranges)
         found, provenance = find_ranges(network, request.ranges, known)

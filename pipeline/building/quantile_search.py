@@ -18,7 +18,7 @@ SEARCH_BINS = 4096
 MAX_CELLS = 2**25
 """The most cells of one thread's table (256 MiB). Larger networks are counted in fewer bins."""
 
-PASSES = 4
+MOST_PASSES = 4
 """The most passes over the images."""
 
 RESOLUTION = 0.01
@@ -123,7 +123,7 @@ def quantiles(
         least_to_greatest: The least and greatest activation of each neuron.
         finite: How many finite activations each neuron has, shape (N,).
         quantile: The share of activations below the lower quantile, and above the upper one.
-        count: Counts the activations in given ranges; called at most `PASSES` times.
+        count: Counts the activations in given ranges; called at most `MOST_PASSES` times.
         bins: The number of bins to count in.
 
     Returns:
@@ -135,7 +135,7 @@ def quantiles(
     low, high = least_to_greatest.low, least_to_greatest.high
     brackets = _Brackets(low, high, low, high)
     passes = 0
-    while passes < PASSES and not brackets.resolved.all():
+    while passes < MOST_PASSES and not brackets.resolved.all():
         passes += 1
         window = Ranges(least_to_greatest.taps, *_window(brackets))
         brackets = _narrowed(brackets, count(window, bins), rank)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
 
-SHOWN = 10
-"""How many failures a result shows in a notebook."""
+LISTED = 10
+"""How many failures or parts of a result are listed."""
 
 Weights = Annotated[
     str | None, Option("File or url of weights to use instead of the network's own.")
@@ -334,7 +334,7 @@ class Result:
             ("spec", version.spec),
         ]
         rows += [(f"part {name}", f"{part.images:,} images") for name, part in self.parts.items()]
-        rows += [("not counted", failure) for failure in self.failures[:SHOWN]]
+        rows += [("not counted", failure) for failure in self.failures[:LISTED]]
         return html_table(repr(self).strip("<>"), ("", self.name), rows)
 
 

@@ -26,7 +26,7 @@ FORMAT = 1
 FILES = ("dna", "failures", "folds", "manifests")
 """The files that every built version has. An imported one has a DNA only."""
 
-KINDS = (*FILES, "layer_gaussians", "exemplars")
+VERSION_FILES = (*FILES, "layer_gaussians", "exemplars")
 """The kinds of files that a version may have, each in a folder of that name."""
 
 ON_DISK = ("manifests", "layer_gaussians")
@@ -155,7 +155,7 @@ class Version:
         """Tells which digest the file of a kind is named for.
 
         Args:
-            kind: One of `KINDS`.
+            kind: One of `VERSION_FILES`.
 
         Returns:
             The digest of the manifest for a manifest, of the DNA for all others.
@@ -183,7 +183,7 @@ def _require_files(version: Version) -> Version:
     required = ("dna",) if version.imported else FILES
     if missing := sorted(set(required) - version.sha256.keys()):
         raise ValueError(f"the sha256 is missing of its files {', '.join(missing)}")
-    if unknown := sorted(version.sha256.keys() - set(KINDS)):
+    if unknown := sorted(version.sha256.keys() - set(VERSION_FILES)):
         raise ValueError(f"it has files of unknown kinds: {', '.join(unknown)}")
     if odd := sorted(version.footers.keys() ^ (version.sha256.keys() & set(IN_PART))):
         raise ValueError(f"footers and files do not match: {', '.join(odd)}")

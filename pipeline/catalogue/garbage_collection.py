@@ -15,10 +15,10 @@ from datetime import datetime, timedelta
 
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
-from pipeline.catalogue.commit import KINDS
+from pipeline.catalogue.commit import VERSION_FILES
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions
 from pipeline.catalogue.matrix_header import MATRIX_READERS, find_matrix_metadata
-from pipeline.catalogue.verification import require_whole
+from pipeline.catalogue.verification import require_undamaged
 from pipeline.counting import partial_uri
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.events import Listener, ignore
@@ -86,7 +86,7 @@ def collect(
     verified: set[tuple[str, ...]] = set()
     while new := [kept for kept in _kept(catalogue, keep) if kept.identity not in verified]:
         try:
-            require_whole(catalogue, new, progress)
+            require_undamaged(catalogue, new, progress)
         except CorruptFile as error:
             raise CorruptFile(
                 f"nothing was removed, because a version is damaged: {error}"
@@ -127,7 +127,7 @@ def _changed_since_listed(item: Stored) -> bool:
 def _unneeded(catalogue: Catalogue, kept: Sequence[KeptVersion]) -> Iterator[Stored]:
     """Yields the objects that neither the kept versions nor running builds need, of any age."""
     needed = {*_needed_by_versions(catalogue, kept), *_needed_by_builds(catalogue)}
-    for folder in (*KINDS, "_work"):
+    for folder in (*VERSION_FILES, "_work"):
         with contextlib.suppress(SourceError):
             for item in storage.walk(storage.join(catalogue.root, folder)):
                 if item.uri not in needed:

@@ -42,7 +42,7 @@ class Layout:
         return self._uri("_log", "_latest")
 
     def uri(self, kind: str, spec: str, dataset: str, digest: str) -> str:
-        """Returns the url of a version's file of one of the `KINDS`."""
+        """Returns the url of a version's file of one of the `VERSION_FILES`."""
         return self._uri(kind, spec, dataset, f"{digest}.parquet")
 
     def ranges_uri(self, digest: str) -> str:

@@ -10,7 +10,7 @@ import re
 
 from pipeline.errors import UsageError
 
-LONGEST = 200
+LONGEST_SEGMENT = 200
 """The most characters between two slashes of a part's name; a file's name may have 255."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
@@ -31,10 +31,10 @@ def part_name(dataset: str, value: str) -> str:
     """
     segments = [re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-") for text in value.split("/")]
     longest = max(map(len, segments))
-    if longest > LONGEST:
+    if longest > LONGEST_SEGMENT:
         raise UsageError(
             f"the value {value[:40]!r}… makes a name of {longest} characters; a part's name has "
-            f"{LONGEST} at most, so give the images a shorter label"
+            f"{LONGEST_SEGMENT} at most, so give the images a shorter label"
         )
     try:
         return check_name("/".join([dataset, *segments]))

@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Version
 from pipeline.catalogue.verification import Finding, newest_versions, same_numbers, sum_of_partials
-from pipeline.catalogue.version_options import SAMPLE
+from pipeline.catalogue.version_options import RECOUNTED_SHARDS
 from pipeline.counting import Recipe, ShardJob, ShardReceipt, load_partial, partial_uri
 from pipeline.dna import DNA, INT_COLUMNS, Partial
 from pipeline.engine import Engine
@@ -41,7 +41,7 @@ def recount(
     spec: str | None = None,
     *,
     engine: Engine,
-    sample: int | None = SAMPLE,
+    sample: int | None = RECOUNTED_SHARDS,
     seed: int | None = None,
     weights: str | None = None,
     resources: Resources | None = None,

@@ -115,7 +115,7 @@ def verify(
             yield Finding(kept.name, check, False, str(error), at)
 
 
-def require_whole(
+def require_undamaged(
     catalogue: Catalogue, versions: Iterable[KeptVersion], progress: Listener = ignore
 ) -> None:
     """Refuses a catalogue in which something is wrong with one of these versions.

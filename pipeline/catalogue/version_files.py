@@ -177,7 +177,8 @@ class VersionFiles(CommitLog):
         """Reads one of a version's files and compares its sha256 with the commit's.
 
         Args:
-            kind: One of `KINDS`; those of `ON_DISK` are read into a temporary file and mapped.
+            kind: One of `VERSION_FILES`; those of `ON_DISK` are read into a temporary file and
+                mapped.
             name: The dataset.
             version: The version.
 

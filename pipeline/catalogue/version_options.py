@@ -8,7 +8,7 @@ from typing import Annotated, TypedDict
 from pipeline.errors import UsageError
 from pipeline.options import Option, Options
 
-SAMPLE = 3
+RECOUNTED_SHARDS = 3
 """How many shards of each dataset are counted again by default."""
 
 EVERY_SHARD = "all"
@@ -66,7 +66,7 @@ class VerifyOptions(SpecOptions):
     sample: Annotated[
         int | str,
         Option("With --deep: number of shards of each dataset to count, or 'all'."),
-    ] = SAMPLE
+    ] = RECOUNTED_SHARDS
     seed: Annotated[
         int | None,
         Option("With --deep: seed of the choice of shards (default: a random one, printed)."),

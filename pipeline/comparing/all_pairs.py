@@ -210,7 +210,7 @@ class _Grid:
 
     def fetch(self, tile: Tile) -> bool:
         """Returns whether the tile was committed, and puts it in its place if so."""
-        block = tiles.fetch(tile)
+        block = tiles.read_tile(tile)
         if block is not None:
             self.put(tile, block)
         return block is not None

@@ -52,7 +52,7 @@ COUNTED = ("counts", "underflow", "overflow")
 LANES = 16
 """Values in a vector, as in AVX-512. On other processors several smaller ones are taken."""
 
-ROWS = 4
+KERNEL_ROWS = 4
 """Rows that are compared with as many at once: their 16 sums fill half of the registers."""
 
 _SPAN = 63
@@ -82,9 +82,9 @@ def padded(rows: int) -> int:
         rows: Number of rows.
 
     Returns:
-        A multiple of `ROWS`.
+        A multiple of `KERNEL_ROWS`.
     """
-    return -(-rows // ROWS) * ROWS
+    return -(-rows // KERNEL_ROWS) * KERNEL_ROWS
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,7 +376,7 @@ def _add_maxima(
 
         def rows(array: Any, row: Any) -> list[Any]:
             stride = cgutils.unpack_tuple(builder, array.shape)[1]
-            ats = [builder.add(row, long(r)) for r in range(ROWS)]
+            ats = [builder.add(row, long(r)) for r in range(KERNEL_ROWS)]
             return [builder.gep(array.data, [builder.mul(at, stride)]) for at in ats]
 
         mine, theirs = rows(arrays[0], arguments[1]), rows(arrays[1], arguments[3])
@@ -386,7 +386,7 @@ def _add_maxima(
         builder.position_at_end(loop)
         at = builder.phi(long)
         at.add_incoming(start, before)
-        sums = [builder.phi(vector) for _ in range(ROWS * ROWS)]
+        sums = [builder.phi(vector) for _ in range(KERNEL_ROWS * KERNEL_ROWS)]
         offset = builder.mul(at, long(LANES))
 
         def load(row: Any) -> Any:
@@ -449,15 +449,15 @@ def _add(
 ) -> None:
     """Adds one neuron's distances of a (A, width) from b (B, width), times `scale`, to (A, B)."""
     vectors = a.shape[1] // LANES
-    greater = np.zeros(ROWS * ROWS, np.int64)
-    for i in range(0, a.shape[0], ROWS):
-        for j in range(i if upper else 0, b.shape[0], ROWS):
+    greater = np.zeros(KERNEL_ROWS * KERNEL_ROWS, np.int64)
+    for i in range(0, a.shape[0], KERNEL_ROWS):
+        for j in range(i if upper else 0, b.shape[0], KERNEL_ROWS):
             greater[:] = 0
             for start in range(0, vectors, _SPAN):
                 _maxima(a, i, b, j, start, min(start + _SPAN, vectors), greater)
-            for r in range(ROWS):
-                for c in range(ROWS):
-                    apart = 2 * greater[ROWS * r + c] - a_sums[i + r] - b_sums[j + c]
+            for r in range(KERNEL_ROWS):
+                for c in range(KERNEL_ROWS):
+                    apart = 2 * greater[KERNEL_ROWS * r + c] - a_sums[i + r] - b_sums[j + c]
                     to[i + r, j + c] += scale * apart
 
 
@@ -507,8 +507,8 @@ def _distances(
 ) -> None:
     """Adds distances of a (neurons, A, width) from b (neurons, B, width) to `total` (A, B).
 
-    A and B are multiples of `ROWS`. With `upper` only the upper triangle is computed, and what of
-    the lower one shares its blocks.
+    A and B are multiples of `KERNEL_ROWS`. With `upper` only the upper triangle is computed, and
+    what of the lower one shares its blocks.
     """
     for at in used:
         scale = weights[at] / ONE

@@ -32,10 +32,10 @@ Estimate = Literal["emd_corrected", "se", "low", "high", "floor", "p", "q"]
 
 ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
 
-SHOWN = 20
+TABLE_DATASETS = 20
 """The most datasets that a notebook shows as a table, or a plot shows with numbers."""
 
-SCHEMA = pa.schema(
+MATRIX_SCHEMA = pa.schema(
     [
         ("a", pa.string()),
         ("b", pa.string()),
@@ -179,7 +179,7 @@ class Matrix:
         )
 
     def _repr_html_(self) -> str:
-        plane, shown = self.planes[-1], range(min(SHOWN, len(self.names)))
+        plane, shown = self.planes[-1], range(min(TABLE_DATASETS, len(self.names)))
         values = self.of(plane)
         rows = [(self.names[a], *(f"{values[a, b]:.3g}" for b in shown)) for a in shown]
         left = len(self.names) - len(shown)
@@ -187,7 +187,7 @@ class Matrix:
         return html_table(caption, ("", *self.names[: len(shown)]), rows)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Returns one row for each ordered pair and plane, with the columns `SCHEMA`."""
+        """Returns one row for each ordered pair and plane, with the columns `MATRIX_SCHEMA`."""
         return arrow_data_frame(self.table)
 
     def plot(
@@ -209,7 +209,7 @@ class Matrix:
         ax.imshow(values, cmap="viridis")
         ax.set_xticks(range(size), self.names, rotation=90)
         ax.set_yticks(range(size), self.names)
-        if size <= SHOWN:
+        if size <= TABLE_DATASETS:
             middle = np.nanmean(values)
             for (row, at), value in np.ndenumerate(values):
                 color = "white" if value < middle else "black"
@@ -224,7 +224,7 @@ class Matrix:
 
     @property
     def table(self) -> pa.Table:
-        """All numbers as an Arrow table with the columns `SCHEMA`; unknown ones are null."""
+        """All numbers as an Arrow table with the columns `MATRIX_SCHEMA`; unknown ones are null."""
         return pa.concat_tables([self._table_of(plane) for plane in range(len(self.planes))])
 
     def _table_of(self, plane: int) -> pa.Table:
@@ -244,7 +244,7 @@ class Matrix:
                 columns[column] = pa.nulls(size * size, pa.float64())
             else:
                 columns[column] = pa.array(values[plane].reshape(-1), from_pandas=True)
-        return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
+        return pa.table({name: columns[name] for name in MATRIX_SCHEMA.names}, schema=MATRIX_SCHEMA)
 
     def encode(self) -> bytes:
         """Makes the file of the matrix in memory, with a row group per plane.
@@ -264,7 +264,9 @@ class Matrix:
             "method": self.method,
         }
         planes = range(len(self.planes))
-        return encode_sealed(MATRIX, metadata, (self._table_of(plane) for plane in planes), SCHEMA)
+        return encode_sealed(
+            MATRIX, metadata, (self._table_of(plane) for plane in planes), MATRIX_SCHEMA
+        )
 
     def save(self, out: str) -> None:
         """Writes the matrix as Parquet, which every reader of tables opens.
@@ -292,7 +294,7 @@ class Matrix:
             CorruptFile: The file is torn, or not what was written.
         """
         file = SealedFile(data, MATRIX, name)
-        metadata, table = file.metadata, file.read(SCHEMA)
+        metadata, table = file.metadata, file.read(MATRIX_SCHEMA)
         with corrupt_if_unreadable(f"{name}: torn, or not a matrix"):
             names = tuple(metadata["names"])
             shape = (-1, len(names), len(names))

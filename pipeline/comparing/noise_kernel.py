@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.comparing.emd_kernel import LANES
 from pipeline.comparing.intervals import (
     ABOVE,
     ADDED,
@@ -46,9 +47,6 @@ changes with the signs of points and of neurons."""
 
 _ROUNDING = 1e-12
 """Cumulative distributions, which are up to 1, differ by less if they are equal."""
-
-LANES = 16
-"""Points are padded to a multiple of it, so that all of them are computed in vectors."""
 
 
 def padded_points(points: int) -> int:

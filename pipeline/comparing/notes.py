@@ -15,7 +15,7 @@ LISTS = (".txt", ".csv")
 """Suffixes of sources that hold no image, but the names of images somewhere near them."""
 
 NAMED = 3
-"""Number of datasets that a note names at most, before it counts the others."""
+"""The most items that a list in a sentence names, before it counts the others."""
 
 
 def notes_of(
@@ -182,13 +182,13 @@ def some_of(names: Sequence[str]) -> str:
     """Writes a list of names in short.
 
     Args:
-        names: One name or more.
+        names: The names.
 
     Returns:
         The first names, and how many more there are.
     """
-    if len(names) == 1:
-        return names[0]
+    if len(names) < 2:
+        return "".join(names)
     if len(names) <= NAMED + 1:
         return f"{', '.join(names[:-1])} and {names[-1]}"
     return f"{', '.join(names[:NAMED])} and {len(names) - NAMED:,} more"

@@ -2,7 +2,7 @@
 
     >>> tiles = cut(job, members, missing)                              # doctest: +SKIP
     >>> for receipt in map(run, tiles): ...                             # doctest: +SKIP
-    >>> blocks = [fetch(tile) for tile in tiles]                        # doctest: +SKIP
+    >>> blocks = [read_tile(tile) for tile in tiles]                    # doctest: +SKIP
 
 A tile is named by a hash of what goes into it (the digests of its DNAs, the lens, the layers, the
 products), and is created exclusively. So a comparison that died goes on from the tiles that are
@@ -54,7 +54,7 @@ from pipeline.spec import FOLDS, LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
 TILE = FileKind("tile")
 
-FOLDER = "_tiles"
+TILES_FOLDER = "_tiles"
 """Folder below the catalogue's `_work`, whose leftovers `vdna gc` removes."""
 
 TILE_WORK = 10**12
@@ -280,7 +280,7 @@ def folder_of(root: str) -> str:
     Returns:
         The uri of the folder.
     """
-    return storage.join(root, "_work", FOLDER)
+    return storage.join(root, "_work", TILES_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -356,11 +356,11 @@ def run(tile: Tile) -> TileReceipt:
         The receipt of the committed tile.
     """
     if not storage.exists(tile.uri):
-        storage.create(tile.uri, encode(tile, compute(tile)))
+        storage.create(tile.uri, encode_tile(tile, compute(tile)))
     return TileReceipt(tile.digest, tile.pairs)
 
 
-def fetch(tile: Tile) -> Block | None:
+def read_tile(tile: Tile) -> Block | None:
     """Reads a committed tile. A damaged one is removed.
 
     Args:
@@ -370,7 +370,7 @@ def fetch(tile: Tile) -> Block | None:
         Its numbers, or None if it is gone or was damaged.
     """
     try:
-        return decode(storage.read(tile.uri), tile)
+        return decode_tile(storage.read(tile.uri), tile)
     except SourceError:
         return None
     except CorruptFile:
@@ -378,7 +378,7 @@ def fetch(tile: Tile) -> Block | None:
         return None
 
 
-def encode(tile: Tile, block: Block) -> bytes:
+def encode_tile(tile: Tile, block: Block) -> bytes:
     """Makes the file of a tile's numbers in memory.
 
     Args:
@@ -393,7 +393,7 @@ def encode(tile: Tile, block: Block) -> bytes:
     return encode_sealed(TILE, {"digest": tile.digest, "shape": shape}, [table])
 
 
-def decode(data: bytes, tile: Tile) -> Block:
+def decode_tile(data: bytes, tile: Tile) -> Block:
     """Reads the file of a tile.
 
     Args:

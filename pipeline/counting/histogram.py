@@ -50,7 +50,7 @@ DEGENERATE_HALF_WIDTH = 1e-8
 BLOCK = 32
 """Neurons counted at a time, so that their part of the table stays in the cache."""
 
-TILE = 4096
+INDEX_TILE = 4096
 """Indices computed ahead of the increments: 16 KiB."""
 
 
@@ -303,7 +303,7 @@ def _bins_of(
 ) -> None:
     positions, neurons = x.shape
     n, last = np.float64(bins), np.float64(bins - 1)
-    tile = np.empty((TILE // BLOCK, BLOCK), np.int32)
+    tile = np.empty((INDEX_TILE // BLOCK, BLOCK), np.int32)
     for start in range(0, neurons, BLOCK):
         width = min(BLOCK, neurons - start)
         stop = start + width
@@ -346,7 +346,7 @@ def _count(
     flat = table.reshape(-1)
     under, over = np.float64(bins + UNDERFLOW), np.float64(bins + OVERFLOW)
     bad, n, last = np.float64(bins + NONFINITE), np.float64(bins), np.float64(bins - 1)
-    index = np.empty(TILE, np.uint32)
+    index = np.empty(INDEX_TILE, np.uint32)
     # Copies, written to at once: masked stores that write nothing are very slow (microcode assists)
     # on a page that a fork has left copy-on-write, as that of `minimum` may be: 35 times, measured.
     mn, mx = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
@@ -364,7 +364,7 @@ def _count(
         )
         mn[:width], mx[:width] = minimum[start:stop], maximum[start:stop]
         part = flat[start * columns : stop * columns]
-        rows = TILE // width
+        rows = INDEX_TILE // width
         for image in range(images):
             total = means[image, start:stop]
             total[:] = 0.0

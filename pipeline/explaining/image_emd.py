@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FEW = 15
 """Bins for each position from which on steps are faster than walking all bins."""
 
-EXACT = 2**62
+MOST_SUM = 2**62
 """Bound on sums of integers; if they could reach it, all bins are walked."""
 
 WORD = 64
@@ -76,7 +76,7 @@ class LayerEmd:
         sums = np.cumsum(counts, axis=1)
         self._total = sums[:, -1].copy()
         most = int(self._total.max(initial=0)) * positions * self._bins
-        self._few = positions * FEW <= self._bins and most < EXACT
+        self._few = positions * FEW <= self._bins and most < MOST_SUM
         # Each way of summing needs a table of this size, so only the one in use is made.
         if self._few:
             self._crossings = _crossings(sums, self._total, positions)

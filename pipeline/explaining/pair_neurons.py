@@ -34,7 +34,7 @@ LENSES = 4
 TESTS = 1_000_000
 """How many neurons, counted for each pair, are tested at most; this takes minutes of a core."""
 
-NEURONS = 6
+PAIR_NEURONS = 6
 """How many neurons of each pair are found."""
 
 CACHED = 2**30
@@ -213,13 +213,13 @@ class _View:
         best = seen[furthest({name: columns[name][seen] for name in RANKED}, weights[seen])]
         rows = [
             _FoundNeuron.of(layer, at, columns, float(weights[at]), a, b)
-            for at in best[:NEURONS].tolist()
+            for at in best[:PAIR_NEURONS].tolist()
             if np.isfinite(columns["emd"][at])
         ]
         both = self.found[pair] + rows
         ranked = {name: np.array([of.columns[name] for of in both]) for name in RANKED}
         order = furthest(ranked, np.array([of.weight for of in both])) if both else ()
-        self.found[pair] = [both[at] for at in order[:NEURONS]]
+        self.found[pair] = [both[at] for at in order[:PAIR_NEURONS]]
 
     def with_q(self) -> dict[tuple[int, int], list[PairNeuron]]:
         """Returns the neurons with q, once all layers were looked at."""

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _RANKING = FileKind("ranking")
 
-FAILURES = 10
+NAMED_UNRANKED = 10
 """The most images without a distance that a result names. The file has all of them."""
 
-ROWS = 65_536
+GROUP_ROWS = 65_536
 """Rows of a row group of the file, and of what is loaded at a time."""
 
-READERS = 16
+SHARD_READERS = 16
 """Shards that are read at a time."""
 
 
@@ -117,7 +117,7 @@ class RankingOrder:
         held: list[pa.Table] = []
         for table in self._tables():
             held.append(table.rename_columns(columns))
-            if sum(part.num_rows for part in held) >= ROWS:
+            if sum(part.num_rows for part in held) >= GROUP_ROWS:
                 self._insert(held)
                 held = []
         self._insert(held)
@@ -173,11 +173,11 @@ class RankingOrder:
         """Finds the first images without a distance.
 
         Returns:
-            Up to `FAILURES` images, by name.
+            Up to `NAMED_UNRANKED` images, by name.
         """
         rows = self._rows(
             "select uri, member, error from images where error is not null "
-            f"order by uri, member limit {FAILURES}"
+            f"order by uri, member limit {NAMED_UNRANKED}"
         )
         return tuple(UnrankedImage(*row) for row in rows)
 
@@ -198,7 +198,7 @@ class RankingOrder:
         ):
             query = f"select {columns} from images order by emd nulls last, uri, member"
             first = 1
-            for rows in _regrouped(self._db.sql(query).to_arrow_reader(ROWS)):
+            for rows in _regrouped(self._db.sql(query).to_arrow_reader(GROUP_ROWS)):
                 ranks = pa.array(range(first, first + rows.num_rows), pa.int64())
                 known = pc.if_else(rows["error"].is_null(), ranks, None)
                 table = rows.add_column(at, "rank", known).rename_columns(schema.names)
@@ -209,10 +209,10 @@ class RankingOrder:
 
     def _tables(self) -> Iterator[pa.Table]:
         """Yields the images of each shard, checked, with their position in the manifest."""
-        with ThreadPoolExecutor(READERS, "ranks") as pool:
-            for start in range(0, len(self._keys), READERS):
-                keys = self._keys[start : start + READERS]
-                shards = self._manifest.shards[start : start + READERS]
+        with ThreadPoolExecutor(SHARD_READERS, "ranks") as pool:
+            for start in range(0, len(self._keys), SHARD_READERS):
+                keys = self._keys[start : start + SHARD_READERS]
+                shards = self._manifest.shards[start : start + SHARD_READERS]
                 yield from pool.map(self._read, shards, keys)
 
     def _read(self, shard: Shard, key: str) -> pa.Table:
@@ -268,9 +268,9 @@ def _regrouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
     for batch in batches:
         held.append(batch)
-        if sum(part.num_rows for part in held) >= ROWS:
+        if sum(part.num_rows for part in held) >= GROUP_ROWS:
             table = pa.Table.from_batches(held)
-            yield table.slice(0, ROWS).combine_chunks()
-            held = table.slice(ROWS).to_batches()
+            yield table.slice(0, GROUP_ROWS).combine_chunks()
+            held = table.slice(GROUP_ROWS).to_batches()
     if held:
         yield pa.Table.from_batches(held).combine_chunks()

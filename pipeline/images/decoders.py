@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SpecMismatch, UsageError
-from pipeline.plugins import NAME, Registry, imported, reference_to
+from pipeline.plugins import PLUGIN_NAME, Registry, imported, reference_to
 
 Pixels = NDArray[np.uint8]
 
@@ -61,7 +61,7 @@ def register_decoder(name: str, decode: Decode, *, version: str) -> None:
     Raises:
         UsageError: If another decoder has the name, or workers cannot import `decode`.
     """
-    if not NAME.fullmatch(version):
+    if not PLUGIN_NAME.fullmatch(version):
         raise UsageError(
             f"the version of the decoder {name!r} is {version!r}; use letters, digits, '.', '_' "
             "and '-', as in '1' or '2.0'"

@@ -19,10 +19,10 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 JPEG_END = b"\xff\xd9"
 
-SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+PIXEL_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Samples a pixel, by the type of colour."""
 
-PASSES = (
+ADAM7_PASSES = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
@@ -143,8 +143,8 @@ def _pixel_pieces(data: bytes, start: int) -> Iterator[memoryview]:
 def _row_bytes(data: bytes, start: int) -> int:
     """Returns how many bytes the rows have, each with the byte that names its filter."""
     width, height, bits, colour, interlaced = struct.unpack_from(">IIBB2xB", data, start + 16)
-    depth = SAMPLES[colour] * bits
-    passes = PASSES if interlaced else ((0, 0, 1, 1),)
+    depth = PIXEL_SAMPLES[colour] * bits
+    passes = ADAM7_PASSES if interlaced else ((0, 0, 1, 1),)
     total = 0
     for left, top, right, down in passes:
         columns, rows = -(-(width - left) // right), -(-(height - top) // down)

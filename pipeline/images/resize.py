@@ -80,7 +80,7 @@ MAX_WIDTH = 1 << 15
 MAX_FAST = 1 << 17
 """Longest side of an input that torch resizes."""
 
-ROWS = 8
+OUTPUT_ROWS = 8
 """Output rows computed at a time: the lanes of a vector register."""
 
 
@@ -128,15 +128,15 @@ def _resize_clean(
     """Writes clip(resized, 0, 255) * scale + shift of flat (H, W*3) into out (h, w, 3)."""
     height, width, _ = out.shape
     length = flat.shape[1]
-    rows = np.empty((ROWS, length), np.float32)
-    columns = np.empty((length, ROWS), np.float32)
-    sums = np.empty((3, ROWS), np.float32)
+    rows = np.empty((OUTPUT_ROWS, length), np.float32)
+    columns = np.empty((length, OUTPUT_ROWS), np.float32)
+    sums = np.empty((3, OUTPUT_ROWS), np.float32)
     # Sums about mid-grey stay small, and float32 rounds small ones more finely.
     grey = np.float32(128)
     black, white = np.float32(0) - grey, np.float32(255) - grey
-    for top in range(0, height, ROWS):
-        lanes = min(ROWS, height - top)
-        for r in range(ROWS):
+    for top in range(0, height, OUTPUT_ROWS):
+        lanes = min(OUTPUT_ROWS, height - top)
+        for r in range(OUTPUT_ROWS):
             i = min(top + r, height - 1)  # spare lanes repeat the last row
             row, first, count = rows[r], down_first[i], down_count[i]
             w0, in0 = down[i, 0], flat[first]
@@ -161,10 +161,10 @@ def _resize_clean(
                     row[x] += w0 * (np.float32(in0[x]) - grey)
                 t += 1
         for x in range(length):
-            for r in range(ROWS):
+            for r in range(OUTPUT_ROWS):
                 columns[x, r] = rows[r, x]
         for j in range(width):
-            for r in range(ROWS):
+            for r in range(OUTPUT_ROWS):
                 sums[0, r] = 0
                 sums[1, r] = 0
                 sums[2, r] = 0
@@ -174,7 +174,7 @@ def _resize_clean(
             while t + 3 < count:
                 w0, w1, w2, w3 = across[j, t], across[j, t + 1], across[j, t + 2], across[j, t + 3]
                 for c in range(3):
-                    for r in range(ROWS):
+                    for r in range(OUTPUT_ROWS):
                         sums[c, r] += (
                             w0 * columns[x + c, r]
                             + w1 * columns[x + 3 + c, r]
@@ -186,7 +186,7 @@ def _resize_clean(
             while t < count:
                 w0 = across[j, t]
                 for c in range(3):
-                    for r in range(ROWS):
+                    for r in range(OUTPUT_ROWS):
                         sums[c, r] += w0 * columns[x + c, r]
                 x += 3
                 t += 1

@@ -17,7 +17,7 @@ LONG_NOTES = re.compile("MAX_TEXT_CHUNK|MAX_TEXT_MEMORY")
 BOM, MARKUP = rb"(\xef\xbb\xbf)?\s*", rb"(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)?"
 """Patterns of the bytes that may precede a text, and an HTML page."""
 
-OTHER_KINDS: tuple[tuple[str, bytes, str], ...] = (
+OTHER_SIGNATURES: tuple[tuple[str, bytes, str], ...] = (
     ("unsupported", rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
     ("unsupported", rb"%PDF", "PDF"),
     ("unsupported", rb"8BPS", "a Photoshop document"),
@@ -86,7 +86,7 @@ def blame(data: bytes, error: Exception) -> Exception:
 def _unidentified(data: bytes) -> tuple[str, str]:
     head = data[:512]
     start = f"starts with {head[:12]!r}"
-    for reason, pattern, kind in OTHER_KINDS:
+    for reason, pattern, kind in OTHER_SIGNATURES:
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
             return reason, f"{start}; looks like {kind}"
     return "not_an_image", start

@@ -129,7 +129,7 @@ def _positions_in_file(file: ReferenceFile, layer: str) -> int:
     )
 
 
-def require_fit(file: ReferenceFile, spec: Spec, ranges: Ranges | None) -> FileSpec:
+def require_stated_spec(file: ReferenceFile, spec: Spec, ranges: Ranges | None) -> FileSpec:
     """Checks the spec that the user states for a file against all that the file tells.
 
     Args:
@@ -288,7 +288,7 @@ def find_spec(catalogue: Catalogue, text: str) -> Spec:
     return catalogue.spec(catalogue.spec_digest(catalogue.head(), text))
 
 
-def find_ranges(catalogue: Catalogue, spec: Spec) -> Ranges | None:
+def stored_ranges(catalogue: Catalogue, spec: Spec) -> Ranges | None:
     """Reads the ranges of a spec.
 
     Args:

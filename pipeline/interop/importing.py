@@ -27,10 +27,10 @@ from pipeline.interop.converting import to_dna
 from pipeline.interop.file_spec import (
     FileSpec,
     assume_spec,
-    find_ranges,
     find_spec,
     own_spec,
-    require_fit,
+    require_stated_spec,
+    stored_ranges,
 )
 from pipeline.interop.reading import ReferenceFile, read_file
 from pipeline.interop.reference_metadata import PRODUCTS_OF
@@ -73,7 +73,7 @@ def read_dna(url: str, spec: Spec | None = None, ranges: Ranges | None = None) -
         UsageError: If the spec does not fit the file, or none can be assumed.
     """
     file = read_file(url)
-    return to_dna(file, require_fit(file, spec, ranges) if spec else _spec_of_file(file))[0]
+    return to_dna(file, require_stated_spec(file, spec, ranges) if spec else _spec_of_file(file))[0]
 
 
 def _spec_of_file(file: ReferenceFile, catalogue: Catalogue | None = None) -> FileSpec:
@@ -81,7 +81,7 @@ def _spec_of_file(file: ReferenceFile, catalogue: Catalogue | None = None) -> Fi
     spec = own_spec(file)
     if spec is None:
         return assume_spec(file)
-    return require_fit(file, spec, find_ranges(catalogue, spec) if catalogue else None)
+    return require_stated_spec(file, spec, stored_ranges(catalogue, spec) if catalogue else None)
 
 
 def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = None) -> Imported:
@@ -110,7 +110,7 @@ def import_file(catalogue: Catalogue, url: str, name: str, spec: str | None = No
         file_spec = _spec_of_file(file, catalogue)
     else:
         chosen = find_spec(catalogue, spec)
-        file_spec = require_fit(file, chosen, find_ranges(catalogue, chosen))
+        file_spec = require_stated_spec(file, chosen, stored_ranges(catalogue, chosen))
     dna, notes = to_dna(file, file_spec)
     digest = file_spec.spec.digest
     base = catalogue.head().datasets.get(name, {}).get(digest)

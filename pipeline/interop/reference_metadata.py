@@ -16,7 +16,7 @@ from pipeline.spec import LAYER_GAUSSIAN, MAX_BINS
 
 ReferenceKind = Literal["histogram", "gaussian", "layer-gaussian", "activation-ranges"]
 
-KINDS: tuple[ReferenceKind, ...] = get_args(ReferenceKind)
+REFERENCE_KINDS: tuple[ReferenceKind, ...] = get_args(ReferenceKind)
 """The kinds of distributions that the reference package saves."""
 
 PRODUCTS_OF: dict[ReferenceKind, tuple[str, ...]] = {

@@ -21,7 +21,7 @@ from pipeline.catalogue import Catalogue, software
 from pipeline.dna import DNA
 from pipeline.errors import UsageError
 from pipeline.interop.reading import json_uri, npz_uri
-from pipeline.interop.reference_metadata import KINDS, TELLS, ReferenceKind
+from pipeline.interop.reference_metadata import REFERENCE_KINDS, TELLS, ReferenceKind
 from pipeline.spec import LAYER_GAUSSIAN
 
 
@@ -100,8 +100,8 @@ def write_dna(
     uri = npz_uri(url)
     has = kinds_of(dna)
     chosen = kind or has[0]
-    if chosen not in KINDS:
-        raise UsageError(f"as is {kind!r}; choose one of {', '.join(KINDS)}")
+    if chosen not in REFERENCE_KINDS:
+        raise UsageError(f"as is {kind!r}; choose one of {', '.join(REFERENCE_KINDS)}")
     if chosen not in has:
         raise UsageError(f"{name} has no {chosen}; it has {', '.join(has)}")
     arrays, notes = _WRITERS[chosen](dna)

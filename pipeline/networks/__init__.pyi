@@ -2,7 +2,7 @@ from .batch_norms import fold_batch_norms as fold_batch_norms
 from .lookup import describe as describe
 from .lookup import load_model as load_model
 from .lookup import network_of as network_of
-from .lookup import require_fit as require_fit
+from .lookup import require_loadable as require_loadable
 from .network import Network as Network
 from .ranges_file import WIDENING as WIDENING
 from .ranges_file import decode_ranges as decode_ranges

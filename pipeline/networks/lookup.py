@@ -29,7 +29,7 @@ from pipeline.networks.weights import (
     fit,
     forget,
     load_state,
-    read,
+    read_weights,
     sha256_of,
     without_prefix,
 )
@@ -129,7 +129,7 @@ def load_model(network: Network) -> Any:
     """
     known = architecture_of(network)
     uri = network.weights_uri or fetch(known.source, network.name)
-    data = read(uri)
+    data = read_weights(uri)
     digest = hashlib.sha256(data).hexdigest()
     if digest != network.weights_sha256:
         raise SpecMismatch(
@@ -150,7 +150,7 @@ def load_model(network: Network) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def require_fit(network: Network) -> None:
+def require_loadable(network: Network) -> None:
     """Checks that the weights can be loaded; reads them once for all datasets of a process.
 
     Raises:

@@ -94,10 +94,10 @@ def sha256_of(uri: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _sha256_once(uri: str, identity: str) -> str:
-    return hashlib.sha256(read(uri)).hexdigest()
+    return hashlib.sha256(read_weights(uri)).hexdigest()
 
 
-def read(uri: str) -> bytes:
+def read_weights(uri: str) -> bytes:
     """Reads a file; the bytes of a remote store are kept until `forget`, to be read once.
 
     Args:

@@ -24,9 +24,6 @@ from pipeline.comparing import (
 from pipeline.dna import UNIFORM
 from pipeline.explaining import Explanation
 
-NAMED = 3
-"""The most datasets that a sentence names as not told apart."""
-
 DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
 """Verdicts on a pair. Alike means not told apart, which is no proof that they are the same."""
 
@@ -209,9 +206,8 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
         both = f"nearest and farthest {far}" if near == far else f"nearest {near}, farthest {far}"
         line = f"{name:{width}}  {both}"
         if alike:
-            named = ", ".join(f"{matrix.names[j]} (q {q[i, j]:.2f})" for j in alike[:NAMED])
-            more = f" and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
-            line += f"; not told apart from {named}{more}"
+            named = some_of([f"{matrix.names[j]} (q {q[i, j]:.2f})" for j in alike])
+            line += f"; not told apart from {named}"
         lines.append(line)
     return lines
 

@@ -25,7 +25,7 @@ from pipeline.reporting.conclusions import (
     verdicts,
 )
 
-KINDS = ("svg", "png", "pdf")
+FIGURE_KINDS = ("svg", "png", "pdf")
 
 DPI = 200
 
@@ -47,14 +47,16 @@ def kind_of(path: str) -> str:
         path: The file's name.
 
     Returns:
-        One of `KINDS`.
+        One of `FIGURE_KINDS`.
 
     Raises:
         UsageError: The name ends in none of them.
     """
     kind = path.rpartition(".")[2].lower()
-    if kind not in KINDS or "." not in path:
-        raise UsageError(f"figure is {path!r}; its name must end in one of .{', .'.join(KINDS)}")
+    if kind not in FIGURE_KINDS or "." not in path:
+        raise UsageError(
+            f"figure is {path!r}; its name must end in one of .{', .'.join(FIGURE_KINDS)}"
+        )
     return kind
 
 
@@ -68,7 +70,7 @@ def draw(matrix: Matrix, kind: str, layer: str = ALL, lens: Lens | None = None) 
 
     Args:
         matrix: The matrix.
-        kind: One of `KINDS`.
+        kind: One of `FIGURE_KINDS`.
         layer: The layer that is drawn, or `ALL`.
         lens: The matrix's lens. If it gives the layer no weight, the picture says so.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.comparing import some_of
 from pipeline.dna import Lens, neuron_name
 from pipeline.errors import VdnaError
 from pipeline.explaining import FittedLens, Score
@@ -17,15 +18,12 @@ from pipeline.storage import Stored
 HEAVIEST = 20
 """How many neurons of a lens are shown."""
 
-LISTED = 3
-"""How many datasets and scores of a lens are listed."""
-
 TOLERANCE = 0.2
 """How far a score may be from what was asked for."""
 
 WISHES = {"focus": "seen", "ignored": "ignored", "kept": "kept"}
 
-COLUMNS = ("name", "kind", "neurons", "written", "fitted on", "held out: through / plain")
+LENS_COLUMNS = ("name", "kind", "neurons", "written", "fitted on", "held out: through / plain")
 
 
 def lens_json(lens: Lens) -> dict[str, Any]:
@@ -114,8 +112,8 @@ def listed_lens(name: str, stored: Stored) -> dict[str, Any]:
 
 def lens_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Returns the lines of a table of lenses, as `listed_lens` describes each."""
-    cells = [COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[at]) for line in cells) for at in range(len(COLUMNS))]
+    cells = [LENS_COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(LENS_COLUMNS))]
     return [
         "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
@@ -134,9 +132,4 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         for score in row["held_out"]
     ]
     neurons = f"{row['neurons']:,}"
-    return row["name"], row["kind"], neurons, written, _first(fitted), _first(scores)
-
-
-def _first(items: list[str]) -> str:
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return ", ".join(items[:LISTED]) + more
+    return row["name"], row["kind"], neurons, written, some_of(fitted), some_of(scores)

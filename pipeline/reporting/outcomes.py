@@ -7,16 +7,13 @@ from dataclasses import asdict
 from operator import itemgetter
 from typing import Any
 
-from pipeline.building import Calibration, Result
+from pipeline.building import LISTED, Calibration, Result
 from pipeline.comparing import Matrix
 from pipeline.dna import UNIFORM
 from pipeline.explaining import RankedImage, Ranking, column_of
 from pipeline.sources import label_of
 
-LISTED = 10
-"""How many failures or parts are listed."""
-
-ROWS = 4096
+JSON_ROWS = 4096
 """How many rows of a matrix are turned into dictionaries at a time."""
 
 
@@ -156,5 +153,5 @@ def matrix_rows(matrix: Matrix) -> Iterator[dict[str, Any]]:
     """
     for at, plane in enumerate(matrix.planes):
         here = matrix.mapped(itemgetter(slice(at, at + 1)), layers=(plane,))
-        for batch in here.table.to_batches(max_chunksize=ROWS):
+        for batch in here.table.to_batches(max_chunksize=JSON_ROWS):
             yield from batch.to_pylist()

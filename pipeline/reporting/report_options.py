@@ -9,7 +9,7 @@ from pipeline.catalogue import SnapshotKeywords, SnapshotOptions
 from pipeline.comparing import FrechetOptions
 from pipeline.options import Option
 
-SAMPLES = 4
+SHOWN_IMAGES = 4
 """The default number of images shown for a dataset."""
 
 
@@ -18,7 +18,7 @@ class ReportOptions(SnapshotOptions, FrechetOptions):
     """The options of the page of a snapshot."""
 
     samples: Annotated[int, Option("Number of images of each dataset on the page.", least=0)] = (
-        SAMPLES
+        SHOWN_IMAGES
     )
 
 

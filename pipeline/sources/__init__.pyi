@@ -5,8 +5,8 @@ from .entry import Shard as Shard
 from .listing import Listing as Listing
 from .listing_checkpoint import ListingCheckpoint as ListingCheckpoint
 from .manifest import Manifest as Manifest
-from .manifest import count_shards as count_shards
 from .manifest import find_entries as find_entries
+from .manifest import number_of_shards as number_of_shards
 from .manifest import read_part as read_part
 from .manifest import read_shard as read_shard
 from .parallel_listing import list_pages as list_pages

@@ -10,7 +10,7 @@ import duckdb
 MEMORY = "256MiB"
 """The memory that DuckDB may use. What does not fit is sorted and joined on disk."""
 
-THREADS = 2
+DUCKDB_THREADS = 2
 """The threads of DuckDB. Each needs memory of its own while it sorts; with four threads, the
 limit was too low for six million images."""
 
@@ -24,7 +24,7 @@ def connect(folder: str) -> duckdb.DuckDBPyConnection:
     settings: dict[str, Any] = {
         "memory_limit": MEMORY,
         "temp_directory": folder,
-        "threads": min(THREADS, os.cpu_count() or 1),
+        "threads": min(DUCKDB_THREADS, os.cpu_count() or 1),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
@@ -32,6 +32,6 @@ def connect(folder: str) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(":memory:", config=settings)
 
 
-def quoted(name: str) -> str:
+def quoted_column(name: str) -> str:
     """Returns the name of a column, quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'

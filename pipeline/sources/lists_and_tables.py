@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError, VdnaError, shortened
 from pipeline.sources.archives.contents import archive_kind
-from pipeline.sources.manifest_file import SCHEMA
+from pipeline.sources.manifest_file import MANIFEST_SCHEMA
 from pipeline.sources.map_in_order import map_in_order
 from pipeline.sources.rules import Rules
 from pipeline.storage import Stored
@@ -164,7 +164,7 @@ class SourceTable:
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the labels: all columns without a meaning of their own."""
-        return tuple(n for n in self.columns if n not in (*TABLE_COLUMNS, *SCHEMA.names))
+        return tuple(n for n in self.columns if n not in (*TABLE_COLUMNS, *MANIFEST_SCHEMA.names))
 
     def rows(self, parent: str, rules: Rules) -> Iterator[TableRow]:
         """Looks up what the rows name.

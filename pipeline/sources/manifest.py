@@ -28,7 +28,7 @@ from pipeline.sources.manifest_file import (
     ENTRY_COLUMNS,
     ENTRY_SCHEMA,
     MANIFEST,
-    SCHEMA,
+    MANIFEST_SCHEMA,
     ManifestDigest,
     entries_of,
     head_of,
@@ -219,7 +219,7 @@ class ManifestWriter:
             "duplicates": duplicates,
         }
         self._labels = tuple(labels)
-        self._schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in labels)])
+        self._schema = pa.schema([*MANIFEST_SCHEMA, *((name, pa.string()) for name in labels)])
         self._writer = SealedWriter(sink, MANIFEST, self._schema, write_statistics=False)
         self._heads: list[ShardHead] = []
         self._digest = ManifestDigest()
@@ -273,7 +273,7 @@ def read_shard(source: Any, index: int, name: str) -> Shard:
     return Shard(index, fold, tuple(entries_of(table)))
 
 
-def count_shards(source: Any, name: str) -> int:
+def number_of_shards(source: Any, name: str) -> int:
     """Returns how many shards a manifest has.
 
     Args:

@@ -21,7 +21,7 @@ from pipeline.sources.entry import IDENTITY_COLUMNS, Entry, ShardHead, members_d
 
 MANIFEST = FileKind("manifest")
 
-SCHEMA = pa.schema(
+MANIFEST_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
         ("member", pa.string()),
@@ -36,7 +36,9 @@ SCHEMA = pa.schema(
 )
 """The columns of a manifest. The user's label columns follow them, as text."""
 
-ENTRY_SCHEMA = pa.schema([field for field in SCHEMA if field.name not in ("shard", "fold")])
+ENTRY_SCHEMA = pa.schema(
+    [field for field in MANIFEST_SCHEMA if field.name not in ("shard", "fold")]
+)
 """What is known of a candidate before it is planned."""
 
 ENTRY_COLUMNS: tuple[str, ...] = tuple(ENTRY_SCHEMA.names)
@@ -90,9 +92,9 @@ def read_row_group(file: SealedFile, index: int) -> tuple[int, pa.Table]:
     name = file.name
     with corrupt_if_unreadable(f"{name}: shard {index} cannot be read"):
         table = file.parquet.read_row_group(index)
-        checked = table.select(SCHEMA.names).cast(SCHEMA)
+        checked = table.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
         checked.validate(full=True)  # finds text that is not UTF-8 now and not when it is used
-        for field in SCHEMA:
+        for field in MANIFEST_SCHEMA:
             at = table.column_names.index(field.name)
             table = table.set_column(at, field, checked[field.name])
     if any(column.null_count for column in checked.columns):
@@ -119,7 +121,7 @@ def entries_of(table: pa.Table) -> Iterator[Entry]:
 
 def label_names(names: Iterable[str]) -> tuple[str, ...]:
     """Returns the names of columns that are the user's labels."""
-    return tuple(name for name in names if name not in SCHEMA.names)
+    return tuple(name for name in names if name not in MANIFEST_SCHEMA.names)
 
 
 def label_value(table: pa.Table, label: str, index: int) -> str:

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 R = TypeVar("R")
 
-THREADS = 32
+LOOKING_THREADS = 32
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -24,12 +24,12 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     Yields:
         The results, in the order of the items.
     """
-    with ThreadPoolExecutor(THREADS, "look") as pool:
+    with ThreadPoolExecutor(LOOKING_THREADS, "look") as pool:
         waiting: deque[Future[R]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 4 * THREADS:
+                if len(waiting) > 4 * LOOKING_THREADS:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

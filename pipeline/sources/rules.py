@@ -16,14 +16,14 @@ from posixpath import basename, splitext
 from pipeline import storage
 from pipeline.errors import UsageError
 
-_OTHER_KINDS = """
+_OTHER_EXTENSIONS = """
 .txt .json .jsonl .ndjson .md .rst .csv .tsv .xml .html .htm .css .js .yaml .yml .toml .ini .cfg
 .log .py .sh .ipynb .pdf .doc .docx .xls .xlsx .sqlite .db .lock .sha256 .md5 .h5 .hdf5 .parquet
 .npy .npz .pkl .pickle .mat .pth .pt .onnx .safetensors .ckpt .wav .mp3 .flac .cls .cls2 .pyd .ten
 .tfrecord .idx .index
 """
 
-OTHER_KINDS = frozenset(_OTHER_KINDS.split())
+OTHER_EXTENSIONS = frozenset(_OTHER_EXTENSIONS.split())
 """Extensions (lower case) of files that lie beside images and are none."""
 
 OTHER_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", ".gitignore", ".gitattributes"})
@@ -123,7 +123,7 @@ def other_kind(uri: str) -> str | None:
         return name
     if name.startswith("._"):
         return "._*"
-    if extension in OTHER_KINDS:
+    if extension in OTHER_EXTENSIONS:
         return extension
     return stem if not extension and stem in OTHER_STEMS else None
 

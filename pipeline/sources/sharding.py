@@ -30,12 +30,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, StorageError, UsageError
-from pipeline.sources.database import connect, quoted
+from pipeline.sources.database import connect, quoted_column
 from pipeline.sources.entry import Entry
 from pipeline.sources.fold_assignment import FoldFile, FoldSizes
 from pipeline.sources.listing import Listing, label_columns
 from pipeline.sources.manifest import Manifest, ManifestWriter
-from pipeline.sources.manifest_file import ENTRY_COLUMNS, SCHEMA
+from pipeline.sources.manifest_file import ENTRY_COLUMNS, MANIFEST_SCHEMA
 from pipeline.spec import FOLDS
 
 MAX_SHARD_IMAGES = 4096
@@ -138,7 +138,7 @@ class _ShardPlanner:
         labels = label_columns(listing.labels)
         self._columns = [*ENTRY_COLUMNS, *labels]
         self._by = None if by is None else labels[listing.labels.index(by)]
-        self._value = "''" if self._by is None else f"coalesce({quoted(self._by)}, '')"
+        self._value = "''" if self._by is None else f"coalesce({quoted_column(self._by)}, '')"
         self._has_previous = False
 
     def load_listing(self, limit: int | None) -> None:
@@ -158,8 +158,8 @@ class _ShardPlanner:
             f"create view listed as select * from read_parquet({files}, union_by_name = true)"
         )
         rest = self._columns[2:]
-        packed = ", ".join(f"{quoted(name)} := {quoted(name)}" for name in rest)
-        unpacked = ", ".join(f"row.{quoted(name)} as {quoted(name)}" for name in rest)
+        packed = ", ".join(f"{quoted_column(name)} := {quoted_column(name)}" for name in rest)
+        unpacked = ", ".join(f"row.{quoted_column(name)} as {quoted_column(name)}" for name in rest)
         # A candidate that changed while it was listed has several rows: the least of them counts,
         # so that every run takes the same one.
         self._db.execute(
@@ -191,7 +191,7 @@ class _ShardPlanner:
         """
         labels = zip(self._columns[len(ENTRY_COLUMNS) :], self._listing.labels, strict=True)
         for name, printed in (("group", "group"), *labels):
-            column = f"coalesce({quoted(name)}, '')"
+            column = f"coalesce({quoted_column(name)}, '')"
             rows = self._db.execute(
                 f"select uri, member, min({column}), max({column}) from listed "
                 f"group by uri, member having min({column}) <> max({column}) "
@@ -259,7 +259,7 @@ class _ShardPlanner:
         """
         if not self._has_previous:
             return
-        columns = ", ".join(f"l.{quoted(name)}" for name in self._columns)
+        columns = ", ".join(f"l.{quoted_column(name)}" for name in self._columns)
         query = (
             f"select {columns}, p.shard, p.fold from previous p join listing l "
             "on p.uri = l.uri and p.member = l.member order by p.shard, p.place"
@@ -283,7 +283,7 @@ class _ShardPlanner:
             else "select '' as name, 0 as fold where false"
         )
         value = "''" if self._by is None else f"min({self._value}) over (partition by name)"
-        columns = ", ".join(f"f.{quoted(name)}" for name in self._columns)
+        columns = ", ".join(f"f.{quoted_column(name)}" for name in self._columns)
         query = (
             f"with named as ({self._named_candidates()}), known as ({known}), valued as (select *, "
             f"{value} as value from named) "
@@ -322,7 +322,7 @@ class _ShardPlanner:
             f"order by position, member) - 1) // (select length from lengths "
             f"where value = {self._value}))"
         )
-        columns = ", ".join(quoted(name) for name in self._columns)
+        columns = ", ".join(quoted_column(name) for name in self._columns)
         return (
             f'select {columns}, case when "group" = \'\' then uri else "group" end as name '
             "from fresh where access = '' or \"group\" <> '' union all "
@@ -362,7 +362,7 @@ class _ShardPlanner:
             return
         # A group with several values was written in one piece, so the file is not sorted.
         fields = [
-            (n, SCHEMA.field(n).type if n in ENTRY_COLUMNS else pa.string())
+            (n, MANIFEST_SCHEMA.field(n).type if n in ENTRY_COLUMNS else pa.string())
             for n in (*self._columns, "name")
         ]
         reader = pa.RecordBatchReader.from_batches(pa.schema(fields), iter(batches))
@@ -407,7 +407,7 @@ def _sorted(table: pa.Table) -> pa.Table:
 def _rows_of(manifest: Manifest) -> pa.RecordBatchReader:
     """Returns a plan's rows for the database; `place` is a member's number in its shard."""
     names = ("uri", "member", "group", "shard", "fold")
-    schema = pa.schema([SCHEMA.field(name) for name in names])
+    schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in names])
 
     def batches() -> Iterator[pa.RecordBatch]:
         for table in manifest.tables():

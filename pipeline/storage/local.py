@@ -184,7 +184,7 @@ class LocalFile(io.FileIO):
         require_identity(self._uri, self._expected, _identity(os.fstat(self.fileno())))
 
 
-def leftovers(uri: str) -> Iterator[Stored]:
+def temporary_files(uri: str) -> Iterator[Stored]:
     """Yields the temporary files below a folder that writers left when they died."""
     for folder, _, names in os.walk(local_path(uri)):
         for name in filter(_TEMPORARY.match, names):

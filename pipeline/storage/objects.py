@@ -109,7 +109,7 @@ def glob(pattern: str) -> Iterator[Stored]:
 def leftovers(uri: str) -> Iterator[Stored]:
     """Yields the temporary files below a local folder that writers left when they died."""
     if store_of(uri).is_local:
-        yield from local.leftovers(uri)
+        yield from local.temporary_files(uri)
 
 
 def info(uri: str) -> Stored:

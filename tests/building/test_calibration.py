@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline import images, storage
 from pipeline.building import CalibrationRequest, calibrate
-from pipeline.building.calibration import NAME
+from pipeline.building.calibration import SCRATCH_NAME
 from pipeline.building.quantile_search import extremes, quantiles
 from pipeline.counting import Extractor, LayerCounts, ShardJob, ShardReceipt, partial_uri
 from pipeline.dna import DNA, Failure, Floats, Partial, Ranges
@@ -291,7 +291,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(
             f"{module}.describe", lambda name, weights, taps: OTHER if weights else TINY
         )
-    monkeypatch.setattr("pipeline.building.planner.require_fit", lambda network: None)
+    monkeypatch.setattr("pipeline.building.planner.require_loadable", lambda network: None)
     for folder, names in {
         "a": [f"{i:03d}" for i in range(10)],
         "b": [f"{i:03d}" for i in range(100, 104)],
@@ -701,7 +701,7 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(
     kept: list[Path] = []
     end = monotonic() + 60
     while len(kept) < 4 and monotonic() < end:
-        kept = list(tmp_path.glob(f"{out.name}.work/*/_work/{NAME}/*/partials/*.parquet"))
+        kept = list(tmp_path.glob(f"{out.name}.work/*/_work/{SCRATCH_NAME}/*/partials/*.parquet"))
         sleep(0.01)
     os.kill(job.pid, signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL

@@ -261,7 +261,7 @@ def test_a_version_that_is_committed_during_the_checks_is_checked_too(
     from pipeline.catalogue import garbage_collection
 
     orphan(place)
-    real = garbage_collection.require_whole
+    real = garbage_collection.require_undamaged
     seen = []
 
     def meanwhile(catalogue: Catalogue, versions: list, progress: object) -> None:
@@ -270,6 +270,6 @@ def test_a_version_that_is_committed_during_the_checks_is_checked_too(
         if len(seen) == 1:
             put(catalogue, 6)
 
-    monkeypatch.setattr(garbage_collection, "require_whole", meanwhile)
+    monkeypatch.setattr(garbage_collection, "require_undamaged", meanwhile)
     collect(place, grace=NOW)
     assert [sorted(commits) for commits in seen] == [[1, 2, 4, 4], [5]]

@@ -18,7 +18,7 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import ESTIMATES, Effort, Matrix, all_pairs, compare, cumulative, tiles
 from pipeline.comparing.distance import emd, nfd
 from pipeline.comparing.intervals import estimate, floor, splits
-from pipeline.comparing.matrix import SCHEMA
+from pipeline.comparing.matrix import MATRIX_SCHEMA
 from pipeline.comparing.significance import difference_gram, flip_test
 from pipeline.dna import DNA
 from pipeline.dna.dna_file import _concatenate
@@ -234,7 +234,7 @@ def test_the_table_has_the_named_columns_for_every_ordered_pair(place: Catalogue
     matrix = compare(place)
     table = matrix.table
     assert table.column_names == NAMED_COLUMNS
-    assert table.schema == SCHEMA
+    assert table.schema == MATRIX_SCHEMA
     rows = table.to_pylist()
     keys = {(row["a"], row["b"], row["layer"]) for row in rows}
     names = ["group/paintings", "photos", "single"]

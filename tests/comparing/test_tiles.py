@@ -504,7 +504,7 @@ def test_a_wrong_tile_is_computed_again(place: Catalogue, how: str, computed: li
         }
         storage.replace(uri, changed[how])
         with pytest.raises(CorruptFile, match=rectangles[0].digest):
-            tiles.decode(storage.read(uri), rectangles[0])
+            tiles.decode_tile(storage.read(uri), rectangles[0])
 
     computed.clear()
     found = compare(
@@ -522,17 +522,17 @@ def test_other_numbers_in_the_place_of_a_tile_are_refused(
     tile = Tile(Job(place.root, SPEC, SPEC.layers, True, error_bars=False), (("set/0", version),),
                 (("set/1", place.find("set/1")),))  # fmt: skip
     block = tiles.compute(tile)
-    data = tiles.encode(tile, block)
-    assert tiles.decode(data, tile)["emd"].tolist() == block["emd"].tolist()
+    data = tiles.encode_tile(tile, block)
+    assert tiles.decode_tile(data, tile)["emd"].tolist() == block["emd"].tolist()
     take = sealed._HashingSink.take
     (true,) = SealedFile(data, tiles.TILE, "a tile").row_groups
     with monkeypatch.context() as patch:  # the checksum of the true numbers, beside others
         patch.setattr(
             sealed._HashingSink, "take", lambda written: take(written) | {"sha256": true.sha256}
         )
-        other = tiles.encode(tile, block | {"emd": block["emd"] / 2})
+        other = tiles.encode_tile(tile, block | {"emd": block["emd"] / 2})
     with pytest.raises(CorruptFile, match=rf"{tile.digest}.* has sha256 .*; its footer states"):
-        tiles.decode(other, tile)
+        tiles.decode_tile(other, tile)
 
 
 def test_a_comparison_works_without_permission_to_delete(

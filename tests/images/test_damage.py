@@ -53,7 +53,7 @@ def test_each_format_tells_what_the_table_says_and_no_more(row: Damage) -> None:
 
 def kinds_of_png() -> Iterator[tuple[int, int, int, bytes]]:
     """Bits, type of colour, bytes a row of 13 pixels, and what must come before the pixels."""
-    for colour, samples in file_damage.SAMPLES.items():
+    for colour, samples in file_damage.PIXEL_SAMPLES.items():
         for bits in {0: (1, 2, 4, 8, 16), 3: (1, 2, 4, 8)}.get(colour, (8, 16)):
             before = chunk(b"PLTE", bytes(6)) if colour == 3 else b""
             yield bits, colour, 1 + -(-13 * samples * bits // 8), before

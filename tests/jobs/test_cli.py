@@ -674,7 +674,7 @@ def test_a_matrix_as_json_is_printed_row_by_row(
         print_json({"z": 1, "rows": Rows(iter(some))})
         assert capsys.readouterr().out == whole
     print_json(Rows(telling()))
-    monkeypatch.setattr("pipeline.reporting.outcomes.ROWS", 3)
+    monkeypatch.setattr("pipeline.reporting.outcomes.JSON_ROWS", 3)
     assert list(matrix_rows(matrix)) == rows
     given: list[Any] = []
     for command in ("compare", "refresh"):

@@ -225,7 +225,7 @@ def test_each_reader_asks_a_store_that_does_not_answer_only_once(
     monkeypatch.setattr(thumbnails, "small_image", away)
     found = explain(built, "day", "night")
     why = gather_explanation(built, found, samples=0)
-    assert 1 <= len(asked) <= explained.READERS
+    assert 1 <= len(asked) <= explained.IMAGE_READERS
     assert all("the store did not answer" in picture.why for picture in why.pictures.values())
     monkeypatch.setattr(explained, "SAMPLING_SECONDS", 0.0)
     why = gather_explanation(built, found, samples=0)

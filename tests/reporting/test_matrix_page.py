@@ -35,8 +35,8 @@ from pipeline.images import load
 from pipeline.reporting import gather_matrix_page, require_html, save_page
 from pipeline.reporting.html import dataset_panels as panels
 from pipeline.reporting.html import thumbnails
-from pipeline.reporting.html.matrix_page import COLUMNS, RATES, render_matrix_page
-from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT, pack
+from pipeline.reporting.html.matrix_page import PAGE_COLUMNS, RATES, render_matrix_page
+from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT_DATASETS, pack
 from pipeline.reporting.html.page_data import Page, Panel, Seen
 from pipeline.reporting.html.thumbnails import SIDE, THUMBNAIL, thumbnail
 from pipeline.sources import plan
@@ -101,14 +101,16 @@ def test_the_page_has_the_numbers_of_the_matrix() -> None:
 
 
 @settings(max_examples=30)
-@given(size=st.sampled_from([2, 5, EXACT, EXACT + 1, 90]), seed=st.integers(0, 2**31))
+@given(
+    size=st.sampled_from([2, 5, EXACT_DATASETS, EXACT_DATASETS + 1, 90]), seed=st.integers(0, 2**31)
+)
 def test_many_distances_keep_their_first_digits(size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     plane = np.exp(rng.normal(0, 5, (size, size)))
     plane[rng.random((size, size)) < 0.1] = np.nan
     plane[0, 1] = 0.0
     expected = plane[np.triu_indices(size, 1)]
-    precision = 2.0**-24 if size <= EXACT else 2.0**-BITS
+    precision = 2.0**-24 if size <= EXACT_DATASETS else 2.0**-BITS
     np.testing.assert_allclose(unpacked(pack(plane), size), expected, rtol=1.01 * precision)
 
 
@@ -149,7 +151,7 @@ def test_the_least_useful_columns_are_left_out_for_size_and_named() -> None:
     assert left
     assert all(f"{column} of " in note for column in left)
     two = with_estimates(matrix_of("a", "b"), (0, 1))
-    all_but_one = len(pack(two.emd[0])) * (3 * len(COLUMNS) - 1)
+    all_but_one = len(pack(two.emd[0])) * (3 * len(PAGE_COLUMNS) - 1)
     (note,) = data_of(render_matrix_page(page_of(two), room=all_but_one))["notes"]
     assert note.endswith(" of 1 layer.")
 
@@ -161,7 +163,7 @@ def test_a_layer_whose_distances_are_left_out_has_no_other_columns() -> None:
     noise = rng.random(matrix.emd.shape)
     matrix = replace(matrix, emd=matrix.emd * (noise + np.swapaxes(noise, 1, 2)))
     planes = [pack(matrix.emd[at]) for at in range(3)]
-    last = sum(len(pack(matrix.stacked(column)[2])) for column in COLUMNS)
+    last = sum(len(pack(matrix.stacked(column)[2])) for column in PAGE_COLUMNS)
     data = data_of(render_matrix_page(page_of(matrix), room=last + len(planes[0]) - 1))["matrices"][
         0
     ]
@@ -249,20 +251,20 @@ def test_a_page_shows_what_the_catalogue_knows(built: Catalogue) -> None:
         assert any(value in text for text in facts.values()), value
     assert "cpu" in facts["numerics"]
     for panel in (mixed, day, night):
-        assert len(panel.samples) == panels.SAMPLES
+        assert len(panel.samples) == panels.SHOWN_IMAGES
         assert panel.notes == ()
         for sample in panel.samples:
             data = base64.b64decode(sample.image.removeprefix("data:image/webp;base64,"))
             with Image.open(io.BytesIO(data)) as image:
                 assert (image.format, image.size) == ("WEBP", (SIDE, SIDE))
     assert not {s.name for s in mixed.samples} & {"empty.jpg", "<img src=x>.jpg"}
-    assert len({s.name for s in day.samples}) == panels.SAMPLES
+    assert len({s.name for s in day.samples}) == panels.SHOWN_IMAGES
     assert "commit 3 of" in page.about
 
 
 def agree(found: Sequence[PairNeuron], explained: Explanation) -> None:
     """Checks that the page's neurons of a pair are the first of its explanation."""
-    rows = explained.neurons.slice(0, pair_neurons.NEURONS).to_pylist()
+    rows = explained.neurons.slice(0, pair_neurons.PAIR_NEURONS).to_pylist()
     for neuron, row, drawn in zip(found, rows, explained.shown, strict=False):
         assert (neuron.layer, neuron.neuron) == (row["layer"], row["neuron"])
         assert (neuron.emd, neuron.weight, neuron.q) == (row["emd"], row["weight"], row["q"])
@@ -280,7 +282,9 @@ def test_neurons_are_those_of_the_explanation(built: Catalogue) -> None:
     assert set(seen.neurons) == {(0, 1), (0, 2), (1, 2)}
     q = []
     for (i, j), found in seen.neurons.items():
-        agree(found, explain(built, matrix.names[i], matrix.names[j], top=pair_neurons.NEURONS))
+        agree(
+            found, explain(built, matrix.names[i], matrix.names[j], top=pair_neurons.PAIR_NEURONS)
+        )
         q += [neuron.q for neuron in found]
         each = emd(dnas[i], dnas[j], per_neuron=True)
         for neuron in found:
@@ -343,7 +347,7 @@ def test_through_a_lens_neurons_are_ranked_by_what_they_add(built: Catalogue) ->
     names = matrices[0].names
     for (i, j), found in seen.neurons.items():
         assert {neuron.neuron for neuron in found} == set(weights)
-        agree(found, explain(built, names[i], names[j], lens=lens, top=pair_neurons.NEURONS))
+        agree(found, explain(built, names[i], names[j], lens=lens, top=pair_neurons.PAIR_NEURONS))
     data = data_of(render_matrix_page(page))
     assert [len(of["neurons"]["0-1"]) for of in data["matrices"]] == [6, 3]
     assert data["matrices"][1]["weightless"] == ["b"]
@@ -456,7 +460,7 @@ def test_one_bad_sample_does_not_remove_others_and_far_ones_are_not_unpacked(
     monkeypatch.setattr(thumbnails, "THUMBNAIL", replace(THUMBNAIL, max_bytes=2_000))
     for panel in gather_matrix_page(built, [compare(built)], pairs=0).panels:
         told = " ".join(panel.notes)
-        assert len(panel.samples) + told.count("too_many_bytes") == panels.SAMPLES
+        assert len(panel.samples) + told.count("too_many_bytes") == panels.SHOWN_IMAGES
     near = entries("a", 1)[0]
     assert not thumbnails.is_far(replace(near, position=2**40))
     assert not thumbnails.is_far(replace(near, position=2**40, access="tar"))

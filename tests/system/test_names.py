@@ -11,6 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path for room in ("pipeline", "jobs") for path in (ROOT / room).rglob("*.py"))
 
+API = ROOT / "pipeline" / "api.py"
+"""Its functions wrap those of a room, which have the same names."""
+
 TYPE_VARIABLES = {"TypeVar", "ParamSpec"}
 """A type variable belongs to the signatures of its module: each `T` is one of its own."""
 
@@ -36,6 +39,18 @@ def types_of(path: Path) -> Iterable[str]:
                 yield from (name for name in names if any(letter.islower() for letter in name[1:]))
 
 
+def public_values(path: Path) -> set[str]:
+    """Returns the names of a module's functions and constants, except for its own logger."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in found if not name.startswith("_") and name != "logger"}
+
+
 def exported(stub: Path) -> list[str]:
     body = ast.parse(stub.read_text()).body
     return [alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
@@ -49,6 +64,16 @@ def test_no_two_types_share_a_name() -> None:
         if name.lstrip("_")[0].isupper()
     )
     assert repeated(capitalised) == {}
+
+
+def test_no_two_modules_have_a_function_or_a_constant_of_one_name() -> None:
+    """A private name belongs to its module, and so does a type variable."""
+    modules = [path for path in MODULES if path.is_relative_to(API.parent) and path != API]
+    values = [
+        (name, str(path.relative_to(ROOT))) for path in modules for name in public_values(path)
+    ]
+    shared = repeated(place for place in values if len(place[0]) > 1)
+    assert shared == {}
 
 
 def test_no_two_rooms_export_the_same_name() -> None:

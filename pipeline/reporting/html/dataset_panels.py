@@ -29,14 +29,14 @@ from pipeline.reporting.html.thumbnails import (
     short_name,
     small_image,
 )
-from pipeline.reporting.report_options import SAMPLES
-from pipeline.sources import Entry, count_shards, read_shard
+from pipeline.reporting.report_options import SHOWN_IMAGES
+from pipeline.sources import Entry, number_of_shards, read_shard
 from pipeline.spec import Spec
 
 ALL_SAMPLES = 400
 """The most images of all datasets together, so that a page stays small."""
 
-FAILURES = 5
+PANEL_FAILURES = 5
 
 
 def gather_matrix_page(
@@ -46,7 +46,7 @@ def gather_matrix_page(
     lenses: Sequence[Lens | None] = (),
     apart: Sequence[str] = (),
     at: int | str | None = None,
-    samples: int = SAMPLES,
+    samples: int = SHOWN_IMAGES,
     pairs: int = PAIRS,
     progress: Listener | None = None,
 ) -> Page:
@@ -182,7 +182,7 @@ def panel_of(
         f"{version.images:,} {'image' if version.images == 1 else 'images'}{failed}",
         tuple(_facts(version)),
         tuple(Counter(failure.reason for failure in failures).most_common()),
-        tuple(str(failure) for failure in failures[:FAILURES]),
+        tuple(str(failure) for failure in failures[:PANEL_FAILURES]),
         shown,
         (*notes, *why),
     )
@@ -270,7 +270,7 @@ def _spread(
     uri = catalogue.uri("manifests", version.spec, name, version.manifest)
     found: list[Entry] = []
     with storage.open_random(uri) as file:
-        shards = count_shards(file, uri)
+        shards = number_of_shards(file, uri)
         spread = [shards * k // count for k in range(count)]
         each = -(-count // min(count, shards)) if shards else 0
         for shard in dict.fromkeys([*spread, *range(min(shards, 2 * count))]):

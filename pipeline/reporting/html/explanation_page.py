@@ -27,7 +27,7 @@ from pipeline.reporting.html.dataset_panels import panel_of, spec_facts
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.page_data import Panel
 from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, decoder_of, short_name
-from pipeline.reporting.report_options import SAMPLES
+from pipeline.reporting.report_options import SHOWN_IMAGES
 from pipeline.reporting.terminal import lacking_exemplars
 from pipeline.sources import Entry, find_entries
 
@@ -37,9 +37,9 @@ MOST_NEURONS = 100
 MOST_IMAGES = 8
 """The most images that are shown for a neuron and a dataset."""
 
-READERS = 8
+IMAGE_READERS = 8
 
-LONGEST = 300
+LONGEST_URI = 300
 """The most characters of an image's uri, which may have thousands, or of an error."""
 
 Key = tuple[str, str]
@@ -87,7 +87,11 @@ class Why:
 
 
 def gather_explanation(
-    catalogue: Catalogue, found: Explanation, *, lens: Lens | None = None, samples: int = SAMPLES
+    catalogue: Catalogue,
+    found: Explanation,
+    *,
+    lens: Lens | None = None,
+    samples: int = SHOWN_IMAGES,
 ) -> Why:
     """Gathers the images of the first neurons, and some of each dataset.
 
@@ -160,7 +164,7 @@ def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict
         image, why = reader.read(entries[key]) if key in entries else ("", lost[key])
         return ShownImage(name, place, image, _cut(why))
 
-    with ThreadPoolExecutor(READERS, "read") as pool:
+    with ThreadPoolExecutor(IMAGE_READERS, "read") as pool:
         return dict(zip(order, pool.map(read, order), strict=True))
 
 
@@ -174,8 +178,8 @@ def _entries(
 
 def _cut(text: str) -> str:
     """Shortens a long text in its middle, because the end tells images apart."""
-    half = LONGEST // 2
-    return text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}"
+    half = LONGEST_URI // 2
+    return text if len(text) <= LONGEST_URI else f"{text[:half]}…{text[-half:]}"
 
 
 # The file.

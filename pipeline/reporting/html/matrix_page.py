@@ -23,13 +23,13 @@ from pipeline.dna import Floats
 from pipeline.errors import UsageError
 from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, through, wide_note
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
-from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT, pack
+from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT_DATASETS, pack
 from pipeline.reporting.html.page_data import Page, Seen
 
 LEAST_NUMBERS = 1_000_000
 """The bytes that distances may take even if the page is full without them."""
 
-COLUMNS: tuple[Measure | Estimate, ...] = (
+PAGE_COLUMNS: tuple[Measure | Estimate, ...] = (
     *("emd", "q", "emd_corrected", "low", "high", "se", "nfd", "fd", "floor", "p"),
 )
 """The columns of distances. The first ones are kept if there is not room for all."""
@@ -156,8 +156,8 @@ def _columns(
     packed: dict[str, dict[int, str]] = {}
     left: dict[str, list[str]] = {}
     *others, last = range(len(planes))  # the last is what the page opens with
-    wanted = [(column, last) for column in COLUMNS]
-    wanted += [(column, plane) for column in COLUMNS for plane in others]
+    wanted = [(column, last) for column in PAGE_COLUMNS]
+    wanted += [(column, plane) for column in PAGE_COLUMNS for plane in others]
     for column, plane in wanted:
         values = matrix.stacked(column)[plane]
         text = pack(values, BITS_OF_A_TEST, rates) if column in "pq" else pack(values)
@@ -178,7 +178,7 @@ def _columns(
             f"Left out of this page for its size, and in the file that vdna compare --out writes: "
             f"{columns}."
         )
-    if len(matrix.names) > EXACT:
+    if len(matrix.names) > EXACT_DATASETS:
         notes.append(f"Distances are rounded to {BITS} significant bits, more than three digits.")
     return packed, left, notes
 

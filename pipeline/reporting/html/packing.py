@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.dna import Floats
 
-EXACT = 60
+EXACT_DATASETS = 60
 """Distances of up to so many datasets are packed as they are; those of more are rounded."""
 
 BITS = 12
@@ -30,7 +30,7 @@ def pack(distances: Floats, bits: int = BITS, borders: Sequence[float] = ()) -> 
 
     Args:
         distances: (D, D), symmetric.
-        bits: How many significant bits are kept where there are more than `EXACT` datasets.
+        bits: How many significant bits are kept if there are more than `EXACT_DATASETS` datasets.
         borders: Values that rounding must not cross.
 
     Returns:
@@ -40,7 +40,7 @@ def pack(distances: Floats, bits: int = BITS, borders: Sequence[float] = ()) -> 
     if not np.isfinite(exact).any():
         return ""
     upper = exact.astype("<f4")
-    if len(distances) > EXACT:
+    if len(distances) > EXACT_DATASETS:
         upper = _cut(upper, bits)
     for border in borders:
         wide = upper.astype(np.float64)

@@ -14,7 +14,7 @@ from itertools import groupby
 from pipeline import storage
 from pipeline.errors import BadImage, SourceError, TooManyBytes
 from pipeline.sources.archives.access import access_kind, broken_reason
-from pipeline.sources.archives.one_pass import READERS, OnePass
+from pipeline.sources.archives.one_pass import ARCHIVE_READERS, OnePass
 from pipeline.sources.archives.spans import spans_of
 from pipeline.sources.entry import Entry
 
@@ -42,7 +42,7 @@ class Members:
         self._pool = ThreadPoolExecutor(SPANS_AHEAD, "span")
         self._pass_of: dict[str, OnePass] = {}
         in_passes = sorted(
-            (e for e in wanted if access_kind(e) in READERS), key=lambda e: e.sort_key
+            (e for e in wanted if access_kind(e) in ARCHIVE_READERS), key=lambda e: e.sort_key
         )
         for uri, of_archive in groupby(in_passes, lambda e: e.uri):
             self._pass_of[uri] = OnePass(tuple(of_archive), ahead, max_bytes)
@@ -65,7 +65,7 @@ class Members:
         if kind == "broken":
             bad = broken_reason(entry.access)
             raise bad
-        if kind in READERS:
+        if kind in ARCHIVE_READERS:
             return self._pass_of[entry.uri].fetch(entry)
         if kind not in ("tar", "zip"):
             raise SourceError(

@@ -14,7 +14,7 @@ from pipeline.sources.archives.parquet import rows_of_parquet
 from pipeline.sources.archives.tar import members_of_packed_tar
 from pipeline.sources.entry import Entry
 
-READERS: dict[str, Callable[[ArchiveFile, Sequence[Entry]], Contents]] = {
+ARCHIVE_READERS: dict[str, Callable[[ArchiveFile, Sequence[Entry]], Contents]] = {
     "tar gz": members_of_packed_tar,
     "tar bz2": members_of_packed_tar,
     "tar xz": members_of_packed_tar,
@@ -89,4 +89,4 @@ class OnePass:
     def _begin(self) -> Contents:
         first = self._entries[0]
         with open_archive(first.uri, first.identity) as file:
-            yield from READERS[access_kind(first)](file, self._entries)
+            yield from ARCHIVE_READERS[access_kind(first)](file, self._entries)

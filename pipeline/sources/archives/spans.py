@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pipeline import storage
 from pipeline.errors import BadImage
 from pipeline.sources.archives.access import access_kind, zip_details
-from pipeline.sources.archives.tar import require_whole
+from pipeline.sources.archives.tar import require_all_bytes
 from pipeline.sources.archives.zip import LOCAL_EXTRA_BYTES, LOCAL_HEADER, unzip_member
 from pipeline.sources.entry import Entry
 
@@ -124,7 +124,7 @@ def spans_of(entries: Iterable[Entry]) -> list[Span]:
 
 def _piece(view: memoryview, start: int, size: int) -> memoryview:
     piece = view[start : start + size]
-    require_whole(len(piece), size)
+    require_all_bytes(len(piece), size)
     return piece
 
 

@@ -108,11 +108,11 @@ def members_of_packed_tar(file: ArchiveFile, entries: Sequence[Entry]) -> Conten
         with archive_defects(file):
             stream.skip(entry.position)
             content = stream.read_content(entry.size)
-            require_whole(len(content), entry.size)
+            require_all_bytes(len(content), entry.size)
         yield entry, content
 
 
-def require_whole(found: int, size: int) -> None:
+def require_all_bytes(found: int, size: int) -> None:
     """Checks that a member is whole.
 
     Args:
