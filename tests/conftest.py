@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ LONGEST = [
         "networks",
     )
 ]
+os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernel runs on a CPU; read as Triton is imported
 settings.register_profile("unhurried", parent=settings(), deadline=None)  # machines are busy
 settings.load_profile("unhurried")
 # Made once, and not again by each of a thousand calls.

@@ -1,5 +1,7 @@
 from .allocator import MALLOC_ENVIRONMENT as MALLOC_ENVIRONMENT
 from .allocator import keep_memory as keep_memory
+from .device_counts import DeviceRanges as DeviceRanges
+from .device_counts import tables_of_images as tables_of_images
 from .extractor import Extractor as Extractor
 from .extractor import numerics as numerics
 from .histogram import OVERFLOW as OVERFLOW
@@ -7,7 +9,6 @@ from .histogram import UNDERFLOW as UNDERFLOW
 from .histogram import LayerCounts as LayerCounts
 from .histogram import bins_of as bins_of
 from .histogram import checked_ranges as checked_ranges
-from .histogram import count_torch as count_torch
 from .histogram import scale_of as scale_of
 from .reduction import Composed as Composed
 from .reduction import add_up as add_up

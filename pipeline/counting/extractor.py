@@ -118,8 +118,10 @@ class Extractor:
 
         Args:
             pixels: Normalised images, float32 (B, height, width, 3).
-            visit: Called with the index of a tap and its activations, float32 (B, positions,
-                neurons), as soon as they are computed. The tensor is only valid during the call.
+            visit: Called with the index of a tap and its activations, (B, positions, neurons), as
+                soon as they are computed, or on their way on a GPU. On a CPU they are C-contiguous
+                float32; on a GPU they are as the network puts them out, in any layout. The tensor
+                is only valid during the call.
 
         Raises:
             ValueError: If there are no images, or more than a micro-batch.
@@ -131,9 +133,12 @@ class Extractor:
             raise ValueError(f"{real} images do not make a micro-batch of {self.micro_batch}")
         if self.device.type == "cpu":
             torch.set_num_threads(INTRA_OP_THREADS)
-        batch = torch.zeros((self.micro_batch, *pixels.shape[1:]), dtype=self._dtype)
+        on_gpu = self.device.type == "cuda"
+        shape = (self.micro_batch, *pixels.shape[1:])
+        batch = torch.zeros(shape, dtype=self._dtype, pin_memory=on_gpu)
         batch[:real] = torch.from_numpy(pixels)
-        images = batch.to(self.device).permute(0, 3, 1, 2)  # channels last already
+        # A copy of pinned memory goes on beside what the GPU computes, and this thread goes on too.
+        images = batch.to(self.device, non_blocking=on_gpu).permute(0, 3, 1, 2)  # channels last
         self._visit.current = (visit, real)
         with torch.inference_mode():
             self._model(images)
@@ -141,8 +146,9 @@ class Extractor:
     def _hook(self, index: int, notation: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
             visit, real = self._visit.current
+            shown = rows(output, notation, self.micro_batch)[:real]
             # At once: a module after this one may write into the same memory.
-            visit(index, rows(output, notation, self.micro_batch)[:real].float().contiguous())
+            visit(index, shown.float().contiguous() if shown.device.type == "cpu" else shown)
 
         return hook
 

@@ -1,4 +1,4 @@
-"""Counts activations by one rule, with a kernel for CPUs and one for any device of torch.
+"""States the rule by which activations are counted, and counts by it on a CPU.
 
     >>> import numpy as np
     >>> counts = LayerCounts(low=np.array([0.0]), high=np.array([4.0]), bins=4)
@@ -20,7 +20,8 @@ float32 and widened exactly; all arithmetic is IEEE float64, each operation roun
 
 Bins are closed below, the last one on both sides. In the range these are the counts of
 `torch.histc(v, bins, -1, 1)` in float64, as in the large path of vdna 0.1.1. A value exactly on an
-edge may land one bin low where v is rounded down; it does so in every kernel alike.
+edge may land one bin low where v is rounded down; it does so in every kernel alike. The kernels
+for other devices are in `device_counts`.
 
 Every value is counted on its own, so counts depend on neither batch nor order. `LayerCounts` also
 sums each image's activations in the order of positions: its means are bit-equal in whatever
@@ -29,8 +30,6 @@ batch the image stands.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,9 +37,6 @@ from pipeline.compiled import compiled
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
 from pipeline.spec import MAX_BINS
-
-if TYPE_CHECKING:
-    import torch
 
 UNDERFLOW, OVERFLOW, NONFINITE = 0, 1, 2
 """Columns of a table, counted from the end of its bins."""
@@ -107,7 +103,7 @@ class LayerCounts:
         minimum: NDArray[np.float32],
         maximum: NDArray[np.float32],
     ) -> None:
-        """Adds what `count_torch` counted with the same ranges and bins.
+        """Adds what was counted elsewhere with the same ranges and bins.
 
         Args:
             table: Its table.
@@ -159,59 +155,6 @@ def bins_of(
     x.flags.writeable = False
     _bins_of(x, *scale, bins, out)
     return out
-
-
-def count_torch(
-    x: torch.Tensor, low: Floats, high: Floats, bins: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Counts by the same rule in torch operations, on the device of the activations.
-
-    The table, minimum and maximum equal the CPU kernel's. Means are equal up to the order of
-    float64 additions. The device must have float64 (CUDA has, MPS has not).
-
-    Args:
-        x: float32 (images, positions, C).
-        low: The lower end of each neuron's range, float64 (C,).
-        high: The upper end of each neuron's range, float64 (C,).
-        bins: How many bins a range is divided into.
-
-    Returns:
-        The table, int64 (C, bins + 3); minimum and maximum, float32 (C,); means, float64 (images,
-            C).
-        All are on the device of `x`.
-
-    Raises:
-        UsageError: If the activations have another shape or type, or a range is not finite.
-    """
-    import torch
-
-    low, high = checked_ranges(low, high, bins)
-    if x.dim() != 3 or x.shape[1] == 0 or x.shape[2] != len(low) or x.dtype != torch.float32:
-        raise UsageError(
-            f"activations are {x.dtype} of shape {tuple(x.shape)}; "
-            f"expected float32 (images, positions, {len(low)})"
-        )
-    least, most, centre, half = (torch.from_numpy(a).to(x.device) for a in scale_of(low, high))
-    infinity = torch.tensor(torch.inf, device=x.device)
-    columns = bins + 3
-    first = torch.arange(len(low), device=x.device) * columns
-    table = torch.zeros(len(low) * columns, dtype=torch.int64, device=x.device)
-    minimum = infinity.expand(len(low)).clone()
-    maximum = -minimum
-    means = torch.empty((x.shape[0], x.shape[2]), dtype=torch.float64, device=x.device)
-    for i, image in enumerate(x):  # bounds the float64 copies to those of one image
-        finite = image.isfinite()
-        wide = image.double()
-        means[i] = wide.mean(dim=0)
-        at = ((wide - centre) / half).nan_to_num(0.0).clamp(-1.0, 1.0)
-        at = ((at + 1.0) * bins * 0.5).clamp(max=bins - 1).long()
-        at = torch.where(wide < least, bins + UNDERFLOW, at)
-        at = torch.where(wide > most, bins + OVERFLOW, at)
-        at = torch.where(finite, at, bins + NONFINITE)
-        table += torch.bincount((at + first).flatten(), minlength=len(table))
-        minimum = torch.minimum(minimum, torch.where(finite, image, infinity).amin(dim=0))
-        maximum = torch.maximum(maximum, torch.where(finite, image, -infinity).amax(dim=0))
-    return table.view(len(low), columns), minimum, maximum, means
 
 
 def checked_ranges(low: Floats, high: Floats, bins: int) -> tuple[Floats, Floats]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
 from pipeline.counting.extractor import Extractor
-from pipeline.counting.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts, count_torch
+from pipeline.counting.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts
 from pipeline.counting.stream import Fetch, Made, Prepared, Stream
 from pipeline.counting.top_images import TopImages
 from pipeline.dna import DNA, ExemplarSettings, Failure, Floats, Ints, Moments, Partial, Ranges
 from pipeline.errors import ConservationError
 from pipeline.sources import Shard
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, Spec
 
 if TYPE_CHECKING:
     import torch
+
+Means = Callable[[], Floats]
+"""Gives the spatial means of a micro-batch, and waits for them if they are on their way."""
+
+Counted = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+"""A table (neurons, bins + 3) as `LayerCounts` has it, minimum and maximum (neurons,)."""
 
 
 class Counter:
@@ -43,6 +50,10 @@ class Counter:
         self._ranges = ranges
         self._products = products
         self._stream = Stream(extractor, spec.preprocess, resources)
+        self._on_gpu: DeviceRanges | None = None
+        if extractor.device.type == "cuda":
+            low, high = ranges.low, ranges.high
+            self._on_gpu = DeviceRanges.on(extractor.device, low, high, spec.bins)
 
     def count(
         self, shard: Shard, key: str, fetch: Fetch | None = None, *, isolated: bool = False
@@ -63,25 +74,28 @@ class Counter:
             TransientError: If an image could not be read through no fault of its own.
             SourceError: If an image changed since it was listed.
         """
-        tally = _Tally(self._spec, self._ranges, layerwise=LAYER_GAUSSIAN in self._products)
+        counts = self._new_counts()
+        layerwise = LAYER_GAUSSIAN in self._products
+        moments = Moments([tap.neurons for tap in self._spec.taps], layerwise=layerwise)
         names = [(entry.uri, entry.member) for entry in shard.members]
         settings = ExemplarSettings.from_products(self._products)
         reactions = TopImages(settings, self._spec, _order(names)) if settings else None
         failures: list[Failure] = []
 
-        def observe(pixels: Prepared) -> Floats:
-            return self._observe(pixels, tally)
+        def observe(pixels: Prepared) -> Means:
+            return counts.count(self._extractor, pixels)
 
         with closing(self._stream.observed(shard, observe, fetch, isolated=isolated)) as observed:
             for found in observed:
                 if isinstance(found, Failure):
                     failures.append(found)
                     continue
-                images, means = found
-                tally.moments.add(means)
+                images, computed = found
+                means = computed()
+                moments.add(means)
                 if reactions:
                     reactions.add(means, np.array(images))
-        dna = tally.dna(self._extractor.numerics, len(failures))
+        dna = self._dna(counts, moments, len(failures))
         exemplars = reactions.named(settings, self._spec, names) if settings and reactions else None
         partial = Partial(dna, (key,), tuple(sorted(failures)), exemplars)
         partial.dna.check(f"shard {shard.index}")
@@ -105,16 +119,31 @@ class Counter:
         """Ends the threads."""
         self._stream.close()
 
-    def _observe(self, pixels: NDArray[np.float32], tally: _Tally) -> Floats:
-        """Returns the spatial means (B, neurons) of a micro-batch, and counts its activations."""
-        means = np.empty((len(pixels), self._spec.neurons))
-        counts = tally.of_this_thread()
+    def _new_counts(self) -> CpuCounts | GpuCounts:
+        if self._on_gpu is None:
+            return CpuCounts(self._spec, self._ranges)
+        return GpuCounts(self._spec, self._on_gpu)
 
-        def visit(index: int, x: torch.Tensor) -> None:
-            means[:, tally.slices[index]] = counts[index].add(x)
-
-        self._extractor.observe(pixels, visit)
-        return means
+    def _dna(self, counts: CpuCounts | GpuCounts, moments: Moments, failed: int) -> DNA:
+        table, minimum, maximum = counts.read()
+        bins = self._spec.bins
+        outside = {"underflow": UNDERFLOW, "overflow": OVERFLOW, "nonfinite": NONFINITE}
+        ints: dict[str, Any] = {name: table[:, bins + at].copy() for name, at in outside.items()}
+        numerics = self._extractor.numerics
+        return replace(
+            DNA.empty(self._spec, self._ranges),
+            images=moments.images,
+            failed=failed,
+            counts=np.ascontiguousarray(table[:, :bins]),
+            **ints,
+            # Adding zero makes -0.0 into 0.0: which a minimum keeps is a matter of order.
+            min=minimum + np.float32(0),
+            max=maximum + np.float32(0),
+            mean=moments.mean,
+            m2=moments.m2,
+            scatter=moments.scatter,
+            numerics=((numerics, moments.images),) if moments.images else (),
+        )
 
 
 def _order(names: Sequence[tuple[str, str]]) -> Ints:
@@ -124,69 +153,109 @@ def _order(names: Sequence[tuple[str, str]]) -> Ints:
     return order
 
 
-class _Tally:
-    """What one shard has counted: integers for each thread, means in the order of the images."""
+class CpuCounts:
+    """Counts the activations of a shard on a CPU, each thread in tables of its own."""
 
-    def __init__(self, spec: Spec, ranges: Ranges, *, layerwise: bool) -> None:
+    def __init__(self, spec: Spec, ranges: Ranges) -> None:
         self._spec = spec
         self._ranges = ranges
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._all: list[list[_LayerTally]] = []
-        self.moments = Moments([tap.neurons for tap in spec.taps], layerwise=layerwise)
-        self.slices = spec.slices
+        self._all: list[list[LayerCounts]] = []
 
-    def of_this_thread(self) -> list[_LayerTally]:
-        mine: list[_LayerTally] | None = getattr(self._local, "counts", None)
+    def count(self, extractor: Extractor, pixels: Prepared) -> Means:
+        """Counts the activations of a micro-batch.
+
+        Args:
+            extractor: The network.
+            pixels: Normalised images, float32 (B, height, width, 3).
+
+        Returns:
+            Gives the spatial means, float64 (B, neurons).
+        """
+        slices = self._spec.slices
+        means = np.empty((len(pixels), self._spec.neurons))
+        layers = self._of_this_thread()
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            means[:, slices[index]] = layers[index].add(x.numpy())
+
+        extractor.observe(pixels, visit)
+        return lambda: means
+
+    def read(self) -> Counted:
+        """Returns what all threads have counted; none may be counting any more."""
+        first, *others = self._all or [self._new()]
+        for mine in others:
+            for layer, other in zip(first, mine, strict=True):
+                layer.merge(other)
+        return (
+            np.concatenate([layer.table for layer in first]),
+            np.concatenate([layer.minimum for layer in first]),
+            np.concatenate([layer.maximum for layer in first]),
+        )
+
+    def _of_this_thread(self) -> list[LayerCounts]:
+        mine: list[LayerCounts] | None = getattr(self._local, "counts", None)
         if mine is None:
             mine = self._local.counts = self._new()
             with self._lock:
                 self._all.append(mine)
         return mine
 
-    def _new(self) -> list[_LayerTally]:
-        return [
-            _LayerTally(self._ranges.low[s], self._ranges.high[s], self._spec.bins)
-            for s in self.slices
-        ]
-
-    def dna(self, numerics: Numerics, failed: int) -> DNA:
-        first, *others = self._all or [self._new()]
-        for mine in others:
-            for layer, other in zip(first, mine, strict=True):
-                layer.counts.merge(other.counts)
-        layers = [layer.counts for layer in first]
-        table = np.concatenate([layer.table for layer in layers])
-        bins = self._spec.bins
-        outside = {"underflow": UNDERFLOW, "overflow": OVERFLOW, "nonfinite": NONFINITE}
-        ints: dict[str, Any] = {name: table[:, bins + at].copy() for name, at in outside.items()}
-        return replace(
-            DNA.empty(self._spec, self._ranges),
-            images=self.moments.images,
-            failed=failed,
-            counts=np.ascontiguousarray(table[:, :bins]),
-            **ints,
-            # Adding zero makes -0.0 into 0.0: which a minimum keeps is a matter of order.
-            min=np.concatenate([layer.minimum for layer in layers]) + np.float32(0),
-            max=np.concatenate([layer.maximum for layer in layers]) + np.float32(0),
-            mean=self.moments.mean,
-            m2=self.moments.m2,
-            scatter=self.moments.scatter,
-            numerics=((numerics, self.moments.images),) if self.moments.images else (),
-        )
+    def _new(self) -> list[LayerCounts]:
+        low, high, bins = self._ranges.low, self._ranges.high, self._spec.bins
+        return [LayerCounts(low[s], high[s], bins) for s in self._spec.slices]
 
 
-class _LayerTally:
-    """Counts one layer for one thread, by the kernel of the device that holds the activations."""
+class GpuCounts:
+    """Counts the activations of a shard on the GPU that computes them; see `DeviceCounts`."""
 
-    def __init__(self, low: Floats, high: Floats, bins: int) -> None:
-        self.counts = LayerCounts(low, high, bins)
+    def __init__(self, spec: Spec, ranges: DeviceRanges) -> None:
+        self._spec = spec
+        self._counts = DeviceCounts(ranges, spec.bins)
 
-    def add(self, x: torch.Tensor) -> Floats:
-        if x.device.type == "cpu":
-            return self.counts.add(x.numpy())
-        table, low, high, means = count_torch(
-            x, self.counts.low, self.counts.high, self.counts.bins
-        )
-        self.counts.add_counted(table.cpu().numpy(), low.cpu().numpy(), high.cpu().numpy())
-        return means.cpu().numpy()
+    def count(self, extractor: Extractor, pixels: Prepared) -> Means:
+        """Sends a micro-batch to the GPU, and does not wait until it is counted.
+
+        Args:
+            extractor: The network.
+            pixels: Normalised images, float32 (B, height, width, 3).
+
+        Returns:
+            Waits for the spatial means, float64 (B, neurons), and gives them.
+        """
+        import torch
+
+        slices = self._spec.slices
+        shape = (len(pixels), self._spec.neurons)
+        means = torch.empty(shape, dtype=torch.float64, device=extractor.device)
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            self._counts.add(x, slices[index], means[:, slices[index]])
+
+        extractor.observe(pixels, visit)
+        return _on_the_way_to_the_host(means)
+
+    def read(self) -> Counted:
+        """Waits for the GPU, and returns what it has counted."""
+        return self._counts.read()
+
+
+def _on_the_way_to_the_host(means: torch.Tensor) -> Means:
+    """Starts a copy of a GPU's tensor; returns what waits for it."""
+    import torch
+
+    if means.device.type == "cpu":
+        return means.numpy
+    host = torch.empty(means.shape, dtype=means.dtype, pin_memory=True)
+    host.copy_(means, non_blocking=True)
+    # While a thread waits, others have its core.
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch has no type
+    copied.record()
+
+    def wait() -> Floats:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait

@@ -181,7 +181,9 @@ class Stream:
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._decoders = Decoders(self._threads + 1)
         weakref.finalize(self, self._decoders.close)  # as the other pools' threads end, unclosed
-        self._networks = ThreadPoolExecutor(self._threads, "network")
+        # A GPU takes its work in one queue, which one thread fills without waiting for it.
+        passes = 1 if extractor.device.type == "cuda" else self._threads
+        self._networks = ThreadPoolExecutor(passes, "network")
 
     def observed(
         self,

@@ -26,7 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
-from pipeline.counting import OVERFLOW, UNDERFLOW, bins_of, checked_ranges, count_torch, scale_of
+from pipeline.counting import (
+    OVERFLOW,
+    UNDERFLOW,
+    DeviceRanges,
+    bins_of,
+    checked_ranges,
+    scale_of,
+    tables_of_images,
+)
 from pipeline.dna import Floats, Ints
 from pipeline.errors import UsageError
 
@@ -41,6 +49,9 @@ MOST_SUM = 2**62
 
 WORD = 64
 """Bins in a word of the bit set of bins that are hit."""
+
+TABLE_CELLS = 2**24
+"""How many bins of images and neurons are counted at a time on a GPU: 128 MiB of int64."""
 
 Indices = NDArray[np.int32]
 """An array of bins' indices."""
@@ -85,7 +96,7 @@ class LayerEmd:
         else:
             with np.errstate(invalid="ignore"):
                 self._shares = sums / self._total[:, None]
-        self._on_device: torch.Tensor | None = None
+        self._on_device: tuple[torch.Tensor, DeviceRanges] | None = None
 
     def distances(self, x: NDArray[np.float32]) -> Floats:
         """Computes the distances of images.
@@ -117,7 +128,7 @@ class LayerEmd:
         """Computes the same on the device of `x`, equal up to the order of float64 additions.
 
         Args:
-            x: (images, positions, C) float32 activations.
+            x: (images, positions, C) activations, float32 or narrower, in any layout.
 
         Returns:
             (images, C) distances, in bin widths.
@@ -126,14 +137,17 @@ class LayerEmd:
 
         if self._on_device is None:
             shares = self._shares_of_steps() if self._few else self._shares
-            self._on_device = torch.from_numpy(shares).to(x.device)
+            ranges = DeviceRanges.on(x.device, self._low, self._high, self._bins)
+            self._on_device = torch.from_numpy(shares).to(x.device), ranges
+        dataset, ranges = self._on_device
         out = torch.empty((x.shape[0], x.shape[2]), dtype=torch.float64, device=x.device)
-        for i in range(len(x)):
-            table, *_ = count_torch(x[i : i + 1], self._low, self._high, self._bins)
-            table[:, 0] += table[:, self._bins + UNDERFLOW]
-            table[:, self._bins - 1] += table[:, self._bins + OVERFLOW]
-            sums = table[:, : self._bins].cumsum(dim=1).double()
-            out[i] = (sums / sums[:, -1:] - self._on_device).abs().sum(dim=1)
+        step = max(1, TABLE_CELLS // dataset.numel())
+        for start in range(0, len(x), step):
+            table = tables_of_images(x[start : start + step], ranges, self._bins)
+            table[:, :, 0] += table[:, :, self._bins + UNDERFLOW]
+            table[:, :, self._bins - 1] += table[:, :, self._bins + OVERFLOW]
+            sums = table[:, :, : self._bins].cumsum(dim=2).double()
+            out[start : start + step] = (sums / sums[:, :, -1:] - dataset).abs().sum(dim=2)
         return np.where(self._seen, out.cpu().numpy(), np.nan)
 
     def _shares_of_steps(self) -> Floats:

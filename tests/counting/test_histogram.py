@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.counting import OVERFLOW, UNDERFLOW, LayerCounts, count_torch
+from pipeline.counting import OVERFLOW, UNDERFLOW, LayerCounts
 from pipeline.counting.histogram import NONFINITE
 from pipeline.errors import UsageError
 
@@ -90,7 +90,7 @@ def cases(draw: st.DrawFn) -> tuple[NDArray[np.float32], Floats, Floats, int]:
 
 @settings(max_examples=400)
 @given(cases())
-def test_every_kernel_counts_as_the_rule_says(
+def test_activations_are_counted_as_the_rule_says(
     case: tuple[NDArray[np.float32], Floats, Floats, int],
 ) -> None:
     x, low, high, bins = case
@@ -98,15 +98,6 @@ def test_every_kernel_counts_as_the_rule_says(
     counts = counted(x, low, high, bins)
     assert np.array_equal(counts.table, expected)
     assert (counts.table.sum(axis=1) == x.shape[0] * x.shape[1]).all()
-
-    table, minimum, maximum, means = count_torch(torch.from_numpy(x), low, high, bins)
-    assert np.array_equal(table.numpy(), expected)
-    assert np.array_equal(minimum.numpy(), counts.minimum)
-    assert np.array_equal(maximum.numpy(), counts.maximum)
-    with np.errstate(invalid="ignore"):
-        expected_means = x.astype(np.float64).mean(axis=1)
-    scale = np.abs(x).max(initial=1, where=np.isfinite(x))
-    np.testing.assert_allclose(means.numpy(), expected_means, rtol=1e-12, atol=1e-12 * scale)
 
     finite = np.where(np.isfinite(x), x, np.nan)
     for neuron in range(len(low)):
@@ -197,21 +188,9 @@ def test_no_count_wraps_at_32_bits() -> None:
         counts.table[:] = start
         counts.add(x)
         assert counts.table.tolist() == [[start, start + 6, start, start, start]]
-        table, *_ = count_torch(torch.from_numpy(x), counts.low, counts.high, 2)
-        counts.add_counted(table.numpy(), counts.minimum, counts.maximum)
+        other = counted(x, counts.low, counts.high, 2)
+        counts.add_counted(other.table, other.minimum, other.maximum)
         assert counts.table[0, 1] == start + 12
-
-
-def test_adding_a_table_that_torch_counted_equals_counting() -> None:
-    x = activations(5, 4, 60, 3)
-    low, high = np.full(3, -1.0), np.full(3, 2.0)
-    direct, added = counted(x, low, high, 50), LayerCounts(low, high, 50)
-    for part in (x[:1], x[1:]):
-        table, minimum, maximum, _ = count_torch(torch.from_numpy(part), low, high, 50)
-        added.add_counted(table.numpy(), minimum.numpy(), maximum.numpy())
-    assert np.array_equal(added.table, direct.table)
-    assert np.array_equal(added.minimum, direct.minimum)
-    assert np.array_equal(added.maximum, direct.maximum)
 
 
 def test_read_only_activations_are_counted_and_not_changed() -> None:
@@ -241,8 +220,6 @@ def test_read_only_activations_are_counted_and_not_changed() -> None:
 def test_bad_ranges_are_refused(low: Any, high: Any, bins: int, names: str) -> None:
     with pytest.raises(UsageError, match=names):
         LayerCounts(np.array(low, float), np.array(high, float), bins)
-    with pytest.raises(UsageError, match=names):
-        count_torch(torch.zeros(1, 1, len(low)), np.array(low, float), np.array(high, float), bins)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +238,6 @@ def test_bad_activations_are_refused(x: NDArray[Any]) -> None:
     with pytest.raises(UsageError, match="activations"):
         counts.add(x)
     assert not counts.table.any()
-    if x.flags.c_contiguous:
-        with pytest.raises(UsageError, match="activations"):
-            count_torch(torch.from_numpy(x), low, high, 10)
 
 
 def test_counts_of_different_ranges_do_not_merge() -> None:

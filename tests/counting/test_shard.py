@@ -20,7 +20,15 @@ from PIL import Image
 
 from pipeline import images, storage
 from pipeline.building import Request, make_dna, make_spec
-from pipeline.counting import Counter, Extractor, Recipe, ShardJob, Worker, partial_uri
+from pipeline.counting import (
+    Counter,
+    DeviceRanges,
+    Extractor,
+    Recipe,
+    ShardJob,
+    Worker,
+    partial_uri,
+)
 from pipeline.dna import Failure, Partial
 from pipeline.errors import BadImage, ConservationError, SourceError, TransientError, UsageError
 from pipeline.images.decoding import REASONS
@@ -102,6 +110,18 @@ def test_shard_size_changes_no_count(
     assert same_counts(total.dna, truth.dna)
     assert np.allclose(total.dna.mean, truth.dna.mean, rtol=1e-12, atol=1e-12)
     assert np.allclose(total.dna.m2, truth.dna.m2, rtol=1e-9, atol=1e-12)
+
+
+def test_a_shard_that_is_counted_as_on_a_gpu_has_the_same_counts(
+    extractor: Extractor, folder: Path, truth: Partial
+) -> None:
+    counter = Counter(extractor, SPEC, RANGES, Resources(threads=1))
+    counter._on_gpu = DeviceRanges.on("cpu", RANGES.low, RANGES.high, BINS)
+    found = counter.count(one_shard(folder), "key")
+    counter.close()
+    assert same_counts(found.dna, truth.dna)
+    assert np.allclose(found.dna.mean, truth.dna.mean, rtol=1e-12, atol=1e-12)
+    assert np.allclose(found.dna.m2, truth.dna.m2, rtol=1e-9, atol=1e-12)
 
 
 def test_order_changes_no_count(counter: Counter, folder: Path, truth: Partial) -> None:
