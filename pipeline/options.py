@@ -50,6 +50,27 @@ class Option:
     metavar: str | None = None
     python_only: bool = False
 
+    def problem(self, value: float) -> str:
+        """Says what a value must be that is outside the limits; empty if it is within them."""
+        if self.least is not None and not value >= self.least:
+            return f"it must be at least {self.least:,}"
+        if self.most is not None and not value <= self.most:
+            return f"it must be at most {self.most:,}"
+        return ""
+
+    def require(self, name: str, value: float) -> None:
+        """Refuses a value outside the limits, for functions that are given one without `Options`.
+
+        Args:
+            name: The option's name.
+            value: Its value.
+
+        Raises:
+            UsageError: The value is outside.
+        """
+        if problem := self.problem(value):
+            raise UsageError(f"{name} is {value!r}; {problem}")
+
 
 @dataclass(frozen=True)
 class Field:
@@ -105,11 +126,8 @@ class Field:
             raise ValueError(f"it must be {' or '.join(_WANTED[kind] for kind in wanted)}")
         if isinstance(value, str) and any(get_origin(kind) is Sequence for kind in self.kinds):
             raise ValueError("it must be a list")
-        least, most = self.option.least, self.option.most
-        if least is not None and not value >= least:
-            raise ValueError(f"it must be at least {least:g}")
-        if most is not None and not value <= most:
-            raise ValueError(f"it must be at most {most:,g}")
+        if problem := self.option.problem(value):
+            raise ValueError(problem)
         return value
 
 

@@ -68,6 +68,9 @@ Number = int | float
 MAX_BINS = 2**20
 """The most bins of a histogram; more would not fit the int32 indices of its kernel."""
 
+BINS = Option("Bins of each neuron's histogram.", least=2, most=MAX_BINS)
+"""The option that says how many bins a histogram has."""
+
 FOLDS = 16
 """The number of groups of shards that are summed separately, for the error bars of distances."""
 
@@ -210,10 +213,7 @@ class Spec:
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
-        if self.bins < 2:
-            raise UsageError(f"bins is {self.bins}; a histogram needs at least 2")
-        if self.bins > MAX_BINS:
-            raise UsageError(f"bins is {self.bins}; the most is {MAX_BINS}")
+        BINS.require("bins", self.bins)
         choices = {"precision": Precision, "resize": Resize, "crop": Crop, "exif": Exif}
         for name, allowed in choices.items():
             value = getattr(self if name == "precision" else self.preprocess, name)

@@ -18,7 +18,7 @@ from pipeline.catalogue import check_name
 from pipeline.errors import UsageError
 from pipeline.notebook import html_table
 from pipeline.options import Option, Options
-from pipeline.spec import DEFAULT_BINS, MAX_BINS, Crop, Exif, Precision, Resize
+from pipeline.spec import BINS, DEFAULT_BINS, Crop, Exif, Precision, Resize
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Version
@@ -53,9 +53,7 @@ class NetworkOptions(Options):
 class HistogramOptions(Options):
     """The options that decide how activations are counted."""
 
-    bins: Annotated[int, Option("Bins of each neuron's histogram.", least=2, most=MAX_BINS)] = (
-        DEFAULT_BINS
-    )
+    bins: Annotated[int, BINS] = DEFAULT_BINS
     ranges: Annotated[
         str | None,
         Option(
@@ -90,9 +88,7 @@ class PixelOptions(Options):
 class SelectionOptions(Options):
     """The options that choose images of the source."""
 
-    limit: Annotated[
-        int | None, Option("Take only this many images, the same ones in each run.", least=1)
-    ] = None
+    limit: Annotated[int | None, sources.LIMIT] = None
     include: Annotated[str | None, Option("Take only names that match this glob.")] = None
     exclude: Annotated[str | None, Option("Leave out names that match this glob.")] = None
     image_column: Annotated[
@@ -157,12 +153,7 @@ class FailureOptions(Options):
 class ShardOptions(Options):
     """The option that says how the work is divided."""
 
-    shard_images: Annotated[
-        int | None,
-        Option(
-            "Number of images in each new shard (default: chosen by the number of images).", least=1
-        ),
-    ] = None
+    shard_images: Annotated[int | None, sources.SHARD_IMAGES] = None
 
 
 @dataclass(frozen=True, kw_only=True)

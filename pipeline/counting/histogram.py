@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from pipeline.compiled import compiled
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
-from pipeline.spec import MAX_BINS
+from pipeline.spec import BINS
 
 UNDERFLOW, OVERFLOW, NONFINITE = 0, 1, 2
 """Columns of a table, counted from the end of its bins."""
@@ -173,8 +173,7 @@ def checked_ranges(low: Floats, high: Floats, bins: int) -> tuple[Floats, Floats
             many.
     """
     low, high = np.array(low, np.float64), np.array(high, np.float64)
-    if not 2 <= bins <= MAX_BINS:
-        raise UsageError(f"bins is {bins}; it must be from 2 to {MAX_BINS}")
+    BINS.require("bins", bins)
     if low.ndim != 1 or low.shape != high.shape:
         raise UsageError(f"ranges have shapes {low.shape} and {high.shape}; expected (C,) twice")
     with np.errstate(over="ignore", invalid="ignore"):

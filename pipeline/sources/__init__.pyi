@@ -10,6 +10,8 @@ from .manifest import number_of_shards as number_of_shards
 from .manifest import read_part as read_part
 from .manifest import read_shard as read_shard
 from .parallel_listing import list_pages as list_pages
+from .plan_options import LIMIT as LIMIT
+from .plan_options import SHARD_IMAGES as SHARD_IMAGES
 from .rules import Rules as Rules
 from .rules import label_of as label_of
 from .sample_photos import DATASETS as DATASETS

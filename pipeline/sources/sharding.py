@@ -36,6 +36,7 @@ from pipeline.sources.fold_assignment import FoldFile, FoldSizes
 from pipeline.sources.listing import Listing, label_columns
 from pipeline.sources.manifest import Manifest, ManifestWriter
 from pipeline.sources.manifest_file import ENTRY_COLUMNS, MANIFEST_SCHEMA
+from pipeline.sources.plan_options import LIMIT, SHARD_IMAGES
 from pipeline.spec import FOLDS
 
 MAX_SHARD_IMAGES = 4096
@@ -80,10 +81,12 @@ def plan(
         StorageError: The disk for temporary files has no room.
     """
     listing = found if isinstance(found, Listing) else Listing.of(found)
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit is {limit}; it must be at least 1")
-    if shard_images is not None and shard_images < 1:
-        raise UsageError(f"shard_images is {shard_images}; it must be at least 1")
+    for name, option, value in (
+        ("limit", LIMIT, limit),
+        ("shard_images", SHARD_IMAGES, shard_images),
+    ):
+        if value is not None:
+            option.require(name, value)
     if by is not None and by not in listing.labels:
         raise UsageError(f"by is {by!r}; the candidates' labels are: {', '.join(listing.labels)}")
     if len(listing.parts) > 1:  # free what listing left behind, before DuckDB takes its share

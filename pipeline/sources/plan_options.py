@@ -1,0 +1,16 @@
+"""The limits of a plan's options, which `plan` checks too: each is declared and worded here only.
+
+>>> LIMIT.require("limit", 0)
+Traceback (most recent call last):
+pipeline.errors.UsageError: limit is 0; it must be at least 1
+"""
+
+from __future__ import annotations
+
+from pipeline.options import Option
+
+LIMIT = Option("Take only this many images, the same ones in each run.", least=1)
+
+SHARD_IMAGES = Option(
+    "Number of images in each new shard (default: chosen by the number of images).", least=1
+)
