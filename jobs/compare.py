@@ -142,10 +142,13 @@ def print_all(matrix: Matrix, layer: str, lens: Lens | None, *, fd: bool) -> Non
     """Prints the matrix, and the nearest pairs in words."""
     from rich.console import Console
 
-    from pipeline.reporting import matrix_sentences, print_matrix
+    from pipeline.reporting import headline, matrix_sentences, print_matrix
 
+    weighs = lens is None or lens.has_positive_weight(layer)
+    if weighs and (first := headline(matrix, layer)):
+        say(first, "")
     print_matrix(matrix, Console(), layer, lens=lens)
-    if lens is None or lens.has_positive_weight(layer):
+    if weighs:
         say(*matrix_sentences(matrix, layer))
     if fd:
         print_matrix(matrix, Console(), layer, "fd")

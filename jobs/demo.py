@@ -50,13 +50,13 @@ def demo(
         return
     from rich.console import Console
 
-    from pipeline.reporting import draw, matrix_sentences, print_matrix
+    from pipeline.reporting import draw, headline, matrix_sentences, print_matrix
 
     (out / "matrix.svg").write_bytes(draw(matrix, "svg"))
     width = max(len(name) for name in DATASETS)
     for result in results:
         say(f"{result.name:{width}}  {result.version.images:>3} images: {DATASETS[result.name]}")
-    say("")
+    say("", headline(matrix), "")
     print_matrix(matrix, Console())
     say(*matrix_sentences(matrix))
     say("", *_of_photos(matrix))

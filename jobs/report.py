@@ -33,7 +33,7 @@ def report(
 ) -> None:
     """Write the page of a snapshot: one HTML file that opens offline."""
     from pipeline import api
-    from pipeline.reporting import summary_sentence
+    from pipeline.reporting import headline, summary_sentence
 
     made = api.report(
         catalogue,
@@ -49,7 +49,7 @@ def report(
     if as_json:
         print_json({"out": out, "bytes": size, "datasets": len(matrix.names)})
         return
-    say(summary_sentence(matrix))
+    say(*filter(None, (headline(matrix), summary_sentence(matrix))))
     say(f"The page of {len(matrix.names)} datasets is in {out} ({size / 1e6:.1f} MB)")
 
 

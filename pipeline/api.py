@@ -146,6 +146,11 @@ class Report(HtmlPage):
     matrices: tuple[Matrix, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def headline(self) -> str:
+        """What stands out over all neurons, in the sentences that the page begins with."""
+        return reporting.headline(self.matrices[0])
+
     def __repr__(self) -> str:
         return f"<Report of {len(self.matrices[0].names)} datasets, {len(self.html) / 1e6:.1f} MB>"
 

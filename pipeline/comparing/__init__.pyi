@@ -3,6 +3,7 @@ from .all_pairs import compare as compare
 from .arrangement import clusters as clusters
 from .arrangement import neighbours as neighbours
 from .arrangement import plane_map as plane_map
+from .arrangement import widest_split as widest_split
 from .compare_options import CompareKeywords as CompareKeywords
 from .compare_options import CompareOptions as CompareOptions
 from .compare_options import FrechetOptions as FrechetOptions

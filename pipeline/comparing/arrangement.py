@@ -21,6 +21,9 @@ from pipeline.dna import Floats, Ints
 MAX_STEPS = 1000
 """Iterations that a map takes at most."""
 
+MOST_GROUPS = 4
+"""The most groups that datasets are split into, so that a sentence can name them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
@@ -101,6 +104,58 @@ def clusters(distances: Floats, *, best: bool = True) -> Clusters:
     leaves = _best_leaves(tree, known) if best else leaves_list(tree)
     order = tuple(kept[leaf] for leaf in leaves)
     return Clusters(order + undefined, _dendrogram(tree, leaves), undefined)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Groups of datasets whose intervals keep them apart.
+
+    Attributes:
+        groups: The datasets of each group, by number; the largest group first.
+        within: The upper end of the largest interval inside a group.
+        between: The lower end of the smallest interval between two groups.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    within: float
+    between: float
+
+
+def widest_split(distances: Floats, low: Floats, high: Floats, most: int = MOST_GROUPS) -> Split:
+    """Finds groups such that all intervals within them lie below all intervals between them.
+
+    Of all such splits, it is the one of the widest gap between the two kinds of intervals. A split
+    of that kind is a cut through the tree of average linkage, because whatever is in one group is
+    joined before anything else.
+
+    Args:
+        distances: (D, D) distances.
+        low: (D, D) lower ends of their intervals.
+        high: (D, D) upper ends of their intervals.
+        most: The largest number of groups. There are always fewer groups than datasets.
+
+    Returns:
+        The split. It has no groups if no split is of that kind, and leaves out datasets without an
+        interval to the others.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
+    kept = defined(np.where(np.eye(len(distances), dtype=bool), 0.0, distances + low + high))
+    here = np.ix_(kept, kept)
+    tree = linkage(squareform(_symmetric(distances[here])), "average") if len(kept) > 2 else None
+    best, off = Split((), np.nan, np.nan), ~np.eye(len(kept), dtype=bool)
+    for count in range(2, min(most, len(kept) - 1) + 1) if tree is not None else ():
+        labels = fcluster(tree, count, "maxclust")
+        same = labels[:, None] == labels
+        if same.all():  # of branches at one height none is cut alone
+            continue
+        within = float(high[here][same & off].max(initial=0.0))
+        between = float(low[here][~same].min())
+        if within < between and not between - within <= best.between - best.within:
+            members = [tuple(np.array(kept)[labels == label].tolist()) for label in set(labels)]
+            best = Split(tuple(sorted(members, key=lambda m: (-len(m), m))), within, between)
+    return best
 
 
 def _best_leaves(tree: Floats, distances: Floats) -> Ints:

@@ -35,9 +35,7 @@ from pipeline.spec import Preprocess
 def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int = 3) -> Floats32:
     """Does what `load` does, bit for bit, with the decoder in another process.
 
-    The process answers for many images. After a crash, or `seconds` without an answer, a new one
-    gets the image. The resize stays in this process: only the decoder is foreign code that trusts
-    the bytes.
+    The resize stays in this process: only the decoder is foreign code that trusts the bytes.
 
     Args:
         data: The bytes of the file.
@@ -47,6 +45,28 @@ def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int =
 
     Returns:
         The network's input, float32 (height, width, 3), normalised.
+
+    Raises:
+        BadImage: As `decode_isolated` raises it.
+        VdnaError: Likewise.
+    """
+    return prepare(decode_isolated(data, rule, seconds, attempts), rule)
+
+
+def decode_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int = 3) -> Pixels:
+    """Does what `decode` does in another process.
+
+    The process answers for many images. After a crash, or `seconds` without an answer, a new one
+    gets the image.
+
+    Args:
+        data: The bytes of the file.
+        rule: Its limits, EXIF rule and decoder are used.
+        seconds: The time limit of one attempt, including the start of the process.
+        attempts: How many processes may be tried.
+
+    Returns:
+        RGB pixels, uint8 (height, width, 3).
 
     Raises:
         BadImage: If the image cannot be decoded. After the last attempt the reason is
@@ -74,7 +94,7 @@ def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int =
             raise
         if answer is not None:
             decoder.rest()
-            return prepare(_answer(answer), rule)
+            return _answer(answer)
         ending, last_words = decoder.end()
         if last_words.startswith(("ModuleNotFoundError", "ImportError")):
             raise VdnaError(f"the decoding process cannot start: {last_words}")

@@ -9,6 +9,7 @@ from .conclusions import verdicts as verdicts
 from .event_output import show_progress as show_progress
 from .figure import draw as draw
 from .figure import kind_of as kind_of
+from .headline_sentences import headline as headline
 from .html.dataset_panels import gather_matrix_page as gather_matrix_page
 from .html.explanation_page import gather_explanation as gather_explanation
 from .html.explanation_page import render_explanation as render_explanation

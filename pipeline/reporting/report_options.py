@@ -9,7 +9,7 @@ from pipeline.catalogue import SnapshotKeywords, SnapshotOptions
 from pipeline.comparing import FrechetOptions
 from pipeline.options import Option
 
-SHOWN_IMAGES = 4
+SHOWN_IMAGES = 6
 """The default number of images shown for a dataset."""
 
 

@@ -25,7 +25,7 @@ from pipeline.errors import BadImage, SpecMismatch, TransientError, UsageError
 from pipeline.images import load, load_isolated, stated_decoder
 from pipeline.images.decoders import register_decoder
 from pipeline.images.decoding import decode
-from pipeline.reporting.html.thumbnails import thumbnail
+from pipeline.reporting.html.thumbnails import THUMBNAIL, thumbnail
 from pipeline.spec import Preprocess, Resources, Spec
 from tests.support import tiny_network as tiny
 from tests.support.builders import tiny_spec
@@ -243,6 +243,7 @@ def test_the_decoder_is_stated_in_the_spec(raw16: Any, tmp_path: Path) -> None:
 
 def test_pages_show_images_of_an_own_decoder(scans: Path, raw16: Any) -> None:
     data = (scans / "0.raw16").read_bytes()
-    assert thumbnail(data, "raw16@1").startswith("data:image/webp;base64,")
+    rule = replace(THUMBNAIL, decoder="raw16@1")
+    assert thumbnail(data, rule).startswith("data:image/webp;base64,")
     with pytest.raises(BadImage, match="not_an_image"):
         thumbnail(data)

@@ -695,7 +695,7 @@ def test_report_writes_the_page_of_a_snapshot(
     monkeypatch.chdir(tmp_path)
     assert "2 datasets is in vdna-report.html" in vdna("report", "-c", place).stdout
     page = tmp_path / "vdna-report.html"
-    assert page.read_text().count("data:image/webp") == 8
+    assert page.read_text().count("data:image/webp") == 10
     out = tmp_path / "deep/other.html"
     told = vdna_json("report", "-c", place, "--out", out, "--samples", 0)
     assert told == {"out": str(out), "bytes": out.stat().st_size, "datasets": 2}

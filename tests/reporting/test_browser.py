@@ -200,15 +200,16 @@ def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path)
     reader.open(path)
     reader.choose("layer", HOSTILE)
     reader.run("for (const closed of document.querySelectorAll('details')) closed.open = true")
-    reader.wait(lambda: reader.run("return document.querySelectorAll('.samples img').length") == 3)
+    strips = "return document.querySelectorAll('#strips .photos img').length"
+    reader.wait(lambda: reader.run(strips) == 3)
     reader.find("cursor").send_keys(Keys.HOME, Keys.ARROW_RIGHT, Keys.ENTER)
     reader.wait(lambda: HOSTILE in reader.text("pair-title"))
-    for shown in ("title", "about", "notes", "panels", "pair-body", "selected", "lens"):
+    for shown in ("title", "about", "notes", "strips", "panels", "pair-body", "selected", "lens"):
         assert HOSTILE in reader.text(shown), shown
     assert reader.driver.title == HOSTILE
     assert reader.run("return window.hurt === undefined")
     assert reader.run("return document.querySelectorAll('script').length") == 2
-    assert reader.run("return document.querySelectorAll('img:not(.samples img)').length") == 0
+    assert reader.run("return document.querySelectorAll('img:not(.photos img)').length") == 0
     reader.assert_no_request_and_no_message(path)
 
 
@@ -532,7 +533,7 @@ def test_no_section_covers_another_wherever_the_page_is_scrolled(
     for top in range(0, height, 150):
         boxes = reader.run(
             "scrollTo(0, arguments[0]);"
-            "return [...document.querySelectorAll('.column, #neighbours, #datasets')]"
+            "return [...document.querySelectorAll('#datasets, .column, #neighbours')]"
             ".map((of) => of.getBoundingClientRect())"
             ".map((box) => [box.left, box.top, box.right, box.bottom])",
             top,

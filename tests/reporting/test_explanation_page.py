@@ -218,11 +218,11 @@ def test_each_reader_asks_a_store_that_does_not_answer_only_once(
 ) -> None:
     asked: list[object] = []
 
-    def away(entry: object, decoder: str | None) -> str:
+    def away(entry: object, rule: object) -> str:
         asked.append(entry)
         raise TransientError("the store did not answer")
 
-    monkeypatch.setattr(thumbnails, "small_image", away)
+    monkeypatch.setattr(thumbnails, "small_pixels", away)
     found = explain(built, "day", "night")
     why = gather_explanation(built, found, samples=0)
     assert 1 <= len(asked) <= explained.IMAGE_READERS

@@ -9,9 +9,13 @@ fails for that.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from heapq import nsmallest
+from operator import itemgetter
 from time import monotonic
 
 from pipeline import storage
@@ -24,19 +28,25 @@ from pipeline.explaining import PAIRS, NearestPairs, find_pair_neurons
 from pipeline.reporting.html.page_data import Page, Panel, Sample, Seen
 from pipeline.reporting.html.thumbnails import (
     SAMPLING_SECONDS,
-    decoder_of,
+    encoded,
+    fingerprint,
     is_far,
+    is_one_photograph,
+    rule_of,
     short_name,
-    small_image,
+    small_pixels,
 )
 from pipeline.reporting.report_options import SHOWN_IMAGES
 from pipeline.sources import Entry, number_of_shards, read_shard
 from pipeline.spec import Spec
 
-ALL_SAMPLES = 400
+ALL_SAMPLES = 600
 """The most images of all datasets together, so that a page stays small."""
 
 PANEL_FAILURES = 5
+
+TRIED = 2
+"""How many images are read for one that is shown, so that it can be of another photograph."""
 
 
 def gather_matrix_page(
@@ -236,51 +246,93 @@ def _samples(
     failed: set[tuple[str, str]],
     deadline: float,
 ) -> tuple[tuple[Sample, ...], list[str]]:
-    """Reads images of a dataset, and says why there are fewer than `count`."""
+    """Reads images of a dataset.
+
+    Images that look like one photograph are shown only if there are not enough others.
+
+    Returns:
+        The images, and why there are fewer than `count`.
+    """
     if not count:
         return (), ["no sample images"]
     if version.imported:
         return (), ["no sample images: it was imported, without a list of its images"]
-    shown: list[Sample] = []
     try:
-        entries = _spread(catalogue, name, version, count, failed)
+        entries = _drawn(catalogue, name, version, TRIED * count, failed)
     except VdnaError as error:
         return (), [f"no sample images: {error}"]
+    shown: list[Sample] = []
+    again: list[Sample] = []
+    seen: list[int] = []
     why: list[str] = []
-    decoder = decoder_of(catalogue, version)
+    rule = rule_of(catalogue, version)
     for entry in entries:
+        if len(shown) >= count:
+            break
         if monotonic() > deadline:
-            return tuple(shown), [*why, "further samples are left out: reading took too long"]
+            why.append("further samples are left out: reading took too long")
+            break
         try:
-            shown.append(Sample(short_name(entry.uri, entry.member), small_image(entry, decoder)))
+            pixels = small_pixels(entry, rule)
         except BadImage as bad:
             why.append(f"no sample of {short_name(entry.uri, entry.member)}: {bad}")
+            continue
         except (VdnaError, OSError, MemoryError) as error:
             # The others lie where this one does; a store that is away is asked once.
-            return tuple(shown), [*why, f"sample images cannot be read: {error}"]
+            why.append(f"sample images cannot be read: {error}")
+            break
+        own = fingerprint(pixels)
+        known = any(is_one_photograph(own, other) for other in seen)
+        (again if known else shown).append(
+            Sample(short_name(entry.uri, entry.member), encoded(pixels))
+        )
+        seen.append(own)
     if not entries:
         why.append("no sample images: all failed, or lie deep in compressed archives")
-    return tuple(shown), why
+    return tuple([*shown, *again][:count]), why
 
 
-def _spread(
+def _drawn(
     catalogue: Catalogue, name: str, version: Version, count: int, failed: set[tuple[str, str]]
 ) -> list[Entry]:
-    """Chooses counted images from shards all over the manifest, the same every time."""
+    """Draws counted images by a hash of what identifies them.
+
+    Shards are drawn by a hash too, because a manifest may be too large to be read.
+
+    Returns:
+        At most `count` images, the same ones every time. Those of another group, or of a name that
+        begins otherwise, come before a second one of the same.
+    """
     uri = catalogue.uri("manifests", version.spec, name, version.manifest)
-    found: list[Entry] = []
+    found: list[tuple[bytes, Entry]] = []
     with storage.open_random(uri) as file:
         shards = number_of_shards(file, uri)
-        spread = [shards * k // count for k in range(count)]
-        each = -(-count // min(count, shards)) if shards else 0
-        for shard in dict.fromkeys([*spread, *range(min(shards, 2 * count))]):
-            if len(found) >= count:
+        drawn = sorted(range(shards), key=lambda shard: _hash(version.manifest, str(shard)))
+        each = -(-4 * count // max(1, min(shards, count)))
+        for shard in drawn[: 2 * count]:
+            if len(found) >= 4 * count:
                 break
-            members = [
-                entry
+            members = (
+                (_hash(entry.identity, entry.uri, entry.member), entry)
                 for entry in read_shard(file, shard, uri).members
                 if (entry.uri, entry.member) not in failed and not is_far(entry)
-            ]
-            some = min(each, len(members))
-            found += [members[len(members) * i // some] for i in range(some)]
-    return found[:count]
+            )
+            found += nsmallest(each, members, key=itemgetter(0))
+    turns: Counter[str] = Counter()
+    order = []
+    for key, entry in sorted(found, key=itemgetter(0)):
+        kind = _kind(entry)
+        order.append((turns[kind], key, entry))
+        turns[kind] += 1
+    return [entry for *_, entry in sorted(order, key=itemgetter(0, 1))[:count]]
+
+
+def _hash(*texts: str) -> bytes:
+    return blake2b("\0".join(texts).encode(), digest_size=16).digest()
+
+
+def _kind(entry: Entry) -> str:
+    """Returns what images of one origin have in common: a group, or the name before a number."""
+    named = entry.member or entry.uri
+    folder, _, file = named.rpartition("/")
+    return entry.group or f"{folder}/{re.split('[0-9]', file, maxsplit=1)[0]}"

@@ -138,7 +138,22 @@ function pairLegend(first, second, parent) {
 
 // Datasets.
 
-function drawPanels() {
+// A strip of small images, each whole.
+function photos(samples, parent) {
+  const strip = make("div", null, { class: "photos" }, parent);
+  for (const { name, image } of samples) make("img", null, { src: image, alt: `image ${name}`, title: name }, strip);
+  return strip;
+}
+
+function factList(facts, parent) {
+  const list = make("dl", null, { class: "facts" }, parent);
+  for (const [name, text] of facts) {
+    make("dt", name, {}, list);
+    make("dd", text, {}, list);
+  }
+}
+
+function drawPanels(fill) {
   for (const [i, dataset] of DATA.datasets.entries()) {
     const details = make("details", null, {}, $("panels"));
     make("summary", `${DATA.names[i]}: ${dataset.line}`, {}, details);
@@ -148,12 +163,9 @@ function drawPanels() {
   }
 }
 
-function fill(details, dataset) {
-  const list = make("dl", null, { class: "facts" }, details);
-  for (const [name, text] of [...dataset.facts, ...DATA.shared]) {
-    make("dt", name, {}, list);
-    make("dd", text, {}, list);
-  }
+// Where a dataset comes from, and what could not be read of it.
+function fillPanel(details, dataset) {
+  factList(dataset.facts, details);
   if (dataset.reasons.length) {
     make("h3", "Failures", {}, details);
     const reasons = make("ul", null, {}, details);
@@ -161,12 +173,6 @@ function fill(details, dataset) {
       make("li", `${count.toLocaleString("en")} × ${reason}`, {}, reasons);
     const named = make("ul", null, { class: "quiet" }, details);
     for (const text of dataset.failures) make("li", text, {}, named);
-  }
-  const samples = make("div", null, { class: "samples" }, details);
-  for (const sample of dataset.samples) {
-    const figure = make("figure", null, {}, samples);
-    make("img", null, { src: sample.image, alt: `sample ${sample.name}`, width: 96, height: 96 }, figure);
-    make("figcaption", sample.name, { title: sample.name }, figure);
   }
   for (const note of dataset.notes) make("p", note, { class: "quiet" }, details);
 }

@@ -198,7 +198,10 @@ function begin() {
     make("p", text, { class: "quiet" }, $("neurons-legend"));
   option($("layer"), "", "all layers");
   for (const layer of new Set(DATA.neurons.map((neuron) => neuron.layer))) option($("layer"), layer, layer);
-  drawPanels();
+  drawPanels((details, dataset) => {
+    fillPanel(details, { ...dataset, facts: [...dataset.facts, ...DATA.shared] });
+    photos(dataset.samples, details);
+  });
   $("layer").addEventListener("change", () => {
     state.layer = $("layer").value;
     update();

@@ -26,7 +26,7 @@ from pipeline.reporting.conclusions import explanation_sentence
 from pipeline.reporting.html.dataset_panels import panel_of, spec_facts
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.page_data import Panel
-from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, decoder_of, short_name
+from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, rule_of, short_name
 from pipeline.reporting.report_options import SHOWN_IMAGES
 from pipeline.reporting.terminal import lacking_exemplars
 from pipeline.sources import Entry, find_entries
@@ -156,8 +156,8 @@ def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict
             listed, why = {}, f"the manifest cannot be read: {error}"
         entries |= listed
         lost |= dict.fromkeys(wanted - listed.keys(), why)
-    decoder = decoder_of(catalogue, next(iter(found.versions.values())))  # both have one spec
-    reader = SmallImages(deadline, decoder)
+    rule = rule_of(catalogue, next(iter(found.versions.values())))  # both have one spec
+    reader = SmallImages(deadline, rule)
 
     def read(key: Key) -> ShownImage:
         name, place = _cut(short_name(*key)), _cut(storage.spelled(*key))
@@ -219,7 +219,8 @@ def render_explanation(why: Why) -> bytes:
         room -= len(image)
         return room >= 0
 
-    return framed("explained", title, data | {"pictures": _embedded(why.pictures.values(), fits)})
+    pictures = {"pictures": _embedded(why.pictures.values(), fits)}
+    return framed("explained", ["explained.js"], title, data | pictures)
 
 
 def _neurons(found: Explanation, places: Mapping[Key, int]) -> Iterable[dict[str, Any]]:

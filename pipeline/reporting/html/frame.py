@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from typing import Any
@@ -50,18 +50,19 @@ def save_page(page: bytes, out: str) -> int:
     return len(page)
 
 
-def framed(name: str, title: str, data: Mapping[str, Any]) -> bytes:
-    """Fills the page of a name (`page.html` with `page.js`) with data.
+def framed(name: str, scripts: Sequence[str], title: str, data: Mapping[str, Any]) -> bytes:
+    """Fills the page of a name (such as `page.html`) with data.
 
     Args:
-        name: The name of the page's files in this folder.
+        name: The name of the page's file in this folder.
+        scripts: The files of its script after `draw.js`, in the order in which they run.
         title: The title of the page.
         data: What the script shows. All texts in it are redacted.
 
     Returns:
         The bytes of the HTML file.
     """
-    script = f"{asset('draw.js')}\n{asset(f'{name}.js')}"
+    script = "\n\n".join(asset(file) for file in ("draw.js", *scripts))
     return document(name, title, asset("page.css"), {"data": as_script(data)}, script)
 
 

@@ -17,8 +17,9 @@ from time import monotonic
 from pipeline import storage
 from pipeline.errors import redact
 from pipeline.reporting.html.frame import asset, document
-from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages
+from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, THUMBNAIL, SmallImages
 from pipeline.sources import Entry
+from pipeline.spec import Preprocess
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Gallery:
 
 
 def look(
-    captioned: Iterable[tuple[Entry, tuple[str, ...]]], decoder: str | None = None
+    captioned: Iterable[tuple[Entry, tuple[str, ...]]], rule: Preprocess = THUMBNAIL
 ) -> list[GalleryImage]:
     """Reads images again and makes them small.
 
@@ -81,12 +82,12 @@ def look(
 
     Args:
         captioned: Images with the lines of their captions.
-        decoder: The user's own decoder, as the spec states it, or None.
+        rule: The rule by which the images are read.
 
     Returns:
         The pictures. One that cannot be read any more says why.
     """
-    reader = SmallImages(monotonic() + SAMPLING_SECONDS, decoder)
+    reader = SmallImages(monotonic() + SAMPLING_SECONDS, rule)
     pictures = []
     for entry, lines in captioned:
         image, missing = reader.read(entry)

@@ -2,10 +2,10 @@
 
     >>> Path("report.html").write_bytes(render_matrix_page(page))  # doctest: +SKIP
 
-`head.html`, `page.html`, `page.css`, `draw.js` and `page.js` beside this module are its frame, and
-all that runs. The policy in its head allows that one style and that one script, by their sha256,
-and no connection. The data are one JSON text in which no `<` stands; the script makes text of them,
-never markup.
+`head.html`, `page.html`, `page.css`, `draw.js` and the folder `matrix` beside this module are its
+frame, and all that runs. The policy in its head allows that one style and that one script, by their
+sha256, and no connection. The data are one JSON text in which no `<` stands; the script makes text
+of them, never markup.
 
 The script draws by itself instead of using plotly, whose script alone is 4.8 MB, has no keyboard
 access in a heatmap, and sets styles that a strict policy forbids.
@@ -22,6 +22,7 @@ from pipeline.comparing import FALSE_DISCOVERY_RATE, Estimate, Matrix, Measure, 
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
 from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, through, wide_note
+from pipeline.reporting.headline_sentences import headline
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT_DATASETS, pack
 from pipeline.reporting.html.page_data import Page, Seen
@@ -33,6 +34,21 @@ PAGE_COLUMNS: tuple[Measure | Estimate, ...] = (
     *("emd", "q", "emd_corrected", "low", "high", "se", "nfd", "fd", "floor", "p"),
 )
 """The columns of distances. The first ones are kept if there is not room for all."""
+
+SCRIPT_PARTS = (
+    "state",
+    "numbers",
+    "words",
+    "drawing",
+    "pointing",
+    "pair",
+    "map",
+    "datasets",
+    "tables",
+)
+
+MATRIX_SCRIPTS = tuple(f"matrix/{name}.js" for name in (*SCRIPT_PARTS, "begin"))
+"""The files of the page's script, in the order in which they run."""
 
 RATES = (0.01, 0.05, 0.1)
 """The false discovery rates that a reader can choose, besides the one that was asked for."""
@@ -68,11 +84,11 @@ def render_matrix_page(
             f"a page of {len(page.matrices)} matrices has {len(seen)} lenses; it needs one for each"
         )
     datasets = [plain(panel) for panel in page.panels]
-    told = [_told(*of) for of in zip(page.matrices, seen, strict=True)]
+    rates = sorted({*RATES, rate})
+    told = [_told(*of, rates) for of in zip(page.matrices, seen, strict=True)]
     if room is None:
         taken = len(as_script([datasets, told, page.notes]))
         room = max(LEAST_NUMBERS, MOST - FRAME - taken)
-    rates = sorted({*RATES, rate})
     numbers = [_columns(matrix, room // len(told), rates) for matrix in page.matrices]
     lenses = [
         of | {"columns": held, "left_out": left}
@@ -93,7 +109,7 @@ def render_matrix_page(
         "shared": page.shared,
         "datasets": datasets,
     }
-    return framed("page", title, data)
+    return framed("page", MATRIX_SCRIPTS, title, data)
 
 
 def _through_all(matrices: Sequence[Matrix]) -> str:
@@ -101,7 +117,7 @@ def _through_all(matrices: Sequence[Matrix]) -> str:
     return f" {through(matrices[0])}".rstrip() if len(matrices) == 1 else ""
 
 
-def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
+def _told(matrix: Matrix, seen: Seen, rates: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
     """Returns a matrix's part of the data without its numbers, and the notes about it."""
     planes = matrix.planes
     arranged = [clusters(matrix.corrected(plane)) for plane in planes]
@@ -111,6 +127,10 @@ def _told(matrix: Matrix, seen: Seen) -> tuple[dict[str, Any], list[str]]:
         "through": through(matrix),
         "no_test": no_test(matrix),
         "weightless": seen.weightless,
+        "headlines": [
+            ["" if plane in seen.weightless else headline(matrix, plane, rate) for rate in rates]
+            for plane in planes
+        ],
         "neurons": {
             f"{i}-{j}": [plain(n) for n in found] for (i, j), found in seen.neurons.items()
         },

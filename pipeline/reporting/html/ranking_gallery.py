@@ -10,7 +10,7 @@ from pipeline.explaining import RankedImage, Ranking
 from pipeline.reporting.html.dataset_panels import spec_facts
 from pipeline.reporting.html.frame import save_page
 from pipeline.reporting.html.gallery import Gallery, Row, look, render_gallery
-from pipeline.reporting.html.thumbnails import decoder_of
+from pipeline.reporting.html.thumbnails import rule_of
 from pipeline.sources import Entry
 
 GALLERY = 24
@@ -44,12 +44,10 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> G
     """
     version, nearest = ranking.version, ranking.nearest[:most]
     farthest = [image for image in ranking.farthest[:most] if image.rank > len(nearest)]
-    decoder = decoder_of(catalogue, version)
-    rows = [Row(f"Nearest to {ranking.name}", look(_captioned(nearest, ranking), decoder))]
+    rule = rule_of(catalogue, version)
+    rows = [Row(f"Nearest to {ranking.name}", look(_captioned(nearest, ranking), rule))]
     if farthest:
-        rows.append(
-            Row(f"Farthest from {ranking.name}", look(_captioned(farthest, ranking), decoder))
-        )
+        rows.append(Row(f"Farthest from {ranking.name}", look(_captioned(farthest, ranking), rule)))
     through = "" if ranking.lens == UNIFORM else f" through lens {ranking.lens}"
     totals = [
         ("ranked", f"{ranking.ranked:,}"),

@@ -1,4 +1,4 @@
-"""Reads images again and makes small squares of them for pages."""
+"""Reads images again and makes small ones of them for pages."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from pipeline.sources import Entry, Members
 from pipeline.spec import Preprocess
 
 SIDE = 96
+"""The longer side of a small image, in pixels."""
 
-THUMBNAIL = Preprocess(
-    SIDE, SIDE, (0.0,) * 3, (1.0,) * 3, crop="center", max_bytes=32 * 2**20, max_pixels=50_000_000
-)
-"""How an image becomes a thumbnail: by the same rules and decoders as all other images."""
+MAX_SHOWN_BYTES, MAX_SHOWN_PIXELS = 32 * 2**20, 50_000_000
+"""The limits of an image that a page shows. An image may count and yet be too large to show."""
+
+THUMBNAIL = Preprocess(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3)
+"""How an image is read if its spec is not known."""
+
+ALIKE_BITS = 6
+"""Images are taken for one photograph if at most so many bits of their `fingerprint` differ."""
 
 DECODE_SECONDS = 10.0
 
@@ -37,12 +42,12 @@ NEAR = 64 * 2**20
 """The most bytes of a compressed tar that are unpacked for a sample."""
 
 
-def decoder_of(catalogue: Catalogue, version: Version) -> str | None:
-    """Returns the user's own decoder that a version's images need, or None."""
+def rule_of(catalogue: Catalogue, version: Version) -> Preprocess:
+    """Returns the rule by which a version's images are read: that of the network's input."""
     try:
-        return catalogue.spec(version.spec).preprocess.decoder
+        return catalogue.spec(version.spec).preprocess
     except VdnaError:  # a page can do without its images
-        return None
+        return THUMBNAIL
 
 
 def is_far(entry: Entry) -> bool:
@@ -55,21 +60,21 @@ def short_name(uri: str, member: str) -> str:
     return (member or storage.readable(uri)).rpartition("/")[2]
 
 
-def small_image(entry: Entry, decoder: str | None = None) -> str:
-    """Reads a candidate and returns its `thumbnail`.
+def small_pixels(entry: Entry, rule: Preprocess = THUMBNAIL) -> images.Pixels:
+    """Reads a candidate and returns its `shrunk` pixels.
 
     Args:
         entry: The candidate.
-        decoder: The user's own decoder, as the spec states it, or None.
+        rule: The rule by which it is read.
 
     Returns:
-        The `data:` URI of the small image.
+        RGB pixels, uint8 (height, width, 3).
 
     Raises:
         BadImage: It is too large, or cannot be decoded.
     """
-    with closing(Members([entry], THUMBNAIL.max_bytes, 1)) as members:
-        return thumbnail(members.fetch(entry), decoder)
+    with closing(Members([entry], min(rule.max_bytes, MAX_SHOWN_BYTES), 1)) as members:
+        return shrunk(members.fetch(entry), rule)
 
 
 class SmallImages:
@@ -77,12 +82,12 @@ class SmallImages:
 
     Args:
         deadline: When to stop, by the monotonic clock.
-        decoder: The user's own decoder, as the spec states it, or None.
+        rule: The rule by which the images are read.
     """
 
-    def __init__(self, deadline: float, decoder: str | None = None) -> None:
+    def __init__(self, deadline: float, rule: Preprocess = THUMBNAIL) -> None:
         self._deadline = deadline
-        self._decoder = decoder
+        self._rule = rule
         self._away = ""
 
     def read(self, entry: Entry) -> tuple[str, str]:
@@ -94,7 +99,7 @@ class SmallImages:
         if is_far(entry):
             return "", "not read: it lies deep in a compressed archive"
         try:
-            return small_image(entry, self._decoder), ""
+            return encoded(small_pixels(entry, self._rule)), ""
         except BadImage as bad:
             return "", f"cannot be shown: {bad}"
         except (VdnaError, OSError, MemoryError) as error:
@@ -104,24 +109,68 @@ class SmallImages:
             return "", why
 
 
-def thumbnail(data: bytes, decoder: str | None = None) -> str:
-    """Makes a small square of an image.
+def thumbnail(data: bytes, rule: Preprocess = THUMBNAIL) -> str:
+    """Makes a small image of the bytes of an image's file.
 
-    The image is decoded in a process of its own, within limits of bytes, pixels and seconds.
+    Args:
+        data: The bytes of the file.
+        rule: The rule by which it is read.
+
+    Returns:
+        The `data:` URI of the small image.
+    """
+    return encoded(shrunk(data, rule))
+
+
+def shrunk(data: bytes, rule: Preprocess = THUMBNAIL) -> images.Pixels:
+    """Decodes an image and makes it small: the whole image, in its own proportions.
+
+    Colours, transparency and orientation are as the network sees them, by the same rule. The image
+    is decoded in a process of its own, within limits of bytes, pixels and seconds.
 
     Args:
         data: The bytes of the image's file.
-        decoder: The user's own decoder, as the spec states it, or None.
+        rule: The rule by which it is read.
 
     Returns:
-        The `data:` URI of the square.
+        RGB pixels, uint8 (height, width, 3), the longer side `SIDE` pixels long.
 
     Raises:
         BadImage: The image cannot be decoded.
     """
-    rule = replace(THUMBNAIL, decoder=decoder)
+    shown = replace(
+        rule,
+        mean=THUMBNAIL.mean,
+        std=THUMBNAIL.std,
+        resize=THUMBNAIL.resize,
+        crop=THUMBNAIL.crop,
+        max_bytes=min(rule.max_bytes, MAX_SHOWN_BYTES),
+        max_pixels=min(rule.max_pixels, MAX_SHOWN_PIXELS),
+    )
     with _ONE_DECODER:
-        pixels = images.load_isolated(data, rule, DECODE_SECONDS, attempts=1)
+        pixels = images.decode_isolated(data, shown, DECODE_SECONDS, attempts=1)
+    tall, wide, _ = pixels.shape
+    height, width = (max(1, round(SIDE * side / max(tall, wide))) for side in (tall, wide))
+    small = images.prepare(pixels, replace(shown, height=height, width=width))
+    return np.rint(small * 255).astype(np.uint8)
+
+
+def encoded(pixels: images.Pixels) -> str:
+    """Returns pixels as the `data:` URI of an image."""
     out = io.BytesIO()
-    Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(out, "WEBP", quality=70)
+    Image.fromarray(pixels).save(out, "WEBP", quality=70)
     return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def fingerprint(pixels: images.Pixels) -> int:
+    """Returns 64 bits that change little if an image is resized or recoded (a difference hash).
+
+    Each bit tells whether the image becomes brighter from one place to the next on its right.
+    """
+    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((9, 8)), np.int16)
+    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
+
+
+def is_one_photograph(one: int, other: int) -> bool:
+    """Tells whether two fingerprints are most likely of one photograph."""
+    return (one ^ other).bit_count() <= ALIKE_BITS

@@ -1,0 +1,115 @@
+// Drawing all of it, and the beginning.
+
+async function update() {
+  const mine = ++turn;
+  const matrix = DATA.matrices[state.matrix];
+  const layer = await layerNumbers(state.matrix, state.plane);
+  if (mine !== turn) return;
+  const order = orderNow(matrix, layer);
+  view = { matrix, layer, order, plane: matrix.planes[state.plane] };
+  if (state.row === null) state.open = [state.row, state.column] = telling();
+  scaleNow();
+  measure();
+  drawMatrix();
+  drawLegend();
+  showSelected();
+  drawMap();
+  drawDatasets();
+  drawSentences();
+  drawTable();
+  $("headline").textContent = matrix.headlines[state.plane][DATA.rates.indexOf(state.rate)];
+  $("summary").textContent = summary();
+  const plain = ["emd", "emd_range"].includes(state.quantity) && anyKnown(layer.emd_corrected) ? ", plain" : "";
+  $("matrix-title").textContent = `${QUANTITIES[state.quantity]}${plain}: ${titleName(view.plane)}`;
+  if (state.open) await openPair(...state.open, false);
+  document.body.dataset.drawn = String(mine);
+}
+
+function fillPlanes(wanted = ALL) {
+  const { planes, columns, arranged } = DATA.matrices[state.matrix];
+  $("layer").replaceChildren();
+  for (const [index, plane] of planes.entries()) option($("layer"), index, shortName(plane));
+  state.plane = Math.max(0, planes.indexOf(planes.includes(wanted) ? wanted : ALL));
+  state.quantity ??= arranged[state.plane].corrected ? "emd_corrected" : "emd";
+  $("layer").value = String(state.plane);
+  $("quantity").replaceChildren();
+  for (const [name, text] of Object.entries(QUANTITIES)) {
+    if (columns[name] || name === "emd" || name === "emd_range") option($("quantity"), name, text);
+  }
+  if (!columns[state.quantity] && state.quantity !== "emd_range") state.quantity = "emd";
+  $("quantity").value = state.quantity;
+}
+
+function begin() {
+  $("title").textContent = DATA.title;
+  for (const note of DATA.notes) make("li", note, {}, $("notes"));
+  for (const [index, matrix] of DATA.matrices.entries()) option($("lens"), index, matrix.lens);
+  $("lens-label").hidden = DATA.matrices.length < 2 && !DATA.matrices[0].through;
+  for (const [i, name] of DATA.names.entries()) option($("origin"), i, name);
+  $("origin-label").hidden = true;
+  for (const rate of DATA.rates) option($("rate"), rate, percent(rate));
+  $("rate").value = String(DATA.rate);
+  fillPlanes();
+  drawProvenance();
+  const on = (id, change) => {
+    const event = id === "filter" ? "input" : "change";
+    $(id).addEventListener(event, () => {
+      change($(id).value);
+      update();
+    });
+  };
+  on("layer", (value) => {
+    state.plane = Number(value);
+  });
+  on("lens", (value) => {
+    const { planes } = DATA.matrices[state.matrix];
+    state.matrix = Number(value);
+    fillPlanes(planes[state.plane]);
+  });
+  on("quantity", (value) => {
+    state.quantity = value;
+  });
+  on("order", (value) => {
+    state.order = value;
+    $("origin-label").hidden = value !== "distance";
+  });
+  on("origin", (value) => {
+    state.origin = Number(value);
+  });
+  on("colours", (value) => {
+    state.colours = value;
+  });
+  on("rate", (value) => {
+    state.rate = Number(value);
+  });
+  on("cells", (value) => {
+    state.cells = Number(value);
+  });
+  on("filter", (value) => {
+    state.filter = value;
+  });
+  $("controls").addEventListener("submit", (event) => event.preventDefault());
+  $("numbers").addEventListener("toggle", () => view && drawTable());
+  const cursor = $("cursor");
+  cursor.addEventListener("keydown", press);
+  cursor.addEventListener("mousemove", hover);
+  cursor.addEventListener("mouseleave", () => $("tip").classList.remove("on"));
+  cursor.addEventListener("click", (event) => {
+    const pair = cellAt(event);
+    if (!pair) return;
+    [state.row, state.column] = pair;
+    showSelected();
+    openPair(...pair, false);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
+  let width = $("frame").clientWidth;
+  new ResizeObserver(() => {
+    if ($("frame").clientWidth !== width) {
+      width = $("frame").clientWidth;
+      update();
+    }
+  }).observe($("frame"));
+  update();
+}
+
+begin();

@@ -1,0 +1,179 @@
+"""Tests the sentences that a matrix begins with: they say no more than intervals and tests do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.comparing import ESTIMATES, Matrix, widest_split
+from pipeline.reporting import headline
+from tests.reporting.test_report import matrix_of, with_estimates, with_nan, with_single
+
+
+def matrix_at(points: dict[str, float], half: float = 0.5, *alike: tuple[str, str]) -> Matrix:
+    """Makes datasets on a line, with intervals of +- `half`; pairs `alike` have q 0.41."""
+    names = tuple(points)
+    at = np.array(list(points.values()))
+    away = np.abs(at[:, None] - at)
+    off = ~np.eye(len(at), dtype=bool)
+    estimates = {column: np.full((1, *away.shape), np.nan) for column in ESTIMATES}
+    for column, values in {
+        "emd_corrected": away,
+        "low": np.maximum(0, away - half),
+        "high": away + half,
+        "q": 0.001,
+    }.items():
+        estimates[column][0][off] = np.broadcast_to(values, away.shape)[off]  # type: ignore[index]
+    for a, b in alike:
+        i, j = names.index(a), names.index(b)
+        estimates["q"][0, i, j] = estimates["q"][0, j, i] = 0.41
+    members = {name: f"{i:032x}" for i, name in enumerate(names)}
+    emd = away[None] + 1.0 * off
+    none = np.full_like(emd, np.nan)
+    return Matrix(names, ("all",), emd, none, none, 1000, members, "ab" * 16, estimates=estimates)
+
+
+def test_an_outlier_is_named_with_bounds_of_its_intervals() -> None:
+    said = headline(matrix_at({"a": 0, "b": 2, "c": 5, "far": 40}))
+    assert said.startswith(
+        "far is the outlier: 34.5 bins or more from all others, which are at most 5.5 bins from "
+        "each other."
+    )
+
+
+def test_there_is_no_outlier_where_intervals_overlap() -> None:
+    points = {"a": 0.0, "b": 20, "far": 45}
+    assert "far is the outlier: 23.0 bins" in headline(matrix_at(points, 2))
+    assert "outlier" not in headline(matrix_at(points, 3))
+
+
+def test_several_outliers_and_groups_are_named() -> None:
+    several = headline(matrix_at({"a": 0, "b": 1, "c": 2, "x": 60, "y": 120}))
+    assert several.startswith("x and y are outliers: 57.5 bins or more from each other and from")
+    groups = headline(matrix_at({"a": 0, "b": 1, "x": 60, "y": 62}))
+    assert groups.startswith(
+        "There are 2 groups, 58.5 bins or more apart, and at most 2.5 bins within: a and b; x and y"
+    )
+
+
+def test_what_cannot_be_told_apart_is_said_and_not_called_near() -> None:
+    points = {"a": 0.0, "b": 1, "c": 10, "d": 30}
+    said = headline(matrix_at(points, 0.5, ("a", "b")))
+    assert "a and b cannot be told apart." in said
+    assert "c is nearest to b and a (9.0 bins from b)." in said
+    three = headline(matrix_at(points, 0.5, ("a", "b"), ("a", "c"), ("b", "c")))
+    assert "a, b and c cannot be told from each other." in three
+    chain = headline(matrix_at(points, 0.5, ("a", "b"), ("b", "c")))
+    assert "b cannot be told from a and c." in chain
+
+
+def test_a_dataset_that_others_are_nearest_to_is_named() -> None:
+    away = {("o", "p"): 3.0, ("o", "q"): 4.0, ("o", "r"): 5.0}
+    matrix = matrix_at(dict.fromkeys("opqr", 0.0))
+    for i, a in enumerate("opqr"):
+        for j, b in enumerate("opqr"):
+            value = away.get((min(a, b), max(a, b)), 9.0)
+            for column, shift in {"emd_corrected": 0.0, "low": -0.5, "high": 0.5}.items():
+                matrix.estimates[column][0, i, j] = np.nan if i == j else value + shift  # type: ignore[index]
+    assert "p, q and r are each nearest to o (3.0 to 5.0 bins)." in headline(matrix)
+
+
+def test_two_datasets_have_one_sentence() -> None:
+    assert headline(matrix_at({"a": 0, "b": 9})) == (
+        "a and b differ: they are 9.0 bins apart, with a 95% interval of 8.5 to 9.5."
+    )
+    assert headline(matrix_at({"a": 0, "b": 0.26}, 0.5, ("a", "b"))) == (
+        "a and b cannot be told apart: they are at most 0.76 bins apart."
+    )
+    assert headline(matrix_of("a", "b")) == (
+        "a and b are 100.0 bins apart. Whether they differ is not tested."
+    )
+    assert headline(with_nan(matrix_of("a", "b"), 0, 1)) == ""
+
+
+def test_without_error_bars_nothing_is_said_to_differ() -> None:
+    assert headline(matrix_of("a", "b", "c")) == (
+        "No pair is tested, so it is not known which distances are more than chance. The smallest "
+        "distance is that of a and b (50.0 bins), the largest a and c (100.0 bins)."
+    )
+
+
+def test_a_dataset_without_error_bars_is_in_no_statement() -> None:
+    said = headline(with_single(matrix_of("a", "b", "c", "d", "lone"), 4))
+    assert "lone" not in said
+
+
+def test_datasets_that_all_look_the_same_are_counted() -> None:
+    pairs = [(a, b) for a in "abc" for b in "abc" if a < b]
+    said = headline(matrix_at(dict.fromkeys("abc", 0.0), 0.5, *pairs))
+    assert said == (
+        "None of the 3 datasets can be told from another. They are at most 0.50 bins apart."
+    )
+
+
+def test_three_hundred_datasets_have_a_few_short_sentences() -> None:
+    said = headline(with_estimates(matrix_of(*[f"d{i:03d}" for i in range(300)]), (3, 4), (8, 9)))
+    assert "d003 and d004 cannot be told apart. d008 and d009 cannot be told apart." in said
+    assert len(said) < 600
+
+
+def test_the_rate_decides_what_is_told_apart() -> None:
+    matrix = matrix_at({"a": 0, "b": 1, "c": 10}, 0.5)
+    matrix.estimates["q"][0, 0, 1] = matrix.estimates["q"][0, 1, 0] = 0.03
+    assert "cannot be told apart" not in headline(matrix, rate=0.05)
+    assert "a and b cannot be told apart." in headline(matrix, rate=0.01)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.integers(3, 9), half=st.floats(0, 8))
+def test_every_split_holds_for_all_pairs(seed: int, count: int, half: float) -> None:
+    rng = np.random.default_rng(seed)
+    where = {f"d{k}": float(at) for k, at in enumerate(rng.normal(0, 10, count))}
+    matrix = matrix_at(where, half)
+    low, high = matrix.of("all", "low"), matrix.of("all", "high")
+    split = widest_split(matrix.corrected(), low, high)
+    if not split.groups:
+        return
+    assert sorted(i for group in split.groups for i in group) == list(range(count))
+    of = {i: g for g, group in enumerate(split.groups) for i in group}
+    for i in range(count):
+        for j in range(i):
+            if of[i] == of[j]:
+                assert high[i, j] <= split.within < split.between
+            else:
+                assert low[i, j] >= split.between > split.within
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.integers(3, 8))
+def test_who_is_called_nearest_is_nearest_beyond_the_intervals(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    where = {f"d{k}": float(at) for k, at in enumerate(rng.normal(0, 10, count))}
+    matrix = matrix_at(where, float(rng.uniform(0, 3)))
+    low, high = matrix.of("all", "low"), matrix.of("all", "high")
+    said = headline(matrix).split(". ")[-1]
+    who, are, rest = said.partition(" nearest to ")
+    if not are:
+        return
+    hub = matrix.names.index(rest.partition(" (")[0])
+    for name in (
+        who.removesuffix(" is").removesuffix(" are each").replace(" and ", ", ").split(", ")
+    ):
+        if name not in matrix.names:  # "4 more"
+            continue
+        i = matrix.names.index(name)
+        others = [j for j in range(count) if j not in (i, hub)]
+        assert high[i, hub] < low[i, others].min()
+
+
+@pytest.mark.parametrize("layer", ["stem", "head", "all"])
+def test_a_layer_has_its_own_sentences(layer: str) -> None:
+    matrix = with_estimates(matrix_of("a", "b", "c"))
+    for values in (matrix.emd, *matrix.estimates.values()):
+        values[0] = np.nan
+    assert (headline(matrix, layer) == "") == (layer == "stem")
+    assert headline(replace(matrix, estimates={}), "all").startswith("No pair is tested")
