@@ -42,7 +42,7 @@ lint: $(SETUP)-lint
 	$(BIN)/lint-imports
 
 bench: $(SETUP)-bench
-	$(BIN)/python -m benchmarks.end_to_end
+	$(BIN)/python -m benchmarks.suite
 
 $(SETUP)-%: pyproject.toml $(BIN)/pip
 	$(BIN)/pip install --quiet --editable '.[$*]'

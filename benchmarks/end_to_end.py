@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import measure, reference
 from benchmarks.forward_only import forward_only
 
-EMBEDDED = measure.ROOT / "pipeline" / "assets" / "efficientnet_lite0.ranges.parquet"
+EMBEDDED = measure.ROOT / "pipeline/networks/assets/efficientnet_lite0.ranges.parquet"
 
 
 def _product(

@@ -1,0 +1,242 @@
+"""How fast one GPU counts, beside its forward pass alone, and whether it counts as a CPU does.
+
+    python -m benchmarks.gpu [--networks efficientnet_lite0,...] [--precisions fp32,bf16]
+    python -m benchmarks.gpu --dry-run
+
+Weights are random, so nothing is downloaded. Each network's ranges reach from its least to its
+greatest activation on random pixels. The result has three parts:
+
+    agreement   the kernel against the CPU's, on the same activations: how many counts, minima and
+                maxima differ (none may), and by how much means differ; for layouts, bin numbers and
+                activations of which nine in ten are zero
+    rates       for each network and precision: images/s of the forward pass alone and with
+                counting, the share, and how often the thread that feeds the GPU had to wait for it
+    decoding    images/s of one CPU core, from the demo's photographs as JPEG files, and how many
+                cores keep the GPU fed
+
+The last line on standard error is a table for people. `--dry-run` does the same on a CPU, with the
+smallest network and Triton's interpreter: it checks the script, and its times say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measure
+
+NETWORKS = (
+    "efficientnet_lite0",
+    "timm:resnet50.a1_in1k",
+    "timm:vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "timm:vit_base_patch14_dinov2.lvd142m@224",
+)
+BINS = 1000
+LAYERS = ((8, 3136, 48, 1000), (8, 197, 96, 1000), (64, 1, 130, 1000), (4, 49, 33, 4096))
+"""Images, positions, neurons and bins of activations that are counted by both kernels."""
+
+SMALL_LAYERS = ((2, 70, 5, 1000), (3, 1, 4, 30), (1, 40, 3, 2048))
+
+
+def agreement(device: str, kernel: str | None, layers: tuple[Any, ...]) -> dict[str, Any]:
+    """The device's counts against the CPU's, over all layers and layouts."""
+    import torch
+
+    from pipeline.counting import DeviceRanges, LayerCounts
+    from pipeline.counting.device_counts import DeviceCounts
+
+    wrong, worst, activations = 0, 0.0, 0
+    for seed, (images, positions, neurons, bins) in enumerate(layers):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(0, 2, (images, positions, neurons)).astype(np.float32)
+        x[rng.random(x.shape) < 0.9] = 0.0
+        x[0, 0, :3] = np.nan, np.inf, -np.inf
+        low, high = np.full(neurons, -1.5), np.linspace(1, 4, neurons)
+        on_cpu = LayerCounts(low, high, bins)
+        expected = on_cpu.add(x)
+        there = torch.from_numpy(x).to(device)
+        for shown in (there, there.permute(0, 2, 1).contiguous().permute(0, 2, 1)):
+            counts = DeviceCounts(DeviceRanges.on(device, low, high, bins), bins, kernel)
+            means = torch.empty((images, neurons), dtype=torch.float64, device=device)
+            counts.add(shown, slice(0, neurons), means)
+            table, minimum, maximum = counts.read()
+            wrong += int((table != on_cpu.table).sum())
+            wrong += int((minimum != on_cpu.minimum).sum() + (maximum != on_cpu.maximum).sum())
+            finite = np.isfinite(expected)
+            apart = np.abs(means.cpu().numpy()[finite] - expected[finite])
+            worst = max(worst, float(apart.max(initial=0)))
+            activations += x.size
+    return {"activations": activations, "wrong": wrong, "worst_mean": worst}
+
+
+def random_weights(name: str, folder: Path) -> str:
+    """A file of random weights for a network of timm; the embedded network has its own."""
+    import torch
+
+    from pipeline.networks.lookup import architecture
+
+    path = folder / f"{name.replace(':', '-').replace('/', '-')}.pt"
+    if not path.exists():
+        torch.manual_seed(0)
+        torch.save(architecture(name).build(None).state_dict(), path)
+    return str(path)
+
+
+def rate(name: str, precision: str, device: str, seconds: float, folder: Path) -> dict[str, Any]:
+    """One network: the forward pass alone, and with counting."""
+    import torch
+
+    from pipeline.building import Request, make_spec
+    from pipeline.counting import DeviceRanges, Extractor
+    from pipeline.counting.shard import GpuCounts
+    from pipeline.networks import describe
+
+    network = describe(name, random_weights(name, folder) if name.startswith("timm:") else None)
+    spec = make_spec(Request("x", "x", bins=BINS, precision=precision), network, "0" * 32, device)
+    extractor = Extractor(network, precision, device)
+    shape = (extractor.micro_batch, network.height, network.width, 3)
+    pixels = np.random.default_rng(0).standard_normal(shape, np.float32)
+    low, high = np.empty(spec.neurons), np.empty(spec.neurons)
+
+    def find_range(index: int, x: Any) -> None:
+        low[spec.slices[index]] = x.float().amin(dim=(0, 1)).cpu()
+        high[spec.slices[index]] = x.float().amax(dim=(0, 1)).cpu()
+
+    extractor.observe(pixels, find_range)
+    ranges = DeviceRanges.on(extractor.device, low, high, BINS)
+    counts = GpuCounts(spec, ranges)
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def timed(work: Callable[[], object]) -> float:
+        for _ in range(3):
+            work()
+        wait()
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            work()
+            done += 1
+            if done % 8 == 0:  # the queue must not grow without end
+                wait()
+        wait()
+        return done * len(pixels) / (time.perf_counter() - started)
+
+    forward = timed(lambda: extractor.observe(pixels, lambda index, x: None))
+    both = timed(lambda: counts.count(extractor, pixels))
+    with waits(device) as seen:
+        counts.count(extractor, pixels)
+    wait()
+    return {
+        "network": name,
+        "precision": precision,
+        "neurons": spec.neurons,
+        "forward": round(forward, 1),
+        "with_counting": round(both, 1),
+        "ratio": round(both / forward, 3),
+        "waits": len(seen),
+    }
+
+
+@contextmanager
+def waits(device: str) -> Iterator[list[str]]:
+    """The places where this thread waits for the GPU, as torch notices them."""
+    import torch
+
+    seen: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield seen
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+            seen += [str(each.message) for each in caught if "synchroniz" in str(each.message)]
+
+
+def decoding(seconds: float, folder: Path) -> dict[str, Any]:
+    """How many JPEG files one thread decodes and resizes in a second."""
+    import io
+
+    from PIL import Image
+
+    from pipeline import images
+    from pipeline.sources import write_datasets
+    from pipeline.spec import Preprocess
+
+    written = write_datasets(folder / "photos")["photos/original"]
+    rule = Preprocess(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    contents = []
+    for path in sorted(written.iterdir())[:64]:
+        sink = io.BytesIO()
+        Image.open(path).convert("RGB").resize((500, 400)).save(sink, "JPEG", quality=90)
+        contents.append(sink.getvalue())
+    images.load(contents[0], rule)
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        images.load(contents[done % len(contents)], rule)
+        done += 1
+    return {"images_per_core_second": round(done / (time.perf_counter() - started), 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="one GPU: correctness, rates, cores to feed it")
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--precisions", default="fp32,bf16")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU, to check the script")
+    chosen = parser.parse_args()
+    device, kernel, layers = "cuda", None, LAYERS
+    names, precisions = chosen.networks.split(","), chosen.precisions.split(",")
+    seconds = chosen.seconds
+    if chosen.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+        warnings.filterwarnings("ignore", ".* encountered in", RuntimeWarning)
+        device, kernel, layers, seconds = "cpu", "triton", SMALL_LAYERS, 0.1
+        names, precisions = ["efficientnet_lite0"], ["fp32"]
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here; --dry-run checks the script without one")
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu (dry run)",
+        "torch": torch.__version__,
+        "agreement": agreement(device, kernel, layers),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        result["rates"] = [
+            rate(name, precision, device, seconds, folder)
+            for name in names
+            for precision in precisions
+        ]
+        result["decoding"] = decoding(seconds, folder)
+    a_core = result["decoding"]["images_per_core_second"]
+    lines = ["| network | precision | forward, images/s | with counting | share | decode cores |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in result["rates"]:
+        row["decode_cores"] = round(row["with_counting"] / a_core, 1)
+        lines.append(
+            f"| {row['network']} | {row['precision']} | {row['forward']:,.0f} | "
+            f"{row['with_counting']:,.0f} | {row['ratio']:.2f} | {row['decode_cores']:.0f} |"
+        )
+    wrong = result["agreement"]["wrong"]
+    measure.emit(result, "\n".join([f"{result['device']}: {wrong} counts differ", *lines]))
+    if wrong:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

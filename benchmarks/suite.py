@@ -1,0 +1,89 @@
+"""Runs the benchmarks whose result is a ratio, and says what moved since the ratios that are kept.
+
+    python -m benchmarks.suite [--folder JPEGS] [--keep]           # make bench, about 15 minutes
+
+The images are 1,200 JPEG crops of the photographs in a Debian package (`benchmarks.corpora`), or
+those of `--folder`. Ratios are written to `bench.json`, and compared with `benchmarks/ratios.json`;
+`--keep` writes them there. Ratios of two runs on one quiet machine differ by up to a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import corpora, measure
+
+KEPT = Path(__file__).with_name("ratios.json")
+MOVED = 0.15
+"""By what part a ratio must differ from the one that is kept to be called moved."""
+
+
+def runs(folder: str) -> dict[str, list[str]]:
+    """Each benchmark's name, with its arguments."""
+    return {
+        "end_to_end": [folder, "--rounds", "2"],
+        "emd_reference": [],
+        "all_pairs": ["kernel"],
+        "ranking": [folder],
+    }
+
+
+def ratios(name: str, result: Any) -> Iterator[tuple[str, float]]:
+    """Every number under `ratio` or `share_of_floor`, with the names that lead to it."""
+    if isinstance(result, list):
+        result = {str(item.get("dnas", at)): item for at, item in enumerate(result)}
+    for key, value in result.items() if isinstance(result, dict) else ():
+        if key not in ("ratio", "share_of_floor"):
+            yield from ratios(f"{name} {key}", value)
+        elif isinstance(value, dict):
+            yield from ((f"{name} {what}", ratio) for what, ratio in value.items())
+        else:
+            yield name, value
+
+
+def compared(found: dict[str, float], kept: dict[str, float]) -> list[str]:
+    """A line for each ratio that moved, is new, or is gone."""
+    lines = []
+    for name in sorted(found | kept):
+        if name not in kept:
+            lines.append(f"new    {name}: {found[name]}")
+        elif name not in found:
+            lines.append(f"gone   {name}: was {kept[name]}")
+        elif abs(found[name] / kept[name] - 1) > MOVED:
+            lines.append(f"moved  {name}: {kept[name]} -> {found[name]}")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="all ratios, beside those that are kept")
+    parser.add_argument("--folder", type=Path, help="JPEG files; fetched where it is not given")
+    parser.add_argument("--keep", action="store_true", help="write the ratios to ratios.json")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    chosen = parser.parse_args()
+    folder = chosen.folder or corpora.jpegs(1200)
+    found: dict[str, float] = {}
+    for name, arguments in runs(str(folder)).items():
+        print(f"running {name}", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+        done = subprocess.run(command, cwd=measure.ROOT, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"benchmarks.{name} exited with {done.returncode}")
+        found |= {what: round(ratio, 2) for what, ratio in ratios(name, json.loads(done.stdout))}
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    measure.keep(KEPT if chosen.keep else chosen.out, {"machine": machine, "ratios": found})
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"machine": "", "ratios": {}}
+    lines = compared(found, kept["ratios"]) or ["nothing moved"]
+    heading = f"{machine}, beside {KEPT.name} of {kept['machine'] or 'no machine'}:"
+    measure.emit(found, "\n".join([heading, *lines]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Tests that the benchmarks run, on little data; their times say nothing here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import suite
+from tests.support.builders import write_photos
+
+
+def result_of(*command: str) -> Any:
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_ratios_are_found_wherever_they_stand_in_a_result() -> None:
+    result = {
+        "rows": {"made": {"ratio": {"reference": 5.0}, "seconds": 3}},
+        "sizes": [{"dnas": 40, "share_of_floor": 1.1}],
+        "ratio": 2.0,
+    }
+    assert dict(suite.ratios("x", result)) == {
+        "x rows made reference": 5.0,
+        "x sizes 40": 1.1,
+        "x": 2.0,
+    }
+
+
+def test_what_moved_is_new_or_is_gone_is_told() -> None:
+    kept = {"same": 2.0, "slower": 4.0, "gone": 1.0}
+    lines = suite.compared({"same": 2.2, "slower": 3.0, "new": 1.0}, kept)
+    assert [line.split()[:2] for line in lines] == [
+        ["gone", "gone:"],
+        ["new", "new:"],
+        ["moved", "slower:"],
+    ]
+
+
+@pytest.mark.soak
+def test_the_benchmark_of_gpus_runs_dry_and_finds_equal_counts() -> None:
+    result = result_of("benchmarks.gpu", "--dry-run")
+    assert result["agreement"]["activations"] > 0
+    assert result["agreement"]["wrong"] == 0
+    assert [row["network"] for row in result["rates"]] == ["efficientnet_lite0"]
+    assert all(row["with_counting"] > 0 for row in result["rates"])
+
+
+@pytest.mark.soak
+def test_the_product_and_the_reference_agree_in_the_benchmark_of_a_build(tmp_path: Path) -> None:
+    write_photos(tmp_path, 12)
+    result = result_of("benchmarks.end_to_end", str(tmp_path))
+    assert result["build"]["images"] == result["make_dna"]["images"] == 12
+    assert dict(suite.ratios("end_to_end", result))
+    assert result["agreement"]["moved"] < 1e-3
