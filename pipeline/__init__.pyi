@@ -1,6 +1,3 @@
-from .api import HtmlPage as HtmlPage
-from .api import Report as Report
-from .api import Verification as Verification
 from .api import build as build
 from .api import calibrate as calibrate
 from .api import compare as compare
@@ -18,6 +15,7 @@ from .building.request import CalibrationRequest as CalibrationRequest
 from .building.request import Request as Request
 from .building.request import Result as Result
 from .catalogue.catalogue import Catalogue as Catalogue
+from .catalogue.findings import Verification as Verification
 from .catalogue.version_options import SnapshotOptions as SnapshotOptions
 from .catalogue.version_options import VerifyOptions as VerifyOptions
 from .comparing.all_pairs import Effort as Effort
@@ -46,6 +44,8 @@ from .images.decoders import register_decoder as register_decoder
 from .networks.registry import register_network as register_network
 from .refreshing.steps import Refreshed as Refreshed
 from .reporting.event_output import show_progress as show_progress
+from .reporting.page import HtmlPage as HtmlPage
+from .reporting.page import Report as Report
 from .reporting.report_options import ReportOptions as ReportOptions
 from .spec import Preprocess as Preprocess
 from .spec import Resources as Resources

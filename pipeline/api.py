@@ -12,147 +12,40 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Unpack
 
 from pipeline import building, comparing, explaining, refreshing, reporting
 from pipeline import catalogue as catalogues
-from pipeline.building import Calibration, CalibrationRequest, MemoryOptions, Request, Result
-from pipeline.catalogue import (
-    NEWEST_ONLY,
-    Catalogue,
-    Finding,
-    SnapshotKeywords,
-    SnapshotOptions,
-    VerifyKeywords,
-    VerifyOptions,
-)
-from pipeline.comparing import CompareKeywords, CompareOptions, Effort, Matrix
-from pipeline.dna import DNA, Lens
-from pipeline.engine import Engine, InProcess
+from pipeline.building import MemoryOptions, Request
+from pipeline.catalogue import Catalogue, SnapshotOptions, VerifyOptions
+from pipeline.comparing import CompareOptions
+from pipeline.engine import InProcess
 from pipeline.errors import NotFound
 from pipeline.events import Listener, ignore
-from pipeline.explaining import (
-    ExplainKeywords,
-    ExplainOptions,
-    Explanation,
-    FitKeywords,
-    FitOptions,
-    FittedLens,
-    Ranking,
-    RankRequest,
-)
-from pipeline.notebook import data_frame, html_table
+from pipeline.explaining import ExplainOptions, FitOptions
 from pipeline.options import takes_options
-from pipeline.refreshing import Config, Refreshed
-from pipeline.reporting import ReportKeywords, ReportOptions
-from pipeline.spec import Resources
+from pipeline.reporting import ReportOptions
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from pipeline.building import MemorySource
+if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
+    from pipeline.building import Calibration, CalibrationRequest, MemorySource, Result
+    from pipeline.catalogue import Finding, SnapshotKeywords, Verification, VerifyKeywords
+    from pipeline.comparing import CompareKeywords, Effort, Matrix
+    from pipeline.dna import DNA, Lens
+    from pipeline.engine import Engine
+    from pipeline.explaining import (
+        ExplainKeywords,
+        Explanation,
+        FitKeywords,
+        FittedLens,
+        Ranking,
+        RankRequest,
+    )
+    from pipeline.refreshing import Config, Refreshed
+    from pipeline.reporting import HtmlPage, Report, ReportKeywords
+    from pipeline.spec import Resources
 
 Progress = Listener | bool
 """A listener that is told what happens; True for a bar or lines on stderr, False for silence."""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What a verification found.
-
-    Attributes:
-        findings: A finding for each check, good or bad.
-        all_versions: Whether every version that is kept was checked, and the log; and not the
-            newest versions alone.
-    """
-
-    findings: tuple[Finding, ...]
-    all_versions: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        return all(finding.ok for finding in self.findings)
-
-    @property
-    def note(self) -> str:
-        """What was not checked, and how to check it; empty if everything was."""
-        return "" if self.all_versions else NEWEST_ONLY
-
-    def __repr__(self) -> str:
-        wrong = [finding for finding in self.findings if not finding.ok]
-        state = f"{len(wrong)} wrong: {wrong[0].detail}" if wrong else "all hold"
-        what = "all kept versions" if self.all_versions else "the newest versions"
-        return f"<Verification of {what} in {len(self.findings)} checks, {state}>"
-
-    def _repr_html_(self) -> str:
-        rows = [
-            (
-                finding.dataset,
-                "" if finding.at is None else finding.at,
-                finding.check,
-                "ok" if finding.ok else "WRONG",
-                finding.detail,
-            )
-            for finding in self.findings
-        ]
-        head = ("dataset", "at", "check", "state", "detail")
-        return html_table(repr(self).strip("<>"), head, rows)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Returns a row for each check: dataset, check, ok, detail, at."""
-        columns = [column.name for column in fields(Finding)]
-        return data_frame(columns, map(astuple, self.findings))
-
-
-@dataclass(frozen=True, repr=False)
-class HtmlPage:
-    """A page that opens offline: one HTML file. A notebook shows it.
-
-    Attributes:
-        html: The bytes of the file.
-    """
-
-    html: bytes
-
-    def __repr__(self) -> str:
-        return f"<HtmlPage of {len(self.html) / 1e6:.1f} MB>"
-
-    def _repr_html_(self) -> str:
-        import html
-
-        page = html.escape(self.html.decode(), quote=True)
-        return f'<iframe srcdoc="{page}" width="100%" height="700" style="border:0"></iframe>'
-
-    def save(self, out: str) -> None:
-        """Writes the page.
-
-        Args:
-            out: The path or url to write (.html).
-        """
-        reporting.save_page(self.html, out)
-
-
-@dataclass(frozen=True, repr=False)
-class Report(HtmlPage):
-    """The page of a snapshot.
-
-    Attributes:
-        matrices: The matrices on it: of all neurons, then through each lens.
-        notes: What a reader of the distances should know, a sentence each.
-    """
-
-    matrices: tuple[Matrix, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def headline(self) -> str:
-        """What stands out over all neurons, in the sentences that the page begins with."""
-        return reporting.headline(self.matrices[0])
-
-    def __repr__(self) -> str:
-        return f"<Report of {len(self.matrices[0].names)} datasets, {len(self.html) / 1e6:.1f} MB>"
 
 
 @takes_options(Request, MemoryOptions.__annotations__)
@@ -294,7 +187,7 @@ def refresh(
             place,
             None if engine is None else nullcontext(engine),
             resources=_resources(resources, engine),
-            effort=effort or Effort(progress=listener),
+            effort=effort or comparing.Effort(progress=listener),
             progress=listener,
             relist=relist,
         )
@@ -336,7 +229,7 @@ def compare(
             place,
             names,
             lens=_lens(place, lens, names, options.get("at"), options.get("spec")),
-            effort=effort or Effort(progress=listener),
+            effort=effort or comparing.Effort(progress=listener),
             **options,
         )
 
@@ -528,7 +421,7 @@ def verify(
                     progress=listener,
                 )
             )
-    return Verification(tuple(found), chosen.all_versions)
+    return catalogues.Verification(tuple(found), chosen.all_versions)
 
 
 @takes_options(ReportOptions)
@@ -564,7 +457,7 @@ def report(
     number, spec = place.at(chosen.at).number or None, chosen.spec  # all is read from one commit
     through = [None, *(_lens(place, lens, (), number, spec) for lens in lenses)]
     with _shown(progress) as listener:
-        effort = effort or Effort(progress=listener)
+        effort = effort or comparing.Effort(progress=listener)
         matrices = [
             comparing.compare(
                 place,
@@ -587,7 +480,9 @@ def report(
         )
     versions = place.find_all(matrices[0].names, number, matrices[0].spec_digest)
     notes = [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
-    made = Report(reporting.render_matrix_page(page), tuple(matrices), (*page.notes, *notes))
+    made = reporting.Report(
+        reporting.render_matrix_page(page), tuple(matrices), (*page.notes, *notes)
+    )
     if out is not None:
         made.save(out)
     return made
@@ -619,19 +514,19 @@ def html_page(
         UsageError: The lens is another one, or a version at that commit is.
     """
     place = _at(catalogue)
-    if isinstance(found, Ranking):
-        return HtmlPage(reporting.render_gallery(reporting.gallery_of(place, found)))
-    if isinstance(found, Explanation):
+    if isinstance(found, explaining.Ranking):
+        return reporting.HtmlPage(reporting.render_gallery(reporting.gallery_of(place, found)))
+    if isinstance(found, explaining.Explanation):
         of = next(iter(found.versions.values())).spec
         why = reporting.gather_explanation(place, found, lens=_lens_under(place, lens, of))
-        return HtmlPage(reporting.render_explanation(why))
+        return reporting.HtmlPage(reporting.render_explanation(why))
     number = place.at(at).number or None
     through = _lens_under(place, lens, found.spec_digest)
     with _shown(progress) as listener:
         page = reporting.gather_matrix_page(
             place, [found], lenses=[through], at=number, progress=listener
         )
-    return HtmlPage(reporting.render_matrix_page(page))
+    return reporting.HtmlPage(reporting.render_matrix_page(page))
 
 
 def _at(catalogue: Catalogue | str) -> Catalogue:

@@ -7,6 +7,8 @@ from .commit import Version as Version
 from .commit import canonical_json as canonical_json
 from .commit import footers_of as footers_of
 from .commit import software as software
+from .findings import Finding as Finding
+from .findings import Verification as Verification
 from .garbage_collection import collect as collect
 from .garbage_collection import garbage as garbage
 from .kept_lenses import check_lens_name as check_lens_name
@@ -21,8 +23,6 @@ from .matrix_header import matrix_metadata as matrix_metadata
 from .names import check_name as check_name
 from .names import part_name as part_name
 from .recounting import recount as recount
-from .verification import NEWEST_ONLY as NEWEST_ONLY
-from .verification import Finding as Finding
 from .verification import verify as verify
 from .version_options import CommitOptions as CommitOptions
 from .version_options import SnapshotKeywords as SnapshotKeywords

@@ -2,7 +2,7 @@
 
     >>> [f for f in recount(catalogue, ["photos"], engine=InProcess(), sample=3)]  # doctest: +SKIP
 
-`verification.py` checks the stored files against each other. This goes back to the images, and so
+`version_checks.py` checks the stored files against each other. This goes back to the images, and so
 finds changes that agree with each other: a partial that was altered with its sums, or an image that
 was replaced by one of the same size and time. Nothing in the catalogue is changed.
 """
@@ -20,7 +20,9 @@ import numpy as np
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Version
-from pipeline.catalogue.verification import Finding, newest_versions, same_numbers, sum_of_partials
+from pipeline.catalogue.findings import Finding
+from pipeline.catalogue.verification import newest_versions
+from pipeline.catalogue.version_checks import same_numbers, sum_of_partials
 from pipeline.catalogue.version_options import RECOUNTED_SHARDS
 from pipeline.counting import Recipe, ShardJob, ShardReceipt, load_partial, partial_uri
 from pipeline.dna import DNA, INT_COLUMNS, Partial

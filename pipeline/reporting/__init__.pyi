@@ -34,6 +34,8 @@ from .outcomes import calibration_sentence as calibration_sentence
 from .outcomes import matrix_rows as matrix_rows
 from .outcomes import ranking_json as ranking_json
 from .outcomes import ranking_lines as ranking_lines
+from .page import HtmlPage as HtmlPage
+from .page import Report as Report
 from .report_options import ReportKeywords as ReportKeywords
 from .report_options import ReportOptions as ReportOptions
 from .terminal import print_explanation as print_explanation

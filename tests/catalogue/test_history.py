@@ -217,7 +217,7 @@ def test_a_store_that_does_not_answer_is_not_damage(
     def silent(uri: str) -> bytes:
         raise TransientError(f"{uri}: no answer")
 
-    monkeypatch.setattr("pipeline.catalogue.verification.load_partial", silent)
+    monkeypatch.setattr("pipeline.catalogue.version_checks.load_partial", silent)
     with pytest.raises(TransientError, match="no answer"):
         collect(place, grace=NOW)
     assert storage.exists(lost)

@@ -15,6 +15,11 @@ MODULES: dict[str, tuple[str, ...]] = {
         "comparing/test_tiles.py::test_gc_removes_abandoned_tiles",
     ),
     "catalogue/kept_versions.py": ("catalogue/test_kept_versions.py",),
+    "catalogue/version_checks.py": (
+        "catalogue/test_verification.py",
+        "catalogue/test_history.py",
+        "building/test_labels.py",
+    ),
     "catalogue/verification.py": (
         "catalogue/test_verification.py",
         "catalogue/test_history.py",

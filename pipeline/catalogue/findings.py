@@ -1,0 +1,89 @@
+"""What a verification finds: the result of each check, and of all of them.
+
+>>> Verification((Finding("photos", "counts", True, "12 images"),)).ok
+True
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, fields
+from typing import TYPE_CHECKING
+
+from pipeline.notebook import data_frame, html_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NEWEST_ONLY = (
+    "only the newest version of each dataset was checked; `vdna verify --all` checks the log, and "
+    "every version that is kept"
+)
+"""What a reader of the findings should know, unless all versions were checked."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        dataset: The dataset; empty for a check of the log.
+        check: What was checked.
+        ok: Whether it holds.
+        detail: What was seen, for people.
+        at: For an older version, the newest commit that holds it; None for the newest version.
+    """
+
+    dataset: str
+    check: str
+    ok: bool
+    detail: str
+    at: int | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification found.
+
+    Attributes:
+        findings: A finding for each check, good or bad.
+        all_versions: Whether every version that is kept was checked, and the log; and not the
+            newest versions alone.
+    """
+
+    findings: tuple[Finding, ...]
+    all_versions: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return all(finding.ok for finding in self.findings)
+
+    @property
+    def note(self) -> str:
+        """What was not checked, and how to check it; empty if everything was."""
+        return "" if self.all_versions else NEWEST_ONLY
+
+    def __repr__(self) -> str:
+        wrong = [finding for finding in self.findings if not finding.ok]
+        state = f"{len(wrong)} wrong: {wrong[0].detail}" if wrong else "all hold"
+        what = "all kept versions" if self.all_versions else "the newest versions"
+        return f"<Verification of {what} in {len(self.findings)} checks, {state}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                finding.dataset,
+                "" if finding.at is None else finding.at,
+                finding.check,
+                "ok" if finding.ok else "WRONG",
+                finding.detail,
+            )
+            for finding in self.findings
+        ]
+        head = ("dataset", "at", "check", "state", "detail")
+        return html_table(repr(self).strip("<>"), head, rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns a row for each check: dataset, check, ok, detail, at."""
+        columns = [column.name for column in fields(Finding)]
+        return data_frame(columns, map(astuple, self.findings))

@@ -1,0 +1,333 @@
+"""Checks one version of a dataset against all that is stored of it.
+
+>>> checks = VersionChecks(catalogue, kept).checks                             # doctest: +SKIP
+>>> checks["spec"]()                                                           # doctest: +SKIP
+'spec 53e1… and its ranges are what their digests say'
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.catalogue.catalogue import Catalogue
+from pipeline.catalogue.changes import parts_of
+from pipeline.catalogue.commit import Version
+from pipeline.catalogue.kept_versions import KeptVersion
+from pipeline.catalogue.names import part_name
+from pipeline.counting import digest_of_dna, load_partial, partial_uri, plan_folds
+from pipeline.dna import (
+    DNA,
+    FLOAT_SUMS,
+    SCALAR_COLUMNS,
+    SCATTER,
+    Exemplars,
+    ExemplarSettings,
+    Failure,
+    Partial,
+    Ranges,
+    neuron_name,
+)
+from pipeline.errors import ConservationError, CorruptFile
+from pipeline.sources import Manifest, label_of
+from pipeline.spec import LAYER_GAUSSIAN
+
+
+class VersionChecks:
+    """The checks of one version. Each keeps what it has read for those that follow."""
+
+    def __init__(self, catalogue: Catalogue, kept: KeptVersion) -> None:
+        self._catalogue = catalogue
+        self._name = kept.name
+        self._version = kept.version
+        self._commit = kept.commit
+        self._ranges: Ranges | None = None
+        self._image_hashes: NDArray[np.void] = _hashes(())
+        self._dna: DNA | None = None
+        self._manifest: Manifest | None = None
+        self._failures: list[Failure] | None = None
+        self._exemplars: Exemplars | None = None
+
+    @property
+    def checks(self) -> dict[str, Callable[[], str]]:
+        """The checks that the version's files allow, by name, in the order to run them in."""
+        version = self._version
+        checks: dict[str, Callable[[], str]] = {
+            "spec": self._check_spec,
+            "counts": self._check_dna,
+        }
+        if version.imported:
+            return checks
+        checks |= {
+            "manifest": self._check_manifest,
+            "failures": self._check_failures,
+            "folds": self._check_folds,
+        }
+        if ExemplarSettings.from_products(version.products) is not None:
+            checks["exemplars"] = self._check_exemplars
+        checks["partials"] = self._check_partials
+        if version.by and not version.part_of:
+            checks["parts"] = self._check_parts
+        return checks
+
+    def _check_spec(self) -> str:
+        """Checks that spec and ranges are what their digests say."""
+        spec = self._catalogue.spec(self._version.spec)
+        if self._version.origin.get("assumed"):
+            return (
+                f"spec {spec.digest} is what its digest says; it is assumed, and so are its ranges"
+            )
+        stored = storage.exists(self._catalogue.ranges_uri(spec.ranges_digest))
+        if self._version.imported and not stored:
+            return f"spec {spec.digest} is what its digest says; its ranges are not here"
+        self._ranges = self._catalogue.ranges(spec.ranges_digest)
+        return f"spec {spec.digest} and its ranges are what their digests say"
+
+    def _check_dna(self) -> str:
+        """Checks the DNA's digest, sums, numerics and ranges."""
+        version = self._version
+        file = self._catalogue.open_file("dna", self._name, version)
+        file.check_bytes()
+        uri, dna = file.name, file.read()
+        if LAYER_GAUSSIAN in version.products:
+            gaussians = self._catalogue.open_file("layer_gaussians", self._name, version)
+            gaussians.check_bytes()
+            dna = gaussians.read_gaussians(dna)
+        digest = digest_of_dna(dna, version.manifest, version.products)
+        if digest != version.dna:
+            raise CorruptFile(f"{uri}: its numbers have digest {digest}, not {version.dna}")
+        if file.metadata["numerics"] != list(version.numerics):
+            raise CorruptFile(f"{uri} states other numerics than were committed")
+        self._require_ranges(dna, uri)
+        self._dna = dna
+        if version.imported:
+            return f"{dna.images} images, imported, for {len(dna.low)} neurons"
+        return f"{dna.images} images x positions = activations counted, for {len(dna.low)} neurons"
+
+    def _require_ranges(self, dna: DNA, uri: str) -> None:
+        """Checks that every neuron was counted in its range."""
+        if self._ranges is None:  # an imported DNA's ranges may not be known
+            return
+        taps = [(layer, dna.spec.tap(layer).neurons) for layer in dna.layers]
+        ranges = self._ranges.select(taps)
+        wrong = np.flatnonzero((dna.low != ranges.low) | (dna.high != ranges.high))
+        if len(wrong):
+            at = int(wrong[0])
+            raise CorruptFile(
+                f"{uri}: neuron {neuron_name(taps, at)} was counted in [{dna.low[at]}, "
+                f"{dna.high[at]}]; its range is [{ranges.low[at]}, {ranges.high[at]}]"
+            )
+
+    def _check_manifest(self) -> str:
+        """Checks that the manifest lists each image once, and as many as were counted."""
+        self._manifest = manifest = self._catalogue.manifest(self._name, self._version)
+        self._image_hashes = _hashes(
+            (entry.uri, entry.member) for shard in manifest.shards for entry in shard.members
+        )
+        counted = self._version.images + self._version.failed
+        if manifest.candidates != counted:
+            raise ConservationError(
+                f"{manifest.candidates} candidates listed; {self._version.images} counted and "
+                f"{self._version.failed} failed"
+            )
+        if len(np.unique(self._image_hashes)) != len(self._image_hashes):
+            raise ConservationError("the manifest lists a candidate twice")
+        return f"{manifest.candidates} candidates, each once, in {len(manifest.heads)} shards"
+
+    def _check_failures(self) -> str:
+        """Checks that each failure is of an image of the manifest."""
+        failures = self._catalogue.failures(self._name, self._version)
+        if len(failures) != self._version.failed:
+            raise ConservationError(
+                f"{len(failures)} failures are listed; {self._version.failed} were committed"
+            )
+        self._known_manifest()
+        failed = _hashes((failure.uri, failure.member) for failure in failures)
+        if len(np.intersect1d(failed, self._image_hashes)) != len(failures):
+            raise ConservationError(
+                "failures are listed twice, or of images that the manifest does not list"
+            )
+        self._failures = sorted(failures)
+        return f"{len(failures)} failures, each of a candidate and with its reason"
+
+    def _check_folds(self) -> str:
+        """Checks that the folds hold the images planned for them, and sum to the DNA."""
+        version, dna = self._version, self._known_dna()
+        file = self._catalogue.open_file("folds", self._name, version)
+        file.check_bytes()
+        uri = file.name
+        sizes = {
+            int(index): int(fold["images"]) + int(fold["failed"])
+            for index, fold in file.metadata["folds"].items()
+        }
+        if self._manifest is not None:
+            planned: Counter[int] = Counter()
+            for head in self._manifest.heads:
+                planned[head.fold] += head.candidates
+            if wrong := sorted(f for f in planned | sizes if planned[f] != sizes.get(f, 0)):
+                raise ConservationError(
+                    f"{uri}: fold {wrong[0]} holds {sizes.get(wrong[0], 0)} candidates, the "
+                    f"manifest {planned[wrong[0]]}"
+                )
+        for layer in dna.layers:
+            parts = file.read_folds(layer).values()
+            counted = replace(dna.select([layer]), scatter=None)
+            if not same_numbers(reduce(DNA.__add__, parts), counted):
+                raise ConservationError(f"{uri}: the folds of layer {layer} do not sum to the DNA")
+        least, most = min(sizes.values()), max(sizes.values())
+        return f"{len(file.folds)} folds of {least} to {most} candidates sum to the DNA"
+
+    def _check_exemplars(self) -> str:
+        """Checks that every neuron has its exemplars, each an image that was counted."""
+        version, dna = self._version, self._known_dna()
+        settings = ExemplarSettings.from_products(version.products)
+        if settings is None:
+            raise CorruptFile(f"the products {', '.join(version.products)} include no exemplars")
+        self._known_manifest()
+        self._exemplars = held = self._catalogue.exemplars(self._name, version)
+        uri = self._catalogue.uri("exemplars", version.spec, self._name, version.dna)
+        if held.settings != settings:
+            raise CorruptFile(
+                f"{uri} holds {held.settings.product}; {settings.product} was committed"
+            )
+        counts = np.bincount(held.rows["neuron"].to_numpy(), minlength=len(dna.low))
+        finite = (dna.nonfinite == 0) & np.isin(np.arange(len(dna.low)), settings.neurons(dna.spec))
+        wrong = np.flatnonzero(finite & (counts != min(settings.number, dna.images)))
+        if len(wrong):
+            at = int(wrong[0])
+            neuron = neuron_name(dna.spec.shape, at)
+            raise ConservationError(
+                f"{uri}: neuron {neuron} has {counts[at]} exemplars for {dna.images} images"
+            )
+        named = held.rows.group_by(["uri", "member"]).aggregate([])
+        shown = _hashes(zip(*(named[n].to_pylist() for n in ("uri", "member")), strict=True))
+        failed = _hashes((failure.uri, failure.member) for failure in self._failures or ())
+        unknown = len(shown) - len(np.intersect1d(shown, self._image_hashes))
+        if unknown or len(np.intersect1d(shown, failed)):
+            raise ConservationError(f"{uri} names exemplars that are not counted images")
+        return (
+            f"{held.rows.num_rows} names for {np.count_nonzero(counts)} neurons, all of images "
+            "that were counted"
+        )
+
+    def _check_partials(self) -> str:
+        """Checks that the partials that are kept are whole, and, if all are, sum to the DNA."""
+        version, manifest, dna = self._version, self._known_manifest(), self._known_dna()
+        work = self._catalogue.partials_uri(self._name, version)
+        uris = [partial_uri(work, key) for key in manifest.keys(version.spec, version.products)]
+        present = [uri for uri in uris if storage.exists(uri)]
+        if not present:
+            return "none is kept"
+        if len(present) < len(uris):
+            for uri in present:
+                load_partial(uri)
+            return f"{len(present)} of {len(uris)} are kept; each is whole"
+        total = sum_of_partials(manifest, work, version)
+        listed = self._failures if self._failures is not None else list(total.failures)
+        shown = self._exemplars if self._exemplars is not None else total.exemplars
+        same = total.exemplars == shown and list(total.failures) == listed
+        if not same or not same_numbers(total.dna, dna):
+            raise ConservationError(f"the partials under {work} do not sum to the DNA")
+        return f"{len(present)} partials sum to the DNA"
+
+    def _check_parts(self) -> str:
+        """Checks that every part has the shards of its value, and no others."""
+        version, manifest = self._version, self._known_manifest()
+        label = label_of(version.by)
+        if label not in manifest.labels:
+            raise CorruptFile(f"the manifest has no label {label}, by which the parts are made")
+        commit = self._catalogue.commit(self._commit)
+        parts = parts_of(commit, self._name, version.spec)
+        failed = {(failure.uri, failure.member) for failure in self._failures or ()}
+        for value, indices in manifest.parts(label).items():
+            name = part_name(self._name, value)
+            shards = [(manifest.heads[i].fold, manifest.heads[i].digest) for i in indices]
+            if (part := parts.pop(name, None)) is None:
+                members = [e for i in indices for e in manifest.shards[i].members]
+                if any((e.uri, e.member) not in failed for e in members):
+                    raise ConservationError(
+                        f"{name}: there is no such part, though images have {label} {value!r}"
+                    )
+                continue
+            manifest_of_part = self._catalogue.manifest(name, part)
+            found = [(head.fold, head.digest) for head in manifest_of_part.heads]
+            if part.value != value or shards != found:
+                raise ConservationError(
+                    f"{name}: its shards are not those where {label} is {value!r}"
+                )
+        if parts:
+            raise ConservationError(f"{min(parts)}: the manifest has no image of this part")
+        return f"each shard is in the part of its {label}, and in no other"
+
+    def _known_dna(self) -> DNA:
+        if self._dna is None:
+            raise CorruptFile("not checked, since the DNA itself could not be read")
+        return self._dna
+
+    def _known_manifest(self) -> Manifest:
+        if self._manifest is None:
+            raise CorruptFile("not checked, since the manifest itself could not be read")
+        return self._manifest
+
+
+_HASH = np.dtype([("first", "<u8"), ("second", "<u8")])
+
+
+def _hashes(names: Iterable[tuple[str, str]]) -> NDArray[np.void]:
+    """Hashes (uri, member) names to 128 bits each, so that ten million names take 160 MB."""
+    joined = bytearray()
+    for uri, member in names:
+        joined += hashlib.sha256(f"{uri}\0{member}".encode()).digest()[:16]
+    return np.frombuffer(bytes(joined), _HASH)
+
+
+def sum_of_partials(manifest: Manifest, work: str, version: Version) -> Partial:
+    """Adds up all partials of a dataset, in the order in which a build adds them.
+
+    Args:
+        manifest: The dataset's manifest.
+        work: The folder of the partials.
+        version: The dataset's version.
+
+    Returns:
+        The sum.
+
+    Raises:
+        CorruptFile: If a partial is torn, or is another shard's.
+        SourceError: If one is missing.
+    """
+    levels, folds = plan_folds(manifest, work, version.spec, version.products)
+    nodes = {node.uri: node for level in levels for node in level}
+
+    def value(uri: str) -> Partial:
+        if uri in nodes:
+            return reduce(Partial.__add__, (value(child) for child in nodes[uri].children))
+        return load_partial(uri)
+
+    return reduce(
+        Partial.__add__,
+        (reduce(Partial.__add__, (value(uri) for uri, _ in fold.parts)) for fold in folds),
+    )
+
+
+def same_numbers(a: DNA, b: DNA) -> bool:
+    """Compares two DNAs to the last bit, except for their numerics.
+
+    Args:
+        a: One DNA.
+        b: The other; scatter matrices are compared if it has them.
+
+    Returns:
+        Whether all numbers are equal.
+    """
+    columns = ("counts", *SCALAR_COLUMNS, *(() if b.scatter is None else SCATTER))
+    return (a.images, a.failed) == (b.images, b.failed) and all(
+        np.array_equal(getattr(a, c), getattr(b, c), equal_nan=c in FLOAT_SUMS) for c in columns
+    )
