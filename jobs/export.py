@@ -11,6 +11,7 @@ import typer
 from jobs.output import print_json, say
 from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
 from pipeline.catalogue import SnapshotOptions
+from pipeline.wording import count_of
 
 
 class ExportedKind(StrEnum):
@@ -45,7 +46,7 @@ def export(
     if as_json:
         print_json({"name": name, **asdict(done)})
         return
-    say(f"{name}: {done.kind} of {done.images:,} images in {done.npz} and {done.json}")
+    say(f"{name}: {done.kind} of {count_of(done.images, 'image')} in {done.npz} and {done.json}")
     for note in done.notes:
         say(f"  note: {note}")
 

@@ -10,6 +10,7 @@ import typer
 from jobs.output import print_json, say
 from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
 from pipeline.events import Listener
+from pipeline.wording import count_of
 
 MAX_GRACE_DAYS = 36_500.0
 
@@ -52,7 +53,8 @@ def gc(
     if as_json:
         print_json({"objects": count, "bytes": size, "removed": not dry_run})
     else:
-        say(f"{count:,} objects, {size:,} bytes {'to remove' if dry_run else 'removed'}")
+        done = "to remove" if dry_run else "removed"
+        say(f"{count_of(count, 'object')}, {count_of(size, 'byte')} {done}")
 
 
 if __name__ == "__main__":

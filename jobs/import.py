@@ -10,6 +10,7 @@ import typer
 
 from jobs.output import print_json, say
 from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
+from pipeline.wording import count_of
 
 
 @guarded
@@ -39,7 +40,7 @@ def import_(
         return
     state = "committed" if done.changed else "nothing to do, it had been imported"
     kind = version.origin["kind"]
-    say(f"{name}: {version.images:,} images, {kind}; {state} (dna {version.dna[:12]})")
+    say(f"{name}: {count_of(version.images, 'image')}, {kind}; {state} (dna {version.dna[:12]})")
     if done.ranges:
         say(f"  ranges {done.ranges}, for `vdna build --ranges`")
     if version.origin["assumed"]:

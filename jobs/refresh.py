@@ -21,6 +21,7 @@ from jobs.shell import (
 from pipeline.comparing import MemoryLimit
 from pipeline.events import Listener
 from pipeline.spec import Resources
+from pipeline.wording import options_as_flags
 
 
 @guarded
@@ -51,6 +52,7 @@ def refresh(
     from pipeline.reporting import (
         build_json,
         build_sentence,
+        failure_lines,
         matrix_rows,
         print_matrix,
         summary_sentence,
@@ -58,15 +60,16 @@ def refresh(
 
     settings = load_config(config)
     root = settings.catalogue_url(catalogue)
-    done = refresh_datasets(
-        settings,
-        Catalogue(root),
-        engine_for(resources, ray_address),
-        resources=resources,
-        effort=effort_for(root, resources.workers, ray_address, memory, progress),
-        progress=progress,
-        relist=relist,
-    )
+    with options_as_flags(flags=False):  # the options of a dataset are keys of the file
+        done = refresh_datasets(
+            settings,
+            Catalogue(root),
+            engine_for(resources, ray_address),
+            resources=resources,
+            effort=effort_for(root, resources.workers, ray_address, memory, progress),
+            progress=progress,
+            relist=relist,
+        )
     if as_json:
         print_json(
             {
@@ -82,7 +85,7 @@ def refresh(
         )
     else:
         for result in done.datasets:
-            say(build_sentence(result))
+            say(build_sentence(result), *failure_lines(result))
         for matrix in done.matrices:
             print_matrix(matrix, Console())
             say(summary_sentence(matrix))

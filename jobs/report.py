@@ -12,6 +12,7 @@ from jobs.shell import CatalogueOption, JsonOption, RayOption, effort_for, guard
 from pipeline.comparing import MemoryLimit
 from pipeline.events import Listener
 from pipeline.reporting import ReportOptions
+from pipeline.wording import count_of
 
 
 @guarded
@@ -50,7 +51,7 @@ def report(
         print_json({"out": out, "bytes": size, "datasets": len(matrix.names)})
         return
     say(*filter(None, (headline(matrix), summary_sentence(matrix))))
-    say(f"The page of {len(matrix.names)} datasets is in {out} ({size / 1e6:.1f} MB)")
+    say(f"The page of {count_of(len(matrix.names), 'dataset')} is in {out} ({size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import typer
 from jobs.output import checked_output, end_badly, shown_progress, tell
 from pipeline.events import Listener, LogFormat
 from pipeline.options import Field, Options, options_of
+from pipeline.wording import options_as_flags
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue, SnapshotOptions
@@ -127,6 +128,7 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
     @functools.wraps(command)
     def run(**given: Any) -> R:
         with (
+            options_as_flags(),
             _ended_by_sigterm(),
             checked_output(),
             shown_progress(given.pop(_LOG_FORMAT.name, None)) as listener,

@@ -11,6 +11,7 @@ import typer
 from jobs.output import print_json, say
 from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
 from pipeline.catalogue import SnapshotOptions
+from pipeline.wording import count_of
 
 
 @guarded
@@ -27,20 +28,21 @@ def show(
 
     place = Catalogue(catalogue)
     version = place.find(name, snapshot.at, snapshot.spec)
-    counted = place.spec(version.spec)
+    spec = place.spec(version.spec)
     listed = place.failures(name, version) if version.failed else []
     if as_json:
         print_json(
             {
                 "name": name,
                 **asdict(version),
-                "spec_fields": counted.to_json(),
+                "spec_fields": spec.to_json(),
                 "failures": [asdict(failure) for failure in listed],
             }
         )
         return
-    rule = counted.preprocess
-    say(f"{name}: {version.images:,} images, {version.failed:,} failed, from {version.source}")
+    rule = spec.preprocess
+    images = count_of(version.images, "image")
+    say(f"{name}: {images}, {version.failed:,} failed, from {version.source}")
     say(f"  built      {version.built} by {version.software}")
     say(f"  dna        {version.dna}")
     if version.part_of:
@@ -53,10 +55,10 @@ def show(
     else:
         say(f"  manifest   {version.manifest}")
     say(f"  spec       {version.spec}")
-    say(f"  extractor  {counted.extractor}, weights sha256 {counted.weights_sha256}")
-    layers = len(counted.taps)
-    say(f"  counted    {counted.neurons:,} neurons of {layers} layers x {counted.bins} bins")
-    how = f"{rule.resize} resize, crop {rule.crop}, EXIF {rule.exif}, {counted.precision}"
+    say(f"  extractor  {spec.extractor}, weights sha256 {spec.weights_sha256}")
+    layers = count_of(len(spec.taps), "layer")
+    say(f"  counted    {count_of(spec.neurons, 'neuron')} of {layers} x {spec.bins} bins")
+    how = f"{rule.resize} resize, crop {rule.crop}, EXIF {rule.exif}, {spec.precision}"
     how += f", decoder {rule.decoder}" if rule.decoder else ""
     size = f"{rule.height} x {rule.width}" if rule.height else "of unknown size"
     say(f"  input      {size}, {how}")

@@ -18,6 +18,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from math import inf
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -39,6 +40,7 @@ class Option:
         flag: Its name on the command line, if that is not the field's.
         metavar: What the command line's help writes for its value, if not the type.
         python_only: Whether the command line leaves it out.
+        share: Whether a number below 1 is a share of all, and any other a whole number.
     """
 
     help: str
@@ -49,6 +51,7 @@ class Option:
     flag: str = ""
     metavar: str | None = None
     python_only: bool = False
+    share: bool = False
 
     def problem(self, value: float) -> str:
         """Says what a value must be that is outside the limits; empty if it is within them."""
@@ -56,6 +59,8 @@ class Option:
             return f"it must be at least {self.least:,}"
         if self.most is not None and not value <= self.most:
             return f"it must be at most {self.most:,}"
+        if self.share and 1 < value < inf and value % 1:
+            return "it must be a fraction below 1, or a whole number"
         return ""
 
     def require(self, name: str, value: float) -> None:

@@ -40,6 +40,7 @@ from pipeline.notebook import data_frame, html_table
 from pipeline.options import shared_values
 from pipeline.sources import Listing, Rules, list_source
 from pipeline.spec import Resources
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,8 +80,8 @@ class Calibration:
         failed = f", {len(self.failures):,} could not be read" if self.failures else ""
         neurons, layers = len(self.ranges.low), len(self.ranges.taps)
         return (
-            f"<Calibration of {neurons:,} neurons in {layers} layers on {self.images:,} "
-            f"images{failed}>"
+            f"<Calibration of {count_of(neurons, 'neuron')} in {count_of(layers, 'layer')} on "
+            f"{count_of(self.images, 'image')}{failed}>"
         )
 
     def _repr_html_(self) -> str:

@@ -25,6 +25,7 @@ from pipeline.errors import (
 from pipeline.events import Listener, Said
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.sources import Manifest, read_part
+from pipeline.wording import count_of
 
 REPORT_SECONDS = 10.0
 """How often the progress of many parts is reported."""
@@ -95,8 +96,8 @@ def _require_readable(plan: DatasetPlan, composed: Composed) -> None:
     name, failures = plan.request.name, composed.failures
     if not composed.images:
         raise SourceError(
-            f"{name}: none of {len(failures)} candidates is an image that can be read. First: "
-            f"{failures[0]}"
+            f"{name}: none of {count_of(len(failures), 'candidate')} is an image that can be read. "
+            f"First: {failures[0]}"
         )
     candidates, limit = plan.manifest.candidates, plan.request.max_failures
     require_few_failures(name, len(failures), candidates, limit, failures)
@@ -167,8 +168,8 @@ def _finish_parts(
             left = (len(jobs) - done) / rate
             progress(
                 Said(
-                    f"{plan.request.name}: {done:,} of {len(jobs):,} parts, {rate:.1f} a second, "
-                    f"{left:,.0f} s left"
+                    f"{plan.request.name}: {done:,} of {count_of(len(jobs), 'part')}, "
+                    f"{rate:.1f} a second, {left:,.0f} s left"
                 )
             )
     return dict(sorted(found.items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.errors import GateError
+from pipeline.wording import count_of, option
 
 GATE_FAILURES = 5
 """How many failures the message lists."""
@@ -46,8 +47,10 @@ def require_few_failures(
         return
     first = "\n  ".join(str(failure) for failure in failures[:GATE_FAILURES])
     higher = ", which goes on from here" if resumes else ""
+    share = f"{100 * limit:g}% of the images"
+    allowed = share if 0 < limit < 1 else count_of(allowed_failures(limit, candidates), "image")
     raise GateError(
-        f"{what}: {failed} of {candidates} images could not be read; the limit is {limit:g}. "
-        "No result was written. Repair or exclude these images, or rerun with a higher "
-        f"--max-failures{higher}. First:\n  {first}"
+        f"{what}: {failed:,} of {count_of(candidates, 'image')} could not be read; the limit is "
+        f"{allowed}. No result was written. Repair or exclude these images, or rerun with a higher "
+        f"{option('max_failures')}{higher}. First:\n  {first}"
     )

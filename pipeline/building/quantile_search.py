@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.dna import DNA, Floats, Ints, Ranges, neuron_name
 from pipeline.errors import UsageError
+from pipeline.wording import count_of, option
 
 SEARCH_BINS = 4096
 """The most bins of a pass. They are not those of a DNA, which `Spec.bins` says."""
@@ -40,10 +41,11 @@ def extremes(dna: DNA) -> Ranges:
     taps = dna.spec.shape
     silent = np.flatnonzero(~(np.isfinite(dna.min) & np.isfinite(dna.max)))
     if len(silent):
+        others = f", nor had {count_of(len(silent) - 1, 'other')}" if len(silent) > 1 else ""
         raise UsageError(
             f"neuron {neuron_name(taps, int(silent[0]))} of {dna.spec.extractor} had no finite "
-            f"activation in {dna.images} images, nor had {len(silent) - 1} others; these weights "
-            "(--weights) cannot be calibrated"
+            f"activation in {count_of(dna.images, 'image')}{others}; these weights "
+            f"({option('weights')}) cannot be calibrated"
         )
     return Ranges(taps, dna.min.astype(np.float64), dna.max.astype(np.float64))
 

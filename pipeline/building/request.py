@@ -19,6 +19,7 @@ from pipeline.errors import UsageError
 from pipeline.notebook import html_table
 from pipeline.options import Option, Options
 from pipeline.spec import BINS, DEFAULT_BINS, Crop, Exif, Precision, Resize
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Version
@@ -144,7 +145,9 @@ class FailureOptions(Options):
     max_failures: Annotated[
         float,
         Option(
-            "How many images may be unreadable: a fraction below 1, or a number of images.", least=0
+            "How many images may be unreadable: a fraction below 1, or a number of images.",
+            least=0,
+            share=True,
         ),
     ] = 0.01
 
@@ -312,7 +315,7 @@ class Result:
         version = self.version
         failed = f", {version.failed:,} could not be read" if version.failed else ""
         state = "committed" if self.changed else "unchanged"
-        return f"<Result {self.name}: {version.images:,} images{failed}, {state}>"
+        return f"<Result {self.name}: {count_of(version.images, 'image')}{failed}, {state}>"
 
     def _repr_html_(self) -> str:
         version, ignored = self.version, sum(self.ignored.values())
@@ -324,7 +327,9 @@ class Result:
             ("dna", version.dna),
             ("spec", version.spec),
         ]
-        rows += [(f"part {name}", f"{part.images:,} images") for name, part in self.parts.items()]
+        rows += [
+            (f"part {name}", count_of(part.images, "image")) for name, part in self.parts.items()
+        ]
         rows += [("not counted", failure) for failure in self.failures[:LISTED]]
         return html_table(repr(self).strip("<>"), ("", self.name), rows)
 

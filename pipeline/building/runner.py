@@ -19,6 +19,7 @@ from pipeline.errors import (
 )
 from pipeline.events import Listener, Retried, Started, StepDone, StepFailed, stage
 from pipeline.sources import Manifest
+from pipeline.wording import count_of
 
 TRIES = 2
 """How many times a shard is tried in one run."""
@@ -44,7 +45,7 @@ def require_counted(name: str, shards: int, failed: Sequence[ShardReceipt]) -> N
     """
     if not failed:
         return
-    some = f"{name}: {len(failed)} of {shards} shards could not be counted"
+    some = f"{name}: {len(failed)} of {count_of(shards, 'shard')} could not be counted"
     lasting = [receipt for receipt in failed if not receipt.transient]
     if lasting:
         first = next((receipt for receipt in lasting if receipt.unsound), lasting[0])

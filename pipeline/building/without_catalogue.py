@@ -27,6 +27,7 @@ from pipeline.networks import describe, find_ranges
 from pipeline.options import takes_options
 from pipeline.sources import Entry, Listing, Rules, Shard, list_source, plan
 from pipeline.spec import Resources
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,7 +127,8 @@ def make_dna(
     if failures:
         listed = "; ".join(str(failure) for failure in failures[:5])
         warnings.warn(
-            f"{len(failures)} of {candidates} images could not be read: {listed}", stacklevel=3
+            f"{len(failures)} of {count_of(candidates, 'image')} could not be read: {listed}",
+            stacklevel=3,
         )
     return total.dna
 

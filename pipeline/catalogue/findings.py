@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
 from pipeline.notebook import data_frame, html_table
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +68,7 @@ class Verification:
         wrong = [finding for finding in self.findings if not finding.ok]
         state = f"{len(wrong)} wrong: {wrong[0].detail}" if wrong else "all hold"
         what = "all kept versions" if self.all_versions else "the newest versions"
-        return f"<Verification of {what} in {len(self.findings)} checks, {state}>"
+        return f"<Verification of {what} in {count_of(len(self.findings), 'check')}, {state}>"
 
     def _repr_html_(self) -> str:
         rows = [

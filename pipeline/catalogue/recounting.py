@@ -32,6 +32,7 @@ from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import network_of
 from pipeline.sources import Manifest, Shard
 from pipeline.spec import Resources
+from pipeline.wording import count_of
 
 MOVED_BY_ROUNDING = 1e-3
 """The share of activations that may fall into another bin when numerics differ."""
@@ -118,7 +119,11 @@ class _DatasetRecount:
             detail = f"none of {total} partials is kept; count all shards (--sample all)"
             yield Finding(self._name, "recount", False, detail)
             return
-        progress(Said(f"{self._name}: counting {len(chosen)} of {total} shards again ({how})"))
+        progress(
+            Said(
+                f"{self._name}: counting {len(chosen)} of {count_of(total, 'shard')} again ({how})"
+            )
+        )
         wrong = 0
         with self._scratch(engine) as work:
             for finding in self._compare_shards(engine, chosen, work, progress):
@@ -128,7 +133,8 @@ class _DatasetRecount:
                 finding = self._compare_sum(work)
                 wrong += not finding.ok
                 yield finding
-        detail = f"{len(chosen)} of {total} shards looked at again ({how}), {wrong} findings"
+        shards = f"{len(chosen)} of {count_of(total, 'shard')}"
+        detail = f"{shards} looked at again ({how}), {count_of(wrong, 'finding')}"
         yield Finding(self._name, "recount", not wrong, detail)
 
     def _choose(self, sample: int | None, seed: int) -> list[int]:
@@ -190,7 +196,7 @@ class _DatasetRecount:
             again = load_partial(partial_uri(work, self._keys[index]))
             if not storage.exists(kept):
                 return self._finding(
-                    index, True, f"{again.dna.images} images; its partial is not kept"
+                    index, True, f"{count_of(again.dna.images, 'image')}; its partial is not kept"
                 )
             stored = load_partial(kept)
         except VdnaError as error:
@@ -240,10 +246,11 @@ def compare_partials(stored: Partial, again: Partial) -> tuple[bool, str]:
     Returns:
         Whether the stored one is right, and what to tell people.
     """
-    images = f"{again.dna.images} images"
+    images = count_of(again.dna.images, "image")
     if (stored.dna.images, stored.failures) != (again.dna.images, again.failures):
         return False, (
-            f"{stored.dna.images} images and {len(stored.failures)} failures are stored, "
+            f"{count_of(stored.dna.images, 'image')} and "
+            f"{count_of(len(stored.failures), 'failure')} are stored, "
             f"{again.dna.images} and {len(again.failures)} were found{_first_odd(stored, again)}"
         )
     if same_numbers(again.dna, stored.dna):

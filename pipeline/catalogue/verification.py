@@ -17,6 +17,7 @@ from pipeline.catalogue.kept_versions import KeptVersion, kept_versions, missing
 from pipeline.catalogue.version_checks import VersionChecks
 from pipeline.errors import CorruptFile, NotFound, StorageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.wording import count_of
 
 
 def verify(
@@ -143,7 +144,8 @@ def _read_log(catalogue: Catalogue) -> tuple[list[KeptVersion], Finding]:
         return known, Finding("", "log", False, str(error))
     number = known[0].commit if known else 0
     digest = sha256(storage.read(catalogue.log_uri(number))) if number else "none"
-    detail = f"{number} commits, each made upon the one before; the last has sha256 {digest}"
+    commits = count_of(number, "commit")
+    detail = f"{commits}, each made upon the one before; the last has sha256 {digest}"
     return known, Finding("", "log", True, detail)
 
 

@@ -38,6 +38,7 @@ from pipeline.dna import (
 from pipeline.errors import ConservationError, CorruptFile
 from pipeline.sources import Manifest, label_of
 from pipeline.spec import LAYER_GAUSSIAN
+from pipeline.wording import count_of
 
 
 class VersionChecks:
@@ -108,8 +109,9 @@ class VersionChecks:
         self._require_ranges(dna, uri)
         self._dna = dna
         if version.imported:
-            return f"{dna.images} images, imported, for {len(dna.low)} neurons"
-        return f"{dna.images} images x positions = activations counted, for {len(dna.low)} neurons"
+            return f"{count_of(dna.images, 'image')}, imported, for {len(dna.low):,} neurons"
+        neurons = count_of(len(dna.low), "neuron")
+        return f"{count_of(dna.images, 'image')} x positions = activations counted, for {neurons}"
 
     def _require_ranges(self, dna: DNA, uri: str) -> None:
         """Checks that every neuron was counted in its range."""
@@ -134,12 +136,13 @@ class VersionChecks:
         counted = self._version.images + self._version.failed
         if manifest.candidates != counted:
             raise ConservationError(
-                f"{manifest.candidates} candidates listed; {self._version.images} counted and "
-                f"{self._version.failed} failed"
+                f"{count_of(manifest.candidates, 'candidate')} listed; "
+                f"{self._version.images} counted and {self._version.failed} failed"
             )
         if len(np.unique(self._image_hashes)) != len(self._image_hashes):
             raise ConservationError("the manifest lists a candidate twice")
-        return f"{manifest.candidates} candidates, each once, in {len(manifest.heads)} shards"
+        shards = count_of(len(manifest.heads), "shard")
+        return f"{count_of(manifest.candidates, 'candidate')}, each once, in {shards}"
 
     def _check_failures(self) -> str:
         """Checks that each failure is of an image of the manifest."""
@@ -155,7 +158,7 @@ class VersionChecks:
                 "failures are listed twice, or of images that the manifest does not list"
             )
         self._failures = sorted(failures)
-        return f"{len(failures)} failures, each of a candidate and with its reason"
+        return f"{count_of(len(failures), 'failure')}, each of a candidate and with its reason"
 
     def _check_folds(self) -> str:
         """Checks that the folds hold the images planned for them, and sum to the DNA."""
@@ -182,7 +185,9 @@ class VersionChecks:
             if not same_numbers(reduce(DNA.__add__, parts), counted):
                 raise ConservationError(f"{uri}: the folds of layer {layer} do not sum to the DNA")
         least, most = min(sizes.values()), max(sizes.values())
-        return f"{len(file.folds)} folds of {least} to {most} candidates sum to the DNA"
+        sums = "sums" if len(file.folds) == 1 else "sum"
+        size = f"{least} to {most} candidates" if least < most else count_of(most, "candidate")
+        return f"{count_of(len(file.folds), 'fold')} of {size} {sums} to the DNA"
 
     def _check_exemplars(self) -> str:
         """Checks that every neuron has its exemplars, each an image that was counted."""
@@ -212,10 +217,8 @@ class VersionChecks:
         unknown = len(shown) - len(np.intersect1d(shown, self._image_hashes))
         if unknown or len(np.intersect1d(shown, failed)):
             raise ConservationError(f"{uri} names exemplars that are not counted images")
-        return (
-            f"{held.rows.num_rows} names for {np.count_nonzero(counts)} neurons, all of images "
-            "that were counted"
-        )
+        neurons = count_of(int(np.count_nonzero(counts)), "neuron")
+        return f"{held.rows.num_rows:,} names for {neurons}, all of images that were counted"
 
     def _check_partials(self) -> str:
         """Checks that the partials that are kept are whole, and, if all are, sum to the DNA."""
@@ -235,7 +238,8 @@ class VersionChecks:
         same = total.exemplars == shown and list(total.failures) == listed
         if not same or not same_numbers(total.dna, dna):
             raise ConservationError(f"the partials under {work} do not sum to the DNA")
-        return f"{len(present)} partials sum to the DNA"
+        sums = "sums" if len(present) == 1 else "sum"
+        return f"{count_of(len(present), 'partial')} {sums} to the DNA"
 
     def _check_parts(self) -> str:
         """Checks that every part has the shards of its value, and no others."""

@@ -25,6 +25,7 @@ from pipeline.comparing.gaussians import frechet, frechet_1d, root_covariance, v
 from pipeline.dna import DNA, UNIFORM, Floats, Ints, Lens
 from pipeline.errors import UsageError
 from pipeline.notebook import bar_chart, data_frame, html_table
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,10 +97,10 @@ class Distance(float):
         known = {layer: value for layer, value in self.layers.items() if not np.isnan(value)}
         if len(known) < 2:
             of = f" in {next(iter(self.layers))}" if len(self.layers) == 1 else ""
-            return f"<{text}{of}, {len(self.neurons)} neurons>"
+            return f"<{text}{of}, {count_of(len(self.neurons), 'neuron')}>"
         far = max(known, key=known.__getitem__)
         return (
-            f"<{text}, {len(self.neurons)} neurons in {len(self.layers)} layers, "
+            f"<{text}, {count_of(len(self.neurons), 'neuron')} in {len(self.layers)} layers, "
             f"largest in {far}: {known[far]:.6g}>"
         )
 

@@ -20,6 +20,7 @@ from pipeline.comparing.distance import Measure
 from pipeline.dna import UNIFORM, Floats, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, UsageError
 from pipeline.notebook import arrow_data_frame, html_table, new_axes
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,9 @@ ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
 
 TABLE_DATASETS = 20
 """The most datasets that a notebook shows as a table, or a plot shows with numbers."""
+
+PRINTED = 10
+"""The most datasets that `print` shows."""
 
 MATRIX_SCHEMA = pa.schema(
     [
@@ -172,19 +176,41 @@ class Matrix:
         )
 
     def __repr__(self) -> str:
-        through = "" if self.lens == UNIFORM else f" through {self.lens}"
-        return (
-            f"<Matrix of {len(self.names)} datasets{through} in {len(self.layers)} layers: "
-            f"{', '.join(self.names[:8])}{', …' if len(self.names) > 8 else ''}>"
-        )
+        rows = [(f"{at} {row[0]}", *row[1:]) for at, row in enumerate(self._rows(PRINTED), 1)]
+        head = ("", *map(str, range(1, len(rows) + 1)))
+        widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
+        lines = [
+            "  ".join([f"{name:{widths[0]}}", *map(str.rjust, numbers, widths[1:])]).rstrip()
+            for name, *numbers in (head, *rows)
+        ]
+        return "\n".join([f"<Matrix of {self._summary(PRINTED)}>", *lines])
 
     def _repr_html_(self) -> str:
-        plane, shown = self.planes[-1], range(min(TABLE_DATASETS, len(self.names)))
-        values = self.of(plane)
-        rows = [(self.names[a], *(f"{values[a, b]:.3g}" for b in shown)) for a in shown]
-        left = len(self.names) - len(shown)
-        caption = f"emd, {plane}, in bins{f'; {left} more datasets' if left else ''}"
-        return html_table(caption, ("", *self.names[: len(shown)]), rows)
+        head = ("", *self.names[:TABLE_DATASETS])
+        return html_table(self._summary(TABLE_DATASETS), head, self._rows(TABLE_DATASETS))
+
+    def _summary(self, most: int) -> str:
+        """Says what the first `most` rows and columns show."""
+        through = "" if self.lens == UNIFORM else f" through {self.lens}"
+        plane, left = self.planes[-1], len(self.names) - most
+        what = "all neurons" if plane == ALL else plane
+        known = self.is_corrected(plane)
+        how = "corrected for sample size" if known.any() else "not corrected for sample size"
+        if known.any() and known.sum() < known.size - len(known):
+            how += " where error bars are known"
+        return (
+            f"{count_of(len(self.names), 'dataset')} in {count_of(len(self.layers), 'layer')}"
+            f"{through}: distances of {what}, in bins, {how}"
+            f"{f'; {left:,} more not shown' if left > 0 else ''}"
+        )
+
+    def _rows(self, most: int) -> list[tuple[str, ...]]:
+        """Returns the first rows of the table of `corrected` distances: a name, then numbers."""
+        values = self.corrected(self.planes[-1])[:most, :most]
+        return [
+            (name, *("0" if value == 0 else f"{value:.3g}" for value in row))
+            for name, row in zip(self.names, values.tolist(), strict=False)
+        ]
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns one row for each ordered pair and plane, with the columns `MATRIX_SCHEMA`."""

@@ -20,6 +20,7 @@ from pipeline.dna import UNIFORM, FileKind, Floats, encode_sealed
 from pipeline.explaining.histogram_overlay import Overlay
 from pipeline.explaining.reactions import Reactions
 from pipeline.notebook import arrow_data_frame, bar_chart, html_table
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,9 +85,8 @@ class Explanation:
         tested = f", {self.differing} of them differ" if self.differing else ""
         first = self.layers.slice(0, 1).to_pylist()
         far = f"; {first[0]['layer']}: {first[0]['emd']:.4g} bins" if first else ""
-        return (
-            f"<Explanation of {a} and {b}{through}: {self.neurons.num_rows} neurons{tested}{far}>"
-        )
+        neurons = count_of(self.neurons.num_rows, "neuron")
+        return f"<Explanation of {a} and {b}{through}: {neurons}{tested}{far}>"
 
     def _repr_html_(self) -> str:
         columns = ("layer", "emd", "emd_corrected", "q", "differing", "neurons", "share")

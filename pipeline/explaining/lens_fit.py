@@ -54,6 +54,7 @@ from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.explain_options import FitKeywords, FitOptions
 from pipeline.notebook import bar_chart, data_frame, html_table
 from pipeline.spec import Spec
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,7 +161,8 @@ class FittedLens:
         scores = ", ".join(
             f"{score.role} {score.attribute}: {score.through:.1%}" for score in self.scores
         )
-        return f"<FittedLens {self.lens.name} of {neurons} neurons, {scores} of the distance left>"
+        of = count_of(int(neurons), "neuron")
+        return f"<FittedLens {self.lens.name} of {of}, {scores} of the distance left>"
 
     def _repr_html_(self) -> str:
         rows = [

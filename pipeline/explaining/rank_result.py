@@ -14,6 +14,7 @@ from pipeline.dna import UNIFORM
 from pipeline.explaining.rank_shard import column_of
 from pipeline.explaining.ranking_order import RankedImage, UnrankedImage
 from pipeline.notebook import data_frame, html_table
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,12 +65,14 @@ class Ranking:
         ends = ""
         if self.nearest:
             ends = f", nearest {self.nearest[0].name} at {self.nearest[0].emd:.4g} bins"
-        return f"<Ranking of {self.ranked} images by {self.name}{through}{ends}>"
+        return f"<Ranking of {count_of(self.ranked, 'image')} by {self.name}{through}{ends}>"
 
     def _repr_html_(self) -> str:
         rows = [(image.rank, f"{image.emd:.4g}", image.name) for image in self._ends]
         return html_table(
-            f"{self.ranked} images by their distance to {self.name}", ("rank", "emd", "image"), rows
+            f"{count_of(self.ranked, 'image')} by distance to {self.name}",
+            ("rank", "emd", "image"),
+            rows,
         )
 
     @property

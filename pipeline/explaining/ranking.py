@@ -43,6 +43,7 @@ from pipeline.networks import network_of
 from pipeline.options import shared_values
 from pipeline.sources import Manifest, list_source, plan
 from pipeline.spec import Numerics, Resources, Spec
+from pipeline.wording import count_of
 
 
 def rank(
@@ -346,7 +347,7 @@ def _gate(
     some = "\n  ".join(str(of) for of in unranked[:5])
     if not ranked:
         raise SourceError(
-            f"{request.source}: none of {candidates} candidates is an image with a distance to "
-            f"{request.to}. First:\n  {some}"
+            f"{request.source}: none of {count_of(candidates, 'candidate')} is an image with a "
+            f"distance to {request.to}. First:\n  {some}"
         )
     require_few_failures(request.source, failed, candidates, request.max_failures, unranked)

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, software
-from pipeline.dna import DNA
+from pipeline.dna import DNA, neuron_name
 from pipeline.errors import UsageError
 from pipeline.interop.reading import json_uri, npz_uri
 from pipeline.interop.reference_metadata import REFERENCE_KINDS, TELLS, ReferenceKind
 from pipeline.spec import LAYER_GAUSSIAN
+from pipeline.wording import option
 
 
 @dataclass(frozen=True)
@@ -172,12 +173,19 @@ def _one_image(dna: DNA) -> list[str]:
 
 
 def _write_extremes(dna: DNA) -> tuple[Arrays, list[str]]:
+    silent = np.flatnonzero(dna.min > dna.max)
+    if len(silent):
+        others = f", nor have {len(silent) - 1:,} others" if len(silent) > 1 else ""
+        raise UsageError(
+            f"neuron {neuron_name(dna.spec.shape, int(silent[0]))} has no finite activation"
+            f"{others}, so it has no range, and no reader takes such a file; export another kind, "
+            f"such as {option('as', 'histogram')}"
+        )
     arrays: Arrays = {}
     for layer in dna.layers:
         here = dna.slice_of(layer)
         arrays |= {f"min-{layer}": dna.min[here], f"max-{layer}": dna.max[here]}
-    none = int((dna.min > dna.max).sum())
-    return arrays, [f"{none} neurons have no finite activation: inf to -inf"] if none else []
+    return arrays, []
 
 
 _WRITERS: dict[ReferenceKind, Callable[[DNA], tuple[Arrays, list[str]]]] = {

@@ -141,8 +141,9 @@ def architecture(name: str) -> Architecture:
     if own is None:
         raise UsageError(
             f"no extractor {name!r}; there are: {', '.join([*BUILT_IN, *_OWN.names()])}, "
-            "timm:NAME[.TAG][@SIZE] and torchvision:NAME[.WEIGHTS][@SIZE]. Register your own with "
-            "`register_network`"
+            "timm:NAME[.TAG][@SIZE] and torchvision:NAME[.WEIGHTS][@SIZE]. To use a network of "
+            "your own, register it: by `register_network` in Python, or by an entry point of the "
+            "group vdna.networks for the commands (docs/networks.md shows both)"
         )
     return own.architecture()
 

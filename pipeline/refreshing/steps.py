@@ -23,6 +23,7 @@ from pipeline.notebook import data_frame, html_table
 from pipeline.refreshing.config import Config, load_config
 from pipeline.refreshing.gate import Verdict, judge, require_kept, require_known
 from pipeline.spec import Resources
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +52,8 @@ class Refreshed:
     def __repr__(self) -> str:
         changed = sum(result.changed for result in self.datasets)
         wrong = f"; {type(self.error).__name__}: {self.error}" if self.error else ", all is well"
-        return f"<Refreshed: {len(self.datasets)} datasets built, {changed} changed{wrong}>"
+        built = f"{count_of(len(self.datasets), 'dataset')} built"
+        return f"<Refreshed: {built}, {changed} changed{wrong}>"
 
     def _repr_html_(self) -> str:
         rows = [("dataset", repr(result).strip("<>")) for result in self.datasets]

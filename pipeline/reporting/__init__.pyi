@@ -31,6 +31,7 @@ from .outcomes import build_lines as build_lines
 from .outcomes import build_sentence as build_sentence
 from .outcomes import calibration_json as calibration_json
 from .outcomes import calibration_sentence as calibration_sentence
+from .outcomes import failure_lines as failure_lines
 from .outcomes import matrix_rows as matrix_rows
 from .outcomes import ranking_json as ranking_json
 from .outcomes import ranking_lines as ranking_lines

@@ -23,6 +23,7 @@ from pipeline.comparing import (
 )
 from pipeline.dna import UNIFORM
 from pipeline.explaining import Explanation
+from pipeline.wording import count_of, option
 
 DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
 """Verdicts on a pair. Alike means not told apart, which is no proof that they are the same."""
@@ -33,7 +34,11 @@ ALIKE_TEXT = f"not told apart at a false discovery rate of {FALSE_DISCOVERY_RATE
 
 _TOO_FEW_FOLDS = (
     f"that takes {LEAST_FOLDS} folds of each dataset, which are as many images, or groups, or "
-    "more; imports have none"
+    "more; imports have none. Every neuron must have a finite activation in each fold"
+)
+
+_UNDEFINED = (
+    "no distance is defined, because a neuron has no finite activation in one of the datasets"
 )
 
 _WHY_PLAIN = "too few images, or imported"
@@ -104,9 +109,9 @@ def wide_note(matrix: Matrix, layer: str = ALL) -> str:
         return ""
     count = int(wide.sum())
     return (
-        f"{count:,} of {known.sum():,} intervals {'is' if count == 1 else 'are'} wide: the folds "
-        "do not tell whether few neurons differ much or many differ a little. Such an interval is "
-        "a bound rather than a 95% interval, and holds the true distance more often."
+        f"{count:,} of {count_of(int(known.sum()), 'interval')} {'is' if count == 1 else 'are'} "
+        "wide: the folds do not tell whether few neurons differ much or many differ a little. Such "
+        "an interval is a bound rather than a 95% interval, and holds the true distance more often."
     )
 
 
@@ -126,16 +131,19 @@ def uncorrected(matrix: Matrix, layer: str = ALL) -> str:
     return some_of(names) if names and not never.all() else ""
 
 
-def no_test(matrix: Matrix) -> str:
-    """Says why no pair of the matrix is tested."""
+def no_test(matrix: Matrix, layer: str = ALL) -> str:
+    """Says why no pair of the matrix is tested in a layer."""
     if not matrix.estimates:
         if through(matrix):
             return (
-                "there are no error bars. --no-error-bars leaves them out; a lens with negative "
-                "weights has none (vdna lens fit --non-negative makes a lens that has)"
+                f"there are no error bars. {option('error_bars', False)} leaves them out; a lens "
+                "with negative weights has none (vdna lens fit --non-negative makes a lens that "
+                "has)"
             )
-        return "there are no error bars (--no-error-bars)"
-    return _TOO_FEW_FOLDS
+        return f"there are no error bars ({option('error_bars', False)})"
+    apart = ~np.eye(len(matrix.names), dtype=bool)
+    defined = np.isfinite(matrix.of(layer)) & apart
+    return _TOO_FEW_FOLDS if defined.any() else _UNDEFINED
 
 
 def through(matrix: Matrix) -> str:
@@ -172,8 +180,8 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
     """Says for each dataset which one is nearest, which is farthest, and which look the same.
 
     Distances are corrected, with their 95% interval, where that is known. The nearest dataset is
-    the nearest one that is told apart, unless there is none. Two datasets have one distance, and
-    one line.
+    the nearest one that is told apart. If there is none, that is said, and the nearest is
+    named. Two datasets have one distance, and one line.
 
     Args:
         matrix: The matrix.
@@ -201,14 +209,16 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
             lines.append(f"{name:{width}}  at no distance that is defined")
             continue
         alike = [j for j in others if verdict[i, j] == ALIKE]
-        apart = [j for j in others if verdict[i, j] != ALIKE] or list(others)
+        named = some_of([f"{matrix.names[j]} (q {q[i, j]:.2f})" for j in alike])
+        apart = [j for j in others if verdict[i, j] != ALIKE]
+        if not apart:
+            first = f"{told(i, others[0])}, q {q[i, others[0]]:.2f}"
+            lines.append(f"{name:{width}}  not told apart from any other; the nearest is {first}")
+            continue
         near, far = told(i, apart[0]), told(i, others[-1])
         both = f"nearest and farthest {far}" if near == far else f"nearest {near}, farthest {far}"
         line = f"{name:{width}}  {both}"
-        if alike:
-            named = some_of([f"{matrix.names[j]} (q {q[i, j]:.2f})" for j in alike])
-            line += f"; not told apart from {named}"
-        lines.append(line)
+        lines.append(line + (f"; not told apart from {named}" if alike else ""))
     return lines
 
 
@@ -281,10 +291,10 @@ def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCO
         One sentence.
     """
     upper = verdicts(matrix, layer, rate)[np.triu_indices(len(matrix.names), 1)]
-    pairs = f"{len(upper):,} {'pair' if len(upper) == 1 else 'pairs'}"
+    pairs = count_of(len(upper), "pair")
     untested = int((upper == UNTESTED).sum())
     if untested == len(upper):
-        return f"None of {pairs} is tested: {no_test(matrix)}."
+        return f"None of {pairs} is tested: {no_test(matrix, layer)}."
     alike = int((upper == ALIKE).sum())
     different = int((upper == DIFFERENT).sum())
     differ = "differs" if 1 in (different, len(upper)) else "differ"
@@ -300,12 +310,13 @@ def explanation_sentence(found: Explanation) -> str:
     neurons = found.neurons.num_rows
     if not neurons:
         return "The lens gives these layers no weight: through it there is no distance."
-    of = f"{neurons:,} {'neuron' if neurons == 1 else 'neurons'}"
+    of = count_of(neurons, "neuron")
     make = "makes" if 1 in (found.half, neurons) else "make"
     distance = "all that is added and taken away" if found.signed else "the distance"
     most = f"{found.half:,} of {of} {make} up half of {distance}"
     if found.neurons["q"].null_count == neurons:
-        return f"No neuron is tested: {_TOO_FEW_FOLDS}. {most}."
+        why = _UNDEFINED if found.neurons["emd"].null_count == neurons else _TOO_FEW_FOLDS
+        return f"No neuron is tested: {why}. {most}."
     differ = "differs" if 1 in (found.differing, neurons) else "differ"
     return (
         f"{found.differing:,} of {of} {differ} at a false discovery rate of "

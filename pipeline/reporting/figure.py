@@ -24,6 +24,7 @@ from pipeline.reporting.conclusions import (
     uncorrected,
     verdicts,
 )
+from pipeline.wording import count_of
 
 FIGURE_KINDS = ("svg", "png", "pdf")
 
@@ -171,7 +172,7 @@ def _figure(matrix: Matrix, layer: str = ALL, lens: Lens | None = None) -> Any:
     bar.tick_params(labelsize=7, length=2)
     of = "corrected Earth Mover's" if any_corrected(matrix, layer) else "Earth Mover's"
     bar.set_xlabel(f"{of} Distance, in bins of {matrix.bins}", size=7.5, labelpad=1)
-    what = f"{size} datasets, {seen(matrix, layer)}"
+    what = f"{count_of(size, 'dataset')}, {seen(matrix, layer)}"
     if plain := uncorrected(matrix, layer):
         what += f"; not corrected: {plain}"
     title = figure.text(margin / width, 1 - 0.28 / height, what, size=10)

@@ -13,7 +13,9 @@ from pipeline.comparing import some_of
 from pipeline.dna import Lens, neuron_name
 from pipeline.errors import VdnaError
 from pipeline.explaining import FittedLens, Score
+from pipeline.reporting.conclusions import format_number
 from pipeline.storage import Stored
+from pipeline.wording import count_of
 
 HEAVIEST = 20
 """How many neurons of a lens are shown."""
@@ -56,9 +58,11 @@ def _score_line(score: Score) -> str:
     wish = WISHES[score.role]
     if not score.seen:
         return f"{score.attribute}: to be {wish}; its signal is under the floor of so few images"
+    through = score.through * score.plain
     return (
-        f"{score.attribute}: to be {wish}; through the lens {score.through:.1%} of its "
-        f"{score.plain:.2f} bins, held out{'' if _is_as_wished(score) else ' - NOT as wished'}"
+        f"{score.attribute}: to be {wish}; {format_number(score.plain)} bins without the lens, "
+        f"about {format_number(through)} through it, on images that it was not fitted to"
+        f"{'' if _is_as_wished(score) else ' - NOT as wished'}"
     )
 
 
@@ -78,12 +82,13 @@ def heaviest_neurons(lens: Lens) -> dict[str, float]:
 def lens_lines(lens: Lens) -> list[str]:
     """Returns what a lens was fitted to, how it does, and the neurons that it weighs most."""
     stated, origin = lens_json(lens), lens.provenance
-    lines = [f"{lens.name}: {stated['neurons']:,} neurons weighed, {stated['negative']:,} below 0"]
+    weighed = f"{count_of(stated['neurons'], 'neuron')} weighed, {stated['negative']:,} below 0"
+    lines = [f"{lens.name}: {weighed}"]
     if origin:
         how = [f"{key} {origin[key]}" for key in ("by", "top") if origin.get(key)]
         lines.append(f"fitted to {origin['kind']}, {', '.join(how)}, by {origin['software']}")
         lines += [
-            f"  {dataset}: {origin['images'][dataset]:,} images (dna {dna[:12]})"
+            f"  {dataset}: {count_of(origin['images'][dataset], 'image')} (dna {dna[:12]})"
             for dataset, dna in origin["members"].items()
         ]
     lines += [_score_line(Score(**score)) for score in origin.get("held_out", ())]

@@ -12,6 +12,7 @@ from pipeline.comparing import Matrix
 from pipeline.dna import UNIFORM
 from pipeline.explaining import RankedImage, Ranking, column_of
 from pipeline.sources import label_of
+from pipeline.wording import count_of
 
 JSON_ROWS = 4096
 """How many rows of a matrix are turned into dictionaries at a time."""
@@ -33,23 +34,34 @@ def build_json(result: Result) -> dict[str, object]:
 
 def build_sentence(result: Result) -> str:
     """Returns what became of a build in one line."""
-    version = result.version
-    notes = [f"{version.images:,} images"]
+    version, parts = result.version, result.parts
+    notes = [count_of(version.images, "image")]
     notes += [f"{version.failed:,} could not be read"] if version.failed else []
     notes += _left_out(result.ignored, result.duplicates)
-    notes += [f"{len(result.parts):,} parts by {label_of(version.by)}"] if result.parts else []
+    notes += [f"{count_of(len(parts), 'part')} by {label_of(version.by)}"] if parts else []
     state = "committed" if result.changed else "nothing to do, the source has not changed"
     return f"{result.name}: {', '.join(notes)}; {state} (dna {version.dna[:12]})"
 
 
 def build_lines(result: Result) -> list[str]:
     """Returns what became of a build, with its first failures and parts."""
-    lines = [build_sentence(result)]
-    lines += [f"  not counted: {failure}" for failure in result.failures[:LISTED]]
+    lines = [build_sentence(result), *failure_lines(result)]
     parts = list(result.parts.items())
-    lines += [f"  {name}: {version.images:,} images" for name, version in parts[:LISTED]]
+    for name, version in parts[:LISTED]:
+        lines.append(f"  {name}: {count_of(version.images, 'image')}")
+        if name != f"{result.name}/{version.value}":
+            lines[-1] += f", of {version.value!r}; a dash stands for what a name cannot hold"
     if len(parts) > LISTED:
         lines.append(f"  … and {len(parts) - LISTED:,} more (`vdna ls`)")
+    return lines
+
+
+def failure_lines(result: Result) -> list[str]:
+    """Returns the first images that a build could not read, and why."""
+    lines = [f"  not counted: {failure}" for failure in result.failures[:LISTED]]
+    if len(result.failures) > LISTED:
+        more = f"{len(result.failures) - LISTED:,} more"
+        lines.append(f"  … and {more} (`vdna show {result.name} --failures N`)")
     return lines
 
 
@@ -72,11 +84,16 @@ def calibration_sentence(measured: Calibration) -> str:
     """Returns what a calibration measured in one line."""
     notes = [f"{len(measured.failures):,} could not be read"]
     notes += _left_out(measured.ignored, measured.duplicates)
-    notes += [f"{measured.nonfinite:,} activations not finite"] if measured.nonfinite else []
+    notes += (
+        [f"{count_of(measured.nonfinite, 'activation')} not finite"] if measured.nonfinite else []
+    )
     if found := measured.found:
         notes += [f"from quantile {measured.quantile:g}, to {found.resolution:.1%} of the range"]
-        notes += [f"{found.unresolved:,} neurons less closely"] if found.unresolved else []
-    return f"ranges {measured.ranges.digest} of {measured.images:,} images ({', '.join(notes)})"
+        notes += (
+            [f"{count_of(found.unresolved, 'neuron')} less closely"] if found.unresolved else []
+        )
+    images = count_of(measured.images, "image")
+    return f"ranges {measured.ranges.digest} of {images} ({', '.join(notes)})"
 
 
 def ranking_json(ranking: Ranking) -> dict[str, object]:
@@ -134,7 +151,8 @@ def ranking_sentence(ranking: Ranking) -> str:
     """Returns how many images were ranked, and how many were not, in one line."""
     dataset = f"{ranking.name} (dna {ranking.version.dna[:12]})"
     through = f" through lens {ranking.lens}" if ranking.lens != UNIFORM else ""
-    notes = [f"{ranking.ranked:,} images ranked by their distance to {dataset}{through}"]
+    images, its = count_of(ranking.ranked, "image"), "its" if ranking.ranked == 1 else "their"
+    notes = [f"{images} ranked by {its} distance to {dataset}{through}"]
     notes += [f"{ranking.failed:,} could not be read"] if ranking.failed else []
     notes += [f"{ranking.undefined:,} without a distance"] if ranking.undefined else []
     return ", ".join(notes + _left_out(ranking.ignored, ranking.duplicates))
@@ -142,8 +160,8 @@ def ranking_sentence(ranking: Ranking) -> str:
 
 def _left_out(ignored: Mapping[str, int], duplicates: int) -> list[str]:
     others = sum(ignored.values())
-    notes = [f"{others:,} files of other kinds ignored"] if others else []
-    return notes + ([f"{duplicates:,} duplicates dropped"] if duplicates else [])
+    notes = [f"{count_of(others, 'file')} of other kinds ignored"] if others else []
+    return notes + ([f"{count_of(duplicates, 'duplicate')} dropped"] if duplicates else [])
 
 
 def matrix_rows(matrix: Matrix) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pipeline.comparing import Matrix
 from pipeline.reporting.headline_sentences import headline
 from pipeline.reporting.html.frame import save_page
+from pipeline.wording import count_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,4 +58,5 @@ class Report(HtmlPage):
         return headline(self.matrices[0])
 
     def __repr__(self) -> str:
-        return f"<Report of {len(self.matrices[0].names)} datasets, {len(self.html) / 1e6:.1f} MB>"
+        datasets = count_of(len(self.matrices[0].names), "dataset")
+        return f"<Report of {datasets}, {len(self.html) / 1e6:.1f} MB>"

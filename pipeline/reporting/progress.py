@@ -28,6 +28,9 @@ LINE_SECONDS = 10.0
 
 REFRESHES_PER_SECOND = 5
 
+ESTIMATED_STEPS = 3
+"""No time left is estimated before so many steps are done; the first ones load the network."""
+
 
 def text_of(event: Event) -> str:
     """Puts an event into words for people.
@@ -48,13 +51,21 @@ def _words(event: Event) -> str:
             return message
         case Started(steps=steps, present=present, unit=unit, step=step) if present and steps:
             done = "counted" if unit == "images" else "computed"
-            return f"{present} {step} are {done} already, {steps} are left"
+            are, left = ("is" if number == 1 else "are" for number in (present, steps))
+            there = f"{present:,} {_noun(step, present)}"
+            return f"{there} {are} {done} already, {steps:,} {left} left"
         case StepFailed(name, error):
             return f"{name} not counted: {error}"
         case Retried(steps, attempt):
-            return f"{steps} that failed are tried again, attempt {attempt}"
+            are = "is" if steps == 1 else "are"
+            return f"{steps:,} that failed {are} tried again, attempt {attempt}"
         case _:
             return ""
+
+
+def _noun(plural: str, number: int) -> str:
+    """Returns the noun of a stage's units or steps, which have an s, for this number of them."""
+    return plural.removesuffix("s") if number == 1 else plural
 
 
 class Lines:
@@ -139,12 +150,15 @@ class Bar:
     def _start(self, stage: Started) -> None:
         columns: list[ProgressColumn] = [
             BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[stage].unit}"),
+            TextColumn(
+                "{task.completed:,.0f}/{task.total:,.0f} " + _noun(stage.unit, int(stage.total))
+            ),
             _Rate(),
             TextColumn(
-                "{task.fields[done]:,}/{task.fields[stage].steps:,} {task.fields[stage].step}"
+                "{task.fields[done]:,}/{task.fields[stage].steps:,} "
+                + _noun(stage.step, stage.steps)
             ),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            _TimeLeft(elapsed_when_finished=True),
         ]
         if stage.unit == "images":
             columns.insert(4, TextColumn("{task.fields[failures]:,} failed"))
@@ -157,6 +171,15 @@ class Bar:
         )
         self._bar.add_task("", total=stage.total, stage=stage, done=0, failures=0)
         self._bar.start()
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time left, once enough steps are done to estimate it; then how long the stage took."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished or task.fields["done"] >= ESTIMATED_STEPS:
+            return super().render(task)
+        return Text("-:--:--", style="progress.remaining")
 
 
 class _Rate(ProgressColumn):
@@ -182,12 +205,15 @@ def line_of(stage: Started, units: int, steps: int, failures: int, elapsed: floa
         The line, without its end.
     """
     rate = units / elapsed if elapsed > 0 else 0.0
-    left = f"{duration((stage.total - units) / rate)} left" if rate else "time left unknown"
+    left = "time left not known yet"
+    if rate and steps >= ESTIMATED_STEPS:
+        left = f"{duration((stage.total - units) / rate)} left"
     if units >= stage.total:
         left = f"in {duration(elapsed)}"
     failed = f"{failures:,} failed  " if stage.unit == "images" else ""
-    done = f"{units:,}/{stage.total:,} {stage.unit}  {rate:.1f}/s"
-    return f"{done}  {steps:,}/{stage.steps:,} {stage.step}  {failed}{left}"
+    done = f"{units:,}/{stage.total:,} {_noun(stage.unit, stage.total)}  {rate:.1f}/s"
+    shards = f"{steps:,}/{stage.steps:,} {_noun(stage.step, stage.steps)}"
+    return f"{done}  {shards}  {failed}{left}"
 
 
 def duration(seconds: float) -> str:

@@ -34,6 +34,7 @@ from pipeline.reporting.conclusions import (
     through,
     verdicts,
 )
+from pipeline.wording import count_of
 
 PAIRS = 20
 """The most pairs that are listed if the table of all pairs is too wide."""
@@ -162,9 +163,9 @@ def _nearest_pairs(matrix: Matrix, layer: str, distance: Measure) -> list[Text]:
     pairs = [(int(i), int(j)) for i, j in zip(*np.triu_indices(len(values), 1), strict=True)]
     known = sorted((p for p in pairs if np.isfinite(values[p])), key=lambda p: (values[p], p))
     count = min(PAIRS, len(known))
-    nearest = f"the nearest {'pair' if count == 1 else f'{count} pairs'} of {len(pairs):,}"
+    nearest = f"the nearest {'pair' if count == 1 else count_of(count, 'pair')} of {len(pairs):,}"
     nearest = nearest if len(pairs) > 1 else "the only pair"
-    lines = [Text(f"{len(values)} datasets make a table too wide for here; {nearest}:")]
+    lines = [Text(f"{count_of(len(values), 'dataset')} make a table too wide for here; {nearest}:")]
     width = max((len(matrix.names[i]) for i, _ in known[:count]), default=0)
     for pair in known[:count]:
         a, b = (matrix.names[i] for i in pair)
@@ -186,9 +187,26 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _NARROWEST, _WIDEST = 8, 24
 """The width of a histogram in characters. If there is less room, none is drawn."""
 
+_LAYER_COLUMNS = (
+    "distance: mean over the layer's neurons, in bins. corrected: for the sizes of the samples, "
+    "with its 95% interval. q: the false discovery rate at which it differs. share: of the whole "
+    "distance"
+)
+
+_NEURON_COLUMNS = (
+    "shift: how far the values of {b} lie above (+) or below (-) those of {a}, in bins"
+)
+
+_SPARKLINES = (
+    ". The last columns are histograms of the neuron's values in each dataset, the low values on "
+    "the left; higher blocks are more values, on one scale for both"
+)
+
 
 def print_explanation(found: Explanation, console: Console, top: int) -> None:
     """Prints the layers, then the first neurons with both histograms where there is room for them.
+
+    A line above each table says what its columns are.
 
     What is not told apart is dim, and marked. On a narrow console columns are left out, the last
     ones first.
@@ -201,12 +219,13 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
     a, b = found.versions
     of = "" if found.lens == UNIFORM else f" through lens {found.lens}"
     console.print(Text(f"From {a} to {b}{of}: layers", style="bold"), soft_wrap=True)
+    console.print(Text(_LAYER_COLUMNS, style="dim"), soft_wrap=True)
     tested = found.neurons["q"].null_count < found.neurons.num_rows
     rows = [
         {
             "layer": row["layer"],
             **_measured(row),
-            "differ": f"{row['differing']:,}/{row['neurons']:,}" if tested else "",
+            "neurons differ": f"{row['differing']:,}/{row['neurons']:,}" if tested else "",
             "share": f"{row['share']:.0%}",
         }
         for row in found.layers.to_pylist()
@@ -221,7 +240,8 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
     if not found.neurons.num_rows:
         return
     neurons = found.neurons.slice(0, top).to_pylist()
-    console.print(Text(f"\nNeurons, the first {len(neurons)}", style="bold"), soft_wrap=True)
+    first = "the first one" if len(neurons) == 1 else f"the first {len(neurons)}"
+    console.print(Text(f"\nNeurons, {first}", style="bold"), soft_wrap=True)
     rows = [
         {
             "neuron": f"{row['layer']}[{row['neuron']}]",
@@ -232,39 +252,58 @@ def print_explanation(found: Explanation, console: Console, top: int) -> None:
         }
         for row in neurons
     ]
-    width = min((console.width - _width(_ranking(rows)) - 2) // 2, _WIDEST)
+    width = min((console.width - _width(_ranking(rows, {})) - 2) // 2, _WIDEST)
+    inks: dict[str, str] = {}
+    legend = _NEURON_COLUMNS.format(a=a, b=b)
     if width >= _NARROWEST:
+        headings = _sparkline_headings(a, b, width)
+        inks = dict(zip(headings, ("blue", "yellow"), strict=True))
         for row, shown in zip(rows, found.shown, strict=False):
-            row["of a"], row["of b"] = _sparklines(shown, width)
-    _print_ranking(rows, console)
+            row |= zip(headings, _sparklines(shown, width), strict=True)
+        legend += _SPARKLINES
+    console.print(Text(legend, style="dim"), soft_wrap=True)
+    _print_ranking(rows, console, inks)
 
 
-def _print_ranking(rows: list[dict[str, str]], console: Console) -> None:
+def _sparkline_headings(a: str, b: str, width: int) -> tuple[str, str]:
+    """Returns the datasets' names, cut to the width of a column."""
+    a, b = (name if len(name) <= width else f"…{name[1 - width :]}" for name in (a, b))
+    return (a, b) if a != b else ("of a", "of b")
+
+
+def _print_ranking(
+    rows: list[dict[str, str]], console: Console, inks: Mapping[str, str] | None = None
+) -> None:
     if not rows:
         return
-    while _width(table := _ranking(rows)) > console.width and len(rows[0]) > 2:
+    alike = any(row["distance"].startswith(ALIKE_MARK) for row in rows)
+    while _width(table := _ranking(rows, inks or {})) > console.width and len(rows[0]) > 2:
         rows = [dict(list(row.items())[:-1]) for row in rows]
     console.print(
         Segments(console.render(table, console.options.update(width=_width(table)))),
         soft_wrap=True,
         end="",
     )
+    if alike:
+        console.print(Text(f"{ALIKE_MARK} {ALIKE_TEXT}", style="dim"), soft_wrap=True)
 
 
 def _width(table: Table) -> int:
     return Console(width=10**6).measure(table).maximum
 
 
-def _ranking(rows: Sequence[Mapping[str, str]]) -> Table:
+def _ranking(rows: Sequence[Mapping[str, str]], inks: Mapping[str, str]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    ink = {"of a": "blue", "of b": "yellow"}
     for number, heading in enumerate(rows[0]):
-        left = number == 0 or heading in ink
+        left = number == 0 or heading in inks
         table.add_column(
-            heading, no_wrap=True, justify="left" if left else "right", style=ink.get(heading)
+            Text(heading),
+            no_wrap=True,
+            justify="left" if left else "right",
+            style=inks.get(heading),
         )
     for row in rows:
-        alike = row["emd"].startswith(ALIKE_MARK)
+        alike = row["distance"].startswith(ALIKE_MARK)
         table.add_row(*map(Text, row.values()), style="dim" if alike else "")
     return table
 
@@ -272,16 +311,16 @@ def _ranking(rows: Sequence[Mapping[str, str]]) -> Table:
 def _measured(row: Mapping[str, Any]) -> dict[str, str]:
     """Returns the cells of a row's numbers. The distance of what is not told apart is marked."""
     if row["emd"] is None:
-        return {"emd": "nan", "q": "", "corrected [95%]": ""}
+        return {"distance": "nan", "corrected [95%]": "", "q": ""}
     alike = row["q"] is not None and row["q"] >= FALSE_DISCOVERY_RATE
     interval = ""
     if row["emd_corrected"] is not None:
         digits = decimals_of(row["emd_corrected"])
         interval = "{emd_corrected:.{d}f} [{low:.{d}f}, {high:.{d}f}]".format(**row, d=digits)
     return {
-        "emd": f"{ALIKE_MARK if alike else ''}{format_number(row['emd'])}",
-        "q": "" if row["q"] is None else f"{row['q']:.2g}",
+        "distance": f"{ALIKE_MARK if alike else ''}{format_number(row['emd'])}",
         "corrected [95%]": interval,
+        "q": "" if row["q"] is None else f"{row['q']:.2g}",
     }
 
 

@@ -35,6 +35,7 @@ from pipeline.sources.map_in_order import map_in_order
 from pipeline.sources.parallel_listing import list_pages
 from pipeline.sources.rules import FOLDERS, Rules, other_kind
 from pipeline.storage import Stored
+from pipeline.wording import count_of
 
 PAGE_OBJECTS = 1000
 
@@ -164,7 +165,7 @@ class _SourceLister:
                 Said(
                     f"going on with the listing that was interrupted at "
                     f"{self._checkpoint.written:%H:%M:%S} UTC "
-                    f"({self._candidates.resumed:,} candidates)"
+                    f"({count_of(self._candidates.resumed, 'candidate')})"
                 )
             )
         for page in self._pages(outside):
@@ -233,8 +234,9 @@ class _SourceLister:
         found = self._candidates.listing(self._source)
         if not self._candidates.total:
             raise SourceError(
-                f"{self._text} holds no image ({sum(found.ignored.values())} files of other kinds "
-                f"ignored, {found.filtered} left out by include and exclude)"
+                f"{self._text} holds no image ("
+                f"{count_of(sum(found.ignored.values()), 'file')} of other kinds ignored, "
+                f"{found.filtered} left out by include and exclude)"
             )
         return found
 
@@ -349,5 +351,7 @@ class _SourceLister:
             listed = self._candidates.total - self._candidates.resumed
             rate = listed / (now - self._started)
             self._progress(
-                Said(f"{self._candidates.total:,} candidates listed, {rate:,.0f} a second")
+                Said(
+                    f"{count_of(self._candidates.total, 'candidate')} listed, {rate:,.0f} a second"
+                )
             )

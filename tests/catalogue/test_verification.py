@@ -151,7 +151,7 @@ def test_an_intact_catalogue_passes(copy: Copy) -> None:
     assert failed_checks(copy) == {}
     assert found["counts"].detail.startswith("20 images x positions = activations counted, for 5")
     assert found["manifest"].detail == "21 candidates, each once, in 16 shards"
-    assert found["failures"].detail.startswith("1 failures, each of a candidate")
+    assert found["failures"].detail.startswith("1 failure, each of a candidate")
     assert found["folds"].detail == "16 folds of 1 to 2 candidates sum to the DNA"
     assert found["partials"].detail == "16 partials sum to the DNA"
 
@@ -686,7 +686,7 @@ def test_a_real_build_passes(real: Path) -> None:
     copy = Copy(Catalogue(str(real)))
     found = run(copy)
     assert [finding for finding in found.values() if not finding.ok] == []
-    assert found["counts"].detail.endswith("for 3120 neurons")
+    assert found["counts"].detail.endswith("for 3,120 neurons")
     assert failure(copy).reason == "truncated"
     assert asdict(copy.version)["images"] == 5
 

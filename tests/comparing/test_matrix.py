@@ -640,10 +640,18 @@ def small_matrix(count: int = 2) -> Matrix:
 
 def test_a_matrix_has_a_readable_repr_and_table() -> None:
     matrix = small_matrix()
-    assert repr(matrix) == "<Matrix of 2 datasets in 1 layers: <0>, <1>>"
-    assert "<caption>emd, all, in bins</caption>" in matrix._repr_html_()
+    what = "2 datasets in 1 layer: distances of all neurons, in bins, not corrected for sample size"
+    assert str(matrix).splitlines() == [
+        f"<Matrix of {what}>",
+        "       1  2",
+        "1 <0>  4  5",
+        "2 <1>  6  7",
+    ]
+    assert f"<caption>{what}</caption>" in matrix._repr_html_()
     assert "<td>&lt;1&gt;</td><td>6</td><td>7</td>" in matrix._repr_html_()
-    assert "; 5 more datasets" in small_matrix(25)._repr_html_()
+    assert "; 5 more not shown" in small_matrix(25)._repr_html_()
+    assert "; 15 more not shown>" in repr(small_matrix(25))
+    assert len(repr(small_matrix(25)).splitlines()) == 12
     table = matrix.to_pandas()
     assert table.query("layer == 'all'")["emd"].tolist() == [4, 5, 6, 7]
 

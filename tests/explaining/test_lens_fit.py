@@ -26,6 +26,7 @@ from pipeline.events import ignore
 from pipeline.explaining import AttributeDistances, FittedLens, Role, Score, fit_lens
 from pipeline.explaining.lens_fit import RIDGES, Attribute, NeuronDistances, _FitProblem
 from pipeline.reporting import gather_matrix_page
+from pipeline.reporting.conclusions import format_number
 from pipeline.sources import Entry, Manifest, Shard, plan
 from tests.explaining.test_sensitivity import RANGES, SPEC, put
 from tests.golden.handmade import commit_dataset, entries, hand_made
@@ -487,7 +488,11 @@ def test_the_lens_commands_fit_list_and_show(place: Catalogue, tmp_path: Path) -
         attribute("dark"),
     ]
     text = run("show", "clear-of-fog", *root)
-    assert f"{attribute('fog')}: to be ignored; " in text
+    plain, through = shown["held_out"][0]["plain"], shown["held_out"][0]["through"]
+    assert (
+        f"{attribute('fog')}: to be ignored; {format_number(plain)} bins without the lens, about "
+        f"{format_number(plain * through)} through it, on images that it was not fitted to" in text
+    )
     assert "stem[" in text
     focused = json.loads(
         run("fit", "fog/few", "--focus", attribute("fog"), "--top", "3", "--json", *root)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -220,6 +221,29 @@ def test_without_folds_nothing_is_tested_and_a_note_says_so(place: Catalogue) ->
     assert "stem" in out.getvalue()
 
 
+def test_a_neuron_without_a_distance_is_not_said_to_lack_folds(found: Explanation) -> None:
+    rows = found.neurons.slice(0, 1)
+    for column in ("emd", "q"):
+        at = rows.schema.get_field_index(column)
+        rows = rows.set_column(at, column, pa.nulls(1, rows.schema.field(at).type))
+    said = explanation_sentence(replace(found, neurons=rows))
+    assert said.startswith("No neuron is tested: no distance is defined, because a neuron has no")
+
+
+def test_the_tables_say_what_their_columns_are(found: Explanation) -> None:
+    out = io.StringIO()
+    print_explanation(found, Console(file=out, width=120), 2)
+    text = out.getvalue()
+    assert "distance: mean over the layer's neurons, in bins." in text
+    assert "shift: how far the values of b lie above (+) or below (-) those of a, in bins." in text
+    assert "histograms of the neuron's values in each dataset" in text
+    headings = [" ".join(line.split()) for line in text.splitlines() if "[95%]" in line]
+    assert headings == [
+        "layer distance corrected [95%] q neurons differ share",
+        "neuron distance corrected [95%] q shift a b",
+    ]
+
+
 def test_the_histograms_of_the_first_neurons_are_shown(
     place: Catalogue, found: Explanation
 ) -> None:
@@ -271,9 +295,9 @@ def test_the_explain_command(place: Catalogue, tmp_path: Path) -> None:
     assert "stem[5]" in done.output
     assert "From a to b" in done.output
     firsts = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
-    assert firsts[1:3] == ["layer", "all"]
-    assert set(firsts[3:5]) == {"stem", "head"}
-    assert firsts[5:9] == ["Neurons,", "neuron", "stem[5]", "head[2]"]
+    assert firsts[1:4] == ["distance:", "layer", "all"]
+    assert set(firsts[4:6]) == {"stem", "head"}
+    assert firsts[6:11] == ["Neurons,", "shift:", "neuron", "stem[5]", "head[2]"]
     assert pq.read_table(out).schema.names == NEURONS.names
     done = CliRunner().invoke(app, [*words, "--json"])
     told = json.loads(done.stdout)

@@ -247,6 +247,17 @@ def test_exporting_and_importing_a_dna_changes_nothing(
     np.testing.assert_array_equal(again.low, ranges.low)
 
 
+def test_ranges_are_not_exported_of_a_neuron_that_has_none(tmp_path: Path) -> None:
+    spec, ranges = tiny_spec(8, (pipeline.Tap("layer0", 3, 1),))
+    dna = random_dna(spec, ranges, 4, 0)
+    low, high = dna.min.copy(), dna.max.copy()
+    low[1], high[1] = np.inf, -np.inf
+    dna = replace(dna, min=low, max=high)
+    with pytest.raises(UsageError, match=r"neuron layer0\[1\] has no finite activation, so it has"):
+        reference.write_dna(dna, str(tmp_path / "x.npz"), "activation-ranges")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_reference_computes_our_distances_from_our_exports(
     built: Catalogue, exported: Path
 ) -> None:

@@ -144,7 +144,7 @@ def test_build_says_what_it_counted_and_left_out(tmp_path: Path, photos: Path) -
     done = build("a", photos, tmp_path / "c")
     (line,) = done.stdout.splitlines()
     digest = Catalogue(str(tmp_path / "c")).find("a").dna
-    assert line == (f"a: 6 images, 1 files of other kinds ignored; committed (dna {digest[:12]})")
+    assert line == (f"a: 6 images, 1 file of other kinds ignored; committed (dna {digest[:12]})")
     assert f"listing {photos}" in done.stderr
     assert "6/6 images" in done.stderr
 
@@ -198,7 +198,7 @@ def test_too_many_failures_exit_3_and_a_higher_limit_commits_at_once(
 ) -> None:
     refused(
         build("x", spoilt, tmp_path, *SMALL, exits=3),
-        "1 of 4 images could not be read; the limit is 0.01",
+        "1 of 4 images could not be read; the limit is 1% of the images",
         "photo-0703.jpg: truncated",
         "--max-failures",
     )
@@ -220,14 +220,14 @@ def test_an_empty_source_exits_1(tmp_path: Path) -> None:
     refused(build("a", tmp_path / "empty", tmp_path / "c", exits=1), "empty holds no image")
     (tmp_path / "empty" / "list.json").write_text("[]")
     done = build("a", tmp_path / "empty", tmp_path / "c", exits=1)
-    refused(done, "1 files of other kinds ignored")
+    refused(done, "1 file of other kinds ignored")
 
 
 def test_a_source_of_broken_images_only_exits_1_whatever_the_limit(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"nothing")
     done = build("a", tmp_path / "images", tmp_path / "c", "--max-failures", 9, exits=1)
-    refused(done, "none of 1 candidates is an image", "a.jpg")
+    refused(done, "none of 1 candidate is an image", "a.jpg")
 
 
 @pytest.mark.parametrize(
@@ -237,6 +237,7 @@ def test_a_source_of_broken_images_only_exits_1_whatever_the_limit(tmp_path: Pat
         ("a", ("--bins", "1"), ("bins is 1",)),
         ("a", ("--max-failures", "-1"), ("max_failures is -1",)),
         ("a", ("--max-failures", "nan"), ("max_failures is nan",)),
+        ("a", ("--max-failures", "1.5"), ("max_failures is 1.5", "a fraction below 1, or a whole")),
         ("a", ("--limit", "0"), ("limit is 0",)),
         ("a", ("--shard-images", "0"), ("shard_images is 0",)),
         ("a", ("--group-by", "folder"), ("'folder'",)),

@@ -58,6 +58,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("limit", 0, "it must be at least 1"),
     ("max_failures", -0.5, "it must be at least 0"),
     ("max_failures", float("nan"), "it must be at least 0"),
+    ("max_failures", 1.5, "it must be a fraction below 1, or a whole number"),
     ("shard_images", -8, "it must be at least 1"),
     ("exemplars", -1, "it must be at least 0"),
 ]

@@ -171,6 +171,8 @@ def test_an_unknown_name_lists_those_that_are_registered() -> None:
     name = registered()
     with pytest.raises(UsageError, match=rf"no extractor 'cot'; there are: .*inception.*{name}"):
         describe("cot")
+    with pytest.raises(UsageError, match=r"entry point of the group vdna\.networks for the comm"):
+        describe("cot")
 
 
 def test_batch_norms_of_an_unknown_forward_pass_are_not_folded(tmp_path: Path) -> None:

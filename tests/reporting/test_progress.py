@@ -20,7 +20,15 @@ from pipeline.events import (
     ignore,
     stage,
 )
-from pipeline.reporting.progress import LINE_SECONDS, Bar, Lines, duration, line_of
+from pipeline.reporting.progress import (
+    ESTIMATED_STEPS,
+    LINE_SECONDS,
+    Bar,
+    Lines,
+    duration,
+    line_of,
+    text_of,
+)
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
@@ -68,8 +76,34 @@ def test_the_last_line_tells_how_long_the_stage_took() -> None:
 @pytest.mark.parametrize(("images", "elapsed"), [(0, 0.0), (0, 5.0), (3, 0.0)])
 def test_no_images_or_no_time_does_not_divide_by_zero(images: int, elapsed: float) -> None:
     line = line_of(Started(total=10, steps=2), images, 0, 0, elapsed)
-    assert "time left unknown" in line
+    assert "time left not known yet" in line
     assert "0.0/s" in line
+
+
+def test_no_time_left_is_estimated_before_a_few_steps_are_done(
+    terminal: Console, sleep: Callable[[float], None]
+) -> None:
+    stage = Started(total=4000, steps=32)
+    assert line_of(stage, 1, 2, 0, 10.0).endswith("time left not known yet")
+    assert line_of(stage, 1, ESTIMATED_STEPS, 0, 10.0).endswith("11:06:30 left")
+    bar = Bar(terminal)
+    bar(stage)
+    for _ in range(ESTIMATED_STEPS - 1):
+        sleep(10)
+        bar(StepDone(1))
+    assert bar._bar is not None
+    column, (task,) = bar._bar.columns[-1], bar._bar.tasks
+    assert str(column(task)) == "-:--:--"
+    bar(StepDone(1))
+    assert str(column(task)).count(":") == 2
+    assert str(column(task)) != "-:--:--"
+    bar(Finished())
+
+
+def test_one_thing_is_in_the_singular() -> None:
+    one = Started(total=1, steps=1, present=1)
+    assert line_of(one, 1, 1, 0, 1.0) == "1/1 image  1.0/s  1/1 shard  0 failed  in 0:00:01"
+    assert text_of(one) == "1 shard is counted already, 1 is left"
 
 
 def test_a_log_gets_a_plain_line_every_ten_seconds_and_one_at_the_end(
@@ -197,8 +231,8 @@ def test_a_second_start_counts_from_zero(sleep: Callable[[float], None]) -> None
         progress(StepDone(images, 1))
         progress(Finished())
     assert out.getvalue().splitlines() == [
-        "5/5 images  5.0/s  1/1 shards  1 failed  in 0:00:01",
-        "3/3 images  3.0/s  1/1 shards  1 failed  in 0:00:01",
+        "5/5 images  5.0/s  1/1 shard  1 failed  in 0:00:01",
+        "3/3 images  3.0/s  1/1 shard  1 failed  in 0:00:01",
     ]
 
 
@@ -210,7 +244,7 @@ def test_steps_that_fail_and_are_tried_again_are_reported() -> None:
     progress(Retried(1, 2))
     assert out.getvalue().splitlines() == [
         "shard 1 not counted: TransientError: no answer",
-        "1 that failed are tried again, attempt 2",
+        "1 that failed is tried again, attempt 2",
     ]
 
 

@@ -274,12 +274,15 @@ def test_sentences_have_intervals_and_q() -> None:
     ]
 
 
-def test_the_nearest_is_named_even_if_no_pair_is_told_apart() -> None:
+def test_where_no_pair_is_told_apart_that_is_said_and_the_nearest_is_named() -> None:
     pairs = [(i, j) for i in range(6) for j in range(i)]
     matrix = with_estimates(matrix_of(*"abcdef", scale=2.0), *pairs)
     assert nearest_sentences(matrix)[0] == (
-        "a  nearest b -0.60 [-1.10, -0.10], farthest f 1.0 [0.5, 1.5]; not told apart from "
-        "b (q 0.41), c (q 0.41), d (q 0.41) and 2 more"
+        "a  not told apart from any other; the nearest is b -0.60 [-1.10, -0.10], q 0.41"
+    )
+    one_apart = with_estimates(matrix_of(*"abcdefg"), *pairs)
+    assert nearest_sentences(one_apart)[0].endswith(
+        "; not told apart from b (q 0.41), c (q 0.41), d (q 0.41) and 2 more"
     )
 
 
@@ -297,14 +300,21 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
         "2 are not told apart; 1 is not tested."
     )
     plain = summary_sentence(matrix_of("a", "b"))
-    assert plain == ("None of 1 pair is tested: there are no error bars (--no-error-bars).")
+    assert plain == "None of 1 pair is tested: there are no error bars (error_bars=False)."
     lensed = replace(matrix_of("a", "b"), lens="sharp", lens_digest="5a")
     assert "fit --non-negative makes a lens that has" in summary_sentence(lensed)
     few = with_estimates(matrix_of("a", "b"))
     few.estimates["q"][:] = np.nan
     assert summary_sentence(few) == (
-        "None of 1 pair is tested: that takes 6 folds of each dataset, which are as many "
-        "images, or groups, or more; imports have none."
+        "None of 1 pair is tested: that takes 6 folds of each dataset, which are as many images, "
+        "or groups, or more; imports have none. Every neuron must have a finite activation in each "
+        "fold."
+    )
+    undefined = with_estimates(with_nan(matrix_of("a", "b"), 0))
+    undefined.estimates["q"][:] = np.nan
+    assert summary_sentence(undefined) == (
+        "None of 1 pair is tested: no distance is defined, because a neuron has no finite "
+        "activation in one of the datasets."
     )
     assert verdicts(matrix).tolist()[0] == [UNTESTED, ALIKE, UNTESTED, DIFFERENT]
 

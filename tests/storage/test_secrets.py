@@ -477,7 +477,7 @@ def test_a_secret_of_a_query_is_sent_and_never_kept(
         monkeypatch.setenv("VDNA_QUERY_KEY", SIGNATURE)
         assert "2 images" in vdna(*build)
         one = ("build", "one", f"{place}?id=1&key=${{VDNA_QUERY_KEY}}", *build[3:])
-        assert "1 images" in vdna(*one)
+        assert "1 image" in vdna(*one)
         vdna("verify", "-c", out / "c", "--deep")
         monkeypatch.setenv("VDNA_QUERY_KEY", SIGNATURE[::-1])
         monkeypatch.setenv("VDNA_QUERY_OTHER", SIGNATURE)

@@ -39,6 +39,7 @@ from pipeline.reporting.html.thumbnails import (
 from pipeline.reporting.report_options import SHOWN_IMAGES
 from pipeline.sources import Entry, number_of_shards, read_shard
 from pipeline.spec import Spec
+from pipeline.wording import count_of
 
 ALL_SAMPLES = 600
 """The most images of all datasets together, so that a page stays small."""
@@ -189,7 +190,7 @@ def panel_of(
     )
     failed = f", {version.failed:,} failed" if version.failed else ""
     return Panel(
-        f"{version.images:,} {'image' if version.images == 1 else 'images'}{failed}",
+        f"{count_of(version.images, 'image')}{failed}",
         tuple(_facts(version)),
         tuple(Counter(failure.reason for failure in failures).most_common()),
         tuple(str(failure) for failure in failures[:PANEL_FAILURES]),

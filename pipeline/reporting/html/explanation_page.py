@@ -30,6 +30,7 @@ from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, ru
 from pipeline.reporting.report_options import SHOWN_IMAGES
 from pipeline.reporting.terminal import lacking_exemplars
 from pipeline.sources import Entry, find_entries
+from pipeline.wording import count_of
 
 MOST_NEURONS = 100
 """The most neurons on a page, which are the first ones. The file of --out has all of them."""
@@ -117,8 +118,9 @@ def gather_explanation(
             "neurons that were asked for; vdna explain --out writes them all."
         )
     about = (
-        f"Catalogue {catalogue.root}; extractor {spec.extractor}, {spec.neurons:,} neurons of "
-        f"{len(spec.taps)} layers in {spec.bins} bins, spec {spec.digest}"
+        f"Catalogue {catalogue.root}; extractor {spec.extractor}, "
+        f"{count_of(spec.neurons, 'neuron')} of {count_of(len(spec.taps), 'layer')} in "
+        f"{spec.bins} bins, spec {spec.digest}"
     )
     return Why(
         found,

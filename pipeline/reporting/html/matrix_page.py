@@ -26,6 +26,7 @@ from pipeline.reporting.headline_sentences import headline
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT_DATASETS, pack
 from pipeline.reporting.html.page_data import Page, Seen
+from pipeline.wording import count_of
 
 LEAST_NUMBERS = 1_000_000
 """The bytes that distances may take even if the page is full without them."""
@@ -96,7 +97,8 @@ def render_matrix_page(
     ]
     said = [note for of, held in zip(told, numbers, strict=True) for note in (*held[2], *of[1])]
     notes = [*page.notes, *dict.fromkeys(said)]
-    title = page.title or f"Visual DNA of {len(names)} datasets{_through_all(page.matrices)}"
+    about = count_of(len(names), "dataset")
+    title = page.title or f"Visual DNA of {about}{_through_all(page.matrices)}"
     data = {
         "title": title,
         "about": page.about,
@@ -125,7 +127,7 @@ def _told(matrix: Matrix, seen: Seen, rates: Sequence[float]) -> tuple[dict[str,
     content = {
         "lens": matrix.lens,
         "through": through(matrix),
-        "no_test": no_test(matrix),
+        "no_test": no_test(matrix, matrix.planes[-1]),
         "weightless": seen.weightless,
         "headlines": [
             ["" if plane in seen.weightless else headline(matrix, plane, rate) for rate in rates]
@@ -191,8 +193,7 @@ def _columns(
     notes = []
     if left:
         columns = ", ".join(
-            f"{column} of {len(of)} {'layer' if len(of) == 1 else 'layers'}"
-            for column, of in left.items()
+            f"{column} of {count_of(len(of), 'layer')}" for column, of in left.items()
         )
         notes.append(
             f"Left out of this page for its size, and in the file that vdna compare --out writes: "

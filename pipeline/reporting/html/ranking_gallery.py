@@ -12,6 +12,7 @@ from pipeline.reporting.html.frame import save_page
 from pipeline.reporting.html.gallery import Gallery, Row, look, render_gallery
 from pipeline.reporting.html.thumbnails import rule_of
 from pipeline.sources import Entry
+from pipeline.wording import count_of
 
 GALLERY = 24
 """The default number of images shown of the nearest ones, and of the farthest."""
@@ -57,7 +58,7 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> G
     ]
     facts = [
         ("source", ranking.source),
-        ("dataset", f"{ranking.name}: {version.images:,} images of {version.source}"),
+        ("dataset", f"{ranking.name}: {count_of(version.images, 'image')} of {version.source}"),
         ("catalogue", f"{catalogue.root}, commit {ranking.commit}"),
         ("dna", version.dna),
         ("lens", ranking.lens),

@@ -1,0 +1,70 @@
+"""Words that many messages share: a number of things, and the name of an option.
+
+>>> count_of(1, "image"), count_of(1200, "image"), count_of(0, "match", "matches")
+('1 image', '1,200 images', '0 matches')
+>>> option("max_failures"), option("bins", 100)
+('max_failures', 'bins=100')
+>>> with options_as_flags():
+...     option("max_failures"), option("bins", 100), option("error_bars", False)
+('--max-failures', '--bins 100', '--no-error-bars')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_flags = [False]
+"""Whether options are named as on the command line; the last item holds."""
+
+
+def count_of(number: int, one: str, many: str = "") -> str:
+    """Writes a number of things, with the noun in the singular or the plural.
+
+    Args:
+        number: How many there are.
+        one: What one of them is called.
+        many: What several are called, if that is not `one` with an s.
+
+    Returns:
+        Text such as `1 image` or `1,200 images`.
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def option(name: str, value: object = None) -> str:
+    """Names an option as the caller writes it.
+
+    Args:
+        name: The option's name in Python.
+        value: A value to write with it; None for the name alone.
+
+    Returns:
+        `max_failures` or `bins=100` in Python and in `datasets.yaml`; `--max-failures` or
+        `--bins 100` in a command.
+    """
+    if not _flags[-1]:
+        return name if value is None else f"{name}={value!r}"
+    flag = name.replace("_", "-")
+    if value is None or value is True:
+        return f"--{flag}"
+    if value is False:
+        return f"--no-{flag}"
+    return f"--{flag} {value or repr(value)}"
+
+
+@contextmanager
+def options_as_flags(flags: bool = True) -> Iterator[None]:
+    """Makes `option` name options as on the command line, for the whole process.
+
+    Args:
+        flags: False names them as in Python again, as for options that a command reads of a file.
+
+    Yields:
+        Nothing.
+    """
+    _flags.append(flags)
+    try:
+        yield
+    finally:
+        _flags.pop()
