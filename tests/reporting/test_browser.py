@@ -17,6 +17,7 @@ from pipeline.comparing import Matrix, clusters
 from pipeline.dna import Floats
 from pipeline.explaining import PairNeuron
 from pipeline.reporting import conclusions as report
+from pipeline.reporting import headline as report_headline
 from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, render_gallery
 from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.reporting.html.page_data import Page, Panel, Sample, Seen
@@ -65,14 +66,19 @@ def test_the_keyboard_walks_the_matrix_and_opens_a_pair(reader: Reader, tmp_path
     cursor.send_keys(Keys.HOME, Keys.PAGE_UP, *[Keys.ARROW_DOWN] * 2, Keys.ARROW_RIGHT)
     i, j = order[2], order[1]
     assert f"{matrix.names[i]} and {matrix.names[j]}, all neurons" in reader.text("selected")
-    assert f"emd {matrix.of()[i, j]:#.4g} bins" in reader.text("selected")
+    corrected, low, high = (
+        f"{matrix.of('all', column)[i, j]:#.4g}" for column in ("emd_corrected", "low", "high")
+    )
+    said = f"corrected distance, bins {corrected}, 95% interval {low} to {high}; they differ"
+    assert said in reader.text("selected")
     assert reader.find("selected").get_attribute("aria-live") == "polite"
     cursor.send_keys(Keys.ENTER)
     reader.wait(lambda: matrix.names[i] in reader.text("pair-title"))
     assert reader.text("pair-title") == f"{matrix.names[i]} and {matrix.names[j]}, all neurons"
-    low, high = (matrix.of("all", column)[i, j] for column in ("low", "high"))
-    assert f"95% interval {low:#.4g} to {high:#.4g}" in reader.text("pair-body")
-    assert reader.text("pair-body").count("95% interval ") == 1 + len(matrix.planes)
+    assert f"95% interval {low} to {high}" in reader.text("pair-body")
+    rows = "[...document.querySelectorAll('#pair-body .row')].map((row) => row.textContent)"
+    barred = [text for text in reader.run(f"return {rows}") if "95% interval " in text]
+    assert len(barred) == len(matrix.planes)
     assert reader.run("return document.activeElement.id") == "pair"
     for _ in range(30):
         cursor.send_keys(Keys.ARROW_UP)
@@ -100,7 +106,8 @@ def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_pa
         assert sum(text.startswith("~") for row in rows for text in row) == 2
     reader.choose("quantity", "Fréchet distance of neurons")
     i, j = reader.run("return state.open")  # what the page began with
-    assert f"nfd {matrix.of('blocks.0', 'nfd')[i, j]:#.4g}" in reader.text("selected")
+    nfd = f"Fréchet distance of neurons {matrix.of('blocks.0', 'nfd')[i, j]:#.4g}"
+    assert nfd in reader.text("selected")
     assert "9 of 10 pairs differ" in reader.text("summary")
     reader.choose("order", "distance to …")
     reader.choose("origin", matrix.names[2])
@@ -115,6 +122,7 @@ def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -
     order = clusters(matrix.corrected()).order
     pair = (min(order[0], order[3]), max(order[0], order[3]))
     reader.open(write(tmp_path / "page.html", matrix, seen=[Seen({pair: [neuron]})]))
+    reader.run("document.getElementById('cursor').scrollIntoView({ block: 'center' })")
     where = reader.run(
         "const box = document.getElementById('cursor').getBoundingClientRect();"
         "return [view.left + 3.5 * view.cell - box.width / 2,"
@@ -123,11 +131,11 @@ def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -
     mouse = ActionChains(reader.driver).move_to_element_with_offset(reader.find("cursor"), *where)
     mouse.click().perform()
     reader.wait(lambda: "blocks.2, neuron 7: 12.50 bins" in reader.text("pair-body"))
-    assert matrix.names[order[0]] in reader.text("tip")
-    assert "not tested: there are no error bars (--no-error-bars)" in reader.text("tip")
+    reader.wait(lambda: matrix.names[order[0]] in reader.text("tip"))
+    assert f"not tested: {report.no_test(matrix)}" in reader.text("tip")
     assert reader.run("return document.querySelectorAll('#neurons path').length") == 2
     assert "There are no error bars." in reader.text("pair-body")
-    assert "is tested: there are no error bars (--no-error-bars)" in reader.text("summary")
+    assert f"is tested: {report.no_test(matrix)}" in reader.text("summary")
 
 
 def test_the_page_opens_with_the_nearest_pair_that_differs(reader: Reader, tmp_path: Path) -> None:
@@ -333,6 +341,208 @@ def test_plain_and_corrected_numbers_are_labelled(reader: Reader, tmp_path: Path
     assert reader.text("summary").startswith("1 of 1 pair differs at")
 
 
+# What a newcomer meets.
+
+
+def pictured(matrix: Matrix, count: int = 3) -> list[Panel]:
+    """Makes panels with images, each of a size of its own."""
+    return [
+        Panel(
+            f"{7 + i} images",
+            (),
+            samples=tuple(Sample(f"{i}-{k}.jpg", PIXEL) for k in range(count)),
+        )
+        for i in range(len(matrix.names))
+    ]
+
+
+def test_the_page_begins_with_what_stands_out_in_the_layer_that_is_shown(
+    reader: Reader, tmp_path: Path
+) -> None:
+    matrix = with_estimates(matrix_at(6), (0, 1))
+    reader.open(write(tmp_path / "page.html", matrix))
+    assert reader.text("headline") == report_headline(matrix) != ""
+    reader.choose("layer", "blocks.1")
+    assert reader.text("headline") == report_headline(matrix, "blocks.1")
+    matrix.estimates["q"][:, 2, 3] = matrix.estimates["q"][:, 3, 2] = 0.03
+    reader.open(write(tmp_path / "page.html", matrix))
+    before = reader.text("headline")
+    reader.choose("rate", "1%")
+    assert reader.text("headline") == report_headline(matrix, rate=0.01) != before
+
+
+def test_the_guide_shows_distances_by_images_and_is_folded_later(
+    reader: Reader, tmp_path: Path
+) -> None:
+    matrix = with_estimates(matrix_at(6), (0, 1))
+    path = write(tmp_path / "page.html", matrix, panels=pictured(matrix))
+    reader.open(path)
+    assert reader.run("return document.getElementById('guide').open")
+    shown = matrix.corrected()
+    pairs = [(i, j) for i in range(6) for j in range(i + 1, 6)]
+    far = max(pairs, key=lambda pair: shown[pair])
+    captions = reader.run(
+        "return [...document.querySelectorAll('#examples figcaption')].map((of) => of.textContent)"
+    )
+    assert captions[-1].startswith(f"The farthest pair: {shown[far]:.1f} bins [")
+    assert "told apart; before the correction" in captions[-1]
+    assert "chance alone makes 1.0 bins, the noise floor" in reader.text("floor")
+    images = reader.run(
+        "return document.querySelectorAll('#examples figure:last-child img').length"
+    )
+    assert images == 6
+    reader.open(path)
+    assert not reader.run("return document.getElementById('guide').open")
+    reader.driver.find_element("css selector", "#guide summary").click()
+    reader.wait(lambda: "open=guide" in reader.driver.current_url)
+    none = write(tmp_path / "none.html", matrix_at(3), panels=pictured(matrix_at(3)))
+    reader.open(none)
+    assert "nothing says how much of a distance is chance" in reader.text("floor")
+    assert "told apart" not in reader.text("examples")
+
+
+def test_two_datasets_that_are_chosen_one_after_the_other_open_as_a_pair(
+    reader: Reader, tmp_path: Path
+) -> None:
+    """This works with the strips of images and on the map, by mouse and by keyboard."""
+    matrix = with_estimates(matrix_at(6), (0, 1))
+    reader.open(write(tmp_path / "page.html", matrix, panels=pictured(matrix)))
+    buttons = {of.text: of for of in reader.driver.find_elements("css selector", "#strips button")}
+    buttons["group/004"].click()
+    assert reader.text("chosen").startswith("group/004 is chosen.")
+    buttons["group/002"].click()
+    reader.wait(lambda: reader.text("pair-title") == "group/002 and group/004, all neurons")
+    held = "[...document.querySelectorAll('#strips [aria-pressed=true]')]"
+    assert reader.run(f"return {held}.map((of) => of.textContent).sort()") == [
+        "group/002",
+        "group/004",
+    ]
+    images = "return [...document.querySelectorAll('#pair-body .photos img')].map((of) => of.alt)"
+    assert reader.run(images) == [f"image {i}-{k}.jpg" for i in (2, 4) for k in range(3)]
+    markers = {
+        of.get_attribute("aria-label"): of
+        for of in reader.driver.find_elements("css selector", "#map .marker")
+    }
+    assert len(reader.driver.find_elements("css selector", "#map image")) == 6
+    assert [of.get_attribute("tabindex") for of in markers.values()].count("0") == 1
+    markers["group/001"].find_element("css selector", "circle").click()
+    assert reader.text("chosen").startswith("group/001 is chosen.")
+    first = next(iter(markers.values()))
+    reader.run("arguments[0].focus()", first)
+    ActionChains(reader.driver).send_keys(Keys.END, Keys.HOME, Keys.ARROW_RIGHT).perform()
+    name = reader.run("return document.activeElement.getAttribute('aria-label')")
+    assert name == list(markers)[1]
+    if name == "group/001":
+        ActionChains(reader.driver).send_keys(Keys.ARROW_RIGHT).perform()
+        name = list(markers)[2]
+    ActionChains(reader.driver).send_keys(Keys.ENTER).perform()
+    pair = sorted(["group/001", name])
+    reader.wait(lambda: reader.text("pair-title") == f"{pair[0]} and {pair[1]}, all neurons")
+
+
+def test_a_pair_says_in_words_what_its_interval_supports(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(4, layers=8), (0, 1))
+    matrix.estimates["q"][4:, 2, 3] = matrix.estimates["q"][4:, 3, 2] = 0.6
+    matrix.estimates["q"][-1, 2, 3] = matrix.estimates["q"][-1, 3, 2] = 0.001
+    page = Page([matrix], pictured(matrix), snapshot=("--at", "3", "-c", "s3://b/it's here"))
+    path = tmp_path / "page.html"
+    path.write_bytes(render_matrix_page(page))
+    reader.open(path)
+
+    def opened(a: int, b: int) -> str:
+        reader.run("show(arguments[0], arguments[1], false)", a, b)
+        names = f"{matrix.names[a]} and {matrix.names[b]}, all neurons"
+        reader.wait(lambda: reader.text("pair-title") == names)
+        return reader.text("pair-body")
+
+    alike, apart = opened(0, 1), opened(2, 3)
+    value, high = (matrix.of("all", column)[0, 1] for column in ("emd_corrected", "high"))
+    assert f"They cannot be told apart: the distance of {value:.1f} bins may be chance" in alike
+    assert f"It is at most {high:.1f} bins" in alike
+    assert "They differ" not in alike
+    low, high = (matrix.of("all", column)[2, 3] for column in ("low", "high"))
+    assert f"with a 95% interval of {low:.1f} to {high:.1f}." in apart
+    assert "They are told apart in colour and edges; and texture" in apart
+    stages = [np.r_[2 * k : 2 * k + 2] for k in range(4)]
+    means = [matrix.estimates["emd_corrected"][rows, 2, 3].mean() for rows in stages]
+    most = int(np.argmax(means[:2]))
+    clear = all(means[most] - 0.5 > mean + 0.5 for k, mean in enumerate(means) if k != most)
+    assert ("and most in" in apart) == clear
+    command = reader.run("return document.querySelector('#pair-body code').textContent")
+    assert command == (
+        "vdna explain group/002 group/003 --at 3 -c 's3://b/it'\\''s here' --html why.html"
+    )
+    few = matrix_at(3, layers=3)
+    reader.open(write(tmp_path / "few.html", few))
+    assert "by stage of the network" not in reader.text("pair-body")
+    assert "Whether they differ is not tested" in reader.text("pair-body")
+
+
+def test_a_view_stands_in_its_address_and_back_returns_to_the_one_before(
+    reader: Reader, tmp_path: Path
+) -> None:
+    matrix = with_estimates(matrix_at(5), (0, 1))
+    names = ("a b", "b&c=#", "100%", "d|e", HOSTILE)
+    matrix = replace(matrix, names=names, members=dict(zip(names, "12345", strict=True)))
+    path = write(tmp_path / "page.html", matrix)
+    reader.open(path)
+    first = reader.text("pair-title")
+    assert reader.driver.current_url == path.as_uri()
+    reader.choose("layer", "blocks.1")
+    reader.choose("colours", "rank")
+    reader.run("return show(1, 4, false)")
+    title = f"{names[1]} and {names[4]}, blocks.1"
+    reader.wait(lambda: reader.text("pair-title") == title)
+    reader.find("filter").send_keys("a")
+    sent = reader.wait(
+        lambda: "filter=a" in reader.driver.current_url and reader.driver.current_url
+    )
+    reader.driver.get("about:blank")
+    reader.driver.get(sent)
+    reader.wait(lambda: reader.text("pair-title") == title)
+    chosen = "return ['layer', 'colours', 'filter'].map((id) => document.getElementById(id).value)"
+    assert reader.run(chosen) == ["1", "rank", "a"]
+    reader.open(path)
+    for layer in ("blocks.0", "blocks.2"):
+        reader.choose("layer", layer)
+    reader.driver.back()
+    reader.wait(lambda: reader.text("pair-title").endswith("blocks.0"))
+    assert (
+        reader.run("return document.getElementById('layer').selectedOptions[0].text") == "blocks.0"
+    )
+    reader.driver.back()
+    reader.wait(lambda: reader.text("pair-title") == first)
+    reader.driver.forward()
+    reader.wait(lambda: reader.text("pair-title").endswith("blocks.0"))
+    for strange in (
+        "pair=%FF+x&layer=none&rate=9&quantity=__proto__&lens=1",
+        "open=a&origin=%",
+        "&&=",
+    ):
+        reader.driver.get("about:blank")
+        reader.driver.get(f"{path.as_uri()}#{strange}")
+        reader.wait(lambda: reader.text("pair-title") == first)
+    assert reader.console_messages() == []
+
+
+def test_numbers_have_names_in_words_and_symbols_on_demand(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(3), (0, 1))
+    reader.open(write(tmp_path / "page.html", matrix))
+    body = reader.text("pair-body")
+    for words in (
+        "distance, corrected",
+        "standard error",
+        "noise floor",
+        "q-value, over all pairs",
+    ):
+        assert words in body
+    assert "(emd_corrected)" not in body
+    reader.find("symbols").click()
+    reader.wait(lambda: "distance, corrected (emd_corrected)" in reader.text("pair-body"))
+    assert "standard error (se)" in reader.text("pair-body")
+    assert "symbols=1" in reader.driver.current_url
+
+
 # The drawing.
 
 INKS = """
@@ -504,7 +714,8 @@ def test_the_map_places_datasets_as_far_apart_as_they_are(reader: Reader, tmp_pa
     reader.open(write(tmp_path / "page.html", with_estimates(matrix, (1, 4))))
     spots = reader.run(
         "return [...document.querySelectorAll('#map circle')].map((spot) =>"
-        " [spot.textContent, Number(spot.getAttribute('cx')), Number(spot.getAttribute('cy'))])"
+        " [spot.parentNode.querySelector('title').textContent,"
+        " Number(spot.getAttribute('cx')), Number(spot.getAttribute('cy'))])"
     )
     places = {name: np.array(where) for name, *where in spots}
     names = list(places)
@@ -592,8 +803,8 @@ def test_a_page_of_three_hundred_datasets_is_usable(reader: Reader, tmp_path: Pa
     reader.find("cursor").send_keys(*[Keys.PAGE_UP] * 30)
     reader.find("cursor").send_keys(Keys.ARROW_RIGHT)
     assert f"{matrix.names[i]} and {matrix.names[j]}" in reader.text("selected")
-    shown = float(reader.text("selected").partition(" emd ")[2].partition(" ")[0])
-    assert shown == pytest.approx(matrix.of("blocks.3")[i, j], rel=1e-3)
+    shown = float(reader.text("selected").partition(" bins ")[2].split(",")[0].split(";")[0])
+    assert shown == pytest.approx(matrix.corrected("blocks.3")[i, j], rel=1e-3)
     two = render_matrix_page(
         replace(page, matrices=[matrix, replace(matrix, lens="sharp")], seen=())
     )

@@ -103,7 +103,18 @@ def gather_matrix_page(
         f"{spec.extractor}, {spec.neurons:,} neurons of {len(spec.taps)} layers in {spec.bins} "
         f"bins, spec {spec.digest}; {commit.software}"
     )
-    return Page(matrices, panels, seen, about, tuple(notes), shared=tuple(spec_facts(spec)))
+    snapshot = ["--at", str(commit.number), "--catalogue", catalogue.root]
+    if spec.digest != commit.default_spec:
+        snapshot = ["--spec", spec.digest, *snapshot]
+    return Page(
+        matrices,
+        panels,
+        seen,
+        about,
+        tuple(notes),
+        shared=tuple(spec_facts(spec)),
+        snapshot=tuple(snapshot),
+    )
 
 
 def _seen(

@@ -51,7 +51,7 @@ function intervals(rows, wide, parent) {
     .filter(Number.isFinite);
   const [least, most] = [Math.min(0, ...ends), Math.max(1e-12, ...ends)];
   const [tall, names] = [19, Math.min(130, wide * 0.3)];
-  const right = rows.some((row) => row.plain) ? 96 : 62;
+  const right = 62 + 5.7 * Math.max(...rows.map((row) => row.plain.length));
   const x = (value) => names + 8 + ((value - least) / (most - least)) * (wide - names - right);
   const svg = drawn(
     "svg",

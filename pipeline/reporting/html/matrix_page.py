@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.comparing import FALSE_DISCOVERY_RATE, Estimate, Matrix, Measure, clusters, plane_map
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
+from pipeline.explaining import network_stages
 from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, through, wide_note
 from pipeline.reporting.headline_sentences import headline
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
@@ -37,18 +38,11 @@ PAGE_COLUMNS: tuple[Measure | Estimate, ...] = (
 """The columns of distances. The first ones are kept if there is not room for all."""
 
 SCRIPT_PARTS = (
-    "state",
-    "numbers",
-    "words",
-    "drawing",
-    "pointing",
-    "pair",
-    "map",
-    "datasets",
-    "tables",
+    *("state", "numbers", "words", "drawing", "pointing", "address", "guide", "pair", "map"),
+    *("datasets", "tables", "begin"),
 )
 
-MATRIX_SCRIPTS = tuple(f"matrix/{name}.js" for name in (*SCRIPT_PARTS, "begin"))
+MATRIX_SCRIPTS = tuple(f"matrix/{name}.js" for name in SCRIPT_PARTS)
 """The files of the page's script, in the order in which they run."""
 
 RATES = (0.01, 0.05, 0.1)
@@ -109,6 +103,7 @@ def render_matrix_page(
         "rates": rates,
         "matrices": lenses,
         "shared": page.shared,
+        "snapshot": page.snapshot,
         "datasets": datasets,
     }
     return framed("page", MATRIX_SCRIPTS, title, data)
@@ -138,6 +133,7 @@ def _told(matrix: Matrix, seen: Seen, rates: Sequence[float]) -> tuple[dict[str,
         },
         "neurons_note": seen.note,
         "planes": planes,
+        "stages": (*network_stages(matrix.layers), *[""] * (len(planes) - len(matrix.layers))),
         "arranged": [
             {
                 "order": found.order,

@@ -69,6 +69,7 @@ class Page:
         about: Where all of it comes from.
         notes: What a reader should know first.
         title: The title; empty for the usual one.
+        snapshot: The words by which a command reads the same datasets: their catalogue, and when.
         shared: Facts that are the same for every dataset.
     """
 
@@ -78,4 +79,5 @@ class Page:
     about: str = ""
     notes: tuple[str, ...] = ()
     title: str = ""
+    snapshot: tuple[str, ...] = ()
     shared: tuple[tuple[str, str], ...] = ()

@@ -8,6 +8,7 @@ async function update() {
   const order = orderNow(matrix, layer);
   view = { matrix, layer, order, plane: matrix.planes[state.plane] };
   if (state.row === null) state.open = [state.row, state.column] = telling();
+  else if (state.open === null) state.open = [state.row, state.column];
   scaleNow();
   measure();
   drawMatrix();
@@ -15,6 +16,7 @@ async function update() {
   showSelected();
   drawMap();
   drawDatasets();
+  drawGuide();
   drawSentences();
   drawTable();
   $("headline").textContent = matrix.headlines[state.plane][DATA.rates.indexOf(state.rate)];
@@ -56,6 +58,7 @@ function begin() {
     $(id).addEventListener(event, () => {
       change($(id).value);
       update();
+      remember(id !== "filter");
     });
   };
   on("layer", (value) => {
@@ -88,7 +91,22 @@ function begin() {
   on("filter", (value) => {
     state.filter = value;
   });
+  $("symbols").addEventListener("change", () => {
+    state.symbols = $("symbols").checked;
+    update();
+    remember();
+  });
   $("controls").addEventListener("submit", (event) => event.preventDefault());
+  folding("table", $("numbers"));
+  folding("provenance", $("provenance"));
+  state.boxes.guide = isFirstTime();
+  beginning = { ...written(), open: "", filter: "" };
+  folding("guide", $("guide"));
+  if (location.hash.length > 1) recall();
+  addEventListener("popstate", () => {
+    recall();
+    update();
+  });
   $("numbers").addEventListener("toggle", () => view && drawTable());
   const cursor = $("cursor");
   cursor.addEventListener("keydown", press);
@@ -97,9 +115,7 @@ function begin() {
   cursor.addEventListener("click", (event) => {
     const pair = cellAt(event);
     if (!pair) return;
-    [state.row, state.column] = pair;
-    showSelected();
-    openPair(...pair, false);
+    show(...pair, false);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
   let width = $("frame").clientWidth;

@@ -25,16 +25,28 @@ function choose(i) {
   }
   const first = state.chosen;
   state.chosen = null;
-  [state.row, state.column] = [first, i];
+  show(first, i, true);
+}
+
+// Opens a pair that somebody chose, which is a step that Back undoes.
+async function show(i, j, go) {
+  if (i === j) return;
+  [state.row, state.column] = [i, j];
   showSelected();
-  openPair(first, i, true);
+  await openPair(i, j, go);
+  remember();
 }
 
 function showChosen() {
+  const isHeld = (i) => i === state.chosen || Boolean(state.open?.includes(i));
   for (const [i, card] of cards.entries()) {
-    const held = i === state.chosen || Boolean(state.open?.includes(i));
-    card.classList.toggle("held", held);
-    card.querySelector("button").setAttribute("aria-pressed", String(held));
+    card.classList.toggle("held", isHeld(i));
+    card.querySelector("button").setAttribute("aria-pressed", String(isHeld(i)));
+  }
+  for (const marker of document.querySelectorAll("#map .marker")) {
+    const held = isHeld(Number(marker.dataset.dataset));
+    marker.classList.toggle("held", held);
+    marker.setAttribute("aria-pressed", String(held));
   }
   $("chosen").textContent =
     state.chosen === null

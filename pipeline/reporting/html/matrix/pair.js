@@ -1,4 +1,4 @@
-// A pair, opened.
+// A pair, opened: both sides' images, the distance in words, by stage and layer, and the neurons.
 
 // The one to begin with: the nearest that differs, of those whose neurons are on the page. That it is
 // real, and in what, is what a reader cannot see from the matrix; those far apart speak for themselves.
@@ -26,12 +26,28 @@ async function openPair(one, other, go) {
   const [i, j] = [Math.min(one, other), Math.max(one, other)]; // as its histograms are drawn
   const mine = (state.open = [i, j]);
   const body = document.createDocumentFragment();
-  factList(facts(view.layer, i, j), body);
-  await profile(i, j, body);
+  const rows = await layerRows(i, j);
+  for (const [side, kind] of [
+    [i, "first-name"],
+    [j, "second-name"],
+  ]) {
+    make("p", DATA.names[side], { class: `${kind} side` }, body);
+    const { samples, notes } = DATA.datasets[side];
+    if (samples.length) photos(samples, body);
+    else make("p", notes[0] ?? "no images", { class: "quiet" }, body);
+  }
+  for (const text of inWords(i, j)) make("p", text, { class: "words" }, body);
+  stages(rows, body);
+  explanation(i, j, body);
+  profile(rows, body);
   make("h3", "Neurons that differ most", {}, body);
   if (verdict(view.layer, i, j) === "alike")
     make("p", "The pair is not told apart here: they may differ by chance.", { class: "quiet" }, body);
   neurons(i, j, body);
+  const every = make("details", null, {}, body);
+  make("summary", "All numbers of this pair", {}, every);
+  factList(facts(view.layer, i, j), every);
+  folding("figures", every);
   if (state.open !== mine) return; // another was opened meanwhile
   $("pair-title").textContent = `${DATA.names[i]} and ${DATA.names[j]}, ${titleName(view.plane)}`;
   $("pair-body").replaceChildren(body);
@@ -42,18 +58,19 @@ async function openPair(one, other, go) {
   }
 }
 
-async function profile(i, j, parent) {
+// The distance of the pair in each layer, as the quantity that is chosen, and as the corrected distance.
+async function layerRows(i, j) {
   const { planes } = view.matrix;
   const scale = state.quantity === "emd_range" ? 1 / DATA.bins : 1;
   const emd = ["emd", "emd_range", "emd_corrected"].includes(state.quantity);
-  const rows = await Promise.all(
+  return Promise.all(
     planes.map(async (plane, index) => {
       const read = async (column) => at(await numbers(state.matrix, column, index), i, j);
-      const [low, high, corrected, q] = await Promise.all(["low", "high", "emd_corrected", "q"].map(read));
+      const columns = ["low", "high", "emd_corrected", "q", "emd"];
+      const [low, high, corrected, q, distance] = await Promise.all(columns.map(read));
       const barred = emd && [low, high, corrected].every(Number.isFinite);
-      const plain = columnShown();
       const known = emd && Number.isFinite(corrected);
-      const value = known ? corrected : await read(plain);
+      const value = known ? corrected : await read(columnShown());
       return {
         plane,
         index,
@@ -62,9 +79,84 @@ async function profile(i, j, parent) {
         low: barred ? low * scale : NaN,
         high: high * scale,
         alike: q >= state.rate,
+        bins: { distance: Number.isFinite(corrected) ? corrected : distance, low, high, q },
       };
     }),
   );
+}
+
+// What differs, by stage of the network. The mean of the layers' intervals is no narrower than the
+// interval of the mean, since it takes the layers' errors to be one and the same.
+function stages(rows, parent) {
+  const names = [...new Set(view.matrix.stages.filter(Boolean))];
+  const found = names
+    .map((name) => {
+      const layers = rows.filter((row) => view.matrix.stages[row.index] === name && Number.isFinite(row.bins.distance));
+      const mean = (column) => layers.reduce((sum, row) => sum + row.bins[column], 0) / layers.length;
+      const tested = layers.filter((row) => Number.isFinite(row.bins.q));
+      return {
+        name,
+        layers: layers.length,
+        tested: tested.length,
+        differing: tested.filter((row) => row.bins.q < state.rate).length,
+        value: mean("distance"),
+        low: mean("low"),
+        high: mean("high"),
+      };
+    })
+    .filter((stage) => stage.layers);
+  if (!found.length) return;
+  make("h3", "What differs, by stage of the network", {}, parent);
+  make("p", stagesInWords(found), { class: "words" }, parent);
+  intervals(
+    found.map((stage) => ({
+      ...stage,
+      here: false,
+      alike: stage.tested > 0 && !stage.differing,
+      plain: stage.tested ? `, ${stage.differing} of ${stage.layers} layers` : "",
+    })),
+    Math.min(480, $("pair-body").clientWidth || 440),
+    parent,
+  );
+  make(
+    "p",
+    `Mean distance of the stage's layers, in bins${found.some((stage) => stage.tested) ? ", and how many of them are told apart" : ""}. The names are a rule of thumb for how deep a layer lies, not a finding: the first layers of most networks react to colour and edges, then to texture, then to shape, and the last ones to objects.`,
+    { class: "quiet" },
+    parent,
+  );
+}
+
+function stagesInWords(found) {
+  const listed = (of) => {
+    const names = of.map((stage) => stage.name);
+    return names.length > 1 ? `${names.slice(0, -1).join("; ")}; and ${names.at(-1)}` : names[0];
+  };
+  const tested = found.filter((stage) => stage.tested);
+  if (!tested.length) return "No layer is tested: differences may be chance.";
+  const apart = tested.filter((stage) => stage.differing);
+  if (!apart.length) return "They are told apart in no layer.";
+  const [all, some] = [apart.length === found.length, listed(apart)];
+  const where = all ? "They are told apart at every stage" : `They are told apart in ${some}`;
+  const first = apart.reduce((most, stage) => (stage.value > most.value ? stage : most));
+  const clear = found.every((stage) => stage === first || first.low > stage.high);
+  if (found.length === 1) return `${where}.`;
+  return clear
+    ? `${where}, and most in ${first.name}.`
+    : `${where}. By their intervals, no stage differs more than all others.`;
+}
+
+// The command that writes the explanation of the pair: which neurons differ, and on which images.
+function explanation(i, j, parent) {
+  if (!DATA.snapshot.length) return;
+  const { lens, through } = matrixNow();
+  const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`);
+  const words = ["vdna", "explain", DATA.names[i], DATA.names[j], ...(through ? ["--lens", lens] : []), ...DATA.snapshot, "--html", "why.html"];
+  make("h3", "Why they differ", {}, parent);
+  make("p", "This command writes a page with the neurons that differ, and the images that they react to:", { class: "quiet" }, parent);
+  make("code", words.map(quoted).join(" "), { class: "command", tabindex: 0 }, parent);
+}
+
+function profile(rows, parent) {
   const corrected = rows.some((row) => row.known);
   const barred = rows.some((row) => Number.isFinite(row.low));
   const plain = (row) => (corrected && !row.known && Number.isFinite(row.value) ? " plain" : "");

@@ -61,7 +61,7 @@ function press(event) {
   };
   if (event.key === "Enter" || event.key === " ") {
     event.preventDefault();
-    openPair(state.row, state.column, true);
+    show(state.row, state.column, true);
   } else if (moves[event.key]) {
     event.preventDefault();
     moves[event.key]();

@@ -25,6 +25,8 @@ const state = {
   row: null, // until the first drawing opens a pair
   column: null,
   open: null,
+  symbols: false, // whether numbers are called as files call them, too
+  boxes: {}, // which boxes that fold are open
   chosen: null, // the first dataset of a pair that is being chosen
 };
 let view = null; // what is drawn: order, cell, numbers of the layer

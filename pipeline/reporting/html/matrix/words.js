@@ -1,5 +1,20 @@
 // What is said of a pair, and of all.
 
+// The names of the numbers in words, and as the Parquet file and --json call them.
+const WORDS = {
+  emd: "distance, plain",
+  emd_range: "plain distance, share of the range",
+  emd_corrected: "distance, corrected",
+  se: "standard error",
+  floor: "noise floor",
+  p: "p-value",
+  q: "q-value, over all pairs",
+  nfd: "Fréchet distance of neurons",
+  fd: "Fréchet distance of the layer",
+  verdict: "verdict",
+};
+const wordsOf = (column) => (state.symbols && column !== "verdict" ? `${WORDS[column]} (${column})` : WORDS[column]);
+
 function verdict(layer, i, j) {
   const q = i === j ? NaN : at(layer.q, i, j);
   return Number.isNaN(q) ? "untested" : q < state.rate ? "differs" : "alike";
@@ -10,55 +25,68 @@ const anyTested = (layer) => Boolean(layer.q && layer.q.some(Number.isFinite));
 function facts(layer, i, j) {
   const value = (column) => at(layer[column], i, j);
   const found = [];
-  if (Number.isFinite(value("emd"))) {
-    found.push(
-      ["emd", `${told(value("emd"))} bins`],
-      ["emd_range", `${told(value("emd") / DATA.bins)} of the range`],
-    );
-  } else if (leftOut("emd", view.plane)) {
-    found.push(["emd", "left out of this page for its size"]);
-  } else {
-    const why = weightless(view.plane) ? NO_WEIGHT : "a dataset lacks activations of some neuron";
-    found.push(["emd", `not defined: ${why}`]);
-  }
+  const add = (column, text) => found.push([wordsOf(column), text]);
   if (Number.isFinite(value("emd_corrected"))) {
     const known = Number.isFinite(value("low")) && Number.isFinite(value("high"));
-    found.push([
-      "corrected",
-      told(value("emd_corrected")) +
-        (known ? `, 95% interval ${told(value("low"))} to ${told(value("high"))}` : ""),
-    ]);
+    const interval = known ? `, 95% interval ${told(value("low"))} to ${told(value("high"))}` : "";
+    add("emd_corrected", `${told(value("emd_corrected"))} bins${interval}`);
   }
-  for (const [column, text] of [
-    ["se", "standard error"],
-    ["floor", "noise floor"],
-    ["p", "p"],
-    ["q", "q"],
-    ["nfd", "nfd"],
-    ["fd", "fd"],
-  ]) {
-    if (Number.isFinite(value(column))) found.push([text, told(value(column))]);
+  if (Number.isFinite(value("emd"))) {
+    add("emd", `${told(value("emd"))} bins`);
+    add("emd_range", `${told(value("emd") / DATA.bins)} of the range`);
+  } else if (leftOut("emd", view.plane)) {
+    add("emd", "left out of this page for its size");
+  } else {
+    add("emd", `not defined: ${weightless(view.plane) ? NO_WEIGHT : "a dataset lacks activations of some neuron"}`);
   }
+  for (const column of ["floor", "se", "p", "q", "nfd", "fd"])
+    if (Number.isFinite(value(column))) add(column, `${told(value(column))}${["floor", "se"].includes(column) ? " bins" : ""}`);
   const said = verdict(layer, i, j);
-  if (said === "differs")
-    found.push(["verdict", `differs at a false discovery rate of ${percent(state.rate)}`]);
-  if (said === "alike")
-    found.push(["verdict", `not told apart at a false discovery rate of ${percent(state.rate)}`]);
-  if (said === "untested" && !weightless(view.plane))
-    found.push(["verdict", `not tested: ${view.matrix.no_test}`]);
+  if (said === "differs") add("verdict", `differs at a false discovery rate of ${percent(state.rate)}`);
+  if (said === "alike") add("verdict", `not told apart at a false discovery rate of ${percent(state.rate)}`);
+  if (said === "untested" && !weightless(view.plane)) add("verdict", `not tested: ${view.matrix.no_test}`);
   return found;
 }
 
+// The distance of a pair in a few sentences.
+function inWords(i, j) {
+  const { layer } = view;
+  const of = (column) => at(layer[column], i, j);
+  const value = at(shownValues(layer), i, j);
+  if (!Number.isFinite(value)) return [facts(layer, i, j).map((fact) => fact.join(": ")).join("; ")];
+  const corrected = Number.isFinite(of("emd_corrected"));
+  const barred = corrected && Number.isFinite(of("low")) && Number.isFinite(of("high"));
+  const interval = barred ? `, with a 95% interval of ${short(of("low"))} to ${short(of("high"))}` : "";
+  const away = `${short(value)} bins${corrected ? "" : ", not corrected for the sizes of the samples"}`;
+  const said = {
+    differs: `They differ: they are ${away} apart${interval}.`,
+    alike: `They cannot be told apart: the distance of ${away} may be chance${barred ? `. It is at most ${short(of("high"))} bins, the upper end of its 95% interval` : ""}.`,
+    untested: `They are ${away} apart${interval}. Whether they differ is not tested: ${view.matrix.no_test}.`,
+  }[verdict(layer, i, j)];
+  const more = [];
+  const values = shownValues(layer).filter(Number.isFinite);
+  if (values.length > 2) {
+    const nearer = values.filter((other) => other < value).length;
+    const count = values.length.toLocaleString("en");
+    more.push(`Of ${count} pairs, ${nearer ? `${nearer.toLocaleString("en")} ${nearer === 1 ? "is" : "are"}` : "none is"} measured nearer.`);
+  }
+  if (Number.isFinite(of("floor")))
+    more.push(`Two samples of one source, as large as these, would be ${short(of("floor"))} bins apart by chance (the noise floor); ${corrected ? "that is taken away here" : "that is not taken away here"}.`);
+  return [said, more.join(" ")].filter(Boolean);
+}
+
+// What is said of the cell that is pointed at.
 function sentence(i, j) {
-  const here = `${DATA.names[i]} and ${DATA.names[j]}`;
   if (i === j) return `${DATA.names[i]} and itself: 0`;
-  const value = at(view.layer[state.quantity], i, j);
-  const first = ["emd", "emd_range"].includes(state.quantity)
-    ? ""
-    : `${QUANTITIES[state.quantity]} ${told(value)}; `;
-  return `${here}, ${titleName(view.plane)}: ${first}${facts(view.layer, i, j)
-    .map((fact) => fact.join(" "))
-    .join("; ")}`;
+  const { layer } = view;
+  const of = (column) => at(layer[column], i, j);
+  const here = `${DATA.names[i]} and ${DATA.names[j]}, ${titleName(view.plane)}`;
+  if (weightless(view.plane)) return `${here}: ${NO_WEIGHT}`;
+  const value = Number.isFinite(of(state.quantity)) ? told(of(state.quantity)) : "not known";
+  const barred = state.quantity === "emd_corrected" && Number.isFinite(of("low")) && Number.isFinite(of("high"));
+  const interval = barred ? `, 95% interval ${told(of("low"))} to ${told(of("high"))}` : "";
+  const said = { differs: "they differ", alike: "not told apart", untested: `not tested: ${view.matrix.no_test}` }[verdict(layer, i, j)];
+  return `${here}: ${QUANTITIES[state.quantity]} ${value}${interval}; ${said}`;
 }
 
 function summary() {
