@@ -28,13 +28,17 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build a dataset's DNA and commit it. The same command again does only what is missing."""
-    from pipeline.building import build_datasets
-    from pipeline.catalogue import Catalogue
+    from pipeline import api
     from pipeline.reporting import build_json, build_lines
 
     with engine_for(resources, ray_address) as engine:
-        (result,) = build_datasets(
-            Catalogue(catalogue), [request], engine, resources, progress, relist=relist
+        result = api.build(
+            catalogue,
+            request,
+            engine=engine,
+            resources=resources,
+            relist=relist,
+            progress=progress,
         )
     if as_json:
         print_json(build_json(result))

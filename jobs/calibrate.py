@@ -21,11 +21,11 @@ def calibrate(
 
     The same command again does only what is missing.
     """
-    from pipeline.building import calibrate as measure
+    from pipeline import api
     from pipeline.reporting import calibration_json, calibration_sentence
 
     with engine_for(resources, ray_address) as engine:
-        measured = measure(request, engine, resources, progress)
+        measured = api.calibrate(request, engine=engine, resources=resources, progress=progress)
     if as_json:
         print_json(calibration_json(measured) | {"out": request.out})
     else:

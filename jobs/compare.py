@@ -78,10 +78,9 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Print the distance of every pair of datasets: the Earth Mover's Distance of its neurons."""
-    from pipeline import storage
+    from pipeline import api, storage
     from pipeline.catalogue import Catalogue
     from pipeline.comparing import ALL, some_of
-    from pipeline.comparing import compare as compare_all
     from pipeline.errors import UsageError
     from pipeline.reporting import draw, kind_of, matrix_rows, require_html
 
@@ -102,7 +101,7 @@ def compare(
             raise UsageError(
                 f"near is {near!r}, which is not among those compared: {some_of(among)}"
             )
-    matrix = compare_all(
+    matrix = api.compare(
         place,
         names or (),
         lens=through,
@@ -115,12 +114,10 @@ def compare(
     if figure and kind:
         storage.replace(storage.canonical(figure), draw(matrix, kind, layer or ALL, through))
     if html:
-        from pipeline.reporting import gather_matrix_page, render_matrix_page, save_page
-
-        page = gather_matrix_page(
-            place, [matrix], lenses=[through], apart=apart, at=options.at, progress=progress
+        page = api.html_page(
+            place, matrix, lens=through, apart=apart, at=options.at, progress=progress
         )
-        save_page(render_matrix_page(page), html)
+        page.save(html)
     versions = place.find_all(matrix.names, options.at, matrix.spec_digest)
     notes = partial(
         print_notes, versions, apart=apart, lenses=[through], barred=bool(matrix.estimates)

@@ -27,10 +27,9 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Build the DNAs of eleven small datasets of real images and compare all pairs."""
+    from pipeline import api
     from pipeline.building import Request, build_datasets
     from pipeline.catalogue import Catalogue
-    from pipeline.comparing import compare
-    from pipeline.reporting import gather_matrix_page, render_matrix_page, save_page
     from pipeline.sources import DATASETS, write_datasets
 
     folders = write_datasets(out / "images")
@@ -39,12 +38,10 @@ def demo(
     with engine_for(resources, ray_address) as engine:
         results = build_datasets(catalogue, requests, engine, resources, progress)
     commit = catalogue.head().number
-    matrix = compare(catalogue, list(folders), at=commit)
-    table = out / "matrix.parquet"
-    table.write_bytes(matrix.encode())
-    page = out / "report.html"
-    content = gather_matrix_page(catalogue, [matrix], at=commit, progress=progress)
-    save_page(render_matrix_page(content), str(page))
+    matrix = api.compare(catalogue, list(folders), at=commit)
+    table, page = out / "matrix.parquet", out / "report.html"
+    matrix.save(str(table))
+    api.html_page(catalogue, matrix, at=commit, progress=progress).save(str(page))
     if as_json:
         print_json(matrix.table.to_pylist())
         return

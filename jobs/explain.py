@@ -45,9 +45,8 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Rank the layers and neurons in which two datasets differ; show how, and in which images."""
-    from pipeline import storage
+    from pipeline import api, storage
     from pipeline.catalogue import Catalogue
-    from pipeline.explaining import explain as explained
     from pipeline.reporting import require_html
 
     if out:
@@ -57,12 +56,10 @@ def explain(
     place = Catalogue(catalogue)
     options = pinned(place, options)
     through = lens_for(place, (a, b), lens, neurons or (), options)
-    found = explained(place, a, b, lens=through, progress=progress, **vars(options))
+    found = api.explain(place, a, b, lens=through, progress=progress, **vars(options))
     if out:
         found.save(out)
     if html:
-        from pipeline import api
-
         api.html_page(place, found, lens=through).save(html)
     if as_json:
         first = found.neurons.slice(0, options.top).to_pylist()

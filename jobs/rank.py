@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -46,10 +45,9 @@ def rank(
 
     The same command again does only what is missing.
     """
-    from pipeline import storage
+    from pipeline import api, storage
     from pipeline.catalogue import Catalogue
-    from pipeline.explaining import rank as ranked
-    from pipeline.reporting import GALLERY, ranking_json, ranking_lines, require_html, write_gallery
+    from pipeline.reporting import ranking_json, ranking_lines, require_html
 
     if html:
         require_html(html)
@@ -58,20 +56,17 @@ def rank(
     snapshot = pinned(place, snapshot)
     counted = place.spec(place.find(request.to, snapshot.at, snapshot.spec).spec)
     with engine_for(resources, ray_address) as engine:
-        found = ranked(
+        found = api.rank(
             place,
-            replace(request, top=max(request.top, GALLERY)) if html else request,
-            engine,
+            request,
+            engine=engine,
             lens=chosen_lens(place, lens, neurons or (), counted),
-            at=snapshot.at,
-            spec=counted.digest,
             resources=resources,
             progress=progress,
+            **vars(snapshot),
         )
     if html:
-        write_gallery(place, found, html)
-    top = request.top
-    found = replace(found, nearest=found.nearest[:top], farthest=found.farthest[:top])
+        api.html_page(place, found).save(html)
     if as_json:
         print_json(ranking_json(found))
         return

@@ -493,6 +493,7 @@ def html_page(
     found: Matrix | Explanation | Ranking,
     *,
     lens: Lens | str | None = None,
+    apart: Sequence[str] = (),
     at: int | str | None = None,
     progress: Progress = False,
 ) -> HtmlPage:
@@ -504,6 +505,7 @@ def html_page(
         catalogue: Where the datasets are.
         found: What to show.
         lens: The lens that it was computed through: a lens, or the name or file of one.
+        apart: Datasets to name on a matrix's page as not compared, because they have other specs.
         at: The commit or time that a matrix is of; None for the newest.
         progress: Whether to show progress; or a listener.
 
@@ -524,7 +526,7 @@ def html_page(
     through = _lens_under(place, lens, found.spec_digest)
     with _shown(progress) as listener:
         page = reporting.gather_matrix_page(
-            place, [found], lenses=[through], at=number, progress=listener
+            place, [found], lenses=[through], apart=apart, at=number, progress=listener
         )
     return reporting.HtmlPage(reporting.render_matrix_page(page))
 

@@ -39,7 +39,7 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
         Sequence[str],
         Option("Also give the distance in this layer. Can be repeated.", flag="--layer"),
     ] = ()
-    top: Annotated[int, Option("Number of nearest and of farthest images to print.", least=0)] = 10
+    top: Annotated[int, Option("Number of nearest and of farthest images to show.", least=0)] = 10
     out: Annotated[
         str | None, Option("Parquet file to write all images to, the nearest first.")
     ] = None

@@ -14,12 +14,9 @@ from .html.dataset_panels import gather_matrix_page as gather_matrix_page
 from .html.explanation_page import gather_explanation as gather_explanation
 from .html.explanation_page import render_explanation as render_explanation
 from .html.frame import require_html as require_html
-from .html.frame import save_page as save_page
 from .html.gallery import render_gallery as render_gallery
 from .html.matrix_page import render_matrix_page as render_matrix_page
-from .html.ranking_gallery import GALLERY as GALLERY
 from .html.ranking_gallery import gallery_of as gallery_of
-from .html.ranking_gallery import write_gallery as write_gallery
 from .lens_words import fit_lines as fit_lines
 from .lens_words import heaviest_neurons as heaviest_neurons
 from .lens_words import lens_json as lens_json

@@ -47,7 +47,7 @@ from pipeline.explaining.image_emd import LayerEmd
 from pipeline.explaining.rank_shard import Ranks
 from pipeline.explaining.reactions import Reaction
 from pipeline.mapper import SerialMapper
-from pipeline.reporting import write_gallery
+from pipeline.reporting import HtmlPage
 from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, render_gallery
 from pipeline.reporting.html.ranking_gallery import gallery_of
 from pipeline.spec import Resources
@@ -730,7 +730,7 @@ def test_the_page_shows_both_ends_and_notes_missing_images(
     gone = Path(storage.local_path(found.nearest[1].entry.uri))
     gone.unlink()
     out = tmp_path / "page.html"
-    write_gallery(catalogue, found, str(out))
+    HtmlPage(render_gallery(gallery_of(catalogue, found))).save(str(out))
     page = out.read_text()
     assert page.count("<figure") == 8
     assert page.count('src="data:image/webp;base64,') == 7

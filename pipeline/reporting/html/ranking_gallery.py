@@ -8,43 +8,26 @@ from pipeline.catalogue import Catalogue, software
 from pipeline.dna import UNIFORM
 from pipeline.explaining import RankedImage, Ranking
 from pipeline.reporting.html.dataset_panels import spec_facts
-from pipeline.reporting.html.frame import save_page
-from pipeline.reporting.html.gallery import Gallery, Row, look, render_gallery
+from pipeline.reporting.html.gallery import Gallery, Row, look
 from pipeline.reporting.html.thumbnails import rule_of
 from pipeline.sources import Entry
 from pipeline.wording import count_of
 
-GALLERY = 24
-"""The default number of images shown of the nearest ones, and of the farthest."""
 
-
-def write_gallery(catalogue: Catalogue, ranking: Ranking, out: str, most: int = GALLERY) -> None:
-    """Writes a page of the nearest and the farthest images to a file or an object.
-
-    Args:
-        catalogue: The catalogue of the ranking.
-        ranking: The ranking.
-        out: The path or url to write.
-        most: How many images of either end to show.
-    """
-    save_page(render_gallery(gallery_of(catalogue, ranking, most)), out)
-
-
-def gallery_of(catalogue: Catalogue, ranking: Ranking, most: int = GALLERY) -> Gallery:
+def gallery_of(catalogue: Catalogue, ranking: Ranking) -> Gallery:
     """Reads the images at either end again.
 
     An image that is at both ends is shown among the nearest only.
 
     Args:
         catalogue: The catalogue of the ranking.
-        ranking: The ranking.
-        most: How many images of either end to show.
+        ranking: The ranking. All images that it names are shown.
 
     Returns:
         The page's data.
     """
-    version, nearest = ranking.version, ranking.nearest[:most]
-    farthest = [image for image in ranking.farthest[:most] if image.rank > len(nearest)]
+    version, nearest = ranking.version, ranking.nearest
+    farthest = [image for image in ranking.farthest if image.rank > len(nearest)]
     rule = rule_of(catalogue, version)
     rows = [Row(f"Nearest to {ranking.name}", look(_captioned(nearest, ranking), rule))]
     if farthest:
