@@ -1,4 +1,4 @@
-"""A user's program, which mypy checks strictly against the package's types."""
+"""A user's program, which mypy checks strictly against the package's types (`make lint`)."""
 
 from __future__ import annotations
 
@@ -44,3 +44,12 @@ def run(root: str, images: Path) -> float:
     layers: Mapping[str, float] = distance.layers
     print(built.version.dna, matrix.names, found.half, ranking.nearest[0].emd, per_neuron.max())
     return distance + sum(layers.values())
+
+
+def mistakes(root: str) -> None:
+    """Makes mistakes that mypy must find: it reports an `ignore` that is not needed."""
+    Request("a", root, bins="many")  # type: ignore[arg-type]  # a number is wanted
+    make_dna(root, bins="many")  # type: ignore[arg-type]  # a number is wanted
+    compare(root, layer=["head"])  # type: ignore[call-arg]  # the option is `layers`
+    verify(root, shards="all")  # type: ignore[call-arg]  # the option is `sample`
+    print(compare(root).median)  # type: ignore[attr-defined]  # a matrix has no such attribute

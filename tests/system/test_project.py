@@ -27,6 +27,15 @@ def test_the_ci_workflow_is_valid() -> None:
     assert pythons == named
 
 
+def test_pre_commit_runs_the_ruff_of_the_project() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    (wanted,) = {text for hook in hooks for text in hook["additional_dependencies"]}
+    assert wanted in extras["lint"]
+
+
 def test_the_licence_file_is_that_of_the_metadata() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["license"] == "Apache-2.0"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +44,6 @@ from pipeline.explaining import Reaction
 from pipeline.storage import local_path
 from tests.support import tiny_network
 from tests.support.builders import write_photos
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -301,29 +297,6 @@ def test_a_device_is_named_or_refused(place: tiny_network.Place, photos: Path) -
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no GPU"):
             make_dna(photos / "a", device="cuda", **options(place))
-
-
-@pytest.mark.soak
-def test_a_consumer_is_type_checked(tmp_path: Path) -> None:
-    """mypy checks the types that a user sees, strictly, on a small program and on a wrong one."""
-    program = (ROOT / "tests" / "system" / "consumer.py").read_text()
-    mistake = program.replace("bins=100, include", 'bins="many", include')
-    assert mistake != program
-    (tmp_path / "right.py").write_text(program)
-    (tmp_path / "wrong.py").write_text(mistake)
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary"]
-    command += ["--ignore-missing-imports", "--follow-imports=silent"]
-    command += ["--cache-dir", str(ROOT / ".mypy_cache" / "consumer")]
-    done = subprocess.run(
-        [*command, "right.py", "wrong.py"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"MYPYPATH": str(ROOT)},
-        cwd=tmp_path,
-    )
-    (error,) = done.stdout.splitlines()
-    assert error.startswith("wrong.py:")
-    assert 'incompatible type "str"; expected "int"' in error
 
 
 def test_a_function_that_wraps_another_has_the_same_parameters() -> None:
