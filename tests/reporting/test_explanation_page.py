@@ -26,11 +26,12 @@ from pipeline.engine import InProcess
 from pipeline.errors import StorageError, TransientError
 from pipeline.explaining import Explanation, Overlay, explain
 from pipeline.explaining.reactions import Reaction
-from pipeline.reporting import gather_explanation, render_explanation, save_page
+from pipeline.reporting import gather_explanation, render_explanation
 from pipeline.reporting.html import explanation_page as explained
 from pipeline.reporting.html import thumbnails
 from pipeline.reporting.html.dataset_panels import gather_matrix_page
 from pipeline.reporting.html.explanation_page import MOST_IMAGES, ShownImage, Why
+from pipeline.reporting.html.frame import save_page
 from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.reporting.html.page_data import Panel
 from pipeline.reporting.html.thumbnails import thumbnail

@@ -32,9 +32,10 @@ from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, UsageError
 from pipeline.explaining import Explanation, PairNeuron, explain, pair_neurons
 from pipeline.images import load
-from pipeline.reporting import gather_matrix_page, require_html, save_page
+from pipeline.reporting import gather_matrix_page, require_html
 from pipeline.reporting.html import dataset_panels as panels
 from pipeline.reporting.html import thumbnails
+from pipeline.reporting.html.frame import save_page
 from pipeline.reporting.html.matrix_page import PAGE_COLUMNS, RATES, render_matrix_page
 from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT_DATASETS, pack
 from pipeline.reporting.html.page_data import Page, Panel, Seen
