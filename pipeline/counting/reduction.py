@@ -81,13 +81,17 @@ def tree(work_uri: str, leaves: Sequence[Leaf]) -> tuple[list[list[Node]], list[
     levels: list[list[Node]] = []
     current = list(leaves)
     while len(current) > LAST:
-        groups = [current[s : s + FAN_IN] for s in range(0, len(current), FAN_IN)]
-        level = [_node(work_uri, group) for group in groups]
-        levels.append([node for node in level if len(node.children) > 1])
-        current = [
-            (node.uri, node.shards) if len(node.children) > 1 else group[0]
-            for node, group in zip(level, groups, strict=True)
-        ]
+        level: list[Node] = []
+        sums: list[Leaf] = []
+        for start in range(0, len(current), FAN_IN):
+            group = current[start : start + FAN_IN]
+            if len(group) > 1:
+                level.append(node := _node(work_uri, group))
+                sums.append((node.uri, node.shards))
+            else:
+                sums += group
+        levels.append(level)
+        current = sums
     return levels, current
 
 

@@ -96,7 +96,7 @@ class Counter:
                 if reactions:
                     reactions.add(means, np.array(images))
         dna = self._dna(counts, moments, len(failures))
-        exemplars = reactions.named(settings, self._spec, names) if settings and reactions else None
+        exemplars = reactions.named(names) if reactions else None
         partial = Partial(dna, (key,), tuple(sorted(failures)), exemplars)
         partial.dna.check(f"shard {shard.index}")
         if partial.candidates != len(shard.members):

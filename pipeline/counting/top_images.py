@@ -2,7 +2,7 @@
 
 >>> top = TopImages(ExemplarSettings(8), spec, order)          # doctest: +SKIP
 >>> top.add(means, np.arange(8))                               # (8, neurons) float64
->>> top.named(settings, spec, names).table             # doctest: +SKIP
+>>> top.named(names).table                                     # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class TopImages:
     """
 
     def __init__(self, settings: ExemplarSettings, spec: Spec, order: Ints) -> None:
+        self._settings = settings
+        self._spec = spec
         self._neurons = settings.neurons(spec)
         shape = len(self._neurons), settings.number
         self._reactions = np.full(shape, -np.inf, np.float32)
@@ -46,14 +48,10 @@ class TopImages:
             seen = means[:, self._neurons].astype(np.float32) + np.float32(0)  # no -0.0
         _insert(seen, images, self._order, self._reactions, self._images)
 
-    def named(
-        self, settings: ExemplarSettings, spec: Spec, names: Sequence[tuple[str, str]]
-    ) -> Exemplars:
+    def named(self, names: Sequence[tuple[str, str]]) -> Exemplars:
         """Returns what is kept, with the images' names.
 
         Args:
-            settings: How many images of which neurons were kept.
-            spec: The spec that is counted by.
             names: The uri and member of each image, by its number.
 
         Returns:
@@ -68,7 +66,7 @@ class TopImages:
             "uri": [names[image][0] for image in images],
             "member": [names[image][1] for image in images],
         }
-        return Exemplars(settings, spec, pa.table(columns, schema=EXEMPLAR_ROWS_SCHEMA))
+        return Exemplars(self._settings, self._spec, pa.table(columns, schema=EXEMPLAR_ROWS_SCHEMA))
 
 
 @compiled

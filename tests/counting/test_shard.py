@@ -9,7 +9,6 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ from pipeline.counting import (
     Worker,
     partial_uri,
 )
-from pipeline.dna import Failure, Partial
-from pipeline.errors import BadImage, ConservationError, SourceError, TransientError, UsageError
+from pipeline.dna import Partial
+from pipeline.errors import BadImage, SourceError, TransientError, UsageError
 from pipeline.images.decoding import REASONS
 from pipeline.networks import describe
 from pipeline.networks.ranges_file import embedded_ranges
@@ -469,46 +468,6 @@ def test_counts_that_are_not_conserved_are_not_committed(
     assert (receipt.kind, receipt.transient) == ("ConservationError", False)
     assert "bn1[0]" in receipt.error
     assert list_names(task.work_uri) == []
-
-
-def test_a_shard_that_counts_wrongly_is_refused_before_it_is_encoded(
-    counter: Counter, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.counting import histogram
-
-    add = histogram.LayerCounts.add
-
-    def lose_one(self: histogram.LayerCounts, x: np.ndarray) -> np.ndarray:
-        means = add(self, x)
-        self.table[0, int(self.table[0].argmax())] -= 1
-        return means
-
-    monkeypatch.setattr(histogram.LayerCounts, "add", lose_one)
-    with pytest.raises(ConservationError, match=r"shard 0: neuron bn1\[0\]"):
-        counter.count(one_shard(folder), "key")
-
-
-@pytest.mark.parametrize("change", ["an image less", "a failure more"])
-def test_a_shard_in_which_a_candidate_is_missing_or_extra_is_refused(
-    counter: Counter, folder: Path, change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.counting.stream import Stream
-
-    observed = Stream.observed
-    shard = one_shard(folder)
-
-    def lying(self: Stream, _: Shard, *rest: Any, **options: Any) -> Iterator[Any]:
-        seen = shard
-        if change == "an image less":
-            seen = replace(shard, members=shard.members[1:])
-        else:
-            yield Failure("file:///x.jpg", "", "empty", "")
-        yield from observed(self, seen, *rest, **options)
-
-    monkeypatch.setattr(Stream, "observed", lying)
-    counted = {"an image less": "20 counted and 0", "a failure more": "21 counted and 1"}[change]
-    with pytest.raises(ConservationError, match=f"shard 0: {counted} failed of 21 candidates"):
-        counter.count(shard, "key")
 
 
 def test_a_spec_survives_json() -> None:

@@ -67,7 +67,7 @@ def kept(
         some = np.arange(start, min(start + size, len(means)))
         reactions.add(means[some], some)
         start += size
-    return reactions.named(wanted, SPEC, names)
+    return reactions.named(names)
 
 
 @settings(max_examples=60)
