@@ -201,7 +201,7 @@ def _needless_matrices(catalogue: Catalogue, kept: Set[tuple[str, str]]) -> Iter
         spec, members = metadata["spec_digest"], set(metadata["members"].values())
         live = {dna for dna in members if (spec, dna) in kept}
         name = item.uri.rpartition("/")[2]
-        kind = (spec, name, metadata["method"])
+        kind = (name, metadata["method"])
         found.append((live != members, live, kind, item))
     staying: dict[tuple[object, ...], list[set[str]]] = {}
     for outdated, live, kind, item in sorted(found, key=lambda of: (of[0], -len(of[1]))):

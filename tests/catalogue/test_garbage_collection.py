@@ -14,7 +14,6 @@ import pytest
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit, Version, collect, garbage, verify
-from pipeline.catalogue.garbage_collection import GRACE
 from pipeline.comparing import compare
 from pipeline.counting import partial_uri
 from pipeline.errors import SourceError, UsageError
@@ -29,7 +28,7 @@ from tests.golden.handmade import (
     entries,
     hand_made,
 )
-from tests.support.builders import tiny_spec
+from tests.support.builders import tiny_spec, version_without_files
 
 FILES = ("dna", "folds", "failures", "manifests")
 DAY = 24 * 3600.0
@@ -172,8 +171,9 @@ def test_the_grace_period_is_exact_to_the_second(place: Place) -> None:
     uri = put(place, "_work", "probe-0123")
     made = storage.info(uri).modified
     assert made is not None
-    assert old_garbage(place, now=made + GRACE) == set()
-    assert uri in old_garbage(place, now=made + GRACE + timedelta(seconds=1))
+    week = timedelta(days=7)
+    assert old_garbage(place, now=made + week) == set()
+    assert uri in old_garbage(place, now=made + week + timedelta(seconds=1))
 
 
 def test_gc_removes_exactly_what_it_lists(place: Place) -> None:
@@ -322,6 +322,67 @@ def test_an_object_that_is_gone_since_it_was_listed_is_not_counted(
     assert collect(place.catalogue) == (1, 6)
 
 
+@pytest.mark.parametrize("moved", [None, timedelta(seconds=1), timedelta(seconds=-1)])
+def test_an_object_of_another_age_than_it_was_listed_with_stays(
+    moved: timedelta | None, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = put(place, "_work", "probe-0123")
+    age_all(place)
+    real = storage.info
+
+    def moved_info(uri: str) -> storage.Stored:
+        entry = real(uri)
+        assert entry.modified is not None
+        return replace(entry, modified=moved and entry.modified + moved)
+
+    monkeypatch.setattr(storage, "info", moved_info)
+    assert collect(place.catalogue) == (0, 0)
+    assert lost in everything(place)
+
+
+def without_age(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    """Makes the store not know when an object was written."""
+    real = local.entry_of
+
+    def entry_of(path: str) -> storage.Stored | None:
+        entry = real(path)
+        return replace(entry, modified=None) if entry and entry.uri == uri else entry
+
+    monkeypatch.setattr(local, "entry_of", entry_of)
+
+
+def test_an_object_of_unknown_age_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, unknown = (put(place, "_work", f"probe-{number}") for number in range(2))
+    age_all(place)
+    without_age(monkeypatch, unknown)
+    assert old_garbage(place) == {old}
+
+
+def test_what_a_writer_left_when_it_died_is_removed(place: Place) -> None:
+    name = ".0123.parquet.0123456789abcdef.tmp"
+    left = Path(storage.local_path(place.catalogue.root), "dna", SPEC.digest, "a", name)
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert collect(place.catalogue) == (0, 0)
+    age([left.as_uri()], 30)
+    assert collect(place.catalogue) == (1, 4)
+    assert not left.exists()
+
+
+def test_an_imported_version_keeps_its_file_and_has_no_manifest(place: Place) -> None:
+    c, spec = place.catalogue, SPEC.digest
+    uri = put(place, "dna", spec, "a", "0123.parquet")
+    made = version_without_files("0123", spec)
+    sha256, footers = {"dna": "x"}, {"dna": made.footers["dna"]}
+    imported = replace(made, sha256=sha256, footers=footers, manifest="", origin={"software": "v"})
+    assert imported.imported
+    c.put_version("a", imported, None)
+    lost = put(place, "dna", spec, "a", "4567.parquet")
+    age_all(place)
+    assert old_garbage(place) == {lost}
+    assert uri in everything(place)
+
+
 def test_the_newest_version_of_each_spec_is_kept(place: Place) -> None:
     place.photos("a", 6)
     mine = place.build("a").version
@@ -455,6 +516,59 @@ def test_matrices_are_removed_once_no_kept_version_uses_their_pairs(place: Place
         place.build(name)
     age_all(place)
     assert old_garbage(place, keep=1) & matrices() == {first, small}
+
+
+MATRICES: dict[str, tuple[dict[str, tuple[str, str, str]], str]] = {
+    "the newer of two with the same pairs": ({"1": ("abc", "u", "m"), "2": ("abc", "u", "m")}, "1"),
+    "the newer, by whatever name": ({"2": ("abc", "u", "m"), "1": ("abc", "u", "m")}, "2"),
+    "the one with more pairs": ({"1": ("abcd", "u", "m"), "2": ("abc", "u", "m")}, "2"),
+    "the one of kept versions alone": ({"1": ("bc", "u", "m"), "2": ("abc", "u", "m")}, "2"),
+    "one with other pairs": ({"1": ("abc", "u", "m"), "2": ("acd", "u", "m")}, ""),
+    "one with pairs, not one without": ({"1": ("ab", "u", "m"), "2": ("abc", "u", "m")}, "1"),
+    "whatever kept versions alone have": ({"1": ("bc", "u", "m"), "2": ("bcd", "u", "m")}, ""),
+    "each kind": ({"1": ("abc", "u", "m"), "2": ("abc", "v", "m")}, ""),
+    "each method": ({"1": ("abc", "u", "m"), "2": ("abc", "u", "n")}, ""),
+}
+"""What stays of two matrices, the older one first: their datasets, of which `a` is no more, their
+kinds and methods; and what is removed."""
+
+
+def put_matrices(
+    place: Place, monkeypatch: pytest.MonkeyPatch, told: dict[str, tuple[str, str, str]]
+) -> dict[str, str]:
+    versions = {"a": "of a version that is no more"}
+    for name in "bcd":
+        manifest = plan(entries(name, 2))
+        partials = [hand_made(shard) for shard in manifest.shards]
+        versions[name] = commit_dataset(place.catalogue, name, manifest, partials).dna
+    age_all(place)
+    stated, uris = {}, {}
+    for older, (number, (names, kind, method)) in enumerate(told.items()):
+        uris[number] = uri = put(place, "matrix", SPEC.digest, number, f"{kind}.parquet")
+        members = {name: versions[name] for name in names}
+        stated[uri] = {"spec_digest": SPEC.digest, "members": members, "method": method}
+        age([uri], 40 - older)
+    finder = "pipeline.catalogue.garbage_collection.find_matrix_metadata"
+    monkeypatch.setattr(finder, stated.__getitem__)
+    return uris
+
+
+@pytest.mark.parametrize("law", MATRICES)
+def test_of_two_matrices_there_stays(
+    law: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, removed = MATRICES[law]
+    uris = put_matrices(place, monkeypatch, told)
+    assert old_garbage(place) == {uris[number] for number in removed}
+
+
+@pytest.mark.parametrize("unknown", ["1", "2"])
+def test_of_two_matrices_there_stays_the_one_of_unknown_age(
+    unknown: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = put_matrices(place, monkeypatch, dict.fromkeys("12", ("abc", "u", "m")))
+    without_age(monkeypatch, uris[unknown])
+    assert old_garbage(place) == {*uris.values()} - {uris[unknown]}
 
 
 @pytest.mark.parametrize("keep", [0, -1])
