@@ -6,6 +6,8 @@ All use the same images, network, taps, ranges, bins and resizing, each in a fre
 
     forward     the network's forward pass alone, on random pixels: the ceiling
     make_dna    in process, after one image to warm up; includes building the network
+    forward_openvino, make_dna_openvino
+                the same two with OpenVINO in place of torch, in float32
     build       the whole command `vdna build` on Ray, from start to exit, catalogue and all
     reference   vdna 0.1.1's make_vdna, after one image to warm up; without building the network,
                 under glibc's default allocator and under a tuned one
@@ -32,13 +34,20 @@ EMBEDDED = measure.ROOT / "pipeline/networks/assets/efficientnet_lite0.ranges.pa
 
 
 def _product(
-    folder: str, ranges: str, threads: int, precision: str, histograms: str
+    folder: str, ranges: str, threads: int, precision: str, histograms: str, backend: str
 ) -> dict[str, Any]:
     """The product's in-process build. The only place that knows its interface."""
     from pipeline.building import make_dna
 
     def make(limit: int | None) -> Any:
-        return make_dna(folder, ranges=ranges, threads=threads, precision=precision, limit=limit)
+        return make_dna(
+            folder,
+            ranges=ranges,
+            threads=threads,
+            precision=precision,
+            limit=limit,
+            backend=backend,
+        )
 
     make(1)
     start = time.perf_counter()
@@ -57,7 +66,12 @@ def _product(
 
 
 def run_product(
-    folder: Path, ranges: Path, histograms: Path, threads: int, precision: str = "fp32"
+    folder: Path,
+    ranges: Path,
+    histograms: Path,
+    threads: int,
+    precision: str = "fp32",
+    backend: str = "torch",
 ) -> dict[str, Any]:
     """One DNA of a folder, in process, in a fresh one; see `reference.run_reference`.
 
@@ -69,6 +83,7 @@ def run_product(
         "threads": threads,
         "precision": precision,
         "histograms": str(histograms.resolve()),
+        "backend": backend,
     }
     return measure.run("benchmarks.end_to_end", settings, tuned_malloc=False)
 
@@ -111,6 +126,11 @@ def main() -> None:
                 "make_dna": run_product(folder, ranges, ours, threads, precision),
                 "build": run_build(folder, ranges, place, precision),
             }
+            if precision == "fp32":
+                found["forward_openvino"] = forward_only(threads, backend="openvino")
+                found["make_dna_openvino"] = run_product(
+                    folder, ranges, Path(scratch, "openvino.npz"), threads, backend="openvino"
+                )
             for name, tuned in (("reference", False), ("reference_tuned_malloc", True)):
                 found[name] = reference.run_reference(
                     folder,
@@ -127,9 +147,13 @@ def main() -> None:
     rates = {name: row["images_per_second"] for name, row in rows.items()}
     ratios = {
         f"{mine}/{other}": round(rates[mine] / rates[other], 2)
-        for mine in ("build", "make_dna")
+        for mine in ("build", "make_dna", "make_dna_openvino")
         for other in ("forward", "reference", "reference_tuned_malloc")
+        if mine in rates
     }
+    if "make_dna_openvino" in rates:
+        share = rates["make_dna_openvino"] / rates["forward_openvino"]
+        ratios["make_dna_openvino/forward_openvino"] = round(share, 2)
     measure.emit(
         {**rows, "precision": precision, "ratio": ratios, "agreement": agreement},
         f"{rows['build']['images']} images, {precision}, images/s: "

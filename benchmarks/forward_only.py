@@ -2,10 +2,11 @@
 
     python -m benchmarks.forward_only [--threads 2] [--seconds 10]
 
-There are three rows. The first is the product's extractor: T threads pass micro-batches of 8, each
+There are four rows. The first is the product's extractor: T threads pass micro-batches of 8, each
 with one intra-op thread, under the tuned allocator that its workers run with. The second is the
-same under glibc's default allocator. The third is what one would write without the product: timm's
-network, batch 32, T intra-op threads, default allocator.
+same under glibc's default allocator. The third is the same by OpenVINO (`--backend openvino` of a
+build). The fourth is what one would write without the product: timm's network, batch 32, T intra-op
+threads, default allocator.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ PLAIN_BATCH = 32
 Forward = Callable[[], object]
 
 
-def _product(precision: str) -> Forward:
+def _product(precision: str, backend: str, threads: int) -> Forward:
     """One micro-batch through the product's extractor. The only place that knows its interface."""
     from pipeline.counting import Extractor
     from pipeline.networks import describe
 
-    extractor = Extractor(describe("efficientnet_lite0"), precision)
+    extractor = Extractor(
+        describe("efficientnet_lite0"), precision, backend=backend, threads=threads
+    )
     pixels = np.random.default_rng(0).standard_normal((MICRO_BATCH, 224, 224, 3), np.float32)
     return lambda: extractor.observe(pixels, lambda index, activations: None)
 
@@ -86,17 +89,24 @@ def _rate(forward: Forward, batch: int, threads: int, seconds: float) -> dict[st
     }
 
 
-def _child(which: str, threads: int, seconds: float, precision: str = "fp32") -> dict[str, Any]:
+def _child(
+    which: str, threads: int, seconds: float, precision: str = "fp32", backend: str = "torch"
+) -> dict[str, Any]:
     if which == "plain":
         return _rate(_plain(threads), PLAIN_BATCH, 1, seconds)
-    return _rate(_product(precision), MICRO_BATCH, threads, seconds)
+    return _rate(_product(precision, backend, threads), MICRO_BATCH, threads, seconds)
 
 
 def forward_only(
-    threads: int, seconds: float = 10, precision: str = "fp32", tuned_malloc: bool = True
+    threads: int,
+    seconds: float = 10,
+    precision: str = "fp32",
+    tuned_malloc: bool = True,
+    backend: str = "torch",
 ) -> dict[str, Any]:
     """The product's forward pass in a fresh process: images_per_second, peak_mb, ..."""
     settings = {"which": "product", "threads": threads, "seconds": seconds, "precision": precision}
+    settings["backend"] = backend
     return measure.run("benchmarks.forward_only", settings, tuned_malloc=tuned_malloc)
 
 
@@ -120,13 +130,18 @@ def main() -> None:
         "product_default_malloc": forward_only(threads, seconds, precision, tuned_malloc=False),
         "plain_timm": plain_timm(threads, seconds),
     }
+    if precision == "fp32":
+        rows["product_openvino"] = forward_only(threads, seconds, backend="openvino")
     rates = {name: row["images_per_second"] for name, row in rows.items()}
-    ratio = rates["product"] / rates["plain_timm"]
+    ratios = {
+        name: round(rate / rates["plain_timm"], 2)
+        for name, rate in rates.items()
+        if name != "plain_timm"
+    }
     measure.emit(
-        {**rows, "threads": threads, "precision": precision, "ratio": round(ratio, 2)},
-        f"forward, {threads} threads, {precision}: {rates['product']} images/s "
-        f"({rates['product_default_malloc']} with the default malloc), plain timm "
-        f"{rates['plain_timm']}: {ratio:.2f}x",
+        {**rows, "threads": threads, "precision": precision, "ratio": ratios},
+        f"forward, {threads} threads, {precision}, images/s: plain timm {rates['plain_timm']}; "
+        + ", ".join(f"{name} {rates[name]} ({ratio}x)" for name, ratio in ratios.items()),
     )
 
 

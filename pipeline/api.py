@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
     )
     from pipeline.refreshing import Config, Refreshed
     from pipeline.reporting import HtmlPage, Report, ReportKeywords
-    from pipeline.spec import Resources
+    from pipeline.spec import Backend, Resources
 
 Progress = Listener | bool
 """A listener that is told what happens; True for a bar or lines on stderr, False for silence."""
@@ -54,6 +54,7 @@ def make_dna(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    backend: Backend = "torch",
     progress: Progress = False,
     **options: Unpack[MemoryOptions],
 ) -> DNA:
@@ -71,6 +72,7 @@ def make_dna(
             `image_column` names. A dataset is read item by item; an iterator is held in memory.
         device: The kind of device that the network runs on, `cpu` or `cuda`.
         threads: How many images are processed at a time. None takes all cores.
+        backend: What runs the network on a CPU: `torch`, or `openvino` if it is installed.
         progress: Whether to show progress; or a listener.
         **options: Options of `Request`: those that `MemoryOptions` names.
 
@@ -85,7 +87,12 @@ def make_dna(
     """
     with _shown(progress) as listener:
         return building.make_dna(
-            source, device=device, threads=threads, progress=listener, **options
+            source,
+            device=device,
+            threads=threads,
+            backend=backend,
+            progress=listener,
+            **options,
         )
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
+Backend = Literal["torch", "openvino"]
+
 Resize = Literal["clean", "fast"]
 
 Crop = Literal["none", "center"]
@@ -387,6 +389,7 @@ class Resources(Options):
         threads: The threads of each worker that run the network. On a CPU each of them runs one
             operation on one core.
         gpus_per_worker: The number of GPUs that a worker takes.
+        backend: What runs the network on a CPU. Its results differ by rounding only.
         fetch_ahead: How many images are read ahead of the decoder.
         decode_seconds: The time limit of one image, which is then retried in its own process.
         stall_seconds: The job ends if no shard finishes for so long. A rerun resumes it.
@@ -407,6 +410,13 @@ class Resources(Options):
     gpus_per_worker: Annotated[
         float, Option("GPUs of each worker; with a fraction, workers share one.", least=0)
     ] = 0.0
+    backend: Annotated[
+        Backend,
+        Option(
+            "What runs the network: torch, or OpenVINO, which is faster on CPUs for networks of "
+            "depthwise convolutions."
+        ),
+    ] = "torch"
     fetch_ahead: int = 64
     decode_seconds: float = 60.0
     stall_seconds: float = 1800.0

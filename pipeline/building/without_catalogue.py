@@ -26,7 +26,7 @@ from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.networks import describe, find_ranges
 from pipeline.options import takes_options
 from pipeline.sources import Entry, Listing, Rules, Shard, list_source, plan
-from pipeline.spec import Resources
+from pipeline.spec import Backend, Resources
 from pipeline.wording import count_of
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def make_dna(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    backend: Backend = "torch",
     progress: Listener | None = None,
     **options: Unpack[MemoryOptions],
 ) -> DNA:
@@ -51,6 +52,7 @@ def make_dna(
         source: What `pipeline.make_dna` takes, which says more of each argument.
         device: The kind of device that the network runs on, `cpu` or `cuda`.
         threads: How many images are processed at a time. None takes all cores.
+        backend: What runs the network; see `Resources`.
         progress: Is told of each shard as it is counted.
         **options: Options of `Request`: those that `MemoryOptions` names.
 
@@ -100,9 +102,10 @@ def make_dna(
     resources = Resources(threads=threads or available_cpus())
     threads_before = torch.get_num_threads()
     products = products_of(request, network, None)
-    counter = Counter(
-        Extractor(network, request.precision, device), spec, found, resources, products
+    extractor = Extractor(
+        network, request.precision, device, backend, resources.threads or available_cpus()
     )
+    counter = Counter(extractor, spec, found, resources, products)
     progress = progress or ignore
     total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
 

@@ -11,6 +11,7 @@ do not depend on its neighbours.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline.counting.allocator import keep_memory
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, drop, fold_batch_norms, load_model, parse, rows
-from pipeline.spec import Numerics, Precision, Tap
+from pipeline.spec import Backend, Numerics, Precision, Tap
 
 if TYPE_CHECKING:
     import torch
@@ -37,17 +38,20 @@ INTRA_OP_THREADS = 1
 Visit = Callable[[int, "torch.Tensor"], None]
 
 
-def numerics(network: Network, device: str) -> Numerics:
+def numerics(network: Network, device: str, backend: Backend = "torch") -> Numerics:
     """States how the extractor computes a network.
 
     Args:
         network: The network.
         device: The kind of device, `cpu` or `cuda`.
+        backend: What runs the network. OpenVINO is named among the versions if it does.
 
     Returns:
         What may change the rounding of a count.
     """
-    libraries = ("numba", "numpy", "pillow", "timm", "torch", "torchvision")
+    libraries = ["numba", "numpy", "pillow", "timm", "torch", "torchvision"]
+    if backend == "openvino":
+        libraries.insert(2, backend)
     return Numerics(
         device=device,
         compiled=False,
@@ -58,23 +62,59 @@ def numerics(network: Network, device: str) -> Numerics:
     )
 
 
+def require_backend(backend: Backend, precision: Precision, device: str) -> None:
+    """Checks that a backend can run here.
+
+    Args:
+        backend: What is to run the network.
+        precision: The numbers that it computes with.
+        device: The kind of device, `cpu` or `cuda`.
+
+    Raises:
+        UsageError: If it cannot; the message says what to do.
+    """
+    if backend == "torch":
+        return
+    if precision != "fp32" or device != "cpu":
+        raise UsageError(
+            f"backend {backend!r} computes in fp32 on CPUs, and the precision is {precision} and "
+            f"the device {device}; use --backend torch"
+        )
+    if importlib.util.find_spec(backend) is None:
+        raise UsageError(
+            f"backend is {backend!r}, which is not installed; pip install "
+            f"'vdna-pipeline[{backend}]', or use --backend torch"
+        )
+
+
 class Extractor:
     """A network with its weights on a device, ready to be observed from several threads."""
 
-    def __init__(self, network: Network, precision: Precision = "fp32", device: str = "cpu"):
+    def __init__(
+        self,
+        network: Network,
+        precision: Precision = "fp32",
+        device: str = "cpu",
+        backend: Backend = "torch",
+        threads: int = 1,
+    ) -> None:
         """Loads the weights and checks the taps.
 
         Args:
             network: The description of the network.
             precision: The numbers that it computes with.
             device: The kind of device, `cpu` or `cuda`.
+            backend: What runs the network: torch, or OpenVINO in float32 on a CPU.
+            threads: How many threads will observe at once. Only OpenVINO must know.
 
         Raises:
             SpecMismatch: If the weights or the taps are not those that the description states.
-            UsageError: If there is no GPU that torch can use, or if a tapped module does not exist.
+            UsageError: If there is no GPU that torch can use, a tapped module does not exist, or
+                the backend is not installed or cannot run the network.
         """
         import torch
 
+        require_backend(backend, precision, device)
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError(
                 "torch finds no GPU on this machine; compute on the CPU "
@@ -95,12 +135,22 @@ class Extractor:
         if network.folded:
             fold_batch_norms(model)
         self._model = model.to(self.device, self._dtype).to(memory_format=torch.channels_last)
+        self._backend = backend
         modules = dict(self._model.named_modules())
-        for index, notation in enumerate(network.observed):
-            name, _ = parse(notation)
-            if name not in modules:
-                raise UsageError(f"{network.name} has no module {name!r} to tap")
-            modules[name].register_forward_hook(self._hook(index, notation))
+        for notation in network.observed:
+            if parse(notation)[0] not in modules:
+                raise UsageError(f"{network.name} has no module {parse(notation)[0]!r} to tap")
+        self._openvino: Callable[[NDArray[np.float32]], list[NDArray[np.float32]]] | None = None
+        if backend == "openvino":
+            from pipeline.counting.openvino_forward import OpenVinoForward
+
+            self._openvino = OpenVinoForward(
+                self._model, network, batch=self.micro_batch, streams=threads
+            )
+            del self._model
+        else:
+            for index, notation in enumerate(network.observed):
+                modules[parse(notation)[0]].register_forward_hook(self._hook(index, notation))
         self._require_taps()
 
     @property
@@ -111,7 +161,7 @@ class Extractor:
     @property
     def numerics(self) -> Numerics:
         """How this extractor computes."""
-        return numerics(self.network, self.device.type)
+        return numerics(self.network, self.device.type, self._backend)
 
     def observe(self, pixels: NDArray[np.float32], visit: Visit) -> None:
         """Runs up to a micro-batch through the network, and shows each tap's activations.
@@ -131,6 +181,12 @@ class Extractor:
         real = len(pixels)
         if not 0 < real <= self.micro_batch:
             raise ValueError(f"{real} images do not make a micro-batch of {self.micro_batch}")
+        if self._openvino is not None:
+            whole = np.zeros((self.micro_batch, *pixels.shape[1:]), np.float32)
+            whole[:real] = pixels
+            for index, activations in enumerate(self._openvino(whole)):
+                visit(index, torch.from_numpy(activations[:real]))
+            return
         if self.device.type == "cpu":
             torch.set_num_threads(INTRA_OP_THREADS)
         on_gpu = self.device.type == "cuda"

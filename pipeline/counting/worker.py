@@ -241,7 +241,14 @@ def _load(recipe: Recipe) -> ShardMaker:
     spec = recipe.spec
     if spec.preprocess.decoder:
         images.use_decoder(spec.preprocess.decoder, recipe.decoder)
-    extractor = Extractor(recipe.network, spec.precision, recipe.device)
+    resources = recipe.resources.with_cpus(1)
+    extractor = Extractor(
+        recipe.network,
+        spec.precision,
+        recipe.device,
+        resources.backend,
+        resources.threads or 1,
+    )
     if spec.bf16_numerics not in (None, extractor.numerics):
         raise SpecMismatch(
             f"in bf16 the numerics are part of the spec: it states {spec.bf16_numerics}, this "

@@ -195,7 +195,7 @@ def _recipe(
         name=dataset.name,
         commit=dataset.commit.number,
         dna=dataset.version.dna,
-        numerics=numerics(network, device),
+        numerics=numerics(network, device, resources.backend),
         layers=layers,
         lens=lens.encode() if lens else b"",
     )
