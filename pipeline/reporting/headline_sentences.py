@@ -156,10 +156,14 @@ def _alike(names: Sequence[str], verdict: NDArray[np.int8]) -> list[str]:
             text = some_of([names[i] for i in others])
             sentences.append(f"{names[first]} cannot be told from {text}.")
             left[first] = left[:, first] = False
-    if more := int(left.sum()) // 2:
-        pairs = "pair" if more == 1 else "pairs"
-        sentences.append(f"Nor can {more:,} more {pairs} be told apart.")
-    return sentences
+    if not left.any():
+        return sentences
+    alike = verdict == ALIKE
+    first = int(alike.sum(axis=1).argmax())
+    return [
+        f"{int(alike.sum()) // 2:,} pairs cannot be told apart, of which {names[first]} is in "
+        f"{int(alike[first].sum()):,}."
+    ]
 
 
 def _nearest(

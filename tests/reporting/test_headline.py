@@ -67,6 +67,9 @@ def test_what_cannot_be_told_apart_is_said_and_not_called_near() -> None:
     assert "c is nearest to b and a (9.0 bins from b)." in said
     three = headline(matrix_at(points, 0.5, ("a", "b"), ("a", "c"), ("b", "c")))
     assert "a, b and c cannot be told from each other." in three
+    many = [(f"d{k}", f"d{k + 1}") for k in range(0, 16, 2)]
+    said = headline(matrix_at({f"d{k}": 3.0 * k for k in range(17)}, 2, *many, ("d1", "d9")))
+    assert "9 pairs cannot be told apart, of which d1 is in 2." in said
     chain = headline(matrix_at(points, 0.5, ("a", "b"), ("b", "c")))
     assert "b cannot be told from a and c." in chain
 

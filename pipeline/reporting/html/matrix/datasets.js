@@ -11,7 +11,10 @@ const cards = DATA.datasets.map((dataset, i) => {
   return card;
 });
 
+const mostImages = Math.max(...DATA.datasets.map((dataset) => dataset.samples.length));
+
 function drawDatasets() {
+  $("strips").classList.toggle("narrow", mostImages <= 2);
   $("strips").replaceChildren(...view.order.map((i) => cards[i]));
   showChosen();
 }

@@ -247,7 +247,7 @@ function drawLegend() {
     make(
       "span",
       view.matrix.columns.q
-        ? "q of this layer is left out: no pair is marked"
+        ? "the tests of this layer are left out: no pair is marked"
         : "no error bars: no pair is tested",
       {},
       marks,
@@ -255,12 +255,12 @@ function drawLegend() {
   } else if (view.cell < 8) {
     make(
       "span",
-      `grey: not told apart (q ≥ ${percent(state.rate)}), not tested, or not known; coloured cells differ`,
+      `grey: not told apart${state.symbols ? ` (q ≥ ${percent(state.rate)})` : ""}, not tested, or not known; coloured cells differ`,
       { class: "key void" },
       marks,
     );
   } else {
-    make("span", `differs (q < ${percent(state.rate)})`, { class: "key dot" }, marks);
+    make("span", `differs${state.symbols ? ` (q < ${percent(state.rate)})` : ""}`, { class: "key dot" }, marks);
     make("span", "not told apart", { class: "key hatch" }, marks);
     const untested = (value, k) => Number.isFinite(value) && !Number.isFinite(view.layer.q[k]);
     if (view.layer.emd && view.layer.emd.some(untested)) make("span", "unmarked: not tested", {}, marks);

@@ -94,14 +94,15 @@ function stages(rows, parent) {
       const layers = rows.filter((row) => view.matrix.stages[row.index] === name && Number.isFinite(row.bins.distance));
       const mean = (column) => layers.reduce((sum, row) => sum + row.bins[column], 0) / layers.length;
       const tested = layers.filter((row) => Number.isFinite(row.bins.q));
+      const barred = layers.every(({ bins }) => Number.isFinite(bins.low) && Number.isFinite(bins.high));
       return {
         name,
         layers: layers.length,
         tested: tested.length,
         differing: tested.filter((row) => row.bins.q < state.rate).length,
         value: mean("distance"),
-        low: mean("low"),
-        high: mean("high"),
+        low: barred ? mean("low") : NaN,
+        high: barred ? mean("high") : NaN,
       };
     })
     .filter((stage) => stage.layers);
@@ -128,18 +129,18 @@ function stages(rows, parent) {
 
 function stagesInWords(found) {
   const listed = (of) => {
-    const names = of.map((stage) => stage.name);
-    return names.length > 1 ? `${names.slice(0, -1).join("; ")}; and ${names.at(-1)}` : names[0];
+    const names = of.map((stage) => `in ${stage.name}`);
+    return names.length > 1 ? `${names.slice(0, -1).join(", ")}, and ${names.at(-1)}` : names[0];
   };
   const tested = found.filter((stage) => stage.tested);
   if (!tested.length) return "No layer is tested: differences may be chance.";
   const apart = tested.filter((stage) => stage.differing);
   if (!apart.length) return "They are told apart in no layer.";
   const [all, some] = [apart.length === found.length, listed(apart)];
-  const where = all ? "They are told apart at every stage" : `They are told apart in ${some}`;
+  const where = all ? "They are told apart at every stage" : `They are told apart ${some}`;
   const first = apart.reduce((most, stage) => (stage.value > most.value ? stage : most));
   const clear = found.every((stage) => stage === first || first.low > stage.high);
-  if (found.length === 1) return `${where}.`;
+  if (found.length === 1 || !found.every((stage) => Number.isFinite(stage.low))) return `${where}.`;
   return clear
     ? `${where}, and most in ${first.name}.`
     : `${where}. By their intervals, no stage differs more than all others.`;
@@ -193,7 +194,7 @@ function rankedBy(found) {
   const distance = `${corrected ? "corrected" : "plain"} distance`;
   const first = `First those of the largest ${matrixNow().through ? `weight times ${distance}` : distance}`;
   if (!corrected) return `${first}; they are not tested.`;
-  return `${first} [95% interval]; q over all neurons of the pair.`;
+  return `${first} [95% interval]; tested over all neurons of the pair.`;
 }
 
 function neurons(i, j, parent) {
@@ -218,7 +219,8 @@ function neurons(i, j, parent) {
     const interval = neuron.corrected ? ` [${short(low)}, ${short(high)}]` : "";
     const tested = Number.isFinite(neuron.q);
     const alike = tested && neuron.q >= state.rate;
-    const q = tested ? `, q ${short(neuron.q)}${alike ? ": not told apart" : ""}` : "";
+    const symbol = state.symbols ? ` (q ${short(neuron.q)})` : "";
+    const q = tested ? `, ${alike ? "not told apart" : "told apart"}${symbol}` : "";
     if (alike) figure.classList.add("alike");
     make(
       "figcaption",

@@ -37,7 +37,7 @@ function drawSentences() {
     make("td", others.at(-1) === apart ? "the same" : name(i, others.at(-1)), {}, row);
     const named = alike
       .slice(0, 3)
-      .map((j) => `${DATA.names[j]} (q ${short(at(layer.q, i, j))})`)
+      .map((j) => `${DATA.names[j]}${state.symbols ? ` (q ${short(at(layer.q, i, j))})` : ""}`)
       .join(", ");
     make("td", named + (alike.length > 3 ? ` and ${alike.length - 3} more` : ""), {}, row);
   }
@@ -58,7 +58,7 @@ function drawTable() {
   }
   const table = make("table", null, {}, place);
   const head = make("tr", null, {}, make("thead", null, {}, table));
-  make("th", "", {}, head);
+  make("td", "", {}, head);
   for (const j of view.order) make("th", DATA.names[j], { scope: "col", class: "number" }, head);
   const body = make("tbody", null, {}, table);
   for (const i of view.order) {
