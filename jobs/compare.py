@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,9 +38,6 @@ def compare(
     catalogue: CatalogueOption,
     names: Annotated[
         list[str] | None, typer.Argument(help="Datasets to compare (default: all).")
-    ] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="Print one layer only (all: the whole network).")
     ] = None,
     lens: LensOption = None,
     neurons: NeuronsOption = None,
@@ -84,6 +80,9 @@ def compare(
     from pipeline.errors import UsageError
     from pipeline.reporting import draw, kind_of, matrix_rows, require_html
 
+    layers = options.layers or [ALL]
+    if figure and len(layers) > 1:
+        raise UsageError(f"--figure draws one layer, not {some_of(layers)}; give one --layer")
     if out:
         storage.parquet_uri(out, "the matrix is")
     kind = kind_of(figure) if figure else None
@@ -91,7 +90,6 @@ def compare(
         require_html(html)
     place = Catalogue(catalogue)
     options = pinned(place, options)
-    options = replace(options, layers=[layer] if layer and layer != ALL else None)
     through = lens_for(place, names or (), lens, neurons or (), options)
     if near is not None:
         if options.fd:
@@ -112,7 +110,7 @@ def compare(
     if out:
         matrix.save(out)
     if figure and kind:
-        storage.replace(storage.canonical(figure), draw(matrix, kind, layer or ALL, through))
+        storage.replace(storage.canonical(figure), draw(matrix, kind, layers[0], through))
     if html:
         page = api.html_page(
             place, matrix, lens=through, apart=apart, at=options.at, progress=progress
@@ -126,10 +124,11 @@ def compare(
         print_json(Rows(row for row in matrix_rows(matrix) if near in (None, row["a"])))
         notes(to=sys.stderr)
         return
-    if near is not None:
-        print_neighbours(matrix, near, layer or ALL, through)
-    else:
-        print_all(matrix, layer or ALL, through, fd=options.fd)
+    for layer in layers:
+        if near is not None:
+            print_neighbours(matrix, near, layer, through)
+        else:
+            print_all(matrix, layer, through, fd=options.fd)
     notes()
     for written in filter(None, (out, html, figure)):
         say(f"written to {written}")

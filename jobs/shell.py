@@ -118,7 +118,7 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
     parameters: list[Parameter] = []
     for parameter in signature(command).parameters.values():
         if parameter.name in models:
-            parameters += map(_on_the_command_line, _options_of(models[parameter.name]))
+            parameters += map(_on_the_command_line, options_of(models[parameter.name]))
         elif parameter.name in listeners:
             parameters.append(_LOG_FORMAT)
         else:
@@ -136,7 +136,7 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
             try:
                 made: dict[str, Any] = dict.fromkeys(listeners, listener)
                 for name, model in models.items():
-                    made[name] = model(**{o.name: given.pop(o.name) for o in _options_of(model)})
+                    made[name] = model(**{o.name: given.pop(o.name) for o in options_of(model)})
                 result = command(**made, **given)
                 sys.stdout.flush()
                 return result
@@ -176,11 +176,6 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 def _is_options(hint: object) -> bool:
     return isinstance(hint, type) and issubclass(hint, Options)
-
-
-def _options_of(model: type) -> list[Field]:
-    """Returns the options of a dataclass that the command line has."""
-    return [field for field in options_of(model) if not field.option.python_only]
 
 
 def _on_the_command_line(field: Field) -> Parameter:

@@ -39,7 +39,6 @@ class Option:
         numeral: Whether a whole number may be given for the text.
         flag: Its name on the command line, if that is not the field's.
         metavar: What the command line's help writes for its value, if not the type.
-        python_only: Whether the command line leaves it out.
         share: Whether a number below 1 is a share of all, and any other a whole number.
     """
 
@@ -50,7 +49,6 @@ class Option:
     numeral: bool = False
     flag: str = ""
     metavar: str | None = None
-    python_only: bool = False
     share: bool = False
 
     def problem(self, value: float) -> str:

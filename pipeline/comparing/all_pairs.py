@@ -31,7 +31,7 @@ from pipeline.comparing.kept_matrices import (
     nearest_kept,
     slice_matrix,
 )
-from pipeline.comparing.matrix import Estimate, Matrix
+from pipeline.comparing.matrix import ALL, Estimate, Matrix
 from pipeline.comparing.selection import Selection
 from pipeline.comparing.significance import false_discovery
 from pipeline.comparing.tiles import TILE_WORK, Job, Tile
@@ -97,9 +97,8 @@ def compare(
     require_device(effort.device)
     chosen = CompareOptions(**options)
     wanted = Selection.of(catalogue, names, chosen.at, chosen.spec)
-    job = wanted.job(
-        catalogue, chosen.layers, fd=chosen.fd, lens=lens, error_bars=chosen.error_bars
-    )
+    layers = None if ALL in (chosen.layers or ()) else chosen.layers
+    job = wanted.job(catalogue, layers, fd=chosen.fd, lens=lens, error_bars=chosen.error_bars)
     return _compare(catalogue, wanted, job, effort)
 
 

@@ -32,7 +32,9 @@ class CompareOptions(SnapshotOptions, FrechetOptions):
 
     layers: Annotated[
         Sequence[str] | None,
-        Option("Compare these layers (default: all of them, and their mean).", python_only=True),
+        Option(
+            "Compare this layer only (all: the whole network). Can be repeated.", flag="--layer"
+        ),
     ] = None
     error_bars: Annotated[
         bool,

@@ -588,6 +588,9 @@ def test_compare_as_json_has_every_ordered_pair_of_every_layer(place: Path) -> N
     assert (
         vdna("compare", "-c", place, "--layer", "all").stdout == vdna("compare", "-c", place).stdout
     )
+    two = ("--layer", "blocks.3.1", "--layer", "bn2")
+    found = vdna_json("compare", "-c", place, *two)
+    assert found == [row for row in rows if row["layer"] in two]
     some = vdna_json("compare", "b/other", "a", "-c", place, "--layer", "blocks.3.1")
     assert {row["layer"] for row in some} >= {"blocks.3.1"}
     for row in some:
@@ -626,6 +629,10 @@ def test_compare_writes_a_page_and_a_figure(place: Path, tmp_path: Path) -> None
     assert "b/other" in figure.read_text()
     some = vdna_json("compare", "-c", place, "--layer", "bn2", "--html", page, "--figure", figure)
     assert {row["layer"] for row in some} == {"bn2"}
+    two = ("--layer", "bn2", "--layer", "blocks.3.1")
+    text = vdna("compare", "-c", place, *two).stdout
+    assert 0 < text.index("of bn2") < text.index("of blocks.3.1")
+    refused(vdna("compare", "-c", place, *two, "--figure", figure, exits=2), "bn2 and blocks.3.1")
     refused(vdna("compare", "-c", place, "--html", tmp_path / "x.txt", exits=2), "x.txt", ".html")
     refused(vdna("compare", "-c", place, "--figure", tmp_path / "x.gif", exits=2), "x.gif", ".svg")
 

@@ -94,8 +94,6 @@ def test_the_command_line_has_every_option_as_it_was_declared(
     parameters = parameters_of(command)
     told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
     for option in options_of(model):
-        if option.option.python_only:
-            continue
         parameter = parameters[option.name]
         assert parameter.help == option.option.help
         assert parameter.required == option.required
@@ -141,15 +139,7 @@ def test_keywords_have_the_names_and_types_of_the_options(
     keywords: type, model: type[Options]
 ) -> None:
     assert get_type_hints(keywords) == get_type_hints(model)
-
-
-@pytest.mark.parametrize(("keywords", "model"), KEYWORDS)
-def test_only_the_layers_of_a_comparison_are_not_on_the_command_line(
-    keywords: type, model: type[Options]
-) -> None:
     assert get_type_hints(keywords).keys() == {option.name for option in options_of(model)}
-    python_only = {option.name for option in options_of(model) if option.option.python_only}
-    assert python_only == ({"layers"} if model is CompareOptions else set())
 
 
 @pytest.mark.parametrize(
