@@ -24,6 +24,7 @@ from jobs.shell import (
 )
 from pipeline.comparing import CompareOptions, MemoryLimit
 from pipeline.events import Listener
+from pipeline.wording import some_of
 
 if TYPE_CHECKING:
     from pipeline.comparing import Matrix
@@ -76,7 +77,7 @@ def compare(
     """Print the distance of every pair of datasets: the Earth Mover's Distance of its neurons."""
     from pipeline import api, storage
     from pipeline.catalogue import Catalogue
-    from pipeline.comparing import ALL, some_of
+    from pipeline.comparing import ALL
     from pipeline.errors import UsageError
     from pipeline.reporting import draw, kind_of, matrix_rows, require_html
 

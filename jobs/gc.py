@@ -50,6 +50,8 @@ def gc(
                 say(item.uri)
     else:
         count, size = collect(place, keep=keep, grace=grace, progress=progress)
+    if not count:
+        place.at()  # says so if there is no catalogue
     if as_json:
         print_json({"objects": count, "bytes": size, "removed": not dry_run})
     else:

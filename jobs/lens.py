@@ -70,7 +70,7 @@ def choose(
     if not layer and not neurons:
         raise UsageError("give --layer or --neurons, to say what the lens sees")
     place = Catalogue(catalogue)
-    of = place.spec(place.spec_digest(place.head(), spec.spec))
+    of = place.spec(place.spec_digest(place.at(), spec.spec))
     whole = [f"{each}:0-{of.tap(each).neurons - 1}" for each in layer or ()]
     found = replace(Lens.chosen(of, [*whole, *(neurons or ())]), name=name)
     _keep(place, found, [f"{int((found.weights != 0).sum()):,} neurons of equal weight"], as_json)
@@ -100,7 +100,9 @@ def ls(catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
     from pipeline.catalogue import Catalogue, newest_lenses
     from pipeline.reporting import lens_table, listed_lens
 
-    found = sorted(newest_lenses(Catalogue(catalogue)).items())
+    place = Catalogue(catalogue)
+    place.at()  # says so if there is no catalogue
+    found = sorted(newest_lenses(place).items())
     rows = [listed_lens(name, item) for name, item in found]
     if as_json:
         print_json(rows)
@@ -123,7 +125,8 @@ def show(
     from pipeline.reporting import heaviest_neurons, lens_json, lens_lines
 
     place = Catalogue(catalogue)
-    digest = spec.spec and place.spec_digest(place.head(), spec.spec)
+    head = place.at()
+    digest = spec.spec and place.spec_digest(head, spec.spec)
     of = place.spec(digest) if digest else spec_of_lens(place, name)
     found = find_lens(place, name, of)
     if as_json:

@@ -20,7 +20,9 @@ def log(
     """Print the commits, the newest first."""
     from pipeline.catalogue import Catalogue
 
-    commits = list(islice(Catalogue(catalogue).log(), limit))
+    place = Catalogue(catalogue)
+    place.at()  # says so if there is no catalogue
+    commits = list(islice(place.log(), limit))
     if as_json:
         print_json(
             [
@@ -31,8 +33,6 @@ def log(
         return
     for c in commits:
         say(f"{c.number:>6}  {c.time[:19]}  {c.action}  ({c.software})")
-    if not commits:
-        say("no commits yet")
 
 
 if __name__ == "__main__":

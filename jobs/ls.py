@@ -21,9 +21,6 @@ def ls(commit: CommitOptions, catalogue: CatalogueOption, as_json: JsonOption = 
     if as_json:
         print_json([{"name": name} | asdict(version) for name, version in versions])
         return
-    if not versions:
-        say(f"there is nothing at {catalogue} yet; `vdna build NAME SOURCE` adds a dataset")
-        return
     width = max(len("dataset"), *(len(name) for name, _ in versions))
     say(f"{'dataset':{width}}  {'images':>12}  {'failed':>8}  {'spec':12}  {'built':19}  source")
     for name, version in versions:

@@ -55,6 +55,7 @@ def refresh(
         failure_lines,
         matrix_rows,
         print_matrix,
+        replacement_lines,
         summary_sentence,
     )
 
@@ -85,7 +86,7 @@ def refresh(
         )
     else:
         for result in done.datasets:
-            say(build_sentence(result), *failure_lines(result))
+            say(build_sentence(result), *replacement_lines(result), *failure_lines(result))
         for matrix in done.matrices:
             print_matrix(matrix, Console())
             say(summary_sentence(matrix))

@@ -287,7 +287,7 @@ def pinned(place: Catalogue, options: S) -> S:
 
     So all is read from one commit.
     """
-    return replace(options, at=place.at(options.at).number or None)
+    return replace(options, at=place.at(options.at).number)
 
 
 def left_out(place: Catalogue, names: Sequence[str], options: SnapshotOptions) -> list[str]:

@@ -63,9 +63,11 @@ def verify(
             **vars(options),
         )
     if as_json:
-        print_json(asdict(done) | {"note": done.note})
-    elif done.note:
-        say(f"note   {done.note}")
+        print_json(asdict(done) | {"note": done.note, "verdict": done.verdict})
+    else:
+        if done.note:
+            say(f"note   {done.note}")
+        say(done.verdict)
     if not done.ok:
         raise typer.Exit(1)
 

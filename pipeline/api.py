@@ -20,7 +20,6 @@ from pipeline.building import MemoryOptions, Request
 from pipeline.catalogue import Catalogue, SnapshotOptions, VerifyOptions
 from pipeline.comparing import CompareOptions
 from pipeline.engine import InProcess
-from pipeline.errors import NotFound
 from pipeline.events import Listener, ignore
 from pipeline.explaining import ExplainOptions, FitOptions
 from pipeline.options import takes_options
@@ -230,7 +229,7 @@ def compare(
         UsageError: There are fewer than two datasets, or an argument is wrong.
     """
     place = _at(catalogue)
-    options["at"] = place.at(options.get("at")).number or None  # all is read from one commit
+    options["at"] = place.at(options.get("at")).number  # all is read from one commit
     with _shown(progress) as listener:
         return comparing.compare(
             place,
@@ -269,7 +268,7 @@ def explain(
         UsageError: Both datasets are the same, or an argument is wrong.
     """
     place = _at(catalogue)
-    options["at"] = place.at(options.get("at")).number or None  # all is read from one commit
+    options["at"] = place.at(options.get("at")).number  # all is read from one commit
     with _shown(progress) as listener:
         return explaining.explain(
             place,
@@ -314,7 +313,7 @@ def rank(
     """
     place = _at(catalogue)
     chosen = SnapshotOptions(**options)
-    number = place.at(chosen.at).number or None  # all is read from one commit
+    number = place.at(chosen.at).number  # all is read from one commit
     counted = place.spec(place.find(request.to, number, chosen.spec).spec)
     if isinstance(lens, str):
         lens = catalogues.find_lens(place, lens, counted)
@@ -396,8 +395,7 @@ def verify(
         NotFound: There is no such dataset or spec, or no dataset at all.
     """
     place = _at(catalogue)
-    if not place.head().datasets:
-        raise NotFound(f"there is no dataset in a catalogue at {place.root}")
+    place.at()  # says so if there is no catalogue
     chosen = VerifyOptions(**options)
     found = []
 
@@ -461,7 +459,7 @@ def report(
     if out is not None:
         reporting.require_html(out)
     chosen = ReportOptions(**options)
-    number, spec = place.at(chosen.at).number or None, chosen.spec  # all is read from one commit
+    number, spec = place.at(chosen.at).number, chosen.spec  # all is read from one commit
     through = [None, *(_lens(place, lens, (), number, spec) for lens in lenses)]
     with _shown(progress) as listener:
         effort = effort or comparing.Effort(progress=listener)
@@ -529,7 +527,7 @@ def html_page(
         of = next(iter(found.versions.values())).spec
         why = reporting.gather_explanation(place, found, lens=_lens_under(place, lens, of))
         return reporting.HtmlPage(reporting.render_explanation(why))
-    number = place.at(at).number or None
+    number = place.at(at).number
     through = _lens_under(place, lens, found.spec_digest)
     with _shown(progress) as listener:
         page = reporting.gather_matrix_page(

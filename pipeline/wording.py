@@ -11,8 +11,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+NAMED = 3
+"""The most items that a list in a sentence names, before it counts the others."""
 
 _flags = [False]
 """Whether options are named as on the command line; the last item holds."""
@@ -30,6 +33,22 @@ def count_of(number: int, one: str, many: str = "") -> str:
         Text such as `1 image` or `1,200 images`.
     """
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Writes a list of names in short.
+
+    Args:
+        names: The names.
+
+    Returns:
+        The first names, and how many more there are.
+    """
+    if len(names) < 2:
+        return "".join(names)
+    if len(names) <= NAMED + 1:
+        return f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{', '.join(names[:NAMED])} and {len(names) - NAMED:,} more"
 
 
 def option(name: str, value: object = None) -> str:

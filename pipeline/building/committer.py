@@ -68,6 +68,8 @@ def finish_dataset(
         ignored=dict(plan.manifest.ignored),
         duplicates=plan.manifest.duplicates,
         parts=parts_of(commit, name, whole.spec),
+        replaced=plan.base,
+        commit=commit.number,
     )
 
 

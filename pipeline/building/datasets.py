@@ -78,6 +78,7 @@ def build_datasets(
         require_shared(catalogue.root, *(request.source for request in requests))
     for request in requests:
         require_apart(catalogue.root, request.source, request.rules)
+    catalogue.require_no_file()
     storage.require_exclusive(catalogue.root)
     planner = Planner(catalogue, engine, resources, progress, listings or {}, relist)
     results: dict[str, Result] = {}

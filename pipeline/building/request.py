@@ -300,6 +300,8 @@ class Result:
         ignored: How many files of other kinds were left out, by their extension.
         duplicates: How many images were listed more than once.
         parts: The versions of its parts, by their names.
+        replaced: The version that it had before, under the same spec, if another was committed now.
+        commit: For a version that was committed now, the number of its commit; else 0.
     """
 
     name: str
@@ -310,6 +312,8 @@ class Result:
     ignored: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
     parts: Mapping[str, Version] = field(default_factory=dict)
+    replaced: Version | None = None
+    commit: int = 0
 
     def __repr__(self) -> str:
         version = self.version
@@ -330,6 +334,8 @@ class Result:
         rows += [
             (f"part {name}", count_of(part.images, "image")) for name, part in self.parts.items()
         ]
+        if self.replaced is not None:
+            rows.append(("replaces", count_of(self.replaced.images, "image")))
         rows += [("not counted", failure) for failure in self.failures[:LISTED]]
         return html_table(repr(self).strip("<>"), ("", self.name), rows)
 

@@ -75,7 +75,7 @@ class Catalogue(VersionFiles):
         Raises:
             NotFound: If there is no such state or spec.
         """
-        commit = self.at(at)
+        commit = self.head() if at is None else self.at(at)
         if not commit.datasets:
             return []
         chosen = self.spec_digest(commit, spec)
@@ -96,7 +96,7 @@ class Catalogue(VersionFiles):
         """
         if prefix is None:
             if commit.default_spec is None:
-                raise NotFound(f"{self.root} holds no dataset yet")
+                raise self._absent()
             return commit.default_spec
         known = sorted({spec for specs in commit.datasets.values() for spec in specs})
         found = [spec for spec in known if spec.startswith(prefix)]

@@ -22,7 +22,14 @@ from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.catalogue.commit import EMPTY, Commit, software
 from pipeline.catalogue.layout import Layout
-from pipeline.errors import CorruptFile, NoBucket, NotFound, SourceError, UsageError
+from pipeline.errors import (
+    CorruptFile,
+    NoBucket,
+    NotFound,
+    SourceError,
+    StorageError,
+    UsageError,
+)
 
 _COMMIT_NAME = re.compile(r"\d{20}\.json")
 
@@ -112,13 +119,17 @@ class CommitLog(Layout):
             The commit.
 
         Raises:
-            NotFound: If there is no such number, or no commit as old as that.
-            UsageError: If `at` is neither a number nor a time.
+            NotFound: If there is no catalogue, no such number, or no commit as old as that.
+            UsageError: If `at` is neither a number nor a time, or the catalogue's url is a file's.
         """
         if at is None:
-            return self.head()
+            return self._existing_head()
         if isinstance(at, int) or at.isdecimal():
-            return self.commit(int(at))
+            try:
+                return self.commit(int(at))
+            except NotFound:
+                self._existing_head()
+                raise
         try:
             moment = datetime.fromisoformat(at)
         except ValueError as error:
@@ -127,7 +138,37 @@ class CommitLog(Layout):
         for commit in self.log():
             if datetime.fromisoformat(commit.time) <= moment:
                 return commit
+        self._existing_head()
         raise NotFound(f"{self.root} has no commit as old as {at}")
+
+    def _existing_head(self) -> Commit:
+        """Returns the newest commit, or says that there is no catalogue yet."""
+        head = self.head()
+        if not head.number:
+            raise self._absent()
+        return head
+
+    def _absent(self) -> NotFound:
+        """Returns the error that says that there is no catalogue yet."""
+        self.require_no_file()
+        return NotFound(
+            f"there is no catalogue at {self.root} yet; check its path or url. The first "
+            "`vdna build NAME SOURCE`, or `build` in Python, makes it"
+        )
+
+    def require_no_file(self) -> None:
+        """Refuses a url of a catalogue that is the url of a file.
+
+        Raises:
+            UsageError: There is a file.
+        """
+        try:
+            storage.info(self.root)
+        except (SourceError, StorageError):
+            return
+        raise UsageError(
+            f"{self.root} is a file; a catalogue is a folder, or a url such as s3://bucket/dnas"
+        )
 
     def append(self, action: str, change: Callable[[Commit], Commit]) -> Commit:
         """Commits a change, again on the newest commit whenever another writer was quicker.

@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
 from pipeline.notebook import data_frame, html_table
-from pipeline.wording import count_of
+from pipeline.wording import count_of, some_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +58,26 @@ class Verification:
     def ok(self) -> bool:
         """Whether every check holds."""
         return all(finding.ok for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """What was checked, what is wrong, and what to do, in a sentence or two."""
+        names = {finding.dataset for finding in self.findings if finding.dataset}
+        versions = {(finding.dataset, finding.at) for finding in self.findings if finding.dataset}
+        what = count_of(len(names), "dataset")
+        if len(versions) > len(names):
+            what = f"{count_of(len(versions), 'version')} of {what}"
+        checks = count_of(len(self.findings), "check")
+        wrong = [finding for finding in self.findings if not finding.ok]
+        if not wrong:
+            return f"{what}, {checks}: nothing is wrong."
+        fail = "fails" if len(wrong) == 1 else "fail"
+        where = some_of(sorted({finding.dataset or "the log" for finding in wrong}))
+        return (
+            f"{what}, {checks}: {len(wrong):,} {fail}, in {where}. Restore the files that are "
+            "named, from a copy or an older version of the bucket; or delete those of a dataset, "
+            "and build it again."
+        )
 
     @property
     def note(self) -> str:

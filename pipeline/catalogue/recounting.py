@@ -21,13 +21,13 @@ from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Version
 from pipeline.catalogue.findings import Finding
-from pipeline.catalogue.verification import newest_versions
+from pipeline.catalogue.verification import newest_versions, raise_if_unanswered
 from pipeline.catalogue.version_checks import same_numbers, sum_of_partials
 from pipeline.catalogue.version_options import RECOUNTED_SHARDS
 from pipeline.counting import Recipe, ShardJob, ShardReceipt, load_partial, partial_uri
 from pipeline.dna import DNA, INT_COLUMNS, Partial
 from pipeline.engine import Engine
-from pipeline.errors import SourceError, VdnaError
+from pipeline.errors import SourceError, TransientError, VdnaError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import network_of
 from pipeline.sources import Manifest, Shard
@@ -80,6 +80,7 @@ def recount(
             dataset = _DatasetRecount(catalogue, name, version, weights, resources or Resources())
             yield from dataset.run(engine, sample, seed, progress or ignore)
         except VdnaError as error:
+            raise_if_unanswered(error, f"{name}, recount")
             yield Finding(name, "recount", False, f"not counted again: {error}")
 
 
@@ -189,6 +190,11 @@ class _DatasetRecount:
 
     def _compare_shard(self, receipt: ShardReceipt, work: str) -> Finding:
         index = receipt.index
+        if receipt.error and receipt.transient:
+            raise TransientError(
+                f"{self._name}, shard {index}: not counted again, as the store did not answer: "
+                f"{receipt.error}"
+            )
         if receipt.error:
             return self._finding(index, False, f"could not be counted again: {receipt.error}")
         kept = self._kept_uri(index)
@@ -200,6 +206,7 @@ class _DatasetRecount:
                 )
             stored = load_partial(kept)
         except VdnaError as error:
+            raise_if_unanswered(error, f"{self._name}, shard {index}")
             return self._finding(index, False, str(error))
         ok, detail = compare_partials(stored, again)
         return self._finding(index, ok, f"{kept}: {detail}" if not ok else detail)

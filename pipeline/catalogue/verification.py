@@ -15,7 +15,7 @@ from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.findings import Finding
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions, missing_files
 from pipeline.catalogue.version_checks import VersionChecks
-from pipeline.errors import CorruptFile, NotFound, StorageError, VdnaError
+from pipeline.errors import CorruptFile, NotFound, StorageError, TooManyBytes, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.wording import count_of
 
@@ -43,6 +43,7 @@ def verify(
 
     Raises:
         NotFound: If there is no such dataset or spec.
+        StorageError: If the store does not answer. That says nothing of what it holds.
     """
     newest = list(newest_versions(catalogue, names, spec))
     head = newest[0].commit if newest else 0
@@ -66,7 +67,24 @@ def verify(
         try:
             yield Finding(kept.name, check, True, run(), at)
         except VdnaError as error:
+            raise_if_unanswered(error, f"{kept.name}, {check}")
             yield Finding(kept.name, check, False, str(error), at)
+
+
+def raise_if_unanswered(error: VdnaError, what: str) -> None:
+    """Raises the error of a check if the store did not answer; returns if it found something.
+
+    Args:
+        error: What the check raised.
+        what: What was checked.
+
+    Raises:
+        StorageError: The store did not answer, or refused.
+    """
+    if isinstance(error, StorageError) and not isinstance(error, TooManyBytes):
+        raise type(error)(f"{what}: not checked, because the store did not answer: {error}") from (
+            error
+        )
 
 
 def require_undamaged(
@@ -141,6 +159,7 @@ def _read_log(catalogue: Catalogue) -> tuple[list[KeptVersion], Finding]:
             known.append(kept)
         catalogue.require_end()
     except VdnaError as error:
+        raise_if_unanswered(error, "log")
         return known, Finding("", "log", False, str(error))
     number = known[0].commit if known else 0
     digest = sha256(storage.read(catalogue.log_uri(number))) if number else "none"

@@ -30,7 +30,6 @@ from .matrix import Matrix as Matrix
 from .notes import is_nested as is_nested
 from .notes import lens_notes as lens_notes
 from .notes import notes_of as notes_of
-from .notes import some_of as some_of
 from .selection import resolve_versions as resolve_versions
 from .selection import spec_of as spec_of
 from .significance import FALSE_DISCOVERY_RATE as FALSE_DISCOVERY_RATE

@@ -10,12 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipeline.catalogue import Version
 from pipeline.comparing.significance import CHECKED_IMAGES
 from pipeline.dna import Lens
+from pipeline.wording import some_of
 
 LISTS = (".txt", ".csv")
 """Suffixes of sources that hold no image, but the names of images somewhere near them."""
-
-NAMED = 3
-"""The most items that a list in a sentence names, before it counts the others."""
 
 
 def notes_of(
@@ -176,19 +174,3 @@ def _place(source: str) -> list[str]:
     """Returns the names that lead to a source's images; a list stands for its folder."""
     segments = source.rstrip("/").split("/")
     return segments[:-1] if source.lower().endswith(LISTS) else segments
-
-
-def some_of(names: Sequence[str]) -> str:
-    """Writes a list of names in short.
-
-    Args:
-        names: The names.
-
-    Returns:
-        The first names, and how many more there are.
-    """
-    if len(names) < 2:
-        return "".join(names)
-    if len(names) <= NAMED + 1:
-        return f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"{', '.join(names[:NAMED])} and {len(names) - NAMED:,} more"

@@ -29,11 +29,11 @@ from pipeline.building import (
     store_manifest,
 )
 from pipeline.catalogue import Catalogue, Commit, Version, software
-from pipeline.comparing import is_nested, lens_notes, some_of
+from pipeline.comparing import is_nested, lens_notes
 from pipeline.counting import Recipe, ShardJob, device_kind, numerics
 from pipeline.dna import UNIFORM, Lens
 from pipeline.engine import Engine
-from pipeline.errors import NotFound, SourceError, SpecMismatch, UsageError
+from pipeline.errors import SourceError, SpecMismatch, UsageError
 from pipeline.events import Listener, Said, ignore
 from pipeline.explaining.rank_request import RankRequest
 from pipeline.explaining.rank_result import Ranking
@@ -43,7 +43,7 @@ from pipeline.networks import network_of
 from pipeline.options import shared_values
 from pipeline.sources import Manifest, list_source, plan
 from pipeline.spec import Numerics, Resources, Spec
-from pipeline.wording import count_of
+from pipeline.wording import count_of, some_of
 
 
 def rank(
@@ -148,8 +148,6 @@ class _TargetDataset:
         cls, catalogue: Catalogue, name: str, at: int | str | None, spec: str | None
     ) -> _TargetDataset:
         commit = catalogue.at(at)
-        if not commit.datasets:
-            raise NotFound(f"{catalogue.root} holds no dataset yet; build {name} first")
         version = catalogue.find(name, commit.number, spec)
         return cls(name, commit, version, catalogue.spec(version.spec))
 

@@ -32,6 +32,7 @@ from .outcomes import failure_lines as failure_lines
 from .outcomes import matrix_rows as matrix_rows
 from .outcomes import ranking_json as ranking_json
 from .outcomes import ranking_lines as ranking_lines
+from .outcomes import replacement_lines as replacement_lines
 from .page import HtmlPage as HtmlPage
 from .page import Report as Report
 from .report_options import ReportKeywords as ReportKeywords

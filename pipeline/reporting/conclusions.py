@@ -19,11 +19,10 @@ from pipeline.comparing import (
     Measure,
     is_wide,
     neighbours,
-    some_of,
 )
 from pipeline.dna import UNIFORM
 from pipeline.explaining import Explanation
-from pipeline.wording import count_of, option
+from pipeline.wording import count_of, option, some_of
 
 DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
 """Verdicts on a pair. Alike means not told apart, which is no proof that they are the same."""

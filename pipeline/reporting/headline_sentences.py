@@ -16,7 +16,6 @@ from pipeline.comparing import (
     ALL,
     FALSE_DISCOVERY_RATE,
     Matrix,
-    some_of,
     widest_split,
 )
 from pipeline.dna import Floats
@@ -28,6 +27,7 @@ from pipeline.reporting.conclusions import (
     format_number,
     verdicts,
 )
+from pipeline.wording import some_of
 
 ALIKE_SENTENCES = 3
 """The most sentences about what cannot be told apart."""

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.comparing import some_of
 from pipeline.dna import Lens, neuron_name
 from pipeline.errors import VdnaError
 from pipeline.explaining import FittedLens, Score
 from pipeline.reporting.conclusions import format_number
 from pipeline.storage import Stored
-from pipeline.wording import count_of
+from pipeline.wording import count_of, some_of
 
 HEAVIEST = 20
 """How many neurons of a lens are shown."""

@@ -12,7 +12,7 @@ from pipeline.comparing import Matrix
 from pipeline.dna import UNIFORM
 from pipeline.explaining import RankedImage, Ranking, column_of
 from pipeline.sources import label_of
-from pipeline.wording import count_of
+from pipeline.wording import count_of, option
 
 JSON_ROWS = 4096
 """How many rows of a matrix are turned into dictionaries at a time."""
@@ -28,6 +28,7 @@ def build_json(result: Result) -> dict[str, object]:
         "duplicates": result.duplicates,
         "failures": [asdict(failure) for failure in result.failures],
         "parts": {name: asdict(version) for name, version in result.parts.items()},
+        "replaced": asdict(result.replaced) if result.replaced else None,
         **asdict(result.version),
     }
 
@@ -45,7 +46,7 @@ def build_sentence(result: Result) -> str:
 
 def build_lines(result: Result) -> list[str]:
     """Returns what became of a build, with its first failures and parts."""
-    lines = [build_sentence(result), *failure_lines(result)]
+    lines = [build_sentence(result), *replacement_lines(result), *failure_lines(result)]
     parts = list(result.parts.items())
     for name, version in parts[:LISTED]:
         lines.append(f"  {name}: {count_of(version.images, 'image')}")
@@ -54,6 +55,19 @@ def build_lines(result: Result) -> list[str]:
     if len(parts) > LISTED:
         lines.append(f"  … and {len(parts) - LISTED:,} more (`vdna ls`)")
     return lines
+
+
+def replacement_lines(result: Result) -> list[str]:
+    """Says which version a build replaced, and where the former one is."""
+    new, old = result.version, result.replaced
+    if old is None or old.dna == new.dna:
+        return []
+    former = count_of(old.images, "image")
+    change = f"{former} by {new.images:,}"
+    if old.source != new.source:
+        change = f"{former} of {old.source or 'an import'} by {new.images:,} of {new.source}"
+    kept = f"is kept until `vdna gc --keep` ({option('at', result.commit - 1)} reads it)"
+    return [f"  replaces {change}; the former version {kept}"]
 
 
 def failure_lines(result: Result) -> list[str]:

@@ -17,11 +17,13 @@ import logging
 import math
 import os
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from tenacity import (
     RetryCallState,
@@ -42,6 +44,7 @@ from pipeline.errors import (
     printable,
     redact,
 )
+from pipeline.wording import count_of
 
 T = TypeVar("T")
 
@@ -155,8 +158,9 @@ def attempt(uri: str, action: Callable[[], T]) -> T:
     except Exception as error:
         if is_transient(error):
             tries = retrying.statistics["attempt_number"]
+            logger.debug("%s: %s", printable(redact(uri)), printable(quoted(error)))
             raise TransientError(
-                f"{uri}: no answer after {tries} tries: {quoted(error)}"
+                f"{uri}: no answer after {count_of(tries, 'try', 'tries')}: {_in_words(error)}"
             ) from error
         of_client = isinstance(error, OSError) or type(error).__module__.startswith("botocore")
         # A client refuses a url that it cannot use with a plain error of Python's.
@@ -176,7 +180,7 @@ def _log_retry(uri: str, settings: RetrySettings, state: RetryCallState) -> None
         state.attempt_number,
         settings.attempts,
         state.next_action.sleep if state.next_action else 0.0,
-        printable(quoted(error)) if error else "no answer",
+        printable(_in_words(error)) if error else "no answer",
     )
 
 
@@ -279,6 +283,51 @@ def quoted(error: BaseException) -> str:
         text = pattern.sub(instead, text)
     text = redact(text)
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
+
+
+def _in_words(error: BaseException) -> str:
+    """Says which host was not reached, if that is the error; else quotes the error."""
+    chain = _chain(error)
+    hosts = (_host_of(each) for each in chain)
+    host = next((host for host in hosts if host), None)
+    if host is None:
+        return quoted(error)
+    if any(isinstance(each, socket.gaierror) for each in chain):
+        return (
+            f"the host {host} is not known; check its name in the url or AWS_ENDPOINT_URL, and "
+            "this machine's network"
+        )
+    if any(isinstance(each, ConnectionRefusedError) for each in chain):
+        return f"{host} refuses connections; check the url or AWS_ENDPOINT_URL, and that it runs"
+    return f"{host} cannot be reached: {quoted(chain[-1])}"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Returns an error of a client with those that caused it, the first cause last."""
+    chain: list[BaseException] = []
+    here: BaseException | None = error
+    while here is not None and here not in chain:
+        chain.append(here)
+        cause = _botocore_field(here, "error")
+        here = cause if isinstance(cause, BaseException) else here.__cause__
+    return chain
+
+
+def _botocore_field(error: BaseException, name: str) -> object:
+    """Returns what botocore put into the message of its error by this name."""
+    given = getattr(error, "kwargs", None)
+    return given.get(name) if isinstance(given, dict) else None
+
+
+def _host_of(error: BaseException) -> str | None:
+    """Returns the host that a client did not reach, with its port; None if it did, or unknown."""
+    if _kinds(error) & {"ConnectTimeoutError", "EndpointConnectionError"}:  # of botocore
+        url = _botocore_field(error, "endpoint_url")
+        return urlsplit(url).netloc.rpartition("@")[2] if isinstance(url, str) else None
+    if "ClientConnectorError" in _kinds(error):  # of aiohttp
+        host, port = getattr(error, "host", None), getattr(error, "port", None)
+        return f"{host}:{port}" if host else None
+    return None
 
 
 _HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}

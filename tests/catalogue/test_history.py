@@ -221,6 +221,8 @@ def test_a_store_that_does_not_answer_is_not_damage(
     with pytest.raises(TransientError, match="no answer"):
         collect(place, grace=NOW)
     assert storage.exists(lost)
+    with pytest.raises(TransientError, match="partials: not checked, because the store did"):
+        list(verify(place))
 
 
 # What a collection removed.

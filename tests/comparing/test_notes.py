@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.catalogue import Version
-from pipeline.comparing import is_nested, notes_of, some_of
+from pipeline.comparing import is_nested, notes_of
 from pipeline.comparing.notes import numerics_notes, shared_source_notes
 from pipeline.dna import Lens
+from pipeline.wording import some_of
 from tests.support.builders import NUMERICS, OTHER_NUMERICS
 
 

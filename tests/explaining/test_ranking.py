@@ -585,7 +585,7 @@ def test_a_worker_of_other_numerics_than_the_driver_s_is_refused(
 def test_an_empty_catalogue_has_nothing_to_rank_by(
     source: Path, engine: InProcess, tmp_path: Path
 ) -> None:
-    with pytest.raises(NotFound, match=r"empty holds no dataset yet; build near first"):
+    with pytest.raises(NotFound, match=r"there is no catalogue at .*empty yet"):
         rank(Catalogue(str(tmp_path / "empty")), RankRequest(str(source), NAME), engine)
 
 

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from jobs.output import Rows, print_json
+from pipeline import storage
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import all_pairs
 from pipeline.errors import StorageError
@@ -202,7 +203,7 @@ def test_too_many_failures_exit_3_and_a_higher_limit_commits_at_once(
         "photo-0703.jpg: truncated",
         "--max-failures",
     )
-    assert vdna_json("ls", "-c", tmp_path) == []
+    refused(vdna("ls", "-c", tmp_path, exits=1), "there is no catalogue at")
     result = build_json("x", spoilt, tmp_path, *SMALL, "--max-failures", 0.25)
     assert (result["changed"], result["counted_shards"]) == (True, 0)
     assert (result["images"], result["failed"]) == (3, 1)
@@ -418,15 +419,37 @@ def test_ls_lists_every_dataset_under_every_spec(
     assert [row["name"] for row in first] == ["a"]
 
 
-def test_ls_says_that_a_catalogue_is_empty(tmp_path: Path) -> None:
-    assert "vdna build NAME SOURCE" in vdna("ls", "-c", tmp_path).stdout
-    assert "no commits yet" in vdna("log", "-c", tmp_path).stdout
-    refused(vdna("verify", "-c", tmp_path, exits=1), "no dataset", str(tmp_path))
-    assert vdna_json("ls", "-c", tmp_path) == []
-    assert vdna_json("log", "-c", tmp_path) == []
-    assert vdna_json("verify", "-c", tmp_path, exits=1)["error"] == "NotFound"
-    refused(vdna("compare", "-c", tmp_path, exits=1), "no dataset yet")
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["ls"], ["log"], ["show", "a"], ["verify"], ["compare"], ["compare", "--near", "a"]),
+        *(
+            ["explain", "a", "b"],
+            ["rank", ".", "--to", "a"],
+            ["report"],
+            ["gc"],
+            ["ls", "--at", "1"],
+        ),
+        *(["lens", "ls"], ["lens", "choose", "x", "--layer", "y"], ["lens", "show", "x"]),
+        *(["lens", "fit", "x", "--focus", "a:b"], ["export", "a", "x.npz"]),
+    ],
+    ids=" ".join,
+)
+def test_every_command_says_in_the_same_words_that_there_is_no_catalogue(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = vdna(*words, "-c", tmp_path / "none", exits=1)
+    refused(done, f"there is no catalogue at {storage.canonical(tmp_path / 'none')} yet", "build")
+    (tmp_path / "file").write_text("")
+    done = vdna(*words, "-c", tmp_path / "file", exits=2)
+    refused(done, f"{storage.canonical(tmp_path / 'file')} is a file; a catalogue is a folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_build_into_a_file_is_refused(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(build("a", photos, tmp_path / "file", exits=2), "is a file; a catalogue is a folder")
 
 
 def test_the_catalogue_may_come_from_the_environment(place: Path) -> None:
@@ -467,7 +490,9 @@ def test_verify_passes_an_intact_catalogue(place: Path) -> None:
     assert all(finding["ok"] for finding in told["findings"])
     assert {finding["dataset"] for finding in told["findings"]} == {"a", "b/other"}
     assert {finding["at"] for finding in told["findings"]} == {None}
-    *lines, note = vdna("verify", "b/other", "-c", place).stdout.splitlines()
+    *lines, note, verdict = vdna("verify", "b/other", "-c", place).stdout.splitlines()
+    assert verdict == f"1 dataset, {len(lines)} checks: nothing is wrong."
+    assert told["verdict"] == f"2 datasets, {len(told['findings'])} checks: nothing is wrong."
     assert lines
     assert all(line.startswith("ok     b/other  ") for line in lines)
     assert note.startswith("note   only the newest version of each dataset was checked")
@@ -487,7 +512,8 @@ def test_verify_all_checks_older_versions_and_the_log(tmp_path: Path, others: Pa
     assert {finding["at"] for finding in told["findings"]} == {None, 1}
     assert (told["all_versions"], told["note"]) == (True, "")
     done = vdna("verify", "-c", place, "--all")
-    log, *lines = done.stdout.splitlines()
+    log, *lines, verdict = done.stdout.splitlines()
+    assert verdict == f"2 versions of 1 dataset, {len(lines) + 1} checks: nothing is wrong."
     assert log.startswith("ok     log: 2 commits")
     assert any(line.startswith("ok     a at commit 1  counts: ") for line in lines)
     assert not any(line.startswith("note") for line in lines)
@@ -511,7 +537,9 @@ def test_verify_exits_1_where_a_file_was_changed(tmp_path: Path, others: Path) -
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    assert "WRONG  b" in vdna("verify", "-c", tmp_path, exits=1).stdout
+    said = vdna("verify", "-c", tmp_path, exits=1).stdout
+    assert "WRONG  b" in said
+    assert re.search(r"1 dataset, \d+ checks: \d+ fail, in b\. Restore the files", said)
     told = vdna_json("verify", "-c", tmp_path, exits=1)
     assert not all(finding["ok"] for finding in told["findings"])
     build("c", others, tmp_path, *SMALL)
@@ -721,8 +749,18 @@ def test_a_build_of_another_source_than_before_says_so(photos: Path, tmp_path: P
         (tmp_path / f"{name}.txt").write_text(f"{photos}/photo-000{number}.jpg\n")
     build("x", tmp_path / "day.txt", place, *SMALL)
     assert vdna_json("show", "x", "-c", place)["source"] == str(tmp_path / "day.txt")
-    said = build("x", tmp_path / "night.txt", place, *SMALL).stderr
-    assert f"x: its source was {tmp_path}/day.txt, and is {tmp_path}/night.txt now" in said
+    done = build("x", tmp_path / "night.txt", place, *SMALL)
+    changed = f"x: its source was {tmp_path}/day.txt, and is {tmp_path}/night.txt now"
+    assert changed in done.stderr
+    assert done.stdout.splitlines()[1] == (
+        f"  replaces 1 image of {tmp_path}/day.txt by 1 of {tmp_path}/night.txt; the former "
+        "version is kept until `vdna gc --keep` (--at 1 reads it)"
+    )
+    assert vdna_json("show", "x", "-c", place, "--at", 1)["source"] == str(tmp_path / "day.txt")
+    (tmp_path / "night.txt").write_text("".join(f"{photos}/photo-000{n}.jpg\n" for n in (1, 2)))
+    again = build_json("x", tmp_path / "night.txt", place, *SMALL)
+    assert (again["replaced"]["images"], again["images"]) == (1, 2)
+    assert build_json("x", tmp_path / "night.txt", place, *SMALL)["replaced"] is None
 
 
 def test_compare_says_which_datasets_may_share_images(photos: Path, tmp_path: Path) -> None:
@@ -765,7 +803,7 @@ def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
     assert {row["a"] for row in rows} == {"a"}
     refused(vdna("compare", "--near", "x", "-c", place, exits=2), "near is 'x'", "a and b/other")
     refused(vdna("compare", "--near", "a", "--fd", "-c", place, exits=2), "--near", "--fd")
-    refused(vdna("compare", "--near", "a", "-c", place / "none", exits=1), "holds no dataset")
+    refused(vdna("compare", "--near", "a", "-c", place / "none", exits=1), "no catalogue")
 
 
 def test_compare_uses_one_spec(
@@ -851,6 +889,24 @@ def test_refresh_builds_only_what_changed(
     text = refresh(file).stdout
     assert text.count("nothing to do") == 2
     assert "(100 to a neuron's range)" in text
+
+
+def test_refresh_names_the_images_that_failed_and_the_option_as_its_file_writes_it(
+    tmp_path: Path, sources: Callable[[str, int], Path], network: tiny.Place
+) -> None:
+    a = sources("a", 0)
+    file = config(tmp_path, network, a)
+    file.write_text(file.read_text().replace('"bins": 100', '"bins": 100, "max_failures": 1'))
+    refresh(file)
+    (a / "broken.jpg").write_bytes(b"nothing")
+    said = refresh(file).stdout
+    assert re.search(r"  not counted: .*/a/broken.jpg: not_an_image", said)
+    assert "  replaces 2 images by 2; the former version is kept" in said
+    (a / "worse.jpg").write_bytes(b"nothing")
+    done = refresh(file, exits=3)
+    assert "2 of 4 images could not be read; the limit is 1 image." in done.stderr
+    assert "with a higher max_failures, which goes on from here" in done.stderr
+    assert "worse.jpg" in done.stderr
 
 
 def test_a_broken_dataset_does_not_stop_the_others(

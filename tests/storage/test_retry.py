@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -12,8 +14,9 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
+from pipeline import storage
 from pipeline.errors import SourceError, StorageError, TransientError, UsageError
 from pipeline.storage import retry
 from pipeline.storage.retry import VARIABLES, RetrySettings, attempt
@@ -109,6 +112,42 @@ def test_the_error_tells_the_number_of_tries(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(TransientError, match=r"^s3://bucket/key: no answer after 3 tries.*reset"):
         attempt(URI, action)
+
+
+def test_a_host_that_is_not_known_is_named_in_words(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client's own error is there at the level DEBUG."""
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "2")
+    monkeypatch.setenv("VDNA_STORAGE_WAIT_SECONDS", "0.01")
+
+    def action() -> None:
+        error = socket.gaierror(-2, "Name or service not known")
+        raise EndpointConnectionError(endpoint_url="http://no-such-host.invalid/a", error=error)
+
+    page = "https://no-such-host.invalid/a.jpg"
+    for url, port, read in (
+        (URI, "", lambda: attempt(URI, action)),
+        (page, ":443", lambda: storage.read(page)),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG), pytest.raises(TransientError) as caught:
+            read()
+        words = f"the host no-such-host.invalid{port} is not known; check its name in the url or "
+        assert str(caught.value).startswith(f"{url}: no answer after 2 tries: {words}")
+        ours = [r for r in caplog.records if r.name == "pipeline.storage.retry"]
+        assert [r.levelname for r in ours] == ["WARNING", "DEBUG"]
+        assert words in ours[0].getMessage()
+        assert re.search("Client|Endpoint", ours[1].getMessage())
+
+
+def test_a_host_that_refuses_is_named_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDNA_STORAGE_ATTEMPTS", "1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(TransientError, match=rf"after 1 try: {place} refuses connections; check"):
+        storage.read(f"http://{place}/a.jpg")
 
 
 def test_every_further_try_is_logged(caplog: pytest.LogCaptureFixture) -> None:

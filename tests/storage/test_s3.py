@@ -277,7 +277,7 @@ def test_an_unreachable_store_is_an_error_without_the_secret(
     )
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout)["error"] == "TransientError"
-    assert f"error: photos: {images}: no answer after 1 tries" in done.stderr
+    assert f"error: photos: {images}: no answer after 1 try" in done.stderr
     assert "Traceback" not in done.stderr
     assert_without(secret, done.stdout, done.stderr)
     assert Catalogue(str(tmp_path / "c")).head().number == 0

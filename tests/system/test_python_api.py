@@ -326,5 +326,5 @@ def test_a_build_is_planned_with_the_resources_of_its_engine(
 
 
 def test_to_verify_a_catalogue_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="there is no dataset in a catalogue at"):
+    with pytest.raises(NotFound, match="there is no catalogue at"):
         pipeline.verify(str(tmp_path / "mistyped"))
