@@ -658,7 +658,7 @@ def test_compare_writes_a_page_and_a_figure(place: Path, tmp_path: Path) -> None
     some = vdna_json("compare", "-c", place, "--layer", "bn2", "--html", page, "--figure", figure)
     assert {row["layer"] for row in some} == {"bn2"}
     two = ("--layer", "bn2", "--layer", "blocks.3.1")
-    text = vdna("compare", "-c", place, *two).stdout
+    text = vdna("compare", "-c", place, *two, "--html", page).stdout
     assert 0 < text.index("of bn2") < text.index("of blocks.3.1")
     refused(vdna("compare", "-c", place, *two, "--figure", figure, exits=2), "bn2 and blocks.3.1")
     refused(vdna("compare", "-c", place, "--html", tmp_path / "x.txt", exits=2), "x.txt", ".html")
