@@ -9,7 +9,7 @@ from .lens_fit import FittedLens as FittedLens
 from .lens_fit import Role as Role
 from .lens_fit import Score as Score
 from .lens_fit import fit_lens as fit_lens
-from .network_stages import network_stages as network_stages
+from .network_stages import stages_of as stages_of
 from .pair_neurons import PAIRS as PAIRS
 from .pair_neurons import NearestPairs as NearestPairs
 from .pair_neurons import PairNeuron as PairNeuron

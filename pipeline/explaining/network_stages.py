@@ -1,6 +1,6 @@
 """Names what a layer reacts to, by a rule of thumb, from how deep it lies in its network.
 
->>> network_stages(["conv1", "layer1", "layer2", "layer3", "layer4"])
+>>> stages_of(["conv1", "layer1", "layer2", "layer3", "layer4"])
 ('colour and edges', 'colour and edges', 'texture', 'shape', 'objects')
 """
 
@@ -16,7 +16,7 @@ Zeiler and Fergus (2014, "Visualizing and understanding convolutional networks")
 """
 
 
-def network_stages(layers: Sequence[str]) -> tuple[str, ...]:
+def stages_of(layers: Sequence[str]) -> tuple[str, ...]:
     """Names the stage of each layer by its place among the layers that are observed.
 
     This is a rule of thumb and no finding: nobody looked at what these neurons react to. The layers

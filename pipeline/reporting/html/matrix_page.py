@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.comparing import FALSE_DISCOVERY_RATE, Estimate, Matrix, Measure, clusters, plane_map
 from pipeline.dna import Floats
 from pipeline.errors import UsageError
-from pipeline.explaining import network_stages
+from pipeline.explaining import stages_of
 from pipeline.reporting.conclusions import any_corrected, no_test, plain_note, through, wide_note
 from pipeline.reporting.headline_sentences import headline
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
@@ -133,7 +133,7 @@ def _told(matrix: Matrix, seen: Seen, rates: Sequence[float]) -> tuple[dict[str,
         },
         "neurons_note": seen.note,
         "planes": planes,
-        "stages": (*network_stages(matrix.layers), *[""] * (len(planes) - len(matrix.layers))),
+        "stages": (*stages_of(matrix.layers), *[""] * (len(planes) - len(matrix.layers))),
         "arranged": [
             {
                 "order": found.order,
