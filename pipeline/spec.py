@@ -37,6 +37,8 @@ Crop = Literal["none", "center"]
 
 Exif = Literal["apply", "ignore"]
 
+Alpha = Literal["drop", "white", "black", "checker"]
+
 COUNTING_RULE = 1
 """Version of the rule in `pipeline.counting.histogram`. Any change of a count needs a new one."""
 
@@ -117,6 +119,7 @@ class Preprocess:
         max_pixels: The most pixels of an image. A larger one is not decoded and counts as a
             failure.
         decoder: The user's own decoder, as `NAME@VERSION`. None means the built-in one.
+        alpha: What is put under transparent pixels; `drop` takes the colour that is stored there.
     """
 
     height: Count
@@ -130,12 +133,15 @@ class Preprocess:
     max_bytes: Count = 256 * 2**20
     max_pixels: Count = 89_478_485
     decoder: Name | None = None
+    alpha: Alpha = "drop"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields by name, without the decoder if it is the built-in one."""
+        """Returns the fields by name, without the decoder and alpha of the reference."""
         data = asdict(self)
         if self.decoder is None:
             del data["decoder"]
+        if self.alpha == "drop":
+            del data["alpha"]
         return data
 
     __pydantic_config__ = _STRICT
@@ -216,11 +222,22 @@ class Spec:
 
     def __post_init__(self) -> None:
         BINS.require("bins", self.bins)
-        choices = {"precision": Precision, "resize": Resize, "crop": Crop, "exif": Exif}
+        choices = {
+            "precision": Precision,
+            "resize": Resize,
+            "crop": Crop,
+            "exif": Exif,
+            "alpha": Alpha,
+        }
         for name, allowed in choices.items():
             value = getattr(self if name == "precision" else self.preprocess, name)
             if value not in get_args(allowed):
                 raise UsageError(f"{name} is {value!r}; choose {' or '.join(get_args(allowed))}")
+        if self.preprocess.decoder and self.preprocess.alpha != "drop":
+            raise UsageError(
+                f"alpha is {self.preprocess.alpha!r}, and the decoder {self.preprocess.decoder} "
+                "returns pixels without transparency; leave one of the two out"
+            )
         if (self.precision == "bf16") != (self.bf16_numerics is not None):
             raise UsageError("bf16_numerics belongs to a bf16 spec, and only to one")
         names = [tap.name for tap in self.taps]
@@ -305,7 +322,10 @@ class Spec:
             The fields that differ, by their dotted names, each with this spec's and the other's
             value.
         """
-        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        # The JSON leaves out the fields of a preprocessing that are the reference's.
+        mine, theirs = (
+            _flat(s.to_json() | {"preprocess": asdict(s.preprocess)}) for s in (self, other)
+        )
         return {
             name: (mine.get(name), theirs.get(name))
             for name in sorted(mine.keys() | theirs.keys())

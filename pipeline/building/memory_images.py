@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import images
 from pipeline.errors import BadImage, UsageError
 from pipeline.sources import Entry
-from pipeline.spec import Exif
+from pipeline.spec import Alpha, Exif
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,21 +43,24 @@ class MemoryImages:
     Attributes:
         items: The sequence or dataset.
         exif: Whether the EXIF orientation of PIL images is applied.
+        alpha: What is put under transparent pixels of PIL images.
         column: The column of the image in items that are mappings; None for `image`.
     """
 
     items: IndexedImages
     exif: Exif
+    alpha: Alpha
     column: str | None = None
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
-    def of(cls, source: MemorySource, exif: Exif, column: str | None) -> MemoryImages:
+    def of(cls, source: MemorySource, exif: Exif, alpha: Alpha, column: str | None) -> MemoryImages:
         """Takes a source as `make_dna` gets it.
 
         Args:
             source: Paths, images or a dataset. An iterator is read into memory.
             exif: Whether the EXIF orientation of PIL images is applied.
+            alpha: What is put under transparent pixels of PIL images.
             column: The column of the image in items that are mappings.
 
         Returns:
@@ -72,7 +75,7 @@ class MemoryImages:
                 f"the source has type {type(source).__name__}; give a path or url, a list of them, "
                 "images, or a dataset of images"
             )
-        return cls(source if indexed else list(source), exif, column)  # type: ignore[arg-type]  # it has both methods
+        return cls(source if indexed else list(source), exif, alpha, column)  # type: ignore[arg-type]  # it has both methods
 
     @cached_property
     def names(self) -> list[str]:
@@ -110,16 +113,19 @@ class MemoryImages:
         index = int(entry.uri.removeprefix(PREFIX))
         with self._lock:  # a dataset need not be safe to read from several threads
             item = self.items[index]
-        return pixels_of_item(item, index, self.exif, self.column)
+        return pixels_of_item(item, index, self.exif, self.alpha, self.column)
 
 
-def pixels_of_item(item: Any, index: int, exif: Exif, column: str | None) -> NDArray[np.uint8]:
+def pixels_of_item(
+    item: Any, index: int, exif: Exif, alpha: Alpha, column: str | None
+) -> NDArray[np.uint8]:
     """Turns an item of a dataset into pixels.
 
     Args:
         item: An image, a tuple that begins with one, or a mapping with a column of one.
         index: The item's number, for errors.
         exif: Whether the EXIF orientation of a PIL image is applied.
+        alpha: What is put under transparent pixels of a PIL image.
         column: The column of the image in a mapping; None for `image`.
 
     Returns:
@@ -142,7 +148,7 @@ def pixels_of_item(item: Any, index: int, exif: Exif, column: str | None) -> NDA
         item = item[0]
     if isinstance(item, Image.Image):
         try:
-            array = images.pixels_of(item, exif)
+            array = images.pixels_of(item, exif, alpha)
         except BadImage as bad:
             raise UsageError(f"image {index} cannot be counted: {bad}") from bad
     elif isinstance(item, np.ndarray):

@@ -203,6 +203,7 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
             resize=request.resize,
             crop=request.crop,
             exif=request.exif,
+            alpha=request.alpha,
             decoder=stated_decoder(request.decoder) if request.decoder else None,
         ),
         ranges_digest=ranges_digest,

@@ -18,7 +18,7 @@ from pipeline.catalogue import check_name
 from pipeline.errors import UsageError
 from pipeline.notebook import html_table
 from pipeline.options import Option, Options
-from pipeline.spec import BINS, DEFAULT_BINS, Crop, Exif, Precision, Resize
+from pipeline.spec import BINS, DEFAULT_BINS, Alpha, Crop, Exif, Precision, Resize
 from pipeline.wording import count_of
 
 if TYPE_CHECKING:
@@ -82,6 +82,13 @@ class PixelOptions(Options):
     exif: Annotated[Exif, Option("Whether to turn an image as its EXIF orientation says.")] = (
         "apply"
     )
+    alpha: Annotated[
+        Alpha,
+        Option(
+            "What is put under transparent pixels; drop takes the colour that is stored there, as "
+            "the reference does, which is often black."
+        ),
+    ] = "drop"
     decoder: Annotated[str | None, Option("Name of an image decoder of your own.")] = None
 
 
@@ -277,6 +284,7 @@ class MemoryOptions(TypedDict, total=False):
     resize: Resize
     crop: Crop
     exif: Exif
+    alpha: Alpha
     decoder: str | None
     limit: int | None
     include: str | None

@@ -82,7 +82,7 @@ def make_dna(
     else:
         name = "images in memory"
         request = Request("in-process", name, exemplars=0, **options)
-        held = MemoryImages.of(source, request.exif, request.image_column)
+        held = MemoryImages.of(source, request.exif, request.alpha, request.image_column)
         if held.names:
             name = "the files"
             with _list_file(held.names, request.rules) as path:

@@ -161,6 +161,7 @@ class _TargetDataset:
             "precision": self.spec.precision,
             "resize": preprocess.resize,
             "exif": preprocess.exif,
+            "alpha": preprocess.alpha,
             "crop": preprocess.crop,
             "decoder": preprocess.decoder and preprocess.decoder.partition("@")[0],
         }

@@ -11,7 +11,9 @@ The content tells the format, never the file's name. Every image becomes 8-bit R
 - 8 bits and less, as PIL's `convert("RGB")`: grey is replicated, palettes are looked up, CMYK and
   YCCK (with Adobe's inversion) and YCbCr are computed. No ICC profile is applied.
 - Alpha, and the transparency of a palette or a colour key, is dropped: the colour stored under it
-  counts, as in the reference. Premultiplied alpha is divided out first.
+  counts, as in the reference. Premultiplied alpha is divided out first. Or, if the rule's `alpha`
+  says so, the image is laid upon white, black, or a checkered ground of 8-pixel squares in two
+  greys; of each channel, (colour x alpha + ground x (255 - alpha)) / 255 is rounded to the nearest.
 - 16-bit grey is scaled, round(v / 257), where PIL would clip it to white. 16-bit colour, and grey
   with alpha, keeps its high byte, as PIL reads it.
 - Floats, 32-bit or signed integers, 12-bit or inverted 16-bit TIFF, and CIE Lab are "unsupported":
@@ -34,7 +36,7 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from time import monotonic
 
 import numpy as np
@@ -52,7 +54,7 @@ from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.images import file_damage
 from pipeline.images.decoders import Pixels, own_decoder
 from pipeline.images.signatures import blame
-from pipeline.spec import COLOUR_RULE, Exif, Preprocess
+from pipeline.spec import COLOUR_RULE, Alpha, Exif, Preprocess
 
 NONDETERMINISTIC: tuple[str, ...] = ("decoder_crashed", "timeout")
 """Reasons for which the machine may be to blame instead of the image."""
@@ -130,7 +132,7 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
             with _room(image.width * image.height):
                 _load(image, data)
                 _check_size(image, rule)  # an ICO's directory may lie about the image in it
-                return pixels_of(image, rule.exif)
+                return pixels_of(image, rule.exif, rule.alpha)
     except (MemoryError, BadImage):
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on hostile bytes
@@ -176,12 +178,13 @@ def _decode_by_own(data: bytes, rule: Preprocess, decoder: str) -> Pixels:
     return pixels
 
 
-def pixels_of(image: Image.Image, exif: Exif = "apply") -> Pixels:
+def pixels_of(image: Image.Image, exif: Exif = "apply", alpha: Alpha = "drop") -> Pixels:
     """Returns the pixels of an image that PIL has opened, by the same rule.
 
     Args:
         image: The image; it is loaded, and its `info` changed.
         exif: Whether EXIF orientation turns it.
+        alpha: What is put under transparent pixels.
 
     Returns:
         RGB pixels, uint8 (height, width, 3); maybe read-only.
@@ -191,19 +194,23 @@ def pixels_of(image: Image.Image, exif: Exif = "apply") -> Pixels:
     """
     image.load()
     _check_mode(image)
-    # It would be dropped anyway, and converting it may fail or warn.
-    image.info.pop("transparency", None)
+    ground = GROUNDS.get(alpha) if image.has_transparency_data else None
+    if ground is None:
+        # It would be dropped anyway, and converting it may fail or warn.
+        image.info.pop("transparency", None)
     orientation = _orientation(image) if exif == "apply" else 1
     width, height = image.size
-    if width * height <= STRIP and orientation == 1:
-        return _rgb(image)
+    pixels = STRIP if ground is None else STRIP // 4  # of the larger numbers that it takes
+    if width * height <= pixels and orientation == 1:
+        return _rgb(image) if ground is None else _laid_upon(ground, image, 0)
     turned = orientation in (5, 6, 7, 8)
     upright = np.empty((width, height, 3) if turned else (height, width, 3), np.uint8)
     stored = _as_stored(upright, orientation)
-    rows = max(1, STRIP // width)
+    rows = max(1, pixels // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        stored[top:bottom] = _rgb(image.crop((0, top, width, bottom)))
+        strip = image.crop((0, top, width, bottom))
+        stored[top:bottom] = _rgb(strip) if ground is None else _laid_upon(ground, strip, top)
     return upright
 
 
@@ -230,6 +237,16 @@ PIL_MODULES = r"PIL\."
 
 PIL_PIXELS = 178_956_970
 """PIL's own limit of pixels, unless someone sets another."""
+
+GROUNDS: Mapping[Alpha, tuple[int, int]] = {
+    "white": (255, 255),
+    "black": (0, 0),
+    "checker": (204, 153),
+}
+"""The greys of the squares that a transparent image is laid upon, by the rule's `alpha`."""
+
+SQUARE = 8
+"""The side of a square, in pixels of the stored image."""
 
 STRIP = 1 << 22
 """Pixels that are converted at a time."""
@@ -349,6 +366,26 @@ def _rgb(image: Image.Image) -> Pixels:
         grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _laid_upon(ground: tuple[int, int], image: Image.Image, top: int) -> Pixels:
+    """Returns RGB of an image laid upon squares of two greys.
+
+    `top` is the row at which a strip begins.
+    """
+    if image.mode in MODES_16 or image.mode == "I":
+        colour = _rgb(image).astype(np.uint16)
+        key = np.asarray(image) == image.info["transparency"]
+        opaque = np.where(key, np.uint16(0), np.uint16(255))[:, :, None]
+    else:
+        rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
+        colour, opaque = rgba[:, :, :3], rgba[:, :, 3:]
+    row, column = np.ogrid[top : top + image.height, : image.width]
+    even, odd = ground
+    under = np.where((row // SQUARE + column // SQUARE) % 2 == 0, np.uint16(even), np.uint16(odd))
+    # Each sum is at most 255 x 255, which 16 bits hold with 127 to spare.
+    blended: NDArray[np.uint16] = colour * opaque + under[:, :, None] * (255 - opaque)
+    return ((blended + 127) // 255).astype(np.uint8)
 
 
 def _check_plain_16_bit(image: Image.Image) -> None:

@@ -474,3 +474,31 @@ def test_a_spec_survives_json() -> None:
     assert isinstance(SPEC, Spec)
     assert SPEC.neurons == 3120
     assert Spec.from_json(SPEC.to_json()) == SPEC
+
+
+def test_the_ground_of_transparent_images_is_part_of_the_spec() -> None:
+    def spec(**options: Any) -> Spec:
+        request = Request("x", "x", bins=BINS, **options)
+        return make_spec(request, NETWORK, RANGES.digest, "cpu")
+
+    assert spec(alpha="drop").digest == SPEC.digest
+    assert "alpha" not in SPEC.to_json()["preprocess"]
+    white = spec(alpha="white")
+    assert white.digest not in (SPEC.digest, spec(alpha="black").digest)
+    assert Spec.from_json(white.to_json()) == white
+    assert white.differences(SPEC) == {"preprocess.alpha": ("white", "drop")}
+
+
+def test_transparent_images_in_memory_count_as_their_files(
+    tmp_path: Path, small: dict[str, Any]
+) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 4), np.uint8)
+    opened = [Image.fromarray(image) for image in rgba]
+    for at, image in enumerate(opened):
+        image.save(tmp_path / f"{at}.png")
+    by_ground = {}
+    for alpha in ("drop", "white", "checker"):
+        as_files = by_ground[alpha] = make_dna(tmp_path, alpha=alpha, **small)
+        assert same_counts(make_dna(opened, alpha=alpha, **small), as_files)
+    assert not np.array_equal(by_ground["drop"].counts, by_ground["white"].counts)
+    assert not np.array_equal(by_ground["white"].counts, by_ground["checker"].counts)

@@ -239,6 +239,8 @@ def test_the_decoder_is_stated_in_the_spec(raw16: Any, tmp_path: Path) -> None:
     assert spec.preprocess.decoder == "raw16@1"
     with pytest.raises(UsageError, match="no decoder 'nobody'"):
         make_spec(Request("x", "x", decoder="nobody"), network, "00", "cpu")
+    with pytest.raises(UsageError, match="alpha is 'white', and the decoder raw16@1 returns"):
+        make_spec(Request("x", "x", decoder="raw16", alpha="white"), network, "00", "cpu")
 
 
 def test_pages_show_images_of_an_own_decoder(scans: Path, raw16: Any) -> None:

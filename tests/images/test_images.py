@@ -165,6 +165,100 @@ def test_a_colour_key_is_dropped(mode: str) -> None:
     assert np.array_equal(decode(saved(image, transparency=key), RULE), expected)
 
 
+def ground_of(alpha: str, height: int, width: int) -> Array:
+    """Returns the greys (height, width, 1) that a transparent image is laid upon."""
+    if alpha != "checker":
+        return np.full((height, width, 1), 255 if alpha == "white" else 0)
+    squares = np.add.outer(np.arange(height) // 8, np.arange(width) // 8) % 2
+    return np.where(squares == 0, 204, 153)[:, :, None]
+
+
+def laid_upon(alpha: str, colour: Array, opaque: Array) -> Array:
+    """Blends with exact fractions, and rounds to the nearest."""
+    under = ground_of(alpha, *colour.shape[:2])
+    blended = colour.astype(int) * opaque + under * (255 - opaque.astype(int))
+    return ((2 * blended + 255) // 510).astype(np.uint8)
+
+
+GROUNDS = pytest.mark.parametrize("alpha", ["white", "black", "checker"])
+
+
+@GROUNDS
+def test_a_transparent_image_is_laid_upon_the_ground_of_the_rule(alpha: Any) -> None:
+    opaque = np.arange(40 * 60).reshape(40, 60, 1).astype(np.uint8)
+    opaque[:8] = 0
+    rule = replace(RULE, alpha=alpha)
+    rgba = np.concatenate([pixels(), opaque], axis=2)
+    expected = laid_upon(alpha, pixels(), opaque)
+    for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True})):
+        assert np.array_equal(decode(saved(rgba, kind, **options), rule), expected)
+    grey = Image.fromarray(np.concatenate([pixels()[:, :, :1], opaque], axis=2), "LA")
+    expected = laid_upon(alpha, np.repeat(pixels()[:, :, :1], 3, axis=2), opaque)
+    assert np.array_equal(decode(saved(grey), rule), expected)
+
+
+@GROUNDS
+@pytest.mark.parametrize("transparency", [3, bytes(range(0, 200, 2))])
+def test_a_transparent_palette_is_laid_upon_the_ground(
+    alpha: Any, transparency: int | bytes
+) -> None:
+    palette = Image.fromarray(pixels()).quantize(100)
+    index = np.asarray(palette)
+    if isinstance(transparency, bytes):
+        opaque = np.array([*transparency, *([255] * 156)], np.uint8)[index]
+    else:
+        opaque = np.where(index == transparency, 0, 255).astype(np.uint8)
+    expected = laid_upon(alpha, np.asarray(palette.convert("RGB")), opaque[:, :, None])
+    data = saved(palette, transparency=transparency)
+    assert np.array_equal(decode(data, replace(RULE, alpha=alpha)), expected)
+
+
+@GROUNDS
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_a_colour_key_is_transparent(alpha: Any, mode: str) -> None:
+    image = Image.fromarray(pixels()).convert(mode if mode != "I;16" else "L")
+    colour = np.asarray(image.convert("RGB"))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    key = image.getpixel((5, 5))
+    where = np.asarray(image) == key
+    where = where.all(axis=2) if where.ndim == 3 else where
+    opaque = np.where(where, 0, 255).astype(np.uint8)[:, :, None]
+    data = saved(image, transparency=key)
+    expected = laid_upon(alpha, colour, opaque)
+    assert np.array_equal(decode(data, replace(RULE, alpha=alpha)), expected)
+
+
+@GROUNDS
+@pytest.mark.parametrize("turned", [1, 6])
+def test_large_transparent_images_are_laid_upon_one_ground(
+    alpha: Any, turned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    rgba = np.concatenate([pixels(), np.full((40, 60, 1), 100, np.uint8)], axis=2)
+    data = saved(rgba, exif=exif)
+    rule = replace(RULE, alpha=alpha)
+    whole = decode(data, rule)
+    monkeypatch.setattr(decoding, "STRIP", 4 * 60 * 3)  # three rows at a time
+    assert np.array_equal(decode(data, rule), whole)
+    expected = laid_upon(alpha, pixels(), rgba[:, :, 3:])
+    assert np.array_equal(whole, np.rot90(expected, -1) if turned == 6 else expected)
+
+
+@GROUNDS
+def test_opaque_images_are_the_same_upon_any_ground(alpha: Any) -> None:
+    for kind in ("PNG", "JPEG", "BMP"):
+        data = saved(pixels(), kind)
+        assert np.array_equal(decode(data, replace(RULE, alpha=alpha)), decode(data, RULE))
+
+
+def test_a_process_apart_uses_the_same_ground() -> None:
+    rgba = np.concatenate([pixels(), np.full((40, 60, 1), 50, np.uint8)], axis=2)
+    rule = replace(RULE, alpha="checker")
+    assert np.array_equal(load_isolated(saved(rgba), rule, 60), load(saved(rgba), rule))
+
+
 def test_cmyk_is_computed_and_adobes_inversion_undone() -> None:
     cmyk = Image.fromarray(pixels()).convert("CMYK")
     for kind, slack in (("TIFF", 0), ("JPEG", 40)):

@@ -638,6 +638,7 @@ BF16 = {"precision": "bf16", "bf16_numerics": NUMERICS.to_json()}
             UsageError,
             "EXIF, which vdna 0.1.1 ignores: 'ignore' against 'apply'",
         ),
+        (lambda d: d["preprocess"].update(alpha="white"), UsageError, "'drop' against 'white'"),
         (lambda d: d["preprocess"].update(colour="lab"), UsageError, "'rgb8-1' against 'lab'"),
         (lambda d: d["preprocess"].update(decoder="raw@1"), UsageError, "Pillow: None against 'ra"),
         (lambda d: d["preprocess"].update(height=384), UsageError, r"\(224, 224\) against \(384"),

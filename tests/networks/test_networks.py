@@ -915,7 +915,9 @@ def test_a_dataset_is_built_with_a_network_from_timm(tmp_path: Path, weights: We
     assert rough.spec.bf16_numerics == numerics(network, "cpu")
 
 
-@pytest.mark.parametrize(("field", "value"), [("crop", "left"), ("exif", "maybe")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("crop", "left"), ("exif", "maybe"), ("alpha", "grey")]
+)
 def test_rules_that_are_unknown_are_refused(field: str, value: str, nothing: str) -> None:
     network = describe("inception", nothing)
     wrong: dict[str, Any] = {field: value}
