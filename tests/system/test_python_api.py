@@ -105,7 +105,7 @@ def test_all_commands_work_from_python(
     done = refresh(str(config), root)
     done.require_ok()
     assert [result.changed for result in done.datasets] == [False]
-    assert repr(done) == "<Refreshed: 1 datasets built, 0 changed, all is well>"
+    assert repr(done) == "<Refreshed: 1 dataset built, 0 changed, all is well>"
     assert "Result a: 24 images, unchanged" in done._repr_html_()
     assert done.datasets[0]._repr_html_().startswith("<table><caption>Result a: 24 images")
     rows = done.to_pandas()[["dataset", "images", "changed"]].to_numpy().tolist()
