@@ -534,6 +534,7 @@ def test_the_lens_commands_fit_list_and_show(place: Catalogue, tmp_path: Path) -
 
 def test_lenses_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path) -> None:
     catalogue = Catalogue(str(tmp_path))
+    put(catalogue, "few", 7, {})
     chosen = Lens.from_rows("chosen", SPEC, [("stem", 1, 1.0), ("stem", 2, -0.5)])
     keep_lens(catalogue, chosen)
     for name, provenance in (

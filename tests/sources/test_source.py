@@ -258,7 +258,7 @@ def test_missing_and_empty_sources_are_refused_by_name(tmp_path: Path) -> None:
     touch(tmp_path, "texts/a.txt")
     with pytest.raises(SourceError, match="empty holds no image"):
         list_source(tmp_path / "empty")
-    with pytest.raises(SourceError, match=r"no image \(1 files of other kinds ignored"):
+    with pytest.raises(SourceError, match=r"no image \(1 file of other kinds ignored"):
         list_source(tmp_path / "texts")
     with pytest.raises(SourceError, match="holds no image"):
         list_source(f"{tmp_path}/*.png")
