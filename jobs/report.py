@@ -21,7 +21,19 @@ def report(
     memory: MemoryLimit,
     progress: Listener,
     catalogue: CatalogueOption,
-    out: Annotated[str, typer.Option(help="Page to write (.html).")] = "vdna-report.html",
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Page to write (.html; default: vdna-report.html, unless --site is given)."
+        ),
+    ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder to write the page to, as index.html, with a page for each of the nearest "
+            "pairs that explains why they differ."
+        ),
+    ] = None,
     lens: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,24 +46,28 @@ def report(
 ) -> None:
     """Write the page of a snapshot: one HTML file that opens offline."""
     from pipeline import api
-    from pipeline.reporting import headline, summary_sentence
+    from pipeline.reporting import SITE_INDEX, headline, summary_sentence
 
+    if out is None and site is None:
+        out = "vdna-report.html"
     made = api.report(
         catalogue,
         out,
+        site=site,
         lenses=lens or (),
         effort=effort_for(catalogue, None, ray_address, memory, progress),
         progress=progress,
         **vars(options),
     )
     size, matrix = len(made.html), made.matrices[0]
+    where = out or f"{str(site).rstrip('/')}/{SITE_INDEX}"
     for note in made.notes:
         say(f"note: {note}", to=sys.stderr if as_json else None)
     if as_json:
-        print_json({"out": out, "bytes": size, "datasets": len(matrix.names)})
+        print_json({"out": where, "bytes": size, "datasets": len(matrix.names)})
         return
     say(*filter(None, (headline(matrix), summary_sentence(matrix))))
-    say(f"The page of {count_of(len(matrix.names), 'dataset')} is in {out} ({size / 1e6:.1f} MB)")
+    say(f"The page of {count_of(len(matrix.names), 'dataset')} is in {where} ({size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

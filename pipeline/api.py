@@ -434,6 +434,7 @@ def report(
     catalogue: Catalogue | str,
     out: str | None = None,
     *,
+    site: str | None = None,
     lenses: Sequence[Lens | str] = (),
     effort: Effort | None = None,
     progress: Progress = False,
@@ -444,6 +445,8 @@ def report(
     Args:
         catalogue: Where the datasets are.
         out: The file or object to write (.html); None to write none.
+        site: The folder to write the page to, as index.html, with a page for each of some pairs
+            that explains why they differ; None to write none.
         lenses: Lenses to look through as well: lenses, or names or files of some.
         effort: How to compute; None for this process with all its cores.
         progress: Whether to show progress; or a listener.
@@ -483,6 +486,16 @@ def report(
             samples=chosen.samples,
             progress=listener,
         )
+        if site is not None:
+            page = reporting.write_explanations(
+                place,
+                page,
+                site,
+                chosen.explained,
+                at=number,
+                samples=chosen.samples,
+                progress=listener,
+            )
     versions = place.find_all(matrices[0].names, number, matrices[0].spec_digest)
     notes = [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
     made = reporting.Report(
@@ -490,6 +503,8 @@ def report(
     )
     if out is not None:
         made.save(out)
+    if site is not None:
+        made.save(f"{site.rstrip('/')}/{reporting.SITE_INDEX}")
     return made
 
 

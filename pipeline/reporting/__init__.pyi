@@ -17,6 +17,8 @@ from .html.frame import require_html as require_html
 from .html.gallery import render_gallery as render_gallery
 from .html.matrix_page import render_matrix_page as render_matrix_page
 from .html.ranking_gallery import gallery_of as gallery_of
+from .html.site import SITE_INDEX as SITE_INDEX
+from .html.site import write_explanations as write_explanations
 from .lens_words import fit_lines as fit_lines
 from .lens_words import heaviest_neurons as heaviest_neurons
 from .lens_words import lens_json as lens_json

@@ -12,6 +12,9 @@ from pipeline.options import Option
 SHOWN_IMAGES = 6
 """The default number of images shown for a dataset."""
 
+EXPLAINED_PAIRS = 12
+"""The default number of pairs that a report of many pages explains."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(SnapshotOptions, FrechetOptions):
@@ -20,6 +23,9 @@ class ReportOptions(SnapshotOptions, FrechetOptions):
     samples: Annotated[int, Option("Number of images of each dataset on the page.", least=0)] = (
         SHOWN_IMAGES
     )
+    explained: Annotated[
+        int, Option("Number of pairs that --site explains, the nearest that differ first.", least=0)
+    ] = EXPLAINED_PAIRS
 
 
 class ReportKeywords(SnapshotKeywords, total=False):
@@ -30,3 +36,4 @@ class ReportKeywords(SnapshotKeywords, total=False):
 
     fd: bool
     samples: int
+    explained: int

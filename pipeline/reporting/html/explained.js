@@ -186,6 +186,7 @@ function update() {
 
 function begin() {
   $("title").textContent = DATA.title;
+  if (DATA.back) make("a", "All datasets", { href: DATA.back }, $("back"));
   $("about").textContent = DATA.about;
   $("verdict").textContent = headline();
   $("summary").textContent = DATA.summary;

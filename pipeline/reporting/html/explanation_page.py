@@ -187,11 +187,12 @@ def _cut(text: str) -> str:
 # The file.
 
 
-def render_explanation(why: Why) -> bytes:
+def render_explanation(why: Why, back: str = "") -> bytes:
     """Renders the page. It stays below `frame.MOST` bytes: images without room are named only.
 
     Args:
         why: What to show.
+        back: The address of the report that leads here, or none.
 
     Returns:
         The bytes of the HTML file.
@@ -202,6 +203,7 @@ def render_explanation(why: Why) -> bytes:
     title = f"Why {a} and {b} differ{of}"
     data = {
         "title": title,
+        "back": back,
         "about": why.about,
         "summary": explanation_sentence(found),
         "notes": [*lacking_exemplars(found).values(), *why.notes],

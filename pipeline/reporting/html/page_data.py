@@ -69,6 +69,7 @@ class Page:
         about: Where all of it comes from.
         notes: What a reader should know first.
         title: The title; empty for the usual one.
+        explained: For each explained pair (i < j), the address of its explanation.
         snapshot: The words by which a command reads the same datasets: their catalogue, and when.
         shared: Facts that are the same for every dataset.
     """
@@ -80,4 +81,5 @@ class Page:
     notes: tuple[str, ...] = ()
     title: str = ""
     snapshot: tuple[str, ...] = ()
+    explained: Mapping[tuple[int, int], str] = field(default_factory=dict)
     shared: tuple[tuple[str, str], ...] = ()

@@ -32,7 +32,7 @@ function drawGuide() {
     : "0 is a dataset and itself. There are no error bars here, so nothing says how much of a distance is chance.";
   const shown = [];
   for (const [title, pair] of [
-    ["The nearest pair", near],
+    [pairs.length === 1 ? "The only pair" : "The nearest pair", near],
     ["The nearest pair that is told apart", apart],
     ["The farthest pair", far],
   ]) {

@@ -114,7 +114,7 @@ function stages(rows, parent) {
       ...stage,
       here: false,
       alike: stage.tested > 0 && !stage.differing,
-      plain: stage.tested ? `, ${stage.differing} of ${stage.layers} layers` : "",
+      plain: stage.tested ? `, ${stage.differing} of ${stage.layers} ${stage.layers === 1 ? "layer" : "layers"}` : "",
     })),
     Math.min(480, $("pair-body").clientWidth || 440),
     parent,
@@ -148,8 +148,14 @@ function stagesInWords(found) {
 
 // The command that writes the explanation of the pair: which neurons differ, and on which images.
 function explanation(i, j, parent) {
-  if (!DATA.snapshot.length) return;
   const { lens, through } = matrixNow();
+  const page = through ? undefined : DATA.explained[`${i}-${j}`];
+  if (page) {
+    make("h3", "Why they differ", {}, parent);
+    make("a", "The neurons that differ, and the images that they react to", { href: page }, make("p", null, {}, parent));
+    return;
+  }
+  if (!DATA.snapshot.length) return;
   const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`);
   const words = ["vdna", "explain", DATA.names[i], DATA.names[j], ...(through ? ["--lens", lens] : []), ...DATA.snapshot, "--html", "why.html"];
   make("h3", "Why they differ", {}, parent);

@@ -1,0 +1,101 @@
+"""Writes pages that a report leads to: why pairs of its datasets differ.
+
+    >>> page = write_explanations(Catalogue("dnas"), page, "site", at=5)     # doctest: +SKIP
+    >>> save_page(render_matrix_page(page), f"site/{SITE_INDEX}")                 # doctest: +SKIP
+
+The report and these pages are files of one folder that link to each other, so that the folder can
+be sent or served as it is. Each opens offline, and asks for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from urllib.parse import quote, urlencode
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue
+from pipeline.comparing import Matrix
+from pipeline.errors import VdnaError
+from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.explaining import explain
+from pipeline.reporting.conclusions import DIFFERENT, verdicts
+from pipeline.reporting.html.explanation_page import gather_explanation, render_explanation
+from pipeline.reporting.html.frame import save_page
+from pipeline.reporting.html.page_data import Page
+from pipeline.reporting.report_options import EXPLAINED_PAIRS, SHOWN_IMAGES
+
+SITE_INDEX = "index.html"
+"""The file of the report in its folder."""
+
+
+def write_explanations(
+    catalogue: Catalogue,
+    page: Page,
+    folder: str,
+    most: int = EXPLAINED_PAIRS,
+    *,
+    at: int | str | None = None,
+    samples: int = SHOWN_IMAGES,
+    progress: Listener | None = None,
+) -> Page:
+    """Explains the nearest pairs that differ, each on a page of its own.
+
+    The report itself is not written: it is `SITE_INDEX` in that folder.
+
+    Args:
+        catalogue: The catalogue of the datasets.
+        page: The report. Its first matrix decides which pairs are explained.
+        folder: The folder or url that the pages are written below.
+        most: How many pairs are explained.
+        at: The commit that was compared.
+        samples: Images per dataset.
+        progress: Is told how far the work is.
+
+    Returns:
+        The report with its links, and a note on each pair that could not be explained.
+    """
+    matrix, root = page.matrices[0], storage.canonical(folder)
+    links: dict[tuple[int, int], str] = {}
+    notes = []
+    pairs = chosen_pairs(matrix)[:most]
+    progress = progress or ignore
+    with stage(progress, Started(len(pairs), len(pairs), unit="pairs", step="pairs")):
+        for i, j in pairs:
+            a, b = matrix.names[i], matrix.names[j]
+            link = f"pairs/{sha256(repr((a, b)).encode()).hexdigest()[:16]}.html"
+            try:
+                found = explain(catalogue, a, b, at=at, spec=matrix.spec_digest)
+                why = gather_explanation(catalogue, found, samples=samples)
+            except VdnaError as error:
+                notes.append(f"{a} and {b} cannot be explained: {error}")
+            else:
+                save_page(render_explanation(why, back=_way_back(a, b)), storage.join(root, link))
+                links[i, j] = link
+            progress(StepDone(1, name=f"{a} and {b}"))
+    return replace(page, explained=links, notes=(*page.notes, *notes))
+
+
+def chosen_pairs(matrix: Matrix) -> Sequence[tuple[int, int]]:
+    """Lists the pairs by which of them is explained first.
+
+    Args:
+        matrix: Their distances.
+
+    Returns:
+        The pairs (i < j) that differ, the nearest first, and then all others that have a distance.
+    """
+    layer = matrix.planes[-1]
+    values, verdict = matrix.corrected(layer), verdicts(matrix, layer)
+    upper = np.argwhere(np.triu(np.isfinite(values), 1)).tolist()
+    order = sorted(upper, key=lambda at: (verdict[*at] != DIFFERENT, values[*at], at))
+    return [(i, j) for i, j in order]
+
+
+def _way_back(a: str, b: str) -> str:
+    """Returns the address of the report with the pair open, as `matrix/address.js` reads it."""
+    pair = " ".join(quote(name, safe="") for name in (a, b))
+    return f"../{SITE_INDEX}#{urlencode({'pair': pair})}"
