@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.counting import Composed, add_up, compose, digest_of_dna, partial_uri, plan_folds
-from pipeline.counting.reduction import FAN_IN, LAST, Leaf, Node, tree
+from pipeline.counting.reduction import FAN_IN, LAST, Leaf, Node, load_partial, tree
 from pipeline.counting.top_images import TopImages
 from pipeline.dna import (
     DNA,
@@ -39,7 +39,7 @@ from pipeline.errors import (
     VdnaError,
 )
 from pipeline.sources import Manifest, Shard, plan
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Tap
 from tests.golden.handmade import (
     RANGES,
     SPEC,
@@ -186,6 +186,24 @@ def test_few_leaves_need_no_tree(count: int) -> None:
     assert tree("memory://w", leaves) == ([], leaves)
 
 
+@pytest.mark.parametrize(
+    ("count", "children"),
+    [
+        (LAST + 1, [[LAST + 1]]),
+        (FAN_IN + 1, [[FAN_IN]]),  # the last one is passed on
+        (FAN_IN + 2, [[FAN_IN, 2]]),
+        (5 * FAN_IN, [[FAN_IN] * 5, [5]]),
+    ],
+)
+def test_each_level_adds_groups_of_what_the_one_before_left(
+    count: int, children: list[list[int]]
+) -> None:
+    leaves = [(f"memory://w/partials/{i}.parquet", (str(i),)) for i in range(count)]
+    levels, last = tree("memory://w", leaves)
+    assert [[len(node.children) for node in level] for level in levels] == children
+    assert [key for _, keys in last for key in keys] == [str(i) for i in range(count)]
+
+
 # Bad leaves of a node.
 
 
@@ -238,6 +256,15 @@ def test_a_node_refuses_a_bad_leaf_by_its_name(kind: str) -> None:
     with pytest.raises(error, match=re.escape(leaves[7][0])):
         add_up(level[0])
     assert not storage.exists(level[0].uri)
+
+
+def test_a_partial_holds_the_shard_that_it_is_named_for() -> None:
+    work = new_work()
+    ((uri, _), (other, _)) = put_leaves(work, 2)
+    assert load_partial(uri).identical(leaf_partial(0))
+    storage.replace(uri, storage.read(other))
+    with pytest.raises(CorruptFile, match=f"{uri} holds .*shard-0001.*not the one it is named for"):
+        load_partial(uri)
 
 
 def test_a_node_refuses_leaves_that_overlap() -> None:
@@ -378,11 +405,13 @@ def test_the_digest_depends_on_the_numbers_and_the_candidates() -> None:
         seen.add(digest_of_dna(replace(dna, **{name: values}), manifest.digest, PRODUCTS))
     seen.add(digest_of_dna(replace(dna, failed=1), manifest.digest, PRODUCTS))
     seen.add(digest_of_dna(replace(dna, images=21), manifest.digest, PRODUCTS))
-    seen.add(digest_of_dna(replace(dna, unknown=("mean",)), manifest.digest, PRODUCTS))
-    for mine in (0, 8, 9):
-        numerics = ((NUMERICS, mine), (OTHER_NUMERICS, 20 - mine))
-        seen.add(digest_of_dna(replace(dna, numerics=numerics), manifest.digest, PRODUCTS))
-    assert len(seen) == 3 + len(INTEGER_LIKE) + 2 + 3 + 3
+    for column in ("mean", "m2"):
+        seen.add(digest_of_dna(replace(dna, unknown=(column,)), manifest.digest, PRODUCTS))
+    for one, other in ((NUMERICS, OTHER_NUMERICS), (OTHER_NUMERICS, NUMERICS)):
+        for count in (8, 9):
+            numerics = ((one, count), (other, 20 - count))
+            seen.add(digest_of_dna(replace(dna, numerics=numerics), manifest.digest, PRODUCTS))
+    assert len(seen) == 3 + len(INTEGER_LIKE) + 2 + 2 + 2 + 4
     assert composed(planned(21)).digest not in seen
 
 
@@ -454,6 +483,28 @@ def test_a_leaf_that_accounts_for_other_candidates_is_refused(change: str) -> No
     fold = manifest.shards[5].fold
     with pytest.raises(ConservationError, match=f"fold {fold} of photos: .* candidates"):
         reduce_all(manifest, work, "photos")
+
+
+def test_a_leaf_that_counts_a_failure_and_lists_none_is_refused() -> None:
+    manifest = planned(40)
+    work, uris = put_all(manifest)
+
+    def with_one_more(partial: Partial) -> bytes:
+        object.__setattr__(partial, "dna", replace(partial.dna, failed=1))  # unchecked
+        return partial.encode()
+
+    spoil(uris[5], with_one_more)
+    with pytest.raises(ConservationError, match=r"fold \d+ of photos: .* 0 listed as failed"):
+        reduce_all(manifest, work, "photos")
+
+
+def test_a_network_of_one_layer_is_composed_too() -> None:
+    spec, ranges = tiny_spec(taps=(Tap("only", 3, 2),))
+    manifest, work = planned(10), new_work()
+    partials = [hand_made(shard, spec, ranges) for shard in manifest.shards]
+    put_partials(work, partials)
+    dna, _ = decode_dna(reduce_all(manifest, work, "photos", spec).files["dna"], "dna")
+    assert same_integers(dna, reduce(Partial.__add__, partials).dna)
 
 
 def test_two_folds_with_opposite_errors_are_refused() -> None:

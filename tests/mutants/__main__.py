@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 
 import coverage
 import pytest
+from hypothesis import Phase, settings
 
 from tests.mutants.making import Mutant, mutants_of, mutated
 from tests.mutants.plan import IN_FULL, MODULES, ONLY
@@ -43,6 +44,10 @@ OURS = ("pipeline", "jobs", "tests", "conftest")
 OPTIONS = (
     *("-x", "-q", "-m", "not soak", "-p", "no:cacheprovider", "--hypothesis-seed=0"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # the parent has imported the plugins
+    "--hypothesis-profile=mutants",
+)
+settings.register_profile(  # nobody reads the smallest example that fails, which takes long to find
+    "mutants", deadline=None, phases=[Phase.explicit, Phase.generate]
 )
 SECONDS_MORE = 40.0
 TIMES_SLOWER = 5

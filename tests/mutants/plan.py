@@ -55,6 +55,7 @@ IN_FULL: tuple[str, ...] = (
     "catalogue/commit.py",
     "catalogue/commit_log.py",
     "catalogue/kept_versions.py",
+    "counting/reduction.py",
     "counting/shard.py",
     "dna/sealed.py",
     "errors.py",
