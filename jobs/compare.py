@@ -48,7 +48,10 @@ def compare(
             metavar="NAME", help="Print the neighbours of this dataset, the nearest first."
         ),
     ] = None,
-    out: Annotated[str | None, typer.Option(help="Parquet file to write the matrix to.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Where to write the result: the matrix, as a table (.parquet)."),
+    ] = None,
     html: Annotated[str | None, typer.Option(help="Page to write, for a browser (.html).")] = None,
     figure: Annotated[
         str | None,

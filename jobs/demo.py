@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def demo(
     resources: Resources,
     progress: Listener,
-    out: Annotated[Path, typer.Option(help="Folder to write everything to.")] = Path("vdna-demo"),
+    out: Annotated[Path, typer.Option(help="Where to write the result: a folder.")] = Path(
+        "vdna-demo"
+    ),
     ray_address: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:

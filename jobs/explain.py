@@ -37,7 +37,9 @@ def explain(
     neurons: NeuronsOption = None,
     out: Annotated[
         str | None,
-        typer.Option(help="Parquet file to write all neurons to, the most different first."),
+        typer.Option(
+            help="Where to write the result: all neurons, the most different first (.parquet)."
+        ),
     ] = None,
     html: Annotated[
         str | None, typer.Option(help="Page to write, with the images (.html).")

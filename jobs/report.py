@@ -24,7 +24,8 @@ def report(
     out: Annotated[
         str | None,
         typer.Option(
-            help="Page to write (.html; default: vdna-report.html, unless --site is given)."
+            help="Where to write the result: a page (.html; default: vdna-report.html, unless "
+            "--site is given)."
         ),
     ] = None,
     site: Annotated[

@@ -3,7 +3,7 @@
 >>> count_of(1, "image"), count_of(1200, "image"), count_of(0, "match", "matches")
 ('1 image', '1,200 images', '0 matches')
 >>> option("max_failures"), option("bins", 100)
-('max_failures', 'bins=100')
+('`max_failures`', '`bins=100`')
 >>> with options_as_flags():
 ...     option("max_failures"), option("bins", 100), option("error_bars", False)
 ('--max-failures', '--bins 100', '--no-error-bars')
@@ -59,11 +59,11 @@ def option(name: str, value: object = None) -> str:
         value: A value to write with it; None for the name alone.
 
     Returns:
-        `max_failures` or `bins=100` in Python and in `datasets.yaml`; `--max-failures` or
+        The name, or `bins=100`, in backticks in Python and for `datasets.yaml`; `--max-failures` or
         `--bins 100` in a command.
     """
     if not _flags[-1]:
-        return name if value is None else f"{name}={value!r}"
+        return f"`{name}`" if value is None else f"`{name}={value!r}`"
     flag = name.replace("_", "-")
     if value is None or value is True:
         return f"--{flag}"

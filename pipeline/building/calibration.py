@@ -40,7 +40,7 @@ from pipeline.notebook import data_frame, html_table
 from pipeline.options import shared_values
 from pipeline.sources import Listing, Rules, list_source
 from pipeline.spec import Resources
-from pipeline.wording import count_of
+from pipeline.wording import count_of, option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,7 +242,7 @@ def _require_outside(work: str, source: str, rules: Rules) -> None:
     if matched or storage.lies_in(work, uri):
         raise UsageError(
             f"the folder for unfinished work, {storage.readable(work)}, would be inside the source "
-            f"{source} and be listed with it; give another --out"
+            f"{source} and be listed with it; give another {option('out')}"
         )
 
 

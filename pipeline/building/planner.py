@@ -30,6 +30,7 @@ from pipeline.networks import Network, describe, encode_ranges, find_ranges, req
 from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source
 from pipeline.sources import plan as plan_shards
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Preprocess, Resources, Spec, digest_of
+from pipeline.wording import option
 
 MAX_PARTS = 4096
 """The most parts of a dataset. Every commit lists all of them."""
@@ -142,7 +143,7 @@ class Planner:
             if not asked.by or request.by is not None:
                 raise
             raise UsageError(
-                f"{error} (the dataset has parts by {asked.by!r}; --by '' removes them)"
+                f"{error} (the dataset has parts by {asked.by!r}; {option('by', '')} removes them)"
             ) from error
 
     def _manifest(self, request: Request, spec: str, base: Version | None) -> Manifest:
@@ -252,7 +253,8 @@ def _parts(request: Request, manifest: Manifest, head: Commit) -> dict[str, Sequ
     parts = manifest.parts(label)
     if not parts:
         raise UsageError(
-            f"no image has a value of {label} (by is {request.by!r}); --by '' makes no parts"
+            f"no image has a value of {label} (by is {request.by!r}); {option('by', '')} makes no "
+            "parts"
         )
     if len(parts) > MAX_PARTS:
         raise UsageError(

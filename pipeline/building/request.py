@@ -19,7 +19,7 @@ from pipeline.errors import UsageError
 from pipeline.notebook import html_table
 from pipeline.options import Option, Options
 from pipeline.spec import BINS, DEFAULT_BINS, Alpha, Crop, Exif, Precision, Resize
-from pipeline.wording import count_of
+from pipeline.wording import count_of, option
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Version
@@ -139,7 +139,7 @@ class GroupingOptions(Options):
         str | None,
         Option(
             "Also build a dataset NAME/VALUE for each value of this column of a table, or of this "
-            "number of leading folders. '' ends it.",
+            "number of leading folders; a dash stands for what a name cannot hold. '' ends it.",
             numeral=True,
         ),
     ] = None
@@ -254,7 +254,9 @@ class CalibrationRequest(
     sources: Annotated[
         Sequence[str], Option("Folders, globs, lists, tables or archives of images.", argument=True)
     ]
-    out: Annotated[str, Option("File to write the ranges to.")] = "ranges.parquet"
+    out: Annotated[str, Option("Where to write the result: the ranges (.parquet).")] = (
+        "ranges.parquet"
+    )
     quantile: Annotated[
         float | None, Option("Leave out this share of activations at either end, such as 0.001.")
     ] = None
@@ -378,5 +380,5 @@ def require_shared(*places: str) -> None:
         if not storage.store_of(place).is_shared:
             raise UsageError(
                 f"{place}: other processes cannot see memory://; build in this process "
-                "(--workers 0), or give a place that every worker can read"
+                f"({option('workers', 0)}), or give a place that every worker can read"
             )

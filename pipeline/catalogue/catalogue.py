@@ -19,6 +19,7 @@ from pipeline.catalogue.changes import with_version
 from pipeline.catalogue.commit import Commit, Version, canonical_json
 from pipeline.catalogue.version_files import VersionFiles, decode_manifest
 from pipeline.errors import NotFound, SourceError
+from pipeline.wording import option
 
 if TYPE_CHECKING:
     from pipeline.dna import DNA
@@ -156,7 +157,7 @@ class Catalogue(VersionFiles):
         if digest not in versions:
             raise NotFound(
                 f"{name} has no version under spec {digest}; it has one under: "
-                f"{', '.join(sorted(versions))} (choose with --spec)"
+                f"{', '.join(sorted(versions))} (choose with {option('spec')})"
             )
         return versions[digest]
 

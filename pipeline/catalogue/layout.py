@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.catalogue.commit import Version
 from pipeline.errors import UsageError
 from pipeline.spec import digest_of
+from pipeline.wording import option
 
 
 class Layout:
@@ -26,7 +27,7 @@ class Layout:
 
     def __init__(self, root: str) -> None:
         if not root:
-            raise UsageError("the catalogue is empty; give its folder or url (--catalogue)")
+            raise UsageError(f"the {option('catalogue')} is empty; give its folder or url")
         self.root = storage.canonical(root)
 
     def _uri(self, *parts: str) -> str:

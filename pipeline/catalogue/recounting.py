@@ -32,7 +32,7 @@ from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import network_of
 from pipeline.sources import Manifest, Shard
 from pipeline.spec import Resources
-from pipeline.wording import count_of
+from pipeline.wording import count_of, option
 
 MOVED_BY_ROUNDING = 1e-3
 """The share of activations that may fall into another bin when numerics differ."""
@@ -117,7 +117,9 @@ class _DatasetRecount:
         chosen = self._choose(sample, seed)
         how = f"seed {seed}" if sample is not None else "all"
         if not chosen:
-            detail = f"none of {total} partials is kept; count all shards (--sample all)"
+            detail = (
+                f"none of {total} partials is kept; count all shards ({option('sample', 'all')})"
+            )
             yield Finding(self._name, "recount", False, detail)
             return
         progress(

@@ -16,6 +16,7 @@ from pipeline.catalogue.commit import ON_DISK, Footer, Version
 from pipeline.catalogue.commit_log import CommitLog
 from pipeline.errors import CorruptFile, NotFound, UsageError
 from pipeline.spec import Spec
+from pipeline.wording import option
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -264,8 +265,8 @@ def decode_manifest(data: bytes | mmap, uri: str, digest: str) -> Manifest:
 
 def _require_file(kind: str, name: str, version: Version) -> None:
     if kind not in version.sha256:
-        option = {"layer_gaussians": "--layer-gaussian", "exemplars": "--exemplars 8"}
-        why = "it was imported" if version.imported else f"build it with {option[kind]}"
+        keeps = {"layer_gaussians": ("layer_gaussian", True), "exemplars": ("exemplars", 8)}
+        why = "it was imported" if version.imported else f"build it with {option(*keeps[kind])}"
         raise NotFound(f"{name} has no {kind.replace('_', ' ')}: {why}")
 
 

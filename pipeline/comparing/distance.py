@@ -285,8 +285,7 @@ def _weighted_mean(each: Floats, weights: Floats) -> float:
 _MISSING = {
     "counts": "has no histograms",
     "mean": "has no Gaussians",
-    "scatter": "has no layer Gaussians: build it with --layer-gaussian, and load it with "
-    "layer_gaussian=True",
+    "scatter": "has no layer Gaussians: build it, and load it, with layer_gaussian=True",
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipeline.catalogue import Version
 from pipeline.comparing.significance import CHECKED_IMAGES
 from pipeline.dna import Lens
-from pipeline.wording import some_of
+from pipeline.wording import option, some_of
 
 LISTS = (".txt", ".csv")
 """Suffixes of sources that hold no image, but the names of images somewhere near them."""
@@ -36,7 +36,9 @@ def notes_of(
     """
     notes = []
     if apart:
-        notes.append(f"not compared, as built under other specs (--spec): {some_of(apart)}")
+        notes.append(
+            f"not compared, as built under other specs ({option('spec')}): {some_of(apart)}"
+        )
     notes += [f"numerics differ: {note}" for note in numerics_notes(versions)]
     notes += [
         f"these may share images, and then error bars do not hold: {note}"

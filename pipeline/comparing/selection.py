@@ -10,6 +10,7 @@ from pipeline.comparing.tiles import Job
 from pipeline.dna import Lens
 from pipeline.errors import NotFound, UsageError
 from pipeline.spec import LAYER_GAUSSIAN, Spec
+from pipeline.wording import option
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,11 @@ class Selection:
         if len(wanted) < 2:
             have = [name for name, specs in commit.datasets.items() if digest in specs]
             others = len(commit.datasets) - len(have)
-            hint = f" under spec {digest}; {others} are under others (--spec)" if others else ""
+            hint = (
+                f" under spec {digest}; {others} are under others, which {option('spec')} chooses"
+                if others
+                else ""
+            )
             if names:
                 hint = f", {wanted[0]}; without a name all {len(have)} under its spec are compared"
             raise UsageError(f"compare needs two datasets or more; there is {len(wanted)}{hint}")
@@ -127,7 +132,7 @@ class Selection:
         if fd and not any(LAYER_GAUSSIAN in products for products in kept):
             raise UsageError(
                 f"no layer Gaussians are kept of {', '.join(self.versions)}; fd needs them: build "
-                "with --layer-gaussian"
+                f"with {option('layer_gaussian', True)}"
             )
         chosen = tuple(spec.layers if layers is None else dict.fromkeys(layers))
         error_bars = error_bars and (lens is None or bool((lens.weights >= 0).all()))

@@ -245,8 +245,7 @@ class DNA:
         """Returns the part of `scatter` that belongs to one layer."""
         if self.scatter is None:
             raise UsageError(
-                "this DNA has no layer Gaussians; build it with --layer-gaussian, and load it with "
-                "layer_gaussian=True"
+                "this DNA has no layer Gaussians; build it, and load it, with layer_gaussian=True"
             )
         self.slice_of(layer)
         start = packed_scatter_size(self.spec, self.layers[: self.layers.index(layer)])

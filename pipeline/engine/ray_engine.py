@@ -23,7 +23,15 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.counting import MALLOC_ENVIRONMENT, OVERLAP, Recipe, ShardJob, ShardReceipt, Worker
-from pipeline.engine.ray_start import require_answer, start_with_retries, without_stderr
+from pipeline.engine.ray_start import (
+    is_worth_logs,
+    kept_sigterm,
+    remove_session,
+    require_answer,
+    session_folder,
+    start_with_retries,
+    without_stderr,
+)
 from pipeline.errors import TransientError, UsageError
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.spec import Resources, available_cpus
@@ -80,6 +88,11 @@ class RayEngine:
         if ray.is_initialized():
             return self
         self._ours = True
+        with kept_sigterm():
+            self._start(quiet)
+        return self
+
+    def _start(self, quiet: dict[str, Any]) -> None:
         if not self._local:
             require_answer(str(self._address))
             try:
@@ -87,23 +100,28 @@ class RayEngine:
                     ray.init(address=self._address, **quiet)
             except ConnectionError as error:
                 raise UsageError(f"no Ray cluster answers at {self._address}: {error}") from error
-        else:
-            # One CPU more than there is: a pool that takes all CPUs exactly can stall.
-            start_with_retries(
-                lambda: ray.init(
-                    address="local",
-                    num_cpus=available_cpus() + 1,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    **quiet,
-                )
+            return
+        # One CPU more than there is: a pool that takes all CPUs exactly can stall.
+        start_with_retries(
+            lambda: ray.init(
+                address="local",
+                num_cpus=available_cpus() + 1,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
             )
-        return self
+        )
 
-    def __exit__(self, *_: object) -> None:
-        if self._ours:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not self._ours:
+            return
+        self._ours = False
+        session = session_folder() if self._local else None
+        with without_stderr():
             ray.shutdown()
-            self._ours = False
+        # The logs of workers may tell why the job failed; else nobody reads them.
+        if session and not is_worth_logs(error):
+            remove_session(session)
 
     def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
         """Runs shards on a pool of actors, each of which keeps its networks loaded.
@@ -168,7 +186,8 @@ class RayEngine:
                 f"on from what is committed: {error}"
             ) from error
         finally:  # ends the shards that still run; while Ray shuts down it would be too late
-            rows_of_all.close()  # type: ignore[attr-defined]  # a generator
+            with without_stderr():  # Ray tells there that it will run them again
+                rows_of_all.close()  # type: ignore[attr-defined]  # a generator
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """Calls a function on each item, as one Ray task; at most two tasks a worker are under way.

@@ -5,22 +5,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
+import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from ray._private import worker
 from ray._private.node import Node
 
-from pipeline.errors import TransientError, UsageError
+from pipeline.errors import TransientError, UnexpectedError, UsageError, VdnaError
+from pipeline.wording import option
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
+
+SESSION_SECONDS = 5.0
+"""How long a session's folder is removed again if processes that end still write to it."""
 
 MAX_STARTS = 3
 """How often Ray is started on this machine before the job gives up."""
@@ -41,6 +51,7 @@ def start_with_retries(start: Callable[[], T]) -> T:
 
     Raises:
         TransientError: If the node did not come up `MAX_STARTS` times.
+        KeyboardInterrupt: If the start was interrupted; nothing is left of the node then.
     """
     attempt = 0
     while True:
@@ -48,6 +59,11 @@ def start_with_retries(start: Callable[[], T]) -> T:
         try:
             with without_stderr():
                 return start()
+        except KeyboardInterrupt as error:
+            if node := _node_of(error):
+                node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+                remove_session(Path(node.get_session_dir_path()))
+            raise
         except Exception as error:  # Ray raises no kind of its own
             node = _node_of(error)
             if node is None:
@@ -57,7 +73,7 @@ def start_with_retries(start: Callable[[], T]) -> T:
             if attempt == MAX_STARTS:
                 raise TransientError(
                     f"{problem}, {attempt} times: {error} Rerun the same command when the machine "
-                    "is less busy, or with --workers 0, without Ray"
+                    f"is less busy, or with {option('workers', 0)}, without Ray"
                 ) from error
             logger.warning("%s; starting it again", problem)
 
@@ -82,11 +98,39 @@ def require_answer(address: str) -> None:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except OSError as error:
         raise UsageError(
-            f"no Ray cluster answers at {address}: {error}; check --ray-address and RAY_ADDRESS"
+            f"no Ray cluster answers at {address}: {error}; check that address, and RAY_ADDRESS"
         ) from error
 
 
-def _node_of(error: Exception) -> Any:
+def session_folder() -> Path | None:
+    """Returns the folder of logs and sockets of the Ray that this process started, if it did."""
+    node = worker._global_node
+    return Path(node.get_session_dir_path()) if node is not None and node.is_head() else None
+
+
+def is_worth_logs(error: BaseException | None) -> bool:
+    """Tells whether a job ended so that the logs of Ray's workers may say why."""
+    if isinstance(error, VdnaError):
+        return isinstance(error, TransientError | UnexpectedError)
+    return isinstance(error, Exception)
+
+
+def remove_session(folder: Path) -> None:
+    """Removes the folder of a Ray that has ended, whose last processes may still write to it.
+
+    Args:
+        folder: The folder, as `session_folder` returns it.
+    """
+    end = monotonic() + SESSION_SECONDS
+    while folder.exists() and monotonic() < end:
+        shutil.rmtree(folder, ignore_errors=True)
+        sleep(0.05)
+    latest = folder.with_name("session_latest")
+    if latest.is_symlink() and latest.resolve() == folder.resolve():
+        latest.unlink(missing_ok=True)
+
+
+def _node_of(error: BaseException) -> Any:
     """Returns the node that raised while its processes started, from the error's traceback.
 
     Ray keeps no other way to it. Returns None if the error is another one.
@@ -96,6 +140,23 @@ def _node_of(error: Exception) -> Any:
         if isinstance(node, Node) and getattr(node, "all_processes", None):
             return node
     return None
+
+
+@contextlib.contextmanager
+def kept_sigterm() -> Iterator[None]:
+    """Keeps this process's handler of SIGTERM, if it has one of its own.
+
+    Ray's core sets one that prints the machine's registers and aborts.
+
+    Yields:
+        Nothing.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

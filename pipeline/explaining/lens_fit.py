@@ -54,7 +54,7 @@ from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.explain_options import FitKeywords, FitOptions
 from pipeline.notebook import bar_chart, data_frame, html_table
 from pipeline.spec import Spec
-from pipeline.wording import count_of
+from pipeline.wording import count_of, option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -454,7 +454,7 @@ def _non_negative(rows: Floats, wanted: Floats, ridge: Floats, share: Floats) ->
     if not abs(total - 1) < 1e-3:
         raise VdnaError(
             f"no weights were found for this lens ({found.message}; their mean is {total:g}, "
-            "not 1); fit it without --non-negative"
+            f"not 1); fit it without {option('non_negative')}"
         )
     return np.asarray(x / total)
 
@@ -652,8 +652,8 @@ def _require_pairs(
             f"fold {fold} "
             f"of {here}, but not of {there}. Images are paired by the name of their file, without "
             "its suffix, and by their fold. Build both again from tables with a column that is "
-            "the same for both images of a pair (--group-by COLUMN), without a limit; or write a "
-            "colon, for datasets of different images"
+            f"the same for both images of a pair (by {option('group_by')}), without a limit; or "
+            "write a colon, for datasets of different images"
         )
 
 

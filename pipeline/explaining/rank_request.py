@@ -41,7 +41,7 @@ class RankRequest(SelectionOptions, FailureOptions, ShardOptions):
     ] = ()
     top: Annotated[int, Option("Number of nearest and of farthest images to show.", least=0)] = 10
     out: Annotated[
-        str | None, Option("Parquet file to write all images to, the nearest first.")
+        str | None, Option("Where to write the result: all images, the nearest first (.parquet).")
     ] = None
     weights: Weights = None
 

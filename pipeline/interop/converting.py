@@ -16,6 +16,7 @@ from pipeline.errors import CorruptFile, UsageError
 from pipeline.interop.file_spec import FileSpec
 from pipeline.interop.reading import ReferenceFile
 from pipeline.spec import Spec, Tap
+from pipeline.wording import option
 
 
 def to_dna(file: ReferenceFile, file_spec: FileSpec) -> tuple[DNA, tuple[str, ...]]:
@@ -100,7 +101,7 @@ def _counts(file: ReferenceFile, tap: Tap, notes: list[str]) -> Ints:
     if (counts > 2 * expected).any() or (counts.sum(axis=1) > 2 * expected).any():
         raise UsageError(
             f"{where} holds more than twice {product}; the layer has more positions, or there "
-            "were more images: state the spec (--spec)"
+            f"were more images: state the spec by {option('spec')}"
         )
     wrapped = np.zeros(len(rows), np.int64)
     if rows.dtype.itemsize == 4:

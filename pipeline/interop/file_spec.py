@@ -25,6 +25,7 @@ from pipeline.interop.reading import ReferenceFile
 from pipeline.interop.reference_metadata import read_json
 from pipeline.networks import ASSUMED, BUILT_IN
 from pipeline.spec import COLOUR_RULE, DEFAULT_BINS, Preprocess, Spec, Tap
+from pipeline.wording import option
 
 MAX_ACTIVATIONS = 2**61
 """The most activations of a neuron; twice as many are still an int64."""
@@ -124,8 +125,8 @@ def _positions_in_file(file: ReferenceFile, layer: str) -> int:
         return found
     raise UsageError(
         f"{file.name}: {file.extractor} is not a network of the reference, and its {file.kind} "
-        f"file does not tell how many positions layer {layer} has in an image; state its spec "
-        "(--spec)"
+        f"file does not tell how many positions layer {layer} has in an image; state its spec by "
+        f"{option('spec')}"
     )
 
 

@@ -23,7 +23,6 @@ from pipeline.errors import UsageError
 from pipeline.interop.reading import json_uri, npz_uri
 from pipeline.interop.reference_metadata import REFERENCE_KINDS, TELLS, ReferenceKind
 from pipeline.spec import LAYER_GAUSSIAN
-from pipeline.wording import option
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def _write_extremes(dna: DNA) -> tuple[Arrays, list[str]]:
         raise UsageError(
             f"neuron {neuron_name(dna.spec.shape, int(silent[0]))} has no finite activation"
             f"{others}, so it has no range, and no reader takes such a file; export another kind, "
-            f"such as {option('as', 'histogram')}"
+            "such as histogram"
         )
     arrays: Arrays = {}
     for layer in dna.layers:

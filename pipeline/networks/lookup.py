@@ -34,6 +34,7 @@ from pipeline.networks.weights import (
     without_prefix,
 )
 from pipeline.spec import Spec
+from pipeline.wording import option
 
 
 def describe(name: str, weights: str | None = None, taps: str | None = None) -> Network:
@@ -107,7 +108,7 @@ def network_of(spec: Spec, weights: str | None = None) -> Network:
     if network.weights_sha256 != spec.weights_sha256:
         raise SpecMismatch(
             f"the weights of {spec.extractor} here have sha256 {network.weights_sha256}; it was "
-            f"built with {spec.weights_sha256}. Give those by --weights URL"
+            f"built with {spec.weights_sha256}. Give those by {option('weights')}"
         )
     return network
 

@@ -11,6 +11,7 @@ from pipeline.networks.batch_norms import foldable
 from pipeline.networks.network import Architecture
 from pipeline.networks.taps import default_modules, matching, no_default_taps, parse, rows
 from pipeline.spec import Tap
+from pipeline.wording import option
 
 BATCH = 2
 """Images of a trial run. With a single one, windows or tokens could be taken for the batch."""
@@ -206,7 +207,7 @@ def _run(
             times = f"runs {len(seen)} times" if seen else "does not run"
             raise UsageError(
                 f"{path} ({type(modules[path]).__name__}) {times} in a forward pass; tap a module "
-                "that runs once by --taps, such as the block around it"
+                f"that runs once by {option('taps')}, such as the block around it"
             )
     return {path: seen[0] for path, seen in outputs.items()}, order
 
@@ -241,6 +242,6 @@ def _layout(path: str, model: Any, output: Any, larger: Any) -> str:
     if same == [2]:
         raise UsageError(
             f"module {path} returns shape {shape}, with channels in the middle; tap another "
-            "module by --taps"
+            f"module by {option('taps')}"
         )
     return "[hwc]" if same == [3] else ""

@@ -20,6 +20,7 @@ from pipeline.networks.reference_ranges import (
     download_ranges,
     lacking_layers,
 )
+from pipeline.wording import option
 
 ASSUMED = "assumed: "
 """What `weights_sha256` begins with if the weights are only known by the reference's name."""
@@ -67,8 +68,8 @@ def find_ranges(
         raise SpecMismatch(
             f"the ranges {name} were measured on {metadata['extractor']} with weights "
             f"{metadata['weights_sha256']}; this build uses {network.name} with "
-            f"{network.weights_sha256}. Measure some with `vdna calibrate --weights …`, and give "
-            "them by --ranges"
+            f"{network.weights_sha256}. Measure some with `calibrate` and these "
+            f"{option('weights')}, and give them by {option('ranges')}"
         )
     shape = tuple((tap.name, tap.neurons) for tap in network.taps)
     if not set(shape) <= set(ranges.taps):
@@ -93,10 +94,11 @@ def _own(network: Network) -> tuple[Ranges, dict[str, Any]]:
     if network.weights_uri is not None:
         raise UsageError(
             f"the reference's ranges of {network.name} are of its own weights, not of "
-            f"{storage.readable(network.weights_uri)}; measure some with `vdna calibrate "
-            "--weights …`, and give them by --ranges. If that file holds the reference's own "
+            f"{storage.readable(network.weights_uri)}; measure some with `calibrate` and "
+            f"these {option('weights')}, and give them by {option('ranges')}. If that file holds "
+            "the reference's own "
             f"weights, its activation_ranges.json ({REFERENCE_FILES[network.name]} of "
-            f"{REFERENCE_REPO}) may be given by --ranges instead"
+            f"{REFERENCE_REPO}) may be given by {option('ranges')} instead"
         )
     path = REFERENCE_FILES[network.name]
     uri = storage.canonical(download_ranges(network.name, path))

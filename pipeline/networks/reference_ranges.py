@@ -24,6 +24,7 @@ from pipeline.errors import CorruptFile, SpecMismatch, StorageError
 from pipeline.networks.network import Network
 from pipeline.networks.ranges_file import WIDENING
 from pipeline.networks.reference_networks import REFERENCE_REPO
+from pipeline.wording import option
 
 REFERENCE_FILES = {
     "mugs_vit_base": "Mugs/mugs_vit_base/activation_ranges.json",
@@ -61,7 +62,7 @@ def download_ranges(name: str, path: str) -> str:
         raise StorageError(
             f"no ranges come with {name}, and the reference's ({path} of {REFERENCE_REPO}) "
             f"could not be had from the Hugging Face hub: {type(error).__name__}: {why}. Give some "
-            "by --ranges FILE, or measure some with `vdna calibrate`"
+            f"by {option('ranges')}, or measure some with `calibrate`"
         ) from error
 
 
@@ -168,12 +169,12 @@ def lacking_layers(about: str, network: Network, held: Mapping[str, int]) -> Spe
         for tap in network.taps
         if held.get(tap.name) != tap.neurons
     ]
-    weights = "--weights … " if network.weights_uri else ""
+    weights = f", {option('weights')}" if network.weights_uri else ""
     return SpecMismatch(
         f"{about} lack {len(wrong)} of the {len(network.taps)} layers that are tapped of "
         f"{network.name}: {_some(wrong)}; they hold {_some(list(held)) or 'none'}. Measure some "
-        f"with `vdna calibrate --extractor {network.name} {weights}--taps …`, with the same taps "
-        "as here, and give them by --ranges"
+        f"with `calibrate`, with the same {option('extractor')}{weights} and {option('taps')} "
+        f"as here, and give them by {option('ranges')}"
     )
 
 

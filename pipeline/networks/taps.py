@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError
+from pipeline.wording import option
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +84,8 @@ def no_default_taps(model: Any, why: str) -> UsageError:
         if name and name.count(".") < 2 and not isinstance(module, nn.ModuleList)
     ][:12]
     return UsageError(
-        f"no rule says what to tap in a {type(model).__name__}{why}; name modules by --taps, such "
-        f"as {', '.join(some)}"
+        f"no rule says what to tap in a {type(model).__name__}{why}; name modules by "
+        f"{option('taps')}, such as {', '.join(some)}"
     )
 
 
@@ -159,13 +160,13 @@ def rows(output: Any, notation: str, batch: int) -> torch.Tensor:
     if not isinstance(output, torch.Tensor):
         raise UsageError(
             f"module {name} returns a value of type {type(output).__name__}, not a tensor; tap "
-            "another module by --taps"
+            f"another module by {option('taps')}"
         )
     shape = tuple(output.shape)
     if not shape or shape[0] != batch or not 2 <= len(shape) <= 4 or 0 in shape:
         raise UsageError(
             f"module {name} returns shape {shape} for {batch} images; it must be (B, C, H, W), "
-            "(B, H, W, C), (B, tokens, C) or (B, C). Tap another module by --taps"
+            f"(B, H, W, C), (B, tokens, C) or (B, C). Tap another module by {option('taps')}"
         )
     if part == "0":
         if len(shape) != 3:

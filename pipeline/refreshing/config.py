@@ -27,6 +27,7 @@ from pipeline.comparing import ALL
 from pipeline.errors import UsageError, shortened, wrong_fields
 from pipeline.options import Field as OptionField
 from pipeline.options import options_of
+from pipeline.wording import option
 
 MAX_BYTES = 2**19
 """The largest file that is read."""
@@ -168,7 +169,8 @@ class Config(BaseModel):
         url = chosen or self.catalogue
         if url is None:
             raise UsageError(
-                f"{self.path} names no catalogue; add `catalogue:`, or give --catalogue"
+                f"{self.path} names no catalogue; add `catalogue:`, or give the "
+                f"{option('catalogue')}"
             )
         return url
 

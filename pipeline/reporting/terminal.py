@@ -34,7 +34,7 @@ from pipeline.reporting.conclusions import (
     through,
     verdicts,
 )
-from pipeline.wording import count_of
+from pipeline.wording import count_of, option
 
 PAIRS = 20
 """The most pairs that are listed if the table of all pairs is too wide."""
@@ -348,11 +348,11 @@ def lacking_exemplars(found: Explanation) -> dict[str, str]:
     lacking = {}
     for side, (name, version) in enumerate(found.versions.items()):
         if found.reactions and all(sides[side] is None for sides in found.reactions):
-            why = f"which keeps none: build it with --exemplars {DEFAULT_EXEMPLARS}"
+            why = f"which keeps none: build it with {option('exemplars', DEFAULT_EXEMPLARS)}"
             if version.imported:
                 why = "which was imported"
             elif "exemplars" in version.sha256:
-                why = "which keeps those of other layers (vdna build --exemplar-taps)"
+                why = f"which keeps those of other layers (its build had {option('exemplar_taps')})"
             lacking[name] = f"No images are named for {name}, {why}."
     return lacking
 

@@ -22,6 +22,7 @@ from pipeline.errors import (
     printable,
     redact,
 )
+from pipeline.wording import option
 
 _REFERENCE = re.compile(r"\$\{(\w*)\}")
 """A reference to a variable of the environment, in the query of a url."""
@@ -75,7 +76,7 @@ def _require_no_secret(text: str, protocol: str, queries: Collection[str]) -> No
             raise UsageError(
                 f"{plain}{mark}… has a query or a fragment, which may hold a secret and would be "
                 "kept in the catalogue. Leave it out. If the images of a source need it, allow its "
-                "parameters by their names (--allow-query id,key), and write a secret as "
+                f"parameters by name ({option('allow_query', 'id,key')}), and write a secret as "
                 f"key=${{{QUERY_VARIABLE}KEY}}, with its value in that variable of the environment"
             )
 

@@ -24,6 +24,7 @@ from pipeline.comparing.notes import shared_source_notes
 from pipeline.counting import Counter
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, CorruptFile, GateError, UsageError, VdnaError
+from pipeline.reporting import build_lines
 from pipeline.sources import Listing, Manifest, Rules, list_source, plan
 from pipeline.sources.listing import ListingWriter
 from pipeline.spec import FOLDS, Resources
@@ -143,6 +144,9 @@ def test_a_column_of_a_table_makes_parts_too(place: Catalogue, source: Path) -> 
         "photos/sun/low": 1,
     }
     assert result.parts["photos/heavy-rain"].value == "heavy rain"
+    (line,) = (line for line in build_lines(result) if "photos/heavy-rain" in line)
+    assert line.endswith("of 'heavy rain'; a dash stands for what a name cannot hold")
+    assert sum("a dash stands" in line for line in build_lines(result)) == 1
     assert [finding for finding in verify(place) if not finding.ok] == []
     run(place, path, by="camera")
     assert sorted(place.head().datasets) == ["photos", "photos/left"]
@@ -335,7 +339,7 @@ def test_a_table_without_the_label_of_the_existing_parts_is_refused(
     place: Catalogue, source: Path
 ) -> None:
     run(place, source)
-    with pytest.raises(UsageError, match=r"is a table; .*the dataset has parts by '1'; --by ''"):
+    with pytest.raises(UsageError, match=r"is a table; .*the dataset has parts by '1'; `by=''`"):
         run(place, table(source, weather={}), by=None)
 
 

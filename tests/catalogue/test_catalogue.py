@@ -310,5 +310,5 @@ def test_a_dataset_of_one_spec_is_found_without_saying_which() -> None:
     place.put_version("old", old, None)
     assert place.find("old") == old
     place.put_version("old", version_of("b", "2", imported=True), None)
-    with pytest.raises(NotFound, match="choose with --spec"):
+    with pytest.raises(NotFound, match="choose with `spec`"):
         place.find("old")

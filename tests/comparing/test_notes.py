@@ -133,7 +133,7 @@ def test_a_lens_fitted_on_these_datasets_or_for_another_spec_is_noted() -> None:
 def test_what_was_left_out_and_few_images_are_noted() -> None:
     versions = {"a": replace(noted(), images=15), "b": replace(noted(), images=16)}
     left, few = notes_of(versions, apart=[f"d{i}" for i in range(9)])
-    assert left == "not compared, as built under other specs (--spec): d0, d1, d2 and 6 more"
+    assert left == "not compared, as built under other specs (`spec`): d0, d1, d2 and 6 more"
     assert few == "error bars were checked on 16 images or more; fewer are of a (15)"
     assert notes_of(versions, barred=False) == []
 

@@ -185,7 +185,7 @@ def test_a_dataset_without_exemplars_gets_them_only_if_asked(
     source = fill(tmp_path / "images", 6)
     first = build(place, network, source, exemplars=0)
     assert "exemplars" not in first.version.sha256
-    with pytest.raises(NotFound, match="photos has no exemplars: build it with --exemplars 8"):
+    with pytest.raises(NotFound, match="photos has no exemplars: build it with `exemplars=8`"):
         place.exemplars("photos", first.version)
     fill(source, 1, 50)
     grown = build(place, network, source)
@@ -237,7 +237,7 @@ def test_an_explanation_names_the_images_of_both_sides(
     assert named == [layer == "b" for layer in layers]
     words = ["explain", "a", "d", "-c", place.root, "--layer", "a"]
     said = CliRunner().invoke(app, words).stdout
-    assert "No images are named for d, which keeps those of other layers (vdna build --" in said
+    assert "No images are named for d, which keeps those of other layers (its build had --" in said
 
 
 def test_wrong_exemplars_are_refused_by_name(

@@ -354,7 +354,7 @@ def test_layer_gaussians_are_a_separate_file_and_do_not_change_the_dna(
     assert set(version.footers) == {"dna", "folds", "layer_gaussians"}
     part = built.load("a", layers=["bn2"], layer_gaussian=True)
     assert part.identical(built.load("a", layer_gaussian=True).select(["bn2"]))
-    with pytest.raises(NotFound, match="build it with --layer-gaussian"):
+    with pytest.raises(NotFound, match="build it with `layer_gaussian=True`"):
         plain.load("a", layer_gaussian=True)
 
 

@@ -26,8 +26,13 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.dna import DNA, Partial
 from pipeline.engine import InProcess, ray_engine
-from pipeline.engine.ray_start import MAX_STARTS, start_with_retries
-from pipeline.errors import UsageError
+from pipeline.engine.ray_start import (
+    MAX_STARTS,
+    is_worth_logs,
+    remove_session,
+    start_with_retries,
+)
+from pipeline.errors import GateError, TransientError, UnexpectedError, UsageError
 from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, SPEC
@@ -331,7 +336,43 @@ def test_counts_that_do_not_add_up_end_the_job_by_their_name(
     assert [partial.dna.images for partial in _partials(tmp_path / "c") if partial.dna.images] == []
     assert running(tmp_path / "c") == []
     # A stream that went on while Ray went down would have started another Ray.
-    assert len([*RAY_SESSIONS.glob(f"session_*_{process.pid}")]) == 1
+    assert [*RAY_SESSIONS.glob(f"session_*_{process.pid}")] == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_build_on_ray_without_words_or_files_of_ray(
+    folder: Path, small: Small, tmp_path: Path, number: int, code: int
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # children do not ignore it then
+    try:
+        process = small.start(folder, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with ended(process):
+        while not committed(tmp_path) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, ""), err
+    assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "raylet" not in err
+    assert [*RAY_SESSIONS.glob(f"session_*_{process.pid}")] == []
+
+
+def test_the_folder_of_an_ended_ray_is_removed_unless_its_logs_may_tell_why_a_job_failed(
+    tmp_path: Path,
+) -> None:
+    session = tmp_path / "session_1"
+    (session / "logs").mkdir(parents=True)
+    (session / "logs" / "raylet.out").write_text("…")
+    (tmp_path / "session_latest").symlink_to(session)
+    remove_session(session)
+    assert [*tmp_path.iterdir()] == []
+    for error in (None, KeyboardInterrupt(), UsageError("x"), GateError("x")):
+        assert not is_worth_logs(error)
+    for error in (TransientError("a worker was lost"), UnexpectedError("x"), ValueError("x")):
+        assert is_worth_logs(error)
 
 
 def _partials(catalogue: Path) -> list[Partial]:

@@ -476,7 +476,7 @@ def test_a_ranking_without_the_weights_or_ranges_of_the_spec_is_refused(
     torch.manual_seed(2)
     torch.save(tiny.Tiny().state_dict(), other / "tiny.pt")
     where = str(other / "tiny.pt")
-    with pytest.raises(SpecMismatch, match=r"have sha256 .*Give those by --weights"):
+    with pytest.raises(SpecMismatch, match=r"have sha256 .*Give those by `weights`"):
         rank(catalogue, RankRequest(str(source), NAME, weights=where), engine)
     ranges = catalogue.ranges_uri(catalogue.spec(catalogue.find(NAME).spec).ranges_digest)
     storage.delete(ranges)

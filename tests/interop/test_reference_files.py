@@ -529,7 +529,7 @@ def test_positions_of_an_own_extractor_follow_from_the_rows(tmp_path: Path) -> N
 
 def test_positions_are_whole_numbers(tmp_path: Path) -> None:
     path = saved(tmp_path / "x", histograms(), extractor="my_net", images=IMAGES + 1)
-    with pytest.raises(UsageError, match="--spec"):
+    with pytest.raises(UsageError, match="by `spec`"):
         reference.import_file(place_at(tmp_path), str(path), "a")
 
 
@@ -539,7 +539,7 @@ def test_unknown_positions_must_be_stated(tmp_path: Path, kind: str) -> None:
     if kind == "histogram":
         data["block_0"][:, 0] += torch.arange(3)
     path = saved(tmp_path / "x", data, kind, extractor="my_net")
-    with pytest.raises(UsageError, match=r"x\.npz.*positions layer block_0.*--spec"):
+    with pytest.raises(UsageError, match=r"x\.npz.*positions layer block_0.*by `spec`"):
         reference.import_file(place_at(tmp_path), str(path), "a")
 
 
@@ -937,7 +937,7 @@ def test_a_build_counts_with_the_ranges_of_imported_extremes(
     place, source = place_at(tmp_path), built.find("a").source
     file = copied(exported / "activation-ranges-a.npz", tmp_path / "x.npz")
     edit_json(file, spec=..., spec_digest=..., vdna_version="0.1.1")
-    with pytest.raises(UsageError, match="--spec"):
+    with pytest.raises(UsageError, match="by `spec`"):
         reference.import_file(place, str(file), "x")
     stated = tmp_path / "spec.json"
     assumed = {"weights_sha256": "assumed: efficientnet_lite0", "ranges_digest": "assumed: its"}

@@ -24,13 +24,13 @@ def test_one_thing_is_in_the_singular_and_none_or_several_in_the_plural() -> Non
 
 
 def test_an_option_is_named_as_the_caller_writes_it() -> None:
-    assert (option("by", ""), option("layer_gaussian", True)) == ("by=''", "layer_gaussian=True")
+    assert (option("by", ""), option("error_bars", False)) == ("`by=''`", "`error_bars=False`")
     with options_as_flags():
         assert (option("by", ""), option("layer_gaussian", True)) == ("--by ''", "--layer-gaussian")
         with options_as_flags(flags=False):
-            assert option("max_failures") == "max_failures"
+            assert option("max_failures") == "`max_failures`"
         assert option("max_failures") == "--max-failures"
-    assert option("max_failures") == "max_failures"
+    assert option("max_failures") == "`max_failures`"
 
 
 @pytest.mark.parametrize(
@@ -42,5 +42,5 @@ def test_the_limit_of_failures_is_said_in_words(limit: float, said: str) -> None
 
 
 def test_a_limit_that_python_gave_is_named_as_in_python() -> None:
-    with pytest.raises(GateError, match="with a higher max_failures, which goes on"):
+    with pytest.raises(GateError, match="with a higher `max_failures`, which goes on"):
         require_few_failures("x", 2, 8, 1, ["a.jpg: truncated"])

@@ -524,24 +524,24 @@ def test_channels_last_are_read_row_by_row(weights: Weights) -> None:
         (
             "torchvision:googlenet",
             None,
-            "no rule says what to tap in a GoogLeNet.*--taps.*maxpool1",
+            "no rule says what to tap in a GoogLeNet.*`taps`.*maxpool1",
         ),
         (
             "timm:mvitv2_tiny",
             None,
             "no rule says what to tap in a MultiScaleVit, since module stages.0.blocks.0 returns a "
-            "value of type tuple, not a tensor; name modules by --taps, such as "
+            "value of type tuple, not a tensor; name modules by `taps`, such as "
             "patch_embed,.* norm",
         ),
         (
             "timm:mvitv2_tiny",
             "stages.1.*.*",
-            "type tuple, not a tensor; tap another module by --taps",
+            "type tuple, not a tensor; tap another module by `taps`",
         ),
         (
             "torchvision:inception_v3",
             "AuxLogits",
-            r"AuxLogits \(InceptionAux\) does not run.*by --taps",
+            r"AuxLogits \(InceptionAux\) does not run.*by `taps`",
         ),
     ],
 )
@@ -802,7 +802,7 @@ def test_errors_of_the_hub_name_another_way_to_get_weights(
         ("timm:vit_tiny_patch16_224", "timm/vit_tiny_patch16_224.augreg"),
         ("clip_im_vit_b16", "timm/vit_base_patch16_clip_224.openai"),
     ):
-        with pytest.raises(StorageError, match=f"{place}.*no way there.*--weights URL") as caught:
+        with pytest.raises(StorageError, match=f"{place}.*no way there.*by `weights`") as caught:
             describe(name)
         assert type(caught.value) is kind
 
@@ -828,7 +828,7 @@ def test_errors_of_a_web_site_name_another_way_to_get_weights(
         ("dino_vit_base", "dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain"),
         ("torchvision:resnet18", "download.pytorch.org/models/resnet18-"),
     ):
-        with pytest.raises(StorageError, match=f"{place}.*no way there.*--weights URL") as caught:
+        with pytest.raises(StorageError, match=f"{place}.*no way there.*by `weights`") as caught:
             describe(name)
         assert type(caught.value) is kind
 

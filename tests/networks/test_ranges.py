@@ -291,7 +291,8 @@ def test_ranges_of_other_taps_are_refused(tmp_path: Path, network: Network) -> N
     with pytest.raises(
         SpecMismatch,
         match=r"lack 18 of the 18 .*: bn1, blocks\.0\.0, .*, …, bn2; they hold stem, head\. "
-        r"Measure some with `vdna calibrate --extractor efficientnet_lite0 --taps …`, .* --ranges$",
+        r"Measure some with `calibrate`, with the same `extractor` and `taps` as here, and give "
+        r"them by `ranges`$",
     ) as caught:
         ranges_for(network, str(file), {})
     assert len(str(caught.value)) < 400
@@ -560,7 +561,7 @@ def test_an_error_of_the_hub_names_two_alternatives(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(StorageError) as caught:
         ranges_for(REFERENCE, None, {})
-    for part in ("dino_vit_base", type(error).__name__, "--ranges FILE", "`vdna calibrate`"):
+    for part in ("dino_vit_base", type(error).__name__, "by `ranges`", "with `calibrate`"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -570,7 +571,9 @@ def test_other_weights_of_a_network_of_the_reference_need_their_own_ranges(
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
     network = replace(REFERENCE, weights_uri="file:///w/other.pt")
-    with pytest.raises(UsageError, match=r"not of /w/other\.pt; .*`vdna calibrate --weights.*json"):
+    with pytest.raises(
+        UsageError, match=r"not of /w/other\.pt; .*`calibrate` and these `weights`.*json"
+    ):
         ranges_for(network, None, {})
     ranges_for(network, reference_file(reference_content()), {})  # if a user states it
 

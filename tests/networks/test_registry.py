@@ -89,7 +89,7 @@ def test_a_registered_network_is_described_like_any_other(weights: str) -> None:
 def test_the_weights_may_be_given_by_each_build_and_must_be(weights: str, tmp_path: Path) -> None:
     name = registered(taps="tail")
     assert describe(name, weights).taps == (Tap("tail", 2, 25),)
-    with pytest.raises(UsageError, match=f"{name} has no weights of its own; give some by --weig"):
+    with pytest.raises(UsageError, match=f"{name} has no weights of its own; give some by `weig"):
         describe(name)
     other = tmp_path / "other.pt"
     torch.save({key: value + 1 for key, value in Cat().state_dict().items()}, other)

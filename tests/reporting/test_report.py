@@ -300,7 +300,7 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
         "2 are not told apart; 1 is not tested."
     )
     plain = summary_sentence(matrix_of("a", "b"))
-    assert plain == "None of 1 pair is tested: there are no error bars (error_bars=False)."
+    assert plain == "None of 1 pair is tested: there are no error bars (`error_bars=False`)."
     lensed = replace(matrix_of("a", "b"), lens="sharp", lens_digest="5a")
     assert "fit --non-negative makes a lens that has" in summary_sentence(lensed)
     few = with_estimates(matrix_of("a", "b"))

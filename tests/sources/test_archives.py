@@ -653,7 +653,7 @@ def test_the_image_column_is_named_where_there_are_several(tmp_path: Path) -> No
     pyarrow.feather.write_feather(table, tmp_path / "a.feather")
     for name in ("a.parquet", "a.feather"):
         uri = (tmp_path / name).as_uri()
-        with pytest.raises(SourceError, match=r"image, mask, small; name one by --image-column"):
+        with pytest.raises(SourceError, match=r"image, mask, small; name one by `image_column`"):
             index_archive(storage.info(uri))
         with pytest.raises(SourceError, match="no column 'picture' of bytes"):
             index_archive(storage.info(uri), "picture")

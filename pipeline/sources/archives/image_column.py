@@ -13,6 +13,7 @@ from pipeline.sources.archives.access import column_access
 from pipeline.sources.archives.archive_file import ArchiveFile, Contents, archive_defects
 from pipeline.sources.archives.index import IndexBuilder
 from pipeline.sources.entry import Entry
+from pipeline.wording import option
 
 MAX_SPARE_ROWS = 1_000_000
 """A table that states more rows than this, and more rows than it has bytes, is damaged."""
@@ -39,12 +40,12 @@ def find_image_column(schema: pa.Schema, named: str | None, uri: str) -> str | N
     if named is None and len(found) > 1:
         raise SourceError(
             f"{uri} has {len(found)} columns that may be images: {listed}; name one by "
-            "--image-column"
+            f"{option('image_column')}"
         )
     if named is not None and found.count(named) != 1:
         raise SourceError(
-            f"{uri} has no column {named!r} of bytes, or several; give --image-column one of "
-            f"{listed}"
+            f"{uri} has no column {named!r} of bytes, or several; give {option('image_column')} "
+            f"one of {listed}"
         )
     return named or found[0]
 
