@@ -21,6 +21,7 @@ from jobs.output import say
 from jobs.rank import rank
 from jobs.refresh import refresh
 from jobs.report import report
+from jobs.serve import serve
 from jobs.show import show
 from jobs.verify import verify
 
@@ -47,7 +48,7 @@ def main(
 
 
 for command in (
-    *(demo, build, refresh, compare, explain, rank, report, calibrate),
+    *(demo, build, refresh, compare, explain, rank, report, serve, calibrate),
     *(ls, show, log, verify, gc),
 ):
     app.command()(command)

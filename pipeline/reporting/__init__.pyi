@@ -15,6 +15,8 @@ from .html.explanation_page import gather_explanation as gather_explanation
 from .html.explanation_page import render_explanation as render_explanation
 from .html.frame import require_html as require_html
 from .html.gallery import render_gallery as render_gallery
+from .html.live_site import LiveSite as LiveSite
+from .html.live_site import listen as listen
 from .html.matrix_page import render_matrix_page as render_matrix_page
 from .html.ranking_gallery import gallery_of as gallery_of
 from .html.site import SITE_INDEX as SITE_INDEX
@@ -37,6 +39,7 @@ from .outcomes import ranking_lines as ranking_lines
 from .outcomes import replacement_lines as replacement_lines
 from .page import HtmlPage as HtmlPage
 from .page import Report as Report
+from .report_options import SHOWN_IMAGES as SHOWN_IMAGES
 from .report_options import ReportKeywords as ReportKeywords
 from .report_options import ReportOptions as ReportOptions
 from .terminal import print_explanation as print_explanation

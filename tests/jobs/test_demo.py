@@ -46,5 +46,5 @@ def test_the_demo_makes_the_files_and_numbers_that_it_prints(tmp_path: Path) -> 
     assert "<svg" in (tmp_path / "matrix.svg").read_text()
     page = (tmp_path / "report.html").read_text()
     assert f"Open {tmp_path / 'report.html'} in a browser" in done.stdout
-    assert page.count("data:image/webp") == 4 * len(matrix.names)
+    assert page.count("data:image/webp") == 6 * len(matrix.names)
     assert len(page) < 1_000_000

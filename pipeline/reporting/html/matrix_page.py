@@ -104,6 +104,7 @@ def render_matrix_page(
         "matrices": lenses,
         "shared": page.shared,
         "snapshot": page.snapshot,
+        "pair_pages": page.pair_pages,
         "explained": {f"{i}-{j}": link for (i, j), link in page.explained.items()},
         "datasets": datasets,
     }

@@ -70,6 +70,7 @@ class Page:
         notes: What a reader should know first.
         title: The title; empty for the usual one.
         explained: For each explained pair (i < j), the address of its explanation.
+        pair_pages: Where the explanation of every pair is, as `i-j.html`, or empty.
         snapshot: The words by which a command reads the same datasets: their catalogue, and when.
         shared: Facts that are the same for every dataset.
     """
@@ -81,5 +82,6 @@ class Page:
     notes: tuple[str, ...] = ()
     title: str = ""
     snapshot: tuple[str, ...] = ()
+    pair_pages: str = ""
     explained: Mapping[tuple[int, int], str] = field(default_factory=dict)
     shared: tuple[tuple[str, str], ...] = ()

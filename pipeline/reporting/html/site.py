@@ -73,7 +73,10 @@ def write_explanations(
             except VdnaError as error:
                 notes.append(f"{a} and {b} cannot be explained: {error}")
             else:
-                save_page(render_explanation(why, back=_way_back(a, b)), storage.join(root, link))
+                save_page(
+                    render_explanation(why, back=way_back(f"../{SITE_INDEX}", a, b)),
+                    storage.join(root, link),
+                )
                 links[i, j] = link
             progress(StepDone(1, name=f"{a} and {b}"))
     return replace(page, explained=links, notes=(*page.notes, *notes))
@@ -95,7 +98,16 @@ def chosen_pairs(matrix: Matrix) -> Sequence[tuple[int, int]]:
     return [(i, j) for i, j in order]
 
 
-def _way_back(a: str, b: str) -> str:
-    """Returns the address of the report with the pair open, as `matrix/address.js` reads it."""
+def way_back(up: str, a: str, b: str) -> str:
+    """Gives the address of the report with a pair open, as `matrix/address.js` reads it.
+
+    Args:
+        up: The address of the report, seen from the page of the pair.
+        a: One dataset.
+        b: The other.
+
+    Returns:
+        The address.
+    """
     pair = " ".join(quote(name, safe="") for name in (a, b))
-    return f"../{SITE_INDEX}#{urlencode({'pair': pair})}"
+    return f"{up}#{urlencode({'pair': pair})}"

@@ -149,7 +149,8 @@ function stagesInWords(found) {
 // The command that writes the explanation of the pair: which neurons differ, and on which images.
 function explanation(i, j, parent) {
   const { lens, through } = matrixNow();
-  const page = through ? undefined : DATA.explained[`${i}-${j}`];
+  const any = DATA.pair_pages && `${DATA.pair_pages}${i}-${j}.html`;
+  const page = through ? undefined : (DATA.explained[`${i}-${j}`] ?? any);
   if (page) {
     make("h3", "Why they differ", {}, parent);
     make("a", "The neurons that differ, and the images that they react to", { href: page }, make("p", null, {}, parent));

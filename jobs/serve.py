@@ -1,0 +1,59 @@
+"""Show a catalogue in a browser of this machine: the newest distances, and why pairs differ."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.output import say
+from jobs.shell import CatalogueOption, RayOption, effort_for, guarded, run_alone
+from pipeline.catalogue import SpecOptions
+from pipeline.comparing import MemoryLimit
+from pipeline.events import Listener
+from pipeline.reporting import SHOWN_IMAGES
+
+
+@guarded
+def serve(
+    options: SpecOptions,
+    memory: MemoryLimit,
+    progress: Listener,
+    catalogue: CatalogueOption,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")
+    ] = 8765,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Number of images of each dataset on a page.")
+    ] = SHOWN_IMAGES,
+    ray_address: RayOption = None,
+) -> None:
+    """Show a catalogue to the browsers of this machine, until Ctrl-C. It only reads."""
+    from pipeline.catalogue import Catalogue
+    from pipeline.errors import UsageError
+    from pipeline.reporting import LiveSite, listen
+
+    site = LiveSite(
+        Catalogue(catalogue),
+        spec=options.spec,
+        samples=samples,
+        effort=effort_for(catalogue, None, ray_address, memory, progress),
+        progress=progress,
+    )
+    try:
+        server = listen(site, port)
+    except OSError as error:
+        raise UsageError(
+            f"port {port} cannot be listened on: {error.strerror}; try --port 0"
+        ) from error
+    with server:
+        site.page("/")  # what is wrong is said here, and the first answer is quick
+        say(f"{catalogue} is at http://127.0.0.1:{server.server_port}/ until Ctrl-C")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say("stopped")
+
+
+if __name__ == "__main__":
+    run_alone(serve)
