@@ -24,6 +24,7 @@ from pipeline.counting.allocator import keep_memory
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, drop, fold_batch_norms, load_model, parse, rows
 from pipeline.spec import Backend, Numerics, Precision, Tap
+from pipeline.wording import option
 
 if TYPE_CHECKING:
     import torch
@@ -78,12 +79,12 @@ def require_backend(backend: Backend, precision: Precision, device: str) -> None
     if precision != "fp32" or device != "cpu":
         raise UsageError(
             f"backend {backend!r} computes in fp32 on CPUs, and the precision is {precision} and "
-            f"the device {device}; use --backend torch"
+            f"the device {device}; use {option('backend', 'torch')}"
         )
     if importlib.util.find_spec(backend) is None:
         raise UsageError(
             f"backend is {backend!r}, which is not installed; pip install "
-            f"'vdna-pipeline[{backend}]', or use --backend torch"
+            f"'vdna-pipeline[{backend}]', or use {option('backend', 'torch')}"
         )
 
 

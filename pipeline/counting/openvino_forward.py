@@ -34,6 +34,7 @@ from torch import nn
 
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, parse, rows
+from pipeline.wording import option
 
 # OpenVINO tells its makers of every conversion where it finds this module, and works without it.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as Python documents
@@ -106,7 +107,8 @@ class OpenVinoForward:
             if not apart <= CLOSE:
                 raise SpecMismatch(
                     f"OpenVINO computes other activations of {tap.name} of {network.name} than "
-                    f"torch does: {apart:.1e} of the layer's maximum apart; use --backend torch"
+                    f"torch does: {apart:.1e} of the layer's maximum apart; use "
+                    f"{option('backend', 'torch')}"
                 )
 
 
@@ -165,7 +167,7 @@ def _converted(model: nn.Module, network: Network, shape: tuple[int, ...]) -> An
     except Exception as error:  # it documents no kinds of its own
         raise UsageError(
             f"OpenVINO cannot convert {network.name} ({str(error).splitlines()[0]}); use "
-            "--backend torch"
+            f"{option('backend', 'torch')}"
         ) from error
 
 
