@@ -412,6 +412,11 @@ def test_two_datasets_that_are_chosen_one_after_the_other_open_as_a_pair(
     assert reader.text("chosen").startswith("group/004 is chosen.")
     buttons["group/002"].click()
     reader.wait(lambda: reader.text("pair-title") == "group/002 and group/004, all neurons")
+    order = list(buttons)
+    buttons["group/004"].send_keys(Keys.HOME, Keys.END, Keys.ARROW_LEFT)
+    assert reader.run("return document.activeElement.textContent") == order[-2]
+    stops = reader.run("return document.querySelectorAll('#strips [tabindex=\"0\"]').length")
+    assert stops == 1
     held = "[...document.querySelectorAll('#strips [aria-pressed=true]')]"
     assert reader.run(f"return {held}.map((of) => of.textContent).sort()") == [
         "group/002",

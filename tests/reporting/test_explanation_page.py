@@ -303,7 +303,7 @@ def test_a_dataset_without_exemplars_is_noted(built: Catalogue) -> None:
     data = data_of(
         render_explanation(gather_explanation(built, explain(built, "bare", "night"), samples=0))
     )
-    lacking = "No images are named for bare, which keeps none: build it with --exemplars 8."
+    lacking = "No images are named for bare, which keeps none: build it with `exemplars=8`."
     assert lacking in data["notes"]
     assert all(neuron["images"][0] is None for neuron in data["neurons"])
     assert all(len(neuron["images"][1]) == MOST_IMAGES for neuron in data["neurons"])

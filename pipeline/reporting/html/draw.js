@@ -136,12 +136,31 @@ function pairLegend(first, second, parent) {
   make("span", second, { class: "second-name" }, legend);
 }
 
+// Of many elements one is a stop of the Tab key; arrows move from it to the others.
+function rove(event, elements) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const here = elements.indexOf(document.activeElement);
+  const last = elements.length - 1;
+  const [back, on] = [here - 1, here + 1];
+  const steps = { ArrowLeft: back, ArrowUp: back, ArrowRight: on, ArrowDown: on, Home: 0, End: last };
+  const to = steps[event.key];
+  if (to === undefined || here < 0) return;
+  event.preventDefault();
+  stopAt(elements, elements[Math.max(0, Math.min(last, to))]).focus();
+}
+
+function stopAt(elements, stop) {
+  for (const element of elements) element.setAttribute("tabindex", element === stop ? 0 : -1);
+  return stop;
+}
+
 // Datasets.
 
 // A strip of small images, each whole.
 function photos(samples, parent) {
   const strip = make("div", null, { class: "photos" }, parent);
-  for (const { name, image } of samples) make("img", null, { src: image, alt: `image ${name}`, title: name }, strip);
+  for (const { name, image } of samples)
+    make("img", null, { src: image, alt: `image ${name}`, title: name }, strip);
   return strip;
 }
 

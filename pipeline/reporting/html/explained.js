@@ -145,20 +145,7 @@ function strip(name, side, images, parent) {
     make("span", told(reaction), { class: "reaction" }, button);
     button.addEventListener("click", () => choose(state.picture === picture ? null : picture));
   }
-  row.addEventListener("keydown", walk);
-}
-
-// A strip is one stop of the Tab key; arrows move in it.
-function walk(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const buttons = [...event.currentTarget.children];
-  const here = buttons.indexOf(document.activeElement);
-  const to = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: buttons.length - 1 }[event.key];
-  if (to === undefined || here < 0) return;
-  event.preventDefault();
-  const next = buttons[Math.max(0, Math.min(buttons.length - 1, to))];
-  for (const button of buttons) button.tabIndex = button === next ? 0 : -1;
-  next.focus();
+  row.addEventListener("keydown", (event) => rove(event, [...row.children]));
 }
 
 // One image may stand at several neurons: all of its places are marked, and it is named in full.

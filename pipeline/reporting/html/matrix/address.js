@@ -1,7 +1,18 @@
 // What is shown stands in the address, so that a view can be sent, and that Back works.
 
 const BOXES = {}; // boxes that fold, by name
-const controlled = ["layer", "lens", "quantity", "order", "origin", "colours", "rate", "cells", "filter", "symbols"];
+const controlled = [
+  "layer",
+  "lens",
+  "quantity",
+  "order",
+  "origin",
+  "colours",
+  "rate",
+  "cells",
+  "filter",
+  "symbols",
+];
 let beginning = null; // the state before anybody chose
 
 // Of a layer, a lens or a dataset the name is kept: its number may be another in the next report.
@@ -19,7 +30,9 @@ function written() {
     cells: String(state.cells),
     filter: state.filter,
     symbols: state.symbols ? "1" : "",
-    open: Object.keys(BOXES).filter((name) => state.boxes[name]).join(" "),
+    open: Object.keys(BOXES)
+      .filter((name) => state.boxes[name])
+      .join(" "),
   };
 }
 
@@ -54,10 +67,12 @@ function recall() {
     box.open = state.boxes[name];
   }
   const pair = given.pair.split(" ").map((name) => DATA.names.indexOf(decoded(name)));
-  [state.row, state.column] = pair.length === 2 && pair[0] !== pair[1] && !pair.includes(-1) ? pair : [null, null];
+  [state.row, state.column] =
+    pair.length === 2 && pair[0] !== pair[1] && !pair.includes(-1) ? pair : [null, null];
   state.open = state.row === null ? null : pair;
   state.chosen = null;
-  for (const name of controlled) $(name).value = { layer: state.plane, lens: state.matrix }[name] ?? state[name];
+  for (const name of controlled)
+    $(name).value = { layer: state.plane, lens: state.matrix }[name] ?? state[name];
   $("symbols").checked = state.symbols;
   $("origin-label").hidden = state.order !== "distance";
 }

@@ -21,7 +21,8 @@ async function update() {
   drawTable();
   $("headline").textContent = matrix.headlines[state.plane][DATA.rates.indexOf(state.rate)];
   $("summary").textContent = summary();
-  const plain = ["emd", "emd_range"].includes(state.quantity) && anyKnown(layer.emd_corrected) ? ", plain" : "";
+  const plain =
+    ["emd", "emd_range"].includes(state.quantity) && anyKnown(layer.emd_corrected) ? ", plain" : "";
   $("matrix-title").textContent = `${QUANTITIES[state.quantity]}${plain}: ${titleName(view.plane)}`;
   if (state.open) await openPair(...state.open, false);
   document.body.dataset.drawn = String(mine);
@@ -108,6 +109,7 @@ function begin() {
     update();
   });
   $("numbers").addEventListener("toggle", () => view && drawTable());
+  $("strips").addEventListener("keydown", (event) => rove(event, stripButtons()));
   const cursor = $("cursor");
   cursor.addEventListener("keydown", press);
   cursor.addEventListener("mousemove", hover);

@@ -16,8 +16,12 @@ const mostImages = Math.max(...DATA.datasets.map((dataset) => dataset.samples.le
 function drawDatasets() {
   $("strips").classList.toggle("narrow", mostImages <= 2);
   $("strips").replaceChildren(...view.order.map((i) => cards[i]));
+  const buttons = stripButtons();
+  stopAt(buttons, buttons[0]);
   showChosen();
 }
+
+const stripButtons = () => [...$("strips").querySelectorAll("button")];
 
 // Two datasets that are chosen one after the other open as a pair.
 function choose(i) {

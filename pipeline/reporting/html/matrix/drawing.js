@@ -260,7 +260,12 @@ function drawLegend() {
       marks,
     );
   } else {
-    make("span", `differs${state.symbols ? ` (q < ${percent(state.rate)})` : ""}`, { class: "key dot" }, marks);
+    make(
+      "span",
+      `differs${state.symbols ? ` (q < ${percent(state.rate)})` : ""}`,
+      { class: "key dot" },
+      marks,
+    );
     make("span", "not told apart", { class: "key hatch" }, marks);
     const untested = (value, k) => Number.isFinite(value) && !Number.isFinite(view.layer.q[k]);
     if (view.layer.emd && view.layer.emd.some(untested)) make("span", "unmarked: not tested", {}, marks);

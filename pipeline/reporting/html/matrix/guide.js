@@ -21,9 +21,13 @@ function drawGuide() {
   for (let i = 0; i < SIZE; i++)
     for (let j = i + 1; j < SIZE; j++) if (Number.isFinite(at(values, i, j))) pairs.push([i, j]);
   if (!pairs.length) return;
-  const least = (among, of) => among.reduce((best, pair) => (best === null || of(...pair) < of(...best) ? pair : best), null);
+  const least = (among, of) =>
+    among.reduce((best, pair) => (best === null || of(...pair) < of(...best) ? pair : best), null);
   const near = least(pairs, (i, j) => at(values, i, j));
-  const apart = least(pairs.filter((pair) => verdict(layer, ...pair) === "differs"), (i, j) => at(values, i, j));
+  const apart = least(
+    pairs.filter((pair) => verdict(layer, ...pair) === "differs"),
+    (i, j) => at(values, i, j),
+  );
   const far = least(pairs, (i, j) => -at(values, i, j));
   const floors = pairs.map((pair) => at(layer.floor, ...pair)).filter(Number.isFinite);
   const [lowest, highest] = [Math.min(...floors), Math.max(...floors)].map(short);
@@ -46,8 +50,15 @@ function example(title, [i, j], values, parent) {
   const { layer } = view;
   const [low, high, emd, floor] = ["low", "high", "emd", "floor"].map((column) => at(layer[column], i, j));
   const interval = Number.isFinite(low) && Number.isFinite(high) ? ` [${short(low)}, ${short(high)}]` : "";
-  const said = { differs: "told apart", alike: "not told apart: no more than chance explains", untested: "not tested" }[verdict(layer, i, j)];
-  const before = Number.isFinite(floor) && Number.isFinite(at(layer.emd_corrected, i, j)) ? `; before the correction ${short(emd)}, of which chance makes about ${short(floor)}` : "";
+  const said = {
+    differs: "told apart",
+    alike: "not told apart: no more than chance explains",
+    untested: "not tested",
+  }[verdict(layer, i, j)];
+  const before =
+    Number.isFinite(floor) && Number.isFinite(at(layer.emd_corrected, i, j))
+      ? `; before the correction ${short(emd)}, of which chance makes about ${short(floor)}`
+      : "";
   const figure = make("figure", null, { class: "example" }, parent);
   make("figcaption", `${title}: ${short(at(values, i, j))} bins${interval}, ${said}${before}`, {}, figure);
   for (const side of [i, j]) {

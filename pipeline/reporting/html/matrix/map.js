@@ -55,7 +55,14 @@ function drawMap() {
     const name = DATA.names[i];
     const marker = drawn(
       "g",
-      { class: "marker", role: "button", "data-dataset": i, tabindex: k ? -1 : 0, "aria-label": name, "aria-pressed": "false" },
+      {
+        class: "marker",
+        role: "button",
+        "data-dataset": i,
+        tabindex: k ? -1 : 0,
+        "aria-label": name,
+        "aria-pressed": "false",
+      },
       svg,
     );
     drawn("title", {}, marker, name);
@@ -69,9 +76,21 @@ function drawMap() {
       taken.push([px, py, px + box[0], py + box[1]]);
       const middle = px + box[0] / 2;
       const beyond = Math.hypot(middle - x(i), py + box[1] / 2 - y(i)) > box[0] / 2 + box[1] / 2 + 14;
-      if (beyond) drawn("line", { class: "axis", x1: x(i), y1: y(i), x2: middle, y2: py + box[1] / 2 }, marker);
+      if (beyond)
+        drawn("line", { class: "axis", x1: x(i), y1: y(i), x2: middle, y2: py + box[1] / 2 }, marker);
       if (imaged && shown)
-        drawn("image", { href: shown.image, x: middle - side / 2, y: py, width: side, height: side, preserveAspectRatio: "xMidYMid meet" }, marker);
+        drawn(
+          "image",
+          {
+            href: shown.image,
+            x: middle - side / 2,
+            y: py,
+            width: side,
+            height: side,
+            preserveAspectRatio: "xMidYMid meet",
+          },
+          marker,
+        );
       if (text) drawn("text", { x: middle, y: py + box[1] - 3, "text-anchor": "middle" }, marker, text);
     }
     drawn("circle", { class: "spot", cx: x(i), cy: y(i), r: radius }, marker);
@@ -90,27 +109,17 @@ function free([x, y], [wide, tall], radius, taken, [right, below]) {
       const px = x + dx * (away + wide / 2) - wide / 2;
       const py = y + dy * (away + tall / 2) - tall / 2;
       const inside = px > 0 && px + wide < right && py > 0 && py + tall < below;
-      if (inside && taken.every(([a, b, c, d]) => px + wide < a || px > c || py + tall < b || py > d)) return [px, py];
+      if (inside && taken.every(([a, b, c, d]) => px + wide < a || px > c || py + tall < b || py > d))
+        return [px, py];
     }
   return null;
 }
 
-// The map is one stop of the Tab key; arrows move in it.
 function walkMap(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
   const markers = [...event.currentTarget.querySelectorAll(".marker")];
   const here = markers.indexOf(document.activeElement);
-  if (here < 0) return;
-  if (event.key === "Enter" || event.key === " ") {
+  if (here >= 0 && (event.key === "Enter" || event.key === " ")) {
     event.preventDefault();
     choose(Number(markers[here].dataset.dataset));
-    return;
-  }
-  const last = markers.length - 1;
-  const to = { ArrowLeft: here - 1, ArrowUp: here - 1, ArrowRight: here + 1, ArrowDown: here + 1, Home: 0, End: last }[event.key];
-  if (to === undefined) return;
-  event.preventDefault();
-  const next = markers[Math.max(0, Math.min(last, to))];
-  for (const marker of markers) marker.setAttribute("tabindex", marker === next ? 0 : -1);
-  next.focus();
+  } else rove(event, markers);
 }

@@ -29,7 +29,9 @@ const place = (i, j) => (i < j ? (i * (2 * SIZE - i - 1)) / 2 + j - i - 1 : plac
 // Corrected for the sizes of the samples where that is known, and else plain: as the tree and the order.
 function shownValues(layer) {
   const corrected = layer.emd_corrected;
-  return corrected ? layer.emd.map((value, k) => (Number.isFinite(corrected[k]) ? corrected[k] : value)) : layer.emd;
+  return corrected
+    ? layer.emd.map((value, k) => (Number.isFinite(corrected[k]) ? corrected[k] : value))
+    : layer.emd;
 }
 
 function at(values, i, j) {

@@ -91,7 +91,9 @@ function stages(rows, parent) {
   const names = [...new Set(view.matrix.stages.filter(Boolean))];
   const found = names
     .map((name) => {
-      const layers = rows.filter((row) => view.matrix.stages[row.index] === name && Number.isFinite(row.bins.distance));
+      const layers = rows.filter(
+        (row) => view.matrix.stages[row.index] === name && Number.isFinite(row.bins.distance),
+      );
       const mean = (column) => layers.reduce((sum, row) => sum + row.bins[column], 0) / layers.length;
       const tested = layers.filter((row) => Number.isFinite(row.bins.q));
       const barred = layers.every(({ bins }) => Number.isFinite(bins.low) && Number.isFinite(bins.high));
@@ -114,7 +116,9 @@ function stages(rows, parent) {
       ...stage,
       here: false,
       alike: stage.tested > 0 && !stage.differing,
-      plain: stage.tested ? `, ${stage.differing} of ${stage.layers} ${stage.layers === 1 ? "layer" : "layers"}` : "",
+      plain: stage.tested
+        ? `, ${stage.differing} of ${stage.layers} ${stage.layers === 1 ? "layer" : "layers"}`
+        : "",
     })),
     Math.min(480, $("pair-body").clientWidth || 440),
     parent,
@@ -153,14 +157,33 @@ function explanation(i, j, parent) {
   const page = through ? undefined : (DATA.explained[`${i}-${j}`] ?? any);
   if (page) {
     make("h3", "Why they differ", {}, parent);
-    make("a", "The neurons that differ, and the images that they react to", { href: page }, make("p", null, {}, parent));
+    make(
+      "a",
+      "The neurons that differ, and the images that they react to",
+      { href: page },
+      make("p", null, {}, parent),
+    );
     return;
   }
   if (!DATA.snapshot.length) return;
   const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`);
-  const words = ["vdna", "explain", DATA.names[i], DATA.names[j], ...(through ? ["--lens", lens] : []), ...DATA.snapshot, "--html", "why.html"];
+  const words = [
+    "vdna",
+    "explain",
+    DATA.names[i],
+    DATA.names[j],
+    ...(through ? ["--lens", lens] : []),
+    ...DATA.snapshot,
+    "--html",
+    "why.html",
+  ];
   make("h3", "Why they differ", {}, parent);
-  make("p", "This command writes a page with the neurons that differ, and the images that they react to:", { class: "quiet" }, parent);
+  make(
+    "p",
+    "This command writes a page with the neurons that differ, and the images that they react to:",
+    { class: "quiet" },
+    parent,
+  );
   make("code", words.map(quoted).join(" "), { class: "command", tabindex: 0 }, parent);
 }
 

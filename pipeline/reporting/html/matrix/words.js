@@ -13,7 +13,8 @@ const WORDS = {
   fd: "Fréchet distance of the layer",
   verdict: "verdict",
 };
-const wordsOf = (column) => (state.symbols && column !== "verdict" ? `${WORDS[column]} (${column})` : WORDS[column]);
+const wordsOf = (column) =>
+  state.symbols && column !== "verdict" ? `${WORDS[column]} (${column})` : WORDS[column];
 
 function verdict(layer, i, j) {
   const q = i === j ? NaN : at(layer.q, i, j);
@@ -37,10 +38,14 @@ function facts(layer, i, j) {
   } else if (leftOut("emd", view.plane)) {
     add("emd", "left out of this page for its size");
   } else {
-    add("emd", `not defined: ${weightless(view.plane) ? NO_WEIGHT : "a dataset lacks activations of some neuron"}`);
+    add(
+      "emd",
+      `not defined: ${weightless(view.plane) ? NO_WEIGHT : "a dataset lacks activations of some neuron"}`,
+    );
   }
   for (const column of ["floor", "se", "p", "q", "nfd", "fd"])
-    if (Number.isFinite(value(column))) add(column, `${told(value(column))}${["floor", "se"].includes(column) ? " bins" : ""}`);
+    if (Number.isFinite(value(column)))
+      add(column, `${told(value(column))}${["floor", "se"].includes(column) ? " bins" : ""}`);
   const said = verdict(layer, i, j);
   if (said === "differs") add("verdict", `differs at a false discovery rate of ${percent(state.rate)}`);
   if (said === "alike") add("verdict", `not told apart at a false discovery rate of ${percent(state.rate)}`);
@@ -53,7 +58,12 @@ function inWords(i, j) {
   const { layer } = view;
   const of = (column) => at(layer[column], i, j);
   const value = at(shownValues(layer), i, j);
-  if (!Number.isFinite(value)) return [facts(layer, i, j).map((fact) => fact.join(": ")).join("; ")];
+  if (!Number.isFinite(value))
+    return [
+      facts(layer, i, j)
+        .map((fact) => fact.join(": "))
+        .join("; "),
+    ];
   const corrected = Number.isFinite(of("emd_corrected"));
   const barred = corrected && Number.isFinite(of("low")) && Number.isFinite(of("high"));
   const interval = barred ? `, with a 95% interval of ${short(of("low"))} to ${short(of("high"))}` : "";
@@ -68,10 +78,14 @@ function inWords(i, j) {
   if (values.length > 2) {
     const nearer = values.filter((other) => other < value).length;
     const count = values.length.toLocaleString("en");
-    more.push(`Of ${count} pairs, ${nearer ? `${nearer.toLocaleString("en")} ${nearer === 1 ? "is" : "are"}` : "none is"} measured nearer.`);
+    more.push(
+      `Of ${count} pairs, ${nearer ? `${nearer.toLocaleString("en")} ${nearer === 1 ? "is" : "are"}` : "none is"} measured nearer.`,
+    );
   }
   if (Number.isFinite(of("floor")))
-    more.push(`Two samples of one source, as large as these, would be ${short(of("floor"))} bins apart by chance (the noise floor); ${corrected ? "that is taken away here" : "that is not taken away here"}.`);
+    more.push(
+      `Two samples of one source, as large as these, would be ${short(of("floor"))} bins apart by chance (the noise floor); ${corrected ? "that is taken away here" : "that is not taken away here"}.`,
+    );
   return [said, more.join(" ")].filter(Boolean);
 }
 
@@ -83,9 +97,14 @@ function sentence(i, j) {
   const here = `${DATA.names[i]} and ${DATA.names[j]}, ${titleName(view.plane)}`;
   if (weightless(view.plane)) return `${here}: ${NO_WEIGHT}`;
   const value = Number.isFinite(of(state.quantity)) ? told(of(state.quantity)) : "not known";
-  const barred = state.quantity === "emd_corrected" && Number.isFinite(of("low")) && Number.isFinite(of("high"));
+  const barred =
+    state.quantity === "emd_corrected" && Number.isFinite(of("low")) && Number.isFinite(of("high"));
   const interval = barred ? `, 95% interval ${told(of("low"))} to ${told(of("high"))}` : "";
-  const said = { differs: "they differ", alike: "not told apart", untested: `not tested: ${view.matrix.no_test}` }[verdict(layer, i, j)];
+  const said = {
+    differs: "they differ",
+    alike: "not told apart",
+    untested: `not tested: ${view.matrix.no_test}`,
+  }[verdict(layer, i, j)];
   return `${here}: ${QUANTITIES[state.quantity]} ${value}${interval}; ${said}`;
 }
 
@@ -95,8 +114,7 @@ function summary() {
   for (let i = 0; i < SIZE; i++) for (let j = i + 1; j < SIZE; j++) counts[verdict(view.layer, i, j)]++;
   const pairs = (SIZE * (SIZE - 1)) / 2;
   const count = `${pairs.toLocaleString("en")} ${pairs === 1 ? "pair" : "pairs"}`;
-  if (counts.untested === pairs)
-    return `None of ${count} is tested: ${view.matrix.no_test}.`;
+  if (counts.untested === pairs) return `None of ${count} is tested: ${view.matrix.no_test}.`;
   const rest = counts.untested
     ? `; ${counts.untested.toLocaleString("en")} ${counts.untested === 1 ? "is" : "are"} not tested`
     : "";
