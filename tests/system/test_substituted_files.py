@@ -272,6 +272,7 @@ class NoNetwork:
     """Replaces the network: the activations of all images are zero."""
 
     micro_batch = 8
+    device = torch.device("cpu")
 
     def __init__(self, *_: object) -> None:
         self.numerics = numerics(NETWORK, "cpu")
