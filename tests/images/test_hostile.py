@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.building import Request, Result, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
@@ -261,6 +262,7 @@ def test_bytes_that_are_fetched_ahead_are_bounded(monkeypatch: pytest.MonkeyPatc
 
     class NoNetwork:
         micro_batch = 8
+        device = torch.device("cpu")
 
     images = stream.Stream(NoNetwork(), SPEC.preprocess, Resources(threads=1))  # type: ignore[arg-type]
     taken = 0
@@ -289,6 +291,7 @@ def test_few_images_of_unknown_size_are_read_at_a_time(monkeypatch: pytest.Monke
 
     class NoNetwork:
         micro_batch = 8
+        device = torch.device("cpu")
 
     images = stream.Stream(NoNetwork(), SPEC.preprocess, Resources(threads=1))  # type: ignore[arg-type]
     taking: Future[int] = Future()
