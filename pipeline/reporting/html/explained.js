@@ -27,8 +27,10 @@ function headline() {
   if (!whole) return "";
   const pair = `${DATA.names[0]} and ${DATA.names[1]}`;
   const of = `${nameOf(whole)}${DATA.through ? ` ${DATA.through}` : ""}: ${distance(whole)}`;
-  if (differs(whole)) return `${pair} differ at a false discovery rate of ${percent(DATA.rate)}. Of ${of}, q ${short(whole.q)}.`;
-  if (alike(whole)) return `${pair} are not told apart: they may differ by chance. Of ${of}, q ${short(whole.q)}.`;
+  if (differs(whole))
+    return `${pair} differ at a false discovery rate of ${percent(DATA.rate)}. Of ${of}, q ${short(whole.q)}.`;
+  if (alike(whole))
+    return `${pair} are not told apart: they may differ by chance. Of ${of}, q ${short(whole.q)}.`;
   return `${pair} are not tested: that takes folds, and weights that are not negative. Of ${of}.`;
 }
 
@@ -68,7 +70,16 @@ function drawTable() {
   if (!$("numbers").open) return;
   const table = make("table", null, {}, place);
   const head = make("tr", null, {}, make("thead", null, {}, table));
-  for (const text of ["layer", "corrected", "95% interval", "emd", "q", "verdict", "neurons that differ", "share"])
+  for (const text of [
+    "layer",
+    "corrected",
+    "95% interval",
+    "emd",
+    "q",
+    "verdict",
+    "neurons that differ",
+    "share",
+  ])
     make("th", text, { scope: "col" }, head);
   const body = make("tbody", null, {}, table);
   for (const row of DATA.layers.filter((one) => one.neurons)) {
@@ -79,7 +90,9 @@ function drawTable() {
       make("td", text, { class: "number" }, line);
     make("td", known(row.q) ? short(row.q) : "", { class: "number" }, line);
     make("td", verdict(row), {}, line);
-    const count = DATA.neurons.some((neuron) => known(neuron.q)) ? `${row.differing} of ${row.neurons}` : `${row.neurons}, not tested`;
+    const count = DATA.neurons.some((neuron) => known(neuron.q))
+      ? `${row.differing} of ${row.neurons}`
+      : `${row.neurons}, not tested`;
     make("td", count, { class: "number" }, line);
     make("td", percent(row.share), { class: "number" }, line);
   }
@@ -90,7 +103,9 @@ function drawTable() {
 function drawNeurons() {
   const wanted = DATA.neurons
     .map((neuron, at) => ({ neuron, at }))
-    .filter(({ neuron }) => (!state.layer || neuron.layer === state.layer) && (!state.differ || differs(neuron)));
+    .filter(
+      ({ neuron }) => (!state.layer || neuron.layer === state.layer) && (!state.differ || differs(neuron)),
+    );
   const cards = $("cards");
   cards.replaceChildren(...wanted.map(({ neuron, at }) => card(neuron, at)));
   $("shown").textContent =
@@ -112,7 +127,8 @@ function card(neuron, at) {
     ["distance", distance(neuron)],
     ["q", known(neuron.q) ? `${short(neuron.q)}: ${verdict(neuron)}` : "not tested"],
   ];
-  if (known(neuron.shift)) facts.push(["shift", `${neuron.shift > 0 ? "+" : ""}${told(neuron.shift)} bins in ${DATA.names[1]}`]);
+  if (known(neuron.shift))
+    facts.push(["shift", `${neuron.shift > 0 ? "+" : ""}${told(neuron.shift)} bins in ${DATA.names[1]}`]);
   if (DATA.through) facts.push(["weight", told(neuron.weight)]);
   if (known(neuron.share)) facts.push(["share", `${percent(neuron.share)} of the distance`]);
   for (const [term, text] of facts) {
@@ -130,14 +146,26 @@ function strip(name, side, images, parent) {
     make("p", images ? "no image" : "no images are kept of this neuron", { class: "quiet" }, parent);
     return;
   }
-  const row = make("div", null, { class: "strip", role: "group", "aria-label": `Images of ${DATA.names[side]} for ${name}` }, parent);
+  const row = make(
+    "div",
+    null,
+    { class: "strip", role: "group", "aria-label": `Images of ${DATA.names[side]} for ${name}` },
+    parent,
+  );
   for (const [k, [picture, reaction]] of images.entries()) {
     const { name: file, place, image, why } = DATA.pictures[picture];
     const said = `${file}, reaction ${told(reaction)}${why ? `; not shown: ${why}` : ""}`;
     const button = make(
       "button",
       null,
-      { type: "button", "data-picture": picture, "aria-pressed": "false", "aria-label": said, title: `${place} (${told(reaction)})`, tabindex: k ? -1 : 0 },
+      {
+        type: "button",
+        "data-picture": picture,
+        "aria-pressed": "false",
+        "aria-label": said,
+        title: `${place} (${told(reaction)})`,
+        tabindex: k ? -1 : 0,
+      },
       row,
     );
     if (image) make("img", null, { src: image, alt: "", width: 96, height: 96 }, button);
@@ -154,7 +182,9 @@ function choose(picture) {
   for (const button of document.querySelectorAll("button[data-picture]"))
     button.setAttribute("aria-pressed", String(Number(button.dataset.picture) === picture));
   const at = picture === null ? null : DATA.pictures[picture];
-  const seen = DATA.neurons.filter((neuron) => neuron.images.some((images) => images?.some(([one]) => one === picture)));
+  const seen = DATA.neurons.filter((neuron) =>
+    neuron.images.some((images) => images?.some(([one]) => one === picture)),
+  );
   $("selected").hidden = at === null;
   $("selected").textContent =
     at === null
