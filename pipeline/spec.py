@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
@@ -137,7 +137,7 @@ class Preprocess:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields by name, without the decoder and alpha of the reference."""
-        data = asdict(self)
+        data = _by_name(self)
         if self.decoder is None:
             del data["decoder"]
         if self.alpha == "drop":
@@ -174,7 +174,7 @@ class Numerics:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as types of JSON, with the versions as a dictionary."""
-        return asdict(self) | {"versions": dict(self.versions)}
+        return _by_name(self) | {"versions": dict(self.versions)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Numerics:
@@ -289,7 +289,8 @@ class Spec:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as types of JSON. The digest is computed from them."""
-        data = asdict(self) | {"preprocess": self.preprocess.to_json()}
+        data = _by_name(self) | {"preprocess": self.preprocess.to_json()}
+        data["taps"] = [_by_name(tap) for tap in self.taps]
         if self.bf16_numerics is not None:
             data["bf16_numerics"] = self.bf16_numerics.to_json()
         return cast(dict[str, Any], json.loads(json.dumps(data)))
@@ -324,7 +325,7 @@ class Spec:
         """
         # The JSON leaves out the fields of a preprocessing that are the reference's.
         mine, theirs = (
-            _flat(s.to_json() | {"preprocess": asdict(s.preprocess)}) for s in (self, other)
+            _flat(s.to_json() | {"preprocess": _by_name(s.preprocess)}) for s in (self, other)
         )
         return {
             name: (mine.get(name), theirs.get(name))
@@ -377,6 +378,11 @@ def _with_pairs(numerics: object) -> object:
     if not isinstance(versions, dict):
         raise CorruptFile(f"versions is {versions!r:.80}; it must give the version of each library")
     return numerics | {"versions": sorted(versions.items())}
+
+
+def _by_name(value: Preprocess | Numerics | Tap | Spec) -> dict[str, Any]:
+    """Returns the fields by name. `asdict` would copy each value, and specs are written often."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, object]:

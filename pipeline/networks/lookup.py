@@ -32,6 +32,7 @@ from pipeline.networks.weights import (
     read_weights,
     sha256_of,
     without_prefix,
+    without_random_values,
 )
 from pipeline.spec import Spec
 from pipeline.wording import option
@@ -140,7 +141,8 @@ def load_model(network: Network) -> Any:
         state = load_state(data)
         forget(data)
         del data
-        model = known.build(None)
+        with without_random_values():
+            model = known.build(None)
         state = without_prefix(state, model.state_dict())
         state = _converted(known, state, model)
         fit(model, state, network.spare + known.ignored, network.name)

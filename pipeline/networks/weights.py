@@ -13,6 +13,7 @@ import functools
 import hashlib
 import io
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -292,6 +293,35 @@ def without_prefix(state: dict[str, torch.Tensor], known: Iterable[str]) -> dict
                 break
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+DRAWS = {"uniform_", "normal_", "kaiming_uniform_", "erfinv_", "mul_", "add_", "clamp_"}
+"""Functions that fill a tensor with random values: torch's, and the steps of timm's own."""
+
+
+def without_random_values() -> AbstractContextManager[Any]:
+    """Lets networks be built whose parameters are left unset, for `fit` sets all of them.
+
+    Drawing random values takes most of the time in which a vision transformer is loaded.
+
+    Returns:
+        The context in which to build.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Unset(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if getattr(function, "__name__", "") in DRAWS:
+                tensor = args[0] if args else kwargs.get("tensor")
+                if isinstance(tensor, torch.nn.Parameter):
+                    return tensor
+            return function(*args, **kwargs)
+
+    return Unset()  # type: ignore[no-untyped-call]  # torch has no type for it
 
 
 def fit(

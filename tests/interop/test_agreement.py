@@ -35,7 +35,7 @@ from pipeline.dna import DNA
 from pipeline.networks import describe
 from pipeline.spec import Preprocess
 from tests.support.builders import photo
-from tests.support.reference_package import ReferenceNetworks, random_network, randomised
+from tests.support.reference_package import ReferenceNetworks, randomised, unset_network
 
 BINS = 1000
 SETS = ("day", "night")
@@ -67,7 +67,7 @@ def random_weights(name: str, place: Path) -> str:
     """Writes a file of seeded random weights of the real architecture."""
     path = place / "weights.pth"
     if not path.exists():
-        torch.save(randomised(random_network(name).state_dict()), path)
+        torch.save(randomised(unset_network(name).state_dict()), path)
     return str(path)
 
 

@@ -59,8 +59,8 @@ from tests.support.pickle_bomb import PickleBomb
 from tests.support.reference_package import (
     ReferenceNetworks,
     observed_ranges,
-    random_network,
     randomised,
+    unset_network,
 )
 
 State = dict[str, torch.Tensor]
@@ -88,7 +88,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weights]:
     def of(name: str) -> str:
         if name not in files:
             files[name] = str(folder / f"{len(files)}.pt")
-            state = random_network(name).state_dict()
+            state = unset_network(name).state_dict()
             if "vgg" in name:  # most of its parameters, and no tap needs them
                 state = {key: v for key, v in state.items() if not key.startswith("classifier")}
             torch.save(randomised(state), files[name])
@@ -404,8 +404,8 @@ def test_heads_that_no_tap_needs_are_removed(weights: Weights) -> None:
 
 def test_torchvisions_inception_takes_its_own_means(nothing: str) -> None:
     """torchvision undoes the usual normalisation in the network, wherever it loads weights."""
-    assert random_network("torchvision:inception_v3").transform_input
-    assert not random_network("inception").transform_input
+    assert unset_network("torchvision:inception_v3").transform_input
+    assert not unset_network("inception").transform_input
     assert describe("torchvision:inception_v3", nothing).mean == (0.485, 0.456, 0.406)
 
 
@@ -419,7 +419,7 @@ def test_a_size_resamples_position_embeddings(tmp_path: Path, weights: Weights) 
     model = load_model(network)
     torch.testing.assert_close(model.pos_embed.detach(), embedding)
     assert (network.height, network.taps[0].positions) == (112, 50)
-    state = randomised(random_network("torchvision:vit_b_16@32").state_dict())
+    state = randomised(unset_network("torchvision:vit_b_16@32").state_dict())
     torch.save(state, tmp_path / "vit.pt")
     larger = load_model(describe("torchvision:vit_b_16@64", str(tmp_path / "vit.pt")))
     assert larger.encoder.pos_embedding.shape == (1, 17, 768)
@@ -600,7 +600,7 @@ def test_unknown_network_names_are_refused(name: str, message: str, nothing: str
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    return randomised(random_network("timm:vit_tiny_patch16_224@32").state_dict())
+    return randomised(unset_network("timm:vit_tiny_patch16_224@32").state_dict())
 
 
 VIT = "timm:vit_tiny_patch16_224@32"
@@ -705,7 +705,7 @@ def test_a_head_that_no_tap_needs_may_differ(tmp_path: Path, state: State, chang
 
 
 def test_relation_blocks_of_mugs_are_dropped_and_others_are_not(tmp_path: Path) -> None:
-    state = random_network("mugs_vit_small").state_dict()
+    state = unset_network("mugs_vit_small").state_dict()
     extra = {"relation_blocks.0.norm1.weight": torch.zeros(384), "head.mlp.0.bias": torch.zeros(9)}
     loaded(tmp_path / "w.pt", {"state_dict": state | extra}, "mugs_vit_small")
     with pytest.raises(CorruptFile, match=r"unknown: relation_blocks"):
@@ -713,14 +713,14 @@ def test_relation_blocks_of_mugs_are_dropped_and_others_are_not(tmp_path: Path) 
 
 
 def test_old_batch_norms_without_a_counter_are_read(tmp_path: Path) -> None:
-    state = randomised(random_network("timm:resnet18").state_dict())
+    state = randomised(unset_network("timm:resnet18").state_dict())
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     model = loaded(tmp_path / "w.pt", old, "timm:resnet18")
     torch.testing.assert_close(model.bn1.running_var, state["bn1.running_var"])
 
 
 def test_old_names_of_densenet_are_read(tmp_path: Path) -> None:
-    state = randomised(random_network("torchvision:densenet121").state_dict())
+    state = randomised(unset_network("torchvision:densenet121").state_dict())
     old = {
         key.replace("norm1", "norm.1").replace("conv2", "conv.2") if "denselayer" in key else key: v
         for key, v in state.items()
@@ -865,7 +865,7 @@ def test_pretrained_weights_come_from_the_hub(
 def test_pretrained_weights_come_from_the_web(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = randomised(random_network("torchvision:mobilenet_v2").state_dict())
+    state = randomised(unset_network("torchvision:mobilenet_v2").state_dict())
     torch.save(state, tmp_path / "w.pth")
     asked: list[str] = []
 

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from pipeline.counting import Extractor
 from pipeline.dna import Ranges
 from pipeline.networks.registry import architecture
+from pipeline.networks.weights import without_random_values
 
 State = dict[str, torch.Tensor]
 
 
-def random_network(name: str) -> Any:
-    """Builds one of our networks with random weights."""
-    return architecture(name).build(None)
+def unset_network(name: str) -> Any:
+    """Builds one of our networks, whose parameters hold whatever was in memory."""
+    with without_random_values():
+        return architecture(name).build(None)
 
 
 def randomised(state: State, seed: int = 0) -> State:
@@ -99,7 +101,7 @@ class ReferenceNetworks:
 
         self.patch.setattr(inception_pytorch, "hf_hub_download", self.hub)
         self.patch.setattr(inception_pytorch, "load_state_dict_from_url", self.load)
-        self.save(randomised(random_network("inception").state_dict()))
+        self.save(randomised(unset_network("inception").state_dict()))
         return get_feature_extractor("inception", self.settings)
 
     def vgg16(self) -> Any:
@@ -118,7 +120,7 @@ class ReferenceNetworks:
         from vdna.networks import random_resnet50
 
         self.patch.setattr(random_resnet50, "hf_hub_download", self.hub)
-        state = random_network("rand_resnet50").state_dict()
+        state = unset_network("rand_resnet50").state_dict()
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
         self.save({"model_state_dict": randomised(state)})
         return random_resnet50.resnet50_feat_extractor(self.settings)
