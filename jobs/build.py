@@ -29,11 +29,13 @@ def build(
 ) -> None:
     """Build a dataset's DNA and commit it. The same command again does only what is missing."""
     from pipeline import api
+    from pipeline.catalogue import Catalogue
     from pipeline.reporting import build_json, build_lines
 
+    place = Catalogue(catalogue)  # a wrong url is refused before Ray starts
     with engine_for(resources, ray_address) as engine:
         result = api.build(
-            catalogue,
+            place,
             request,
             engine=engine,
             resources=resources,
