@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
+# The tests start many processes, which import the same modules: the first keeps them compiled.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-busy soak mutants mutants-sample lint docs bench clean
 
 demo: $(SETUP)-demo

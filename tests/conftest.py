@@ -69,6 +69,14 @@ def pytest_configure_node(node: Any) -> None:
         node.workerinput["s3"] = node.config.stash[STARTED]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Writes files without waiting until they would outlast a power cut, which no test makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_server(request: pytest.FixtureRequest) -> Iterator[str]:
     """Yields the endpoint of the server, which the standard settings name, as for any store."""

@@ -321,7 +321,7 @@ def without_random_values() -> AbstractContextManager[Any]:
                     return tensor
             return function(*args, **kwargs)
 
-    return Unset()  # type: ignore[no-untyped-call]  # torch has no type for it
+    return Unset()
 
 
 def fit(

@@ -54,7 +54,7 @@ RESOURCES = Resources(workers=0, threads=2)
 COUNTING: dict[str, Any] = {}
 """Fields of a request that say how images are counted here; the fixture `small` fills it."""
 
-LITE0 = {"extractor": "efficientnet_lite0", "weights": None, "ranges": None, "bins": 1000}
+LITE0 = {"extractor": "efficientnet_lite0", "weights": None, "ranges": None, "bins": 100}
 
 
 @pytest.fixture(scope="module", autouse=True)

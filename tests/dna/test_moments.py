@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -49,11 +50,13 @@ from pipeline.networks import describe
 from pipeline.networks.ranges_file import embedded_ranges
 from pipeline.sources import Entry, Shard, list_source, plan
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, Tap
+from tests.support import tiny_network as tiny
 from tests.support.builders import NUMERICS, decode_dna, random_dna, tiny_spec, write_photos
 
 TAPS = (Tap("stem", 3, 4), Tap("head", 5, 1))
 SPEC, RANGES = tiny_spec(taps=TAPS)
 ENGINE = InProcess()
+RESOURCES = Resources(workers=0, threads=2)
 Floats = NDArray[np.float64]
 
 
@@ -295,7 +298,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Returns the fields of a request that name the small network."""
+    return tiny.install(tmp_path_factory.mktemp("tiny")).options
+
+
+@pytest.fixture(scope="module")
+def built(
+    folder: Path, small: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> Catalogue:
     place = Catalogue(str(tmp_path_factory.mktemp("built")))
     other = tmp_path_factory.mktemp("others")
     write_photos(other, 12, first_seed=100)
@@ -304,23 +315,32 @@ def built(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     build_datasets(
         place,
         [
-            request_of(folder, "a"),
-            request_of(other, "b"),
-            replace(request_of(few, "without"), layer_gaussian=False),
+            request_of(folder, "a", **small),
+            request_of(other, "b", **small),
+            request_of(few, "without", **small, layer_gaussian=False),
         ],
         ENGINE,
-        Resources(workers=0, threads=2),
+        RESOURCES,
     )
     return place
 
 
-def request_of(folder: Path, name: str = "a") -> Request:
-    return Request(name, str(folder), bins=50, shard_images=2, layer_gaussian=True)
+@pytest.fixture(scope="module")
+def real(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    """Builds a dataset with the embedded network, whose layers are wide."""
+    place = Catalogue(str(tmp_path_factory.mktemp("real")))
+    build_datasets(place, [request_of(folder)], ENGINE, RESOURCES)
+    return place
+
+
+def request_of(folder: Path, name: str = "a", **options: Any) -> Request:
+    defaults = {"bins": 50, "shard_images": 2, "layer_gaussian": True}
+    return Request(name, str(folder), **(defaults | options))
 
 
 @pytest.mark.soak
-def test_a_build_has_the_covariance_of_the_images_features(built: Catalogue, folder: Path) -> None:
-    dna = built.load("a", layer_gaussian=True)
+def test_a_build_has_the_covariance_of_the_images_features(real: Catalogue, folder: Path) -> None:
+    dna = real.load("a", layer_gaussian=True)
     network = describe("efficientnet_lite0")
     counter = Counter(Extractor(network), dna.spec, embedded_ranges(network.name)[0])
     entries = list_source(str(folder)).entries
@@ -337,23 +357,23 @@ def test_a_build_has_the_covariance_of_the_images_features(built: Catalogue, fol
 
 @pytest.mark.soak
 def test_layer_gaussians_are_a_separate_file_and_do_not_change_the_dna(
-    built: Catalogue, folder: Path, tmp_path: Path
+    real: Catalogue, folder: Path, tmp_path: Path
 ) -> None:
     plain = Catalogue(str(tmp_path / "plain"))
-    request = replace(request_of(folder), layer_gaussian=False)
+    request = request_of(folder, layer_gaussian=False)
     build_datasets(plain, [request], ENGINE, Resources(workers=0, threads=1))
-    a, b = built.load("a"), plain.load("a")
+    a, b = real.load("a"), plain.load("a")
     assert a.scatter is None
     assert a.identical(b)
-    version = built.find("a")
+    version = real.find("a")
     assert version.products == (*PRODUCTS, LAYER_GAUSSIAN, "exemplars-8")
-    uri = built.uri("layer_gaussians", version.spec, "a", version.dna)
+    uri = real.uri("layer_gaussians", version.spec, "a", version.dna)
     table = pq.read_table(storage_path(uri))
     assert table.column_names == ["layer", "neuron", "mean", "scatter"]
     assert [len(row) for row in table["scatter"][:3].to_pylist()] == [32, 31, 30]
     assert set(version.footers) == {"dna", "folds", "layer_gaussians"}
-    part = built.load("a", layers=["bn2"], layer_gaussian=True)
-    assert part.identical(built.load("a", layer_gaussian=True).select(["bn2"]))
+    part = real.load("a", layers=["bn2"], layer_gaussian=True)
+    assert part.identical(real.load("a", layer_gaussian=True).select(["bn2"]))
     with pytest.raises(NotFound, match="build it with `layer_gaussian=True`"):
         plain.load("a", layer_gaussian=True)
 
@@ -363,10 +383,12 @@ def storage_path(uri: str) -> str:
 
 
 @pytest.mark.soak
-def test_any_number_of_threads_gives_the_same_bits(built: Catalogue, folder: Path, tmp_path: Path):
+def test_any_number_of_threads_gives_the_same_bits(
+    real: Catalogue, folder: Path, tmp_path: Path
+) -> None:
     other = Catalogue(str(tmp_path / "other"))
     build_datasets(other, [request_of(folder)], ENGINE, Resources(workers=0, threads=1))
-    assert other.find("a").sha256 == built.find("a").sha256
+    assert other.find("a").sha256 == real.find("a").sha256
 
 
 def test_verify_recomputes_the_scatter_and_finds_a_change(built: Catalogue, tmp_path: Path) -> None:
@@ -394,13 +416,12 @@ def test_another_dataset_s_gaussians_are_refused(built: Catalogue) -> None:
 
 
 def test_a_build_with_layer_gaussians_does_not_reuse_partials_without_them(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Catalogue(str(tmp_path / "c"))
-    resources = Resources(workers=0, threads=2)
-    plain = replace(request_of(folder), layer_gaussian=False)
-    (first,) = build_datasets(place, [plain], ENGINE, resources)
-    (second,) = build_datasets(place, [request_of(folder)], ENGINE, resources)
+    plain = request_of(folder, **small, layer_gaussian=False)
+    (first,) = build_datasets(place, [plain], ENGINE, RESOURCES)
+    (second,) = build_datasets(place, [request_of(folder, **small)], ENGINE, RESOURCES)
     assert second.changed
     assert second.counted_shards == first.counted_shards
     assert second.version.dna != first.version.dna
@@ -413,7 +434,7 @@ def test_a_build_with_layer_gaussians_does_not_reuse_partials_without_them(
 
     monkeypatch.setattr(Counter, "count", never)
     # A dataset that has them keeps them, whether or not the next build asks.
-    (third,) = build_datasets(place, [plain], ENGINE, resources)
+    (third,) = build_datasets(place, [plain], ENGINE, RESOURCES)
     assert not third.changed
     assert third.version == second.version
 
@@ -421,7 +442,7 @@ def test_a_build_with_layer_gaussians_does_not_reuse_partials_without_them(
 def test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians(built: Catalogue) -> None:
     matrix = compare(built, ["a", "b", "without"], fd=True)
     a, b = (built.load(name, layer_gaussian=True) for name in ("a", "b"))
-    assert matrix.of("bn2", "fd")[0, 1] == pytest.approx(fd(a, b, layer="bn2"), rel=1e-9)
+    assert matrix.of("b", "fd")[0, 1] == pytest.approx(fd(a, b, layer="b"), rel=1e-9)
     assert matrix.of(column="fd")[1, 0] == pytest.approx(fd(a, b), rel=1e-9)
     assert np.isnan(matrix.of(column="fd")[2]).all()
     again = Matrix.decode(matrix.encode(), "x")
@@ -489,7 +510,7 @@ def test_gc_keeps_only_what_the_version_needs(built: Catalogue, tmp_path: Path) 
 
 
 def test_gc_keeps_the_partials_of_a_build_that_has_begun(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Catalogue(str(tmp_path / "c"))
 
@@ -498,7 +519,7 @@ def test_gc_keeps_the_partials_of_a_build_that_has_begun(
 
     monkeypatch.setattr(committer, "compose", dies)
     with pytest.raises(KeyboardInterrupt):
-        build_datasets(place, [request_of(folder)], ENGINE, Resources(workers=0, threads=2))
+        build_datasets(place, [request_of(folder, **small)], ENGINE, RESOURCES)
     found = [item.uri for item in garbage(place, now=datetime.now(UTC) + 2 * GRACE)]
     assert not any("/partials/" in uri for uri in found)
 

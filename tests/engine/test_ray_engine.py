@@ -83,12 +83,16 @@ def test_a_build_on_ray_equals_the_build_in_process(folder: Path, tmp_path: Path
     holds(tmp_path / "ray", alone.load("photos"))
 
 
+@pytest.mark.parametrize(
+    "deaths", [(6,), pytest.param((3, 12), marks=pytest.mark.soak)], ids=["one", "two"]
+)
 def test_killed_workers_are_replaced_and_nothing_counts_twice(
-    folder: Path, truth: DNA, small: Small, tmp_path: Path
+    folder: Path, truth: DNA, small: Small, tmp_path: Path, deaths: tuple[int, ...]
 ) -> None:
+    """A worker dies each time that so many shards are committed."""
     process = small.start(folder, tmp_path)
     with ended(process):
-        for shards in (3, 12):
+        for shards in deaths:
             under_way = wait_for(tmp_path, shards, process)
             os.kill(random.Random(shards).choice(sorted(under_way)), signal.SIGKILL)
         result = finish(process)

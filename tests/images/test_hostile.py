@@ -30,6 +30,7 @@ from pipeline.spec import Resources
 from pipeline.storage import local_path
 from tests.counting.test_shard import SPEC
 from tests.support import hostile_files as hostile
+from tests.support import tiny_network as tiny
 from tests.support.builders import same_counts
 from tests.support.hostile_files import (
     COUNTED,
@@ -53,7 +54,7 @@ SLOW = [kind for kind in FILES if kind.slow]
 class Corpus:
     """One folder with all quick files and all places, built once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: dict[str, object]) -> None:
         self.outcomes = hostile.write_files(folder / "files", QUICK)
         self.places = 0
         for i, place in enumerate(PLACES):
@@ -63,17 +64,23 @@ class Corpus:
             self.places += place.counted
         self.source = folder / "files"
         self.catalogue = Catalogue(str(folder / "catalogue"))
-        request = Request("hostile", str(self.source), max_failures=10**6)
+        self.request = Request("hostile", str(self.source), max_failures=10**6, **network)
         resources = Resources(workers=0, threads=2)
-        (self.result,) = build_datasets(self.catalogue, [request], InProcess(), resources)
+        (self.result,) = build_datasets(self.catalogue, [self.request], InProcess(), resources)
 
     def of(self, outcome: str) -> list[Path]:
         return [path for path, stated in self.outcomes.items() if stated == outcome]
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return Corpus(tmp_path_factory.mktemp("hostile"))
+def network(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Returns the fields of a request that name the small network: only files matter here."""
+    return tiny.install(tmp_path_factory.mktemp("tiny")).options
+
+
+@pytest.fixture(scope="module")
+def corpus(network: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return Corpus(tmp_path_factory.mktemp("hostile"), network)
 
 
 def failures(result: Result) -> dict[Path, str]:
@@ -120,13 +127,13 @@ def test_counted_and_failed_are_all_candidates(corpus: Corpus) -> None:
 
 
 def test_hostile_files_do_not_change_the_counts_of_the_others(
-    corpus: Corpus, tmp_path: Path
+    corpus: Corpus, network: dict[str, object], tmp_path: Path
 ) -> None:
     for i, path in enumerate(corpus.of(COUNTED)):
         shutil.copy(path, tmp_path / f"{i}{path.suffix}")
     for i in range(corpus.places):
         (tmp_path / f"place{i}.jpg").write_bytes(hostile.JPEG)
-    alone = make_dna(tmp_path, threads=2)
+    alone = make_dna(tmp_path, threads=2, **network)
     assert alone.failed == 0
     assert same_counts(corpus.catalogue.load("hostile"), alone)
 
@@ -134,15 +141,16 @@ def test_hostile_files_do_not_change_the_counts_of_the_others(
 def test_a_listing_in_another_order_gives_the_same_dataset(corpus: Corpus) -> None:
     uris = [entry.uri for entry in list_source(corpus.source).entries]
     assert len(set(uris)) == len(uris)
-    request = Request("hostile", str(corpus.source), max_failures=10**6)
     (result,) = build_datasets(
-        corpus.catalogue, [request], InProcess(), Resources(workers=0, threads=1)
+        corpus.catalogue, [corpus.request], InProcess(), Resources(workers=0, threads=1)
     )
     assert not result.changed
 
 
 @pytest.mark.parametrize("place", LISTS, ids=lambda place: place.title[:30])
-def test_a_hostile_list_of_names_is_counted_or_refused(place: Place, tmp_path: Path) -> None:
+def test_a_hostile_list_of_names_is_counted_or_refused(
+    place: Place, network: dict[str, object], tmp_path: Path
+) -> None:
     made = place.make(tmp_path)
     assert made is not None
     if place.outcome == REFUSED:
@@ -152,7 +160,8 @@ def test_a_hostile_list_of_names_is_counted_or_refused(place: Place, tmp_path: P
         assert "key:secret" not in str(caught.value)
     else:
         catalogue = Catalogue(str(tmp_path / "catalogue"))
-        (result,) = build_datasets(catalogue, [Request("list", str(made))], InProcess())
+        request = Request("list", str(made), **network)
+        (result,) = build_datasets(catalogue, [request], InProcess())
         assert (result.version.images, result.duplicates) == (place.counted, 8)
 
 
@@ -261,6 +270,7 @@ def test_bytes_that_are_fetched_ahead_are_bounded(monkeypatch: pytest.MonkeyPatc
         return hostile.JPEG
 
     class NoNetwork:
+        device = torch.device("cpu")
         micro_batch = 8
         device = torch.device("cpu")
 
@@ -290,6 +300,7 @@ def test_few_images_of_unknown_size_are_read_at_a_time(monkeypatch: pytest.Monke
         return hostile.JPEG
 
     class NoNetwork:
+        device = torch.device("cpu")
         micro_batch = 8
         device = torch.device("cpu")
 

@@ -29,7 +29,6 @@ from pipeline import storage
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import all_pairs
 from pipeline.errors import StorageError
-from pipeline.networks import describe
 from pipeline.reporting import matrix_rows
 from tests.reporting.test_report import matrix_of, with_estimates
 from tests.support import tiny_network as tiny
@@ -45,6 +44,8 @@ Outcome = click.testing.Result
 
 SMALL: list[object] = []
 """Options of a build with a small network, for tests in which the counts do not matter."""
+
+FEWER_BINS = ("--bins", 4)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,11 +123,11 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, photos: Path, others: Path) -> Path:
-    """Builds `a` and `b/other` under the default spec, and `a` again with 100 bins."""
+    """Builds `a` and `b/other` with a small network, and `a` again with 4 bins."""
     place = tmp_path_factory.mktemp("catalogue")
-    build("a", photos, place)
-    build("b/other", others, place)
-    build("a", photos, place, "--bins", 100)
+    build("a", photos, place, *SMALL)
+    build("b/other", others, place, *SMALL)
+    build("a", photos, place, *SMALL, *FEWER_BINS)
     return place
 
 
@@ -152,10 +153,10 @@ def test_build_says_what_it_counted_and_left_out(tmp_path: Path, photos: Path) -
 
 def test_the_same_command_again_does_nothing(place: Path, photos: Path) -> None:
     before = Catalogue(str(place)).head().number
-    done = build("a", photos, place)
+    done = build("a", photos, place, *SMALL)
     assert "nothing to do, the source has not changed" in done.stdout
     assert "6/6 images" not in done.stderr
-    again = build_json("a", photos, place)
+    again = build_json("a", photos, place, *SMALL)
     assert (again["changed"], again["counted_shards"]) == (False, 0)
     assert Catalogue(str(place)).head().number == before
 
@@ -349,33 +350,34 @@ def test_interrupted_exits_130(
 
 def near(source: Path, place: Path, *options: object, exits: int = 0) -> Outcome:
     words = ("rank", source, "--to", "b/other", "-c", place, "--workers", 0, "--threads", 2)
-    return vdna(*words, *options, exits=exits)
+    weights = SMALL[SMALL.index("--weights") + 1]
+    return vdna(*words, "--weights", weights, *options, exits=exits)
 
 
 def test_rank_prints_both_ends_and_writes_all(place: Path, photos: Path, tmp_path: Path) -> None:
     out, page = tmp_path / "near.parquet", tmp_path / "near.html"
-    options = ("--layer", "bn1", "--top", 2, "--out", out, "--html", page)
+    options = ("--layer", "a", "--top", 2, "--out", out, "--html", page)
     done = near(photos, place, *options)
     rows = pq.read_table(out).to_pylist()
     assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert list(rows[0]) == ["uri", "member", "rank", "emd", "emd:bn1", "error"]
+    assert list(rows[0]) == ["uri", "member", "rank", "emd", "emd:a", "error"]
     lines = done.stdout.splitlines()
-    assert lines[0] == "nearest to b/other, in bins (in all, bn1):"
+    assert lines[0] == "nearest to b/other, in bins (in all, a):"
     shown = [rows[0], rows[1], rows[5], rows[4]]
     for line, row in zip([*lines[1:3], *lines[4:6]], shown, strict=True):
         name = row["uri"].removeprefix("file://")
         assert line.split() == [
-            str(row["rank"]), f"{row['emd']:.2f}", f"{row['emd:bn1']:.2f}", name,
+            str(row["rank"]), f"{row['emd']:.2f}", f"{row['emd:a']:.2f}", name,
         ]  # fmt: skip
-    assert lines[3] == "farthest from b/other, in bins (in all, bn1):"
+    assert lines[3] == "farthest from b/other, in bins (in all, a):"
     assert lines[6].startswith("6 images ranked by their distance to b/other (dna ")
     assert lines[7:] == [f"written to {out}", f"written to {page}"]
     assert page.read_text().count("<figure") == 4
     assert "6/6 images" in done.stderr
     again = json.loads(near(photos, place, *options, "--json").stdout)
     assert again["counted_shards"] == 0
-    assert (again["ranked"], again["failed"], again["layers"]) == (6, 0, ["bn1"])
-    told = {key: rows[0][key] for key in ("uri", "member", "rank", "emd", "emd:bn1")}
+    assert (again["ranked"], again["failed"], again["layers"]) == (6, 0, ["a"])
+    told = {key: rows[0][key] for key in ("uri", "member", "rank", "emd", "emd:a")}
     assert again["nearest"][0] == told
     assert len(again["nearest"]) == len(again["farthest"]) == 2
 
@@ -384,17 +386,17 @@ def test_rank_uses_the_exit_codes_of_the_other_commands(
     place: Path, spoilt: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "near.parquet"
-    lens = ("--neurons", "blocks.6.0:0-9")
+    lens = ("--neurons", "b:0-2")
     refused(near(spoilt, place, *lens, "--out", out, exits=3), "1 of 4 images could not be read")
     assert not out.exists()
     done = near(spoilt, place, *lens, "--out", out, "--max-failures", 1)
     assert "3 images ranked" in done.stdout
-    assert "through lens blocks.6.0:0-9, 1 could not be read" in done.stdout
+    assert "through lens b:0-2, 1 could not be read" in done.stdout
     assert "photo-0703.jpg: truncated: " in done.stdout
     refused(near(spoilt, place, "--out", "x.csv", exits=2), "Parquet")
     refused(near(spoilt, place, "--html", "x.txt", exits=2), "'x.txt' must end in .html")
     refused(near(spoilt, place, "--layer", "nope", exits=2), "no layer 'nope'")
-    refused(near(spoilt, place, *lens, "--layer", "bn1", exits=2), "no weight")
+    refused(near(spoilt, place, *lens, "--layer", "a", exits=2), "no weight")
     refused(vdna("rank", spoilt, "--to", "x", "-c", place, exits=1), "has no dataset 'x'")
 
 
@@ -460,18 +462,18 @@ def test_the_catalogue_may_come_from_the_environment(place: Path) -> None:
 
 
 def test_show_tells_how_a_dataset_was_counted(
-    place: Path, photos: Path, specs: dict[int, str]
+    place: Path, photos: Path, specs: dict[int, str], network: tiny.Place
 ) -> None:
     shown = vdna_json("show", "a", "-c", place)
-    assert (shown["spec"], shown["spec_fields"]["bins"]) == (specs[1000], 1000)
+    assert (shown["spec"], shown["spec_fields"]["bins"]) == (specs[tiny.BINS], tiny.BINS)
     assert shown["failures"] == []
     text = vdna("show", "a", "-c", place).stdout
     assert text.startswith(f"a: 6 images, 0 failed, from {photos}\n")
-    assert "3,120 neurons of 18 layers x 1000 bins" in text
-    assert describe("efficientnet_lite0").weights_sha256 in text
-    coarse = vdna_json("show", "a", "-c", place, "--spec", specs[100][:10])
-    assert (coarse["spec"], coarse["spec_fields"]["bins"]) == (specs[100], 100)
-    assert "x 100 bins" in vdna("show", "a", "-c", place, "--spec", specs[100]).stdout
+    assert "7 neurons of 2 layers x 8 bins" in text
+    assert network.network.weights_sha256 in text
+    coarse = vdna_json("show", "a", "-c", place, "--spec", specs[4][:10])
+    assert (coarse["spec"], coarse["spec_fields"]["bins"]) == (specs[4], 4)
+    assert "x 4 bins" in vdna("show", "a", "-c", place, "--spec", specs[4]).stdout
 
 
 def test_log_lists_the_newest_commit_first(place: Path) -> None:
@@ -575,7 +577,7 @@ def test_compare_prints_pairs_with_their_estimates(place: Path) -> None:
     row = next(r for r in rows if (r["a"], r["b"], r["layer"]) == ("a", "b/other", "all"))
     assert row["emd"] > 0
     assert row["q"] is None  # of four images there are four folds
-    assert "of all neurons, in bins (1000 to a neuron's range)" in text
+    assert "of all neurons, in bins (8 to a neuron's range)" in text
     digits = 1 if row["emd_corrected"] >= 1 else 2
     assert f"{row['emd_corrected']:.{digits}f} [{row['low']:.{digits}f}, " in text
     assert f", {row['high']:.{digits}f}]" in text
@@ -608,7 +610,7 @@ def test_the_memory_option_reaches_the_comparison(
 def test_compare_as_json_has_every_ordered_pair_of_every_layer(place: Path) -> None:
     rows = vdna_json("compare", "-c", place)
     keys = {(row["a"], row["b"], row["layer"]) for row in rows}
-    assert len(keys) == len(rows) == 2 * 2 * 19
+    assert len(keys) == len(rows) == 2 * 2 * 3
     assert all(row["emd"] == 0 for row in rows if row["a"] == row["b"])
     there = {(row["a"], row["b"], row["layer"]): row["emd"] for row in rows}
     assert all(there[a, b, layer] == there[b, a, layer] for a, b, layer in keys)
@@ -616,14 +618,14 @@ def test_compare_as_json_has_every_ordered_pair_of_every_layer(place: Path) -> N
     assert (
         vdna("compare", "-c", place, "--layer", "all").stdout == vdna("compare", "-c", place).stdout
     )
-    two = ("--layer", "blocks.3.1", "--layer", "bn2")
+    two = ("--layer", "a", "--layer", "b")
     found = vdna_json("compare", "-c", place, *two)
     assert found == [row for row in rows if row["layer"] in two]
-    some = vdna_json("compare", "b/other", "a", "-c", place, "--layer", "blocks.3.1")
-    assert {row["layer"] for row in some} >= {"blocks.3.1"}
+    some = vdna_json("compare", "b/other", "a", "-c", place, "--layer", "b")
+    assert {row["layer"] for row in some} >= {"b"}
     for row in some:
-        if row["layer"] == "blocks.3.1":
-            assert row["emd"] == there[row["a"], row["b"], "blocks.3.1"]
+        if row["layer"] == "b":
+            assert row["emd"] == there[row["a"], row["b"], "b"]
 
 
 def test_compare_writes_parquet_that_opens(place: Path, tmp_path: Path) -> None:
@@ -655,30 +657,30 @@ def test_compare_writes_a_page_and_a_figure(place: Path, tmp_path: Path) -> None
     assert page.read_text().startswith("<!doctype html>")
     assert "b/other" in page.read_text()
     assert "b/other" in figure.read_text()
-    some = vdna_json("compare", "-c", place, "--layer", "bn2", "--html", page, "--figure", figure)
-    assert {row["layer"] for row in some} == {"bn2"}
-    two = ("--layer", "bn2", "--layer", "blocks.3.1")
+    some = vdna_json("compare", "-c", place, "--layer", "b", "--html", page, "--figure", figure)
+    assert {row["layer"] for row in some} == {"b"}
+    two = ("--layer", "b", "--layer", "a")
     text = vdna("compare", "-c", place, *two, "--html", page).stdout
-    assert 0 < text.index("of bn2") < text.index("of blocks.3.1")
-    refused(vdna("compare", "-c", place, *two, "--figure", figure, exits=2), "bn2 and blocks.3.1")
+    assert 0 < text.index("of b,") < text.index("of a,")
+    refused(vdna("compare", "-c", place, *two, "--figure", figure, exits=2), "b and a")
     refused(vdna("compare", "-c", place, "--html", tmp_path / "x.txt", exits=2), "x.txt", ".html")
     refused(vdna("compare", "-c", place, "--figure", tmp_path / "x.gif", exits=2), "x.gif", ".svg")
 
 
 def test_compare_names_its_lens_everywhere(place: Path, tmp_path: Path) -> None:
     page, figure = tmp_path / "page.html", tmp_path / "figure.svg"
-    words = ("compare", "-c", place, "--neurons", "blocks.3.1:0-3")
+    words = ("compare", "-c", place, "--neurons", "a:0-3")
     text = vdna(*words, "--html", page, "--figure", figure).stdout
-    assert "Earth Mover's Distance through lens blocks.3.1:0-3, in bins" in text
-    assert "2 datasets, through lens blocks.3.1:0-3" in figure.read_text()
-    assert "Visual DNA of 2 datasets through lens blocks.3.1:0-3" in page.read_text()
+    assert "Earth Mover's Distance through lens a:0-3, in bins" in text
+    assert "2 datasets, through lens a:0-3" in figure.read_text()
+    assert "Visual DNA of 2 datasets through lens a:0-3" in page.read_text()
     for shown in (text, figure.read_text(), page.read_text().partition("<script>")[0]):
         assert "all neurons" not in shown
         assert "no distance that is defined" not in shown
-    other = vdna(*words, "--layer", "bn2", "--html", page, "--figure", figure).stdout
+    other = vdna(*words, "--layer", "b", "--html", page, "--figure", figure).stdout
     assert "The lens gives this layer no weight" in other
     assert "The lens gives this layer no weight" in figure.read_text()
-    assert '"weightless":["bn2"]' in page.read_text()
+    assert '"weightless":["b"]' in page.read_text()
     assert "nan" not in other
     assert "nearest" not in other.lower()
 
@@ -687,6 +689,7 @@ def test_a_matrix_as_json_is_printed_row_by_row(
     tmp_path: Path,
     place: Path,
     photos: Path,
+    network: tiny.Place,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -717,7 +720,8 @@ def test_a_matrix_as_json_is_printed_row_by_row(
         monkeypatch.setattr(f"jobs.{command}.print_json", given.append)
     vdna("compare", "-c", place, "--json")
     config = tmp_path / "datasets.yaml"
-    config.write_text(f"datasets: [{{name: a, source: '{photos}'}}]")
+    dataset = {"name": "a", "source": str(photos), **network.options}
+    config.write_text(json.dumps({"datasets": [dataset]}))
     vdna("refresh", "--config", config, "-c", place, "--workers", 0, "--json")
     (printed, refreshed) = given[0], given[1]["matrix"]
     assert isinstance(printed, Rows)
@@ -737,7 +741,7 @@ def test_report_writes_the_page_of_a_snapshot(
     assert told == {"out": str(out), "bytes": out.stat().st_size, "datasets": 2}
     assert "data:image/webp" not in out.read_text()
     refused(vdna("report", "-c", place, "--out", "report.pdf", exits=2), "report.pdf", ".html")
-    weights = {"layer": ["bn2"], "neuron": [3], "weight": [1.0]}
+    weights = {"layer": ["b"], "neuron": [2], "weight": [1.0]}
     pq.write_table(pa.table(weights), tmp_path / "third.parquet")
     vdna("report", "-c", place, "--out", out, "--samples", 0, "--lens", "third.parquet")
     assert '"lens":"third"' in out.read_text().replace(" ", "")
@@ -809,15 +813,15 @@ def test_compare_lists_the_neighbours_of_one(place: Path) -> None:
 def test_compare_uses_one_spec(
     place: Path, others: Path, specs: dict[int, str], tmp_path: Path
 ) -> None:
-    """`a` under 100 bins is not in the matrix of the default spec, and does not break it."""
+    """`a` under 4 bins is not in the matrix of the default spec, and does not break it."""
     rows = vdna_json("compare", "-c", place)
     assert {row["a"] for row in rows} == {"a", "b/other"}
-    refused(vdna("compare", "-c", place, "--spec", specs[100], exits=2), "there is 1")
-    mismatch = vdna("compare", "a", "b/other", "-c", place, "--spec", specs[100], exits=1)
-    refused(mismatch, "bins", "100", "1000", "b/other")
-    build("b/other", others, tmp_path, "--bins", 100)
-    build("c", others, tmp_path, "--bins", 100)
-    coarse = vdna_json("compare", "-c", tmp_path, "--spec", specs[100][:8])
+    refused(vdna("compare", "-c", place, "--spec", specs[4], exits=2), "there is 1")
+    mismatch = vdna("compare", "a", "b/other", "-c", place, "--spec", specs[4], exits=1)
+    refused(mismatch, "bins", "4", "8", "b/other")
+    build("b/other", others, tmp_path, *SMALL, *FEWER_BINS)
+    build("c", others, tmp_path, *SMALL, *FEWER_BINS)
+    coarse = vdna_json("compare", "-c", tmp_path, "--spec", specs[4][:8])
     assert {row["emd"] for row in coarse} == {0.0}
 
 
@@ -969,10 +973,11 @@ def test_refresh_compares_under_the_spec_of_its_file(
 
 
 def test_refresh_needs_a_catalogue_and_a_sound_file(
-    tmp_path: Path, sources: Callable[[str, int], Path]
+    tmp_path: Path, sources: Callable[[str, int], Path], network: tiny.Place
 ) -> None:
     file = tmp_path / "datasets.yaml"
-    file.write_text(f"datasets: [{{name: a, source: '{sources('a', 0)}'}}]")
+    dataset = {"name": "a", "source": str(sources("a", 0)), **network.options}
+    file.write_text(json.dumps({"datasets": [dataset]}))
     done = vdna("refresh", "--config", file, exits=2, env={"VDNA_CATALOGUE": ""})
     refused(done, str(file), "--catalogue")
     done = refresh(file, "-c", tmp_path / "given", "--json")
@@ -987,17 +992,22 @@ def test_refresh_needs_a_catalogue_and_a_sound_file(
 
 
 @pytest.mark.soak
-def test_each_command_runs_as_a_module_too(tmp_path: Path, others: Path, place: Path) -> None:
-    module = (sys.executable, "-m")
-    built = run(*module, "jobs.build", "b", others, "-c", tmp_path, "--workers", 0, "--json")
+def test_each_command_runs_as_a_module_too(
+    tmp_path: Path, others: Path, place: Path, network: tiny.Place, small: Small
+) -> None:
+    module, env = (sys.executable, "-m"), small.environment()
+    words = ("b", others, "-c", tmp_path, "--workers", 0, "--json", *SMALL)
+    built = run(*module, "jobs.build", *words, env=env)
     assert built.returncode == 0, built.stderr
     assert json.loads(built.stdout)["dna"] == Catalogue(str(place)).find("b/other").dna
     compared = run(*module, "jobs.compare", "--json", env={"VDNA_CATALOGUE": str(place)})
     assert compared.returncode == 0, compared.stderr
     assert json.loads(compared.stdout) == vdna_json("compare", "-c", place)
     file = tmp_path / "datasets.yaml"
-    file.write_text(f"datasets: [{{name: b/other, source: '{others}'}}]")
-    refreshed = run(*module, "jobs.refresh", "--config", file, "-c", place, "--workers", 0)
+    dataset = {"name": "b/other", "source": str(others), **network.options}
+    file.write_text(json.dumps({"datasets": [dataset]}))
+    words = ("--config", file, "-c", place, "--workers", 0)
+    refreshed = run(*module, "jobs.refresh", *words, env=env)
     assert refreshed.returncode == 0, refreshed.stderr
     assert "b/other: 4 images; nothing to do" in refreshed.stdout
 

@@ -121,11 +121,8 @@ def test_a_build_tells_its_shards_in_json(small: Small, tmp_path: Path, workers:
     assert lines[-1]["event"] == "Finished"
 
 
-def test_an_error_of_a_command_is_a_line_of_json(small: Small, tmp_path: Path) -> None:
-    options = (*small.options, "--log-format", "json")
-    process = start(
-        tmp_path / "nowhere", tmp_path / "c", *options, workers=0, env=small.environment()
-    )
+def test_an_error_of_a_command_is_a_line_of_json(tmp_path: Path) -> None:
+    process = start(tmp_path / "nowhere", tmp_path / "c", "--log-format", "json", workers=0)
     with ended(process):
         _, err = process.communicate(timeout=240)
     assert process.returncode == 1

@@ -383,7 +383,7 @@ def test_a_build_resumes_its_listing_and_leaves_nothing_of_it(
 
     monkeypatch.setattr(storage, "list_page", list_page)
     place = Catalogue(f"{root}/catalogue")
-    request = Request("x", f"{root}/images")
+    request = Request("x", f"{root}/images", bins=8)
     with pytest.raises(StorageError, match="gone"):
         build_datasets(place, [request], InProcess())
     kept = [i.uri for i in storage.walk(f"{root}/catalogue/_work/_listings")]

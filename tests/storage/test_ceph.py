@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import boto3
 import duckdb
@@ -36,6 +37,7 @@ from pipeline.errors import SourceError, StorageError, VdnaError
 from pipeline.sources import list_source, plan
 from pipeline.spec import Resources
 from tests.support import ceph, s3
+from tests.support import tiny_network as tiny
 from tests.support.builders import jpeg
 from tests.support.s3 import contents, fill, only_ceph, put, race, remove
 
@@ -53,8 +55,19 @@ def new_bucket(name: str) -> str:
     return f"s3://{bucket}"
 
 
-def build(place: Catalogue, *requests: Request) -> list[Result]:
-    return build_datasets(place, requests, InProcess(), RESOURCES)
+COUNTING: dict[str, Any] = {}
+"""Fields of a request that name the small network; the fixture `small` fills it."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory: pytest.TempPathFactory) -> None:
+    COUNTING.update(tiny.install(tmp_path_factory.mktemp("tiny")).options)
+
+
+def build(place: Catalogue, name: str, source: str, **options: Any) -> Result:
+    request = Request(name, source, **(COUNTING | options))
+    (result,) = build_datasets(place, [request], InProcess(), RESOURCES)
+    return result
 
 
 # The server
@@ -276,15 +289,15 @@ def test_the_permissions_of_the_runbook_are_sufficient_and_necessary(
     use({"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret})
     place = Catalogue(f"{dnas}/dnas")
     with pytest.raises(VdnaError, match=r"2 of 2 shards .*jpg: access denied \(AccessDenied"):
-        build(place, Request("a", images))
+        build(place, "a", images)
     assert place.head().number == 0
     allow(name, images, *reads)
-    (result,) = build(place, Request("a", images))
+    result = build(place, "a", images)
     assert (result.version.images, result.version.failed) == (2, 0)
     assert all(finding.ok for finding in verify(place))
     allow(name, dnas, *reads)
     with pytest.raises(StorageError, match=r"_work/probe-\w+: access denied \(AccessDenied"):
-        build(place, Request("b", images))
+        build(place, "b", images)
 
 
 def allow(user: str, bucket: str, *actions: str) -> None:
@@ -327,7 +340,7 @@ def test_every_key_that_s3_allows_is_listed_and_counted(root: str) -> None:
     for seed, key in enumerate(keys):
         entry = found[f"{source}/{key}"]
         assert storage.read(entry.uri, entry.identity) == jpeg(seed), key
-    (result,) = build(Catalogue(f"{root}/dnas"), Request("odd", source, shard_images=64))
+    result = build(Catalogue(f"{root}/dnas"), "odd", source, shard_images=64)
     assert (result.version.images, result.version.failed) == (len(keys), 0)
 
 
@@ -474,10 +487,10 @@ def test_a_bucket_that_drops_the_condition_is_refused() -> None:
     name, client = bucket.removeprefix("s3://"), boto3.client("s3")
     client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     with pytest.raises(StorageError, match=r"overwrites an object.*buckets without versioning"):
-        build(place, Request("a", f"{bucket}/images"))
+        build(place, "a", f"{bucket}/images")
     assert contents(place.root) == {}
     client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Suspended"})
-    (result,) = build(place, Request("a", f"{bucket}/images"))
+    result = build(place, "a", f"{bucket}/images")
     assert result.version.images == 1
 
 

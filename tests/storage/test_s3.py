@@ -73,7 +73,7 @@ def images(bucket: str) -> str:
 @pytest.fixture(scope="module")
 def built(bucket: str, images: str) -> tuple[Catalogue, Result]:
     place = Catalogue(f"{bucket}/{uuid.uuid4().hex}/catalogue")
-    (result,) = run(place, Request("photos", images))
+    (result,) = run(place, small_request("photos", images))
     return place, result
 
 
@@ -83,7 +83,7 @@ def test_the_counts_are_those_of_the_same_files_on_disk(
     place, result = built
     write_photos(tmp_path, IMAGES)
     (tmp_path / "odd.jpg").write_bytes(jpeg(80))
-    assert same_counts_and_failures(place.load("photos"), make_dna(tmp_path, threads=2))
+    assert same_counts_and_failures(place.load("photos"), make_dna(tmp_path, threads=2, **COUNTING))
     assert (result.version.images, result.version.failed) == (IMAGES + 1, 0)
     assert result.ignored == {".md": 1}
     assert result.version.source == images
@@ -110,7 +110,7 @@ def test_a_second_build_has_nothing_to_do(
     place, first = built
     before = contents(place.root)
     monkeypatch.setattr(Counter, "count", lambda *_, **__: pytest.fail("counted again"))
-    (again,) = run(place, Request("photos", images))
+    (again,) = run(place, small_request("photos", images))
     assert (again.changed, again.counted_shards) == (False, 0)
     assert again.version == first.version
     assert contents(place.root) == before
@@ -119,12 +119,12 @@ def test_a_second_build_has_nothing_to_do(
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own warning
 def test_ray_in_its_own_processes_makes_the_same_dna(
-    built: tuple[Catalogue, Result], place: Catalogue, images: str
+    place: Catalogue, images: str, root: str
 ) -> None:
     """Workers use the settings that the driver was started with."""
     from pipeline.engine import RayEngine
 
-    _, alone = built
+    (alone,) = run(Catalogue(f"{root}/alone"), Request("photos", images))
     resources = Resources(workers=1, threads=1)
     with RayEngine(resources) as engine:
         (spread,) = build_datasets(place, [Request("photos", images)], engine, resources)
@@ -138,7 +138,7 @@ def test_compare_reads_and_keeps_its_matrix_in_the_bucket(
     built: tuple[Catalogue, Result], root: str
 ) -> None:
     place, _ = built
-    run(place, Request("other", fill(f"{root}/other", 3, first_seed=300)))
+    run(place, small_request("other", fill(f"{root}/other", 3, first_seed=300)))
     matrix = compare(place)
     assert matrix.names == ("other", "photos")
     assert matrix.of()[0, 1] > 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
@@ -121,8 +122,8 @@ class Reader:
 
 
 @contextmanager
-def reader(profile: Path) -> Iterator[Reader]:
-    """Starts a browser of its own, with an empty profile."""
+def started(profile: Path) -> Iterator[webdriver.Chrome]:
+    """Starts a browser with an empty profile."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
@@ -131,6 +132,23 @@ def reader(profile: Path) -> Iterator[Reader]:
     service = webdriver.ChromeService(shutil.which("chromedriver"), port=free_port())
     driver = webdriver.Chrome(options=options, service=service)
     try:
-        yield Reader(driver)
+        yield driver
     finally:
         driver.quit()
+
+
+@contextmanager
+def new_tab(driver: webdriver.Chrome) -> Iterator[Reader]:
+    """Opens a tab of its own, which has seen nothing, and closes the one before it."""
+    before = driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    tab = driver.current_window_handle
+    driver.switch_to.window(before)
+    driver.close()
+    driver.switch_to.window(tab)
+    for log in ("browser", "performance"):
+        driver.get_log(log)  # takes out what earlier tabs left
+    try:
+        yield Reader(driver)
+    finally:
+        ActionBuilder(driver).clear_actions()  # no key stays pressed

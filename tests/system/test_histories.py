@@ -196,7 +196,6 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", inherit)
     monkeypatch.setattr(images, "load_isolated", isolated)  # a process of its own takes a second
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # the tests do not cut the power
     monkeypatch.setattr(reduce_module, "FAN_IN", 2)  # small sets have trees too
     monkeypatch.setattr(reduce_module, "LAST", 2)
 
