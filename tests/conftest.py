@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
@@ -23,11 +24,32 @@ LONGEST = [
         "kills",
         "histories",
         "agreement",
+        "networks",
+        "calibration",
+        "tiles",
+        "labels",
+        "cli",
+        "build",
         "faults",
         "ceph",
         "demo",
         "notebooks",
-        "networks",
+        "garbage_collection",
+        "reference_files",
+        "ranking",
+        "browser",
+        "explanation_page",
+        "hostile",
+        "secrets",
+        "moments",
+        "manifest",
+        "lens_fit",
+        "intervals",
+        "verification",
+        "images",
+        "substituted_files",
+        "partial_reads",
+        "s3",
     )
 ]
 os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernel runs on a CPU; read as Triton is imported
@@ -41,6 +63,17 @@ STARTED = pytest.StashKey[dict[str, str]]()
 def pytest_configure() -> None:
     s3.chosen()  # a server that is asked for and missing is an error at once
     browser.chosen()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collects no garbage while all tests are imported: a million objects stay to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.networks.batch_norms import foldable
 from pipeline.networks.network import Architecture
 from pipeline.networks.taps import default_modules, matching, no_default_taps, parse, rows
+from pipeline.networks.weights import without_random_values
 from pipeline.spec import Tap
 from pipeline.wording import option
 
@@ -159,7 +160,7 @@ def _bare(known: Architecture, side: int | None) -> tuple[Any, bool]:
     import torch
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), without_random_values():
             return known.build(side).eval(), True
     except Exception:  # it computes with its parameters as it is built
         return known.build(side).eval(), False
