@@ -281,7 +281,7 @@ def test_fd_of_one_layer_of_all_layers_and_of_neurons() -> None:
     assert fd(a, b, layer="head").neurons[2] == nfd(a, b, layer="head").neurons[2]
     assert np.array_equal(fd(a, b, per_neuron=True), nfd(a, b, per_neuron=True))
     without = replace(a, scatter=None)
-    with pytest.raises(UsageError, match="the second DNA has no layer Gaussians: build it with"):
+    with pytest.raises(UsageError, match="second DNA has no layer Gaussians: build it, and load"):
         fd(a, without)
     with pytest.raises(UsageError, match="at least 2 images"):
         fd(a, of_samples(samples(2, 1)))
