@@ -295,7 +295,7 @@ def without_prefix(state: dict[str, torch.Tensor], known: Iterable[str]) -> dict
     return state
 
 
-DRAWS = {"uniform_", "normal_", "kaiming_uniform_", "erfinv_", "mul_", "add_", "clamp_"}
+RANDOM_FILLS = {"uniform_", "normal_", "kaiming_uniform_", "erfinv_", "mul_", "add_", "clamp_"}
 """Functions that fill a tensor with random values: torch's, and the steps of timm's own."""
 
 
@@ -315,7 +315,7 @@ def without_random_values() -> AbstractContextManager[Any]:
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             kwargs = kwargs or {}
-            if getattr(function, "__name__", "") in DRAWS:
+            if getattr(function, "__name__", "") in RANDOM_FILLS:
                 tensor = args[0] if args else kwargs.get("tensor")
                 if isinstance(tensor, torch.nn.Parameter):
                     return tensor
