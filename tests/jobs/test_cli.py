@@ -1179,5 +1179,5 @@ def test_every_command_and_option_in_the_docs_exists() -> None:
 
 def test_an_empty_name_of_a_catalogue_is_refused(tmp_path: Path) -> None:
     write_photos(tmp_path, 1)
-    refused(vdna("build", "a", tmp_path, "-c", "", exits=2), "the catalogue is empty")
-    refused(vdna("ls", "-c", "", exits=2), "the catalogue is empty")
+    refused(vdna("build", "a", tmp_path, "-c", "", exits=2), "the --catalogue is empty")
+    refused(vdna("ls", "-c", "", exits=2), "the --catalogue is empty")
