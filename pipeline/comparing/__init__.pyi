@@ -1,6 +1,7 @@
 from .all_pairs import Effort as Effort
 from .all_pairs import compare as compare
 from .arrangement import clusters as clusters
+from .arrangement import lone_datasets as lone_datasets
 from .arrangement import neighbours as neighbours
 from .arrangement import plane_map as plane_map
 from .arrangement import widest_split as widest_split

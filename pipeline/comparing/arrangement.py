@@ -141,7 +141,7 @@ def widest_split(distances: Floats, low: Floats, high: Floats, most: int = MOST_
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
-    kept = defined(np.where(np.eye(len(distances), dtype=bool), 0.0, distances + low + high))
+    kept = _barred(distances, low, high)
     here = np.ix_(kept, kept)
     tree = linkage(squareform(_symmetric(distances[here])), "average") if len(kept) > 2 else None
     best, off = Split((), np.nan, np.nan), ~np.eye(len(kept), dtype=bool)
@@ -156,6 +156,44 @@ def widest_split(distances: Floats, low: Floats, high: Floats, most: int = MOST_
             members = [tuple(np.array(kept)[labels == label].tolist()) for label in set(labels)]
             best = Split(tuple(sorted(members, key=lambda m: (-len(m), m))), within, between)
     return best
+
+
+def lone_datasets(distances: Floats, low: Floats, high: Floats) -> Split:
+    """Finds datasets that are far from all others, while each other one has a near one.
+
+    All intervals of the lone ones lie above the interval of each other dataset to its nearest one.
+    Of all such choices, it is the one of the widest gap between.
+
+    Args:
+        distances: (D, D) distances.
+        low: (D, D) lower ends of their intervals.
+        high: (D, D) upper ends of their intervals.
+
+    Returns:
+        The lone datasets as groups of one: `between` is the lower end of their smallest interval,
+        and each other dataset has one within `within`. There are no groups if there is no such
+        choice.
+    """
+    best = Split((), np.nan, np.nan)
+    kept = np.array(_barred(distances, low, high), int)
+    if len(kept) < 3:
+        return best
+    here, own = np.ix_(kept, kept), np.eye(len(kept), dtype=bool)
+    least = np.where(own, np.inf, low[here]).min(axis=1)
+    most = np.where(own, np.inf, high[here]).min(axis=1)
+    order = np.argsort(-least, kind="stable")
+    for count in range(1, len(kept) - 1):
+        alone, others = order[:count], order[count:]
+        between, within = float(least[alone].min()), float(most[others].max())
+        if within < between and not between - within <= best.between - best.within:
+            groups = tuple((int(i),) for i in sorted(kept[alone]))
+            best = Split(groups, within, between)
+    return best
+
+
+def _barred(distances: Floats, low: Floats, high: Floats) -> tuple[int, ...]:
+    """Finds datasets that all have a distance and an interval to each other."""
+    return defined(np.where(np.eye(len(distances), dtype=bool), 0.0, distances + low + high))
 
 
 def _best_leaves(tree: Floats, distances: Floats) -> Ints:

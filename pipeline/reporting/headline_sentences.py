@@ -16,6 +16,7 @@ from pipeline.comparing import (
     ALL,
     FALSE_DISCOVERY_RATE,
     Matrix,
+    lone_datasets,
     widest_split,
 )
 from pipeline.dna import Floats
@@ -32,14 +33,18 @@ from pipeline.wording import some_of
 ALIKE_SENTENCES = 3
 """The most sentences about what cannot be told apart."""
 
+NAMED_ALONE = 8
+"""Of more datasets that stand alone, only some are named."""
+
 
 def headline(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE) -> str:
     """Says in a few sentences what stands out in a matrix.
 
     Outliers and groups are named if the 95% intervals within a group all lie below those between
-    groups. A dataset is called nearest to another if the upper end of their interval lies below
-    the lower ends of all others that are told apart from both. Two datasets cannot be told apart
-    if their test says so. Each interval is of one pair, and holds by itself.
+    groups; otherwise datasets that are far from all others, if each other one has a near one. A
+    dataset is called nearest to another if the upper end of their interval lies below the lower
+    ends of all others that are told apart from both. Two datasets cannot be told apart if their
+    test says so. Each interval is of one pair, and holds by itself.
 
     Args:
         matrix: The matrix.
@@ -120,7 +125,7 @@ def _ends(names: Sequence[str], values: Floats, pairs: NDArray[np.bool_], which:
 def _groups(names: Sequence[str], values: Floats, low: Floats, high: Floats) -> list[str]:
     split = widest_split(values, low, high)
     if not split.groups:
-        return []
+        return _alone(names, values, low, high)
     within, between = _most(split.within), _least(split.between)
     main, *others = split.groups
     named = [some_of([names[i] for i in group]) for group in split.groups]
@@ -136,6 +141,21 @@ def _groups(names: Sequence[str], values: Floats, low: Floats, high: Floats) -> 
     return [
         f"There are {len(named)} groups, {between} bins or more apart, and at most {within} "
         f"bins within: {'; '.join(named)}."
+    ]
+
+
+def _alone(names: Sequence[str], values: Floats, low: Floats, high: Floats) -> list[str]:
+    found = lone_datasets(values, low, high)
+    if not found.groups:
+        return []
+    named = [names[i] for (i,) in found.groups]
+    alone = some_of(named)
+    if 1 < len(named) <= NAMED_ALONE:
+        alone = f"{', '.join(named[:-1])} and {named[-1]}"
+    stand = "stands alone:" if len(found.groups) == 1 else "stand alone: each is"
+    return [
+        f"{alone} {stand} {_least(found.between)} bins or more from every other dataset, while "
+        f"each other one has another within {_most(found.within)} bins."
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.comparing import ESTIMATES, Matrix, widest_split
+from pipeline.comparing import ESTIMATES, Matrix, lone_datasets, widest_split
 from pipeline.reporting import headline
 from tests.reporting.test_report import matrix_of, with_estimates, with_nan, with_single
 
@@ -58,6 +58,19 @@ def test_several_outliers_and_groups_are_named() -> None:
     assert groups.startswith(
         "There are 2 groups, 58.5 bins or more apart, and at most 2.5 bins within: a and b; x and y"
     )
+
+
+def test_datasets_that_stand_alone_are_named_if_there_are_no_groups() -> None:
+    """The chain from a to d is longer than its distance to those that stand alone."""
+    points = {"a": 0.0, "b": 8, "c": 16, "d": 24, "x": 40, "y": 60, "z": 80}
+    said = headline(matrix_at(points, 0.5))
+    assert said.startswith(
+        "x, y and z stand alone: each is 15.5 bins or more from every other dataset, while each "
+        "other one has another within 8.5 bins."
+    )
+    one = headline(matrix_at({key: points[key] for key in "abcdx"}, 0.5))
+    assert one.startswith("x stands alone: 15.5 bins or more from every other dataset, while each")
+    assert "alone" not in headline(matrix_at(points, 4.5))
 
 
 def test_what_cannot_be_told_apart_is_said_and_not_called_near() -> None:
@@ -138,6 +151,14 @@ def test_every_split_holds_for_all_pairs(seed: int, count: int, half: float) -> 
     where = {f"d{k}": float(at) for k, at in enumerate(rng.normal(0, 10, count))}
     matrix = matrix_at(where, half)
     low, high = matrix.of("all", "low"), matrix.of("all", "high")
+    lone = lone_datasets(matrix.corrected(), low, high)
+    alone = {i for (i,) in lone.groups}
+    for i in range(count) if alone else ():
+        others = [j for j in range(count) if j != i]
+        if i in alone:
+            assert low[i, others].min() >= lone.between > lone.within
+        else:
+            assert high[i, others].min() <= lone.within
     split = widest_split(matrix.corrected(), low, high)
     if not split.groups:
         return
