@@ -118,6 +118,11 @@ class Planner:
         products = products_of(request, network, base)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)
         job = ShardJob(recipe, uri, work_uri)
+        spec_uri = catalogue.spec_uri(spec.digest)
+        if not storage.exists(ranges_uri):
+            storage.create(ranges_uri, encode_ranges(found, network, **provenance))
+        if not storage.exists(spec_uri):
+            storage.create(spec_uri, canonical_json(spec.to_json()))
         if base is not None and _is_up_to_date(catalogue, request, base, manifest, job, head):
             return DatasetPlan(request, manifest, job, base, parts, up_to_date=True)
         source = storage.readable(manifest.source)
@@ -125,8 +130,6 @@ class Planner:
             self.progress(
                 Said(f"{request.name}: its source was {base.source}, and is {source} now")
             )
-        storage.create(ranges_uri, encode_ranges(found, network, **provenance))
-        storage.create(catalogue.spec_uri(spec.digest), canonical_json(spec.to_json()))
         stored = store_manifest(uri, manifest.data, manifest.digest)
         catalogue.note_plan(request.name, spec.digest, manifest.digest, products)
         return DatasetPlan(request, manifest, job, base, parts, manifest_sha256=sha256(stored))

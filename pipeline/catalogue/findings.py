@@ -13,6 +13,8 @@ from pipeline.notebook import data_frame, html_table
 from pipeline.wording import count_of, some_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
 NEWEST_ONLY = (
@@ -75,8 +77,7 @@ class Verification:
         where = some_of(sorted({finding.dataset or "the log" for finding in wrong}))
         return (
             f"{what}, {checks}: {len(wrong):,} {fail}, in {where}. Restore the files that are "
-            "named, from a copy or an older version of the bucket; or delete those of a dataset, "
-            "and build it again."
+            f"named, from a copy or an older version of the bucket{_otherwise(wrong)}."
         )
 
     @property
@@ -108,3 +109,15 @@ class Verification:
         """Returns a row for each check: dataset, check, ok, detail, at."""
         columns = [column.name for column in fields(Finding)]
         return data_frame(columns, map(astuple, self.findings))
+
+
+def _otherwise(wrong: Sequence[Finding]) -> str:
+    """Returns what else than restoring files helps. Nothing else helps the log."""
+    said = ""
+    if any(finding.dataset and finding.at is None for finding in wrong):
+        said += "; or delete those of a dataset, and build or import it again"
+    if any(finding.at is not None for finding in wrong):
+        said += "; or let `vdna gc --keep` remove the older versions"
+    if not all(finding.dataset for finding in wrong):
+        said += "; the log can only be restored"
+    return said

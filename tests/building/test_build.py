@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from pipeline import building as build_module
 from pipeline import storage
 from pipeline.building import Request, build_datasets, committer, make_dna, runner
 from pipeline.building.failure_gate import allowed_failures
-from pipeline.catalogue import Catalogue, verify
-from pipeline.counting import Counter, worker
+from pipeline.catalogue import Catalogue, Verification, collect, verify
+from pipeline.counting import Counter, partial_uri, worker
 from pipeline.dna import DNA, Partial, encode_dna
 from pipeline.engine import InProcess
 from pipeline.errors import (
@@ -415,6 +416,58 @@ def test_a_committed_file_that_is_gone_is_made_again_from_the_partials(
     assert storage.read(uri) == whole
     assert place.head().number == 1
     holds(place, truth)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["spec", "ranges", "dna", "folds", "failures", "exemplars", "manifests", "partial"],
+)
+def test_what_a_verification_advises_for_a_damaged_file_repairs_it(
+    place: Catalogue, folder: Path, kind: str
+) -> None:
+    (first,) = run(place, request_of(folder))
+    version = first.version
+    spec = version.spec
+    if kind == "partial":
+        work = place.partials_uri("photos", version)
+        uri = partial_uri(work, place.manifest("photos", version).keys(spec, version.products)[0])
+    elif kind in ("spec", "ranges"):
+        ranges = place.ranges_uri(place.spec(spec).ranges_digest)
+        uri = place.spec_uri(spec) if kind == "spec" else ranges
+    else:
+        uri = place.uri(kind, spec, "photos", version.digest_in(kind))
+    storage.replace(uri, storage.read(uri)[:-9])
+    advice = Verification(tuple(verify(place))).verdict
+    assert advice.endswith("; or delete those of a dataset, and build or import it again.")
+    storage.delete(uri)
+    run(place, request_of(folder))
+    assert [finding for finding in verify(place) if not finding.ok] == []
+    assert kind == "partial" or storage.exists(uri)
+
+
+@pytest.mark.parametrize("kind", ["dna", "log"])
+def test_what_a_verification_advises_for_an_older_state_repairs_it(
+    place: Catalogue, tmp_path: Path, kind: str
+) -> None:
+    write_photos(tmp_path / "photos", 2)
+    (first,) = run(place, request_of(tmp_path / "photos"))
+    photo(90).save(tmp_path / "photos" / "photo-0000.jpg")
+    run(place, request_of(tmp_path / "photos"))
+    version = first.version
+    dna = place.uri("dna", version.spec, "photos", version.dna)
+    uri = place.log_uri(1) if kind == "log" else dna
+    whole = storage.read(uri)
+    storage.replace(uri, whole[:-9])
+    advice = Verification(tuple(verify(place, all_versions=True)), all_versions=True).verdict
+    assert "delete those" not in advice
+    if kind == "log":
+        assert advice.endswith("; the log can only be restored.")
+        storage.replace(uri, whole)
+    else:
+        assert advice.endswith("; or let `vdna gc --keep` remove the older versions.")
+        collect(place, keep=1, grace=timedelta(0))
+        assert not storage.exists(uri)
+    assert [f for f in verify(place, all_versions=True) if not f.ok] == []
 
 
 def test_a_wrong_file_under_the_name_of_the_dna_is_not_committed(
