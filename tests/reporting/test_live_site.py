@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPResponse
-from threading import Thread
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import pytest
 
+from pipeline import storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.engine import InProcess
 from pipeline.errors import SourceError
+from pipeline.events import Said
 from pipeline.reporting import LiveSite, listen
 from pipeline.reporting.html import live_site
 from pipeline.spec import Resources
@@ -96,17 +104,139 @@ def test_only_this_machine_is_answered_and_nothing_is_taken(port: int) -> None:
 
 
 def test_a_page_is_made_once_until_there_is_a_newer_commit(
-    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+    built: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
     monkeypatch.setattr(live_site, "render_matrix_page", lambda page: made.append(page) or b"page")
-    site = LiveSite(built, samples=0)
+    monkeypatch.setattr(live_site, "render_explanation", lambda *_, **__: b"why")
+    folder, catalogue = (
+        Path(storage.local_path(built.root)),
+        Catalogue(str(tmp_path / "catalogue")),
+    )
+    shutil.copytree(folder, tmp_path / "catalogue")
+    site = LiveSite(catalogue, samples=0)
     assert [site.page("/") for _ in range(3)] == [b"page"] * 3
+    assert site.page("/pairs/2/0-1.html") == b"why"
     assert len(made) == 1
+    assert set(site._pages) == {"/2", "/pairs/2/0-1.html"}
+    build_datasets(
+        catalogue,
+        [Request("c", str(folder.parent / "0"), **tiny.install(tmp_path).options)],  # type: ignore[arg-type]
+        InProcess(),
+        Resources(workers=0, threads=2),
+    )
+    assert site.page("/") == b"page"
+    assert [page.pair_pages for page in made] == ["pairs/2/", "pairs/3/"]
+    assert set(site._pages) == {"/3"}
+
+
+def test_the_pages_that_were_asked_for_longest_ago_make_room(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(live_site, "HELD_PAGES", 1)
-    assert site.page("/pairs/2/0-1.html")
+    site = LiveSite(built, samples=0)
     site.page("/")
-    assert len(made) == 2
+    assert site.page("/pairs/2/0-1.html")
+    assert set(site._pages) == {"/pairs/2/0-1.html"}
+
+
+def test_a_page_that_is_kept_is_answered_while_another_is_made(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, begun, go = LiveSite(built, samples=0), Event(), Event()
+    report = site.page("/")
+
+    def slow(*_: object, **__: object) -> bytes:
+        begun.set()
+        assert go.wait(60)
+        return b"why"
+
+    monkeypatch.setattr(live_site, "render_explanation", slow)
+    with ThreadPoolExecutor(2) as pool:
+        why = pool.submit(site.page, "/pairs/2/0-1.html")
+        assert begun.wait(60)
+        try:
+            assert pool.submit(site.page, "/").result(timeout=30) == report
+        finally:
+            go.set()
+        assert why.result() == b"why"
+
+
+def test_a_browser_that_leaves_early_is_no_error(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told: list[object] = []
+    site, asked, left, answered = LiveSite(built, progress=told.append), Event(), Event(), Event()
+
+    def slow(path: str) -> bytes:
+        asked.set()
+        assert left.wait(60)
+        return bytes(50_000_000)  # more than a socket holds
+
+    monkeypatch.setattr(site, "page", slow)
+    with listen(site) as server:
+        monkeypatch.setattr(server, "shutdown_request", _then(server.shutdown_request, answered))
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with socket.create_connection(("127.0.0.1", server.server_port)) as browser_of_one:
+                host = f"127.0.0.1:{server.server_port}"
+                browser_of_one.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                assert asked.wait(60)
+                reset = struct.pack("ii", 1, 0)  # closing sends a reset
+                browser_of_one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            left.set()
+            assert answered.wait(60)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert told == []
+    assert capfd.readouterr() == ("", "")
+
+
+def _then(function: Callable[[Any], object], event: Event) -> Callable[[Any], None]:
+    """Returns a function that also sets an event when it is done."""
+
+    def both(argument: Any) -> None:
+        function(argument)
+        event.set()
+
+    return both
+
+
+def test_an_error_that_nobody_foresaw_is_a_plain_page_and_one_line(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told: list[object] = []
+    site = LiveSite(built, progress=told.append)
+
+    def broken(path: str) -> bytes:
+        raise KeyError(f"https://user:hunter2@host{path}\nand more")
+
+    monkeypatch.setattr(site, "page", broken)
+    with listen(site) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            answer, text = ask(server.server_port, "/")
+        finally:
+            server.shutdown()
+            thread.join()
+        try:
+            raise ValueError("outside of any page")
+        except ValueError:
+            server.handle_error(None, None)  # type: ignore[arg-type]  # neither is looked at
+    assert (answer.status, answer.headers["Content-Type"]) == (500, "text/plain; charset=utf-8")
+    assert text.startswith(b"unexpected KeyError: ")
+    assert b"hunter2" not in text
+    said = [event.message for event in told if isinstance(event, Said)]
+    assert [line.partition(" (in ")[0].partition(": ")[2][:21] for line in said] == [
+        "unexpected KeyError: ",
+        "unexpected ValueError",
+    ]
+    assert len(told) == 2
+    assert not any("hunter2" in line or "\n" in line for line in said)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_error_is_answered_in_words_without_secrets(

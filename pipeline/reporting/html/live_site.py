@@ -10,6 +10,7 @@ that no page of another site can reach it through a name that it points here.
 from __future__ import annotations
 
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,8 +20,8 @@ from typing import ClassVar
 
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, compare, resolve_versions
-from pipeline.errors import VdnaError, redact
-from pipeline.events import Listener, ignore
+from pipeline.errors import known_error, redact
+from pipeline.events import Listener, Said, ignore
 from pipeline.explaining import explain
 from pipeline.reporting.html.dataset_panels import gather_matrix_page
 from pipeline.reporting.html.explanation_page import gather_explanation, render_explanation
@@ -39,8 +40,8 @@ _PAIR = re.compile(r"/pairs/([0-9]{1,18})/([0-9]{1,6})-([0-9]{1,6})\.html")
 class LiveSite:
     """The pages of the newest commit of a catalogue: the report, and why each pair differs.
 
-    One page is made at a time. A page is kept until others need its room, or until there is a newer
-    commit.
+    One page is made at a time, and pages that are kept are answered meanwhile. A page is kept until
+    others need its room, or until a request finds a newer commit.
 
     Args:
         catalogue: The catalogue.
@@ -63,7 +64,8 @@ class LiveSite:
         self._progress = progress or ignore
         self._effort = effort or Effort(progress=self._progress)
         self._pages: OrderedDict[str, bytes] = OrderedDict()
-        self._one_at_a_time = Lock()
+        self._newest = 0
+        self._one_at_a_time, self._held = Lock(), Lock()
 
     def page(self, path: str) -> bytes | None:
         """Returns a page.
@@ -74,28 +76,62 @@ class LiveSite:
         Returns:
             The bytes of the HTML file, or None if there is no such page. Raises as `compare` does.
         """
+        newest = self._catalogue.head().number
+        self._drop_older(newest)
         if path == "/":
-            number = self._catalogue.head().number
+            number = newest
             return self._kept(f"/{number}", lambda: self._report(number))
         asked = _PAIR.fullmatch(path)
         if asked is None:
             return None
         number, i, j = map(int, asked.groups())
-        if not 0 < number <= self._catalogue.head().number:
+        if not 0 < number <= newest:
             return None
         names = list(resolve_versions(self._catalogue, at=number, spec=self._spec)[1])
         if not i < j < len(names):
             return None
         return self._kept(path, lambda: self._explanation(number, names[i], names[j]))
 
+    def _drop_older(self, newest: int) -> None:
+        with self._held:
+            if newest > self._newest:
+                self._newest = newest
+                self._pages.clear()
+
     def _kept(self, name: str, make: Callable[[], bytes]) -> bytes:
-        with self._one_at_a_time:
-            if name not in self._pages:
-                self._pages[name] = make()
-                while len(self._pages) > HELD_PAGES:
-                    self._pages.popitem(last=False)
-            self._pages.move_to_end(name)
-            return self._pages[name]
+        page = self._found(name)
+        if page is None:
+            with self._one_at_a_time:
+                page = self._found(name)  # another thread may have made it
+                if page is None:
+                    page = make()
+                    self._hold(name, page)
+        return page
+
+    def _found(self, name: str) -> bytes | None:
+        with self._held:
+            if name in self._pages:
+                self._pages.move_to_end(name)
+            return self._pages.get(name)
+
+    def _hold(self, name: str, page: bytes) -> None:
+        with self._held:
+            self._pages[name] = page
+            while len(self._pages) > HELD_PAGES:
+                self._pages.popitem(last=False)
+
+    def tell(self, error: Exception) -> str:
+        """Tells the listener of progress about an error, in one line.
+
+        Args:
+            error: What a request ended with.
+
+        Returns:
+            The line, without secrets.
+        """
+        said = redact(str(known_error(error))) or type(error).__name__
+        self._progress(Said(f"a page could not be answered: {' '.join(said.split())}"))
+        return said
 
     def _report(self, number: int) -> bytes:
         catalogue = self._catalogue
@@ -130,8 +166,16 @@ def listen(site: LiveSite, port: int = 0) -> ThreadingHTTPServer:
     class Handler(_Handler):
         pages = site
 
-    server = ThreadingHTTPServer((LOOPBACK, port), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            error = sys.exception()
+            # A browser may leave at any time, which is no error.
+            if isinstance(error, Exception) and not isinstance(error, ConnectionError):
+                site.tell(error)
+
+    server = Server((LOOPBACK, port), Handler)
     port = server.server_port
     named = "" if port == 80 else f":{port}"  # as browsers write it
     Handler.hosts = frozenset(f"{host}{named}" for host in (LOOPBACK, "localhost"))
@@ -162,9 +206,15 @@ class _Handler(BaseHTTPRequestHandler):
                 body = b"There is no such page.\n" if found is None else found
                 if found is None:
                     status, kind = 404, "text/plain"
-            except (VdnaError, OSError, MemoryError) as error:
+            except Exception as error:  # whatever it is, the browser and the listener are told
                 status, kind = 500, "text/plain"
-                body = f"{redact(str(error)) or type(error).__name__}\n".encode()
+                body = f"{self.pages.tell(error)}\n".encode()
+        try:
+            self._send(status, kind, body, with_body=with_body)
+        except ConnectionError:  # the browser left before the page was made
+            self.close_connection = True
+
+    def _send(self, status: int, kind: str, body: bytes, *, with_body: bool) -> None:
         self.send_response(status)
         for name, value in {
             "Content-Type": f"{kind}; charset=utf-8",
