@@ -377,6 +377,8 @@ def test_the_guide_shows_distances_by_images_and_is_folded_later(
     matrix = with_estimates(matrix_at(6), (0, 1))
     path = write(tmp_path / "page.html", matrix, panels=pictured(matrix))
     reader.open(path)
+    reader.run("localStorage.clear()")  # as for somebody who never saw a page
+    reader.open(path)
     assert reader.run("return document.getElementById('guide').open")
     shown = matrix.corrected()
     pairs = [(i, j) for i in range(6) for j in range(i + 1, 6)]
