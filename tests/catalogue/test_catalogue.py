@@ -272,6 +272,17 @@ def test_bad_names_are_refused_with_the_name(name: str) -> None:
     assert repr(name) in str(caught.value)
 
 
+@pytest.mark.parametrize("at", [None, 1, "1", "2026-01-01"])
+def test_a_place_without_a_catalogue_is_named_whatever_is_asked_of_it(
+    at: int | str | None, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFound, match=r"there is no catalogue at .*/none yet"):
+        Catalogue(str(tmp_path / "none")).at(at)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(UsageError, match="/file is a file; a catalogue is a folder"):
+        Catalogue(str(tmp_path / "file")).at(at)
+
+
 def version_of(spec: str, name: str, *, imported: bool) -> Version:
     return Version(
         dna=name * 32,
