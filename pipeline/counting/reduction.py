@@ -44,7 +44,7 @@ from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
 
 FAN_IN = 16
 
-LAST = 4
+LAST_SUMMANDS = 4
 """How many objects of each fold are left for the last sum, which has all of them in memory."""
 
 
@@ -80,7 +80,7 @@ def tree(work_uri: str, leaves: Sequence[Leaf]) -> tuple[list[list[Node]], list[
     """
     levels: list[list[Node]] = []
     current = list(leaves)
-    while len(current) > LAST:
+    while len(current) > LAST_SUMMANDS:
         level: list[Node] = []
         sums: list[Leaf] = []
         for start in range(0, len(current), FAN_IN):

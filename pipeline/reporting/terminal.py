@@ -36,10 +36,10 @@ from pipeline.reporting.conclusions import (
 )
 from pipeline.wording import count_of, option
 
-PAIRS = 20
+LISTED_PAIRS = 20
 """The most pairs that are listed if the table of all pairs is too wide."""
 
-SHOWN_NEURONS, SHOWN_IMAGES = 5, 2
+SHOWN_NEURONS, SHOWN_EXEMPLARS = 5, 2
 """How many neurons have their exemplars named, and how many exemplars of each dataset."""
 
 # Ends and middle of matplotlib's cividis, which the colour-blind see as others do: near to far.
@@ -162,7 +162,7 @@ def _nearest_pairs(matrix: Matrix, layer: str, distance: Measure) -> list[Text]:
     values, marks = _values(matrix, layer, distance), _marks(matrix, layer, distance)
     pairs = [(int(i), int(j)) for i, j in zip(*np.triu_indices(len(values), 1), strict=True)]
     known = sorted((p for p in pairs if np.isfinite(values[p])), key=lambda p: (values[p], p))
-    count = min(PAIRS, len(known))
+    count = min(LISTED_PAIRS, len(known))
     nearest = f"the nearest {'pair' if count == 1 else count_of(count, 'pair')} of {len(pairs):,}"
     nearest = nearest if len(pairs) > 1 else "the only pair"
     lines = [Text(f"{count_of(len(values), 'dataset')} make a table too wide for here; {nearest}:")]
@@ -370,6 +370,6 @@ def reaction_lines(found: Explanation) -> list[str]:
         for name, images in zip(names, sides, strict=True):
             lines += [
                 f"  of {name}: {image} ({image.reaction:.3g})"
-                for image in (images or ())[:SHOWN_IMAGES]
+                for image in (images or ())[:SHOWN_EXEMPLARS]
             ]
     return lines

@@ -21,7 +21,7 @@ from pipeline.storage import Stored
 LISTERS = 16
 """Pages that are asked for at a time."""
 
-FIRST, LAST = 0x20, 0x7E
+FIRST_CHARACTER, LAST_CHARACTER = 0x20, 0x7E
 """The characters that ranges are split at."""
 
 DIGITS = 8
@@ -126,12 +126,12 @@ def midpoint(after: str, until: str | None) -> str | None:
     if until is not None:
         while common < min(len(after), len(until)) and after[common] == until[common]:
             common += 1
-    base = LAST - FIRST + 1
+    base = LAST_CHARACTER - FIRST_CHARACTER + 1
 
     def number(text: str) -> int:
         value = 0
         for i in range(DIGITS):
-            digit = ord(text[i]) - FIRST if i < len(text) else 0
+            digit = ord(text[i]) - FIRST_CHARACTER if i < len(text) else 0
             value = value * base + min(max(digit, 0), base - 1)
         return value
 
@@ -141,6 +141,6 @@ def midpoint(after: str, until: str | None) -> str | None:
     digits = []
     for _ in range(DIGITS):
         value, digit = divmod(value, base)
-        digits.append(chr(FIRST + digit))
-    middle = after[:common] + "".join(reversed(digits)).rstrip(chr(FIRST))
+        digits.append(chr(FIRST_CHARACTER + digit))
+    middle = after[:common] + "".join(reversed(digits)).rstrip(chr(FIRST_CHARACTER))
     return middle if after < middle and (until is None or middle < until) else None

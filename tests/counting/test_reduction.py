@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.counting import Composed, add_up, compose, digest_of_dna, partial_uri, plan_folds
-from pipeline.counting.reduction import FAN_IN, LAST, Leaf, Node, load_partial, tree
+from pipeline.counting.reduction import FAN_IN, LAST_SUMMANDS, Leaf, Node, load_partial, tree
 from pipeline.counting.top_images import TopImages
 from pipeline.dna import (
     DNA,
@@ -107,7 +107,7 @@ def same_integers(a: DNA, b: DNA) -> bool:
 def test_a_tree_of_any_size_sums_to_the_flat_sum(count: int) -> None:
     work = new_work()
     levels, last = run(work, put_leaves(work, count))
-    assert 1 <= len(last) <= LAST
+    assert 1 <= len(last) <= LAST_SUMMANDS
     assert [key for _, keys in last for key in keys] == [f"shard-{i:04d}" for i in range(count)]
     total = total_of(last)
     flat = reduce(Partial.__add__, map(leaf_partial, range(count)))
@@ -122,13 +122,13 @@ def test_a_tree_of_any_size_sums_to_the_flat_sum(count: int) -> None:
     assert len({node.uri for node in made}) == len(made)
 
 
-@pytest.mark.parametrize("count", [LAST + 1, FAN_IN, 2 * FAN_IN + 1, 80])
+@pytest.mark.parametrize("count", [LAST_SUMMANDS + 1, FAN_IN, 2 * FAN_IN + 1, 80])
 def test_floats_are_added_in_the_order_of_the_leaves(count: int) -> None:
     """They equal, to the last bit, sums of groups of FAN_IN from the left, level by level."""
     work = new_work()
     _, last = run(work, put_leaves(work, count))
     sums = [leaf_partial(i) for i in range(count)]
-    while len(sums) > LAST:
+    while len(sums) > LAST_SUMMANDS:
         groups = [sums[start : start + FAN_IN] for start in range(0, len(sums), FAN_IN)]
         sums = [reduce(Partial.__add__, group) for group in groups]
     found = [Partial.decode(storage.read(uri), uri) for uri, _ in last]
@@ -140,7 +140,7 @@ def test_floats_are_added_in_the_order_of_the_leaves(count: int) -> None:
 
 
 @settings(max_examples=5)
-@given(st.integers(LAST + 1, 120), st.randoms(use_true_random=False))
+@given(st.integers(LAST_SUMMANDS + 1, 120), st.randoms(use_true_random=False))
 def test_a_tree_resumes_to_the_same_bytes(count: int, rng: random.Random) -> None:
     work = new_work()
     leaves = put_leaves(work, count)
@@ -180,7 +180,7 @@ def test_jobs_over_the_same_leaves_share_nodes() -> None:
     assert not {n.uri for n in other_order[0]} & {n.uri for n in levels[0]}
 
 
-@pytest.mark.parametrize("count", [1, 2, LAST])
+@pytest.mark.parametrize("count", [1, 2, LAST_SUMMANDS])
 def test_few_leaves_need_no_tree(count: int) -> None:
     leaves = [(f"memory://w/partials/{i}.parquet", (str(i),)) for i in range(count)]
     assert tree("memory://w", leaves) == ([], leaves)
@@ -189,7 +189,7 @@ def test_few_leaves_need_no_tree(count: int) -> None:
 @pytest.mark.parametrize(
     ("count", "children"),
     [
-        (LAST + 1, [[LAST + 1]]),
+        (LAST_SUMMANDS + 1, [[LAST_SUMMANDS + 1]]),
         (FAN_IN + 1, [[FAN_IN]]),  # the last one is passed on
         (FAN_IN + 2, [[FAN_IN, 2]]),
         (5 * FAN_IN, [[FAN_IN] * 5, [5]]),

@@ -197,7 +197,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ThreadPoolExecutor, "submit", inherit)
     monkeypatch.setattr(images, "load_isolated", isolated)  # a process of its own takes a second
     monkeypatch.setattr(reduce_module, "FAN_IN", 2)  # small sets have trees too
-    monkeypatch.setattr(reduce_module, "LAST", 2)
+    monkeypatch.setattr(reduce_module, "LAST_SUMMANDS", 2)
 
 
 class Source:

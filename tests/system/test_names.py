@@ -26,6 +26,15 @@ def repeated(places: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return {name: there for name, there in found.items() if len(there) > 1}
 
 
+def assigned(node: ast.Assign | ast.AnnAssign) -> set[str]:
+    """Returns the names that an assignment gives values to, also several at once: `A, B = 1, 2`."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    names = [each for target in targets for each in ast.walk(target)]
+    return {
+        name.id for name in names if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+    }
+
+
 def types_of(path: Path) -> Iterable[str]:
     """Yields the classes of a module, and the aliases of types, which are written like classes."""
     for node in ast.parse(path.read_text()).body:
@@ -33,9 +42,8 @@ def types_of(path: Path) -> Iterable[str]:
             yield node.name
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             called = getattr(getattr(node.value, "func", None), "id", None)
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [target.id for target in targets if isinstance(target, ast.Name)]
             if called not in TYPE_VARIABLES:
+                names = assigned(node)
                 yield from (name for name in names if any(letter.islower() for letter in name[1:]))
 
 
@@ -46,9 +54,14 @@ def public_values(path: Path) -> set[str]:
         if isinstance(node, ast.FunctionDef):
             found.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+            found |= assigned(node)
     return {name for name in found if not name.startswith("_") and name != "logger"}
+
+
+def test_every_way_to_write_a_constant_is_seen(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("A = B = 1\nC, (D, *E) = 2, (3, 4)\nF: int = 5\nA.x, A[B] = 6, 7\n_G = 8\n")
+    assert public_values(module) == set("ABCDEF")
 
 
 def exported(stub: Path) -> list[str]:
