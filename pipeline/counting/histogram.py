@@ -79,8 +79,7 @@ class LayerCounts:
 
         Returns:
             The mean over positions, float64 (images, C). If any activation is not finite, neither
-                is its
-            mean.
+                is its mean.
 
         Raises:
             UsageError: If the activations have another shape, type or order.
@@ -97,30 +96,6 @@ class LayerCounts:
         _count(x, *self._scale, self.bins, self.table, self.minimum, self.maximum, means)
         return means
 
-    def add_counted(
-        self,
-        table: NDArray[np.int64],
-        minimum: NDArray[np.float32],
-        maximum: NDArray[np.float32],
-    ) -> None:
-        """Adds what was counted elsewhere with the same ranges and bins.
-
-        Args:
-            table: Its table.
-            minimum: Its minima.
-            maximum: Its maxima.
-
-        Raises:
-            UsageError: If the table has another shape.
-        """
-        if table.shape != self.table.shape:
-            raise UsageError(
-                f"a table of shape {table.shape} cannot be added to one of {self.table.shape}"
-            )
-        self.table += table
-        np.minimum(self.minimum, minimum, out=self.minimum)
-        np.maximum(self.maximum, maximum, out=self.maximum)
-
     def merge(self, other: LayerCounts) -> None:
         """Adds what another thread counted of the same layer.
 
@@ -132,7 +107,13 @@ class LayerCounts:
         """
         if not (np.array_equal(self.low, other.low) and np.array_equal(self.high, other.high)):
             raise UsageError("counts over different ranges do not add up")
-        self.add_counted(other.table, other.minimum, other.maximum)
+        if other.table.shape != self.table.shape:
+            raise UsageError(
+                f"a table of shape {other.table.shape} cannot be added to one of {self.table.shape}"
+            )
+        self.table += other.table
+        np.minimum(self.minimum, other.minimum, out=self.minimum)
+        np.maximum(self.maximum, other.maximum, out=self.maximum)
 
 
 def bins_of(
@@ -147,8 +128,7 @@ def bins_of(
 
     Returns:
         int32 (C, positions). Underflow is in the first bin, overflow in the last; `bins` stands for
-            an
-        activation that is not finite.
+            an activation that is not finite.
     """
     out = np.empty(x.shape[::-1], np.int32)
     x = np.ascontiguousarray(x).view()

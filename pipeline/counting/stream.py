@@ -204,8 +204,7 @@ class Stream:
 
         Yields:
             The places of a micro-batch in the shard, with what `observe` returned; and a failure
-                for each
-            image that cannot be read through its own fault.
+                for each image that cannot be read through its own fault.
 
         Raises:
             TransientError: If an image could not be read through no fault of its own. None is

@@ -189,7 +189,7 @@ def test_no_count_wraps_at_32_bits() -> None:
         counts.add(x)
         assert counts.table.tolist() == [[start, start + 6, start, start, start]]
         other = counted(x, counts.low, counts.high, 2)
-        counts.add_counted(other.table, other.minimum, other.maximum)
+        counts.merge(other)
         assert counts.table[0, 1] == start + 12
 
 
