@@ -13,6 +13,7 @@ from jobs.shell import CatalogueOption, JsonOption, NeuronsOption, guarded
 from pipeline.catalogue import SpecOptions
 from pipeline.events import Listener
 from pipeline.explaining import FitOptions
+from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue
@@ -73,7 +74,8 @@ def choose(
     of = place.spec(place.spec_digest(place.at(), spec.spec))
     whole = [f"{each}:0-{of.tap(each).neurons - 1}" for each in layer or ()]
     found = replace(Lens.chosen(of, [*whole, *(neurons or ())]), name=name)
-    _keep(place, found, [f"{int((found.weights != 0).sum()):,} neurons of equal weight"], as_json)
+    neurons_seen = count_of(int((found.weights != 0).sum()), "neuron")
+    _keep(place, found, [f"{neurons_seen} of equal weight"], as_json)
 
 
 def _keep(place: Catalogue, found: Lens, lines: Sequence[str], as_json: bool) -> None:

@@ -108,9 +108,9 @@ class VersionChecks:
             raise CorruptFile(f"{uri} states other numerics than were committed")
         self._require_ranges(dna, uri)
         self._dna = dna
-        if version.imported:
-            return f"{count_of(dna.images, 'image')}, imported, for {len(dna.low):,} neurons"
         neurons = count_of(len(dna.low), "neuron")
+        if version.imported:
+            return f"{count_of(dna.images, 'image')}, imported, for {neurons}"
         return f"{count_of(dna.images, 'image')} x positions = activations counted, for {neurons}"
 
     def _require_ranges(self, dna: DNA, uri: str) -> None:

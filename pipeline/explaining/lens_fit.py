@@ -234,9 +234,11 @@ def _fit_focus(
         )
     places = _first(np.where(differ, seen.whole.distances[0], -1.0), top)
     if not len(places):
+        number = int(np.count_nonzero(differ))
+        different = count_of(number, "neuron that differs", "neurons that differ")
         raise UsageError(
             f"{attribute}: corrected for the sizes of the samples, nothing is left of the distance "
-            f"of the {np.count_nonzero(differ)} neurons that differ; give more images"
+            f"of {different}; give more images"
         )
     weights = np.zeros(seen.spec.neurons)
     weights[places] = 1.0
@@ -687,8 +689,8 @@ def _folds(catalogue: Catalogue, name: str, version: Version) -> DnaFile:
     file = catalogue.open_file("folds", name, version, on_disk=True)
     if len(file.folds) < NEEDED_FOLDS:
         raise UsageError(
-            f"{name} has {len(file.folds)} folds; fitting a lens on half of them and scoring it on "
-            f"the others takes {NEEDED_FOLDS}, and so at least as many images"
+            f"{name} has {count_of(len(file.folds), 'fold')}; fitting a lens on half of its folds "
+            f"and scoring it on the others takes {NEEDED_FOLDS}, and so at least as many images"
         )
     return file
 

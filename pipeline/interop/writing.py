@@ -23,6 +23,7 @@ from pipeline.errors import UsageError
 from pipeline.interop.reading import json_uri, npz_uri
 from pipeline.interop.reference_metadata import REFERENCE_KINDS, TELLS, ReferenceKind
 from pipeline.spec import LAYER_GAUSSIAN
+from pipeline.wording import count_of
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def _one_image(dna: DNA) -> list[str]:
 def _write_extremes(dna: DNA) -> tuple[Arrays, list[str]]:
     silent = np.flatnonzero(dna.min > dna.max)
     if len(silent):
-        others = f", nor have {len(silent) - 1:,} others" if len(silent) > 1 else ""
+        more = len(silent) - 1
+        others = f", nor {'has' if more == 1 else 'have'} {count_of(more, 'other')}" if more else ""
         raise UsageError(
             f"neuron {neuron_name(dna.spec.shape, int(silent[0]))} has no finite activation"
             f"{others}, so it has no range, and no reader takes such a file; export another kind, "

@@ -48,6 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
         for name, moved in ATTRIBUTES.items():
             put(catalogue, f"{set_}/{name}", 480, moved)
     put(catalogue, "few", 7, {})
+    put(catalogue, "one", 1, {})
     return catalogue
 
 
@@ -353,6 +354,8 @@ def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
         fit_lens(place, "x", focus="nothing:fit/none")
     with pytest.raises(UsageError, match=r"few has 7 folds; .* takes 12"):
         fit_lens(place, "x", focus="few:fit/none")
+    with pytest.raises(UsageError, match=r"one has 1 fold; .* takes 12"):
+        fit_lens(place, "x", focus="one:fit/none")
     with pytest.raises(UsageError, match="to ignore an attribute, name others to keep"):
         fit_lens(place, "x", ignore=[attribute("fog")], keep=[])
     for again in (attribute("fog"), "fit/none:fit/fog", "fit/none=fit/fog"):  # distances are alike
@@ -406,7 +409,7 @@ def test_a_focus_on_one_layer_is_tested_on_its_neurons_alone(
         "of",
         lambda *_: replace(weak, whole=NeuronDistances(distances, distances)),
     )
-    with pytest.raises(UsageError, match="nothing is left of the distance of the 1 neurons"):
+    with pytest.raises(UsageError, match="distance of 1 neuron that differs; give"):
         fit_lens(place, "x", focus="a:b", layers=["head"])
 
 
@@ -414,6 +417,7 @@ def test_a_lens_of_whole_layers_and_of_neurons_by_number(place: Catalogue) -> No
     root = ["-c", place.root]
     said = run("choose", "head", "--layer", "head", *root)
     assert "8 neurons of equal weight" in said
+    assert "1 neuron of equal weight" in run("choose", "one", "--neurons", "head:3", *root)
     among = [f"fresh/{name}" for name in ("none", "fog", "dark")]
     through_it = compare(place, among, lens=find_lens(place, "head", SPEC))
     assert through_it.of() == pytest.approx(compare(place, among).of("head"))

@@ -247,13 +247,20 @@ def test_exporting_and_importing_a_dna_changes_nothing(
     np.testing.assert_array_equal(again.low, ranges.low)
 
 
-def test_ranges_are_not_exported_of_a_neuron_that_has_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("silent", "others"),
+    [([1], ""), ([1, 2], ", nor has 1 other"), ([1, 2, 0], ", nor have 2 others")],
+)
+def test_ranges_are_not_exported_of_a_neuron_that_has_none(
+    tmp_path: Path, silent: list[int], others: str
+) -> None:
     spec, ranges = tiny_spec(8, (pipeline.Tap("layer0", 3, 1),))
     dna = random_dna(spec, ranges, 4, 0)
     low, high = dna.min.copy(), dna.max.copy()
-    low[1], high[1] = np.inf, -np.inf
+    low[silent], high[silent] = np.inf, -np.inf
     dna = replace(dna, min=low, max=high)
-    with pytest.raises(UsageError, match=r"neuron layer0\[1\] has no finite activation, so it has"):
+    said = rf"neuron layer0\[{min(silent)}\] has no finite activation{others}, so it has no range"
+    with pytest.raises(UsageError, match=said):
         reference.write_dna(dna, str(tmp_path / "x.npz"), "activation-ranges")
     assert not list(tmp_path.iterdir())
 

@@ -100,7 +100,8 @@ def gather_matrix_page(
         notes.append(f"Of each dataset {some} sample images are shown and not {samples}, for size.")
     about = (
         f"Catalogue {catalogue.root}, commit {commit.number} of {commit.time}; extractor "
-        f"{spec.extractor}, {spec.neurons:,} neurons of {len(spec.taps)} layers in {spec.bins} "
+        f"{spec.extractor}, {count_of(spec.neurons, 'neuron')} of "
+        f"{count_of(len(spec.taps), 'layer')} in {spec.bins} "
         f"bins, spec {spec.digest}; {commit.software}"
     )
     snapshot = ["--at", str(commit.number), "--catalogue", catalogue.root]
@@ -222,7 +223,7 @@ def _facts(version: Version) -> Iterator[tuple[str, str]]:
         numerics = dict(entry["numerics"])
         versions = dict(numerics.pop("versions"))
         fields = ", ".join(f"{key} {value}" for key, value in {**numerics, **versions}.items())
-        yield "numerics", f"{entry['images']:,} images: {fields}"
+        yield "numerics", f"{count_of(entry['images'], 'image')}: {fields}"
     if version.imported:
         yield "imported", version.provenance
 
@@ -239,7 +240,7 @@ def spec_facts(spec: Spec) -> Iterator[tuple[str, str]]:
     yield (
         "counted",
         (
-            f"{spec.neurons:,} neurons in {spec.bins} bins, {spec.precision}, ranges "
+            f"{count_of(spec.neurons, 'neuron')} in {spec.bins} bins, {spec.precision}, ranges "
             f"{spec.ranges_digest}, rule {spec.counting}"
         ),
     )
