@@ -144,6 +144,9 @@ def main() -> None:
                 rows[name] = max(rows.get(name, row), row, key=lambda e: e["images_per_second"])
         with np.load(ours) as a, np.load(theirs) as b:
             agreement = reference.agreement(a, b)
+            if precision == "fp32":
+                with np.load(Path(scratch, "openvino.npz")) as other:
+                    rows["make_dna_openvino"]["agreement"] = reference.agreement(other, a)
     rates = {name: row["images_per_second"] for name, row in rows.items()}
     ratios = {
         f"{mine}/{other}": round(rates[mine] / rates[other], 2)

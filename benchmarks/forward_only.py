@@ -2,11 +2,11 @@
 
     python -m benchmarks.forward_only [--threads 2] [--seconds 10]
 
-There are four rows. The first is the product's extractor: T threads pass micro-batches of 8, each
-with one intra-op thread, under the tuned allocator that its workers run with. The second is the
-same under glibc's default allocator. The third is the same by OpenVINO (`--backend openvino` of a
-build). The fourth is what one would write without the product: timm's network, batch 32, T intra-op
-threads, default allocator.
+There are four rows, three of them in bf16. The first is the product's extractor: T threads pass
+micro-batches of 8, each with one intra-op thread, under the tuned allocator that its workers run
+with. The second is the same under glibc's default allocator. The third is what one would write
+without the product: timm's network, batch 32, T intra-op threads, default allocator. The last, in
+float32, is the product's by OpenVINO (`--backend openvino` of a build).
 """
 
 from __future__ import annotations

@@ -9,12 +9,13 @@ greatest activation on random pixels. The result has three parts:
     agreement   the kernel against the CPU's, on the same activations: how many counts, minima and
                 maxima differ (none may), and by how much means differ; for layouts, bin numbers and
                 activations of which nine in ten are zero
-    rates       for each network and precision: images/s of the forward pass alone and with
-                counting, the share, and how often the thread that feeds the GPU had to wait for it
+    rates       for each network and precision: images/s of the forward pass alone, and with all
+                that a build does after decoding (counting, and the moments of the means); the
+                share; and how often the thread that feeds the GPU had to wait for it
     decoding    images/s of one CPU core, from the demo's photographs as JPEG files, and how many
                 cores keep the GPU fed
 
-The last line on standard error is a table for people. `--dry-run` does the same on a CPU, with the
+Standard error ends with a table for people. `--dry-run` does the same on a CPU, with the
 smallest network and Triton's interpreter: it checks the script, and its times say nothing.
 """
 
@@ -25,6 +26,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +99,8 @@ def rate(name: str, precision: str, device: str, seconds: float, folder: Path) -
 
     from pipeline.building import Request, make_spec
     from pipeline.counting import DeviceRanges, Extractor
-    from pipeline.counting.shard import GpuCounts
+    from pipeline.counting.shard import GpuCounts, Means
+    from pipeline.dna import Moments
     from pipeline.networks import describe
 
     network = describe(name, random_weights(name, folder) if name.startswith("timm:") else None)
@@ -132,8 +135,16 @@ def rate(name: str, precision: str, device: str, seconds: float, folder: Path) -
         wait()
         return done * len(pixels) / (time.perf_counter() - started)
 
+    moments = Moments([tap.neurons for tap in spec.taps], layerwise=False)
+    late: deque[Means] = deque()
+
+    def count() -> None:
+        late.append(counts.count(extractor, pixels))
+        if len(late) > 2:  # as in a build, whose network thread does not wait for them either
+            moments.add(late.popleft()())
+
     forward = timed(lambda: extractor.observe(pixels, lambda index, x: None))
-    both = timed(lambda: counts.count(extractor, pixels))
+    both = timed(count)
     with waits(device) as seen:
         counts.count(extractor, pixels)
     wait()

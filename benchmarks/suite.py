@@ -1,10 +1,10 @@
-"""Runs the benchmarks whose result is a ratio, and says what moved since the ratios that are kept.
+"""Runs benchmarks of builds, pairs and rankings, and says what moved since the ratios are kept.
 
-    python -m benchmarks.suite [--folder JPEGS] [--keep]           # make bench, about 15 minutes
+    python -m benchmarks.suite [--folder JPEGS] [--keep]           # make bench
 
 The images are 1,200 JPEG crops of the photographs in a Debian package (`benchmarks.corpora`), or
 those of `--folder`. Ratios are written to `bench.json`, and compared with `benchmarks/ratios.json`;
-`--keep` writes them there. Ratios of two runs on one quiet machine differ by up to a tenth.
+`--keep` writes them there.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def compared(found: dict[str, float], kept: dict[str, float]) -> list[str]:
             lines.append(f"new    {name}: {found[name]}")
         elif name not in found:
             lines.append(f"gone   {name}: was {kept[name]}")
-        elif abs(found[name] / kept[name] - 1) > MOVED:
+        elif abs(found[name] - kept[name]) > MOVED * abs(kept[name]):
             lines.append(f"moved  {name}: {kept[name]} -> {found[name]}")
     return lines
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="write the ratios to ratios.json")
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     chosen = parser.parse_args()
-    folder = chosen.folder or corpora.jpegs(1200)
+    folder = (chosen.folder or corpora.jpegs(1200)).resolve(strict=True)
     found: dict[str, float] = {}
     for name, arguments in runs(str(folder)).items():
         print(f"running {name}", file=sys.stderr, flush=True)
@@ -78,10 +78,10 @@ def main() -> None:
             sys.exit(f"benchmarks.{name} exited with {done.returncode}")
         found |= {what: round(ratio, 2) for what, ratio in ratios(name, json.loads(done.stdout))}
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
-    measure.keep(KEPT if chosen.keep else chosen.out, {"machine": machine, "ratios": found})
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"machine": "", "ratios": {}}
+    kept = json.loads(KEPT.read_text())
     lines = compared(found, kept["ratios"]) or ["nothing moved"]
-    heading = f"{machine}, beside {KEPT.name} of {kept['machine'] or 'no machine'}:"
+    measure.keep(KEPT if chosen.keep else chosen.out, {"machine": machine, "ratios": found})
+    heading = f"{machine}, beside {KEPT.name} of {kept['machine']}:"
     measure.emit(found, "\n".join([heading, *lines]))
 
 

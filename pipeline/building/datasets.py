@@ -17,6 +17,7 @@ from pipeline.building.planner import Planner, unchanged_result
 from pipeline.building.request import Request, Result, require_apart, require_shared
 from pipeline.building.runner import CountedDataset, count_shards, require_counted
 from pipeline.catalogue import Catalogue
+from pipeline.counting import device_kind, require_backend
 from pipeline.engine import Engine
 from pipeline.errors import GateError, UnexpectedError, UsageError, VdnaError, known_error
 from pipeline.events import Listener, Said, ignore
@@ -77,6 +78,7 @@ def build_datasets(
     if not engine.in_process:
         require_shared(catalogue.root, *(request.source for request in requests))
     for request in requests:
+        require_backend(resources.backend, request.precision, device_kind(resources))
         require_apart(catalogue.root, request.source, request.rules)
     catalogue.require_no_file()
     storage.require_exclusive(catalogue.root)

@@ -71,8 +71,10 @@ def make_dna(
         raise UsageError(f"device is {device!r}; it must be cpu or cuda")
     import torch
 
-    from pipeline.counting import Extractor
+    from pipeline.counting import Extractor, require_backend
     from pipeline.spec import available_cpus
+
+    require_backend(backend, options.get("precision", "fp32"), device)
 
     fetch: Callable[[Entry], NDArray[np.uint8]] | None = None
     if isinstance(source, str | os.PathLike):

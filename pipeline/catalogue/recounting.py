@@ -24,7 +24,15 @@ from pipeline.catalogue.findings import Finding
 from pipeline.catalogue.verification import newest_versions, raise_if_unanswered
 from pipeline.catalogue.version_checks import same_numbers, sum_of_partials
 from pipeline.catalogue.version_options import RECOUNTED_SHARDS
-from pipeline.counting import Recipe, ShardJob, ShardReceipt, load_partial, partial_uri
+from pipeline.counting import (
+    Recipe,
+    ShardJob,
+    ShardReceipt,
+    device_kind,
+    load_partial,
+    partial_uri,
+    require_backend,
+)
 from pipeline.dna import DNA, INT_COLUMNS, Partial
 from pipeline.engine import Engine
 from pipeline.errors import SourceError, TransientError, VdnaError
@@ -101,6 +109,7 @@ class _DatasetRecount:
         self._manifest: Manifest = catalogue.manifest(name, version)
         self._keys = self._manifest.keys(version.spec, version.products)
         spec = catalogue.spec(version.spec)
+        require_backend(resources.backend, spec.precision, device_kind(resources))
         self._recipe = Recipe(
             spec,
             network_of(spec, weights),

@@ -4,6 +4,7 @@ from .device_counts import DeviceRanges as DeviceRanges
 from .device_counts import tables_of_images as tables_of_images
 from .extractor import Extractor as Extractor
 from .extractor import numerics as numerics
+from .extractor import require_backend as require_backend
 from .histogram import OVERFLOW as OVERFLOW
 from .histogram import UNDERFLOW as UNDERFLOW
 from .histogram import LayerCounts as LayerCounts

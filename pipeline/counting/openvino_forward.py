@@ -6,8 +6,9 @@
 
 OpenVINO computes the same network in float32 with kernels of its own, so its activations differ
 from torch's by rounding. It pays for networks with depthwise convolutions (docs/performance.md).
-Converting a network takes several seconds. So the result is kept in the user's cache folder, under
-a name that says of what weights, taps and versions it is, with the digest of its bytes.
+Converting a network takes some ten seconds. So the result is kept in the user's cache folder, under
+a name that says of what weights, taps and versions it is, with the digest of its bytes. Where it
+cannot be kept, each process converts anew.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
 import tempfile
 import threading
@@ -37,12 +37,16 @@ from pipeline.networks import Network, parse, rows
 from pipeline.wording import option
 
 # OpenVINO tells its makers of every conversion where it finds this module, and works without it.
+# (A program that has imported both of them before, by itself, keeps the setting of its own.)
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as Python documents
 import openvino  # noqa: E402  # after the line above
 
 CLOSE = 1e-4
-"""How far an activation may be from torch's, as a part of the largest of its layer. Rounding is
-some 1e-6; a network that was converted wrongly is far beyond."""
+"""How far an activation may be from torch's, as a part of the largest of its layer. By rounding it
+is some 1e-6 to 1e-5; a network that was converted wrongly is far beyond."""
+
+Kept = tuple[bytes, bytes]
+"""OpenVINO's two files of a network: the graph, and the weights."""
 
 LAYOUT = 1
 """Version of how a network is converted and kept."""
@@ -67,19 +71,36 @@ class OpenVinoForward:
             SpecMismatch: If it computes other activations than torch does.
         """
         self._local = threading.local()
-        settings = {
+        self._settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "EXECUTION_MODE_HINT": "ACCURACY",
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": streams,
         }
         shape = (batch, network.height, network.width, 3)
-        kept = _cache_folder() / _name(network, batch)
+        path = _cache_folder() / _name(network, batch)
+        kept = _kept(path)
+        if kept is not None:
+            self._compile(kept)
+            if self._difference(model, network, shape) is None:
+                return
+            logger.info("%s is not this network any more; it is converted again", path)
+        made = _serialised(_converted(model, network, shape))
+        self._compile(made)
+        wrong = self._difference(model, network, shape)
+        if wrong is not None:
+            raise SpecMismatch(
+                f"OpenVINO computes other activations of {network.name} than torch does: {wrong}; "
+                f"use {option('backend', 'torch')}"
+            )
+        _keep(made, path)
+
+    def _compile(self, model: Kept) -> None:
+        graph, weights = model
         core = openvino.Core()
-        if not _is_whole(kept):
-            _keep(_converted(model, network, shape), kept)
-        self._compiled = core.compile_model(core.read_model(kept / "model.xml"), "CPU", settings)
-        self._require_same(model, network, shape)
+        tensor = openvino.Tensor(np.frombuffer(weights, np.uint8).copy())
+        self._compiled = core.compile_model(core.read_model(graph, tensor), "CPU", self._settings)
+        self._local = threading.local()  # requests are of the network that was compiled before
 
     def __call__(self, pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Runs the network.
@@ -97,19 +118,18 @@ class OpenVinoForward:
         request.infer([pixels], share_inputs=True)
         return [request.get_output_tensor(i).data for i in range(len(self._compiled.outputs))]
 
-    def _require_same(self, model: nn.Module, network: Network, shape: tuple[int, ...]) -> None:
-        """Compares random images' activations with torch's."""
+    def _difference(self, model: nn.Module, network: Network, shape: tuple[int, ...]) -> str | None:
+        """Compares random images' activations with torch's; says where they are too far apart."""
         pixels = np.random.default_rng(0).standard_normal(shape, np.float32)
         with _tapped(model, network, shape[0]) as tapped:
             expected = tapped(torch.from_numpy(pixels))
         for tap, mine, theirs in zip(network.taps, self(pixels), expected, strict=True):
+            if mine.shape != tuple(theirs.shape):
+                return f"{tap.name} has shape {mine.shape}, and not {tuple(theirs.shape)}"
             apart = np.abs(mine - theirs.numpy()).max() / max(float(theirs.abs().max()), 1e-30)
             if not apart <= CLOSE:
-                raise SpecMismatch(
-                    f"OpenVINO computes other activations of {tap.name} of {network.name} than "
-                    f"torch does: {apart:.1e} of the layer's maximum apart; use "
-                    f"{option('backend', 'torch')}"
-                )
+                return f"{tap.name} is {apart:.1e} of the layer's maximum apart"
+        return None
 
 
 class _Tapped(nn.Module):
@@ -161,23 +181,26 @@ def _tapped(model: nn.Module, network: Network, batch: int) -> Iterator[_Tapped]
 
 def _converted(model: nn.Module, network: Network, shape: tuple[int, ...]) -> Any:
     logger.info("converting %s for OpenVINO", network.name)
-    try:
-        with _tapped(model, network, shape[0]) as tapped:
+    with _tapped(model, network, shape[0]) as tapped:
+        tapped(torch.zeros(shape))  # what torch cannot run either fails here, by its own error
+        try:
             return openvino.convert_model(tapped, example_input=torch.zeros(shape), input=[shape])
-    except Exception as error:  # it documents no kinds of its own
-        raise UsageError(
-            f"OpenVINO cannot convert {network.name} ({str(error).splitlines()[0]}); use "
-            f"{option('backend', 'torch')}"
-        ) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # it documents no kinds of its own
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise UsageError(
+                f"OpenVINO cannot convert {network.name} ({why}); use {option('backend', 'torch')}"
+            ) from error
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "vdna" / "openvino"
 
 
 def _name(network: Network, batch: int) -> str:
-    """Returns the name of a converted network's folder: a digest of all that it depends on."""
+    """Returns the name of a converted network's file: a digest of all that it depends on."""
     what = {
         "layout": LAYOUT,
         "network": [network.name, network.built_by, network.weights_sha256, network.folded],
@@ -188,32 +211,37 @@ def _name(network: Network, batch: int) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _keep(converted: Any, folder: Path) -> None:
-    """Writes a converted network whole, with its digest; another process may do the same."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
-        made = Path(scratch, "made")
-        made.mkdir()
-        openvino.save_model(converted, made / "model.xml", compress_to_fp16=False)
-        (made / "sha256").write_text(_digest(made))
-        if folder.exists():  # damaged
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            made.rename(folder)
-        except OSError:  # another process was quicker
-            if not _is_whole(folder):
-                raise
+def _serialised(converted: Any) -> Kept:
+    """Returns OpenVINO's two files of a network: what it is, and its weights."""
+    with tempfile.TemporaryDirectory(prefix="vdna-openvino-") as scratch:
+        path = Path(scratch, "model.xml")
+        openvino.save_model(converted, path, compress_to_fp16=False)
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
 
 
-def _is_whole(folder: Path) -> bool:
+def _keep(model: Kept, path: Path) -> None:
+    """Writes one file, whole or not at all; several processes may do so at once."""
+    graph, weights = model
+    body = len(graph).to_bytes(8, "big") + graph + weights
     try:
-        return (folder / "sha256").read_text() == _digest(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+            scratch = Path(folder, "whole")
+            scratch.write_bytes(hashlib.sha256(body).digest() + body)
+            scratch.replace(path)
+    except OSError as error:
+        logger.info("the converted network is not kept, and is converted each time: %s", error)
+
+
+def _kept(path: Path) -> Kept | None:
+    """Reads what `_keep` wrote; None if there is no such file, or if it is damaged."""
+    try:
+        data = path.read_bytes()
     except OSError:
-        return False
-
-
-def _digest(folder: Path) -> str:
-    both = hashlib.sha256()
-    for name in ("model.xml", "model.bin"):
-        both.update(hashlib.sha256((folder / name).read_bytes()).digest())
-    return both.hexdigest()
+        return None
+    digest, body = data[:32], data[32:]
+    if hashlib.sha256(body).digest() != digest:
+        logger.info("%s is damaged; the network is converted again", path)
+        return None
+    end = 8 + int.from_bytes(body[:8], "big")
+    return body[8:end], body[end:]

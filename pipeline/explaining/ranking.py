@@ -30,7 +30,7 @@ from pipeline.building import (
 )
 from pipeline.catalogue import Catalogue, Commit, Version, software
 from pipeline.comparing import is_nested, lens_notes
-from pipeline.counting import Recipe, ShardJob, device_kind, numerics
+from pipeline.counting import Recipe, ShardJob, device_kind, numerics, require_backend
 from pipeline.dna import UNIFORM, Lens
 from pipeline.engine import Engine
 from pipeline.errors import SourceError, SpecMismatch, UsageError
@@ -185,6 +185,7 @@ def _recipe(
     """
     _require_known(catalogue, dataset.version, dataset.spec, dataset.name)
     spec, device = dataset.spec, device_kind(resources)
+    require_backend(resources.backend, spec.precision, device)
     network = network_of(spec, request.weights)
     repeated = make_spec(request, network, spec.ranges_digest, device)
     spec.require_same(repeated, dataset.name, "an image that is counted here")

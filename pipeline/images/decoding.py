@@ -38,6 +38,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from time import monotonic
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +131,8 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, rule)
             with _room(image.width * image.height):
+                if rule.alpha != "drop":
+                    _scale_colour_key(image)
                 _load(image, data)
                 _check_size(image, rule)  # an ICO's directory may lie about the image in it
                 return pixels_of(image, rule.exif, rule.alpha)
@@ -192,9 +195,11 @@ def pixels_of(image: Image.Image, exif: Exif = "apply", alpha: Alpha = "drop") -
     Raises:
         BadImage: If nothing says which of its values is white.
     """
+    if alpha != "drop":
+        _scale_colour_key(image)
     image.load()
     _check_mode(image)
-    ground = GROUNDS.get(alpha) if image.has_transparency_data else None
+    ground = GROUNDS[alpha] if alpha != "drop" and _is_transparent(image) else None
     if ground is None:
         # It would be dropped anyway, and converting it may fail or warn.
         image.info.pop("transparency", None)
@@ -245,6 +250,9 @@ GROUNDS: Mapping[Alpha, tuple[int, int]] = {
 }
 """The greys of the squares that a transparent image is laid upon, by the rule's `alpha`."""
 
+KEY_SCALES: Mapping[str, int] = {"1": 255, "L;2": 85, "L;4": 17}
+"""By what PIL multiplies grey values of few bits, by its name of their layout."""
+
 SQUARE = 8
 """The side of a square, in pixels of the stored image."""
 
@@ -259,13 +267,15 @@ LEASE_SECONDS = 30.0
 
 
 def check_rule(rule: Preprocess) -> None:
-    """Checks that this version knows the colour rule.
+    """Checks that this version knows the rules of colour and transparency.
 
     Raises:
         UsageError: If it does not.
     """
     if rule.colour != COLOUR_RULE:
         raise UsageError(f"the colour rule is {rule.colour!r}; this version knows {COLOUR_RULE!r}")
+    if rule.alpha not in get_args(Alpha):
+        raise UsageError(f"alpha is {rule.alpha!r}; choose {' or '.join(get_args(Alpha))}")
 
 
 def _quieten_pil() -> None:
@@ -368,6 +378,36 @@ def _rgb(image: Image.Image) -> Pixels:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def _is_transparent(image: Image.Image) -> bool:
+    """Tells whether an image states how opaque its pixels are. A palette may be missing."""
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        return True
+    palette = image.palette if image.mode == "P" else None
+    return palette is not None and palette.mode.endswith("A")
+
+
+def _scale_colour_key(image: Image.Image) -> None:
+    """Scales the transparent colour of a PNG as PIL scales its pixels, before they are loaded.
+
+    Raises:
+        BadImage: If PIL keeps too few bits of the pixels to tell which are transparent.
+    """
+    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
+        return
+    stored: Any = image.tile[0].args  # a name, or a tuple that begins with one
+    layout = stored if isinstance(stored, str) else stored[0]
+    if "transparency" not in image.info:
+        return
+    if layout == "RGB;16B":
+        raise BadImage(
+            "unsupported",
+            "a PNG of 16-bit colour with one transparent colour; its pixels keep 8 bits, which do "
+            "not tell the colour from others",
+        )
+    if layout in KEY_SCALES:
+        image.info["transparency"] *= KEY_SCALES[layout]
+
+
 def _laid_upon(ground: tuple[int, int], image: Image.Image, top: int) -> Pixels:
     """Returns RGB of an image laid upon squares of two greys.
 
@@ -383,7 +423,7 @@ def _laid_upon(ground: tuple[int, int], image: Image.Image, top: int) -> Pixels:
     row, column = np.ogrid[top : top + image.height, : image.width]
     even, odd = ground
     under = np.where((row // SQUARE + column // SQUARE) % 2 == 0, np.uint16(even), np.uint16(odd))
-    # Each sum is at most 255 x 255, which 16 bits hold with 127 to spare.
+    # Each sum is at most 255 x 255, and 16 bits hold 510 more.
     blended: NDArray[np.uint16] = colour * opaque + under[:, :, None] * (255 - opaque)
     return ((blended + 127) // 255).astype(np.uint8)
 

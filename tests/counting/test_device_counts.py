@@ -5,6 +5,7 @@ No GPU runs in these tests. That the kernel compiles for real ones is tested, as
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -223,6 +224,11 @@ def test_the_kernel_compiles_for_gpus_with_the_rounding_of_the_rule(
         assert ".ftz" not in code  # small numbers taken for zero
 
 
-def test_a_gpu_is_counted_by_triton_and_other_devices_by_torch() -> None:
-    assert device_counts.default_kernel("cuda") == "triton"
-    assert device_counts.default_kernel("cpu") == "torch"
+def test_cuda_is_counted_by_triton_where_it_is_installed_and_all_else_by_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choose = device_counts.default_kernel.__wrapped__  # without its memory
+    for installed, kernel in ((object(), "triton"), (None, "torch")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=installed: found)
+        assert choose("cuda") == kernel
+        assert choose("cpu") == "torch"

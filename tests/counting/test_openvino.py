@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.building import make_dna
+from pipeline.building import Request, build_datasets, make_dna
+from pipeline.catalogue import Catalogue
 from pipeline.comparing.distance import emd
 from pipeline.counting import Extractor, numerics, openvino_forward
+from pipeline.engine import InProcess
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, describe
 from pipeline.networks.registry import register_network
+from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
 from tests.support.builders import write_photos
 
@@ -120,26 +124,76 @@ def test_a_converted_network_is_kept_and_loaded_again(
     assert all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("file", ["model.bin", "model.xml", "sha256"])
-@pytest.mark.parametrize("harm", ["flipped", "torn", "gone"])
+@pytest.mark.parametrize("harm", ["flipped", "digest", "torn", "empty", "gone", "a folder"])
 def test_a_kept_network_that_is_damaged_is_converted_again(
-    network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch, file: str, harm: str
+    network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
     first = activations(Extractor(network, backend="openvino"), pixels(8))
     (kept,) = cache.iterdir()
-    data = bytearray((kept / file).read_bytes())
-    data[len(data) // 2] ^= 1
-    ways: dict[str, Callable[[], object]] = {
-        "flipped": lambda: (kept / file).write_bytes(data),
-        "torn": lambda: (kept / file).write_bytes(data[: len(data) // 3]),
-        "gone": lambda: (kept / file).unlink(),
-    }
-    ways[harm]()
+    data = bytearray(kept.read_bytes())
+    data[3 if harm == "digest" else len(data) // 2] ^= 0x80
+    kept.unlink()
+    if harm == "a folder":
+        kept.mkdir()
+    elif harm != "gone":
+        size = {"torn": len(data) // 3, "empty": 0}.get(harm, len(data))
+        kept.write_bytes(data[:size])
     names = converting(monkeypatch)
     again = activations(Extractor(network, backend="openvino"), pixels(8))
     assert names == ["tiny"]
     assert all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
-    assert [entry.name for entry in cache.iterdir()] == [kept.name]
+    if harm != "a folder":
+        Extractor(network, backend="openvino")
+        assert names == ["tiny"]
+        assert list(cache.iterdir()) == [kept]
+
+
+def test_processes_that_convert_at_once_all_load_a_whole_network(
+    network: Network, cache: Path
+) -> None:
+    start = threading.Barrier(4)
+    path = cache / "kept"
+    model = (b"graph" * 1000, b"weights" * 10_000)
+
+    def keep() -> list[bool]:
+        start.wait()
+        seen = []
+        for _ in range(50):
+            openvino_forward._keep(model, path)
+            seen.append(openvino_forward._kept(path) == model)
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        seen = [done.result() for done in [pool.submit(keep) for _ in range(4)]]
+    assert all(map(all, seen))
+    assert list(cache.iterdir()) == [path]
+
+
+def test_a_network_is_converted_anew_where_nothing_can_be_kept(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    names = converting(monkeypatch)
+    for _ in range(2):
+        activations(Extractor(network, backend="openvino"), pixels(8))
+    assert names == ["tiny", "tiny"]
+
+
+def test_a_kept_network_that_no_longer_fits_the_code_is_converted_again(
+    network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Extractor(network, backend="openvino")
+    (kept,) = cache.iterdir()
+    torch.manual_seed(9)
+    model = tiny.Tiny().eval()
+    openvino_forward._keep(
+        openvino_forward._serialised(openvino_forward._converted(model, network, SHAPE)), kept
+    )
+    names = converting(monkeypatch)
+    mine = activations(Extractor(network, backend="openvino"), pixels(8))
+    assert names == ["tiny"]
+    np.testing.assert_allclose(mine[0], activations(Extractor(network), pixels(8))[0], atol=1e-5)
 
 
 def test_other_weights_are_not_taken_for_those_that_are_kept(
@@ -167,7 +221,7 @@ def test_a_network_that_is_converted_wrongly_is_refused(
         return converted(other, network, shape)
 
     monkeypatch.setattr(openvino_forward, "_converted", wrongly)
-    with pytest.raises(SpecMismatch, match="other activations of a of tiny than torch"):
+    with pytest.raises(SpecMismatch, match="other activations of tiny than torch does: a is"):
         Extractor(network, backend="openvino")
 
 
@@ -181,6 +235,33 @@ def test_a_network_that_cannot_be_converted_says_what_to_use(
     with pytest.raises(UsageError, match=r"cannot convert tiny \(no rule for aten::this\)"):
         Extractor(network, backend="openvino")
     assert not cache.exists()
+
+
+def test_an_error_without_words_is_told_by_its_kind(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(openvino_forward.openvino, "convert_model", fails)
+    with pytest.raises(UsageError, match=r"cannot convert tiny \(RuntimeError\)"):
+        Extractor(network, backend="openvino")
+
+
+def test_openvino_that_is_missing_is_told_before_anything_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = tiny.install(tmp_path).options
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="which is not installed"):
+        make_dna(tmp_path / "nothing", backend="openvino", **options)
+    with pytest.raises(UsageError, match="which is not installed"), InProcess() as engine:
+        build_datasets(
+            Catalogue(str(tmp_path / "dnas")),
+            [Request("a", str(tmp_path / "nothing"), **options)],
+            engine,
+            Resources(backend="openvino"),
+        )
 
 
 @pytest.mark.parametrize(("precision", "device"), [("bf16", "cpu"), ("fp32", "cuda")])

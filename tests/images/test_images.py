@@ -229,6 +229,57 @@ def test_a_colour_key_is_transparent(alpha: Any, mode: str) -> None:
     assert np.array_equal(decode(data, replace(RULE, alpha=alpha)), expected)
 
 
+def png_with_key(values: list[int], depth: int, key: int, *, colour: bool = False) -> bytes:
+    """Makes a PNG of one row, by hand: PIL writes none of few bits, or of 16-bit colour."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        whole = kind + body
+        return struct.pack(">I", len(body)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    samples = [value for value in values for _ in range(3 if colour else 1)]
+    bits = "".join(f"{sample:0{depth}b}" for sample in samples)
+    bits += "0" * (-len(bits) % 8)
+    row = b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    kind = 2 if colour else 0
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", len(values), 1, depth, kind, 0, 0, 0)),
+            chunk(b"tRNS", struct.pack(">H", key) * (3 if colour else 1)),
+            chunk(b"IDAT", zlib.compress(row)),
+            chunk(b"IEND", b""),
+        )
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_is_found_at_every_depth(depth: int) -> None:
+    most = 2**depth - 1
+    for key in {0, 1, most // 3, most}:
+        values = sorted({0, 1, most // 3, most // 2, most})
+        data = png_with_key(values, depth, key)
+        plain = decode(data, RULE)[0, :, 0].tolist()
+        assert plain == [(2 * 255 * value + most) // (2 * most) for value in values]
+        on_white = decode(data, replace(RULE, alpha="white"))[0, :, 0].tolist()
+        assert on_white == [
+            255 if v == key else grey for v, grey in zip(values, plain, strict=True)
+        ]
+
+
+def test_a_transparent_colour_of_16_bits_is_refused_and_not_guessed() -> None:
+    data = png_with_key([0x1234, 0x3400, 0x12FF], 16, 0x1234, colour=True)
+    assert decode(data, RULE)[0, :, 0].tolist() == [0x12, 0x34, 0x12]
+    assert reason(data, replace(RULE, alpha="white")) == "unsupported"
+    data = png_with_key([0x12, 0x34], 8, 0x12, colour=True)
+    assert decode(data, replace(RULE, alpha="white"))[0].tolist() == [[255] * 3, [0x34] * 3]
+
+
+def test_an_unknown_ground_is_refused_where_images_are_decoded() -> None:
+    unknown: Any = "grey"
+    with pytest.raises(UsageError, match="alpha is 'grey'; choose drop or"):
+        decode(saved(pixels()), replace(RULE, alpha=unknown))
+
+
 @GROUNDS
 @pytest.mark.parametrize("turned", [1, 6])
 def test_large_transparent_images_are_laid_upon_one_ground(
@@ -544,7 +595,7 @@ def test_large_images_share_the_memory_limit(monkeypatch: pytest.MonkeyPatch) ->
     data, inside, most = saved(pixels()), [0], [0]
     whole = images.pixels_of
 
-    def slowly(image: Image.Image, exif: Any) -> NDArray[np.uint8]:
+    def slowly(image: Image.Image, exif: Any, alpha: Any) -> NDArray[np.uint8]:
         inside[0] += 1
         most[0] = max(most[0], inside[0])
         time.sleep(0.02)
