@@ -54,6 +54,7 @@ IN_FULL: tuple[str, ...] = (
     "building/storing.py",
     "catalogue/commit.py",
     "catalogue/commit_log.py",
+    "catalogue/garbage_collection.py",
     "catalogue/kept_versions.py",
     "counting/reduction.py",
     "counting/shard.py",
