@@ -103,9 +103,15 @@ def require_answer(address: str) -> None:
 
 
 def session_folder() -> Path | None:
-    """Returns the folder of logs and sockets of the Ray that this process started, if it did."""
-    node = worker._global_node
-    return Path(node.get_session_dir_path()) if node is not None and node.is_head() else None
+    """Returns the folder of logs and sockets of the Ray that this process started, if it did.
+
+    Ray has no public way to it. None of a Ray that keeps its node elsewhere: its folder stays.
+    """
+    with contextlib.suppress(AttributeError):
+        node = worker._global_node
+        if node is not None and node.is_head():
+            return Path(node.get_session_dir_path())
+    return None
 
 
 def is_worth_logs(error: BaseException | None) -> bool:

@@ -25,11 +25,12 @@ from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.dna import DNA, Partial
-from pipeline.engine import InProcess, ray_engine
+from pipeline.engine import InProcess, ray_engine, ray_start
 from pipeline.engine.ray_start import (
     MAX_STARTS,
     is_worth_logs,
     remove_session,
+    session_folder,
     start_with_retries,
 )
 from pipeline.errors import GateError, TransientError, UnexpectedError, UsageError
@@ -377,6 +378,19 @@ def test_the_folder_of_an_ended_ray_is_removed_unless_its_logs_may_tell_why_a_jo
         assert not is_worth_logs(error)
     for error in (TransientError("a worker was lost"), UnexpectedError("x"), ValueError("x")):
         assert is_worth_logs(error)
+
+
+def test_a_ray_that_keeps_its_node_elsewhere_ends_without_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Moved:
+        def is_head(self) -> bool:
+            return True
+
+    monkeypatch.setattr(ray_start.worker, "_global_node", Moved())
+    assert session_folder() is None
+    monkeypatch.delattr(ray_start.worker, "_global_node")
+    assert session_folder() is None
 
 
 def _partials(catalogue: Path) -> list[Partial]:
