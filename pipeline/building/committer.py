@@ -59,6 +59,7 @@ def finish_dataset(
     whole = replace(version, by=plan.request.by or "")
     parts = _finish_parts(catalogue, plan, mapper, progress)
     commit = catalogue.put_version(name, whole, plan.base, parts=parts)
+    replaced = plan.base if plan.base is not None and plan.base.dna != whole.dna else None
     return Result(
         name,
         commit.datasets[name][whole.spec],
@@ -68,9 +69,24 @@ def finish_dataset(
         ignored=dict(plan.manifest.ignored),
         duplicates=plan.manifest.duplicates,
         parts=parts_of(commit, name, whole.spec),
-        replaced=plan.base,
-        commit=commit.number,
+        replaced=replaced,
+        former_options=_options_of(catalogue, name, replaced) if replaced else {},
     )
+
+
+def _options_of(catalogue: Catalogue, name: str, former: Version) -> dict[str, int | str]:
+    """Returns the options that read a former version, which may be of any commit.
+
+    Another job may have committed the same new version meanwhile, and others after it.
+    """
+    holding = (
+        commit
+        for commit in catalogue.log()
+        if commit.datasets.get(name, {}).get(former.spec) == former
+    )
+    commit = next(holding)  # there is one, as the former version was read from the log
+    chosen = {} if commit.default_spec == former.spec else {"spec": former.spec[:12]}
+    return {"at": commit.number, **chosen}
 
 
 def _reduce(

@@ -310,8 +310,10 @@ class Result:
         ignored: How many files of other kinds were left out, by their extension.
         duplicates: How many images were listed more than once.
         parts: The versions of its parts, by their names.
-        replaced: The version that it had before, under the same spec, if another was committed now.
-        commit: For a version that was committed now, the number of its commit; else 0.
+        replaced: The version that it had before under the same spec, if one with another DNA was
+            committed now.
+        former_options: The options that read `replaced`: `at`, and `spec` unless that was the
+            default.
     """
 
     name: str
@@ -323,7 +325,7 @@ class Result:
     duplicates: int = 0
     parts: Mapping[str, Version] = field(default_factory=dict)
     replaced: Version | None = None
-    commit: int = 0
+    former_options: Mapping[str, int | str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         version = self.version

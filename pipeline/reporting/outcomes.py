@@ -60,13 +60,15 @@ def build_lines(result: Result) -> list[str]:
 def replacement_lines(result: Result) -> list[str]:
     """Says which version a build replaced, and where the former one is."""
     new, old = result.version, result.replaced
-    if old is None or old.dna == new.dna:
+    if old is None:
         return []
     former = count_of(old.images, "image")
     change = f"{former} by {new.images:,}"
     if old.source != new.source:
         change = f"{former} of {old.source or 'an import'} by {new.images:,} of {new.source}"
-    kept = f"is kept until `vdna gc --keep` ({option('at', result.commit - 1)} reads it)"
+    options = " ".join(option(name, value) for name, value in result.former_options.items())
+    reads = "reads" if len(result.former_options) == 1 else "read"
+    kept = f"is kept until `vdna gc --keep N` finds N newer ones ({options} {reads} it)"
     return [f"  replaces {change}; the former version {kept}"]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,7 +25,7 @@ from pipeline import building as build_module
 from pipeline import storage
 from pipeline.building import Request, build_datasets, committer, make_dna, runner
 from pipeline.building.failure_gate import allowed_failures
-from pipeline.catalogue import Catalogue, Verification, collect, verify
+from pipeline.catalogue import Catalogue, Verification, Version, collect, verify
 from pipeline.counting import Counter, partial_uri, worker
 from pipeline.dna import DNA, Partial, encode_dna
 from pipeline.engine import InProcess
@@ -416,6 +417,54 @@ def test_a_committed_file_that_is_gone_is_made_again_from_the_partials(
     assert storage.read(uri) == whole
     assert place.head().number == 1
     holds(place, truth)
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_a_result_tells_which_options_read_the_version_that_it_replaced(
+    place: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: bool
+) -> None:
+    source = tmp_path / "photos"
+    write_photos(source, 2)
+    run(place, request_of(source))
+    request = request_of(source) if default else request_of(source, bins=50)
+    (first,) = run(place, request)
+    assert (first.replaced, first.former_options) == (None, {})
+    photo(90).save(source / "photo-0000.jpg")
+    before = place.head().number
+    commit = Catalogue.put_version
+
+    def commit_after_others(
+        self: Catalogue, name: str, new: Version, *rest: Any, **parts: Any
+    ) -> Any:
+        commit(self, name, new, *rest, **parts)  # another job commits the same version
+        commit(self, "elsewhere", new, None)
+        return commit(self, name, new, *rest, **parts)
+
+    monkeypatch.setattr(Catalogue, "put_version", commit_after_others)
+    (result,) = run(place, request)
+    assert place.head().number == before + 2
+    assert result.replaced == first.version
+    options = dict(result.former_options)
+    assert options == {"at": before} | ({} if default else {"spec": first.version.spec[:12]})
+    assert place.find("photos", **options) == first.version
+    assert "<td>replaces</td>" in result._repr_html_()
+
+
+def test_the_same_dna_in_other_files_replaces_nothing(
+    place: Catalogue, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = run(place, request_of(folder))
+    version = first.version
+    uri = place.uri("failures", version.spec, "photos", version.dna)
+    table = pq.read_table(pa.BufferReader(storage.read(uri)))
+    otherwise = pa.BufferOutputStream()
+    pq.write_table(table, otherwise, compression="gzip")
+    storage.delete(uri)
+    monkeypatch.setattr(committer, "encode_failures", lambda _: otherwise.getvalue().to_pybytes())
+    (result,) = run(place, request_of(folder))
+    assert (result.changed, place.head().number) == (True, 2)
+    assert (result.version.dna, result.replaced, result.former_options) == (version.dna, None, {})
+    assert "replaces" not in result._repr_html_()
 
 
 @pytest.mark.parametrize(

@@ -758,7 +758,7 @@ def test_a_build_of_another_source_than_before_says_so(photos: Path, tmp_path: P
     assert changed in done.stderr
     assert done.stdout.splitlines()[1] == (
         f"  replaces 1 image of {tmp_path}/day.txt by 1 of {tmp_path}/night.txt; the former "
-        "version is kept until `vdna gc --keep` (--at 1 reads it)"
+        "version is kept until `vdna gc --keep N` finds N newer ones (--at 1 reads it)"
     )
     assert vdna_json("show", "x", "-c", place, "--at", 1)["source"] == str(tmp_path / "day.txt")
     (tmp_path / "night.txt").write_text("".join(f"{photos}/photo-000{n}.jpg\n" for n in (1, 2)))
