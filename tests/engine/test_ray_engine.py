@@ -303,31 +303,12 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
             assert actor(batch)["index"] == [1]
 
 
-LOSING = """
-import builtins, sys
-real = builtins.__import__
-def patching(name, *args, **kwargs):
-    module = real(name, *args, **kwargs)
-    histogram = sys.modules.get("pipeline.counting.histogram")
-    counts = getattr(histogram, "LayerCounts", None)
-    if counts is not None and not hasattr(counts, "kept"):
-        counts.kept = counts.add
-        def lose_one(self, x):
-            means = self.kept(x)
-            self.table[0, int(self.table[0].argmax())] -= 1
-            return means
-        counts.add = lose_one
-    return module
-builtins.__import__ = patching
-"""
-
-
 @pytest.mark.soak
 def test_counts_that_do_not_add_up_end_the_job_by_their_name(
     folder: Path, small: Small, tmp_path: Path
 ) -> None:
     """One activation is lost in a worker: a defect of our code, which no retry repairs."""
-    process = small.start(folder, tmp_path / "c", patch=LOSING)
+    process = small.start(folder, tmp_path / "c", patch="", network="losing_network")
     with ended(process):
         out, err = process.communicate(timeout=240)
     assert process.returncode == 1, err

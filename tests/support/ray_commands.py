@@ -37,7 +37,7 @@ SHARDS = 32
 
 ENTRY_POINTS = """
 [vdna.networks]
-tiny = tests.support.tiny_network:register
+tiny = tests.support.{module}:register
 """
 
 SLOW = """
@@ -73,20 +73,26 @@ class Small:
         words |= {"weights": self.place.weights, "ranges": self.place.ranges}
         return [word for name, value in words.items() for word in (f"--{name}", str(value))]
 
-    def environment(self, patch: str = "") -> dict[str, str]:
+    def environment(self, patch: str = "", network: str = "tiny_network") -> dict[str, str]:
         """Returns the environment of processes that know the network and first run the patch."""
-        site = self.folder / hashlib.sha256(patch.encode()).hexdigest()[:8]
+        site = self.folder / hashlib.sha256(f"{network} {patch}".encode()).hexdigest()[:8]
         if not site.exists():  # otherwise a process that starts may read half of it
             site.mkdir()
             (site / "sitecustomize.py").write_text(patch)
-            write_distribution(site, ENTRY_POINTS)
+            write_distribution(site, ENTRY_POINTS.format(module=network))
         paths = [str(site), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
         return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
     def start(
-        self, folder: Path, catalogue: Path, *options: str, patch: str = SLOW, **how: Any
+        self,
+        folder: Path,
+        catalogue: Path,
+        *options: str,
+        patch: str = SLOW,
+        network: str = "tiny_network",
+        **how: Any,
     ) -> subprocess.Popen[str]:
-        env = self.environment(patch)
+        env = self.environment(patch, network)
         return start(folder, catalogue, *self.options, *options, env=env, **how)
 
     def clean_pass(self, folder: Path, max_failures: float = 0) -> DNA:
