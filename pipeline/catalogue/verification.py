@@ -186,7 +186,9 @@ def _with_files(
             )
             findings.append(Finding(kept.name, "files", False, detail, kept.commit))
     for name, count in sorted(removed.items()):
-        detail = f"{count} older versions have no files left, as after `vdna gc --keep`"
+        have = "has" if count == 1 else "have"
+        versions = count_of(count, "older version")
+        detail = f"{versions} {have} no files left, as after `vdna gc --keep`"
         findings.append(Finding(name, "history", True, detail))
     return there, findings
 
