@@ -13,7 +13,7 @@ from pipeline.notebook import data_frame, html_table
 from pipeline.wording import count_of, some_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
 
@@ -22,6 +22,9 @@ NEWEST_ONLY = (
     "every version that is kept"
 )
 """What a reader of the findings should know, unless all versions were checked."""
+
+_OF_RECOUNTS = ("recount", "shard ")
+"""How the names of checks begin that count images again."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,7 @@ class Verification:
             return f"{what}, {checks}: nothing is wrong."
         fail = "fails" if len(wrong) == 1 else "fail"
         where = some_of(sorted({finding.dataset or "the log" for finding in wrong}))
-        return (
-            f"{what}, {checks}: {len(wrong):,} {fail}, in {where}. Restore the files that are "
-            f"named, from a copy or an older version of the bucket{_otherwise(wrong)}."
-        )
+        return f"{what}, {checks}: {len(wrong):,} {fail}, in {where}. {' '.join(_advice(wrong))}"
 
     @property
     def note(self) -> str:
@@ -109,6 +109,21 @@ class Verification:
         """Returns a row for each check: dataset, check, ok, detail, at."""
         columns = [column.name for column in fields(Finding)]
         return data_frame(columns, map(astuple, self.findings))
+
+
+def _advice(wrong: Sequence[Finding]) -> Iterator[str]:
+    """Yields what to do, in a sentence each for what is stored and for what was counted again."""
+    stored = [finding for finding in wrong if not finding.check.startswith(_OF_RECOUNTS)]
+    if stored:
+        yield (
+            "Restore the files that are named, from a copy or an older version of the bucket"
+            f"{_otherwise(stored)}."
+        )
+    if len(stored) < len(wrong):
+        yield (
+            "Where a count differs, delete the partials that are named and the dataset's file "
+            "under dna/, and build it again."
+        )
 
 
 def _otherwise(wrong: Sequence[Finding]) -> str:

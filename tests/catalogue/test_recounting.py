@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import storage
 from pipeline.building import Request, build_datasets
-from pipeline.catalogue import Catalogue, Finding, Version, recount, verify
+from pipeline.catalogue import Catalogue, Finding, Verification, Version, recount, verify
 from pipeline.catalogue.recounting import MOVED_BY_ROUNDING, compare_partials
 from pipeline.counting import load_partial, partial_uri
 from pipeline.dna import Partial
@@ -153,6 +153,22 @@ def test_an_image_replaced_with_the_same_size_and_time_is_found(place: Place) ->
     found = wrong(place.run(sample=None))
     assert set(found) == {f"shard {index}", "recount"}
     assert "are in other bins" in found[f"shard {index}"]
+
+
+def test_what_a_verification_advises_where_a_count_differs_repairs_it(place: Place) -> None:
+    index = readable(place)[0]
+    replaced_in_place(place.image(index), 999)
+    advice = Verification(tuple(place.run(sample=None))).verdict
+    assert advice.endswith(
+        "in photos. Where a count differs, delete the partials that are named and the dataset's "
+        "file under dna/, and build it again."
+    )
+    storage.delete(place.partial(index))
+    storage.delete(place.catalogue.uri("dna", place.version.spec, NAME, place.version.dna))
+    request = Request(NAME, str(place.images), bins=16, max_failures=1)
+    build_datasets(place.catalogue, [request], ENGINE, RESOURCES)
+    repaired = Place(place.images.parent)
+    assert wrong(repaired.run(sample=None)) == wrong(list(verify(place.catalogue))) == {}
 
 
 @pytest.mark.soak
