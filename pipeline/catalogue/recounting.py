@@ -280,12 +280,10 @@ def compare_partials(stored: Partial, again: Partial) -> tuple[bool, str]:
     recorded = {numerics for numerics, _ in stored.dna.numerics}
     here = {numerics for numerics, _ in again.dna.numerics}
     worst = max(moved, key=lambda layer: moved[layer])
-    what = (
-        f"{sum(moved.values())} activations ({share:.1e} of all) are in other bins, most of them "
-        f"in layer {worst}"
-        if any(moved.values())
-        else "all bins are equal, but means, squares or extremes differ"
-    )
+    what = "all bins are equal, but means, squares or extremes differ"
+    if number := sum(moved.values()):
+        where = "is in another bin," if number == 1 else "are in other bins, most of them"
+        what = f"{count_of(number, 'activation')} ({share:.1e} of all) {where} in layer {worst}"
     if recorded == here:
         return False, f"{images}: {what}; numerics are the same, so nothing should differ"
     ok = share <= MOVED_BY_ROUNDING
