@@ -28,7 +28,7 @@ def serve(
     ] = SHOWN_IMAGES,
     ray_address: RayOption = None,
 ) -> None:
-    """Show a catalogue to the browsers of this machine, until Ctrl-C. It only reads."""
+    """Show a catalogue to the browsers of this machine, until Ctrl-C. It writes nothing."""
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
     from pipeline.reporting import LiveSite, listen

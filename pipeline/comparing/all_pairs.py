@@ -52,6 +52,8 @@ class Effort:
         memory: Bytes that each process may use.
         device: Where EMDs are computed: `cpu`, or a CUDA device.
         progress: Is told of each tile.
+        keep: Whether the matrix and its tiles are kept in the catalogue. If not, nothing is
+            written.
     """
 
     open_engine: Callable[[int], AbstractContextManager[Mapper]] = lambda values: nullcontext(
@@ -60,6 +62,7 @@ class Effort:
     memory: int = MemoryLimit().bytes
     device: str = "cpu"
     progress: Listener = ignore
+    keep: bool = True
 
 
 def compare(
@@ -72,8 +75,8 @@ def compare(
 ) -> Matrix:
     """Computes the distances of all pairs of datasets, by layer.
 
-    The matrix is kept in the catalogue if the store can be written, so that the same comparison
-    later only reads it.
+    The matrix is kept in the catalogue if the store can be written and `effort` does not say
+    otherwise, so that the same comparison later only reads it.
 
     Args:
         catalogue: Where the datasets are.
@@ -109,7 +112,11 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
     uri = matrix_uri(catalogue, wanted, job)
 
     def finished() -> Matrix | None:
-        found = (find_kept(matrix_uri(catalogue, wanted, kind), wanted, kind) for kind in kinds)
+        uris = [matrix_uri(catalogue, wanted, kind) for kind in kinds]
+        found = (
+            find_kept(uri, wanted, kind, discard=effort.keep)
+            for uri, kind in zip(uris, kinds, strict=True)
+        )
         kept = next((matrix for matrix in found if matrix is not None), None)
         return kept if kept is None or job.whole else slice_matrix(kept, job)
 
@@ -136,16 +143,33 @@ def _compare(catalogue: Catalogue, wanted: Selection, job: Job, effort: Effort) 
             if alone:
                 for tile in made:
                     grid.put(tile, tiles.compute(tile))
+            elif not effort.keep:
+                _fill(grid, made, engine, effort.progress)
             else:
                 kept = _shared(grid, made, engine, effort.progress, finished)
     finally:
         tiles.clear_cache()
     matrix = grid.matrix() if kept is None else kept
+    if not effort.keep:
+        return matrix
     if kept is None and not keep_matrix(uri, matrix, effort.progress):
         return matrix  # the tiles stay, for the next time
     for tile in () if alone else made:
         storage.discard(tile.uri)
     return matrix
+
+
+def _fill(grid: _Grid, made: Sequence[Tile], engine: Mapper, progress: Listener) -> None:
+    """Fills the grid with tiles that nobody keeps."""
+    pairs = sum(tile.pairs for tile in made)
+    with stage(progress, Started(pairs, len(made), unit="pairs", step="tiles")):
+        for tile, block in engine.map(_computed, made):
+            grid.put(tile, block)
+            progress(StepDone(tile.pairs))
+
+
+def _computed(tile: Tile) -> tuple[Tile, tiles.Block]:
+    return tile, tiles.compute(tile)
 
 
 def _shared(

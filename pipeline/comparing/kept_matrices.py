@@ -66,15 +66,16 @@ def matrix_uri(catalogue: Catalogue, wanted: Selection, job: Job) -> str:
     return catalogue.matrix_uri(wanted.spec_digest, wanted.members, name)
 
 
-def find_kept(uri: str, wanted: Selection, job: Job) -> Matrix | None:
+def find_kept(uri: str, wanted: Selection, job: Job, *, discard: bool = True) -> Matrix | None:
     """Reads a kept matrix, if it is the one that is wanted.
 
-    One that does not fit, or is damaged, is removed, to be computed again.
+    One that does not fit, or is damaged, must be computed again.
 
     Args:
         uri: Where it is kept.
         wanted: The datasets that are compared.
         job: What is computed of them.
+        discard: Whether one that must be computed again is removed.
 
     Returns:
         The matrix in the order of `wanted`, or None if there is none.
@@ -94,7 +95,8 @@ def find_kept(uri: str, wanted: Selection, job: Job) -> Matrix | None:
         return None
     except CorruptFile:
         pass
-    storage.discard(uri)
+    if discard:
+        storage.discard(uri)
     return None
 
 

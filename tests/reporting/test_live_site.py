@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from threading import Event, Thread
@@ -21,9 +22,11 @@ import pytest
 from pipeline import storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
+from pipeline.comparing import Effort, all_pairs, compare
 from pipeline.engine import InProcess
 from pipeline.errors import SourceError
 from pipeline.events import Said
+from pipeline.mapper import SerialMapper
 from pipeline.reporting import LiveSite, listen
 from pipeline.reporting.html import live_site
 from pipeline.spec import Resources
@@ -80,6 +83,39 @@ def test_the_report_and_every_pair_are_computed_when_they_are_asked_for(port: in
     assert b"Why b and group/a differ" in why
     answer, nothing = ask(port, "/", "HEAD")
     assert (answer.status, int(answer.headers["Content-Length"]), nothing) == (200, len(page), b"")
+
+
+@pytest.mark.parametrize("memory", [1, 2**30])
+def test_pages_leave_the_catalogue_as_it_was(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    def there() -> list[tuple[str, str]]:
+        return sorted((item.uri, item.identity) for item in storage.walk(built.root))
+
+    monkeypatch.setattr(all_pairs, "TILE_WORK", 0)
+    workers = SerialMapper() if memory == 1 else _Elsewhere()
+    effort = Effort(lambda _: nullcontext(workers), memory=memory)
+    before = there()
+    site = LiveSite(built, samples=1, effort=effort)
+    assert site.page("/")
+    assert site.page("/pairs/2/0-1.html")
+    assert there() == before
+    compare(built, effort=effort)  # what the pages need not do
+    assert there() != before
+    kept = [item for item in there() if item not in before]
+    for uri, _ in kept:
+        storage.replace(uri, b"damaged")
+    damaged = there()
+    assert LiveSite(built, samples=0, effort=effort).page("/")
+    assert there() == damaged
+    for uri, _ in kept:
+        storage.delete(uri)
+
+
+class _Elsewhere(SerialMapper):
+    """Stands for workers of another process."""
+
+    in_process = False
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
     >>> with listen(LiveSite(Catalogue("dnas")), 8080) as server:            # doctest: +SKIP
     ...     server.serve_forever()
 
-It only reads. It listens on the loopback address, and refuses requests that name another host, so
+It only reads the catalogue: distances that nobody has kept there are computed again by each
+`LiveSite`. It listens on the loopback address, and refuses requests that name another host, so
 that no page of another site can reach it through a name that it points here.
 """
 
@@ -47,7 +48,7 @@ class LiveSite:
         catalogue: The catalogue.
         spec: The spec that is looked at; None to choose it as `compare` does.
         samples: Images of each dataset on a page.
-        effort: How distances are computed.
+        effort: How distances are computed. None of them are kept in the catalogue.
         progress: Is told how far the work is.
     """
 
@@ -62,7 +63,7 @@ class LiveSite:
     ) -> None:
         self._catalogue, self._spec, self._samples = catalogue, spec, samples
         self._progress = progress or ignore
-        self._effort = effort or Effort(progress=self._progress)
+        self._effort = replace(effort or Effort(progress=self._progress), keep=False)
         self._pages: OrderedDict[str, bytes] = OrderedDict()
         self._newest = 0
         self._one_at_a_time, self._held = Lock(), Lock()
