@@ -31,8 +31,9 @@ def report(
     site: Annotated[
         str | None,
         typer.Option(
-            help="Folder to write the page to, as index.html, with a page for each of the nearest "
-            "pairs that explains why they differ."
+            help="Folder to write the page to, as index.html, with a page for each of some pairs "
+            "(--explained) that says why they differ. Such pages of an earlier report there are "
+            "replaced."
         ),
     ] = None,
     lens: Annotated[
@@ -46,7 +47,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write the page of a snapshot: one HTML file that opens offline."""
-    from pipeline import api
+    from pipeline import api, storage
     from pipeline.reporting import SITE_INDEX, headline, summary_sentence
 
     if out is None and site is None:
@@ -60,8 +61,8 @@ def report(
         progress=progress,
         **vars(options),
     )
-    size, matrix = len(made.html), made.matrices[0]
-    where = out or f"{str(site).rstrip('/')}/{SITE_INDEX}"
+    matrix, where = made.matrices[0], out or f"{str(site).rstrip('/')}/{SITE_INDEX}"
+    size = storage.info(storage.canonical(where)).size
     for note in made.notes:
         say(f"note: {note}", to=sys.stderr if as_json else None)
     if as_json:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from pipeline import building, comparing, explaining, refreshing, reporting
@@ -20,10 +21,12 @@ from pipeline.building import MemoryOptions, Request
 from pipeline.catalogue import Catalogue, SnapshotOptions, VerifyOptions
 from pipeline.comparing import CompareOptions
 from pipeline.engine import InProcess
+from pipeline.errors import UsageError
 from pipeline.events import Listener, ignore
 from pipeline.explaining import ExplainOptions, FitOptions
 from pipeline.options import takes_options
-from pipeline.reporting import ReportOptions
+from pipeline.reporting import EXPLAINED_PAIRS, ReportOptions
+from pipeline.wording import option
 
 if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
     from pipeline.building import Calibration, CalibrationRequest, MemorySource, Result
@@ -444,24 +447,32 @@ def report(
 
     Args:
         catalogue: Where the datasets are.
-        out: The file or object to write (.html); None to write none.
+        out: The file or object to write (.html); None to write none. It has no links to the
+            explanations of `site`, since it opens alone.
         site: The folder to write the page to, as index.html, with a page for each of some pairs
-            that explains why they differ; None to write none.
+            that explains why they differ; None to write none. Such pages of an earlier report
+            there are replaced.
         lenses: Lenses to look through as well: lenses, or names or files of some.
         effort: How to compute; None for this process with all its cores.
         progress: Whether to show progress; or a listener.
         **options: The options of `ReportOptions`.
 
     Returns:
-        The page; a notebook shows it.
+        The page as `out` has it; a notebook shows it.
 
     Raises:
-        UsageError: There are fewer than two datasets, or `out` is no name of a page.
+        UsageError: There are fewer than two datasets, `out` is no name of a page, `site` is no
+            folder, or pairs are to be `explained` without a `site`.
     """
     place = _at(catalogue)
+    chosen = ReportOptions(**options)
     if out is not None:
         reporting.require_html(out)
-    chosen = ReportOptions(**options)
+    if site is not None:
+        reporting.require_site(site)
+    elif chosen.explained is not None:
+        explained = option("explained", chosen.explained)
+        raise UsageError(f"{explained} needs {option('site')}, the folder that the pages go to")
     number, spec = place.at(chosen.at).number, chosen.spec  # all is read from one commit
     through = [None, *(_lens(place, lens, (), number, spec) for lens in lenses)]
     with _shown(progress) as listener:
@@ -487,15 +498,16 @@ def report(
             progress=listener,
         )
         if site is not None:
-            page = reporting.write_explanations(
+            written = reporting.write_site(
                 place,
                 page,
                 site,
-                chosen.explained,
+                EXPLAINED_PAIRS if chosen.explained is None else chosen.explained,
                 at=number,
                 samples=chosen.samples,
                 progress=listener,
             )
+            page = replace(page, notes=written.notes)
     versions = place.find_all(matrices[0].names, number, matrices[0].spec_digest)
     notes = [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
     made = reporting.Report(
@@ -503,8 +515,6 @@ def report(
     )
     if out is not None:
         made.save(out)
-    if site is not None:
-        made.save(f"{site.rstrip('/')}/{reporting.SITE_INDEX}")
     return made
 
 

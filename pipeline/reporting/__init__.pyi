@@ -20,7 +20,8 @@ from .html.live_site import listen as listen
 from .html.matrix_page import render_matrix_page as render_matrix_page
 from .html.ranking_gallery import gallery_of as gallery_of
 from .html.site import SITE_INDEX as SITE_INDEX
-from .html.site import write_explanations as write_explanations
+from .html.site import require_site as require_site
+from .html.site import write_site as write_site
 from .lens_words import fit_lines as fit_lines
 from .lens_words import heaviest_neurons as heaviest_neurons
 from .lens_words import lens_json as lens_json
@@ -39,6 +40,7 @@ from .outcomes import ranking_lines as ranking_lines
 from .outcomes import replacement_lines as replacement_lines
 from .page import HtmlPage as HtmlPage
 from .page import Report as Report
+from .report_options import EXPLAINED_PAIRS as EXPLAINED_PAIRS
 from .report_options import SHOWN_IMAGES as SHOWN_IMAGES
 from .report_options import ReportKeywords as ReportKeywords
 from .report_options import ReportOptions as ReportOptions

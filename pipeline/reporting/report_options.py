@@ -24,8 +24,13 @@ class ReportOptions(SnapshotOptions, FrechetOptions):
         SHOWN_IMAGES
     )
     explained: Annotated[
-        int, Option("Number of pairs that --site explains, the nearest that differ first.", least=0)
-    ] = EXPLAINED_PAIRS
+        int | None,
+        Option(
+            "Number of pairs that --site explains: the nearest of those that differ first, then "
+            f"others (default: {EXPLAINED_PAIRS}).",
+            least=0,
+        ),
+    ] = None
 
 
 class ReportKeywords(SnapshotKeywords, total=False):
@@ -36,4 +41,4 @@ class ReportKeywords(SnapshotKeywords, total=False):
 
     fd: bool
     samples: int
-    explained: int
+    explained: int | None

@@ -15,7 +15,7 @@ from pipeline import api
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.engine import InProcess
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, UsageError
 from pipeline.reporting.html import site as sites
 from pipeline.reporting.html.site import chosen_pairs
 from pipeline.spec import Resources
@@ -63,7 +63,6 @@ def test_a_site_is_a_report_and_explanations_that_it_names(
 ) -> None:
     made = api.report(built, site=str(tmp_path / "site"), samples=1, explained=2)
     index = tmp_path / "site/index.html"
-    assert index.read_bytes() == made.html
     links = data_of(index)["explained"]
     assert isinstance(links, dict)
     assert len(links) == 2
@@ -74,8 +73,69 @@ def test_a_site_is_a_report_and_explanations_that_it_names(
     for (i, j), (key, link) in zip(sorted(nearest), sorted(links.items()), strict=True):
         assert key == f"{i}-{j}"
         assert data_of(index.parent / link)["names"] == [names[i], names[j]]
-    again = api.report(built, samples=0, explained=2)
-    assert b'"explained":{}' in again.html
+    assert b'"explained":{}' in made.html
+    assert made.html == api.report(built, samples=1).html
+
+
+def test_a_page_beside_a_site_has_no_links_to_files_that_are_not_there(
+    built: Catalogue, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.html"
+    made = api.report(built, str(out), site=str(tmp_path / "site"), samples=0, explained=1)
+    assert data_of(tmp_path / "site/index.html")["explained"]
+    assert data_of(out)["explained"] == {}
+    assert out.read_bytes() == made.html
+
+
+def test_explanations_of_an_earlier_report_are_removed_and_no_other_file(
+    built: Catalogue, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    api.report(built, site=str(site), samples=0, explained=3)
+    first = {path.name for path in (site / "pairs").iterdir()}
+    assert len(first) == 3
+    others = ("pairs/0123456789abcdef.html", "pairs/notes.html", "mine.html")
+    for name in others:
+        (site / name).write_text("mine")
+    api.report(built, site=str(site), samples=0, explained=1)
+    links = data_of(site / "index.html")["explained"]
+    assert isinstance(links, dict)
+    left = {str(path.relative_to(site)) for path in site.rglob("*.html")}
+    assert left == {"index.html", *links.values(), *others}
+    # A file of that name that is no report, or a forged one, has nothing removed.
+    data = json.dumps({"explained": {"0-1": "../mine.html", "0-2": "mine.html", "1-2": 7}})
+    for text in (f'<script id="data" type="application/json">{data}</script>', "no report"):
+        (site / "index.html").write_text(text)
+        api.report(built, site=str(site), samples=0, explained=1)
+        assert {str(path.relative_to(site)) for path in site.rglob("*.html")} == left
+
+
+def test_a_site_that_cannot_be_written_is_refused_before_anything_is_computed(
+    built: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed(*_: object, **__: object) -> None:
+        raise AssertionError("distances were computed")
+
+    monkeypatch.setattr("pipeline.api.comparing.compare", computed)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for site, why in (
+        ("", "`site=''` names no folder"),
+        (" ", "`site=' '` names no folder"),
+        (str(tmp_path / "file"), "is a file; name the folder"),
+        ("https://host/site", "takes no files"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(why)):
+            api.report(built, site=site)
+    with pytest.raises(UsageError, match="`explained=2` needs `site`, the folder"):
+        api.report(built, explained=2)
+    for words, why in (
+        (["--site", ""], "--site '' names no folder"),
+        (["--explained", "2"], "--explained 2 needs --site, the folder"),
+    ):
+        done = CliRunner().invoke(app, ["report", "-c", built.root, *words])
+        assert (done.exit_code, why in done.stderr) == (2, True), done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_pair_that_cannot_be_explained_has_a_note_and_no_page(
