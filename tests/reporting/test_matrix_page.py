@@ -9,7 +9,8 @@ import re
 import uuid
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -29,19 +30,20 @@ from pipeline.comparing import Matrix, compare, plane_map
 from pipeline.comparing.distance import emd
 from pipeline.dna import Floats, Lens
 from pipeline.engine import InProcess
-from pipeline.errors import BadImage, SourceError, UsageError
+from pipeline.errors import BadImage, SourceError, UsageError, VdnaError
 from pipeline.explaining import Explanation, PairNeuron, explain, pair_neurons
 from pipeline.images import load
 from pipeline.reporting import gather_matrix_page, require_html
 from pipeline.reporting.html import dataset_panels as panels
 from pipeline.reporting.html import thumbnails
+from pipeline.reporting.html.dataset_panels import spec_facts
 from pipeline.reporting.html.frame import save_page
 from pipeline.reporting.html.matrix_page import PAGE_COLUMNS, RATES, render_matrix_page
 from pipeline.reporting.html.packing import BITS, BITS_OF_A_TEST, EXACT_DATASETS, pack
 from pipeline.reporting.html.page_data import Page, Panel, Seen
 from pipeline.reporting.html.thumbnails import SIDE, THUMBNAIL, thumbnail
 from pipeline.sources import plan
-from pipeline.spec import Resources
+from pipeline.spec import Preprocess, Resources
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.reporting.test_report import matrix_of, with_estimates, with_nan, with_single
 from tests.support import tiny_network as tiny
@@ -273,6 +275,33 @@ def agree(found: Sequence[PairNeuron], explained: Explanation) -> None:
         assert (neuron.low, neuron.high) == (drawn.low, drawn.high)
         assert (neuron.a, neuron.b) == (drawn.a, drawn.b)
     assert len(found) == len(rows)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Preprocess)])
+def test_every_field_of_the_preprocessing_is_among_the_facts(built: Catalogue, name: str) -> None:
+    spec = built.spec(built.find(built.names()[0]).spec)
+    rule = spec.preprocess
+    value = getattr(rule, name)
+    other = {
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.7, 0.8, 0.9),
+        "resize": "other",
+        "crop": "other",
+        "colour": "other",
+        "exif": "other",
+        "alpha": "white",
+        "decoder": "raw16@1",
+    }.get(name, value + 1 if isinstance(value, int) else None)
+    assert other is not None
+    assert other != value
+    changed = copy(rule)
+    object.__setattr__(changed, name, other)  # whether the value is allowed is not asked
+    facts = dict(spec_facts(spec))
+    odd = copy(spec)
+    object.__setattr__(odd, "preprocess", changed)
+    there = {key: fact for key, fact in spec_facts(odd) if key != "spec"}
+    assert there.keys() == facts.keys() - {"spec"}
+    assert any(fact != facts[key] for key, fact in there.items())
 
 
 def test_neurons_are_those_of_the_explanation(built: Catalogue) -> None:
@@ -544,6 +573,8 @@ def test_a_thumbnail_is_the_whole_image_read_by_the_rule_of_its_spec() -> None:
     clear.save(out, "PNG")
     mean = thumbnails.shrunk(out.getvalue(), THUMBNAIL).mean(axis=(0, 1))
     assert mean == pytest.approx((0, 200, 0), abs=2)
+    laid = thumbnails.shrunk(out.getvalue(), replace(THUMBNAIL, alpha="white"))
+    assert laid.mean(axis=(0, 1)) == pytest.approx((255, 255, 255), abs=2)
     longest = thumbnails.shrunk(_png(Image.new("RGB", (900, 2))), THUMBNAIL)
     assert longest.shape == (1, SIDE, 3)
 
@@ -552,6 +583,13 @@ def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
+
+
+def test_images_are_read_by_the_rule_of_their_spec_or_not_at_all(built: Catalogue) -> None:
+    version = built.find(built.names()[0])
+    assert thumbnails.rule_of(built, version) == built.spec(version.spec).preprocess
+    with pytest.raises(VdnaError, match="ab" * 16):
+        thumbnails.rule_of(built, replace(version, spec="ab" * 16))
 
 
 def test_a_thumbnail_is_decoded_within_limits() -> None:

@@ -25,7 +25,7 @@ MAX_SHOWN_BYTES, MAX_SHOWN_PIXELS = 32 * 2**20, 50_000_000
 """The limits of an image that a page shows. An image may count and yet be too large to show."""
 
 THUMBNAIL = Preprocess(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3)
-"""How an image is read if its spec is not known."""
+"""How an image is read where no rule is given."""
 
 ALIKE_BITS = 6
 """Images are taken for one photograph if at most so many bits of their `fingerprint` differ."""
@@ -44,10 +44,7 @@ NEAR = 64 * 2**20
 
 def rule_of(catalogue: Catalogue, version: Version) -> Preprocess:
     """Returns the rule by which a version's images are read: that of the network's input."""
-    try:
-        return catalogue.spec(version.spec).preprocess
-    except VdnaError:  # a page can do without its images
-        return THUMBNAIL
+    return catalogue.spec(version.spec).preprocess
 
 
 def is_far(entry: Entry) -> bool:
