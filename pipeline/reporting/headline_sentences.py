@@ -1,8 +1,8 @@
 """Says first what a matrix shows, in sentences that its intervals and tests support.
 
 >>> print(headline(matrix))                                  # doctest: +SKIP
-retina is the outlier: 27.7 bins or more from every other dataset, which are at most 19.1 bins from
-each other. original and other-crops cannot be told apart.
+retina is the outlier: 27.7 bins or more from all others, which are at most 19.1 bins from each
+other. original and other-crops cannot be told apart.
 """
 
 from __future__ import annotations

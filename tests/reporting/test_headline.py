@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.comparing import ESTIMATES, Matrix, lone_datasets, widest_split
-from pipeline.reporting import headline
+from pipeline.reporting import headline, headline_sentences
 from tests.reporting.test_report import matrix_of, with_estimates, with_nan, with_single
 
 
@@ -43,6 +43,14 @@ def test_an_outlier_is_named_with_bounds_of_its_intervals() -> None:
         "far is the outlier: 34.5 bins or more from all others, which are at most 5.5 bins from "
         "each other."
     )
+
+
+def test_the_example_of_the_module_has_the_words_of_the_code() -> None:
+    example = " ".join((headline_sentences.__doc__ or "").partition("+SKIP\n")[2].split())
+    points = {"original": 0, "other-crops": 1, "m": 9.75, "x": 18.5625, "retina": 46.8125}
+    said = headline(matrix_at(points, 0.5, ("original", "other-crops")))
+    assert example
+    assert said.startswith(example)
 
 
 def test_there_is_no_outlier_where_intervals_overlap() -> None:
