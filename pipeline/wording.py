@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 NAMED = 3
-"""The most items that a list in a sentence names, before it counts the others."""
+"""How many items a list in a sentence names if it counts the others. One more is named, too."""
 
 _flags = [False]
 """Whether options are named as on the command line; the last item holds."""

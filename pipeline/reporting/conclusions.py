@@ -22,7 +22,7 @@ from pipeline.comparing import (
 )
 from pipeline.dna import UNIFORM
 from pipeline.explaining import Explanation
-from pipeline.wording import count_of, option, some_of
+from pipeline.wording import count_of, some_of
 
 DIFFERENT, ALIKE, UNTESTED = 1, 0, -1
 """Verdicts on a pair. Alike means not told apart, which is no proof that they are the same."""
@@ -135,11 +135,10 @@ def no_test(matrix: Matrix, layer: str = ALL) -> str:
     if not matrix.estimates:
         if through(matrix):
             return (
-                f"there are no error bars. {option('error_bars', False)} leaves them out; a lens "
-                "with negative weights has none (vdna lens fit --non-negative makes a lens that "
-                "has)"
+                "there are no error bars. Either they were left out of the comparison, or the lens "
+                "has negative weights"
             )
-        return f"there are no error bars ({option('error_bars', False)})"
+        return "there are no error bars, as they were left out of the comparison"
     apart = ~np.eye(len(matrix.names), dtype=bool)
     defined = np.isfinite(matrix.of(layer)) & apart
     return _TOO_FEW_FOLDS if defined.any() else _UNDEFINED
