@@ -1,7 +1,7 @@
 """Names what a layer reacts to, by a rule of thumb, from how deep it lies in its network.
 
->>> stages_of(["conv1", "layer1", "layer2", "layer3", "layer4"])
-('colour and edges', 'colour and edges', 'texture', 'shape', 'objects')
+>>> stages_of(["layer1", "layer4"], ["conv1", "layer1", "layer2", "layer3", "layer4"])
+('colour and edges', 'objects')
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ Zeiler and Fergus (2014, "Visualizing and understanding convolutional networks")
 """
 
 
-def stages_of(layers: Sequence[str]) -> tuple[str, ...]:
-    """Names the stage of each layer by its place among the layers that are observed.
+def stages_of(layers: Sequence[str], network: Sequence[str]) -> tuple[str, ...]:
+    """Names the stage of each layer by its place among the layers of its network.
 
-    This is a rule of thumb and no finding: nobody looked at what these neurons react to. The layers
-    must be spread over the whole network, as they are by default.
+    This is a rule of thumb and no finding: nobody looked at what these neurons react to.
 
     Args:
-        layers: The layers, from the input to the output.
+        layers: The layers that are looked at.
+        network: Layers that are spread over the whole network, from the input to the output, as
+            `default_layers` names them.
 
     Returns:
-        One of `STAGES` for each layer; empty texts if there are fewer layers than stages.
+        One of `STAGES` for each layer; an empty text for a layer that is not among those of the
+        network, and for all if the network has fewer layers than there are stages.
     """
-    if len(layers) < len(STAGES):
-        return ("",) * len(layers)
-    return tuple(STAGES[len(STAGES) * at // len(layers)] for at in range(len(layers)))
+    count = len(network) if len(network) >= len(STAGES) else 0
+    named = {layer: STAGES[len(STAGES) * at // count] for at, layer in enumerate(network[:count])}
+    return tuple(named.get(layer, "") for layer in layers)

@@ -1,4 +1,5 @@
 from .batch_norms import fold_batch_norms as fold_batch_norms
+from .lookup import default_layers as default_layers
 from .lookup import describe as describe
 from .lookup import load_model as load_model
 from .lookup import network_of as network_of

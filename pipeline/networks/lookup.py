@@ -88,6 +88,32 @@ def describe(name: str, weights: str | None = None, taps: str | None = None) -> 
     )
 
 
+def default_layers(name: str) -> tuple[str, ...]:
+    """Names the layers that are spread over a whole network, because this package chose them.
+
+    No weights are needed. A network whose layers are not known by heart is run once, as `describe`
+    does, which imports torch.
+
+    Args:
+        name: The name of the network.
+
+    Returns:
+        The layers from the input to the output. There are none for a network that a user has
+        registered, since how deep its layers lie is not known.
+
+    Raises:
+        UsageError: If the name is unknown, or its library is not installed.
+    """
+    known = architecture(name)
+    if known.built_by:
+        return ()
+    if name == "efficientnet_lite0":
+        return tuple(tap.name for tap in LITE0_TAPS)
+    if known.layers:
+        return tuple(layer for layer, _ in known.layers)
+    return tuple(tap.name for tap in discover_taps(name, known, known.taps).taps)
+
+
 def network_of(spec: Spec, weights: str | None = None) -> Network:
     """Describes the network that a spec states, its weights fetched as a build fetches them.
 

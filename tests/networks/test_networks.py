@@ -43,6 +43,7 @@ from pipeline.errors import (
 from pipeline.networks import (
     BUILT_IN,
     Network,
+    default_layers,
     describe,
     encode_ranges,
     fold_batch_norms,
@@ -173,7 +174,7 @@ def test_every_network_name_of_the_reference_is_known() -> None:
 def test_layers_of_the_reference(name: str, nothing: str) -> None:
     layers, neurons, first, last = REFERENCE[name]
     network = describe(name, nothing)
-    assert tuple(tap.name for tap in network.taps) == layers
+    assert tuple(tap.name for tap in network.taps) == layers == default_layers(name)
     assert sum(tap.neurons for tap in network.taps) == neurons
     assert (network.taps[0], network.taps[-1]) == (first, last)
     assert len(network.observed) == len(layers)

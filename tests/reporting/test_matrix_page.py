@@ -31,7 +31,7 @@ from pipeline.comparing.distance import emd
 from pipeline.dna import Floats, Lens
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, UsageError, VdnaError
-from pipeline.explaining import Explanation, PairNeuron, explain, pair_neurons
+from pipeline.explaining import Explanation, PairNeuron, explain, pair_neurons, stages_of
 from pipeline.images import load
 from pipeline.reporting import gather_matrix_page, require_html
 from pipeline.reporting.html import dataset_panels as panels
@@ -275,6 +275,30 @@ def agree(found: Sequence[PairNeuron], explained: Explanation) -> None:
         assert (neuron.low, neuron.high) == (drawn.low, drawn.high)
         assert (neuron.a, neuron.b) == (drawn.a, drawn.b)
     assert len(found) == len(rows)
+
+
+def test_stages_are_of_the_network_and_not_of_the_layers_that_were_compared(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stages(matrix: Matrix) -> list[str]:
+        page = gather_matrix_page(built, [matrix], samples=0, pairs=0)
+        found: list[str] = data_of(render_matrix_page(page))["matrices"][0]["stages"]
+        return found
+
+    matrix = compare(built)
+    assert set(stages(matrix)) == {""}  # a user's own network
+    names = ("w", "x", "y", "z", *matrix.layers)
+    monkeypatch.setattr(panels, "default_layers", lambda name: names)
+    expected = stages_of(names, names)[4:]
+    assert stages(matrix)[: len(matrix.layers)] == list(expected)
+    assert expected[-1] == "objects"
+    assert "colour and edges" not in expected
+
+
+def test_stages_of_a_network_that_is_not_known_here_are_not_named(built: Catalogue) -> None:
+    spec = built.spec(built.find(built.names()[0]).spec)
+    assert panels._network_layers(replace(spec, extractor="nobodys")) == ()
+    assert len(panels._network_layers(replace(spec, extractor="efficientnet_lite0"))) > 4
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Preprocess)])

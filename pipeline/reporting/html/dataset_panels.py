@@ -25,6 +25,7 @@ from pipeline.dna import Lens
 from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.events import Listener
 from pipeline.explaining import PAIRS, NearestPairs, find_pair_neurons
+from pipeline.networks import default_layers
 from pipeline.reporting.html.page_data import Page, Panel, Sample, Seen
 from pipeline.reporting.html.thumbnails import (
     SAMPLING_SECONDS,
@@ -115,7 +116,16 @@ def gather_matrix_page(
         tuple(notes),
         shared=tuple(spec_facts(spec)),
         snapshot=tuple(snapshot),
+        network=_network_layers(spec),
     )
+
+
+def _network_layers(spec: Spec) -> tuple[str, ...]:
+    """Names layers that are spread over the whole network, or none if it is not known here."""
+    try:
+        return default_layers(spec.extractor)
+    except UsageError:
+        return ()
 
 
 def _seen(

@@ -80,7 +80,7 @@ def render_matrix_page(
         )
     datasets = [plain(panel) for panel in page.panels]
     rates = sorted({*RATES, rate})
-    told = [_told(*of, rates) for of in zip(page.matrices, seen, strict=True)]
+    told = [_told(*of, rates, page.network) for of in zip(page.matrices, seen, strict=True)]
     if room is None:
         taken = len(as_script([datasets, told, page.notes]))
         room = max(LEAST_NUMBERS, MOST - FRAME - taken)
@@ -116,7 +116,9 @@ def _through_all(matrices: Sequence[Matrix]) -> str:
     return f" {through(matrices[0])}".rstrip() if len(matrices) == 1 else ""
 
 
-def _told(matrix: Matrix, seen: Seen, rates: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
+def _told(
+    matrix: Matrix, seen: Seen, rates: Sequence[float], network: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
     """Returns a matrix's part of the data without its numbers, and the notes about it."""
     planes = matrix.planes
     arranged = [clusters(matrix.corrected(plane)) for plane in planes]
@@ -135,7 +137,7 @@ def _told(matrix: Matrix, seen: Seen, rates: Sequence[float]) -> tuple[dict[str,
         },
         "neurons_note": seen.note,
         "planes": planes,
-        "stages": (*stages_of(matrix.layers), *[""] * (len(planes) - len(matrix.layers))),
+        "stages": (*stages_of(matrix.layers, network), *[""] * (len(planes) - len(matrix.layers))),
         "arranged": [
             {
                 "order": found.order,

@@ -73,6 +73,8 @@ class Page:
         pair_pages: Where the explanation of every pair is, as `i-j.html`, or empty.
         snapshot: The words by which a command reads the same datasets: their catalogue, and when.
         shared: Facts that are the same for every dataset.
+        network: Layers that are spread over the whole network, which tell how deep each layer
+            lies; none if that is not known, and then the page names no stages.
     """
 
     matrices: Sequence[Matrix]
@@ -85,3 +87,4 @@ class Page:
     pair_pages: str = ""
     explained: Mapping[tuple[int, int], str] = field(default_factory=dict)
     shared: tuple[tuple[str, str], ...] = ()
+    network: tuple[str, ...] = ()
