@@ -401,6 +401,15 @@ def test_the_guide_shows_distances_by_images_and_is_folded_later(
     reader.open(none)
     assert "nothing says how much of a distance is chance" in reader.text("floor")
     assert "told apart" not in reader.text("examples")
+    matrix.emd[1] = np.nan
+    for values in matrix.estimates.values():
+        values[1] = np.nan
+    reader.open(write(tmp_path / "undefined.html", matrix, panels=pictured(matrix)))
+    assert "the noise floor" in reader.text("floor")
+    reader.choose("layer", "blocks.1")
+    reader.wait(lambda: "No other distance is defined here" in reader.text("floor"))
+    assert "noise floor" not in reader.text("floor")
+    assert reader.text("examples") == ""
 
 
 def test_two_datasets_that_are_chosen_one_after_the_other_open_as_a_pair(
@@ -451,7 +460,8 @@ def test_a_pair_says_in_words_what_its_interval_supports(reader: Reader, tmp_pat
     matrix = with_estimates(matrix_at(4, layers=8), (0, 1))
     matrix.estimates["q"][4:, 2, 3] = matrix.estimates["q"][4:, 3, 2] = 0.6
     matrix.estimates["q"][-1, 2, 3] = matrix.estimates["q"][-1, 3, 2] = 0.001
-    page = Page([matrix], pictured(matrix), snapshot=("--at", "3", "-c", "s3://b/it's here"))
+    snapshot = ("--at", "3", "-c", "s3://b/it's here")
+    page = Page([matrix], pictured(matrix), snapshot=snapshot, network=matrix.layers)
     path = tmp_path / "page.html"
     path.write_bytes(render_matrix_page(page))
     reader.open(path)
@@ -479,8 +489,16 @@ def test_a_pair_says_in_words_what_its_interval_supports(reader: Reader, tmp_pat
     assert command == (
         "vdna explain group/002 group/003 --at 3 -c 's3://b/it'\\''s here' --html why.html"
     )
+    for column in ("q", "p"):
+        matrix.estimates[column][:1] = np.nan  # the first layer is not tested
+    reader.open(write(tmp_path / "untested.html", matrix, network=matrix.layers))
+    opened(2, 3)
+    rows = "[...document.querySelectorAll('#pair-body .row')].map((row) => row.textContent)"
+    first = next(text for text in reader.run(f"return {rows}") if "colour and edges" in text)
+    assert "1 of 1 layer" in first
+    assert "in networks that were trained on ImageNet" in reader.text("pair-body")
     few = matrix_at(3, layers=3)
-    reader.open(write(tmp_path / "few.html", few))
+    reader.open(write(tmp_path / "few.html", few, network=few.layers))
     assert "by stage of the network" not in reader.text("pair-body")
     assert "Whether they differ is not tested" in reader.text("pair-body")
 

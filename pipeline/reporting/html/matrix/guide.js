@@ -20,7 +20,10 @@ function drawGuide() {
   const pairs = [];
   for (let i = 0; i < SIZE; i++)
     for (let j = i + 1; j < SIZE; j++) if (Number.isFinite(at(values, i, j))) pairs.push([i, j]);
-  if (!pairs.length) return;
+  if (!pairs.length) {
+    $("floor").textContent = "0 is a dataset and itself. No other distance is defined here.";
+    return;
+  }
   const least = (among, of) =>
     among.reduce((best, pair) => (best === null || of(...pair) < of(...best) ? pair : best), null);
   const near = least(pairs, (i, j) => at(values, i, j));

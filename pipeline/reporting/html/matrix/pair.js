@@ -117,7 +117,7 @@ function stages(rows, parent) {
       here: false,
       alike: stage.tested > 0 && !stage.differing,
       plain: stage.tested
-        ? `, ${stage.differing} of ${stage.layers} ${stage.layers === 1 ? "layer" : "layers"}`
+        ? `, ${stage.differing} of ${stage.tested} ${stage.tested === 1 ? "layer" : "layers"}`
         : "",
     })),
     Math.min(480, $("pair-body").clientWidth || 440),
@@ -125,7 +125,7 @@ function stages(rows, parent) {
   );
   make(
     "p",
-    `Mean distance of the stage's layers, in bins${found.some((stage) => stage.tested) ? ", and how many of them are told apart" : ""}. The names are a rule of thumb for how deep a layer lies, not a finding: the first layers of most networks react to colour and edges, then to texture, then to shape, and the last ones to objects.`,
+    `Mean distance of the stage's layers, in bins${found.some((stage) => stage.tested) ? ", and how many of those that are tested are told apart" : ""}. The names are a rule of thumb for how deep a layer lies, not a finding: in networks that were trained on ImageNet, the first layers react to colour and edges, then to texture, then to shape, and the last ones to objects.`,
     { class: "quiet" },
     parent,
   );
