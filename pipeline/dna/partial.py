@@ -23,6 +23,7 @@ from pipeline.dna.ranges import Ranges
 from pipeline.dna.value import DNA
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
 from pipeline.spec import Spec
+from pipeline.wording import count_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,9 @@ class Partial:
         """
         both = sorted(set(self.shards) & set(other.shards))
         if both:
-            raise OverlapError(f"{len(both)} shards would count twice: {', '.join(both[:5])}")
+            raise OverlapError(
+                f"{count_of(len(both), 'shard')} would count twice: {', '.join(both[:5])}"
+            )
         return Partial(
             self.dna + other.dna,
             tuple(sorted(self.shards + other.shards)),

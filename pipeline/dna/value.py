@@ -20,6 +20,7 @@ from pipeline.dna.moments import merge_moments
 from pipeline.dna.ranges import Ranges, neuron_name
 from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, UsageError
 from pipeline.spec import Numerics, Spec
+from pipeline.wording import count_of
 
 INT_COLUMNS = ("underflow", "overflow", "nonfinite")
 
@@ -361,8 +362,9 @@ class DNA:
 
     def __repr__(self) -> str:
         return (
-            f"DNA({self.spec.extractor}, {self.images} images, {len(self.low)} neurons x "
-            f"{self.spec.bins} bins, spec {self.spec.digest[:12]})"
+            f"DNA({self.spec.extractor}, {count_of(self.images, 'image')}, "
+            f"{count_of(len(self.low), 'neuron')} x {self.spec.bins} bins, "
+            f"spec {self.spec.digest[:12]})"
         )
 
 

@@ -217,7 +217,7 @@ class _SourceLister:
         """Lists the members of the archives."""
         if not self._archives:
             return
-        self._progress(Said(f"looking into {len(self._archives):,} archives"))
+        self._progress(Said(f"looking into {count_of(len(self._archives), 'archive')}"))
         task = partial(encoded_index, image_column=self._rules.image_column, cache=cache)
         many = map_in_order if mapper is None or mapper.in_process else mapper.map
         for uri, data in many(task, [found.item for found in self._archives.values()]):

@@ -122,8 +122,14 @@ def test_partials_obey_the_same_laws(a: DNA, b: DNA, i: int, j: int) -> None:
 
 def test_a_shard_is_never_added_twice() -> None:
     x, y = (partial(name, random_dna(SPEC, RANGES, 2, 1)) for name in "xy")
-    with pytest.raises(OverlapError, match="x"):
+    with pytest.raises(OverlapError, match="1 shard would count twice: x"):
         (x + y) + x
+
+
+def test_a_dna_is_shown_with_its_numbers() -> None:
+    dna = random_dna(SPEC, RANGES, 1, 0)
+    assert f"1 image, {len(dna.low)} neurons x {SPEC.bins} bins" in repr(dna)
+    assert "2 images, " in repr(random_dna(SPEC, RANGES, 2, 0))
 
 
 def test_failures_and_their_number_agree() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError
+from pipeline.events import Said
 from pipeline.sources import Listing, Rules, list_source, plan
 from pipeline.sources.rules import other_kind
 from tests.support.archives import write_mixed_folder
@@ -358,6 +359,15 @@ def test_rules_select_and_group_members_of_archives(tmp_path: Path) -> None:
     }
     assert groups["1"] == {"day0", "day1", "day2", "a.tar", "b.zip", "c.parquet"}
     assert {"a.tar/day0", "b.zip/day2"} <= groups["2"]
+
+
+def test_a_listing_tells_how_many_archives_it_looks_into(tmp_path: Path) -> None:
+    write_mixed_folder(tmp_path / "photos", MIXED)
+    told: list[object] = []
+    list_source(tmp_path / "photos" / "a.tar", progress=told.append)
+    assert Said("looking into 1 archive") in told
+    list_source(tmp_path / "photos", progress=told.append)
+    assert Said("looking into 4 archives") in told
 
 
 def test_a_member_named_twice_counts_once_and_with_one_label(tmp_path: Path) -> None:
