@@ -292,7 +292,13 @@ def test_an_error_is_answered_in_words_without_secrets(
 
 def test_the_command_serves_until_it_is_interrupted(built: Catalogue) -> None:
     command = [sys.executable, "-m", "jobs.app", "serve", "-c", built.root, "--port", "0"]
-    process = subprocess.Popen([*command, "--samples", "0"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--samples", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has SIGINT ignored, and so its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     try:
         line = process.stdout.readline()

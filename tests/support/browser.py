@@ -67,6 +67,11 @@ class Reader:
         self.driver.get(path.as_uri())
         self.wait(lambda: self.run("return document.body.dataset.drawn"))
 
+    def reload(self) -> None:
+        """Opens the page again in the same process, which sees its own storage at once."""
+        self.driver.refresh()
+        self.wait(lambda: self.run("return document.body.dataset.drawn"))
+
     def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
         until = monotonic() + seconds
         while not (found := condition()):
