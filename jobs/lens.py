@@ -103,8 +103,9 @@ def ls(catalogue: CatalogueOption, as_json: JsonOption = False) -> None:
     from pipeline.reporting import lens_table, listed_lens
 
     place = Catalogue(catalogue)
-    place.at()  # says so if there is no catalogue
     found = sorted(newest_lenses(place).items())
+    if not found:
+        place.at()  # says so if there is no catalogue
     rows = [listed_lens(name, item) for name, item in found]
     if as_json:
         print_json(rows)

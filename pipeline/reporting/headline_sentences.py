@@ -34,7 +34,7 @@ ALIKE_SENTENCES = 3
 """The most sentences about what cannot be told apart."""
 
 NAMED_ALONE = 8
-"""Of more datasets that stand alone, only some are named."""
+"""If more datasets stand alone, only some are named."""
 
 
 def headline(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE) -> str:

@@ -36,7 +36,7 @@ from pipeline.engine import InProcess
 from pipeline.errors import Conflict, SourceError, StorageError, TransientError, VdnaError
 from pipeline.networks import Network
 from pipeline.sources import plan
-from pipeline.spec import Resources
+from pipeline.spec import Backend, Resources
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.support.builders import jpeg, same_counts_and_failures
 from tests.support.chaos import (
@@ -106,7 +106,15 @@ class PixelsAgain(Extractor):
     Everything else of a build is real.
     """
 
-    def __init__(self, network: Network, precision: str = "fp32", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        network: Network,
+        precision: str = "fp32",
+        device: str = "cpu",
+        backend: Backend = "torch",
+        threads: int = 1,
+    ) -> None:
+        self._backend = backend
         self.network = network
         self.device = torch.device(device)
 

@@ -208,7 +208,7 @@ def test_without_partials_the_recounted_sum_is_compared(place: Place) -> None:
     for index in range(6):
         storage.delete(place.partial(index))
     assert wrong(place.run(sample=3)) == {
-        "recount": "none of 6 partials is kept; count all shards (--sample all)"
+        "recount": "none of 6 partials is kept; count all shards (`sample='all'`)"
     }
     assert wrong(place.run(sample=None)) == {}
     replaced_in_place(place.image(first), 997)
