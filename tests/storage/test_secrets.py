@@ -537,9 +537,11 @@ def test_ray_receives_no_secret(
         assert "_ShardActor" in known
         clean(known, "state")
         folder = Path(global_worker.node.get_session_dir_path())
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert any(b"MALLOC_ARENA_MAX" in path.read_bytes() for path in files)  # from the runtime_env
-    for path in files:
-        clean(path.read_bytes(), path)
+        # Read before the engine closes, which removes the folder.
+        paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        files = {path: path.read_bytes() for path in paths}
+    assert any(b"MALLOC_ARENA_MAX" in data for data in files.values())  # from the runtime_env
+    for path, data in files.items():
+        clean(data, path)
     assert os.environ["AWS_SECRET_ACCESS_KEY"] == KEY
     assert all_clean(f"{root}/catalogue") > 8
