@@ -250,8 +250,8 @@ GROUNDS: Mapping[Alpha, tuple[int, int]] = {
 }
 """The greys of the squares that a transparent image is laid upon, by the rule's `alpha`."""
 
-KEY_SCALES: Mapping[str, int] = {"1": 255, "L;2": 85, "L;4": 17}
-"""By what PIL multiplies grey values of few bits, by its name of their layout."""
+KEY_SCALES: Mapping[str, int] = {"L;2": 85, "L;4": 17}
+"""By what PIL multiplies grey values of 2 and 4 bits, by its name of their layout."""
 
 SQUARE = 8
 """The side of a square, in pixels of the stored image."""
