@@ -791,3 +791,197 @@ def test_the_device_option_reaches_the_kernel(
         asked.clear()
         assert run("--device", device).exit_code == 0
         assert set(asked) == {device}
+
+
+# How a tile is cut, loaded and computed.
+
+
+def members_of(count: int, first: int = 0) -> list[tiles.Member]:
+    version = Version("", "", "", 1, 0, (), {}, "", "", "", ())
+    return [(f"{n}", replace(version, dna=f"{n}")) for n in range(first, first + count)]
+
+
+def sides(made: Sequence[Tile]) -> list[tuple[str, str]]:
+    return [("".join(n for n, _ in tile.a), "".join(n for n, _ in tile.b)) for tile in made]
+
+
+def test_pairs_are_cut_into_no_more_tiles_than_needed() -> None:
+    job = Job("memory://x", SPEC, SPEC.layers, True)
+    new, old = members_of(4), members_of(5, 4)
+    assert sides(tiles.cut(job, old, new)) == [("0123", "0123"), ("0123", "45678")]
+    two = [("01", "01"), ("01", "23"), ("01", "45"), ("01", "678")]
+    two += [("23", "23"), ("23", "45"), ("23", "678")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "side", 3)
+        assert sides(tiles.cut(job, old, new)) == two
+    # 26 pairs for 2 workers: squares of 2 are the largest of which each gets three.
+    fair = [("01", "01"), ("01", "23"), ("01", "4"), ("01", "56"), ("01", "78")]
+    fair += [("23", "23"), ("23", "4"), ("23", "56"), ("23", "78")]
+    assert sides(tiles.cut(job, old, new, workers=2)) == fair
+    many = tiles.cut(job, [], members_of(8), workers=2)  # 28 pairs: 2 x 2
+    assert {(len(tile.a), len(tile.b)) for tile in many} == {(2, 2)}
+    assert len(tiles.cut(job, [], members_of(9), workers=4)) == 45  # 36 pairs: below 2 x 2
+
+
+def test_the_steps_of_a_layer_are_as_few_as_memory_allows() -> None:
+    job = Job("memory://x", SPEC, SPEC.layers, True)
+    square = Tile(job, tuple(members_of(6)), tuple(members_of(6)))
+    wide = Tile(job, tuple(members_of(3)), tuple(members_of(5, 3)))
+
+    def steps(tile: Tile, held: int) -> list[tuple[range, range, bool]]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Job, "held", lambda job, layer: held)
+            found = tile.steps("stem")
+        assert {step.layer for step in found} == {"stem"}
+        return [(step.a, step.b, step.beside) for step in found]
+
+    assert steps(square, 12) == [(range(6), range(6), True)]
+    assert steps(wide, 16) == [(range(3), range(5), True)]
+    assert steps(wide, 15) == [
+        (range(3), range(3), False),
+        (range(3), range(3, 5), True),
+    ]
+    # Of 6 one is streamed, and two beside it: what is held, what is compared and what is loaded.
+    assert steps(square, 6) == [
+        (range(4), range(4), False),
+        (range(4), range(4, 5), True),
+        (range(4), range(5, 6), True),
+        (range(4, 6), range(4, 6), False),
+    ]
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> tiles._Cache:
+    """Replaces the cache of this process by an empty one."""
+    empty = tiles._Cache()
+    monkeypatch.setattr(tiles, "_cache", empty)
+    return empty
+
+
+def whole_tile(catalogue: Catalogue, a: Sequence[int], b: Sequence[int], **of_job: Any) -> Tile:
+    job = Job(catalogue.root, SPEC, SPEC.layers, True, **of_job)
+    rows, columns = (
+        tuple((f"set/{n}", catalogue.find(f"set/{n}")) for n in side) for side in (a, b)
+    )
+    return Tile(job, rows, columns)
+
+
+def test_what_a_process_has_loaded_never_changes_the_numbers_of_another_tile(
+    place: Catalogue, cache: tiles._Cache
+) -> None:
+    """Tiles that differ in one thing are computed one after the other, twice, and alone."""
+    first = whole_tile(place, [0, 1], [2, 3])
+    put(place, "set/0", 30)
+    job = first.job
+    made = [
+        first,
+        whole_tile(place, [0, 1], [2, 3]),  # another version of a dataset
+        whole_tile(place, [1, 0], [2, 3]),
+        whole_tile(place, [0, 1], [0, 1]),
+        whole_tile(place, [0, 1], [1, 0]),
+        *(replace(first, job=replace(job, **change)) for change in (
+            {"error_bars": False}, {"fd": True}, {"layers": ("head",), "whole": False},
+            {"lens": Lens.chosen(SPEC, ["stem:0"])}, {"lens": Lens.chosen(SPEC, ["stem:1"])},
+        )),
+    ]  # fmt: skip
+    kept = [tiles.compute(tile) for tile in (*made, *made)]
+    for tile, found in zip((*made, *made), kept, strict=True):
+        cache.clear()
+        alone = tiles.compute(tile)
+        assert alone.keys() == found.keys() == set(tile.job.columns)
+        for name, numbers in alone.items():
+            assert np.array_equal(found[name], numbers, equal_nan=True), (tile, name)
+            assert numbers.shape == (tile.job.planes, len(tile.a), len(tile.b))
+
+
+def test_a_process_keeps_the_layers_it_will_need_within_half_of_its_memory(
+    place: Catalogue, cache: tiles._Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    load = tiles._Cache._load
+
+    def spy(self: tiles._Cache, job: Job, members: Any, layer: str) -> Any:
+        read.append(layer)
+        return load(self, job, members, layer)
+
+    monkeypatch.setattr(tiles._Cache, "_load", spy)
+    tiles.compute(whole_tile(place, [0], [1, 2]))
+    tiles.compute(whole_tile(place, [0], [3]))
+    assert sorted(read) == ["head"] * 3 + ["stem"] * 3  # the rows are there already
+    assert {name for _, name, *_ in cache.files} == {"set/0", "set/3"}  # the last tile's
+    cache.clear()
+    both = size_of_layers(place, cache)
+    for memory in (2 * both, 2 * both - 2, both, 1):
+        for other in (1, 2, 3, 4):
+            tiles.compute(whole_tile(place, [0], [other], memory=memory))
+            held = sum(data.nbytes for data in cache.loaded.values())
+            assert held <= memory / 2 or len(cache.loaded) == 1
+            assert len(cache.loaded) == 4 or memory < 2 * both  # all that there is room for
+    assert len(cache.loaded) == 1
+
+
+def size_of_layers(place: Catalogue, cache: tiles._Cache) -> int:
+    tiles.compute(whole_tile(place, [0], [1]))
+    size = sum(data.nbytes for data in cache.loaded.values())
+    cache.clear()
+    return size
+
+
+def test_only_what_fits_beside_is_loaded_ahead(
+    place: Catalogue, cache: tiles._Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead: list[tiles.Step] = []
+
+    class Pool(tiles.ThreadPoolExecutor):
+        def submit(self, function: Any, /, *of: Any, **how: Any) -> Any:
+            if function is tiles._load:
+                ahead.append(of[1])
+            return super().submit(function, *of, **how)
+
+    monkeypatch.setattr(tiles, "ThreadPoolExecutor", Pool)
+    for held in (99, 6, 3):
+        monkeypatch.setattr(Job, "held", lambda job, layer, held=held: held)
+        tile = whole_tile(place, range(6), range(6), error_bars=False)
+        ahead.clear()
+        tiles.compute(tile)
+        steps = [step for layer in tile.job.layers for step in tile.steps(layer)]
+        assert ahead == [step for step in steps[1:] if step.beside]
+
+
+@pytest.mark.parametrize("error_bars", [False, True])
+def test_threads_and_device_reach_the_kernels(
+    place: Catalogue, cache: tiles._Cache, monkeypatch: pytest.MonkeyPatch, error_bars: bool
+) -> None:
+    asked: list[dict[str, Any]] = []
+    for name in ("distances", "fold_sums"):
+        real = getattr(tiles, name)
+
+        def spy(*of: Any, real: Any = real, **how: Any) -> Any:
+            asked.append(how)
+            return real(*of, threads=1)
+
+        monkeypatch.setattr(tiles, name, spy)
+    of_job = {"error_bars": error_bars, "threads": 3, "device": "cuda:1"}
+    tiles.compute(whole_tile(place, [0], [1], **of_job))
+    assert asked == [{"threads": 3, "device": "cuda:1"}] * 2
+
+
+def test_an_unknown_mean_leaves_the_distance_of_gaussians_out(
+    place: Catalogue, cache: tiles._Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of the reference package may have histograms alone."""
+    tile = whole_tile(place, [0, 1], [2], error_bars=False)
+    known = tiles.compute(tile)
+    assert np.isfinite(known["nfd"]).all()
+    read = tiles.DnaFile.read
+
+    def without_means(self: Any, layers: Any) -> Any:
+        dna = read(self, layers)
+        return replace(dna, unknown=frozenset({"mean"})) if "set/1" in self.name else dna
+
+    monkeypatch.setattr(tiles.DnaFile, "read", without_means)
+    cache.clear()
+    found = tiles.compute(tile)
+    assert np.array_equal(found["emd"], known["emd"])
+    assert np.array_equal(found["nfd"][:, 0], known["nfd"][:, 0])
+    assert np.isnan(found["nfd"][:, 1]).all()
