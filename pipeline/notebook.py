@@ -1,4 +1,4 @@
-"""What results show of themselves in a notebook: HTML tables, bar charts, tables of pandas.
+"""What results show of themselves in a notebook: tables in HTML, pandas and Polars, bar charts.
 
 >>> html_table("two", ("name", "n"), [("<a>", 1)])[-42:]
 '<td>&lt;a&gt;</td><td>1</td></tr></tbody></table>'
@@ -15,8 +15,13 @@ from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
     import pyarrow as pa
     from matplotlib.axes import Axes
+
+
+Cells = tuple[Sequence[str], Iterable[Sequence[object]]]
+"""A table: names of its columns, and the cells of each row."""
 
 
 def data_frame(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> pd.DataFrame:
@@ -29,10 +34,28 @@ def data_frame(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> pd.D
     Returns:
         The table.
     """
-    require_pandas()
+    _require("pandas", "to_pandas", "notebook")
     import pandas as pd
 
     return pd.DataFrame(list(rows), columns=list(columns))
+
+
+def polars_frame(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> pl.DataFrame:
+    """Makes a table of Polars.
+
+    Args:
+        columns: Names of the columns.
+        rows: Cells of each row.
+
+    Returns:
+        The table.
+    """
+    _require("polars", "to_polars", "polars")
+    import polars as pl
+
+    cells = [tuple(row) for row in rows]
+    # All rows decide the type of a column: the first may have none, or whole numbers.
+    return pl.DataFrame(cells, list(columns), orient="row", infer_schema_length=None)
 
 
 def arrow_data_frame(table: pa.Table) -> pd.DataFrame:
@@ -44,20 +67,35 @@ def arrow_data_frame(table: pa.Table) -> pd.DataFrame:
     Returns:
         The copy.
     """
-    require_pandas()
+    _require("pandas", "to_pandas", "notebook")
     return cast("pd.DataFrame", table.to_pandas())
 
 
-def require_pandas() -> None:
-    """Checks that pandas is there, which only notebooks need.
+def arrow_polars(table: pa.Table) -> pl.DataFrame:
+    """Copies an Arrow table to Polars.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The copy.
+    """
+    _require("polars", "to_polars", "polars")
+    import polars as pl
+
+    return cast("pl.DataFrame", pl.from_arrow(table))
+
+
+def _require(package: str, method: str, extra: str) -> None:
+    """Checks that a package is there, which only its method needs.
 
     Raises:
         UsageError: It is not installed.
     """
-    if find_spec("pandas") is None:
+    if find_spec(package) is None:
         raise UsageError(
-            "to_pandas needs the package pandas, which is not installed: "
-            'pip install "vdna-pipeline[notebook]"'
+            f"{method} needs the package {package}, which is not installed: "
+            f'pip install "vdna-pipeline[{extra}]"'
         )
 
 

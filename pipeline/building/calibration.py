@@ -36,7 +36,7 @@ from pipeline.engine import Engine
 from pipeline.errors import ConservationError, UsageError
 from pipeline.events import Listener, Said, ignore
 from pipeline.networks import WIDENING, Network, describe, encode_ranges, widen_ranges
-from pipeline.notebook import data_frame, html_table
+from pipeline.notebook import Cells, data_frame, html_table, polars_frame
 from pipeline.options import shared_values
 from pipeline.sources import Listing, Rules, list_source
 from pipeline.spec import Resources
@@ -44,6 +44,7 @@ from pipeline.wording import count_of, option
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
 
 SCRATCH_NAME = "calibration"
 """Name of the dataset in the scratch catalogue."""
@@ -95,10 +96,18 @@ class Calibration:
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns a row for each neuron: layer, neuron, low, high."""
+        return data_frame(*self._cells)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Returns the table of `to_pandas` in Polars."""
+        return polars_frame(*self._cells)
+
+    @property
+    def _cells(self) -> Cells:
         names = [(layer, at) for layer, neurons in self.ranges.taps for at in range(neurons)]
         ends = zip(self.ranges.low.tolist(), self.ranges.high.tolist(), strict=True)
         rows = [(*name, *end) for name, end in zip(names, ends, strict=True)]
-        return data_frame(("layer", "neuron", "low", "high"), rows)
+        return ("layer", "neuron", "low", "high"), rows
 
 
 def calibrate(

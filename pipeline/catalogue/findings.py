@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
-from pipeline.notebook import data_frame, html_table
+from pipeline.notebook import Cells, data_frame, html_table, polars_frame
 from pipeline.wording import count_of, some_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pandas as pd
+    import polars as pl
 
 NEWEST_ONLY = (
     "only the newest version of each dataset was checked; `vdna verify --all` checks the log, and "
@@ -107,8 +108,15 @@ class Verification:
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns a row for each check: dataset, check, ok, detail, at."""
-        columns = [column.name for column in fields(Finding)]
-        return data_frame(columns, map(astuple, self.findings))
+        return data_frame(*self._cells)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Returns the table of `to_pandas` in Polars."""
+        return polars_frame(*self._cells)
+
+    @property
+    def _cells(self) -> Cells:
+        return [column.name for column in fields(Finding)], map(astuple, self.findings)
 
 
 def _advice(wrong: Sequence[Finding]) -> Iterator[str]:

@@ -24,11 +24,12 @@ import numpy as np
 from pipeline.comparing.gaussians import frechet, frechet_1d, root_covariance, variance
 from pipeline.dna import DNA, UNIFORM, Floats, Ints, Lens
 from pipeline.errors import UsageError
-from pipeline.notebook import bar_chart, data_frame, html_table
+from pipeline.notebook import Cells, bar_chart, data_frame, html_table, polars_frame
 from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
     from matplotlib.axes import Axes
 
 Measure = Literal["emd", "nfd", "fd"]
@@ -111,7 +112,15 @@ class Distance(float):
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns a table with one row a layer, and the columns `layer` and `distance`."""
-        return data_frame(("layer", "distance"), self.layers.items())
+        return data_frame(*self._cells)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Returns the table of `to_pandas` in Polars."""
+        return polars_frame(*self._cells)
+
+    @property
+    def _cells(self) -> Cells:
+        return ("layer", "distance"), self.layers.items()
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws one bar a layer, in the order of the network.

@@ -19,11 +19,12 @@ from pipeline.catalogue import MATRIX
 from pipeline.comparing.distance import Measure
 from pipeline.dna import UNIFORM, Floats, SealedFile, corrupt_if_unreadable, encode_sealed
 from pipeline.errors import CorruptFile, UsageError
-from pipeline.notebook import arrow_data_frame, html_table, new_axes
+from pipeline.notebook import arrow_data_frame, arrow_polars, html_table, new_axes
 from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
     from matplotlib.axes import Axes
 
 ALL = "all"
@@ -215,6 +216,10 @@ class Matrix:
     def to_pandas(self) -> pd.DataFrame:
         """Returns one row for each ordered pair and plane, with the columns `MATRIX_SCHEMA`."""
         return arrow_data_frame(self.table)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Returns the table of `to_pandas` in Polars."""
+        return arrow_polars(self.table)
 
     def plot(
         self, layer: str = ALL, column: Measure | Estimate = "emd", ax: Axes | None = None

@@ -4,7 +4,6 @@ from .dna_encoding import dna_metadata as dna_metadata
 from .dna_encoding import encode_dna as encode_dna
 from .dna_encoding import encode_layers as encode_layers
 from .dna_encoding import to_gaussian_table as to_gaussian_table
-from .dna_encoding import to_table as to_table
 from .dna_file import DnaFile as DnaFile
 from .exemplars import DEFAULT_EXEMPLARS as DEFAULT_EXEMPLARS
 from .exemplars import EXEMPLAR_COLUMN as EXEMPLAR_COLUMN
@@ -17,6 +16,7 @@ from .failures import encode_failures as encode_failures
 from .lens import UNIFORM as UNIFORM
 from .lens import Lens as Lens
 from .moments import Moments as Moments
+from .neuron_rows import to_table as to_table
 from .partial import Partial as Partial
 from .partial import add_exemplars as add_exemplars
 from .partial import shards_and_failures as shards_and_failures

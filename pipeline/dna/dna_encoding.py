@@ -11,40 +11,11 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from pipeline.dna.neuron_rows import to_table
 from pipeline.dna.sealed import FileKind, encode_sealed
-from pipeline.dna.value import ARROW_TYPES, DNA
-
-
-def to_table(dna: DNA, fold: int | None = None) -> pa.Table:
-    """Makes the rows of a file, one for each neuron of the DNA.
-
-    Args:
-        dna: The DNA.
-        fold: The value of a column `fold`, for files that hold several folds. None adds none.
-
-    Returns:
-        The rows, in the order of the DNA's layers.
-    """
-    names = [layer for layer in dna.layers for _ in range(dna.spec.tap(layer).neurons)]
-    index = [i for layer in dna.layers for i in range(dna.spec.tap(layer).neurons)]
-    rows, bins = dna.counts.shape
-    offsets = np.arange(0, (rows + 1) * bins, bins, dtype=np.int32)
-    columns: dict[str, pa.Array] = {}
-    if fold is not None:
-        columns["fold"] = pa.array(np.full(rows, fold, np.int32))
-    columns["layer"] = pa.array(names, pa.string())
-    columns["neuron"] = pa.array(index, pa.int32())
-    columns["counts"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(dna.counts.ravel()))
-    for name, kind in ARROW_TYPES.items():
-        columns[name] = pa.array(getattr(dna, name), kind)
-    for name in set(dna.unknown) & columns.keys():
-        columns[name] = pa.nulls(rows, columns[name].type)
-    if dna.scatter is not None:
-        columns["scatter"] = _scatter_column(dna)
-    return pa.table(columns)
+from pipeline.dna.value import DNA
 
 
 def to_gaussian_table(dna: DNA) -> pa.Table:
@@ -58,12 +29,6 @@ def to_gaussian_table(dna: DNA) -> pa.Table:
     """
     table = to_table(dna)
     return table.select(["layer", "neuron", "mean", "scatter"])
-
-
-def _scatter_column(dna: DNA) -> pa.Array:
-    lengths = [i for layer in dna.layers for i in range(dna.spec.tap(layer).neurons, 0, -1)]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(dna.scatter))
 
 
 def dna_metadata(dna: DNA, **extra: object) -> dict[str, Any]:

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dna.arrays import Floats, Ints
+from pipeline.dna.neuron_rows import ARROW_TYPES
 from pipeline.dna.sealed import (
     FileKind,
     RowGroup,
     SealedFile,
     corrupt_if_unreadable,
 )
-from pipeline.dna.value import ARROW_TYPES, DNA, SCALAR_COLUMNS, concatenate_arrays
+from pipeline.dna.value import DNA, SCALAR_COLUMNS, concatenate_arrays
 from pipeline.errors import CorruptFile, VdnaError
 from pipeline.spec import Numerics, Spec
 

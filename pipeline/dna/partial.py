@@ -15,10 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dna.dna_encoding import dna_metadata, encode_layers, to_table
+from pipeline.dna.dna_encoding import dna_metadata, encode_layers
 from pipeline.dna.dna_file import DnaFile
 from pipeline.dna.exemplars import EXEMPLAR_COLUMN, Exemplars
 from pipeline.dna.failures import Failure
+from pipeline.dna.neuron_rows import to_table
 from pipeline.dna.ranges import Ranges
 from pipeline.dna.value import DNA
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch

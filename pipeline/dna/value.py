@@ -9,30 +9,32 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.dna.arrays import Floats, Ints
 from pipeline.dna.moments import merge_moments
+from pipeline.dna.neuron_rows import (
+    ARROW_TYPES,
+    LAYER_COLUMNS,
+    layer_rows,
+    plot_distributions,
+    to_table,
+)
 from pipeline.dna.ranges import Ranges, neuron_name
 from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, UsageError
+from pipeline.notebook import arrow_data_frame, arrow_polars, html_table
 from pipeline.spec import Numerics, Spec
 from pipeline.wording import count_of
 
-INT_COLUMNS = ("underflow", "overflow", "nonfinite")
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    from matplotlib.axes import Axes
 
-ARROW_TYPES = {
-    **dict.fromkeys(INT_COLUMNS, pa.int64()),
-    "low": pa.float64(),
-    "high": pa.float64(),
-    "min": pa.float32(),
-    "max": pa.float32(),
-    "mean": pa.float64(),
-    "m2": pa.float64(),
-}
+INT_COLUMNS = ("underflow", "overflow", "nonfinite")
 
 SCALAR_COLUMNS = tuple(ARROW_TYPES)
 
@@ -366,6 +368,35 @@ class DNA:
             f"{count_of(len(self.low), 'neuron')} x {self.spec.bins} bins, "
             f"spec {self.spec.digest[:12]})"
         )
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), LAYER_COLUMNS, layer_rows(self))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Returns one row for each neuron, with the columns of the DNA's file.
+
+        `counts` holds each neuron's histogram.
+        """
+        return arrow_data_frame(to_table(replace(self, scatter=None)))
+
+    def to_polars(self) -> pl.DataFrame:
+        """Returns the table of `to_pandas` in Polars."""
+        return arrow_polars(to_table(replace(self, scatter=None)))
+
+    def plot(
+        self, layer: str | None = None, neuron: int | None = None, ax: Axes | None = None
+    ) -> Axes:
+        """Draws distributions: of all layers, of a layer's neurons, or of one neuron.
+
+        Args:
+            layer: The layer; None draws the mean distribution of each layer, over bins.
+            neuron: The number of a neuron in the layer, whose histogram is drawn.
+            ax: Axes to draw on. None makes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+        """
+        return plot_distributions(self, layer, neuron, ax)
 
 
 def packed_scatter_size(spec: Spec, layers: Sequence[str]) -> int:

@@ -19,11 +19,12 @@ from pipeline.comparing import ESTIMATES, FALSE_DISCOVERY_RATE
 from pipeline.dna import UNIFORM, FileKind, Floats, encode_sealed
 from pipeline.explaining.histogram_overlay import Overlay
 from pipeline.explaining.reactions import Reactions
-from pipeline.notebook import arrow_data_frame, bar_chart, html_table
+from pipeline.notebook import arrow_data_frame, arrow_polars, bar_chart, html_table
 from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
     from matplotlib.axes import Axes
 
 _EXPLANATION = FileKind("explanation")
@@ -106,6 +107,17 @@ class Explanation:
             The neurons or the layers, those that are furthest apart first.
         """
         return arrow_data_frame(getattr(self, table))
+
+    def to_polars(self, table: Literal["neurons", "layers"] = "neurons") -> pl.DataFrame:
+        """Copies a table to Polars.
+
+        Args:
+            table: Which of the two tables.
+
+        Returns:
+            The table of `to_pandas`.
+        """
+        return arrow_polars(getattr(self, table))
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws the distance of each layer, the largest first.

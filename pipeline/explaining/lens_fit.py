@@ -52,12 +52,13 @@ from pipeline.dna import DNA, DnaFile, Floats, Lens
 from pipeline.errors import UsageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.explain_options import FitKeywords, FitOptions
-from pipeline.notebook import bar_chart, data_frame, html_table
+from pipeline.notebook import Cells, bar_chart, data_frame, html_table, polars_frame
 from pipeline.spec import Spec
 from pipeline.wording import count_of, option
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
     from matplotlib.axes import Axes
 
 RIDGES = tuple(float(value) for value in np.logspace(1, -5, 19))
@@ -174,8 +175,15 @@ class FittedLens:
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns one row for each attribute, with the fields of `Score` as columns."""
-        columns = [column.name for column in fields(Score)]
-        return data_frame(columns, map(astuple, self.scores))
+        return data_frame(*self._cells)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Returns the table of `to_pandas` in Polars."""
+        return polars_frame(*self._cells)
+
+    @property
+    def _cells(self) -> Cells:
+        return [column.name for column in fields(Score)], map(astuple, self.scores)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws what the lens leaves of each attribute's distance, beside the line of no change.

@@ -13,11 +13,13 @@ from pipeline.catalogue import Version
 from pipeline.dna import UNIFORM
 from pipeline.explaining.rank_shard import column_of
 from pipeline.explaining.ranking_order import RankedImage, UnrankedImage
-from pipeline.notebook import data_frame, html_table
+from pipeline.notebook import Cells, bar_chart, data_frame, html_table, polars_frame
 from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,33 @@ class Ranking:
 
         The file itself, `out`, has all images.
         """
+        return data_frame(*self._cells)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Returns the table of `to_pandas` in Polars."""
+        return polars_frame(*self._cells)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the distance of each image of both ends, the nearest first.
+
+        Args:
+            ax: Axes to draw on. None makes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+        """
+        ends = self._ends
+        # matplotlib takes what is between two dollars for a formula
+        names = [image.name.rpartition("/")[2].replace("$", r"\$") for image in ends]
+        labels = [f"{image.rank} {name}" for image, name in zip(ends, names, strict=True)]
+        unit = f"distance to {self.name} (bins)"
+        return bar_chart(labels, [image.emd for image in ends], unit, ax)
+
+    @property
+    def _cells(self) -> Cells:
         names = ["uri", "member", "rank", "emd", *map(column_of, self.layers)]
         rows = [
             (image.entry.uri, image.entry.member, image.rank, image.emd, *image.layers)
             for image in self._ends
         ]
-        return data_frame(names, rows)
+        return names, rows

@@ -19,7 +19,7 @@ from pipeline.comparing import Effort, Matrix, compare
 from pipeline.engine import Engine, InProcess
 from pipeline.errors import UsageError, VdnaError
 from pipeline.events import Listener
-from pipeline.notebook import data_frame, html_table
+from pipeline.notebook import Cells, data_frame, html_table, polars_frame
 from pipeline.refreshing.config import Config, load_config
 from pipeline.refreshing.gate import Verdict, judge, require_kept, require_known
 from pipeline.spec import Resources
@@ -27,6 +27,7 @@ from pipeline.wording import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -70,24 +71,35 @@ class Refreshed:
         Returns:
             A row for each dataset, or for each bound.
         """
+        return data_frame(*self._cells(table))
+
+    def to_polars(self, table: Literal["datasets", "gate"] = "datasets") -> pl.DataFrame:
+        """Makes the table of `to_pandas` in Polars.
+
+        Args:
+            table: Which table: the datasets, or what the gate says of each bound.
+
+        Returns:
+            A row for each dataset, or for each bound.
+        """
+        return polars_frame(*self._cells(table))
+
+    def _cells(self, table: Literal["datasets", "gate"]) -> Cells:
         if table == "gate":
             rows = [verdict.row for verdict in self.verdicts]
             columns = [*rows[0]] if rows else []
-            return data_frame(columns, ([*row.values()] for row in rows))
+            return columns, ([*row.values()] for row in rows)
         columns = ["dataset", "images", "failed", "changed", "dna", "spec"]
-        return data_frame(
-            columns,
+        return columns, (
             (
-                (
-                    of.name,
-                    of.version.images,
-                    of.version.failed,
-                    of.changed,
-                    of.version.dna,
-                    of.version.spec,
-                )
-                for of in self.datasets
-            ),
+                of.name,
+                of.version.images,
+                of.version.failed,
+                of.changed,
+                of.version.dna,
+                of.version.spec,
+            )
+            for of in self.datasets
         )
 
     def require_ok(self) -> None:

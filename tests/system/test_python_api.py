@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
@@ -28,6 +30,7 @@ from pipeline import (
     build,
     building,
     compare,
+    emd,
     explain,
     fit_lens,
     html_page,
@@ -113,13 +116,29 @@ def test_all_commands_work_from_python(
     assert done.to_pandas("gate").empty
 
 
-def test_results_have_a_readable_repr_and_table(root: str) -> None:
+def test_results_have_a_readable_repr_and_table(
+    root: str, place: tiny_network.Place, photos: Path
+) -> None:
+    ranking = rank(root, RankRequest(str(photos / "b"), "a", weights=place.weights))
+    fitted = fit_lens(root, "sees-b", focus="b:a", top=3)
+    distance = emd(Catalogue(root).load("a"), Catalogue(root).load("b"))
     results = [compare(root), explain(root, "a", "b"), verify(root), report(root, samples=0)]
-    for result in results:
-        assert type(result).__name__ in repr(result)
+    for result in (*results, ranking, fitted, distance):
+        assert result is distance or type(result).__name__ in repr(result)
         assert result._repr_html_().startswith(("<table", "<iframe"))
         if hasattr(result, "to_pandas"):
+            assert same_tables(result.to_pandas(), result.to_polars())
             assert len(result.to_pandas())
+
+
+def same_tables(one: Any, other: Any) -> bool:
+    """Whether a table of pandas and one of Polars have the same columns and cells."""
+    rows = zip(one.to_numpy().tolist(), other.rows(), strict=True)
+    return list(one.columns) == other.columns and all(
+        str(a) == str(b) or a == b or (a != a and b is None) or (a is None and b is None)
+        for left, right in rows
+        for a, b in zip(left, right, strict=True)
+    )
 
 
 def test_a_page_of_each_result_is_saved_as_its_command_does(
@@ -194,6 +213,48 @@ def test_without_pandas_a_table_names_the_extra(root: str, monkeypatch: pytest.M
     for result in (compare(root), verify(root), explain(root, "a", "b")):
         with pytest.raises(UsageError, match=r"pip install \"vdna-pipeline\[notebook\]\""):
             result.to_pandas()
+        with pytest.raises(UsageError, match=r"pip install \"vdna-pipeline\[polars\]\""):
+            result.to_polars()
+
+
+def test_a_dna_shows_its_layers_and_neurons(root: str) -> None:
+    dna = Catalogue(root).load("a", layers=["b", "a"])
+    assert dna._repr_html_().startswith(f"<table><caption>{html.escape(repr(dna))}")
+    assert "<td>b</td><td>3</td><td>4</td>" in dna._repr_html_()
+    table = dna.to_polars()
+    assert table["layer"].to_list() == ["b"] * 3 + ["a"] * 4
+    assert np.array_equal(np.stack(table["counts"].to_numpy()), dna.counts)
+    assert np.array_equal(dna.to_pandas()["underflow"], dna.underflow)
+    share = f"{dna.underflow[:3].sum() / (24 * 3 * 4):.2%}"
+    assert f"<td>3</td><td>4</td><td>{share}</td>" in dna._repr_html_()
+
+
+def test_a_dna_is_drawn_by_layer_by_neuron_and_alone(root: str) -> None:
+    dna = Catalogue(root).load("a")
+    every = dna.plot()
+    assert [label.get_text() for label in every.get_yticklabels()] == ["a", "b"]
+    drawn = np.asarray(every.images[0].get_array())
+    assert np.allclose(drawn[1], np.sqrt(dna.distributions(slice(4, 7)).mean(axis=0)))
+    assert np.asarray(dna.plot("b").images[0].get_array()).shape == (3, dna.spec.bins)
+    alone = dna.plot("b", 2, ax=dna.plot("b", 1))
+    steps = alone.patches[-1].get_data()
+    assert np.array_equal(steps.values, dna.distributions(slice(6, 7))[0])
+    assert (steps.edges[0], steps.edges[-1]) == (dna.low[6], dna.high[6])
+    with pytest.raises(UsageError, match=r"layer b has no neuron 3; it has 0 to 2"):
+        dna.plot("b", 3)
+    with pytest.raises(UsageError, match="of which layer"):
+        dna.plot(neuron=3)
+    pyplot.close("all")
+
+
+def test_a_ranking_is_drawn_with_a_bar_for_each_image(
+    root: str, place: tiny_network.Place, photos: Path
+) -> None:
+    ranking = rank(root, RankRequest(str(photos / "b"), "a", weights=place.weights, top=2))
+    assert [bar.get_width() for bar in ranking.plot().patches] == ranking.to_polars()[
+        "emd"
+    ].to_list()
+    pyplot.close("all")
 
 
 def test_a_failed_check_is_shown_by_the_verification(root: str, tmp_path: Path) -> None:
