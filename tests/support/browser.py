@@ -7,6 +7,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -51,6 +53,19 @@ def described() -> str:
         return "Browser: chromium"
     why = f"{CHOICE}=none" if CHOICE in os.environ else INSTALL
     return f"Browser: none, the page is not opened ({why})"
+
+
+AXE = """
+const done = arguments[0];
+axe.run({ resultTypes: ["violations"] }).then(
+  ({ violations }) => done(violations), (error) => { throw error; });
+"""
+
+
+@cache
+def axe_source() -> str:
+    """Reads the script of axe-core, which looks for what keeps people out of a page."""
+    return resources.files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 
 
 needed = pytest.mark.skipif(chosen() is None, reason=f"needs chromium: {INSTALL}")
@@ -104,6 +119,16 @@ class Reader:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def barriers(self) -> list[str]:
+        """Returns what axe-core finds `serious` or `critical` in the page as it is now."""
+        self.run(axe_source())
+        return [
+            f"{found['impact']} {found['id']}: {found['nodes'][0]['html']}"
+            f" {found['nodes'][0]['failureSummary']}"
+            for found in self.driver.execute_async_script(AXE)
+            if found["impact"] in ("serious", "critical")
+        ]
 
     def console_messages(self) -> list[str]:
         """Returns the messages of the console."""
