@@ -79,7 +79,8 @@ def make_dna(
         **options: Options of `Request`: those that `MemoryOptions` names.
 
     Returns:
-        The DNA. `DNA.failed` says how many images could not be read.
+        The DNA with its folds, so that `emd` of two such DNAs has error bars. `DNA.failed` says how
+        many images could not be read.
 
     Raises:
         GateError: More images than `max_failures` allows could not be read. If fewer could not,

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -20,7 +22,7 @@ from pipeline.building.memory_images import MemoryImages, MemorySource
 from pipeline.building.planner import make_spec, products_of
 from pipeline.building.request import MemoryOptions, Request
 from pipeline.counting import OVERLAP, Counter
-from pipeline.dna import DNA, Partial
+from pipeline.dna import DNA, HeldFolds, Partial
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.networks import describe, find_ranges
@@ -57,7 +59,7 @@ def make_dna(
         **options: Options of `Request`: those that `MemoryOptions` names.
 
     Returns:
-        The DNA.
+        The DNA, with its folds.
 
     Raises:
         GateError: More images than `max_failures` allows could not be read.
@@ -110,6 +112,7 @@ def make_dna(
     counter = Counter(extractor, spec, found, resources, products)
     progress = progress or ignore
     total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
+    folds = HeldFolds()
 
     def count(shard: Shard) -> Partial:
         return counter.count(shard, shard.key(spec.digest, products), fetch=fetch)
@@ -119,9 +122,14 @@ def make_dna(
             stage(progress, Started(manifest.candidates, len(manifest.heads))),
             ThreadPoolExecutor(OVERLAP, "shard") as pool,
         ):
-            for partial in pool.map(count, manifest.shards):
-                total += partial
-                progress(StepDone(partial.candidates, len(partial.failures)))
+            counted = zip(manifest.heads, pool.map(count, manifest.shards), strict=True)
+            for fold, parts in groupby(counted, lambda part: part[0].fold):
+                of_fold = DNA.empty(spec, found)
+                for _, partial in parts:
+                    total += partial
+                    of_fold += replace(partial.dna, scatter=None)
+                    progress(StepDone(partial.candidates, len(partial.failures)))
+                folds += HeldFolds.of([(fold, of_fold)])
     finally:
         counter.close()
         torch.set_num_threads(threads_before)
@@ -135,7 +143,7 @@ def make_dna(
             f"{len(failures)} of {count_of(candidates, 'image')} could not be read: {listed}",
             stacklevel=3,
         )
-    return total.dna
+    return replace(total.dna, folds=folds)
 
 
 @contextmanager

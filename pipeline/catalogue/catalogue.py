@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from pipeline import storage
@@ -169,6 +171,7 @@ class Catalogue(VersionFiles):
         spec: str | None = None,
         layers: Sequence[str] | None = None,
         layer_gaussian: bool = False,
+        folds: bool = False,
     ) -> DNA:
         """Reads a dataset's DNA and checks what is read of its file.
 
@@ -179,16 +182,26 @@ class Catalogue(VersionFiles):
             layers: The layers to read; None for all.
             layer_gaussian: Whether to read the layers' scatter matrices too, which are a file of
                 their own.
+            folds: Whether to read the folds too, a larger file of their own. `emd` of two DNAs with
+                folds has error bars.
 
         Returns:
             The DNA.
 
         Raises:
-            NotFound: If there is no such dataset, or it was built without scatter matrices.
+            NotFound: If there is no such dataset, or it was built without scatter matrices, or
+                imported without folds.
             CorruptFile: If a file is not the one that was committed.
         """
         version = self.find(name, at, spec)
-        return self.load_version(name, version, layers, layer_gaussian=layer_gaussian)
+        dna = self.load_version(name, version, layers, layer_gaussian=layer_gaussian)
+        if not folds:
+            return dna
+        from pipeline.dna import HeldFolds
+
+        file = self.open_file("folds", name, version, layers)
+        held = (HeldFolds.of(file.read_folds(layer).items()) for layer in dna.layers)
+        return replace(dna, folds=reduce(HeldFolds.__add__, held, HeldFolds()))
 
     def note_plan(self, dataset: str, spec: str, manifest: str, products: Sequence[str]) -> None:
         """Notes the plan of a build that begins, for `planned`.

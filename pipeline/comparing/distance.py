@@ -16,15 +16,20 @@ All three are symmetric, and equal those of the authors' reference package.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 
+from pipeline.comparing.comparable_dnas import comparable
+from pipeline.comparing.fold_statistics import PAIR_ESTIMATES
 from pipeline.comparing.gaussians import frechet, frechet_1d, root_covariance, variance
+from pipeline.comparing.pair_estimates import PairEstimates, estimate_pair
 from pipeline.dna import DNA, UNIFORM, Floats, Ints, Lens
 from pipeline.errors import UsageError
-from pipeline.notebook import Cells, bar_chart, data_frame, html_table, polars_frame
+from pipeline.notebook import bar_chart, data_frame, html_table, polars_frame
 from pipeline.wording import count_of
 
 if TYPE_CHECKING:
@@ -46,6 +51,9 @@ class Distance(float):
 
     It compares, adds, formats and prints as the float that it is.
 
+    An `emd` of two DNAs that hold their folds also has error bars: those that `compare` computes of
+    datasets. They are computed when they are first asked for. NaN stands for what is not known.
+
     Attributes:
         measure: Name of the distance: `emd`, `nfd` or `fd`.
         layers: Distance in each layer. For `emd` and `nfd` it is the mean over the layer's neurons,
@@ -53,12 +61,14 @@ class Distance(float):
         neurons: (N,) float64 distance of each neuron, in the order of the layers. A lens does not
             change them. For `fd` they are the distances of the neurons' own Gaussians, as in `nfd`.
         lens: Name of the lens that weighs the neurons; `uniform` without one.
+        estimates: Error bars of the distance and of each layer, and a test of no difference.
     """
 
     measure: Measure
     layers: Mapping[str, float]
     neurons: Floats
     lens: str
+    _estimate: Callable[[], PairEstimates]
 
     def __new__(
         cls,
@@ -67,14 +77,66 @@ class Distance(float):
         layers: Mapping[str, float],
         neurons: Floats,
         lens: str = UNIFORM,
+        estimate: Callable[[], PairEstimates] = PairEstimates,
     ) -> Distance:
-        """Makes a distance of `value`; the other arguments are the attributes."""
+        """Makes a distance of `value`.
+
+        Args:
+            value: The distance.
+            measure: The attribute `measure`, as are the next ones.
+            layers: Distance in each layer.
+            neurons: Distance of each neuron.
+            lens: Name of the lens.
+            estimate: Computes the attribute `estimates`.
+
+        Returns:
+            The distance.
+        """
         self = super().__new__(cls, value)
         self.measure = measure
         self.layers = dict(layers)
         self.neurons = neurons
         self.lens = lens
+        self._estimate = estimate
         return self
+
+    @cached_property
+    def estimates(self) -> PairEstimates:
+        """Error bars of the distance and of each layer; empty if they are not known."""
+        return self._estimate()
+
+    @property
+    def emd_corrected(self) -> float:
+        """The distance that samples without end would show, in bins."""
+        return self._estimated("emd_corrected")
+
+    @property
+    def se(self) -> float:
+        """Standard error of the distance."""
+        return self._estimated("se")
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95% interval of the distance that samples without end would show."""
+        return self._estimated("low")
+
+    @property
+    def high(self) -> float:
+        """Upper end of that interval."""
+        return self._estimated("high")
+
+    @property
+    def floor(self) -> float:
+        """The distance that two samples of one distribution would show at these sizes."""
+        return self._estimated("floor")
+
+    @property
+    def p(self) -> float:
+        """How likely two samples of one distribution are to look this different."""
+        return self._estimated("p")
+
+    def _estimated(self, name: str) -> float:
+        return self.estimates.whole.get(name, math.nan)
 
     @property
     def name(self) -> str:
@@ -87,14 +149,15 @@ class Distance(float):
         return UNITS[self.measure]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        content = (float(self), self.measure, self.layers, self.neurons, self.lens)
+        known = partial(PairEstimates, self.estimates.whole, self.estimates.layers)
+        content = (float(self), self.measure, self.layers, self.neurons, self.lens, known)
         return Distance, content
 
     def __str__(self) -> str:
         return float.__repr__(self)
 
     def __repr__(self) -> str:
-        text = f"{self.name} = {float(self):.6g} {self.unit}"
+        text = f"{self.name} = {float(self):.6g} {self.unit}{self._bars}"
         known = {layer: value for layer, value in self.layers.items() if not np.isnan(value)}
         if len(known) < 2:
             of = f" in {next(iter(self.layers))}" if len(self.layers) == 1 else ""
@@ -105,13 +168,27 @@ class Distance(float):
             f"largest in {far}: {known[far]:.6g}>"
         )
 
+    @property
+    def _bars(self) -> str:
+        """What is said of the error bars; nothing if they are not known."""
+        if math.isnan(self.emd_corrected):
+            return ""
+        return f", corrected {self.emd_corrected:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
     def _repr_html_(self) -> str:
-        rows = [(layer, f"{value:.4g}") for layer, value in self.layers.items()]
-        caption = f"{self.name}: {float(self):.4g} {self.unit}"
-        return html_table(caption, ("layer", self.unit), rows)
+        columns, cells = self._cells
+        rows = [
+            (layer, *("" if np.isnan(value) else f"{value:.4g}" for value in values))
+            for layer, *values in cells
+        ]
+        caption = f"{self.name}: {float(self):.4g} {self.unit}{self._bars}"
+        return html_table(caption, ("layer", self.unit, *columns[2:]), rows)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Returns a table with one row a layer, and the columns `layer` and `distance`."""
+        """Returns a table with one row a layer, and the columns `layer` and `distance`.
+
+        If error bars are known, each of `PAIR_ESTIMATES` is another column.
+        """
         return data_frame(*self._cells)
 
     def to_polars(self) -> pl.DataFrame:
@@ -119,8 +196,12 @@ class Distance(float):
         return polars_frame(*self._cells)
 
     @property
-    def _cells(self) -> Cells:
-        return ("layer", "distance"), self.layers.items()
+    def _cells(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        known = PAIR_ESTIMATES if self.estimates.layers else ()
+        return ("layer", "distance", *known), [
+            (layer, value, *(self.estimates.layers[layer][name] for name in known))
+            for layer, value in self.layers.items()
+        ]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws one bar a layer, in the order of the network.
@@ -177,8 +258,9 @@ def emd(
             zero.
 
     Returns:
-        The distance with its layers and neurons, or with `per_neuron` an (N,) float64 array. A
-        neuron without a finite activation in one of the DNAs has a distance of NaN.
+        The distance with its layers and neurons, and with error bars if both DNAs hold their folds;
+        or with `per_neuron` an (N,) float64 array. A neuron without a finite activation in one of
+        the DNAs has a distance of NaN.
 
     Raises:
         SpecMismatch: If the specs differ; the message names the fields.
@@ -194,7 +276,7 @@ def emd(
                 "alone; leave one of them out"
             )
         return cast(Floats, each)
-    return _distance("emd", each, a, lens)
+    return _distance("emd", each, a, lens, partial(estimate_pair, a, b, lens))
 
 
 @overload
@@ -273,65 +355,25 @@ def fd(a: DNA, b: DNA, *, layer: str | None = None, per_neuron: bool = False) ->
     return Distance(float(np.mean(list(layers.values()))), "fd", layers, each)
 
 
-def _distance(measure: Measure, each: Floats, dna: DNA, lens: Lens | None = None) -> Distance:
+def _distance(
+    measure: Measure,
+    each: Floats,
+    dna: DNA,
+    lens: Lens | None = None,
+    estimate: Callable[[], PairEstimates] = PairEstimates,
+) -> Distance:
     """Returns the mean over a DNA's neurons, with those of each layer."""
     slices = {name: dna.slice_of(name) for name in dna.layers}
     if lens is None:
         layers = {name: float(each[at].mean()) for name, at in slices.items()}
-        return Distance(float(each.mean()), measure, layers, each)
+        return Distance(float(each.mean()), measure, layers, each, UNIFORM, estimate)
     lens.require_fit(dna.spec)
     weights = lens.weights_of_layers(dna.layers)
     layers = {name: _weighted_mean(each[at], weights[at]) for name, at in slices.items()}
-    return Distance(_weighted_mean(each, weights), measure, layers, each, lens.name)
+    return Distance(_weighted_mean(each, weights), measure, layers, each, lens.name, estimate)
 
 
 def _weighted_mean(each: Floats, weights: Floats) -> float:
     weighed = np.flatnonzero(weights)  # a neuron without weight may have a distance of NaN
     total = weights.sum()
     return float(each[weighed] @ weights[weighed] / total) if total > 0 else float("nan")
-
-
-_MISSING = {
-    "counts": "has no histograms",
-    "mean": "has no Gaussians",
-    "scatter": "has no layer Gaussians: build it, and load it, with layer_gaussian=True",
-}
-
-
-def comparable(
-    a: DNA,
-    b: DNA,
-    layer: str | None,
-    column: str,
-    names: tuple[str, str] = ("the first DNA", "the second DNA"),
-) -> tuple[DNA, DNA]:
-    """Checks that two DNAs can be compared, and takes a layer of each.
-
-    Args:
-        a: One DNA.
-        b: The other DNA.
-        layer: The layer to take, or None for all.
-        column: What both must have: `counts`, `mean` or `scatter`.
-        names: What messages call the two.
-
-    Returns:
-        Both DNAs, reduced to the layer if one is given.
-
-    Raises:
-        SpecMismatch: If the specs differ; the message names the fields.
-        UsageError: If a DNA has no images or lacks the column, or if different layers are loaded.
-    """
-    a.spec.require_same(b.spec, *names)
-    for name, dna in zip(names, (a, b), strict=True):
-        if dna.images == 0:
-            raise UsageError(f"{name} has no images, so there is no distance from it")
-        if column in dna.unknown or (column == "scatter" and dna.scatter is None):
-            raise UsageError(f"{name} {_MISSING[column]}")
-    if layer is not None:
-        return a.select([layer]), b.select([layer])
-    if a.layers != b.layers:
-        raise UsageError(
-            f"layers {a.layers} are loaded of {names[0]} and {b.layers} of {names[1]}; load the "
-            "same of both, or choose one with layer="
-        )
-    return a, b

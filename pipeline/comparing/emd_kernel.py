@@ -32,7 +32,7 @@ from numba.np.arrayobj import make_array
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
-from pipeline.comparing.distance import comparable
+from pipeline.comparing.comparable_dnas import comparable
 from pipeline.compiled import compiled
 from pipeline.dna import DNA, Floats, Ints, Lens
 from pipeline.errors import UsageError

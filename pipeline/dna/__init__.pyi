@@ -13,6 +13,7 @@ from .exemplars import ExemplarSettings as ExemplarSettings
 from .failures import Failure as Failure
 from .failures import decode_failures as decode_failures
 from .failures import encode_failures as encode_failures
+from .held_folds import HeldFolds as HeldFolds
 from .lens import UNIFORM as UNIFORM
 from .lens import Lens as Lens
 from .moments import Moments as Moments

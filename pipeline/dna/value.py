@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,16 @@ SCATTER = ("scatter",)
 
 FLOAT_SUMS = ("mean", "m2", "scatter")
 """The columns that may be NaN or infinite, since a network may overflow."""
+
+
+class FoldSource(Protocol):
+    """The folds of a DNA, which `HeldFolds` holds."""
+
+    def read(self, layer: str) -> Mapping[int, DNA]:
+        """Reads the DNA of one layer, of each fold."""
+
+    def __add__(self, other: Any) -> FoldSource:
+        """Adds the folds of other images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +93,8 @@ class DNA:
             of neurons in a layer. The upper triangles are stored row by row, one layer after the
             other. None unless the build kept layer Gaussians.
         unknown: The columns that an imported file does not hold; their arrays are zero.
+        folds: The folds that the images were counted in, for error bars; None if they are not held.
+            They sum to the DNA. A sum holds them if both summands do.
     """
 
     spec: Spec
@@ -102,6 +114,7 @@ class DNA:
     numerics: tuple[tuple[Numerics, int], ...] = ()
     scatter: Floats | None = None
     unknown: tuple[str, ...] = ()
+    folds: FoldSource | None = None
 
     @classmethod
     def empty(cls, spec: Spec, ranges: Ranges, *, layer_gaussian: bool = False) -> DNA:
@@ -175,7 +188,13 @@ class DNA:
             numerics=tuple(sorted(used.items(), key=lambda item: repr(item[0]))),
             scatter=self._merge_scatter(other),
             unknown=tuple(sorted({*self.unknown, *other.unknown})),
+            folds=self._merge_folds(other),
         )
+
+    def _merge_folds(self, other: DNA) -> FoldSource | None:
+        if self.images == 0 or other.images == 0:
+            return self.folds if other.images == 0 else other.folds
+        return None if self.folds is None or other.folds is None else self.folds + other.folds
 
     def _merge_scatter(self, other: DNA) -> Floats | None:
         """Adds the scatter matrices: `merge_moments` for pairs of neurons."""
@@ -328,7 +347,8 @@ class DNA:
             other: Another DNA.
 
         Returns:
-            Whether they are equal to the last bit, apart from the numerics. NaN equals NaN.
+            Whether they are equal to the last bit, apart from the numerics and the folds. NaN
+            equals NaN.
         """
         return (
             self.spec == other.spec

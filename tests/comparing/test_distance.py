@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 from dataclasses import replace
 from fractions import Fraction
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -16,8 +18,11 @@ from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
 from pipeline.comparing.distance import Distance, emd, nfd
+from pipeline.comparing.fold_curves import FoldCurves
+from pipeline.comparing.fold_statistics import PAIR_ESTIMATES, FoldSums, estimates, fold_sums
 from pipeline.comparing.gaussians import frechet_1d, variance
-from pipeline.dna import DNA, Lens
+from pipeline.comparing.pair_estimates import PairEstimates
+from pipeline.dna import DNA, HeldFolds, Lens
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError
 from tests.support.builders import NUMERICS, random_dna, tiny_spec
 
@@ -312,6 +317,58 @@ def test_a_distance_survives_copies_and_pickles() -> None:
         assert isinstance(again, Distance)
         assert (again, again.layers, again.name) == (found, found.layers, "emd")
         assert np.array_equal(again.neurons, found.neurons)
+
+
+def folded(count: int, seed: int) -> DNA:
+    """Returns a DNA that holds `count` folds of random images."""
+    parts = [random_dna(SPEC, RANGES, 20 + fold % 3, 1000 * seed + fold) for fold in range(count)]
+    whole = reduce(DNA.__add__, parts)
+    return replace(whole, folds=HeldFolds.of(enumerate(parts)))
+
+
+def test_two_dnas_with_folds_have_the_error_bars_that_compare_computes() -> None:
+    a, b = folded(16, 1), folded(16, 2)
+    found = emd(a, b)
+    sums = [
+        fold_sums(
+            *(FoldCurves.of([d.select([la])], [d.folds.read(la)]) for d in (a, b)), np.ones(n)
+        )
+        for la, n in (("stem", 3), ("head", 2))
+    ]
+    right = estimates(FoldSums.stack(sums, [3, 2], whole=True))
+    for name in PAIR_ESTIMATES:
+        assert getattr(found, name) == right[name][2, 0, 0]
+        assert [of[name] for of in found.estimates.layers.values()] == right[name][
+            :2, 0, 0
+        ].tolist()
+    assert found.low <= found.emd_corrected <= found.high
+    assert repr(found).startswith(
+        f"<emd = {found:.6g} bins, corrected {found.emd_corrected:.4g} "
+        f"[{found.low:.4g}, {found.high:.4g}], 5 neurons"
+    )
+    assert found.to_pandas()["high"].tolist() == right["high"][:2, 0, 0].tolist()
+    assert found.to_polars().columns == ["layer", "distance", *PAIR_ESTIMATES]
+    assert f"<td>{right['high'][0, 0, 0]:.4g}</td>" in found._repr_html_()
+    assert emd(a, b, layer="head").high == right["high"][1, 0, 0]
+    for again in (pickle.loads(pickle.dumps(found)), copy.copy(found)):
+        assert again.estimates == found.estimates
+
+
+def test_a_lens_weighs_the_error_bars_too_unless_it_has_weights_below_zero() -> None:
+    a, b = folded(16, 1), folded(16, 2)
+    head = Lens("head", (("stem", 3), ("head", 2)), np.array([0.0, 0, 0, 1, 1]))
+    assert emd(a, b, lens=head).high == pytest.approx(emd(a, b, layer="head").high)
+    signed = Lens("signed", (("stem", 3), ("head", 2)), np.array([0.0, 0, -1, 1, 1]))
+    assert math.isnan(emd(a, b, lens=signed).high)
+
+
+def test_without_folds_there_are_no_error_bars() -> None:
+    a, plain = folded(16, 1), random_dna(SPEC, RANGES, 4, 2)
+    assert emd(a, plain).estimates == PairEstimates()
+    assert math.isnan(emd(a, plain).low)
+    assert math.isnan(emd(a, folded(1, 3)).se)
+    assert not math.isnan(emd(a, folded(2, 3)).se)
+    assert math.isnan(nfd(a, folded(16, 2)).low)
 
 
 def test_a_distance_has_a_readable_repr_and_table() -> None:

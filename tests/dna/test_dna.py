@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dna import DNA, Failure, Partial, Ranges, encode_dna
+from pipeline.dna import DNA, Failure, HeldFolds, Partial, Ranges, encode_dna
 from pipeline.dna.moments import merge_moments
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
 from tests.support.builders import NUMERICS, OTHER_NUMERICS, decode_dna, random_dna, tiny_spec
@@ -44,6 +44,48 @@ def same_up_to_rounding(a: DNA, b: DNA) -> bool:
 def test_addition_is_associative_and_commutative(a: DNA, b: DNA, c: DNA) -> None:
     assert same_up_to_rounding((a + b) + c, a + (b + c))
     assert same_up_to_rounding(a + b, b + a)
+
+
+def folded(dna: DNA, fold: int) -> DNA:
+    return replace(dna, folds=HeldFolds.of([(fold, dna)]))
+
+
+@given(dnas, dnas, dnas, st.tuples(*[st.integers(0, 2)] * 3))
+def test_folds_are_added_fold_by_fold(a: DNA, b: DNA, c: DNA, numbers: tuple[int, ...]) -> None:
+    each = list(zip((a, b, c), numbers, strict=True))
+    parts = [folded(dna, fold) for dna, fold in each]
+    left, right = (parts[0] + parts[1]) + parts[2], parts[0] + (parts[1] + parts[2])
+    for layer in SPEC.layers:
+        assert left.folds is not None
+        assert right.folds is not None
+        found, again = left.folds.read(layer), right.folds.read(layer)
+        assert list(found) == sorted({fold for dna, fold in each if dna.images})
+        assert all(same_up_to_rounding(found[fold], again[fold]) for fold in found)
+        for fold, dna in found.items():
+            own = [p.select([layer]) for p, at in each if at == fold]
+            assert np.array_equal(dna.counts, sum(part.counts for part in own))
+            dna.check()
+
+
+def test_folds_pack_every_count_and_take_little_memory() -> None:
+    dna = random_dna(SPEC, RANGES, 50, 1)
+    for largest in (0, 255, 256, 2**16, 2**32, 2**62):
+        dna.counts[0, 0] = largest
+        (found,) = HeldFolds.of([(3, dna)]).read("stem").values()
+        assert found.identical(dna.select(["stem"]))
+    wide, ranges = tiny_spec(bins=1000)
+    folds = HeldFolds.of((fold, random_dna(wide, ranges, 20, fold)) for fold in range(16))
+    assert (
+        sum(len(part.counts) for part in folds.parts) < random_dna(wide, ranges, 1, 1).counts.nbytes
+    )
+
+
+def test_a_sum_with_a_dna_that_lacks_folds_has_none() -> None:
+    a, b = random_dna(SPEC, RANGES, 5, 1), random_dna(SPEC, RANGES, 4, 2)
+    assert (folded(a, 0) + b).folds is None
+    assert (a + folded(b, 0)).folds is None
+    assert (folded(a, 0) + DNA.empty(SPEC, RANGES)).folds is not None
+    assert (DNA.empty(SPEC, RANGES) + folded(a, 0)).folds is not None
 
 
 @given(dnas)

@@ -42,6 +42,7 @@ def run(root: str, images: Path) -> float:
     distance: Distance = emd(dna, Catalogue(root).load("a"))
     per_neuron: NDArray[np.float64] = emd(dna, dna, per_neuron=True)
     layers: Mapping[str, float] = distance.layers
+    print(distance.low, distance.high, dna.to_polars().columns)
     print(built.version.dna, matrix.names, found.half, ranking.nearest[0].emd, per_neuron.max())
     return distance + sum(layers.values())
 

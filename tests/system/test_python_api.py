@@ -247,6 +247,28 @@ def test_a_dna_is_drawn_by_layer_by_neuron_and_alone(root: str) -> None:
     pyplot.close("all")
 
 
+def test_dnas_in_memory_have_the_error_bars_of_the_same_images_in_a_catalogue(
+    root: str, place: tiny_network.Place, photos: Path
+) -> None:
+    matrix = compare(root)
+    made = [make_dna(photos / name, **options(place)) for name in ("a", "b")]
+    loaded = [Catalogue(root).load(name, folds=True) for name in ("a", "b")]
+    for distance in (emd(*made), emd(*loaded), emd(made[0], loaded[1])):
+        for name in ("emd_corrected", "se", "low", "high", "floor", "p"):
+            assert getattr(distance, name) == matrix.of("all", name)[0, 1]
+            assert distance.estimates.layers["b"][name] == matrix.of("b", name)[0, 1]
+    assert 0 < distance.low < distance.high
+    one = emd(*(Catalogue(root).load(name, layers=["b"], folds=True) for name in ("a", "b")))
+    assert one.high == matrix.of("b", "high")[0, 1]
+
+
+def test_arrays_in_memory_have_error_bars(
+    pixels: list[NDArray[np.uint8]], place: tiny_network.Place
+) -> None:
+    distance = emd(make_dna(pixels[:12], **options(place)), make_dna(pixels[12:], **options(place)))
+    assert distance.low <= distance.emd_corrected <= distance.high < 2 * distance
+
+
 def test_a_ranking_is_drawn_with_a_bar_for_each_image(
     root: str, place: tiny_network.Place, photos: Path
 ) -> None:
