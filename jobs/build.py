@@ -45,7 +45,7 @@ def build(
     if as_json:
         print_json(build_json(result))
     else:
-        say(*build_lines(result))
+        say(*build_lines(result, request.alpha))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def show(
 ) -> None:
     """Show one dataset: what was counted, how, and which images could not be read."""
     from pipeline.catalogue import Catalogue
+    from pipeline.reporting import image_notes
     from pipeline.sources import label_of
 
     place = Catalogue(catalogue)
@@ -64,9 +65,12 @@ def show(
     size = f"{rule.height} x {rule.width}" if rule.height else "of unknown size"
     say(f"  input      {size}, {how}")
     say(f"  keeps      {', '.join(version.products)}")
+    if version.transparent is not None:
+        single = f"{version.single_colour:,} of a single colour"
+        say(f"  noted      {version.transparent:,} transparent, {single}")
     if version.imported:
         say(f"  note: {version.provenance}")
-    for note in version.notes:
+    for note in (*version.notes, *image_notes(version, rule.alpha)):
         say(f"  note: {note}")
     for reason, count in Counter(failure.reason for failure in listed).most_common():
         say(f"  {count:,} x {reason}")

@@ -80,7 +80,8 @@ def make_dna(
 
     Returns:
         The DNA with its folds, so that `emd` of two such DNAs has error bars. `DNA.failed` says how
-        many images could not be read.
+        many images could not be read, `DNA.transparent` how many of the others are transparent,
+        and `DNA.single_colour` how many are of one colour.
 
     Raises:
         GateError: More images than `max_failures` allows could not be read. If fewer could not,

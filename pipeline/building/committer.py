@@ -147,6 +147,8 @@ def _store(
         built=datetime.now(UTC).isoformat(timespec="seconds"),
         software=software(),
         numerics=composed.numerics,
+        transparent=composed.transparent,
+        single_colour=composed.single_colour,
     )
 
 

@@ -98,14 +98,14 @@ class MemoryImages:
         """A candidate for each image, in their order."""
         return [Entry(f"{PREFIX}{index:09d}", "", 0, "") for index in range(len(self.items))]
 
-    def fetch(self, entry: Entry) -> NDArray[np.uint8]:
+    def fetch(self, entry: Entry) -> images.Decoded:
         """Reads the image of a candidate.
 
         Args:
             entry: One of `entries`.
 
         Returns:
-            (height, width, 3) uint8 pixels.
+            Its pixels, and whether any of them is transparent.
 
         Raises:
             UsageError: The item is no image.
@@ -118,7 +118,7 @@ class MemoryImages:
 
 def pixels_of_item(
     item: Any, index: int, exif: Exif, alpha: Alpha, column: str | None
-) -> NDArray[np.uint8]:
+) -> images.Decoded:
     """Turns an item of a dataset into pixels.
 
     Args:
@@ -129,7 +129,7 @@ def pixels_of_item(
         column: The column of the image in a mapping; None for `image`.
 
     Returns:
-        (height, width, 3) uint8 pixels.
+        Its pixels, and whether any of them is transparent: only a PIL image says so.
 
     Raises:
         UsageError: There is no such column, or it holds no image.
@@ -148,10 +148,10 @@ def pixels_of_item(
         item = item[0]
     if isinstance(item, Image.Image):
         try:
-            array = images.pixels_of(item, exif, alpha)
+            return images.pixels_of(item, exif, alpha)
         except BadImage as bad:
             raise UsageError(f"image {index} cannot be counted: {bad}") from bad
-    elif isinstance(item, np.ndarray):
+    if isinstance(item, np.ndarray):
         array = item
     elif type(item).__module__.split(".")[0] == "torch":
         array = _pixels_of_tensor(item, index)
@@ -168,7 +168,7 @@ def pixels_of_item(
             f"image {index} has shape {array.shape} and type {array.dtype}; give uint8 of "
             "(height, width, 3) or (height, width)"
         )
-    return np.ascontiguousarray(array)
+    return images.Decoded(np.ascontiguousarray(array))
 
 
 def _pixels_of_tensor(tensor: Any, index: int) -> NDArray[Any]:

@@ -343,6 +343,9 @@ class Result:
             ("dna", version.dna),
             ("spec", version.spec),
         ]
+        if version.transparent is not None:
+            rows.insert(2, ("transparent", f"{version.transparent:,}"))
+            rows.insert(3, ("of a single colour", f"{version.single_colour:,}"))
         rows += [
             (f"part {name}", count_of(part.images, "image")) for name, part in self.parts.items()
         ]

@@ -34,8 +34,7 @@ from pipeline.wording import count_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-    from numpy.typing import NDArray
+    from pipeline.images import Decoded
 
 
 @takes_options(Request, MemoryOptions.__annotations__)
@@ -78,7 +77,7 @@ def make_dna(
 
     require_backend(backend, options.get("precision", "fp32"), device)
 
-    fetch: Callable[[Entry], NDArray[np.uint8]] | None = None
+    fetch: Callable[[Entry], Decoded] | None = None
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         request = Request("in-process", name, exemplars=0, **options)

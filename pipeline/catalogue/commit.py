@@ -112,6 +112,8 @@ class Version:
         by: The label, or the number of folders, by which the dataset is divided into parts.
         part_of: For a part, the dataset that it belongs to.
         value: For a part, the value of the label that its images share.
+        transparent: Number of images with a pixel that is less than opaque; None if not noted.
+        single_colour: Number of images of one colour; None if not noted.
     """
 
     dna: FileName
@@ -130,6 +132,8 @@ class Version:
     by: str = ""
     part_of: str = ""
     value: str = ""
+    transparent: WholeNumber | None = None
+    single_colour: WholeNumber | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 

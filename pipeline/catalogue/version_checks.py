@@ -26,6 +26,7 @@ from pipeline.counting import digest_of_dna, load_partial, partial_uri, plan_fol
 from pipeline.dna import (
     DNA,
     FLOAT_SUMS,
+    NOTED,
     SCALAR_COLUMNS,
     SCATTER,
     Exemplars,
@@ -332,6 +333,7 @@ def same_numbers(a: DNA, b: DNA) -> bool:
         Whether all numbers are equal.
     """
     columns = ("counts", *SCALAR_COLUMNS, *(() if b.scatter is None else SCATTER))
-    return (a.images, a.failed) == (b.images, b.failed) and all(
+    totals = ("images", "failed", *NOTED)
+    return all(getattr(a, total) == getattr(b, total) for total in totals) and all(
         np.array_equal(getattr(a, c), getattr(b, c), equal_nan=c in FLOAT_SUMS) for c in columns
     )

@@ -105,6 +105,8 @@ class VersionFiles(CommitLog):
             "manifest": version.manifest,
             "images": version.images,
             "failed": version.failed,
+            "transparent": version.transparent,
+            "single_colour": version.single_colour,
         }
         for field, value in committed.items():
             if file.metadata.get(field) != value:

@@ -25,6 +25,7 @@ from pipeline.counting.worker import partial_uri
 from pipeline.dna import (
     DNA,
     EXEMPLAR_COLUMN,
+    NOTED,
     DnaFile,
     Exemplars,
     ExemplarSettings,
@@ -43,6 +44,9 @@ from pipeline.sources import Manifest
 from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
 
 FAN_IN = 16
+
+FOLD_TOTALS = ("images", "failed", "numerics", *NOTED)
+"""What the file of folds states of each fold."""
 
 LAST_SUMMANDS = 4
 """How many objects of each fold are left for the last sum, which has all of them in memory."""
@@ -214,6 +218,8 @@ class Composed:
         failures: The images that could not be read.
         numerics: How many images were counted with which numerics.
         files: The files, by kind.
+        transparent: How many images have a pixel that is less than opaque, as the DNA has it.
+        single_colour: How many images are of one colour, as the DNA has it.
     """
 
     digest: str
@@ -221,6 +227,8 @@ class Composed:
     failures: tuple[Failure, ...]
     numerics: tuple[dict[str, Any], ...]
     files: dict[str, bytes]
+    transparent: int | None
+    single_colour: int | None
 
 
 def compose(
@@ -311,8 +319,8 @@ def compose(
     }
     folds_of: dict[str, Any] = dict.fromkeys(groups, len(folds))
     folds_of["folds"] = {
-        str(index): {key: dna_metadata(dna)[key] for key in ("images", "failed", "numerics")}
-        for index, dna in heads.items()
+        str(index): {key: stated[key] for key in FOLD_TOTALS if key in stated}
+        for index, stated in ((index, dna_metadata(dna)) for index, dna in heads.items())
     }
     kept = {}
     if (exemplars := _exemplars(files, products, dataset)) is not None:
@@ -327,6 +335,8 @@ def compose(
             kind: encode_layers(kind, dna_metadata(total, folds=folds_of[kind], **shared), tables)
             for kind, tables in groups.items()
         },
+        total.transparent,
+        total.single_colour,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pipeline.counting.stream import Fetch, Made, Prepared, Stream
 from pipeline.counting.top_images import TopImages
 from pipeline.dna import DNA, ExemplarSettings, Failure, Floats, Ints, Moments, Partial, Ranges
 from pipeline.errors import ConservationError
+from pipeline.images import Loaded
 from pipeline.sources import Shard
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, Spec
 
@@ -82,10 +83,13 @@ class Counter:
         reactions = TopImages(settings, self._spec, _order(names)) if settings else None
         failures: list[Failure] = []
 
+        noted = Noted()
+
         def observe(pixels: Prepared) -> Means:
             return counts.count(self._extractor, pixels)
 
-        with closing(self._stream.observed(shard, observe, fetch, isolated=isolated)) as observed:
+        stream = self._stream.observed(shard, observe, fetch, noted.add, isolated=isolated)
+        with closing(stream) as observed:
             for found in observed:
                 if isinstance(found, Failure):
                     failures.append(found)
@@ -95,7 +99,7 @@ class Counter:
                 moments.add(means)
                 if reactions:
                     reactions.add(means, np.array(images))
-        dna = self._dna(counts, moments, len(failures))
+        dna = self._dna(counts, moments, len(failures), noted)
         exemplars = reactions.named(names) if reactions else None
         partial = Partial(dna, (key,), tuple(sorted(failures)), exemplars)
         partial.dna.check(f"shard {shard.index}")
@@ -124,7 +128,9 @@ class Counter:
             return CpuCounts(self._spec, self._ranges)
         return GpuCounts(self._spec, self._on_gpu)
 
-    def _dna(self, counts: CpuCounts | GpuCounts, moments: Moments, failed: int) -> DNA:
+    def _dna(
+        self, counts: CpuCounts | GpuCounts, moments: Moments, failed: int, noted: Noted
+    ) -> DNA:
         table, minimum, maximum = counts.read()
         bins = self._spec.bins
         outside = {"underflow": UNDERFLOW, "overflow": OVERFLOW, "nonfinite": NONFINITE}
@@ -134,6 +140,8 @@ class Counter:
             DNA.empty(self._spec, self._ranges),
             images=moments.images,
             failed=failed,
+            transparent=noted.transparent,
+            single_colour=noted.single_colour,
             counts=np.ascontiguousarray(table[:, :bins]),
             **ints,
             # Adding zero makes -0.0 into 0.0: which a minimum keeps is a matter of order.
@@ -151,6 +159,19 @@ def _order(names: Sequence[tuple[str, str]]) -> Ints:
     order = np.empty(len(names), np.int64)
     order[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
     return order
+
+
+@dataclass
+class Noted:
+    """How many of the images that were read are transparent, and how many of one colour."""
+
+    transparent: int = 0
+    single_colour: int = 0
+
+    def add(self, image: Loaded) -> None:
+        """Takes in an image."""
+        self.transparent += image.transparent
+        self.single_colour += image.single_colour
 
 
 class CpuCounts:

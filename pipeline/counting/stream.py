@@ -44,7 +44,7 @@ AHEAD_BYTES = 256 * 2**20
 UNKNOWN_BYTES = AHEAD_BYTES // 4
 """What an image of unknown size is taken for until it is read: few of them are read at a time."""
 
-Content = bytes | NDArray[np.uint8]
+Content = bytes | images.Decoded
 
 Fetch = Callable[[Entry], Content]
 
@@ -190,6 +190,7 @@ class Stream:
         shard: Shard,
         observe: Callable[[Prepared], R],
         fetch: Fetch | None = None,
+        note: Callable[[images.Loaded], None] | None = None,
         *,
         isolated: bool = False,
     ) -> Generator[tuple[list[int], R] | Failure, None, None]:
@@ -200,6 +201,7 @@ class Stream:
             observe: Called in one of the threads with each micro-batch, float32 (B, height, width,
                 3).
             fetch: Reads a member; None reads it from its store.
+            note: Called in this thread with each image that can be read, in order.
             isolated: Whether images are decoded in a process apart.
 
         Yields:
@@ -226,7 +228,9 @@ class Stream:
                 if isinstance(outcome, Failure):
                     yield outcome
                     continue
-                batch.append((at, outcome))
+                if note is not None:
+                    note(outcome)
+                batch.append((at, outcome.values))
                 if len(batch) == self.extractor.micro_batch:
                     start()
                     while len(running) > self._threads + 1:
@@ -243,15 +247,17 @@ class Stream:
             pool.shutdown(wait=False, cancel_futures=True)
         self._decoders.close()
 
-    def _prepared(self, shard: Shard, fetch: Fetch, isolated: bool) -> Iterator[Prepared | Failure]:
+    def _prepared(
+        self, shard: Shard, fetch: Fetch, isolated: bool
+    ) -> Iterator[images.Loaded | Failure]:
         """Yields the members in order, as the network takes them, or as failures.
 
         At most `fetch_ahead` members and `AHEAD_BYTES` are under way, or else one member.
 
         Yields:
-            Normalised images, float32 (height, width, 3), or failures.
+            Images as the network takes them, or failures.
         """
-        ahead: deque[tuple[Entry, Future[Content], Future[Prepared]]] = deque()
+        ahead: deque[tuple[Entry, Future[Content], Future[images.Loaded]]] = deque()
         members = deque(shard.members)
 
         def has_room(entry: Entry) -> bool:
@@ -274,12 +280,12 @@ class Stream:
 
     def _start(
         self, entry: Entry, fetch: Fetch, isolated: bool
-    ) -> tuple[Future[Content], Future[Prepared]]:
+    ) -> tuple[Future[Content], Future[images.Loaded]]:
         rule = self._rule
 
-        def prepare(content: Content) -> Prepared:
-            if isinstance(content, np.ndarray):
-                return images.prepare(content, rule)
+        def prepare(content: Content) -> images.Loaded:
+            if isinstance(content, images.Decoded):
+                return images.loaded(content, rule)
             if isolated:
                 return images.load_isolated(content, rule, self._resources.decode_seconds)
             return images.load(content, rule)
@@ -289,14 +295,14 @@ class Stream:
         return fetched, self._decoders.after(fetched, prepare, limit)
 
     def _finish(
-        self, entry: Entry, fetched: Future[Content], prepared: Future[Prepared]
-    ) -> Prepared | Failure:
+        self, entry: Entry, fetched: Future[Content], prepared: Future[images.Loaded]
+    ) -> images.Loaded | Failure:
         try:
             content = fetched.result()
             try:
                 return self._decoders.result(prepared)
             except (TimeoutError, MemoryError):
-                if isinstance(content, np.ndarray):
+                if isinstance(content, images.Decoded):
                     raise
                 limit = self._resources.decode_seconds
                 return images.load_isolated(content, self._rule, limit)
@@ -312,7 +318,7 @@ def _size(entry: Entry, fetched: Future[Content]) -> int:
     if fetched.exception() is not None:
         return 0
     content = fetched.result()
-    return content.nbytes if isinstance(content, np.ndarray) else len(content)
+    return content.pixels.nbytes if isinstance(content, images.Decoded) else len(content)
 
 
 def _printable(text: str) -> str:

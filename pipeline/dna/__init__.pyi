@@ -32,6 +32,7 @@ from .sealed import encode_sealed as encode_sealed
 from .value import DNA as DNA
 from .value import FLOAT_SUMS as FLOAT_SUMS
 from .value import INT_COLUMNS as INT_COLUMNS
+from .value import NOTED as NOTED
 from .value import SCALAR_COLUMNS as SCALAR_COLUMNS
 from .value import SCATTER as SCATTER
 from .value import hash_numbers as hash_numbers

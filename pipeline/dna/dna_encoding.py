@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.dna.neuron_rows import to_table
 from pipeline.dna.sealed import FileKind, encode_sealed
-from pipeline.dna.value import DNA
+from pipeline.dna.value import DNA, NOTED
 
 
 def to_gaussian_table(dna: DNA) -> pa.Table:
@@ -51,6 +51,7 @@ def dna_metadata(dna: DNA, **extra: object) -> dict[str, Any]:
             {"numerics": numerics.to_json(), "images": count} for numerics, count in dna.numerics
         ],
         **({"unknown": list(dna.unknown)} if dna.unknown else {}),
+        **{field: noted for field in NOTED if (noted := getattr(dna, field)) is not None},
         **extra,
     }
 

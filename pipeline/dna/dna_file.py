@@ -23,7 +23,7 @@ from pipeline.dna.sealed import (
     SealedFile,
     corrupt_if_unreadable,
 )
-from pipeline.dna.value import DNA, SCALAR_COLUMNS, concatenate_arrays
+from pipeline.dna.value import DNA, NOTED, SCALAR_COLUMNS, concatenate_arrays
 from pipeline.errors import CorruptFile, VdnaError
 from pipeline.spec import Numerics, Spec
 
@@ -242,6 +242,8 @@ class _Totals:
     failed: int
     numerics: tuple[tuple[Numerics, int], ...]
     unknown: tuple[str, ...]
+    transparent: int | None
+    single_colour: int | None
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> _Totals:
@@ -253,6 +255,7 @@ class _Totals:
                 for entry in metadata["numerics"]
             ),
             tuple(metadata.get("unknown", ())),
+            *(int(metadata[field]) if field in metadata else None for field in NOTED),
         )
 
 
@@ -283,6 +286,8 @@ def _from_rows(rows: pa.Table, spec: Spec, layer: str, totals: _Totals, name: st
         **arrays,
         numerics=totals.numerics,
         unknown=totals.unknown,
+        transparent=totals.transparent,
+        single_colour=totals.single_colour,
     )
 
 

@@ -40,6 +40,9 @@ SCALAR_COLUMNS = tuple(ARROW_TYPES)
 
 SCATTER = ("scatter",)
 
+NOTED = ("transparent", "single_colour")
+"""The numbers of images that are noted beside the counts. They are in no digest."""
+
 FLOAT_SUMS = ("mean", "m2", "scatter")
 """The columns that may be NaN or infinite, since a network may overflow."""
 
@@ -95,6 +98,9 @@ class DNA:
         unknown: The columns that an imported file does not hold; their arrays are zero.
         folds: The folds that the images were counted in, for error bars; None if they are not held.
             They sum to the DNA. A sum holds them if both summands do.
+        transparent: How many of the images have a pixel that is less than opaque. None if it was
+            not noted, as in an import.
+        single_colour: How many of the images are of one colour; None likewise.
     """
 
     spec: Spec
@@ -115,6 +121,8 @@ class DNA:
     scatter: Floats | None = None
     unknown: tuple[str, ...] = ()
     folds: FoldSource | None = None
+    transparent: int | None = None
+    single_colour: int | None = None
 
     @classmethod
     def empty(cls, spec: Spec, ranges: Ranges, *, layer_gaussian: bool = False) -> DNA:
@@ -149,6 +157,8 @@ class DNA:
             mean=np.zeros(n),
             m2=np.zeros(n),
             scatter=np.zeros(packed_scatter_size(spec, spec.layers)) if layer_gaussian else None,
+            transparent=0,
+            single_colour=0,
         )
 
     def __add__(self, other: DNA) -> DNA:
@@ -189,6 +199,8 @@ class DNA:
             scatter=self._merge_scatter(other),
             unknown=tuple(sorted({*self.unknown, *other.unknown})),
             folds=self._merge_folds(other),
+            transparent=_sum_noted(self.transparent, other.transparent),
+            single_colour=_sum_noted(self.single_colour, other.single_colour),
         )
 
     def _merge_folds(self, other: DNA) -> FoldSource | None:
@@ -322,6 +334,10 @@ class DNA:
             raise ConservationError(
                 f"{name}: numerics account for {counted} of {self.images} images"
             )
+        for field in NOTED:
+            noted = getattr(self, field)
+            if noted is not None and not 0 <= noted <= self.images:
+                raise ConservationError(f"{name}: {field} is {noted} of {self.images} images")
         self._check_scatter(name)
 
     def _check_scatter(self, name: str) -> None:
@@ -355,6 +371,7 @@ class DNA:
             and (self.layers, self.images, self.failed)
             == (other.layers, other.images, other.failed)
             and self.unknown == other.unknown
+            and all(getattr(self, field) == getattr(other, field) for field in NOTED)
             and (self.scatter is None) == (other.scatter is None)
             and all(
                 np.array_equal(
@@ -417,6 +434,10 @@ class DNA:
             The axes that were drawn on.
         """
         return plot_distributions(self, layer, neuron, ax)
+
+
+def _sum_noted(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 def packed_scatter_size(spec: Spec, layers: Sequence[str]) -> int:

@@ -56,7 +56,7 @@ class ImageReader:
             raise NotFound(f"{self.manifest} does not list {storage.spelled(uri, member)}")
         with closing(Members([entries[key]], self.rule.max_bytes, 1)) as members:
             data = members.fetch(entries[key])
-        return Image.fromarray(images.decode(data, self.rule))
+        return Image.fromarray(images.decode(data, self.rule).pixels)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@ from .decoders import decoder_function as decoder_function
 from .decoders import stated_decoder as stated_decoder
 from .decoders import use_decoder as use_decoder
 from .decoding import NONDETERMINISTIC as NONDETERMINISTIC
+from .decoding import Decoded as Decoded
 from .decoding import decode as decode
 from .decoding import pixels_of as pixels_of
 from .isolated import decode_isolated as decode_isolated
-from .isolated import load_isolated as load_isolated
+from .loading import Loaded as Loaded
 from .loading import load as load
+from .loading import load_isolated as load_isolated
+from .loading import loaded as loaded
 from .resize import prepare as prepare

@@ -2,7 +2,7 @@
 
     >>> from pipeline.spec import Preprocess
     >>> rule = Preprocess(height=224, width=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    >>> load(Path("cat.jpg").read_bytes(), rule).shape                       # doctest: +SKIP
+    >>> load(Path("cat.jpg").read_bytes(), rule).values.shape                # doctest: +SKIP
     (224, 224, 3)
 
 The content tells the format, never the file's name. Every image becomes 8-bit RGB by one rule,
@@ -36,9 +36,10 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from time import monotonic
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,15 @@ from PIL import (
 
 from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.images import file_damage
+from pipeline.images.colours import (
+    GROUNDS,
+    check_mode,
+    has_transparent_pixels,
+    laid_upon,
+    rgb_of,
+    scale_colour_key,
+    states_transparency,
+)
 from pipeline.images.decoders import Pixels, own_decoder
 from pipeline.images.signatures import blame
 from pipeline.spec import COLOUR_RULE, Alpha, Exif, Preprocess
@@ -99,7 +109,21 @@ Image.init()  # registers the decoders now: at first use, threads would race for
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
 
 
-def decode(data: bytes, rule: Preprocess) -> Pixels:
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The pixels of an image, and what is noted of it.
+
+    Attributes:
+        pixels: RGB, uint8 (height, width, 3); maybe read-only.
+        transparent: Whether any pixel of the file is less than opaque. What a decoder of the
+            user's own returns is taken for opaque.
+    """
+
+    pixels: Pixels
+    transparent: bool = False
+
+
+def decode(data: bytes, rule: Preprocess) -> Decoded:
     """Decodes an image, upright unless the rule ignores EXIF.
 
     The limit on pixels is checked before any pixel is decoded. PIL's own limit of 178,956,970
@@ -110,7 +134,7 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
         rule: Its limits, EXIF rule and decoder are used.
 
     Returns:
-        RGB pixels, uint8 (height, width, 3); maybe read-only.
+        RGB pixels, and whether any of them is transparent.
 
     Raises:
         BadImage: If the image cannot be decoded through its own fault.
@@ -124,15 +148,14 @@ def decode(data: bytes, rule: Preprocess) -> Pixels:
     if len(data) > rule.max_bytes:
         raise BadImage("too_many_bytes", f"{len(data)} bytes; the limit is {rule.max_bytes}")
     if rule.decoder is not None:
-        return _decode_by_own(data, rule, rule.decoder)
+        return Decoded(_decode_by_own(data, rule, rule.decoder))
     _quieten_pil()
     _check_process(rule)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, rule)
             with _room(image.width * image.height):
-                if rule.alpha != "drop":
-                    _scale_colour_key(image)
+                scale_colour_key(image, rule.alpha)
                 _load(image, data)
                 _check_size(image, rule)  # an ICO's directory may lie about the image in it
                 return pixels_of(image, rule.exif, rule.alpha)
@@ -181,7 +204,7 @@ def _decode_by_own(data: bytes, rule: Preprocess, decoder: str) -> Pixels:
     return pixels
 
 
-def pixels_of(image: Image.Image, exif: Exif = "apply", alpha: Alpha = "drop") -> Pixels:
+def pixels_of(image: Image.Image, exif: Exif = "apply", alpha: Alpha = "drop") -> Decoded:
     """Returns the pixels of an image that PIL has opened, by the same rule.
 
     Args:
@@ -190,71 +213,50 @@ def pixels_of(image: Image.Image, exif: Exif = "apply", alpha: Alpha = "drop") -
         alpha: What is put under transparent pixels.
 
     Returns:
-        RGB pixels, uint8 (height, width, 3); maybe read-only.
+        RGB pixels, and whether any of them is transparent.
 
     Raises:
         BadImage: If nothing says which of its values is white.
     """
-    if alpha != "drop":
-        _scale_colour_key(image)
+    scale_colour_key(image, alpha)
     image.load()
-    _check_mode(image)
-    ground = GROUNDS[alpha] if alpha != "drop" and _is_transparent(image) else None
-    if ground is None:
+    check_mode(image)
+    stated = states_transparency(image)
+    ground = GROUNDS[alpha] if alpha != "drop" and stated else None
+
+    def converted(strip: Image.Image, top: int) -> Decoded:
+        transparent = stated and has_transparent_pixels(strip)
+        if ground is not None:
+            return Decoded(laid_upon(ground, strip, top), transparent)
         # It would be dropped anyway, and converting it may fail or warn.
-        image.info.pop("transparency", None)
+        strip.info.pop("transparency", None)
+        return Decoded(rgb_of(strip), transparent)
+
     orientation = _orientation(image) if exif == "apply" else 1
     width, height = image.size
     pixels = STRIP if ground is None else STRIP // 4  # of the larger numbers that it takes
     if width * height <= pixels and orientation == 1:
-        return _rgb(image) if ground is None else _laid_upon(ground, image, 0)
+        return converted(image, 0)
     turned = orientation in (5, 6, 7, 8)
     upright = np.empty((width, height, 3) if turned else (height, width, 3), np.uint8)
     stored = _as_stored(upright, orientation)
     rows = max(1, pixels // width)
+    transparent = False
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        strip = image.crop((0, top, width, bottom))
-        stored[top:bottom] = _rgb(strip) if ground is None else _laid_upon(ground, strip, top)
-    return upright
+        strip = converted(image.crop((0, top, width, bottom)), top)
+        stored[top:bottom] = strip.pixels
+        transparent |= strip.transparent
+    return Decoded(upright, transparent)
 
 
-MODES: tuple[str, ...] = (
-    "1",
-    "L",
-    "P",
-    "RGB",
-    "RGBA",
-    "LA",
-    "PA",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
-)
-"""Modes of PIL with 8 bits or less a channel; PIL converts them."""
-
-MODES_16: tuple[str, ...] = ("I;16", "I;16L", "I;16B", "I;16N")
-
-BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, TILE_WIDTH, TILE_LENGTH = 258, 262, 274, 322, 323
+ORIENTATION, TILE_WIDTH, TILE_LENGTH = 274, 322, 323
 """Tags of TIFF and EXIF."""
 
 PIL_MODULES = r"PIL\."
 
 PIL_PIXELS = 178_956_970
 """PIL's own limit of pixels, unless someone sets another."""
-
-GROUNDS: Mapping[Alpha, tuple[int, int]] = {
-    "white": (255, 255),
-    "black": (0, 0),
-    "checker": (204, 153),
-}
-"""The greys of the squares that a transparent image is laid upon, by the rule's `alpha`."""
-
-KEY_SCALES: Mapping[str, int] = {"L;2": 85, "L;4": 17}
-"""By what PIL multiplies grey values of 2 and 4 bits, by its name of their layout."""
-
-SQUARE = 8
-"""The side of a square, in pixels of the stored image."""
 
 STRIP = 1 << 22
 """Pixels that are converted at a time."""
@@ -353,91 +355,6 @@ def _room(pixels: int) -> Iterator[None]:
         with _room_changed:
             del _decoding[me]
             _room_changed.notify_all()
-
-
-def _check_mode(image: Image.Image) -> None:
-    if _is_16_bit(image):
-        _check_plain_16_bit(image)
-    elif image.mode not in MODES:
-        raise BadImage(
-            "unsupported",
-            f"{image.format} images of mode {image.mode} do not say which value is white",
-        )
-
-
-def _is_16_bit(image: Image.Image) -> bool:
-    # PIL has scaled a PPM's values to 16 bits, whatever its maximum.
-    return image.mode in MODES_16 or (image.mode == "I" and image.format == "PPM")
-
-
-def _rgb(image: Image.Image) -> Pixels:
-    """Returns RGB of an image whose mode was checked; a strip no longer knows its format."""
-    if image.mode in MODES_16 or image.mode == "I":
-        grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    """Tells whether an image states how opaque its pixels are. A palette may be missing."""
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        return True
-    palette = image.palette if image.mode == "P" else None
-    return palette is not None and palette.mode.endswith("A")
-
-
-def _scale_colour_key(image: Image.Image) -> None:
-    """Scales the transparent colour of a PNG as PIL scales its pixels, before they are loaded.
-
-    Raises:
-        BadImage: If PIL keeps too few bits of the pixels to tell which are transparent.
-    """
-    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
-        return
-    stored: Any = image.tile[0].args  # a name, or a tuple that begins with one
-    layout = stored if isinstance(stored, str) else stored[0]
-    if "transparency" not in image.info:
-        return
-    if layout == "RGB;16B":
-        raise BadImage(
-            "unsupported",
-            "a PNG of 16-bit colour with one transparent colour; its pixels keep 8 bits, which do "
-            "not tell the colour from others",
-        )
-    if layout in KEY_SCALES:
-        image.info["transparency"] *= KEY_SCALES[layout]
-
-
-def _laid_upon(ground: tuple[int, int], image: Image.Image, top: int) -> Pixels:
-    """Returns RGB of an image laid upon squares of two greys.
-
-    `top` is the row at which a strip begins.
-    """
-    if image.mode in MODES_16 or image.mode == "I":
-        colour = _rgb(image).astype(np.uint16)
-        key = np.asarray(image) == image.info["transparency"]
-        opaque = np.where(key, np.uint16(0), np.uint16(255))[:, :, None]
-    else:
-        rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
-        colour, opaque = rgba[:, :, :3], rgba[:, :, 3:]
-    row, column = np.ogrid[top : top + image.height, : image.width]
-    even, odd = ground
-    under = np.where((row // SQUARE + column // SQUARE) % 2 == 0, np.uint16(even), np.uint16(odd))
-    # Each sum is at most 255 x 255, and 16 bits hold 510 more.
-    blended: NDArray[np.uint16] = colour * opaque + under[:, :, None] * (255 - opaque)
-    return ((blended + 127) // 255).astype(np.uint8)
-
-
-def _check_plain_16_bit(image: Image.Image) -> None:
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return
-    bits, photometric = image.tag_v2.get(BITS_PER_SAMPLE), image.tag_v2.get(PHOTOMETRIC)
-    if bits != (16,) or photometric != 1:
-        raise BadImage(
-            "unsupported",
-            f"a grey TIFF of {bits} bits, photometric {photometric}; "
-            "only 16 bits with black at zero are scaled",
-        )
 
 
 def _orientation(image: Image.Image) -> object:

@@ -1,7 +1,7 @@
 """Decodes images in a process apart, so that one that crashes or stalls costs no worker.
 
->>> load_isolated(Path("cat.jpg").read_bytes(), rule, seconds=60).shape      # doctest: +SKIP
-(224, 224, 3)
+>>> decode_isolated(Path("cat.jpg").read_bytes(), rule, seconds=60).pixels.shape  # doctest: +SKIP
+(300, 451, 3)
 """
 
 from __future__ import annotations
@@ -26,34 +26,12 @@ import numpy as np
 
 from pipeline import errors
 from pipeline.errors import BadImage, VdnaError
-from pipeline.images.decoders import Pixels, decoder_function, use_decoder
-from pipeline.images.decoding import Floats32, check_rule, decode
-from pipeline.images.resize import prepare
+from pipeline.images.decoders import decoder_function, use_decoder
+from pipeline.images.decoding import Decoded, check_rule, decode
 from pipeline.spec import Preprocess
 
 
-def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int = 3) -> Floats32:
-    """Does what `load` does, bit for bit, with the decoder in another process.
-
-    The resize stays in this process: only the decoder is foreign code that trusts the bytes.
-
-    Args:
-        data: The bytes of the file.
-        rule: How it becomes the network's input.
-        seconds: The time limit of one attempt, including the start of the process.
-        attempts: How many processes may be tried.
-
-    Returns:
-        The network's input, float32 (height, width, 3), normalised.
-
-    Raises:
-        BadImage: As `decode_isolated` raises it.
-        VdnaError: Likewise.
-    """
-    return prepare(decode_isolated(data, rule, seconds, attempts), rule)
-
-
-def decode_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int = 3) -> Pixels:
+def decode_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int = 3) -> Decoded:
     """Does what `decode` does in another process.
 
     The process answers for many images. After a crash, or `seconds` without an answer, a new one
@@ -66,7 +44,7 @@ def decode_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int
         attempts: How many processes may be tried.
 
     Returns:
-        RGB pixels, uint8 (height, width, 3).
+        RGB pixels, and whether any of them is transparent.
 
     Raises:
         BadImage: If the image cannot be decoded. After the last attempt the reason is
@@ -230,11 +208,11 @@ def _pixel_bytes(head: bytes | bytearray) -> int:
     return math.prod(json.loads(head).get("shape", (0,)))
 
 
-def _answer(output: bytes) -> Pixels:
+def _answer(output: bytes) -> Decoded:
     """Reads a line of JSON and the pixels after it.
 
     Returns:
-        RGB pixels, uint8 (height, width, 3).
+        The decoded image.
 
     Raises:
         BadImage: If the line states one; other errors of ours likewise.
@@ -245,7 +223,8 @@ def _answer(output: bytes) -> Pixels:
         raise BadImage(**said)
     if "error" in said:
         raise vars(errors)[said["error"]](said["message"])
-    return np.frombuffer(output, np.uint8, offset=end + 1).reshape(said["shape"])
+    pixels = np.frombuffer(output, np.uint8, offset=end + 1).reshape(said["shape"])
+    return Decoded(pixels, said["transparent"])
 
 
 def _ending(status: int | None) -> str:
@@ -258,7 +237,7 @@ def _ending(status: int | None) -> str:
 
 
 def _serve() -> None:
-    """Answers the questions of `load_isolated`: a rule and an image, with pixels or an error."""
+    """Answers the questions of `decode_isolated`: a rule and an image, with pixels or an error."""
     with contextlib.suppress(OSError):  # if memory runs out, kill this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     output = os.fdopen(os.dup(1), "wb")
@@ -272,14 +251,16 @@ def _serve() -> None:
         try:
             if rule.decoder is not None:
                 use_decoder(rule.decoder, function)
-            pixels = np.ascontiguousarray(decode(data, rule))
+            image = decode(data, rule)
+            pixels = np.ascontiguousarray(image.pixels)
         except VdnaError as error:
             said = {"error": type(error).__name__, "message": str(error)}
             if isinstance(error, BadImage):
                 said = {"reason": error.reason, "detail": error.detail}
             output.write(json.dumps(said).encode() + b"\n")
         else:
-            output.write(json.dumps({"shape": pixels.shape}).encode() + b"\n")
+            head = {"shape": pixels.shape, "transparent": image.transparent}
+            output.write(json.dumps(head).encode() + b"\n")
             output.write(pixels.data)
         output.flush()
 

@@ -2,18 +2,87 @@
 
 from __future__ import annotations
 
-from pipeline.images.decoding import Floats32, decode
+from dataclasses import dataclass
+
+from pipeline.images.decoders import Pixels
+from pipeline.images.decoding import Decoded, Floats32, decode
+from pipeline.images.isolated import decode_isolated
 from pipeline.images.resize import prepare
 from pipeline.spec import Preprocess
 
+COMPARED = 1 << 16
+"""How many pixels are compared with the first one at a time."""
 
-def load(data: bytes, rule: Preprocess) -> Floats32:
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """An image as the network takes it, and what is noted of it.
+
+    Attributes:
+        values: The network's input, float32 (rule.height, rule.width, 3), normalised.
+        transparent: Whether any pixel of its file is less than opaque.
+        single_colour: Whether all its pixels are of one colour, before it is resized.
+    """
+
+    values: Floats32
+    transparent: bool
+    single_colour: bool
+
+
+def load(data: bytes, rule: Preprocess) -> Loaded:
     """Decodes an image and prepares it for the network; see `decode` and `prepare`.
 
+    Args:
+        data: The bytes of the file.
+        rule: How it becomes the network's input.
+
     Returns:
-        The network's input, float32 (rule.height, rule.width, 3), normalised.
+        The network's input, and what is noted of the image.
 
     Raises:
         BadImage: If the image cannot be decoded through its own fault.
     """
-    return prepare(decode(data, rule), rule)
+    return loaded(decode(data, rule), rule)
+
+
+def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int = 3) -> Loaded:
+    """Does what `load` does, bit for bit, with the decoder in another process.
+
+    The resize stays in this process: only the decoder is foreign code that trusts the bytes.
+
+    Args:
+        data: The bytes of the file.
+        rule: How it becomes the network's input.
+        seconds: The time limit of one attempt, including the start of the process.
+        attempts: How many processes may be tried.
+
+    Returns:
+        The network's input, and what is noted of the image.
+
+    Raises:
+        BadImage: As `decode_isolated` raises it.
+        VdnaError: Likewise.
+    """
+    return loaded(decode_isolated(data, rule, seconds, attempts), rule)
+
+
+def loaded(image: Decoded, rule: Preprocess) -> Loaded:
+    """Prepares a decoded image for the network, and notes whether it is of one colour.
+
+    Args:
+        image: The decoded image.
+        rule: How it becomes the network's input.
+
+    Returns:
+        The network's input, and what is noted of the image.
+    """
+    values = prepare(image.pixels, rule)
+    return Loaded(values, image.transparent, _is_of_one_colour(image.pixels))
+
+
+def _is_of_one_colour(pixels: Pixels) -> bool:
+    """Compares all pixels with the first. Most images end this in their first row."""
+    first, rows = pixels[0, 0], max(1, COMPARED // pixels.shape[1])
+    return bool((pixels[0] == first).all()) and all(
+        (pixels[top : top + rows] == first).all() for top in range(0, len(pixels), rows)
+    )

@@ -11,7 +11,9 @@ from pipeline.building import LISTED, Calibration, Result
 from pipeline.comparing import Matrix
 from pipeline.dna import UNIFORM
 from pipeline.explaining import RankedImage, Ranking, column_of
+from pipeline.reporting.image_notes import image_notes
 from pipeline.sources import label_of
+from pipeline.spec import Alpha
 from pipeline.wording import count_of, option
 
 JSON_ROWS = 4096
@@ -38,14 +40,16 @@ def build_sentence(result: Result) -> str:
     version, parts = result.version, result.parts
     notes = [count_of(version.images, "image")]
     notes += [f"{version.failed:,} could not be read"] if version.failed else []
+    notes += [f"{version.transparent:,} transparent"] if version.transparent else []
+    notes += [f"{version.single_colour:,} of a single colour"] if version.single_colour else []
     notes += _left_out(result.ignored, result.duplicates)
     notes += [f"{count_of(len(parts), 'part')} by {label_of(version.by)}"] if parts else []
     state = "committed" if result.changed else "nothing to do, the source has not changed"
     return f"{result.name}: {', '.join(notes)}; {state} (dna {version.dna[:12]})"
 
 
-def build_lines(result: Result) -> list[str]:
-    """Returns what became of a build, with its first failures and parts."""
+def build_lines(result: Result, alpha: Alpha) -> list[str]:
+    """Returns what became of a build by a rule of transparency, with first failures and parts."""
     lines = [build_sentence(result), *replacement_lines(result), *failure_lines(result)]
     parts = list(result.parts.items())
     for name, version in parts[:LISTED]:
@@ -54,7 +58,7 @@ def build_lines(result: Result) -> list[str]:
             lines[-1] += f", of {version.value!r}; a dash stands for what a name cannot hold"
     if len(parts) > LISTED:
         lines.append(f"  … and {len(parts) - LISTED:,} more (`vdna ls`)")
-    return lines
+    return lines + [f"note: {note}" for note in image_notes(result.version, alpha)]
 
 
 def replacement_lines(result: Result) -> list[str]:

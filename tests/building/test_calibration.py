@@ -606,7 +606,7 @@ def observed(photos: Path, tiny_place: tiny.Place) -> list[Array]:
     rule = Preprocess(network.height, network.width, network.mean, network.std)
     found: list[list[Array]] = [[] for _ in network.taps]
     for path in sorted(photos.iterdir()):
-        pixels = images.load(path.read_bytes(), rule)
+        pixels = images.load(path.read_bytes(), rule).values
         extractor.observe(pixels[None], lambda i, x: found[i].append(x[0].numpy().copy()))
     return [np.concatenate(layer) for layer in found]
 

@@ -144,9 +144,9 @@ def test_a_column_of_a_table_makes_parts_too(place: Catalogue, source: Path) -> 
         "photos/sun/low": 1,
     }
     assert result.parts["photos/heavy-rain"].value == "heavy rain"
-    (line,) = (line for line in build_lines(result) if "photos/heavy-rain" in line)
+    (line,) = (line for line in build_lines(result, "drop") if "photos/heavy-rain" in line)
     assert line.endswith("of 'heavy rain'; a dash stands for what a name cannot hold")
-    assert sum("a dash stands" in line for line in build_lines(result)) == 1
+    assert sum("a dash stands" in line for line in build_lines(result, "drop")) == 1
     assert [finding for finding in verify(place) if not finding.ok] == []
     run(place, path, by="camera")
     assert sorted(place.head().datasets) == ["photos", "photos/left"]

@@ -54,7 +54,7 @@ def state(network: Network) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def pixels(network: Network) -> Pixels:
     rule = rule_of(network)
-    return np.stack([load(png(photo(seed)), rule) for seed in range(8)])
+    return np.stack([load(png(photo(seed)), rule).values for seed in range(8)])
 
 
 def rule_of(network: Network) -> Preprocess:
@@ -91,7 +91,7 @@ def test_the_default_network_recognises_photographs(
     import skimage
 
     file = Path(skimage.__file__).parent / "data" / f"{picture}.png"
-    image = load(png(Image.open(file)), rule_of(network))
+    image = load(png(Image.open(file)), rule_of(network)).values
     with torch.inference_mode():
         logits = load_model(network)(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
     assert len(logits) == 1000

@@ -134,7 +134,7 @@ def test_the_moments_are_those_of_the_images(
 ) -> None:
     rows = []
     for entry in list_source(folder).entries:
-        pixels = images.load(storage.read(entry.uri), SPEC.preprocess)
+        pixels = images.load(storage.read(entry.uri), SPEC.preprocess).values
         taps: list[np.ndarray] = []
         extractor.observe(pixels[None], lambda i, x, taps=taps: taps.append(x[0].double().numpy()))
         rows.append(np.concatenate([x.mean(axis=0) for x in taps]))

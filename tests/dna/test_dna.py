@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dna import DNA, Failure, HeldFolds, Partial, Ranges, encode_dna
+from pipeline.dna import DNA, NOTED, Failure, HeldFolds, Partial, Ranges, encode_dna
 from pipeline.dna.moments import merge_moments
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
 from tests.support.builders import NUMERICS, OTHER_NUMERICS, decode_dna, random_dna, tiny_spec
@@ -102,6 +102,27 @@ def test_sums_conserve_counts_and_do_not_change_their_terms(a: DNA, b: DNA) -> N
     total.check()
     assert total.images == a.images + b.images
     assert np.array_equal(a.counts, before)
+
+
+@given(dnas, dnas)
+def test_noted_images_add_up_and_what_was_not_noted_stays_unknown(a: DNA, b: DNA) -> None:
+    """A sum of which a part was not noted must not look like the number of all."""
+    for field in NOTED:
+        assert getattr(a + b, field) == getattr(a, field) + getattr(b, field)
+        old = replace(b, **{field: None})
+        assert getattr(a + old, field) is None
+        assert getattr(old + a, field) is None
+        data = encode_dna(old)
+        assert decode_dna(data, "a")[0].identical(old)
+        assert not old.identical(b)
+
+
+@pytest.mark.parametrize("field", NOTED)
+@pytest.mark.parametrize("number", [-1, 6])
+def test_no_more_images_are_noted_than_there_are(field: str, number: int) -> None:
+    dna = replace(random_dna(SPEC, RANGES, 5, 0), **{field: number})
+    with pytest.raises(ConservationError, match=f"{field} is {number} of 5 images"):
+        dna.check()
 
 
 @given(st.lists(dnas, min_size=1, max_size=6))

@@ -105,6 +105,8 @@ def commit_dataset(
         software="vdna-pipeline by hand",
         numerics=composed.numerics,
         footers=footers_of(files),
+        transparent=composed.transparent,
+        single_colour=composed.single_colour,
     )
     base = catalogue.head().datasets.get(name, {}).get(spec.digest)
     catalogue.put_version(name, version, base)

@@ -29,6 +29,7 @@ from pipeline.counting import partial_uri, plan_folds
 from pipeline.dna import (
     DNA,
     EXEMPLAR_ROWS_SCHEMA,
+    NOTED,
     SCALAR_COLUMNS,
     Exemplars,
     ExemplarSettings,
@@ -108,7 +109,8 @@ def imported(dna: DNA) -> DNA:
     """Returns what a file of the reference's histograms states of it."""
     unknown = ("max", "mean", "min", "m2", "nonfinite", "overflow", "underflow")
     zeros = {name: np.zeros_like(getattr(dna, name)) for name in unknown}
-    return replace(dna, **zeros, scatter=None, numerics=(), unknown=tuple(sorted(unknown)))
+    nothing: dict[str, Any] = {"scatter": None, "numerics": (), **dict.fromkeys(NOTED)}
+    return replace(dna, **zeros, **nothing, unknown=tuple(sorted(unknown)))
 
 
 def exemplars() -> Exemplars:
@@ -281,6 +283,8 @@ def of_dna(dna: DNA) -> dict[str, Any]:
         "layers": list(dna.layers),
         "images": dna.images,
         "failed": dna.failed,
+        "transparent": dna.transparent,
+        "single_colour": dna.single_colour,
         "numerics": [[numerics.to_json(), images] for numerics, images in dna.numerics],
         **arrays,
     }

@@ -117,7 +117,7 @@ def test_a_whole_png_has_the_pixels_that_pil_reads(
             truth = np.asarray(opened if mode == "I;16" else opened.convert("RGB"))
         if mode == "I;16":
             truth = np.repeat(((truth.astype(int) + 128) // 257)[:, :, None], 3, axis=2)
-        np.testing.assert_array_equal(decode(data, RULE), truth)
+        np.testing.assert_array_equal(decode(data, RULE).pixels, truth)
 
 
 def test_not_one_flipped_bit_of_a_png_is_counted() -> None:

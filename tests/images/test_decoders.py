@@ -48,16 +48,18 @@ def rule_of(function: Any, version: str = "1") -> Preprocess:
 
 def test_the_pixels_of_an_own_decoder_are_counted() -> None:
     rule = rule_of(flat)
-    assert np.array_equal(decode(written(pixels()), rule), pixels())
-    assert np.array_equal(load(written(pixels()), rule), images.prepare(pixels(), rule))
+    assert np.array_equal(decode(written(pixels()), rule).pixels, pixels())
+    assert np.array_equal(load(written(pixels()), rule).values, images.prepare(pixels(), rule))
 
 
 def test_an_own_decoder_gives_the_same_pixels_in_isolation() -> None:
     rule = rule_of(flat)
-    assert np.array_equal(load_isolated(written(pixels()), rule, 60), load(written(pixels()), rule))
+    assert np.array_equal(
+        load_isolated(written(pixels()), rule, 60).values, load(written(pixels()), rule).values
+    )
 
 
-@pytest.mark.parametrize("how", [decode, lambda data, rule: load_isolated(data, rule, 60)])
+@pytest.mark.parametrize("how", [decode, lambda data, rule: load_isolated(data, rule, 60).values])
 @pytest.mark.parametrize(
     ("task", "error", "message"),
     [
@@ -146,8 +148,9 @@ def test_a_recipe_brings_the_decoder_to_processes_that_did_not_register_it(tmp_p
         f"images.use_decoder({rule.decoder!r}, {recipe.decoder!r})\n"
         f"rule = Preprocess(8, 8, (.5,)*3, (.5,)*3, decoder={rule.decoder!r})\n"
         f"data = {written(pixels())!r}\n"
-        "assert (images.load_isolated(data, rule, 60) == images.load(data, rule)).all()\n"
-        "print(images.decode(data, rule).sum())"
+        "apart, here = images.load_isolated(data, rule, 60), images.load(data, rule)\n"
+        "assert (apart.values == here.values).all()\n"
+        "print(images.decode(data, rule).pixels.sum())"
     )
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
@@ -183,7 +186,7 @@ def raw16(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_example_decoder_reads_its_format(scans: Path, raw16: Any) -> None:
     values = np.array([[0, 4095, 2048], [4095, 65535, 1]], "<u2")
     data = struct.pack("<4sII", b"RAW1", 3, 2) + values.tobytes()
-    assert decode(data, replace(RULE, decoder="raw16@1"))[:, :, 0].tolist() == [
+    assert decode(data, replace(RULE, decoder="raw16@1")).pixels[:, :, 0].tolist() == [
         [0, 255, 127],
         [255, 255, 0],
     ]

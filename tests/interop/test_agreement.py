@@ -161,7 +161,7 @@ def same_pixels(network: Any, patch: pytest.MonkeyPatch) -> None:
     rule = Preprocess(network.height, network.width, network.mean, network.std, exif="ignore")
 
     def item(dataset: ResizeDataset, index: int) -> torch.Tensor:
-        pixels = images.load(Path(dataset.file_paths[index]).read_bytes(), rule)
+        pixels = images.load(Path(dataset.file_paths[index]).read_bytes(), rule).values
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     patch.setattr(ResizeDataset, "__getitem__", item)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -193,6 +194,32 @@ def test_allowed_failures_are_listed(tmp_path: Path, spoilt: Path) -> None:
     assert "1 x truncated" in shown
     (failure,) = vdna_json("show", "x", "-c", tmp_path / "c")["failures"]
     assert failure["reason"] == "truncated"
+
+
+def test_transparent_images_and_those_of_one_colour_are_noted(tmp_path: Path) -> None:
+    folder, place = tmp_path / "images", tmp_path / "c"
+    first, second, *_ = write_photos(folder, 3, first_seed=900)
+    with Image.open(first) as image:
+        image.putalpha(100)
+        image.save(folder / "clear.png")
+    Image.new("RGB", (8, 8), "red").save(folder / "plain.png")
+    second.unlink()
+    lines = build("x", folder, place, *SMALL).stdout.splitlines()
+    assert "4 images, 1 transparent, 1 of a single colour; committed" in lines[0]
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert [note.partition(":")[2].partition(":")[0] for note in notes] == [
+        " 1 of 4 images is transparent",
+        " 1 of 4 images is of a single colour",
+    ]
+    assert "Build with --alpha white, black or checker" in notes[0]
+    assert "--exclude" in notes[1]
+    again = build_json("x", folder, place, *SMALL)
+    assert (again["changed"], again["transparent"], again["single_colour"]) == (False, 1, 1)
+    shown = vdna("show", "x", "-c", place).stdout
+    assert "noted      1 transparent, 1 of a single colour" in shown
+    assert notes[0].strip() in shown
+    laid = build("laid", folder, place, *SMALL, "--alpha", "white").stdout
+    assert "note: 1 of 4 images is transparent: laid upon white" in laid
 
 
 def test_too_many_failures_exit_3_and_a_higher_limit_commits_at_once(

@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(folder: Path, network: Network) -> NDArray[np.float32]:
     rule = Preprocess(network.height, network.width, network.mean, network.std)
-    return np.stack([images.load(p.read_bytes(), rule) for p in sorted(folder.iterdir())])
+    return np.stack([images.load(p.read_bytes(), rule).values for p in sorted(folder.iterdir())])
 
 
 @pytest.fixture(scope="module")

@@ -253,6 +253,7 @@ def test_a_page_shows_what_the_catalogue_knows(built: Catalogue) -> None:
     for value in (version.dna, version.manifest, version.spec, version.source, version.software):
         assert any(value in text for text in facts.values()), value
     assert "cpu" in facts["numerics"]
+    assert (facts["transparent"], facts["of a single colour"]) == ("0", "0")
     for panel in (mixed, day, night):
         assert len(panel.samples) == panels.SHOWN_IMAGES
         assert panel.notes == ()
@@ -626,7 +627,7 @@ def test_a_thumbnail_is_decoded_within_limits() -> None:
     data = base64.b64decode(thumbnail(picture).partition(",")[2])
     with Image.open(io.BytesIO(data)) as small:
         shown = np.asarray(small.convert("RGB"), float)
-    whole = load(picture, replace(THUMBNAIL, height=72))
+    whole = load(picture, replace(THUMBNAIL, height=72)).values
     assert np.abs(shown - 255 * whole).mean() < 6
     with pytest.raises(BadImage, match="too_many_pixels"):
         thumbnail(encoded(Image.new("1", (10_000, 10_000))))

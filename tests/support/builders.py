@@ -76,6 +76,8 @@ def random_dna(
         mean=rng.normal(0, 1, len(table)),
         m2=rng.random(len(table)) * images,
         numerics=((numerics, images),),
+        transparent=images // 2,
+        single_colour=images // 3,
     )
 
 

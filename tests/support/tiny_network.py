@@ -84,10 +84,18 @@ def install(folder: Path) -> Place:
 
 @dataclass(frozen=True)
 class Picture:
-    """The content of a file: `good`, or bad in one of three ways."""
+    """The content of a file: `good`, or bad in one of three ways. Some are of a kind to note."""
 
     kind: str
     seed: int
+
+    @property
+    def transparent(self) -> bool:
+        return self.seed % 3 == 1
+
+    @property
+    def single_colour(self) -> bool:
+        return self.seed % 7 == 5
 
     @functools.cached_property
     def data(self) -> bytes:
@@ -97,7 +105,12 @@ class Picture:
             return random.Random(self.seed).randbytes(200).replace(b"\xff", b"a")
         pixels = np.random.default_rng(self.seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
         sink = io.BytesIO()
-        Image.fromarray(pixels).save(sink, "PNG")
+        if self.single_colour:
+            pixels[:] = pixels[0, 0]
+        image = Image.fromarray(pixels)
+        if self.transparent:
+            image.putalpha(254)
+        image.save(sink, "PNG")
         return sink.getvalue() if self.kind == "good" else sink.getvalue()[:-90]
 
 
@@ -112,6 +125,8 @@ class Truth:
     failed: Mapping[str, str]
     names: tuple[str, ...] = ()
     """Uris of the images, in the order of `means`."""
+    transparent: int = 0
+    single_colour: int = 0
 
     @property
     def images(self) -> int:
@@ -125,6 +140,8 @@ class Truth:
             return [f"{dna.images} images for {self.images}"]
         pairs = {
             "failed": (dna.failed, len(self.failed)),
+            "transparent": (dna.transparent, self.transparent),
+            "single_colour": (dna.single_colour, self.single_colour),
             "counts": (dna.counts, self.table[:, :BINS]),
             "underflow": (dna.underflow, self.table[:, BINS]),
             "overflow": (dna.overflow, self.table[:, BINS + 1]),
@@ -182,12 +199,17 @@ class Oracle:
             return Truth(np.zeros((neurons, BINS + 2), int), nothing, nothing, nothing, bad, ())
         tables, least, greatest, means = (np.stack(column) for column in zip(*good, strict=True))
         names = tuple(uri for uri, picture in pictures.items() if picture.kind == "good")
-        return Truth(tables.sum(axis=0), least.min(axis=0), greatest.max(axis=0), means, bad, names)
+        noted = [
+            sum(getattr(pictures[name], kind) for name in names)
+            for kind in ("transparent", "single_colour")
+        ]
+        ends = least.min(axis=0), greatest.max(axis=0)
+        return Truth(tables.sum(axis=0), *ends, means, bad, names, *noted)
 
     def _count(self, picture: Picture) -> tuple[np.ndarray, ...]:
         if picture not in self._known:
             taps: list[np.ndarray] = []
-            pixels = images.load(picture.data, RULE)[None]
+            pixels = images.load(picture.data, RULE).values[None]
             self._extractor.observe(pixels, lambda i, x: taps.append(x[0].numpy().copy()))
             neurons = [column for layer in taps for column in layer.T]
             rows = []

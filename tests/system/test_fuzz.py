@@ -138,14 +138,14 @@ IMAGES = [*SAMPLES, *WHOLE.values()] + [
 
 def check_image(data: bytes) -> None:
     began = time.process_time()
-    outcome = _outcome(lambda: decode(data, SMALL))
+    outcome = _outcome(lambda: decode(data, SMALL).pixels)
     if isinstance(outcome, BadImage):
         assert outcome.reason in set(REASONS) - set(NONDETERMINISTIC)
         assert outcome.detail
     elif outcome is not None:
         assert (outcome.dtype, outcome.ndim, outcome.shape[2]) == (np.uint8, 3, 3)
         assert 0 < outcome.size <= 3 * SMALL.max_pixels
-        assert load(data, SMALL).shape == (RULE.height, RULE.width, 3)
+        assert load(data, SMALL).values.shape == (RULE.height, RULE.width, 3)
     assert time.process_time() - began < 10
 
 
@@ -355,8 +355,8 @@ def test_isolated_decoding_of_mutants_gives_the_same_outcome() -> None:
     for number in range(3):
         chance = random.Random(f"isolated/{number}")
         data = mutated(chance.choice(IMAGES), chance, IMAGES)
-        here = _outcome(lambda d=data: load(d, SMALL))
-        there = _outcome(lambda d=data: load_isolated(d, SMALL, 60))
+        here = _outcome(lambda d=data: load(d, SMALL).values)
+        there = _outcome(lambda d=data: load_isolated(d, SMALL, 60).values)
         if isinstance(here, BadImage):
             assert isinstance(there, BadImage)
             assert (here.reason, here.detail) == (there.reason, there.detail)

@@ -37,6 +37,7 @@ from pipeline.reporting.html.thumbnails import (
     short_name,
     small_pixels,
 )
+from pipeline.reporting.image_notes import image_notes
 from pipeline.reporting.report_options import SHOWN_IMAGES
 from pipeline.sources import Entry, number_of_shards, read_shard
 from pipeline.spec import Spec
@@ -200,7 +201,8 @@ def panel_of(
     Returns:
         The dataset's panel.
     """
-    notes = list(version.notes)
+    alpha = catalogue.spec(version.spec).preprocess.alpha
+    notes = [*version.notes, *image_notes(version, alpha)]
     failures = []
     if version.failed:
         try:
@@ -224,6 +226,9 @@ def panel_of(
 def _facts(version: Version) -> Iterator[tuple[str, str]]:
     yield "images", f"{version.images:,}"
     yield "failures", f"{version.failed:,}"
+    if version.transparent is not None:
+        yield "transparent", f"{version.transparent:,}"
+        yield "of a single colour", f"{version.single_colour:,}"
     yield "source", version.source
     yield "built", f"{version.built} by {version.software}"
     yield "dna", version.dna

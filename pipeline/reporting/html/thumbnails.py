@@ -145,7 +145,7 @@ def shrunk(data: bytes, rule: Preprocess = THUMBNAIL) -> images.Pixels:
         max_pixels=min(rule.max_pixels, MAX_SHOWN_PIXELS),
     )
     with _ONE_DECODER:
-        pixels = images.decode_isolated(data, shown, DECODE_SECONDS, attempts=1)
+        pixels = images.decode_isolated(data, shown, DECODE_SECONDS, attempts=1).pixels
     tall, wide, _ = pixels.shape
     height, width = (max(1, round(SIDE * side / max(tall, wide))) for side in (tall, wide))
     small = images.prepare(pixels, replace(shown, height=height, width=width))
