@@ -10,7 +10,7 @@ from pipeline.images.isolated import decode_isolated
 from pipeline.images.resize import prepare
 from pipeline.spec import Preprocess
 
-COMPARED = 1 << 16
+PIXELS_AT_ONCE = 1 << 16
 """How many pixels are compared with the first one at a time."""
 
 
@@ -82,7 +82,7 @@ def loaded(image: Decoded, rule: Preprocess) -> Loaded:
 
 def _is_of_one_colour(pixels: Pixels) -> bool:
     """Compares all pixels with the first. Most images end this in their first row."""
-    first, rows = pixels[0, 0], max(1, COMPARED // pixels.shape[1])
+    first, rows = pixels[0, 0], max(1, PIXELS_AT_ONCE // pixels.shape[1])
     return bool((pixels[0] == first).all()) and all(
         (pixels[top : top + rows] == first).all() for top in range(0, len(pixels), rows)
     )

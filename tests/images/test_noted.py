@@ -140,7 +140,7 @@ def test_an_image_is_of_one_colour_if_no_pixel_differs_from_another(
     at %= height * width
     pixels[at // width, at % width, channel] += np.uint8(step)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "COMPARED", 20)
+        patch.setattr(loading, "PIXELS_AT_ONCE", 20)
         found = loaded(Decoded(pixels), RULE).single_colour
     assert found == (step == 0 or height * width == 1)
 
