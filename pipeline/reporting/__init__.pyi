@@ -22,13 +22,13 @@ from .html.ranking_gallery import gallery_of as gallery_of
 from .html.site import SITE_INDEX as SITE_INDEX
 from .html.site import require_site as require_site
 from .html.site import write_site as write_site
-from .image_notes import image_notes as image_notes
 from .lens_words import fit_lines as fit_lines
 from .lens_words import heaviest_neurons as heaviest_neurons
 from .lens_words import lens_json as lens_json
 from .lens_words import lens_lines as lens_lines
 from .lens_words import lens_table as lens_table
 from .lens_words import listed_lens as listed_lens
+from .noted_images import image_notes as image_notes
 from .outcomes import build_json as build_json
 from .outcomes import build_lines as build_lines
 from .outcomes import build_sentence as build_sentence

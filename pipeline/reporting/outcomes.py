@@ -11,7 +11,7 @@ from pipeline.building import LISTED, Calibration, Result
 from pipeline.comparing import Matrix
 from pipeline.dna import UNIFORM
 from pipeline.explaining import RankedImage, Ranking, column_of
-from pipeline.reporting.image_notes import image_notes
+from pipeline.reporting.noted_images import image_notes
 from pipeline.sources import label_of
 from pipeline.spec import Alpha
 from pipeline.wording import count_of, option

@@ -37,7 +37,7 @@ from pipeline.reporting.html.thumbnails import (
     short_name,
     small_pixels,
 )
-from pipeline.reporting.image_notes import image_notes
+from pipeline.reporting.noted_images import image_notes
 from pipeline.reporting.report_options import SHOWN_IMAGES
 from pipeline.sources import Entry, number_of_shards, read_shard
 from pipeline.spec import Spec
