@@ -11,6 +11,7 @@ from .api import report as report
 from .api import verify as verify
 from .building.calibration import Calibration as Calibration
 from .building.datasets import build_datasets as build_datasets
+from .building.images_metric import VisualDNA as VisualDNA
 from .building.request import CalibrationRequest as CalibrationRequest
 from .building.request import Request as Request
 from .building.request import Result as Result

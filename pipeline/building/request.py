@@ -271,8 +271,8 @@ class CalibrationRequest(
             )
 
 
-class MemoryOptions(TypedDict, total=False):
-    """The options of `Request` that `make_dna` takes, for type checkers.
+class MetricOptions(TypedDict, total=False):
+    """The options of `Request` that `VisualDNA` takes, for type checkers.
 
     Defaults and help are in `Request`. A test holds the two equal.
     """
@@ -287,11 +287,16 @@ class MemoryOptions(TypedDict, total=False):
     crop: Crop
     exif: Exif
     alpha: Alpha
+    image_column: str | None
+
+
+class MemoryOptions(MetricOptions, total=False):
+    """Those that `make_dna` takes."""
+
     decoder: str | None
     limit: int | None
     include: str | None
     exclude: str | None
-    image_column: str | None
     allow_query: str | None
     max_failures: float
     layer_gaussian: bool

@@ -5,12 +5,17 @@ from .device_counts import tables_of_images as tables_of_images
 from .extractor import Extractor as Extractor
 from .extractor import numerics as numerics
 from .extractor import require_backend as require_backend
+from .fold_counts import FoldCounts as FoldCounts
+from .fold_counts import exact_switches as exact_switches
 from .histogram import OVERFLOW as OVERFLOW
 from .histogram import UNDERFLOW as UNDERFLOW
 from .histogram import LayerCounts as LayerCounts
 from .histogram import bins_of as bins_of
 from .histogram import checked_ranges as checked_ranges
 from .histogram import scale_of as scale_of
+from .rank_sums import ranks_together as ranks_together
+from .rank_sums import require_same_on_ranks as require_same_on_ranks
+from .rank_sums import sum_over_ranks as sum_over_ranks
 from .reduction import Composed as Composed
 from .reduction import add_up as add_up
 from .reduction import compose as compose
@@ -18,6 +23,8 @@ from .reduction import digest_of_dna as digest_of_dna
 from .reduction import load_partial as load_partial
 from .reduction import plan_folds as plan_folds
 from .shard import Counter as Counter
+from .shard import Noted as Noted
+from .shard import dna_of_counts as dna_of_counts
 from .stream import Fetch as Fetch
 from .stream import Made as Made
 from .stream import Prepared as Prepared

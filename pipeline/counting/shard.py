@@ -23,7 +23,7 @@ from pipeline.dna import DNA, ExemplarSettings, Failure, Floats, Ints, Moments, 
 from pipeline.errors import ConservationError
 from pipeline.images import Loaded
 from pipeline.sources import Shard
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Resources, Spec
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Numerics, Resources, Spec
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,15 @@ class Counter:
                 moments.add(means)
                 if reactions:
                     reactions.add(means, np.array(images))
-        dna = self._dna(counts, moments, len(failures), noted)
+        dna = dna_of_counts(
+            self._spec,
+            self._ranges,
+            self._extractor.numerics,
+            counts.read(),
+            moments,
+            noted,
+            len(failures),
+        )
         exemplars = reactions.named(names) if reactions else None
         partial = Partial(dna, (key,), tuple(sorted(failures)), exemplars)
         partial.dna.check(f"shard {shard.index}")
@@ -128,30 +136,50 @@ class Counter:
             return CpuCounts(self._spec, self._ranges)
         return GpuCounts(self._spec, self._on_gpu)
 
-    def _dna(
-        self, counts: CpuCounts | GpuCounts, moments: Moments, failed: int, noted: Noted
-    ) -> DNA:
-        table, minimum, maximum = counts.read()
-        bins = self._spec.bins
-        outside = {"underflow": UNDERFLOW, "overflow": OVERFLOW, "nonfinite": NONFINITE}
-        ints: dict[str, Any] = {name: table[:, bins + at].copy() for name, at in outside.items()}
-        numerics = self._extractor.numerics
-        return replace(
-            DNA.empty(self._spec, self._ranges),
-            images=moments.images,
-            failed=failed,
-            transparent=noted.transparent,
-            single_colour=noted.single_colour,
-            counts=np.ascontiguousarray(table[:, :bins]),
-            **ints,
-            # Adding zero makes -0.0 into 0.0: which a minimum keeps is a matter of order.
-            min=minimum + np.float32(0),
-            max=maximum + np.float32(0),
-            mean=moments.mean,
-            m2=moments.m2,
-            scatter=moments.scatter,
-            numerics=((numerics, moments.images),) if moments.images else (),
-        )
+
+def dna_of_counts(
+    spec: Spec,
+    ranges: Ranges,
+    numerics: Numerics,
+    counted: Counted,
+    moments: Moments,
+    noted: Noted,
+    failed: int = 0,
+) -> DNA:
+    """Makes the DNA of what was counted.
+
+    Args:
+        spec: What was counted.
+        ranges: The ranges that the spec names.
+        numerics: How the network was computed.
+        counted: The table, minima and maxima.
+        moments: The Gaussians of the same images.
+        noted: What was noted of them.
+        failed: How many images could not be read.
+
+    Returns:
+        The DNA.
+    """
+    table, minimum, maximum = counted
+    bins = spec.bins
+    outside = {"underflow": UNDERFLOW, "overflow": OVERFLOW, "nonfinite": NONFINITE}
+    ints: dict[str, Any] = {name: table[:, bins + at].copy() for name, at in outside.items()}
+    return replace(
+        DNA.empty(spec, ranges),
+        images=moments.images,
+        failed=failed,
+        transparent=noted.transparent,
+        single_colour=noted.single_colour,
+        counts=np.ascontiguousarray(table[:, :bins]),
+        **ints,
+        # Adding zero makes -0.0 into 0.0: which a minimum keeps is a matter of order.
+        min=minimum + np.float32(0),
+        max=maximum + np.float32(0),
+        mean=moments.mean,
+        m2=moments.m2,
+        scatter=moments.scatter,
+        numerics=((numerics, moments.images),) if moments.images else (),
+    )
 
 
 def _order(names: Sequence[tuple[str, str]]) -> Ints:

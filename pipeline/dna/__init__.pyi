@@ -17,6 +17,7 @@ from .held_folds import HeldFolds as HeldFolds
 from .lens import UNIFORM as UNIFORM
 from .lens import Lens as Lens
 from .moments import Moments as Moments
+from .moments import merge_moments as merge_moments
 from .neuron_rows import to_table as to_table
 from .partial import Partial as Partial
 from .partial import add_exemplars as add_exemplars
@@ -36,3 +37,4 @@ from .value import NOTED as NOTED
 from .value import SCALAR_COLUMNS as SCALAR_COLUMNS
 from .value import SCATTER as SCATTER
 from .value import hash_numbers as hash_numbers
+from .value import sum_noted as sum_noted

@@ -199,8 +199,8 @@ class DNA:
             scatter=self._merge_scatter(other),
             unknown=tuple(sorted({*self.unknown, *other.unknown})),
             folds=self._merge_folds(other),
-            transparent=_sum_noted(self.transparent, other.transparent),
-            single_colour=_sum_noted(self.single_colour, other.single_colour),
+            transparent=sum_noted(self.transparent, other.transparent),
+            single_colour=sum_noted(self.single_colour, other.single_colour),
         )
 
     def _merge_folds(self, other: DNA) -> FoldSource | None:
@@ -436,7 +436,8 @@ class DNA:
         return plot_distributions(self, layer, neuron, ax)
 
 
-def _sum_noted(one: int | None, other: int | None) -> int | None:
+def sum_noted(one: int | None, other: int | None) -> int | None:
+    """Adds numbers that were noted of images; None, if either was not noted."""
     return None if one is None or other is None else one + other
 
 

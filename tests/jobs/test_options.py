@@ -14,13 +14,14 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import api
+from pipeline import VisualDNA, api
 from pipeline.building import (
     CalibrationRequest,
     MemoryOptions,
     Request,
     make_dna,
 )
+from pipeline.building.request import MetricOptions
 from pipeline.catalogue import SnapshotKeywords, SnapshotOptions, VerifyKeywords, VerifyOptions
 from pipeline.comparing import CompareKeywords, CompareOptions, MemoryLimit, compare
 from pipeline.errors import UsageError
@@ -169,6 +170,12 @@ def test_the_help_of_make_dna_shows_only_options_that_it_takes() -> None:
     assert parameters["bins"].default == Request("a", "photos").bins
     assert parameters.keys() > MemoryOptions.__annotations__.keys()
     assert "shard_images" not in parameters
+
+
+def test_the_help_of_the_metric_shows_only_options_that_it_takes() -> None:
+    parameters = inspect.signature(VisualDNA).parameters
+    assert parameters.keys() > MetricOptions.__annotations__.keys()
+    assert "limit" not in parameters
 
 
 def test_a_function_refuses_what_is_no_option_of_it() -> None:

@@ -44,6 +44,7 @@ def test_exported_names() -> None:
         "VdnaError",
         "Verification",
         "VerifyOptions",
+        "VisualDNA",
         "build",
         "build_datasets",
         "calibrate",

@@ -1,0 +1,164 @@
+"""Counts images that come in batches, each into the table of its fold.
+
+    >>> counts = FoldCounts(extractor, spec, ranges, folds=16)       # doctest: +SKIP
+    >>> means = counts.add(pixels, np.array([3, 7, 3]))              # doctest: +SKIP
+    >>> table, minimum, maximum = counts.read(3)                     # doctest: +SKIP
+
+The tables stay where the network runs. The rule is that of `histogram`, to the last count.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
+from pipeline.counting.extractor import Extractor
+from pipeline.counting.histogram import LayerCounts
+from pipeline.counting.shard import Counted
+from pipeline.counting.stream import Prepared
+from pipeline.dna import Floats, Ints, Ranges
+from pipeline.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class FoldCounts:
+    """Tables of each fold. On a CPU several threads may add at a time."""
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        spec: Spec,
+        ranges: Ranges,
+        folds: int,
+        *,
+        on_device: bool | None = None,
+    ) -> None:
+        """Starts at zero.
+
+        Args:
+            extractor: The network.
+            spec: What is counted.
+            ranges: The ranges that the spec names.
+            folds: Number of folds.
+            on_device: Whether the tables are tensors on the network's device; None for a GPU only.
+        """
+        self._extractor = extractor
+        self._spec = spec
+        self._ranges = ranges
+        self._folds = folds
+        self._locks = [threading.Lock() for _ in spec.taps]
+        self._on_device: DeviceRanges | None = None
+        if on_device or (on_device is None and extractor.device.type == "cuda"):
+            self._on_device = DeviceRanges.on(extractor.device, ranges.low, ranges.high, spec.bins)
+        self.reset()
+
+    def reset(self) -> None:
+        """Sets all counts to zero."""
+        low, high, bins = self._ranges.low, self._ranges.high, self._spec.bins
+        if self._on_device is not None:
+            self._tensors = [DeviceCounts(self._on_device, bins) for _ in range(self._folds)]
+            return
+        self._tables = [
+            [LayerCounts(low[s], high[s], bins) for s in self._spec.slices]
+            for _ in range(self._folds)
+        ]
+
+    def add(self, pixels: Prepared, folds: Ints) -> Floats:
+        """Counts up to a micro-batch of images.
+
+        Args:
+            pixels: Normalised images, float32 (B, height, width, 3).
+            folds: (B,) the fold of each image.
+
+        Returns:
+            The spatial means, float64 (B, neurons).
+        """
+        rows = {int(fold): np.flatnonzero(folds == fold) for fold in np.unique(folds)}
+        if self._on_device is not None:
+            return self._add_on_device(pixels, rows)
+        slices = self._spec.slices
+        means = np.empty((len(pixels), self._spec.neurons))
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            activations = x.numpy()
+            with self._locks[index]:
+                for fold, at in rows.items():
+                    means[at, slices[index]] = self._tables[fold][index].add(activations[at])
+
+        self._extractor.observe(pixels, visit)
+        return means
+
+    def _add_on_device(self, pixels: Prepared, rows: dict[int, Ints]) -> Floats:
+        import torch
+
+        device, slices = self._extractor.device, self._spec.slices
+        means = {
+            fold: torch.empty((len(at), self._spec.neurons), dtype=torch.float64, device=device)
+            for fold, at in rows.items()
+        }
+        places = {fold: torch.from_numpy(at).to(device) for fold, at in rows.items()}
+
+        def visit(index: int, x: torch.Tensor) -> None:
+            for fold, at in places.items():
+                its_means = means[fold][:, slices[index]]
+                self._tensors[fold].add(x[at], slices[index], its_means)
+
+        self._extractor.observe(pixels, visit)
+        found = np.empty((len(pixels), self._spec.neurons))
+        for fold, at in rows.items():
+            found[at] = means[fold].cpu().numpy()
+        return found
+
+    def read(self, fold: int) -> Counted:
+        """Copies what was counted in a fold; no thread may be counting meanwhile.
+
+        Args:
+            fold: The fold.
+
+        Returns:
+            Its table, minimum and maximum.
+        """
+        if self._on_device is not None:
+            return self._tensors[fold].read()
+        layers = self._tables[fold]
+        return (
+            np.concatenate([layer.table for layer in layers]),
+            np.concatenate([layer.minimum for layer in layers]),
+            np.concatenate([layer.maximum for layer in layers]),
+        )
+
+
+@contextmanager
+def exact_switches() -> Iterator[None]:
+    """Sets torch's switches as counting needs them, and afterwards as they were.
+
+    Training goes on with TF32, quick kernels and as many threads as it had.
+
+    Yields:
+        Nothing.
+    """
+    import torch
+
+    backends = torch.backends
+    before = (
+        backends.cuda.matmul.allow_tf32,
+        backends.cudnn.allow_tf32,
+        backends.cudnn.benchmark,
+        backends.cudnn.deterministic,
+    )
+    threads = torch.get_num_threads()
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
+    backends.cudnn.benchmark, backends.cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before[:2]
+        backends.cudnn.benchmark, backends.cudnn.deterministic = before[2:]
+        torch.set_num_threads(threads)
