@@ -42,6 +42,8 @@ from .explaining.lens_fit import FittedLens as FittedLens
 from .explaining.rank_request import RankRequest as RankRequest
 from .explaining.rank_result import Ranking as Ranking
 from .images.decoders import register_decoder as register_decoder
+from .interop.run_logs import log_mlflow as log_mlflow
+from .interop.run_logs import log_wandb as log_wandb
 from .networks.registry import register_network as register_network
 from .refreshing.steps import Refreshed as Refreshed
 from .reporting.event_output import show_progress as show_progress

@@ -9,6 +9,7 @@ from .compare_options import CompareKeywords as CompareKeywords
 from .compare_options import CompareOptions as CompareOptions
 from .compare_options import FrechetOptions as FrechetOptions
 from .compare_options import MemoryLimit as MemoryLimit
+from .distance import Distance as Distance
 from .distance import Measure as Measure
 from .distance import cumulative as cumulative
 from .emd_kernel import Curves as Curves

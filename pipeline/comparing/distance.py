@@ -176,7 +176,7 @@ class Distance(float):
         return f", corrected {self.emd_corrected:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
     def _repr_html_(self) -> str:
-        columns, cells = self._cells
+        columns, cells = self.cells
         rows = [
             (layer, *("" if np.isnan(value) else f"{value:.4g}" for value in values))
             for layer, *values in cells
@@ -189,14 +189,15 @@ class Distance(float):
 
         If error bars are known, each of `PAIR_ESTIMATES` is another column.
         """
-        return data_frame(*self._cells)
+        return data_frame(*self.cells)
 
     def to_polars(self) -> pl.DataFrame:
         """Returns the table of `to_pandas` in Polars."""
-        return polars_frame(*self._cells)
+        return polars_frame(*self.cells)
 
     @property
-    def _cells(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    def cells(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Columns and rows of the table of `to_pandas`."""
         known = PAIR_ESTIMATES if self.estimates.layers else ()
         return ("layer", "distance", *known), [
             (layer, value, *(self.estimates.layers[layer][name] for name in known))

@@ -407,7 +407,12 @@ class DNA:
         )
 
     def _repr_html_(self) -> str:
-        return html_table(repr(self), LAYER_COLUMNS, layer_rows(self))
+        return html_table(repr(self), *self.layer_cells)
+
+    @property
+    def layer_cells(self) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+        """Columns and rows of a table of the layers, as a notebook shows it."""
+        return LAYER_COLUMNS, layer_rows(self)
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns one row for each neuron, with the columns of the DNA's file.

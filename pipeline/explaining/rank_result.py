@@ -88,11 +88,11 @@ class Ranking:
 
         The file itself, `out`, has all images.
         """
-        return data_frame(*self._cells)
+        return data_frame(*self.cells)
 
     def to_polars(self) -> pl.DataFrame:
         """Returns the table of `to_pandas` in Polars."""
-        return polars_frame(*self._cells)
+        return polars_frame(*self.cells)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws the distance of each image of both ends, the nearest first.
@@ -111,7 +111,8 @@ class Ranking:
         return bar_chart(labels, [image.emd for image in ends], unit, ax)
 
     @property
-    def _cells(self) -> Cells:
+    def cells(self) -> Cells:
+        """Columns and rows of the table of `to_pandas`."""
         names = ["uri", "member", "rank", "emd", *map(column_of, self.layers)]
         rows = [
             (image.entry.uri, image.entry.member, image.rank, image.emd, *image.layers)

@@ -54,6 +54,8 @@ def test_exported_names() -> None:
         "fd",
         "fit_lens",
         "html_page",
+        "log_mlflow",
+        "log_wandb",
         "make_dna",
         "nfd",
         "pairwise_emd",
