@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from jobs.output import print_json, say
-from jobs.shell import CatalogueOption, JsonOption, RayOption, effort_for, guarded, run_alone
+from jobs.shell import (
+    CatalogueOption,
+    JsonOption,
+    RankingOption,
+    RayOption,
+    effort_for,
+    guarded,
+    run_alone,
+)
 from pipeline.comparing import MemoryLimit
 from pipeline.events import Listener
 from pipeline.reporting import ReportOptions
@@ -32,8 +40,8 @@ def report(
         str | None,
         typer.Option(
             help="Folder to write the page to, as index.html, with a page for each of some pairs "
-            "(--explained) that says why they differ. Such pages of an earlier report there are "
-            "replaced."
+            "(--explained) that says why they differ, and for each --ranking. Such pages of an "
+            "earlier report there are replaced."
         ),
     ] = None,
     lens: Annotated[
@@ -43,6 +51,7 @@ def report(
             "file. Can be repeated."
         ),
     ] = None,
+    ranking: RankingOption = None,
     ray_address: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,6 +66,7 @@ def report(
         out,
         site=site,
         lenses=lens or (),
+        rankings=ranking or (),
         effort=effort_for(catalogue, None, ray_address, memory, progress),
         progress=progress,
         **vars(options),

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from jobs.output import say
-from jobs.shell import CatalogueOption, RayOption, effort_for, guarded, run_alone
+from jobs.shell import (
+    CatalogueOption,
+    RankingOption,
+    RayOption,
+    effort_for,
+    guarded,
+    run_alone,
+)
 from pipeline.catalogue import SpecOptions
 from pipeline.comparing import MemoryLimit
 from pipeline.events import Listener
@@ -26,18 +33,22 @@ def serve(
     samples: Annotated[
         int, typer.Option(min=0, help="Number of images of each dataset on a page.")
     ] = SHOWN_IMAGES,
+    ranking: RankingOption = None,
     ray_address: RayOption = None,
 ) -> None:
     """Show a catalogue to the browsers of this machine, until Ctrl-C. It writes nothing."""
     from pipeline.catalogue import Catalogue
     from pipeline.errors import UsageError
+    from pipeline.explaining import read_ranking
     from pipeline.reporting import LiveSite, listen
 
+    place = Catalogue(catalogue)
     site = LiveSite(
-        Catalogue(catalogue),
+        place,
         spec=options.spec,
         samples=samples,
         effort=effort_for(catalogue, None, ray_address, memory, progress),
+        rankings=[read_ranking(place, file) for file in ranking or ()],
         progress=progress,
     )
     try:
@@ -47,7 +58,7 @@ def serve(
             f"port {port} cannot be listened on: {error.strerror}; try --port 0"
         ) from error
     with server:
-        site.page("/")  # what is wrong is said here, and the first answer is quick
+        site.begin()  # what is wrong is said here, and the report is made until a browser asks
         say(f"{catalogue} is at http://127.0.0.1:{server.server_port}/ until Ctrl-C")
         try:
             server.serve_forever()

@@ -68,6 +68,13 @@ LensOption = Annotated[
         "--lens", help="Lens that weighs the neurons: its name in the catalogue, or a Parquet file."
     ),
 ]
+RankingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ranking",
+        help="Also show this ranking: a file that vdna rank --out wrote. Can be repeated.",
+    ),
+]
 NeuronsOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -441,6 +441,7 @@ def report(
     *,
     site: str | None = None,
     lenses: Sequence[Lens | str] = (),
+    rankings: Sequence[Ranking | str] = (),
     effort: Effort | None = None,
     progress: Progress = False,
     **options: Unpack[ReportKeywords],
@@ -453,7 +454,9 @@ def report(
             explanations of `site`, since it opens alone.
         site: The folder to write the page to, as index.html, with a page for each of some pairs
             that explains why they differ; None to write none. Such pages of an earlier report
-            there are replaced.
+            there are replaced, and of rankings too.
+        rankings: Rankings that get a page in `site`, and links to it: rankings, or files that
+            `rank` wrote.
         lenses: Lenses to look through as well: lenses, or names or files of some.
         effort: How to compute; None for this process with all its cores.
         progress: Whether to show progress; or a listener.
@@ -464,7 +467,7 @@ def report(
 
     Raises:
         UsageError: There are fewer than two datasets, `out` is no name of a page, `site` is no
-            folder, or pairs are to be `explained` without a `site`.
+            folder, or pairs are to be `explained` or rankings shown without a `site`.
     """
     place = _at(catalogue)
     chosen = ReportOptions(**options)
@@ -475,8 +478,13 @@ def report(
     elif chosen.explained is not None:
         explained = option("explained", chosen.explained)
         raise UsageError(f"{explained} needs {option('site')}, the folder that the pages go to")
+    elif rankings:
+        raise UsageError(
+            f"a ranking needs {option('site')}, the folder that its page goes to"
+        )
     number, spec = place.at(chosen.at).number, chosen.spec  # all is read from one commit
     through = [None, *(_lens(place, lens, (), number, spec) for lens in lenses)]
+    ranked = [explaining.read_ranking(place, of) if isinstance(of, str) else of for of in rankings]
     with _shown(progress) as listener:
         effort = effort or comparing.Effort(progress=listener)
         matrices = [
@@ -507,6 +515,7 @@ def report(
                 EXPLAINED_PAIRS if chosen.explained is None else chosen.explained,
                 at=number,
                 samples=chosen.samples,
+                rankings=ranked,
                 progress=listener,
             )
             page = replace(page, notes=written.notes)

@@ -18,6 +18,7 @@ from .rank_request import RankRequest as RankRequest
 from .rank_result import Ranking as Ranking
 from .rank_shard import column_of as column_of
 from .ranking import rank as rank
+from .ranking_file import read_ranking as read_ranking
 from .ranking_order import RankedImage as RankedImage
 from .reactions import Reaction as Reaction
 from .reactions import Reactions as Reactions

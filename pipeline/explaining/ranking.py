@@ -38,6 +38,7 @@ from pipeline.events import Listener, Said, ignore
 from pipeline.explaining.rank_request import RankRequest
 from pipeline.explaining.rank_result import Ranking
 from pipeline.explaining.rank_shard import RANKS, Target, counts_of
+from pipeline.explaining.ranking_file import reported_images
 from pipeline.explaining.ranking_order import RankingOrder, UnrankedImage
 from pipeline.networks import network_of
 from pipeline.options import shared_values
@@ -231,6 +232,7 @@ def _write(
         "undefined": ranking.undefined,
         "numerics": here.to_json(),
         "software": software(),
+        **reported_images(ranking),
     }
     with tempfile.TemporaryFile() as file:
         order.write(file, stated)

@@ -23,7 +23,7 @@ from pipeline.sources import Entry, Manifest, Shard, connect
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_RANKING = FileKind("ranking")
+RANKING = FileKind("ranking")
 
 NAMED_UNRANKED = 10
 """The most images without a distance that a result names. The file has all of them."""
@@ -194,7 +194,7 @@ class RankingOrder:
         columns = ", ".join(name for name in self._columns if name not in ("shard", "place"))
         with (
             self._disk(),
-            SealedWriter(file, _RANKING, schema) as writer,
+            SealedWriter(file, RANKING, schema) as writer,
         ):
             query = f"select {columns} from images order by emd nulls last, uri, member"
             first = 1

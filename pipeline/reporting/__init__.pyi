@@ -16,7 +16,7 @@ from .html.explanation_page import render_explanation as render_explanation
 from .html.frame import require_html as require_html
 from .html.gallery import render_gallery as render_gallery
 from .html.live_site import LiveSite as LiveSite
-from .html.live_site import listen as listen
+from .html.loopback_server import listen as listen
 from .html.matrix_page import render_matrix_page as render_matrix_page
 from .html.ranking_gallery import gallery_of as gallery_of
 from .html.site import SITE_INDEX as SITE_INDEX

@@ -68,6 +68,38 @@ def _noun(plural: str, number: int) -> str:
     return plural.removesuffix("s") if number == 1 else plural
 
 
+class Tally:
+    """A listener that adds up what is done of the stage that runs."""
+
+    def __init__(self) -> None:
+        self.stage = Started(0, 0)
+        self.steps = 0
+        self._units = self._failures = 0
+        self._began = monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Adds a step, or begins a stage.
+
+        Args:
+            event: What happened.
+        """
+        match event:
+            case Started():
+                self.stage = event
+                self._units = self.steps = self._failures = 0
+                self._began = monotonic()
+            case StepDone(units, failures):
+                self._units += units
+                self.steps += 1
+                self._failures += failures
+
+    @property
+    def line(self) -> str:
+        """The state of the stage in one line, as `line_of` writes it."""
+        elapsed = monotonic() - self._began
+        return line_of(self.stage, self._units, self.steps, self._failures, elapsed)
+
+
 class Lines:
     """A listener that prints a line every ten seconds and at the end of each stage.
 
@@ -77,9 +109,8 @@ class Lines:
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stderr
-        self._stage = Started(0, 0)
-        self._units = self._steps = self._failures = 0
-        self._began = self._shown = monotonic()
+        self._tally = Tally()
+        self._shown = monotonic()
 
     def __call__(self, event: Event) -> None:
         """Prints what the event says, or the state of its stage if that is due.
@@ -89,24 +120,15 @@ class Lines:
         """
         if text := text_of(event):
             self._print(text)
+        self._tally(event)
         match event:
             case Started():
-                self._stage = event
-                self._units = self._steps = self._failures = 0
-                self._began = self._shown = monotonic()
-            case StepDone(units, failures):
-                self._units += units
-                self._steps += 1
-                self._failures += failures
-                if (now := monotonic()) - self._shown >= LINE_SECONDS:
-                    self._shown = now
-                    self._print_state(now)
-            case Finished(ok=True) if self._steps:
-                self._print_state(monotonic())
-
-    def _print_state(self, now: float) -> None:
-        elapsed = now - self._began
-        self._print(line_of(self._stage, self._units, self._steps, self._failures, elapsed))
+                self._shown = monotonic()
+            case StepDone() if (now := monotonic()) - self._shown >= LINE_SECONDS:
+                self._shown = now
+                self._print(self._tally.line)
+            case Finished(ok=True) if self._tally.steps:
+                self._print(self._tally.line)
 
     def _print(self, line: str) -> None:
         self._out.write(f"{line}\n")

@@ -4,6 +4,7 @@ from .entry import Entry as Entry
 from .entry import Shard as Shard
 from .listing import Listing as Listing
 from .listing_checkpoint import ListingCheckpoint as ListingCheckpoint
+from .lists_and_tables import SHARED_STORES as SHARED_STORES
 from .manifest import Manifest as Manifest
 from .manifest import find_entries as find_entries
 from .manifest import number_of_shards as number_of_shards

@@ -18,7 +18,7 @@ from pipeline.explaining import PairNeuron
 from pipeline.reporting import render_explanation, render_gallery
 from pipeline.reporting.html.explanation_page import ShownImage
 from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row
-from pipeline.reporting.html.page_data import Seen
+from pipeline.reporting.html.page_data import Link, RankingLink, Seen
 from tests.reporting.test_browser import PIXEL, matrix_at, pictured, write
 from tests.reporting.test_explanation_page import hand_made, keys_of, why_of
 from tests.reporting.test_report import with_estimates
@@ -44,6 +44,7 @@ def report_page(folder: Path) -> Path:
         notes=("A note.",),
         network=matrix.layers,
         snapshot=("--at", "3"),
+        rankings=[RankingLink(matrix.names[0], "photos by distance", "ranking.html")],
     )
 
 
@@ -56,7 +57,9 @@ def explanation(folder: Path) -> Path:
         for k, key in enumerate(keys_of(found))
     }
     path = folder / "why.html"
-    path.write_bytes(render_explanation(why_of(found, shown, "some"), back="report.html"))
+    path.write_bytes(
+        render_explanation(why_of(found, shown, "some"), [Link("All datasets", "report.html")])
+    )
     return path
 
 
@@ -64,8 +67,11 @@ def ranking(folder: Path) -> Path:
     shown = [GalleryImage("photo.jpg", ("#1: 7.77", "blocks.2: 3.1"), PIXEL)] * 3
     gone = GalleryImage("gone.jpg", ("#2: 7.78",), missing="cannot be read again: it is gone")
     rows = [Row("Nearest", [*shown, gone]), Row("Farthest", shown, "Some words.")]
+    links = [Link("All datasets", "report.html"), Link("a among them", "report.html#dataset=a")]
     path = folder / "ranking.html"
-    gallery = Gallery("photos by distance to a", rows, "In bins.", ("A note.",), (("lens", "no"),))
+    gallery = Gallery(
+        "photos by distance to a", rows, "In bins.", ("A note.",), (("lens", "no"),), links
+    )
     path.write_bytes(render_gallery(gallery))
     return path
 

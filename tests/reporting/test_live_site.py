@@ -11,10 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from threading import Event, Thread
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -24,11 +25,12 @@ from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, all_pairs, compare
 from pipeline.engine import InProcess
-from pipeline.errors import SourceError
-from pipeline.events import Said
+from pipeline.errors import NotFound, SourceError
+from pipeline.events import Said, Started, StepDone
+from pipeline.explaining import Ranking, RankRequest, rank, read_ranking
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import LiveSite, listen
-from pipeline.reporting.html import live_site
+from pipeline.reporting.html import live_site, loopback_server
 from pipeline.spec import Resources
 from tests.support import browser
 from tests.support import tiny_network as tiny
@@ -52,18 +54,50 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     return catalogue
 
 
-@pytest.fixture
-def port(built: Catalogue) -> Iterator[int]:
-    """Serves the catalogue, and gives the port."""
-    with listen(LiveSite(built, samples=1)) as server:
+@pytest.fixture(scope="module")
+def ranking(built: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Ranking:
+    """Ranks the images of one dataset by their distance to the other."""
+    folder = Path(storage.local_path(built.root)).parent
+    weights = tiny.install(folder).weights
+    out = str(tmp_path_factory.mktemp("ranked") / "near.parquet")
+    request = RankRequest(str(folder / "1"), "group/a", weights=weights, top=3, out=out)
+    resources = Resources(workers=0, threads=2)
+    rank(built, request, InProcess(), resources=resources)
+    return read_ranking(built, out)
+
+
+@contextmanager
+def serving(site: LiveSite) -> Iterator[int]:
+    """Serves some pages, and gives the port."""
+    with listen(site) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def port(built: Catalogue, ranking: Ranking) -> Iterator[int]:
+    with serving(LiveSite(built, samples=1, rankings=[ranking])) as number:
+        yield number
 
 
 def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[HTTPResponse, bytes]:
+    """Asks until the page is made."""
+    until = monotonic() + 60
+    while True:
+        answer, body = ask_once(port, path, method, **headers)
+        if answer.status != 202:
+            return answer, body
+        assert monotonic() < until
+
+
+def ask_once(
+    port: int, path: str, method: str = "GET", **headers: str
+) -> tuple[HTTPResponse, bytes]:
     connection = HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path, headers=headers)
@@ -122,6 +156,7 @@ class _Elsewhere(SerialMapper):
     "path",
     [
         *("/index.html", "/pairs/2/1-0.html", "/pairs/2/0-0.html", "/pairs/2/0-2.html"),
+        *("/rankings/2/1.html", "/rankings/0/0.html", "/rankings/3/0.html", "/rankings/2/0"),
         *("/pairs/3/0-1.html", "/pairs/0/0-1.html", "/../../etc/passwd", "/pairs/2/0-1.html/x"),
     ],
 )
@@ -167,13 +202,15 @@ def test_a_page_is_made_once_until_there_is_a_newer_commit(
 
 
 def test_the_pages_that_were_asked_for_longest_ago_make_room(
-    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+    built: Catalogue, ranking: Ranking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_site, "HELD_PAGES", 1)
-    site = LiveSite(built, samples=0)
+    site = LiveSite(built, samples=0, rankings=[ranking])
     site.page("/")
     assert site.page("/pairs/2/0-1.html")
-    assert set(site._pages) == {"/pairs/2/0-1.html"}
+    assert site.page("/rankings/2/0.html")
+    # The report always stays: its distances may take long.
+    assert set(site._pages) == {"/2", "/rankings/2/0.html"}
 
 
 def test_a_page_that_is_kept_is_answered_while_another_is_made(
@@ -198,18 +235,101 @@ def test_a_page_that_is_kept_is_answered_while_another_is_made(
         assert why.result() == b"why"
 
 
+def test_a_page_that_takes_long_says_how_far_it_is_and_is_made_once(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, begun, go = [], Event(), Event()
+    site = LiveSite(built, samples=0)
+
+    def slow(*_: object, **__: object) -> bytes:
+        made.append(1)
+        site._progress(Started(10, 10, unit="pairs", step="tiles"))
+        site._progress(StepDone(4))
+        begun.set()
+        assert go.wait(60)
+        return b"the page"
+
+    monkeypatch.setattr(live_site, "render_matrix_page", slow)
+    monkeypatch.setattr(loopback_server, "PATIENCE", 0.01)
+    with serving(site) as port:
+        try:
+            answer, page = ask_once(port, "/")
+            assert begun.wait(60)
+            assert answer.status == 202
+            assert b"This page is being computed" in page
+            answer, nothing = ask_once(port, "/", "HEAD")
+            assert (answer.status, nothing) == (202, b"")
+            assert answer.headers["X-Progress"].startswith("4/10 pairs")
+        finally:
+            go.set()
+        assert ask(port, "/")[1] == b"the page"
+    assert len(made) == 1
+
+
+def test_a_page_that_fails_is_made_again_only_when_it_is_opened_again(
+    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for a page asks by HEAD, which must not begin the work anew."""
+    made = []
+
+    def fails(*_: object, **__: object) -> bytes:
+        made.append(1)
+        raise SourceError("the file is gone")
+
+    monkeypatch.setattr(live_site, "render_matrix_page", fails)
+    with serving(LiveSite(built, samples=0)) as port:
+        for _ in range(3):
+            assert ask(port, "/", "HEAD")[0].status == 500
+        assert len(made) == 1
+        assert b"is gone" in ask(port, "/")[1]
+        assert len(made) == 1
+        assert b"is gone" in ask(port, "/")[1]
+        assert len(made) == 2
+
+
+def test_there_must_be_something_to_show_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no catalogue"):
+        LiveSite(Catalogue(str(tmp_path))).begin()
+
+
+@browser.needed
+def test_a_browser_that_waits_opens_the_page_when_it_is_there(
+    reader: Reader, built: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = Event()
+    real = live_site.render_matrix_page
+
+    def slow(page: Any) -> bytes:
+        assert go.wait(60)
+        return real(page)
+
+    monkeypatch.setattr(live_site, "render_matrix_page", slow)
+    monkeypatch.setattr(loopback_server, "PATIENCE", 0.01)
+    with serving(LiveSite(built, samples=0)) as port:
+        try:
+            reader.driver.get(f"http://127.0.0.1:{port}/#pair=b+group%252Fa&layer=b")
+            assert "being computed" in reader.text("state")
+            assert reader.barriers() == []
+            assert reader.find("progress").get_attribute("aria-live") == "polite"
+        finally:
+            go.set()
+        reader.wait(lambda: reader.run("return document.body.dataset.drawn"))
+        assert reader.text("pair-title") == "b and group/a, b"  # as the address says
+    assert reader.console_messages() == []
+
+
 def test_a_browser_that_leaves_early_is_no_error(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     told: list[object] = []
     site, asked, left, answered = LiveSite(built, progress=told.append), Event(), Event(), Event()
 
-    def slow(path: str) -> bytes:
+    def slow(path: str, seconds: float, *, forget: bool) -> bytes:
         asked.set()
         assert left.wait(60)
         return bytes(50_000_000)  # more than a socket holds
 
-    monkeypatch.setattr(site, "page", slow)
+    monkeypatch.setattr(site, "page_within", slow)
     with listen(site) as server:
         monkeypatch.setattr(server, "shutdown_request", _then(server.shutdown_request, answered))
         thread = Thread(target=server.serve_forever)
@@ -246,10 +366,10 @@ def test_an_error_that_nobody_foresaw_is_a_plain_page_and_one_line(
     told: list[object] = []
     site = LiveSite(built, progress=told.append)
 
-    def broken(path: str) -> bytes:
+    def broken(path: str, seconds: float, *, forget: bool) -> bytes:
         raise KeyError(f"https://user:hunter2@host{path}\nand more")
 
-    monkeypatch.setattr(site, "page", broken)
+    monkeypatch.setattr(site, "page_within", broken)
     with listen(site) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
@@ -315,19 +435,40 @@ def test_the_command_serves_until_it_is_interrupted(built: Catalogue) -> None:
 
 
 @browser.needed
-@pytest.mark.parametrize("width", [400, 1600])
-def test_a_reader_goes_from_the_report_to_an_explanation_and_back(
-    reader: Reader, port: int, width: int
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])
+def test_a_reader_goes_from_the_report_to_an_explanation_and_a_ranking_and_back(
+    reader: Reader, port: int, ranking: Ranking, width: int, scheme: str
 ) -> None:
-    reader.set_window(width)
-    reader.driver.get(f"http://127.0.0.1:{port}/")
+    """The links are used by keyboard, and no page on the way keeps people out."""
+    reader.set_window(width, scheme=scheme)
+    shown = "return document.getElementById(arguments[0])?.textContent"
+    heading = "return document.querySelector('h1')?.textContent"
     title = "b and group/a, all neurons"
-    reader.wait(lambda: reader.text("pair-title") == title)
-    link = reader.driver.find_element("css selector", "#pair-body a")
-    reader.run("arguments[0].focus()", link)
-    link.send_keys("\n")
-    reader.wait(lambda: reader.text("title") == "Why b and group/a differ")
-    reader.driver.find_element("css selector", "#back a").click()
-    reader.wait(lambda: reader.text("pair-title") == title)
+    ranked = f"{ranking.source} by distance to group/a"
+
+    def press(place: str, text: str) -> None:
+        links = reader.driver.find_elements("css selector", f"{place} a")
+        link = next(link for link in links if link.text == text)
+        reader.run("arguments[0].focus()", link)
+        link.send_keys("\n")
+
+    reader.driver.get(f"http://127.0.0.1:{port}/")
+    reader.wait(lambda: reader.run(shown, "pair-title") == title)
+    assert reader.barriers() == []
+    press("#pair-body", "The neurons that differ, and the images that they react to")
+    reader.wait(lambda: reader.run(heading) == "Why b and group/a differ")
+    assert reader.barriers() == []
+    press("#back", ranked)
+    reader.wait(lambda: reader.run(heading) == ranked)
+    assert reader.barriers() == []
+    press("#back", "How b and group/a differ")
+    reader.wait(lambda: reader.run(shown, "pair-title") == title)
     assert reader.driver.current_url == f"http://127.0.0.1:{port}/#pair=b+group%252Fa"
+    for place in ("#pair-body", "#rankings", "#strips"):
+        press(place, ranked)
+        reader.wait(lambda: reader.run(heading) == ranked)
+        press("#back", "group/a among them")
+        reader.wait(lambda: reader.run(shown, "pair-title"))
+        reader.wait(lambda: reader.text("chosen").startswith("group/a is chosen."))
+        reader.wait(lambda: reader.run("return document.activeElement.textContent") == "group/a")
     assert reader.console_messages() == []

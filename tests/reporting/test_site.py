@@ -11,11 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.app import app
-from pipeline import api
+from pipeline import api, storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.engine import InProcess
 from pipeline.errors import SourceError, UsageError
+from pipeline.explaining import RankRequest, rank
 from pipeline.reporting.html import site as sites
 from pipeline.reporting.html.site import chosen_pairs
 from pipeline.spec import Resources
@@ -103,7 +104,8 @@ def test_explanations_of_an_earlier_report_are_removed_and_no_other_file(
     left = {str(path.relative_to(site)) for path in site.rglob("*.html")}
     assert left == {"index.html", *links.values(), *others}
     # A file of that name that is no report, or a forged one, has nothing removed.
-    data = json.dumps({"explained": {"0-1": "../mine.html", "0-2": "mine.html", "1-2": 7}})
+    strange = {"0-1": "../mine.html", "0-2": "mine.html", "1-2": 7}
+    data = json.dumps({"explained": strange, "rankings": [{"href": "rankings/../mine.html"}]})
     for text in (f'<script id="data" type="application/json">{data}</script>', "no report"):
         (site / "index.html").write_text(text)
         api.report(built, site=str(site), samples=0, explained=1)
@@ -160,6 +162,65 @@ def test_the_command_writes_a_site_and_no_other_page(
     assert "is in here/index.html" in done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here"]
     assert len(list((tmp_path / "here/pairs").iterdir())) == 1
+
+
+# Rankings.
+
+
+@pytest.fixture(scope="module")
+def ranked(built: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Ranks the images of the second dataset by their distance to the first; gives the file."""
+    folder = Path(storage.local_path(built.root)).parent
+    weights = tiny.install(folder).weights
+    out = str(tmp_path_factory.mktemp("ranked") / "near.parquet")
+    request = RankRequest(str(folder / "1"), NAMES[0], weights=weights, top=2, out=out)
+    rank(built, request, InProcess(), resources=Resources(workers=0, threads=2))
+    return out
+
+
+def test_a_site_has_the_rankings_that_are_named_and_all_pages_link_to_each_other(
+    built: Catalogue, ranked: str, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    source = str(Path(storage.local_path(built.root)).parent / "1")
+    api.report(built, site=str(site), samples=0, explained=3, rankings=[ranked])
+    index = data_of(site / "index.html")
+    (link,) = index["rankings"]  # type: ignore[misc]
+    assert link["dataset"] == index["names"].index(NAMES[0])  # type: ignore[attr-defined]
+    assert link["text"] == f"{source} by distance to {NAMES[0]}"
+    page = (site / link["href"]).read_text()
+    assert page.count("<img") == 4
+    found = re.findall(r'<a href="([^"]*)">([^<]*)</a>', page)
+    assert found == [
+        ("../index.html", "All datasets"),
+        ("../index.html#dataset=group%2Fa", "group/a among them"),
+        ("../index.html#pair=group%252Fb+group%252Fa", "How group/b and group/a differ"),
+    ]
+    for explained in index["explained"].values():  # type: ignore[attr-defined]
+        why = data_of(site / explained)
+        own = [[link["text"], f"../{link['href']}"]] if NAMES[0] in why["names"] else []  # type: ignore[operator]
+        assert why["links"][1:] == own  # type: ignore[index]
+        assert why["links"][0][0] == "All datasets"  # type: ignore[index]
+    api.report(built, site=str(site), samples=0, explained=0)
+    assert [path.name for path in site.rglob("*.html")] == ["index.html"]
+
+
+def test_a_ranking_that_cannot_be_shown_is_refused_before_anything_is_computed(
+    built: Catalogue, ranked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed(*_: object, **__: object) -> None:
+        raise AssertionError("distances were computed")
+
+    monkeypatch.setattr("pipeline.api.comparing.compare", computed)
+    site = str(tmp_path / "site")
+    with pytest.raises(UsageError, match="a ranking needs `site`, the folder"):
+        api.report(built, rankings=[ranked])
+    with pytest.raises(SourceError, match=re.escape("none.parquet")):
+        api.report(built, site=site, rankings=[str(tmp_path / "none.parquet")])
+    words = ["report", "-c", built.root, "--ranking", ranked]
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, "a ranking needs --site" in done.stderr) == (2, True), done.output
+    assert list(tmp_path.iterdir()) == []
 
 
 @browser.needed

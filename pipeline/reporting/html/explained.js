@@ -203,7 +203,7 @@ function update() {
 
 function begin() {
   $("title").textContent = DATA.title;
-  if (DATA.back) make("a", "All datasets", { href: DATA.back }, $("back"));
+  for (const [text, href] of DATA.links) make("a", text, { href }, $("back"));
   $("about").textContent = DATA.about;
   $("verdict").textContent = headline();
   $("summary").textContent = DATA.summary;

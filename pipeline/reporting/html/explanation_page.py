@@ -25,7 +25,7 @@ from pipeline.explaining import Explanation, Reactions
 from pipeline.reporting.conclusions import explanation_sentence
 from pipeline.reporting.html.dataset_panels import panel_of, spec_facts
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
-from pipeline.reporting.html.page_data import Panel
+from pipeline.reporting.html.page_data import Link, Panel
 from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, rule_of, short_name
 from pipeline.reporting.report_options import SHOWN_IMAGES
 from pipeline.reporting.terminal import lacking_exemplars
@@ -187,12 +187,12 @@ def _cut(text: str) -> str:
 # The file.
 
 
-def render_explanation(why: Why, back: str = "") -> bytes:
+def render_explanation(why: Why, links: Sequence[Link] = ()) -> bytes:
     """Renders the page. It stays below `frame.MOST` bytes: images without room are named only.
 
     Args:
         why: What to show.
-        back: The address of the report that leads here, or none.
+        links: Other pages of the same report.
 
     Returns:
         The bytes of the HTML file.
@@ -203,7 +203,7 @@ def render_explanation(why: Why, back: str = "") -> bytes:
     title = f"Why {a} and {b} differ{of}"
     data = {
         "title": title,
-        "back": back,
+        "links": [(of.text, of.href) for of in links],
         "about": why.about,
         "summary": explanation_sentence(found),
         "notes": [*lacking_exemplars(found).values(), *why.notes],

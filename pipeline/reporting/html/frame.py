@@ -67,7 +67,13 @@ def framed(name: str, scripts: Sequence[str], title: str, data: Mapping[str, Any
 
 
 def document(
-    name: str, title: str, style: str, parts: Mapping[str, str], script: str = ""
+    name: str,
+    title: str,
+    style: str,
+    parts: Mapping[str, str],
+    script: str = "",
+    *,
+    asks: bool = False,
 ) -> bytes:
     """Puts parts into the body of a name, below the common head.
 
@@ -80,14 +86,16 @@ def document(
         style: The style sheet.
         parts: The markup for each place of the body.
         script: The script, or none.
+        asks: Whether the script may ask the server that the page came from.
 
     Returns:
         The bytes of the HTML file.
     """
+    asked = "connect-src 'self'; " if asks else ""
     scripts = f"script-src '{_sha256_source(script)}'; " if script else ""
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_sha256_source(style)}'; {scripts}"
-        "base-uri 'none'; form-action 'none'"
+        f"{asked}base-uri 'none'; form-action 'none'"
     )
     head = {"policy": policy, "title": escape(redact(title)), "style": style, "script": script}
     filled = {**parts, **head}

@@ -17,6 +17,7 @@ from time import monotonic
 from pipeline import storage
 from pipeline.errors import redact
 from pipeline.reporting.html.frame import asset, document
+from pipeline.reporting.html.page_data import Link
 from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, THUMBNAIL, SmallImages
 from pipeline.sources import Entry
 from pipeline.spec import Preprocess
@@ -64,6 +65,7 @@ class Gallery:
         about: A sentence below the title, or none.
         notes: What a reader should know first.
         facts: Where all of it comes from.
+        links: Other pages of the same report.
     """
 
     title: str
@@ -71,6 +73,7 @@ class Gallery:
     about: str = ""
     notes: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()
+    links: Sequence[Link] = ()
 
 
 def look(
@@ -106,7 +109,9 @@ def render_gallery(gallery: Gallery) -> bytes:
     Returns:
         The bytes of the HTML file.
     """
+    links = "".join(f'<a href="{_text(of.href)}">{_text(of.text)}</a>' for of in gallery.links)
     parts = {
+        "back": f'<nav id="back" aria-label="Other pages">{links}</nav>' if links else "",
         "about": _text(gallery.about),
         "notes": "".join(f"<li>{_text(note)}</li>" for note in gallery.notes),
         "rows": "\n".join(_row(at, row) for at, row in enumerate(gallery.rows)),

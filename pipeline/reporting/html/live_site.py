@@ -1,45 +1,60 @@
-"""Answers browsers of this machine with the pages of a catalogue, computed when they are asked for.
+"""Makes the pages of a catalogue when they are asked for, and keeps them.
 
-    >>> with listen(LiveSite(Catalogue("dnas")), 8080) as server:            # doctest: +SKIP
-    ...     server.serve_forever()
+    >>> LiveSite(Catalogue("dnas")).page("/")                                # doctest: +SKIP
 
 It only reads the catalogue: distances that nobody has kept there are computed again by each
-`LiveSite`. It listens on the loopback address, and refuses requests that name another host, so
-that no page of another site can reach it through a name that it points here.
+`LiveSite`.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
+from html import escape
+from threading import Lock, Thread
 
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, compare, resolve_versions
 from pipeline.errors import known_error, redact
-from pipeline.events import Listener, Said, ignore
-from pipeline.explaining import explain
+from pipeline.events import Event, Listener, Said, ignore
+from pipeline.explaining import Ranking, explain
 from pipeline.reporting.html.dataset_panels import gather_matrix_page
 from pipeline.reporting.html.explanation_page import gather_explanation, render_explanation
+from pipeline.reporting.html.frame import asset, document
+from pipeline.reporting.html.gallery import render_gallery
+from pipeline.reporting.html.links import from_pair, from_ranking, ranking_title
 from pipeline.reporting.html.matrix_page import render_matrix_page
-from pipeline.reporting.html.site import way_back
+from pipeline.reporting.html.page_data import RankingLink
+from pipeline.reporting.html.ranking_gallery import gallery_of
+from pipeline.reporting.progress import Tally
 from pipeline.reporting.report_options import SHOWN_IMAGES
 
 HELD_PAGES = 64
-"""How many pages are kept. The ones that were asked for longest ago are made again."""
-
-LOOPBACK = "127.0.0.1"
+"""How many pages are kept. The ones that were asked for longest ago are made again, but the report
+is always kept, since its distances may take long."""
 
 _PAIR = re.compile(r"/pairs/([0-9]{1,18})/([0-9]{1,6})-([0-9]{1,6})\.html")
+_RANKING = re.compile(r"/rankings/([0-9]{1,18})/([0-9]{1,6})\.html")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Stands for a page that is being made.
+
+    Attributes:
+        progress: How far the work is, in one line.
+        html: A page that says so, and opens the page when it is there.
+    """
+
+    progress: str
+    html: bytes
 
 
 class LiveSite:
-    """The pages of the newest commit of a catalogue: the report, and why each pair differs.
+    """The pages of the newest commit of a catalogue: the report, why each pair differs, rankings.
 
     One page is made at a time, and pages that are kept are answered meanwhile. A page is kept until
     others need its room, or until a request finds a newer commit.
@@ -49,6 +64,7 @@ class LiveSite:
         spec: The spec that is looked at; None to choose it as `compare` does.
         samples: Images of each dataset on a page.
         effort: How distances are computed. None of them are kept in the catalogue.
+        rankings: Rankings of images by their distance to datasets of the catalogue.
         progress: Is told how far the work is.
     """
 
@@ -59,17 +75,24 @@ class LiveSite:
         spec: str | None = None,
         samples: int = SHOWN_IMAGES,
         effort: Effort | None = None,
+        rankings: Sequence[Ranking] = (),
         progress: Listener | None = None,
     ) -> None:
         self._catalogue, self._spec, self._samples = catalogue, spec, samples
-        self._progress = progress or ignore
-        self._effort = replace(effort or Effort(progress=self._progress), keep=False)
-        self._pages: OrderedDict[str, bytes] = OrderedDict()
+        self._rankings = rankings
+        self._listener, self._tally = progress or ignore, Tally()
+        self._effort = replace(effort or Effort(), keep=False, progress=self._progress)
+        self._pages: OrderedDict[str, Future[bytes]] = OrderedDict()
         self._newest = 0
         self._one_at_a_time, self._held = Lock(), Lock()
 
+    def begin(self) -> None:
+        """Begins to make the report. Raises as `compare` does if there is nothing to compare."""
+        resolve_versions(self._catalogue, spec=self._spec)
+        self._asked("/")
+
     def page(self, path: str) -> bytes | None:
-        """Returns a page.
+        """Returns a page, and waits until it is made.
 
         Args:
             path: `/` for the report, or the path of one of its links.
@@ -77,11 +100,47 @@ class LiveSite:
         Returns:
             The bytes of the HTML file, or None if there is no such page. Raises as `compare` does.
         """
+        found = self.page_within(path, None)
+        return None if isinstance(found, Waiting) else found
+
+    def page_within(
+        self, path: str, seconds: float | None, *, forget: bool = True
+    ) -> bytes | Waiting | None:
+        """Returns a page if it is made within some seconds.
+
+        Args:
+            path: As `page` takes it.
+            seconds: How long to wait; None for as long as it takes.
+            forget: Whether a page that could not be made is made again when it is next asked for.
+
+        Returns:
+            The bytes of the HTML file, what stands for it while it is made, or None if there is no
+            such page. Raises as `compare` does.
+        """
+        page = self._asked(path)
+        if page is None:
+            return None
+        if not wait([page], seconds).done:
+            progress = self._tally.line if self._tally.stage.total else "It has just begun."
+            return Waiting(progress, _waiting_page(self._catalogue.root, progress))
+        if page.exception() is not None and forget:
+            with self._held:
+                self._pages = OrderedDict(
+                    (name, kept) for name, kept in self._pages.items() if kept is not page
+                )
+        return page.result()
+
+    def _asked(self, path: str) -> Future[bytes] | None:
+        """Returns the page of a path, which may still be in the making; None if there is none."""
         newest = self._catalogue.head().number
         self._drop_older(newest)
         if path == "/":
-            number = newest
-            return self._kept(f"/{number}", lambda: self._report(number))
+            return self._kept(f"/{newest}", lambda: self._report(newest))
+        if asked := _RANKING.fullmatch(path):
+            number, k = map(int, asked.groups())
+            if not 0 < number <= newest or k >= len(self._rankings):
+                return None
+            return self._kept(path, lambda: self._ranking(number, self._rankings[k]))
         asked = _PAIR.fullmatch(path)
         if asked is None:
             return None
@@ -99,27 +158,30 @@ class LiveSite:
                 self._newest = newest
                 self._pages.clear()
 
-    def _kept(self, name: str, make: Callable[[], bytes]) -> bytes:
-        page = self._found(name)
-        if page is None:
-            with self._one_at_a_time:
-                page = self._found(name)  # another thread may have made it
-                if page is None:
-                    page = make()
-                    self._hold(name, page)
+    def _kept(self, name: str, make: Callable[[], bytes]) -> Future[bytes]:
+        with self._held:
+            page = self._pages.get(name)
+            if page is not None:
+                self._pages.move_to_end(name)
+                return page
+            page = self._pages[name] = Future()
+            report = f"/{self._newest}"
+            others = [of for of, kept in self._pages.items() if of != report and kept.done()]
+            for of in others[: max(0, len(self._pages) - HELD_PAGES)]:
+                del self._pages[of]
+        Thread(target=self._make, args=(page, make), daemon=True).start()
         return page
 
-    def _found(self, name: str) -> bytes | None:
-        with self._held:
-            if name in self._pages:
-                self._pages.move_to_end(name)
-            return self._pages.get(name)
+    def _make(self, page: Future[bytes], make: Callable[[], bytes]) -> None:
+        with self._one_at_a_time:
+            try:
+                page.set_result(make())
+            except Exception as error:  # raised where the page is asked for
+                page.set_exception(error)
 
-    def _hold(self, name: str, page: bytes) -> None:
-        with self._held:
-            self._pages[name] = page
-            while len(self._pages) > HELD_PAGES:
-                self._pages.popitem(last=False)
+    def _progress(self, event: Event) -> None:
+        self._tally(event)
+        self._listener(event)
 
     def tell(self, error: Exception) -> str:
         """Tells the listener of progress about an error, in one line.
@@ -145,90 +207,28 @@ class LiveSite:
             samples=self._samples,
             progress=self._progress,
         )
-        return render_matrix_page(replace(page, pair_pages=f"pairs/{number}/"))
+        return render_matrix_page(
+            replace(page, pair_pages=f"pairs/{number}/", rankings=self._ranking_links(number, ""))
+        )
 
     def _explanation(self, number: int, a: str, b: str) -> bytes:
         found = explain(self._catalogue, a, b, at=number, spec=self._spec, progress=self._progress)
         why = gather_explanation(self._catalogue, found, samples=self._samples)
-        return render_explanation(why, back=way_back("../../", a, b))
+        up = "../../"
+        return render_explanation(why, from_pair(up, a, b, self._ranking_links(number, up)))
+
+    def _ranking(self, number: int, ranking: Ranking) -> bytes:
+        versions = resolve_versions(self._catalogue, at=number, spec=self._spec)[1]
+        links = from_ranking("../../", ranking, versions)
+        return render_gallery(gallery_of(self._catalogue, ranking, links))
+
+    def _ranking_links(self, number: int, up: str) -> list[RankingLink]:
+        return [
+            RankingLink(of.name, ranking_title(of), f"{up}rankings/{number}/{k}.html")
+            for k, of in enumerate(self._rankings)
+        ]
 
 
-def listen(site: LiveSite, port: int = 0) -> ThreadingHTTPServer:
-    """Begins to listen on this machine's loopback address.
-
-    Args:
-        site: What is answered.
-        port: The port; 0 for any free one.
-
-    Returns:
-        The server. It answers while its `serve_forever` runs.
-    """
-
-    class Handler(_Handler):
-        pages = site
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            error = sys.exception()
-            # A browser may leave at any time, which is no error.
-            if isinstance(error, Exception) and not isinstance(error, ConnectionError):
-                site.tell(error)
-
-    server = Server((LOOPBACK, port), Handler)
-    port = server.server_port
-    named = "" if port == 80 else f":{port}"  # as browsers write it
-    Handler.hosts = frozenset(f"{host}{named}" for host in (LOOPBACK, "localhost"))
-    return server
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD. All other methods are refused."""
-
-    pages: ClassVar[LiveSite]
-    hosts: ClassVar[frozenset[str]] = frozenset()
-    timeout = 60.0
-    server_version, sys_version = "vdna", ""
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def _answer(self, *, with_body: bool) -> None:
-        status, kind = 200, "text/html"
-        if self.headers.get("Host") not in self.hosts:
-            status, kind, body = 403, "text/plain", b"This server answers its own machine only.\n"
-        else:
-            try:
-                found = self.pages.page(self.path.partition("?")[0])
-                body = b"There is no such page.\n" if found is None else found
-                if found is None:
-                    status, kind = 404, "text/plain"
-            except Exception as error:  # whatever it is, the browser and the listener are told
-                status, kind = 500, "text/plain"
-                body = f"{self.pages.tell(error)}\n".encode()
-        try:
-            self._send(status, kind, body, with_body=with_body)
-        except ConnectionError:  # the browser left before the page was made
-            self.close_connection = True
-
-    def _send(self, status: int, kind: str, body: bytes, *, with_body: bool) -> None:
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": f"{kind}; charset=utf-8",
-            "Content-Length": str(len(body)),
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "X-Frame-Options": "DENY",
-            "Cache-Control": "no-store",
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Says nothing: what is computed is told to the listener of progress."""
+def _waiting_page(root: str, progress: str) -> bytes:
+    parts = {"progress": escape(progress)}
+    return document("waiting", root, asset("page.css"), parts, asset("waiting.js"), asks=True)

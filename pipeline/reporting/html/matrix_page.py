@@ -106,6 +106,14 @@ def render_matrix_page(
         "snapshot": page.snapshot,
         "pair_pages": page.pair_pages,
         "explained": {f"{i}-{j}": link for (i, j), link in page.explained.items()},
+        "rankings": [
+            {
+                "dataset": names.index(of.name) if of.name in names else None,
+                "text": of.text,
+                "href": of.href,
+            }
+            for of in page.rankings
+        ],
         "datasets": datasets,
     }
     return framed("page", MATRIX_SCRIPTS, title, data)

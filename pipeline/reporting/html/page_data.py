@@ -44,6 +44,34 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Link:
+    """Leads to another page.
+
+    Attributes:
+        text: What it says.
+        href: The address of the page.
+    """
+
+    text: str
+    href: str
+
+
+@dataclass(frozen=True)
+class RankingLink:
+    """Leads to the page of a ranking.
+
+    Attributes:
+        name: The dataset that images were ranked against.
+        text: What was ranked, and by what.
+        href: The address of the page.
+    """
+
+    name: str
+    text: str
+    href: str
+
+
+@dataclass(frozen=True)
 class Seen:
     """What one matrix shows through its lens.
 
@@ -71,6 +99,7 @@ class Page:
         title: The title; empty for the usual one.
         explained: For each explained pair (i < j), the address of its explanation.
         pair_pages: Where the explanation of every pair is, as `i-j.html`, or empty.
+        rankings: The pages of rankings.
         snapshot: The words by which a command reads the same datasets: their catalogue, and when.
         shared: Facts that are the same for every dataset.
         network: Layers that are spread over the whole network, which tell how deep each layer
@@ -86,5 +115,6 @@ class Page:
     snapshot: tuple[str, ...] = ()
     pair_pages: str = ""
     explained: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    rankings: Sequence[RankingLink] = ()
     shared: tuple[tuple[str, str], ...] = ()
     network: tuple[str, ...] = ()

@@ -9,12 +9,14 @@ from pipeline.dna import UNIFORM
 from pipeline.explaining import RankedImage, Ranking
 from pipeline.reporting.html.dataset_panels import spec_facts
 from pipeline.reporting.html.gallery import Gallery, Row, look
+from pipeline.reporting.html.links import ranking_title
+from pipeline.reporting.html.page_data import Link
 from pipeline.reporting.html.thumbnails import rule_of
 from pipeline.sources import Entry
 from pipeline.wording import count_of
 
 
-def gallery_of(catalogue: Catalogue, ranking: Ranking) -> Gallery:
+def gallery_of(catalogue: Catalogue, ranking: Ranking, links: Sequence[Link] = ()) -> Gallery:
     """Reads the images at either end again.
 
     An image that is at both ends is shown among the nearest only.
@@ -22,6 +24,7 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking) -> Gallery:
     Args:
         catalogue: The catalogue of the ranking.
         ranking: The ranking. All images that it names are shown.
+        links: Other pages of the same report.
 
     Returns:
         The page's data.
@@ -54,8 +57,7 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking) -> Gallery:
         f"Earth Mover's Distance of each image's own DNA to that of {ranking.name}{through}: mean "
         f"over neurons, in bins. {ranking.ranked:,} images are ranked."
     )
-    title = f"{ranking.source} by distance to {ranking.name}"
-    return Gallery(title, rows, about, ranking.notes, facts)
+    return Gallery(ranking_title(ranking), rows, about, ranking.notes, facts, links)
 
 
 def _captioned(

@@ -1,4 +1,4 @@
-"""Writes a report as a folder, with pages that say why pairs of its datasets differ.
+"""Writes a report as a folder, with pages of pairs that it explains, and of rankings.
 
     >>> page = write_site(Catalogue("dnas"), page, "site", at=5)             # doctest: +SKIP
 
@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from urllib.parse import quote, urlencode
 
 import numpy as np
 
@@ -23,12 +22,15 @@ from pipeline.catalogue import Catalogue
 from pipeline.comparing import Matrix
 from pipeline.errors import SourceError, UsageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
-from pipeline.explaining import explain
+from pipeline.explaining import Ranking, explain
 from pipeline.reporting.conclusions import DIFFERENT, verdicts
 from pipeline.reporting.html.explanation_page import gather_explanation, render_explanation
 from pipeline.reporting.html.frame import MOST, save_page
+from pipeline.reporting.html.gallery import render_gallery
+from pipeline.reporting.html.links import from_pair, from_ranking, ranking_title
 from pipeline.reporting.html.matrix_page import render_matrix_page
-from pipeline.reporting.html.page_data import Page
+from pipeline.reporting.html.page_data import Page, RankingLink
+from pipeline.reporting.html.ranking_gallery import gallery_of
 from pipeline.reporting.report_options import EXPLAINED_PAIRS, SHOWN_IMAGES
 from pipeline.wording import option
 
@@ -37,7 +39,7 @@ SITE_INDEX = "index.html"
 
 
 _DATA = re.compile(rb'<script id="data" type="application/json">(.*?)</script>', re.DOTALL)
-_LINK = re.compile(r"pairs/[0-9a-f]{16}\.html")
+_LINK = re.compile(r"(pairs|rankings)/[0-9a-f]{16}\.html")
 
 
 def require_site(folder: str) -> None:
@@ -67,12 +69,13 @@ def write_site(
     *,
     at: int | str | None = None,
     samples: int = SHOWN_IMAGES,
+    rankings: Sequence[Ranking] = (),
     progress: Listener | None = None,
 ) -> Page:
-    """Writes a report as `SITE_INDEX` of a folder, and pairs explained on a page each.
+    """Writes a report as `SITE_INDEX` of a folder, and pairs and rankings on a page each.
 
-    The pairs are those of `chosen_pairs`. Explanations that an earlier report in that folder links
-    to, and this one does not, are removed.
+    The pairs are those of `chosen_pairs`. Pages that an earlier report in that folder links to, and
+    this one does not, are removed.
 
     Args:
         catalogue: The catalogue of the datasets.
@@ -81,6 +84,7 @@ def write_site(
         most: How many pairs are explained.
         at: The commit that was compared.
         samples: Images per dataset.
+        rankings: Rankings of images by their distance to datasets of the catalogue.
         progress: Is told how far the work is.
 
     Returns:
@@ -88,6 +92,13 @@ def write_site(
         explained.
     """
     matrix, root = page.matrices[0], storage.canonical(folder)
+    ranked = [_ranking_link(ranking) for ranking in rankings]
+    versions = catalogue.find_all(matrix.names, at, matrix.spec_digest)
+    for ranking, of in zip(rankings, ranked, strict=True):
+        links_up = from_ranking(f"../{SITE_INDEX}", ranking, versions)
+        gallery = gallery_of(catalogue, ranking, links_up)
+        save_page(render_gallery(gallery), storage.join(root, of.href))
+    beside = [replace(of, href=f"../{of.href}") for of in ranked]
     links: dict[tuple[int, int], str] = {}
     notes = []
     pairs = chosen_pairs(matrix)[:most]
@@ -95,35 +106,44 @@ def write_site(
     with stage(progress, Started(len(pairs), len(pairs), unit="pairs", step="pairs")):
         for i, j in pairs:
             a, b = matrix.names[i], matrix.names[j]
-            link = f"pairs/{sha256(repr((a, b)).encode()).hexdigest()[:16]}.html"
+            link = _page_of("pairs", a, b)
             try:
                 found = explain(catalogue, a, b, at=at, spec=matrix.spec_digest)
                 why = gather_explanation(catalogue, found, samples=samples)
             except VdnaError as error:
                 notes.append(f"{a} and {b} cannot be explained: {error}")
             else:
-                save_page(
-                    render_explanation(why, back=way_back(f"../{SITE_INDEX}", a, b)),
-                    storage.join(root, link),
-                )
+                up = from_pair(f"../{SITE_INDEX}", a, b, beside)
+                save_page(render_explanation(why, up), storage.join(root, link))
                 links[i, j] = link
             progress(StepDone(1, name=f"{a} and {b}"))
     written, index = (
-        replace(page, explained=links, notes=(*page.notes, *notes)),
+        replace(page, explained=links, rankings=ranked, notes=(*page.notes, *notes)),
         storage.join(root, SITE_INDEX),
     )
     before = set(_links_of(index))
     save_page(render_matrix_page(written), index)
-    for link in before.difference(links.values()):
+    for link in before.difference(links.values(), (of.href for of in ranked)):
         storage.discard(storage.join(root, link))
     return written
 
 
+def _page_of(folder: str, *named: str) -> str:
+    """Names the page of what has these names."""
+    return f"{folder}/{sha256(repr(named).encode()).hexdigest()[:16]}.html"
+
+
+def _ranking_link(ranking: Ranking) -> RankingLink:
+    title = ranking_title(ranking)
+    return RankingLink(ranking.name, title, _page_of("rankings", title, ranking.version.dna))
+
+
 def _links_of(index: str) -> Iterator[str]:
-    """Reads which explanations a report links to. A file that is no report links to none."""
+    """Reads which pages a report links to. A file that is no report links to none."""
     try:
         found = _DATA.search(storage.read(index, most=2 * MOST))
-        links = json.loads(found[1])["explained"].values() if found else ()
+        data = json.loads(found[1]) if found else {"explained": {}, "rankings": []}
+        links = [*data["explained"].values(), *(of["href"] for of in data["rankings"])]
     except (SourceError, ValueError, LookupError, TypeError, AttributeError):
         return
     yield from (link for link in links if isinstance(link, str) and _LINK.fullmatch(link))
@@ -143,18 +163,3 @@ def chosen_pairs(matrix: Matrix) -> Sequence[tuple[int, int]]:
     upper = np.argwhere(np.triu(np.isfinite(values), 1)).tolist()
     order = sorted(upper, key=lambda at: (verdict[*at] != DIFFERENT, values[*at], at))
     return [(i, j) for i, j in order]
-
-
-def way_back(up: str, a: str, b: str) -> str:
-    """Gives the address of the report with a pair open, as `matrix/address.js` reads it.
-
-    Args:
-        up: The address of the report, seen from the page of the pair.
-        a: One dataset.
-        b: The other.
-
-    Returns:
-        The address.
-    """
-    pair = " ".join(quote(name, safe="") for name in (a, b))
-    return f"{up}#{urlencode({'pair': pair})}"

@@ -19,6 +19,7 @@ let beginning = null; // the state before anybody chose
 function written() {
   const { planes } = matrixNow();
   return {
+    dataset: state.chosen === null ? "" : DATA.names[state.chosen],
     pair: state.open ? state.open.map((i) => encodeURIComponent(DATA.names[i])).join(" ") : "",
     layer: planes[state.plane],
     lens: matrixNow().lens,
@@ -70,7 +71,8 @@ function recall() {
   [state.row, state.column] =
     pair.length === 2 && pair[0] !== pair[1] && !pair.includes(-1) ? pair : [null, null];
   state.open = state.row === null ? null : pair;
-  state.chosen = null;
+  const chosen = DATA.names.indexOf(given.dataset);
+  state.chosen = chosen < 0 ? null : chosen;
   for (const name of controlled)
     $(name).value = { layer: state.plane, lens: state.matrix }[name] ?? state[name];
   $("symbols").checked = state.symbols;

@@ -54,6 +54,7 @@ function begin() {
   $("rate").value = String(DATA.rate);
   fillPlanes();
   drawProvenance();
+  listRankings();
   const on = (id, change) => {
     const event = id === "filter" ? "input" : "change";
     $(id).addEventListener(event, () => {
@@ -127,7 +128,11 @@ function begin() {
       update();
     }
   }).observe($("frame"));
-  update();
+  update().then(() => {
+    if (state.chosen === null) return;
+    cards[state.chosen].scrollIntoView({ block: "center" });
+    cards[state.chosen].querySelector("button").focus({ preventScroll: true });
+  });
 }
 
 begin();

@@ -7,9 +7,16 @@ const cards = DATA.datasets.map((dataset, i) => {
   button.addEventListener("click", () => choose(i));
   make("span", dataset.line, { class: "quiet" }, head);
   if (dataset.samples.length) photos(dataset.samples, card);
+  rankingLinks([i], card);
   for (const note of dataset.notes) make("p", note, { class: "quiet" }, card);
   return card;
 });
+
+// Links to the rankings of images by their distance to one of some datasets.
+function rankingLinks(datasets, parent) {
+  for (const { text, href } of DATA.rankings.filter((of) => datasets.includes(of.dataset)))
+    make("a", text, { href }, make("p", "Images: ", { class: "quiet" }, parent));
+}
 
 const mostImages = Math.max(...DATA.datasets.map((dataset) => dataset.samples.length));
 
@@ -28,6 +35,7 @@ function choose(i) {
   if (state.chosen === null || state.chosen === i) {
     state.chosen = state.chosen === i ? null : i;
     showChosen();
+    remember(false);
     return;
   }
   const first = state.chosen;
@@ -59,6 +67,12 @@ function showChosen() {
     state.chosen === null
       ? "Choose two datasets, one after the other, to see what differs between them."
       : `${DATA.names[state.chosen]} is chosen. Choose another dataset to see what differs between the two.`;
+}
+
+function listRankings() {
+  $("rankings").hidden = !DATA.rankings.length;
+  for (const { text, href } of DATA.rankings)
+    make("a", text, { href }, make("li", null, {}, $("rankings").lastElementChild));
 }
 
 function drawProvenance() {

@@ -152,6 +152,13 @@ function stagesInWords(found) {
 
 // The command that writes the explanation of the pair: which neurons differ, and on which images.
 function explanation(i, j, parent) {
+  explanationLink(i, j, parent);
+  if (!DATA.rankings.some((of) => of.dataset === i || of.dataset === j)) return;
+  make("h3", "Which images are near", {}, parent);
+  rankingLinks([i, j], parent);
+}
+
+function explanationLink(i, j, parent) {
   const { lens, through } = matrixNow();
   const any = DATA.pair_pages && `${DATA.pair_pages}${i}-${j}.html`;
   const page = through ? undefined : (DATA.explained[`${i}-${j}`] ?? any);
