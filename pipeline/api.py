@@ -479,9 +479,7 @@ def report(
         explained = option("explained", chosen.explained)
         raise UsageError(f"{explained} needs {option('site')}, the folder that the pages go to")
     elif rankings:
-        raise UsageError(
-            f"a ranking needs {option('site')}, the folder that its page goes to"
-        )
+        raise UsageError(f"a ranking needs {option('site')}, the folder that its page goes to")
     number, spec = place.at(chosen.at).number, chosen.spec  # all is read from one commit
     through = [None, *(_lens(place, lens, (), number, spec) for lens in lenses)]
     ranked = [explaining.read_ranking(place, of) if isinstance(of, str) else of for of in rankings]
