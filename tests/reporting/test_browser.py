@@ -456,6 +456,20 @@ def test_two_datasets_that_are_chosen_one_after_the_other_open_as_a_pair(
     reader.wait(lambda: reader.text("pair-title") == f"{pair[0]} and {pair[1]}, all neurons")
 
 
+def test_the_focus_stays_when_the_page_is_drawn_again(reader: Reader, tmp_path: Path) -> None:
+    matrix = with_estimates(matrix_at(6), (0, 1))
+    reader.open(write(tmp_path / "page.html", matrix, panels=pictured(matrix)))
+    for focused in ("#strips .dataset:nth-child(3) button", "#map .marker:nth-of-type(4)"):
+        name = reader.run(
+            "const of = document.querySelector(arguments[0]);of.focus(); return of.textContent",
+            focused,
+        )
+        reader.driver.execute_async_script("update().then(arguments[0])")
+        assert reader.run("return document.activeElement.textContent") == name
+        stops = "return document.activeElement.getAttribute('tabindex')"
+        assert reader.run(stops) == "0"
+
+
 def test_a_pair_says_in_words_what_its_interval_supports(reader: Reader, tmp_path: Path) -> None:
     matrix = with_estimates(matrix_at(4, layers=8), (0, 1))
     matrix.estimates["q"][4:, 2, 3] = matrix.estimates["q"][4:, 3, 2] = 0.6

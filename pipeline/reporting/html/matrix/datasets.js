@@ -21,10 +21,13 @@ function rankingLinks(datasets, parent) {
 const mostImages = Math.max(...DATA.datasets.map((dataset) => dataset.samples.length));
 
 function drawDatasets() {
+  const held = document.activeElement; // keeps the focus when the page is drawn again
   $("strips").classList.toggle("narrow", mostImages <= 2);
   $("strips").replaceChildren(...view.order.map((i) => cards[i]));
   const buttons = stripButtons();
-  stopAt(buttons, buttons[0]);
+  const stays = buttons.includes(held);
+  stopAt(buttons, stays ? held : buttons[0]);
+  if (stays) held.focus({ preventScroll: true });
   showChosen();
 }
 

@@ -12,6 +12,7 @@ function drawMap() {
   const side = !imaged ? 0 : small ? 30 : 44;
   const edge = 22 + side;
   const frame = $("map");
+  const held = document.activeElement.closest("#map .marker")?.dataset.dataset;
   frame.replaceChildren();
   $("stress").textContent =
     known.length < 3
@@ -97,6 +98,9 @@ function drawMap() {
     marker.addEventListener("click", () => choose(i));
   }
   svg.addEventListener("keydown", walkMap);
+  const markers = [...svg.querySelectorAll(".marker")];
+  const again = markers.find((marker) => marker.dataset.dataset === held);
+  if (again) stopAt(markers, again).focus({ preventScroll: true });
   showChosen();
 }
 
