@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,10 +20,10 @@ from jobs.shell import (
     run_alone,
 )
 from pipeline.events import Listener
-from pipeline.explaining import ExplainOptions
+from pipeline.explaining import LOOK, ExplainOptions
 
 if TYPE_CHECKING:
-    from pipeline.explaining import Reaction
+    from pipeline.explaining import Explanation, Reaction
 
 
 @guarded
@@ -49,7 +49,7 @@ def explain(
     """Rank the layers and neurons in which two datasets differ; show how, and in which images."""
     from pipeline import api, storage
     from pipeline.catalogue import Catalogue
-    from pipeline.reporting import require_html
+    from pipeline.reporting import group_rows, require_html
 
     if out:
         storage.parquet_uri(out, "the neurons are")
@@ -57,6 +57,8 @@ def explain(
         require_html(html)
     place = Catalogue(catalogue)
     options = pinned(place, options)
+    if html and options.look is None:
+        options = replace(options, look=LOOK)
     through = lens_for(place, (a, b), lens, neurons or (), options)
     found = api.explain(place, a, b, lens=through, progress=progress, **vars(options))
     if out:
@@ -81,16 +83,18 @@ def explain(
                 "half": found.half,
                 "layers": found.layers.to_pylist(),
                 "neurons": first,
+                "groups": group_rows(found),
+                "unlike": _unlike_json(found),
             }
         )
         print_notes(found.versions, lenses=[through], to=sys.stderr)
         return
     from rich.console import Console
 
-    from pipeline.reporting import explanation_sentence, print_explanation, reaction_lines
+    from pipeline.reporting import explanation_sentence, group_lines, print_explanation
 
     print_explanation(found, Console(), options.top)
-    say(explanation_sentence(found), *reaction_lines(found))
+    say(explanation_sentence(found), *group_lines(found))
     print_notes(found.versions, lenses=[through])
     for written in filter(None, (out, html)):
         say(f"written to {written}")
@@ -98,6 +102,18 @@ def explain(
 
 def _image_json(image: Reaction) -> dict[str, object]:
     return {"uri": image.uri, "member": image.member, "reaction": image.reaction}
+
+
+def _unlike_json(found: Explanation) -> dict[str, object]:
+    """Returns the images of each dataset that are most unlike the other, if some were looked at."""
+    sides = found.look.unlike if found.look else ((), ())
+    return {
+        side: [
+            {"uri": of.uri, "member": of.member, "to_other": of.to_other, "to_own": of.to_own}
+            for of in images
+        ]
+        for side, images in zip("ab", sides, strict=True)
+    }
 
 
 if __name__ == "__main__":

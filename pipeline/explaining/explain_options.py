@@ -10,11 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from pipeline.building import Weights
 from pipeline.catalogue import SnapshotKeywords, SnapshotOptions
 from pipeline.options import Option
 
 ATTRIBUTE = "WITH:WITHOUT"
 """How an attribute is written: two datasets, with it and without."""
+
+
+LOOK = 60
+"""The default number of images of each dataset that a page looks at again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,28 @@ class ExplainOptions(SnapshotOptions):
             "Look at this layer only (all: the whole network). Can be repeated.", flag="--layer"
         ),
     ] = None
+    look: Annotated[
+        int | None,
+        Option(
+            "Number of images of each dataset to send through the network again, to find those "
+            f"that show the difference (default: {LOOK} for a page or --describe, otherwise 0).",
+            least=0,
+        ),
+    ] = None
+    weights: Weights = None
+    describe: Annotated[
+        str | None,
+        Option(
+            "Command that is asked what the images of each shown neuron have in common. It reads "
+            "JSON, and writes text.",
+            metavar="COMMAND",
+        ),
+    ] = None
+
+    @property
+    def looked(self) -> int:
+        """Number of images of each dataset to look at again; 0 for none."""
+        return (LOOK if self.describe else 0) if self.look is None else self.look
 
 
 class ExplainKeywords(SnapshotKeywords, total=False):
@@ -38,6 +65,9 @@ class ExplainKeywords(SnapshotKeywords, total=False):
 
     top: int
     layers: Sequence[str] | None
+    look: int | None
+    weights: str | None
+    describe: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,7 +18,8 @@ from pipeline.catalogue import Version
 from pipeline.comparing import ESTIMATES, FALSE_DISCOVERY_RATE
 from pipeline.dna import UNIFORM, FileKind, Floats, encode_sealed
 from pipeline.explaining.histogram_overlay import Overlay
-from pipeline.explaining.reactions import Reactions
+from pipeline.explaining.neuron_groups import NeuronGroup
+from pipeline.explaining.reactions import Reactions, UnlikeImage
 from pipeline.notebook import arrow_data_frame, arrow_polars, bar_chart, html_table
 from pipeline.wording import count_of
 
@@ -53,6 +54,21 @@ NEURONS = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a look at some images of two datasets has found.
+
+    Attributes:
+        images: How many images of each dataset the network has seen again.
+        unlike: The images of each dataset that are most unlike the other one.
+        notes: What was not seen, and why.
+    """
+
+    images: tuple[int, int]
+    unlike: tuple[tuple[UnlikeImage, ...], tuple[UnlikeImage, ...]] = ((), ())
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """What two datasets, a and b, differ in. Both tables begin with what is furthest apart.
@@ -71,6 +87,10 @@ class Explanation:
         shown: Histograms of the first neurons, in their order.
         reactions: The images that these neurons react to most in a and in b; None for a dataset
             that keeps none of them.
+        stages: The stage of each layer that was compared; empty where it is not known.
+        groups: Neurons that tell the same, each with the one that differs most, the deep stages
+            first.
+        look: What a look at images again has found; None if none was asked for.
     """
 
     versions: Mapping[str, Version]
@@ -79,6 +99,9 @@ class Explanation:
     neurons: pa.Table
     shown: tuple[Overlay, ...]
     reactions: tuple[tuple[Reactions, Reactions], ...] = ()
+    stages: Mapping[str, str] = field(default_factory=dict)
+    groups: tuple[NeuronGroup, ...] = ()
+    look: Look | None = None
 
     def __repr__(self) -> str:
         a, b = self.versions

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.errors import UsageError
+from pipeline.networks import default_layers
+
 STAGES = ("colour and edges", "texture", "shape", "objects")
 """What the quarters of a network react to, the first layers first.
 
@@ -33,3 +36,18 @@ def stages_of(layers: Sequence[str], network: Sequence[str]) -> tuple[str, ...]:
     count = len(network) if len(network) >= len(STAGES) else 0
     named = {layer: STAGES[len(STAGES) * at // count] for at, layer in enumerate(network[:count])}
     return tuple(named.get(layer, "") for layer in layers)
+
+
+def network_layers(extractor: str) -> tuple[str, ...]:
+    """Names layers that are spread over a whole network, or none if they are not known here.
+
+    Args:
+        extractor: The name of the network.
+
+    Returns:
+        The layers from the input to the output, as `stages_of` takes them.
+    """
+    try:
+        return default_layers(extractor)
+    except UsageError:
+        return ()

@@ -59,6 +59,7 @@ class PairNeuron:
         high: Where they end.
         a: The first dataset's activations in equal intervals, 0 to 999 of the larger peak.
         b: The second dataset's.
+        peak: The share of all activations that the larger peak stands for.
         weight: The weight that the lens gives the neuron.
         corrected: The corrected distance, and the ends of the 95% interval of the true one, if they
             are known.
@@ -72,6 +73,7 @@ class PairNeuron:
     high: float
     a: tuple[int, ...]
     b: tuple[int, ...]
+    peak: float
     weight: float = 1.0
     corrected: tuple[float, float, float] | None = None
     q: float | None = None
@@ -316,6 +318,7 @@ class _FoundNeuron:
             seen.high,
             seen.a,
             seen.b,
+            seen.peak,
             self.weight,
             interval if np.isfinite(interval).all() else None,
             q if q is not None and np.isfinite(q) else None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,13 +29,10 @@ from pipeline.dna import (
     encode_sealed,
     neuron_name,
 )
-from pipeline.errors import ConservationError, CorruptFile, SpecMismatch, UsageError
-from pipeline.explaining.image_emd import LayerEmd
+from pipeline.errors import ConservationError, CorruptFile, SpecMismatch
+from pipeline.explaining.image_distances import ImageDistances, ImageSums, layer_counts
 from pipeline.sources import Shard
 from pipeline.spec import Numerics, Resources, Spec, digest_of
-
-if TYPE_CHECKING:
-    import torch
 
 RANKS = "ranks"
 """Product of such a job. With the target's digest it is part of the key of every shard."""
@@ -213,7 +210,7 @@ class Ranks:
 def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:
     """Reads the histograms of the dataset that images are ranked against.
 
-    Raises as `Catalogue.load_version` too.
+    Raises as `layer_counts` too.
 
     Args:
         target: The dataset.
@@ -221,44 +218,19 @@ def counts_of(target: Target, spec: Spec, ranges: Ranges) -> list[Ints | None]:
         ranges: Its ranges.
 
     Returns:
-        (C, bins) counts of each layer, with underflow and overflow in the end bins. None for a
-        layer without weight, which is not even read.
+        The counts, as `layer_counts` returns them.
 
     Raises:
-        CorruptFile: If the catalogue holds another DNA, or one that was counted in other ranges.
-        UsageError: If the dataset has no histograms, or a weighed neuron has no finite activation.
+        CorruptFile: If the catalogue holds another DNA.
     """
-    place, weights = Catalogue(target.root), target.weights(spec)
+    place = Catalogue(target.root)
     version = place.find(target.name, target.commit, spec.digest)
     if version.dna != target.dna:
         raise CorruptFile(
             f"{place.log_uri(target.commit)} states dna {version.dna} of {target.name}; images are "
             f"ranked against {target.dna}"
         )
-    slices = dict(zip(spec.layers, spec.slices, strict=True))
-    layers = [layer for layer, at in slices.items() if weights[at].any()]
-    dna = place.load_version(target.name, version, layers)
-    if "counts" in dna.unknown:
-        raise UsageError(f"{target.name} has no histograms to rank images by")
-    found: dict[str, Ints] = {}
-    for layer in layers:
-        at, own = slices[layer], dna.select([layer])
-        if not all(
-            np.array_equal(mine, theirs[at])
-            for mine, theirs in ((own.low, ranges.low), (own.high, ranges.high))
-        ):
-            uri = place.uri("dna", spec.digest, target.name, version.dna)
-            raise CorruptFile(f"{uri}: {layer} was counted in other ranges than {ranges.digest}")
-        found[layer] = counts = own.counts.copy()
-        counts[:, 0] += own.underflow
-        counts[:, -1] += own.overflow
-        nothing = np.flatnonzero((weights[at] != 0) & (counts.sum(axis=1) == 0))
-        if len(nothing):
-            raise UsageError(
-                f"{target.name} has no finite activation of {layer}[{nothing[0]}], so that nothing "
-                "is at a distance from it; look through a lens that leaves it out"
-            )
-    return [found.get(layer) for layer in spec.layers]
+    return layer_counts(place, target.name, version, target.weights(spec), ranges)
 
 
 class Ranker:
@@ -283,17 +255,8 @@ class Ranker:
         """
         self._spec = spec
         self._target = target
-        self._weights = target.weights(spec)
-        self._slices = spec.slices
-        counted = zip(spec.taps, self._slices, counts_of(target, spec, ranges), strict=True)
-        self._near = [
-            None
-            if counts is None
-            else LayerEmd(
-                ranges.low[at], ranges.high[at], counts, tap.positions, self._weights[at] != 0
-            )
-            for tap, at, counts in counted
-        ]
+        counts = counts_of(target, spec, ranges)
+        self._distances = ImageDistances(spec, ranges, counts, target.weights(spec))
         self._stream = Stream(extractor, spec.preprocess, resources)
 
     def ranked(
@@ -325,7 +288,7 @@ class Ranker:
                     row["error"] = f"{found.reason}: {found.detail}"
                     continue
                 for at, seen in zip(*found, strict=True):
-                    rows[at] |= self._distances(seen)
+                    rows[at] |= self._columns(seen)
         if not all("emd" in row or "error" in row for row in rows):
             raise ConservationError(f"shard {shard.index}: not every image is ranked or failed")
         return Ranks(key, pa.Table.from_pylist(rows, schema_of(self._target.layers)))
@@ -349,49 +312,18 @@ class Ranker:
         """Stops the threads that fetch and decode."""
         self._stream.close()
 
-    def _observe(self, pixels: Prepared) -> list[_ImageSums]:
+    def _observe(self, pixels: Prepared) -> list[ImageSums]:
         """Returns the sums of each image of a micro-batch, independently of the others."""
-        found = [_ImageSums(np.zeros(len(self._near))) for _ in pixels]
-
-        def visit(index: int, x: torch.Tensor) -> None:
-            near = self._near[index]
-            if near is None:
-                return
-            on_cpu = x.device.type == "cpu"
-            each = near.distances(x.numpy()) if on_cpu else near.distances_torch(x)
-            weights = self._weights[self._slices[index]]
-            seen = np.flatnonzero(weights)
-            for image, own in zip(found, each[:, seen], strict=True):
-                undefined = seen[np.isnan(own)]
-                if len(undefined) and image.undefined < 0:
-                    image.undefined = self._slices[index].start + int(undefined[0])
-                # Each row is summed alone, as the order of a joint sum depends on the rows.
-                image.sums[index] = (own * weights[seen]).sum()
-
-        self._stream.extractor.observe(pixels, visit)
+        found = self._distances.begin(len(pixels))
+        self._stream.extractor.observe(pixels, lambda at, x: self._distances.add(found, at, x))
         return found
 
-    def _distances(self, seen: _ImageSums) -> dict[str, Any]:
+    def _columns(self, seen: ImageSums) -> dict[str, Any]:
         """Returns the columns of an image."""
         if seen.undefined >= 0:
             name = neuron_name(self._spec.shape, seen.undefined)
             return {"error": f"{UNDEFINED}: no activation of {name} is finite"}
-        distances = {"emd": float(seen.sums.sum() / self._weights.sum())}
+        distances = {"emd": self._distances.mean(seen)}
         for layer in self._target.layers:
-            at = self._spec.layers.index(layer)
-            weight = self._weights[self._slices[at]].sum()
-            distances[column_of(layer)] = float(seen.sums[at] / weight)
+            distances[column_of(layer)] = self._distances.mean(seen, layer)
         return distances
-
-
-@dataclass(eq=False)
-class _ImageSums:
-    """What is kept of one image.
-
-    Attributes:
-        sums: Weighted sum of the distances of each layer.
-        undefined: The first neuron without a distance; -1 if there is none.
-    """
-
-    sums: Floats
-    undefined: int = -1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import images, storage
 from pipeline.catalogue import Catalogue, Version
+from pipeline.dna import Exemplars
 from pipeline.errors import NotFound
 from pipeline.sources import Members, find_entries
 from pipeline.spec import Preprocess
@@ -60,20 +61,18 @@ class ImageReader:
 
 
 @dataclass(frozen=True)
-class Reaction:
-    """An image, and how strongly a neuron reacts to it.
+class NamedImage:
+    """An image of a dataset, which can be read again.
 
     Attributes:
         uri: Where the image is.
         member: Its name inside an archive, or empty.
-        reaction: Mean of the neuron's activations over the image.
         reader: Reads the image again; None if it is not known where it was listed.
     """
 
     uri: str
     member: str
-    reaction: float
-    reader: ImageReader | None = field(default=None, repr=False, compare=False)
+    reader: ImageReader | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __str__(self) -> str:
         return storage.spelled(self.uri, self.member)
@@ -94,32 +93,77 @@ class Reaction:
         return self.reader.read(self.uri, self.member)
 
 
+@dataclass(frozen=True)
+class Reaction(NamedImage):
+    """An image, and how strongly a neuron reacts to it.
+
+    Attributes:
+        reaction: Mean of the neuron's activations over the image.
+    """
+
+    reaction: float
+
+
+@dataclass(frozen=True)
+class TellingImage(NamedImage):
+    """An image that carries the difference of a neuron.
+
+    Attributes:
+        above: The share of the neuron's activations on it that lie above where the histograms part.
+        lean: Mean of `leaning` over its activations: near 1 if such activations are of the first
+            dataset only, near -1 if they are of the second only.
+    """
+
+    above: float
+    lean: float
+
+
+@dataclass(frozen=True)
+class UnlikeImage(NamedImage):
+    """An image of a dataset that is unlike another dataset.
+
+    Attributes:
+        to_other: The distance of its own DNA to the other dataset, in bins.
+        to_own: The distance to its own dataset.
+    """
+
+    to_other: float
+    to_own: float
+
+
 Reactions = tuple[Reaction, ...] | None
 """Images of the largest reactions, the largest first. None if none are kept."""
 
 
+def reader_of(catalogue: Catalogue, name: str, version: Version) -> ImageReader:
+    """Returns what reads images of a version again."""
+    manifest = catalogue.uri("manifests", version.spec, name, version.manifest)
+    return ImageReader(manifest, catalogue.spec(version.spec).preprocess)
+
+
+def kept_exemplars(catalogue: Catalogue, name: str, version: Version) -> Exemplars | None:
+    """Reads the exemplars of a version, or returns None if it keeps none."""
+    return catalogue.exemplars(name, version) if "exemplars" in version.sha256 else None
+
+
 def strongest_reactions(
-    catalogue: Catalogue, name: str, version: Version, neurons: Sequence[tuple[str, int]]
+    kept: Exemplars | None, reader: ImageReader, neurons: Sequence[tuple[str, int]]
 ) -> list[Reactions]:
     """Finds the images that a dataset keeps of some neurons.
 
     Args:
-        catalogue: Where the dataset is.
-        name: Its name.
-        version: Its version.
+        kept: The exemplars of the dataset; None if it keeps none.
+        reader: Reads its images again.
         neurons: The layer and the number of each neuron.
 
     Returns:
         The images of each neuron; None if the dataset keeps none of it.
     """
-    if "exemplars" not in version.sha256:
+    if kept is None:
         return [None] * len(neurons)
-    kept = catalogue.exemplars(name, version)
-    manifest = catalogue.uri("manifests", version.spec, name, version.manifest)
-    reader = ImageReader(manifest, catalogue.spec(version.spec).preprocess)
     return [
         tuple(
-            Reaction(row["uri"], row["member"], row["reaction"], reader)
+            Reaction(row["uri"], row["member"], row["reaction"], reader=reader)
             for row in kept.of_neuron(*neuron)
         )
         if not kept.settings.layers or neuron[0] in kept.settings.layers

@@ -11,7 +11,7 @@ called different (Benjamini and Hochberg, 1995).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -28,6 +28,7 @@ from pipeline.comparing import (
     FoldCurves,
     FoldSums,
     adjusted,
+    cumulative,
     estimates,
     fold_sums,
     neuron_estimates,
@@ -36,10 +37,20 @@ from pipeline.comparing import (
 from pipeline.dna import DNA, UNIFORM, DnaFile, Floats, Ints, Lens
 from pipeline.errors import UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.explaining.description import command_words, describe_groups
 from pipeline.explaining.explain_options import ExplainKeywords, ExplainOptions
 from pipeline.explaining.explanation import LAYERS, NEURONS, Explanation, floats
 from pipeline.explaining.histogram_overlay import Overlay, overlay
-from pipeline.explaining.reactions import strongest_reactions
+from pipeline.explaining.image_look import look_again
+from pipeline.explaining.network_stages import network_layers, stages_of
+from pipeline.explaining.neuron_groups import Moves, NeuronGroup, choose_groups, numbered
+from pipeline.explaining.parting import part
+from pipeline.explaining.reactions import (
+    Reactions,
+    kept_exemplars,
+    reader_of,
+    strongest_reactions,
+)
 
 
 def explain(
@@ -72,6 +83,8 @@ def explain(
     if a == b:
         raise UsageError(f"explaining takes two datasets, and {a!r} is given twice")
     asked = ExplainOptions(**options)
+    if asked.describe:
+        command_words(asked.describe)  # a wrong one is refused before the work begins
     layers = None if ALL in (asked.layers or ()) else asked.layers
     digest, versions = resolve_versions(catalogue, [a, b], at=asked.at, spec=asked.spec)
     network = catalogue.spec(digest)
@@ -92,17 +105,41 @@ def explain(
         part.overlays.get(at) for part in parts for at in np.flatnonzero(part.weights).tolist()
     ]
     shown = (of_neuron[at] for at in order[: asked.top])
-    named = (table[name].to_pylist()[: asked.top] for name in ("layer", "neuron"))
-    first = list(zip(*named, strict=True))
-    of_a, of_b = (strongest_reactions(catalogue, *version, first) for version in versions.items())
-    return Explanation(
+    names = list(zip(*(table[name].to_pylist() for name in ("layer", "neuron")), strict=True))
+    kept = [
+        (kept_exemplars(catalogue, *version), reader_of(catalogue, *version))
+        for version in versions.items()
+    ]
+    of_a, of_b = (strongest_reactions(*of, names[: asked.top]) for of in kept)
+    stages = dict(zip(chosen, stages_of(chosen, network_layers(network.extractor)), strict=True))
+    moves = np.concatenate([part.moves[np.flatnonzero(part.weights)] for part in parts])[order]
+    numbers = [numbered(exemplars, names) for exemplars, _ in kept]
+    groups = choose_groups(table, stages, moves, numbers, asked.top)
+    firsts = [names[place] for place, _ in groups]
+    found = Explanation(
         versions,
         UNIFORM if lens is None else lens.name,
         _layer_table(parts, table, network.bins, whole=layers is None),
         table,
         tuple(overlay for overlay in shown if overlay is not None),
         tuple(zip(of_a, of_b, strict=True)),
+        stages,
+        tuple(
+            _groups(groups, names, stages, sides, [strongest_reactions(*of, firsts) for of in kept])
+        ),
     )
+    if asked.looked:
+        found = look_again(
+            catalogue,
+            found,
+            lens=lens,
+            images=asked.looked,
+            weights=asked.weights,
+            progress=progress,
+        )
+    if asked.describe:
+        found = describe_groups(found, asked.describe, progress)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +207,7 @@ class _ComparedLayer:
         sums: Sums over its neurons.
         columns: Estimates of each of its neurons.
         overlays: Histograms of the neurons that are furthest apart, by position.
+        moves: How each of its neurons moves over the folds of both datasets (see `Moves`).
     """
 
     name: str
@@ -177,6 +215,7 @@ class _ComparedLayer:
     sums: FoldSums
     columns: Mapping[str, Floats]
     overlays: Mapping[int, Overlay]
+    moves: Moves
 
     @classmethod
     def of(cls, name: str, weights: Floats, sides: Sequence[Side], top: int) -> _ComparedLayer:
@@ -188,7 +227,35 @@ class _ComparedLayer:
         order = furthest(columns, weights)
         first = order[known[order]][:top].tolist()
         overlays = {at: overlay(dna_a, dna_b, at) for at in first}
-        return cls(name, weights, sums, columns, overlays)
+        moves = np.concatenate([side.offsets[0].sum(axis=2) for side in (a, b)]).T
+        return cls(name, weights, sums, columns, overlays, moves)
+
+
+def _groups(
+    chosen: Sequence[tuple[int, list[int]]],
+    names: Sequence[tuple[str, int]],
+    stages: Mapping[str, str],
+    sides: Sequence[Side],
+    reactions: Sequence[Sequence[Reactions]],
+) -> Iterator[NeuronGroup]:
+    """Yields groups with the histograms of their first neurons. Each layer is read once."""
+    held: dict[str, list[DNA]] = {}
+    for (place, others), exemplars in zip(chosen, zip(*reactions, strict=True), strict=True):
+        layer, neuron = names[place]
+        if layer not in held:
+            held[layer] = [side.dna.read([layer]) for side in sides]
+        a, b = held[layer]
+        of_a, of_b = (cumulative(dna, np.array([neuron]))[0] for dna in (a, b))
+        yield NeuronGroup(
+            stages[layer],
+            place,
+            layer,
+            neuron,
+            tuple("{}[{}]".format(*names[other]) for other in others),
+            overlay(a, b, neuron),
+            part(of_a, of_b, float(a.low[neuron]), float(a.high[neuron])),
+            exemplars,
+        )
 
 
 def furthest(columns: Mapping[str, Floats], weights: Floats) -> Ints:

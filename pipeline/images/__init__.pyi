@@ -11,4 +11,6 @@ from .loading import Loaded as Loaded
 from .loading import load as load
 from .loading import load_isolated as load_isolated
 from .loading import loaded as loaded
+from .photographs import fingerprint as fingerprint
+from .photographs import is_one_photograph as is_one_photograph
 from .resize import prepare as prepare

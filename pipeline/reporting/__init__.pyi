@@ -1,3 +1,5 @@
+from .captions import group_lines as group_lines
+from .captions import group_rows as group_rows
 from .conclusions import DIFFERENT as DIFFERENT
 from .conclusions import WEIGHTLESS as WEIGHTLESS
 from .conclusions import explanation_sentence as explanation_sentence
@@ -7,6 +9,7 @@ from .conclusions import sentences_heading as sentences_heading
 from .conclusions import summary_sentence as summary_sentence
 from .conclusions import verdicts as verdicts
 from .event_output import show_progress as show_progress
+from .explanation_tables import print_explanation as print_explanation
 from .figure import draw as draw
 from .figure import kind_of as kind_of
 from .headline_sentences import headline as headline
@@ -45,6 +48,4 @@ from .report_options import EXPLAINED_PAIRS as EXPLAINED_PAIRS
 from .report_options import SHOWN_IMAGES as SHOWN_IMAGES
 from .report_options import ReportKeywords as ReportKeywords
 from .report_options import ReportOptions as ReportOptions
-from .terminal import print_explanation as print_explanation
 from .terminal import print_matrix as print_matrix
-from .terminal import reaction_lines as reaction_lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.explaining import stages_of
+from pipeline.explaining import network_layers, stages_of
 from pipeline.explaining.network_stages import STAGES
 
 
@@ -33,3 +33,8 @@ def test_a_layer_has_the_stage_of_its_place_in_the_network_whatever_is_compared(
 def test_a_layer_whose_depth_is_not_known_has_no_stage() -> None:
     assert stages_of(["a", "own.conv"], ["a", "b", "c", "d"]) == ("colour and edges", "")
     assert stages_of(["a", "b", "c", "d"], []) == ("", "", "", "")
+
+
+def test_stages_of_a_network_that_is_not_known_here_are_not_named() -> None:
+    assert network_layers("nobodys") == ()
+    assert len(network_layers("efficientnet_lite0")) > len(STAGES)

@@ -24,7 +24,7 @@ from pipeline.errors import NotFound, UsageError
 from pipeline.explaining import Explanation, explain
 from pipeline.explaining.explanation import LAYERS, NEURONS
 from pipeline.explaining.histogram_overlay import PARTS, overlaid
-from pipeline.reporting import explanation_sentence, print_explanation
+from pipeline.reporting import explanation_sentence, group_lines, print_explanation
 from pipeline.sources import Shard, plan
 from pipeline.spec import Tap
 from tests.golden.handmade import commit_dataset, entries, hand_made
@@ -274,6 +274,27 @@ def test_a_lens_and_layers_without_weight_are_named(place: Catalogue) -> None:
             assert seen.half == 0
 
 
+def test_neurons_are_printed_by_stage_and_those_like_it_are_counted(found: Explanation) -> None:
+    head, stem = (
+        next(group for group in found.groups if group.layer == layer) for layer in ("head", "stem")
+    )
+    deep = replace(head, stage="objects", others=("head[6]", "head[7]"))
+    staged = replace(found, groups=(deep, replace(stem, stage="texture")))
+    print_explanation(staged, Console(file=(out := io.StringIO()), width=120), 5)
+    lines = [line.split() for line in out.getvalue().partition("Neurons by stage")[2].splitlines()]
+    (heading,) = (line for line in lines if line[:1] == ["neuron"])
+    assert heading[:5] == ["neuron", "like", "it", "stage", "distance"]
+    assert [line[:3] for line in lines[-2:]] == [
+        ["head[2]", "+2", "objects"],
+        ["stem[5]", "texture", lines[-1][2]],
+    ]
+    told = group_lines(staged)
+    named = [line for line in told if not line.startswith(("  ", "No images"))]
+    assert named[0].startswith("head[2] (objects) and 2 like it: ")
+    assert named[1].startswith("stem[5] (texture): ")
+    assert all("lie above" in line for line in named)
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_the_printed_tables_keep_their_numbers_at_any_width(found: Explanation, width: int) -> None:
     out = io.StringIO()
@@ -302,7 +323,9 @@ def test_the_explain_command(place: Catalogue, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*words, "--json"])
     told = json.loads(done.stdout)
     assert [row["neuron"] for row in told["neurons"]] == [5, 2]
-    assert set(told["neurons"][0]["histograms"]) == {"low", "high", "a", "b"}
+    assert set(told["neurons"][0]["histograms"]) == {"low", "high", "a", "b", "peak"}
+    assert [(row["layer"], row["neuron"]) for row in told["groups"]] == [("stem", 5), ("head", 2)]
+    assert told["unlike"] == {"a": [], "b": []}
     whole = CliRunner().invoke(app, [*words, "--layer", "all", "--json"])
     assert json.loads(whole.stdout) == told
     done = CliRunner().invoke(app, [*words[:-2], "--neurons", "stem:0-3", "--json"])

@@ -32,7 +32,7 @@ LOOKS = pytest.mark.parametrize(("width", "scheme"), list(product((400, 1600), (
 
 def report_page(folder: Path) -> Path:
     matrix = with_estimates(matrix_at(8, layers=6), (0, 1))
-    neuron = PairNeuron("blocks.2", 7, 12.5, -1.0, 2.0, (0, 999, 3), (999, 0, 1))
+    neuron = PairNeuron("blocks.2", 7, 12.5, -1.0, 2.0, (0, 999, 3), (999, 0, 1), 0.4)
     pairs = {(i, j): [neuron] * 2 for i in range(8) for j in range(i + 1, 8)}
     lens = replace(matrix, lens="sharp", lens_digest="5a")
     return write(

@@ -118,7 +118,7 @@ def test_another_layer_shows_its_numbers_and_its_clusters(reader: Reader, tmp_pa
 
 def test_a_click_opens_a_pair_with_its_neurons(reader: Reader, tmp_path: Path) -> None:
     matrix = matrix_at(4)
-    neuron = PairNeuron("blocks.2", 7, 12.5, -1.0, 2.0, (0, 999, 3), (999, 0, 1))
+    neuron = PairNeuron("blocks.2", 7, 12.5, -1.0, 2.0, (0, 999, 3), (999, 0, 1), 0.4)
     order = clusters(matrix.corrected()).order
     pair = (min(order[0], order[3]), max(order[0], order[3]))
     reader.open(write(tmp_path / "page.html", matrix, seen=[Seen({pair: [neuron]})]))
@@ -156,7 +156,7 @@ def test_the_page_opens_with_the_nearest_pair_that_differs(reader: Reader, tmp_p
         return f"{matrix.names[pair[0]]} and {matrix.names[pair[1]]}, all neurons"
 
     assert opened({}) == title(telling[0])
-    neuron = PairNeuron("blocks.0", 1, 2.0, 0.0, 1.0, (1,), (2,))
+    neuron = PairNeuron("blocks.0", 1, 2.0, 0.0, 1.0, (1,), (2,), 1.0)
     # A pair whose neurons are on the page is more useful than a nearer one.
     some = {pair: [neuron] for pair in (nearest[0], telling[7], telling[4])}
     assert opened(some) == title(telling[4])
@@ -170,7 +170,7 @@ def test_the_page_opens_with_the_nearest_pair_that_differs(reader: Reader, tmp_p
 def test_neurons_that_are_not_told_apart_are_marked(reader: Reader, tmp_path: Path) -> None:
     matrix = with_estimates(matrix_at(2), (0, 1))
     neurons = [
-        replace(PairNeuron("blocks.0", k, 9.0, 0.0, 1.0, (1,), (2,)), corrected=interval, q=q)
+        replace(PairNeuron("blocks.0", k, 9.0, 0.0, 1.0, (1,), (2,), 1.0), corrected=interval, q=q)
         for k, (interval, q) in enumerate(
             [((8.5, 7.0, 9.75), 0.001), ((5.0, 0.0, 6.0), 0.07), (None, None)]
         )
@@ -200,7 +200,7 @@ def test_hostile_strings_are_shown_and_never_run(reader: Reader, tmp_path: Path)
         (Sample(HOSTILE, PIXEL),),
         (HOSTILE,),
     )
-    neuron = PairNeuron(HOSTILE, 7, 12.5, -1.0, 2.0, (1,), (2,))
+    neuron = PairNeuron(HOSTILE, 7, 12.5, -1.0, 2.0, (1,), (2,), 1.0)
     seen = Seen({(0, 1): [neuron]}, HOSTILE, (HOSTILE,))
     page = Page([matrix, matrix], [panel] * 3, [seen] * 2, HOSTILE, (HOSTILE,), HOSTILE)
     path = tmp_path / "page.html"
@@ -270,7 +270,10 @@ def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path:
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
     shown = [
         Seen(
-            {pair: [PairNeuron(layer, 5, 2.5, 0.0, 1.0, (1,), (2,), weight)] for pair in pairs},
+            {
+                pair: [PairNeuron(layer, 5, 2.5, 0.0, 1.0, (1,), (2,), 1.0, weight)]
+                for pair in pairs
+            },
             "",
             no,
         )
@@ -719,17 +722,27 @@ SIDES = {"first": "a", "second": "b"}
 
 def test_histograms_are_those_of_a_and_of_b(reader: Reader, tmp_path: Path) -> None:
     matrix = matrix_at(3)
-    neuron = PairNeuron("blocks.0", 1, 2.0, 0.0, 1.0, (0, 900, 225, 0), (100, 0, 0, 400))
+    neuron = PairNeuron("blocks.0", 1, 2.0, 0.0, 1.0, (0, 900, 225, 0), (100, 0, 0, 400), 0.6)
     every = {pair: [neuron] for pair in ((0, 1), (0, 2), (1, 2))}
     reader.open(write(tmp_path / "page.html", matrix, seen=[Seen(every)]))
     reader.wait(lambda: "neuron 1" in reader.text("pair-body"))
     for kind, side in SIDES.items():
         steps = re.findall(r"L([\d.]+) ([\d.]+)H([\d.]+)", reader.run(PATH, kind))
         begin, height, end = np.array(steps, float).T
-        assert begin == pytest.approx(220 / 4 * np.arange(4))
-        assert end == pytest.approx(220 / 4 * np.arange(1, 5))
+        assert begin == pytest.approx(34 + 220 / 4 * np.arange(4))
+        assert end == pytest.approx(34 + 220 / 4 * np.arange(1, 5))
         shares = np.sqrt(np.array(getattr(neuron, side)) / 900)
-        assert height == pytest.approx(70 - 67 * shares), kind
+        assert height == pytest.approx(4 + 70 - 67 * shares), kind
+    ticks = reader.run(
+        "return [...document.querySelectorAll('#neurons svg text.tick')].map((of) =>"
+        " [of.textContent, Number(of.getAttribute('y'))])"
+    )
+    shares = {text: y for text, y in ticks if "%" in text}
+    assert {text for text, _ in ticks} - set(shares) == {"0", "1.0"}  # the ends of the axis
+    assert "50%" in shares
+    for text, y in shares.items():
+        share = float(text.rstrip("%")) / 100
+        assert y - 4 == pytest.approx(4 + 70 - 67 * np.sqrt(share / 0.6)), text
     # Blue is the first of the pair in the order of the datasets, whichever was pointed at.
     low, high = sorted(reader.run("return state.open"))
     named = "return document.querySelector(`#pair-body .${arguments[0]}-name`).textContent.trim()"
@@ -821,7 +834,7 @@ def test_a_page_of_three_hundred_datasets_is_usable(reader: Reader, tmp_path: Pa
     rows = rng.integers(0, 999, (300, 6, 2, 48)).tolist()
     neurons = {
         (i, i + 1): [
-            PairNeuron("blocks.3", 7, 1.5, 0.0, 1.0, tuple(a), tuple(b)) for a, b in rows[i]
+            PairNeuron("blocks.3", 7, 1.5, 0.0, 1.0, tuple(a), tuple(b), 1.0) for a, b in rows[i]
         ]
         for i in range(299)
     }

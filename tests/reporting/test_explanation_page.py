@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
+import sys
 import tarfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from selenium.webdriver.common.keys import Keys
 from typer.testing import CliRunner
@@ -24,9 +29,11 @@ from pipeline.comparing import compare
 from pipeline.dna import Lens
 from pipeline.engine import InProcess
 from pipeline.errors import StorageError, TransientError
-from pipeline.explaining import Explanation, Overlay, explain
+from pipeline.explaining import Explanation, NamedImage, NeuronGroup, Overlay, explain
+from pipeline.explaining.parting import Parting
 from pipeline.explaining.reactions import Reaction
 from pipeline.reporting import gather_explanation, render_explanation
+from pipeline.reporting.captions import caption, shares_told
 from pipeline.reporting.html import explanation_page as explained
 from pipeline.reporting.html import thumbnails
 from pipeline.reporting.html.dataset_panels import gather_matrix_page
@@ -75,6 +82,21 @@ def page(built: Catalogue) -> bytes:
     return render_explanation(gather_explanation(built, explain(built, "day", "night")))
 
 
+def weights_of(catalogue: Catalogue) -> str:
+    return str(Path(storage.local_path(catalogue.root)).parent / "tiny.pt")
+
+
+@pytest.fixture(scope="module")
+def looked(built: Catalogue) -> Explanation:
+    """Looks at images again, so that each group has those that carry its difference."""
+    return explain(built, "day", "night", look=40, weights=weights_of(built))
+
+
+@pytest.fixture(scope="module")
+def looked_page(built: Catalogue, looked: Explanation) -> bytes:
+    return render_explanation(gather_explanation(built, looked))
+
+
 @pytest.fixture
 def copy(built: Catalogue, tmp_path: Path) -> tuple[Catalogue, Path]:
     """Copies the catalogue with its images, so that a test may damage them."""
@@ -92,11 +114,16 @@ def copy(built: Catalogue, tmp_path: Path) -> tuple[Catalogue, Path]:
 
 def shown_by(data: Any) -> set[int]:
     return {
-        picture
-        for neuron in data["neurons"]
-        for images in neuron["images"]
-        for picture, _ in images or ()
+        row[0]
+        for sides in (*(group["images"] for group in data["groups"]), data["unlike"])
+        for images in sides
+        for row in images or ()
     }
+
+
+def place_of(image: NamedImage) -> str:
+    uri = storage.readable(image.uri)
+    return f"{uri}::{image.member}" if image.member else uri
 
 
 def test_the_page_has_the_numbers_of_the_explanation(built: Catalogue, page: bytes) -> None:
@@ -104,26 +131,80 @@ def test_the_page_has_the_numbers_of_the_explanation(built: Catalogue, page: byt
     assert data["layers"] == found.layers.to_pylist()
     assert data["names"] == ["day", "night"]
     rows = found.neurons.to_pylist()
-    assert len(data["neurons"]) == len(rows) == sum(tiny.WIDTHS)
-    for neuron, row, shown, reactions in zip(
-        data["neurons"], rows, found.shown, found.reactions, strict=True
-    ):
-        assert {name: neuron[name] for name in row} == row
-        assert neuron["histogram"]["a"] == list(shown.a)
-        assert neuron["histogram"]["b"] == list(shown.b)
-        for images, side in zip(neuron["images"], reactions, strict=True):
+    assert data["neurons"] == rows
+    assert data["groups"]
+    assert (data["looked"], data["unlike"]) == (None, [])
+    for told, group in zip(data["groups"], found.groups, strict=True):
+        row = rows[group.place]
+        assert {name: told[name] for name in row} == row
+        assert (told["layer"], told["neuron"]) == (group.layer, group.neuron)
+        assert told["others"] == list(group.others)
+        assert told["histogram"] == json.loads(json.dumps(asdict(group.histogram)))
+        assert told["parting"]["value"] == group.parting.value
+        assert told["caption"] == caption(group, "day", "night")
+        assert not told["telling"]
+        for images, side in zip(told["images"], group.exemplars, strict=True):
             named = [(data["pictures"][at]["place"], reaction) for at, reaction in images]
             assert side is not None
-            assert named == [
-                (
-                    f"{storage.readable(of.uri)}::{of.member}"
-                    if of.member
-                    else storage.readable(of.uri),
-                    of.reaction,
-                )
-                for of in side[:MOST_IMAGES]
-            ]
+            assert named == [(place_of(of), of.reaction) for of in side[:MOST_IMAGES]]
             assert len(named) == MOST_IMAGES
+
+
+def test_the_page_has_the_images_that_carry_a_difference(
+    looked: Explanation, looked_page: bytes
+) -> None:
+    data = data_of(looked_page)
+    assert looked.look is not None
+    assert data["looked"] == list(looked.look.images) == [40, 30]
+    places = [picture["place"] for picture in data["pictures"]]
+    for told, group in zip(data["groups"], looked.groups, strict=True):
+        assert told["telling"]
+        assert group.images is not None
+        for images, side in zip(told["images"], group.images, strict=True):
+            assert [(places[at], above) for at, above in images] == [
+                (place_of(of), of.above) for of in side
+            ]
+    for images, unlike in zip(data["unlike"], looked.look.unlike, strict=True):
+        assert images
+        assert [(places[at], *distances) for at, *distances in images] == [
+            (place_of(of), of.to_other, of.to_own) for of in unlike
+        ]
+    assert shown_by(data) == set(range(len(places)))
+    assert not any("No images are named" in note for note in data["notes"])
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_shares_are_told_apart_with_as_few_decimals_as_it_takes(one: float, other: float) -> None:
+    told = shares_told(one, other)
+    for share, text in zip((one, other), told, strict=True):
+        assert abs(float(text.rstrip("%")) / 100 - share) <= 0.0050001
+    if abs(one - other) > 0.0002:
+        assert told[0] != told[1]
+
+
+def test_the_dataset_with_more_of_the_higher_values_is_named_first(looked: Explanation) -> None:
+    (group, *_) = looked.groups
+    group = replace(group, parting=Parting(1.8, (0.2, 0.62)))
+    said = caption(group, "sunny", "rainy")
+    assert said == "62% of the values of rainy lie above 1.8, and 20% of those of sunny."
+    group = replace(group, parting=Parting(-12.345, (0.624, 0.6197)))
+    said = caption(group, "sunny", "rainy")
+    assert said == "62.4% of the values of sunny lie above -12.3, and 62.0% of those of rainy."
+
+
+def test_a_description_and_a_failure_are_on_the_page_as_text(
+    built: Catalogue, looked: Explanation
+) -> None:
+    first, *others = looked.groups
+    said = replace(first, description="<b>bright</b> & https://me:secret@host/x", failure="")
+    gone = [replace(group, failure="it ended with status 3") for group in others]
+    found = replace(looked, groups=(said, *gone))
+    page = render_explanation(gather_explanation(built, found, samples=0))
+    told = [(group["description"], group["failure"]) for group in data_of(page)["groups"]]
+    assert told[0][0].startswith("<b>bright</b> & ")
+    assert b"secret" not in page
+    assert b"<b>bright" not in page
+    assert told[1:] == [("", "it ended with status 3")] * len(others)
 
 
 def test_each_image_is_embedded_once_and_is_its_thumbnail(built: Catalogue, page: bytes) -> None:
@@ -204,13 +285,12 @@ def test_a_torn_manifest_is_a_note_on_the_page(copy: tuple[Catalogue, Path], tor
 
 
 def test_control_characters_in_names_are_escaped_on_the_page(
-    built: Catalogue, monkeypatch: pytest.MonkeyPatch
+    built: Catalogue,
 ) -> None:
     found = explain(built, "day", "night")
-    named = [(Reaction("s3://b/x.tar", "m\x1b[2J", 1.0),), None]
-    why = gather_explanation(
-        built, replace(found, reactions=(named, *found.reactions[1:])), samples=0
-    )
+    named = (Reaction("s3://b/x.tar", "m\x1b[2J", 1.0),), None
+    first = replace(found.groups[0], exemplars=named)
+    why = gather_explanation(built, replace(found, groups=(first, *found.groups[1:])), samples=0)
     assert why.pictures["s3://b/x.tar", "m\x1b[2J"].place == "s3://b/x.tar::m\\x1b[2J"
 
 
@@ -259,15 +339,26 @@ def hand_made(neurons: int, images: int, text: str = "s3://b/é") -> Explanation
         [{"layer": text, "neurons": neurons, "differing": 1, "emd": 2.0, "share": 1.0}],
         schema=explain_schema("layers"),
     )
-    reactions = tuple(
-        (
-            tuple(Reaction(f"{text}-{k}-{i}.jpg", "", 1.0) for i in range(images)),
-            (Reaction(f"{text}-all.jpg", text, 2.0),),
+    groups = tuple(
+        NeuronGroup(
+            text if k % 2 else "",
+            k,
+            text,
+            k,
+            (text, f"{text}[7]") if k else (),
+            Overlay(0.0, 1.0, (999, 0), (0, 999), 1.0),
+            Parting(0.5, (0.0, 1.0)),
+            (
+                tuple(Reaction(f"{text}-{k}-{i}.jpg", "", 1.0) for i in range(images)),
+                (Reaction(f"{text}-all.jpg", text, 2.0),),
+            ),
         )
         for k in range(neurons)
     )
-    shown = (Overlay(0.0, 1.0, (999, 0), (0, 999)),) * neurons
-    return Explanation({"a": None, text: None}, text, layers, table, shown, reactions)  # type: ignore[dict-item]
+    versions: Any = {"a": None, text: None}
+    return Explanation(
+        versions, text, layers, table, (), ((None, None),) * neurons, {text: text}, groups
+    )
 
 
 def explain_schema(name: str) -> pa.Schema:
@@ -277,7 +368,7 @@ def explain_schema(name: str) -> pa.Schema:
 
 
 def keys_of(found: Explanation) -> list[tuple[str, str]]:
-    sides = [side for sides in found.reactions for side in sides]
+    sides = [side for group in found.groups for side in group.exemplars]
     return list(dict.fromkeys((of.uri, of.member) for side in sides for of in side or ()))
 
 
@@ -290,7 +381,7 @@ def test_the_file_stays_small_and_names_the_images_that_it_leaves_out() -> None:
     written = render_explanation(why_of(found, pictures))
     assert 9_000_000 < len(written) < 10_000_000
     data = data_of(written)
-    assert len(data["neurons"]) == explained.MOST_NEURONS
+    assert len(data["neurons"]) == len(data["groups"]) == explained.MOST_NEURONS
     left = [bool(picture["why"]) for picture in data["pictures"]]
     assert left == sorted(left)  # the images of the first neurons are there
     assert any(left)
@@ -305,19 +396,23 @@ def test_a_dataset_without_exemplars_is_noted(built: Catalogue) -> None:
     )
     lacking = "No images are named for bare, which keeps none: build it with `exemplars=8`."
     assert lacking in data["notes"]
-    assert all(neuron["images"][0] is None for neuron in data["neurons"])
-    assert all(len(neuron["images"][1]) == MOST_IMAGES for neuron in data["neurons"])
+    assert data["groups"]
+    assert all(group["images"][0] is None for group in data["groups"])
+    assert all(len(group["images"][1]) == MOST_IMAGES for group in data["groups"])
 
 
 def test_neurons_beyond_the_limit_of_a_page_are_noted(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(explained, "MOST_NEURONS", 2)
-    why = gather_explanation(built, explain(built, "day", "night"), samples=0)
+    found = explain(built, "day", "night")
+    groups = len(found.groups)
+    assert groups > 2
+    why = gather_explanation(built, found, samples=0)
     data = data_of(render_explanation(why))
-    assert len(data["neurons"]) == 2
+    assert len(data["neurons"]) == len(data["groups"]) == 2
     assert shown_by(data) == set(range(len(data["pictures"])))  # no images of other neurons
-    assert any("the first 2 of 7 neurons" in note for note in data["notes"])
+    assert any(f"the first 2 of {groups} neurons" in note for note in data["notes"])
 
 
 def test_the_command_writes_it_through_a_lens_too(built: Catalogue, tmp_path: Path) -> None:
@@ -342,12 +437,45 @@ def test_the_command_writes_it_through_a_lens_too(built: Catalogue, tmp_path: Pa
     assert "'why.txt' must end in .html" in done.output
 
 
+def test_the_command_asks_another_one_for_descriptions(built: Catalogue, tmp_path: Path) -> None:
+    out = tmp_path / "why.html"
+    code = "import json, sys; print(len(json.load(sys.stdin)['images']['b']), 'images of b')"
+    words = ["explain", "day", "night", "-c", built.root, "--weights", weights_of(built)]
+    words += ["--describe", shlex.join([sys.executable, "-c", code]), "--top", "2"]
+    done = CliRunner().invoke(app, [*words, "--html", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    data = data_of(out.read_bytes())
+    assert data["looked"] == [40, 30]
+    assert told["unlike"]["b"]
+    for row, group in zip(told["groups"], data["groups"], strict=True):
+        assert row["description"] == group["description"]
+        assert row["description"] == f"{len(row['images']['b'])} images of b"
+        assert row["caption"] == group["caption"]
+        assert {of["above"] for of in row["images"]["b"]} == {of for _, of in group["images"][1]}
+    printed = CliRunner().invoke(app, words)
+    assert told["groups"][0]["description"] in printed.stdout
+    assert told["groups"][0]["caption"] in printed.stdout
+    wrong = CliRunner().invoke(app, [*words[:-4], "--describe", "no-such-program-is-here"])
+    assert wrong.exit_code == 2
+    assert "--describe no-such-program-is-here names no program" in wrong.output
+    none = CliRunner().invoke(app, [*words[:7], "--look", "0", "--html", str(out), "--json"])
+    assert none.exit_code == 0, none.output
+    assert data_of(out.read_bytes())["looked"] is None
+    assert "images" not in json.loads(none.stdout)["groups"][0]
+
+
 def test_saving_a_page_returns_its_size(page: bytes, tmp_path: Path) -> None:
     out = tmp_path / "why.html"
     assert save_page(page, str(out)) == out.stat().st_size
 
 
 # In a browser.
+
+
+def each(reader: Reader, selector: str, field: str = "textContent") -> list[str]:
+    script = "return [...document.querySelectorAll(arguments[0])].map((of) => of[arguments[1]])"
+    return reader.run(script, selector, field)  # type: ignore[no-any-return]
 
 
 @browser.needed
@@ -366,17 +494,18 @@ def test_the_keyboard_walks_the_images_and_names_them(
     low, high = (f"{whole[of]:#.4g}" for of in ("low", "high"))
     assert f"[{low}, {high}]" in reader.text("verdict")
     count = "return document.querySelectorAll(arguments[0]).length"
-    neurons = len(data["neurons"])
+    neurons = len(data["groups"])
     assert reader.run(count, "#cards svg path.first") == neurons
     assert reader.run(count, "#cards svg path.second") == neurons
     assert reader.run(count, ".strip") == 2 * neurons
     assert reader.run(count, ".strip button[tabindex='0']") == 2 * neurons  # one tab stop each
     loaded = "return [...document.querySelectorAll('.strip img')].map((of) => of.naturalWidth)"
     reader.wait(lambda: set(reader.run(loaded)) == {thumbnails.SIDE})
+    assert not reader.find("unlike-section").is_displayed()
     reader.find("which").send_keys(Keys.TAB)
     press = reader.driver.switch_to.active_element.send_keys
     focused = "return Number(document.activeElement.dataset.picture)"
-    images = [picture for picture, _ in data["neurons"][0]["images"][0]]
+    images = [picture for picture, _ in data["groups"][0]["images"][0]]
     assert reader.run(focused) == images[0]
     for key, expected in (
         (Keys.ARROW_LEFT, 0),
@@ -393,60 +522,135 @@ def test_the_keyboard_walks_the_images_and_names_them(
     press(Keys.ENTER)
     assert data["pictures"][images[0]]["place"] in reader.text("selected")
     at = [
-        f"{neuron['layer']}[{neuron['neuron']}]"
-        for neuron in data["neurons"]
-        if any(images[0] == one for side in neuron["images"] for one, _ in side)
+        f"{group['layer']}[{group['neuron']}]"
+        for group in data["groups"]
+        if any(images[0] == one for side in group["images"] for one, _ in side)
     ]
-    assert reader.text("selected").endswith(f"Among the first images of {', '.join(at)}.")
+    assert reader.text("selected").endswith(f"Among the images of {', '.join(at)}.")
     assert reader.run(count, "[aria-pressed='true']") == len(at)
     assert reader.find("selected").is_displayed()
     press(Keys.ENTER)
     assert not reader.find("selected").is_displayed()
     reader.driver.switch_to.active_element.send_keys(Keys.TAB)
-    second = [picture for picture, _ in data["neurons"][0]["images"][1]]
+    second = [picture for picture, _ in data["groups"][0]["images"][1]]
     assert reader.run(focused) == second[0]
     reader.assert_no_request_and_no_message(path)
 
 
+def staged(found: Explanation) -> Explanation:
+    """Gives the layers stages, the deep one first; the last group is not told apart."""
+    stages = {"a": "texture", "b": "objects"}
+    rows = found.neurons.to_pylist()
+    groups = []
+    for place, row in enumerate(rows):
+        (group, *_) = found.groups
+        one = replace(
+            group,
+            stage=stages[row["layer"]],
+            place=place,
+            layer=row["layer"],
+            neuron=row["neuron"],
+            others=(),
+        )
+        groups.append(one)
+        row["q"] = 0.5 if place == len(rows) - 1 else 0.001
+    groups.sort(key=lambda of: of.stage)
+    groups[0] = replace(groups[0], others=("b[77]", "b[78]"))
+    table = pa.Table.from_pylist(rows, schema=found.neurons.schema)
+    return replace(found, stages=stages, groups=tuple(groups), neurons=table)
+
+
 @browser.needed
-def test_layers_and_neurons_are_chosen_and_told(
-    reader: Reader, page: bytes, tmp_path: Path
+def test_stages_layers_and_neurons_are_chosen_and_told(
+    reader: Reader, built: Catalogue, looked: Explanation, tmp_path: Path
 ) -> None:
     path = tmp_path / "why.html"
-    path.write_bytes(page)
+    found = staged(looked)
+    path.write_bytes(render_explanation(gather_explanation(built, found, samples=0)))
     reader.open(path)
-    data = data_of(page)
-    cards = "return [...document.querySelectorAll('#cards h3')].map((of) => of.textContent)"
-    named = [
-        f"{n}. {row['layer']}, neuron {row['neuron']}" for n, row in enumerate(data["neurons"], 1)
-    ]
-    assert reader.run(cards) == named
+    data = data_of(path.read_bytes())
+    cards, stages = (partial(each, reader, f"#cards {tag}") for tag in ("h4", "h3"))
+    named = [f"{of.layer}, neuron {of.neuron}" for of in found.groups]
+    told = list(named)
+    told[0] += ", and 2 like it"
+    (last,) = [at for at, of in enumerate(found.groups) if of.place == len(named) - 1]
+    told[last] += " (not told apart)"
+    assert cards() == told
+    assert stages() == ["objects", "texture"]
+    assert reader.text("shown") == "7 neurons are shown."
+    assert [
+        of.get_attribute("value") for of in reader.find("stage").find_elements("tag name", "option")
+    ] == ["", "objects", "texture"]
+    reader.choose("stage", "texture")
+    assert stages() == ["texture"]
+    assert cards() == [of for of in told if of.startswith("a,")]
+    assert reader.text("shown") == "4 of 7 are shown."
+    reader.choose("stage", "all stages")
     reader.choose("layer", "b")
-    assert reader.run(cards) == [name for name in named if ". b, " in name]
-    assert reader.text("shown") == "3 of the first 7."
+    assert cards() == [of for of in told if of.startswith("b,")]
     reader.choose("layer", "all layers")
     reader.choose("which", "those that differ")
-    different = [row["q"] < data["rate"] for row in data["neurons"]]
-    assert len(set(different)) == 2
-    assert reader.run(cards) == [n for n, yes in zip(named, different, strict=True) if yes]
-    reader.choose("which", "all of the first")
-    said = "return [...document.querySelectorAll('#cards .told')].map((of) => of.textContent)"
-    for text, yes, row in zip(reader.run(said), different, data["neurons"], strict=True):
-        assert ("differs" if yes else "not told apart") in text
+    assert cards() == [of for at, of in enumerate(told) if at != last]
+    reader.choose("which", "all of these")
+    assert "They are told apart" in reader.text("stages")
+    labels = each(reader, "#cards svg", "ariaLabel")
+    for label, group in zip(labels, data["groups"], strict=True):
+        assert group["caption"] in label
+    for text, group in zip(each(reader, "#cards article"), data["groups"], strict=True):
+        assert group["caption"] in text
+        assert "images with" in text
+        assert all(share in text for share in group["parting"]["told"])
+    reader.run(
+        "for (const closed of document.querySelectorAll('#cards details')) closed.open = true"
+    )
+    numbers = each(reader, "#cards article", "innerText")
+    assert "b[77], b[78]" in numbers[0]
+    for text, row in zip(numbers, data["groups"], strict=True):
         assert f"{row['emd_corrected']:#.4g} bins" in text or row["emd_corrected"] == 0
-    reader.run("document.getElementById('numbers').open = true")
-    table = "return [...document.querySelectorAll('#numbers tbody tr')].map((of) => of.innerText)"
-    lines = reader.wait(lambda: reader.run(table))
-    for line, row in zip(lines, data["layers"], strict=True):
-        assert f"{row['differing']} of {row['neurons']}" in line
-        assert line.startswith("all neurons" if row["layer"] == "all" else row["layer"])
+    for table, rows in (("numbers", data["layers"]), ("first", data["neurons"])):
+        reader.run(f"document.getElementById('{table}').open = true")
+        body = (
+            f"return [...document.querySelectorAll('#{table} tbody tr')].map((of) => of.innerText)"
+        )
+        lines = reader.wait(partial(reader.run, body))
+        for line, row in zip(lines, rows, strict=True):
+            if table == "numbers":
+                assert f"{row['differing']} of {row['neurons']}" in line
+                assert line.startswith("all neurons" if row["layer"] == "all" else row["layer"])
+            else:
+                assert line.startswith(f"{row['layer']}, neuron {row['neuron']}")
+
+
+@browser.needed
+def test_images_most_unlike_the_other_dataset_are_shown_with_both_distances(
+    reader: Reader, looked_page: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "why.html"
+    path.write_bytes(looked_page)
+    reader.open(path)
+    data = data_of(looked_page)
+    assert reader.find("unlike-section").is_displayed()
+    labels = each(reader, "#unlike button", "ariaLabel")
+    told = [
+        f"{data['pictures'][at]['name']}, {to_other:.1f} bins from {other}, {to_own:.1f} from {own}"
+        for images, own, other in zip(
+            data["unlike"], ("day", "night"), ("night", "day"), strict=True
+        )
+        for at, to_other, to_own in images
+    ]
+    assert labels == told
+    reader.run("document.querySelector('#unlike button').click()")
+    assert data["pictures"][data["unlike"][0][0][0]]["place"] in reader.text("selected")
+    reader.assert_no_request_and_no_message(path)
 
 
 @browser.needed
 def test_hostile_names_are_shown_and_never_run_at_any_width(reader: Reader, tmp_path: Path) -> None:
     found = hand_made(3, 4, HOSTILE)
-    broken = hand_made(1, 1, HOSTILE).reactions[0]
-    found = replace(found, reactions=(*found.reactions[:2], (None, broken[1])))
+    *whole, last = found.groups
+    last = replace(last, exemplars=(None, last.exemplars[1]), failure=HOSTILE)
+    first = replace(whole[0], description=HOSTILE)
+    found = replace(found, groups=(first, *whole[1:], last))
     pictures = {
         key: ShownImage(HOSTILE, HOSTILE * 3, PIXEL if at % 2 else "", "" if at % 2 else HOSTILE)
         for at, key in enumerate(keys_of(found))

@@ -31,8 +31,8 @@ from pipeline.comparing.distance import emd
 from pipeline.dna import Floats, Lens
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, UsageError, VdnaError
-from pipeline.explaining import Explanation, PairNeuron, explain, pair_neurons, stages_of
-from pipeline.images import load
+from pipeline.explaining import Explanation, PairNeuron, explain, is_far, pair_neurons, stages_of
+from pipeline.images import fingerprint, is_one_photograph, load
 from pipeline.reporting import gather_matrix_page, require_html
 from pipeline.reporting.html import dataset_panels as panels
 from pipeline.reporting.html import thumbnails
@@ -289,17 +289,11 @@ def test_stages_are_of_the_network_and_not_of_the_layers_that_were_compared(
     matrix = compare(built)
     assert set(stages(matrix)) == {""}  # a user's own network
     names = ("w", "x", "y", "z", *matrix.layers)
-    monkeypatch.setattr(panels, "default_layers", lambda name: names)
+    monkeypatch.setattr(panels, "network_layers", lambda name: names)
     expected = stages_of(names, names)[4:]
     assert stages(matrix)[: len(matrix.layers)] == list(expected)
     assert expected[-1] == "objects"
     assert "colour and edges" not in expected
-
-
-def test_stages_of_a_network_that_is_not_known_here_are_not_named(built: Catalogue) -> None:
-    spec = built.spec(built.find(built.names()[0]).spec)
-    assert panels._network_layers(replace(spec, extractor="nobodys")) == ()
-    assert len(panels._network_layers(replace(spec, extractor="efficientnet_lite0"))) > 4
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Preprocess)])
@@ -521,10 +515,10 @@ def test_one_bad_sample_does_not_remove_others_and_far_ones_are_not_unpacked(
         skipped += bad
     assert skipped
     near = entries("a", 1)[0]
-    assert not thumbnails.is_far(replace(near, position=2**40))
-    assert not thumbnails.is_far(replace(near, position=2**40, access="tar"))
-    assert not thumbnails.is_far(replace(near, position=2**20, access="tar gz"))
-    assert thumbnails.is_far(replace(near, position=2**40, access="tar gz"))
+    assert not is_far(replace(near, position=2**40))
+    assert not is_far(replace(near, position=2**40, access="tar"))
+    assert not is_far(replace(near, position=2**20, access="tar gz"))
+    assert is_far(replace(near, position=2**40, access="tar gz"))
 
 
 def test_histograms_that_cannot_be_read_are_noted(
@@ -571,13 +565,13 @@ def test_samples_are_drawn_by_hash_one_of_each_photograph_first(
 
 def test_one_photograph_is_known_again_at_another_size() -> None:
     prints = [
-        [thumbnails.fingerprint(np.asarray(photo(seed, *size))) for size in ((96, 72), (80, 61))]
+        [fingerprint(np.asarray(photo(seed, *size))) for size in ((96, 72), (80, 61))]
         for seed in range(12)
     ]
     for i, (one, resized) in enumerate(prints):
-        assert thumbnails.is_one_photograph(one, resized)
+        assert is_one_photograph(one, resized)
         for other, _ in prints[:i]:
-            assert not thumbnails.is_one_photograph(one, other)
+            assert not is_one_photograph(one, other)
 
 
 def test_a_thumbnail_is_the_whole_image_read_by_the_rule_of_its_spec() -> None:

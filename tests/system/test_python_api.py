@@ -43,7 +43,7 @@ from pipeline import (
 )
 from pipeline.dna import DNA
 from pipeline.errors import NotFound, UsageError
-from pipeline.explaining import Reaction
+from pipeline.explaining import LOOK, Reaction
 from pipeline.storage import local_path
 from tests.support import tiny_network
 from tests.support.builders import write_photos
@@ -145,11 +145,14 @@ def test_a_page_of_each_result_is_saved_as_its_command_does(
     root: str, place: tiny_network.Place, photos: Path, tmp_path: Path
 ) -> None:
     fit_lens(root, "sees-b", focus="b:a", top=3)
-    found = explain(root, "a", "b", lens="sees-b", top=2)
+    weights = place.weights
+    found = explain(root, "a", "b", lens="sees-b", top=2, look=LOOK, weights=weights)
     ranking = rank(root, RankRequest(str(photos / "b"), "a", weights=place.weights))
     pages = {
         "compare a b": html_page(root, compare(root)),
-        "explain a b --lens sees-b --top 2": html_page(root, found, lens="sees-b"),
+        f"explain a b --lens sees-b --top 2 --weights {weights}": html_page(
+            root, found, lens="sees-b"
+        ),
         f"rank {photos / 'b'} --to a --weights {place.weights} --workers 0": html_page(
             root, ranking
         ),

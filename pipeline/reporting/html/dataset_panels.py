@@ -9,37 +9,34 @@ fails for that.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
-from heapq import nsmallest
-from operator import itemgetter
 from time import monotonic
 
-from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import Matrix, notes_of
 from pipeline.dna import Lens
 from pipeline.errors import BadImage, UsageError, VdnaError
 from pipeline.events import Listener
-from pipeline.explaining import PAIRS, NearestPairs, find_pair_neurons
-from pipeline.networks import default_layers
+from pipeline.explaining import (
+    PAIRS,
+    NearestPairs,
+    drawn_images,
+    find_pair_neurons,
+    network_layers,
+)
+from pipeline.images import fingerprint, is_one_photograph
 from pipeline.reporting.html.page_data import Page, Panel, Sample, Seen
 from pipeline.reporting.html.thumbnails import (
     SAMPLING_SECONDS,
     encoded,
-    fingerprint,
-    is_far,
-    is_one_photograph,
     rule_of,
     short_name,
     small_pixels,
 )
 from pipeline.reporting.noted_images import image_notes
 from pipeline.reporting.report_options import SHOWN_IMAGES
-from pipeline.sources import Entry, number_of_shards, read_shard
 from pipeline.spec import Spec
 from pipeline.wording import count_of
 
@@ -117,16 +114,8 @@ def gather_matrix_page(
         tuple(notes),
         shared=tuple(spec_facts(spec)),
         snapshot=tuple(snapshot),
-        network=_network_layers(spec),
+        network=network_layers(spec.extractor),
     )
-
-
-def _network_layers(spec: Spec) -> tuple[str, ...]:
-    """Names layers that are spread over the whole network, or none if it is not known here."""
-    try:
-        return default_layers(spec.extractor)
-    except UsageError:
-        return ()
 
 
 def _seen(
@@ -287,7 +276,7 @@ def _samples(
     if version.imported:
         return (), ["no sample images: it was imported, without a list of its images"]
     try:
-        entries = _drawn(catalogue, name, version, TRIED * count, failed)
+        entries = drawn_images(catalogue, name, version, TRIED * count, failed)
     except VdnaError as error:
         return (), [f"no sample images: {error}"]
     shown: list[Sample] = []
@@ -319,49 +308,3 @@ def _samples(
     if not entries:
         why.append("no sample images: all failed, or lie deep in compressed archives")
     return tuple([*shown, *again][:count]), why
-
-
-def _drawn(
-    catalogue: Catalogue, name: str, version: Version, count: int, failed: set[tuple[str, str]]
-) -> list[Entry]:
-    """Draws counted images by a hash of what identifies them.
-
-    Shards are drawn by a hash too, because a manifest may be too large to be read.
-
-    Returns:
-        At most `count` images, the same ones every time. Those of another group, or of a name that
-        begins otherwise, come before a second one of the same.
-    """
-    uri = catalogue.uri("manifests", version.spec, name, version.manifest)
-    found: list[tuple[bytes, Entry]] = []
-    with storage.open_random(uri) as file:
-        shards = number_of_shards(file, uri)
-        drawn = sorted(range(shards), key=lambda shard: _hash(version.manifest, str(shard)))
-        each = -(-4 * count // max(1, min(shards, count)))
-        for shard in drawn[: 2 * count]:
-            if len(found) >= 4 * count:
-                break
-            members = (
-                (_hash(entry.identity, entry.uri, entry.member), entry)
-                for entry in read_shard(file, shard, uri).members
-                if (entry.uri, entry.member) not in failed and not is_far(entry)
-            )
-            found += nsmallest(each, members, key=itemgetter(0))
-    turns: Counter[str] = Counter()
-    order = []
-    for key, entry in sorted(found, key=itemgetter(0)):
-        kind = _kind(entry)
-        order.append((turns[kind], key, entry))
-        turns[kind] += 1
-    return [entry for *_, entry in sorted(order, key=itemgetter(0, 1))[:count]]
-
-
-def _hash(*texts: str) -> bytes:
-    return blake2b("\0".join(texts).encode(), digest_size=16).digest()
-
-
-def _kind(entry: Entry) -> str:
-    """Returns what images of one origin have in common: a group, or the name before a number."""
-    named = entry.member or entry.uri
-    folder, _, file = named.rpartition("/")
-    return entry.group or f"{folder}/{re.split('[0-9]', file, maxsplit=1)[0]}"

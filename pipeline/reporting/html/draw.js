@@ -100,33 +100,56 @@ function intervals(rows, wide, parent) {
   }
 }
 
-// Both histograms of a neuron, { low, high, a, b }, one over the other; heights are square roots of shares.
-function histogram(of, name, parent) {
-  const [wide, tall] = [220, 70];
+// Both histograms of a neuron, { low, high, a, b, peak }, one over the other, in the units of its
+// activations; heights are square roots of shares. At `parting`, { value, told }, they part: `told`
+// is the share above it in either.
+function histogram(of, name, parent, { wide = 220, tall = 70, parting = null } = {}) {
+  const [left, top] = [34, parting ? 16 : 4];
+  const right = left + wide;
+  const base = top + tall;
   const svg = drawn(
     "svg",
-    {
-      viewBox: `0 0 ${wide} ${tall + 14}`,
-      width: wide,
-      role: "img",
-      "aria-label": `Histograms of ${name}`,
-    },
+    { viewBox: `0 0 ${right + 4} ${base + 16}`, width: right + 4, role: "img", "aria-label": name },
     parent,
   );
   const most = Math.max(1, ...of.a, ...of.b);
+  const y = (share) => base - Math.sqrt(share / of.peak) * (tall - 3);
+  let above = Infinity;
+  for (const share of [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]) {
+    if (share > of.peak || Math.abs(y(share) - above) < 13 || base - y(share) < 10) continue;
+    above = y(share);
+    drawn("line", { class: "grid", x1: left, x2: right, y1: above, y2: above }, svg);
+    drawn("text", { class: "tick", x: left - 4, y: above + 4, "text-anchor": "end" }, svg, percent(share));
+  }
   for (const [kind, counts] of [
     ["first", of.a],
     ["second", of.b],
   ]) {
     const step = wide / counts.length;
     const path = counts
-      .map((count, k) => `L${k * step} ${tall - Math.sqrt(count / most) * (tall - 3)}H${(k + 1) * step}`)
+      .map((count, k) => `L${left + k * step} ${y((count / most) * of.peak)}H${left + (k + 1) * step}`)
       .join("");
-    drawn("path", { class: kind, d: `M0 ${tall}${path}V${tall}Z` }, svg);
+    drawn("path", { class: kind, d: `M${left} ${base}${path}V${base}Z` }, svg);
   }
-  drawn("line", { class: "axis", x1: 0, x2: wide, y1: tall, y2: tall }, svg);
-  drawn("text", { class: "quiet", x: 0, y: tall + 12 }, svg, short(of.low));
-  drawn("text", { class: "quiet", x: wide, y: tall + 12, "text-anchor": "end" }, svg, short(of.high));
+  drawn("line", { class: "axis", x1: left, x2: right, y1: base, y2: base }, svg);
+  const ends = [
+    [of.low, left, "start"],
+    [of.high, right, "end"],
+  ];
+  if (parting) {
+    const at = left + ((parting.value - of.low) / (of.high - of.low)) * wide;
+    drawn("line", { class: "parting", x1: at, x2: at, y1: 0, y2: base }, svg);
+    const end = at > left + wide / 2;
+    for (const [side, text] of parting.told.entries()) {
+      const x = end ? at - 8 - 52 * (1 - side) : at + 8 + 52 * side;
+      const mark = end ? x - 44 : x;
+      drawn("rect", { class: side ? "second" : "first", x: mark, y: 3, width: 8, height: 8 }, svg);
+      drawn("text", { x: mark + 11, y: 11 }, svg, text);
+    }
+    if (at - left > 45 && right - at > 45) ends.push([parting.value, at, "middle"]);
+  }
+  for (const [value, x, anchor] of ends)
+    drawn("text", { class: "tick", x, y: base + 13, "text-anchor": anchor }, svg, short(value));
 }
 
 function pairLegend(first, second, parent) {

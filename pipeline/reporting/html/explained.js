@@ -1,7 +1,7 @@
-// The page of an explanation, with what is in draw.js before it.
+// The page of an explanation, with what is in draw.js and stages.js before it.
 
 const ALL = "all";
-const state = { layer: "", differ: false, picture: null };
+const state = { stage: null, layer: "", differ: false, picture: null };
 const known = Number.isFinite; // null stands for what is not
 
 const differs = (row) => known(row.q) && row.q < DATA.rate;
@@ -64,97 +64,190 @@ function drawLayers() {
     (blind.length ? ` The lens gives no weight to ${blind.join(", ")}.` : "");
 }
 
-function drawTable() {
-  const place = $("numbers").lastElementChild;
+// The stages of this network from its input on, each with its layers.
+function allStages() {
+  const layers = Object.keys(DATA.stages);
+  return [...new Set(Object.values(DATA.stages))]
+    .filter(Boolean)
+    .map((name) => ({ name, layers: layers.filter((layer) => DATA.stages[layer] === name) }));
+}
+
+function drawStageMeans() {
+  const rows = new Map(DATA.layers.map((row) => [row.layer, row]));
+  const layers = Object.entries(DATA.stages)
+    .filter(([layer]) => rows.get(layer)?.neurons)
+    .map(([layer, stage]) => {
+      const { emd, emd_corrected, low, high, q } = rows.get(layer);
+      return { stage, distance: emd_corrected ?? emd, low, high, q };
+    });
+  $("stages").replaceChildren();
+  drawStages(stageMeans(layers, DATA.rate), Math.min(560, $("stages").clientWidth || 440), $("stages"));
+}
+
+// A table of rows with distances, in a <details> that is filled when it is opened.
+function drawTable(id, first, rows, more) {
+  const place = $(id).lastElementChild;
   place.replaceChildren();
-  if (!$("numbers").open) return;
+  if (!$(id).open) return;
   const table = make("table", null, {}, place);
   const head = make("tr", null, {}, make("thead", null, {}, table));
-  for (const text of [
-    "layer",
-    "corrected",
-    "95% interval",
-    "emd",
-    "q",
-    "verdict",
-    "neurons that differ",
-    "share",
-  ])
-    make("th", text, { scope: "col" }, head);
+  const headings = [first, "corrected", "95% interval", "emd", "q", "verdict", ...Object.keys(more)];
+  for (const text of headings) make("th", text, { scope: "col" }, head);
   const body = make("tbody", null, {}, table);
-  for (const row of DATA.layers.filter((one) => one.neurons)) {
+  for (const row of rows) {
     const line = make("tr", null, {}, body);
-    make("th", nameOf(row), { scope: "row" }, line);
+    const of = first === "layer" ? nameOf(row) : `${row.layer}, neuron ${row.neuron}`;
+    make("th", of, { scope: "row" }, line);
     const interval = known(row.low) && known(row.high) ? `${told(row.low)} to ${told(row.high)}` : "";
     for (const text of [known(row.emd_corrected) ? told(row.emd_corrected) : "", interval, told(row.emd)])
       make("td", text, { class: "number" }, line);
     make("td", known(row.q) ? short(row.q) : "", { class: "number" }, line);
     make("td", verdict(row), {}, line);
-    const count = DATA.neurons.some((neuron) => known(neuron.q))
-      ? `${row.differing} of ${row.neurons}`
-      : `${row.neurons}, not tested`;
-    make("td", count, { class: "number" }, line);
-    make("td", percent(row.share), { class: "number" }, line);
+    for (const text of Object.values(more)) make("td", text(row), { class: "number" }, line);
   }
 }
 
-// Neurons, with both histograms and the images that they react to.
+const share = (row) => (known(row.share) ? percent(row.share) : "");
+
+function drawTables() {
+  const tested = DATA.neurons.some((neuron) => known(neuron.q));
+  drawTable("numbers", "layer", DATA.layers.filter((row) => row.neurons), {
+    "neurons that differ": (row) =>
+      tested ? `${row.differing} of ${row.neurons}` : `${row.neurons}, not tested`,
+    share,
+  });
+  drawTable("first", "neuron", DATA.neurons, {
+    shift: (row) => (known(row.shift) ? told(row.shift) : ""),
+    ...(DATA.through ? { weight: (row) => told(row.weight) } : {}),
+    share,
+  });
+}
+
+// The images of each dataset that are nearer to their own than to the other.
+
+function drawUnlike() {
+  $("unlike-section").hidden = !DATA.unlike.some((images) => images.length);
+  $("unlike-note").textContent =
+    "First those that are nearer to their own dataset than to the other by most. Below each image stands its distance to the other dataset, in bins. Press one to name it.";
+  for (const [side, images] of DATA.unlike.entries()) {
+    const other = DATA.names[1 - side];
+    make("p", `${DATA.names[side]}: most unlike ${other}`, { class: sideClass(side) }, $("unlike"));
+    const shown = images.map(([picture, toOther, toOwn]) => ({
+      picture,
+      text: toOther.toFixed(1),
+      said: `${toOther.toFixed(1)} bins from ${other}, ${toOwn.toFixed(1)} from ${DATA.names[side]}`,
+    }));
+    strip(`Images of ${DATA.names[side]} that are most unlike ${other}`, shown, $("unlike"));
+  }
+}
+
+const sideClass = (side) => (side ? "second-name side-name" : "first-name side-name");
+
+// Neurons by stage, the deep ones first, with both histograms and images. Those that tell the same are one.
 
 function drawNeurons() {
-  const wanted = DATA.neurons
-    .map((neuron, at) => ({ neuron, at }))
-    .filter(
-      ({ neuron }) => (!state.layer || neuron.layer === state.layer) && (!state.differ || differs(neuron)),
-    );
-  const cards = $("cards");
-  cards.replaceChildren(...wanted.map(({ neuron, at }) => card(neuron, at)));
+  const wanted = DATA.groups.filter(
+    (group) =>
+      (state.stage === null || group.stage === state.stage) &&
+      (!state.layer || group.layer === state.layer) &&
+      (!state.differ || differs(group)),
+  );
+  const parts = [];
+  for (const stage of new Set(wanted.map((group) => group.stage))) {
+    const part = make("div", null, { class: "stage" });
+    if (stage) {
+      make("h3", stage, {}, part);
+      make("p", stageLine(stage), { class: "quiet" }, part);
+    }
+    const grid = make("div", null, { class: "cards" }, part);
+    grid.append(...wanted.filter((group) => group.stage === stage).map(card));
+    parts.push(part);
+  }
+  $("cards").replaceChildren(...parts);
+  const all = DATA.groups.length;
   $("shown").textContent =
-    wanted.length === DATA.neurons.length
-      ? `The first ${wanted.length}, by what they add to the distance.`
-      : `${wanted.length} of the first ${DATA.neurons.length}${wanted.length ? "" : ": none is so"}.`;
+    wanted.length === all
+      ? `${all} ${all === 1 ? "neuron is" : "neurons are"} shown.`
+      : `${wanted.length} of ${all} are shown${wanted.length ? "" : ": none is so"}.`;
   choose(state.picture);
 }
 
-function card(neuron, at) {
-  const name = `${neuron.layer}, neuron ${neuron.neuron}`;
-  const article = make("article", null, { "aria-label": name, class: alike(neuron) ? "alike" : "" });
-  make("h3", `${at + 1}. ${name}`, {}, article);
-  const top = make("div", null, { class: "told" }, article);
-  const figure = make("figure", null, {}, top);
-  if (neuron.histogram) histogram(neuron.histogram, name, figure);
-  const list = make("dl", null, { class: "facts" }, top);
-  const facts = [
-    ["distance", distance(neuron)],
-    ["q", known(neuron.q) ? `${short(neuron.q)}: ${verdict(neuron)}` : "not tested"],
-  ];
-  if (known(neuron.shift))
-    facts.push(["shift", `${neuron.shift > 0 ? "+" : ""}${told(neuron.shift)} bins in ${DATA.names[1]}`]);
-  if (DATA.through) facts.push(["weight", told(neuron.weight)]);
-  if (known(neuron.share)) facts.push(["share", `${percent(neuron.share)} of the distance`]);
-  for (const [term, text] of facts) {
-    make("dt", term, {}, list);
-    make("dd", text, {}, list);
-  }
-  for (const [side, images] of neuron.images.entries()) strip(name, side, images, article);
+// How much of a stage differs. Its layers are named, so that a reader can find them above.
+function stageLine(name) {
+  const { layers } = allStages().find((stage) => stage.name === name);
+  const rows = DATA.layers.filter((row) => layers.includes(row.layer) && row.neurons);
+  const sum = (column) => rows.reduce((total, row) => total + row[column], 0);
+  const count = sum("neurons").toLocaleString("en");
+  const tested = DATA.groups.some((group) => known(group.q));
+  const said = tested ? `${sum("differing").toLocaleString("en")} of ${count} neurons differ` : `${count} neurons`;
+  return `${said}, in ${rows.length > 1 ? `layers ${layers[0]} to ${layers.at(-1)}` : layers[0]}.`;
+}
+
+function card(group) {
+  const name = `${group.layer}, neuron ${group.neuron}`;
+  const article = make("article", null, { "aria-label": name, class: alike(group) ? "alike" : "" });
+  const heading = make("h4", name, {}, article);
+  const others = group.others.length;
+  if (others) make("span", `, and ${others} like it`, { class: "quiet" }, heading);
+  if (!differs(group)) make("span", ` (${verdict(group)})`, { class: "quiet" }, heading);
+  make("p", group.caption, { class: "caption" }, article);
+  if (group.description) make("p", group.description, { class: "description" }, article);
+  if (group.failure) make("p", `Not described: ${group.failure}.`, { class: "quiet" }, article);
+  histogram(group.histogram, `Histograms of ${name}. ${group.caption}`, make("figure", null, {}, article), {
+    wide: 330,
+    tall: 84,
+    parting: group.parting,
+  });
+  for (const [side, images] of group.images.entries()) examples(group, name, side, images, article);
+  numbersOf(group, article);
   return article;
 }
 
-function strip(name, side, images, parent) {
-  const kind = side ? "second-name" : "first-name";
-  make("p", `${DATA.names[side]}: it reacts most to`, { class: `${kind} quiet` }, parent);
+function numbersOf(group, article) {
+  const details = make("details", null, {}, article);
+  make("summary", "Numbers", {}, details);
+  const facts = [
+    ["distance", distance(group)],
+    ["q", known(group.q) ? `${short(group.q)}: ${verdict(group)}` : "not tested"],
+  ];
+  if (known(group.shift))
+    facts.push(["shift", `${group.shift > 0 ? "+" : ""}${told(group.shift)} bins in ${DATA.names[1]}`]);
+  if (DATA.through) facts.push(["weight", told(group.weight)]);
+  if (known(group.share)) facts.push(["share", `${percent(group.share)} of the distance`]);
+  if (group.others.length) facts.push(["like it", group.others.join(", ")]);
+  factList(facts, details);
+}
+
+function examples(group, name, side, images, parent) {
+  const label = `${DATA.names[side]}: ${group.telling ? tellingWords(group, images) : "it reacts most to"}`;
+  make("p", label, { class: `${sideClass(side)} quiet` }, parent);
   if (!images?.length) {
-    make("p", images ? "no image" : "no images are kept of this neuron", { class: "quiet" }, parent);
+    const none = group.telling ? "none shows it clearly" : "no image";
+    make("p", images ? none : "no images are kept of this neuron", { class: "quiet" }, parent);
     return;
   }
-  const row = make(
-    "div",
-    null,
-    { class: "strip", role: "group", "aria-label": `Images of ${DATA.names[side]} for ${name}` },
-    parent,
-  );
-  for (const [k, [picture, reaction]] of images.entries()) {
+  const shown = images.map(([picture, number]) => {
+    const text = group.telling ? `${(100 * number).toFixed(0)}%` : told(number);
+    const said = group.telling
+      ? `${text} of its values are above ${short(group.parting.value)}`
+      : `reaction ${text}`;
+    return { picture, text, said };
+  });
+  strip(`Images of ${DATA.names[side]} for ${name}`, shown, parent);
+}
+
+// Whether these images lie on the upper or the lower side of where the histograms part.
+function tellingWords(group, images) {
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const many = mean(images.map(([, number]) => number)) > mean(group.parting.above);
+  return images.length ? `images with ${many ? "many" : "few"} values above it` : "images";
+}
+
+// A row of images, { picture, text, said }, that is one stop of the Tab key.
+function strip(label, shown, parent) {
+  const row = make("div", null, { class: "strip", role: "group", "aria-label": label }, parent);
+  for (const [k, { picture, text, said }] of shown.entries()) {
     const { name: file, place, image, why } = DATA.pictures[picture];
-    const said = `${file}, reaction ${told(reaction)}${why ? `; not shown: ${why}` : ""}`;
     const button = make(
       "button",
       null,
@@ -162,15 +255,15 @@ function strip(name, side, images, parent) {
         type: "button",
         "data-picture": picture,
         "aria-pressed": "false",
-        "aria-label": said,
-        title: `${place} (${told(reaction)})`,
+        "aria-label": `${file}, ${said}${why ? `; not shown: ${why}` : ""}`,
+        title: `${place} (${said})`,
         tabindex: k ? -1 : 0,
       },
       row,
     );
     if (image) make("img", null, { src: image, alt: "", width: 96, height: 96 }, button);
     else make("span", "not shown", { class: "gone" }, button);
-    make("span", told(reaction), { class: "reaction" }, button);
+    make("span", text, { class: "reaction" }, button);
     button.addEventListener("click", () => choose(state.picture === picture ? null : picture));
   }
   row.addEventListener("keydown", (event) => rove(event, [...row.children]));
@@ -182,21 +275,34 @@ function choose(picture) {
   for (const button of document.querySelectorAll("button[data-picture]"))
     button.setAttribute("aria-pressed", String(Number(button.dataset.picture) === picture));
   const at = picture === null ? null : DATA.pictures[picture];
-  const seen = DATA.neurons.filter((neuron) =>
-    neuron.images.some((images) => images?.some(([one]) => one === picture)),
+  const seen = DATA.groups.filter((group) =>
+    group.images.some((images) => images?.some(([one]) => one === picture)),
   );
+  const among = seen.map((group) => `${group.layer}[${group.neuron}]`).join(", ");
   $("selected").hidden = at === null;
   $("selected").textContent =
     at === null
       ? ""
-      : `${at.place}${at.why ? `: not shown, ${at.why}` : ""}. Among the first images of ${seen.map((neuron) => `${neuron.layer}[${neuron.neuron}]`).join(", ")}.`;
+      : `${at.place}${at.why ? `: not shown, ${at.why}` : ""}.${among ? ` Among the images of ${among}.` : ""}`;
 }
 
 // Beginning.
 
+function legend() {
+  const telling = DATA.groups.some((group) => group.telling);
+  const looked = DATA.looked ?? [0, 0];
+  return [
+    "Deep stages first: they tell more of what the images show. Of neurons that tell the same, because their means move together or their strongest images are the same, the one that differs most is shown.",
+    "The histograms have the share of activations in each part of a neuron's range, in its own units; heights are square roots of shares. The dashed line is the value above which the shares of the two differ most; they stand beside it.",
+    telling
+      ? `Below them are images whose values are those of one dataset rather than the other, of ${looked[0]} and ${looked[1]} images that were looked at again; on each stands the share of its values above the dashed line. Press one to name it, and to mark wherever else it stands; arrow keys move along a row.`
+      : "Below them are the images that the neuron reacts to most, with its mean activation over each. Press one to name it, and to mark wherever else it stands; arrow keys move along a row.",
+  ];
+}
+
 function update() {
   drawLayers();
-  drawTable();
+  drawTables();
   drawNeurons();
   document.body.dataset.drawn = String(Number(document.body.dataset.drawn ?? 0) + 1);
 }
@@ -209,16 +315,23 @@ function begin() {
   $("summary").textContent = DATA.summary;
   for (const note of DATA.notes) make("li", note, {}, $("notes"));
   pairLegend(...DATA.names, $("neurons-legend"));
-  for (const text of [
-    "The share of activations in each part of a neuron's range; heights are square roots of shares.",
-    "Below them the images that the neuron reacts to most, with its mean activation over each. Press one to name it, and to mark wherever else it stands; arrow keys move along a row.",
-  ])
-    make("p", text, { class: "quiet" }, $("neurons-legend"));
+  for (const text of legend()) make("p", text, { class: "quiet" }, $("neurons-legend"));
+  const stages = allStages().toReversed();
+  option($("stage"), "", "all stages");
+  for (const { name } of stages)
+    if (DATA.groups.some((group) => group.stage === name)) option($("stage"), name, name);
+  $("stage").parentElement.hidden = !stages.length;
   option($("layer"), "", "all layers");
-  for (const layer of new Set(DATA.neurons.map((neuron) => neuron.layer))) option($("layer"), layer, layer);
+  for (const layer of new Set(DATA.groups.map((group) => group.layer))) option($("layer"), layer, layer);
+  drawStageMeans();
+  drawUnlike();
   drawPanels((details, dataset) => {
     fillPanel(details, { ...dataset, facts: [...dataset.facts, ...DATA.shared] });
     photos(dataset.samples, details);
+  });
+  $("stage").addEventListener("change", () => {
+    state.stage = $("stage").value || null;
+    update();
   });
   $("layer").addEventListener("change", () => {
     state.layer = $("layer").value;
@@ -229,11 +342,12 @@ function begin() {
     update();
   });
   $("controls").addEventListener("submit", (event) => event.preventDefault());
-  $("numbers").addEventListener("toggle", drawTable);
+  for (const id of ["numbers", "first"]) $(id).addEventListener("toggle", drawTables);
   let width = $("layers").clientWidth;
   new ResizeObserver(() => {
     if ($("layers").clientWidth !== width) {
       width = $("layers").clientWidth;
+      drawStageMeans();
       drawLayers();
     }
   }).observe($("layers"));

@@ -10,9 +10,10 @@ counted, is named on the page with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from time import monotonic
 from typing import Any
 
@@ -21,19 +22,19 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import FALSE_DISCOVERY_RATE, notes_of
 from pipeline.dna import UNIFORM, Lens
 from pipeline.errors import VdnaError
-from pipeline.explaining import Explanation, Reactions
+from pipeline.explaining import Explanation, NamedImage, NeuronGroup, Reaction, TellingImage
+from pipeline.reporting.captions import caption, look_notes, shares_told
 from pipeline.reporting.conclusions import explanation_sentence
 from pipeline.reporting.html.dataset_panels import panel_of, spec_facts
 from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed, plain
 from pipeline.reporting.html.page_data import Link, Panel
 from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, rule_of, short_name
 from pipeline.reporting.report_options import SHOWN_IMAGES
-from pipeline.reporting.terminal import lacking_exemplars
 from pipeline.sources import Entry, find_entries
 from pipeline.wording import count_of
 
 MOST_NEURONS = 100
-"""The most neurons on a page, which are the first ones. The file of --out has all of them."""
+"""The most groups of neurons on a page, and the most neurons in its table: the first ones."""
 
 MOST_IMAGES = 8
 """The most images that are shown for a neuron and a dataset."""
@@ -72,7 +73,7 @@ class Why:
         found: The explanation.
         bins: Bins of a neuron's range.
         panels: One panel for each of the two datasets.
-        pictures: The images of the first neurons.
+        pictures: The images of the groups of neurons, and those most unlike the other dataset.
         about: Where all of it comes from.
         notes: What a reader should know first.
         shared: Facts that are the same for both datasets.
@@ -94,7 +95,7 @@ def gather_explanation(
     lens: Lens | None = None,
     samples: int = SHOWN_IMAGES,
 ) -> Why:
-    """Gathers the images of the first neurons, and some of each dataset.
+    """Gathers the images of the groups of neurons, and some of each dataset.
 
     An image that cannot be read becomes a `ShownImage` that says why; nothing is raised for it.
 
@@ -112,9 +113,9 @@ def gather_explanation(
     panels = [panel_of(catalogue, *of, samples, deadline) for of in versions.items()]
     spec = catalogue.spec(next(iter(versions.values())).spec)
     notes = notes_of(versions, lenses=[lens])
-    if len(found.reactions) > MOST_NEURONS:
+    if len(found.groups) > MOST_NEURONS:
         notes.append(
-            f"To keep this page small, it has the first {MOST_NEURONS} of {len(found.reactions)} "
+            f"To keep this page small, it has the first {MOST_NEURONS} of {len(found.groups)} "
             "neurons that were asked for; vdna explain --out writes them all."
         )
     about = (
@@ -136,19 +137,34 @@ def gather_explanation(
 # Images.
 
 
-def _shown(reactions: Reactions) -> list[tuple[Key, float]]:
-    """Returns the first images of a neuron in one dataset, with the neuron's reaction to each."""
-    return [((of.uri, of.member), of.reaction) for of in (reactions or ())[:MOST_IMAGES]]
+def _sides_of(group: NeuronGroup) -> Sequence[Sequence[Reaction | TellingImage] | None]:
+    """Returns the images of either dataset that are shown: of the difference, or else those kept.
+
+    None stands for a dataset that keeps none.
+    """
+    sides = group.exemplars if group.images is None else group.images
+    return [None if side is None else side[:MOST_IMAGES] for side in sides]
+
+
+def _named(found: Explanation) -> list[list[Key]]:
+    """Returns the images of either dataset that are named on the page, the first ones first."""
+    sides: list[list[NamedImage]] = [[], []]
+    for group in found.groups[:MOST_NEURONS]:
+        for side, images in zip(sides, _sides_of(group), strict=True):
+            side += images or ()
+    for side, unlike in zip(sides, found.look.unlike if found.look else (), strict=False):
+        side += unlike
+    return [[(of.uri, of.member) for of in side] for side in sides]
 
 
 def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict[Key, ShownImage]:
-    """Reads each image once, those of the first neurons first."""
-    shown = [[_shown(side) for side in sides] for sides in found.reactions[:MOST_NEURONS]]
-    order = list(dict.fromkeys(key for sides in shown for side in sides for key, _ in side))
+    """Reads each image once, those of the first groups first."""
+    shown = _named(found)
+    order = list(dict.fromkeys(key for keys in zip_longest(*shown) for key in keys if key))
     entries: dict[Key, Entry] = {}
     lost: dict[Key, str] = {}
     for at, (name, version) in enumerate(found.versions.items()):
-        wanted = {key for sides in shown for key, _ in sides[at]} - entries.keys()
+        wanted = set(shown[at]) - entries.keys()
         if not wanted:
             continue
         try:
@@ -206,13 +222,17 @@ def render_explanation(why: Why, links: Sequence[Link] = ()) -> bytes:
         "links": [(of.text, of.href) for of in links],
         "about": why.about,
         "summary": explanation_sentence(found),
-        "notes": [*lacking_exemplars(found).values(), *why.notes],
+        "notes": [*look_notes(found), *why.notes],
         "names": [a, b],
         "through": of.strip(),
         "bins": why.bins,
         "rate": FALSE_DISCOVERY_RATE,
         "layers": found.layers.to_pylist(),
-        "neurons": list(_neurons(found, places)),
+        "stages": dict(found.stages),
+        "groups": list(_groups(found, places)),
+        "unlike": _unlike(found, places),
+        "looked": found.look.images if found.look else None,
+        "neurons": found.neurons.slice(0, min(MOST_NEURONS, len(found.reactions))).to_pylist(),
         "shared": why.shared,
         "datasets": [plain(panel) for panel in why.panels],
     }
@@ -224,19 +244,41 @@ def render_explanation(why: Why, links: Sequence[Link] = ()) -> bytes:
         return room >= 0
 
     pictures = {"pictures": _embedded(why.pictures.values(), fits)}
-    return framed("explained", ["explained.js"], title, data | pictures)
+    return framed("explained", ["stages.js", "explained.js"], title, data | pictures)
 
 
-def _neurons(found: Explanation, places: Mapping[Key, int]) -> Iterable[dict[str, Any]]:
-    rows = found.neurons.slice(0, min(MOST_NEURONS, len(found.reactions))).to_pylist()
-    for at, (row, sides) in enumerate(zip(rows, found.reactions, strict=False)):
-        if at < len(found.shown):
-            row["histogram"] = vars(found.shown[at])
-        row["images"] = [
-            None if side is None else [[places[key], reaction] for key, reaction in _shown(side)]
-            for side in sides
-        ]
-        yield row
+def _groups(found: Explanation, places: Mapping[Key, int]) -> Iterator[dict[str, Any]]:
+    a, b = found.versions
+    for group in found.groups[:MOST_NEURONS]:
+        (row,) = found.neurons.slice(group.place, 1).to_pylist()
+        yield row | {
+            "stage": group.stage,
+            "others": group.others,
+            "histogram": vars(group.histogram),
+            "parting": vars(group.parting) | {"told": shares_told(*group.parting.above)},
+            "caption": caption(group, a, b),
+            "telling": group.images is not None,
+            "images": [
+                None
+                if side is None
+                else [[places[of.uri, of.member], _number_of(of)] for of in side]
+                for side in _sides_of(group)
+            ],
+            "description": group.description,
+            "failure": group.failure,
+        }
+
+
+def _number_of(image: Reaction | TellingImage) -> float:
+    return image.reaction if isinstance(image, Reaction) else image.above
+
+
+def _unlike(found: Explanation, places: Mapping[Key, int]) -> list[list[list[float]]]:
+    """Lists the images most unlike the other side, with the distances to it and to their own."""
+    sides = found.look.unlike if found.look else ()
+    return [
+        [[places[of.uri, of.member], of.to_other, of.to_own] for of in images] for images in sides
+    ]
 
 
 def _embedded(pictures: Iterable[ShownImage], fits: Callable[[str], bool]) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, compare, resolve_versions
 from pipeline.errors import known_error, redact
 from pipeline.events import Event, Listener, Said, ignore
-from pipeline.explaining import Ranking, explain
+from pipeline.explaining import LOOK, Ranking, explain
 from pipeline.reporting.html.dataset_panels import gather_matrix_page
 from pipeline.reporting.html.explanation_page import gather_explanation, render_explanation
 from pipeline.reporting.html.frame import asset, document
@@ -212,7 +212,15 @@ class LiveSite:
         )
 
     def _explanation(self, number: int, a: str, b: str) -> bytes:
-        found = explain(self._catalogue, a, b, at=number, spec=self._spec, progress=self._progress)
+        found = explain(
+            self._catalogue,
+            a,
+            b,
+            at=number,
+            spec=self._spec,
+            look=LOOK,
+            progress=self._progress,
+        )
         why = gather_explanation(self._catalogue, found, samples=self._samples)
         up = "../../"
         return render_explanation(why, from_pair(up, a, b, self._ranking_links(number, up)))

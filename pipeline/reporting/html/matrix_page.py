@@ -42,7 +42,7 @@ SCRIPT_PARTS = (
     *("datasets", "tables", "begin"),
 )
 
-MATRIX_SCRIPTS = tuple(f"matrix/{name}.js" for name in SCRIPT_PARTS)
+MATRIX_SCRIPTS = ("stages.js", *(f"matrix/{name}.js" for name in SCRIPT_PARTS))
 """The files of the page's script, in the order in which they run."""
 
 RATES = (0.01, 0.05, 0.1)

@@ -22,7 +22,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.comparing import Matrix
 from pipeline.errors import SourceError, UsageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
-from pipeline.explaining import Ranking, explain
+from pipeline.explaining import LOOK, Ranking, explain
 from pipeline.reporting.conclusions import DIFFERENT, verdicts
 from pipeline.reporting.html.explanation_page import gather_explanation, render_explanation
 from pipeline.reporting.html.frame import MOST, save_page
@@ -108,7 +108,7 @@ def write_site(
             a, b = matrix.names[i], matrix.names[j]
             link = _page_of("pairs", a, b)
             try:
-                found = explain(catalogue, a, b, at=at, spec=matrix.spec_digest)
+                found = explain(catalogue, a, b, at=at, spec=matrix.spec_digest, look=LOOK)
                 why = gather_explanation(catalogue, found, samples=samples)
             except VdnaError as error:
                 notes.append(f"{a} and {b} cannot be explained: {error}")

@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline import images, storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.errors import BadImage, TransientError, VdnaError
+from pipeline.explaining import is_far
 from pipeline.sources import Entry, Members
 from pipeline.spec import Preprocess
 
@@ -27,9 +28,6 @@ MAX_SHOWN_BYTES, MAX_SHOWN_PIXELS = 32 * 2**20, 50_000_000
 THUMBNAIL = Preprocess(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3)
 """How an image is read where no rule is given."""
 
-ALIKE_BITS = 6
-"""Images are taken for one photograph if at most so many bits of their `fingerprint` differ."""
-
 DECODE_SECONDS = 10.0
 
 _ONE_DECODER = Lock()
@@ -38,18 +36,10 @@ _ONE_DECODER = Lock()
 SAMPLING_SECONDS = 120.0
 """The time limit for all images of a page, in case a store does not answer."""
 
-NEAR = 64 * 2**20
-"""The most bytes of a compressed tar that are unpacked for a sample."""
-
 
 def rule_of(catalogue: Catalogue, version: Version) -> Preprocess:
     """Returns the rule by which a version's images are read: that of the network's input."""
     return catalogue.spec(version.spec).preprocess
-
-
-def is_far(entry: Entry) -> bool:
-    """Tells whether an image lies deep in a compressed tar, which must be read from its start."""
-    return entry.access.startswith("tar ") and entry.position > NEAR
 
 
 def short_name(uri: str, member: str) -> str:
@@ -157,17 +147,3 @@ def encoded(pixels: images.Pixels) -> str:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "WEBP", quality=70)
     return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def fingerprint(pixels: images.Pixels) -> int:
-    """Returns 64 bits that change little if an image is resized or recoded (a difference hash).
-
-    Each bit tells whether the image becomes brighter from one place to the next on its right.
-    """
-    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((9, 8)), np.int16)
-    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
-
-
-def is_one_photograph(one: int, other: int) -> bool:
-    """Tells whether two fingerprints are most likely of one photograph."""
-    return (one ^ other).bit_count() <= ALIKE_BITS

@@ -85,69 +85,10 @@ async function layerRows(i, j) {
   );
 }
 
-// What differs, by stage of the network. The mean of the layers' intervals is no narrower than the
-// interval of the mean, since it takes the layers' errors to be one and the same.
+// What differs, by stage of the network.
 function stages(rows, parent) {
-  const names = [...new Set(view.matrix.stages.filter(Boolean))];
-  const found = names
-    .map((name) => {
-      const layers = rows.filter(
-        (row) => view.matrix.stages[row.index] === name && Number.isFinite(row.bins.distance),
-      );
-      const mean = (column) => layers.reduce((sum, row) => sum + row.bins[column], 0) / layers.length;
-      const tested = layers.filter((row) => Number.isFinite(row.bins.q));
-      const barred = layers.every(({ bins }) => Number.isFinite(bins.low) && Number.isFinite(bins.high));
-      return {
-        name,
-        layers: layers.length,
-        tested: tested.length,
-        differing: tested.filter((row) => row.bins.q < state.rate).length,
-        value: mean("distance"),
-        low: barred ? mean("low") : NaN,
-        high: barred ? mean("high") : NaN,
-      };
-    })
-    .filter((stage) => stage.layers);
-  if (!found.length) return;
-  make("h3", "What differs, by stage of the network", {}, parent);
-  make("p", stagesInWords(found), { class: "words" }, parent);
-  intervals(
-    found.map((stage) => ({
-      ...stage,
-      here: false,
-      alike: stage.tested > 0 && !stage.differing,
-      plain: stage.tested
-        ? `, ${stage.differing} of ${stage.tested} ${stage.tested === 1 ? "layer" : "layers"}`
-        : "",
-    })),
-    Math.min(480, $("pair-body").clientWidth || 440),
-    parent,
-  );
-  make(
-    "p",
-    `Mean distance of the stage's layers, in bins${found.some((stage) => stage.tested) ? ", and how many of those that are tested are told apart" : ""}. The names are a rule of thumb for how deep a layer lies, not a finding: in networks that were trained on ImageNet, the first layers react to colour and edges, then to texture, then to shape, and the last ones to objects.`,
-    { class: "quiet" },
-    parent,
-  );
-}
-
-function stagesInWords(found) {
-  const listed = (of) => {
-    const names = of.map((stage) => `in ${stage.name}`);
-    return names.length > 1 ? `${names.slice(0, -1).join(", ")}, and ${names.at(-1)}` : names[0];
-  };
-  const tested = found.filter((stage) => stage.tested);
-  if (!tested.length) return "No layer is tested: differences may be chance.";
-  const apart = tested.filter((stage) => stage.differing);
-  if (!apart.length) return "They are told apart in no layer.";
-  const [all, some] = [apart.length === found.length, listed(apart)];
-  const where = all ? "They are told apart at every stage" : `They are told apart ${some}`;
-  const first = apart.reduce((most, stage) => (stage.value > most.value ? stage : most));
-  const clear = found.every((stage) => stage === first || first.low > stage.high);
-  if (found.length === 1 || !found.every((stage) => Number.isFinite(stage.low))) return `${where}.`;
-  return clear
-    ? `${where}, and most in ${first.name}.`
-    : `${where}. By their intervals, no stage differs more than all others.`;
+  const layers = rows.map((row) => ({ stage: view.matrix.stages[row.index], ...row.bins }));
+  drawStages(stageMeans(layers, state.rate), Math.min(480, $("pair-body").clientWidth || 440), parent);
 }
 
 // The command that writes the explanation of the pair: which neurons differ, and on which images.
@@ -265,6 +206,6 @@ function neurons(i, j, parent) {
       {},
       figure,
     );
-    histogram(neuron, `${neuron.layer}, neuron ${neuron.neuron}`, figure);
+    histogram(neuron, `Histograms of ${neuron.layer}, neuron ${neuron.neuron}`, figure);
   }
 }

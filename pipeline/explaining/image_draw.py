@@ -1,0 +1,77 @@
+"""Draws images of a dataset, by a hash of what identifies them.
+
+>>> drawn_images(catalogue, "sunny", version, 100, set())            # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from hashlib import blake2b
+from heapq import nsmallest
+from operator import itemgetter
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Version
+from pipeline.sources import Entry, number_of_shards, read_shard
+
+NEAR = 64 * 2**20
+"""The most bytes of a compressed tar that are unpacked for a sample."""
+
+
+def is_far(entry: Entry) -> bool:
+    """Tells whether an image lies deep in a compressed tar, which must be read from its start."""
+    return entry.access.startswith("tar ") and entry.position > NEAR
+
+
+def drawn_images(
+    catalogue: Catalogue, name: str, version: Version, count: int, failed: set[tuple[str, str]]
+) -> list[Entry]:
+    """Draws counted images by a hash of what identifies them.
+
+    Shards are drawn by a hash too, because a manifest may be too large to be read.
+
+    Args:
+        catalogue: Where the dataset is.
+        name: Its name.
+        version: Its version.
+        count: The most images to draw.
+        failed: The uri and member of each image that could not be counted.
+
+    Returns:
+        At most `count` images, the same ones every time. Those of another group, or of a name that
+        begins otherwise, come before a second one of the same.
+    """
+    uri = catalogue.uri("manifests", version.spec, name, version.manifest)
+    found: list[tuple[bytes, Entry]] = []
+    with storage.open_random(uri) as file:
+        shards = number_of_shards(file, uri)
+        drawn = sorted(range(shards), key=lambda shard: _hash(version.manifest, str(shard)))
+        each = -(-4 * count // max(1, min(shards, count)))
+        for shard in drawn[: 2 * count]:
+            if len(found) >= 4 * count:
+                break
+            members = (
+                (_hash(entry.identity, entry.uri, entry.member), entry)
+                for entry in read_shard(file, shard, uri).members
+                if (entry.uri, entry.member) not in failed and not is_far(entry)
+            )
+            found += nsmallest(each, members, key=itemgetter(0))
+    turns: Counter[str] = Counter()
+    order = []
+    for key, entry in sorted(found, key=itemgetter(0)):
+        kind = origin_of(entry)
+        order.append((turns[kind], key, entry))
+        turns[kind] += 1
+    return [entry for *_, entry in sorted(order, key=itemgetter(0, 1))[:count]]
+
+
+def _hash(*texts: str) -> bytes:
+    return blake2b("\0".join(texts).encode(), digest_size=16).digest()
+
+
+def origin_of(entry: Entry) -> str:
+    """Returns what images of one origin have in common: a group, or the name before a number."""
+    named = entry.member or entry.uri
+    folder, _, file = named.rpartition("/")
+    return entry.group or f"{folder}/{re.split('[0-9]', file, maxsplit=1)[0]}"
