@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
@@ -138,6 +139,30 @@ def shortened(value: object, longest: int = 200) -> str:
     """Returns the `repr` of a value, cut after so many characters."""
     text = repr(value)
     return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def first_rows(rows: Sequence[Mapping[str, object]], most: int = 3) -> str:
+    """Shows the first rows of a table, for the end of an error's message.
+
+    Args:
+        rows: Rows by column. Only text, numbers and the like are shown.
+        most: How many rows to show.
+
+    Returns:
+        A sentence with the rows, or nothing if there are none.
+    """
+    shown = [
+        shortened({name: value for name, value in row.items() if not _is_long(value)})
+        for row in rows[:most]
+    ]
+    return f". Its first rows: {' '.join(shown)}" if shown else ""
+
+
+def _is_long(value: object) -> bool:
+    """Tells whether a value holds bytes, such as an image, which would say nothing."""
+    if isinstance(value, Mapping):
+        return any(map(_is_long, value.values()))
+    return isinstance(value, bytes | bytearray)
 
 
 class VdnaError(Exception):

@@ -101,7 +101,7 @@ class SelectionOptions(Options):
     exclude: Annotated[str | None, Option("Leave out names that match this glob.")] = None
     image_column: Annotated[
         str | None,
-        Option("Column with the images, if Parquet or Arrow files have several such columns."),
+        Option("Column with the images, or with their names, if a table has several such columns."),
     ] = None
     allow_query: Annotated[
         str | None,
@@ -131,15 +131,16 @@ class GroupingOptions(Options):
         str | None,
         Option(
             "Keep images together that depend on each other, such as frames of a video: by this "
-            "column of a table, or by this number of leading folders.",
+            "column of a table or archive, or by this number of leading folders.",
             numeral=True,
         ),
     ] = None
     by: Annotated[
         str | None,
         Option(
-            "Also build a dataset NAME/VALUE for each value of this column of a table, or of this "
-            "number of leading folders; a dash stands for what a name cannot hold. '' ends it.",
+            "Also build a dataset NAME/VALUE for each value of this column of a table or archive, "
+            "or of this number of leading folders; a dash stands for what a name cannot hold. '' "
+            "ends it.",
             numeral=True,
         ),
     ] = None

@@ -1,4 +1,4 @@
-"""Reads a user's list of images (text) or table of images (CSV or Parquet).
+"""Reads a user's list of images (text) or table of images.
 
 >>> for item in objects_in_list("s3://bucket/list.txt", "s3://bucket"):   # doctest: +SKIP
 ...     print(item.uri, item.size)
@@ -9,30 +9,29 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isnan
-from posixpath import splitext
 from typing import Any, NamedTuple, cast
-
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError, VdnaError, shortened
 from pipeline.sources.archives.contents import archive_kind
+from pipeline.sources.coco import COCO_COLUMNS, coco_folder
 from pipeline.sources.manifest_file import MANIFEST_SCHEMA
 from pipeline.sources.map_in_order import map_in_order
 from pipeline.sources.rules import Rules
+from pipeline.sources.table_file import TableFile
 from pipeline.storage import Stored
+from pipeline.wording import option
 
 LIST_EXTENSION = ".txt"
 
 LONGEST_LINE = 2**16
 """The most characters of a line. A file without line breaks would be held whole otherwise."""
 
-TABLE_EXTENSIONS = frozenset({".csv", ".parquet"})
+NAME_COLUMNS = ("uri", "path", "file_name", "image", "url")
+"""Columns that may name images. `uri` does if it is there."""
 
 TABLE_COLUMNS = ("uri", "member", "size", "identity")
 """Columns of a user's table that have a meaning; all others are labels."""
@@ -100,20 +99,20 @@ class TableRow(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceTable:
-    """A user's table of images: Parquet or CSV, with a column `uri` and one image a row.
+    """A user's table of images, with one image a row and a column that names it.
 
     A column `member` names a member of an archive. If `size` and `identity` are given, the object
     is not looked up; a wrong identity is found when the image is read. All other columns are
     labels.
 
     Attributes:
-        uri: The table.
-        columns: The names of its columns.
+        file: The table.
+        name: The column that names images.
         group: The column that names groups, or None.
     """
 
-    uri: str
-    columns: tuple[str, ...]
+    file: TableFile
+    name: str
     group: str | None
 
     @classmethod
@@ -122,34 +121,23 @@ class SourceTable:
 
         Args:
             uri: The table.
-            rules: What names a group.
+            rules: What names a group, and what names an image if several columns may.
 
         Returns:
             The table, or None if the object is none: a folder, or a Parquet file of images.
 
         Raises:
-            UsageError: A column that is needed is missing, or a name is there twice.
+            UsageError: A column that is needed is missing, or a name is there twice. The message
+                shows the first rows.
         """
-        extension = splitext(uri)[1].lower()
-        if extension not in TABLE_EXTENSIONS:
+        file = TableFile.open(uri)
+        if file is None:
             return None
-        try:
-            storage.info(uri)
-        except SourceError:
+        name = cls._find_name(file, rules)
+        if name is None:
             return None
-        with _as_table(uri), storage.open_random(uri) as file:
-            if extension == ".csv":
-                columns = tuple(pyarrow.csv.open_csv(file).schema.names)
-            else:
-                columns = tuple(pq.ParquetFile(file).schema_arrow.names)
-        if "uri" not in columns:
-            if extension == ".parquet":
-                return None
-            raise UsageError(
-                f"{uri} has no column uri, with one image's path or url a row; it has: "
-                f"{', '.join(columns)}"
-            )
-        twice = sorted({name for name in columns if columns.count(name) > 1})
+        columns = file.columns
+        twice = sorted({column for column in columns if columns.count(column) > 1})
         if twice or "" in columns:
             raise UsageError(
                 f"{uri} must have columns of different names; these are not: {twice or ['']}"
@@ -157,14 +145,63 @@ class SourceTable:
         if rules.group_column is not None and rules.group_column not in columns:
             raise UsageError(
                 f"group-by is {rules.group_column!r}; {uri} has no such column; it has: "
-                f"{', '.join(columns)}"
+                f"{', '.join(columns)}{file.head()}"
             )
-        return cls(uri, columns, rules.group_column)
+        return cls(file, name, rules.group_column)
+
+    @staticmethod
+    def _find_name(file: TableFile, rules: Rules) -> str | None:
+        """Chooses the column that names images.
+
+        Returns:
+            The column; None for a table that holds images themselves.
+
+        Raises:
+            UsageError: No column names images, or several may.
+        """
+        found = [column for column in NAME_COLUMNS if column in file.text]
+        if "uri" in file.columns:
+            return "uri"
+        if file.embedded:
+            return None
+        if rules.image_column in file.columns:
+            return rules.image_column
+        if file.columns == COCO_COLUMNS:
+            return "file_name"
+        if len(found) == 1 and rules.image_column is None:
+            return found[0]
+        if len(found) > 1 and rules.image_column is None:
+            raise UsageError(
+                f"{file.uri} has {len(found)} columns that may name images: {', '.join(found)}; "
+                f"choose one with {option('image_column')}{file.head()}"
+            )
+        wanted = rules.image_column or f"{', '.join(NAME_COLUMNS[:-1])} or {NAME_COLUMNS[-1]}"
+        raise UsageError(
+            f"{file.uri} has no column {wanted}, with one image's path or url a row; it has: "
+            f"{', '.join(file.columns)}{file.head()}"
+        )
+
+    @property
+    def uri(self) -> str:
+        """The table."""
+        return self.file.uri
+
+    def folder(self, parent: str) -> str:
+        """Returns the folder that relative paths start from.
+
+        Args:
+            parent: The folder of the table.
+        """
+        if self.file.columns != COCO_COLUMNS or self.name != "file_name":
+            return parent
+        first = next(self.file.rows(), None)
+        return parent if first is None else coco_folder(self.uri, first["file_name"])
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the labels: all columns without a meaning of their own."""
-        return tuple(n for n in self.columns if n not in (*TABLE_COLUMNS, *MANIFEST_SCHEMA.names))
+        own = (self.name, *TABLE_COLUMNS, *MANIFEST_SCHEMA.names)
+        return tuple(column for column in self.file.columns if column not in own)
 
     def rows(self, parent: str, rules: Rules) -> Iterator[TableRow]:
         """Looks up what the rows name.
@@ -180,11 +217,12 @@ class SourceTable:
         def look_up(numbered: tuple[int, dict[str, Any]]) -> TableRow:
             number, row = numbered
             with _named_in_errors(f"{self.uri}, row {number}"):
-                if not isinstance(row["uri"], str) or not row["uri"]:
+                given = row[self.name]
+                if not isinstance(given, str) or not given:
                     raise SourceError(
-                        f"the column uri must hold text; here it is {shortened(row['uri'])}"
+                        f"the column {self.name} must hold text; here it is {shortened(given)}"
                     )
-                name = _absolute(row["uri"], parent, rules)
+                name = _absolute(given, parent, rules)
                 if row.get("identity") and not _is_missing(row.get("size")):
                     item = Stored(name, _size(row["size"]), str(row["identity"]), None)
                 else:
@@ -195,20 +233,7 @@ class SourceTable:
                 labels = tuple(_text(row[label]) for label in self.labels)
                 return TableRow(item, str(row.get("member") or ""), group, labels)
 
-        yield from map_in_order(look_up, enumerate(self._read(), 1))
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        with _as_table(self.uri), storage.open_random(self.uri) as file:
-            batches: Iterable[pa.RecordBatch]
-            if splitext(self.uri)[1].lower() == ".csv":
-                text = pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(self.columns, pa.string())
-                )
-                batches = pyarrow.csv.open_csv(file, convert_options=text)
-            else:
-                batches = pq.ParquetFile(file).iter_batches(batch_size=4096)
-            for batch in batches:
-                yield from batch.to_pylist()
+        yield from map_in_order(look_up, enumerate(self.file.rows(), 1))
 
 
 def _is_missing(value: object) -> bool:
@@ -231,14 +256,6 @@ def _size(value: object) -> int:
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
-
-
-@contextlib.contextmanager
-def _as_table(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise SourceError(f"{uri} cannot be read as a table: {error}") from error
 
 
 @contextlib.contextmanager

@@ -42,9 +42,10 @@ class Rules:
         include: A shell pattern. Only files count whose path below the source, or whose bare name,
             matches it. The members of an archive lie below it, as in a folder.
         exclude: A shell pattern for files that do not count.
-        group_by: The number of leading folders that name a group, or a column of a table.
-        image_column: The column that holds images, if Parquet or Arrow files have several.
-        by: What parts are made by: the number of leading folders, or a column of a table.
+        group_by: What names a group: the number of leading folders, or a column of a table or an
+            archive.
+        image_column: The column that holds or names images, if a table has several.
+        by: What parts are made by: likewise.
         allow_query: Names of parameters, with commas between, that queries of urls may have.
     """
 
@@ -60,7 +61,7 @@ class Rules:
             if (depth := folder_depth(value)) is not None and depth < 1:
                 raise UsageError(
                     f"{option} is {value!r}; give the number of leading folders below the source "
-                    "to go by (1 for source/video17/frame.jpg), or a column of a table"
+                    "to go by (1 for source/video17/frame.jpg), or a column of a table or archive"
                 )
 
     def canonical(self, url: str) -> str:

@@ -3,8 +3,8 @@
     >>> list_source("photos/").ignored                        # doctest: +SKIP
     {'.txt': 3}
 
-A source is a folder or prefix, a glob, one object, a text list, or a table (Parquet or CSV) with a
-column `uri`. Archives among its objects are looked into (see `pipeline.sources.archives`). Files
+A source is a folder or prefix, a glob, one object, a text list, or a table with a column that names
+images. Archives among its objects are looked into (see `pipeline.sources.archives`). Files
 of well-known other kinds are ignored by their names, and counted. Everything else is a candidate
 whatever its name says: its content decides when it is decoded (see `pipeline.images`).
 """
@@ -27,15 +27,15 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.events import Listener, Said, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_index
-from pipeline.sources.archives.index import ArchiveIndex
+from pipeline.sources.archives.index import ArchiveIndex, label_column
 from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list
 from pipeline.sources.map_in_order import map_in_order
 from pipeline.sources.parallel_listing import list_pages
-from pipeline.sources.rules import FOLDERS, Rules, other_kind
+from pipeline.sources.rules import Rules, other_kind
 from pipeline.storage import Stored
-from pipeline.wording import count_of
+from pipeline.wording import count_of, option
 
 PAGE_OBJECTS = 1000
 
@@ -107,10 +107,13 @@ class _SourceLister:
         self._uri = rules.canonical(text)
         self._table = SourceTable.open(self._uri, rules)
         self._labels = self._choose_labels()
+        self._archive_labels = self._choose_archive_labels()
         self._kind = self._find_kind()
         self._source = self._root = self._uri  # what was listed; what paths are relative to
         if self._kind in ("table", "list"):
             self._root = self._uri.rpartition("/")[0]
+            if self._table is not None:
+                self._root = self._table.folder(self._root)
         elif self._kind == "glob":
             fixed = text.split("*")[0].split("?")[0].split("[")[0]
             self._source = self._root = rules.canonical(fixed.rpartition("/")[0] or ".")
@@ -124,25 +127,42 @@ class _SourceLister:
     def _choose_labels(self) -> tuple[str, ...]:
         rules, table = self._rules, self._table
         if table is None:
-            by_column = rules.by if rules.label_depth is None else None
-            for option, column in (("group-by", rules.group_column), ("by", by_column)):
-                if column is not None:
-                    raise UsageError(
-                        f"{option} is {column!r}, and {self._text} is not a table; give "
-                        "a number of "
-                        "leading folders, or a table (Parquet or CSV) that has the column"
-                    )
-            return (FOLDERS,) if rules.label_depth else ()
+            return (rules.label,) if rules.label else ()
         if rules.label_depth:
             raise UsageError(
                 f"by is {rules.by!r}, a number of folders, and {self._text} is a table; name one "
-                f"of its labels: {', '.join(table.labels)}"
+                f"of its labels: {', '.join(table.labels)}{table.file.head()}"
             )
         if rules.by is not None and rules.by not in table.labels:
             raise UsageError(
                 f"by is {rules.by!r}; the labels of {self._text} are: {', '.join(table.labels)}"
+                f"{table.file.head()}"
             )
         return table.labels
+
+    def _choose_archive_labels(self) -> tuple[str, ...]:
+        """Returns the labels that archives have to tell: those that are no folders."""
+        rules = self._rules
+        if self._table is not None:
+            return ()
+        by_column = rules.by if rules.label_depth is None else None
+        return tuple(dict.fromkeys(name for name in (by_column, rules.group_column) if name))
+
+    def _refuse_label(self, path: str) -> None:
+        """Says that a single image has no labels but its folders.
+
+        Raises:
+            UsageError: Always.
+        """
+        name = self._archive_labels[0]
+        choice = "by" if name == self._rules.by else "group_by"
+        folders = path.split("/")[:-1]
+        lies = f" lies in the folder {folders[0]!r}" if folders else ""
+        raise UsageError(
+            f"{choice.replace('_', '-')} is {name!r}, and {self._text} is not a table or an "
+            f"archive with labels: {path or self._text}{lies or ' is an image'}. "
+            f"{option(choice, 1)} goes by the first folder"
+        )
 
     def _find_kind(self) -> str:
         store = storage.store_of(self._uri)
@@ -218,7 +238,12 @@ class _SourceLister:
         if not self._archives:
             return
         self._progress(Said(f"looking into {count_of(len(self._archives), 'archive')}"))
-        task = partial(encoded_index, image_column=self._rules.image_column, cache=cache)
+        task = partial(
+            encoded_index,
+            image_column=self._rules.image_column,
+            cache=cache,
+            labels=self._archive_labels,
+        )
         many = map_in_order if mapper is None or mapper.in_process else mapper.map
         for uri, data in many(task, [found.item for found in self._archives.values()]):
             index = None if data is None else ArchiveIndex.decode(data, uri)
@@ -260,6 +285,8 @@ class _SourceLister:
         elif kind := other_kind(item.uri):
             self._candidates.ignored[kind] += 1
         else:
+            if self._archive_labels:
+                self._refuse_label(path)
             group = self._folder_group(item.uri) if group is None else group
             labels = labels if self._table else self._folder_label(item.uri)
             self._candidates.add(item.uri, "", item.size, item.identity, group, labels=labels)
@@ -300,6 +327,7 @@ class _SourceLister:
             raise SourceError(f"{item.uri} has no member {min(missing)!r}, which is listed")
         members_are_files = archive_kind(item.uri) not in TABLES
         kept, groups, labels = [], [], []
+        told = [index.members[label_column(number)].to_pylist() for number in range(index.labels)]
         for number, name in enumerate(names):
             named = archive.members.get(name) or archive.members.get("")
             if named is None:
@@ -312,8 +340,15 @@ class _SourceLister:
                 kept.append(number)
                 group, of_row = named
                 uri = f"{item.uri}/{name}"
+                its = {label: told[at][number] for at, label in enumerate(self._archive_labels)}
+                if self._rules.group_column in its:
+                    group = its[self._rules.group_column] or ""
                 groups.append(self._folder_group(uri) if group is None else group)
-                labels.append(of_row if self._table else self._folder_label(uri))
+                if self._table is None:
+                    of_row = (
+                        (its[self._rules.by],) if self._rules.by in its else self._folder_label(uri)
+                    )
+                labels.append(of_row)
         table = index.members.take(pa.array(kept, pa.int64()))
         columns = {name: table[name] for name in ("member", "size", "position", "access")} | {
             "uri": pa.array([item.uri] * table.num_rows, pa.string()),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import shutil
+import tarfile
 from collections import Counter as Tally
 from collections import defaultdict
 from contextlib import nullcontext
@@ -13,6 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,6 +133,34 @@ def test_each_part_equals_a_pass_over_it_alone_and_each_image_is_read_once(
     again = run(place, source, by=None)
     assert not again.changed
     assert again.parts == result.parts
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_labels_in_archives_make_the_parts_that_folders_make(
+    kind: str, place: Catalogue, source: Path, tmp_path: Path
+) -> None:
+    (source / "rain" / "cut.jpg").unlink()
+    (source / "neither.jpg").unlink()
+    images = {path: path.parent.name for path in sorted(source.rglob("*.jpg"))}
+    archive = tmp_path / f"photos.{kind}"
+    if kind == "parquet":
+        columns = {"image": [path.read_bytes() for path in images], "label": [*images.values()]}
+        pq.write_table(pa.table(columns), archive, row_group_size=3)
+    else:
+        with tarfile.open(archive, "w") as tar:
+            for path, label in images.items():
+                fields = path.with_suffix(".json")
+                fields.write_text(json.dumps({"label": label}))
+                tar.add(path, path.name)
+                tar.add(fields, fields.name)
+                fields.unlink()
+    result = run(place, archive, by="label")
+    assert {name: part.images for name, part in result.parts.items()} == {
+        "photos/rain": 4,
+        "photos/sun": 3,
+    }
+    holds(place, source, failed=False)
+    assert not run(place, archive, by=None).changed
 
 
 @pytest.mark.filterwarnings("ignore:1 of 5 images could not be read")

@@ -233,8 +233,8 @@ def test_a_table_names_the_row_that_is_wrong(tmp_path: Path) -> None:
         path = write_table(tmp_path / "t.csv", {"uri": ["a.png", uri], "x": ["1", "2"]})
         with pytest.raises(SourceError, match=rf"t\.csv, row 2: .*{what}"):
             list_source(path)
-    path = write_table(tmp_path / "t.csv", {"path": ["a.png"], "x": ["1"]})
-    with pytest.raises(UsageError, match=r"has no column uri.*it has: path, x"):
+    path = write_table(tmp_path / "t.csv", {"picture": ["a.png"], "x": ["1"]})
+    with pytest.raises(UsageError, match=r"has no column uri, .*it has: picture, x"):
         list_source(path)
     (tmp_path / "t.csv").write_bytes(b"uri,x\na.png,1,2,3\n")
     with pytest.raises(SourceError, match="cannot be read as a table"):

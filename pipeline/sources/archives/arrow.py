@@ -11,9 +11,10 @@ from itertools import groupby
 
 import pyarrow as pa
 
-from pipeline.errors import BadImage
+from pipeline.errors import BadImage, SourceError
 from pipeline.sources.archives.access import column_details
 from pipeline.sources.archives.archive_file import ArchiveFile, Contents, archive_defects
+from pipeline.sources.archives.class_labels import label_arrays, require_columns
 from pipeline.sources.archives.image_column import add_rows, column_contents, find_image_column
 from pipeline.sources.archives.index import IndexBuilder
 from pipeline.sources.entry import Entry
@@ -38,18 +39,24 @@ def index_arrow(file: ArchiveFile, builder: IndexBuilder, named: str | None) -> 
     Raises:
         BadImage: The file is damaged.
     """
-    column = None
+    column, schema = None, None
     for at, metadata, kind, header in _messages(file):
         if kind == _SCHEMA_MESSAGE:
-            column = find_image_column(_schema(file, at), named, file.uri)
+            schema = _schema(file, at)
+            column = find_image_column(schema, named, file.uri)
             if column is None:
                 return False
+            _schema(file, at, builder.labels)  # says so if a label cannot be read
         elif kind == _BATCH_MESSAGE:
-            if column is None:
+            if column is None or schema is None:
                 raise BadImage("corrupt", "there are rows before the schema")
             place = _field(metadata, header, 0)
             count = struct.unpack_from("<q", metadata, place)[0] if place else 0
-            add_rows(file, builder, count, "arrow", at, builder.end, column=column)
+            labels: list[pa.Array] = []
+            if builder.labels:  # the batch can only be read whole
+                labels = label_arrays(_batch(file, at, schema), builder.labels)
+            numbers = at, builder.end
+            add_rows(file, builder, count, "arrow", *numbers, column=column, labels=labels)
     if column is None:
         raise BadImage("corrupt", "there is no schema")
     return True
@@ -108,12 +115,24 @@ def _field(data: bytes, table: int, number: int) -> int:
     return table + offset if offset else 0
 
 
-def _schema(file: ArchiveFile, at: int) -> pa.Schema:
-    """Returns the schema, with dictionaries replaced by their indices, as values do not matter."""
+def _schema(file: ArchiveFile, at: int, labels: Sequence[str] = ()) -> pa.Schema:
+    """Returns the schema, with dictionaries replaced by their indices: their values are not read.
+
+    Raises:
+        SourceError: A label is missing, or it is a dictionary.
+    """
     file.seek(at)
     schema = pa.ipc.read_schema(pa.ipc.read_message(file))
+    require_columns(labels, schema, file.uri)
+    for label in labels:
+        if pa.types.is_dictionary(schema.field(label).type):
+            raise SourceError(
+                f"{file.uri}: the column {label!r} is encoded by a dictionary, which is not read "
+                "for labels; write it as plain values, or as Parquet"
+            )
     return pa.schema(
-        [f.with_type(f.type.index_type) if pa.types.is_dictionary(f.type) else f for f in schema]
+        [f.with_type(f.type.index_type) if pa.types.is_dictionary(f.type) else f for f in schema],
+        metadata=schema.metadata,
     )
 
 
@@ -136,10 +155,21 @@ def rows_of_arrow(file: ArchiveFile, entries: Sequence[Entry]) -> Contents:
 
 
 def _column(file: ArchiveFile, at: int, schema: pa.Schema, name: str) -> Iterator[pa.Array]:
-    """Reads one column of a record batch, which can only be read whole.
+    """Reads one column of a record batch.
 
     Yields:
         The column, as the only piece.
+    """
+    column = _batch(file, at, schema).column(name)
+    column.validate(full=True)
+    yield column
+
+
+def _batch(file: ArchiveFile, at: int, schema: pa.Schema) -> pa.RecordBatch:
+    """Reads a record batch, which can only be read whole.
+
+    Returns:
+        The batch.
 
     Raises:
         BadImage: The batch is too large.
@@ -152,9 +182,7 @@ def _column(file: ArchiveFile, at: int, schema: pa.Schema, name: str) -> Iterato
             "too_many_bytes",
             f"a record batch of {size} bytes; write smaller ones (the limit is {MAX_BATCH_BYTES})",
         )
-    column = pa.ipc.read_record_batch(message, schema).column(name)
-    column.validate(full=True)
-    yield column
+    return pa.ipc.read_record_batch(message, schema)
 
 
 def _unpacked_bytes(message: pa.Message) -> int:

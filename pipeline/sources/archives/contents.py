@@ -10,6 +10,8 @@ member that was listed is lost, and no archive ends a build. Nothing is unpacked
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline import storage
 from pipeline.errors import BadImage, CorruptFile, SourceError
 from pipeline.sources.archives.archive_file import ArchiveFile, archive_defects, open_archive
@@ -38,7 +40,9 @@ def archive_kind(uri: str) -> str | None:
     return next((kind for kind, ends in _EXTENSIONS.items() if name.endswith(ends)), None)
 
 
-def index_archive(item: Stored, image_column: str | None = None) -> ArchiveIndex | None:
+def index_archive(
+    item: Stored, image_column: str | None = None, labels: Sequence[str] = ()
+) -> ArchiveIndex | None:
     """Lists every candidate in an archive.
 
     A damaged archive has one more candidate, with an empty name, which fails; the members before
@@ -48,14 +52,16 @@ def index_archive(item: Stored, image_column: str | None = None) -> ArchiveIndex
     Args:
         item: The archive.
         image_column: The column that holds images, if a table has several.
+        labels: Names of labels to read: columns of a table, or of the samples of a tar.
 
     Returns:
         The index, or None for a table without a column of images.
 
     Raises:
-        SourceError: A table has several columns that may be images, or not the one that is named.
+        SourceError: A table has several columns that may be images, or not the one that is named;
+            or a label is not there.
     """
-    builder = IndexBuilder()
+    builder = IndexBuilder(labels)
     with open_archive(item.uri, item.identity) as file:
         try:
             with archive_defects(file):
@@ -74,6 +80,7 @@ def _add_members(file: ArchiveFile, builder: IndexBuilder, image_column: str | N
 
     Raises:
         BadImage: The archive is damaged.
+        SourceError: It has no labels, and they are asked for.
     """
     if not file.size:
         raise BadImage("empty", "the archive has no bytes")
@@ -81,6 +88,11 @@ def _add_members(file: ArchiveFile, builder: IndexBuilder, image_column: str | N
         case "tar":
             index_tar(file, builder)
         case "zip":
+            if builder.labels:
+                raise SourceError(
+                    f"{file.uri} is a zip, whose files have no labels but their folders; the label "
+                    f"{builder.labels[0]!r} may be in a table, a tar or a Parquet file"
+                )
             index_zip(file, builder)
         case "parquet":
             return index_parquet(file, builder, image_column)
@@ -92,7 +104,7 @@ def _add_members(file: ArchiveFile, builder: IndexBuilder, image_column: str | N
 
 
 def encoded_index(
-    item: Stored, image_column: str | None, cache: str | None
+    item: Stored, image_column: str | None, cache: str | None, labels: Sequence[str] = ()
 ) -> tuple[str, bytes | None]:
     """Lists an archive, or finds what an earlier run has listed.
 
@@ -100,6 +112,7 @@ def encoded_index(
         item: The archive.
         image_column: The column that holds images, if a table has several.
         cache: The uri of a folder that keeps indices by the archive's identity, or None.
+        labels: Names of labels to read.
 
     Returns:
         The archive's uri, and its encoded index (None for a table without a column of images).
@@ -109,7 +122,7 @@ def encoded_index(
     """
     kept_at = ""
     if cache is not None:
-        name = digest_of("index", INDEX.format, item.uri, item.identity, image_column)
+        name = digest_of("index", INDEX.format, item.uri, item.identity, image_column, *labels)
         kept_at = storage.join(cache, f"{name}.parquet")
         try:
             data = storage.read(kept_at)
@@ -117,7 +130,7 @@ def encoded_index(
             return item.uri, data
         except (SourceError, CorruptFile):
             pass  # not looked into yet, or damaged
-    index = index_archive(item, image_column)
+    index = index_archive(item, image_column, labels)
     if index is None:
         return item.uri, None
     data = index.encode()

@@ -33,7 +33,7 @@ def find_image_column(schema: pa.Schema, named: str | None, uri: str) -> str | N
     Raises:
         SourceError: Several columns may be it, or not the one that is named.
     """
-    found = [field.name for field in schema if _holds_bytes(field.type)]
+    found = [field.name for field in schema if holds_bytes(field.type)]
     if not found:
         return None
     listed = ", ".join(sorted(found))
@@ -50,19 +50,27 @@ def find_image_column(schema: pa.Schema, named: str | None, uri: str) -> str | N
     return named or found[0]
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Returns whether a column of this type may hold images."""
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_binary(field.type) for field in kind.fields)
-    return _is_binary(kind)
+        return any(field.name == "bytes" and is_binary(field.type) for field in kind.fields)
+    return is_binary(kind)
 
 
-def _is_binary(kind: pa.DataType) -> bool:
+def is_binary(kind: pa.DataType) -> bool:
+    """Returns whether a column of this type holds bytes."""
     tests = ("is_binary", "is_large_binary", "is_fixed_size_binary", "is_binary_view")
     return any(getattr(pa.types, test)(kind) for test in tests)
 
 
 def add_rows(
-    file: ArchiveFile, builder: IndexBuilder, rows: int, kind: str, *numbers: int, column: str
+    file: ArchiveFile,
+    builder: IndexBuilder,
+    rows: int,
+    kind: str,
+    *numbers: int,
+    column: str,
+    labels: Sequence[pa.Array] = (),
 ) -> None:
     """Adds the next rows of a table to its index.
 
@@ -73,6 +81,7 @@ def add_rows(
         kind: The first word of their access.
         numbers: Where they are, as in their access.
         column: The column of images.
+        labels: The values of the labels.
 
     Raises:
         BadImage: The table states more rows than it can have.
@@ -80,7 +89,7 @@ def add_rows(
     total = builder.end + rows if rows >= 0 else rows
     if not 0 <= total <= max(MAX_SPARE_ROWS, file.size):
         raise BadImage("corrupt", f"it states {total} rows, which do not fit its {file.size} bytes")
-    builder.add_rows(rows, column_access(kind, *numbers, column=column))
+    builder.add_rows(rows, column_access(kind, *numbers, column=column), labels)
 
 
 def column_contents(

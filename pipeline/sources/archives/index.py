@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,15 +46,19 @@ class ArchiveIndex:
         ignored: How many things in the archive are no files, by kind.
         duplicates: How many members were dropped because a later one has the same name, as
             unpacking would overwrite them.
+        labels: How many labels each member has, in columns that `label_column` names.
     """
 
     members: pa.Table
     ignored: Mapping[str, int]
     duplicates: int
+    labels: int = 0
 
     def encode(self) -> bytes:
         """Returns the index as a Parquet file."""
-        notes = {"ignored": dict(self.ignored), "duplicates": self.duplicates}
+        notes: dict[str, Any] = {"ignored": dict(self.ignored), "duplicates": self.duplicates}
+        if self.labels:
+            notes["labels"] = self.labels
         return encode_sealed(INDEX, notes, cut_rows(self.members), write_statistics=False)
 
     @classmethod
@@ -73,7 +78,19 @@ class ArchiveIndex:
         file = SealedFile(data, INDEX, name)
         with corrupt_if_unreadable(f"{name}: its metadata cannot be read"):
             ignored, duplicates = file.metadata["ignored"], file.metadata["duplicates"]
-        return cls(file.read(INDEX_SCHEMA), ignored, duplicates)
+            labels = int(file.metadata.get("labels", 0))
+        return cls(file.read(index_schema(labels)), ignored, duplicates, labels)
+
+
+def label_column(number: int) -> str:
+    """Returns the column of a label in an index."""
+    return f"label_{number}"
+
+
+def index_schema(labels: int) -> pa.Schema:
+    """Returns the columns of an index with so many labels."""
+    names = map(label_column, range(labels))
+    return pa.schema([*INDEX_SCHEMA, *((name, pa.string()) for name in names)])
 
 
 class IndexBuilder:
@@ -82,9 +99,12 @@ class IndexBuilder:
     Attributes:
         ignored: How many things are no files so far, by kind.
         end: A position behind all members so far.
+        labels: The names of the labels that are read for each member.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Sequence[str] = ()) -> None:
+        self.labels = tuple(labels)
+        self._find_labels: Callable[[Sequence[str]], list[pa.Array]] | None = None
         self.ignored: Counter[str] = Counter()
         self.end = 0
         self._rows: list[tuple[str, int, int, str]] = []
@@ -101,8 +121,16 @@ class IndexBuilder:
         """Adds a member that cannot be read, with the reason."""
         self.add(member, 0, position, broken_access(bad))
 
-    def add_rows(self, count: int, access: str) -> None:
-        """Adds the next rows of a table; each is named by its number."""
+    def take_labels(self, find: Callable[[Sequence[str]], list[pa.Array]]) -> None:
+        """Says how the labels of named members are found, once all members are known.
+
+        Args:
+            find: Returns the values of each label for the members of these names.
+        """
+        self._find_labels = find
+
+    def add_rows(self, count: int, access: str, labels: Sequence[pa.Array] = ()) -> None:
+        """Adds the next rows of a table; each is named by its number, and has these labels."""
         self._flush()
         numbers = pa.array(np.arange(self.end, self.end + count, dtype=np.int64))
         columns = [
@@ -110,8 +138,9 @@ class IndexBuilder:
             pa.array(np.zeros(count, np.int64)),
             numbers,
             pa.repeat(pa.scalar(access, pa.string()), count),
+            *labels,
         ]
-        self._tables.append(pa.table(columns, schema=INDEX_SCHEMA))
+        self._tables.append(pa.table(columns, schema=index_schema(len(labels))))
         self.end += count
 
     def mark_all_broken(self, bad: BadImage) -> None:
@@ -123,7 +152,9 @@ class IndexBuilder:
     def index(self) -> ArchiveIndex:
         """Returns the index; of several members with one name, only the last is in it."""
         self._flush()
-        table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *self._tables])
+        schema = index_schema(len(self.labels))
+        # A member that was added by name has no labels yet, and a broken archive none at all.
+        table = pa.concat_tables([schema.empty_table(), *self._tables], promote_options="default")
         numbered = table.select(["member"]).append_column("row", pa.array(np.arange(len(table))))
         last = numbered.group_by("member").aggregate([("row", "max")])["row_max"].to_numpy()
         kept = np.zeros(len(table), bool)
@@ -133,7 +164,11 @@ class IndexBuilder:
         positions = table["position"].to_numpy()
         if (positions[1:] < positions[:-1]).any():
             table = table.sort_by("position")
-        return ArchiveIndex(table, dict(self.ignored), duplicates)
+        if self._find_labels is not None and self.labels:
+            for number, values in enumerate(self._find_labels(table["member"].to_pylist())):
+                at = table.schema.get_field_index(label_column(number))
+                table = table.set_column(at, label_column(number), values)
+        return ArchiveIndex(table, dict(self.ignored), duplicates, len(self.labels))
 
     def _flush(self) -> None:
         if self._rows:

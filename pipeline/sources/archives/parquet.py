@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +15,13 @@ from pipeline.sources.archives.archive_file import (
     Contents,
     archive_defects,
 )
-from pipeline.sources.archives.image_column import add_rows, column_contents, find_image_column
+from pipeline.sources.archives.class_labels import SHOWN_ROWS, label_arrays, require_columns
+from pipeline.sources.archives.image_column import (
+    add_rows,
+    column_contents,
+    find_image_column,
+    is_binary,
+)
 from pipeline.sources.archives.index import IndexBuilder
 from pipeline.sources.entry import Entry
 
@@ -35,10 +41,27 @@ def index_parquet(file: ArchiveFile, builder: IndexBuilder, named: str | None) -
     column = find_image_column(table.schema_arrow, named, file.uri)
     if column is None:
         return False
+    wanted = builder.labels
+    if not set(wanted) <= set(table.schema_arrow.names):
+        require_columns(wanted, table.schema_arrow, file.uri, _head(table))
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
-        add_rows(file, builder, rows, "parquet", group, column=column)
+        labels = label_arrays(_labels(table, group, wanted), wanted) if wanted else ()
+        add_rows(file, builder, rows, "parquet", group, column=column, labels=labels)
     return True
+
+
+def _labels(table: pq.ParquetFile, group: int, labels: Sequence[str]) -> pa.Table:
+    found = table.read_row_group(group, columns=list(labels), use_threads=False)
+    return found.replace_schema_metadata(table.schema_arrow.metadata)
+
+
+def _head(table: pq.ParquetFile) -> list[dict[str, object]]:
+    """Returns the first rows, without columns that may hold images."""
+    plain = [f.name for f in table.schema_arrow if not pa.types.is_nested(f.type)]
+    shown = [name for name in plain if not is_binary(table.schema_arrow.field(name).type)]
+    batches = table.iter_batches(batch_size=SHOWN_ROWS, columns=shown, use_threads=False)
+    return [row for batch in islice(batches, 1) for row in batch.to_pylist()]
 
 
 def rows_of_parquet(file: ArchiveFile, entries: Sequence[Entry]) -> Contents:

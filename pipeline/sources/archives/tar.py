@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 from pipeline.errors import BadImage
@@ -14,6 +15,7 @@ from pipeline.sources.archives.archive_file import (
     archive_defects,
 )
 from pipeline.sources.archives.index import IndexBuilder, printable_name
+from pipeline.sources.archives.sample_labels import SampleLabels
 from pipeline.sources.archives.tar_stream import ForwardStream, packing_of
 from pipeline.sources.entry import Entry
 
@@ -35,16 +37,21 @@ def index_tar(file: ArchiveFile, builder: IndexBuilder) -> None:
         BadImage: The archive is damaged; the members before the defect have been added.
     """
     packing = packing_of(file)
+    labels = SampleLabels(builder.labels, file.uri)
+    builder.take_labels(labels.arrays)
     try:
         with archive_defects(file):
-            _list_members(ForwardStream(file, packing), f"tar {packing}".rstrip(), builder)
+            access = f"tar {packing}".rstrip()
+            _list_members(ForwardStream(file, packing), access, builder, labels)
     except BadImage as bad:
         if packing and bad.reason == "corrupt":
             builder.mark_all_broken(BadImage(bad.reason, f"the archive is damaged: {bad.detail}"))
         raise
 
 
-def _list_members(stream: ForwardStream, access: str, builder: IndexBuilder) -> None:
+def _list_members(
+    stream: ForwardStream, access: str, builder: IndexBuilder, labels: SampleLabels
+) -> None:
     """Reads the headers with `tarfile`, which takes a defect for the end; here it is told apart.
 
     Raises:
@@ -60,6 +67,8 @@ def _list_members(stream: ForwardStream, access: str, builder: IndexBuilder) -> 
         elif info.issparse():
             builder.add_broken(name, info.offset_data, BadImage("unsupported", "a sparse member"))
         else:
+            if info.size >= 0 and stream.skip(info.offset_data):
+                labels.offer(name, info.size, partial(stream.read_content, info.size))
             if info.size < 0 or not stream.skip(info.offset_data + info.size):
                 reason = "corrupt" if info.size < 0 else "truncated"
                 raise BadImage(reason, f"{name} states {info.size} bytes, which are not there")

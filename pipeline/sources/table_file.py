@@ -1,0 +1,183 @@
+"""Reads the rows of a user's table: CSV, TSV, Parquet, JSON lines, or annotations of COCO.
+
+>>> table = TableFile.open("file:///photos/table.csv")                     # doctest: +SKIP
+>>> table.columns, next(table.rows())
+(('path', 'weather'), {'path': 'a.jpg', 'weather': 'rain'})
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from posixpath import splitext
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.errors import SourceError, first_rows
+from pipeline.sources.archives.class_labels import SHOWN_ROWS, class_names, label_text
+from pipeline.sources.archives.image_column import holds_bytes
+from pipeline.sources.coco import COCO_COLUMNS, coco_rows
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+JSON_LINES = frozenset({".jsonl", ".ndjson"})
+
+TABLE_EXTENSIONS = frozenset({*DELIMITERS, *JSON_LINES, ".parquet", ".json"})
+
+LONGEST_ROW = 2**24
+"""The most characters of a line of JSON. A file without breaks would be held whole otherwise."""
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A table, of which nothing but the columns was read yet.
+
+    Attributes:
+        uri: The table.
+        columns: The names of its columns.
+        embedded: Whether a column holds images themselves, not names of them.
+        text: The columns that may hold names.
+    """
+
+    uri: str
+    columns: tuple[str, ...]
+    embedded: bool
+    text: frozenset[str]
+
+    @classmethod
+    def open(cls, uri: str) -> TableFile | None:
+        """Reads the columns of a table.
+
+        Args:
+            uri: The table.
+
+        Returns:
+            The table; None if it is none by its name, or does not exist.
+
+        Raises:
+            SourceError: It cannot be read as a table.
+        """
+        extension = _extension(uri)
+        if extension not in TABLE_EXTENSIONS:
+            return None
+        try:
+            storage.info(uri)
+        except SourceError:
+            return None
+        embedded = False
+        text: frozenset[str] | None = None
+        with _as_table(uri):
+            if extension in DELIMITERS:
+                with storage.open_random(uri) as file:
+                    columns = tuple(_open_delimited(file, extension).schema.names)
+            elif extension == ".parquet":
+                with storage.open_random(uri) as file:
+                    schema = pq.ParquetFile(file).schema_arrow
+                columns = tuple(schema.names)
+                embedded = any(holds_bytes(field.type) for field in schema)
+                text = frozenset(field.name for field in schema if _is_text(field.type))
+            elif extension == ".json":
+                columns = COCO_COLUMNS
+                next(coco_rows(uri), None)  # says so if it is none
+            else:
+                columns = tuple(dict.fromkeys(name for row in _json_lines(uri) for name in row))
+        return cls(uri, columns, embedded, frozenset(columns) if text is None else text)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Reads the rows.
+
+        Yields:
+            The value of each column. Classes of Hugging Face's `datasets` have their names.
+        """
+        with _as_table(self.uri):
+            if _extension(self.uri) == ".json":
+                yield from coco_rows(self.uri)
+            elif _extension(self.uri) in JSON_LINES:
+                for row in _json_lines(self.uri):
+                    yield {name: row.get(name) for name in self.columns}
+            else:
+                with storage.open_random(self.uri) as file:
+                    yield from self._arrow_rows(file)
+
+    def _arrow_rows(self, file: Any) -> Iterator[dict[str, Any]]:
+        extension = _extension(self.uri)
+        batches: Iterable[pa.RecordBatch]
+        classes: dict[str, list[str]] = {}
+        if extension in DELIMITERS:
+            batches = _open_delimited(file, extension, self.columns)
+        else:
+            table = pq.ParquetFile(file)
+            classes = class_names(table.schema_arrow)
+            batches = table.iter_batches(batch_size=4096)
+        for batch in batches:
+            for row in batch.to_pylist():
+                yield row | {name: label_text(row[name], classes[name]) for name in classes}
+
+    def head(self) -> str:
+        """Shows the first rows, for the end of an error's message."""
+        if self.embedded:  # reading a row would read its image
+            return ""
+        return first_rows(list(islice(self.rows(), SHOWN_ROWS)))
+
+
+def _extension(uri: str) -> str:
+    return splitext(uri)[1].lower()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = ("is_string", "is_large_string", "is_string_view", "is_null")
+    return any(getattr(pa.types, test)(value) for test in tests)
+
+
+def _open_delimited(
+    file: Any, extension: str, columns: tuple[str, ...] = ()
+) -> pyarrow.csv.CSVStreamingReader:
+    return pyarrow.csv.open_csv(
+        file,
+        parse_options=pyarrow.csv.ParseOptions(delimiter=DELIMITERS[extension]),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string())
+        ),
+    )
+
+
+def _json_lines(uri: str) -> Iterator[dict[str, Any]]:
+    """Reads a file with one JSON object a line.
+
+    Yields:
+        The objects.
+
+    Raises:
+        SourceError: A line is no JSON object.
+    """
+    with storage.open_random(uri) as file:
+        text = io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig", newline="\n")
+        for number, line in enumerate(iter(lambda: text.readline(LONGEST_ROW + 1), ""), 1):
+            if len(line) > LONGEST_ROW:
+                raise SourceError(f"{uri}, line {number} has over {LONGEST_ROW:,} characters")
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise SourceError(f"{uri}, line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise SourceError(f"{uri}, line {number} is no JSON object with columns")
+            yield row
+
+
+@contextlib.contextmanager
+def _as_table(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise SourceError(f"{uri} cannot be read as a table: {error}") from error
