@@ -20,7 +20,6 @@ from pipeline import catalogue as catalogues
 from pipeline.building import MemoryOptions, Request
 from pipeline.catalogue import Catalogue, SnapshotOptions, VerifyOptions
 from pipeline.comparing import CompareOptions
-from pipeline.engine import InProcess
 from pipeline.errors import UsageError
 from pipeline.events import Listener, ignore
 from pipeline.explaining import ExplainOptions, FitOptions
@@ -605,7 +604,11 @@ def _shown(progress: Progress) -> Iterator[Listener]:
 
 def _opened(engine: Engine | None) -> AbstractContextManager[Engine]:
     """Opens an engine in this process, unless there is one, which stays open."""
-    return InProcess() if engine is None else nullcontext(engine)
+    if engine is not None:
+        return nullcontext(engine)
+    from pipeline.engine import InProcess  # it imports what counts, which few commands need
+
+    return InProcess()
 
 
 def _resources(given: Resources | None, engine: Engine | None) -> Resources | None:

@@ -79,6 +79,10 @@ class Layout:
         """Returns the folder that keeps the ranked shards of one ranking, until `gc`."""
         return self._uri("_work", "_ranks", digest)
 
+    def pair_neurons_uri(self, digest: str) -> str:
+        """Returns the object that keeps the neurons of a matrix's pairs, until `gc`."""
+        return self._uri("_work", "_pair_neurons", f"{digest}.json")
+
     def matrix_uri(self, spec: str, members: Mapping[str, str], lens: str) -> str:
         """Returns the url of a matrix.
 

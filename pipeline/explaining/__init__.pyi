@@ -7,6 +7,8 @@ from .explanation import Explanation as Explanation
 from .histogram_overlay import Overlay as Overlay
 from .image_draw import drawn_images as drawn_images
 from .image_draw import is_far as is_far
+from .kept_neurons import NearestPairs as NearestPairs
+from .kept_neurons import PairNeuron as PairNeuron
 from .lens_fit import AttributeDistances as AttributeDistances
 from .lens_fit import FittedLens as FittedLens
 from .lens_fit import Role as Role
@@ -16,8 +18,6 @@ from .network_stages import network_layers as network_layers
 from .network_stages import stages_of as stages_of
 from .neuron_groups import NeuronGroup as NeuronGroup
 from .pair_neurons import PAIRS as PAIRS
-from .pair_neurons import NearestPairs as NearestPairs
-from .pair_neurons import PairNeuron as PairNeuron
 from .pair_neurons import find_pair_neurons as find_pair_neurons
 from .rank_request import RankRequest as RankRequest
 from .rank_result import Ranking as Ranking

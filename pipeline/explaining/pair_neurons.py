@@ -18,8 +18,14 @@ from pipeline.comparing import FoldCurves, Matrix, adjusted, clusters, neighbour
 from pipeline.dna import DNA, Floats, Lens
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.histogram_overlay import Overlay, overlay
+from pipeline.explaining.kept_neurons import (
+    NearestPairs,
+    PairNeuron,
+    find_kept_neurons,
+    keep_neurons,
+)
 from pipeline.explaining.sensitivity import Side, furthest
-from pipeline.spec import available_cpus
+from pipeline.spec import available_cpus, digest_of
 
 PAIRS, MOST_PAIRS = 66, 300
 """How many pairs are looked into. 66 pairs are all pairs of 12 datasets.
@@ -34,6 +40,9 @@ LENSES = 4
 TESTS = 1_000_000
 """How many neurons, counted for each pair, are tested at most; this takes minutes of a core."""
 
+NEURONS_METHOD = 1
+"""Version of what is found. A change of a single number is a new version."""
+
 PAIR_NEURONS = 6
 """How many neurons of each pair are found."""
 
@@ -47,51 +56,6 @@ RANKED = ("emd", "emd_corrected")
 """The measures that neurons may be ranked by."""
 
 
-@dataclass(frozen=True)
-class PairNeuron:
-    """A neuron of a pair, with its distance and both histograms.
-
-    Attributes:
-        layer: The neuron's layer.
-        neuron: Its index in the layer.
-        emd: Its distance, in bins.
-        low: Where the histograms begin. They leave out next to nothing.
-        high: Where they end.
-        a: The first dataset's activations in equal intervals, 0 to 999 of the larger peak.
-        b: The second dataset's.
-        peak: The share of all activations that the larger peak stands for.
-        weight: The weight that the lens gives the neuron.
-        corrected: The corrected distance, and the ends of the 95% interval of the true one, if they
-            are known.
-        q: The neuron's q over all neurons of the pair, if it is known.
-    """
-
-    layer: str
-    neuron: int
-    emd: float
-    low: float
-    high: float
-    a: tuple[int, ...]
-    b: tuple[int, ...]
-    peak: float
-    weight: float = 1.0
-    corrected: tuple[float, float, float] | None = None
-    q: float | None = None
-
-
-@dataclass(frozen=True)
-class NearestPairs:
-    """The nearest pairs of a matrix, with the neurons that differ most in each.
-
-    Attributes:
-        neurons: For each pair (i < j) of datasets, by their numbers in the matrix, its neurons.
-        pairs: How many pairs of the matrix have a distance; these are the nearest of them.
-    """
-
-    neurons: Mapping[tuple[int, int], Sequence[PairNeuron]]
-    pairs: int
-
-
 def find_pair_neurons(
     catalogue: Catalogue,
     matrices: Sequence[Matrix],
@@ -103,7 +67,8 @@ def find_pair_neurons(
     """Finds the neurons that add most to the distances of the nearest pairs.
 
     They are ranked and tested as `explain` does, over all neurons of the pair. The work goes layer
-    by layer. In memory is one layer of as many datasets as `CACHED` bytes hold.
+    by layer. In memory is one layer of as many datasets as `CACHED` bytes hold. What is found is
+    kept in the catalogue, so that the same pairs are not looked into again.
 
     Args:
         catalogue: The catalogue of the datasets.
@@ -120,14 +85,38 @@ def find_pair_neurons(
     room = MOST_PAIRS * LENSES // max(LENSES, len(matrices))
     most = max(pairs, min(room, TESTS // spec.neurons))
     views = [_View.of(*pair, pairs, most) for pair in zip(matrices, lenses, strict=True)]
-    wanted = list(dict.fromkeys(pair for view in views for pair in view.found))
     tested = any(view.tested for view in views)
-    layers = list(dict.fromkeys(layer for matrix in matrices for layer in matrix.layers))
     progress = progress or ignore
+    places = [catalogue.pair_neurons_uri(view.digest(tested=tested)) for view in views]
+    known = [find_kept_neurons(uri) for uri in places]
+    missing = [view for view, kept in zip(views, known, strict=True) if kept is None]
+    _look_into(catalogue, missing, versions, progress, tested=tested)
+    found = []
+    for view, uri, kept in zip(views, places, known, strict=True):
+        if kept is None:
+            kept = NearestPairs(view.with_q(), view.pairs)
+            keep_neurons(uri, kept, progress)
+        found.append(kept)
+    return found
+
+
+def _look_into(
+    catalogue: Catalogue,
+    views: Sequence[_View],
+    versions: Mapping[str, Version],
+    progress: Listener,
+    *,
+    tested: bool,
+) -> None:
+    """Fills the views, layer by layer."""
+    wanted = list(dict.fromkeys(pair for view in views for pair in view.found))
+    if not wanted:
+        return
+    layers = list(dict.fromkeys(layer for view in views for layer in view.matrix.layers))
+    spec = catalogue.spec(views[0].matrix.spec_digest)
     total = sum(spec.tap(layer).neurons for layer in layers) * len(wanted)
-    steps = len(layers) if wanted else 0
-    with stage(progress, Started(total, steps, unit="neurons", step="layers")):
-        for layer in layers if wanted else ():
+    with stage(progress, Started(total, len(layers), unit="neurons", step="layers")):
+        for layer in layers:
             ones = np.ones(spec.tap(layer).neurons)
             here = [
                 (view, ones if view.lens is None else view.lens.weights_of(layer))
@@ -139,7 +128,6 @@ def find_pair_neurons(
                 cache = _LayerCache(catalogue, versions, layer, tested=tested)
                 _add(here, wanted, cache, layer)
             progress(StepDone(spec.tap(layer).neurons * len(wanted), name=layer))
-    return [NearestPairs(view.with_q(), view.pairs) for view in views]
 
 
 def _add(
@@ -199,6 +187,27 @@ class _View:
         """Whether error bars were asked for. Neurons have them even through negative weights."""
         signed = self.lens is not None and bool((self.lens.weights < 0).any())
         return bool(self.matrix.estimates) or signed
+
+    def digest(self, *, tested: bool) -> str:
+        """Names what is found, by all that decides it.
+
+        Args:
+            tested: Whether the folds are read, for this view or for another.
+
+        Returns:
+            The digest, hex.
+        """
+        matrix = self.matrix
+        return digest_of(
+            "pair neurons",
+            NEURONS_METHOD,
+            matrix.spec_digest,
+            [[name, matrix.members[name]] for name in matrix.names],
+            matrix.lens_digest,
+            list(matrix.layers),
+            [list(pair) for pair in self.found],
+            [self.pairs, tested, PAIR_NEURONS],
+        )
 
     def add(
         self,

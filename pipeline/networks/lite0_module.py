@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-STAGES = (
+LITE0_STAGES = (
     (1, 16, 3, 1, 1),
     (2, 24, 3, 2, 6),
     (2, 40, 5, 2, 6),
@@ -118,7 +118,7 @@ class EfficientNetLite0(nn.Module):
         self.conv_stem = _conv(3, STEM, 3, stride=2)
         self.bn1 = ActivatedNorm(STEM)
         stages, inputs = [], STEM
-        for number, outputs, side, stride, expansion in STAGES:
+        for number, outputs, side, stride, expansion in LITE0_STAGES:
             blocks: list[nn.Module] = []
             for at in range(number):
                 if expansion == 1:

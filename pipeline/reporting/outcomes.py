@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.building import LISTED, Calibration, Result
-from pipeline.comparing import Matrix
+from pipeline.building import LISTED
 from pipeline.dna import UNIFORM
-from pipeline.explaining import RankedImage, Ranking, column_of
 from pipeline.reporting.noted_images import image_notes
 from pipeline.sources import label_of
 from pipeline.spec import Alpha
 from pipeline.wording import count_of, option
+
+if TYPE_CHECKING:  # a command that builds does not wait for what compares
+    from pipeline.building import Calibration, Result
+    from pipeline.comparing import Matrix
+    from pipeline.explaining import RankedImage, Ranking
 
 JSON_ROWS = 4096
 """How many rows of a matrix are turned into dictionaries at a time."""
@@ -141,6 +144,8 @@ def ranking_json(ranking: Ranking) -> dict[str, object]:
 
 def _ranked_row(image: RankedImage, ranking: Ranking) -> dict[str, Any]:
     """Returns the columns of the ranking's file."""
+    from pipeline.explaining import column_of
+
     named = zip(ranking.layers, image.layers, strict=True)
     return {
         "uri": image.entry.uri,
