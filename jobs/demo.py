@@ -40,7 +40,7 @@ def demo(
     with engine_for(resources, ray_address) as engine:
         results = build_datasets(catalogue, requests, engine, resources, progress)
     commit = catalogue.head().number
-    matrix = api.compare(catalogue, list(folders), at=commit)
+    matrix = api.compare(catalogue, list(folders), at=commit, progress=progress)
     table, page = out / "matrix.parquet", out / "report.html"
     matrix.save(str(table))
     api.html_page(catalogue, matrix, at=commit, progress=progress).save(str(page))

@@ -103,7 +103,12 @@ class Finished:
     ok: bool = True
 
 
-Event = Said | Started | StepDone | StepFailed | Retried | Finished
+@dataclass(frozen=True)
+class Waiting:
+    """The job waits until someone asks it for something. That it says nothing is no trouble."""
+
+
+Event = Said | Started | StepDone | StepFailed | Retried | Finished | Waiting
 
 Listener = Callable[[Event], None]
 """Takes each event as it happens. A listener must return quickly and must not raise."""

@@ -10,6 +10,7 @@ call does only what is missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 from pipeline import storage
 from pipeline.building.committer import finish_dataset
@@ -20,7 +21,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import device_kind, require_backend
 from pipeline.engine import Engine
 from pipeline.errors import GateError, UnexpectedError, UsageError, VdnaError, known_error
-from pipeline.events import Listener, Said, ignore
+from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper
 from pipeline.sources import Listing
 from pipeline.spec import Resources
@@ -103,10 +104,13 @@ def build_datasets(
         finish(counted, engine.beside_shards())
 
     counted = _plan_and_count(planner, requests, landed, fail)
-    for request in requests:
-        name = request.name
-        if name in counted and name not in results and name not in problems:
+    left = [name for name in names if name in counted and name not in {**results, **problems}]
+    commits = Started(len(left), len(left), unit="datasets", step="commits")
+    with stage(progress, commits) if len(left) > 1 else nullcontext():
+        for name in left:
             finish(counted[name], engine)
+            if len(left) > 1:
+                progress(StepDone(1, name=name))
     _raise_worst([problems[name] for name in names if name in problems])
     return [results[name] for name in names]
 

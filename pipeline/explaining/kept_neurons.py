@@ -107,11 +107,12 @@ def _pair_neuron(fields: Mapping[str, Any]) -> PairNeuron:
     )
 
 
-def find_kept_neurons(uri: str) -> NearestPairs | None:
+def find_kept_neurons(uri: str, *, discard: bool) -> NearestPairs | None:
     """Reads the neurons of pairs that are kept.
 
     Args:
         uri: Where they are, named for all that decides them.
+        discard: Whether those that are damaged are removed.
 
     Returns:
         The neurons; None if there are none, or what is there is damaged and must be found again.
@@ -121,7 +122,8 @@ def find_kept_neurons(uri: str) -> NearestPairs | None:
     except SourceError:
         return None
     except CorruptFile:
-        storage.discard(uri)
+        if discard:
+            storage.discard(uri)
         return None
 
 

@@ -63,6 +63,8 @@ def find_pair_neurons(
     versions: Mapping[str, Version],
     pairs: int = PAIRS,
     progress: Listener | None = None,
+    *,
+    keep: bool = True,
 ) -> list[NearestPairs]:
     """Finds the neurons that add most to the distances of the nearest pairs.
 
@@ -77,6 +79,7 @@ def find_pair_neurons(
         versions: The compared version of each dataset.
         pairs: How many pairs get their neurons.
         progress: Is told how far the work is.
+        keep: Whether what is found is kept. If not, nothing is written.
 
     Returns:
         For each matrix, its nearest pairs with their neurons.
@@ -88,14 +91,15 @@ def find_pair_neurons(
     tested = any(view.tested for view in views)
     progress = progress or ignore
     places = [catalogue.pair_neurons_uri(view.digest(tested=tested)) for view in views]
-    known = [find_kept_neurons(uri) for uri in places]
+    known = [find_kept_neurons(uri, discard=keep) for uri in places]
     missing = [view for view, kept in zip(views, known, strict=True) if kept is None]
     _look_into(catalogue, missing, versions, progress, tested=tested)
     found = []
     for view, uri, kept in zip(views, places, known, strict=True):
         if kept is None:
             kept = NearestPairs(view.with_q(), view.pairs)
-            keep_neurons(uri, kept, progress)
+            if keep:
+                keep_neurons(uri, kept, progress)
         found.append(kept)
     return found
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TextIO
@@ -80,13 +81,36 @@ class _ToListener(logging.Handler):
         self._listener(Said(self.format(record)))
 
 
+TICK_SECONDS = 1.0
+"""How often it is looked whether something should be said."""
+
+
+@contextmanager
+def _ticking(tick: Callable[[], None]) -> Iterator[None]:
+    """Calls a function every second, in a thread of its own, until the block ends."""
+    over = threading.Event()
+
+    def beat() -> None:
+        with suppress(OSError, ValueError):  # nobody reads any more; the job itself will notice
+            while not over.wait(TICK_SECONDS):
+                tick()
+
+    thread = threading.Thread(target=beat, name="tick", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 @contextmanager
 def show_progress(log_format: LogFormat = "text", out: TextIO | None = None) -> Iterator[Listener]:
     """Shows what a job says until the block ends: its events, and the records of all loggers.
 
-    As text, a terminal has a bar and a log has plain lines; log records from WARNING up are lines
-    of their own. As JSON, every event and record is a line: records of our own loggers from INFO
-    up, others from WARNING up.
+    As text, a terminal has a bar and a log has plain lines; something is said every few seconds,
+    and log records from WARNING up are lines of their own. As JSON, every event and record is a
+    line: records of our own loggers from INFO up, others from WARNING up.
 
     Args:
         log_format: `text` or `json`.
@@ -99,18 +123,20 @@ def show_progress(log_format: LogFormat = "text", out: TextIO | None = None) -> 
     root, ours = logging.getLogger(), logging.getLogger("pipeline")
     listener: Listener
     handler: logging.Handler
-    if log_format == "json":
-        listener = handler = JsonLines(out)
-    else:
-        listener = Bar(Console(file=out)) if out.isatty() else Lines(out)
-        handler = _ToListener(listener)
-    level = ours.level
-    ours.setLevel(logging.INFO if log_format == "json" else logging.WARNING)
-    root.addHandler(handler)
-    logging.captureWarnings(log_format == "json")
-    try:
-        yield listener
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(handler)
-        ours.setLevel(level)
+    with ExitStack() as stack:
+        if log_format == "json":
+            listener = handler = JsonLines(out)
+        else:
+            shown = Bar(Console(file=out)) if out.isatty() else Lines(out)
+            stack.enter_context(_ticking(shown.tick))
+            listener, handler = shown, _ToListener(shown)
+        level = ours.level
+        ours.setLevel(logging.INFO if log_format == "json" else logging.WARNING)
+        root.addHandler(handler)
+        logging.captureWarnings(log_format == "json")
+        try:
+            yield listener
+        finally:
+            logging.captureWarnings(False)
+            root.removeHandler(handler)
+            ours.setLevel(level)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from threading import RLock
 from time import monotonic
 from typing import TextIO
 
@@ -22,9 +23,19 @@ from rich.progress import (
 from rich.text import Text
 
 from pipeline.errors import printable, redact
-from pipeline.events import Event, Finished, Retried, Said, Started, StepDone, StepFailed
+from pipeline.events import (
+    Event,
+    Finished,
+    Retried,
+    Said,
+    Started,
+    StepDone,
+    StepFailed,
+    Waiting,
+)
 
-LINE_SECONDS = 10.0
+LINE_SECONDS = 5.0
+"""How long nothing is printed at most, if something calls `tick` every second."""
 
 REFRESHES_PER_SECOND = 5
 
@@ -100,8 +111,37 @@ class Tally:
         return line_of(self.stage, self._units, self.steps, self._failures, elapsed)
 
 
+class Silence:
+    """How long nothing was printed, and what was printed last.
+
+    Attributes:
+        allowed: Whether nothing is to be said between two stages.
+    """
+
+    def __init__(self) -> None:
+        self._since = self._begun = monotonic()
+        self._last = ""
+        self.allowed = False
+
+    def ends(self, line: str) -> None:
+        """Takes note of a line that is printed now."""
+        self._since = self._begun = monotonic()
+        self._last = line
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is time to print something."""
+        return monotonic() - self._since >= LINE_SECONDS
+
+    def excuse(self) -> str:
+        """Returns a line to print when no stage says how far it is; what it repeats stays last."""
+        self._since = monotonic()
+        after = f" after: {self._last}" if self._last else ""
+        return f"still at work, {duration(self._since - self._begun)}{after}"
+
+
 class Lines:
-    """A listener that prints a line every ten seconds and at the end of each stage.
+    """A listener that prints a line every five seconds and at the end of each stage.
 
     Args:
         out: Where lines go; stderr if None.
@@ -109,8 +149,12 @@ class Lines:
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stderr
-        self._tally = Tally()
-        self._shown = monotonic()
+        self._stage: Started | None = None
+        self._units = self._steps = self._failures = 0
+        self._stated: tuple[int, int] | None = None
+        self._began = monotonic()
+        self._silence = Silence()
+        self._lock = RLock()
 
     def __call__(self, event: Event) -> None:
         """Prints what the event says, or the state of its stage if that is due.
@@ -118,19 +162,51 @@ class Lines:
         Args:
             event: What happened.
         """
-        if text := text_of(event):
-            self._print(text)
-        self._tally(event)
-        match event:
-            case Started():
-                self._shown = monotonic()
-            case StepDone() if (now := monotonic()) - self._shown >= LINE_SECONDS:
-                self._shown = now
-                self._print(self._tally.line)
-            case Finished(ok=True) if self._tally.steps:
-                self._print(self._tally.line)
+        with self._lock:
+            if text := text_of(event):
+                self._print(text)
+            match event:
+                case Started():
+                    self._stage, self._stated = event, None
+                    self._units = self._steps = self._failures = 0
+                    self._began = monotonic()
+                case StepDone(units, failures):
+                    self._units += units
+                    self._steps += 1
+                    self._failures += failures
+                    if self._stage and self._units < self._stage.total and self._silence.is_long:
+                        self._print_state(self._stage)
+                case Finished(ok):
+                    if ok and self._stage and self._steps and self._stated != self._state:
+                        self._print_state(self._stage)
+                    self._stage = None
+                case Waiting():
+                    self._silence.allowed = True
+
+    def tick(self) -> None:
+        """Prints how far the job is if nothing was printed for a while; to be called often."""
+        with self._lock:
+            if not self._silence.is_long:
+                return
+            if self._stage:
+                self._print_state(self._stage)
+            elif not self._silence.allowed:
+                self._write(self._silence.excuse())
+
+    @property
+    def _state(self) -> tuple[int, int]:
+        return self._units, self._steps
+
+    def _print_state(self, stage: Started) -> None:
+        elapsed = monotonic() - self._began
+        self._stated = self._state
+        self._print(line_of(stage, self._units, self._steps, self._failures, elapsed))
 
     def _print(self, line: str) -> None:
+        self._silence.ends(line)
+        self._write(line)
+
+    def _write(self, line: str) -> None:
         self._out.write(f"{line}\n")
         self._out.flush()
 
@@ -145,6 +221,7 @@ class Bar:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._bar: Progress | None = None
+        self._silence = Silence()
 
     def __call__(self, event: Event) -> None:
         """Prints what the event says, or moves the bar.
@@ -153,7 +230,8 @@ class Bar:
             event: What happened.
         """
         if text := text_of(event):
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._silence.ends(text)
+            self._print(text)
         match event:
             case Started() if event.steps:
                 self._start(event)
@@ -168,6 +246,17 @@ class Bar:
             case Finished() if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
+                self._silence.ends("")
+            case Waiting():
+                self._silence.allowed = True
+
+    def tick(self) -> None:
+        """Prints that the job is at work if there is no bar, and was no line for a while."""
+        if self._bar is None and self._silence.is_long and not self._silence.allowed:
+            self._print(self._silence.excuse())
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _start(self, stage: Started) -> None:
         columns: list[ProgressColumn] = [

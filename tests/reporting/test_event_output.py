@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from pipeline.events import Finished, Retried, Said, Started, StepDone, StepFailed
-from pipeline.reporting import show_progress
+from pipeline.reporting import event_output, show_progress
+from pipeline.reporting import progress as progress_module
 from tests.support.builders import write_photos
 from tests.support.ray_commands import Small, ended, small, start
 
@@ -22,6 +24,37 @@ __all__ = ["small"]  # a fixture
 
 def lines_of(out: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_text_goes_on_while_no_event_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real time, but little of it; what is printed when is tested with a clock of its own."""
+    monkeypatch.setattr(event_output, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
+    out, enough = io.StringIO(), threading.Event()
+
+    class Watched(io.StringIO):
+        def write(self, text: str) -> int:
+            if "still at work" in text:
+                enough.set()
+            return out.write(text)
+
+    with show_progress("text", Watched()) as progress:
+        progress(Said("a: listing photos"))
+        assert enough.wait(20)
+    said = out.getvalue()
+    assert said.startswith("a: listing photos\nstill at work")
+    assert "tick" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_closed_output_ends_the_ticking_and_not_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_output, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
+    out = io.StringIO()
+    with show_progress("text", out):
+        out.close()
+        (thread,) = (each for each in threading.enumerate() if each.name == "tick")
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_an_event_is_a_line_of_json_with_its_fields() -> None:

@@ -17,6 +17,7 @@ from pipeline.events import (
     Started,
     StepDone,
     StepFailed,
+    Waiting,
     ignore,
     stage,
 )
@@ -106,28 +107,116 @@ def test_one_thing_is_in_the_singular() -> None:
     assert text_of(one) == "1 shard is counted already, 1 is left"
 
 
-def test_a_log_gets_a_plain_line_every_ten_seconds_and_one_at_the_end(
+def test_a_log_gets_a_plain_line_every_five_seconds_and_one_at_the_end(
     sleep: Callable[[float], None],
 ) -> None:
     out = io.StringIO()
     progress = Lines(out)
     progress(Said("a: listing photos"))
-    progress(Started(total=30, steps=30))
-    for _ in range(30):
+    progress(Started(total=13, steps=13))
+    for _ in range(13):
         sleep(1)
         progress(StepDone(1))
     sleep(1)
     progress(Finished())
     assert out.getvalue().splitlines() == [
         "a: listing photos",
-        "10/30 images  1.0/s  10/30 shards  0 failed  0:00:20 left",
-        "20/30 images  1.0/s  20/30 shards  0 failed  0:00:10 left",
-        "30/30 images  1.0/s  30/30 shards  0 failed  in 0:00:30",
-        "30/30 images  1.0/s  30/30 shards  0 failed  in 0:00:31",
+        "5/13 images  1.0/s  5/13 shards  0 failed  0:00:08 left",
+        "10/13 images  1.0/s  10/13 shards  0 failed  0:00:03 left",
+        "13/13 images  0.9/s  13/13 shards  0 failed  in 0:00:14",
     ]
-    assert LINE_SECONDS == 10
+    assert LINE_SECONDS == 5
     assert "\r" not in out.getvalue()
     assert "\x1b" not in out.getvalue()
+
+
+LONG_JOB: list[tuple[float, Event | None]] = [
+    (2, Said("a: listing photos")),
+    (17, Started(total=100, steps=4)),
+    (31, StepDone(25)),  # the first step loads the network
+    (1, StepDone(25)),
+    (12, StepDone(25)),
+    (1, StepDone(25)),
+    (22, Finished()),  # the last of many parts is added up
+    (14, Started(total=3, steps=3, unit="datasets", step="commits")),
+    (9, StepDone(1)),
+    (3, StepDone(1)),
+    (3, StepDone(1)),
+    (0, Finished()),
+    (21, None),
+]
+"""A job's events, each after so many seconds."""
+
+
+def test_a_log_is_never_silent_for_long(sleep: Callable[[float], None]) -> None:
+    out, silent, printed = io.StringIO(), 0.0, ""
+    progress = Lines(out)
+    for seconds, event in LONG_JOB:
+        for _ in range(round(seconds)):
+            sleep(1)
+            progress.tick()
+            silent, printed = (silent + 1 if out.getvalue() == printed else 0), out.getvalue()
+            assert silent < LINE_SECONDS, printed
+        if event is not None:
+            progress(event)
+    lines = out.getvalue().splitlines()
+    assert "0/100 images  0.0/s  0/4 shards  0 failed  time left not known yet" in lines
+    assert sum(line.startswith("100/100 images") for line in lines) >= 3  # while it ends
+    assert "still at work, 0:00:05 after: a: listing photos" in lines
+    assert sum(line.startswith("3/3 datasets") for line in lines) == 1
+    assert lines[-1].startswith("still at work, 0:00:20 after: 3/3 datasets")
+
+
+def test_a_stage_has_its_last_line_once(sleep: Callable[[float], None]) -> None:
+    out = io.StringIO()
+    progress = Lines(out)
+    progress(Started(total=2, steps=2))
+    sleep(7)
+    progress(StepDone(1))
+    sleep(7)
+    progress(StepDone(1))
+    progress.tick()
+    progress(Finished())
+    lines = out.getvalue().splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["1/2", "2/2"]
+
+
+def test_a_terminal_is_never_silent_for_long_between_bars(
+    terminal: Console, sleep: Callable[[float], None]
+) -> None:
+    bar = Bar(terminal)
+    bar(Said("a: listing photos"))
+    for _ in range(11):
+        sleep(1)
+        bar.tick()
+    assert plain(written(terminal)).splitlines() == [
+        "a: listing photos",
+        "still at work, 0:00:05 after: a: listing photos",
+        "still at work, 0:00:10 after: a: listing photos",
+    ]
+    bar(Started(total=4, steps=4))
+    sleep(60)
+    bar.tick()  # the bar is redrawn without it
+    bar(Finished())
+    assert "after: 0" not in written(terminal)
+    assert written(terminal).count("still at work") == 2
+
+
+@pytest.mark.parametrize("kind", [Lines, Bar])
+def test_a_job_that_waits_may_be_silent(
+    kind: type[Lines] | type[Bar], terminal: Console, sleep: Callable[[float], None]
+) -> None:
+    progress = Bar(terminal) if kind is Bar else Lines(terminal.file)  # type: ignore[arg-type]
+    progress(Said("ready"))
+    progress(Waiting())
+    sleep(60)
+    progress.tick()
+    assert plain(written(terminal)).splitlines() == ["ready"]
+    progress(Started(total=4, steps=4))
+    sleep(60)
+    progress.tick()
+    assert (kind is Bar) or "0/4 images" in written(terminal)
+    progress(Finished())
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipeline.catalogue import Catalogue, Version
 from pipeline.comparing import Matrix, notes_of
 from pipeline.dna import Lens
 from pipeline.errors import BadImage, UsageError, VdnaError
-from pipeline.events import Listener
+from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining import (
     PAIRS,
     NearestPairs,
@@ -59,6 +59,7 @@ def gather_matrix_page(
     samples: int = SHOWN_IMAGES,
     pairs: int = PAIRS,
     progress: Listener | None = None,
+    keep: bool = True,
 ) -> Page:
     """Gathers all that the page of some matrices shows.
 
@@ -71,6 +72,7 @@ def gather_matrix_page(
         samples: Images per dataset; 0 for none.
         pairs: How many pairs get their neurons.
         progress: Is told how far the work is.
+        keep: Whether the pairs' neurons are kept in the catalogue. If not, nothing is written.
 
     Returns:
         The page's data.
@@ -90,9 +92,14 @@ def gather_matrix_page(
     def panel(item: tuple[str, Version]) -> Panel:
         return panel_of(catalogue, *item, some, deadline)
 
-    with ThreadPoolExecutor(8) as pool:
-        panels = list(pool.map(panel, versions.items()))
-    seen = _seen(catalogue, matrices, lenses, versions, pairs, progress)
+    progress = progress or ignore
+    panels = []
+    started = Started(len(versions), len(versions), unit="datasets", step="panels")
+    with stage(progress, started), ThreadPoolExecutor(8) as pool:
+        for made in pool.map(panel, versions.items()):
+            panels.append(made)
+            progress(StepDone(1))
+    seen = _seen(catalogue, matrices, lenses, versions, pairs, progress, keep=keep)
     barred = any(of.estimates for of in matrices)
     notes = notes_of(versions, apart=apart, lenses=lenses, barred=barred)
     if some < samples:
@@ -124,7 +131,9 @@ def _seen(
     lenses: Sequence[Lens | None],
     versions: Mapping[str, Version],
     pairs: int,
-    progress: Listener | None,
+    progress: Listener,
+    *,
+    keep: bool,
 ) -> list[Seen]:
     """Finds what each matrix shows of its pairs' neurons. What cannot be read becomes a note."""
     weightless = [
@@ -132,7 +141,7 @@ def _seen(
         for matrix, lens in zip(matrices, lenses, strict=True)
     ]
     try:
-        found = find_pair_neurons(catalogue, matrices, lenses, versions, pairs, progress)
+        found = find_pair_neurons(catalogue, matrices, lenses, versions, pairs, progress, keep=keep)
     except VdnaError as error:
         return [Seen({}, f"Histograms cannot be read: {error}", layers) for layers in weightless]
     return [

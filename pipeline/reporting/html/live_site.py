@@ -206,6 +206,7 @@ class LiveSite:
             at=number,
             samples=self._samples,
             progress=self._progress,
+            keep=False,
         )
         return render_matrix_page(
             replace(page, pair_pages=f"pairs/{number}/", rankings=self._ranking_links(number, ""))
