@@ -23,8 +23,8 @@ LITE0_STAGES = (
     (4, 192, 5, 2, 6),
     (1, 320, 3, 1, 6),
 )
-"""The blocks of each stage, their channels, the side of their kernels, the stride of the first, and by
-how much a block expands its channels."""
+"""The blocks of each stage, their channels, the side of their kernels, the stride of the first, and
+by how much a block expands its channels."""
 
 STEM, HEAD, CLASSES = 32, 1280, 1000
 
