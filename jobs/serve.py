@@ -17,7 +17,7 @@ from jobs.shell import (
 )
 from pipeline.catalogue import SpecOptions
 from pipeline.comparing import MemoryLimit
-from pipeline.events import Listener, Waiting
+from pipeline.events import Idle, Listener
 from pipeline.reporting import SHOWN_IMAGES
 
 
@@ -59,7 +59,7 @@ def serve(
         ) from error
     with server:
         site.begin()  # what is wrong is said here, and the report is made until a browser asks
-        progress(Waiting())
+        progress(Idle())
         say(f"{catalogue} is at http://127.0.0.1:{server.server_port}/ until Ctrl-C")
         try:
             server.serve_forever()

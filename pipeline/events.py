@@ -104,11 +104,11 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class Idle:
     """The job waits until someone asks it for something. That it says nothing is no trouble."""
 
 
-Event = Said | Started | StepDone | StepFailed | Retried | Finished | Waiting
+Event = Said | Started | StepDone | StepFailed | Retried | Finished | Idle
 
 Listener = Callable[[Event], None]
 """Takes each event as it happens. A listener must return quickly and must not raise."""

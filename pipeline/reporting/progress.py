@@ -26,12 +26,12 @@ from pipeline.errors import printable, redact
 from pipeline.events import (
     Event,
     Finished,
+    Idle,
     Retried,
     Said,
     Started,
     StepDone,
     StepFailed,
-    Waiting,
 )
 
 LINE_SECONDS = 5.0
@@ -180,7 +180,7 @@ class Lines:
                     if ok and self._stage and self._steps and self._stated != self._state:
                         self._print_state(self._stage)
                     self._stage = None
-                case Waiting():
+                case Idle():
                     self._silence.allowed = True
 
     def tick(self) -> None:
@@ -247,7 +247,7 @@ class Bar:
                 self._bar.stop()
                 self._bar = None
                 self._silence.ends("")
-            case Waiting():
+            case Idle():
                 self._silence.allowed = True
 
     def tick(self) -> None:

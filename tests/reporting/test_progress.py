@@ -12,12 +12,12 @@ from rich.console import Console
 from pipeline.events import (
     Event,
     Finished,
+    Idle,
     Retried,
     Said,
     Started,
     StepDone,
     StepFailed,
-    Waiting,
     ignore,
     stage,
 )
@@ -208,7 +208,7 @@ def test_a_job_that_waits_may_be_silent(
 ) -> None:
     progress = Bar(terminal) if kind is Bar else Lines(terminal.file)  # type: ignore[arg-type]
     progress(Said("ready"))
-    progress(Waiting())
+    progress(Idle())
     sleep(60)
     progress.tick()
     assert plain(written(terminal)).splitlines() == ["ready"]
