@@ -30,7 +30,7 @@ app = typer.Typer(
     help="Visual DNA of image datasets: build, catalogue, compare.",
     no_args_is_help=True,
     invoke_without_command=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 

@@ -82,7 +82,7 @@ def compare(
     from pipeline.catalogue import Catalogue
     from pipeline.comparing import ALL
     from pipeline.errors import UsageError
-    from pipeline.reporting import draw, kind_of, matrix_rows, require_html
+    from pipeline.reporting import draw, kind_of, pair_rows, require_html
 
     layers = options.layers or [ALL]
     if figure and len(layers) > 1:
@@ -125,7 +125,7 @@ def compare(
         print_notes, versions, apart=apart, lenses=[through], barred=bool(matrix.estimates)
     )
     if as_json:
-        print_json(Rows(row for row in matrix_rows(matrix) if near in (None, row["a"])))
+        print_json(Rows(pair_rows(matrix, layers, near)))
         notes(to=sys.stderr)
         return
     for layer in layers:

@@ -160,17 +160,24 @@ class FittedLens:
     def __repr__(self) -> str:
         neurons = np.count_nonzero(self.lens.weights)
         scores = ", ".join(
-            f"{score.role} {score.attribute}: {score.through:.1%}" for score in self.scores
+            f"{score.role} {score.attribute}: {score.plain:.4g} bins without it, "
+            f"{score.plain * score.through:.4g} through it"
+            for score in self.scores
         )
         of = count_of(int(neurons), "neuron")
-        return f"<FittedLens {self.lens.name} of {of}, {scores} of the distance left>"
+        return f"<FittedLens {self.lens.name} of {of}, {scores}>"
 
     def _repr_html_(self) -> str:
         rows = [
-            (s.attribute, s.role, f"{s.plain:.4g}", f"{s.through:.1%}", "yes" if s.seen else "no")
+            (
+                s.attribute,
+                s.role,
+                *(f"{bins:.4g}" for bins in (s.plain, s.plain * s.through)),
+                "yes" if s.seen else "no",
+            )
             for s in self.scores
         ]
-        columns = ("attribute", "role", "distance, bins", "left through the lens", "seen")
+        columns = ("attribute", "role", "bins without the lens", "bins through it", "seen")
         return html_table(f"lens {self.lens.name}, on images held out", columns, rows)
 
     def to_pandas(self) -> pd.DataFrame:

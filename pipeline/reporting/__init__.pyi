@@ -39,6 +39,7 @@ from .outcomes import calibration_json as calibration_json
 from .outcomes import calibration_sentence as calibration_sentence
 from .outcomes import failure_lines as failure_lines
 from .outcomes import matrix_rows as matrix_rows
+from .outcomes import pair_rows as pair_rows
 from .outcomes import ranking_json as ranking_json
 from .outcomes import ranking_lines as ranking_lines
 from .outcomes import replacement_lines as replacement_lines

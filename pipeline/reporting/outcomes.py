@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -189,12 +189,32 @@ def _left_out(ignored: Mapping[str, int], duplicates: int) -> list[str]:
     return notes + ([f"{count_of(duplicates, 'duplicate')} dropped"] if duplicates else [])
 
 
-def matrix_rows(matrix: Matrix) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a matrix's table, in its order, for JSON.
+def pair_rows(matrix: Matrix, layers: Sequence[str], near: str | None) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a matrix's table that say something new: each pair once.
+
+    Args:
+        matrix: The matrix.
+        layers: The layers whose rows are wanted, or `ALL`.
+        near: The dataset whose pairs are wanted, which is then `a`; None for all pairs.
+
+    Yields:
+        The rows, as dictionaries, in the order of the table.
+    """
+    place = {name: at for at, name in enumerate(matrix.names)}
+    for row in matrix_rows(matrix, layers):
+        a, b = row["a"], row["b"]
+        if (place[a] < place[b]) if near is None else (a == near != b):
+            yield row
+
+
+def matrix_rows(matrix: Matrix, layers: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a matrix's table, in its order, for JSON; of some layers, or of all.
 
     All of them may be gigabytes, so only some are dictionaries at a time.
     """
     for at, plane in enumerate(matrix.planes):
+        if layers is not None and plane not in layers:
+            continue
         here = matrix.mapped(itemgetter(slice(at, at + 1)), layers=(plane,))
         for batch in here.table.to_batches(max_chunksize=JSON_ROWS):
             yield from batch.to_pylist()

@@ -196,7 +196,7 @@ def decoders() -> Iterator[Decoders]:
 
 
 def test_the_time_limit_starts_when_decoding_begins(decoders: Decoders) -> None:
-    """Idle for a thread or for storage does not count as the image's time."""
+    """Waiting for a thread or for storage does not count as the image's time."""
 
     def decode(value: int) -> int:
         time.sleep(0.3)

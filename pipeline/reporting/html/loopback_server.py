@@ -13,7 +13,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
-from pipeline.reporting.html.live_site import Idle, LiveSite
+from pipeline.reporting.html.live_site import LiveSite, Waiting
 
 LOOPBACK = "127.0.0.1"
 
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
                 match found:
                     case None:
                         status, kind, body = 404, "text/plain", b"There is no such page.\n"
-                    case Idle():
+                    case Waiting():
                         status, progress, body = 202, found.progress, found.html
                     case bytes():
                         body = found
