@@ -95,7 +95,9 @@ def test_damaged_neurons_are_found_again(place: Catalogue, damage: bytes) -> Non
 
 
 def test_a_file_gives_back_the_neurons() -> None:
-    neuron = PairNeuron("stem", 3, 1 / 3, -1.5, 2.0, (0, 999), (5, 7), 1 / 7, -0.1, (0.1, -0.2, 0.3), 1e-9)
+    neuron = PairNeuron(
+        "stem", 3, 1 / 3, -1.5, 2.0, (0, 999), (5, 7), 1 / 7, -0.1, (0.1, -0.2, 0.3), 1e-9
+    )
     plain = replace(neuron, corrected=None, q=None)
     pairs = NearestPairs({(1, 2): [neuron, plain], (0, 5): []}, 7)
     again = NearestPairs.decode(pairs.encode(), "x")
