@@ -670,6 +670,58 @@ def test_small_cells_are_grey_where_a_pair_is_not_told_apart(
                 assert (ground == grey) == ({i, j} == {2, 7}), (i, j)
 
 
+def test_of_a_large_matrix_the_part_in_sight_is_drawn_under_its_names(
+    reader: Reader, tmp_path: Path
+) -> None:
+    """The canvases of the whole would be larger than browsers make them."""
+    matrix = matrix_at(90, layers=1)
+    reader.open(write(tmp_path / "page.html", matrix))
+    order = clusters(matrix.corrected()).order
+    reader.choose("cells", "32 pixels")
+    drawing = "const of = document.getElementById('drawing'); return [of.width, of.height]"
+    wide, tall = reader.run(drawing)
+    assert wide < 1600
+    assert tall < 900
+    cursor = reader.find("cursor")
+    cursor.send_keys(Keys.END, *[Keys.PAGE_DOWN] * 9)
+    assert f"{matrix.names[order[-1]]} and itself" in reader.text("selected")
+    reader.wait(lambda: reader.run("return view.sight.rows[1]") == 90)
+    rows, columns = (reader.run(f"return view.sight.{of}") for of in ("rows", "columns"))
+    assert columns[1] == 90
+    assert rows[0] > 60
+    cursor.send_keys(Keys.PAGE_UP, Keys.ARROW_LEFT)
+    assert f"{matrix.names[order[-11]]} and {matrix.names[order[-2]]}" in reader.text("selected")
+    # A cell is what is drawn there, and a name is no cell.
+    reader.run("document.getElementById('matrix-section').scrollIntoView()")
+    scale = legend(reader)
+    row, column = order[rows[0] + 11], order[columns[0] + 8]
+    middle = (
+        "const { left, above, cell, sight } = view;"
+        f" return [left + ({columns[0]} + 8.5) * cell - sight.x,"
+        f" above + ({rows[0]} + 11.5) * cell - sight.y]"
+    )
+    x, y = reader.run(middle)
+    ground = reader.run(
+        "return [...document.getElementById('drawing').getContext('2d')"
+        ".getImageData(arguments[0] - 12, arguments[1] - 12, 1, 1).data].slice(0, 3)",
+        x,
+        y,
+    )
+    near = np.abs(np.array(scale) - ground).sum(axis=1).argmin()
+    assert near == pytest.approx(255 * matrix.of()[row, column] / matrix.of().max(), abs=2)
+    mouse = ActionChains(reader.driver)
+    for right, down, said in ((x, y, f"{matrix.names[row]} and"), (20, 300, ""), (300, 20, "")):
+        offset = (right - wide / 2, down - tall / 2)
+        mouse.move_to_element_with_offset(cursor, *offset).click().perform()
+        reader.wait(lambda said=said: said in reader.text("selected"))  # type: ignore[misc]
+        tip = "return document.getElementById('tip').classList.contains('on')"
+        assert reader.run(tip) == bool(said)
+    low, high = sorted((row, column))
+    title = f"{matrix.names[low]} and {matrix.names[high]}, all neurons"
+    reader.wait(lambda: reader.text("pair-title") == title)
+    assert reader.console_messages() == []
+
+
 def test_the_tree_joins_what_is_near_and_begins_beside_its_rows(
     reader: Reader, tmp_path: Path
 ) -> None:
@@ -863,6 +915,15 @@ def test_a_page_of_three_hundred_datasets_is_usable(reader: Reader, tmp_path: Pa
     )
     assert len(two) < 10_000_000
     assert b"emd of" not in two  # of every layer, through both
+    reader.choose("cells", "32 pixels")  # of 92 million pixels, those in sight are drawn
+    drawn = "const of = document.getElementById('drawing'); return of.width * of.height"
+    assert reader.run(drawn) < 2_000_000
+    for width, scheme in ((400, "dark"), (1600, "light")):
+        reader.set_window(width, scheme=scheme)
+        assert reader.barriers() == []
+    buttons = reader.driver.find_elements("css selector", "#strips button")
+    buttons[0].send_keys(Keys.END)
+    assert reader.run("return document.activeElement.textContent") == buttons[-1].text
     reader.find("filter").send_keys("12")
     reader.wait(lambda: reader.run("return view.order.length") == 13)
     reader.assert_no_request_and_no_message(path)

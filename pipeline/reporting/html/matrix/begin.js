@@ -120,6 +120,7 @@ function begin() {
     if (!pair) return;
     show(...pair, false);
   });
+  $("frame").addEventListener("scroll", () => requestAnimationFrame(scrolled));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
   let width = $("frame").clientWidth;
   new ResizeObserver(() => {

@@ -84,16 +84,49 @@ function measure() {
     width: names + side + tree + 2,
     height: above + side + (tree ? 16 : 2),
   });
+  $("stage").style.width = `${view.width}px`;
+  $("stage").style.height = `${view.height}px`;
+  look();
+}
+
+// What is in sight: all of a matrix of usual size, which is printed too. Of a larger one it is what the
+// frame shows, as a canvas of it all would be slow, and larger than browsers make.
+const LARGE = 4e6; // pixels
+
+function look() {
+  const frame = $("frame");
+  view.scrolls = view.width * view.height > LARGE;
+  const [x, y] = view.scrolls ? [frame.scrollLeft, frame.scrollTop] : [0, 0];
+  const wide = view.scrolls ? Math.min(view.width, frame.clientWidth) : view.width;
+  const tall = view.scrolls ? Math.min(view.height, frame.clientHeight) : view.height;
+  const cellAt = (pixel) => Math.max(0, Math.min(view.order.length, pixel));
+  const rows = [y, y + tall].map((edge) => (edge - view.above) / view.cell);
+  const columns = [x, x + wide].map((edge) => (edge - view.left) / view.cell);
+  view.sight = {
+    x,
+    y,
+    wide,
+    tall,
+    rows: [cellAt(Math.floor(rows[0])), cellAt(Math.ceil(rows[1]))],
+    columns: [cellAt(Math.floor(columns[0])), cellAt(Math.ceil(columns[1]))],
+  };
+}
+
+function scrolled() {
+  if (!view?.scrolls) return;
+  look();
+  drawMatrix();
+  drawCursor();
 }
 
 function prepared(canvas) {
-  const ratio = Math.min(window.devicePixelRatio || 1, 12000 / Math.max(view.width, view.height));
-  canvas.width = Math.ceil(view.width * ratio);
-  canvas.height = Math.ceil(view.height * ratio);
-  canvas.style.width = `${view.width}px`;
-  canvas.style.height = `${view.height}px`;
+  const { x, y, wide, tall } = view.sight;
+  const ratio = Math.min(window.devicePixelRatio || 1, 12000 / Math.max(wide, tall));
+  canvas.width = Math.ceil(wide * ratio);
+  canvas.height = Math.ceil(tall * ratio);
+  Object.assign(canvas.style, { left: `${x}px`, top: `${y}px`, width: `${wide}px`, height: `${tall}px` });
   const context = canvas.getContext("2d");
-  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.setTransform(ratio, 0, 0, ratio, -x * ratio, -y * ratio);
   context.font = `${Math.min(12, Math.max(8, view.cell - 1))}px system-ui, Arial, sans-serif`;
   return context;
 }
@@ -101,8 +134,7 @@ function prepared(canvas) {
 function drawMatrix() {
   const { order, cell, left, above, side, layer, values } = view;
   const context = prepared($("drawing"));
-  $("stage").style.width = `${view.width}px`;
-  $("stage").style.height = `${view.height}px`;
+  const { sight } = view;
   const [text, blank, card] = ["--ink", "--void", "--card"].map(colour);
   const grey = blank.match(/[0-9a-f]{2}/gi).map((hex) => parseInt(hex, 16));
   const count = order.length;
@@ -125,21 +157,29 @@ function drawMatrix() {
   context.imageSmoothingEnabled = false;
   context.drawImage(tile, left, above, side, side);
   if (!small) drawCells(context, card);
+  if (view.tree) drawTree(context);
+  // Names stay at the edges of what is in sight.
+  context.fillStyle = card;
+  if (sight.x) context.fillRect(sight.x, sight.y, left, sight.tall);
+  if (sight.y) context.fillRect(sight.x, sight.y, sight.wide, above);
   context.fillStyle = text;
   context.textBaseline = "middle";
-  for (let k = 0; k < count && left; k++) {
-    context.textAlign = "right";
-    context.fillText(fits(context, DATA.names[order[k]], left - 8), left - 5, above + (k + 0.5) * cell);
+  context.textAlign = "right";
+  for (let k = sight.rows[0]; k < sight.rows[1] && left; k++) {
+    const y = above + (k + 0.5) * cell;
+    if (y < sight.y + above) continue;
+    context.fillText(fits(context, DATA.names[order[k]], left - 8), sight.x + left - 5, y);
   }
-  for (let k = 0; k < count && above; k++) {
+  context.textAlign = "left";
+  for (let k = sight.columns[0]; k < sight.columns[1] && above; k++) {
+    const x = left + (k + 0.5) * cell;
+    if (x < sight.x + left) continue;
     context.save();
-    context.translate(left + (k + 0.5) * cell, above - 5);
+    context.translate(x, sight.y + above - 5);
     context.rotate(-Math.PI / 2);
-    context.textAlign = "left";
     context.fillText(fits(context, DATA.names[order[k]], above - 8), 0, 0);
     context.restore();
   }
-  if (view.tree) drawTree(context);
   $("cursor").setAttribute(
     "aria-label",
     `${QUANTITIES[state.quantity]} of ${count} datasets, ${titleName(view.plane)}. Arrow keys move, Enter opens a pair.`,
@@ -148,10 +188,11 @@ function drawMatrix() {
 
 function drawCells(context, card) {
   const { order, cell, left, above, side, layer, values } = view;
+  const { rows, columns } = view.sight;
   const count = order.length;
   context.lineWidth = 1;
-  for (let y = 0; y < count; y++) {
-    for (let x = 0; x < count; x++) {
+  for (let y = rows[0]; y < rows[1]; y++) {
+    for (let x = columns[0]; x < columns[1]; x++) {
       const said = verdict(layer, order[y], order[x]);
       const value = at(values, order[y], order[x]);
       if (!Number.isFinite(value) || order[y] === order[x]) continue;
@@ -285,13 +326,21 @@ function drawLegend() {
 }
 
 function showSelected() {
-  const { order, cell, left, above, side } = view;
+  const { order } = view;
+  const held = drawCursor();
+  if (held) $("selected").textContent = sentence(state.row, state.column);
+  else $("selected").textContent = order.length ? "" : "No dataset has such a name.";
+}
+
+// Outlines the selected cell, with its row and column. Tells whether it is among those that are shown.
+function drawCursor() {
+  const { order, cell, left, above, side, sight } = view;
   const context = prepared($("cursor"));
   const [y, x] = [order.indexOf(state.row), order.indexOf(state.column)];
-  if (y < 0 || x < 0) {
-    $("selected").textContent = order.length ? "" : "No dataset has such a name.";
-    return;
-  }
+  if (y < 0 || x < 0) return false;
+  context.beginPath();
+  context.rect(sight.x && sight.x + left - 3, sight.y && sight.y + above - 3, sight.wide, sight.tall);
+  context.clip();
   context.strokeStyle = colour("--ink");
   context.globalAlpha = 0.35;
   context.strokeRect(left + 0.5, above + y * cell, side - 1, cell);
@@ -305,5 +354,5 @@ function showSelected() {
     context.strokeStyle = style;
     context.strokeRect(left + x * cell - 1, above + y * cell - 1, cell + 2, cell + 2);
   }
-  $("selected").textContent = sentence(state.row, state.column);
+  return true;
 }

@@ -1,9 +1,10 @@
 // The matrix by mouse and by keyboard.
 
 function cellAt(event) {
-  const box = $("cursor").getBoundingClientRect();
-  const x = Math.floor((event.clientX - box.left - view.left) / view.cell);
-  const y = Math.floor((event.clientY - box.top - view.above) / view.cell);
+  const box = $("stage").getBoundingClientRect();
+  const [px, py] = [event.clientX - box.left - view.left, event.clientY - box.top - view.above];
+  if (px < view.sight.x || py < view.sight.y) return null; // a name
+  const [x, y] = [px, py].map((pixel) => Math.floor(pixel / view.cell));
   const inside = x >= 0 && y >= 0 && x < view.order.length && y < view.order.length;
   return inside ? [view.order[y], view.order[x]] : null;
 }
@@ -70,10 +71,11 @@ function press(event) {
     [state.row, state.column] = [order[y], order[x]];
     showSelected();
     const frame = $("frame"); // what is selected stays in sight, in a matrix that scrolls
-    const [px, py] = [view.left + x * cell, view.above + y * cell];
+    const [px, py] = [x * cell, y * cell]; // beside the names, which stay in sight
+    const [right, below] = [px + view.left + cell - frame.clientWidth, py + view.above + cell - frame.clientHeight];
     if (px < frame.scrollLeft) frame.scrollLeft = px;
-    if (px + cell > frame.scrollLeft + frame.clientWidth) frame.scrollLeft = px + cell - frame.clientWidth;
+    if (right > frame.scrollLeft) frame.scrollLeft = right;
     if (py < frame.scrollTop) frame.scrollTop = py;
-    if (py + cell > frame.scrollTop + frame.clientHeight) frame.scrollTop = py + cell - frame.clientHeight;
+    if (below > frame.scrollTop) frame.scrollTop = below;
   }
 }
