@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import SourceError, UsageError, printable
 from pipeline.events import Listener, Said, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_index
@@ -35,9 +35,12 @@ from pipeline.sources.map_in_order import map_in_order
 from pipeline.sources.parallel_listing import list_pages
 from pipeline.sources.rules import Rules, other_kind
 from pipeline.storage import Stored
-from pipeline.wording import count_of, option
+from pipeline.wording import count_of, option, some_of
 
 PAGE_OBJECTS = 1000
+
+MOST_CLASSES = 1000
+"""Folders of more than so many are not taken for classes."""
 
 SAY_SECONDS = 10.0
 """Time between two messages about the progress of a listing."""
@@ -122,6 +125,9 @@ class _SourceLister:
         self._archives: dict[str, _NamedArchive] = {}
         for item in self._candidates.archives:
             self._add_archive(item, "", None, ())
+        self._classes: dict[str, None] | None = None  # folders of an ImageFolder
+        if self._kind in ("prefix", "folder or object") and not rules.by:
+            self._classes = {}
         self._last_said = self._started = monotonic()
 
     def _choose_labels(self) -> tuple[str, ...]:
@@ -257,6 +263,7 @@ class _SourceLister:
             SourceError: Nothing was found.
         """
         found = self._candidates.listing(self._source)
+        self._offer_parts()
         if not self._candidates.total:
             raise SourceError(
                 f"{self._text} holds no image ("
@@ -287,9 +294,31 @@ class _SourceLister:
         else:
             if self._archive_labels:
                 self._refuse_label(path)
+            self._note_class(path)
             group = self._folder_group(item.uri) if group is None else group
             labels = labels if self._table else self._folder_label(item.uri)
             self._candidates.add(item.uri, "", item.size, item.identity, group, labels=labels)
+
+    def _note_class(self, path: str) -> None:
+        """Notes the folder of a single image, while all images lie in such folders."""
+        if self._classes is None:
+            return
+        folders = path.split("/")[:-1]
+        if len(folders) == 1:
+            self._classes[folders[0]] = None
+        if len(folders) != 1 or len(self._classes) > MOST_CLASSES:
+            self._classes = None
+
+    def _offer_parts(self) -> None:
+        """Offers to go by the folders, if they look like classes."""
+        if self._classes is not None and len(self._classes) > 1 and not self._archives:
+            names = some_of([printable(name) for name in sorted(self._classes)])
+            self._progress(
+                Said(
+                    f"the images lie in {count_of(len(self._classes), 'folder')} ({names}); "
+                    f"{option('by', 1)} also builds a dataset of each"
+                )
+            )
 
     def _add_archive(
         self, item: Stored, member: str, group: str | None, labels: Sequence[str | None]

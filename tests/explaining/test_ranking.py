@@ -10,10 +10,12 @@ import json
 import os
 import re
 import shutil
+import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -151,6 +153,44 @@ def test_each_image_s_distance_is_that_of_its_own_dna(
         assert row["emd"] == pytest.approx(whole, rel=1e-9)
         assert row["emd:a"] == pytest.approx(layers["a"], rel=1e-9)
         assert row["emd:b"] == pytest.approx(layers["b"], rel=1e-9)
+
+
+def test_fiftyone_takes_a_ranking_as_the_guide_shows(
+    catalogue: Catalogue,
+    source: Path,
+    engine: InProcess,
+    place: tiny.Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The guide's lines run with a module that has FiftyOne's names and keeps what it is given."""
+    out = tmp_path / "near.parquet"
+    found = ranked(catalogue, source, engine, place, out=str(out))
+    samples: list[dict[str, Any]] = []
+    views: list[object] = []
+
+    class Dataset:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def add_samples(self, given: Iterable[dict[str, Any]]) -> None:
+            samples.extend(given)
+
+        def sort_by(self, field: str) -> str:
+            return f"{self.name} by {field}"
+
+    fiftyone: Any = ModuleType("fiftyone")
+    fiftyone.Dataset, fiftyone.Sample = Dataset, dict
+    fiftyone.launch_app = lambda dataset, view: views.append(view)
+    monkeypatch.setitem(sys.modules, "fiftyone", fiftyone)
+    monkeypatch.chdir(tmp_path)
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    (code,) = (part for part in guide.split("```") if "import fiftyone" in part)
+    exec(code.removeprefix("python"), {})
+    assert views == ["near-rainy by rank"]
+    assert len(samples) == found.ranked
+    assert all(Path(sample["filepath"]).is_file() for sample in samples)
+    assert sorted(sample["rank"] for sample in samples) == [*range(1, found.ranked + 1)]
 
 
 def test_a_ranking_shows_its_two_ends(

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import SourceError, UsageError
+from pipeline.events import Said
 from pipeline.sources import Listing, Rules, list_source, plan
 
 COLOURS = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
@@ -329,6 +330,31 @@ def test_folders_of_classes_are_labels_by_their_depth(tmp_path: Path) -> None:
         archive.writestr("cat/0.png", png(COLOURS["a"]))
     with pytest.raises(SourceError, match="is a zip, whose files have no labels but their folders"):
         list_source(tmp_path / "a.zip", Rules(by="label"))
+
+
+@pytest.mark.parametrize(
+    ("names", "offered"),
+    [
+        (["cat/0.png", "dog/1.png", "cat/2.png"], True),
+        (["cat/0.png", "dog/1.png", "2.png"], False),
+        (["cat/0.png", "dog/x/1.png"], False),
+        (["cat/0.png", "cat/1.png"], False),
+        (["cat/0.png", "dog/1.png", "fox/notes.md"], True),
+    ],
+)
+def test_folders_of_classes_are_offered_as_parts(
+    names: list[str], offered: bool, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(png(COLOURS["a"]))
+    events: list[Any] = []
+    list_source(tmp_path / "images", progress=events.append)
+    offer = Said("the images lie in 2 folders (cat and dog); `by=1` also builds a dataset of each")
+    assert events == ([offer] if offered else [])
+    events.clear()
+    list_source(tmp_path / "images", Rules(by="1"), progress=events.append)
+    assert events == []
 
 
 COCO: dict[str, Any] = {
