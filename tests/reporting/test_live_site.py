@@ -444,7 +444,7 @@ def test_a_reader_goes_from_the_report_to_an_explanation_and_a_ranking_and_back(
     shown = "return document.getElementById(arguments[0])?.textContent"
     heading = "return document.querySelector('h1')?.textContent"
     title = "b and group/a, all neurons"
-    ranked = f"{ranking.source} by distance to group/a"
+    ranked = f"Images of {ranking.source} by distance to group/a"
 
     def press(place: str, text: str) -> None:
         links = reader.driver.find_elements("css selector", f"{place} a")

@@ -187,9 +187,10 @@ def test_a_site_has_the_rankings_that_are_named_and_all_pages_link_to_each_other
     index = data_of(site / "index.html")
     (link,) = index["rankings"]  # type: ignore[misc]
     assert link["dataset"] == index["names"].index(NAMES[0])  # type: ignore[attr-defined]
-    assert link["text"] == f"{source} by distance to {NAMES[0]}"
+    assert link["text"] == f"Images of {source} by distance to {NAMES[0]}"
     page = (site / link["href"]).read_text()
     assert page.count("<img") == 4
+    assert '<span class="name" title="photo-0' in page  # its place in the source, which is named
     found = re.findall(r'<a href="([^"]*)">([^<]*)</a>', page)
     assert found == [
         ("../index.html", "All datasets"),

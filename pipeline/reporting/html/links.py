@@ -35,7 +35,7 @@ def way_back(up: str, *names: str) -> str:
 def ranking_title(ranking: Ranking) -> str:
     """Names a ranking: what was ranked, by the distance to what."""
     through = "" if ranking.lens == UNIFORM else f" through lens {ranking.lens}"
-    return f"{ranking.source} by distance to {ranking.name}{through}"
+    return f"Images of {ranking.source} by distance to {ranking.name}{through}"
 
 
 def from_pair(up: str, a: str, b: str, rankings: Iterable[RankingLink]) -> list[Link]:

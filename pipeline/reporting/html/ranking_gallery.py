@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pipeline.catalogue import Catalogue, software
 from pipeline.dna import UNIFORM
 from pipeline.explaining import RankedImage, Ranking
 from pipeline.reporting.html.dataset_panels import spec_facts
-from pipeline.reporting.html.gallery import Gallery, Row, look
+from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, look
 from pipeline.reporting.html.links import ranking_title
 from pipeline.reporting.html.page_data import Link
 from pipeline.reporting.html.thumbnails import rule_of
 from pipeline.sources import Entry
+from pipeline.spec import Preprocess
 from pipeline.wording import count_of
 
 
@@ -32,9 +34,9 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, links: Sequence[Link] = (
     version, nearest = ranking.version, ranking.nearest
     farthest = [image for image in ranking.farthest if image.rank > len(nearest)]
     rule = rule_of(catalogue, version)
-    rows = [Row(f"Nearest to {ranking.name}", look(_captioned(nearest, ranking), rule))]
+    rows = [Row(f"Nearest to {ranking.name}", _pictures(nearest, ranking, rule))]
     if farthest:
-        rows.append(Row(f"Farthest from {ranking.name}", look(_captioned(farthest, ranking), rule)))
+        rows.append(Row(f"Farthest from {ranking.name}", _pictures(farthest, ranking, rule)))
     through = "" if ranking.lens == UNIFORM else f" through lens {ranking.lens}"
     totals = [
         ("ranked", f"{ranking.ranked:,}"),
@@ -58,6 +60,17 @@ def gallery_of(catalogue: Catalogue, ranking: Ranking, links: Sequence[Link] = (
         f"over neurons, in bins. {ranking.ranked:,} images are ranked."
     )
     return Gallery(ranking_title(ranking), rows, about, ranking.notes, facts, links)
+
+
+def _pictures(
+    images: Sequence[RankedImage], ranking: Ranking, rule: Preprocess
+) -> list[GalleryImage]:
+    """Reads images again. Each is named as it lies in the source, which the title names."""
+    inside = f"{ranking.source.rstrip('/')}/"
+    return [
+        replace(picture, name=picture.name.removeprefix(inside))
+        for picture in look(_captioned(images, ranking), rule)
+    ]
 
 
 def _captioned(

@@ -15,7 +15,7 @@ const cards = DATA.datasets.map((dataset, i) => {
 // Links to the rankings of images by their distance to one of some datasets.
 function rankingLinks(datasets, parent) {
   for (const { text, href } of DATA.rankings.filter((of) => datasets.includes(of.dataset)))
-    make("a", text, { href }, make("p", "Images: ", { class: "quiet" }, parent));
+    make("a", text, { href }, make("p", null, { class: "quiet" }, parent));
 }
 
 const mostImages = Math.max(...DATA.datasets.map((dataset) => dataset.samples.length));
