@@ -293,7 +293,7 @@ function legend() {
   const looked = DATA.looked ?? [0, 0];
   return [
     "Deep stages first: they tell more of what the images show. Of neurons that tell the same, because their means move together or their strongest images are the same, the one that differs most is shown.",
-    "The histograms have the share of activations in each part of a neuron's range, in its own units; heights are square roots of shares. The dashed line is the value above which the shares of the two differ most; they stand beside it.",
+    "A value is what a neuron puts out at one place of an image. The histograms have the share of values in each part of its range, in its own units; heights are square roots of shares. The dashed line is the value above which the shares of the two differ most; they stand beside it.",
     telling
       ? `Below them are images whose values are those of one dataset rather than the other, of ${looked[0]} and ${looked[1]} images that were looked at again; on each stands the share of its values above the dashed line. Press one to name it, and to mark wherever else it stands; arrow keys move along a row.`
       : "Below them are the images that the neuron reacts to most, with its mean activation over each. Press one to name it, and to mark wherever else it stands; arrow keys move along a row.",
