@@ -20,10 +20,20 @@ from pipeline.counting import Extractor
 from pipeline.dna import Lens
 from pipeline.engine import InProcess
 from pipeline.errors import TransientError
-from pipeline.explaining import Explanation, RankRequest, explain, image_look, rank
+from pipeline.explaining import (
+    Explanation,
+    RankRequest,
+    explain,
+    image_look,
+    neuron_groups,
+    rank,
+)
 from pipeline.explaining.image_draw import origin_of
 from pipeline.explaining.image_look import CHOSEN, CLEARLY
+from pipeline.explaining.neuron_groups import choose_groups, numbered
 from pipeline.explaining.parting import leaning
+from pipeline.explaining.reactions import kept_exemplars
+from pipeline.explaining.sensitivity import Side
 from pipeline.images import fingerprint, is_one_photograph
 from pipeline.sources import Entry, Members
 from pipeline.spec import Resources
@@ -152,6 +162,59 @@ def test_unlike_images_are_those_whose_rank_differs_most(
         assert image.to_own == pytest.approx(distances["day"][path], rel=1e-9)
     first = storage.local_path(of_day[0].uri)
     assert gaps[first] == max(gaps.values())
+
+
+def test_an_odd_image_that_is_far_from_both_is_not_the_most_unlike_the_other(
+    built: tuple[Catalogue, tiny.Place, Path], tmp_path: Path
+) -> None:
+    _, network, folder = built
+    shutil.copytree(folder / "day", tmp_path / "day")
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    stripes[::2, :, 0] = 255
+    Image.fromarray(stripes).resize((tiny.SIDE, tiny.SIDE), 0).save(tmp_path / "day" / "odd.png")
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+    requests = [
+        Request(name, str(source), **network.options)  # type: ignore[arg-type]
+        for name, source in (("day", tmp_path / "day"), ("night", folder / "night.tar"))
+    ]
+    build_datasets(catalogue, requests, InProcess(), Resources(workers=0, threads=2))
+    request = RankRequest(str(tmp_path / "day"), "night", weights=network.weights, top=1)
+    (farthest,) = rank(catalogue, request, InProcess(), resources=Resources(workers=0)).farthest
+    assert farthest.entry.uri.endswith("odd.png")
+    found = explain(catalogue, "day", "night", look=1000, weights=network.weights)
+    assert found.look is not None
+    first, *_ = found.look.unlike[0]
+    assert short(first) != "odd.png"
+    assert first.to_other < farthest.emd
+
+
+def test_neurons_whose_means_move_together_over_the_folds_are_one(
+    built: tuple[Catalogue, tiny.Place, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So few neurons seldom correlate by as much as it takes; here it takes less."""
+    monkeypatch.setattr(neuron_groups, "CORRELATED", 0.3)
+    catalogue = built[0]
+    found = explain(catalogue, "day", "night")
+    means = []
+    for name, version in found.versions.items():
+        side = Side.open(catalogue, name, version, ["a", "b"])
+        assert side.folds is not None
+        of_layers = []
+        for layer in ("a", "b"):
+            parts = [side.dna.read([layer]), *side.folds.read_folds(layer).values()]
+            whole, *folds = (cumulative(part).sum(axis=1) for part in parts)
+            of_layers.append(np.array(folds) - whole)
+        means.append(np.concatenate(of_layers, axis=1))
+    starts = {"a": 0, "b": tiny.WIDTHS[0]}
+    names = [(row["layer"], row["neuron"]) for row in found.neurons.to_pylist()]
+    moves = np.concatenate(means).T[[starts[layer] + neuron for layer, neuron in names]]
+    kept = [numbered(kept_exemplars(catalogue, *of), names) for of in found.versions.items()]
+    expected = choose_groups(found.neurons, {}, moves.astype(np.float32), kept, 20)
+    assert [(of.place, list(of.others)) for of in found.groups] == [
+        (first, ["{}[{}]".format(*names[other]) for other in others]) for first, others in expected
+    ]
+    assert any(of.others for of in found.groups)
 
 
 def test_no_photograph_is_chosen_twice_and_origins_take_turns(
