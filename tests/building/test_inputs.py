@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,9 +81,9 @@ def test_an_archive_is_indexed_once(
     looked: list[str] = []
     real = contents.index_archive
 
-    def index(item: Stored, column: str | None) -> ArchiveIndex | None:
+    def index(item: Stored, column: str | None, labels: Sequence[str]) -> ArchiveIndex | None:
         looked.append(item.uri.rpartition("/")[2])
-        return real(item, column)
+        return real(item, column, labels)
 
     monkeypatch.setattr(contents, "index_archive", index)
     _, again = build_and_load(network, place, folder)
