@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -65,6 +67,11 @@ def serve(
             server.serve_forever()
         except KeyboardInterrupt:
             say("stopped")
+            if site.is_making:
+                # No thread in native code can be told to stop, and Python aborts if it ends
+                # meanwhile. Nothing is being written.
+                sys.stdout.flush()
+                os._exit(0)
 
 
 if __name__ == "__main__":

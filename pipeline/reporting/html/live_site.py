@@ -130,6 +130,11 @@ class LiveSite:
                 )
         return page.result()
 
+    @property
+    def is_making(self) -> bool:
+        """Whether a page is being made."""
+        return self._one_at_a_time.locked()
+
     def _asked(self, path: str) -> Future[bytes] | None:
         """Returns the page of a path, which may still be in the making; None if there is none."""
         newest = self._catalogue.head().number
