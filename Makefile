@@ -8,7 +8,7 @@ SETUP := $(VENV)/.installed
 # The tests start many processes, which import the same modules: the first keeps them compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-busy soak mutants mutants-sample lint docs bench clean
+.PHONY: demo pictures test test-busy soak mutants mutants-sample lint docs bench clean
 
 demo: $(SETUP)-demo
 	$(BIN)/vdna demo --out vdna-demo
@@ -37,6 +37,10 @@ mutants-sample: $(SETUP)-test
 
 docs: $(SETUP)-docs
 	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
+# The pictures of the README, of the demo's pages; chromium takes them.
+pictures: demo
+	$(BIN)/python -m docs.pictures
 
 lint: $(SETUP)-lint
 	$(BIN)/ruff check

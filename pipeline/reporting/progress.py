@@ -152,6 +152,7 @@ class Lines:
         self._stage: Started | None = None
         self._units = self._steps = self._failures = 0
         self._stated: tuple[int, int] | None = None
+        self._first = (0, 0.0)
         self._began = monotonic()
         self._silence = Silence()
         self._lock = RLock()
@@ -169,11 +170,13 @@ class Lines:
                 case Started():
                     self._stage, self._stated = event, None
                     self._units = self._steps = self._failures = 0
-                    self._began = monotonic()
+                    self._began, self._first = monotonic(), (0, 0.0)
                 case StepDone(units, failures):
                     self._units += units
                     self._steps += 1
                     self._failures += failures
+                    if self._steps == 1:
+                        self._first = units, monotonic() - self._began
                     if self._stage and self._units < self._stage.total and self._silence.is_long:
                         self._print_state(self._stage)
                 case Finished(ok):
@@ -200,7 +203,8 @@ class Lines:
     def _print_state(self, stage: Started) -> None:
         elapsed = monotonic() - self._began
         self._stated = self._state
-        self._print(line_of(stage, self._units, self._steps, self._failures, elapsed))
+        done = self._units, self._steps, self._failures
+        self._print(line_of(stage, *done, elapsed, self._first))
 
     def _print(self, line: str) -> None:
         self._silence.ends(line)
@@ -300,7 +304,14 @@ class _Rate(ProgressColumn):
         return Text(f"{task.finished_speed or task.speed or 0.0:.1f}/s")
 
 
-def line_of(stage: Started, units: int, steps: int, failures: int, elapsed: float) -> str:
+def line_of(
+    stage: Started,
+    units: int,
+    steps: int,
+    failures: int,
+    elapsed: float,
+    first: tuple[int, float] = (0, 0.0),
+) -> str:
     """Writes the state of a stage in one line.
 
     `1,200/4,000 images  75.0/s  10/32 shards  1 failed  0:00:37 left`; only images can fail.
@@ -311,14 +322,17 @@ def line_of(stage: Started, units: int, steps: int, failures: int, elapsed: floa
         steps: Steps that are done.
         failures: Units that could not be read.
         elapsed: Seconds since the stage began.
+        first: The units of the first step, and the seconds after which it was done. The time left
+            is estimated without it, since it loads the network.
 
     Returns:
         The line, without its end.
     """
     rate = units / elapsed if elapsed > 0 else 0.0
     left = "time left not known yet"
-    if rate and steps >= ESTIMATED_STEPS:
-        left = f"{duration((stage.total - units) / rate)} left"
+    since, pause = units - first[0], elapsed - first[1]
+    if since > 0 and steps >= ESTIMATED_STEPS:
+        left = f"{duration((stage.total - units) * pause / since)} left"
     if units >= stage.total:
         left = f"in {duration(elapsed)}"
     failed = f"{failures:,} failed  " if stage.unit == "images" else ""

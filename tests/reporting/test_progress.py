@@ -101,6 +101,23 @@ def test_no_time_left_is_estimated_before_a_few_steps_are_done(
     bar(Finished())
 
 
+def test_the_time_left_does_not_count_the_load_of_the_network(
+    sleep: Callable[[float], None],
+) -> None:
+    """Else a build of two minutes begins with an estimate of an hour."""
+    out = io.StringIO()
+    progress = Lines(out)
+    progress(Started(total=100, steps=100))
+    sleep(60)
+    for _ in range(11):
+        progress(StepDone(1))
+        sleep(1)
+    progress.tick()
+    last = out.getvalue().splitlines()[-1]
+    assert last.startswith("11/100 images  0.2/s")
+    assert last.endswith("0:01:29 left")  # 89 images, a second each
+
+
 def test_one_thing_is_in_the_singular() -> None:
     one = Started(total=1, steps=1, present=1)
     assert line_of(one, 1, 1, 0, 1.0) == "1/1 image  1.0/s  1/1 shard  0 failed  in 0:00:01"

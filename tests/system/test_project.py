@@ -8,7 +8,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
+from PIL import Image
+
+from docs import pictures
 
 ROOT = Path(__file__).parents[2]
 ROOMS = sorted(path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py"))
@@ -95,3 +99,33 @@ def test_no_docstring_opens_with_of() -> None:
     for folder in ("pipeline", "jobs", "tests", "benchmarks", "experiments"):
         for path in (ROOT / folder).rglob("*.py"):
             assert not re.search('"{3}Of ', path.read_text()), path
+
+
+def test_the_readme_is_short_and_has_its_pictures() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) < 900
+    shown = re.findall(r"!\[[^\]]+\]\(docs/(\w+)\.png\)", text)
+    assert shown == list(pictures.PAGES)
+    for name in shown:
+        picture = ROOT / "docs" / f"{name}.png"
+        assert picture.stat().st_size < 200_000
+        with Image.open(picture) as image:
+            assert image.size == pictures.PAGES[name][0]
+
+
+def test_pictures_are_of_what_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command, but for where the page is written and how many workers there are."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(pictures.subprocess, "run", lambda words, **_: asked.append(words[3:]))
+    for name in ("explanation", "ranking"):
+        assert pictures.write_page(name, Path("vdna-demo")) == Path(f"vdna-demo/{name}.html")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in asked:
+        kept = " ".join(command).replace("--html vdna-demo/", "--html ").replace("--workers 0 ", "")
+        assert f"vdna {kept.replace('--catalogue', '-c')}" in text
+
+
+def test_without_a_browser_no_picture_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match="install one of chromium"):
+        pictures.browser()
