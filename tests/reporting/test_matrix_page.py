@@ -528,6 +528,7 @@ def test_histograms_that_cannot_be_read_are_noted(
         raise SourceError("the file is gone")
 
     matrix = compare(built)
+    monkeypatch.setattr(pair_neurons, "NEURONS_METHOD", 0)  # none of these are kept
     monkeypatch.setattr(built, "open_file", gone)
     monkeypatch.setattr(built, "read_checked", gone)
     page = gather_matrix_page(built, [matrix], samples=0)
