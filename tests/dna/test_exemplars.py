@@ -221,9 +221,9 @@ def test_an_explanation_names_the_images_of_both_sides(
     (first, _) = found.reactions[0]
     assert first is not None
     said = CliRunner().invoke(app, ["explain", "a", "b", "-c", place.root]).stdout
-    heading = "Images that the first neurons react to most, with the mean activation over each:\n"
-    assert f"{heading}{rows[0]['layer']}[{rows[0]['neuron']}] reacts most to" in said
-    assert f"  of a: {storage.spelled(first[0].uri)} ({first[0].reaction:.3g})" in said
+    assert f"\n{rows[0]['layer']}[{rows[0]['neuron']}]: " in said
+    strongest = f"among its strongest, mean activation {first[0].reaction:.3g}"
+    assert f"  of a: {storage.spelled(first[0].uri)} ({strongest})" in said
     assert said.count("  of b: ") == 2 * 5
     json_of = CliRunner().invoke(app, ["explain", "a", "c", "-c", place.root, "--json"]).stdout
     sides = json.loads(json_of)["neurons"][0]["exemplars"]
