@@ -38,6 +38,9 @@ SAME_IMAGES = 0.75
 LEAST_EXEMPLARS = 4
 """How many exemplars a neuron must have to be compared by them."""
 
+LEAST_CHOICE = 4
+"""How many times as many images a dataset must have. Of fewer, most neurons share exemplars."""
+
 Moves = NDArray[np.float32]
 """(neurons, folds of both datasets) by how much the neuron's mean in each fold is above its mean.
 
@@ -111,7 +114,9 @@ def choose_groups(
     wanted = np.flatnonzero(differs if merged else known)
     layers = np.array(neurons["layer"].to_pylist(), object)[wanted]
     of = np.array([stages.get(layer, "") for layer in layers], object)
-    alike = _Likeness(moves, kept) if merged else None
+    # Of the few folds that are too few for a test, most correlations are chance.
+    seen = moves if np.isfinite(q).any() else np.zeros_like(moves)
+    alike = _Likeness(seen, kept) if merged else None
     deep = [stage for stage in (*reversed(STAGES), "") if (of == stage).any()]
     sources = {stage: _groups(wanted[of == stage], alike) for stage in deep}
     found: dict[str, list[tuple[int, list[int]]]] = {stage: [] for stage in deep}
@@ -159,7 +164,9 @@ class _Likeness:
         return np.asarray(shared >= SAME_IMAGES * len(own))
 
 
-def numbered(exemplars: Exemplars | None, neurons: Sequence[tuple[str, int]]) -> Ints | None:
+def numbered(
+    exemplars: Exemplars | None, neurons: Sequence[tuple[str, int]], images: int
+) -> Ints | None:
     """Numbers the images that neurons react to most, so that they can be compared.
 
     Reactions that are all equal are left out. At the upper end of a clipped layer they say no more
@@ -168,11 +175,14 @@ def numbered(exemplars: Exemplars | None, neurons: Sequence[tuple[str, int]]) ->
     Args:
         exemplars: The exemplars of a dataset; None if it keeps none.
         neurons: The layer and the number of each neuron.
+        images: How many images the dataset has.
 
     Returns:
-        (neurons, exemplars) a number for each image, and -1 where there is none.
+        (neurons, exemplars) a number for each image, and -1 where there is none; None if the
+        exemplars, or the images that they were chosen from, are too few.
     """
-    if exemplars is None or exemplars.settings.number < LEAST_EXEMPLARS:
+    number = 0 if exemplars is None else exemplars.settings.number
+    if exemplars is None or number < LEAST_EXEMPLARS or images < LEAST_CHOICE * number:
         return None
     table = exemplars.rows
     starts = {
@@ -180,14 +190,14 @@ def numbered(exemplars: Exemplars | None, neurons: Sequence[tuple[str, int]]) ->
         for layer, at in zip(exemplars.spec.layers, exemplars.spec.slices, strict=True)
     }
     names = pc.binary_join_element_wise(table["uri"], table["member"], "\0")
-    images = names.combine_chunks().dictionary_encode().indices.to_numpy()
+    image_numbers = names.combine_chunks().dictionary_encode().indices.to_numpy()
     held, reactions = table["neuron"].to_numpy(), table["reaction"].to_numpy()
-    found = np.full((len(neurons), exemplars.settings.number), -1, np.int64)
+    found = np.full((len(neurons), number), -1, np.int64)
     places = np.array([starts[layer] + neuron for layer, neuron in neurons], np.int64)
     first = np.searchsorted(held, places)
     last = np.searchsorted(held, places, side="right")
     for row, begin, end in zip(found, first.tolist(), last.tolist(), strict=True):
         own = reactions[begin:end]
         if len(own) >= LEAST_EXEMPLARS and own[0] > own[-1]:
-            row[: end - begin] = images[begin:end]
+            row[: end - begin] = image_numbers[begin:end]
     return found

@@ -113,7 +113,10 @@ def explain(
     of_a, of_b = (strongest_reactions(*of, names[: asked.top]) for of in kept)
     stages = dict(zip(chosen, stages_of(chosen, network_layers(network.extractor)), strict=True))
     moves = np.concatenate([part.moves[np.flatnonzero(part.weights)] for part in parts])[order]
-    numbers = [numbered(exemplars, names) for exemplars, _ in kept]
+    numbers = [
+        numbered(exemplars, names, version.images)
+        for (exemplars, _), version in zip(kept, versions.values(), strict=True)
+    ]
     groups = choose_groups(table, stages, moves, numbers, asked.top)
     firsts = [names[place] for place, _ in groups]
     found = Explanation(

@@ -208,7 +208,7 @@ def pixels_of(image: Image.Image, exif: Exif = "apply", alpha: Alpha = "drop") -
     """Returns the pixels of an image that PIL has opened, by the same rule.
 
     Args:
-        image: The image; it is loaded, and its `info` changed.
+        image: The image; it is loaded.
         exif: Whether EXIF orientation turns it.
         alpha: What is put under transparent pixels.
 
@@ -228,8 +228,11 @@ def pixels_of(image: Image.Image, exif: Exif = "apply", alpha: Alpha = "drop") -
         transparent = stated and has_transparent_pixels(strip)
         if ground is not None:
             return Decoded(laid_upon(ground, strip, top), transparent)
-        # It would be dropped anyway, and converting it may fail or warn.
-        strip.info.pop("transparency", None)
+        if "transparency" in strip.info:
+            # It would be dropped anyway, and converting it may fail or warn. A strip may be the
+            # caller's own image, which still states it afterwards.
+            strip = strip.copy()
+            del strip.info["transparency"]
         return Decoded(rgb_of(strip), transparent)
 
     orientation = _orientation(image) if exif == "apply" else 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from posixpath import basename, splitext
 from typing import Any
 
@@ -46,14 +46,25 @@ def coco_rows(uri: str) -> Iterator[dict[str, Any]]:
         for one in data.get("annotations", []):
             if "category_id" in one:
                 areas[one["image_id"]][one["category_id"]] += _area(one)
-        images = [(image["id"], str(image["file_name"]), image) for image in data["images"]]
+        rows = [
+            {
+                "file_name": str(image["file_name"]),
+                "category": _main_category(areas.get(image["id"], {}), categories),
+                "coco_url": image.get("coco_url"),
+            }
+            for image in data["images"]
+        ]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise SourceError(f"{uri} {_NOT_COCO} ({type(error).__name__}: {error})") from error
-    for number, name, image in images:
-        own = areas.get(number)
-        main = min(own, key=lambda kind: (-own[kind], kind)) if own else None
-        category = None if main is None else categories.get(main, str(main))
-        yield {"file_name": name, "category": category, "coco_url": image.get("coco_url")}
+    yield from rows
+
+
+def _main_category(areas: Mapping[int, float], names: Mapping[int, str]) -> str | None:
+    """Names the category of the largest area, or None if there is none."""
+    if not areas:
+        return None
+    main = min(areas, key=lambda kind: (-areas[kind], kind))
+    return names.get(main, str(main))
 
 
 def _area(annotation: dict[str, Any]) -> float:

@@ -209,7 +209,10 @@ def test_neurons_whose_means_move_together_over_the_folds_are_one(
     starts = {"a": 0, "b": tiny.WIDTHS[0]}
     names = [(row["layer"], row["neuron"]) for row in found.neurons.to_pylist()]
     moves = np.concatenate(means).T[[starts[layer] + neuron for layer, neuron in names]]
-    kept = [numbered(kept_exemplars(catalogue, *of), names) for of in found.versions.items()]
+    kept = [
+        numbered(kept_exemplars(catalogue, *of), names, of[1].images)
+        for of in found.versions.items()
+    ]
     expected = choose_groups(found.neurons, {}, moves.astype(np.float32), kept, 20)
     assert [(of.place, list(of.others)) for of in found.groups] == [
         (first, ["{}[{}]".format(*names[other]) for other in others]) for first, others in expected

@@ -93,6 +93,13 @@ def test_neurons_without_folds_join_none() -> None:
     assert groups(["thing"] * 3, nothing, q=[None] * 3) == [(0, []), (1, []), (2, [])]
 
 
+def test_neurons_of_too_few_folds_for_a_test_join_none_by_their_means() -> None:
+    """With two folds of each dataset, every other pair of neurons correlates by chance."""
+    same = apart(1)[[0, 0, 0]]
+    assert groups(["thing"] * 3, same, q=[None] * 3) == [(0, []), (1, []), (2, [])]
+    assert groups(["thing"] * 3, same, q=[0.01, 0.01, None]) == [(0, [1, 2])]
+
+
 def test_neurons_that_are_not_told_apart_are_left_out_unless_none_differs() -> None:
     layers = ["edge", "thing", "thing", "edge"]
     assert groups(layers, apart(4), q=[0.5, 0.2, 0.01, 0.01]) == [(2, []), (3, [])]
@@ -123,10 +130,12 @@ def test_exemplars_are_numbered_by_image_and_ties_are_left_out() -> None:
     ]
     empty = Exemplars.empty(ExemplarSettings(4), spec)
     held = Exemplars(empty.settings, spec, pa.Table.from_pylist(rows, schema=empty.rows.schema))
-    found = numbered(held, [("head", 0), ("stem", 0), ("stem", 1), ("stem", 2)])
+    found = numbered(held, [("head", 0), ("stem", 0), ("stem", 1), ("stem", 2)], 16)
     assert found is not None
     assert (found[2:] == -1).all()
     assert set(found[0]) & set(found[1]) == {found[1][3], found[1][2], found[1][1]}
-    assert numbered(None, [("head", 0)]) is None
+    assert numbered(None, [("head", 0)], 16) is None
     few = Exemplars.empty(ExemplarSettings(2), spec)
-    assert numbered(few, [("head", 0)]) is None
+    assert numbered(few, [("head", 0)], 16) is None
+    # Of few images, all neurons have the same exemplars, whatever they react to.
+    assert numbered(held, [("head", 0)], 15) is None

@@ -126,6 +126,18 @@ def test_images_in_memory_are_noted_too() -> None:
     assert not pixels_of_item(np.asarray(noise()), 0, "apply", "drop", None).transparent
 
 
+@ALPHAS
+def test_the_images_of_a_caller_state_their_transparency_afterwards_too(alpha: Any) -> None:
+    palette = noise().quantize(100)
+    palette.info["transparency"] = 7
+    first = pixels_of_item(palette, 0, "apply", alpha, None)
+    again = pixels_of_item(palette, 0, "apply", alpha, None)
+    assert first.transparent
+    assert again.transparent
+    assert np.array_equal(first.pixels, again.pixels)
+    assert palette.info["transparency"] == 7
+
+
 @given(
     height=st.integers(1, 12),
     width=st.integers(1, 12),

@@ -400,7 +400,19 @@ def test_coco_has_the_main_category_of_each_image(
 
 def test_json_that_is_no_coco_and_images_that_are_elsewhere_are_named(photos: Path) -> None:
     path = photos / "a.json"
-    for data in ({"images": [{"id": 1}]}, [1], {"annotations": []}, "text"):
+    list_as_number = {"images": [{"id": [1], "file_name": "a.png"}]}
+    mixed = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [{"image_id": 1, "category_id": kind, "area": 2} for kind in (1, "a")],
+    }
+    for data in (
+        {"images": [{"id": 1}]},
+        [1],
+        {"annotations": []},
+        "text",
+        list_as_number,
+        mixed,
+    ):
         path.write_text(json.dumps(data))
         with pytest.raises(SourceError, match=r"a\.json is not a table of images: .*COCO"):
             list_source(path)

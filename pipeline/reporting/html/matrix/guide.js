@@ -33,7 +33,8 @@ function drawGuide() {
   );
   const far = least(pairs, (i, j) => -at(values, i, j));
   const floors = pairs.map((pair) => at(layer.floor, ...pair)).filter(Number.isFinite);
-  const [lowest, highest] = [Math.min(...floors), Math.max(...floors)].map(short);
+  // Of many datasets there are more pairs than a function takes arguments.
+  const [lowest, highest] = [Math.min, Math.max].map((of) => short(floors.reduce((a, b) => of(a, b), floors[0])));
   $("floor").textContent = floors.length
     ? `0 is a dataset and itself. Two samples of one source are never quite alike: at these sizes, chance alone makes ${lowest === highest ? lowest : `${lowest} to ${highest}`} bins, the noise floor. A corrected distance has it taken away, so that there 0 means: no more than chance.`
     : "0 is a dataset and itself. There are no error bars here, so nothing says how much of a distance is chance.";
