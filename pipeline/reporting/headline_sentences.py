@@ -44,7 +44,8 @@ def headline(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RAT
     groups; otherwise datasets that are far from all others, if each other one has a near one. A
     dataset is called nearest to another if the upper end of their interval lies below the lower
     ends of all others that are told apart from both. Two datasets cannot be told apart if their
-    test says so. Each interval is of one pair, and holds by itself.
+    test says so. The test of all neurons together may miss what a few layers show, so pairs that
+    single layers tell apart are named then. Each interval is of one pair, and holds by itself.
 
     Args:
         matrix: The matrix.
@@ -58,21 +59,42 @@ def headline(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RAT
     upper = np.triu_indices(len(matrix.names), 1)
     if not np.isfinite(values[upper]).any():
         return ""
+    but = _by_layers(matrix, verdict, rate) if layer == ALL else ""
     if len(matrix.names) == 2:
-        return _of_two(matrix, layer, verdict)
+        return _of_two(matrix, layer, verdict) + but
     if (verdict[upper] == UNTESTED).all():
         return _untested(matrix.names, values)
     low, high = matrix.of(layer, "low"), matrix.of(layer, "high")
     if (verdict[upper] == ALIKE).all():
         most = f" They are at most {_most(float(high[upper].max()))} bins apart."
         none = f"None of the {len(matrix.names):,} datasets can be told from another."
-        return none + (most if np.isfinite(high[upper]).all() else "")
+        return none + (most if np.isfinite(high[upper]).all() else "") + but
     sentences = [
         *_groups(matrix.names, values, low, high),
         *_alike(matrix.names, verdict),
         *_nearest(matrix.names, values, low, high, verdict),
     ]
-    return " ".join(sentences or _extremes(matrix.names, values, verdict))
+    return " ".join(sentences or _extremes(matrix.names, values, verdict)) + but
+
+
+def _by_layers(matrix: Matrix, verdict: NDArray[np.int8], rate: float) -> str:
+    """Says which pairs are not told apart by all neurons together, but by single layers.
+
+    There is one test for each layer, so each must be as much clearer (Bonferroni's correction).
+
+    Returns:
+        A sentence that follows others, or an empty text.
+    """
+    layers = [plane for plane in matrix.planes if plane != ALL]
+    if not layers or not (verdict == ALIKE).any():
+        return ""
+    clear = [verdicts(matrix, layer, rate / len(layers)) == DIFFERENT for layer in layers]
+    pairs = np.argwhere(np.triu(np.any(clear, axis=0) & (verdict == ALIKE), 1))
+    if not len(pairs):
+        return ""
+    named = [f"{matrix.names[i]} and {matrix.names[j]}" for i, j in pairs.tolist()]
+    which = f"{len(named):,} pairs" if len(named) > 1 else named[0]
+    return f" Single layers tell {which} apart, which all neurons together do not."
 
 
 def _of_two(matrix: Matrix, layer: str, verdict: NDArray[np.int8]) -> str:

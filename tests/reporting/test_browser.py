@@ -491,7 +491,8 @@ def test_a_pair_says_in_words_what_its_interval_supports(reader: Reader, tmp_pat
 
     alike, apart = opened(0, 1), opened(2, 3)
     value, high = (matrix.of("all", column)[0, 1] for column in ("emd_corrected", "high"))
-    assert f"They cannot be told apart: the distance of {value:.1f} bins may be chance" in alike
+    apart_by = "They cannot be told apart by all neurons together"
+    assert f"{apart_by}: the distance of {value:.1f} bins may be chance" in alike
     assert f"It is at most {high:.1f} bins" in alike
     assert "They differ" not in alike
     low, high = (matrix.of("all", column)[2, 3] for column in ("low", "high"))

@@ -622,6 +622,25 @@ def test_stages_layers_and_neurons_are_chosen_and_told(
 
 
 @browser.needed
+def test_a_page_says_that_layers_differ_if_all_neurons_together_do_not(
+    reader: Reader, built: Catalogue, looked: Explanation, tmp_path: Path
+) -> None:
+    path = tmp_path / "why.html"
+    said = []
+    for q_of_one in (0.4, 0.001):
+        rows = looked.layers.to_pylist()
+        for row in rows:
+            row["q"] = q_of_one if row["layer"] == "a" else 0.4
+        table = pa.Table.from_pylist(rows, schema=looked.layers.schema)
+        found = replace(looked, layers=table)
+        path.write_bytes(render_explanation(gather_explanation(built, found, samples=0)))
+        reader.open(path)
+        said.append(reader.text("verdict"))
+    assert "are not told apart: they may differ by chance." in said[0]
+    assert "differ in 1 of 2 layers, and are not told apart by all neurons together." in said[1]
+
+
+@browser.needed
 def test_images_most_unlike_the_other_dataset_are_shown_with_both_distances(
     reader: Reader, looked_page: bytes, tmp_path: Path
 ) -> None:

@@ -139,6 +139,29 @@ def test_datasets_that_all_look_the_same_are_counted() -> None:
     )
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_what_only_single_layers_tell_apart_is_said(count: int) -> None:
+    """Half as bright, small datasets differ in the first layers, and not in the mean of all."""
+    names = "abc"[:count]
+    pairs = [(a, b) for a in names for b in names if a < b]
+    matrix = with_estimates(matrix_of(*names), *[(0, 1), (0, 2), (1, 2)][: len(pairs)])
+    but = "Single layers tell"
+    assert but not in headline(matrix)
+    q = matrix.estimates["q"]
+    q[1, 0, 1] = q[1, 1, 0] = 0.026  # above 0.05 / 2, as there are two layers
+    assert but not in headline(matrix)
+    q[1, 0, 1] = q[1, 1, 0] = 0.024
+    which = "a and b apart, which all neurons together do not."
+    assert headline(matrix).endswith(f" Single layers tell {which}")
+    assert but not in headline(matrix, matrix.layers[1])
+    assert but not in headline(matrix, rate=0.01)
+    if count > 2:
+        q[0, 0, 2] = q[0, 2, 0] = 0.001
+        assert "Single layers tell 2 pairs apart" in headline(matrix)
+    q[-1, 0, 1] = q[-1, 1, 0] = 0.001  # all neurons together do, too
+    assert which not in headline(matrix)
+
+
 def test_three_hundred_datasets_have_a_few_short_sentences() -> None:
     said = headline(with_estimates(matrix_of(*[f"d{i:03d}" for i in range(300)]), (3, 4), (8, 9)))
     assert "d003 and d004 cannot be told apart. d008 and d009 cannot be told apart." in said

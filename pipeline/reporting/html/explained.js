@@ -29,6 +29,10 @@ function headline() {
   const of = `${nameOf(whole)}${DATA.through ? ` ${DATA.through}` : ""}: ${distance(whole)}`;
   if (differs(whole))
     return `${pair} differ at a false discovery rate of ${percent(DATA.rate)}. Of ${of}, q ${short(whole.q)}.`;
+  const layers = DATA.layers.filter((row) => row !== whole && row.neurons);
+  const apart = layers.filter(differs).length;
+  if (alike(whole) && apart)
+    return `${pair} differ in ${apart} of ${layers.length} layers, and are not told apart by all neurons together. Of ${of}, q ${short(whole.q)}.`;
   if (alike(whole))
     return `${pair} are not told apart: they may differ by chance. Of ${of}, q ${short(whole.q)}.`;
   return `${pair} are not tested: that takes folds, and weights that are not negative. Of ${of}.`;

@@ -70,7 +70,7 @@ function inWords(i, j) {
   const away = `${short(value)} bins${corrected ? "" : ", not corrected for the sizes of the samples"}`;
   const said = {
     differs: `They differ: they are ${away} apart${interval}.`,
-    alike: `They cannot be told apart: the distance of ${away} may be chance${barred ? `. It is at most ${short(of("high"))} bins, the upper end of its 95% interval` : ""}.`,
+    alike: `They cannot be told apart${view.plane === ALL ? " by all neurons together" : ""}: the distance of ${away} may be chance${barred ? `. It is at most ${short(of("high"))} bins, the upper end of its 95% interval` : ""}.`,
     untested: `They are ${away} apart${interval}. Whether they differ is not tested: ${view.matrix.no_test}.`,
   }[verdict(layer, i, j)];
   const more = [];
