@@ -477,6 +477,8 @@ def test_a_pair_says_in_words_what_its_interval_supports(reader: Reader, tmp_pat
     matrix = with_estimates(matrix_at(4, layers=8), (0, 1))
     matrix.estimates["q"][4:, 2, 3] = matrix.estimates["q"][4:, 3, 2] = 0.6
     matrix.estimates["q"][-1, 2, 3] = matrix.estimates["q"][-1, 3, 2] = 0.001
+    # Below the rate of 0.05, and not of 0.05 / 8: of eight layers one is so by chance.
+    matrix.estimates["q"][:8, 1, 3] = matrix.estimates["q"][:8, 3, 1] = 0.007
     snapshot = ("--at", "3", "-c", "s3://b/it's here")
     page = Page([matrix], pictured(matrix), snapshot=snapshot, network=matrix.layers)
     path = tmp_path / "page.html"
@@ -489,6 +491,7 @@ def test_a_pair_says_in_words_what_its_interval_supports(reader: Reader, tmp_pat
         reader.wait(lambda: reader.text("pair-title") == names)
         return reader.text("pair-body")
 
+    assert "They are told apart in no layer." in opened(1, 3)
     alike, apart = opened(0, 1), opened(2, 3)
     value, high = (matrix.of("all", column)[0, 1] for column in ("emd_corrected", "high"))
     apart_by = "They cannot be told apart by all neurons together"

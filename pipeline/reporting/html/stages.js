@@ -40,7 +40,7 @@ function drawStages(found, wide, parent) {
   );
   make(
     "p",
-    `Mean distance of the stage's layers, in bins${found.some((stage) => stage.tested) ? ", and how many of those that are tested are told apart" : ""}. The names are a rule of thumb for how deep a layer lies, not a finding: in networks that were trained on ImageNet, the first layers react to colour and edges, then to texture, then to shape, and the last ones to objects.`,
+    `Mean distance of the stage's layers, in bins${found.some((stage) => stage.tested) ? ", and how many of those that are tested are told apart, as so many layers are tested at once" : ""}. The names are a rule of thumb for how deep a layer lies, not a finding: in networks that were trained on ImageNet, the first layers react to colour and edges, then to texture, then to shape, and the last ones to objects.`,
     { class: "quiet" },
     parent,
   );

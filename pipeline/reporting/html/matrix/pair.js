@@ -88,7 +88,9 @@ async function layerRows(i, j) {
 // What differs, by stage of the network.
 function stages(rows, parent) {
   const layers = rows.map((row) => ({ stage: view.matrix.stages[row.index], ...row.bins }));
-  drawStages(stageMeans(layers, state.rate), Math.min(480, $("pair-body").clientWidth || 440), parent);
+  // Among many layers one is below the rate by chance, so each must be as much clearer (Bonferroni).
+  const tested = layers.filter((row) => row.stage && Number.isFinite(row.q)).length;
+  drawStages(stageMeans(layers, state.rate / Math.max(1, tested)), Math.min(480, $("pair-body").clientWidth || 440), parent);
 }
 
 // The command that writes the explanation of the pair: which neurons differ, and on which images.
