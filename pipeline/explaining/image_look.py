@@ -25,7 +25,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.counting import Extractor, Prepared, Stream
+from pipeline.counting import Extractor, Prepared, Stream, exact_switches
 from pipeline.dna import Failure, Floats, Lens
 from pipeline.errors import BadImage, SourceError, UsageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
@@ -79,8 +79,12 @@ def look_again(
     Returns:
         The explanation with its `look`, and with the images of its groups.
     """
+    import torch
+
     try:
-        return _Looker(catalogue, found, lens, weights).looked(images, progress or ignore)
+        # A notebook that explains may train, too. A network is made with random weights at first.
+        with exact_switches(), torch.random.fork_rng():
+            return _Looker(catalogue, found, lens, weights).looked(images, progress or ignore)
     except (VdnaError, OSError) as error:
         why = f"Images were not looked at again: {str(error) or type(error).__name__}."
         return replace(found, look=Look((0, 0), notes=(why,)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageEnhance
 
 from pipeline import images, storage
@@ -337,3 +338,25 @@ def test_the_same_look_finds_the_same(
     )
     assert one.look == other.look
     assert one.groups == other.groups
+
+
+def test_a_look_leaves_the_switches_of_torch_as_they_were(
+    built: tuple[Catalogue, tiny.Place, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook that explains goes on to train."""
+    catalogue, network, _ = built
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    threads, random = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(3)
+    image_look._extractor.cache_clear()
+    try:
+        found = explain(catalogue, "day", "night", look=4, weights=network.weights)
+        assert found.look is not None
+        assert found.look.images == (4, 4)
+        assert torch.get_num_threads() == 3
+        assert torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.deterministic
+        assert torch.equal(torch.get_rng_state(), random)
+    finally:
+        torch.set_num_threads(threads)
