@@ -191,7 +191,8 @@ class _Looker:
                 return self._seen(stream.extractor, pixels)
 
             shard = Shard(0, 0, tuple(entries))
-            with closing(stream.observed(shard, observe, fetch)) as observed:
+            # A decoder that crashes must not end a server of pages.
+            with closing(stream.observed(shard, observe, fetch, isolated=True)) as observed:
                 for part in observed:
                     if isinstance(part, Failure):
                         yield f"{storage.spelled(part.uri, part.member)}: {part.detail}"

@@ -71,6 +71,21 @@ def found(built: tuple[Catalogue, tiny.Place, Path]) -> Explanation:
     return explain(catalogue, "day", "night", look=1000, weights=network.weights)
 
 
+def test_images_are_decoded_in_a_process_apart(
+    built: tuple[Catalogue, tiny.Place, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image whose decoder crashes must not end the server that looks at it."""
+    catalogue, network, _ = built
+
+    def crash(*_: object) -> None:
+        raise AssertionError("decoded here")
+
+    monkeypatch.setattr("pipeline.images.load", crash)
+    found = explain(catalogue, "day", "night", look=4, weights=network.weights)
+    assert found.look is not None
+    assert found.look.images == (4, 4)
+
+
 @pytest.fixture
 def copied(
     built: tuple[Catalogue, tiny.Place, Path], tmp_path: Path

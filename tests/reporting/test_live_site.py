@@ -170,6 +170,16 @@ def test_only_this_machine_is_answered_and_nothing_is_taken(port: int) -> None:
         answer, text = ask(port, "/", Host=host)
         assert answer.status == 403, host
         assert b"<html" not in text
+    for site, mode, what, status in (
+        ("cross-site", "no-cors", "image", 403),
+        ("same-site", "cors", "empty", 403),
+        ("cross-site", "navigate", "iframe", 403),
+        ("cross-site", "navigate", "document", 404),  # somebody follows a link
+        ("same-origin", "cors", "empty", 404),  # a page that waits
+        ("none", "navigate", "document", 404),
+    ):
+        said = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": what}
+        assert ask(port, "/none", **said)[0].status == status, said
     for method in ("POST", "PUT", "DELETE", "OPTIONS"):
         assert ask(port, "/", method)[0].status == 501, method
 

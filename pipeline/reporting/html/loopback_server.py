@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         status, kind, progress = 200, "text/html", ""
-        if self.headers.get("Host") not in self.hosts:
+        if self.headers.get("Host") not in self.hosts or self._is_asked_by_another_site():
             status, kind, body = 403, "text/plain", b"This server answers its own machine only.\n"
         else:
             try:
@@ -88,6 +88,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, kind, body, progress, with_body=with_body)
         except ConnectionError:  # the browser left before the page was made
             self.close_connection = True
+
+    def _is_asked_by_another_site(self) -> bool:
+        """Tells whether another site's page asks, and not somebody who follows a link."""
+        site, mode, what = (
+            self.headers.get(f"Sec-Fetch-{name}", "") for name in ("Site", "Mode", "Dest")
+        )
+        follows_a_link = (mode, what) == ("navigate", "document")
+        return site not in ("", "none", "same-origin") and not follows_a_link
 
     def _send(self, status: int, kind: str, body: bytes, progress: str, *, with_body: bool) -> None:
         self.send_response(status)
