@@ -177,6 +177,7 @@ class VisualDNA:
 
         Raises:
             SpecMismatch: The ranks count in different ways.
+            UsageError: No image was counted, on any rank.
         """
         from pipeline.counting import ranks_together, require_same_on_ranks, sum_over_ranks
 
@@ -190,6 +191,9 @@ class VisualDNA:
                 dna = sum_over_ranks(dna, self._group)
             total += dna
             held += HeldFolds.of([(fold, dna)] if self._folds > 1 else [])
+        if not total.images:
+            ranks = " on any rank" if together else ""
+            raise UsageError(f"the metric has counted no image{ranks}; call update(images) first")
         total.check("the metric")
         return replace(total, folds=held if self._folds > 1 else None)
 

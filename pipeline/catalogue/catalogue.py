@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -148,9 +149,11 @@ class Catalogue(VersionFiles):
 
     def _find(self, commit: Commit, name: str, spec: str | None) -> Version:
         if name not in commit.datasets:
+            near = get_close_matches(name, commit.datasets, 1)
             raise NotFound(
                 f"{self.root} has no dataset {name!r}; it has: "
                 f"{', '.join(sorted(commit.datasets)) or 'none'}"
+                + (f". Did you mean {near[0]}?" if near else "")
             )
         versions = commit.datasets[name]
         if spec is None and len(versions) == 1:

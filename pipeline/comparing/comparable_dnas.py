@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pipeline.dna import DNA
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, shortened
 
 _MISSING = {
     "counts": "has no histograms",
@@ -36,8 +36,15 @@ def comparable(
 
     Raises:
         SpecMismatch: If the specs differ; the message names the fields.
-        UsageError: If a DNA has no images or lacks the column, or if different layers are loaded.
+        UsageError: If one of them is no DNA, has no images or lacks the column, or if different
+            layers are loaded.
     """
+    for name, given in zip(names, (a, b), strict=True):
+        if not isinstance(given, DNA):
+            raise UsageError(
+                f"{name} is {shortened(given)}, of type {type(given).__name__}; make_dna(...) "
+                "makes a DNA of images, and Catalogue(...).load(name) loads that of a dataset"
+            )
     a.spec.require_same(b.spec, *names)
     for name, dna in zip(names, (a, b), strict=True):
         if dna.images == 0:

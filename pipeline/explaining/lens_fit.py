@@ -110,8 +110,9 @@ class Attribute:
         found = re.fullmatch("([^:=]+)([:=])(.+)", text)
         if found is None:
             raise UsageError(
-                f"attribute is {text!r}; name two datasets, with it and without: foggy:clear, or "
-                "foggy=clear where they are the same images"
+                f"attribute is {text!r}; name the dataset that shows it, a colon, and the dataset "
+                "that does not, such as foggy:clear. Write foggy=clear where they are the same "
+                "images"
             )
         with_it, sign, without = found.groups()
         if with_it == without:

@@ -27,6 +27,8 @@ from pipeline.wording import option
 
 LIST_EXTENSION = ".txt"
 
+_WHAT_A_LIST_IS = f"A {LIST_EXTENSION} file is read as a list of images: one path or url a line"
+
 LONGEST_LINE = 2**16
 """The most characters of a line. A file without line breaks would be held whole otherwise."""
 
@@ -60,14 +62,16 @@ def objects_in_list(uri: str, parent: str, rules: Rules) -> Iterator[Stored]:
     def look_up(line: tuple[int, str]) -> Stored:
         number, name = line
         with _named_in_errors(f"{uri}, line {number}"):
-            return storage.info(_absolute(name, parent, rules))
+            try:
+                return storage.info(_absolute(name, parent, rules))
+            except SourceError as error:
+                raise SourceError(f"{error}. {_WHAT_A_LIST_IS}") from error
 
     def lines() -> Iterator[tuple[int, str]]:
         for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE + 1), ""), 1):
             if len(line) > LONGEST_LINE:
                 raise SourceError(
-                    f"{uri}, line {number} has over {LONGEST_LINE} characters; a list has one path "
-                    "or url a line"
+                    f"{uri}, line {number} has over {LONGEST_LINE} characters. {_WHAT_A_LIST_IS}"
                 )
             name = line.strip()
             if name and not name.startswith("#"):
@@ -78,7 +82,9 @@ def objects_in_list(uri: str, parent: str, rules: Rules) -> Iterator[Stored]:
             text = io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig", newline="\n")
             yield from map_in_order(look_up, lines())
     except UnicodeDecodeError as error:
-        raise SourceError(f"{uri} is not a list of paths in UTF-8: {error}") from error
+        raise SourceError(
+            f"{uri} is not a list of paths in UTF-8: {error}. {_WHAT_A_LIST_IS}"
+        ) from error
 
 
 class TableRow(NamedTuple):

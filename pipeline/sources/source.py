@@ -178,6 +178,11 @@ class _SourceLister:
             return "list"
         if any(mark in self._text for mark in "*?[") and not storage.exists(self._uri):
             return "glob"  # a mark may also be part of a name, and a `?` begin a query
+        if store.is_local and not os.path.exists(storage.local_path(self._uri)):
+            raise SourceError(
+                f"{self._text} does not exist; check the path. A source is a folder, a glob, a "
+                f"list of images ({LIST_EXTENSION}), a table, an archive, an image, or a url of one"
+            )
         return "prefix" if store.lists_in_key_order else "folder or object"
 
     def list_objects(self, outside: str | None) -> None:

@@ -165,7 +165,8 @@ def test_a_batch_that_is_refused_is_not_counted(
     with pytest.raises(UsageError, match=message):
         metrics[0].update(batch, groups)
     assert metrics[0].images == 0
-    assert metrics[0].compute().images == 0
+    with pytest.raises(UsageError, match=r"no image; call update\(images\) first"):
+        metrics[0].compute()
 
 
 def test_training_goes_on_as_it_was(place: tiny_network.Place) -> None:

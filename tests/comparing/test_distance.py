@@ -9,6 +9,8 @@ import pickle
 from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from pipeline.comparing.distance import Distance, emd, nfd
+from pipeline.comparing.distance import Distance, emd, fd, nfd
 from pipeline.comparing.fold_curves import FoldCurves
 from pipeline.comparing.fold_statistics import PAIR_ESTIMATES, FoldSums, estimates, fold_sums
 from pipeline.comparing.gaussians import frechet_1d, variance
@@ -263,6 +265,17 @@ def test_a_dna_of_no_images_is_refused(distance) -> None:
     for pair in ((a, none), (none, a), (none, none)):
         with pytest.raises(UsageError, match="no images"):
             distance(*pair)
+
+
+@pytest.mark.parametrize("distance", [emd, nfd, fd])
+def test_what_is_no_dna_is_refused_by_value_with_what_makes_one(distance) -> None:
+    a: Any = random_dna(SPEC, RANGES, 3, 1)
+    for pair, which in (((a, "photos"), "second"), (("photos", a), "first")):
+        said = rf"the {which} DNA is 'photos', of type str; make_dna\(\.\.\.\) makes a DNA .*load"
+        with pytest.raises(UsageError, match=said):
+            distance(*pair)
+    with pytest.raises(UsageError, match="the first DNA is None"):
+        distance(None, Path("photos"))
 
 
 def test_one_image_has_an_emd_and_no_gaussian() -> None:

@@ -402,6 +402,10 @@ def test_a_matrix_file_opens_in_duckdb_polars_and_pandas(place: Catalogue, tmp_p
 def test_names_that_are_not_there_are_refused(place: Catalogue) -> None:
     with pytest.raises(NotFound, match=r"no dataset 'x'; it has: group/paintings, photos"):
         compare(place, ["photos", "x", "y"])
+    with pytest.raises(NotFound, match=r"no dataset 'foto'; .*single\. Did you mean photos\?$"):
+        place.load("foto")
+    with pytest.raises(NotFound, match=r"single$"):
+        place.load("x")
     with pytest.raises(UsageError, match="no layer 'tail' in tiny; it has stem, head"):
         compare(place, layers=["tail"])
     with pytest.raises(NotFound):

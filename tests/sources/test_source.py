@@ -88,7 +88,10 @@ def test_a_text_list_of_relative_absolute_and_remote_names(tmp_path: Path) -> No
 
 def test_a_list_names_the_line_that_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\nnowhere.png\n")
-    with pytest.raises(SourceError, match=r"list.txt, line 2: .*nowhere.png does not exist"):
+    said = (
+        r"list.txt, line 2: .*nowhere.png does not exist.* A .txt file is read as a list of images"
+    )
+    with pytest.raises(SourceError, match=said):
         list_source(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SourceError, match="not a list of paths in UTF-8"):
@@ -253,7 +256,9 @@ def test_single_files_and_other_stores_are_sources(tmp_path: Path, bucket: str) 
 
 
 def test_missing_and_empty_sources_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="nowhere does not exist"):
+    with pytest.raises(
+        SourceError, match=r"nowhere does not exist; check the path\. A source is a"
+    ):
         list_source(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     touch(tmp_path, "texts/a.txt")
