@@ -79,7 +79,12 @@ def report(
         print_json({"out": where, "bytes": size, "datasets": len(matrix.names)})
         return
     say(*filter(None, (headline(matrix), summary_sentence(matrix))))
-    say(f"The page of {count_of(len(matrix.names), 'dataset')} is in {where} ({size / 1e6:.1f} MB)")
+    beside = ""
+    if site is not None:
+        more = f" and {count_of(len(ranking), 'ranking')}" if ranking else ""
+        beside = f", with pages of {count_of(made.explained, 'pair')}{more} beside it"
+    page = f"The page of {count_of(len(matrix.names), 'dataset')} is in {where}"
+    say(f"{page} ({size / 1e6:.1f} MB){beside}")
 
 
 if __name__ == "__main__":

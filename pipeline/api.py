@@ -482,6 +482,7 @@ def report(
     number, spec = place.at(chosen.at).number, chosen.spec  # all is read from one commit
     through = [None, *(_lens(place, lens, (), number, spec) for lens in lenses)]
     ranked = [explaining.read_ranking(place, of) if isinstance(of, str) else of for of in rankings]
+    pairs = 0
     with _shown(progress) as listener:
         effort = effort or comparing.Effort(progress=listener)
         matrices = [
@@ -515,11 +516,11 @@ def report(
                 rankings=ranked,
                 progress=listener,
             )
-            page = replace(page, notes=written.notes)
+            page, pairs = replace(page, notes=written.notes), len(written.explained)
     versions = place.find_all(matrices[0].names, number, matrices[0].spec_digest)
     notes = [f"{name}: {note}" for name, version in versions.items() for note in version.notes]
     made = reporting.Report(
-        reporting.render_matrix_page(page), tuple(matrices), (*page.notes, *notes)
+        reporting.render_matrix_page(page), tuple(matrices), (*page.notes, *notes), pairs
     )
     if out is not None:
         made.save(out)

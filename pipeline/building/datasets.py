@@ -105,7 +105,7 @@ def build_datasets(
 
     counted = _plan_and_count(planner, requests, landed, fail)
     left = [name for name in names if name in counted and name not in {**results, **problems}]
-    commits = Started(len(left), len(left), unit="datasets", step="commits")
+    commits = Started(len(left), len(left), unit="datasets", step="datasets")
     with stage(progress, commits) if len(left) > 1 else nullcontext():
         for name in left:
             finish(counted[name], engine)

@@ -32,8 +32,9 @@ ALIKE_MARK, UNTESTED_MARK = "~", "?"
 ALIKE_TEXT = f"not told apart at a false discovery rate of {FALSE_DISCOVERY_RATE:.0%}"
 
 _TOO_FEW_FOLDS = (
-    f"that takes {LEAST_FOLDS} folds of each dataset, which are as many images, or groups, or "
-    "more; imports have none. Every neuron must have a finite activation in each fold"
+    f"a test needs {LEAST_FOLDS} folds of each dataset, so at least {LEAST_FOLDS} images, or "
+    f"{LEAST_FOLDS} groups of them, with a finite activation of every neuron in each fold. "
+    "Imported DNAs have no folds"
 )
 
 _UNDEFINED = (
@@ -109,8 +110,8 @@ def wide_note(matrix: Matrix, layer: str = ALL) -> str:
     count = int(wide.sum())
     return (
         f"{count:,} of {count_of(int(known.sum()), 'interval')} {'is' if count == 1 else 'are'} "
-        "wide: the folds do not tell whether few neurons differ much or many differ a little. Such "
-        "an interval is a bound rather than a 95% interval, and holds the true distance more often."
+        "wide, because it is not clear whether a few neurons differ much or many differ a little. "
+        "A wide interval is a bound: it holds the true distance more often than 95% of the time."
     )
 
 
@@ -292,7 +293,8 @@ def summary_sentence(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCO
     pairs = count_of(len(upper), "pair")
     untested = int((upper == UNTESTED).sum())
     if untested == len(upper):
-        return f"None of {pairs} is tested: {no_test(matrix, layer)}."
+        none = "The pair is not" if len(upper) == 1 else f"None of {pairs} is"
+        return f"{none} tested: {no_test(matrix, layer)}."
     alike = int((upper == ALIKE).sum())
     different = int((upper == DIFFERENT).sum())
     differ = "differs" if 1 in (different, len(upper)) else "differ"

@@ -22,7 +22,7 @@ HEAVIEST = 20
 TOLERANCE = 0.2
 """How far a score may be from what was asked for."""
 
-WISHES = {"focus": "seen", "ignored": "ignored", "kept": "kept"}
+WISHES = {"focus": "should see", "ignored": "should ignore", "kept": "should keep"}
 
 LENS_COLUMNS = ("name", "kind", "neurons", "written", "fitted on", "held out: through / plain")
 
@@ -56,11 +56,14 @@ def fit_lines(fitted: FittedLens) -> list[str]:
 def _score_line(score: Score) -> str:
     wish = WISHES[score.role]
     if not score.seen:
-        return f"{score.attribute}: to be {wish}; its signal is under the floor of so few images"
+        return (
+            f"{score.attribute}, which the lens {wish}: the two datasets are no farther apart than "
+            "chance makes so few images"
+        )
     through = score.through * score.plain
     return (
-        f"{score.attribute}: to be {wish}; {format_number(score.plain)} bins without the lens, "
-        f"about {format_number(through)} through it, on images that it was not fitted to"
+        f"{score.attribute}, which the lens {wish}: {format_number(score.plain)} bins without the "
+        f"lens, and about {format_number(through)} with it, on images that it was not fitted to"
         f"{'' if _is_as_wished(score) else ' - NOT as wished'}"
     )
 

@@ -47,10 +47,12 @@ class Report(HtmlPage):
     Attributes:
         matrices: The matrices on it: of all neurons, then through each lens.
         notes: What a reader of the distances should know, a sentence each.
+        explained: How many pairs have a page of their own in `site`.
     """
 
     matrices: tuple[Matrix, ...]
     notes: tuple[str, ...] = ()
+    explained: int = 0
 
     @property
     def headline(self) -> str:

@@ -269,14 +269,17 @@ class Bar:
                 "{task.completed:,.0f}/{task.total:,.0f} " + _noun(stage.unit, int(stage.total))
             ),
             _Rate(),
-            TextColumn(
-                "{task.fields[done]:,}/{task.fields[stage].steps:,} "
-                + _noun(stage.step, stage.steps)
-            ),
-            _TimeLeft(elapsed_when_finished=True),
         ]
+        if stage.step != stage.unit:
+            columns.append(
+                TextColumn(
+                    "{task.fields[done]:,}/{task.fields[stage].steps:,} "
+                    + _noun(stage.step, stage.steps)
+                )
+            )
         if stage.unit == "images":
-            columns.insert(4, TextColumn("{task.fields[failures]:,} failed"))
+            columns.append(TextColumn("{task.fields[failures]:,} failed"))
+        columns.append(_TimeLeft(elapsed_when_finished=True))
         self._bar = Progress(
             *columns,
             console=self._console,
@@ -315,6 +318,7 @@ def line_of(
     """Writes the state of a stage in one line.
 
     `1,200/4,000 images  75.0/s  10/32 shards  1 failed  0:00:37 left`; only images can fail.
+    If each step is a unit, steps are left out.
 
     Args:
         stage: What is to be done.
@@ -337,8 +341,9 @@ def line_of(
         left = f"in {duration(elapsed)}"
     failed = f"{failures:,} failed  " if stage.unit == "images" else ""
     done = f"{units:,}/{stage.total:,} {_noun(stage.unit, stage.total)}  {rate:.1f}/s"
-    shards = f"{steps:,}/{stage.steps:,} {_noun(stage.step, stage.steps)}"
-    return f"{done}  {shards}  {failed}{left}"
+    if stage.step != stage.unit:
+        done += f"  {steps:,}/{stage.steps:,} {_noun(stage.step, stage.steps)}"
+    return f"{done}  {failed}{left}"
 
 
 def duration(seconds: float) -> str:

@@ -331,7 +331,7 @@ def test_pairs_that_are_not_of_the_same_images_are_refused(pairs: Catalogue) -> 
     assert done.exit_code == 2
     assert "do not hold the same images" in done.output
     run("fit", "no-fog", "--ignore", pair("fog"), "--keep", pair("dark"), *root)
-    assert "few/fog=few/none: to be ignored" in run("show", "no-fog", *root)
+    assert "few/fog=few/none, which the lens should ignore: " in run("show", "no-fog", *root)
 
 
 def test_an_attribute_that_no_neuron_shows_is_reported(pairs: Catalogue) -> None:
@@ -348,7 +348,7 @@ def test_what_cannot_be_fitted_is_refused_by_name(place: Catalogue) -> None:
     with pytest.raises(UsageError, match="'fog:fog'; name two different datasets"):
         Attribute.parse("fog:fog")
     for text in ("fog", ":none", "fog:", "fog="):
-        with pytest.raises(UsageError, match=f"attribute is '{text}'; name two datasets"):
+        with pytest.raises(UsageError, match=f"attribute is '{text}'; name the dataset"):
             Attribute.parse(text)
     with pytest.raises(NotFound, match="nothing"):
         fit_lens(place, "x", focus="nothing:fit/none")
@@ -494,8 +494,9 @@ def test_the_lens_commands_fit_list_and_show(place: Catalogue, tmp_path: Path) -
     text = run("show", "clear-of-fog", *root)
     plain, through = shown["held_out"][0]["plain"], shown["held_out"][0]["through"]
     assert (
-        f"{attribute('fog')}: to be ignored; {format_number(plain)} bins without the lens, about "
-        f"{format_number(plain * through)} through it, on images that it was not fitted to" in text
+        f"{attribute('fog')}, which the lens should ignore: {format_number(plain)} bins without "
+        f"the lens, and about {format_number(plain * through)} with it, on images that it was not "
+        "fitted to" in text
     )
     assert "stem[" in text
     focused = json.loads(

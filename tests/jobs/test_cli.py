@@ -617,7 +617,7 @@ def test_compare_prints_pairs_with_their_estimates(place: Path) -> None:
     digits = 1 if row["emd_corrected"] >= 1 else 2
     assert f"{row['emd_corrected']:.{digits}f} [{row['low']:.{digits}f}, " in text
     assert f", {row['high']:.{digits}f}]" in text
-    assert "None of 1 pair is tested: that takes 6 folds of each dataset" in text
+    assert "The pair is not tested: a test needs 6 folds of each dataset" in text
     assert "range), corrected for the sizes of the samples\n" in text
     assert "Distance, in bins, corrected for the sizes of the samples" in text
     few = "error bars were checked on 16 images or more; fewer are of a (6) and b/other (4)"

@@ -491,7 +491,17 @@ def test_a_pair_says_in_words_what_its_interval_supports(reader: Reader, tmp_pat
         reader.wait(lambda: reader.text("pair-title") == names)
         return reader.text("pair-body")
 
+    assert "A pair in detail" in path.read_text()  # while the first pair is drawn
     assert "They are told apart in no layer." in opened(1, 3)
+    hollow = "return [...document.querySelectorAll('#pair-body .point')].slice(-9)"
+    hollow += ".map((point) => point.classList.contains('alike'))"
+    assert reader.run(hollow) == [True] * 8 + [False]  # layers, then all neurons together
+    nearer = int(
+        (matrix.corrected("all")[np.triu_indices(4, 1)] < matrix.corrected("all")[1, 3]).sum()
+    )
+    number = {0: "None", 1: "1"}.get(nearer, str(nearer))
+    has = "have" if nearer > 1 else "has"
+    assert f"{number} of the 6 pairs {has} a smaller distance." in reader.text("pair-body")
     alike, apart = opened(0, 1), opened(2, 3)
     value, high = (matrix.of("all", column)[0, 1] for column in ("emd_corrected", "high"))
     apart_by = "They cannot be told apart by all neurons together"

@@ -10,6 +10,7 @@ import sys
 import tarfile
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -491,7 +492,7 @@ def test_the_keyboard_walks_the_images_and_names_them(
     (whole,) = [row for row in data["layers"] if row["layer"] == "all"]
     assert whole["q"] < data["rate"]
     assert "day and night differ at a false discovery rate of 5%." in reader.text("verdict")
-    low, high = (f"{whole[of]:#.4g}" for of in ("low", "high"))
+    low, high = (f"{whole[of]:.2f}" for of in ("low", "high"))
     assert f"[{low}, {high}]" in reader.text("verdict")
     count = "return document.querySelectorAll(arguments[0]).length"
     neurons = len(data["groups"])
@@ -622,6 +623,27 @@ def test_stages_layers_and_neurons_are_chosen_and_told(
 
 
 @browser.needed
+def test_numbers_below_a_histogram_do_not_overlap(
+    reader: Reader, page: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "why.html"
+    path.write_bytes(page)
+    reader.open(path)
+    for value in (-0.09, -0.056, -0.05, -0.04, -0.03, 0.002, 0.05, 0.14, 0.158, 0.19):
+        ends = reader.run(
+            "const place = document.createElement('div'); document.body.append(place);"
+            "histogram({low: -0.099, high: 0.201, a: [1, 2], b: [2, 1], peak: 0.7}, 'x', place,"
+            " {wide: 330, parting: {value: arguments[0], told: ['1%', '2%']}});"
+            "return [...place.querySelectorAll('.tick')].filter((tick) => tick.getBBox().y > 80)"
+            ".map((tick) => [tick.getBBox().x, tick.getBBox().x + tick.getBBox().width])",
+            value,
+        )
+        ends = sorted({tuple(end) for end in ends})
+        assert len(ends) == 3 if 0 <= value <= 0.1 else len(ends) >= 2
+        assert all(a[1] + 2 < b[0] for a, b in pairwise(ends)), (value, ends)
+
+
+@browser.needed
 def test_a_page_says_that_layers_differ_if_all_neurons_together_do_not(
     reader: Reader, built: Catalogue, looked: Explanation, tmp_path: Path
 ) -> None:
@@ -658,6 +680,8 @@ def test_images_most_unlike_the_other_dataset_are_shown_with_both_distances(
         for at, to_other, to_own in images
     ]
     assert labels == told
+    said = "The number on an image is its distance to the other dataset, in bins"
+    assert said in reader.text("unlike-note")
     reader.run("document.querySelector('#unlike button').click()")
     assert data["pictures"][data["unlike"][0][0][0]]["place"] in reader.text("selected")
     reader.assert_no_request_and_no_message(path)

@@ -74,6 +74,18 @@ def test_the_last_line_tells_how_long_the_stage_took() -> None:
     assert line == "4,000/4,000 images  65.6/s  32/32 shards  0 failed  in 0:01:01"
 
 
+def test_a_step_that_is_a_unit_is_counted_once(terminal: Console) -> None:
+    stage = Started(total=3, steps=3, unit="pairs", step="pairs")
+    assert line_of(stage, 1, 1, 0, 2.0) == "1/3 pairs  0.5/s  time left not known yet"
+    bar = Bar(terminal)
+    bar(stage)
+    for _ in range(3):
+        bar(StepDone(1))
+    bar(Finished())
+    last = plain(written(terminal)).rstrip("\n").splitlines()[-1]
+    assert last.count("3/3 pairs") == 1
+
+
 @pytest.mark.parametrize(("images", "elapsed"), [(0, 0.0), (0, 5.0), (3, 0.0)])
 def test_no_images_or_no_time_does_not_divide_by_zero(images: int, elapsed: float) -> None:
     line = line_of(Started(total=10, steps=2), images, 0, 0, elapsed)

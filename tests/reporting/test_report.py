@@ -302,8 +302,7 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
     )
     plain = summary_sentence(matrix_of("a", "b"))
     assert plain == (
-        "None of 1 pair is tested: there are no error bars, as they were left out of the "
-        "comparison."
+        "The pair is not tested: there are no error bars, as they were left out of the comparison."
     )
     lensed = replace(matrix_of("a", "b"), lens="sharp", lens_digest="5a")
     assert summary_sentence(lensed).endswith("or the lens has negative weights.")
@@ -312,14 +311,14 @@ def test_the_summary_counts_verdicts_and_says_where_there_are_none() -> None:
     few = with_estimates(matrix_of("a", "b"))
     few.estimates["q"][:] = np.nan
     assert summary_sentence(few) == (
-        "None of 1 pair is tested: that takes 6 folds of each dataset, which are as many images, "
-        "or groups, or more; imports have none. Every neuron must have a finite activation in each "
-        "fold."
+        "The pair is not tested: a test needs 6 folds of each dataset, so at least 6 images, or 6 "
+        "groups of them, with a finite activation of every neuron in each fold. Imported DNAs have "
+        "no folds."
     )
     undefined = with_estimates(with_nan(matrix_of("a", "b"), 0))
     undefined.estimates["q"][:] = np.nan
     assert summary_sentence(undefined) == (
-        "None of 1 pair is tested: no distance is defined, because a neuron has no finite "
+        "The pair is not tested: no distance is defined, because a neuron has no finite "
         "activation in one of the datasets."
     )
     assert verdicts(matrix).tolist()[0] == [UNTESTED, ALIKE, UNTESTED, DIFFERENT]
@@ -431,7 +430,7 @@ def test_wide_intervals_are_counted_in_words_unless_they_begin_at_zero() -> None
         for at in ((i, j), (j, i)):
             matrix.estimates["low"][(-1, *at)] = low
             matrix.estimates["high"][(-1, *at)] = low + 1.6
-    assert wide_note(matrix).startswith("1 of 6 intervals is wide: the folds do not tell whether")
+    assert wide_note(matrix).startswith("1 of 6 intervals is wide, because it is not clear")
     assert matrix_sentences(matrix)[-1] == wide_note(matrix)
     matrix.estimates["high"][-1, 1, 2] = matrix.emd[-1, 1, 2] + 10
     assert wide_note(matrix).startswith("2 of 6 intervals are wide")

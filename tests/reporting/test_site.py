@@ -160,6 +160,7 @@ def test_the_command_writes_a_site_and_no_other_page(
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "is in here/index.html" in done.output
+    assert done.output.endswith("MB), with pages of 1 pair beside it\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here"]
     assert len(list((tmp_path / "here/pairs").iterdir())) == 1
 

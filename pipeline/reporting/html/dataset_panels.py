@@ -94,7 +94,7 @@ def gather_matrix_page(
 
     progress = progress or ignore
     panels = []
-    started = Started(len(versions), len(versions), unit="datasets", step="panels")
+    started = Started(len(versions), len(versions), unit="datasets", step="datasets")
     with stage(progress, started), ThreadPoolExecutor(8) as pool:
         for made in pool.map(panel, versions.items()):
             panels.append(made)

@@ -41,6 +41,8 @@ function short(value) {
   return size >= 100 ? value.toFixed(0) : size >= 1 ? value.toFixed(1) : value.toFixed(size < 0.1 ? 3 : 2);
 }
 
+const TICK_LETTER = 7; // the most that a digit of a tick takes, in pixels
+
 const percent = (rate) => `${+(100 * rate).toFixed(1)}%`;
 
 // Distances with their intervals, a row each: { name, value, low, high, alike, here, plain, blank }.
@@ -146,7 +148,9 @@ function histogram(of, name, parent, { wide = 220, tall = 70, parting = null } =
       drawn("rect", { class: side ? "second" : "first", x: mark, y: 3, width: 8, height: 8 }, svg);
       drawn("text", { x: mark + 11, y: 11 }, svg, text);
     }
-    if (at - left > 45 && right - at > 45) ends.push([parting.value, at, "middle"]);
+    const half = TICK_LETTER * (short(parting.value).length / 2 + 1);
+    const room = (value) => half + TICK_LETTER * short(value).length;
+    if (at - left > room(of.low) && right - at > room(of.high)) ends.push([parting.value, at, "middle"]);
   }
   for (const [value, x, anchor] of ends)
     drawn("text", { class: "tick", x, y: base + 13, "text-anchor": anchor }, svg, short(value));

@@ -13,11 +13,11 @@ function verdict(row) {
   return alike(row) ? "not told apart" : "not tested";
 }
 
-function distance(row) {
+function distance(row, digits = told) {
   if (!known(row.emd)) return "not defined";
-  if (!known(row.emd_corrected)) return `${told(row.emd)} bins, not corrected for the sizes of the samples`;
-  const interval = known(row.low) && known(row.high) ? ` [${told(row.low)}, ${told(row.high)}]` : "";
-  return `${told(row.emd_corrected)} bins${interval}`;
+  if (!known(row.emd_corrected)) return `${digits(row.emd)} bins, not corrected for the sizes of the samples`;
+  const interval = known(row.low) && known(row.high) ? ` [${digits(row.low)}, ${digits(row.high)}]` : "";
+  return `${digits(row.emd_corrected)} bins${interval}`;
 }
 
 // The whole, and its layers.
@@ -26,7 +26,7 @@ function headline() {
   const whole = DATA.layers.find((row) => row.layer === ALL);
   if (!whole) return "";
   const pair = `${DATA.names[0]} and ${DATA.names[1]}`;
-  const of = `${nameOf(whole)}${DATA.through ? ` ${DATA.through}` : ""}: ${distance(whole)}`;
+  const of = `${nameOf(whole)}${DATA.through ? ` ${DATA.through}` : ""}: ${distance(whole, short)}`;
   if (differs(whole))
     return `${pair} differ at a false discovery rate of ${percent(DATA.rate)}. Of ${of}, q ${short(whole.q)}.`;
   const layers = DATA.layers.filter((row) => row !== whole && row.neurons);
@@ -82,10 +82,10 @@ function drawStageMeans() {
     .filter(([layer]) => rows.get(layer)?.neurons)
     .map(([layer, stage]) => {
       const { emd, emd_corrected, low, high, q } = rows.get(layer);
-      return { stage, distance: emd_corrected ?? emd, low, high, q };
+      return { stage, distance: emd_corrected ?? emd, low, high, q, rate: DATA.rate };
     });
   $("stages").replaceChildren();
-  drawStages(stageMeans(layers, DATA.rate), Math.min(560, $("stages").clientWidth || 440), $("stages"));
+  drawStages(stageMeans(layers), Math.min(560, $("stages").clientWidth || 440), $("stages"));
 }
 
 // A table of rows with distances, in a <details> that is filled when it is opened.
@@ -132,7 +132,7 @@ function drawTables() {
 function drawUnlike() {
   $("unlike-section").hidden = !DATA.unlike.some((images) => images.length);
   $("unlike-note").textContent =
-    "First those that are nearer to their own dataset than to the other by most. Below each image stands its distance to the other dataset, in bins. Press one to name it.";
+    "Each is farther from the other dataset than from its own; where that difference is largest comes first. The number on an image is its distance to the other dataset, in bins, so the numbers need not fall. Press one to name it.";
   for (const [side, images] of DATA.unlike.entries()) {
     const other = DATA.names[1 - side];
     make("p", `${DATA.names[side]}: most unlike ${other}`, { class: sideClass(side) }, $("unlike"));

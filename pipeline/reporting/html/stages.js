@@ -1,9 +1,9 @@
 // What differs, by stage of the network: of a pair on the page of a matrix, and of an explanation.
 
-// Sums up layers, { stage, distance, low, high, q } each, by stage, in the order in which stages come.
+// Sums up layers, { stage, distance, low, high, q, rate } each, by stage, in the order in which stages come.
 // The mean of the layers' intervals is no narrower than the interval of the mean, since it takes the
 // layers' errors to be one and the same.
-function stageMeans(rows, rate) {
+function stageMeans(rows) {
   const known = rows.filter((row) => row.stage && Number.isFinite(row.distance));
   return [...new Set(known.map((row) => row.stage))].map((name) => {
     const layers = known.filter((row) => row.stage === name);
@@ -14,7 +14,7 @@ function stageMeans(rows, rate) {
       name,
       layers: layers.length,
       tested: tested.length,
-      differing: tested.filter((row) => row.q < rate).length,
+      differing: tested.filter((row) => row.q < row.rate).length,
       value: mean("distance"),
       low: barred ? mean("low") : NaN,
       high: barred ? mean("high") : NaN,

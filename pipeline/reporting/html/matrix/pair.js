@@ -63,7 +63,7 @@ async function layerRows(i, j) {
   const { planes } = view.matrix;
   const scale = state.quantity === "emd_range" ? 1 / DATA.bins : 1;
   const emd = ["emd", "emd_range", "emd_corrected"].includes(state.quantity);
-  return Promise.all(
+  const rows = await Promise.all(
     planes.map(async (plane, index) => {
       const read = async (column) => at(await numbers(state.matrix, column, index), i, j);
       const columns = ["low", "high", "emd_corrected", "q", "emd"];
@@ -78,19 +78,24 @@ async function layerRows(i, j) {
         value: value * scale,
         low: barred ? low * scale : NaN,
         high: high * scale,
-        alike: q >= state.rate,
         bins: { distance: Number.isFinite(corrected) ? corrected : distance, low, high, q },
       };
     }),
   );
+  // Among many layers one is below the rate by chance, so each must be as much clearer (Bonferroni).
+  const tested = rows.filter((row) => row.plane !== ALL && Number.isFinite(row.bins.q)).length;
+  return rows.map((row) => {
+    const rate = row.plane === ALL ? state.rate : state.rate / tested;
+    return { ...row, rate, alike: row.bins.q >= rate };
+  });
 }
 
 // What differs, by stage of the network.
 function stages(rows, parent) {
-  const layers = rows.map((row) => ({ stage: view.matrix.stages[row.index], ...row.bins }));
-  // Among many layers one is below the rate by chance, so each must be as much clearer (Bonferroni).
-  const tested = layers.filter((row) => row.stage && Number.isFinite(row.q)).length;
-  drawStages(stageMeans(layers, state.rate / Math.max(1, tested)), Math.min(480, $("pair-body").clientWidth || 440), parent);
+  const layers = rows
+    .filter((row) => row.plane !== ALL)
+    .map((row) => ({ stage: view.matrix.stages[row.index], rate: row.rate, ...row.bins }));
+  drawStages(stageMeans(layers), Math.min(480, $("pair-body").clientWidth || 440), parent);
 }
 
 // The command that writes the explanation of the pair: which neurons differ, and on which images.
@@ -161,7 +166,7 @@ function profile(rows, parent) {
   make(
     "p",
     corrected
-      ? `Corrected for the sizes of the samples${barred ? ", with 95% intervals" : ""}${rows.some(plain) ? "; plain: not corrected, as the correction of that layer is not on this page" : ""}; hollow: not told apart.`
+      ? `Corrected for the sizes of the samples${barred ? ", with 95% intervals" : ""}${rows.some(plain) ? "; plain: not corrected, as the correction of that layer is not on this page" : ""}; hollow: not told apart, as so many layers are tested at once.`
       : "There are no error bars.",
     { class: "quiet" },
     parent,

@@ -79,7 +79,9 @@ function inWords(i, j) {
     const nearer = values.filter((other) => other < value).length;
     const count = values.length.toLocaleString("en");
     more.push(
-      `Of ${count} pairs, ${nearer ? `${nearer.toLocaleString("en")} ${nearer === 1 ? "is" : "are"}` : "none is"} measured nearer.`,
+      nearer
+        ? `${nearer.toLocaleString("en")} of the ${count} pairs ${nearer === 1 ? "has" : "have"} a smaller distance.`
+        : `None of the ${count} pairs has a smaller distance.`,
     );
   }
   if (Number.isFinite(of("floor")))
@@ -114,7 +116,8 @@ function summary() {
   for (let i = 0; i < SIZE; i++) for (let j = i + 1; j < SIZE; j++) counts[verdict(view.layer, i, j)]++;
   const pairs = (SIZE * (SIZE - 1)) / 2;
   const count = `${pairs.toLocaleString("en")} ${pairs === 1 ? "pair" : "pairs"}`;
-  if (counts.untested === pairs) return `None of ${count} is tested: ${view.matrix.no_test}.`;
+  if (counts.untested === pairs)
+    return `${pairs === 1 ? "The pair is not" : `None of ${count} is`} tested: ${view.matrix.no_test}.`;
   const rest = counts.untested
     ? `; ${counts.untested.toLocaleString("en")} ${counts.untested === 1 ? "is" : "are"} not tested`
     : "";
