@@ -13,12 +13,13 @@ import pytest
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Finding, Version, collect, garbage, verify
+from pipeline.catalogue.verification import raise_if_unanswered
 from pipeline.counting import partial_uri
-from pipeline.errors import CorruptFile, NotFound, TransientError
+from pipeline.errors import CorruptFile, NotFound, TooManyBytes, TransientError
 from pipeline.events import Event, Finished, Started, StepDone
 from pipeline.sources import plan
 from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
-from tests.support.builders import sealed
+from tests.support.builders import sealed, tiny_spec
 
 NAME = "photos"
 NOW = timedelta(seconds=-60)
@@ -109,6 +110,28 @@ def test_names_choose_among_older_versions_too(place: Catalogue) -> None:
     assert {f.at for f in of_spec} == {None, 1, 2}
     with pytest.raises(NotFound):
         list(verify(place, ["x"], all_versions=True))
+
+
+def test_a_spec_chooses_among_older_versions_too(place: Catalogue) -> None:
+    spec, ranges = tiny_spec(bins=9)
+    for count in (3, 4):
+        manifest = plan(entries(NAME, count))
+        partials = [hand_made(shard, spec, ranges) for shard in manifest.shards]
+        commit_dataset(place, NAME, manifest, partials, spec, ranges)
+
+    def versions(chosen: str | None) -> set[int | None]:
+        return {f.at for f in verify(place, [NAME], chosen, all_versions=True) if f.dataset}
+
+    assert versions(SPEC.digest) == {None, 1, 2}
+    assert versions(spec.digest) == {None, 5}
+    assert versions(None) == {None, 1, 2, 5}
+
+
+def test_an_object_that_is_too_long_is_a_finding_and_an_unanswered_request_is_not() -> None:
+    raise_if_unanswered(TooManyBytes("longer than 9 bytes"), "photos, counts")
+    raise_if_unanswered(CorruptFile("torn"), "photos, counts")
+    with pytest.raises(TransientError, match="photos, counts: not checked, .*: no answer"):
+        raise_if_unanswered(TransientError("no answer"), "photos, counts")
 
 
 def test_an_empty_catalogue_has_an_empty_log(tmp_path: Path) -> None:
