@@ -130,7 +130,7 @@ def test_a_spec_chooses_among_older_versions_too(place: Catalogue) -> None:
 def test_an_object_that_is_too_long_is_a_finding_and_an_unanswered_request_is_not() -> None:
     raise_if_unanswered(TooManyBytes("longer than 9 bytes"), "photos, counts")
     raise_if_unanswered(CorruptFile("torn"), "photos, counts")
-    with pytest.raises(TransientError, match="photos, counts: not checked, .*: no answer"):
+    with pytest.raises(TransientError, match=r"photos, counts: not checked, .*: no answer"):
         raise_if_unanswered(TransientError("no answer"), "photos, counts")
 
 
