@@ -140,12 +140,21 @@ def test_an_empty_catalogue_has_an_empty_log(tmp_path: Path) -> None:
     assert finding.detail.startswith("0 commits")
 
 
+def test_a_catalogue_of_one_version_has_a_log_of_one_commit(tmp_path: Path) -> None:
+    place = Catalogue(str(tmp_path))
+    put(place, 2)
+    log, *_ = all_findings(place)
+    assert log.ok
+    assert log.detail.startswith("1 commit,")
+
+
 def test_the_listener_is_told_of_each_version(place: Catalogue) -> None:
     told: list[Event] = []
     findings = list(verify(place, all_versions=True, progress=told.append))
     checks = [f for f in findings if f.dataset]
     assert told[0] == Started(len(checks), 4, unit="checks", step="versions")
-    assert [e.units for e in told if isinstance(e, StepDone)] == [len(checks) // 4] * 4
+    done = [(e.name, e.units) for e in told if isinstance(e, StepDone)]
+    assert done == [(name, len(checks) // 4) for name in (NAME, "others", NAME, NAME)]
     assert told[-1] == Finished(ok=True)
 
 
@@ -248,7 +257,28 @@ def test_a_store_that_does_not_answer_is_not_damage(
         list(verify(place))
 
 
+def test_a_log_that_the_store_does_not_give_is_no_finding(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(catalogue: Catalogue) -> None:
+        raise TransientError("no answer")
+
+    monkeypatch.setattr(Catalogue, "require_end", refuse)
+    with pytest.raises(TransientError, match="log: not checked, because the store did"):
+        all_findings(place)
+
+
 # What a collection removed.
+
+
+def test_a_manifest_that_another_version_needs_may_be_all_that_is_left(place: Catalogue) -> None:
+    version = version_at(place, 1)
+    for kind in version.sha256:
+        if kind != "manifests":
+            storage.delete(uri_of(place, kind, 1))
+    findings = all_findings(place)
+    assert [f.detail[:19] for f in findings if f.check == "history"] == ["1 older version has"]
+    assert all(finding.ok for finding in findings)
 
 
 @pytest.mark.parametrize(
