@@ -426,6 +426,25 @@ def test_other_ranges_are_found(copy: Copy) -> None:
     assert uri in failed_checks(copy)["spec"]
 
 
+@pytest.mark.parametrize(("side", "neuron"), [("low", 1), ("high", 4)])
+def test_a_dna_that_was_counted_in_other_ranges_is_found(
+    tmp_path: Path, side: str, neuron: int
+) -> None:
+    """All that is stored of it agrees, but for the range of one neuron."""
+    sides = {"low": RANGES.low.copy(), "high": RANGES.high.copy()}
+    sides[side][neuron] += 0.25 if side == "high" else -0.25
+    other = Ranges(RANGES.taps, sides["low"], sides["high"])
+    place = Catalogue(str(tmp_path))
+    manifest = plan(entries(NAME, 4))
+    partials = [hand_made(shard) for shard in manifest.shards]
+    moved = [replace(p, dna=replace(p.dna, low=other.low, high=other.high)) for p in partials]
+    commit_dataset(place, NAME, manifest, moved)
+    (bad,) = [finding for finding in verify(place) if not finding.ok and finding.check == "counts"]
+    name = ("stem[1]", "head[1]")[neuron == 4]
+    assert f"neuron {name} was counted in [{other.low[neuron]}, {other.high[neuron]}]" in bad.detail
+    assert f"its range is [{RANGES.low[neuron]}, {RANGES.high[neuron]}]" in bad.detail
+
+
 # Partials.
 
 

@@ -492,6 +492,9 @@ def test_an_import_assumes_the_spec_of_the_reference(tmp_path: Path) -> None:
         "images_from": "/data/photos",
     }
     assert place_at(tmp_path).head().default_spec == version.spec
+    assert next(verify(place_at(tmp_path))).detail == (
+        f"spec {version.spec} is what its digest says; it is assumed, and so are its ranges"
+    )
 
 
 def test_positions_of_the_references_networks(tmp_path: Path) -> None:
@@ -591,7 +594,15 @@ def test_our_own_exports_state_their_spec(built: Catalogue, exported: Path, tmp_
     version = reference.import_file(elsewhere, str(exported / "histogram-a.npz"), "own").version
     assert "are not in this catalogue" in version.notes[0]
     assert "low" in elsewhere.load("own").unknown
-    assert all(finding.ok for finding in verify(elsewhere))
+    for place, of_ranges in (
+        (built, "and its ranges are what their digests say"),
+        (elsewhere, "is what its digest says; its ranges are not here"),
+    ):
+        spec_found, counts_found = verify(place, ["own"])
+        assert spec_found.ok
+        assert spec_found.detail.endswith(of_ranges)
+        assert counts_found.ok
+        assert "imported, for" in counts_found.detail
 
 
 def test_an_assumed_spec_is_not_compared_with_a_built_one(
