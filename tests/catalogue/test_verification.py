@@ -274,6 +274,37 @@ def folds_with(copy: Copy, change: Callable[[np.ndarray], None], column: str = "
     return encode_layers("folds", file.metadata, groups)
 
 
+def test_folds_that_hold_other_candidates_than_planned_are_found(copy: Copy) -> None:
+    """They sum to the DNA all the same."""
+    file = DnaFile(copy.read("folds"), "folds", "folds")
+    sizes = {int(i): fold["images"] + fold["failed"] for i, fold in file.metadata["folds"].items()}
+    large, small = max(sizes, key=lambda i: sizes[i]), min(sizes, key=lambda i: sizes[i])
+    assert sizes[large] == sizes[small] + 1
+    other = {large: small, small: large}
+    groups = []
+    for layer in SPEC.layers:
+        parts = file.read_folds(layer)
+        swapped = {index: parts[other.get(index, index)] for index in parts}
+        groups.append(pa.concat_tables(to_table(dna, index) for index, dna in swapped.items()))
+    folds = file.metadata["folds"]
+    moved = {index: folds[str(other.get(int(index), int(index)))] for index in folds}
+    copy.put("folds", encode_layers("folds", {**file.metadata, "folds": moved}, groups))
+    found = failed_checks(copy)
+    assert set(found) == {"folds"}
+    first = min(large, small)
+    held, planned = sizes[other[first]], sizes[first]
+    assert f"fold {first} holds {held} candidates, the manifest {planned}" in found["folds"]
+
+
+def test_one_image_makes_one_fold_and_one_partial(tmp_path: Path) -> None:
+    place = Catalogue(str(tmp_path))
+    manifest = plan(entries(NAME, 1))
+    commit_dataset(place, NAME, manifest, [hand_made(shard) for shard in manifest.shards])
+    details = {finding.check: finding.detail for finding in verify(place)}
+    assert details["folds"] == "1 fold of 1 candidate sums to the DNA"
+    assert details["partials"] == "1 partial sums to the DNA"
+
+
 def move(counts: np.ndarray) -> None:
     """Moves one activation to another bin: the number of activations stays right."""
     at = int(np.flatnonzero(counts[1])[0])

@@ -821,6 +821,7 @@ def test_pairs_are_cut_into_no_more_tiles_than_needed() -> None:
     many = tiles.cut(job, [], members_of(8), workers=2)  # 28 pairs: 2 x 2
     assert {(len(tile.a), len(tile.b)) for tile in many} == {(2, 2)}
     assert len(tiles.cut(job, [], members_of(9), workers=4)) == 45  # 36 pairs: below 2 x 2
+    assert len(tiles.cut(job, [], members_of(8), workers=3)) == 36  # 28 pairs: below 2 x 2
 
 
 def test_the_steps_of_a_layer_are_as_few_as_memory_allows() -> None:
@@ -848,6 +849,13 @@ def test_the_steps_of_a_layer_are_as_few_as_memory_allows() -> None:
         (range(4), range(5, 6), True),
         (range(4, 6), range(4, 6), False),
     ]
+    assert steps(square, 8) == [
+        (range(4), range(4), False),
+        (range(4), range(4, 6), True),
+        (range(4, 6), range(4, 6), False),
+    ]
+    one_by_one = [(range(3), range(at, at + 1), at > 0) for at in range(5)]
+    assert steps(wide, 6) == one_by_one
 
 
 @pytest.fixture

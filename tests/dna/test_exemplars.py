@@ -280,6 +280,18 @@ def test_wrong_exemplars_are_refused_by_name(
     )
 
 
+def test_exemplars_of_the_first_layer_alone_are_checked(
+    place: Catalogue, network: tiny.Place, tmp_path: Path
+) -> None:
+    build(place, network, fill(tmp_path / "images", 6), exemplar_taps="a")
+    findings = {finding.check: finding for finding in verify(place, ["photos"])}
+    assert all(finding.ok for finding in findings.values())
+    copy = Copy(place)
+    storage.replace(copy.uri("manifests"), b"torn")
+    detail = {f.check: f.detail for f in verify(place, ["photos"]) if not f.ok}["exemplars"]
+    assert detail == "not checked, since the manifest itself could not be read"
+
+
 def test_a_partial_with_wrong_exemplars_is_refused(
     place: Catalogue, network: tiny.Place, tmp_path: Path
 ) -> None:
