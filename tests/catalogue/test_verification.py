@@ -515,6 +515,11 @@ def a_failure_more(partial: Partial) -> Partial:
     return replace(partial, dna=replace(partial.dna, failed=len(failures)), failures=failures)
 
 
+def another_reason(partial: Partial) -> Partial:
+    failures = tuple(replace(failure, reason="empty") for failure in partial.failures)
+    return replace(partial, failures=failures)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -525,6 +530,7 @@ def a_failure_more(partial: Partial) -> Partial:
         spread_moved,
         extremes_moved,
         a_failure_more,
+        another_reason,
     ],
 )
 def test_a_forged_partial_with_correct_sums_is_found(

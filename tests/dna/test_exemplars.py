@@ -280,6 +280,20 @@ def test_wrong_exemplars_are_refused_by_name(
     )
 
 
+def test_exemplars_that_no_partial_names_are_found(
+    place: Catalogue, network: tiny.Place, tmp_path: Path
+) -> None:
+    version = build(place, network, fill(tmp_path / "images", 6)).version
+    held = place.exemplars("photos", version)
+    at = held.rows.column_names.index("reaction")
+    rows = held.rows.set_column(at, "reaction", pa.array(held.rows["reaction"].to_numpy() + 1))
+    forged = Exemplars(held.settings, held.spec, rows).encode("photos", version.dna)
+    Copy(place).put("exemplars", forged)
+    (bad,) = [finding for finding in verify(place, ["photos"]) if not finding.ok]
+    assert bad.check == "partials"
+    assert bad.detail.endswith("do not sum to the DNA")
+
+
 def test_exemplars_of_the_first_layer_alone_are_checked(
     place: Catalogue, network: tiny.Place, tmp_path: Path
 ) -> None:
@@ -287,6 +301,10 @@ def test_exemplars_of_the_first_layer_alone_are_checked(
     findings = {finding.check: finding for finding in verify(place, ["photos"])}
     assert all(finding.ok for finding in findings.values())
     copy = Copy(place)
+    failures = copy.read("failures")
+    storage.replace(copy.uri("failures"), b"torn")
+    assert [f.check for f in verify(place, ["photos"]) if not f.ok] == ["failures"]
+    storage.replace(copy.uri("failures"), failures)
     storage.replace(copy.uri("manifests"), b"torn")
     detail = {f.check: f.detail for f in verify(place, ["photos"]) if not f.ok}["exemplars"]
     assert detail == "not checked, since the manifest itself could not be read"

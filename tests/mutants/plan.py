@@ -24,6 +24,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "dna/test_exemplars.py::test_a_build_names_the_images_of_the_largest_means",
         "dna/test_exemplars.py::test_wrong_exemplars_are_refused_by_name",
         "dna/test_exemplars.py::test_exemplars_of_the_first_layer_alone_are_checked",
+        "dna/test_exemplars.py::test_exemplars_that_no_partial_names_are_found",
         "dna/test_moments.py::test_verify_recomputes_the_scatter_and_finds_a_change",
         "dna/test_moments.py::test_verify_finds_a_partial_with_another_scatter",
         "interop/test_reference_files.py::test_verify_and_gc_work_on_imported_datasets",
