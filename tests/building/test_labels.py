@@ -293,15 +293,29 @@ def test_a_lost_file_of_a_part_is_made_again_and_gc_keeps_the_partials(
 
 def test_verify_finds_a_wrong_part(place: Catalogue, source: Path) -> None:
     result = run(place, source)
-    head = place.head()
     sun, rain = (result.parts[f"photos/{name}"] for name in ("sun", "rain"))
-    for false in (
-        {"photos/rain": rain, "photos/sun": replace(sun, value="rain")},
-        {"photos/rain": rain},
-    ):
-        whole = head.datasets["photos"][sun.spec]
-        place.put_version("photos", whole, whole, parts=false)
-        assert "parts" in [f.check for f in verify(place, ["photos"]) if not f.ok]
+    whole = place.head().datasets["photos"][sun.spec]
+    of_rain = place.uri("manifests", rain.spec, "photos/rain", rain.manifest)
+    storage.create(
+        place.uri("manifests", sun.spec, "photos/sun", rain.manifest), storage.read(of_rain)
+    )
+    files = {**sun.sha256, "manifests": rain.sha256["manifests"]}
+    with_shards_of_rain = replace(sun, manifest=rain.manifest, sha256=files)
+    right = {"photos/rain": rain, "photos/sun": sun}
+    for by, parts, why in (
+        (whole.by, {**right, "photos/sun": replace(sun, value="rain")},
+         "photos/sun: its shards are not those where folder is 'sun'"),
+        (whole.by, {**right, "photos/sun": with_shards_of_rain},
+         "photos/sun: its shards are not those where folder is 'sun'"),
+        (whole.by, {"photos/rain": rain},
+         "photos/sun: there is no such part, though images have folder 'sun'"),
+        (whole.by, {**right, "photos/snow": replace(sun, value="snow")},
+         "photos/snow: the manifest has no image of this part"),
+        ("drive", right, "the manifest has no label drive, by which the parts are made"),
+    ):  # fmt: skip
+        place.put_version("photos", replace(whole, by=by), place.find("photos"), parts=parts)
+        (detail,) = [f.detail for f in verify(place, ["photos"]) if f.check == "parts"]
+        assert detail == why
 
 
 def test_part_names_that_are_taken_or_invalid_are_refused(place: Catalogue, source: Path) -> None:
