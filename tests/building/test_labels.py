@@ -316,6 +316,10 @@ def test_verify_finds_a_wrong_part(place: Catalogue, source: Path) -> None:
         place.put_version("photos", replace(whole, by=by), place.find("photos"), parts=parts)
         (detail,) = [f.detail for f in verify(place, ["photos"]) if f.check == "parts"]
         assert detail == why
+    place.put_version("photos", whole, place.find("photos"), parts=right)
+    storage.replace(place.uri("failures", whole.spec, "photos", whole.dna), b"torn")
+    findings = {f.check: f.ok for f in verify(place, ["photos"])}
+    assert (findings["failures"], findings["parts"]) == (False, True)
 
 
 def test_part_names_that_are_taken_or_invalid_are_refused(place: Catalogue, source: Path) -> None:

@@ -18,12 +18,13 @@ import pytest
 from pipeline import storage
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue, Finding, Version, footers_of, verify
-from pipeline.counting import partial_uri
+from pipeline.counting import partial_uri, reduction
 from pipeline.dna import DnaFile, Failure, Partial, Ranges, encode_dna, encode_layers, to_table
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, VdnaError
 from pipeline.networks import encode_ranges
 from pipeline.sources import Manifest, Shard, plan
+from pipeline.spec import PRODUCTS
 from tests.golden.handmade import (
     NETWORK,
     RANGES,
@@ -540,6 +541,40 @@ def test_a_forged_partial_with_correct_sums_is_found(
     found = failed_checks(copy)
     assert set(found) == {"partials"}
     assert "do not sum to the DNA" in found["partials"]
+
+
+def test_partials_are_added_up_again_and_no_sum_of_a_build_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reduction, "FAN_IN", 2)
+    monkeypatch.setattr(reduction, "LAST_SUMMANDS", 1)
+    place = Catalogue(str(tmp_path))
+    manifest = plan(entries(NAME, 48), shard_images=1)
+    commit_dataset(place, NAME, manifest, [hand_made(shard) for shard in manifest.shards])
+    kept = {partial_uri(work_of(place), key) for key in manifest.keys(SPEC.digest, PRODUCTS)}
+    sums = [item.uri for item in storage.walk(work_of(place)) if item.uri not in kept]
+    assert len(sums) > 16
+    for uri in sums:
+        storage.delete(uri)
+    details = {finding.check: finding.detail for finding in verify(place)}
+    assert details["partials"] == "48 partials sum to the DNA"
+
+
+def work_of(place: Catalogue) -> str:
+    return place.work_uri(NAME, SPEC.digest)
+
+
+def test_a_neuron_without_a_mean_is_no_difference(tmp_path: Path) -> None:
+    """An activation was not finite."""
+    place = Catalogue(str(tmp_path))
+    manifest = plan(entries(NAME, 3))
+    partials = []
+    for partial in map(hand_made, manifest.shards):
+        mean, m2 = partial.dna.mean.copy(), partial.dna.m2.copy()
+        mean[1] = m2[1] = np.nan
+        partials.append(replace(partial, dna=replace(partial.dna, mean=mean, m2=m2)))
+    commit_dataset(place, NAME, manifest, partials)
+    assert [finding for finding in verify(place) if not finding.ok] == []
 
 
 def test_a_partial_whose_counts_do_not_add_up_is_found(copy: Copy) -> None:
