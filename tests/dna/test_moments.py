@@ -27,6 +27,7 @@ from pipeline.catalogue import Catalogue, garbage, verify
 from pipeline.catalogue.garbage_collection import GRACE
 from pipeline.comparing import Matrix, compare, frechet
 from pipeline.comparing.gaussians import root_covariance
+from pipeline.comparing.tiles import Job, Tile, compute
 from pipeline.counting import (
     Counter,
     Extractor,
@@ -449,6 +450,21 @@ def test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians(built: Catalogu
     assert np.array_equal(again.fd, matrix.fd, equal_nan=True)
     assert compare(built, ["a", "b", "without"], fd=True).fd[-1, 0, 1] == matrix.fd[-1, 0, 1]
     assert np.isnan(compare(built, ["a", "b"]).fd).all()
+
+
+def test_a_tile_that_is_no_square_has_the_same_fd(built: Catalogue) -> None:
+    """Its rows are other DNAs than its columns, and some are on both sides."""
+    matrix = compare(built, ["a", "b", "without"], fd=True)
+    spec = built.load("a").spec
+    job = Job(built.root, spec, spec.layers, True, fd=True, error_bars=False)
+    rows, columns = (
+        tuple((matrix.names[at], built.find(matrix.names[at])) for at in side)
+        for side in ((1, 0), (0, 1, 2))
+    )
+    found = compute(Tile(job, rows, columns))["fd"]
+    assert np.isfinite(found[:, :, :2]).all()
+    expected = matrix.stacked("fd")[:, [1, 0]]
+    assert np.allclose(found, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 def test_the_digest_of_a_dna_depends_on_its_scatter(built: Catalogue) -> None:
