@@ -461,6 +461,9 @@ def test_a_tile_that_is_no_square_has_the_same_fd(built: Catalogue) -> None:
         tuple((matrix.names[at], built.find(matrix.names[at])) for at in side)
         for side in ((1, 0), (0, 1, 2))
     )
+    square = compute(Tile(job, columns, columns))["fd"]
+    assert np.array_equal(square, matrix.stacked("fd"), equal_nan=True)
+    assert (np.diagonal(square[:, :2, :2], axis1=1, axis2=2) == 0).all()
     found = compute(Tile(job, rows, columns))["fd"]
     assert np.isfinite(found[:, :, :2]).all()
     expected = matrix.stacked("fd")[:, [1, 0]]
