@@ -233,9 +233,7 @@ class Tile:
             if self.square:
                 steps.append(Step(layer, rows, rows, beside=False))
             columns = _runs(rows.stop if self.square else 0, b, few)
-            steps += [
-                Step(layer, rows, some, beside=self.square or some.start > 0) for some in columns
-            ]
+            steps += [Step(layer, rows, some, beside=some.start > 0) for some in columns]
         return steps
 
     @cached_property
@@ -388,7 +386,7 @@ def encode_tile(tile: Tile, block: Block) -> bytes:
     Returns:
         The bytes of the file.
     """
-    table = pa.table({name: pa.array(block[name].reshape(-1)) for name in tile.job.columns})
+    table = pa.table({name: pa.array(block[name].ravel()) for name in tile.job.columns})
     shape = [tile.job.planes, len(tile.a), len(tile.b)]
     return encode_sealed(TILE, {"digest": tile.digest, "shape": shape}, [table])
 
