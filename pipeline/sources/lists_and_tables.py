@@ -15,7 +15,7 @@ from math import isnan
 from typing import Any, NamedTuple, cast
 
 from pipeline import storage
-from pipeline.errors import SourceError, UsageError, VdnaError, shortened
+from pipeline.errors import SourceError, UsageError, VdnaError, printable, shortened
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.coco import COCO_COLUMNS, coco_folder
 from pipeline.sources.manifest_file import MANIFEST_SCHEMA
@@ -151,7 +151,7 @@ class SourceTable:
         if rules.group_column is not None and rules.group_column not in columns:
             raise UsageError(
                 f"group-by is {rules.group_column!r}; {uri} has no such column; it has: "
-                f"{', '.join(columns)}{file.head()}"
+                f"{', '.join(map(printable, columns))}{file.head()}"
             )
         return cls(file, name, rules.group_column)
 
@@ -178,13 +178,14 @@ class SourceTable:
             return found[0]
         if len(found) > 1 and rules.image_column is None:
             raise UsageError(
-                f"{file.uri} has {len(found)} columns that may name images: {', '.join(found)}; "
-                f"choose one with {option('image_column')}{file.head()}"
+                f"{file.uri} has {len(found)} columns that may name images: "
+                f"{', '.join(map(printable, found))}; choose one with {option('image_column')}"
+                f"{file.head()}"
             )
         wanted = rules.image_column or f"{', '.join(NAME_COLUMNS[:-1])} or {NAME_COLUMNS[-1]}"
         raise UsageError(
             f"{file.uri} has no column {wanted}, with one image's path or url a row; it has: "
-            f"{', '.join(file.columns)}{file.head()}"
+            f"{', '.join(map(printable, file.columns))}{file.head()}"
         )
 
     @property

@@ -104,7 +104,7 @@ class _SourceLister:
     def __init__(
         self, text: str, rules: Rules, checkpoint: ListingCheckpoint | None, progress: Listener
     ) -> None:
-        self._text = text
+        self._text, self._shown = text, printable(text)
         self._rules = rules
         self._progress = progress
         self._uri = rules.canonical(text)
@@ -136,13 +136,13 @@ class _SourceLister:
             return (rules.label,) if rules.label else ()
         if rules.label_depth:
             raise UsageError(
-                f"by is {rules.by!r}, a number of folders, and {self._text} is a table; name one "
-                f"of its labels: {', '.join(table.labels)}{table.file.head()}"
+                f"by is {rules.by!r}, a number of folders, and {self._shown} is a table; name one "
+                f"of its labels: {', '.join(map(printable, table.labels))}{table.file.head()}"
             )
         if rules.by is not None and rules.by not in table.labels:
             raise UsageError(
-                f"by is {rules.by!r}; the labels of {self._text} are: {', '.join(table.labels)}"
-                f"{table.file.head()}"
+                f"by is {rules.by!r}; the labels of {self._shown} are: "
+                f"{', '.join(map(printable, table.labels))}{table.file.head()}"
             )
         return table.labels
 
@@ -165,8 +165,8 @@ class _SourceLister:
         folders = path.split("/")[:-1]
         lies = f" lies in the folder {folders[0]!r}" if folders else ""
         raise UsageError(
-            f"{choice.replace('_', '-')} is {name!r}, and {self._text} is not a table or an "
-            f"archive with labels: {path or self._text}{lies or ' is an image'}. "
+            f"{choice.replace('_', '-')} is {name!r}, and {self._shown} is not a table or an "
+            f"archive with labels: {printable(path) or self._shown}{lies or ' is an image'}. "
             f"{option(choice, 1)} goes by the first folder"
         )
 
@@ -180,7 +180,7 @@ class _SourceLister:
             return "glob"  # a mark may also be part of a name, and a `?` begin a query
         if store.is_local and not os.path.exists(storage.local_path(self._uri)):
             raise SourceError(
-                f"{self._text} does not exist; check the path. A source is a folder, a glob, a "
+                f"{self._shown} does not exist; check the path. A source is a folder, a glob, a "
                 f"list of images ({LIST_EXTENSION}), a table, an archive, an image, or a url of one"
             )
         return "prefix" if store.lists_in_key_order else "folder or object"
@@ -238,7 +238,7 @@ class _SourceLister:
                 last = folder
                 if f"{storage.resolved(folder)}/".startswith(f"{outside}/"):
                     raise UsageError(
-                        f"a link in {self._text} leads to {storage.readable(outside)}: "
+                        f"a link in {self._shown} leads to {storage.readable(outside)}: "
                         f"{storage.readable(item.uri)} would be listed with the images. Remove the "
                         "link, or put the results elsewhere"
                     )
@@ -271,7 +271,7 @@ class _SourceLister:
         self._offer_parts()
         if not self._candidates.total:
             raise SourceError(
-                f"{self._text} holds no image ("
+                f"{self._shown} holds no image ("
                 f"{count_of(sum(found.ignored.values()), 'file')} of other kinds ignored, "
                 f"{found.filtered} left out by include and exclude)"
             )

@@ -236,7 +236,12 @@ def test_damaged_specs_ranges_and_partials_are_named(copy: Copy, place: str, how
 
 def test_another_valid_dna_is_not_the_one_committed(copy: Copy) -> None:
     dna, metadata = decode_dna(copy.read("dna"), "dna")
-    other = replace(random_dna(SPEC, RANGES, 20, 77), failed=1)
+    other = replace(
+        random_dna(SPEC, RANGES, 20, 77),
+        failed=1,
+        transparent=dna.transparent,
+        single_colour=dna.single_colour,
+    )
     extra = {key: metadata[key] for key in ("dataset", "digest", "manifest", "products", "folds")}
     data = encode_dna(other, **extra)
     storage.replace(copy.uri("dna"), data)

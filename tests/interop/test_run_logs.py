@@ -67,6 +67,12 @@ NUMBERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def close_figures() -> None:
+    """Closes the figures that other tests have left open."""
+    pyplot.close("all")
+
+
 class Recorded:
     """A run that keeps what is logged."""
 

@@ -221,6 +221,8 @@ def _readers() -> dict[str, Reader]:
         dict.fromkeys(FILES, "0" * 64) | hashes,
         *("file:///a", "2026-01-01", "vdna", ()),
         footers=footers_of(files | {"folds": files["dna"]}),
+        transparent=dna.transparent,
+        single_colour=dna.single_colour,
     )
     commit = Commit(
         3, "2026-01-01", "build a", spec.digest, {"a": {spec.digest: version}}, "0" * 64

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.errors import SourceError, first_rows
+from pipeline.errors import SourceError, first_rows, printable
 
 SHOWN_ROWS = 3
 """Rows that an error shows of a table."""
@@ -89,6 +89,6 @@ def require_columns(
     for label in labels:
         if label not in schema.names:
             raise SourceError(
-                f"{uri} has no column {label!r}; it has: {', '.join(schema.names)}"
+                f"{uri} has no column {label!r}; it has: {', '.join(map(printable, schema.names))}"
                 f"{first_rows(rows)}"
             )

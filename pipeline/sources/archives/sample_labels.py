@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, printable
 from pipeline.sources.archives.class_labels import label_text
 
 MAX_LABEL_BYTES = 2**20
@@ -110,7 +110,7 @@ class SampleLabels:
             if any(names) and not any(label in its for its in known):
                 raise SourceError(
                     f"{self._uri} has no label {label!r}: no file has that ending and no .json has "
-                    f"that field; it has: {', '.join(self._seen) or 'none'}"
+                    f"that field; it has: {', '.join(map(printable, self._seen)) or 'none'}"
                 )
             values = []
             for sample in samples:
