@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import reduce
@@ -454,20 +455,25 @@ def test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians(built: Catalogu
 
 def test_a_tile_that_is_no_square_has_the_same_fd(built: Catalogue) -> None:
     """Its rows are other DNAs than its columns, and some are on both sides."""
-    matrix = compare(built, ["a", "b", "without"], fd=True)
+    names = ("a", "b", "without")
+    matrix = compare(built, names, fd=True)
     spec = built.load("a").spec
     job = Job(built.root, spec, spec.layers, True, fd=True, error_bars=False)
-    rows, columns = (
-        tuple((matrix.names[at], built.find(matrix.names[at])) for at in side)
-        for side in ((1, 0), (0, 1, 2))
-    )
-    square = compute(Tile(job, columns, columns))["fd"]
-    assert np.array_equal(square, matrix.stacked("fd"), equal_nan=True)
+
+    def fd_of(rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
+        a, b = (
+            tuple((names[at], built.find(names[at])) for at in side) for side in (rows, columns)
+        )
+        return compute(Tile(job, a, b))["fd"]
+
+    expected = matrix.stacked("fd")
+    square = fd_of((0, 1, 2), (0, 1, 2))
+    assert np.array_equal(square, expected, equal_nan=True)
     assert (np.diagonal(square[:, :2, :2], axis1=1, axis2=2) == 0).all()
-    found = compute(Tile(job, rows, columns))["fd"]
-    assert np.isfinite(found[:, :, :2]).all()
-    expected = matrix.stacked("fd")[:, [1, 0]]
-    assert np.allclose(found, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+    for rows, columns in (((1, 0), (0, 1, 2)), ((1,), (0, 1)), ((0, 1), (1,))):
+        found = fd_of(rows, columns)
+        of_both = expected[:, rows][:, :, columns]
+        assert np.allclose(found, of_both, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 def test_the_digest_of_a_dna_depends_on_its_scatter(built: Catalogue) -> None:

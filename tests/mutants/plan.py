@@ -82,6 +82,8 @@ IN_FULL: tuple[str, ...] = (
     "catalogue/commit_log.py",
     "catalogue/garbage_collection.py",
     "catalogue/kept_versions.py",
+    "catalogue/verification.py",
+    "catalogue/version_checks.py",
     "counting/reduction.py",
     "counting/shard.py",
     "dna/sealed.py",
