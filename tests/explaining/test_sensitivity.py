@@ -215,7 +215,7 @@ def test_without_folds_nothing_is_tested_and_a_note_says_so(place: Catalogue) ->
     bare = explain(place, "a", "single")
     assert bare.neurons["p"].null_count == bare.neurons.num_rows
     assert bare.neurons["emd"].null_count == 0
-    assert explanation_sentence(bare).startswith("No neuron is tested: that takes 6 folds")
+    assert explanation_sentence(bare).startswith("No neuron is tested: a test needs 6 folds")
     out = io.StringIO()
     print_explanation(bare, Console(file=out, width=100), 5)
     assert "stem" in out.getvalue()
