@@ -121,8 +121,7 @@ def main() -> int:
     survivors = run_all(mutants, end)
     known = explanations(EXPLAINED.read_text(encoding="utf-8"))
     unexplained = [name for name in survivors if name not in known]
-    every = {mutant.name for path in MODULES for mutant in _mutants(path)}
-    stale = sorted(known - every)
+    stale = outdated(known)
     for name in unexplained:
         print(f"survived, and {EXPLAINED.relative_to(ROOT)} does not say why: {name}")
     for name in stale:
@@ -133,6 +132,11 @@ def main() -> int:
 def explanations(text: str) -> set[str]:
     """Finds the mutants that a page explains: list items that begin with a name in backquotes."""
     return set(re.findall(r"^- `([^`]+)`:(?: |\n  )\S", text, re.MULTILINE))
+
+
+def outdated(known: set[str]) -> list[str]:
+    """Finds the mutants that are explained and exist no more, since the code has changed."""
+    return sorted(known - {mutant.name for path in MODULES for mutant in _mutants(path)})
 
 
 def run_all(mutants: Sequence[tuple[str, Mutant]], end: float | None) -> list[str]:

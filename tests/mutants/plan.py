@@ -68,7 +68,13 @@ ONLY: dict[str, tuple[str, ...]] = {
     ),
     "counting/shard.py": (
         *(f"Counter.{name}" for name in ("__init__", "count", "make", "close")),
-        *("Counter._new_counts", "Counter._dna", "GpuCounts.count", "GpuCounts.count.visit"),
+        *(
+            "Counter._new_counts",
+            "dna_of_counts",
+            "Noted.add",
+            "GpuCounts.count",
+            "GpuCounts.count.visit",
+        ),
         *(f"CpuCounts.{name}" for name in ("count", "read", "_of_this_thread")),
     ),
     "errors.py": ("module", "redact", "_shown", "looks_secret"),

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tests.mutants.__main__ import explanations
+from tests.mutants.__main__ import EXPLAINED, explanations, outdated
 from tests.mutants.making import mutants_of, mutated
 
 FAULTS = {
@@ -63,3 +63,10 @@ def test_an_explanation_names_a_mutant_and_says_why() -> None:
     page = "- `m.py f: a → b`: it is the same.\n- `m.py g: a → b`:\n  it is, too.\n"
     page += "- `m.py i: a → b`:\n`m.py h: a → b`: no item.\n"
     assert explanations(page) == {"m.py f: a → b", "m.py g: a → b"}
+
+
+def test_each_mutant_that_the_page_explains_exists() -> None:
+    known = explanations(EXPLAINED.read_text(encoding="utf-8"))
+    assert known
+    assert outdated(known) == []
+    assert outdated({"errors.py module: another"}) == ["errors.py module: another"]
