@@ -157,7 +157,7 @@ def _figure_of(result: Loggable) -> Iterator[Figure]:
     try:
         yield figure  # type: ignore[misc]  # the axes lie in no other figure
     finally:
-        pyplot.close(figure)  # type: ignore[arg-type]
+        pyplot.close(figure)  # type: ignore[arg-type]  # the same figure
 
 
 def _require_package(name: str) -> None:
