@@ -521,6 +521,10 @@ def a_failure_more(partial: Partial) -> Partial:
     return replace(partial, dna=replace(partial.dna, failed=len(failures)), failures=failures)
 
 
+def a_transparent_image_more(partial: Partial) -> Partial:
+    return replace(partial, dna=replace(partial.dna, transparent=partial.dna.images))
+
+
 def another_reason(partial: Partial) -> Partial:
     failures = tuple(replace(failure, reason="empty") for failure in partial.failures)
     return replace(partial, failures=failures)
@@ -537,6 +541,7 @@ def another_reason(partial: Partial) -> Partial:
         extremes_moved,
         a_failure_more,
         another_reason,
+        a_transparent_image_more,
     ],
 )
 def test_a_forged_partial_with_correct_sums_is_found(
