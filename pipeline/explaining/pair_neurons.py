@@ -14,7 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.catalogue import Catalogue, Version
-from pipeline.comparing import FoldCurves, Matrix, adjusted, clusters, neighbours, neuron_estimates
+from pipeline.comparing import (
+    METHOD,
+    FoldCurves,
+    Matrix,
+    adjusted,
+    clusters,
+    neighbours,
+    neuron_estimates,
+)
 from pipeline.dna import DNA, Floats, Lens
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining.histogram_overlay import Overlay, overlay
@@ -41,7 +49,7 @@ TESTS = 1_000_000
 """How many neurons, counted for each pair, are tested at most; this takes minutes of a core."""
 
 NEURONS_METHOD = 1
-"""Version of what is found. A change of a single number is a new version."""
+"""Version of what is found, beside that of the estimates. A change of a number is a new version."""
 
 PAIR_NEURONS = 6
 """How many neurons of each pair are found."""
@@ -204,7 +212,7 @@ class _View:
         matrix = self.matrix
         return digest_of(
             "pair neurons",
-            NEURONS_METHOD,
+            [NEURONS_METHOD, METHOD],
             matrix.spec_digest,
             [[name, matrix.members[name]] for name in matrix.names],
             matrix.lens_digest,

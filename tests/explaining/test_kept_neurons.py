@@ -72,13 +72,14 @@ def test_whatever_decides_the_neurons_has_neurons_of_its_own(
     assert computed(found(place, error_bars=False)[1])
     assert computed(found(place, layers=["head"])[1])
     assert computed(found(place, names=["a", "b"])[1])
-    with monkeypatch.context() as patch:
-        patch.setattr(pair_neurons, "NEURONS_METHOD", 2)
-        assert computed(found(place)[1])
+    for version in ("NEURONS_METHOD", "METHOD"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pair_neurons, version, "another")
+            assert computed(found(place)[1])
     commit(place, "a", 5, 900)
     assert computed(found(place)[1])
     assert not computed(found(place)[1])
-    assert len(kept(place)) == 6
+    assert len(kept(place)) == 7
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"{}", b"null", b'{"checksum": "x"}'])
