@@ -230,6 +230,7 @@ class VisualDNA:
             self._counts.read(fold),
             self._moments[fold],
             self._noted[fold],
+            failed=0,  # an image of a batch is counted, or the batch is refused
         )
         return dna + self._merged[fold] if self._merged else dna
 

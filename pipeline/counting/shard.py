@@ -144,7 +144,7 @@ def dna_of_counts(
     counted: Counted,
     moments: Moments,
     noted: Noted,
-    failed: int = 0,
+    failed: int,
 ) -> DNA:
     """Makes the DNA of what was counted.
 
