@@ -340,6 +340,8 @@ class _Store:
             numerics,
             origin,
             footers_of(files),
+            transparent=dna.transparent,
+            single_colour=dna.single_colour,
         )
 
     def commit(self, versions: Mapping[str, Any]) -> None:

@@ -95,7 +95,7 @@ class Picture:
 
     @property
     def single_colour(self) -> bool:
-        return self.seed % 7 == 5
+        return self.kind == "good" and self.seed % 7 == 5  # compressed, little would be left to cut
 
     @functools.cached_property
     def data(self) -> bytes:
