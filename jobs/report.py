@@ -39,9 +39,10 @@ def report(
     site: Annotated[
         str | None,
         typer.Option(
-            help="Folder to write the page to, as index.html, with a page for each of some pairs "
-            "(--explained) that says why they differ, and for each --ranking. Such pages of an "
-            "earlier report there are replaced."
+            help="Folder to write the page to, as index.html, with a page for each dataset, for "
+            "each of some pairs (--explained) that says why they differ, and for each --ranking. "
+            "The page of a dataset has up to 60 of its images; of many datasets each has fewer, "
+            "3,000 in all. Such pages of an earlier report there are replaced."
         ),
     ] = None,
     lens: Annotated[
@@ -81,8 +82,13 @@ def report(
     say(*filter(None, (headline(matrix), summary_sentence(matrix))))
     beside = ""
     if site is not None:
-        more = f" and {count_of(len(ranking), 'ranking')}" if ranking else ""
-        beside = f", with pages of {count_of(made.explained, 'pair')}{more} beside it"
+        counts = [
+            (len(matrix.names), "dataset"),
+            (made.explained, "pair"),
+            (len(ranking or ()), "ranking"),
+        ]
+        *most, last = [count_of(*of) for of in counts if of[0]]
+        beside = f", with pages of {', '.join(most)}{' and ' * bool(most)}{last} beside it"
     page = f"The page of {count_of(len(matrix.names), 'dataset')} is in {where}"
     say(f"{page} ({size / 1e6:.1f} MB){beside}")
 

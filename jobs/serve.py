@@ -1,4 +1,4 @@
-"""Show a catalogue in a browser of this machine: the newest distances, and why pairs differ."""
+"""Show a catalogue in a browser of this machine: distances, datasets, and why pairs differ."""
 
 from __future__ import annotations
 

@@ -451,9 +451,9 @@ def report(
         catalogue: Where the datasets are.
         out: The file or object to write (.html); None to write none. It has no links to the
             explanations of `site`, since it opens alone.
-        site: The folder to write the page to, as index.html, with a page for each of some pairs
-            that explains why they differ; None to write none. Such pages of an earlier report
-            there are replaced, and of rankings too.
+        site: The folder to write the page to, as index.html, with a page for each dataset, and for
+            each of some pairs that explains why they differ; None to write none. Such pages of an
+            earlier report there are replaced, and of rankings too.
         rankings: Rankings that get a page in `site`, and links to it: rankings, or files that
             `rank` wrote.
         lenses: Lenses to look through as well: lenses, or names or files of some.

@@ -24,6 +24,8 @@ from .names import check_name as check_name
 from .names import part_name as part_name
 from .recounting import recount as recount
 from .verification import verify as verify
+from .version_history import PastVersion as PastVersion
+from .version_history import version_histories as version_histories
 from .version_options import CommitOptions as CommitOptions
 from .version_options import SnapshotKeywords as SnapshotKeywords
 from .version_options import SnapshotOptions as SnapshotOptions

@@ -190,7 +190,7 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
         One line per dataset.
     """
     values, verdict = matrix.corrected(layer), verdicts(matrix, layer)
-    q, distance = matrix.of(layer, "q"), _distances_told(matrix, layer)
+    q, distance = matrix.of(layer, "q"), distances_told(matrix, layer)
     width = max(len(name) for name in matrix.names)
 
     def told(i: int, j: int) -> str:
@@ -233,7 +233,7 @@ def neighbour_lines(matrix: Matrix, name: str, layer: str = ALL) -> list[str]:
         One line per neighbour. Those that are not told apart are marked.
     """
     i, values, verdict = matrix.names.index(name), matrix.corrected(layer), verdicts(matrix, layer)
-    q, told = matrix.of(layer, "q")[i], _distances_told(matrix, layer)
+    q, told = matrix.of(layer, "q")[i], distances_told(matrix, layer)
     others = neighbours(values, i)
     wide = max((len(matrix.names[j]) for j in others), default=0)
     lines = [
@@ -248,8 +248,16 @@ def neighbour_lines(matrix: Matrix, name: str, layer: str = ALL) -> list[str]:
     return lines
 
 
-def _distances_told(matrix: Matrix, layer: str) -> Callable[[int, int], str]:
-    """Returns a function that formats a pair's distance, with its 95% interval if known."""
+def distances_told(matrix: Matrix, layer: str) -> Callable[[int, int], str]:
+    """Returns a function that formats the distance of two datasets, with its 95% interval if known.
+
+    Args:
+        matrix: The matrix.
+        layer: The layer that is looked at, or `ALL`.
+
+    Returns:
+        A function of the two datasets' numbers.
+    """
     values, corrected = matrix.corrected(layer), matrix.is_corrected(layer)
     low, high = (matrix.of(layer, column) for column in ("low", "high"))
     known = np.isfinite(low) & np.isfinite(high) & corrected

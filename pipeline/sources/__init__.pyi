@@ -7,6 +7,7 @@ from .listing_checkpoint import ListingCheckpoint as ListingCheckpoint
 from .lists_and_tables import SHARED_STORES as SHARED_STORES
 from .manifest import Manifest as Manifest
 from .manifest import find_entries as find_entries
+from .manifest import manifest_labels as manifest_labels
 from .manifest import number_of_shards as number_of_shards
 from .manifest import read_part as read_part
 from .manifest import read_shard as read_shard

@@ -286,6 +286,19 @@ def number_of_shards(source: Any, name: str) -> int:
     return len(SealedFile(source, MANIFEST, name).row_groups)
 
 
+def manifest_labels(source: Any, name: str) -> tuple[str, ...]:
+    """Returns the names of the labels that the images of a manifest have.
+
+    Args:
+        source: A seekable binary file.
+        name: The file's name for error messages.
+
+    Raises:
+        CorruptFile: The file is damaged.
+    """
+    return label_names(SealedFile(source, MANIFEST, name).parquet.schema_arrow.names)
+
+
 def read_part(source: Any, indices: Iterable[int], label: str, value: str, name: str) -> Manifest:
     """Returns a manifest of those shards that have one value of a label.
 

@@ -14,16 +14,20 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from pipeline.catalogue import PastVersion
 from pipeline.explaining import PairNeuron
 from pipeline.reporting import render_explanation, render_gallery
+from pipeline.reporting.html.dataset_page import DatasetPage, render_dataset
 from pipeline.reporting.html.explanation_page import ShownImage
 from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row
-from pipeline.reporting.html.page_data import Link, RankingLink, Seen
+from pipeline.reporting.html.links import Addresses
+from pipeline.reporting.html.page_data import Link, Panel, RankingLink, Sample, Seen
 from tests.reporting.test_browser import PIXEL, matrix_at, pictured, write
 from tests.reporting.test_explanation_page import hand_made, keys_of, why_of
 from tests.reporting.test_report import with_estimates
 from tests.support import browser
 from tests.support.browser import Reader
+from tests.support.builders import version_without_files
 
 pytestmark = browser.needed
 UNFOLD = "for (const closed of document.querySelectorAll('details')) closed.open = true"
@@ -45,6 +49,7 @@ def report_page(folder: Path) -> Path:
         network=matrix.layers,
         snapshot=("--at", "3"),
         rankings=[RankingLink(matrix.names[0], "photos by distance", "ranking.html")],
+        dataset_pages=[f"{i}.html" for i in range(8)],
     )
 
 
@@ -58,7 +63,11 @@ def explanation(folder: Path) -> Path:
     }
     path = folder / "why.html"
     path.write_bytes(
-        render_explanation(why_of(found, shown, "some"), [Link("All datasets", "report.html")])
+        render_explanation(
+            why_of(found, shown, "some"),
+            [Link("All datasets", "report.html")],
+            ["0.html", "1.html"],
+        )
     )
     return path
 
@@ -76,8 +85,38 @@ def ranking(folder: Path) -> Path:
     return path
 
 
+def dataset(folder: Path) -> Path:
+    matrix = with_estimates(matrix_at(8), (0, 1))
+    samples = tuple(Sample(f"{k}.jpg", PIXEL) for k in range(9))
+    panel = Panel(
+        "7 images",
+        (("dna", "5a"),),
+        (("truncated", 3),),
+        ("a.jpg: truncated",),
+        samples,
+        ("A note.",),
+    )
+    version = replace(version_without_files("1", "s"), failed=3)
+    path = folder / "dataset.html"
+    page = DatasetPage(
+        matrix.names[0],
+        version,
+        panel,
+        matrix,
+        ("It is divided into parts by weather.",),
+        {matrix.names[1]: version},
+        [PastVersion(version, 3, "2026-01-02T03:04:05", "vdna")] * 2,
+        (("spec", "ab"),),
+        "Where it comes from.",
+    )
+    own = [f"{i}.html" for i in range(8)]
+    where = Addresses("report.html", own, lambda i, j: "" if j % 2 else "why.html")
+    path.write_bytes(render_dataset(page, where))
+    return path
+
+
 @LOOKS
-@pytest.mark.parametrize("make", [report_page, explanation, ranking])
+@pytest.mark.parametrize("make", [report_page, explanation, ranking, dataset])
 def test_no_page_keeps_people_out(
     reader: Reader, tmp_path: Path, make: Callable[[Path], Path], width: int, scheme: str
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -119,6 +120,35 @@ def test_the_report_and_every_pair_are_computed_when_they_are_asked_for(port: in
     assert (answer.status, int(answer.headers["Content-Length"]), nothing) == (200, len(page), b"")
 
 
+def test_the_page_of_a_dataset_is_made_when_it_is_asked_for_from_distances_that_are_held(
+    built: Catalogue, ranking: Ranking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        compared.append(named["at"])
+        return compare(*given, **named)
+
+    monkeypatch.setattr(live_site, "compare", counted)
+    site = LiveSite(built, samples=1, rankings=[ranking])
+    report = site.page("/")
+    assert report
+    assert b'"dataset_pages":["datasets/2/0.html","datasets/2/1.html"]' in report
+    pages = [site.page(f"/datasets/2/{i}.html") for i in range(2)]
+    assert compared == [2]
+    assert [page.count(b"<img") for page in pages if page] == [12, 12]
+    links = [re.findall(r'<a href="([^"#]*)', (page or b"").decode()) for page in pages]
+    pair, ranked = "../../pairs/2/0-1.html", "../../rankings/2/0.html"
+    assert links == [["../../", "1.html", pair], ["../../", ranked, "0.html", pair]]
+    why = site.page("/pairs/2/0-1.html")
+    assert why
+    assert b'"dataset_pages":["../../datasets/2/0.html","../../datasets/2/1.html"]' in why
+    bare = LiveSite(built, samples=0).page("/datasets/2/0.html")
+    assert bare
+    assert b"<img" not in bare
+    assert compared == [2, 2]
+
+
 @pytest.mark.parametrize("memory", [1, 2**30])
 def test_pages_leave_the_catalogue_as_it_was(
     built: Catalogue, monkeypatch: pytest.MonkeyPatch, memory: int
@@ -133,6 +163,7 @@ def test_pages_leave_the_catalogue_as_it_was(
     site = LiveSite(built, samples=1, effort=effort)
     assert site.page("/")
     assert site.page("/pairs/2/0-1.html")
+    assert site.page("/datasets/2/0.html")
     assert there() == before
     compare(built, effort=effort)  # what the pages need not do
     assert there() != before
@@ -157,6 +188,7 @@ class _Elsewhere(SerialMapper):
     [
         *("/index.html", "/pairs/2/1-0.html", "/pairs/2/0-0.html", "/pairs/2/0-2.html"),
         *("/rankings/2/1.html", "/rankings/0/0.html", "/rankings/3/0.html", "/rankings/2/0"),
+        *("/datasets/2/2.html", "/datasets/0/0.html", "/datasets/3/0.html", "/datasets/2/0-1.html"),
         *("/pairs/3/0-1.html", "/pairs/0/0-1.html", "/../../etc/passwd", "/pairs/2/0-1.html/x"),
     ],
 )
@@ -471,6 +503,11 @@ def test_a_reader_goes_from_the_report_to_an_explanation_and_a_ranking_and_back(
     press("#pair-body", "The neurons that differ, and the images that they react to")
     reader.wait(lambda: reader.run(heading) == "Why b and group/a differ")
     assert reader.barriers() == []
+    press("#title", "group/a")
+    reader.wait(lambda: reader.run(heading) == "group/a")
+    assert reader.barriers() == []
+    press(".distances", "why they differ")
+    reader.wait(lambda: reader.run(heading) == "Why b and group/a differ")
     press("#back", ranked)
     reader.wait(lambda: reader.run(heading) == ranked)
     assert reader.barriers() == []

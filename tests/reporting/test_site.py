@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from typer.testing import CliRunner
 from jobs.app import app
 from pipeline import api, storage
 from pipeline.building import Request, build_datasets
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, Commit, Version
 from pipeline.engine import InProcess
 from pipeline.errors import SourceError, UsageError
 from pipeline.explaining import RankRequest, rank
@@ -68,14 +71,84 @@ def test_a_site_is_a_report_and_explanations_that_it_names(
     assert isinstance(links, dict)
     assert len(links) == 2
     written = {str(path.relative_to(index.parent)) for path in index.parent.rglob("*.html")}
-    assert written == {"index.html", *links.values()}
+    own = data_of(index)["dataset_pages"]
+    assert isinstance(own, list)
+    assert written == {"index.html", *links.values(), *own}
     names = made.matrices[0].names
+    titles = [re.search(r"<h1>(.*?)</h1>", (index.parent / page).read_text()) for page in own]
+    assert [found and found[1] for found in titles] == list(names)
     nearest = chosen_pairs(made.matrices[0])[:2]
     for (i, j), (key, link) in zip(sorted(nearest), sorted(links.items()), strict=True):
         assert key == f"{i}-{j}"
         assert data_of(index.parent / link)["names"] == [names[i], names[j]]
+        assert data_of(index.parent / link)["dataset_pages"] == [f"../{own[i]}", f"../{own[j]}"]
     assert b'"explained":{}' in made.html
+    assert b'"dataset_pages":[]' in made.html
     assert made.html == api.report(built, samples=1).html
+
+
+def test_every_link_between_the_pages_of_a_site_leads_to_a_page_of_it(
+    built: Catalogue, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    made = api.report(built, site=str(site), samples=1, explained=2)
+    own = data_of(site / "index.html")["dataset_pages"]
+    assert isinstance(own, list)
+    names, seen = made.matrices[0].names, []
+    for page in own:
+        text = (site / page).read_text()
+        assert text.count("<img") == 12  # more than on the report, and all that there are
+        links = re.findall(r'href="([^"#]+\.html)(#[^"]*)?"', text)
+        assert all((site / "datasets" / link).resolve().is_file() for link, _ in links)
+        seen += [link for link, _ in links if "pairs/" in link]
+        others = {link for link, _ in links if "/" not in link}
+        assert others == {Path(of).name for of in own} - {Path(page).name}
+    assert len(seen) == 4  # each of two explanations is linked from both of its datasets
+    assert len(names) == len(own) == 3
+
+
+def test_pages_of_datasets_that_are_gone_are_removed(built: Catalogue, tmp_path: Path) -> None:
+    folder, site = Path(storage.local_path(built.root)).parent, tmp_path / "site"
+    shutil.copytree(folder / "catalogue", tmp_path / "catalogue")
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+    api.report(catalogue, site=str(site), samples=0, explained=0)
+    before = set((site / "datasets").iterdir())
+    catalogue.append("remove", lambda head: replace(head, datasets=without(head, NAMES[1])))
+    api.report(catalogue, site=str(site), samples=0, explained=0)
+    left = set((site / "datasets").iterdir())
+    assert (len(before), len(left)) == (3, 2)
+    assert left < before
+    assert {f"datasets/{path.name}" for path in left} == set(
+        data_of(site / "index.html")["dataset_pages"]  # type: ignore[call-overload]
+    )
+
+
+def without(head: Commit, name: str) -> dict[str, Mapping[str, Version]]:
+    return {of: versions for of, versions in head.datasets.items() if of != name}
+
+
+def test_of_many_datasets_each_page_shows_fewer_images(
+    built: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def images(samples: int) -> list[int]:
+        api.report(built, site=str(tmp_path), samples=samples, explained=0)
+        pages = sorted((tmp_path / "datasets").iterdir())
+        return [path.read_text().count("<img") for path in pages]
+
+    assert images(0) == [0, 0, 0]
+    monkeypatch.setattr(sites, "ALL_PAGE_IMAGES", 14)
+    assert images(6) == [4, 4, 4]
+    monkeypatch.setattr(sites, "ALL_PAGE_IMAGES", 2)
+    assert images(6) == [1, 1, 1]
+
+
+def test_images_that_take_too_long_are_left_out_of_the_pages_of_datasets(
+    built: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sites, "SAMPLING_SECONDS", -1.0)
+    api.report(built, site=str(tmp_path), samples=1, explained=0)
+    for path in (tmp_path / "datasets").iterdir():
+        assert "further samples are left out: reading took too long" in path.read_text()
 
 
 def test_a_page_beside_a_site_has_no_links_to_files_that_are_not_there(
@@ -99,13 +172,20 @@ def test_explanations_of_an_earlier_report_are_removed_and_no_other_file(
     for name in others:
         (site / name).write_text("mine")
     api.report(built, site=str(site), samples=0, explained=1)
-    links = data_of(site / "index.html")["explained"]
+    links, own = (data_of(site / "index.html")[kind] for kind in ("explained", "dataset_pages"))
     assert isinstance(links, dict)
+    assert isinstance(own, list)
     left = {str(path.relative_to(site)) for path in site.rglob("*.html")}
-    assert left == {"index.html", *links.values(), *others}
+    assert left == {"index.html", *links.values(), *own, *others}
     # A file of that name that is no report, or a forged one, has nothing removed.
     strange = {"0-1": "../mine.html", "0-2": "mine.html", "1-2": 7}
-    data = json.dumps({"explained": strange, "rankings": [{"href": "rankings/../mine.html"}]})
+    data = json.dumps(
+        {
+            "explained": strange,
+            "rankings": [{"href": "rankings/../mine.html"}],
+            "dataset_pages": ["datasets/../mine.html", "pairs/notes.html", 7],
+        }
+    )
     for text in (f'<script id="data" type="application/json">{data}</script>', "no report"):
         (site / "index.html").write_text(text)
         api.report(built, site=str(site), samples=0, explained=1)
@@ -160,7 +240,7 @@ def test_the_command_writes_a_site_and_no_other_page(
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "is in here/index.html" in done.output
-    assert done.output.endswith("MB), with pages of 1 pair beside it\n")
+    assert done.output.endswith("MB), with pages of 3 datasets and 1 pair beside it\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here"]
     assert len(list((tmp_path / "here/pairs").iterdir())) == 1
 
@@ -204,7 +284,7 @@ def test_a_site_has_the_rankings_that_are_named_and_all_pages_link_to_each_other
         assert why["links"][1:] == own  # type: ignore[index]
         assert why["links"][0][0] == "All datasets"  # type: ignore[index]
     api.report(built, site=str(site), samples=0, explained=0)
-    assert [path.name for path in site.rglob("*.html")] == ["index.html"]
+    assert [path.name for path in site.glob("*/*.html") if path.parent.name != "datasets"] == []
 
 
 def test_a_ranking_that_cannot_be_shown_is_refused_before_anything_is_computed(
@@ -238,8 +318,45 @@ def test_a_reader_goes_from_the_report_to_an_explanation_and_back(
     reader.run("show(arguments[0], arguments[1], false)", i, j)
     title = f"{names[i]} and {names[j]}, all neurons"
     reader.wait(lambda: reader.text("pair-title") == title)
-    reader.driver.find_element("css selector", "#pair-body a").click()
+    reader.driver.find_element("css selector", "#pair-body p:not(.side) a").click()
     reader.wait(lambda: reader.text("title") == f"Why {names[i]} and {names[j]} differ")
     reader.driver.find_element("css selector", "#back a").click()
     reader.wait(lambda: reader.text("pair-title") == title)
+    assert reader.console_messages() == []
+
+
+@browser.needed
+def test_a_reader_goes_through_the_pages_of_datasets_and_back(
+    reader: Reader, built: Catalogue, tmp_path: Path
+) -> None:
+    index = tmp_path / "site/index.html"
+    api.report(built, site=str(index.parent), samples=1, explained=1)
+    names, (pair,) = data_of(index)["names"], data_of(index)["explained"]  # type: ignore[misc]
+    i, j = map(int, pair.split("-"))
+    a, b = names[i], names[j]  # type: ignore[index]
+    heading = "return document.querySelector('h1')?.textContent"
+
+    def press(place: str, text: str) -> None:
+        links = reader.driver.find_elements("css selector", f"{place} a")
+        next(link for link in links if link.text == text).click()
+
+    reader.open(index)
+    press("#strips", f"More of {a}")
+    reader.wait(lambda: reader.run(heading) == a)
+    assert reader.run("return document.querySelectorAll('.wall img').length") == 12
+    press(".distances", b)
+    reader.wait(lambda: reader.run(heading) == b)
+    row = f"//ol/li[a[1][text()='{a}']]/a[2]"
+    reader.driver.find_element("xpath", row).click()
+    reader.wait(
+        lambda: reader.text("title") in (f"Why {a} and {b} differ", f"Why {b} and {a} differ")
+    )
+    press("#title", b)
+    reader.wait(lambda: reader.run(heading) == b)
+    press("#back", "All datasets")
+    reader.wait(lambda: reader.text("chosen").startswith(f"{b} is chosen."))
+    reader.run("show(arguments[0], arguments[1], false)", i, j)
+    reader.wait(lambda: reader.text("pair-title") == f"{a} and {b}, all neurons")
+    press("#pair-body .first-name", a)
+    reader.wait(lambda: reader.run(heading) == a)
     assert reader.console_messages() == []

@@ -185,7 +185,13 @@ def _require_same(
 
 
 def panel_of(
-    catalogue: Catalogue, name: str, version: Version, samples: int, deadline: float
+    catalogue: Catalogue,
+    name: str,
+    version: Version,
+    samples: int,
+    deadline: float,
+    *,
+    failures: int = PANEL_FAILURES,
 ) -> Panel:
     """Gathers what is known about one dataset.
 
@@ -195,27 +201,28 @@ def panel_of(
         version: The version that is shown.
         samples: How many of its images to show.
         deadline: When to stop reading images, by the monotonic clock.
+        failures: How many failures to name.
 
     Returns:
         The dataset's panel.
     """
     alpha = catalogue.spec(version.spec).preprocess.alpha
     notes = [*version.notes, *image_notes(version, alpha)]
-    failures = []
+    failed = []
     if version.failed:
         try:
-            failures = catalogue.failures(name, version)
+            failed = catalogue.failures(name, version)
         except VdnaError as error:
             notes.append(f"the failures cannot be read: {error}")
     shown, why = _samples(
-        catalogue, name, version, samples, {(f.uri, f.member) for f in failures}, deadline
+        catalogue, name, version, samples, {(f.uri, f.member) for f in failed}, deadline
     )
-    failed = f", {version.failed:,} failed" if version.failed else ""
+    but = f", {version.failed:,} failed" if version.failed else ""
     return Panel(
-        f"{count_of(version.images, 'image')}{failed}",
+        f"{count_of(version.images, 'image')}{but}",
         tuple(_facts(version)),
-        tuple(Counter(failure.reason for failure in failures).most_common()),
-        tuple(str(failure) for failure in failures[:PANEL_FAILURES]),
+        tuple(Counter(failure.reason for failure in failed).most_common()),
+        tuple(str(failure) for failure in failed[:failures]),
         shown,
         (*notes, *why),
     )

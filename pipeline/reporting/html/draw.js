@@ -183,6 +183,12 @@ function stopAt(elements, stop) {
 
 // Datasets.
 
+// The name of a dataset, which leads to its own page where there is one.
+function datasetName(name, page, parent) {
+  if (page) make("a", name, { href: page }, parent);
+  else parent.append(name);
+}
+
 // A strip of small images, each whole.
 function photos(samples, parent) {
   const strip = make("div", null, { class: "photos" }, parent);

@@ -311,8 +311,19 @@ function update() {
   document.body.dataset.drawn = String(Number(document.body.dataset.drawn ?? 0) + 1);
 }
 
+// The title, in which the names lead to the datasets' own pages.
+function drawTitle() {
+  const [first, second] = DATA.names;
+  const [own, other] = DATA.dataset_pages;
+  $("title").append("Why ");
+  datasetName(first, own, $("title"));
+  $("title").append(" and ");
+  datasetName(second, other, $("title"));
+  $("title").append(` differ${DATA.through ? ` ${DATA.through}` : ""}`);
+}
+
 function begin() {
-  $("title").textContent = DATA.title;
+  drawTitle();
   for (const [text, href] of DATA.links) make("a", text, { href }, $("back"));
   $("about").textContent = DATA.about;
   $("verdict").textContent = headline();

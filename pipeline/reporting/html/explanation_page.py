@@ -203,12 +203,15 @@ def _cut(text: str) -> str:
 # The file.
 
 
-def render_explanation(why: Why, links: Sequence[Link] = ()) -> bytes:
+def render_explanation(
+    why: Why, links: Sequence[Link] = (), dataset_pages: Sequence[str] = ()
+) -> bytes:
     """Renders the page. It stays below `frame.MOST` bytes: images without room are named only.
 
     Args:
         why: What to show.
         links: Other pages of the same report.
+        dataset_pages: The addresses of the two datasets' own pages, or nothing.
 
     Returns:
         The bytes of the HTML file.
@@ -224,6 +227,7 @@ def render_explanation(why: Why, links: Sequence[Link] = ()) -> bytes:
         "summary": explanation_sentence(found),
         "notes": [*look_notes(found), *why.notes],
         "names": [a, b],
+        "dataset_pages": dataset_pages,
         "through": of.strip(),
         "bins": why.bins,
         "rate": FALSE_DISCOVERY_RATE,

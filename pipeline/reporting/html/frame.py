@@ -138,6 +138,11 @@ def _redacted(data: Any) -> Any:
     return data
 
 
+def shown_text(text: str) -> str:
+    """Makes a text fit to stand in markup: no tag in it counts, and no secret shows."""
+    return escape(redact(text))
+
+
 def plain(of: Panel | PairNeuron) -> dict[str, Any]:
     """Returns the fields of a panel or a neuron as JSON has them."""
     fields = dict(vars(of))

@@ -15,8 +15,7 @@ from html import escape
 from time import monotonic
 
 from pipeline import storage
-from pipeline.errors import redact
-from pipeline.reporting.html.frame import asset, document
+from pipeline.reporting.html.frame import asset, document, shown_text
 from pipeline.reporting.html.page_data import Link
 from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, THUMBNAIL, SmallImages
 from pipeline.sources import Entry
@@ -109,14 +108,17 @@ def render_gallery(gallery: Gallery) -> bytes:
     Returns:
         The bytes of the HTML file.
     """
-    links = "".join(f'<a href="{_text(of.href)}">{_text(of.text)}</a>' for of in gallery.links)
+    links = "".join(
+        f'<a href="{shown_text(of.href)}">{shown_text(of.text)}</a>' for of in gallery.links
+    )
     parts = {
         "back": f'<nav id="back" aria-label="Other pages">{links}</nav>' if links else "",
-        "about": _text(gallery.about),
-        "notes": "".join(f"<li>{_text(note)}</li>" for note in gallery.notes),
+        "about": shown_text(gallery.about),
+        "notes": "".join(f"<li>{shown_text(note)}</li>" for note in gallery.notes),
         "rows": "\n".join(_row(at, row) for at, row in enumerate(gallery.rows)),
         "facts": "".join(
-            f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in gallery.facts
+            f"<dt>{shown_text(name)}</dt><dd>{shown_text(value)}</dd>"
+            for name, value in gallery.facts
         ),
     }
     return document("gallery", gallery.title, f"{asset('page.css')}\n{asset('gallery.css')}", parts)
@@ -124,27 +126,23 @@ def render_gallery(gallery: Gallery) -> bytes:
 
 def _row(at: int, row: Row) -> str:
     pictures = "\n".join(f"<li>{_figure(picture)}</li>" for picture in row.pictures)
-    about = f'<p class="quiet">{_text(row.about)}</p>' if row.about else ""
+    about = f'<p class="quiet">{shown_text(row.about)}</p>' if row.about else ""
     return (
-        f'<section aria-labelledby="row-{at}"><h2 id="row-{at}">{_text(row.title)}</h2>{about}'
+        f'<section aria-labelledby="row-{at}"><h2 id="row-{at}">{shown_text(row.title)}</h2>{about}'
         f'<ul class="pictures">\n{pictures}\n</ul></section>'
     )
 
 
 def _figure(picture: GalleryImage) -> str:
-    name = _text(picture.name)
+    name = shown_text(picture.name)
     shown = (
         f'<img src="{escape(picture.image)}" alt="{name}" width="96" height="96">'
         if picture.image
-        else f'<div class="missing">{_text(picture.missing)}</div>'
+        else f'<div class="missing">{shown_text(picture.missing)}</div>'
     )
     first, *others = picture.lines or ("",)
-    told = "".join(f"<div>{_text(line)}</div>" for line in others)
+    told = "".join(f"<div>{shown_text(line)}</div>" for line in others)
     return (
-        f'<figure tabindex="0">{shown}<figcaption><strong>{_text(first)}</strong>{told}'
+        f'<figure tabindex="0">{shown}<figcaption><strong>{shown_text(first)}</strong>{told}'
         f'<span class="name" title="{name}">{name}</span></figcaption></figure>'
     )
-
-
-def _text(text: str) -> str:
-    return escape(redact(text))

@@ -1,4 +1,4 @@
-"""Links between the pages of a report: the report itself, explanations of pairs, and rankings.
+"""Links between the pages of a report: the report itself, datasets, pairs, and rankings.
 
 >>> way_back("../index.html", "city/day")
 '../index.html#dataset=city%2Fday'
@@ -6,13 +6,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
 from pipeline.catalogue import Version
 from pipeline.dna import UNIFORM
 from pipeline.explaining import Ranking
 from pipeline.reporting.html.page_data import Link, RankingLink
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the pages of a report are, as seen from the page of a dataset.
+
+    Attributes:
+        report: The address of the report.
+        datasets: The address of each dataset's page.
+        pair: Gives the address of the explanation of two datasets (i < j), or an empty text.
+        rankings: The rankings of the report.
+    """
+
+    report: str
+    datasets: Sequence[str]
+    pair: Callable[[int, int], str]
+    rankings: Sequence[RankingLink] = ()
+
+    def open_pair(self, a: str, b: str) -> str:
+        """Gives the address of the report with two datasets open."""
+        return way_back(self.report, a, b)
 
 
 def way_back(up: str, *names: str) -> str:
@@ -52,6 +74,20 @@ def from_pair(up: str, a: str, b: str, rankings: Iterable[RankingLink]) -> list[
     """
     found = [Link(of.text, of.href) for of in rankings if of.name in (a, b)]
     return [Link("All datasets", way_back(up, a, b)), *found]
+
+
+def from_dataset(name: str, where: Addresses) -> list[Link]:
+    """Lists what the page of a dataset leads to, besides other datasets and pairs.
+
+    Args:
+        name: The dataset.
+        where: Where the other pages are.
+
+    Returns:
+        The report with that dataset chosen, and the rankings by distance to it.
+    """
+    found = [Link(of.text, of.href) for of in where.rankings if of.name == name]
+    return [Link("All datasets", way_back(where.report, name)), *found]
 
 
 def from_ranking(up: str, ranking: Ranking, versions: Mapping[str, Version]) -> list[Link]:

@@ -17,15 +17,26 @@ from html import escape
 from threading import Lock, Thread
 
 from pipeline.catalogue import Catalogue
-from pipeline.comparing import Effort, compare, resolve_versions
+from pipeline.comparing import Effort, Matrix, compare, resolve_versions
 from pipeline.errors import known_error, redact
 from pipeline.events import Event, Listener, Said, ignore
 from pipeline.explaining import LOOK, Ranking, explain
+from pipeline.reporting.html.dataset_page import (
+    PAGE_IMAGES,
+    gather_dataset,
+    only_last_plane,
+    render_dataset,
+)
 from pipeline.reporting.html.dataset_panels import gather_matrix_page
 from pipeline.reporting.html.explanation_page import gather_explanation, render_explanation
 from pipeline.reporting.html.frame import asset, document
 from pipeline.reporting.html.gallery import render_gallery
-from pipeline.reporting.html.links import from_pair, from_ranking, ranking_title
+from pipeline.reporting.html.links import (
+    Addresses,
+    from_pair,
+    from_ranking,
+    ranking_title,
+)
 from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.reporting.html.page_data import RankingLink
 from pipeline.reporting.html.ranking_gallery import gallery_of
@@ -37,6 +48,7 @@ HELD_PAGES = 64
 is always kept, since its distances may take long."""
 
 _PAIR = re.compile(r"/pairs/([0-9]{1,18})/([0-9]{1,6})-([0-9]{1,6})\.html")
+_DATASET = re.compile(r"/datasets/([0-9]{1,18})/([0-9]{1,6})\.html")
 _RANKING = re.compile(r"/rankings/([0-9]{1,18})/([0-9]{1,6})\.html")
 
 
@@ -54,7 +66,7 @@ class Waiting:
 
 
 class LiveSite:
-    """The pages of the newest commit of a catalogue: the report, why each pair differs, rankings.
+    """The pages of the newest commit of a catalogue: the report, datasets, pairs, and rankings.
 
     One page is made at a time, and pages that are kept are answered meanwhile. A page is kept until
     others need its room, or until a request finds a newer commit.
@@ -84,6 +96,8 @@ class LiveSite:
         self._effort = replace(effort or Effort(), keep=False, progress=self._progress)
         self._pages: OrderedDict[str, Future[bytes]] = OrderedDict()
         self._newest = 0
+        self._distances: dict[int, Matrix] = {}
+        self._comparing = Lock()
         self._one_at_a_time, self._held = Lock(), Lock()
 
     def begin(self) -> None:
@@ -146,22 +160,26 @@ class LiveSite:
             if not 0 < number <= newest or k >= len(self._rankings):
                 return None
             return self._kept(path, lambda: self._ranking(number, self._rankings[k]))
-        asked = _PAIR.fullmatch(path)
+        asked = _DATASET.fullmatch(path) or _PAIR.fullmatch(path)
         if asked is None:
             return None
-        number, i, j = map(int, asked.groups())
+        number, *places = map(int, asked.groups())
         if not 0 < number <= newest:
             return None
         names = list(resolve_versions(self._catalogue, at=number, spec=self._spec)[1])
-        if not i < j < len(names):
+        if places[-1] >= len(names):
             return None
-        return self._kept(path, lambda: self._explanation(number, names[i], names[j]))
+        if len(places) == 1:
+            return self._kept(path, lambda: self._dataset(number, places[0]))
+        i, j = places
+        return self._kept(path, lambda: self._explanation(number, names, i, j)) if i < j else None
 
     def _drop_older(self, newest: int) -> None:
         with self._held:
             if newest > self._newest:
                 self._newest = newest
                 self._pages.clear()
+                self._distances = {}
 
     def _kept(self, name: str, make: Callable[[], bytes]) -> Future[bytes]:
         with self._held:
@@ -201,9 +219,21 @@ class LiveSite:
         self._progress(Said(f"a page could not be answered: {' '.join(said.split())}"))
         return said
 
+    def _compared(self, number: int) -> Matrix:
+        """Computes the distances of a commit, and holds those that pages of datasets show."""
+        matrix = compare(self._catalogue, at=number, spec=self._spec, effort=self._effort)
+        self._distances[number] = only_last_plane(matrix)
+        return matrix
+
+    def _distances_of(self, number: int) -> Matrix:
+        with self._comparing:
+            found = self._distances.get(number)
+            return only_last_plane(self._compared(number)) if found is None else found
+
     def _report(self, number: int) -> bytes:
         catalogue = self._catalogue
-        matrix = compare(catalogue, at=number, spec=self._spec, effort=self._effort)
+        with self._comparing:
+            matrix = self._compared(number)
         page = gather_matrix_page(
             catalogue,
             [matrix],
@@ -214,10 +244,33 @@ class LiveSite:
             keep=False,
         )
         return render_matrix_page(
-            replace(page, pair_pages=f"pairs/{number}/", rankings=self._ranking_links(number, ""))
+            replace(
+                page,
+                pair_pages=f"pairs/{number}/",
+                dataset_pages=[f"datasets/{number}/{i}.html" for i in range(len(matrix.names))],
+                rankings=self._ranking_links(number, ""),
+            )
         )
 
-    def _explanation(self, number: int, a: str, b: str) -> bytes:
+    def _dataset(self, number: int, i: int) -> bytes:
+        matrix, up = self._distances_of(number), "../../"
+        page = gather_dataset(
+            self._catalogue,
+            matrix.names[i],
+            matrix,
+            self._catalogue.at(number),
+            samples=PAGE_IMAGES if self._samples else 0,
+        )
+        where = Addresses(
+            up,
+            [f"{j}.html" for j in range(len(matrix.names))],
+            lambda i, j: f"{up}pairs/{number}/{i}-{j}.html",
+            self._ranking_links(number, up),
+        )
+        return render_dataset(page, where)
+
+    def _explanation(self, number: int, names: Sequence[str], i: int, j: int) -> bytes:
+        a, b, up = names[i], names[j], "../../"
         found = explain(
             self._catalogue,
             a,
@@ -228,8 +281,9 @@ class LiveSite:
             progress=self._progress,
         )
         why = gather_explanation(self._catalogue, found, samples=self._samples)
-        up = "../../"
-        return render_explanation(why, from_pair(up, a, b, self._ranking_links(number, up)))
+        links = from_pair(up, a, b, self._ranking_links(number, up))
+        own = [f"{up}datasets/{number}/{side}.html" for side in (i, j)]
+        return render_explanation(why, links, own)
 
     def _ranking(self, number: int, ranking: Ranking) -> bytes:
         versions = resolve_versions(self._catalogue, at=number, spec=self._spec)[1]

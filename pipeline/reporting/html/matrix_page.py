@@ -114,6 +114,7 @@ def render_matrix_page(
             }
             for of in page.rankings
         ],
+        "dataset_pages": page.dataset_pages,
         "datasets": datasets,
     }
     return framed("page", MATRIX_SCRIPTS, title, data)

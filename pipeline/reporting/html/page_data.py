@@ -100,6 +100,7 @@ class Page:
         explained: For each explained pair (i < j), the address of its explanation.
         pair_pages: Where the explanation of every pair is, as `i-j.html`, or empty.
         rankings: The pages of rankings.
+        dataset_pages: The address of each dataset's own page, or nothing.
         snapshot: The words by which a command reads the same datasets: their catalogue, and when.
         shared: Facts that are the same for every dataset.
         network: Layers that are spread over the whole network, which tell how deep each layer
@@ -116,5 +117,6 @@ class Page:
     pair_pages: str = ""
     explained: Mapping[tuple[int, int], str] = field(default_factory=dict)
     rankings: Sequence[RankingLink] = ()
+    dataset_pages: Sequence[str] = ()
     shared: tuple[tuple[str, str], ...] = ()
     network: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Writes a report as a folder, with pages of pairs that it explains, and of rankings.
+"""Writes a report as a folder, with pages of datasets, of pairs that it explains, and of rankings.
 
     >>> page = write_site(Catalogue("dnas"), page, "site", at=5)             # doctest: +SKIP
 
@@ -11,35 +11,55 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
+from time import monotonic
 
 import numpy as np
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue
+from pipeline.catalogue import Catalogue, Commit
 from pipeline.comparing import Matrix
 from pipeline.errors import SourceError, UsageError, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.explaining import LOOK, Ranking, explain
 from pipeline.reporting.conclusions import DIFFERENT, verdicts
+from pipeline.reporting.html.dataset_page import (
+    PAGE_IMAGES,
+    gather_dataset,
+    histories_at,
+    only_last_plane,
+    render_dataset,
+)
 from pipeline.reporting.html.explanation_page import gather_explanation, render_explanation
 from pipeline.reporting.html.frame import MOST, save_page
 from pipeline.reporting.html.gallery import render_gallery
-from pipeline.reporting.html.links import from_pair, from_ranking, ranking_title
+from pipeline.reporting.html.links import (
+    Addresses,
+    from_pair,
+    from_ranking,
+    ranking_title,
+)
 from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.reporting.html.page_data import Page, RankingLink
 from pipeline.reporting.html.ranking_gallery import gallery_of
+from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS
 from pipeline.reporting.report_options import EXPLAINED_PAIRS, SHOWN_IMAGES
 from pipeline.wording import option
 
 SITE_INDEX = "index.html"
 """The file of the report in its folder."""
 
+ALL_PAGE_IMAGES = 3000
+"""The most images on the pages of all datasets together, which take about a minute to read."""
+
+PAGE_WRITERS = 8
+"""How many pages of datasets are made at once; each waits for a store most of the time."""
 
 _DATA = re.compile(rb'<script id="data" type="application/json">(.*?)</script>', re.DOTALL)
-_LINK = re.compile(r"(pairs|rankings)/[0-9a-f]{16}\.html")
+_LINK = re.compile(r"(datasets|pairs|rankings)/[0-9a-f]{16}\.html")
 
 
 def require_site(folder: str) -> None:
@@ -72,9 +92,10 @@ def write_site(
     rankings: Sequence[Ranking] = (),
     progress: Listener | None = None,
 ) -> Page:
-    """Writes a report as `SITE_INDEX` of a folder, and pairs and rankings on a page each.
+    """Writes a report as `SITE_INDEX` of a folder, and datasets, pairs and rankings on a page each.
 
-    The pairs are those of `chosen_pairs`. Pages that an earlier report in that folder links to, and
+    Every dataset has a page; of many datasets each shows fewer images (`ALL_PAGE_IMAGES`). The
+    pairs are those of `chosen_pairs`. Pages that an earlier report in that folder links to, and
     this one does not, are removed.
 
     Args:
@@ -83,7 +104,7 @@ def write_site(
         folder: The folder or url that the pages are written below.
         most: How many pairs are explained.
         at: The commit that was compared.
-        samples: Images per dataset.
+        samples: Images per dataset on the report and on explanations; if 0, no page shows any.
         rankings: Rankings of images by their distance to datasets of the catalogue.
         progress: Is told how far the work is.
 
@@ -93,12 +114,14 @@ def write_site(
     """
     matrix, root = page.matrices[0], storage.canonical(folder)
     ranked = [_ranking_link(ranking) for ranking in rankings]
-    versions = catalogue.find_all(matrix.names, at, matrix.spec_digest)
+    commit = catalogue.at(at)
+    versions = catalogue.find_all(matrix.names, commit.number, matrix.spec_digest)
     for ranking, of in zip(rankings, ranked, strict=True):
         links_up = from_ranking(f"../{SITE_INDEX}", ranking, versions)
         gallery = gallery_of(catalogue, ranking, links_up)
         save_page(render_gallery(gallery), storage.join(root, of.href))
     beside = [replace(of, href=f"../{of.href}") for of in ranked]
+    own = [_page_of("datasets", name) for name in matrix.names]
     links: dict[tuple[int, int], str] = {}
     notes = []
     pairs = chosen_pairs(matrix)[:most]
@@ -108,24 +131,74 @@ def write_site(
             a, b = matrix.names[i], matrix.names[j]
             link = _page_of("pairs", a, b)
             try:
-                found = explain(catalogue, a, b, at=at, spec=matrix.spec_digest, look=LOOK)
+                found = explain(
+                    catalogue, a, b, at=commit.number, spec=matrix.spec_digest, look=LOOK
+                )
                 why = gather_explanation(catalogue, found, samples=samples)
             except VdnaError as error:
                 notes.append(f"{a} and {b} cannot be explained: {error}")
             else:
                 up = from_pair(f"../{SITE_INDEX}", a, b, beside)
-                save_page(render_explanation(why, up), storage.join(root, link))
+                sides = [f"../{own[i]}", f"../{own[j]}"]
+                save_page(render_explanation(why, up, sides), storage.join(root, link))
                 links[i, j] = link
             progress(StepDone(1, name=f"{a} and {b}"))
+    _write_datasets(catalogue, matrix, commit, root, own, links, beside, samples, progress)
     written, index = (
-        replace(page, explained=links, rankings=ranked, notes=(*page.notes, *notes)),
+        replace(
+            page,
+            explained=links,
+            rankings=ranked,
+            dataset_pages=own,
+            notes=(*page.notes, *notes),
+        ),
         storage.join(root, SITE_INDEX),
     )
     before = set(_links_of(index))
     save_page(render_matrix_page(written), index)
-    for link in before.difference(links.values(), (of.href for of in ranked)):
+    for link in before.difference(links.values(), own, (of.href for of in ranked)):
         storage.discard(storage.join(root, link))
     return written
+
+
+def _write_datasets(
+    catalogue: Catalogue,
+    matrix: Matrix,
+    commit: Commit,
+    root: str,
+    own: Sequence[str],
+    explained: Mapping[tuple[int, int], str],
+    rankings: Sequence[RankingLink],
+    samples: int,
+    progress: Listener,
+) -> None:
+    """Writes the page of each dataset; all of them read images for `SAMPLING_SECONDS` at most."""
+    beside = [link.rpartition("/")[2] for link in own]
+    up = {pair: f"../{link}" for pair, link in explained.items()}
+    where = Addresses(f"../{SITE_INDEX}", beside, lambda i, j: up.get((i, j), ""), rankings)
+    slim, total = only_last_plane(matrix), len(own)
+    histories = histories_at(catalogue, commit.number, matrix.spec_digest)
+    shown = min(PAGE_IMAGES, max(1, ALL_PAGE_IMAGES // total)) if samples else 0
+    deadline = monotonic() + SAMPLING_SECONDS
+
+    def write(at: int) -> None:
+        page = gather_dataset(
+            catalogue,
+            slim.names[at],
+            slim,
+            commit,
+            samples=shown,
+            histories=histories,
+            deadline=deadline,
+        )
+        save_page(render_dataset(page, where), storage.join(root, own[at]))
+
+    with (
+        stage(progress, Started(total, total, unit="pages", step="datasets")),
+        ThreadPoolExecutor(PAGE_WRITERS, "dataset") as pool,
+    ):
+        for name, _ in zip(slim.names, pool.map(write, range(total)), strict=True):
+            progress(StepDone(1, name=name))
 
 
 def _page_of(folder: str, *named: str) -> str:
@@ -142,8 +215,12 @@ def _links_of(index: str) -> Iterator[str]:
     """Reads which pages a report links to. A file that is no report links to none."""
     try:
         found = _DATA.search(storage.read(index, most=2 * MOST))
-        data = json.loads(found[1]) if found else {"explained": {}, "rankings": []}
-        links = [*data["explained"].values(), *(of["href"] for of in data["rankings"])]
+        data = json.loads(found[1]) if found else {}
+        links = [
+            *data["explained"].values(),
+            *(of["href"] for of in data["rankings"]),
+            *data["dataset_pages"],
+        ]
     except (SourceError, ValueError, LookupError, TypeError, AttributeError):
         return
     yield from (link for link in links if isinstance(link, str) and _LINK.fullmatch(link))

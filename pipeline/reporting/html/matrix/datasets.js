@@ -7,6 +7,9 @@ const cards = DATA.datasets.map((dataset, i) => {
   button.addEventListener("click", () => choose(i));
   make("span", dataset.line, { class: "quiet" }, head);
   if (dataset.samples.length) photos(dataset.samples, card);
+  const page = DATA.dataset_pages[i];
+  if (page)
+    make("a", `More of ${DATA.names[i]}`, { href: page }, make("p", null, { class: "quiet" }, card));
   rankingLinks([i], card);
   for (const note of dataset.notes) make("p", note, { class: "quiet" }, card);
   return card;

@@ -31,7 +31,8 @@ async function openPair(one, other, go) {
     [i, "first-name"],
     [j, "second-name"],
   ]) {
-    make("p", DATA.names[side], { class: `${kind} side` }, body);
+    const named = make("p", null, { class: `${kind} side` }, body);
+    datasetName(DATA.names[side], DATA.dataset_pages[side], named);
     const { samples, notes } = DATA.datasets[side];
     if (samples.length) photos(samples, body);
     else make("p", notes[0] ?? "no images", { class: "quiet" }, body);

@@ -1,0 +1,56 @@
+"""Lists the versions that each dataset has had, from the log of a catalogue.
+
+>>> version_histories(catalogue.log(), spec)["photos"][0].commit      # doctest: +SKIP
+9
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.catalogue.commit import Commit, Version
+
+
+@dataclass(frozen=True)
+class PastVersion:
+    """A version that a dataset has or had, and the commit that made it.
+
+    Attributes:
+        version: The version.
+        commit: Number of the first commit in a row that holds the version.
+        time: When that commit was made, as an ISO time in UTC.
+        software: The name and version of the software that made the commit.
+    """
+
+    version: Version
+    commit: int
+    time: str
+    software: str
+
+
+def version_histories(commits: Iterable[Commit], spec: str) -> dict[str, list[PastVersion]]:
+    """Finds the versions of all datasets under one spec.
+
+    Args:
+        commits: The commits, the newest first. If older ones are left out, the oldest version of a
+            dataset may be older than the commit that is named with it.
+        spec: The whole digest of the spec.
+
+    Returns:
+        The versions of each dataset, the newest first. One that came back is named again.
+    """
+    histories: dict[str, list[PastVersion]] = {}
+    for commit in commits:
+        for name, versions in commit.datasets.items():
+            if spec not in versions:
+                continue
+            version, found = versions[spec], histories.setdefault(name, [])
+            if found and _identity(found[-1].version) == _identity(version):
+                found.pop()
+            found.append(PastVersion(version, commit.number, commit.time, commit.software))
+    return histories
+
+
+def _identity(version: Version) -> tuple[str, str]:
+    return version.dna, version.by
