@@ -60,10 +60,10 @@ def serve(
             f"port {port} cannot be listened on: {error.strerror}; try --port 0"
         ) from error
     with server:
-        site.begin()  # what is wrong is said here, and the report is made until a browser asks
-        progress(Idle())
-        say(f"{catalogue} is at http://127.0.0.1:{server.server_port}/ until Ctrl-C")
         try:
+            site.begin()  # what is wrong is said here, and the report is made until a browser asks
+            progress(Idle())
+            say(f"{catalogue} is at http://127.0.0.1:{server.server_port}/ until Ctrl-C")
             server.serve_forever()
         except KeyboardInterrupt:
             say("stopped")

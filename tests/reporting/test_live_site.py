@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from threading import Event, Thread
@@ -27,11 +28,12 @@ from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, all_pairs, compare
 from pipeline.engine import InProcess
 from pipeline.errors import NotFound, SourceError
-from pipeline.events import Said, Started, StepDone
+from pipeline.events import Listener, Said, Started, StepDone
 from pipeline.explaining import Ranking, RankRequest, rank, read_ranking
 from pipeline.mapper import SerialMapper
 from pipeline.reporting import LiveSite, listen
 from pipeline.reporting.html import live_site, loopback_server
+from pipeline.reporting.html.page_data import Page
 from pipeline.spec import Resources
 from tests.support import browser
 from tests.support import tiny_network as tiny
@@ -283,15 +285,16 @@ def test_a_page_that_takes_long_says_how_far_it_is_and_is_made_once(
     made, begun, go = [], Event(), Event()
     site = LiveSite(built, samples=0)
 
-    def slow(*_: object, **__: object) -> bytes:
+    def slow(*_: object, progress: Listener, **__: object) -> Page:
         made.append(1)
-        site._progress(Started(10, 10, unit="pairs", step="tiles"))
-        site._progress(StepDone(4))
+        progress(Started(10, 10, unit="pairs", step="tiles"))
+        progress(StepDone(4))
         begun.set()
         assert go.wait(60)
-        return b"the page"
+        return Page([], [])
 
-    monkeypatch.setattr(live_site, "render_matrix_page", slow)
+    monkeypatch.setattr(live_site, "gather_matrix_page", slow)
+    monkeypatch.setattr(live_site, "render_matrix_page", lambda _: b"the page")
     monkeypatch.setattr(loopback_server, "PATIENCE", 0.01)
     with serving(site) as port:
         try:
@@ -306,6 +309,43 @@ def test_a_page_that_takes_long_says_how_far_it_is_and_is_made_once(
             go.set()
         assert ask(port, "/")[1] == b"the page"
     assert len(made) == 1
+
+
+def test_a_page_that_is_asked_for_again_is_begun_once_though_there_is_a_newer_commit(
+    built: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, go = [], Event()
+
+    def slow(*_: object, **__: object) -> bytes:
+        made.append(1)
+        assert go.wait(60)
+        return b"why"
+
+    monkeypatch.setattr(live_site, "render_explanation", slow)
+    monkeypatch.setattr(loopback_server, "PATIENCE", 0.01)
+    shutil.copytree(storage.local_path(built.root), tmp_path / "catalogue")
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+    with serving(LiveSite(catalogue, samples=0)) as port:
+        try:
+            for _ in range(5):
+                assert ask_once(port, "/pairs/2/0-1.html")[0].status == 202
+            catalogue.append("change", lambda head: replace(head, default_spec=head.default_spec))
+            assert ask_once(port, "/pairs/2/0-1.html")[0].status == 202
+        finally:
+            go.set()
+        assert ask(port, "/pairs/2/0-1.html")[1] == b"why"
+    assert len(made) == 1
+
+
+def test_pages_that_are_made_at_once_are_those_that_are_made_one_by_one(
+    built: Catalogue, ranking: Ranking
+) -> None:
+    paths = ["/pairs/2/0-1.html", "/datasets/2/0.html", "/", "/datasets/2/1.html"]
+    alone = LiveSite(built, samples=2, rankings=[ranking])
+    one_by_one = [alone.page(path) for path in paths]
+    beside = LiveSite(built, samples=2, rankings=[ranking])
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(beside.page, paths)) == one_by_one
 
 
 def test_a_page_that_fails_is_made_again_only_when_it_is_opened_again(

@@ -11,15 +11,15 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from html import escape
-from threading import Lock, Thread
+from threading import Lock
 
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import Effort, Matrix, compare, resolve_versions
 from pipeline.errors import known_error, redact
-from pipeline.events import Event, Listener, Said, ignore
+from pipeline.events import Listener, Said, ignore
 from pipeline.explaining import LOOK, Ranking, explain
 from pipeline.reporting.html.dataset_page import (
     PAGE_IMAGES,
@@ -39,8 +39,8 @@ from pipeline.reporting.html.links import (
 )
 from pipeline.reporting.html.matrix_page import render_matrix_page
 from pipeline.reporting.html.page_data import RankingLink
+from pipeline.reporting.html.page_making import PageInMaking, PageMaker
 from pipeline.reporting.html.ranking_gallery import gallery_of
-from pipeline.reporting.progress import Tally
 from pipeline.reporting.report_options import SHOWN_IMAGES
 
 HELD_PAGES = 64
@@ -68,8 +68,8 @@ class Waiting:
 class LiveSite:
     """The pages of the newest commit of a catalogue: the report, datasets, pairs, and rankings.
 
-    One page is made at a time, and pages that are kept are answered meanwhile. A page is kept until
-    others need its room, or until a request finds a newer commit.
+    Two pages are made at a time, others wait in order, and pages that are kept are answered
+    meanwhile. A page is kept until others need its room, or until a request finds a newer commit.
 
     Args:
         catalogue: The catalogue.
@@ -92,13 +92,13 @@ class LiveSite:
     ) -> None:
         self._catalogue, self._spec, self._samples = catalogue, spec, samples
         self._rankings = rankings
-        self._listener, self._tally = progress or ignore, Tally()
-        self._effort = replace(effort or Effort(), keep=False, progress=self._progress)
-        self._pages: OrderedDict[str, Future[bytes]] = OrderedDict()
+        self._listener = progress or ignore
+        self._effort = replace(effort or Effort(), keep=False)
+        self._maker = PageMaker(self._listener)
+        self._pages: OrderedDict[str, PageInMaking] = OrderedDict()
         self._newest = 0
         self._distances: dict[int, Matrix] = {}
-        self._comparing = Lock()
-        self._one_at_a_time, self._held = Lock(), Lock()
+        self._comparing, self._held = Lock(), Lock()
 
     def begin(self) -> None:
         """Begins to make the report. Raises as `compare` does if there is nothing to compare."""
@@ -134,32 +134,32 @@ class LiveSite:
         page = self._asked(path)
         if page is None:
             return None
-        if not wait([page], seconds).done:
-            progress = self._tally.line if self._tally.stage.total else "It has just begun."
+        if not wait([page.made], seconds).done:
+            progress = page.progress
             return Waiting(progress, _waiting_page(self._catalogue.root, progress))
-        if page.exception() is not None and forget:
+        if page.made.exception() is not None and forget:
             with self._held:
                 self._pages = OrderedDict(
                     (name, kept) for name, kept in self._pages.items() if kept is not page
                 )
-        return page.result()
+        return page.made.result()
 
     @property
     def is_making(self) -> bool:
-        """Whether a page is being made."""
-        return self._one_at_a_time.locked()
+        """Whether a page is being made, or waits."""
+        return self._maker.is_busy
 
-    def _asked(self, path: str) -> Future[bytes] | None:
+    def _asked(self, path: str) -> PageInMaking | None:
         """Returns the page of a path, which may still be in the making; None if there is none."""
         newest = self._catalogue.head().number
         self._drop_older(newest)
         if path == "/":
-            return self._kept(f"/{newest}", lambda: self._report(newest))
+            return self._kept(f"/{newest}", lambda hear: self._report(newest, hear))
         if asked := _RANKING.fullmatch(path):
             number, k = map(int, asked.groups())
             if not 0 < number <= newest or k >= len(self._rankings):
                 return None
-            return self._kept(path, lambda: self._ranking(number, self._rankings[k]))
+            return self._kept(path, lambda _: self._ranking(number, self._rankings[k]))
         asked = _DATASET.fullmatch(path) or _PAIR.fullmatch(path)
         if asked is None:
             return None
@@ -170,41 +170,33 @@ class LiveSite:
         if places[-1] >= len(names):
             return None
         if len(places) == 1:
-            return self._kept(path, lambda: self._dataset(number, places[0]))
+            return self._kept(path, lambda hear: self._dataset(number, places[0], hear))
         i, j = places
-        return self._kept(path, lambda: self._explanation(number, names, i, j)) if i < j else None
+        if not i < j:
+            return None
+        return self._kept(path, lambda hear: self._explanation(number, names, i, j, hear))
 
     def _drop_older(self, newest: int) -> None:
         with self._held:
             if newest > self._newest:
                 self._newest = newest
-                self._pages.clear()
+                made = [name for name, page in self._pages.items() if page.made.done()]
+                for name in made:
+                    del self._pages[name]
                 self._distances = {}
 
-    def _kept(self, name: str, make: Callable[[], bytes]) -> Future[bytes]:
+    def _kept(self, name: str, make: Callable[[Listener], bytes]) -> PageInMaking:
         with self._held:
             page = self._pages.get(name)
             if page is not None:
                 self._pages.move_to_end(name)
                 return page
-            page = self._pages[name] = Future()
+            page = self._pages[name] = self._maker.begin(make)
             report = f"/{self._newest}"
-            others = [of for of, kept in self._pages.items() if of != report and kept.done()]
+            others = [of for of, kept in self._pages.items() if kept.made.done() and of != report]
             for of in others[: max(0, len(self._pages) - HELD_PAGES)]:
                 del self._pages[of]
-        Thread(target=self._make, args=(page, make), daemon=True).start()
-        return page
-
-    def _make(self, page: Future[bytes], make: Callable[[], bytes]) -> None:
-        with self._one_at_a_time:
-            try:
-                page.set_result(make())
-            except Exception as error:  # raised where the page is asked for
-                page.set_exception(error)
-
-    def _progress(self, event: Event) -> None:
-        self._tally(event)
-        self._listener(event)
+            return page
 
     def tell(self, error: Exception) -> str:
         """Tells the listener of progress about an error, in one line.
@@ -216,31 +208,34 @@ class LiveSite:
             The line, without secrets.
         """
         said = redact(str(known_error(error))) or type(error).__name__
-        self._progress(Said(f"a page could not be answered: {' '.join(said.split())}"))
+        self._listener(Said(f"a page could not be answered: {' '.join(said.split())}"))
         return said
 
-    def _compared(self, number: int) -> Matrix:
+    def _compared(self, number: int, progress: Listener) -> Matrix:
         """Computes the distances of a commit, and holds those that pages of datasets show."""
-        matrix = compare(self._catalogue, at=number, spec=self._spec, effort=self._effort)
+        effort = replace(self._effort, progress=progress)
+        matrix = compare(self._catalogue, at=number, spec=self._spec, effort=effort)
         self._distances[number] = only_last_plane(matrix)
         return matrix
 
-    def _distances_of(self, number: int) -> Matrix:
+    def _distances_of(self, number: int, progress: Listener) -> Matrix:
         with self._comparing:
             found = self._distances.get(number)
-            return only_last_plane(self._compared(number)) if found is None else found
+            if found is not None:
+                return found
+            return only_last_plane(self._compared(number, progress))
 
-    def _report(self, number: int) -> bytes:
+    def _report(self, number: int, progress: Listener) -> bytes:
         catalogue = self._catalogue
         with self._comparing:
-            matrix = self._compared(number)
+            matrix = self._compared(number, progress)
         page = gather_matrix_page(
             catalogue,
             [matrix],
             apart=sorted(catalogue.at(number).datasets.keys() - set(matrix.names)),
             at=number,
             samples=self._samples,
-            progress=self._progress,
+            progress=progress,
             keep=False,
         )
         return render_matrix_page(
@@ -252,8 +247,8 @@ class LiveSite:
             )
         )
 
-    def _dataset(self, number: int, i: int) -> bytes:
-        matrix, up = self._distances_of(number), "../../"
+    def _dataset(self, number: int, i: int, progress: Listener) -> bytes:
+        matrix, up = self._distances_of(number, progress), "../../"
         page = gather_dataset(
             self._catalogue,
             matrix.names[i],
@@ -269,7 +264,9 @@ class LiveSite:
         )
         return render_dataset(page, where)
 
-    def _explanation(self, number: int, names: Sequence[str], i: int, j: int) -> bytes:
+    def _explanation(
+        self, number: int, names: Sequence[str], i: int, j: int, progress: Listener
+    ) -> bytes:
         a, b, up = names[i], names[j], "../../"
         found = explain(
             self._catalogue,
@@ -278,7 +275,7 @@ class LiveSite:
             at=number,
             spec=self._spec,
             look=LOOK,
-            progress=self._progress,
+            progress=progress,
         )
         why = gather_explanation(self._catalogue, found, samples=self._samples)
         links = from_pair(up, a, b, self._ranking_links(number, up))
