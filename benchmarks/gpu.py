@@ -4,16 +4,20 @@
     python -m benchmarks.gpu --dry-run
 
 Weights are random, so nothing is downloaded. Each network's ranges reach from its least to its
-greatest activation on random pixels. The result has three parts:
+greatest activation on random pixels. The result has four parts:
 
     agreement   the kernel against the CPU's, on the same activations: how many counts, minima and
                 maxima differ (none may), and by how much means differ; for layouts, bin numbers and
                 activations of which nine in ten are zero
-    rates       for each network and precision: images/s of the forward pass alone, and with all
-                that a build does after decoding (counting, and the moments of the means); the
-                share; and how often the thread that feeds the GPU had to wait for it
-    decoding    images/s of one CPU core, from the demo's photographs as JPEG files, and how many
-                cores keep the GPU fed
+    feeding     images/s that travel to the GPU and become the network's input, without the network:
+                of 224 x 224, which are only normalised, and of 500 x 400, which are resized; and by
+                how many grey levels they differ from the CPU's (no more than 0.001)
+    rates       for each network and precision: images/s of the forward pass alone; with all that a
+                build does after that (counting, and the moments of the means); and with the images
+                of 500 x 400 travelling to the GPU, as in a build; the share of the latter; and how
+                often the thread that feeds the GPU had to wait for it
+    decoding    images/s of one CPU core, from the demo's photographs as JPEG files: decoded only,
+                decoded for a GPU, and decoded and resized; and how many cores keep the GPU fed
 
 Standard error ends with a table for people. `--dry-run` does the same on a CPU, with the
 smallest network and Triton's interpreter: it checks the script, and its times say nothing.
@@ -45,6 +49,12 @@ NETWORKS = (
 BINS = 1000
 LAYERS = ((8, 3136, 48, 1000), (8, 197, 96, 1000), (64, 1, 130, 1000), (4, 49, 33, 4096))
 """Images, positions, neurons and bins of activations that are counted by both kernels."""
+
+SIZES = ((224, 224), (400, 500))
+"""Heights and widths of the images that travel; photographs of datasets are like the latter."""
+
+MOST_APART = 1e-3
+"""In grey levels: what sums in another order may come to, and no wrong coefficient."""
 
 SMALL_LAYERS = ((2, 70, 5, 1000), (3, 1, 4, 30), (1, 40, 3, 2048))
 
@@ -93,21 +103,69 @@ def random_weights(name: str, folder: Path) -> str:
     return str(path)
 
 
+def timed(work: Callable[[], object], images: int, device: str, seconds: float) -> float:
+    """Images per second of work that takes so many at a time."""
+    import torch
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(3):
+        work()
+    wait()
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        work()
+        done += 1
+        if done % 8 == 0:  # the queue must not grow without end
+            wait()
+    wait()
+    return round(done * images / (time.perf_counter() - started), 1)
+
+
+def noise(height: int, width: int, images: int) -> list[Any]:
+    """Images of random pixels, as they travel."""
+    return list(np.random.default_rng(0).integers(0, 256, (images, height, width, 3), np.uint8))
+
+
+def feeding(device: str, seconds: float, images: int) -> dict[str, Any]:
+    """Micro-batches that travel to the device and become the network's input there."""
+    import torch
+
+    from pipeline.counting.feed import Feed
+    from pipeline.images import prepare
+    from pipeline.spec import Preprocess
+
+    levels = Preprocess(224, 224, (0, 0, 0), (1 / 255,) * 3)
+    feed = Feed(torch.device(device), levels)
+    result: dict[str, Any] = {"images": images, "worst_grey_levels": 0.0}
+    for height, width in (*SIZES, (37, 1200), (1000, 900)):
+        batch = noise(height, width, 4)
+        for found, image in zip(feed(batch).cpu().numpy(), batch, strict=True):
+            apart = float(np.abs(found - prepare(image, levels)).max())
+            result["worst_grey_levels"] = max(result["worst_grey_levels"], apart)
+    for height, width in SIZES:
+        batch = noise(height, width, images)
+        result[f"{width}x{height}"] = timed(lambda b=batch: feed(b), images, device, seconds)
+    return result
+
+
 def rate(name: str, precision: str, device: str, seconds: float, folder: Path) -> dict[str, Any]:
-    """One network: the forward pass alone, and with counting."""
+    """One network: the forward pass alone, with counting, and with images that travel."""
     import torch
 
     from pipeline.building import Request, make_spec
-    from pipeline.counting import DeviceRanges, Extractor
+    from pipeline.counting import DeviceRanges, Extractor, Prepared
     from pipeline.counting.shard import GpuCounts, Means
     from pipeline.dna import Moments
     from pipeline.networks import describe
 
     network = describe(name, random_weights(name, folder) if name.startswith("timm:") else None)
     spec = make_spec(Request("x", "x", bins=BINS, precision=precision), network, "0" * 32, device)
-    extractor = Extractor(network, precision, device)
-    shape = (extractor.micro_batch, network.height, network.width, 3)
-    pixels = np.random.default_rng(0).standard_normal(shape, np.float32)
+    extractor = Extractor(network, precision, device, on_device=True)
+    many = extractor.micro_batch
+    pixels = torch.randn((many, network.height, network.width, 3)).to(extractor.device)
     low, high = np.empty(spec.neurons), np.empty(spec.neurons)
 
     def find_range(index: int, x: Any) -> None:
@@ -117,44 +175,31 @@ def rate(name: str, precision: str, device: str, seconds: float, folder: Path) -
     extractor.observe(pixels, find_range)
     ranges = DeviceRanges.on(extractor.device, low, high, BINS)
     counts = GpuCounts(spec, ranges)
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def timed(work: Callable[[], object]) -> float:
-        for _ in range(3):
-            work()
-        wait()
-        done, started = 0, time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            work()
-            done += 1
-            if done % 8 == 0:  # the queue must not grow without end
-                wait()
-        wait()
-        return done * len(pixels) / (time.perf_counter() - started)
-
     moments = Moments([tap.neurons for tap in spec.taps], layerwise=False)
     late: deque[Means] = deque()
+    feed, decoded = extractor.batches(spec.preprocess), noise(*SIZES[-1], many)
 
-    def count() -> None:
-        late.append(counts.count(extractor, pixels))
+    def count(batch: Prepared) -> None:
+        late.append(counts.count(extractor, batch))
         if len(late) > 2:  # as in a build, whose network thread does not wait for them either
             moments.add(late.popleft()())
 
-    forward = timed(lambda: extractor.observe(pixels, lambda index, x: None))
-    both = timed(count)
+    def rated(work: Callable[[], object]) -> float:
+        return timed(work, many, device, seconds)
+
+    forward = rated(lambda: extractor.observe(pixels, lambda index, x: None))
+    both = rated(lambda: count(pixels))
+    fed = rated(lambda: count(feed(decoded)))
     with waits(device) as seen:
-        counts.count(extractor, pixels)
-    wait()
+        counts.count(extractor, feed(decoded))
     return {
         "network": name,
         "precision": precision,
         "neurons": spec.neurons,
-        "forward": round(forward, 1),
-        "with_counting": round(both, 1),
-        "ratio": round(both / forward, 3),
+        "forward": forward,
+        "with_counting": both,
+        "with_feeding": fed,
+        "ratio": round(fed / forward, 3),
         "waits": len(seen),
     }
 
@@ -178,7 +223,7 @@ def waits(device: str) -> Iterator[list[str]]:
 
 
 def decoding(seconds: float, folder: Path) -> dict[str, Any]:
-    """How many JPEG files one thread decodes and resizes in a second."""
+    """How many JPEG files one thread decodes, and prepares for a GPU or resizes, in a second."""
     import io
 
     from PIL import Image
@@ -194,12 +239,20 @@ def decoding(seconds: float, folder: Path) -> dict[str, Any]:
         sink = io.BytesIO()
         Image.open(path).convert("RGB").resize((500, 400)).save(sink, "JPEG", quality=90)
         contents.append(sink.getvalue())
-    images.load(contents[0], rule)
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        images.load(contents[done % len(contents)], rule)
-        done += 1
-    return {"images_per_core_second": round(done / (time.perf_counter() - started), 1)}
+    ways: dict[str, Callable[[bytes], object]] = {
+        "decoded": lambda data: images.decode(data, rule),
+        "for_gpu": lambda data: images.load(data, rule, on_device=True),
+        "resized": lambda data: images.load(data, rule),
+    }
+    result = {}
+    for way, work in ways.items():
+        work(contents[0])
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            work(contents[done % len(contents)])
+            done += 1
+        result[way] = round(done / (time.perf_counter() - started), 1)
+    return result
 
 
 def main() -> None:
@@ -225,6 +278,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu (dry run)",
         "torch": torch.__version__,
         "agreement": agreement(device, kernel, layers),
+        "feeding": feeding(device, seconds, 2 if chosen.dry_run else 64),
     }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -234,18 +288,20 @@ def main() -> None:
             for precision in precisions
         ]
         result["decoding"] = decoding(seconds, folder)
-    a_core = result["decoding"]["images_per_core_second"]
-    lines = ["| network | precision | forward, images/s | with counting | share | decode cores |"]
-    lines.append("|---|---|---|---|---|---|")
+    a_core = result["decoding"]["for_gpu"]
+    lines = ["| network | precision | forward, images/s | counted | fed | share | decode cores |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for row in result["rates"]:
-        row["decode_cores"] = round(row["with_counting"] / a_core, 1)
+        row["decode_cores"] = round(row["with_feeding"] / a_core, 1)
         lines.append(
             f"| {row['network']} | {row['precision']} | {row['forward']:,.0f} | "
-            f"{row['with_counting']:,.0f} | {row['ratio']:.2f} | {row['decode_cores']:.0f} |"
+            f"{row['with_counting']:,.0f} | {row['with_feeding']:,.0f} | {row['ratio']:.2f} | "
+            f"{row['decode_cores']:.0f} |"
         )
-    wrong = result["agreement"]["wrong"]
-    measure.emit(result, "\n".join([f"{result['device']}: {wrong} counts differ", *lines]))
-    if wrong:
+    wrong, apart = result["agreement"]["wrong"], result["feeding"]["worst_grey_levels"]
+    told = f"{result['device']}: {wrong} counts differ, and images by {apart:.1e} grey levels"
+    measure.emit(result, "\n".join([told, *lines]))
+    if wrong or apart > MOST_APART:
         raise SystemExit(1)
 
 

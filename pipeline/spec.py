@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import accumulate
@@ -161,6 +162,7 @@ class Numerics:
         micro_batch: How many images the network sees at a time.
         threads: How many threads one operation of the network uses.
         versions: The libraries and their versions, sorted by name.
+        resized: Where images are resized: `cpu`, or the version of the rule by which a GPU does it.
     """
 
     device: Name
@@ -169,12 +171,16 @@ class Numerics:
     micro_batch: Count
     threads: Count
     versions: tuple[tuple[Name, Name], ...]
+    resized: Name = "cpu"
 
     __pydantic_config__ = _STRICT
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields as types of JSON, with the versions as a dictionary."""
-        return _by_name(self) | {"versions": dict(self.versions)}
+        """Returns the fields as types of JSON; `resized` only if it is not the CPU."""
+        data = _by_name(self) | {"versions": dict(self.versions)}
+        if self.resized == "cpu":
+            del data["resized"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Numerics:
@@ -323,15 +329,19 @@ class Spec:
             The fields that differ, by their dotted names, each with this spec's and the other's
             value.
         """
-        # The JSON leaves out the fields of a preprocessing that are the reference's.
-        mine, theirs = (
-            _flat(s.to_json() | {"preprocess": _by_name(s.preprocess)}) for s in (self, other)
-        )
+        mine, theirs = _flat(self._whole()), _flat(other._whole())
         return {
             name: (mine.get(name), theirs.get(name))
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name)
         }
+
+    def _whole(self) -> dict[str, Any]:
+        """Returns all fields, those too that `to_json` leaves out."""
+        data = self.to_json() | {"preprocess": _by_name(self.preprocess)}
+        if self.bf16_numerics is not None:
+            data["bf16_numerics"]["resized"] = self.bf16_numerics.resized
+        return data
 
     def require_same(self, other: Spec, mine: str, theirs: str) -> None:
         """Refuses a spec that differs from this one.
@@ -383,6 +393,12 @@ def _with_pairs(numerics: object) -> object:
 def _by_name(value: Preprocess | Numerics | Tap | Spec) -> dict[str, Any]:
     """Returns the fields by name. `asdict` would copy each value, and specs are written often."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def flat_numerics(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `Numerics.to_json` made, with all fields and with a field for each library."""
+    own = {name: value for name, value in stated.items() if name != "versions"}
+    return {"resized": "cpu"} | own | dict(stated["versions"])
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, object]:

@@ -103,6 +103,7 @@ class VisualDNA:
         with exact_switches(), torch.random.fork_rng():
             self._extractor = Extractor(network, request.precision, device, backend, self._threads)
         self._counts = FoldCounts(self._extractor, self.spec, self._ranges, self._folds)
+        self._batch = self._extractor.batches(self.spec.preprocess)
         self.reset()
 
     def reset(self) -> None:
@@ -147,7 +148,8 @@ class VisualDNA:
         starts = range(0, len(given), size)
         with exact_switches(), ThreadPoolExecutor(self._threads, "metric") as pool:
             rule = self.spec.preprocess
-            loaded = list(pool.map(lambda image: images.loaded(image, rule), given))
+            on_device = self._extractor.on_device
+            loaded = list(pool.map(lambda image: images.loaded(image, rule, on_device), given))
             pixels = [image.pixels for image in given]
             names = pixels if groups is None else [str(group) for group in groups]
             folds = np.array(list(pool.map(self._fold, names)), np.int64)
@@ -157,11 +159,11 @@ class VisualDNA:
 
             def count(start: int) -> Floats:
                 here = slice(start, start + size)
-                return self._counts.add(np.stack([one.values for one in loaded[here]]), folds[here])
+                pixels = self._batch([one.values for one in loaded[here]])
+                return self._counts.add(pixels, folds[here])
 
             # Other threads have another current GPU.
-            on_gpu = self._extractor.device.type == "cuda"
-            counted = map(count, starts) if on_gpu else pool.map(count, starts)
+            counted = map(count, starts) if on_device else pool.map(count, starts)
             means = chain.from_iterable(counted)
             for image, fold, its_means in zip(loaded, folds, means, strict=True):
                 self._moments[fold].add(its_means[None])

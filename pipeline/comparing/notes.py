@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipeline.catalogue import Version
 from pipeline.comparing.significance import CHECKED_IMAGES
 from pipeline.dna import Lens
+from pipeline.spec import flat_numerics
 from pipeline.wording import option, some_of
 
 LISTS = (".txt", ".csv")
@@ -65,8 +66,8 @@ def numerics_notes(versions: Mapping[str, Version]) -> list[str]:
     seen: dict[str, dict[str, set[str]]] = {}
     for name, version in versions.items():
         for entry in version.numerics:
-            flat = dict(entry["numerics"]) | dict(entry["numerics"]["versions"])
-            for of in sorted(flat.keys() - {"versions"}):
+            flat = flat_numerics(entry["numerics"])
+            for of in sorted(flat):
                 seen.setdefault(of, {}).setdefault(str(flat[of]), set()).add(name)
     return [
         f"{field} was "

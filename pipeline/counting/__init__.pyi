@@ -5,6 +5,7 @@ from .device_counts import tables_of_images as tables_of_images
 from .extractor import Extractor as Extractor
 from .extractor import numerics as numerics
 from .extractor import require_backend as require_backend
+from .feed import Prepared as Prepared
 from .fold_counts import FoldCounts as FoldCounts
 from .fold_counts import exact_switches as exact_switches
 from .histogram import OVERFLOW as OVERFLOW
@@ -27,7 +28,6 @@ from .shard import Noted as Noted
 from .shard import dna_of_counts as dna_of_counts
 from .stream import Fetch as Fetch
 from .stream import Made as Made
-from .stream import Prepared as Prepared
 from .stream import Stream as Stream
 from .worker import OVERLAP as OVERLAP
 from .worker import Recipe as Recipe

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import images
 from pipeline.counting.allocator import keep_memory
+from pipeline.counting.feed import Feed, Prepared
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, drop, fold_batch_norms, load_model, parse, rows
-from pipeline.spec import Backend, Numerics, Precision, Tap
+from pipeline.spec import Backend, Numerics, Precision, Preprocess, Tap
 from pipeline.wording import option
 
 if TYPE_CHECKING:
@@ -39,13 +41,19 @@ INTRA_OP_THREADS = 1
 Visit = Callable[[int, "torch.Tensor"], None]
 
 
-def numerics(network: Network, device: str, backend: Backend = "torch") -> Numerics:
+def numerics(
+    network: Network,
+    device: str,
+    backend: Backend = "torch",
+    on_device: bool | None = None,
+) -> Numerics:
     """States how the extractor computes a network.
 
     Args:
         network: The network.
         device: The kind of device, `cpu` or `cuda`.
         backend: What runs the network. OpenVINO is named among the versions if it does.
+        on_device: Whether images are resized on the device; None for a GPU only.
 
     Returns:
         What may change the rounding of a count.
@@ -60,7 +68,12 @@ def numerics(network: Network, device: str, backend: Backend = "torch") -> Numer
         micro_batch=MICRO_BATCH[device],
         threads=INTRA_OP_THREADS,
         versions=tuple((library, version(library)) for library in libraries),
+        resized=images.DEVICE_RULE if _is_on_device(device, on_device) else "cpu",
     )
+
+
+def _is_on_device(device: str, chosen: bool | None) -> bool:
+    return device == "cuda" if chosen is None else chosen
 
 
 def require_backend(backend: Backend, precision: Precision, device: str) -> None:
@@ -98,6 +111,7 @@ class Extractor:
         device: str = "cpu",
         backend: Backend = "torch",
         threads: int = 1,
+        on_device: bool | None = None,
     ) -> None:
         """Loads the weights and checks the taps.
 
@@ -107,6 +121,8 @@ class Extractor:
             device: The kind of device, `cpu` or `cuda`.
             backend: What runs the network: torch, or OpenVINO in float32 on a CPU.
             threads: How many threads will observe at once. Only OpenVINO must know.
+            on_device: Whether the network's input is made, and activations are counted, by tensors
+                on the device; None for a GPU only.
 
         Raises:
             SpecMismatch: If the weights or the taps are not those that the description states.
@@ -128,6 +144,7 @@ class Extractor:
         torch.backends.cudnn.deterministic = True
         self.network = network
         self.device = torch.device(device)
+        self.on_device = _is_on_device(device, on_device)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._visit = threading.local()
         model = load_model(network)
@@ -162,13 +179,25 @@ class Extractor:
     @property
     def numerics(self) -> Numerics:
         """How this extractor computes."""
-        return numerics(self.network, self.device.type, self._backend)
+        return numerics(self.network, self.device.type, self._backend, self.on_device)
 
-    def observe(self, pixels: NDArray[np.float32], visit: Visit) -> None:
+    def batches(self, rule: Preprocess) -> Callable[[Sequence[NDArray[Any]]], Prepared]:
+        """Returns what makes micro-batches of `Loaded.values`.
+
+        Args:
+            rule: How images were loaded.
+
+        Returns:
+            A function. On a GPU, one thread at a time may call it.
+        """
+        return Feed(self.device, rule) if self.on_device else np.stack
+
+    def observe(self, pixels: Prepared, visit: Visit) -> None:
         """Runs up to a micro-batch through the network, and shows each tap's activations.
 
         Args:
-            pixels: Normalised images, float32 (B, height, width, 3).
+            pixels: Normalised images, float32 (B, height, width, 3). A GPU is not waited for if
+                they are a tensor on it.
             visit: Called with the index of a tap and its activations, (B, positions, neurons), as
                 soon as they are computed, or on their way on a GPU. On a CPU they are C-contiguous
                 float32; on a GPU they are as the network puts them out, in any layout. The tensor
@@ -190,15 +219,14 @@ class Extractor:
             return
         if self.device.type == "cpu":
             torch.set_num_threads(INTRA_OP_THREADS)
-        on_gpu = self.device.type == "cuda"
-        shape = (self.micro_batch, *pixels.shape[1:])
-        batch = torch.zeros(shape, dtype=self._dtype, pin_memory=on_gpu)
-        batch[:real] = torch.from_numpy(pixels)
-        # A copy of pinned memory goes on beside what the GPU computes, and this thread goes on too.
-        images = batch.to(self.device, non_blocking=on_gpu).permute(0, 3, 1, 2)  # channels last
+        given = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
+        batch = torch.zeros(
+            (self.micro_batch, *pixels.shape[1:]), dtype=self._dtype, device=self.device
+        )
+        batch[:real] = given
         self._visit.current = (visit, real)
         with torch.inference_mode():
-            self._model(images)
+            self._model(batch.permute(0, 3, 1, 2))  # channels last
 
     def _hook(self, index: int, notation: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 
 from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
 from pipeline.counting.extractor import Extractor
+from pipeline.counting.feed import Prepared
 from pipeline.counting.histogram import LayerCounts
 from pipeline.counting.shard import Counted
-from pipeline.counting.stream import Prepared
 from pipeline.dna import Floats, Ints, Ranges
 from pipeline.spec import Spec
 
@@ -37,8 +37,6 @@ class FoldCounts:
         spec: Spec,
         ranges: Ranges,
         folds: int,
-        *,
-        on_device: bool | None = None,
     ) -> None:
         """Starts at zero.
 
@@ -47,7 +45,6 @@ class FoldCounts:
             spec: What is counted.
             ranges: The ranges that the spec names.
             folds: Number of folds.
-            on_device: Whether the tables are tensors on the network's device; None for a GPU only.
         """
         self._extractor = extractor
         self._spec = spec
@@ -55,7 +52,7 @@ class FoldCounts:
         self._folds = folds
         self._locks = [threading.Lock() for _ in spec.taps]
         self._on_device: DeviceRanges | None = None
-        if on_device or (on_device is None and extractor.device.type == "cuda"):
+        if extractor.on_device:
             self._on_device = DeviceRanges.on(extractor.device, ranges.low, ranges.high, spec.bins)
         self.reset()
 
@@ -74,7 +71,7 @@ class FoldCounts:
         """Counts up to a micro-batch of images.
 
         Args:
-            pixels: Normalised images, float32 (B, height, width, 3).
+            pixels: Normalised images.
             folds: (B,) the fold of each image.
 
         Returns:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
 from pipeline.counting.extractor import Extractor
+from pipeline.counting.feed import Prepared
 from pipeline.counting.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts
-from pipeline.counting.stream import Fetch, Made, Prepared, Stream
+from pipeline.counting.stream import Fetch, Made, Stream
 from pipeline.counting.top_images import TopImages
 from pipeline.dna import DNA, ExemplarSettings, Failure, Floats, Ints, Moments, Partial, Ranges
 from pipeline.errors import ConservationError
@@ -52,7 +53,7 @@ class Counter:
         self._products = products
         self._stream = Stream(extractor, spec.preprocess, resources)
         self._on_gpu: DeviceRanges | None = None
-        if extractor.device.type == "cuda":
+        if extractor.on_device:
             low, high = ranges.low, ranges.high
             self._on_gpu = DeviceRanges.on(extractor.device, low, high, spec.bins)
 
@@ -217,7 +218,7 @@ class CpuCounts:
 
         Args:
             extractor: The network.
-            pixels: Normalised images, float32 (B, height, width, 3).
+            pixels: Normalised images.
 
         Returns:
             Gives the spatial means, float64 (B, neurons).
@@ -269,7 +270,7 @@ class GpuCounts:
 
         Args:
             extractor: The network.
-            pixels: Normalised images, float32 (B, height, width, 3).
+            pixels: Normalised images.
 
         Returns:
             Waits for the spatial means, float64 (B, neurons), and gives them.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any, TypeVar, cast
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import images
 from pipeline.counting.extractor import Extractor
+from pipeline.counting.feed import Prepared
 from pipeline.dna import Failure
 from pipeline.errors import BadImage
 from pipeline.sources import Entry, Members, Shard
@@ -39,16 +39,15 @@ R = TypeVar("R")
 FETCH_THREADS = 16
 
 AHEAD_BYTES = 256 * 2**20
-"""The most bytes of a shard that are read ahead of the network; a single image may be larger."""
+"""The most bytes of a shard that are held ahead of the network: files, and what is made of them. A
+single image may be larger."""
 
-UNKNOWN_BYTES = AHEAD_BYTES // 4
+UNKNOWN_BYTES = AHEAD_BYTES // 5
 """What an image of unknown size is taken for until it is read: few of them are read at a time."""
 
 Content = bytes | images.Decoded
 
 Fetch = Callable[[Entry], Content]
-
-Prepared = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -178,11 +177,13 @@ class Stream:
         self._rule = rule
         self._resources = resources
         self._threads = resources.threads or 1
+        self._most_made = images.most_bytes(rule, extractor.on_device)
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._decoders = Decoders(self._threads + 1)
         weakref.finalize(self, self._decoders.close)  # as the other pools' threads end, unclosed
         # A GPU takes its work in one queue, which one thread fills without waiting for it.
-        passes = 1 if extractor.device.type == "cuda" else self._threads
+        passes = 1 if extractor.on_device else self._threads
+        self._batch = extractor.batches(rule)
         self._networks = ThreadPoolExecutor(passes, "network")
 
     def observed(
@@ -198,8 +199,7 @@ class Stream:
 
         Args:
             shard: The shard.
-            observe: Called in one of the threads with each micro-batch, float32 (B, height, width,
-                3).
+            observe: Called in one of the threads with each micro-batch.
             fetch: Reads a member; None reads it from its store.
             note: Called in this thread with each image that can be read, in order.
             isolated: Whether images are decoded in a process apart.
@@ -214,16 +214,21 @@ class Stream:
             SourceError: If an image changed since it was listed.
         """
         ahead = self._resources.fetch_ahead
-        batch: list[tuple[int, Prepared]] = []
-        running: deque[tuple[list[int], Future[R]]] = deque()
+        batch: list[tuple[int, NDArray[Any]]] = []
+        running: deque[tuple[list[int], int, Future[R]]] = deque()
 
         def start() -> None:
-            pixels = np.stack([image for _, image in batch])
-            running.append(([at for at, _ in batch], self._networks.submit(observe, pixels)))
+            places, values = [at for at, _ in batch], [image for _, image in batch]
+            future = self._networks.submit(lambda: observe(self._batch(values)))
+            running.append((places, _bytes_of(values), future))
             batch.clear()
 
+        def waiting() -> int:
+            queued = sum(held for _, held, future in running if not future.done())
+            return queued + _bytes_of(image for _, image in batch)
+
         with closing(Members(shard.members, self._rule.max_bytes, ahead)) as members:
-            prepared = self._prepared(shard, fetch or members.fetch, isolated)
+            prepared = self._prepared(shard, fetch or members.fetch, isolated, waiting)
             for at, outcome in enumerate(prepared):
                 if isinstance(outcome, Failure):
                     yield outcome
@@ -234,11 +239,11 @@ class Stream:
                 if len(batch) == self.extractor.micro_batch:
                     start()
                     while len(running) > self._threads + 1:
-                        places, future = running.popleft()
+                        places, _, future = running.popleft()
                         yield places, future.result()
             if batch:
                 start()
-            for places, future in running:
+            for places, _, future in running:
                 yield places, future.result()
 
     def close(self) -> None:
@@ -248,11 +253,12 @@ class Stream:
         self._decoders.close()
 
     def _prepared(
-        self, shard: Shard, fetch: Fetch, isolated: bool
+        self, shard: Shard, fetch: Fetch, isolated: bool, waiting: Callable[[], int]
     ) -> Iterator[images.Loaded | Failure]:
         """Yields the members in order, as the network takes them, or as failures.
 
-        At most `fetch_ahead` members and `AHEAD_BYTES` are under way, or else one member.
+        At most `fetch_ahead` members are under way, or else one member. They and what is `waiting`
+        for the network take at most `AHEAD_BYTES`.
 
         Yields:
             Images as the network takes them, or failures.
@@ -261,11 +267,9 @@ class Stream:
         members = deque(shard.members)
 
         def has_room(entry: Entry) -> bool:
-            held = sum(_size(*each[:2]) for each in ahead)
-            return (
-                len(ahead) < self._resources.fetch_ahead
-                and held + (entry.size or UNKNOWN_BYTES) <= AHEAD_BYTES
-            )
+            held = waiting() + sum(_size(*each[:2]) + self._made(each[2]) for each in ahead)
+            new = (entry.size or UNKNOWN_BYTES) + self._most_made
+            return len(ahead) < self._resources.fetch_ahead and held + new <= AHEAD_BYTES
 
         try:
             while members or ahead:
@@ -281,14 +285,14 @@ class Stream:
     def _start(
         self, entry: Entry, fetch: Fetch, isolated: bool
     ) -> tuple[Future[Content], Future[images.Loaded]]:
-        rule = self._rule
+        rule, on_device = self._rule, self.extractor.on_device
 
         def prepare(content: Content) -> images.Loaded:
             if isinstance(content, images.Decoded):
-                return images.loaded(content, rule)
+                return images.loaded(content, rule, on_device)
             if isolated:
-                return images.load_isolated(content, rule, self._resources.decode_seconds)
-            return images.load(content, rule)
+                return self._apart(content)
+            return images.load(content, rule, on_device)
 
         fetched = self._fetchers.submit(fetch, entry)
         limit = inf if isolated else self._resources.decode_seconds
@@ -304,11 +308,25 @@ class Stream:
             except (TimeoutError, MemoryError):
                 if isinstance(content, images.Decoded):
                     raise
-                limit = self._resources.decode_seconds
-                return images.load_isolated(content, self._rule, limit)
+                return self._apart(content)
         except BadImage as bad:
             crashed = bad.reason in images.NONDETERMINISTIC
             return Failure(entry.uri, entry.member, bad.reason, _printable(bad.detail), crashed)
+
+    def _apart(self, content: bytes) -> images.Loaded:
+        seconds, on_device = self._resources.decode_seconds, self.extractor.on_device
+        return images.load_isolated(content, self._rule, seconds, on_device=on_device)
+
+    def _made(self, prepared: Future[images.Loaded]) -> int:
+        """Returns how many bytes an image takes as the network takes it, or may take."""
+        if not prepared.done():
+            return self._most_made
+        failed = prepared.cancelled() or prepared.exception() is not None
+        return 0 if failed else prepared.result().values.nbytes
+
+
+def _bytes_of(arrays: Iterable[NDArray[Any]]) -> int:
+    return sum(array.nbytes for array in arrays)
 
 
 def _size(entry: Entry, fetched: Future[Content]) -> int:

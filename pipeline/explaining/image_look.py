@@ -22,6 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
@@ -222,7 +223,7 @@ class _Looker:
                 [own[image] for own in sums],
                 above[image],
                 lean[image],
-                _fingerprint(pixels[image], self._spec.preprocess),
+                _fingerprint(np.asarray(pixels[image]), self._spec.preprocess),
             )
             for image in range(len(pixels))
         ]
@@ -308,7 +309,7 @@ def _turns(drawn: Sequence[Sequence[Entry]]) -> Iterator[tuple[int, Sequence[Ent
                 yield side, part
 
 
-def _fingerprint(prepared: Prepared, rule: Preprocess) -> int:
+def _fingerprint(prepared: NDArray[np.float32], rule: Preprocess) -> int:
     """Returns the fingerprint of an image as the network sees it."""
     pixels = (prepared * np.array(rule.std) + np.array(rule.mean)) * 255
     return fingerprint(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))

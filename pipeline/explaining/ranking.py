@@ -12,7 +12,7 @@ shards and workers.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from typing import Any
@@ -43,7 +43,7 @@ from pipeline.explaining.ranking_order import RankingOrder, UnrankedImage
 from pipeline.networks import network_of
 from pipeline.options import shared_values
 from pipeline.sources import Manifest, list_source, plan
-from pipeline.spec import Numerics, Resources, Spec
+from pipeline.spec import Numerics, Resources, Spec, flat_numerics
 from pipeline.wording import count_of, some_of
 
 
@@ -283,9 +283,9 @@ def _numerics_notes(name: str, version: Version, here: Numerics) -> Iterator[str
     Yields:
         A sentence for each.
     """
-    now = _flat(here.to_json())
+    now = flat_numerics(here.to_json())
     for entry in version.numerics:
-        then = _flat(entry["numerics"])
+        then = flat_numerics(entry["numerics"])
         differing = [f"{k} {then.get(k)}, {now[k]} here" for k in now if then.get(k) != now[k]]
         if differing:
             yield f"numerics differ: {name} was counted under {'; '.join(differing)}"
@@ -309,11 +309,6 @@ def _lens_notes(lens: Lens | None, commit: Commit, source: str) -> Iterator[str]
             f"lens {lens.name} was fitted on {some_of(shared)}, of the same source: it does better "
             f"on those images than on others (vdna lens show {lens.name} has its scores held out)"
         )
-
-
-def _flat(numerics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns numerics with the versions of libraries among the other fields."""
-    return {k: v for k, v in numerics.items() if k != "versions"} | dict(numerics["versions"])
 
 
 def _planned(

@@ -13,4 +13,8 @@ from .loading import load_isolated as load_isolated
 from .loading import loaded as loaded
 from .photographs import fingerprint as fingerprint
 from .photographs import is_one_photograph as is_one_photograph
+from .resize import normalisation as normalisation
 from .resize import prepare as prepare
+from .resize import resize_matrix as resize_matrix
+from .sending import DEVICE_RULE as DEVICE_RULE
+from .sending import most_bytes as most_bytes

@@ -1,13 +1,17 @@
-"""Turns the bytes of a file into the network's input, in one call."""
+"""Turns the bytes of a file into the network's input, or what a GPU makes it of, in one call."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from pipeline.images.decoders import Pixels
-from pipeline.images.decoding import Decoded, Floats32, decode
+from pipeline.images.decoding import Decoded, decode
 from pipeline.images.isolated import decode_isolated
 from pipeline.images.resize import prepare
+from pipeline.images.sending import sent
 from pipeline.spec import Preprocess
 
 PIXELS_AT_ONCE = 1 << 16
@@ -19,33 +23,37 @@ class Loaded:
     """An image as the network takes it, and what is noted of it.
 
     Attributes:
-        values: The network's input, float32 (rule.height, rule.width, 3), normalised.
+        values: The network's input, float32 (rule.height, rule.width, 3), normalised. Or what
+            travels to the GPU that makes it; see `sent`.
         transparent: Whether any pixel of its file is less than opaque.
         single_colour: Whether all its pixels are of one colour, before it is resized.
     """
 
-    values: Floats32
+    values: NDArray[Any]
     transparent: bool
     single_colour: bool
 
 
-def load(data: bytes, rule: Preprocess) -> Loaded:
+def load(data: bytes, rule: Preprocess, on_device: bool = False) -> Loaded:
     """Decodes an image and prepares it for the network; see `decode` and `prepare`.
 
     Args:
         data: The bytes of the file.
         rule: How it becomes the network's input.
+        on_device: Whether a GPU makes the network's input.
 
     Returns:
-        The network's input, and what is noted of the image.
+        The network's input, or what it is made of, and what is noted of the image.
 
     Raises:
         BadImage: If the image cannot be decoded through its own fault.
     """
-    return loaded(decode(data, rule), rule)
+    return loaded(decode(data, rule), rule, on_device)
 
 
-def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int = 3) -> Loaded:
+def load_isolated(
+    data: bytes, rule: Preprocess, seconds: float, attempts: int = 3, on_device: bool = False
+) -> Loaded:
     """Does what `load` does, bit for bit, with the decoder in another process.
 
     The resize stays in this process: only the decoder is foreign code that trusts the bytes.
@@ -55,28 +63,30 @@ def load_isolated(data: bytes, rule: Preprocess, seconds: float, attempts: int =
         rule: How it becomes the network's input.
         seconds: The time limit of one attempt, including the start of the process.
         attempts: How many processes may be tried.
+        on_device: Whether a GPU makes the network's input.
 
     Returns:
-        The network's input, and what is noted of the image.
+        The network's input, or what it is made of, and what is noted of the image.
 
     Raises:
         BadImage: As `decode_isolated` raises it.
         VdnaError: Likewise.
     """
-    return loaded(decode_isolated(data, rule, seconds, attempts), rule)
+    return loaded(decode_isolated(data, rule, seconds, attempts), rule, on_device)
 
 
-def loaded(image: Decoded, rule: Preprocess) -> Loaded:
+def loaded(image: Decoded, rule: Preprocess, on_device: bool = False) -> Loaded:
     """Prepares a decoded image for the network, and notes whether it is of one colour.
 
     Args:
         image: The decoded image.
         rule: How it becomes the network's input.
+        on_device: Whether a GPU makes the network's input.
 
     Returns:
-        The network's input, and what is noted of the image.
+        The network's input, or what it is made of, and what is noted of the image.
     """
-    values = prepare(image.pixels, rule)
+    values = sent(image.pixels, rule) if on_device else prepare(image.pixels, rule)
     return Loaded(values, image.transparent, _is_of_one_colour(image.pixels))
 
 

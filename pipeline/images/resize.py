@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,22 +34,69 @@ def prepare(pixels: Pixels, rule: Preprocess) -> Floats32:
     Raises:
         UsageError: If the pixels have another type or shape.
     """
+    pixels = cropped(pixels, rule)
+    scale, shift = normalisation(rule)
+    if rule.resize == "fast":
+        levels = fast_levels(pixels, rule).astype(np.float32, order="C")
+        return _normalised(levels, scale, shift)
+    return _clean(pixels, rule, scale, shift)
+
+
+def normalisation(rule: Preprocess) -> tuple[Floats32, Floats32]:
+    """Returns what grey levels are multiplied by and what is then added, float32 (3,) each."""
+    mean, std = np.array(rule.mean), np.array(rule.std)
+    return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+
+def cropped(pixels: Pixels, rule: Preprocess) -> Pixels:
+    """Checks pixels, and crops them as the rule says.
+
+    Args:
+        pixels: RGB, uint8 (H, W, 3).
+        rule: The crop.
+
+    Returns:
+        The pixels that are resized, rows side by side in memory.
+
+    Raises:
+        UsageError: If the pixels have another type or shape.
+    """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise UsageError(
             f"pixels are {pixels.dtype} of shape {pixels.shape}; expected uint8 (H, W, 3)"
         )
-    pixels = np.ascontiguousarray(_square(pixels) if rule.crop == "center" else pixels)
-    mean, std = np.array(rule.mean), np.array(rule.std)
-    scale = (1 / (255 * std)).astype(np.float32)
-    shift = (-mean / std).astype(np.float32)
+    return np.ascontiguousarray(_square(pixels) if rule.crop == "center" else pixels)
+
+
+def clean_levels(pixels: Pixels, rule: Preprocess) -> Floats32:
+    """Resizes cropped pixels by `clean`, to grey levels: float32 (rule.height, rule.width, 3)."""
+    return _clean(pixels, rule, np.ones(3, np.float32), np.zeros(3, np.float32))
+
+
+def fast_levels(pixels: Pixels, rule: Preprocess) -> Pixels:
+    """Resizes cropped pixels by `fast`, to grey levels: uint8 (rule.height, rule.width, 3)."""
+    if max(pixels.shape) > MAX_FAST:
+        return np.rint(_resize_extreme(pixels, rule.height, rule.width)).astype(np.uint8)
+    return _resize_fast(pixels, rule.height, rule.width)
+
+
+def is_extreme(height: int, width: int, rule: Preprocess) -> bool:
+    """Whether an image of this size is resized by float64 sums."""
+    return width > MAX_WIDTH or height > MAX_SHRINK * rule.height or width > MAX_SHRINK * rule.width
+
+
+def resize_matrix(n_in: int, n_out: int) -> Floats32:
+    """Returns the matrix (n_out, n_in) that resizes one axis by `clean`."""
+    weights, first, count = _weights(n_in, n_out)
+    matrix = np.zeros((n_out, n_in), np.float32)
+    for row, own, start, many in zip(matrix, weights, first, count, strict=True):
+        row[start : start + many] = own[:many]
+    return matrix
+
+
+def _clean(pixels: Pixels, rule: Preprocess, scale: Floats32, shift: Floats32) -> Floats32:
     height, width, _ = pixels.shape
-    if rule.resize == "fast":
-        if max(height, width) > MAX_FAST:
-            resized = np.rint(_resize_extreme(pixels, rule.height, rule.width))
-        else:
-            resized = _resize_fast(pixels, rule.height, rule.width)
-        return _normalised(resized, scale, shift)
-    if width > MAX_WIDTH or height > MAX_SHRINK * rule.height or width > MAX_SHRINK * rule.width:
+    if is_extreme(height, width, rule):
         return _normalised(_resize_extreme(pixels, rule.height, rule.width), scale, shift)
     out = np.empty((rule.height, rule.width, 3), np.float32)
     flat = pixels.reshape(height, width * 3)
@@ -262,10 +309,10 @@ def _normalised(pixels: Floats32, scale: Floats32, shift: Floats32) -> Floats32:
     return normalised
 
 
-def _resize_fast(pixels: Pixels, height: int, width: int) -> Floats32:
+def _resize_fast(pixels: Pixels, height: int, width: int) -> Pixels:
     import torch
     from torch.nn.functional import interpolate
 
     planes = torch.tensor(pixels).permute(2, 0, 1)[None]
     resized = interpolate(planes, (height, width), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy().astype(np.float32, order="C")
+    return cast(Pixels, resized[0].permute(1, 2, 0).numpy())

@@ -223,11 +223,11 @@ def test_without_error_bars_one_table_counts_the_same(
 
 def test_tables_on_the_device_count_as_those_on_the_cpu(place: tiny_network.Place) -> None:
     metric = new_metric(place)
-    extractor = Extractor(place.network)
     pixels = np.random.default_rng(1).normal(0, 1, (7, 8, 8, 3)).astype(np.float32)
     folds = np.array([2, 0, 2, 1, 1, 2, 0])
     counts = [
-        FoldCounts(extractor, metric.spec, metric._ranges, 3, on_device=on) for on in (False, True)
+        FoldCounts(Extractor(place.network, on_device=on), metric.spec, metric._ranges, 3)
+        for on in (False, True)
     ]
     means: list[NDArray[np.float64]] = []
     for each in counts:

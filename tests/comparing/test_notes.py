@@ -33,6 +33,14 @@ def test_numerics_that_differ_are_named_with_both_values() -> None:
     ]
 
 
+def test_where_images_were_resized_is_named_if_it_differs() -> None:
+    """The numerics of a CPU do not state it."""
+    on_gpu = replace(NUMERICS, resized="device-1")
+    assert "resized" not in NUMERICS.to_json()
+    (note,) = numerics_notes({"a": noted(NUMERICS), "b": noted(on_gpu)})
+    assert note == "resized was cpu for a; device-1 for b"
+
+
 def test_one_dataset_may_have_two_numerics() -> None:
     (note,) = numerics_notes({"a": noted(NUMERICS, OTHER_NUMERICS)})
     assert note == "compiled was False for a; True for a"

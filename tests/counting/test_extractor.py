@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +21,11 @@ from pipeline import storage
 from pipeline.counting import Extractor, numerics
 from pipeline.counting.extractor import MICRO_BATCH
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, UsageError
-from pipeline.images import load
+from pipeline.images import DEVICE_RULE, load
 from pipeline.networks import Network, describe, fold_batch_norms, load_model, lookup
 from pipeline.networks.lite0 import EFFICIENTNET_LITE0_SHA256
 from pipeline.networks.weights import load_state
-from pipeline.spec import Preprocess, Tap
+from pipeline.spec import Numerics, Preprocess, Spec, Tap
 from tests.support.builders import photo
 from tests.support.pickle_bomb import PickleBomb
 
@@ -251,6 +252,32 @@ def test_numerics_state_how_an_extractor_computes(network: Network, extractor: E
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.deterministic
+
+
+def test_the_numerics_of_a_cpu_are_written_as_ever_and_those_of_a_gpu_say_who_resized(
+    network: Network,
+) -> None:
+    here, there = (numerics(network, device) for device in ("cpu", "cuda"))
+    fields = ["compiled", "device", "folded", "micro_batch", "threads", "versions"]
+    assert sorted(here.to_json()) == fields
+    assert there.to_json()["resized"] == DEVICE_RULE
+    for one in (here, there, numerics(network, "cpu", on_device=True)):
+        assert Numerics.from_json(json.loads(json.dumps(one.to_json()))) == one
+    taps, rule = network.taps, rule_of(network)
+    specs = [
+        Spec("x", "y", taps, rule, "z", precision="bf16", bf16_numerics=each)
+        for each in (here, replace(here, resized=DEVICE_RULE))
+    ]
+    assert specs[0].digest != specs[1].digest
+    assert specs[0].differences(specs[1]) == {"bf16_numerics.resized": ("cpu", DEVICE_RULE)}
+    assert [Spec.from_json(spec.to_json()) for spec in specs] == specs
+
+
+def test_a_tensor_is_observed_as_its_array(extractor: Extractor, pixels: Pixels) -> None:
+    for a, b in zip(
+        seen(extractor, pixels[:3]), seen(extractor, torch.from_numpy(pixels[:3])), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_taps_that_the_network_lacks_are_refused(network: Network) -> None:

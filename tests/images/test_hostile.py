@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from pipeline.building import Request, Result, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
@@ -28,7 +28,6 @@ from pipeline.sources import Shard, list_source
 from pipeline.sources.rules import other_kind
 from pipeline.spec import Resources
 from pipeline.storage import local_path
-from tests.counting.test_shard import SPEC
 from tests.support import hostile_files as hostile
 from tests.support import tiny_network as tiny
 from tests.support.builders import same_counts
@@ -256,11 +255,27 @@ def test_a_stuck_decoder_does_not_keep_the_process_from_ending(body: str) -> Non
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "left\n", "")
 
 
-def test_bytes_that_are_fetched_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+MADE = tiny.SIDE * tiny.SIDE * 3 * 4
+"""The bytes of the small network's input."""
+
+
+class NoNetwork:
+    micro_batch = 8
+    on_device = False
+
+    def batches(self, rule: object) -> object:
+        return np.stack
+
+
+def nothing_waits() -> int:
+    return 0
+
+
+def test_bytes_that_are_held_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.counting import stream
     from pipeline.sources import Entry
 
-    monkeypatch.setattr(stream, "AHEAD_BYTES", 2_500)
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 2_500 + 2 * MADE)
     sizes = [1_000, 1_000, 1_000, 9_000, 1_000, 1_000, 1_000]
     entries = tuple(Entry(f"memory://{i}", "", size, "") for i, size in enumerate(sizes))
     begun: list[str] = []
@@ -269,18 +284,15 @@ def test_bytes_that_are_fetched_ahead_are_bounded(monkeypatch: pytest.MonkeyPatc
         begun.append(entry.uri)
         return hostile.JPEG
 
-    class NoNetwork:
-        device = torch.device("cpu")
-        micro_batch = 8
-        device = torch.device("cpu")
-
-    images = stream.Stream(NoNetwork(), SPEC.preprocess, Resources(threads=1))  # type: ignore[arg-type]
-    taken = 0
-    for _ in images._prepared(Shard(0, 0, entries), fetch, False):
+    images = stream.Stream(NoNetwork(), tiny.RULE, Resources(threads=1))  # type: ignore[arg-type]
+    taken, most = 0, 0
+    for _ in images._prepared(Shard(0, 0, entries), fetch, False, nothing_waits):
         ahead = sizes[taken : len(begun)]
-        assert len(ahead) == 1 or sum(ahead) <= 2_500
+        assert len(ahead) == 1 or sum(ahead) + len(ahead) * MADE <= 2_500 + 2 * MADE
+        most = max(most, len(ahead))
         taken += 1
     images.close()
+    assert most == 2
     assert taken == len(begun) == len(sizes)
 
 
@@ -289,7 +301,7 @@ def test_few_images_of_unknown_size_are_read_at_a_time(monkeypatch: pytest.Monke
     from pipeline.counting import stream
     from pipeline.sources import Entry
 
-    monkeypatch.setattr(stream, "AHEAD_BYTES", 4 * 10_000)
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 4 * (10_000 + MADE))
     monkeypatch.setattr(stream, "UNKNOWN_BYTES", 10_000)
     entries = tuple(Entry(f"memory://{i}", "", 0, "") for i in range(40))
     begun, release = [], threading.Event()
@@ -299,17 +311,12 @@ def test_few_images_of_unknown_size_are_read_at_a_time(monkeypatch: pytest.Monke
         assert release.wait(60)
         return hostile.JPEG
 
-    class NoNetwork:
-        device = torch.device("cpu")
-        micro_batch = 8
-        device = torch.device("cpu")
-
-    images = stream.Stream(NoNetwork(), SPEC.preprocess, Resources(threads=1))  # type: ignore[arg-type]
+    images = stream.Stream(NoNetwork(), tiny.RULE, Resources(threads=1))  # type: ignore[arg-type]
     taking: Future[int] = Future()
 
     def take() -> None:
         taken = 0
-        for _ in images._prepared(Shard(0, 0, entries), fetch, False):
+        for _ in images._prepared(Shard(0, 0, entries), fetch, False, nothing_waits):
             held = (len(begun) - taken) * len(hostile.JPEG)
             assert held <= 4 * 10_000
             taken += 1

@@ -811,6 +811,7 @@ FITTING = {
     "bf16_numerics.folded": (True,),
     "bf16_numerics.micro_batch": (5,),
     "bf16_numerics.threads": (5,),
+    "bf16_numerics.resized": ("text",),
     "bf16_numerics.versions": ({},),
     "bf16_numerics.versions.torch": ("text",),
 }

@@ -50,6 +50,10 @@ def test_the_benchmark_of_gpus_runs_dry_and_finds_equal_counts() -> None:
     assert result["agreement"]["wrong"] == 0
     assert [row["network"] for row in result["rates"]] == ["efficientnet_lite0"]
     assert all(row["with_counting"] > 0 for row in result["rates"])
+    assert all(row["with_feeding"] > 0 for row in result["rates"])
+    assert 0 < result["feeding"]["worst_grey_levels"] < 1e-4
+    assert result["feeding"]["500x400"] > 0
+    assert all(rate > 0 for rate in result["decoding"].values())
 
 
 @pytest.mark.soak

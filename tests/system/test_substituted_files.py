@@ -273,9 +273,13 @@ class NoNetwork:
 
     micro_batch = 8
     device = torch.device("cpu")
+    on_device = False
 
     def __init__(self, *_: object) -> None:
         self.numerics = numerics(NETWORK, "cpu")
+
+    def batches(self, rule: object) -> Callable[..., np.ndarray]:
+        return np.stack
 
     def observe(self, pixels: np.ndarray, visit: Callable[[int, torch.Tensor], None]) -> None:
         for index, tap in enumerate(SPEC.taps):
