@@ -61,6 +61,7 @@ def show(
     say(f"  counted    {count_of(spec.neurons, 'neuron')} of {layers} x {spec.bins} bins")
     how = f"{rule.resize} resize, crop {rule.crop}, EXIF {rule.exif}, {spec.precision}"
     how += f", alpha {rule.alpha}" if rule.alpha != "drop" else ""
+    how += f", JPEGs {rule.jpeg}" if rule.jpeg != "full" else ""
     how += f", decoder {rule.decoder}" if rule.decoder else ""
     size = f"{rule.height} x {rule.width}" if rule.height else "of unknown size"
     say(f"  input      {size}, {how}")

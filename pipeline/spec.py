@@ -39,6 +39,7 @@ Crop = Literal["none", "center"]
 Exif = Literal["apply", "ignore"]
 
 Alpha = Literal["drop", "white", "black", "checker"]
+Jpeg = Literal["full", "scaled"]
 
 COUNTING_RULE = 1
 """Version of the rule in `pipeline.counting.histogram`. Any change of a count needs a new one."""
@@ -121,6 +122,7 @@ class Preprocess:
             failure.
         decoder: The user's own decoder, as `NAME@VERSION`. None means the built-in one.
         alpha: What is put under transparent pixels; `drop` takes the colour that is stored there.
+        jpeg: Whether large JPEGs are decoded in `full`, or `scaled` down by their decoder.
     """
 
     height: Count
@@ -135,14 +137,17 @@ class Preprocess:
     max_pixels: Count = 89_478_485
     decoder: Name | None = None
     alpha: Alpha = "drop"
+    jpeg: Jpeg = "full"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields by name, without the decoder and alpha of the reference."""
+        """Returns the fields by name, without the decoder, alpha and jpeg of the reference."""
         data = _by_name(self)
         if self.decoder is None:
             del data["decoder"]
         if self.alpha == "drop":
             del data["alpha"]
+        if self.jpeg == "full":
+            del data["jpeg"]
         return data
 
     __pydantic_config__ = _STRICT
@@ -234,6 +239,7 @@ class Spec:
             "crop": Crop,
             "exif": Exif,
             "alpha": Alpha,
+            "jpeg": Jpeg,
         }
         for name, allowed in choices.items():
             value = getattr(self if name == "precision" else self.preprocess, name)
@@ -243,6 +249,11 @@ class Spec:
             raise UsageError(
                 f"alpha is {self.preprocess.alpha!r}, and the decoder {self.preprocess.decoder} "
                 "returns pixels without transparency; leave one of the two out"
+            )
+        if self.preprocess.decoder and self.preprocess.jpeg != "full":
+            raise UsageError(
+                f"jpeg is {self.preprocess.jpeg!r}, and the decoder {self.preprocess.decoder} "
+                "decodes in its own way; leave one of the two out"
             )
         if (self.precision == "bf16") != (self.bf16_numerics is not None):
             raise UsageError("bf16_numerics belongs to a bf16 spec, and only to one")

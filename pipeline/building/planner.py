@@ -208,6 +208,7 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
             crop=request.crop,
             exif=request.exif,
             alpha=request.alpha,
+            jpeg=request.jpeg,
             decoder=stated_decoder(request.decoder) if request.decoder else None,
         ),
         ranges_digest=ranges_digest,

@@ -91,11 +91,12 @@ def make_dna(
             with _list_file(held.names, request.rules) as path:
                 listing = list_source(path, request.rules)
         else:
-            if request.decoder is not None:
-                raise UsageError(
-                    f"decoder is {request.decoder!r}; images in memory are decoded already, so "
-                    "leave it out"
-                )
+            for field, default in (("decoder", None), ("jpeg", "full")):
+                if (value := getattr(request, field)) != default:
+                    raise UsageError(
+                        f"{field} is {value!r}; images in memory are decoded already, so leave it "
+                        "out"
+                    )
             fetch = held.fetch
             listing = Listing.of(held.entries[: request.limit], "memory")
     network = describe(request.extractor, request.weights, request.taps)

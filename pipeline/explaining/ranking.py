@@ -163,6 +163,7 @@ class _TargetDataset:
             "resize": preprocess.resize,
             "exif": preprocess.exif,
             "alpha": preprocess.alpha,
+            "jpeg": preprocess.jpeg,
             "crop": preprocess.crop,
             "decoder": preprocess.decoder and preprocess.decoder.partition("@")[0],
         }

@@ -22,6 +22,9 @@ The content tells the format, never the file's name. Every image becomes 8-bit R
 - EXIF orientation is applied, unless the rule's `exif` is "ignore" as in the reference. A value
   that is unreadable or not in 1..8 changes nothing. PIL always applies a TIFF's, on loading.
 
+If the rule's `jpeg` says so, a JPEG much larger than the network's input is decoded at 1/2, 1/4 or
+1/8 of its size, from fewer coefficients of its cosine transform.
+
 A decoder of the user's own (`pipeline.images.decoders`) may take the place of PIL and of this rule.
 
 Decoding (PIL) and resizing (numba) release Python's lock, so that threads scale. Memory is bounded:
@@ -65,7 +68,7 @@ from pipeline.images.colours import (
 )
 from pipeline.images.decoders import Pixels, own_decoder
 from pipeline.images.signatures import blame
-from pipeline.spec import COLOUR_RULE, Alpha, Exif, Preprocess
+from pipeline.spec import COLOUR_RULE, Alpha, Exif, Jpeg, Preprocess
 
 NONDETERMINISTIC: tuple[str, ...] = ("decoder_crashed", "timeout")
 """Reasons for which the machine may be to blame instead of the image."""
@@ -156,6 +159,8 @@ def decode(data: bytes, rule: Preprocess) -> Decoded:
             _check_size(image, rule)
             with _room(image.width * image.height):
                 scale_colour_key(image, rule.alpha)
+                if rule.jpeg == "scaled" and isinstance(image, JpegImagePlugin.JpegImageFile):
+                    _scale_decoder(image, rule)
                 _load(image, data)
                 _check_size(image, rule)  # an ICO's directory may lie about the image in it
                 return pixels_of(image, rule.exif, rule.alpha)
@@ -179,6 +184,20 @@ def _load(image: Image.Image, data: bytes) -> None:
         if data.startswith(file_damage.PNG_SIGNATURE, start):
             file_damage.require_png_checksums(data, start)
             file_damage.require_png_rows(data, start)
+
+
+def _scale_decoder(image: JpegImagePlugin.JpegImageFile, rule: Preprocess) -> None:
+    """Has a JPEG decoded at 1/2, 1/4 or 1/8 of its size, if enough pixels are left for the resize.
+
+    Both sides stay at least `SCALED_SIDE` times those of the network's input. All of the file is
+    still read, so damage is found as before.
+    """
+    width, height = SCALED_SIDE * rule.width, SCALED_SIDE * rule.height
+    if rule.crop == "center":
+        width = height = max(width, height)
+    if rule.exif == "apply" and _orientation(image) in TURNED:
+        width, height = height, width
+    image.draft(None, (width, height))
 
 
 def _decode_by_own(data: bytes, rule: Preprocess, decoder: str) -> Pixels:
@@ -240,7 +259,7 @@ def pixels_of(image: Image.Image, exif: Exif = "apply", alpha: Alpha = "drop") -
     pixels = STRIP if ground is None else STRIP // 4  # of the larger numbers that it takes
     if width * height <= pixels and orientation == 1:
         return converted(image, 0)
-    turned = orientation in (5, 6, 7, 8)
+    turned = orientation in TURNED
     upright = np.empty((width, height, 3) if turned else (height, width, 3), np.uint8)
     stored = _as_stored(upright, orientation)
     rows = max(1, pixels // width)
@@ -255,6 +274,13 @@ def pixels_of(image: Image.Image, exif: Exif = "apply", alpha: Alpha = "drop") -
 
 ORIENTATION, TILE_WIDTH, TILE_LENGTH = 274, 322, 323
 """Tags of TIFF and EXIF."""
+
+TURNED = (5, 6, 7, 8)
+"""The orientations whose rows are the columns of the upright image."""
+
+SCALED_SIDE = 2
+"""How many times the network's input the sides of a JPEG stay that its decoder scales down. The
+resize after it then hides most of the decoder's coarser filter (docs/performance.md)."""
 
 PIL_MODULES = r"PIL\."
 
@@ -272,15 +298,16 @@ LEASE_SECONDS = 30.0
 
 
 def check_rule(rule: Preprocess) -> None:
-    """Checks that this version knows the rules of colour and transparency.
+    """Checks that this version knows the rules of colour, transparency and scaled decoding.
 
     Raises:
         UsageError: If it does not.
     """
     if rule.colour != COLOUR_RULE:
         raise UsageError(f"the colour rule is {rule.colour!r}; this version knows {COLOUR_RULE!r}")
-    if rule.alpha not in get_args(Alpha):
-        raise UsageError(f"alpha is {rule.alpha!r}; choose {' or '.join(get_args(Alpha))}")
+    for name, allowed in (("alpha", Alpha), ("jpeg", Jpeg)):
+        if (value := getattr(rule, name)) not in get_args(allowed):
+            raise UsageError(f"{name} is {value!r}; choose {' or '.join(get_args(allowed))}")
 
 
 def _quieten_pil() -> None:
@@ -378,6 +405,6 @@ def _as_stored(upright: Pixels, orientation: object) -> Pixels:
         stored = stored[::-1]
     if orientation in (2, 3, 6, 7):
         stored = stored[:, ::-1]
-    if orientation in (5, 6, 7, 8):
+    if orientation in TURNED:
         stored = stored.transpose(1, 0, 2)
     return stored

@@ -181,8 +181,8 @@ def require_stated_spec(file: ReferenceFile, spec: Spec, ranges: Ranges | None) 
 def _require_made_by_the_reference(file: ReferenceFile, spec: Spec, about: str) -> list[str]:
     """Checks that the reference can have made a file by a spec.
 
-    The reference ignores EXIF, drops transparency, counts in float32, and takes Pillow's 8-bit
-    RGB. Its networks are known; what a user's own network is, the user says.
+    The reference ignores EXIF, drops transparency, decodes JPEGs in full, counts in float32, and
+    takes Pillow's 8-bit RGB. Its networks are known; what a user's own network is, the user says.
 
     Args:
         file: The file.
@@ -198,6 +198,7 @@ def _require_made_by_the_reference(file: ReferenceFile, spec: Spec, about: str) 
     rule, notes = spec.preprocess, []
     _require_equal(about, f"EXIF, which {file.software} ignores", "ignore", rule.exif)
     _require_equal(about, f"alpha, which {file.software} drops", "drop", rule.alpha)
+    _require_equal(about, f"jpeg, which {file.software} decodes in full", "full", rule.jpeg)
     _require_equal(about, f"precision, as {file.software} has no bf16", "fp32", spec.precision)
     _require_equal(about, "colour", COLOUR_RULE, rule.colour)
     _require_equal(about, f"decoder, as {file.software} has none but Pillow", None, rule.decoder)

@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 from pipeline import storage
-from pipeline.building import Request, build_datasets, make_dna
+from pipeline.building import Request, build_datasets, make_dna, make_spec
+from pipeline.building.request import PixelOptions
 from pipeline.catalogue import Catalogue, canonical_json, collect
 from pipeline.comparing.distance import emd
 from pipeline.counting import Extractor, ShardJob, ShardReceipt, Worker
@@ -811,3 +812,19 @@ def test_control_characters_in_names_are_escaped() -> None:
     assert str(failure) == "s3://b/x\\x1b.tar::m\\x1b: truncated: at \\x1b[2J"
     reaction = Reaction("s3://b/x\x1b.tar", "m\x1b", 1.0)
     assert str(reaction) == "s3://b/x\\x1b.tar::m\\x1b"
+
+
+def test_images_are_ranked_by_all_that_the_dataset_says_of_pixels(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "resize": "fast",
+        "crop": "center",
+        "exif": "ignore",
+        "alpha": "white",
+        "jpeg": "scaled",
+    }
+    assert {field.name for field in dataclasses.fields(PixelOptions)} == {*options, "decoder"}
+    network = tiny.install(tmp_path).network
+    spec = make_spec(Request("x", "x", **options), network, "00", "cpu")
+    nothing: Any = None
+    settings = rank_module._TargetDataset("x", nothing, nothing, spec).settings
+    assert make_spec(Request("y", "y", **settings), network, "00", "cpu") == spec

@@ -175,12 +175,14 @@ def test_build_as_json(tmp_path: Path, spoilt: Path) -> None:
 
 def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
     options = ("--bins", 50, "--resize", "fast", "--limit", 3, "--exclude", "*-0005.jpg")
-    options += ("--exif", "ignore", "--crop", "center")
+    options += ("--exif", "ignore", "--crop", "center", "--jpeg", "scaled")
     result = build_json("a", photos, tmp_path / "c", *options)
     assert (result["images"], result["counted_shards"]) == (3, 3)
     spec = Catalogue(str(tmp_path / "c")).spec(result["spec"])
     assert (spec.bins, spec.preprocess.resize) == (50, "fast")
     assert (spec.preprocess.exif, spec.preprocess.crop) == ("ignore", "center")
+    assert spec.preprocess.jpeg == "scaled"
+    assert "EXIF ignore, fp32, JPEGs scaled" in vdna("show", "a", "-c", tmp_path / "c").stdout
 
 
 def test_allowed_failures_are_listed(tmp_path: Path, spoilt: Path) -> None:

@@ -917,7 +917,7 @@ def test_a_dataset_is_built_with_a_network_from_timm(tmp_path: Path, weights: We
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("crop", "left"), ("exif", "maybe"), ("alpha", "grey")]
+    ("field", "value"), [("crop", "left"), ("exif", "maybe"), ("alpha", "grey"), ("jpeg", "half")]
 )
 def test_rules_that_are_unknown_are_refused(field: str, value: str, nothing: str) -> None:
     network = describe("inception", nothing)

@@ -254,7 +254,11 @@ def spec_facts(spec: Spec) -> Iterator[tuple[str, str]]:
     yield "spec", spec.digest
     yield "extractor", f"{spec.extractor}, weights sha256 {spec.weights_sha256}"
     yield "input", f"{rule.height} x {rule.width}, {rule.resize} resize, crop {rule.crop}"
-    yield "decoder", f"{rule.decoder or 'built in'}, EXIF {rule.exif}, transparency {rule.alpha}"
+    jpeg = ", JPEGs scaled" if rule.jpeg == "scaled" else ""
+    yield (
+        "decoder",
+        f"{rule.decoder or 'built in'}, EXIF {rule.exif}, transparency {rule.alpha}{jpeg}",
+    )
     yield "colour", f"{rule.colour}, mean {list(rule.mean)}, std {list(rule.std)}"
     yield "limits", f"{rule.max_bytes:,} bytes and {rule.max_pixels:,} pixels an image"
     yield "layers", ", ".join(f"{t.name} ({t.neurons} x {t.positions})" for t in spec.taps)
