@@ -113,7 +113,7 @@ def distances(data: Sequence[bytes]) -> dict[str, float]:
     # A comparison refuses specs that differ. Here their difference is what is measured.
     apart = {name: emd(full, replace(dna, spec=full.spec)) for name, dna in dnas.items()}
     found = {"halves": emd(first, second), **apart}
-    return {name: round(float(distance.total), 5) for name, distance in found.items()}
+    return {name: round(float(distance), 5) for name, distance in found.items()}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Ranges:
                 f"[{self.low[at]}, {self.high[at]}]; it must be finite, with low <= high"
             )
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What names the ranges: a hash of the layers and of every bit of the numbers."""
         return digest_of(
