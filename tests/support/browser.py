@@ -87,7 +87,7 @@ class Reader:
         self.driver.refresh()
         self.wait(lambda: self.run("return document.body.dataset.drawn"))
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
+    def wait(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
         until = monotonic() + seconds
         while not (found := condition()):
             assert monotonic() < until, "the page did not come so far"
