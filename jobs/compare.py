@@ -142,11 +142,11 @@ def print_all(matrix: Matrix, layer: str, lens: Lens | None, *, fd: bool) -> Non
     """Prints the matrix, and the nearest pairs in words."""
     from rich.console import Console
 
-    from pipeline.reporting import headline, matrix_sentences, print_matrix
+    from pipeline.reporting import bounds_note, headline, matrix_sentences, print_matrix
 
     weighs = lens is None or lens.has_positive_weight(layer)
     if weighs and (first := headline(matrix, layer)):
-        say(first, "")
+        say(first, *filter(None, [bounds_note(first)]), "")
     print_matrix(matrix, Console(), layer, lens=lens)
     if weighs:
         say(*matrix_sentences(matrix, layer))

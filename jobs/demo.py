@@ -49,13 +49,14 @@ def demo(
         return
     from rich.console import Console
 
-    from pipeline.reporting import draw, headline, matrix_sentences, print_matrix
+    from pipeline.reporting import bounds_note, draw, headline, matrix_sentences, print_matrix
 
     (out / "matrix.svg").write_bytes(draw(matrix, "svg"))
     width = max(len(name) for name in DATASETS)
     for result in results:
         say(f"{result.name:{width}}  {result.version.images:>3} images: {DATASETS[result.name]}")
-    say("", headline(matrix), "")
+    first = headline(matrix)
+    say("", first, *filter(None, [bounds_note(first)]), "")
     print_matrix(matrix, Console())
     say(*matrix_sentences(matrix))
     say("", *_of_photos(matrix))

@@ -58,7 +58,7 @@ def report(
 ) -> None:
     """Write the page of a snapshot: one HTML file that opens offline."""
     from pipeline import api, storage
-    from pipeline.reporting import SITE_INDEX, headline, summary_sentence
+    from pipeline.reporting import SITE_INDEX, bounds_note, headline, summary_sentence
 
     if out is None and site is None:
         out = "vdna-report.html"
@@ -79,7 +79,8 @@ def report(
     if as_json:
         print_json({"out": where, "bytes": size, "datasets": len(matrix.names)})
         return
-    say(*filter(None, (headline(matrix), summary_sentence(matrix))))
+    first = headline(matrix)
+    say(*filter(None, (first, bounds_note(first), summary_sentence(matrix))))
     beside = ""
     if site is not None:
         counts = [

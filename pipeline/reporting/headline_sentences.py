@@ -7,6 +7,7 @@ other. original and other-crops cannot be told apart.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,6 +36,10 @@ ALIKE_SENTENCES = 3
 
 NAMED_ALONE = 8
 """If more datasets stand alone, only some are named."""
+
+_LOWER_END = re.compile(r"bins or more\b")
+
+_UPPER_END = re.compile(r"\b(at most|within) [\d.]+ bins")
 
 
 def headline(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RATE) -> str:
@@ -75,6 +80,22 @@ def headline(matrix: Matrix, layer: str = ALL, rate: float = FALSE_DISCOVERY_RAT
         *_nearest(matrix.names, values, low, high, verdict),
     ]
     return " ".join(sentences or _extremes(matrix.names, values, verdict)) + but
+
+
+def bounds_note(said: str) -> str:
+    """Says why a headline names one end of a distance only.
+
+    Args:
+        said: What `headline` returned.
+
+    Returns:
+        A sentence; an empty text if the headline names no such end.
+    """
+    upper = " and ".join(f'"{word}"' for word in dict.fromkeys(_UPPER_END.findall(said)))
+    if _LOWER_END.search(said):
+        more = f", and {upper} the upper end" if upper else ""
+        return f'Here "or more" is the lower end of a 95% interval{more}.'
+    return f"Here {upper} is the upper end of a 95% interval." if upper else ""
 
 
 def _by_layers(matrix: Matrix, verdict: NDArray[np.int8], rate: float) -> str:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.compare import print_all
 from pipeline.comparing import ESTIMATES, Matrix, lone_datasets, widest_split
-from pipeline.reporting import headline, headline_sentences
+from pipeline.reporting import bounds_note, headline, headline_sentences
 from tests.reporting.test_report import matrix_of, with_estimates, with_nan, with_single
 
 
@@ -51,6 +52,50 @@ def test_the_example_of_the_module_has_the_words_of_the_code() -> None:
     said = headline(matrix_at(points, 0.5, ("original", "other-crops")))
     assert example
     assert said.startswith(example)
+
+
+def test_a_headline_that_names_one_end_of_a_distance_says_once_why() -> None:
+    both = 'Here "or more" is the lower end of a 95% interval, and "{}" the upper end.'
+    outlier = headline(matrix_at({"a": 0, "b": 2, "c": 5, "far": 40}))
+    groups = headline(matrix_at({"a": 0, "b": 1, "x": 60, "y": 62}))
+    assert bounds_note(outlier) == bounds_note(groups) == both.format("at most")
+    points = {"a": 0.0, "b": 8, "c": 16, "d": 24, "x": 40, "y": 60, "z": 80}
+    assert bounds_note(headline(matrix_at(points))) == both.format("within")
+    alike = headline(matrix_at({"a": 0, "b": 0.26}, 0.5, ("a", "b")))
+    assert bounds_note(alike) == 'Here "at most" is the upper end of a 95% interval.'
+    assert bounds_note(headline(matrix_at({"a": 0, "b": 9}))) == ""
+    assert bounds_note(headline(matrix_of("a", "b", "c"))) == ""
+    assert bounds_note("") == ""
+
+
+def test_the_terminal_says_below_the_headline_what_its_ends_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    matrix = matrix_at({"a": 0, "b": 2, "c": 5, "far": 40})
+    print_all(matrix, "all", None, fd=False)
+    first, second, third, *rest = capsys.readouterr().out.splitlines()
+    assert first == headline(matrix)
+    assert (second, third) == (bounds_note(first), "")
+    assert not any("lower end" in line for line in rest)
+    print_all(matrix_at({"a": 0, "b": 9}), "all", None, fd=False)
+    assert "upper end" not in capsys.readouterr().out
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(0, 100), min_size=2, max_size=7),
+    st.floats(0, 5),
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=3),
+)
+def test_every_end_that_a_headline_names_has_its_words_in_the_note(
+    places: list[float], half: float, pairs: list[tuple[int, int]]
+) -> None:
+    names = [f"d{k}" for k in range(len(places))]
+    alike = [(names[a], names[b]) for a, b in pairs if a < len(names) > b != a]
+    said = headline(matrix_at(dict(zip(names, places, strict=True)), half, *alike))
+    note = bounds_note(said)
+    for words in ("or more", "at most", "within "):
+        assert (words in said) == (f'"{words.strip()}"' in note), said
 
 
 def test_there_is_no_outlier_where_intervals_overlap() -> None:
