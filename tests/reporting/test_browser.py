@@ -19,7 +19,8 @@ from pipeline.explaining import PairNeuron
 from pipeline.reporting import conclusions as report
 from pipeline.reporting import headline as report_headline
 from pipeline.reporting.html.gallery import Gallery, GalleryImage, Row, render_gallery
-from pipeline.reporting.html.matrix_page import render_matrix_page
+from pipeline.reporting.html.matrix_page import PAGE_COLUMNS, render_matrix_page
+from pipeline.reporting.html.packing import pack
 from pipeline.reporting.html.page_data import Page, Panel, Sample, Seen
 from tests.reporting.test_report import matrix_of, with_estimates, with_single
 from tests.support import browser
@@ -304,6 +305,60 @@ def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path:
     for identity in ("summary", "marks", "selected", "stress", "sentences", "pair-body"):
         assert none in reader.text(identity), identity
     reader.assert_no_request_and_no_message(path)
+
+
+def test_each_layer_has_the_corrected_distance_where_it_is_known_as_the_panel_of_a_pair_has(
+    reader: Reader, tmp_path: Path
+) -> None:
+    """Of all neurons together no distance is corrected here, nor of blocks.1."""
+    matrix = with_estimates(matrix_at(4))
+    matrix.estimates["emd_corrected"][[1, 3]] = np.nan
+    path = write(tmp_path / "page.html", matrix)
+    reader.open(path)
+    plain, corrected = "Earth Mover's Distance, bins, plain", "corrected distance, bins"
+    assert reader.text("matrix-title") == f"{plain}: all neurons"
+    for layer, name in (("blocks.0", corrected), ("blocks.1", plain), ("blocks.2", corrected)):
+        reader.choose("layer", layer)
+        assert reader.text("matrix-title") == f"{name}: {layer}"
+        i, j = reader.run("return state.open")
+        value = f"{matrix.corrected(layer)[i, j]:#.4g}"
+        assert f"{layer}: {name.removesuffix(', plain')} {value}" in reader.text("selected")
+        row = reader.run("return document.querySelector('#pair-body g.row.here').textContent")
+        assert row.startswith(f"{layer}: {value}{' plain' if name is plain else ''}")
+        assert "quantity" not in reader.driver.current_url
+    # What a reader chooses stays, and stands in the address.
+    reader.choose("quantity", "Earth Mover's Distance, bins")
+    reader.choose("layer", "blocks.0")
+    assert reader.text("matrix-title") == f"{plain}: blocks.0"
+    sent = reader.wait(lambda: "layer=blocks.0" in (url := reader.driver.current_url) and url)
+    assert "quantity=emd" in sent
+    reader.driver.get("about:blank")
+    reader.driver.get(sent)
+    reader.wait(lambda: reader.text("matrix-title") == f"{plain}: blocks.0")
+    assert reader.console_messages() == []
+
+
+def test_a_layer_without_room_for_its_corrections_shows_plain_distances_and_says_so(
+    reader: Reader, tmp_path: Path
+) -> None:
+    matrix = with_estimates(matrix_at(40))
+    held = [(column, -1) for column in PAGE_COLUMNS]
+    held += [("emd", layer) for layer in range(3)] + [("q", layer) for layer in range(3)]
+    held += [("emd_corrected", 0)]
+    room = sum(len(pack(matrix.stacked(column)[plane])) for column, plane in held)
+    path = tmp_path / "page.html"
+    path.write_bytes(render_matrix_page(Page([matrix], panels(matrix)), room=room + 10))
+    reader.open(path)
+    left = reader.run("return DATA.matrices[0].left_out.emd_corrected")
+    assert left == ["blocks.1", "blocks.2"]
+    assert reader.text("matrix-title") == "corrected distance, bins: all neurons"
+    reader.choose("layer", "blocks.2")
+    assert reader.text("matrix-title") == "Earth Mover's Distance, bins, plain: blocks.2"
+    i, j = reader.run("return state.open")
+    value = f"{matrix.of('blocks.2')[i, j]:#.4g}"
+    assert f"Earth Mover's Distance, bins {value}" in reader.text("selected")
+    row = reader.run("return document.querySelector('#pair-body g.row.here').textContent")
+    assert row.startswith(f"blocks.2: {value} plain")
 
 
 def test_plain_and_corrected_numbers_are_labelled(reader: Reader, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ function written() {
     pair: state.open ? state.open.map((i) => encodeURIComponent(DATA.names[i])).join(" ") : "",
     layer: planes[state.plane],
     lens: matrixNow().lens,
-    quantity: state.quantity,
+    quantity: state.asked ? state.quantity : "",
     order: state.order,
     origin: DATA.names[state.origin],
     colours: state.colours,
@@ -53,7 +53,8 @@ function recall() {
   const one = (value, among, otherwise) => (among.includes(value) ? value : otherwise);
   const lens = DATA.matrices.findIndex((matrix) => matrix.lens === given.lens);
   state.matrix = Math.max(0, lens);
-  state.quantity = one(given.quantity, Object.keys(QUANTITIES), beginning.quantity);
+  state.quantity = one(given.quantity, Object.keys(QUANTITIES), null);
+  state.asked = state.quantity !== null;
   fillPlanes(given.layer);
   state.order = one(given.order, ["cluster", "name", "distance"], "cluster");
   state.origin = Math.max(0, DATA.names.indexOf(given.origin));

@@ -2,6 +2,7 @@
 
 async function update() {
   const mine = ++turn;
+  if (!state.asked) $("quantity").value = state.quantity = usualQuantity();
   const matrix = DATA.matrices[state.matrix];
   const layer = await layerNumbers(state.matrix, state.plane);
   if (mine !== turn) return;
@@ -21,19 +22,25 @@ async function update() {
   drawTable();
   $("headline").textContent = matrix.headlines[state.plane][DATA.rates.indexOf(state.rate)];
   $("summary").textContent = summary();
-  const plain =
-    ["emd", "emd_range"].includes(state.quantity) && anyKnown(layer.emd_corrected) ? ", plain" : "";
+  const plain = ["emd", "emd_range"].includes(state.quantity) && matrix.columns.emd_corrected ? ", plain" : "";
   $("matrix-title").textContent = `${QUANTITIES[state.quantity]}${plain}: ${titleName(view.plane)}`;
   if (state.open) await openPair(...state.open, false);
   document.body.dataset.drawn = String(mine);
 }
 
+// The corrected distance in every layer that has it, as in the panel of a pair.
+function usualQuantity() {
+  const { arranged, columns } = matrixNow();
+  const known = arranged[state.plane].corrected && columns.emd_corrected?.[state.plane];
+  return known ? "emd_corrected" : "emd";
+}
+
 function fillPlanes(wanted = ALL) {
-  const { planes, columns, arranged } = DATA.matrices[state.matrix];
+  const { planes, columns } = DATA.matrices[state.matrix];
   $("layer").replaceChildren();
   for (const [index, plane] of planes.entries()) option($("layer"), index, shortName(plane));
   state.plane = Math.max(0, planes.indexOf(planes.includes(wanted) ? wanted : ALL));
-  state.quantity ??= arranged[state.plane].corrected ? "emd_corrected" : "emd";
+  if (!state.asked) state.quantity = usualQuantity();
   $("layer").value = String(state.plane);
   $("quantity").replaceChildren();
   for (const [name, text] of Object.entries(QUANTITIES)) {
@@ -72,7 +79,7 @@ function begin() {
     fillPlanes(planes[state.plane]);
   });
   on("quantity", (value) => {
-    state.quantity = value;
+    [state.quantity, state.asked] = [value, true];
   });
   on("order", (value) => {
     state.order = value;

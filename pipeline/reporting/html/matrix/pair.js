@@ -59,6 +59,8 @@ async function openPair(one, other, go) {
   }
 }
 
+const columnOfRows = () => (columnShown() === "emd_corrected" ? "emd" : columnShown());
+
 // The distance of the pair in each layer, as the quantity that is chosen, and as the corrected distance.
 async function layerRows(i, j) {
   const { planes } = view.matrix;
@@ -71,7 +73,7 @@ async function layerRows(i, j) {
       const [low, high, corrected, q, distance] = await Promise.all(columns.map(read));
       const barred = emd && [low, high, corrected].every(Number.isFinite);
       const known = emd && Number.isFinite(corrected);
-      const value = known ? corrected : await read(columnShown());
+      const value = known ? corrected : emd ? distance : await read(columnShown());
       return {
         plane,
         index,
@@ -157,7 +159,7 @@ function profile(rows, parent) {
       plain: plain(row),
       blank: weightless(row.plane)
         ? "no weight"
-        : leftOut(columnShown(), row.plane)
+        : leftOut(columnOfRows(), row.plane)
           ? "not on this page"
           : "not defined",
     })),

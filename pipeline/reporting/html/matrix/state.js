@@ -16,6 +16,7 @@ const state = {
   matrix: 0,
   plane: 0,
   quantity: null,
+  asked: false, // whether a reader chose the quantity
   order: "cluster",
   origin: 0,
   colours: "value",
