@@ -1,6 +1,6 @@
 """Reads the annotations of COCO as a table: one image a row, with its main category.
 
->>> next(coco_rows("file:///coco/annotations.json"))             # doctest: +SKIP
+>>> coco_rows("file:///coco/annotations.json")[0]                # doctest: +SKIP
 {'file_name': '000000000139.jpg', 'category': 'person', 'coco_url': 'http://…'}
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from posixpath import basename, splitext
 from typing import Any
 
@@ -23,16 +23,16 @@ _NOT_COCO = (
 )
 
 
-def coco_rows(uri: str) -> Iterator[dict[str, Any]]:
-    """Reads the images of annotations, which are held in memory.
+def coco_rows(uri: str) -> list[dict[str, Any]]:
+    """Reads the images of annotations. The file is held in memory meanwhile.
 
     Args:
         uri: The file.
 
-    Yields:
-        The columns `COCO_COLUMNS`. `category` is the name of the category that covers the largest
-            area of the image, by the areas of its annotations or else of their boxes; among equals
-            the one with the lowest number. It is None for an image without annotations.
+    Returns:
+        The columns `COCO_COLUMNS` of each image. `category` is the name of the category that covers
+        the largest area of the image, by the areas of its annotations or else of their boxes; among
+        equals the one with the lowest number. It is None for an image without annotations.
 
     Raises:
         SourceError: The file does not hold annotations of COCO.
@@ -46,7 +46,7 @@ def coco_rows(uri: str) -> Iterator[dict[str, Any]]:
         for one in data.get("annotations", []):
             if "category_id" in one:
                 areas[one["image_id"]][one["category_id"]] += _area(one)
-        rows = [
+        return [
             {
                 "file_name": str(image["file_name"]),
                 "category": _main_category(areas.get(image["id"], {}), categories),
@@ -56,7 +56,6 @@ def coco_rows(uri: str) -> Iterator[dict[str, Any]]:
         ]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise SourceError(f"{uri} {_NOT_COCO} ({type(error).__name__}: {error})") from error
-    yield from rows
 
 
 def _main_category(areas: Mapping[int, float], names: Mapping[int, str]) -> str | None:

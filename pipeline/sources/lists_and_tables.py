@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isnan
 from typing import Any, NamedTuple, cast
@@ -221,7 +221,7 @@ class SourceTable:
             The rows, in their order.
         """
 
-        def look_up(numbered: tuple[int, dict[str, Any]]) -> TableRow:
+        def look_up(numbered: tuple[int, Mapping[str, Any]]) -> TableRow:
             number, row = numbered
             with _named_in_errors(f"{self.uri}, row {number}"):
                 given = row[self.name]

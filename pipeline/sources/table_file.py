@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from posixpath import splitext
 from typing import Any, cast
@@ -38,19 +38,21 @@ LONGEST_ROW = 2**24
 
 @dataclass(frozen=True)
 class TableFile:
-    """A table, of which nothing but the columns was read yet.
+    """A table, of which nothing but the columns was read yet, unless that takes reading it whole.
 
     Attributes:
         uri: The table.
         columns: The names of its columns.
         embedded: Whether a column holds images themselves, not names of them.
         text: The columns that may hold names.
+        held: The rows of annotations of COCO, which take long to read.
     """
 
     uri: str
     columns: tuple[str, ...]
     embedded: bool
     text: frozenset[str]
+    held: Sequence[Mapping[str, Any]] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def open(cls, uri: str) -> TableFile | None:
@@ -74,6 +76,7 @@ class TableFile:
             return None
         embedded = False
         text: frozenset[str] | None = None
+        held: Sequence[Mapping[str, Any]] = ()
         with _as_table(uri):
             if extension in DELIMITERS:
                 with storage.open_random(uri) as file:
@@ -86,12 +89,12 @@ class TableFile:
                 text = frozenset(field.name for field in schema if _is_text(field.type))
             elif extension == ".json":
                 columns = COCO_COLUMNS
-                next(coco_rows(uri), None)  # says so if it is none
+                held = coco_rows(uri)  # says so if it is none
             else:
                 columns = tuple(dict.fromkeys(name for row in _json_lines(uri) for name in row))
-        return cls(uri, columns, embedded, frozenset(columns) if text is None else text)
+        return cls(uri, columns, embedded, frozenset(columns) if text is None else text, held)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[Mapping[str, Any]]:
         """Reads the rows.
 
         Yields:
@@ -99,7 +102,7 @@ class TableFile:
         """
         with _as_table(self.uri):
             if _extension(self.uri) == ".json":
-                yield from coco_rows(self.uri)
+                yield from self.held
             elif _extension(self.uri) in JSON_LINES:
                 for row in _json_lines(self.uri):
                     yield {name: row.get(name) for name in self.columns}

@@ -19,7 +19,8 @@ from PIL import Image
 
 from pipeline.errors import SourceError, UsageError
 from pipeline.events import Said
-from pipeline.sources import Listing, Rules, list_source, plan
+from pipeline.sources import Listing, Rules, list_source, plan, table_file
+from pipeline.sources.coco import coco_rows
 
 COLOURS = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
 
@@ -396,6 +397,21 @@ def test_coco_has_the_main_category_of_each_image(
     listing = list_source(path, Rules(by="category"))
     found = labelled(listing, "category")
     assert found == {"a.png": "cat", "b.png": "person", "c.png": None}
+
+
+def test_annotations_of_coco_are_read_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may take half a gigabyte, and a minute."""
+    path, read = photos / "labels.json", []
+    path.write_text(json.dumps(COCO))
+
+    def counted(uri: str) -> list[dict[str, Any]]:
+        read.append(uri)
+        return coco_rows(uri)
+
+    monkeypatch.setattr(table_file, "coco_rows", counted)
+    listing = list_source(path, Rules(by="category"))
+    assert labelled(listing, "category") == {"a.png": "cat", "b.png": "person", "c.png": None}
+    assert len(read) == 1
 
 
 def test_json_that_is_no_coco_and_images_that_are_elsewhere_are_named(photos: Path) -> None:
