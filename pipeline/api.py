@@ -61,8 +61,8 @@ def make_dna(
 ) -> DNA:
     """Makes the DNA of a source, or of images in memory, in this process.
 
-    It leaves torch's TF32 and cuDNN switches, and glibc's allocator, set as exact and quick
-    counting needs them.
+    Torch's switches and threads are afterwards as they were. glibc's allocator stays set as quick
+    counting needs it.
 
     Args:
         source: A source as `vdna build` takes it (folder, glob, url, list, table, archive); or

@@ -70,9 +70,7 @@ def make_dna(
         raise TypeError(f"make_dna() takes no option {', '.join(sorted(unknown))}")
     if device not in ("cpu", "cuda"):
         raise UsageError(f"device is {device!r}; it must be cpu or cuda")
-    import torch
-
-    from pipeline.counting import Extractor, require_backend
+    from pipeline.counting import Extractor, exact_switches, require_backend
     from pipeline.spec import available_cpus
 
     require_backend(backend, options.get("precision", "fp32"), device)
@@ -99,40 +97,39 @@ def make_dna(
                     )
             fetch = held.fetch
             listing = Listing.of(held.entries[: request.limit], "memory")
-    network = describe(request.extractor, request.weights, request.taps)
-    found, _ = find_ranges(network, request.ranges, {})
-    spec = make_spec(request, network, found.digest, device)
-    manifest = plan(listing, limit=None if fetch else request.limit)
-    resources = Resources(threads=threads or available_cpus())
-    threads_before = torch.get_num_threads()
-    products = products_of(request, network, None)
-    extractor = Extractor(
-        network, request.precision, device, backend, resources.threads or available_cpus()
-    )
-    counter = Counter(extractor, spec, found, resources, products)
-    progress = progress or ignore
-    total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
-    folds = HeldFolds()
+    with exact_switches():  # a notebook may train, too
+        network = describe(request.extractor, request.weights, request.taps)
+        found, _ = find_ranges(network, request.ranges, {})
+        spec = make_spec(request, network, found.digest, device)
+        manifest = plan(listing, limit=None if fetch else request.limit)
+        resources = Resources(threads=threads or available_cpus())
+        products = products_of(request, network, None)
+        extractor = Extractor(
+            network, request.precision, device, backend, resources.threads or available_cpus()
+        )
+        counter = Counter(extractor, spec, found, resources, products)
+        progress = progress or ignore
+        total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
+        folds = HeldFolds()
 
-    def count(shard: Shard) -> Partial:
-        return counter.count(shard, shard.key(spec.digest, products), fetch=fetch)
+        def count(shard: Shard) -> Partial:
+            return counter.count(shard, shard.key(spec.digest, products), fetch=fetch)
 
-    try:
-        with (
-            stage(progress, Started(manifest.candidates, len(manifest.heads))),
-            ThreadPoolExecutor(OVERLAP, "shard") as pool,
-        ):
-            counted = zip(manifest.heads, pool.map(count, manifest.shards), strict=True)
-            for fold, parts in groupby(counted, lambda part: part[0].fold):
-                of_fold = DNA.empty(spec, found)
-                for _, partial in parts:
-                    total += partial
-                    of_fold += replace(partial.dna, scatter=None)
-                    progress(StepDone(partial.candidates, len(partial.failures)))
-                folds += HeldFolds.of([(fold, of_fold)])
-    finally:
-        counter.close()
-        torch.set_num_threads(threads_before)
+        try:
+            with (
+                stage(progress, Started(manifest.candidates, len(manifest.heads))),
+                ThreadPoolExecutor(OVERLAP, "shard") as pool,
+            ):
+                counted = zip(manifest.heads, pool.map(count, manifest.shards), strict=True)
+                for fold, parts in groupby(counted, lambda part: part[0].fold):
+                    of_fold = DNA.empty(spec, found)
+                    for _, partial in parts:
+                        total += partial
+                        of_fold += replace(partial.dna, scatter=None)
+                        progress(StepDone(partial.candidates, len(partial.failures)))
+                    folds += HeldFolds.of([(fold, of_fold)])
+        finally:
+            counter.close()
     failures, candidates = total.failures, total.candidates
     require_few_failures(
         name, len(failures), candidates, request.max_failures, failures, resumes=False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline import DNA, VisualDNA, emd, make_dna
 from pipeline.counting import Extractor, FoldCounts, rank_sums
 from pipeline.dna import DnaFile
 from pipeline.errors import SpecMismatch, UsageError
+from pipeline.events import StepDone
 from tests.support import tiny_network
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (40, 11, 9, 3), np.uint8)
@@ -169,7 +171,31 @@ def test_a_batch_that_is_refused_is_not_counted(
         metrics[0].compute()
 
 
-def test_training_goes_on_as_it_was(place: tiny_network.Place) -> None:
+def count_by_metric(place: tiny_network.Place) -> None:
+    metric = new_metric(place)
+    metric.update(PIXELS[:9])
+    metric.compute()
+
+
+def count_by_make_dna(place: tiny_network.Place) -> None:
+    make_dna(list(PIXELS[:9]), threads=2, **place.options)  # type: ignore[arg-type]
+
+
+def fail_to_count(place: tiny_network.Place) -> None:
+    """A stop in the midst of counting, as by Ctrl-C."""
+
+    def stop(event: object) -> None:
+        if isinstance(event, StepDone):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_dna(list(PIXELS[:9]), progress=stop, **place.options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [count_by_metric, count_by_make_dna, fail_to_count])
+def test_training_goes_on_as_it_was(
+    place: tiny_network.Place, count: Callable[[tiny_network.Place], None]
+) -> None:
     backends = torch.backends
 
     def state() -> list[Any]:
@@ -183,9 +209,7 @@ def test_training_goes_on_as_it_was(place: tiny_network.Place) -> None:
     torch.set_num_threads(2)
     try:
         before = state()
-        metric = new_metric(place)
-        metric.update(PIXELS[:9])
-        metric.compute()
+        count(place)
         assert state() == before
     finally:
         (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32), kernels = first[:2]
