@@ -310,7 +310,7 @@ def test_lenses_are_named_and_each_has_its_own_neurons(reader: Reader, tmp_path:
 def test_each_layer_has_the_corrected_distance_where_it_is_known_as_the_panel_of_a_pair_has(
     reader: Reader, tmp_path: Path
 ) -> None:
-    """Of all neurons together no distance is corrected here, nor of blocks.1."""
+    """Here no distance of all neurons together is corrected, and none of blocks.1."""
     matrix = with_estimates(matrix_at(4))
     matrix.estimates["emd_corrected"][[1, 3]] = np.nan
     path = write(tmp_path / "page.html", matrix)

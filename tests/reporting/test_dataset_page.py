@@ -24,6 +24,7 @@ from pipeline.reporting.html.dataset_page import (
     only_last_plane,
     render_dataset,
 )
+from pipeline.reporting.html.frame import MOST
 from pipeline.reporting.html.links import Addresses
 from pipeline.reporting.html.page_data import Panel, RankingLink, Sample
 from pipeline.spec import Resources
@@ -156,6 +157,15 @@ def test_intervals_are_drawn_to_one_scale() -> None:
     plain = render_dataset(page_of(matrix_of("a", "b", "c"), "a"), where_of(matrix)).decode()
     assert '<path class="bar"' not in plain
     assert "Not tested: there are no error bars" in plain
+
+
+def test_a_page_of_hundreds_of_datasets_is_far_below_the_limit() -> None:
+    matrix = with_estimates(matrix_of(*(f"group/{'x' * 40}{k}" for k in range(600))))
+    images = [Sample("name.jpg", f"data:image/webp;base64,{'A' * 12_000}")] * PAGE_IMAGES
+    panel = Panel("7 images", samples=tuple(images))
+    page = render_dataset(page_of(matrix, matrix.names[0], panel=panel), where_of(matrix))
+    assert page.count(b"<li>") > 599 + PAGE_IMAGES
+    assert len(page) < MOST // 5
 
 
 # The rest of the page.
