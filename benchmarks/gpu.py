@@ -16,8 +16,9 @@ greatest activation on random pixels. The result has four parts:
                 build does after that (counting, and the moments of the means); and with the images
                 of 500 x 400 travelling to the GPU, as in a build; the share of the latter; and how
                 often the thread that feeds the GPU had to wait for it
-    decoding    images/s of one CPU core, from the demo's photographs as JPEG files: decoded only,
-                decoded for a GPU, and decoded and resized; and how many cores keep the GPU fed
+    decoding    images/s of one CPU core, from the demo's photographs as JPEG files of three sizes:
+                decoded only, decoded for a GPU, and decoded and resized; and how many cores keep
+                the GPU fed with those of 500 x 400
 
 Standard error ends with a table for people. `--dry-run` does the same on a CPU, with the
 smallest network and Triton's interpreter: it checks the script, and its times say nothing.
@@ -52,6 +53,9 @@ LAYERS = ((8, 3136, 48, 1000), (8, 197, 96, 1000), (64, 1, 130, 1000), (4, 49, 3
 
 SIZES = ((224, 224), (400, 500))
 """Heights and widths of the images that travel; photographs of datasets are like the latter."""
+
+DECODED = ((500, 400), (1024, 1024), (2560, 1920))
+"""Widths and heights of files that are decoded."""
 
 MOST_APART = 1e-3
 """In grey levels: what sums in another order may come to, and no wrong coefficient."""
@@ -222,8 +226,8 @@ def waits(device: str) -> Iterator[list[str]]:
             seen += [str(each.message) for each in caught if "synchroniz" in str(each.message)]
 
 
-def decoding(seconds: float, folder: Path) -> dict[str, Any]:
-    """How many JPEG files one thread decodes, and prepares for a GPU or resizes, in a second."""
+def decoding(seconds: float, folder: Path) -> dict[str, dict[str, float]]:
+    """How many JPEG files a core decodes, and prepares for a GPU or resizes, in its seconds."""
     import io
 
     from PIL import Image
@@ -234,24 +238,29 @@ def decoding(seconds: float, folder: Path) -> dict[str, Any]:
 
     written = write_datasets(folder / "photos")["photos/original"]
     rule = Preprocess(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    contents = []
-    for path in sorted(written.iterdir())[:64]:
-        sink = io.BytesIO()
-        Image.open(path).convert("RGB").resize((500, 400)).save(sink, "JPEG", quality=90)
-        contents.append(sink.getvalue())
     ways: dict[str, Callable[[bytes], object]] = {
         "decoded": lambda data: images.decode(data, rule),
         "for_gpu": lambda data: images.load(data, rule, on_device=True),
         "resized": lambda data: images.load(data, rule),
     }
-    result = {}
-    for way, work in ways.items():
-        work(contents[0])
-        done, started = 0, time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            work(contents[done % len(contents)])
-            done += 1
-        result[way] = round(done / (time.perf_counter() - started), 1)
+    result: dict[str, dict[str, float]] = {}
+    for size in DECODED:
+        contents = []
+        for path in sorted(written.iterdir())[:16]:
+            sink = io.BytesIO()
+            Image.open(path).convert("RGB").resize(size).save(sink, "JPEG", quality=90)
+            contents.append(sink.getvalue())
+        spent, rounds = dict.fromkeys(ways, 0.0), 0
+        for work in ways.values():
+            work(contents[0])
+        while sum(spent.values()) < seconds:  # in turns, as other work may slow the core down
+            for way, work in ways.items():
+                started = time.thread_time()
+                work(contents[rounds % len(contents)])
+                spent[way] += time.thread_time() - started
+            rounds += 1
+        name = "x".join(map(str, size))
+        result[name] = {way: round(rounds / took, 1) for way, took in spent.items()}
     return result
 
 
@@ -288,7 +297,7 @@ def main() -> None:
             for precision in precisions
         ]
         result["decoding"] = decoding(seconds, folder)
-    a_core = result["decoding"]["for_gpu"]
+    a_core = result["decoding"]["500x400"]["for_gpu"]
     lines = ["| network | precision | forward, images/s | counted | fed | share | decode cores |"]
     lines.append("|---|---|---|---|---|---|---|")
     for row in result["rates"]:

@@ -15,8 +15,8 @@ DEVICE_RULE = "device-1"
 change of a bit needs a new one."""
 
 DEVICE_PIXELS = 1 << 20
-"""The most pixels of an image that a GPU resizes. Of larger ones, a CPU spends less than a quarter
-of its time on the resize, and a micro-batch of 64 would take more than 192 MiB."""
+"""The most pixels of an image that a GPU resizes. The larger an image, the smaller is the share of
+its decoder's time that a CPU takes to resize it, and a micro-batch would take more than 192 MiB."""
 
 
 def sent(pixels: Pixels, rule: Preprocess) -> NDArray[Any]:

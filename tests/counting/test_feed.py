@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import images
 from pipeline.building import Request, make_spec
+from pipeline.building.images_metric import VisualDNA
 from pipeline.counting import Counter, Extractor, feed
 from pipeline.counting.feed import SLOTS, Feed
 from pipeline.counting.stream import Stream
@@ -388,6 +390,22 @@ def test_a_shard_resized_with_rounding_has_equal_counts(place: tiny.Place, shard
     assert there.failures == here.failures
     for name in ("counts", "underflow", "overflow", "min", "max"):
         assert np.array_equal(getattr(there.dna, name), getattr(here.dna, name))
+
+
+def test_a_metric_counts_the_same_on_the_device(
+    place: tiny.Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = [pixels(20 + at, 60 - at, at) for at in range(19)]
+    dnas = []
+    for on_device in (True, False):
+        made = partial(Extractor, on_device=on_device)
+        monkeypatch.setattr("pipeline.counting.Extractor", made)
+        metric = VisualDNA(**place.options)  # type: ignore[arg-type]  # fields by name
+        metric.update(arrays)
+        dnas.append(metric.compute())
+    assert_nearly_equal(*(Partial(dna, ("key",), ()) for dna in dnas))
+    assert not np.array_equal(dnas[0].max, dnas[1].max)
+    assert [dna.numerics[0][0].resized for dna in dnas] == [images.DEVICE_RULE, "cpu"]
 
 
 def test_the_numerics_say_where_images_were_resized(place: tiny.Place, shard: Shard) -> None:
