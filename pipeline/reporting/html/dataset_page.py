@@ -190,7 +190,7 @@ def render_dataset(page: DatasetPage, where: Addresses) -> bytes:
     """
     panel, version = page.panel, page.version
     links = "".join(
-        f'<a href="{shown_text(of.href)}">{shown_text(of.text)}</a>'
+        f'<a href="{escape(of.href)}">{shown_text(of.text)}</a>'
         for of in from_dataset(page.name, where)
     )
     failed = f"{version.failed:,} more could not be read. " if version.failed else ""
@@ -243,7 +243,8 @@ def _known_section(page: DatasetPage, where: Addresses) -> str:
 
 def _linked(name: str, href: str) -> str:
     text = shown_text(name)
-    return f'<a href="{shown_text(href)}">{text}</a>' if href else text
+    # An address is made of digests and names. To look for secrets in all of them would take long.
+    return f'<a href="{escape(href)}">{text}</a>' if href else text
 
 
 def _heading(matrix: Matrix) -> str:
@@ -261,6 +262,7 @@ def _distances(page: DatasetPage, where: Addresses) -> str:
     i, values = matrix.names.index(page.name), matrix.corrected(layer)
     verdict, told = verdicts(matrix, layer)[i], distances_told(matrix, layer)
     low, high = matrix.of(layer, "low")[i], matrix.of(layer, "high")[i]
+    barred = np.isfinite(low) & np.isfinite(high) & matrix.is_corrected(layer)[i]
     others = neighbours(values, i)
     ends = np.concatenate([values[i, others], low[list(others)], high[list(others)]])
     least, most = min(0.0, np.nanmin(ends, initial=0)), max(1e-12, np.nanmax(ends, initial=0))
@@ -270,8 +272,7 @@ def _distances(page: DatasetPage, where: Addresses) -> str:
 
     rows = []
     for j in others:
-        barred = np.isfinite(low[j]) and np.isfinite(high[j]) and matrix.is_corrected(layer)[i, j]
-        bar = f'<path class="bar" d="M{place(low[j])} 7H{place(high[j])}"/>' if barred else ""
+        bar = f'<path class="bar" d="M{place(low[j])} 7H{place(high[j])}"/>' if barred[j] else ""
         alike = verdict[j] == ALIKE
         kind = "point alike" if alike else "point"
         point = f'<circle class="{kind}" cx="{place(values[i, j])}" cy="7" r="4"/>'
@@ -282,7 +283,7 @@ def _distances(page: DatasetPage, where: Addresses) -> str:
             f"<li>{_linked(matrix.names[j], where.datasets[j])}"
             f'<svg viewBox="0 0 {BAR_WIDTH} 14" aria-hidden="true">{bar}{point}</svg>'
             f"<span>{told(i, j)}{', not told apart' * bool(alike)}</span>"
-            f'<a href="{shown_text(why)}">{text}</a></li>'
+            f'<a href="{escape(why)}">{text}</a></li>'
         )
     lost = len(matrix.names) - 1 - len(others)
     more = f'<p class="quiet">{lost:,} at no distance that is defined.</p>' if lost else ""
