@@ -39,8 +39,8 @@ R = TypeVar("R")
 FETCH_THREADS = 16
 
 AHEAD_BYTES = 256 * 2**20
-"""The most bytes of a shard that are held ahead of the network: files, and what is made of them. A
-single image may be larger."""
+"""The most bytes of a shard that are held ahead of the network, as files and as what is made of
+them, beside the room of two micro-batches. A single image may be larger."""
 
 UNKNOWN_BYTES = AHEAD_BYTES // 5
 """What an image of unknown size is taken for until it is read: few of them are read at a time."""
@@ -178,6 +178,7 @@ class Stream:
         self._resources = resources
         self._threads = resources.threads or 1
         self._most_made = images.most_bytes(rule, extractor.on_device)
+        self._most_held = AHEAD_BYTES + 2 * extractor.micro_batch * self._most_made
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._decoders = Decoders(self._threads + 1)
         weakref.finalize(self, self._decoders.close)  # as the other pools' threads end, unclosed
@@ -258,7 +259,7 @@ class Stream:
         """Yields the members in order, as the network takes them, or as failures.
 
         At most `fetch_ahead` members are under way, or else one member. They and what is `waiting`
-        for the network take at most `AHEAD_BYTES`.
+        for the network take at most `AHEAD_BYTES` and two micro-batches.
 
         Yields:
             Images as the network takes them, or failures.
@@ -269,7 +270,7 @@ class Stream:
         def has_room(entry: Entry) -> bool:
             held = waiting() + sum(_size(*each[:2]) + self._made(each[2]) for each in ahead)
             new = (entry.size or UNKNOWN_BYTES) + self._most_made
-            return len(ahead) < self._resources.fetch_ahead and held + new <= AHEAD_BYTES
+            return len(ahead) < self._resources.fetch_ahead and held + new <= self._most_held
 
         try:
             while members or ahead:

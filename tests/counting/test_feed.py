@@ -468,7 +468,10 @@ def test_decoded_images_that_wait_are_bounded(
         return start(entry, *rest)
 
     monkeypatch.setattr(stream, "_start", spy)
-    found = stream._prepared(Shard(0, 0, entries), lambda _: file, False, lambda: waiting * each)
+    batches = 2 * 8 * 100 * 100 * 3
+    found = stream._prepared(
+        Shard(0, 0, entries), lambda _: file, False, lambda: batches + waiting * each
+    )
     most = 0
     for taken, image in enumerate(found):
         assert image.values.nbytes == 100 * 100 * 3  # type: ignore[union-attr]

@@ -267,8 +267,8 @@ class NoNetwork:
         return np.stack
 
 
-def nothing_waits() -> int:
-    return 0
+def two_batches_wait() -> int:
+    return 2 * NoNetwork.micro_batch * MADE
 
 
 def test_bytes_that_are_held_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +286,7 @@ def test_bytes_that_are_held_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) 
 
     images = stream.Stream(NoNetwork(), tiny.RULE, Resources(threads=1))  # type: ignore[arg-type]
     taken, most = 0, 0
-    for _ in images._prepared(Shard(0, 0, entries), fetch, False, nothing_waits):
+    for _ in images._prepared(Shard(0, 0, entries), fetch, False, two_batches_wait):
         ahead = sizes[taken : len(begun)]
         assert len(ahead) == 1 or sum(ahead) + len(ahead) * MADE <= 2_500 + 2 * MADE
         most = max(most, len(ahead))
@@ -316,7 +316,7 @@ def test_few_images_of_unknown_size_are_read_at_a_time(monkeypatch: pytest.Monke
 
     def take() -> None:
         taken = 0
-        for _ in images._prepared(Shard(0, 0, entries), fetch, False, nothing_waits):
+        for _ in images._prepared(Shard(0, 0, entries), fetch, False, two_batches_wait):
             held = (len(begun) - taken) * len(hostile.JPEG)
             assert held <= 4 * 10_000
             taken += 1
