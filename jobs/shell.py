@@ -26,6 +26,7 @@ import click
 import typer
 
 from jobs.output import checked_output, end_badly, shown_progress, tell
+from pipeline.counting.allocator import collect_rarely
 from pipeline.events import Listener, LogFormat
 from pipeline.options import Field, Options, options_of
 from pipeline.wording import options_as_flags
@@ -134,6 +135,7 @@ def guarded(command: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(command)
     def run(**given: Any) -> R:
+        collect_rarely()
         with (
             options_as_flags(),
             _ended_by_sigterm(),

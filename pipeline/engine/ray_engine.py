@@ -23,6 +23,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.counting import MALLOC_ENVIRONMENT, OVERLAP, Recipe, ShardJob, ShardReceipt, Worker
+from pipeline.counting.allocator import collect_rarely
 from pipeline.engine.ray_start import (
     is_worth_logs,
     kept_sigterm,
@@ -292,6 +293,7 @@ class _ShardActor:
     """One actor of the pool: a worker that keeps its networks loaded from row to row."""
 
     def __init__(self, recipes: list[Recipe]) -> None:
+        collect_rarely()
         self._recipes = recipes
         self._worker = Worker()
         self._device_is_lost = False

@@ -917,6 +917,9 @@ def test_a_process_keeps_the_layers_it_will_need_within_half_of_its_memory(
     tiles.compute(whole_tile(place, [0], [3]))
     assert sorted(read) == ["head"] * 3 + ["stem"] * 3  # the rows are there already
     assert {name for _, name, *_ in cache.files} == {"set/0", "set/3"}  # the last tile's
+    for rows, columns, held in (([1], [3], {"set/3"}), ([3], [1], {"set/3"}), ([1], [2], set())):
+        cache.keep_only(whole_tile(place, rows, columns))
+        assert {name for _, name, *_ in cache.files} == held
     cache.clear()
     both = size_of_layers(place, cache)
     for memory in (2 * both, 2 * both - 2, both, 1):

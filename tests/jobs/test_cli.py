@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from jobs.output import Rows, print_json
 from pipeline import storage
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import all_pairs
+from pipeline.counting.allocator import NEW_OBJECTS
 from pipeline.errors import StorageError
 from pipeline.reporting import matrix_rows
 from tests.reporting.test_report import matrix_of, with_estimates
@@ -171,6 +173,16 @@ def test_build_as_json(tmp_path: Path, spoilt: Path) -> None:
     assert failure["uri"].endswith("photo-0703.jpg")
     version = Catalogue(str(tmp_path / "c")).find("x")
     assert (result["dna"], result["sha256"]) == (version.dna, version.sha256)
+
+
+def test_a_command_looks_for_garbage_rarely(place: Path) -> None:
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(700, 10, 10)
+        vdna("ls", "-c", place)
+        assert gc.get_threshold() == (NEW_OBJECTS, 10, 10)
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
