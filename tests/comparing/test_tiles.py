@@ -877,7 +877,7 @@ def whole_tile(catalogue: Catalogue, a: Sequence[int], b: Sequence[int], **of_jo
 def test_what_a_process_has_loaded_never_changes_the_numbers_of_another_tile(
     place: Catalogue, cache: tiles._Cache
 ) -> None:
-    """Tiles that differ in one thing are computed one after the other, twice, and alone."""
+    """Tiles that differ in one thing are computed one after the other, in both orders, and alone."""
     first = whole_tile(place, [0, 1], [2, 3])
     put(place, "set/0", 30)
     job = first.job
@@ -892,14 +892,21 @@ def test_what_a_process_has_loaded_never_changes_the_numbers_of_another_tile(
             {"lens": Lens.chosen(SPEC, ["stem:0"])}, {"lens": Lens.chosen(SPEC, ["stem:1"])},
         )),
     ]  # fmt: skip
-    kept = [tiles.compute(tile) for tile in (*made, *made)]
-    for tile, found in zip((*made, *made), kept, strict=True):
+    alone = []
+    for tile in made:
         cache.clear()
-        alone = tiles.compute(tile)
-        assert alone.keys() == found.keys() == set(tile.job.columns)
-        for name, numbers in alone.items():
-            assert np.array_equal(found[name], numbers, equal_nan=True), (tile, name)
+        alone.append(tiles.compute(tile))
+        assert alone[-1].keys() == set(tile.job.columns)
+        for numbers in alone[-1].values():
             assert numbers.shape == (tile.job.planes, len(tile.a), len(tile.b))
+    # Each after all others, and the first one after each other alone.
+    orders = [[*range(len(made)), *range(len(made))], *([n, 0] for n in range(1, len(made)))]
+    for order in orders:
+        cache.clear()
+        for at in order:
+            found = tiles.compute(made[at])
+            for name, numbers in alone[at].items():
+                assert np.array_equal(found[name], numbers, equal_nan=True), (made[at], name)
 
 
 def test_a_process_keeps_the_layers_it_will_need_within_half_of_its_memory(

@@ -28,7 +28,7 @@ from pipeline.catalogue import Catalogue, garbage, verify
 from pipeline.catalogue.garbage_collection import GRACE
 from pipeline.comparing import Matrix, compare, frechet
 from pipeline.comparing.gaussians import root_covariance
-from pipeline.comparing.tiles import Job, Tile, compute
+from pipeline.comparing.tiles import Job, Tile, clear_cache, compute
 from pipeline.counting import (
     Counter,
     Extractor,
@@ -460,13 +460,15 @@ def test_a_tile_that_is_no_square_has_the_same_fd(built: Catalogue) -> None:
     spec = built.load("a").spec
     job = Job(built.root, spec, spec.layers, True, fd=True, error_bars=False)
 
-    def fd_of(rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
+    def fd_of(rows: Sequence[int], columns: Sequence[int], job: Job = job) -> np.ndarray:
         a, b = (
             tuple((names[at], built.find(names[at])) for at in side) for side in (rows, columns)
         )
         return compute(Tile(job, a, b))["fd"]
 
     expected = matrix.stacked("fd")
+    clear_cache()
+    assert np.isnan(fd_of((0, 1, 2), (0, 1, 2), replace(job, fd=False))[:, 0, 1]).all()
     square = fd_of((0, 1, 2), (0, 1, 2))
     assert np.array_equal(square, expected, equal_nan=True)
     assert (np.diagonal(square[:, :2, :2], axis1=1, axis2=2) == 0).all()
