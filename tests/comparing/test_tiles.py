@@ -909,6 +909,23 @@ def test_what_a_process_has_loaded_never_changes_the_numbers_of_another_tile(
                 assert np.array_equal(found[name], numbers, equal_nan=True), (made[at], name)
 
 
+def test_a_dataset_without_folds_has_distances_and_no_error_bars(
+    place: Catalogue, cache: tiles._Cache
+) -> None:
+    whole = whole_tile(place, [0], [1, 2])
+    version = whole.a[0][1]
+    sha256 = {kind: digest for kind, digest in version.sha256.items() if kind != "folds"}
+    without = replace(whole, a=(("set/0", replace(version, sha256=sha256)),))
+    found = tiles.compute(without)
+    cache.clear()
+    expected = tiles.compute(whole)
+    assert np.isfinite(found["emd"]).all()
+    for name in ("emd", "nfd"):
+        assert np.array_equal(found[name], expected[name])
+    assert np.isnan(found["se"]).all()
+    assert np.isfinite(expected["se"]).all()
+
+
 def test_a_process_keeps_the_layers_it_will_need_within_half_of_its_memory(
     place: Catalogue, cache: tiles._Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -478,6 +478,23 @@ def test_a_tile_that_is_no_square_has_the_same_fd(built: Catalogue) -> None:
         assert np.allclose(found, of_both, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
+def test_gaussians_of_two_images_have_distances_and_those_of_one_have_none(
+    small: dict[str, object], tmp_path: Path
+) -> None:
+    place, names = Catalogue(str(tmp_path / "c")), ("four", "two", "one")
+    for name, count in zip(names, (4, 2, 1), strict=True):
+        write_photos(tmp_path / name, count, first_seed=10 * count)
+    wanted = [request_of(tmp_path / name, name, **small) for name in names]
+    build_datasets(place, wanted, ENGINE, RESOURCES)
+    four, two, _ = (place.load(name, layer_gaussian=True) for name in names)
+    clear_cache()
+    found = compare(place, names, fd=True)
+    for column, distance in (("fd", fd(four, two)), ("nfd", nfd(four, two))):
+        matrix = found.stacked(column)[-1]
+        assert matrix[0, 1] == pytest.approx(float(distance), rel=1e-9)
+        assert np.isnan(matrix[2, :2]).all()
+
+
 def test_the_digest_of_a_dna_depends_on_its_scatter(built: Catalogue) -> None:
     dna = built.load("a", layer_gaussian=True)
     version = built.find("a")

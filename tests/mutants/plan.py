@@ -45,6 +45,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalogue/test_partial_reads.py",
         "dna/test_moments.py::test_the_matrix_has_fd_if_both_datasets_have_layer_gaussians",
         "dna/test_moments.py::test_a_tile_that_is_no_square_has_the_same_fd",
+        "dna/test_moments.py::test_gaussians_of_two_images_have_distances_and_those_of_one_have_none",
     ),
     "dna/sealed.py": ("dna/test_sealed.py",),
     "errors.py": (
