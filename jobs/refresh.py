@@ -21,7 +21,7 @@ from jobs.shell import (
 from pipeline.comparing import MemoryLimit
 from pipeline.events import Listener
 from pipeline.spec import Resources
-from pipeline.wording import options_as_flags
+from pipeline.wording import options_as_keys
 
 
 @guarded
@@ -61,7 +61,7 @@ def refresh(
 
     settings = load_config(config)
     root = settings.catalogue_url(catalogue)
-    with options_as_flags(flags=False):  # the options of a dataset are keys of the file
+    with options_as_keys(config):  # the options of a dataset
         done = refresh_datasets(
             settings,
             Catalogue(root),

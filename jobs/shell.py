@@ -26,7 +26,7 @@ import click
 import typer
 
 from jobs.output import checked_output, end_badly, shown_progress, tell
-from pipeline.counting.allocator import collect_rarely
+from pipeline.counting import collect_rarely
 from pipeline.events import Listener, LogFormat
 from pipeline.options import Field, Options, options_of
 from pipeline.wording import options_as_flags

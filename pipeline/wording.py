@@ -7,6 +7,9 @@
 >>> with options_as_flags():
 ...     option("max_failures"), option("bins", 100), option("error_bars", False)
 ('--max-failures', '--bins 100', '--no-error-bars')
+>>> with options_as_keys("datasets.yaml"):
+...     option("max_failures"), option("bins", 100)
+('`max_failures` in datasets.yaml', '`bins: 100` in datasets.yaml')
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from contextlib import contextmanager
 NAMED = 3
 """How many items a list in a sentence names if it counts the others. One more is named, too."""
 
-_flags = [False]
-"""Whether options are named as on the command line; the last item holds."""
+_flags: list[bool | str] = [False]
+"""Whether options are named as on the command line, or the file that has them; the last holds."""
 
 
 def count_of(number: int, one: str, many: str = "") -> str:
@@ -59,9 +62,11 @@ def option(name: str, value: object = None) -> str:
         value: A value to write with it; None for the name alone.
 
     Returns:
-        The name, or `bins=100`, in backticks in Python and for `datasets.yaml`; `--max-failures` or
-        `--bins 100` in a command.
+        The name, or `bins=100`, in backticks in Python; `--max-failures` or `--bins 100` in a
+        command; with the file that has the option, if a command read it there.
     """
+    if isinstance(file := _flags[-1], str):
+        return f"`{name}` in {file}" if value is None else f"`{name}: {value}` in {file}"
     if not _flags[-1]:
         return f"`{name}`" if value is None else f"`{name}={value!r}`"
     flag = name.replace("_", "-")
@@ -73,16 +78,26 @@ def option(name: str, value: object = None) -> str:
 
 
 @contextmanager
-def options_as_flags(flags: bool = True) -> Iterator[None]:
-    """Makes `option` name options as on the command line, for the whole process.
+def options_as_flags() -> Iterator[None]:
+    """Makes `option` name options as on the command line, for the whole process."""
+    _flags.append(True)
+    try:
+        yield
+    finally:
+        _flags.pop()
+
+
+@contextmanager
+def options_as_keys(file: str) -> Iterator[None]:
+    """Makes `option` name options as keys of a file that a command reads, for the whole process.
 
     Args:
-        flags: False names them as in Python again, as for options that a command reads of a file.
+        file: The file's name.
 
     Yields:
         Nothing.
     """
-    _flags.append(flags)
+    _flags.append(file)
     try:
         yield
     finally:

@@ -1,4 +1,5 @@
 from .allocator import MALLOC_ENVIRONMENT as MALLOC_ENVIRONMENT
+from .allocator import collect_rarely as collect_rarely
 from .allocator import keep_memory as keep_memory
 from .device_counts import DeviceRanges as DeviceRanges
 from .device_counts import tables_of_images as tables_of_images

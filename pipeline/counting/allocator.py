@@ -12,7 +12,7 @@ import functools
 import gc
 
 NEW_OBJECTS = 50_000
-"""How many new objects Python waits for before it looks for garbage; by itself it waits for 700."""
+"""How many new objects Python waits for before it looks for garbage."""
 
 MALLOC_SETTINGS = {
     "MALLOC_ARENA_MAX": (-8, 1),

@@ -22,8 +22,15 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.counting import MALLOC_ENVIRONMENT, OVERLAP, Recipe, ShardJob, ShardReceipt, Worker
-from pipeline.counting.allocator import collect_rarely
+from pipeline.counting import (
+    MALLOC_ENVIRONMENT,
+    OVERLAP,
+    Recipe,
+    ShardJob,
+    ShardReceipt,
+    Worker,
+    collect_rarely,
+)
 from pipeline.engine.ray_start import (
     is_worth_logs,
     kept_sigterm,

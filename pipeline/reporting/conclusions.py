@@ -178,9 +178,9 @@ def sentences_heading(matrix: Matrix, layer: str = ALL, near: str | None = None)
 def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
     """Says for each dataset which one is nearest, which is farthest, and which look the same.
 
-    Distances are corrected, with their 95% interval, where that is known. The nearest dataset is
-    the nearest one that is told apart. If there is none, that is said, and the nearest is
-    named. Two datasets have one distance, and one line.
+    Distances are corrected, with their 95% interval, where that is known. What is not told apart is
+    named first, and the nearest and the farthest are those of the rest. If there is no rest, the
+    nearest of all is named. Two datasets have one distance, and one line.
 
     Args:
         matrix: The matrix.
@@ -214,10 +214,14 @@ def nearest_sentences(matrix: Matrix, layer: str = ALL) -> list[str]:
             first = f"{told(i, others[0])}, q {q[i, others[0]]:.2f}"
             lines.append(f"{name:{width}}  not told apart from any other; the nearest is {first}")
             continue
-        near, far = told(i, apart[0]), told(i, others[-1])
-        both = f"nearest and farthest {far}" if near == far else f"nearest {near}, farthest {far}"
-        line = f"{name:{width}}  {both}"
-        lines.append(line + (f"; not told apart from {named}" if alike else ""))
+        near, far = told(i, apart[0]), told(i, apart[-1])
+        both = f"nearest {near}, farthest {far}"
+        if near == far:
+            both = f"the other one is {far}" if alike else f"nearest and farthest {far}"
+        elif alike:
+            both = f"of the others {both}"
+        before = f"not told apart from {named}; " if alike else ""
+        lines.append(f"{name:{width}}  {before}{both}")
     return lines
 
 

@@ -25,7 +25,7 @@ from pipeline.wording import some_of
 def place_among(matrix: Matrix, name: str) -> str:
     """Says which datasets are nearest to one and farthest from it, and which look the same.
 
-    The nearest is the nearest one that is told apart. What cannot be told apart is named by itself.
+    What cannot be told apart is named first; the nearest and the farthest are those of the rest.
 
     Args:
         matrix: The matrix. Its last plane is looked at.
@@ -38,28 +38,25 @@ def place_among(matrix: Matrix, name: str) -> str:
     values, verdict = matrix.corrected(layer), verdicts(matrix, layer)[i]
     others = neighbours(values, i)
     if not others:
-        return "It is at no distance that is defined from any other dataset."
+        return f"{name} is at no distance that is defined from any other dataset."
     alike = [matrix.names[j] for j in others if verdict[j] == ALIKE]
     apart = [j for j in others if verdict[j] != ALIKE]
     sentences = []
-    if len(others) == 1 and apart:
-        sentences.append(f"The one distance that is known is that to {_away(matrix, i, apart[0])}.")
-    elif len(apart) == 1:
-        only = "only" if verdict[apart[0]] == DIFFERENT else "all but"
-        are = "is told apart" if verdict[apart[0]] == DIFFERENT else "are tested"
-        sentences.append(
-            f"Of {len(others):,} other datasets {only} {_away(matrix, i, apart[0])} {are}."
-        )
-    elif apart:
-        near, far = _away(matrix, i, apart[0]), _away(matrix, i, apart[-1])
-        sentences.append(
-            f"Of {len(others):,} other datasets the nearest is {near}, the farthest {far}."
-        )
-    if len(apart) > 1 - (len(others) == 1) and not (verdict[apart] == DIFFERENT).any():
-        sentences.append("Whether they differ is not tested.")
     if alike:
         all_of = "any other dataset, such as " if not apart and len(alike) > 1 else ""
-        sentences.append(f"It cannot be told apart from {all_of}{some_of(alike)}.")
+        sentences.append(f"{name} cannot be told apart from {all_of}{some_of(alike)}.")
+    if len(others) == 1 and apart:
+        sentences.append(f"The one distance that is known is that to {_away(matrix, i, apart[0])}.")
+    elif len(apart) == 1 and verdict[apart[0]] == DIFFERENT:
+        sentences.append(f"Only {_away(matrix, i, apart[0])} is told apart.")
+    elif len(apart) == 1:
+        sentences.append(f"All but {_away(matrix, i, apart[0])} are tested.")
+    elif apart:
+        near, far = _away(matrix, i, apart[0]), _away(matrix, i, apart[-1])
+        of = f"Of the other {len(apart):,}" if alike else f"Of {len(others):,} other datasets"
+        sentences.append(f"{of} the nearest is {near}, the farthest {far}.")
+    if len(apart) > 1 - (len(others) == 1) and not (verdict[apart] == DIFFERENT).any():
+        sentences.append("Whether they differ is not tested.")
     return " ".join(sentences)
 
 

@@ -136,8 +136,8 @@ class Silence:
     def excuse(self) -> str:
         """Returns a line to print when no stage says how far it is; what it repeats stays last."""
         self._since = monotonic()
-        after = f" after: {self._last}" if self._last else ""
-        return f"still at work, {duration(self._since - self._begun)}{after}"
+        last = f"; the last line was: {self._last}" if self._last else ""
+        return f"still at work for {duration(self._since - self._begun)}{last}"
 
 
 class Lines:

@@ -877,7 +877,7 @@ def whole_tile(catalogue: Catalogue, a: Sequence[int], b: Sequence[int], **of_jo
 def test_what_a_process_has_loaded_never_changes_the_numbers_of_another_tile(
     place: Catalogue, cache: tiles._Cache
 ) -> None:
-    """Tiles that differ in one thing are computed one after the other, in both orders, and alone."""
+    """Tiles that differ in one thing are computed after each other, in both orders, and alone."""
     first = whole_tile(place, [0, 1], [2, 3])
     put(place, "set/0", 30)
     job = first.job

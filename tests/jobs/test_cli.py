@@ -965,7 +965,7 @@ def test_refresh_names_the_images_that_failed_and_the_option_as_its_file_writes_
     (a / "worse.jpg").write_bytes(b"nothing")
     done = refresh(file, exits=3)
     assert "2 of 4 images could not be read; the limit is 1 image." in done.stderr
-    assert "with a higher `max_failures`, which goes on from here" in done.stderr
+    assert f"with a higher `max_failures` in {file}, which goes on from here" in done.stderr
     assert "worse.jpg" in done.stderr
 
 

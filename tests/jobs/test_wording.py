@@ -9,7 +9,7 @@ import pytest
 from pipeline import wording
 from pipeline.building.failure_gate import require_few_failures
 from pipeline.errors import GateError
-from pipeline.wording import count_of, option, options_as_flags
+from pipeline.wording import count_of, option, options_as_flags, options_as_keys
 
 
 def test_the_examples_of_the_docstring_hold() -> None:
@@ -27,8 +27,8 @@ def test_an_option_is_named_as_the_caller_writes_it() -> None:
     assert (option("by", ""), option("error_bars", False)) == ("`by=''`", "`error_bars=False`")
     with options_as_flags():
         assert (option("by", ""), option("layer_gaussian", True)) == ("--by ''", "--layer-gaussian")
-        with options_as_flags(flags=False):
-            assert option("max_failures") == "`max_failures`"
+        with options_as_keys("x.yaml"):
+            assert option("max_failures") == "`max_failures` in x.yaml"
         assert option("max_failures") == "--max-failures"
     assert option("max_failures") == "`max_failures`"
 

@@ -91,6 +91,7 @@ IN_FULL: tuple[str, ...] = (
     "catalogue/kept_versions.py",
     "catalogue/verification.py",
     "catalogue/version_checks.py",
+    "comparing/tiles.py",
     "counting/reduction.py",
     "counting/shard.py",
     "dna/sealed.py",

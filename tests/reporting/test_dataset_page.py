@@ -70,19 +70,19 @@ def listed(page: bytes) -> list[tuple[list[str], list[str]]]:
 def test_the_nearest_and_the_farthest_that_are_told_apart_are_named() -> None:
     matrix = with_estimates(matrix_of("a", "b", "c", "d", scale=30.0), (1, 2))
     assert place_among(matrix, "b") == (
-        "Of 3 other datasets the nearest is a (9.0 bins, 95% interval 8.5 to 9.5), the farthest "
-        "d (19.0 bins, 95% interval 18.5 to 19.5). It cannot be told apart from c."
+        "b cannot be told apart from c. Of the other 2 the nearest is a (9.0 bins, 95% interval "
+        "8.5 to 9.5), the farthest d (19.0 bins, 95% interval 18.5 to 19.5)."
     )
 
 
 @pytest.mark.parametrize(
     ("alike", "said"),
     [
-        ([(0, 1), (0, 2)], "It cannot be told apart from any other dataset, such as b and c."),
+        ([(0, 1), (0, 2)], "a cannot be told apart from any other dataset, such as b and c."),
         (
             [(0, 1)],
-            "Of 2 other datasets only c (29.0 bins, 95% interval 28.5 to 29.5) is told apart. It "
-            "cannot be told apart from b.",
+            "a cannot be told apart from b. Only c (29.0 bins, 95% interval 28.5 to 29.5) is told "
+            "apart.",
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_what_is_not_tested_or_not_defined_is_said() -> None:
         "they differ is not tested."
     )
     lone = with_nan(matrix_of("a", "b", "c", scale=30.0), 2)
-    assert place_among(lone, "c") == "It is at no distance that is defined from any other dataset."
+    assert place_among(lone, "c") == "c is at no distance that is defined from any other dataset."
     assert place_among(lone, "a") == (
         "The one distance that is known is that to b (15.0 bins). Whether they differ is not "
         "tested."
@@ -110,7 +110,7 @@ def test_what_is_not_tested_or_not_defined_is_said() -> None:
     )
     untested = with_estimates(matrix_of("a", "b", "c", scale=30.0), (0, 1))
     untested.estimates["q"][:, 0, 2] = np.nan
-    assert place_among(untested, "a").startswith("Of 2 other datasets all but c (29.0 bins, ")
+    assert "apart from b. All but c (29.0 bins, " in place_among(untested, "a")
 
 
 # The list of distances.

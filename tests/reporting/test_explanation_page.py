@@ -491,9 +491,10 @@ def test_the_keyboard_walks_the_images_and_names_them(
     assert reader.text("summary").startswith(data["summary"][:10])
     (whole,) = [row for row in data["layers"] if row["layer"] == "all"]
     assert whole["q"] < data["rate"]
-    assert "day and night differ at a false discovery rate of 5%." in reader.text("verdict")
     low, high = (f"{whole[of]:.2f}" for of in ("low", "high"))
-    assert f"[{low}, {high}]" in reader.text("verdict")
+    assert reader.text("verdict").startswith("day and night differ by more than chance. Over all ")
+    assert f"bins, with a 95% interval of {low} to {high}." in reader.text("verdict")
+    assert "at a false discovery rate of 5%." in reader.text("layers-note")
     count = "return document.querySelectorAll(arguments[0]).length"
     neurons = len(data["groups"])
     assert reader.run(count, "#cards svg path.first") == neurons
@@ -658,6 +659,7 @@ def test_a_page_says_that_layers_differ_if_all_neurons_together_do_not(
         path.write_bytes(render_explanation(gather_explanation(built, found, samples=0)))
         reader.open(path)
         said.append(reader.text("verdict"))
+        assert reader.text("title") == "day and night compared"
     assert "are not told apart: they may differ by chance." in said[0]
     assert "differ in 1 of 2 layers, and are not told apart by all neurons together." in said[1]
 

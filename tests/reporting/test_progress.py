@@ -191,9 +191,9 @@ def test_a_log_is_never_silent_for_long(sleep: Callable[[float], None]) -> None:
     lines = out.getvalue().splitlines()
     assert "0/100 images  0.0/s  0/4 shards  0 failed  time left not known yet" in lines
     assert sum(line.startswith("100/100 images") for line in lines) >= 3  # while it ends
-    assert "still at work, 0:00:05 after: a: listing photos" in lines
+    assert "still at work for 0:00:05; the last line was: a: listing photos" in lines
     assert sum(line.startswith("3/3 datasets") for line in lines) == 1
-    assert lines[-1].startswith("still at work, 0:00:20 after: 3/3 datasets")
+    assert lines[-1].startswith("still at work for 0:00:20; the last line was: 3/3 datasets")
 
 
 def test_a_stage_has_its_last_line_once(sleep: Callable[[float], None]) -> None:
@@ -220,8 +220,8 @@ def test_a_terminal_is_never_silent_for_long_between_bars(
         bar.tick()
     assert plain(written(terminal)).splitlines() == [
         "a: listing photos",
-        "still at work, 0:00:05 after: a: listing photos",
-        "still at work, 0:00:10 after: a: listing photos",
+        "still at work for 0:00:05; the last line was: a: listing photos",
+        "still at work for 0:00:10; the last line was: a: listing photos",
     ]
     bar(Started(total=4, steps=4))
     sleep(60)

@@ -259,17 +259,18 @@ def test_one_distance_is_printed_once() -> None:
     ]
     matrix = with_estimates(matrix_of("a", "b", "c"), (0, 1))
     assert nearest_sentences(matrix)[0] == (
-        "a  nearest and farthest c 99.0 [98.5, 99.5]; not told apart from b (q 0.41)"
+        "a  not told apart from b (q 0.41); the other one is c 99.0 [98.5, 99.5]"
     )
     assert nearest_sentences(matrix)[2].startswith("c  nearest b 49.0 [48.5, 49.5], farthest a")
 
 
 def test_sentences_have_intervals_and_q() -> None:
     matrix = with_estimates(matrix_of("a", "b", "c", "d", scale=30.0), (0, 1))
-    alike = "; not told apart from"
+    c, d = "c 19.0 [18.5, 19.5]", "d 29.0 [28.5, 29.5]"
     assert nearest_sentences(matrix) == [
-        f"a  nearest c 19.0 [18.5, 19.5], farthest d 29.0 [28.5, 29.5]{alike} b (q 0.41)",
-        f"b  nearest c 9.0 [8.5, 9.5], farthest d 19.0 [18.5, 19.5]{alike} a (q 0.41)",
+        f"a  not told apart from b (q 0.41); of the others nearest {c}, farthest {d}",
+        "b  not told apart from a (q 0.41); of the others nearest c 9.0 [8.5, 9.5], farthest d "
+        "19.0 [18.5, 19.5]",
         "c  nearest b 9.0 [8.5, 9.5], farthest a 19.0 [18.5, 19.5]",
         "d  nearest c 9.0 [8.5, 9.5], farthest a 29.0 [28.5, 29.5]",
     ]
@@ -282,8 +283,8 @@ def test_where_no_pair_is_told_apart_that_is_said_and_the_nearest_is_named() -> 
         "a  not told apart from any other; the nearest is b -0.60 [-1.10, -0.10], q 0.41"
     )
     one_apart = with_estimates(matrix_of(*"abcdefg"), *pairs)
-    assert nearest_sentences(one_apart)[0].endswith(
-        "; not told apart from b (q 0.41), c (q 0.41), d (q 0.41) and 2 more"
+    assert nearest_sentences(one_apart)[0].startswith(
+        "a  not told apart from b (q 0.41), c (q 0.41), d (q 0.41) and 2 more; the other one is g "
     )
 
 

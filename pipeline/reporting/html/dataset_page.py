@@ -198,6 +198,7 @@ def render_dataset(page: DatasetPage, where: Addresses) -> bytes:
     parts = {
         "back": links,
         "headline": shown_text(first + place_among(page.matrix, page.name)),
+        "which": "Its images" if len(panel.samples) == version.images else "Some of its images",
         "images": _wall(panel.samples),
         "known": _known_section(page, where),
         "heading": shown_text(_heading(page.matrix)),
@@ -278,7 +279,8 @@ def _distances(page: DatasetPage, where: Addresses) -> str:
         point = f'<circle class="{kind}" cx="{place(values[i, j])}" cy="7" r="4"/>'
         pair = where.pair(*sorted((i, j)))
         why = pair or where.open_pair(page.name, matrix.names[j])
-        text = "why they differ" if pair else "both in the report"
+        closer = "look closer" if alike else "why they differ"
+        text = closer if pair else "both in the report"
         rows.append(
             f"<li>{_linked(matrix.names[j], where.datasets[j])}"
             f'<svg viewBox="0 0 {BAR_WIDTH} 14" aria-hidden="true">{bar}{point}</svg>'
@@ -301,6 +303,6 @@ def _versions(history: Sequence[PastVersion]) -> str:
         f"<td>{shown_text(past.version.source)}</td><td>{shown_text(past.software)}</td></tr>"
         for past in history
     )
-    heads = ("commit", "made", "images", "failed", "source", "by")
+    heads = ("commit", "made", "images", "failed", "source", "software")
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -16,26 +16,27 @@ function verdict(row) {
 function distance(row, digits = told) {
   if (!known(row.emd)) return "not defined";
   if (!known(row.emd_corrected)) return `${digits(row.emd)} bins, not corrected for the sizes of the samples`;
-  const interval = known(row.low) && known(row.high) ? ` [${digits(row.low)}, ${digits(row.high)}]` : "";
+  const interval = known(row.low) && known(row.high) ? `, with a 95% interval of ${digits(row.low)} to ${digits(row.high)}` : "";
   return `${digits(row.emd_corrected)} bins${interval}`;
 }
 
 // The whole, and its layers.
 
+const wholeRow = () => DATA.layers.find((row) => row.layer === ALL);
+
 function headline() {
-  const whole = DATA.layers.find((row) => row.layer === ALL);
+  const whole = wholeRow();
   if (!whole) return "";
   const pair = `${DATA.names[0]} and ${DATA.names[1]}`;
-  const of = `${nameOf(whole)}${DATA.through ? ` ${DATA.through}` : ""}: ${distance(whole, short)}`;
-  if (differs(whole))
-    return `${pair} differ at a false discovery rate of ${percent(DATA.rate)}. Of ${of}, q ${short(whole.q)}.`;
+  const over = `Over ${nameOf(whole)}${DATA.through ? ` ${DATA.through}` : ""}: ${distance(whole, short)}.`;
+  if (differs(whole)) return `${pair} differ by more than chance. ${over}`;
   const layers = DATA.layers.filter((row) => row !== whole && row.neurons);
   const apart = layers.filter(differs).length;
   if (alike(whole) && apart)
-    return `${pair} differ in ${apart} of ${layers.length} layers, and are not told apart by all neurons together. Of ${of}, q ${short(whole.q)}.`;
+    return `${pair} differ in ${apart} of ${layers.length} layers, and are not told apart by all neurons together. ${over}`;
   if (alike(whole))
-    return `${pair} are not told apart: they may differ by chance. Of ${of}, q ${short(whole.q)}.`;
-  return `${pair} are not tested: that takes folds, and weights that are not negative. Of ${of}.`;
+    return `${pair} are not told apart: they may differ by chance. ${over}`;
+  return `${pair} are not tested: that takes folds, and weights that are not negative. ${over}`;
 }
 
 function drawLayers() {
@@ -63,7 +64,7 @@ function drawLayers() {
   const blind = DATA.layers.filter((row) => !row.neurons).map((row) => row.layer);
   $("layers-note").textContent =
     (corrected
-      ? "Earth Mover's Distance in bins, corrected for the sizes of the samples, with 95% intervals; hollow: not told apart."
+      ? "Earth Mover's Distance in bins, corrected for the sizes of the samples, with 95% intervals; hollow: not told apart " + `at a false discovery rate of ${percent(DATA.rate)}.`
       : "Earth Mover's Distance in bins, not corrected for the sizes of the samples; there are no error bars.") +
     (blind.length ? ` The lens gives no weight to ${blind.join(", ")}.` : "");
 }
@@ -132,7 +133,7 @@ function drawTables() {
 function drawUnlike() {
   $("unlike-section").hidden = !DATA.unlike.some((images) => images.length);
   $("unlike-note").textContent =
-    "Each is farther from the other dataset than from its own; where that difference is largest comes first. The number on an image is its distance to the other dataset, in bins, so the numbers need not fall. Press one to name it.";
+    "Each is farther from the other dataset than from its own; where that difference is largest comes first. The number on an image is its distance to the other dataset, in bins, so the numbers need not fall. Of images that look alike, one is shown. Press one to name it.";
   for (const [side, images] of DATA.unlike.entries()) {
     const other = DATA.names[1 - side];
     make("p", `${DATA.names[side]}: most unlike ${other}`, { class: sideClass(side) }, $("unlike"));
@@ -299,7 +300,7 @@ function legend() {
     "Deep stages first: they tell more of what the images show. Of neurons that tell the same, because their means move together or their strongest images are the same, the one that differs most is shown.",
     "A value is what a neuron puts out at one place of an image. The histograms have the share of values in each part of its range, in its own units; heights are square roots of shares. The dashed line is the value above which the shares of the two differ most; they stand beside it.",
     telling
-      ? `Below them are images whose values are those of one dataset rather than the other, of ${looked[0]} and ${looked[1]} images that were looked at again; on each stands the share of its values above the dashed line. Press one to name it, and to mark wherever else it stands; arrow keys move along a row.`
+      ? `Below them are images whose values are those of one dataset rather than the other, of ${looked[0]} and ${looked[1]} images that were looked at again; on each stands the share of its values above the dashed line. Of images that look alike, one is shown. Press one to name it, and to mark wherever else it stands; arrow keys move along a row.`
       : "Below them are the images that the neuron reacts to most, with its mean activation over each. Press one to name it, and to mark wherever else it stands; arrow keys move along a row.",
   ];
 }
@@ -315,11 +316,12 @@ function update() {
 function drawTitle() {
   const [first, second] = DATA.names;
   const [own, other] = DATA.dataset_pages;
-  $("title").append("Why ");
+  const apart = !wholeRow() || !alike(wholeRow());
+  if (apart) $("title").append("Why ");
   datasetName(first, own, $("title"));
   $("title").append(" and ");
   datasetName(second, other, $("title"));
-  $("title").append(` differ${DATA.through ? ` ${DATA.through}` : ""}`);
+  $("title").append(`${apart ? " differ" : " compared"}${DATA.through ? ` ${DATA.through}` : ""}`);
 }
 
 function begin() {

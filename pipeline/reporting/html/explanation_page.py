@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.comparing import FALSE_DISCOVERY_RATE, notes_of
+from pipeline.comparing import ALL, FALSE_DISCOVERY_RATE, notes_of
 from pipeline.dna import UNIFORM, Lens
 from pipeline.errors import VdnaError
 from pipeline.explaining import Explanation, NamedImage, NeuronGroup, Reaction, TellingImage
@@ -219,7 +219,10 @@ def render_explanation(
     found, places = why.found, {key: at for at, key in enumerate(why.pictures)}
     a, b = found.versions
     of = "" if found.lens == UNIFORM else f" through lens {found.lens}"
-    title = f"Why {a} and {b} differ{of}"
+    rows = {row["layer"]: row for row in found.layers.to_pylist()}
+    q = rows[ALL]["q"] if ALL in rows else None
+    alike = q is not None and q >= FALSE_DISCOVERY_RATE
+    title = (f"{a} and {b} compared" if alike else f"Why {a} and {b} differ") + of
     data = {
         "title": title,
         "links": [(of.text, of.href) for of in links],
@@ -231,7 +234,7 @@ def render_explanation(
         "through": of.strip(),
         "bins": why.bins,
         "rate": FALSE_DISCOVERY_RATE,
-        "layers": found.layers.to_pylist(),
+        "layers": list(rows.values()),
         "stages": dict(found.stages),
         "groups": list(_groups(found, places)),
         "unlike": _unlike(found, places),

@@ -33,7 +33,7 @@ class PageInMaking:
     @property
     def progress(self) -> str:
         """How far the work is, in one line."""
-        if not self.made.running():
+        if not self.made.running() and not self.made.done():
             return "It waits until other pages are made."
         return self._tally.line if self._tally.stage.total else "It has just begun."
 

@@ -219,7 +219,7 @@ def _links_of(index: str) -> Iterator[str]:
         links = [
             *data["explained"].values(),
             *(of["href"] for of in data["rankings"]),
-            *data["dataset_pages"],
+            *data.get("dataset_pages", ()),
         ]
     except (SourceError, ValueError, LookupError, TypeError, AttributeError):
         return

@@ -21,7 +21,7 @@ function drawGuide() {
   for (let i = 0; i < SIZE; i++)
     for (let j = i + 1; j < SIZE; j++) if (Number.isFinite(at(values, i, j))) pairs.push([i, j]);
   if (!pairs.length) {
-    $("floor").textContent = "0 is a dataset and itself. No other distance is defined here.";
+    $("floor").textContent = "0 is the distance of a dataset to itself. No other distance is defined here.";
     return;
   }
   const least = (among, of) =>
@@ -36,8 +36,8 @@ function drawGuide() {
   // Of many datasets there are more pairs than a function takes arguments.
   const [lowest, highest] = [Math.min, Math.max].map((of) => short(floors.reduce((a, b) => of(a, b), floors[0])));
   $("floor").textContent = floors.length
-    ? `0 is a dataset and itself. Two samples of one source are never quite alike: at these sizes, chance alone makes ${lowest === highest ? lowest : `${lowest} to ${highest}`} bins, the noise floor. A corrected distance has it taken away, so that there 0 means: no more than chance.`
-    : "0 is a dataset and itself. There are no error bars here, so nothing says how much of a distance is chance.";
+    ? `0 is the distance of a dataset to itself. Two samples of one source are never quite alike: at these sizes, chance alone makes ${lowest === highest ? lowest : `${lowest} to ${highest}`} bins, the noise floor. A corrected distance has it taken away, so that there 0 means: no more than chance.`
+    : "0 is the distance of a dataset to itself. There are no error bars here, so nothing says how much of a distance is chance.";
   const shown = [];
   for (const [title, pair] of [
     [pairs.length === 1 ? "The only pair" : "The nearest pair", near],
