@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce as fold_left
 from typing import Any
@@ -41,7 +42,7 @@ from pipeline.dna import (
 )
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SourceError
 from pipeline.sources import Manifest
-from pipeline.spec import LAYER_GAUSSIAN, Spec, digest_of
+from pipeline.spec import LAYER_GAUSSIAN, Spec, available_cpus, digest_of
 
 FAN_IN = 16
 
@@ -297,8 +298,7 @@ def compose(
     groups: dict[str, list[pa.Table]] = {"dna": [], "folds": []}
     if LAYER_GAUSSIAN in products:
         groups["layer_gaussians"] = []
-    for layer in spec.layers:
-        parts = [(fold.index, _sum_layer(fold, files, layer)) for fold in folds]
+    for layer, parts in _layers(spec.layers, folds, files):
         summed = _add_all(dna for _, dna in parts)
         if (summed.scatter is not None) != (LAYER_GAUSSIAN in products):
             raise CorruptFile(f"{dataset}: the partials' products are not {', '.join(products)}")
@@ -356,6 +356,20 @@ def _exemplars(
     if any((None if one is None else one.settings) != wanted for one in found):
         raise CorruptFile(f"{dataset}: the partials' exemplars are not {wanted}")
     return fold_left(add_exemplars, found)
+
+
+def _layers(
+    layers: Sequence[str], folds: Sequence[Fold], files: Mapping[str, DnaFile]
+) -> Iterator[tuple[str, list[tuple[int, DNA]]]]:
+    """Sums each layer of each fold. Folds are read at once: each has files of its own.
+
+    Yields:
+        Each layer, with the index and the sum of each fold.
+    """
+    with ThreadPoolExecutor(available_cpus(), "fold") as pool:
+        for layer in layers:
+            sums = pool.map(lambda fold, layer=layer: _sum_layer(fold, files, layer), folds)
+            yield layer, [(fold.index, dna) for fold, dna in zip(folds, sums, strict=True)]
 
 
 def _sum_layer(fold: Fold, files: Mapping[str, DnaFile], layer: str) -> DNA:
