@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce as fold_left
+from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
@@ -366,10 +367,13 @@ def _layers(
     Yields:
         Each layer, with the index and the sum of each fold.
     """
+
+    def summed(fold: Fold, layer: str) -> tuple[int, DNA]:
+        return fold.index, _sum_layer(fold, files, layer)
+
     with ThreadPoolExecutor(available_cpus(), "fold") as pool:
         for layer in layers:
-            sums = pool.map(lambda fold, layer=layer: _sum_layer(fold, files, layer), folds)
-            yield layer, [(fold.index, dna) for fold, dna in zip(folds, sums, strict=True)]
+            yield layer, list(pool.map(summed, folds, repeat(layer)))
 
 
 def _sum_layer(fold: Fold, files: Mapping[str, DnaFile], layer: str) -> DNA:

@@ -129,6 +129,7 @@ def test_a_wrong_setting_is_named_with_its_value(
         ("defaults: {name: x}\n" + one(), "defaults.name", "'x'"),
         ("datasets: []\n", "datasets", "[]"),
         ("datasets: photos\n", "datasets", "'photos'"),
+        ("datasets: {a: photos}\n", "datasets", "write a line `- {name: NAME, source: FOLDER}`"),
         ("catalogue: x\n", "datasets", "is missing in"),
         ("", "the whole", "None"),
         ("just words", "the whole", "'just words'"),

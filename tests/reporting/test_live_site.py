@@ -117,7 +117,7 @@ def test_the_report_and_every_pair_are_computed_when_they_are_asked_for(port: in
     assert b'"pair_pages":"pairs/2/"' in page
     answer, why = ask(port, "/pairs/2/0-1.html")
     assert answer.status == 200
-    assert b"Why b and group/a differ" in why
+    assert b"b and group/a compared" in why
     answer, nothing = ask(port, "/", "HEAD")
     assert (answer.status, int(answer.headers["Content-Length"]), nothing) == (200, len(page), b"")
 
@@ -547,12 +547,12 @@ def test_a_reader_goes_from_the_report_to_an_explanation_and_a_ranking_and_back(
     reader.wait(lambda: reader.run(shown, "pair-title") == title)
     assert reader.barriers() == []
     press("#pair-body", "The neurons that differ, and the images that they react to")
-    reader.wait(lambda: reader.run(heading) == "Why b and group/a differ")
+    reader.wait(lambda: reader.run(heading) == "b and group/a compared")
     assert reader.barriers() == []
     press("#title", "group/a")
     reader.wait(lambda: reader.run(heading) == "group/a")
-    press(".distances", "why they differ")
-    reader.wait(lambda: reader.run(heading) == "Why b and group/a differ")
+    press(".distances", "look closer")
+    reader.wait(lambda: reader.run(heading) == "b and group/a compared")
     press("#back", ranked)
     reader.wait(lambda: reader.run(heading) == ranked)
     assert reader.barriers() == []

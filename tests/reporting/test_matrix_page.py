@@ -309,6 +309,7 @@ def test_every_field_of_the_preprocessing_is_among_the_facts(built: Catalogue, n
         "colour": "other",
         "exif": "other",
         "alpha": "white",
+        "jpeg": "scaled",
         "decoder": "raw16@1",
     }.get(name, value + 1 if isinstance(value, int) else None)
     assert other is not None
