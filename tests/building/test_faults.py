@@ -115,6 +115,7 @@ class PixelsAgain(Extractor):
         threads: int = 1,
     ) -> None:
         self._backend = backend
+        self.on_device = False
         self.network = network
         self.device = torch.device(device)
 
