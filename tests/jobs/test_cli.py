@@ -185,6 +185,17 @@ def test_a_command_looks_for_garbage_rarely(place: Path) -> None:
         gc.set_threshold(*before)
 
 
+@pytest.mark.parametrize("module", ["numpy", "triton"])
+def test_python_ends_without_a_look_for_garbage_and_without_words(module: str) -> None:
+    pytest.importorskip(module)
+    code = "import atexit, gc\natexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"
+    code += f"from pipeline.counting import collect_rarely\nimport {module}\ncollect_rarely()"
+    done = run(sys.executable, "-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+    # What is registered first is called last.
+    assert done.stdout.strip() == str(module == "numpy")
+
+
 def test_build_takes_its_options(tmp_path: Path, photos: Path) -> None:
     options = ("--bins", 50, "--resize", "fast", "--limit", 3, "--exclude", "*-0005.jpg")
     options += ("--exif", "ignore", "--crop", "center", "--jpeg", "scaled")
