@@ -42,6 +42,7 @@ def keep_memory() -> None:
 
 def collect_rarely() -> None:
     """Has Python look for garbage less often, for the rest of the process, and not as it ends."""
+    atexit.unregister(_skip_the_last_look)  # several commands may run in one process
     atexit.register(_skip_the_last_look)
     gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])
 

@@ -70,13 +70,13 @@ class _CudaOrder:
     def __init__(self, device: torch.device) -> None:
         import torch
 
-        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no type
 
     def mark(self) -> Mark:
         import torch
 
         # While a thread waits, others have its core.
-        made: Mark = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        made: Mark = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # as above
         return made
 
     def copying(self) -> AbstractContextManager[Any]:
