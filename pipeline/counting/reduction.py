@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce as fold_left
 from itertools import repeat
@@ -32,10 +32,10 @@ from pipeline.dna import (
     Exemplars,
     ExemplarSettings,
     Failure,
+    LayersWriter,
     Partial,
     add_exemplars,
     dna_metadata,
-    encode_layers,
     hash_numbers,
     shards_and_failures,
     to_gaussian_table,
@@ -239,8 +239,8 @@ def compose(
     """Adds the folds' parts up to the files of a dataset version.
 
     These are the DNA, its folds and, if the products have them, its exemplars and its layers'
-    Gaussians. One layer is in memory at a time. Parts with scatter matrices are large: they wait on
-    this machine's disk.
+    Gaussians. One layer is encoded while the next is read and summed. Parts with scatter matrices
+    are large: they wait on this machine's disk.
 
     Args:
         folds: The folds, as `plan_folds` planned them, all levels summed.
@@ -261,56 +261,35 @@ def compose(
     files = {
         uri: DnaFile(keep(_read(uri)), "partial", uri) for fold in folds for uri, _ in fold.parts
     }
-    failures: list[Failure] = []
-    held: list[str] = []
-    heads: dict[int, DNA] = {}
-    spec: Spec | None = None
-    for fold in folds:
-        failed = 0
-        for uri, keys in fold.parts:
-            spec = spec or files[uri].spec
-            spec.require_same(files[uri].spec, next(iter(files)), uri)
-            shards, listed = shards_and_failures(files[uri].metadata, uri)
-            if shards != tuple(sorted(keys)):
-                raise CorruptFile(f"{uri} does not hold the {len(keys)} shards that it should")
-            held.extend(shards)
-            failures.extend(listed)
-            failed += len(listed)
-        head = _sum_layer(fold, files, files[uri].spec.layers[0])
-        if head.failed != failed or head.images + failed != fold.candidates:
-            raise ConservationError(
-                f"fold {fold.index} of {dataset}: {head.images} counted and {failed} listed as "
-                f"failed of {fold.candidates} candidates"
-            )
-        heads[fold.index] = head
-    if spec is None:
-        raise ConservationError(f"{dataset} has no folds")
-    if len(set(held)) != len(held):
-        raise OverlapError(f"{dataset}: two folds hold the same shard")
-    if set(held) != set(manifest.keys(spec.digest, products)):
-        raise ConservationError(f"{dataset}: the folds' shards are not those of the manifest")
+    heads, failures = _totals(folds, files, manifest, products, dataset)
     total = _add_all(heads.values())
-    if total.images + len(failures) != manifest.candidates:
-        raise ConservationError(
-            f"{dataset}: {total.images} counted and {len(failures)} failed of "
-            f"{manifest.candidates} candidates"
-        )
     content = ContentDigest(total)
-    groups: dict[str, list[pa.Table]] = {"dna": [], "folds": []}
-    if LAYER_GAUSSIAN in products:
-        groups["layer_gaussians"] = []
-    for layer, parts in _layers(spec.layers, folds, files):
-        summed = _add_all(dna for _, dna in parts)
-        if (summed.scatter is not None) != (LAYER_GAUSSIAN in products):
-            raise CorruptFile(f"{dataset}: the partials' products are not {', '.join(products)}")
-        summed.check(f"{dataset}, layer {layer}")
-        content.add(summed)
-        groups["dna"].append(to_table(replace(summed, scatter=None)))
-        groups["folds"].append(
+    kinds = ["dna", "folds", *(["layer_gaussians"] if LAYER_GAUSSIAN in products else [])]
+    writers = {kind: LayersWriter(kind) for kind in kinds}
+
+    def write(summed: DNA, parts: Sequence[tuple[int, DNA]]) -> None:
+        writers["dna"].add(to_table(replace(summed, scatter=None)))
+        writers["folds"].add(
             pa.concat_tables(to_table(replace(dna, scatter=None), index) for index, dna in parts)
         )
-        if LAYER_GAUSSIAN in products:
-            groups["layer_gaussians"].append(to_gaussian_table(summed))
+        if "layer_gaussians" in writers:
+            writers["layer_gaussians"].add(to_gaussian_table(summed))
+
+    with ThreadPoolExecutor(1, "encode") as encoder:
+        written: Future[None] | None = None
+        for layer, parts in _layers(total.spec.layers, folds, files):
+            summed = _add_all(dna for _, dna in parts)
+            if (summed.scatter is not None) != (LAYER_GAUSSIAN in products):
+                raise CorruptFile(
+                    f"{dataset}: the partials' products are not {', '.join(products)}"
+                )
+            summed.check(f"{dataset}, layer {layer}")
+            content.add(summed)
+            if written:  # no more than two layers are in memory
+                written.result()
+            written = encoder.submit(write, summed, parts)
+        if written:
+            written.result()
     digest = dna_digest(content, manifest.digest, products)
     shared = {
         "dataset": dataset,
@@ -318,7 +297,7 @@ def compose(
         "manifest": manifest.digest,
         "products": list(products),
     }
-    folds_of: dict[str, Any] = dict.fromkeys(groups, len(folds))
+    folds_of: dict[str, Any] = dict.fromkeys(kinds, len(folds))
     folds_of["folds"] = {
         str(index): {key: stated[key] for key in FOLD_TOTALS if key in stated}
         for index, stated in ((index, dna_metadata(dna)) for index, dna in heads.items())
@@ -333,12 +312,66 @@ def compose(
         tuple(dna_metadata(total)["numerics"]),
         kept
         | {
-            kind: encode_layers(kind, dna_metadata(total, folds=folds_of[kind], **shared), tables)
-            for kind, tables in groups.items()
+            kind: writer.finish(dna_metadata(total, folds=folds_of[kind], **shared))
+            for kind, writer in writers.items()
         },
         total.transparent,
         total.single_colour,
     )
+
+
+def _totals(
+    folds: Sequence[Fold],
+    files: Mapping[str, DnaFile],
+    manifest: Manifest,
+    products: Sequence[str],
+    dataset: str,
+) -> tuple[dict[int, DNA], list[Failure]]:
+    """Checks that the parts account for each candidate once.
+
+    Returns:
+        The totals of each fold, as a DNA without layers; and all images that could not be read.
+
+    Raises:
+        ConservationError: If a shard of the manifest is not in exactly one part, or a candidate is
+            neither counted nor listed as a failure.
+        OverlapError: If two folds hold the same shard.
+        CorruptFile: If a part does not hold the shards that it should.
+    """
+    if not files:
+        raise ConservationError(f"{dataset} has no folds")
+    spec = next(iter(files.values())).spec
+    failures: list[Failure] = []
+    held: list[str] = []
+    heads: dict[int, DNA] = {}
+    for fold in folds:
+        failed = 0
+        for uri, keys in fold.parts:
+            spec.require_same(files[uri].spec, next(iter(files)), uri)
+            shards, listed = shards_and_failures(files[uri].metadata, uri)
+            if shards != tuple(sorted(keys)):
+                raise CorruptFile(f"{uri} does not hold the {len(keys)} shards that it should")
+            held.extend(shards)
+            failures.extend(listed)
+            failed += len(listed)
+        head = _add_all(files[uri].totals for uri, _ in fold.parts)
+        if head.failed != failed or head.images + failed != fold.candidates:
+            raise ConservationError(
+                f"fold {fold.index} of {dataset}: {head.images} counted and {failed} listed as "
+                f"failed of {fold.candidates} candidates"
+            )
+        heads[fold.index] = head
+    if len(set(held)) != len(held):
+        raise OverlapError(f"{dataset}: two folds hold the same shard")
+    if set(held) != set(manifest.keys(spec.digest, products)):
+        raise ConservationError(f"{dataset}: the folds' shards are not those of the manifest")
+    images = sum(head.images for head in heads.values())
+    if images + len(failures) != manifest.candidates:
+        raise ConservationError(
+            f"{dataset}: {images} counted and {len(failures)} failed of "
+            f"{manifest.candidates} candidates"
+        )
+    return heads, failures
 
 
 def _exemplars(

@@ -7,14 +7,14 @@ A file has one row per neuron and one row group per layer. `pipeline.dna.dna_fil
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.dna.neuron_rows import to_table
-from pipeline.dna.sealed import FileKind, encode_sealed
+from pipeline.dna.sealed import FileKind, SealedWriter
 from pipeline.dna.value import DNA, NOTED
 
 
@@ -56,11 +56,60 @@ def dna_metadata(dna: DNA, **extra: object) -> dict[str, Any]:
     }
 
 
+class LayersWriter:
+    """Makes a file of a DNA's layers in memory; it holds the rows of one layer at a time.
+
+    The same input gives the same bytes.
+    """
+
+    def __init__(self, kind: str) -> None:
+        """Begins a file.
+
+        Args:
+            kind: `dna`, `folds`, `layer_gaussians` or `partial`.
+        """
+        self._kind = kind
+        self._sink = io.BytesIO()
+        self._writer: SealedWriter | None = None
+
+    def add(self, rows: pa.Table) -> None:
+        """Adds the rows of the next layer in the order of the spec."""
+        if self._writer is None:
+            self._writer = SealedWriter(
+                self._sink,
+                FileKind(self._kind),
+                rows.schema,
+                compression_level=1,
+                use_dictionary=False,
+                column_encoding=_encodings(rows),
+                data_page_size=4 * 2**20,
+            )
+        self._writer.write(rows)
+
+    def finish(self, metadata: Mapping[str, Any]) -> bytes:
+        """Ends the file.
+
+        Args:
+            metadata: What `dna_metadata` made.
+
+        Returns:
+            The bytes of the file.
+
+        Raises:
+            ValueError: There are no layers.
+        """
+        if self._writer is None:
+            raise ValueError(f"a {self._kind} file needs at least one layer")
+        self._writer.seal(metadata)
+        self._writer.close()
+        return self._sink.getvalue()
+
+
 def encode_layers(kind: str, metadata: Mapping[str, Any], layers: Iterable[pa.Table]) -> bytes:
-    """Makes a file of a DNA's layers in memory; the same input gives the same bytes.
+    """Makes a file of a DNA's layers in memory; see `LayersWriter`.
 
     Args:
-        kind: `dna`, `folds`, `layer_gaussians` or `partial`.
+        kind: The kind of file.
         metadata: What `dna_metadata` made.
         layers: The rows of each layer, in the order of the spec.
 
@@ -70,20 +119,10 @@ def encode_layers(kind: str, metadata: Mapping[str, Any], layers: Iterable[pa.Ta
     Raises:
         ValueError: There are no layers.
     """
-    rest = iter(layers)
-    first = next(rest, None)
-    if first is None:
-        raise ValueError(f"a {kind} file needs at least one layer")
-    return encode_sealed(
-        FileKind(kind),
-        metadata,
-        chain([first], rest),
-        first.schema,
-        compression_level=1,
-        use_dictionary=False,
-        column_encoding=_encodings(first),
-        data_page_size=4 * 2**20,
-    )
+    writer = LayersWriter(kind)
+    for rows in layers:
+        writer.add(rows)
+    return writer.finish(metadata)
 
 
 def _encodings(table: pa.Table) -> dict[str, str]:

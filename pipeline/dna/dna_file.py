@@ -136,6 +136,11 @@ class DnaFile:
         """The numbers of the folds that a file of folds holds, in order."""
         return sorted(int(fold) for fold in self._totals if fold)
 
+    @property
+    def totals(self) -> DNA:
+        """What the file states of all layers at once, as a DNA without layers."""
+        return _without_layers(self.spec, self._totals[""])
+
     def read(self, layers: Sequence[str] | None = None) -> DNA:
         """Reads the DNA and checks that its counts add up.
 
@@ -277,18 +282,15 @@ def _from_rows(rows: pa.Table, spec: Spec, layer: str, totals: _Totals, name: st
     }
     if "scatter" in rows.column_names:
         arrays["scatter"] = _scatter(rows, spec, layer, name)
-    return DNA(
-        spec,
-        (layer,),
-        images=totals.images,
-        failed=totals.failed,
-        counts=_counts(rows, spec, layer, name),
-        **arrays,
-        numerics=totals.numerics,
-        unknown=totals.unknown,
-        transparent=totals.transparent,
-        single_colour=totals.single_colour,
-    )
+    counts = _counts(rows, spec, layer, name)
+    return DNA(spec, (layer,), counts=counts, **arrays, **vars(totals))
+
+
+def _without_layers(spec: Spec, totals: _Totals) -> DNA:
+    arrays: dict[str, Any] = {
+        column: np.empty(0, kind.to_pandas_dtype()) for column, kind in ARROW_TYPES.items()
+    }
+    return DNA(spec, (), counts=np.empty((0, spec.bins), np.int64), **arrays, **vars(totals))
 
 
 def _listed(columns: set[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dna import DNA, NOTED, Failure, HeldFolds, Partial, Ranges, encode_dna
+from pipeline.dna import DNA, NOTED, DnaFile, Failure, HeldFolds, Partial, Ranges, encode_dna
 from pipeline.dna.moments import merge_moments
 from pipeline.errors import ConservationError, CorruptFile, OverlapError, SpecMismatch
 from tests.support.builders import NUMERICS, OTHER_NUMERICS, decode_dna, random_dna, tiny_spec
@@ -244,6 +244,18 @@ def test_one_layer_can_be_read_alone() -> None:
     head, _ = decode_dna(encode_dna(dna), "x", layers=["head"])
     assert head.identical(dna.select(["head"]))
     assert head.layers == ("head",)
+
+
+@settings(max_examples=30)
+@given(dnas, dnas, st.integers(0, 3))
+def test_totals_are_those_of_the_layers_and_add_up_like_them(a: DNA, b: DNA, failed: int) -> None:
+    fields = ("images", "failed", "numerics", *NOTED)
+    files = [DnaFile(encode_dna(replace(x, failed=failed)), "dna", "x") for x in (a, b)]
+    total = reduce(DNA.__add__, (file.totals for file in files))
+    whole = reduce(DNA.__add__, (file.read() for file in files))
+    assert total.layers == ()
+    assert total.counts.shape == (0, SPEC.bins)
+    assert [getattr(total, f) for f in fields] == [getattr(whole, f) for f in fields]
 
 
 @settings(max_examples=40)
