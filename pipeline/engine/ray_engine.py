@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, TypeVar, cast
 
@@ -110,15 +111,16 @@ class RayEngine:
                 raise UsageError(f"no Ray cluster answers at {self._address}: {error}") from error
             return
         # One CPU more than there is: a pool that takes all CPUs exactly can stall.
-        start_with_retries(
-            lambda: ray.init(
-                address="local",
-                num_cpus=available_cpus() + 1,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
+        with _environ(_environment()):
+            start_with_retries(
+                lambda: ray.init(
+                    address="local",
+                    num_cpus=available_cpus() + 1,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **quiet,
+                )
             )
-        )
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not self._ours:
@@ -179,7 +181,7 @@ class RayEngine:
             ),
             num_cpus=resources.threads,
             num_gpus=resources.gpus_per_worker or None,
-            runtime_env={"env_vars": _environment()},
+            runtime_env=self._runtime_env(),
         )
         rows_of_all = iter(dataset.iter_rows())
         try:
@@ -216,7 +218,7 @@ class RayEngine:
         def call(item: T) -> R:  # Ray takes functions, and no other callables
             return function(item)
 
-        remote = ray.remote(num_cpus=1, runtime_env={"env_vars": _environment()})(call)
+        remote = ray.remote(num_cpus=1, runtime_env=self._runtime_env())(call)
         waiting = list(reversed(items))
         running: list[Any] = []
         limit = 2 * self.workers
@@ -272,6 +274,14 @@ class RayEngine:
         if workers is None:
             workers = max(1, sum((cpus - 1) // threads for cpus in nodes))
         return replace(self.resources, threads=threads, workers=workers)
+
+    def _runtime_env(self) -> dict[str, Any]:
+        """Returns what Ray must start workers with.
+
+        A Ray of our own was started with the environment that workers need. They inherit it, so
+        those that Ray has started ahead can be used at once.
+        """
+        return {} if self._ours and self._local else {"env_vars": _environment()}
 
     def _require_gpus(self) -> None:
         """Checks this machine's GPUs; a cluster may yet add a node that has some.
@@ -337,6 +347,21 @@ def _free() -> dict[str, float]:
 
 def _environment() -> dict[str, str]:
     return WORKER_ENVIRONMENT | {k: os.environ[k] for k in FORWARDED if k in os.environ}
+
+
+@contextmanager
+def _environ(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables, and sets them back at the end."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _cause(error: RayTaskError) -> BaseException:

@@ -265,6 +265,27 @@ def test_an_image_that_kills_its_decoder_is_listed_and_the_rest_is_counted(
 
 
 @pytest.mark.soak
+def test_every_worker_has_the_environment_it_needs_and_the_driver_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Workers of a Ray of our own inherit it; elsewhere Ray is told of it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    names = list(ray_engine.WORKER_ENVIRONMENT)
+    before = dict(os.environ)
+    with ray_engine.RayEngine(Resources(workers=1)) as own:
+        with ray_engine.RayEngine(Resources(workers=1)) as connected:
+            assert (own._runtime_env(), connected._runtime_env() != {}) == ({}, True)
+            seen = [dict(engine.map(_variable, names)) for engine in (own, connected)]
+        assert {name: os.environ.get(name) for name in names} == {n: before.get(n) for n in names}
+    assert seen == [ray_engine.WORKER_ENVIRONMENT] * 2
+
+
+def _variable(name: str) -> tuple[str, str | None]:
+    return name, os.environ.get(name)
+
+
+@pytest.mark.soak
 def test_a_reduction_of_several_levels_runs_on_ray(small: Small, tmp_path: Path) -> None:
     """A fold has more shards than one sum takes, so tasks of Ray make nodes."""
     source = tmp_path / "source"
