@@ -1,6 +1,7 @@
 """How fast one GPU counts, beside its forward pass alone, and whether it counts as a CPU does.
 
     python -m benchmarks.gpu [--networks efficientnet_lite0,...] [--precisions fp32,bf16]
+                             [--micro-batches 64,128,256]
     python -m benchmarks.gpu --dry-run
 
 Weights are random, so nothing is downloaded. Each network's ranges reach from its least to its
@@ -12,10 +13,14 @@ greatest activation on random pixels. The result has four parts:
     feeding     images/s that travel to the GPU and become the network's input, without the network:
                 of 224 x 224, which are only normalised, and of 500 x 400, which are resized; and by
                 how many grey levels they differ from the CPU's (no more than 0.001)
-    rates       for each network and precision: images/s of the forward pass alone; with all that a
-                build does after that (counting, and the moments of the means); and with the images
-                of 500 x 400 travelling to the GPU, as in a build; the share of the latter; and how
-                often the thread that feeds the GPU had to wait for it
+    rates       for each network, precision and number of images at a time: images/s of the forward
+                pass alone, started kernel by kernel (`eager`) and replayed from a CUDA graph
+                (`forward`); then, replayed, with all that a build does after that (counting, and
+                the moments of the means); and with the images of 500 x 400 travelling to the GPU,
+                as in a build; the share of the latter; how often the thread that feeds the GPU had
+                to wait for it; and the most bytes of the GPU that torch held for an image, beside
+                the estimate that the default number of images is chosen by. A replay that differs
+                from the eager pass in any bit ends the script
     decoding    images/s of one CPU core, from the demo's photographs as JPEG files of three sizes:
                 decoded only, decoded for a GPU, and decoded and resized; and how many cores keep
                 the GPU fed with those of 500 x 400
@@ -155,20 +160,28 @@ def feeding(device: str, seconds: float, images: int) -> dict[str, Any]:
     return result
 
 
-def rate(name: str, precision: str, device: str, seconds: float, folder: Path) -> dict[str, Any]:
+def rate(
+    name: str, precision: str, many: int, device: str, seconds: float, folder: Path
+) -> dict[str, Any]:
     """One network: the forward pass alone, with counting, and with images that travel."""
     import torch
 
     from pipeline.building import Request, make_spec
     from pipeline.counting import DeviceRanges, Extractor, Prepared
+    from pipeline.counting.micro_batch import bytes_per_image
     from pipeline.counting.shard import GpuCounts, Means
     from pipeline.dna import Moments
     from pipeline.networks import describe
 
     network = describe(name, random_weights(name, folder) if name.startswith("timm:") else None)
     spec = make_spec(Request("x", "x", bins=BINS, precision=precision), network, "0" * 32, device)
-    extractor = Extractor(network, precision, device, on_device=True)
-    many = extractor.micro_batch
+
+    def loaded(graphs: bool) -> Extractor:
+        return Extractor(
+            network, precision, device, on_device=True, micro_batch=many, graphs=graphs
+        )
+
+    extractor = loaded(graphs=False)
     pixels = torch.randn((many, network.height, network.width, 3)).to(extractor.device)
     low, high = np.empty(spec.neurons), np.empty(spec.neurons)
 
@@ -191,6 +204,12 @@ def rate(name: str, precision: str, device: str, seconds: float, folder: Path) -
     def rated(work: Callable[[], object]) -> float:
         return timed(work, many, device, seconds)
 
+    eager = rated(lambda: extractor.observe(pixels, lambda index, x: None))
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+    extractor = loaded(graphs=True)
+    peak = (torch.cuda.max_memory_allocated() - held) // many if device == "cuda" else 0
     forward = rated(lambda: extractor.observe(pixels, lambda index, x: None))
     both = rated(lambda: count(pixels))
     fed = rated(lambda: count(feed(decoded)))
@@ -199,12 +218,16 @@ def rate(name: str, precision: str, device: str, seconds: float, folder: Path) -
     return {
         "network": name,
         "precision": precision,
+        "micro_batch": many,
         "neurons": spec.neurons,
+        "eager": eager,
         "forward": forward,
         "with_counting": both,
         "with_feeding": fed,
         "ratio": round(fed / forward, 3),
         "waits": len(seen),
+        "bytes_per_image": peak,
+        "estimated_bytes": bytes_per_image(network),
     }
 
 
@@ -268,17 +291,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="one GPU: correctness, rates, cores to feed it")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--precisions", default="fp32,bf16")
+    parser.add_argument("--micro-batches", default="64,128,256")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, to check the script")
     chosen = parser.parse_args()
     device, kernel, layers = "cuda", None, LAYERS
     names, precisions = chosen.networks.split(","), chosen.precisions.split(",")
+    sizes = [int(size) for size in chosen.micro_batches.split(",")]
     seconds = chosen.seconds
     if chosen.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
         warnings.filterwarnings("ignore", ".* encountered in", RuntimeWarning)
         device, kernel, layers, seconds = "cpu", "triton", SMALL_LAYERS, 0.1
-        names, precisions = ["efficientnet_lite0"], ["fp32"]
+        names, precisions, sizes = ["efficientnet_lite0"], ["fp32"], [4]
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -292,18 +317,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         result["rates"] = [
-            rate(name, precision, device, seconds, folder)
+            rate(name, precision, many, device, seconds, folder)
             for name in names
             for precision in precisions
+            for many in sizes
         ]
         result["decoding"] = decoding(seconds, folder)
     a_core = result["decoding"]["500x400"]["for_gpu"]
-    lines = ["| network | precision | forward, images/s | counted | fed | share | decode cores |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = [
+        "| network | precision | at a time | eager, images/s | by a graph | counted | fed | share "
+        "| decode cores |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in result["rates"]:
         row["decode_cores"] = round(row["with_feeding"] / a_core, 1)
         lines.append(
-            f"| {row['network']} | {row['precision']} | {row['forward']:,.0f} | "
+            f"| {row['network']} | {row['precision']} | {row['micro_batch']} | "
+            f"{row['eager']:,.0f} | {row['forward']:,.0f} | "
             f"{row['with_counting']:,.0f} | {row['with_feeding']:,.0f} | {row['ratio']:.2f} | "
             f"{row['decode_cores']:.0f} |"
         )

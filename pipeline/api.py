@@ -56,6 +56,8 @@ def make_dna(
     device: str = "cpu",
     threads: int | None = None,
     backend: Backend = "torch",
+    micro_batch: int | None = None,
+    cuda_graphs: bool = True,
     progress: Progress = False,
     **options: Unpack[MemoryOptions],
 ) -> DNA:
@@ -74,6 +76,8 @@ def make_dna(
         device: The kind of device that the network runs on, `cpu` or `cuda`.
         threads: How many images are processed at a time. None takes all cores.
         backend: What runs the network on a CPU: `torch`, or `openvino` if it is installed.
+        micro_batch: How many images the network sees at a time; None for 8 on a CPU, 64 on a GPU.
+        cuda_graphs: Whether a GPU records the forward pass once and replays it, with equal bits.
         progress: Whether to show progress; or a listener.
         **options: Options of `Request`: those that `MemoryOptions` names.
 
@@ -94,6 +98,8 @@ def make_dna(
             device=device,
             threads=threads,
             backend=backend,
+            micro_batch=micro_batch,
+            cuda_graphs=cuda_graphs,
             progress=listener,
             **options,
         )

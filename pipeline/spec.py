@@ -443,6 +443,8 @@ class Resources(Options):
             operation on one core.
         gpus_per_worker: The number of GPUs that a worker takes.
         backend: What runs the network on a CPU. Its results differ by rounding only.
+        micro_batch: How many images the network sees at a time. Results differ by rounding only.
+        cuda_graphs: Whether a GPU records the forward pass once and replays it. No bit differs.
         fetch_ahead: How many images are read ahead of the decoder.
         decode_seconds: The time limit of one image, which is then retried in its own process.
         stall_seconds: The job ends if no shard finishes for so long. A rerun resumes it.
@@ -470,6 +472,19 @@ class Resources(Options):
             "depthwise convolutions."
         ),
     ] = "torch"
+    micro_batch: Annotated[
+        int | None,
+        Option(
+            "Images that the network sees at a time (default: 8 on CPUs; 8 to 128 on a GPU, by its "
+            "memory, and 64 in bf16).",
+            least=1,
+            most=1024,
+        ),
+    ] = None
+    cuda_graphs: Annotated[
+        bool,
+        Option("On GPUs, record the forward pass once and replay it, with the same results."),
+    ] = True
     fetch_ahead: int = 64
     decode_seconds: float = 60.0
     stall_seconds: float = 1800.0

@@ -61,6 +61,8 @@ class VisualDNA:
         device: str = "cpu",
         threads: int | None = None,
         backend: Backend = "torch",
+        micro_batch: int | None = None,
+        cuda_graphs: bool = True,
         error_bars: bool = True,
         process_group: ProcessGroup | None = None,
         **options: Unpack[MetricOptions],
@@ -72,6 +74,10 @@ class VisualDNA:
                 `cuda`; the current device of torch.
             threads: How many images are processed at a time. None takes all cores.
             backend: What runs the network on a CPU: `torch`, or `openvino` if it is installed.
+            micro_batch: How many images the network sees at a time; None for 8 on a CPU, 64
+                on a GPU.
+            cuda_graphs: Whether a GPU records the forward pass once and replays it, with
+                equal bits.
             error_bars: Whether to keep folds, so that `emd` has error bars. It takes sixteen tables
                 of eight bytes a bin and neuron: 0.4 GB for the default network.
             process_group: The ranks of `torch.distributed` to add up; None for all.
@@ -94,14 +100,22 @@ class VisualDNA:
         require_backend(backend, request.precision, device)
         network = describe(request.extractor, request.weights, request.taps)
         self._ranges, _ = find_ranges(network, request.ranges, {})
-        self.spec = make_spec(request, network, self._ranges.digest, device)
+        self.spec = make_spec(request, network, self._ranges.digest, device, micro_batch)
         self._request = request
         self._group = process_group
         self._folds = FOLDS if error_bars else 1
         self._threads = threads or available_cpus()
         # A network is made with random weights before its own are loaded.
         with exact_switches(), torch.random.fork_rng():
-            self._extractor = Extractor(network, request.precision, device, backend, self._threads)
+            self._extractor = Extractor(
+                network,
+                request.precision,
+                device,
+                backend,
+                self._threads,
+                micro_batch=micro_batch,
+                graphs=cuda_graphs,
+            )
         self._counts = FoldCounts(self._extractor, self.spec, self._ranges, self._folds)
         self._batch = self._extractor.batches(self.spec.preprocess)
         self.reset()

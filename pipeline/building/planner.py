@@ -107,7 +107,8 @@ class Planner:
         head = catalogue.head()
         known = _known_ranges(catalogue, request.ranges)
         found, provenance = find_ranges(network, request.ranges, known)
-        spec = make_spec(request, network, found.digest, device_kind(self.resources))
+        device, micro_batch = device_kind(self.resources), self.resources.micro_batch
+        spec = make_spec(request, network, found.digest, device, micro_batch)
         base = head.datasets.get(request.name, {}).get(spec.digest)
         require_own(head, request.name)
         manifest, parts = self._manifest_and_parts(request, spec.digest, base, head)
@@ -186,7 +187,13 @@ class Planner:
         )
 
 
-def make_spec(request: Request, network: Network, ranges_digest: str, device: str) -> Spec:
+def make_spec(
+    request: Request,
+    network: Network,
+    ranges_digest: str,
+    device: str,
+    micro_batch: int | None = None,
+) -> Spec:
     """Returns the spec of what a request counts.
 
     Args:
@@ -194,6 +201,8 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
         network: The network as it was looked up.
         ranges_digest: Digest of the ranges to count in.
         device: Kind of the device that computes (`cpu`, `cuda`); part of the spec in bf16 only.
+        micro_batch: Images that the network sees at a time, or None for the device's own number;
+            part of the spec in bf16 only.
     """
     return Spec(
         extractor=network.name,
@@ -214,7 +223,11 @@ def make_spec(request: Request, network: Network, ranges_digest: str, device: st
         ranges_digest=ranges_digest,
         bins=request.bins,
         precision=request.precision,
-        bf16_numerics=numerics(network, device) if request.precision == "bf16" else None,
+        bf16_numerics=(
+            numerics(network, device, micro_batch=micro_batch)
+            if request.precision == "bf16"
+            else None
+        ),
     )
 
 

@@ -44,6 +44,8 @@ def make_dna(
     device: str = "cpu",
     threads: int | None = None,
     backend: Backend = "torch",
+    micro_batch: int | None = None,
+    cuda_graphs: bool = True,
     progress: Listener | None = None,
     **options: Unpack[MemoryOptions],
 ) -> DNA:
@@ -54,6 +56,8 @@ def make_dna(
         device: The kind of device that the network runs on, `cpu` or `cuda`.
         threads: How many images are processed at a time. None takes all cores.
         backend: What runs the network; see `Resources`.
+        micro_batch: How many images the network sees at a time; None for the device's own number.
+        cuda_graphs: Whether a GPU records the forward pass; see `Resources`.
         progress: Is told of each shard as it is counted.
         **options: Options of `Request`: those that `MemoryOptions` names.
 
@@ -74,6 +78,7 @@ def make_dna(
     from pipeline.spec import available_cpus
 
     require_backend(backend, options.get("precision", "fp32"), device)
+    resources = Resources(threads=threads or available_cpus(), micro_batch=micro_batch)
 
     fetch: Callable[[Entry], Decoded] | None = None
     if isinstance(source, str | os.PathLike):
@@ -100,12 +105,17 @@ def make_dna(
     with exact_switches():  # a notebook may train, too
         network = describe(request.extractor, request.weights, request.taps)
         found, _ = find_ranges(network, request.ranges, {})
-        spec = make_spec(request, network, found.digest, device)
+        spec = make_spec(request, network, found.digest, device, micro_batch)
         manifest = plan(listing, limit=None if fetch else request.limit)
-        resources = Resources(threads=threads or available_cpus())
         products = products_of(request, network, None)
         extractor = Extractor(
-            network, request.precision, device, backend, resources.threads or available_cpus()
+            network,
+            request.precision,
+            device,
+            backend,
+            resources.threads or 1,
+            micro_batch=micro_batch,
+            graphs=cuda_graphs,
         )
         counter = Counter(extractor, spec, found, resources, products)
         progress = progress or ignore

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from pipeline import images
 from pipeline.counting.allocator import keep_memory
 from pipeline.counting.feed import Feed, Prepared
+from pipeline.counting.forward_graph import CudaGraphs, ForwardGraph, Recorder, Shown
+from pipeline.counting.micro_batch import MICRO_BATCH
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, drop, fold_batch_norms, load_model, parse, rows
 from pipeline.spec import Backend, Numerics, Precision, Preprocess, Tap
@@ -31,9 +33,6 @@ from pipeline.wording import option
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-MICRO_BATCH = {"cpu": 8, "cuda": 64}
-"""Images per forward pass; part of the numerics, as oneDNN and cuDNN pick kernels by shape."""
 
 INTRA_OP_THREADS = 1
 """Threads of one forward pass on a CPU; as many passes run at once as there are cores."""
@@ -46,6 +45,7 @@ def numerics(
     device: str,
     backend: Backend = "torch",
     on_device: bool | None = None,
+    micro_batch: int | None = None,
 ) -> Numerics:
     """States how the extractor computes a network.
 
@@ -54,6 +54,7 @@ def numerics(
         device: The kind of device, `cpu` or `cuda`.
         backend: What runs the network. OpenVINO is named among the versions if it does.
         on_device: Whether images are resized on the device; None for a GPU only.
+        micro_batch: Images per forward pass; None for those of `MICRO_BATCH`.
 
     Returns:
         What may change the rounding of a count.
@@ -65,7 +66,7 @@ def numerics(
         device=device,
         compiled=False,
         folded=network.folded,
-        micro_batch=MICRO_BATCH[device],
+        micro_batch=micro_batch or MICRO_BATCH[device],
         threads=INTRA_OP_THREADS,
         versions=tuple((library, version(library)) for library in libraries),
         resized=images.DEVICE_RULE if _is_on_device(device, on_device) else "cpu",
@@ -112,6 +113,9 @@ class Extractor:
         backend: Backend = "torch",
         threads: int = 1,
         on_device: bool | None = None,
+        micro_batch: int | None = None,
+        graphs: bool = True,
+        recorder: Recorder | None = None,
     ) -> None:
         """Loads the weights and checks the taps.
 
@@ -123,11 +127,15 @@ class Extractor:
             threads: How many threads will observe at once. Only OpenVINO must know.
             on_device: Whether the network's input is made, and activations are counted, by tensors
                 on the device; None for a GPU only.
+            micro_batch: Images per forward pass; None for those of `MICRO_BATCH`.
+            graphs: Whether a GPU records the forward pass once and replays it.
+            recorder: What records it; None takes CUDA's graphs on a GPU, and nothing on a CPU.
 
         Raises:
             SpecMismatch: If the weights or the taps are not those that the description states.
-            UsageError: If there is no GPU that torch can use, a tapped module does not exist, or
-                the backend is not installed or cannot run the network.
+            UsageError: If there is no GPU that torch can use, a tapped module does not exist, the
+                backend is not installed or cannot run the network, the forward pass cannot be
+                recorded, or a GPU's memory is too small for it.
         """
         import torch
 
@@ -145,6 +153,7 @@ class Extractor:
         self.network = network
         self.device = torch.device(device)
         self.on_device = _is_on_device(device, on_device)
+        self.micro_batch = micro_batch or MICRO_BATCH[self.device.type]
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._visit = threading.local()
         model = load_model(network)
@@ -169,17 +178,25 @@ class Extractor:
         else:
             for index, notation in enumerate(network.observed):
                 modules[parse(notation)[0]].register_forward_hook(self._hook(index, notation))
-        self._require_taps()
-
-    @property
-    def micro_batch(self) -> int:
-        """Images per forward pass."""
-        return MICRO_BATCH[self.device.type]
+        self._graph: ForwardGraph | None = None
+        if recorder is None and graphs and device == "cuda":
+            recorder = CudaGraphs()
+        try:
+            self._require_taps()
+            if recorder is not None:
+                self._graph = ForwardGraph(network, self._run, self._blank(), recorder)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"{network.name} takes more memory than the GPU has, at {self.micro_batch} images "
+                f"at a time; give fewer by {option('micro_batch', max(1, self.micro_batch // 2))}"
+            ) from error
 
     @property
     def numerics(self) -> Numerics:
         """How this extractor computes."""
-        return numerics(self.network, self.device.type, self._backend, self.on_device)
+        return numerics(
+            self.network, self.device.type, self._backend, self.on_device, self.micro_batch
+        )
 
     def batches(self, rule: Preprocess) -> Callable[[Sequence[NDArray[Any]]], Prepared]:
         """Returns what makes micro-batches of `Loaded.values`.
@@ -220,20 +237,36 @@ class Extractor:
         if self.device.type == "cpu":
             torch.set_num_threads(INTRA_OP_THREADS)
         given = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
-        batch = torch.zeros(
-            (self.micro_batch, *pixels.shape[1:]), dtype=self._dtype, device=self.device
-        )
+
+        def show(index: int, x: torch.Tensor) -> None:
+            shown = x[:real]
+            visit(index, shown.float().contiguous() if shown.device.type == "cpu" else shown)
+
+        if self._graph is not None:
+            self._graph.observe(given, show)
+            return
+        batch = self._blank()
         batch[:real] = given
-        self._visit.current = (visit, real)
         with torch.inference_mode():
-            self._model(batch.permute(0, 3, 1, 2))  # channels last
+            self._run(batch, show)
+
+    def _blank(self) -> torch.Tensor:
+        import torch
+
+        shape = (self.micro_batch, self.network.height, self.network.width, 3)
+        return torch.zeros(shape, dtype=self._dtype, device=self.device)
+
+    def _run(self, batch: torch.Tensor, shown: Shown) -> None:
+        """Runs the network on a micro-batch, whose taps are shown as they are computed.
+
+        Each is shown at once, as a module after it may write into the same memory.
+        """
+        self._visit.current = shown
+        self._model(batch.permute(0, 3, 1, 2))  # channels last
 
     def _hook(self, index: int, notation: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-            visit, real = self._visit.current
-            shown = rows(output, notation, self.micro_batch)[:real]
-            # At once: a module after this one may write into the same memory.
-            visit(index, shown.float().contiguous() if shown.device.type == "cpu" else shown)
+            self._visit.current(index, rows(output, notation, self.micro_batch))
 
         return hook
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pipeline import images, storage
 from pipeline.counting.extractor import Extractor
+from pipeline.counting.micro_batch import bytes_per_image, of_memory
 from pipeline.counting.shard import Counter
 from pipeline.counting.stream import Made
 from pipeline.dna import Ranges
@@ -248,6 +249,8 @@ def _load(recipe: Recipe) -> ShardMaker:
         recipe.device,
         resources.backend,
         resources.threads or 1,
+        micro_batch=_micro_batch(recipe),
+        graphs=resources.cuda_graphs,
     )
     if spec.bf16_numerics not in (None, extractor.numerics):
         raise SpecMismatch(
@@ -263,6 +266,28 @@ def _load(recipe: Recipe) -> ShardMaker:
     if recipe.task is not None:
         return recipe.task.maker(extractor, spec, ranges, recipe.resources)
     return Counter(extractor, spec, ranges, recipe.resources, recipe.products)
+
+
+def _micro_batch(recipe: Recipe) -> int | None:
+    """Returns how many images the network sees at a time; None for the device's own number.
+
+    What the spec states, all workers must have; and a ranking mixes no numerics. So only the
+    histograms of float32 are counted by the memory of each GPU.
+    """
+    stated, resources = recipe.spec.bf16_numerics, recipe.resources
+    if resources.micro_batch is not None:
+        return resources.micro_batch
+    if stated is not None:
+        return stated.micro_batch
+    if recipe.device == "cpu" or recipe.task is not None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None  # the extractor says so
+    memory = torch.cuda.get_device_properties(0).total_memory
+    share = min(1.0, resources.gpus_per_worker)
+    return of_memory(int(memory * share), bytes_per_image(recipe.network))
 
 
 def _begin_attempt(work_uri: str, key: str) -> int:

@@ -189,7 +189,10 @@ def _recipe(
     spec, device = dataset.spec, device_kind(resources)
     require_backend(resources.backend, spec.precision, device)
     network = network_of(spec, request.weights)
-    repeated = make_spec(request, network, spec.ranges_digest, device)
+    micro_batch, stated = resources.micro_batch, spec.bf16_numerics
+    if micro_batch is None and stated is not None:
+        micro_batch = stated.micro_batch
+    repeated = make_spec(request, network, spec.ranges_digest, device, micro_batch)
     spec.require_same(repeated, dataset.name, "an image that is counted here")
     storage.require_exclusive(catalogue.root)
     target = Target(
@@ -197,7 +200,7 @@ def _recipe(
         name=dataset.name,
         commit=dataset.commit.number,
         dna=dataset.version.dna,
-        numerics=numerics(network, device, resources.backend),
+        numerics=numerics(network, device, resources.backend, micro_batch=micro_batch),
         layers=layers,
         lens=lens.encode() if lens else b"",
     )

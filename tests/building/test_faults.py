@@ -113,8 +113,12 @@ class PixelsAgain(Extractor):
         device: str = "cpu",
         backend: Backend = "torch",
         threads: int = 1,
+        *,
+        micro_batch: int | None = None,
+        graphs: bool = True,
     ) -> None:
         self._backend = backend
+        self.micro_batch = micro_batch or 8
         self.on_device = False
         self.network = network
         self.device = torch.device(device)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.counting import Extractor, numerics
-from pipeline.counting.extractor import MICRO_BATCH
+from pipeline.counting.micro_batch import MICRO_BATCH
 from pipeline.errors import CorruptFile, SourceError, SpecMismatch, UsageError
 from pipeline.images import DEVICE_RULE, load
 from pipeline.networks import Network, describe, fold_batch_norms, load_model, lookup

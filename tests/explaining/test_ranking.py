@@ -583,7 +583,9 @@ def test_other_numerics_are_noted_and_make_another_ranking(
     real = rank_module.numerics
     for module in (rank_module, extractor_module):
         monkeypatch.setattr(
-            module, "numerics", lambda *of: dataclasses.replace(real(*of), micro_batch=7)
+            module,
+            "numerics",
+            lambda *of, **by: dataclasses.replace(real(*of, **by), micro_batch=7),
         )
     found = ranked(catalogue, source, engine, place)
     assert found.notes == (f"numerics differ: {NAME} was counted under micro_batch 8, 7 here",)
@@ -615,7 +617,9 @@ def test_a_worker_of_other_numerics_than_the_driver_s_is_refused(
 ) -> None:
     real = extractor_module.numerics
     monkeypatch.setattr(
-        extractor_module, "numerics", lambda *of: dataclasses.replace(real(*of), micro_batch=7)
+        extractor_module,
+        "numerics",
+        lambda *of, **by: dataclasses.replace(real(*of, **by), micro_batch=7),
     )
     both = r"SpecMismatch: .*micro_batch=8.*as the driver has them.*this worker .*micro_batch=7"
     with pytest.raises(VdnaError, match=both):

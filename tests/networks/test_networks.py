@@ -29,7 +29,7 @@ from pipeline import networks, storage
 from pipeline.building import Request, build_datasets, make_dna, make_spec
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Extractor, numerics
-from pipeline.counting.extractor import MICRO_BATCH
+from pipeline.counting.micro_batch import MICRO_BATCH
 from pipeline.dna import Ranges
 from pipeline.engine import InProcess
 from pipeline.errors import (
