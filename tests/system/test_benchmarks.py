@@ -57,6 +57,21 @@ def test_the_benchmark_of_gpus_runs_dry_and_finds_equal_counts() -> None:
 
 
 @pytest.mark.soak
+def test_the_benchmark_of_libraries_finds_equal_and_different_counts(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    write_photos(photos, 9)
+    files = [tmp_path / name for name in ("one", "again", "fewer")]
+    for file, images in zip(files, ("9", "9", "8"), strict=True):
+        command = ["benchmarks.libraries", "count", str(photos), str(file), "--images", images]
+        subprocess.run([sys.executable, "-m", *command], check=True)
+    same, other = result_of("benchmarks.libraries", "compare", *map(str, files))
+    assert (same["equal"], same["another_bin"], same["emd_bins"]) == (True, 0, 0)
+    assert (other["equal"], other["images"]) == (False, [9, 8])
+    assert same["differing"] == other["differing"] == {}
+
+
+@pytest.mark.soak
 def test_the_product_and_the_reference_agree_in_the_benchmark_of_a_build(tmp_path: Path) -> None:
     write_photos(tmp_path, 12)
     result = result_of("benchmarks.end_to_end", str(tmp_path))
