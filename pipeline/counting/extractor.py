@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline import images
 from pipeline.counting.allocator import keep_memory
 from pipeline.counting.feed import Feed, Prepared
-from pipeline.counting.forward_graph import CudaGraphs, ForwardGraph, Recorder, Shown
+from pipeline.counting.forward_graph import CudaGraphs, ForwardGraph, Recorder, Visit
 from pipeline.counting.micro_batch import MICRO_BATCH
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, drop, fold_batch_norms, load_model, parse, rows
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 INTRA_OP_THREADS = 1
 """Threads of one forward pass on a CPU; as many passes run at once as there are cores."""
-
-Visit = Callable[[int, "torch.Tensor"], None]
 
 
 def numerics(
@@ -256,12 +254,12 @@ class Extractor:
         shape = (self.micro_batch, self.network.height, self.network.width, 3)
         return torch.zeros(shape, dtype=self._dtype, device=self.device)
 
-    def _run(self, batch: torch.Tensor, shown: Shown) -> None:
+    def _run(self, batch: torch.Tensor, visit: Visit) -> None:
         """Runs the network on a micro-batch, whose taps are shown as they are computed.
 
         Each is shown at once, as a module after it may write into the same memory.
         """
-        self._visit.current = shown
+        self._visit.current = visit
         self._model(batch.permute(0, 3, 1, 2))  # channels last
 
     def _hook(self, index: int, notation: str) -> Callable[..., None]:

@@ -25,10 +25,10 @@ from pipeline.wording import option
 if TYPE_CHECKING:
     import torch
 
-Shown: TypeAlias = "Callable[[int, torch.Tensor], None]"
-"""Is told of the index of a tap, and of its activations of a whole micro-batch."""
+Visit: TypeAlias = "Callable[[int, torch.Tensor], None]"
+"""Is told of the index of a tap, and of its activations."""
 
-Run: TypeAlias = "Callable[[torch.Tensor, Shown], None]"
+Run: TypeAlias = "Callable[[torch.Tensor, Visit], None]"
 """Runs a network on a batch, and shows each tap's activations as soon as they are computed."""
 
 Taps: TypeAlias = "list[torch.Tensor]"
@@ -123,7 +123,7 @@ class ForwardGraph:
                 f"{names} than it does by itself, for the same images; use {without}"
             )
 
-    def observe(self, pixels: torch.Tensor, visit: Shown) -> None:
+    def observe(self, pixels: torch.Tensor, visit: Visit) -> None:
         """Replays the pass, and shows each tap's activations.
 
         Args:

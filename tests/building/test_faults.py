@@ -30,7 +30,7 @@ from pipeline.building import Request, Result, build_datasets
 from pipeline.catalogue import Catalogue, verify
 from pipeline.comparing import Effort, Matrix, all_pairs, compare, tiles
 from pipeline.counting import Extractor, worker
-from pipeline.counting.extractor import Visit
+from pipeline.counting.forward_graph import Visit
 from pipeline.dna import DNA
 from pipeline.engine import InProcess
 from pipeline.errors import Conflict, SourceError, StorageError, TransientError, VdnaError
