@@ -33,7 +33,7 @@ def build(
     from pipeline.reporting import build_json, build_lines
 
     place = Catalogue(catalogue)  # a wrong url is refused before Ray starts
-    with engine_for(resources, ray_address) as engine:
+    with engine_for(resources, ray_address, progress) as engine:
         result = api.build(
             place,
             request,

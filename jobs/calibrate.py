@@ -24,7 +24,7 @@ def calibrate(
     from pipeline import api
     from pipeline.reporting import calibration_json, calibration_sentence
 
-    with engine_for(resources, ray_address) as engine:
+    with engine_for(resources, ray_address, progress) as engine:
         measured = api.calibrate(request, engine=engine, resources=resources, progress=progress)
     if as_json:
         print_json(calibration_json(measured) | {"out": request.out})

@@ -55,7 +55,7 @@ def rank(
     place = Catalogue(catalogue)
     snapshot = pinned(place, snapshot)
     counted = place.spec(place.find(request.to, snapshot.at, snapshot.spec).spec)
-    with engine_for(resources, ray_address) as engine:
+    with engine_for(resources, ray_address, progress) as engine:
         found = api.rank(
             place,
             request,

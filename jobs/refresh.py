@@ -65,7 +65,7 @@ def refresh(
         done = refresh_datasets(
             settings,
             Catalogue(root),
-            engine_for(resources, ray_address),
+            engine_for(resources, ray_address, progress),
             resources=resources,
             effort=effort_for(root, resources.workers, ray_address, memory, progress),
             progress=progress,

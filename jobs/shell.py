@@ -220,8 +220,15 @@ def _command_line_kind(field: Field) -> Any:
 
 
 @contextmanager
-def engine_for(resources: Resources, ray_address: str | None) -> Iterator[Engine]:
+def engine_for(
+    resources: Resources, ray_address: str | None, progress: Listener
+) -> Iterator[Engine]:
     """Opens the engine that these resources ask for.
+
+    Args:
+        resources: How many workers.
+        ray_address: The cluster, or None.
+        progress: Is told that Ray starts, which takes seconds.
 
     Yields:
         Ray, or this process if the number of workers is 0.
@@ -235,7 +242,7 @@ def engine_for(resources: Resources, ray_address: str | None) -> Iterator[Engine
     from pipeline.engine import RayEngine
 
     # Ray prints on stdout that a worker died, but stdout is the command's own, and may be JSON.
-    with redirect_stdout(sys.stderr), RayEngine(resources, ray_address) as engine:
+    with redirect_stdout(sys.stderr), RayEngine(resources, ray_address, progress) as engine:
         yield engine
 
 
@@ -285,7 +292,7 @@ def effort_for(
         from pipeline.building import require_shared
 
         require_shared(catalogue)
-        with engine_for(Resources(workers=workers), ray_address) as engine:
+        with engine_for(Resources(workers=workers), ray_address, progress) as engine:
             yield engine
 
     return Effort(open_engine, memory.bytes, device, progress)

@@ -52,7 +52,7 @@ def verify(
         if not as_json:
             say(_line(finding), to=out)
 
-    with engine_for(resources, ray_address) if options.deep else nullcontext() as engine:
+    with engine_for(resources, ray_address, progress) if options.deep else nullcontext() as engine:
         done = api.verify(
             place,
             names or (),

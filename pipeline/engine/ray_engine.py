@@ -42,6 +42,7 @@ from pipeline.engine.ray_start import (
     without_stderr,
 )
 from pipeline.errors import TransientError, UsageError
+from pipeline.events import Listener, Said, ignore
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.spec import Resources, available_cpus
 from pipeline.storage import retry
@@ -80,13 +81,20 @@ class RayEngine:
     Args:
         resources: How many workers, and what each of them gets.
         address: A cluster's address, or `local`. None takes `RAY_ADDRESS`, or else this machine.
+        progress: Is told that Ray starts, which takes seconds.
     """
 
     in_process = False
 
-    def __init__(self, resources: Resources | None = None, address: str | None = None) -> None:
+    def __init__(
+        self,
+        resources: Resources | None = None,
+        address: str | None = None,
+        progress: Listener | None = None,
+    ) -> None:
         self.resources = resources or Resources()
         self._address = address or os.environ.get("RAY_ADDRESS")
+        self._progress = progress or ignore
         self._ours = False
 
     def __enter__(self) -> RayEngine:
@@ -103,6 +111,7 @@ class RayEngine:
 
     def _start(self, quiet: dict[str, Any]) -> None:
         if not self._local:
+            self._progress(Said(f"connecting to Ray at {self._address}"))
             require_answer(str(self._address))
             try:
                 with without_stderr():
@@ -110,6 +119,7 @@ class RayEngine:
             except ConnectionError as error:
                 raise UsageError(f"no Ray cluster answers at {self._address}: {error}") from error
             return
+        self._progress(Said("starting Ray on this machine"))
         # One CPU more than there is: a pool that takes all CPUs exactly can stall.
         with _environ(_environment()):
             start_with_retries(

@@ -34,6 +34,7 @@ from pipeline.engine.ray_start import (
     start_with_retries,
 )
 from pipeline.errors import GateError, TransientError, UnexpectedError, UsageError
+from pipeline.events import Said
 from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, SPEC
@@ -362,6 +363,7 @@ def test_a_signal_ends_a_build_on_ray_without_words_or_files_of_ray(
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, ""), err
+    assert err.startswith("starting Ray on this machine\n")
     assert err.splitlines()[-1] == "interrupted; the same command goes on from here"
     assert "raylet" not in err
     assert [*RAY_SESSIONS.glob(f"session_*_{process.pid}")] == []
@@ -600,7 +602,8 @@ def test_a_ranking_by_workers_equals_that_of_one_process(
     "address", ["nowhere.invalid:6379", "127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:sixty"]
 )
 def test_an_address_at_which_nothing_answers_is_refused_at_once(address: str) -> None:
-    started = time.monotonic()
+    started, told = time.monotonic(), list[object]()
     with pytest.raises(UsageError, match=re.escape(address)):
-        ray_engine.RayEngine(Resources(), address).__enter__()
+        ray_engine.RayEngine(Resources(), address, told.append).__enter__()
+    assert told == [Said(f"connecting to Ray at {address}")]
     assert time.monotonic() - started < 60
