@@ -21,10 +21,17 @@ from pipeline.catalogue.matrix_header import MATRIX_READERS, find_matrix_metadat
 from pipeline.catalogue.verification import require_undamaged
 from pipeline.counting import partial_uri
 from pipeline.errors import CorruptFile, SourceError, UsageError
-from pipeline.events import Listener, ignore
+from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.storage import Stored
 
 GRACE = timedelta(days=7)
+
+REMOVED_AT_ONCE = 128
+"""How many objects are looked at once more and then removed together. It is small, so that a build
+has little time to write one of them in between."""
+
+CHECKERS = 32
+"""Threads that look at objects once more before they are removed."""
 
 
 def garbage(
@@ -72,7 +79,7 @@ def collect(
         catalogue: The catalogue.
         keep: As in `garbage`.
         grace: As in `garbage`.
-        progress: Told what is verified.
+        progress: Told what is verified and removed.
 
     Returns:
         The number of objects removed, and of their bytes.
@@ -93,14 +100,18 @@ def collect(
             ) from error
         verified.update(kept.identity for kept in new)
     # What is garbage is looked up once more: a build may have needed some of it meanwhile.
-    count = size = 0
-    for item in list(garbage(catalogue, keep=keep, grace=grace)):
-        if _changed_since_listed(item):
-            continue
-        storage.delete(item.uri)
-        count += 1
-        size += item.size
-    return count, size
+    items = list(garbage(catalogue, keep=keep, grace=grace))
+    removed: list[Stored] = []
+    started = Started(len(items), -(-len(items) // REMOVED_AT_ONCE), unit="objects", step="batches")
+    with stage(progress, started), ThreadPoolExecutor(CHECKERS, "gc") as pool:
+        for first in range(0, len(items), REMOVED_AT_ONCE):
+            batch = items[first : first + REMOVED_AT_ONCE]
+            changed = pool.map(_changed_since_listed, batch)
+            still = [item for item, other in zip(batch, changed, strict=True) if not other]
+            storage.delete_all([item.uri for item in still])
+            removed += still
+            progress(StepDone(len(batch)))
+    return len(removed), sum(item.size for item in removed)
 
 
 def _kept(catalogue: Catalogue, keep: int | None) -> list[KeptVersion]:

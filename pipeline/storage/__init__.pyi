@@ -1,6 +1,7 @@
 from .objects import alone as alone
 from .objects import create as create
 from .objects import delete as delete
+from .objects import delete_all as delete_all
 from .objects import delete_tree as delete_tree
 from .objects import discard as discard
 from .objects import exists as exists

@@ -10,8 +10,9 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -100,6 +101,12 @@ class LocalStore:
             os.unlink(local_path(uri))
         except OSError as error:
             _raise_unless_missing(uri, error)
+
+    def delete_all(self, uris: Sequence[str]) -> None:
+        """Removes files one after the other."""
+        for uri in uris:
+            with contextlib.suppress(SourceError):
+                attempt(uri, partial(self.delete, uri))
 
     def delete_tree(self, uri: str) -> None:
         """Removes a folder, and the one above it if that is empty then."""

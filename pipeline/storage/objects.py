@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from mmap import mmap
 from typing import IO
@@ -351,6 +351,18 @@ def delete(uri: str) -> None:
     store = store_of(uri)
     with contextlib.suppress(SourceError):
         attempt(uri, lambda: store.delete(uri))
+
+
+def delete_all(uris: Sequence[str]) -> None:
+    """Removes objects of one store, on S3 a thousand with each request.
+
+    It is no error if some are not there.
+
+    Raises:
+        StorageError: The store refuses. Some objects may be removed by then.
+    """
+    if uris:
+        store_of(uris[0]).delete_all(uris)
 
 
 def discard(uri: str) -> None:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, cast
 
 import fsspec
 
 from pipeline.buffers import Data
-from pipeline.errors import StorageError, UsageError, shortened
+from pipeline.errors import SourceError, StorageError, UsageError, shortened
 from pipeline.storage.retry import RetrySettings, attempt
 from pipeline.storage.store import Answer, Stored
 from pipeline.storage.uris import protocol_of
@@ -138,6 +139,12 @@ class FsspecStore:
         """Removes an object."""
         fs, path = self.open(uri)
         fs.rm_file(path)
+
+    def delete_all(self, uris: Sequence[str]) -> None:
+        """Removes objects one after the other."""
+        for uri in uris:
+            with contextlib.suppress(SourceError):
+                attempt(uri, partial(self.delete, uri))
 
     def delete_tree(self, uri: str) -> None:
         """Removes everything below a folder, in one call of the client."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, cast
 
 from fsspec.asyn import sync
@@ -112,20 +113,31 @@ class S3Store(FsspecStore):
                 return False
             raise
 
+    def delete_all(self, uris: Sequence[str]) -> None:
+        """Removes a thousand objects with each request."""
+        for bucket, of_bucket in groupby(uris, lambda uri: uri.split("/", 3)[2]):
+            names = [uri.split("/", 3)[3] for uri in of_bucket]
+            for first in range(0, len(names), DELETED_AT_ONCE):
+                self._delete_keys(bucket, names[first : first + DELETED_AT_ONCE])
+
     def delete_tree(self, uri: str) -> None:
         """Removes a thousand objects with each request."""
-        fs, path = self.open(uri)
-        bucket, key = _bucket_and_key(path)
-        names = [item.uri.split("/", 3)[3] for item in self._keys(uri, bucket, f"{key}/")]
-        for first in range(0, len(names), DELETED_AT_ONCE):
-            some = {"Objects": [{"Key": name} for name in names[first : first + DELETED_AT_ONCE]]}
+        bucket, key = _bucket_and_key(uri.removeprefix("s3://"))
+        self.delete_all([item.uri for item in self._keys(uri, bucket, f"{key}/")])
 
-            def remove(some: dict[str, Any] = some) -> None:
-                answer = _call(fs, "delete_objects", PAGE_BYTES, Bucket=bucket, Delete=some)
-                for error in answer.get("Errors", ()):
-                    raise OSError(f"{error.get('Key')} is not deleted: {error.get('Code')}")
+    def _delete_keys(self, bucket: str, names: Sequence[str]) -> None:
+        uri = f"s3://{bucket}"
+        fs, _ = self.open(uri)
+        some = {"Objects": [{"Key": name} for name in names], "Quiet": True}
 
-            attempt(uri, remove)
+        def remove() -> None:
+            answer = _call(fs, "delete_objects", PAGE_BYTES, Bucket=bucket, Delete=some)
+            for error in answer.get("Errors", ()):
+                code = error.get("Code")
+                kind = PermissionError if code == "AccessDenied" else OSError
+                raise kind(f"{error.get('Key')} is not deleted: {code}")
+
+        attempt(uri, remove)
 
     def alone(self, uri: str) -> list[Stored]:
         """Gives the object of that name, or nothing for an empty bucket."""

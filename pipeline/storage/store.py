@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -49,8 +49,8 @@ class Store(Protocol):
     """One kind of place. It has no state: each method takes the uri.
 
     `info`, `exists`, `get`, `put` and `delete` make one try: the caller tries again
-    (`pipeline.storage.objects`). `walk`, `glob` and `delete_tree` make many requests, and try each
-    of them again by themselves.
+    (`pipeline.storage.objects`). `walk`, `glob`, `delete_all` and `delete_tree` make many requests,
+    and try each of them again by themselves.
 
     Attributes:
         is_local: Its objects are files of this machine, so a uri is a path.
@@ -91,6 +91,9 @@ class Store(Protocol):
 
     def delete(self, uri: str) -> None:
         """Removes an object. May raise if there is none."""
+
+    def delete_all(self, uris: Sequence[str]) -> None:
+        """Removes objects, of which some may not be there."""
 
     def delete_tree(self, uri: str) -> None:
         """Removes everything below a folder or prefix. May raise if there is nothing."""

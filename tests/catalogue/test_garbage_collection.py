@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,10 +13,20 @@ from typing import Any
 import pytest
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Commit, Version, collect, garbage, verify
+from pipeline.catalogue import (
+    Catalogue,
+    Commit,
+    Version,
+    collect,
+    garbage,
+    garbage_collection,
+    verify,
+)
+from pipeline.catalogue.garbage_collection import REMOVED_AT_ONCE
 from pipeline.comparing import compare
 from pipeline.counting import partial_uri
 from pipeline.errors import SourceError, UsageError
+from pipeline.events import Event, Finished, Started, StepDone
 from pipeline.sources import plan
 from pipeline.storage import local
 from tests.golden.handmade import (
@@ -294,16 +304,17 @@ def test_an_object_that_was_written_again_since_it_was_listed_stays(
     """A build needs it, and has made it young."""
     lost = [put(place, "_work", f"probe-{number}") for number in range(3)]
     age_all(place)
-    real = storage.delete
+    real = storage.delete_all
     removed: list[str] = []
 
-    def and_another_is_written(uri: str) -> None:
-        removed.append(uri)
+    def and_another_is_written(uris: Sequence[str]) -> None:
+        removed.extend(uris)
         for other in set(lost) - set(removed):
             storage.replace(other, b"orphan")
-        real(uri)
+        real(uris)
 
-    monkeypatch.setattr(storage, "delete", and_another_is_written)
+    monkeypatch.setattr(garbage_collection, "REMOVED_AT_ONCE", 1)
+    monkeypatch.setattr(storage, "delete_all", and_another_is_written)
     assert collect(place.catalogue) == (1, 6)
     assert everything(place) == set(lost) - set(removed)
 
@@ -313,14 +324,29 @@ def test_an_object_that_is_gone_since_it_was_listed_is_not_counted(
 ) -> None:
     first, second = (put(place, "_work", f"probe-{number}") for number in range(2))
     age_all(place)
-    real = storage.delete
-
-    def both(uri: str) -> None:
-        real(first)
-        real(second)
-
-    monkeypatch.setattr(storage, "delete", both)
+    real = storage.delete_all
+    monkeypatch.setattr(garbage_collection, "REMOVED_AT_ONCE", 1)
+    monkeypatch.setattr(storage, "delete_all", lambda uris: real([first, second]))
     assert collect(place.catalogue) == (1, 6)
+
+
+def test_garbage_is_removed_in_batches_and_progress_is_told(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = {put(place, "_work", f"probe-{number}") for number in range(REMOVED_AT_ONCE + 3)}
+    age_all(place)
+    asked: list[list[str]] = []
+    real = storage.delete_all
+    monkeypatch.setattr(storage, "delete_all", lambda uris: [asked.append(uris), real(uris)])
+    told: list[Event] = []
+    assert collect(place.catalogue, progress=told.append) == (len(lost), 6 * len(lost))
+    assert {uri for batch in asked for uri in batch} == lost
+    assert [len(batch) for batch in asked] == [REMOVED_AT_ONCE, 3]
+    assert told[-4:] == [
+        Started(len(lost), 2, unit="objects", step="batches"),
+        *(StepDone(REMOVED_AT_ONCE), StepDone(3), Finished()),
+    ]
+    assert everything(place) == set()
 
 
 @pytest.mark.parametrize("moved", [None, timedelta(seconds=1), timedelta(seconds=-1)])

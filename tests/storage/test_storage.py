@@ -707,6 +707,39 @@ def test_markers_of_folders_are_not_listed(bucket: str) -> None:
     )
 
 
+def test_many_objects_are_removed_with_one_request(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = f"{bucket}/{uuid.uuid4().hex}"
+    uris = [f"{root}/{name}" for name in ("a", "b c", "d%20?e", "\u00e9")]
+    for uri in uris:
+        storage.create(uri, b"x")
+    calls: list[str] = []
+    real = s3._call
+    monkeypatch.setattr(
+        s3, "_call", lambda fs, name, *a, **k: (calls.append(name), real(fs, name, *a, **k))[1]
+    )
+    storage.delete_all([*uris[:3], f"{root}/never"])
+    assert calls == ["delete_objects"]
+    assert [item.uri for item in storage.walk(root)] == [uris[3]]
+    monkeypatch.setattr(s3, "DELETED_AT_ONCE", 2)
+    storage.delete_all(uris)
+    assert calls.count("delete_objects") == 3
+    storage.delete_all([])
+    with pytest.raises(SourceError):
+        list(storage.walk(root))
+
+
+def test_a_bulk_delete_that_is_not_allowed_says_so(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        s3, "_call", lambda *_, **__: {"Errors": [{"Key": "a", "Code": "AccessDenied"}]}
+    )
+    with pytest.raises(StorageError, match=r"access denied.*a is not deleted: AccessDenied"):
+        storage.delete_all([f"{bucket}/a"])
+
+
 def test_what_a_bulk_delete_leaves_is_an_error(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
