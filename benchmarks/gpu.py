@@ -5,7 +5,7 @@
     python -m benchmarks.gpu --dry-run
 
 Weights are random, so nothing is downloaded. Each network's ranges reach from its least to its
-greatest activation on random pixels. The result has four parts:
+greatest activation on random pixels. The result has five parts:
 
     agreement   the kernel against the CPU's, on the same activations: how many counts, minima and
                 maxima differ (none may), and by how much means differ; for layouts, bin numbers and
@@ -24,6 +24,9 @@ greatest activation on random pixels. The result has four parts:
     decoding    images/s of one CPU core, from the demo's photographs as JPEG files of three sizes:
                 decoded only, decoded for a GPU, and decoded and resized; and how many cores keep
                 the GPU fed with those of 500 x 400
+    nvjpeg      of the same files, if TorchCodec is installed: images/s of one thread that has them
+                decoded by `--decoder nvjpeg`, its share of a core, and by how many grey levels the
+                pixels differ, at most and on average
 
 Standard error ends with a table for people. `--dry-run` does the same on a CPU, with the
 smallest network and Triton's interpreter: it checks the script, and its times say nothing.
@@ -32,6 +35,7 @@ smallest network and Triton's interpreter: it checks the script, and its times s
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import tempfile
 import time
@@ -251,15 +255,9 @@ def waits(device: str) -> Iterator[list[str]]:
 
 def decoding(seconds: float, folder: Path) -> dict[str, dict[str, float]]:
     """How many JPEG files a core decodes, and prepares for a GPU or resizes, in its seconds."""
-    import io
-
-    from PIL import Image
-
     from pipeline import images
-    from pipeline.sources import write_datasets
     from pipeline.spec import Preprocess
 
-    written = write_datasets(folder / "photos")["photos/original"]
     rule = Preprocess(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     ways: dict[str, Callable[[bytes], object]] = {
         "decoded": lambda data: images.decode(data, rule),
@@ -267,12 +265,7 @@ def decoding(seconds: float, folder: Path) -> dict[str, dict[str, float]]:
         "resized": lambda data: images.load(data, rule),
     }
     result: dict[str, dict[str, float]] = {}
-    for size in DECODED:
-        contents = []
-        for path in sorted(written.iterdir())[:16]:
-            sink = io.BytesIO()
-            Image.open(path).convert("RGB").resize(size).save(sink, "JPEG", quality=90)
-            contents.append(sink.getvalue())
+    for size, contents in jpegs(folder).items():
         spent, rounds = dict.fromkeys(ways, 0.0), 0
         for work in ways.values():
             work(contents[0])
@@ -282,9 +275,61 @@ def decoding(seconds: float, folder: Path) -> dict[str, dict[str, float]]:
                 work(contents[rounds % len(contents)])
                 spent[way] += time.thread_time() - started
             rounds += 1
-        name = "x".join(map(str, size))
-        result[name] = {way: round(rounds / took, 1) for way, took in spent.items()}
+        result[size] = {way: round(rounds / took, 1) for way, took in spent.items()}
     return result
+
+
+def nvjpeg(device: str, seconds: float, folder: Path) -> dict[str, dict[str, float]]:
+    """How many JPEG files a thread has decoded by the GPU, and how far the pixels are apart."""
+    from pipeline import images
+    from pipeline.images.nvjpeg import pixels_by_nvjpeg
+    from pipeline.spec import Preprocess
+
+    try:
+        import torchcodec.decoders  # noqa: F401 - whether it can be imported
+    except (ImportError, OSError, RuntimeError):
+        return {}
+    rule = Preprocess(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    result: dict[str, dict[str, float]] = {}
+    for size, contents in jpegs(folder).items():
+        apart = [
+            np.abs(found.astype(np.int16) - images.decode(data, rule).pixels)
+            for data in contents
+            if (found := pixels_by_nvjpeg(data, device)) is not None
+        ]
+        done, began, used = 0, time.perf_counter(), time.thread_time()
+        while time.perf_counter() - began < seconds:
+            pixels_by_nvjpeg(contents[done % len(contents)], device)
+            done += 1
+        took = time.perf_counter() - began
+        result[size] = {
+            "images_a_second": round(done / took, 1),
+            "share_of_a_core": round((time.thread_time() - used) / took, 3),
+            "taken": len(apart) / len(contents),
+            "grey_levels_most": float(max((each.max() for each in apart), default=0)),
+            "grey_levels_mean": float(np.mean([each.mean() for each in apart] or [0])),
+        }
+    return result
+
+
+@functools.cache
+def jpegs(folder: Path) -> dict[str, list[bytes]]:
+    """The demo's photographs as files of three sizes."""
+    import io
+
+    from PIL import Image
+
+    from pipeline.sources import write_datasets
+
+    written = write_datasets(folder / "photos")["photos/original"]
+    made: dict[str, list[bytes]] = {}
+    for size in DECODED:
+        contents = made["x".join(map(str, size))] = []
+        for path in sorted(written.iterdir())[:16]:
+            sink = io.BytesIO()
+            Image.open(path).convert("RGB").resize(size).save(sink, "JPEG", quality=90)
+            contents.append(sink.getvalue())
+    return made
 
 
 def main() -> None:
@@ -323,6 +368,7 @@ def main() -> None:
             for many in sizes
         ]
         result["decoding"] = decoding(seconds, folder)
+        result["nvjpeg"] = nvjpeg(device, seconds, folder)
     a_core = result["decoding"]["500x400"]["for_gpu"]
     lines = [
         "| network | precision | at a time | eager, images/s | by a graph | counted | fed | share "

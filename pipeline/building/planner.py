@@ -25,7 +25,7 @@ from pipeline.dna import DEFAULT_EXEMPLARS, ExemplarSettings
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.events import Listener, Said
-from pipeline.images import stated_decoder
+from pipeline.images import is_nvjpeg, stated_decoder
 from pipeline.networks import Network, describe, encode_ranges, find_ranges, require_loadable
 from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source
 from pipeline.sources import plan as plan_shards
@@ -203,7 +203,16 @@ def make_spec(
         device: Kind of the device that computes (`cpu`, `cuda`); part of the spec in bf16 only.
         micro_batch: Images that the network sees at a time, or None for the device's own number;
             part of the spec in bf16 only.
+
+    Raises:
+        UsageError: If the decoder is unknown, or needs a GPU that does not compute.
     """
+    decoder = stated_decoder(request.decoder) if request.decoder else None
+    if is_nvjpeg(decoder) and device != "cuda":
+        raise UsageError(
+            f"decoder is {request.decoder!r}, which decodes on a GPU, and the device is {device}; "
+            "compute on a GPU (device 'cuda', gpus_per_worker 1), or leave the decoder out"
+        )
     return Spec(
         extractor=network.name,
         weights_sha256=network.weights_sha256,
@@ -218,7 +227,7 @@ def make_spec(
             exif=request.exif,
             alpha=request.alpha,
             jpeg=request.jpeg,
-            decoder=stated_decoder(request.decoder) if request.decoder else None,
+            decoder=decoder,
         ),
         ranges_digest=ranges_digest,
         bins=request.bins,

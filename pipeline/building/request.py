@@ -96,7 +96,10 @@ class PixelOptions(Options):
             "their size, several times as fast, and moves a DNA by little."
         ),
     ] = "full"
-    decoder: Annotated[str | None, Option("Name of an image decoder of your own.")] = None
+    decoder: Annotated[
+        str | None,
+        Option("Name of an image decoder of your own; or nvjpeg, which decodes JPEGs on GPUs."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from pipeline.explaining.image_distances import ImageDistances, ImageSums, layer
 from pipeline.explaining.image_draw import drawn_images, origin_of
 from pipeline.explaining.parting import PartedLayer
 from pipeline.explaining.reactions import TellingImage, UnlikeImage, reader_of
-from pipeline.images import fingerprint, is_one_photograph
+from pipeline.images import fingerprint, is_one_photograph, without_nvjpeg
 from pipeline.networks import Network, network_of
 from pipeline.sources import Entry, Members, Shard
 from pipeline.spec import Precision, Preprocess, Resources, Spec, available_cpus
@@ -123,6 +123,7 @@ class _Looker:
             if version.imported:
                 raise UsageError(f"{name} was imported, without a list of its images")
         spec = self._spec = catalogue.spec(self._versions[0][1].spec)
+        self._rule = without_nvjpeg(spec.preprocess)
         self._network = network_of(spec, weights)
         self._readers = [reader_of(catalogue, *of) for of in self._versions]
         ranges = catalogue.ranges(spec.ranges_digest)
@@ -149,7 +150,7 @@ class _Looker:
         lost: tuple[list[str], list[str]] = ([], [])
         total, end = sum(map(len, drawn)), monotonic() + LOOK_SECONDS
         with (
-            closing(Stream(extractor, self._spec.preprocess, resources)) as stream,
+            closing(Stream(extractor, self._rule, resources)) as stream,
             stage(progress, Started(total, total, step="images")),
         ):
             for side, entries in _turns(drawn):
@@ -179,7 +180,7 @@ class _Looker:
 
     def _observed(self, stream: Stream, entries: Sequence[Entry]) -> Iterator[_Known | str]:
         """Yields each image with what is kept of it, or why it cannot be seen."""
-        rule = self._spec.preprocess
+        rule = self._rule
         with closing(Members(entries, rule.max_bytes, len(entries))) as members:
 
             def fetch(entry: Entry) -> Any:

@@ -138,7 +138,7 @@ Reactions = tuple[Reaction, ...] | None
 def reader_of(catalogue: Catalogue, name: str, version: Version) -> ImageReader:
     """Returns what reads images of a version again."""
     manifest = catalogue.uri("manifests", version.spec, name, version.manifest)
-    return ImageReader(manifest, catalogue.spec(version.spec).preprocess)
+    return ImageReader(manifest, images.without_nvjpeg(catalogue.spec(version.spec).preprocess))
 
 
 def kept_exemplars(catalogue: Catalogue, name: str, version: Version) -> Exemplars | None:

@@ -11,6 +11,8 @@ from .loading import Loaded as Loaded
 from .loading import load as load
 from .loading import load_isolated as load_isolated
 from .loading import loaded as loaded
+from .nvjpeg import is_nvjpeg as is_nvjpeg
+from .nvjpeg import without_nvjpeg as without_nvjpeg
 from .photographs import fingerprint as fingerprint
 from .photographs import is_one_photograph as is_one_photograph
 from .resize import normalisation as normalisation

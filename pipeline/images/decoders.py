@@ -15,6 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SpecMismatch, UsageError
+from pipeline.images.nvjpeg import (
+    NVJPEG,
+    is_nvjpeg,
+    pixels_by_nvjpeg,
+    require_nvjpeg,
+    stated_nvjpeg,
+)
 from pipeline.plugins import PLUGIN_NAME, Registry, imported, reference_to
 
 Pixels = NDArray[np.uint8]
@@ -61,6 +68,8 @@ def register_decoder(name: str, decode: Decode, *, version: str) -> None:
     Raises:
         UsageError: If another decoder has the name, or workers cannot import `decode`.
     """
+    if name == NVJPEG:
+        raise UsageError(f"the decoder {NVJPEG!r} is built in; register yours by another name")
     if not PLUGIN_NAME.fullmatch(version):
         raise UsageError(
             f"the version of the decoder {name!r} is {version!r}; use letters, digits, '.', '_' "
@@ -71,11 +80,13 @@ def register_decoder(name: str, decode: Decode, *, version: str) -> None:
 
 
 def stated_decoder(name: str) -> str:
-    """Returns `NAME@VERSION` of a registered decoder, as a spec states it.
+    """Returns `NAME@VERSION` of a decoder, as a spec states it.
 
     Raises:
         UsageError: If no decoder has the name; the message lists those that there are.
     """
+    if name == NVJPEG:
+        return stated_nvjpeg()
     return f"{name}@{_found(name).version}"
 
 
@@ -86,6 +97,9 @@ def decoder_function(stated: str) -> str:
         UsageError: If no decoder has the name.
         SpecMismatch: If the decoder has another version here.
     """
+    if is_nvjpeg(stated):
+        require_nvjpeg(stated)
+        return reference_to(pixels_by_nvjpeg, NVJPEG)
     if stated in _sent:
         return _sent[stated]
     name = stated.partition("@")[0]
@@ -107,7 +121,11 @@ def use_decoder(stated: str, function: str) -> None:
 
     Raises:
         UsageError: If this process cannot import the function.
+        SpecMismatch: If it is the built-in decoder, and has another version here.
     """
+    if is_nvjpeg(stated):
+        require_nvjpeg(stated)
+        return
     imported(function)
     _sent[stated] = function
 
@@ -127,7 +145,7 @@ def _found(name: str) -> OwnDecoder:
     found = _OWN.find(name)
     if found is None:
         raise UsageError(
-            f"no decoder {name!r}; there are: {', '.join(_OWN.names()) or 'none'}. Register "
+            f"no decoder {name!r}; there are: {', '.join([NVJPEG, *_OWN.names()])}. Register "
             "your own with `register_decoder`"
         )
     return found

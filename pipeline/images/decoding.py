@@ -26,6 +26,7 @@ If the rule's `jpeg` says so, a JPEG much larger than the network's input is dec
 1/8 of its size, from fewer coefficients of its cosine transform.
 
 A decoder of the user's own (`pipeline.images.decoders`) may take the place of PIL and of this rule.
+The built-in decoder `nvjpeg` takes PIL's place for most JPEGs, and keeps the rule.
 
 Decoding (PIL) and resizing (numba) release Python's lock, so that threads scale. Memory is bounded:
 large images share `ROOM`, and are converted and resized in strips, without copies of the whole.
@@ -67,6 +68,7 @@ from pipeline.images.colours import (
     states_transparency,
 )
 from pipeline.images.decoders import Pixels, own_decoder
+from pipeline.images.nvjpeg import is_nvjpeg, pixels_by_nvjpeg, takes
 from pipeline.images.signatures import blame
 from pipeline.spec import COLOUR_RULE, Alpha, Exif, Jpeg, Preprocess
 
@@ -150,7 +152,8 @@ def decode(data: bytes, rule: Preprocess) -> Decoded:
         raise BadImage("empty", "the file has no bytes")
     if len(data) > rule.max_bytes:
         raise BadImage("too_many_bytes", f"{len(data)} bytes; the limit is {rule.max_bytes}")
-    if rule.decoder is not None:
+    on_gpu = is_nvjpeg(rule.decoder)
+    if rule.decoder is not None and not on_gpu:
         return Decoded(_decode_by_own(data, rule, rule.decoder))
     _quieten_pil()
     _check_process(rule)
@@ -158,13 +161,15 @@ def decode(data: bytes, rule: Preprocess) -> Decoded:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, rule)
             with _room(image.width * image.height):
+                if on_gpu and (pixels := _decode_on_gpu(image, data, rule)) is not None:
+                    return Decoded(pixels)
                 scale_colour_key(image, rule.alpha)
                 if rule.jpeg == "scaled" and isinstance(image, JpegImagePlugin.JpegImageFile):
                     _scale_decoder(image, rule)
                 _load(image, data)
                 _check_size(image, rule)  # an ICO's directory may lie about the image in it
                 return pixels_of(image, rule.exif, rule.alpha)
-    except (MemoryError, BadImage):
+    except (MemoryError, BadImage, UsageError):
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on hostile bytes
         bad = blame(data, error)
@@ -184,6 +189,22 @@ def _load(image: Image.Image, data: bytes) -> None:
         if data.startswith(file_damage.PNG_SIGNATURE, start):
             file_damage.require_png_checksums(data, start)
             file_damage.require_png_rows(data, start)
+
+
+def _decode_on_gpu(image: Image.Image, data: bytes, rule: Preprocess) -> Pixels | None:
+    """Decodes a JPEG by nvJPEG, upright; returns None for what it does not read, or is damaged."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or not takes(image):
+        return None
+    pixels = pixels_by_nvjpeg(data) if file_damage.has_jpeg_end(data) else None
+    if pixels is None or pixels.shape != (image.height, image.width, 3):
+        return None
+    orientation = _orientation(image) if rule.exif == "apply" else 1
+    if orientation == 1:
+        return pixels
+    turned = orientation in TURNED
+    upright = np.empty(pixels.transpose(1, 0, 2).shape if turned else pixels.shape, np.uint8)
+    _as_stored(upright, orientation)[:] = pixels
+    return upright
 
 
 def _scale_decoder(image: JpegImagePlugin.JpegImageFile, rule: Preprocess) -> None:

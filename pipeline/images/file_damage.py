@@ -162,11 +162,16 @@ def require_jpeg_end(data: bytes) -> None:
     Raises:
         BadImage: There is no end marker behind the start of the pixels.
     """
-    if data.find(JPEG_END, _first_scan(data)) < 0:
+    if not has_jpeg_end(data):
         raise BadImage("truncated", "it has no end marker (EOI)")
 
 
-def _first_scan(data: bytes) -> int:
+def has_jpeg_end(data: bytes) -> bool:
+    """Whether a JPEG has its end marker."""
+    return data.find(JPEG_END, first_scan(data)) >= 0
+
+
+def first_scan(data: bytes) -> int:
     """Returns where the pixels of a JPEG begin: what is before may hold another JPEG, whole."""
     at = 2
     while at + 4 <= len(data):

@@ -38,8 +38,11 @@ SAMPLING_SECONDS = 120.0
 
 
 def rule_of(catalogue: Catalogue, version: Version) -> Preprocess:
-    """Returns the rule by which a version's images are read: that of the network's input."""
-    return catalogue.spec(version.spec).preprocess
+    """Returns the rule by which a version's images are read: that of the network's input.
+
+    No page needs a GPU.
+    """
+    return images.without_nvjpeg(catalogue.spec(version.spec).preprocess)
 
 
 def short_name(uri: str, member: str) -> str:
