@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # a command that needs few of the rooms starts at once
     )
     from pipeline.refreshing import Config, Refreshed
     from pipeline.reporting import HtmlPage, Report, ReportKeywords
-    from pipeline.spec import Backend, Resources
+    from pipeline.spec import BackendChoice, Resources
 
 Progress = Listener | bool
 """A listener that is told what happens; True for a bar or lines on stderr, False for silence."""
@@ -55,7 +55,7 @@ def make_dna(
     *,
     device: str = "cpu",
     threads: int | None = None,
-    backend: Backend = "torch",
+    backend: BackendChoice = "auto",
     micro_batch: int | None = None,
     cuda_graphs: bool = True,
     progress: Progress = False,
@@ -75,7 +75,8 @@ def make_dna(
             `image_column` names. A dataset is read item by item; an iterator is held in memory.
         device: The kind of device that the network runs on, `cpu` or `cuda`.
         threads: How many images are processed at a time. None takes all cores.
-        backend: What runs the network on a CPU: `torch`, or `openvino` if it is installed.
+        backend: What runs the network on a CPU: `torch`, `openvino` if it is installed, or `auto`:
+            OpenVINO for networks of depthwise convolutions, if it is installed, else torch.
         micro_batch: How many images the network sees at a time; None for 8 on a CPU, 64 on a GPU.
         cuda_graphs: Whether a GPU records the forward pass once and replays it, with equal bits.
         progress: Whether to show progress; or a listener.

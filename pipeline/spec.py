@@ -32,6 +32,8 @@ Precision = Literal["fp32", "bf16"]
 
 Backend = Literal["torch", "openvino"]
 
+BackendChoice = Literal["auto", "torch", "openvino"]
+
 Resize = Literal["clean", "fast"]
 
 Crop = Literal["none", "center"]
@@ -407,9 +409,14 @@ def _by_name(value: Preprocess | Numerics | Tap | Spec) -> dict[str, Any]:
 
 
 def flat_numerics(stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `Numerics.to_json` made, with all fields and with a field for each library."""
+    """Returns what `Numerics.to_json` made, with all fields, each library, and the backend."""
     own = {name: value for name, value in stated.items() if name != "versions"}
-    return {"resized": "cpu"} | own | dict(stated["versions"])
+    return {"resized": "cpu", "backend": backend_of(stated)} | own | dict(stated["versions"])
+
+
+def backend_of(stated: Mapping[str, Any]) -> Backend:
+    """Returns what ran the network under numerics as `Numerics.to_json` states them."""
+    return "openvino" if "openvino" in stated["versions"] else "torch"
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, object]:
@@ -442,7 +449,8 @@ class Resources(Options):
         threads: The threads of each worker that run the network. On a CPU each of them runs one
             operation on one core.
         gpus_per_worker: The number of GPUs that a worker takes.
-        backend: What runs the network on a CPU. Its results differ by rounding only.
+        backend: What runs the network on a CPU, or `auto` for the choice of
+            `pipeline.counting.choose_backend`. Results differ by rounding only.
         micro_batch: How many images the network sees at a time. Results differ by rounding only.
         cuda_graphs: Whether a GPU records the forward pass once and replays it. No bit differs.
         fetch_ahead: How many images are read ahead of the decoder.
@@ -466,12 +474,13 @@ class Resources(Options):
         float, Option("GPUs of each worker; with a fraction, workers share one.", least=0)
     ] = 0.0
     backend: Annotated[
-        Backend,
+        BackendChoice,
         Option(
             "What runs the network: torch, or OpenVINO, which is faster on CPUs for networks of "
-            "depthwise convolutions."
+            "depthwise convolutions. By auto, OpenVINO runs these where it is installed, and a "
+            "dataset stays with what has counted it."
         ),
-    ] = "torch"
+    ] = "auto"
     micro_batch: Annotated[
         int | None,
         Option(

@@ -109,6 +109,14 @@ def no_wait_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def torch_by_default() -> Iterator[None]:
+    """Lets torch run the networks of all tests that do not say so, as where it is alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.counting.backends.openvino_is_installed", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_server(request: pytest.FixtureRequest) -> Iterator[str]:
     """Yields the endpoint of the server, which the standard settings name, as for any store."""

@@ -12,6 +12,7 @@ whole numbers.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,7 +29,7 @@ from pipeline.dna import DNA, Floats, HeldFolds, Moments
 from pipeline.errors import UsageError
 from pipeline.networks import describe, find_ranges
 from pipeline.options import takes_options
-from pipeline.spec import FOLDS, Backend, available_cpus
+from pipeline.spec import FOLDS, BackendChoice, available_cpus
 from pipeline.wording import count_of
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class VisualDNA:
         *,
         device: str = "cpu",
         threads: int | None = None,
-        backend: Backend = "torch",
+        backend: BackendChoice = "auto",
         micro_batch: int | None = None,
         cuda_graphs: bool = True,
         error_bars: bool = True,
@@ -73,7 +74,9 @@ class VisualDNA:
             device: The kind of device that the network runs on and the tables are on, `cpu` or
                 `cuda`; the current device of torch.
             threads: How many images are processed at a time. None takes all cores.
-            backend: What runs the network on a CPU: `torch`, or `openvino` if it is installed.
+            backend: What runs the network on a CPU: `torch`, `openvino` if it is installed, or
+                `auto`: OpenVINO for networks of depthwise convolutions, if it is installed, else
+                torch.
             micro_batch: How many images the network sees at a time; None for 8 on a CPU, 64
                 on a GPU.
             cuda_graphs: Whether a GPU records the forward pass once and replays it, with
@@ -89,7 +92,7 @@ class VisualDNA:
         """
         import torch
 
-        from pipeline.counting import Extractor, FoldCounts, exact_switches, require_backend
+        from pipeline.counting import Extractor, FoldCounts, choose_backend, exact_switches
 
         unknown = options.keys() - MetricOptions.__annotations__.keys()
         if unknown:
@@ -97,7 +100,6 @@ class VisualDNA:
         if device not in ("cpu", "cuda"):
             raise UsageError(f"device is {device!r}; it must be cpu or cuda")
         request = Request("in-process", "images in memory", exemplars=0, **options)
-        require_backend(backend, request.precision, device)
         network = describe(request.extractor, request.weights, request.taps)
         self._ranges, _ = find_ranges(network, request.ranges, {})
         self.spec = make_spec(request, network, self._ranges.digest, device, micro_batch)
@@ -107,11 +109,16 @@ class VisualDNA:
         self._threads = threads or available_cpus()
         # A network is made with random weights before its own are loaded.
         with exact_switches(), torch.random.fork_rng():
+            chosen = choose_backend(
+                backend, network, request.precision, device, micro_batch=micro_batch
+            )
+            if chosen.note:
+                warnings.warn(chosen.note, stacklevel=2)
             self._extractor = Extractor(
                 network,
                 request.precision,
                 device,
-                backend,
+                chosen.backend,
                 self._threads,
                 micro_batch=micro_batch,
                 graphs=cuda_graphs,

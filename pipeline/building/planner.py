@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 from pipeline import storage
@@ -20,7 +20,14 @@ from pipeline.catalogue import (
     require_free,
     require_own,
 )
-from pipeline.counting import Recipe, ShardJob, device_kind, numerics
+from pipeline.counting import (
+    Recipe,
+    ShardJob,
+    choose_backend,
+    counted_by,
+    device_kind,
+    numerics,
+)
 from pipeline.dna import DEFAULT_EXEMPLARS, ExemplarSettings
 from pipeline.engine import Engine
 from pipeline.errors import CorruptFile, SourceError, UsageError
@@ -29,7 +36,7 @@ from pipeline.images import is_nvjpeg, stated_decoder
 from pipeline.networks import Network, describe, encode_ranges, find_ranges, require_loadable
 from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source
 from pipeline.sources import plan as plan_shards
-from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Preprocess, Resources, Spec, digest_of
+from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Backend, Preprocess, Resources, Spec, digest_of
 from pipeline.wording import option
 
 MAX_PARTS = 4096
@@ -70,6 +77,7 @@ class Planner:
         progress: Is told what is listed.
         listings: Listings that the caller has, by the request's name.
         relist: Whether to ignore what an interrupted listing has left.
+        noted: What was said of backends, so that it is said once.
     """
 
     catalogue: Catalogue
@@ -78,6 +86,7 @@ class Planner:
     progress: Listener
     listings: Mapping[str, Listing]
     relist: bool
+    noted: set[str] = field(default_factory=set)
 
     def plans(
         self, requests: Sequence[Request], failed: Callable[[str, Exception], None]
@@ -132,8 +141,37 @@ class Planner:
                 Said(f"{request.name}: its source was {base.source}, and is {source} now")
             )
         stored = store_manifest(uri, manifest.data, manifest.digest)
-        catalogue.note_plan(request.name, spec.digest, manifest.digest, products)
+        backend = self._backend(request, network, spec.digest, base)
+        job = replace(job, recipe=replace(recipe, backend=backend))
+        catalogue.note_plan(request.name, spec.digest, manifest.digest, products, backend)
         return DatasetPlan(request, manifest, job, base, parts, manifest_sha256=sha256(stored))
+
+    def _backend(
+        self, request: Request, network: Network, spec: str, base: Version | None
+    ) -> Backend:
+        """Chooses what runs the network, and says why if it is not what one expects."""
+        before = (
+            self.catalogue.planned_backend(request.name, spec)
+            if base is None
+            else counted_by(base.numerics)
+        )
+        chosen = choose_backend(
+            self.resources.backend,
+            network,
+            request.precision,
+            device_kind(self.resources),
+            before,
+            self._say_once,
+            self.resources.micro_batch,
+        )
+        if chosen.note:
+            self._say_once(chosen.note)
+        return chosen.backend
+
+    def _say_once(self, message: str) -> None:
+        if message not in self.noted:
+            self.noted.add(message)
+            self.progress(Said(message))
 
     def _manifest_and_parts(
         self, request: Request, spec: str, base: Version | None, head: Commit

@@ -21,14 +21,14 @@ from pipeline.building.failure_gate import require_few_failures
 from pipeline.building.memory_images import MemoryImages, MemorySource
 from pipeline.building.planner import make_spec, products_of
 from pipeline.building.request import MemoryOptions, Request
-from pipeline.counting import OVERLAP, Counter
+from pipeline.counting import OVERLAP, Counter, choose_backend
 from pipeline.dna import DNA, HeldFolds, Partial
 from pipeline.errors import UsageError
-from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import describe, find_ranges
 from pipeline.options import takes_options
 from pipeline.sources import Entry, Listing, Rules, Shard, list_source, plan
-from pipeline.spec import Backend, Resources
+from pipeline.spec import BackendChoice, Resources
 from pipeline.wording import count_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def make_dna(
     *,
     device: str = "cpu",
     threads: int | None = None,
-    backend: Backend = "torch",
+    backend: BackendChoice = "auto",
     micro_batch: int | None = None,
     cuda_graphs: bool = True,
     progress: Listener | None = None,
@@ -102,23 +102,33 @@ def make_dna(
                     )
             fetch = held.fetch
             listing = Listing.of(held.entries[: request.limit], "memory")
+    progress = progress or ignore
     with exact_switches():  # a notebook may train, too
         network = describe(request.extractor, request.weights, request.taps)
         found, _ = find_ranges(network, request.ranges, {})
         spec = make_spec(request, network, found.digest, device, micro_batch)
         manifest = plan(listing, limit=None if fetch else request.limit)
         products = products_of(request, network, None)
+        chosen = choose_backend(
+            backend,
+            network,
+            request.precision,
+            device,
+            say=lambda text: progress(Said(text)),
+            micro_batch=micro_batch,
+        )
+        if chosen.note:
+            warnings.warn(chosen.note, stacklevel=3)
         extractor = Extractor(
             network,
             request.precision,
             device,
-            backend,
+            chosen.backend,
             resources.threads or 1,
             micro_batch=micro_batch,
             graphs=cuda_graphs,
         )
         counter = Counter(extractor, spec, found, resources, products)
-        progress = progress or ignore
         total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
         folds = HeldFolds()
 

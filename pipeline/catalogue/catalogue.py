@@ -15,13 +15,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from pipeline import storage
 from pipeline.catalogue.changes import with_version
 from pipeline.catalogue.commit import Commit, Version, canonical_json
 from pipeline.catalogue.version_files import VersionFiles, decode_manifest
 from pipeline.errors import NotFound, SourceError
+from pipeline.spec import Backend
 from pipeline.wording import option
 
 if TYPE_CHECKING:
@@ -206,7 +207,14 @@ class Catalogue(VersionFiles):
         held = (HeldFolds.of(file.read_folds(layer).items()) for layer in dna.layers)
         return replace(dna, folds=reduce(HeldFolds.__add__, held, HeldFolds()))
 
-    def note_plan(self, dataset: str, spec: str, manifest: str, products: Sequence[str]) -> None:
+    def note_plan(
+        self,
+        dataset: str,
+        spec: str,
+        manifest: str,
+        products: Sequence[str],
+        backend: Backend,
+    ) -> None:
         """Notes the plan of a build that begins, for `planned`.
 
         Args:
@@ -214,9 +222,26 @@ class Catalogue(VersionFiles):
             spec: Digest of the spec.
             manifest: Digest of the manifest, which must be stored already.
             products: What the build keeps beside the histograms.
+            backend: What runs the network.
         """
-        plan = {"manifest": manifest, "products": list(products)}
+        plan = {"manifest": manifest, "products": list(products), "backend": backend}
         storage.replace(self.plan_uri(dataset, spec), canonical_json(plan))
+
+    def planned_backend(self, dataset: str, spec: str) -> Backend | None:
+        """Reads what ran the network in the build of a dataset that began last.
+
+        Args:
+            dataset: The dataset.
+            spec: Digest of the spec.
+
+        Returns:
+            The backend, or None if no readable plan is noted.
+        """
+        try:
+            noted = json.loads(storage.read(self.plan_uri(dataset, spec)))["backend"]
+        except (SourceError, ValueError, TypeError, KeyError):
+            return None
+        return next((each for each in get_args(Backend) if each == noted), None)
 
     def planned(self, dataset: str, spec: str) -> tuple[Manifest, tuple[str, ...]] | None:
         """Reads the plan of the build of a dataset that began last, committed or not.

@@ -28,10 +28,11 @@ from pipeline.counting import (
     Recipe,
     ShardJob,
     ShardReceipt,
+    choose_backend,
+    counted_by,
     device_kind,
     load_partial,
     partial_uri,
-    require_backend,
 )
 from pipeline.dna import DNA, INT_COLUMNS, Partial
 from pipeline.engine import Engine
@@ -85,8 +86,10 @@ def recount(
             yield Finding(name, "recount", True, "imported: it has no images to count again")
             continue
         try:
-            dataset = _DatasetRecount(catalogue, name, version, weights, resources or Resources())
-            yield from dataset.run(engine, sample, seed, progress or ignore)
+            dataset = _DatasetRecount(
+                catalogue, name, version, weights, resources or Resources(), progress or ignore
+            )
+            yield from dataset.run(engine, sample, seed)
         except VdnaError as error:
             raise_if_unanswered(error, f"{name}, recount")
             yield Finding(name, "recount", False, f"not counted again: {error}")
@@ -102,6 +105,7 @@ class _DatasetRecount:
         version: Version,
         weights: str | None,
         resources: Resources,
+        progress: Listener,
     ) -> None:
         self._catalogue = catalogue
         self._name = name
@@ -109,18 +113,30 @@ class _DatasetRecount:
         self._manifest: Manifest = catalogue.manifest(name, version)
         self._keys = self._manifest.keys(version.spec, version.products)
         spec = catalogue.spec(version.spec)
-        require_backend(resources.backend, spec.precision, device_kind(resources))
+        self._progress = progress
+        network = network_of(spec, weights)
+        before = counted_by(version.numerics)
+        chosen = choose_backend(
+            resources.backend,
+            network,
+            spec.precision,
+            device_kind(resources),
+            before,
+            lambda message: progress(Said(message)),
+            resources.micro_batch,
+        )
+        if chosen.note and chosen.backend != before:
+            progress(Said(f"{name}: {chosen.note}"))
         self._recipe = Recipe(
             spec,
-            network_of(spec, weights),
+            network,
             catalogue.ranges_uri(spec.ranges_digest),
             resources,
             version.products,
+            backend=chosen.backend,
         )
 
-    def run(
-        self, engine: Engine, sample: int | None, seed: int, progress: Listener
-    ) -> Iterator[Finding]:
+    def run(self, engine: Engine, sample: int | None, seed: int) -> Iterator[Finding]:
         """Counts a sample of the shards, or all, and yields the findings."""
         total = len(self._keys)
         chosen = self._choose(sample, seed)
@@ -131,14 +147,14 @@ class _DatasetRecount:
             )
             yield Finding(self._name, "recount", False, detail)
             return
-        progress(
+        self._progress(
             Said(
                 f"{self._name}: counting {len(chosen)} of {count_of(total, 'shard')} again ({how})"
             )
         )
         wrong = 0
         with self._scratch(engine) as work:
-            for finding in self._compare_shards(engine, chosen, work, progress):
+            for finding in self._compare_shards(engine, chosen, work):
                 wrong += not finding.ok
                 yield finding
             if sample is None and not wrong:
@@ -176,7 +192,7 @@ class _DatasetRecount:
             storage.delete_tree(work)
 
     def _compare_shards(
-        self, engine: Engine, chosen: Sequence[int], work: str, progress: Listener
+        self, engine: Engine, chosen: Sequence[int], work: str
     ) -> Iterator[Finding]:
         """Counts the chosen shards and compares each with its partial."""
         version, todo = self._version, []
@@ -193,10 +209,12 @@ class _DatasetRecount:
             else:
                 todo.append((job, index))
         sizes = {index: len(self._manifest.shards[index].members) for _, index in todo}
-        with stage(progress, Started(sum(sizes.values()), len(todo))):
+        with stage(self._progress, Started(sum(sizes.values()), len(todo))):
             for receipt in engine.run_shards(todo) if todo else ():
                 name = f"shard {receipt.index}"
-                progress(StepDone(sizes[receipt.index], receipt.failures, receipt.seconds, name))
+                self._progress(
+                    StepDone(sizes[receipt.index], receipt.failures, receipt.seconds, name)
+                )
                 yield self._compare_shard(receipt, work)
 
     def _compare_shard(self, receipt: ShardReceipt, work: str) -> Finding:

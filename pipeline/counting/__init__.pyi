@@ -1,6 +1,8 @@
 from .allocator import MALLOC_ENVIRONMENT as MALLOC_ENVIRONMENT
 from .allocator import collect_rarely as collect_rarely
 from .allocator import keep_memory as keep_memory
+from .backends import choose_backend as choose_backend
+from .backends import counted_by as counted_by
 from .device_counts import DeviceRanges as DeviceRanges
 from .device_counts import tables_of_images as tables_of_images
 from .extractor import Extractor as Extractor

@@ -12,8 +12,10 @@ do not depend on its neighbours.
 from __future__ import annotations
 
 import importlib.util
+import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from pipeline.counting.forward_graph import CudaGraphs, ForwardGraph, Recorder, 
 from pipeline.counting.micro_batch import MICRO_BATCH
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, drop, fold_batch_norms, load_model, parse, rows
-from pipeline.spec import Backend, Numerics, Precision, Preprocess, Tap
+from pipeline.spec import Backend, BackendChoice, Numerics, Precision, Preprocess, Tap
 from pipeline.wording import option
 
 if TYPE_CHECKING:
@@ -75,18 +77,18 @@ def _is_on_device(device: str, chosen: bool | None) -> bool:
     return device == "cuda" if chosen is None else chosen
 
 
-def require_backend(backend: Backend, precision: Precision, device: str) -> None:
+def require_backend(backend: BackendChoice, precision: Precision, device: str) -> None:
     """Checks that a backend can run here.
 
     Args:
-        backend: What is to run the network.
+        backend: What is to run the network. `auto` can run anywhere.
         precision: The numbers that it computes with.
         device: The kind of device, `cpu` or `cuda`.
 
     Raises:
         UsageError: If it cannot; the message says what to do.
     """
-    if backend == "torch":
+    if backend in ("auto", "torch"):
         return
     if precision != "fp32" or device != "cpu":
         raise UsageError(
@@ -95,9 +97,13 @@ def require_backend(backend: Backend, precision: Precision, device: str) -> None
         )
     if importlib.util.find_spec(backend) is None:
         raise UsageError(
-            f"backend is {backend!r}, which is not installed; pip install "
-            f"'vdna-pipeline[{backend}]', or use {option('backend', 'torch')}"
+            f"backend is {backend!r}, which is not installed on {socket.gethostname()}; pip "
+            f"install 'vdna-pipeline[{backend}]' there, or use {option('backend', 'torch')}"
         )
+
+
+class _AllTapsSeen(Exception):
+    """Ends a forward pass: what the network would compute now, nobody sees."""
 
 
 class Extractor:
@@ -154,6 +160,7 @@ class Extractor:
         self.micro_batch = micro_batch or MICRO_BATCH[self.device.type]
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._visit = threading.local()
+        self._ends_early = False
         model = load_model(network)
         for name in network.spare:
             drop(model, name)
@@ -181,6 +188,7 @@ class Extractor:
             recorder = CudaGraphs()
         try:
             self._require_taps()
+            self._ends_early = True
             if recorder is not None:
                 self._graph = ForwardGraph(network, self._run, self._blank(), recorder)
         except torch.OutOfMemoryError as error:
@@ -259,12 +267,16 @@ class Extractor:
 
         Each is shown at once, as a module after it may write into the same memory.
         """
-        self._visit.current = visit
-        self._model(batch.permute(0, 3, 1, 2))  # channels last
+        self._visit.current, self._visit.left = visit, len(self.network.taps)
+        with suppress(_AllTapsSeen):
+            self._model(batch.permute(0, 3, 1, 2))  # channels last
 
     def _hook(self, index: int, notation: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
             self._visit.current(index, rows(output, notation, self.micro_batch))
+            self._visit.left -= 1
+            if not self._visit.left and self._ends_early:
+                raise _AllTapsSeen
 
         return hook
 

@@ -6,24 +6,19 @@
 
 OpenVINO computes the same network in float32 with kernels of its own, so its activations differ
 from torch's by rounding. It pays for networks with depthwise convolutions (docs/performance.md).
-Converting a network takes some ten seconds. So the result is kept in the user's cache folder, under
-a name that says of what weights, taps and versions it is, with the digest of its bytes. Where it
+Converting a network takes some ten seconds, so the result is kept (`converted_networks`). Where it
 cannot be kept, each process converts anew.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +27,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.counting.converted_networks import (
+    Kept,
+    converted_path,
+    keep_converted,
+    read_converted,
+)
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, parse, rows
 from pipeline.wording import option
@@ -44,12 +45,6 @@ import openvino  # noqa: E402  # after the line above
 CLOSE = 1e-4
 """How far an activation may be from torch's, as a part of the largest of its layer. By rounding it
 is some 1e-6 to 1e-5; a network that was converted wrongly is far beyond."""
-
-Kept = tuple[bytes, bytes]
-"""OpenVINO's two files of a network: the graph, and the weights."""
-
-LAYOUT = 1
-"""Version of how a network is converted and kept."""
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +73,8 @@ class OpenVinoForward:
             "INFERENCE_NUM_THREADS": streams,
         }
         shape = (batch, network.height, network.width, 3)
-        path = _cache_folder() / _name(network, batch)
-        kept = _kept(path)
+        path = converted_path(network, batch)
+        kept = read_converted(path)
         if kept is not None:
             self._compile(kept)
             if self._difference(model, network, shape) is None:
@@ -93,7 +88,7 @@ class OpenVinoForward:
                 f"OpenVINO computes other activations of {network.name} than torch does: {wrong}; "
                 f"use {option('backend', 'torch')}"
             )
-        _keep(made, path)
+        keep_converted(made, path)
 
     def _compile(self, model: Kept) -> None:
         graph, weights = model
@@ -194,54 +189,9 @@ def _converted(model: nn.Module, network: Network, shape: tuple[int, ...]) -> An
             ) from error
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "vdna" / "openvino"
-
-
-def _name(network: Network, batch: int) -> str:
-    """Returns the name of a converted network's file: a digest of all that it depends on."""
-    what = {
-        "layout": LAYOUT,
-        "network": [network.name, network.built_by, network.weights_sha256, network.folded],
-        "input": [batch, network.height, network.width],
-        "taps": network.observed,
-        "versions": {name: version(name) for name in ("openvino", "timm", "torch", "torchvision")},
-    }
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def _serialised(converted: Any) -> Kept:
     """Returns OpenVINO's two files of a network: what it is, and its weights."""
     with tempfile.TemporaryDirectory(prefix="vdna-openvino-") as scratch:
         path = Path(scratch, "model.xml")
         openvino.save_model(converted, path, compress_to_fp16=False)
         return path.read_bytes(), path.with_suffix(".bin").read_bytes()
-
-
-def _keep(model: Kept, path: Path) -> None:
-    """Writes one file, whole or not at all; several processes may do so at once."""
-    graph, weights = model
-    body = len(graph).to_bytes(8, "big") + graph + weights
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            scratch = Path(folder, "whole")
-            scratch.write_bytes(hashlib.sha256(body).digest() + body)
-            scratch.replace(path)
-    except OSError as error:
-        logger.info("the converted network is not kept, and is converted each time: %s", error)
-
-
-def _kept(path: Path) -> Kept | None:
-    """Reads what `_keep` wrote; None if there is no such file, or if it is damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    digest, body = data[:32], data[32:]
-    if hashlib.sha256(body).digest() != digest:
-        logger.info("%s is damaged; the network is converted again", path)
-        return None
-    end = 8 + int.from_bytes(body[:8], "big")
-    return body[8:end], body[end:]

@@ -28,7 +28,7 @@ from pipeline.errors import (
 )
 from pipeline.networks import Network, decode_ranges
 from pipeline.sources import Shard, read_shard
-from pipeline.spec import PRODUCTS, Resources, Spec
+from pipeline.spec import PRODUCTS, Backend, Resources, Spec
 
 OVERLAP = 2
 """How many shards a worker has under way: the second fills the network while the first ends."""
@@ -74,6 +74,7 @@ class Recipe:
         task: What to do instead of counting, or None.
         decoder: `module:function` of the decoder that the spec states, if it is a user's own. It is
             found where the recipe is first made.
+        backend: What runs the network, as the job's driver has chosen.
     """
 
     spec: Spec
@@ -83,6 +84,7 @@ class Recipe:
     products: tuple[str, ...] = PRODUCTS
     task: ShardTask | None = None
     decoder: str = ""
+    backend: Backend = "torch"
 
     def __post_init__(self) -> None:
         stated = self.spec.preprocess.decoder
@@ -247,7 +249,7 @@ def _load(recipe: Recipe) -> ShardMaker:
         recipe.network,
         spec.precision,
         recipe.device,
-        resources.backend,
+        recipe.backend,
         resources.threads or 1,
         micro_batch=_micro_batch(recipe),
         graphs=resources.cuda_graphs,

@@ -30,7 +30,14 @@ from pipeline.building import (
 )
 from pipeline.catalogue import Catalogue, Commit, Version, software
 from pipeline.comparing import is_nested, lens_notes
-from pipeline.counting import Recipe, ShardJob, device_kind, numerics, require_backend
+from pipeline.counting import (
+    Recipe,
+    ShardJob,
+    choose_backend,
+    counted_by,
+    device_kind,
+    numerics,
+)
 from pipeline.dna import UNIFORM, Lens
 from pipeline.engine import Engine
 from pipeline.errors import SourceError, SpecMismatch, UsageError
@@ -97,7 +104,7 @@ def rank(
     chosen = tuple(dict.fromkeys(request.layers))
     _require_weight(dataset.spec, lens, chosen)
     build = Request(name, **dataset.settings, **shared_values(request, Request))
-    target, recipe = _recipe(catalogue, dataset, build, lens, chosen, resources)
+    target, recipe = _recipe(catalogue, dataset, build, lens, chosen, resources, progress)
     manifest = _planned(catalogue, build, engine, progress)
     job = _job(catalogue, recipe, manifest)
     (ran,) = run_missing([(job, manifest)], engine, progress)
@@ -176,6 +183,7 @@ def _recipe(
     lens: Lens | None,
     layers: tuple[str, ...],
     resources: Resources,
+    progress: Listener,
 ) -> tuple[Target, Recipe]:
     """Checks that images can be counted as the dataset's were, and says what workers need for it.
 
@@ -187,20 +195,30 @@ def _recipe(
     """
     _require_known(catalogue, dataset.version, dataset.spec, dataset.name)
     spec, device = dataset.spec, device_kind(resources)
-    require_backend(resources.backend, spec.precision, device)
     network = network_of(spec, request.weights)
     micro_batch, stated = resources.micro_batch, spec.bf16_numerics
     if micro_batch is None and stated is not None:
         micro_batch = stated.micro_batch
     repeated = make_spec(request, network, spec.ranges_digest, device, micro_batch)
     spec.require_same(repeated, dataset.name, "an image that is counted here")
+    runner = choose_backend(
+        resources.backend,
+        network,
+        spec.precision,
+        device,
+        counted_by(dataset.version.numerics),
+        lambda message: progress(Said(message)),
+        micro_batch,
+    )
+    if runner.note:
+        progress(Said(runner.note))
     storage.require_exclusive(catalogue.root)
     target = Target(
         root=catalogue.root,
         name=dataset.name,
         commit=dataset.commit.number,
         dna=dataset.version.dna,
-        numerics=numerics(network, device, resources.backend, micro_batch=micro_batch),
+        numerics=numerics(network, device, runner.backend, micro_batch=micro_batch),
         layers=layers,
         lens=lens.encode() if lens else b"",
     )
@@ -208,7 +226,9 @@ def _recipe(
     ranges = catalogue.ranges(spec.ranges_digest)
     counts_of(target, spec, ranges)  # raises here once, instead of in every worker
     products = (RANKS, target.digest(spec))
-    return target, Recipe(spec, network, ranges_uri, resources, products, target)
+    return target, Recipe(
+        spec, network, ranges_uri, resources, products, target, backend=runner.backend
+    )
 
 
 def _job(catalogue: Catalogue, recipe: Recipe, manifest: Manifest) -> ShardJob:
@@ -290,7 +310,8 @@ def _numerics_notes(name: str, version: Version, here: Numerics) -> Iterator[str
     now = flat_numerics(here.to_json())
     for entry in version.numerics:
         then = flat_numerics(entry["numerics"])
-        differing = [f"{k} {then.get(k)}, {now[k]} here" for k in now if then.get(k) != now[k]]
+        both = [name for name in now if name in then]
+        differing = [f"{k} {then[k]}, {now[k]} here" for k in both if then[k] != now[k]]
         if differing:
             yield f"numerics differ: {name} was counted under {'; '.join(differing)}"
 

@@ -63,7 +63,7 @@ def describe(name: str, weights: str | None = None, taps: str | None = None) -> 
     if uri is None and isinstance(known.source, File):
         uri = known.source.uri
     if name == "efficientnet_lite0" and taps is None:
-        found = FoundTaps(LITE0_TAPS, (), ("classifier",), True)
+        found = FoundTaps(LITE0_TAPS, (), ("classifier",), folded=True, depthwise=True)
     else:
         found = discover_taps(name, known, taps if taps is not None else known.taps)
     digest = sha256_of(uri or fetch(known.source, name))
@@ -85,6 +85,7 @@ def describe(name: str, weights: str | None = None, taps: str | None = None) -> 
         found.spare,
         found.folded,
         known.built_by,
+        found.depthwise,
     )
 
 

@@ -35,6 +35,7 @@ class Network:
         spare: Modules of the classifier that no tap needs.
         folded: Whether batch norms are folded into convolutions.
         built_by: `module:function` that builds it, for a network that a user has registered.
+        depthwise: Whether it has convolutions of one channel each.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Network:
     spare: tuple[str, ...] = ()
     folded: bool = False
     built_by: str = ""
+    depthwise: bool = False
 
     @property
     def observed(self) -> tuple[str, ...]:

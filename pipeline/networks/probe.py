@@ -29,6 +29,7 @@ class FoundTaps:
     modules: tuple[str, ...]
     spare: tuple[str, ...]
     folded: bool
+    depthwise: bool
 
 
 def discover_taps(name: str, known: Architecture, patterns: str | None) -> FoundTaps:
@@ -40,8 +41,8 @@ def discover_taps(name: str, known: Architecture, patterns: str | None) -> Found
         patterns: Globs of the layers to tap, or None for the default layers.
 
     Returns:
-        The taps, their modules, the classifier's parts that none needs, and whether norms can be
-            folded.
+        The taps, their modules, the classifier's parts that none needs, whether norms can be
+            folded, and whether there are depthwise convolutions.
 
     Raises:
         UsageError: If the network does not run on images of its size, or if a pattern matches
@@ -84,7 +85,16 @@ def discover_taps(name: str, known: Architecture, patterns: str | None) -> Found
         shown.spare,
         # A user's class may run its modules in another order than the class that it derives from.
         not known.built_by and foldable(model, observed),
+        _has_depthwise(model),
     )
+
+
+def _has_depthwise(model: Any) -> bool:
+    """Tells whether any convolution has as many groups as channels, and more than one."""
+    from torch import nn
+
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return any(each.groups == each.in_channels > 1 for each in convolutions)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,17 @@ def test_where_images_were_resized_is_named_if_it_differs() -> None:
     assert note == "resized was cpu for a; device-1 for b"
 
 
+def test_what_ran_the_network_is_named_if_it_differs() -> None:
+    """Only numerics of OpenVINO name its version."""
+    versions = (("numpy", "2"), ("openvino", "2026"), ("torch", "2.6"))
+    by_openvino = replace(NUMERICS, versions=versions)
+    (note,) = numerics_notes({"a": noted(NUMERICS), "b": noted(by_openvino)})
+    assert note == "backend was openvino for b; torch for a"
+    newer = replace(by_openvino, versions=(versions[0], ("openvino", "2027"), versions[2]))
+    (note,) = numerics_notes({"a": noted(newer), "b": noted(by_openvino)})
+    assert note == "openvino was 2026 for b; 2027 for a"
+
+
 def test_one_dataset_may_have_two_numerics() -> None:
     (note,) = numerics_notes({"a": noted(NUMERICS, OTHER_NUMERICS)})
     assert note == "compiled was False for a; True for a"

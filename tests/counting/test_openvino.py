@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from pipeline.building import Request, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
 from pipeline.comparing.distance import emd
-from pipeline.counting import Extractor, numerics, openvino_forward
+from pipeline.counting import Extractor, converted_networks, numerics, openvino_forward
 from pipeline.engine import InProcess
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, describe
@@ -159,8 +160,8 @@ def test_processes_that_convert_at_once_all_load_a_whole_network(
         start.wait()
         seen = []
         for _ in range(50):
-            openvino_forward._keep(model, path)
-            seen.append(openvino_forward._kept(path) == model)
+            converted_networks.keep_converted(model, path)
+            seen.append(converted_networks.read_converted(path) == model)
         return seen
 
     with ThreadPoolExecutor(4) as pool:
@@ -187,7 +188,7 @@ def test_a_kept_network_that_no_longer_fits_the_code_is_converted_again(
     (kept,) = cache.iterdir()
     torch.manual_seed(9)
     model = tiny.Tiny().eval()
-    openvino_forward._keep(
+    converted_networks.keep_converted(
         openvino_forward._serialised(openvino_forward._converted(model, network, SHAPE)), kept
     )
     names = converting(monkeypatch)
@@ -304,3 +305,57 @@ def test_a_dna_by_openvino_is_that_of_torch_but_for_rounding(tmp_path: Path) -> 
     assert 0 < moved < 1e-4
     assert emd(by_torch, by_openvino) < 1e-3
     np.testing.assert_allclose(by_openvino.mean, by_torch.mean, rtol=1e-4, atol=1e-4)
+
+
+# Layers past the last tap.
+
+
+class NotedConv(torch.nn.Conv2d):
+    """A convolution to 3 channels, each run of which is noted."""
+
+    runs: ClassVar[list[None]] = []
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.runs.append(None)
+        return super().forward(input)
+
+
+class EndsNoted(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Conv2d(3, 4, 3)
+        self.b = NotedConv(4, 3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
+@pytest.fixture
+def by_taps(tmp_path: Path) -> Callable[[str], Network]:
+    weights = tmp_path / "weights.pt"
+    torch.save(EndsNoted().state_dict(), weights)
+    register_network("ends_noted", EndsNoted, preprocess=tiny.RULE, taps="a,b")
+    return lambda taps: describe("ends_noted", str(weights), taps)
+
+
+def test_torch_runs_no_layer_past_the_last_tap(by_taps: Callable[[str], Network]) -> None:
+    whole, early = Extractor(by_taps("a,b")), Extractor(by_taps("a"))
+    NotedConv.runs.clear()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: activations(early, pixels(8, seed)), range(16)))
+    assert NotedConv.runs == []
+    for seed, (mine,) in enumerate(found):
+        np.testing.assert_array_equal(mine, activations(whole, pixels(8, seed))[0])
+    assert len(NotedConv.runs) == 16
+
+
+def test_openvino_holds_no_layer_past_the_last_tap(by_taps: Callable[[str], Network]) -> None:
+    def convolutions(taps: str) -> int:
+        forward = Extractor(by_taps(taps), backend="openvino")._openvino
+        assert isinstance(forward, openvino_forward.OpenVinoForward)
+        graph = forward._compiled.get_runtime_model()
+        kinds = [node.get_rt_info()["layerType"].astype(str) for node in graph.get_ops()]
+        return kinds.count("Convolution")
+
+    assert convolutions("a,b") == 2
+    assert convolutions("a") == 1

@@ -313,6 +313,7 @@ def test_all_that_the_catalogue_knows_is_gathered(built: Catalogue) -> None:
     text = render_dataset(page, where_of(page.matrix)).decode()
     assert "23 images of " in text
     assert "1 more could not be read." in text
+    assert re.search(r"23 images: .*backend torch, .*torch 2", text)
     assert re.search(r"Not counted: 1 &times; [\w ]+<ul class=\"quiet\"><li>[^<]*photo-0005", text)
     part = gathered(built, "all/rain")
     assert part.known[0] == "It is the part of all where weather is rain."

@@ -37,7 +37,7 @@ from pipeline.reporting.html.thumbnails import (
 )
 from pipeline.reporting.noted_images import image_notes
 from pipeline.reporting.report_options import SHOWN_IMAGES
-from pipeline.spec import Spec
+from pipeline.spec import Spec, flat_numerics
 from pipeline.wording import count_of
 
 ALL_SAMPLES = 600
@@ -240,9 +240,8 @@ def _facts(version: Version) -> Iterator[tuple[str, str]]:
     yield "manifest", version.manifest or "none: it was imported"
     yield "keeps", ", ".join(version.products)
     for entry in version.numerics:
-        numerics = dict(entry["numerics"])
-        versions = dict(numerics.pop("versions"))
-        fields = ", ".join(f"{key} {value}" for key, value in {**numerics, **versions}.items())
+        numerics = flat_numerics(entry["numerics"])
+        fields = ", ".join(f"{key} {value}" for key, value in numerics.items())
         yield "numerics", f"{count_of(entry['images'], 'image')}: {fields}"
     if version.imported:
         yield "imported", version.provenance
