@@ -21,6 +21,8 @@ from jobs.output import say
 from jobs.rank import rank
 from jobs.refresh import refresh
 from jobs.report import report
+from jobs.rm import rm
+from jobs.rollback import rollback
 from jobs.serve import serve
 from jobs.show import show
 from jobs.verify import verify
@@ -49,7 +51,7 @@ def main(
 
 for command in (
     *(demo, build, refresh, compare, explain, rank, report, serve, calibrate),
-    *(ls, show, log, verify, gc),
+    *(ls, show, log, rm, rollback, verify, gc),
 ):
     app.command()(command)
 app.command("import")(import_module("jobs.import").import_)  # its name is a keyword

@@ -21,7 +21,7 @@ def ls(commit: CommitOptions, catalogue: CatalogueOption, as_json: JsonOption = 
     if as_json:
         print_json([{"name": name} | asdict(version) for name, version in versions])
         return
-    width = max(len("dataset"), *(len(name) for name, _ in versions))
+    width = max(len(name) for name in ("dataset", *(name for name, _ in versions)))
     say(f"{'dataset':{width}}  {'images':>12}  {'failed':>8}  {'spec':12}  {'built':19}  source")
     for name, version in versions:
         say(

@@ -23,6 +23,8 @@ from .matrix_header import matrix_metadata as matrix_metadata
 from .names import check_name as check_name
 from .names import part_name as part_name
 from .recounting import recount as recount
+from .undoing import remove as remove
+from .undoing import roll_back as roll_back
 from .verification import verify as verify
 from .version_history import PastVersion as PastVersion
 from .version_history import version_histories as version_histories

@@ -6,11 +6,11 @@ dict_keys(['photos'])
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.catalogue.commit import Commit, Version
-from pipeline.errors import Conflict
+from pipeline.errors import Conflict, UsageError
 
 
 def with_version(
@@ -67,6 +67,40 @@ def with_version(
         default_spec=new.spec if takes_default_spec(head, new) else head.default_spec,
         datasets={name: specs for name, specs in datasets.items() if specs},
     )
+
+
+def without_datasets(head: Commit, names: Sequence[str], spec: str | None = None) -> Commit:
+    """Takes datasets away, with their parts.
+
+    Args:
+        head: The newest commit.
+        names: The datasets. One that is not there is left out.
+        spec: The digest of a spec: only versions of it go. None takes all.
+
+    Returns:
+        The changed state, or `head` itself if it has none of them.
+
+    Raises:
+        UsageError: If one is a part of a dataset.
+    """
+    gone = set(names)
+    for name in names:
+        for version in head.datasets.get(name, {}).values():
+            if version.part_of:
+                raise UsageError(
+                    f"{name} is the part {version.value!r} of {version.part_of}; remove "
+                    f"{version.part_of}, or build it without parts"
+                )
+    left = {
+        name: {
+            digest: version
+            for digest, version in specs.items()
+            if not ({name, version.part_of} & gone and spec in (None, digest))
+        }
+        for name, specs in head.datasets.items()
+    }
+    datasets = {name: specs for name, specs in left.items() if specs}
+    return head if datasets == head.datasets else replace(head, datasets=datasets)
 
 
 def _identities(parts: Mapping[str, Version]) -> dict[str, tuple[object, ...]]:

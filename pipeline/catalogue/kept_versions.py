@@ -40,13 +40,16 @@ def kept_versions(commits: Iterable[Commit], keep: int | None = None) -> Iterato
 
     Args:
         commits: The commits, the newest first.
-        keep: How many versions of each dataset and spec to find; None for all.
+        keep: How many versions to find of each dataset and spec that the newest commit has, and
+            none of others; None for all.
 
     Yields:
         Each version once, as the newest commit that holds it states it; the newest first.
     """
     found: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+    current: Commit | None = None
     for commit in commits:
+        current = current or commit
         for name, version in _wholes_first(commit):
             versions = found[name, version.spec]
             if version.part_of:
@@ -54,7 +57,8 @@ def kept_versions(commits: Iterable[Commit], keep: int | None = None) -> Iterato
                 known = found[version.part_of, version.spec]
                 wanted = whole is None or (whole.dna, whole.by) in known
             else:
-                wanted = keep is None or len(versions) < keep
+                there = version.spec in current.datasets.get(name, {})
+                wanted = keep is None or (there and len(versions) < keep)
             if wanted and (version.dna, version.by) not in versions:
                 versions.add((version.dna, version.by))
                 yield KeptVersion(name, version, commit.number)

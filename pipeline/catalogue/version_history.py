@@ -41,12 +41,15 @@ def version_histories(commits: Iterable[Commit], spec: str) -> dict[str, list[Pa
         The versions of each dataset, the newest first. One that came back is named again.
     """
     histories: dict[str, list[PastVersion]] = {}
+    here: dict[str, Version] = {}
     for commit in commits:
+        newer, here = here, {}
         for name, versions in commit.datasets.items():
             if spec not in versions:
                 continue
             version, found = versions[spec], histories.setdefault(name, [])
-            if found and _identity(found[-1].version) == _identity(version):
+            here[name] = version
+            if name in newer and _identity(newer[name]) == _identity(version):
                 found.pop()
             found.append(PastVersion(version, commit.number, commit.time, commit.software))
     return histories

@@ -490,7 +490,7 @@ def test_ls_lists_every_dataset_under_every_spec(
             ["explain", "a", "b"],
             ["rank", ".", "--to", "a"],
             ["report"],
-            ["gc"],
+            *(["gc"], ["rm", "a"], ["rollback", "a", "--to", "1"]),
             ["ls", "--at", "1"],
         ),
         *(["lens", "ls"], ["lens", "choose", "x", "--layer", "y"], ["lens", "show", "x"]),
@@ -607,6 +607,36 @@ def test_verify_exits_1_where_a_file_was_changed(tmp_path: Path, others: Path) -
     assert not all(finding["ok"] for finding in told["findings"])
     build("c", others, tmp_path, *SMALL)
     refused(vdna("compare", "-c", tmp_path, exits=1), str(file), "sha256")
+
+
+def test_a_dataset_is_taken_out_and_brought_back(tmp_path: Path, photos: Path) -> None:
+    build("a", photos, tmp_path, *SMALL)
+    version = vdna_json("ls", "-c", tmp_path)
+    refused(vdna("rm", "b", "-c", tmp_path, exits=1), "has no dataset 'b'; it has: a")
+    (line,) = vdna("rm", "a", "-c", tmp_path).stdout.splitlines()
+    assert line == (
+        "a: out of the catalogue since commit 2; `vdna rollback a --to 1` brings it back, until "
+        "`vdna gc --keep N` has removed its files"
+    )
+    assert vdna_json("ls", "-c", tmp_path) == []
+    assert len(vdna("ls", "-c", tmp_path).stdout.splitlines()) == 1  # the head of the table
+    refused(vdna("show", "a", "-c", tmp_path, exits=1), "has no dataset 'a'; it has: none")
+    for words in (("compare",), ("report", "--out", tmp_path / "x.html")):
+        refused(vdna(*words, "-c", tmp_path, exits=2), "two datasets or more")
+    vdna("verify", "-c", tmp_path)
+    digest = version[0]["dna"][:12]
+    assert vdna("rollback", "a", "--to", 1, "-c", tmp_path).stdout == (
+        f"a: back to 6 images of {photos} (dna {digest}) by commit 3\n"
+    )
+    assert vdna("rollback", "a", "--to", 1, "-c", tmp_path).stdout == (
+        f"a: nothing to do, 6 images of {photos} (dna {digest}) are its current version\n"
+    )
+    told = vdna_json("rollback", "a", "--to", 1, "-c", tmp_path)
+    assert told == {"commit": 3, "changed": False} | {
+        k: v for k, v in version[0].items() if k != "name"
+    }
+    assert vdna_json("ls", "-c", tmp_path) == version
+    assert vdna_json("rm", "a", "-c", tmp_path) == {"commit": 4, "removed": ["a"]}
 
 
 def test_gc_removes_what_no_version_needs(tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""Take datasets out of the catalogue."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.output import print_json, say
+from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
+
+
+@guarded
+def rm(
+    catalogue: CatalogueOption,
+    names: Annotated[list[str], typer.Argument(help="Datasets to take out, with their parts.")],
+    spec: Annotated[
+        str | None,
+        typer.Option(help="Take out versions of this spec only: its digest, or the beginning."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take datasets out of the catalogue. Their files stay, so vdna rollback brings them back."""
+    from pipeline.catalogue import Catalogue, remove
+
+    commit = remove(Catalogue(catalogue), names, spec)
+    if as_json:
+        print_json({"commit": commit.number, "removed": names})
+        return
+    for name in names:
+        say(
+            f"{name}: out of the catalogue since commit {commit.number}; "
+            f"`vdna rollback {name} --to {commit.number - 1}` brings it back, until "
+            "`vdna gc --keep N` has removed its files"
+        )
+
+
+if __name__ == "__main__":
+    run_alone(rm)

@@ -1,0 +1,47 @@
+"""Bring a former version of a dataset back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from jobs.output import print_json, say
+from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
+from pipeline.catalogue import SpecOptions
+from pipeline.wording import count_of
+
+
+@guarded
+def rollback(
+    options: SpecOptions,
+    catalogue: CatalogueOption,
+    name: Annotated[str, typer.Argument(help="Dataset, which may have been taken out.")],
+    to: Annotated[
+        str, typer.Option(help="Commit that has the version: its number, or an ISO time.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Make the version that a dataset had at a commit its current one, with its parts.
+
+    vdna log and the page of a dataset list the commits. A later build looks at the source again.
+    """
+    from pipeline.catalogue import Catalogue, roll_back
+
+    place = Catalogue(catalogue)
+    before = place.at().number
+    commit = roll_back(place, name, to, options.spec)
+    version = place.find(name, commit.number, options.spec or place.find(name, to).spec)
+    if as_json:
+        print_json({"commit": commit.number, "changed": commit.number != before} | asdict(version))
+        return
+    what = f"{count_of(version.images, 'image')} of {version.source} (dna {version.dna[:12]})"
+    if commit.number == before:
+        say(f"{name}: nothing to do, {what} are its current version")
+    else:
+        say(f"{name}: back to {what} by commit {commit.number}")
+
+
+if __name__ == "__main__":
+    run_alone(rollback)

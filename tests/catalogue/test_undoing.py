@@ -1,0 +1,196 @@
+"""Datasets are taken out of the catalogue and brought back, by commits that lose no file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, collect, remove, roll_back, undoing, verify
+from pipeline.catalogue.changes import without_datasets
+from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
+from tests.catalogue.test_kept_versions import found, log, version
+from tests.catalogue.test_version_history import found as history
+from tests.golden.handmade import NETWORK, Place
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr("pipeline.building.planner.describe", lambda name, weights, taps: NETWORK)
+    made = Place(tmp_path)
+    for name in ("a", "b"):
+        made.photos(name, 6)
+        made.build(name)
+    return made
+
+
+def everything(catalogue: Catalogue) -> set[str]:
+    return {item.uri for item in storage.walk(catalogue.root) if "/_log/" not in item.uri}
+
+
+def collect_old(catalogue: Catalogue, **options: Any) -> tuple[int, int]:
+    then = time.time() - timedelta(days=30).total_seconds()
+    for uri in everything(catalogue):
+        os.utime(storage.local_path(uri), (then, then))
+    return collect(catalogue, **options)
+
+
+def test_what_was_taken_out_comes_back_as_it_was(place: Place) -> None:
+    before, files = place.catalogue.head(), everything(place.catalogue)
+    commit = remove(place.catalogue, ["a"])
+    assert (commit.number, commit.action) == (3, "remove a")
+    assert commit.datasets == {"b": before.datasets["b"]}
+    assert files - everything(place.catalogue) == {
+        place.catalogue.plan_uri("a", spec) for spec in before.datasets["a"]
+    }
+    back = roll_back(place.catalogue, "a", before.number)
+    assert (back.number, back.action) == (4, "roll back a to commit 2")
+    assert back.datasets == before.datasets
+    assert all(finding.ok for finding in verify(place.catalogue))
+    assert roll_back(place.catalogue, "a", before.number).number == 4  # it is there
+
+
+def test_a_former_version_comes_back_and_the_source_is_looked_at_again(place: Place) -> None:
+    first = place.catalogue.head()
+    place.photos("a", 9)
+    second = place.build("a").version
+    back = roll_back(place.catalogue, "a", first.number)
+    assert back.datasets == first.datasets
+    again = place.build("a")
+    assert again.version.dna == second.dna
+    assert again.counted_shards == 0
+
+
+def test_a_dataset_that_was_taken_out_can_be_built_again(place: Place) -> None:
+    former = place.catalogue.find("a").dna
+    remove(place.catalogue, ["a"])
+    again = place.build("a")
+    assert again.version.dna == former
+    assert again.replaced is None
+
+
+def test_a_build_upon_a_version_that_was_taken_out_meanwhile_is_refused(place: Place) -> None:
+    base = place.catalogue.find("a")
+    remove(place.catalogue, ["a"])
+    other = version("0123", base.spec)
+    with pytest.raises(Conflict, match="another job committed nothing"):
+        place.catalogue.put_version("a", other, base)
+
+
+def test_names_that_are_not_there_change_nothing(place: Place) -> None:
+    before = place.catalogue.head()
+    with pytest.raises(NotFound, match="no dataset 'c'"):
+        remove(place.catalogue, ["a", "c"])
+    with pytest.raises(NotFound, match="0 specs of"):
+        remove(place.catalogue, ["a"], "ffff")
+    with pytest.raises(NotFound, match="no commit 7"):
+        roll_back(place.catalogue, "a", 7)
+    with pytest.raises(NotFound, match="no dataset 'b'"):
+        roll_back(place.catalogue, "b", 1)
+    assert place.catalogue.head() == before
+
+
+def test_gc_removes_what_was_taken_out_only_where_it_keeps_a_number(place: Place) -> None:
+    before = place.catalogue.head()
+    remove(place.catalogue, ["a"])
+    assert collect_old(place.catalogue) == (0, 0)
+    assert roll_back(place.catalogue, "a", before.number).datasets == before.datasets
+    remove(place.catalogue, ["a"])
+    assert collect_old(place.catalogue, keep=1)[0] > 4
+    left = everything(place.catalogue)
+    assert not [uri for uri in left if "/a/" in uri.removeprefix(place.catalogue.root)]
+    last = place.catalogue.head()
+    with pytest.raises(CorruptFile, match="a cannot go back to commit 2: `vdna gc` has"):
+        roll_back(place.catalogue, "a", before.number)
+    assert place.catalogue.head() == last
+    assert all(finding.ok for finding in verify(place.catalogue))
+
+
+def test_a_collection_beside_a_roll_back_is_noticed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = place.catalogue.head()
+    remove(place.catalogue, ["a"])
+    real = Catalogue.append
+
+    def collect_first(self: Catalogue, *given: Any) -> Any:
+        monkeypatch.setattr(Catalogue, "append", real)
+        collect_old(self, keep=1)
+        return real(self, *given)
+
+    monkeypatch.setattr(Catalogue, "append", collect_first)
+    with pytest.raises(CorruptFile, match="take it out of commit 4 by `vdna rm a`, and build it"):
+        roll_back(place.catalogue, "a", before.number)
+
+
+def test_the_plan_of_a_build_that_runs_stays(place: Place) -> None:
+    (spec,) = place.catalogue.head().datasets["a"]
+    other = place.catalogue.find("b").manifest
+    place.catalogue.note_plan("a", spec, other, ())
+    remove(place.catalogue, ["a"])
+    assert storage.exists(place.catalogue.plan_uri("a", spec))
+
+
+PARTS = {
+    "a": [version("1", by="l"), version("9", "t")],
+    "a/x": [version("x1", part_of="a"), version("x9", "t", part_of="a")],
+    "a/y": [version("2")],
+    "b": [version("3")],
+}
+
+
+def test_parts_go_with_their_dataset_and_no_other_of_that_folder() -> None:
+    (head,) = log(PARTS)
+    assert without_datasets(head, ["a"]).datasets.keys() == {"a/y", "b"}
+    of_one_spec = without_datasets(head, ["a"], "s").datasets
+    assert {name: [*of_one_spec[name]] for name in ("a", "a/x")} == {"a": ["t"], "a/x": ["t"]}
+    assert without_datasets(head, ["a"], "u") is head
+    with pytest.raises(UsageError, match=r"a/x is the part '' of a; remove a, or build it without"):
+        without_datasets(head, ["b", "a/x"])
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from(["a", "a/y", "b", "none"]), max_size=4))
+def test_whatever_is_taken_out_nothing_else_changes(names: Sequence[str]) -> None:
+    (head,) = log(PARTS)
+    left = without_datasets(head, names)
+    gone = {*names} | ({"a/x"} if "a" in names else set())
+    assert left.datasets == {n: v for n, v in head.datasets.items() if n not in gone}
+    assert without_datasets(left, names) is left
+
+
+def test_a_dataset_that_the_newest_commit_lacks_is_not_among_the_newest_versions() -> None:
+    commits = log(PARTS, {"b": [version("3")]})
+    assert found(commits, 1) == found(commits, 5) == [("b", "3", 2)]
+    assert ("a", "1", 1) in found(commits)
+    assert ("a/x", "x1", 1) in found(commits)
+
+
+def test_a_dataset_that_was_taken_out_and_came_back_is_named_twice() -> None:
+    commits = log({"a": [version("1")]}, {"b": [version("1")]}, {"a": [version("1")]})
+    assert history(commits)["a"] == [("1", 3), ("1", 1)]
+
+
+def test_the_parts_of_a_former_version_come_back_with_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = place.catalogue
+    monkeypatch.setattr(undoing, "missing_files", lambda *_: [])
+    catalogue.put_version("c", version("1", by="l"), None, parts={"c/x": version("2", part_of="c")})
+    divided = catalogue.head()
+    catalogue.put_version("c", version("3"), divided.datasets["c"]["s"])
+    assert "c/x" not in catalogue.head().datasets
+    assert roll_back(catalogue, "c", divided.number).datasets == divided.datasets
+    remove(catalogue, ["c"])
+    assert "c/x" not in catalogue.head().datasets
+    catalogue.put_version("c/x", version("5"), None)
+    with pytest.raises(Conflict, match="c/x is already a dataset of its own"):
+        roll_back(catalogue, "c", divided.number)
