@@ -243,6 +243,23 @@ class Catalogue(VersionFiles):
             return None
         return next((each for each in get_args(Backend) if each == noted), None)
 
+    def noted_plan(self, dataset: str, spec: str) -> tuple[str, tuple[str, ...]] | None:
+        """Reads what `note_plan` noted last of the manifest and the products.
+
+        Args:
+            dataset: The dataset.
+            spec: Digest of the spec.
+
+        Returns:
+            The digest of the manifest, and the products. None if no readable plan is noted.
+        """
+        try:
+            plan = json.loads(storage.read(self.plan_uri(dataset, spec)))
+            digest, products = str(plan["manifest"]), tuple(map(str, plan["products"]))
+        except (SourceError, ValueError, TypeError, KeyError):
+            return None
+        return (digest, products) if _DIGEST.fullmatch(digest) else None
+
     def planned(self, dataset: str, spec: str) -> tuple[Manifest, tuple[str, ...]] | None:
         """Reads the plan of the build of a dataset that began last, committed or not.
 
@@ -256,12 +273,11 @@ class Catalogue(VersionFiles):
         Raises:
             CorruptFile: If the manifest is not the one that the plan names.
         """
-        try:
-            plan = json.loads(storage.read(self.plan_uri(dataset, spec)))
-            digest, products = str(plan["manifest"]), tuple(map(str, plan["products"]))
-        except (SourceError, ValueError, TypeError, KeyError):
+        noted = self.noted_plan(dataset, spec)
+        if noted is None:
             return None
+        digest, products = noted
         uri = self.uri("manifests", spec, dataset, digest)
-        if not _DIGEST.fullmatch(digest) or not storage.exists(uri):
+        if not storage.exists(uri):
             return None
         return decode_manifest(storage.read_on_disk(uri), uri, digest), products

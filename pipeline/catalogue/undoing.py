@@ -42,8 +42,8 @@ def remove(catalogue: Catalogue, names: Sequence[str], spec: str | None = None) 
         catalogue.find(name, head.number, chosen or any_spec)
     for name in names:
         for digest, version in head.datasets[name].items():
-            plan = catalogue.planned(name, digest) if chosen in (None, digest) else None
-            if plan is not None and plan[0].digest == version.manifest:  # of no build that runs
+            noted = catalogue.noted_plan(name, digest) if chosen in (None, digest) else None
+            if noted is not None and noted[0] == version.manifest:  # of no build that runs
                 storage.delete(catalogue.plan_uri(name, digest))
     return catalogue.append(
         f"remove {', '.join(names)}", lambda newest: without_datasets(newest, names, chosen)

@@ -73,6 +73,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "verify": ("verify", NAME),
     "export": ("export", NAME, "{out}/x.npz", "--as", "gaussian"),
     "gc": ("gc", "--dry-run"),
+    "rm": ("rm", NAME),  # the last, as no other finds the dataset then
 }
 
 
@@ -275,7 +276,7 @@ class NoNetwork:
     device = torch.device("cpu")
     on_device = False
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         self.numerics = numerics(NETWORK, "cpu")
 
     def batches(self, rule: object) -> Callable[..., np.ndarray]:
@@ -374,7 +375,7 @@ def test_ranges_under_the_digest_of_others_are_refused(copy: Copy) -> None:
 
     recipe = Recipe(SPEC, NETWORK, uri, Resources())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_module, "Extractor", lambda *_: Loaded())
+        patch.setattr(shard_module, "Extractor", lambda *_, **__: Loaded())
         with pytest.raises(CorruptFile, match=message):
             Worker()._maker(recipe)
 
