@@ -134,7 +134,7 @@ def test_a_collection_beside_a_roll_back_is_noticed(
 def test_the_plan_of_a_build_that_runs_stays(place: Place) -> None:
     (spec,) = place.catalogue.head().datasets["a"]
     other = place.catalogue.find("b").manifest
-    place.catalogue.note_plan("a", spec, other, ())
+    place.catalogue.note_plan("a", spec, other, (), "torch")
     remove(place.catalogue, ["a"])
     assert storage.exists(place.catalogue.plan_uri("a", spec))
 
