@@ -155,6 +155,14 @@ class Preprocess:
     __pydantic_config__ = _STRICT
 
 
+BF16_LIBRARIES: tuple[str, ...] = ("timm", "torch", "torchvision")
+"""The libraries that compute the network, whose versions a spec of bf16 states. The others prepare
+its input and count its output, alike in both precisions (decisions/0011)."""
+
+ANY_INSTRUCTIONS = "any"
+"""Where the instructions of a CPU are not told apart: in fp32, and on GPUs."""
+
+
 @dataclass(frozen=True)
 class Numerics:
     """The hardware, libraries and settings that change results by rounding only.
@@ -170,6 +178,7 @@ class Numerics:
         threads: How many threads one operation of the network uses.
         versions: The libraries and their versions, sorted by name.
         resized: Where images are resized: `cpu`, or the version of the rule by which a GPU does it.
+        instructions: The widest instructions of the CPU that computes, in bf16 only.
     """
 
     device: Name
@@ -179,14 +188,41 @@ class Numerics:
     threads: Count
     versions: tuple[tuple[Name, Name], ...]
     resized: Name = "cpu"
+    instructions: Name = ANY_INSTRUCTIONS
 
     __pydantic_config__ = _STRICT
 
+    @property
+    def in_bf16(self) -> Numerics:
+        """What a spec of bf16 states of them."""
+        stated = tuple(pair for pair in self.versions if pair[0] in BF16_LIBRARIES)
+        return replace(self, versions=stated)
+
+    def require_here(self, here: Numerics) -> None:
+        """Refuses to count by a spec of bf16 that states these numerics.
+
+        Args:
+            here: What this process computes with.
+
+        Raises:
+            SpecMismatch: They differ in what the spec states. The message names each such field
+                with both values, and what to do.
+        """
+        stated, mine = (flat_numerics(each.to_json()) for each in (self, here))
+        differing = {n: (a, mine.get(n)) for n, a in stated.items() if a != mine.get(n)}
+        if differing:
+            told = "; ".join(f"{n} is {a} there and {b} here" for n, (a, b) in differing.items())
+            raise SpecMismatch(
+                f"in bf16 the numerics are part of the spec, and {told}. {_bf16_remedy(differing)}"
+            )
+
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields as types of JSON; `resized` only if it is not the CPU."""
+        """Returns the fields as types of JSON; the last two only if they are not the default."""
         data = _by_name(self) | {"versions": dict(self.versions)}
         if self.resized == "cpu":
             del data["resized"]
+        if self.instructions == ANY_INSTRUCTIONS:
+            del data["instructions"]
         return data
 
     @classmethod
@@ -354,6 +390,7 @@ class Spec:
         data = self.to_json() | {"preprocess": _by_name(self.preprocess)}
         if self.bf16_numerics is not None:
             data["bf16_numerics"]["resized"] = self.bf16_numerics.resized
+            data["bf16_numerics"]["instructions"] = self.bf16_numerics.instructions
         return data
 
     def require_same(self, other: Spec, mine: str, theirs: str) -> None:
@@ -369,10 +406,16 @@ class Spec:
         """
         if self.digest == other.digest:
             return
-        fields = "; ".join(
-            f"{name}: {a!r} against {b!r}" for name, (a, b) in self.differences(other).items()
-        )
-        raise SpecMismatch(f"{mine} and {theirs} were not made the same way: {fields}")
+        differing = self.differences(other)
+        told = "; ".join(f"{name}: {a!r} against {b!r}" for name, (a, b) in differing.items())
+        if self.bf16_numerics and other.bf16_numerics:
+            own = {
+                name.rpartition(".")[2]: pair
+                for name, pair in differing.items()
+                if name.startswith("bf16_numerics.")
+            }
+            told += f". {_bf16_remedy(own)}" if own else ""
+        raise SpecMismatch(f"{mine} and {theirs} were not made the same way: {told}")
 
 
 @cache
@@ -412,6 +455,18 @@ def flat_numerics(stated: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what `Numerics.to_json` made, with all fields, each library, and the backend."""
     own = {name: value for name, value in stated.items() if name != "versions"}
     return {"resized": "cpu", "backend": backend_of(stated)} | own | dict(stated["versions"])
+
+
+def _bf16_remedy(differing: Mapping[str, tuple[object, object]]) -> str:
+    """Says what to do if two sides differ in these numerics, each with the first side's value."""
+    libraries = [f"{n}=={a}" for n, (a, _) in differing.items() if n in BF16_LIBRARIES and a]
+    others = [name for name in differing if name not in BF16_LIBRARIES]
+    ways = [f"pip install {' '.join(libraries)}, or a container image with these"] * bool(libraries)
+    ways += [f"the same {', '.join(others)}"] * bool(others)
+    return (
+        f"In bf16 these move many counts. What makes both sides alike: {'; '.join(ways)}. Or build "
+        "both anew, with the same or in fp32, whose specs leave the numerics out"
+    )
 
 
 def backend_of(stated: Mapping[str, Any]) -> Backend:

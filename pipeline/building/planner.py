@@ -271,7 +271,7 @@ def make_spec(
         bins=request.bins,
         precision=request.precision,
         bf16_numerics=(
-            numerics(network, device, micro_batch=micro_batch)
+            numerics(network, device, micro_batch=micro_batch, precision="bf16").in_bf16
             if request.precision == "bf16"
             else None
         ),

@@ -26,10 +26,19 @@ from pipeline import images
 from pipeline.counting.allocator import keep_memory
 from pipeline.counting.feed import Feed, Prepared
 from pipeline.counting.forward_graph import CudaGraphs, ForwardGraph, Recorder, Visit
+from pipeline.counting.instructions import cpu_instructions
 from pipeline.counting.micro_batch import MICRO_BATCH
 from pipeline.errors import SpecMismatch, UsageError
 from pipeline.networks import Network, drop, fold_batch_norms, load_model, parse, rows
-from pipeline.spec import Backend, BackendChoice, Numerics, Precision, Preprocess, Tap
+from pipeline.spec import (
+    ANY_INSTRUCTIONS,
+    Backend,
+    BackendChoice,
+    Numerics,
+    Precision,
+    Preprocess,
+    Tap,
+)
 from pipeline.wording import option
 
 if TYPE_CHECKING:
@@ -46,6 +55,7 @@ def numerics(
     backend: Backend = "torch",
     on_device: bool | None = None,
     micro_batch: int | None = None,
+    precision: Precision = "fp32",
 ) -> Numerics:
     """States how the extractor computes a network.
 
@@ -55,6 +65,7 @@ def numerics(
         backend: What runs the network. OpenVINO is named among the versions if it does.
         on_device: Whether images are resized on the device; None for a GPU only.
         micro_batch: Images per forward pass; None for those of `MICRO_BATCH`.
+        precision: The numbers that it computes with. In bf16 the CPU's instructions are stated.
 
     Returns:
         What may change the rounding of a count.
@@ -62,6 +73,7 @@ def numerics(
     libraries = ["numba", "numpy", "pillow", "timm", "torch", "torchvision"]
     if backend == "openvino":
         libraries.insert(2, backend)
+    told = precision == "bf16" and device == "cpu"
     return Numerics(
         device=device,
         compiled=False,
@@ -70,6 +82,7 @@ def numerics(
         threads=INTRA_OP_THREADS,
         versions=tuple((library, version(library)) for library in libraries),
         resized=images.DEVICE_RULE if _is_on_device(device, on_device) else "cpu",
+        instructions=cpu_instructions() if told else ANY_INSTRUCTIONS,
     )
 
 
@@ -158,6 +171,7 @@ class Extractor:
         self.device = torch.device(device)
         self.on_device = _is_on_device(device, on_device)
         self.micro_batch = micro_batch or MICRO_BATCH[self.device.type]
+        self._precision: Precision = precision
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._visit = threading.local()
         self._ends_early = False
@@ -201,7 +215,12 @@ class Extractor:
     def numerics(self) -> Numerics:
         """How this extractor computes."""
         return numerics(
-            self.network, self.device.type, self._backend, self.on_device, self.micro_batch
+            self.network,
+            self.device.type,
+            self._backend,
+            self.on_device,
+            self.micro_batch,
+            self._precision,
         )
 
     def batches(self, rule: Preprocess) -> Callable[[Sequence[NDArray[Any]]], Prepared]:

@@ -21,7 +21,6 @@ from pipeline.errors import (
     ConservationError,
     CorruptFile,
     SourceError,
-    SpecMismatch,
     TransientError,
     UnexpectedError,
     known_error,
@@ -254,11 +253,8 @@ def _load(recipe: Recipe) -> ShardMaker:
         micro_batch=_micro_batch(recipe),
         graphs=resources.cuda_graphs,
     )
-    if spec.bf16_numerics not in (None, extractor.numerics):
-        raise SpecMismatch(
-            f"in bf16 the numerics are part of the spec: it states {spec.bf16_numerics}, this "
-            f"worker has {extractor.numerics}"
-        )
+    if spec.bf16_numerics is not None:
+        spec.bf16_numerics.require_here(extractor.numerics)
     ranges, _ = decode_ranges(storage.read(recipe.ranges_uri), recipe.ranges_uri)
     if ranges.digest != spec.ranges_digest:
         raise CorruptFile(

@@ -218,7 +218,9 @@ def _recipe(
         name=dataset.name,
         commit=dataset.commit.number,
         dna=dataset.version.dna,
-        numerics=numerics(network, device, runner.backend, micro_batch=micro_batch),
+        numerics=numerics(
+            network, device, runner.backend, micro_batch=micro_batch, precision=spec.precision
+        ),
         layers=layers,
         lens=lens.encode() if lens else b"",
     )

@@ -131,7 +131,7 @@ def test_a_dna_in_memory_has_the_numerics_that_were_asked_for(
     assert [dna.numerics[0][0].micro_batch for dna in (three, usual)] == [3, 8]
     assert three.spec == usual.spec  # comparable, as only rounding differs
     rough = make_dna(tmp_path, micro_batch=3, precision="bf16", threads=1, **options)
-    assert rough.spec.bf16_numerics == rough.numerics[0][0]
+    assert rough.spec.bf16_numerics == rough.numerics[0][0].in_bf16
     assert rough.numerics[0][0].micro_batch == 3
 
 

@@ -913,7 +913,7 @@ def test_a_dataset_is_built_with_a_network_from_timm(tmp_path: Path, weights: We
     assert whole.spec.differences(dna.spec) == {"preprocess.crop": ("none", "center")}
     assert not np.array_equal(whole.counts, dna.counts)
     rough = make_dna(tmp_path / "photos", **(options | {"precision": "bf16"}))
-    assert rough.spec.bf16_numerics == numerics(network, "cpu")
+    assert rough.spec.bf16_numerics == numerics(network, "cpu", precision="bf16").in_bf16
 
 
 @pytest.mark.parametrize(
