@@ -56,12 +56,15 @@ class StepDone:
         failures: How many of them could not be read.
         seconds: How long the step took where it ran, or 0 if it was not measured.
         name: Which step it was, or "" if it has no name.
+        ahead: How many images were decoded ahead, by tasks, for the worker that did the step, since
+            the step before.
     """
 
     units: int
     failures: int = 0
     seconds: float = 0.0
     name: str = ""
+    ahead: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from annotated_types import Ge, Lt, MinLen
 
 from pipeline.errors import CorruptFile, SpecMismatch, UsageError, wrong_fields
 from pipeline.options import Option, Options
+from pipeline.wording import option
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -33,6 +34,8 @@ Precision = Literal["fp32", "bf16"]
 Backend = Literal["torch", "openvino"]
 
 BackendChoice = Literal["auto", "torch", "openvino"]
+
+DecodePlace = Literal["auto", "here", "ahead"]
 
 Resize = Literal["clean", "fast"]
 
@@ -508,6 +511,8 @@ class Resources(Options):
             `pipeline.counting.choose_backend`. Results differ by rounding only.
         micro_batch: How many images the network sees at a time. Results differ by rounding only.
         cuda_graphs: Whether a GPU records the forward pass once and replays it. No bit differs.
+        decode: Where workers on Ray have images decoded: by themselves, or by tasks on CPUs of any
+            node.
         fetch_ahead: How many images are read ahead of the decoder.
         decode_seconds: The time limit of one image, which is then retried in its own process.
         stall_seconds: The job ends if no shard finishes for so long. A rerun resumes it.
@@ -549,9 +554,24 @@ class Resources(Options):
         bool,
         Option("On GPUs, record the forward pass once and replay it, with the same results."),
     ] = True
+    decode: Annotated[
+        DecodePlace,
+        Option(
+            "Where images are decoded: `here`, in the workers; `ahead`, by Ray tasks on any node; "
+            "or `auto`, by tasks too if a GPU waits for images and CPUs are free."
+        ),
+    ] = "auto"
     fetch_ahead: int = 64
     decode_seconds: float = 60.0
     stall_seconds: float = 1800.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers == 0 and self.decode == "ahead":
+            raise UsageError(
+                "decode is 'ahead', which takes tasks of Ray, and workers is 0, which works "
+                f"without it; leave out {option('decode', 'ahead')} or {option('workers', 0)}"
+            )
 
     def with_cpus(self, cpus: int) -> Resources:
         """Fills in the fields that are None.

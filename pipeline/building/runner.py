@@ -113,7 +113,7 @@ def run_missing(
                     continue
                 errors.pop((at, receipt.index), None)
                 size = sizes[receipt.manifest_uri, receipt.index]
-                progress(StepDone(size, receipt.failures, receipt.seconds, name))
+                progress(StepDone(size, receipt.failures, receipt.seconds, name, receipt.ahead))
                 missing[at] -= 1
                 if not missing[at] and any(missing.values()):
                     landed(at, len(todo[at]))

@@ -212,8 +212,9 @@ class _DatasetRecount:
         with stage(self._progress, Started(sum(sizes.values()), len(todo))):
             for receipt in engine.run_shards(todo) if todo else ():
                 name = f"shard {receipt.index}"
+                units = sizes[receipt.index]
                 self._progress(
-                    StepDone(sizes[receipt.index], receipt.failures, receipt.seconds, name)
+                    StepDone(units, receipt.failures, receipt.seconds, name, receipt.ahead)
                 )
                 yield self._compare_shard(receipt, work)
 

@@ -3,6 +3,11 @@ from .allocator import collect_rarely as collect_rarely
 from .allocator import keep_memory as keep_memory
 from .backends import choose_backend as choose_backend
 from .backends import counted_by as counted_by
+from .decode_ahead import RUN_BYTES as RUN_BYTES
+from .decode_ahead import Ahead as Ahead
+from .decode_ahead import DecodedRun as DecodedRun
+from .decode_ahead import DecodeWork as DecodeWork
+from .decode_ahead import LostRun as LostRun
 from .device_counts import DeviceRanges as DeviceRanges
 from .device_counts import tables_of_images as tables_of_images
 from .extractor import Extractor as Extractor
@@ -17,6 +22,8 @@ from .histogram import LayerCounts as LayerCounts
 from .histogram import bins_of as bins_of
 from .histogram import checked_ranges as checked_ranges
 from .histogram import scale_of as scale_of
+from .preparing import Fetch as Fetch
+from .preparing import decode_run as decode_run
 from .rank_sums import ranks_together as ranks_together
 from .rank_sums import require_same_on_ranks as require_same_on_ranks
 from .rank_sums import sum_over_ranks as sum_over_ranks
@@ -29,7 +36,6 @@ from .reduction import plan_folds as plan_folds
 from .shard import Counter as Counter
 from .shard import Noted as Noted
 from .shard import dna_of_counts as dna_of_counts
-from .stream import Fetch as Fetch
 from .stream import Made as Made
 from .stream import Stream as Stream
 from .worker import OVERLAP as OVERLAP

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.device_counts import DeviceCounts, DeviceRanges
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
 from pipeline.counting.histogram import NONFINITE, OVERFLOW, UNDERFLOW, LayerCounts
-from pipeline.counting.stream import Fetch, Made, Stream
+from pipeline.counting.preparing import Fetch
+from pipeline.counting.stream import Made, Stream
 from pipeline.counting.top_images import TopImages
 from pipeline.dna import DNA, ExemplarSettings, Failure, Floats, Ints, Moments, Partial, Ranges
 from pipeline.errors import ConservationError
@@ -46,12 +48,13 @@ class Counter:
         ranges: Ranges,
         resources: Resources | None = None,
         products: Sequence[str] = PRODUCTS,
+        ahead: Ahead | None = None,
     ):
         self._extractor = extractor
         self._spec = spec
         self._ranges = ranges
         self._products = products
-        self._stream = Stream(extractor, spec.preprocess, resources)
+        self._stream = Stream(extractor, spec.preprocess, resources, ahead)
         self._on_gpu: DeviceRanges | None = None
         if extractor.on_device:
             low, high = ranges.low, ranges.high

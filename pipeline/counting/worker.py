@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Protocol
 
 from pipeline import images, storage
+from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.micro_batch import bytes_per_image, of_memory
 from pipeline.counting.shard import Counter
@@ -53,7 +54,12 @@ class ShardTask(Protocol):
     """What a worker does with a shard instead of counting it. Must be hashable, and pickle."""
 
     def maker(
-        self, extractor: Extractor, spec: Spec, ranges: Ranges, resources: Resources
+        self,
+        extractor: Extractor,
+        spec: Spec,
+        ranges: Ranges,
+        resources: Resources,
+        ahead: Ahead | None,
     ) -> ShardMaker:
         """Returns the maker of objects for such a task."""
 
@@ -125,6 +131,7 @@ class ShardReceipt:
         index: Its number there.
         images: How many images were counted now.
         failures: How many images could not be read.
+        ahead: How many images were decoded elsewhere for the worker, since its last receipt.
         seconds: How long it took.
         error: Why it could not be counted this time, or nothing.
         kind: The name of the error's class, or nothing.
@@ -136,6 +143,7 @@ class ShardReceipt:
     index: int
     images: int = 0
     failures: int = 0
+    ahead: int = 0
     seconds: float = 0.0
     error: str = ""
     kind: str = ""
@@ -164,9 +172,14 @@ def partial_uri(work_uri: str, key: str) -> str:
 
 
 class Worker:
-    """Counts or ranks shards of any job, several at a time if asked; loads each extractor once."""
+    """Counts or ranks shards of any job, several at a time if asked; loads each extractor once.
 
-    def __init__(self) -> None:
+    Args:
+        ahead: Those who may fetch and decode images for this worker; None for nobody.
+    """
+
+    def __init__(self, ahead: Ahead | None = None) -> None:
+        self._ahead = ahead
         self._makers: dict[Recipe, ShardMaker] = {}
         self._given_up: list[ShardMaker] = []
         self._lock = threading.Lock()
@@ -217,6 +230,7 @@ class Worker:
             index,
             made.images,
             made.failures,
+            self._ahead.newly_taken() if self._ahead is not None else 0,
             monotonic() - started,
         )
 
@@ -224,7 +238,7 @@ class Worker:
         one = replace(recipe, ranges_uri="")  # wherever they lie, they are those of the spec
         with self._lock:
             if one not in self._makers:
-                self._makers[one] = _load(recipe)
+                self._makers[one] = _load(recipe, self._ahead)
             return self._makers[one]
 
     def _give_up(self, recipe: Recipe) -> None:
@@ -237,9 +251,11 @@ class Worker:
         """Ends the threads of all that was loaded."""
         for maker in (*self._makers.values(), *self._given_up):
             maker.close()
+        if self._ahead is not None:
+            self._ahead.close()
 
 
-def _load(recipe: Recipe) -> ShardMaker:
+def _load(recipe: Recipe, ahead: Ahead | None) -> ShardMaker:
     spec = recipe.spec
     if spec.preprocess.decoder:
         images.use_decoder(spec.preprocess.decoder, recipe.decoder)
@@ -262,8 +278,8 @@ def _load(recipe: Recipe) -> ShardMaker:
             f"{ranges.digest}"
         )
     if recipe.task is not None:
-        return recipe.task.maker(extractor, spec, ranges, recipe.resources)
-    return Counter(extractor, spec, ranges, recipe.resources, recipe.products)
+        return recipe.task.maker(extractor, spec, ranges, recipe.resources, ahead)
+    return Counter(extractor, spec, ranges, recipe.resources, recipe.products, ahead)
 
 
 def _micro_batch(recipe: Recipe) -> int | None:

@@ -26,12 +26,14 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.counting import (
     MALLOC_ENVIRONMENT,
     OVERLAP,
+    Ahead,
     Recipe,
     ShardJob,
     ShardReceipt,
     Worker,
     collect_rarely,
 )
+from pipeline.engine.ray_decoding import RayDecodePool, may_decode_ahead, room_ahead
 from pipeline.engine.ray_start import (
     is_worth_logs,
     kept_sigterm,
@@ -69,7 +71,8 @@ FORWARDED = (
 """Settings of the driver that workers get, too. None is a secret: Ray's dashboard shows them."""
 
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Size of Ray's object store on this machine; only receipts and small results pass through it."""
+"""Size of Ray's object store on this machine, if only receipts and small results pass through it.
+If decoded images may, it has the size that Ray takes by default, nearly a third of the memory."""
 
 
 class RayEngine:
@@ -127,7 +130,7 @@ class RayEngine:
                     address="local",
                     num_cpus=available_cpus() + 1,
                     include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
+                    object_store_memory=self._object_store_bytes,
                     **quiet,
                 )
             )
@@ -154,7 +157,8 @@ class RayEngine:
 
         Raises:
             TransientError: If no shard ended for `stall_seconds`.
-            UsageError: If this machine lacks the CPUs or GPUs that a worker takes.
+            UsageError: If this machine lacks the CPUs or GPUs that a worker takes, or Ray's object
+                store has no room for the images that are to be decoded ahead.
         """
         resources = self._sized()
         recipes: dict[Recipe, int] = {}
@@ -180,7 +184,11 @@ class RayEngine:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _ShardActor,
-            fn_constructor_kwargs={"recipes": shipped},
+            fn_constructor_kwargs={
+                "recipes": shipped,
+                "room": room_ahead(_nodes(), actors, shipped),
+                "runtime_env": self._runtime_env(),
+            },
             batch_size=1,
             compute=ActorPoolStrategy(
                 min_size=actors,
@@ -260,6 +268,10 @@ class RayEngine:
         return min(cpus, self.resources.workers or cpus)
 
     @property
+    def _object_store_bytes(self) -> int | None:
+        return None if may_decode_ahead(self.resources) else OBJECT_STORE_BYTES
+
+    @property
     def _local(self) -> bool:
         return not self._address or self._address == "local"
 
@@ -319,10 +331,19 @@ class RayEngine:
 class _ShardActor:
     """One actor of the pool: a worker that keeps its networks loaded from row to row."""
 
-    def __init__(self, recipes: list[Recipe]) -> None:
+    def __init__(self, recipes: list[Recipe], room: int, runtime_env: dict[str, Any]) -> None:
+        """Loads nothing yet.
+
+        Args:
+            recipes: How shards are counted; rows name them by their place.
+            room: How many bytes of images may be decoded ahead; 0 if this process decodes.
+            runtime_env: What Ray must start the processes with that decode ahead.
+        """
         collect_rarely()
         self._recipes = recipes
-        self._worker = Worker()
+        always = recipes[0].resources.decode == "ahead"
+        ahead = Ahead(RayDecodePool(runtime_env), room, always=always) if room else None
+        self._worker = Worker(ahead)
         self._device_is_lost = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

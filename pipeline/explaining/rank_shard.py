@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.catalogue import Catalogue
-from pipeline.counting import Extractor, Fetch, Made, Prepared, Stream
+from pipeline.counting import Ahead, Extractor, Fetch, Made, Prepared, Stream
 from pipeline.dna import (
     Failure,
     FileKind,
@@ -90,7 +90,12 @@ class Target:
         return np.ones(spec.neurons) if lens is None else lens.weights
 
     def maker(
-        self, extractor: Extractor, spec: Spec, ranges: Ranges, resources: Resources
+        self,
+        extractor: Extractor,
+        spec: Spec,
+        ranges: Ranges,
+        resources: Resources,
+        ahead: Ahead | None,
     ) -> Ranker:
         """Makes what ranks shards in a worker.
 
@@ -99,6 +104,7 @@ class Target:
             spec: Spec of the dataset.
             ranges: Ranges of the dataset.
             resources: How much the worker may use.
+            ahead: Those who may fetch and decode for it.
 
         Returns:
             The ranker.
@@ -111,7 +117,7 @@ class Target:
                 f"images are ranked under {self.numerics}, as the driver has them, and this worker "
                 f"has {extractor.numerics}; install the same libraries on both"
             )
-        return Ranker(extractor, spec, ranges, self, resources)
+        return Ranker(extractor, spec, ranges, self, resources, ahead)
 
     def digest(self, spec: Spec) -> str:
         """Names what is computed for an image, whatever the lens and the dataset are called.
@@ -243,6 +249,7 @@ class Ranker:
         ranges: Ranges,
         target: Target,
         resources: Resources | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         """Loads the dataset. Raises as `counts_of`.
 
@@ -252,12 +259,13 @@ class Ranker:
             ranges: Ranges of the dataset.
             target: The dataset.
             resources: How much may be used; None for the defaults.
+            ahead: Those who may fetch and decode instead of this process; None for nobody.
         """
         self._spec = spec
         self._target = target
         counts = counts_of(target, spec, ranges)
         self._distances = ImageDistances(spec, ranges, counts, target.weights(spec))
-        self._stream = Stream(extractor, spec.preprocess, resources)
+        self._stream = Stream(extractor, spec.preprocess, resources, ahead)
 
     def ranked(
         self, shard: Shard, key: str, fetch: Fetch | None = None, *, isolated: bool = False

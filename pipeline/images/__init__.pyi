@@ -19,4 +19,5 @@ from .resize import normalisation as normalisation
 from .resize import prepare as prepare
 from .resize import resize_matrix as resize_matrix
 from .sending import DEVICE_RULE as DEVICE_RULE
+from .sending import likely_bytes as likely_bytes
 from .sending import most_bytes as most_bytes

@@ -18,6 +18,10 @@ DEVICE_PIXELS = 1 << 20
 """The most pixels of an image that a GPU resizes. The larger an image, the smaller is the share of
 its decoder's time that a CPU takes to resize it, and a micro-batch would take more than 192 MiB."""
 
+UNPACKED = 40
+"""How many bytes of pixels a byte of a file rarely exceeds. JPEGs and WebPs of photographs have 8
+to 30."""
+
 
 def sent(pixels: Pixels, rule: Preprocess) -> NDArray[Any]:
     """Crops an image, and resizes it unless the GPU does.
@@ -49,3 +53,17 @@ def most_bytes(rule: Preprocess, on_device: bool) -> int:
     """Returns how many bytes `Loaded.values` may take."""
     resized = 4 * 3 * rule.height * rule.width
     return max(resized, 3 * DEVICE_PIXELS) if on_device and rule.resize == "clean" else resized
+
+
+def likely_bytes(size: int, rule: Preprocess, on_device: bool) -> int:
+    """Returns how many bytes `Loaded.values` takes for nearly every file of a size.
+
+    Args:
+        size: The bytes of the file, or 0 if they are not known.
+        rule: The size and the resize.
+        on_device: Whether a GPU makes the network's input.
+    """
+    most = most_bytes(rule, on_device)
+    if not on_device or rule.resize != "clean" or not size:
+        return most
+    return min(most, UNPACKED * size)

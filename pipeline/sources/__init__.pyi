@@ -1,4 +1,5 @@
 from .archives.members import Members as Members
+from .archives.members import is_read_alone as is_read_alone
 from .database import connect as connect
 from .entry import Entry as Entry
 from .entry import Shard as Shard

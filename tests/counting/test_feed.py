@@ -22,7 +22,9 @@ from pipeline import images
 from pipeline.building import Request, make_spec
 from pipeline.building.images_metric import VisualDNA
 from pipeline.counting import Counter, Extractor, feed
+from pipeline.counting.decode_ahead import Run
 from pipeline.counting.feed import SLOTS, Feed
+from pipeline.counting.preparing import Preparer
 from pipeline.counting.stream import Stream
 from pipeline.dna import Partial
 from pipeline.images import prepare
@@ -427,14 +429,14 @@ def test_what_waits_for_the_network_is_reckoned_with(
     seen: list[int] = []
     go_on = threading.Event()
 
-    def prepared(self: Stream, *rest: Any) -> Iterator[images.Loaded]:
+    def prepared(self: Preparer, runs: object, waiting: Any, *_: object, **__: object) -> Any:
         for at in range(20):
-            seen.append(rest[-1]())
+            seen.append(waiting())
             if at == 17:
                 go_on.set()
             yield one
 
-    monkeypatch.setattr(Stream, "_prepared", prepared)
+    monkeypatch.setattr(Preparer, "prepared", prepared)
 
     def observe(batch: Any) -> int:
         assert go_on.wait(20)
@@ -448,33 +450,31 @@ def test_what_waits_for_the_network_is_reckoned_with(
 
 @pytest.mark.parametrize("waiting", [0, 1, 2, 9])
 def test_decoded_images_that_wait_are_bounded(
-    waiting: int, place: tiny.Place, monkeypatch: pytest.MonkeyPatch
+    waiting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of a few bytes may be an image of many."""
-    from pipeline.counting import stream as module
+    from pipeline.counting import preparing
     from pipeline.images import sending
 
     file = saved(noise(0, 1, 1).resize((100, 100)))
     each = 100 * 100 * 3 + len(file)
     monkeypatch.setattr(sending, "DEVICE_PIXELS", 100 * 100)
-    monkeypatch.setattr(module, "AHEAD_BYTES", 4 * each)
-    stream = Stream(Extractor(place.network, on_device=True), tiny.RULE, Resources(threads=1))
+    monkeypatch.setattr(preparing, "AHEAD_BYTES", 4 * each)
+    preparer = Preparer(tiny.RULE, True, Resources(), threads=2, micro_batch=8)
     entries = tuple(Entry(f"memory://{at}", "", len(file), "") for at in range(12))
     begun: list[Entry] = []
-    start = stream._start
+    begin = preparer.begin
 
     def spy(entry: Entry, *rest: Any) -> Any:
         begun.append(entry)
-        return start(entry, *rest)
+        return begin(entry, *rest)
 
-    monkeypatch.setattr(stream, "_start", spy)
+    monkeypatch.setattr(preparer, "begin", spy)
     batches = 2 * 8 * 100 * 100 * 3
-    found = stream._prepared(
-        Shard(0, 0, entries), lambda _: file, False, lambda: batches + waiting * each
-    )
+    found = preparer.prepared([Run(entries)], lambda: batches + waiting * each, lambda _: file)
     most = 0
     for taken, image in enumerate(found):
         assert image.values.nbytes == 100 * 100 * 3  # type: ignore[union-attr]
         most = max(most, len(begun) - taken)
-    stream.close()
+    preparer.close()
     assert most == max(1, 4 - waiting)

@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.building import Request, Result, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
-from pipeline.counting.stream import Decoders
+from pipeline.counting.decode_ahead import Run
+from pipeline.counting.decoder_threads import Decoders
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, StorageError, UsageError
 from pipeline.images.decoding import REASONS
-from pipeline.sources import Shard, list_source
+from pipeline.sources import list_source
 from pipeline.sources.rules import other_kind
 from pipeline.spec import Resources
 from pipeline.storage import local_path
@@ -237,7 +237,7 @@ def test_a_stuck_decoder_does_not_keep_the_process_from_ending(body: str) -> Non
         f"""
         import time
         from concurrent.futures import Future
-        from pipeline.counting.stream import Decoders
+        from pipeline.counting.decoder_threads import Decoders
         def stuck(value):
             {body}
         first = Future()
@@ -259,23 +259,18 @@ MADE = tiny.SIDE * tiny.SIDE * 3 * 4
 """The bytes of the small network's input."""
 
 
-class NoNetwork:
-    micro_batch = 8
-    on_device = False
-
-    def batches(self, rule: object) -> object:
-        return np.stack
+MICRO_BATCH = 8
 
 
 def two_batches_wait() -> int:
-    return 2 * NoNetwork.micro_batch * MADE
+    return 2 * MICRO_BATCH * MADE
 
 
 def test_bytes_that_are_held_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.counting import stream
+    from pipeline.counting import preparing
     from pipeline.sources import Entry
 
-    monkeypatch.setattr(stream, "AHEAD_BYTES", 2_500 + 2 * MADE)
+    monkeypatch.setattr(preparing, "AHEAD_BYTES", 2_500 + 2 * MADE)
     sizes = [1_000, 1_000, 1_000, 9_000, 1_000, 1_000, 1_000]
     entries = tuple(Entry(f"memory://{i}", "", size, "") for i, size in enumerate(sizes))
     begun: list[str] = []
@@ -284,9 +279,9 @@ def test_bytes_that_are_held_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) 
         begun.append(entry.uri)
         return hostile.JPEG
 
-    images = stream.Stream(NoNetwork(), tiny.RULE, Resources(threads=1))  # type: ignore[arg-type]
+    images = preparing.Preparer(tiny.RULE, False, Resources(), 2, MICRO_BATCH)
     taken, most = 0, 0
-    for _ in images._prepared(Shard(0, 0, entries), fetch, False, two_batches_wait):
+    for _ in images.prepared([Run(entries)], two_batches_wait, fetch):
         ahead = sizes[taken : len(begun)]
         assert len(ahead) == 1 or sum(ahead) + len(ahead) * MADE <= 2_500 + 2 * MADE
         most = max(most, len(ahead))
@@ -298,11 +293,11 @@ def test_bytes_that_are_held_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) 
 
 def test_few_images_of_unknown_size_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each may turn out to be as large as an image may be. What was read counts as what it is."""
-    from pipeline.counting import stream
+    from pipeline.counting import preparing
     from pipeline.sources import Entry
 
-    monkeypatch.setattr(stream, "AHEAD_BYTES", 4 * (10_000 + MADE))
-    monkeypatch.setattr(stream, "UNKNOWN_BYTES", 10_000)
+    monkeypatch.setattr(preparing, "AHEAD_BYTES", 4 * (10_000 + MADE))
+    monkeypatch.setattr(preparing, "UNKNOWN_BYTES", 10_000)
     entries = tuple(Entry(f"memory://{i}", "", 0, "") for i in range(40))
     begun, release = [], threading.Event()
 
@@ -311,12 +306,12 @@ def test_few_images_of_unknown_size_are_read_at_a_time(monkeypatch: pytest.Monke
         assert release.wait(60)
         return hostile.JPEG
 
-    images = stream.Stream(NoNetwork(), tiny.RULE, Resources(threads=1))  # type: ignore[arg-type]
+    images = preparing.Preparer(tiny.RULE, False, Resources(), 2, MICRO_BATCH)
     taking: Future[int] = Future()
 
     def take() -> None:
         taken = 0
-        for _ in images._prepared(Shard(0, 0, entries), fetch, False, two_batches_wait):
+        for _ in images.prepared([Run(entries)], two_batches_wait, fetch):
             held = (len(begun) - taken) * len(hostile.JPEG)
             assert held <= 4 * 10_000
             taken += 1

@@ -22,6 +22,11 @@ SPANS_AHEAD = 4
 """Spans that are read at a time."""
 
 
+def is_read_alone(entry: Entry) -> bool:
+    """Returns whether a member can be read without those before it in its archive."""
+    return access_kind(entry) not in ARCHIVE_READERS
+
+
 class Members:
     """Reads the members of one shard, from any thread, at best in about their order.
 

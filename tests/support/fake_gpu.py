@@ -1,0 +1,25 @@
+"""Makes the workers of a Ray that declares GPUs compute on the CPU, as they would on a GPU.
+
+Ray calls `install` in each of its processes that starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def install() -> None:
+    """Replaces the GPU, and has a worker look after each micro-batch, always hungry."""
+    from pipeline.counting import decode_ahead, decode_choice, worker
+    from pipeline.counting.extractor import Extractor
+    from tests.support import tiny_network
+
+    def on_the_cpu(network: Any, precision: Any, device: str, *rest: Any, **how: Any) -> Extractor:
+        assert device == "cuda"
+        return Extractor(network, precision, "cpu", *rest, on_device=True, **how)
+
+    worker.Extractor = on_the_cpu  # type: ignore[assignment,misc]  # a function in its place
+    decode_ahead.REVIEW_SECONDS = 0
+    decode_ahead.REVIEW_BATCHES = 1
+    decode_choice.HUNGRY = -1
+    tiny_network.register()
