@@ -50,7 +50,7 @@ class LostRun(Exception):
 
 
 @dataclass(frozen=True)
-class Run:
+class MemberRun:
     """Consecutive members of a shard.
 
     Attributes:
@@ -75,7 +75,7 @@ class DecodeWork:
         decoder: `module:function` of the decoder that the rule states, if it is a user's own.
     """
 
-    run: Run
+    run: MemberRun
     rule: Preprocess
     on_device: bool
     resources: Resources
@@ -125,7 +125,7 @@ class DecodePool(Protocol):
         """Returns how many CPUs nobody has."""
 
 
-def runs_of(members: Sequence[Entry], rule: Preprocess, on_device: bool) -> Iterator[Run]:
+def runs_of(members: Sequence[Entry], rule: Preprocess, on_device: bool) -> Iterator[MemberRun]:
     """Cuts a shard into runs.
 
     A packed tar or a table is read in one pass from its start, so its members stay in one run that
@@ -141,7 +141,7 @@ def runs_of(members: Sequence[Entry], rule: Preprocess, on_device: bool) -> Iter
     """
     for alone, group in groupby(members, is_read_alone):
         if not alone:
-            yield Run(tuple(group))
+            yield MemberRun(tuple(group))
             continue
         taken: list[Entry] = []
         made = read = 0
@@ -156,9 +156,9 @@ def runs_of(members: Sequence[Entry], rule: Preprocess, on_device: bool) -> Iter
         yield _run_of(taken, made, rule, on_device)
 
 
-def _run_of(members: list[Entry], likely: int, rule: Preprocess, on_device: bool) -> Run:
+def _run_of(members: list[Entry], likely: int, rule: Preprocess, on_device: bool) -> MemberRun:
     """Returns a run that has room for any first image at least."""
-    return Run(tuple(members), max(likely, images.most_bytes(rule, on_device)))
+    return MemberRun(tuple(members), max(likely, images.most_bytes(rule, on_device)))
 
 
 class Ahead:

@@ -1,7 +1,7 @@
 """Fetches and decodes the members of a shard, in order, by threads that work ahead within bounds.
 
 >>> preparer = Preparer(rule, on_device=False, resources=Resources(), threads=4)  # doctest: +SKIP
->>> outcomes = list(preparer.prepared([Run(shard.members)], waiting=lambda: 0))
+>>> outcomes = list(preparer.prepared([MemberRun(shard.members)], waiting=lambda: 0))
 
 A worker does so, and so do those to whom it gives runs (`decode_ahead`): so that an image comes out
 the same wherever it is decoded.
@@ -19,7 +19,7 @@ from math import inf
 from time import monotonic
 
 from pipeline import images
-from pipeline.counting.decode_ahead import Ahead, DecodedRun, DecodeWork, Given, Run
+from pipeline.counting.decode_ahead import Ahead, DecodedRun, DecodeWork, Given, MemberRun
 from pipeline.counting.decoder_threads import Decoders
 from pipeline.dna import Failure
 from pipeline.errors import BadImage
@@ -91,7 +91,7 @@ class Preparer:
 
     def prepared(
         self,
-        runs: Iterable[Run],
+        runs: Iterable[MemberRun],
         waiting: Callable[[], int],
         fetch: Fetch | None = None,
         *,
@@ -175,7 +175,7 @@ class _Line:
     def __init__(
         self,
         preparer: Preparer,
-        runs: Iterable[Run],
+        runs: Iterable[MemberRun],
         waiting: Callable[[], int],
         fetch: Fetch | None,
         isolated: bool,
@@ -226,7 +226,7 @@ class _Line:
                 self._begin()
         return bool(self._line)
 
-    def _open(self, run: Run) -> None:
+    def _open(self, run: MemberRun) -> None:
         self._members.extend(run.members)
         rule, ahead = self._preparer.rule, self._preparer.resources.fetch_ahead
         self._reader = Members(run.members, rule.max_bytes, ahead)
@@ -259,10 +259,10 @@ class _Line:
         finally:
             given.end(done)
         if done < len(given.members):
-            left = Run(given.members[done:])
+            left = MemberRun(given.members[done:])
             yield from self._preparer.prepared([left], self._held, isolated=lost)
 
-    def _work(self, run: Run) -> DecodeWork:
+    def _work(self, run: MemberRun) -> DecodeWork:
         preparer = self._preparer
         stated = preparer.rule.decoder
         decoder = images.decoder_function(stated) if stated else ""

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from pipeline import images
-from pipeline.counting.decode_ahead import Ahead, Run, runs_of
+from pipeline.counting.decode_ahead import Ahead, MemberRun, runs_of
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.feed import Prepared
 from pipeline.counting.preparing import Fetch, Outcomes, Preparer
@@ -121,7 +121,7 @@ class Stream:
 
         rule, on_device = self._preparer.rule, self._preparer.on_device
         members = shard.members
-        runs = [Run(members)] if ahead is None else runs_of(members, rule, on_device)
+        runs = [MemberRun(members)] if ahead is None else runs_of(members, rule, on_device)
         prepared = self._preparer.prepared(runs, waiting, fetch, isolated=isolated, ahead=ahead)
         watch = _Watch(ahead)
         with closing(prepared):

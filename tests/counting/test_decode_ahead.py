@@ -459,10 +459,10 @@ def test_a_process_that_decodes_loads_no_network() -> None:
     script = (
         "import sys\n"
         "from pipeline.counting import DecodeWork, decode_run\n"
-        "from pipeline.counting.decode_ahead import Run\n"
+        "from pipeline.counting.decode_ahead import MemberRun\n"
         "from tests.support.builders import RULE\n"
         "from pipeline.spec import Resources\n"
-        "decode_run(DecodeWork(Run(()), RULE, True, Resources()))\n"
+        "decode_run(DecodeWork(MemberRun(()), RULE, True, Resources()))\n"
         "print(*{'torch', 'torchvision', 'timm', 'ray'} & set(sys.modules))"
     )
     root = Path(__file__).parents[2]

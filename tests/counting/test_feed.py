@@ -22,7 +22,7 @@ from pipeline import images
 from pipeline.building import Request, make_spec
 from pipeline.building.images_metric import VisualDNA
 from pipeline.counting import Counter, Extractor, feed
-from pipeline.counting.decode_ahead import Run
+from pipeline.counting.decode_ahead import MemberRun
 from pipeline.counting.feed import SLOTS, Feed
 from pipeline.counting.preparing import Preparer
 from pipeline.counting.stream import Stream
@@ -471,7 +471,9 @@ def test_decoded_images_that_wait_are_bounded(
 
     monkeypatch.setattr(preparer, "begin", spy)
     batches = 2 * 8 * 100 * 100 * 3
-    found = preparer.prepared([Run(entries)], lambda: batches + waiting * each, lambda _: file)
+    found = preparer.prepared(
+        [MemberRun(entries)], lambda: batches + waiting * each, lambda _: file
+    )
     most = 0
     for taken, image in enumerate(found):
         assert image.values.nbytes == 100 * 100 * 3  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.building import Request, Result, build_datasets, make_dna
 from pipeline.catalogue import Catalogue
-from pipeline.counting.decode_ahead import Run
+from pipeline.counting.decode_ahead import MemberRun
 from pipeline.counting.decoder_threads import Decoders
 from pipeline.engine import InProcess
 from pipeline.errors import BadImage, SourceError, StorageError, UsageError
@@ -281,7 +281,7 @@ def test_bytes_that_are_held_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) 
 
     images = preparing.Preparer(tiny.RULE, False, Resources(), 2, MICRO_BATCH)
     taken, most = 0, 0
-    for _ in images.prepared([Run(entries)], two_batches_wait, fetch):
+    for _ in images.prepared([MemberRun(entries)], two_batches_wait, fetch):
         ahead = sizes[taken : len(begun)]
         assert len(ahead) == 1 or sum(ahead) + len(ahead) * MADE <= 2_500 + 2 * MADE
         most = max(most, len(ahead))
@@ -311,7 +311,7 @@ def test_few_images_of_unknown_size_are_read_at_a_time(monkeypatch: pytest.Monke
 
     def take() -> None:
         taken = 0
-        for _ in images.prepared([Run(entries)], two_batches_wait, fetch):
+        for _ in images.prepared([MemberRun(entries)], two_batches_wait, fetch):
             held = (len(begun) - taken) * len(hostile.JPEG)
             assert held <= 4 * 10_000
             taken += 1
