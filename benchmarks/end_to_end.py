@@ -8,7 +8,7 @@ All use the same images, network, taps, ranges, bins and resizing, each in a fre
     make_dna    in process, after one image to warm up; includes building the network
     forward_openvino, make_dna_openvino
                 the same two with OpenVINO in place of torch, in float32
-    build       the whole command `vdna build` on Ray, from start to exit, catalogue and all
+    build       the whole command `vdna build` on Ray, by torch, from start to exit, with catalogue
     reference   vdna 0.1.1's make_vdna, after one image to warm up; without building the network,
                 under glibc's default allocator and under a tuned one
 """
@@ -91,7 +91,7 @@ def run_product(
 def run_build(folder: Path, ranges: Path, catalogue: Path, precision: str) -> dict[str, Any]:
     """The command, timed from start to exit."""
     command = [sys.executable, "-m", "jobs.build", "images", str(folder), "-c", str(catalogue)]
-    command += ["--ranges", str(ranges), "--precision", precision, "--json"]
+    command += ["--ranges", str(ranges), "--precision", precision, "--json", "--backend", "torch"]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start

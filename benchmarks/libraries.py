@@ -36,6 +36,7 @@ def count(chosen: argparse.Namespace) -> None:
         weights=chosen.weights,
         ranges=chosen.ranges,
         precision=chosen.precision,
+        backend="torch",
         limit=chosen.images,
         threads=1,
     )

@@ -26,9 +26,9 @@ from benchmarks.end_to_end import EMBEDDED
 def _product(folder: str, threads: int, layer_gaussian: bool) -> dict[str, Any]:
     from pipeline.building import make_dna
 
-    make_dna(folder, threads=threads, limit=1)
+    make_dna(folder, threads=threads, limit=1, backend="torch")
     start = time.perf_counter()
-    dna = make_dna(folder, threads=threads, layer_gaussian=layer_gaussian)
+    dna = make_dna(folder, threads=threads, layer_gaussian=layer_gaussian, backend="torch")
     seconds = time.perf_counter() - start
     return {
         "images": dna.images,

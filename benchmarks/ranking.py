@@ -42,7 +42,7 @@ BINS = 1000
 
 
 def rates(folder: Path, threads: int, rounds: int) -> dict[str, float]:
-    resources = Resources(workers=0, threads=threads)
+    resources = Resources(workers=0, threads=threads, backend="torch")
     with tempfile.TemporaryDirectory() as scratch:
         place, engine = Catalogue(f"{scratch}/near"), InProcess()
         build_datasets(place, [Request("near", str(folder))], engine, resources)

@@ -7,6 +7,7 @@ import itertools
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.building.calibration import CalibrationRequest
 from pipeline.catalogue import Catalogue, Version, recount
 from pipeline.counting import (
     ShardJob,
+    ShardReceipt,
     Worker,
     backends,
     choose_backend,
@@ -104,6 +106,18 @@ def write(folder: Path, images: int, first: int = 0) -> Path:
     return folder
 
 
+class NotingEngine(InProcess):
+    """Notes what is to run the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backends: set[Backend] = set()
+
+    def run_shards(self, work: Sequence[tuple[ShardJob, int]]) -> Iterator[ShardReceipt]:
+        self.backends |= {job.recipe.backend for job, _ in work}
+        return super().run_shards(work)
+
+
 class Place:
     """A catalogue and a folder of images, and what is said of builds."""
 
@@ -122,11 +136,12 @@ class Place:
         )
         return self.catalogue.find("a")
 
-    def recounted(self, backend: Any = "auto") -> list[str]:
-        """Counts all shards again; returns what was found of each."""
+    def recounted(self, backend: Any = "auto") -> tuple[set[Backend], list[str]]:
+        """Counts all shards again; returns by what, and what was found of each."""
+        engine = NotingEngine()
         found = recount(
             self.catalogue,
-            engine=InProcess(),
+            engine=engine,
             sample=None,
             weights=self._options["weights"],
             resources=Resources(workers=0, threads=1, backend=backend),
@@ -134,7 +149,8 @@ class Place:
         )
         findings = list(found)
         assert all(finding.ok for finding in findings), findings
-        return [one.detail for one in findings if one.check.startswith("shard")]
+        details = [one.detail for one in findings if one.check.startswith("shard")]
+        return engine.backends, details
 
     def listen(self, event: Event) -> None:
         if isinstance(event, Said) and "listing" not in event.message:
@@ -311,7 +327,8 @@ def test_a_dataset_of_torch_is_refreshed_by_torch(
         "faster"
     ]
     assert counted(place.catalogue.find("new")) == {"openvino": 2}
-    details = place.recounted()
+    used, details = place.recounted()
+    assert used == {"torch", "openvino"}
     assert len(details) == 8
     assert all("all numbers are equal" in detail for detail in details)
 
@@ -327,7 +344,8 @@ def test_a_dataset_of_openvino_goes_on_by_torch_where_that_is_missing_and_says_s
         assert counted(version) == {"openvino": 4, "torch": 6}
         (note,) = place.said
         assert "is not installed here" in note
-        details = place.recounted()
+        used, details = place.recounted()
+        assert used == {"torch"}
         assert sum("all numbers are equal" in detail for detail in details) >= 3
     write(place.images, 2, first=20)
     assert counted(place.build()) == {"openvino": 4, "torch": 8}  # most are of torch by now
@@ -344,12 +362,13 @@ def test_the_backend_that_is_asked_for_counts_what_is_new_and_no_more(place: Pla
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_shards_are_counted_again_by_what_has_counted_them(place: Place, backend: Backend) -> None:
     place.build(backend=backend)
-    details = place.recounted()
+    used, details = place.recounted()
+    assert used == {backend}
     assert len(details) == 4
     assert all("all numbers are equal" in detail for detail in details)
     assert not any("torch runs" in message for message in place.said)
     other = "torch" if backend == "openvino" else "openvino"
-    place.recounted(other)  # within what rounding explains
+    assert place.recounted(other)[0] == {other}  # within what rounding explains
 
 
 def test_a_build_that_was_interrupted_goes_on_by_what_it_began_with(
