@@ -139,7 +139,9 @@ def calibrate(
     target = storage.canonical(request.out)
     work = f"{target}.work"
     _require_file(request.out, target)
-    build = Request(SCRATCH_NAME, "", bins=2, exemplars=0, **shared_values(request, Request))
+    same = shared_values(request, Request)
+    # An earlier call may have left counts of other sources there.
+    build = Request(SCRATCH_NAME, "", bins=2, exemplars=0, replace=True, **same)
     if not engine.in_process:
         require_shared(target, *request.sources)
     for source in request.sources:

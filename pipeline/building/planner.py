@@ -37,10 +37,13 @@ from pipeline.networks import Network, describe, encode_ranges, find_ranges, req
 from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source
 from pipeline.sources import plan as plan_shards
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Backend, Preprocess, Resources, Spec, digest_of
-from pipeline.wording import option
+from pipeline.wording import count_of, option
 
 MAX_PARTS = 4096
 """The most parts of a dataset. Every commit lists all of them."""
+
+MOST_LOST = 0.5
+"""The share of its images that a dataset may lose without being asked whether that is meant."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,8 @@ class Planner:
             storage.create(spec_uri, canonical_json(spec.to_json()))
         if base is not None and _is_up_to_date(catalogue, request, base, manifest, job, head):
             return DatasetPlan(request, manifest, job, base, parts, up_to_date=True)
-        source = storage.readable(manifest.source)
-        if base is not None and not base.imported and base.source != source:
-            self.progress(
-                Said(f"{request.name}: its source was {base.source}, and is {source} now")
-            )
+        if base is not None and not base.imported:
+            _require_meant(request, base, manifest)
         stored = store_manifest(uri, manifest.data, manifest.digest)
         backend = self._backend(request, network, spec.digest, base)
         job = replace(job, recipe=replace(recipe, backend=backend))
@@ -223,6 +223,28 @@ class Planner:
             outside=self.catalogue.root,
             progress=self.progress,
         )
+
+
+def _require_meant(request: Request, base: Version, manifest: Manifest) -> None:
+    """Refuses to replace a dataset by another, or by a small rest of it, unless asked to.
+
+    Raises:
+        UsageError: The source is another than before, or has lost more than `MOST_LOST` of what
+            there was.
+    """
+    if request.replace:
+        return
+    source, had = storage.readable(manifest.source), base.images + base.failed
+    if base.source != source:
+        what = f"its source was {base.source}, and is {source} now"
+    elif manifest.candidates < (1 - MOST_LOST) * had:
+        what = f"it had {count_of(had, 'image')} of {source}, and has {manifest.candidates:,} now"
+    else:
+        return
+    raise UsageError(
+        f"{request.name}: {what}; if it is to become this, give {option('replace', True)}, or else "
+        "another name or source"
+    )
 
 
 def make_spec(

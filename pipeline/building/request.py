@@ -171,6 +171,19 @@ class FailureOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplacementOptions(Options):
+    """The option that lets a build replace what it may have been meant to keep."""
+
+    replace: Annotated[
+        bool,
+        Option(
+            "Build the dataset even if its source is another than before, or has less than half of "
+            "the images."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardOptions(Options):
     """The option that says how the work is divided."""
 
@@ -206,6 +219,7 @@ class Request(
     SelectionOptions,
     GroupingOptions,
     FailureOptions,
+    ReplacementOptions,
     ShardOptions,
     ProductOptions,
 ):

@@ -450,6 +450,38 @@ def test_a_result_tells_which_options_read_the_version_that_it_replaced(
     assert "<td>replaces</td>" in result._repr_html_()
 
 
+def test_a_dataset_loses_half_of_its_images_at_most_unless_more_is_meant(
+    place: Catalogue, small: None, tmp_path: Path
+) -> None:
+    source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    write_photos(source, 10)
+    shutil.copytree(source, elsewhere)
+
+    def lose(count: int) -> None:
+        for path in sorted(source.iterdir())[:count]:
+            path.unlink()
+
+    request = request_of(source)
+    run(place, request)
+    lose(5)
+    (half,) = run(place, request)
+    assert half.version.images == 5
+    lose(3)
+    before = place.head().datasets
+    few = f"photos: it had 5 images of {source}, and has 2 now; .*give `replace=True`, or else"
+    with pytest.raises(UsageError, match=few):
+        run(place, request, request_of(source, "other"))
+    other = f"photos: its source was {source}, and is {elsewhere} now"
+    with pytest.raises(UsageError, match=other):
+        run(place, request_of(elsewhere))
+    left = dict(place.head().datasets)
+    (rest,) = left.pop("other").values()
+    assert rest.images == 2  # what was not refused is committed
+    assert left == before
+    run(place, replace(request, replace=True))
+    holds(place, clean_pass(source))
+
+
 def test_the_same_dna_in_other_files_replaces_nothing(
     place: Catalogue, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -844,15 +844,16 @@ def test_report_writes_the_page_of_a_snapshot(
     assert '"lens":"third"' in out.read_text().replace(" ", "")
 
 
-def test_a_build_of_another_source_than_before_says_so(photos: Path, tmp_path: Path) -> None:
+def test_a_build_of_another_source_than_before_must_be_meant(photos: Path, tmp_path: Path) -> None:
     place = tmp_path / "catalogue"
     for number, name in enumerate(("day", "night"), 1):
         (tmp_path / f"{name}.txt").write_text(f"{photos}/photo-000{number}.jpg\n")
     build("x", tmp_path / "day.txt", place, *SMALL)
     assert vdna_json("show", "x", "-c", place)["source"] == str(tmp_path / "day.txt")
-    done = build("x", tmp_path / "night.txt", place, *SMALL)
     changed = f"x: its source was {tmp_path}/day.txt, and is {tmp_path}/night.txt now"
-    assert changed in done.stderr
+    refused(build("x", tmp_path / "night.txt", place, *SMALL, exits=2), changed, "give --replace")
+    assert Catalogue(str(place)).head().number == 1
+    done = build("x", tmp_path / "night.txt", place, *SMALL, "--replace")
     assert done.stdout.splitlines()[1] == (
         f"  replaces 1 image of {tmp_path}/day.txt by 1 of {tmp_path}/night.txt; the former "
         "version is kept until `vdna gc --keep N` finds N newer ones (--at 1 reads it)"

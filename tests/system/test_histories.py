@@ -356,7 +356,8 @@ class Schedule:
 
     def _request(self, wanted: WantedBuild) -> Request:
         options = {"max_failures": 1000, **self.place.options, **wanted.options}
-        return Request(wanted.name, str(self.sources[wanted.name].folder), **options)
+        folder = str(self.sources[wanted.name].folder)
+        return Request(wanted.name, folder, replace=True, **options)  # any loss is meant
 
     def _build(
         self,
