@@ -17,7 +17,7 @@ from pipeline.errors import (
     UnexpectedError,
     VdnaError,
 )
-from pipeline.events import Listener, Retried, Started, StepDone, StepFailed, stage
+from pipeline.events import Listener, Retried, Said, Started, StepDone, StepFailed, stage
 from pipeline.sources import Manifest
 from pipeline.wording import count_of
 
@@ -99,6 +99,7 @@ def run_missing(
     missing = Counter({at: len(indices) for at, indices in enumerate(todo)})
     total = sum(sizes[job.manifest_uri, index] for job, index in left)
     errors: dict[tuple[int, int], ShardReceipt] = {}
+    ahead, told = 0, False
     with stage(progress, Started(total, len(left), len(sizes) - len(left))):
         for at in missing:
             if not missing[at] and left:
@@ -114,6 +115,10 @@ def run_missing(
                 errors.pop((at, receipt.index), None)
                 size = sizes[receipt.manifest_uri, receipt.index]
                 progress(StepDone(size, receipt.failures, receipt.seconds, name, receipt.ahead))
+                ahead += receipt.ahead
+                if receipt.missed and not told:
+                    progress(Said(f"{name}: its worker decoded for a task: {receipt.missed}"))
+                    told = True
                 missing[at] -= 1
                 if not missing[at] and any(missing.values()):
                     landed(at, len(todo[at]))
@@ -125,6 +130,8 @@ def run_missing(
             attempt += 1
             if left:
                 progress(Retried(len(left), attempt))
+        if ahead:
+            progress(Said(f"tasks decoded {count_of(ahead, 'image')} of {total:,} for the workers"))
     return [
         Ran(len(indices), tuple(receipt for (of, _), receipt in errors.items() if of == at))
         for at, indices in enumerate(todo)

@@ -28,6 +28,7 @@ from pipeline.counting.decode_choice import (
     Measured,
 )
 from pipeline.dna import Failure
+from pipeline.errors import redact
 from pipeline.sources import Entry, is_read_alone
 from pipeline.spec import Preprocess, Resources
 
@@ -185,6 +186,7 @@ class Ahead:
         self._away = 0
         self._held = 0
         self._taken = 0
+        self._missed = ""
         self._batches = 0
         self._measured = Measured()
 
@@ -244,11 +246,16 @@ class Ahead:
         with self._lock:
             self._choice.review(measured, free)
 
-    def newly_taken(self) -> int:
-        """Returns how many images that others decoded were taken since this was last called."""
+    def news(self) -> tuple[int, str]:
+        """Returns what became of runs since this was last called.
+
+        Returns:
+            How many images that others decoded were taken, and why a run was not done, or nothing.
+        """
         with self._lock:
-            taken, self._taken = self._taken, 0
-        return taken
+            news = self._taken, self._missed
+            self._taken, self._missed = 0, ""
+        return news
 
     def close(self) -> None:
         """Ends the threads that wait."""
@@ -261,9 +268,10 @@ class Ahead:
             self._measured += Measured(away=away, worked=done.seconds)
             self._choice.came()
 
-    def missed(self, *, late: bool) -> None:
+    def missed(self, why: str, *, late: bool) -> None:
         """Takes in that a run was late, or could not be done."""
         with self._lock:
+            self._missed = why
             if late:
                 self._choice.late()
             else:
@@ -313,7 +321,9 @@ class Given:
             return coming.result(patience).outcomes, False
         except Exception as error:
             # An error of the run itself is met again here, or else it was not the images' fault.
-            self._ahead.missed(late=not coming.done())
+            late = not coming.done()
+            why = f"not decoded in {self._seconds:g} s" if late else _first_line(error)
+            self._ahead.missed(why, late=late)
             return (), isinstance(error, LostRun)
 
     def end(self, taken: int = 0) -> None:
@@ -337,3 +347,8 @@ class Given:
                 self._held = done.nbytes
                 self._ahead.came(self._room, done, away)
         return done
+
+
+def _first_line(error: Exception) -> str:
+    """Returns what a message says of an error that may be Ray's, with pages of advice."""
+    return redact(f"{type(error).__name__}: {error}".partition("\n")[0])

@@ -132,6 +132,7 @@ class ShardReceipt:
         images: How many images were counted now.
         failures: How many images could not be read.
         ahead: How many images were decoded elsewhere for the worker, since its last receipt.
+        missed: Why the worker had to decode some that were to be decoded elsewhere, or nothing.
         seconds: How long it took.
         error: Why it could not be counted this time, or nothing.
         kind: The name of the error's class, or nothing.
@@ -144,6 +145,7 @@ class ShardReceipt:
     images: int = 0
     failures: int = 0
     ahead: int = 0
+    missed: str = ""
     seconds: float = 0.0
     error: str = ""
     kind: str = ""
@@ -225,12 +227,14 @@ class Worker:
                 details=error.details if isinstance(error, UnexpectedError) else "",
                 transient=isinstance(error, TransientError | SourceError | UnexpectedError),
             )
+        ahead, missed = self._ahead.news() if self._ahead is not None else (0, "")
         return ShardReceipt(
             job.manifest_uri,
             index,
             made.images,
             made.failures,
-            self._ahead.newly_taken() if self._ahead is not None else 0,
+            ahead,
+            missed,
             monotonic() - started,
         )
 

@@ -67,12 +67,13 @@ class RayRun:
 
         Raises:
             LostRun: If the task's process or node was lost, or its result.
-            RayTaskError: If the task raised an error; it is one of the error's class, too.
+            BaseException: If the task raised it.
         """
         try:
             return cast(DecodedRun, ray.get(self._reference))
-        except RayTaskError:
-            raise
+        except RayTaskError as error:
+            cause = cause_of(error)
+            raise cause from error
         except RayError as error:
             raise LostRun(str(error)) from error
 
@@ -148,3 +149,9 @@ def room_for_each(nodes: Sequence[Mapping[str, Any]], actors: int, resources: Re
             rooms.append(store / 2 / fit)
     room = int(min(rooms))
     return room if room >= RUN_BYTES else 0
+
+
+def cause_of(error: RayTaskError) -> BaseException:
+    """Returns the error that a worker raised, instead of Ray's wrapper."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error

@@ -33,7 +33,7 @@ from pipeline.counting import (
     Worker,
     collect_rarely,
 )
-from pipeline.engine.ray_decoding import RayDecodePool, may_decode_ahead, room_ahead
+from pipeline.engine.ray_decoding import RayDecodePool, cause_of, may_decode_ahead, room_ahead
 from pipeline.engine.ray_start import (
     is_worth_logs,
     kept_sigterm,
@@ -206,7 +206,7 @@ class RayEngine:
             for row in rows_of_all:
                 yield ShardReceipt(**row)
         except RayTaskError as error:
-            cause = _cause(error)
+            cause = cause_of(error)
             raise cause from error
         except TimeoutError as error:
             raise TransientError(
@@ -247,7 +247,7 @@ class RayEngine:
                 done, running = ray.wait(running)
                 yield from ray.get(done)
         except RayTaskError as error:
-            cause = _cause(error)
+            cause = cause_of(error)
             raise cause from error
         except RayError as error:
             raise TransientError(
@@ -393,9 +393,3 @@ def _environ(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _cause(error: RayTaskError) -> BaseException:
-    """Returns the error that the worker raised, instead of Ray's wrapper."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, BaseException) else error

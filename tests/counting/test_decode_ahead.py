@@ -174,8 +174,8 @@ def test_random_shards_come_out_the_same_wherever_they_are_decoded(
     assert pool.asked
     if mode == "ahead":
         alone = [run for run in runs_of(shard.members, bench.spec.preprocess, True) if not run.room]
-        assert ahead.newly_taken() == len(shard.members) - sum(len(run.members) for run in alone)
-        assert ahead.newly_taken() == 0
+        assert ahead.news()[0] == len(shard.members) - sum(len(run.members) for run in alone)
+        assert ahead.news()[0] == 0
 
 
 def test_each_object_and_each_byte_of_an_archive_is_read_once(
@@ -271,7 +271,7 @@ def test_small_files_of_many_pixels_do_not_exceed_the_room_of_their_run(
     ahead = Ahead(pool, ROOM, always=True)
     assert bench.counted(shard, ahead).identical(bench.counted(shard))
     assert idle(ahead)
-    assert 0 < ahead.newly_taken() < 20
+    assert 0 < ahead.news()[0] < 20
     for work in pool.asked:
         done = decode_run(work)
         assert 0 < done.nbytes <= work.run.room
@@ -320,7 +320,7 @@ def test_what_is_ahead_is_bounded(
     assert held <= 3 * module.RUN_BYTES
     assert away <= 3
     if shards == 1:
-        assert ahead.newly_taken() == 100  # it waits for room rather than decode by itself
+        assert ahead.news()[0] == 100  # it waits for room rather than decode by itself
     # Two micro-batches wait for the network, and one is being filled.
     assert asked <= away + shards * (2 + 2 + 1) * 8 / len(first.members)
     assert idle(ahead)
@@ -349,7 +349,7 @@ def test_the_room_of_a_run_is_what_it_may_take_until_it_is_there(
     second.end(1)  # as often as one likes
     third.end()
     assert idle(ahead)
-    assert ahead.newly_taken() == 1
+    assert ahead.news()[0] == 1
     ahead.close()
 
 
@@ -372,7 +372,9 @@ def test_images_of_a_run_that_was_lost_are_decoded_apart(
 
     monkeypatch.setattr(images, "load_isolated", isolated)
     pools.append(pool := ThreadedPool(lambda number: "lost" if number == 2 else "done"))
-    assert on_cpu.counted(shard, Ahead(pool, ROOM, always=True)).identical(here)
+    ahead = Ahead(pool, ROOM, always=True)
+    assert on_cpu.counted(shard, ahead).identical(here)
+    assert ahead.news() == (8, "LostRun: its process ended")
     assert sorted(apart) == sorted(storage.read(entry.uri) for entry in shard.members[4:8])
 
 
@@ -387,6 +389,8 @@ def test_a_run_that_is_late_is_done_here_and_nothing_is_given_away_for_a_while(
     there = on_cpu.counted(shard, ahead, decode_seconds=0.3)
     assert there.identical(on_cpu.counted(shard))
     assert len(pool.asked) == len(pool.cancelled) == 2
+    assert ahead.news() == (0, "not decoded in 0.3 s")
+    assert ahead.news() == (0, "")
     assert ahead.here
     assert idle(ahead)
 
@@ -407,6 +411,7 @@ def test_an_error_ends_what_was_given_away_and_is_the_same_as_without(
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
     assert idle(ahead)
+    assert "SourceError: " in ahead.news()[1]
     assert {work.run for work in pool.cancelled} >= {work.run for work in pool.asked[3:]}
 
 
@@ -449,7 +454,7 @@ def test_only_a_device_gives_runs_away_by_itself(
         ahead = Ahead(pool, ROOM)
         assert bench.counted(shard, ahead).identical(bench.counted(shard))
         assert idle(ahead)
-        taken.append(ahead.newly_taken())
+        taken.append(ahead.news()[0])
     assert taken[0] == 0
     assert 0 < taken[1] < 100  # it begins by itself
 

@@ -91,12 +91,13 @@ def wait_until_decoding(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def told(process: subprocess.Popen[str]) -> tuple[dict[str, Any], int]:
-    """Returns what a build tells, and how many images it says were decoded ahead."""
+def told(process: subprocess.Popen[str]) -> tuple[dict[str, Any], int, list[str]]:
+    """Returns what a build tells: its result, how many images were decoded ahead, messages."""
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
-    return json.loads(out), sum(line.get("ahead", 0) for line in lines)
+    ahead = sum(line.get("ahead", 0) for line in lines)
+    return json.loads(out), ahead, [line["message"] for line in lines]
 
 
 AHEAD = ("--decode", "ahead", "--log-format", "json")
@@ -108,8 +109,12 @@ def test_a_build_whose_images_are_decoded_ahead_counts_the_same(
 ) -> None:
     process = small.start(folder, tmp_path, *AHEAD, patch="", workers=1)
     with ended(process):
-        result, ahead = told(process)
-    assert (result["images"], result["failed"], ahead) == (46, 2, IMAGES)
+        result, ahead, messages = told(process)
+    assert (result["images"], result["failed"]) == (46, 2)
+    # Where a machine is so busy that Ray loses a task, it is said.
+    missed = [message for message in messages if "its worker decoded for a task" in message]
+    assert ahead == IMAGES or (0 < ahead < IMAGES and missed), messages
+    assert f"tasks decoded {ahead} images of {IMAGES} for the workers" in messages
     assert committed(tmp_path) == SHARDS
     holds(tmp_path, truth)
 
@@ -126,7 +131,7 @@ def test_a_killed_decoding_task_costs_no_image(
             if first.pid not in killed:
                 first.kill()
                 killed.add(first.pid)
-        result, ahead = told(process)
+        result, ahead, _ = told(process)
     assert (result["images"], result["failed"]) == (46, 2)
     assert 0 < ahead <= IMAGES
     assert committed(tmp_path) == SHARDS
@@ -148,7 +153,7 @@ def test_the_tasks_of_a_killed_worker_end_and_nothing_counts_twice(
         _, alive = psutil.wait_procs(tasks, timeout=30)
         assert alive == []
         held.unlink()
-        result, _ = told(process)
+        result, *_ = told(process)
     assert (result["images"], result["failed"]) == (46, 2)
     assert committed(catalogue) == SHARDS
     holds(catalogue, truth)
@@ -166,7 +171,7 @@ def test_an_image_that_kills_its_decoding_task_is_listed_and_the_rest_is_counted
     catalogue = tmp_path / "c"
     process = small.start(source, catalogue, *AHEAD, patch=DEADLY, workers=1, shard_images=4)
     with ended(process):
-        result, _ = told(process)
+        result, *_ = told(process)
     assert (result["images"], result["failed"]) == (12, 1)
     place = Catalogue(str(catalogue))
     (failure,) = place.failures("photos", place.find("photos"))
