@@ -17,6 +17,7 @@ import psutil
 import pytest
 import ray
 from PIL import PngImagePlugin
+from ray.cluster_utils import Cluster
 
 from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue, verify
@@ -25,10 +26,11 @@ from pipeline.dna import DNA
 from pipeline.engine import InProcess, RayEngine
 from pipeline.engine.ray_decoding import ROOM_BYTES, room_ahead, room_for_each
 from pipeline.engine.ray_engine import OBJECT_STORE_BYTES
+from pipeline.engine.ray_start import start_with_retries
 from pipeline.errors import UsageError
 from pipeline.events import Event, StepDone
 from pipeline.spec import Resources
-from tests.engine.test_ray_engine import DEADLY
+from tests.engine.test_ray_engine import DEADLY, clean, cluster, same_bits
 from tests.golden.handmade import NETWORK, SPEC
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, write_photos
@@ -44,9 +46,10 @@ from tests.support.ray_commands import (
     running,
     small,
     truth,
+    wait_for,
 )
 
-__all__ = ["folder", "small", "truth"]  # fixtures
+__all__ = ["clean", "cluster", "folder", "small", "truth"]  # fixtures
 
 SLOW_TO_DECODE = """
 import time
@@ -179,6 +182,26 @@ def test_an_image_that_kills_its_decoding_task_is_listed_and_the_rest_is_counted
     assert (failure.reason, failure.nondeterministic) == ("decoder_crashed", True)
     # The worker did not die of it.
     assert [*catalogue.glob("_work/photos/*/attempts/*.json")] == []
+
+
+@pytest.mark.soak
+def test_the_loss_of_a_node_that_decodes_costs_no_image(
+    cluster: Cluster, folder: Path, truth: DNA, small: Small, clean: Any, tmp_path: Path
+) -> None:
+    how = {"num_cpus": 4, "object_store_memory": 500 * 2**20}
+    node = start_with_retries(lambda: cluster.add_node(**how))
+    catalogue = tmp_path / "c"
+    address = ("--ray-address", cluster.address)
+    process = small.start(folder, catalogue, *AHEAD, *address, workers=1)
+    with ended(process):
+        for shards in (3, 12):
+            wait_for(catalogue, shards, process)
+            cluster.remove_node(node, allow_graceful=False)
+            node = start_with_retries(lambda: cluster.add_node(**how))
+        result, ahead, _ = told(process)
+    assert (result["images"], result["failed"]) == (46, 2)
+    assert 0 < ahead <= IMAGES
+    same_bits(catalogue, clean, truth)
 
 
 # GPUs that are only declared.

@@ -454,7 +454,7 @@ def test_images_that_always_crash_are_listed_and_one_that_crashes_once_counts(
 def cluster(small: Small, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for name, value in small.environment(SLOW).items():
         monkeypatch.setenv(name, value)  # a node's workers have it of their node
-    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 500 * 2**20}
     cluster = Cluster()
     try:
         start_with_retries(lambda: cluster.add_node(**head))
