@@ -186,6 +186,16 @@ def test_a_replay_that_computes_something_else_is_refused(fault: str, network: N
         Extractor(network, recorder=Wrong())
 
 
+def test_a_network_of_nan_is_recorded_too(network: Network, tmp_path: Path) -> None:
+    state = torch.load(str(network.weights_uri).removeprefix("file://"))
+    state["b.bias"][2] = torch.nan
+    torch.save(state, tmp_path / "nan.pt")
+    broken = describe("InPlace", str(tmp_path / "nan.pt"))
+    shown = seen(Extractor(broken, recorder=Again()), noise(2))
+    assert np.isnan(shown[3]).all()
+    assert same(shown, seen(Extractor(broken), noise(2)))
+
+
 def test_a_cpu_records_nothing_by_itself(network: Network) -> None:
     assert Extractor(network, on_device=True)._graph is None
 

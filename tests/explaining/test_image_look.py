@@ -33,9 +33,10 @@ from pipeline.explaining.image_draw import origin_of
 from pipeline.explaining.image_look import CHOSEN, CLEARLY
 from pipeline.explaining.neuron_groups import choose_groups, numbered
 from pipeline.explaining.parting import leaning
-from pipeline.explaining.reactions import kept_exemplars
+from pipeline.explaining.reactions import kept_exemplars, reader_of
 from pipeline.explaining.sensitivity import Side
 from pipeline.images import fingerprint, is_one_photograph
+from pipeline.reporting.html.thumbnails import rule_of
 from pipeline.sources import Entry, Members
 from pipeline.spec import Resources
 from tests.support import tiny_network as tiny
@@ -84,6 +85,33 @@ def test_images_are_decoded_in_a_process_apart(
     found = explain(catalogue, "day", "night", look=4, weights=network.weights)
     assert found.look is not None
     assert found.look.images == (4, 4)
+
+
+def test_images_that_a_gpu_has_decoded_are_seen_without_one(
+    built: tuple[Catalogue, tiny.Place, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = built[1]
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+    for name in ("day", "night"):
+        (tmp_path / name).mkdir()
+        for path in write_photos(tmp_path / name, 5, len(name)):
+            Image.open(path).save(path.with_suffix(".png"))  # which no GPU decodes
+            path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.images.nvjpeg.version", lambda library: "0.17.0")
+        patch.setattr("pipeline.building.planner.is_nvjpeg", lambda stated: False)
+        requests = [
+            Request(name, str(tmp_path / name), decoder="nvjpeg", **network.options)  # type: ignore[arg-type]
+            for name in ("day", "night")
+        ]
+        build_datasets(catalogue, requests, InProcess(), Resources(workers=0, threads=1))
+    found = explain(catalogue, "day", "night", look=4, weights=network.weights)
+    assert found.look is not None
+    assert (found.look.images, found.look.notes) == ((4, 4), ())
+    for name, version in found.versions.items():
+        assert catalogue.spec(version.spec).preprocess.decoder == "nvjpeg@0.17.0"
+        assert reader_of(catalogue, name, version).rule == tiny.RULE
+        assert rule_of(catalogue, version) == tiny.RULE
 
 
 @pytest.fixture

@@ -114,9 +114,27 @@ def rgb_components() -> bytes:
     return data
 
 
+def rgb_components_without_adobe() -> bytes:
+    """Returns the same without Adobe's marker: the names of the components say it."""
+    data = rgb_components()
+    at = data.index(b"\xff\xee")
+    return data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+
+
+def rgb_components_of_other_names() -> bytes:
+    """Returns the same with the names that YCbCr has: Adobe's marker says it."""
+    data = bytearray(rgb_components())
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    for number in range(3):
+        data[frame + 10 + 3 * number] = data[scan + 5 + 2 * number] = number + 1
+    return bytes(data)
+
+
 OTHERS: dict[str, Callable[[], bytes]] = {
     "CMYK": lambda: saved(photo(1).convert("CMYK")),
     "RGB": rgb_components,
+    "RGB by its names": rgb_components_without_adobe,
+    "RGB by Adobe": rgb_components_of_other_names,
     "PNG": lambda: saved(photo(1), "PNG"),
     "transparent": lambda: saved(photo(1).convert("RGBA").resize((9, 9)), "WEBP"),
     "TIFF": lambda: saved(photo(1), "TIFF"),
@@ -145,8 +163,17 @@ def damaged() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize("lenient", [False, True])
 @pytest.mark.parametrize("kind", damaged())
-def test_damaged_files_fail_for_the_same_reasons(kind: str) -> None:
+def test_damaged_files_fail_for_the_same_reasons(
+    kind: str, lenient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lenient decoder makes something of whatever it is given."""
+    if lenient:
+        some = torch.zeros((3, 150, 200), dtype=torch.uint8)
+        monkeypatch.setattr(
+            sys.modules["torchcodec.decoders"], "decode_jpeg", lambda *of, **how: some
+        )
     data, reasons = damaged()[kind], []
     for rule in (BY_GPU, RULE):
         with pytest.raises(BadImage) as caught:
