@@ -826,7 +826,7 @@ def test_a_device_that_works_again_costs_nothing_but_time(
     requests = three_sets(tmp_path)
     loads = []
     load = worker._load
-    monkeypatch.setattr(worker, "_load", lambda recipe: loads.append(recipe) or load(recipe))
+    monkeypatch.setattr(worker, "_load", lambda *of: loads.append(of) or load(*of))
     broken = Broken("b", runner.UNEXPECTED_TRIES - 1, monkeypatch)
     with contextlib.closing(InProcess()) as engine:
         build_datasets(place, requests, engine, RESOURCES)
