@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.counting.decode_choice import (
@@ -72,6 +72,8 @@ def test_nothing_is_given_away_to_a_cluster_of_few_free_cpus(
 
 
 @given(network=rates, here=rates, task=rates, cpus=st.integers(LEAST_RUNS, 100))
+@example(network=50.0, here=10.0, task=10.0, cpus=4)  # the fewest runs are just enough
+@example(network=1017.0, here=801.0, task=10.0, cpus=22)  # the first runs gain little
 def test_a_hungry_network_is_fed_if_the_cluster_can(
     network: float, here: float, task: float, cpus: int
 ) -> None:
@@ -84,6 +86,16 @@ def test_a_hungry_network_is_fed_if_the_cluster_can(
         assert mean > 0.8 * best
     assert choice.runs <= MOST
     assert choice.here
+
+
+def test_runs_are_given_away_as_soon_as_cpus_are_free() -> None:
+    choice, model = DecodeChoice(MOST), Model(2_000, 500, 100, LEAST_RUNS - 1)
+    for _ in range(3):
+        model.review(choice)
+        assert choice.runs == 0
+    model.cpus = LEAST_RUNS
+    model.review(choice)
+    assert choice.runs == LEAST_RUNS
 
 
 def fed() -> tuple[DecodeChoice, Model]:
@@ -136,7 +148,7 @@ def test_it_ends_step_by_step_when_the_network_has_enough_without_it() -> None:
     choice, model = fed()
     model.here = 3_000
     seen = []
-    while choice.runs:
+    while choice.runs and len(seen) < 2 * MOST:
         model.review(choice)
         seen.append(choice.runs)
     steps = [*range(seen[0], LEAST_RUNS - 1, -1)]
