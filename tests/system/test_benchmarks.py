@@ -71,6 +71,25 @@ def test_the_benchmark_of_libraries_finds_equal_and_different_counts(tmp_path: P
     assert same["differing"] == other["differing"] == {}
 
 
+@pytest.mark.soak  # it loads a network three times
+def test_the_benchmark_of_backends_finds_that_openvino_moves_little(tmp_path: Path) -> None:
+    write_photos(tmp_path, 12)
+    command = ["benchmarks.backends", str(tmp_path), "--networks", "efficientnet_lite0"]
+    row = result_of(*command)["efficientnet_lite0"]
+    assert row["images"] == 12
+    assert 0 < row["moved"] < 1e-4
+    assert row["farthest"] == 1
+    assert 0 < row["emd"] < 1e-3 < row["halves"]
+
+
+@pytest.mark.soak  # it starts four processes
+def test_the_benchmark_of_memory_counts_every_image() -> None:
+    result = result_of("benchmarks.memory", "--images", "20", "40")
+    for which in ("make_dna", "build"):
+        assert [row["images"] for row in result[which]] == [20, 40]
+        assert all(row["peak_mb"] > 50 for row in result[which])
+
+
 @pytest.mark.soak
 def test_the_product_and_the_reference_agree_in_the_benchmark_of_a_build(tmp_path: Path) -> None:
     write_photos(tmp_path, 12)
