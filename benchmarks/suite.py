@@ -1,10 +1,10 @@
 """Runs benchmarks of builds, pairs and rankings, and says what moved since the ratios are kept.
 
-    python -m benchmarks.suite [--folder JPEGS] [--keep]           # make bench
+    python -m benchmarks.suite [--folder JPEGS] [--only NAME...] [--keep]           # make bench
 
 The images are 1,200 JPEG crops of the photographs in a Debian package (`benchmarks.corpora`), or
 those of `--folder`. Ratios are written to `bench.json`, and compared with `benchmarks/ratios.json`;
-`--keep` writes them there.
+`--keep` writes them there. `--only` runs some of the benchmarks, and leaves the others' ratios.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def runs(folder: str) -> dict[str, list[str]]:
 def ratios(name: str, result: Any) -> Iterator[tuple[str, float]]:
     """Every number under `ratio` or `share_of_floor`, with the names that lead to it."""
     if isinstance(result, list):
-        result = {str(item.get("dnas", at)): item for at, item in enumerate(result)}
+        items = (item for item in result if isinstance(item, dict))
+        result = {str(item.get("dnas", at)): item for at, item in enumerate(items)}
     for key, value in result.items() if isinstance(result, dict) else ():
         if key not in ("ratio", "share_of_floor"):
             yield from ratios(f"{name} {key}", value)
@@ -62,15 +63,24 @@ def compared(found: dict[str, float], kept: dict[str, float]) -> list[str]:
     return lines
 
 
+def not_of(names: Iterable[str], kept: dict[str, float]) -> dict[str, float]:
+    """The ratios of other benchmarks than these."""
+    ran = set(names)
+    return {what: ratio for what, ratio in kept.items() if what.partition(" ")[0] not in ran}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="all ratios, beside those that are kept")
     parser.add_argument("--folder", type=Path, help="JPEG files; fetched where it is not given")
+    parser.add_argument("--only", nargs="+", choices=runs(""), help="benchmarks to run")
     parser.add_argument("--keep", action="store_true", help="write the ratios to ratios.json")
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     chosen = parser.parse_args()
     folder = (chosen.folder or corpora.jpegs(1200)).resolve(strict=True)
     found: dict[str, float] = {}
-    for name, arguments in runs(str(folder)).items():
+    benchmarks = runs(str(folder))
+    for name in chosen.only or benchmarks:
+        arguments = benchmarks[name]
         print(f"running {name}", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
         done = subprocess.run(command, cwd=measure.ROOT, stdout=subprocess.PIPE, text=True)
@@ -79,8 +89,12 @@ def main() -> None:
         found |= {what: round(ratio, 2) for what, ratio in ratios(name, json.loads(done.stdout))}
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     kept = json.loads(KEPT.read_text())
-    lines = compared(found, kept["ratios"]) or ["nothing moved"]
-    measure.keep(KEPT if chosen.keep else chosen.out, {"machine": machine, "ratios": found})
+    left = not_of(chosen.only or benchmarks, kept["ratios"])
+    lines = compared(left | found, kept["ratios"]) or ["nothing moved"]
+    if chosen.keep:
+        measure.keep(KEPT, {"machine": machine, "ratios": left | found})
+    else:
+        measure.keep(chosen.out, {"machine": machine, "ratios": found})
     heading = f"{machine}, beside {KEPT.name} of {kept['machine']}:"
     measure.emit(found, "\n".join([heading, *lines]))
 

@@ -24,6 +24,7 @@ def test_ratios_are_found_wherever_they_stand_in_a_result() -> None:
     result = {
         "rows": {"made": {"ratio": {"reference": 5.0}, "seconds": 3}},
         "sizes": [{"dnas": 40, "share_of_floor": 1.1}],
+        "every_seconds": [0.5, 0.6],
         "ratio": 2.0,
     }
     assert dict(suite.ratios("x", result)) == {
@@ -41,6 +42,13 @@ def test_what_moved_is_new_or_is_gone_is_told() -> None:
         ["new", "new:"],
         ["moved", "slower:"],
     ]
+
+
+def test_ratios_of_benchmarks_that_did_not_run_stay() -> None:
+    kept = {"one a": 1.0, "two": 2.0, "two b": 2.0, "twofold c": 3.0}
+    left = suite.not_of(["two"], kept)
+    assert left == {"one a": 1.0, "twofold c": 3.0}
+    assert suite.compared(left | {"two": 2.0}, kept) == ["gone   two b: was 2.0"]
 
 
 @pytest.mark.soak
