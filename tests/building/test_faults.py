@@ -36,7 +36,7 @@ from pipeline.engine import InProcess
 from pipeline.errors import Conflict, SourceError, StorageError, TransientError, VdnaError
 from pipeline.networks import Network
 from pipeline.sources import plan
-from pipeline.spec import Backend, Resources
+from pipeline.spec import Backend, Precision, Resources
 from tests.golden.handmade import commit_dataset, entries, hand_made
 from tests.support.builders import jpeg, same_counts_and_failures
 from tests.support.chaos import (
@@ -109,7 +109,7 @@ class PixelsAgain(Extractor):
     def __init__(
         self,
         network: Network,
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         device: str = "cpu",
         backend: Backend = "torch",
         threads: int = 1,
@@ -118,6 +118,7 @@ class PixelsAgain(Extractor):
         graphs: bool = True,
     ) -> None:
         self._backend = backend
+        self._precision = precision
         self.micro_batch = micro_batch or 8
         self.on_device = False
         self.network = network
