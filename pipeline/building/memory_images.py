@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -94,9 +94,9 @@ class MemoryImages:
         return [os.fspath(item) for item in self.items]
 
     @property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> Iterator[Entry]:
         """A candidate for each image, in their order."""
-        return [Entry(f"{PREFIX}{index:09d}", "", 0, "") for index in range(len(self.items))]
+        return (Entry(f"{PREFIX}{index:09d}", "", 0, "") for index in range(len(self.items)))
 
     def fetch(self, entry: Entry) -> images.Decoded:
         """Reads the image of a candidate.

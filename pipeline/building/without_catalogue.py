@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -27,7 +27,7 @@ from pipeline.errors import UsageError
 from pipeline.events import Listener, Said, Started, StepDone, ignore, stage
 from pipeline.networks import describe, find_ranges
 from pipeline.options import takes_options
-from pipeline.sources import Entry, Listing, Rules, Shard, list_source, plan
+from pipeline.sources import Entry, Listing, Rules, list_source, plan
 from pipeline.spec import BackendChoice, Resources
 from pipeline.wording import count_of
 
@@ -101,7 +101,7 @@ def make_dna(
                         "out"
                     )
             fetch = held.fetch
-            listing = Listing.of(held.entries[: request.limit], "memory")
+            listing = Listing.of(islice(held.entries, request.limit), "memory")
     progress = progress or ignore
     with exact_switches():  # a notebook may train, too
         network = describe(request.extractor, request.weights, request.taps)
@@ -132,7 +132,8 @@ def make_dna(
         total = Partial.empty(spec, found, layer_gaussian=request.layer_gaussian)
         folds = HeldFolds()
 
-        def count(shard: Shard) -> Partial:
+        def count(index: int) -> Partial:
+            shard = manifest.shards[index]  # read now, as the members of all would fill memory
             return counter.count(shard, shard.key(spec.digest, products), fetch=fetch)
 
         try:
@@ -140,7 +141,9 @@ def make_dna(
                 stage(progress, Started(manifest.candidates, len(manifest.heads))),
                 ThreadPoolExecutor(OVERLAP, "shard") as pool,
             ):
-                counted = zip(manifest.heads, pool.map(count, manifest.shards), strict=True)
+                counted = zip(
+                    manifest.heads, pool.map(count, range(len(manifest.heads))), strict=True
+                )
                 for fold, parts in groupby(counted, lambda part: part[0].fold):
                     of_fold = DNA.empty(spec, found)
                     for _, partial in parts:

@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from pipeline.building import make_dna
+from pipeline.counting import OVERLAP, Counter
+from pipeline.dna import Partial
+from pipeline.sources import Shard, manifest
+from tests.support import tiny_network as tiny
 
 FEW, MANY = 4_000, 24_000
 
@@ -155,3 +162,28 @@ def test_a_comparison_s_memory_is_bounded_by_its_setting(tmp_path: Path) -> None
     assert bounded < 1.25 * 268
     free = float(child(COMPARE, place, 4096 * 2**20, *(f"set/{n}" for n in range(1, 9))))
     assert free > 1.5 * bounded
+
+
+def test_the_members_of_a_shard_are_read_when_it_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset in memory may have millions, and those of all shards would stay in memory."""
+    begun: list[int] = []
+    ahead: list[int] = []
+    read, count = manifest._ShardReader.__getitem__, Counter.count
+
+    def noted(self: Any, index: Any) -> Any:
+        begun.append(index)
+        return read(self, index)
+
+    def counted(self: Counter, shard: Shard, key: str, **more: Any) -> Partial:
+        ahead.append(len(begun) - len(ahead))
+        return count(self, shard, key, **more)
+
+    monkeypatch.setattr(manifest._ShardReader, "__getitem__", noted)
+    monkeypatch.setattr(Counter, "count", counted)
+    images = [np.full((8, 8, 3), value, np.uint8) for value in range(64)]
+    dna = make_dna(images, threads=1, **tiny.install(tmp_path).options)  # type: ignore[arg-type]
+    assert dna.images == 64
+    assert len(begun) == len(ahead) > 8
+    assert max(ahead) <= OVERLAP
