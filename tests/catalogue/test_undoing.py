@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,28 @@ def test_the_parts_of_a_former_version_come_back_with_it(
     catalogue.put_version("c/x", version("5"), None)
     with pytest.raises(Conflict, match="c/x is already a dataset of its own"):
         roll_back(catalogue, "c", divided.number)
+
+
+def test_of_several_specs_one_or_all_are_taken_out(place: Place) -> None:
+    catalogue = place.catalogue
+    (own,) = catalogue.head().datasets["a"]
+    for spec in ("1111", "2222"):
+        catalogue.put_version("c", version("3", spec), None)
+    with pytest.raises(NotFound, match="c has no version under spec"):
+        remove(catalogue, ["c"], own[:8])
+    assert remove(catalogue, ["c"], "11").datasets["c"].keys() == {"2222"}
+    catalogue.put_version("c", version("3", "1111"), None)
+    assert "c" not in remove(catalogue, ["c"]).datasets  # neither is the default
+    assert "a" not in remove(catalogue, ["a"], own[:8]).datasets
+    assert not storage.exists(catalogue.plan_uri("a", own))
+
+
+def test_a_former_version_whose_parts_lack_files_does_not_come_back(place: Place) -> None:
+    catalogue = place.catalogue
+    whole = next(iter(catalogue.head().datasets["a"].values()))
+    part = replace(version("2", whole.spec), part_of="a", by="l")
+    catalogue.put_version("a", replace(whole, by="l"), whole, parts={"a/x": part})
+    divided = catalogue.head()
+    catalogue.put_version("a", whole, divided.datasets["a"][whole.spec])
+    with pytest.raises(CorruptFile, match="a/x cannot go back to commit 3: `vdna gc` has removed"):
+        roll_back(catalogue, "a", divided.number)

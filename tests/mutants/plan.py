@@ -14,7 +14,11 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalogue/test_history.py",
         "comparing/test_tiles.py::test_gc_removes_abandoned_tiles",
     ),
-    "catalogue/kept_versions.py": ("catalogue/test_kept_versions.py",),
+    "catalogue/kept_versions.py": (
+        "catalogue/test_kept_versions.py",
+        "catalogue/test_undoing.py",
+    ),
+    "catalogue/undoing.py": ("catalogue/test_undoing.py",),
     "catalogue/version_checks.py": (
         "catalogue/test_verification.py",
         "catalogue/test_history.py",
