@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Protocol
@@ -242,7 +243,9 @@ class Worker:
         one = replace(recipe, ranges_uri="")  # wherever they lie, they are those of the spec
         with self._lock:
             if one not in self._makers:
-                self._makers[one] = _load(recipe, self._ahead)
+                # A thread that Ray made, and in which OpenVINO was called, crashes as it ends.
+                with ThreadPoolExecutor(1, "load") as pool:
+                    self._makers[one] = pool.submit(_load, recipe, self._ahead).result()
             return self._makers[one]
 
     def _give_up(self, recipe: Recipe) -> None:

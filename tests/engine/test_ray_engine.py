@@ -68,6 +68,7 @@ def test_a_build_on_ray_equals_the_build_in_process(folder: Path, tmp_path: Path
     """The default network is used."""
     process = start(
         *(folder, tmp_path / "ray", "--layer-gaussian", "--limit", "20", "--bins", "100"),
+        *("--backend", "torch"),
         shard_images=1,
     )
     with ended(process):
@@ -83,6 +84,17 @@ def test_a_build_on_ray_equals_the_build_in_process(folder: Path, tmp_path: Path
     assert on_ray["sha256"] == in_process.version.sha256
     assert "layer_gaussians" in in_process.version.sha256  # floats, to the last bit
     holds(tmp_path / "ray", alone.load("photos"))
+
+
+@pytest.mark.soak
+def test_workers_that_ran_openvino_end_without_a_word(folder: Path, tmp_path: Path) -> None:
+    """A thread that Ray made, and in which OpenVINO was called, crashed as it ended."""
+    process = start(folder, tmp_path / "c", "--limit", "20", "--backend", "openvino")
+    with ended(process):
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "died" not in err
+    assert "openvino" in json.dumps(json.loads(out)["numerics"])
 
 
 @pytest.mark.parametrize(

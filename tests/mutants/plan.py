@@ -93,6 +93,7 @@ IN_FULL: tuple[str, ...] = (
     "catalogue/commit_log.py",
     "catalogue/garbage_collection.py",
     "catalogue/kept_versions.py",
+    "catalogue/undoing.py",
     "catalogue/verification.py",
     "catalogue/version_checks.py",
     "comparing/tiles.py",
