@@ -17,7 +17,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.counting import Composed, add_up, compose, digest_of_dna, partial_uri, plan_folds
+from pipeline.counting import (
+    Composed,
+    add_up,
+    compose,
+    digest_of_dna,
+    partial_uri,
+    plan_folds,
+    reduction,
+)
 from pipeline.counting.reduction import FAN_IN, LAST_SUMMANDS, Leaf, Node, load_partial, tree
 from pipeline.counting.top_images import TopImages
 from pipeline.dna import (
@@ -566,6 +574,26 @@ def test_a_fold_counted_twice_is_refused() -> None:
     _, folds = plan_folds(manifest, work, SPEC.digest, PRODUCTS)
     with pytest.raises(OverlapError, match="photos"):
         compose([*folds, replace(folds[3], index=17)], manifest, PRODUCTS, "photos")
+
+
+@pytest.mark.parametrize("layer", range(len(SPEC.layers)))
+def test_a_layer_that_cannot_be_encoded_ends_the_composition(
+    layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is encoded in a thread of its own."""
+    manifest = planned(40)
+    work, _ = put_all(manifest)
+    _, folds = plan_folds(manifest, work, SPEC.digest, PRODUCTS)
+    real = reduction.to_table
+
+    def encode(dna: DNA, *fold: int) -> pa.Table:
+        if dna.layers == (SPEC.layers[layer],):
+            raise MemoryError
+        return real(dna, *fold)
+
+    monkeypatch.setattr(reduction, "to_table", encode)
+    with pytest.raises(MemoryError):
+        compose(folds, manifest, PRODUCTS, "photos")
 
 
 def test_composing_no_folds_is_refused() -> None:

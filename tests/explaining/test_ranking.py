@@ -418,7 +418,7 @@ def test_another_lens_layer_or_dna_is_another_ranking(
     same = lens_of(catalogue, [1, 1, 1, 1, 1, 1, 2], "by another name")
     assert ranked(catalogue, source, engine, place, lens=same).counted_shards == 0
     write(source.parent / "more", ["good"] * 4, first=900)
-    request = Request(NAME, str(source.parent / "more"), exemplars=0, **place.options)
+    request = Request(NAME, str(source.parent / "more"), exemplars=0, replace=True, **place.options)
     build_datasets(catalogue, [request], engine, RESOURCES)
     assert ranked(catalogue, source, engine, place).counted_shards == 14
     first = ranked(catalogue, source, engine, place, at=1)

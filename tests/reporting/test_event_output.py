@@ -62,7 +62,7 @@ def test_an_event_is_a_line_of_json_with_its_fields() -> None:
     with show_progress("json", out) as progress:
         progress(Said("a: listing photos"))
         progress(Started(total=6, steps=2, present=14))
-        progress(StepDone(3, failures=1, seconds=0.5, name="shard 0"))
+        progress(StepDone(3, failures=1, seconds=0.5, name="shard 0", ahead=2))
         progress(Finished())
     said, started, done, finished = lines_of(out)
     for line in (said, started, done, finished):
@@ -79,6 +79,7 @@ def test_an_event_is_a_line_of_json_with_its_fields() -> None:
         "failures": 1,
         "seconds": 0.5,
         "name": "shard 0",
+        "ahead": 2,
     }
     assert (finished["event"], finished["ok"]) == ("Finished", True)
 

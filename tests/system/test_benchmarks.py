@@ -105,3 +105,14 @@ def test_the_product_and_the_reference_agree_in_the_benchmark_of_a_build(tmp_pat
     assert result["build"]["images"] == result["make_dna"]["images"] == 12
     assert dict(suite.ratios("end_to_end", result))
     assert result["agreement"]["moved"] < 1e-3
+
+
+@pytest.mark.soak  # it starts Ray
+def test_the_benchmark_of_the_start_accounts_for_all_seconds(tmp_path: Path) -> None:
+    write_photos(tmp_path, 20)
+    result = result_of("benchmarks.start_up", str(tmp_path), "--limit", "20", "--rounds", "1")
+    for seconds in result["seconds"].values():
+        stages = sum(value for name, value in seconds.items() if name != "whole")
+        assert stages == pytest.approx(seconds["whole"], abs=0.1)
+        assert min(seconds.values()) >= 0
+    assert result["ratio"] > 0
