@@ -36,7 +36,7 @@ def demo(
 
     folders = write_datasets(out / "images")
     catalogue = Catalogue(str(out / "catalogue"))
-    requests = [Request(name, str(folder)) for name, folder in folders.items()]
+    requests = [Request(name, str(folder), replace=True) for name, folder in folders.items()]
     with engine_for(resources, ray_address, progress) as engine:
         results = build_datasets(catalogue, requests, engine, resources, progress)
     commit = catalogue.head().number

@@ -20,7 +20,11 @@ def gc(
     catalogue: CatalogueOption,
     progress: Listener,
     keep: Annotated[
-        int | None, typer.Option(help="Number of versions of each dataset to keep (default: all).")
+        int | None,
+        typer.Option(
+            help="Number of versions of each dataset to keep, and none of one that was taken out "
+            "(default: all)."
+        ),
     ] = None,
     grace_days: Annotated[
         float,

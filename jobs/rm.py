@@ -23,16 +23,17 @@ def rm(
     """Take datasets out of the catalogue. Their files stay, so vdna rollback brings them back."""
     from pipeline.catalogue import Catalogue, remove
 
-    commit = remove(Catalogue(catalogue), names, spec)
+    place = Catalogue(catalogue)
+    commit = remove(place, names, spec)
     if as_json:
         print_json({"commit": commit.number, "removed": names})
         return
+    before = place.commit(commit.number - 1)
     for name in names:
-        say(
-            f"{name}: out of the catalogue since commit {commit.number}; "
-            f"`vdna rollback {name} --to {commit.number - 1}` brings it back, until "
-            "`vdna gc --keep N` has removed its files"
-        )
+        say(f"{name}: out of the catalogue since commit {commit.number}; it can be brought back,")
+        say("  until `vdna gc --keep N` has removed its files, by")
+        for digest in sorted(before.datasets[name].keys() - commit.datasets.get(name, {}).keys()):
+            say(f"    vdna rollback {name} --to {before.number} --spec {digest[:12]}")
 
 
 if __name__ == "__main__":

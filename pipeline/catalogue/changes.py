@@ -6,6 +6,7 @@ dict_keys(['photos'])
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -48,6 +49,11 @@ def with_version(
         and _identities(present) == _identities(parts)
     ):
         return head
+    if current is None and base is not None:
+        raise Conflict(
+            f"{dataset}: it was taken out of the catalogue while this job built upon {base.dna}; "
+            "rerun if it is to come back"
+        )
     if current != base and not same:
         raise Conflict(
             f"{dataset}: another job committed {current.dna if current else 'nothing'} "
@@ -78,7 +84,8 @@ def without_datasets(head: Commit, names: Sequence[str], spec: str | None = None
         spec: The digest of a spec: only versions of it go. None takes all.
 
     Returns:
-        The changed state, or `head` itself if it has none of them.
+        The changed state, or `head` itself if it has none of them. If no dataset is left under the
+        default spec, that of the most datasets becomes the default.
 
     Raises:
         UsageError: If one is a part of a dataset.
@@ -100,7 +107,13 @@ def without_datasets(head: Commit, names: Sequence[str], spec: str | None = None
         for name, specs in head.datasets.items()
     }
     datasets = {name: specs for name, specs in left.items() if specs}
-    return head if datasets == head.datasets else replace(head, datasets=datasets)
+    if datasets == head.datasets:
+        return head
+    under = Counter(sorted(digest for specs in datasets.values() for digest in specs))
+    default = head.default_spec
+    if under and default not in under:
+        default = under.most_common(1)[0][0]
+    return replace(head, datasets=datasets, default_spec=default)
 
 
 def _identities(parts: Mapping[str, Version]) -> dict[str, tuple[object, ...]]:

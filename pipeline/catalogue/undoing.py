@@ -17,7 +17,7 @@ from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.changes import parts_of, with_version, without_datasets
 from pipeline.catalogue.commit import Commit
 from pipeline.catalogue.kept_versions import KeptVersion, missing_files
-from pipeline.errors import CorruptFile
+from pipeline.errors import CorruptFile, UsageError
 
 
 def remove(catalogue: Catalogue, names: Sequence[str], spec: str | None = None) -> Commit:
@@ -40,18 +40,22 @@ def remove(catalogue: Catalogue, names: Sequence[str], spec: str | None = None) 
     for name in names:
         any_spec = next(iter(head.datasets.get(name, {})), None)
         catalogue.find(name, head.number, chosen or any_spec)
+    commit = catalogue.append(
+        f"remove {', '.join(names)}", lambda newest: without_datasets(newest, names, chosen)
+    )
     for name in names:
         for digest, version in head.datasets[name].items():
             noted = catalogue.noted_plan(name, digest) if chosen in (None, digest) else None
-            if noted is not None and noted[0] == version.manifest:  # of no build that runs
+            if noted == (version.manifest, version.products):  # of no build that runs
                 storage.delete(catalogue.plan_uri(name, digest))
-    return catalogue.append(
-        f"remove {', '.join(names)}", lambda newest: without_datasets(newest, names, chosen)
-    )
+    return commit
 
 
 def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None = None) -> Commit:
     """Makes the version that a dataset had at a commit its current one, with its parts.
+
+    Its files are written once more. So a collection of garbage that runs meanwhile, and has listed
+    them, finds them young. It may still remove partials, whose images a later build counts again.
 
     Args:
         catalogue: The catalogue.
@@ -64,11 +68,17 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
 
     Raises:
         NotFound: If there is no such commit, or it has no such dataset.
-        CorruptFile: If `gc` has removed files of the version. Nothing is changed then.
+        UsageError: If it is a part of a dataset.
+        CorruptFile: If `gc` has removed files of the version.
         Conflict: If a name of a part is another dataset's by now.
     """
     former = catalogue.at(to)
     version = catalogue.find(name, former.number, spec)
+    if version.part_of:
+        raise UsageError(
+            f"{name} was a part of {version.part_of} at commit {former.number}; roll back "
+            f"{version.part_of}"
+        )
     parts = parts_of(former, name, version.spec)
     wanted = [KeptVersion(n, v, former.number) for n, v in {name: version, **parts}.items()]
 
@@ -86,6 +96,11 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
 
     build = f"build it again from {version.source}"
     require_files(build)
+    for kept in wanted:
+        for kind in kept.version.sha256:
+            digest = kept.version.digest_in(kind)
+            uri = catalogue.uri(kind, version.spec, kept.name, digest)
+            storage.replace(uri, storage.read_on_disk(uri))
     commit = catalogue.append(f"roll back {name} to commit {former.number}", change)
     # A collection may have run meanwhile.
     require_files(f"take it out of commit {commit.number} by `vdna rm {name}`, and {build}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, collect, remove, roll_back, undoing, verify
+from pipeline.catalogue import (
+    Catalogue,
+    collect,
+    garbage_collection,
+    remove,
+    roll_back,
+    undoing,
+    verify,
+)
 from pipeline.catalogue.changes import without_datasets
 from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
 from tests.catalogue.test_kept_versions import found, log, version
@@ -82,7 +90,7 @@ def test_a_build_upon_a_version_that_was_taken_out_meanwhile_is_refused(place: P
     base = place.catalogue.find("a")
     remove(place.catalogue, ["a"])
     other = version("0123", base.spec)
-    with pytest.raises(Conflict, match="another job committed nothing"):
+    with pytest.raises(Conflict, match="a: it was taken out of the catalogue while this job built"):
         place.catalogue.put_version("a", other, base)
 
 
@@ -132,12 +140,60 @@ def test_a_collection_beside_a_roll_back_is_noticed(
         roll_back(place.catalogue, "a", before.number)
 
 
-def test_the_plan_of_a_build_that_runs_stays(place: Place) -> None:
+def test_a_collection_that_has_listed_the_files_of_a_version_leaves_them_once_it_came_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = place.catalogue.head()
+    remove(place.catalogue, ["a"])
+    real, calls = garbage_collection.garbage, []
+
+    def and_then_it_comes_back(*given: Any, **options: Any) -> Iterator[storage.Stored]:
+        found = list(real(*given, **options))
+        calls.append(len(found))
+        if len(calls) == 2:  # the last, before anything is removed
+            roll_back(place.catalogue, "a", before.number)
+        return iter(found)
+
+    then = time.time() - timedelta(days=30).total_seconds()
+    for uri in everything(place.catalogue):
+        os.utime(storage.local_path(uri), (then, then))
+    monkeypatch.setattr(garbage_collection, "garbage", and_then_it_comes_back)
+    collect(place.catalogue, keep=1)
+    monkeypatch.undo()
+    assert calls[1] > 4
+    assert place.catalogue.head().datasets == before.datasets
+    place.catalogue.load("a", folds=True)
+    place.catalogue.manifest("a", place.catalogue.find("a"))
+
+
+@pytest.mark.parametrize("differs", ["manifest", "products"])
+def test_the_plan_of_a_build_that_runs_stays(place: Place, differs: str) -> None:
     (spec,) = place.catalogue.head().datasets["a"]
-    other = place.catalogue.find("b").manifest
-    place.catalogue.note_plan("a", spec, other, (), "torch")
+    version, other = place.catalogue.find("a"), place.catalogue.find("b")
+    manifest = other.manifest if differs == "manifest" else version.manifest
+    products = (*version.products, *(["more"] if differs == "products" else []))
+    place.catalogue.note_plan("a", spec, manifest, products, "torch")
     remove(place.catalogue, ["a"])
     assert storage.exists(place.catalogue.plan_uri("a", spec))
+
+
+def test_a_part_does_not_come_back_alone(place: Place) -> None:
+    catalogue = place.catalogue
+    catalogue.put_version("c", version("1", by="l"), None, parts={"c/x": version("2", part_of="c")})
+    divided = catalogue.head()
+    remove(catalogue, ["c"])
+    with pytest.raises(UsageError, match="c/x was a part of c at commit 3; roll back c"):
+        roll_back(catalogue, "c/x", divided.number)
+
+
+def test_the_default_spec_is_one_that_datasets_have() -> None:
+    (head,) = log({"a": [version("1", "s")], "b": [version("1", "t")], "c": [version("1", "u")]})
+    head = replace(head, default_spec="s")
+    assert without_datasets(head, ["b"]).default_spec == "s"
+    assert without_datasets(head, ["a"]).default_spec == "t"
+    more = replace(head, datasets=head.datasets | {"d": head.datasets["c"]})
+    assert without_datasets(more, ["a"]).default_spec == "u"
+    assert without_datasets(head, ["a", "b", "c"]).default_spec == "s"
 
 
 PARTS = {
@@ -185,6 +241,7 @@ def test_the_parts_of_a_former_version_come_back_with_it(
 ) -> None:
     catalogue = place.catalogue
     monkeypatch.setattr(undoing, "missing_files", lambda *_: [])
+    monkeypatch.setattr(storage, "read_on_disk", lambda uri: b"x")
     catalogue.put_version("c", version("1", by="l"), None, parts={"c/x": version("2", part_of="c")})
     divided = catalogue.head()
     catalogue.put_version("c", version("3"), divided.datasets["c"]["s"])
