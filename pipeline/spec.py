@@ -125,7 +125,7 @@ class Preprocess:
         max_bytes: The most bytes of an image. A larger one is not read and counts as a failure.
         max_pixels: The most pixels of an image. A larger one is not decoded and counts as a
             failure.
-        decoder: The user's own decoder, as `NAME@VERSION`. None means the built-in one.
+        decoder: A user's own decoder or `nvjpeg`, as `NAME@VERSION`. None means the built-in one.
         alpha: What is put under transparent pixels; `drop` takes the colour that is stored there.
         jpeg: Whether large JPEGs are decoded in `full`, or `scaled` down by their decoder.
     """

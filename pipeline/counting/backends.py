@@ -11,10 +11,10 @@ with what has counted it.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.counting.converted_networks import converted_path
@@ -100,7 +100,10 @@ def choose_backend(
 
 def openvino_is_installed() -> bool:
     """Tells whether OpenVINO is there for `auto` to choose."""
-    return importlib.util.find_spec("openvino") is not None
+    try:
+        return bool(version("openvino"))
+    except PackageNotFoundError:
+        return False
 
 
 def counted_by(numerics: Iterable[Mapping[str, Any]]) -> Backend | None:
@@ -124,6 +127,6 @@ def _conversion_problem(network: Network, micro_batch: int | None) -> str:
     """Converts a network and keeps it; returns why OpenVINO cannot run it, empty if it can."""
     try:
         Extractor(network, backend="openvino", micro_batch=micro_batch)
-    except (UsageError, SpecMismatch) as error:
+    except (UsageError, SpecMismatch, ImportError) as error:
         return str(error)
     return ""

@@ -12,10 +12,13 @@ rest itself. So whatever becomes of those others, each image is taken once, in t
 
 from __future__ import annotations
 
+import functools
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import groupby
 from time import monotonic
 from typing import Protocol
@@ -28,7 +31,7 @@ from pipeline.counting.decode_choice import (
     Measured,
 )
 from pipeline.dna import Failure
-from pipeline.errors import redact
+from pipeline.errors import SpecMismatch, redact
 from pipeline.sources import Entry, is_read_alone
 from pipeline.spec import Preprocess, Resources
 
@@ -41,6 +44,9 @@ RUN_IMAGES = 128
 
 RUN_FILE_BYTES = 64 * 2**20
 """How many bytes the files of a run have at most, unless it is a single one."""
+
+DECODERS = ("numba", "numpy", "pillow", "torch", "torchvision", "vdna-pipeline")
+"""The libraries that decide pixels, and this package."""
 
 MOST_RUNS = 64
 """The most runs of a worker that are away at a time; for each of them, a thread waits."""
@@ -64,6 +70,12 @@ class MemberRun:
     room: int = 0
 
 
+@functools.cache
+def decoding_versions() -> tuple[tuple[str, str], ...]:
+    """Returns `DECODERS` with the versions that they have here."""
+    return tuple((library, version(library)) for library in DECODERS)
+
+
 @dataclass(frozen=True)
 class DecodeWork:
     """What others need to know to fetch and decode a run. It holds no secrets.
@@ -74,6 +86,7 @@ class DecodeWork:
         on_device: Whether a GPU makes the network's input.
         resources: How many images are fetched ahead, and the time limit of each.
         decoder: `module:function` of the decoder that the rule states, if it is a user's own.
+        versions: What decodes where the run is given away: each library with its version.
     """
 
     run: MemberRun
@@ -81,6 +94,29 @@ class DecodeWork:
     on_device: bool
     resources: Resources
     decoder: str = ""
+    versions: tuple[tuple[str, str], ...] = field(
+        default_factory=lambda: decoding_versions()
+    )  # it is below
+
+    def require_versions(self) -> None:
+        """Checks that what decodes here is what decodes where the run was given away.
+
+        Otherwise pixels would depend on where an image happened to be decoded.
+
+        Raises:
+            SpecMismatch: If a library has another version.
+        """
+        here = dict(decoding_versions())
+        differing = [
+            f"{library} is {theirs} there and {here.get(library)} here"
+            for library, theirs in self.versions
+            if here.get(library) != theirs
+        ]
+        if differing:
+            raise SpecMismatch(
+                f"{socket.gethostname()} must not decode for another node: {', '.join(differing)}; "
+                "install the same versions"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,9 +255,10 @@ class Ahead:
             self._held += room
         try:
             return Given(self, work, self._pool.ask(work), self._waiters)
-        except BaseException:
+        except Exception as error:  # nobody has it, so the worker does it
             self.over(room, 0)
-            raise
+            self.missed(_first_line(error), late=False)
+            return None
 
     @property
     def here(self) -> bool:
@@ -242,7 +279,10 @@ class Ahead:
             if self._batches < REVIEW_BATCHES or self._measured.seconds < REVIEW_SECONDS:
                 return
             measured, self._measured, self._batches = self._measured, Measured(), 0
-        free = self._pool.free_cpus()
+        try:
+            free = self._pool.free_cpus()
+        except Exception:  # a cluster that does not answer has none to give
+            free = 0
         with self._lock:
             self._choice.review(measured, free)
 

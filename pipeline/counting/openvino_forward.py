@@ -62,7 +62,7 @@ class OpenVinoForward:
             streams: How many threads will run it at once.
 
         Raises:
-            UsageError: If OpenVINO cannot convert the network.
+            UsageError: If OpenVINO cannot convert the network, or cannot run it.
             SpecMismatch: If it computes other activations than torch does.
         """
         self._local = threading.local()
@@ -72,6 +72,15 @@ class OpenVinoForward:
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": streams,
         }
+        try:
+            self._load(model, network, batch)
+        except RuntimeError as error:  # it has no kinds of its own
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise UsageError(
+                f"OpenVINO cannot run {network.name} ({why}); use {option('backend', 'torch')}"
+            ) from error
+
+    def _load(self, model: nn.Module, network: Network, batch: int) -> None:
         shape = (batch, network.height, network.width, 3)
         path = converted_path(network, batch)
         kept = read_converted(path)

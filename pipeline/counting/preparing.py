@@ -290,10 +290,12 @@ def decode_run(work: DecodeWork) -> DecodedRun:
         What became of its members, or of as many of the first as have room.
 
     Raises:
+        SpecMismatch: If this process decodes by other libraries than the worker.
         TransientError: If an image could not be read through no fault of its own.
         SourceError: If an image changed since it was listed.
     """
     started = monotonic()
+    work.require_versions()
     if work.rule.decoder:
         images.use_decoder(work.rule.decoder, work.decoder)
     outcomes: list[images.Loaded | Failure] = []

@@ -56,7 +56,7 @@ from PIL import (
     TiffImagePlugin,
 )
 
-from pipeline.errors import BadImage, UsageError, VdnaError
+from pipeline.errors import BadImage, TransientError, UsageError, VdnaError
 from pipeline.images import file_damage
 from pipeline.images.colours import (
     GROUNDS,
@@ -144,6 +144,7 @@ def decode(data: bytes, rule: Preprocess) -> Decoded:
     Raises:
         BadImage: If the image cannot be decoded through its own fault.
         MemoryError: If memory runs out, which is not the image's fault.
+        TransientError: If a GPU that decodes fails, which is not its fault either.
         UsageError: If a setting of the process would decide what counts, if the rule is not one of
             this version's, or if the decoder is unknown or returns no RGB pixels.
     """
@@ -169,7 +170,7 @@ def decode(data: bytes, rule: Preprocess) -> Decoded:
                 _load(image, data)
                 _check_size(image, rule)  # an ICO's directory may lie about the image in it
                 return pixels_of(image, rule.exif, rule.alpha)
-    except (MemoryError, BadImage, UsageError):
+    except (MemoryError, BadImage, TransientError, UsageError):
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on hostile bytes
         bad = blame(data, error)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import SpecMismatch, UsageError
+from pipeline.errors import SpecMismatch, TransientError, UsageError
 from pipeline.images.file_damage import first_scan
 from pipeline.spec import Preprocess
 from pipeline.wording import option
@@ -41,6 +41,10 @@ _EXIF = re.compile(rb"\xff\xe1(?=..Exif)", re.DOTALL)
 
 _UNKNOWN = b"\xff\xef"
 """A marker that nobody reads, of a segment that is passed over."""
+
+_REFUSAL = re.compile(r"chroma subsampling|(?i:nvjpeg|image info|decode).*\b[34]\b")
+"""What TorchCodec says of a file that nvJPEG does not take: its status is 3 for a bad JPEG, and 4
+for one of a kind that it does not support."""
 
 _of_thread = threading.local()
 
@@ -74,8 +78,15 @@ def require_nvjpeg(stated: str) -> None:
 
     Raises:
         SpecMismatch: If it has another version.
-        UsageError: If TorchCodec is not installed.
+        UsageError: If TorchCodec is not installed, or cannot be loaded.
     """
+    try:
+        from torchcodec import decoders  # noqa: F401  # to see that it can be
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UsageError(
+            f"the decoder {NVJPEG} needs TorchCodec, which cannot be loaded here: {error}. Install "
+            "the version that fits torch's CUDA build"
+        ) from error
     if stated != stated_nvjpeg():
         raise SpecMismatch(
             f"the spec states the decoder {stated}, and {stated_nvjpeg()} is installed here; "
@@ -108,7 +119,8 @@ def pixels_by_nvjpeg(data: bytes, device: str = "cuda") -> NDArray[np.uint8] | N
 
     Raises:
         UsageError: If there is no such GPU.
-        MemoryError: If the GPU's memory runs out, which is not the image's fault.
+        TransientError: If it fails for any other reason, which is not the image's fault. Another
+            decoder's pixels would then stand under this one's name.
     """
     import torch
 
@@ -125,10 +137,10 @@ def pixels_by_nvjpeg(data: bytes, device: str = "cuda") -> NDArray[np.uint8] | N
         with _stream(device):
             found = decode_jpeg(unturned, mode="RGB", device=device)
             pixels: NDArray[np.uint8] = found.permute(1, 2, 0).contiguous().cpu().numpy()
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(str(error)) from error
-    except RuntimeError:
-        return None
+    except RuntimeError as error:
+        if _REFUSAL.search(str(error)):
+            return None
+        raise TransientError(f"nvJPEG failed, and not by the image's fault: {error}") from error
     return pixels
 
 

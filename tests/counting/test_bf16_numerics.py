@@ -120,3 +120,14 @@ def test_the_widest_instructions_are_told(name: str, tmp_path: Path) -> None:
     narrower = " ".join(WIDEST[WIDEST.index(name) :])
     assert widest_of(f"processor : 0\nflags : fpu {narrower} sse\n") == name
     assert widest_of("flags : fpu") == platform.machine()
+
+
+def test_limits_that_the_environment_sets_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They change what computes, and the CPU stays the same."""
+    own = cpu_instructions()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    cpu_instructions.cache_clear()
+    try:
+        assert cpu_instructions() == f"{own} ONEDNN_MAX_CPU_ISA=AVX2"
+    finally:
+        cpu_instructions.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -11,9 +12,11 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -376,6 +379,57 @@ def test_images_of_a_run_that_was_lost_are_decoded_apart(
     assert on_cpu.counted(shard, ahead).identical(here)
     assert ahead.news() == (8, "LostRun: its process ended")
     assert sorted(apart) == sorted(storage.read(entry.uri) for entry in shard.members[4:8])
+
+
+def test_a_node_of_other_libraries_does_not_decode_for_a_worker(
+    on_cpu: Bench,
+    pools: list[ThreadedPool],
+    tmp_path: Path,
+    short_runs: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pixels would depend on where an image was decoded, and the numerics name one version."""
+    for at in range(12):
+        (tmp_path / f"{at:02d}.png").write_bytes(saved(noise(at, 9, 9)))
+    shard = shard_of(tmp_path)
+    stated = dict(module.decoding_versions())
+    assert stated["pillow"] == version("pillow")
+    worker = tuple((stated | {"pillow": "1.2.3"}).items())
+    made = partial(DecodeWork, versions=worker)
+    monkeypatch.setattr("pipeline.counting.preparing.DecodeWork", made)
+    pools.append(pool := ThreadedPool())
+    ahead = Ahead(pool, ROOM, always=True)
+    assert on_cpu.counted(shard, ahead).identical(on_cpu.counted(shard))
+    taken, why = ahead.news()
+    assert taken == 0
+    assert re.search(r"SpecMismatch: .* pillow is 1\.2\.3 there and .* here; install the same", why)
+
+
+@pytest.mark.parametrize("fails", ["ask", "free_cpus"])
+def test_a_pool_that_does_not_answer_ends_no_shard(
+    on_cpu: Bench,
+    pools: list[ThreadedPool],
+    tmp_path: Path,
+    fails: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for at in range(12):
+        (tmp_path / f"{at:02d}.png").write_bytes(saved(noise(at, 9, 9)))
+    shard = shard_of(tmp_path)
+    pools.append(pool := ThreadedPool())
+
+    def refuse(*of: object) -> NoReturn:
+        raise ConnectionError("the cluster does not answer")
+
+    monkeypatch.setattr(pool, fails, refuse)
+    monkeypatch.setattr(module, "REVIEW_BATCHES", 1)
+    monkeypatch.setattr(module, "REVIEW_SECONDS", 0.0)
+    ahead = Ahead(pool, ROOM, always=fails == "ask")
+    assert on_cpu.counted(shard, ahead).identical(on_cpu.counted(shard))
+    ahead.measured(1, 1.0, 1.0)
+    expected = "ConnectionError: the cluster does not answer" if fails == "ask" else ""
+    assert ahead.news() == (0, expected)
+    assert idle(ahead)
 
 
 def test_a_run_that_is_late_is_done_here_and_nothing_is_given_away_for_a_while(

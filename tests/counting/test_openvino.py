@@ -238,6 +238,17 @@ def test_a_network_that_cannot_be_converted_says_what_to_use(
     assert not cache.exists()
 
 
+def test_a_converted_network_that_does_not_run_says_what_to_use(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no such operation on CPU")
+
+    monkeypatch.setattr(openvino_forward.openvino, "save_model", fails)
+    with pytest.raises(UsageError, match=r"cannot run tiny \(no such operation on CPU\); use"):
+        Extractor(network, backend="openvino")
+
+
 def test_an_error_without_words_is_told_by_its_kind(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:

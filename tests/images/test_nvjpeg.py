@@ -7,6 +7,7 @@ where TorchCodec cannot be imported: its wheels need torch's CUDA build.
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from torchvision.io import decode_jpeg
 
 from pipeline.building import Request, make_spec
 from pipeline.counting import Recipe
-from pipeline.errors import BadImage, SpecMismatch, UsageError
+from pipeline.errors import BadImage, SpecMismatch, TransientError, UsageError
 from pipeline.images import decoding, nvjpeg, stated_decoder, use_decoder, without_nvjpeg
 from pipeline.images.decoders import register_decoder
 from pipeline.images.decoding import decode
@@ -58,7 +59,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     module = ModuleType("torchcodec.decoders")
     module.decode_jpeg = noted  # type: ignore[attr-defined]  # it is made here
-    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    package = ModuleType("torchcodec")
+    package.decoders = module  # type: ignore[attr-defined]  # as above
+    monkeypatch.setitem(sys.modules, "torchcodec", package)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
     monkeypatch.setattr(nvjpeg, "version", lambda library: "0.17.0")
     nvjpeg.require_nvjpeg.cache_clear()
@@ -189,8 +192,13 @@ def refusing(error: Exception) -> Any:
     return refuse
 
 
-def test_a_jpeg_that_it_refuses_is_decoded_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse = refusing(RuntimeError("Unknown chroma subsampling"))
+@pytest.mark.parametrize(
+    "words", ["Unknown chroma subsampling", "nvjpegDecode failed: 4", "Failed to get image info: 3"]
+)
+def test_a_jpeg_that_it_refuses_is_decoded_as_ever(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse = refusing(RuntimeError(words))
     monkeypatch.setattr(sys.modules["torchcodec.decoders"], "decode_jpeg", refuse)
     data = turned(6)
     assert np.array_equal(decode(data, BY_GPU).pixels, decode(data, RULE).pixels)
@@ -205,13 +213,31 @@ def test_a_jpeg_that_it_takes_for_another_size_is_decoded_as_ever(
     assert np.array_equal(decode(data, BY_GPU).pixels, decode(data, RULE).pixels)
 
 
-def test_too_little_memory_of_the_gpu_is_not_the_images_fault(
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("not compiled with nvJPEG support"),
+        RuntimeError("nvjpegCreateEx failed: 6"),
+    ],
+    ids=str,
+)
+def test_what_fails_on_the_gpu_is_not_the_images_fault(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are pixels of another decoder counted under this one's name."""
+    monkeypatch.setattr(sys.modules["torchcodec.decoders"], "decode_jpeg", refusing(error))
+    with pytest.raises(TransientError, match=re.escape(str(error))):
+        decode(saved(photo(1)), BY_GPU)
+
+
+def test_a_torchcodec_that_cannot_be_loaded_is_refused_before_any_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    refuse = refusing(torch.OutOfMemoryError("CUDA out of memory"))
-    monkeypatch.setattr(sys.modules["torchcodec.decoders"], "decode_jpeg", refuse)
-    with pytest.raises(MemoryError, match="CUDA out of memory"):
-        decode(saved(photo(1)), BY_GPU)
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    nvjpeg.require_nvjpeg.cache_clear()
+    with pytest.raises(UsageError, match=r"TorchCodec, which cannot be loaded here: .*CUDA build"):
+        use_decoder("nvjpeg@0.17.0", "")
 
 
 def test_a_machine_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
