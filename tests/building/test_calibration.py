@@ -682,7 +682,7 @@ def test_calibration_on_ray_writes_the_same_bytes(photos: Path, tmp_path: Path) 
     calibrate(CalibrationRequest([str(photos)], str(alone)), InProcess())
     out = tmp_path / "ranges.parquet"
     done = subprocess.run(
-        command(photos, out, "--workers", 1, "--threads", 1),
+        command(photos, out, "--workers", 1, "--threads", 1, "--backend", "torch"),
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
