@@ -32,7 +32,8 @@ def rm(
     for name in names:
         say(f"{name}: out of the catalogue since commit {commit.number}; it can be brought back,")
         say("  until `vdna gc --keep N` has removed its files, by")
-        for digest in sorted(before.datasets[name].keys() - commit.datasets.get(name, {}).keys()):
+        gone = before.datasets.get(name, {}).keys() - commit.datasets.get(name, {}).keys()
+        for digest in sorted(gone):
             say(f"    vdna rollback {name} --to {before.number} --spec {digest[:12]}")
 
 

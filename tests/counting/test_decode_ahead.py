@@ -83,6 +83,13 @@ def shard_of(source: Path) -> Shard:
     return Shard(0, 0, tuple(list_source(source).entries))
 
 
+def shard_of_pngs(folder: Path, count: int) -> Shard:
+    """Writes small pictures, 00.png and so on, and returns the shard of them."""
+    for at in range(count):
+        (folder / f"{at:02d}.png").write_bytes(saved(noise(at, 9, 9)))
+    return shard_of(folder)
+
+
 class Bench:
     """Counts shards with and without others who decode."""
 
@@ -363,9 +370,7 @@ def test_images_of_a_run_that_was_lost_are_decoded_apart(
     short_runs: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for at in range(12):
-        (tmp_path / f"{at:02d}.png").write_bytes(saved(noise(at, 9, 9)))
-    shard = shard_of(tmp_path)
+    shard = shard_of_pngs(tmp_path, 12)
     here = on_cpu.counted(shard)
     apart: list[bytes] = []
 
@@ -389,9 +394,7 @@ def test_a_node_of_other_libraries_does_not_decode_for_a_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Pixels would depend on where an image was decoded, and the numerics name one version."""
-    for at in range(12):
-        (tmp_path / f"{at:02d}.png").write_bytes(saved(noise(at, 9, 9)))
-    shard = shard_of(tmp_path)
+    shard = shard_of_pngs(tmp_path, 12)
     stated = dict(module.decoding_versions())
     assert stated["pillow"] == version("pillow")
     worker = tuple((stated | {"pillow": "1.2.3"}).items())
@@ -413,9 +416,7 @@ def test_a_pool_that_does_not_answer_ends_no_shard(
     fails: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for at in range(12):
-        (tmp_path / f"{at:02d}.png").write_bytes(saved(noise(at, 9, 9)))
-    shard = shard_of(tmp_path)
+    shard = shard_of_pngs(tmp_path, 12)
     pools.append(pool := ThreadedPool())
 
     def refuse(*of: object) -> NoReturn:
@@ -435,9 +436,7 @@ def test_a_pool_that_does_not_answer_ends_no_shard(
 def test_a_run_that_is_late_is_done_here_and_nothing_is_given_away_for_a_while(
     on_cpu: Bench, pools: list[ThreadedPool], tmp_path: Path, short_runs: None
 ) -> None:
-    for at in range(40):
-        (tmp_path / f"{at:02d}.png").write_bytes(saved(noise(at, 9, 9)))
-    shard = shard_of(tmp_path)
+    shard = shard_of_pngs(tmp_path, 40)
     pools.append(pool := ThreadedPool(lambda number: "never"))
     ahead = Ahead(pool, 2 * module.RUN_BYTES, always=True)
     there = on_cpu.counted(shard, ahead, decode_seconds=0.3)
@@ -452,9 +451,7 @@ def test_a_run_that_is_late_is_done_here_and_nothing_is_given_away_for_a_while(
 def test_an_error_ends_what_was_given_away_and_is_the_same_as_without(
     on_cpu: Bench, pools: list[ThreadedPool], tmp_path: Path, short_runs: None
 ) -> None:
-    for at in range(40):
-        (tmp_path / f"{at:02d}.png").write_bytes(saved(noise(at, 9, 9)))
-    shard = shard_of(tmp_path)
+    shard = shard_of_pngs(tmp_path, 40)
     (tmp_path / "05.png").write_bytes(b"another content")
     errors = []
     pools.append(pool := ThreadedPool(lambda number: "done" if number < 4 else "never"))
@@ -499,9 +496,7 @@ def test_only_a_device_gives_runs_away_by_itself(
     monkeypatch.setattr(module, "REVIEW_SECONDS", 0)
     monkeypatch.setattr(module, "REVIEW_BATCHES", 1)
     monkeypatch.setattr("pipeline.counting.decode_choice.HUNGRY", -1)
-    for at in range(100):
-        (tmp_path / f"{at:02d}.png").write_bytes(saved(noise(at, 9, 9)))
-    shard = shard_of(tmp_path)
+    shard = shard_of_pngs(tmp_path, 100)
     taken = []
     for bench in (on_cpu, on_device):
         pools.append(pool := ThreadedPool())
