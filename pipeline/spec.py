@@ -573,6 +573,21 @@ class Resources(Options):
                 f"without it; leave out {option('decode', 'ahead')} or {option('workers', 0)}"
             )
 
+    def require_engine(self, in_process: bool) -> None:
+        """Checks that an engine can do what these resources say.
+
+        Args:
+            in_process: Whether it works in this process, without Ray.
+
+        Raises:
+            UsageError: If it cannot.
+        """
+        if in_process and self.decode == "ahead":
+            raise UsageError(
+                "decode is 'ahead', which takes tasks of Ray, and this process works without it; "
+                f"give an engine that has Ray, or {option('decode', 'here')}"
+            )
+
     def with_cpus(self, cpus: int) -> Resources:
         """Fills in the fields that are None.
 

@@ -76,6 +76,7 @@ def build_datasets(
     names = [request.name for request in requests]
     if len(set(names)) != len(names):
         raise UsageError(f"a dataset is asked for twice among {', '.join(names)}")
+    resources.require_engine(engine.in_process)
     if not engine.in_process:
         require_shared(catalogue.root, *(request.source for request in requests))
     for request in requests:

@@ -97,6 +97,7 @@ def rank(
     progress = progress or ignore
     source, name, top = request.source, request.to, request.top
     output = None if request.out is None else storage.canonical(request.out)
+    resources.require_engine(engine.in_process)
     if not engine.in_process:
         require_shared(catalogue.root, source)
     require_apart(catalogue.root, source, request.rules)

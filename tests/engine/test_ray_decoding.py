@@ -29,6 +29,7 @@ from pipeline.engine.ray_engine import OBJECT_STORE_BYTES
 from pipeline.engine.ray_start import start_with_retries
 from pipeline.errors import UsageError
 from pipeline.events import Event, StepDone
+from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
 from tests.engine.test_ray_engine import DEADLY, clean, cluster, same_bits
 from tests.golden.handmade import NETWORK, SPEC
@@ -326,5 +327,12 @@ def test_decoding_ahead_takes_ray() -> None:
         Resources(workers=0, decode="ahead")
     for decode in ("auto", "here"):
         Resources(workers=0, decode=decode)  # type: ignore[arg-type]
+    place, ahead = Catalogue("memory://none"), Resources(decode="ahead")
+    told = r"decode is 'ahead'.*this process works without it.*`decode='here'`"
+    with InProcess() as engine:
+        with pytest.raises(UsageError, match=told):
+            build_datasets(place, [Request("a", "memory://images")], engine, ahead)
+        with pytest.raises(UsageError, match=told):
+            rank(place, RankRequest("memory://images", to="a"), engine, resources=ahead)
     with pytest.raises(UsageError, match="choose auto or here or ahead"):
         Resources(decode="there")  # type: ignore[arg-type]
