@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from pipeline.explaining.parting import leaning
 from pipeline.explaining.reactions import kept_exemplars, reader_of
 from pipeline.explaining.sensitivity import Side
 from pipeline.images import fingerprint, is_one_photograph
+from pipeline.images.nvjpeg import require_nvjpeg
 from pipeline.reporting.html.thumbnails import rule_of
 from pipeline.sources import Entry, Members
 from pipeline.spec import Resources
@@ -98,6 +101,10 @@ def test_images_that_a_gpu_has_decoded_are_seen_without_one(
             Image.open(path).save(path.with_suffix(".png"))  # which no GPU decodes
             path.unlink()
     with monkeypatch.context() as patch:
+        for module in ("torchcodec", "torchcodec.decoders"):  # it decodes none of them
+            patch.setitem(sys.modules, module, ModuleType(module))
+        sys.modules["torchcodec"].decoders = sys.modules["torchcodec.decoders"]  # type: ignore[attr-defined]  # it is made here
+        require_nvjpeg.cache_clear()
         patch.setattr("pipeline.images.nvjpeg.version", lambda library: "0.17.0")
         patch.setattr("pipeline.building.planner.is_nvjpeg", lambda stated: False)
         requests = [
@@ -105,6 +112,7 @@ def test_images_that_a_gpu_has_decoded_are_seen_without_one(
             for name in ("day", "night")
         ]
         build_datasets(catalogue, requests, InProcess(), Resources(workers=0, threads=1))
+    require_nvjpeg.cache_clear()
     found = explain(catalogue, "day", "night", look=4, weights=network.weights)
     assert found.look is not None
     assert (found.look.images, found.look.notes) == ((4, 4), ())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
@@ -44,8 +44,8 @@ def stand_in(source: bytes, *, mode: str, device: str) -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Installs TorchCodec, and returns the files that are given to it."""
+def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """Installs TorchCodec, and yields the files that are given to it."""
     given: list[bytes] = []
     try:
         from torchcodec.decoders import decode_jpeg as real
@@ -67,7 +67,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     nvjpeg.require_nvjpeg.cache_clear()
     on_cpu = partial(nvjpeg.pixels_by_nvjpeg, device="cpu")
     monkeypatch.setattr(decoding, "pixels_by_nvjpeg", on_cpu)
-    return given
+    yield given
+    nvjpeg.require_nvjpeg.cache_clear()
 
 
 def saved(image: Image.Image, kind: str = "JPEG", **how: Any) -> bytes:
