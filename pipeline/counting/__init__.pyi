@@ -3,6 +3,7 @@ from .allocator import collect_rarely as collect_rarely
 from .allocator import keep_memory as keep_memory
 from .backends import choose_backend as choose_backend
 from .backends import counted_by as counted_by
+from .deaths import Note as Note
 from .decode_ahead import RUN_BYTES as RUN_BYTES
 from .decode_ahead import Ahead as Ahead
 from .decode_ahead import DecodedRun as DecodedRun

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Protocol
 
 from pipeline import images, storage
+from pipeline.counting.deaths import Home, Note, ThisMachine, die_of_images
 from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.micro_batch import bytes_per_image, of_memory
@@ -33,9 +35,6 @@ from pipeline.spec import PRODUCTS, Backend, Resources, Spec
 
 OVERLAP = 2
 """How many shards a worker has under way: the second fills the network while the first ends."""
-
-ISOLATE_FROM_ATTEMPT = 3
-"""The attempt from which on images are decoded in a separate process, as two workers have died."""
 
 
 # One shard, as a worker is given it.
@@ -179,10 +178,12 @@ class Worker:
 
     Args:
         ahead: Those who may fetch and decode images for this worker; None for nobody.
+        home: Where it runs; None for a process without Ray.
     """
 
-    def __init__(self, ahead: Ahead | None = None) -> None:
+    def __init__(self, ahead: Ahead | None = None, home: Home | None = None) -> None:
         self._ahead = ahead
+        self._home = home or ThisMachine()
         self._makers: dict[Recipe, ShardMaker] = {}
         self._given_up: list[ShardMaker] = []
         self._lock = threading.Lock()
@@ -206,9 +207,9 @@ class Worker:
             uri = partial_uri(job.work_uri, key)
             if storage.exists(uri):
                 return ShardReceipt(job.manifest_uri, index)
-            attempt = _begin_attempt(job.work_uri, key)
+            attempt = _begin_attempt(job.work_uri, key, self._home)
             try:
-                isolated = attempt >= ISOLATE_FROM_ATTEMPT
+                isolated = die_of_images(_notes(job.work_uri, key, attempt), self._home)
                 made = self._maker(job.recipe).make(shard, key, isolated=isolated)
                 storage.create(uri, made.data)
             finally:
@@ -311,7 +312,7 @@ def _micro_batch(recipe: Recipe) -> int | None:
     return of_memory(int(memory * share), bytes_per_image(recipe.network))
 
 
-def _begin_attempt(work_uri: str, key: str) -> int:
+def _begin_attempt(work_uri: str, key: str, home: Home) -> int:
     """Notes that this worker takes the shard; returns the number of its attempt.
 
     A worker that dies leaves its note and no other trace. Without notes, workers that a bad image
@@ -320,12 +321,21 @@ def _begin_attempt(work_uri: str, key: str) -> int:
     Returns:
         1, plus the number of workers that took the shard and neither finished nor gave it up.
     """
-    own = {"host": socket.gethostname(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}
+    own = home.label | {"pid": os.getpid(), "nonce": secrets.token_hex(8)}
     text = json.dumps(own).encode()
     attempt = 1
     while not storage.create(_note_uri(work_uri, key, attempt), text):
         attempt += 1
     return attempt
+
+
+def _notes(work_uri: str, key: str, attempt: int) -> Iterator[Note]:
+    """Reads the notes of the attempts before this one."""
+    for number in range(1, attempt):
+        note: object = None
+        with suppress(SourceError, ValueError):  # its attempt has just ended
+            note = json.loads(storage.read(_note_uri(work_uri, key, number)))
+        yield note if isinstance(note, dict) else {}
 
 
 def _note_uri(work_uri: str, key: str, attempt: int) -> str:

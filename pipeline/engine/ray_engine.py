@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from pipeline.counting import (
     collect_rarely,
 )
 from pipeline.engine.ray_decoding import RayDecodePool, cause_of, may_decode_ahead, room_ahead
+from pipeline.engine.ray_nodes import RayHome, list_nodes
 from pipeline.engine.ray_start import (
     is_worth_logs,
     kept_sigterm,
@@ -186,8 +188,9 @@ class RayEngine:
             _ShardActor,
             fn_constructor_kwargs={
                 "recipes": shipped,
-                "room": room_ahead(_nodes(), actors, shipped),
+                "room": room_ahead(list_nodes(), actors, shipped),
                 "runtime_env": self._runtime_env(),
+                "pool": secrets.token_hex(8),
             },
             batch_size=1,
             compute=ActorPoolStrategy(
@@ -287,7 +290,7 @@ class RayEngine:
         Raises:
             UsageError: If this machine has too few CPUs for a worker's threads.
         """
-        nodes = [int(n["Resources"].get("CPU", 0)) for n in _nodes() if n["Alive"]]
+        nodes = [int(n["Resources"].get("CPU", 0)) for n in list_nodes() if n["Alive"]]
         nodes = [cpus for cpus in nodes if cpus > 0] or [2]
         threads = self.resources.threads or max(1, min(4, min(nodes) - 1))
         if self._local and threads > available_cpus():
@@ -331,19 +334,22 @@ class RayEngine:
 class _ShardActor:
     """One actor of the pool: a worker that keeps its networks loaded from row to row."""
 
-    def __init__(self, recipes: list[Recipe], room: int, runtime_env: dict[str, Any]) -> None:
+    def __init__(
+        self, recipes: list[Recipe], room: int, runtime_env: dict[str, Any], pool: str
+    ) -> None:
         """Loads nothing yet.
 
         Args:
             recipes: How shards are counted; rows name them by their place.
             room: How many bytes of images may be decoded ahead; 0 if this process decodes.
             runtime_env: What Ray must start the processes with that decode ahead.
+            pool: A text that no other pool of actors has.
         """
         collect_rarely()
         self._recipes = recipes
         always = recipes[0].resources.decode == "ahead"
         ahead = Ahead(RayDecodePool(runtime_env), room, always=always) if room else None
-        self._worker = Worker(ahead)
+        self._worker = Worker(ahead, RayHome(pool))
         self._device_is_lost = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -361,11 +367,7 @@ class _ShardActor:
         return {name: np.array([value]) for name, value in asdict(receipt).items()}
 
 
-# Ray leaves these three without types.
-
-
-def _nodes() -> list[dict[str, Any]]:
-    return cast(list[dict[str, Any]], ray.nodes())  # type: ignore[no-untyped-call]  # Ray's
+# Ray leaves these two without types.
 
 
 def _cluster() -> dict[str, float]:

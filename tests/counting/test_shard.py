@@ -6,7 +6,9 @@ Counts are the same whatever the threads, batches, shards and order.
 from __future__ import annotations
 
 import io
+import json
 import struct
+import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from functools import reduce
@@ -28,6 +30,7 @@ from pipeline.counting import (
     Worker,
     partial_uri,
 )
+from pipeline.counting.deaths import ThisMachine
 from pipeline.dna import Partial
 from pipeline.errors import BadImage, SourceError, TransientError, UsageError
 from pipeline.images.decoding import REASONS
@@ -392,6 +395,13 @@ def test_a_worker_raises_read_errors_and_leaves_no_notes(
     assert list_names(task.work_uri) == []
 
 
+def note_of_a_crash() -> bytes:
+    """Returns the note of a process of this machine that is gone."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return json.dumps(ThisMachine().label | {"pid": ended.pid}).encode()
+
+
 def test_a_shard_that_killed_two_workers_is_decoded_in_isolation(
     job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,7 +409,7 @@ def test_a_shard_that_killed_two_workers_is_decoded_in_isolation(
     key = manifest.shards[0].key(SPEC.digest)
     for attempt in (1, 2):
         note = storage.join(task.work_uri, "attempts", f"{key}-{attempt}.json")
-        storage.create(note, b"{}")
+        storage.create(note, note_of_a_crash())
     seen: list[bool] = []
     count = Counter.count
 
@@ -418,7 +428,7 @@ def test_a_shard_that_killed_two_workers_is_decoded_in_isolation(
 def test_notes_of_workers_that_died_earlier_do_not_change_counts(
     job: Callable[[], tuple[ShardJob, Manifest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reclaimed node leaves the same notes as a bad image.
+    """Somebody who kills workers by hand leaves the same notes as a bad image.
 
     So each image is decoded in its own process, to the same bits, and the notes are removed once
     the shard is committed.
@@ -432,7 +442,7 @@ def test_notes_of_workers_that_died_earlier_do_not_change_counts(
     storage.delete(uri)
     for attempt in (1, 2):
         note = storage.join(task.work_uri, "attempts", f"{key}-{attempt}.json")
-        storage.create(note, b"{}")
+        storage.create(note, note_of_a_crash())
     apart: list[int] = []
     isolated = images.load_isolated
 

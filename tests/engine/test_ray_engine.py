@@ -331,7 +331,7 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
         receipt = ShardReceipt("m", 1, error="e", kind=kind)
         monkeypatch.setattr(Worker, "run", lambda *_, receipt=receipt: receipt)
         recipe = Recipe(SPEC, NETWORK, "ranges", Resources(gpus_per_worker=gpus))
-        actor = ray_engine._ShardActor([recipe], 0, {})
+        actor = ray_engine._ShardActor([recipe], 0, {}, "pool")
         assert actor(batch)["kind"] == [kind]
         with pytest.raises(Ended) if ends else contextlib.nullcontext():
             assert actor(batch)["index"] == [1]

@@ -1,0 +1,141 @@
+"""Tests builds on a Ray cluster whose nodes come and go."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from pipeline.dna import DNA
+from pipeline.engine.ray_start import start_with_retries
+from tests.engine.test_ray_engine import clean, same_bits
+from tests.support.ray_commands import (
+    Small,
+    ended,
+    finish,
+    folder,
+    running,
+    small,
+    truth,
+)
+
+__all__ = ["clean", "folder", "small", "truth"]  # fixtures
+
+HELD = """
+import os, sys, time
+if "pipeline.images.isolated" in sys.orig_argv:
+    open(os.path.join(os.environ["ELASTIC"], "apart"), "w").close()
+import PIL.Image
+opened = PIL.Image.open
+def held(*args, **kwargs):
+    while os.path.exists(os.path.join(os.environ["ELASTIC"], "held")):
+        time.sleep(0.1)
+    return opened(*args, **kwargs)
+PIL.Image.open = held
+"""
+"""Decoding waits as long as there is a file; another file tells of processes that decode apart."""
+
+FAST_CHECKS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+"""Ray finds out in seconds that a node is lost."""
+
+
+class Nodes:
+    """A cluster whose head takes no worker, and the nodes that are added to it."""
+
+    def __init__(self, place: Path, cluster: Cluster) -> None:
+        self._place = place
+        self._cluster = cluster
+        self.address = cluster.address
+
+    def hold(self) -> None:
+        (self._place / "held").touch()
+
+    def let_go(self) -> None:
+        (self._place / "held").unlink()
+
+    @property
+    def decoded_apart(self) -> bool:
+        return (self._place / "apart").exists()
+
+    def add(self, **what: Any) -> Any:
+        return start_with_retries(lambda: self._cluster.add_node(**what))
+
+    def lose(self, node: Any) -> None:
+        self._cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture
+def nodes(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    place = tmp_path / "elastic"
+    place.mkdir()
+    monkeypatch.setenv("ELASTIC", str(place))
+    for name, value in small.environment(HELD).items():
+        monkeypatch.setenv(name, value)  # a node's workers have it of their node
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+    head["_system_config"] = FAST_CHECKS
+    cluster = Cluster()
+    try:
+        start_with_retries(lambda: cluster.add_node(**head))
+        yield Nodes(place, cluster)
+    finally:
+        cluster.shutdown()
+
+
+def until(process: subprocess.Popen[str], true: Callable[[], object]) -> None:
+    """Waits for something that a build does."""
+    deadline = time.monotonic() + 40
+    while not true():
+        assert process.poll() is None, process.communicate()
+        if time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"it never came true: {process.communicate()}")
+        time.sleep(0.05)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("dies", ["node", "process"])
+def test_lost_nodes_are_no_poison_and_processes_that_die_twice_are(
+    nodes: Nodes,
+    small: Small,
+    folder: Path,
+    truth: DNA,
+    clean: dict[str, object],
+    tmp_path: Path,
+    dies: str,
+) -> None:
+    """Workers die until one of the three shards that Ray has given them is tried thrice."""
+    node = nodes.add(num_cpus=2)
+    nodes.hold()
+    build = tmp_path / "c"
+    process = small.start(folder, build, "--ray-address", nodes.address, workers=1)
+    with ended(process):
+        for deaths in itertools.count():
+            until(process, lambda deaths=deaths: len(notes(build)) == 2 * (deaths + 1))
+            if notes(build, 3):
+                break
+            if dies == "node":
+                nodes.lose(node)
+                node = nodes.add(num_cpus=2)
+                continue
+            (pid,) = running(build)
+            os.kill(pid, signal.SIGKILL)
+        nodes.let_go()
+        finish(process)
+    assert nodes.decoded_apart == (dies == "process")
+    same_bits(build, clean, truth)
+
+
+def notes(build: Path, attempt: int | str = "*") -> list[Path]:
+    return list(build.glob(f"_work/photos/*/attempts/*-{attempt}.json"))
