@@ -1,6 +1,8 @@
-"""One commit of a catalogue: every dataset's version, as the JSON file of the log holds it.
+"""One commit of a catalogue, and what the JSON file of the log holds of it: what it changes.
 
->>> Commit.decode(commit.encode(), "1.json") == commit  # doctest: +SKIP
+>>> StoredCommit.of(commit).encode()                                           # doctest: +SKIP
+>>> StoredCommit.decode(data, "1.json").whole({}) == commit                    # doctest: +SKIP
+True
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -21,7 +23,12 @@ from pipeline.catalogue.names import check_name
 from pipeline.errors import CorruptFile, UsageError, wrong_fields
 from pipeline.spec import digest_of
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 was never released: each of its files held all datasets, and none is read here."""
+
+SPANS = (10, 100)
+"""A commit whose number is a multiple of the last span holds all datasets. Any other one holds what
+differs from the last multiple of the first span, or of the second if it is one of the first."""
 
 FILES = ("dna", "failures", "folds", "manifests")
 """The files that every built version has. An imported one has a DNA only."""
@@ -223,8 +230,69 @@ class Commit:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
+
+def base_number(number: int) -> int:
+    """Tells which commit's state the file of a commit builds upon.
+
+    Args:
+        number: The commit's number.
+
+    Returns:
+        The number of the other commit; 0 if the file holds all datasets.
+
+    >>> [base_number(number) for number in (7, 10, 1995, 1990, 1900)]
+    [0, 0, 1990, 1900, 0]
+    """
+    return next((number - number % span for span in SPANS if number % span), 0)
+
+
+@dataclass(frozen=True)
+class StoredCommit:
+    """What the file of a commit holds.
+
+    Attributes:
+        stated: The commit, with no other datasets than those that differ from the base, each with
+            all its versions. One that is gone has none.
+        base: The sha256 of the bytes of the commit that it builds upon, whose number is
+            `base_number`; None if that is 0.
+    """
+
+    stated: Commit
+    base: str | None
+
+    @classmethod
+    def of(cls, commit: Commit, base: Commit | None = None, digest: str | None = None) -> Self:
+        """Finds what a commit changes.
+
+        Args:
+            commit: The whole commit.
+            base: The commit of number `base_number`; None if that is 0.
+            digest: The sha256 of the bytes of the base.
+
+        Returns:
+            What its file will hold.
+        """
+        before = base.datasets if base else {}
+        changed = {
+            name: commit.datasets.get(name, {})
+            for name in sorted(commit.datasets.keys() | before.keys())
+            if commit.datasets.get(name) != before.get(name)
+        }
+        return cls(replace(commit, datasets=changed), digest)
+
+    def whole(self, base: Mapping[str, Mapping[str, Version]]) -> Commit:
+        """Returns the commit with all datasets.
+
+        Args:
+            base: The datasets of the commit that this one builds upon; none if it is 0.
+        """
+        datasets = {**base, **self.stated.datasets}
+        return replace(
+            self.stated, datasets={name: specs for name, specs in datasets.items() if specs}
+        )
+
     def encode(self) -> bytes:
-        """Writes the commit as JSON.
+        """Writes the file as JSON.
 
         A random nonce tells it from a commit of the same content, so that a writer whose answer
         was lost recognises its own.
@@ -232,19 +300,20 @@ class Commit:
         Returns:
             The bytes of the file.
         """
-        body = asdict(self) | {"format": FORMAT, "nonce": secrets.token_hex(16)}
+        extra = {"base": self.base, "format": FORMAT, "nonce": secrets.token_hex(16)}
+        body = asdict(self.stated) | extra
         return canonical_json(body | {"checksum": digest_of(body)})
 
     @classmethod
-    def decode(cls, data: bytes, name: str) -> Commit:
-        """Reads a commit from the bytes of its file.
+    def decode(cls, data: bytes, name: str) -> Self:
+        """Reads the file of a commit.
 
         Args:
             data: The bytes.
             name: How errors name the file.
 
         Returns:
-            The commit.
+            What the file holds.
 
         Raises:
             CorruptFile: If the file is torn or changed, of an unknown format, or if one of its
@@ -254,39 +323,55 @@ class Commit:
             body = json.loads(data)
             if body["format"] != FORMAT:
                 raise CorruptFile(
-                    f"{name}: format {body['format']}; this version of vdna reads {FORMAT}"
+                    f"{name}: format {body['format']}; this version of vdna reads {FORMAT}. Read "
+                    "the catalogue with the version that wrote it, or build it again in another "
+                    "folder"
                 )
             checksum = body.pop("checksum")
             if checksum != digest_of(body):
                 raise CorruptFile(f"{name}: its content is not what was written; restore the file")
             del body["format"], body["nonce"]
+            base = _BASE.validate_python(body.pop("base"))
             commit = _COMMIT.validate_python(body)
-            datetime.fromisoformat(commit.time)
-            if (commit.previous is None) != (commit.number == 1):
-                raise CorruptFile(
-                    f"{name}: commit {commit.number} names {commit.previous or 'no commit'} as the "
-                    "one before it; the first commit alone names none. Restore the file"
-                )
-            for dataset, versions in commit.datasets.items():
-                check_name(dataset)
-                for spec, version in versions.items():
-                    if version.spec != spec:
-                        raise CorruptFile(
-                            f"{name}: {dataset} has a version under spec {spec} that states spec "
-                            f"{version.spec}"
-                        )
+            _require_sound(commit, base, name)
         except ValidationError as error:
             raise CorruptFile(
                 f"{name}: not a commit: {wrong_fields(error)}; restore the file"
             ) from error
         except (LookupError, TypeError, ValueError, RecursionError, UsageError) as error:
             raise CorruptFile(f"{name}: not a commit: {error!r}; restore the file") from error
-        return commit
+        return cls(commit, base)
+
+
+def _require_sound(commit: Commit, base: str | None, name: str) -> None:
+    """Refuses a file whose fields contradict each other."""
+    datetime.fromisoformat(commit.time)
+    if (commit.previous is None) != (commit.number == 1):
+        raise CorruptFile(
+            f"{name}: commit {commit.number} names {commit.previous or 'no commit'} as the "
+            "one before it; the first commit alone names none. Restore the file"
+        )
+    number = base_number(commit.number)
+    if (base is None) != (number == 0):
+        raise CorruptFile(
+            f"{name}: commit {commit.number} builds upon {base or 'no commit'}; it must build upon "
+            f"{f'commit {number}' if number else 'none'}. Restore the file"
+        )
+    for dataset, versions in commit.datasets.items():
+        check_name(dataset)
+        for spec, stated in versions.items():
+            if stated.spec != spec:
+                raise CorruptFile(
+                    f"{name}: {dataset} has a version under spec {spec} that states spec "
+                    f"{stated.spec}"
+                )
 
 
 _VERSION = TypeAdapter[Version](WholeVersion)
 
 _COMMIT = TypeAdapter(Commit)
+
+_BASE = TypeAdapter[str | None](Sha256 | None)
 
 EMPTY = Commit(0, "", "", None, {}, None, "")
 """The state of a catalogue without commits."""

@@ -4,23 +4,29 @@
     >>> log.append("remove a", lambda head: replace(head, datasets={}))
     >>> [commit.action for commit in log.log()]
 
-Each commit `_log/<number>.json` holds all datasets. It is created only if the number is free, so
-that two writers cannot both write number 42. It names the sha256 of the commit before it, so that
-reading the log from its end finds every commit that was changed or removed before the last one.
-`_log/_latest` is a hint: looking for the newest commit starts there. What no commit names is not in
-the catalogue, whatever lies under the root.
+Each commit `_log/<number>.json` is created only if the number is free, so that two writers cannot
+both write number 42. It names the sha256 of the commit before it, so that reading the log from its
+end finds every commit that was changed or removed before the last one.
+
+Every hundredth commit holds all datasets. The others hold what differs from a commit before them
+(`base_number`), whose sha256 they state too. So a state is read from three files at most, and a
+process keeps the commits that many others build upon. `_log/_latest` is a hint: looking for the
+newest commit starts there. What no commit names is not in the catalogue, whatever lies under the
+root.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from pipeline import storage
 from pipeline.buffers import sha256
-from pipeline.catalogue.commit import EMPTY, Commit, software
+from pipeline.catalogue.commit import EMPTY, Commit, StoredCommit, base_number, software
 from pipeline.catalogue.layout import Layout
 from pipeline.errors import (
     CorruptFile,
@@ -32,6 +38,27 @@ from pipeline.errors import (
 )
 
 _COMMIT_NAME = re.compile(r"\d{20}\.json")
+
+READ_AT_ONCE = 64
+"""The most commits that `CommitLog.log` reads at a time."""
+
+KEPT_BASES = 8
+"""How many commits that others build upon a process keeps in memory."""
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A commit as it was read.
+
+    Attributes:
+        commit: The commit, with all datasets.
+        digest: The sha256 of its bytes; None for `EMPTY`, which has no file.
+        base: The commit that it builds upon; None if it builds upon none.
+    """
+
+    commit: Commit
+    digest: str | None = None
+    base: _Link | None = None
 
 
 class CommitLog(Layout):
@@ -47,7 +74,7 @@ class CommitLog(Layout):
             CorruptFile: If a commit cannot be read, or one before the last is missing.
             NoBucket: If the catalogue's bucket does not exist.
         """
-        return self._head()[0]
+        return self._head().commit
 
     def commit(self, number: int) -> Commit:
         """Reads one commit.
@@ -60,9 +87,10 @@ class CommitLog(Layout):
 
         Raises:
             NotFound: If the log has no such number.
-            CorruptFile: If the file is not the commit of that number.
+            CorruptFile: If the file is not the commit of that number, or one that it builds upon
+                is missing or another.
         """
-        return self._read(number)[0]
+        return self._read(number).commit
 
     def log(self) -> Iterator[Commit]:
         """Reads all commits.
@@ -77,19 +105,20 @@ class CommitLog(Layout):
         commit = self.head()
         if commit.number:
             yield commit
-        while commit.previous is not None:
-            number, named = commit.number, commit.previous
-            uri = self.log_uri(number - 1)
-            try:
-                commit, found = self._read(number - 1)
-            except NotFound as error:
-                raise CorruptFile(_gap(uri)) from error
-            if found != named:
-                raise CorruptFile(
-                    f"{uri} has sha256 {found}; commit {number} was made upon one of sha256 "
-                    f"{named}. Restore it from a version or a copy of the bucket"
-                )
-            yield commit
+        at_once = 1
+        with ThreadPoolExecutor(READ_AT_ONCE, "log") as pool:
+            while commit.number > 1:
+                first = max(1, commit.number - at_once)
+                numbers = range(commit.number - 1, first - 1, -1)
+                for number, data in zip(numbers, pool.map(self._bytes_of, numbers), strict=True):
+                    if data is None:
+                        raise CorruptFile(_gap(self.log_uri(number)))
+                    link = self._decode(number, data)
+                    users = f"commit {commit.number} was made"
+                    _require_digest(self.log_uri(number), link, commit.previous, users)
+                    commit = link.commit
+                    yield commit
+                at_once = min(2 * at_once, READ_AT_ONCE)
 
     def require_end(self) -> None:
         """Refuses a log whose last commits are missing, as far as `_latest` tells.
@@ -182,40 +211,58 @@ class CommitLog(Layout):
             The new commit, or the newest one if nothing was changed.
         """
         while True:
-            head, digest = self._head()
-            changed = change(head)
-            if changed is head:
-                return head
+            head = self._head()
+            changed = change(head.commit)
+            if changed is head.commit:
+                return changed
             commit = replace(
                 changed,
-                number=head.number + 1,
+                number=changed.number + 1,
                 time=datetime.now(UTC).isoformat(timespec="seconds"),
                 action=action,
-                previous=digest,
+                previous=head.digest,
                 software=software(),
             )
-            if storage.create(self.log_uri(commit.number), commit.encode()):
+            stored = _stored_upon(head, commit)
+            if storage.create(self.log_uri(commit.number), stored.encode()):
                 storage.replace(self.hint_uri, str(commit.number).encode())
                 return commit
 
-    def _head(self) -> tuple[Commit, str | None]:
-        """Reads the newest commit, and the sha256 of its bytes."""
-        number = self._hinted_number() or self._last_number()
-        while storage.exists(self.log_uri(number + 1)):
-            number += 1
-        return self._read(number) if number else (EMPTY, None)
+    def _head(self) -> _Link:
+        """Reads the newest commit."""
+        number = self._hint()
+        data = self._bytes_of(number) if number else None
+        if data is None:
+            number = self._last_number()
+            data = self._bytes_of(number) if number else None
+        while (newer := self._bytes_of(number + 1)) is not None:
+            number, data = number + 1, newer
+        return _Link(EMPTY) if data is None else self._decode(number, data)
 
-    def _read(self, number: int) -> tuple[Commit, str]:
-        """Reads one commit, and the sha256 of its bytes."""
-        uri = self.log_uri(number)
+    def _read(self, number: int) -> _Link:
+        """Reads one commit, and those that it builds upon."""
+        data = self._bytes_of(number)
+        if data is None:
+            raise NotFound(f"{self.root} has no commit {number}")
+        return self._decode(number, data)
+
+    def _bytes_of(self, number: int) -> bytes | None:
+        """Reads the file of a commit; None if there is none."""
         try:
-            data = storage.read(uri)
-        except SourceError as error:
-            raise NotFound(f"{self.root} has no commit {number}") from error
-        commit = Commit.decode(data, uri)
-        if commit.number != number:
-            raise CorruptFile(f"{uri} holds commit {commit.number}; restore the file")
-        return commit, sha256(data)
+            return storage.read(self.log_uri(number))
+        except SourceError:
+            return None
+
+    def _decode(self, number: int, data: bytes) -> _Link:
+        """Makes a commit of the bytes of its file, with what it builds upon."""
+        uri = self.log_uri(number)
+        stored = StoredCommit.decode(data, uri)
+        if stored.stated.number != number:
+            raise CorruptFile(f"{uri} holds commit {stored.stated.number}; restore the file")
+        if stored.base is None:
+            return _Link(stored.whole({}), sha256(data))
+        base = _kept_base(self.root, base_number(number), stored.base)
+        return _Link(stored.whole(base.commit.datasets), sha256(data), base)
 
     def _hint(self) -> int:
         """Returns the number that `_latest` names; 0 if it is missing or names none."""
@@ -225,11 +272,6 @@ class CommitLog(Layout):
             raise
         except (SourceError, ValueError):
             return 0
-
-    def _hinted_number(self) -> int:
-        """Returns the number that the hint names; 0 if there is no such commit."""
-        number = self._hint()
-        return number if number and storage.exists(self.log_uri(number)) else 0
 
     def _last_number(self) -> int:
         """Lists the log.
@@ -250,6 +292,38 @@ class CommitLog(Layout):
             if number != expected:
                 raise CorruptFile(_gap(self.log_uri(expected)))
         return len(numbers)
+
+
+def _stored_upon(head: _Link, commit: Commit) -> StoredCommit:
+    """Finds what the file of the commit after `head` holds."""
+    number = base_number(commit.number)
+    base = head if number else None
+    while base is not None and base.commit.number != number:
+        base = base.base
+    if base is None:
+        return StoredCommit.of(commit)
+    return StoredCommit.of(commit, base.commit, base.digest)
+
+
+@lru_cache(KEPT_BASES)
+def _kept_base(root: str, number: int, digest: str) -> _Link:
+    """Reads a commit that others build upon, and keeps it: its digest tells that it is the same."""
+    log = CommitLog(root)
+    try:
+        link = log._read(number)
+    except NotFound as error:
+        raise CorruptFile(_gap(log.log_uri(number))) from error
+    _require_digest(log.log_uri(number), link, digest, "later commits build")
+    return link
+
+
+def _require_digest(uri: str, link: _Link, named: str | None, users: str) -> None:
+    """Refuses a commit that is not the one that later commits name."""
+    if link.digest != named:
+        raise CorruptFile(
+            f"{uri} has sha256 {link.digest}; {users} upon one of sha256 {named}. Restore it from "
+            "a version or a copy of the bucket"
+        )
 
 
 def _gap(uri: str) -> str:

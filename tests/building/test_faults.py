@@ -261,7 +261,7 @@ PLACES = {
     "manifest-read": ("GET", r"/manifests/"),
     "ranges-read": ("GET", r"/ranges/\w+\.parquet"),
     "partial-read": ("GET", PARTIAL),
-    "head-of-log": ("HEAD", r"/_log/"),
+    "head-of-log": ("GET", r"/_log/0"),
     "head-of-partial": ("HEAD", PARTIAL),
     "manifest-write": ("PUT", r"/manifests/"),
     "plan-write": ("PUT", r"/_plan"),

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit, Version
-from pipeline.catalogue.commit import Footer
+from pipeline.catalogue.commit import Footer, StoredCommit
 from pipeline.errors import CorruptFile
 from tests.support.builders import sealed
 
@@ -42,11 +42,11 @@ def version(**fields: Any) -> Version:
 
 def commit_of(of: Version) -> bytes:
     commit = Commit(1, "2026-01-01", "build a", "s", {"a": {"s": of}}, None)
-    return commit.encode()
+    return StoredCommit.of(commit).encode()
 
 
 def test_a_version_with_every_kind_of_file_is_read_back() -> None:
-    commit = Commit.decode(commit_of(version()), "c")
+    commit = StoredCommit.decode(commit_of(version()), "c").whole({})
     assert commit.datasets["a"]["s"] == version()
 
 
@@ -81,7 +81,7 @@ def test_a_version_that_is_not_what_it_must_be_is_refused(how: str) -> None:
     body = json.loads(commit_of(version()))
     change(body["datasets"]["a"]["s"])
     with pytest.raises(CorruptFile, match=rf"c: not a commit: .*{says}.*; restore the file"):
-        Commit.decode(sealed(body), "c")
+        StoredCommit.decode(sealed(body), "c")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_commit_that_is_not_what_it_must_be_is_refused(
     body = json.loads(commit_of(version()))
     change(body)
     with pytest.raises(CorruptFile, match=f"c: .*{says}"):
-        Commit.decode(sealed(body), "c")
+        StoredCommit.decode(sealed(body), "c")
 
 
 def test_two_commits_of_one_content_differ() -> None:
@@ -115,7 +115,7 @@ def test_an_imported_version_needs_a_dna_alone() -> None:
         manifest="",
         origin={"software": "vdna 0.1.1", "file": "x.npz"},
     )
-    assert Commit.decode(commit_of(alone), "c").datasets["a"]["s"] == alone
+    assert StoredCommit.decode(commit_of(alone), "c").stated.datasets["a"]["s"] == alone
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,15 @@ from __future__ import annotations
 MODULES: dict[str, tuple[str, ...]] = {
     "catalogue/commit.py": (
         "catalogue/test_commit.py",
+        "catalogue/test_commit_log.py",
         "catalogue/test_catalogue.py",
         "system/test_golden.py",
     ),
-    "catalogue/commit_log.py": ("catalogue/test_catalogue.py", "catalogue/test_history.py"),
+    "catalogue/commit_log.py": (
+        "catalogue/test_commit_log.py",
+        "catalogue/test_catalogue.py",
+        "catalogue/test_history.py",
+    ),
     "catalogue/garbage_collection.py": (
         "catalogue/test_garbage_collection.py",
         "catalogue/test_history.py",

@@ -27,7 +27,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.catalogue import Catalogue, Commit, Version, canonical_json, footers_of
-from pipeline.catalogue.commit import FILES
+from pipeline.catalogue.commit import FILES, StoredCommit
 from pipeline.comparing import Matrix
 from pipeline.dna import Failure, Partial, encode_dna, encode_failures
 from pipeline.errors import BadImage, ConservationError, CorruptFile
@@ -254,7 +254,9 @@ def _readers() -> dict[str, Reader]:
             lambda d: Manifest.decode(d, "x"),
             lambda a, b: a.digest == b.digest,
         ),
-        "commit": Reader(commit.encode(), lambda d: Commit.decode(d, "x"), _equal),
+        "commit": Reader(
+            StoredCommit.of(commit).encode(), lambda d: StoredCommit.decode(d, "x"), _equal
+        ),
         "spec": Reader(
             canonical_json(spec.to_json()), lambda d: _in_catalogue(d, spec.digest), _equal
         ),

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Commit, canonical_json, verify
+from pipeline.catalogue import Catalogue, canonical_json, verify
+from pipeline.catalogue.commit import StoredCommit
 from pipeline.comparing import Matrix
 from pipeline.counting import compose, digest_of_dna, partial_uri, plan_folds
 from pipeline.dna import DNA, SCALAR_COLUMNS, DnaFile, Exemplars, Failure, Lens, Partial, Ranges
@@ -215,7 +216,7 @@ def test_a_golden_matrix_is_read(folder: Path, expected: dict[str, Any]) -> None
 
 
 def test_a_golden_commit_is_read(folder: Path, expected: dict[str, Any]) -> None:
-    commit = Commit.decode(*read(folder, "commit.json"))
+    commit = StoredCommit.decode(*read(folder, "commit.json")).whole({})
     found = json.loads(json.dumps(asdict(commit)))
     for versions in found["datasets"].values():
         for version in versions.values():
@@ -279,7 +280,7 @@ def test_golden_partials_reduce_to_the_same_dna(folder: Path, expected: dict[str
 
 def test_a_golden_catalogue_is_read_and_verified(folder: Path, expected: dict[str, Any]) -> None:
     place = Catalogue(f"memory://{uuid.uuid4().hex}")
-    commit = Commit.decode(*read(folder, "commit.json"))
+    commit = StoredCommit.decode(*read(folder, "commit.json")).whole({})
     version = commit.datasets[NAME][expected["dna"]["spec"]]
     for name, uri in stored_files(place, NAME, version, manifest_of(expected)).items():
         storage.create(uri, (folder / name).read_bytes())
@@ -312,7 +313,7 @@ READERS: dict[str, Callable[[bytes, str], object]] = {
     "matrix.parquet": Matrix.decode,
     "exemplars.parquet": lambda data, name: Exemplars.decode(data, name, SPEC),
     "lens.parquet": lambda data, name: Lens.decode(data, name, SPEC),
-    "commit.json": Commit.decode,
+    "commit.json": StoredCommit.decode,
 }
 
 

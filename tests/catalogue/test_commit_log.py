@@ -1,0 +1,274 @@
+"""The log against a plain dict: random histories of many writers, some of whom die."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.catalogue import Catalogue, Commit, commit, commit_log
+from pipeline.catalogue.commit import base_number
+from pipeline.errors import CorruptFile
+from tests.support.builders import sealed
+from tests.support.builders import version_without_files as version
+from tests.support.killer import Killed
+
+State = dict[str, dict[str, str]]
+"""The digest of each dataset's DNA under each spec."""
+
+Edit = Callable[[State], State]
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> None:
+    commit_log._kept_base.cache_clear()
+
+
+def new_place() -> Catalogue:
+    return Catalogue(f"memory://{uuid.uuid4().hex}")
+
+
+def state_of(found: Commit) -> State:
+    return {name: {s: v.dna for s, v in specs.items()} for name, specs in found.datasets.items()}
+
+
+def append(place: Catalogue, edit: Edit) -> Commit:
+    def change(head: Commit) -> Commit:
+        before = state_of(head)
+        after = edit(before)
+        datasets: dict[str, Mapping[str, Any]] = {
+            name: head.datasets[name]
+            if specs == before.get(name)
+            else {spec: version(dna, spec) for spec, dna in specs.items()}
+            for name, specs in after.items()
+        }
+        return replace(head, datasets=datasets)
+
+    return place.append("edit", change)
+
+
+def setting(name: str, spec: str, dna: str) -> Edit:
+    return lambda state: {**state, name: {**state.get(name, {}), spec: dna}}
+
+
+def removing(name: str) -> Edit:
+    return lambda state: {other: specs for other, specs in state.items() if other != name}
+
+
+def random_edit(chance: random.Random, number: int) -> Edit:
+    name, spec = f"d{chance.randrange(12)}", f"s{chance.randrange(2)}"
+    kind = chance.choice(["set"] * 5 + ["remove", "many", "none left"])
+    if kind == "remove":
+        return removing(name)
+    if kind == "many":
+        return lambda state: {**state, **{f"d{i}": {spec: f"n{number}"} for i in range(6)}}
+    if kind == "none left":
+        return lambda state: {} if number % 17 == 0 else setting(name, spec, f"n{number}")(state)
+    return setting(name, spec, f"n{number}")
+
+
+def require_history(place: Catalogue, states: list[State]) -> None:
+    """Checks every way to read the log against the states after each commit."""
+    numbered = dict(enumerate(states, 1))
+    read = {found.number: state_of(found) for found in place.log()}
+    assert read == numbered
+    assert list(read) == sorted(numbered, reverse=True)
+    for number, state in numbered.items():
+        commit_log._kept_base.cache_clear()
+        assert state_of(place.at(number)) == state
+    assert state_of(place.head()) == (states[-1] if states else {})
+    place.require_end()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_state_of_a_long_history_is_that_of_a_dict(seed: int) -> None:
+    chance, root = random.Random(seed), new_place().root
+    states: list[State] = []
+    for number in range(1, 131):
+        edit = random_edit(chance, number)
+        append(Catalogue(root), edit)
+        states.append(edit(states[-1] if states else {}))
+        assert state_of(Catalogue(root).head()) == states[-1]
+    require_history(Catalogue(root), states)
+
+
+@pytest.mark.parametrize("spans", [(2, 4), (3, 6), (2, 6)])
+@given(seed=st.integers(0, 2**32), length=st.integers(0, 15), deaths=st.floats(0, 0.6))
+@settings(max_examples=15, deadline=None)
+def test_writers_that_die_before_or_after_a_write_leave_a_sound_log(
+    spans: tuple[int, int], seed: int, length: int, deaths: float
+) -> None:
+    chance, place = random.Random(seed), new_place()
+    states: list[State] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commit, "SPANS", spans)
+        real = {"create": storage.create, "replace": storage.replace}
+
+        def deadly(name: str) -> Callable[[str, bytes], bool | None]:
+            def call(uri: str, data: bytes) -> bool | None:
+                if chance.random() < deaths / 2:
+                    raise Killed
+                done = real[name](uri, data)
+                if name == "create":
+                    states.append(edit(states[-1] if states else {}))
+                if chance.random() < deaths / 2:
+                    raise Killed
+                return done
+
+            return call
+
+        for name in real:
+            patch.setattr(storage, name, deadly(name))
+        for number in range(length):
+            edit = random_edit(chance, number)
+            try:
+                append(place, edit)
+            except Killed:
+                commit_log._kept_base.cache_clear()
+            assert state_of(place.head()) == (states[-1] if states else {})
+        require_history(place, states)
+
+
+def test_writers_at_once_each_build_upon_the_others() -> None:
+    root, barrier = new_place().root, threading.Barrier(4)
+
+    def write(writer: int) -> None:
+        barrier.wait()
+        for i in range(28):
+            append(Catalogue(root), setting(f"d{writer}-{i % 9}", "s", f"n{writer}x{i}"))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    older: State = {}
+    for found in reversed(list(Catalogue(root).log())):
+        state = state_of(found)
+        differing = [name for name in state if state[name] != older.get(name)]
+        assert len(differing) == 1
+        older = state
+    assert older == {f"d{w}-{i % 9}": {"s": f"n{w}x{i}"} for w in range(4) for i in range(28)}
+    assert Catalogue(root).head().number == 112
+
+
+def grown(commits: int, datasets: int = 3) -> Catalogue:
+    """Makes a log whose first commit has many datasets, and whose others change one."""
+    place = new_place()
+    append(place, lambda state: {f"d{i}": {"s": "first"} for i in range(datasets)})
+    for number in range(2, commits + 1):
+        append(place, setting(f"d{number % datasets}", "s", f"n{number}"))
+    return place
+
+
+def stored(place: Catalogue, number: int) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(storage.read(place.log_uri(number)))
+    return body
+
+
+@pytest.mark.parametrize(
+    ("number", "base"), [(1, 0), (9, 0), (10, 0), (99, 90), (100, 0), (101, 100), (109, 100),
+                         (110, 100), (111, 110), (199, 190), (190, 100), (200, 0), (1234, 1230)],
+)  # fmt: skip
+def test_the_commit_that_is_built_upon_follows_from_the_number(number: int, base: int) -> None:
+    assert base_number(number) == base
+
+
+def test_a_commit_holds_what_differs_from_its_base_alone() -> None:
+    place = grown(125, datasets=40)
+    held = {number: sorted(stored(place, number)["datasets"]) for number in range(100, 126)}
+    assert len(held[100]) == 40
+    assert held[101] == ["d21"]
+    assert held[103] == ["d21", "d22", "d23"]
+    assert held[110] == sorted(f"d{number % 40}" for number in range(101, 111))
+    assert held[111] == ["d31"]
+    assert held[120] == sorted(f"d{number % 40}" for number in range(101, 121))
+    assert [stored(place, number)["base"] is None for number in (9, 100, 101)] == [1, 1, 0]
+
+
+def test_a_state_is_read_from_the_hint_and_four_files_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place, asked = grown(125), list[str]()
+    real = storage.read
+
+    def counted(uri: str) -> bytes:
+        asked.append(uri.rpartition("/")[2].lstrip("0"))
+        return real(uri)
+
+    monkeypatch.setattr(storage, "read", counted)
+    commit_log._kept_base.cache_clear()
+    for name in ("exists", "walk", "info"):
+        monkeypatch.delattr(storage, name)
+    place.head()
+    assert asked == ["_latest", "125.json", "126.json", "120.json", "100.json"]
+    asked.clear()
+    Catalogue(place.root).head()
+    assert asked == ["_latest", "125.json", "126.json"]  # the others are kept
+
+
+@pytest.mark.parametrize("number", [100, 120])
+def test_a_commit_that_others_build_upon_is_named_if_it_is_missing(number: int) -> None:
+    place = grown(125)
+    storage.delete(place.log_uri(number))
+    commit_log._kept_base.cache_clear()
+    for read in (place.head, lambda: place.at(123), lambda: list(place.log())):
+        with pytest.raises(CorruptFile, match=f"{place.log_uri(number)} is missing"):
+            read()
+    assert place.at(99).number == 99
+
+
+@pytest.mark.parametrize("number", [100, 120])
+def test_a_commit_that_others_build_upon_is_named_if_it_was_edited(number: int) -> None:
+    place = grown(125)
+    uri = place.log_uri(number)
+    storage.replace(uri, sealed(stored(place, number) | {"datasets": {}}))
+    commit_log._kept_base.cache_clear()
+    says = f"{uri} has sha256 .*; later commits build upon one of sha256"
+    for read in (place.head, lambda: place.at(121), lambda: list(place.log())):
+        with pytest.raises(CorruptFile, match=says):
+            read()
+
+
+def test_an_edit_is_found_by_the_log_though_the_process_knows_the_old_content() -> None:
+    place = grown(125)
+    assert place.head().number == 125
+    uri = place.log_uri(120)
+    storage.replace(uri, sealed(stored(place, 120) | {"datasets": {}}))
+    assert place.head().number == 125
+    with pytest.raises(CorruptFile, match=f"{uri} has sha256 .* commit 121 was made upon one of"):
+        list(place.log())
+
+
+@pytest.mark.parametrize(("number", "base"), [(101, None), (100, "0" * 64), (3, "0" * 64)])
+def test_a_commit_that_names_a_base_where_it_has_none_is_refused(
+    number: int, base: str | None
+) -> None:
+    place = grown(101)
+    uri = place.log_uri(number)
+    storage.replace(uri, sealed(stored(place, number) | {"base": base}))
+    with pytest.raises(CorruptFile, match=f"{uri}: commit {number} builds upon .*; it must build"):
+        place.at(number)
+
+
+def test_a_catalogue_of_the_former_format_is_refused_with_what_to_do() -> None:
+    place = grown(2)
+    former = {name: value for name, value in stored(place, 2).items() if name != "base"}
+    storage.replace(place.log_uri(2), sealed(former | {"format": 1}))
+    with pytest.raises(CorruptFile, match=r"format 1; this version of vdna reads 2\. Read the cat"):
+        place.head()
+
+
+def test_a_hint_that_is_far_behind_costs_a_read_for_each_commit_since() -> None:
+    place = grown(25)
+    storage.replace(place.hint_uri, b"9")
+    assert place.head().number == 25
+    append(place, setting("d0", "s", "last"))
+    assert storage.read(place.hint_uri) == b"26"
