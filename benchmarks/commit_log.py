@@ -144,6 +144,8 @@ def main() -> None:
     )
     count_requests()
     nights = [night(place, names) for _ in range(arguments.nights)]
+    for name in names[:25]:  # a reader mostly meets a commit that builds upon others
+        place.put_version(name, version_of(name), place.find(name))
     mean = {
         name: sum(each[name] for each in nights) / len(nights)
         for name in ("written_mb", "written_mb_if_each_held_all")

@@ -47,7 +47,7 @@ KEPT_BASES = 8
 
 
 @dataclass(frozen=True)
-class _Link:
+class _ReadCommit:
     """A commit as it was read.
 
     Attributes:
@@ -58,7 +58,7 @@ class _Link:
 
     commit: Commit
     digest: str | None = None
-    base: _Link | None = None
+    base: _ReadCommit | None = None
 
 
 class CommitLog(Layout):
@@ -228,7 +228,7 @@ class CommitLog(Layout):
                 storage.replace(self.hint_uri, str(commit.number).encode())
                 return commit
 
-    def _head(self) -> _Link:
+    def _head(self) -> _ReadCommit:
         """Reads the newest commit."""
         number = self._hint()
         data = self._bytes_of(number) if number else None
@@ -237,9 +237,9 @@ class CommitLog(Layout):
             data = self._bytes_of(number) if number else None
         while (newer := self._bytes_of(number + 1)) is not None:
             number, data = number + 1, newer
-        return _Link(EMPTY) if data is None else self._decode(number, data)
+        return _ReadCommit(EMPTY) if data is None else self._decode(number, data)
 
-    def _read(self, number: int) -> _Link:
+    def _read(self, number: int) -> _ReadCommit:
         """Reads one commit, and those that it builds upon."""
         data = self._bytes_of(number)
         if data is None:
@@ -253,16 +253,16 @@ class CommitLog(Layout):
         except SourceError:
             return None
 
-    def _decode(self, number: int, data: bytes) -> _Link:
+    def _decode(self, number: int, data: bytes) -> _ReadCommit:
         """Makes a commit of the bytes of its file, with what it builds upon."""
         uri = self.log_uri(number)
         stored = StoredCommit.decode(data, uri)
         if stored.stated.number != number:
             raise CorruptFile(f"{uri} holds commit {stored.stated.number}; restore the file")
         if stored.base is None:
-            return _Link(stored.whole({}), sha256(data))
+            return _ReadCommit(stored.whole({}), sha256(data))
         base = _kept_base(self.root, base_number(number), stored.base)
-        return _Link(stored.whole(base.commit.datasets), sha256(data), base)
+        return _ReadCommit(stored.whole(base.commit.datasets), sha256(data), base)
 
     def _hint(self) -> int:
         """Returns the number that `_latest` names; 0 if it is missing or names none."""
@@ -294,7 +294,7 @@ class CommitLog(Layout):
         return len(numbers)
 
 
-def _stored_upon(head: _Link, commit: Commit) -> StoredCommit:
+def _stored_upon(head: _ReadCommit, commit: Commit) -> StoredCommit:
     """Finds what the file of the commit after `head` holds."""
     number = base_number(commit.number)
     base = head if number else None
@@ -306,7 +306,7 @@ def _stored_upon(head: _Link, commit: Commit) -> StoredCommit:
 
 
 @lru_cache(KEPT_BASES)
-def _kept_base(root: str, number: int, digest: str) -> _Link:
+def _kept_base(root: str, number: int, digest: str) -> _ReadCommit:
     """Reads a commit that others build upon, and keeps it: its digest tells that it is the same."""
     log = CommitLog(root)
     try:
@@ -317,7 +317,7 @@ def _kept_base(root: str, number: int, digest: str) -> _Link:
     return link
 
 
-def _require_digest(uri: str, link: _Link, named: str | None, users: str) -> None:
+def _require_digest(uri: str, link: _ReadCommit, named: str | None, users: str) -> None:
     """Refuses a commit that is not the one that later commits name."""
     if link.digest != named:
         raise CorruptFile(
