@@ -54,7 +54,7 @@ def _product(entries: int) -> dict[str, Any]:
     import pipeline.engine.ray_engine  # noqa: F401 - what a driver has loaded: Ray above all
     from pipeline import storage
     from pipeline.networks import describe
-    from pipeline.sources import Manifest, list_pages, list_source, plan
+    from pipeline.sources import Entries, Manifest, list_pages, list_source, plan
 
     changed = False
     now = datetime.now(UTC)
@@ -78,13 +78,14 @@ def _product(entries: int) -> dict[str, Any]:
     previous: Manifest | None = None
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            entries_files = Entries(f"{Path(folder).as_uri()}/entries")
             for build in BUILDS:
                 phases = {name: {} for name in PHASES}
                 result[build] = {"phases": phases}
                 with measure.phase(phases["list"]):
                     listing = list_source("s3://bucket/images")
                 with measure.phase(phases["plan"]):
-                    manifest = plan(listing, previous=previous)
+                    manifest = plan(listing, previous=previous, entries=entries_files)
                 if manifest.candidates != entries:
                     raise ValueError(f"{manifest.candidates} of {entries} images are planned")
                 result[build] |= {
@@ -98,7 +99,7 @@ def _product(entries: int) -> dict[str, Any]:
                 del manifest, listing
                 # As a later build finds it in the catalogue.
                 with measure.phase(phases["read"]):
-                    previous = Manifest.decode(storage.read_on_disk(uri), uri)
+                    previous = Manifest.decode(storage.read(uri), uri, entries_files)
                 changed = True
     except Exception as error:
         result["error"] = repr(error)

@@ -24,7 +24,7 @@ from pipeline.errors import (
 )
 from pipeline.events import Listener, Said
 from pipeline.mapper import Mapper, SerialMapper
-from pipeline.sources import Manifest, read_part
+from pipeline.sources import Manifest
 from pipeline.wording import count_of
 
 REPORT_SECONDS = 10.0
@@ -154,26 +154,27 @@ def _store(
 
 @dataclass(frozen=True)
 class _PartJob:
-    """A part to be summed: some shards of the whole dataset's manifest."""
+    """A part to be summed, with its shards of the whole dataset's manifest."""
 
     root: str
     whole: str
     job: ShardJob
     by: str
-    label: str
     value: str
-    shards: tuple[int, ...]
+    manifest: Manifest
 
 
 def _finish_parts(
     catalogue: Catalogue, plan: DatasetPlan, mapper: Mapper, progress: Listener
 ) -> dict[str, Version]:
     """Stores the files of all parts that have a readable image; returns their versions by name."""
-    by, label = plan.request.by, plan.request.rules.label
-    if by is None or label is None:
+    by = plan.request.by
+    if by is None:
         return {}
     jobs = [
-        _PartJob(catalogue.root, plan.request.name, plan.job, by, label, value, tuple(shards))
+        _PartJob(
+            catalogue.root, plan.request.name, plan.job, by, value, plan.manifest.select(shards)
+        )
         for value, shards in plan.parts.items()
     ]
     found: dict[str, Version] = {}
@@ -199,12 +200,11 @@ def _finish_part(part: _PartJob) -> tuple[str, Version | None]:
     """Returns a part's name and its version, or None if none of its images could be read."""
     catalogue, recipe = Catalogue(part.root), part.job.recipe
     name = part_name(part.whole, part.value)
-    with storage.open_random(part.job.manifest_uri) as file:
-        manifest = read_part(file, part.shards, part.label, part.value, part.job.manifest_uri)
+    manifest = part.manifest
     composed = _reduce(manifest, part.job.work_uri, recipe, name, SerialMapper())
     if not composed.images:
         return name, None
     uri = catalogue.uri("manifests", recipe.spec.digest, name, manifest.digest)
-    stored = store_manifest(uri, manifest.data, manifest.digest)
+    stored = store_manifest(uri, manifest)
     version = _store(catalogue, name, manifest, sha256(stored), composed, recipe)
     return name, replace(version, by=part.by, part_of=part.whole, value=part.value)

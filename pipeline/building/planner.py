@@ -34,7 +34,7 @@ from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.events import Listener, Said
 from pipeline.images import is_nvjpeg, stated_decoder
 from pipeline.networks import Network, describe, encode_ranges, find_ranges, require_loadable
-from pipeline.sources import Listing, ListingCheckpoint, Manifest, list_source
+from pipeline.sources import Entries, Listing, ListingCheckpoint, Manifest, list_source
 from pipeline.sources import plan as plan_shards
 from pipeline.spec import LAYER_GAUSSIAN, PRODUCTS, Backend, Preprocess, Resources, Spec, digest_of
 from pipeline.wording import count_of, option
@@ -130,7 +130,7 @@ class Planner:
         work_uri = catalogue.work_uri(request.name, spec.digest)
         products = products_of(request, network, base)
         recipe = Recipe(spec, network, ranges_uri, self.resources, products)
-        job = ShardJob(recipe, uri, work_uri)
+        job = ShardJob(recipe, uri, work_uri, catalogue.entries_uri)
         spec_uri = catalogue.spec_uri(spec.digest)
         if not storage.exists(ranges_uri):
             storage.create(ranges_uri, encode_ranges(found, network, **provenance))
@@ -140,7 +140,7 @@ class Planner:
             return DatasetPlan(request, manifest, job, base, parts, up_to_date=True)
         if base is not None and not base.imported:
             _require_meant(request, base, manifest)
-        stored = store_manifest(uri, manifest.data, manifest.digest)
+        stored = store_manifest(uri, manifest)
         backend = self._backend(request, network, spec.digest, base)
         job = replace(job, recipe=replace(recipe, backend=backend))
         catalogue.note_plan(request.name, spec.digest, manifest.digest, products, backend)
@@ -197,6 +197,7 @@ class Planner:
             previous=_previous(self.catalogue, request.name, spec, base),
             limit=request.limit,
             by=request.rules.label,
+            entries=Entries(self.catalogue.entries_uri),
         )
         if checkpoint is not None:
             checkpoint.remove()
@@ -389,16 +390,21 @@ def _known_ranges(catalogue: Catalogue, asked: str | None) -> dict[str, str]:
 def _previous(
     catalogue: Catalogue, name: str, spec_digest: str, base: Version | None
 ) -> Manifest | None:
-    """Returns the manifest whose shards are kept: the one last planned, else the one committed."""
+    """Returns the manifest whose shards are kept: the one last planned, else the one committed.
+
+    None if it is lost, or some of its candidates are: the plan starts from the listing alone then.
+    """
     planned = catalogue.planned(name, spec_digest)
     if planned is not None:
-        return planned[0]
-    if base is None or base.imported:
+        found = planned[0]
+    elif base is None or base.imported:
         return None
-    try:
-        return catalogue.manifest(name, base)
-    except SourceError:
-        return None  # it is lost, so the new plan starts from the listing alone
+    else:
+        try:
+            found = catalogue.manifest(name, base)
+        except SourceError:
+            return None
+    return None if found.entries.missing(found.files) else found
 
 
 def unchanged_result(catalogue: Catalogue, plan: DatasetPlan, head: Commit) -> Result:

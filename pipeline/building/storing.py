@@ -12,16 +12,15 @@ from pipeline.errors import CorruptFile
 from pipeline.sources import Manifest
 
 
-def store_manifest(uri: str, data: Data, digest: str) -> Data:
+def store_manifest(uri: str, manifest: Manifest) -> Data:
     """Stores a manifest, unless a sound one of the same digest is there.
 
     The one that is there is kept because it may hold other notes on the listing, which no digest
-    covers.
+    covers. Its candidates may be in other files, if another release of a library wrote them.
 
     Args:
         uri: Where the manifest belongs.
-        data: The manifest's bytes.
-        digest: The manifest's digest.
+        manifest: The manifest; its candidates are stored already.
 
     Returns:
         The bytes that are stored now.
@@ -29,11 +28,13 @@ def store_manifest(uri: str, data: Data, digest: str) -> Data:
 
     def is_sound(existing: Data) -> bool:
         try:
-            return Manifest.decode(existing, uri).digest == digest
+            found = Manifest.decode(bytes(existing), uri, manifest.entries)
         except CorruptFile:
             return False
+        others = set(found.files).difference(manifest.files)
+        return found.digest == manifest.digest and not manifest.entries.missing(sorted(others))
 
-    return _store(uri, data, is_sound)
+    return _store(uri, manifest.data, is_sound)
 
 
 def store_version(

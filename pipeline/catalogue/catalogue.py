@@ -280,4 +280,4 @@ class Catalogue(VersionFiles):
         uri = self.uri("manifests", spec, dataset, digest)
         if not storage.exists(uri):
             return None
-        return decode_manifest(storage.read_on_disk(uri), uri, digest), products
+        return decode_manifest(storage.read(uri), uri, digest, self.entries_uri), products

@@ -138,7 +138,7 @@ def _changed_since_listed(item: Stored) -> bool:
 def _unneeded(catalogue: Catalogue, kept: Sequence[KeptVersion]) -> Iterator[Stored]:
     """Yields the objects that neither the kept versions nor running builds need, of any age."""
     needed = {*_needed_by_versions(catalogue, kept), *_needed_by_builds(catalogue)}
-    for folder in (*VERSION_FILES, "_work"):
+    for folder in (*VERSION_FILES, "entries", "_work"):
         with contextlib.suppress(SourceError):
             for item in storage.walk(storage.join(catalogue.root, folder)):
                 if item.uri not in needed:
@@ -161,6 +161,7 @@ def _needed_by_versions(catalogue: Catalogue, kept: Sequence[KeptVersion]) -> It
         if version != current.get(name, {}).get(version.spec) and not storage.exists(uri):
             continue  # an old version, removed by an earlier collection
         manifest = catalogue.manifest(name, version)
+        yield from map(manifest.entries.uri, manifest.files)
         work = catalogue.partials_uri(name, version)
         for key in manifest.keys(version.spec, version.products):
             yield partial_uri(work, key)
@@ -182,6 +183,7 @@ def _needed_by_builds(catalogue: Catalogue) -> Iterator[str]:
         if planned is not None:
             manifest, products = planned
             yield catalogue.uri("manifests", spec, dataset, manifest.digest)
+            yield from map(manifest.entries.uri, manifest.files)
             yield from (partial_uri(work, key) for key in manifest.keys(spec, products))
 
 

@@ -46,6 +46,11 @@ class Layout:
         """Returns the url of a version's file of one of the `VERSION_FILES`."""
         return self._uri(kind, spec, dataset, f"{digest}.parquet")
 
+    @property
+    def entries_uri(self) -> str:
+        """The folder of the entries files, which the manifests of all datasets share."""
+        return self._uri("entries")
+
     def ranges_uri(self, digest: str) -> str:
         """Returns the url of the ranges of that digest."""
         return self._uri("ranges", f"{digest}.parquet")

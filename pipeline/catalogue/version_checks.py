@@ -133,7 +133,9 @@ class VersionChecks:
         """Checks that the manifest lists each image once, and as many as were counted."""
         self._manifest = manifest = self._catalogue.manifest(self._name, self._version)
         self._image_hashes = _hashes(
-            (entry.uri, entry.member) for shard in manifest.shards for entry in shard.members
+            named
+            for _, rows in manifest.tables()
+            for named in zip(rows["uri"].to_pylist(), rows["member"].to_pylist(), strict=True)
         )
         counted = self._version.images + self._version.failed
         if manifest.candidates != counted:

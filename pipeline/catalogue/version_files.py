@@ -130,7 +130,8 @@ class VersionFiles(CommitLog):
             NotFound: If the version was imported, and so has none.
         """
         uri = self.uri("manifests", version.spec, name, version.manifest)
-        return decode_manifest(self.read_checked("manifests", name, version), uri, version.manifest)
+        data = bytes(self.read_checked("manifests", name, version))
+        return decode_manifest(data, uri, version.manifest, self.entries_uri)
 
     def exemplars(self, name: str, version: Version) -> Exemplars:
         """Reads the images that activate each neuron of a version most.
@@ -251,11 +252,11 @@ class VersionFiles(CommitLog):
         return ranges
 
 
-def decode_manifest(data: bytes | mmap, uri: str, digest: str) -> Manifest:
-    """Decodes a manifest and checks its digest."""
-    from pipeline.sources import Manifest
+def decode_manifest(data: bytes, uri: str, digest: str, entries_uri: str) -> Manifest:
+    """Decodes a manifest and checks its digest; its candidates are in the folder `entries_uri`."""
+    from pipeline.sources import Entries, Manifest
 
-    manifest = Manifest.decode(data, uri)
+    manifest = Manifest.decode(data, uri, Entries(entries_uri))
     if manifest.digest != digest:
         raise CorruptFile(
             f"{uri} should hold manifest {digest}, but holds {manifest.digest}; delete "

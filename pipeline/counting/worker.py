@@ -20,7 +20,7 @@ from pipeline.counting.extractor import Extractor
 from pipeline.counting.micro_batch import bytes_per_image, of_memory
 from pipeline.counting.shard import Counter
 from pipeline.counting.stream import Made
-from pipeline.dna import Ranges
+from pipeline.dna import Ranges, SealedFile
 from pipeline.errors import (
     ConservationError,
     CorruptFile,
@@ -30,7 +30,7 @@ from pipeline.errors import (
     known_error,
 )
 from pipeline.networks import Network, decode_ranges
-from pipeline.sources import Shard, read_shard
+from pipeline.sources import MANIFEST, Entries, Shard, head_at
 from pipeline.spec import PRODUCTS, Backend, Resources, Spec
 
 OVERLAP = 2
@@ -110,11 +110,13 @@ class ShardJob:
         recipe: How to count them.
         manifest_uri: The uri of the manifest that lists them.
         work_uri: The uri of the folder that their partials are written to.
+        entries_uri: The uri of the folder of the manifest's entries files.
     """
 
     recipe: Recipe
     manifest_uri: str
     work_uri: str
+    entries_uri: str
 
 
 def device_kind(resources: Resources) -> str:
@@ -185,6 +187,8 @@ class Worker:
         self._ahead = ahead
         self._home = home or ThisMachine()
         self._makers: dict[Recipe, ShardMaker] = {}
+        self._manifests: dict[str, SealedFile] = {}
+        self._entries: dict[str, Entries] = {}
         self._given_up: list[ShardMaker] = []
         self._lock = threading.Lock()
 
@@ -201,8 +205,7 @@ class Worker:
         """
         started = monotonic()
         try:
-            with storage.open_random(job.manifest_uri) as file:
-                shard = read_shard(file, index, job.manifest_uri)
+            shard = self._shard(job, index)
             key = shard.key(job.recipe.spec.digest, job.recipe.products)
             uri = partial_uri(job.work_uri, key)
             if storage.exists(uri):
@@ -239,6 +242,16 @@ class Worker:
             missed,
             monotonic() - started,
         )
+
+    def _shard(self, job: ShardJob, index: int) -> Shard:
+        """Returns a shard; the manifest and the footers of its entries files are read once."""
+        with self._lock:
+            if job.manifest_uri not in self._manifests:
+                data = storage.read(job.manifest_uri)
+                self._manifests[job.manifest_uri] = SealedFile(data, MANIFEST, job.manifest_uri)
+            entries = self._entries.setdefault(job.entries_uri, Entries(job.entries_uri))
+            head = head_at(self._manifests[job.manifest_uri], index)
+        return entries.shard(head)
 
     def _maker(self, recipe: Recipe) -> ShardMaker:
         one = replace(recipe, ranges_uri="")  # wherever they lie, they are those of the spec

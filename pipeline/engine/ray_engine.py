@@ -172,6 +172,7 @@ class RayEngine:
                 "recipe": recipes[job.recipe],
                 "manifest": job.manifest_uri,
                 "work": job.work_uri,
+                "entries": job.entries_uri,
                 "index": index,
             }
             for job, index in work
@@ -357,6 +358,7 @@ class _ShardActor:
             self._recipes[int(batch["recipe"][0])],
             str(batch["manifest"][0]),
             str(batch["work"][0]),
+            str(batch["entries"][0]),
         )
         if self._device_is_lost:
             # Only a new process gets a sound context of the device. Ray starts one, and gives the

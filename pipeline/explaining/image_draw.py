@@ -11,9 +11,8 @@ from hashlib import blake2b
 from heapq import nsmallest
 from operator import itemgetter
 
-from pipeline import storage
 from pipeline.catalogue import Catalogue, Version
-from pipeline.sources import Entry, number_of_shards, read_shard
+from pipeline.sources import Entry
 
 NEAR = 64 * 2**20
 """The most bytes of a compressed tar that are unpacked for a sample."""
@@ -29,7 +28,7 @@ def drawn_images(
 ) -> list[Entry]:
     """Draws counted images by a hash of what identifies them.
 
-    Shards are drawn by a hash too, because a manifest may be too large to be read.
+    Shards are drawn by a hash too, because there may be too many images to read all names.
 
     Args:
         catalogue: Where the dataset is.
@@ -42,21 +41,20 @@ def drawn_images(
         At most `count` images, the same ones every time. Those of another group, or of a name that
         begins otherwise, come before a second one of the same.
     """
-    uri = catalogue.uri("manifests", version.spec, name, version.manifest)
+    manifest = catalogue.manifest(name, version)
     found: list[tuple[bytes, Entry]] = []
-    with storage.open_random(uri) as file:
-        shards = number_of_shards(file, uri)
-        drawn = sorted(range(shards), key=lambda shard: _hash(version.manifest, str(shard)))
-        each = -(-4 * count // max(1, min(shards, count)))
-        for shard in drawn[: 2 * count]:
-            if len(found) >= 4 * count:
-                break
-            members = (
-                (_hash(entry.identity, entry.uri, entry.member), entry)
-                for entry in read_shard(file, shard, uri).members
-                if (entry.uri, entry.member) not in failed and not is_far(entry)
-            )
-            found += nsmallest(each, members, key=itemgetter(0))
+    shards = len(manifest.shards)
+    drawn = sorted(range(shards), key=lambda shard: _hash(version.manifest, str(shard)))
+    each = -(-4 * count // max(1, min(shards, count)))
+    for shard in drawn[: 2 * count]:
+        if len(found) >= 4 * count:
+            break
+        members = (
+            (_hash(entry.identity, entry.uri, entry.member), entry)
+            for entry in manifest.shards[shard].members
+            if (entry.uri, entry.member) not in failed and not is_far(entry)
+        )
+        found += nsmallest(each, members, key=itemgetter(0))
     turns: Counter[str] = Counter()
     order = []
     for key, entry in sorted(found, key=itemgetter(0)):

@@ -677,9 +677,11 @@ def _require_pairs(
 
 def _pictures(catalogue: Catalogue, name: str, version: Version) -> pa.Table:
     """Returns name and fold of each image that was counted, in order."""
-    tables = catalogue.manifest(name, version).tables()
     columns = ["uri", "member", "fold"]
-    rows = pa.concat_tables(table.select(columns) for table in tables)
+    rows = pa.concat_tables(
+        table.select(columns[:2]).append_column("fold", pa.repeat(head.fold, table.num_rows))
+        for head, table in catalogue.manifest(name, version).tables()
+    )
     if version.failed:
         failures = catalogue.failures(name, version)
         bad = {key: [getattr(of, key) for of in failures] for key in columns[:2]}

@@ -49,7 +49,7 @@ from pipeline.explaining.ranking_file import reported_images
 from pipeline.explaining.ranking_order import RankingOrder, UnrankedImage
 from pipeline.networks import network_of
 from pipeline.options import shared_values
-from pipeline.sources import Manifest, list_source, plan
+from pipeline.sources import Entries, Manifest, list_source, plan
 from pipeline.spec import Numerics, Resources, Spec, flat_numerics
 from pipeline.wording import count_of, some_of
 
@@ -238,8 +238,8 @@ def _job(catalogue: Catalogue, recipe: Recipe, manifest: Manifest) -> ShardJob:
     """Returns the job, and stores its manifest where workers read it."""
     work = catalogue.ranks_uri(recipe.products[-1])
     uri = storage.join(work, "manifests", f"{manifest.digest}.parquet")
-    store_manifest(uri, manifest.data, manifest.digest)
-    return ShardJob(recipe, uri, work)
+    store_manifest(uri, manifest)
+    return ShardJob(recipe, uri, work, catalogue.entries_uri)
 
 
 def _write(
@@ -353,7 +353,12 @@ def _planned(
         outside=catalogue.root,
         progress=progress,
     )
-    return plan(listing, shard_images=request.shard_images, limit=request.limit)
+    return plan(
+        listing,
+        shard_images=request.shard_images,
+        limit=request.limit,
+        entries=Entries(catalogue.entries_uri),
+    )
 
 
 def _gate(

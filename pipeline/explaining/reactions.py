@@ -16,7 +16,7 @@ from pipeline import images, storage
 from pipeline.catalogue import Catalogue, Version
 from pipeline.dna import Exemplars
 from pipeline.errors import NotFound
-from pipeline.sources import Members, find_entries
+from pipeline.sources import Entries, Manifest, Members
 from pipeline.spec import Preprocess
 
 if TYPE_CHECKING:
@@ -29,10 +29,12 @@ class ImageReader:
 
     Attributes:
         manifest: The uri of the version's manifest.
+        entries: The uri of the folder of its candidates.
         rule: The limits, EXIF rule and decoder by which its images were counted.
     """
 
     manifest: str
+    entries: str
     rule: Preprocess
 
     def read(self, uri: str, member: str) -> Image.Image:
@@ -51,8 +53,8 @@ class ImageReader:
         from PIL import Image
 
         key = uri, member
-        with storage.open_random(self.manifest) as file:
-            entries = find_entries(file, {key}, self.manifest, lambda: True)
+        data = storage.read(self.manifest)
+        entries = Manifest.decode(data, self.manifest, Entries(self.entries)).find({key})
         if key not in entries:
             raise NotFound(f"{self.manifest} does not list {storage.spelled(uri, member)}")
         with closing(Members([entries[key]], self.rule.max_bytes, 1)) as members:
@@ -138,7 +140,8 @@ Reactions = tuple[Reaction, ...] | None
 def reader_of(catalogue: Catalogue, name: str, version: Version) -> ImageReader:
     """Returns what reads images of a version again."""
     manifest = catalogue.uri("manifests", version.spec, name, version.manifest)
-    return ImageReader(manifest, images.without_nvjpeg(catalogue.spec(version.spec).preprocess))
+    rule = images.without_nvjpeg(catalogue.spec(version.spec).preprocess)
+    return ImageReader(manifest, catalogue.entries_uri, rule)
 
 
 def kept_exemplars(catalogue: Catalogue, name: str, version: Version) -> Exemplars | None:

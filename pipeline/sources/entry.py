@@ -8,13 +8,25 @@ A shard is counted as a whole, and its result is stored under the shard's key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
+import pyarrow as pa
+
+from pipeline.sources.table_digest import table_digest
 from pipeline.spec import PRODUCTS, digest_of
 
-IDENTITY_COLUMNS = ("uri", "member", "size", "identity", "position", "access")
+IDENTITY_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("member", pa.string()),
+        ("size", pa.int64()),
+        ("identity", pa.string()),
+        ("position", pa.int64()),
+        ("access", pa.string()),
+    ]
+)
 """The fields of an entry that decide what bytes are read: a shard's digest covers them."""
 
 
@@ -49,6 +61,23 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Address:
+    """Where the members of a shard are.
+
+    Attributes:
+        file: The name of the entries file: the sha256 of its bytes.
+        footer: Where the file's footer begins, in bytes.
+        size: The size of the file in bytes.
+        row_group: The number of the shard's row group in the file.
+    """
+
+    file: str
+    footer: int
+    size: int
+    row_group: int
+
+
+@dataclass(frozen=True)
 class ShardHead:
     """Describes a shard without its members.
 
@@ -57,12 +86,19 @@ class ShardHead:
         fold: The fold that the shard belongs to.
         candidates: How many members the shard has.
         digest: The digest of the members (see `members_digest`).
+        belongs: The digest of the members' groups and labels.
+        values: The value of each label, in the order of the manifest's labels; None for a label of
+            which the members have several. Empty for members without a value.
+        address: Where the members are.
     """
 
     index: int
     fold: int
     candidates: int
     digest: str
+    belongs: str = ""
+    values: tuple[str | None, ...] = ()
+    address: Address = field(default=Address("", 0, 0, 0), compare=False)
 
     def key(self, spec_digest: str, products: Sequence[str] = PRODUCTS) -> str:
         """Returns the name of the shard's partial result.
@@ -91,9 +127,8 @@ class Shard:
     @cached_property
     def digest(self) -> str:
         """The digest of the members."""
-        return members_digest(
-            (e.uri, e.member, e.size, e.identity, e.position, e.access) for e in self.members
-        )
+        columns = {n: [getattr(e, n) for e in self.members] for n in IDENTITY_SCHEMA.names}
+        return members_digest(pa.table(columns, IDENTITY_SCHEMA))
 
     @property
     def head(self) -> ShardHead:
@@ -105,14 +140,11 @@ class Shard:
         return self.head.key(spec_digest, products)
 
 
-def members_digest(members: Iterable[tuple[str, str, int, str, int, str]]) -> str:
+def members_digest(rows: pa.Table) -> str:
     """Returns one digest for the members of a shard.
 
     Args:
-        members: The values of `IDENTITY_COLUMNS` for each member, in the order of counting.
+        rows: The members, in the order of counting, with the columns of `IDENTITY_SCHEMA` and any
+            others.
     """
-    lines = [
-        [uri, member, size, identity, *([position, access] if access else [])]
-        for uri, member, size, identity, position, access in members
-    ]
-    return digest_of("members", lines)
+    return table_digest("members", rows.select(IDENTITY_SCHEMA.names).cast(IDENTITY_SCHEMA))

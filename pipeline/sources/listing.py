@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 
 from pipeline.dna import SealedFile, SealedWriter, cut_rows
 from pipeline.errors import StorageError
+from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.entry import Entry
 from pipeline.sources.listing_checkpoint import PART, ListingCheckpoint
-from pipeline.sources.manifest_file import ENTRY_COLUMNS, ENTRY_SCHEMA
 from pipeline.storage import Stored
 
 PART_ENTRIES = 100_000
@@ -98,7 +98,7 @@ class Listing:
             Each candidate.
         """
         for part in self.parts:
-            for row in pq.read_table(part, columns=list(ENTRY_COLUMNS)).to_pylist():
+            for row in pq.read_table(part, columns=ENTRY_SCHEMA.names).to_pylist():
                 yield Entry(**row)
 
 
@@ -138,6 +138,8 @@ class ListingWriter:
         names = label_columns(labels)
         self._schema = pa.schema([*ENTRY_SCHEMA, *((name, pa.string()) for name in names)])
         self._columns: list[list[Any]] = [[] for _ in self._schema.names]
+        self._tables: list[pa.Table] = []
+        self._waiting = 0  # rows that are in no part yet
         self._checkpoint = checkpoint
         for data in checkpoint.take_parts() if checkpoint else ():
             self._resume(data)
@@ -159,7 +161,26 @@ class ListingWriter:
         row = (uri, member, size, identity, group, position, access, *labels)
         for column, value in zip(self._columns, row, strict=True):
             column.append(value)
+        self._waiting += 1
         self.total += 1
+
+    def add_objects(self, table: pa.Table) -> None:
+        """Adds single images without group or label.
+
+        Args:
+            table: The columns `uri`, `size` and `identity`.
+        """
+        empty = pa.repeat(pa.scalar("", pa.string()), table.num_rows)
+        fixed = {name: empty for name in ("member", "group", "access")}
+        fixed["position"] = pa.repeat(pa.scalar(0, pa.int64()), table.num_rows)
+        none = pa.nulls(table.num_rows, pa.string())
+        columns = [
+            fixed.get(name, table[name] if name in table.column_names else none)
+            for name in self._schema.names
+        ]
+        self._tables.append(pa.table(columns, self._schema))
+        self._waiting += table.num_rows
+        self.total += table.num_rows
 
     def add_table(self, table: pa.Table) -> None:
         """Adds many candidates: a table with the columns of a part."""
@@ -174,7 +195,7 @@ class ListingWriter:
         Call it only when everything of the pages read so far has been added: an interrupted listing
         goes on behind the last of them.
         """
-        if len(self._columns[0]) >= PART_ENTRIES:
+        if self._waiting >= PART_ENTRIES:
             path = self._flush()
             if self._checkpoint is not None and path is not None:
                 self._checkpoint.store(path)
@@ -193,11 +214,13 @@ class ListingWriter:
         )
 
     def _flush(self) -> Path | None:
-        if not self._columns[0]:
+        if not self._waiting:
             return None
         columns = dict(zip(self._schema.names, self._columns, strict=True))
+        found = pa.concat_tables([*self._tables, pa.table(columns, self._schema)])
         self._columns = [[] for _ in self._schema.names]
-        return self._write(pa.table(columns, self._schema))
+        self._tables, self._waiting = [], 0
+        return self._write(found)
 
     def _write(self, table: pa.Table) -> Path:
         path = self._new_path()

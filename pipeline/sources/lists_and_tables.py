@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.errors import SourceError, UsageError, VdnaError, printable, shortened
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.coco import COCO_COLUMNS, coco_folder
-from pipeline.sources.manifest_file import MANIFEST_SCHEMA
+from pipeline.sources.entries_file import ENTRY_SCHEMA
 from pipeline.sources.map_in_order import map_in_order
 from pipeline.sources.rules import Rules
 from pipeline.sources.table_file import TableFile
@@ -207,7 +207,7 @@ class SourceTable:
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the labels: all columns without a meaning of their own."""
-        own = (self.name, *TABLE_COLUMNS, *MANIFEST_SCHEMA.names)
+        own = (self.name, *TABLE_COLUMNS, *ENTRY_SCHEMA.names)
         return tuple(column for column in self.file.columns if column not in own)
 
     def rows(self, parent: str, rules: Rules) -> Iterator[TableRow]:

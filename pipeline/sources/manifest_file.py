@@ -1,141 +1,121 @@
-"""Reads and checks the row groups of a manifest's Parquet file.
+"""Writes and reads the file of a manifest: a table of its shards.
 
-    >>> file = SealedFile(binary_file, MANIFEST, "s3://bucket/m.parquet")   # doctest: +SKIP
-    >>> fold, rows = read_row_group(file, 7)                                # doctest: +SKIP
+    >>> file = SealedFile(data, MANIFEST, "s3://bucket/m.parquet")          # doctest: +SKIP
+    >>> head_at(file, 7).candidates                                         # doctest: +SKIP
+    4096
 
-One row is one candidate, one row group is one shard.
+One row is one shard, with its place in an entries file. A manifest of 100 million images takes
+about a megabyte.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.dna import FileKind, SealedFile, corrupt_if_unreadable
+from pipeline.dna import FileKind, SealedFile, SealedWriter, corrupt_if_unreadable
 from pipeline.errors import CorruptFile
-from pipeline.sources.entry import IDENTITY_COLUMNS, Entry, ShardHead, members_digest
+from pipeline.sources.entry import Address, ShardHead
+from pipeline.spec import digest_of
 
-MANIFEST = FileKind("manifest")
+MANIFEST = FileKind("manifest", 2)
 
 MANIFEST_SCHEMA = pa.schema(
     [
-        ("uri", pa.string()),
-        ("member", pa.string()),
-        ("size", pa.int64()),
-        ("identity", pa.string()),
-        ("shard", pa.int32()),
         ("fold", pa.int32()),
-        ("group", pa.string()),
-        ("position", pa.int64()),
-        ("access", pa.string()),
+        ("candidates", pa.int64()),
+        ("digest", pa.string()),
+        ("belongs", pa.string()),
+        ("values", pa.list_(pa.string())),
+        ("file", pa.string()),
+        ("footer", pa.int64()),
+        ("size", pa.int64()),
+        ("row_group", pa.int32()),
     ]
 )
-"""The columns of a manifest. The user's label columns follow them, as text."""
+"""The columns of a manifest: the fields of `ShardHead` and of its `Address`."""
 
-ENTRY_SCHEMA = pa.schema(
-    [field for field in MANIFEST_SCHEMA if field.name not in ("shard", "fold")]
-)
-"""What is known of a candidate before it is planned."""
-
-ENTRY_COLUMNS: tuple[str, ...] = tuple(ENTRY_SCHEMA.names)
+HEADS_A_GROUP = 1024
+"""How many shards a row group describes."""
 
 
-class ManifestDigest:
-    """Hashes the candidates and the plan, but not where they were listed or what was ignored.
+def manifest_digest(labels: Sequence[str], heads: Sequence[ShardHead]) -> str:
+    """Returns the digest of the candidates and the plan.
 
-    The result is `digest_of("manifest", [[fold, digest of the members, groups], ...])`, each with
-    its labels if there are any. It is computed shard by shard, in bounded memory.
-    """
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256(b'["manifest",[')
-        self._first = True
-
-    def add(self, head: ShardHead, table: pa.Table) -> None:
-        """Adds the next shard.
-
-        Args:
-            head: The shard's description.
-            table: Its rows.
-        """
-        groups = table["group"].to_pylist()
-        labels = {name: table[name].to_pylist() for name in label_names(table.column_names)}
-        shard = [head.fold, head.digest, groups, *([labels] if labels else [])]
-        text = json.dumps(shard, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        self._hash.update((text if self._first else f",{text}").encode())
-        self._first = False
-
-    def hexdigest(self) -> str:
-        """Returns the digest of the shards added so far."""
-        ended = self._hash.copy()
-        ended.update(b"]]")
-        return ended.hexdigest()[:32]
-
-
-def read_row_group(file: SealedFile, index: int) -> tuple[int, pa.Table]:
-    """Reads and checks the rows of one shard.
+    It does not cover where the candidates were listed, what was ignored, and in which files the
+    shards are.
 
     Args:
-        file: An open manifest.
-        index: The number of the shard.
+        labels: The names of the labels.
+        heads: The descriptions of all shards, in their order.
+    """
+    shards = [[head.fold, head.candidates, head.digest, head.belongs] for head in heads]
+    return digest_of("manifest", list(labels), shards)
+
+
+def encode_manifest(heads: Sequence[ShardHead], notes: Mapping[str, Any]) -> bytes:
+    """Makes the file of a manifest.
+
+    Args:
+        heads: The descriptions of all shards, with their addresses.
+        notes: What the file states besides (see `Manifest`).
 
     Returns:
-        The shard's fold, and its rows with all columns.
-
-    Raises:
-        CorruptFile: The rows cannot be read, or are not one whole shard of one fold.
+        The bytes of the file.
     """
-    name = file.name
-    with corrupt_if_unreadable(f"{name}: shard {index} cannot be read"):
-        table = file.parquet.read_row_group(index)
-        checked = table.select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
-        checked.validate(full=True)  # finds text that is not UTF-8 now and not when it is used
-        for field in MANIFEST_SCHEMA:
-            at = table.column_names.index(field.name)
-            table = table.set_column(at, field, checked[field.name])
-    if any(column.null_count for column in checked.columns):
-        raise CorruptFile(f"{name}: shard {index} lacks a value")
-    folds = set(table["fold"].to_pylist())
-    if len(folds) != 1 or set(table["shard"].to_pylist()) != {index}:
-        raise CorruptFile(f"{name}: row group {index} is not one whole shard of one fold")
-    return int(folds.pop()), table
+    sink = io.BytesIO()
+    with SealedWriter(sink, MANIFEST, MANIFEST_SCHEMA, write_statistics=False) as writer:
+        for first in range(0, len(heads), HEADS_A_GROUP):
+            some = heads[first : first + HEADS_A_GROUP]
+            columns: dict[str, list[Any]] = {
+                name: [
+                    getattr(head if hasattr(head, name) else head.address, name) for head in some
+                ]
+                for name in MANIFEST_SCHEMA.names
+            }
+            writer.write(pa.table(columns, MANIFEST_SCHEMA))
+        writer.seal(notes)
+    return sink.getvalue()
 
 
-def head_of(index: int, fold: int, table: pa.Table) -> ShardHead:
-    """Returns the description of the shard whose rows these are."""
-    columns = (table[name].to_pylist() for name in IDENTITY_COLUMNS)
-    digest = members_digest(zip(*columns, strict=True))
-    return ShardHead(index, fold, table.num_rows, digest)
-
-
-def entries_of(table: pa.Table) -> Iterator[Entry]:
-    """Yields the candidates in the rows of a shard."""
-    columns = [table[name].to_pylist() for name in Entry.__dataclass_fields__]
-    for row in zip(*columns, strict=True):
-        yield Entry(*row)
-
-
-def label_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names of columns that are the user's labels."""
-    return tuple(name for name in names if name not in MANIFEST_SCHEMA.names)
-
-
-def label_value(table: pa.Table, label: str, index: int) -> str:
-    """Returns the value of a label that all rows of a shard share; empty if they have none.
+def heads_in(file: SealedFile, row_group: int) -> Iterator[ShardHead]:
+    """Yields the descriptions of the shards in one row group of a manifest.
 
     Args:
-        table: The rows of the shard.
-        label: The name of the label's column.
-        index: The number of the shard for error messages.
+        file: The open manifest; all its bytes are in memory.
+        row_group: The number of the row group.
 
     Raises:
-        CorruptFile: The rows have different values.
+        CorruptFile: The rows cannot be read.
     """
-    values = {value or "" for value in pc.unique(table[label]).to_pylist()}
-    if len(values) > 1:
-        raise CorruptFile(f"shard {index} mixes values of {label}: {sorted(values)[:5]}")
-    return str(values.pop())
+    about = f"row group {row_group}"
+    with corrupt_if_unreadable(f"{file.name}: {about} cannot be read"):
+        file.check({row_group: about})
+        table = file.parquet.read_row_group(row_group).cast(MANIFEST_SCHEMA)
+        table.validate(full=True)
+        if any(column.null_count for column in table.columns):
+            raise CorruptFile(f"{file.name}: {about} lacks a value")
+        columns = [table[name].to_pylist() for name in MANIFEST_SCHEMA.names]
+    first = row_group * HEADS_A_GROUP
+    for at, row in enumerate(zip(*columns, strict=True), first):
+        fold, candidates, digest, belongs, values, *address = row
+        yield ShardHead(at, fold, candidates, digest, belongs, tuple(values), Address(*address))
+
+
+def head_at(file: SealedFile, index: int) -> ShardHead:
+    """Returns the description of one shard.
+
+    Args:
+        file: The open manifest; all its bytes are in memory.
+        index: The number of the shard.
+
+    Raises:
+        CorruptFile: There is no such shard, or the rows cannot be read.
+    """
+    if not 0 <= index < file.rows:
+        raise CorruptFile(f"{file.name}: there is no shard {index}, but {file.rows}")
+    row_group, at = divmod(index, HEADS_A_GROUP)
+    return list(heads_in(file, row_group))[at]

@@ -6,8 +6,8 @@
 The same candidates give the same plan on any machine and in any order of listing. A later plan
 keeps every shard whose members did not change, so that only what changed is counted again.
 
-Single images are spread over folds and shards by a hash of their group, so that every fold is a
-fair sample; a group (a video, a drive, a patient) is never split over folds. The members of an
+Single images are spread over folds by a hash of their group, so that every fold is a fair sample; a
+group (a video, a drive, a patient) is never split over folds. The members of an
 archive are spread in runs of neighbours, so that a shard reads them in one piece. If parts are made
 by a label, each shard has one value of it, and each value is spread evenly over the folds.
 
@@ -21,8 +21,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import groupby, pairwise
-from mmap import ACCESS_READ, mmap
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -31,11 +29,11 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.sources.database import connect, quoted_column
-from pipeline.sources.entry import Entry
+from pipeline.sources.entries_file import ENTRY_SCHEMA, Entries
+from pipeline.sources.entry import Entry, ShardHead
 from pipeline.sources.fold_assignment import FoldFile, FoldSizes
 from pipeline.sources.listing import Listing, label_columns
 from pipeline.sources.manifest import Manifest, ManifestWriter
-from pipeline.sources.manifest_file import ENTRY_COLUMNS, MANIFEST_SCHEMA
 from pipeline.sources.plan_options import LIMIT, SHARD_IMAGES
 from pipeline.spec import FOLDS
 
@@ -45,6 +43,10 @@ MIN_SHARD_IMAGES = 64
 
 SHARD_MULTIPLE = 8
 """New shards are multiples of this: whole micro-batches of a CPU."""
+
+MANY = 2**20
+"""From this number of single images on, their folds are taken from a hash alone. The sizes of the
+folds then differ by about 1 in 250."""
 
 BATCH_ROWS = 65_536
 """Rows of the plan that are in memory at a time."""
@@ -57,6 +59,7 @@ def plan(
     previous: Manifest | None = None,
     limit: int | None = None,
     by: str | None = None,
+    entries: Entries | None = None,
 ) -> Manifest:
     """Cuts candidates into shards and folds.
 
@@ -71,9 +74,11 @@ def plan(
             every run.
         by: The label that parts are made by. Each shard then has one value of it; a shard of
             `previous` that mixes values is cut anew.
+        entries: Where the candidates of new shards are stored. None takes those of `previous`, or
+            else temporary files of this process.
 
     Returns:
-        The plan, in a temporary file that is deleted with it.
+        The plan.
 
     Raises:
         UsageError: An argument is out of range.
@@ -92,16 +97,17 @@ def plan(
     if len(listing.parts) > 1:  # free what listing left behind, before DuckDB takes its share
         gc.collect()
         pa.default_memory_pool().release_unused()
+    if entries is None:
+        entries = previous.entries if previous is not None else Entries()
     try:
         with (
             tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
-            tempfile.TemporaryFile() as file,
             connect(folder) as database,
         ):
             planner = _ShardPlanner(database, folder, listing, shard_images, by)
             planner.load_listing(limit)
             planner.load_previous(previous)
-            return planner.write(file)
+            return planner.write(entries)
     except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise StorageError(
             f"the plan cannot be written to {tempfile.gettempdir()}: {error}; set TMPDIR to a disk "
@@ -139,10 +145,10 @@ class _ShardPlanner:
         self._listing = listing
         self._shard_images = shard_images
         labels = label_columns(listing.labels)
-        self._columns = [*ENTRY_COLUMNS, *labels]
+        self._columns = [*ENTRY_SCHEMA.names, *labels]
         self._by = None if by is None else labels[listing.labels.index(by)]
         self._value = "''" if self._by is None else f"coalesce({quoted_column(self._by)}, '')"
-        self._has_previous = False
+        self._previous: Manifest | None = None
 
     def load_listing(self, limit: int | None) -> None:
         """Fills the table `listing`.
@@ -160,31 +166,41 @@ class _ShardPlanner:
         self._db.execute(
             f"create view listed as select * from read_parquet({files}, union_by_name = true)"
         )
+        listed = self._number("select count(*) from listed")
+        # Hashes of different names may agree, but never those of equal ones differ.
+        if self._number("select count(distinct hash(uri, member)) from listed") == listed:
+            self._db.execute("create view listing as select * from listed")
+            self._duplicates = self._listing.duplicates
+        else:
+            self._drop_duplicates(listed)
+        if limit is not None:
+            self._db.execute(
+                "create table sample as select * from listing "
+                "order by sha256(uri || chr(0) || member), uri, position, member "
+                f"limit {int(limit)}"
+            )
+            self._db.execute("create or replace view listing as select * from sample")
+        candidates = self._number("select count(*) from listing")
+        if not candidates:
+            raise SourceError("the source has no image")
+        self._size = self._shard_images or default_shard_images(candidates)
+
+    def _drop_duplicates(self, listed: int) -> None:
+        """Fills `listing` with each candidate once; `listed` is how many rows there are."""
         rest = self._columns[2:]
         packed = ", ".join(f"{quoted_column(name)} := {quoted_column(name)}" for name in rest)
         unpacked = ", ".join(f"row.{quoted_column(name)} as {quoted_column(name)}" for name in rest)
         # A candidate that changed while it was listed has several rows: the least of them counts,
         # so that every run takes the same one.
         self._db.execute(
-            f"create table listing as select uri, member, {unpacked} from (select uri, member, "
+            f"create table once as select uri, member, {unpacked} from (select uri, member, "
             f"min(struct_pack({packed})) as row from listed group by uri, member)"
         )
-        self._duplicates = self._number("select count(*) from listed") - self._number(
-            "select count(*) from listing"
-        )
-        if self._duplicates:
+        self._db.execute("create view listing as select * from once")
+        more = listed - self._number("select count(*) from listing")
+        if more:
             self._refuse_conflicts()
-        self._duplicates += self._listing.duplicates
-        if limit is not None:
-            self._db.execute(
-                "create or replace table listing as select * from listing "
-                "order by sha256(uri || chr(0) || member), uri, position, member "
-                f"limit {int(limit)}"
-            )
-        candidates = self._number("select count(*) from listing")
-        if not candidates:
-            raise SourceError("the source has no image")
-        self._size = self._shard_images or default_shard_images(candidates)
+        self._duplicates = more + self._listing.duplicates
 
     def _refuse_conflicts(self) -> None:
         """Checks that no candidate is listed with two groups or two labels.
@@ -192,7 +208,7 @@ class _ShardPlanner:
         Raises:
             SourceError: One is.
         """
-        labels = zip(self._columns[len(ENTRY_COLUMNS) :], self._listing.labels, strict=True)
+        labels = zip(self._columns[len(ENTRY_SCHEMA.names) :], self._listing.labels, strict=True)
         for name, printed in (("group", "group"), *labels):
             column = f"coalesce({quoted_column(name)}, '')"
             rows = self._db.execute(
@@ -214,63 +230,93 @@ class _ShardPlanner:
             self._db.unregister("previous_rows")
             joined = "previous p join listing l on p.uri = l.uri and p.member = l.member"
             regrouped = f'select count(*) from {joined} where p."group" <> l."group"'
-            self._has_previous = not self._number(regrouped)
-            if self._has_previous and self._by is not None:
+            self._previous = None if self._number(regrouped) else previous
+            if self._previous is not None and self._by is not None:
                 self._db.execute(
                     f"delete from previous where shard in (select p.shard from {joined} "
                     f"group by p.shard having count(distinct {self._value}) > 1)"
                 )
-        if self._has_previous:
+        if self._previous is not None:
             self._db.execute(
                 "create table fresh as select * from listing anti join previous using (uri, member)"
             )
         else:
             self._db.execute("create view fresh as select * from listing")
 
-    def write(self, file: Any) -> Manifest:
+    def write(self, entries: Entries) -> Manifest:
         """Writes the kept shards in their order, then the new ones fold by fold.
 
         Returns:
             The manifest.
         """
-        names = [*ENTRY_COLUMNS, *self._listing.labels]
+        names = [*ENTRY_SCHEMA.names, *self._listing.labels]
         sizes = FoldSizes()
-        files = [FoldFile(os.path.join(self._folder, f"{fold}.arrow")) for fold in range(FOLDS)]
-        with ManifestWriter(
-            file,
-            self._size,
-            self._listing.source,
-            self._listing.ignored,
-            self._duplicates,
-            self._listing.labels,
-        ) as writer:
-            for fold, rows in self._kept_shards():
-                writer.add(fold, rows.rename_columns(names))
-                sizes.add(fold, self._value_of(rows), rows.num_rows)
-            self._assign_folds(sizes, files)
-            for fold, rows_on_disk in enumerate(files):
-                for rows in self._new_shards(rows_on_disk.batches()):
-                    writer.add(fold, rows.select(self._columns).rename_columns(names))
-        file.flush()
-        return writer.manifest(mmap(file.fileno(), 0, access=ACCESS_READ))
+        stays = self._previous is not None and entries.holds_those_of(self._previous.entries)
+        with ManifestWriter(entries, self._listing.labels) as writer:
+            for kept, rows in self._kept_shards():
+                writer.add(kept.fold, rows.rename_columns(names), kept if stays else None)
+                sizes.add(kept.fold, self._value_of(rows), rows.num_rows)
+            for fold, rows in self._fresh_shards(sizes):
+                writer.add(fold, rows.select(self._columns).rename_columns(names))
+        listing = self._listing
+        return writer.manifest(self._size, listing.source, listing.ignored, self._duplicates)
 
-    def _kept_shards(self) -> Iterator[tuple[int, pa.Table]]:
+    def _kept_shards(self) -> Iterator[tuple[ShardHead, pa.Table]]:
         """Finds the shards of the previous plan that still have members.
 
         Yields:
-            Each shard's fold and remaining members.
+            Each shard as it was, and its remaining members.
         """
-        if not self._has_previous:
+        if self._previous is None:
             return
         columns = ", ".join(f"l.{quoted_column(name)}" for name in self._columns)
         query = (
-            f"select {columns}, p.shard, p.fold from previous p join listing l "
+            f"select {columns}, p.shard from previous p join listing l "
             "on p.uri = l.uri and p.member = l.member order by p.shard, p.place"
         )
         pieces = _cut_at_changes(self._batches(query), "shard")
-        for _, of_shard in groupby(pieces, lambda piece: piece["shard"][0].as_py()):
+        for shard, of_shard in groupby(pieces, lambda piece: piece["shard"][0].as_py()):
             rows = pa.Table.from_batches(list(of_shard))
-            yield rows["fold"][0].as_py(), rows.select(self._columns)
+            yield self._previous.heads[shard], rows.select(self._columns)
+
+    def _fresh_shards(self, sizes: FoldSizes) -> Iterator[tuple[int, pa.Table]]:
+        """Cuts the candidates that are in no kept shard into new ones, fold by fold.
+
+        Args:
+            sizes: How many candidates of kept shards each fold has.
+
+        Yields:
+            The fold and the members of each shard.
+        """
+        if self._by is None and self._number("select count(*) from fresh") >= MANY:
+            bound = "select count(*) from fresh where access <> '' or \"group\" <> ''"
+            if not self._number(bound):
+                yield from self._hashed_shards()
+                return
+        files = [FoldFile(os.path.join(self._folder, f"{fold}.arrow")) for fold in range(FOLDS)]
+        self._assign_folds(sizes, files)
+        for fold, rows_on_disk in enumerate(files):
+            for rows in self._new_shards(rows_on_disk.batches()):
+                yield fold, rows
+
+    def _hashed_shards(self) -> Iterator[tuple[int, pa.Table]]:
+        """Takes the fold of each candidate from the hash of its name; see `_fresh_shards`.
+
+        Folds of many candidates are of nearly equal size anyway. A shard has neighbours, so that a
+        folder that is deleted or changed touches few shards.
+
+        Yields:
+            The fold and the members of each shard.
+        """
+        columns = ", ".join(quoted_column(name) for name in self._columns)
+        query = (
+            f"select {columns}, (md5_number_lower(uri) % {FOLDS})::integer as fold from fresh "
+            "order by fold, uri"
+        )
+        pieces = _cut_at_changes(self._batches(query), "fold")
+        for fold, of_fold in groupby(pieces, lambda piece: piece["fold"][0].as_py()):
+            for rows in self._new_shards(of_fold):
+                yield fold, rows
 
     def _assign_folds(self, sizes: FoldSizes, files: list[FoldFile]) -> None:
         """Writes each fresh candidate to the file of its fold.
@@ -282,7 +328,7 @@ class _ShardPlanner:
         known = (
             'select "group" as name, min(fold) as fold from previous '
             "where \"group\" <> '' group by 1"
-            if self._has_previous
+            if self._previous is not None
             else "select '' as name, 0 as fold where false"
         )
         value = "''" if self._by is None else f"min({self._value}) over (partition by name)"
@@ -365,7 +411,7 @@ class _ShardPlanner:
             return
         # A group with several values was written in one piece, so the file is not sorted.
         fields = [
-            (n, MANIFEST_SCHEMA.field(n).type if n in ENTRY_COLUMNS else pa.string())
+            (n, ENTRY_SCHEMA.field(n).type if n in ENTRY_SCHEMA.names else pa.string())
             for n in (*self._columns, "name")
         ]
         reader = pa.RecordBatchReader.from_batches(pa.schema(fields), iter(batches))
@@ -409,14 +455,16 @@ def _sorted(table: pa.Table) -> pa.Table:
 
 def _rows_of(manifest: Manifest) -> pa.RecordBatchReader:
     """Returns a plan's rows for the database; `place` is a member's number in its shard."""
-    names = ("uri", "member", "group", "shard", "fold")
-    schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in names])
+    names = ("uri", "member", "group")
+    own = [(name, pa.int32()) for name in ("shard", "fold", "place")]
+    schema = pa.schema([*(ENTRY_SCHEMA.field(name) for name in names), *own])
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for table in manifest.tables():
-            rows = table.select(schema.names).cast(schema)
-            places = pa.array(range(rows.num_rows), pa.int32())
-            yield from rows.append_column("place", places).to_batches()
+        for head, table in manifest.tables():
+            columns = [table[name] for name in names]
+            numbers = (np.full(table.num_rows, n, np.int32) for n in (head.index, head.fold))
+            places = np.arange(table.num_rows, dtype=np.int32)
+            rows = pa.table([*columns, *map(pa.array, numbers), places], schema=schema)
+            yield from rows.to_batches()
 
-    with_place = schema.append(pa.field("place", pa.int32()))
-    return pa.RecordBatchReader.from_batches(with_place, batches())
+    return pa.RecordBatchReader.from_batches(schema, batches())

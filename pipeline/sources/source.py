@@ -3,10 +3,11 @@
     >>> list_source("photos/").ignored                        # doctest: +SKIP
     {'.txt': 3}
 
-A source is a folder or prefix, a glob, one object, a text list, or a table with a column that names
-images. Archives among its objects are looked into (see `pipeline.sources.archives`). Files
-of well-known other kinds are ignored by their names, and counted. Everything else is a candidate
-whatever its name says: its content decides when it is decoded (see `pipeline.images`).
+A source is a folder or prefix, a glob, one object, a text list, a table with a column that names
+images, or a report of S3 Inventory. Archives among its objects are looked into (see
+`pipeline.sources.archives`). Files of well-known other kinds are ignored by their names, and
+counted. Everything else is a candidate whatever its name says: its content decides when it is
+decoded (see `pipeline.images`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from time import monotonic
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError, printable
@@ -28,6 +30,7 @@ from pipeline.events import Listener, Said, ignore
 from pipeline.mapper import Mapper
 from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_index
 from pipeline.sources.archives.index import ArchiveIndex, label_column
+from pipeline.sources.inventory import OBJECTS_SCHEMA, find_inventory
 from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list
@@ -41,6 +44,9 @@ PAGE_OBJECTS = 1000
 
 MOST_CLASSES = 1000
 """Folders of more than so many are not taken for classes."""
+
+PLAIN_IMAGE = r"(?i)/[^/.][^/]*\.(jpe?g|png|webp|bmp|gif|tiff?|jp2|ppm|ico)$"
+"""What the uri of a file ends with that is a candidate and no archive."""
 
 SAY_SECONDS = 10.0
 """Time between two messages about the progress of a listing."""
@@ -108,7 +114,8 @@ class _SourceLister:
         self._rules = rules
         self._progress = progress
         self._uri = rules.canonical(text)
-        self._table = SourceTable.open(self._uri, rules)
+        self._inventory = find_inventory(self._uri)
+        self._table = None if self._inventory else SourceTable.open(self._uri, rules)
         self._labels = self._choose_labels()
         self._archive_labels = self._choose_archive_labels()
         self._kind = self._find_kind()
@@ -120,6 +127,11 @@ class _SourceLister:
         elif self._kind == "glob":
             fixed = text.split("*")[0].split("?")[0].split("[")[0]
             self._source = self._root = rules.canonical(fixed.rpartition("/")[0] or ".")
+        elif self._inventory is not None:
+            self._source = self._root = self._inventory.bucket
+        self._is_plain = not (
+            any((rules.include, rules.exclude, rules.group_by, rules.by)) or self._archive_labels
+        )
         self._checkpoint = checkpoint if self._kind == "prefix" else None
         self._candidates = ListingWriter(self._labels, self._checkpoint)
         self._archives: dict[str, _NamedArchive] = {}
@@ -172,6 +184,8 @@ class _SourceLister:
 
     def _find_kind(self) -> str:
         store = storage.store_of(self._uri)
+        if self._inventory is not None:
+            return "inventory"
         if self._table is not None:
             return "table"
         if splitext(self._uri)[1].lower() == LIST_EXTENSION and storage.exists(self._uri):
@@ -206,12 +220,17 @@ class _SourceLister:
             self._say()
 
     def _pages(self, outside: str | None) -> Iterator[Iterable[tuple[Any, ...]]]:
-        """Yields pages of arguments for `_add_object`."""
+        """Yields pages of arguments for `_add_object`, and adds what it can add as a whole."""
         rows: Iterator[tuple[Any, ...]]
+        if self._inventory is not None:
+            for objects in self._inventory.objects():
+                yield zip(self._add_plain_images(objects), strict=True)
+            return
         if self._kind == "prefix":
             ranges = self._checkpoint.ranges if self._checkpoint else None
             for page in list_pages(self._uri, ranges):
-                yield zip(page, strict=True)
+                columns = {n: [getattr(item, n) for item in page] for n in OBJECTS_SCHEMA.names}
+                yield zip(self._add_plain_images(pa.table(columns, OBJECTS_SCHEMA)), strict=True)
             return
         if self._table is not None:
             rows = self._table.rows(self._root, self._rules)
@@ -224,6 +243,22 @@ class _SourceLister:
             rows = self._found(storage.walk(self._uri), outside)
         while some := list(islice(rows, PAGE_OBJECTS)):
             yield some
+
+    def _add_plain_images(self, objects: pa.Table) -> Iterator[Stored]:
+        """Adds the objects that are candidates by their name alone, many times as fast.
+
+        Args:
+            objects: A table of `OBJECTS_SCHEMA`.
+
+        Yields:
+            The other objects, which the rules have to look at one by one.
+        """
+        if self._is_plain and self._classes is None:
+            plain = pc.match_substring_regex(objects["uri"], PLAIN_IMAGE)
+            self._candidates.add_objects(objects.filter(plain))
+            objects = objects.filter(pc.invert(plain))
+        for row in objects.to_pylist():
+            yield Stored(**row, modified=None)
 
     def _found(self, items: Iterable[Stored], outside: str | None) -> Iterator[tuple[Stored]]:
         """Yields the objects that a search finds.

@@ -44,8 +44,9 @@ from pipeline.networks import (
     load_model,
     widen_ranges,
 )
-from pipeline.sources import Entry, Shard, read_shard
+from pipeline.sources import Entry, Shard
 from pipeline.spec import Preprocess, Spec, Tap
+from tests.golden.handmade import read_shard
 from tests.jobs.test_cli import refused, vdna, vdna_json
 from tests.support import tiny_network as tiny
 from tests.support.builders import NUMERICS, RULE, random_dna, tiny_spec, write_photos
@@ -264,8 +265,7 @@ class EngineWithoutNetwork(SerialMapper):
             if self.left == self.counted:
                 raise InterruptedError("the engine died")
             self.counted += 1
-            with storage.open_random(job.manifest_uri) as file:
-                shard = read_shard(file, index, job.manifest_uri)
+            shard = read_shard(job, index)
             partial = self.count(job, shard)
             uri = partial_uri(job.work_uri, partial.shards[0])
             storage.create(uri, partial.encode())

@@ -138,11 +138,11 @@ def test_a_table_names_members_with_labels(
     dna, result = build_and_load(network, place, tmp_path / "t.csv", group_by="kind")
     assert same_counts(dna, expected)
     manifest = place.manifest("x", result.version)
-    kinds = [row["kind"] for table in manifest.tables() for row in table.to_pylist()]
+    kinds = [row["kind"] for _, table in manifest.tables() for row in table.to_pylist()]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(
         ("file", "tar", "zip", "rows"), 3
     )
-    folds = {row["kind"]: set() for table in manifest.tables() for row in table.to_pylist()}
+    folds = {row["kind"]: set() for _, table in manifest.tables() for row in table.to_pylist()}
     for shard in manifest.shards:
         for entry in shard.members:
             folds[entry.group].add(shard.fold)

@@ -489,7 +489,7 @@ def listing_of(rows: list[tuple[int, str, str, bool]]) -> Listing:
 
 def by_value(manifest: Manifest) -> dict[str, list[str]]:
     names: dict[str, list[str]] = defaultdict(list)
-    for rows in manifest.tables():
+    for _, rows in manifest.tables():
         for uri, member, value in zip(
             *(rows[c].to_pylist() for c in ("uri", "member", "weather")), strict=True
         ):

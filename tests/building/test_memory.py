@@ -29,12 +29,13 @@ import pyarrow as pa
 
 from benchmarks.measure import phase
 from pipeline import buffers, storage
-from pipeline.sources import Manifest, list_source, listing
+from pipeline.sources import Entries, Manifest, entries_file, list_source, listing
 from pipeline.sources.manifest import ManifestWriter
 from pipeline.sources.fold_assignment import FoldFile
 
 count, most, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 listing.PART_ENTRIES = 1_000  # held, and so few that few images fill it too
+entries_file.FILE_BYTES = 2**20  # likewise
 every = [f"drive/frame-{i:08d}.jpg" for i in range(5 * most)]  # as much to hold for few
 names = every[:5 * count]
 
@@ -55,12 +56,10 @@ def tables():
         yield pa.table(columns | {"note": pa.array([rng.randbytes(2_000).hex() for _ in its])})
 
 def write():
-    with tempfile.TemporaryFile() as file:
-        with ManifestWriter(file, 200, labels=["note"]) as writer:
-            for table in tables():
-                writer.add(0, table)
-        file.flush()
-        return writer.manifest(mmap(file.fileno(), 0, access=ACCESS_READ))
+    with ManifestWriter(Entries(f"{Path(folder).as_uri()}/entries"), ["note"]) as writer:
+        for table in tables():
+            writer.add(0, table)
+    return writer.manifest(200)
 
 def spill():
     spilled = FoldFile(f"{folder}/spill")
@@ -70,6 +69,15 @@ def spill():
 
 def look_through(manifest):
     return sum(len(shard.members) for shard in manifest.shards)
+
+def whole_file(manifest):
+    # Puts the candidates together, as a large file that is mapped.
+    pieces, size = [], 0
+    for name in manifest.files:
+        pieces.append((size, name))
+        size += storage.info(manifest.entries.uri(name)).size
+    read = ((start, manifest.entries.read(name)) for start, name in pieces)
+    return storage.sparse(size, read)
 
 def send(data):
     with buffers.Mapped(data) as file:
@@ -81,13 +89,14 @@ steps = {
     "list": lambda: list_source("s3://bucket/images"),
     "write": write,
     "spill": spill,
-    "store": lambda: storage.create(uri, done["write"].data),
-    "send": lambda: send(done["write"].data),
-    "hash": lambda: buffers.sha256(done["write"].data),
-    "read": lambda: storage.read_on_disk(uri),
-    "decode": lambda: Manifest.decode(done["read"], uri),
+    "decode": lambda: Manifest.decode(done["write"].data, "m", done["write"].entries),
     "look through": lambda: look_through(done["decode"]),
-    "tables": lambda: sum(table.num_rows for table in done["decode"].tables()),
+    "tables": lambda: sum(table.num_rows for _, table in done["decode"].tables()),
+    "join": lambda: whole_file(done["write"]),
+    "store": lambda: storage.create(uri, done["join"]),
+    "send": lambda: send(done["join"]),
+    "hash": lambda: buffers.sha256(done["join"]),
+    "read": lambda: storage.read_on_disk(uri),
 }
 done, peaks = {}, {}
 for name, step in steps.items():
@@ -95,7 +104,7 @@ for name, step in steps.items():
         done[name] = step()
     peaks[name] = noted["peak_mb"]
 assert done["spill"] == done["look through"] == done["tables"] == count
-print(json.dumps({"mb": len(done["write"].data) / 1e6, "peaks": peaks}))
+print(json.dumps({"mb": len(done["join"]) / 1e6, "peaks": peaks}))
 """
 
 

@@ -12,7 +12,7 @@ from pipeline import storage
 from pipeline.building.storing import store_manifest, store_version
 from pipeline.catalogue import Catalogue
 from pipeline.sources import plan
-from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
+from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made, put_entries
 
 
 @pytest.fixture
@@ -72,8 +72,9 @@ def test_a_sound_manifest_is_kept_and_is_young_and_another_is_replaced(place: Ca
     manifest = plan(entries("a", 3))
     uri = place.uri("manifests", "s", "a", manifest.digest)
     data = bytes(manifest.data)
+    put_entries(manifest, place.entries_uri)
     for there in (data, data[:-9], bytes(plan(entries("a", 4)).data)):
         storage.replace(uri, there)
         make_old(uri)
-        assert bytes(store_manifest(uri, manifest.data, manifest.digest)) == data
+        assert bytes(store_manifest(uri, manifest)) == data
         assert (storage.read(uri), is_young(uri)) == (data, True)

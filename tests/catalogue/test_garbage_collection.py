@@ -71,7 +71,9 @@ def files_of(place: Place, name: str, version: Version) -> set[str]:
         c.uri(kind, version.spec, name, version.manifest if kind == "manifests" else version.dna)
         for kind in FILES
     }
-    keys = c.manifest(name, version).keys(version.spec, version.products)
+    manifest = c.manifest(name, version)
+    uris |= set(map(manifest.entries.uri, manifest.files))
+    keys = manifest.keys(version.spec, version.products)
     return uris | {partial_uri(c.work_uri(name, version.spec), key) for key in keys}
 
 
@@ -92,6 +94,7 @@ def orphans(place: Place) -> set[str]:
         put(place, "folds", spec, "a", "0123.parquet"),
         put(place, "failures", spec, "a", "0123.parquet"),
         put(place, "manifests", spec, "a", "0123.parquet"),
+        put(place, "entries", "0123.parquet"),
         put(place, "dna", "another-spec", "b", "0123.parquet"),
         put(place, "_work", "a", spec, "partials", "0123.parquet"),
         put(place, "_work", "a", spec, "attempts", "0123-1.json"),
@@ -468,7 +471,7 @@ def test_a_plan_that_was_replaced_by_another_is_garbage(place: Place) -> None:
     version = place.build("a", shard_images=1).version
     age_all(place)
     removed = old_garbage(place)
-    assert len(removed) == 9 + 1
+    assert len(removed) == 9 + 2  # partials, and the manifest with its entries
     assert not removed & files_of(place, "a", version)
 
 

@@ -23,7 +23,7 @@ from pipeline.dna import DnaFile, Failure, Partial, Ranges, encode_dna, encode_l
 from pipeline.engine import InProcess
 from pipeline.errors import CorruptFile, NotFound, VdnaError
 from pipeline.networks import encode_ranges
-from pipeline.sources import Manifest, Shard, plan
+from pipeline.sources import Entries, Manifest, Shard, plan
 from pipeline.spec import PRODUCTS
 from tests.golden.handmade import (
     NETWORK,
@@ -33,6 +33,7 @@ from tests.golden.handmade import (
     encode_failures,
     entries,
     hand_made,
+    put_entries,
 )
 from tests.support.builders import (
     OTHER_NUMERICS,
@@ -75,7 +76,7 @@ class Copy:
     def partials(self) -> list[str]:
         """Returns the uris of the partials, in the order of the manifest."""
         work = self.catalogue.work_uri(NAME, self.version.spec)
-        manifest = Manifest.decode(self.read("manifests"), "m")
+        manifest = manifest_of(self)
         keys = manifest.keys(self.version.spec, self.version.products)
         return [partial_uri(work, key) for key in keys]
 
@@ -380,7 +381,8 @@ def test_a_failure_listed_twice_is_found(copy: Copy) -> None:
 
 
 def manifest_of(copy: Copy) -> Manifest:
-    return Manifest.decode(copy.read("manifests"), "m")
+    entries = Entries(copy.catalogue.entries_uri)
+    return Manifest.decode(copy.read("manifests"), "m", entries)
 
 
 def test_a_manifest_without_one_of_its_shards_is_found(copy: Copy) -> None:
@@ -410,6 +412,7 @@ def test_a_manifest_that_lists_a_candidate_twice_is_found(copy: Copy) -> None:
     copy.put("manifests", twice.data)
     assert f"but holds {twice.digest}" in failed_checks(copy)["manifest"]
     copy.forge_commit(manifest=twice.digest)
+    put_entries(twice, copy.catalogue.entries_uri)
     storage.create(copy.catalogue.uri("manifests", SPEC.digest, NAME, twice.digest), twice.data)
     assert failed_checks(copy)["manifest"] == "the manifest lists a candidate twice"
 

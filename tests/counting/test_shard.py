@@ -36,7 +36,7 @@ from pipeline.errors import BadImage, SourceError, TransientError, UsageError
 from pipeline.images.decoding import REASONS
 from pipeline.networks import describe
 from pipeline.networks.ranges_file import embedded_ranges
-from pipeline.sources import Entry, Manifest, Shard, list_source, plan
+from pipeline.sources import Entries, Entry, Manifest, Shard, list_source, plan
 from pipeline.spec import Resources, Spec
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, same_counts, write_photos
@@ -347,12 +347,14 @@ def test_isolated_decoding_counts_the_same(counter: Counter, tmp_path: Path) -> 
 def job(tmp_path: Path, folder: Path) -> Callable[[], tuple[ShardJob, Manifest]]:
     from pipeline.networks import encode_ranges
 
-    manifest = plan(list_source(folder), shard_images=2)
+    entries = Entries((tmp_path / "entries").as_uri())
+    manifest = plan(list_source(folder), shard_images=2, entries=entries)
     places = {name: (tmp_path / name).as_uri() for name in ("manifest", "ranges", "work")}
     storage.create(places["manifest"], manifest.data)
     storage.create(places["ranges"], encode_ranges(RANGES, NETWORK))
     recipe = Recipe(SPEC, NETWORK, places["ranges"], Resources(threads=1))
-    return lambda: (ShardJob(recipe, places["manifest"], places["work"]), manifest)
+    job = ShardJob(recipe, places["manifest"], places["work"], entries.folder or "")
+    return lambda: (job, manifest)
 
 
 def test_a_worker_commits_once(job: Callable[[], tuple[ShardJob, Manifest]]) -> None:

@@ -22,7 +22,7 @@ from pipeline.counting import (
 from pipeline.dna import DNA, Failure, Partial, Ranges, encode_failures
 from pipeline.mapper import SerialMapper
 from pipeline.networks import Network, encode_ranges
-from pipeline.sources import Entry, Manifest, Shard, read_shard
+from pipeline.sources import Entries, Entry, Manifest, Shard
 from pipeline.spec import PRODUCTS, Spec
 from tests.support.builders import RULE, random_dna, tiny_spec
 
@@ -61,6 +61,19 @@ def put_partials(work: str, partials: Sequence[Partial]) -> None:
         storage.create(partial_uri(work, partial.shards[0]), partial.encode())
 
 
+def put_entries(manifest: Manifest, folder: str) -> None:
+    """Stores the candidates of a manifest in a folder, as a build does."""
+    for name in manifest.files:
+        Entries(folder).store(name, bytes(manifest.entries.read(name)))
+
+
+def read_shard(job: ShardJob, index: int) -> Shard:
+    """Reads a shard as a worker does."""
+    data = storage.read(job.manifest_uri)
+    manifest = Manifest.decode(data, job.manifest_uri, Entries(job.entries_uri))
+    return manifest.shards[index]
+
+
 def reduce_all(manifest: Manifest, work: str, dataset: str, spec: Spec = SPEC) -> Composed:
     levels, folds = plan_folds(manifest, work, spec.digest, PRODUCTS)
     for level in levels:
@@ -89,6 +102,7 @@ def commit_dataset(
         "failures": encode_failures(composed.failures),
         "manifests": manifest.data,
     }
+    put_entries(manifest, catalogue.entries_uri)
     for kind, data in files.items():
         digest = manifest.digest if kind == "manifests" else composed.digest
         storage.create(catalogue.uri(kind, spec.digest, name, digest), data)
@@ -124,8 +138,7 @@ class HandMade(SerialMapper):
             if self._left == 0:
                 raise InterruptedError("the engine died")
             self._left = None if self._left is None else self._left - 1
-            with storage.open_random(job.manifest_uri) as file:
-                shard = read_shard(file, index, job.manifest_uri)
+            shard = read_shard(job, index)
             partial = hand_made(shard)
             put_partials(job.work_uri, [partial])
             yield ShardReceipt(job.manifest_uri, index, partial.dna.images, len(partial.failures))

@@ -222,10 +222,17 @@ def stored_files(
         "spec.json": place.spec_uri(spec),
         "ranges.parquet": place.ranges_uri(RANGES.digest),
         "manifest.parquet": place.uri("manifests", spec, name, version.manifest),
+        "entries.parquet": manifest_entries(place, manifest),
         "dna.parquet": place.uri("dna", spec, name, version.dna),
         "folds.parquet": place.uri("folds", spec, name, version.dna),
         "failures.parquet": place.uri("failures", spec, name, version.dna),
     } | {f"partials/{key}.parquet": partial_uri(work, key) for key in keys}
+
+
+def manifest_entries(place: Catalogue, manifest: Manifest) -> str:
+    """Returns the uri of the only entries file of a manifest."""
+    (name,) = manifest.files
+    return storage.join(place.entries_uri, f"{name}.parquet")
 
 
 def folds_of(manifest: Manifest, partials: Sequence[Partial]) -> dict[int, DNA]:

@@ -42,7 +42,7 @@ def photos(tmp_path: Path) -> Path:
 
 def labelled(listing: Listing, label: str) -> dict[str, str | None]:
     """Returns the label of each image by its name, through a plan."""
-    rows = [row for table in plan(listing).tables() for row in table.to_pylist()]
+    rows = [row for _, table in plan(listing).tables() for row in table.to_pylist()]
     return {row["member"] or row["uri"].rpartition("/")[2]: row[label] for row in rows}
 
 
@@ -450,4 +450,4 @@ def test_counts_of_labelled_rows_are_those_of_their_files(photos: Path, tmp_path
         for each in (plain, by)
     ]
     assert members[0] == members[1] == ["0", "1", "2"]
-    assert np.all([row["access"] for t in by.tables() for row in t.to_pylist()])
+    assert np.all([row["access"] for _, t in by.tables() for row in t.to_pylist()])

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import storage
+from pipeline.dna import SealedFile
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.sources import (
+    MANIFEST,
+    Entries,
     Entry,
     Manifest,
     Shard,
-    find_entries,
+    entries_file,
+    head_at,
     plan,
-    read_shard,
+    sharding,
 )
+from pipeline.sources.entries_file import ENTRIES
+from pipeline.sources.manifest_file import HEADS_A_GROUP
 from pipeline.sources.sharding import default_shard_images
+from pipeline.sources.table_digest import table_digest
 from pipeline.spec import FOLDS
 from tests.support.builders import with_digest
 
@@ -248,22 +258,34 @@ def test_a_sample_is_the_same_in_any_order_and_grows_by_adding() -> None:
 
 def test_a_plan_and_a_single_shard_are_read_from_the_file() -> None:
     manifest = plan(entries(50, groups=3), shard_images=4)
-    data = bytes(manifest.data)
-    again = Manifest.decode(data, "m")
+    again = Manifest.decode(manifest.data, "m", manifest.entries)
     assert (again.heads, again.digest) == (manifest.heads, manifest.digest)
+    assert [head.address for head in again.heads] == [head.address for head in manifest.heads]
     assert list(again.shards) == list(manifest.shards)
-    assert read_shard(io.BytesIO(data), 2, "m") == manifest.shards[2]
-    with pytest.raises(CorruptFile, match="shard 99"):
-        read_shard(io.BytesIO(data), 99, "m")
+    assert [len(table) for _, table in again.tables()] == [h.candidates for h in manifest.heads]
+    file = SealedFile(manifest.data, MANIFEST, "m")
+    assert manifest.entries.shard(head_at(file, 2)) == manifest.shards[2]
+    for index in (-1, 99):
+        with pytest.raises(CorruptFile, match=f"no shard {index}"):
+            head_at(file, index)
     with pytest.raises(CorruptFile, match="some/manifest"):
-        Manifest.decode(data[:-10], "some/manifest")
+        Manifest.decode(manifest.data[:-10], "some/manifest", manifest.entries)
 
 
-def test_candidates_are_found_by_name_a_shard_at_a_time() -> None:
+def test_more_shards_than_a_row_group_describes_are_read() -> None:
+    manifest = plan(entries(HEADS_A_GROUP + 30), shard_images=1)
+    assert len(manifest.heads) == HEADS_A_GROUP + 30
+    again = Manifest.decode(manifest.data, "m", manifest.entries)
+    assert (again.heads, again.digest) == (manifest.heads, manifest.digest)
+    file = SealedFile(manifest.data, MANIFEST, "m")
+    for index in (0, HEADS_A_GROUP - 1, HEADS_A_GROUP, HEADS_A_GROUP + 29):
+        assert head_at(file, index) == manifest.heads[index]
+
+
+def test_candidates_are_found_by_name() -> None:
     packed = [Entry("s3://b/x.tar", f"m{k}", 9, "e", "", k, "tar") for k in range(6)]
     found = [*entries(40), *packed]
     manifest = plan(found, shard_images=4)
-    data = io.BytesIO(bytes(manifest.data))
     by_name = {(e.uri, e.member): e for shard in manifest.shards for e in shard.members}
     asked: list[int] = []
 
@@ -272,17 +294,198 @@ def test_candidates_are_found_by_name_a_shard_at_a_time() -> None:
         return True
 
     wanted = {(e.uri, e.member) for e in (found[3], found[39], packed[4])}
-    told = find_entries(data, {*wanted, ("s3://b/x.tar", "none"), ("no", "")}, "m", going)
+    told = manifest.find({*wanted, ("s3://b/x.tar", "none"), ("no", "")}, going)
     assert told == {key: by_name[key] for key in wanted}
-    assert len(asked) == len(manifest.shards)
+    assert len(asked) == len(manifest.shards) + 1
     asked.clear()
     first = manifest.shards[0].members[0]
     only = {(first.uri, first.member)}
-    assert find_entries(data, only, "m", going).keys() == only
+    assert manifest.find(only, going).keys() == only
     assert len(asked) == 1
-    assert find_entries(data, only, "m", lambda: False) == {}
-    with pytest.raises(CorruptFile, match="some/manifest"):
-        find_entries(io.BytesIO(b"none"), only, "some/manifest", going)
+    assert manifest.find(only, lambda: False) == {}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Entries:
+    return Entries(tmp_path.as_uri())
+
+
+def test_a_later_plan_writes_only_the_candidates_of_shards_that_are_new(
+    folder: Entries, tmp_path: Path
+) -> None:
+    found = entries(200)
+    first = plan(found, shard_images=8, entries=folder)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == sorted(f"{name}.parquet" for name in first.files)
+    gone, changed = first.shards[3].members[0], first.shards[5].members[0]
+    now = [replace(e, identity="new") if e == changed else e for e in found if e != gone]
+    second = plan([*now, *entries(9, first=200)], previous=first, entries=folder)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.items() < after.items()
+    stays = {head.digest: head.address for head in first.heads}
+    fresh = [head for head in second.heads if head.digest not in stays]
+    assert all(head.address == stays.get(head.digest, head.address) for head in second.heads)
+    assert {head.address.file for head in fresh}.isdisjoint(first.files)
+    written = second.entries.read_shards(fresh)
+    sizes = [len(first.shards[at].members) for at in (3, 5)]
+    assert sum(table.num_rows for _, table in written) == sizes[0] - 1 + sizes[1] + 9
+    assert sorted(members(second), key=lambda e: e.uri) == sorted(
+        [*now, *entries(9, first=200)], key=lambda e: e.uri
+    )
+    again = plan([*now, *entries(9, first=200)], previous=second, entries=folder)
+    assert (again.digest, again.data) == (second.digest, second.data)
+    assert {path.name for path in tmp_path.iterdir()} == set(after)
+
+
+def test_shards_are_not_kept_in_entries_that_the_new_plan_does_not_have(folder: Entries) -> None:
+    first = plan(entries(40), shard_images=8)
+    second = plan(entries(40), previous=first, entries=folder)
+    assert second.digest == first.digest
+    assert list(second.shards) == list(first.shards)
+    assert folder.missing(second.files) == []
+
+
+def test_many_images_get_their_folds_from_a_hash_and_shards_have_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else hundreds of millions would have to be sorted by their hash, and dealt one by one."""
+    monkeypatch.setattr(sharding, "MANY", 2_000)
+    found = [Entry(f"s3://b/day={i // 100:03}/{i % 100:03}.jpg", "", 1, "e") for i in range(4_000)]
+    manifest = plan(found, shard_images=40)
+    for order in (found[::-1], [*found[1_000:], *found[:1_000], found[7]]):
+        assert plan(order, shard_images=40).digest == manifest.digest
+    assert sorted(members(manifest), key=lambda e: e.uri) == found
+    sizes = Counter[int]()
+    for shard in manifest.shards:
+        names = [entry.uri for entry in shard.members]
+        assert {hashlib.md5(name.encode()).digest()[8] % FOLDS for name in names} == {shard.fold}
+        assert names == sorted(names)
+        sizes[shard.fold] += len(names)
+    assert all(abs(size - 250) < 5 * 250**0.5 for size in sizes.values())
+    for earlier, later in pairwise(manifest.shards):
+        if earlier.fold == later.fold:
+            assert len(earlier.members) == 40
+            assert earlier.members[-1].uri < later.members[0].uri
+    # A day that is deleted touches its own shards only: at most two of each fold.
+    rest = [entry for entry in found if not entry.uri.startswith("s3://b/day=011/")]
+    again = plan(rest, shard_images=40, previous=manifest)
+    assert len({h.digest for h in again.heads} - {h.digest for h in manifest.heads}) <= 2 * FOLDS
+    # Images that come later get their folds in the same way, if there are many of them.
+    more = [Entry(f"s3://b/day=900/{i:04}.jpg", "", 1, "e") for i in range(2_100)]
+    longer = plan([*found, *more], shard_images=40, previous=manifest)
+    assert longer.heads[: len(manifest.heads)] == manifest.heads
+    for shard in list(longer.shards)[len(manifest.heads) :]:
+        byte = {hashlib.md5(e.uri.encode()).digest()[8] % FOLDS for e in shard.members}
+        assert byte == {shard.fold}
+
+
+@pytest.mark.parametrize("bound", [{"group": "drive"}, {"access": "tar", "member": "m"}])
+def test_many_images_with_one_that_is_bound_to_others_are_dealt(
+    bound: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        *entries(300),
+        Entry(**{"uri": "s3://b/x", "member": "", "size": 1, "identity": "e"} | bound),
+    ]
+    dealt = plan(found, shard_images=8)
+    monkeypatch.setattr(sharding, "MANY", 100)
+    assert plan(found, shard_images=8).digest == dealt.digest
+    assert plan(found[:-1], shard_images=8).digest != plan(found, shard_images=8).digest
+
+
+def test_files_end_at_their_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries_file, "FILE_ROWS", 20)
+    manifest = plan(entries(200), shard_images=8)
+    rows = Counter[str]()
+    for head in manifest.heads:
+        rows[head.address.file] += head.candidates
+    assert len(rows) > 5
+    assert max(rows.values()) < 20 + 8
+    assert members(Manifest.decode(manifest.data, "m", manifest.entries)) == members(manifest)
+
+
+def test_a_shard_takes_one_request_once_the_footer_of_its_file_is_known(
+    folder: Entries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = plan(entries(200), shard_images=8, entries=folder)
+    asked: list[int] = []
+    read = storage.read_range
+
+    def noted(uri: str, start: int, length: int) -> bytes:
+        asked.append(length)
+        return read(uri, start, length)
+
+    monkeypatch.setattr(storage, "read_range", noted)
+    fresh = Entries(folder.folder)
+    assert [fresh.shard(head) for head in manifest.heads] == list(manifest.shards)
+    assert len(manifest.files) == 1
+    assert len(asked) == len(manifest.heads) + 1 + len(manifest.heads) + 1
+
+
+def flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("where", ["rows", "footer", "torn", "gone"])
+def test_damaged_entries_are_refused_by_name(folder: Entries, where: str) -> None:
+    manifest = plan(entries(50), shard_images=8, entries=folder)
+    head = manifest.heads[2]
+    uri = folder.uri(head.address.file)
+    data = storage.read(uri)
+    if where == "gone":
+        storage.delete(uri)
+        assert folder.missing(manifest.files) == [head.address.file]
+    else:
+        place = SealedFile(data, ENTRIES, "e").row_groups[head.address.row_group]
+        bad = {
+            "rows": flip(data, place.start + 9),
+            "footer": flip(data, data.rindex(b'"sha256"') + 12),
+            "torn": data[:-9],
+        }[where]
+        storage.replace(uri, bad)
+    for use in (
+        lambda: Entries(folder.folder).shard(head),
+        lambda: list(Entries(folder.folder).read_shards([head])),
+    ):
+        with pytest.raises(SourceError if where == "gone" else CorruptFile, match=re.escape(uri)):
+            use()
+
+
+@pytest.mark.parametrize("field", ["digest", "belongs", "candidates", "values"])
+def test_rows_that_are_not_what_the_manifest_describes_are_refused(field: str) -> None:
+    manifest = plan(entries(50, groups=3), shard_images=8)
+    lie = {"digest": "0" * 32, "belongs": "0" * 32, "candidates": 9, "values": ("rain",)}[field]
+    head = replace(manifest.heads[0], **{field: lie})  # type: ignore[arg-type]
+    for read in (manifest.entries.shard, lambda h: list(manifest.entries.read_shards([h]))):
+        with pytest.raises(CorruptFile, match="is not what its manifest describes"):
+            read(head)
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(max_size=5), st.one_of(st.none(), st.text(max_size=5)), st.integers(0, 9))
+    ),
+    st.integers(1, 5),
+)
+def test_a_digest_of_rows_depends_on_each_value_and_not_on_how_they_are_held(
+    rows: list[tuple[str, str | None, int]], cut: int
+) -> None:
+    schema = pa.schema([("a", pa.string()), ("b", pa.string()), ("n", pa.int64())])
+
+    def table(of: list[tuple[str, str | None, int]]) -> pa.Table:
+        return pa.Table.from_pylist([dict(zip("abn", row, strict=True)) for row in of], schema)
+
+    whole = table(rows)
+    pieces = [table(rows[at : at + cut]) for at in range(0, len(rows), cut)]
+    digest = table_digest("rows", whole)
+    if pieces:
+        assert table_digest("rows", pa.concat_tables(pieces)) == digest
+    assert table_digest("rows", pa.concat_tables([table(rows), whole]).slice(len(rows))) == digest
+    assert table_digest("others", whole) != digest
+    for at, (a, b, n) in enumerate(rows):
+        for other in ((a + "x", b, n), (a, None if b is not None else "", n), (a, b, n + 1)):
+            assert table_digest("rows", table([*rows[:at], other, *rows[at + 1 :]])) != digest
+    assert table_digest("rows", table([*rows, ("", None, 0)])) != digest
 
 
 def test_a_manifest_whose_rows_were_changed_is_refused() -> None:
@@ -291,4 +494,4 @@ def test_a_manifest_whose_rows_were_changed_is_refused() -> None:
     fewer = Shard(first.index, first.fold, first.members[:-1])
     lying = Manifest.of((fewer, *manifest.shards[1:]), manifest.shard_images)
     with pytest.raises(CorruptFile, match=manifest.digest):
-        Manifest.decode(with_digest(lying, manifest.digest), "m")
+        Manifest.decode(with_digest(lying, manifest.digest), "m", lying.entries)

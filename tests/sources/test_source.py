@@ -156,7 +156,7 @@ def test_a_table_names_images_with_labels(tmp_path: Path, kind: str) -> None:
     assert listing.ignored == {".md": 1}
     manifest = plan(listing)
     assert (manifest.candidates, manifest.duplicates) == (2, 1)
-    (a, b) = [row for table in manifest.tables() for row in table.to_pylist()]
+    (a, b) = [row for _, table in manifest.tables() for row in table.to_pylist()]
     assert {(row["weather"], row["speed"]) for row in (a, b)} == {("rain", "30"), ("snow", "50")}
     relabelled = write_table(
         tmp_path / f"other.{kind}", {"uri": ["a.png", "sub/b.png"], "weather": ["sun", "snow"]}
@@ -183,7 +183,7 @@ def test_labels_may_have_any_names_but_not_the_same(tmp_path: Path) -> None:
     )
     columns = {"uri": ["a.png"]} | {label: [f"of {label}"] for label in odd}
     listing = list_source(write_table(tmp_path / "t.parquet", columns))
-    (table,) = plan(listing).tables()
+    ((_, table),) = plan(listing).tables()
     assert all(table[label].to_pylist() == [f"of {label}"] for label in odd)
     again = plan(listing, previous=plan(listing))
     assert again.digest == plan(listing).digest

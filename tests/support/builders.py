@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipeline.catalogue import Version
 from pipeline.catalogue.commit import FILES, Footer
-from pipeline.dna import DNA, DnaFile, FileKind, Ranges, SealedFile, encode_sealed
-from pipeline.sources import Manifest
+from pipeline.dna import DNA, DnaFile, Ranges, SealedFile, encode_sealed
+from pipeline.sources import MANIFEST, Manifest
 from pipeline.spec import Numerics, Preprocess, Spec, Tap, digest_of
 
 NUMERICS = Numerics("cpu", False, True, 8, 1, (("numpy", "2"), ("torch", "2.6")))
@@ -95,9 +95,9 @@ def sealed(body: dict[str, Any]) -> bytes:
 
 def with_digest(manifest: Manifest, digest: str) -> bytes:
     """Returns the manifest's file, with a digest that is not its own."""
-    kind = FileKind("manifest")
-    metadata = SealedFile(manifest.data, kind, "a manifest").metadata | {"digest": digest}
-    return encode_sealed(kind, metadata, manifest.tables())
+    file = SealedFile(manifest.data, MANIFEST, "a manifest")
+    metadata = file.metadata | {"digest": digest}
+    return encode_sealed(MANIFEST, metadata, [file.read()])
 
 
 def with_row_groups(data: bytes, tables: Sequence[pa.Table]) -> bytes:

@@ -36,7 +36,7 @@ from pipeline.images.decoding import REASONS, decode
 from pipeline.interop import write_dna
 from pipeline.interop.reading import ReferenceFile, read_file
 from pipeline.networks import decode_ranges, encode_ranges
-from pipeline.sources import Manifest
+from pipeline.sources import Entries, Manifest
 from pipeline.spec import Spec
 from tests.images.test_images import RULE, SAMPLES
 from tests.support.builders import peak_mb, random_dna, tiny_spec
@@ -251,7 +251,7 @@ def _readers() -> dict[str, Reader]:
         "matrix": Reader(matrix.encode(), lambda d: Matrix.decode(d, "x"), _equal_fields),
         "manifest": Reader(
             (ROOT / "tests" / "golden" / "v1" / "manifest.parquet").read_bytes(),
-            lambda d: Manifest.decode(d, "x"),
+            lambda d: Manifest.decode(d, "x", Entries()),
             lambda a, b: a.digest == b.digest,
         ),
         "commit": Reader(

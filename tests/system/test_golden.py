@@ -20,14 +20,26 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
+from pipeline.buffers import sha256
 from pipeline.catalogue import Catalogue, canonical_json, verify
 from pipeline.catalogue.commit import StoredCommit
 from pipeline.comparing import Matrix
 from pipeline.counting import compose, digest_of_dna, partial_uri, plan_folds
-from pipeline.dna import DNA, SCALAR_COLUMNS, DnaFile, Exemplars, Failure, Lens, Partial, Ranges
+from pipeline.dna import (
+    DNA,
+    SCALAR_COLUMNS,
+    DnaFile,
+    Exemplars,
+    Failure,
+    Lens,
+    Partial,
+    Ranges,
+    SealedFile,
+)
 from pipeline.errors import CorruptFile
 from pipeline.networks import decode_ranges
-from pipeline.sources import Entry, Manifest, Shard, plan
+from pipeline.sources import Entries, Entry, Manifest, Shard, plan
+from pipeline.sources.entries_file import ENTRIES
 from pipeline.spec import PRODUCTS, Spec, digest_of
 from tests.golden.handmade import SPEC
 from tests.golden.write import (
@@ -76,6 +88,13 @@ def manifest_of(expected: dict[str, Any]) -> Manifest:
     )
 
 
+def golden_manifest(folder: Path) -> Manifest:
+    """Reads the manifest and its candidates."""
+    entries = Entries()
+    entries.store(sha256(data := read(folder, "entries.parquet")[0]), data)
+    return Manifest.decode(*read(folder, "manifest.parquet"), entries)
+
+
 def partial_names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.glob("partials/*"))
 
@@ -110,7 +129,7 @@ def test_golden_ranges_are_read(folder: Path, expected: dict[str, Any]) -> None:
 
 
 def test_a_golden_manifest_is_read(folder: Path, expected: dict[str, Any]) -> None:
-    assert of_manifest(Manifest.decode(*read(folder, "manifest.parquet"))) == expected["manifest"]
+    assert of_manifest(golden_manifest(folder)) == expected["manifest"]
 
 
 def test_golden_partials_are_read(folder: Path, expected: dict[str, Any]) -> None:
@@ -282,7 +301,7 @@ def test_a_golden_catalogue_is_read_and_verified(folder: Path, expected: dict[st
     place = Catalogue(f"memory://{uuid.uuid4().hex}")
     commit = StoredCommit.decode(*read(folder, "commit.json")).whole({})
     version = commit.datasets[NAME][expected["dna"]["spec"]]
-    for name, uri in stored_files(place, NAME, version, manifest_of(expected)).items():
+    for name, uri in stored_files(place, NAME, version, golden_manifest(folder)).items():
         storage.create(uri, (folder / name).read_bytes())
     storage.create(place.log_uri(commit.number), (folder / "commit.json").read_bytes())
     storage.create(storage.join(place.root, "_log", "_latest"), str(commit.number).encode())
@@ -306,7 +325,8 @@ def test_a_golden_catalogue_is_read_and_verified(folder: Path, expected: dict[st
 
 READERS: dict[str, Callable[[bytes, str], object]] = {
     "ranges.parquet": decode_ranges,
-    "manifest.parquet": Manifest.decode,
+    "manifest.parquet": lambda data, name: Manifest.decode(data, name, Entries()),
+    "entries.parquet": lambda data, name: SealedFile(data, ENTRIES, name),
     "partial.parquet": Partial.decode,
     "dna.parquet": decode_dna,
     "folds.parquet": lambda data, name: DnaFile(data, "folds", name),

@@ -17,7 +17,6 @@ from time import monotonic
 
 import numpy as np
 
-from pipeline import storage
 from pipeline.catalogue import (
     Catalogue,
     Commit,
@@ -35,7 +34,6 @@ from pipeline.reporting.html.frame import asset, document, shown_text
 from pipeline.reporting.html.links import Addresses, from_dataset
 from pipeline.reporting.html.page_data import Panel, Sample
 from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS
-from pipeline.sources import manifest_labels, read_shard
 from pipeline.wording import count_of, some_of
 
 PAGE_IMAGES = 60
@@ -161,11 +159,10 @@ def _known(catalogue: Catalogue, name: str, version: Version) -> Iterator[str]:
         yield division
     if version.imported:
         return
-    uri = catalogue.uri("manifests", version.spec, name, version.manifest)
     try:
-        with storage.open_random(uri) as file:
-            labels = manifest_labels(file, uri)
-            grouped = any(entry.group for entry in read_shard(file, 0, uri).members)
+        manifest = catalogue.manifest(name, version)
+        labels = manifest.labels
+        grouped = any(entry.group for entry in manifest.shards[0].members)
     except (VdnaError, OSError) as error:
         yield f"The list of its images cannot be read: {error}"
         return

@@ -30,7 +30,7 @@ from pipeline.reporting.html.frame import FRAME, MOST, Packed, as_script, framed
 from pipeline.reporting.html.page_data import Link, Panel
 from pipeline.reporting.html.thumbnails import SAMPLING_SECONDS, SmallImages, rule_of, short_name
 from pipeline.reporting.report_options import SHOWN_IMAGES
-from pipeline.sources import Entry, find_entries
+from pipeline.sources import Entry
 from pipeline.wording import count_of
 
 MOST_NEURONS = 100
@@ -189,9 +189,7 @@ def _pictures(catalogue: Catalogue, found: Explanation, deadline: float) -> dict
 def _entries(
     catalogue: Catalogue, name: str, version: Version, wanted: set[Key], deadline: float
 ) -> dict[Key, Entry]:
-    uri = catalogue.uri("manifests", version.spec, name, version.manifest)
-    with storage.open_random(uri) as file:
-        return find_entries(file, wanted, uri, lambda: monotonic() < deadline)
+    return catalogue.manifest(name, version).find(wanted, lambda: monotonic() < deadline)
 
 
 def _cut(text: str) -> str:
