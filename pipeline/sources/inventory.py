@@ -31,7 +31,7 @@ from pipeline.errors import CorruptFile, SourceError
 OBJECTS_SCHEMA = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("identity", pa.string())])
 """What is known of an object that was listed."""
 
-FORMATS = ("Parquet", "ORC", "CSV")
+INVENTORY_FORMATS = ("Parquet", "ORC", "CSV")
 
 COLUMNS = {
     "bucket": "Bucket",
@@ -45,7 +45,7 @@ COLUMNS = {
 
 NEEDED = ("bucket", "key", "size", "e_tag")
 
-BATCH_ROWS = 65_536
+INVENTORY_ROWS = 65_536
 
 _ARN = "arn:aws:s3:::"
 
@@ -70,7 +70,7 @@ class Inventory:
     Attributes:
         uri: The report's `manifest.json`.
         bucket: The url of the bucket that it lists.
-        format: One of `FORMATS`.
+        format: One of `INVENTORY_FORMATS`.
         columns: The names of the columns of a CSV file, which has no header.
         files: The files of the report.
     """
@@ -108,7 +108,7 @@ class Inventory:
         if self.format == "Parquet":
             table = pq.ParquetFile(pa.BufferReader(data))
             names = [name for name in COLUMNS if name in table.schema_arrow.names]
-            yield from table.iter_batches(BATCH_ROWS, columns=names)
+            yield from table.iter_batches(INVENTORY_ROWS, columns=names)
         elif self.format == "ORC":
             stripes = pyarrow.orc.ORCFile(pa.BufferReader(data))
             names = [name for name in COLUMNS if name in stripes.schema.names]
@@ -174,8 +174,10 @@ def find_inventory(uri: str) -> Inventory | None:
         bucket, layout = stated["sourceBucket"], stated["fileFormat"]
     except (ValueError, TypeError, KeyError):
         return None
-    if layout not in FORMATS:
-        raise SourceError(f"{uri}: its fileFormat is {layout!r}; it must be one of {FORMATS}")
+    if layout not in INVENTORY_FORMATS:
+        raise SourceError(
+            f"{uri}: its fileFormat is {layout!r}; it must be one of {INVENTORY_FORMATS}"
+        )
     try:
         place = str(stated["destinationBucket"]).removeprefix(_ARN)
         files = tuple(
