@@ -159,7 +159,8 @@ def find_inventory(uri: str) -> Inventory | None:
     """Reads the manifest of a report.
 
     Args:
-        uri: An object that may be the `manifest.json` of a report.
+        uri: An object that may be the `manifest.json` of a report; or one with `*` for the folder
+            of each day, which stands for the newest of them.
 
     Returns:
         The report; None if it is something else.
@@ -167,6 +168,8 @@ def find_inventory(uri: str) -> Inventory | None:
     Raises:
         SourceError: It is one, and is not complete, or of a format that is not known.
     """
+    if uri.endswith("/*/manifest.json"):
+        uri = max((found.uri for found in storage.glob(uri)), default=uri)
     if not uri.endswith("/manifest.json") or not storage.exists(uri):
         return None
     try:
