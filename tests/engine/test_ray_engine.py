@@ -322,7 +322,7 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
         raise Ended(code)
 
     monkeypatch.setattr(os, "_exit", end)
-    batch = {"recipe": [0], "manifest": ["m"], "work": ["w"], "index": [1]}
+    batch = {"recipe": [0], "manifest": ["m"], "work": ["w"], "entries": ["e"], "index": [1]}
     for gpus, kind, ends in (
         (1.0, "UnexpectedError", True),
         (0.0, "UnexpectedError", False),

@@ -349,7 +349,7 @@ def test_what_cannot_be_read_becomes_a_note(
     def torn(*_: object) -> None:
         raise CorruptFile("the file is torn")
 
-    monkeypatch.setattr(dataset_page, "manifest_labels", torn)
+    monkeypatch.setattr(Catalogue, "manifest", torn)
     monkeypatch.setattr(dataset_page, "version_histories", torn)
     page = gathered(built, "other", samples=0)
     assert page.known == ("The list of its images cannot be read: the file is torn",)

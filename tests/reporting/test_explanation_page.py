@@ -280,7 +280,7 @@ def test_a_torn_manifest_is_a_note_on_the_page(copy: tuple[Catalogue, Path], tor
         render_explanation(gather_explanation(catalogue, explain(catalogue, "all", "some")))
     )
     (note,) = data["datasets"][0]["notes"]
-    assert note.startswith(f"no sample images: {uri}: torn, or not a Parquet file")
+    assert note.startswith(f"no sample images: {uri} has sha256")
     assert data["datasets"][1]["samples"]
     assert data_of(render_matrix_page(gather_matrix_page(catalogue, [compare(catalogue)])))
 
@@ -317,7 +317,7 @@ def test_each_reader_asks_a_store_that_does_not_answer_only_once(
         raise StorageError("access denied")
 
     monkeypatch.setattr(explained, "SAMPLING_SECONDS", 60.0)
-    monkeypatch.setattr(explained, "find_entries", denied)
+    monkeypatch.setattr(Catalogue, "manifest", denied)
     why = gather_explanation(built, found, samples=0)
     assert {picture.why for picture in why.pictures.values()} == {
         "the manifest cannot be read: access denied"
