@@ -96,6 +96,36 @@ class Retried:
 
 
 @dataclass(frozen=True)
+class PoolChanged:
+    """The number of workers that run has changed, as nodes came or went.
+
+    If none runs, the stage waits for a node, and has not failed.
+
+    Attributes:
+        workers: How many workers run.
+        most: How many may run, where there is room.
+        wanted: What a worker takes, such as `4 CPUs and 1 GPU`.
+        limit: How many seconds the stage waits while none runs.
+    """
+
+    workers: int
+    most: int
+    wanted: str
+    limit: float
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something went wrong around the job, which goes on. It is said once.
+
+    Attributes:
+        message: One line of text: what happened, and what may help.
+    """
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The stage has ended.
 
@@ -111,10 +141,10 @@ class Idle:
     """The job waits until someone asks it for something. That it says nothing is no trouble."""
 
 
-Event = Said | Started | StepDone | StepFailed | Retried | Finished | Idle
+Event = Said | Started | StepDone | StepFailed | Retried | PoolChanged | Warned | Finished | Idle
 
 Listener = Callable[[Event], None]
-"""Takes each event as it happens. A listener must return quickly and must not raise."""
+"""Takes each event as it happens, in whichever thread. It must return quickly and not raise."""
 
 
 LogFormat = Literal["text", "json"]

@@ -515,7 +515,10 @@ class Resources(Options):
             node.
         fetch_ahead: How many images are read ahead of the decoder.
         decode_seconds: The time limit of one image, which is then retried in its own process.
-        stall_seconds: The job ends if no shard finishes for so long. A rerun resumes it.
+        stall_seconds: The job ends if workers run for so long and no shard finishes. A rerun
+            resumes it.
+        capacity_seconds: The job ends if no worker runs for so long, as no node has room for one.
+            A rerun resumes it, too.
     """
 
     workers: Annotated[
@@ -564,6 +567,14 @@ class Resources(Options):
     fetch_ahead: int = 64
     decode_seconds: float = 60.0
     stall_seconds: float = 1800.0
+    capacity_seconds: Annotated[
+        float,
+        Option(
+            "Seconds that a job on Ray waits for nodes while no worker runs; then it ends, and "
+            "resumes when it is run again.",
+            least=1,
+        ),
+    ] = 3600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

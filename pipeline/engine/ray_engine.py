@@ -15,13 +15,15 @@ import os
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from time import monotonic
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.counting import (
@@ -34,8 +36,17 @@ from pipeline.counting import (
     Worker,
     collect_rarely,
 )
+from pipeline.engine.pool_watch import Limits, PoolWatch
 from pipeline.engine.ray_decoding import RayDecodePool, cause_of, may_decode_ahead, room_ahead
-from pipeline.engine.ray_nodes import RayHome, list_nodes
+from pipeline.engine.ray_nodes import (
+    SPARE_CPUS,
+    TASK_CPUS,
+    RayHome,
+    Room,
+    list_nodes,
+    room_of,
+    wants,
+)
 from pipeline.engine.ray_start import (
     is_worth_logs,
     kept_sigterm,
@@ -45,6 +56,7 @@ from pipeline.engine.ray_start import (
     start_with_retries,
     without_stderr,
 )
+from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched
 from pipeline.errors import TransientError, UsageError
 from pipeline.events import Listener, Said, ignore
 from pipeline.mapper import Mapper, SerialMapper
@@ -100,6 +112,8 @@ class RayEngine:
         self.resources = resources or Resources()
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._progress = progress or ignore
+        self._warnings = RayWarnings(self._progress)
+        self._messages = ExitStack()
         self._ours = False
 
     def __enter__(self) -> RayEngine:
@@ -107,11 +121,13 @@ class RayEngine:
         # Ray's core tells on stderr of restarts and lost objects that it mends by itself.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if ray.is_initialized():
-            return self
-        self._ours = True
-        with kept_sigterm():
-            self._start(quiet)
+        with ExitStack() as stack:
+            stack.enter_context(reading_messages(self._warnings.read))
+            if not ray.is_initialized():
+                self._ours = True
+                with kept_sigterm():
+                    self._start(quiet)
+            self._messages = stack.pop_all()
         return self
 
     def _start(self, quiet: dict[str, Any]) -> None:
@@ -138,12 +154,13 @@ class RayEngine:
             )
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not self._ours:
-            return
-        self._ours = False
-        session = session_folder() if self._local else None
-        with without_stderr():
-            ray.shutdown()
+        with self._messages:
+            if not self._ours:
+                return
+            self._ours = False
+            session = session_folder() if self._local else None
+            with without_stderr():
+                ray.shutdown()
         # The logs of workers may tell why the job failed; else nobody reads them.
         if session and not is_worth_logs(error):
             remove_session(session)
@@ -158,11 +175,13 @@ class RayEngine:
             A receipt for each shard, as they end.
 
         Raises:
-            TransientError: If no shard ended for `stall_seconds`.
+            TransientError: If workers ran for `stall_seconds` and no shard ended, or none ran for
+                `capacity_seconds`.
             UsageError: If this machine lacks the CPUs or GPUs that a worker takes, or Ray's object
                 store has no room for the images that are to be decoded ahead.
         """
-        resources = self._sized()
+        room = self._room()
+        resources = replace(self.resources, threads=room.threads, workers=room.most)
         recipes: dict[Recipe, int] = {}
         for job, _ in work:
             recipes.setdefault(job.recipe, len(recipes))
@@ -178,48 +197,57 @@ class RayEngine:
             for job, index in work
         ]
         self._require_gpus()
-        actors = self._actors(resources, len(rows))
+        most, now = min(room.most, len(rows)), min(room.now, len(rows))
+        spare = SPARE_CPUS if self.resources.workers is None and most > now else 0
+        pool = secrets.token_hex(8)
+        watch = PoolWatch(
+            most,
+            wants(room.threads, resources.gpus_per_worker),
+            Limits(resources.stall_seconds, resources.capacity_seconds),
+            self._progress,
+            monotonic(),
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Ray warns of its own settings
             context = DataContext.get_current()
         context.enable_progress_bars = False
-        context.execution_no_progress_timeout_s = resources.stall_seconds
+        context.execution_no_progress_timeout_s = -1  # the watch judges, who knows of capacity
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _ShardActor,
-            fn_constructor_kwargs={
-                "recipes": shipped,
-                "room": room_ahead(list_nodes(), actors, shipped),
-                "runtime_env": self._runtime_env(),
-                "pool": secrets.token_hex(8),
-            },
-            batch_size=1,
-            compute=ActorPoolStrategy(
-                min_size=actors,
-                max_size=actors,
-                max_tasks_in_flight_per_actor=OVERLAP + 1,
-                max_concurrent_calls_per_actor=OVERLAP,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=resources.threads,
-            num_gpus=resources.gpus_per_worker or None,
-            runtime_env=self._runtime_env(),
-        )
-        rows_of_all = iter(dataset.iter_rows())
-        try:
-            for row in rows_of_all:
-                yield ShardReceipt(**row)
-        except RayTaskError as error:
-            cause = cause_of(error)
-            raise cause from error
-        except TimeoutError as error:
-            raise TransientError(
-                f"no shard ended for {resources.stall_seconds:g} s; rerun the same command to go "
-                f"on from what is committed: {error}"
-            ) from error
-        finally:  # ends the shards that still run; while Ray shuts down it would be too late
-            with without_stderr():  # Ray tells there that it will run them again
-                rows_of_all.close()  # type: ignore[attr-defined]  # a generator
+        with watched(pool, watch, self._warnings, context):
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                _ShardActor,
+                fn_constructor_kwargs={
+                    "recipes": shipped,
+                    "room": room_ahead(list_nodes(), now, shipped),
+                    "runtime_env": self._runtime_env(),
+                    "pool": pool,
+                },
+                batch_size=1,
+                # Actors without a node wait for one. Ray Data starts no more for nodes that come.
+                compute=ActorPoolStrategy(
+                    min_size=most,
+                    max_size=most,
+                    max_tasks_in_flight_per_actor=OVERLAP + 1,
+                    max_concurrent_calls_per_actor=OVERLAP,
+                    enable_true_multi_threading=True,
+                ),
+                num_cpus=room.threads + spare,
+                num_gpus=resources.gpus_per_worker or None,
+                runtime_env=self._runtime_env(),
+            )
+            rows_of_all = iter(dataset.iter_rows())
+            try:
+                for row in rows_of_all:
+                    watch.ended()
+                    yield ShardReceipt(**row)
+            except RayTaskError as error:
+                cause = cause_of(error)
+                raise cause from error
+            except ExecutionTimeoutError as error:  # by the watch
+                raise TransientError(str(error)) from error
+            finally:  # ends the shards that still run; while Ray shuts down it would be too late
+                with without_stderr():  # Ray tells there that it will run them again
+                    rows_of_all.close()  # type: ignore[attr-defined]  # a generator
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """Calls a function on each item, as one Ray task; at most two tasks a worker are under way.
@@ -240,7 +268,7 @@ class RayEngine:
         def call(item: T) -> R:  # Ray takes functions, and no other callables
             return function(item)
 
-        remote = ray.remote(num_cpus=1, runtime_env=self._runtime_env())(call)
+        remote = ray.remote(num_cpus=TASK_CPUS, runtime_env=self._runtime_env())(call)
         waiting = list(reversed(items))
         running: list[Any] = []
         limit = 2 * self.workers
@@ -263,7 +291,7 @@ class RayEngine:
 
         If shards take every CPU, a task would wait until the last of them has ended.
         """
-        return self if _free().get("CPU", 0) >= 1 else SerialMapper()
+        return self if _free().get("CPU", 0) >= TASK_CPUS else SerialMapper()
 
     @property
     def workers(self) -> int:
@@ -279,27 +307,22 @@ class RayEngine:
     def _local(self) -> bool:
         return not self._address or self._address == "local"
 
-    def _sized(self) -> Resources:
-        """Chooses threads that the smallest node has, and workers that leave each node a CPU.
+    def _room(self) -> Room:
+        """Finds out how many workers there may be.
 
         An explicit number of threads is checked on this machine alone: a cluster may yet add a node
         that is large enough.
 
         Returns:
-            The resources, with `threads` and `workers` filled in.
+            The room.
 
         Raises:
             UsageError: If this machine has too few CPUs for a worker's threads.
         """
-        nodes = [int(n["Resources"].get("CPU", 0)) for n in list_nodes() if n["Alive"]]
-        nodes = [cpus for cpus in nodes if cpus > 0] or [2]
-        threads = self.resources.threads or max(1, min(4, min(nodes) - 1))
-        if self._local and threads > available_cpus():
+        threads = self.resources.threads
+        if self._local and threads and threads > available_cpus():
             raise UsageError(f"threads is {threads}; this machine has {available_cpus()} CPUs")
-        workers = self.resources.workers
-        if workers is None:
-            workers = max(1, sum((cpus - 1) // threads for cpus in nodes))
-        return replace(self.resources, threads=threads, workers=workers)
+        return room_of(self.resources, self._local)
 
     def _runtime_env(self) -> dict[str, Any]:
         """Returns what Ray must start workers with.
@@ -323,13 +346,6 @@ class RayEngine:
 
     def _cpus(self) -> int:
         return available_cpus() if self._local else max(1, int(_cluster().get("CPU", 1)))
-
-    def _actors(self, resources: Resources, shards: int) -> int:
-        wanted = resources.workers or 1
-        if self.resources.workers is None and resources.gpus_per_worker:
-            gpus = _cluster().get("GPU", 0)
-            wanted = max(1, int(gpus / resources.gpus_per_worker))
-        return max(1, min(wanted, shards))
 
 
 class _ShardActor:

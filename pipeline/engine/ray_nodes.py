@@ -1,12 +1,29 @@
-"""What Ray knows of its nodes: who died with one, and who died on one that lives on."""
+"""What Ray knows of its nodes: how many workers they hold, and which of them are lost."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
+from ray._private.state import state
+from ray.util import client
 
 from pipeline.counting import Note
+from pipeline.spec import Resources
+from pipeline.wording import count_of
+
+GROWTH = 4
+"""How many times the workers that fit today a pool may have, if nobody knows how many nodes will
+come."""
+
+SPARE_CPUS = 0.0004
+"""What a worker takes beyond its threads, if a pool may grow. A node whose CPUs its workers would
+take to the last one holds one worker less, and has a CPU for other tasks."""
+
+TASK_CPUS = 0.9
+"""What such a task takes."""
 
 
 def list_nodes() -> list[dict[str, Any]]:
@@ -40,3 +57,70 @@ class RayHome:
         if note.get("pool") != self._pool:
             return False
         return any(node["Alive"] and node["NodeID"] == note.get("node") for node in list_nodes())
+
+
+@dataclass(frozen=True)
+class Room:
+    """What workers the nodes of a cluster have room for.
+
+    Attributes:
+        threads: The CPUs of a worker.
+        now: How many workers fit.
+        most: How many may fit, with the nodes that may yet come.
+    """
+
+    threads: int
+    now: int
+    most: int
+
+
+def room_of(resources: Resources, local: bool) -> Room:
+    """Finds out how many workers a cluster has room for.
+
+    Each node keeps a CPU for what is no worker. Threads are as many as the smallest node has.
+
+    Args:
+        resources: What is asked for; what is None is chosen.
+        local: Whether the cluster is this machine alone, which does not grow.
+
+    Returns:
+        The room, of one worker at least.
+    """
+    present = [node["Resources"] for node in list_nodes() if node["Alive"]]
+    coming = [] if local else _autoscaled()
+    sizes = [int(node.get("CPU", 0)) for node in present]
+    sizes = [cpus for cpus in sizes if cpus] or [int(node.get("CPU", 0)) for node, _ in coming]
+    threads = resources.threads or max(1, min(4, min(filter(None, sizes), default=2) - 1))
+    now = fit(present, threads, resources.gpus_per_worker)
+    if resources.workers:
+        return Room(threads, min(now, resources.workers), resources.workers)
+    if local:
+        return Room(threads, now, now)
+    most = sum(fit([node], threads, resources.gpus_per_worker) * count for node, count in coming)
+    return Room(threads, now, max(now, most) if coming else GROWTH * now)
+
+
+def fit(nodes: Iterable[Mapping[str, float]], threads: int, gpus: float) -> int:
+    """Returns how many workers the nodes hold, by their resources; one at least."""
+    if gpus:
+        return max(1, sum(int(node.get("GPU", 0) / gpus) for node in nodes))
+    return max(1, sum(int(max(0, node.get("CPU", 0) - 1)) // threads for node in nodes))
+
+
+def wants(threads: int, gpus: float) -> str:
+    """Says what a worker takes, such as `4 CPUs and 1 GPU`."""
+    cpus = count_of(threads, "CPU")
+    return f"{cpus} and {gpus:g} GPU{'' if gpus == 1 else 's'}" if gpus else cpus
+
+
+def _autoscaled() -> list[tuple[dict[str, float], int]]:
+    """Returns the kinds of nodes that the cluster's autoscaler may start, and how many of each.
+
+    It is empty if there is no autoscaler, or one that does not say, or if Ray's client is used,
+    which cannot ask. Kinds without a limit are left out.
+    """
+    if client.ray.is_connected():  # type: ignore[no-untyped-call]  # Ray's
+        return []
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config else ()
+    return [(dict(group.resources), group.max_count) for group in groups if group.max_count > 0]

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from pipeline.events import Event, Listener, LogFormat, Retried, Said, StepFailed
+from pipeline.events import Event, Listener, LogFormat, Retried, Said, StepFailed, Warned
 from pipeline.reporting.progress import Bar, Lines, text_of
 
 LOGGER = "pipeline.events"
@@ -42,7 +42,8 @@ class JsonLines(logging.StreamHandler[TextIO]):
         Args:
             event: What happened.
         """
-        level = logging.WARNING if isinstance(event, StepFailed | Retried) else logging.INFO
+        warns = isinstance(event, StepFailed | Retried | Warned)
+        level = logging.WARNING if warns else logging.INFO
         message = text_of(event) or type(event).__name__
         record = logging.LogRecord(LOGGER, level, "", 0, message, None, None)
         record.event = event

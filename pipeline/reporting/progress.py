@@ -27,17 +27,23 @@ from pipeline.events import (
     Event,
     Finished,
     Idle,
+    PoolChanged,
     Retried,
     Said,
     Started,
     StepDone,
     StepFailed,
+    Warned,
 )
+from pipeline.wording import count_of
 
 LINE_SECONDS = 5.0
 """How long nothing is printed at most, if something calls `tick` every second."""
 
 REFRESHES_PER_SECOND = 5
+
+WAITS = "  waits for nodes"
+"""What the state of a stage ends with while no worker runs."""
 
 ESTIMATED_STEPS = 3
 """No time left is estimated before so many steps are done; the first ones load the network."""
@@ -60,6 +66,15 @@ def _words(event: Event) -> str:
     match event:
         case Said(message):
             return message
+        case Warned(message):
+            return f"warning: {message}"
+        case PoolChanged(workers=0, wanted=wanted, limit=limit):
+            return (
+                f"no worker runs: one takes {wanted}, and no node has that free; the job waits for "
+                f"nodes, {duration(limit)} at most"
+            )
+        case PoolChanged(workers, most):
+            return f"{count_of(workers, 'worker')} of up to {most:,} {_run(workers)}"
         case Started(steps=steps, present=present, unit=unit, step=step) if present and steps:
             done = "counted" if unit == "images" else "computed"
             are, left = ("is" if number == 1 else "are" for number in (present, steps))
@@ -72,6 +87,10 @@ def _words(event: Event) -> str:
             return f"{steps:,} that failed {are} tried again, attempt {attempt}"
         case _:
             return ""
+
+
+def _run(workers: int) -> str:
+    return "runs" if workers == 1 else "run"
 
 
 def _noun(plural: str, number: int) -> str:
@@ -155,6 +174,7 @@ class Lines:
         self._first = (0, 0.0)
         self._began = monotonic()
         self._silence = Silence()
+        self._waits = ""
         self._lock = RLock()
 
     def __call__(self, event: Event) -> None:
@@ -168,7 +188,7 @@ class Lines:
                 self._print(text)
             match event:
                 case Started():
-                    self._stage, self._stated = event, None
+                    self._stage, self._stated, self._waits = event, None, ""
                     self._units = self._steps = self._failures = 0
                     self._began, self._first = monotonic(), (0, 0.0)
                 case StepDone(units, failures):
@@ -179,6 +199,8 @@ class Lines:
                         self._first = units, monotonic() - self._began
                     if self._stage and self._units < self._stage.total and self._silence.is_long:
                         self._print_state(self._stage)
+                case PoolChanged(workers):
+                    self._waits = "" if workers else WAITS
                 case Finished(ok):
                     if ok and self._stage and self._steps and self._stated != self._state:
                         self._print_state(self._stage)
@@ -204,7 +226,7 @@ class Lines:
         elapsed = monotonic() - self._began
         self._stated = self._state
         done = self._units, self._steps, self._failures
-        self._print(line_of(stage, *done, elapsed, self._first))
+        self._print(line_of(stage, *done, elapsed, self._first) + self._waits)
 
     def _print(self, line: str) -> None:
         self._silence.ends(line)
@@ -247,6 +269,8 @@ class Bar:
                     done=fields["done"] + 1,
                     failures=fields["failures"] + failures,
                 )
+            case PoolChanged(workers) if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], waits="" if workers else WAITS)
             case Finished() if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
@@ -279,6 +303,7 @@ class Bar:
             )
         if stage.unit == "images":
             columns.append(TextColumn("{task.fields[failures]:,} failed"))
+        columns.append(TextColumn("{task.fields[waits]}"))
         columns.append(_TimeLeft(elapsed_when_finished=True))
         self._bar = Progress(
             *columns,
@@ -287,7 +312,7 @@ class Bar:
             redirect_stdout=False,  # it is the command's own, and may be JSON
             get_time=monotonic,
         )
-        self._bar.add_task("", total=stage.total, stage=stage, done=0, failures=0)
+        self._bar.add_task("", total=stage.total, stage=stage, done=0, failures=0, waits="")
         self._bar.start()
 
 

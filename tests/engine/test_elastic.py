@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -135,6 +136,79 @@ def test_lost_nodes_are_no_poison_and_processes_that_die_twice_are(
         finish(process)
     assert nodes.decoded_apart == (dies == "process")
     same_bits(build, clean, truth)
+
+
+@pytest.mark.soak
+def test_a_build_waits_for_its_first_node_and_says_so(
+    nodes: Nodes,
+    small: Small,
+    folder: Path,
+    truth: DNA,
+    clean: dict[str, object],
+    tmp_path: Path,
+) -> None:
+    build = tmp_path / "c"
+    address = ("--ray-address", nodes.address)
+    limited = small.start(folder, build, *address, "--capacity-seconds", "13", patch="")
+    with ended(limited):
+        out, err = limited.communicate(timeout=240)
+    assert limited.returncode == 1, err
+    assert json.loads(out)["error"] == "TransientError"
+    assert "no worker runs: one takes 1 CPU, and no node has that free" in err
+    assert "waits for nodes, 0:00:13 at most" in err
+    assert "no node had 1 CPU free for a worker for 1" in err
+    assert "Traceback" not in err
+    process = small.start(folder, build, *address, patch="")
+    with ended(process):
+        words = said(process, "no worker runs")
+        assert process.poll() is None
+        nodes.add(num_cpus=2)
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, words + err
+    same_bits(build, clean, truth)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [3, None])
+def test_a_pool_grows_when_nodes_come_and_goes_on_when_they_go(
+    nodes: Nodes,
+    small: Small,
+    folder: Path,
+    truth: DNA,
+    clean: dict[str, object],
+    tmp_path: Path,
+    workers: int | None,
+) -> None:
+    """If nobody says how many workers there are, each node keeps a CPU."""
+    first, each = nodes.add(num_cpus=2), 1 if workers is None else 2
+    nodes.hold()
+    build = tmp_path / "c"
+    process = small.start(folder, build, "--ray-address", nodes.address, workers=workers, patch="")
+    with ended(process):
+        until(process, lambda: len(running(build)) == each)
+        second = nodes.add(num_cpus=2)
+        until(process, lambda: len(running(build)) == (workers or 2 * each))
+        nodes.lose(first)
+        until(process, lambda: len(running(build)) == min(each, (workers or 2) - each))
+        words = said(process, "was lost")
+        nodes.let_go()
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert (words + err).count("was lost") == 1
+    assert "(raylet)" not in words + err
+    same_bits(build, clean, truth)
+    assert second.all_processes
+
+
+def said(process: subprocess.Popen[str], words: str) -> str:
+    """Reads what a build says, up to a line with these words."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if words in line:
+            return "".join(lines)
+    pytest.fail(f"{words!r} was not said: {''.join(lines)}")
 
 
 def notes(build: Path, attempt: int | str = "*") -> list[Path]:

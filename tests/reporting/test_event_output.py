@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.events import Finished, Retried, Said, Started, StepDone, StepFailed
+from pipeline.events import (
+    Finished,
+    PoolChanged,
+    Retried,
+    Said,
+    Started,
+    StepDone,
+    StepFailed,
+    Warned,
+)
 from pipeline.reporting import event_output, show_progress
 from pipeline.reporting import progress as progress_module
 from tests.support.builders import write_photos
@@ -89,8 +98,12 @@ def test_a_step_that_fails_is_a_warning_in_json() -> None:
     with show_progress("json", out) as progress:
         progress(StepFailed("shard 3", "TransientError: no answer"))
         progress(Retried(1, 2))
-    failed, retried = lines_of(out)
-    assert failed["level"] == retried["level"] == "WARNING"
+        progress(Warned("a node was lost"))
+        progress(PoolChanged(0, 8, "4 CPUs", 3600))
+    failed, retried, warned, waits = lines_of(out)
+    assert failed["level"] == retried["level"] == warned["level"] == "WARNING"
+    assert (waits["event"], waits["level"], waits["workers"]) == ("PoolChanged", "INFO", 0)
+    assert warned["message"] == "a node was lost"
     assert (failed["name"], failed["error"]) == ("shard 3", "TransientError: no answer")
     assert (retried["steps"], retried["attempt"]) == (1, 2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -13,11 +14,13 @@ from pipeline.events import (
     Event,
     Finished,
     Idle,
+    PoolChanged,
     Retried,
     Said,
     Started,
     StepDone,
     StepFailed,
+    Warned,
     ignore,
     stage,
 )
@@ -364,6 +367,57 @@ def test_steps_that_fail_and_are_tried_again_are_reported() -> None:
         "shard 1 not counted: TransientError: no answer",
         "1 that failed is tried again, attempt 2",
     ]
+
+
+WAITING = PoolChanged(workers=0, most=8, wanted="4 CPUs and 1 GPU", limit=3600)
+
+
+def test_that_no_worker_runs_is_a_state_of_the_stage(sleep: Callable[[float], None]) -> None:
+    out = io.StringIO()
+    progress = Lines(out)
+    progress(Started(total=6, steps=2))
+    for event in (WAITING, replace(WAITING, workers=1), replace(WAITING, workers=3)):
+        progress(event)
+        sleep(LINE_SECONDS)
+        progress.tick()
+    state = "0/6 images  0.0/s  0/2 shards  0 failed  time left not known yet"
+    assert out.getvalue().splitlines() == [
+        "no worker runs: one takes 4 CPUs and 1 GPU, and no node has that free; the job waits for "
+        "nodes, 1:00:00 at most",
+        f"{state}  waits for nodes",
+        "1 worker of up to 8 runs",
+        state,
+        "3 workers of up to 8 run",
+        state,
+    ]
+
+
+def test_the_next_stage_waits_for_no_node_of_the_last(sleep: Callable[[float], None]) -> None:
+    out = io.StringIO()
+    progress = Lines(out)
+    for event in (Started(total=6, steps=2), WAITING, Finished(ok=False), Started(6, 2)):
+        progress(event)
+    sleep(LINE_SECONDS)
+    progress.tick()
+    assert not out.getvalue().endswith("waits for nodes\n")
+
+
+def test_a_bar_shows_that_no_worker_runs(terminal: Console) -> None:
+    bar = Bar(terminal)
+    bar(Started(total=4, steps=4))
+    assert bar._bar is not None
+    for event, shown in ((WAITING, True), (replace(WAITING, workers=1), False)):
+        bar(event)
+        assert bool(bar._bar.tasks[0].fields["waits"]) == shown
+        bar._bar.refresh()
+    bar(Finished())
+    drawn = plain(written(terminal))
+    assert "waits for nodes" in drawn
+    assert "waits for nodes" not in drawn.splitlines()[-1]
+
+
+def test_a_warning_is_told_as_one() -> None:
+    assert text_of(Warned("a node was lost")) == "warning: a node was lost"
 
 
 def test_a_stage_that_an_exception_ends_has_no_last_line() -> None:

@@ -125,14 +125,15 @@ def start(
     folder: Path,
     catalogue: Path,
     *options: str,
-    workers: int = 2,
+    workers: int | None = 2,
     env: dict[str, str] | None = None,
     shard_images: int = SHARD_IMAGES,
 ) -> subprocess.Popen[str]:
     """Starts the command in a session of its own, so that all its processes can be found."""
     command = [sys.executable, "-m", "jobs.build", "photos", str(folder), "-c", str(catalogue)]
     command += ["--shard-images", str(shard_images), "--max-failures", "2", "--json"]
-    command += ["--workers", str(workers), "--threads", "1", *options]
+    command += [] if workers is None else ["--workers", str(workers)]
+    command += ["--threads", "1", *options]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

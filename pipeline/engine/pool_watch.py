@@ -1,0 +1,95 @@
+"""Watches a pool of workers: tells how many run, and ends the wait for workers or for shards.
+
+    >>> watch = PoolWatch(8, "4 CPUs", Limits(1800, 3600), print, now=0.0)
+    >>> watch.look(12.0, workers=3)
+    >>> watch.look(24.0, workers=3)
+    PoolChanged(workers=3, most=8, wanted='4 CPUs', limit=3600)
+
+That no worker runs, as no node has room for one, is no failure: the job waits, and says so. A pool
+has stalled only if workers run and no shard ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import TransientError
+from pipeline.events import Listener, PoolChanged
+
+SETTLE_SECONDS = 10.0
+"""How long a number of workers must last before it is told. Workers start one after the other."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a job goes on without a shard that ends, in seconds.
+
+    Attributes:
+        stall: While workers run.
+        capacity: While none runs.
+    """
+
+    stall: float
+    capacity: float
+
+
+class PoolWatch:
+    """Judges by what it is told: the time, the number of workers, and that shards end."""
+
+    def __init__(
+        self, most: int, wanted: str, limits: Limits, listener: Listener, now: float
+    ) -> None:
+        """Begins to watch.
+
+        Args:
+            most: How many workers there may be, where there is room.
+            wanted: What a worker takes, such as `4 CPUs and 1 GPU`.
+            limits: When to give up.
+            listener: Is told when the number of workers has changed.
+            now: The time, in seconds of any clock that only goes on.
+        """
+        self._most = most
+        self._wanted = wanted
+        self._limits = limits
+        self._listener = listener
+        self._last = now
+        self._workers, self._since = 0, now
+        self._told = most
+        self._stalled = self._waited = 0.0
+
+    def ended(self) -> None:
+        """Takes note that a shard has ended."""
+        self._stalled = self._waited = 0.0
+
+    def look(self, now: float, workers: int) -> None:
+        """Takes note of the workers; to be called often.
+
+        Time with workers and time without add up apart from each other until a shard ends. So
+        workers that come and go, and end no shard, end the job, too.
+
+        Args:
+            now: The time.
+            workers: How many workers run.
+
+        Raises:
+            TransientError: If the job has waited too long.
+        """
+        if self._workers:
+            self._stalled += now - self._last
+        else:
+            self._waited += now - self._last
+        self._last = now
+        if workers != self._workers:
+            self._workers, self._since = workers, now
+        elif workers != self._told and now - self._since >= SETTLE_SECONDS:
+            self._told = workers
+            limit = self._limits.capacity
+            self._listener(PoolChanged(workers, self._most, self._wanted, limit))
+        again = "rerun the same command to go on from what is committed"
+        if self._stalled >= self._limits.stall:
+            raise TransientError(f"no shard ended for {self._stalled:.0f} s of work; {again}")
+        if self._waited >= self._limits.capacity:
+            raise TransientError(
+                f"no node had {self._wanted} free for a worker for {self._waited:.0f} s; {again} "
+                "when there is one"
+            )

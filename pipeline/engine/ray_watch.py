@@ -1,0 +1,176 @@
+"""Looks at a pool while Ray Data runs it, and passes on what Ray warns of.
+
+    >>> with watched(watch, warnings, context):                              # doctest: +SKIP
+    ...     rows = dataset.iter_rows()
+
+Ray Data calls back at each step of its loop. What the callback raises ends the run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from ray._private import worker
+from ray.data import DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+from ray.data.exceptions import ExecutionTimeoutError
+
+from pipeline.engine.pool_watch import PoolWatch
+from pipeline.engine.ray_nodes import list_nodes
+from pipeline.errors import TransientError
+from pipeline.events import Listener, Warned
+from pipeline.wording import option
+
+LOOK_SECONDS = 1.0
+"""How often the pool is looked at."""
+
+NODES_SECONDS = 5.0
+"""How often Ray is asked for its nodes."""
+
+PLANNED_DEATHS = (1, 4)
+"""Ray's numbers of the ends of a node that somebody planned: it was stopped, or was idle."""
+
+_KILLED = re.compile(
+    r"killed due to (?:memory pressure|the node running low on memory).*?IP: ([\w.:\[\]-]+)", re.S
+)
+
+_AUTOSCALER = re.compile(r"autoscal", re.IGNORECASE)
+
+_WATCHES: dict[str, Callable[[int], None]] = {}
+"""What looks at the pools that run, by their names. Ray Data makes callbacks of a class alone."""
+
+_NAME = "vdna_pool"
+
+
+class PoolCallback(ExecutionCallback):
+    """Looks at the pool of the execution that calls it."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Counts the workers that run.
+
+        Args:
+            executor: Ray Data's executor.
+
+        Raises:
+            ExecutionTimeoutError: If the pool has waited too long. Ray Data prints the trace of any
+                other error.
+        """
+        look = _WATCHES.get(executor._data_context.get_config(_NAME, ""))
+        if look is None:
+            return
+        pools = [op for op in executor._topology if isinstance(op, ActorPoolMapOperator)]
+        try:
+            look(sum(pool._actor_pool.num_active_actors() for pool in pools))
+        except TransientError as error:
+            raise ExecutionTimeoutError(str(error)) from error
+
+
+@contextmanager
+def watched(
+    name: str, watch: PoolWatch, warnings: RayWarnings, context: DataContext
+) -> Iterator[None]:
+    """Has a pool watched while the block runs.
+
+    Args:
+        name: A text that no other pool has.
+        watch: Judges the number of workers.
+        warnings: Looks at Ray.
+        context: That of the dataset which the block makes and runs.
+
+    Yields:
+        Nothing.
+    """
+    due = {"pool": 0.0, "nodes": 0.0}
+
+    def look(workers: int) -> None:
+        now = monotonic()
+        if now >= due["pool"]:
+            due["pool"] = now + LOOK_SECONDS
+            watch.look(now, workers)
+        if now >= due["nodes"]:
+            due["nodes"] = now + NODES_SECONDS
+            warnings.look()
+
+    context.custom_execution_callback_classes = [PoolCallback]
+    context.set_config(_NAME, name)
+    _WATCHES[name] = look
+    try:
+        yield
+    finally:
+        del _WATCHES[name]
+        context.custom_execution_callback_classes = []
+
+
+class RayWarnings:
+    """Turns what Ray warns of into events, each of which is told once."""
+
+    def __init__(self, listener: Listener) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            listener: Is told.
+        """
+        self._listener = listener
+        self._told: set[tuple[str, ...]] = set()
+        self._seen: set[str] = set()
+
+    def look(self) -> None:
+        """Asks Ray for nodes that were there before, and are lost."""
+        for node in list_nodes():
+            if node["Alive"]:
+                self._seen.add(node["NodeID"])
+            if node["NodeID"] not in self._seen or node["Alive"]:
+                continue
+            if node["DeathReason"] in PLANNED_DEATHS:
+                continue
+            why = node["DeathReasonMessage"] or "Ray does not know why"
+            self._tell(
+                ("node", node["NodeID"]),
+                f"the node {node['NodeManagerAddress']} was lost: {why}. Other workers count what "
+                "its workers had under way",
+            )
+
+    def read(self, message: str) -> None:
+        """Takes what Ray would print: all that matters of it is how memory ran out."""
+        if found := _KILLED.search(message):
+            self._tell(
+                ("memory", found[1]),
+                f"Ray has killed workers of {found[1]}, where memory ran out. Their shards are "
+                f"counted again; use fewer workers, or {option('threads', 1)}, if it goes on",
+            )
+        elif _AUTOSCALER.search(message):
+            self._tell(("autoscaler", message), f"Ray's autoscaler: {message.strip()[:300]}")
+
+    def _tell(self, what: tuple[str, ...], message: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            self._listener(Warned(message))
+
+
+@contextmanager
+def reading_messages(read: Callable[[str], None]) -> Iterator[None]:
+    """Has what Ray prints on its own read instead, while the block runs.
+
+    Ray prints long logs of nodes and processes that it replaces by itself, and offers no setting.
+
+    Args:
+        read: Is called with each message.
+
+    Yields:
+        Nothing.
+    """
+    real = worker.print_to_stdstream
+
+    def instead(data: dict[str, Any], ignore_prefix: bool) -> None:
+        read("\n".join(data["lines"]))
+
+    worker.print_to_stdstream = instead
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = real

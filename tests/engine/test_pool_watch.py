@@ -1,0 +1,227 @@
+"""Tests how long a pool waits for workers and for shards, and what is told of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.engine import ray_nodes, ray_watch
+from pipeline.engine.pool_watch import SETTLE_SECONDS, Limits, PoolWatch
+from pipeline.engine.ray_nodes import GROWTH, SPARE_CPUS, Room, fit, room_of, wants
+from pipeline.engine.ray_watch import RayWarnings, reading_messages
+from pipeline.errors import TransientError
+from pipeline.events import Event, PoolChanged, Warned
+from pipeline.spec import Resources
+
+LIMITS = Limits(stall=60, capacity=100)
+
+
+def watch(most: int = 3) -> tuple[PoolWatch, list[Event]]:
+    events: list[Event] = []
+    return PoolWatch(most, "1 CPU", LIMITS, events.append, 0.0), events
+
+
+STEPS = st.lists(
+    st.tuples(st.floats(0.1, 30), st.integers(0, 3), st.booleans()), min_size=1, max_size=40
+)
+
+
+@given(STEPS)
+def test_a_pool_ends_by_the_time_with_workers_or_without_since_the_last_shard(
+    steps: list[tuple[float, int, bool]],
+) -> None:
+    """Each step lasts a while, after which so many workers run and perhaps a shard has ended."""
+    pool, _ = watch()
+    now, before = 0.0, 0
+    spent = {True: 0.0, False: 0.0}
+    for seconds, workers, shard in steps:
+        now += seconds
+        spent[before > 0] += seconds
+        before = workers
+        stalled, starved = spent[True] >= LIMITS.stall, spent[False] >= LIMITS.capacity
+        if stalled or starved:
+            with pytest.raises(TransientError, match="no shard ended" if stalled else "no node"):
+                pool.look(now, workers)
+            return
+        pool.look(now, workers)
+        if shard:
+            pool.ended()
+            spent = {True: 0.0, False: 0.0}
+
+
+def test_a_stall_is_no_matter_of_the_time_without_workers() -> None:
+    pool, _ = watch()
+    pool.look(LIMITS.stall + 1, workers=0)
+    pool.look(LIMITS.stall + 2, workers=1)
+    pool.look(LIMITS.stall + 3, workers=0)
+    with pytest.raises(TransientError, match=r"no node had 1 CPU free .* for 159 s; rerun"):
+        pool.look(LIMITS.stall + LIMITS.capacity, workers=0)
+
+
+def test_a_number_of_workers_is_told_once_when_it_has_lasted() -> None:
+    pool, events = watch()
+    for now, workers in ((1, 1), (2, 2), (5, 3), (5 + SETTLE_SECONDS, 3)):
+        pool.look(now, workers)
+    assert events == [], "all run that may run"
+    pool.look(20, 1)
+    pool.look(20 + SETTLE_SECONDS / 2, 2)
+    pool.look(20 + SETTLE_SECONDS, 2)
+    assert events == [], "it has changed too lately"
+    for later in (2, 3, 4):
+        pool.look(20 + later * SETTLE_SECONDS, 2)
+    assert events == [PoolChanged(2, 3, "1 CPU", LIMITS.capacity)]
+    pool.ended()
+    pool.look(80, 0)
+    pool.look(80 + SETTLE_SECONDS, 0)
+    assert events[1:] == [PoolChanged(0, 3, "1 CPU", LIMITS.capacity)]
+
+
+def test_a_pool_without_any_worker_from_the_start_says_so() -> None:
+    pool, events = watch()
+    pool.look(SETTLE_SECONDS - 1, 0)
+    assert events == []
+    pool.look(SETTLE_SECONDS, 0)
+    assert events == [PoolChanged(0, 3, "1 CPU", LIMITS.capacity)]
+
+
+# What Ray warns of
+
+
+def node(name: str, alive: bool = True, reason: int = 0, **resources: float) -> dict[str, Any]:
+    return {
+        "NodeID": name,
+        "NodeManagerAddress": f"address of {name}",
+        "Alive": alive,
+        "DeathReason": reason,
+        "DeathReasonMessage": "its health check failed" if reason else "",
+        "Resources": resources,
+    }
+
+
+def test_a_lost_node_is_told_once_and_one_that_was_stopped_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[Event] = []
+    warnings = RayWarnings(events.append)
+    nodes = [node("a"), node("b"), node("c"), node("long gone", False, 2)]
+    monkeypatch.setattr(ray_watch, "list_nodes", lambda: nodes)
+    warnings.look()
+    assert events == []
+    nodes[:3] = [node("a", False, 2), node("b", False, 4), node("c", False, 1)]
+    for _ in range(3):
+        warnings.look()
+    assert events == [
+        Warned(
+            "the node address of a was lost: its health check failed. Other workers count what its "
+            "workers had under way"
+        )
+    ]
+    nodes[:3] = [node("a", False, 2), node("d", False, 3), node("c", False, 1)]
+    warnings.look()
+    assert len(events) == 1, "nobody has seen it"
+
+
+OUT_OF_MEMORY = (
+    "1 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed due to "
+    "other reasons at node (ID: 7f3a, IP: 10.0.0.7) over the last time period. To see more …"
+)
+
+
+def test_of_what_ray_prints_memory_is_told_once_a_node_and_the_rest_is_dropped() -> None:
+    events: list[Event] = []
+    warnings = RayWarnings(events.append)
+    for message in (
+        OUT_OF_MEMORY,
+        "Raylet is terminated. Termination is unexpected.\n    [state-dump] 1",
+        OUT_OF_MEMORY.replace("1 Workers", "2 Workers"),
+        OUT_OF_MEMORY.replace("10.0.0.7", "10.0.0.8"),
+    ):
+        warnings.read(message)
+    told = [event.message for event in events if isinstance(event, Warned)]
+    assert len(told) == len(events) == 2
+    assert "workers of 10.0.0.7, where memory ran out" in told[0]
+    assert "workers of 10.0.0.8" in told[1]
+
+
+def test_what_ray_prints_is_read_instead_and_only_so_long(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    read: list[str] = []
+    message = {"lines": [OUT_OF_MEMORY], "pid": "raylet", "is_err": False}
+    with reading_messages(read.append):
+        ray_watch.worker.print_to_stdstream(message, ignore_prefix=False)
+    assert read == [OUT_OF_MEMORY]
+    assert capsys.readouterr() == ("", "")
+    ray_watch.worker.print_to_stdstream(message, ignore_prefix=False)
+    assert "memory pressure" in capsys.readouterr().out
+    assert len(read) == 1
+
+
+# How many workers there is room for
+
+
+def room(
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[dict[str, Any]],
+    coming: list[tuple[dict[str, float], int]],
+    *,
+    local: bool = False,
+    **asked: Any,
+) -> Room:
+    monkeypatch.setattr(ray_nodes, "list_nodes", lambda: nodes)
+    monkeypatch.setattr(ray_nodes, "_autoscaled", lambda: coming)
+    return room_of(Resources(**asked), local)
+
+
+HEAD, SMALL, LARGE = node("head", CPU=0), node("small", CPU=4), node("large", CPU=16, GPU=4)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "coming", "asked", "expected"),
+    [
+        ([HEAD, LARGE], [], {}, Room(4, 3, 3 * GROWTH)),
+        ([HEAD, LARGE, SMALL], [], {}, Room(3, 6, 6 * GROWTH)),
+        ([HEAD, LARGE], [], {"local": True}, Room(4, 3, 3)),
+        ([HEAD, LARGE], [], {"workers": 2}, Room(4, 2, 2)),
+        ([HEAD, LARGE], [], {"workers": 9}, Room(4, 3, 9)),
+        ([HEAD, LARGE], [({"CPU": 16.0}, 10)], {}, Room(4, 3, 30)),
+        ([HEAD], [({"CPU": 16.0}, 10), ({"CPU": 8.0}, 2)], {}, Room(4, 1, 32)),
+        ([HEAD, LARGE, LARGE], [({"CPU": 16.0}, 1)], {}, Room(4, 6, 6)),
+        ([HEAD, LARGE], [], {"gpus_per_worker": 0.5}, Room(4, 8, 8 * GROWTH)),
+        (
+            [HEAD, LARGE],
+            [({"CPU": 8.0, "GPU": 1.0}, 20)],
+            {"gpus_per_worker": 1},
+            Room(4, 4, 20),
+        ),
+        ([HEAD], [], {}, Room(1, 1, GROWTH)),
+        ([HEAD, LARGE | {"Alive": False}], [], {"threads": 5}, Room(5, 1, GROWTH)),
+    ],
+)
+def test_there_is_room_for_the_workers_of_nodes_that_are_there_and_of_those_to_come(
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[dict[str, Any]],
+    coming: list[tuple[dict[str, float], int]],
+    asked: dict[str, Any],
+    expected: Room,
+) -> None:
+    assert room(monkeypatch, nodes, coming, **asked) == expected
+
+
+@given(cpus=st.integers(2, 128), threads=st.integers(1, 8))
+def test_a_node_that_more_workers_wait_for_keeps_a_cpu_for_tasks(cpus: int, threads: int) -> None:
+    held = fit([{"CPU": cpus}], threads, 0)
+    if cpus <= threads:
+        return
+    takes = threads + SPARE_CPUS
+    assert held * takes <= cpus - ray_nodes.TASK_CPUS
+    assert (held + 1) * takes > cpus
+
+
+def test_what_a_worker_takes_is_put_into_words() -> None:
+    assert wants(1, 0) == "1 CPU"
+    assert wants(4, 1) == "4 CPUs and 1 GPU"
+    assert wants(4, 0.5) == "4 CPUs and 0.5 GPUs"
