@@ -66,7 +66,7 @@ class Room:
     Attributes:
         threads: The CPUs of a worker.
         now: How many workers fit.
-        most: How many may fit, with the nodes that may yet come.
+        most: How many may workers_held, with the nodes that may yet come.
     """
 
     threads: int
@@ -91,16 +91,18 @@ def room_of(resources: Resources, local: bool) -> Room:
     sizes = [int(node.get("CPU", 0)) for node in present]
     sizes = [cpus for cpus in sizes if cpus] or [int(node.get("CPU", 0)) for node, _ in coming]
     threads = resources.threads or max(1, min(4, min(filter(None, sizes), default=2) - 1))
-    now = fit(present, threads, resources.gpus_per_worker)
+    now = workers_held(present, threads, resources.gpus_per_worker)
     if resources.workers:
         return Room(threads, min(now, resources.workers), resources.workers)
     if local:
         return Room(threads, now, now)
-    most = sum(fit([node], threads, resources.gpus_per_worker) * count for node, count in coming)
+    most = sum(
+        workers_held([node], threads, resources.gpus_per_worker) * count for node, count in coming
+    )
     return Room(threads, now, max(now, most) if coming else GROWTH * now)
 
 
-def fit(nodes: Iterable[Mapping[str, float]], threads: int, gpus: float) -> int:
+def workers_held(nodes: Iterable[Mapping[str, float]], threads: int, gpus: float) -> int:
     """Returns how many workers the nodes hold, by their resources; one at least."""
     if gpus:
         return max(1, sum(int(node.get("GPU", 0) / gpus) for node in nodes))

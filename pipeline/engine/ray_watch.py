@@ -26,7 +26,7 @@ from pipeline.errors import TransientError
 from pipeline.events import Listener, Warned
 from pipeline.wording import option
 
-LOOK_SECONDS = 1.0
+POOL_SECONDS = 1.0
 """How often the pool is looked at."""
 
 NODES_SECONDS = 5.0
@@ -90,7 +90,7 @@ def watched(
     def look(workers: int) -> None:
         now = monotonic()
         if now >= due["pool"]:
-            due["pool"] = now + LOOK_SECONDS
+            due["pool"] = now + POOL_SECONDS
             watch.look(now, workers)
         if now >= due["nodes"]:
             due["nodes"] = now + NODES_SECONDS

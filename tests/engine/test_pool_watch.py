@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.engine import ray_nodes, ray_watch
 from pipeline.engine.pool_watch import SETTLE_SECONDS, Limits, PoolWatch
-from pipeline.engine.ray_nodes import GROWTH, SPARE_CPUS, Room, fit, room_of, wants
+from pipeline.engine.ray_nodes import GROWTH, SPARE_CPUS, Room, room_of, wants, workers_held
 from pipeline.engine.ray_watch import RayWarnings, reading_messages
 from pipeline.errors import TransientError
 from pipeline.events import Event, PoolChanged, Warned
@@ -213,7 +213,7 @@ def test_there_is_room_for_the_workers_of_nodes_that_are_there_and_of_those_to_c
 
 @given(cpus=st.integers(2, 128), threads=st.integers(1, 8))
 def test_a_node_that_more_workers_wait_for_keeps_a_cpu_for_tasks(cpus: int, threads: int) -> None:
-    held = fit([{"CPU": cpus}], threads, 0)
+    held = workers_held([{"CPU": cpus}], threads, 0)
     if cpus <= threads:
         return
     takes = threads + SPARE_CPUS
