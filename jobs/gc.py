@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.output import print_json, say
-from jobs.shell import CatalogueOption, JsonOption, guarded, run_alone
+from jobs.shell import CatalogueOption, JsonOption, RayOption, guarded, mapper_for, run_alone
 from pipeline.events import Listener
 from pipeline.wording import count_of
+
+if TYPE_CHECKING:
+    from pipeline.storage import Stored
 
 MAX_GRACE_DAYS = 36_500.0
 
@@ -36,6 +39,11 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be removed.")
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Number of Ray tasks at a time; 0 works in this process."),
+    ] = 0,
+    ray_address: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Remove objects that no kept version needs and that are older than the grace period.
@@ -45,15 +53,17 @@ def gc(
     """
     from pipeline.catalogue import Catalogue, collect, garbage
 
+    items: list[Stored] = []
     place, grace = Catalogue(catalogue), timedelta(days=min(grace_days, MAX_GRACE_DAYS))
-    if dry_run:
-        items = list(garbage(place, keep=keep, grace=grace))
-        count, size = len(items), sum(item.size for item in items)
-        if not as_json:
-            for item in items:
-                say(item.uri)
-    else:
-        count, size = collect(place, keep=keep, grace=grace, progress=progress)
+    with mapper_for(catalogue, workers, ray_address, progress) as mapper:
+        if dry_run:
+            items = list(garbage(place, keep=keep, grace=grace, mapper=mapper))
+            count, size = len(items), sum(item.size for item in items)
+        else:
+            count, size = collect(place, keep=keep, grace=grace, mapper=mapper, progress=progress)
+    if not as_json:
+        for item in items:
+            say(item.uri)
     if not count:
         place.at()  # says so if there is no catalogue
     if as_json:

@@ -246,6 +246,34 @@ def engine_for(
         yield engine
 
 
+@contextmanager
+def mapper_for(
+    catalogue: str, workers: int | None, ray_address: str | None, progress: Listener
+) -> Iterator[Mapper]:
+    """Opens what calls functions on many items of a catalogue.
+
+    Args:
+        catalogue: The catalogue, which every worker must be able to read.
+        workers: Ray tasks at a time; 0 for this process, None for as many as there are CPUs.
+        ray_address: The cluster, or None.
+        progress: Is told that Ray starts.
+
+    Yields:
+        Ray, or this process if the number of workers is 0.
+    """
+    from pipeline.mapper import SerialMapper
+    from pipeline.spec import Resources
+
+    if workers == 0:
+        yield SerialMapper()
+        return
+    from pipeline.building import require_shared
+
+    require_shared(catalogue)
+    with engine_for(Resources(workers=workers), ray_address, progress) as engine:
+        yield engine
+
+
 def effort_for(
     catalogue: str,
     workers: int | None,
@@ -272,8 +300,6 @@ def effort_for(
     """
     from pipeline.comparing import Effort
     from pipeline.errors import UsageError
-    from pipeline.mapper import SerialMapper
-    from pipeline.spec import Resources
 
     if device != "cpu":
         if workers or ray_address:
@@ -286,14 +312,9 @@ def effort_for(
     @contextmanager
     def open_engine(values: int) -> Iterator[Mapper]:
         named = ray_address or os.environ.get("RAY_ADDRESS")
-        if workers == 0 or (workers is None and (not named or values < FEW_VALUES)):
-            yield SerialMapper()
-            return
-        from pipeline.building import require_shared
-
-        require_shared(catalogue)
-        with engine_for(Resources(workers=workers), ray_address, progress) as engine:
-            yield engine
+        alone = workers is None and (not named or values < FEW_VALUES)
+        with mapper_for(catalogue, 0 if alone else workers, ray_address, progress) as mapper:
+            yield mapper
 
     return Effort(open_engine, memory.bytes, device, progress)
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DeepResources(Resources):
-    """The resources of a deep verification, which uses no Ray unless it is asked to."""
+    """The resources of a verification, which uses no Ray unless it is asked to."""
 
     workers: Annotated[
-        int | None, Option("With --deep: number of Ray workers; 0 counts in this process.", least=0)
+        int | None, Option("Number of Ray workers; 0 works in this process.", least=0)
     ] = 0
 
 
@@ -52,7 +52,8 @@ def verify(
         if not as_json:
             say(_line(finding), to=out)
 
-    with engine_for(resources, ray_address, progress) if options.deep else nullcontext() as engine:
+    needed = options.deep or resources.workers != 0
+    with engine_for(resources, ray_address, progress) if needed else nullcontext() as engine:
         done = api.verify(
             place,
             names or (),

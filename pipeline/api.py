@@ -393,7 +393,7 @@ def verify(
     Args:
         catalogue: Where the datasets are.
         names: The datasets; none for all.
-        engine: Where shards are counted again; None for this process.
+        engine: Where versions are checked, and shards counted again; None for this process.
         resources: How fast to count; None for the engine's own.
         tell: Is called with each finding as soon as it is known.
         progress: Whether to show progress; or a listener.
@@ -408,6 +408,8 @@ def verify(
     place = _at(catalogue)
     place.at()  # says so if there is no catalogue
     chosen = VerifyOptions(**options)
+    if engine is not None and not engine.in_process:
+        building.require_shared(place.root)
     found = []
 
     def note(findings: Iterable[Finding]) -> None:
@@ -419,7 +421,12 @@ def verify(
     with _shown(progress) as listener:
         note(
             catalogues.verify(
-                place, names, chosen.spec, all_versions=chosen.all_versions, progress=listener
+                place,
+                names,
+                chosen.spec,
+                all_versions=chosen.all_versions,
+                mapper=engine,
+                progress=listener,
             )
         )
     if chosen.deep:

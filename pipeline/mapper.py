@@ -1,16 +1,22 @@
 """What is asked of an engine by rooms that map a function over items: archives, sums, tiles.
 
+`map_in_order` does the same in threads, for functions that mostly wait.
+
 >>> list(SerialMapper().map(abs, [-1, 2]))
 [1, 2]
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+LOOKING_THREADS = 32
 
 
 class Mapper(Protocol):
@@ -53,3 +59,51 @@ class SerialMapper:
             The results, in the order of the items.
         """
         return map(function, items)
+
+
+def in_order(numbered: Iterable[tuple[int, R]]) -> Iterator[R]:
+    """Puts results of `Mapper.map` into the order of the items.
+
+    Args:
+        numbered: Each result with its number, from 0 up, in any order.
+
+    Yields:
+        The results. One that came too early is kept until those before it have come.
+
+    >>> list(in_order([(1, "b"), (0, "a"), (2, "c")]))
+    ['a', 'b', 'c']
+    """
+    early: dict[int, R] = {}
+    following = 0
+    for number, result in numbered:
+        early[number] = result
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+def map_in_order(
+    function: Callable[[T], R], items: Iterable[T], threads: int = LOOKING_THREADS
+) -> Iterator[R]:
+    """Applies a function to items in threads.
+
+    Args:
+        function: Mostly waits, as for a store.
+        items: Taken as results are: never more than four for each thread ahead.
+        threads: How many calls run at a time.
+
+    Yields:
+        The results, in the order of the items.
+    """
+    with ThreadPoolExecutor(threads, "look") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 4 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

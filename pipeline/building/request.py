@@ -415,6 +415,6 @@ def require_shared(*places: str) -> None:
     for place in places:
         if not storage.store_of(place).is_shared:
             raise UsageError(
-                f"{place}: other processes cannot see memory://; build in this process "
+                f"{place}: other processes cannot see memory://; work in this process "
                 f"({option('workers', 0)}), or give a place that every worker can read"
             )

@@ -9,8 +9,9 @@ the grace period.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pipeline import storage
@@ -22,16 +23,17 @@ from pipeline.catalogue.verification import require_undamaged
 from pipeline.counting import partial_uri
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.mapper import Mapper, SerialMapper
 from pipeline.storage import Stored
 
 GRACE = timedelta(days=7)
 
-REMOVED_AT_ONCE = 128
-"""How many objects are looked at once more and then removed together. It is small, so that a build
-has little time to write one of them in between."""
+REMOVED_AT_ONCE = 1000
+"""How many objects one task looks at once more and then removes together: as many as S3 removes
+with one request. It takes about a second, in which a build may write one of them again."""
 
 CHECKERS = 32
-"""Threads that look at objects once more before they are removed."""
+"""Threads of a task that look at objects once more before they are removed."""
 
 
 def garbage(
@@ -40,6 +42,7 @@ def garbage(
     keep: int | None = None,
     grace: timedelta = GRACE,
     now: datetime | None = None,
+    mapper: Mapper | None = None,
 ) -> Iterator[Stored]:
     """Finds the objects that no kept version needs. The log, specs and ranges always stay.
 
@@ -49,6 +52,7 @@ def garbage(
         grace: Younger objects stay.
         now: The time that ages are counted from. None asks the store's own clock, by writing a
             small object there.
+        mapper: Where manifests are read; None for this process.
 
     Yields:
         Each object to delete.
@@ -57,7 +61,7 @@ def garbage(
         UsageError: If `keep` is less than 1.
         CorruptFile: If the log is not whole.
     """
-    for item in _unneeded(catalogue, _kept(catalogue, keep)):
+    for item in _unneeded(catalogue, _kept(catalogue, keep), mapper or SerialMapper()):
         now = now or storage.clock(catalogue.root)
         if item.modified is not None and now - item.modified > grace:
             yield item
@@ -68,6 +72,7 @@ def collect(
     *,
     keep: int | None = None,
     grace: timedelta = GRACE,
+    mapper: Mapper | None = None,
     progress: Listener = ignore,
 ) -> tuple[int, int]:
     """Deletes the garbage, if there is any and all that stays is whole.
@@ -79,6 +84,7 @@ def collect(
         catalogue: The catalogue.
         keep: As in `garbage`.
         grace: As in `garbage`.
+        mapper: Where versions are verified and objects are removed; None for this process.
         progress: Told what is verified and removed.
 
     Returns:
@@ -88,30 +94,52 @@ def collect(
         CorruptFile: If the log or a kept version is not whole. Nothing is removed then.
         UsageError: If `keep` is less than 1.
     """
-    if next(garbage(catalogue, keep=keep, grace=grace), None) is None:
+    mapper = mapper or SerialMapper()
+    if next(garbage(catalogue, keep=keep, grace=grace, mapper=mapper), None) is None:
         return 0, 0
     verified: set[tuple[str, ...]] = set()
     while new := [kept for kept in _kept(catalogue, keep) if kept.identity not in verified]:
         try:
-            require_undamaged(catalogue, new, progress)
+            require_undamaged(catalogue, new, mapper, progress)
         except CorruptFile as error:
             raise CorruptFile(
                 f"nothing was removed, because a version is damaged: {error}"
             ) from error
         verified.update(kept.identity for kept in new)
     # What is garbage is looked up once more: a build may have needed some of it meanwhile.
-    items = list(garbage(catalogue, keep=keep, grace=grace))
-    removed: list[Stored] = []
-    started = Started(len(items), -(-len(items) // REMOVED_AT_ONCE), unit="objects", step="batches")
-    with stage(progress, started), ThreadPoolExecutor(CHECKERS, "gc") as pool:
-        for first in range(0, len(items), REMOVED_AT_ONCE):
-            batch = items[first : first + REMOVED_AT_ONCE]
-            changed = pool.map(_changed_since_listed, batch)
-            still = [item for item, other in zip(batch, changed, strict=True) if not other]
-            storage.delete_all([item.uri for item in still])
-            removed += still
-            progress(StepDone(len(batch)))
-    return len(removed), sum(item.size for item in removed)
+    items = list(garbage(catalogue, keep=keep, grace=grace, mapper=mapper))
+    batches = [items[i : i + REMOVED_AT_ONCE] for i in range(0, len(items), REMOVED_AT_ONCE)]
+    removed, size = 0, 0
+    with stage(progress, Started(len(items), len(batches), unit="objects", step="batches")):
+        for batch in mapper.map(_remove, batches):
+            removed += batch.removed
+            size += batch.size
+            progress(StepDone(batch.objects))
+    return removed, size
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What became of objects that were to be removed together.
+
+    Attributes:
+        objects: How many there were.
+        removed: How many of them were removed.
+        size: The bytes of these.
+    """
+
+    objects: int
+    removed: int
+    size: int
+
+
+def _remove(items: Sequence[Stored]) -> _Batch:
+    """Removes objects, as one task. Those that were written again since the listing stay."""
+    with ThreadPoolExecutor(CHECKERS, "gc") as pool:
+        changed = pool.map(_changed_since_listed, items)
+        still = [item for item, other in zip(items, changed, strict=True) if not other]
+    storage.delete_all([item.uri for item in still])
+    return _Batch(len(items), len(still), sum(item.size for item in still))
 
 
 def _kept(catalogue: Catalogue, keep: int | None) -> list[KeptVersion]:
@@ -135,9 +163,11 @@ def _changed_since_listed(item: Stored) -> bool:
     return now is None or item.modified is None or abs(now - item.modified) >= timedelta(seconds=1)
 
 
-def _unneeded(catalogue: Catalogue, kept: Sequence[KeptVersion]) -> Iterator[Stored]:
+def _unneeded(
+    catalogue: Catalogue, kept: Sequence[KeptVersion], mapper: Mapper
+) -> Iterator[Stored]:
     """Yields the objects that neither the kept versions nor running builds need, of any age."""
-    needed = {*_needed_by_versions(catalogue, kept), *_needed_by_builds(catalogue)}
+    needed = {*_needed_by_versions(catalogue, kept, mapper), *_needed_by_builds(catalogue)}
     for folder in (*VERSION_FILES, "entries", "_work"):
         with contextlib.suppress(SourceError):
             for item in storage.walk(storage.join(catalogue.root, folder)):
@@ -148,23 +178,43 @@ def _unneeded(catalogue: Catalogue, kept: Sequence[KeptVersion]) -> Iterator[Sto
     yield from storage.leftovers(catalogue.root)
 
 
-def _needed_by_versions(catalogue: Catalogue, kept: Sequence[KeptVersion]) -> Iterator[str]:
+def _needed_by_versions(
+    catalogue: Catalogue, kept: Iterable[KeptVersion], mapper: Mapper
+) -> Iterator[str]:
     """Yields the urls of the kept versions' files and partials."""
     current = catalogue.head().datasets
-    for of in kept:
-        name, version = of.name, of.version
-        for kind in version.sha256:
-            yield catalogue.uri(kind, version.spec, name, version.digest_in(kind))
-        if version.imported:
-            continue
-        uri = catalogue.uri("manifests", version.spec, name, version.manifest)
-        if version != current.get(name, {}).get(version.spec) and not storage.exists(uri):
-            continue  # an old version, removed by an earlier collection
-        manifest = catalogue.manifest(name, version)
-        yield from map(manifest.entries.uri, manifest.files)
-        work = catalogue.partials_uri(name, version)
-        for key in manifest.keys(version.spec, version.products):
-            yield partial_uri(work, key)
+    tasks = [
+        (catalogue.root, of, of.version == current.get(of.name, {}).get(of.version.spec))
+        for of in kept
+    ]
+    for uris in mapper.map(_needed_by_version, tasks):
+        yield from uris
+
+
+def _needed_by_version(task: tuple[str, KeptVersion, bool]) -> list[str]:
+    """Returns the urls of a version's files and partials, as one task.
+
+    Args:
+        task: The catalogue's url, the version, and whether it is a current one.
+    """
+    root, of, is_current = task
+    catalogue, name, version = Catalogue(root), of.name, of.version
+    uris = [
+        catalogue.uri(kind, version.spec, name, version.digest_in(kind)) for kind in version.sha256
+    ]
+    if version.imported:
+        return uris
+    if not is_current and not storage.exists(
+        catalogue.uri("manifests", version.spec, name, version.manifest)
+    ):
+        return uris  # an old version, removed by an earlier collection
+    manifest = catalogue.manifest(name, version)
+    work = catalogue.partials_uri(name, version)
+    return [
+        *uris,
+        *map(manifest.entries.uri, manifest.files),
+        *(partial_uri(work, key) for key in manifest.keys(version.spec, version.products)),
+    ]
 
 
 def _needed_by_builds(catalogue: Catalogue) -> Iterator[str]:

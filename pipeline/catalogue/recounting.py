@@ -21,8 +21,9 @@ from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Version
 from pipeline.catalogue.findings import Finding
+from pipeline.catalogue.partial_sums import sum_of_partials
 from pipeline.catalogue.verification import newest_versions, raise_if_unanswered
-from pipeline.catalogue.version_checks import same_numbers, sum_of_partials
+from pipeline.catalogue.version_checks import same_numbers
 from pipeline.catalogue.version_options import RECOUNTED_SHARDS
 from pipeline.counting import (
     Recipe,

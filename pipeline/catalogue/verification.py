@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.buffers import sha256
@@ -17,7 +18,11 @@ from pipeline.catalogue.kept_versions import KeptVersion, kept_versions, missing
 from pipeline.catalogue.version_checks import VersionChecks
 from pipeline.errors import CorruptFile, NotFound, StorageError, TooManyBytes, VdnaError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
+from pipeline.mapper import Mapper, SerialMapper, in_order, map_in_order
 from pipeline.wording import count_of
+
+LARGE = 1_000_000
+"""A version of more images is checked by many tasks, and not by one."""
 
 
 def verify(
@@ -26,6 +31,7 @@ def verify(
     spec: str | None = None,
     *,
     all_versions: bool = False,
+    mapper: Mapper | None = None,
     progress: Listener = ignore,
 ) -> Iterator[Finding]:
     """Checks versions of datasets against all that is stored of them.
@@ -36,10 +42,12 @@ def verify(
         spec: The beginning of a spec's digest; None for all specs.
         all_versions: Whether to check every version that is kept, and the log. The newest versions
             alone are checked otherwise.
+        mapper: Where versions are checked, one in a task; None for this process.
         progress: Told what is done.
 
     Yields:
-        A finding for each check, good or bad, when the check ends.
+        A finding for each check, good or bad, when the version's checks have ended. The versions of
+        more than `LARGE` images come last. Each of their findings comes when its check ends.
 
     Raises:
         NotFound: If there is no such dataset or spec.
@@ -62,13 +70,8 @@ def verify(
             ],
         )
         yield from (of_log, *of_files)
-    for kept, check, run in _checks(catalogue, [*newest, *older], progress):
-        at = None if kept.commit == head else kept.commit
-        try:
-            yield Finding(kept.name, check, True, run(), at)
-        except VdnaError as error:
-            raise_if_unanswered(error, f"{kept.name}, {check}")
-            yield Finding(kept.name, check, False, str(error), at)
+    for _, finding in _findings(catalogue, [*newest, *older], head, mapper, progress):
+        yield finding
 
 
 def raise_if_unanswered(error: VdnaError, what: str) -> None:
@@ -88,7 +91,10 @@ def raise_if_unanswered(error: VdnaError, what: str) -> None:
 
 
 def require_undamaged(
-    catalogue: Catalogue, versions: Iterable[KeptVersion], progress: Listener = ignore
+    catalogue: Catalogue,
+    versions: Iterable[KeptVersion],
+    mapper: Mapper | None = None,
+    progress: Listener = ignore,
 ) -> None:
     """Refuses a catalogue in which something is wrong with one of these versions.
 
@@ -97,29 +103,28 @@ def require_undamaged(
     Args:
         catalogue: The catalogue.
         versions: The versions to check.
+        mapper: As in `verify`.
         progress: Told what is done.
 
     Raises:
         CorruptFile: If a check of a version fails.
         StorageError: If the store does not answer.
     """
-    head = catalogue.head().datasets
-    there = [
-        kept
-        for kept in versions
-        if kept.version == head.get(kept.name, {}).get(kept.version.spec)
-        or not missing_files(catalogue, kept)
-    ]
-    for kept, check, run in _checks(catalogue, there, progress):
-        try:
-            run()
-        except StorageError:
-            raise
-        except VdnaError as error:
+    head = catalogue.head()
+
+    def is_there(kept: KeptVersion) -> bool:
+        current = head.datasets.get(kept.name, {}).get(kept.version.spec)
+        return kept.version == current or not missing_files(catalogue, kept)
+
+    versions = list(versions)
+    found = zip(versions, map_in_order(is_there, versions), strict=True)
+    there = [kept for kept, whole in found if whole]
+    for kept, finding in _findings(catalogue, there, head.number, mapper, progress):
+        if not finding.ok:
             raise CorruptFile(
-                f"{kept.name}, commit {kept.commit}, {check}: {error}. `vdna verify --all` lists "
-                "all that is wrong"
-            ) from error
+                f"{kept.name}, commit {kept.commit}, {finding.check}: {finding.detail}. `vdna "
+                "verify --all` lists all that is wrong"
+            )
 
 
 def newest_versions(
@@ -173,8 +178,10 @@ def _with_files(
 ) -> tuple[list[KeptVersion], list[Finding]]:
     """Returns the older versions that have all their files, and findings on the others."""
     there, findings, removed = [], [], Counter[str]()
-    for kept in older:
-        files, missing = set(kept.version.sha256), set(missing_files(catalogue, kept))
+    older = list(older)
+    missing_of = map_in_order(lambda kept: set(missing_files(catalogue, kept)), older)
+    for kept, missing in zip(older, missing_of, strict=True):
+        files = set(kept.version.sha256)
         if not missing:
             there.append(kept)
         elif missing >= files - {"manifests"}:  # a manifest may be another version's too
@@ -193,15 +200,71 @@ def _with_files(
     return there, findings
 
 
-def _checks(
-    catalogue: Catalogue, versions: Sequence[KeptVersion], progress: Listener
-) -> Iterator[tuple[KeptVersion, str, Callable[[], str]]]:
-    """Yields the checks of all versions, and tells the listener of each version that is done."""
-    total = sum(len(VersionChecks(catalogue, kept).checks) for kept in versions)
-    started = Started(total, len(versions), unit="checks", step="versions")
-    with stage(progress, started):
-        for kept in versions:
-            checks = VersionChecks(catalogue, kept).checks
-            for check, run in checks.items():
-                yield kept, check, run
-            progress(StepDone(len(checks), name=kept.name))
+@dataclass(frozen=True)
+class VersionTask:
+    """The checks of one version, to be run as one task.
+
+    Attributes:
+        number: Its place among the tasks.
+        root: The catalogue's url.
+        kept: The version.
+        at: What its findings state as `Finding.at`.
+    """
+
+    number: int
+    root: str
+    kept: KeptVersion
+    at: int | None
+
+    def run(self) -> tuple[int, list[Finding]]:
+        """Runs the checks, and returns their findings with the task's number."""
+        checks = VersionChecks(Catalogue(self.root), self.kept)
+        return self.number, list(_run(checks, self.kept, self.at))
+
+
+def _run(checks: VersionChecks, kept: KeptVersion, at: int | None) -> Iterator[Finding]:
+    """Runs the checks of a version, and yields the finding of each when it ends."""
+    for check, run in checks.checks.items():
+        try:
+            yield Finding(kept.name, check, True, run(), at)
+        except VdnaError as error:
+            raise_if_unanswered(error, f"{kept.name}, {check}")
+            yield Finding(kept.name, check, False, str(error), at)
+
+
+def _findings(
+    catalogue: Catalogue,
+    versions: Sequence[KeptVersion],
+    head: int,
+    mapper: Mapper | None,
+    progress: Listener,
+) -> Iterator[tuple[KeptVersion, Finding]]:
+    """Checks all versions, and tells the listener of each version that is done.
+
+    A version of many images is not one task: this process checks it, and its partials are read by
+    many tasks.
+
+    Yields:
+        Each finding, with its version.
+    """
+    mapper = mapper or SerialMapper()
+    of_tasks = [kept for kept in versions if not _is_large(kept)]
+    tasks = [
+        VersionTask(number, catalogue.root, kept, None if kept.commit == head else kept.commit)
+        for number, kept in enumerate(of_tasks)
+    ]
+    if tasks:
+        total = sum(len(VersionChecks(catalogue, kept).checks) for kept in of_tasks)
+        with stage(progress, Started(total, len(tasks), unit="checks", step="versions")):
+            found = in_order(mapper.map(VersionTask.run, tasks))
+            for task, findings in zip(tasks, found, strict=True):
+                yield from ((task.kept, finding) for finding in findings)
+                progress(StepDone(len(findings), name=task.kept.name))
+    for kept in filter(_is_large, versions):
+        checks = VersionChecks(catalogue, kept, mapper, progress)
+        for finding in _run(checks, kept, None if kept.commit == head else kept.commit):
+            yield kept, finding
+
+
+def _is_large(kept: KeptVersion) -> bool:
+    return kept.version.images + kept.version.failed > LARGE

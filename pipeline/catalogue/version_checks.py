@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.changes import parts_of
-from pipeline.catalogue.commit import Version
 from pipeline.catalogue.kept_versions import KeptVersion
 from pipeline.catalogue.names import part_name
-from pipeline.counting import digest_of_dna, load_partial, partial_uri, plan_folds
+from pipeline.catalogue.partial_sums import present_partials, read_partials, sum_of_partials
+from pipeline.counting import digest_of_dna, partial_uri
 from pipeline.dna import (
     DNA,
     FLOAT_SUMS,
@@ -32,21 +32,37 @@ from pipeline.dna import (
     Exemplars,
     ExemplarSettings,
     Failure,
-    Partial,
     Ranges,
     neuron_name,
 )
 from pipeline.errors import ConservationError, CorruptFile
+from pipeline.events import Listener, ignore
+from pipeline.mapper import Mapper
 from pipeline.sources import Manifest, label_of
 from pipeline.spec import LAYER_GAUSSIAN
 from pipeline.wording import count_of
 
 
 class VersionChecks:
-    """The checks of one version. Each keeps what it has read for those that follow."""
+    """The checks of one version. Each keeps what it has read for those that follow.
 
-    def __init__(self, catalogue: Catalogue, kept: KeptVersion) -> None:
+    Args:
+        catalogue: The catalogue.
+        kept: The version.
+        mapper: Where partials are read and added; None for this process.
+        progress: Told of the partials that are read.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        kept: KeptVersion,
+        mapper: Mapper | None = None,
+        progress: Listener = ignore,
+    ) -> None:
         self._catalogue = catalogue
+        self._mapper = mapper
+        self._progress = progress
         self._name = kept.name
         self._version = kept.version
         self._commit = kept.commit
@@ -222,14 +238,13 @@ class VersionChecks:
         version, manifest, dna = self._version, self._known_manifest(), self._known_dna()
         work = self._catalogue.partials_uri(self._name, version)
         uris = [partial_uri(work, key) for key in manifest.keys(version.spec, version.products)]
-        present = [uri for uri in uris if storage.exists(uri)]
+        present = present_partials(uris, listed=not version.part_of)
         if not present:
             return "none is kept"
         if len(present) < len(uris):
-            for uri in present:
-                load_partial(uri)
+            read_partials(present, self._mapper, self._progress)
             return f"{len(present)} of {len(uris)} are kept; each is whole"
-        total = sum_of_partials(manifest, work, version)
+        total = sum_of_partials(manifest, work, version, self._mapper, self._progress)
         listed = self._failures if self._failures is not None else list(total.failures)
         shown = self._exemplars if self._exemplars is not None else total.exemplars
         same = total.exemplars == shown and list(total.failures) == listed
@@ -287,35 +302,6 @@ def _hashes(names: Iterable[tuple[str, str]]) -> NDArray[np.void]:
     for uri, member in names:
         joined += hashlib.sha256(f"{uri}\0{member}".encode()).digest()[:16]
     return np.frombuffer(bytes(joined), _HASH)
-
-
-def sum_of_partials(manifest: Manifest, work: str, version: Version) -> Partial:
-    """Adds up all partials of a dataset, in the order in which a build adds them.
-
-    Args:
-        manifest: The dataset's manifest.
-        work: The folder of the partials.
-        version: The dataset's version.
-
-    Returns:
-        The sum.
-
-    Raises:
-        CorruptFile: If a partial is torn, or is another shard's.
-        SourceError: If one is missing.
-    """
-    levels, folds = plan_folds(manifest, work, version.spec, version.products)
-    nodes = {node.uri: node for level in levels for node in level}
-
-    def value(uri: str) -> Partial:
-        if uri in nodes:
-            return reduce(Partial.__add__, (value(child) for child in nodes[uri].children))
-        return load_partial(uri)
-
-    return reduce(
-        Partial.__add__,
-        (reduce(Partial.__add__, (value(uri) for uri, _ in fold.parts)) for fold in folds),
-    )
 
 
 def same_numbers(a: DNA, b: DNA) -> bool:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, cast
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError, VdnaError, printable, shortened
+from pipeline.mapper import map_in_order
 from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.coco import COCO_COLUMNS, coco_folder
 from pipeline.sources.entries_file import ENTRY_SCHEMA
-from pipeline.sources.map_in_order import map_in_order
 from pipeline.sources.rules import Rules
 from pipeline.sources.table_file import TableFile
 from pipeline.storage import Stored

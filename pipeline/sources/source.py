@@ -27,14 +27,13 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError, printable
 from pipeline.events import Listener, Said, ignore
-from pipeline.mapper import Mapper
+from pipeline.mapper import Mapper, map_in_order
 from pipeline.sources.archives.contents import TABLES, archive_kind, encoded_index
 from pipeline.sources.archives.index import ArchiveIndex, label_column
 from pipeline.sources.inventory import OBJECTS_SCHEMA, find_inventory
 from pipeline.sources.listing import Listing, ListingWriter, label_columns
 from pipeline.sources.listing_checkpoint import ListingCheckpoint
 from pipeline.sources.lists_and_tables import LIST_EXTENSION, SourceTable, objects_in_list
-from pipeline.sources.map_in_order import map_in_order
 from pipeline.sources.parallel_listing import list_pages
 from pipeline.sources.rules import Rules, other_kind
 from pipeline.storage import Stored

@@ -249,7 +249,7 @@ def test_a_store_that_does_not_answer_is_not_damage(
     def silent(uri: str) -> bytes:
         raise TransientError(f"{uri}: no answer")
 
-    monkeypatch.setattr("pipeline.catalogue.version_checks.load_partial", silent)
+    monkeypatch.setattr("pipeline.catalogue.partial_sums.load_partial", silent)
     with pytest.raises(TransientError, match="no answer"):
         collect(place, grace=NOW)
     assert storage.exists(lost)
@@ -324,7 +324,7 @@ def test_a_version_that_is_committed_during_the_checks_is_checked_too(
     real = garbage_collection.require_undamaged
     seen = []
 
-    def meanwhile(catalogue: Catalogue, versions: list, progress: object) -> None:
+    def meanwhile(catalogue: Catalogue, versions: list, *_: object) -> None:
         seen.append([kept.commit for kept in versions])
         real(catalogue, versions)
         if len(seen) == 1:

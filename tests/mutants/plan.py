@@ -17,12 +17,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "catalogue/garbage_collection.py": (
         "catalogue/test_garbage_collection.py",
         "catalogue/test_history.py",
+        "catalogue/test_tasks.py",
         "comparing/test_tiles.py::test_gc_removes_abandoned_tiles",
     ),
     "catalogue/kept_versions.py": (
         "catalogue/test_kept_versions.py",
         "catalogue/test_undoing.py",
     ),
+    "catalogue/partial_sums.py": ("catalogue/test_tasks.py", "catalogue/test_verification.py"),
     "catalogue/undoing.py": ("catalogue/test_undoing.py",),
     "catalogue/version_checks.py": (
         "catalogue/test_verification.py",
@@ -43,6 +45,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "catalogue/verification.py": (
         "catalogue/test_verification.py",
         "catalogue/test_history.py",
+        "catalogue/test_tasks.py",
         "building/test_labels.py",
     ),
     "building/storing.py": ("building/test_storing.py",),
