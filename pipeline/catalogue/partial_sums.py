@@ -38,8 +38,9 @@ def present_partials(uris: Sequence[str], *, listed: bool) -> list[str]:
     if not listed:
         found = map_in_order(storage.exists, uris)
         return [uri for uri, there in zip(uris, found, strict=True) if there]
+    folders = {uri.rpartition("/")[0] for uri in uris}
     try:
-        known = {item.uri for item in storage.walk(uris[0].rpartition("/")[0])}
+        known = {item.uri for folder in folders for item in storage.walk(folder)}
     except SourceError:
         return []
     return [uri for uri in uris if uri in known]
