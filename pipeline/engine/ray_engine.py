@@ -14,13 +14,12 @@ import logging
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import ExecutionTimeoutError
@@ -29,23 +28,22 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.counting import (
     MALLOC_ENVIRONMENT,
     OVERLAP,
-    Ahead,
     Recipe,
     ShardJob,
     ShardReceipt,
-    Worker,
-    collect_rarely,
 )
+from pipeline.engine.device_errors import DeviceErrors
 from pipeline.engine.pool_watch import Limits, PoolWatch
-from pipeline.engine.ray_decoding import RayDecodePool, cause_of, may_decode_ahead, room_ahead
+from pipeline.engine.ray_decoding import cause_of, may_decode_ahead, room_ahead
 from pipeline.engine.ray_nodes import (
     SPARE_CPUS,
     TASK_CPUS,
-    RayHome,
     Room,
+    left_out_words,
     list_nodes,
     room_of,
     wants,
+    without,
 )
 from pipeline.engine.ray_start import (
     is_worth_logs,
@@ -57,8 +55,9 @@ from pipeline.engine.ray_start import (
     without_stderr,
 )
 from pipeline.engine.ray_watch import RayWarnings, reading_messages, watched
+from pipeline.engine.shard_actor import ShardActor, receipt_of
 from pipeline.errors import TransientError, UsageError
-from pipeline.events import Listener, Said, ignore
+from pipeline.events import Listener, Said, Warned, ignore
 from pipeline.mapper import Mapper, SerialMapper
 from pipeline.spec import Resources, available_cpus
 from pipeline.storage import retry
@@ -113,6 +112,7 @@ class RayEngine:
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._progress = progress or ignore
         self._warnings = RayWarnings(self._progress)
+        self._devices = DeviceErrors()
         self._messages = ExitStack()
         self._ours = False
 
@@ -180,13 +180,35 @@ class RayEngine:
             UsageError: If this machine lacks the CPUs or GPUs that a worker takes, or Ray's object
                 store has no room for the images that are to be decoded ahead.
         """
+        left = {(job.manifest_uri, index): (job, index) for job, index in work}
+        while left:
+            with closing(self._pool(list(left.values()))) as rows:
+                for row in rows:
+                    receipt = receipt_of(row)
+                    del left[receipt.manifest_uri, receipt.index]
+                    yield receipt
+                    if not receipt.error:
+                        self._devices.counted(row["node"])
+                    elif row["device_failed"] and self._devices.failed(row["node"]):
+                        self._progress(Warned(left_out_words(row["node"], receipt.error)))
+                        break  # a pool has its nodes for good
+
+    def _pool(self, work: Sequence[tuple[ShardJob, int]]) -> Generator[dict[str, Any], None, None]:
+        """Runs shards on a new pool of actors, on all nodes but those that are left out.
+
+        Yields:
+            What the actors return.
+
+        Raises:
+            TransientError: See `run_shards`.
+        """
         room = self._room()
         resources = replace(self.resources, threads=room.threads, workers=room.most)
         recipes: dict[Recipe, int] = {}
         for job, _ in work:
             recipes.setdefault(job.recipe, len(recipes))
         shipped = [replace(recipe, resources=resources) for recipe in recipes]
-        rows = [
+        todo = [
             {
                 "recipe": recipes[job.recipe],
                 "manifest": job.manifest_uri,
@@ -197,7 +219,7 @@ class RayEngine:
             for job, index in work
         ]
         self._require_gpus()
-        most, now = min(room.most, len(rows)), min(room.now, len(rows))
+        most, now = min(room.most, len(todo)), min(room.now, len(todo))
         spare = SPARE_CPUS if self.resources.workers is None and most > now else 0
         pool = secrets.token_hex(8)
         watch = PoolWatch(
@@ -214,8 +236,8 @@ class RayEngine:
         context.execution_no_progress_timeout_s = -1  # the watch judges, who knows of capacity
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         with watched(pool, watch, self._warnings, context):
-            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                _ShardActor,
+            dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
+                ShardActor,
                 fn_constructor_kwargs={
                     "recipes": shipped,
                     "room": room_ahead(list_nodes(), now, shipped),
@@ -233,13 +255,14 @@ class RayEngine:
                 ),
                 num_cpus=room.threads + spare,
                 num_gpus=resources.gpus_per_worker or None,
+                label_selector=without(self._devices.left_out),
                 runtime_env=self._runtime_env(),
             )
-            rows_of_all = iter(dataset.iter_rows())
+            rows = iter(dataset.iter_rows())
             try:
-                for row in rows_of_all:
+                for row in rows:
                     watch.ended()
-                    yield ShardReceipt(**row)
+                    yield row
             except RayTaskError as error:
                 cause = cause_of(error)
                 raise cause from error
@@ -247,7 +270,7 @@ class RayEngine:
                 raise TransientError(str(error)) from error
             finally:  # ends the shards that still run; while Ray shuts down it would be too late
                 with without_stderr():  # Ray tells there that it will run them again
-                    rows_of_all.close()  # type: ignore[attr-defined]  # a generator
+                    rows.close()  # type: ignore[attr-defined]  # a generator
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """Calls a function on each item, as one Ray task; at most two tasks a worker are under way.
@@ -346,43 +369,6 @@ class RayEngine:
 
     def _cpus(self) -> int:
         return available_cpus() if self._local else max(1, int(_cluster().get("CPU", 1)))
-
-
-class _ShardActor:
-    """One actor of the pool: a worker that keeps its networks loaded from row to row."""
-
-    def __init__(
-        self, recipes: list[Recipe], room: int, runtime_env: dict[str, Any], pool: str
-    ) -> None:
-        """Loads nothing yet.
-
-        Args:
-            recipes: How shards are counted; rows name them by their place.
-            room: How many bytes of images may be decoded ahead; 0 if this process decodes.
-            runtime_env: What Ray must start the processes with that decode ahead.
-            pool: A text that no other pool of actors has.
-        """
-        collect_rarely()
-        self._recipes = recipes
-        always = recipes[0].resources.decode == "ahead"
-        ahead = Ahead(RayDecodePool(runtime_env), room, always=always) if room else None
-        self._worker = Worker(ahead, RayHome(pool))
-        self._device_is_lost = False
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        job = ShardJob(
-            self._recipes[int(batch["recipe"][0])],
-            str(batch["manifest"][0]),
-            str(batch["work"][0]),
-            str(batch["entries"][0]),
-        )
-        if self._device_is_lost:
-            # Only a new process gets a sound context of the device. Ray starts one, and gives the
-            # shard to it.
-            os._exit(1)
-        receipt = self._worker.run(job, int(batch["index"][0]))
-        self._device_is_lost |= receipt.unexpected and job.recipe.device != "cpu"
-        return {name: np.array([value]) for name, value in asdict(receipt).items()}
 
 
 # Ray leaves these two without types.

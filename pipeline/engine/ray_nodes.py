@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from ray._private.state import state
 from ray.util import client
 
 from pipeline.counting import Note
+from pipeline.engine.device_errors import MOST_ERRORS
 from pipeline.spec import Resources
 from pipeline.wording import count_of
 
@@ -48,9 +49,14 @@ class RayHome:
         self._pool = pool
 
     @property
+    def node(self) -> str:
+        """The id of the node that this process runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    @property
     def label(self) -> dict[str, str]:
-        """The pool, and the node that this process runs on."""
-        return {"node": ray.get_runtime_context().get_node_id(), "pool": self._pool}
+        """The pool and the node."""
+        return {"node": self.node, "pool": self._pool}
 
     def saw_crash(self, note: Note) -> bool:
         """Tells whether the process of a note was of this pool, and its node lives on."""
@@ -107,6 +113,20 @@ def workers_held(nodes: Iterable[Mapping[str, float]], threads: int, gpus: float
     if gpus:
         return max(1, sum(int(node.get("GPU", 0) / gpus) for node in nodes))
     return max(1, sum(int(max(0, node.get("CPU", 0) - 1)) // threads for node in nodes))
+
+
+def without(nodes: Sequence[str]) -> dict[str, str] | None:
+    """Returns the label selector of all nodes but these; None if there are none of these."""
+    return {"ray.io/node-id": f"!in({','.join(nodes)})"} if nodes else None
+
+
+def left_out_words(node: str, error: str) -> str:
+    """Says that a node gets no more shards, and with which error of its device."""
+    where = next((n["NodeManagerAddress"] for n in list_nodes() if n["NodeID"] == node), node)
+    return (
+        f"the device of node {where} has failed {MOST_ERRORS} times in a row, while other nodes "
+        f"count. It gets no more shards. The last error: {error}"
+    )
 
 
 def wants(threads: int, gpus: float) -> str:

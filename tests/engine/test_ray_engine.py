@@ -26,6 +26,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.dna import DNA, Partial
 from pipeline.engine import InProcess, ray_engine, ray_start
+from pipeline.engine.ray_nodes import RayHome
 from pipeline.engine.ray_start import (
     MAX_STARTS,
     is_worth_logs,
@@ -33,6 +34,7 @@ from pipeline.engine.ray_start import (
     session_folder,
     start_with_retries,
 )
+from pipeline.engine.shard_actor import ShardActor
 from pipeline.errors import GateError, TransientError, UnexpectedError, UsageError
 from pipeline.events import Said
 from pipeline.explaining import RankRequest, rank
@@ -322,6 +324,7 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
         raise Ended(code)
 
     monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(RayHome, "node", "n")
     batch = {"recipe": [0], "manifest": ["m"], "work": ["w"], "entries": ["e"], "index": [1]}
     for gpus, kind, ends in (
         (1.0, "UnexpectedError", True),
@@ -331,7 +334,7 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
         receipt = ShardReceipt("m", 1, error="e", kind=kind)
         monkeypatch.setattr(Worker, "run", lambda *_, receipt=receipt: receipt)
         recipe = Recipe(SPEC, NETWORK, "ranges", Resources(gpus_per_worker=gpus))
-        actor = ray_engine._ShardActor([recipe], 0, {}, "pool")
+        actor = ShardActor([recipe], 0, {}, "pool")
         assert actor(batch)["kind"] == [kind]
         with pytest.raises(Ended) if ends else contextlib.nullcontext():
             assert actor(batch)["index"] == [1]

@@ -1,0 +1,86 @@
+"""The actor that counts shards on Ray."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+
+from pipeline.counting import Ahead, Recipe, ShardJob, ShardReceipt, Worker, collect_rarely
+from pipeline.engine.ray_decoding import RayDecodePool
+from pipeline.engine.ray_nodes import RayHome
+
+
+class ShardActor:
+    """One actor of the pool: a worker that keeps its networks loaded from row to row."""
+
+    def __init__(
+        self, recipes: list[Recipe], room: int, runtime_env: dict[str, Any], pool: str
+    ) -> None:
+        """Loads nothing yet.
+
+        Args:
+            recipes: How shards are counted; rows name them by their place.
+            room: How many bytes of images may be decoded ahead; 0 if this process decodes.
+            runtime_env: What Ray must start the processes with that decode ahead.
+            pool: A text that no other pool of actors has.
+        """
+        collect_rarely()
+        self._recipes = recipes
+        always = recipes[0].resources.decode == "ahead"
+        ahead = Ahead(RayDecodePool(runtime_env), room, always=always) if room else None
+        self._home = RayHome(pool)
+        self._worker = Worker(ahead, self._home)
+        self._device_is_lost = False
+        self._under_way = 0
+        self._changed = threading.Condition()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Counts a shard.
+
+        Args:
+            batch: One row: the place of the recipe, and the rest of a `ShardJob` and its index.
+
+        Returns:
+            One row: the receipt, the id of the node, and whether its device has failed.
+        """
+        job = ShardJob(
+            self._recipes[int(batch["recipe"][0])],
+            str(batch["manifest"][0]),
+            str(batch["work"][0]),
+            str(batch["entries"][0]),
+        )
+        self._begin()
+        try:
+            receipt = self._worker.run(job, int(batch["index"][0]))
+            failed = receipt.unexpected and job.recipe.device != "cpu"
+            self._device_is_lost |= failed
+        finally:
+            self._end()
+        told = {"node": self._home.node, "device_failed": failed}
+        return {name: np.array([value]) for name, value in (asdict(receipt) | told).items()}
+
+    def _begin(self) -> None:
+        """Begins a shard, or ends the process if its device is lost.
+
+        Only a new process gets a sound context of the device. Ray starts one, and gives the shard
+        to it. No other shard may be under way, or it would seem to have ended the process.
+        """
+        with self._changed:
+            if self._device_is_lost:
+                self._changed.wait_for(lambda: not self._under_way)
+                os._exit(1)
+            self._under_way += 1
+
+    def _end(self) -> None:
+        with self._changed:
+            self._under_way -= 1
+            self._changed.notify_all()
+
+
+def receipt_of(row: dict[str, Any]) -> ShardReceipt:
+    """Returns the receipt in a row that an actor returned."""
+    return ShardReceipt(**{field.name: row[field.name] for field in fields(ShardReceipt)})
