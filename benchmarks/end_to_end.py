@@ -1,8 +1,11 @@
 """One folder of images to one DNA: the product beside the reference, and whether they agree.
 
     python -m benchmarks.end_to_end FOLDER [--ranges FILE] [--precision bf16] [--threads 2]
+    python -m benchmarks.end_to_end FOLDER --extractor timm:vit_base_patch16_224
 
-All use the same images, network, taps, ranges, bins and resizing, each in a fresh process. Rows:
+Another network than the embedded one has random weights, unless `--weights` names a folder of
+safetensors, and its ranges are those of some of the images. All use the same images, network, taps,
+ranges, bins and resizing, each in a fresh process. Rows:
 
     forward     the network's forward pass alone, on random pixels: the ceiling
     make_dna    in process, after one image to warm up; includes building the network
@@ -22,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +34,22 @@ import numpy as np
 from benchmarks import measure, reference
 from benchmarks.forward_only import forward_only
 
+EXTRACTOR = "efficientnet_lite0"
+
+RANGED = 64
+"""How many images give another network its ranges."""
+
 EMBEDDED = measure.ROOT / "pipeline/networks/assets/efficientnet_lite0.ranges.parquet"
 
 
 def _product(
-    folder: str, ranges: str, threads: int, precision: str, histograms: str, backend: str
+    folder: str,
+    ranges: str,
+    threads: int,
+    precision: str,
+    histograms: str,
+    backend: str,
+    network: dict[str, Any],
 ) -> dict[str, Any]:
     """The product's in-process build. The only place that knows its interface."""
     from pipeline.building import make_dna
@@ -47,6 +62,7 @@ def _product(
             precision=precision,
             limit=limit,
             backend=backend,
+            **network,
         )
 
     make(1)
@@ -72,6 +88,7 @@ def run_product(
     threads: int,
     precision: str = "fp32",
     backend: str = "torch",
+    network: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One DNA of a folder, in process, in a fresh one; see `reference.run_reference`.
 
@@ -84,14 +101,22 @@ def run_product(
         "precision": precision,
         "histograms": str(histograms.resolve()),
         "backend": backend,
+        "network": dict(network or {}),
     }
     return measure.run("benchmarks.end_to_end", settings, tuned_malloc=False)
 
 
-def run_build(folder: Path, ranges: Path, catalogue: Path, precision: str) -> dict[str, Any]:
+def run_build(
+    folder: Path,
+    ranges: Path,
+    catalogue: Path,
+    precision: str,
+    network: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The command, timed from start to exit."""
     command = [sys.executable, "-m", "jobs.build", "images", str(folder), "-c", str(catalogue)]
     command += ["--ranges", str(ranges), "--precision", precision, "--json", "--backend", "torch"]
+    command += [word for name, value in (network or {}).items() for word in (f"--{name}", value)]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
@@ -101,6 +126,36 @@ def run_build(folder: Path, ranges: Path, catalogue: Path, precision: str) -> di
         "seconds": round(seconds, 3),
         "images_per_second": round(images / seconds, 2),
     }
+
+
+def other_network(
+    name: str, folder: Path | None, scratch: Path, files: Sequence[Path]
+) -> tuple[dict[str, str], dict[str, Any], Path]:
+    """Prepares another network than the embedded one.
+
+    Returns its options for the product, what the reference needs of it, and its file of ranges.
+    """
+    from benchmarks.backends import batches, described, measured_ranges
+    from pipeline.counting import Extractor
+    from pipeline.networks import encode_ranges
+    from pipeline.spec import Preprocess
+
+    network, _ = described(name, folder, scratch, files)
+    rule = Preprocess(network.height, network.width, network.mean, network.std)
+    extractor = Extractor(network)
+    shape = [(tap.name, tap.neurons) for tap in network.taps]
+    found = measured_ranges(extractor, batches(files[:RANGED], rule, 8), shape)
+    ranges = scratch / "ranges.parquet"
+    ranges.write_bytes(encode_ranges(found, network, images=RANGED))
+    weights = str(Path((network.weights_uri or "").removeprefix("file://")))
+    tapped = {
+        "timm": name.removeprefix("timm:"),
+        "weights": weights,
+        "taps": list(network.observed),
+        "mean": network.mean,
+        "std": network.std,
+    }
+    return {"extractor": name, "weights": weights}, tapped, ranges
 
 
 def main() -> None:
@@ -113,23 +168,37 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--rounds", type=int, default=1, help="take turns; the best of each counts")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has vdna")
+    parser.add_argument("--extractor", default=EXTRACTOR)
+    parser.add_argument("--weights", type=Path, help="a folder with files of safetensors")
     arguments = parser.parse_args()
     folder, ranges = arguments.folder.resolve(strict=True), arguments.ranges
     threads, precision = arguments.threads, arguments.precision
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
+        network: dict[str, str] = {}
+        tapped: dict[str, Any] | None = None
+        if arguments.extractor != EXTRACTOR:
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            network, tapped, ranges = other_network(
+                arguments.extractor, arguments.weights, Path(scratch), files
+            )
         ours, theirs = Path(scratch, "product.npz"), Path(scratch, "reference.npz")
         for turn in range(arguments.rounds):
             place = Path(scratch, f"catalogue-{turn}")
             found = {
-                "forward": forward_only(threads, precision=precision),
-                "make_dna": run_product(folder, ranges, ours, threads, precision),
-                "build": run_build(folder, ranges, place, precision),
+                "forward": forward_only(threads, precision=precision, **network),
+                "make_dna": run_product(folder, ranges, ours, threads, precision, network=network),
+                "build": run_build(folder, ranges, place, precision, network),
             }
             if precision == "fp32":
-                found["forward_openvino"] = forward_only(threads, backend="openvino")
+                found["forward_openvino"] = forward_only(threads, backend="openvino", **network)
                 found["make_dna_openvino"] = run_product(
-                    folder, ranges, Path(scratch, "openvino.npz"), threads, backend="openvino"
+                    folder,
+                    ranges,
+                    Path(scratch, "openvino.npz"),
+                    threads,
+                    backend="openvino",
+                    network=network,
                 )
             for name, tuned in (("reference", False), ("reference_tuned_malloc", True)):
                 found[name] = reference.run_reference(
@@ -139,6 +208,7 @@ def main() -> None:
                     tuned_malloc=tuned,
                     histograms=theirs,
                     python=arguments.python,
+                    network=tapped,
                 )
             for name, row in found.items():
                 rows[name] = max(rows.get(name, row), row, key=lambda e: e["images_per_second"])

@@ -29,16 +29,18 @@ PLAIN_BATCH = 32
 Forward = Callable[[], object]
 
 
-def _product(precision: str, backend: str, threads: int) -> Forward:
+def _product(
+    precision: str, backend: str, threads: int, extractor: str, weights: str | None
+) -> Forward:
     """One micro-batch through the product's extractor. The only place that knows its interface."""
     from pipeline.counting import Extractor
     from pipeline.networks import describe
 
-    extractor = Extractor(
-        describe("efficientnet_lite0"), precision, backend=backend, threads=threads
-    )
-    pixels = np.random.default_rng(0).standard_normal((MICRO_BATCH, 224, 224, 3), np.float32)
-    return lambda: extractor.observe(pixels, lambda index, activations: None)
+    network = describe(extractor, weights)
+    loaded = Extractor(network, precision, backend=backend, threads=threads)
+    shape = (MICRO_BATCH, network.height, network.width, 3)
+    pixels = np.random.default_rng(0).standard_normal(shape, np.float32)
+    return lambda: loaded.observe(pixels, lambda index, activations: None)
 
 
 def _plain(threads: int) -> Forward:
@@ -90,11 +92,18 @@ def _rate(forward: Forward, batch: int, threads: int, seconds: float) -> dict[st
 
 
 def _child(
-    which: str, threads: int, seconds: float, precision: str = "fp32", backend: str = "torch"
+    which: str,
+    threads: int,
+    seconds: float,
+    precision: str = "fp32",
+    backend: str = "torch",
+    extractor: str = "efficientnet_lite0",
+    weights: str | None = None,
 ) -> dict[str, Any]:
     if which == "plain":
         return _rate(_plain(threads), PLAIN_BATCH, 1, seconds)
-    return _rate(_product(precision, backend, threads), MICRO_BATCH, threads, seconds)
+    forward = _product(precision, backend, threads, extractor, weights)
+    return _rate(forward, MICRO_BATCH, threads, seconds)
 
 
 def forward_only(
@@ -103,10 +112,12 @@ def forward_only(
     precision: str = "fp32",
     tuned_malloc: bool = True,
     backend: str = "torch",
+    extractor: str = "efficientnet_lite0",
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """The product's forward pass in a fresh process: images_per_second, peak_mb, ..."""
     settings = {"which": "product", "threads": threads, "seconds": seconds, "precision": precision}
-    settings["backend"] = backend
+    settings |= {"backend": backend, "extractor": extractor, "weights": weights}
     return measure.run("benchmarks.forward_only", settings, tuned_malloc=tuned_malloc)
 
 

@@ -42,6 +42,7 @@ def run_reference(
     histograms: Path | None = None,
     python: str = sys.executable,
     mode: str = "histogram-1000",
+    network: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One DNA of a folder, by the reference, in a fresh process.
 
@@ -60,6 +61,7 @@ def run_reference(
         "batch_size": batch_size,
         "num_workers": num_workers,
         "histograms": histograms and str(histograms.resolve()),
+        "network": network,
     }
     return measure.run("benchmarks.reference", settings, tuned_malloc=tuned_malloc, python=python)
 
@@ -141,8 +143,41 @@ def lite0() -> tuple[Any, list[tuple[str, Any]]]:
     return model.eval().requires_grad_(False), blocks
 
 
-def _extend_reference(ranges: Ranges | None) -> list[float]:
-    """Makes the reference know `lite0`; returns a list that grows by the seconds of each build."""
+class _Tapped:
+    """timm's network with weights from a file, and the outputs of some of its modules.
+
+    Args:
+        network: `timm`, its name there; `weights`, a file of safetensors; `taps`, the modules; and
+            `mean` and `std` of its images.
+    """
+
+    def __init__(self, network: Mapping[str, Any]) -> None:
+        import timm
+        from safetensors.torch import load_file
+
+        model: Any = timm.create_model(network["timm"], pretrained=False)
+        model.load_state_dict(load_file(network["weights"]))
+        self.model = model.eval().requires_grad_(False)
+        self._seen: dict[str, Any] = {}
+        for name in network["taps"]:
+            model.get_submodule(name).register_forward_hook(
+                lambda module, given, output, name=name: self._seen.update({name: output})
+            )
+
+    def features(self, batch: Any) -> dict[str, Any]:
+        """Returns the taps' outputs; tokens as positions of one column."""
+        self.model.forward_features(batch)
+        return {
+            name: x.transpose(1, 2).unsqueeze(-1) if x.ndim == 3 else x
+            for name, x in self._seen.items()
+        }
+
+
+def _extend_reference(ranges: Ranges | None, other: Mapping[str, Any] | None = None) -> list[float]:
+    """Makes the reference know `lite0`, or another network under that name (see `_Tapped`).
+
+    Returns a list that grows by the seconds of each build.
+    """
     import torch
     from vdna import vdna_processor
     from vdna.networks import FeatureExtractionModel
@@ -151,9 +186,13 @@ def _extend_reference(ranges: Ranges | None) -> list[float]:
 
     class Lite0(FeatureExtractionModel):
         def __init__(self, extraction_settings: Any) -> None:
-            network = NetworkSettings([0.5] * 3, [0.5] * 3, {}, (224, 224), "lite0")
+            mean, std = (list((other or {}).get(name, [0.5] * 3)) for name in ("mean", "std"))
+            network = NetworkSettings(mean, std, {}, (224, 224), "lite0")
             super().__init__(network, extraction_settings)
-            self.model, self.blocks = lite0()
+            if other is not None:
+                self.tapped = _Tapped(other)
+            else:
+                self.model, self.blocks = lite0()
             if ranges is not None:
                 ends = {
                     name: {layer: dict(enumerate(pair[end])) for layer, pair in ranges.items()}
@@ -167,6 +206,8 @@ def _extend_reference(ranges: Ranges | None) -> list[float]:
             network.neurons_per_layer = {layer: x.shape[1] for layer, x in probe.items()}
 
         def get_features(self, batch: Any) -> dict[str, Any]:
+            if other is not None:
+                return self.tapped.features(batch)
             x = self.model.bn1(self.model.conv_stem(batch))
             features = {"bn1": x}
             for name, block in self.blocks:
@@ -195,11 +236,12 @@ def _child(
     batch_size: int = 64,
     num_workers: int = 2,
     histograms: str | None = None,
+    network: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     import torch
     from vdna import VDNAProcessor
 
-    builds = _extend_reference(ranges)
+    builds = _extend_reference(ranges, network)
     choices: dict[str, Any] = {
         "source": folder,
         "feat_extractor_name": "lite0",
