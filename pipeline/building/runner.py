@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from time import monotonic, sleep
 
 from pipeline import storage
 from pipeline.building.planner import DatasetPlan
-from pipeline.counting import ShardJob, ShardReceipt
+from pipeline.building.waiting import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_FACTOR, SharedShards
+from pipeline.counting import ShardJob, ShardReceipt, order_of_claims
 from pipeline.engine import Engine
 from pipeline.errors import (
     ConservationError,
@@ -63,7 +67,7 @@ class Ran:
     """What became of a job's shards.
 
     Attributes:
-        shards: How many shards were missing before.
+        shards: How many shards were counted now.
         errors: The receipts of those that could not be counted.
     """
 
@@ -80,62 +84,136 @@ def run_missing(
     """Runs the shards of all jobs that are not stored yet; those that fail are tried again.
 
     A shard whose counts do not add up is not tried again in the same run, so that nobody overlooks
-    what may be a broken machine.
+    what may be a broken machine. Shards that another process counts are waited for.
 
     Args:
         work: The jobs, each with its manifest.
         engine: Where the shards run.
         progress: Is told of each shard.
-        landed: Is called with the number of a job, and how many of its shards ran, as soon as all
-            are stored and other jobs still have shards to run.
+        landed: Is called with the number of a job, and how many of its shards were counted here, as
+            soon as all are stored and other jobs still have shards to run.
 
     Returns:
         What became of each job's shards, in the order of the jobs.
     """
-    sizes = {(job.manifest_uri, h.index): h.candidates for job, plan in work for h in plan.heads}
-    todo = [_missing(one) for one in work]
-    left = [(job, i) for (job, _), missing in zip(work, todo, strict=True) for i in missing]
-    numbers = {job.manifest_uri: at for at, (job, _) in enumerate(work)}
-    missing = Counter({at: len(indices) for at, indices in enumerate(todo)})
-    total = sum(sizes[job.manifest_uri, index] for job, index in left)
-    errors: dict[tuple[int, int], ShardReceipt] = {}
-    ahead, told = 0, False
-    with stage(progress, Started(total, len(left), len(sizes) - len(left))):
-        for at in missing:
-            if not missing[at] and left:
-                landed(at, len(todo[at]))
-        attempt = 1
-        while left:
-            for receipt in engine.run_shards(left):
-                at, name = numbers[receipt.manifest_uri], f"shard {receipt.index}"
-                if receipt.error:
-                    errors[at, receipt.index] = receipt
-                    progress(StepFailed(name, receipt.error, receipt.transient))
+    return _ShardRun(work, engine, progress, landed).run()
+
+
+class _ShardRun:
+    """One run: what is left of it, and what became of the rest."""
+
+    def __init__(
+        self,
+        work: Sequence[tuple[ShardJob, Manifest]],
+        engine: Engine,
+        progress: Listener,
+        landed: Callable[[int, int], None],
+    ) -> None:
+        claimant = secrets.token_hex(8)
+        self._jobs = [replace(job, claimant=claimant) for job, _ in work]
+        self._engine = engine
+        self._progress = progress
+        self._landed = landed
+        self._sizes = [{h.index: h.candidates for h in plan.heads} for _, plan in work]
+        self._plans = [plan for _, plan in work]
+        self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
+        self._left = [set(_missing(one)) for one in work]
+        self._counted: Counter[int] = Counter()
+        self._failed: Counter[tuple[int, int]] = Counter()
+        self._errors: dict[tuple[int, int], ShardReceipt] = {}
+        self._others = SharedShards(claimant)
+        self._by_others = self._ahead = 0
+        self._told = False
+
+    def run(self) -> list[Ran]:
+        """Runs all that is left, until it is stored or given up."""
+        claimant = self._others.claimant
+        todo = [
+            (self._jobs[at], index)
+            for at, left in enumerate(self._left)
+            for index in order_of_claims(claimant, sorted(left))
+        ]
+        total = sum(self._sizes[at][index] for at, left in enumerate(self._left) for index in left)
+        present = sum(map(len, self._sizes)) - len(todo)
+        with stage(self._progress, Started(total, len(todo), present)):
+            for at, left in enumerate(self._left):
+                if not left and todo:
+                    self._landed(at, 0)
+            while todo or self._others.held:
+                todo = self._once(todo) if todo else self._wait()
+            if self._by_others:
+                shards = count_of(self._by_others, "shard")
+                self._progress(Said(f"stored by another process meanwhile: {shards}"))
+            if self._ahead:
+                images = count_of(self._ahead, "image")
+                self._progress(Said(f"tasks decoded {images} of {total:,} for the workers"))
+        return [
+            Ran(self._counted[at], tuple(r for (of, _), r in self._errors.items() if of == at))
+            for at in range(len(self._jobs))
+        ]
+
+    def _once(self, todo: Sequence[tuple[ShardJob, int]]) -> list[tuple[ShardJob, int]]:
+        """Runs shards; returns those that failed and are to be tried again."""
+        again = []
+        for receipt in self._engine.run_shards(todo):
+            at, index = self._numbers[receipt.manifest_uri], receipt.index
+            if receipt.held_by:
+                job, recipe = self._jobs[at], self._jobs[at].recipe
+                key = self._plans[at].heads[index].key(recipe.spec.digest, recipe.products)
+                self._others.hold(job.work_uri, key, index)
+            elif receipt.error:
+                self._errors[at, index] = receipt
+                self._failed[at, index] += 1
+                name = f"shard {index}"
+                self._progress(StepFailed(name, receipt.error, receipt.transient))
+                if self._failed[at, index] < _tries(receipt):
+                    again.append((at, index))
+            else:
+                self._is_stored(at, index, receipt)
+        if again:
+            attempt = 1 + max(self._failed[each] for each in again)
+            self._progress(Retried(len(again), attempt))
+        return [(self._jobs[at], index) for at, index in again]
+
+    def _wait(self) -> list[tuple[ShardJob, int]]:
+        """Waits for shards that another job counts; returns those that are to be taken over."""
+        waiting = count_of(sum(map(len, self._others.held.values())), "shard")
+        self._progress(Said(f"waiting for {waiting} that another job counts"))
+        pause = FIRST_PAUSE
+        todo: list[tuple[ShardJob, int]] = []
+        while self._others.held and not todo:
+            sleep(pause)
+            pause = min(pause * PAUSE_FACTOR, LONGEST_PAUSE)
+            for at, job in enumerate(self._jobs):
+                if job.work_uri not in self._others.held:
                     continue
-                errors.pop((at, receipt.index), None)
-                size = sizes[receipt.manifest_uri, receipt.index]
-                progress(StepDone(size, receipt.failures, receipt.seconds, name, receipt.ahead))
-                ahead += receipt.ahead
-                if receipt.missed and not told:
-                    progress(Said(f"{name}: its worker decoded for a task: {receipt.missed}"))
-                    told = True
-                missing[at] -= 1
-                if not missing[at] and any(missing.values()):
-                    landed(at, len(todo[at]))
-            left = [
-                (work[at][0], index)
-                for (at, index), receipt in errors.items()
-                if attempt < _tries(receipt)
-            ]
-            attempt += 1
-            if left:
-                progress(Retried(len(left), attempt))
-        if ahead:
-            progress(Said(f"tasks decoded {count_of(ahead, 'image')} of {total:,} for the workers"))
-    return [
-        Ran(len(indices), tuple(receipt for (of, _), receipt in errors.items() if of == at))
-        for at, indices in enumerate(todo)
-    ]
+                present = partial(_stored_keys, job.work_uri)
+                found = self._others.look(job.work_uri, present, monotonic())
+                for index in found.stored:
+                    self._is_stored(at, index, ShardReceipt(job.manifest_uri, index))
+                todo += [(job, index) for index in found.free]
+                todo += [(replace(job, claimant=""), index) for index in found.unclaimed]
+                if found.stored:
+                    pause = FIRST_PAUSE
+        if todo:
+            self._progress(Said(f"taking over {count_of(len(todo), 'shard')} of another job"))
+        return todo
+
+    def _is_stored(self, at: int, index: int, receipt: ShardReceipt) -> None:
+        """Takes note of a shard that is stored, and tells of it."""
+        self._left[at].discard(index)
+        self._errors.pop((at, index), None)
+        self._counted[at] += receipt.counted
+        self._by_others += not receipt.counted
+        self._ahead += receipt.ahead
+        name, size = f"shard {index}", self._sizes[at][index]
+        failures, seconds, ahead = receipt.failures, receipt.seconds, receipt.ahead
+        self._progress(StepDone(size, failures, seconds, name, ahead))
+        if receipt.missed and not self._told:
+            self._progress(Said(f"{name}: its worker decoded for a task: {receipt.missed}"))
+            self._told = True
+        if not self._left[at] and any(self._left):
+            self._landed(at, self._counted[at])
 
 
 def _tries(receipt: ShardReceipt) -> int:
@@ -146,15 +224,20 @@ def _tries(receipt: ShardReceipt) -> int:
 
 
 def _missing(one: tuple[ShardJob, Manifest]) -> list[int]:
-    """Returns the indices of the shards that are not stored yet, found by one listing."""
+    """Returns the indices of the shards that are not stored yet."""
     job, manifest = one
-    prefix = storage.join(job.work_uri, "partials")
-    try:
-        present = {item.uri.rpartition("/")[2] for item in storage.walk(prefix)}
-    except SourceError:
-        present = set()
+    stored = _stored_keys(job.work_uri)
     keys = manifest.keys(job.recipe.spec.digest, job.recipe.products)
-    return [index for index, key in enumerate(keys) if f"{key}.parquet" not in present]
+    return [index for index, key in enumerate(keys) if key not in stored]
+
+
+def _stored_keys(work_uri: str) -> set[str]:
+    """Returns the keys of the shards that are stored, found by one listing."""
+    try:
+        items = list(storage.walk(storage.join(work_uri, "partials")))
+    except SourceError:
+        return set()
+    return {item.uri.rpartition("/")[2].removesuffix(".parquet") for item in items}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,12 @@ from .histogram import LayerCounts as LayerCounts
 from .histogram import bins_of as bins_of
 from .histogram import checked_ranges as checked_ranges
 from .histogram import scale_of as scale_of
+from .leases import EXPIRY_SECONDS as EXPIRY_SECONDS
+from .leases import Holder as Holder
+from .leases import age_of as age_of
+from .leases import list_leases as list_leases
+from .leases import order_of_claims as order_of_claims
+from .leases import read_note as read_note
 from .preparing import Fetch as Fetch
 from .preparing import decode_run as decode_run
 from .rank_sums import ranks_together as ranks_together

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Protocol
 
 from pipeline import images, storage
-from pipeline.counting.deaths import Home, Note, ThisMachine, die_of_images
+from pipeline.counting.deaths import Home, ThisMachine, die_of_images
 from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.extractor import Extractor
+from pipeline.counting.leases import Holder, claim
 from pipeline.counting.micro_batch import bytes_per_image, of_memory
 from pipeline.counting.shard import Counter
 from pipeline.counting.stream import Made
@@ -111,12 +107,15 @@ class ShardJob:
         manifest_uri: The uri of the manifest that lists them.
         work_uri: The uri of the folder that their partials are written to.
         entries_uri: The uri of the folder of the manifest's entries files.
+        claimant: The id by which workers claim shards, so that another job leaves them alone; empty
+            if a shard is to be counted whoever else counts it.
     """
 
     recipe: Recipe
     manifest_uri: str
     work_uri: str
     entries_uri: str
+    claimant: str = ""
 
 
 def device_kind(resources: Resources) -> str:
@@ -140,6 +139,8 @@ class ShardReceipt:
         kind: The name of the error's class, or nothing.
         details: The traceback of an error that was not foreseen, or nothing.
         transient: Whether the same command may succeed later.
+        held_by: The machine on which another job counts the shard, so that it was left alone; or
+            nothing.
     """
 
     manifest_uri: str
@@ -153,6 +154,12 @@ class ShardReceipt:
     kind: str = ""
     details: str = ""
     transient: bool = False
+    held_by: str = ""
+
+    @property
+    def counted(self) -> bool:
+        """Whether the shard was counted now; else it failed, was there already, or is held."""
+        return self.images + self.failures > 0
 
     @property
     def changed(self) -> bool:
@@ -193,7 +200,7 @@ class Worker:
         self._lock = threading.Lock()
 
     def run(self, job: ShardJob, index: int) -> ShardReceipt:
-        """Commits the shard's partial, or its ranks, unless that is done already.
+        """Commits the shard's partial, or its ranks, unless that is done, or another job does it.
 
         Args:
             job: The job.
@@ -208,17 +215,18 @@ class Worker:
             shard = self._shard(job, index)
             key = shard.key(job.recipe.spec.digest, job.recipe.products)
             uri = partial_uri(job.work_uri, key)
-            if storage.exists(uri):
-                return ShardReceipt(job.manifest_uri, index)
-            attempt = _begin_attempt(job.work_uri, key, self._home)
-            try:
-                isolated = die_of_images(_notes(job.work_uri, key, attempt), self._home)
+            lease = claim(job.work_uri, key, job.claimant, self._home.label)
+            if isinstance(lease, Holder):
+                held_by = "" if storage.exists(uri) else lease.host or "an unknown machine"
+                return ShardReceipt(job.manifest_uri, index, held_by=held_by)
+            with lease.renewed(job.recipe.resources.stall_seconds):
+                # Looked for once the shard is claimed: its last holder has committed it before.
+                if storage.exists(uri):
+                    return ShardReceipt(job.manifest_uri, index)
+                isolated = die_of_images(lease.before, self._home)
                 made = self._maker(job.recipe).make(shard, key, isolated=isolated)
                 storage.create(uri, made.data)
-            finally:
-                storage.delete(_note_uri(job.work_uri, key, attempt))
-            for dead in range(1, attempt):
-                storage.delete(_note_uri(job.work_uri, key, dead))
+            lease.forget_dead()
         except Exception as raised:
             error = known_error(raised)
             if isinstance(error, UnexpectedError):
@@ -323,33 +331,3 @@ def _micro_batch(recipe: Recipe) -> int | None:
     memory = torch.cuda.get_device_properties(0).total_memory
     share = min(1.0, resources.gpus_per_worker)
     return of_memory(int(memory * share), bytes_per_image(recipe.network))
-
-
-def _begin_attempt(work_uri: str, key: str, home: Home) -> int:
-    """Notes that this worker takes the shard; returns the number of its attempt.
-
-    A worker that dies leaves its note and no other trace. Without notes, workers that a bad image
-    kills would be restarted for ever. The notes go when the shard is committed.
-
-    Returns:
-        1, plus the number of workers that took the shard and neither finished nor gave it up.
-    """
-    own = home.label | {"pid": os.getpid(), "nonce": secrets.token_hex(8)}
-    text = json.dumps(own).encode()
-    attempt = 1
-    while not storage.create(_note_uri(work_uri, key, attempt), text):
-        attempt += 1
-    return attempt
-
-
-def _notes(work_uri: str, key: str, attempt: int) -> Iterator[Note]:
-    """Reads the notes of the attempts before this one."""
-    for number in range(1, attempt):
-        note: object = None
-        with suppress(SourceError, ValueError):  # its attempt has just ended
-            note = json.loads(storage.read(_note_uri(work_uri, key, number)))
-        yield note if isinstance(note, dict) else {}
-
-
-def _note_uri(work_uri: str, key: str, attempt: int) -> str:
-    return storage.join(work_uri, "attempts", f"{key}-{attempt}.json")

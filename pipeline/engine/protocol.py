@@ -29,7 +29,8 @@ class Engine(Mapper, Protocol):
 
         Returns:
             A receipt for each shard, as they end. A shard that could not be done this time is a
-            receipt with an error, whatever the error, so that the others go on.
+            receipt with an error, whatever the error, so that the others go on. So is one that
+            another job counts, whose receipt says so.
 
         Raises:
             TransientError: If no shard ended for too long.

@@ -214,6 +214,7 @@ class RayEngine:
                 "manifest": job.manifest_uri,
                 "work": job.work_uri,
                 "entries": job.entries_uri,
+                "claimant": job.claimant,
                 "index": index,
             }
             for job, index in work

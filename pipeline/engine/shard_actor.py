@@ -52,6 +52,7 @@ class ShardActor:
             str(batch["manifest"][0]),
             str(batch["work"][0]),
             str(batch["entries"][0]),
+            str(batch["claimant"][0]),
         )
         self._begin()
         try:

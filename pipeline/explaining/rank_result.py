@@ -39,7 +39,7 @@ class Ranking:
         nearest: The images of the smallest distance, the nearest first.
         farthest: The images of the largest distance, the farthest first.
         unranked: The first few images without a distance.
-        counted_shards: Number of shards that were not ranked already.
+        counted_shards: How many shards were ranked now.
         ignored: Number of files of other kinds, by suffix.
         duplicates: Number of images that were listed more than once.
         notes: What a reader should know, a sentence each.

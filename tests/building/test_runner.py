@@ -7,19 +7,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from pipeline.building.runner import run_missing
-from pipeline.counting import ShardReceipt
+from pipeline.counting import ShardJob, ShardReceipt, order_of_claims
 from pipeline.events import Event, Said, StepDone
+
+handed_out: list[int] = []
 
 
 def told(folder: Path, receipts: Sequence[ShardReceipt]) -> list[Event]:
     """Returns the events of a job of shards of ten images."""
     recipe = SimpleNamespace(spec=SimpleNamespace(digest="s"), products=())
-    job: Any = SimpleNamespace(manifest_uri="m", work_uri=folder.as_uri(), recipe=recipe)
+    job = ShardJob(recipe, "m", folder.as_uri(), "e")  # type: ignore[arg-type]  # in its place
     heads = [SimpleNamespace(index=at, candidates=10) for at in range(len(receipts))]
     manifest: Any = SimpleNamespace(heads=heads, keys=lambda *_: [f"k{h.index}" for h in heads])
 
     def run_shards(work: Sequence[tuple[Any, int]]) -> Iterator[ShardReceipt]:
+        handed_out.extend(index for _, index in work)
         yield from receipts
 
     events: list[Event] = []
@@ -44,3 +49,16 @@ def test_it_is_told_what_tasks_have_decoded_and_why_they_have_not(tmp_path: Path
 def test_nothing_is_told_of_tasks_that_nobody_asked(tmp_path: Path) -> None:
     events = told(tmp_path, [ShardReceipt("m", 0, 10)])
     assert [event for event in events if isinstance(event, Said)] == []
+
+
+def test_a_job_s_shards_are_handed_out_in_an_order_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = []
+    for claimant in ("a", "b"):
+        monkeypatch.setattr("secrets.token_hex", lambda size, own=claimant: own)
+        events = told(tmp_path, [ShardReceipt("m", at, 10) for at in range(20)])
+        assert len([event for event in events if isinstance(event, StepDone)]) == 20
+        orders.append(handed_out[-20:])
+    assert orders == [order_of_claims(own, range(20)) for own in ("a", "b")]
+    assert orders[0] != orders[1]

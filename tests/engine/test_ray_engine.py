@@ -325,7 +325,8 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
 
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(RayHome, "node", "n")
-    batch = {"recipe": [0], "manifest": ["m"], "work": ["w"], "entries": ["e"], "index": [1]}
+    columns = {"manifest": "m", "work": "w", "entries": "e", "claimant": "c"}
+    batch = {"recipe": [0], "index": [1]} | {name: [value] for name, value in columns.items()}
     for gpus, kind, ends in (
         (1.0, "UnexpectedError", True),
         (0.0, "UnexpectedError", False),

@@ -1,0 +1,139 @@
+"""Waits for the shards that another job counts, and takes over those of a job that has died.
+
+    >>> waiting = SharedShards(claimant)                                         # doctest: +SKIP
+    >>> waiting.hold(work_uri, key, index)
+    >>> found = waiting.look(work_uri, present, monotonic())
+
+While it waits, a job lists the leases of a dataset at intervals, and its partials when a lease is
+gone. A lease is over if it was seen without a change for as long as a lease holds. So a job waits
+no longer than that for a dead one, whatever the clocks say. The store's clock shortens the wait: a
+lease that is old when it is first seen has been waited for already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+
+from pipeline import storage
+from pipeline.counting import EXPIRY_SECONDS, Holder, age_of, list_leases, read_note
+from pipeline.errors import SourceError
+from pipeline.storage import Stored
+
+MARGIN_SECONDS = 2.0
+"""How much longer a lease is waited for than it holds: the times of some stores lack fractions of
+seconds, and a worker that takes the shard judges by these times."""
+
+FIRST_PAUSE, LONGEST_PAUSE, PAUSE_FACTOR = 0.05, 5.0, 1.5
+"""Seconds between two looks; each pause is longer than the last while nothing changes."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of shards that another job has held.
+
+    Attributes:
+        stored: The indices of those that are stored now.
+        free: Those that can be claimed.
+        unclaimed: Those that are to be counted without a claim, as no lease of theirs can be judged
+            by the store's clock.
+    """
+
+    stored: tuple[int, ...] = ()
+    free: tuple[int, ...] = ()
+    unclaimed: tuple[int, ...] = ()
+
+
+@dataclass
+class _Watched:
+    """A lease that is watched: what it looked like, since when, and how old it was then."""
+
+    sign: tuple[object, ...]
+    holder: Holder
+    since: float
+    age: float
+    was_tried: bool = False
+
+
+@dataclass
+class SharedShards:
+    """The shards that other jobs hold.
+
+    Attributes:
+        claimant: The id of this job.
+        held: The index of each such shard, by its key, by the work folder of its dataset.
+    """
+
+    claimant: str
+    held: dict[str, dict[str, int]] = field(default_factory=dict)
+    _watched: dict[str, _Watched] = field(default_factory=dict)
+    _known: set[str] = field(default_factory=set)
+
+    def hold(self, work_uri: str, key: str, index: int) -> None:
+        """Takes note of a shard that another job holds."""
+        self.held.setdefault(work_uri, {})[key] = index
+
+    def look(self, work_uri: str, present: Callable[[], Set[str]], now: float) -> Found:
+        """Looks at the held shards of a dataset once.
+
+        Args:
+            work_uri: The work folder of the dataset.
+            present: Lists the keys of the shards that are stored.
+            now: The time in seconds, by a clock that is never set.
+
+        Returns:
+            What became of those that no other job holds any more. They are held no longer.
+        """
+        held = self.held[work_uri]
+        leases = {key: all_ for key, all_ in list_leases(work_uri).items() if key in held}
+        self._watch(work_uri, leases, now)
+        over = {key for key in held if all(self._is_over(i, now) for i in leases.get(key, []))}
+        if not over:
+            return Found()
+        there = present()
+        stored, free, unclaimed = [], [], []
+        for key in sorted(over, key=held.__getitem__):
+            index = held.pop(key)
+            if key in there:
+                stored.append(index)
+            elif all(self._can_be_claimed(item) for item in leases.get(key, [])):
+                free.append(index)
+            else:
+                unclaimed.append(index)
+        if not held:
+            del self.held[work_uri]
+        return Found(tuple(stored), tuple(free), tuple(unclaimed))
+
+    def _watch(self, work_uri: str, leases: Mapping[str, list[Stored]], now: float) -> None:
+        """Notes the leases that are new or were renewed."""
+        first = work_uri not in self._known
+        self._known.add(work_uri)
+        items = [item for several in leases.values() for item in several]
+        clock = None
+        for item in items:
+            seen, sign = self._watched.get(item.uri), (item.identity, item.modified)
+            if seen is not None and seen.sign == sign:
+                continue
+            if seen is not None:
+                self._watched[item.uri] = _Watched(sign, seen.holder, now, 0.0)
+                continue
+            try:
+                holder = Holder.of(read_note(item.uri))
+            except SourceError:  # it was removed meanwhile, and the next look will not find it
+                holder = Holder("")
+            age = 0.0
+            if first and item.modified is not None:
+                clock = clock or storage.clock(work_uri)
+                age = min(max(0.0, age_of(item.modified, clock)), EXPIRY_SECONDS + MARGIN_SECONDS)
+            self._watched[item.uri] = _Watched(sign, holder, now, age)
+
+    def _is_over(self, item: Stored, now: float) -> bool:
+        seen = self._watched[item.uri]
+        age = seen.age + now - seen.since - MARGIN_SECONDS
+        return seen.holder.is_over(self.claimant, age)
+
+    def _can_be_claimed(self, item: Stored) -> bool:
+        """Whether a worker will find that a lease is over; it has no clock but the store's."""
+        seen = self._watched[item.uri]
+        tried, seen.was_tried = seen.was_tried, True
+        return item.modified is not None and not tried
