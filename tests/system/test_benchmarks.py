@@ -116,3 +116,19 @@ def test_the_benchmark_of_the_start_accounts_for_all_seconds(tmp_path: Path) -> 
         assert stages == pytest.approx(seconds["whole"], abs=0.1)
         assert min(seconds.values()) >= 0
     assert result["ratio"] > 0
+
+
+@pytest.mark.soak
+def test_the_benchmark_of_commits_finds_that_changes_are_smaller_than_all() -> None:
+    result = result_of("benchmarks.commit_log", "--datasets", "40")
+    assert result["ratio"] > 2
+    assert result["nights"][0]["PUT"] == 2
+    assert result["reader"]["first"]["GET"] == 5
+    assert result["reader"]["again"]["GET"] == 3
+
+
+@pytest.mark.soak
+def test_the_benchmark_of_collecting_removes_a_thousand_objects_a_request() -> None:
+    result = result_of("benchmarks.collecting", "--shards", "1100")
+    assert result["verify"]["requests_a_shard"] < 1.1
+    assert result["gc"]["requests"]["DELETE of 1,000"] == 2
