@@ -17,6 +17,7 @@ from pipeline.building.committer import finish_dataset
 from pipeline.building.planner import Planner, unchanged_result
 from pipeline.building.request import Request, Result, require_apart, require_shared
 from pipeline.building.runner import CountedDataset, count_shards, require_counted
+from pipeline.building.shard_time import note_speed
 from pipeline.catalogue import Catalogue
 from pipeline.counting import device_kind, require_backend
 from pipeline.engine import Engine
@@ -142,7 +143,12 @@ def _plan_and_count(
         plans = planner.plans(pending, failed)
         for request in pending:
             counted.pop(request.name, None)  # it was planned from an outdated listing
-        counted |= count_shards(plans, planner.engine, planner.progress, landed)
+        found = count_shards(plans, planner.engine, planner.progress, landed)
+        for each in found.values():
+            recipe = each.plan.job.recipe
+            spec = recipe.spec.digest
+            note_speed(planner.catalogue, spec, recipe.device, each.images, each.seconds)
+        counted |= found
         pending = [each.plan.request for each in counted.values() if each.changed]
         if not pending:
             break

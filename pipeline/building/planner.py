@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.building.request import Request, Result
+from pipeline.building.shard_time import most_shard_images
 from pipeline.building.storing import store_manifest
 from pipeline.catalogue import (
     Catalogue,
@@ -198,6 +199,7 @@ class Planner:
             limit=request.limit,
             by=request.rules.label,
             entries=Entries(self.catalogue.entries_uri),
+            most_shard_images=most_shard_images(self.catalogue, spec, device_kind(self.resources)),
         )
         if checkpoint is not None:
             checkpoint.remove()

@@ -69,10 +69,14 @@ class Ran:
     Attributes:
         shards: How many shards were counted now.
         errors: The receipts of those that could not be counted.
+        images: How many images were counted now.
+        seconds: How long workers had their shards, added up.
     """
 
     shards: int
     errors: tuple[ShardReceipt, ...]
+    images: int = 0
+    seconds: float = 0.0
 
 
 def run_missing(
@@ -119,6 +123,8 @@ class _ShardRun:
         self._numbers = {job.manifest_uri: at for at, job in enumerate(self._jobs)}
         self._left = [set(_missing(one)) for one in work]
         self._counted: Counter[int] = Counter()
+        self._images: Counter[int] = Counter()
+        self._seconds = [0.0] * len(work)
         self._failed: Counter[tuple[int, int]] = Counter()
         self._errors: dict[tuple[int, int], ShardReceipt] = {}
         self._others = SharedShards(claimant)
@@ -148,7 +154,12 @@ class _ShardRun:
                 images = count_of(self._ahead, "image")
                 self._progress(Said(f"tasks decoded {images} of {total:,} for the workers"))
         return [
-            Ran(self._counted[at], tuple(r for (of, _), r in self._errors.items() if of == at))
+            Ran(
+                self._counted[at],
+                tuple(receipt for (of, _), receipt in self._errors.items() if of == at),
+                self._images[at],
+                self._seconds[at],
+            )
             for at in range(len(self._jobs))
         ]
 
@@ -204,6 +215,8 @@ class _ShardRun:
         self._left[at].discard(index)
         self._errors.pop((at, index), None)
         self._counted[at] += receipt.counted
+        self._images[at] += receipt.images
+        self._seconds[at] += receipt.seconds if receipt.images else 0.0
         self._by_others += not receipt.counted
         self._ahead += receipt.ahead
         name, size = f"shard {index}", self._sizes[at][index]
@@ -248,11 +261,15 @@ class CountedDataset:
         plan: The plan.
         shards: How many shards were counted now.
         errors: The receipts of those that could not be counted.
+        images: How many images were counted now.
+        seconds: How long workers had their shards, added up.
     """
 
     plan: DatasetPlan
     shards: int = 0
     errors: tuple[ShardReceipt, ...] = ()
+    images: int = 0
+    seconds: float = 0.0
 
     @property
     def changed(self) -> bool:
@@ -288,5 +305,5 @@ def count_shards(
 
     ran = run_missing([(p.job, p.manifest) for p in pending], engine, progress, all_stored)
     for p, its in zip(pending, ran, strict=True):
-        counted[p.request.name] = CountedDataset(p, its.shards, its.errors)
+        counted[p.request.name] = CountedDataset(p, its.shards, its.errors, its.images, its.seconds)
     return counted

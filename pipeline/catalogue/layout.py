@@ -80,6 +80,10 @@ class Layout:
         """The folder that keeps the contents of archives, so that each is read through once."""
         return self._uri("_work", "_archives")
 
+    def speed_uri(self, spec: str, device: str) -> str:
+        """Returns the object where a build notes how fast it counted."""
+        return self._uri("_work", "_speeds", f"{spec}-{device}.json")
+
     def ranks_uri(self, digest: str) -> str:
         """Returns the folder that keeps the ranked shards of one ranking, until `gc`."""
         return self._uri("_work", "_ranks", digest)

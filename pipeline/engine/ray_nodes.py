@@ -72,7 +72,7 @@ class Room:
     Attributes:
         threads: The CPUs of a worker.
         now: How many workers fit.
-        most: How many may workers_held, with the nodes that may yet come.
+        most: How many may fit, with the nodes that may yet come.
     """
 
     threads: int

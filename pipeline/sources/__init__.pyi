@@ -17,5 +17,7 @@ from .rules import Rules as Rules
 from .rules import label_of as label_of
 from .sample_photos import DATASETS as DATASETS
 from .sample_photos import write_datasets as write_datasets
+from .sharding import MIN_SHARD_IMAGES as MIN_SHARD_IMAGES
+from .sharding import SHARD_MULTIPLE as SHARD_MULTIPLE
 from .sharding import plan as plan
 from .source import list_source as list_source

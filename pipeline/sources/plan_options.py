@@ -12,5 +12,7 @@ from pipeline.options import Option
 LIMIT = Option("Take only this many images, the same ones in each run.", least=1)
 
 SHARD_IMAGES = Option(
-    "Number of images in each new shard (default: chosen by the number of images).", least=1
+    "Number of images in each new shard (default: by the number of images, and at most what a "
+    "worker counts in a minute, once a build has measured it).",
+    least=1,
 )

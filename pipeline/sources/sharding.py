@@ -60,6 +60,7 @@ def plan(
     limit: int | None = None,
     by: str | None = None,
     entries: Entries | None = None,
+    most_shard_images: int | None = None,
 ) -> Manifest:
     """Cuts candidates into shards and folds.
 
@@ -76,6 +77,7 @@ def plan(
             `previous` that mixes values is cut anew.
         entries: Where the candidates of new shards are stored. None takes those of `previous`, or
             else temporary files of this process.
+        most_shard_images: Bounds the size of new shards where `shard_images` does not state it.
 
     Returns:
         The plan.
@@ -104,7 +106,7 @@ def plan(
             tempfile.TemporaryDirectory(prefix="vdna-plan-") as folder,
             connect(folder) as database,
         ):
-            planner = _ShardPlanner(database, folder, listing, shard_images, by)
+            planner = _ShardPlanner(database, folder, listing, shard_images, by, most_shard_images)
             planner.load_listing(limit)
             planner.load_previous(previous)
             return planner.write(entries)
@@ -139,11 +141,13 @@ class _ShardPlanner:
         listing: Listing,
         shard_images: int | None,
         by: str | None,
+        most: int | None,
     ) -> None:
         self._db = database
         self._folder = folder
         self._listing = listing
         self._shard_images = shard_images
+        self._most = most or MAX_SHARD_IMAGES
         labels = label_columns(listing.labels)
         self._columns = [*ENTRY_SCHEMA.names, *labels]
         self._by = None if by is None else labels[listing.labels.index(by)]
@@ -183,7 +187,7 @@ class _ShardPlanner:
         candidates = self._number("select count(*) from listing")
         if not candidates:
             raise SourceError("the source has no image")
-        self._size = self._shard_images or default_shard_images(candidates)
+        self._size = self._shard_images or min(self._most, default_shard_images(candidates))
 
     def _drop_duplicates(self, listed: int) -> None:
         """Fills `listing` with each candidate once; `listed` is how many rows there are."""
