@@ -95,15 +95,16 @@ def map_in_order(
     Yields:
         The results, in the order of the items.
     """
-    with ThreadPoolExecutor(threads, "look") as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 4 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = ThreadPoolExecutor(threads, "look")
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 4 * threads:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # Nothing is waited for here: a generator that nobody reads to its end is closed by the
+        # collector of garbage, which may run while threading's own lock is held.
+        pool.shutdown(wait=False, cancel_futures=True)

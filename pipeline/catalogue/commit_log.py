@@ -18,7 +18,7 @@ root.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -106,19 +106,17 @@ class CommitLog(Layout):
         if commit.number:
             yield commit
         at_once = 1
-        with ThreadPoolExecutor(READ_AT_ONCE, "log") as pool:
-            while commit.number > 1:
-                first = max(1, commit.number - at_once)
-                numbers = range(commit.number - 1, first - 1, -1)
-                for number, data in zip(numbers, pool.map(self._bytes_of, numbers), strict=True):
-                    if data is None:
-                        raise CorruptFile(_gap(self.log_uri(number)))
-                    link = self._decode(number, data)
-                    users = f"commit {commit.number} was made"
-                    _require_digest(self.log_uri(number), link, commit.previous, users)
-                    commit = link.commit
-                    yield commit
-                at_once = min(2 * at_once, READ_AT_ONCE)
+        while commit.number > 1:
+            first = max(1, commit.number - at_once)
+            for number, data in self._read_run(range(commit.number - 1, first - 1, -1)):
+                if data is None:
+                    raise CorruptFile(_gap(self.log_uri(number)))
+                link = self._decode(number, data)
+                users = f"commit {commit.number} was made"
+                _require_digest(self.log_uri(number), link, commit.previous, users)
+                commit = link.commit
+                yield commit
+            at_once = min(2 * at_once, READ_AT_ONCE)
 
     def require_end(self) -> None:
         """Refuses a log whose last commits are missing, as far as `_latest` tells.
@@ -245,6 +243,11 @@ class CommitLog(Layout):
         if data is None:
             raise NotFound(f"{self.root} has no commit {number}")
         return self._decode(number, data)
+
+    def _read_run(self, numbers: Sequence[int]) -> list[tuple[int, bytes | None]]:
+        """Reads the files of these commits at once; None stands for one that is missing."""
+        with ThreadPoolExecutor(len(numbers), "log") as pool:
+            return list(zip(numbers, pool.map(self._bytes_of, numbers), strict=True))
 
     def _bytes_of(self, number: int) -> bytes | None:
         """Reads the file of a commit; None if there is none."""

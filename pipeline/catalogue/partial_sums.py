@@ -124,12 +124,14 @@ def sum_of_partials(
 def _add(task: tuple[int, _Sum]) -> tuple[int, Partial]:
     """Adds partials up, as one task, and returns the sum with the task's number."""
     number, wanted = task
-    loaded = map_in_order(load_partial, _uris_of(wanted), READ_AHEAD)
+    return number, _value(wanted, map_in_order(load_partial, _uris_of(wanted), READ_AHEAD))
 
-    def value(of: _Sum) -> Partial:
-        return next(loaded) if isinstance(of, str) else reduce(Partial.__add__, map(value, of))
 
-    return number, value(wanted)
+def _value(wanted: _Sum, loaded: Iterator[Partial]) -> Partial:
+    """Adds partials up as they are loaded."""
+    if isinstance(wanted, str):
+        return next(loaded)
+    return reduce(Partial.__add__, (_value(each, loaded) for each in wanted))
 
 
 def _uris_of(wanted: _Sum) -> Iterator[str]:
