@@ -61,7 +61,19 @@ def garbage(
         UsageError: If `keep` is less than 1.
         CorruptFile: If the log is not whole.
     """
-    for item in _unneeded(catalogue, _kept(catalogue, keep), mapper or SerialMapper()):
+    kept = _KeptVersions(catalogue, keep).newest()
+    yield from _old(catalogue, kept, grace, now, mapper or SerialMapper())
+
+
+def _old(
+    catalogue: Catalogue,
+    kept: Sequence[KeptVersion],
+    grace: timedelta,
+    now: datetime | None,
+    mapper: Mapper,
+) -> Iterator[Stored]:
+    """Yields the objects that are not needed, and are old enough to be removed."""
+    for item in _unneeded(catalogue, kept, mapper):
         now = now or storage.clock(catalogue.root)
         if item.modified is not None and now - item.modified > grace:
             yield item
@@ -95,10 +107,11 @@ def collect(
         UsageError: If `keep` is less than 1.
     """
     mapper = mapper or SerialMapper()
-    if next(garbage(catalogue, keep=keep, grace=grace, mapper=mapper), None) is None:
+    to_keep = _KeptVersions(catalogue, keep)
+    if next(_old(catalogue, to_keep.newest(), grace, None, mapper), None) is None:
         return 0, 0
     verified: set[tuple[str, ...]] = set()
-    while new := [kept for kept in _kept(catalogue, keep) if kept.identity not in verified]:
+    while new := [kept for kept in to_keep.newest() if kept.identity not in verified]:
         try:
             require_undamaged(catalogue, new, mapper, progress)
         except CorruptFile as error:
@@ -107,7 +120,7 @@ def collect(
             ) from error
         verified.update(kept.identity for kept in new)
     # What is garbage is looked up once more: a build may have needed some of it meanwhile.
-    items = list(garbage(catalogue, keep=keep, grace=grace, mapper=mapper))
+    items = list(_old(catalogue, to_keep.newest(), grace, None, mapper))
     batches = [items[i : i + REMOVED_AT_ONCE] for i in range(0, len(items), REMOVED_AT_ONCE)]
     removed, size = 0, 0
     with stage(progress, Started(len(items), len(batches), unit="objects", step="batches")):
@@ -142,13 +155,27 @@ def _remove(items: Sequence[Stored]) -> _Batch:
     return _Batch(len(items), len(still), sum(item.size for item in still))
 
 
-def _kept(catalogue: Catalogue, keep: int | None) -> list[KeptVersion]:
-    """Reads the whole log, and finds the versions to keep."""
-    if keep is not None and keep < 1:
-        raise UsageError(f"keep is {keep}; it must be at least 1, as the newest version is kept")
-    kept = list(kept_versions(catalogue.log(), keep))
-    catalogue.require_end()
-    return kept
+class _KeptVersions:
+    """The versions to keep, for which the whole log is read again only after a new commit."""
+
+    def __init__(self, catalogue: Catalogue, keep: int | None) -> None:
+        if keep is not None and keep < 1:
+            raise UsageError(
+                f"keep is {keep}; it must be at least 1, as the newest version is kept"
+            )
+        self._catalogue = catalogue
+        self._keep = keep
+        self._head: int | None = None
+        self._kept: list[KeptVersion] = []
+
+    def newest(self) -> list[KeptVersion]:
+        """Finds the versions that are to be kept now."""
+        head = self._catalogue.head().number
+        if head != self._head:
+            self._kept = list(kept_versions(self._catalogue.log(), self._keep))
+            self._catalogue.require_end()
+            self._head = head
+        return self._kept
 
 
 def _changed_since_listed(item: Stored) -> bool:

@@ -333,3 +333,14 @@ def test_a_version_that_is_committed_during_the_checks_is_checked_too(
     monkeypatch.setattr(garbage_collection, "require_undamaged", meanwhile)
     collect(place, grace=NOW)
     assert [sorted(commits) for commits in seen] == [[1, 2, 4, 4], [5]]
+
+
+def test_a_collection_reads_the_log_once_unless_there_is_a_new_commit(
+    place: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log of years has many thousand commits."""
+    orphan(place)
+    real, read = Catalogue.log, []
+    monkeypatch.setattr(Catalogue, "log", lambda self: read.append(1) or real(self))
+    assert collect(place, grace=NOW)[0] > 0
+    assert len(read) == 1
