@@ -115,6 +115,22 @@ def test_who_takes_over_learns_what_those_before_have_noted(work: str) -> None:
     assert [item.uri for item in list_leases(work)["key"]] == [lease_uri(work, "key", 3)]
 
 
+def test_a_renewal_is_seen_in_a_listing_of_a_real_store(root: str) -> None:
+    """By the content of the lease, and by the store's time, which has whole seconds at least."""
+    lease = claimed(root)
+    (first,) = list_leases(root)["key"]
+    time.sleep(1.1)
+    lease.renew(1)
+    (second,) = list_leases(root)["key"]
+    assert first.modified is not None
+    assert second.modified is not None
+    assert second.modified > first.modified
+    assert second.identity != first.identity
+    assert is_held(root, "other")
+    ahead = storage.clock(root) - second.modified  # in whole seconds, and by the listing not
+    assert timedelta(seconds=-1) < ahead < timedelta(seconds=30)
+
+
 def test_whoever_takes_a_shard_without_a_claim_asks_nobody(work: str) -> None:
     put(work, ELSEWHERE)
     assert claimed(work, "").number == 2

@@ -146,6 +146,8 @@ def test_two_jobs_at_once_share_the_work_and_commit_one_version(
     with ended(a), ended(b):
         results = [finish(a), finish(b)]
     assert results[0]["dna"] == results[1]["dna"]
+    counted = [result["counted_shards"] for result in results]
+    assert SHARDS <= sum(counted) <= 1.05 * SHARDS, counted
     assert Catalogue(str(tmp_path)).head().number == 1
     assert committed(tmp_path) == SHARDS
     holds(tmp_path, truth)
