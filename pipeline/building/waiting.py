@@ -52,7 +52,6 @@ class _Watched:
     holder: Holder
     since: float
     age: float
-    was_tried: bool = False
 
 
 @dataclass
@@ -68,6 +67,8 @@ class SharedShards:
     held: dict[str, dict[str, int]] = field(default_factory=dict)
     _watched: dict[str, _Watched] = field(default_factory=dict)
     _known: set[str] = field(default_factory=set)
+    _tried: dict[str, list[Stored]] = field(default_factory=dict)
+    """The leases of each shard that was handed out although it had some, by its key."""
 
     def hold(self, work_uri: str, key: str, index: int) -> None:
         """Takes note of a shard that another job holds."""
@@ -85,9 +86,13 @@ class SharedShards:
             What became of those that no other job holds any more. They are held no longer.
         """
         held = self.held[work_uri]
-        leases = {key: all_ for key, all_ in list_leases(work_uri).items() if key in held}
+        listed = list_leases(work_uri)
+        leases = {key: listed.get(key, []) for key in held}
         self._watch(work_uri, leases, now)
-        over = {key for key in held if all(self._is_over(i, now) for i in leases.get(key, []))}
+        for key in held:
+            if self._tried.get(key) != leases[key]:  # another job took it, so no worker refused it
+                self._tried.pop(key, None)
+        over = {key for key in held if all(self._is_over(item, now) for item in leases[key])}
         if not over:
             return Found()
         there = present()
@@ -96,7 +101,7 @@ class SharedShards:
             index = held.pop(key)
             if key in there:
                 stored.append(index)
-            elif all(self._can_be_claimed(item) for item in leases.get(key, [])):
+            elif self._can_be_claimed(key, leases[key]):
                 free.append(index)
             else:
                 unclaimed.append(index)
@@ -132,8 +137,8 @@ class SharedShards:
         age = seen.age + now - seen.since - MARGIN_SECONDS
         return seen.holder.is_over(self.claimant, age)
 
-    def _can_be_claimed(self, item: Stored) -> bool:
-        """Whether a worker will find that a lease is over; it has no clock but the store's."""
-        seen = self._watched[item.uri]
-        tried, seen.was_tried = seen.was_tried, True
-        return item.modified is not None and not tried
+    def _can_be_claimed(self, key: str, leases: list[Stored]) -> bool:
+        """Whether a worker will find that leases are over; it has no clock but the store's."""
+        refused = leases and self._tried.get(key) == leases
+        self._tried[key] = leases
+        return not refused and all(item.modified is not None for item in leases)
