@@ -29,6 +29,7 @@ from .leases import age_of as age_of
 from .leases import list_leases as list_leases
 from .leases import order_of_claims as order_of_claims
 from .leases import read_note as read_note
+from .makers import Makers as Makers
 from .preparing import Fetch as Fetch
 from .preparing import decode_run as decode_run
 from .rank_sums import ranks_together as ranks_together

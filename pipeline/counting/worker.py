@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
 
@@ -13,9 +13,9 @@ from pipeline.counting.deaths import Home, ThisMachine, die_of_images
 from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.leases import Holder, claim
-from pipeline.counting.micro_batch import bytes_per_image, of_memory
+from pipeline.counting.makers import Makers, ShardMaker
+from pipeline.counting.micro_batch import MICRO_BATCH, bytes_per_image, of_memory
 from pipeline.counting.shard import Counter
-from pipeline.counting.stream import Made
 from pipeline.dna import Ranges, SealedFile
 from pipeline.errors import (
     ConservationError,
@@ -34,16 +34,6 @@ OVERLAP = 2
 
 
 # One shard, as a worker is given it.
-
-
-class ShardMaker(Protocol):
-    """Makes the one object that a worker commits for a shard."""
-
-    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
-        """Makes the object of a shard; `isolated` decodes its images in a process apart."""
-
-    def close(self) -> None:
-        """Ends its threads."""
 
 
 class ShardTask(Protocol):
@@ -69,7 +59,7 @@ class Recipe:
     Attributes:
         spec: What is counted.
         network: The network.
-        ranges_uri: Where the ranges are.
+        ranges_uri: Where the ranges are. Wherever they lie, they are those of the spec.
         resources: How fast.
         products: What is kept beside the histograms.
         task: What to do instead of counting, or None.
@@ -80,7 +70,7 @@ class Recipe:
 
     spec: Spec
     network: Network
-    ranges_uri: str
+    ranges_uri: str = field(compare=False)
     resources: Resources
     products: tuple[str, ...] = PRODUCTS
     task: ShardTask | None = None
@@ -193,10 +183,9 @@ class Worker:
     def __init__(self, ahead: Ahead | None = None, home: Home | None = None) -> None:
         self._ahead = ahead
         self._home = home or ThisMachine()
-        self._makers: dict[Recipe, ShardMaker] = {}
+        self._makers: Makers[Recipe] = Makers(self._load, _batch_of)
         self._manifests: dict[str, SealedFile] = {}
         self._entries: dict[str, Entries] = {}
-        self._given_up: list[ShardMaker] = []
         self._lock = threading.Lock()
 
     def run(self, job: ShardJob, index: int) -> ShardReceipt:
@@ -224,13 +213,13 @@ class Worker:
                 if storage.exists(uri):
                     return ShardReceipt(job.manifest_uri, index)
                 isolated = die_of_images(lease.before, self._home)
-                made = self._maker(job.recipe).make(shard, key, isolated=isolated)
+                made = self._makers.make(job.recipe, shard, key, isolated=isolated)
                 storage.create(uri, made.data)
             lease.forget_dead()
         except Exception as raised:
             error = known_error(raised)
             if isinstance(error, UnexpectedError):
-                self._give_up(job.recipe)
+                self._makers.give_up(job.recipe)
             return ShardReceipt(
                 job.manifest_uri,
                 index,
@@ -261,30 +250,19 @@ class Worker:
             head = head_at(self._manifests[job.manifest_uri], index)
         return entries.shard(head)
 
-    def _maker(self, recipe: Recipe) -> ShardMaker:
-        one = replace(recipe, ranges_uri="")  # wherever they lie, they are those of the spec
-        with self._lock:
-            if one not in self._makers:
-                # A thread that Ray made, and in which OpenVINO was called, crashes as it ends.
-                with ThreadPoolExecutor(1, "load") as pool:
-                    self._makers[one] = pool.submit(_load, recipe, self._ahead).result()
-            return self._makers[one]
-
-    def _give_up(self, recipe: Recipe) -> None:
-        """Forgets what was loaded, which may be broken. Another thread may still be using it."""
-        with self._lock:
-            maker = self._makers.pop(replace(recipe, ranges_uri=""), None)
-            self._given_up += [] if maker is None else [maker]
-
     def close(self) -> None:
         """Ends the threads of all that was loaded."""
-        for maker in (*self._makers.values(), *self._given_up):
-            maker.close()
+        self._makers.close()
         if self._ahead is not None:
             self._ahead.close()
 
+    def _load(self, recipe: Recipe, micro_batch: int) -> ShardMaker:
+        # A thread that Ray made, and in which OpenVINO was called, crashes as it ends.
+        with ThreadPoolExecutor(1, "load") as pool:
+            return pool.submit(_load, recipe, self._ahead, micro_batch).result()
 
-def _load(recipe: Recipe, ahead: Ahead | None) -> ShardMaker:
+
+def _load(recipe: Recipe, ahead: Ahead | None, micro_batch: int) -> ShardMaker:
     spec = recipe.spec
     if spec.preprocess.decoder:
         images.use_decoder(spec.preprocess.decoder, recipe.decoder)
@@ -295,7 +273,7 @@ def _load(recipe: Recipe, ahead: Ahead | None) -> ShardMaker:
         recipe.device,
         recipe.backend,
         resources.threads or 1,
-        micro_batch=_micro_batch(recipe),
+        micro_batch=micro_batch,
         graphs=resources.cuda_graphs,
     )
     if spec.bf16_numerics is not None:
@@ -311,23 +289,26 @@ def _load(recipe: Recipe, ahead: Ahead | None) -> ShardMaker:
     return Counter(extractor, spec, ranges, recipe.resources, recipe.products, ahead)
 
 
-def _micro_batch(recipe: Recipe) -> int | None:
-    """Returns how many images the network sees at a time; None for the device's own number.
+def _batch_of(recipe: Recipe) -> tuple[int, bool]:
+    """Returns how many images the network sees at a time, and whether they may be fewer.
 
     What the spec states, all workers must have; and a ranking mixes no numerics. So only the
     histograms of float32 are counted by the memory of each GPU.
     """
     stated, resources = recipe.spec.bf16_numerics, recipe.resources
+    adapts = stated is None and recipe.task is None and recipe.device != "cpu"
     if resources.micro_batch is not None:
-        return resources.micro_batch
+        return resources.micro_batch, adapts
     if stated is not None:
-        return stated.micro_batch
-    if recipe.device == "cpu" or recipe.task is not None:
-        return None
+        return stated.micro_batch, adapts
+    if recipe.device == "cpu":
+        return MICRO_BATCH["cpu"], adapts
     import torch
 
-    if not torch.cuda.is_available():
-        return None  # the extractor says so
+    if not torch.cuda.is_available():  # of which the extractor tells
+        return MICRO_BATCH["cpu"], adapts
+    if not adapts:
+        return MICRO_BATCH["cuda"], adapts
     memory = torch.cuda.get_device_properties(0).total_memory
     share = min(1.0, resources.gpus_per_worker)
-    return of_memory(int(memory * share), bytes_per_image(recipe.network))
+    return of_memory(int(memory * share), bytes_per_image(recipe.network)), adapts

@@ -187,7 +187,9 @@ class RayEngine:
                     receipt = receipt_of(row)
                     del left[receipt.manifest_uri, receipt.index]
                     yield receipt
-                    if not receipt.error:
+                    if row["notice"]:
+                        self._warnings.tell(row["notice"])
+                    if receipt.images:
                         self._devices.counted(row["node"])
                     elif row["device_failed"] and self._devices.failed(row["node"]):
                         self._progress(Warned(left_out_words(row["node"], receipt.error)))

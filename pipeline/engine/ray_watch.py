@@ -129,24 +129,31 @@ class RayWarnings:
             if node["DeathReason"] in PLANNED_DEATHS:
                 continue
             why = node["DeathReasonMessage"] or "Ray does not know why"
-            self._tell(
-                ("node", node["NodeID"]),
+            self.tell(
                 f"the node {node['NodeManagerAddress']} was lost: {why}. Other workers count what "
                 "its workers had under way",
+                *("node", node["NodeID"]),
             )
 
     def read(self, message: str) -> None:
         """Takes what Ray would print: all that matters of it is how memory ran out."""
         if found := _KILLED.search(message):
-            self._tell(
-                ("memory", found[1]),
+            self.tell(
                 f"Ray has killed workers of {found[1]}, where memory ran out. Their shards are "
                 f"counted again; use fewer workers, or {option('threads', 1)}, if it goes on",
+                *("memory", found[1]),
             )
         elif _AUTOSCALER.search(message):
-            self._tell(("autoscaler", message), f"Ray's autoscaler: {message.strip()[:300]}")
+            self.tell(f"Ray's autoscaler: {message.strip()[:300]}")
 
-    def _tell(self, what: tuple[str, ...], message: str) -> None:
+    def tell(self, message: str, *what: str) -> None:
+        """Tells a message, unless one of the same kind was told.
+
+        Args:
+            message: The message.
+            what: What tells its kind from others; nothing if that is the message.
+        """
+        what = what or (message,)
         if what not in self._told:
             self._told.add(what)
             self._listener(Warned(message))

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from collections import deque
 from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 
-from pipeline.counting import Ahead, Recipe, ShardJob, ShardReceipt, Worker, collect_rarely
+from pipeline.counting import (
+    Ahead,
+    Makers,
+    Recipe,
+    ShardJob,
+    ShardReceipt,
+    Worker,
+    collect_rarely,
+)
 from pipeline.engine.ray_decoding import RayDecodePool
 from pipeline.engine.ray_nodes import RayHome
 
@@ -34,6 +44,8 @@ class ShardActor:
         ahead = Ahead(RayDecodePool(runtime_env), room, always=always) if room else None
         self._home = RayHome(pool)
         self._worker = Worker(ahead, self._home)
+        self._notices = _Notices()
+        logging.getLogger(Makers.__module__).addHandler(self._notices)
         self._device_is_lost = False
         self._under_way = 0
         self._changed = threading.Condition()
@@ -45,7 +57,8 @@ class ShardActor:
             batch: One row: the place of the recipe, and the rest of a `ShardJob` and its index.
 
         Returns:
-            One row: the receipt, the id of the node, and whether its device has failed.
+            One row: the receipt, the id of the node, whether its device has failed, and what the
+                makers of shards have logged since the last row.
         """
         job = ShardJob(
             self._recipes[int(batch["recipe"][0])],
@@ -61,7 +74,11 @@ class ShardActor:
             self._device_is_lost |= failed
         finally:
             self._end()
-        told = {"node": self._home.node, "device_failed": failed}
+        told = {
+            "node": self._home.node,
+            "device_failed": failed,
+            "notice": self._notices.drained(),
+        }
         return {name: np.array([value]) for name, value in (asdict(receipt) | told).items()}
 
     def _begin(self) -> None:
@@ -80,6 +97,21 @@ class ShardActor:
         with self._changed:
             self._under_way -= 1
             self._changed.notify_all()
+
+
+class _Notices(logging.Handler):
+    """Keeps what is logged until it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._kept: deque[str] = deque()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._kept.append(record.getMessage())
+
+    def drained(self) -> str:
+        kept = [self._kept.popleft() for _ in range(len(self._kept))]
+        return "; ".join(kept)
 
 
 def receipt_of(row: dict[str, Any]) -> ShardReceipt:

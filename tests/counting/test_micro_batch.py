@@ -150,12 +150,15 @@ def test_a_worker_chooses_by_its_share_of_the_gpu(
     gpu = SimpleNamespace(total_memory=64 * each)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
-    chosen = worker._micro_batch
+
+    def chosen(recipe: Recipe) -> int:
+        return worker._batch_of(recipe)[0]
+
     assert chosen(recipe(place, gpus_per_worker=1)) == 64
     assert chosen(recipe(place, gpus_per_worker=2)) == 64  # one of them computes
     assert chosen(recipe(place, gpus_per_worker=0.25)) == 16
     assert chosen(recipe(place, gpus_per_worker=1, micro_batch=5)) == 5
-    assert chosen(recipe(place)) is None
+    assert chosen(recipe(place)) == MICRO_BATCH["cpu"]
     gpu.total_memory = 16 * each
     assert chosen(recipe(place, gpus_per_worker=1)) == 16
     # What the spec states, every worker takes; and a ranking mixes no numerics.
@@ -167,4 +170,9 @@ def test_a_worker_chooses_by_its_share_of_the_gpu(
     )
     assert chosen(rebuilt) == 32
     ranks: Any = object()
-    assert chosen(replace(recipe(place, gpus_per_worker=1), task=ranks)) is None
+    ranking = replace(recipe(place, gpus_per_worker=1), task=ranks)
+    assert chosen(ranking) == MICRO_BATCH["cuda"]
+    adapting = [recipe(place, gpus_per_worker=1), recipe(place, gpus_per_worker=1, micro_batch=5)]
+    assert [worker._batch_of(one)[1] for one in adapting] == [True, True]
+    fixed = [stated, rebuilt, ranking, recipe(place)]
+    assert not any(worker._batch_of(one)[1] for one in fixed)

@@ -1,0 +1,168 @@
+"""Keeps what workers have loaded, and loads it with fewer images at a time where memory runs out.
+
+    >>> makers = Makers(load, batch_of)                                      # doctest: +SKIP
+    >>> makers.make(recipe, shard, key, isolated=False)
+
+How many images a network sees at a time is part of the numerics. In float32 it moves a count only
+by rounding, and every partial states it, so half as many may be taken. In bfloat16 the spec states
+the number, and a ranking mixes no numerics, so there it stays.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from pipeline.counting.stream import Made
+from pipeline.errors import UnexpectedError
+from pipeline.sources import Shard
+from pipeline.wording import count_of
+
+logger = logging.getLogger(__name__)
+
+W = TypeVar("W", bound=Hashable)
+
+
+class ShardMaker(Protocol):
+    """Makes the one object that a worker commits for a shard."""
+
+    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+        """Makes the object of a shard; `isolated` decodes its images in a process apart."""
+
+    def close(self) -> None:
+        """Ends its threads."""
+
+
+@dataclass
+class _InUse:
+    """A maker, the images that it takes at a time, and how many shards it makes now."""
+
+    maker: ShardMaker
+    batch: int
+    users: int = 0
+
+
+class Makers(Generic[W]):
+    """Makes shards by any recipe, several at a time; loads each recipe once.
+
+    Args:
+        load: Loads a recipe, to take so many images at a time.
+        batch_of: Returns how many images a recipe takes at a time, and whether fewer may be taken.
+    """
+
+    def __init__(
+        self, load: Callable[[W, int], ShardMaker], batch_of: Callable[[W], tuple[int, bool]]
+    ) -> None:
+        self._load = load
+        self._batch_of = batch_of
+        self._loaded: dict[W, _InUse] = {}
+        self._batches: dict[W, int] = {}
+        self._given_up: list[ShardMaker] = []
+        self._changed = threading.Condition()
+
+    def make(self, recipe: W, shard: Shard, key: str, *, isolated: bool) -> Made:
+        """Makes the object of a shard.
+
+        Args:
+            recipe: What to load, unless it is loaded.
+            shard: The shard.
+            key: Its key.
+            isolated: Whether its images are decoded in a process apart.
+
+        Returns:
+            What it came to.
+
+        Raises:
+            UnexpectedError: If a device's memory is too small, and fewer images may not be taken.
+        """
+        while True:
+            loaded = None
+            try:
+                loaded = self._take(recipe)
+                return loaded.maker.make(shard, key, isolated=isolated)
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    raise
+                why = f"{type(error).__name__}: {error}"
+            finally:
+                if loaded is not None:
+                    self._give_back(loaded)
+            # Here the error is gone, whose trace holds tensors of the device.
+            self._take_fewer(recipe, loaded, why)
+
+    def give_up(self, recipe: W) -> None:
+        """Forgets what was loaded, which may be broken. Another thread may still be using it."""
+        with self._changed:
+            loaded = self._loaded.pop(recipe, None)
+            self._given_up += [] if loaded is None else [loaded.maker]
+
+    def close(self) -> None:
+        """Ends the threads of all that was loaded."""
+        for maker in (*(loaded.maker for loaded in self._loaded.values()), *self._given_up):
+            maker.close()
+
+    def _take(self, recipe: W) -> _InUse:
+        with self._changed:
+            if recipe not in self._loaded:
+                batch = self._batch(recipe)
+                self._loaded[recipe] = _InUse(self._load(recipe, batch), batch)
+            self._loaded[recipe].users += 1
+            return self._loaded[recipe]
+
+    def _give_back(self, loaded: _InUse) -> None:
+        with self._changed:
+            loaded.users -= 1
+            self._changed.notify_all()
+
+    def _batch(self, recipe: W) -> int:
+        return self._batches.get(recipe) or self._batch_of(recipe)[0]
+
+    def _take_fewer(self, recipe: W, loaded: _InUse | None, why: str) -> None:
+        """Has half the images taken from now on, unless another thread has seen to it."""
+        with self._changed:
+            batch = self._batch(recipe)
+            if loaded is not None and loaded.batch > batch:
+                return
+            images = f"{count_of(batch, 'image')} at a time"
+            if batch == 1 or not self._batch_of(recipe)[1]:
+                stated = "" if batch == 1 else ", as is stated for all workers"
+                raise UnexpectedError(
+                    f"the device's memory is too small for {images}{stated}; use devices with more "
+                    f"memory, or state fewer. {why}"
+                )
+            self._batches[recipe] = batch // 2
+            if loaded is not None:
+                if self._loaded.get(recipe) is loaded:
+                    del self._loaded[recipe]
+                while loaded.users:
+                    self._changed.wait()
+                loaded.maker.close()
+        del loaded
+        _free_memory()
+        logger.warning(
+            "on %s a device's memory was too small for %s; from now on it takes %d there, as the "
+            "numerics of the dataset state",
+            *(socket.gethostname(), images, batch // 2),
+        )
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Tells whether a device's memory ran out. If torch was never imported, none has."""
+    torch = sys.modules.get("torch")
+    if torch is None or error is None:
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or _is_out_of_memory(error.__cause__)
+
+
+def _free_memory() -> None:
+    """Gives back what the device's allocator keeps of a network that nobody has any more."""
+    gc.collect()
+    torch = sys.modules["torch"]
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

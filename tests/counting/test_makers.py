@@ -1,0 +1,170 @@
+"""Tests that fewer images are taken at a time where a device's memory runs out, and where not."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.building import Request, build_datasets
+from pipeline.catalogue import Catalogue
+from pipeline.counting import Extractor, Made, Makers, numerics, worker
+from pipeline.dna import DNA
+from pipeline.engine import InProcess
+from pipeline.errors import UnexpectedError
+from pipeline.sources import Shard
+from pipeline.spec import Numerics, Resources
+from tests.support import tiny_network as tiny
+from tests.support.builders import write_photos
+
+SHARD: Any = None
+
+
+class FakeMaker:
+    """Makes a shard if its device holds so many images at a time."""
+
+    def __init__(self, batch: int, room: int, meet: Callable[[], object] = lambda: None) -> None:
+        self.batch = batch
+        self.closed = False
+        self._room = room
+        self._meet = meet
+
+    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+        assert not self.closed
+        self._meet()
+        if self.batch > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Made(key.encode(), self.batch, 0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("loading", [False, True])
+@pytest.mark.parametrize(("start", "room"), [(128, 128), (64, 9), (5, 1), (3, 0), (1, 0)])
+def test_images_at_a_time_are_halved_until_they_fit_and_then_stay(
+    start: int, room: int, loading: bool
+) -> None:
+    """Memory may run out while the network is loaded, too, of which the extractor tells."""
+    made: list[FakeMaker] = []
+
+    def load(recipe: str, batch: int) -> FakeMaker:
+        if loading and batch > room:
+            raise ValueError("too small") from torch.OutOfMemoryError("CUDA out of memory")
+        made.append(FakeMaker(batch, room))
+        return made[-1]
+
+    makers = Makers(load, lambda recipe: (start, True))
+    if not room:
+        with pytest.raises(UnexpectedError, match=r"too small for 1 image at a time; use.*memory"):
+            makers.make("a", SHARD, "k", isolated=False)
+        return
+    fits = start
+    while fits > room:
+        fits //= 2
+    for _ in range(2):
+        assert makers.make("a", SHARD, "k", isolated=False).images == fits
+    assert [maker.batch for maker in made if not maker.closed] == [fits]
+    assert len(made) == 1 if loading else made[0].batch == start
+    makers.close()
+    assert all(maker.closed for maker in made)
+
+
+def test_a_number_that_is_stated_stays() -> None:
+    makers = Makers(lambda recipe, batch: FakeMaker(batch, 8), lambda recipe: (64, False))
+    with pytest.raises(UnexpectedError, match=r"64 images at a time, as is stated for all workers"):
+        makers.make("a", SHARD, "k", isolated=False)
+
+
+def test_other_errors_are_not_of_the_memory() -> None:
+    def load(recipe: str, batch: int) -> FakeMaker:
+        raise RuntimeError("CUDA error")
+
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        Makers(load, lambda recipe: (64, True)).make("a", SHARD, "k", isolated=False)
+
+
+def test_two_shards_at_once_halve_it_once_and_one_is_not_cut_off() -> None:
+    """Both run out of memory at 64 images, at the same moment."""
+    barrier = threading.Barrier(2)
+    made: list[FakeMaker] = []
+
+    def load(recipe: str, batch: int) -> FakeMaker:
+        made.append(FakeMaker(batch, 32, barrier.wait if batch == 64 else lambda: None))
+        return made[-1]
+
+    makers = Makers(load, lambda recipe: (64, True))
+    found: list[int] = []
+
+    def run() -> None:
+        found.append(makers.make("a", SHARD, "k", isolated=False).images)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found == [32, 32]
+    assert [(maker.batch, maker.closed) for maker in made] == [(64, True), (32, False)]
+
+
+# The same, with a network.
+
+
+class FourAtATime(Extractor):
+    """Computes on the CPU as on a GPU that holds 4 images."""
+
+    def __init__(self, network: Any, precision: Any, device: str, *rest: Any, **how: Any) -> None:
+        super().__init__(network, precision, "cpu", *rest, on_device=True, **how)
+        self.loaded = True
+
+    @property
+    def numerics(self) -> Numerics:
+        return numerics(self.network, "cuda", "torch", True, self.micro_batch, self._precision)
+
+    def observe(self, pixels: Any, visit: Any) -> None:
+        if hasattr(self, "loaded") and self.micro_batch > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().observe(pixels, visit)
+
+
+def built(folder: Path, name: str, **options: Any) -> tuple[DNA, dict[str, str]]:
+    place = Catalogue((folder / name).as_uri())
+    small: dict[str, Any] = tiny.install(folder).options
+    resources = Resources(gpus_per_worker=1, micro_batch=options.pop("micro_batch", None))
+    request = Request("photos", str(folder / "photos"), shard_images=5, **small, **options)
+    with InProcess() as engine:
+        (result,) = build_datasets(place, [request], engine, resources)
+    return place.load("photos"), dict(result.version.sha256)
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(worker, "Extractor", FourAtATime)
+    write_photos(tmp_path / "photos", 13)
+    return tmp_path
+
+
+def test_a_dna_states_how_many_images_a_small_device_takes_and_counts_as_if_asked_for(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dna, files = built(small, "halved")
+    assert [one.micro_batch for one, _ in dna.numerics] == [4]
+    told = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert [re.search(r"for (\d+) images .* takes (\d+) there", text)[1] for text in told] == [  # type: ignore[index]
+        "8"
+    ]
+    asked, same = built(small, "asked", micro_batch=4)
+    assert (dna.images, files) == (13, same)
+    assert asked.spec == dna.spec
+
+
+def test_in_bf16_the_number_is_part_of_the_spec_and_stays(small: Path) -> None:
+    with pytest.raises(UnexpectedError, match=r"64 images at a time, as is stated for all workers"):
+        built(small, "rough", precision="bf16")
