@@ -23,7 +23,7 @@ from pipeline.errors import (
 )
 from pipeline.events import Listener, Retried, Said, Started, StepDone, StepFailed, stage
 from pipeline.sources import Manifest
-from pipeline.wording import count_of
+from pipeline.wording import count_of, some_of
 
 TRIES = 2
 """How many times a shard is tried in one run."""
@@ -49,17 +49,22 @@ def require_counted(name: str, shards: int, failed: Sequence[ShardReceipt]) -> N
     """
     if not failed:
         return
-    some = f"{name}: {len(failed)} of {count_of(shards, 'shard')} could not be counted"
+    which = some_of([str(receipt.index) for receipt in failed])
+    some = f"{name}: {len(failed)} of {count_of(shards, 'shard')} could not be counted ({which})"
     lasting = [receipt for receipt in failed if not receipt.transient]
     if lasting:
         first = next((receipt for receipt in lasting if receipt.unsound), lasting[0])
         kind = ConservationError if first.unsound else VdnaError
-        raise kind(f"{some}; nothing was committed. First: {first.error}")
-    again = f"{some}; nothing was skipped: rerun the same command to go on. First: "
+        raise kind(f"{some}; nothing was committed. {_last_error(first)}")
+    again = f"{some}; nothing was skipped: rerun the same command to go on. "
     for receipt in failed:
         if receipt.unexpected:
-            raise UnexpectedError(again + receipt.error, receipt.details)
-    raise TransientError(again + failed[0].error)
+            raise UnexpectedError(again + _last_error(receipt), receipt.details)
+    raise TransientError(again + _last_error(failed[0]))
+
+
+def _last_error(receipt: ShardReceipt) -> str:
+    return f"The last error of shard {receipt.index}: {receipt.error}"
 
 
 @dataclass(frozen=True)

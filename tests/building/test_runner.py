@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.building.runner import run_missing
+from pipeline.building.runner import require_counted, run_missing
 from pipeline.counting import ShardJob, ShardReceipt, order_of_claims
+from pipeline.errors import TransientError, UnexpectedError, VdnaError
 from pipeline.events import Event, Said, StepDone
 
 handed_out: list[int] = []
@@ -62,3 +64,21 @@ def test_a_job_s_shards_are_handed_out_in_an_order_of_its_own(
         orders.append(handed_out[-20:])
     assert orders == [order_of_claims(own, range(20)) for own in ("a", "b")]
     assert orders[0] != orders[1]
+
+
+def test_the_shards_that_could_not_be_counted_are_named_with_the_last_error_of_one() -> None:
+    failed = [
+        ShardReceipt("m", at, error=f"{kind}: no {at}", kind=kind, transient=True)
+        for at, kind in ((3, "TransientError"), (7, "UnexpectedError"), (9, "TransientError"))
+    ]
+    with pytest.raises(UnexpectedError) as unexpected:
+        require_counted("a", 1200, failed)
+    assert str(unexpected.value) == (
+        "a: 3 of 1,200 shards could not be counted (3, 7 and 9); nothing was skipped: rerun "
+        "the same command to go on. The last error of shard 7: UnexpectedError: no 7"
+    )
+    with pytest.raises(TransientError, match=r"\(3 and 9\); .* of shard 3: TransientError: no 3$"):
+        require_counted("a", 1200, [failed[0], failed[2]])
+    lasting = replace(failed[0], transient=False)
+    with pytest.raises(VdnaError, match=r"\(9 and 3\); nothing was committed\. .* of shard 3: "):
+        require_counted("a", 1200, [failed[2], lasting])
