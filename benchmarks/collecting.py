@@ -35,11 +35,11 @@ from pipeline.dna import Partial
 from pipeline.errors import SourceError
 from pipeline.mapper import SerialMapper
 from pipeline.sources import plan
-from pipeline.spec import Tap
+from pipeline.spec import PRODUCTS, Tap
 from pipeline.storage import objects
 from pipeline.storage.other import FsspecStore
 from pipeline.storage.store import Answer, Stored
-from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
+from tests.golden.handmade import RANGES, SPEC, commit_dataset, entries
 from tests.support.builders import random_dna, tiny_spec
 
 T = TypeVar("T")
@@ -157,7 +157,11 @@ def made(root: str, shards: int) -> Catalogue:
     """Makes a catalogue of one dataset, and as many partials that it does not need."""
     place = Catalogue(root)
     manifest = plan(entries("fleet", shards), shard_images=1)
-    commit_dataset(place, "fleet", manifest, [hand_made(shard) for shard in manifest.shards])
+    partials = [
+        Partial(random_dna(SPEC, RANGES, 1, number), (key,), ())
+        for number, key in enumerate(manifest.keys(SPEC.digest, PRODUCTS))
+    ]
+    commit_dataset(place, "fleet", manifest, partials)
     for number in range(shards):
         key = hashlib.sha256(str(number).encode()).hexdigest()[:32]
         storage.create(partial_uri(place.work_uri("fleet", SPEC.digest), key), b"not needed")
