@@ -74,6 +74,7 @@ def run_jobs(world: World, work: Work, starts: Sequence[float], deaths: Sequence
     world.run(longest=max(starts) + (LONGEST_SHARD + 2 * EXPIRY_SECONDS) * (total + len(starts)))
     for job in world.jobs:
         assert isinstance(job.error, Died | None), repr(job.error)
+        assert [ran.errors for ran in job.ran or () if ran.errors] == []
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -167,11 +168,9 @@ class SimulatedWorker(Worker):
     def __init__(self, world: World) -> None:
         super().__init__()
         self._world = world
+        self._makers: Any = SimpleNamespace(make=self._make)
 
-    def _maker(self, recipe: object) -> Any:
-        return self
-
-    def make(self, shard: Shard, key: str, *, isolated: bool) -> Made:
+    def _make(self, recipe: object, shard: Shard, key: str, *, isolated: bool) -> Made:
         world = self._world
         job = world.job
         assert job is not None
