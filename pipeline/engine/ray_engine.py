@@ -36,7 +36,6 @@ from pipeline.engine.device_errors import DeviceErrors
 from pipeline.engine.pool_watch import Limits, PoolWatch
 from pipeline.engine.ray_decoding import cause_of, may_decode_ahead, room_ahead
 from pipeline.engine.ray_nodes import (
-    SPARE_CPUS,
     TASK_CPUS,
     Room,
     left_out_words,
@@ -223,7 +222,7 @@ class RayEngine:
         ]
         self._require_gpus()
         most, now = min(room.most, len(todo)), min(room.now, len(todo))
-        spare = SPARE_CPUS if self.resources.workers is None and most > now else 0
+        spare = room.spare if most > now else 0
         pool = secrets.token_hex(8)
         watch = PoolWatch(
             most,

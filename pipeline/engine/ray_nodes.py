@@ -73,17 +73,21 @@ class Room:
         threads: The CPUs of a worker.
         now: How many workers fit.
         most: How many may fit, with the nodes that may yet come.
+        spare: What each of them takes beyond its CPUs, once more wait than fit.
     """
 
     threads: int
     now: int
     most: int
+    spare: float = 0.0
 
 
 def room_of(resources: Resources, local: bool) -> Room:
     """Finds out how many workers a cluster has room for.
 
-    Each node keeps a CPU for what is no worker. Threads are as many as the smallest node has.
+    Each node keeps a CPU for what is no worker, unless a worker takes all that it has. If nobody
+    says how many threads a worker has, it has one fewer than the smallest node has CPUs, and from
+    one to four.
 
     Args:
         resources: What is asked for; what is None is chosen.
@@ -102,10 +106,13 @@ def room_of(resources: Resources, local: bool) -> Room:
         return Room(threads, min(now, resources.workers), resources.workers)
     if local:
         return Room(threads, now, now)
+    kinds = [int(node.get("CPU", 0)) for node in (*present, *(node for node, _ in coming))]
+    # With the spare, a worker does not fit on a node that has its CPUs exactly.
+    spare = SPARE_CPUS if max(kinds, default=0) > threads and threads not in kinds else 0.0
     most = sum(
         workers_held([node], threads, resources.gpus_per_worker) * count for node, count in coming
     )
-    return Room(threads, now, max(now, most) if coming else GROWTH * now)
+    return Room(threads, now, max(now, most) if coming else GROWTH * now, spare)
 
 
 def workers_held(nodes: Iterable[Mapping[str, float]], threads: int, gpus: float) -> int:

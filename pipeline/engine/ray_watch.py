@@ -65,9 +65,15 @@ class PoolCallback(ExecutionCallback):
             return
         pools = [op for op in executor._topology if isinstance(op, ActorPoolMapOperator)]
         try:
-            look(sum(pool._actor_pool.num_active_actors() for pool in pools))
+            look(sum(_running(pool._actor_pool) for pool in pools))
         except TransientError as error:
             raise ExecutionTimeoutError(str(error)) from error
+
+
+def _running(pool: Any) -> int:
+    """Counts the actors that run. Those that start again keep their shards, and Ray counts them."""
+    running: int = pool.num_running_actors() - pool.num_restarting_actors()
+    return running
 
 
 @contextmanager

@@ -177,6 +177,32 @@ def test_a_build_waits_for_its_first_node_and_says_so(
 
 
 @pytest.mark.soak
+def test_a_build_that_loses_its_only_node_says_so_and_goes_on_with_the_next(
+    nodes: Nodes,
+    small: Small,
+    folder: Path,
+    truth: DNA,
+    clean: dict[str, object],
+    tmp_path: Path,
+) -> None:
+    """It takes 10 s until the number of workers is told, and some until Ray knows of the loss."""
+    first = nodes.add(num_cpus=2)
+    nodes.hold()
+    build = tmp_path / "c"
+    process = small.start(folder, build, "--ray-address", nodes.address, workers=1)
+    with ended(process):
+        until(process, lambda: len(running(build)) == 1)
+        nodes.lose(first)
+        words = said(process, "was lost") + said(process, "no worker runs")
+        assert process.poll() is None
+        nodes.let_go()
+        nodes.add(num_cpus=2)
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, words + err
+    same_bits(build, clean, truth)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("workers", [3, None])
 def test_a_pool_grows_when_nodes_come_and_goes_on_when_they_go(
     nodes: Nodes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -208,17 +209,38 @@ def test_there_is_room_for_the_workers_of_nodes_that_are_there_and_of_those_to_c
     asked: dict[str, Any],
     expected: Room,
 ) -> None:
-    assert room(monkeypatch, nodes, coming, **asked) == expected
+    assert replace(room(monkeypatch, nodes, coming, **asked), spare=0) == expected
 
 
-@given(cpus=st.integers(2, 128), threads=st.integers(1, 8))
-def test_a_node_that_more_workers_wait_for_keeps_a_cpu_for_tasks(cpus: int, threads: int) -> None:
-    held = workers_held([{"CPU": cpus}], threads, 0)
-    if cpus <= threads:
-        return
-    takes = threads + SPARE_CPUS
-    assert held * takes <= cpus - ray_nodes.TASK_CPUS
-    assert (held + 1) * takes > cpus
+SIZES = st.lists(st.integers(0, 32), min_size=1, max_size=4)
+
+
+@given(present=SIZES, coming=SIZES, threads=st.integers(1, 8), gpus=st.sampled_from([0, 0.5, 1]))
+def test_nodes_that_more_workers_wait_for_hold_them_and_keep_a_cpu_for_tasks(
+    present: list[int], coming: list[int], threads: int, gpus: float
+) -> None:
+    """A node that a worker fills exactly has none to keep, and holds that worker."""
+    with pytest.MonkeyPatch.context() as patch:
+        there = [node(str(number), CPU=cpus, GPU=4) for number, cpus in enumerate(present)]
+        come = [({"CPU": float(cpus), "GPU": 4.0}, 2) for cpus in coming]
+        found = room(patch, there, come, threads=threads, gpus_per_worker=gpus)
+    takes = threads + found.spare
+    for cpus in (*present, *coming):
+        fit = int(cpus // takes)
+        assert (fit > 0) == (cpus >= threads)
+        if found.spare and fit:
+            assert fit == workers_held([{"CPU": cpus}], threads, 0)
+            assert cpus - fit * takes >= ray_nodes.TASK_CPUS
+    if threads not in (*present, *coming) and max(*present, *coming) > threads:
+        assert found.spare == SPARE_CPUS
+
+
+def test_a_worker_that_fills_the_nodes_that_nobody_knows_of_yet_fits_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert room(monkeypatch, [HEAD], [], threads=4).spare == 0
+    assert room(monkeypatch, [HEAD, SMALL], [], workers=9, threads=3).spare == 0
+    assert room(monkeypatch, [HEAD, SMALL], [], threads=3).spare == SPARE_CPUS
 
 
 def test_what_a_worker_takes_is_put_into_words() -> None:
