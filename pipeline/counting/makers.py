@@ -82,9 +82,10 @@ class Makers(Generic[W]):
             UnexpectedError: If a device's memory is too small, and fewer images may not be taken.
         """
         while True:
-            loaded = None
+            loaded, tried = None, self._batch(recipe)
             try:
                 loaded = self._take(recipe)
+                tried = loaded.batch
                 return loaded.maker.make(shard, key, isolated=isolated)
             except Exception as error:
                 if not _is_out_of_memory(error):
@@ -94,7 +95,7 @@ class Makers(Generic[W]):
                 if loaded is not None:
                     self._give_back(loaded)
             # Here the error is gone, whose trace holds tensors of the device.
-            self._take_fewer(recipe, loaded, why)
+            self._take_fewer(recipe, tried, loaded, why)
 
     def give_up(self, recipe: W) -> None:
         """Forgets what was loaded, which may be broken. Another thread may still be using it."""
@@ -123,18 +124,19 @@ class Makers(Generic[W]):
     def _batch(self, recipe: W) -> int:
         return self._batches.get(recipe) or self._batch_of(recipe)[0]
 
-    def _take_fewer(self, recipe: W, loaded: _InUse | None, why: str) -> None:
-        """Has half the images taken from now on, unless another thread has seen to it."""
+    def _take_fewer(self, recipe: W, tried: int, loaded: _InUse | None, why: str) -> None:
+        """Has half the images taken that were tried, unless another thread has seen to it."""
         with self._changed:
             batch = self._batch(recipe)
-            if loaded is not None and loaded.batch > batch:
+            if tried > batch:
                 return
             images = f"{count_of(batch, 'image')} at a time"
             if batch == 1 or not self._batch_of(recipe)[1]:
                 stated = "" if batch == 1 else ", as is stated for all workers"
+                fewer = "" if batch == 1 else ", or state fewer"
                 raise UnexpectedError(
                     f"the device's memory is too small for {images}{stated}; use devices with more "
-                    f"memory, or state fewer. {why}"
+                    f"memory{fewer}. {why}"
                 )
             self._batches[recipe] = batch // 2
             if loaded is not None:

@@ -11,6 +11,9 @@ has stalled only if workers run and no shard ends.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.errors import TransientError
@@ -34,7 +37,10 @@ class Limits:
 
 
 class PoolWatch:
-    """Judges by what it is told: the time, the number of workers, and that shards end."""
+    """Judges by what it is told: the time, the number of workers, and that shards end.
+
+    Ray's thread looks, while the thread of the job takes the shards that end.
+    """
 
     def __init__(
         self, most: int, wanted: str, limits: Limits, listener: Listener, now: float
@@ -56,10 +62,30 @@ class PoolWatch:
         self._workers, self._since = 0, now
         self._told = most
         self._stalled = self._waited = 0.0
+        self._paused = self._resumed = False
+        self._lock = threading.Lock()
 
     def ended(self) -> None:
         """Takes note that a shard has ended."""
-        self._stalled = self._waited = 0.0
+        with self._lock:
+            self._stalled = self._waited = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock while the block runs, as the job takes no shard meanwhile.
+
+        The clock goes on with the first look after the block.
+
+        Yields:
+            Nothing.
+        """
+        with self._lock:
+            self._paused = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._paused, self._resumed = False, True
 
     def look(self, now: float, workers: int) -> None:
         """Takes note of the workers; to be called often.
@@ -74,11 +100,15 @@ class PoolWatch:
         Raises:
             TransientError: If the job has waited too long.
         """
-        if self._workers:
-            self._stalled += now - self._last
-        else:
-            self._waited += now - self._last
-        self._last = now
+        with self._lock:
+            passed = 0.0 if self._paused or self._resumed else now - self._last
+            self._resumed = False
+            self._last = now
+            if self._workers:
+                self._stalled += passed
+            else:
+                self._waited += passed
+            stalled, waited = self._stalled, self._waited
         if workers != self._workers:
             self._workers, self._since = workers, now
         elif workers != self._told and now - self._since >= SETTLE_SECONDS:
@@ -86,10 +116,10 @@ class PoolWatch:
             limit = self._limits.capacity
             self._listener(PoolChanged(workers, self._most, self._wanted, limit))
         again = "rerun the same command to go on from what is committed"
-        if self._stalled >= self._limits.stall:
-            raise TransientError(f"no shard ended for {self._stalled:.0f} s of work; {again}")
-        if self._waited >= self._limits.capacity:
+        if stalled >= self._limits.stall:
+            raise TransientError(f"no shard ended for {stalled:.0f} s of work; {again}")
+        if waited >= self._limits.capacity:
             raise TransientError(
-                f"no node had {self._wanted} free for a worker for {self._waited:.0f} s; {again} "
+                f"no node had {self._wanted} free for a worker for {waited:.0f} s; {again} "
                 "when there is one"
             )

@@ -264,7 +264,8 @@ class RayEngine:
             try:
                 for row in rows:
                     watch.ended()
-                    yield row
+                    with watch.paused():  # the job may now commit a dataset, which takes long
+                        yield row
             except RayTaskError as error:
                 cause = cause_of(error)
                 raise cause from error

@@ -62,7 +62,10 @@ def test_images_at_a_time_are_halved_until_they_fit_and_then_stay(
 
     makers = Makers(load, lambda recipe: (start, True))
     if not room:
-        with pytest.raises(UnexpectedError, match=r"too small for 1 image at a time; use.*memory"):
+        with pytest.raises(
+            UnexpectedError,
+            match=r"too small for 1 image at a time; use devices with more memory\. ",
+        ):
             makers.make("a", SHARD, "k", isolated=False)
         return
     fits = start
@@ -78,7 +81,9 @@ def test_images_at_a_time_are_halved_until_they_fit_and_then_stay(
 
 def test_a_number_that_is_stated_stays() -> None:
     makers = Makers(lambda recipe, batch: FakeMaker(batch, 8), lambda recipe: (64, False))
-    with pytest.raises(UnexpectedError, match=r"64 images at a time, as is stated for all workers"):
+    with pytest.raises(
+        UnexpectedError, match=r"64 images at a time, as is stated for all workers; .*fewer"
+    ):
         makers.make("a", SHARD, "k", isolated=False)
 
 
@@ -88,6 +93,21 @@ def test_other_errors_are_not_of_the_memory() -> None:
 
     with pytest.raises(RuntimeError, match="CUDA error"):
         Makers(load, lambda recipe: (64, True)).make("a", SHARD, "k", isolated=False)
+
+
+def made_at_once(makers: Makers[str]) -> list[int]:
+    """Makes a shard in each of two threads, and returns how many images they took at a time."""
+    found: list[int] = []
+
+    def run() -> None:
+        found.append(makers.make("a", SHARD, "k", isolated=False).images)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return found
 
 
 def test_two_shards_at_once_halve_it_once_and_one_is_not_cut_off() -> None:
@@ -100,18 +120,26 @@ def test_two_shards_at_once_halve_it_once_and_one_is_not_cut_off() -> None:
         return made[-1]
 
     makers = Makers(load, lambda recipe: (64, True))
-    found: list[int] = []
-
-    def run() -> None:
-        found.append(makers.make("a", SHARD, "k", isolated=False).images)
-
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert found == [32, 32]
+    assert made_at_once(makers) == [32, 32]
     assert [(maker.batch, maker.closed) for maker in made] == [(64, True), (32, False)]
+
+
+def test_two_shards_that_load_at_once_halve_it_once() -> None:
+    """One loads after the other, and both have failed at 64 images before either takes fewer."""
+    both = threading.Barrier(2, timeout=10)
+
+    class LoadError(ValueError):
+        def __str__(self) -> str:
+            both.wait()
+            return "too small"
+
+    def load(recipe: str, batch: int) -> FakeMaker:
+        if batch > 32:
+            raise LoadError from torch.OutOfMemoryError("CUDA out of memory")
+        return FakeMaker(batch, 32)
+
+    makers = Makers(load, lambda recipe: (64, True))
+    assert made_at_once(makers) == [32, 32]
 
 
 # The same, with a network.

@@ -62,6 +62,26 @@ def test_a_stall_is_no_matter_of_the_time_without_workers() -> None:
         pool.look(LIMITS.stall + LIMITS.capacity, workers=0)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("looks", [0, 5])
+def test_the_clock_stops_while_the_job_has_a_shard_and_then_goes_on(
+    workers: int, looks: int
+) -> None:
+    """Ray's thread may look meanwhile, or not."""
+    pool, _ = watch()
+    limit = LIMITS.stall if workers else LIMITS.capacity
+    pool.look(0, workers)
+    pool.ended()
+    with pool.paused():
+        for at in range(1, looks + 1):
+            pool.look(at * limit, workers)
+    now = (looks + 1) * limit
+    pool.look(now, workers)
+    pool.look(now + limit - 1, workers)
+    with pytest.raises(TransientError):
+        pool.look(now + limit, workers)
+
+
 def test_a_number_of_workers_is_told_once_when_it_has_lasted() -> None:
     pool, events = watch()
     for now, workers in ((1, 1), (2, 2), (5, 3), (5 + SETTLE_SECONDS, 3)):
