@@ -2,23 +2,37 @@
 
 >>> errors = DeviceErrors()
 >>> errors.counted("a")
->>> [errors.failed("b") for _ in range(3)], errors.left_out
+>>> [errors.failed("b", alive={"a", "b"}) for _ in range(3)], errors.left_out
 ([False, False, True], ('b',))
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Set
 
 MOST_ERRORS = 3
 """How many errors of devices in a row a node may meet."""
+
+_OF_DEVICE = re.compile(
+    r"\b(?:(?:CUDA|HIP|cuDNN|cuBLAS|cuFFT|NVML|AcceleratorError)\b|(?:CUDNN|CUBLAS|CUFFT)_)"
+    r"|device-side assert"
+)
+"""What torch and its libraries write of errors of a device. Names such as `torch.cuda`
+and `CUDAGraph` are none of these: the traceback of any error may hold them."""
+
+
+def is_of_device(text: str) -> bool:
+    """Tells from the text and the traceback of an error whether it is a device's own."""
+    return _OF_DEVICE.search(text) is not None
 
 
 class DeviceErrors:
     """Judges nodes by their errors in a row.
 
-    A node is only left out if another has counted a shard. Where none has, the fault is hardly that
-    of a device.
+    A node is only left out if another that lives has counted a shard. Where none has, the fault is
+    hardly that of a device, or there would be no node left.
     """
 
     def __init__(self) -> None:
@@ -36,14 +50,18 @@ class DeviceErrors:
         self._sound.add(node)
         self._in_a_row[node] = 0
 
-    def failed(self, node: str) -> bool:
+    def failed(self, node: str, alive: Set[str]) -> bool:
         """Takes note of an error of a node's device.
+
+        Args:
+            node: The node.
+            alive: All nodes that live now.
 
         Returns:
             Whether the node is left out from now on.
         """
         self._in_a_row[node] += 1
-        others = self._sound - {node} - self._left_out.keys()
+        others = (self._sound & alive) - {node} - self._left_out.keys()
         if node in self._left_out or self._in_a_row[node] < MOST_ERRORS or not others:
             return False
         self._left_out[node] = None

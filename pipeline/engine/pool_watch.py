@@ -5,8 +5,8 @@
     >>> watch.look(24.0, workers=3)
     PoolChanged(workers=3, most=8, wanted='4 CPUs', limit=3600)
 
-That no worker runs, as no node has room for one, is no failure: the job waits, and says so. A pool
-has stalled only if workers run and no shard ends.
+That no worker runs is no failure: one starts, or no node has room for one. The job waits, and says
+so. A pool has stalled only if workers run and no shard ends.
 """
 
 from __future__ import annotations
@@ -120,6 +120,6 @@ class PoolWatch:
             raise TransientError(f"no shard ended for {stalled:.0f} s of work; {again}")
         if waited >= self._limits.capacity:
             raise TransientError(
-                f"no node had {self._wanted} free for a worker for {waited:.0f} s; {again} "
-                "when there is one"
+                f"no worker ran for {waited:.0f} s; one takes {self._wanted}. When a node has that "
+                f"free, {again}"
             )

@@ -38,6 +38,7 @@ from pipeline.engine.ray_decoding import cause_of, may_decode_ahead, room_ahead
 from pipeline.engine.ray_nodes import (
     TASK_CPUS,
     Room,
+    alive_nodes,
     left_out_words,
     list_nodes,
     room_of,
@@ -190,7 +191,7 @@ class RayEngine:
                         self._warnings.tell(row["notice"])
                     if receipt.images:
                         self._devices.counted(row["node"])
-                    elif row["device_failed"] and self._devices.failed(row["node"]):
+                    elif row["device_failed"] and self._devices.failed(row["node"], alive_nodes()):
                         self._progress(Warned(left_out_words(row["node"], receipt.error)))
                         break  # a pool has its nodes for good
 
@@ -271,7 +272,7 @@ class RayEngine:
                 raise cause from error
             except ExecutionTimeoutError as error:  # by the watch
                 raise TransientError(str(error)) from error
-            finally:  # ends the shards that still run; while Ray shuts down it would be too late
+            finally:  # no other shard begins; while Ray shuts down it would be too late
                 with without_stderr():  # Ray tells there that it will run them again
                     rows.close()  # type: ignore[attr-defined]  # a generator
 

@@ -32,12 +32,17 @@ def list_nodes() -> list[dict[str, Any]]:
     return cast(list[dict[str, Any]], ray.nodes())  # type: ignore[no-untyped-call]  # Ray's
 
 
+def alive_nodes() -> frozenset[str]:
+    """Returns the ids of the nodes that live."""
+    return frozenset(node["NodeID"] for node in list_nodes() if node["Alive"])
+
+
 class RayHome:
     """The home of an actor: its node, and the pool that it belongs to.
 
     Ray starts an actor again only when it knows whether the node is lost, so an actor that takes
-    the shard of a dead one is told the truth. A pool that ends kills its actors; so nothing is told
-    of those of another pool.
+    the shard of a dead one is told the truth. An actor whose pool has ended ends after its shard,
+    without a crash; so nothing is told of those of another pool.
     """
 
     def __init__(self, pool: str) -> None:
@@ -62,7 +67,7 @@ class RayHome:
         """Tells whether the process of a note was of this pool, and its node lives on."""
         if note.get("pool") != self._pool:
             return False
-        return any(node["Alive"] and node["NodeID"] == note.get("node") for node in list_nodes())
+        return note.get("node") in alive_nodes()
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,8 @@ def left_out_words(node: str, error: str) -> str:
     """Says that a node gets no more shards, and with which error of its device."""
     where = next((n["NodeManagerAddress"] for n in list_nodes() if n["NodeID"] == node), node)
     return (
-        f"the device of node {where} has failed {MOST_ERRORS} times in a row, while other nodes "
-        f"count. It gets no more shards. The last error: {error}"
+        f"the device of node {where} has failed {MOST_ERRORS} times in a row, and another node "
+        f"has counted shards. The failing node gets no more. The last error: {error}"
     )
 
 

@@ -20,6 +20,7 @@ from pipeline.counting import (
     Worker,
     collect_rarely,
 )
+from pipeline.engine.device_errors import is_of_device
 from pipeline.engine.ray_decoding import RayDecodePool
 from pipeline.engine.ray_nodes import RayHome
 
@@ -46,7 +47,7 @@ class ShardActor:
         self._worker = Worker(ahead, self._home)
         self._notices = _Notices()
         logging.getLogger(Makers.__module__).addHandler(self._notices)
-        self._device_is_lost = False
+        self._device_is_unsure = False
         self._under_way = 0
         self._changed = threading.Condition()
 
@@ -70,25 +71,26 @@ class ShardActor:
         self._begin()
         try:
             receipt = self._worker.run(job, int(batch["index"][0]))
-            failed = receipt.unexpected and job.recipe.device != "cpu"
-            self._device_is_lost |= failed
+            # Such an error may have left the device in any state, whoever's it is.
+            unsure = receipt.unexpected and job.recipe.device != "cpu"
+            self._device_is_unsure |= unsure
         finally:
             self._end()
         told = {
             "node": self._home.node,
-            "device_failed": failed,
+            "device_failed": unsure and is_of_device(f"{receipt.error}\n{receipt.details}"),
             "notice": self._notices.drained(),
         }
         return {name: np.array([value]) for name, value in (asdict(receipt) | told).items()}
 
     def _begin(self) -> None:
-        """Begins a shard, or ends the process if its device is lost.
+        """Begins a shard, or ends the process if its device may be lost.
 
         Only a new process gets a sound context of the device. Ray starts one, and gives the shard
         to it. No other shard may be under way, or it would seem to have ended the process.
         """
         with self._changed:
-            if self._device_is_lost:
+            if self._device_is_unsure:
                 self._changed.wait_for(lambda: not self._under_way)
                 os._exit(1)
             self._under_way += 1

@@ -42,7 +42,7 @@ LINE_SECONDS = 5.0
 
 REFRESHES_PER_SECOND = 5
 
-WAITS = "  waits for nodes"
+WAITS = "  waits for workers"
 """What the state of a stage ends with while no worker runs."""
 
 ESTIMATED_STEPS = 3
@@ -70,8 +70,8 @@ def _words(event: Event) -> str:
             return f"warning: {message}"
         case PoolChanged(workers=0, wanted=wanted, limit=limit):
             return (
-                f"no worker runs: one takes {wanted}, and no node has that free; the job waits for "
-                f"nodes, {duration(limit)} at most"
+                f"no worker runs: one takes {wanted}, and starts when a node has that free; the "
+                f"job waits for one, {duration(limit)} at most"
             )
         case PoolChanged(workers, most):
             return f"{count_of(workers, 'worker')} of up to {most:,} {_run(workers)}"

@@ -162,9 +162,9 @@ def test_a_build_waits_for_its_first_node_and_says_so(
         out, err = limited.communicate(timeout=240)
     assert limited.returncode == 1, err
     assert json.loads(out)["error"] == "TransientError"
-    assert "no worker runs: one takes 1 CPU, and no node has that free" in err
-    assert "waits for nodes, 0:00:13 at most" in err
-    assert "no node had 1 CPU free for a worker for 1" in err
+    assert "no worker runs: one takes 1 CPU, and starts when a node has that free" in err
+    assert "waits for one, 0:00:13 at most" in err
+    assert "no worker ran for 1" in err
     assert "Traceback" not in err
     process = small.start(folder, build, *address, patch="")
     with ended(process):

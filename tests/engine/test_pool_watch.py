@@ -44,7 +44,9 @@ def test_a_pool_ends_by_the_time_with_workers_or_without_since_the_last_shard(
         before = workers
         stalled, starved = spent[True] >= LIMITS.stall, spent[False] >= LIMITS.capacity
         if stalled or starved:
-            with pytest.raises(TransientError, match="no shard ended" if stalled else "no node"):
+            with pytest.raises(
+                TransientError, match="no shard ended" if stalled else "no worker ran"
+            ):
                 pool.look(now, workers)
             return
         pool.look(now, workers)
@@ -58,7 +60,7 @@ def test_a_stall_is_no_matter_of_the_time_without_workers() -> None:
     pool.look(LIMITS.stall + 1, workers=0)
     pool.look(LIMITS.stall + 2, workers=1)
     pool.look(LIMITS.stall + 3, workers=0)
-    with pytest.raises(TransientError, match=r"no node had 1 CPU free .* for 159 s; rerun"):
+    with pytest.raises(TransientError, match=r"no worker ran for 159 s; one takes 1 CPU\. .*rerun"):
         pool.look(LIMITS.stall + LIMITS.capacity, workers=0)
 
 

@@ -317,7 +317,10 @@ def test_a_reduction_of_several_levels_runs_on_ray(small: Small, tmp_path: Path)
 def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A CUDA error stays with its process. Ray starts a new one, and gives the shard to it."""
+    """A CUDA error stays with its process. Ray starts a new one, and gives the shard to it.
+
+    Any unexpected error may have broken the device, but only the device's own count against it.
+    """
 
     class Ended(Exception):
         pass
@@ -329,16 +332,19 @@ def test_an_actor_ends_its_process_after_an_unexpected_error_of_a_device(
     monkeypatch.setattr(RayHome, "node", "n")
     columns = {"manifest": "m", "work": "w", "entries": "e", "claimant": "c"}
     batch = {"recipe": [0], "index": [1]} | {name: [value] for name, value in columns.items()}
-    for gpus, kind, ends in (
-        (1.0, "UnexpectedError", True),
-        (0.0, "UnexpectedError", False),
-        (1.0, "TransientError", False),
+    cuda, bug = "unexpected RuntimeError: CUDA error: launch failure", "unexpected KeyError: 3"
+    for gpus, kind, error, ends, failed in (
+        (1.0, "UnexpectedError", cuda, True, True),
+        (1.0, "UnexpectedError", bug, True, False),
+        (0.0, "UnexpectedError", cuda, False, False),
+        (1.0, "TransientError", cuda, False, False),
     ):
-        receipt = ShardReceipt("m", 1, error="e", kind=kind)
+        receipt = ShardReceipt("m", 1, error=error, kind=kind)
         monkeypatch.setattr(Worker, "run", lambda *_, receipt=receipt: receipt)
         recipe = Recipe(SPEC, NETWORK, "ranges", Resources(gpus_per_worker=gpus))
         actor = ShardActor([recipe], 0, {}, "pool")
-        assert actor(batch)["kind"] == [kind]
+        row = actor(batch)
+        assert (row["kind"], row["device_failed"]) == ([kind], [failed])
         with pytest.raises(Ended) if ends else contextlib.nullcontext():
             assert actor(batch)["index"] == [1]
 

@@ -382,9 +382,9 @@ def test_that_no_worker_runs_is_a_state_of_the_stage(sleep: Callable[[float], No
         progress.tick()
     state = "0/6 images  0.0/s  0/2 shards  0 failed  time left not known yet"
     assert out.getvalue().splitlines() == [
-        "no worker runs: one takes 4 CPUs and 1 GPU, and no node has that free; the job waits for "
-        "nodes, 1:00:00 at most",
-        f"{state}  waits for nodes",
+        "no worker runs: one takes 4 CPUs and 1 GPU, and starts when a node has that free; the job "
+        "waits for one, 1:00:00 at most",
+        f"{state}  waits for workers",
         "1 worker of up to 8 runs",
         state,
         "3 workers of up to 8 run",
@@ -399,7 +399,7 @@ def test_the_next_stage_waits_for_no_node_of_the_last(sleep: Callable[[float], N
         progress(event)
     sleep(LINE_SECONDS)
     progress.tick()
-    assert not out.getvalue().endswith("waits for nodes\n")
+    assert not out.getvalue().endswith("waits for workers\n")
 
 
 def test_a_bar_shows_that_no_worker_runs(terminal: Console) -> None:
@@ -412,8 +412,8 @@ def test_a_bar_shows_that_no_worker_runs(terminal: Console) -> None:
         bar._bar.refresh()
     bar(Finished())
     drawn = plain(written(terminal))
-    assert "waits for nodes" in drawn
-    assert "waits for nodes" not in drawn.splitlines()[-1]
+    assert "waits for workers" in drawn
+    assert "waits for workers" not in drawn.splitlines()[-1]
 
 
 def test_a_warning_is_told_as_one() -> None:
