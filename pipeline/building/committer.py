@@ -21,6 +21,7 @@ from pipeline.errors import (
     OverlapError,
     SourceError,
     SpecMismatch,
+    TransientError,
 )
 from pipeline.events import Listener, Said
 from pipeline.mapper import Mapper, SerialMapper
@@ -58,6 +59,7 @@ def finish_dataset(
     version = _store(catalogue, name, plan.manifest, plan.manifest_sha256, composed, job.recipe)
     whole = replace(version, by=plan.request.by or "")
     parts = _finish_parts(catalogue, plan, mapper, progress)
+    _require_entries(name, plan.manifest)
     commit = catalogue.put_version(name, whole, plan.base, parts=parts)
     replaced = plan.base if plan.base is not None and plan.base.dna != whole.dna else None
     return Result(
@@ -108,6 +110,15 @@ def _reduce(
             f"{name}: {error}\nNothing was committed. If that file is damaged, delete it and rerun "
             "the same command, which counts its images again"
         ) from error
+
+
+def _require_entries(name: str, manifest: Manifest) -> None:
+    """Refuses to commit a manifest whose candidates are gone."""
+    if lost := manifest.entries.missing(manifest.files):
+        raise TransientError(
+            f"{name}: {manifest.entries.uri(lost[0])} was removed while the build ran; rerun the "
+            "same command"
+        )
 
 
 def _require_readable(plan: DatasetPlan, composed: Composed) -> None:

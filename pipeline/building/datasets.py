@@ -147,7 +147,10 @@ def _plan_and_count(
         for each in found.values():
             recipe = each.plan.job.recipe
             spec = recipe.spec.digest
-            note_speed(planner.catalogue, spec, recipe.device, each.images, each.seconds)
+            try:
+                note_speed(planner.catalogue, spec, recipe.device, each.images, each.seconds)
+            except VdnaError as error:  # what was counted is worth more than this hint
+                planner.progress(Said(f"{each.plan.request.name}: {error}"))
         counted |= found
         pending = [each.plan.request for each in counted.values() if each.changed]
         if not pending:

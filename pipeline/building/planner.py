@@ -14,8 +14,10 @@ from pipeline.building.storing import store_manifest
 from pipeline.catalogue import (
     Catalogue,
     Commit,
+    KeptVersion,
     Version,
     canonical_json,
+    missing_files,
     part_name,
     parts_of,
     require_free,
@@ -375,11 +377,12 @@ def _is_up_to_date(
     stated = (base.manifest, base.products, base.by)
     if stated != (manifest.digest, job.recipe.products, request.by or ""):
         return False
-    versions = {request.name: base} | parts_of(head, request.name, base.spec)
+    if missing_files(catalogue, KeptVersion(request.name, base, head.number)):
+        return False
     return all(
-        storage.exists(catalogue.uri(kind, version.spec, name, version.digest_in(kind)))
-        for name, version in versions.items()
-        for kind in version.sha256
+        storage.exists(catalogue.uri(kind, part.spec, name, part.digest_in(kind)))
+        for name, part in parts_of(head, request.name, base.spec).items()
+        for kind in part.sha256
     )
 
 
@@ -394,7 +397,8 @@ def _previous(
 ) -> Manifest | None:
     """Returns the manifest whose shards are kept: the one last planned, else the one committed.
 
-    None if it is lost, or some of its candidates are: the plan starts from the listing alone then.
+    None if it is lost: the plan starts from the listing alone then. Shards whose candidates are
+    lost are left out.
     """
     planned = catalogue.planned(name, spec_digest)
     if planned is not None:
@@ -406,7 +410,8 @@ def _previous(
             found = catalogue.manifest(name, base)
         except SourceError:
             return None
-    return None if found.entries.missing(found.files) else found
+    lost = set(found.entries.missing(found.files))
+    return found.select(h.index for h in found.heads if h.address.file not in lost)
 
 
 def unchanged_result(catalogue: Catalogue, plan: DatasetPlan, head: Commit) -> Result:

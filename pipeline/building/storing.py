@@ -31,8 +31,11 @@ def store_manifest(uri: str, manifest: Manifest) -> Data:
             found = Manifest.decode(bytes(existing), uri, manifest.entries)
         except CorruptFile:
             return False
-        others = set(found.files).difference(manifest.files)
-        return found.digest == manifest.digest and not manifest.entries.missing(sorted(others))
+        others = sorted(set(found.files).difference(manifest.files))
+        if found.digest != manifest.digest or manifest.entries.missing(others):
+            return False
+        manifest.entries.renew(others)
+        return True
 
     return _store(uri, manifest.data, is_sound)
 
@@ -80,7 +83,8 @@ def _store(uri: str, data: Data, is_kept: Callable[[Data], bool]) -> Data:
     Bytes that are kept are written again all the same. So the object is young, and a garbage
     collection that runs beside this build leaves it.
     """
-    if storage.create(uri, data):
+    # What `create` finds of the same bytes may count as written now, and be old.
+    if not storage.exists(uri) and storage.create(uri, data):
         return data
     existing = storage.read_on_disk(uri)
     kept = existing if is_kept(existing) else data

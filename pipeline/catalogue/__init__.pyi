@@ -16,6 +16,8 @@ from .kept_lenses import find_lens as find_lens
 from .kept_lenses import keep_lens as keep_lens
 from .kept_lenses import newest_lenses as newest_lenses
 from .kept_lenses import spec_of_lens as spec_of_lens
+from .kept_versions import KeptVersion as KeptVersion
+from .kept_versions import missing_files as missing_files
 from .matrix_header import MATRIX as MATRIX
 from .matrix_header import MATRIX_READERS as MATRIX_READERS
 from .matrix_header import find_matrix_metadata as find_matrix_metadata

@@ -24,6 +24,7 @@ from pipeline.counting import partial_uri
 from pipeline.errors import CorruptFile, SourceError, UsageError
 from pipeline.events import Listener, Started, StepDone, ignore, stage
 from pipeline.mapper import Mapper, SerialMapper
+from pipeline.sources import Entries, Manifest
 from pipeline.storage import Stored
 
 GRACE = timedelta(days=7)
@@ -72,11 +73,30 @@ def _old(
     now: datetime | None,
     mapper: Mapper,
 ) -> Iterator[Stored]:
-    """Yields the objects that are not needed, and are old enough to be removed."""
+    """Yields the objects that are not needed, and are old enough to be removed.
+
+    Entries may be older than a manifest that needs them. So those of a manifest that stays as it is
+    young stay, too; manifests come before entries.
+    """
+    spared: set[str] = set()
+    manifests = storage.join(catalogue.root, "manifests")
     for item in _unneeded(catalogue, kept, mapper):
         now = now or storage.clock(catalogue.root)
         if item.modified is not None and now - item.modified > grace:
-            yield item
+            if item.uri not in spared:
+                yield item
+        elif item.uri.startswith(f"{manifests}/"):
+            spared.update(_entries_of(catalogue, item.uri))
+
+
+def _entries_of(catalogue: Catalogue, uri: str) -> list[str]:
+    """Returns the urls of the entries of a manifest; none if it is damaged, or gone by now."""
+    entries = Entries(catalogue.entries_uri)
+    try:
+        manifest = Manifest.decode(storage.read(uri), uri, entries)
+    except (CorruptFile, SourceError):
+        return []
+    return [entries.uri(name) for name in manifest.files]
 
 
 def collect(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.catalogue.catalogue import Catalogue
 from pipeline.catalogue.commit import Commit, Version
+from pipeline.errors import CorruptFile
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,23 @@ def _wholes_first(commit: Commit) -> Iterator[tuple[str, Version]]:
 
 
 def missing_files(catalogue: Catalogue, kept: KeptVersion) -> list[str]:
-    """Finds which files of a version are not there.
+    """Finds which files of a version are not there, those of its candidates among them.
 
     Args:
         catalogue: The catalogue.
         kept: The version.
 
     Returns:
-        The kinds of the missing files, in the order of their names.
+        The kinds of the missing files, in the order of their names; `entries` last.
     """
     version = kept.version
-    return [
+    missing = [
         kind
         for kind in sorted(version.sha256)
         if not storage.exists(catalogue.uri(kind, version.spec, kept.name, version.digest_in(kind)))
     ]
+    if "manifests" in version.sha256 and "manifests" not in missing:
+        with contextlib.suppress(CorruptFile):  # its own check says so
+            manifest = catalogue.manifest(kept.name, version)
+            missing += ["entries"] if manifest.entries.missing(manifest.files) else []
+    return missing

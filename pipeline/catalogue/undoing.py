@@ -101,6 +101,9 @@ def roll_back(catalogue: Catalogue, name: str, to: int | str, spec: str | None =
             digest = kept.version.digest_in(kind)
             uri = catalogue.uri(kind, version.spec, kept.name, digest)
             storage.replace(uri, storage.read_on_disk(uri))
+    if not version.imported:  # parts have their candidates in the files of the whole
+        manifest = catalogue.manifest(name, version)
+        manifest.entries.renew(manifest.files)
     commit = catalogue.append(f"roll back {name} to commit {former.number}", change)
     # A collection may have run meanwhile.
     require_files(f"take it out of commit {commit.number} by `vdna rm {name}`, and {build}")

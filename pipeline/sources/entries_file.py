@@ -88,11 +88,16 @@ class Entries:
         return storage.join(self.folder, f"{name}.parquet") if self.folder is not None else name
 
     def store(self, name: str, data: bytes) -> None:
-        """Stores a file, unless it is there."""
+        """Stores a file. One that is there is written again, so that no collection takes it."""
         if self.folder is None:
             self._held[name] = storage.on_disk(data)
         else:
-            storage.create(self.uri(name), data)
+            storage.replace(self.uri(name), data)
+
+    def renew(self, names: Iterable[str]) -> None:
+        """Writes files again, so that they are young, and no collection takes them."""
+        for name in names:
+            self.store(name, bytes(self.read(name)))
 
     def read(self, name: str) -> Data:
         """Returns the bytes of a file.

@@ -47,8 +47,6 @@ NEEDED = ("bucket", "key", "size", "e_tag")
 
 INVENTORY_ROWS = 65_536
 
-_ARN = "arn:aws:s3:::"
-
 
 @dataclass(frozen=True)
 class InventoryFile:
@@ -123,6 +121,8 @@ class Inventory:
                     convert_options=pyarrow.csv.ConvertOptions(
                         column_types=dict.fromkeys(self.columns, pa.string()),
                         include_columns=names,
+                        null_values=[""],
+                        strings_can_be_null=True,
                     ),
                 )
 
@@ -182,7 +182,7 @@ def find_inventory(uri: str) -> Inventory | None:
             f"{uri}: its fileFormat is {layout!r}; it must be one of {INVENTORY_FORMATS}"
         )
     try:
-        place = str(stated["destinationBucket"]).removeprefix(_ARN)
+        place = str(stated["destinationBucket"]).rpartition(":::")[2]  # of an ARN
         files = tuple(
             InventoryFile(f"s3://{place}/{file['key']}", str(file["MD5checksum"]))
             for file in stated["files"]

@@ -138,13 +138,17 @@ class Manifest:
         return replace(self, heads=tuple(heads), ignored={}, duplicates=0)
 
     def tables(self) -> Iterator[tuple[ShardHead, pa.Table]]:
-        """Yields each shard with its rows, with all columns.
+        """Yields each shard with its rows, with all columns; those of a file one after the other.
 
         Raises:
             CorruptFile: An entries file is damaged, or is not what the manifest describes.
             SourceError: An entries file is missing.
         """
-        yield from self.entries.read_shards(self.heads)
+        files = {name: at for at, name in enumerate(self.files)}
+        places = sorted(
+            self.heads, key=lambda head: (files[head.address.file], head.address.row_group)
+        )
+        yield from self.entries.read_shards(places)
 
     def find(
         self, wanted: Collection[tuple[str, str]], keep_going: Callable[[], bool] = lambda: True
@@ -292,9 +296,11 @@ class ManifestWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            self._note(self._writer.end_file())
-        self._writer.__exit__(kind, error, trace)
+        try:
+            if error is None:
+                self._note(self._writer.end_file())
+        finally:
+            self._writer.__exit__(kind, error, trace)
 
     def manifest(
         self,

@@ -3,8 +3,9 @@
     >>> m = plan(listing)                                       # doctest: +SKIP
     >>> plan(listing, previous=m).digest == m.digest            # doctest: +SKIP
 
-The same candidates give the same plan on any machine and in any order of listing. A later plan
-keeps every shard whose members did not change, so that only what changed is counted again.
+The same candidates give the same plan on any machine and in any order of listing, if the bounds
+of the shards' size are the same. A later plan keeps every shard whose members did not change, so
+that only what changed is counted again.
 
 Single images are spread over folds by a hash of their group, so that every fold is a fair sample; a
 group (a video, a drive, a patient) is never split over folds. The members of an
@@ -47,6 +48,14 @@ SHARD_MULTIPLE = 8
 MANY = 2**20
 """From this number of single images on, their folds are taken from a hash alone. The sizes of the
 folds then differ by about 1 in 250."""
+
+PREVIOUS_SCHEMA = pa.schema(
+    [
+        *(ENTRY_SCHEMA.field(name) for name in ("uri", "member", "group")),
+        *((name, pa.int32()) for name in ("shard", "fold", "place")),
+    ]
+)
+"""What is known of the images of an earlier plan."""
 
 BATCH_ROWS = 65_536
 """Rows of the plan that are in memory at a time."""
@@ -229,9 +238,7 @@ class _ShardPlanner:
     def load_previous(self, previous: Manifest | None) -> None:
         """Fills the tables `previous` and `fresh`."""
         if previous is not None:
-            self._db.register("previous_rows", _rows_of(previous))
-            self._db.execute("create table previous as select * from previous_rows")
-            self._db.unregister("previous_rows")
+            self._load_rows(previous)
             joined = "previous p join listing l on p.uri = l.uri and p.member = l.member"
             regrouped = f'select count(*) from {joined} where p."group" <> l."group"'
             self._previous = None if self._number(regrouped) else previous
@@ -246,6 +253,34 @@ class _ShardPlanner:
             )
         else:
             self._db.execute("create view fresh as select * from listing")
+
+    def _load_rows(self, previous: Manifest) -> None:
+        """Fills the table `previous`.
+
+        Raises:
+            CorruptFile: Some of its entries are damaged.
+            SourceError: Some of its entries are missing.
+            Error: DuckDB cannot take them.
+        """
+        errors: list[Exception] = []
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from _rows_of(previous)
+            except Exception as error:
+                errors.append(error)  # DuckDB keeps the text of it alone
+                raise
+
+        reader = pa.RecordBatchReader.from_batches(PREVIOUS_SCHEMA, batches())
+        self._db.register("previous_rows", reader)
+        try:
+            self._db.execute("create table previous as select * from previous_rows")
+        except duckdb.Error:
+            if errors:
+                raise errors[0] from None
+            raise
+        finally:
+            self._db.unregister("previous_rows")
 
     def write(self, entries: Entries) -> Manifest:
         """Writes the kept shards in their order, then the new ones fold by fold.
@@ -457,18 +492,11 @@ def _sorted(table: pa.Table) -> pa.Table:
     return table.sort_by([(name, "ascending") for name in ("uri", "position", "member")])
 
 
-def _rows_of(manifest: Manifest) -> pa.RecordBatchReader:
-    """Returns a plan's rows for the database; `place` is a member's number in its shard."""
-    names = ("uri", "member", "group")
-    own = [(name, pa.int32()) for name in ("shard", "fold", "place")]
-    schema = pa.schema([*(ENTRY_SCHEMA.field(name) for name in names), *own])
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for head, table in manifest.tables():
-            columns = [table[name] for name in names]
-            numbers = (np.full(table.num_rows, n, np.int32) for n in (head.index, head.fold))
-            places = np.arange(table.num_rows, dtype=np.int32)
-            rows = pa.table([*columns, *map(pa.array, numbers), places], schema=schema)
-            yield from rows.to_batches()
-
-    return pa.RecordBatchReader.from_batches(schema, batches())
+def _rows_of(manifest: Manifest) -> Iterator[pa.RecordBatch]:
+    """Yields a plan's rows for the database; `place` is a member's number in its shard."""
+    for head, table in manifest.tables():
+        columns = [table[name] for name in ("uri", "member", "group")]
+        numbers = (np.full(table.num_rows, n, np.int32) for n in (head.index, head.fold))
+        places = np.arange(table.num_rows, dtype=np.int32)
+        rows = pa.table([*columns, *map(pa.array, numbers), places], schema=PREVIOUS_SCHEMA)
+        yield from rows.to_batches()

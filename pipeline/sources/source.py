@@ -222,7 +222,8 @@ class _SourceLister:
         """Yields pages of arguments for `_add_object`, and adds what it can add as a whole."""
         rows: Iterator[tuple[Any, ...]]
         if self._inventory is not None:
-            for objects in self._inventory.objects():
+            for found in self._inventory.objects():
+                objects = found if outside is None else self._not_below(outside, found)
                 yield zip(self._add_plain_images(objects), strict=True)
             return
         if self._kind == "prefix":
@@ -242,6 +243,12 @@ class _SourceLister:
             rows = self._found(storage.walk(self._uri), outside)
         while some := list(islice(rows, PAGE_OBJECTS)):
             yield some
+
+    def _not_below(self, folder: str, objects: pa.Table) -> pa.Table:
+        """Leaves out the objects of a folder of results, which lie in the bucket, too."""
+        theirs = pc.starts_with(objects["uri"], f"{folder}/")
+        self._candidates.filtered += pc.sum(theirs).as_py() or 0
+        return objects.filter(pc.invert(theirs))
 
     def _add_plain_images(self, objects: pa.Table) -> Iterator[Stored]:
         """Adds the objects that are candidates by their name alone, many times as fast.

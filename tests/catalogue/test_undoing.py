@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from pipeline.catalogue import (
 )
 from pipeline.catalogue.changes import without_datasets
 from pipeline.errors import Conflict, CorruptFile, NotFound, UsageError
+from pipeline.sources import Entries
 from tests.catalogue.test_kept_versions import found, log, version
 from tests.catalogue.test_version_history import found as history
 from tests.golden.handmade import NETWORK, Place
@@ -145,7 +147,7 @@ def test_a_collection_that_has_listed_the_files_of_a_version_leaves_them_once_it
 ) -> None:
     before = place.catalogue.head()
     remove(place.catalogue, ["a"])
-    real, calls = garbage_collection.garbage, []
+    real, calls = garbage_collection._old, []
 
     def and_then_it_comes_back(*given: Any, **options: Any) -> Iterator[storage.Stored]:
         found = list(real(*given, **options))
@@ -157,7 +159,7 @@ def test_a_collection_that_has_listed_the_files_of_a_version_leaves_them_once_it
     then = time.time() - timedelta(days=30).total_seconds()
     for uri in everything(place.catalogue):
         os.utime(storage.local_path(uri), (then, then))
-    monkeypatch.setattr(garbage_collection, "garbage", and_then_it_comes_back)
+    monkeypatch.setattr(garbage_collection, "_old", and_then_it_comes_back)
     collect(place.catalogue, keep=1)
     monkeypatch.undo()
     assert calls[1] > 4
@@ -242,6 +244,8 @@ def test_the_parts_of_a_former_version_come_back_with_it(
     catalogue = place.catalogue
     monkeypatch.setattr(undoing, "missing_files", lambda *_: [])
     monkeypatch.setattr(storage, "read_on_disk", lambda uri: b"x")
+    none = SimpleNamespace(entries=Entries(), files=())
+    monkeypatch.setattr(Catalogue, "manifest", lambda *_: none)
     catalogue.put_version("c", version("1", by="l"), None, parts={"c/x": version("2", part_of="c")})
     divided = catalogue.head()
     catalogue.put_version("c", version("3"), divided.datasets["c"]["s"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from dataclasses import replace
 from functools import reduce
@@ -244,8 +245,13 @@ def test_the_table_has_the_named_columns_for_every_ordered_pair(place: Catalogue
     for row in rows:
         a, b, layer = dnas[row["a"]], dnas[row["b"]], row["layer"]
         chosen = None if layer == "all" else layer
-        assert row["emd"] == pytest.approx(emd(a, b, layer=chosen), rel=1e-6, nan_ok=True)
-        assert row["emd_range"] == pytest.approx(row["emd"] / SPEC.bins, rel=1e-15, nan_ok=True)
+        expected = emd(a, b, layer=chosen)
+        if math.isnan(expected):  # a neuron has no value
+            assert row["emd"] is None
+            assert row["emd_range"] is None
+        else:
+            assert row["emd"] == pytest.approx(expected, rel=1e-6)
+            assert row["emd_range"] == pytest.approx(row["emd"] / SPEC.bins, rel=1e-15)
         if "single" in (row["a"], row["b"]):
             assert row["nfd"] is None
         else:

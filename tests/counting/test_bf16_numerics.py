@@ -69,7 +69,7 @@ def test_a_library_that_computes_no_network_may_have_another_version(
     real = extractor.version
     monkeypatch.setattr(extractor, "version", lambda of: "9.9" if of == "numpy" else real(of))
     assert spec_of(place) == spec
-    maker = worker._load(recipe(place, spec), None)
+    maker = worker._load(recipe(place, spec), None, 8)
     maker.close()
 
 
@@ -77,7 +77,7 @@ def test_a_worker_of_another_version_is_told_which_and_what_to_do(place: tiny.Pl
     spec = spec_of(place)
     here = dict(spec.bf16_numerics.versions)["torch"] if spec.bf16_numerics else ""
     with pytest.raises(SpecMismatch) as caught:
-        worker._load(recipe(place, with_versions(spec, torch="2.9.1")), None)
+        worker._load(recipe(place, with_versions(spec, torch="2.9.1")), None, 8)
     told = str(caught.value)
     assert f"torch is 2.9.1 there and {here} here. " in told
     assert "pip install torch==2.9.1, or a container image with these. Or build" in told
@@ -93,7 +93,7 @@ def test_a_worker_of_another_cpu_is_told_so(
     with pytest.raises(
         SpecMismatch, match=r"instructions is \w+ there and avx2 here.* the same ins"
     ):
-        worker._load(recipe(place, spec), None)
+        worker._load(recipe(place, spec), None, 8)
     assert spec_of(place).digest != spec.digest
 
 

@@ -199,11 +199,28 @@ def test_a_report_without_a_needed_field_is_refused(images: str, left_out: str, 
         list_source(report(images, rows_of(images), "CSV", columns))
 
 
-def test_a_row_without_an_etag_is_refused(images: str) -> None:
+@pytest.mark.parametrize("layout", ["Parquet", "ORC", "CSV"])
+@pytest.mark.parametrize("field", ["e_tag", "size"])
+def test_a_row_without_an_etag_or_a_size_is_refused(images: str, layout: str, field: str) -> None:
     rows = rows_of(images)
-    rows[0]["e_tag"] = None
+    rows[0][field] = None
     with pytest.raises(SourceError, match=re.escape(f"no ETag of {rows[0]['key']!r}")):
-        list_source(report(images, rows))
+        list_source(report(images, rows, layout))
+
+
+def test_results_that_lie_in_the_bucket_are_left_out(images: str) -> None:
+    uri = report(images, rows_of(images))
+    found = list_source(uri, outside=f"{images}/b")
+    assert sorted(entry.uri for entry in found.entries) == [f"{images}/a.jpg", f"{images}/g"]
+    assert found.filtered == 4
+
+
+@pytest.mark.parametrize("partition", ["aws", "aws-cn", "aws-us-gov"])
+def test_reports_of_every_partition_are_found(images: str, partition: str) -> None:
+    def change(stated: dict[str, Any]) -> None:
+        stated["destinationBucket"] = stated["destinationBucket"].replace("aws", partition, 1)
+
+    assert entries_of(report(images, rows_of(images), change=change)) == entries_of(images)
 
 
 def test_another_json_file_is_no_report(root: str) -> None:

@@ -337,6 +337,24 @@ def test_a_later_plan_writes_only_the_candidates_of_shards_that_are_new(
     assert {path.name for path in tmp_path.iterdir()} == set(after)
 
 
+def test_each_file_is_read_once_wherever_its_shards_stand(
+    folder: Entries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed shards keep their places in the manifest, and lie in other files than neighbours."""
+    found = entries(200)
+    manifest = plan(found, shard_images=8, entries=folder)
+    for shard in list(manifest.shards)[::6]:
+        found = [replace(e, identity="new") if e == shard.members[0] else e for e in found]
+    manifest = plan(found, shard_images=8, previous=manifest, entries=folder)
+    assert len(manifest.files) == 2
+    reads: list[str] = []
+    read = Entries.read
+    monkeypatch.setattr(Entries, "read", lambda self, n: (reads.append(n), read(self, n))[1])
+    tables = list(manifest.tables())
+    assert sorted(reads) == sorted(manifest.files)
+    assert sorted(head.index for head, _ in tables) == list(range(len(manifest.heads)))
+
+
 def test_shards_are_not_kept_in_entries_that_the_new_plan_does_not_have(folder: Entries) -> None:
     first = plan(entries(40), shard_images=8)
     second = plan(entries(40), previous=first, entries=folder)

@@ -377,7 +377,7 @@ def test_ranges_under_the_digest_of_others_are_refused(copy: Copy) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_module, "Extractor", lambda *_, **__: Loaded())
         with pytest.raises(CorruptFile, match=message):
-            Worker()._maker(recipe)
+            Worker()._load(recipe, 8)
 
 
 # Partials and nodes, before and after they are summed.
