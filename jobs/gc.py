@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.output import print_json, say
-from jobs.shell import CatalogueOption, JsonOption, RayOption, guarded, mapper_for, run_alone
+from jobs.shell import (
+    CatalogueOption,
+    JsonOption,
+    RayOption,
+    asked_workers,
+    guarded,
+    mapper_for,
+    run_alone,
+)
 from pipeline.events import Listener
 from pipeline.wording import count_of
 
@@ -40,9 +48,13 @@ def gc(
         bool, typer.Option("--dry-run", help="Only list what would be removed.")
     ] = False,
     workers: Annotated[
-        int,
-        typer.Option(min=0, help="Number of Ray tasks at a time; 0 works in this process."),
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Number of Ray tasks at a time; 0 works in this process (default: 0; with "
+            "--ray-address, as many as the cluster has CPUs).",
+        ),
+    ] = None,
     ray_address: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -55,7 +67,8 @@ def gc(
 
     items: list[Stored] = []
     place, grace = Catalogue(catalogue), timedelta(days=min(grace_days, MAX_GRACE_DAYS))
-    with mapper_for(catalogue, workers, ray_address, progress) as mapper:
+    tasks = asked_workers(workers, ray_address)
+    with mapper_for(catalogue, tasks, ray_address, progress) as mapper:
         if dry_run:
             items = list(garbage(place, keep=keep, grace=grace, mapper=mapper))
             count, size = len(items), sum(item.size for item in items)

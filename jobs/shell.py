@@ -246,6 +246,19 @@ def engine_for(
         yield engine
 
 
+def asked_workers(workers: int | None, ray_address: str | None) -> int | None:
+    """Returns the workers of a command that uses Ray only if it is asked to.
+
+    Args:
+        workers: What is asked for, or None.
+        ray_address: The cluster, or None.
+
+    Returns:
+        The number; None for as many as the cluster has room for, and 0 for this process.
+    """
+    return 0 if workers is None and ray_address is None else workers
+
+
 @contextmanager
 def mapper_for(
     catalogue: str, workers: int | None, ray_address: str | None, progress: Listener

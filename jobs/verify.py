@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.output import print_json, say
-from jobs.shell import CatalogueOption, JsonOption, RayOption, engine_for, guarded, run_alone
+from jobs.shell import (
+    CatalogueOption,
+    JsonOption,
+    RayOption,
+    asked_workers,
+    engine_for,
+    guarded,
+    run_alone,
+)
 from pipeline.catalogue import VerifyOptions
 from pipeline.events import Listener
 from pipeline.options import Option
@@ -25,8 +33,13 @@ class DeepResources(Resources):
     """The resources of a verification, which uses no Ray unless it is asked to."""
 
     workers: Annotated[
-        int | None, Option("Number of Ray workers; 0 works in this process.", least=0)
-    ] = 0
+        int | None,
+        Option(
+            "Number of Ray workers; 0 works in this process (default: 0; with --ray-address, as "
+            "many as the cluster has room for).",
+            least=0,
+        ),
+    ] = None
 
 
 @guarded
@@ -52,13 +65,14 @@ def verify(
         if not as_json:
             say(_line(finding), to=out)
 
-    needed = options.deep or resources.workers != 0
-    with engine_for(resources, ray_address, progress) if needed else nullcontext() as engine:
+    asked = replace(resources, workers=asked_workers(resources.workers, ray_address))
+    needed = options.deep or asked.workers != 0
+    with engine_for(asked, ray_address, progress) if needed else nullcontext() as engine:
         done = api.verify(
             place,
             names or (),
             engine=engine,
-            resources=resources,
+            resources=asked,
             tell=tell,
             progress=progress,
             **vars(options),

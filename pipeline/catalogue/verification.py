@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.buffers import sha256
 from pipeline.catalogue.catalogue import Catalogue
+from pipeline.catalogue.commit import Commit
 from pipeline.catalogue.findings import Finding
 from pipeline.catalogue.kept_versions import KeptVersion, kept_versions, missing_files
 from pipeline.catalogue.version_checks import VersionChecks
@@ -159,17 +160,25 @@ def newest_versions(
 def _read_log(catalogue: Catalogue) -> tuple[list[KeptVersion], Finding]:
     """Reads the whole log, or as much of it as can be trusted, and finds its versions."""
     known: list[KeptVersion] = []
+    number = 0
+
+    def commits() -> Iterator[Commit]:
+        nonlocal number
+        for commit in catalogue.log():
+            number = max(number, commit.number)
+            yield commit
+
     try:
-        for kept in kept_versions(catalogue.log()):
+        for kept in kept_versions(commits()):
             known.append(kept)
         catalogue.require_end()
     except VdnaError as error:
         raise_if_unanswered(error, "log")
         return known, Finding("", "log", False, str(error))
-    number = known[0].commit if known else 0
     digest = sha256(storage.read(catalogue.log_uri(number))) if number else "none"
-    commits = count_of(number, "commit")
-    detail = f"{commits}, each made upon the one before; the last has sha256 {digest}"
+    detail = (
+        f"{count_of(number, 'commit')}, each made upon the one before; the last has sha256 {digest}"
+    )
     return known, Finding("", "log", True, detail)
 
 

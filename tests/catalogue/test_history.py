@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.catalogue import Catalogue, Finding, Version, collect, garbage, verify
+from pipeline.catalogue import Catalogue, Finding, Version, collect, garbage, remove, verify
 from pipeline.catalogue.verification import raise_if_unanswered
 from pipeline.counting import partial_uri
 from pipeline.errors import CorruptFile, NotFound, TooManyBytes, TransientError
@@ -100,6 +100,17 @@ def test_every_version_and_the_log_are_checked(place: Catalogue) -> None:
     last = hashlib.sha256(storage.read(place.log_uri(4))).hexdigest()
     assert (log.check, log.detail) == (
         "log", f"4 commits, each made upon the one before; the last has sha256 {last}",
+    )  # fmt: skip
+
+
+def test_the_log_is_read_from_its_last_commit_though_that_has_no_version(
+    place: Catalogue,
+) -> None:
+    remove(place, [NAME, "others"])
+    log, *_ = all_findings(place)
+    last = hashlib.sha256(storage.read(place.log_uri(5))).hexdigest()
+    assert (log.ok, log.detail) == (
+        True, f"5 commits, each made upon the one before; the last has sha256 {last}",
     )  # fmt: skip
 
 

@@ -27,12 +27,14 @@ from typer.testing import CliRunner
 
 from jobs.app import app
 from jobs.output import Rows, print_json
-from pipeline import storage
+from pipeline import engine, storage
 from pipeline.catalogue import Catalogue
 from pipeline.comparing import all_pairs
 from pipeline.counting.allocator import NEW_OBJECTS
+from pipeline.engine import InProcess
 from pipeline.errors import StorageError
 from pipeline.reporting import matrix_rows
+from pipeline.spec import Resources
 from tests.reporting.test_report import matrix_of, with_estimates
 from tests.support import tiny_network as tiny
 from tests.support.builders import photo, write_photos
@@ -152,6 +154,38 @@ def test_build_says_what_it_counted_and_left_out(tmp_path: Path, photos: Path) -
     assert line == (f"a: 6 images, 1 file of other kinds ignored; committed (dna {digest[:12]})")
     assert f"listing {photos}" in done.stderr
     assert "6/6 images" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("verify",), ("gc", "--dry-run")])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), []),
+        (("--ray-address", "head:1"), [(None, "head:1")]),
+        (("--ray-address", "head:1", "--workers", 3), [(3, "head:1")]),
+        (("--ray-address", "head:1", "--workers", 0), []),
+        (("--workers", 3), [(3, None)]),
+    ],
+)
+def test_verify_and_gc_use_ray_if_workers_or_a_cluster_are_named(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    words: tuple[object, ...],
+    expected: list[tuple[int | None, str | None]],
+) -> None:
+    opened: list[tuple[int | None, str | None]] = []
+
+    class Recorded(InProcess):
+        """Takes the place of Ray."""
+
+        def __init__(self, resources: Resources, address: str | None, progress: object) -> None:
+            super().__init__()
+            opened.append((resources.workers, address))
+
+    monkeypatch.setattr(engine, "RayEngine", Recorded)
+    vdna(*command, "-c", place, *words)
+    assert opened == expected
 
 
 def test_the_same_command_again_does_nothing(place: Path, photos: Path) -> None:
