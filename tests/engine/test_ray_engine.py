@@ -25,7 +25,7 @@ from pipeline.building import Request, build_datasets
 from pipeline.catalogue import Catalogue
 from pipeline.counting import Recipe, ShardReceipt, Worker
 from pipeline.dna import DNA, Partial
-from pipeline.engine import InProcess, ray_engine, ray_start
+from pipeline.engine import InProcess, ray_engine, ray_start, ray_watch
 from pipeline.engine.ray_nodes import RayHome
 from pipeline.engine.ray_start import (
     MAX_STARTS,
@@ -36,7 +36,7 @@ from pipeline.engine.ray_start import (
 )
 from pipeline.engine.shard_actor import ShardActor
 from pipeline.errors import GateError, TransientError, UnexpectedError, UsageError
-from pipeline.events import Said
+from pipeline.events import Event, Said, StepDone
 from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, SPEC
@@ -300,6 +300,32 @@ def test_every_worker_has_the_environment_it_needs_and_the_driver_keeps_its_own(
 
 def _variable(name: str) -> tuple[str, str | None]:
     return name, os.environ.get(name)
+
+
+@pytest.mark.soak
+def test_a_job_that_takes_hours_over_a_shard_has_not_stalled(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's thread watches on meanwhile. The clock jumps, and then there is time for a look."""
+    resources = Resources(workers=1, threads=1)
+    jumps = 0
+    limit = resources.stall_seconds + resources.capacity_seconds
+    monkeypatch.setattr(ray_watch, "monotonic", lambda: time.monotonic() + jumps * limit)
+
+    def listen(event: Event) -> None:
+        nonlocal jumps
+        if isinstance(event, StepDone) and jumps < 2:
+            jumps += 1
+            time.sleep(3 * ray_watch.POOL_SECONDS)
+
+    for name, value in small.environment().items():
+        monkeypatch.setenv(name, value)
+    write_photos(tmp_path / "source", 8)
+    request = Request("photos", str(tmp_path / "source"), shard_images=1, **small.place.options)  # type: ignore[arg-type]  # by name
+    with ray_engine.RayEngine(resources) as engine:
+        place = Catalogue(str(tmp_path / "c"))
+        (built,) = build_datasets(place, [request], engine, resources, progress=listen)
+    assert (built.version.images, jumps) == (8, 2)
 
 
 @pytest.mark.soak
