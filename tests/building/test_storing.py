@@ -11,9 +11,9 @@ import pytest
 from pipeline import storage
 from pipeline.building.storing import store_manifest, store_version
 from pipeline.catalogue import Catalogue
-from pipeline.sources import plan
+from pipeline.sources import Entries, entries_file, plan
 from pipeline.storage.local import LocalStore
-from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made, put_entries
+from tests.golden.handmade import SPEC, commit_dataset, entries, hand_made
 
 
 @pytest.fixture
@@ -77,12 +77,36 @@ def test_bytes_that_no_commit_states_are_replaced(place: Catalogue) -> None:
 
 
 def test_a_sound_manifest_is_kept_and_is_young_and_another_is_replaced(place: Catalogue) -> None:
-    manifest = plan(entries("a", 3))
+    folder = Entries(place.entries_uri)
+    manifest, other = (plan(entries("a", count), entries=folder) for count in (3, 4))
     uri = place.uri("manifests", "s", "a", manifest.digest)
     data = bytes(manifest.data)
-    put_entries(manifest, place.entries_uri)
-    for there in (data, data[:-9], bytes(plan(entries("a", 4)).data)):
+    for there in (data, data[:-9], other.data):
         storage.replace(uri, there)
         make_old(uri)
         assert bytes(store_manifest(uri, manifest)) == data
         assert (storage.read(uri), is_young(uri)) == (data, True)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_manifest_of_other_files_is_kept_with_them_if_all_are_there(
+    place: Catalogue, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another release of a library wrote the same candidates in other bytes."""
+    candidates = entries("a", 9)
+    folder = Entries(place.entries_uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(entries_file, "FILE_ROWS", 2)
+        theirs = plan(candidates, entries=folder)
+    ours = plan(candidates, entries=folder)
+    assert ours.digest == theirs.digest
+    assert set(ours.files).isdisjoint(theirs.files)
+    uri = place.uri("manifests", "s", "a", ours.digest)
+    storage.create(uri, theirs.data)
+    if not whole:
+        storage.delete(folder.uri(theirs.files[1]))
+    for name in theirs.files[2:]:
+        make_old(folder.uri(name))
+    stored = bytes(store_manifest(uri, ours))
+    assert stored == storage.read(uri) == (theirs.data if whole else ours.data)
+    assert all(is_young(folder.uri(name)) for name in theirs.files[2:]) == whole

@@ -97,3 +97,11 @@ def test_missing_files_are_named_in_order() -> None:
     assert missing_files(place, kept) == []
     storage.delete(place.uri("manifests", "s", "a", "m1"))
     assert missing_files(place, kept) == ["manifests"]
+
+
+def test_an_imported_version_needs_no_candidates() -> None:
+    place = Catalogue(f"memory://{uuid.uuid4().hex}")
+    imported = replace(version("1"), sha256={"dna": "x"}, origin={"file": "a.npz"})
+    assert missing_files(place, KeptVersion("a", imported, 1)) == ["dna"]
+    storage.create(place.uri("dna", "s", "a", "1"), b"x")
+    assert missing_files(place, KeptVersion("a", imported, 1)) == []

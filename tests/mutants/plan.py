@@ -15,17 +15,19 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalogue/test_history.py",
     ),
     "catalogue/garbage_collection.py": (
+        "catalogue/test_entries_kept.py",
         "catalogue/test_garbage_collection.py",
         "catalogue/test_history.py",
         "catalogue/test_tasks.py",
         "comparing/test_tiles.py::test_gc_removes_abandoned_tiles",
     ),
     "catalogue/kept_versions.py": (
+        "catalogue/test_entries_kept.py",
         "catalogue/test_kept_versions.py",
         "catalogue/test_undoing.py",
     ),
     "catalogue/partial_sums.py": ("catalogue/test_tasks.py", "catalogue/test_verification.py"),
-    "catalogue/undoing.py": ("catalogue/test_undoing.py",),
+    "catalogue/undoing.py": ("catalogue/test_entries_kept.py", "catalogue/test_undoing.py"),
     "catalogue/version_checks.py": (
         "catalogue/test_verification.py",
         "catalogue/test_history.py",
@@ -48,7 +50,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalogue/test_tasks.py",
         "building/test_labels.py",
     ),
-    "building/storing.py": ("building/test_storing.py",),
+    "building/storing.py": ("building/test_storing.py", "catalogue/test_entries_kept.py"),
     "counting/reduction.py": ("counting/test_reduction.py",),
     "counting/shard.py": ("counting/test_shard_truth.py",),
     "comparing/tiles.py": (

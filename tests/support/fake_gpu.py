@@ -6,6 +6,7 @@ Ray calls `install` in each of its processes that starts.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 
@@ -18,8 +19,16 @@ def install() -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
+    real = Extractor.observe
+
+    def slow(*given: Any) -> None:
+        time.sleep(float(os.environ["SLOW_GPU"]))
+        real(*given)
+
     if os.environ.get("BROKEN_GPU"):  # of this node
         Extractor.observe = broken  # type: ignore[method-assign]  # the fault
+    elif os.environ.get("SLOW_GPU"):
+        Extractor.observe = slow  # type: ignore[method-assign]  # leaves shards for the other
 
     def on_the_cpu(network: Any, precision: Any, device: str, *rest: Any, **how: Any) -> Extractor:
         assert device == "cuda"
