@@ -146,7 +146,15 @@ class Lease:
             _held.discard(nonce)
             self._ended.set()
             thread.join()  # else it might write the lease once more
-            storage.delete(lease_uri(self.folder, self.key, self.number))
+            self._remove(self.number)
+
+    def _remove(self, number: int) -> None:
+        """Removes a lease. What is left of it does not matter: it is over soon."""
+        uri = lease_uri(self.folder, self.key, number)
+        try:
+            storage.delete(uri)
+        except VdnaError as error:
+            logger.warning("the lease %s could not be removed: %s", uri, error)
 
     def _renew(self, seconds: float) -> None:
         for renewals in range(1, 1 + int(seconds / RENEW_SECONDS)):
@@ -168,7 +176,7 @@ class Lease:
     def forget_dead(self) -> None:
         """Removes the leases of the workers that died on the shard, once it is committed."""
         for number in range(1, self.number):
-            storage.delete(lease_uri(self.folder, self.key, number))
+            self._remove(number)
 
 
 def claim(

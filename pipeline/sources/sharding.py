@@ -262,12 +262,12 @@ class _ShardPlanner:
             SourceError: Some of its entries are missing.
             Error: DuckDB cannot take them.
         """
-        errors: list[Exception] = []
+        errors: list[BaseException] = []
 
         def batches() -> Iterator[pa.RecordBatch]:
             try:
                 yield from _rows_of(previous)
-            except Exception as error:
+            except BaseException as error:
                 errors.append(error)  # DuckDB keeps the text of it alone
                 raise
 
