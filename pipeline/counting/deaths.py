@@ -11,12 +11,10 @@ in processes apart, which is slower.
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Protocol
+
+from pipeline.counting.processes import has_ended, this_machine
 
 MOST_CRASHES = 2
 """After so many crashes, the images of a shard are decoded in processes apart."""
@@ -45,16 +43,15 @@ class ThisMachine:
 
     @property
     def label(self) -> dict[str, str]:
-        """The name of the machine, and what tells this boot from others."""
-        boot = ""
-        with suppress(OSError):  # no Linux
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return {"host": socket.gethostname(), "boot": boot}
+        """Nothing more than a note has anyway: the machine, and the process."""
+        return {}
 
     def saw_crash(self, note: Note) -> bool:
         """Tells whether the process of a note ran on this machine since its boot, and is gone."""
         pid = note.get("pid")
-        return self.label.items() <= note.items() and isinstance(pid, int) and not _lives(pid)
+        if (note.get("host"), note.get("machine")) != this_machine() or not isinstance(pid, int):
+            return False
+        return has_ended(pid, str(note.get("began")))
 
 
 def die_of_images(notes: Iterable[Note], home: Home) -> bool:
@@ -71,13 +68,3 @@ def die_of_images(notes: Iterable[Note], home: Home) -> bool:
     notes = list(notes)
     crashes = sum(home.saw_crash(note) for note in notes)
     return crashes >= MOST_CRASHES or len(notes) >= MOST_DEATHS
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return True

@@ -13,22 +13,20 @@ Each lease below it is of a worker that died (see `deaths.py`).
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import random
 import secrets
-import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
 
 from pipeline import storage
 from pipeline.counting.deaths import Note
+from pipeline.counting.processes import beginning_of, has_ended, this_machine
 from pipeline.errors import SourceError, VdnaError
 from pipeline.storage import Stored
 
@@ -74,8 +72,7 @@ class Holder:
     def here(cls, job: str) -> Holder:
         """Describes this process as the holder of a new lease."""
         pid = os.getpid()
-        host, machine = _this_machine()
-        return cls(job, host, machine, pid, _began(pid), secrets.token_hex(8))
+        return cls(job, *this_machine(), pid, beginning_of(pid), secrets.token_hex(8))
 
     @classmethod
     def of(cls, note: Note) -> Holder:
@@ -89,12 +86,11 @@ class Holder:
     @property
     def is_gone(self) -> bool:
         """Whether it surely holds nothing any more. False where this machine cannot tell."""
-        here = (*_this_machine(), os.getpid())
-        if not self.pid or not self.machine or (self.host, self.machine) != here[:2]:
+        if not self.pid or not self.machine or (self.host, self.machine) != this_machine():
             return False
-        if (self.pid, self.began) == (here[2], _began(here[2])):
+        if (self.pid, self.began) == (own := os.getpid(), beginning_of(own)):
             return self.nonce not in _held
-        return _began(self.pid) != self.began
+        return has_ended(self.pid, self.began)
 
     def is_over(self, job: str, age: float | None) -> bool:
         """Tells whether its lease keeps a job from the shard no more.
@@ -273,26 +269,3 @@ def list_leases(work_uri: str) -> dict[str, list[Stored]]:
 def order_of_claims(claimant: str, shards: Sequence[int]) -> list[int]:
     """Shuffles shards as the job's id decides, so that two jobs seldom come to the same one."""
     return random.Random(claimant).sample(shards, len(shards))
-
-
-@functools.cache
-def _this_machine() -> tuple[str, str]:
-    """Returns the name of this machine, and what tells its processes from those of others.
-
-    Containers of one machine may share a name, but not the namespace of their processes.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return socket.gethostname(), f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # no Linux, so nothing is known of other processes
-        return socket.gethostname(), ""
-
-
-def _began(pid: int) -> str:
-    """Returns when a process of this machine began; empty if it has ended."""
-    try:
-        # The name of the program may hold spaces and brackets; what follows it has fixed places.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in ("Z", "X") else fields[19]

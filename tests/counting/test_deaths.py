@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.counting import Note, deaths
+from pipeline.counting import Note, processes
 from pipeline.counting.deaths import MOST_CRASHES, MOST_DEATHS, ThisMachine, die_of_images
+from pipeline.counting.processes import beginning_of, has_ended, this_machine
 from pipeline.engine import ray_nodes
 from pipeline.engine.ray_nodes import RayHome
 
@@ -34,24 +36,56 @@ def test_crashes_count_at_once_and_lost_machines_only_when_there_are_many(
     assert die_of_images(iter(notes), Told()) == suspected
 
 
+def note_of(pid: int, began: str = "") -> dict[str, object]:
+    """Returns what a note of a process of this machine says."""
+    host, machine = this_machine()
+    return {"host": host, "machine": machine, "pid": pid, "began": began or beginning_of(pid)}
+
+
 def test_a_machine_knows_of_its_own_processes_since_its_boot_alone() -> None:
     home = ThisMachine()
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    note = home.label | {"pid": ended.pid}
+    process = subprocess.Popen(["sleep", "60"])
+    note = note_of(process.pid)
+    assert not home.saw_crash(note)
+    assert home.saw_crash(note | {"began": "earlier"}), "another process has its number"
+    process.kill()
+    process.wait()
     assert home.saw_crash(note)
-    assert not home.saw_crash(note | {"pid": os.getpid()})
-    assert not home.saw_crash(note | {"boot": "another"})
+    assert not home.saw_crash(note_of(os.getpid()))
+    assert not home.saw_crash(note | {"machine": "another boot"})
     assert not home.saw_crash(note | {"host": "elsewhere"})
+    assert not home.saw_crash(note | {"pid": "?"})
     assert not home.saw_crash({})
 
 
-def test_the_process_of_another_user_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(pid: int, number: int) -> None:
-        raise PermissionError
+def test_a_process_that_has_ended_and_is_not_reaped_has_ended() -> None:
+    process = subprocess.Popen(["true"])
+    began = beginning_of(process.pid)
+    while (found := processes._state_of(process.pid)) and found[0] != "Z":
+        time.sleep(0.01)
+    assert has_ended(process.pid, began)
+    process.wait()
 
-    monkeypatch.setattr(deaths.os, "kill", refused)
-    assert not ThisMachine().saw_crash(ThisMachine().label | {"pid": 1})
+
+@pytest.mark.parametrize("answer", [PermissionError, None])
+def test_a_process_that_is_hidden_lives_unless_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, answer: type[OSError] | None
+) -> None:
+    """As /proc hides the processes of other users on some machines."""
+
+    def kill(pid: int, number: int) -> None:
+        if answer is not None:
+            raise answer
+
+    note = note_of(os.getpid())
+    monkeypatch.setattr(processes, "_state_of", lambda pid: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.os, "kill", kill)
+        assert not has_ended(1, "then")
+        assert not ThisMachine().saw_crash(note)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert has_ended(gone.pid, "then")
 
 
 def test_an_actor_of_the_same_pool_crashed_only_if_its_node_lives_on(

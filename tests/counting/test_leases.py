@@ -28,6 +28,7 @@ from pipeline.counting.leases import (
     lease_uri,
     list_leases,
 )
+from pipeline.counting.processes import beginning_of
 from pipeline.errors import SourceError, StorageError
 from pipeline.storage import Stored, store_checks
 
@@ -225,7 +226,7 @@ def test_only_a_process_of_this_machine_with_that_number_and_age_counts_as_gone(
     assert not replace(gone, machine="another container").is_gone
     assert not replace(gone, machine="").is_gone
     assert not replace(gone, pid=0).is_gone
-    parent = replace(here, pid=os.getppid(), began=leases._began(os.getppid()))
+    parent = replace(here, pid=os.getppid(), began=beginning_of(os.getppid()))
     assert not parent.is_gone
     assert replace(parent, began="1").is_gone, "its number was given to another process"
 
