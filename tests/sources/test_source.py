@@ -8,15 +8,20 @@ import uuid
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import SourceError, UsageError
 from pipeline.events import Said
 from pipeline.sources import Listing, Rules, list_source, plan
+from pipeline.sources.archives.contents import archive_kind
 from pipeline.sources.rules import other_kind
+from pipeline.sources.source import PLAIN_IMAGE
 from tests.support.archives import write_mixed_folder
 
 
@@ -436,3 +441,27 @@ def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\n")
     assert [Path(e.uri).name for e in list_source(tmp_path / "list.txt").entries] == ["a.png"]
+
+
+PIECES = """
+a . ._ / readme Thumbs.db .JPG .jpeg .png .tar .zip .txt .gif.txt .parquet .tiff é %2F LICENSE
+"""
+
+NAMED = st.lists(
+    st.one_of(
+        st.sampled_from([*PIECES.split(), " ", "\n"]), st.characters(exclude_categories=["Cs"])
+    ),
+    min_size=1,
+    max_size=6,
+).map("".join)
+
+
+@given(NAMED)
+def test_what_is_taken_for_an_image_by_its_name_alone_the_rules_take_too(name: str) -> None:
+    """Most objects of a prefix are added a page at a time, without looking at each."""
+    uri = f"s3://b/{name}"
+    (plain,) = pc.match_substring_regex(pa.array([uri]), PLAIN_IMAGE).to_pylist()
+    if plain:
+        assert archive_kind(uri) is None
+        assert other_kind(uri) is None
+        assert Rules().selects(name)

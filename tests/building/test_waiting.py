@@ -1,0 +1,68 @@
+"""Tests how a job that waits for another's shards tells which of them it may take over."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Set
+from dataclasses import asdict
+
+import pytest
+
+from pipeline import storage
+from pipeline.building.waiting import MARGIN_SECONDS, Found, SharedShards
+from pipeline.counting import EXPIRY_SECONDS, Holder
+from pipeline.counting.leases import lease_uri
+
+OVER = EXPIRY_SECONDS + 2 * MARGIN_SECONDS
+
+
+@pytest.fixture
+def work() -> str:
+    return f"memory://{uuid.uuid4().hex}/_work/photos/spec"
+
+
+def put(work: str, number: int, job: str) -> None:
+    holder = Holder(job, "elsewhere", "another machine", 1, "2", "3")
+    storage.create(lease_uri(work, "key", number), json.dumps(asdict(holder)).encode())
+
+
+def none() -> Set[str]:
+    return set()
+
+
+def looks(shared: SharedShards, work: str, now: float) -> Found:
+    """Looks at the only shard, and holds it again if it was handed out."""
+    found = shared.look(work, none, now)
+    if found != Found():
+        shared.hold(work, "key", 0)
+    return found
+
+
+def test_a_shard_that_a_worker_refused_is_taken_without_a_claim(work: str) -> None:
+    """The worker judges by the store's clock, which may be wrong."""
+    put(work, 1, "dead")
+    shared = SharedShards("mine")
+    shared.hold(work, "key", 0)
+    assert looks(shared, work, 0.0) == Found()
+    assert looks(shared, work, OVER) == Found(free=(0,))
+    assert looks(shared, work, OVER + 1) == Found(unclaimed=(0,))
+
+
+def test_a_shard_that_another_job_had_meanwhile_was_refused_by_nobody(work: str) -> None:
+    put(work, 1, "dead")
+    shared = SharedShards("mine")
+    shared.hold(work, "key", 0)
+    looks(shared, work, 0.0)
+    assert looks(shared, work, OVER) == Found(free=(0,))
+    put(work, 2, "quicker")
+    assert looks(shared, work, OVER + 1) == Found()
+    storage.delete(lease_uri(work, "key", 2))  # it failed
+    assert looks(shared, work, OVER + 2) == Found(free=(0,))
+
+
+def test_a_shard_that_is_stored_is_not_handed_out(work: str) -> None:
+    shared = SharedShards("mine")
+    shared.hold(work, "key", 7)
+    assert shared.look(work, lambda: {"key"}, 0.0) == Found(stored=(7,))
+    assert shared.held == {}
