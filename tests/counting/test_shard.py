@@ -5,6 +5,7 @@ Counts are the same whatever the threads, batches, shards and order.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import struct
@@ -31,6 +32,8 @@ from pipeline.counting import (
     partial_uri,
 )
 from pipeline.counting.deaths import ThisMachine
+from pipeline.counting.leases import Holder
+from pipeline.counting.processes import beginning_of
 from pipeline.dna import Partial
 from pipeline.errors import BadImage, SourceError, TransientError, UsageError
 from pipeline.images.decoding import REASONS
@@ -399,9 +402,11 @@ def test_a_worker_raises_read_errors_and_leaves_no_notes(
 
 def note_of_a_crash() -> bytes:
     """Returns the note of a process of this machine that is gone."""
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    return json.dumps(ThisMachine().label | {"pid": ended.pid}).encode()
+    ended = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    here = Holder.here("another job")
+    holder = dataclasses.replace(here, pid=ended.pid, began=beginning_of(ended.pid))
+    ended.communicate()
+    return json.dumps(ThisMachine().label | dataclasses.asdict(holder)).encode()
 
 
 def test_a_shard_that_killed_two_workers_is_decoded_in_isolation(
