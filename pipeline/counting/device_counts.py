@@ -98,7 +98,10 @@ class DeviceRanges:
 
 
 class DeviceCounts:
-    """Counts of all layers on one device. Several threads may add, if they use one CUDA stream."""
+    """Counts of all layers on one device.
+
+    Several threads may add if they use one CUDA stream. On a CPU only one thread may.
+    """
 
     def __init__(self, ranges: DeviceRanges, bins: int, kernel: Kernel | None = None) -> None:
         """Starts at zero.

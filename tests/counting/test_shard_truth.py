@@ -59,12 +59,14 @@ def filled(folder: Path, pictures: list[tiny.Picture]) -> tuple[Shard, dict[str,
 
 
 def test_a_shard_that_is_counted_as_on_a_gpu_has_the_same_numbers(
-    place: tiny.Place, counter: Counter, tmp_path: Path
+    place: tiny.Place, tmp_path: Path
 ) -> None:
     members, pictures = filled(tmp_path, PICTURES)
+    counter = counter_of(place, Resources(threads=1))  # a GPU's tables have one thread
     assert counter._on_gpu is None
     counter._on_gpu = DeviceRanges.on("cpu", counter._ranges.low, counter._ranges.high, tiny.BINS)
     partial = counter.count(members, "key")
+    counter.close()
     truth = tiny.Oracle(place).truth(pictures)
     assert truth.differences(partial.dna, partial.failures, partial.exemplars) == []
 
