@@ -1,6 +1,7 @@
 """Tells whether processes died of a shard's images, or with their machines, as spot nodes do.
 
->>> die_of_images([{"host": "elsewhere"}, {"host": "elsewhere"}], ThisMachine())
+>>> notes = [{"host": "elsewhere"}, {"host": "elsewhere"}]
+>>> die_of_images(len(crashed(notes, ThisMachine())), len(notes))
 False
 
 A process that takes a shard leaves a note, and one that dies leaves no other trace. No clock tells
@@ -54,17 +55,24 @@ class ThisMachine:
         return has_ended(pid, str(note.get("began")))
 
 
-def die_of_images(notes: Iterable[Note], home: Home) -> bool:
+def crashed(notes: Iterable[Note], home: Home) -> list[Note]:
+    """Returns the notes of processes that died, and their machines did not."""
+    return [note for note in notes if home.saw_crash(note)]
+
+
+def die_of_images(crashes: int, deaths: int) -> bool:
     """Tells whether an image of a shard may be what ends the processes that take it.
 
     Args:
-        notes: The notes of the processes that took the shard and neither committed it nor gave it
-            up.
-        home: Where this process runs.
+        crashes: How many processes took the shard and crashed.
+        deaths: How many took it, and neither committed it nor gave it up.
 
     Returns:
         Whether the images are to be decoded in processes apart.
     """
-    notes = list(notes)
-    crashes = sum(home.saw_crash(note) for note in notes)
-    return crashes >= MOST_CRASHES or len(notes) >= MOST_DEATHS
+    return crashes >= MOST_CRASHES or deaths >= MOST_DEATHS
+
+
+def name_of(note: Note) -> str:
+    """Names the process of a note for people."""
+    return f"process {note.get('pid')} on {note.get('host')}"

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Protocol
 
 from pipeline import images, storage
-from pipeline.counting.deaths import Home, ThisMachine, die_of_images
+from pipeline.counting.deaths import Home, ThisMachine, crashed, die_of_images, name_of
 from pipeline.counting.decode_ahead import Ahead
 from pipeline.counting.extractor import Extractor
 from pipeline.counting.leases import Holder, claim
@@ -131,6 +131,7 @@ class ShardReceipt:
         transient: Whether the same command may succeed later.
         held_by: The machine on which another job counts the shard, so that it was left alone; or
             nothing.
+        died: The processes that had the shard before and crashed, joined by semicolons; or nothing.
     """
 
     manifest_uri: str
@@ -145,6 +146,7 @@ class ShardReceipt:
     details: str = ""
     transient: bool = False
     held_by: str = ""
+    died: str = ""
 
     @property
     def counted(self) -> bool:
@@ -199,7 +201,7 @@ class Worker:
             A receipt. Whatever was raised is in it, so that other shards go on. After an error that
             was not foreseen, the next shard loads its network again.
         """
-        started = monotonic()
+        started, died = monotonic(), ""
         try:
             shard = self._shard(job, index)
             key = shard.key(job.recipe.spec.digest, job.recipe.products)
@@ -209,10 +211,12 @@ class Worker:
                 held_by = "" if storage.exists(uri) else lease.host or "an unknown machine"
                 return ShardReceipt(job.manifest_uri, index, held_by=held_by)
             with lease.renewed(job.recipe.resources.stall_seconds):
+                crashes = crashed(lease.before, self._home)
+                died = "; ".join(map(name_of, crashes))
                 # Looked for once the shard is claimed: its last holder has committed it before.
                 if storage.exists(uri):
-                    return ShardReceipt(job.manifest_uri, index)
-                isolated = die_of_images(lease.before, self._home)
+                    return ShardReceipt(job.manifest_uri, index, died=died)
+                isolated = die_of_images(len(crashes), len(lease.before))
                 made = self._makers.make(job.recipe, shard, key, isolated=isolated)
                 storage.create(uri, made.data)
             lease.forget_dead()
@@ -228,6 +232,7 @@ class Worker:
                 kind=type(error).__name__,
                 details=error.details if isinstance(error, UnexpectedError) else "",
                 transient=isinstance(error, TransientError | SourceError | UnexpectedError),
+                died=died,
             )
         ahead, missed = self._ahead.news() if self._ahead is not None else (0, "")
         return ShardReceipt(
@@ -238,6 +243,7 @@ class Worker:
             ahead,
             missed,
             monotonic() - started,
+            died=died,
         )
 
     def _shard(self, job: ShardJob, index: int) -> Shard:

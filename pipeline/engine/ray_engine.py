@@ -187,6 +187,7 @@ class RayEngine:
                     receipt = receipt_of(row)
                     del left[receipt.manifest_uri, receipt.index]
                     yield receipt
+                    self._warnings.died(receipt.died)
                     if row["notice"]:
                         self._warnings.tell(row["notice"])
                     if receipt.images:

@@ -1,4 +1,4 @@
-"""What Ray knows of its nodes: how many workers they hold, and which of them are lost."""
+"""What Ray knows of its nodes: how many workers they hold, which are lost, and what they spill."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import grpc
 import ray
+from ray._private.internal_api import get_memory_info_reply
 from ray._private.state import state
 from ray.util import client
 
@@ -27,6 +29,10 @@ TASK_CPUS = 0.9
 """What such a task takes."""
 
 
+SPILL_ANSWER_SECONDS = 5.0
+"""How long a node has to tell what was spilled."""
+
+
 def list_nodes() -> list[dict[str, Any]]:
     """Returns all nodes that the cluster ever had, as Ray describes them."""
     return cast(list[dict[str, Any]], ray.nodes())  # type: ignore[no-untyped-call]  # Ray's
@@ -35,6 +41,25 @@ def list_nodes() -> list[dict[str, Any]]:
 def alive_nodes() -> frozenset[str]:
     """Returns the ids of the nodes that live."""
     return frozenset(node["NodeID"] for node in list_nodes() if node["Alive"])
+
+
+def spilled_bytes(node: Mapping[str, Any]) -> int | None:
+    """Asks how many bytes the object stores of a cluster have written to disk, as they were full.
+
+    Args:
+        node: Who is asked, as `ray.nodes` describes it. It asks all nodes that live.
+
+    Returns:
+        The bytes since each of these nodes started. None if the node does not answer.
+    """
+    place = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    try:
+        told = get_memory_info_reply(  # type: ignore[no-untyped-call]  # Ray's
+            None, *place, timeout_seconds=SPILL_ANSWER_SECONDS
+        )
+    except grpc.RpcError:  # the node is lost, or hangs, or does not take calls from here
+        return None
+    return int(told.store_stats.spilled_bytes_total)
 
 
 class RayHome:

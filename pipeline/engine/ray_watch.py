@@ -9,6 +9,7 @@ Ray Data calls back at each step of its loop. What the callback raises ends the 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -21,7 +22,7 @@ from ray.data._internal.execution.operators.actor_pool_map_operator import Actor
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.engine.pool_watch import PoolWatch
-from pipeline.engine.ray_nodes import list_nodes
+from pipeline.engine.ray_nodes import SPILL_ANSWER_SECONDS, list_nodes, spilled_bytes
 from pipeline.errors import TransientError
 from pipeline.events import Listener, Warned
 from pipeline.wording import option
@@ -31,6 +32,9 @@ POOL_SECONDS = 1.0
 
 NODES_SECONDS = 5.0
 """How often Ray is asked for its nodes."""
+
+STORES_SECONDS = 60.0
+"""How often a node is asked what the object stores have spilled."""
 
 PLANNED_DEATHS = (1, 4)
 """Ray's numbers of the ends of a node that somebody planned: it was stopped, or was idle."""
@@ -106,10 +110,40 @@ def watched(
     context.set_config(_NAME, name)
     _WATCHES[name] = look
     try:
-        yield
+        with _watched_stores(warnings):
+            yield
     finally:
         del _WATCHES[name]
         context.custom_execution_callback_classes = []
+
+
+@contextmanager
+def _watched_stores(warnings: RayWarnings) -> Iterator[None]:
+    """Looks at the object stores when the block begins, now and then, and when it has ended well.
+
+    A thread looks, as a node may take its time to answer.
+    """
+    warnings.look()
+    ended, failed = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        goes_on = True
+        while goes_on:
+            warnings.look_at_stores()
+            goes_on = not ended.wait(STORES_SECONDS)
+        if not failed.is_set():
+            warnings.look_at_stores()
+
+    thread = threading.Thread(target=watch, name="stores", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:  # a reader who has enough, too: Ray may end now
+        failed.set()
+        raise
+    finally:
+        ended.set()
+        thread.join(2 * SPILL_ANSWER_SECONDS)
 
 
 class RayWarnings:
@@ -124,10 +158,14 @@ class RayWarnings:
         self._listener = listener
         self._told: set[tuple[str, ...]] = set()
         self._seen: set[str] = set()
+        self._asked: dict[str, Any] | None = None
+        self._spilled: int | None = None
 
     def look(self) -> None:
         """Asks Ray for nodes that were there before, and are lost."""
-        for node in list_nodes():
+        nodes = list_nodes()
+        self._asked = next((node for node in nodes if node["Alive"]), None)
+        for node in nodes:
             if node["Alive"]:
                 self._seen.add(node["NodeID"])
             if node["NodeID"] not in self._seen or node["Alive"]:
@@ -140,6 +178,32 @@ class RayWarnings:
                 "its workers had under way",
                 *("node", node["NodeID"]),
             )
+
+    def look_at_stores(self) -> None:
+        """Asks a node that lives what all object stores have spilled since the last look.
+
+        The first look tells nothing. What lost nodes had spilled is forgotten with them.
+        """
+        spilled = spilled_bytes(self._asked) if self._asked else None
+        if spilled is None:
+            return
+        before, self._spilled = self._spilled, spilled
+        if before is not None and spilled > before:
+            self.tell(
+                f"Ray's object stores ran full, and wrote {(spilled - before) / 1e6:,.0f} MB to "
+                "disk, which takes time. Give Ray more object_store_memory, or use fewer workers, "
+                f"or {option('decode', 'here')}",
+                "spilled",
+            )
+
+    def died(self, workers: str) -> None:
+        """Tells of workers that died while they had a shard, whose nodes live on.
+
+        Args:
+            workers: Who they were, as a `ShardReceipt` names them.
+        """
+        for each in filter(None, workers.split("; ")):
+            self.tell(f"a worker died: {each}. The shards that it had are counted again")
 
     def read(self, message: str) -> None:
         """Takes what Ray would print: all that matters of it is how memory ran out."""

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.counting import Note, processes
-from pipeline.counting.deaths import MOST_CRASHES, MOST_DEATHS, ThisMachine, die_of_images
+from pipeline.counting.deaths import (
+    MOST_CRASHES,
+    MOST_DEATHS,
+    ThisMachine,
+    crashed,
+    die_of_images,
+    name_of,
+)
 from pipeline.counting.processes import beginning_of, has_ended, this_machine
 from pipeline.engine import ray_nodes
 from pipeline.engine.ray_nodes import RayHome
@@ -33,7 +40,8 @@ def test_crashes_count_at_once_and_lost_machines_only_when_there_are_many(
 ) -> None:
     crashes = notes.count({"died": "alone"})
     suspected = crashes >= MOST_CRASHES or len(notes) >= MOST_DEATHS
-    assert die_of_images(iter(notes), Told()) == suspected
+    assert crashed(notes, Told()) == [{"died": "alone"}] * crashes
+    assert die_of_images(crashes, len(notes)) == suspected
 
 
 def note_of(pid: int, began: str = "") -> dict[str, object]:
@@ -51,6 +59,7 @@ def test_a_machine_knows_of_its_own_processes_since_its_boot_alone() -> None:
     process.kill()
     process.wait()
     assert home.saw_crash(note)
+    assert name_of(note) == f"process {process.pid} on {this_machine()[0]}"
     assert not home.saw_crash(note_of(os.getpid()))
     assert not home.saw_crash(note | {"machine": "another boot"})
     assert not home.saw_crash(note | {"host": "elsewhere"})

@@ -147,6 +147,54 @@ def test_a_lost_node_is_told_once_and_one_that_was_stopped_is_not(
     assert len(events) == 1, "nobody has seen it"
 
 
+def test_spilling_is_told_once_and_only_what_was_spilled_since_the_job_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The sum falls when a node is lost. A node that does not answer has told nothing."""
+    events: list[Event] = []
+    warnings = RayWarnings(events.append)
+    answers = [7_000_000, 7_000_000, None, 2_000_000]
+    monkeypatch.setattr(ray_watch, "list_nodes", lambda: [node("a", False), node("b")])
+    monkeypatch.setattr(ray_watch, "spilled_bytes", lambda asked: answers.pop(0))
+    warnings.look()
+    while answers:
+        warnings.look_at_stores()
+    assert events == []
+    asked = []
+
+    def spilled(node: dict[str, Any]) -> int:
+        asked.append(node["NodeID"])
+        return 2_000_000 + 31_000_000 * len(asked)
+
+    monkeypatch.setattr(ray_watch, "spilled_bytes", spilled)
+    for _ in range(3):
+        warnings.look_at_stores()
+    (event,) = events
+    assert isinstance(event, Warned)
+    assert "stores ran full, and wrote 31 MB to disk" in event.message
+    assert asked == ["b"] * 3
+    monkeypatch.setattr(ray_watch, "list_nodes", lambda: [node("b", False)])
+    warnings.look()
+    warnings.look_at_stores()
+    assert len(asked) == 3, "nobody can be asked"
+
+
+def test_a_node_that_does_not_answer_has_spilled_nobody_knows_what() -> None:
+    place = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 9}
+    assert ray_nodes.spilled_bytes(place) is None
+
+
+def test_each_worker_that_died_is_told_once() -> None:
+    events: list[Event] = []
+    warnings = RayWarnings(events.append)
+    for workers in ("", "process 1 on a", "process 1 on a; process 2 on a", "process 1 on b"):
+        warnings.died(workers)
+    told = [event.message for event in events if isinstance(event, Warned)]
+    assert len(told) == len(events) == 3
+    assert ["process 1 on a" in told[0], "process 2 on a" in told[1]] == [True, True]
+    assert "process 1 on b" in told[2]
+
+
 OUT_OF_MEMORY = (
     "1 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed due to "
     "other reasons at node (ID: 7f3a, IP: 10.0.0.7) over the last time period. To see more …"

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import ray
 from PIL import PngImagePlugin
 from ray.cluster_utils import Cluster
 
@@ -36,7 +38,7 @@ from pipeline.engine.ray_start import (
 )
 from pipeline.engine.shard_actor import ShardActor
 from pipeline.errors import GateError, TransientError, UnexpectedError, UsageError
-from pipeline.events import Event, Said, StepDone
+from pipeline.events import Event, Said, StepDone, Warned
 from pipeline.explaining import RankRequest, rank
 from pipeline.spec import Resources
 from tests.golden.handmade import NETWORK, SPEC
@@ -105,14 +107,20 @@ def test_workers_that_ran_openvino_end_without_a_word(folder: Path, tmp_path: Pa
 def test_killed_workers_are_replaced_and_nothing_counts_twice(
     folder: Path, truth: DNA, small: Small, tmp_path: Path, deaths: tuple[int, ...]
 ) -> None:
-    """A worker dies each time that so many shards are committed."""
+    """A worker dies each time that so many shards are committed, and that is told."""
+    killed: list[int] = []
     process = small.start(folder, tmp_path)
     with ended(process):
         for shards in deaths:
             under_way = wait_for(tmp_path, shards, process)
-            os.kill(random.Random(shards).choice(sorted(under_way)), signal.SIGKILL)
-        result = finish(process)
+            killed.append(random.Random(shards).choice(sorted(under_way)))
+            os.kill(killed[-1], signal.SIGKILL)
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    result = json.loads(out)
     assert (result["images"], result["failed"]) == (46, 2)
+    assert [err.count(f"a worker died: process {pid} on ") for pid in killed] == [1] * len(deaths)
+    assert err.count("a worker died") == len(deaths)
     assert committed(tmp_path) == SHARDS
     holds(tmp_path, truth)
 
@@ -326,6 +334,34 @@ def test_a_job_that_takes_hours_over_a_shard_has_not_stalled(
         place = Catalogue(str(tmp_path / "c"))
         (built,) = build_datasets(place, [request], engine, resources, progress=listen)
     assert (built.version.images, jumps) == (8, 2)
+
+
+@pytest.mark.soak
+def test_object_stores_that_spill_to_disk_are_told_of_once(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job's own results are small. Something else fills the store meanwhile."""
+    resources = Resources(workers=1, threads=1)
+    monkeypatch.setattr(ray_engine, "OBJECT_STORE_BYTES", 80 * 2**20)
+    kept: list[object] = []
+    warned: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone):
+            kept.append(ray.put(np.zeros(30 * 2**20, np.uint8)))
+        if isinstance(event, Warned):
+            warned.append(event.message)
+
+    for name, value in small.environment().items():
+        monkeypatch.setenv(name, value)
+    write_photos(tmp_path / "source", 8)
+    request = Request("photos", str(tmp_path / "source"), shard_images=1, **small.place.options)  # type: ignore[arg-type]  # by name
+    with ray_engine.RayEngine(resources, progress=listen) as engine:
+        place = Catalogue(str(tmp_path / "c"))
+        (built,) = build_datasets(place, [request], engine, resources, progress=listen)
+    assert (built.version.images, len(kept)) == (8, 8)
+    assert len(warned) == 1
+    assert "Ray's object stores ran full" in warned[0]
 
 
 @pytest.mark.soak
