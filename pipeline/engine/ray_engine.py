@@ -120,7 +120,7 @@ class RayEngine:
         os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
         # Ray's core tells on stderr of restarts and lost objects that it mends by itself.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": self._has_logs}
         with ExitStack() as stack:
             stack.enter_context(reading_messages(self._warnings.read))
             if not ray.is_initialized():
@@ -330,6 +330,14 @@ class RayEngine:
     @property
     def _object_store_bytes(self) -> int | None:
         return None if may_decode_ahead(self.resources) else OBJECT_STORE_BYTES
+
+    @property
+    def _has_logs(self) -> bool:
+        """Whether Ray sends its nodes' logs, the only place where it tells that memory ran out.
+
+        A Ray of our own logs nothing of that. Ray's client would print all logs.
+        """
+        return not self._local and not str(self._address).startswith("ray://")
 
     @property
     def _local(self) -> bool:

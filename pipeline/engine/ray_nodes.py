@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -29,8 +30,8 @@ TASK_CPUS = 0.9
 """What such a task takes."""
 
 
-SPILL_ANSWER_SECONDS = 5.0
-"""How long a node has to tell what was spilled."""
+ANSWER_SECONDS = 5.0
+"""How long the head has to take a connection, and a node to tell what was spilled."""
 
 
 def list_nodes() -> list[dict[str, Any]]:
@@ -55,11 +56,26 @@ def spilled_bytes(node: Mapping[str, Any]) -> int | None:
     place = (node["NodeManagerAddress"], node["NodeManagerPort"])
     try:
         told = get_memory_info_reply(  # type: ignore[no-untyped-call]  # Ray's
-            None, *place, timeout_seconds=SPILL_ANSWER_SECONDS
+            None, *place, timeout_seconds=ANSWER_SECONDS
         )
     except grpc.RpcError:  # the node is lost, or hangs, or does not take calls from here
         return None
     return int(told.store_stats.spilled_bytes_total)
+
+
+def head_address() -> str:
+    """Returns where the cluster's head listens."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def head_answers(address: str) -> bool:
+    """Tells whether a cluster's head takes connections. Ray's own calls wait for a lost head."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 class RayHome:

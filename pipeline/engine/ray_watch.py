@@ -22,7 +22,13 @@ from ray.data._internal.execution.operators.actor_pool_map_operator import Actor
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.engine.pool_watch import PoolWatch
-from pipeline.engine.ray_nodes import SPILL_ANSWER_SECONDS, list_nodes, spilled_bytes
+from pipeline.engine.ray_nodes import (
+    ANSWER_SECONDS,
+    head_address,
+    head_answers,
+    list_nodes,
+    spilled_bytes,
+)
 from pipeline.errors import TransientError
 from pipeline.events import Listener, Warned
 from pipeline.wording import option
@@ -32,6 +38,9 @@ POOL_SECONDS = 1.0
 
 NODES_SECONDS = 5.0
 """How often Ray is asked for its nodes."""
+
+HEAD_SECONDS = 5.0
+"""How often the head is looked for."""
 
 STORES_SECONDS = 60.0
 """How often a node is asked what the object stores have spilled."""
@@ -110,7 +119,7 @@ def watched(
     context.set_config(_NAME, name)
     _WATCHES[name] = look
     try:
-        with _watched_stores(warnings):
+        with _watched_cluster(warnings):
             yield
     finally:
         del _WATCHES[name]
@@ -118,23 +127,27 @@ def watched(
 
 
 @contextmanager
-def _watched_stores(warnings: RayWarnings) -> Iterator[None]:
-    """Looks at the object stores when the block begins, now and then, and when it has ended well.
+def _watched_cluster(warnings: RayWarnings) -> Iterator[None]:
+    """Looks for the head while the block runs, and at the object stores, also when it ends well.
 
-    A thread looks, as a node may take its time to answer.
+    A thread looks, as nodes take their time to answer, and Ray's own thread waits for a lost head.
     """
     warnings.look()
+    head = head_address()
     ended, failed = threading.Event(), threading.Event()
 
     def watch() -> None:
-        goes_on = True
+        goes_on, due = True, 0.0
         while goes_on:
-            warnings.look_at_stores()
-            goes_on = not ended.wait(STORES_SECONDS)
+            warnings.look_for_head(head)
+            if (now := monotonic()) >= due:
+                due = now + STORES_SECONDS
+                warnings.look_at_stores()
+            goes_on = not ended.wait(HEAD_SECONDS)
         if not failed.is_set():
             warnings.look_at_stores()
 
-    thread = threading.Thread(target=watch, name="stores", daemon=True)
+    thread = threading.Thread(target=watch, name="cluster", daemon=True)
     thread.start()
     try:
         yield
@@ -143,7 +156,7 @@ def _watched_stores(warnings: RayWarnings) -> Iterator[None]:
         raise
     finally:
         ended.set()
-        thread.join(2 * SPILL_ANSWER_SECONDS)
+        thread.join(2 * ANSWER_SECONDS)
 
 
 class RayWarnings:
@@ -160,6 +173,7 @@ class RayWarnings:
         self._seen: set[str] = set()
         self._asked: dict[str, Any] | None = None
         self._spilled: int | None = None
+        self._head_answered = False
 
     def look(self) -> None:
         """Asks Ray for nodes that were there before, and are lost."""
@@ -178,6 +192,22 @@ class RayWarnings:
                 "its workers had under way",
                 *("node", node["NodeID"]),
             )
+
+    def look_for_head(self, address: str) -> None:
+        """Tells that the head is lost. Ray waits for it, and then ends this process without a word.
+
+        Args:
+            address: Where it listens. If it never answered there, nothing is told.
+        """
+        answers = head_answers(address)
+        if self._head_answered and not answers:
+            self.tell(
+                f"the head of the Ray cluster at {address} does not answer. If it stays away for a "
+                "minute, Ray ends this process: when a cluster runs again, rerun the same command "
+                "to go on from what is committed",
+                *("head", address),
+            )
+        self._head_answered |= answers
 
     def look_at_stores(self) -> None:
         """Asks a node that lives what all object stores have spilled since the last look.
@@ -236,7 +266,8 @@ def reading_messages(read: Callable[[str], None]) -> Iterator[None]:
     Ray prints long logs of nodes and processes that it replaces by itself, and offers no setting.
 
     Args:
-        read: Is called with each message.
+        read: Is called with each message, and with what nodes log of errors. What workers log is
+            dropped.
 
     Yields:
         Nothing.
@@ -244,7 +275,8 @@ def reading_messages(read: Callable[[str], None]) -> Iterator[None]:
     real = worker.print_to_stdstream
 
     def instead(data: dict[str, Any], ignore_prefix: bool) -> None:
-        read("\n".join(data["lines"]))
+        if "ip" not in data or data["pid"] == "raylet":  # what is logged has its machine's address
+            read("\n".join(data["lines"]))
 
     worker.print_to_stdstream = instead
     try:

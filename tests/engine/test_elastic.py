@@ -25,6 +25,7 @@ from pipeline.engine.ray_start import start_with_retries
 from pipeline.events import Event, StepFailed, Warned
 from pipeline.spec import Resources
 from tests.engine.test_ray_engine import clean, same_bits
+from tests.support.gpu_nodes import FAST_CHECKS
 from tests.support.ray_commands import (
     REPOSITORY,
     Small,
@@ -51,13 +52,6 @@ def held(*args, **kwargs):
 PIL.Image.open = held
 """
 """Decoding waits as long as there is a file; another file tells of processes that decode apart."""
-
-FAST_CHECKS = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
-}
-"""Ray finds out in seconds that a node is lost."""
 
 
 class Nodes:

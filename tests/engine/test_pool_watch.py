@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from typing import Any
 
@@ -184,6 +185,23 @@ def test_a_node_that_does_not_answer_has_spilled_nobody_knows_what() -> None:
     assert ray_nodes.spilled_bytes(place) is None
 
 
+def test_a_head_that_was_there_and_is_lost_is_told_once() -> None:
+    events: list[Event] = []
+    warnings = RayWarnings(events.append)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        for _ in range(2):
+            warnings.look_for_head(address)
+    assert events == []
+    RayWarnings(events.append).look_for_head(address)
+    assert events == [], "it never answered here"
+    for _ in range(2):
+        warnings.look_for_head(address)
+    (event,) = events
+    assert isinstance(event, Warned)
+    assert f"the head of the Ray cluster at {address} does not answer" in event.message
+
+
 def test_each_worker_that_died_is_told_once() -> None:
     events: list[Event] = []
     warnings = RayWarnings(events.append)
@@ -222,13 +240,17 @@ def test_what_ray_prints_is_read_instead_and_only_so_long(
 ) -> None:
     read: list[str] = []
     message = {"lines": [OUT_OF_MEMORY], "pid": "raylet", "is_err": False}
+    logged = message | {"ip": "10.0.0.7", "is_err": True}
     with reading_messages(read.append):
         ray_watch.worker.print_to_stdstream(message, ignore_prefix=False)
-    assert read == [OUT_OF_MEMORY]
+        ray_watch.worker.print_to_stdstream(logged, ignore_prefix=False)
+        for pid in (813, "autoscaler"):
+            ray_watch.worker.print_to_stdstream(logged | {"pid": pid}, ignore_prefix=False)
+    assert read == [OUT_OF_MEMORY] * 2
     assert capsys.readouterr() == ("", "")
     ray_watch.worker.print_to_stdstream(message, ignore_prefix=False)
     assert "memory pressure" in capsys.readouterr().out
-    assert len(read) == 1
+    assert len(read) == 2
 
 
 # How many workers there is room for

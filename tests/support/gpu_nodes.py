@@ -1,0 +1,88 @@
+"""A Ray cluster on this machine whose nodes declare a GPU each, and may be lost at any time.
+
+    with GpuNodes(seconds=2) as nodes:
+        lost = nodes.add()
+        ... build with --ray-address nodes.address --gpus-per-worker 1 ...
+        nodes.lose(lost)
+
+Ray's own `AutoscalingCluster` would bring new nodes by itself. But it begins and ends with
+`ray stop --force`, which kills every Ray of the machine, and so those of tests that run beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray._private import ray_constants
+from ray.cluster_utils import Cluster
+
+from pipeline.engine.ray_start import start_with_retries
+
+FAST_CHECKS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+"""Ray finds out in seconds that a node is lost."""
+
+SMALL_STORE = 100 * 2**20
+
+SOUND: dict[str, str] = {}
+BROKEN = {"BROKEN_GPU": "1"}
+WITHOUT_MEMORY = {
+    "RAY_memory_usage_threshold": "0.0",
+    "RAY_memory_monitor_refresh_ms": "12000",
+    "RAY_event_stats_print_interval_ms": "1000",
+}
+"""Whenever Ray's own monitor looks, it finds that such a node has no memory left, and kills its
+worker. It tells so each second instead of each minute."""
+
+
+class GpuNodes:
+    """A head that takes no worker, and nodes with one GPU that is only declared.
+
+    Args:
+        seconds: How long a GPU takes for a micro-batch.
+        environment: What the nodes' processes have in their environment, too.
+    """
+
+    def __init__(self, seconds: float, environment: dict[str, str]) -> None:
+        self._environment = environment | {
+            "SLOW_GPU": str(seconds),
+            ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "tests.support.fake_gpu.install",
+        }
+        self._cluster = Cluster()
+        self.alive: list[Any] = []
+
+    def __enter__(self) -> GpuNodes:
+        self._add(num_cpus=0, include_dashboard=False, _system_config=FAST_CHECKS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lose_all()
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    def add(self, kind: dict[str, str] = SOUND) -> Any:
+        """Adds a node. To be called in the main thread, as Ray wants it."""
+        node = self._add(num_cpus=2, num_gpus=1, env_vars=self._environment | kind)
+        self.alive.append(node)
+        return node
+
+    def _add(self, **what: Any) -> Any:
+        what = {"object_store_memory": SMALL_STORE} | what
+        return start_with_retries(lambda: self._cluster.add_node(**what))
+
+    def lose(self, node: Any) -> None:
+        """Kills all processes of a node."""
+        self.alive.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def lose_all(self) -> None:
+        """Kills the head and all nodes."""
+        for node in [self._cluster.head_node, *self.alive]:
+            if node is not None:
+                node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+        self.alive.clear()
