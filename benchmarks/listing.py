@@ -39,7 +39,7 @@ def etag(index: int, changed: bool) -> str:
     return hashlib.md5(f"{index}{changed and index % 1000 == 0}".encode()).hexdigest()
 
 
-def _first_above(after: str, entries: int) -> int:
+def first_above(after: str, entries: int) -> int:
     low, high = 0, entries
     while low < high:
         middle = (low + high) // 2
@@ -60,7 +60,7 @@ def _product(entries: int) -> dict[str, Any]:
     now = datetime.now(UTC)
 
     def list_page(uri: str, after: str) -> tuple[list[storage.Stored], str, bool]:
-        first = _first_above(after, entries) if after else 0
+        first = first_above(after, entries) if after else 0
         last = min(first + PAGE, entries)
         items = [
             storage.Stored(f"{uri}/{key(i)}", 100_000 + i % 1000, etag(i, changed), now)

@@ -16,7 +16,7 @@ import io
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -78,10 +78,12 @@ def put_images(client: Any, folder: str, count: int, *, tar: bool) -> None:
     client.put_object(Bucket=BUCKET, Key=f"{folder}.tar", Body=packed.getvalue())
 
 
-def per_unit(counted: list[dict[str, int]], shards: list[int]) -> dict[str, dict[str, float]]:
-    """Finds what a build, a shard and an image cost, from three builds."""
+def per_unit(
+    counted: list[dict[str, int]], sizes: Sequence[tuple[int, int]]
+) -> dict[str, dict[str, float]]:
+    """Finds what a build, a shard and an image cost, from three builds of so many of both."""
     kinds = sorted({kind for each in counted for kind in each})
-    matrix = [[1, number, images] for (images, _), number in zip(SIZES, shards, strict=True)]
+    matrix = [[1, shards, images] for images, shards in sizes]
     found: dict[str, dict[str, float]] = {"build": {}, "shard": {}, "image": {}}
     for kind in kinds:
         solved = np.linalg.solve(matrix, [each.get(kind, 0) for each in counted])
@@ -98,7 +100,7 @@ def measured(proxy: Counting, client: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"bins": 50}
     result: dict[str, Any] = {}
     for kind in ("objects", "tar"):
-        counted, shards = [], []
+        counted, sizes = [], []
         for number, (images, wanted) in enumerate(SIZES):
             source = f"images/{kind}-{number}"
             put_images(client, source, images, tar=kind == "tar")
@@ -106,13 +108,13 @@ def measured(proxy: Counting, client: Any) -> dict[str, Any]:
             place = Catalogue(f"s3://{BUCKET}/dnas-{kind}-{number}")
             request = Request(kind, url, shard_images=images // wanted, **options)
             counted.append(proxy.of(lambda p=place, r=request: build(p, r)))
-            shards.append(len(place.manifest(kind, place.find(kind)).heads))
+            sizes.append((images, len(place.manifest(kind, place.find(kind)).heads)))
         result[kind] = {
             "builds": [
                 {"images": images, "shards": number, "requests": requests}
-                for (images, _), number, requests in zip(SIZES, shards, counted, strict=True)
+                for (images, number), requests in zip(sizes, counted, strict=True)
             ],
-            "each": per_unit(counted, shards),
+            "each": per_unit(counted, sizes),
             "of the last catalogue": {
                 "build, nothing changed": proxy.of(lambda p=place, r=request: build(p, r)),
                 "verify": proxy.of(lambda p=place: verify(p)),

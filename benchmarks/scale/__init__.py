@@ -1,0 +1,1 @@
+"""A model of whole builds, from measured parts: `python -m benchmarks.scale`."""

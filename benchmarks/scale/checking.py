@@ -1,0 +1,191 @@
+"""Predicts small builds, runs them, and puts what was measured beside what was predicted.
+
+Requests, bytes, shards and memory are counted, and do not depend on what else a machine does. The
+seconds that are compared are CPU time, but for those of whole builds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+from benchmarks.scale.case import Case, Parts
+from benchmarks.scale.model import Model, predict
+
+IMAGES = {"in process": 480, "on Ray": 960}
+SHARD_IMAGES = 6
+"""So small that the sums have a tree."""
+
+PLANNED = 2_000_000
+LISTED = 200_000
+HANDED_OUT = 4000
+SHARDS = 3000
+REQUEST_SECONDS = 0.005
+"""What a request takes through the proxy of this machine."""
+
+Row = dict[str, Any]
+
+
+def row(run: str, what: str, predicted: float, measured: float) -> Row:
+    return {"run": run, "what": what, "predicted": predicted, "measured": measured}
+
+
+def builds(parts: Parts, run: str) -> Iterator[Row]:
+    """Builds small images of S3 in this process or on Ray, through the proxy that counts."""
+    from benchmarks.s3_requests import BUCKET, put_images
+    from benchmarks.scale.counted_requests import by_kind, counted_server
+    from pipeline import Request, verify
+    from pipeline.building import build_datasets
+    from pipeline.catalogue import Catalogue, collect
+    from pipeline.engine import InProcess, RayEngine
+    from pipeline.spec import Resources, available_cpus
+    from tests.support.builders import jpeg
+
+    images = IMAGES[run]
+    workers = 1 if run == "in process" else available_cpus()
+    resources = Resources(workers=0 if run == "in process" else workers, threads=1)
+    size = sum(len(jpeg(seed)) for seed in range(20)) / 20
+    case = Case(
+        images,
+        gpus=0,
+        cpu_workers=workers,
+        image_bytes=size,
+        megapixels=96 * 72 / 1e6,
+        request_seconds=REQUEST_SECONDS,
+        page_seconds=REQUEST_SECONDS,
+        shard_images=SHARD_IMAGES,
+    )
+    found = predict(parts, case)
+    with counted_server() as (proxy, client):
+        put_images(client, "images/a", images, tar=False)
+        place = Catalogue(f"s3://{BUCKET}/dnas")
+        request = Request("a", f"s3://{BUCKET}/images/a", shard_images=SHARD_IMAGES)
+        began, phase = time.perf_counter(), dict[str, Any]()
+
+        def build() -> None:
+            opened = InProcess() if workers == 1 else RayEngine(resources, "local")
+            with measure.phase(phase), opened as engine:
+                build_datasets(place, [request], engine, resources)
+
+        counted = {"build": by_kind(proxy.of(build))}
+        took, read, written = time.perf_counter() - began, proxy.read, proxy.written
+        manifest = place.manifest("a", place.find("a"))
+        counted["verify"] = by_kind(proxy.of(lambda: verify(place)))
+        counted["gc"] = by_kind(proxy.of(lambda: collect(place)))
+    name = f"{images} images {run}"
+    yield row(name, "shards", found.shards, len(manifest.heads))
+    for job, kinds in counted.items():
+        for kind, number in found.requests[job].items():
+            if number or kinds.get(kind):
+                yield row(name, f"{job}: {kind}", number, kinds.get(kind, 0))
+    yield row(name, "bytes read", found.read_bytes, read)
+    yield row(name, "bytes written", found.written_bytes, written)
+    if run == "on Ray":  # the driver alone; in process it is the worker, too
+        peak = phase["peak_mb"] * 1e6
+        yield row(name, "driver, bytes", max(found.driver_bytes.values()), peak)
+    yield row(name, "seconds", found.total_seconds - found.seconds["start"], took)
+
+
+def planning(parts: Parts) -> Iterator[Row]:
+    """Plans very many rows, and lists some by the product's client."""
+    from benchmarks.scale.measuring import cpu, resident, rows, watched_disk
+    from benchmarks.scale.stand_in import BUCKET, PREFIX, serving
+    from pipeline.sources import Entries, list_source, plan
+
+    model = Model(parts, Case(PLANNED, gpus=0))
+    name = f"plan of {PLANNED:,} rows"
+    with tempfile.TemporaryDirectory() as scratch:
+        tempfile.tempdir = f"{scratch}/tmp"
+        Path(tempfile.tempdir).mkdir()
+        found = rows(PLANNED)
+        phase: dict[str, Any] = {}
+        memory = resident()
+        with watched_disk(tempfile.tempdir) as disk, measure.phase(phase):
+            before = cpu()
+            manifest = plan(found, entries=Entries(f"file://{scratch}/entries"))
+            took = cpu() - before
+        stored = [path.stat().st_size for path in Path(scratch, "entries").iterdir()]
+        tempfile.tempdir = None
+    yield row(name, "shards", model.shards, len(manifest.heads))
+    yield row(name, "entries files", model.files, len(stored))
+    entries = PLANNED * parts.entry_bytes + model.shards * parts.footer_bytes
+    yield row(name, "bytes of entries", entries, sum(stored))
+    yield row(name, "bytes of temporary disk", PLANNED * parts.disk_bytes, disk[0])
+    used = phase["peak_mb"] * 1e6 - memory
+    yield row(name, "driver, more bytes", parts.plan_bytes + model.shards * parts.head_bytes, used)
+    yield row(name, "seconds of CPU", PLANNED * parts.plan_seconds, took)
+    listed = Model(parts, Case(LISTED, gpus=0))
+    with serving(LISTED) as variables:
+        os.environ |= variables
+        before = cpu()
+        list_source(f"s3://{BUCKET}/{PREFIX}")
+        took = cpu() - before
+    name = f"listing of {LISTED:,} keys"
+    yield row(name, "seconds of CPU", listed.rows * parts.list_seconds, took)
+
+
+def driver(parts: Parts) -> Iterator[Row]:
+    """Hands out more shards than were measured, on Ray."""
+    from benchmarks.scale.measuring import handed_out
+
+    base, ((took, peak),) = handed_out([HANDED_OUT])
+    name = f"{HANDED_OUT:,} shards handed out by Ray"
+    yield row(name, "seconds of CPU", HANDED_OUT * parts.dispatch_seconds, took)
+    yield row(name, "driver, bytes", base + HANDED_OUT * parts.dispatch_bytes, peak)
+
+
+def many_shards(parts: Parts) -> Iterator[Row]:
+    """Verifies and collects a catalogue of many shards, on a store that is a dict and counts."""
+    from benchmarks.collecting import DictStore, made
+    from pipeline.catalogue import collect, verification, verify
+    from pipeline.storage import objects
+
+    store = DictStore()
+    objects._STORES["s3"] = store
+    place = made("s3://stand-in/dnas", SHARDS)
+    verification.LARGE = 0
+    model = Model(parts, Case(SHARDS, gpus=0, shard_images=1))
+    name = f"catalogue of {SHARDS:,} shards"
+    jobs = {"verify": lambda: list(verify(place)), "gc": lambda: collect(place)}
+    for job, action in jobs.items():
+        store.requests.clear()
+        action()
+        kinds = ("GET",) if job == "verify" else ("GET", "LIST")
+        for kind in kinds:
+            yield row(name, f"{job}: {kind}", model.requests[job][kind], store.requests[kind])
+
+
+CHECKS = {
+    "in process": lambda parts: builds(parts, "in process"),
+    "on Ray": lambda parts: builds(parts, "on Ray"),
+    "planning": planning,
+    "driver": driver,
+    "many shards": many_shards,
+}
+
+
+def _check(which: str, parts: dict[str, Any]) -> dict[str, Any]:
+    return {"rows": list(CHECKS[which](Parts.of(parts)))}
+
+
+def check(parts: Parts, which: tuple[str, ...] = tuple(CHECKS)) -> list[Row]:
+    """Runs the checks, each in a fresh process."""
+    from dataclasses import asdict
+
+    stated = json.loads(json.dumps(asdict(parts)))
+    rows = []
+    for name in which:
+        settings = {"which": name, "parts": stated}
+        found = measure.run("benchmarks.scale.checking", settings, tuned_malloc=False)
+        rows += found["rows"]
+    return rows
+
+
+if __name__ == "__main__":
+    measure.answer(_check)

@@ -1,0 +1,178 @@
+"""Measures what a worker spends on images and shards, and what the sums of partials take."""
+
+from __future__ import annotations
+
+import resource
+import secrets
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks import measure
+
+SHARDS = (64, 320)
+"""Images of the shards that are counted."""
+
+DRAWN = (4096, 2**16, 2**20, 2**25, 2**30)
+"""Images of partials that are drawn from the distributions of the largest of these shards."""
+
+SIDES = (500, 400)
+
+
+def cpu() -> float:
+    """Seconds of CPU time that this process has taken."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def resident() -> int:
+    return measure._status()["VmRSS"]
+
+
+def photographs(folder: Path, count: int) -> Path:
+    """Writes JPEG files of 500 x 400, of the demo's photographs and their mirror images."""
+    from PIL import Image, ImageOps
+
+    from pipeline.sources import write_datasets
+
+    originals = sorted(write_datasets(folder / "demo")["photos/original"].iterdir())
+    made = folder / "photographs"
+    made.mkdir()
+    for number in range(count):
+        image = Image.open(originals[number % len(originals)]).convert("RGB").resize(SIDES)
+        turned = ImageOps.mirror(image) if number // len(originals) % 2 else image
+        turned.save(made / f"{number:06d}.jpg", quality=90)
+    return made
+
+
+def counting(folder: str) -> dict[str, Any]:
+    """Counts two shards on one core, and adds up and composes what they make."""
+    from benchmarks.gpu import decoding
+    from pipeline import storage
+    from pipeline.building import Request, make_spec
+    from pipeline.building.planner import products_of
+    from pipeline.counting import Recipe, ShardJob, Worker, compose, partial_uri, plan_folds
+    from pipeline.dna import Partial
+    from pipeline.networks import describe, encode_ranges, find_ranges
+    from pipeline.sources import Entries, list_source, plan
+    from pipeline.sources.entry import ShardHead
+    from pipeline.sources.manifest import ManifestWriter
+    from pipeline.spec import FOLDS, Resources
+
+    with tempfile.TemporaryDirectory() as scratch:
+        images = Path(folder) if folder else photographs(Path(scratch), sum(SHARDS))
+        request = Request("x", str(images), limit=sum(SHARDS))
+        network = describe("efficientnet_lite0")
+        ranges, provenance = find_ranges(network, None, {})
+        root = f"file://{scratch}"
+        storage.create(f"{root}/ranges", encode_ranges(ranges, network, **provenance))
+        spec = make_spec(request, network, ranges.digest, "cpu")
+        products = products_of(request, network, None)
+        resources = Resources(workers=0, threads=1)
+        recipe = Recipe(spec, network, f"{root}/ranges", resources, products)
+        whole = plan(list_source(str(images)), shard_images=sum(SHARDS), limit=sum(SHARDS))
+        every = pa.concat_tables(table for _, table in whole.tables())
+        if every.num_rows < sum(SHARDS):
+            raise ValueError(f"{images} has {every.num_rows} images; {sum(SHARDS)} are counted")
+        with ManifestWriter(Entries(f"{root}/entries")) as writer:
+            for fold, count in enumerate(SHARDS):
+                writer.add(fold, every.slice(sum(SHARDS[:fold]), count))
+        manifest = writer.manifest(sum(SHARDS))
+        storage.create(f"{root}/manifest", manifest.data)
+        job = ShardJob(recipe, f"{root}/manifest", f"{root}/work", f"{root}/entries")
+        worker = Worker()
+        worker.run(replace(job, work_uri=f"{root}/warm"), 0)  # loads the network
+        spent = []
+        for index in range(len(SHARDS)):
+            before = cpu()
+            receipt = worker.run(job, index)
+            spent.append(cpu() - before)
+            if receipt.error:
+                raise ValueError(receipt.error)
+        worker.close()
+        files = [
+            storage.read(partial_uri(job.work_uri, name))
+            for name in manifest.keys(spec.digest, products)
+        ]
+        largest = Partial.decode(files[-1], "largest")
+        sizes = [(count, len(data)) for count, data in zip(SHARDS, files, strict=True)]
+        sizes += [(count, len(drawn(largest, count).encode())) for count in DRAWN]
+        result: dict[str, Any] = {"partial_bytes": sizes, **adding(largest)}
+        each = (spent[1] - spent[0]) / (SHARDS[1] - SHARDS[0])
+        decoded = decoding(4.0, Path(scratch))
+        for way, part in (("for_gpu", "decode_for_gpu"), ("resized", "decode_for_cpu")):
+            result[part] = [
+                (np.prod([*map(int, size.split("x"))]) / 1e6, 1 / rates[way])
+                for size, rates in decoded.items()
+            ]
+        result["network_seconds"] = each - result["decode_for_cpu"][0][1]
+        result["shard_seconds"] = max(0.0, spent[0] - SHARDS[0] * each)
+
+        composed = []
+        for each_fold in (1, 3):
+            heads = [
+                ShardHead(i, i % FOLDS, SHARDS[-1], secrets.token_hex(16))
+                for i in range(each_fold * FOLDS)
+            ]
+            made = replace(whole, heads=tuple(heads))
+            for name in made.keys(spec.digest, products):
+                one = replace(largest, shards=(name,))
+                storage.create(partial_uri(job.work_uri, name), one.encode())
+            _, folds = plan_folds(made, job.work_uri, spec.digest, products)
+            phase: dict[str, Any] = {}
+            before, memory = cpu(), resident()
+            with measure.phase(phase):
+                made_of = compose(folds, made, products, "x")
+            known = len(heads) * len(files[-1]) + sum(map(len, made_of.files.values()))
+            composed.append((cpu() - before, phase["peak_mb"] * 1e6 - memory - known))
+    more = (composed[1][0] - composed[0][0]) / (2 * FOLDS)
+    result |= {
+        "summand_seconds": more,
+        "compose_seconds": composed[0][0] - FOLDS * more,
+        "compose_bytes": max(0.0, *(extra for _, extra in composed)),
+    }
+    return result
+
+
+def adding(partial: Any) -> dict[str, float]:
+    """Decodes, adds and encodes partials as large as those of a shard of 4,096 images."""
+    from pipeline.dna import Partial
+
+    one, other = (replace(drawn(partial, DRAWN[0]), shards=(name,)) for name in "ab")
+    data, rounds = other.encode(), 5
+    before = cpu()
+    for _ in range(rounds):
+        total = one + Partial.decode(data, "other")
+    between = cpu()
+    for _ in range(rounds):
+        total.encode()
+    after = cpu()
+    return {
+        "add_seconds": (between - before) / rounds,
+        "encode_seconds": (after - between) / rounds,
+    }
+
+
+def drawn(partial: Any, images: int) -> Any:
+    """A partial of more images, whose counts are drawn from the distributions of this one."""
+    dna, rng = partial.dna, np.random.default_rng(0)
+    near = np.pad(dna.counts, ((0, 0), (1, 1)))
+    smooth = (near[:, :-2] + 2 * near[:, 1:-1] + near[:, 2:]).astype(float)
+    outside = np.stack([dna.underflow, dna.overflow, dna.nonfinite], 1) * 4.0
+    weights = np.concatenate([smooth, outside], 1)
+    weights[weights.sum(1) == 0, 0] = 1.0
+    table = rng.multinomial(images * dna.positions, weights / weights.sum(1, keepdims=True))
+    more = {
+        name: table[:, at] for name, at in (("underflow", -3), ("overflow", -2), ("nonfinite", -1))
+    }
+    scale = images / dna.images
+    numerics = tuple((how, images) for how, _ in dna.numerics[:1])
+    counts = np.ascontiguousarray(table[:, : dna.counts.shape[1]])
+    made = replace(
+        dna, images=images, counts=counts, m2=dna.m2 * scale, numerics=numerics, failed=0, **more
+    )
+    return replace(partial, dna=made, failures=())

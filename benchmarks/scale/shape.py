@@ -1,0 +1,87 @@
+"""The shape of a build's plan: folds, shards, sums and files, as the product makes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from math import ceil, log2
+
+import numpy as np
+
+from benchmarks.scale.case import Points
+from pipeline.counting.reduction import tree
+from pipeline.sources.entries_file import FOOTERS_KEPT
+from pipeline.spec import FOLDS
+
+
+def interpolated(points: Points, at: float) -> float:
+    """A value between measured points, and in the line of the nearest two outside of them."""
+    x, y = np.array(points, float).T
+    right = int(np.clip(np.searchsorted(x, at), 1, len(x) - 1))
+    slope = (y[right] - y[right - 1]) / (x[right] - x[right - 1])
+    return float(max(0.0, y[right] + (at - x[right]) * slope))
+
+
+def by_logarithm(points: Points, images: float) -> float:
+    """The same, in the logarithm of the number of images."""
+    return interpolated([(log2(at), value) for at, value in points], log2(max(1.0, images)))
+
+
+def sizes_of_folds(images: int) -> list[int]:
+    """The images of each fold, which are as many in each, but for one."""
+    sizes = (images // FOLDS + (fold < images % FOLDS) for fold in range(FOLDS))
+    return [size for size in sizes if size]
+
+
+def shards_of_folds(images: int, shard_images: int) -> list[int]:
+    """How many shards each fold has."""
+    return [ceil(size / shard_images) for size in sizes_of_folds(images)]
+
+
+def whole_shards(images: int, shard_images: int) -> tuple[int, int]:
+    """The images of the largest shards, and how many are as large, but for an image."""
+    size = min(shard_images, ceil(images / FOLDS))
+    return size, sum((of_fold + (size > 1)) // size for of_fold in sizes_of_folds(images))
+
+
+def entries_files(images: int, shard_images: int, rows: float) -> int:
+    """How many files hold the candidates: one ends with the shard that makes it long enough."""
+    files = held = 0
+    for size in sizes_of_folds(images):
+        left = size
+        while left:
+            taken = min(left, shard_images * ceil((rows - held) / shard_images))
+            left, held = left - taken, held + taken
+            if held >= rows:
+                files, held = files + 1, 0
+    return files + (held > 0)
+
+
+@cache
+def sums_of_a_fold(shards: int) -> tuple[tuple[int, ...], int]:
+    """The sums of each level of the product's tree, and the objects that it ends in."""
+    levels, left = tree("", [(str(number), ()) for number in range(shards)])
+    return tuple(map(len, levels)), len(left)
+
+
+def sums_of(shards: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """The sums of each level, of all folds side by side, and how many objects are left."""
+    total: Counter[int] = Counter()
+    left = 0
+    for count in shards:
+        levels, remaining = sums_of_a_fold(count)
+        total.update(dict(enumerate(levels)))
+        left += remaining
+    return tuple(total[level] for level in sorted(total)), left
+
+
+def footers_read(shards: int, workers: int, files: int) -> float:
+    """How many footers of entries files are read, as each worker comes to shards at random.
+
+    Up to `FOOTERS_KEPT` files, a worker reads each file's footer once at most. Of more files, the
+    footer of the next shard is one of those that are kept by chance.
+    """
+    kept = min(files, FOOTERS_KEPT)
+    first = workers * kept * (1 - (1 - 1 / kept) ** (shards / workers))
+    return min(shards, first + shards * (1 - kept / files))
